@@ -1,0 +1,169 @@
+"""The error tree. Every error that can reach a client knows its HTTP status, its code and whether to try again.
+
+    WakegateError
+    ├── BadRequestError 400 BAD_REQUEST          the request cannot be understood
+    ├── UnauthorizedError 401 UNAUTHORIZED
+    ├── NotFoundError 404 NOT_FOUND
+    │   ├── SessionNotFoundError                 no such session, or not under this runtime
+    │   └── RuntimeNotFoundError
+    ├── ConflictError 409 CONFLICT               the session is not in a state that allows this
+    ├── QueueFullError 429 OVERLOADED            a bounded queue is full (Retry-After)
+    ├── UpstreamConnectError 502 SANDBOX_UNREACHABLE   nothing was sent; safe to try again
+    ├── UpstreamBrokenError 502 SANDBOX_LOST     the sandbox went away while it was answering
+    ├── UnavailableError 503 UNAVAILABLE         a part we need is away (Retry-After)
+    │   ├── StoreUnavailableError
+    │   ├── SandboxStartError                    a sandbox could not be started
+    │   └── DrainingError                        this gateway is shutting down
+    ├── ActivationTimeoutError 504 ACTIVATION_TIMEOUT  no sandbox was ready within the hold rule
+    ├── UpstreamTimeoutError 504 SANDBOX_TIMEOUT       the sandbox was silent for too long
+    ├── StaleWriteError                          the record changed since it was read (internal)
+    ├── FencedOutError                           a newer lease holder exists (internal)
+    └── SettingsError                            every wrong setting at once (start only)
+
+The two surfaces shape them: the data path as `{"error": text, "code": CODE}`, AgentCube's control plane as
+`{"message": text}`.
+"""
+
+from __future__ import annotations
+
+
+class WakegateError(Exception):
+    """Base of all errors of ours.
+
+    `status` is an HTTP status, `code` a stable word for programs, `retry_after` seconds or None.
+    """
+
+    status = 500
+    code = "INTERNAL"
+    retry_after: float | None = None
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        if retry_after is not None:
+            self.retry_after = retry_after
+
+
+class BadRequestError(WakegateError):
+    """The request cannot be understood; the message says what and where."""
+
+    status = 400
+    code = "BAD_REQUEST"
+
+
+class UnauthorizedError(WakegateError):
+    """The caller did not prove who it is."""
+
+    status = 401
+    code = "UNAUTHORIZED"
+
+
+class NotFoundError(WakegateError):
+    """Nothing is under that name."""
+
+    status = 404
+    code = "NOT_FOUND"
+
+
+class SessionNotFoundError(NotFoundError):
+    """No such session, or it belongs to another runtime or tenant."""
+
+    code = "SESSION_NOT_FOUND"
+
+
+class RuntimeNotFoundError(NotFoundError):
+    """No such runtime."""
+
+    code = "RUNTIME_NOT_FOUND"
+
+
+class ConflictError(WakegateError):
+    """The session's present state does not allow this."""
+
+    status = 409
+    code = "CONFLICT"
+
+
+class QueueFullError(WakegateError):
+    """A bounded queue is full; the caller should come back."""
+
+    status = 429
+    code = "OVERLOADED"
+    retry_after = 1.0
+
+
+class UpstreamConnectError(WakegateError):
+    """The sandbox could not be dialled. Nothing of the request was sent, so it may be tried elsewhere."""
+
+    status = 502
+    code = "SANDBOX_UNREACHABLE"
+
+
+class UpstreamBrokenError(WakegateError):
+    """The sandbox closed or broke the connection after some of the request was sent. Never retried."""
+
+    status = 502
+    code = "SANDBOX_LOST"
+
+
+class UnavailableError(WakegateError):
+    """A part that this request needs is away."""
+
+    status = 503
+    code = "UNAVAILABLE"
+    retry_after = 1.0
+
+
+class StoreUnavailableError(UnavailableError):
+    """The session store does not answer."""
+
+    code = "STORE_UNAVAILABLE"
+
+
+class SandboxStartError(UnavailableError):
+    """A sandbox could not be started; the message carries the reason."""
+
+    code = "SANDBOX_START_FAILED"
+
+
+class DrainingError(UnavailableError):
+    """This gateway is shutting down and takes no new work."""
+
+    code = "DRAINING"
+
+
+class ActivationTimeoutError(WakegateError):
+    """No sandbox was ready within the hold rule."""
+
+    status = 504
+    code = "ACTIVATION_TIMEOUT"
+
+
+class UpstreamTimeoutError(WakegateError):
+    """The sandbox, or the client, was silent for longer than the idle timeout of that direction."""
+
+    status = 504
+    code = "SANDBOX_TIMEOUT"
+
+
+class StaleWriteError(WakegateError):
+    """The record changed since it was read. Whoever sees this reads again and decides anew."""
+
+    status = 409
+    code = "STALE_WRITE"
+
+
+class FencedOutError(WakegateError):
+    """The lease was lost to a newer holder; the write was refused where it would have landed."""
+
+    status = 409
+    code = "FENCED_OUT"
+
+
+class SettingsError(WakegateError):
+    """Settings or runtime files are wrong. `problems` holds one sentence each: where, what, what would be right."""
+
+    code = "SETTINGS"
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems

@@ -1,0 +1,155 @@
+"""The seams. The core (routing, autoscaler, api, lifecycle) sees the world through these Protocols only.
+
+Each has one contract suite under tests/contract that runs over every implementation, the shipped fakes of
+gateway/testing.py included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from gateway.model import (
+    Lease,
+    PoolStatus,
+    Runtime,
+    RuntimeKey,
+    Sandbox,
+    SandboxEvent,
+    SandboxId,
+    Session,
+    SessionId,
+    SessionState,
+)
+
+
+class SessionStore(Protocol):
+    """Session records, leases and the history of claims."""
+
+    async def start(self) -> None:
+        """Open it. Raises StoreUnavailableError with the reason."""
+        ...
+
+    async def aclose(self) -> None:
+        """Write out what is buffered and close."""
+        ...
+
+    async def ping(self) -> None:
+        """Answer, or raise StoreUnavailableError."""
+        ...
+
+    async def get(self, session_id: SessionId) -> Session | None:
+        """The record, or None."""
+        ...
+
+    async def put(self, session: Session, *, lease: Lease | None = None) -> Session:
+        """Durably write the record if the stored version equals `session.version` (0: it must not exist yet).
+
+        Returns the record with its new version. With `lease`, also refuses when that lease is no longer the newest.
+        Raises StaleWriteError, FencedOutError.
+        """
+        ...
+
+    async def delete(self, session_id: SessionId) -> None:
+        """Forget a record; absent is success."""
+        ...
+
+    async def touch_many(self, seen: Mapping[SessionId, float]) -> None:
+        """Raise last_active_at of each to at least the given time. No version change; unknown ids are ignored."""
+        ...
+
+    def sessions(
+        self, *, state: SessionState | None = None, runtime: RuntimeKey | None = None, after: SessionId | None = None, limit: int = 100
+    ) -> AsyncIterator[Session]:
+        """Records by id, strictly after `after`, at most `limit`."""
+        ...
+
+    def idle(self, now: float) -> AsyncIterator[Session]:
+        """Active sessions with idle_at <= now, soonest first. Indexed, never a scan."""
+        ...
+
+    def expired(self, now: float) -> AsyncIterator[Session]:
+        """Sessions that are not terminated with expires_at <= now, soonest first. Indexed, never a scan."""
+        ...
+
+    def terminated(self, before: float) -> AsyncIterator[Session]:
+        """Terminated sessions with last_active_at <= before, oldest first; their records may be deleted."""
+        ...
+
+    async def acquire_lease(self, name: str, holder: str, ttl: float) -> Lease | None:
+        """Take the lease if it is free, expired, or already `holder`'s. None: somebody else has it.
+
+        The fence grows by one on every change of hands, and for one name never repeats.
+        """
+        ...
+
+    async def renew_lease(self, lease: Lease, ttl: float) -> Lease | None:
+        """Extend it. None: it was lost."""
+        ...
+
+    async def release_lease(self, lease: Lease) -> None:
+        """Give it back if it is still ours; anything else is success."""
+        ...
+
+    async def record_claims(self, runtime: RuntimeKey, counts: Mapping[int, int]) -> None:
+        """Add claim counts, keyed by second since the epoch."""
+        ...
+
+    async def claim_history(self, runtime: RuntimeKey, since: float, *, bucket: int) -> Sequence[tuple[int, int]]:
+        """(bucket start, claims) with claims > 0, oldest first; `bucket` is 1 or 60 seconds."""
+        ...
+
+
+class SandboxProvider(Protocol):
+    """Makes sandboxes and keeps warm ones ready."""
+
+    async def start(self) -> None:
+        """Clear what an earlier life left behind, and begin to fill pools."""
+        ...
+
+    async def aclose(self) -> None:
+        """End what this gateway owns."""
+        ...
+
+    async def apply(self, runtimes: Iterable[Runtime]) -> None:
+        """The runtimes to serve from now on; a warm pool begins at its spec's size."""
+        ...
+
+    async def claim(self, runtime: RuntimeKey, session_id: SessionId) -> Sandbox:
+        """Bind a sandbox to the session: a warm one at once, else a cold one; `Sandbox.start` says which.
+
+        A sandbox is bound at most once in its life. Raises SandboxStartError, RuntimeNotFoundError.
+        """
+        ...
+
+    async def release(self, sandbox_id: SandboxId) -> None:
+        """Delete it with all it holds. Absent is success. Never handed to another session."""
+        ...
+
+    async def resize(self, runtime: RuntimeKey, warm: int) -> None:
+        """Set the wanted number of warm sandboxes. Raises RuntimeNotFoundError."""
+        ...
+
+    async def status(self, runtime: RuntimeKey) -> PoolStatus:
+        """The pool now. Raises RuntimeNotFoundError."""
+        ...
+
+    async def list(self) -> Sequence[Sandbox]:
+        """All sandboxes that exist, warm ones included (their session_id is None)."""
+        ...
+
+    def watch(self) -> AsyncIterator[SandboxEvent]:
+        """Sandboxes that ended on their own, as it happens."""
+        ...
+
+
+class RuntimeCatalog(Protocol):
+    """The runtimes that are served: fixed from files, or watched in a cluster."""
+
+    def get(self, key: RuntimeKey) -> Runtime | None:
+        """One, or None."""
+        ...
+
+    def all(self) -> Sequence[Runtime]:
+        """All, by key."""
+        ...

@@ -1,0 +1,208 @@
+"""The nouns: frozen dataclasses and id types that every room shares. No I/O, no clock, no imports from above.
+
+Times are seconds since the Unix epoch as float, sizes bytes, durations seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NewType
+
+SessionId = NewType("SessionId", str)
+SandboxId = NewType("SandboxId", str)
+
+
+class Kind(StrEnum):
+    """What a runtime offers; the values are the Kubernetes kinds."""
+
+    CODE_INTERPRETER = "CodeInterpreter"
+    AGENT_RUNTIME = "AgentRuntime"
+
+    @property
+    def segment(self) -> str:
+        """The plural in data-plane paths, e.g. `code-interpreters`."""
+        return "code-interpreters" if self is Kind.CODE_INTERPRETER else "agent-runtimes"
+
+    @property
+    def singular(self) -> str:
+        """The singular in control-plane paths, e.g. `code-interpreter`."""
+        return "code-interpreter" if self is Kind.CODE_INTERPRETER else "agent-runtime"
+
+
+class SessionState(StrEnum):
+    """Where a session stands. A record never says more than is true (docs/architecture.md, "A session's life")."""
+
+    CREATING = "creating"
+    ACTIVE = "active"
+    HIBERNATING = "hibernating"
+    HIBERNATED = "hibernated"
+    WAKING = "waking"
+    LOST = "lost"
+    TERMINATED = "terminated"
+
+
+class StartKind(StrEnum):
+    """How the sandbox behind a request came to be; sent to clients as `x-wakegate-start`."""
+
+    LIVE = "live"
+    WARM = "warm"
+    COLD = "cold"
+    WAKE = "wake"
+    WAKE_COLD = "wake-cold"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RuntimeKey:
+    """Names one runtime."""
+
+    namespace: str
+    name: str
+    kind: Kind = Kind.CODE_INTERPRETER
+
+    def __str__(self) -> str:
+        return f"{self.kind.segment}/{self.namespace}/{self.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> RuntimeKey:
+        """The inverse of str(). Raises ValueError."""
+        segment, namespace, name = text.split("/")
+        kind = Kind.CODE_INTERPRETER if segment == Kind.CODE_INTERPRETER.segment else Kind.AGENT_RUNTIME
+        return cls(namespace, name, kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where picod listens: a unix socket path, or host and port."""
+
+    uds: str | None = None
+    host: str | None = None
+    port: int = 0
+
+    def __str__(self) -> str:
+        return f"unix:{self.uds}" if self.uds else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one sandbox may use. None: no limit beyond the machine's."""
+
+    memory: int | None = None  # bytes
+    cpus: float | None = None  # cores
+    processes: int = 256  # tasks (threads count)
+    file_size: int = 4 << 30  # bytes, the largest single file
+    tmp_size: int = 256 << 20  # bytes of /tmp
+
+
+class PoolMode(StrEnum):
+    """Who sizes the warm pool (spec.wakegate.pool.mode)."""
+
+    PREDICTIVE = "predictive"
+    FIXED = "fixed"
+    FORECAST_ONLY = "forecast-only"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """spec.warmPoolSize and spec.wakegate.pool."""
+
+    size: int = 0  # the starting point; with mode fixed, the size
+    mode: PoolMode = PoolMode.FIXED
+    min: int = 0
+    max: int = 0
+    target_miss_rate: float = 0.01  # share of claims that may find the pool empty
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """A template: what to run and how its sessions live. Made from YAML by gateway/runtimes.py."""
+
+    key: RuntimeKey
+    image: str = ""  # recorded; the local engine does not use it
+    environment: Mapping[str, str] = field(default_factory=dict)
+    limits: Limits = Limits()
+    session_timeout: float = 900.0  # idle seconds
+    max_session_duration: float = 28800.0
+    pool: PoolSpec = PoolSpec()
+    auth: bool = True  # authMode picod; False: no token is sent
+    python: str | None = None  # spec.wakegate.python: the environment whose python3 user code gets (local engine)
+    manifest: Mapping[str, Any] = field(default_factory=dict)  # the document as it was read
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """One isolated running instance."""
+
+    id: SandboxId
+    runtime: RuntimeKey
+    endpoint: Endpoint
+    start: StartKind  # WARM or COLD: how the claim that bound it found it
+    created_at: float
+    session_id: SessionId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A caller's sticky handle. `version` counts writes; 0 is a record that was never stored."""
+
+    id: SessionId
+    runtime: RuntimeKey
+    state: SessionState
+    created_at: float
+    last_active_at: float
+    expires_at: float  # end of the maximum duration
+    idle_timeout: float
+    version: int = 0
+    tenant: str = ""
+    sandbox: Sandbox | None = None
+    start: StartKind | None = None  # how its present sandbox was bound
+    snapshot: str | None = None  # SnapshotRef of the last durable snapshot
+    snapshot_at: float | None = None
+    reason: str = ""  # why it is terminated or lost, for people
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def idle_at(self) -> float:
+        """When it counts as idle if nothing happens until then."""
+        return self.last_active_at + self.idle_timeout
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to act on `name` until `expires_at`. `fence` only grows: a write with an older one is refused."""
+
+    name: str
+    holder: str
+    fence: int
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """A warm pool as the provider sees it now."""
+
+    runtime: RuntimeKey
+    target: int
+    ready: int
+    starting: int
+    claimed: int
+    failures: int  # start failures in a row
+    last_error: str = ""
+    retry_at: float | None = None  # when the next start is tried, while backing off
+    lead_time_p50: float | None = None  # seconds from create ordered to ready
+    lead_time_p90: float | None = None
+
+    @property
+    def settled(self) -> bool:
+        """It has its first sandbox, wants none, or has given up for now: no reason to hold /readyz back."""
+        return self.ready > 0 or self.claimed > 0 or self.target == 0 or self.failures >= 3
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxEvent:
+    """Something happened to a sandbox without our asking."""
+
+    sandbox_id: SandboxId
+    session_id: SessionId | None
+    reason: str  # e.g. "exited with status 137", "out of memory"

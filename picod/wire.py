@@ -1,0 +1,20 @@
+"""The words both ends share: the one module of picod that the gateway may import.
+
+Tokens: JWS compact, header `kid`, claims `iss`, `aud` (the sandbox's id), `sub` (the session's id), `iat`, `exp`, `jti`.
+"""
+
+from __future__ import annotations
+
+ISSUER = "wakegate"
+ALGORITHMS = ("EdDSA", "RS256")
+LEEWAY_S = 5  # clock difference between gateway and sandbox that a token survives
+
+HEALTH_PATH = "/health"
+
+# Environment that configures picod (also flags of `python -m picod`; see picod/config.py).
+ENV_AUDIENCE = "PICOD_AUDIENCE"
+ENV_KEYS_FILE = "PICOD_KEYS_FILE"  # a JSON Web Key Set; read again when a token names an unknown kid
+ENV_AUTH = "PICOD_AUTH"  # jwt | none
+ENV_WORKSPACE = "PICOD_WORKSPACE"
+ENV_COMMAND_ENV = "PICOD_COMMAND_ENV"  # JSON object: the whole environment that commands start from
+ENV_MAX_OUTPUT = "PICOD_MAX_OUTPUT"  # bytes kept of each stream
