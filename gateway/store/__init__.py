@@ -1,0 +1,1 @@
+"""Where session records, leases and the history of claims are kept: one interface, two engines, a cache in front."""

@@ -1,0 +1,32 @@
+"""How the history of claims is kept, the same in every store.
+
+Each claim counts in its second and in its minute. Seconds are kept for six hours (what a forecaster learns its short
+rhythm from), minutes for fourteen days (two weeks, so that every weekday is seen twice).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+HORIZON = {1: 6 * 3600, 60: 14 * 86400}  # bucket width -> how long it is kept, both in seconds
+
+
+def fold(counts: Mapping[int, int]) -> dict[tuple[int, int], int]:
+    """(bucket width, bucket start) -> claims, for counts keyed by second."""
+    folded: Counter[tuple[int, int]] = Counter()
+    for second, n in counts.items():
+        if n > 0:
+            for bucket in HORIZON:
+                folded[bucket, second - second % bucket] += n
+    return dict(folded)
+
+
+def oldest_start(bucket: int, since: float, now: float) -> int:
+    """The first bucket start that belongs in an answer: none that began before `since` or is past its horizon.
+
+    Raises ValueError for a bucket width that is not kept.
+    """
+    if bucket not in HORIZON:
+        raise ValueError(f"claims are kept in buckets of {' or '.join(map(str, HORIZON))} seconds, not {bucket}")
+    return -int(-max(since, now - HORIZON[bucket]) // 1)

@@ -1,0 +1,85 @@
+"""Session records to JSON and back, for every store alike.
+
+Driven by the dataclasses' own fields, so that a field added to `Session` travels without a word here: a record written
+before the field existed reads back with its default, and a field that only a newer gateway knows is ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any
+
+import orjson
+
+from gateway.errors import BadRequestError
+from gateway.model import Session
+
+_TIMES = ("created_at", "last_active_at", "expires_at", "idle_timeout")
+
+
+def encode(session: Session) -> bytes:
+    """The record as one JSON object, UTF-8.
+
+    Raises BadRequestError where it cannot be kept: text that is not Unicode (a lone surrogate), or a time that is not
+    finite, which JSON would turn into null without a word.
+    """
+    for name in _TIMES:
+        value = getattr(session, name)
+        if not math.isfinite(value):
+            raise BadRequestError(f"session {session.id!r}: {name} is {value}; times must be finite numbers of seconds")
+    try:
+        return orjson.dumps(session, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise BadRequestError(f"session {session.id!r} cannot be stored: {error}") from error
+
+
+def decode(record: bytes | str, *, version: int, last_active_at: float) -> Session:
+    """The inverse of `encode`; version and last activity come from where the store keeps them beside the record.
+
+    Raises ValueError when it is not such a record.
+    """
+    try:
+        fields = orjson.loads(record)
+        fields["version"] = version
+        fields["last_active_at"] = last_active_at
+        return typing.cast("Session", _reader(Session)(fields))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a session record: {type(error).__name__}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)  # a mapping proxy, for one
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+@functools.cache
+def _reader(hint: Any) -> Callable[[Any], Any]:
+    """A function from parsed JSON to a value of the type `hint`; built once per type."""
+    if isinstance(hint, typing.NewType):
+        return _reader(hint.__supertype__)
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        (inner,) = (arm for arm in typing.get_args(hint) if arm is not types.NoneType)
+        read = _reader(inner)
+        return lambda value: None if value is None else read(value)
+    if dataclasses.is_dataclass(hint):
+        return _dataclass_reader(typing.cast("type[Any]", hint))
+    if isinstance(hint, type) and (issubclass(hint, Enum) or hint is float):
+        return hint
+    return lambda value: value  # str, int, bool, and JSON's own objects and lists
+
+
+def _dataclass_reader(cls: type[Any]) -> Callable[[Any], Any]:
+    hints = typing.get_type_hints(cls)
+    readers = [(field.name, _reader(hints[field.name])) for field in dataclasses.fields(cls) if field.init]
+
+    def read(value: Any) -> Any:
+        return cls(**{name: reader(value[name]) for name, reader in readers if name in value})
+
+    return read

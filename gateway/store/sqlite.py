@@ -1,0 +1,287 @@
+"""The embedded session store: one sqlite file, durable, no server to start.
+
+Implements gateway.interfaces.SessionStore. Made for one gateway on one machine; a second one that opens the same file
+is safe as well, since versions and fences are compared inside the transaction that writes.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gateway.clock import Clock
+from gateway.errors import FencedOutError, StaleWriteError
+from gateway.model import Lease, RuntimeKey, Session, SessionId, SessionState
+from gateway.store import claims, codec, sqlite_file
+from gateway.store.sqlite_thread import SqliteThread
+
+PAGE = 100  # records per read while iterating: about 5 ms of the thread, so that others get their turn
+PRUNE = 500  # claim rows, leases: at most so many cleared away per write
+LEASE_KEPT = 86400.0  # seconds after which a lease that nobody renewed is cleared away
+
+_GET = "SELECT version, last_active_at, record FROM sessions WHERE id = ?"
+_INSERT = """
+INSERT INTO sessions (version, state, runtime, last_active_at, idle_timeout, expires_at, record, id)
+VALUES (1, :state, :runtime, :last_active_at, :idle_timeout, :expires_at, :record, :id)
+ON CONFLICT (id) DO NOTHING RETURNING last_active_at
+"""
+# A touch does not change the version, so a writer may not know of the latest one: it is kept.
+_UPDATE = """
+UPDATE sessions SET version = version + 1, state = :state, runtime = :runtime,
+  last_active_at = max(last_active_at, :last_active_at), idle_timeout = :idle_timeout, expires_at = :expires_at,
+  record = :record
+WHERE id = :id AND version = :version RETURNING last_active_at
+"""
+_TOUCH = "UPDATE sessions SET last_active_at = ?1 WHERE id = ?2 AND last_active_at < ?1"
+
+# Keyset paging: each page starts after the last row of the one before, whatever happened to that row meanwhile.
+IDLE = """
+SELECT version, last_active_at, record, idle_at, id FROM sessions
+WHERE state = 'active' AND idle_at <= ? AND (idle_at, id) > (?, ?) ORDER BY idle_at, id LIMIT ?
+"""
+EXPIRED = """
+SELECT version, last_active_at, record, expires_at, id FROM sessions
+WHERE state <> 'terminated' AND expires_at <= ? AND (expires_at, id) > (?, ?) ORDER BY expires_at, id LIMIT ?
+"""
+TERMINATED = """
+SELECT version, last_active_at, record, last_active_at, id FROM sessions
+WHERE state = 'terminated' AND last_active_at <= ? AND (last_active_at, id) > (?, ?) ORDER BY last_active_at, id LIMIT ?
+"""
+
+
+def listing(*, state: SessionState | None, runtime: RuntimeKey | None) -> tuple[str, list[str]]:
+    """The statement that lists records by id, and its leading arguments; then come `after` and a limit."""
+    filters, arguments = "", []
+    if state is not None:
+        filters += "state = ? AND "
+        arguments.append(state.value)
+    if runtime is not None:
+        filters += "runtime = ? AND "
+        arguments.append(str(runtime))
+    return (
+        f"SELECT version, last_active_at, record, id FROM sessions WHERE {filters}id > ? ORDER BY id LIMIT ?",  # noqa: S608 — fixed words
+        arguments,
+    )
+
+
+class SqliteStore:
+    """Session records, leases and claims in the file `path`.
+
+    Leases end by `clock`: all users of one file are on one machine and share its time.
+    """
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self._path = path
+        self._clock = clock
+        self._thread = SqliteThread(partial(sqlite_file.connect, path), partial(sqlite_file.translate, path))
+
+    def __repr__(self) -> str:
+        return f"<SqliteStore {self._path}>"
+
+    async def start(self) -> None:
+        """Open or create the file.
+
+        Raises StoreUnavailableError when it is damaged, not ours, newer than this program, or out of reach.
+        """
+        await self._thread.start()
+
+    async def aclose(self) -> None:
+        """Finish what was handed in and close; safe to call twice."""
+        await self._thread.aclose()
+
+    async def ping(self) -> None:
+        """Read from the file. Raises StoreUnavailableError."""
+        await self._thread.read(lambda db: db.execute("SELECT count(*) FROM fences").fetchone())
+
+    async def get(self, session_id: SessionId) -> Session | None:
+        """The record, or None."""
+
+        def get(db: sqlite3.Connection) -> Session | None:
+            row = db.execute(_GET, (session_id,)).fetchone()
+            return None if row is None else _session(row)
+
+        return await self._thread.read(get)
+
+    async def put(self, session: Session, *, lease: Lease | None = None) -> Session:
+        """Write the record if the stored version is still `session.version`.
+
+        A last activity that was touched in since the record was read is kept. Raises StaleWriteError, FencedOutError,
+        StoreUnavailableError, and BadRequestError for what has no JSON form.
+        """
+        values = {
+            "id": session.id,
+            "version": session.version,
+            "state": session.state.value,
+            "runtime": str(session.runtime),
+            "last_active_at": session.last_active_at,
+            "idle_timeout": session.idle_timeout,
+            "expires_at": session.expires_at,
+            "record": codec.encode(session),
+        }
+
+        def put(db: sqlite3.Connection) -> float:
+            if lease is not None:
+                _check_fence(db, lease)
+            rows = db.execute(_UPDATE if session.version else _INSERT, values).fetchall()
+            if not rows:
+                raise StaleWriteError(
+                    f"session {session.id}: the record changed since version {session.version} was read"
+                )
+            return float(rows[0][0])
+
+        last_active_at = await self._thread.write(put)
+        return replace(session, version=session.version + 1, last_active_at=last_active_at)
+
+    async def delete(self, session_id: SessionId) -> None:
+        """Forget a record; absent is success."""
+        await self._thread.write(lambda db: db.execute("DELETE FROM sessions WHERE id = ?", (session_id,)).rowcount)
+
+    async def touch_many(self, seen: Mapping[SessionId, float]) -> None:
+        """Raise last_active_at of each to at least the given time, in one transaction."""
+        rows = [(at, session_id) for session_id, at in seen.items()]
+        if rows:
+            await self._thread.write(lambda db: db.executemany(_TOUCH, rows).rowcount)
+
+    async def sessions(
+        self,
+        *,
+        state: SessionState | None = None,
+        runtime: RuntimeKey | None = None,
+        after: SessionId | None = None,
+        limit: int = 100,
+    ) -> AsyncIterator[Session]:
+        """Records by id (in the order of their UTF-8 bytes), strictly after `after`, at most `limit`."""
+        statement, arguments = listing(state=state, runtime=runtime)
+        last: str = after or ""
+        while limit > 0:
+            rows = await self._thread.read(_rows(statement, (*arguments, last, min(limit, PAGE))))
+            for session, (session_id,) in rows:
+                yield session
+                last = session_id
+            if len(rows) < min(limit, PAGE):
+                return
+            limit -= len(rows)
+
+    def idle(self, now: float) -> AsyncIterator[Session]:
+        """Active sessions with idle_at <= now, soonest first."""
+        return self._until(IDLE, now)
+
+    def expired(self, now: float) -> AsyncIterator[Session]:
+        """Sessions that are not terminated with expires_at <= now, soonest first."""
+        return self._until(EXPIRED, now)
+
+    def terminated(self, before: float) -> AsyncIterator[Session]:
+        """Terminated sessions with last_active_at <= before, oldest first."""
+        return self._until(TERMINATED, before)
+
+    async def _until(self, statement: str, bound: float) -> AsyncIterator[Session]:
+        last: tuple[Any, ...] = (float("-inf"), "")
+        while True:
+            rows = await self._thread.read(_rows(statement, (bound, *last, PAGE)))
+            for session, key in rows:
+                yield session
+                last = key
+            if len(rows) < PAGE:
+                return
+
+    async def acquire_lease(self, name: str, holder: str, ttl: float) -> Lease | None:
+        """Take the lease if it is free, expired, or already `holder`'s. None: somebody else has it."""
+        now = self._clock.now()
+        return await self._thread.write(lambda db: _acquire(db, Lease(name, holder, 0, now + ttl), now))
+
+    async def renew_lease(self, lease: Lease, ttl: float) -> Lease | None:
+        """Extend it; one that expired and that nobody took since may be renewed. None: it was lost."""
+        renewed = replace(lease, expires_at=self._clock.now() + ttl)
+        return renewed if await self._set_lease(lease, renewed.holder, renewed.expires_at) else None
+
+    async def release_lease(self, lease: Lease) -> None:
+        """Give it back if it is still ours; anything else is success."""
+        await self._set_lease(lease, "", self._clock.now())
+
+    async def _set_lease(self, lease: Lease, holder: str, expires_at: float) -> bool:
+        statement = "UPDATE leases SET holder = ?, expires_at = ? WHERE name = ? AND fence = ? AND holder = ?"
+        arguments = (holder, expires_at, lease.name, lease.fence, lease.holder)
+        return await self._thread.write(lambda db: db.execute(statement, arguments).rowcount) > 0
+
+    async def record_claims(self, runtime: RuntimeKey, counts: Mapping[int, int]) -> None:
+        """Add claim counts, keyed by second since the epoch."""
+        now = self._clock.now()
+        rows = [(str(runtime), bucket, start, n) for (bucket, start), n in claims.fold(counts).items()]
+
+        def record(db: sqlite3.Connection) -> None:
+            db.executemany(
+                "INSERT INTO claims VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (runtime, bucket, start) DO UPDATE SET n = n + excluded.n",
+                rows,
+            )
+            for bucket, kept in claims.HORIZON.items():
+                db.execute(
+                    "DELETE FROM claims WHERE rowid IN "
+                    "(SELECT rowid FROM claims WHERE bucket = ? AND start < ? ORDER BY start LIMIT ?)",
+                    (bucket, now - kept, PRUNE),
+                )
+
+        await self._thread.write(record)
+
+    async def claim_history(self, runtime: RuntimeKey, since: float, *, bucket: int) -> Sequence[tuple[int, int]]:
+        """(bucket start, claims) of the buckets that began at `since` or later, oldest first."""
+        oldest = claims.oldest_start(bucket, since, self._clock.now())
+        statement = "SELECT start, n FROM claims WHERE runtime = ? AND bucket = ? AND start >= ? ORDER BY start"
+        return await self._thread.read(lambda db: db.execute(statement, (str(runtime), bucket, oldest)).fetchall())
+
+
+def _session(row: Sequence[Any]) -> Session:
+    return codec.decode(row[2], version=row[0], last_active_at=row[1])
+
+
+def _rows(
+    statement: str, arguments: Sequence[Any]
+) -> Callable[[sqlite3.Connection], list[tuple[Session, tuple[Any, ...]]]]:
+    """A read that gives each session with its place in the order (the columns after the record)."""
+    return lambda db: [(_session(row), tuple(row[3:])) for row in db.execute(statement, arguments)]
+
+
+def _check_fence(db: sqlite3.Connection, lease: Lease) -> None:
+    row = db.execute("SELECT fence, holder FROM leases WHERE name = ?", (lease.name,)).fetchone()
+    if row != (lease.fence, lease.holder):
+        newest = "it was given back" if row is None or not row[1] else f"{row[1]} has it with fence {row[0]}"
+        raise FencedOutError(f"lease {lease.name} of {lease.holder} (fence {lease.fence}) is no longer valid: {newest}")
+
+
+def _acquire(db: sqlite3.Connection, wanted: Lease, now: float) -> Lease | None:
+    row = db.execute("SELECT holder, fence, expires_at FROM leases WHERE name = ?", (wanted.name,)).fetchone()
+    if row is None:
+        _clear_leases(db, now - LEASE_KEPT)
+        (floor,) = db.execute("SELECT floor FROM fences").fetchone()
+        lease = replace(wanted, fence=floor + 1)
+    else:
+        holder, fence, expires_at = row
+        free = holder == "" or expires_at <= now
+        if not free and holder != wanted.holder:
+            return None
+        # Its own holder may still act on the old fence after expiry: taking it anew makes that visible.
+        lease = replace(wanted, fence=fence + 1 if free else fence)
+    db.execute(
+        "INSERT INTO leases VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
+        "holder = excluded.holder, fence = excluded.fence, expires_at = excluded.expires_at",
+        (lease.name, lease.holder, lease.fence, lease.expires_at),
+    )
+    return lease
+
+
+def _clear_leases(db: sqlite3.Connection, before: float) -> None:
+    """Forget leases that ended long ago: sessions come and go, and each has had one.
+
+    Their fences must not come back, so the floor from which a new name starts is raised past them.
+    """
+    gone = db.execute(
+        "DELETE FROM leases WHERE name IN (SELECT name FROM leases WHERE expires_at <= ? ORDER BY expires_at LIMIT ?) "
+        "RETURNING fence",
+        (before, PRUNE),
+    ).fetchall()
+    if gone:
+        db.execute("UPDATE fences SET floor = max(floor, ?)", (max(fence for (fence,) in gone),))
