@@ -1,6 +1,7 @@
 """The words both ends share: the one module of picod that the gateway may import.
 
-Tokens: JWS compact, header `kid`, claims `iss`, `aud` (the sandbox's id), `sub` (the session's id), `iat`, `exp`, `jti`.
+Tokens: JWS compact, header `kid`, claims `iss`, `aud` (the sandbox's id), `sub` (the session's id), `iat`, `exp`,
+`jti`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,101 @@
+"""`python -m picod`: listen, serve, and end without leaving anything behind."""
+
+from __future__ import annotations
+
+import sys
+
+if "ssl" not in sys.modules:
+    # asyncio does without ssl where there is none. picod never speaks TLS, and OpenSSL is 17 ms and 4 MB a sandbox.
+    sys.modules["ssl"] = None  # type: ignore[assignment]
+    import asyncio
+
+    del sys.modules["ssl"]
+else:
+    import asyncio
+
+import gc
+import os
+import signal
+import socket
+
+from picod import syscalls
+from picod.app import Picod, make_app
+from picod.config import PicodConfig
+from picod.server import Connection
+
+_BACKLOG = 1024
+
+
+def main() -> int:
+    """Serve until SIGTERM, SIGINT or the end of the lifeline. Returns the exit status."""
+    config = PicodConfig.from_args(sys.argv[1:], os.environ)
+    syscalls.keep_heap_small()
+    try:
+        os.makedirs(config.workspace, exist_ok=True)
+        app = make_app(config)
+        listener = _listen(config)
+    except OSError as error:
+        print(f"picod: cannot start: {error}", file=sys.stderr)  # noqa: T201 - the one place to say it
+        return 2
+    asyncio.run(_serve(app, listener))
+    return 0
+
+
+def _listen(config: PicodConfig) -> socket.socket:
+    if config.fd is not None:
+        listener = socket.socket(fileno=config.fd)
+        listener.setblocking(False)
+        return listener
+    if config.uds is not None:
+        if os.path.exists(config.uds):
+            os.unlink(config.uds)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(config.uds)
+    else:
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((config.host, config.port))
+    listener.listen(_BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+async def _serve(app: Picod, listener: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if app.config.lifeline_fd is not None:
+        _hold(loop, app, app.config.lifeline_fd)
+    tasks: set[asyncio.Task[None]] = set()
+    server = await loop.create_server(lambda: Connection(app, tasks), sock=listener, backlog=_BACKLOG)
+    app.start()
+    gc.collect()
+    gc.freeze()  # what was loaded stays: later collections need not look at it
+    await stop.wait()
+    server.close()
+    app.children.kill_all()
+    for task in tasks:  # each removes its temporary file on its way out
+        task.cancel()
+    await asyncio.wait(tasks, timeout=1.0) if tasks else None
+
+
+def _hold(loop: asyncio.AbstractEventLoop, app: Picod, lifeline: int) -> None:
+    """End everything, at once, when the parent's end of the lifeline closes, however the parent died."""
+    os.set_blocking(lifeline, False)
+
+    def look() -> None:
+        try:
+            if os.read(lifeline, 4096):
+                return
+        except BlockingIOError:
+            return
+        app.children.kill_all()
+        os._exit(0)
+
+    loop.add_reader(lifeline, look)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,116 @@
+"""The app: a table of routes, and what every request goes through before it reaches one.
+
+A further room (code contexts, processes, snapshots) is a module with handlers and lines in ROUTES.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from picod import wire
+from picod.auth import Guard
+from picod.config import PicodConfig
+from picod.execute import execute
+from picod.files import download, list_files
+from picod.golang import format_duration
+from picod.paths import Workspace
+from picod.processes import Children
+from picod.uploads import upload, upload_raw
+from picod.web import ClientGoneError, Receive, Request, RequestError, Scope, Send, TooLargeError
+
+VERSION = "0.0.1"  # of the executor API, as AgentCube's reports it
+
+Handler = Callable[["Picod", Request], Awaitable[None]]
+
+
+class Route(NamedTuple):
+    """Methods and path of a handler. A path that ends in `/` takes all below it; the rest is `request.tail`."""
+
+    methods: tuple[str, ...]
+    path: bytes
+    handler: Handler
+    open: bool = False  # answers without a token
+
+
+async def health(picod: Picod, request: Request) -> None:
+    """Say that we are here. Does as little as can be: the gateway asks it of each sandbox before it counts as warm."""
+    uptime = format_duration(time.monotonic() - picod.started_at)
+    await request.answer_json(200, {"service": "PicoD", "status": "ok", "uptime": uptime, "version": VERSION})
+
+
+ROUTES = (
+    Route(("GET",), wire.HEALTH_PATH.encode(), health, open=True),
+    Route(("POST",), b"/api/execute", execute),
+    Route(("POST",), b"/api/files", upload),
+    Route(("GET",), b"/api/files", list_files),
+    Route(("GET", "HEAD"), b"/api/files/", download),
+    Route(("PUT",), b"/api/files/", upload_raw),
+)
+
+
+class Picod:
+    """The ASGI app, and what its handlers share."""
+
+    def __init__(self, config: PicodConfig) -> None:
+        self.config = config
+        self.started_at = time.monotonic()
+        self.workspace = Workspace(config.workspace)
+        self.children = Children()
+        self.guard = Guard(config.keys_file, config.audience) if config.auth == "jwt" else None
+        self._warming: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin what the first request should not wait for. On the loop, once it listens."""
+        if self.guard is not None:
+            self._warming = asyncio.ensure_future(asyncio.to_thread(self.guard.warm))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Route, check the token, answer; errors become JSON."""
+        path = unquote_to_bytes(scope["raw_path"])
+        route = _find(scope["method"], path)
+        request = Request(scope, receive, send, path[len(route.path) :] if route else b"")
+        if route is None:
+            await request.answer(404, b"404 page not found", ((b"content-type", b"text/plain"),))
+            return
+        try:
+            if self.guard is not None and not route.open:
+                if self._warming is not None:
+                    await asyncio.shield(self._warming)
+                self.guard.check(request)
+            await route.handler(self, request)
+        except RequestError as error:
+            await self._refuse(request, error)
+        except ClientGoneError:
+            raise
+        except Exception:
+            if request.started:
+                raise
+            traceback.print_exc(file=sys.stderr)
+            await self._refuse(request, RequestError(500, "internal error; the sandbox's log has the details"))
+
+    async def _refuse(self, request: Request, error: RequestError) -> None:
+        if request.started:
+            raise error
+        # The rest of a body that is too large is not wanted.
+        headers = ((b"connection", b"close"),) if isinstance(error, TooLargeError) else ()
+        await request.answer_json(error.status, error.body, headers)
+
+
+def _find(method: str, path: bytes) -> Route | None:
+    for route in ROUTES:
+        if method in route.methods and (
+            path == route.path or (route.path.endswith(b"/") and path.startswith(route.path))
+        ):
+            return route
+    return None
+
+
+def make_app(config: PicodConfig) -> Picod:
+    """The executor as an ASGI app. Raises OSError if the workspace cannot be opened."""
+    return Picod(config)

@@ -1,0 +1,132 @@
+"""How picod is told what to do: flags, each with an environment variable behind it; the flag wins.
+
+The first thing `python -m picod` does. Everything later gets one frozen PicodConfig, never the environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from picod import wire
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+ENV_MAX_BODY = "PICOD_MAX_BODY"
+ENV_MAX_SPILL = "PICOD_MAX_SPILL"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PicodConfig:
+    """All settings. Sizes are bytes."""
+
+    workspace: str = "/workspace"
+    """The folder that holds the session's files and in which commands start."""
+
+    auth: str = "jwt"
+    """`jwt`, or `none` where something else guards the door (tests, a sidecar)."""
+
+    audience: str = ""
+    """The sandbox's id: a token for any other audience is refused."""
+
+    keys_file: str = ""
+    """A JSON Web Key Set with the gateway's public keys."""
+
+    max_output: int = 10_000_000
+    """Kept of each output stream of a command and answered; what is beyond goes to a file in the workspace."""
+
+    max_spill: int = 1 << 30
+    """Most that such a file may grow to. A loop that prints for ever must not fill the disk."""
+
+    max_body: int = 32 << 20
+    """Largest JSON body. Such bodies are held in memory; multipart and raw uploads go to disk without a limit here."""
+
+    command_env: Mapping[str, str] = field(default_factory=dict)
+    """The whole environment commands start from. Nothing of picod's own environment is added."""
+
+    fd: int | None = None
+    """A listening socket inherited from the parent."""
+
+    uds: str | None = None
+    """Path of a unix socket to listen on."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+
+    lifeline_fd: int | None = None
+    """Read end of a pipe whose other end the parent holds: end of file means the parent is gone."""
+
+    @classmethod
+    def from_args(cls, argv: Sequence[str], environ: Mapping[str, str]) -> PicodConfig:
+        """Read flags and environment. Exits with status 2 and one clear line when something is wrong."""
+        parser = _parser(environ)
+        args = parser.parse_args(argv)
+        if args.auth not in ("jwt", "none"):
+            parser.error(f"--auth (or {wire.ENV_AUTH}) must be jwt or none, not {args.auth!r}")
+        if args.auth == "jwt" and not args.keys_file:
+            parser.error(
+                f"--auth jwt needs --keys-file FILE (or {wire.ENV_KEYS_FILE}): the gateway's public keys as a JWKS"
+            )
+        if args.auth == "jwt" and not args.audience:
+            parser.error(f"--auth jwt needs --audience ID (or {wire.ENV_AUDIENCE}): the id of this sandbox")
+        return cls(
+            workspace=args.workspace,
+            auth=args.auth,
+            audience=args.audience,
+            keys_file=args.keys_file,
+            max_output=_size(parser, "--max-output", wire.ENV_MAX_OUTPUT, args.max_output),
+            max_spill=_size(parser, "--max-spill", ENV_MAX_SPILL, args.max_spill),
+            max_body=_size(parser, "--max-body", ENV_MAX_BODY, args.max_body),
+            command_env=_command_env(parser, environ, args.workspace),
+            fd=args.fd,
+            uds=args.uds,
+            host=args.host,
+            port=args.port,
+            lifeline_fd=args.lifeline_fd,
+        )
+
+
+def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="picod", description="Run commands and keep files for one sandbox.", allow_abbrev=False
+    )
+    add, get = parser.add_argument, environ.get
+    add("--fd", type=int, help="an inherited listening socket")
+    add("--uds", help="path of a unix socket to listen on")
+    add("--host", default="127.0.0.1")
+    add("--port", type=int, default=8080)
+    add("--workspace", default=get(wire.ENV_WORKSPACE, PicodConfig.workspace), help=f"also {wire.ENV_WORKSPACE}")
+    add("--audience", default=get(wire.ENV_AUDIENCE, ""), help=f"this sandbox's id; also {wire.ENV_AUDIENCE}")
+    add("--keys-file", default=get(wire.ENV_KEYS_FILE, ""), help=f"JWKS with public keys; also {wire.ENV_KEYS_FILE}")
+    add("--auth", default=get(wire.ENV_AUTH, "jwt"), help=f"jwt or none; also {wire.ENV_AUTH}")
+    add(
+        "--max-output",
+        default=get(wire.ENV_MAX_OUTPUT, str(PicodConfig.max_output)),
+        help="bytes answered of each stream",
+    )
+    add("--max-spill", default=get(ENV_MAX_SPILL, str(PicodConfig.max_spill)), help="bytes of a stream kept in a file")
+    add("--max-body", default=get(ENV_MAX_BODY, str(PicodConfig.max_body)), help="bytes of a JSON body")
+    add("--lifeline-fd", type=int, help="a pipe; its end of file ends picod and all it started")
+    return parser
+
+
+def _size(parser: argparse.ArgumentParser, flag: str, env: str, text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        parser.error(f"{flag} (or {env}) must be a whole number of bytes, not {text!r}")
+    return int(text)
+
+
+def _command_env(parser: argparse.ArgumentParser, environ: Mapping[str, str], workspace: str) -> Mapping[str, str]:
+    text = environ.get(wire.ENV_COMMAND_ENV)
+    if not text:
+        path = environ.get("PATH", DEFAULT_PATH)
+        return {"PATH": path, "HOME": workspace, "LANG": "C.UTF-8", "TMPDIR": "/tmp"}  # noqa: S108 - the sandbox's own
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        parser.error(f"{wire.ENV_COMMAND_ENV} is not JSON: {error}")
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        parser.error(f"{wire.ENV_COMMAND_ENV} must be a JSON object of strings")
+    return dict(value)

@@ -1,0 +1,221 @@
+"""The processes picod starts, and the end of them: all of them, wherever they hid.
+
+picod is a child subreaper: a daemon that a command leaves behind becomes picod's child, is reaped by it and can be
+found. To know whose it was, each command starts with a private value in its soft RLIMIT_RTTIME, a limit that only
+real-time scheduling heeds. It is inherited over fork, exec and setsid, and nothing a program does by habit changes it,
+whereas a variable in the environment would be seen by programs and lost to `env -i`. A tree is then: the process
+group, everything with the mark, and everything below the command by parent.
+
+This room is the only one that starts or reaps processes: reaping takes any child (orphans too), so a second reaper
+such as asyncio's own would lose exit codes to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from picod import syscalls
+
+_MARK_BASE = 1 << 56
+_KILL_PATIENCE = 5.0  # seconds until what cannot be killed (stuck in the kernel) is left alone
+
+
+@dataclass(eq=False)
+class Child:
+    """A started command. `exited` gives its exit code, negative for a signal."""
+
+    pid: int
+    mark: int | None
+    exited: asyncio.Future[int]
+    popen: subprocess.Popen[bytes] = field(repr=False)
+
+
+class _Process(NamedTuple):
+    pid: int
+    parent: int
+    group: int
+    mark: int
+
+
+class Children:
+    """Starts, reaps and kills."""
+
+    def __init__(self) -> None:
+        self._by_pid: dict[int, Child] = {}
+        self._started = 0
+        self._attached = False
+        self._devnull = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+    def spawn(
+        self,
+        executable: bytes,
+        argv: Sequence[bytes],
+        *,
+        cwd_fd: int,
+        env: Mapping[bytes, bytes],
+        stdout: int,
+        stderr: int,
+    ) -> Child:
+        """Start a command in a session and process group of its own, stdin at end of file.
+
+        To be called on the loop's thread. Raises OSError if it cannot be executed.
+        """
+        if not self._attached:
+            self._attach()
+        mark = self._next_mark()
+        old = resource.getrlimit(resource.RLIMIT_RTTIME)
+        if mark is not None:
+            resource.setrlimit(resource.RLIMIT_RTTIME, (mark, old[1]))
+        try:
+            popen = subprocess.Popen(  # vfork and exec: a millisecond or two
+                argv,
+                executable=executable,
+                stdin=self._devnull,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=f"/proc/self/fd/{cwd_fd}",  # the very directory that was resolved, whatever its name is now
+                env=env,
+                start_new_session=True,
+            )
+        finally:
+            if mark is not None:
+                resource.setrlimit(resource.RLIMIT_RTTIME, old)
+        child = Child(popen.pid, mark, asyncio.get_running_loop().create_future(), popen)
+        self._by_pid[child.pid] = child
+        return child
+
+    async def kill(self, child: Child) -> None:
+        """Kill a command that has not exited, and its whole tree; returns when all of it is dead.
+
+        Each pass may miss what was forked meanwhile, so passes repeat until one finds nothing alive.
+        """
+        deadline = time.monotonic() + _KILL_PATIENCE
+        pause = 0.001
+        while time.monotonic() < deadline:
+            if not child.exited.done():  # not reaped, so the number still means it
+                _kill_group(child.pid)
+            found = _members(child.pid, child.mark)
+            for process in found:
+                _kill(process)
+            if not found and child.exited.done():
+                return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 0.05)
+
+    def kill_all(self) -> None:
+        """Kill everything picod ever started that still lives, and wait for it. Blocks; for the end only."""
+        deadline = time.monotonic() + _KILL_PATIENCE
+        while time.monotonic() < deadline:
+            for pid in self._by_pid:
+                _kill_group(pid)
+            found = _members(os.getpid(), None)
+            for process in found:
+                _kill(process)
+            self._reap()
+            if not found:
+                return
+            time.sleep(0.001)
+
+    def _attach(self) -> None:
+        syscalls.become_subreaper()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap)
+        self._attached = True
+
+    def _next_mark(self) -> int | None:
+        if resource.getrlimit(resource.RLIMIT_RTTIME)[1] != resource.RLIM_INFINITY:
+            return None  # somebody limited real time in earnest: groups and parents must do
+        self._started += 1
+        return _MARK_BASE | os.getpid() << 24 | self._started & 0xFFFFFF
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            child = self._by_pid.pop(pid, None)
+            if child is not None:
+                code = os.waitstatus_to_exitcode(status)
+                child.popen.returncode = code  # or Popen would look for it when it is collected
+                if not child.exited.done():
+                    child.exited.set_result(code)
+
+
+def _members(root: int, mark: int | None) -> list[_Process]:
+    """Living processes below `root` (itself too, unless it is picod) and those that carry its mark."""
+    processes = list(_all_processes())
+    children: dict[int, list[_Process]] = {}
+    for process in processes:
+        children.setdefault(process.parent, []).append(process)
+    found = {p.pid: p for p in processes if p.pid == root or (mark is not None and p.mark == mark)}
+    pending = list(found)
+    while pending:
+        for process in children.get(pending.pop(), ()):
+            if process.pid not in found:
+                found[process.pid] = process
+                pending.append(process.pid)
+    found.pop(os.getpid(), None)
+    return list(found.values())
+
+
+def _all_processes() -> Iterator[_Process]:
+    """What /proc shows now, the dead ones left out."""
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb", buffering=0) as file:
+                    # pid (command, which may hold anything) state ppid pgrp ...
+                    state, parent, group = file.read(4096).rpartition(b")")[2].split()[:3]
+            except (OSError, ValueError):
+                continue  # gone meanwhile
+            if state not in (b"Z", b"X"):
+                yield _Process(int(name), int(parent), int(group), _mark_of(int(name)))
+
+
+def _mark_of(pid: int) -> int:
+    try:
+        return resource.prlimit(pid, resource.RLIMIT_RTTIME)[0]
+    except OSError:
+        return 0  # gone, or another user's
+
+
+def _kill(process: _Process) -> None:
+    """Kill it if the number still means the same process: parent or mark must be as they were seen."""
+    try:
+        handle = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    except OSError:  # no pidfds here: the number must do
+        _send_kill(process.pid)
+        return
+    try:
+        if _mark_of(process.pid) == process.mark:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+    finally:
+        os.close(handle)
+
+
+def _send_kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass

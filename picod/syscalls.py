@@ -1,0 +1,64 @@
+"""The few calls into the C library that Python has no word for: openat2(2), prctl(2), mallopt(3)."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+
+# Ways of openat2 to resolve a path, from linux/openat2.h.
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_BENEATH = 0x08
+
+_SYS_OPENAT2 = 437  # the same number on every architecture that has the call
+_PR_SET_CHILD_SUBREAPER = 36
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def openat2(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:
+    """Open `path` below `dir_fd` under the given RESOLVE_* rules; a descriptor that closes on exec.
+
+    Raises OSError; ENOSYS where the kernel (before 5.6, or gVisor) or a seccomp filter does not offer the call.
+    """
+    if sys.platform != "linux":
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
+    fd: int = _libc.syscall(
+        ctypes.c_long(_SYS_OPENAT2),
+        ctypes.c_int(dir_fd),
+        ctypes.c_char_p(path),
+        ctypes.byref(how),
+        ctypes.c_size_t(ctypes.sizeof(how)),
+    )
+    if fd < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return fd
+
+
+def become_subreaper() -> None:
+    """Make orphaned descendants our children, so that daemons of commands are found and reaped. No-op off Linux."""
+    if sys.platform == "linux":
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def keep_heap_small() -> None:
+    """Give big buffers back to the system when they are freed.
+
+    glibc raises its mmap threshold to the size of each big block freed (up to 32 MiB) and then keeps such blocks: one
+    10 MB answer would stay in a sandbox's memory for good. Setting the threshold ends that. Two arenas are enough
+    for one loop and a few file threads.
+    """
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:  # musl has none, and no such habit
+        mallopt(_M_MMAP_THRESHOLD, 256 << 10)
+        mallopt(_M_TRIM_THRESHOLD, 512 << 10)
+        mallopt(_M_ARENA_MAX, 2)

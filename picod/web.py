@@ -1,0 +1,174 @@
+"""One request and its answer, over plain ASGI: what the handlers see of HTTP.
+
+Above server.py, below the handlers. No routing framework: an import of one costs more than all of picod's own code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = Iterable[tuple[bytes, bytes]]
+
+JSON_TYPE = (b"content-type", b"application/json; charset=utf-8")
+
+BODY_IDLE = 300.0
+"""Seconds a body may stand still. A peer that vanished without a word must not hold a temporary file for ever."""
+
+
+class RequestError(Exception):
+    """An answer that is not a success: its status and its JSON body."""
+
+    def __init__(self, status: int, error: str, **more: object) -> None:
+        super().__init__(error)
+        self.status = status
+        self.body: dict[str, object] = {"code": status, "error": error, **more}
+
+
+class TooLargeError(RequestError):
+    """413 in AgentCube's words, which carry no `code`. The rest of the body is not read."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(413, "request body too large")
+        self.body = {"detail": f"maximum allowed size is {limit} bytes", "error": "request body too large"}
+
+
+class ClientGoneError(Exception):
+    """The client left; nobody is there to answer."""
+
+
+# What an errno of the file system means to a client. 507 says that room, not permission, is missing.
+_OS_STATUS = {
+    errno.ENOENT: 404,
+    errno.ENOSPC: 507,
+    errno.EDQUOT: 507,
+    errno.EFBIG: 413,
+    errno.EACCES: 403,
+    errno.EPERM: 403,
+    errno.EROFS: 403,
+    errno.ENAMETOOLONG: 400,
+    errno.ELOOP: 400,
+    errno.ENOTDIR: 400,
+    errno.EISDIR: 400,
+    errno.EINVAL: 400,
+    errno.ENXIO: 400,
+    errno.ENOTEMPTY: 409,
+    errno.ETXTBSY: 409,
+    errno.EBUSY: 409,
+    errno.EMFILE: 503,
+    errno.ENFILE: 503,
+    errno.ENOMEM: 503,
+    errno.EAGAIN: 503,
+}
+
+
+def reason_of(error: OSError) -> str:
+    """The system's words for an error, in Go's lower case: `no space left on device`."""
+    text = os.strerror(error.errno) if error.errno else str(error)
+    return text[:1].lower() + text[1:]
+
+
+def os_failure(error: OSError, doing: str) -> RequestError:
+    """The answer when the file system said no; `doing` opens the sentence, e.g. `Failed to write file: open a/b`."""
+    return RequestError(_OS_STATUS.get(error.errno or 0, 500), f"{doing}: {reason_of(error)}")
+
+
+class Request:
+    """One request. `tail` is what followed the matched route's prefix, percent-decoded, still bytes."""
+
+    __slots__ = ("_headers", "_query", "_receive", "_send", "finished", "method", "scope", "started", "tail")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, tail: bytes) -> None:
+        self.scope = scope
+        self.method: str = scope["method"]
+        self.tail = tail
+        self.started = False
+        self.finished = False  # the whole body was read
+        self._receive = receive
+        self._send = send
+        self._headers: dict[bytes, list[bytes]] = {}
+        for name, value in scope["headers"]:
+            self._headers.setdefault(name, []).append(value)
+        self._query: dict[str, str] | None = None
+
+    def headers(self, name: bytes) -> list[bytes]:
+        """All values of a header, by its lower-case name."""
+        return self._headers.get(name, [])
+
+    def header(self, name: bytes) -> str:
+        """The first value of a header, or an empty text."""
+        values = self._headers.get(name)
+        return values[0].decode("latin-1") if values else ""
+
+    def query(self, name: str) -> str:
+        """The first value of a query parameter, or an empty text. Bad UTF-8 in it is refused with 400."""
+        if self._query is None:
+            try:
+                pairs = parse_qsl(self.scope["query_string"].decode("ascii"), keep_blank_values=True, errors="strict")
+            except ValueError as error:
+                raise RequestError(400, "the query string is not valid UTF-8") from error
+            self._query = dict(reversed(pairs))
+        return self._query.get(name, "")
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes. Raises ClientGoneError, RequestError 408 when it stands still."""
+        while not self.finished:
+            try:
+                async with asyncio.timeout(BODY_IDLE):
+                    message = await self._receive()
+            except TimeoutError as error:
+                raise RequestError(408, f"no byte of the body came for {BODY_IDLE:.0f} seconds") from error
+            if message["type"] != "http.request":
+                raise ClientGoneError
+            self.finished = not message.get("more_body", False)
+            if message["body"]:
+                yield message["body"]
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body. Raises TooLargeError as soon as it is known to be over `limit` bytes."""
+        length = self.header(b"content-length")
+        if length.isdigit() and int(length) > limit:
+            raise TooLargeError(limit)
+        whole = bytearray()
+        async for chunk in self.chunks():
+            whole += chunk
+            if len(whole) > limit:
+                raise TooLargeError(limit)
+        return bytes(whole)
+
+    async def gone(self) -> None:
+        """Return when the client has left. To be called after the body was read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Send the head; the body follows with `write`."""
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
+
+    async def write(self, body: bytes | memoryview, *, more: bool) -> None:
+        """Send a piece of the body and wait until the client takes it. Raises ClientGoneError."""
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def answer(self, status: int, body: bytes, headers: Headers) -> None:
+        """Send a whole answer."""
+        await self.start(status, (*headers, (b"content-length", b"%d" % len(body))))
+        await self.write(body, more=False)
+
+    async def answer_json(self, status: int, value: object, headers: Headers = ()) -> None:
+        """Send a whole answer as JSON."""
+        await self.answer(status, to_json(value), (JSON_TYPE, *headers))
+
+
+def to_json(value: object) -> bytes:
+    """Compact JSON. Half a surrogate pair, which no UTF-8 can carry, becomes a question mark."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
