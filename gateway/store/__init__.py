@@ -1,1 +1,33 @@
 """Where session records, leases and the history of claims are kept: one interface, two engines, a cache in front."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from gateway.clock import Clock
+from gateway.errors import SettingsError
+from gateway.interfaces import SessionStore
+from gateway.store.cached import CachedStore
+from gateway.store.redis import RedisStore
+from gateway.store.redis_client import make_client, redacted
+from gateway.store.sqlite import SqliteStore
+
+__all__ = ["CachedStore", "RedisStore", "SqliteStore", "make_store"]
+
+
+def make_store(url: str, clock: Clock, *, prefix: str = "wakegate") -> SessionStore:
+    """The store a URL names, not yet open: `sqlite:///absolute/path` (or `sqlite:relative/path`), or Redis.
+
+    Redis takes the forms of redis_client; `prefix` begins its keys. Raises SettingsError for any other URL.
+    """
+    scheme = url.partition(":")[0]
+    if scheme == "sqlite":
+        path = unquote(urlsplit(url).path)
+        if urlsplit(url).netloc or path in ("", "/"):
+            raise SettingsError([f"store URL {url}: name a file, as in sqlite:///var/lib/wakegate/sessions.db"])
+        return SqliteStore(Path(path), clock)
+    if scheme.partition("+")[0] in ("redis", "rediss", "unix"):
+        make_client(url)  # nothing is dialled: only to have a wrong URL told at the start
+        return RedisStore(url, clock, prefix)
+    raise SettingsError([f"store URL {redacted(url)}: begin it with sqlite:, redis:, rediss:, or unix:"])

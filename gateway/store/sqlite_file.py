@@ -148,7 +148,7 @@ def translate(path: Path, error: BaseException) -> BaseException:
 def _damaged(path: Path, what: str) -> str:
     return (
         f"session store {path} is damaged ({what}); stop the gateway, put a backup in its place or move it away "
-        f"together with {path.name}-wal and {path.name}-shm, and start again (without a backup its sessions are unknown)"
+        f"together with {path.name}-wal and {path.name}-shm, and start again (without one, its sessions are unknown)"
     )
 
 

@@ -1,0 +1,106 @@
+"""From a URL to a Redis client that fails fast: one server, TLS, Sentinel or a cluster.
+
+redis://[[user]:password@]host[:port][/db]           one server
+rediss://...                                         the same over TLS; ?ssl_ca_certs=FILE names a private CA
+unix://[[user]:password@]/path/to.sock[?db=0]        a unix socket
+redis+sentinel://[[user]:password@]host[:port],host[:port]/master[/db]
+                                                     the master as Sentinel names it; the password is the server's,
+                                                     ?sentinel_password= that of the sentinels
+redis+cluster://[[user]:password@]host[:port]        a cluster, by any of its nodes
+rediss+sentinel:// and rediss+cluster://             these over TLS
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.connection import parse_url
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+
+from gateway.errors import SettingsError
+
+CONNECT_TIMEOUT = 0.5  # seconds; a dial within one data centre takes a few milliseconds
+ANSWER_TIMEOUT = 0.8  # seconds; a script takes well under one millisecond
+_SENTINEL_PORT = 26379
+
+Close = Callable[[], Awaitable[None]]
+
+
+def make_client(url: str) -> tuple[Any, Close]:
+    """A client (it dials on first use) and what closes it. Raises SettingsError for a URL that is none of the above."""
+    scheme = url.partition("://")[0]
+    base, _, topology = scheme.partition("+")
+    try:
+        if base in ("redis", "rediss") and topology == "sentinel":
+            return _sentinel(url, tls=base == "rediss")
+        if base in ("redis", "rediss") and topology == "cluster":
+            cluster = RedisCluster.from_url(base + url[len(scheme) :], **_options(), require_full_coverage=False)
+            return cluster, cluster.aclose
+        client = Redis.from_url(url, **_options())
+    except ValueError as error:
+        raise SettingsError([f"store URL {redacted(url)}: {error}"]) from error
+    return client, client.aclose
+
+
+def redacted(url: str) -> str:
+    """The URL without its password or options, fit for messages."""
+    parts = urlsplit(url)
+    _, at, hosts = parts.netloc.rpartition("@")
+    return f"{parts.scheme}://{'***@' if at else ''}{hosts}{parts.path}"
+
+
+def _options() -> dict[str, Any]:
+    # No retries inside the driver: a write whose answer was lost may have landed, and only the caller can look. A
+    # connection that went stale while it lay in the pool is noticed, and dialled anew, before anything is sent on it.
+    return {
+        "socket_timeout": ANSWER_TIMEOUT,
+        "socket_connect_timeout": CONNECT_TIMEOUT,
+        "socket_keepalive": True,
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+    }
+
+
+def _sentinel(url: str, *, tls: bool) -> tuple[Any, Close]:
+    parts = urlsplit(url)
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    sentinels = [_host_and_port(text) for text in hosts.split(",")]
+    master, _, db = parts.path.strip("/").partition("/")
+    if not master:
+        raise ValueError("name the master after the sentinels, as in redis+sentinel://host:26379/mymaster")
+    # The driver reads options and credentials from a plain URL; the host in it is never dialled.
+    plain = parse_url(
+        f"{'rediss' if tls else 'redis'}://{credentials}{'@' if credentials else ''}unused/{db}?{parts.query}"
+    )
+    options: dict[str, Any] = {**plain, **_options()}
+    options.pop("host", None)
+    connection_class = options.pop("connection_class", None)
+    sentinel_options = dict(_options())
+    for name in ("username", "password"):
+        if f"sentinel_{name}" in options:
+            sentinel_options[name] = options.pop(f"sentinel_{name}")
+    if connection_class is not None:
+        tls_options = {name: value for name, value in options.items() if name.startswith("ssl")}
+        options["ssl"] = True
+        sentinel_options |= {"ssl": True, **tls_options}
+    sentinel = Sentinel(sentinels, sentinel_kwargs=sentinel_options, **options)  # type: ignore[no-untyped-call]
+    client = sentinel.master_for(master)
+
+    async def close() -> None:
+        await client.aclose()
+        for each in sentinel.sentinels:
+            await each.aclose()
+
+    return client, close
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname:
+        raise ValueError(f"{text!r} is not host:port")
+    return unquote(parts.hostname), parts.port or _SENTINEL_PORT
