@@ -1,0 +1,8 @@
+"""Sandboxes on this machine: bubblewrap, control groups, warm pools. provider.py is the way in."""
+
+from __future__ import annotations
+
+from gateway.provider.local.isolation import Isolation, IsolationReport, probe_isolation
+from gateway.provider.local.provider import LocalProvider
+
+__all__ = ["Isolation", "IsolationReport", "LocalProvider", "probe_isolation"]

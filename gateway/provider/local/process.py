@@ -1,0 +1,289 @@
+"""One sandbox's process tree: started held, limited, released, watched, and ended for good.
+
+The order, which leaves no gap in which user code could run unlimited: spawn (bwrap stops at --block-fd, the plain form
+at a `read` of a shell) -> put the held process in its control group and set its resource limits -> let it go.
+
+Three things make sure that it never outlives the gateway: bwrap asked the kernel for a SIGKILL when its parent ends
+(the *thread* that spawned it, so spawning happens on the event loop's thread and never in an executor); picod holds the
+read end of a pipe whose write end only the gateway has; and all of the tree lives in one pid namespace that ends with
+its first process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from gateway.provider.local import marks
+
+TAIL = 4096  # bytes of stderr kept for error messages
+_READ_SIZE, _READ_PAUSE = 16 << 10, 0.05  # at most 320 kB/s: code in the sandbox can write there as fast as it likes
+_END_TIMEOUT = 10.0
+
+Restrict = Callable[[int], None]  # called with the pid of the held process; raises OSError
+
+
+class StartFailedError(Exception):
+    """A sandbox did not come up; the text says why."""
+
+
+class Process:
+    """A running tree. `exited` resolves to the exit status (128 + n: ended by signal n) when it has ended."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], lifeline: int, errors: int, mark: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._popen = popen
+        self._lifeline = lifeline
+        self._mark = mark
+        self._inner: int | None = None  # pidfd of the namespace's first process
+        self._pidfd = os.pidfd_open(popen.pid)
+        self.exited: asyncio.Future[int] = self._loop.create_future()
+        self._loop.add_reader(self._pidfd, self._on_exit)
+        self._errors = errors
+        self._tail = b""
+        os.set_blocking(errors, False)
+        self._loop.add_reader(errors, self._on_errors)
+
+    @property
+    def pid(self) -> int:
+        """The outermost process."""
+        return self._popen.pid
+
+    @classmethod
+    async def start_walled(
+        cls, bwrap: Path, arguments: Callable[[int, int], list[str]], listener: socket.socket, mark: str, restrict: Restrict
+    ) -> Process:
+        """Start bwrap. `arguments(listener_fd, lifeline_fd)` are its arguments, `--`, and picod's command line.
+
+        The arguments go through an anonymous file, so that `ps` in the sandbox does not show the host's paths.
+        Raises StartFailedError, OSError.
+        """
+        with _Descriptors() as fds:
+            lifeline, held_lifeline = fds.pipe()
+            block, release = fds.pipe()
+            info, info_write = fds.pipe()
+            errors, errors_write = fds.pipe()
+            args = arguments(listener.fileno(), lifeline)
+            split = args.index("--")
+            hidden = fds.add(os.memfd_create("arguments"))
+            os.write(hidden, "\0".join(args[:split]).encode() + b"\0")
+            os.lseek(hidden, 0, os.SEEK_SET)
+            handshake = ["--args", str(hidden), "--info-fd", str(info_write), "--block-fd", str(block)]
+            popen = subprocess.Popen(  # noqa: ASYNC220 - vfork and exec, about a millisecond, and on this very thread
+                [str(bwrap), *handshake, *args[split:]],
+                stdin=subprocess.DEVNULL,
+                stdout=errors_write,
+                stderr=errors_write,
+                env={marks.NAME: mark},
+                pass_fds=(listener.fileno(), lifeline, block, info_write, hidden),
+                start_new_session=True,
+            )
+            fds.keep(held_lifeline, errors)
+            process = cls(popen, held_lifeline, errors, mark)
+            fds.close(lifeline, block, info_write, errors_write, hidden)
+            try:
+                told = await _read_to_end(info)
+                if not told:
+                    raise StartFailedError(await process.failure())
+                child = int(json.loads(told)["child-pid"])
+                process._inner = os.pidfd_open(child)
+                restrict(child)
+                os.write(release, b"x")
+            except BaseException:
+                await process.end()
+                raise
+            return process
+
+    @classmethod
+    async def start_plain(
+        cls,
+        arguments: Callable[[int, int], list[str]],
+        listener: socket.socket,
+        mark: str,
+        restrict: Restrict,
+        *,
+        environment: Mapping[str, str],
+        folder: Path,
+    ) -> Process:
+        """Start picod without walls: its own session, limits and lifeline only. Raises OSError."""
+        with _Descriptors() as fds:
+            lifeline, held_lifeline = fds.pipe()
+            block, release = fds.pipe()
+            errors, errors_write = fds.pipe()
+            held = ["/bin/sh", "-c", 'read -r _ && exec "$@" </dev/null', "sandbox"]
+            popen = subprocess.Popen(  # noqa: ASYNC220 - as above
+                [*held, *arguments(listener.fileno(), lifeline)],
+                stdin=block,
+                stdout=errors_write,
+                stderr=errors_write,
+                env={**environment, marks.NAME: mark},
+                cwd=folder,
+                pass_fds=(listener.fileno(), lifeline),
+                start_new_session=True,
+            )
+            fds.keep(held_lifeline, errors)
+            process = cls(popen, held_lifeline, errors, mark)
+            try:
+                restrict(popen.pid)
+                os.write(release, b"\n")
+            except BaseException:
+                await process.end()
+                raise
+            return process
+
+    async def failure(self) -> str:
+        """Why it ended, with the end of what it said. Waits for it to end, and ends it when it takes too long."""
+        try:
+            status = await asyncio.wait_for(asyncio.shield(self.exited), 5.0)
+        except TimeoutError:
+            return f"it stopped answering: {self.said() or 'no message'}"
+        self._on_errors()
+        return f"{describe_exit(status)}: {self.said() or 'no message'}"
+
+    def said(self) -> str:
+        """The end of what the tree wrote to its standard error."""
+        return self._tail.decode(errors="replace").strip()
+
+    async def end(self) -> None:
+        """Kill all of it and wait until it is gone. Idempotent.
+
+        Raises TimeoutError when the kernel does not let go of it (a process stuck in an uninterruptible call).
+        """
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+        if self._inner is not None:
+            _kill(self._inner)  # the kernel then kills the namespace; bwrap, outside of it, sees that and exits
+        elif not self.exited.done():
+            try:
+                os.killpg(self._popen.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it ended by itself in between
+        await asyncio.wait_for(asyncio.shield(self.exited), _END_TIMEOUT)
+        if self._inner is not None:
+            # Usually gone before bwrap; if bwrap itself was killed, its child follows a moment later.
+            await asyncio.wait_for(_readable(self._inner), _END_TIMEOUT)
+            os.close(self._inner)
+            self._inner = None
+        self._close_errors()
+
+    def _on_exit(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        status = self._popen.wait()  # has ended: does not block
+        self.exited.set_result(status if status >= 0 else 128 - status)
+
+    def _on_errors(self) -> None:
+        if self._errors < 0:
+            return
+        try:
+            data = os.read(self._errors, _READ_SIZE)
+        except BlockingIOError:
+            return
+        self._tail = (self._tail + data)[-TAIL:]
+        self._loop.remove_reader(self._errors)
+        if data:
+            self._loop.call_later(_READ_PAUSE, self._resume_errors)
+        else:
+            self._close_errors()
+
+    def _resume_errors(self) -> None:
+        if self._errors >= 0:
+            self._loop.add_reader(self._errors, self._on_errors)
+
+    def _close_errors(self) -> None:
+        if self._errors >= 0:
+            self._loop.remove_reader(self._errors)
+            os.close(self._errors)
+            self._errors = -1
+
+
+def describe_exit(status: int) -> str:
+    """An exit status in words."""
+    if status > 128:
+        try:
+            return f"exited with status {status} ({signal.Signals(status - 128).name})"
+        except ValueError:
+            pass  # a status of its own choosing, not a signal
+    return f"exited with status {status}"
+
+
+class _Descriptors:
+    """Closes what was opened within, except what was kept."""
+
+    def __init__(self) -> None:
+        self._open: set[int] = set()
+
+    def __enter__(self) -> _Descriptors:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close(*self._open)
+
+    def pipe(self) -> tuple[int, int]:
+        ends = os.pipe()
+        self._open.update(ends)
+        return ends
+
+    def add(self, fd: int) -> int:
+        self._open.add(fd)
+        return fd
+
+    def keep(self, *fds: int) -> None:
+        self._open.difference_update(fds)
+
+    def close(self, *fds: int) -> None:
+        for fd in fds:
+            self._open.discard(fd)
+            os.close(fd)
+
+
+def _kill(pidfd: int) -> None:
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it ended by itself
+
+
+async def _readable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(fd, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(fd)
+
+
+async def _read_to_end(fd: int) -> bytes:
+    os.set_blocking(fd, False)
+    parts: list[bytes] = []
+    while True:
+        await _readable(fd)
+        part = os.read(fd, 4096)
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
+
+
+def wait_gone(pidfds: Sequence[int], timeout: float) -> bool:
+    """Block until all have ended, at most `timeout` seconds. For the start, before anything is served."""
+    poll = select.poll()
+    for fd in pidfds:
+        poll.register(fd, select.POLLIN)
+    left = set(pidfds)
+    while left:
+        ended = poll.poll(timeout * 1000)
+        if not ended:
+            return False
+        for fd, _ in ended:
+            poll.unregister(fd)
+            left.discard(fd)
+    return True

@@ -1,0 +1,79 @@
+"""Deleting what hostile code left behind: any depth, any name, any mode, and never through a symlink."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+_FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def delete_children(parent: str) -> None:
+    """Empty the folder `parent`, which is ours and to which nobody else has access.
+
+    Each folder found inside is first moved up to `parent` under a new name and emptied there. So nothing is ever more
+    than two levels down: no recursion, one descriptor, and no path too long, however deep the tree was.
+    Raises OSError for what cannot be deleted (an immutable file, say), after deleting all the rest.
+    """
+    top = os.open(parent, os.O_RDONLY | _FOLDER)
+    problem: OSError | None = None
+    try:
+        stuck: set[bytes] = set()
+        counter = 0
+        while names := [name for name in map(os.fsencode, os.listdir(top)) if name not in stuck]:
+            for name in names:
+                try:
+                    counter = _delete_one(top, name, counter)
+                except OSError as error:
+                    stuck.add(name)
+                    problem = error
+    finally:
+        os.close(top)
+    if problem is not None:
+        raise problem
+
+
+def _delete_one(top: int, name: bytes, counter: int) -> int:
+    """Delete the entry `name` of `top`; its folders move up into `top`. Returns the counter of names used."""
+    if not stat.S_ISDIR(os.stat(name, dir_fd=top, follow_symlinks=False).st_mode):
+        os.unlink(name, dir_fd=top)
+        return counter
+    folder = _open_writable(top, name)
+    problem: OSError | None = None
+    try:
+        for child in map(os.fsencode, os.listdir(folder)):
+            try:
+                if stat.S_ISDIR(os.stat(child, dir_fd=folder, follow_symlinks=False).st_mode):
+                    os.close(_open_writable(folder, child))  # moving a folder rewrites its "..": it must be writable
+                    counter = _move_up(top, folder, child, counter)
+                else:
+                    os.unlink(child, dir_fd=folder)
+            except OSError as error:
+                problem = error
+    finally:
+        os.close(folder)
+    if problem is not None:
+        raise problem
+    os.rmdir(name, dir_fd=top)
+    return counter
+
+
+def _move_up(top: int, folder: int, child: bytes, counter: int) -> int:
+    while True:
+        counter += 1
+        name = b".wakegate-%d" % counter
+        try:
+            os.stat(name, dir_fd=top, follow_symlinks=False)
+        except FileNotFoundError:
+            os.rename(child, name, src_dir_fd=folder, dst_dir_fd=top)
+            return counter
+
+
+def _open_writable(parent: int, name: bytes) -> int:
+    """Open a folder for reading after giving ourselves all rights to it; a mode of 000 does not keep us out."""
+    handle = os.open(name, os.O_PATH | _FOLDER, dir_fd=parent)
+    try:
+        os.chmod(f"/proc/self/fd/{handle}", 0o700)
+        return os.open(".", os.O_RDONLY | _FOLDER, dir_fd=handle)
+    finally:
+        os.close(handle)
