@@ -228,7 +228,7 @@ def _open_spill(workspace: Workspace, path: str, max_kept: int) -> int:
 
 
 def _outdated(spills: list[tuple[int, int, str]], max_kept: int) -> list[str]:
-    """Which of the (mtime, size, name) must go before one more comes: the newest few stay, of `max_kept` bytes at most."""
+    """Which (mtime, size, name) must go before one more comes: the newest few stay, `max_kept` bytes at most."""
     kept = 0
     for index, (_, size, _) in enumerate(sorted(spills, reverse=True)):
         kept += size

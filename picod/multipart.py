@@ -50,19 +50,22 @@ class _Form:
         self._disposition: dict[bytes, bytes] = {}
         self._sink: bytearray | Staged | None = None  # where the present part goes; None: to nobody
         self._full = False
-        self._parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._part_begin,
-                "on_header_field": self._header_field,
-                "on_header_value": self._header_value,
-                "on_header_end": self._header_end,
-                "on_headers_finished": self._headers_finished,
-                "on_part_data": self._part_data,
-                "on_part_end": self._part_end,
-                "on_end": self._end,
-            },
-        )
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._part_begin,
+                    "on_header_field": self._header_field,
+                    "on_header_value": self._header_value,
+                    "on_header_end": self._header_end,
+                    "on_headers_finished": self._headers_finished,
+                    "on_part_data": self._part_data,
+                    "on_part_end": self._part_end,
+                    "on_end": self._end,
+                },
+            )
+        except FormParserError as error:  # a boundary longer than the 70 characters of RFC 2046, or so
+            raise RequestError(400, f"Failed to parse multipart form: {error}") from error
 
     def feed(self, chunk: bytes) -> bool:
         """Parse a piece of the body; True when the staged file should be flushed. Raises RequestError."""

@@ -99,9 +99,7 @@ class Connection(asyncio.Protocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            # We upgrade to nothing; the request was handed on as it is and the connection ends after the answer.
-            if self.incoming is not None:
-                self.incoming.keep_alive = False
+            pass  # the request was handed on as it stands; the connection ends after its answer
         except httptools.HttpParserError:
             self.refuse(400, b"Invalid HTTP request received.")
         else:
@@ -152,9 +150,11 @@ class Connection(asyncio.Protocol):
             "root_path": "",
             "headers": self.headers,
         }
+        # After an offered upgrade, which we never take up, the parser reads no further request.
+        keep_alive = version != "1.0" and self.parser.should_keep_alive() and not self.parser.should_upgrade()
         self.arm(None)
         self.head_bytes = 0
-        self.incoming = Exchange(self, scope, keep_alive=version != "1.0" and self.parser.should_keep_alive())
+        self.incoming = Exchange(self, scope, keep_alive=keep_alive)
         if self.exchange is None:
             self.exchange = self.incoming
             self.exchange.begin()
