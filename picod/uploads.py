@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import errno
+import functools
 import os
 import re
 import stat
@@ -68,10 +69,14 @@ class Staged:
             while done < len(view):
                 done += os.write(self._fd, view[done:])
 
+    def is_near(self, place: Place) -> bool:
+        """Whether a rename gets it to `place`, or it takes a copy."""
+        return os.fstat(self._dir_fd).st_dev == os.fstat(place.dir_fd).st_dev
+
     def commit(self, place: Place, mode: int) -> os.stat_result:
         """Put the file at `place`; a file that was there before hands on its mode. Raises OSError."""
         kept = _mode_at(place)
-        os.fchmod(self._fd, kept if kept is not None else mode & ~current_umask())
+        os.fchmod(self._fd, kept if kept is not None else mode & ~_umask())
         try:
             os.rename(self._name, place.name, src_dir_fd=self._dir_fd, dst_dir_fd=place.dir_fd)
             self._committed = True
@@ -105,8 +110,9 @@ class Staged:
             os.close(self._dir_fd)
 
 
-def current_umask() -> int:
-    """The process's umask; set once at start, so the moment between the two calls changes nothing for anybody."""
+@functools.cache
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
     umask = os.umask(0o022)
     os.umask(umask)
     return umask
@@ -221,7 +227,10 @@ async def finish(request: Request, staged: Staged, place: Place, mode: int) -> N
     """Write the rest, put the file in its place, answer."""
     await flush(staged, place.path)
     try:
-        status = staged.commit(place, mode)
+        if staged.is_near(place):
+            status = staged.commit(place, mode)
+        else:
+            status = await asyncio.to_thread(staged.commit, place, mode)
     except OSError as error:
         raise RequestError(
             os_failure(error, "").status, f"Failed to write file: open {place.path}: {reason_of(error)}"

@@ -25,13 +25,8 @@ RSA = generate_private_key(65537, 2048)
 
 def jwk(kid: str, key: Ed25519PrivateKey | RSAPrivateKey) -> dict[str, Any]:
     """The public half as a JWKS entry."""
-    public = key.public_key()
-    entry = (
-        OKPAlgorithm.to_jwk(public, as_dict=True)
-        if isinstance(key, Ed25519PrivateKey)
-        else RSAAlgorithm.to_jwk(public, as_dict=True)
-    )  # type: ignore[arg-type]
-    return {**entry, "kid": kid}
+    kind: Any = OKPAlgorithm if isinstance(key, Ed25519PrivateKey) else RSAAlgorithm
+    return {**kind.to_jwk(key.public_key(), as_dict=True), "kid": kid}
 
 
 def write_keys(path: Path, *entries: dict[str, Any]) -> None:

