@@ -1,2 +1,76 @@
-"""stub"""
-def main()->None: ...
+"""The command line: read settings, start the server, say what it serves."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import uvloop
+
+from gateway import __version__
+from gateway.errors import SettingsError, WakegateError
+from gateway.model import RuntimeKey
+from gateway.settings import Settings, add_arguments, load
+
+START_FAILED = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="wakegate", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"wakegate {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser(
+        "serve",
+        help="run a gateway",
+        description="Run a gateway. Flags win over WAKEGATE_* variables, those over --config.",
+    )
+    add_arguments(serve)
+    arguments = parser.parse_args(argv)
+    try:
+        settings = load(vars(arguments), os.environ)
+        logging.basicConfig(
+            level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+        )
+        return uvloop.run(_serve(settings))
+    except SettingsError as error:
+        for problem in error.problems:
+            print(f"wakegate: {problem}", file=sys.stderr)
+        return START_FAILED
+    except WakegateError as error:
+        print(f"wakegate: {error}", file=sys.stderr)
+        return START_FAILED
+    except KeyboardInterrupt:
+        return 130
+
+
+async def _serve(settings: Settings) -> int:
+    from gateway.app import build  # the slow import: once the settings are known to be right
+    from gateway.server import serving
+
+    gateway = await build(settings)
+    async with serving(gateway) as (url, ended):
+        runtimes = [f"{runtime.key}, warm pool of {runtime.pool.size}" for runtime in gateway.catalog.all()]
+        print(banner(url, settings, runtimes, gateway.engine_summary, gateway.catalog.all()[0].key), flush=True)
+        await ended
+    return 0
+
+
+def banner(url: str, settings: Settings, runtimes: Sequence[str], engine: Sequence[str], first: RuntimeKey) -> str:
+    """What a person sees at the start: where it listens, what it serves, how it isolates, and three lines to copy."""
+    name = f"{first.namespace}/{first.name}"
+    invoke = f"{url}/v1/namespaces/{first.namespace}/{first.kind.segment}/{first.name}/invocations/api/execute"
+    pick = "python3 -c 'import json,sys; print(json.load(sys.stdin)[\"id\"])'"
+    return "\n".join([
+        f"Wakegate {__version__} listens on {url}",
+        *(f"  {'serves' if not i else '':<10} {line}" for i, line in enumerate(runtimes)),
+        *(f"  {'isolation' if not i else '':<10} {line}" for i, line in enumerate(engine)),
+        f"  {'state':<10} {settings.state_dir}",
+        "Try it:",
+        f"""  curl -s {invoke} -d '{{"command": ["python3", "-c", "print(\\"Hello\\")"]}}'""",
+        f"""  S=$(curl -s {url}/v1/sessions -d '{{"runtime": "{name}"}}' | {pick})""",
+        f"""  curl -s {url}/api/execute -H "x-session-id: $S" -d '{{"command": ["uname", "-a"]}}'""",
+    ])  # fmt: skip

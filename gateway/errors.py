@@ -6,6 +6,7 @@
     ├── NotFoundError 404 NOT_FOUND
     │   ├── SessionNotFoundError                 no such session, or not under this runtime
     │   └── RuntimeNotFoundError
+    ├── RequestTimeoutError 408 REQUEST_TIMEOUT  the client was silent while it owed us its request
     ├── ConflictError 409 CONFLICT               the session is not in a state that allows this
     ├── QueueFullError 429 OVERLOADED            a bounded queue is full (Retry-After)
     ├── UpstreamConnectError 502 SANDBOX_UNREACHABLE   nothing was sent; safe to try again
@@ -76,6 +77,13 @@ class RuntimeNotFoundError(NotFoundError):
     code = "RUNTIME_NOT_FOUND"
 
 
+class RequestTimeoutError(WakegateError):
+    """The client was silent for too long while it owed us its request."""
+
+    status = 408
+    code = "REQUEST_TIMEOUT"
+
+
 class ConflictError(WakegateError):
     """The session's present state does not allow this."""
 
@@ -92,10 +100,17 @@ class QueueFullError(WakegateError):
 
 
 class UpstreamConnectError(WakegateError):
-    """The sandbox could not be dialled. Nothing of the request was sent, so it may be tried elsewhere."""
+    """The sandbox could not be dialled; nothing of the request was sent.
+
+    `gone`: nobody listens there any more, so the session may have another sandbox. A full backlog or a timeout is not that.
+    """
 
     status = 502
     code = "SANDBOX_UNREACHABLE"
+
+    def __init__(self, message: str, *, gone: bool = False) -> None:
+        super().__init__(message)
+        self.gone = gone
 
 
 class UpstreamBrokenError(WakegateError):

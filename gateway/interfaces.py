@@ -59,7 +59,12 @@ class SessionStore(Protocol):
         ...
 
     def sessions(
-        self, *, state: SessionState | None = None, runtime: RuntimeKey | None = None, after: SessionId | None = None, limit: int = 100
+        self,
+        *,
+        state: SessionState | None = None,
+        runtime: RuntimeKey | None = None,
+        after: SessionId | None = None,
+        limit: int = 100,
     ) -> AsyncIterator[Session]:
         """Records by id, strictly after `after`, at most `limit`."""
         ...
@@ -132,6 +137,10 @@ class SandboxProvider(Protocol):
 
     async def status(self, runtime: RuntimeKey) -> PoolStatus:
         """The pool now. Raises RuntimeNotFoundError."""
+        ...
+
+    async def find(self, sandbox_id: SandboxId) -> Sandbox | None:
+        """The sandbox if it exists and has not ended, from memory."""
         ...
 
     async def list(self) -> Sequence[Sandbox]:

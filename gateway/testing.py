@@ -2,6 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gateway.app import Gateway
+from gateway.clock import Clock, SystemClock
+from gateway.errors import RuntimeNotFoundError, WakegateError
+from gateway.interfaces import SandboxProvider
+from gateway.keys import KeyRing
+from gateway.model import (
+    Endpoint,
+    PoolStatus,
+    Runtime,
+    RuntimeKey,
+    Sandbox,
+    SandboxEvent,
+    SandboxId,
+    SessionId,
+    StartKind,
+)
+from gateway.runtimes import default_runtime
+from gateway.settings import Settings
+from gateway.store.sqlite import SqliteStore
+
 
 class ManualClock:
     """A Clock that stands still until it is told to advance."""
@@ -22,3 +48,99 @@ class ManualClock:
         """Let time pass. Negative: the wall clock was set back; the monotonic one never is."""
         self._now += seconds
         self._monotonic += max(seconds, 0.0)
+
+
+class ScriptedProvider:
+    """A SandboxProvider whose sandboxes are records only: each has the endpoint that the script gives.
+
+    `endpoints` are handed out in turn, the last one again and again. `warm` claims come from the pool, further ones are
+    cold. `fail_with` makes claims raise. `end(sandbox_id, reason)` lets a sandbox end on its own.
+    """
+
+    def __init__(self, *endpoints: Endpoint, clock: Clock | None = None) -> None:
+        self.endpoints = list(endpoints) or [Endpoint(uds="/nonexistent/sandbox.sock")]
+        self.fail_with: WakegateError | None = None
+        self.hold: asyncio.Event | None = None  # claims wait for it when set
+        self.claims = 0
+        self._clock = clock or SystemClock()
+        self._warm: dict[RuntimeKey, int] = {}
+        self._targets: dict[RuntimeKey, int] = {}
+        self._sandboxes: dict[SandboxId, Sandbox] = {}
+        self._events: asyncio.Queue[SandboxEvent] = asyncio.Queue()
+
+    async def start(self) -> None:
+        """Nothing to clear."""
+
+    async def aclose(self) -> None:
+        """All sandboxes end."""
+        self._sandboxes.clear()
+
+    async def apply(self, runtimes: Iterable[Runtime]) -> None:
+        """Pools are full at once."""
+        self._targets = {runtime.key: runtime.pool.size for runtime in runtimes}
+        self._warm = dict(self._targets)
+
+    async def claim(self, runtime: RuntimeKey, session_id: SessionId) -> Sandbox:
+        """A warm record while there are any; the pool fills again at once."""
+        if runtime not in self._targets:
+            raise RuntimeNotFoundError(f"{runtime} is not served")
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.fail_with is not None:
+            raise self.fail_with
+        self.claims += 1
+        endpoint = self.endpoints.pop(0) if len(self.endpoints) > 1 else self.endpoints[0]
+        start = StartKind.WARM if self._warm[runtime] else StartKind.COLD
+        sandbox_id = SandboxId(f"sb-{uuid.uuid4().hex[:12]}")
+        sandbox = Sandbox(sandbox_id, runtime, endpoint, start, self._clock.now(), session_id)
+        self._sandboxes[sandbox_id] = sandbox
+        return sandbox
+
+    async def release(self, sandbox_id: SandboxId) -> None:
+        """Forget it; absent is success."""
+        self._sandboxes.pop(sandbox_id, None)
+
+    async def resize(self, runtime: RuntimeKey, warm: int) -> None:
+        """The pool has that size at once."""
+        if runtime not in self._targets:
+            raise RuntimeNotFoundError(f"{runtime} is not served")
+        self._targets[runtime] = self._warm[runtime] = warm
+
+    async def status(self, runtime: RuntimeKey) -> PoolStatus:
+        """The pool as scripted."""
+        if runtime not in self._targets:
+            raise RuntimeNotFoundError(f"{runtime} is not served")
+        claimed = sum(1 for each in self._sandboxes.values() if each.runtime == runtime)
+        return PoolStatus(runtime, self._targets[runtime], self._warm[runtime], 0, claimed, 0)
+
+    async def find(self, sandbox_id: SandboxId) -> Sandbox | None:
+        """From memory."""
+        return self._sandboxes.get(sandbox_id)
+
+    async def list(self) -> Sequence[Sandbox]:
+        """The bound ones; warm ones are only counted."""
+        return list(self._sandboxes.values())
+
+    async def watch(self) -> AsyncIterator[SandboxEvent]:
+        """What `end` was told."""
+        while True:
+            yield await self._events.get()
+
+    def end(self, sandbox_id: SandboxId, reason: str) -> None:
+        """A sandbox ends on its own."""
+        sandbox = self._sandboxes.pop(sandbox_id)
+        self._events.put_nowait(SandboxEvent(sandbox_id, sandbox.session_id, reason))
+
+
+def scripted_gateway(state_dir: Path, provider: SandboxProvider, **changes: Any) -> Gateway:
+    """A gateway with real store, keys and data path over the given provider, on a free port of 127.0.0.1.
+
+    `changes` are settings, and `runtimes`, `store` or `clock`. Serve it with `gateway.server.serving`.
+    """
+    clock: Clock = changes.pop("clock", None) or SystemClock()
+    runtimes = changes.pop("runtimes", None) or [default_runtime(3)]
+    store = changes.pop("store", None) or SqliteStore(state_dir / "wakegate.db", clock)
+    settings = Settings(**{"port": 0, "state_dir": state_dir, **changes})
+    keys = KeyRing(state_dir / "keys", settings.token_algorithm)
+    keys.open()
+    return Gateway(settings, runtimes=runtimes, store=store, provider=provider, keys=keys, clock=clock)

@@ -1,0 +1,1 @@
+"""The control surfaces: parse, call the lifecycle, serialise."""

@@ -1,0 +1,29 @@
+"""The control app: all control surfaces on one starlette router, behind the data path."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute
+
+
+def make_control_app(routes: Sequence[BaseRoute]) -> Callable[..., Awaitable[None]]:
+    """An ASGI app. Unknown paths and wrong methods get AgentCube's plain 404, never a 405."""
+    app = Starlette(routes=list(routes), exception_handlers={404: _not_found, 405: _not_found})
+    app.router.redirect_slashes = False
+
+    async def control(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("//"):
+            # AgentCube's SDK joins a base URL with a trailing slash to "//v1/...".
+            scope = {**scope, "path": "/" + scope["path"].lstrip("/")}
+        await app(scope, receive, send)
+
+    return control
+
+
+async def _not_found(_: Request, __: Exception) -> Response:
+    return PlainTextResponse("404 page not found", 404)

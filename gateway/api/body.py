@@ -1,0 +1,78 @@
+"""What the control surfaces share: reading a small JSON body, reading values, writing JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from gateway.errors import BadRequestError
+from gateway.units import parse_duration
+
+MAX_BODY = 1 << 20  # bytes; a control request is a few hundred
+
+
+class JSON(Response):
+    """A JSON response by orjson."""
+
+    media_type = "application/json; charset=utf-8"
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return orjson.dumps(content)
+
+
+async def read_object(request: Request) -> Mapping[str, Any]:
+    """The request's body as a JSON object, whatever its Content-Type says. Raises BadRequestError."""
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise BadRequestError(f"the body is larger than {MAX_BODY} bytes")
+    except ClientDisconnect:
+        raise BadRequestError("the client left while sending its request") from None
+    try:
+        value = orjson.loads(bytes(body))
+    except orjson.JSONDecodeError as error:
+        raise BadRequestError(f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BadRequestError("the body must be a JSON object")
+    return value
+
+
+def read_seconds(body: Mapping[str, Any], name: str) -> float | None:
+    """A duration: a number of seconds or text such as "15m". Raises BadRequestError."""
+    value = body.get(name)
+    if value is None:
+        return None
+    try:
+        seconds = parse_duration(value) if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if isinstance(value, bool) or not 0 < seconds < 1e9:
+        raise BadRequestError(
+            f"{name}: expected a duration above zero, in seconds or as text such as 15m; got {value!r}"
+        )
+    return seconds
+
+
+def read_metadata(body: Mapping[str, Any]) -> dict[str, str]:
+    """`metadata` as text to text; numbers and booleans are taken as their JSON text. Raises BadRequestError."""
+    value = body.get("metadata")
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or len(value) > 64:
+        raise BadRequestError("metadata: expected an object of at most 64 entries")
+    result: dict[str, str] = {}
+    for key, entry in value.items():
+        if isinstance(entry, dict | list):
+            raise BadRequestError(f"metadata.{key[:64]}: expected text")
+        text = entry if isinstance(entry, str) else orjson.dumps(entry).decode()
+        if len(key) > 256 or len(text) > 4096:
+            raise BadRequestError(f"metadata.{key[:64]}: keys hold at most 256 characters, values 4096")
+        result[key] = text
+    return result

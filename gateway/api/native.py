@@ -1,0 +1,200 @@
+"""Wakegate's own control API: sessions, runtimes, health. Errors: `{"error": text, "code": CODE}`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway.api.body import JSON, read_metadata, read_object, read_seconds
+from gateway.errors import ActivationTimeoutError, BadRequestError, WakegateError
+from gateway.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
+from gateway.lifecycle import Lifecycle
+from gateway.model import Kind, PoolStatus, Runtime, RuntimeKey, Session, SessionId, SessionState
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class NativeAPI:
+    """Handlers over lifecycle, store and provider."""
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        store: SessionStore,
+        provider: SandboxProvider,
+        catalog: RuntimeCatalog,
+        is_draining: Callable[[], bool],
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._store = store
+        self._provider = provider
+        self._catalog = catalog
+        self._is_draining = is_draining
+
+    def routes(self) -> list[Route]:
+        """The API's paths."""
+        return [
+            Route("/v1/sessions", _guarded(self._create), methods=["POST"]),
+            Route("/v1/sessions", _guarded(self._list), methods=["GET"]),
+            Route("/v1/sessions/{session_id}", _guarded(self._get), methods=["GET"]),
+            Route("/v1/sessions/{session_id}", _guarded(self._delete), methods=["DELETE"]),
+            Route("/v1/runtimes", _guarded(self._runtimes), methods=["GET"]),
+            Route("/healthz", _guarded(self._healthz), methods=["GET"]),
+            Route("/readyz", _guarded(self._readyz), methods=["GET"]),
+            Route("/health/ready", _guarded(self._health_ready), methods=["GET"]),
+        ]
+
+    async def _create(self, request: Request) -> Response:
+        body = await read_object(request)
+        unknown = sorted(body.keys() - {"runtime", "ttl", "idleTimeout", "metadata"})
+        if unknown:
+            raise BadRequestError(f"{unknown[0]}: unknown field; expected runtime, ttl, idleTimeout or metadata")
+        key = read_runtime(body.get("runtime"))
+        ttl, idle_timeout = read_seconds(body, "ttl"), read_seconds(body, "idleTimeout")
+        metadata = read_metadata(body)
+        hold = self._lifecycle.hold_time(key)
+        try:
+            async with asyncio.timeout(hold):
+                opened = await self._lifecycle.create(key, ttl=ttl, idle_timeout=idle_timeout, metadata=metadata)
+        except TimeoutError:
+            raise ActivationTimeoutError(f"no sandbox was ready within {hold:g} s", retry_after=1) from None
+        session_id = opened.session.id
+        headers = {
+            "location": f"/v1/sessions/{session_id}",
+            "x-session-id": session_id,
+            "x-agentcube-session-id": session_id,
+            "x-wakegate-start": opened.start.value,
+        }
+        return JSON(session_document(opened.session), 201, headers)
+
+    async def _list(self, request: Request) -> Response:
+        query = request.query_params
+        unknown = sorted(query.keys() - {"state", "runtime", "after", "limit"})
+        if unknown:
+            raise BadRequestError(f"{unknown[0]}: unknown parameter; expected state, runtime, after or limit")
+        state = query.get("state")
+        if state is not None and state not in list(SessionState):
+            raise BadRequestError(f"state: expected one of {', '.join(SessionState)}; got {state[:64]!r}")
+        limit = query.get("limit", "100")
+        if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit) <= 1000:
+            raise BadRequestError(f"limit: expected a whole number from 1 to 1000, got {limit[:64]!r}")
+        runtime = read_runtime(query["runtime"]) if "runtime" in query else None
+        after = SessionId(query["after"]) if "after" in query else None
+        found = self._store.sessions(
+            state=SessionState(state) if state else None, runtime=runtime, after=after, limit=int(limit)
+        )
+        sessions = [session async for session in found]
+        following = sessions[-1].id if len(sessions) == int(limit) else None
+        return JSON({"sessions": [session_document(session) for session in sessions], "next": following})
+
+    async def _get(self, request: Request) -> Response:
+        return JSON(session_document(await self._lifecycle.get(SessionId(request.path_params["session_id"]))))
+
+    async def _delete(self, request: Request) -> Response:
+        await self._lifecycle.terminate(SessionId(request.path_params["session_id"]), "deleted by its user")
+        return Response(status_code=204)
+
+    async def _runtimes(self, _: Request) -> Response:
+        runtimes = [runtime_document(each, await self._provider.status(each.key)) for each in self._catalog.all()]
+        return JSON({"runtimes": runtimes})
+
+    async def _healthz(self, _: Request) -> Response:
+        return JSON({"status": "alive"})
+
+    async def _readyz(self, _: Request) -> Response:
+        reasons = await self._reasons()
+        return JSON({"status": "not ready", "reasons": reasons}, 503) if reasons else JSON({"status": "ready"})
+
+    async def _health_ready(self, _: Request) -> Response:
+        reasons = await self._reasons()
+        if reasons:
+            return JSON({"error": "; ".join(reasons), "status": "not ready"}, 503)
+        return JSON({"status": "ready"})
+
+    async def _reasons(self) -> list[str]:
+        """Why this gateway should get no traffic; empty if it should."""
+        reasons = ["this gateway is shutting down"] if self._is_draining() else []
+        try:
+            await self._store.ping()
+        except WakegateError as error:
+            reasons.append(f"the session store does not answer: {error}")
+        for runtime in self._catalog.all():
+            status = await self._provider.status(runtime.key)
+            if not status.settled:
+                trouble = f"; last failure: {status.last_error}" if status.last_error else ""
+                reasons.append(f"{runtime.key}: no warm sandbox yet, {status.starting} starting{trouble}")
+        return reasons
+
+
+def read_runtime(value: Any) -> RuntimeKey:
+    """`"name"`, `"namespace/name"` or `{"namespace", "name", "kind"}`. Raises BadRequestError."""
+    if isinstance(value, str) and value:
+        namespace, slash, name = value.partition("/")
+        return RuntimeKey(namespace, name) if slash else RuntimeKey("default", namespace)
+    if isinstance(value, dict) and isinstance(value.get("name"), str):
+        kind, namespace = value.get("kind", Kind.CODE_INTERPRETER), value.get("namespace", "default")
+        if kind in list(Kind) and isinstance(namespace, str):
+            return RuntimeKey(namespace, value["name"], Kind(kind))
+    raise BadRequestError('runtime: expected "namespace/name", or an object with name, namespace and kind')
+
+
+def session_document(session: Session) -> dict[str, Any]:
+    """A session as the API shows it. Times are RFC 3339."""
+    return {
+        "id": session.id,
+        "runtime": {"namespace": session.runtime.namespace, "name": session.runtime.name, "kind": session.runtime.kind},
+        "state": session.state,
+        "start": session.start,
+        "createdAt": _time(session.created_at),
+        "lastActiveAt": _time(session.last_active_at),
+        "expiresAt": _time(session.expires_at),
+        "idleTimeout": session.idle_timeout,
+        "sandboxId": session.sandbox.id if session.sandbox else None,
+        "reason": session.reason,
+        "metadata": dict(session.metadata),
+    }
+
+
+def runtime_document(runtime: Runtime, status: PoolStatus) -> dict[str, Any]:
+    """A runtime and its pool as the API shows them."""
+    return {
+        "namespace": runtime.key.namespace,
+        "name": runtime.key.name,
+        "kind": runtime.key.kind,
+        "image": runtime.image,
+        "sessionTimeout": runtime.session_timeout,
+        "maxSessionDuration": runtime.max_session_duration,
+        "pool": {
+            "mode": runtime.pool.mode,
+            "target": status.target,
+            "ready": status.ready,
+            "starting": status.starting,
+            "claimed": status.claimed,
+            "failures": status.failures,
+            "lastError": status.last_error,
+            "retryAt": None if status.retry_at is None else _time(status.retry_at),
+            "leadTimeP50": status.lead_time_p50,
+            "leadTimeP90": status.lead_time_p90,
+        },
+    }
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _guarded(handler: Handler) -> Handler:
+    async def answer(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except WakegateError as error:
+            headers = {} if error.retry_after is None else {"retry-after": str(max(1, round(error.retry_after)))}
+            return JSON({"error": str(error), "code": error.code}, error.status, headers)
+
+    return answer

@@ -1,0 +1,214 @@
+"""The composition root: the one room that names concrete classes. Settings in, a running gateway out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from gateway.api.agentcube import AgentCubeAPI
+from gateway.api.app import make_control_app
+from gateway.api.native import NativeAPI
+from gateway.clock import Clock, SystemClock
+from gateway.errors import SettingsError, WakegateError
+from gateway.interfaces import SandboxProvider, SessionStore
+from gateway.keys import KeyRing
+from gateway.lifecycle import Lifecycle
+from gateway.model import Runtime
+from gateway.routing.activator import Activator, HoldLimits
+from gateway.routing.exchange import TimeLimits
+from gateway.routing.proxy import Proxy
+from gateway.routing.tokens import TokenIssuer
+from gateway.runtimes import StaticCatalog, default_runtime, load_runtimes
+from gateway.settings import Settings
+from gateway.stats import Activity
+
+logger = logging.getLogger(__name__)
+
+FLUSH_S = 1.0
+
+
+class Gateway:
+    """All parts of one gateway, wired. `proxy` is the ASGI app to serve while `running()` is entered."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        runtimes: Sequence[Runtime],
+        store: SessionStore,
+        provider: SandboxProvider,
+        keys: KeyRing,
+        clock: Clock,
+        engine_summary: Sequence[str] = (),
+    ) -> None:
+        self.engine_summary = engine_summary  # what the start banner says of the engine
+        self.settings = settings
+        self.catalog = StaticCatalog(runtimes)
+        self.store = store
+        self.provider = provider
+        self.activity = Activity()
+        self.tokens = TokenIssuer(keys, clock)
+        self.lifecycle = Lifecycle(
+            store,
+            provider,
+            self.catalog,
+            self.activity,
+            clock,
+            max_sandboxes=settings.max_sandboxes,
+            terminated_retention=settings.terminated_retention,
+        )
+        self.activator = Activator(
+            self.lifecycle,
+            self.catalog,
+            self.tokens,
+            self.activity,
+            clock,
+            limits=HoldLimits(settings.hold_per_session, settings.hold_total, settings.slots_per_sandbox),
+            connect_timeout=settings.connect_timeout,
+        )
+        native = NativeAPI(self.lifecycle, store, provider, self.catalog, lambda: self.activator.draining)
+        control = make_control_app([*AgentCubeAPI(self.lifecycle).routes(), *native.routes()])
+        limits = TimeLimits(
+            request_idle=settings.request_idle_timeout,
+            response_idle=settings.response_idle_timeout,
+            client_read=settings.client_read_timeout,
+            total=settings.request_timeout,
+        )
+        self.proxy = Proxy(self.activator, control, clock, limits)
+
+    def drain(self) -> None:
+        """Take no new work that needs a sandbox to be made; running requests go on."""
+        self.activator.draining = True
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Start the parts, and end them with the block. Raises WakegateError when one cannot start."""
+        async with AsyncExitStack() as stack:
+            await self.store.start()
+            stack.push_async_callback(self.store.aclose)
+            await self.provider.start()
+            stack.push_async_callback(self.provider.aclose)
+            await self.provider.apply(self.catalog.all())
+            await self.lifecycle.start()
+            stack.push_async_callback(self._last_flush)
+            for name, loop in (
+                ("exchanges", self.proxy.run_ticker()),
+                ("activity", _every(FLUSH_S, self.lifecycle.flush_activity)),
+                ("sweeper", _every(self.settings.sweep_interval, self.lifecycle.sweep)),
+                ("sandbox events", self._follow_events()),
+            ):
+                stack.push_async_callback(_cancel, asyncio.create_task(loop, name=name))
+            yield
+
+    async def _follow_events(self) -> None:
+        async for event in self.provider.watch():
+            try:
+                await self.lifecycle.sandbox_ended(event)
+            except WakegateError as error:
+                # The record is mended by the next request on the session, which finds its sandbox gone.
+                logger.warning(
+                    "sandbox %s ended (%s), its record could not be written: %s", event.sandbox_id, event.reason, error
+                )
+
+    async def _last_flush(self) -> None:
+        try:
+            await self.lifecycle.flush_activity()
+        except WakegateError as error:
+            logger.warning("the last activity could not be written: %s", error)
+
+
+async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
+    """A gateway from settings.
+
+    Raises:
+        SettingsError: with every problem of runtimes, store URL and engine at once.
+    """
+    clock = clock or SystemClock()
+    problems: list[str] = []
+    runtimes: Sequence[Runtime] = [default_runtime(settings.warm_pool)]
+    if settings.runtime:
+        try:
+            runtimes = load_runtimes(settings.runtime)
+        except SettingsError as error:
+            problems += error.problems
+    if settings.engine == "kubernetes":
+        problems.append("--engine kubernetes: this version has the local engine only")
+    store_path = _sqlite_path(settings, problems)
+    python = _sandbox_python(settings, problems)
+    if problems:
+        raise SettingsError(problems)
+    _make_state_dir(settings.state_dir)
+    keys = KeyRing(settings.state_dir / "keys", settings.token_algorithm)
+    keys.open()
+    from gateway.provider.local import LocalProvider
+    from gateway.store.sqlite import SqliteStore
+
+    provider = LocalProvider(
+        settings.state_dir,
+        keys.public_dir,
+        clock,
+        isolation="process" if settings.isolation == "process" else "bubblewrap",
+        sandbox_python=python,
+    )
+    store = SqliteStore(store_path, clock)
+    return Gateway(settings, runtimes=runtimes, store=store, provider=provider, keys=keys, clock=clock)
+
+
+def _sqlite_path(settings: Settings, problems: list[str]) -> Path:
+    if not settings.store:
+        return settings.state_dir / "wakegate.db"
+    scheme, found, path = settings.store.partition(":///")
+    if scheme != "sqlite" or not found or not path:
+        problems.append(
+            f"--store {settings.store}: expected sqlite:///PATH (the local engine keeps its records on this machine)"
+        )
+        return Path()
+    return Path("/" + path) if not path.startswith("/") else Path(path)
+
+
+def _sandbox_python(settings: Settings, problems: list[str]) -> Path | None:
+    """The environment of user code: as set, else `.venv-sandbox` beside the environment we run in, else the system's."""
+    if settings.sandbox_python != Path():
+        if not (settings.sandbox_python / "bin" / "python3").exists():
+            problems.append(
+                f"--sandbox-python {settings.sandbox_python}: no bin/python3 in it; expected the folder of an environment"
+            )
+        return settings.sandbox_python
+    beside = Path(sys.prefix).parent / ".venv-sandbox"
+    return beside if (beside / "bin" / "python3").exists() else None
+
+
+def _make_state_dir(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise SettingsError([f"--state-dir {path}: cannot be made: {error.strerror}"]) from error
+
+
+async def _every(interval: float, verb: Callable[[], Awaitable[Any]]) -> None:
+    """Run a verb again and again. A part that is away is said once per change, and tried again at the next turn."""
+    trouble = ""
+    while True:
+        await asyncio.sleep(interval)
+        try:
+            await verb()
+            trouble = ""
+        except WakegateError as error:
+            if str(error) != trouble:
+                logger.warning("%s: %s", verb.__name__, error)
+            trouble = str(error)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError:
+        pass
+    except Exception:
+        logger.exception("background task %s had failed", task.get_name())

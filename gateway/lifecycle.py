@@ -1,0 +1,346 @@
+"""The verbs of a session's life: create, open, recover, terminate, sweep.
+
+Each verb writes the record in the store and acts on the provider in the order that never lets a record say more than is
+true: a record names a sandbox only once it is bound, and a sandbox is deleted only once no record names it. Verbs on
+one session are serialised by a lock here; between gateways the store's version decides who won.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from gateway.clock import Clock
+from gateway.errors import (
+    QueueFullError,
+    RuntimeNotFoundError,
+    SessionNotFoundError,
+    StaleWriteError,
+    StoreUnavailableError,
+)
+from gateway.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
+from gateway.model import (
+    Runtime,
+    RuntimeKey,
+    Sandbox,
+    SandboxEvent,
+    SandboxId,
+    Session,
+    SessionId,
+    SessionState,
+    StartKind,
+)
+from gateway.stats import Activity, ClaimListener, StartTimes
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+logger = logging.getLogger(__name__)
+
+NOTHING_RESTORED = "none"
+MIN_HOLD_S = 10.0
+HOLD_FACTOR = 3.5  # times the expected start: room for a queue of starts before it, still an answer while people wait
+_SWEEP_BATCH = 256  # sessions ended in one sweep of each kind, so that a tick stays short
+
+Unbound = Callable[[SessionId, SandboxId | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A session with a live sandbox. `restored` is what `x-wakegate-restored` says after a loss; `claim_s` seconds."""
+
+    session: Session
+    sandbox: Sandbox
+    start: StartKind
+    restored: str | None = None
+    claim_s: float = 0.0
+
+
+class Lifecycle:
+    """Owns every change of a session's state."""
+
+    def __init__(
+        self,
+        store: SessionStore,
+        provider: SandboxProvider,
+        catalog: RuntimeCatalog,
+        activity: Activity,
+        clock: Clock,
+        *,
+        max_sandboxes: int = 512,
+        terminated_retention: float = 3600.0,
+    ) -> None:
+        self._store = store
+        self._provider = provider
+        self._catalog = catalog
+        self._activity = activity
+        self._clock = clock
+        self._max_sandboxes = max_sandboxes
+        self._terminated_retention = terminated_retention
+        self._locks: dict[SessionId, tuple[asyncio.Lock, int]] = {}
+        self._bound: dict[SandboxId, SessionId] = {}
+        self._claiming = 0
+        self._start_times: dict[RuntimeKey, StartTimes] = {}
+        self._unbound: list[Unbound] = []
+        self._claimed: list[ClaimListener] = []
+
+    def on_unbound(self, listener: Unbound) -> None:
+        """Call `listener(session, sandbox)` as soon as a session stops having that sandbox (None: for good)."""
+        self._unbound.append(listener)
+
+    def on_claim(self, listener: ClaimListener) -> None:
+        """Call `listener(runtime, start, now)` for each claim; the autoscaler learns from it."""
+        self._claimed.append(listener)
+
+    @property
+    def bound(self) -> int:
+        """Sandboxes that this gateway has bound to sessions."""
+        return len(self._bound)
+
+    def hold_time(self, runtime: RuntimeKey | None) -> float:
+        """Seconds that a request may be held for a sandbox of this runtime (None: of whichever is slowest)."""
+        times = self._start_times.values() if runtime is None else filter(None, [self._start_times.get(runtime)])
+        return max(MIN_HOLD_S, HOLD_FACTOR * max((each.expected() for each in times), default=0.0))
+
+    async def start(self) -> None:
+        """Make records true after an earlier life: active sessions whose sandbox is gone are lost."""
+        after: SessionId | None = None
+        while True:
+            page = [s async for s in self._store.sessions(state=SessionState.ACTIVE, after=after, limit=500)]
+            for session in page:
+                if session.sandbox is None or await self._provider.find(session.sandbox.id) is None:
+                    await self._mark_lost(session, "the gateway that ran its sandbox ended")
+                else:
+                    self._bound[session.sandbox.id] = session.id
+            if len(page) < 500:
+                return
+            after = page[-1].id
+
+    async def create(
+        self,
+        runtime_key: RuntimeKey,
+        *,
+        ttl: float | None = None,
+        idle_timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        tenant: str = "",
+    ) -> Opened:
+        """A new session with a sandbox.
+
+        `ttl` and `idle_timeout` in seconds; both are bounded by the runtime's maximum duration.
+        Raises: RuntimeNotFoundError, QueueFullError at the limit of sandboxes, SandboxStartError, StoreUnavailableError.
+        """
+        runtime = self._require_runtime(runtime_key)
+        session_id = SessionId(str(uuid.uuid4()))
+        sandbox, claim_s = await self._claim(runtime, session_id)
+        now = self._clock.now()
+        longest = runtime.max_session_duration
+        session = Session(
+            id=session_id,
+            runtime=runtime_key,
+            state=SessionState.ACTIVE,
+            created_at=now,
+            last_active_at=now,
+            expires_at=now + (longest if ttl is None else min(ttl, longest)),
+            idle_timeout=min(idle_timeout or runtime.session_timeout, longest),
+            tenant=tenant,
+            sandbox=sandbox,
+            start=sandbox.start,
+            metadata=dict(metadata or {}),
+        )
+        session = await self._bind(session, sandbox)
+        return Opened(session, sandbox, sandbox.start, claim_s=claim_s)
+
+    async def open(self, session_id: SessionId, *, gone: SandboxId | None = None) -> Opened:
+        """The session with a live sandbox, recovered if its sandbox ended or is the one named by `gone`.
+
+        Raises: SessionNotFoundError, and what `create` raises.
+        """
+        async with self._locked(session_id):
+            session = await self._require(session_id)
+            if session.sandbox is not None and session.state is SessionState.ACTIVE:
+                alive = await self._provider.find(session.sandbox.id)
+                if alive is not None and alive.id != gone:
+                    self._bound[alive.id] = session_id
+                    return Opened(session, alive, StartKind.LIVE)
+            return await self._recover(session)
+
+    async def get(self, session_id: SessionId) -> Session:
+        """The record, with this gateway's fresher knowledge of its activity. Raises SessionNotFoundError."""
+        session = await self._store.get(session_id)
+        if session is None:
+            raise SessionNotFoundError(f'sessions.agentcube.volcano.sh "{session_id}" not found')
+        latest = self._activity.latest(session_id, self._clock.now())
+        return replace(session, last_active_at=max(session.last_active_at, latest or 0.0))
+
+    async def terminate(self, session_id: SessionId, reason: str) -> None:
+        """End a session and delete its sandbox. Raises SessionNotFoundError if it is unknown or ended already."""
+        async with self._locked(session_id):
+            await self._terminate(await self._require(session_id), reason)
+
+    async def sandbox_ended(self, event: SandboxEvent) -> None:
+        """A sandbox ended on its own: say so in the record at once. The next request recovers the session."""
+        session_id = self._bound.pop(event.sandbox_id, event.session_id)
+        if session_id is None:
+            return
+        self._tell_unbound(session_id, event.sandbox_id)
+        async with self._locked(session_id):
+            session = await self._store.get(session_id)
+            if session is not None and session.sandbox is not None and session.sandbox.id == event.sandbox_id:
+                await self._mark_lost(session, event.reason)
+        await self._provider.release(event.sandbox_id)
+
+    async def flush_activity(self) -> None:
+        """Write buffered activity to the store in one batch; what it does not take is tried again next time."""
+        seen = self._activity.take_unwritten(self._clock.now())
+        if not seen:
+            return
+        try:
+            await self._store.touch_many(seen)
+        except StoreUnavailableError:
+            self._activity.give_back(seen)
+            raise
+
+    async def sweep(self) -> int:
+        """End idle and expired sessions, forget records of long ended ones. Returns how many sessions were ended."""
+        await self.flush_activity()
+        now = self._clock.now()
+        ended = 0
+        for session in await _take(self._store.expired(now)):
+            ended += await self._sweep_one(
+                session, "its maximum duration is over", lambda s: s.expires_at <= self._clock.now()
+            )
+        for session in await _take(self._store.idle(now)):
+            ended += await self._sweep_one(session, f"idle for {session.idle_timeout:g} s", self._is_idle)
+        for session in await _take(self._store.terminated(now - self._terminated_retention)):
+            await self._store.delete(session.id)
+        return ended
+
+    def _is_idle(self, session: Session) -> bool:
+        now = self._clock.now()
+        latest = self._activity.latest(session.id, now)
+        return max(session.last_active_at, latest or 0.0) + session.idle_timeout <= now
+
+    async def _sweep_one(self, session: Session, reason: str, still: Callable[[Session], bool]) -> int:
+        async with self._locked(session.id):
+            fresh = await self._store.get(session.id)
+            if fresh is None or fresh.state is SessionState.TERMINATED or not still(fresh):
+                return 0
+            try:
+                await self._terminate(fresh, reason)
+            except StaleWriteError:
+                return 0  # somebody used or ended it meanwhile; the next sweep looks again
+            return 1
+
+    async def _terminate(self, session: Session, reason: str) -> None:
+        # Routes go first: a request that comes now waits for the lock and then sees the truth.
+        self._tell_unbound(session.id, None)
+        await self._store.put(replace(session, state=SessionState.TERMINATED, reason=reason, sandbox=None))
+        if session.sandbox is not None:
+            self._bound.pop(session.sandbox.id, None)
+            await self._provider.release(session.sandbox.id)
+        logger.info("session %s ended: %s", session.id, reason)
+
+    async def _recover(self, session: Session) -> Opened:
+        """A new sandbox for a session whose old one is gone. Called with the session's lock held."""
+        runtime = self._require_runtime(session.runtime)
+        gone = session.sandbox
+        sandbox, claim_s = await self._claim(runtime, session.id)
+        now = self._clock.now()
+        fresh = replace(
+            session, state=SessionState.ACTIVE, sandbox=sandbox, start=sandbox.start, last_active_at=now, reason=""
+        )
+        fresh = await self._bind(fresh, sandbox)
+        if gone is not None:
+            self._bound.pop(gone.id, None)
+            await self._provider.release(gone.id)
+        logger.warning("session %s lost its sandbox (%s) and has a fresh one", session.id, session.reason or "gone")
+        return Opened(fresh, sandbox, sandbox.start, NOTHING_RESTORED, claim_s)
+
+    async def _bind(self, session: Session, sandbox: Sandbox) -> Session:
+        """Write the record that names the sandbox; if that fails the sandbox is nobody's and goes away."""
+        self._bound[sandbox.id] = session.id
+        try:
+            return await self._store.put(session)
+        except BaseException:
+            self._bound.pop(sandbox.id, None)
+            await asyncio.shield(self._provider.release(sandbox.id))
+            raise
+
+    async def _claim(self, runtime: Runtime, session_id: SessionId) -> tuple[Sandbox, float]:
+        if self.bound + self._claiming >= self._max_sandboxes:
+            raise QueueFullError(
+                f"all {self._max_sandboxes} sandboxes of this gateway are in use; end a session or try again later",
+                retry_after=5,
+            )
+        self._claiming += 1
+        began = self._clock.monotonic()
+        try:
+            sandbox = await self._provider.claim(runtime.key, session_id)
+        finally:
+            self._claiming -= 1
+        took = self._clock.monotonic() - began
+        self._start_times.setdefault(runtime.key, StartTimes()).add(took)
+        for listener in self._claimed:
+            listener(runtime.key, sandbox.start, self._clock.now())
+        return sandbox, took
+
+    async def _mark_lost(self, session: Session, reason: str) -> None:
+        try:
+            await self._store.put(replace(session, state=SessionState.LOST, reason=reason, sandbox=None))
+        except StaleWriteError:
+            return  # somebody else already wrote what came of it
+        logger.warning("session %s lost its sandbox: %s", session.id, reason)
+
+    async def _require(self, session_id: SessionId) -> Session:
+        session = await self._store.get(session_id)
+        if session is None or session.state is SessionState.TERMINATED:
+            ended = f": it ended ({session.reason})" if session is not None and session.reason else ""
+            raise SessionNotFoundError(f'sessions.agentcube.volcano.sh "{session_id}" not found{ended}')
+        if session.expires_at <= self._clock.now():
+            raise SessionNotFoundError(
+                f'sessions.agentcube.volcano.sh "{session_id}" not found: its maximum duration is over'
+            )
+        return session
+
+    def _require_runtime(self, key: RuntimeKey) -> Runtime:
+        runtime = self._catalog.get(key)
+        if runtime is None:
+            plural = key.kind.lower() + "s"
+            raise RuntimeNotFoundError(f'{plural}.agentcube.volcano.sh "{key.namespace}/{key.name}" not found')
+        return runtime
+
+    def _tell_unbound(self, session_id: SessionId, sandbox_id: SandboxId | None) -> None:
+        for listener in self._unbound:
+            listener(session_id, sandbox_id)
+
+    @asynccontextmanager
+    async def _locked(self, session_id: SessionId) -> AsyncIterator[None]:
+        """Serialise verbs on one session. Locks exist only while somebody holds or awaits them."""
+        lock, users = self._locks.get(session_id, (None, 0))
+        lock = lock or asyncio.Lock()
+        self._locks[session_id] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            users = self._locks[session_id][1] - 1
+            if users:
+                self._locks[session_id] = (lock, users)
+            else:
+                del self._locks[session_id]
+
+
+async def _take(sessions: AsyncIterator[Session]) -> list[Session]:
+    """At most a batch, so that one sweep stays short."""
+    batch: list[Session] = []
+    async for session in sessions:
+        batch.append(session)
+        if len(batch) >= _SWEEP_BATCH:
+            break
+    return batch

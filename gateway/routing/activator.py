@@ -1,0 +1,275 @@
+"""The activator: gives a request a live sandbox, holding it while one is claimed, woken or replaced.
+
+A live session's `Route` is kept in memory, so that a request on it costs a dictionary look-up, no store call and no
+signature. Everything else takes the slow way: one flight per session, shared by all requests that wait for it, bounded
+in number and in time (the hold rule, docs/architecture.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from time import perf_counter
+
+from gateway.clock import Clock
+from gateway.errors import (
+    ActivationTimeoutError,
+    BadRequestError,
+    DrainingError,
+    QueueFullError,
+    RuntimeNotFoundError,
+    SessionNotFoundError,
+)
+from gateway.interfaces import RuntimeCatalog
+from gateway.lifecycle import Lifecycle, Opened
+from gateway.model import RuntimeKey, Sandbox, SandboxId, Session, SessionId, StartKind
+from gateway.routing.target import Target
+from gateway.routing.tokens import TokenIssuer
+from gateway.routing.upstream import UpstreamPool
+from gateway.stats import Activity, SessionActivity
+
+
+@dataclass(frozen=True)
+class HoldLimits:
+    """Bounds of waiting. Counts of requests."""
+
+    per_session: int
+    total: int
+    slots: int  # requests in flight to one sandbox
+
+
+class Route:
+    """A live session's way to its sandbox, with its slots. State: `in_flight` and the queue of those who wait for a slot."""
+
+    __slots__ = (
+        "_limits", "_queue", "activity", "closed", "head", "head_until", "in_flight", "pool", "runtime", "sandbox", "session_id",
+        "session_id_bytes",
+    )  # fmt: skip
+
+    def __init__(
+        self, session: Session, sandbox: Sandbox, pool: UpstreamPool, activity: SessionActivity, limits: HoldLimits
+    ) -> None:
+        self.session_id = session.id
+        self.session_id_bytes = session.id.encode("ascii")
+        self.runtime = session.runtime
+        self.sandbox = sandbox
+        self.pool = pool
+        self.activity = activity
+        self.in_flight = 0
+        self.closed = False
+        self.head = b""  # the header lines that every request on this route ends with
+        self.head_until = 0.0  # epoch second from which `head` needs a new token
+        self._limits = limits
+        self._queue: deque[asyncio.Future[None]] = deque()
+
+    def __repr__(self) -> str:
+        return f"<Route {self.session_id} -> {self.sandbox.id} in_flight={self.in_flight} queued={len(self._queue)}>"
+
+    def try_enter(self) -> bool:
+        """Take a slot if one is free and nobody waits for it."""
+        if self.in_flight >= self._limits.slots or self.closed:
+            return False
+        self.in_flight += 1
+        self.activity.in_flight += 1
+        return True
+
+    async def enter(self) -> None:
+        """Take a slot, waiting in a bounded queue. Raises QueueFullError."""
+        if self.try_enter():
+            return
+        if len(self._queue) >= self._limits.per_session:
+            raise QueueFullError(
+                f"{len(self._queue)} requests already wait for this session's sandbox; try again shortly"
+            )
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(turn)
+        try:
+            await turn  # the slot is handed over by leave(), already counted
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._hand_over()
+            elif turn in self._queue:
+                self._queue.remove(turn)
+            raise
+        self.activity.in_flight += 1
+
+    def leave(self, now: float) -> None:
+        """Give the slot back. `now` in epoch seconds."""
+        self.activity.in_flight -= 1
+        self.activity.last = now
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        while self._queue:
+            turn = self._queue.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.in_flight -= 1
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A slot on a live sandbox, and what the client is told of how it came to be. Give it back with `route.leave`."""
+
+    route: Route
+    start: StartKind
+    restored: str | None = None  # for x-wakegate-restored: "none" or the time of the snapshot
+    queue_s: float = 0.0
+    claim_s: float = 0.0
+
+
+class Activator:
+    """Routes of live sessions, and the flights that make new ones."""
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        catalog: RuntimeCatalog,
+        tokens: TokenIssuer,
+        activity: Activity,
+        clock: Clock,
+        *,
+        limits: HoldLimits,
+        connect_timeout: float,
+    ) -> None:
+        self.routes: dict[SessionId, Route] = {}
+        self.held = 0
+        self.draining = False
+        self._lifecycle = lifecycle
+        self._catalog = catalog
+        self._tokens = tokens
+        self._activity = activity
+        self._clock = clock
+        self._limits = limits
+        self._connect_timeout = connect_timeout
+        self._flights: dict[SessionId, asyncio.Task[Opened]] = {}
+        self._waiting: dict[SessionId, int] = {}
+        lifecycle.on_unbound(self.drop)
+
+    def live(self, target: Target, now: float) -> Route | None:
+        """The route of a live session with a slot taken; None means: take the slow way (`reserve`).
+
+        Raises SessionNotFoundError if the session is not this runtime's.
+        """
+        route = self.routes.get(target.session_id)  # type: ignore[arg-type]  # None is in no dictionary of ours
+        if route is None:
+            return None
+        if target.runtime is not None and target.runtime != route.runtime:
+            raise _not_found(target.session_id, target.runtime)
+        if now >= route.head_until:
+            self._renew_head(route)
+        return route if route.try_enter() else None
+
+    async def reserve(self, target: Target, *, gone: SandboxId | None = None) -> Reservation:
+        """A slot on a live sandbox for this target, made if need be. `gone`: a sandbox that does not listen any more.
+
+        Raises: SessionNotFoundError, RuntimeNotFoundError, QueueFullError, ActivationTimeoutError, and what lifecycle
+        raises when no sandbox can be had.
+        """
+        if self.draining:
+            raise DrainingError("this gateway is shutting down; connect again", retry_after=1)
+        if self.held >= self._limits.total:
+            raise QueueFullError(f"{self.held} requests already wait for sandboxes on this gateway; try again shortly")
+        began = perf_counter()
+        self.held += 1
+        try:
+            async with asyncio.timeout(self._lifecycle.hold_time(target.runtime)):
+                return await self._reserve(target, gone, began)
+        except TimeoutError:
+            raise ActivationTimeoutError(
+                f"no sandbox was ready within {perf_counter() - began:.1f} s; the request was not sent to one",
+                retry_after=1,
+            ) from None
+        finally:
+            self.held -= 1
+
+    async def replace(self, route: Route, target: Target) -> Reservation:
+        """Like reserve, after the route's sandbox refused a connection: it is gone, and nothing was sent to it."""
+        self.drop(route.session_id, route.sandbox.id)
+        return await self.reserve(Target(route.session_id, target.runtime, target.path), gone=route.sandbox.id)
+
+    def drop(self, session_id: SessionId, sandbox_id: SandboxId | None = None) -> None:
+        """Forget a route; with `sandbox_id`, only if it still leads there."""
+        route = self.routes.get(session_id)
+        if route is not None and sandbox_id in (None, route.sandbox.id):
+            del self.routes[session_id]
+            route.closed = True
+            route.pool.close()
+            if sandbox_id is None:
+                self._activity.forget(session_id)
+
+    async def _reserve(self, target: Target, gone: SandboxId | None, began: float) -> Reservation:
+        if target.session_id is None:
+            if target.runtime is None or self._catalog.get(target.runtime) is None:
+                raise _no_runtime(target.runtime)
+            opened = await self._lifecycle.create(target.runtime)
+            route = self._route(opened)
+        else:
+            current = self.routes.get(target.session_id)
+            if current is not None and not current.closed:
+                await current.enter()
+                return Reservation(current, StartKind.LIVE, queue_s=perf_counter() - began)
+            opened = await self._join_flight(target.session_id, gone)
+            if target.runtime is not None and target.runtime != opened.session.runtime:
+                raise _not_found(target.session_id, target.runtime)
+            route = self._route(opened)
+        await route.enter()
+        waited = perf_counter() - began
+        return Reservation(route, opened.start, opened.restored, max(0.0, waited - opened.claim_s), opened.claim_s)
+
+    def _route(self, opened: Opened) -> Route:
+        session, sandbox = opened.session, opened.sandbox
+        route = self.routes.get(session.id)
+        if route is None or route.sandbox.id != sandbox.id:
+            pool = UpstreamPool(sandbox.endpoint, connect_timeout=self._connect_timeout)
+            activity = self._activity.of(session.id, self._clock.now())
+            route = self.routes[session.id] = Route(session, sandbox, pool, activity, self._limits)
+        if self._clock.now() >= route.head_until:
+            self._renew_head(route)
+        return route
+
+    def _renew_head(self, route: Route) -> None:
+        lines = b"host: %b\r\nx-agentcube-session-id: %b\r\n" % (route.pool.host, route.session_id_bytes)
+        runtime = self._catalog.get(route.runtime)
+        if runtime is not None and not runtime.auth:
+            route.head, route.head_until = lines, float("inf")
+            return
+        token, route.head_until = self._tokens.issue(route.sandbox.id, route.session_id)
+        route.head = b"%bauthorization: Bearer %b\r\n" % (lines, token)
+
+    async def _join_flight(self, session_id: SessionId, gone: SandboxId | None) -> Opened:
+        waiting = self._waiting.get(session_id, 0)
+        if waiting >= self._limits.per_session:
+            raise QueueFullError(f"{waiting} requests already wait for this session's sandbox; try again shortly")
+        flight = self._flights.get(session_id)
+        if flight is None:
+            flight = self._flights[session_id] = asyncio.create_task(self._lifecycle.open(session_id, gone=gone))
+            flight.add_done_callback(lambda done: self._land(session_id, done))
+        self._waiting[session_id] = waiting + 1
+        try:
+            # Shielded: a client that leaves must not take the sandbox away from the others who wait.
+            return await asyncio.shield(flight)
+        finally:
+            self._waiting[session_id] -= 1
+            if not self._waiting[session_id]:
+                del self._waiting[session_id]
+
+    def _land(self, session_id: SessionId, flight: asyncio.Task[Opened]) -> None:
+        self._flights.pop(session_id, None)
+        if not flight.cancelled():
+            flight.exception()  # seen by whoever waited; nobody may be left, and that is no error of ours
+
+
+def _not_found(session_id: SessionId | None, runtime: RuntimeKey) -> SessionNotFoundError:
+    return SessionNotFoundError(f'session "{session_id}" not found on {runtime}')
+
+
+def _no_runtime(key: RuntimeKey | None) -> Exception:
+    if key is None:
+        return BadRequestError(
+            "neither a session nor a runtime is named; send x-session-id, or x-wakegate-runtime: namespace/name"
+        )
+    plural = key.kind.lower() + "s"
+    return RuntimeNotFoundError(f'{plural}.agentcube.volcano.sh "{key.namespace}/{key.name}" not found')

@@ -1,0 +1,206 @@
+"""One request's conversation with a sandbox: bytes up, bytes down, and what happens when a side falls silent or leaves.
+
+No timer and no extra task is made for an ordinary exchange. A ticker (`Exchanges.tick`) looks at the few that last:
+after `WATCH_AFTER_S` it begins to watch for the client's leaving, and it interrupts those that broke a time limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from time import perf_counter
+
+from gateway.errors import RequestTimeoutError, UpstreamTimeoutError, WakegateError
+from gateway.routing.activator import Route
+from gateway.routing.answers import Receive, Send
+from gateway.routing.headers import Headers, Request
+from gateway.routing.upstream import UpstreamConnection
+
+WATCH_AFTER_S = 0.1
+
+
+class ClientGoneError(WakegateError):
+    """The client left before its answer was complete. Nobody is there to be told."""
+
+    status = 499
+    code = "CLIENT_GONE"
+
+
+@dataclass(frozen=True)
+class TimeLimits:
+    """Longest silences of each direction and the longest whole exchange (0: none), in seconds."""
+
+    request_idle: float
+    response_idle: float
+    client_read: float
+    total: float
+
+
+class Exchange:
+    """What is under way for one request. `waits_for` names whose turn it is."""
+
+    __slots__ = (
+        "_reason",
+        "_receive",
+        "began",
+        "began_exactly",
+        "connection",
+        "route",
+        "session",
+        "since",
+        "started",
+        "task",
+        "upload",
+        "waits_for",
+        "watcher",
+    )
+
+    def __init__(self, receive: Receive, now: float) -> None:
+        self._receive = receive
+        self._reason: WakegateError | None = None
+        self.began = now  # loop time
+        self.began_exactly = perf_counter()
+        self.since = now  # loop time from which the present wait counts
+        self.waits_for = ""  # "client body", "client read", "sandbox"
+        self.started = False  # the client has seen the response's head
+        self.route: Route | None = None  # whose slot it holds
+        self.session: bytes | None = None  # for the session header of an error
+        self.connection: UpstreamConnection | None = None
+        self.task = asyncio.current_task()
+        self.upload: asyncio.Task[None] | None = None
+        self.watcher: asyncio.Task[None] | None = None
+
+    def interrupt(self, reason: WakegateError) -> None:
+        """End it from outside, with the reason that its coroutine then raises."""
+        if self._reason is None and self.task is not None:
+            self._reason = reason
+            self.task.cancel()
+
+    def interrupted(self) -> WakegateError | None:
+        """Called on CancelledError: our reason (the cancellation is then used up), or None if the server cancelled us."""
+        if self._reason is not None and self.task is not None:
+            self.task.uncancel()
+        return self._reason
+
+    async def send_request(self, head: bytes, request: Request, *, is_head: bool) -> None:
+        """Send head and body; a body that is not here at once goes on in a task beside the response."""
+        connection = self.connection
+        assert connection is not None
+        if not request.chunked and not request.content_length:
+            connection.begin(head, is_head=is_head)
+            return
+        self.waits_for, self.since = "client body", asyncio.get_running_loop().time()
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError("the client left while sending its request")
+        body: bytes = message.get("body", b"")
+        more: bool = message.get("more_body", False)
+        if request.chunked:
+            body = _chunk(body) + (b"" if more else b"0\r\n\r\n")
+        connection.begin(head + body, is_head=is_head)
+        if more:
+            self.upload = asyncio.create_task(self._upload(connection, chunked=request.chunked))
+
+    async def relay_response(self, send: Send, headers: Headers) -> None:
+        """Pass the response on as it comes. The head must be here (`connection.response_head`)."""
+        connection = self.connection
+        assert connection is not None
+        loop = asyncio.get_running_loop()
+        self.started = True
+        await send({"type": "http.response.start", "status": connection.status, "headers": headers})
+        more = True
+        while more:
+            self.waits_for = "sandbox"
+            data, more = await connection.read()
+            self.waits_for, self.since = "client read", loop.time()
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+
+    def hold(self, route: Route) -> None:
+        """It has a slot on this route from now on."""
+        self.route = route
+        self.session = route.session_id_bytes
+
+    def let_go(self, now: float) -> None:
+        """Give the slot back, if it holds one. `now` in epoch seconds."""
+        if self.route is not None:
+            self.route.leave(now)
+            self.route = None
+
+    def close(self) -> None:
+        """Stop what was started beside it; keep or cut the connection."""
+        if self.watcher is not None:
+            self.watcher.cancel()
+        connection = self.connection
+        if self.upload is not None:
+            if not self.upload.done() and connection is not None:
+                connection.abort()  # the answer came before the request was sent: this connection cannot be used again
+            self.upload.cancel()
+        if connection is not None:
+            self.connection = None
+            connection.finish()
+
+    def watch(self) -> None:
+        """Begin to watch for the client's leaving, unless the upload does so."""
+        if self.watcher is None and self.upload is None and self.waits_for != "client body":
+            self.watcher = asyncio.create_task(self._watch())
+
+    async def _upload(self, connection: UpstreamConnection, *, chunked: bool) -> None:
+        loop = asyncio.get_running_loop()
+        more = True
+        try:
+            while more:
+                self.waits_for, self.since = "client body", loop.time()
+                message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    self.interrupt(ClientGoneError("the client left while sending its request"))
+                    return
+                more = message.get("more_body", False)
+                body: bytes = message.get("body", b"")
+                self.waits_for, self.since = "sandbox", loop.time()
+                if chunked:
+                    body = _chunk(body) + (b"" if more else b"0\r\n\r\n")
+                await connection.write(body)
+        except WakegateError:
+            return  # the response side sees the same broken connection and says so
+        await self._watch()
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.interrupt(ClientGoneError("the client left before its answer was complete"))
+
+
+class Exchanges:
+    """All exchanges under way. `tick` is called a few times a second."""
+
+    def __init__(self, limits: TimeLimits) -> None:
+        self.active: set[Exchange] = set()
+        self._limits = limits
+
+    def tick(self, now: float) -> None:
+        """Look at those that last. `now` in loop time."""
+        for exchange in list(self.active):
+            if now - exchange.began > WATCH_AFTER_S:
+                exchange.watch()
+                error = self._overdue(exchange, now)
+                if error is not None:
+                    exchange.interrupt(error)
+
+    def _overdue(self, exchange: Exchange, now: float) -> WakegateError | None:
+        limits = self._limits
+        if limits.total and now - exchange.began > limits.total:
+            return UpstreamTimeoutError(f"the whole exchange took longer than {limits.total:g} s")
+        if exchange.waits_for == "client body" and now - exchange.since > limits.request_idle:
+            return RequestTimeoutError(f"no byte of the request's body came for {limits.request_idle:g} s")
+        if exchange.waits_for == "client read" and now - exchange.since > limits.client_read:
+            return ClientGoneError(f"the client took no byte of its answer for {limits.client_read:g} s")
+        connection = exchange.connection
+        if exchange.waits_for == "sandbox" and connection is not None:
+            silent = now - max(connection.progress, exchange.since)
+            if silent > limits.response_idle:
+                return UpstreamTimeoutError(f"the sandbox was silent for {limits.response_idle:g} s")
+        return None
+
+
+def _chunk(body: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(body), body) if body else b""

@@ -1,0 +1,158 @@
+"""Header rules, pure: what of a request goes on to the sandbox, and what of a response goes back.
+
+Hop-by-hop fields end here (RFC 9110 section 7.6.1), the client's Authorization is consumed, forwarding fields are
+appended once (RFC 7239 and the X-Forwarded-* habit). One pass over the list does all of it: this runs per request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+from gateway.errors import BadRequestError
+from gateway.routing.target import RUNTIME_HEADER, SESSION_HEADERS
+
+Headers = list[tuple[bytes, bytes]]
+
+HOP_BY_HOP = frozenset((
+    b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
+    b"transfer-encoding", b"upgrade",
+))  # fmt: skip
+
+# Request fields that need a look; every other one goes on as it is.
+_SPECIAL = HOP_BY_HOP | {
+    b"host", b"authorization", b"expect", b"content-length", b"forwarded", b"x-forwarded-for", b"x-forwarded-host",
+    b"x-forwarded-proto", RUNTIME_HEADER, *SESSION_HEADERS,
+}  # fmt: skip
+
+# Response fields that are ours to write, besides hop-by-hop ones.
+_RESPONSE_DROPPED = HOP_BY_HOP | {*SESSION_HEADERS, b"x-wakegate-start", b"x-wakegate-restored"}
+
+
+class Request:
+    """What one pass over a request's headers yields.
+
+    `lines` are finished header lines for the sandbox; session and authorization are not among them.
+    `content_length` None with `chunked` False: the request has no body.
+    """
+
+    __slots__ = ("chunked", "content_length", "lines", "runtime", "session")
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.session: bytes | None = None
+        self.runtime: bytes | None = None
+        self.content_length: int | None = None
+        self.chunked = False
+
+
+def read_request(headers: Iterable[tuple[bytes, bytes]], client: tuple[str, int] | None, scheme: str) -> Request:
+    """Read lower-cased ASGI headers.
+
+    Raises:
+        BadRequestError: contradicting session ids or hosts, or a body framing that we do not speak.
+    """
+    request = Request()
+    lines = request.lines
+    host = b""
+    special: list[tuple[bytes, bytes]] | None = None
+    for name, value in headers:
+        if name not in _SPECIAL:
+            lines.append(b"%b: %b\r\n" % (name, value))
+        elif name == b"host":
+            if host and host != value:
+                raise BadRequestError("two Host headers that differ")
+            host = value
+        elif name in SESSION_HEADERS:
+            if request.session is not None and request.session != value:
+                raise BadRequestError(
+                    "two session headers that differ; send one of x-session-id, x-agentcube-session-id"
+                )
+            request.session = value
+        elif name == b"content-length":
+            if not value.isdigit():
+                raise BadRequestError("Content-Length is not a number")
+            request.content_length = int(value)
+            lines.append(b"content-length: %b\r\n" % value)
+        elif special is None:
+            special = [(name, value)]
+        else:
+            special.append((name, value))
+    forwarded_for = forwarded = b""
+    if special is not None:
+        forwarded_for, forwarded = _read_special(request, special)
+    ours = _forwarding(client[0] if client else "", host, scheme)
+    if forwarded_for or forwarded:
+        lines.append(b"x-forwarded-for: %b\r\n" % _joined(forwarded_for, ours[0]))
+        lines.append(b"forwarded: %b\r\n" % _joined(forwarded, ours[1]))
+        lines.append(ours[3])
+    else:
+        lines.append(ours[2])
+    return request
+
+
+def _read_special(request: Request, special: list[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
+    """The rare fields: returns what the client sent of X-Forwarded-For and Forwarded."""
+    forwarded_for = forwarded = b""
+    for name, value in special:
+        if name == b"connection":
+            nominated = {token.strip().lower() for token in value.split(b",")} - {
+                b"keep-alive",
+                b"close",
+                b"upgrade",
+                b"",
+            }
+            if nominated:
+                # RFC 9110 7.6.1: a field named by Connection is for this hop only. Framing cannot be nominated away.
+                nominated -= {b"content-length", b"host"}
+                prefixes = tuple(token + b": " for token in nominated)
+                request.lines[:] = [line for line in request.lines if not line.startswith(prefixes)]
+        elif name == b"transfer-encoding":
+            if value.strip().lower() != b"chunked":
+                raise BadRequestError("Transfer-Encoding other than chunked is not supported")
+            request.chunked = True
+            request.lines.append(b"transfer-encoding: chunked\r\n")
+        elif name == RUNTIME_HEADER:
+            request.runtime = value
+        elif name == b"x-forwarded-for":
+            forwarded_for = _joined(forwarded_for, value)
+        elif name == b"forwarded":
+            forwarded = _joined(forwarded, value)
+    if request.chunked and request.content_length is not None:
+        raise BadRequestError("both Content-Length and Transfer-Encoding; send one of them")
+    return forwarded_for, forwarded
+
+
+def _joined(first: bytes, second: bytes) -> bytes:
+    return first + b", " + second if first else second
+
+
+@lru_cache(maxsize=1024)
+def _forwarding(address: str, host: bytes, scheme: str) -> tuple[bytes, bytes, bytes, bytes]:
+    """Our own (X-Forwarded-For, Forwarded) values, all four fields as lines, and the two host and proto lines."""
+    node = f'"[{address}]"' if ":" in address else address or "unknown"
+    quoted = host.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+    element = b'for=%b;host="%b";proto=%b' % (node.encode(), quoted, scheme.encode())
+    rest = b"x-forwarded-host: %b\r\nx-forwarded-proto: %b\r\n" % (host, scheme.encode())
+    shown = address.encode() or b"unknown"
+    return shown, element, b"x-forwarded-for: %b\r\nforwarded: %b\r\n%b" % (shown, element, rest), rest
+
+
+def read_response(headers: Headers) -> Headers:
+    """The fields of a sandbox's response that go on to the client (names come in any case)."""
+    kept: Headers = []
+    nominated: set[bytes] | None = None
+    for name, value in headers:
+        lower = name.lower()
+        if lower not in _RESPONSE_DROPPED:
+            kept.append((lower, value))
+        elif lower == b"connection":
+            tokens = {token.strip().lower() for token in value.split(b",")} - {
+                b"keep-alive",
+                b"close",
+                b"content-length",
+            }
+            nominated = tokens or nominated
+    if nominated:
+        kept = [(name, value) for name, value in kept if name not in nominated]
+    return kept

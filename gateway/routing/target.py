@@ -1,0 +1,105 @@
+"""Where a request wants to go: pure parsing of path and session headers into a Target.
+
+Two forms reach a sandbox:
+
+    /v1/namespaces/{namespace}/{code-interpreters|agent-runtimes}/{name}/invocations/{path}   AgentCube's data plane
+    any other path with a session header (or x-wakegate-runtime: namespace/name)              plain HTTP
+
+Everything else is for the control surfaces. The path is kept as the client sent it: never decoded, never normalised.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+
+from gateway.errors import BadRequestError
+from gateway.model import Kind, RuntimeKey, SessionId
+
+SESSION_HEADERS = (b"x-session-id", b"x-agentcube-session-id")
+RUNTIME_HEADER = b"x-wakegate-runtime"
+
+_DATA_PLANE = b"/v1/namespaces/"
+_CONTROL_PATHS = frozenset((b"/health", b"/health/live", b"/health/ready", b"/healthz", b"/readyz", b"/metrics"))
+_KINDS = {kind.segment.encode(): kind for kind in Kind}
+_SESSION_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_NAME = re.compile(rb"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+
+
+class NotProxied(Enum):
+    """Why a request is not for a sandbox."""
+
+    CONTROL = "control"  # a control surface's path
+    NO_ROUTE = "no route"  # below the data plane's prefix, but not of its form
+    ADD_SLASH = "add slash"  # .../invocations without the slash that relative paths need
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A request that is for a sandbox.
+
+    `session_id` None: a new session is to be made on `runtime`. `runtime` None: whatever the session's is.
+    `path` is the request target's path for the sandbox, as sent, without the query.
+    """
+
+    session_id: SessionId | None
+    runtime: RuntimeKey | None
+    path: bytes
+
+
+def parse(raw_path: bytes, session: bytes | None, runtime: bytes | None) -> Target | NotProxied:
+    """The target of a request, given its raw path and the values of its session and runtime headers.
+
+    Raises:
+        BadRequestError: a malformed session id, namespace or name.
+    """
+    if raw_path.startswith(_DATA_PLANE):
+        parts = raw_path.split(b"/", 7)
+        if len(parts) < 7 or parts[6] != b"invocations" or parts[4] not in _KINDS:
+            return NotProxied.NO_ROUTE
+        if len(parts) == 7:
+            return NotProxied.ADD_SLASH
+        named = runtime_key(parts[3], parts[5], parts[4])
+        return Target(_session_id(session) if session is not None else None, named, b"/" + parts[7])
+    if is_control(raw_path) or (session is None and runtime is None):
+        return NotProxied.CONTROL
+    key: RuntimeKey | None = None
+    if runtime is not None:
+        namespace, slash, name = runtime.partition(b"/")
+        key = (
+            runtime_key(namespace, name, b"code-interpreters")
+            if slash
+            else runtime_key(b"default", namespace, b"code-interpreters")
+        )
+    return Target(_session_id(session) if session is not None else None, key, raw_path)
+
+
+def is_control(raw_path: bytes) -> bool:
+    """Whether a path belongs to the control surfaces even when a session header is there."""
+    return raw_path in _CONTROL_PATHS or raw_path.startswith((b"/v1/", b"//"))
+
+
+@lru_cache(maxsize=4096)
+def runtime_key(namespace: bytes, name: bytes, segment: bytes) -> RuntimeKey:
+    """The key named by three path segments. Raises BadRequestError."""
+    for what, value in (("namespace", namespace), ("name", name)):
+        if not _NAME.fullmatch(value):
+            raise BadRequestError(
+                f"malformed {what} {_shown(value)}: expected a DNS name (a-z, 0-9, '-' and '.', no '-' or '.' at the ends)"
+            )
+    return RuntimeKey(namespace.decode(), name.decode(), _KINDS[segment])
+
+
+def _session_id(value: bytes) -> SessionId:
+    if not _SESSION_ID.fullmatch(value):
+        raise BadRequestError(
+            f"malformed session id {_shown(value)}: expected 1 to 128 letters, digits, '.', '_' or '-', a letter or digit first"
+        )
+    return SessionId(value.decode())
+
+
+def _shown(value: bytes) -> str:
+    text = value[:64].decode("latin-1")
+    return repr(text) + ("..." if len(value) > 64 else "")

@@ -1,0 +1,171 @@
+"""WebSockets through to the sandbox: two pumps between the ASGI server and a client connection of our own.
+
+Traffic either way is activity; an open but silent socket is not (docs/architecture.md, "Activity").
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect, unix_connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.typing import Subprotocol
+
+from gateway.clock import Clock
+from gateway.errors import BadRequestError, NotFoundError, UpstreamBrokenError, UpstreamConnectError, WakegateError
+from gateway.routing.activator import Activator, Route
+from gateway.routing.answers import Headers, Receive, Scope, Send, error_body, error_fields, session_fields
+from gateway.routing.headers import read_request
+from gateway.routing.target import Target, parse
+
+_OPEN_TIMEOUT_S = 30.0
+_HANDSHAKE = (b"sec-websocket-", b"content-length: ", b"transfer-encoding: ")
+_CLOSE_CODES_NOT_SENT = (1005, 1006, 1015)  # RFC 6455 7.4.1: words for "none came", never on the wire
+
+
+class WebSocketProxy:
+    """ASGI app for the websocket scope."""
+
+    def __init__(self, activator: Activator, clock: Clock) -> None:
+        self._activator = activator
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (await receive())["type"] != "websocket.connect":
+            return
+        session: bytes | None = None
+        try:
+            request = read_request(scope["headers"], scope["client"], "https" if scope["scheme"] == "wss" else "http")
+            session = request.session
+            target = parse(scope.get("raw_path") or scope["path"].encode(), session, request.runtime)
+            if not isinstance(target, Target):
+                raise NotFoundError(
+                    "no sandbox is behind this path; a WebSocket needs a session header or an invocations path"
+                )
+            reservation = await self._activator.reserve(target)
+        except WakegateError as error:
+            await _refuse(send, error, session)
+            return
+        route = reservation.route
+        # A socket holds a slot but does not make its session busy by being open.
+        route.activity.in_flight -= 1
+        try:
+            answer: Headers = [
+                *session_fields(route.session_id_bytes), (b"x-wakegate-start", reservation.start.value.encode())
+            ]  # fmt: skip
+            await self._converse(scope, receive, send, route, target, request.lines, answer)
+        finally:
+            route.activity.in_flight += 1
+            route.leave(route.activity.last)
+
+    async def _converse(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        route: Route,
+        target: Target,
+        lines: list[bytes],
+        answer: Headers,
+    ) -> None:
+        try:
+            upstream = await _open(scope, route, target, lines)
+        except WakegateError as error:
+            await _refuse(send, error, route.session_id_bytes)
+            return
+        except InvalidStatus as error:
+            response = error.response
+            await _deny(send, response.status_code, answer, bytes(response.body or b""))
+            return
+        await send({"type": "websocket.accept", "subprotocol": upstream.subprotocol, "headers": answer})
+        up = asyncio.create_task(self._pump_up(receive, upstream, route))
+        down = asyncio.create_task(self._pump_down(upstream, send, route))
+        try:
+            await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in (up, down):
+                pump.cancel()
+            await asyncio.gather(up, down, return_exceptions=True)
+            await upstream.close()
+
+    async def _pump_up(self, receive: Receive, upstream: ClientConnection, route: Route) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                code = message.get("code", 1005)
+                await upstream.close(1000 if code in _CLOSE_CODES_NOT_SENT else code, message.get("reason") or "")
+                return
+            route.activity.last = self._clock.now()
+            data = message.get("bytes")
+            try:
+                await upstream.send(data if data is not None else message["text"])
+            except ConnectionClosed:
+                return  # the other pump tells the client
+
+    async def _pump_down(self, upstream: ClientConnection, send: Send, route: Route) -> None:
+        code, reason = 1000, ""
+        try:
+            async for data in upstream:
+                route.activity.last = self._clock.now()
+                kind = "text" if isinstance(data, str) else "bytes"
+                await send({"type": "websocket.send", kind: data})
+        except ConnectionClosed:
+            pass
+        if upstream.close_code is not None:
+            code, reason = upstream.close_code, upstream.close_reason or ""
+        # 1006 from upstream means that the sandbox broke off; a client is told so with 1014 (bad gateway).
+        await send(
+            {
+                "type": "websocket.close",
+                "code": 1014 if code == 1006 else 1000 if code == 1005 else code,
+                "reason": reason,
+            }
+        )
+
+
+async def _open(scope: Scope, route: Route, target: Target, lines: list[bytes]) -> ClientConnection:
+    """Dial the sandbox. Raises UpstreamConnectError, UpstreamBrokenError, and InvalidStatus when it answers no."""
+    headers = [
+        tuple(line.decode("latin-1").rstrip("\r\n").split(": ", 1))
+        for line in b"".join([*lines, route.head]).split(b"\r\n")
+        if line and not line.startswith((*_HANDSHAKE, b"host: "))
+    ]
+    query: bytes = scope["query_string"]
+    uri = f"ws://{route.pool.host.decode()}{target.path.decode('latin-1')}" + (
+        f"?{query.decode('latin-1')}" if query else ""
+    )
+    options: dict[str, Any] = {
+        "additional_headers": headers,
+        "subprotocols": [Subprotocol(protocol) for protocol in scope.get("subprotocols", ())] or None,
+        "compression": None,  # both hops are local; the client's side negotiates its own
+        "max_size": None,
+        "ping_interval": None,  # liveness is the business of the two ends
+        "open_timeout": _OPEN_TIMEOUT_S,
+        "user_agent_header": None,
+        "proxy": None,
+    }
+    try:
+        endpoint = route.pool.endpoint
+        if endpoint.uds:
+            return await unix_connect(endpoint.uds, uri, **options)
+        return await connect(uri, **options)
+    except InvalidStatus:
+        raise
+    except (OSError, TimeoutError) as error:
+        raise UpstreamConnectError(f"the sandbox cannot be reached: {error}") from error
+    except (InvalidHandshake, ValueError) as error:
+        raise UpstreamBrokenError(f"the sandbox did not agree to a WebSocket: {error}") from error
+
+
+async def _refuse(send: Send, error: WakegateError, session: bytes | None) -> None:
+    headers = error_fields(error) + (
+        session_fields(session) if session and not isinstance(error, BadRequestError) else []
+    )
+    await _deny(send, error.status, headers, error_body(error))
+
+
+async def _deny(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    """Refuse the handshake with an HTTP answer (the ASGI websocket denial response extension)."""
+    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})

@@ -1,0 +1,277 @@
+"""Runtimes from YAML: AgentCube's manifests as they are, plus our optional `spec.wakegate`.
+
+Reads files or folders, checks everything, and reports every problem at once with file, field path and what would be
+right; nothing starts half. Field names and defaults: group runtime.agentcube.volcano.sh/v1alpha1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gateway.errors import SettingsError
+from gateway.model import Kind, Limits, PoolMode, PoolSpec, Runtime, RuntimeKey
+from gateway.units import parse_duration, parse_quantity
+
+API_VERSION = "runtime.agentcube.volcano.sh/v1alpha1"
+DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_MAX_WARM = 10_000
+
+
+class StaticCatalog:
+    """The runtimes read at start. A RuntimeCatalog."""
+
+    def __init__(self, runtimes: Iterable[Runtime]) -> None:
+        self._runtimes = {runtime.key: runtime for runtime in runtimes}
+
+    def get(self, key: RuntimeKey) -> Runtime | None:
+        """One, or None."""
+        return self._runtimes.get(key)
+
+    def all(self) -> Sequence[Runtime]:
+        """All, by key."""
+        return [self._runtimes[key] for key in sorted(self._runtimes)]
+
+
+def default_runtime(warm: int) -> Runtime:
+    """The code interpreter that is served when no manifest is named."""
+    return Runtime(key=RuntimeKey("default", "my-interpreter"), pool=PoolSpec(size=warm, max=warm))
+
+
+def load_runtimes(paths: Iterable[Path]) -> list[Runtime]:
+    """Read manifests from files and folders (*.yaml, *.yml, by name; folders are not entered recursively).
+
+    Documents of other kinds in the same files are passed over: a manifest often brings a Namespace or a Secret along.
+
+    Raises:
+        SettingsError: with every problem in every file.
+    """
+    problems: list[str] = []
+    found: dict[RuntimeKey, tuple[str, Runtime]] = {}
+    for file in _files(paths, problems):
+        for where, document in _documents(file, problems):
+            runtime = parse_runtime(document, where, problems)
+            if runtime is None:
+                continue
+            if runtime.key in found:
+                problems.append(f"{where}: metadata.name: {runtime.key} is already defined in {found[runtime.key][0]}")
+            else:
+                found[runtime.key] = (where, runtime)
+    if not problems and not found:
+        problems.append(
+            f"{', '.join(map(str, paths))}: no CodeInterpreter found; expected a document with kind: CodeInterpreter"
+        )
+    if problems:
+        raise SettingsError(problems)
+    return [runtime for _, runtime in found.values()]
+
+
+def parse_runtime(document: Any, where: str, problems: list[str]) -> Runtime | None:
+    """One manifest document. Appends to `problems`; None if it is not a runtime or is wrong."""
+    if not isinstance(document, Mapping):
+        problems.append(f"{where}: expected a mapping, got {_name(document)}")
+        return None
+    kind = document.get("kind")
+    if kind not in (Kind.CODE_INTERPRETER, Kind.AGENT_RUNTIME):
+        if "kind" not in document:
+            problems.append(f"{where}: kind: missing; expected CodeInterpreter")
+        return None
+    before = len(problems)
+    if document.get("apiVersion") != API_VERSION:
+        problems.append(f"{where}: apiVersion: expected {API_VERSION}, got {document.get('apiVersion')!r}")
+    if kind == Kind.AGENT_RUNTIME:
+        problems.append(f"{where}: kind: AgentRuntime runs a container image, which needs --engine kubernetes")
+        return None
+    reader = _Reader(where, problems)
+    metadata = reader.mapping(document, "metadata")
+    spec = reader.mapping(document, "spec")
+    template = reader.mapping(spec, "template", "spec.", required=True)
+    extra = reader.mapping(spec, "wakegate", "spec.")
+    runtime = Runtime(
+        key=RuntimeKey(
+            reader.label(metadata, "namespace", "metadata.", default="default"),
+            reader.label(metadata, "name", "metadata."),
+            Kind(kind),
+        ),
+        image=reader.text(template, "image", "spec.template."),
+        environment=_environment(template, reader),
+        limits=_limits(reader.mapping(template, "resources", "spec.template."), extra, reader),
+        session_timeout=reader.duration(spec, "sessionTimeout", "spec.", 900.0),
+        max_session_duration=reader.duration(spec, "maxSessionDuration", "spec.", 28800.0),
+        pool=_pool(spec, extra, reader),
+        auth=reader.choice(spec, "authMode", "spec.", ("picod", "none"), "picod") == "picod",
+        python=reader.text(extra, "python", "spec.wakegate.") or None,
+        manifest=dict(document),
+    )
+    return runtime if len(problems) == before else None
+
+
+def _files(paths: Iterable[Path], problems: list[str]) -> list[Path]:
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix in (".yaml", ".yml") and p.is_file())
+            if not inside:
+                problems.append(f"{path}: no *.yaml or *.yml file in this folder")
+            files += inside
+        elif path.exists():
+            files.append(path)
+        else:
+            problems.append(f"{path}: no such file or folder")
+    return files
+
+
+def _documents(file: Path, problems: list[str]) -> list[tuple[str, Any]]:
+    try:
+        documents = [document for document in yaml.safe_load_all(file.read_bytes()) if document is not None]
+    except OSError as error:
+        problems.append(f"{file}: cannot be read: {error.strerror}")
+        return []
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}:" if mark else ""
+        problems.append(f"{file}:{line} is not YAML: {getattr(error, 'problem', None) or error}")
+        return []
+    many = len(documents) > 1
+    return [(f"{file} (document {i + 1})" if many else str(file), document) for i, document in enumerate(documents)]
+
+
+def _environment(template: Mapping[str, Any], reader: _Reader) -> dict[str, str]:
+    environment: dict[str, str] = {}
+    for index, entry in enumerate(reader.sequence(template, "environment", "spec.template.")):
+        path = f"spec.template.environment[{index}]"
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str) or "=" in entry["name"]:
+            reader.problem(path, "expected a mapping with a name and a value", entry)
+        elif "valueFrom" in entry:
+            reader.problem(
+                f"{path}.valueFrom", "only plain values work on the local engine; expected `value`", entry["valueFrom"]
+            )
+        elif not isinstance(entry.get("value", ""), str):
+            reader.problem(f"{path}.value", "expected text; put it in quotes", entry["value"])
+        else:
+            environment[entry["name"]] = entry.get("value", "")
+    return environment
+
+
+def _limits(resources: Mapping[str, Any], extra: Mapping[str, Any], reader: _Reader) -> Limits:
+    limits = reader.mapping(resources, "limits", "spec.template.resources.")
+    prefix = "spec.template.resources.limits."
+    own = reader.mapping(extra, "limits", "spec.wakegate.")
+    defaults = Limits()
+    memory = reader.quantity(limits, "memory", prefix)
+    return Limits(
+        memory=int(memory) if memory is not None else None,
+        cpus=reader.quantity(limits, "cpu", prefix),
+        processes=reader.whole(own, "processes", "spec.wakegate.limits.", defaults.processes, low=8, high=1_000_000),
+        file_size=int(reader.quantity(own, "fileSize", "spec.wakegate.limits.") or defaults.file_size),
+        tmp_size=int(reader.quantity(own, "tmpSize", "spec.wakegate.limits.") or defaults.tmp_size),
+    )
+
+
+def _pool(spec: Mapping[str, Any], extra: Mapping[str, Any], reader: _Reader) -> PoolSpec:
+    size = reader.whole(spec, "warmPoolSize", "spec.", 0, low=0, high=_MAX_WARM)
+    pool = reader.mapping(extra, "pool", "spec.wakegate.")
+    prefix = "spec.wakegate.pool."
+    least = reader.whole(pool, "min", prefix, 0, low=0, high=_MAX_WARM)
+    most = reader.whole(pool, "max", prefix, max(size, least), low=0, high=_MAX_WARM)
+    if most < least:
+        reader.problem(prefix + "max", f"must not be below min ({least})", most)
+    miss = pool.get("targetMissRate", 0.01)
+    if isinstance(miss, bool) or not isinstance(miss, int | float) or not 0 < miss < 1:
+        reader.problem(prefix + "targetMissRate", "expected a number between 0 and 1, e.g. 0.01", miss)
+        miss = 0.01
+    modes = tuple(mode.value for mode in PoolMode)
+    mode = PoolMode(reader.choice(pool, "mode", prefix, modes, PoolMode.FIXED))
+    return PoolSpec(size=size, mode=mode, min=least, max=most, target_miss_rate=float(miss))
+
+
+def _name(value: Any) -> str:
+    return "nothing" if value is None else repr(value)[:60]
+
+
+class _Reader:
+    """Typed look-ups in one document that note problems in place of raising."""
+
+    def __init__(self, where: str, problems: list[str]) -> None:
+        self._where = where
+        self._problems = problems
+
+    def problem(self, path: str, right: str, got: Any) -> None:
+        self._problems.append(f"{self._where}: {path}: {right}, got {_name(got)}")
+
+    def mapping(
+        self, parent: Mapping[str, Any], key: str, prefix: str = "", *, required: bool = False
+    ) -> Mapping[str, Any]:
+        value = parent.get(key)
+        if isinstance(value, Mapping):
+            return value
+        if value is not None or required:
+            self.problem(prefix + key, "expected a mapping", value)
+        return {}
+
+    def sequence(self, parent: Mapping[str, Any], key: str, prefix: str) -> Sequence[Any]:
+        value = parent.get(key)
+        if value is None or isinstance(value, list):
+            return value or []
+        self.problem(prefix + key, "expected a list", value)
+        return []
+
+    def text(self, parent: Mapping[str, Any], key: str, prefix: str) -> str:
+        value = parent.get(key)
+        if value is None or isinstance(value, str):
+            return value or ""
+        self.problem(prefix + key, "expected text", value)
+        return ""
+
+    def label(self, parent: Mapping[str, Any], key: str, prefix: str, default: str | None = None) -> str:
+        value = parent.get(key, default)
+        if isinstance(value, str) and DNS_LABEL.fullmatch(value):
+            return value
+        self.problem(prefix + key, "expected a DNS label (a-z, 0-9 and -, at most 63)", value)
+        return "invalid"
+
+    def choice(self, parent: Mapping[str, Any], key: str, prefix: str, choices: tuple[str, ...], default: str) -> str:
+        value = parent.get(key, default)
+        if value in choices:
+            return str(value)
+        self.problem(prefix + key, f"expected one of {', '.join(choices)}", value)
+        return default
+
+    def whole(self, parent: Mapping[str, Any], key: str, prefix: str, default: int, *, low: int, high: int) -> int:
+        value = parent.get(key)
+        if value is None:
+            return default
+        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+            return value
+        self.problem(prefix + key, f"expected a whole number from {low} to {high}", value)
+        return default
+
+    def duration(self, parent: Mapping[str, Any], key: str, prefix: str, default: float) -> float:
+        value = parent.get(key)
+        if value is None:
+            return default
+        try:
+            seconds = parse_duration(value) if isinstance(value, str) else -1.0
+        except ValueError:
+            seconds = -1.0
+        if seconds > 0:
+            return seconds
+        self.problem(prefix + key, "expected a duration above zero such as 15m or 8h", value)
+        return default
+
+    def quantity(self, parent: Mapping[str, Any], key: str, prefix: str) -> float | None:
+        value = parent.get(key)
+        if value is None:
+            return None
+        try:
+            number = parse_quantity(str(value)) if isinstance(value, str | int | float) else 0.0
+        except ValueError:
+            number = 0.0
+        if number > 0:
+            return number
+        self.problem(prefix + key, "expected a quantity above zero such as 512Mi or 500m", value)
+        return None

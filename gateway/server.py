@@ -1,0 +1,104 @@
+"""Serving a gateway: the listening socket, uvicorn around it, signals and drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Generator
+
+import uvicorn
+
+from gateway.app import Gateway
+from gateway.errors import SettingsError
+from gateway.routing.protocol import protocol_class
+from gateway.settings import Settings
+
+_BACKLOG = 4096
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, whose SIGTERM means drain and then a normal end (uvicorn's own ends by the signal again)."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def _on_signal(self, number: int) -> None:
+        self._gateway.drain()
+        self.handle_exit(number, None)
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The listening socket. Raises SettingsError that names the address."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SettingsError(
+            [f"cannot listen on {settings.host} port {settings.port}: {reason}; choose another with --port"]
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """The base URL of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def make_server(gateway: Gateway) -> uvicorn.Server:
+    """A uvicorn server for the gateway."""
+    settings = gateway.settings
+    config = uvicorn.Config(
+        gateway.proxy,
+        http=protocol_class(settings.request_head_timeout),
+        ws="websockets-sansio",
+        ws_ping_interval=None,
+        ws_max_size=1 << 30,
+        loop="uvloop",
+        lifespan="off",
+        log_config=None,
+        access_log=settings.access_log,
+        proxy_headers=False,  # X-Forwarded-* of a client is data to pass on, not to believe
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=int(settings.keep_alive_timeout),
+        timeout_graceful_shutdown=max(1, int(settings.drain_timeout)),
+    )
+    return _Server(config, gateway)
+
+
+@contextlib.asynccontextmanager
+async def serving(gateway: Gateway) -> AsyncIterator[tuple[str, asyncio.Task[None]]]:
+    """Run the gateway's parts and serve it in the running loop.
+
+    Yields the base URL, once requests are answered, and the task that ends when the server does (on SIGTERM, after the
+    drain). Leaving the block drains and ends everything. Raises SettingsError for the address, WakegateError for parts.
+    """
+    listener = listen(gateway.settings)
+    async with gateway.running():
+        server = make_server(gateway)
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started and not task.done():
+            await asyncio.sleep(0.005)  # uvicorn tells of its start by this flag only
+        try:
+            yield url_of(listener), task
+        finally:
+            gateway.drain()
+            server.should_exit = True
+            await task

@@ -1,0 +1,243 @@
+"""Settings: one dataclass, read once at the start. Flags win over WAKEGATE_* variables, those over the TOML file.
+
+Each field's metadata holds its help text; its flag (`--state-dir`), variable (`WAKEGATE_STATE_DIR`) and TOML key
+(`state_dir`) follow from its name, so a setting is spelled in one place. All problems are reported at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from gateway.errors import SettingsError
+from gateway.units import parse_duration
+
+ENV_PREFIX = "WAKEGATE_"
+
+
+def _setting(
+    default: Any, help: str, *, kind: str, choices: tuple[str, ...] = (), metavar: str = "", low: float | None = None
+) -> Any:
+    """A field with what the reader needs to parse, check and explain it. `kind`: text, int, duration, path, paths, flag."""
+    return field(
+        default=default,
+        metadata={"help": help, "kind": kind, "choices": choices, "metavar": metavar or kind.upper(), "low": low},
+    )
+
+
+def default_state_dir(environ: Mapping[str, str]) -> Path:
+    """The user's data folder by the XDG base directory specification."""
+    base = environ.get("XDG_DATA_HOME") or os.path.join(environ.get("HOME") or "/var/lib", ".local", "share")
+    return Path(base) / "wakegate"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that can be set. Durations are seconds."""
+
+    host: str = _setting("127.0.0.1", "address to listen on", kind="text")
+    port: int = _setting(8080, "port to listen on; 0 picks a free one", kind="int", low=0)
+    runtime: tuple[Path, ...] = _setting(
+        (), "runtime manifest, or a folder of them; may be repeated (default: a built-in my-interpreter)", kind="paths",
+        metavar="FILE_OR_FOLDER",
+    )  # fmt: skip
+    state_dir: Path = _setting(
+        Path(), "folder for records, keys and workspaces (default: the user's data folder)", kind="path"
+    )
+    store: str = _setting(
+        "",
+        "session store: sqlite:///PATH or redis://... (default: sqlite in the state folder)",
+        kind="text",
+        metavar="URL",
+    )
+    engine: str = _setting("local", "what runs the sandboxes", kind="text", choices=("local", "kubernetes"))
+    isolation: str = _setting(
+        "bubblewrap", "how local sandboxes are isolated; `process` gives NO isolation and is for trusted code only",
+        kind="text", choices=("bubblewrap", "process"),
+    )  # fmt: skip
+    sandbox_python: Path = _setting(
+        Path(),
+        "environment folder whose python3 user code gets (default: .venv-sandbox beside the checkout)",
+        kind="path",
+    )
+    warm_pool: int = _setting(3, "warm sandboxes of the built-in my-interpreter", kind="int", low=0)
+    max_sandboxes: int = _setting(
+        512, "sandboxes bound to sessions on this gateway at once; beyond it 429 with Retry-After", kind="int", low=1
+    )
+    token_algorithm: str = _setting(
+        "EdDSA", "how tokens for picod are signed; RS256 drives foreign picods", kind="text", choices=("EdDSA", "RS256")
+    )
+
+    hold_per_session: int = _setting(1024, "requests that may wait for one session's sandbox", kind="int", low=1)
+    hold_total: int = _setting(8192, "requests that may wait for sandboxes in all", kind="int", low=1)
+    slots_per_sandbox: int = _setting(256, "requests in flight to one sandbox; further ones queue", kind="int", low=1)
+
+    connect_timeout: float = _setting(5.0, "longest dial of a sandbox", kind="duration", low=0.001)
+    request_head_timeout: float = _setting(
+        30.0, "longest time a client may take to send a request's head", kind="duration", low=0.001
+    )
+    request_idle_timeout: float = _setting(
+        60.0, "longest silence of a client that is sending a body", kind="duration", low=0.001
+    )
+    client_read_timeout: float = _setting(
+        300.0, "longest time a client may take no byte of its response", kind="duration", low=0.001
+    )
+    response_idle_timeout: float = _setting(
+        3600.0, "longest silence of a sandbox that owes a response", kind="duration", low=0.001
+    )
+    request_timeout: float = _setting(
+        0.0, "longest whole exchange, both directions; 0: no bound", kind="duration", low=0
+    )
+    keep_alive_timeout: float = _setting(
+        75.0, "how long an idle client connection stays open", kind="duration", low=0.001
+    )
+    drain_timeout: float = _setting(30.0, "how long running requests may go on after SIGTERM", kind="duration", low=0)
+
+    sweep_interval: float = _setting(
+        5.0, "how often idle and expired sessions are looked for", kind="duration", low=0.01
+    )
+    terminated_retention: float = _setting(
+        3600.0, "how long the record of an ended session is kept", kind="duration", low=0
+    )
+
+    log_level: str = _setting(
+        "info", "least severe log line", kind="text", choices=("debug", "info", "warning", "error")
+    )
+    access_log: bool = _setting(False, "one log line per request", kind="flag")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give the parser one flag per setting, and --config. Values stay text; `load` checks them with all the others."""
+    parser.add_argument("--config", metavar="FILE", help="TOML file with settings (also WAKEGATE_CONFIG)")
+    for setting in fields(Settings):
+        meta = setting.metadata
+        flag = "--" + setting.name.replace("_", "-")
+        text = meta["help"] + _default_text(setting)
+        if meta["kind"] == "flag":
+            parser.add_argument(flag, action="store_const", const="true", help=text)
+        elif meta["kind"] == "paths":
+            parser.add_argument(flag, action="append", metavar=meta["metavar"], help=text)
+        else:
+            metavar = "|".join(meta["choices"]) or meta["metavar"]
+            parser.add_argument(flag, metavar=metavar, help=text)
+
+
+def load(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
+    """Merge flags, environment and file into Settings.
+
+    Raises:
+        SettingsError: with every problem at once, each naming where the value came from.
+    """
+    problems: list[str] = []
+    known = {setting.name: setting for setting in fields(Settings)}
+    sources = _file_values(arguments.get("config") or environ.get(ENV_PREFIX + "CONFIG"), known, problems)
+    sources |= _environment_values(environ, known, problems)
+    for name in known:
+        if arguments.get(name) is not None:
+            sources[name] = ("--" + name.replace("_", "-"), arguments[name])
+    values: dict[str, Any] = {}
+    for name, (where, raw) in sources.items():
+        try:
+            values[name] = _parse(known[name], raw)
+        except ValueError as error:
+            problems.append(f"{where}: {error}")
+    if problems:
+        raise SettingsError(problems)
+    values.setdefault("state_dir", default_state_dir(environ))
+    return Settings(**values)
+
+
+def _default_text(setting: Field[Any]) -> str:
+    if setting.default in ((), "", Path(), False) or setting.default is MISSING:
+        return ""
+    value = f"{setting.default:g}s" if setting.metadata["kind"] == "duration" else setting.default
+    return f" (default: {value})"
+
+
+def _file_values(path: str | None, known: Mapping[str, Field[Any]], problems: list[str]) -> dict[str, tuple[str, Any]]:
+    if not path:
+        return {}
+    try:
+        with open(path, "rb") as file:
+            document = tomllib.load(file)
+    except OSError as error:
+        problems.append(f"{path}: cannot be read: {error.strerror}")
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        problems.append(f"{path}: is not TOML: {error}")
+        return {}
+    for name in sorted(document.keys() - known.keys()):
+        problems.append(f"{path}: unknown setting {name!r}{_suggestion(name, known)}")
+    return {name: (f"{path}: {name}", value) for name, value in document.items() if name in known}
+
+
+def _environment_values(
+    environ: Mapping[str, str], known: Mapping[str, Field[Any]], problems: list[str]
+) -> dict[str, tuple[str, Any]]:
+    values: dict[str, tuple[str, Any]] = {}
+    for variable in sorted(environ):
+        if not variable.startswith(ENV_PREFIX) or variable in (ENV_PREFIX + "CONFIG", ENV_PREFIX + "PYTHON"):
+            continue
+        name = variable.removeprefix(ENV_PREFIX).lower()
+        if name in known:
+            values[name] = (variable, environ[variable])
+        else:
+            problems.append(f"{variable}: unknown setting{_suggestion(name, known)}")
+    return values
+
+
+def _suggestion(name: str, known: Mapping[str, Field[Any]]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _parse(setting: Field[Any], raw: Any) -> Any:
+    """One value from text (flag, variable) or from TOML. Raises ValueError that says what would be right."""
+    meta = setting.metadata
+    kind: str = meta["kind"]
+    if kind == "paths":
+        items: Sequence[Any] = (
+            raw.split(os.pathsep) if isinstance(raw, str) else raw if isinstance(raw, list) else [raw]
+        )
+        if not all(isinstance(item, str) and item for item in items):
+            raise ValueError(f"expected a path or a list of paths, got {raw!r}")
+        return tuple(Path(item) for item in items)
+    if kind == "flag":
+        if isinstance(raw, bool):
+            return raw
+        if str(raw).lower() in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+            return str(raw).lower() in ("1", "true", "yes", "on")
+        raise ValueError(f"expected true or false, got {raw!r}")
+    if kind in ("text", "path"):
+        if not isinstance(raw, str) or not raw:
+            raise ValueError(f"expected text, got {raw!r}")
+        if meta["choices"] and raw not in meta["choices"]:
+            raise ValueError(f"expected one of {', '.join(meta['choices'])}; got {raw!r}")
+        return Path(raw).expanduser() if kind == "path" else raw
+    return _parse_number(meta, kind, raw)
+
+
+def _parse_number(meta: Mapping[str, Any], kind: str, raw: Any) -> int | float:
+    value: int | float
+    if isinstance(raw, bool):
+        raise ValueError(f"expected a {'number' if kind == 'int' else 'duration'}, got {raw!r}")
+    if kind == "int":
+        try:
+            value = int(raw)
+        except (TypeError, ValueError):
+            raise ValueError(f"expected a whole number, got {raw!r}") from None
+    elif isinstance(raw, int | float):
+        value = float(raw)
+    else:
+        value = float(raw) if isinstance(raw, str) and raw.replace(".", "", 1).isdigit() else parse_duration(str(raw))
+    if meta["low"] is not None and value < meta["low"]:
+        raise ValueError(f"must be at least {meta['low']:g}, got {raw!r}")
+    if meta["help"].startswith("port") and value > 65535:
+        raise ValueError(f"must be at most 65535, got {raw!r}")
+    return value

@@ -1,0 +1,43 @@
+"""Reading the two notations that users write: Go durations ("1m30s") and Kubernetes quantities ("512Mi", "250m").
+
+Sources: Go `time.ParseDuration`; Kubernetes `resource.Quantity` serialisation format.
+"""
+
+from __future__ import annotations
+
+import re
+
+_UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+_QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([eE][+-]?\d+|[EPTGMk]i?|Ki|m|u|n)?")
+_FACTORS = {
+    "": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3,
+    "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18,
+    "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50, "Ei": 2.0**60,
+}  # fmt: skip
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a Go duration such as "15m", "2.5s", "1h30m" or "0". Raises ValueError that says what would be right."""
+    if text == "0":
+        return 0.0
+    position, total = 0, 0.0
+    for part in _DURATION_PART.finditer(text):
+        if part.start() != position:
+            break
+        total += float(part[1]) * _UNIT_SECONDS[part[2]]
+        position = part.end()
+    if not text or position != len(text):
+        raise ValueError(f"{text!r} is not a duration; write a number with a unit, e.g. 30s, 15m or 1h30m")
+    return total
+
+
+def parse_quantity(text: str) -> float:
+    """The number a Kubernetes quantity stands for, e.g. "512Mi" -> 536870912.0, "250m" -> 0.25. Raises ValueError."""
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a quantity; write a number with an optional suffix, e.g. 512Mi, 2Gi or 500m")
+    number, suffix = match[1], match[2] or ""
+    if suffix[:1] in ("e", "E") and len(suffix) > 1 and suffix != "Ei":
+        return float(number + suffix)
+    return float(number) * _FACTORS[suffix]

@@ -1,0 +1,1 @@
+"""Benchmarks and load. Each prints ratios against a baseline that it runs beside."""

@@ -1,0 +1,200 @@
+"""Throughput and latency of the data path beside HAProxy, both in front of the same nginx, in one run.
+
+    .venv/bin/python -m loadtest.proxy_bench [--seconds 5] [--repeats 3]
+
+The proxy under test runs on one core; the load and the upstream share the other. Needs wrk, nginx and haproxy (Debian
+packages of those names); says which are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PATH = "/v1/namespaces/default/code-interpreters/my-interpreter/invocations/health"
+_UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
+
+
+@dataclass(frozen=True)
+class Load:
+    """One wrk run: requests/s, milliseconds, and answers that were not 2xx or broke."""
+
+    rate: float
+    p50: float
+    p99: float
+    errors: int
+    cpu_us: float = 0.0  # processor time of the proxy per request, microseconds
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time that a process has used, seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(port: int) -> None:
+    """Until something accepts on the port."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.02)
+    raise SystemExit(f"nothing listens on port {port} after 10 s")
+
+
+@contextlib.contextmanager
+def running(argv: list[str], core: int) -> Iterator[subprocess.Popen[str]]:
+    """A process on one core, ended with the block."""
+    process = subprocess.Popen(
+        ["taskset", "-c", str(core), *argv], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(10)
+
+
+def nginx_conf(folder: Path, port: int) -> Path:
+    """A static upstream at C speed."""
+    conf = folder / "nginx.conf"
+    conf.write_text(
+        f"daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;\n"
+        "events { worker_connections 1024; }\n"
+        "http { access_log off; keepalive_requests 100000000; keepalive_timeout 75;\n"
+        f"  client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};\n"
+        f"  uwsgi_temp_path {folder}; scgi_temp_path {folder};\n"
+        f"  server {{ listen 127.0.0.1:{port};\n"
+        '    location / { default_type application/json; return 200 \'{"service":"PicoD","status":"ok"}\'; } } }\n'
+    )
+    return conf
+
+
+def haproxy_conf(folder: Path, port: int, upstream: int) -> Path:
+    """HAProxy with one thread, keep-alive on both sides."""
+    conf = folder / "haproxy.cfg"
+    conf.write_text(
+        "global\n  nbthread 1\n  maxconn 4096\n"
+        "defaults\n  mode http\n  timeout connect 5s\n  timeout client 30s\n  timeout server 30s\n  http-reuse always\n"
+        f"  option forwardfor\nfrontend f\n  bind 127.0.0.1:{port}\n  default_backend b\n"
+        f"backend b\n  server s 127.0.0.1:{upstream}\n"
+    )
+    return conf
+
+
+def wrk(url: str, connections: int, seconds: int, core: int, headers: list[str], pid: int) -> Load:
+    """One run of wrk; `pid` is the process whose processor time is counted."""
+    before = cpu_seconds(pid)
+    argv = ["taskset", "-c", str(core), "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
+    for header in headers:
+        argv += ["-H", header]
+    out = subprocess.run([*argv, url], capture_output=True, text=True, check=True).stdout
+    errors = sum(int(n) for n in re.findall(r"Non-2xx or 3xx responses: (\d+)", out))
+    errors += sum(int(n) for line in re.findall(r"Socket errors: (.*)", out) for n in re.findall(r"\d+", line))
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", out)
+    if rate is None:
+        raise SystemExit(f"wrk printed no rate:\n{out}")
+    cpu = (cpu_seconds(pid) - before) / (float(rate[1]) * seconds) * 1e6
+    return Load(float(rate[1]), _quantile(out, "50%"), _quantile(out, "99%"), errors, cpu)
+
+
+def _quantile(out: str, name: str) -> float:
+    found = re.search(rf"^\s+{name}\s+([\d.]+)(us|ms|s|m)\b", out, re.MULTILINE)
+    return float(found[1]) * _UNITS_MS[found[2]] if found else float("nan")
+
+
+def median(loads: list[Load]) -> Load:
+    """Each figure's median; errors are summed."""
+    return Load(
+        statistics.median(each.rate for each in loads),
+        statistics.median(each.p50 for each in loads),
+        statistics.median(each.p99 for each in loads),
+        sum(each.errors for each in loads),
+        statistics.median(each.cpu_us for each in loads),
+    )
+
+
+def main() -> int:
+    """Run everything and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--connections", default="1,32,64")
+    args = parser.parse_args()
+    missing = [name for name in ("wrk", "nginx", "haproxy", "taskset") if shutil.which(name) is None]
+    if missing:
+        print(
+            f"missing: {', '.join(missing)}; on Debian: apt-get install wrk nginx-light haproxy util-linux",
+            file=sys.stderr,
+        )
+        return 2
+    cores = sorted(os.sched_getaffinity(0))
+    mine, others = cores[0], cores[-1]
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+        folder = Path(temporary)
+        upstream, balancer = free_port(), free_port()
+        nginx = stack.enter_context(running(["nginx", "-c", str(nginx_conf(folder, upstream))], others))
+        wait_for(upstream)
+        haproxy = stack.enter_context(running(["haproxy", "-f", str(haproxy_conf(folder, balancer, upstream))], mine))
+        wait_for(balancer)
+        gateway = stack.enter_context(
+            running([sys.executable, "-m", "loadtest.bench_gateway", f"127.0.0.1:{upstream}"], mine)
+        )
+        assert gateway.stdout is not None
+        url, session = gateway.stdout.readline().split()
+        sides: dict[str, tuple[str, list[str], int]] = {
+            "direct": (f"http://127.0.0.1:{upstream}/health", [], nginx.pid),
+            "HAProxy": (f"http://127.0.0.1:{balancer}/health", [], haproxy.pid),
+            "Wakegate": (url + PATH, [f"x-session-id: {session}"], gateway.pid),
+        }
+        print(
+            f"{'c':>4} {'proxy':<9} {'requests/s':>11} {'p50 ms':>8} {'p99 ms':>8} {'CPU us':>7} {'errors':>7}  ratio to HAProxy"
+        )
+        served = 0.0
+        for connections in map(int, args.connections.split(",")):
+            rounds: dict[str, list[Load]] = {name: [] for name in sides}
+            for _ in range(args.repeats):  # in turn, so that a drift of the machine's speed meets all alike
+                for name, (address, sent, pid) in sides.items():
+                    rounds[name].append(wrk(address, connections, args.seconds, others, sent, pid))
+            base = median(rounds["HAProxy"]).rate
+            served += sum(each.rate * args.seconds for each in rounds["Wakegate"])
+            for name, loads in rounds.items():
+                load = median(loads)
+                print(
+                    f"{connections:>4} {name:<9} {load.rate:>11.0f} {load.p50:>8.2f} {load.p99:>8.2f} {load.cpu_us:>7.0f} {load.errors:>7}  "
+                    f"{load.rate / base:.2f}",
+                    flush=True,
+                )
+        gateway.send_signal(signal.SIGTERM)
+        counts = json.loads(gateway.stdout.read())
+        print(f"about {served:.0f} requests; store calls {counts['store']}, signatures {counts['signed']}")
+        if counts["store"].get("get") or counts["store"].get("put") or counts["signed"]:
+            print("requests reached the store or the signing key: the hot path is broken", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
