@@ -1,21 +1,27 @@
 """A cache in front of a shared store: the same session is asked for many times and changes seldom.
 
 Implements gateway.interfaces.SessionStore. Only `get` is answered from memory. Another replica's write is seen after
-`ttl` at the latest; acting on an older record is safe, because `put` compares versions where the truth is, and a refused
-one drops the copy here. Whoever finds a record wrong (nothing listens where it says) calls `invalidate` and asks again.
+`ttl` at the latest; acting on an older record is safe, because `put` compares versions where the truth is, and a
+refused one drops the copy here. Whoever finds a record wrong (nothing listens where it says) calls `invalidate` and
+asks again.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aiocache import SimpleMemoryCache
 
 from gateway.interfaces import SessionStore
 from gateway.model import Lease, RuntimeKey, Session, SessionId, SessionState
+
+
+@dataclass(slots=True)
+class _Copy:
+    record: Session
 
 
 class CachedStore:
@@ -34,10 +40,10 @@ class CachedStore:
 
     async def get(self, session_id: SessionId) -> Session | None:
         """The record, as it was at most `ttl` ago; absence is not remembered."""
-        record: Session | None = await self._records.get(session_id)
-        if record is not None:
+        copy: _Copy | None = await self._records.get(session_id)
+        if copy is not None:
             self._order.move_to_end(session_id)
-            return record
+            return copy.record
         self._order.pop(session_id, None)  # expired
         load = self._loading[session_id] = object()
         try:
@@ -58,8 +64,8 @@ class CachedStore:
             await self.invalidate(session.id)
             raise
         self._loading.pop(session.id, None)
-        known: Session | None = await self._records.get(session.id)
-        if known is None or known.version < stored.version:
+        copy: _Copy | None = await self._records.get(session.id)
+        if copy is None or copy.record.version < stored.version:
             await self._keep(stored)
         return stored
 
@@ -80,14 +86,15 @@ class CachedStore:
         """Raise last_active_at of each to at least the given time, in the copies as well."""
         await self._inner.touch_many(seen)
         for session_id, at in seen.items():
-            record: Session | None = await self._records.get(session_id)
-            if record is not None and record.last_active_at < at:
-                await self._keep(replace(record, last_active_at=at))
+            copy: _Copy | None = await self._records.get(session_id)
+            if copy is not None and copy.record.last_active_at < at:
+                # In place: a touch says nothing about the rest of the record, so it must not lengthen its stay.
+                copy.record = replace(copy.record, last_active_at=at)
 
     async def _keep(self, record: Session) -> None:
         self._order[record.id] = None
         self._order.move_to_end(record.id)
-        await self._records.set(record.id, record)
+        await self._records.set(record.id, _Copy(record))
         while len(self._order) > self._size:
             oldest, _ = self._order.popitem(last=False)
             await self._records.delete(oldest)
