@@ -1,0 +1,1 @@
+"""Engines that make sandboxes: one package each, behind interfaces.SandboxProvider."""

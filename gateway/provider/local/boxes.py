@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import secrets
+import signal
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,8 +68,9 @@ class Box:
 
     def end_reason(self) -> str:
         """Why it ended by itself, for people. Its control group must still stand."""
-        status = describe_exit(self.process.exited.result())
-        if self.group.oom_kills():
+        code = self.process.exited.result()
+        status = describe_exit(code)
+        if code == 128 + signal.SIGKILL and self.group.oom_kills():
             return f"out of memory: over its limit of {self.runtime.limits.memory} bytes ({status})"
         return status
 
@@ -135,8 +137,7 @@ class Boxes:
 
     def _end_escaped(self, group: Cgroup, workspace: Path) -> None:
         """Without a pid namespace, what left picod's session is found by its group and by the mark it inherited."""
-        group.kill()
-        for pidfd in marks.kill_marked(marks.mark(self._folders.owner, workspace.name)):
+        for pidfd in (*group.kill(), *marks.kill_marked(marks.mark(self._folders.owner, workspace.name))):
             os.close(pidfd)
 
     async def _spawn(self, runtime: Runtime, name: SandboxId, workspace: Path, path: str, group: Cgroup) -> Process:

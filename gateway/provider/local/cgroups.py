@@ -101,11 +101,10 @@ class CgroupTree:
             raise
         return group
 
-    def leftovers(self) -> list[Cgroup]:
-        """The groups that stand here now, one per sandbox name."""
-        names = {entry.name for base in set(self._bases.values()) for entry in base.iterdir() if entry.is_dir()}
-        every = ({c: b / name for c, b in self._bases.items() if (b / name).is_dir()} for name in sorted(names))
-        return [Cgroup(folders) for folders in every]
+    @property
+    def bases(self) -> list[str]:
+        """The gateway's group in each hierarchy; `sweep` takes it in a later life, which may stand elsewhere."""
+        return sorted({str(base) for base in self._bases.values()})
 
     def close(self) -> None:
         """Remove the gateway's group; one that still holds sandboxes stays."""
@@ -149,13 +148,25 @@ class Cgroup:
                 continue
         return found - {0}  # 0: a process of another pid namespace
 
-    def kill(self) -> None:
-        """SIGKILL to every process in it. Our own group, so a pid read here is a process of that sandbox."""
+    def kill(self) -> list[int]:
+        """SIGKILL to every process in it; returns their pidfds, which the caller closes.
+
+        The group is read again once a process is pinned: a pid that is still in it is a process of this sandbox.
+        """
+        pinned: dict[int, int] = {}
         for pid in self.pids():
             try:
-                os.kill(pid, signal.SIGKILL)
+                pinned[pid] = os.pidfd_open(pid)
             except OSError:
                 pass  # it ended by itself in between
+        inside = self.pids()
+        for pid, pidfd in pinned.items():
+            if pid in inside:
+                try:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                except OSError:
+                    pass  # it ended by itself in between
+        return list(pinned.values())
 
     def remove(self) -> bool:
         """Delete the group. False: a process in it has not gone yet; try again later."""
@@ -168,6 +179,12 @@ class Cgroup:
             except OSError:
                 gone = False
         return gone
+
+
+def sweep(bases: Iterable[str]) -> list[Cgroup]:
+    """The groups of sandboxes below these groups of a gateway's (CgroupTree.bases), and those themselves, last."""
+    found = [Cgroup({"": child}) for base in bases for child in sorted(Path(base).glob("sb-*"))]
+    return found + [Cgroup({"": Path(base)}) for base in bases]
 
 
 def _below(mountpoint: Path, root: str, path: str) -> Path:
@@ -220,9 +237,3 @@ def _write(path: Path, text: str) -> None:
         os.write(fd, text.encode())
     finally:
         os.close(fd)
-
-
-def kill_all(groups: Iterable[Cgroup]) -> None:
-    """SIGKILL to every process of every group."""
-    for group in groups:
-        group.kill()

@@ -1,11 +1,11 @@
 """The provider's folders: one owner, sockets in a place short enough to bind, workspaces, and a bin for dead ones.
 
-    STATE/lock          held by the one gateway that owns STATE; says who
-    STATE/owner         a random name, made once: marks processes and control groups as STATE's
-    STATE/run/          sockets (0700); a private folder in the temporary directory when STATE's path is too long
-    STATE/etc/          the made-up files of /etc that sandboxes see
-    STATE/workspaces/   one folder per sandbox (0700)
-    STATE/trash/        workspaces waiting for their deletion; renamed here, so a crash leaves none half-deleted
+STATE/lock          held by the one gateway that owns STATE; says who
+STATE/owner         a random name, made once: marks processes and control groups as STATE's
+STATE/run/          sockets (0700); a private folder in the temporary directory when STATE's path is too long
+STATE/etc/          the made-up files of /etc that sandboxes see
+STATE/workspaces/   one folder per sandbox (0700)
+STATE/trash/        workspaces waiting for their deletion; renamed here, so a crash leaves none half-deleted
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import secrets
 import stat
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from gateway.errors import SettingsError
@@ -52,7 +53,9 @@ class Folders:
         except OSError:
             holder = os.read(lock, 200).decode(errors="replace").strip() or "another process"
             os.close(lock)
-            problem = f"state directory {state} is in use by {holder}; end that gateway or name another with --state-dir"
+            problem = (
+                f"state directory {state} is in use by {holder}; end that gateway or name another with --state-dir"
+            )
             raise SettingsError([problem]) from None
         try:
             os.ftruncate(lock, 0)
@@ -92,6 +95,17 @@ class Folders:
     def empty_trash(self) -> None:
         """Delete what was discarded; runs in a thread of its own. Raises OSError for what cannot be deleted."""
         trees.delete_children(str(self.trash))
+
+    def earlier_groups(self) -> list[str]:
+        """What `note_groups` was given in the earlier life."""
+        try:
+            return (self.state / "cgroups").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+
+    def note_groups(self, bases: Iterable[str]) -> None:
+        """Write down where control groups are about to be made."""
+        (self.state / "cgroups").write_text("\n".join(bases))
 
     def clear_leftovers(self) -> None:
         """Remove sockets and discard workspaces of an earlier life. Only when nothing of it runs any more."""

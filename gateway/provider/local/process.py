@@ -58,7 +58,12 @@ class Process:
 
     @classmethod
     async def start_walled(
-        cls, bwrap: Path, arguments: Callable[[int, int], list[str]], listener: socket.socket, mark: str, restrict: Restrict
+        cls,
+        bwrap: Path,
+        arguments: Callable[[int, int], list[str]],
+        listener: socket.socket,
+        mark: str,
+        restrict: Restrict,
     ) -> Process:
         """Start bwrap. `arguments(listener_fd, lifeline_fd)` are its arguments, `--`, and picod's command line.
 

@@ -204,6 +204,11 @@ class LocalProvider:
             lead_time_p90=book.lead_time(0.9),
         )
 
+    async def find(self, sandbox_id: SandboxId) -> Sandbox | None:
+        """The sandbox while it runs."""
+        box = self._all.get(sandbox_id)
+        return box.sandbox() if box is not None and box.is_alive else None
+
     async def list(self) -> Sequence[Sandbox]:
         """All that run, warm ones included."""
         return [box.sandbox() for box in self._all.values() if box.is_alive]
@@ -314,7 +319,7 @@ class LocalProvider:
         try:
             await self._boxes.clear(box)
         except (OSError, TimeoutError) as error:
-            log.error("sandbox %s could not be cleared away: %s; the next start does", box.id, error)  # noqa: TRY400
+            log.error("sandbox %s could not be cleared away: %s; the next start does", box.id, error)
         finally:
             self._all.pop(box.id, None)
             self._endings.pop(box.id, None)
@@ -333,21 +338,22 @@ class LocalProvider:
 
     def _prepare(self, folders: Folders) -> CgroupTree:
         """Clear what an earlier life left: processes first, then their groups, sockets and workspaces. Blocks."""
-        groups = CgroupTree.open(folders.owner)
-        leftovers = groups.leftovers()
-        cgroups.kill_all(leftovers)
-        killed = marks.kill_marked(marks.mark(folders.owner, ""))
+        leftovers = cgroups.sweep(folders.earlier_groups())
+        killed = [pidfd for group in leftovers for pidfd in group.kill()]
+        killed += marks.kill_marked(marks.mark(folders.owner, ""))
         if killed:
             log.warning("ended %d processes that an earlier gateway left behind", len(killed))
-        if not wait_gone(killed, _LEFTOVER_TIMEOUT):
-            log.error("processes of an earlier gateway do not end; their folders are cleared all the same")
+        gone = wait_gone(killed, _LEFTOVER_TIMEOUT)
         for pidfd in killed:
             os.close(pidfd)
-        for group in leftovers:
-            group.remove()
+        stuck = [group for group in leftovers if not group.remove()]
+        if stuck or not gone:
+            log.warning("processes of an earlier gateway do not end; their control groups stay until they do")
         folders.clear_leftovers()
         # Once and here: in sandboxes the code is read-only, and without bytecode each of them would compile it anew.
         compileall.compile_dir(pythons.picod_folder(), quiet=2)
+        groups = CgroupTree.open(folders.owner)
+        folders.note_groups(groups.bases)
         return groups
 
     def _pool(self, key: RuntimeKey) -> _Pool:

@@ -43,7 +43,10 @@ def user_python(environment: Path | None) -> Python:
     if environment is None:
         if os.access("/usr/bin/python3", os.X_OK):
             return Python("/usr/bin/python3", ())
-        return Python(os.path.join(sys.base_prefix, "bin", "python3"), (sys.base_prefix, os.path.realpath(sys.base_prefix)))
+        return Python(
+            os.path.join(sys.base_prefix, "bin", "python3"), (sys.base_prefix, os.path.realpath(sys.base_prefix))
+        )
+    environment = environment.absolute()
     program = environment / "bin" / "python3"
     if not os.access(program, os.X_OK):
         raise ValueError(f"{environment} is not a Python environment: it has no bin/python3")

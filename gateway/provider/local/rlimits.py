@@ -20,7 +20,9 @@ def may_limit_processes(kernel_release: str, *, uid: int) -> bool:
     From Linux 5.14 it counts per user namespace; before, it counted all processes of the user, so a desktop with 300
     threads could not start a sandbox allowed 256. The kernel does not hold uid 0 to it at all.
     """
-    major, minor = (int("".join(c for c in part if c.isdigit()) or 0) for part in (kernel_release + ".0").split(".")[:2])
+    major, minor = (
+        int("".join(c for c in part if c.isdigit()) or 0) for part in (kernel_release + ".0").split(".")[:2]
+    )
     return uid != 0 and (major, minor) >= (5, 14)
 
 
