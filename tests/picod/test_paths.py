@@ -199,3 +199,19 @@ def test_resolving_leaks_no_descriptor(tmp_path: Path, use_openat2: bool) -> Non
         assert before == len(os.listdir("/proc/self/fd"))
     finally:
         workspace.close()
+
+
+@BOTH_WAYS
+def test_place_never_follows_a_link_that_came_later(tmp_path: Path, use_openat2: bool) -> None:
+    """Between resolving and opening, the last name becomes a symlink to the outside: refused, nothing is made."""
+    (tmp_path / "ws").mkdir()
+    workspace = Workspace(str(tmp_path / "ws"), use_openat2=use_openat2)
+    try:
+        with workspace.resolve("x") as place:
+            (tmp_path / "ws" / "x").symlink_to(tmp_path / "made-outside")
+            with pytest.raises(OSError, match="symbolic links"):
+                place.open(os.O_WRONLY | os.O_CREAT)
+    finally:
+        workspace.close()
+
+    assert os.listdir(tmp_path) == ["ws"]
