@@ -1,0 +1,126 @@
+"""All that is known and foretold of one runtime's claims: experts, mixture and shadow pools behind two calls."""
+
+from __future__ import annotations
+
+import math
+
+from gateway.autoscaler.empirical import FastSlow, RollingQuantile
+from gateway.autoscaler.forecast import Forecast, Forecaster, values_of_stock
+from gateway.autoscaler.mixture import Mixture
+from gateway.autoscaler.rates import RateBelief
+from gateway.autoscaler.seasonal import Timers, WeekProfile
+from gateway.autoscaler.shadow import Objective, Shadow
+from gateway.autoscaler.window import RollingCount
+
+_LONGEST_REVIEW = 30.0  # seconds between looks at a runtime that nobody claims
+_LONGEST_STEP = 60.0  # seconds; a longer silence is taken in steps of this, or as a gap when it is a clock step
+_SMALLEST, _LARGEST = 32, 4096  # counts a distribution is kept for
+
+
+def _rounded(seconds: float) -> float:
+    """To steps of 10 %, so that a lead time that wobbles does not make every table anew."""
+    return round(1.1 ** round(math.log(max(seconds, 0.05), 1.1)), 3)
+
+
+def make_experts(recent: RollingCount) -> list[Forecaster]:
+    """The experts of one runtime; the first is the one whose forecast is never reused."""
+    return [
+        RateBelief(),
+        RollingQuantile("last 15 min", 900.0, recent),
+        RollingQuantile("last hour", 3600.0, recent),
+        RollingQuantile("last day", 86400.0, recent),
+        FastSlow(),
+        WeekProfile(),
+        Timers(recent.span),
+    ]
+
+
+class Demand:
+    """One runtime's demand. Call `observe` whenever `due`, then `forecast`; both are O(1) in the length of history.
+
+    Times are seconds since the epoch, of one clock; a clock that steps back, or forward by more than an hour, loses
+    the counts of the last horizon and nothing else.
+    """
+
+    def __init__(
+        self, objective: Objective, *, lead: float, tick: float, most: int, experts: list[Forecaster] | None = None
+    ) -> None:
+        self.tick = tick
+        self.lead = lead
+        self.horizon = _rounded(lead + tick)
+        self.most = most
+        self.recent = RollingCount(self.horizon)
+        self.mixture = Mixture(make_experts(self.recent) if experts is None else experts)
+        self.shadow = Shadow(objective, lead, min(most, _LARGEST))
+        self._largest = min(most + 2, _LARGEST)
+        self._size = min(_SMALLEST, self._largest)
+        self._now: float | None = None
+        self._claimed_at = -math.inf
+        self._review_at = -math.inf
+        self._last: Forecast | None = None
+
+    def due(self, now: float, claims: int) -> bool:
+        """Whether anything has changed enough to look again: a claim, or a silence that has gone on."""
+        return claims > 0 or now >= self._review_at or self._last is None or (self._now is not None and now < self._now)
+
+    def set_lead(self, lead: float) -> None:
+        """The measured lead time; small changes are ignored."""
+        if abs(_rounded(lead + self.tick) - self.horizon) > 1e-9:
+            self.lead = self.shadow.lead = lead
+            self.horizon = _rounded(lead + self.tick)
+            self.recent.span = self.horizon
+            self._last = None
+
+    def observe(self, now: float, claims: int, elapsed: float | None = None) -> None:
+        """`claims` came since the last call (or in the last `elapsed` seconds)."""
+        if elapsed is None:
+            elapsed = self.tick if self._now is None else now - self._now
+        if elapsed <= 0.0 or elapsed > 3600.0:  # the clock was set, or nobody watched: what lies between is unknown
+            self.recent.clear()
+            elapsed = self.tick
+        while elapsed > _LONGEST_STEP:
+            elapsed -= _LONGEST_STEP
+            self._step(now - elapsed, _LONGEST_STEP, 0)
+        self._step(now, round(elapsed, 3) or 0.001, claims)
+        self._now = now
+        if claims:
+            self._claimed_at = now
+
+    def _step(self, now: float, elapsed: float, claims: int) -> None:
+        self.recent.add(now, claims)
+        self.mixture.observe(now, elapsed, claims)
+        self.shadow.observe(now, elapsed, claims)
+
+    def forecast(self, now: float) -> Forecast:
+        """The forecast from here on, and when to look again."""
+        q = self.shadow.quantile
+        probabilities = self.mixture.probabilities(now, self.horizon, self._size, q)
+        level = self.shadow.update(now, probabilities)
+        if self.shadow.top > 0.7 * self._size and self._size < self._largest:
+            self._size = min(2 * self._size, self._largest)
+            return self.forecast(now)
+        if self._size > _SMALLEST and self.shadow.top < 0.15 * self._size:
+            self._size //= 2
+        quiet = now - self._claimed_at
+        self._review_at = now + min(max(quiet, self.horizon), _LONGEST_REVIEW)
+        self._last = Forecast(now, self.horizon, 0.0, q, level, "")
+        self._probabilities = probabilities
+        return self._last
+
+    def explained(self) -> Forecast | None:
+        """The latest forecast with what people want to know and the loop does not: mean, weights, expected misses."""
+        if self._last is None:
+            return None
+        last, p = self._last, self._probabilities
+        mean = float((p * range(len(p))).sum())
+        saved = float(values_of_stock(p)[: last.level].sum())
+        return Forecast(
+            last.made_at,
+            last.horizon,
+            mean,
+            last.quantile,
+            last.level,
+            self.shadow.describe(),
+            self.mixture.shares(),
+            max(mean - saved, 0.0) * 3600.0 / last.horizon,
+        )

@@ -1,0 +1,107 @@
+"""What a forecaster is, and the arithmetic on count distributions that all of them share.
+
+A forecast is the distribution of the number of claims in the next `horizon` seconds, as probabilities of 0, 1, 2, ...;
+what lies beyond the end of the array is its missing mass. The horizon is the lead time plus one tick: a sandbox that
+is ordered now serves whoever comes from then on, so the pool must stand through that long with what it has.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+class Forecaster(Protocol):
+    """One expert. Synchronous, no I/O; `observe` and `probabilities` are O(1) in the length of history."""
+
+    name: str
+
+    def observe(self, now: float, elapsed: float, claims: int) -> None:
+        """`claims` came in the `elapsed` seconds that end at `now`."""
+        ...
+
+    def probabilities(self, now: float, horizon: float, size: int) -> Floats:
+        """P(claims in (now, now + horizon] = 0 .. size - 1)."""
+        ...
+
+
+def quantile_of(probabilities: Floats, q: float) -> int:
+    """The least count that covers a share `q`; the array's length when it does not reach that far."""
+    return int(np.searchsorted(probabilities.cumsum(), q - 1e-12))
+
+
+def pinball(predicted: float, seen: float, q: float) -> float:
+    """The pinball (quantile) loss: shortfall costs q, excess 1 - q; least in the mean at the true quantile.
+
+    Source: Koenker & Bassett, "Regression Quantiles", Econometrica 46 (1978).
+    """
+    gap = seen - predicted
+    return q * gap if gap > 0 else (q - 1.0) * gap
+
+
+@lru_cache(maxsize=64)
+def counts_up_to(size: int) -> Floats:
+    """0.0, 1.0, ... size - 1."""
+    return np.arange(size, dtype=np.float64)
+
+
+@lru_cache(maxsize=64)
+def log_factorials(size: int) -> Floats:
+    """ln 0!, ln 1!, ... ln (size - 1)!"""
+    return np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, max(size, 2), dtype=np.float64)))))[:size]
+
+
+def negative_binomial(mean: float, dispersion: float, size: int) -> Floats:
+    """Probabilities of a negative binomial with this mean and variance mean * (1 + dispersion), dispersion > 0.
+
+    Evaluated through the ratio p(k+1)/p(k) in logarithms, so that no gamma function is needed.
+    """
+    if mean <= 1e-9:
+        out = np.zeros(size)
+        out[0] = 1.0
+        return out
+    shape = mean / dispersion
+    k = counts_up_to(size)
+    steps = np.log((shape + k[:-1]) * (dispersion / (1.0 + dispersion)) / (k[:-1] + 1.0))
+    logs = np.empty(size)
+    logs[0] = -shape * math.log1p(dispersion)
+    np.cumsum(steps, out=logs[1:])
+    logs[1:] += logs[0]
+    return np.exp(logs)
+
+
+def values_of_stock(probabilities: Floats) -> Floats:
+    """For each n = 1, 2, ...: the claims per horizon that the n-th sandbox of a pool saves from a cold start.
+
+    A pool whose every claim orders its replacement is a loss system (Erlang B: a missed claim starts a sandbox of its
+    own and takes no place in the pool). With N claims in a horizon, two bounds hold for the claims served by n
+    sandboxes: min(N, n), as if all N came at once, and the claims that find fewer than n before them in a horizon,
+    N when N <= n and else none. Their mean lies within a few per cent of Erlang's exact answer where it matters
+    (10 expected claims, 18 sandboxes: 9.916 against 9.929) and holds for any distribution of N, not only Poisson's.
+    """
+    tail = 1.0 - probabilities.cumsum()
+    out = counts_up_to(len(probabilities))[1:] * probabilities[1:]
+    out += tail[:-1]
+    out *= 0.5
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What is expected of one runtime, made at `made_at` for the `horizon` seconds after it."""
+
+    made_at: float
+    horizon: float  # seconds
+    mean: float  # claims expected within the horizon
+    quantile: float  # share of horizons that `level` should cover
+    level: int  # sandboxes wanted: ready and starting
+    source: str  # which rule of shadow.py chose the level, for people
+    weights: dict[str, float] = field(default_factory=dict)  # expert -> share of the mixture
+    expected_misses: float = 0.0  # claims per hour expected to find the pool empty at `level`

@@ -1,0 +1,119 @@
+"""Forecasters that know the clock: the time of day and of the week, and timers that fire at even gaps."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import numpy as np
+
+from gateway.autoscaler.forecast import Floats, negative_binomial
+
+_QUARTER = 900.0
+_QUARTERS_A_WEEK = 672
+_QUARTERS_A_DAY = 96
+
+
+class WeekProfile:
+    """The same quarter hour of the week and of the day before, as a gamma-Poisson estimate with exponential forgetting.
+
+    Each quarter hour keeps discounted claims and exposure; the week's slot leans on the day's, and the day's on the
+    overall rate, by how much has been seen of each. Sources: seasonal profiles as in AWS predictive scaling and ProRP
+    (Azure SQL); the discounted gamma-Poisson is West & Harrison, "Bayesian Forecasting and Dynamic Models", ch. 14.
+    """
+
+    name = "profile"
+
+    def __init__(self, keep: float = 0.75) -> None:
+        self._keep = keep  # of a slot's past, each time it comes round again
+        self._week = np.zeros((_QUARTERS_A_WEEK, 2))  # claims, seconds
+        self._day = np.zeros((_QUARTERS_A_DAY, 2))
+        self._overall = [0.0, 1.0]
+        self._quarter = -1
+        self._claims, self._seconds = 0, 0.0
+
+    def observe(self, now: float, elapsed: float, claims: int) -> None:
+        """`claims` came in the `elapsed` seconds that end at `now`."""
+        quarter = int(now // _QUARTER)
+        if quarter != self._quarter:
+            self._close()
+            self._quarter = quarter
+        self._claims += claims
+        self._seconds += min(elapsed, _QUARTER)
+
+    def _close(self) -> None:
+        if self._seconds > 0:
+            for table, size, keep in ((self._week, _QUARTERS_A_WEEK, self._keep), (self._day, _QUARTERS_A_DAY, 0.9)):
+                row = table[self._quarter % size]
+                row *= keep
+                row += (self._claims, self._seconds)
+            self._overall[0] = self._overall[0] * 0.999 + self._claims
+            self._overall[1] = self._overall[1] * 0.999 + self._seconds
+        self._claims, self._seconds = 0, 0.0
+
+    def probabilities(self, now: float, horizon: float, size: int) -> Floats:
+        """P(claims in (now, now + horizon] = 0 .. size - 1)."""
+        quarter = int((now + horizon) // _QUARTER)
+        overall = self._overall[0] / self._overall[1]
+        day = self._day[quarter % _QUARTERS_A_DAY]
+        by_day = (day[0] + overall * _QUARTER) / (day[1] + _QUARTER)
+        week = self._week[quarter % _QUARTERS_A_WEEK]
+        shape = week[0] + by_day * _QUARTER + 0.5
+        rate = shape / (week[1] + _QUARTER)
+        return negative_binomial(float(rate) * horizon, max(float(rate * horizon / shape), 0.02) + 0.2, size)
+
+
+class Timers:
+    """Finds timers and batches: gaps between episodes, and how many claims an episode brings.
+
+    An episode begins with a claim after a silence of more than a horizon. The chance that the next one begins within
+    the horizon is read from the gaps that are longer than the present silence; its size from the sizes so far. Source:
+    the inter-arrival histogram of Shahrad et al., "Serverless in the Wild" (USENIX ATC 2020), and IceBreaker's look at
+    periodic functions (ASPLOS 2022).
+    """
+
+    name = "timers"
+
+    def __init__(self, horizon: float, keep: int = 96) -> None:
+        self._horizon = horizon
+        self._gaps: deque[float] = deque(maxlen=keep)
+        self._sizes: deque[int] = deque(maxlen=keep)
+        self._began = self._last = -math.inf
+        self._size = 0
+
+    def observe(self, now: float, elapsed: float, claims: int) -> None:
+        """`claims` came in the `elapsed` seconds that end at `now`."""
+        if not claims:
+            return
+        if now - self._last > self._horizon:
+            if self._size:
+                self._sizes.append(self._size)
+                self._gaps.append(now - self._began)
+            self._began, self._size = now, 0
+        self._last = now
+        self._size += claims
+
+    def probabilities(self, now: float, horizon: float, size: int) -> Floats:
+        """P(claims in (now, now + horizon] = 0 .. size - 1)."""
+        out = np.zeros(size)
+        if len(self._gaps) < 4:
+            out[0] = 1.0
+            return out
+        silent = now - self._began
+        gaps = np.fromiter(self._gaps, np.float64, len(self._gaps))
+        longer = int(np.count_nonzero(gaps > silent))
+        soon = int(np.count_nonzero((gaps > silent) & (gaps <= silent + horizon)))
+        begins = (soon + 0.02) / (longer + 1.0)
+        sizes = np.fromiter(self._sizes, np.int64, len(self._sizes))
+        out += np.bincount(np.minimum(sizes, size - 1), minlength=size)[:size] * (begins / len(sizes))
+        running = self._size if now - self._last <= horizon else 0
+        if running:  # what is still to come of the episode that is running
+            rest = np.maximum(sizes[sizes > running] - running, 0)
+            share = len(rest) / len(sizes)
+            if len(rest):
+                more = np.bincount(np.minimum(rest, size - 1), minlength=size)[:size] * ((1.0 - begins) / len(sizes))
+                out += more
+            out[0] += (1.0 - begins) * (1.0 - share)
+        else:
+            out[0] += 1.0 - begins
+        return out

@@ -1,0 +1,37 @@
+"""Counts of recent claims: how many fell into the last H seconds, and how many in each second of the last hours."""
+
+from __future__ import annotations
+
+from collections import deque
+
+Counts = tuple[float, int]  # (time, claims that came in the tick ending then)
+
+
+class RollingCount:
+    """Claims of the last `span` seconds. Amortised O(1) per addition."""
+
+    __slots__ = ("_events", "span", "total")
+
+    def __init__(self, span: float) -> None:
+        self.span = span
+        self.total = 0
+        self._events: deque[Counts] = deque()
+
+    def add(self, now: float, claims: int) -> None:
+        """`claims` came by `now`; times must not step back."""
+        if claims:
+            self._events.append((now, claims))
+            self.total += claims
+        self.expire(now)
+
+    def expire(self, now: float) -> int:
+        """Forget what lies more than `span` back; returns what is left."""
+        events, edge = self._events, now - self.span
+        while events and events[0][0] <= edge:
+            self.total -= events.popleft()[1]
+        return self.total
+
+    def clear(self) -> None:
+        """Forget everything, as after a step of the clock."""
+        self._events.clear()
+        self.total = 0
