@@ -108,6 +108,9 @@ class Exchange:
         loop = asyncio.get_running_loop()
         self.started = True
         await send({"type": "http.response.start", "status": connection.status, "headers": headers})
+        if not connection.has_body:
+            # Nothing of the body is here yet: an empty piece makes the server send the head now, not with the first one.
+            await send({"type": "http.response.body", "body": b"", "more_body": True})
         more = True
         while more:
             self.waits_for = "sandbox"

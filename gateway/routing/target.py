@@ -55,6 +55,11 @@ def parse(raw_path: bytes, session: bytes | None, runtime: bytes | None) -> Targ
     Raises:
         BadRequestError: a malformed session id, namespace or name.
     """
+    # Clients call the same few paths again and again. Only short ones are kept, so that nobody fills memory with them.
+    return _parse_kept(raw_path, session, runtime) if len(raw_path) < 256 else _parse(raw_path, session, runtime)
+
+
+def _parse(raw_path: bytes, session: bytes | None, runtime: bytes | None) -> Target | NotProxied:
     if raw_path.startswith(_DATA_PLANE):
         parts = raw_path.split(b"/", 7)
         if len(parts) < 7 or parts[6] != b"invocations" or parts[4] not in _KINDS:
@@ -76,6 +81,9 @@ def parse(raw_path: bytes, session: bytes | None, runtime: bytes | None) -> Targ
     return Target(_session_id(session) if session is not None else None, key, raw_path)
 
 
+_parse_kept = lru_cache(maxsize=8192)(_parse)
+
+
 def is_control(raw_path: bytes) -> bool:
     """Whether a path belongs to the control surfaces even when a session header is there."""
     return raw_path in _CONTROL_PATHS or raw_path.startswith((b"/v1/", b"//"))
@@ -92,6 +100,7 @@ def runtime_key(namespace: bytes, name: bytes, segment: bytes) -> RuntimeKey:
     return RuntimeKey(namespace.decode(), name.decode(), _KINDS[segment])
 
 
+@lru_cache(maxsize=8192)
 def _session_id(value: bytes) -> SessionId:
     if not _SESSION_ID.fullmatch(value):
         raise BadRequestError(

@@ -73,6 +73,11 @@ class UpstreamConnection(asyncio.Protocol):
                 raise self._error
             await self._wait()
 
+    @property
+    def has_body(self) -> bool:
+        """Whether `read` would answer at once."""
+        return bool(self._body) or self._complete
+
     async def read(self) -> tuple[bytes, bool]:
         """The next piece of the body, and whether more may come. Raises UpstreamBrokenError on a cut-off body."""
         while not self._body and not self._complete:
@@ -208,7 +213,8 @@ class UpstreamConnection(asyncio.Protocol):
         if self._is_head:
             self._complete = True
             self._keep_alive = b"close" not in [v.lower() for n, v in self.headers if n.lower() == b"connection"]
-        elif status not in (204, 304):
+        elif not self._keep_alive and status not in (204, 304):
+            # Only an answer that ends the connection can lack a length.
             names = {name.lower() for name, _ in self.headers}
             self._until_close = b"content-length" not in names and b"transfer-encoding" not in names
 
