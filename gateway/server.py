@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 from collections.abc import AsyncIterator, Generator
@@ -96,6 +97,9 @@ async def serving(gateway: Gateway) -> AsyncIterator[tuple[str, asyncio.Task[Non
         task = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not task.done():
             await asyncio.sleep(0.005)  # uvicorn tells of its start by this flag only
+        # What lives now lives on: the collector need not look at it again and again, nor as often (5 % of the data path).
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
         try:
             yield url_of(listener), task
         finally:

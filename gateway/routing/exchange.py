@@ -7,6 +7,7 @@ after `WATCH_AFTER_S` it begins to watch for the client's leaving, and it interr
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -17,6 +18,8 @@ from gateway.routing.headers import Headers, Request
 from gateway.routing.upstream import UpstreamConnection
 
 WATCH_AFTER_S = 0.1
+
+Respond = Callable[[int, Headers, bytes], bool]
 
 
 class ClientGoneError(WakegateError):
@@ -101,10 +104,15 @@ class Exchange:
         if more:
             self.upload = asyncio.create_task(self._upload(connection, chunked=request.chunked))
 
-    async def relay_response(self, send: Send, headers: Headers) -> None:
-        """Pass the response on as it comes. The head must be here (`connection.response_head`)."""
+    async def relay_response(self, send: Send, headers: Headers, respond: Respond | None) -> None:
+        """Pass the response on as it comes. The head must be here (`connection.response_head`).
+
+        `respond` writes a whole response at once, if the server can and the response is here.
+        """
         connection = self.connection
         assert connection is not None
+        if respond is not None and connection.is_whole and respond(connection.status, headers, connection.whole_body()):
+            return
         loop = asyncio.get_running_loop()
         self.started = True
         await send({"type": "http.response.start", "status": connection.status, "headers": headers})

@@ -45,11 +45,16 @@ class GatewayProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.cycle: GatewayCycle = None  # type: ignore[assignment]  # uvicorn's word for: no request yet
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_size = 0
         self._in_head = True
         self._idle_since: float | None = None
-        self._extensions: Any = {"wakegate.cut": self.cut, "websocket.http.response": {}}
+        self._extensions: Any = {
+            "wakegate.cut": self.cut,
+            "wakegate.respond": self.respond,
+            "websocket.http.response": {},
+        }
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -111,6 +116,7 @@ class GatewayProtocol(HttpToolsProtocol):
             keep_alive=version != "1.0" and parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
+        cycle.tasks = self.tasks
         if running is None or running.response_complete:
             self._start_asgi_task(cycle, self.app)
         else:
@@ -146,6 +152,25 @@ class GatewayProtocol(HttpToolsProtocol):
             self.transport.close()
         else:
             self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        # The cycle takes its task out of the set itself: a done callback would cost a turn of the loop.
+        task = self.loop.create_task(cycle.run_asgi(app))
+        cycle.task = task  # type: ignore[attr-defined]
+        self.tasks.add(task)
+
+    def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+        """A whole response in one call, for an app that has it at hand (`scope["extensions"]["wakegate.respond"]`).
+
+        False: the client does not keep up, so the response has to go the ordinary way, which waits.
+        """
+        cycle = self.cycle
+        if self.flow.write_paused or cycle.response_started:
+            return False
+        if not cycle.disconnected:
+            cycle.begin(status, headers)
+            cycle.write_body(body, more=False)
+        return True
 
     def cut(self) -> None:
         """Break the connection off: what was sent of the response is not whole."""
@@ -194,17 +219,27 @@ class GatewayCycle(RequestResponseCycle):
     """
 
     _head = b""
+    task: asyncio.Task[None]
+    tasks: set[asyncio.Task[None]]
 
     async def send(self, message: Any) -> None:
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
         if self.disconnected:
             return
-        if not self.response_started:
-            self._start(message)
-            return
-        body: bytes = message.get("body", b"")
-        more: bool = message.get("more_body", False)
+        if self.response_started:
+            self.write_body(message.get("body", b""), more=message.get("more_body", False))
+        else:
+            self.begin(message["status"], message["headers"])
+
+    async def run_asgi(self, app: Any) -> None:
+        try:
+            await super().run_asgi(app)
+        finally:
+            self.tasks.discard(self.task)
+
+    def write_body(self, body: bytes, *, more: bool) -> None:
+        """A piece of the body; with the first one goes the head."""
         if self.scope["method"] == "HEAD":
             self.expected_content_length = 0
             body = b""
@@ -224,13 +259,13 @@ class GatewayCycle(RequestResponseCycle):
         if not more:
             self._finish()
 
-    def _start(self, message: Any) -> None:
+    def begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """The head; it is written with the first piece of the body."""
         self.response_started = True
         self.waiting_for_100_continue = False
-        status: int = message["status"]
         lines = [STATUS_LINE[status]]
         has_connection = False
-        for name, value in (*self.default_headers, *message["headers"]):
+        for name, value in (*self.default_headers, *headers):
             if name == b"content-length":
                 self.expected_content_length = int(value)
                 self.chunked_encoding = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from time import perf_counter
+from typing import Any
 
 from gateway.clock import Clock
 from gateway.errors import BadRequestError, UpstreamBrokenError, UpstreamConnectError, WakegateError
@@ -22,6 +23,7 @@ from gateway.routing.websocket import WebSocketProxy
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
+_NOTHING: dict[str, Any] = {}
 
 
 class Proxy:
@@ -148,7 +150,7 @@ class Proxy:
             (b"x-agentcube-session-id", route.session_id_bytes),
         )
         self._tell_timing(headers, exchange, reservation, connected, perf_counter())
-        await exchange.relay_response(send, headers)
+        await exchange.relay_response(send, headers, scope.get("extensions", _NOTHING).get("wakegate.respond"))
 
     def _tell_timing(
         self, headers: Headers, exchange: Exchange, reservation: Reservation | None, connected: float, answered: float

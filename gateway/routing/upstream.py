@@ -74,6 +74,16 @@ class UpstreamConnection(asyncio.Protocol):
             await self._wait()
 
     @property
+    def is_whole(self) -> bool:
+        """Whether all of the response is here."""
+        return self._complete
+
+    def whole_body(self) -> bytes:
+        """The body of a whole response. It stays: `read` gives it too."""
+        body = self._body
+        return body[0] if len(body) == 1 else b"".join(body)
+
+    @property
     def has_body(self) -> bool:
         """Whether `read` would answer at once."""
         return bool(self._body) or self._complete
@@ -99,7 +109,6 @@ class UpstreamConnection(asyncio.Protocol):
             self._complete
             and not self._until_close
             and self._error is None
-            and not self._body
             and self._keep_alive
             and self._drained is None
             and not self.pool.closed
