@@ -46,7 +46,7 @@ def local(isolation: Isolation) -> Callable[[Path], AbstractAsyncContextManager[
         provider = LocalProvider(folder / "state", folder / "keys", SystemClock(), isolation)
 
         def crash(sandbox: Sandbox) -> None:
-            os.kill(provider._all[sandbox.id].process.pid, signal.SIGKILL)
+            os.kill(provider.pid(sandbox.id), signal.SIGKILL)
 
         await provider.start()
         yield Subject(provider, crash)

@@ -116,7 +116,7 @@ def test_unusable_state_directory_is_named(tmp_path: Path) -> None:
 
 
 def test_deletion_copes_with_what_hostile_code_leaves(tmp_path: Path) -> None:
-    """Three thousand levels, odd names, folders without any right, links to the outside: gone, and only what is inside."""
+    """Three thousand levels, odd names, folders without any right, links out of it: gone, and nothing outside."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "keep").write_text("kept")

@@ -224,6 +224,10 @@ class LocalProvider:
         box = self._all.get(sandbox_id)
         return box.workspace if box is not None else None
 
+    def pid(self, sandbox_id: SandboxId) -> int:
+        """Its outermost process, for tools that measure. Raises KeyError."""
+        return self._all[sandbox_id].process.pid
+
     # Starting.
 
     def _fill(self, pool: _Pool, *, urgent: bool = False) -> None:

@@ -1,0 +1,105 @@
+"""How fast a local sandbox starts and is claimed, and how much memory a warm one takes.
+
+    .venv/bin/python loadtest/sandbox_bench.py [--starts 20] [--warm 10]
+
+Prints a table beside the bars we hold ourselves to. Memory is PSS (each shared page divided by the number of processes
+that share it) summed over all processes of a sandbox, bwrap's two included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from gateway.clock import SystemClock
+from gateway.keys import KeyRing
+from gateway.model import Limits, PoolSpec, Runtime, RuntimeKey, SessionId
+from gateway.provider.local import LocalProvider
+
+KEY = RuntimeKey("default", "bench")
+SANDBOX_PYTHON = Path(__file__).resolve().parents[1] / ".venv-sandbox"
+COLD_BAR, PSS_BAR, CLAIM_BAR = 400.0, 45.0, 5.0  # ms, MB, ms
+
+
+def pss(pid: int) -> float:
+    """MB of a process and its descendants."""
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    kilobytes = 0
+    for process in family:
+        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+        kilobytes += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return kilobytes / 1024
+
+
+def quantile(values: list[float], q: float) -> float:
+    """Nearest rank."""
+    return sorted(values)[min(len(values) - 1, int(q * len(values)))]
+
+
+async def full(provider: LocalProvider) -> None:
+    """Wait until the pool is as large as it should be."""
+    while (status := await provider.status(KEY)).ready < status.target:
+        if status.last_error:
+            raise SystemExit(status.last_error)
+        await asyncio.sleep(0.005)
+
+
+async def main(starts: int, warm: int) -> None:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory(prefix="wakegate-bench-") as folder:
+        keys = KeyRing(Path(folder, "keys"), "EdDSA")
+        keys.open()
+        python = SANDBOX_PYTHON if SANDBOX_PYTHON.exists() else None
+        provider = LocalProvider(Path(folder, "state"), keys.public_dir, SystemClock(), "bubblewrap", python)
+        await provider.apply([Runtime(KEY, pool=PoolSpec(size=0), limits=Limits(memory=512 << 20))])
+        await provider.start()
+        try:
+            cold = []
+            for number in range(starts):
+                begun = time.perf_counter()
+                sandbox = await provider.claim(KEY, SessionId(f"cold-{number}"))
+                cold.append((time.perf_counter() - begun) * 1000)
+                await provider.release(sandbox.id)
+            begun = time.perf_counter()
+            await provider.resize(KEY, warm)
+            await full(provider)
+            filling = (time.perf_counter() - begun) * 1000
+            memory = [pss(provider.pid(sandbox.id)) for sandbox in await provider.list()]
+            claims = []
+            for number in range(warm):
+                begun = time.perf_counter()
+                await provider.claim(KEY, SessionId(f"warm-{number}"))
+                claims.append((time.perf_counter() - begun) * 1000)
+                await full(provider)
+        finally:
+            await provider.aclose()
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {starts} cold starts, {warm} warm sandboxes")
+    rows = [
+        ("cold claim p50, ms", statistics.median(cold), COLD_BAR),
+        ("cold claim p95, ms", quantile(cold, 0.95), COLD_BAR),
+        ("warm claim p50, ms", statistics.median(claims), CLAIM_BAR),
+        ("warm claim max, ms", max(claims), CLAIM_BAR),
+        ("warm sandbox PSS, MB", max(memory), PSS_BAR),
+        (f"filling a pool of {warm}, ms", filling, None),
+    ]
+    for name, value, bar in rows:
+        print(
+            f"{name:28} {value:9.2f}  {'' if bar is None else f'bar {bar:g}: ' + ('ok' if value <= bar else 'MISSED')}"
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Measure local sandboxes.")
+    parser.add_argument("--starts", type=int, default=20)
+    parser.add_argument("--warm", type=int, default=10)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    asyncio.run(main(arguments.starts, arguments.warm))
