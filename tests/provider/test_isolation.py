@@ -78,11 +78,11 @@ def tries(family, address):
             return type(error).__name__
 print([name for _, name in socket.if_nameindex()])
 print(tries(socket.AF_INET, ("127.0.0.1", int(sys.argv[1]))))
-print(tries(socket.AF_INET, ("192.0.2.1", 80)))
+print(len(open("/proc/net/route").readlines()) - 1, "routes")
 print(tries(socket.AF_UNIX, chr(0) + "wakegate-test-abstract"))
 """
             lines = (await python(sandbox, code, str(listener.getsockname()[1]))).splitlines()
-            assert lines == ["['lo']", "ConnectionRefusedError", "OSError", "ConnectionRefusedError"]
+            assert lines == ["['lo']", "ConnectionRefusedError", "0 routes", "ConnectionRefusedError"]
 
 
 async def test_sandbox_cannot_reach_another_sandbox(tmp_path: Path) -> None:
@@ -199,15 +199,6 @@ async def test_user_code_gets_a_python_of_its_own(tmp_path: Path) -> None:
         prefix, modules = (await python(sandbox, code)).splitlines()
         assert prefix == str(ROOT / ".venv-sandbox")
         assert modules == "None None"
-
-
-async def test_picod_is_not_misled_by_modules_in_the_workspace(tmp_path: Path) -> None:
-    """A user's json.py or asyncio.py in the workspace is not what picod imports when it starts or later."""
-    async with serving(tmp_path, runtime()) as provider:
-        sandbox = await provider.claim(runtime().key, A)
-        for name in ("json", "base64", "mimetypes", "email", "tempfile", "signal"):
-            await execute(sandbox, "sh", "-c", f"echo 'raise SystemExit(9)' > /workspace/{name}.py")
-        assert (await execute(sandbox, "echo", "well"))["stdout"] == "well\n"
 
 
 async def test_fork_bomb_leaves_neighbours_alone(tmp_path: Path) -> None:

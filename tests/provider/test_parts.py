@@ -249,6 +249,18 @@ def test_folder_without_python_is_refused(tmp_path: Path) -> None:
         pythons.user_python(tmp_path)
 
 
+def test_picod_is_not_searched_for_in_the_workspace(tmp_path: Path) -> None:
+    """The working directory is the user's: a module there must not be taken for picod's own or the library's."""
+    (tmp_path / "picod.py").write_text("print('hijacked')")
+    (tmp_path / "json.py").write_text("print('hijacked')")
+    python = pythons.gateway_python()
+    command = [*pythons.picod_command(python, listener=0, lifeline=0), "--help"]
+    environment = {"PYTHONPATH": ":".join([str(pythons.picod_folder().parent), *python.packages])}
+    said = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "hijacked" not in said
+    assert "lifeline" in said
+
+
 # The gate.
 
 

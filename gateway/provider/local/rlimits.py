@@ -10,6 +10,7 @@ import os
 import resource
 
 from gateway.model import Limits
+from gateway.provider.local.cgroups import OVERHEAD_TASKS
 
 OPEN_FILES = 4096
 
@@ -41,7 +42,7 @@ def plan(limits: Limits, *, memory_cgroup: bool, own_user_namespace: bool) -> di
     if limits.memory is not None:
         wanted[resource.RLIMIT_DATA] = limits.memory * (4 if memory_cgroup else 1)
     if own_user_namespace and may_limit_processes(os.uname().release, uid=os.geteuid()):
-        wanted[resource.RLIMIT_NPROC] = limits.processes
+        wanted[resource.RLIMIT_NPROC] = limits.processes + OVERHEAD_TASKS
     return wanted
 
 
