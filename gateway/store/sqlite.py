@@ -38,17 +38,18 @@ WHERE id = :id AND version = :version RETURNING last_active_at
 """
 _TOUCH = "UPDATE sessions SET last_active_at = ?1 WHERE id = ?2 AND last_active_at < ?1"
 
-# Keyset paging: each page starts after the last row of the one before, whatever happened to that row meanwhile.
+# Keyset paging: each page starts after the last row of the one before, whatever happened to that row meanwhile. The
+# indices are named because sqlite, left alone, takes sessions_by_state_and_runtime for `state = 'active'` and sorts.
 IDLE = """
-SELECT version, last_active_at, record, idle_at, id FROM sessions
+SELECT version, last_active_at, record, idle_at, id FROM sessions INDEXED BY sessions_idle
 WHERE state = 'active' AND idle_at <= ? AND (idle_at, id) > (?, ?) ORDER BY idle_at, id LIMIT ?
 """
 EXPIRED = """
-SELECT version, last_active_at, record, expires_at, id FROM sessions
+SELECT version, last_active_at, record, expires_at, id FROM sessions INDEXED BY sessions_expiry
 WHERE state <> 'terminated' AND expires_at <= ? AND (expires_at, id) > (?, ?) ORDER BY expires_at, id LIMIT ?
 """
 TERMINATED = """
-SELECT version, last_active_at, record, last_active_at, id FROM sessions
+SELECT version, last_active_at, record, last_active_at, id FROM sessions INDEXED BY sessions_terminated
 WHERE state = 'terminated' AND last_active_at <= ? AND (last_active_at, id) > (?, ?) ORDER BY last_active_at, id LIMIT ?
 """
 
