@@ -44,9 +44,9 @@ class Gateway:
         provider: SandboxProvider,
         keys: KeyRing,
         clock: Clock,
-        engine_summary: Sequence[str] = (),
+        engine_summary: Callable[[], str] = str,
     ) -> None:
-        self.engine_summary = engine_summary  # what the start banner says of the engine
+        self.engine_summary = engine_summary  # what the start banner says of the engine; true once it runs
         self.settings = settings
         self.catalog = StaticCatalog(runtimes)
         self.store = store
@@ -156,7 +156,15 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
         sandbox_python=python,
     )
     store = SqliteStore(store_path, clock)
-    return Gateway(settings, runtimes=runtimes, store=store, provider=provider, keys=keys, clock=clock)
+    return Gateway(
+        settings,
+        runtimes=runtimes,
+        store=store,
+        provider=provider,
+        keys=keys,
+        clock=clock,
+        engine_summary=lambda: provider.report.summary(),
+    )
 
 
 def _sqlite_path(settings: Settings, problems: list[str]) -> Path:

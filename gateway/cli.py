@@ -54,7 +54,10 @@ async def _serve(settings: Settings) -> int:
     gateway = await build(settings)
     async with serving(gateway) as (url, ended):
         runtimes = [f"{runtime.key}, warm pool of {runtime.pool.size}" for runtime in gateway.catalog.all()]
-        print(banner(url, settings, runtimes, gateway.engine_summary, gateway.catalog.all()[0].key), flush=True)
+        print(
+            banner(url, settings, runtimes, gateway.engine_summary().splitlines(), gateway.catalog.all()[0].key),
+            flush=True,
+        )
         await ended
     return 0
 
@@ -67,7 +70,7 @@ def banner(url: str, settings: Settings, runtimes: Sequence[str], engine: Sequen
     return "\n".join([
         f"Wakegate {__version__} listens on {url}",
         *(f"  {'serves' if not i else '':<10} {line}" for i, line in enumerate(runtimes)),
-        *(f"  {'isolation' if not i else '':<10} {line}" for i, line in enumerate(engine)),
+        *(f"  {word:<10} {text}" for word, _, text in (line.partition(": ") for line in engine)),
         f"  {'state':<10} {settings.state_dir}",
         "Try it:",
         f"""  curl -s {invoke} -d '{{"command": ["python3", "-c", "print(\\"Hello\\")"]}}'""",

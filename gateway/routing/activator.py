@@ -24,6 +24,7 @@ from gateway.errors import (
 from gateway.interfaces import RuntimeCatalog
 from gateway.lifecycle import Lifecycle, Opened
 from gateway.model import RuntimeKey, Sandbox, SandboxId, Session, SessionId, StartKind
+from gateway.routing.answers import session_fields
 from gateway.routing.target import Target
 from gateway.routing.tokens import TokenIssuer
 from gateway.routing.upstream import UpstreamPool
@@ -43,7 +44,7 @@ class Route:
     """A live session's way to its sandbox, with its slots. State: `in_flight` and the queue of those who wait for a slot."""
 
     __slots__ = (
-        "_limits", "_queue", "activity", "closed", "head", "head_until", "in_flight", "pool", "runtime", "sandbox", "session_id",
+        "_limits", "_queue", "activity", "closed", "fields", "head", "head_until", "in_flight", "pool", "runtime", "sandbox", "session_id",
         "session_id_bytes",
     )  # fmt: skip
 
@@ -56,6 +57,7 @@ class Route:
         self.sandbox = sandbox
         self.pool = pool
         self.activity = activity
+        self.fields = session_fields(self.session_id_bytes)  # for every answer on this route
         self.in_flight = 0
         self.closed = False
         self.head = b""  # the header lines that every request on this route ends with

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Protocol
 
 from gateway.errors import RequestTimeoutError, UpstreamTimeoutError, WakegateError
 from gateway.routing.activator import Route
@@ -37,6 +38,14 @@ class TimeLimits:
     response_idle: float
     client_read: float
     total: float
+
+
+class Ticked(Protocol):
+    """An exchange on the fast lane (routing/proxy.py)."""
+
+    def tick(self, now: float) -> None:
+        """Change over to the ordinary way if it lasts."""
+        ...
 
 
 class Exchange:
@@ -99,7 +108,7 @@ class Exchange:
         body: bytes = message.get("body", b"")
         more: bool = message.get("more_body", False)
         if request.chunked:
-            body = _chunk(body) + (b"" if more else b"0\r\n\r\n")
+            body = _chunk(body) if more else last_chunks(body)
         connection.begin(head + body, is_head=is_head)
         if more:
             self.upload = asyncio.create_task(self._upload(connection, chunked=request.chunked))
@@ -169,7 +178,7 @@ class Exchange:
                 body: bytes = message.get("body", b"")
                 self.waits_for, self.since = "sandbox", loop.time()
                 if chunked:
-                    body = _chunk(body) + (b"" if more else b"0\r\n\r\n")
+                    body = _chunk(body) if more else last_chunks(body)
                 await connection.write(body)
         except WakegateError:
             return  # the response side sees the same broken connection and says so
@@ -186,10 +195,13 @@ class Exchanges:
 
     def __init__(self, limits: TimeLimits) -> None:
         self.active: set[Exchange] = set()
+        self.lanes: set[Ticked] = set()
         self._limits = limits
 
     def tick(self, now: float) -> None:
         """Look at those that last. `now` in loop time."""
+        for lane in list(self.lanes):
+            lane.tick(now)
         for exchange in list(self.active):
             if now - exchange.began > WATCH_AFTER_S:
                 exchange.watch()
@@ -211,6 +223,11 @@ class Exchanges:
             if silent > limits.response_idle:
                 return UpstreamTimeoutError(f"the sandbox was silent for {limits.response_idle:g} s")
         return None
+
+
+def last_chunks(body: bytes) -> bytes:
+    """A whole body in chunked coding."""
+    return _chunk(body) + b"0\r\n\r\n"
 
 
 def _chunk(body: bytes) -> bytes:

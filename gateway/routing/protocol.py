@@ -1,28 +1,32 @@
 """The client side of the wire: uvicorn's httptools protocol with the manners that a gateway needs.
 
-Adds to it: a bound on the time and the size of a request's head, errors in our JSON shape, and a way for the app to cut
-a connection whose response cannot be finished (`scope["extensions"]["wakegate.cut"]`), so that the client sees that it
-is not whole and the log stays free of tracebacks. Framing that could be read in two ways is refused by llhttp in its
+Adds to it: a bound on the time and the size of a request's head, errors in our JSON shape, and the fast lane, which may
+take a request that is whole before a task is made for it. Framing that could be read in two ways is refused by llhttp in its
 strict mode: both Content-Length and Transfer-Encoding, bad chunk sizes, bare LF.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
-from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from gateway.errors import BadRequestError, RequestTimeoutError, WakegateError
 from gateway.routing.answers import error_body
+from gateway.routing.cycle import GatewayCycle
 
 MAX_HEAD = 64 * 1024  # bytes of request line and headers
 MAX_HEADERS = 256
+
+FastLane = Callable[[GatewayCycle], bool]  # takes a whole request and answers it by callbacks, or says False
 
 
 class HeadTooLargeError(WakegateError):
@@ -33,9 +37,10 @@ class HeadTooLargeError(WakegateError):
 
 
 class GatewayProtocol(HttpToolsProtocol):
-    """One client connection. `head_timeout` is set on a subclass by `protocol_class`."""
+    """One client connection. `head_timeout` and `fast_lane` are set on a subclass by `protocol_class`."""
 
     head_timeout = 30.0
+    fast_lane: FastLane
 
     def __init__(
         self,
@@ -50,11 +55,9 @@ class GatewayProtocol(HttpToolsProtocol):
         self._head_size = 0
         self._in_head = True
         self._idle_since: float | None = None
-        self._extensions: Any = {
-            "wakegate.cut": self.cut,
-            "wakegate.respond": self.respond,
-            "websocket.http.response": {},
-        }
+        self._fresh: GatewayCycle | None = None  # its head is here; it begins once the data at hand is parsed
+        self._running: GatewayCycle | None = None
+        self._waiting: deque[GatewayCycle] = deque()  # pipelined requests, in uvicorn's order: the next one is last
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -63,6 +66,11 @@ class GatewayProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_arrived()
         self._unset_keepalive_if_required()
+        for cycle in (self._running, *self._waiting):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.wake()
+        self._waiting.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -74,10 +82,13 @@ class GatewayProtocol(HttpToolsProtocol):
             self._head_arrived()
             if self._should_upgrade():
                 self.handle_websocket_upgrade()
-            # Any other Upgrade is ours to ignore (RFC 9110 7.8): the request was handed to the app already.
+            else:
+                self._start_fresh()  # any other Upgrade is ours to ignore (RFC 9110 7.8)
         except httptools.HttpParserError as error:
             self._refuse(_parser_problem(error))
+            self._fresh = None
         else:
+            self._start_fresh()
             if self._in_head:  # still: most heads come in one piece and need no timer
                 if self._head_size > MAX_HEAD:
                     self._refuse(HeadTooLargeError(f"the request's head is larger than {MAX_HEAD} bytes"))
@@ -87,7 +98,6 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
-        self.scope["extensions"] = self._extensions
 
     def on_headers_complete(self) -> None:
         """uvicorn's, less what a proxied request does not need, and with a cycle that writes head and body at once."""
@@ -103,33 +113,48 @@ class GatewayProtocol(HttpToolsProtocol):
             return
         scope["raw_path"], scope["path"], scope["query_string"] = _split_target(self.url)
         running = self.cycle
-        self.cycle = cycle = GatewayCycle(
-            scope=scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=self.access_log,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue,
-            keep_alive=version != "1.0" and parser.should_keep_alive(),
-            on_response=self.on_response_complete,
-        )
-        cycle.tasks = self.tasks
+        self.cycle = cycle = GatewayCycle(self, scope, keep_alive=version != "1.0" and parser.should_keep_alive())
+        extensions: Any = {"wakegate.cycle": cycle, "websocket.http.response": {}}
+        scope["extensions"] = extensions
         if running is None or running.response_complete:
-            self._start_asgi_task(cycle, self.app)
+            self._running = self._fresh = cycle
         else:
             self.flow.pause_reading()
-            self.pipeline.appendleft((cycle, self.app))
+            self._waiting.appendleft(cycle)
+
+    def on_body(self, body: bytes) -> None:
+        cycle = self.cycle
+        if cycle.response_complete or (self.parser.should_upgrade() and self._should_upgrade()):
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.wake()
+
+    def on_message_complete(self) -> None:
+        cycle = self.cycle
+        if self.parser.should_upgrade() and self._should_upgrade():
+            return
+        if not cycle.response_complete:
+            cycle.more_body = False
+            cycle.wake()
+
+    def _start_fresh(self) -> None:
+        """Begin with the request whose head the latest data completed."""
+        cycle, self._fresh = self._fresh, None
+        if cycle is None or cycle.disconnected:
+            return
+        if cycle.more_body or not self.fast_lane(cycle):
+            cycle.start(self.app)
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+        if self._waiting:
+            self._running = self._waiting.pop()
+            self._running.start(self.app)
             return
         # One timer per connection, looked at when it fires: arming and cancelling one per request costs 3 us.
         self._idle_since = self.loop.time()
@@ -153,32 +178,6 @@ class GatewayProtocol(HttpToolsProtocol):
         else:
             self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        # The cycle takes its task out of the set itself: a done callback would cost a turn of the loop.
-        task = self.loop.create_task(cycle.run_asgi(app))
-        cycle.task = task  # type: ignore[attr-defined]
-        self.tasks.add(task)
-
-    def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
-        """A whole response in one call, for an app that has it at hand (`scope["extensions"]["wakegate.respond"]`).
-
-        False: the client does not keep up, so the response has to go the ordinary way, which waits.
-        """
-        cycle = self.cycle
-        if self.flow.write_paused or cycle.response_started:
-            return False
-        if not cycle.disconnected:
-            cycle.begin(status, headers)
-            cycle.write_body(body, more=False)
-        return True
-
-    def cut(self) -> None:
-        """Break the connection off: what was sent of the response is not whole."""
-        if self.cycle is not None:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-        self.transport.abort()
-
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(self.head_timeout, self._head_is_late)
 
@@ -201,8 +200,8 @@ class GatewayProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         cycle = self.cycle
-        if cycle is not None and not cycle.response_complete:
-            self.cut()
+        if cycle is not None and not cycle.response_complete and cycle is not self._fresh:
+            cycle.cut()
             return
         body = error_body(error)
         self.transport.write(
@@ -210,102 +209,6 @@ class GatewayProtocol(HttpToolsProtocol):
             % (STATUS_LINE[error.status], len(body), body)
         )
         self.transport.close()
-
-
-class GatewayCycle(RequestResponseCycle):
-    """One request and its response. Writes the head together with the first piece of the body: one call in place of two.
-
-    Header fields are not searched for forbidden bytes again: they come from llhttp, which refused them, or from us.
-    """
-
-    _head = b""
-    task: asyncio.Task[None]
-    tasks: set[asyncio.Task[None]]
-
-    async def send(self, message: Any) -> None:
-        if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
-        if self.disconnected:
-            return
-        if self.response_started:
-            self.write_body(message.get("body", b""), more=message.get("more_body", False))
-        else:
-            self.begin(message["status"], message["headers"])
-
-    async def run_asgi(self, app: Any) -> None:
-        try:
-            await super().run_asgi(app)
-        finally:
-            self.tasks.discard(self.task)
-
-    def write_body(self, body: bytes, *, more: bool) -> None:
-        """A piece of the body; with the first one goes the head."""
-        if self.scope["method"] == "HEAD":
-            self.expected_content_length = 0
-            body = b""
-        elif self.chunked_encoding:
-            if body:
-                body = b"%x\r\n%b\r\n" % (len(body), body)
-            if not more:
-                body += b"0\r\n\r\n"
-        else:
-            self.expected_content_length -= len(body)
-            if self.expected_content_length < 0:
-                raise RuntimeError("the response's body is longer than its Content-Length")
-        if self._head:
-            body, self._head = self._head + body, b""
-        if body:
-            self.transport.write(body)
-        if not more:
-            self._finish()
-
-    def begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """The head; it is written with the first piece of the body."""
-        self.response_started = True
-        self.waiting_for_100_continue = False
-        lines = [STATUS_LINE[status]]
-        has_connection = False
-        for name, value in (*self.default_headers, *headers):
-            if name == b"content-length":
-                self.expected_content_length = int(value)
-                self.chunked_encoding = False
-            elif name == b"transfer-encoding":
-                self.chunked_encoding = True
-            elif name == b"connection":
-                has_connection = True
-                self.keep_alive = self.keep_alive and value.lower() != b"close"
-            lines.append(b"%b: %b\r\n" % (name, value))
-        if not self.keep_alive and not has_connection:
-            lines.append(b"connection: close\r\n")
-        if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in (204, 304):
-            if self.scope["http_version"] == "1.0":
-                self.keep_alive = False  # RFC 9112 7.1: chunked is not sent to 1.0; the connection's end ends the body
-                self.expected_content_length = 1 << 62
-            else:
-                self.chunked_encoding = True
-                lines.append(b"transfer-encoding: chunked\r\n")
-        if self.scope["method"] == "HEAD" or status == 304:
-            self.expected_content_length = 0
-        lines.append(b"\r\n")
-        self._head = b"".join(lines)
-        if self.access_log:
-            self.access_logger.info(
-                '%s - "%s %s HTTP/%s" %d',
-                get_client_addr(self.scope),
-                self.scope["method"],
-                get_path_with_query_string(self.scope),
-                self.scope["http_version"],
-                status,
-            )
-
-    def _finish(self) -> None:
-        if self.chunked_encoding is False and self.expected_content_length:
-            raise RuntimeError("the response's body is shorter than its Content-Length")
-        self.response_complete = True
-        self.message_event.set()
-        if not self.keep_alive:
-            self.transport.close()
-        self.on_response()
 
 
 def _split_target(url: bytes) -> tuple[bytes, str, bytes]:
@@ -320,9 +223,11 @@ def _split_target(url: bytes) -> tuple[bytes, str, bytes]:
     return raw, unquote(path) if "%" in path else path, query
 
 
-def protocol_class(head_timeout: float) -> type[GatewayProtocol]:
-    """GatewayProtocol with its head timeout set, in the form that uvicorn's `http` option takes."""
-    return type("GatewayProtocol", (GatewayProtocol,), {"head_timeout": head_timeout})
+def protocol_class(head_timeout: float, fast_lane: FastLane) -> type[GatewayProtocol]:
+    """GatewayProtocol with its head timeout and fast lane set, in the form that uvicorn's `http` option takes."""
+    return type(
+        "GatewayProtocol", (GatewayProtocol,), {"head_timeout": head_timeout, "fast_lane": staticmethod(fast_lane)}
+    )
 
 
 def _parser_problem(error: httptools.HttpParserError) -> WakegateError:

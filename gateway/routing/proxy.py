@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from time import perf_counter
 from typing import Any
 
@@ -15,15 +16,18 @@ from gateway.errors import BadRequestError, UpstreamBrokenError, UpstreamConnect
 from gateway.model import StartKind
 from gateway.routing.activator import Activator, Reservation, Route
 from gateway.routing.answers import ASGIApp, Receive, Scope, Send, send_answer, send_error, send_not_found
-from gateway.routing.exchange import ClientGoneError, Exchange, Exchanges, TimeLimits
+from gateway.routing.cycle import GatewayCycle
+from gateway.routing.exchange import WATCH_AFTER_S, ClientGoneError, Exchange, Exchanges, TimeLimits, last_chunks
 from gateway.routing.headers import Headers, Request, read_request, read_response
 from gateway.routing.target import NotProxied, Target, parse
+from gateway.routing.upstream import UpstreamConnection
 from gateway.routing.websocket import WebSocketProxy
 
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
 _NOTHING: dict[str, Any] = {}
+_LIVE = (b"x-wakegate-start", b"live")
 
 
 class Proxy:
@@ -77,19 +81,13 @@ class Proxy:
     async def _proxy(self, scope: Scope, receive: Receive, send: Send, request: Request, target: Target) -> None:
         exchange = Exchange(receive, asyncio.get_running_loop().time())
         exchange.session = request.session
+        await self._settle(scope, send, exchange, self._whole(scope, send, exchange, request, target))
+
+    async def _settle(self, scope: Scope, send: Send, exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work of an exchange; whatever happens, say so and give back what it holds."""
         self._exchanges.active.add(exchange)
         try:
-            route = self._activator.live(target, self._clock.now())
-            reservation: Reservation | None = None  # stays None on the hot path: a live route with a free slot
-            if route is None:
-                reservation = await self._activator.reserve(target)
-                route = reservation.route
-            exchange.hold(route)
-            exchange.connection = route.pool.take()
-            if exchange.connection is None:
-                reservation = await self._dial(exchange, route, reservation, target)
-                route = reservation.route
-            await self._converse(scope, send, exchange, request, route, reservation, target)
+            await work
         except WakegateError as error:
             await self._fail(scope, send, exchange, error)
         except asyncio.CancelledError:
@@ -101,6 +99,98 @@ class Proxy:
             self._exchanges.active.discard(exchange)
             exchange.close()
             exchange.let_go(self._clock.now())
+
+    async def _whole(self, scope: Scope, send: Send, exchange: Exchange, request: Request, target: Target) -> None:
+        """From a target to the end of its response."""
+        route = self._activator.live(target, self._clock.now())
+        reservation: Reservation | None = None  # stays None for a live route with a free slot and an idle connection
+        if route is None:
+            reservation = await self._activator.reserve(target)
+            route = reservation.route
+        exchange.hold(route)
+        exchange.connection = route.pool.take()
+        if exchange.connection is None:
+            reservation = await self._dial(exchange, route, reservation, target)
+            route = reservation.route
+        connected = perf_counter()  # uvloop's own time has a grain of 1 ms
+        head = request_head(scope, request, route, target)
+        await exchange.send_request(head, request, is_head=scope["method"] == "HEAD")
+        if exchange.upload is None:
+            exchange.waits_for = "sandbox"
+        await self._answer(scope, send, exchange, route, reservation, connected)
+
+    async def _answer(
+        self,
+        scope: Scope,
+        send: Send,
+        exchange: Exchange,
+        route: Route,
+        reservation: Reservation | None,
+        connected: float,
+    ) -> None:
+        """Relay the response of a request that was sent."""
+        connection = exchange.connection
+        assert connection is not None
+        await connection.response_head()
+        headers = response_fields(connection.headers, route, (perf_counter() - connected) * 1e3)
+        if reservation is None:
+            headers.append(_LIVE)
+        else:
+            tell_start(headers, exchange, reservation, connected)
+        cycle = scope.get("extensions", _NOTHING).get("wakegate.cycle")
+        await exchange.relay_response(send, headers, None if cycle is None else cycle.respond)
+
+    def fast_lane(self, cycle: GatewayCycle) -> bool:
+        """Take a request that is whole, on a live route with an idle connection: no task, no future, callbacks only.
+
+        False: it is not of that kind, and takes the ordinary way. What lasts longer than a moment changes over to it.
+        """
+        scope = cycle.scope
+        try:
+            request = read_request(scope["headers"], scope["client"], scope["scheme"])
+            target = parse(scope["raw_path"], request.session, request.runtime)
+            if type(target) is not Target:
+                return False
+            route = self._activator.live(target, self._clock.now())
+        except WakegateError:
+            return False
+        if route is None:
+            return False
+        connection = route.pool.take()
+        if connection is None:
+            route.leave(self._clock.now())
+            return False
+        lane = Lane(self, cycle, route, connection)
+        connection.on_answer = lane.answered
+        body = bytes(cycle.body)
+        if request.chunked:
+            body = last_chunks(body)
+        connection.begin(request_head(scope, request, route, target) + body, is_head=scope["method"] == "HEAD")
+        self._exchanges.lanes.add(lane)
+        return True
+
+    def leave_lane(self, lane: Lane) -> None:
+        """The lane's request is answered: its connection and its slot are free again."""
+        self._exchanges.lanes.discard(lane)
+        lane.connection.finish()
+        lane.route.leave(self._clock.now())
+
+    def change_over(self, lane: Lane) -> None:
+        """The lane's request is no quick one: the rest of it goes the ordinary way, in a task."""
+        self._exchanges.lanes.discard(lane)
+        lane.connection.on_answer = None
+
+        async def rest(scope: Any, receive: Any, send: Any) -> None:
+            exchange = Exchange(receive, lane.began)
+            exchange.hold(lane.route)
+            exchange.connection = lane.connection
+            exchange.waits_for = "sandbox"
+            await self._settle(
+                scope, send, exchange, self._answer(scope, send, exchange, lane.route, None, lane.began_exactly)
+            )
+
+        lane.cycle.body = bytearray()  # it was sent
+        lane.cycle.start(rest)
 
     async def _dial(
         self, exchange: Exchange, route: Route, reservation: Reservation | None, target: Target
@@ -119,57 +209,6 @@ class Proxy:
         exchange.connection = await reservation.route.pool.dial()
         return reservation
 
-    async def _converse(
-        self,
-        scope: Scope,
-        send: Send,
-        exchange: Exchange,
-        request: Request,
-        route: Route,
-        reservation: Reservation | None,
-        target: Target,
-    ) -> None:
-        connection = exchange.connection
-        assert connection is not None
-        connected = perf_counter()  # uvloop's own time has a grain of 1 ms
-        query: bytes = scope["query_string"]
-        request.lines.append(route.head)
-        head = b"%b %b%b HTTP/1.1\r\n%b\r\n" % (
-            scope["method"].encode("ascii"),
-            target.path,
-            b"?" + query if query else b"",
-            b"".join(request.lines),
-        )
-        await exchange.send_request(head, request, is_head=scope["method"] == "HEAD")
-        if exchange.upload is None:
-            exchange.waits_for = "sandbox"
-        await connection.response_head()
-        headers = read_response(connection.headers)
-        headers += (
-            (b"x-session-id", route.session_id_bytes),
-            (b"x-agentcube-session-id", route.session_id_bytes),
-        )
-        self._tell_timing(headers, exchange, reservation, connected, perf_counter())
-        await exchange.relay_response(send, headers, scope.get("extensions", _NOTHING).get("wakegate.respond"))
-
-    def _tell_timing(
-        self, headers: Headers, exchange: Exchange, reservation: Reservation | None, connected: float, answered: float
-    ) -> None:
-        upstream = (answered - connected) * 1e3
-        if reservation is None:
-            headers.append((b"x-wakegate-start", b"live"))
-            headers.append((b"server-timing", b"upstream;dur=%.3f" % upstream))
-            return
-        queue, claim = reservation.queue_s * 1e3, reservation.claim_s * 1e3
-        connect = max(0.0, (connected - exchange.began_exactly) * 1e3 - queue - claim)
-        headers.append((b"x-wakegate-start", reservation.start.value.encode("ascii")))
-        headers.append((
-            b"server-timing",
-            b"queue;dur=%.3f, claim;dur=%.3f, connect;dur=%.3f, upstream;dur=%.3f" % (queue, claim, connect, upstream),
-        ))  # fmt: skip
-        if reservation.restored is not None:
-            headers.append((b"x-wakegate-restored", reservation.restored.encode("ascii")))
-
     async def _fail(self, scope: Scope, send: Send, exchange: Exchange, error: WakegateError) -> None:
         """Say what went wrong; a response that has begun can only be cut, so that the client sees it is not whole."""
         if exchange.connection is not None:
@@ -178,9 +217,9 @@ class Proxy:
         if isinstance(error, ClientGoneError) or exchange.started:
             if not isinstance(error, ClientGoneError):
                 logger.warning("answer cut off: %s", error)
-            cut = scope.get("extensions", {}).get("wakegate.cut")
-            if cut is not None:
-                cut()
+            cycle = scope.get("extensions", _NOTHING).get("wakegate.cycle")
+            if cycle is not None:
+                cycle.cut()
             elif exchange.started:
                 raise error
             return
@@ -189,6 +228,67 @@ class Proxy:
                 f"{error}; its command may or may not have run, the next request gets a live sandbox"
             )
         await send_error(send, error, exchange.session)
+
+
+class Lane:
+    """A request on the fast lane: `answered` is called when its response's head, or its failure, is here."""
+
+    __slots__ = ("_proxy", "began", "began_exactly", "connection", "cycle", "route")
+
+    def __init__(self, proxy: Proxy, cycle: GatewayCycle, route: Route, connection: UpstreamConnection) -> None:
+        self._proxy = proxy
+        self.cycle = cycle
+        self.route = route
+        self.connection = connection
+        self.began = cycle.protocol.loop.time()
+        self.began_exactly = perf_counter()
+
+    def answered(self) -> None:
+        """Answer the client if the whole response is here."""
+        connection = self.connection
+        if connection.is_whole and not connection.failed:
+            headers = response_fields(connection.headers, self.route, (perf_counter() - self.began_exactly) * 1e3)
+            headers.append(_LIVE)
+            if self.cycle.respond(connection.status, headers, connection.whole_body()):
+                self._proxy.leave_lane(self)
+                return
+        self._proxy.change_over(self)
+
+    def tick(self, now: float) -> None:
+        """Called a few times a second with the loop's time."""
+        if now - self.began > WATCH_AFTER_S:
+            self._proxy.change_over(self)
+
+
+def request_head(scope: Scope, request: Request, route: Route, target: Target) -> bytes:
+    """The head as the sandbox gets it."""
+    query: bytes = scope["query_string"]
+    return b"%b %b%b HTTP/1.1\r\n%b%b\r\n" % (
+        scope["method"].encode("ascii"),
+        target.path,
+        b"?" + query if query else b"",
+        b"".join(request.lines),
+        route.head,
+    )
+
+
+def response_fields(headers: Headers, route: Route, upstream_ms: float) -> Headers:
+    """What goes on to the client of the sandbox's fields, and ours. The start kind is for the caller to add."""
+    fields = read_response(headers)
+    fields += route.fields
+    fields.append((b"server-timing", b"upstream;dur=%.3f" % upstream_ms))
+    return fields
+
+
+def tell_start(headers: Headers, exchange: Exchange, reservation: Reservation, connected: float) -> None:
+    """How the sandbox came to be, and the stages before it was connected."""
+    queue, claim = reservation.queue_s * 1e3, reservation.claim_s * 1e3
+    connect = max(0.0, (connected - exchange.began_exactly) * 1e3 - queue - claim)
+    name, upstream = headers.pop()
+    stages = b"queue;dur=%.3f, claim;dur=%.3f, connect;dur=%.3f, %b" % (queue, claim, connect, upstream)
+    headers += ((name, stages), (b"x-wakegate-start", reservation.start.value.encode("ascii")))
+    if reservation.restored is not None:
+        headers.append((b"x-wakegate-restored", reservation.restored.encode("ascii")))
 
 
 async def _redirect(scope: Scope, send: Send) -> None:

@@ -10,6 +10,7 @@ took the connection gives it back with `finish` (reusable) or `abort` (not).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -28,7 +29,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     __slots__ = (
         "_body", "_body_size", "_complete", "_drained", "_error", "_head_done", "_head_size", "_is_head", "_keep_alive", "_loop",
-        "_parser", "_paused", "_until_close", "_waiter", "headers", "idle_since", "pool", "progress", "status", "transport",
+        "_parser", "_paused", "_until_close", "_waiter", "headers", "idle_since", "on_answer", "pool", "progress", "status", "transport",
     )  # fmt: skip
 
     def __init__(self, pool: UpstreamPool, loop: asyncio.AbstractEventLoop) -> None:
@@ -41,6 +42,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._paused = False
         self._drained: asyncio.Future[None] | None = None
         self._error: Exception | None = None
+        self.on_answer: Callable[[], None] | None = None  # called once, when the response's head or its failure is here
         self._reset(is_head=False)
 
     def __repr__(self) -> str:
@@ -72,6 +74,11 @@ class UpstreamConnection(asyncio.Protocol):
             if self._error is not None:
                 raise self._error
             await self._wait()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the connection is lost or broken."""
+        return self._error is not None
 
     @property
     def is_whole(self) -> bool:
@@ -149,6 +156,10 @@ class UpstreamConnection(asyncio.Protocol):
             self._waiter = None
 
     def _wake(self) -> None:
+        if self.on_answer is not None:
+            callback, self.on_answer = self.on_answer, None
+            callback()
+            return
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
