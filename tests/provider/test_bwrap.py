@@ -77,6 +77,8 @@ def test_binds_that_show_already_are_left_out() -> None:
     """What /usr or an outer folder shows needs no mount of its own; another source at that place does."""
     wanted = {"/usr/local": "/usr/local", "/a": "/a", "/a/b": "/a/b", "/a/c": "/elsewhere", "/ab": "/ab"}
     assert minimal_binds(wanted, HOST) == {"/a": "/a", "/a/c": "/elsewhere", "/ab": "/ab"}
+    hidden = {"/usr/a": "/x", "/usr/a/b": "/usr/a/b"}  # /usr shows neither once something else is mounted at /usr/a
+    assert minimal_binds(hidden, HOST) == hidden
 
 
 @given(st.dictionaries(st.from_regex(r"\A(/[ab]){1,4}\Z"), st.from_regex(r"\A(/[ab]){1,4}\Z"), max_size=8))

@@ -107,10 +107,10 @@ async def test_claim_whose_client_left_leaves_no_sandbox_bound(tmp_path: Path) -
 
         async def empty() -> bool:
             status = await provider.status(KEY)
-            return status.starting == 0 and not await provider.list()
+            return status.starting == 0 and not list((tmp_path / "state" / "workspaces").iterdir())
 
-        await eventually(empty, "no sandbox is left")
-        assert not list((tmp_path / "state" / "workspaces").iterdir())
+        await eventually(empty, "no sandbox is left, nor its workspace")
+        assert await provider.list() == []
 
 
 async def test_released_sandbox_is_gone_with_its_workspace(tmp_path: Path) -> None:

@@ -111,15 +111,14 @@ def minimal_binds(wanted: Mapping[str, str], host: HostRoot) -> dict[str, str]:
 
     Parents come before children, so that no bind hides another.
     """
+    shown = {folder: folder for folder in host.folders}
     kept: dict[str, str] = {}
     for inside in sorted(wanted):
         source = wanted[inside]
-        covered_by_host = inside == source and any(_within(inside, folder) for folder in host.folders)
-        covered_by_kept = any(
-            _within(inside, outer) and source == os.path.normpath(kept[outer] + inside[len(outer) :]) for outer in kept
-        )
-        if not (covered_by_host or covered_by_kept):
-            kept[inside] = source
+        # The innermost mount above it is the one that would show it.
+        above = max((path for path in shown if _within(inside, path)), key=len, default=None)
+        if above is None or shown[above] + inside[len(above) :] != source:
+            kept[inside] = shown[inside] = source
     return kept
 
 
