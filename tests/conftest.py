@@ -1,0 +1,39 @@
+"""Fixtures of the gateway's own tests, and the event loop that they run on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+import uvloop
+
+from tests.support import Script, ScriptedSandbox, Served, say_ok, scripted
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]] | None:
+    """Modules that say ON_UVLOOP = True run on the loop that the gateway is served on."""
+    module = getattr(item, "module", None)
+    return {"uvloop": uvloop.new_event_loop} if getattr(module, "ON_UVLOOP", False) else None
+
+
+class OpenScripted(Protocol):
+    """Opens a gateway over one scripted sandbox; settings as keywords."""
+
+    async def __call__(self, script: Script = say_ok, **changes: Any) -> tuple[Served, ScriptedSandbox]: ...
+
+
+@pytest.fixture
+async def open_gateway(tmp_path: Path) -> AsyncIterator[OpenScripted]:
+    """Make gateways that end with the test."""
+    async with AsyncExitStack() as stack:
+
+        async def open_one(script: Script = say_ok, **changes: Any) -> tuple[Served, ScriptedSandbox]:
+            return await stack.enter_async_context(scripted(tmp_path, script, **changes))
+
+        yield open_one
