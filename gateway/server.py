@@ -67,7 +67,7 @@ def make_server(gateway: Gateway) -> uvicorn.Server:
     settings = gateway.settings
     config = uvicorn.Config(
         gateway.proxy,
-        http=protocol_class(settings.request_head_timeout, gateway.proxy.fast_lane),
+        http=protocol_class(settings.request_head_timeout, gateway.proxy.fast_lane, gateway.proxy.batch.flush),
         ws="websockets-sansio",
         ws_ping_interval=None,
         ws_max_size=1 << 30,

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
 
+from gateway.routing.batch import WriteBatch
+
 if TYPE_CHECKING:
     from gateway.routing.protocol import GatewayProtocol
 
@@ -66,13 +68,18 @@ class GatewayCycle(RequestResponseCycle):
         self.task = self.protocol.loop.create_task(self.run_asgi(app))
         self.protocol.tasks.add(self.task)
 
-    def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
-        """A whole response in one call. False: the client does not keep up, so it has to go the way that waits."""
+    def respond(
+        self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, batch: WriteBatch | None = None
+    ) -> bool:
+        """A whole response in one call. False: the client does not keep up, so it has to go the way that waits.
+
+        With `batch` it goes out with the other writes of this turn of the loop.
+        """
         if self.flow.write_paused or self.response_started:
             return False
         if not self.disconnected:
             self.begin(status, headers)
-            self.write_body(body, more=False)
+            self.write_body(body, more=False, batch=batch if self.keep_alive else None)
         return True
 
     def cut(self) -> None:
@@ -98,7 +105,7 @@ class GatewayCycle(RequestResponseCycle):
             if self.task is not None:
                 self.protocol.tasks.discard(self.task)
 
-    def write_body(self, body: bytes, *, more: bool) -> None:
+    def write_body(self, body: bytes, *, more: bool, batch: WriteBatch | None = None) -> None:
         """A piece of the body; with the first one goes the head."""
         if self.scope["method"] == "HEAD":
             self.expected_content_length = 0
@@ -114,7 +121,9 @@ class GatewayCycle(RequestResponseCycle):
                 raise RuntimeError("the response's body is longer than its Content-Length")
         if self._head:
             body, self._head = self._head + body, b""
-        if body:
+        if batch is not None:
+            batch.write(self.transport, body)
+        elif body:
             self.transport.write(body)
         if not more:
             self._finish()

@@ -41,6 +41,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     head_timeout = 30.0
     fast_lane: FastLane
+    flush: Callable[[], None]
 
     def __init__(
         self,
@@ -204,6 +205,7 @@ class GatewayProtocol(HttpToolsProtocol):
             cycle.cut()
             return
         body = error_body(error)
+        self.flush()  # answers to earlier requests on this connection go first
         self.transport.write(
             b"%bcontent-type: application/json; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
             % (STATUS_LINE[error.status], len(body), body)
@@ -223,10 +225,12 @@ def _split_target(url: bytes) -> tuple[bytes, str, bytes]:
     return raw, unquote(path) if "%" in path else path, query
 
 
-def protocol_class(head_timeout: float, fast_lane: FastLane) -> type[GatewayProtocol]:
-    """GatewayProtocol with its head timeout and fast lane set, in the form that uvicorn's `http` option takes."""
+def protocol_class(head_timeout: float, fast_lane: FastLane, flush: Callable[[], None]) -> type[GatewayProtocol]:
+    """GatewayProtocol with its head timeout, its fast lane and the flush of that lane's writes set, in the form that uvicorn's `http` option takes."""
     return type(
-        "GatewayProtocol", (GatewayProtocol,), {"head_timeout": head_timeout, "fast_lane": staticmethod(fast_lane)}
+        "GatewayProtocol",
+        (GatewayProtocol,),
+        {"head_timeout": head_timeout, "fast_lane": staticmethod(fast_lane), "flush": staticmethod(flush)},
     )
 
 

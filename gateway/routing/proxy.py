@@ -16,6 +16,7 @@ from gateway.errors import BadRequestError, UpstreamBrokenError, UpstreamConnect
 from gateway.model import StartKind
 from gateway.routing.activator import Activator, Reservation, Route
 from gateway.routing.answers import ASGIApp, Receive, Scope, Send, send_answer, send_error, send_not_found
+from gateway.routing.batch import WriteBatch
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.exchange import WATCH_AFTER_S, ClientGoneError, Exchange, Exchanges, TimeLimits, last_chunks
 from gateway.routing.headers import Headers, Request, read_request, read_response
@@ -37,6 +38,7 @@ class Proxy:
         self._activator = activator
         self._control = control
         self._clock = clock
+        self.batch = WriteBatch()
         self._exchanges = Exchanges(limits)
         self._websockets = WebSocketProxy(activator, clock)
 
@@ -165,7 +167,9 @@ class Proxy:
         body = bytes(cycle.body)
         if request.chunked:
             body = last_chunks(body)
-        connection.begin(request_head(scope, request, route, target) + body, is_head=scope["method"] == "HEAD")
+        connection.begin(
+            request_head(scope, request, route, target) + body, is_head=scope["method"] == "HEAD", batch=self.batch
+        )
         self._exchanges.lanes.add(lane)
         return True
 
@@ -249,7 +253,7 @@ class Lane:
         if connection.is_whole and not connection.failed:
             headers = response_fields(connection.headers, self.route, (perf_counter() - self.began_exactly) * 1e3)
             headers.append(_LIVE)
-            if self.cycle.respond(connection.status, headers, connection.whole_body()):
+            if self.cycle.respond(connection.status, headers, connection.whole_body(), self._proxy.batch):
                 self._proxy.leave_lane(self)
                 return
         self._proxy.change_over(self)

@@ -17,6 +17,7 @@ import httptools
 
 from gateway.errors import UpstreamBrokenError, UpstreamConnectError
 from gateway.model import Endpoint
+from gateway.routing.batch import WriteBatch
 
 _HIGH_WATER = 256 * 1024  # bytes of response held for a slow client before reading from the sandbox stops
 _LOW_WATER = 64 * 1024
@@ -51,13 +52,19 @@ class UpstreamConnection(asyncio.Protocol):
 
     # The exchange, from the caller's side.
 
-    def begin(self, data: bytes, *, is_head: bool = False) -> None:
-        """Send a request's head (and what of its body is there). Raises UpstreamBrokenError on a closed connection."""
+    def begin(self, data: bytes, *, is_head: bool = False, batch: WriteBatch | None = None) -> None:
+        """Send a request's head (and what of its body is there). Raises UpstreamBrokenError on a closed connection.
+
+        With `batch` the request is whole, and goes out with the other writes of this turn of the loop.
+        """
         if self._error is not None:
             raise self._error
         self._reset(is_head=is_head)
         self.progress = self._loop.time()
-        self.transport.write(data)
+        if batch is None:
+            self.transport.write(data)
+        else:
+            batch.write(self.transport, data)
 
     async def write(self, data: bytes) -> None:
         """Send more of the body; waits while the sandbox does not take it. Raises UpstreamBrokenError."""

@@ -1,0 +1,37 @@
+"""Writes of one turn of the event loop, done together at its end.
+
+Why: on loopback and on fast links a write wakes the process at the other end, and that wake-up costs more than the copy.
+Done back to back, the first write wakes it and the others find it awake; spread over a turn, it sleeps in between.
+Measured with 32 connections on two cores: BATCH_GAIN
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class WriteBatch:
+    """Collects writes and flushes them when the callbacks that are ready now have run.
+
+    Only whole messages on transports that nobody else writes to in the meantime may go through here.
+    """
+
+    __slots__ = ("_loop", "_writes")
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._writes: list[tuple[asyncio.WriteTransport, bytes]] = []
+
+    def write(self, transport: asyncio.WriteTransport, data: bytes) -> None:
+        """Write soon."""
+        if not self._writes:
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()
+            self._loop.call_soon(self.flush)
+        self._writes.append((transport, data))
+
+    def flush(self) -> None:
+        """Write now what was collected."""
+        writes, self._writes = self._writes, []
+        for transport, data in writes:
+            transport.write(data)
