@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from gateway.autoscaler.empirical import FastSlow, RollingQuantile
-from gateway.autoscaler.forecast import Forecast, Forecaster, values_of_stock
+from gateway.autoscaler.forecast import Floats, Forecast, Forecaster
 from gateway.autoscaler.mixture import Mixture
 from gateway.autoscaler.rates import RateBelief
 from gateway.autoscaler.seasonal import Timers, WeekProfile
-from gateway.autoscaler.shadow import Objective, Shadow
+from gateway.autoscaler.shadow import Follower, Objective, Shadow
 from gateway.autoscaler.window import RollingCount
 
 _LONGEST_REVIEW = 30.0  # seconds between looks at a runtime that nobody claims
@@ -23,9 +25,8 @@ def _rounded(seconds: float) -> float:
 
 
 def make_experts(recent: RollingCount) -> list[Forecaster]:
-    """The experts of one runtime; the first is the one whose forecast is never reused."""
+    """The experts of one runtime beside the rate belief."""
     return [
-        RateBelief(),
         RollingQuantile("last 15 min", 900.0, recent),
         RollingQuantile("last hour", 3600.0, recent),
         RollingQuantile("last day", 86400.0, recent),
@@ -50,14 +51,21 @@ class Demand:
         self.horizon = _rounded(lead + tick)
         self.most = most
         self.recent = RollingCount(self.horizon)
-        self.mixture = Mixture(make_experts(self.recent) if experts is None else experts)
-        self.shadow = Shadow(objective, lead, min(most, _LARGEST))
+        self.mixture = Mixture(RateBelief(), make_experts(self.recent) if experts is None else experts)
+        self.shadow = Shadow(lead, min(most, _LARGEST))
+        self.follower = Follower(objective, self.shadow)
         self._largest = min(most + 2, _LARGEST)
         self._size = min(_SMALLEST, self._largest)
         self._now: float | None = None
         self._claimed_at = -math.inf
         self._review_at = -math.inf
         self._last: Forecast | None = None
+        self._values: Floats = np.zeros(0)
+
+    @property
+    def review_at(self) -> float:
+        """When to look again if nobody claims until then."""
+        return self._review_at
 
     def due(self, now: float, claims: int) -> bool:
         """Whether anything has changed enough to look again: a claim, or a silence that has gone on."""
@@ -93,9 +101,9 @@ class Demand:
 
     def forecast(self, now: float) -> Forecast:
         """The forecast from here on, and when to look again."""
-        q = self.shadow.quantile
-        probabilities = self.mixture.probabilities(now, self.horizon, self._size, q)
-        level = self.shadow.update(now, probabilities)
+        q = self.follower.quantile
+        self._values = self.mixture.values(now, self.horizon, self._size, q)
+        self.shadow.update(now, self._values)
         if self.shadow.top > 0.7 * self._size and self._size < self._largest:
             self._size = min(2 * self._size, self._largest)
             return self.forecast(now)
@@ -103,24 +111,18 @@ class Demand:
             self._size //= 2
         quiet = now - self._claimed_at
         self._review_at = now + min(max(quiet, self.horizon), _LONGEST_REVIEW)
-        self._last = Forecast(now, self.horizon, 0.0, q, level, "")
-        self._probabilities = probabilities
+        self._last = Forecast(now, self.horizon, 0.0, q, self.follower.level, "")
         return self._last
 
     def explained(self) -> Forecast | None:
         """The latest forecast with what people want to know and the loop does not: mean, weights, expected misses."""
         if self._last is None:
             return None
-        last, p = self._last, self._probabilities
-        mean = float((p * range(len(p))).sum())
-        saved = float(values_of_stock(p)[: last.level].sum())
+        last = self._last
+        p = self.mixture.probabilities(last.made_at, self.horizon, self._size)
+        mean = float(p @ np.arange(len(p)))
+        saved = float(self._values[: last.level].sum())
         return Forecast(
-            last.made_at,
-            last.horizon,
-            mean,
-            last.quantile,
-            last.level,
-            self.shadow.describe(),
-            self.mixture.shares(),
-            max(mean - saved, 0.0) * 3600.0 / last.horizon,
-        )
+            last.made_at, last.horizon, mean, last.quantile, last.level, self.follower.describe(),
+            self.mixture.shares(), max(mean - saved, 0.0) * 3600.0 / last.horizon,
+        )  # fmt: skip

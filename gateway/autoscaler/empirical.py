@@ -29,6 +29,7 @@ class RollingQuantile:
 
     def __init__(self, name: str, span: float, count: RollingCount) -> None:
         self.name = name
+        self.fresh = min(span / 30.0, 60.0)
         self._span = span
         self._count = count
         self._samples: deque[tuple[float, int, float]] = deque()
@@ -79,6 +80,7 @@ class FastSlow:
     """
 
     name = "fast-slow"
+    fresh = 5.0
 
     def __init__(self, fast: float = 60.0, slow: float = 900.0, memory: float = 7200.0) -> None:
         self._fast_span, self._slow_span, self._memory = fast, slow, memory

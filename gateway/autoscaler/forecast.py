@@ -22,6 +22,7 @@ class Forecaster(Protocol):
     """One expert. Synchronous, no I/O; `observe` and `probabilities` are O(1) in the length of history."""
 
     name: str
+    fresh: float  # seconds that a forecast may be reused for
 
     def observe(self, now: float, elapsed: float, claims: int) -> None:
         """`claims` came in the `elapsed` seconds that end at `now`."""
@@ -105,3 +106,7 @@ class Forecast:
     source: str  # which rule of shadow.py chose the level, for people
     weights: dict[str, float] = field(default_factory=dict)  # expert -> share of the mixture
     expected_misses: float = 0.0  # claims per hour expected to find the pool empty at `level`
+
+    def at(self, level: int, quantile: float) -> Forecast:
+        """The same forecast, read for another objective."""
+        return Forecast(self.made_at, self.horizon, self.mean, quantile, level, self.source)

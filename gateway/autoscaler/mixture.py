@@ -9,38 +9,40 @@ weights; Herbster & Warmuth (1998) for the fixed share; the linear pool of distr
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 
-from gateway.autoscaler.forecast import Floats, Forecaster, pinball, quantile_of
+from gateway.autoscaler.forecast import Floats, Forecaster, pinball, quantile_of, values_of_stock
+from gateway.autoscaler.rates import RateBelief
 
 _ETA = 2.0  # how sharply losses (in units of the mean loss) turn into weights
 _SHARE = 0.01  # of the whole, kept by every expert
 _MEMORY = 6 * 3600.0  # seconds; how long a loss counts
-_REFRESH = 10.0  # seconds; how long the forecast of a slow expert may be reused
 _SCORE_EVERY = 60.0  # seconds, at least, between the horizons that are scored
 _BELOW = 0.02  # an expert with less weight than this is scored but not mixed in
 
 
 class Mixture:
-    """The experts, their weights, and one mixed distribution. The first expert is asked every time, the others cached."""
+    """The experts, their weights, and one mixed forecast. The first is asked every time, the others as long as fresh."""
 
-    def __init__(self, experts: Sequence[Forecaster], favourite: float = 0.6) -> None:
-        self.experts = tuple(experts)
+    def __init__(self, first: RateBelief, others: Sequence[Forecaster] = (), favourite: float = 0.6) -> None:
+        self._first = first
+        self.experts: tuple[Forecaster, ...] = (first, *others)
         n = len(self.experts)
         rest = (1.0 - favourite) / max(n - 1, 1)
         self._prior = np.array([favourite] + [rest] * (n - 1)) if n > 1 else np.ones(1)
         self.weights: Floats = self._prior.copy()
         self.losses: Floats = np.zeros(n)  # discounted sums, claims
-        self.mixed_loss = 0.0
-        self.covered = deque[tuple[float, bool]](maxlen=4096)  # (wanted quantile, did it cover) of the latest horizons
+        self._foretold = self._covered = 0  # horizons scored since restart_score, and those with no more than foretold
+        self._wanted_sum = self._loss_sum = 0.0
         self._scored = 0.0  # discounted number of horizons scored
-        self._cached: list[tuple[float, Floats]] = []
+        self._cached: list[Floats] = [np.zeros(0)] * (n - 1)
+        self._due = [-math.inf] * (n - 1)
         self._size = 0
         self._opened_at = -math.inf
-        self._cached_at = -math.inf
+        self._mixed: list[float] = []
+        self._weigh()
         self._pending: tuple[float, float, list[int], int] | None = None  # (closes at, q, per expert, mixed)
         self._counted = 0
 
@@ -60,44 +62,74 @@ class Mixture:
         keep = math.exp(-max(now - closed_at, 0.0) / _MEMORY) * (1.0 - 10.0 / _MEMORY)
         self.losses *= keep
         self.losses += [pinball(value, seen, q) for value in foretold]
-        self.mixed_loss = self.mixed_loss * keep + pinball(mixed, seen, q)
         self._scored = self._scored * keep + 1.0
-        self.covered.append((q, seen <= mixed))
+        self._foretold += 1
+        self._covered += seen <= mixed
+        self._wanted_sum += q
+        self._loss_sum += pinball(mixed, seen, q)
         scale = float(self.losses.mean()) / max(self._scored, 1.0)
         if scale > 0.0:
             # In units of the mean loss, and as if for at most 20 horizons: one bad burst does not decide alone.
             gain = -_ETA * (self.losses - self.losses.min()) / scale / max(self._scored / 20.0, 1.0)
             weights = self._prior * np.exp(gain)
             self.weights = _SHARE + (1.0 - _SHARE * len(weights)) * weights / weights.sum()
+            self._weigh()
 
-    def probabilities(self, now: float, horizon: float, size: int, q: float) -> Floats:
-        """The mixed distribution of claims in (now, now + horizon]; remembers each expert's `q` quantile for scoring."""
-        first = self.experts[0].probabilities(now, horizon, size)
-        stale = now - self._cached_at >= _REFRESH or size != self._size
-        self._size = size
-        opening = self._pending is None and now - self._opened_at >= _SCORE_EVERY
-        weights = self.weights.tolist()
-        if stale:
-            self._cached = [
-                (weight, expert.probabilities(now, horizon, size))
-                for weight, expert in zip(weights[1:], self.experts[1:], strict=True)
-                if weight >= _BELOW
-            ]
-            self._cached_at = now
-        total = weights[0]
-        mixed = first * total
-        for weight, probabilities in self._cached:
-            mixed += weight * probabilities
-            total += weight
-        mixed /= total
-        if opening:
-            foretold = [quantile_of(first, q)]
-            foretold += [quantile_of(expert.probabilities(now, horizon, size), q) for expert in self.experts[1:]]
-            self._opened_at = now
-            self._pending = (now + horizon, q, foretold, quantile_of(mixed, q))
-            self._counted = 0
+    def values(self, now: float, horizon: float, size: int, q: float) -> Floats:
+        """What each of size - 1 sandboxes is expected to save, claims per horizon, falling or nearly so.
+
+        Values are linear in the distribution, so they are mixed as the distributions would be. Remembers the experts'
+        `q` quantiles, when the last scored horizon lies back far enough, for scoring.
+        """
+        if self._pending is None and now - self._opened_at >= _SCORE_EVERY:
+            self._open(now, horizon, size, q)
+        if size != self._size:
+            self._size, self._due = size, [-math.inf] * len(self._due)
+        weights = self._mixed
+        mixed = self._first.values(now, horizon, size) * weights[0]
+        for i, weight in enumerate(weights[1:]):
+            if weight > 0.0:
+                if now >= self._due[i] or now < self._due[i] - 120.0:
+                    expert = self.experts[i + 1]
+                    self._cached[i] = values_of_stock(expert.probabilities(now, horizon, size))
+                    self._due[i] = now + expert.fresh
+                mixed += weight * self._cached[i]
         return mixed
+
+    def probabilities(self, now: float, horizon: float, size: int) -> Floats:
+        """The mixed distribution of claims in (now, now + horizon]."""
+        mixed = np.zeros(size)
+        for weight, expert in zip(self._mixed, self.experts, strict=True):
+            if weight > 0.0:
+                mixed += weight * expert.probabilities(now, horizon, size)
+        return mixed
+
+    def _open(self, now: float, horizon: float, size: int, q: float) -> None:
+        """Write down what each expert and the mixture foretell for the horizon that begins now."""
+        each = [expert.probabilities(now, horizon, size) for expert in self.experts]
+        mixed = np.zeros(size)
+        for weight, probabilities in zip(self._mixed, each, strict=True):
+            mixed += weight * probabilities
+        self._pending = (now + horizon, q, [quantile_of(p, q) for p in each], quantile_of(mixed, q))
+        self._opened_at = now
+        self._counted = 0
+
+    def _weigh(self) -> None:
+        """The weights that are mixed with: those that matter, summing to 1."""
+        raw = [w if w >= _BELOW or i == 0 else 0.0 for i, w in enumerate(self.weights.tolist())]
+        total = sum(raw)
+        self._mixed = [w / total for w in raw]
 
     def shares(self) -> dict[str, float]:
         """Expert -> weight, for people."""
         return {expert.name: round(float(w), 3) for expert, w in zip(self.experts, self.weights, strict=True)}
+
+    def restart_score(self) -> None:
+        """Begin the tallies of calibration anew (a replay does at the end of its warm-up)."""
+        self._foretold = self._covered = 0
+        self._wanted_sum = self._loss_sum = 0.0
+
+    def calibration(self) -> tuple[float, float, float]:
+        """Mean quantile wanted, share of horizons it covered, mean pinball loss in claims; since restart_score."""
+        n = max(self._foretold, 1)
+        return self._wanted_sum / n, self._covered / n, self._loss_sum / n

@@ -54,10 +54,24 @@ def poisson_table(horizon: float, size: int) -> Floats:
     return np.exp(counts_up_to(size) * np.log(mean) - mean - log_factorials(size))
 
 
+@lru_cache(maxsize=64)
+def erlang_values(horizon: float, size: int) -> Floats:
+    """[rate, n - 1]: the claims per horizon that the n-th sandbox saves at each of RATES, exact for Poisson claims.
+
+    Erlang's loss formula by its recursion B(n) = a B(n-1) / (n + a B(n-1)), a = rate x horizon (Erlang 1917).
+    """
+    load = RATES * horizon
+    blocked = np.ones((size, len(RATES)))
+    for n in range(1, size):
+        blocked[n] = load * blocked[n - 1] / (n + load * blocked[n - 1])
+    return np.ascontiguousarray((load * (blocked[:-1] - blocked[1:])).T)
+
+
 class RateBelief:
     """Filters over RATES at each of HAZARDS. Time of day is UTC's; 40 kB of state."""
 
     name = "rates"
+    fresh = 0.0
 
     def __init__(self) -> None:
         shape = (len(HAZARDS), len(RATES))
@@ -111,10 +125,19 @@ class RateBelief:
 
     def probabilities(self, now: float, horizon: float, size: int) -> Floats:
         """P(claims in (now, now + horizon] = 0 .. size - 1), with the jumps that half a horizon brings."""
+        return self._ahead(horizon) @ poisson_table(horizon, size)
+
+    def values(self, now: float, horizon: float, size: int) -> Floats:
+        """What each of size - 1 sandboxes saves, claims per horizon (see forecast.values_of_stock)."""
+        return self._ahead(horizon) @ erlang_values(horizon, size)
+
+    def _ahead(self, horizon: float) -> Floats:
+        """The belief half a horizon ahead."""
         jump = _jump(round(horizon / 2.0, 3))[:, 0] * self._weight
-        mixed = self._posterior + float(jump.sum()) * self._prior
-        mixed -= jump @ self._belief
-        return mixed @ poisson_table(horizon, size)
+        ahead = jump.sum() * self._prior
+        ahead += self._posterior
+        ahead -= jump @ self._belief
+        return ahead
 
     def rate(self) -> float:
         """The mean of the belief, claims a second."""

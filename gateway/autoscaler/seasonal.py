@@ -23,6 +23,7 @@ class WeekProfile:
     """
 
     name = "profile"
+    fresh = 60.0
 
     def __init__(self, keep: float = 0.75) -> None:
         self._keep = keep  # of a slot's past, each time it comes round again
@@ -73,6 +74,7 @@ class Timers:
     """
 
     name = "timers"
+    fresh = 5.0
 
     def __init__(self, horizon: float, keep: int = 96) -> None:
         self._horizon = horizon

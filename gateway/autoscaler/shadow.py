@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
-from gateway.autoscaler.forecast import Floats, counts_up_to, values_of_stock
+from gateway.autoscaler.forecast import Floats, counts_up_to
 
 THRESHOLDS: Floats = np.logspace(-0.6, -4.6, 17)
 _MEMORY = 7 * 86400.0  # seconds; how long a rule's idle seconds and misses count
@@ -64,26 +65,25 @@ def constant_levels(most: int) -> list[int]:
 
 
 class Shadow:
-    """The rules' pools. `observe` costs a dozen numpy calls on some 50 numbers, whatever the traffic."""
+    """The rules' pools. `observe` costs a dozen numpy calls on some 60 numbers, whatever the traffic.
 
-    def __init__(self, objective: Objective, lead: float, most: int) -> None:
-        self.objective = objective
+    The tallies do not depend on what the pools are for, so any number of followers may read them.
+    """
+
+    def __init__(self, lead: float, most: int) -> None:
         self.lead = lead
-        self._constants = np.array(constant_levels(most), dtype=np.float64)
-        self._n = len(THRESHOLDS)
-        size = self._n + len(self._constants)
-        self._levels: Floats = np.concatenate((np.zeros(self._n), self._constants))
-        self._ready: Floats = self._levels.copy()
+        constants = np.array(constant_levels(most), dtype=np.float64)
+        size = len(THRESHOLDS) + len(constants)
+        self.levels: Floats = np.concatenate((np.zeros(len(THRESHOLDS)), constants))
+        self.served: Floats = np.zeros(size)
+        self.held: Floats = np.zeros(size)  # sandbox-seconds, ready and starting
+        self.claims = 0.0
+        self.followers: list[Follower] = []
+        self._ready: Floats = self.levels.copy()
         self._starting: Floats = np.zeros(size)
+        self._position: Floats = self.levels.copy()  # ready and starting: what is paid for
         self._orders: deque[tuple[float, Floats]] = deque()  # (ready at, sandboxes per rule), oldest first
-        self._position: Floats = self._levels.copy()  # ready and starting: what is paid for
-        self._served: Floats = np.zeros(size)
-        self._held: Floats = np.zeros(size)
-        self._claims = 0.0
-        self._chosen_at = 0.0
         self._since = 0.0
-        ladder = np.abs(np.log(THRESHOLDS / objective.first_threshold(lead)))
-        self._first = self.rule = int(ladder.argmin())
 
     def observe(self, now: float, elapsed: float, claims: int) -> None:
         """`claims` came in the `elapsed` seconds that end at `now`, while `levels` stood."""
@@ -92,12 +92,12 @@ class Shadow:
             arrived = orders.popleft()[1]
             ready += arrived
             self._starting -= arrived
-        self._held += self._position * elapsed
+        self.held += self._position * elapsed
         if claims:
             served = np.minimum(ready, claims)
             ready -= served
-            self._served += served
-            self._claims += claims
+            self.served += served
+            self.claims += claims
             # Every pool refills as it is claimed from, without waiting for the next tick.
             self._starting += served
             orders.append((now + self.lead, served))
@@ -108,39 +108,27 @@ class Shadow:
     def _choose(self) -> None:
         keep = 1.0 - min(self._since / _MEMORY, 1.0)
         self._since = 0.0
-        for sums in (self._served, self._held):
-            sums *= keep
-        self._claims *= keep
-        if self._claims < _ENOUGH:
-            self.rule = self._first
-            return
-        idle = self._held - self._served * self.lead  # a start that was given up is idle too
-        missed = self._claims - self._served
-        if self.objective.cold_start_cost is not None:
-            cost = idle + self.objective.cold_start_cost * missed
-            allowed = np.ones(len(cost), dtype=bool)
-        else:
-            cost = idle
-            allowed = missed <= self.objective.target_miss_rate * self._claims
-            if not allowed.any():
-                allowed = missed <= missed.min()
-        best = int(np.where(allowed, cost, np.inf).argmin())
-        if not allowed[self.rule] or cost[best] < cost[self.rule] - _MARGIN * abs(cost[self.rule]):
-            self.rule = best
+        self.served *= keep
+        self.held *= keep
+        self.claims *= keep
+        for follower in self.followers:
+            follower.choose(self)
 
-    def update(self, now: float, probabilities: Floats) -> int:
-        """Set the rules' levels from a new forecast; returns the level of the rule that is followed."""
-        worth = values_of_stock(probabilities).cumsum()
-        gain = worth[:, None] - _costs(len(worth))
-        best = gain.argmax(axis=0)
-        wanted = (best + 1) * (gain[best, _COLUMNS] > 0.0)
-        self._levels[: self._n] = wanted
+    def update(self, now: float, values: Floats) -> None:
+        """Set the rules' levels from what each further sandbox would save (claims per horizon)."""
+        steps = values[1:] - values[:-1]
+        if steps.max() <= 0.0:
+            wanted: Floats | npt.NDArray[np.int64] = np.searchsorted(-values, -THRESHOLDS)
+        else:  # not falling throughout: the best total, since a second mode may or may not be worth the way to it
+            gain = values.cumsum()[:, None] - _costs(len(values))
+            best = gain.argmax(axis=0)
+            wanted = (best + 1) * (gain[best, _COLUMNS] > 0.0)
+        self.levels[: len(THRESHOLDS)] = wanted
         self._move(now)
-        return int(self._levels[self.rule])
 
     def _move(self, now: float) -> None:
         """Order what is missing; give up what is too much, the latest orders first."""
-        missing = self._levels - self._position
+        missing = self.levels - self._position
         low, high = float(missing.min()), float(missing.max())
         if high > 0.0:
             ordered = np.maximum(missing, 0.0)
@@ -157,24 +145,57 @@ class Shadow:
                     break
             self._ready -= surplus
         if high > 0.0 or low < 0.0:
-            np.copyto(self._position, self._levels)
+            np.copyto(self._position, self.levels)
 
     @property
     def top(self) -> int:
         """The highest level that a threshold asks for."""
-        return int(self._levels[self._n - 1])
+        return int(self.levels[len(THRESHOLDS) - 1])
+
+
+class Follower:
+    """Follows, for one objective, the rule that a shadow found cheapest."""
+
+    def __init__(self, objective: Objective, shadow: Shadow) -> None:
+        self.objective = objective
+        self._shadow = shadow
+        self._first = self.rule = int(np.abs(np.log(THRESHOLDS / objective.first_threshold(shadow.lead))).argmin())
+        shadow.followers.append(self)
+
+    def choose(self, shadow: Shadow) -> None:
+        """Change the rule if another is cheaper by more than the margin, or the present one misses too much."""
+        claims = shadow.claims
+        if claims < _ENOUGH:
+            self.rule = self._first
+            return
+        cost = shadow.held - shadow.served * shadow.lead  # idle; a start that was given up is idle too
+        missed = claims - shadow.served
+        if self.objective.cold_start_cost is not None:
+            cost = cost + self.objective.cold_start_cost * missed
+            allowed = np.ones(len(cost), dtype=bool)
+        else:
+            allowed = missed <= self.objective.target_miss_rate * claims
+            if not allowed.any():
+                allowed = missed <= missed.min()
+        best = int(np.where(allowed, cost, np.inf).argmin())
+        if not allowed[self.rule] or cost[best] < cost[self.rule] - _MARGIN * abs(cost[self.rule]):
+            self.rule = best
+
+    @property
+    def level(self) -> int:
+        """What the followed rule asks for now."""
+        return int(self._shadow.levels[self.rule])
 
     @property
     def quantile(self) -> float:
-        """The share of horizons that the followed rule stocks for (of the nearest guess while a constant is followed)."""
-        return 1.0 - float(THRESHOLDS[self.rule if self.rule < self._n else self._first])
+        """The share of horizons that the followed rule stocks for (of the first guess while a constant is followed)."""
+        return 1.0 - float(THRESHOLDS[self.rule if self.rule < len(THRESHOLDS) else self._first])
 
     def miss_rate(self) -> float | None:
         """What the followed rule would have missed of the remembered claims; None before the first claim."""
-        return 1.0 - float(self._served[self.rule]) / self._claims if self._claims > 0 else None
+        claims = self._shadow.claims
+        return 1.0 - float(self._shadow.served[self.rule]) / claims if claims > 0 else None
 
     def describe(self) -> str:
         """The followed rule in words."""
-        if self.rule < self._n:
-            return f"quantile {self.quantile:.5g}"
-        return f"constant {int(self._levels[self.rule])}"
+        return f"quantile {self.quantile:.5g}" if self.rule < len(THRESHOLDS) else f"constant {self.level}"

@@ -1,0 +1,182 @@
+"""Runs policies over traces and compares them at equal hit rate with the best fixed pool in hindsight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gateway.autoscaler.forecast import Floats
+from gateway.autoscaler.replay import baselines
+from gateway.autoscaler.replay.pool import Outcome, Targets, simulate
+from gateway.autoscaler.replay.predictive import Calibration, replay_predictive
+from gateway.autoscaler.replay.traces import Trace
+from gateway.autoscaler.scaler import ScalerSpec
+from gateway.autoscaler.shadow import Objective
+from gateway.errors import BadRequestError
+from gateway.model import PoolMode
+
+MISS_RATES = (0.01, 0.2, 0.1, 0.05, 0.02, 0.005, 0.002, 0.001)  # the first is the one experts are scored at
+POLICIES = ("predictive", "fixed", *baselines.KNOBS, "oracle")
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One experiment. Times in seconds, `warm_up` a share of the trace."""
+
+    lead: float = 10.0
+    tick: float = 1.0
+    warm_up: float = 0.3
+    most: int = 512
+    policies: tuple[str, ...] = POLICIES
+    miss_rates: tuple[float, ...] = MISS_RATES
+
+
+@dataclass(frozen=True)
+class Point:
+    """One policy at one setting of its knob."""
+
+    policy: str
+    knob: float
+    outcome: Outcome
+    idle_of_fixed: float | None = None  # idle over that of the fixed mixture with the same hit rate
+    targets: Targets | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Fixed pools in hindsight: hit rate and mean idle of sizes 0, 1, 2, ... Between integers a mixture in time."""
+
+    hits: Floats
+    idle: Floats
+
+    def idle_at(self, hit_rate: float) -> float:
+        """Mean idle sandboxes of the fixed mixture with this hit rate."""
+        return float(np.interp(hit_rate, self.hits, self.idle))
+
+
+@dataclass(frozen=True)
+class TraceResult:
+    """Everything about one trace."""
+
+    trace: Trace
+    settings: Settings
+    curve: Curve
+    points: list[Point]
+    calibration: Calibration | None
+
+    def frontier(self, policy: str) -> tuple[Floats, Floats]:
+        """(hit rate, mean idle), rising, of what the policy and mixtures of its knobs reach at the least idle."""
+        points = sorted((p.outcome.hit_rate, p.outcome.mean_idle) for p in self.points if p.policy == policy)
+        hull: list[tuple[float, float]] = [(0.0, 0.0)]
+        for hit, idle in points:
+            while len(hull) > 1 and (hull[-1][1] >= idle or _above(hull[-2], hull[-1], (hit, idle))):
+                hull.pop()
+            if hit > hull[-1][0]:
+                hull.append((hit, idle))
+        return np.array([h for h, _ in hull]), np.array([i for _, i in hull])
+
+    def idle_at(self, policy: str, hit_rate: float) -> float | None:
+        """Mean idle of the policy's frontier at this hit rate; None where it does not reach it."""
+        if policy == "fixed":
+            return self.curve.idle_at(hit_rate) if hit_rate <= self.curve.hits[-1] else None
+        hits, idle = self.frontier(policy)
+        return float(np.interp(hit_rate, hits, idle)) if len(hits) > 1 and hit_rate <= hits[-1] else None
+
+
+def _above(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
+    """Whether b lies on or above the line from a to c."""
+    return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
+
+
+def fixed_curve(trace: Trace, lead: float, scored_from: float) -> Curve:
+    """Hindsight: every size until all but one in 20,000 claims are served."""
+    hits, idle, size = [0.0], [0.0], 0
+    span = trace.end - scored_from
+    while hits[-1] < 0.99995 and size < 4096:
+        size += 1
+        served, claims = _served_by(trace.arrivals, size, lead, scored_from)
+        hits.append(served / max(claims, 1))
+        idle.append(max(size - served * lead / span, 0.0))
+        if claims == 0:
+            break
+    return Curve(np.array(hits), np.array(idle))
+
+
+def _served_by(arrivals: Floats, size: int, lead: float, scored_from: float) -> tuple[int, int]:
+    """Claims that a pool of fixed size serves warm: the one that comes first after its oldest order is ready again."""
+    ring, at, served, claims = [-1e18] * size, 0, 0, 0
+    for now in arrivals.tolist():
+        counted = now >= scored_from
+        claims += counted
+        if ring[at] <= now:
+            ring[at] = now + lead
+            at = at + 1 if at + 1 < size else 0
+            served += counted
+    return served, claims
+
+
+def run_trace(trace: Trace, settings: Settings, progress: Progress) -> TraceResult:
+    """All policies over one trace. The first `warm_up` of it teaches, the rest is scored."""
+    scored_from = trace.start + settings.warm_up * trace.span
+    if not (trace.arrivals >= scored_from).any():
+        raise BadRequestError(
+            f"{trace.name}: no arrivals after the warm-up ({settings.warm_up:.0%} of the trace); nothing can be scored"
+        )
+    curve = fixed_curve(trace, settings.lead, scored_from)
+    points: list[Point] = []
+    calibration = None
+
+    def add(policy: str, knob: float, targets: Targets) -> None:
+        outcome = simulate(trace.arrivals, targets, lead=settings.lead, scored_from=scored_from, end=trace.end)
+        base = curve.idle_at(outcome.hit_rate)
+        points.append(Point(policy, knob, outcome, outcome.mean_idle / base if base > 0 else None, targets))
+
+    for policy in settings.policies:
+        if policy == "predictive":
+            spec = ScalerSpec(max=settings.most, mode=PoolMode.PREDICTIVE)
+            objectives = [Objective(rate) for rate in settings.miss_rates]
+            all_targets, calibration = replay_predictive(
+                trace,
+                objectives,
+                lead=settings.lead,
+                tick=settings.tick,
+                spec=spec,
+                progress=lambda done: progress(trace.name, done),
+            )
+            for objective, targets in zip(objectives, all_targets, strict=True):
+                add(policy, objective.target_miss_rate, targets)
+        elif policy == "oracle":
+            add(policy, 0.0, baselines.oracle(trace, settings.lead, 0.0))
+        elif policy.startswith("fixed"):
+            for size in _sizes(policy, curve):
+                add("fixed", size, baselines.fixed(trace, settings.lead, size))
+        else:
+            make, knobs = baselines.KNOBS[policy]
+            for knob in knobs:
+                add(policy, knob, make(trace, settings.lead, knob))
+    progress(trace.name, 1.0)
+    return TraceResult(trace, settings, curve, points, calibration)
+
+
+def _sizes(policy: str, curve: Curve) -> Sequence[float]:
+    """The sizes of `fixed:N`; of `fixed` and `fixed:*` those around the hit rates that tables are read at."""
+    _, _, size = policy.partition(":")
+    if size not in ("", "*"):
+        return (float(size),)
+    found = {int(np.searchsorted(curve.hits, rate)) for rate in (0.9, 0.95, 0.98, 0.99, 0.995, 0.999)}
+    return sorted(float(min(n, len(curve.hits) - 1)) for n in found)
+
+
+def parse_policies(text: str) -> tuple[str, ...]:
+    """`predictive,fixed:*,keda` to names. Raises BadRequestError that lists what exists."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        base, _, size = name.partition(":")
+        if base not in POLICIES or (size and (base != "fixed" or not (size == "*" or size.isdigit()))):
+            raise BadRequestError(f"--policy {name!r} is not known; there are {', '.join(POLICIES)} and fixed:N")
+    if not names:
+        raise BadRequestError(f"--policy names none; there are {', '.join(POLICIES)}")
+    return names

@@ -1,0 +1,119 @@
+"""A warm pool in numbers: what a sequence of targets would have done to the claims of a trace.
+
+The pool behaves as the providers do: a claim takes a ready sandbox and the pool orders another at once; a claim that
+finds none starts a sandbox of its own and waits for it (it takes nothing from the pool). A lower target gives up
+the newest starts first, then ready sandboxes. Starts take the lead time, exactly.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from gateway.autoscaler.forecast import Floats
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a policy wants: `levels[i]` from `times[i]` on (seconds, rising)."""
+
+    times: Floats
+    levels: Floats
+
+    def compact(self) -> Targets:
+        """Only the changes."""
+        if not len(self.times):
+            return self
+        keep = np.concatenate(([True], self.levels[1:] != self.levels[:-1]))
+        return Targets(self.times[keep], self.levels[keep])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it in the scored part. Idle sandbox-seconds are those of ready sandboxes that nobody has claimed and
+    of starts that were given up; `held` also counts starts that were claimed later.
+    """
+
+    claims: int
+    hits: int
+    idle: float
+    held: float
+    span: float
+    orders: int
+    largest_shortfall: int  # most claims in one lead time that found the pool empty
+    miss_times: Floats
+
+    @property
+    def hit_rate(self) -> float:
+        """1 when nobody came."""
+        return self.hits / self.claims if self.claims else 1.0
+
+    @property
+    def mean_idle(self) -> float:
+        """Idle sandboxes in the mean."""
+        return self.idle / self.span
+
+    @property
+    def mean_held(self) -> float:
+        """Ready and starting sandboxes in the mean."""
+        return self.held / self.span
+
+    def wait(self, q: float, lead: float) -> float:
+        """The `q` quantile of the wait for a sandbox, seconds: nothing on a hit, the lead time on a miss."""
+        return lead if self.claims - self.hits > (1.0 - q) * self.claims else 0.0
+
+
+def simulate(arrivals: Floats, targets: Targets, *, lead: float, scored_from: float, end: float) -> Outcome:
+    """Run the pool. O(arrivals + target changes)."""
+    compact = targets.compact()
+    claims_at, changes_at, levels = arrivals.tolist(), compact.times.tolist(), compact.levels.astype(int).tolist()
+    ready, target, orders, hits, claims = 0, 0, 0, 0, 0
+    idle = held = 0.0
+    starting: deque[float] = deque()  # when each will be ready
+    missed: list[float] = []
+    before, at_claim, at_change = 0.0, 0, 0
+    claims_at.append(end)
+    changes_at.append(end)
+    never = end + 1.0
+    while True:
+        claim, change = claims_at[at_claim], changes_at[at_change]
+        now = min(claim, change, starting[0] if starting else never)
+        if now > scored_from:
+            passed = now - max(before, scored_from)
+            idle += ready * passed
+            held += (ready + len(starting)) * passed
+        before = now
+        if now >= end:
+            break
+        if starting and starting[0] <= now:
+            starting.popleft()
+            ready += 1
+        elif change <= now:
+            target = levels[at_change]
+            at_change += 1
+            surplus = ready + len(starting) - target
+            while surplus > 0 and starting:
+                spent = now - (starting.pop() - lead)
+                surplus -= 1
+                if now > scored_from:
+                    idle += spent
+            if surplus > 0:
+                ready -= surplus
+        else:
+            at_claim += 1
+            counted = now >= scored_from
+            claims += counted
+            if ready:
+                ready -= 1
+                hits += counted
+            elif counted:
+                missed.append(now)
+        short = target - ready - len(starting)
+        if short > 0:
+            starting.extend([now + lead] * short)
+            orders += short if now >= scored_from else 0
+    miss_times = np.array(missed)
+    worst = int((np.arange(len(missed)) - np.searchsorted(miss_times, miss_times - lead)).max()) + 1 if missed else 0
+    return Outcome(claims, hits, idle, held, end - scored_from, orders, worst, miss_times)

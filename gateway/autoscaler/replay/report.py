@@ -1,0 +1,166 @@
+"""Writes what the laboratory found: a Markdown table for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gateway.autoscaler.replay.lab import POLICIES, Point, TraceResult
+
+HIT_RATES = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _ratio(result: TraceResult, policy: str, hit_rate: float) -> str:
+    """Mean idle and, in brackets, its share of the fixed mixture's at the same hit rate."""
+    idle, base = result.idle_at(policy, hit_rate), result.idle_at("fixed", hit_rate)
+    if idle is None:
+        return "-"
+    return f"{idle:.2f}" if policy == "fixed" or not base else f"{idle:.2f} ({idle / base:.0%})"
+
+
+def equal_hits_table(result: TraceResult) -> str:
+    """Mean idle sandboxes at equal hit rate, per policy."""
+    present = [p for p in POLICIES if p == "fixed" or any(point.policy == p for point in result.points)]
+    lines = [_row(["policy", *(f"{rate:.1%}" for rate in HIT_RATES)]), _row(["---"] * (len(HIT_RATES) + 1))]
+    lines += [_row([policy, *(_ratio(result, policy, rate) for rate in HIT_RATES)]) for policy in present]
+    return "\n".join(lines)
+
+
+def points_table(result: TraceResult) -> str:
+    """Every policy at every knob as it ran."""
+    lead = result.settings.lead
+    head = [
+        "policy",
+        "knob",
+        "hit rate",
+        "wait p50/p95/p99",
+        "mean idle",
+        "mean held",
+        "idle of fixed",
+        "orders per claim",
+        "largest shortfall",
+    ]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for point in result.points:
+        o = point.outcome
+        share = f"{point.idle_of_fixed:.2f}" if point.idle_of_fixed is not None else "-"
+        waits = "/".join(f"{o.wait(q, lead):g}" for q in (0.5, 0.95, 0.99)) + " s"
+        lines.append(
+            _row([
+                point.policy, f"{point.knob:g}", f"{o.hit_rate:.3%}", waits, f"{o.mean_idle:.2f}", f"{o.mean_held:.2f}", share,
+                f"{o.orders / max(o.claims, 1):.2f}", str(o.largest_shortfall),
+            ])
+        )  # fmt: skip
+    return "\n".join(lines)
+
+
+def fleet_table(results: Sequence[TraceResult]) -> str:
+    """Many small traces as one fleet: for each miss rate, all hits and all idle against fixed pools at equal hit rates."""
+    lines = [
+        _row(
+            [
+                "miss rate",
+                "hit rate of all",
+                "idle of all",
+                "idle of fixed pools, equal hits",
+                "share",
+                "worst trace",
+                "median trace",
+            ]
+        ),
+        _row(["---"] * 7),
+    ]
+    for rate in results[0].settings.miss_rates:
+        mine = [(r, p) for r in results for p in r.points if p.policy == "predictive" and p.knob == rate]
+        claims, hits = sum(p.outcome.claims for _, p in mine), sum(p.outcome.hits for _, p in mine)
+        idle = sum(p.outcome.mean_idle for _, p in mine)
+        base = sum(r.curve.idle_at(p.outcome.hit_rate) for r, p in mine)
+        shares = [(p.idle_of_fixed, r.trace.name) for r, p in mine if p.idle_of_fixed is not None]
+        worst = max(shares, default=(0.0, "-"))
+        median = float(np.median([share for share, _ in shares])) if shares else 0.0
+        lines.append(
+            _row([f"{rate:g}", f"{hits / max(claims, 1):.2%}", f"{idle:.1f}", f"{base:.1f}", f"{idle / base:.2f}" if base else "-",
+                  f"{worst[0]:.2f} ({worst[1].rpartition('/')[2]})", f"{median:.2f}"])
+        )  # fmt: skip
+    return "\n".join(lines)
+
+
+def markdown(results: Sequence[TraceResult]) -> str:
+    """The whole report."""
+    s = results[0].settings
+    out = [
+        "# Replay", "",
+        f"Lead time {s.lead:g} s, tick {s.tick:g} s; the first {s.warm_up:.0%} of each trace is warm-up, the rest is scored. Idle: mean "
+        "sandboxes ready and unclaimed, or given up while starting. In brackets: share of the idle of the fixed pool that has the same hit "
+        "rate in hindsight (a mixture of two sizes between integers).", "",
+    ]  # fmt: skip
+    fleets: dict[str, list[TraceResult]] = {}
+    for result in results:
+        fleets.setdefault(result.trace.name.partition("/")[0], []).append(result)
+    for name, members in fleets.items():
+        out += [f"## {name}", ""]
+        if len(members) > 1:
+            if any(p.policy == "predictive" for p in members[0].points):
+                out += [fleet_table(members), ""]
+            continue
+        result = members[0]
+        claims = len(result.trace.arrivals)
+        out += [
+            f"{claims} arrivals in {result.trace.span / 86400.0:.3g} days.",
+            "",
+            equal_hits_table(result),
+            "",
+            points_table(result),
+            "",
+        ]
+        if result.calibration is not None:
+            c = result.calibration
+            experts = ", ".join(
+                f"{name} {weight:.0%}" for name, weight in sorted(c.weights.items(), key=lambda item: -item[1])
+            )
+            out += [
+                f"Calibration: wanted {c.wanted:.4f}, covered {c.covered:.4f}; pinball loss {c.pinball:.4f}. Experts: {experts}.",
+                "",
+            ]
+    return "\n".join(out)
+
+
+def _point(point: Point, lead: float) -> dict[str, Any]:
+    o = point.outcome
+    return {
+        "policy": point.policy, "knob": point.knob, "claims": o.claims, "hits": o.hits, "hit_rate": o.hit_rate,
+        "wait_p50_s": o.wait(0.5, lead), "wait_p95_s": o.wait(0.95, lead), "wait_p99_s": o.wait(0.99, lead),
+        "idle_sandbox_seconds": o.idle, "held_sandbox_seconds": o.held, "scored_seconds": o.span, "orders": o.orders,
+        "largest_shortfall": o.largest_shortfall, "idle_of_fixed_at_equal_hits": point.idle_of_fixed,
+    }  # fmt: skip
+
+
+def document(results: Sequence[TraceResult]) -> list[dict[str, Any]]:
+    """The same as JSON."""
+    out = []
+    for r in results:
+        c = r.calibration
+        out.append({
+            "trace": r.trace.name, "arrivals": len(r.trace.arrivals), "span_s": r.trace.span, "lead_s": r.settings.lead, "tick_s": r.settings.tick,
+            "fixed": {"hit_rate": r.curve.hits.tolist(), "mean_idle": r.curve.idle.tolist()},
+            "points": [_point(point, r.settings.lead) for point in r.points],
+            "calibration": None if c is None else {"wanted": c.wanted, "covered": c.covered, "pinball": c.pinball, "weights": c.weights},
+        })  # fmt: skip
+    return out
+
+
+def write(results: Sequence[TraceResult], folder: Path) -> list[Path]:
+    """report.md and report.json in the folder, made if absent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / "report.md", folder / "report.json"]
+    files[0].write_text(markdown(results), encoding="utf-8")
+    files[1].write_text(json.dumps(document(results), indent=1), encoding="utf-8")
+    return files

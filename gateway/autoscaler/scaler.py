@@ -1,0 +1,153 @@
+"""The decision: one pool's target from what is wanted of it, what is seen and what is foretold. Pure.
+
+    forecast fresh -> its level        stale or absent -> what the last horizons needed, plus one
+    recent claims outrun the forecast  -> at least what came in the last horizon (surge guard)
+    within [min, max]; up at once; down when the lower level has stood for `lower_after` seconds
+    create failures in a row >= 3      -> no step up until the cooldown is over, one more order then (breaker)
+
+The share of the budget over all runtimes is cut afterwards, by `share_budget`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from gateway.autoscaler.forecast import Forecast
+from gateway.model import PoolMode
+
+K = TypeVar("K")
+
+
+@dataclass(frozen=True, slots=True)
+class ScalerSpec:
+    """What a pool is allowed and meant to do; counts are sandboxes, times seconds."""
+
+    min: int = 0
+    max: int = 0
+    mode: PoolMode = PoolMode.PREDICTIVE
+    fixed: int = 0  # the size in mode fixed
+    lower_after: float = 0.0  # how long a lower level must have stood; claims themselves lower a pool without waiting
+    stale_after: float = 120.0  # older forecasts are not followed
+    failures_open: int = 3  # create failures in a row that open the breaker
+    cooldown: float = 30.0  # while open, one try per cooldown
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The pool now, and what the last decision left behind."""
+
+    target: int
+    ready: int = 0
+    starting: int = 0
+    recent_claims: int = 0  # in the last horizon
+    recent_misses: int = 0  # of those, how many found the pool empty
+    failures: int = 0  # create failures in a row
+    last_error: str = ""
+    lower_since: float | None = None  # since when a lower level than the target is wanted
+    lower_to: int = 0  # the highest level wanted since then
+    tried_at: float | None = None  # when the breaker last let a step up through
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The new target, what was wanted before limits and guards, and why (one sentence for people)."""
+
+    target: int
+    wanted: int
+    rule: str  # forecast | surge | fallback | hold | breaker | fixed | max | min
+    why: str
+    lower_since: float | None = None
+    lower_to: int = 0
+    tried_at: float | None = None
+
+
+def decide(spec: ScalerSpec, observed: Observed, forecast: Forecast | None, now: float) -> Decision:
+    """The target of one pool. Sentences are made here too, so that they cannot disagree with the numbers."""
+    if spec.mode is PoolMode.FIXED:
+        size = max(spec.fixed, 0)
+        return Decision(size, size, "fixed", f"The pool is fixed at {size}.")
+    wanted, rule, why = _want(spec, observed, forecast, now)
+    if wanted > spec.max:
+        wanted, rule, why = spec.max, "max", f"{why} That is more than its maximum, {spec.max}."
+    elif wanted < spec.min:
+        wanted, rule, why = spec.min, "min", f"{why} That is less than its minimum, {spec.min}."
+    target = min(max(observed.target, spec.min), spec.max)
+    if wanted > target:
+        return _raise(spec, observed, Decision(wanted, wanted, rule, why), target, now)
+    if wanted == target:
+        return Decision(target, wanted, rule, why)
+    since = now if observed.lower_since is None or observed.lower_since > now else observed.lower_since
+    highest = wanted if observed.lower_since is None else max(wanted, min(observed.lower_to, target))
+    if now - since >= spec.lower_after:
+        return Decision(highest, wanted, rule, why, now if highest > wanted else None, wanted)
+    left = spec.lower_after - (now - since)
+    return Decision(
+        target, wanted, "hold", f"{why} It holds {target} for {left:.0f} s more before going down.", since, highest
+    )
+
+
+def _want(spec: ScalerSpec, observed: Observed, forecast: Forecast | None, now: float) -> tuple[int, str, str]:
+    """The level before limits: forecast, surge guard or fallback."""
+    recent = observed.recent_claims
+    if forecast is None or not 0.0 <= now - forecast.made_at <= spec.stale_after:
+        wanted = recent + 1 if recent else max(min(observed.target, spec.max), spec.min)
+        age = "There is no forecast" if forecast is None else "The forecast is too old"
+        return wanted, "fallback", f"{age}, so it keeps what the last claims needed: {wanted}."
+    wanted = forecast.level
+    if observed.recent_misses >= 2 and recent > forecast.level:
+        return (
+            recent,
+            "surge",
+            f"{recent} claims came within {forecast.horizon:.0f} s, more than foretold; it follows them.",
+        )
+    return (
+        wanted,
+        "forecast",
+        (f"{wanted} cover the claims of the next {forecast.horizon:.0f} s with quantile {forecast.quantile:.4g}."),
+    )
+
+
+def _raise(spec: ScalerSpec, observed: Observed, up: Decision, target: int, now: float) -> Decision:
+    """A step up, unless creates fail: then one order per cooldown, to see whether they work again."""
+    if observed.failures < spec.failures_open:
+        return up
+    failing = f"Creates failed {observed.failures} times in a row"
+    detail = f" ({observed.last_error})" if observed.last_error else ""
+    if observed.tried_at is not None and 0.0 <= now - observed.tried_at < spec.cooldown:
+        left = spec.cooldown - (now - observed.tried_at)
+        why = f"{failing}{detail}; it wants {up.wanted} but orders nothing for {left:.0f} s more."
+        return Decision(target, up.wanted, "breaker", why, tried_at=observed.tried_at)
+    tried = min(target + 1, up.wanted)
+    return Decision(tried, up.wanted, "breaker", f"{failing}{detail}; it tries one more.", tried_at=now)
+
+
+def share_budget(
+    budget: int, wanted: Mapping[K, int], floors: Mapping[K, int], worth: Mapping[K, Sequence[float]]
+) -> dict[K, int]:
+    """Cut targets to `budget` sandboxes in all: floors first, then one by one to where the next is worth most.
+
+    `worth[k][n]` is what sandbox n + 1 of pool k saves (claims per second kept from a cold start); falling in n, so
+    that taking the best next one is optimal (Fox, "Discrete optimization via marginal analysis", 1966). What a pool
+    has no worth for counts zero. Floors are kept even when they alone exceed the budget: they are promises.
+    """
+    if sum(wanted.values()) <= budget:
+        return dict(wanted)
+    given = {key: min(floors.get(key, 0), want) for key, want in wanted.items()}
+    left = budget - sum(given.values())
+
+    def entry(order: int, key: K) -> tuple[float, int, K]:
+        values = worth.get(key, ())
+        return (-float(values[given[key]]) if given[key] < len(values) else 0.0, order, key)
+
+    heap = [entry(order, key) for order, key in enumerate(wanted) if given[key] < wanted[key]]
+    heapq.heapify(heap)
+    while left > 0 and heap:
+        _, order, key = heapq.heappop(heap)
+        given[key] += 1
+        left -= 1
+        if given[key] < wanted[key]:
+            heapq.heappush(heap, entry(order, key))
+    return given
