@@ -1,6 +1,6 @@
 """A gateway on a scripted provider, for benchmarks: every session's sandbox is the given endpoint.
 
-Prints `URL session-id` when it answers, and at the end the counts that the bars speak of: store calls and signatures.
+With `local` in place of an endpoint the sandboxes are real. Prints `URL session-id endpoint` when it answers, and at the end the counts that the bars speak of: store calls and signatures.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any
 import uvloop
 
 from gateway.clock import SystemClock
+from gateway.interfaces import SandboxProvider
 from gateway.lifecycle import Opened
 from gateway.model import Endpoint, RuntimeKey
+from gateway.provider.local import LocalProvider
 from gateway.routing.target import Target
 from gateway.server import serving
 from gateway.store.sqlite import SqliteStore
@@ -36,11 +38,16 @@ class CountingStore:
         return getattr(self._inner, name)
 
 
-async def serve(endpoint: Endpoint, folder: Path) -> None:
-    """Serve until SIGTERM."""
+async def serve(endpoint: Endpoint | None, folder: Path) -> None:
+    """Serve until SIGTERM. `endpoint` None: a real local sandbox."""
     clock = SystemClock()
     store = CountingStore(SqliteStore(folder / "wakegate.db", clock))
-    gateway = scripted_gateway(folder, ScriptedProvider(endpoint), store=store, clock=clock)
+    provider: SandboxProvider
+    if endpoint is None:
+        provider = LocalProvider(folder, folder / "keys" / "public", clock)
+    else:
+        provider = ScriptedProvider(endpoint)
+    gateway = scripted_gateway(folder, provider, store=store, clock=clock)
     async with serving(gateway) as (url, ended):
         opened: Opened = await gateway.lifecycle.create(RuntimeKey("default", "my-interpreter"))
         await gateway.lifecycle.flush_activity()
@@ -48,7 +55,9 @@ async def serve(endpoint: Endpoint, folder: Path) -> None:
         reservation.route.leave(clock.now())
         store.calls.clear()
         signed = gateway.tokens.signed
-        print(url, opened.session.id, flush=True)
+        where = opened.sandbox.endpoint
+        # HAProxy's word for a unix socket is unix@PATH.
+        print(url, opened.session.id, f"unix@{where.uds}" if where.uds else where, flush=True)
         await ended
         print(json.dumps({"store": dict(store.calls), "signed": gateway.tokens.signed - signed}), flush=True)
 
@@ -56,10 +65,10 @@ async def serve(endpoint: Endpoint, folder: Path) -> None:
 def main() -> None:
     """Parse the endpoint and serve."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("endpoint", help="HOST:PORT or a unix socket's path")
+    parser.add_argument("endpoint", help="HOST:PORT of an upstream, or `local` for a real sandbox")
     text = parser.parse_args().endpoint
     host, _, port = text.rpartition(":")
-    endpoint = Endpoint(uds=text) if "/" in text else Endpoint(host=host, port=int(port))
+    endpoint = None if text == "local" else Endpoint(host=host, port=int(port))
     logging.basicConfig(level="WARNING")
     with tempfile.TemporaryDirectory() as folder:
         uvloop.run(serve(endpoint, Path(folder)))

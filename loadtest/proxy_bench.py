@@ -1,8 +1,8 @@
 """Throughput and latency of the data path beside HAProxy, both in front of the same nginx, in one run.
 
-    .venv/bin/python -m loadtest.proxy_bench [--seconds 5] [--repeats 3]
+    .venv/bin/python -m loadtest.proxy_bench [--seconds 5] [--repeats 3] [--sandbox]
 
-The proxy under test runs on one core; the load and the upstream share the other. Needs wrk, nginx and haproxy (Debian
+With --sandbox the upstream is picod's /health in a real local sandbox, for both proxies. The proxy under test runs on one core; the load and the upstream share the other. Needs wrk, nginx and haproxy (Debian
 packages of those names); says which are missing.
 """
 
@@ -92,14 +92,14 @@ def nginx_conf(folder: Path, port: int) -> Path:
     return conf
 
 
-def haproxy_conf(folder: Path, port: int, upstream: int) -> Path:
+def haproxy_conf(folder: Path, port: int, endpoint: str) -> Path:
     """HAProxy with one thread, keep-alive on both sides."""
     conf = folder / "haproxy.cfg"
     conf.write_text(
         "global\n  nbthread 1\n  maxconn 4096\n"
         "defaults\n  mode http\n  timeout connect 5s\n  timeout client 30s\n  timeout server 30s\n  http-reuse always\n"
         f"  option forwardfor\nfrontend f\n  bind 127.0.0.1:{port}\n  default_backend b\n"
-        f"backend b\n  server s 127.0.0.1:{upstream}\n"
+        f"backend b\n  server s {endpoint}\n"
     )
     return conf
 
@@ -136,12 +136,35 @@ def median(loads: list[Load]) -> Load:
     )
 
 
+def start(
+    stack: contextlib.ExitStack, folder: Path, mine: int, others: int, *, sandbox: bool
+) -> tuple[dict[str, tuple[str, list[str], int]], subprocess.Popen[str]]:
+    """Start upstream and proxies. Returns (URL, headers, pid) of each side, and the gateway's process."""
+    upstream, balancer = free_port(), free_port()
+    static = f"127.0.0.1:{upstream}"
+    sides: dict[str, tuple[str, list[str], int]] = {}
+    bench = [sys.executable, "-m", "loadtest.bench_gateway"]
+    if not sandbox:
+        nginx = stack.enter_context(running(["nginx", "-c", str(nginx_conf(folder, upstream))], others))
+        wait_for(upstream)
+        sides["direct"] = (f"http://{static}/health", [], nginx.pid)
+    gateway = stack.enter_context(running([*bench, "local" if sandbox else static], mine))
+    assert gateway.stdout is not None
+    url, session, endpoint = gateway.stdout.readline().split()
+    haproxy = stack.enter_context(running(["haproxy", "-f", str(haproxy_conf(folder, balancer, endpoint))], mine))
+    wait_for(balancer)
+    sides["HAProxy"] = (f"http://127.0.0.1:{balancer}/health", [], haproxy.pid)
+    sides["Wakegate"] = (url + PATH, [f"x-session-id: {session}"], gateway.pid)
+    return sides, gateway
+
+
 def main() -> int:
     """Run everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--connections", default="1,32,64")
+    parser.add_argument("--sandbox", action="store_true", help="in front of a real sandbox in place of nginx")
     args = parser.parse_args()
     missing = [name for name in ("wrk", "nginx", "haproxy", "taskset") if shutil.which(name) is None]
     if missing:
@@ -153,24 +176,9 @@ def main() -> int:
     cores = sorted(os.sched_getaffinity(0))
     mine, others = cores[0], cores[-1]
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
-        folder = Path(temporary)
-        upstream, balancer = free_port(), free_port()
-        nginx = stack.enter_context(running(["nginx", "-c", str(nginx_conf(folder, upstream))], others))
-        wait_for(upstream)
-        haproxy = stack.enter_context(running(["haproxy", "-f", str(haproxy_conf(folder, balancer, upstream))], mine))
-        wait_for(balancer)
-        gateway = stack.enter_context(
-            running([sys.executable, "-m", "loadtest.bench_gateway", f"127.0.0.1:{upstream}"], mine)
-        )
-        assert gateway.stdout is not None
-        url, session = gateway.stdout.readline().split()
-        sides: dict[str, tuple[str, list[str], int]] = {
-            "direct": (f"http://127.0.0.1:{upstream}/health", [], nginx.pid),
-            "HAProxy": (f"http://127.0.0.1:{balancer}/health", [], haproxy.pid),
-            "Wakegate": (url + PATH, [f"x-session-id: {session}"], gateway.pid),
-        }
+        sides, gateway = start(stack, Path(temporary), mine, others, sandbox=args.sandbox)
         print(
-            f"{'c':>4} {'proxy':<9} {'requests/s':>11} {'p50 ms':>8} {'p99 ms':>8} {'CPU us':>7} {'errors':>7}  ratio to HAProxy"
+            f"{'c':>4} {'proxy':<9} {'requests/s':>11} {'p50 ms':>8} {'p99 ms':>8} {'CPU us':>7} {'errors':>7}  to HAProxy"
         )
         served = 0.0
         for connections in map(int, args.connections.split(",")):
@@ -188,7 +196,8 @@ def main() -> int:
                     flush=True,
                 )
         gateway.send_signal(signal.SIGTERM)
-        counts = json.loads(gateway.stdout.read())
+        assert gateway.stdout is not None
+        counts = json.loads(gateway.stdout.read().splitlines()[-1])
         print(f"about {served:.0f} requests; store calls {counts['store']}, signatures {counts['signed']}")
         if counts["store"].get("get") or counts["store"].get("put") or counts["signed"]:
             print("requests reached the store or the signing key: the hot path is broken", file=sys.stderr)
