@@ -180,11 +180,11 @@ def _sqlite_path(settings: Settings, problems: list[str]) -> Path:
 
 
 def _sandbox_python(settings: Settings, problems: list[str]) -> Path | None:
-    """The environment of user code: as set, else `.venv-sandbox` beside the environment we run in, else the system's."""
+    """The environment of user code: as set, else `.venv-sandbox` beside our own, else the system's."""
     if settings.sandbox_python != Path():
         if not (settings.sandbox_python / "bin" / "python3").exists():
             problems.append(
-                f"--sandbox-python {settings.sandbox_python}: no bin/python3 in it; expected the folder of an environment"
+                f"--sandbox-python {settings.sandbox_python}: no bin/python3 in it; expected an environment's folder"
             )
         return settings.sandbox_python
     beside = Path(sys.prefix).parent / ".venv-sandbox"

@@ -102,7 +102,7 @@ class QueueFullError(WakegateError):
 class UpstreamConnectError(WakegateError):
     """The sandbox could not be dialled; nothing of the request was sent.
 
-    `gone`: nobody listens there any more, so the session may have another sandbox. A full backlog or a timeout is not that.
+    `gone`: nobody listens there any more, so the session may have another sandbox. A timeout is not that.
     """
 
     status = 502

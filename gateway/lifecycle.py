@@ -133,7 +133,7 @@ class Lifecycle:
         """A new session with a sandbox.
 
         `ttl` and `idle_timeout` in seconds; both are bounded by the runtime's maximum duration.
-        Raises: RuntimeNotFoundError, QueueFullError at the limit of sandboxes, SandboxStartError, StoreUnavailableError.
+        Raises: RuntimeNotFoundError, QueueFullError at the limit, SandboxStartError, StoreUnavailableError.
         """
         runtime = self._require_runtime(runtime_key)
         session_id = SessionId(str(uuid.uuid4()))

@@ -24,7 +24,7 @@ ENV_PREFIX = "WAKEGATE_"
 def _setting(
     default: Any, help: str, *, kind: str, choices: tuple[str, ...] = (), metavar: str = "", low: float | None = None
 ) -> Any:
-    """A field with what the reader needs to parse, check and explain it. `kind`: text, int, duration, path, paths, flag."""
+    """A field with what is needed to parse, check and explain it. `kind`: text, int, duration, path, paths, flag."""
     return field(
         default=default,
         metadata={"help": help, "kind": kind, "choices": choices, "metavar": metavar or kind.upper(), "low": low},

@@ -18,7 +18,7 @@ _FACTORS = {
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a Go duration such as "15m", "2.5s", "1h30m" or "0". Raises ValueError that says what would be right."""
+    """Seconds of a Go duration such as "15m", "2.5s", "1h30m" or "0". Raises ValueError, saying what is right."""
     if text == "0":
         return 0.0
     position, total = 0, 0.0

@@ -2,8 +2,9 @@
 
     .venv/bin/python -m loadtest.proxy_bench [--seconds 5] [--repeats 3] [--sandbox]
 
-With --sandbox the upstream is picod's /health in a real local sandbox, for both proxies. The proxy under test runs on one core; the load and the upstream share the other. Needs wrk, nginx and haproxy (Debian
-packages of those names); says which are missing.
+With --sandbox the upstream is picod's /health in a real local sandbox, for both proxies. The proxy under test runs on one
+core; the load and the upstream share the other. Needs wrk, nginx and haproxy (Debian packages of those names); says which
+are missing.
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         sides, gateway = start(stack, Path(temporary), mine, others, sandbox=args.sandbox)
         print(
-            f"{'c':>4} {'proxy':<9} {'requests/s':>11} {'p50 ms':>8} {'p99 ms':>8} {'CPU us':>7} {'errors':>7}  to HAProxy"
+            f"{'c':>4} {'proxy':<9} {'requests/s':>11} {'p50 ms':>8} {'p99 ms':>8} {'CPU us':>7} {'errors':>7}  ratio"
         )
         served = 0.0
         for connections in map(int, args.connections.split(",")):
@@ -191,8 +192,8 @@ def main() -> int:
             for name, loads in rounds.items():
                 load = median(loads)
                 print(
-                    f"{connections:>4} {name:<9} {load.rate:>11.0f} {load.p50:>8.2f} {load.p99:>8.2f} {load.cpu_us:>7.0f} {load.errors:>7}  "
-                    f"{load.rate / base:.2f}",
+                    f"{connections:>4} {name:<9} {load.rate:>11.0f} {load.p50:>8.2f} {load.p99:>8.2f} "
+                    f"{load.cpu_us:>7.0f} {load.errors:>7}  {load.rate / base:.2f}",
                     flush=True,
                 )
         gateway.send_signal(signal.SIGTERM)

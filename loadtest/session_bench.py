@@ -109,8 +109,8 @@ async def measure_creates(folder: Path, serial: int, burst: int) -> int:
         starts = [result[1] for result in results if not isinstance(result, BaseException)]
         errors = burst - len(times)
         print(
-            f"create warm  {burst} at once       p50 {quantile(times, 0.5):7.2f} ms  p99 {quantile(times, 0.99):7.2f} ms  "
-            f"{errors} errors, {starts.count('warm')} warm"
+            f"create warm  {burst} at once       p50 {quantile(times, 0.5):7.2f} ms  "
+            f"p99 {quantile(times, 0.99):7.2f} ms  {errors} errors, {starts.count('warm')} warm"
         )
         print(f"gateway with {burst} bound and up to {burst} warm sandboxes: {pss_mb(pid):.1f} MB PSS")
         missed += errors > 0

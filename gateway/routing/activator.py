@@ -41,10 +41,11 @@ class HoldLimits:
 
 
 class Route:
-    """A live session's way to its sandbox, with its slots. State: `in_flight` and the queue of those who wait for a slot."""
+    """A live session's way to its sandbox, with its slots. State: `in_flight` and the queue of who waits for a slot."""
 
     __slots__ = (
-        "_limits", "_queue", "activity", "closed", "fields", "head", "head_until", "in_flight", "pool", "runtime", "sandbox", "session_id",
+        "_limits", "_queue", "activity", "closed", "fields", "head", "head_until", "in_flight", "pool", "runtime",
+        "sandbox", "session_id",
         "session_id_bytes",
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class GatewayCycle(RequestResponseCycle):
-    """One request and its response. Writes the head together with the first piece of the body: one call in place of two.
+    """One request and its response. The head is written with the first piece of the body: one call, not two.
 
     Header fields are not searched for forbidden bytes again: they come from llhttp, which refused them, or from us.
     """

@@ -89,7 +89,7 @@ class Exchange:
             self.task.cancel()
 
     def interrupted(self) -> WakegateError | None:
-        """Called on CancelledError: our reason (the cancellation is then used up), or None if the server cancelled us."""
+        """Called on CancelledError: our reason (which uses the cancellation up), or None if the server did it."""
         if self._reason is not None and self.task is not None:
             self.task.uncancel()
         return self._reason
@@ -126,7 +126,7 @@ class Exchange:
         self.started = True
         await send({"type": "http.response.start", "status": connection.status, "headers": headers})
         if not connection.has_body:
-            # Nothing of the body is here yet: an empty piece makes the server send the head now, not with the first one.
+            # Nothing of the body is here yet: an empty piece makes the server send the head now.
             await send({"type": "http.response.body", "body": b"", "more_body": True})
         more = True
         while more:

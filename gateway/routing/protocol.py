@@ -1,8 +1,8 @@
 """The client side of the wire: uvicorn's httptools protocol with the manners that a gateway needs.
 
 Adds to it: a bound on the time and the size of a request's head, errors in our JSON shape, and the fast lane, which may
-take a request that is whole before a task is made for it. Framing that could be read in two ways is refused by llhttp in its
-strict mode: both Content-Length and Transfer-Encoding, bad chunk sizes, bare LF.
+take a request that is whole before a task is made for it. Framing that could be read in two ways is refused by llhttp in
+its strict mode: both Content-Length and Transfer-Encoding, bad chunk sizes, bare LF.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def _split_target(url: bytes) -> tuple[bytes, str, bytes]:
 
 
 def protocol_class(head_timeout: float, fast_lane: FastLane, flush: Callable[[], None]) -> type[GatewayProtocol]:
-    """GatewayProtocol with its head timeout, its fast lane and the flush of that lane's writes set, in the form that uvicorn's `http` option takes."""
+    """GatewayProtocol with its head timeout, its fast lane and the flush of that lane's writes, for uvicorn's `http`."""
     return type(
         "GatewayProtocol",
         (GatewayProtocol,),

@@ -95,7 +95,7 @@ def runtime_key(namespace: bytes, name: bytes, segment: bytes) -> RuntimeKey:
     for what, value in (("namespace", namespace), ("name", name)):
         if not _NAME.fullmatch(value):
             raise BadRequestError(
-                f"malformed {what} {_shown(value)}: expected a DNS name (a-z, 0-9, '-' and '.', no '-' or '.' at the ends)"
+                f"malformed {what} {_shown(value)}: expected a DNS name (a-z, 0-9, '-' and '.', not at the ends)"
             )
     return RuntimeKey(namespace.decode(), name.decode(), _KINDS[segment])
 
@@ -104,7 +104,7 @@ def runtime_key(namespace: bytes, name: bytes, segment: bytes) -> RuntimeKey:
 def _session_id(value: bytes) -> SessionId:
     if not _SESSION_ID.fullmatch(value):
         raise BadRequestError(
-            f"malformed session id {_shown(value)}: expected 1 to 128 letters, digits, '.', '_' or '-', a letter or digit first"
+            f"malformed session id {_shown(value)}: expected 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-', no sign first"
         )
     return SessionId(value.decode())
 
