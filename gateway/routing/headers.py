@@ -19,6 +19,8 @@ HOP_BY_HOP = frozenset((
     b"transfer-encoding", b"upgrade",
 ))  # fmt: skip
 
+_MAX_LENGTH_DIGITS = 18  # an exabyte; Python's int() raises on a few thousand digits
+
 # Request fields that need a look; every other one goes on as it is.
 _SPECIAL = HOP_BY_HOP | {
     b"host", b"authorization", b"expect", b"content-length", b"forwarded", b"x-forwarded-for", b"x-forwarded-host",
@@ -70,8 +72,10 @@ def read_request(headers: Iterable[tuple[bytes, bytes]], client: tuple[str, int]
                 )
             request.session = value
         elif name == b"content-length":
-            if not value.isdigit():
-                raise BadRequestError("Content-Length is not a number")
+            if request.content_length is not None:
+                raise BadRequestError("two Content-Length headers; send one")
+            if not value.isdigit() or len(value) > _MAX_LENGTH_DIGITS:
+                raise BadRequestError("Content-Length is not a number of bytes")
             request.content_length = int(value)
             lines.append(b"content-length: %b\r\n" % value)
         elif special is None:
@@ -103,16 +107,21 @@ def _read_special(request: Request, special: list[tuple[bytes, bytes]]) -> tuple
                 b"",
             }
             if nominated:
-                # RFC 9110 7.6.1: a field named by Connection is for this hop only. Framing cannot be nominated away.
-                nominated -= {b"content-length", b"host"}
+                # RFC 9110 7.6.1: a field named by Connection is for this hop only. Framing cannot be nominated away:
+                # the sandbox would read the body as a second request.
+                nominated -= {b"content-length", b"transfer-encoding"}
                 prefixes = tuple(token + b": " for token in nominated)
                 request.lines[:] = [line for line in request.lines if not line.startswith(prefixes)]
         elif name == b"transfer-encoding":
+            if request.chunked:
+                raise BadRequestError("two Transfer-Encoding headers; send one")
             if value.strip().lower() != b"chunked":
                 raise BadRequestError("Transfer-Encoding other than chunked is not supported")
             request.chunked = True
             request.lines.append(b"transfer-encoding: chunked\r\n")
         elif name == RUNTIME_HEADER:
+            if request.runtime is not None and request.runtime != value:
+                raise BadRequestError("two x-wakegate-runtime headers that differ")
             request.runtime = value
         elif name == b"x-forwarded-for":
             forwarded_for = _joined(forwarded_for, value)
