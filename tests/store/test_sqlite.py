@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import StoreUnavailableError
-from gateway.model import SessionId, SessionState
+from gateway.model import RuntimeKey, SessionId, SessionState
 from gateway.store import SqliteStore
 from gateway.store import sqlite as statements
 from gateway.store.sqlite_file import SCHEMA_VERSION
@@ -131,7 +131,7 @@ async def test_old_claims_are_cleared_from_the_file(path: Path) -> None:
     await store.start()
     await store.record_claims(RUNTIME, {int(T0) - n: 1 for n in range(1200)})
     clock.advance(15 * 86400)
-    other = statements.RuntimeKey("default", "other")
+    other = RuntimeKey("default", "other")
     for _ in range(3):
         await store.record_claims(other, {int(clock.now()): 1})
     await store.aclose()
