@@ -63,6 +63,11 @@ class Demand:
         self._values: Floats = np.zeros(0)
 
     @property
+    def values(self) -> Floats:
+        """What each further sandbox of the pool is expected to save, claims per horizon."""
+        return self._values
+
+    @property
     def review_at(self) -> float:
         """When to look again if nobody claims until then."""
         return self._review_at
@@ -94,6 +99,12 @@ class Demand:
         if claims:
             self._claimed_at = now
 
+    def learn(self, now: float, elapsed: float, claims: int) -> None:
+        """Take in old counts of long buckets: the experts learn, the shadow pools do not (they need single seconds)."""
+        self.recent.add(now, claims)
+        self.mixture.observe(now, elapsed, claims)
+        self._now = now
+
     def _step(self, now: float, elapsed: float, claims: int) -> None:
         self.recent.add(now, claims)
         self.mixture.observe(now, elapsed, claims)
@@ -123,6 +134,12 @@ class Demand:
         mean = float(p @ np.arange(len(p)))
         saved = float(self._values[: last.level].sum())
         return Forecast(
-            last.made_at, last.horizon, mean, last.quantile, last.level, self.follower.describe(),
-            self.mixture.shares(), max(mean - saved, 0.0) * 3600.0 / last.horizon,
-        )  # fmt: skip
+            last.made_at,
+            last.horizon,
+            mean,
+            last.quantile,
+            last.level,
+            self.follower.describe(),
+            self.mixture.shares(),
+            max(mean - saved, 0.0) * 3600.0 / last.horizon,
+        )

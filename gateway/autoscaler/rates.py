@@ -125,11 +125,13 @@ class RateBelief:
 
     def probabilities(self, now: float, horizon: float, size: int) -> Floats:
         """P(claims in (now, now + horizon] = 0 .. size - 1), with the jumps that half a horizon brings."""
-        return self._ahead(horizon) @ poisson_table(horizon, size)
+        out: Floats = self._ahead(horizon) @ poisson_table(horizon, size)
+        return out
 
     def values(self, now: float, horizon: float, size: int) -> Floats:
         """What each of size - 1 sandboxes saves, claims per horizon (see forecast.values_of_stock)."""
-        return self._ahead(horizon) @ erlang_values(horizon, size)
+        out: Floats = self._ahead(horizon) @ erlang_values(horizon, size)
+        return out
 
     def _ahead(self, horizon: float) -> Floats:
         """The belief half a horizon ahead."""

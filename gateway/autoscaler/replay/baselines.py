@@ -30,7 +30,8 @@ def _counts_before(trace: Trace, at: Floats, span: float) -> Floats:
 def _falling_max(values: Floats, steps: int) -> Floats:
     """The maximum of the last `steps` values: a scale-down stabilisation window."""
     padded = np.concatenate((np.full(steps - 1, values[0]), values))
-    return np.lib.stride_tricks.sliding_window_view(padded, steps).max(axis=1)
+    out: Floats = np.lib.stride_tricks.sliding_window_view(padded, steps).max(axis=1)
+    return out
 
 
 def keda(trace: Trace, lead: float, headroom: float) -> Targets:
@@ -70,7 +71,7 @@ def hpa(trace: Trace, lead: float, utilisation: float) -> Targets:
 
 
 def histogram(trace: Trace, lead: float, q: float) -> Targets:
-    """Serverless in the Wild, on pools: the empirical q quantile of lead-time counts over the last hour, each minute."""
+    """Serverless in the Wild, on pools: the q quantile of lead-time counts over the last hour, each minute."""
     at = np.arange(trace.start, trace.end, 60.0)
     samples = _counts_before(trace, np.arange(trace.start, trace.end, lead), lead)
     per_minute = max(int(60.0 / lead), 1)

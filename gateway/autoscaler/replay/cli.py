@@ -127,9 +127,13 @@ def run(args: argparse.Namespace) -> int:
     """Exit status: 0, or 2 when the input is wrong (said on stderr)."""
     try:
         settings = Settings(
-            lead=args.runtime_lead, tick=args.tick, warm_up=args.warm_up, most=args.max,
-            policies=parse_policies(args.policy), miss_rates=args.miss_rates,
-        )  # fmt: skip
+            lead=args.runtime_lead,
+            tick=args.tick,
+            warm_up=args.warm_up,
+            most=args.max,
+            policies=parse_policies(args.policy),
+            miss_rates=args.miss_rates,
+        )
         if args.max < 1 or args.jobs < 1:
             raise BadRequestError("--max and --jobs must be 1 or more")
         traces = [trace for argument in args.traces for trace in read_traces(argument, args.seed)]

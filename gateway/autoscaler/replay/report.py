@@ -54,16 +54,25 @@ def points_table(result: TraceResult) -> str:
         share = f"{point.idle_of_fixed:.2f}" if point.idle_of_fixed is not None else "-"
         waits = "/".join(f"{o.wait(q, lead):g}" for q in (0.5, 0.95, 0.99)) + " s"
         lines.append(
-            _row([
-                point.policy, f"{point.knob:g}", f"{o.hit_rate:.3%}", waits, f"{o.mean_idle:.2f}", f"{o.mean_held:.2f}", share,
-                f"{o.orders / max(o.claims, 1):.2f}", str(o.largest_shortfall),
-            ])
-        )  # fmt: skip
+            _row(
+                [
+                    point.policy,
+                    f"{point.knob:g}",
+                    f"{o.hit_rate:.3%}",
+                    waits,
+                    f"{o.mean_idle:.2f}",
+                    f"{o.mean_held:.2f}",
+                    share,
+                    f"{o.orders / max(o.claims, 1):.2f}",
+                    str(o.largest_shortfall),
+                ]
+            )
+        )
     return "\n".join(lines)
 
 
 def fleet_table(results: Sequence[TraceResult]) -> str:
-    """Many small traces as one fleet: for each miss rate, all hits and all idle against fixed pools at equal hit rates."""
+    """Many small traces as one fleet: per miss rate all hits and idle, against fixed pools at equal hit rates."""
     lines = [
         _row(
             [
@@ -87,9 +96,18 @@ def fleet_table(results: Sequence[TraceResult]) -> str:
         worst = max(shares, default=(0.0, "-"))
         median = float(np.median([share for share, _ in shares])) if shares else 0.0
         lines.append(
-            _row([f"{rate:g}", f"{hits / max(claims, 1):.2%}", f"{idle:.1f}", f"{base:.1f}", f"{idle / base:.2f}" if base else "-",
-                  f"{worst[0]:.2f} ({worst[1].rpartition('/')[2]})", f"{median:.2f}"])
-        )  # fmt: skip
+            _row(
+                [
+                    f"{rate:g}",
+                    f"{hits / max(claims, 1):.2%}",
+                    f"{idle:.1f}",
+                    f"{base:.1f}",
+                    f"{idle / base:.2f}" if base else "-",
+                    f"{worst[0]:.2f} ({worst[1].rpartition('/')[2]})",
+                    f"{median:.2f}",
+                ]
+            )
+        )
     return "\n".join(lines)
 
 
@@ -97,11 +115,15 @@ def markdown(results: Sequence[TraceResult]) -> str:
     """The whole report."""
     s = results[0].settings
     out = [
-        "# Replay", "",
-        f"Lead time {s.lead:g} s, tick {s.tick:g} s; the first {s.warm_up:.0%} of each trace is warm-up, the rest is scored. Idle: mean "
-        "sandboxes ready and unclaimed, or given up while starting. In brackets: share of the idle of the fixed pool that has the same hit "
-        "rate in hindsight (a mixture of two sizes between integers).", "",
-    ]  # fmt: skip
+        "# Replay",
+        "",
+        (
+            f"Lead time {s.lead:g} s, tick {s.tick:g} s; the first {s.warm_up:.0%} of each trace is warm-up, the rest is "
+            "scored. Idle: mean sandboxes ready and unclaimed, or given up while starting. In brackets: share of the idle "
+            "of the fixed pool that has the same hit rate in hindsight (a mixture of two sizes between integers)."
+        ),
+        "",
+    ]
     fleets: dict[str, list[TraceResult]] = {}
     for result in results:
         fleets.setdefault(result.trace.name.partition("/")[0], []).append(result)
@@ -127,7 +149,8 @@ def markdown(results: Sequence[TraceResult]) -> str:
                 f"{name} {weight:.0%}" for name, weight in sorted(c.weights.items(), key=lambda item: -item[1])
             )
             out += [
-                f"Calibration: wanted {c.wanted:.4f}, covered {c.covered:.4f}; pinball loss {c.pinball:.4f}. Experts: {experts}.",
+                f"Calibration: wanted {c.wanted:.4f}, covered {c.covered:.4f}; pinball loss {c.pinball:.4f}. "
+                f"Experts: {experts}.",
                 "",
             ]
     return "\n".join(out)
@@ -136,11 +159,21 @@ def markdown(results: Sequence[TraceResult]) -> str:
 def _point(point: Point, lead: float) -> dict[str, Any]:
     o = point.outcome
     return {
-        "policy": point.policy, "knob": point.knob, "claims": o.claims, "hits": o.hits, "hit_rate": o.hit_rate,
-        "wait_p50_s": o.wait(0.5, lead), "wait_p95_s": o.wait(0.95, lead), "wait_p99_s": o.wait(0.99, lead),
-        "idle_sandbox_seconds": o.idle, "held_sandbox_seconds": o.held, "scored_seconds": o.span, "orders": o.orders,
-        "largest_shortfall": o.largest_shortfall, "idle_of_fixed_at_equal_hits": point.idle_of_fixed,
-    }  # fmt: skip
+        "policy": point.policy,
+        "knob": point.knob,
+        "claims": o.claims,
+        "hits": o.hits,
+        "hit_rate": o.hit_rate,
+        "wait_p50_s": o.wait(0.5, lead),
+        "wait_p95_s": o.wait(0.95, lead),
+        "wait_p99_s": o.wait(0.99, lead),
+        "idle_sandbox_seconds": o.idle,
+        "held_sandbox_seconds": o.held,
+        "scored_seconds": o.span,
+        "orders": o.orders,
+        "largest_shortfall": o.largest_shortfall,
+        "idle_of_fixed_at_equal_hits": point.idle_of_fixed,
+    }
 
 
 def document(results: Sequence[TraceResult]) -> list[dict[str, Any]]:
@@ -148,12 +181,20 @@ def document(results: Sequence[TraceResult]) -> list[dict[str, Any]]:
     out = []
     for r in results:
         c = r.calibration
-        out.append({
-            "trace": r.trace.name, "arrivals": len(r.trace.arrivals), "span_s": r.trace.span, "lead_s": r.settings.lead, "tick_s": r.settings.tick,
-            "fixed": {"hit_rate": r.curve.hits.tolist(), "mean_idle": r.curve.idle.tolist()},
-            "points": [_point(point, r.settings.lead) for point in r.points],
-            "calibration": None if c is None else {"wanted": c.wanted, "covered": c.covered, "pinball": c.pinball, "weights": c.weights},
-        })  # fmt: skip
+        out.append(
+            {
+                "trace": r.trace.name,
+                "arrivals": len(r.trace.arrivals),
+                "span_s": r.trace.span,
+                "lead_s": r.settings.lead,
+                "tick_s": r.settings.tick,
+                "fixed": {"hit_rate": r.curve.hits.tolist(), "mean_idle": r.curve.idle.tolist()},
+                "points": [_point(point, r.settings.lead) for point in r.points],
+                "calibration": None
+                if c is None
+                else {"wanted": c.wanted, "covered": c.covered, "pinball": c.pinball, "weights": c.weights},
+            }
+        )
     return out
 
 

@@ -7,12 +7,13 @@ Recognised by content, not by name:
 | arrivals | header `seconds`, then one arrival a line, seconds since the start |
 | binned | header `timestamp,value`, ISO times at even distances |
 | functions | header `function,minute_1,...`: one trace per line |
-| k6 | `--out csv=` (`metric_name,timestamp,...`) or `--out json=` (JSON lines); the metric http_reqs |
+| k6 | `--out csv=` (`metric_name,timestamp,..`) or `--out json=` (JSON lines); the metric http_reqs |
 | locust | `--csv` `..._stats_history.csv`: the growth of Total Request Count of the Aggregated rows |
-| access log | common or combined log format, `[10/Oct/2000:13:55:36 -0700]`; a session starts where an address appears |
-| history | JSON of our own recorded claims: `{"runtime": .., "bucket": 1 | 60, "counts": [[second, claims], ..]}` |
+| access log | common or combined format, `[10/Oct/2000:13:55:36 -0700]`; an address that appears starts a session |
+| history | our recorded claims, JSON lines: `{"runtime": .., "bucket": 1 or 60, "counts": [[second, claims], ..]}` |
 
-Arrivals within a bin are spread evenly at random with a fixed seed. Times keep the time of day (UTC) if the trace has one.
+Arrivals within a bin are spread evenly at random with a fixed seed. Times keep the time of day (UTC) if the trace has
+one.
 """
 
 from __future__ import annotations
@@ -117,8 +118,9 @@ def _reader_of(path: str, text: str) -> _Read:
     if _LOG_TIME.search(first):
         return _access_log
     raise BadRequestError(
-        f"{path}: not a trace that is understood: its first line is {first[:60]!r}; expected one of `seconds`, `timestamp,value`, "
-        "`function,minute_1,..`, k6 csv or json, locust stats_history, an access log, or recorded claims (docs/autoscaler.md)"
+        f"{path}: not a trace that is understood: its first line is {first[:60]!r}; expected one of `seconds`, "
+        "`timestamp,value`, `function,minute_1,..`, k6 csv or json, locust stats_history, an access log, or recorded "
+        "claims (docs/autoscaler.md)"
     )
 
 
@@ -134,7 +136,7 @@ def _at(path: str, line: int, value: str | None, convert: Callable[[str], float]
 
 
 def _iso(value: str) -> float:
-    at = datetime.fromisoformat(value.replace("Z", "+00:00"))
+    at = datetime.fromisoformat(value)
     return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 

@@ -1,0 +1,68 @@
+"""Brings a Demand up to date from recorded claims: forecasters remember across restarts without a store of their own.
+
+Two weeks of minutes teach the experts what the days look like (quarter hours, and minutes for the last three days);
+the last hours' seconds are replayed as if live, so that mixture weights and shadow pools are learned anew too.
+A busy runtime costs about a second, in slices, so the event loop is never held for more than a few milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from gateway.autoscaler.demand import Demand
+
+Buckets = Sequence[tuple[int, int]]  # (start, claims), oldest first
+_QUIET = 600.0  # seconds of silence taken in one step
+_SLICE = 16  # steps between yields
+
+
+def _rebucketed(counts: Buckets, since: float, until: float, width: int) -> dict[int, int]:
+    out: dict[int, int] = {}
+    for start, claims in counts:
+        if since <= start < until:
+            at = start - start % width
+            out[at] = out.get(at, 0) + claims
+    return out
+
+
+def replay_history(
+    demand: Demand, minutes: Buckets, seconds: Buckets, *, now: float, live_from: float
+) -> Iterator[None]:
+    """Teach `demand` all that came before `now`: minutes up to `live_from`, then seconds. Yields between slices."""
+    steps = 0
+    first = min((start for start, _ in (*minutes[:1], *seconds[:1])), default=None)
+    if first is None:
+        return
+    recent = max(live_from - 3 * 86400.0, float(first))
+    for width, since, until in ((900, float(first) - 900.0, recent), (60, recent, live_from)):
+        at = since
+        for start, claims in sorted(_rebucketed(minutes, since, until, width).items()):
+            end = min(float(start + width), until)
+            while end - at > width + _QUIET:
+                at += _QUIET
+                demand.learn(at, _QUIET, 0)
+                if (steps := steps + 1) % _SLICE == 0:
+                    yield
+            if end > at:
+                demand.learn(end, end - at, claims)
+                at = end
+            if (steps := steps + 1) % _SLICE == 0:
+                yield
+    counts = {start + 1.0: claims for start, claims in seconds if live_from <= start < now}
+    at = max(live_from, float(first)) - demand.tick
+    demand.observe(at, 0, demand.tick)
+    demand.forecast(at)
+    for end, claims in sorted(counts.items()):
+        while demand.review_at < end:
+            at = max(demand.review_at, at + demand.tick)
+            if at >= end:
+                break
+            demand.observe(at, 0)
+            demand.forecast(at)
+            if (steps := steps + 1) % _SLICE == 0:
+                yield
+        at = end
+        demand.observe(end, claims)
+        demand.forecast(end)
+        if (steps := steps + 1) % _SLICE == 0:
+            yield

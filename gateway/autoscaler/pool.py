@@ -1,0 +1,152 @@
+"""One runtime in the loop: its demand, its last decision and what people may want to know. No I/O."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.autoscaler.demand import Demand
+from gateway.autoscaler.forecast import Floats, Forecast
+from gateway.autoscaler.scaler import Decision, Observed, ScalerSpec, decide
+from gateway.autoscaler.settings import AutoscalerSettings
+from gateway.autoscaler.shadow import Objective
+from gateway.autoscaler.window import RollingCount
+from gateway.model import PoolStatus, Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A target that was changed."""
+
+    at: float
+    before: int
+    after: int
+    why: str
+
+
+def lead_of(status: PoolStatus | None, settings: AutoscalerSettings) -> float:
+    """The lead time to plan with: nine of ten starts are ready by then."""
+    measured = None if status is None else status.lead_time_p90 or status.lead_time_p50
+    return settings.default_lead if measured is None else max(measured, 0.05)
+
+
+@dataclass(slots=True)
+class Pool:
+    """State of one runtime between ticks."""
+
+    runtime: Runtime
+    settings: AutoscalerSettings
+    demand: Demand
+    misses: RollingCount
+    target: int
+    restored: bool = False
+    forecast: Forecast | None = None
+    status: PoolStatus | None = None
+    decision: Decision | None = None
+    error: str = ""  # what the provider said to the last order
+    looked_at: float = -1e18
+    changes: deque[Change] = field(default_factory=lambda: deque(maxlen=20))
+
+    @classmethod
+    def make(cls, runtime: Runtime, settings: AutoscalerSettings, status: PoolStatus | None) -> Pool:
+        """A pool that knows nothing yet and stands where the provider's does."""
+        lead = lead_of(status, settings)
+        objective = Objective(runtime.pool.target_miss_rate, settings.cold_start_cost)
+        demand = Demand(objective, lead=lead, tick=settings.tick, most=max(runtime.pool.max, runtime.pool.size))
+        target = runtime.pool.size if status is None else status.target
+        return cls(runtime, settings, demand, RollingCount(demand.horizon), target, status=status)
+
+    @property
+    def spec(self) -> ScalerSpec:
+        """What decide() is told of the runtime's YAML."""
+        pool = self.runtime.pool
+        return ScalerSpec(pool.min, pool.max, pool.mode, pool.size, lower_after=self.settings.lower_after)
+
+    def tick(self, now: float, claims: int, misses: int) -> Decision | None:
+        """Take in what came since the last tick; a decision if anything is due, else None."""
+        self.misses.add(now, misses)
+        due = self.demand.due(now, claims)
+        stale = self.status is not None and self.status.failures > 0
+        if not due and not stale and self.decision is not None and self.decision.lower_since is None:
+            return None
+        if due:
+            self.demand.set_lead(lead_of(self.status, self.settings))
+            self.demand.observe(now, claims)
+            self.forecast = self.demand.forecast(now)
+        self.decision = decide(self.spec, self._observed(now), self.forecast if self.restored else None, now)
+        return self.decision
+
+    def _observed(self, now: float) -> Observed:
+        status, last = self.status, self.decision
+        return Observed(
+            target=self.target,
+            ready=status.ready if status else 0,
+            starting=status.starting if status else 0,
+            recent_claims=self.demand.recent.expire(now),
+            recent_misses=self.misses.expire(now),
+            failures=status.failures if status else 0,
+            last_error=status.last_error if status else "",
+            lower_since=last.lower_since if last else None,
+            lower_to=last.lower_to if last else 0,
+            tried_at=last.tried_at if last else None,
+        )
+
+    def moved(self, now: float, target: int, why: str) -> None:
+        """The provider was told a new target."""
+        if target != self.target:
+            self.changes.append(Change(now, self.target, target, why))
+            self.target = target
+
+    def worth(self) -> Floats:
+        """What each further sandbox saves, claims per second; for the budget."""
+        return self.demand.values / self.demand.horizon
+
+    def explain(self) -> dict[str, Any]:
+        """This pool now, for GET /v1/autoscaler. Times are epoch seconds."""
+        forecast, status, decision = self.demand.explained(), self.status, self.decision
+        rate = self.demand.follower.miss_rate()
+        return {
+            "runtime": str(self.runtime.key),
+            "mode": self.runtime.pool.mode.value,
+            "target": self.target,
+            "wanted": decision.wanted if decision else self.target,
+            "why": decision.why if decision else "It has not been looked at yet.",
+            "rule": decision.rule if decision else "hold",
+            "min": self.runtime.pool.min,
+            "max": self.runtime.pool.max,
+            "pool": None
+            if status is None
+            else {
+                "ready": status.ready,
+                "starting": status.starting,
+                "claimed": status.claimed,
+                "failures": status.failures,
+                "lastError": status.last_error,
+                "retryAt": status.retry_at,
+            },
+            "leadTime": {
+                "planned": self.demand.lead,
+                "p50": status.lead_time_p50 if status else None,
+                "p90": status.lead_time_p90 if status else None,
+            },
+            "demand": None
+            if forecast is None
+            else {
+                "at": forecast.made_at,
+                "horizon": forecast.horizon,
+                "expectedClaims": round(forecast.mean, 4),
+                "recentClaims": self.demand.recent.total,
+                "expectedMissesPerHour": round(forecast.expected_misses, 4),
+            },
+            "quantile": None if forecast is None else round(forecast.quantile, 6),
+            "stocking": None if forecast is None else forecast.source,
+            "experts": None if forecast is None else forecast.weights,
+            "objective": {"coldStartCost": self.settings.cold_start_cost}
+            if self.settings.cold_start_cost is not None
+            else {"targetMissRate": self.runtime.pool.target_miss_rate},
+            "missRateLearned": None if rate is None else round(rate, 5),
+            "learning": not self.restored,
+            "error": self.error,
+            "changes": [{"at": c.at, "from": c.before, "to": c.after, "why": c.why} for c in reversed(self.changes)],
+        }

@@ -1,0 +1,270 @@
+"""The loop: observe -> forecast -> decide -> act, once a tick and when poked, on the gateway that holds the lease.
+
+Every gateway counts its claims and writes them down; only the leader moves pools. A leader that dies is followed
+after `lease_ttl`; the follower knows all it needs from the recorded claims. Orders are levels, so an order that a dead
+leader had half done is simply given again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from gateway.autoscaler.expectations import Expectations
+from gateway.autoscaler.history import replay_history
+from gateway.autoscaler.pool import Pool
+from gateway.autoscaler.scaler import Decision, share_budget
+from gateway.autoscaler.settings import AutoscalerSettings
+from gateway.autoscaler.signal import ClaimSignal
+from gateway.clock import Clock
+from gateway.errors import RuntimeNotFoundError, StoreUnavailableError, WakegateError
+from gateway.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
+from gateway.model import Lease, PoolMode, PoolStatus, RuntimeKey, StartKind
+
+log = logging.getLogger(__name__)
+
+LEASE = "autoscaler"
+_LIVE_HISTORY = 2 * 3600.0  # seconds of history that are replayed second by second
+_STATUS_EVERY = 5.0  # seconds between looks at a pool that nothing happens to
+_POKE_GAP = 0.05  # seconds, at least, between passes
+
+
+class Autoscaler:
+    """`claimed` is the listener for the data path; `start` and `aclose` the loop; `explain` for people."""
+
+    def __init__(
+        self,
+        catalog: RuntimeCatalog,
+        store: SessionStore,
+        provider: SandboxProvider,
+        clock: Clock,
+        settings: AutoscalerSettings,
+        *,
+        holder: str,
+    ) -> None:
+        self._catalog, self._store, self._provider, self._clock = catalog, store, provider, clock
+        self._settings = settings
+        self._holder = holder
+        self.signal = ClaimSignal(store)
+        self.pools: dict[RuntimeKey, Pool] = {}
+        self._expectations: Expectations[RuntimeKey] = Expectations()
+        self._lease: Lease | None = None
+        self._lease_until = 0.0  # on the monotonic clock, so that a step of the wall clock cannot prolong it
+        self._renew_at = -1e18
+        self._poked = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._synced_at = self._flushed_at = -1e18
+        self._problem = ""
+
+    def claimed(self, runtime: RuntimeKey, start: StartKind, at: float) -> None:
+        """A session was given a sandbox. A pool miss wakes the loop at once."""
+        if self.signal.claimed(runtime, start, at):
+            self._poked.set()
+
+    def poke(self) -> None:
+        """Run a pass now, not at the next tick."""
+        self._poked.set()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this gateway may move pools now."""
+        return self._lease is not None and self._clock.monotonic() < self._lease_until
+
+    async def start(self) -> None:
+        """Begin to tick."""
+        self._spawn(self._loop())
+
+    async def aclose(self) -> None:
+        """Stop, write out what is counted, give the lease back."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            await self.signal.flush(self._clock.now())
+            if self._lease is not None:
+                await self._store.release_lease(self._lease)
+        except StoreUnavailableError as error:
+            log.warning("the last seconds of claims could not be written: %s", error)
+        self._lease = None
+
+    def _spawn(self, work: Any) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _loop(self) -> None:
+        while True:
+            try:
+                await self.run_once(self._clock.now())
+            except WakegateError as error:
+                self._report(str(error))
+            except Exception:
+                # The loop must outlive a bug in one pass: pools then stay as they are, which is safe, and visible.
+                log.exception("a pass of the autoscaler failed; pools stay as they are")
+                self._problem = "a pass failed; see the log"
+            await asyncio.sleep(min(_POKE_GAP, self._settings.tick))
+            try:
+                await asyncio.wait_for(self._poked.wait(), max(self._settings.tick - _POKE_GAP, 0.0))
+            except TimeoutError:
+                pass
+            self._poked.clear()
+
+    def _report(self, problem: str) -> None:
+        if problem and problem != self._problem:
+            log.warning("the autoscaler cannot work: %s", problem)
+        self._problem = problem
+
+    async def run_once(self, now: float) -> None:
+        """One pass. Raises StoreUnavailableError when the lease cannot be renewed, or history not be read.
+
+        Counts that cannot be written wait; pools go on being sized from memory as long as the lease lasts.
+        """
+        try:
+            await self._flush(now)
+        except StoreUnavailableError as error:
+            self._report(str(error))
+        await self._lead()
+        if not self.leads:
+            self.pools.clear()
+            return
+        await self._watch_catalog(now)
+        if self._settings.shared and not 0.0 <= now - self._synced_at < self._settings.sync_every:
+            self._synced_at = now
+            for key in self.pools:
+                await self.signal.sync(key, now)
+        decided = [
+            (pool, decision) for pool in self.pools.values() if (decision := await self._decide(pool, now)) is not None
+        ]
+        await self._act(decided, now)
+
+    async def _flush(self, now: float) -> None:
+        if not 0.0 <= now - self._flushed_at < self._settings.flush_every:
+            self._flushed_at = now
+            await self.signal.flush(now)
+            self._report("")
+
+    async def _lead(self) -> None:
+        """Take or keep the lease; it counts from before the call, so that we never think we have it for too long."""
+        mono, ttl = self._clock.monotonic(), self._settings.lease_ttl
+        if mono < self._renew_at:
+            return
+        lease = await self._store.renew_lease(self._lease, ttl) if self._lease is not None else None
+        if lease is None:
+            lease = await self._store.acquire_lease(LEASE, self._holder, ttl)
+        if lease is not None and self._lease is None:
+            log.info("leads the autoscaler with fence %d", lease.fence)
+        self._lease = lease
+        self._lease_until, self._renew_at = mono + ttl, mono + ttl / 3.0
+
+    async def _watch_catalog(self, now: float) -> None:
+        """Pools for exactly the runtimes that are served; one whose pool spec changed begins anew, from history."""
+        served = {runtime.key: runtime for runtime in self._catalog.all()}
+        for key in [key for key in self.pools if key not in served]:
+            del self.pools[key]
+            self.signal.forget(key)
+            self._expectations.failed(key)
+        for key, runtime in served.items():
+            pool = self.pools.get(key)
+            if pool is None or pool.runtime.pool != runtime.pool:
+                self.pools[key] = new = Pool.make(runtime, self._settings, await self._status(key))
+                new.looked_at = now
+                self._spawn(self._restore(new, now))
+
+    async def _status(self, key: RuntimeKey) -> PoolStatus | None:
+        try:
+            return await self._provider.status(key)
+        except RuntimeNotFoundError:
+            return None
+
+    async def _restore(self, pool: Pool, now: float) -> None:
+        """Learn from the recorded claims, in slices between which the gateway serves."""
+        key = pool.runtime.key
+        try:
+            live_from = now - _LIVE_HISTORY
+            minutes = await self._store.claim_history(key, now - self._settings.restore_days * 86400.0, bucket=60)
+            seconds = await self._store.claim_history(key, live_from, bucket=1)
+            for _ in replay_history(pool.demand, minutes, seconds, now=now, live_from=live_from):
+                await asyncio.sleep(0)
+            await self.signal.skip(key, now)
+        except StoreUnavailableError as error:
+            log.warning("%s: starts without its history: %s", key, error)
+        pool.restored = True
+        self._poked.set()
+
+    async def _decide(self, pool: Pool, now: float) -> Decision | None:
+        if not pool.restored:
+            return None
+        claims, misses = self.signal.take(pool.runtime.key)
+        if (
+            claims
+            or not 0.0 <= now - pool.looked_at < _STATUS_EVERY
+            or (pool.status is not None and pool.status.failures)
+        ):
+            pool.status = await self._status(pool.runtime.key)
+            pool.looked_at = now
+        decision = pool.tick(now, claims, misses)
+        if decision is None and pool.status is not None and pool.status.target != pool.target:
+            return pool.decision  # somebody else moved the pool, or an order was lost
+        return decision
+
+    async def _act(self, decided: Sequence[tuple[Pool, Decision]], now: float) -> None:
+        """Tell the provider every target that differs from what it was told."""
+        targets = {
+            pool.runtime.key: decision
+            for pool, decision in decided
+            if pool.runtime.pool.mode is not PoolMode.FORECAST_ONLY
+        }
+        allowed = self._within_budget(targets)
+        for key, target in allowed.items():
+            pool = self.pools[key]
+            decision = targets.get(key, pool.decision)
+            why = decision.why if decision else ""
+            if decision is not None and target < decision.target:
+                why += f" The budget of {self._settings.max_warm} over all runtimes leaves it {target}."
+            await self._order(pool, target, why, now)
+
+    def _within_budget(self, targets: dict[RuntimeKey, Decision]) -> dict[RuntimeKey, int]:
+        budget = self._settings.max_warm
+        if budget is None or not targets:
+            return {key: decision.target for key, decision in targets.items()}
+        wanted = {
+            key: pool.decision.target
+            for key, pool in self.pools.items()
+            if pool.decision is not None and pool.runtime.pool.mode is not PoolMode.FORECAST_ONLY
+        }
+        floors = {key: self.pools[key].runtime.pool.min for key in wanted}
+        worth = {key: self.pools[key].worth().tolist() for key in wanted} if sum(wanted.values()) > budget else {}
+        return share_budget(budget, wanted, floors, worth)
+
+    async def _order(self, pool: Pool, target: int, why: str, now: float) -> None:
+        key = pool.runtime.key
+        shown = pool.status.target if pool.status is not None else pool.target
+        if not self._expectations.should_order(key, target, shown, now) or not self.leads:
+            return
+        self._expectations.ordered(key, target, now)
+        try:
+            await self._provider.resize(key, target)
+        except RuntimeNotFoundError:
+            self._expectations.failed(key)  # deleted a moment ago; the catalog will say so at the next pass
+        except WakegateError as error:
+            self._expectations.failed(key)
+            if str(error) != pool.error:
+                log.warning("%s: the pool could not be resized to %d: %s", key, target, error)
+            pool.error = str(error)
+        else:
+            pool.error = ""
+            pool.moved(now, target, why)
+
+    def explain(self) -> dict[str, Any]:
+        """The document of GET /v1/autoscaler."""
+        return {
+            "leader": self.leads,
+            "holder": self._holder,
+            "fence": self._lease.fence if self._lease is not None else None,
+            "tick": self._settings.tick,
+            "budget": self._settings.max_warm,
+            "problem": self._problem,
+            "pools": [self.pools[key].explain() for key in sorted(self.pools)],
+        }

@@ -1,0 +1,45 @@
+"""Settings of the control loop; per-runtime ones are in the runtime's YAML (spec.wakegate.pool)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.errors import SettingsError
+
+
+@dataclass(frozen=True, slots=True)
+class AutoscalerSettings:
+    """Times in seconds, counts in sandboxes.
+
+    What a pool aims at is its `targetMissRate`: the least idle that keeps misses within that share of claims. With
+    `cold_start_cost` costs decide instead, for all runtimes: a cold start is worth that many idle sandbox-seconds.
+    """
+
+    tick: float = 1.0  # between looks; a runtime without news costs nothing
+    lease_ttl: float = 10.0  # how long a dead leader is waited for
+    flush_every: float = 1.0  # between writes of claim counts to the store
+    sync_every: float = 2.0  # between reads of other replicas' claims
+    shared: bool = False  # other gateways use the same store
+    default_lead: float = 5.0  # of a runtime whose lead time nobody has measured yet
+    cold_start_cost: float | None = None  # idle sandbox-seconds; None: targetMissRate decides
+    max_warm: int | None = None  # warm sandboxes over all runtimes; None: each runtime's max alone
+    lower_after: float = 0.0  # how long a lower level must stand before a pool goes down
+    restore_days: float = 14.0  # of history that is read at the start
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"autoscaler {name}: {value} is not more than 0"
+            for name, value in (
+                ("tick", self.tick),
+                ("lease_ttl", self.lease_ttl),
+                ("flush_every", self.flush_every),
+                ("sync_every", self.sync_every),
+                ("default_lead", self.default_lead),
+                ("cold_start_cost", 1.0 if self.cold_start_cost is None else self.cold_start_cost),
+            )
+            if not value > 0.0
+        ]
+        if self.max_warm is not None and self.max_warm < 0:
+            problems.append(f"autoscaler max_warm: {self.max_warm} is less than 0")
+        if problems:
+            raise SettingsError(problems)
