@@ -44,9 +44,8 @@ class Route:
     """A live session's way to its sandbox, with its slots. State: `in_flight` and the queue of who waits for a slot."""
 
     __slots__ = (
-        "_limits", "_queue", "activity", "closed", "fields", "head", "head_until", "in_flight", "pool", "runtime",
-        "sandbox", "session_id",
-        "session_id_bytes",
+        "_limits", "_queue", "activity", "closed", "fields", "head", "head_until", "in_flight", "live_lines", "pool",
+        "runtime", "sandbox", "session_id", "session_id_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +58,8 @@ class Route:
         self.pool = pool
         self.activity = activity
         self.fields = session_fields(self.session_id_bytes)  # for every answer on this route
+        live = [*self.fields, (b"x-wakegate-start", b"live")]
+        self.live_lines = b"".join(b"%b: %b\r\n" % field for field in live)  # the same, for the fast lane
         self.in_flight = 0
         self.closed = False
         self.head = b""  # the header lines that every request on this route ends with

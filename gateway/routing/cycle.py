@@ -64,22 +64,38 @@ class GatewayCycle(RequestResponseCycle):
 
     def start(self, app: Any) -> None:
         """Run the app for this request in a task of its own."""
+        self.scope["extensions"] = {"wakegate.cycle": self, "websocket.http.response": {}}
         # The task leaves the set by itself in run_asgi: a done callback would cost a turn of the loop.
         self.task = self.protocol.loop.create_task(self.run_asgi(app))
         self.protocol.tasks.add(self.task)
 
-    def respond(
-        self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, batch: WriteBatch | None = None
-    ) -> bool:
-        """A whole response in one call. False: the client does not keep up, so it has to go the way that waits.
-
-        With `batch` it goes out with the other writes of this turn of the loop.
-        """
+    def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+        """A whole response in one call. False: the client does not keep up, so it has to go the way that waits."""
         if self.flow.write_paused or self.response_started:
             return False
         if not self.disconnected:
             self.begin(status, headers)
-            self.write_body(body, more=False, batch=batch if self.keep_alive else None)
+            self.write_body(body, more=False)
+        return True
+
+    def respond_lines(self, status: int, lines: list[bytes], body: bytes, batch: WriteBatch) -> bool:
+        """A whole response from finished header lines that name no length, with the other writes of this loop turn.
+
+        False: the client does not keep up, wants the connection closed, or must not be sent a body; the caller has to
+        take the way that knows about those.
+        """
+        if self.flow.write_paused or not self.keep_alive or status < 200 or status in (204, 304):
+            return False
+        self.response_started = self.response_complete = True
+        if not self.disconnected:
+            for name, value in self.default_headers:
+                lines.append(b"%b: %b\r\n" % (name, value))
+            head = b"%b%bcontent-length: %d\r\n\r\n" % (STATUS_LINE[status], b"".join(lines), len(body))
+            batch.write(self.transport, head + body)
+            if self.access_log:
+                self._log(status)
+        self.wake()
+        self.on_response()
         return True
 
     def cut(self) -> None:
@@ -102,10 +118,11 @@ class GatewayCycle(RequestResponseCycle):
         try:
             await super().run_asgi(app)
         finally:
+            del self.scope["extensions"]  # scope and cycle would hold each other until the collector came by
             if self.task is not None:
                 self.protocol.tasks.discard(self.task)
 
-    def write_body(self, body: bytes, *, more: bool, batch: WriteBatch | None = None) -> None:
+    def write_body(self, body: bytes, *, more: bool) -> None:
         """A piece of the body; with the first one goes the head."""
         if self.scope["method"] == "HEAD":
             self.expected_content_length = 0
@@ -121,9 +138,7 @@ class GatewayCycle(RequestResponseCycle):
                 raise RuntimeError("the response's body is longer than its Content-Length")
         if self._head:
             body, self._head = self._head + body, b""
-        if batch is not None:
-            batch.write(self.transport, body)
-        elif body:
+        if body:
             self.transport.write(body)
         if not more:
             self._finish()
@@ -158,14 +173,17 @@ class GatewayCycle(RequestResponseCycle):
         lines.append(b"\r\n")
         self._head = b"".join(lines)
         if self.access_log:
-            self.access_logger.info(
-                '%s - "%s %s HTTP/%s" %d',
-                get_client_addr(self.scope),
-                self.scope["method"],
-                get_path_with_query_string(self.scope),
-                self.scope["http_version"],
-                status,
-            )
+            self._log(status)
+
+    def _log(self, status: int) -> None:
+        self.access_logger.info(
+            '%s - "%s %s HTTP/%s" %d',
+            get_client_addr(self.scope),
+            self.scope["method"],
+            get_path_with_query_string(self.scope),
+            self.scope["http_version"],
+            status,
+        )
 
     def _finish(self) -> None:
         if self.chunked_encoding is False and self.expected_content_length:

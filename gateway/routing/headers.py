@@ -29,6 +29,7 @@ _SPECIAL = HOP_BY_HOP | {
 
 # Response fields that are ours to write, besides hop-by-hop ones.
 _RESPONSE_DROPPED = HOP_BY_HOP | {*SESSION_HEADERS, b"x-wakegate-start", b"x-wakegate-restored"}
+_FRAMING_AND_DROPPED = _RESPONSE_DROPPED | {b"content-length"}
 
 
 class Request:
@@ -165,3 +166,16 @@ def read_response(headers: Headers) -> Headers:
     if nominated:
         kept = [(name, value) for name, value in kept if name not in nominated]
     return kept
+
+
+def response_lines(headers: Headers) -> list[bytes]:
+    """Like read_response, as finished lines without a length, for a response that is whole."""
+    lines: list[bytes] = []
+    for name, value in headers:
+        lower = name.lower()
+        if lower not in _FRAMING_AND_DROPPED:
+            lines.append(b"%b: %b\r\n" % (lower, value))
+        elif lower == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+            kept = read_response(headers)  # it nominates fields: the rare case takes the careful way
+            return [b"%b: %b\r\n" % field for field in kept if field[0] != b"content-length"]
+    return lines

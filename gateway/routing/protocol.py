@@ -1,8 +1,8 @@
 """The client side of the wire: uvicorn's httptools protocol with the manners that a gateway needs.
 
 Adds to it: a bound on the time and the size of a request's head, errors in our JSON shape, and the fast lane, which may
-take a request that is whole before a task is made for it. Framing that could be read in two ways is refused by llhttp in
-its strict mode: both Content-Length and Transfer-Encoding, bad chunk sizes, bare LF.
+take a request that is whole before a task is made for it. Framing that could be read in two ways is refused by
+llhttp in its strict mode: both Content-Length and Transfer-Encoding, bad chunk sizes, bare LF.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from gateway.routing.cycle import GatewayCycle
 
 MAX_HEAD = 64 * 1024  # bytes of request line and headers
 MAX_HEADERS = 256
+
+_ASGI: Any = {"version": "3.0", "spec_version": "2.3"}
 
 FastLane = Callable[[GatewayCycle], bool]  # takes a whole request and answers it by callbacks, or says False
 
@@ -55,6 +57,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_size = 0
         self._in_head = True
+        self._upgrading = False  # the request under way asks for a WebSocket
         self._idle_since: float | None = None
         self._fresh: GatewayCycle | None = None  # its head is here; it begins once the data at hand is parsed
         self._running: GatewayCycle | None = None
@@ -97,7 +100,9 @@ class GatewayProtocol(HttpToolsProtocol):
                     self._await_head()
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
         self._in_head = True
 
     def on_headers_complete(self) -> None:
@@ -105,18 +110,30 @@ class GatewayProtocol(HttpToolsProtocol):
         self._head_arrived()
         if len(self.headers) > MAX_HEADERS:
             raise HeadTooLargeError(f"the request has more than {MAX_HEADERS} header fields")
-        parser, scope = self.parser, self.scope
+        parser = self.parser
         version = parser.get_http_version()
-        scope["method"] = parser.get_method().decode("ascii")
-        if version != "1.1":
-            scope["http_version"] = version
-        if parser.should_upgrade() and self._should_upgrade():
+        raw_path, path, query = _split_target(self.url)
+        scope: Any = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": version,
+            "method": parser.get_method().decode("ascii"),
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme or "http",
+            "root_path": "",
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": self.headers,
+            "state": {},
+        }
+        self.scope = scope
+        self._upgrading = parser.should_upgrade() and self._should_upgrade()
+        if self._upgrading:
             return
-        scope["raw_path"], scope["path"], scope["query_string"] = _split_target(self.url)
         running = self.cycle
         self.cycle = cycle = GatewayCycle(self, scope, keep_alive=version != "1.0" and parser.should_keep_alive())
-        extensions: Any = {"wakegate.cycle": cycle, "websocket.http.response": {}}
-        scope["extensions"] = extensions
         if running is None or running.response_complete:
             self._running = self._fresh = cycle
         else:
@@ -125,7 +142,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         cycle = self.cycle
-        if cycle.response_complete or (self.parser.should_upgrade() and self._should_upgrade()):
+        if self._upgrading or cycle.response_complete:
             return
         cycle.body += body
         if len(cycle.body) > HIGH_WATER_LIMIT:
@@ -134,9 +151,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         cycle = self.cycle
-        if self.parser.should_upgrade() and self._should_upgrade():
-            return
-        if not cycle.response_complete:
+        if not self._upgrading and not cycle.response_complete:
             cycle.more_body = False
             cycle.wake()
 
@@ -226,7 +241,7 @@ def _split_target(url: bytes) -> tuple[bytes, str, bytes]:
 
 
 def protocol_class(head_timeout: float, fast_lane: FastLane, flush: Callable[[], None]) -> type[GatewayProtocol]:
-    """GatewayProtocol with its head timeout, its fast lane and the flush of that lane's writes, for uvicorn's `http`."""
+    """GatewayProtocol with its head timeout, its fast lane and the flush of its writes, for uvicorn's `http`."""
     return type(
         "GatewayProtocol",
         (GatewayProtocol,),

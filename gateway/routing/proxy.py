@@ -19,7 +19,7 @@ from gateway.routing.answers import ASGIApp, Receive, Scope, Send, send_answer, 
 from gateway.routing.batch import WriteBatch
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.exchange import WATCH_AFTER_S, ClientGoneError, Exchange, Exchanges, TimeLimits, last_chunks
-from gateway.routing.headers import Headers, Request, read_request, read_response
+from gateway.routing.headers import Headers, Request, read_request, read_response, response_lines
 from gateway.routing.target import NotProxied, Target, parse
 from gateway.routing.upstream import UpstreamConnection
 from gateway.routing.websocket import WebSocketProxy
@@ -237,11 +237,12 @@ class Proxy:
 class Lane:
     """A request on the fast lane: `answered` is called when its response's head, or its failure, is here."""
 
-    __slots__ = ("_proxy", "began", "began_exactly", "connection", "cycle", "route")
+    __slots__ = ("_is_head", "_proxy", "began", "began_exactly", "connection", "cycle", "route")
 
     def __init__(self, proxy: Proxy, cycle: GatewayCycle, route: Route, connection: UpstreamConnection) -> None:
         self._proxy = proxy
         self.cycle = cycle
+        self._is_head = cycle.scope["method"] == "HEAD"
         self.route = route
         self.connection = connection
         self.began = cycle.protocol.loop.time()
@@ -250,10 +251,11 @@ class Lane:
     def answered(self) -> None:
         """Answer the client if the whole response is here."""
         connection = self.connection
-        if connection.is_whole and not connection.failed:
-            headers = response_fields(connection.headers, self.route, (perf_counter() - self.began_exactly) * 1e3)
-            headers.append(_LIVE)
-            if self.cycle.respond(connection.status, headers, connection.whole_body(), self._proxy.batch):
+        if connection.is_whole and not connection.failed and not self._is_head:
+            lines = response_lines(connection.headers)
+            lines.append(self.route.live_lines)
+            lines.append(b"server-timing: upstream;dur=%.3f\r\n" % ((perf_counter() - self.began_exactly) * 1e3))
+            if self.cycle.respond_lines(connection.status, lines, connection.whole_body(), self._proxy.batch):
                 self._proxy.leave_lane(self)
                 return
         self._proxy.change_over(self)

@@ -30,8 +30,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     __slots__ = (
         "_body", "_body_size", "_complete", "_drained", "_error", "_head_done", "_head_size", "_is_head", "_keep_alive",
-        "_loop", "_parser", "_paused", "_until_close", "_waiter", "headers", "idle_since", "on_answer", "pool", "progress",
-        "status", "transport",
+        "_loop", "_parser", "_paused", "_until_close", "_waiter", "headers", "idle_since", "on_answer", "pool",
+        "progress", "status", "transport",
     )  # fmt: skip
 
     def __init__(self, pool: UpstreamPool, loop: asyncio.AbstractEventLoop) -> None:
