@@ -44,7 +44,14 @@ class Demand:
     """
 
     def __init__(
-        self, objective: Objective, *, lead: float, tick: float, most: int, experts: list[Forecaster] | None = None
+        self,
+        objective: Objective,
+        *,
+        lead: float,
+        tick: float,
+        most: int,
+        joins: bool = False,
+        experts: list[Forecaster] | None = None,
     ) -> None:
         self.tick = tick
         self.lead = lead
@@ -52,7 +59,7 @@ class Demand:
         self.most = most
         self.recent = RollingCount(self.horizon)
         self.mixture = Mixture(RateBelief(), make_experts(self.recent) if experts is None else experts)
-        self.shadow = Shadow(lead, min(most, _LARGEST))
+        self.shadow = Shadow(lead, min(most, _LARGEST), joins=joins)
         self.follower = Follower(objective, self.shadow)
         self._largest = min(most + 2, _LARGEST)
         self._size = min(_SMALLEST, self._largest)

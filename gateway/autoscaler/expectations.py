@@ -1,7 +1,8 @@
 """Intent, written down before acting on a slow provider, so that nothing is ordered twice while it catches up.
 
 `resize` sets a level and is idempotent where the provider answers at once. Where it answers through a watch (a
-cluster), the status may show the old target for a while; without a memory of what was ordered every tick would order again.
+cluster), the status may show the old target for a while; without a memory of what was ordered every tick would order
+again.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ _BELOW = 0.02  # an expert with less weight than this is scored but not mixed in
 
 
 class Mixture:
-    """The experts, their weights, one mixed forecast. The first is asked every time, the others when no longer fresh."""
+    """The experts, their weights, one mixed forecast. The first is asked every time, the others when stale."""
 
     def __init__(self, first: RateBelief, others: Sequence[Forecaster] = (), favourite: float = 0.6) -> None:
         self._first = first

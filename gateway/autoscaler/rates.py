@@ -136,7 +136,7 @@ class RateBelief:
     def _ahead(self, horizon: float) -> Floats:
         """The belief half a horizon ahead."""
         jump = _jump(round(horizon / 2.0, 3))[:, 0] * self._weight
-        ahead = jump.sum() * self._prior
+        ahead: Floats = jump.sum() * self._prior
         ahead += self._posterior
         ahead -= jump @ self._belief
         return ahead

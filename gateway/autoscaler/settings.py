@@ -22,6 +22,7 @@ class AutoscalerSettings:
     shared: bool = False  # other gateways use the same store
     default_lead: float = 5.0  # of a runtime whose lead time nobody has measured yet
     cold_start_cost: float | None = None  # idle sandbox-seconds; None: targetMissRate decides
+    joins: bool = False  # a miss takes the next sandbox that gets ready (local), not one of its own (kubernetes)
     max_warm: int | None = None  # warm sandboxes over all runtimes; None: each runtime's max alone
     lower_after: float = 0.0  # how long a lower level must stand before a pool goes down
     restore_days: float = 14.0  # of history that is read at the start

@@ -67,20 +67,22 @@ def constant_levels(most: int) -> list[int]:
 class Shadow:
     """The rules' pools. `observe` costs a dozen numpy calls on some 60 numbers, whatever the traffic.
 
-    The tallies do not depend on what the pools are for, so any number of followers may read them.
+    A claim that finds the pool empty starts a sandbox of its own, or with `joins` takes the next one that gets ready
+    and orders another for whoever comes after. The tallies do not depend on what the pools are for, so any number of
+    followers may read them.
     """
 
-    def __init__(self, lead: float, most: int) -> None:
+    def __init__(self, lead: float, most: int, *, joins: bool = False) -> None:
         self.lead = lead
+        self._joins = joins
         constants = np.array(constant_levels(most), dtype=np.float64)
         size = len(THRESHOLDS) + len(constants)
         self.levels: Floats = np.concatenate((np.zeros(len(THRESHOLDS)), constants))
         self.served: Floats = np.zeros(size)
-        self.held: Floats = np.zeros(size)  # sandbox-seconds, ready and starting
+        self.idle: Floats = np.zeros(size)  # sandbox-seconds
         self.claims = 0.0
         self.followers: list[Follower] = []
         self._ready: Floats = self.levels.copy()
-        self._starting: Floats = np.zeros(size)
         self._position: Floats = self.levels.copy()  # ready and starting: what is paid for
         self._orders: deque[tuple[float, Floats]] = deque()  # (ready at, sandboxes per rule), oldest first
         self._since = 0.0
@@ -88,19 +90,19 @@ class Shadow:
     def observe(self, now: float, elapsed: float, claims: int) -> None:
         """`claims` came in the `elapsed` seconds that end at `now`, while `levels` stood."""
         orders, ready = self._orders, self._ready
+        self.idle += np.maximum(ready, 0.0) * elapsed
         while orders and orders[0][0] <= now:
-            arrived = orders.popleft()[1]
+            at, arrived = orders.popleft()
             ready += arrived
-            self._starting -= arrived
-        self.held += self._position * elapsed
+            self.idle += arrived * (now - at)
         if claims:
-            served = np.minimum(ready, claims)
-            ready -= served
+            served = np.clip(ready, 0.0, claims)
             self.served += served
             self.claims += claims
             # Every pool refills as it is claimed from, without waiting for the next tick.
-            self._starting += served
-            orders.append((now + self.lead, served))
+            taken = np.full(len(ready), float(claims)) if self._joins else served
+            ready -= taken
+            orders.append((now + self.lead, taken))
         self._since += elapsed
         if self._since >= _CHOOSE_EVERY:
             self._choose()
@@ -109,7 +111,7 @@ class Shadow:
         keep = 1.0 - min(self._since / _MEMORY, 1.0)
         self._since = 0.0
         self.served *= keep
-        self.held *= keep
+        self.idle *= keep
         self.claims *= keep
         for follower in self.followers:
             follower.choose(self)
@@ -132,14 +134,13 @@ class Shadow:
         low, high = float(missing.min()), float(missing.max())
         if high > 0.0:
             ordered = np.maximum(missing, 0.0)
-            self._starting += ordered
             self._orders.append((now + self.lead, ordered))
         if low < 0.0:
             surplus = np.maximum(-missing, 0.0)
-            for _, order in reversed(self._orders):
+            for ready_at, order in reversed(self._orders):
                 given_up = np.minimum(order, surplus)
                 order -= given_up
-                self._starting -= given_up
+                self.idle += given_up * max(now - ready_at + self.lead, 0.0)  # a start that is given up was idle, too
                 surplus -= given_up
                 if not surplus.any():
                     break
@@ -168,7 +169,7 @@ class Follower:
         if claims < _ENOUGH:
             self.rule = self._first
             return
-        cost = shadow.held - shadow.served * shadow.lead  # idle; a start that was given up is idle too
+        cost = shadow.idle
         missed = claims - shadow.served
         if self.objective.cold_start_cost is not None:
             cost = cost + self.objective.cold_start_cost * missed

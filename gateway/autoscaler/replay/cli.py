@@ -13,6 +13,10 @@ from gateway.autoscaler.replay.lab import MISS_RATES, POLICIES, Settings, TraceR
 from gateway.autoscaler.replay.traces import Trace, read_traces
 from gateway.errors import BadRequestError
 
+_MISS_HELP = (
+    "what a claim does that finds the pool empty: start its own (cold), or take the next ready (join: the local engine)"
+)
+
 
 def _seconds(text: str) -> float:
     """`10`, `10s`, `500ms`, `2m` to seconds."""
@@ -62,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--miss-rates", type=_rates, default=MISS_RATES, metavar="LIST", help="the predictive policy's knob"
     )
+    parser.add_argument("--miss", choices=("cold", "join"), default="cold", help=_MISS_HELP)
     parser.add_argument("--max", type=int, default=512, metavar="N", help="largest pool (512)")
     parser.add_argument(
         "--warm-up", type=_share, default=0.3, metavar="SHARE", help="part of each trace that only teaches (0.3)"
@@ -131,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
             tick=args.tick,
             warm_up=args.warm_up,
             most=args.max,
+            joins=args.miss == "join",
             policies=parse_policies(args.policy),
             miss_rates=args.miss_rates,
         )

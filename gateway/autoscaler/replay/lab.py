@@ -30,6 +30,7 @@ class Settings:
     tick: float = 1.0
     warm_up: float = 0.3
     most: int = 512
+    joins: bool = False  # see replay.pool
     policies: tuple[str, ...] = POLICIES
     miss_rates: tuple[float, ...] = MISS_RATES
 
@@ -91,22 +92,32 @@ def _above(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float
     return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
 
 
-def fixed_curve(trace: Trace, lead: float, scored_from: float) -> Curve:
+def fixed_curve(trace: Trace, lead: float, scored_from: float, *, joins: bool = False) -> Curve:
     """Hindsight: every size until all but one in 20,000 claims are served."""
     hits, idle, size = [0.0], [0.0], 0
     span = trace.end - scored_from
+    serve = _joined if joins else _served
     while hits[-1] < 0.99995 and size < 4096:
         size += 1
-        served, claims = _served_by(trace.arrivals, size, lead, scored_from)
+        served, waited, claims = serve(trace.arrivals, size, lead, scored_from)
         hits.append(served / max(claims, 1))
-        idle.append(max(size - served * lead / span, 0.0))
+        # Size = idle + starting - waiting; each order for a claim starts for one lead time.
+        idle.append(max(size + (waited - (claims if joins else served) * lead) / span, 0.0))
         if claims == 0:
             break
     return Curve(np.array(hits), np.array(idle))
 
 
-def _served_by(arrivals: Floats, size: int, lead: float, scored_from: float) -> tuple[int, int]:
-    """Claims that a pool of fixed size serves warm: the one that comes first after its oldest order is ready again."""
+def _joined(arrivals: Floats, size: int, lead: float, scored_from: float) -> tuple[int, float, int]:
+    """(claims served warm, seconds waited, claims): a claim takes what was ordered `size` claims before it."""
+    ready_at = np.concatenate((np.full(min(size, len(arrivals)), -np.inf), arrivals[:-size] + lead))
+    scored = arrivals >= scored_from
+    waits = np.maximum(ready_at - arrivals, 0.0)[scored]
+    return int(np.count_nonzero(waits <= 0.0)), float(waits.sum()), len(waits)
+
+
+def _served(arrivals: Floats, size: int, lead: float, scored_from: float) -> tuple[int, float, int]:
+    """(claims served warm, 0, claims): warm if the oldest order is ready again, else a sandbox of its own."""
     ring, at, served, claims = [-1e18] * size, 0, 0, 0
     for now in arrivals.tolist():
         counted = now >= scored_from
@@ -115,7 +126,7 @@ def _served_by(arrivals: Floats, size: int, lead: float, scored_from: float) -> 
             ring[at] = now + lead
             at = at + 1 if at + 1 < size else 0
             served += counted
-    return served, claims
+    return served, 0.0, claims
 
 
 def run_trace(trace: Trace, settings: Settings, progress: Progress) -> TraceResult:
@@ -125,12 +136,14 @@ def run_trace(trace: Trace, settings: Settings, progress: Progress) -> TraceResu
         raise BadRequestError(
             f"{trace.name}: no arrivals after the warm-up ({settings.warm_up:.0%} of the trace); nothing can be scored"
         )
-    curve = fixed_curve(trace, settings.lead, scored_from)
+    curve = fixed_curve(trace, settings.lead, scored_from, joins=settings.joins)
     points: list[Point] = []
     calibration = None
 
     def add(policy: str, knob: float, targets: Targets) -> None:
-        outcome = simulate(trace.arrivals, targets, lead=settings.lead, scored_from=scored_from, end=trace.end)
+        outcome = simulate(
+            trace.arrivals, targets, lead=settings.lead, scored_from=scored_from, end=trace.end, joins=settings.joins
+        )
         base = curve.idle_at(outcome.hit_rate)
         points.append(Point(policy, knob, outcome, outcome.mean_idle / base if base > 0 else None, targets))
 
@@ -144,6 +157,7 @@ def run_trace(trace: Trace, settings: Settings, progress: Progress) -> TraceResu
                 lead=settings.lead,
                 tick=settings.tick,
                 spec=spec,
+                joins=settings.joins,
                 progress=lambda done: progress(trace.name, done),
             )
             for objective, targets in zip(objectives, all_targets, strict=True):

@@ -1,8 +1,9 @@
 """A warm pool in numbers: what a sequence of targets would have done to the claims of a trace.
 
-The pool behaves as the providers do: a claim takes a ready sandbox and the pool orders another at once; a claim that
-finds none starts a sandbox of its own and waits for it (it takes nothing from the pool). A lower target gives up
-the newest starts first, then ready sandboxes. Starts take the lead time, exactly.
+The pool behaves as the providers do: a claim takes a ready sandbox and the pool orders another at once. A claim that
+finds none starts a sandbox of its own and waits for it (a cluster), or with `joins` takes the next that gets ready and
+orders another (the local engine). A lower target gives up the newest starts first, then ready sandboxes. Starts take
+the lead time, exactly.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Outcome:
     orders: int
     largest_shortfall: int  # most claims in one lead time that found the pool empty
     miss_times: Floats
+    waits: Floats  # of the misses, seconds
 
     @property
     def hit_rate(self) -> float:
@@ -60,12 +62,15 @@ class Outcome:
         """Ready and starting sandboxes in the mean."""
         return self.held / self.span
 
-    def wait(self, q: float, lead: float) -> float:
-        """The `q` quantile of the wait for a sandbox, seconds: nothing on a hit, the lead time on a miss."""
-        return lead if self.claims - self.hits > (1.0 - q) * self.claims else 0.0
+    def wait(self, q: float) -> float:
+        """The `q` quantile of the wait for a sandbox, seconds; a hit waits for nothing."""
+        rank = q * self.claims - self.hits
+        return float(np.sort(self.waits)[min(int(rank), len(self.waits) - 1)]) if rank > 0 and len(self.waits) else 0.0
 
 
-def simulate(arrivals: Floats, targets: Targets, *, lead: float, scored_from: float, end: float) -> Outcome:
+def simulate(
+    arrivals: Floats, targets: Targets, *, lead: float, scored_from: float, end: float, joins: bool = False
+) -> Outcome:
     """Run the pool. O(arrivals + target changes)."""
     compact = targets.compact()
     claims_at, changes_at, levels = arrivals.tolist(), compact.times.tolist(), compact.levels.astype(int).tolist()
@@ -73,6 +78,8 @@ def simulate(arrivals: Floats, targets: Targets, *, lead: float, scored_from: fl
     idle = held = 0.0
     starting: deque[float] = deque()  # when each will be ready
     missed: list[float] = []
+    waits: list[float] = []
+    waiting: deque[float] = deque()  # since when, in order; only with joins
     before, at_claim, at_change = 0.0, 0, 0
     claims_at.append(end)
     changes_at.append(end)
@@ -89,11 +96,14 @@ def simulate(arrivals: Floats, targets: Targets, *, lead: float, scored_from: fl
             break
         if starting and starting[0] <= now:
             starting.popleft()
-            ready += 1
+            if not waiting:
+                ready += 1
+            elif (since := waiting.popleft()) >= scored_from:
+                waits.append(now - since)
         elif change <= now:
             target = levels[at_change]
             at_change += 1
-            surplus = ready + len(starting) - target
+            surplus = ready + len(starting) - len(waiting) - target
             while surplus > 0 and starting:
                 spent = now - (starting.pop() - lead)
                 surplus -= 1
@@ -108,12 +118,17 @@ def simulate(arrivals: Floats, targets: Targets, *, lead: float, scored_from: fl
             if ready:
                 ready -= 1
                 hits += counted
-            elif counted:
-                missed.append(now)
-        short = target - ready - len(starting)
+            else:
+                if counted:
+                    missed.append(now)
+                if joins:
+                    waiting.append(now)
+                elif counted:
+                    waits.append(lead)
+        short = target + len(waiting) - ready - len(starting)
         if short > 0:
             starting.extend([now + lead] * short)
             orders += short if now >= scored_from else 0
     miss_times = np.array(missed)
     worst = int((np.arange(len(missed)) - np.searchsorted(miss_times, miss_times - lead)).max()) + 1 if missed else 0
-    return Outcome(claims, hits, idle, held, end - scored_from, orders, worst, miss_times)
+    return Outcome(claims, hits, idle, held, end - scored_from, orders, worst, miss_times, np.array(waits))

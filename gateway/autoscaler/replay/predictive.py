@@ -34,6 +34,7 @@ def replay_predictive(
     lead: float,
     tick: float,
     spec: ScalerSpec,
+    joins: bool = False,
     progress: Progress | None = None,
 ) -> tuple[list[Targets], Calibration]:
     """Targets for each objective. One pass serves all: what is learned does not depend on the objective, but for the
@@ -41,7 +42,7 @@ def replay_predictive(
 
     A tick at which nothing is due is skipped, as in the live loop.
     """
-    demand = Demand(objectives[0], lead=lead, tick=tick, most=spec.max)
+    demand = Demand(objectives[0], lead=lead, tick=tick, most=spec.max, joins=joins)
     followers = [demand.follower] + [Follower(objective, demand.shadow) for objective in objectives[1:]]
     decisions: list[Decision] = [Decision(0, 0, "hold", "")] * len(objectives)
     times: list[float] = []

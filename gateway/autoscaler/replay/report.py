@@ -36,7 +36,6 @@ def equal_hits_table(result: TraceResult) -> str:
 
 def points_table(result: TraceResult) -> str:
     """Every policy at every knob as it ran."""
-    lead = result.settings.lead
     head = [
         "policy",
         "knob",
@@ -52,7 +51,7 @@ def points_table(result: TraceResult) -> str:
     for point in result.points:
         o = point.outcome
         share = f"{point.idle_of_fixed:.2f}" if point.idle_of_fixed is not None else "-"
-        waits = "/".join(f"{o.wait(q, lead):g}" for q in (0.5, 0.95, 0.99)) + " s"
+        waits = "/".join(f"{o.wait(q):.3g}" for q in (0.5, 0.95, 0.99)) + " s"
         lines.append(
             _row(
                 [
@@ -118,9 +117,9 @@ def markdown(results: Sequence[TraceResult]) -> str:
         "# Replay",
         "",
         (
-            f"Lead time {s.lead:g} s, tick {s.tick:g} s; the first {s.warm_up:.0%} of each trace is warm-up, the rest is "
-            "scored. Idle: mean sandboxes ready and unclaimed, or given up while starting. In brackets: share of the idle "
-            "of the fixed pool that has the same hit rate in hindsight (a mixture of two sizes between integers)."
+            f"Lead time {s.lead:g} s, tick {s.tick:g} s; {s.warm_up:.0%} of each trace are warm-up, the rest "
+            "is scored. Idle: mean sandboxes ready and unclaimed, or given up while starting. In brackets: share of "
+            "the idle of the fixed pool that has the same hit rate in hindsight (a mixture of two sizes between integers)."
         ),
         "",
     ]
@@ -149,14 +148,16 @@ def markdown(results: Sequence[TraceResult]) -> str:
                 f"{name} {weight:.0%}" for name, weight in sorted(c.weights.items(), key=lambda item: -item[1])
             )
             out += [
-                f"Calibration: wanted {c.wanted:.4f}, covered {c.covered:.4f}; pinball loss {c.pinball:.4f}. "
-                f"Experts: {experts}.",
+                (
+                    f"Calibration: wanted {c.wanted:.4f}, covered {c.covered:.4f}; pinball loss {c.pinball:.4f}. "
+                    f"Experts: {experts}."
+                ),
                 "",
             ]
     return "\n".join(out)
 
 
-def _point(point: Point, lead: float) -> dict[str, Any]:
+def _point(point: Point) -> dict[str, Any]:
     o = point.outcome
     return {
         "policy": point.policy,
@@ -164,9 +165,9 @@ def _point(point: Point, lead: float) -> dict[str, Any]:
         "claims": o.claims,
         "hits": o.hits,
         "hit_rate": o.hit_rate,
-        "wait_p50_s": o.wait(0.5, lead),
-        "wait_p95_s": o.wait(0.95, lead),
-        "wait_p99_s": o.wait(0.99, lead),
+        "wait_p50_s": o.wait(0.5),
+        "wait_p95_s": o.wait(0.95),
+        "wait_p99_s": o.wait(0.99),
         "idle_sandbox_seconds": o.idle,
         "held_sandbox_seconds": o.held,
         "scored_seconds": o.span,
@@ -189,7 +190,7 @@ def document(results: Sequence[TraceResult]) -> list[dict[str, Any]]:
                 "lead_s": r.settings.lead,
                 "tick_s": r.settings.tick,
                 "fixed": {"hit_rate": r.curve.hits.tolist(), "mean_idle": r.curve.idle.tolist()},
-                "points": [_point(point, r.settings.lead) for point in r.points],
+                "points": [_point(point) for point in r.points],
                 "calibration": None
                 if c is None
                 else {"wanted": c.wanted, "covered": c.covered, "pinball": c.pinball, "weights": c.weights},
