@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,6 +15,8 @@ from typing import Any
 from gateway.api.agentcube import AgentCubeAPI
 from gateway.api.app import make_control_app
 from gateway.api.native import NativeAPI
+from gateway.autoscaler.runner import Autoscaler
+from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.clock import Clock, SystemClock
 from gateway.errors import SettingsError, WakegateError
 from gateway.interfaces import SandboxProvider, SessionStore
@@ -71,7 +75,23 @@ class Gateway:
             limits=HoldLimits(settings.hold_per_session, settings.hold_total, settings.slots_per_sandbox),
             connect_timeout=settings.connect_timeout,
         )
-        native = NativeAPI(self.lifecycle, store, provider, self.catalog, lambda: self.activator.draining)
+        self.autoscaler = Autoscaler(
+            self.catalog,
+            store,
+            provider,
+            clock,
+            AutoscalerSettings(
+                tick=settings.autoscaler_tick,
+                cold_start_cost=settings.cold_start_cost or None,
+                max_warm=settings.max_warm or None,
+                joins=True,
+            ),
+            holder=f"{socket.gethostname()}:{os.getpid()}",
+        )
+        self.lifecycle.on_claim(self.autoscaler.claimed)
+        native = NativeAPI(
+            self.lifecycle, store, provider, self.catalog, self.autoscaler.explain, lambda: self.activator.draining
+        )
         control = make_control_app([*AgentCubeAPI(self.lifecycle).routes(), *native.routes()])
         limits = TimeLimits(
             request_idle=settings.request_idle_timeout,
@@ -95,6 +115,8 @@ class Gateway:
             stack.push_async_callback(self.provider.aclose)
             await self.provider.apply(self.catalog.all())
             await self.lifecycle.start()
+            await self.autoscaler.start()
+            stack.push_async_callback(self.autoscaler.aclose)
             stack.push_async_callback(self._last_flush)
             for name, loop in (
                 ("exchanges", self.proxy.run_ticker()),

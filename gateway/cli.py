@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import uvloop
 
 from gateway import __version__
+from gateway.autoscaler.replay import cli as replay_cli
 from gateway.errors import SettingsError, WakegateError
 from gateway.model import RuntimeKey
 from gateway.settings import Settings, add_arguments, load
@@ -29,8 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Run a gateway. Flags win over WAKEGATE_* variables, those over --config.",
     )
     add_arguments(serve)
+    replay = commands.add_parser("replay", help="replay traces of claims through pool policies")
+    replay_cli.add_arguments(replay)
     arguments = parser.parse_args(argv)
     try:
+        if arguments.command == "replay":
+            return replay_cli.run(arguments)
         settings = load(vars(arguments), os.environ)
         logging.basicConfig(
             level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr

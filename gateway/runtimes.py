@@ -185,7 +185,8 @@ def _pool(spec: Mapping[str, Any], extra: Mapping[str, Any], reader: _Reader) ->
         reader.problem(prefix + "targetMissRate", "expected a number between 0 and 1, e.g. 0.01", miss)
         miss = 0.01
     modes = tuple(mode.value for mode in PoolMode)
-    mode = PoolMode(reader.choice(pool, "mode", prefix, modes, PoolMode.FIXED))
+    # A manifest of AgentCube's own keeps the pool it asks for; one that speaks of our pool wants it sized.
+    mode = PoolMode(reader.choice(pool, "mode", prefix, modes, PoolMode.PREDICTIVE if pool else PoolMode.FIXED))
     return PoolSpec(size=size, mode=mode, min=least, max=most, target_miss_rate=float(miss))
 
 

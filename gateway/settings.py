@@ -99,6 +99,15 @@ class Settings:
     )
     drain_timeout: float = _setting(30.0, "how long running requests may go on after SIGTERM", kind="duration", low=0)
 
+    autoscaler_tick: float = _setting(1.0, "how often warm pools are looked at", kind="duration", low=0.05)
+    cold_start_cost: float = _setting(
+        0.0,
+        "worth of a cold start in idle sandbox-seconds; 0: each runtime's targetMissRate decides",
+        kind="duration",
+        low=0,
+    )
+    max_warm: int = _setting(0, "warm sandboxes over all runtimes; 0: each runtime's pool.max alone", kind="int", low=0)
+
     sweep_interval: float = _setting(
         5.0, "how often idle and expired sessions are looked for", kind="duration", low=0.01
     )

@@ -29,8 +29,10 @@ class NativeAPI:
         store: SessionStore,
         provider: SandboxProvider,
         catalog: RuntimeCatalog,
+        explain_pools: Callable[[], dict[str, Any]],
         is_draining: Callable[[], bool],
     ) -> None:
+        self._explain_pools = explain_pools
         self._lifecycle = lifecycle
         self._store = store
         self._provider = provider
@@ -45,6 +47,7 @@ class NativeAPI:
             Route("/v1/sessions/{session_id}", _guarded(self._get), methods=["GET"]),
             Route("/v1/sessions/{session_id}", _guarded(self._delete), methods=["DELETE"]),
             Route("/v1/runtimes", _guarded(self._runtimes), methods=["GET"]),
+            Route("/v1/autoscaler", _guarded(self._autoscaler), methods=["GET"]),
             Route("/healthz", _guarded(self._healthz), methods=["GET"]),
             Route("/readyz", _guarded(self._readyz), methods=["GET"]),
             Route("/health/ready", _guarded(self._health_ready), methods=["GET"]),
@@ -103,6 +106,9 @@ class NativeAPI:
     async def _runtimes(self, _: Request) -> Response:
         runtimes = [runtime_document(each, await self._provider.status(each.key)) for each in self._catalog.all()]
         return JSON({"runtimes": runtimes})
+
+    async def _autoscaler(self, _: Request) -> Response:
+        return JSON(self._explain_pools())
 
     async def _healthz(self, _: Request) -> Response:
         return JSON({"status": "alive"})
