@@ -19,7 +19,7 @@ from gateway.model import Lease, RuntimeKey, Session, SessionId, SessionState
 from gateway.store import claims, codec, sqlite_file
 from gateway.store.sqlite_thread import SqliteThread
 
-PAGE = 100  # records per read while iterating: about 5 ms of the thread, so that others get their turn
+PAGE = 100  # records per read while iterating: about 3 ms of the thread, so that others get their turn
 PRUNE = 500  # claim rows, leases: at most so many cleared away per write
 LEASE_KEPT = 86400.0  # seconds after which a lease that nobody renewed is cleared away
 

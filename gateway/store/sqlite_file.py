@@ -102,7 +102,7 @@ def _opening(path: Path) -> Iterator[None]:
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     # NORMAL in WAL: a commit is in the operating system's hands when it is answered, so it survives the death of this
     # process by any signal. A power loss may cost the commits since the last checkpoint (never the file's integrity).
-    # FULL would close that gap for one fsync, 1-10 ms, per commit.
+    # FULL would close that gap at the price of one fsync per commit.
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("BEGIN IMMEDIATE")  # two gateways that start at once: the second waits and finds it done
     try:
