@@ -14,7 +14,7 @@ from typing import Protocol
 
 from gateway.errors import RequestTimeoutError, UpstreamTimeoutError, WakegateError
 from gateway.routing.activator import Route
-from gateway.routing.answers import Receive, Send
+from gateway.routing.answers import Message, Receive, Send
 from gateway.routing.headers import Headers, Request
 from gateway.routing.upstream import UpstreamConnection
 
@@ -52,12 +52,14 @@ class Exchange:
     """What is under way for one request. `waits_for` names whose turn it is."""
 
     __slots__ = (
+        "_early",
         "_reason",
         "_receive",
         "began",
         "began_exactly",
         "connection",
         "route",
+        "sent",
         "session",
         "since",
         "started",
@@ -70,10 +72,12 @@ class Exchange:
     def __init__(self, receive: Receive, now: float) -> None:
         self._receive = receive
         self._reason: WakegateError | None = None
+        self._early: Message | None = None  # what came of the body while the request was held
         self.began = now  # loop time
         self.began_exactly = perf_counter()
         self.since = now  # loop time from which the present wait counts
         self.waits_for = ""  # "client body", "client read", "sandbox"
+        self.sent = False  # the sandbox has the request's head
         self.started = False  # the client has seen the response's head
         self.route: Route | None = None  # whose slot it holds
         self.session: bytes | None = None  # for the session header of an error
@@ -98,11 +102,12 @@ class Exchange:
         """Send head and body; a body that is not here at once goes on in a task beside the response."""
         connection = self.connection
         assert connection is not None
+        self.sent = True
         if not request.chunked and not request.content_length:
             connection.begin(head, is_head=is_head)
             return
         self.waits_for, self.since = "client body", asyncio.get_running_loop().time()
-        message = await self._receive()
+        message = await self._first_message()
         if message["type"] == "http.disconnect":
             raise ClientGoneError("the client left while sending its request")
         body: bytes = message.get("body", b"")
@@ -164,6 +169,15 @@ class Exchange:
         if self.watcher is None and self.upload is None and self.waits_for != "client body":
             self.watcher = asyncio.create_task(self._watch())
 
+    async def _first_message(self) -> Message:
+        if self._early is not None:
+            message, self._early = self._early, None
+            return message
+        if self.watcher is not None:  # it has taken nothing yet, and must not from here on
+            self.watcher.cancel()
+            self.watcher = None
+        return await self._receive()
+
     async def _upload(self, connection: UpstreamConnection, *, chunked: bool) -> None:
         loop = asyncio.get_running_loop()
         more = True
@@ -185,8 +199,11 @@ class Exchange:
         await self._watch()
 
     async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        while (message := await self._receive())["type"] != "http.disconnect":
+            if not self.sent:
+                self._early = message
+                if message.get("more_body", False):
+                    return  # the rest stays with the client until its sandbox is there
         self.interrupt(ClientGoneError("the client left before its answer was complete"))
 
 

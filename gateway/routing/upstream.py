@@ -192,6 +192,11 @@ class UpstreamConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if self._complete:  # bytes that nobody asked for: the answer that is here stands, the connection does not
+                self._keep_alive = False
+                self._wake()
+                self.transport.close()
+                return
             self._fail(UpstreamBrokenError(f"the sandbox's answer is not HTTP/1.1: {error or type(error).__name__}"))
             self.transport.abort()
             return
@@ -228,13 +233,20 @@ class UpstreamConnection(asyncio.Protocol):
 
     # httptools
 
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise UpstreamBrokenError("the sandbox sent an answer to no request")
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name, value))
+        if not self._head_done:  # else a trailer, which RFC 9110 6.5.1 forbids to merge into the header
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         if status < 200:
             return
+        if status > 599:
+            raise UpstreamBrokenError(f"the sandbox's answer has the status {status}")
         self.status = status
         self._head_done = True
         self._keep_alive = self._parser.should_keep_alive()  # asked now: llhttp forgets it with the message's end
