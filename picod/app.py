@@ -21,6 +21,7 @@ from picod.files import download, list_files
 from picod.golang import format_duration
 from picod.paths import Workspace
 from picod.processes import Children
+from picod.snapshot import restore_snapshot, send_snapshot
 from picod.uploads import upload, upload_raw
 from picod.web import ClientGoneError, Receive, Request, RequestError, Scope, Send, TooLargeError
 
@@ -51,6 +52,8 @@ ROUTES = (
     Route(("GET",), b"/api/files", list_files),
     Route(("GET", "HEAD"), b"/api/files/", download),
     Route(("PUT",), b"/api/files/", upload_raw),
+    Route(("GET",), b"/api/snapshot", send_snapshot),
+    Route(("PUT",), b"/api/snapshot", restore_snapshot),
 )
 
 
@@ -63,6 +66,7 @@ class Picod:
         self.workspace = Workspace(config.workspace)
         self.children = Children()
         self.guard = Guard(config.keys_file, config.audience) if config.auth == "jwt" else None
+        self.snapshots = asyncio.Lock()
         self._warming: asyncio.Task[None] | None = None
 
     def start(self) -> None:

@@ -151,6 +151,11 @@ class Children:
                     child.exited.set_result(code)
 
 
+def descendants() -> list[int]:
+    """Every living process that came of a command, parents before their children. Reads /proc; blocking."""
+    return [process.pid for process in _members(os.getpid(), None)]
+
+
 def _members(root: int, mark: int | None) -> list[_Process]:
     """Living processes below `root` (itself too, unless it is picod) and those that carry its mark."""
     processes = list(_all_processes())

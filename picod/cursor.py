@@ -1,0 +1,189 @@
+"""A walk through the workspace, one directory at a time, that code running in it cannot lead astray.
+
+Only the present directory is held open, so any depth will do. Down is an open with O_NOFOLLOW; up is `..`, and what is
+found there must be the very directory we came from (device and inode), as fts(3) does it: a directory that was moved
+meanwhile ends the walk with an error. Below the packing and the unpacking of snapshots.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from types import TracebackType
+from typing import NamedTuple, Self
+
+_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class _Level(NamedTuple):
+    name: bytes
+    above: tuple[int, int]  # device and inode of the directory it was entered from
+    loosened: int | None  # the mode to give back
+
+
+class Cursor:
+    """Stands in a directory (`fd`), `names` below the root. Leaving the context gives back every mode it changed."""
+
+    def __init__(self, root_fd: int) -> None:
+        self.fd = os.open(".", _FLAGS, dir_fd=root_fd)
+        self.mount = mount_of(self.fd)
+        self._levels: list[_Level] = []
+
+    @property
+    def names(self) -> list[bytes]:
+        """The way from the root to here."""
+        return [level.name for level in self._levels]
+
+    @property
+    def depth(self) -> int:
+        """How many levels below the root."""
+        return len(self._levels)
+
+    def enter(self, name: bytes) -> None:
+        """Go down. A directory of ours that may not be read is made readable until we leave. Raises OSError."""
+        here = os.fstat(self.fd)
+        fd, loosened = _open_loosened(name, self.fd, _FLAGS, 0o700)
+        self._levels.append(_Level(name, (here.st_dev, here.st_ino), loosened))
+        os.close(self.fd)
+        self.fd = fd
+
+    def leave(self, finish: Callable[[int], None] | None = None) -> None:
+        """Go up; `finish` gets the descriptor of what is left, as its last guest. Raises OSError ESTALE."""
+        level = self._levels[-1]
+        above = os.open("..", _FLAGS, dir_fd=self.fd)
+        try:
+            found = os.fstat(above)
+            if (found.st_dev, found.st_ino) != level.above:
+                raise OSError(errno.ESTALE, "a directory was moved while it was being read or written")
+            if level.loosened is not None:
+                os.fchmod(self.fd, level.loosened)
+            if finish is not None:
+                finish(self.fd)
+        except BaseException:
+            os.close(above)
+            raise
+        os.close(self.fd)
+        self.fd = above
+        self._levels.pop()
+
+    def is_mount(self) -> bool:
+        """Whether something else than the root's file system is mounted here."""
+        return mount_of(self.fd) != self.mount
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            while self._levels:
+                self.leave()
+        except OSError:
+            if error is None:
+                raise
+        finally:
+            os.close(self.fd)
+
+
+def open_file(name: bytes, dir_fd: int) -> int:
+    """Open a regular file for reading; one of ours that may not be read is made readable for the moment.
+
+    Raises OSError: ELOOP for a symlink that took its place.
+    """
+    # Non-blocking: a pipe that took its place would else wait for a writer.
+    fd, loosened = _open_loosened(name, dir_fd, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o400)
+    if loosened is not None:
+        os.fchmod(fd, loosened)
+    return fd
+
+
+def change_mode(name: bytes, dir_fd: int, mode: int) -> None:
+    """Change the mode of what cannot be opened, a pipe. Raises OSError."""
+    path_fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        os.chmod(f"/proc/self/fd/{path_fd}", mode)
+    finally:
+        os.close(path_fd)
+
+
+def mount_of(fd: int) -> int:
+    """Which mount a descriptor lies on; its device where the kernel does not tell mounts."""
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as file:
+            for line in file.read(4096).splitlines():
+                if line.startswith(b"mnt_id:"):
+                    return int(line[7:])
+    except OSError:
+        pass
+    return os.fstat(fd).st_dev
+
+
+def is_empty(root_fd: int) -> bool:
+    """Whether a directory holds nothing but mounted volumes. Raises OSError."""
+    with Cursor(root_fd) as cursor:
+        return all(_is_mounted(cursor, os.fsencode(name)) for name in os.listdir(cursor.fd))
+
+
+def clear(root_fd: int) -> None:
+    """Remove all below a directory, mounted volumes excepted. Raises OSError."""
+    with Cursor(root_fd) as cursor:
+        pending = [os.listdir(cursor.fd)]
+        while True:
+            if pending[-1]:
+                name = os.fsencode(pending[-1].pop())
+                if _unlink(name, cursor.fd) or _is_mounted(cursor, name):
+                    continue
+                cursor.enter(name)
+                pending.append(os.listdir(cursor.fd))
+            elif cursor.depth:
+                name = cursor.names[-1]
+                cursor.leave()
+                pending.pop()
+                os.rmdir(name, dir_fd=cursor.fd)
+            else:
+                return
+
+
+def _is_mounted(cursor: Cursor, name: bytes) -> bool:
+    try:
+        fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=cursor.fd)
+    except OSError:
+        return False
+    try:
+        return mount_of(fd) != cursor.mount
+    finally:
+        os.close(fd)
+
+
+def _unlink(name: bytes, dir_fd: int) -> bool:
+    """False if it is a directory."""
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+    except IsADirectoryError:
+        return False
+    except FileNotFoundError:
+        pass
+    return True
+
+
+def _open_loosened(name: bytes, dir_fd: int, flags: int, needed: int) -> tuple[int, int | None]:
+    """Open; if permission is missing, add `needed` to the mode first. Returns the mode to give back, or None.
+
+    The mode is changed through a descriptor that stands for this very file: by name it could hit a symlink's target.
+    """
+    try:
+        return os.open(name, flags, dir_fd=dir_fd), None
+    except PermissionError as error:
+        refused = error
+    path_fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        mode = stat.S_IMODE(os.fstat(path_fd).st_mode)
+        if mode & needed == needed:
+            raise refused  # it is not the mode that stands in the way
+        os.chmod(f"/proc/self/fd/{path_fd}", mode | needed)
+        return os.open(name, flags, dir_fd=dir_fd), mode
+    finally:
+        os.close(path_fd)
