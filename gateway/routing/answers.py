@@ -28,8 +28,9 @@ def session_fields(session_id: bytes) -> Headers:
 def error_fields(error: WakegateError) -> Headers:
     """Content type, and Retry-After where the error says when to come back."""
     fields: Headers = [(b"content-type", b"application/json; charset=utf-8")]
-    if error.status == 408:
-        fields.append((b"connection", b"close"))  # the rest of that request may still come: it is nobody's
+    if error.status in (400, 408):
+        # What we could not read, or not to its end, leaves bytes on the connection that are nobody's.
+        fields.append((b"connection", b"close"))
     if error.retry_after is not None:
         fields.append((b"retry-after", b"%d" % max(1, round(error.retry_after))))
     return fields

@@ -56,6 +56,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.cycle: GatewayCycle = None  # type: ignore[assignment]  # uvicorn's word for: no request yet
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_size = 0
+        self._is_large = False  # the data at hand alone could hold a head over the bound
         self._in_head = True
         self._upgrading = False  # the request under way asks for a WebSocket
         self._idle_since: float | None = None
@@ -78,6 +79,7 @@ class GatewayProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._is_large = len(data) > MAX_HEAD
         if self._in_head:
             self._head_size += len(data)
         try:
@@ -104,14 +106,19 @@ class GatewayProtocol(HttpToolsProtocol):
         self.expect_100_continue = False
         self.headers = []
         self._in_head = True
+        self._head_size = self._head_size or 1  # some of it is here
 
     def on_headers_complete(self) -> None:
         """uvicorn's, less what a proxied request does not need, and with a cycle that writes head and body at once."""
+        if self._is_large or self._head_size > MAX_HEAD:
+            self._check_head_size()
         self._head_arrived()
         if len(self.headers) > MAX_HEADERS:
             raise HeadTooLargeError(f"the request has more than {MAX_HEADERS} header fields")
         parser = self.parser
         version = parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise BadRequestError(f"HTTP/{version} is not spoken here; use HTTP/1.1")
         raw_path, path, query = _split_target(self.url)
         scope: Any = {
             "type": "http",
@@ -194,6 +201,11 @@ class GatewayProtocol(HttpToolsProtocol):
         else:
             self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
 
+    def _check_head_size(self) -> None:
+        """Measure the head itself: what arrived with it may be a body. Raises HeadTooLargeError."""
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD:
+            raise HeadTooLargeError(f"the request's head is larger than {MAX_HEAD} bytes")
+
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(self.head_timeout, self._head_is_late)
 
@@ -229,10 +241,12 @@ class GatewayProtocol(HttpToolsProtocol):
 
 
 def _split_target(url: bytes) -> tuple[bytes, str, bytes]:
-    """(raw path, decoded path, query) of a request target. Raises HttpParserInvalidURLError."""
+    """(raw path, decoded path, query) of a request target. Raises HttpParserInvalidURLError, BadRequestError."""
     if not url.startswith(b"/"):
         # Absolute form (RFC 9112 3.2.2), or one that is no path at all: the rare cases go through the full parser.
         parsed = httptools.parse_url(url)
+        if not parsed.schema:
+            raise BadRequestError("the request's target is not a path")
         raw, query = parsed.path or b"/", parsed.query or b""
     else:
         raw, _, query = url.partition(b"#")[0].partition(b"?")
