@@ -19,7 +19,8 @@ from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.clock import Clock, SystemClock
 from gateway.errors import SettingsError, WakegateError
-from gateway.interfaces import SandboxProvider, SessionStore
+from gateway.hibernation import Hibernation
+from gateway.interfaces import SandboxProvider, SessionStore, WorkspaceKeeper
 from gateway.keys import KeyRing
 from gateway.lifecycle import Lifecycle
 from gateway.model import Runtime
@@ -46,6 +47,7 @@ class Gateway:
         runtimes: Sequence[Runtime],
         store: SessionStore,
         provider: SandboxProvider,
+        keeper: WorkspaceKeeper,
         keys: KeyRing,
         clock: Clock,
         engine_summary: Callable[[], str] = str,
@@ -61,6 +63,7 @@ class Gateway:
             store,
             provider,
             self.catalog,
+            Hibernation(store, keeper, clock, settings.hibernated_retention),
             self.activity,
             clock,
             max_sandboxes=settings.max_sandboxes,
@@ -115,6 +118,7 @@ class Gateway:
             stack.push_async_callback(self.provider.aclose)
             await self.provider.apply(self.catalog.all())
             await self.lifecycle.start()
+            stack.push_async_callback(self.lifecycle.rest)
             await self.autoscaler.start()
             stack.push_async_callback(self.autoscaler.aclose)
             stack.push_async_callback(self._last_flush)
@@ -183,6 +187,7 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
         runtimes=runtimes,
         store=store,
         provider=provider,
+        keeper=provider,
         keys=keys,
         clock=clock,
         engine_summary=lambda: provider.report.summary(),

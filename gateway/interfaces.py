@@ -152,6 +152,29 @@ class SandboxProvider(Protocol):
         ...
 
 
+class WorkspaceKeeper(Protocol):
+    """Keeps what a session is while it has no sandbox. The local engine parks workspaces by renaming folders."""
+
+    async def park(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """End the sandbox, if it runs, and keep its workspace durably. Returns a reference to it.
+
+        None: the sandbox and its workspace are gone. Parking again what was half unparked joins the parts.
+        """
+        ...
+
+    async def unpark(self, reference: str, sandbox_id: SandboxId) -> None:
+        """Put a kept workspace into a fresh sandbox; the reference is used up. Raises SandboxStartError."""
+        ...
+
+    async def drop_parked(self, reference: str) -> None:
+        """Delete a kept workspace; absent is success."""
+        ...
+
+    async def drop_leftovers(self) -> None:
+        """Delete what ended sandboxes left and nobody parked. Called once records are true after a start."""
+        ...
+
+
 class RuntimeCatalog(Protocol):
     """The runtimes that are served: fixed from files, or watched in a cluster."""
 

@@ -1,4 +1,4 @@
-"""The verbs of a session's life: create, open, recover, terminate, sweep.
+"""The verbs of a session's life: create, open, hibernate, recover, terminate, sweep.
 
 Each verb writes the record in the store and acts on the provider in the order that never lets a record say more than is
 true: a record names a sandbox only once it is bound, and a sandbox is deleted only once no record names it. Verbs on
@@ -13,16 +13,19 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from gateway.clock import Clock
 from gateway.errors import (
+    ConflictError,
     QueueFullError,
     RuntimeNotFoundError,
     SessionNotFoundError,
     StaleWriteError,
     StoreUnavailableError,
 )
+from gateway.hibernation import Hibernation, bounded
 from gateway.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
 from gateway.model import (
     Runtime,
@@ -52,13 +55,14 @@ Unbound = Callable[[SessionId, SandboxId | None], None]
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A session with a live sandbox. `restored` is what `x-wakegate-restored` says after a loss; `claim_s` seconds."""
+    """A session with a live sandbox. `restored` is what `x-wakegate-restored` says after a loss; times in seconds."""
 
     session: Session
     sandbox: Sandbox
     start: StartKind
     restored: str | None = None
     claim_s: float = 0.0
+    restore_s: float = 0.0
 
 
 class Lifecycle:
@@ -69,6 +73,7 @@ class Lifecycle:
         store: SessionStore,
         provider: SandboxProvider,
         catalog: RuntimeCatalog,
+        hibernation: Hibernation,
         activity: Activity,
         clock: Clock,
         *,
@@ -78,6 +83,7 @@ class Lifecycle:
         self._store = store
         self._provider = provider
         self._catalog = catalog
+        self._hibernation = hibernation
         self._activity = activity
         self._clock = clock
         self._max_sandboxes = max_sandboxes
@@ -108,18 +114,29 @@ class Lifecycle:
         return max(MIN_HOLD_S, HOLD_FACTOR * max((each.expected() for each in times), default=0.0))
 
     async def start(self) -> None:
-        """Make records true after an earlier life: active sessions whose sandbox is gone are lost."""
-        after: SessionId | None = None
-        while True:
-            page = [s async for s in self._store.sessions(state=SessionState.ACTIVE, after=after, limit=500)]
-            for session in page:
-                if session.sandbox is None or await self._provider.find(session.sandbox.id) is None:
-                    await self._mark_lost(session, "the gateway that ran its sandbox ended")
-                else:
-                    self._bound[session.sandbox.id] = session.id
-            if len(page) < 500:
-                return
-            after = page[-1].id
+        """Make records true after an earlier life: what sandboxes that ended with it left is kept for its session."""
+        for state in (SessionState.ACTIVE, SessionState.HIBERNATING, SessionState.WAKING):
+            after: SessionId | None = None
+            while True:
+                page = [s async for s in self._store.sessions(state=state, after=after, limit=500)]
+                for session in page:
+                    if session.sandbox is not None and await self._provider.find(session.sandbox.id) is not None:
+                        self._bound[session.sandbox.id] = session.id
+                    else:
+                        await self._salvage(session, "the gateway that ran its sandbox ended")
+                if len(page) < 500:
+                    break
+                after = page[-1].id
+        await self._hibernation.settled()
+
+    async def rest(self) -> None:
+        """Put every session of this gateway to sleep, whatever it does: the gateway is about to end."""
+        results = await asyncio.gather(
+            *(self._rest_one(session_id) for session_id in set(self._bound.values())), return_exceptions=True
+        )
+        for error in results:
+            if isinstance(error, BaseException):
+                logger.warning("a session could not be put to sleep, the next start finds its workspace: %s", error)
 
     async def create(
         self,
@@ -147,6 +164,7 @@ class Lifecycle:
             created_at=now,
             last_active_at=now,
             expires_at=now + (longest if ttl is None else min(ttl, longest)),
+            ends_at=None if ttl is None else now + ttl,
             idle_timeout=min(idle_timeout or runtime.session_timeout, longest),
             tenant=tenant,
             sandbox=sandbox,
@@ -157,7 +175,7 @@ class Lifecycle:
         return Opened(session, sandbox, sandbox.start, claim_s=claim_s)
 
     async def open(self, session_id: SessionId, *, gone: SandboxId | None = None) -> Opened:
-        """The session with a live sandbox, recovered if its sandbox ended or is the one named by `gone`.
+        """The session with a live sandbox: woken if it sleeps, recovered if its sandbox ended or is `gone`.
 
         Raises: SessionNotFoundError, and what `create` raises.
         """
@@ -168,7 +186,32 @@ class Lifecycle:
                 if alive is not None and alive.id != gone:
                     self._bound[alive.id] = session_id
                     return Opened(session, alive, StartKind.LIVE)
-            return await self._recover(session)
+                session = await self._salvage(session, "its sandbox does not answer")
+            if session.state in (SessionState.HIBERNATING, SessionState.WAKING):
+                session = await self._salvage(session, "")  # broken off half-way, by a store that was away for one
+            return await self._revive(session)
+
+    async def hibernate(self, session_id: SessionId, *, only_if: Callable[[Session], bool] | None = None) -> bool:
+        """Put a session to sleep. Requests that come from now on wait, and wake it.
+
+        `only_if` is asked of the fresh record; False leaves it awake. Returns whether it sleeps now.
+        Raises: SessionNotFoundError, ConflictError while requests are under way or when it has nothing to keep.
+        """
+        async with self._locked(session_id):
+            session = await self._require(session_id)
+            if session.state is SessionState.HIBERNATED:
+                return True
+            if session.state is not SessionState.ACTIVE or session.sandbox is None:
+                raise ConflictError(f"session {session_id} is {session.state}; only an active one can be put to sleep")
+            if only_if is not None and not only_if(session):
+                return False
+            session = await self._hibernation.begin(session)
+            if self._activity.busy(session_id) or (only_if is not None and not only_if(session)):
+                await self._hibernation.cancel(session)
+                if only_if is not None:
+                    return False
+                raise ConflictError(f"session {session_id} has requests under way; try again when they are done")
+            return await self._put_to_sleep(session)
 
     async def get(self, session_id: SessionId) -> Session:
         """The record, with this gateway's fresher knowledge of its activity. Raises SessionNotFoundError."""
@@ -192,7 +235,7 @@ class Lifecycle:
         async with self._locked(session_id):
             session = await self._store.get(session_id)
             if session is not None and session.sandbox is not None and session.sandbox.id == event.sandbox_id:
-                await self._mark_lost(session, event.reason)
+                await self._salvage(session, event.reason)
         await self._provider.release(event.sandbox_id)
 
     async def flush_activity(self) -> None:
@@ -207,7 +250,7 @@ class Lifecycle:
             raise
 
     async def sweep(self) -> int:
-        """End idle and expired sessions, forget records of long ended ones. Returns how many sessions were ended."""
+        """Let idle sessions sleep (or end), end expired ones, forget records of long ended ones. Returns how many."""
         await self.flush_activity()
         now = self._clock.now()
         ended = 0
@@ -216,7 +259,7 @@ class Lifecycle:
                 session, "its maximum duration is over", lambda s: s.expires_at <= self._clock.now()
             )
         for session in await _take(self._store.idle(now)):
-            ended += await self._sweep_one(session, f"idle for {session.idle_timeout:g} s", self._is_idle)
+            ended += await self._sweep_idle(session)
         for session in await _take(self._store.terminated(now - self._terminated_retention)):
             await self._store.delete(session.id)
         return ended
@@ -225,6 +268,31 @@ class Lifecycle:
         now = self._clock.now()
         latest = self._activity.latest(session.id, now)
         return max(session.last_active_at, latest or 0.0) + session.idle_timeout <= now
+
+    async def _sweep_idle(self, session: Session) -> int:
+        runtime = self._catalog.get(session.runtime)
+        if runtime is None or not runtime.hibernates:
+            return await self._sweep_one(session, f"idle for {session.idle_timeout:g} s", self._is_idle)
+        try:
+            return int(await self.hibernate(session.id, only_if=self._is_idle))
+        except (StaleWriteError, ConflictError, SessionNotFoundError):
+            return 0  # somebody used or ended it meanwhile; the next sweep looks again
+
+    async def _put_to_sleep(self, session: Session) -> bool:
+        """From `hibernating` to asleep. Nothing is awaited between the last look at its activity and this line."""
+        self._tell_unbound(session.id, None)
+        sandbox = session.sandbox
+        session = await self._hibernation.park(session)
+        if sandbox is not None:
+            self._bound.pop(sandbox.id, None)
+        logger.info("session %s sleeps", session.id)
+        return session.state is SessionState.HIBERNATED
+
+    async def _rest_one(self, session_id: SessionId) -> None:
+        async with self._locked(session_id):
+            session = await self._store.get(session_id)
+            if session is not None and session.state is SessionState.ACTIVE and session.sandbox is not None:
+                await self._put_to_sleep(await self._hibernation.begin(session))
 
     async def _sweep_one(self, session: Session, reason: str, still: Callable[[Session], bool]) -> int:
         async with self._locked(session.id):
@@ -244,23 +312,43 @@ class Lifecycle:
         if session.sandbox is not None:
             self._bound.pop(session.sandbox.id, None)
             await self._provider.release(session.sandbox.id)
+        await self._hibernation.forget(session)
         logger.info("session %s ended: %s", session.id, reason)
 
-    async def _recover(self, session: Session) -> Opened:
-        """A new sandbox for a session whose old one is gone. Called with the session's lock held."""
+    async def _revive(self, session: Session) -> Opened:
+        """A sandbox for a session that has none: asleep, or lost with or without its workspace. Lock held."""
         runtime = self._require_runtime(session.runtime)
-        gone = session.sandbox
         sandbox, claim_s = await self._claim(runtime, session.id)
-        now = self._clock.now()
-        fresh = replace(
-            session, state=SessionState.ACTIVE, sandbox=sandbox, start=sandbox.start, last_active_at=now, reason=""
-        )
-        fresh = await self._bind(fresh, sandbox)
-        if gone is not None:
-            self._bound.pop(gone.id, None)
-            await self._provider.release(gone.id)
-        logger.warning("session %s lost its sandbox (%s) and has a fresh one", session.id, session.reason or "gone")
-        return Opened(fresh, sandbox, sandbox.start, NOTHING_RESTORED, claim_s)
+        began = self._clock.monotonic()
+        restored = None
+        if session.state is SessionState.LOST:
+            restored = NOTHING_RESTORED if session.snapshot_at is None else rfc3339(session.snapshot_at)
+            logger.warning(
+                "session %s lost its sandbox (%s); restored: %s", session.id, session.reason or "gone", restored
+            )
+        self._bound[sandbox.id] = session.id
+        try:
+            if session.snapshot is not None:
+                session = await self._hibernation.unpark(session, sandbox, runtime)
+            else:
+                now = self._clock.now()
+                session = await self._store.put(
+                    replace(
+                        session,
+                        state=SessionState.ACTIVE,
+                        sandbox=sandbox,
+                        start=sandbox.start,
+                        last_active_at=now,
+                        expires_at=bounded(now + runtime.max_session_duration, session.ends_at),
+                        reason="",
+                    )
+                )
+        except BaseException:
+            self._bound.pop(sandbox.id, None)
+            await asyncio.shield(self._provider.release(sandbox.id))
+            raise
+        restore_s = self._clock.monotonic() - began
+        return Opened(session, sandbox, session.start or sandbox.start, restored, claim_s, restore_s)
 
     async def _bind(self, session: Session, sandbox: Sandbox) -> Session:
         """Write the record that names the sandbox; if that fails the sandbox is nobody's and goes away."""
@@ -290,12 +378,18 @@ class Lifecycle:
             listener(runtime.key, sandbox.start, self._clock.now())
         return sandbox, took
 
-    async def _mark_lost(self, session: Session, reason: str) -> None:
-        try:
-            await self._store.put(replace(session, state=SessionState.LOST, reason=reason, sandbox=None))
-        except StaleWriteError:
-            return  # somebody else already wrote what came of it
-        logger.warning("session %s lost its sandbox: %s", session.id, reason)
+    async def _salvage(self, session: Session, reason: str) -> Session:
+        """Its sandbox ended: write what is left of it. Returns the record as it is then."""
+        if session.sandbox is not None:
+            self._bound.pop(session.sandbox.id, None)
+            try:
+                salvaged = await self._hibernation.salvage(session, reason)
+            except StaleWriteError:
+                salvaged = await self._require(session.id)  # somebody else already wrote what came of it
+        else:
+            salvaged = await self._store.put(replace(session, state=SessionState.LOST, reason=reason))
+        logger.warning("session %s lost its sandbox: %s; it is %s", session.id, reason or "gone", salvaged.state)
+        return salvaged
 
     async def _require(self, session_id: SessionId) -> Session:
         session = await self._store.get(session_id)
@@ -334,6 +428,11 @@ class Lifecycle:
                 self._locks[session_id] = (lock, users)
             else:
                 del self._locks[session_id]
+
+
+def rfc3339(seconds: float) -> str:
+    """An epoch time as text, UTC, to the millisecond."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 async def _take(sessions: AsyncIterator[Session]) -> list[Session]:

@@ -126,6 +126,7 @@ class Runtime:
     max_session_duration: float = 28800.0
     pool: PoolSpec = PoolSpec()
     auth: bool = True  # authMode picod; False: no token is sent
+    hibernates: bool = True  # spec.wakegate.hibernation: idle sessions sleep, they do not end
     python: str | None = None  # spec.wakegate.python: the environment whose python3 user code gets (local engine)
     manifest: Mapping[str, Any] = field(default_factory=dict)  # the document as it was read
 
@@ -157,8 +158,9 @@ class Session:
     tenant: str = ""
     sandbox: Sandbox | None = None
     start: StartKind | None = None  # how its present sandbox was bound
-    snapshot: str | None = None  # SnapshotRef of the last durable snapshot
+    snapshot: str | None = None  # WorkspaceKeeper's reference to what it is while it has no sandbox
     snapshot_at: float | None = None
+    ends_at: float | None = None  # the end that its creator asked for (ttl); bounds expires_at whatever it does
     reason: str = ""  # why it is terminated or lost, for people
     metadata: Mapping[str, str] = field(default_factory=dict)
 

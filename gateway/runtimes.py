@@ -104,6 +104,7 @@ def parse_runtime(document: Any, where: str, problems: list[str]) -> Runtime | N
         max_session_duration=reader.duration(spec, "maxSessionDuration", "spec.", 28800.0),
         pool=_pool(spec, extra, reader),
         auth=reader.choice(spec, "authMode", "spec.", ("picod", "none"), "picod") == "picod",
+        hibernates=reader.choice(extra, "hibernation", "spec.wakegate.", ("off", "workspace"), "workspace") != "off",
         python=reader.text(extra, "python", "spec.wakegate.") or None,
         manifest=dict(document),
     )

@@ -96,7 +96,7 @@ async def serving(gateway: Gateway) -> AsyncIterator[tuple[str, asyncio.Task[Non
         server = make_server(gateway)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not task.done():
-            await asyncio.sleep(0.005)  # noqa: ASYNC110  # uvicorn tells of its start by this flag only
+            await asyncio.sleep(0.005)  # uvicorn tells of its start by this flag only
         # What lives now lives on: the collector need not look at it again and again, nor so often.
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)

@@ -111,6 +111,9 @@ class Settings:
     sweep_interval: float = _setting(
         5.0, "how often idle and expired sessions are looked for", kind="duration", low=0.01
     )
+    hibernated_retention: float = _setting(
+        604800.0, "how long a sleeping session is kept before it ends", kind="duration", low=1
+    )
     terminated_retention: float = _setting(
         3600.0, "how long the record of an ended session is kept", kind="duration", low=0
     )

@@ -42,6 +42,11 @@ class Activity:
         """The session has ended or is served elsewhere."""
         self._sessions.pop(session_id, None)
 
+    def busy(self, session_id: SessionId) -> bool:
+        """Whether requests are in flight."""
+        entry = self._sessions.get(session_id)
+        return entry is not None and entry.in_flight > 0
+
     def latest(self, session_id: SessionId, now: float) -> float | None:
         """When it was last active as far as this gateway knows; `now` while a request is in flight."""
         entry = self._sessions.get(session_id)

@@ -6,12 +6,12 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from gateway.app import Gateway
 from gateway.clock import Clock, SystemClock
-from gateway.errors import RuntimeNotFoundError, WakegateError
-from gateway.interfaces import SandboxProvider
+from gateway.errors import RuntimeNotFoundError, SandboxStartError, WakegateError
+from gateway.interfaces import SandboxProvider, WorkspaceKeeper
 from gateway.keys import KeyRing
 from gateway.model import (
     Endpoint,
@@ -67,6 +67,8 @@ class ScriptedProvider:
         self._targets: dict[RuntimeKey, int] = {}
         self._sandboxes: dict[SandboxId, Sandbox] = {}
         self._events: asyncio.Queue[SandboxEvent] = asyncio.Queue()
+        self.parked: dict[str, SandboxId] = {}
+        self._ended: set[SandboxId] = set()
 
     async def start(self) -> None:
         """Nothing to clear."""
@@ -126,13 +128,40 @@ class ScriptedProvider:
         while True:
             yield await self._events.get()
 
-    def end(self, sandbox_id: SandboxId, reason: str) -> None:
-        """A sandbox ends on its own."""
+    async def park(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """Keep the name of the sandbox whose workspace it would be; None unless it runs, or ended with `keeps`."""
+        if self._sandboxes.pop(sandbox_id, None) is None and sandbox_id not in self._ended:
+            return None
+        self._ended.discard(sandbox_id)
+        self.parked[session_id] = sandbox_id
+        return session_id
+
+    async def unpark(self, reference: str, sandbox_id: SandboxId) -> None:
+        """Forget that it was kept."""
+        if self.parked.pop(reference, None) is None:
+            raise SandboxStartError(f"nothing is parked as {reference}")
+
+    async def drop_parked(self, reference: str) -> None:
+        """Forget it; absent is success."""
+        self.parked.pop(reference, None)
+
+    async def drop_leftovers(self) -> None:
+        """Forget what ended."""
+        self._ended.clear()
+
+    def end(self, sandbox_id: SandboxId, reason: str, *, keeps: bool = False) -> None:
+        """A sandbox ends on its own; with `keeps` its workspace can still be parked."""
         sandbox = self._sandboxes.pop(sandbox_id)
+        if keeps:
+            self._ended.add(sandbox_id)
         self._events.put_nowait(SandboxEvent(sandbox_id, sandbox.session_id, reason))
 
 
-def scripted_gateway(state_dir: Path, provider: SandboxProvider, **changes: Any) -> Gateway:
+class EngineLike(SandboxProvider, WorkspaceKeeper, Protocol):
+    """What a test gateway runs on: makes sandboxes and keeps workspaces."""
+
+
+def scripted_gateway(state_dir: Path, provider: EngineLike, **changes: Any) -> Gateway:
     """A gateway with real store, keys and data path over the given provider, on a free port of 127.0.0.1.
 
     `changes` are settings, and `runtimes`, `store` or `clock`. Serve it with `gateway.server.serving`.
@@ -143,4 +172,4 @@ def scripted_gateway(state_dir: Path, provider: SandboxProvider, **changes: Any)
     settings = Settings(**{"port": 0, "state_dir": state_dir, **changes})
     keys = KeyRing(state_dir / "keys", settings.token_algorithm)
     keys.open()
-    return Gateway(settings, runtimes=runtimes, store=store, provider=provider, keys=keys, clock=clock)
+    return Gateway(settings, runtimes=runtimes, store=store, provider=provider, keeper=provider, keys=keys, clock=clock)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from starlette.requests import Request
@@ -14,7 +13,7 @@ from starlette.routing import Route
 from gateway.api.body import JSON, read_metadata, read_object, read_seconds
 from gateway.errors import ActivationTimeoutError, BadRequestError, WakegateError
 from gateway.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
-from gateway.lifecycle import Lifecycle
+from gateway.lifecycle import Lifecycle, rfc3339
 from gateway.model import Kind, PoolStatus, Runtime, RuntimeKey, Session, SessionId, SessionState
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -46,6 +45,8 @@ class NativeAPI:
             Route("/v1/sessions", _guarded(self._list), methods=["GET"]),
             Route("/v1/sessions/{session_id}", _guarded(self._get), methods=["GET"]),
             Route("/v1/sessions/{session_id}", _guarded(self._delete), methods=["DELETE"]),
+            Route("/v1/sessions/{session_id}/hibernate", _guarded(self._hibernate), methods=["POST"]),
+            Route("/v1/sessions/{session_id}/wake", _guarded(self._wake), methods=["POST"]),
             Route("/v1/runtimes", _guarded(self._runtimes), methods=["GET"]),
             Route("/v1/autoscaler", _guarded(self._autoscaler), methods=["GET"]),
             Route("/healthz", _guarded(self._healthz), methods=["GET"]),
@@ -103,6 +104,16 @@ class NativeAPI:
         await self._lifecycle.terminate(SessionId(request.path_params["session_id"]), "deleted by its user")
         return Response(status_code=204)
 
+    async def _hibernate(self, request: Request) -> Response:
+        session_id = SessionId(request.path_params["session_id"])
+        await self._lifecycle.hibernate(session_id)
+        return JSON(session_document(await self._lifecycle.get(session_id)))
+
+    async def _wake(self, request: Request) -> Response:
+        session_id = SessionId(request.path_params["session_id"])
+        opened = await self._lifecycle.open(session_id)
+        return JSON(session_document(opened.session), headers={"x-wakegate-start": opened.start.value})
+
     async def _runtimes(self, _: Request) -> Response:
         runtimes = [runtime_document(each, await self._provider.status(each.key)) for each in self._catalog.all()]
         return JSON({"runtimes": runtimes})
@@ -157,9 +168,9 @@ def session_document(session: Session) -> dict[str, Any]:
         "runtime": {"namespace": session.runtime.namespace, "name": session.runtime.name, "kind": session.runtime.kind},
         "state": session.state,
         "start": session.start,
-        "createdAt": _time(session.created_at),
-        "lastActiveAt": _time(session.last_active_at),
-        "expiresAt": _time(session.expires_at),
+        "createdAt": rfc3339(session.created_at),
+        "lastActiveAt": rfc3339(session.last_active_at),
+        "expiresAt": rfc3339(session.expires_at),
         "idleTimeout": session.idle_timeout,
         "sandboxId": session.sandbox.id if session.sandbox else None,
         "reason": session.reason,
@@ -184,15 +195,11 @@ def runtime_document(runtime: Runtime, status: PoolStatus) -> dict[str, Any]:
             "claimed": status.claimed,
             "failures": status.failures,
             "lastError": status.last_error,
-            "retryAt": None if status.retry_at is None else _time(status.retry_at),
+            "retryAt": None if status.retry_at is None else rfc3339(status.retry_at),
             "leadTimeP50": status.lead_time_p50,
             "leadTimeP90": status.lead_time_p90,
         },
     }
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _guarded(handler: Handler) -> Handler:

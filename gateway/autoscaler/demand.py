@@ -128,7 +128,8 @@ class Demand:
         if self._size > _SMALLEST and self.shadow.top < 0.15 * self._size:
             self._size //= 2
         quiet = now - self._claimed_at
-        self._review_at = now + min(max(quiet, self.horizon), _LONGEST_REVIEW)
+        foreseen = max(self.mixture.review_by(now, self.horizon), now + self.tick)
+        self._review_at = min(now + min(max(quiet, self.horizon), _LONGEST_REVIEW), foreseen)
         self._last = Forecast(now, self.horizon, 0.0, q, self.follower.level, "")
         return self._last
 

@@ -7,7 +7,7 @@ from collections import deque
 
 import numpy as np
 
-from gateway.autoscaler.forecast import Floats, negative_binomial
+from gateway.autoscaler.forecast import Floats, Unforeseeing, negative_binomial
 from gateway.autoscaler.window import RollingCount
 
 _SAMPLE = 10.0  # seconds between samples of the rolling count
@@ -19,7 +19,7 @@ def _unit(size: int) -> Floats:
     return out
 
 
-class RollingQuantile:
+class RollingQuantile(Unforeseeing):
     """The distribution of H-second counts over the last `span` seconds: the next horizon will be like one of those.
 
     Sources: Autopilot's moving-window recommender (Rzadca et al., EuroSys 2020), and Intelligent Pooling's empirical
@@ -69,7 +69,7 @@ class RollingQuantile:
         return out
 
 
-class FastSlow:
+class FastSlow(Unforeseeing):
     """Negative binomial around max(slow, 0.6 fast + 0.4 slow), with a dispersion learned from its own errors.
 
     The two rates are exponentially weighted means of 1 and 15 minutes; a burst lifts the forecast at once, and the slow

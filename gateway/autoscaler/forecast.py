@@ -32,6 +32,18 @@ class Forecaster(Protocol):
         """P(claims in (now, now + horizon] = 0 .. size - 1)."""
         ...
 
+    def review_by(self, now: float, horizon: float) -> float:
+        """When its forecast will change though nothing happens; infinity if it will not."""
+        ...
+
+
+class Unforeseeing:
+    """For experts that look back only."""
+
+    def review_by(self, now: float, horizon: float) -> float:
+        """Never: only claims and silence change what they foretell."""
+        return math.inf
+
 
 def quantile_of(probabilities: Floats, q: float) -> int:
     """The least count that covers a share `q`; the array's length when it does not reach that far."""

@@ -19,7 +19,8 @@ from gateway.autoscaler.rates import RateBelief
 _ETA = 2.0  # how sharply losses (in units of the mean loss) turn into weights
 _SHARE = 0.01  # of the whole, kept by every expert
 _MEMORY = 6 * 3600.0  # seconds; how long a loss counts
-_SCORE_EVERY = 60.0  # seconds, at least, between the horizons that are scored
+_SCORE_EVERY = 60.0  # seconds in the mean between the horizons that are scored
+_GOLDEN = 0.6180339887498949  # spreads those evenly over any period, so that no timer falls between them for ever
 _BELOW = 0.02  # an expert with less weight than this is scored but not mixed in
 
 
@@ -41,6 +42,7 @@ class Mixture:
         self._due = [-math.inf] * (n - 1)
         self._size = 0
         self._opened_at = -math.inf
+        self._open_after = self._phase = 0.0
         self._mixed: list[float] = []
         self._weigh()
         self._pending: tuple[float, float, list[int], int] | None = None  # (closes at, q, per expert, mixed)
@@ -81,7 +83,7 @@ class Mixture:
         Values are linear in the distribution, so they are mixed as the distributions would be. Remembers the experts'
         `q` quantiles, when the last scored horizon lies back far enough, for scoring.
         """
-        if self._pending is None and now - self._opened_at >= _SCORE_EVERY:
+        if self._pending is None and not 0.0 <= now - self._opened_at < self._open_after:
             self._open(now, horizon, size, q)
         if size != self._size:
             self._size, self._due = size, [-math.inf] * len(self._due)
@@ -104,6 +106,10 @@ class Mixture:
                 mixed += weight * expert.probabilities(now, horizon, size)
         return mixed
 
+    def review_by(self, now: float, horizon: float) -> float:
+        """When the forecast will change by itself, because an expert foresees an event; infinity if never."""
+        return min(expert.review_by(now, horizon) for expert in self.experts)
+
     def _open(self, now: float, horizon: float, size: int, q: float) -> None:
         """Write down what each expert and the mixture foretell for the horizon that begins now."""
         each = [expert.probabilities(now, horizon, size) for expert in self.experts]
@@ -112,11 +118,13 @@ class Mixture:
             mixed += weight * probabilities
         self._pending = (now + horizon, q, [quantile_of(p, q) for p in each], quantile_of(mixed, q))
         self._opened_at = now
+        self._phase = (self._phase + _GOLDEN) % 1.0
+        self._open_after = _SCORE_EVERY * (0.25 + 1.5 * self._phase)
         self._counted = 0
 
     def _weigh(self) -> None:
         """The weights that are mixed with: those that matter, summing to 1."""
-        raw = [w if w >= _BELOW or i == 0 else 0.0 for i, w in enumerate(self.weights.tolist())]
+        raw = [w if w >= _BELOW else 0.0 for w in self.weights.tolist()]
         total = sum(raw)
         self._mixed = [w / total for w in raw]
 

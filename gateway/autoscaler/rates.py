@@ -19,7 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from gateway.autoscaler.forecast import Floats, counts_up_to, log_factorials
+from gateway.autoscaler.forecast import Floats, Unforeseeing, counts_up_to, log_factorials
 
 RATES: Floats = np.logspace(-5.0, 2.5, 76)  # claims a second: one a day to 316, in steps of 26 %
 _LOG_RATES: Floats = np.log(RATES)
@@ -67,7 +67,7 @@ def erlang_values(horizon: float, size: int) -> Floats:
     return np.ascontiguousarray((load * (blocked[:-1] - blocked[1:])).T)
 
 
-class RateBelief:
+class RateBelief(Unforeseeing):
     """Filters over RATES at each of HAZARDS. Time of day is UTC's; 40 kB of state."""
 
     name = "rates"

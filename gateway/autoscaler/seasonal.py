@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import deque
 
 import numpy as np
+import numpy.typing as npt
 
-from gateway.autoscaler.forecast import Floats, negative_binomial
+from gateway.autoscaler.forecast import Floats, Unforeseeing, negative_binomial
 
 _QUARTER = 900.0
 _QUARTERS_A_WEEK = 672
 _QUARTERS_A_DAY = 96
 
 
-class WeekProfile:
+class WeekProfile(Unforeseeing):
     """The same quarter hour of the week and of the day before, as a gamma-Poisson estimate with exponential forgetting.
 
     Each quarter hour keeps discounted claims and exposure; the week's slot leans on the day's, and the day's on the
@@ -74,11 +76,13 @@ class Timers:
     """
 
     name = "timers"
-    fresh = 5.0
+    _EARLY = 2.0  # seconds; ticks round up when an episode began, and orders wait for a tick
+    fresh = 1.0
 
     def __init__(self, horizon: float, keep: int = 96) -> None:
         self._horizon = horizon
         self._gaps: deque[float] = deque(maxlen=keep)
+        self._sorted: list[float] = []
         self._sizes: deque[int] = deque(maxlen=keep)
         self._began = self._last = -math.inf
         self._size = 0
@@ -91,31 +95,39 @@ class Timers:
             if self._size:
                 self._sizes.append(self._size)
                 self._gaps.append(now - self._began)
+                self._sorted = sorted(self._gaps)
             self._began, self._size = now, 0
         self._last = now
         self._size += claims
 
+    def review_by(self, now: float, horizon: float) -> float:
+        """A horizon before the next time at which an episode has begun before, counted from the last one."""
+        gaps, ahead = self._sorted, now - self._began + horizon + self._EARLY
+        at = bisect_right(gaps, ahead)
+        return self._began + gaps[at] - horizon - self._EARLY if at < len(gaps) else math.inf
+
     def probabilities(self, now: float, horizon: float, size: int) -> Floats:
         """P(claims in (now, now + horizon] = 0 .. size - 1)."""
         out = np.zeros(size)
-        if len(self._gaps) < 4:
+        if len(self._sorted) < 4:
             out[0] = 1.0
             return out
         silent = now - self._began
-        gaps = np.fromiter(self._gaps, np.float64, len(self._gaps))
-        longer = int(np.count_nonzero(gaps > silent))
-        soon = int(np.count_nonzero((gaps > silent) & (gaps <= silent + horizon)))
-        begins = (soon + 0.02) / (longer + 1.0)
+        passed = bisect_right(self._sorted, silent)
+        soon = bisect_right(self._sorted, silent + horizon + self._EARLY) - passed
+        begins = (soon + 0.02) / (len(self._sorted) - passed + 1.0)
+        if passed == len(self._sorted):
+            begins = 0.02  # silent for longer than ever: nothing is known
         sizes = np.fromiter(self._sizes, np.int64, len(self._sizes))
-        out += np.bincount(np.minimum(sizes, size - 1), minlength=size)[:size] * (begins / len(sizes))
+        out += self._histogram(sizes, size) * begins
         running = self._size if now - self._last <= horizon else 0
-        if running:  # what is still to come of the episode that is running
-            rest = np.maximum(sizes[sizes > running] - running, 0)
-            share = len(rest) / len(sizes)
-            if len(rest):
-                more = np.bincount(np.minimum(rest, size - 1), minlength=size)[:size] * ((1.0 - begins) / len(sizes))
-                out += more
-            out[0] += (1.0 - begins) * (1.0 - share)
-        else:
-            out[0] += 1.0 - begins
+        rest = sizes[sizes > running] - running if running else sizes[:0]
+        out += self._histogram(rest, size) * ((1.0 - begins) * len(rest) / len(sizes))
+        out[0] += (1.0 - begins) * (1.0 - len(rest) / len(sizes))
         return out
+
+    @staticmethod
+    def _histogram(values: npt.NDArray[np.int64], size: int) -> Floats:
+        """Shares of the values, those beyond the end counted at the end."""
+        counts: Floats = np.bincount(np.minimum(values, size - 1), minlength=size) / max(len(values), 1)
+        return counts

@@ -27,11 +27,14 @@ import numpy.typing as npt
 from gateway.autoscaler.forecast import Floats, counts_up_to
 
 THRESHOLDS: Floats = np.logspace(-0.6, -4.6, 17)
-_MEMORY = 7 * 86400.0  # seconds; how long a rule's idle seconds and misses count
+_MEMORY = 7 * 86400.0  # seconds; how long a rule's idle seconds and misses count, at most
+_SHORTEST = 3600.0  # and at least
+_REMEMBERED = 500.0  # claims; while fewer are remembered, none are forgotten early: they say too little about misses
+_YOUTH = 2.0  # of all time so far, this part counts: what a rule did before the experts had learned is soon forgotten
 _CHOOSE_EVERY = 60.0  # seconds
 _MARGIN = 0.03  # another rule must be this much cheaper before it is followed
 _COLUMNS = np.arange(len(THRESHOLDS))
-_ENOUGH = 200.0  # claims before anything but the first guess is followed
+_ENOUGH = 50.0  # claims before anything but the first guess is followed
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ class Shadow:
         self._ready: Floats = self.levels.copy()
         self._position: Floats = self.levels.copy()  # ready and starting: what is paid for
         self._orders: deque[tuple[float, Floats]] = deque()  # (ready at, sandboxes per rule), oldest first
-        self._since = 0.0
+        self._since = self._age = 0.0
 
     def observe(self, now: float, elapsed: float, claims: int) -> None:
         """`claims` came in the `elapsed` seconds that end at `now`, while `levels` stood."""
@@ -108,7 +111,11 @@ class Shadow:
             self._choose()
 
     def _choose(self) -> None:
-        keep = 1.0 - min(self._since / _MEMORY, 1.0)
+        self._age += self._since
+        memory = min(max(self._age / _YOUTH, _SHORTEST), _MEMORY)
+        if self.claims < _REMEMBERED:
+            memory = _MEMORY
+        keep = 1.0 - min(self._since / memory, 1.0)
         self._since = 0.0
         self.served *= keep
         self.idle *= keep

@@ -122,6 +122,7 @@ class Reservation:
     restored: str | None = None  # for x-wakegate-restored: "none" or the time of the snapshot
     queue_s: float = 0.0
     claim_s: float = 0.0
+    restore_s: float = 0.0
 
 
 class Activator:
@@ -221,7 +222,8 @@ class Activator:
             route = self._route(opened)
         await route.enter()
         waited = perf_counter() - began
-        return Reservation(route, opened.start, opened.restored, max(0.0, waited - opened.claim_s), opened.claim_s)
+        queue_s = max(0.0, waited - opened.claim_s - opened.restore_s)
+        return Reservation(route, opened.start, opened.restored, queue_s, opened.claim_s, opened.restore_s)
 
     def _route(self, opened: Opened) -> Route:
         session, sandbox = opened.session, opened.sandbox

@@ -288,10 +288,11 @@ def response_fields(headers: Headers, route: Route, upstream_ms: float) -> Heade
 
 def tell_start(headers: Headers, exchange: Exchange, reservation: Reservation, connected: float) -> None:
     """How the sandbox came to be, and the stages before it was connected."""
-    queue, claim = reservation.queue_s * 1e3, reservation.claim_s * 1e3
-    connect = max(0.0, (connected - exchange.began_exactly) * 1e3 - queue - claim)
+    queue, claim, restore = reservation.queue_s * 1e3, reservation.claim_s * 1e3, reservation.restore_s * 1e3
+    connect = max(0.0, (connected - exchange.began_exactly) * 1e3 - queue - claim - restore)
     name, upstream = headers.pop()
-    stages = b"queue;dur=%.3f, claim;dur=%.3f, connect;dur=%.3f, %b" % (queue, claim, connect, upstream)
+    restored = b"restore;dur=%.3f, " % restore if restore else b""
+    stages = b"queue;dur=%.3f, claim;dur=%.3f, %bconnect;dur=%.3f, %b" % (queue, claim, restored, connect, upstream)
     headers += ((name, stages), (b"x-wakegate-start", reservation.start.value.encode("ascii")))
     if reservation.restored is not None:
         headers.append((b"x-wakegate-restored", reservation.restored.encode("ascii")))

@@ -86,7 +86,7 @@ def test_sockets_have_a_place_short_enough_to_bind(tmp_path: Path) -> None:
         assert os.stat(folders.run).st_mode & 0o777 == 0o700
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path)
-        folders.clear_leftovers()
+        folders.clear_sockets()
         assert not os.path.exists(path)
     finally:
         folders.close()

@@ -68,10 +68,14 @@ def thin(counts: Floats, scale: float, seed: int) -> Floats:
 
 
 def read_traces(argument: str, seed: int = 1) -> list[Trace]:
-    """The traces of `PATH[:scale=X][:days=N]`; a file of functions holds many.
+    """The traces of `PATH[:scale=X][:days=N]` (a file of functions holds many), or of `synthetic:NAME`.
 
     Raises BadRequestError with the file, the line and what would be right.
     """
+    if argument.startswith("synthetic:"):
+        from gateway.autoscaler.replay import synthetic  # it builds on this module's Trace
+
+        return [synthetic.make(argument.removeprefix("synthetic:"), seed)]
     path, *options = argument.split(":")
     scale, days = 1.0, None
     for option in options:

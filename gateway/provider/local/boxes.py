@@ -8,7 +8,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -49,6 +49,7 @@ class Box:
     state: BoxState = BoxState.WARM
     start: StartKind = StartKind.WARM
     session_id: SessionId | None = None
+    keeps_workspace: bool = False  # its end leaves the workspace where it is
 
     @property
     def is_alive(self) -> bool:
@@ -118,10 +119,20 @@ class Boxes:
         return box
 
     async def clear(self, box: Box) -> None:
-        """End it and remove all it had. Its workspace goes to the trash in one rename."""
-        await self._clear(box.process, box.group, box.endpoint.uds or "", box.workspace)
+        """End it and remove all it had. Its workspace goes to the trash in one rename, unless it is to be kept."""
+        await self._clear(
+            box.process, box.group, box.endpoint.uds or "", box.workspace, keep=lambda: box.keeps_workspace
+        )
 
-    async def _clear(self, process: Process | None, group: Cgroup, path: str, workspace: Path) -> None:
+    async def _clear(
+        self,
+        process: Process | None,
+        group: Cgroup,
+        path: str,
+        workspace: Path,
+        *,
+        keep: Callable[[], bool] = lambda: False,
+    ) -> None:
         try:
             if process is not None:
                 await process.end()
@@ -133,7 +144,8 @@ class Boxes:
                 os.unlink(path)
             except FileNotFoundError:
                 pass
-            self._folders.discard(workspace)
+            if not keep():  # asked last: it may have been decided while the processes ended
+                self._folders.discard(workspace)
 
     def _end_escaped(self, group: Cgroup, workspace: Path) -> None:
         """Without a pid namespace, what left picod's session is found by its group and by the mark it inherited."""

@@ -5,6 +5,7 @@ STATE/owner         a random name, made once: marks processes and control groups
 STATE/run/          sockets (0700); a private folder in the temporary directory when STATE's path is too long
 STATE/etc/          the made-up files of /etc that sandboxes see
 STATE/workspaces/   one folder per sandbox (0700)
+STATE/parked/       workspaces of sessions that sleep, by session; moved by renaming, never copied
 STATE/trash/        workspaces waiting for their deletion; renamed here, so a crash leaves none half-deleted
 """
 
@@ -19,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gateway.errors import SettingsError
-from gateway.model import SandboxId
+from gateway.model import SandboxId, SessionId
 from gateway.provider.local import bwrap, trees
 
 SOCKET_PATH_MAX = 107  # bytes: sun_path holds 108 with its final zero
@@ -32,7 +33,8 @@ class Folders:
         self._lock = lock
         self.state = state
         self.workspaces, self.trash, self.etc = state / "workspaces", state / "trash", state / "etc"
-        for folder in (self.workspaces, self.trash, self.etc):
+        self.parked = state / "parked"
+        for folder in (self.workspaces, self.parked, self.trash, self.etc):
             _private(folder)
         self.owner = _owner_name(state)
         self.run = _run_folder(state, self.owner)
@@ -92,6 +94,29 @@ class Folders:
         except FileNotFoundError:
             pass
 
+    def park(self, workspace: Path, session: SessionId) -> None:
+        """Keep a workspace under its session's name. If part of it is there already, the two parts are joined."""
+        os.chmod(workspace, 0o700)
+        target = self.parked / session
+        if target.exists():
+            trees.move_children(workspace, target)
+            workspace.rmdir()
+        else:
+            os.rename(workspace, target)
+
+    def unpark(self, session: SessionId, workspace: Path) -> None:
+        """Move what was parked into the workspace of a new sandbox, whose folder is bound and so cannot be replaced.
+
+        Raises FileNotFoundError when nothing is parked. Broken off half-way, `park` joins the parts again.
+        """
+        source = self.parked / session
+        trees.move_children(source, workspace)
+        source.rmdir()
+
+    def leftovers(self) -> dict[SandboxId, Path]:
+        """Workspaces that an earlier life left."""
+        return {SandboxId(folder.name): folder for folder in self.workspaces.iterdir()}
+
     def empty_trash(self) -> None:
         """Delete what was discarded; runs in a thread of its own. Raises OSError for what cannot be deleted."""
         trees.delete_children(str(self.trash))
@@ -107,12 +132,10 @@ class Folders:
         """Write down where control groups are about to be made."""
         (self.state / "cgroups").write_text("\n".join(bases))
 
-    def clear_leftovers(self) -> None:
-        """Remove sockets and discard workspaces of an earlier life. Only when nothing of it runs any more."""
+    def clear_sockets(self) -> None:
+        """Remove sockets of an earlier life. Only when nothing of it runs any more."""
         for entry in os.scandir(self.run):
             os.unlink(entry.path)
-        for workspace in list(self.workspaces.iterdir()):
-            self.discard(workspace)
 
 
 def _private(folder: Path) -> None:

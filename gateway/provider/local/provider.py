@@ -65,6 +65,7 @@ class LocalProvider:
         self._pools: dict[RuntimeKey, _Pool] = {}
         self._all: dict[SandboxId, Box] = {}
         self._endings: dict[SandboxId, asyncio.Task[None]] = {}
+        self._orphans: dict[SandboxId, Path] = {}  # workspaces of bound sandboxes that ended, until somebody decides
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watchers: set[asyncio.Queue[SandboxEvent | None]] = set()
         self._gate = StartGate(refills=2 * (os.cpu_count() or 1))
@@ -100,6 +101,7 @@ class LocalProvider:
             self._sandbox_python,
             self._start_timeout,
         )
+        self._orphans = self._folders.leftovers()
         self._running = True
         self._spawn(self._empty_trash(self._folders))
         self._trash_wanted.set()
@@ -119,6 +121,8 @@ class LocalProvider:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for box in self._all.values():
+            box.keeps_workspace = box.state is BoxState.CLAIMED  # for the next life to decide over
         await asyncio.gather(*(self._end(box) for box in list(self._all.values())), return_exceptions=True)
         for queue in self._watchers:
             queue.put_nowait(None)
@@ -184,6 +188,47 @@ class LocalProvider:
         box = self._all.get(sandbox_id)
         if box is not None:
             await self._end(box)
+        self._discard_orphan(sandbox_id)
+
+    async def park(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """End the sandbox, if it still runs, and keep its workspace. Returns a reference; None: it is gone already."""
+        box = self._all.get(sandbox_id)
+        if box is not None:
+            box.keeps_workspace = True
+            await self._end(box)
+        workspace = self._orphans.pop(sandbox_id, None)
+        if workspace is None:
+            return None
+        assert self._folders is not None
+        await asyncio.to_thread(self._folders.park, workspace, session_id)
+        return session_id
+
+    async def unpark(self, reference: str, sandbox_id: SandboxId) -> None:
+        """Move a parked workspace into a sandbox's. Raises SandboxStartError when either is not there."""
+        box = self._all.get(sandbox_id)
+        if box is None or self._folders is None:
+            raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was there")
+        try:
+            await asyncio.to_thread(self._folders.unpark, SessionId(reference), box.workspace)
+        except OSError as error:
+            raise SandboxStartError(f"the workspace of session {reference} cannot be moved: {error}") from error
+
+    async def drop_parked(self, reference: str) -> None:
+        """Delete a parked workspace; absent is success."""
+        if self._folders is not None:
+            self._folders.discard(self._folders.parked / reference)
+            self._trash_wanted.set()
+
+    async def drop_leftovers(self) -> None:
+        """Delete the workspaces of ended sandboxes that nobody parked."""
+        for sandbox_id in list(self._orphans):
+            self._discard_orphan(sandbox_id)
+
+    def _discard_orphan(self, sandbox_id: SandboxId) -> None:
+        workspace = self._orphans.pop(sandbox_id, None)
+        if workspace is not None and self._folders is not None:
+            self._folders.discard(workspace)
+            self._trash_wanted.set()
 
     async def resize(self, runtime: RuntimeKey, warm: int) -> None:
         """Set the number of warm sandboxes. Raises RuntimeNotFoundError."""
@@ -296,6 +341,7 @@ class LocalProvider:
             return
         reason = box.end_reason()
         if box.state is BoxState.CLAIMED:
+            box.keeps_workspace = True  # until it is parked or released
             log.info("sandbox %s of session %s %s", box.id, box.session_id, reason)
             for queue in self._watchers:
                 queue.put_nowait(SandboxEvent(box.id, box.session_id, reason))
@@ -332,6 +378,8 @@ class LocalProvider:
         except (OSError, TimeoutError) as error:
             log.error("sandbox %s could not be cleared away: %s; the next start does", box.id, error)
         finally:
+            if box.keeps_workspace:
+                self._orphans[box.id] = box.workspace
             self._all.pop(box.id, None)
             self._endings.pop(box.id, None)
             self._trash_wanted.set()
@@ -360,7 +408,7 @@ class LocalProvider:
         stuck = [group for group in leftovers if not group.remove()]
         if stuck or not gone:
             log.warning("processes of an earlier gateway do not end; their control groups stay until they do")
-        folders.clear_leftovers()
+        folders.clear_sockets()
         # Once and here: in sandboxes the code is read-only, and without bytecode each of them would compile it anew.
         compileall.compile_dir(pythons.picod_folder(), quiet=2)
         groups = CgroupTree.open(folders.owner)

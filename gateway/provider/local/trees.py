@@ -77,3 +77,27 @@ def _open_writable(parent: int, name: bytes) -> int:
         return os.open(".", os.O_RDONLY | _FOLDER, dir_fd=handle)
     finally:
         os.close(handle)
+
+
+def move_children(source: os.PathLike[str], target: os.PathLike[str]) -> None:
+    """Move every entry of one folder of ours into another on the same filesystem, each by one rename.
+
+    Modes and times of the entries stay. Raises OSError; what was moved until then is in `target`, the rest in `source`.
+    """
+    os.chmod(source, 0o700)
+    old = os.open(source, os.O_RDONLY | _FOLDER)
+    try:
+        new = os.open(target, os.O_RDONLY | _FOLDER)
+        try:
+            for name in map(os.fsencode, os.listdir(old)):
+                mode = os.stat(name, dir_fd=old, follow_symlinks=False).st_mode
+                shut = stat.S_ISDIR(mode) and not mode & stat.S_IWUSR
+                if shut:  # moving a folder rewrites its "..": it must be writable for that moment
+                    os.chmod(name, stat.S_IMODE(mode) | stat.S_IWUSR, dir_fd=old)
+                os.rename(name, name, src_dir_fd=old, dst_dir_fd=new)
+                if shut:
+                    os.chmod(name, stat.S_IMODE(mode), dir_fd=new)
+        finally:
+            os.close(new)
+    finally:
+        os.close(old)
