@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -273,6 +274,16 @@ async def test_idle_follows_touches_states_and_timeouts(store: SessionStore) -> 
 
     await store.put(session("hibernated", version=2))
     assert await ids(store.idle(T0 + 900)) == ["hibernated", "same"]
+
+
+async def test_idle_is_exact_to_the_last_bit(store: SessionStore) -> None:
+    """No store rounds the moment: it is due at idle_at, and not one representable instant earlier."""
+    stored = await store.put(session(last_active_at=T0 + 0.123456, idle_timeout=0.7))
+    await store.touch_many({stored.id: T0 + 0.7654321})
+    due = T0 + 0.7654321 + 0.7
+
+    assert await ids(store.idle(math.nextafter(due, 0))) == []
+    assert await ids(store.idle(due)) == ["s1"]
 
 
 async def test_expired_gives_all_but_terminated_soonest_first(store: SessionStore) -> None:

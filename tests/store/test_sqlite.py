@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import random
 import shutil
 import sqlite3
@@ -302,6 +303,20 @@ async def test_stores_that_start_at_once_agree_on_the_file(path: Path) -> None:
         await asyncio.gather(*(store.put(session(f"s{n}")) for n, store in enumerate(stores)))
         assert len([each async for each in stores[0].sessions()]) == 10
         await asyncio.gather(*(store.aclose() for store in stores))
+
+
+async def test_store_waits_while_another_process_opens_the_file(path: Path) -> None:
+    """Two that turn a new file into a write-ahead logged one at once: sqlite would tell the second that it is locked."""
+    path.parent.mkdir()
+    store = SqliteStore(path, ManualClock(T0))
+    with open(f"{path}-lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        opening = asyncio.create_task(store.start())
+        _, waiting = await asyncio.wait({opening}, timeout=0.3)
+        assert waiting == {opening}
+    await opening
+    await store.ping()
+    await store.aclose()
 
 
 async def test_full_disk_is_told_and_heals(tmp_path: Path) -> None:
