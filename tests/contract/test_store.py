@@ -279,8 +279,8 @@ async def test_idle_follows_touches_states_and_timeouts(store: SessionStore) -> 
 async def test_idle_is_exact_to_the_last_bit(store: SessionStore) -> None:
     """No store rounds the moment: it is due at idle_at, and not one representable instant earlier."""
     stored = await store.put(session(last_active_at=T0 + 0.123456, idle_timeout=0.7))
-    await store.touch_many({stored.id: T0 + 0.7654321})
-    due = T0 + 0.7654321 + 0.7
+    await store.touch_many({stored.id: T0 + 0.76548})
+    due = T0 + 0.76548 + 0.7
 
     assert await ids(store.idle(math.nextafter(due, 0))) == []
     assert await ids(store.idle(due)) == ["s1"]

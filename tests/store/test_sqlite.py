@@ -306,7 +306,7 @@ async def test_stores_that_start_at_once_agree_on_the_file(path: Path) -> None:
 
 
 async def test_store_waits_while_another_process_opens_the_file(path: Path) -> None:
-    """Two that turn a new file into a write-ahead logged one at once: sqlite would tell the second that it is locked."""
+    """Two at once would both turn a new file to write-ahead logging, and sqlite would tell one that it is locked."""
     path.parent.mkdir()
     store = SqliteStore(path, ManualClock(T0))
     with open(f"{path}-lock", "w") as lock:
