@@ -214,6 +214,8 @@ class Activator:
         else:
             current = self.routes.get(target.session_id)
             if current is not None and not current.closed:
+                if target.runtime is not None and target.runtime != current.runtime:
+                    raise _not_found(target.session_id, target.runtime)
                 await current.enter()
                 return Reservation(current, StartKind.LIVE, queue_s=perf_counter() - began)
             opened = await self._join_flight(target.session_id, gone)
