@@ -8,12 +8,6 @@ from urllib.parse import unquote, urlsplit
 from gateway.clock import Clock
 from gateway.errors import SettingsError
 from gateway.interfaces import SessionStore
-from gateway.store.cached import CachedStore
-from gateway.store.redis import RedisStore
-from gateway.store.redis_client import make_client, redacted
-from gateway.store.sqlite import SqliteStore
-
-__all__ = ["CachedStore", "RedisStore", "SqliteStore", "make_store"]
 
 
 def make_store(url: str, clock: Clock, *, prefix: str = "wakegate") -> SessionStore:
@@ -21,13 +15,21 @@ def make_store(url: str, clock: Clock, *, prefix: str = "wakegate") -> SessionSt
 
     Redis takes the forms of redis_client; `prefix` begins its keys. Raises SettingsError for any other URL.
     """
+    # Drivers are loaded when they are asked for: redis-py alone costs a gateway on sqlite start time and memory.
     scheme = url.partition(":")[0]
     if scheme == "sqlite":
+        from gateway.store.sqlite import SqliteStore
+
         path = unquote(urlsplit(url).path)
         if urlsplit(url).netloc or path in ("", "/"):
             raise SettingsError([f"store URL {url}: name a file, as in sqlite:///var/lib/wakegate/sessions.db"])
         return SqliteStore(Path(path), clock)
     if scheme.partition("+")[0] in ("redis", "rediss", "unix"):
+        from gateway.store.redis import RedisStore
+        from gateway.store.redis_client import make_client
+
         make_client(url)  # nothing is dialled: only to have a wrong URL told at the start
         return RedisStore(url, clock, prefix)
-    raise SettingsError([f"store URL {redacted(url)}: begin it with sqlite:, redis:, rediss:, or unix:"])
+    parts = urlsplit(url)
+    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    raise SettingsError([f"store URL {shown}: begin it with sqlite:, redis:, rediss: or unix:"])

@@ -15,7 +15,9 @@ from hypothesis import HealthCheck, example, given, settings
 from gateway.errors import BadRequestError, FencedOutError, StaleWriteError, StoreUnavailableError
 from gateway.interfaces import SessionStore
 from gateway.model import Kind, RuntimeKey, Session, SessionId, SessionState
-from gateway.store import CachedStore, RedisStore, SqliteStore
+from gateway.store.cached import CachedStore
+from gateway.store.redis import RedisStore
+from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock
 from tests.store.records import RUNTIME, T0, session, sessions
 from tests.store.redis_server import RedisServer

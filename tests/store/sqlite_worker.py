@@ -15,7 +15,7 @@ from pathlib import Path
 from gateway.clock import SystemClock
 from gateway.errors import StaleWriteError, StoreUnavailableError
 from gateway.model import SessionId
-from gateway.store import SqliteStore
+from gateway.store.sqlite import SqliteStore
 from tests.store.records import session
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from gateway.errors import StaleWriteError, StoreUnavailableError
 from gateway.model import Session, SessionId, SessionState
-from gateway.store import CachedStore, SqliteStore
+from gateway.store.cached import CachedStore
+from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock
 from tests.store.records import T0, session
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import SettingsError
-from gateway.store import RedisStore, SqliteStore, make_store
+from gateway.store import make_store
+from gateway.store.redis import RedisStore
+from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock
 from tests.store.records import session
 

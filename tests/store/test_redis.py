@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 from gateway.clock import SystemClock
 from gateway.errors import FencedOutError, SettingsError, StaleWriteError, StoreUnavailableError
 from gateway.model import RuntimeKey, SessionId, SessionState
-from gateway.store import RedisStore
+from gateway.store.redis import RedisStore
 from gateway.testing import ManualClock
 from tests.store.records import RUNTIME, T0, session
 from tests.store.redis_server import RedisServer, SentinelServer, cluster_port

@@ -17,8 +17,8 @@ import pytest
 
 from gateway.errors import StoreUnavailableError
 from gateway.model import RuntimeKey, SessionId, SessionState
-from gateway.store import SqliteStore
 from gateway.store import sqlite as statements
+from gateway.store.sqlite import SqliteStore
 from gateway.store.sqlite_file import SCHEMA_VERSION
 from gateway.testing import ManualClock
 from tests.store.records import RUNTIME, T0, session
