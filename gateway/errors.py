@@ -17,6 +17,13 @@
     │   └── DrainingError                        this gateway is shutting down
     ├── ActivationTimeoutError 504 ACTIVATION_TIMEOUT  no sandbox was ready within the hold rule
     ├── UpstreamTimeoutError 504 SANDBOX_TIMEOUT       the sandbox was silent for too long
+    ├── SnapshotError 500 SNAPSHOT_FAILED        a workspace could not be kept or given back
+    │   ├── SnapshotNotFoundError                it is not in the store
+    │   ├── SnapshotCorruptError                 what is in the store is not what was put there
+    │   ├── SnapshotKeyError                     it is encrypted with a key we were not given
+    │   ├── SnapshotTooLargeError 413            it is over the limit; the session stays awake
+    │   ├── SnapshotStoreFullError 507           the store has no room
+    │   └── SnapshotStoreUnavailableError 503    the store does not answer (Retry-After)
     ├── StaleWriteError                          the record changed since it was read (internal)
     ├── FencedOutError                           a newer lease holder exists (internal)
     └── SettingsError                            every wrong setting at once (start only)
@@ -158,6 +165,52 @@ class UpstreamTimeoutError(WakegateError):
 
     status = 504
     code = "SANDBOX_TIMEOUT"
+
+
+class SnapshotError(WakegateError):
+    """A workspace could not be kept, or not be given back."""
+
+    code = "SNAPSHOT_FAILED"
+
+
+class SnapshotNotFoundError(SnapshotError):
+    """The store has no such snapshot."""
+
+    code = "SNAPSHOT_NOT_FOUND"
+
+
+class SnapshotCorruptError(SnapshotError):
+    """What the store holds is not what was put there: cut short, longer, or changed."""
+
+    code = "SNAPSHOT_CORRUPT"
+
+
+class SnapshotKeyError(SnapshotError):
+    """The snapshot is encrypted with a key that this gateway was not given."""
+
+    code = "SNAPSHOT_KEY_MISSING"
+
+
+class SnapshotTooLargeError(SnapshotError):
+    """The snapshot is over the size limit; nothing was kept."""
+
+    status = 413
+    code = "SNAPSHOT_TOO_LARGE"
+
+
+class SnapshotStoreFullError(SnapshotError):
+    """The store has no room; nothing was kept."""
+
+    status = 507
+    code = "SNAPSHOT_STORE_FULL"
+
+
+class SnapshotStoreUnavailableError(SnapshotError):
+    """The store does not answer."""
+
+    status = 503
+    code = "SNAPSHOT_STORE_UNAVAILABLE"
+    retry_after = 1.0
 
 
 class StaleWriteError(WakegateError):

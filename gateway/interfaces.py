@@ -6,7 +6,7 @@ gateway/testing.py included.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from gateway.model import (
@@ -20,6 +20,8 @@ from gateway.model import (
     Session,
     SessionId,
     SessionState,
+    SnapshotRef,
+    StoredSnapshot,
 )
 
 
@@ -184,4 +186,31 @@ class RuntimeCatalog(Protocol):
 
     def all(self) -> Sequence[Runtime]:
         """All, by key."""
+        ...
+
+
+class SnapshotStore(Protocol):
+    """Keeps snapshots as streams of bytes. A put is atomic and never touches an earlier snapshot of the session."""
+
+    async def put(self, session_id: SessionId, chunks: AsyncIterator[bytes]) -> SnapshotRef:
+        """Keep the stream durably. If it fails, or this is cancelled, nothing is kept and nothing was changed.
+
+        Raises SnapshotTooLargeError, SnapshotStoreFullError, SnapshotStoreUnavailableError, and what `chunks` raises.
+        """
+        ...
+
+    def get(self, ref: SnapshotRef) -> AsyncGenerator[bytes, None]:
+        """The stream again. Whoever reads to the end without an error has what was put, and nothing else.
+
+        Pieces come before the whole was checked; the last one does not. So what was made of them counts only after
+        the end. Raises SnapshotNotFoundError, SnapshotCorruptError, SnapshotKeyError, SnapshotStoreUnavailableError.
+        """
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Forget a snapshot, by its `SnapshotRef.key`; absent is success. Raises SnapshotStoreUnavailableError."""
+        ...
+
+    def list(self) -> AsyncIterator[StoredSnapshot]:
+        """All there is, in no order. A put that is under way, or died, may show; its time tells which."""
         ...

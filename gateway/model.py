@@ -170,6 +170,41 @@ class Session:
         return self.last_active_at + self.idle_timeout
 
 
+class SnapshotRef(str):
+    """Where a snapshot is and what it must be: `KEY#SIZE-SHA256`, size in bytes. A plain text to whoever keeps it."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, key: str, size: int, sha256: str) -> SnapshotRef:
+        """Put one together."""
+        return cls(f"{key}#{size}-{sha256}")
+
+    @property
+    def key(self) -> str:
+        """Its name in the store; StoredSnapshot has the same."""
+        return self.rpartition("#")[0]
+
+    @property
+    def size(self) -> int:
+        """Bytes as stored."""
+        return int(self.rpartition("#")[2].partition("-")[0])
+
+    @property
+    def sha256(self) -> str:
+        """Of the bytes as stored, in hex."""
+        return self.rpartition("-")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSnapshot:
+    """Something in a snapshot store, half-written things included: what the sweep for orphans looks at."""
+
+    key: str
+    size: int
+    at: float  # when it was last written
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """The right to act on `name` until `expires_at`. `fence` only grows: a write with an older one is refused."""

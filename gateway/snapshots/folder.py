@@ -1,0 +1,177 @@
+"""Snapshots as files in a folder.
+
+A put writes `<name>.part`, brings it to the disk, renames it, and brings the rename to the disk. A process that dies
+in between leaves a `.part` file, which `list` shows like any other orphan. Several gateways may share the folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from gateway.errors import (
+    SnapshotNotFoundError,
+    SnapshotStoreFullError,
+    SnapshotStoreUnavailableError,
+)
+from gateway.model import SessionId, SnapshotRef, StoredSnapshot
+from gateway.snapshots.stream import BATCH, Meter, checked, gathered, in_thread, new_key
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_PART = ".part"
+_KEY = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}(\.part)?")  # other files in the folder are not ours
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class FolderStore:
+    """A SnapshotStore on a file system. The folder is made when the first snapshot comes."""
+
+    def __init__(self, folder: Path, *, max_size: int | None = None) -> None:
+        self._folder = folder
+        self._max_size = max_size
+
+    async def put(self, session_id: SessionId, chunks: AsyncIterator[bytes]) -> SnapshotRef:
+        """See SnapshotStore."""
+        meter = Meter(self._max_size)
+        key = new_key(session_id)
+        part = _Part(self._folder / key)
+        try:
+            await self._do(part.open)
+            async for batch in gathered(chunks):
+                meter.count(len(batch))
+                await self._do(part.write, batch, meter)
+            await self._do(part.commit)
+        except BaseException:
+            await in_thread(part.discard)
+            raise
+        return meter.ref(key)
+
+    async def get(self, ref: SnapshotRef) -> AsyncGenerator[bytes, None]:
+        """See SnapshotStore."""
+        async with aclosing(self._read(ref)) as pieces:
+            async for piece in checked(ref, pieces):
+                yield piece
+
+    async def _read(self, ref: SnapshotRef) -> AsyncGenerator[bytes, None]:
+        whole = _Whole(self._path(ref.key))
+        try:
+            while piece := await self._do(whole.read):
+                yield piece
+        finally:
+            whole.close()
+
+    async def delete(self, key: str) -> None:
+        """See SnapshotStore."""
+        path = self._path(key)
+        await self._do(_delete, path)
+
+    async def list(self) -> AsyncGenerator[StoredSnapshot, None]:
+        """See SnapshotStore."""
+        for found in await self._do(_entries, self._folder):
+            yield found
+
+    def _path(self, key: str) -> Path:
+        if not _KEY.fullmatch(key):
+            raise SnapshotNotFoundError(f"{key!r} names no snapshot of the folder {self._folder}")
+        return self._folder / key
+
+    async def _do(self, work: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
+        """Work in a thread, and say what an OSError means."""
+        try:
+            return await in_thread(work, *arguments, **named)
+        except FileNotFoundError as error:
+            raise SnapshotNotFoundError(f"snapshot {error.filename} does not exist") from error
+        except OSError as error:
+            if error.errno in _FULL:
+                raise SnapshotStoreFullError(
+                    f"the snapshot folder {self._folder} is full ({error.strerror}); make room there"
+                ) from error
+            raise SnapshotStoreUnavailableError(
+                f"the snapshot folder {self._folder} cannot be used: {error.strerror}"
+            ) from error
+
+
+class _Part:
+    """A file under way. All calls block and may raise OSError."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._part = path.with_name(path.name + _PART)
+        self._fd = -1
+
+    def open(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+    def write(self, data: bytearray, meter: Meter) -> None:
+        meter.hash(data)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+    def commit(self) -> None:
+        os.fsync(self._fd)
+        os.rename(self._part, self._path)
+        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        self._close()
+
+    def discard(self) -> None:
+        """Leave nothing. Also after `commit`, whose caller went away before it knew."""
+        self._close()
+        _delete(self._part)
+        _delete(self._path)
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class _Whole:
+    """A file to be read, opened by the first read. All calls block."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+
+    def read(self) -> bytes:
+        if self._fd < 0:
+            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.read(self._fd, BATCH)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
+def _delete(path: Path) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _entries(folder: Path) -> list[StoredSnapshot]:
+    try:
+        names = [name for name in os.listdir(folder) if _KEY.fullmatch(name)]
+    except FileNotFoundError:
+        return []
+    found = []
+    for name in names:
+        try:
+            status = os.stat(folder / name)
+        except FileNotFoundError:
+            continue  # deleted, or completed, meanwhile
+        found.append(StoredSnapshot(name, status.st_size, status.st_mtime))
+    return found

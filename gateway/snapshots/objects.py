@@ -1,0 +1,125 @@
+"""Snapshots in an object store (S3 and what speaks like it, Google Cloud Storage, Azure) through obstore.
+
+A put is one multipart upload, completed at the end or aborted; readers see an object whole or not at all. What a
+gateway that was killed had uploaded stays invisible and is the business of the bucket's lifecycle rule for incomplete
+uploads (AWS: AbortIncompleteMultipartUpload).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+
+import obstore
+from obstore import exceptions
+from obstore.store import ObjectStore as Driver
+from obstore.store import from_url
+
+from gateway.errors import (
+    SettingsError,
+    SnapshotError,
+    SnapshotNotFoundError,
+    SnapshotStoreUnavailableError,
+)
+from gateway.model import SessionId, SnapshotRef, StoredSnapshot
+from gateway.snapshots.stream import BATCH, Meter, checked, new_key
+
+_PART_SIZE = 8 << 20  # bytes; S3 takes 10,000 parts, so 80 GB
+_CONCURRENCY = 4  # parts on their way at once: 32 MB of memory a put
+
+
+class ObjectStore:
+    """A SnapshotStore on an object store. `driver` in place of the URL's own is for tests that share one."""
+
+    def __init__(self, url: str, *, max_size: int | None = None, driver: Driver | None = None) -> None:
+        self._url = url
+        self._max_size = max_size
+        try:
+            self._driver = driver or from_url(url)
+        except (exceptions.BaseError, ValueError) as error:
+            raise SettingsError(
+                [f"snapshot store {url}: {_first_line(error)}; take s3://BUCKET/PREFIX, gs://, az:// or a folder"]
+            ) from error
+
+    async def put(self, session_id: SessionId, chunks: AsyncIterator[bytes]) -> SnapshotRef:
+        """See SnapshotStore."""
+        meter = Meter(self._max_size)
+        key = new_key(session_id)
+        failed: list[BaseException] = []
+
+        async def metered() -> AsyncGenerator[bytes, None]:
+            try:
+                async for chunk in chunks:
+                    meter.count(len(chunk))
+                    await meter.hash_aside(chunk)
+                    yield chunk
+            except BaseException as error:
+                failed.append(error)
+                raise
+
+        with self._translated(key):
+            try:
+                await obstore.put_async(
+                    self._driver,
+                    key,
+                    metered(),
+                    use_multipart=True,
+                    chunk_size=_PART_SIZE,
+                    max_concurrency=_CONCURRENCY,
+                )
+            except Exception:
+                if failed:  # the source's own failure, as it was
+                    raise failed[0] from None
+                raise
+        return meter.ref(key)
+
+    async def get(self, ref: SnapshotRef) -> AsyncGenerator[bytes, None]:
+        """See SnapshotStore."""
+        async for piece in checked(ref, self._read(ref)):
+            yield piece
+
+    async def _read(self, ref: SnapshotRef) -> AsyncGenerator[bytes, None]:
+        with self._translated(ref.key):
+            found = await obstore.get_async(self._driver, ref.key)
+            pieces = found.stream(min_chunk_size=BATCH).__aiter__()
+        while True:
+            with self._translated(ref.key):
+                try:
+                    piece = bytes(await anext(pieces))
+                except StopAsyncIteration:
+                    return
+            yield piece
+
+    async def delete(self, key: str) -> None:
+        """See SnapshotStore."""
+        with self._translated(key), contextlib.suppress(FileNotFoundError):
+            await obstore.delete_async(self._driver, key)
+
+    async def list(self) -> AsyncGenerator[StoredSnapshot, None]:
+        """See SnapshotStore."""
+        pages = obstore.list(self._driver).__aiter__()
+        while True:
+            with self._translated("the list"):
+                try:
+                    page = await anext(pages)
+                except StopAsyncIteration:
+                    return
+            for item in page:
+                yield StoredSnapshot(item["path"], item["size"], item["last_modified"].timestamp())
+
+    @contextlib.contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except SnapshotError:
+            raise
+        except FileNotFoundError as error:
+            raise SnapshotNotFoundError(f"snapshot {what} is not in {self._url}") from error
+        except (exceptions.BaseError, OSError) as error:
+            raise SnapshotStoreUnavailableError(
+                f"the snapshot store {self._url} does not serve {what}: {_first_line(error)}"
+            ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).strip()

@@ -1,0 +1,159 @@
+"""Encryption at rest: a store around another, AES-256-GCM in chunks.
+
+The STREAM construction (Hoang, Reyhanitabar, Rogaway, Vizár: "Online Authenticated-Encryption and its Nonce-Reuse
+Misuse-Resistance", CRYPTO 2015), in the shape that Google Tink's AES-GCM-HKDF streaming gave it:
+
+    head    "wakegate-seal-1\\n" | name of the key (1 byte length) | its fingerprint (16) | salt (32)
+    chunk   AES-256-GCM(64 KiB of the stream, less in the last) with its tag (16)
+
+Each snapshot has a key of its own, HKDF-SHA256(operator's key, salt, head), so a nonce may count from zero:
+7 zero bytes | number of the chunk (4) | 1 for the last chunk, else 0. A chunk moved, left out, repeated or taken from
+another snapshot has the wrong nonce or key; a stream cut at a chunk's border lacks the chunk that says it is the last.
+2**32 chunks are 256 TiB. No chunk is given out before its tag was checked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from gateway.errors import SnapshotCorruptError, SnapshotKeyError
+from gateway.interfaces import SnapshotStore
+from gateway.model import SessionId, SnapshotRef, StoredSnapshot
+from gateway.snapshots.keys import SnapshotKeys
+from gateway.snapshots.stream import gathered, in_thread
+
+CHUNK = 64 << 10
+_TAG = 16
+_MAGIC = b"wakegate-seal-1\n"
+_FINGERPRINT, _SALT = 16, 32
+_LONGEST_HEAD = len(_MAGIC) + 1 + 64 + _FINGERPRINT + _SALT
+
+
+class SealedStore:
+    """A SnapshotStore that encrypts what it gives to `inner`. The limit of `inner` counts encrypted bytes."""
+
+    def __init__(self, inner: SnapshotStore, keys: SnapshotKeys) -> None:
+        self._inner = inner
+        self._keys = keys
+
+    async def put(self, session_id: SessionId, chunks: AsyncIterator[bytes]) -> SnapshotRef:
+        """See SnapshotStore."""
+        async with aclosing(self._seal(chunks)) as sealed:
+            return await self._inner.put(session_id, sealed)
+
+    async def _seal(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        head = make_head(self._keys)
+        cipher = Cipher(self._keys.keys[self._keys.current], head)
+        yield head
+        held = bytearray()  # the last chunk must be known as such, so one is always kept back
+        async for batch in gathered(chunks):
+            held += batch
+            whole = (len(held) - 1) // CHUNK * CHUNK
+            if whole > 0:
+                yield await in_thread(cipher.seal, bytes(held[:whole]), last=False)
+                del held[:whole]
+        yield await in_thread(cipher.seal, bytes(held), last=True)
+
+    async def get(self, ref: SnapshotRef) -> AsyncGenerator[bytes, None]:
+        """See SnapshotStore."""
+        held = bytearray()
+        async with aclosing(self._inner.get(ref)) as pieces:
+            while len(held) < _LONGEST_HEAD and (piece := await anext(pieces, b"")):
+                held += piece
+            try:
+                cipher = self._opener(ref, held)
+            except SnapshotKeyError:
+                async for _ in pieces:
+                    pass  # a head that makes no sense because the snapshot is damaged is told as that
+                raise
+            while True:
+                whole = (len(held) - 1) // (CHUNK + _TAG) * (CHUNK + _TAG)
+                if whole > 0:
+                    yield await in_thread(_opened, ref, cipher, bytes(held[:whole]), last=False)
+                    del held[:whole]
+                if not (piece := await anext(pieces, b"")):
+                    break
+                held += piece
+        rest = await in_thread(_opened, ref, cipher, bytes(held), last=True)
+        if rest:
+            yield rest
+
+    async def delete(self, key: str) -> None:
+        """See SnapshotStore."""
+        await self._inner.delete(key)
+
+    def list(self) -> AsyncIterator[StoredSnapshot]:
+        """See SnapshotStore."""
+        return self._inner.list()
+
+    def _opener(self, ref: SnapshotRef, held: bytearray) -> Cipher:
+        """Read the head off and find the key. Raises SnapshotKeyError, SnapshotCorruptError."""
+        if held[: len(_MAGIC)] != _MAGIC:
+            raise SnapshotKeyError(
+                f"snapshot {ref.key} is not encrypted, or not by Wakegate; a gateway with keys takes no other"
+            )
+        start = len(_MAGIC) + 1
+        end = start + held[start - 1]
+        if len(held) < end + _FINGERPRINT + _SALT:
+            raise SnapshotCorruptError(f"snapshot {ref.key} is damaged: its head is cut short")
+        name = bytes(held[start:end]).decode("ascii", "replace")
+        if name not in self._keys.keys:
+            raise SnapshotKeyError(
+                f"snapshot {ref.key} is encrypted with the key {name!r}, which this gateway was not given"
+                f" (it has {', '.join(self._keys.keys)}); add that key behind the present one"
+            )
+        if held[end : end + _FINGERPRINT] != self._keys.fingerprint(name):
+            raise SnapshotKeyError(
+                f"snapshot {ref.key} is encrypted with another key of the name {name!r} than this gateway was given"
+            )
+        head = bytes(held[: end + _FINGERPRINT + _SALT])
+        del held[: len(head)]
+        return Cipher(self._keys.keys[name], head)
+
+
+class Cipher:
+    """One snapshot's key and the number of its next chunk. Blocking."""
+
+    def __init__(self, key: bytes, head: bytes) -> None:
+        derived = HKDF(hashes.SHA256(), 32, salt=head[-_SALT:], info=head).derive(key)
+        self._aead = AESGCM(derived)
+        self._number = 0
+
+    def seal(self, data: bytes, *, last: bool) -> bytes:
+        """Encrypt whole chunks; with `last`, up to one chunk, none of it possible, that ends the stream."""
+        assert len(data) <= CHUNK if last else len(data) % CHUNK == 0
+        steps = range(0, max(len(data), 1), CHUNK)
+        return b"".join(self._aead.encrypt(self._nonce(last), data[at : at + CHUNK], None) for at in steps)
+
+    def open(self, data: bytes, *, last: bool) -> bytes:
+        """The inverse. Raises InvalidTag."""
+        size = CHUNK + _TAG
+        steps = range(0, max(len(data), 1), size)
+        return b"".join(self._aead.decrypt(self._nonce(last), data[at : at + size], None) for at in steps)
+
+    def _nonce(self, last: bool) -> bytes:
+        nonce = bytes(7) + self._number.to_bytes(4, "big") + bytes([last])  # OverflowError long after any limit
+        self._number += 1
+        return nonce
+
+
+def make_head(keys: SnapshotKeys) -> bytes:
+    """A fresh head for the present key."""
+    name = keys.current.encode("ascii")
+    return b"".join((_MAGIC, bytes([len(name)]), name, keys.fingerprint(keys.current), os.urandom(_SALT)))
+
+
+def _opened(ref: SnapshotRef, cipher: Cipher, data: bytes, *, last: bool) -> bytes:
+    try:
+        return cipher.open(data, last=last)
+    except InvalidTag:
+        raise SnapshotCorruptError(
+            f"snapshot {ref.key} is damaged: a part of it does not match its seal, or is missing"
+        ) from None
