@@ -20,8 +20,8 @@ _SMALLEST, _LARGEST = 32, 4096  # counts a distribution is kept for
 
 
 def _rounded(seconds: float) -> float:
-    """To steps of 10 %, so that a lead time that wobbles does not make every table anew."""
-    return round(1.1 ** round(math.log(max(seconds, 0.05), 1.1)), 3)
+    """Up to steps of 3 %, so that a lead time that wobbles does not make every table anew."""
+    return round(1.03 ** math.ceil(math.log(max(seconds, 0.05), 1.03) - 1e-9), 3)
 
 
 def make_experts(recent: RollingCount) -> list[Forecaster]:
@@ -85,7 +85,7 @@ class Demand:
 
     def set_lead(self, lead: float) -> None:
         """The measured lead time; small changes are ignored."""
-        if abs(_rounded(lead + self.tick) - self.horizon) > 1e-9:
+        if abs(lead / self.lead - 1.0) > 0.1:
             self.lead = self.shadow.lead = lead
             self.horizon = _rounded(lead + self.tick)
             self.recent.span = self.horizon

@@ -76,7 +76,6 @@ class Timers:
     """
 
     name = "timers"
-    _EARLY = 2.0  # seconds; ticks round up when an episode began, and orders wait for a tick
     fresh = 1.0
 
     def __init__(self, horizon: float, keep: int = 96) -> None:
@@ -101,10 +100,13 @@ class Timers:
         self._size += claims
 
     def review_by(self, now: float, horizon: float) -> float:
-        """A horizon before the next time at which an episode has begun before, counted from the last one."""
-        gaps, ahead = self._sorted, now - self._began + horizon + self._EARLY
+        """A horizon before the next time at which an episode has begun before, if gaps are even enough for a timer."""
+        gaps, ahead = self._sorted, now - self._began + horizon
+        n = len(gaps)
+        if n < 4 or gaps[3 * n // 4] - gaps[n // 4] > min(2.0 * horizon, gaps[n // 2] / 4.0):
+            return math.inf
         at = bisect_right(gaps, ahead)
-        return self._began + gaps[at] - horizon - self._EARLY if at < len(gaps) else math.inf
+        return self._began + gaps[at] - horizon if at < n else math.inf
 
     def probabilities(self, now: float, horizon: float, size: int) -> Floats:
         """P(claims in (now, now + horizon] = 0 .. size - 1)."""
@@ -114,7 +116,7 @@ class Timers:
             return out
         silent = now - self._began
         passed = bisect_right(self._sorted, silent)
-        soon = bisect_right(self._sorted, silent + horizon + self._EARLY) - passed
+        soon = bisect_right(self._sorted, silent + horizon) - passed
         begins = (soon + 0.02) / (len(self._sorted) - passed + 1.0)
         if passed == len(self._sorted):
             begins = 0.02  # silent for longer than ever: nothing is known

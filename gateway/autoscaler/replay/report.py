@@ -118,8 +118,8 @@ def markdown(results: Sequence[TraceResult]) -> str:
         "",
         (
             f"Lead time {s.lead:g} s, tick {s.tick:g} s; {s.warm_up:.0%} of each trace are warm-up, the rest "
-            "is scored. Idle: mean sandboxes ready and unclaimed, or given up while starting. In brackets: share of "
-            "the idle of the fixed pool that has the same hit rate in hindsight (a mixture of two sizes between integers)."
+            "is scored. Idle: mean sandboxes ready and unclaimed, or given up while starting. In brackets: share "
+            "of the idle of the fixed pool that has the same hit rate in hindsight (between integers a mixture)."
         ),
         "",
     ]
