@@ -39,13 +39,14 @@ async def test_sandboxes_do_not_outlive_a_killed_gateway(tmp_path: Path) -> None
 
 
 async def test_next_life_clears_what_a_killed_gateway_left(tmp_path: Path) -> None:
-    """Sockets, workspaces and control groups of the earlier life are gone; the pool fills as if nothing had been."""
+    """Sockets and control groups of the earlier life are gone, workspaces once nobody parked them; the pool fills."""
     await asyncio.to_thread(kill_a_gateway, tmp_path, "bubblewrap", "stubborn-x")
     state = tmp_path / "state"
     old = {path.name for path in (state / "workspaces").iterdir()}
     assert old
     async with serving(tmp_path, runtime(warm=1)) as provider:
         await filled(provider)
+        await provider.drop_leftovers()
         (sandbox,) = await provider.list()
         assert {path.name for path in (state / "workspaces").iterdir()} == {sandbox.id}
         groups = [path for path in Path("/sys/fs/cgroup").rglob("sb-*") if path.is_dir()]
