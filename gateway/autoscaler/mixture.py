@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gateway.autoscaler.forecast import Floats, Forecaster, pinball, quantile_of, values_of_stock
+from gateway.autoscaler.forecast import Floats, Forecaster, Unforeseeing, pinball, quantile_of, values_of_stock
 from gateway.autoscaler.rates import RateBelief
 
 _ETA = 2.0  # how sharply losses (in units of the mean loss) turn into weights
@@ -30,6 +30,7 @@ class Mixture:
     def __init__(self, first: RateBelief, others: Sequence[Forecaster] = (), favourite: float = 0.6) -> None:
         self._first = first
         self.experts: tuple[Forecaster, ...] = (first, *others)
+        self._foreseeing = [each for each in self.experts if not isinstance(each, Unforeseeing)]
         n = len(self.experts)
         rest = (1.0 - favourite) / max(n - 1, 1)
         self._prior = np.array([favourite] + [rest] * (n - 1)) if n > 1 else np.ones(1)
@@ -108,7 +109,7 @@ class Mixture:
 
     def review_by(self, now: float, horizon: float) -> float:
         """When the forecast will change by itself, because an expert foresees an event; infinity if never."""
-        return min(expert.review_by(now, horizon) for expert in self.experts)
+        return min([expert.review_by(now, horizon) for expert in self._foreseeing], default=math.inf)
 
     def _open(self, now: float, horizon: float, size: int, q: float) -> None:
         """Write down what each expert and the mixture foretell for the horizon that begins now."""

@@ -39,6 +39,12 @@ def _jump(elapsed: float) -> Floats:
     return 1.0 - np.exp(-HAZARDS * elapsed)[:, None]
 
 
+@lru_cache(maxsize=64)
+def _stay_half(horizon: float) -> Floats:
+    """[hazard]: the chance that the rate has not jumped half a horizon from now."""
+    return np.exp(-HAZARDS * horizon / 2.0)
+
+
 @lru_cache(maxsize=1024)
 def _evidence(elapsed: float, claims: int) -> tuple[Floats, Floats]:
     """The likelihood of the claims at each rate, up to a factor; and [hazard, rate], that times the chance to stay."""
@@ -135,10 +141,9 @@ class RateBelief(Unforeseeing):
 
     def _ahead(self, horizon: float) -> Floats:
         """The belief half a horizon ahead."""
-        jump = _jump(round(horizon / 2.0, 3))[:, 0] * self._weight
-        ahead: Floats = jump.sum() * self._prior
-        ahead += self._posterior
-        ahead -= jump @ self._belief
+        stay = self._weight * _stay_half(horizon)
+        ahead: Floats = stay @ self._belief
+        ahead += (1.0 - float(np.add.reduce(stay))) * self._prior
         return ahead
 
     def rate(self) -> float:

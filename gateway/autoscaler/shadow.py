@@ -99,7 +99,7 @@ class Shadow:
             ready += arrived
             self.idle += arrived * (now - at)
         if claims:
-            served = np.clip(ready, 0.0, claims)
+            served = np.minimum(np.maximum(ready, 0.0), claims)
             self.served += served
             self.claims += claims
             # Every pool refills as it is claimed from, without waiting for the next tick.
@@ -126,7 +126,7 @@ class Shadow:
     def update(self, now: float, values: Floats) -> None:
         """Set the rules' levels from what each further sandbox would save (claims per horizon)."""
         steps = values[1:] - values[:-1]
-        if steps.max() <= 0.0:
+        if np.maximum.reduce(steps) <= 0.0:
             wanted: Floats | npt.NDArray[np.int64] = np.searchsorted(-values, -THRESHOLDS)
         else:  # not falling throughout: the best total, since a second mode may or may not be worth the way to it
             gain = values.cumsum()[:, None] - _costs(len(values))
@@ -138,7 +138,7 @@ class Shadow:
     def _move(self, now: float) -> None:
         """Order what is missing; give up what is too much, the latest orders first."""
         missing = self.levels - self._position
-        low, high = float(missing.min()), float(missing.max())
+        low, high = float(np.minimum.reduce(missing)), float(np.maximum.reduce(missing))
         if high > 0.0:
             ordered = np.maximum(missing, 0.0)
             self._orders.append((now + self.lead, ordered))
