@@ -6,9 +6,9 @@ in between leaves a `.part` file, which `list` shows like any other orphan. Seve
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -20,13 +20,12 @@ from gateway.errors import (
     SnapshotStoreUnavailableError,
 )
 from gateway.model import SessionId, SnapshotRef, StoredSnapshot
-from gateway.snapshots.stream import BATCH, Meter, checked, gathered, in_thread, new_key
+from gateway.snapshots.stream import BATCH, KEY, Meter, checked, gathered, in_thread, new_key
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _PART = ".part"
-_KEY = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}(\.part)?")  # other files in the folder are not ours
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -78,7 +77,7 @@ class FolderStore:
             yield found
 
     def _path(self, key: str) -> Path:
-        if not _KEY.fullmatch(key):
+        if not KEY.fullmatch(key.removesuffix(_PART)):
             raise SnapshotNotFoundError(f"{key!r} names no snapshot of the folder {self._folder}")
         return self._folder / key
 
@@ -127,10 +126,15 @@ class _Part:
         self._close()
 
     def discard(self) -> None:
-        """Leave nothing. Also after `commit`, whose caller went away before it knew."""
-        self._close()
-        _delete(self._part)
-        _delete(self._path)
+        """Leave nothing, also after `commit`, whose caller went away before it knew. Raises nothing.
+
+        What cannot be deleted is an orphan that `list` shows; the failure that led here is the one to be told.
+        """
+        with contextlib.suppress(OSError):
+            self._close()
+        for path in (self._part, self._path):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
     def _close(self) -> None:
         if self._fd >= 0:
@@ -164,7 +168,7 @@ def _delete(path: Path) -> None:
 
 def _entries(folder: Path) -> list[StoredSnapshot]:
     try:
-        names = [name for name in os.listdir(folder) if _KEY.fullmatch(name)]
+        names = [name for name in os.listdir(folder) if KEY.fullmatch(name.removesuffix(_PART))]
     except FileNotFoundError:
         return []
     found = []

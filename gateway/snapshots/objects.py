@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
 
 import obstore
 from obstore import exceptions
@@ -22,7 +23,7 @@ from gateway.errors import (
     SnapshotStoreUnavailableError,
 )
 from gateway.model import SessionId, SnapshotRef, StoredSnapshot
-from gateway.snapshots.stream import BATCH, Meter, checked, new_key
+from gateway.snapshots.stream import BATCH, KEY, Meter, checked, new_key
 
 _PART_SIZE = 8 << 20  # bytes; S3 takes 10,000 parts, so 80 GB
 _CONCURRENCY = 4  # parts on their way at once: 32 MB of memory a put
@@ -57,8 +58,8 @@ class ObjectStore:
                 failed.append(error)
                 raise
 
-        with self._translated(key):
-            try:
+        try:
+            with self._translated(key):
                 await obstore.put_async(
                     self._driver,
                     key,
@@ -67,16 +68,17 @@ class ObjectStore:
                     chunk_size=_PART_SIZE,
                     max_concurrency=_CONCURRENCY,
                 )
-            except Exception:
-                if failed:  # the source's own failure, as it was
-                    raise failed[0] from None
-                raise
+        except Exception:
+            if failed:  # the source's own failure, as it was
+                raise failed[0] from None
+            raise
         return meter.ref(key)
 
     async def get(self, ref: SnapshotRef) -> AsyncGenerator[bytes, None]:
         """See SnapshotStore."""
-        async for piece in checked(ref, self._read(ref)):
-            yield piece
+        async with aclosing(self._read(ref)) as pieces:
+            async for piece in checked(ref, pieces):
+                yield piece
 
     async def _read(self, ref: SnapshotRef) -> AsyncGenerator[bytes, None]:
         with self._translated(ref.key):
@@ -105,7 +107,8 @@ class ObjectStore:
                 except StopAsyncIteration:
                     return
             for item in page:
-                yield StoredSnapshot(item["path"], item["size"], item["last_modified"].timestamp())
+                if KEY.fullmatch(item["path"]):
+                    yield StoredSnapshot(item["path"], item["size"], item["last_modified"].timestamp())
 
     @contextlib.contextmanager
     def _translated(self, what: str) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import secrets
 from collections.abc import AsyncIterator, Callable
 from typing import ParamSpec, TypeVar
@@ -12,6 +13,9 @@ from gateway.errors import SnapshotCorruptError, SnapshotTooLargeError
 from gateway.model import SessionId, SnapshotRef
 
 BATCH = 1 << 20  # bytes handed to a thread or a store at once
+KEY = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}")
+"""What `new_key` makes. Anything else in a store is somebody else's, and never listed."""
+
 _INLINE = 64 << 10  # bytes that the loop hashes itself: a turn to a thread costs more
 
 _P = ParamSpec("_P")
