@@ -18,13 +18,13 @@ from tests.support import Script, ScriptedSandbox, Served, say_ok, scripted
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Modules that say ON_UVLOOP = True run on the loop that the gateway is served on, VIRTUAL_TIME = True on looptime's.
+    """Modules that say ON_UVLOOP = True run on the loop that the gateway is served on, with VIRTUAL_TIME on looptime's.
 
     looptime's own plugin is off (pyproject.toml): it makes a loop for each plain test and closes none.
     """
     module = getattr(item, "module", None)
     if getattr(module, "VIRTUAL_TIME", False):
-        return {"virtual": lambda: looptime.patch_event_loop(asyncio.new_event_loop())}
+        return {"virtual": lambda: looptime.new_event_loop()}
     return (
         {"uvloop": uvloop.new_event_loop}
         if getattr(module, "ON_UVLOOP", False)

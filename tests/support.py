@@ -1,4 +1,4 @@
-"""What the gateway's tests are made of: a sandbox played by a script, a client that writes bytes, a gateway between them.
+"""What the gateway's tests are made of: a sandbox played by a script, a client of bytes, and a gateway between them.
 
 Both ends speak bare HTTP/1.1 over real sockets, so that a test can send what no library would.
 """
@@ -17,10 +17,9 @@ from urllib.parse import urlsplit
 import orjson
 
 from gateway.app import Gateway
-from gateway.interfaces import SandboxProvider
 from gateway.model import Endpoint, RuntimeKey, SessionId
 from gateway.server import serving
-from gateway.testing import ScriptedProvider, scripted_gateway
+from gateway.testing import EngineLike, ScriptedProvider, scripted_gateway
 
 KEY = RuntimeKey("default", "my-interpreter")
 LIMIT_S = 20.0  # a wait that takes longer has failed; nothing here takes a second
@@ -33,6 +32,11 @@ async def eventually(holds: Callable[[], object], what: str, within: float = LIM
     while not holds():
         assert time.monotonic() < deadline, f"never happened: {what}"
         await asyncio.sleep(0.005)
+
+
+async def reaches(read: Callable[[], object], value: object, what: str) -> None:
+    """Wait until what is read has the value."""
+    await eventually(lambda: read() == value, what)
 
 
 def read_fields(lines: list[bytes]) -> Fields:
@@ -272,7 +276,7 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def served(folder: Path, provider: SandboxProvider, **changes: Any) -> AsyncIterator[Served]:
+async def served(folder: Path, provider: EngineLike, **changes: Any) -> AsyncIterator[Served]:
     """Serve a gateway over a provider. `changes` as `gateway.testing.scripted_gateway` takes them."""
     gateway = scripted_gateway(folder / "state", provider, **{"drain_timeout": 5.0, **changes})
     async with serving(gateway) as (url, server):
