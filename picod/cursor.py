@@ -14,6 +14,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, Self
 
+READ, WRITE = 0o500, 0o700
+
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -24,9 +26,13 @@ class _Level(NamedTuple):
 
 
 class Cursor:
-    """Stands in a directory (`fd`), `names` below the root. Leaving the context gives back every mode it changed."""
+    """Stands in a directory (`fd`), `names` below the root. Leaving the context gives back every mode it changed.
 
-    def __init__(self, root_fd: int) -> None:
+    `needed` are the permissions without which nothing can be done in a directory: READ, or WRITE.
+    """
+
+    def __init__(self, root_fd: int, needed: int) -> None:
+        self._needed = needed
         self.fd = os.open(".", _FLAGS, dir_fd=root_fd)
         self.mount = mount_of(self.fd)
         self._levels: list[_Level] = []
@@ -42,9 +48,17 @@ class Cursor:
         return len(self._levels)
 
     def enter(self, name: bytes) -> None:
-        """Go down. A directory of ours that may not be read is made readable until we leave. Raises OSError."""
+        """Go down. A directory of ours whose mode is in the way gets a wider one until we leave. Raises OSError."""
         here = os.fstat(self.fd)
-        fd, loosened = _open_loosened(name, self.fd, _FLAGS, 0o700)
+        fd, loosened = _open_loosened(name, self.fd, _FLAGS, self._needed)
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        if loosened is None and mode & self._needed != self._needed:
+            # It opens, but without the x bit no name in it does, `..` included.
+            try:
+                os.fchmod(fd, mode | self._needed)
+                loosened = mode
+            except PermissionError:
+                pass  # not ours: as its group or as anybody we may yet be welcome
         self._levels.append(_Level(name, (here.st_dev, here.st_ino), loosened))
         os.close(self.fd)
         self.fd = fd
@@ -123,13 +137,13 @@ def mount_of(fd: int) -> int:
 
 def is_empty(root_fd: int) -> bool:
     """Whether a directory holds nothing but mounted volumes. Raises OSError."""
-    with Cursor(root_fd) as cursor:
+    with Cursor(root_fd, READ) as cursor:
         return all(_is_mounted(cursor, os.fsencode(name)) for name in os.listdir(cursor.fd))
 
 
 def clear(root_fd: int) -> None:
     """Remove all below a directory, mounted volumes excepted. Raises OSError."""
-    with Cursor(root_fd) as cursor:
+    with Cursor(root_fd, WRITE) as cursor:
         pending = [os.listdir(cursor.fd)]
         while True:
             if pending[-1]:

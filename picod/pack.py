@@ -13,11 +13,12 @@ import re
 import stat
 from collections.abc import Iterator
 
-from picod.cursor import Cursor, open_file
+from picod.cursor import READ, Cursor, open_file
 from picod.tarball import DIRECTORY, END, FIFO, FILE, HARD_LINK, SYMLINK, Member, encode, encode_sparse_map, padding
 
 _PIECE = 256 << 10
 _MAX_XATTRS = 1 << 20  # bytes of attributes of one file; ext4 has room for 4 KiB, XFS for 64 KiB each
+_MAX_REGIONS = 100_000  # in one sparse file; what follows goes as it is, holes written out
 _UPLOAD = re.compile(rb"\.wakegate-[0-9a-f]{16}\.part")  # uploads.Staged
 
 _Identity = tuple[int, int]
@@ -30,7 +31,7 @@ def pack(root_fd: int) -> Iterator[bytearray]:
     """
     out = bytearray()
     seen: dict[_Identity, bytes] = {}
-    with Cursor(root_fd) as cursor:
+    with Cursor(root_fd, READ) as cursor:
         pending = [_names(cursor.fd)]
         prefix: list[bytes] = [b""]
         while pending:
@@ -139,8 +140,9 @@ def _sparse(fd: int, size: int, member: Member, out: bytearray) -> Iterator[byte
 
 def _regions(fd: int, size: int) -> Iterator[tuple[int, int]]:
     """Where a file has data. The last region ends the file, if only as an empty one, as GNU tar expects it."""
-    end = 0
+    end = count = 0
     while end < size:
+        count += 1
         try:
             start = os.lseek(fd, end, os.SEEK_DATA)
         except OSError as error:
@@ -149,7 +151,7 @@ def _regions(fd: int, size: int) -> Iterator[tuple[int, int]]:
             break  # nothing but a hole from here
         if start >= size:
             break
-        end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        end = min(os.lseek(fd, start, os.SEEK_HOLE), size) if count < _MAX_REGIONS else size
         yield start, end - start
     if end < size or not size:
         yield size, 0

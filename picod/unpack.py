@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Callable
 
-from picod.cursor import Cursor, change_mode
+from picod.cursor import READ, WRITE, Cursor, change_mode
 from picod.tarball import (
     BLOCK,
     DIRECTORY,
@@ -36,7 +35,7 @@ _MAX_PATH = 1 << 20  # bytes: deeper than any path a command could name, and a b
 _MAX_MAP = 4 << 20  # bytes of a sparse map
 
 ReadInto = Callable[[memoryview], int]
-_Final = tuple[int, int | None, dict[bytes, bytes]]  # mode, time in ns, attributes
+_Final = tuple[int | None, int | None, dict[bytes, bytes]]  # mode, time in ns, attributes; None: as it is
 
 
 class Source:
@@ -93,6 +92,8 @@ def unpack(root_fd: int, source: Source) -> tuple[int, int]:
         while True:
             block = source.take(BLOCK)
             if not any(block):
+                if any(source.take(BLOCK)):
+                    raise TarballError("its end mark is damaged")
                 break
             head = parse_head(block)
             if head.kind in (EXTENDED, GLOBAL):
@@ -136,7 +137,7 @@ class _Builder:
 
     def __init__(self, root_fd: int) -> None:
         self._root_fd = root_fd
-        self._cursor = Cursor(root_fd)
+        self._cursor = Cursor(root_fd, WRITE)
         self._here: list[bytes] = []
         self._final: list[_Final | None] = []  # of each level; None: is left as it is
 
@@ -192,7 +193,7 @@ class _Builder:
             if parts[:-1] == self._here:
                 os.link(parts[-1], name, src_dir_fd=here, dst_dir_fd=here, follow_symlinks=False)
                 return
-            with Cursor(self._root_fd) as there:
+            with Cursor(self._root_fd, READ) as there:
                 for part in parts[:-1]:
                     there.enter(part)
                 os.link(parts[-1], name, src_dir_fd=there.fd, dst_dir_fd=here, follow_symlinks=False)
@@ -231,8 +232,7 @@ class _Builder:
                 raise _refused(b"/".join([*self._here, name]), "is a directory here and something else there") from None
             raise
         if final is None and not self._cursor.is_mount():
-            status = os.fstat(self._cursor.fd)
-            final = (stat.S_IMODE(status.st_mode), status.st_mtime_ns, {})
+            final = (None, os.fstat(self._cursor.fd).st_mtime_ns, {})
         self._here.append(name)
         self._final.append(final)
 
@@ -242,7 +242,8 @@ class _Builder:
             return
         mode, mtime_ns, xattrs = final
         _set_xattrs(fd, xattrs)
-        os.fchmod(fd, mode)
+        if mode is not None:
+            os.fchmod(fd, mode)
         if mtime_ns is not None:
             os.utime(fd, ns=(mtime_ns, mtime_ns))
 
@@ -278,11 +279,11 @@ def _sparse(fd: int, member: Member, source: Source) -> None:
         if offset < end or offset + length > member.real_size:
             raise _refused(member.path, "has a sparse map that makes no sense")
         end = offset + length
+    if used + sum(length for _, length in regions) != member.size:
+        raise _refused(member.path, "has a sparse map that makes no sense")
+    for offset, length in regions:
         os.lseek(fd, offset, os.SEEK_SET)
         _copy(fd, length, source)
-        used += length
-    if used != member.size:
-        raise _refused(member.path, "has a sparse map that makes no sense")
     os.ftruncate(fd, member.real_size)
 
 
