@@ -18,8 +18,12 @@ from gateway.model import Kind, Limits, PoolMode, PoolSpec, Runtime, RuntimeKey
 from gateway.units import parse_duration, parse_quantity
 
 API_VERSION = "runtime.agentcube.volcano.sh/v1alpha1"
+_VARIABLE = re.compile(r"[^=\0]+")
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _MAX_WARM = 10_000
+_MAX_NODES = 100_000  # YAML values in one document; a manifest has a few dozen
+_LONGEST_S = 1e9  # durations, so that every end is a date that can be shown
+_LARGEST = 2.0**63
 
 
 class StaticCatalog:
@@ -82,7 +86,7 @@ def parse_runtime(document: Any, where: str, problems: list[str]) -> Runtime | N
         return None
     before = len(problems)
     if document.get("apiVersion") != API_VERSION:
-        problems.append(f"{where}: apiVersion: expected {API_VERSION}, got {document.get('apiVersion')!r}")
+        problems.append(f"{where}: apiVersion: expected {API_VERSION}, got {_name(document.get('apiVersion'))}")
     if kind == Kind.AGENT_RUNTIME:
         problems.append(f"{where}: kind: AgentRuntime runs a container image, which needs --engine kubernetes")
         return None
@@ -128,11 +132,12 @@ def _files(paths: Iterable[Path], problems: list[str]) -> list[Path]:
 
 def _documents(file: Path, problems: list[str]) -> list[tuple[str, Any]]:
     try:
-        documents = [document for document in yaml.safe_load_all(file.read_bytes()) if document is not None]
+        documents = [document for document in _load(file.read_bytes()) if document is not None]
     except OSError as error:
         problems.append(f"{file}: cannot be read: {error.strerror}")
         return []
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: what Python does not take for a date, a number or UTF-8, though the syntax is right.
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
         problems.append(f"{file}:{line} is not YAML: {getattr(error, 'problem', None) or error}")
@@ -141,20 +146,50 @@ def _documents(file: Path, problems: list[str]) -> list[tuple[str, Any]]:
     return [(f"{file} (document {i + 1})" if many else str(file), document) for i, document in enumerate(documents)]
 
 
+def _load(data: bytes) -> list[Any]:
+    """All documents. Raises yaml.YAMLError, also for anchors that recur or that stand for very much; ValueError."""
+    loader = yaml.SafeLoader(data)
+    documents: list[Any] = []
+    try:
+        while loader.check_node():
+            node = loader.get_node()
+            assert node is not None  # check_node said that there is one
+            if _weigh(node, {}) > _MAX_NODES:
+                raise yaml.YAMLError(f"its anchors stand for more than {_MAX_NODES} values")
+            documents.append(loader.construct_document(node))
+    finally:
+        loader.dispose()
+    return documents
+
+
+def _weigh(node: yaml.Node, weights: dict[int, int]) -> int:
+    """How many values a node stands for once its aliases are followed, each counted as often as it is met."""
+    weight = weights.get(id(node))
+    if weight is None:
+        weights[id(node)] = 0
+        inner = [each for pair in node.value for each in pair] if isinstance(node, yaml.MappingNode) else node.value
+        weight = 1 + (sum(_weigh(each, weights) for each in inner) if isinstance(node, yaml.CollectionNode) else 0)
+        weights[id(node)] = weight
+    elif not weight:
+        raise yaml.YAMLError("an anchor contains itself")
+    return weight
+
+
 def _environment(template: Mapping[str, Any], reader: _Reader) -> dict[str, str]:
     environment: dict[str, str] = {}
     for index, entry in enumerate(reader.sequence(template, "environment", "spec.template.")):
         path = f"spec.template.environment[{index}]"
-        if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str) or "=" in entry["name"]:
+        name = entry.get("name") if isinstance(entry, Mapping) else None
+        if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
             reader.problem(path, "expected a mapping with a name and a value", entry)
         elif "valueFrom" in entry:
             reader.problem(
                 f"{path}.valueFrom", "only plain values work on the local engine; expected `value`", entry["valueFrom"]
             )
-        elif not isinstance(entry.get("value", ""), str):
-            reader.problem(f"{path}.value", "expected text; put it in quotes", entry["value"])
+        elif not isinstance(entry.get("value", ""), str) or "\0" in entry.get("value", ""):
+            reader.problem(f"{path}.value", "expected text without NUL; put it in quotes", entry["value"])
         else:
-            environment[entry["name"]] = entry.get("value", "")
+            environment[name] = entry.get("value", "")
     return environment
 
 
@@ -260,7 +295,7 @@ class _Reader:
             seconds = parse_duration(value) if isinstance(value, str) else -1.0
         except ValueError:
             seconds = -1.0
-        if seconds > 0:
+        if 0 < seconds < _LONGEST_S:
             return seconds
         self.problem(prefix + key, "expected a duration above zero such as 15m or 8h", value)
         return default
@@ -273,7 +308,7 @@ class _Reader:
             number = parse_quantity(str(value)) if isinstance(value, str | int | float) else 0.0
         except ValueError:
             number = 0.0
-        if number > 0:
+        if 0 < number < _LARGEST:
             return number
         self.problem(prefix + key, "expected a quantity above zero such as 512Mi or 500m", value)
         return None

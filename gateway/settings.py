@@ -19,6 +19,7 @@ from gateway.errors import SettingsError
 from gateway.units import parse_duration
 
 ENV_PREFIX = "WAKEGATE_"
+_LARGEST = 1e9  # of numbers and seconds
 
 
 def _setting(
@@ -242,12 +243,16 @@ def _parse_number(meta: Mapping[str, Any], kind: str, raw: Any) -> int | float:
     if kind == "int":
         try:
             value = int(raw)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(f"expected a whole number, got {raw!r}") from None
+        if isinstance(raw, float):
+            raise ValueError(f"expected a whole number, got {raw!r}")
     elif isinstance(raw, int | float):
         value = float(raw)
     else:
         value = float(raw) if isinstance(raw, str) and raw.replace(".", "", 1).isdigit() else parse_duration(str(raw))
+    if not value < _LARGEST:  # also not a number
+        raise ValueError(f"must be below {_LARGEST:g}, got {raw!r}")
     if meta["low"] is not None and value < meta["low"]:
         raise ValueError(f"must be at least {meta['low']:g}, got {raw!r}")
     if meta["help"].startswith("port") and value > 65535:
