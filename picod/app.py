@@ -21,9 +21,11 @@ from picod.files import download, list_files
 from picod.golang import format_duration
 from picod.paths import Workspace
 from picod.processes import Children
-from picod.snapshot import restore_snapshot, send_snapshot
+from picod.snapshot import load, restore_snapshot, send_snapshot
 from picod.uploads import upload, upload_raw
 from picod.web import ClientGoneError, Receive, Request, RequestError, Scope, Send, TooLargeError
+
+_IDLE_BEFORE_LOADING = 1.0  # seconds from the start
 
 VERSION = "0.0.1"  # of the executor API, as AgentCube's reports it
 
@@ -73,6 +75,9 @@ class Picod:
         """Begin what the first request should not wait for. On the loop, once it listens."""
         if self.guard is not None:
             self._warming = asyncio.ensure_future(asyncio.to_thread(self.guard.warm))
+        # A session that wakes up on this sandbox should not wait for imports; a cold start should not pay for them.
+        loop = asyncio.get_running_loop()
+        loop.call_later(_IDLE_BEFORE_LOADING, loop.run_in_executor, None, load)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Route, check the token, answer; errors become JSON."""
