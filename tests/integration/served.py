@@ -1,0 +1,100 @@
+"""A real gateway process with real sandboxes, as a user starts it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+LIMIT_S = 30.0
+RUNTIME = "default/my-interpreter"
+
+
+@dataclass
+class Server:
+    """One gateway process and a client of it."""
+
+    process: subprocess.Popen[str]
+    url: str
+    client: httpx.Client
+    log: Path
+
+    def session(self) -> str:
+        """The id of a new session."""
+        reply = self.client.post("/v1/sessions", json={"runtime": RUNTIME})
+        assert reply.status_code == 201, reply.text
+        return str(reply.json()["id"])
+
+    def run(self, session: str, script: str, **fields: Any) -> httpx.Response:
+        """Run a shell script in the session's sandbox."""
+        body = {"command": ["sh", "-c", script], **fields}
+        return self.client.post("/api/execute", json=body, headers={"x-session-id": session})
+
+    def state(self, session: str) -> dict[str, Any]:
+        """The session as the API shows it."""
+        document: dict[str, Any] = self.client.get(f"/v1/sessions/{session}").json()
+        return document
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self) -> int:
+        """SIGTERM; returns the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(LIMIT_S)
+
+
+@contextlib.contextmanager
+def serve(state: Path, *flags: str) -> Iterator[Server]:
+    """Start `wakegate serve` on a free port, wait until it is ready, and end it with the block."""
+    log = state.parent / f"{state.name}.log"
+    argv = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--state-dir", str(state), *flags]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("WAKEGATE_")}
+    with open(log, "a") as errors:
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, text=True, env=environ)
+    try:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        found = re.search(r"http://\S+", said)
+        assert found is not None, said + log.read_text()
+        with httpx.Client(base_url=found[0], timeout=LIMIT_S) as client:
+            wait_until(lambda: client.get("/readyz").status_code == 200, "the gateway is ready")
+            yield Server(process, found[0], client, log)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(LIMIT_S)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def wait_until(holds: Any, what: str) -> None:
+    """Until a condition holds."""
+    deadline = time.monotonic() + LIMIT_S
+    while not holds():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.02)
+
+
+def processes_of(state: Path) -> list[psutil.Process]:
+    """All processes whose command line or environment names that state folder's sandboxes."""
+    owner = (state / "owner").read_text().strip()
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if owner in " ".join(process.environ().values()) or str(state) in " ".join(process.cmdline()):
+                found.append(process)
+    return found
