@@ -95,7 +95,9 @@ class Gateway:
         native = NativeAPI(
             self.lifecycle, store, provider, self.catalog, self.autoscaler.explain, lambda: self.activator.draining
         )
-        control = make_control_app([*AgentCubeAPI(self.lifecycle).routes(), *native.routes()])
+        control = make_control_app(
+            [*AgentCubeAPI(self.lifecycle).routes(), *native.routes()], body_idle=settings.request_idle_timeout
+        )
         limits = TimeLimits(
             request_idle=settings.request_idle_timeout,
             response_idle=settings.response_idle_timeout,

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.api.body import JSON, read_metadata, read_object, read_seconds
+from gateway.api.body import JSON, error_headers, read_metadata, read_object, read_seconds
 from gateway.errors import BadRequestError, NotFoundError, SessionNotFoundError, WakegateError
 from gateway.lifecycle import Lifecycle
 from gateway.model import Kind, RuntimeKey, SessionId, StartKind
@@ -88,8 +88,7 @@ def _required(body: object, name: str) -> str:
 
 
 def _answer(error: WakegateError) -> Response:
-    headers = {} if error.retry_after is None else {"retry-after": str(max(1, round(error.retry_after)))}
-    return JSON({"message": str(error)}, error.status, headers)
+    return JSON({"message": str(error)}, error.status, error_headers(error))
 
 
 def _fixed(content: dict[str, str]):  # type: ignore[no-untyped-def]

@@ -11,10 +11,14 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 
 
-def make_control_app(routes: Sequence[BaseRoute]) -> Callable[..., Awaitable[None]]:
-    """An ASGI app. Unknown paths and wrong methods get AgentCube's plain 404, never a 405."""
+def make_control_app(routes: Sequence[BaseRoute], *, body_idle: float) -> Callable[..., Awaitable[None]]:
+    """An ASGI app. Unknown paths and wrong methods get AgentCube's plain 404, never a 405.
+
+    `body_idle`: seconds that a client may be silent while it owes the rest of its body.
+    """
     app = Starlette(routes=list(routes), exception_handlers={404: _not_found, 405: _not_found})
     app.router.redirect_slashes = False
+    app.state.body_idle = body_idle
 
     async def control(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["path"].startswith("//"):

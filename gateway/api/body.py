@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from gateway.errors import BadRequestError
+from gateway.errors import BadRequestError, RequestTimeoutError, WakegateError
 from gateway.units import parse_duration
 
 MAX_BODY = 1 << 20  # bytes; a control request is a few hundred
@@ -25,14 +26,28 @@ class JSON(Response):
         return orjson.dumps(content)
 
 
+def error_headers(error: WakegateError) -> dict[str, str]:
+    """When to come back, where the error says so; and the connection's end when the rest of a body may still come."""
+    headers = {} if error.retry_after is None else {"retry-after": str(max(1, round(error.retry_after)))}
+    if error.status == 408:
+        headers["connection"] = "close"
+    return headers
+
+
 async def read_object(request: Request) -> Mapping[str, Any]:
-    """The request's body as a JSON object, whatever its Content-Type says. Raises BadRequestError."""
+    """The body as a JSON object, whatever its Content-Type says. Raises BadRequestError, RequestTimeoutError."""
     body = bytearray()
+    idle: float = request.app.state.body_idle
+    loop = asyncio.get_running_loop()
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY:
-                raise BadRequestError(f"the body is larger than {MAX_BODY} bytes")
+        async with asyncio.timeout(idle) as patience:
+            async for chunk in request.stream():
+                patience.reschedule(loop.time() + idle)
+                body += chunk
+                if len(body) > MAX_BODY:
+                    raise BadRequestError(f"the body is larger than {MAX_BODY} bytes")
+    except TimeoutError:
+        raise RequestTimeoutError(f"no byte of the request's body came for {idle:g} s") from None
     except ClientDisconnect:
         raise BadRequestError("the client left while sending its request") from None
     try:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.api.body import JSON, read_metadata, read_object, read_seconds
+from gateway.api.body import JSON, error_headers, read_metadata, read_object, read_seconds
 from gateway.errors import ActivationTimeoutError, BadRequestError, WakegateError
 from gateway.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
 from gateway.lifecycle import Lifecycle, rfc3339
@@ -86,7 +86,7 @@ class NativeAPI:
         if state is not None and state not in list(SessionState):
             raise BadRequestError(f"state: expected one of {', '.join(SessionState)}; got {state[:64]!r}")
         limit = query.get("limit", "100")
-        if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit) <= 1000:
+        if len(limit) > 4 or not limit.isascii() or not limit.isdigit() or not 1 <= int(limit) <= 1000:
             raise BadRequestError(f"limit: expected a whole number from 1 to 1000, got {limit[:64]!r}")
         runtime = read_runtime(query["runtime"]) if "runtime" in query else None
         after = SessionId(query["after"]) if "after" in query else None
@@ -207,7 +207,6 @@ def _guarded(handler: Handler) -> Handler:
         try:
             return await handler(request)
         except WakegateError as error:
-            headers = {} if error.retry_after is None else {"retry-after": str(max(1, round(error.retry_after)))}
-            return JSON({"error": str(error), "code": error.code}, error.status, headers)
+            return JSON({"error": str(error), "code": error.code}, error.status, error_headers(error))
 
     return answer
