@@ -1,7 +1,7 @@
 """A gateway on a scripted provider, for benchmarks: every session's sandbox is the given endpoint.
 
-With `local` in place of an endpoint the sandboxes are real. Prints `URL session-id endpoint` when it answers, and at the
-end the counts that the bars speak of: store calls and signatures.
+With `local` in place of an endpoint the sandboxes are real. Prints `URL session-id endpoint` when it answers, and at
+the end the counts that the bars speak of: store calls and signatures.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     .venv/bin/python -m loadtest.proxy_bench [--seconds 5] [--repeats 3] [--sandbox]
 
-With --sandbox the upstream is picod's /health in a real local sandbox, for both proxies. The proxy under test runs on one
-core; the load and the upstream share the other. Needs wrk, nginx and haproxy (Debian packages of those names); says which
-are missing.
+With --sandbox the upstream is picod's /health in a real local sandbox, for both proxies. The proxy under test runs on
+one core; the load and the upstream share the other. Needs wrk, nginx and haproxy (Debian packages of those names); says
+which are missing.
 """
 
 from __future__ import annotations
