@@ -64,6 +64,7 @@ class Demand:
         self._largest = min(most + 2, _LARGEST)
         self._size = min(_SMALLEST, self._largest)
         self._now: float | None = None
+        self._observed = 0.0
         self._claimed_at = -math.inf
         self._review_at = -math.inf
         self._last: Forecast | None = None
@@ -110,11 +111,13 @@ class Demand:
         """Take in old counts of long buckets: the experts learn, the shadow pools do not (they need single seconds)."""
         self.recent.add(now, claims)
         self.mixture.observe(now, elapsed, claims)
+        self._observed += elapsed
         self._now = now
 
     def _step(self, now: float, elapsed: float, claims: int) -> None:
         self.recent.add(now, claims)
         self.mixture.observe(now, elapsed, claims)
+        self._observed += elapsed
         self.shadow.observe(now, elapsed, claims)
 
     def forecast(self, now: float) -> Forecast:
@@ -130,8 +133,14 @@ class Demand:
         quiet = now - self._claimed_at
         foreseen = max(self.mixture.review_by(now, self.horizon), now + self.tick)
         self._review_at = min(now + min(max(quiet, self.horizon), _LONGEST_REVIEW), foreseen)
-        self._last = Forecast(now, self.horizon, 0.0, q, self.follower.level, "")
+        self._last = Forecast(
+            now, self.horizon, 0.0, q, self.follower.level, "", alert=self.alert(self.follower), observed=self._observed
+        )
         return self._last
+
+    def alert(self, follower: Follower) -> int:
+        """The level to go up to when claims outrun what `follower` asks for."""
+        return follower.alert(self.mixture.first_values)
 
     def explained(self) -> Forecast | None:
         """The latest forecast with what people want to know and the loop does not: mean, weights, expected misses."""
@@ -149,5 +158,7 @@ class Demand:
             last.level,
             self.follower.describe(),
             self.mixture.shares(),
-            max(mean - saved, 0.0) * 3600.0 / last.horizon,
+            alert=last.alert,
+            observed=last.observed,
+            expected_misses=max(mean - saved, 0.0) * 3600.0 / last.horizon,
         )

@@ -117,8 +117,12 @@ class Forecast:
     level: int  # sandboxes wanted: ready and starting
     source: str  # which rule of shadow.py chose the level, for people
     weights: dict[str, float] = field(default_factory=dict)  # expert -> share of the mixture
+    alert: int = 0  # what to go up to when claims outrun the level
+    observed: float = 0.0  # seconds of demand that it rests on
     expected_misses: float = 0.0  # claims per hour expected to find the pool empty at `level`
 
-    def at(self, level: int, quantile: float) -> Forecast:
+    def at(self, level: int, quantile: float, alert: int) -> Forecast:
         """The same forecast, read for another objective."""
-        return Forecast(self.made_at, self.horizon, self.mean, quantile, level, self.source)
+        return Forecast(
+            self.made_at, self.horizon, self.mean, quantile, level, self.source, alert=alert, observed=self.observed
+        )

@@ -44,6 +44,7 @@ class Mixture:
         self._size = 0
         self._opened_at = -math.inf
         self._open_after = self._phase = 0.0
+        self.first_values: Floats = np.zeros(0)  # what stock is worth by the first expert alone
         self._mixed: list[float] = []
         self._weigh()
         self._pending: tuple[float, float, list[int], int] | None = None  # (closes at, q, per expert, mixed)
@@ -89,7 +90,8 @@ class Mixture:
         if size != self._size:
             self._size, self._due = size, [-math.inf] * len(self._due)
         weights = self._mixed
-        mixed = self._first.values(now, horizon, size) * weights[0]
+        self.first_values = self._first.values(now, horizon, size)
+        mixed = self.first_values * weights[0]
         for i, weight in enumerate(weights[1:]):
             if weight > 0.0:
                 if now >= self._due[i] or now < self._due[i] - 120.0:

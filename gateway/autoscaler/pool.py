@@ -45,6 +45,7 @@ class Pool:
     status: PoolStatus | None = None
     decision: Decision | None = None
     error: str = ""  # what the provider said to the last order
+    cut: str = ""  # what the budget over all runtimes took from it, a sentence
     looked_at: float = -1e18
     changes: deque[Change] = field(default_factory=lambda: deque(maxlen=20))
 
@@ -112,7 +113,7 @@ class Pool:
             "mode": self.runtime.pool.mode.value,
             "target": self.target,
             "wanted": decision.wanted if decision else self.target,
-            "why": decision.why if decision else "It has not been looked at yet.",
+            "why": decision.why + self.cut if decision else "It has not been looked at yet.",
             "rule": decision.rule if decision else "hold",
             "min": self.runtime.pool.min,
             "max": self.runtime.pool.max,

@@ -205,8 +205,8 @@ class Autoscaler:
             pool.status = await self._status(pool.runtime.key)
             pool.looked_at = now
         decision = pool.tick(now, claims, misses)
-        if decision is None and pool.status is not None and pool.status.target != pool.target:
-            return pool.decision  # somebody else moved the pool, or an order was lost
+        if decision is None and (pool.error or (pool.status is not None and pool.status.target != pool.target)):
+            return pool.decision  # an order was refused or lost, or somebody else moved the pool
         return decision
 
     async def _act(self, decided: Sequence[tuple[Pool, Decision]], now: float) -> None:
@@ -219,11 +219,12 @@ class Autoscaler:
         allowed = self._within_budget(targets)
         for key, target in allowed.items():
             pool = self.pools[key]
-            decision = targets.get(key, pool.decision)
-            why = decision.why if decision else ""
-            if decision is not None and target < decision.target:
-                why += f" The budget of {self._settings.max_warm} over all runtimes leaves it {target}."
-            await self._order(pool, target, why, now)
+            if (decision := pool.decision) is not None:
+                cut = target < decision.target
+                pool.cut = (
+                    f" The budget of {self._settings.max_warm} over all runtimes leaves it {target}." if cut else ""
+                )
+                await self._order(pool, target, decision.why + pool.cut, now)
 
     def _within_budget(self, targets: dict[RuntimeKey, Decision]) -> dict[RuntimeKey, int]:
         budget = self._settings.max_warm

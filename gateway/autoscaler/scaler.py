@@ -1,6 +1,7 @@
 """The decision: one pool's target from what is wanted of it, what is seen and what is foretold. Pure.
 
     forecast fresh -> its level        stale or absent -> what the last horizons needed, plus one
+    less than a minute seen            -> the starting size
     recent claims outrun the forecast  -> at least what came in the last horizon (surge guard)
     within [min, max]; up at once; down when the lower level has stood for `lower_after` seconds
     create failures in a row >= 3      -> no step up until the cooldown is over, one more order then (breaker)
@@ -28,7 +29,8 @@ class ScalerSpec:
     min: int = 0
     max: int = 0
     mode: PoolMode = PoolMode.PREDICTIVE
-    fixed: int = 0  # the size in mode fixed
+    fixed: int = 0  # the size in mode fixed, and of a pool that knows too little yet
+    learn_for: float = 60.0  # seconds of demand before a forecast is followed
     lower_after: float = 0.0  # how long a lower level must have stood; claims themselves lower a pool without waiting
     stale_after: float = 120.0  # older forecasts are not followed
     failures_open: int = 3  # create failures in a row that open the breaker
@@ -57,7 +59,7 @@ class Decision:
 
     target: int
     wanted: int
-    rule: str  # forecast | surge | fallback | hold | breaker | fixed | max | min
+    rule: str  # forecast | surge | learning | fallback | hold | breaker | fixed | max | min
     why: str
     lower_since: float | None = None
     lower_to: int = 0
@@ -97,17 +99,15 @@ def _want(spec: ScalerSpec, observed: Observed, forecast: Forecast | None, now: 
         age = "There is no forecast" if forecast is None else "The forecast is too old"
         return wanted, "fallback", f"{age}, so it keeps what the last claims needed: {wanted}."
     wanted = forecast.level
-    if observed.recent_misses >= 2 and recent > forecast.level:
-        return (
-            recent,
-            "surge",
-            f"{recent} claims came within {forecast.horizon:.0f} s, more than foretold; it follows them.",
-        )
-    return (
-        wanted,
-        "forecast",
-        (f"{wanted} cover the claims of the next {forecast.horizon:.0f} s with quantile {forecast.quantile:.4g}."),
-    )
+    if forecast.observed < spec.learn_for:
+        wanted = max(spec.fixed, recent)
+        return wanted, "learning", f"It has seen {forecast.observed:.0f} s of demand so far and holds {wanted}."
+    if observed.recent_misses >= 2 and recent > wanted:
+        wanted = max(recent, forecast.alert)
+        why = f"{recent} claims came within {forecast.horizon:.0f} s and {observed.recent_misses} found the pool empty"
+        return wanted, "surge", f"{why}; it goes up to {wanted}."
+    why = f"{wanted} cover the claims of the next {forecast.horizon:.0f} s with quantile {forecast.quantile:.4g}."
+    return wanted, "forecast", why
 
 
 def _raise(spec: ScalerSpec, observed: Observed, up: Decision, target: int, now: float) -> Decision:

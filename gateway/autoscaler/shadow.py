@@ -84,6 +84,8 @@ class Shadow:
         self.served: Floats = np.zeros(size)
         self.idle: Floats = np.zeros(size)  # sandbox-seconds
         self.claims = 0.0
+        self.span = 0.0  # seconds remembered
+        self.missed: Floats = np.zeros(size)  # of the claims of the latest tick
         self.followers: list[Follower] = []
         self._ready: Floats = self.levels.copy()
         self._position: Floats = self.levels.copy()  # ready and starting: what is paid for
@@ -98,9 +100,11 @@ class Shadow:
             at, arrived = orders.popleft()
             ready += arrived
             self.idle += arrived * (now - at)
+        self.span += elapsed
         if claims:
             served = np.minimum(np.maximum(ready, 0.0), claims)
             self.served += served
+            self.missed = claims - served
             self.claims += claims
             # Every pool refills as it is claimed from, without waiting for the next tick.
             taken = np.full(len(ready), float(claims)) if self._joins else served
@@ -120,6 +124,7 @@ class Shadow:
         self.served *= keep
         self.idle *= keep
         self.claims *= keep
+        self.span *= keep
         for follower in self.followers:
             follower.choose(self)
 
@@ -193,6 +198,15 @@ class Follower:
     def level(self) -> int:
         """What the followed rule asks for now."""
         return int(self._shadow.levels[self.rule])
+
+    def alert(self, values: Floats) -> int:
+        """What the first guess asks for, with these values: in a surge neither constants nor slow experts are right."""
+        return int(np.count_nonzero(values > THRESHOLDS[self._first]))
+
+    @property
+    def missed(self) -> int:
+        """What the followed rule would have missed of the latest tick's claims."""
+        return int(self._shadow.missed[self.rule])
 
     @property
     def quantile(self) -> float:

@@ -13,6 +13,7 @@ from gateway.autoscaler.replay.pool import Targets
 from gateway.autoscaler.replay.traces import Trace
 from gateway.autoscaler.scaler import Decision, Observed, ScalerSpec, decide
 from gateway.autoscaler.shadow import Follower, Objective
+from gateway.autoscaler.window import RollingCount
 
 Progress = Callable[[float], None]
 
@@ -44,6 +45,7 @@ def replay_predictive(
     """
     demand = Demand(objectives[0], lead=lead, tick=tick, most=spec.max, joins=joins)
     followers = [demand.follower] + [Follower(objective, demand.shadow) for objective in objectives[1:]]
+    missed = [RollingCount(demand.horizon) for _ in objectives]
     decisions: list[Decision] = [Decision(0, 0, "hold", "")] * len(objectives)
     times: list[float] = []
     levels: list[list[int]] = [[] for _ in objectives]
@@ -64,8 +66,16 @@ def replay_predictive(
         recent = demand.recent.total
         for i, follower in enumerate(followers):
             last = decisions[i]
-            seen = Observed(last.target, recent_claims=recent, lower_since=last.lower_since, lower_to=last.lower_to)
-            mine = forecast if i == 0 else forecast.at(follower.level, follower.quantile)
+            misses = missed[i]
+            misses.add(now, follower.missed if claims else 0)
+            seen = Observed(
+                last.target,
+                recent_claims=recent,
+                recent_misses=misses.total,
+                lower_since=last.lower_since,
+                lower_to=last.lower_to,
+            )
+            mine = forecast if i == 0 else forecast.at(follower.level, follower.quantile, demand.alert(follower))
             decisions[i] = decide(spec, seen, mine, now)
             levels[i].append(decisions[i].target)
         if now >= warm:

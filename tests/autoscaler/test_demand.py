@@ -1,0 +1,144 @@
+"""Demand and its shadow pools: the wanted miss rate is met, gaps and clock steps do no harm."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gateway.autoscaler.demand import Demand
+from gateway.autoscaler.forecast import Floats
+from gateway.autoscaler.history import replay_history
+from gateway.autoscaler.replay.pool import Targets, simulate
+from gateway.autoscaler.shadow import Objective, Shadow
+from tests.autoscaler.support import poisson
+
+LEAD = 10.0
+
+
+def made(miss_rate: float = 0.02, *, joins: bool = False) -> Demand:
+    return Demand(Objective(miss_rate), lead=LEAD, tick=1.0, most=64, joins=joins)
+
+
+def follow(demand: Demand, arrivals: Floats, start: float, end: float) -> Targets:
+    """Ticks over the arrivals, as the loop would; the levels it wanted."""
+    counts = np.bincount((arrivals - start).astype(int), minlength=int(end - start))
+    times, levels = [], []
+    for second, claims in enumerate(counts.tolist()):
+        now = start + second + 1.0
+        if demand.due(now, claims):
+            demand.observe(now, claims)
+            times.append(now)
+            levels.append(float(demand.forecast(now).level))
+    return Targets(np.array(times), np.array(levels))
+
+
+@pytest.mark.parametrize("joins", [False, True], ids=["cold", "join"])
+def test_miss_rate_is_met_as_measured(joins: bool) -> None:
+    """Two misses in a hundred are asked for, and between half a miss and three come, in either kind of pool."""
+    arrivals = poisson(0.2, 43200.0)
+    targets = follow(made(joins=joins), arrivals, 0.0, 43200.0)
+    outcome = simulate(arrivals, targets, lead=LEAD, scored_from=14400.0, end=43200.0, joins=joins)
+
+    assert 0.005 <= 1.0 - outcome.hit_rate <= 0.03
+
+
+def test_shadow_pools_agree_with_the_simulator() -> None:
+    """What a shadow counts for constant pools is what the simulator finds for them."""
+    arrivals = poisson(0.3, 20000.0)
+    shadow = Shadow(LEAD, 8)
+    counts = np.bincount(arrivals.astype(int), minlength=20000)
+    for second, claims in enumerate(counts.tolist()):
+        shadow.observe(second + 1.0, 1.0, claims)
+    constants = shadow.levels[-9:].astype(int).tolist()
+
+    for column, size in zip(range(-9, 0), constants, strict=True):
+        outcome = simulate(
+            arrivals, Targets(np.array([-LEAD - 1.0]), np.array([float(size)])), lead=LEAD, scored_from=0.0, end=20000.0
+        )
+        assert shadow.served[column] / shadow.claims == pytest.approx(outcome.hit_rate, abs=0.03)
+        assert shadow.idle[column] / shadow.span == pytest.approx(outcome.mean_idle, abs=0.25)
+
+
+def test_quiet_runtime_scales_to_zero() -> None:
+    """After a day of silence nothing is held, with a minimum of 0 nobody has asked for more."""
+    demand = made()
+    follow(demand, poisson(0.1, 7200.0), 0.0, 7200.0)
+    assert demand.forecast(7200.0).level > 0
+
+    follow(demand, np.zeros(0), 7200.0, 7200.0 + 86400.0)
+
+    assert demand.forecast(7200.0 + 86400.0).level == 0
+
+
+def test_burst_raises_the_level_within_a_tick() -> None:
+    """Claims far above the forecast lift what is asked for in a surge at once, even while a constant is followed."""
+    demand = made()
+    follow(demand, poisson(0.02, 7200.0), 0.0, 7200.0)
+    before = demand.forecast(7200.0).level
+
+    demand.observe(7201.0, 12)
+
+    assert demand.forecast(7201.0).alert >= before + 5
+
+
+@pytest.mark.parametrize("step", [-3600.0, -1.0, 7200.0], ids=["an hour back", "a second back", "two hours ahead"])
+def test_clock_step_loses_the_last_horizon_only(step: float) -> None:
+    """After a step of the clock the level is near what it was, nothing raises, and ticks go on."""
+    demand = made()
+    follow(demand, poisson(0.2, 7200.0), 0.0, 7200.0)
+    before = demand.forecast(7200.0).level
+    now = 7200.0 + step
+
+    demand.observe(now, 0)
+    after = demand.forecast(now).level
+
+    assert abs(after - before) <= 2
+    follow(demand, now + poisson(0.2, 600.0, 9), now, now + 600.0)
+    assert demand.forecast(now + 600.0).level > 0
+
+
+def test_history_restores_what_was_known() -> None:
+    """A Demand that reads recorded claims wants what the one wanted that has seen them, within one sandbox."""
+    start, end = 1_700_000_000.0 - 1_700_000_000.0 % 86400.0, 2 * 86400.0
+    arrivals = start + poisson(0.15, end)
+    seen = made()
+    follow(seen, arrivals, start, start + end)
+    restored = made()
+    seconds, counts = np.unique(arrivals.astype(int), return_counts=True)
+    minutes, per_minute = np.unique(arrivals.astype(int) // 60 * 60, return_counts=True)
+    live_from = start + end - 7200.0
+
+    slices = list(
+        replay_history(
+            restored,
+            list(zip(minutes.tolist(), per_minute.tolist(), strict=True)),
+            [(s, n) for s, n in zip(seconds.tolist(), counts.tolist(), strict=True) if s >= live_from],
+            now=start + end,
+            live_from=live_from,
+        )
+    )
+
+    assert len(slices) > 50, "it yields so that the event loop can serve in between"
+    restored.observe(start + end, 0)
+    assert abs(restored.forecast(start + end).level - seen.forecast(start + end).level) <= 1
+
+
+def test_history_with_gaps_and_without_anything_is_read() -> None:
+    """No history, days of silence, and a single claim long ago are all taken in."""
+    for minutes in ([], [(600, 3)], [(600, 3), (86400 * 9, 5)]):
+        demand = made()
+        for _ in replay_history(demand, minutes, [], now=86400.0 * 13, live_from=86400.0 * 13 - 7200.0):
+            pass
+        demand.observe(86400.0 * 13, 0)
+        forecast = demand.forecast(86400.0 * 13)
+        assert forecast.level <= 1 or forecast.observed < 60.0, "decide() holds the starting size for the first minute"
+
+
+def test_level_does_not_flap_on_steady_demand() -> None:
+    """With a claim every five seconds to the second the level stays within one sandbox."""
+    demand = made()
+    follow(demand, np.arange(2.5, 20000.0, 5.0), 0.0, 20000.0)
+
+    levels = follow(demand, np.arange(20002.5, 24000.0, 5.0), 20000.0, 24000.0).levels
+
+    assert levels.max() - levels.min() <= 1

@@ -1,0 +1,327 @@
+"""The loop over a real store: leads, restores, orders once, survives the death of its leader, explains itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.autoscaler.runner import Autoscaler
+from gateway.autoscaler.settings import AutoscalerSettings
+from gateway.clock import SystemClock
+from gateway.errors import SandboxStartError, SettingsError, StoreUnavailableError
+from gateway.model import PoolMode, Runtime, RuntimeKey, StartKind
+from gateway.store import make_store
+from gateway.store.sqlite import SqliteStore
+from gateway.testing import ManualClock
+from tests.autoscaler.support import KEY, Catalog, Pools, runtime
+from tests.store.redis_server import RedisServer
+from tests.support import eventually
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: ManualClock) -> AsyncIterator[SqliteStore]:
+    made = SqliteStore(tmp_path / "sessions.db", clock)
+    await made.start()
+    yield made
+    await made.aclose()
+
+
+class Loop:
+    """An autoscaler that a test ticks by hand, and the world around it."""
+
+    def __init__(self, store: SqliteStore, clock: ManualClock, *runtimes: Runtime, **settings: Any) -> None:
+        self.clock, self.catalog, self.provider = clock, Catalog(*runtimes), Pools(clock)
+        self.store = store
+        self.scaler = Autoscaler(
+            self.catalog, store, self.provider, clock, AutoscalerSettings(**settings), holder=f"gw-{id(self)}"
+        )
+
+    async def begin(self) -> None:
+        await self.provider.apply(self.catalog.all())
+        await self.tick()
+        await eventually(lambda: all(pool.restored for pool in self.scaler.pools.values()), "history restored")
+
+    async def tick(self, seconds: int = 1, claims: int = 0, key: RuntimeKey = KEY, kind: str = "warm") -> None:
+        for _ in range(seconds):
+            self.clock.advance(1.0)
+            for _ in range(claims):
+                self.scaler.claimed(key, StartKind(kind), self.clock.now() - 0.5)
+            await self.scaler.run_once(self.clock.now())
+
+    def pool(self, key: RuntimeKey = KEY) -> dict[str, Any]:
+        return next(each for each in self.scaler.explain()["pools"] if each["runtime"] == str(key))
+
+
+async def test_busy_runtime_gets_a_pool(store: SqliteStore, clock: ManualClock) -> None:
+    """Two claims a second for two minutes: the pool is ordered up, and the explanation is whole."""
+    loop = Loop(store, clock, runtime())
+    await loop.begin()
+    await loop.tick(120, claims=2)
+    pool = loop.pool()
+
+    assert loop.provider.resizes[-1][1] == pool["target"] >= 2
+    assert pool["why"].endswith(".")
+    assert pool["changes"][0]["to"] == pool["target"]
+    assert {"demand", "quantile", "experts", "target", "why", "changes", "leadTime"} <= pool.keys()
+    assert abs(sum(pool["experts"].values()) - 1.0) < 0.05
+    assert orjson.loads(orjson.dumps(loop.scaler.explain()))["leader"] is True
+
+
+async def test_same_target_is_ordered_once_while_the_provider_lags(store: SqliteStore, clock: ManualClock) -> None:
+    """A provider whose status shows old targets is not told the same twice within the expiry."""
+    loop = Loop(store, clock, runtime(mode=PoolMode.FIXED, size=6))
+    await loop.begin()
+    loop.provider.resizes.clear()
+    loop.catalog.runtimes = [runtime(mode=PoolMode.FIXED, size=9)]
+    loop.provider.lags = True
+    await loop.tick()
+    await eventually(lambda: loop.scaler.pools[KEY].restored, "history restored")
+    await loop.tick(40)
+
+    assert loop.provider.resizes == [(KEY, 9)]
+
+
+async def test_forecast_only_orders_nothing(store: SqliteStore, clock: ManualClock) -> None:
+    """Mode forecast-only says what it would do and leaves the pool alone."""
+    loop = Loop(store, clock, runtime(mode=PoolMode.FORECAST_ONLY, size=1))
+    await loop.begin()
+    await loop.tick(120, claims=3)
+
+    assert loop.provider.resizes == []
+    assert loop.pool()["wanted"] > 1
+
+
+async def test_claims_are_written_and_read_back_after_a_restart(store: SqliteStore, clock: ManualClock) -> None:
+    """What one gateway learned, its successor knows from the recorded claims."""
+    first = Loop(store, clock, runtime())
+    await first.begin()
+    await first.tick(300, claims=1)
+    before = first.scaler.pools[KEY].target
+    await first.scaler.aclose()
+
+    second = Loop(store, clock, runtime())
+    await second.begin()
+    await second.tick(2)
+
+    assert sum(n for _, n in await store.claim_history(KEY, 0.0, bucket=60)) == 300
+    assert abs(second.scaler.pools[KEY].target - before) <= 2
+    assert before >= 1
+
+
+async def test_claims_of_other_replicas_count(store: SqliteStore, clock: ManualClock) -> None:
+    """A follower's claims reach the leader through the store, each once."""
+    leader = Loop(store, clock, runtime(), shared=True)
+    follower = Loop(store, clock, runtime(), shared=True)
+    await leader.begin()
+    seen = 0
+    for _ in range(60):
+        await follower.tick(claims=2)
+        before = leader.scaler.pools[KEY].demand.recent.total
+        await leader.scaler.run_once(clock.now())
+        seen += max(leader.scaler.pools[KEY].demand.recent.total - before, 0)
+
+    assert not follower.scaler.leads
+    assert leader.provider.resizes[-1][1] >= 2
+    assert follower.provider.resizes == []
+    assert leader.scaler.pools[KEY].demand.recent.total <= 2 * 12
+
+
+async def test_deleted_runtime_is_forgotten_and_begins_anew(store: SqliteStore, clock: ManualClock) -> None:
+    """A runtime that goes away is no longer ordered for; made again it starts from its history."""
+    loop = Loop(store, clock, runtime())
+    await loop.begin()
+    await loop.tick(120, claims=2)
+    kept, loop.catalog.runtimes = loop.catalog.runtimes, []
+    await loop.provider.apply([])
+    ordered = len(loop.provider.resizes)
+    await loop.tick(5)
+    assert loop.scaler.pools == {}
+    assert len(loop.provider.resizes) == ordered
+
+    loop.catalog.runtimes = kept
+    await loop.begin()
+    await loop.tick(3)
+
+    assert loop.provider.resizes[-1][1] >= 1
+
+
+async def test_runtime_deleted_during_an_order_does_no_harm(store: SqliteStore, clock: ManualClock) -> None:
+    """The provider no longer knows a runtime that the catalog still lists: passes go on, the others are served."""
+    other = RuntimeKey("default", "other")
+    loop = Loop(store, clock, runtime(), runtime(other, mode=PoolMode.FIXED, size=3))
+    await loop.begin()
+    await loop.provider.apply([runtime(other, mode=PoolMode.FIXED, size=1)])
+    await loop.tick(30, claims=5)
+
+    assert (other, 3) in loop.provider.resizes
+
+
+async def test_failing_creates_are_bounded_and_visible(store: SqliteStore, clock: ManualClock) -> None:
+    """Creates that fail in a row: few orders, and the error is in the explanation."""
+    loop = Loop(store, clock, runtime())
+    await loop.begin()
+    loop.provider.failures, loop.provider.last_error = 4, "bwrap: no permission"
+    await loop.tick(180, claims=5, kind="cold")
+    ups = [warm for _, warm in loop.provider.resizes]
+    pool = loop.pool()
+
+    assert len(ups) <= 180 / 30 + 1
+    assert pool["rule"] == "breaker"
+    assert "bwrap: no permission" in pool["why"]
+    assert pool["pool"]["failures"] == 4
+
+
+async def test_refused_resize_is_shown_and_tried_again(store: SqliteStore, clock: ManualClock) -> None:
+    """A provider that refuses a resize is asked again, and its words are in the explanation meanwhile."""
+
+    class Refusing(Pools):
+        refuse = True
+
+        async def resize(self, runtime: RuntimeKey, warm: int) -> None:
+            if self.refuse:
+                raise SandboxStartError("the API server is away")
+            await super().resize(runtime, warm)
+
+    loop = Loop(store, clock, runtime(mode=PoolMode.FIXED, size=2))
+    loop.provider = refusing = Refusing(clock)
+    loop.scaler = Autoscaler(loop.catalog, store, refusing, clock, AutoscalerSettings(), holder="gw")
+    await refusing.apply([runtime(mode=PoolMode.FIXED, size=0)])
+    await loop.tick()
+    await eventually(lambda: loop.scaler.pools[KEY].restored, "history restored")
+    await loop.tick(2)
+    assert loop.pool()["error"] == "the API server is away"
+
+    refusing.refuse = False
+    await loop.tick(2)
+
+    assert refusing.resizes == [(KEY, 2)]
+    assert loop.pool()["error"] == ""
+
+
+async def test_budget_is_shared_by_worth(store: SqliteStore, clock: ManualClock) -> None:
+    """Two runtimes that want more than the budget: the sum stays within it, and the busy one gets more."""
+    quiet = RuntimeKey("default", "quiet")
+    loop = Loop(store, clock, runtime(), runtime(quiet), max_warm=4, default_lead=10.0)
+    loop.provider.lead = 10.0
+    await loop.begin()
+    for second in range(240):
+        await loop.tick(1, claims=1)
+        if second % 8 == 0:
+            loop.scaler.claimed(quiet, StartKind.WARM, clock.now())
+    held = {key: pool.target for key, pool in loop.scaler.pools.items()}
+
+    assert sum(held.values()) <= 4
+    assert held[KEY] > held[quiet]
+    assert any("budget of 4" in loop.pool(key)["why"] for key in held)
+
+
+@pytest.mark.parametrize("step", [-7200.0, 86400.0], ids=["two hours back", "a day ahead"])
+async def test_wall_clock_step_does_not_move_a_pool_much(store: SqliteStore, clock: ManualClock, step: float) -> None:
+    """After the wall clock was set, passes go on, the lease is kept, and the pool stays about where it was."""
+    loop = Loop(store, clock, runtime())
+    await loop.begin()
+    await loop.tick(120, claims=1)
+    before = loop.scaler.pools[KEY].target
+    clock.advance(step)
+    await loop.tick(20, claims=1)
+
+    assert loop.scaler.leads
+    assert abs(loop.scaler.pools[KEY].target - before) <= 3
+
+
+async def test_store_outage_keeps_counts_and_pools(tmp_path: Path, clock: ManualClock) -> None:
+    """While the store is away claims are counted on; what could not be written is written when it is back."""
+    server = RedisServer(tmp_path / "redis").start()
+    real = make_store(server.url, SystemClock())
+    await real.start()
+    try:
+        provider, catalog = Pools(), Catalog(runtime())
+        await provider.apply(catalog.all())
+        scaler = Autoscaler(catalog, real, provider, SystemClock(), AutoscalerSettings(lease_ttl=2.0), holder="gw")
+        now = SystemClock().now()
+        await scaler.run_once(now)
+        server.kill()
+        scaler.claimed(KEY, StartKind.WARM, now)
+        with pytest.raises(StoreUnavailableError):
+            await scaler.signal.flush(now)
+        server.start()
+        for _ in range(200):
+            try:
+                await scaler.signal.flush(now)
+                break
+            except StoreUnavailableError:
+                await asyncio.sleep(0.05)
+        assert [n for _, n in await real.claim_history(KEY, now - 60.0, bucket=1)] == [1]
+        await scaler.aclose()
+    finally:
+        await real.aclose()
+        server.kill()
+
+
+async def test_killed_leader_is_followed(tmp_path: Path) -> None:
+    """A leader that is killed in the middle of an order: the next takes over after the lease and orders it again."""
+    server = RedisServer(tmp_path / "redis").start()
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.autoscaler.leader_process", server.url, stdout=asyncio.subprocess.PIPE
+    )
+    assert child.stdout is not None
+    store = make_store(server.url, SystemClock())
+    await store.start()
+    scaler = None
+    try:
+        assert await asyncio.wait_for(child.stdout.readline(), 20.0) == b"resizing\n"
+        os.kill(child.pid, signal.SIGKILL)
+        await child.wait()
+        provider, catalog = Pools(), Catalog(runtime(mode=PoolMode.FIXED, size=5))
+        await provider.apply([runtime(mode=PoolMode.FIXED, size=1)])
+        settings = AutoscalerSettings(tick=0.1, lease_ttl=1.0)
+        scaler = Autoscaler(catalog, store, provider, SystemClock(), settings, holder="successor")
+        await scaler.start()
+        await eventually(lambda: provider.resizes == [(KEY, 5)], "the successor orders what the dead leader had begun")
+        fence = scaler.explain()["fence"]
+
+        assert fence >= 2
+        assert sum(n for _, n in await store.claim_history(KEY, 0.0, bucket=60)) == 3
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+        if scaler is not None:
+            await scaler.aclose()
+        await store.aclose()
+        server.kill()
+
+
+async def test_miss_wakes_the_loop_at_once(store: SqliteStore, clock: ManualClock) -> None:
+    """With a tick of an hour, a pool miss still leads to a pass now."""
+    loop = Loop(store, clock, runtime(), tick=3600.0, lease_ttl=36000.0)
+    await loop.provider.apply(loop.catalog.all())
+    await loop.scaler.start()
+    try:
+        await eventually(lambda: KEY in loop.scaler.pools and loop.scaler.pools[KEY].restored, "history restored")
+        clock.advance(100.0)
+        loop.scaler.claimed(KEY, StartKind.COLD, clock.now())
+        await eventually(lambda: loop.scaler.pools[KEY].demand.recent.total == 1, "the miss was seen")
+    finally:
+        await loop.scaler.aclose()
+
+
+def test_wrong_settings_are_told_all_at_once() -> None:
+    """Every wrong setting is named with its value."""
+    with pytest.raises(SettingsError) as caught:
+        AutoscalerSettings(tick=0.0, lease_ttl=-1.0, max_warm=-2)
+
+    assert len(caught.value.problems) == 3
