@@ -95,7 +95,7 @@ async def serving(gateway: Gateway) -> AsyncIterator[tuple[str, asyncio.Task[Non
     async with gateway.running():
         server = make_server(gateway)
         task = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started and not task.done():
+        while not server.started and not task.done():  # noqa: ASYNC110
             await asyncio.sleep(0.005)  # uvicorn tells of its start by this flag only
         # What lives now lives on: the collector need not look at it again and again, nor so often.
         gc.freeze()

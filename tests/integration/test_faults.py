@@ -15,7 +15,8 @@ import psutil
 
 from tests.integration.served import processes_of, serve, wait_until
 
-TREE = "mkdir -p a/shut; printf 'x\\0y' > a/data; ln -s a/data link; ln a/data hard; touch -d @1000 a/data; chmod 500 a/shut"
+MAKE = "mkdir -p a/shut; printf 'x\\0y' > a/data; ln -s a/data link; ln a/data hard"
+TREE = f"{MAKE}; touch -d @1000 a/data; chmod 500 a/shut"
 LOOK = "find . | sort; stat -c '%n %a %s %Y' a a/data a/shut; readlink link; od -c hard"
 
 

@@ -86,10 +86,10 @@ def test_sdk_sees_stopped_sessions_and_unknown_runtimes_as_404(server: Server) -
     assert (reply.status_code, reply.json()["code"]) == (404, "SESSION_NOT_FOUND")
     with pytest.raises(requests.HTTPError) as failed:
         CodeInterpreterClient(name="no-such-runtime", **urls)
-    reply = failed.value.response
-    assert reply is not None
-    assert reply.status_code == 404
-    assert "not found" in reply.text
+    refusal = failed.value.response
+    assert refusal is not None
+    assert refusal.status_code == 404
+    assert "not found" in refusal.text
 
 
 def test_sdk_session_sleeps_and_wakes_unnoticed(server: Server, client: CodeInterpreterClient) -> None:
