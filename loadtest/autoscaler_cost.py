@@ -1,0 +1,107 @@
+"""What the autoscaler costs: share of a core at 100 runtimes, and tick time against the length of history.
+
+    python loadtest/autoscaler_cost.py [--runtimes 100] [--seconds 120]
+
+The loop runs with its real store (sqlite in a temporary folder) in accelerated time: `run_once` is called for each
+second of virtual time, and the processor time it takes is divided by that. A tenth of the runtimes is busy (a claim
+each two seconds), the others see one claim a minute: a hundred runtimes with about 400 claims a minute in all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gateway.autoscaler.demand import Demand
+from gateway.autoscaler.runner import Autoscaler
+from gateway.autoscaler.settings import AutoscalerSettings
+from gateway.autoscaler.shadow import Objective
+from gateway.model import PoolMode, PoolSpec, Runtime, RuntimeKey, StartKind
+from gateway.store.sqlite import SqliteStore
+from gateway.testing import ManualClock, ScriptedProvider
+
+
+class _Catalog:
+    def __init__(self, runtimes: Sequence[Runtime]) -> None:
+        self._runtimes = runtimes
+
+    def get(self, key: RuntimeKey) -> Runtime | None:
+        return next((each for each in self._runtimes if each.key == key), None)
+
+    def all(self) -> Sequence[Runtime]:
+        return self._runtimes
+
+
+async def loop_cost(count: int, seconds: int, folder: Path) -> tuple[float, float]:
+    """(share of a core, slowest pass in milliseconds) with `count` runtimes."""
+    rng = np.random.default_rng(1)
+    spec = PoolSpec(mode=PoolMode.PREDICTIVE, max=50, size=1)
+    runtimes = [Runtime(key=RuntimeKey("load", f"r{n:03d}"), pool=spec) for n in range(count)]
+    rates = np.array([0.5 if n % 10 == 0 else 1 / 60 for n in range(count)])
+    clock, provider = ManualClock(), ScriptedProvider()
+    await provider.apply(runtimes)
+    store = SqliteStore(folder / "cost.db", clock)
+    await store.start()
+    scaler = Autoscaler(_Catalog(runtimes), store, provider, clock, AutoscalerSettings(), holder="cost")
+    spent, slowest, warm_up = 0.0, 0.0, 60
+    for second in range(seconds + warm_up):
+        clock.advance(1.0)
+        for n, claims in enumerate(rng.poisson(rates).tolist()):
+            for _ in range(claims):
+                scaler.claimed(runtimes[n].key, StartKind.WARM, clock.now())
+        began = time.process_time()
+        await scaler.run_once(clock.now())
+        took = time.process_time() - began
+        if second >= warm_up:
+            spent += took
+            slowest = max(slowest, took)
+        await asyncio.sleep(0)
+    await scaler.aclose()
+    await store.aclose()
+    return spent / seconds, 1000.0 * slowest
+
+
+def tick_cost(days: float) -> float:
+    """Microseconds of one look at a runtime (with a claim) that has `days` of history behind it."""
+    rng = np.random.default_rng(1)
+    demand = Demand(Objective(), lead=10.0, tick=1.0, most=100)
+    now, end = 0.0, days * 86400.0
+    while now < end:
+        now += 60.0
+        demand.learn(now, 60.0, int(rng.poisson(2.0)))
+    demand.forecast(now)
+    samples = []
+    for _ in range(15):
+        began = time.process_time()
+        for _ in range(100):
+            now += 1.0 + float(rng.integers(0, 20))
+            demand.observe(now, 1)
+            demand.forecast(now)
+        samples.append((time.process_time() - began) / 100.0)
+    return 1e6 * float(np.median(samples))
+
+
+def main() -> None:
+    """Print both."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--runtimes", type=int, default=100)
+    parser.add_argument("--seconds", type=int, default=120)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        share, slowest = asyncio.run(loop_cost(args.runtimes, args.seconds, Path(folder)))
+    print(f"{args.runtimes} runtimes: {share:.2%} of a core, slowest pass {slowest:.1f} ms (bar: 1 %)")
+    first = None
+    for days in (0.1, 1.0, 7.0, 14.0):
+        cost = tick_cost(days)
+        first = first or cost
+        print(f"one look after {days:4g} days of history: {cost:5.0f} us ({cost / first:.2f} x the first)")
+
+
+if __name__ == "__main__":
+    main()
