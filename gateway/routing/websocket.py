@@ -6,9 +6,10 @@ Traffic either way is activity; an open but silent socket is not (docs/architect
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import Any
 
-from websockets.asyncio.client import ClientConnection, connect, unix_connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
 
@@ -16,12 +17,22 @@ from gateway.clock import Clock
 from gateway.errors import BadRequestError, NotFoundError, UpstreamBrokenError, UpstreamConnectError, WakegateError
 from gateway.routing.activator import Activator, Route
 from gateway.routing.answers import Headers, Receive, Scope, Send, error_body, error_fields, session_fields
-from gateway.routing.headers import read_request
+from gateway.routing.headers import read_request, read_response
 from gateway.routing.target import Target, parse
 
 _OPEN_TIMEOUT_S = 30.0
+_CLOSE_TIMEOUT_S = 2.0  # for the sandbox's part of the closing handshake; its slot is held as long
 _HANDSHAKE = (b"sec-websocket-", b"content-length: ", b"transfer-encoding: ")
+_STATUSES = frozenset(HTTPStatus)  # those that the server knows a phrase for
 _CLOSE_CODES_NOT_SENT = (1005, 1006, 1015)  # RFC 6455 7.4.1: words for "none came", never on the wire
+
+
+class _Dial(connect):
+    """A client connection that follows no redirect: a sandbox must not send us, with its token, to another address."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        """The redirect is the answer."""
+        return exc
 
 
 class WebSocketProxy:
@@ -75,8 +86,7 @@ class WebSocketProxy:
             await _refuse(send, error, route.session_id_bytes)
             return
         except InvalidStatus as error:
-            response = error.response
-            await _deny(send, response.status_code, answer, bytes(response.body or b""))
+            await _pass_refusal(send, error, answer)
             return
         await send({"type": "websocket.accept", "subprotocol": upstream.subprotocol, "headers": answer})
         up = asyncio.create_task(self._pump_up(receive, upstream, route))
@@ -142,14 +152,15 @@ async def _open(scope: Scope, route: Route, target: Target, lines: list[bytes]) 
         "max_size": None,
         "ping_interval": None,  # liveness is the business of the two ends
         "open_timeout": _OPEN_TIMEOUT_S,
+        "close_timeout": _CLOSE_TIMEOUT_S,
         "user_agent_header": None,
         "proxy": None,
     }
     try:
         endpoint = route.pool.endpoint
         if endpoint.uds:
-            return await unix_connect(endpoint.uds, uri, **options)
-        return await connect(uri, **options)
+            return await _Dial(uri, unix=True, path=endpoint.uds, **options)
+        return await _Dial(uri, **options)
     except InvalidStatus:
         raise
     except (OSError, TimeoutError) as error:
@@ -163,6 +174,15 @@ async def _refuse(send: Send, error: WakegateError, session: bytes | None) -> No
         session_fields(session) if session and not isinstance(error, BadRequestError) else []
     )
     await _deny(send, error.status, headers, error_body(error))
+
+
+async def _pass_refusal(send: Send, error: InvalidStatus, answer: Headers) -> None:
+    """What the sandbox said in place of an upgrade, as its own answer."""
+    response = error.response
+    said = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.raw_items()]
+    fields = [field for field in read_response(said) if field[0] != b"content-length"]
+    status = response.status_code if response.status_code in _STATUSES else 502
+    await _deny(send, status, fields + answer, bytes(response.body or b""))
 
 
 async def _deny(send: Send, status: int, headers: Headers, body: bytes) -> None:
