@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 from pathlib import Path
 
@@ -151,9 +152,13 @@ HISTORY = '{"runtime": "code-interpreters/default/a", "bucket": 60, "counts": [[
     ids=["arrivals", "binned", "functions", "k6 csv", "k6 json", "locust", "access log", "history"],
 )
 def test_trace_formats_are_recognised(tmp_path: Path, text: str, arrivals: int) -> None:
-    """Each format is told by its content; arrivals are sorted and lie within the trace."""
+    """Each format is told by its content, packed or not; arrivals are sorted and lie within the trace."""
     (tmp_path / "trace.any").write_text(text)
+    (tmp_path / "trace.any.gz").write_bytes(gzip.compress(text.encode()))
     (trace,) = read_traces(str(tmp_path / "trace.any"))
+    (packed,) = read_traces(str(tmp_path / "trace.any.gz"))
+
+    assert np.array_equal(packed.arrivals, trace.arrivals)
 
     assert len(trace.arrivals) == arrivals
     assert np.all(np.diff(trace.arrivals) >= 0.0)

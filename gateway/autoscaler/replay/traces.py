@@ -1,6 +1,6 @@
 """Reads arrival traces of many formats into one shape: sorted arrival times and a span.
 
-Recognised by content, not by name:
+Recognised by content, not by name; gzip is unpacked:
 
 | format | looks like |
 |---|---|
@@ -19,9 +19,11 @@ one.
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import re
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -90,10 +92,11 @@ def read_traces(argument: str, seed: int = 1) -> list[Trace]:
         except ValueError:
             raise BadRequestError(f"{argument}: {option!r} is not scale=NUMBER or days=NUMBER") from None
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        raw = Path(path).read_bytes()
+        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise BadRequestError(f"{path}: cannot be read ({error})") from error
-    name = Path(path).stem
+    name = Path(path).name.partition(".")[0]
     traces = _reader_of(path, text)(path, name, text, scale, seed)
     traces = [trace.cut(days * 86400.0) if days is not None else trace for trace in traces]
     if not any(len(trace.arrivals) for trace in traces):
