@@ -3,7 +3,8 @@
     .venv/bin/python -m loadtest.session_bench [--serial 40] [--burst 50]
 
 Prints the time of creates one at a time from a warm pool, beside cold ones in the same run (the baseline); a burst of
-concurrent creates on a pool as large as the burst; and the gateway's memory with 1,000 sessions in its store.
+concurrent creates on a pool as large as the burst; how long a session takes to sleep and, from request to first byte,
+to wake, beside answers of a live one; and the gateway's memory with 1,000 sessions in its store.
 """
 
 from __future__ import annotations
@@ -117,6 +118,36 @@ async def measure_creates(folder: Path, serial: int, burst: int) -> int:
     return missed
 
 
+async def measure_sleep(folder: Path, rounds: int) -> int:
+    """Print how long a session of 1 MB in 100 files takes to sleep and to answer again; returns the bars missed."""
+    fill = "for i in $(seq 100); do head -c 10485 /dev/urandom > f$i; done"
+    asleep: list[float] = []
+    awake: list[float] = []
+    live: list[float] = []
+    async with gateway(folder, 3) as (client, _):
+        await until_full(client, 3)
+        _, _, session = await create(client, "warm")
+        header = {"x-session-id": session}
+        (await client.post("/api/execute", json={"command": ["sh", "-c", fill]}, headers=header)).raise_for_status()
+        for _ in range(rounds):
+            began = time.perf_counter()
+            (await client.post(f"/v1/sessions/{session}/hibernate")).raise_for_status()
+            asleep.append((time.perf_counter() - began) * 1e3)
+            await until_full(client, 3)
+            for times, kind in ((awake, "wake"), (live, "live")):
+                began = time.perf_counter()
+                async with client.stream("GET", "/api/files/f100", headers=header) as reply:
+                    times.append((time.perf_counter() - began) * 1e3)
+                    if reply.status_code != 200 or reply.headers["x-wakegate-start"] != kind:
+                        raise SystemExit(f"expected a {kind} answer, got {reply.status_code} {reply.headers}")
+                    await reply.aread()
+    base = quantile(live, 0.5)
+    for name, times in (("hibernate", asleep), ("wake", awake), ("live", live)):
+        p50, p95 = quantile(times, 0.5), quantile(times, 0.95)
+        print(f"{name:<9} 1 MB in 100 files  p50 {p50:7.2f} ms  p95 {p95:7.2f} ms  {p50 / base:5.1f} x a live answer")
+    return (quantile(awake, 0.5) > 25) + (quantile(awake, 0.95) > 65) + (quantile(asleep, 0.5) > 100)
+
+
 async def measure_memory(folder: Path) -> int:
     """Print the gateway's memory with 1,000 sessions in its store and memory."""
     held = scripted_gateway(folder, ScriptedProvider(), max_sandboxes=1000)
@@ -138,6 +169,7 @@ async def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="wg") as one, tempfile.TemporaryDirectory(prefix="wg") as two:
         missed = await measure_creates(Path(one), args.serial, args.burst)
+        missed += await measure_sleep(Path(one), args.serial)
         missed += await measure_memory(Path(two))
     print("all bars held" if not missed else f"{missed} bars missed")
     return int(missed > 0)
