@@ -59,9 +59,12 @@ class KeyRing:
         self._keys: list[SigningKey] = []
 
     def open(self) -> None:
-        """Read the keys, make the first one, and publish the key set. Raises SettingsError for an unreadable key."""
-        self._private.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.public_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
+        """Read the keys, make the first, publish the key set. Raises SettingsError for an unusable key or folder."""
+        for folder, mode in ((self._private, 0o700), (self.public_dir, 0o755)):
+            try:
+                folder.mkdir(parents=True, exist_ok=True, mode=mode)
+            except OSError as error:
+                raise SettingsError([f"{folder}: cannot be made for the signing keys: {error.strerror}"]) from error
         self._keys = [self._read(path) for path in sorted(self._private.glob("*.pem"))]
         if not self._keys or self._keys[-1].algorithm != self._algorithm:
             self.rotate()
@@ -82,7 +85,7 @@ class KeyRing:
         pem = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        serial = 1 + max((int(path.stem.split("-")[0]) for path in self._private.glob("*-*.pem")), default=0)
+        serial = 1 + max((int(path.stem.split("-")[0]) for path in self._private.glob("[0-9]*-*.pem")), default=0)
         path = self._private / f"{serial:06d}-{_thumbprint(key)[:16]}.pem"
         _write_atomically(path, pem, 0o600)
         self._keys.append(self._read(path))
@@ -114,8 +117,8 @@ def _public_jwk(key: PrivateKey) -> dict[str, Any]:
     numbers = key.public_key().public_numbers()
     return {
         "kty": "RSA",
-        "n": _base64url(numbers.n.to_bytes(256, "big")),
-        "e": _base64url(numbers.e.to_bytes(3, "big")),
+        "n": _base64url(numbers.n.to_bytes((numbers.n.bit_length() + 7) // 8, "big")),
+        "e": _base64url(numbers.e.to_bytes((numbers.e.bit_length() + 7) // 8, "big")),
     }
 
 

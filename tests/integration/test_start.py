@@ -1,0 +1,163 @@
+"""The start of a gateway and its day on real sandboxes: the banner's lines, bursts, leavers, and refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.integration.served import RUNTIME, Server, serve, wait_until
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One gateway for the tests that leave it well."""
+    with serve(tmp_path_factory.mktemp("gateway") / "state", "--warm-pool", "2") as started:
+        yield started
+
+
+def run(home: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """`wakegate serve` with these flags, which ends by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", "serve", "--warm-pool", "0", *flags],
+        env={"PATH": os.environ["PATH"], "HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+
+
+def test_banner_tells_what_is_served_and_three_lines_that_work(tmp_path: Path) -> None:
+    """A newcomer pastes them one after the other into a shell and sees output of a sandbox."""
+    state = tmp_path / "state"
+    with serve(state, "--warm-pool", "1") as server:
+        assert server.process.stdout is not None
+        lines: list[str] = []
+        while len([line for line in lines if "curl" in line]) < 3:
+            lines.append(server.process.stdout.readline().strip())
+        text = "\n".join(lines)
+        for word in ("code-interpreters/default/my-interpreter", "isolation", str(state)):
+            assert word in text
+        ran = subprocess.run(
+            ["bash", "-euc", "\n".join(line for line in lines if "curl" in line)],
+            env={"PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            timeout=40,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert "Hello" in ran.stdout
+        assert "Linux" in ran.stdout
+
+
+def test_client_that_leaves_ends_its_command(server: Server) -> None:
+    """The whole tree of it, inside the sandbox."""
+    session = server.session()
+    body = {"command": ["sh", "-c", "touch begun; sh -c 'sleep 31415' & sleep 31416"], "timeout": "600s"}
+    with suppress(httpx.ReadTimeout):
+        server.client.post("/api/execute", headers={"x-session-id": session}, json=body, timeout=1.0)
+    assert "begun" in server.run(session, "ls").json()["stdout"]
+    look = "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"
+    wait_until(lambda: "sleep 3141" not in server.run(session, look).json()["stdout"], "the command has ended")
+
+
+def test_empty_file_goes_up_and_comes_back(server: Server) -> None:
+    """Zero bytes are a body like any other."""
+    headers = {"x-session-id": server.session()}
+    reply = server.client.post("/api/files", headers=headers, files={"file": b""}, data={"path": "empty"})
+    assert (reply.status_code, reply.json()["size"]) == (200, 0)
+    reply = server.client.get("/api/files/empty", headers=headers)
+    assert (reply.status_code, reply.content) == (200, b"")
+
+
+def test_full_tmp_is_that_sessions_trouble(server: Server) -> None:
+    """No space left is an error of its command; neighbours, the gateway and the session itself go on."""
+    full, neighbour = server.session(), server.session()
+    said = server.run(full, "head -c 1G /dev/zero > /tmp/big; echo status $?").json()
+    assert "status 1" in said["stdout"]
+    assert server.run(neighbour, "echo well").json()["stdout"] == "well\n"
+    assert server.run(full, "echo well").json()["stdout"] == "well\n"
+
+
+async def test_burst_over_the_pool_is_served_without_sharing(server: Server) -> None:
+    """Twelve sessions at once on a pool of two wait for cold starts: no error, no sandbox twice."""
+    async with httpx.AsyncClient(base_url=server.url, timeout=55, trust_env=False) as client:
+
+        async def one(number: int) -> tuple[str, str]:
+            made = await client.post("/v1/sessions", json={"runtime": RUNTIME})
+            assert made.status_code == 201, made.text
+            headers = {"x-session-id": made.json()["id"]}
+            await client.post("/api/execute", headers=headers, json={"command": ["sh", "-c", f"echo {number} > mine"]})
+            said = await client.post("/api/execute", headers=headers, json={"command": ["cat", "mine"]})
+            await client.delete(f"/v1/sessions/{made.json()['id']}")
+            return made.json()["sandboxId"], said.json()["stdout"].strip()
+
+        seen = await asyncio.gather(*(one(number) for number in range(12)))
+    assert len({sandbox for sandbox, _ in seen}) == 12
+    assert [said for _, said in seen] == [str(number) for number in range(12)]
+
+
+def test_things_that_are_not_there_are_all_named(tmp_path: Path) -> None:
+    """Runtime files, store and Python: looked at together once the settings are well-formed; nothing is made."""
+    (tmp_path / "bad.yaml").write_text("kind: CodeInterpreter")
+    ended = run(
+        tmp_path, "--port", "0", "--runtime", str(tmp_path / "bad.yaml"), "--store", "mysql://x",
+        "--sandbox-python", str(tmp_path / "none"), "--state-dir", str(tmp_path / "state"),
+    )  # fmt: skip
+    assert ended.returncode == 2
+    for part in ("bad.yaml: apiVersion", "bad.yaml: metadata.name", "--store mysql://x", "--sandbox-python"):
+        assert part in ended.stderr
+    assert all(line.startswith("wakegate: ") for line in ended.stderr.splitlines())
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--host", "a..b"], "cannot listen on a..b"),
+        (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
+        (["--store", "sqlite:////proc/nope/x.db"], "/proc/nope/x.db"),
+        (["--state-dir", "/proc/nope"], "--state-dir /proc/nope: cannot be made"),
+        (["--state-dir", "/dev/null"], "--state-dir /dev/null: cannot be made"),
+    ],
+    ids=["host-name", "host-address", "store-path", "state-dir", "state-file"],
+)
+def test_places_that_cannot_be_used_are_told_in_a_sentence(tmp_path: Path, flags: list[str], part: str) -> None:
+    """Status 2, and what to change."""
+    ended = run(tmp_path, "--port", "0", *flags)
+    assert ended.returncode == 2, ended.stderr
+    assert part in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_port_in_use_is_told(tmp_path: Path) -> None:
+    """With the address and the flag to choose another."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        ended = run(tmp_path, "--port", port, "--state-dir", str(tmp_path / "state"))
+    assert ended.returncode == 2
+    expected = f"wakegate: cannot listen on 127.0.0.1 port {port}: Address already in use; choose another with --port\n"
+    assert ended.stderr == expected
+
+
+def test_state_folder_has_one_gateway(server: Server, tmp_path: Path) -> None:
+    """A second one on it says so and ends; the first is not disturbed."""
+    session = server.session()
+    state = server.log.parent / "state"
+    ended = run(tmp_path, "--port", "0", "--state-dir", str(state))
+    assert ended.returncode == 2
+    assert str(state) in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert server.run(session, "echo still").json()["stdout"] == "still\n"
