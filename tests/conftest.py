@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import looptime
 import pytest
+import pytest_asyncio
 import uvloop
 
 from tests.support import Script, ScriptedSandbox, Served, say_ok, scripted
@@ -36,6 +37,16 @@ class OpenScripted(Protocol):
     """Opens a gateway over one scripted sandbox; settings as keywords."""
 
     async def __call__(self, script: Script = say_ok, **changes: Any) -> tuple[Served, ScriptedSandbox]: ...
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def kept_gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Served, ScriptedSandbox]]:
+    """One gateway for a module's tests that only ask to be refused; they are marked SHARED, to run on its loop."""
+    async with scripted(tmp_path_factory.mktemp("kept")) as opened:
+        yield opened
+
+
+SHARED = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.fixture

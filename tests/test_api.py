@@ -14,8 +14,8 @@ import pytest
 from gateway.errors import SandboxStartError
 from gateway.model import PoolStatus, RuntimeKey
 from gateway.testing import ScriptedProvider
-from tests.conftest import OpenScripted
-from tests.support import KEY, Served, served
+from tests.conftest import SHARED, OpenScripted
+from tests.support import KEY, ScriptedSandbox, Served, served
 
 ON_UVLOOP = True
 NAMED = {"name": "my-interpreter", "namespace": "default"}
@@ -58,6 +58,7 @@ async def test_agentcube_create_honours_ttl_and_metadata(open_gateway: OpenScrip
     assert (lasts.total_seconds(), shown["metadata"]) == (60, {"a": "1", "b": "c"})
 
 
+@SHARED
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
@@ -79,26 +80,29 @@ async def test_agentcube_create_honours_ttl_and_metadata(open_gateway: OpenScrip
     ids=lambda value: None if isinstance(value, bytes) else str(value),
 )
 async def test_agentcube_create_refuses_in_its_words(
-    open_gateway: OpenScripted, body: bytes, status: int, message: str
+    kept_gateway: tuple[Served, ScriptedSandbox], body: bytes, status: int, message: str
 ) -> None:
     """Whatever the Content-Type says."""
-    gateway, _ = await open_gateway()
+    gateway, _ = kept_gateway
+    before = gateway.provider.claims
     async with client_of(gateway) as client:
         reply = await client.post("/v1/code-interpreter", content=body, headers={"content-type": "text/plain"})
         assert (reply.status_code, reply.json()) == (status, {"message": message})
-    assert gateway.provider.claims == 0
+    assert gateway.provider.claims == before
 
 
+@SHARED
 @pytest.mark.parametrize("ttl", [0, -1, True, "soon", [], {}, 1e300, "1e9h", 10**30])
-async def test_wrong_ttl_is_told(open_gateway: OpenScripted, ttl: Any) -> None:
+async def test_wrong_ttl_is_told(kept_gateway: tuple[Served, ScriptedSandbox], ttl: Any) -> None:
     """On both surfaces, naming the field."""
-    gateway, _ = await open_gateway()
+    gateway, _ = kept_gateway
+    before = gateway.provider.claims
     async with client_of(gateway) as client:
         for path, body in (("/v1/code-interpreter", NAMED), ("/v1/sessions", {"runtime": "my-interpreter"})):
             reply = await client.post(path, json={**body, "ttl": ttl})
             assert reply.status_code == 400
             assert "ttl" in reply.text
-    assert gateway.provider.claims == 0
+    assert gateway.provider.claims == before
 
 
 async def test_agentcube_other_kind_is_not_found_by_its_name(open_gateway: OpenScripted) -> None:
@@ -136,13 +140,16 @@ async def test_agentcube_double_slash_is_understood(open_gateway: OpenScripted) 
     assert answer.status == 200
 
 
+@SHARED
 @pytest.mark.parametrize(
     ("path", "body"),
     [("/health", {"status": "healthy"}), ("/health/live", {"status": "alive"}), ("/health/ready", {"status": "ready"})],
 )
-async def test_agentcube_health_answers(open_gateway: OpenScripted, path: str, body: dict[str, str]) -> None:
+async def test_agentcube_health_answers(
+    kept_gateway: tuple[Served, ScriptedSandbox], path: str, body: dict[str, str]
+) -> None:
     """Both planes' checks, also with a session header on them."""
-    gateway, sandbox = await open_gateway()
+    gateway, sandbox = kept_gateway
     async with client_of(gateway) as client:
         reply = await client.get(path, headers={"x-session-id": await gateway.session()})
         assert (reply.status_code, reply.json()) == (200, body)
@@ -198,6 +205,7 @@ async def test_native_use_shows_as_activity_at_once(open_gateway: OpenScripted) 
     assert shown["lastActiveAt"] > made["lastActiveAt"]
 
 
+@SHARED
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
@@ -215,14 +223,17 @@ async def test_native_use_shows_as_activity_at_once(open_gateway: OpenScripted) 
         ([], "the body must be a JSON object"),
     ],
 )
-async def test_native_create_names_the_wrong_field(open_gateway: OpenScripted, body: Any, problem: str) -> None:
+async def test_native_create_names_the_wrong_field(
+    kept_gateway: tuple[Served, ScriptedSandbox], body: Any, problem: str
+) -> None:
     """400 in JSON, and nothing is claimed."""
-    gateway, _ = await open_gateway()
+    gateway, _ = kept_gateway
+    before = gateway.provider.claims
     async with client_of(gateway) as client:
         reply = await client.post("/v1/sessions", json=body)
         assert (reply.status_code, reply.json()["code"]) == (400, "BAD_REQUEST")
         assert reply.json()["error"].startswith(problem)
-    assert gateway.provider.claims == 0
+    assert gateway.provider.claims == before
 
 
 async def test_native_create_of_an_unknown_runtime_is_404(open_gateway: OpenScripted) -> None:
@@ -256,6 +267,7 @@ async def test_native_list_pages_and_filters(open_gateway: OpenScripted) -> None
             assert len(page["sessions"]) == count
 
 
+@SHARED
 @pytest.mark.parametrize(
     "query",
     [
@@ -270,19 +282,20 @@ async def test_native_list_pages_and_filters(open_gateway: OpenScripted) -> None
         "runtime=",
     ],
 )
-async def test_native_list_refuses_wrong_parameters(open_gateway: OpenScripted, query: str) -> None:
+async def test_native_list_refuses_wrong_parameters(kept_gateway: tuple[Served, ScriptedSandbox], query: str) -> None:
     """Naming the one that is wrong."""
-    gateway, _ = await open_gateway()
+    gateway, _ = kept_gateway
     async with client_of(gateway) as client:
         reply = await client.get("/v1/sessions?" + query)
         assert (reply.status_code, reply.json()["code"]) == (400, "BAD_REQUEST")
         assert reply.json()["error"].startswith(query.partition("=")[0] + ": ")
 
 
+@SHARED
 @pytest.mark.parametrize("session", ["nobody", "%00", "%2F", "%ff", "..", "a" * 5000])
-async def test_native_odd_session_ids_are_not_found(open_gateway: OpenScripted, session: str) -> None:
+async def test_native_odd_session_ids_are_not_found(kept_gateway: tuple[Served, ScriptedSandbox], session: str) -> None:
     """404 for all that is no session, whatever bytes it has."""
-    gateway, _ = await open_gateway()
+    gateway, _ = kept_gateway
     for method in ("GET", "DELETE"):
         answer = await gateway.ask(f"{method} /v1/sessions/{session} HTTP/1.1\nhost: h")
         assert answer.status == 404

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from tests.conftest import OpenScripted
-from tests.support import Call, eventually
+from tests.conftest import SHARED, OpenScripted
+from tests.support import Call, ScriptedSandbox, Served, eventually
 
 ON_UVLOOP = True
 EVIL = "GET /evil HTTP/1.1\nhost: h\n\n"
@@ -57,10 +57,13 @@ REFUSED = {
 }
 
 
+@SHARED
 @pytest.mark.parametrize("shape", REFUSED)
-async def test_ambiguous_request_is_refused_and_never_forwarded(open_gateway: OpenScripted, shape: str) -> None:
+async def test_ambiguous_request_is_refused_and_never_forwarded(
+    kept_gateway: tuple[Served, ScriptedSandbox], shape: str
+) -> None:
     """A 4xx in JSON, the connection closed, and nothing of it or of what follows it at the sandbox."""
-    gateway, sandbox = await open_gateway()
+    gateway, sandbox = kept_gateway
     client = await gateway.connect()
     await client.send(REFUSED[shape].replace("{s}", f"x-session-id: {await gateway.session()}\n"))
     answer = await client.answer()
@@ -71,6 +74,7 @@ async def test_ambiguous_request_is_refused_and_never_forwarded(open_gateway: Op
     assert sandbox.requests == []
 
 
+@SHARED
 @pytest.mark.parametrize(
     "raw",
     [
@@ -82,9 +86,9 @@ async def test_ambiguous_request_is_refused_and_never_forwarded(open_gateway: Op
     ],
     ids=["all-lf", "one-lf", "final-lf", "bare-cr", "lf-before-body"],
 )
-async def test_bare_line_ends_are_refused(open_gateway: OpenScripted, raw: bytes) -> None:
+async def test_bare_line_ends_are_refused(kept_gateway: tuple[Served, ScriptedSandbox], raw: bytes) -> None:
     """Only CRLF ends a line; a lone LF or CR is how two parsers come to disagree."""
-    gateway, sandbox = await open_gateway()
+    gateway, sandbox = kept_gateway
     client = await gateway.connect()
     await client.send(raw.replace(b"{s}", b"x-session-id: " + (await gateway.session()).encode()))
     assert (await client.answer()).status == 400
