@@ -17,6 +17,7 @@ from typing import Self
 from picod.processes import descendants
 
 _PATIENCE = 0.5  # seconds; what does not stop is stuck in the kernel and writes nothing
+_EACH = 0.02  # seconds of it for one process before the next is stopped
 _STILL = b"TtZX"  # states of /proc/PID/stat: stopped, traced, dead
 
 
@@ -55,6 +56,10 @@ class Frozen:
                 except OSError:  # no pidfds here: the number must do
                     self._stopped[pid] = -1
             _signal(pid, self._stopped[pid], signal.SIGSTOP)
+            # kill() returns before its target stands. A shell that still runs when its child stops sees it and says so.
+            patience = time.monotonic() + _EACH
+            while not _is_still(pid) and time.monotonic() < patience:
+                time.sleep(0.0001)
 
     def _continue(self) -> None:
         for pid, pidfd in reversed(self._stopped.items()):

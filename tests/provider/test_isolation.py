@@ -35,7 +35,9 @@ async def test_sandbox_cannot_see_the_hosts_files(tmp_path: Path) -> None:
     async with serving(tmp_path, runtime()) as provider:
         sandbox = await provider.claim(runtime().key, A)
         code = "import os, sys; print([p for p in sys.argv[1:] if os.path.lexists(p)], os.listdir('/tmp'))"
-        assert await python(sandbox, code, *hidden) == "[] []"
+        # A checkout below /tmp has its interpreter bound at its own path there, so the way to it shows.
+        way = [ROOT.parts[2]] if ROOT.parts[1] == "tmp" else []
+        assert await python(sandbox, code, *hidden) == f"[] {way}"
 
 
 async def test_sandbox_cannot_see_the_hosts_processes(tmp_path: Path) -> None:
