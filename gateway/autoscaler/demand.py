@@ -19,12 +19,7 @@ _LONGEST_STEP = 60.0  # seconds; a longer silence is taken in steps of this, or 
 _SMALLEST, _LARGEST = 32, 4096  # counts a distribution is kept for
 
 
-def _rounded(seconds: float) -> float:
-    """Up to steps of 3 %, so that a lead time that wobbles does not make every table anew."""
-    return round(1.03 ** math.ceil(math.log(max(seconds, 0.05), 1.03) - 1e-9), 3)
-
-
-def make_experts(recent: RollingCount) -> list[Forecaster]:
+def make_experts(recent: RollingCount, tick: float) -> list[Forecaster]:
     """The experts of one runtime beside the rate belief."""
     return [
         RollingQuantile("last 15 min", 900.0, recent),
@@ -32,7 +27,7 @@ def make_experts(recent: RollingCount) -> list[Forecaster]:
         RollingQuantile("last day", 86400.0, recent),
         FastSlow(),
         WeekProfile(),
-        Timers(recent.span),
+        Timers(recent.span, early=tick),
     ]
 
 
@@ -55,10 +50,12 @@ class Demand:
     ) -> None:
         self.tick = tick
         self.lead = lead
-        self.horizon = _rounded(lead + tick)
+        self.horizon = round(lead + tick / 2.0, 3)
         self.most = most
         self.recent = RollingCount(self.horizon)
-        self.mixture = Mixture(RateBelief(), make_experts(self.recent) if experts is None else experts)
+        self.mixture = Mixture(
+            RateBelief(), make_experts(self.recent, tick) if experts is None else experts, delay=tick
+        )
         self.shadow = Shadow(lead, min(most, _LARGEST), joins=joins)
         self.follower = Follower(objective, self.shadow)
         self._largest = min(most + 2, _LARGEST)
@@ -88,7 +85,7 @@ class Demand:
         """The measured lead time; small changes are ignored."""
         if abs(lead / self.lead - 1.0) > 0.1:
             self.lead = self.shadow.lead = lead
-            self.horizon = _rounded(lead + self.tick)
+            self.horizon = round(lead + self.tick / 2.0, 3)
             self.recent.span = self.horizon
             self._last = None
 

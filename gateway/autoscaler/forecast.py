@@ -1,8 +1,8 @@
 """What a forecaster is, and the arithmetic on count distributions that all of them share.
 
 A forecast is the distribution of the number of claims in the next `horizon` seconds, as probabilities of 0, 1, 2, ...;
-what lies beyond the end of the array is its missing mass. The horizon is the lead time plus one tick: a sandbox that
-is ordered now serves whoever comes from then on, so the pool must stand through that long with what it has.
+what lies beyond the end of the array is its missing mass. The horizon is the lead time plus half a tick: a sandbox
+ordered for a claim is ready one lead time later, and a change of level waits for a tick, half of one in the mean.
 """
 
 from __future__ import annotations

@@ -25,10 +25,16 @@ _BELOW = 0.02  # an expert with less weight than this is scored but not mixed in
 
 
 class Mixture:
-    """The experts, their weights, one mixed forecast. The first is asked every time, the others when stale."""
+    """The experts, their weights, one mixed forecast. The first is asked every time, the others when stale.
 
-    def __init__(self, first: RateBelief, others: Sequence[Forecaster] = (), favourite: float = 0.6) -> None:
+    What is foretold at a tick is scored on the horizon that begins `delay` seconds later, when orders have gone out.
+    """
+
+    def __init__(
+        self, first: RateBelief, others: Sequence[Forecaster] = (), *, delay: float = 0.0, favourite: float = 0.6
+    ) -> None:
         self._first = first
+        self._delay = delay
         self.experts: tuple[Forecaster, ...] = (first, *others)
         self._foreseeing = [each for each in self.experts if not isinstance(each, Unforeseeing)]
         n = len(self.experts)
@@ -49,14 +55,17 @@ class Mixture:
         self._weigh()
         self._pending: tuple[float, float, list[int], int] | None = None  # (closes at, q, per expert, mixed)
         self._counted = 0
+        self._counts_from = 0.0
 
     def observe(self, now: float, elapsed: float, claims: int) -> None:
         """Tell every expert, and score what was foretold for the horizon that has closed."""
         for expert in self.experts:
             expert.observe(now, elapsed, claims)
-        self._counted += claims
-        if self._pending is not None and now >= self._pending[0]:
-            self._score(now)
+        if self._pending is not None:
+            if self._counts_from < now <= self._pending[0]:
+                self._counted += claims
+            if now >= self._pending[0]:
+                self._score(now)
 
     def _score(self, now: float) -> None:
         assert self._pending is not None
@@ -119,7 +128,8 @@ class Mixture:
         mixed = np.zeros(size)
         for weight, probabilities in zip(self._mixed, each, strict=True):
             mixed += weight * probabilities
-        self._pending = (now + horizon, q, [quantile_of(p, q) for p in each], quantile_of(mixed, q))
+        self._counts_from = now + self._delay
+        self._pending = (self._counts_from + horizon, q, [quantile_of(p, q) for p in each], quantile_of(mixed, q))
         self._opened_at = now
         self._phase = (self._phase + _GOLDEN) % 1.0
         self._open_after = _SCORE_EVERY * (0.25 + 1.5 * self._phase)

@@ -31,7 +31,7 @@ class ScalerSpec:
     mode: PoolMode = PoolMode.PREDICTIVE
     fixed: int = 0  # the size in mode fixed, and of a pool that knows too little yet
     learn_for: float = 60.0  # seconds of demand before a forecast is followed
-    lower_after: float = 0.0  # how long a lower level must have stood; claims themselves lower a pool without waiting
+    lower_after: float = 3.0  # how long a lower level must have stood: fewer sandboxes are ended only to be made again
     stale_after: float = 120.0  # older forecasts are not followed
     failures_open: int = 3  # create failures in a row that open the breaker
     cooldown: float = 30.0  # while open, one try per cooldown
@@ -100,7 +100,7 @@ def _want(spec: ScalerSpec, observed: Observed, forecast: Forecast | None, now: 
         return wanted, "fallback", f"{age}, so it keeps what the last claims needed: {wanted}."
     wanted = forecast.level
     if forecast.observed < spec.learn_for:
-        wanted = max(spec.fixed, recent)
+        wanted = max(spec.fixed, recent, min(observed.target, spec.max))
         return wanted, "learning", f"It has seen {forecast.observed:.0f} s of demand so far and holds {wanted}."
     if observed.recent_misses >= 2 and recent > wanted:
         wanted = max(recent, forecast.alert)

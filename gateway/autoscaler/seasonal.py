@@ -72,14 +72,15 @@ class Timers:
     An episode begins with a claim after a silence of more than a horizon. The chance that the next one begins within
     the horizon is read from the gaps that are longer than the present silence; its size from the sizes so far. Source:
     the inter-arrival histogram of Shahrad et al., "Serverless in the Wild" (USENIX ATC 2020), and IceBreaker's look at
-    periodic functions (ASPLOS 2022).
+    periodic functions (ASPLOS 2022). It looks `early` seconds further than the horizon, for the tick that orders wait.
     """
 
     name = "timers"
     fresh = 1.0
 
-    def __init__(self, horizon: float, keep: int = 96) -> None:
+    def __init__(self, horizon: float, *, early: float = 0.0, keep: int = 96) -> None:
         self._horizon = horizon
+        self._early = early
         self._gaps: deque[float] = deque(maxlen=keep)
         self._sorted: list[float] = []
         self._sizes: deque[int] = deque(maxlen=keep)
@@ -101,12 +102,12 @@ class Timers:
 
     def review_by(self, now: float, horizon: float) -> float:
         """A horizon before the next time at which an episode has begun before, if gaps are even enough for a timer."""
-        gaps, ahead = self._sorted, now - self._began + horizon
+        gaps, ahead = self._sorted, now - self._began + horizon + self._early
         n = len(gaps)
         if n < 4 or gaps[3 * n // 4] - gaps[n // 4] > min(2.0 * horizon, gaps[n // 2] / 4.0):
             return math.inf
         at = bisect_right(gaps, ahead)
-        return self._began + gaps[at] - horizon if at < n else math.inf
+        return self._began + gaps[at] - horizon - self._early if at < n else math.inf
 
     def probabilities(self, now: float, horizon: float, size: int) -> Floats:
         """P(claims in (now, now + horizon] = 0 .. size - 1)."""
@@ -116,7 +117,7 @@ class Timers:
             return out
         silent = now - self._began
         passed = bisect_right(self._sorted, silent)
-        soon = bisect_right(self._sorted, silent + horizon) - passed
+        soon = bisect_right(self._sorted, silent + horizon + self._early) - passed
         begins = (soon + 0.02) / (len(self._sorted) - passed + 1.0)
         if passed == len(self._sorted):
             begins = 0.02  # silent for longer than ever: nothing is known

@@ -24,7 +24,7 @@ class AutoscalerSettings:
     cold_start_cost: float | None = None  # idle sandbox-seconds; None: targetMissRate decides
     joins: bool = False  # a miss takes the next sandbox that gets ready (local), not one of its own (kubernetes)
     max_warm: int | None = None  # warm sandboxes over all runtimes; None: each runtime's max alone
-    lower_after: float = 0.0  # how long a lower level must stand before a pool goes down
+    lower_after: float = 3.0  # how long a lower level must stand before a pool goes down
     restore_days: float = 14.0  # of history that is read at the start
 
     def __post_init__(self) -> None:

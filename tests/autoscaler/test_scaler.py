@@ -14,7 +14,7 @@ from gateway.autoscaler.scaler import Observed, ScalerSpec, decide, share_budget
 from gateway.model import PoolMode
 
 NOW = 1000.0
-SPEC = ScalerSpec(min=1, max=20)
+SPEC = ScalerSpec(min=1, max=20, lower_after=0.0)
 
 
 def foretold(level: int, **more: float) -> Forecast:
