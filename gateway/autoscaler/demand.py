@@ -14,7 +14,7 @@ from gateway.autoscaler.seasonal import Timers, WeekProfile
 from gateway.autoscaler.shadow import Follower, Objective, Shadow
 from gateway.autoscaler.window import RollingCount
 
-_LONGEST_REVIEW = 30.0  # seconds between looks at a runtime that nobody claims
+_LONGEST_REVIEW = 60.0  # seconds between looks at a runtime that nobody claims
 _LONGEST_STEP = 60.0  # seconds; a longer silence is taken in steps of this, or as a gap when it is a clock step
 _SMALLEST, _LARGEST = 32, 4096  # counts a distribution is kept for
 
@@ -129,7 +129,7 @@ class Demand:
             self._size //= 2
         quiet = now - self._claimed_at
         foreseen = max(self.mixture.review_by(now, self.horizon), now + self.tick)
-        self._review_at = min(now + min(max(quiet, self.horizon), _LONGEST_REVIEW), foreseen)
+        self._review_at = min(now + min(max(quiet, 1.5 * self.horizon), _LONGEST_REVIEW), foreseen)
         self._last = Forecast(
             now, self.horizon, 0.0, q, self.follower.level, "", alert=self.alert(self.follower), observed=self._observed
         )

@@ -80,7 +80,7 @@ class FastSlow(Unforeseeing):
     """
 
     name = "fast-slow"
-    fresh = 20.0
+    fresh = 30.0
 
     def __init__(self, fast: float = 60.0, slow: float = 900.0, memory: float = 7200.0) -> None:
         self._fast_span, self._slow_span, self._memory = fast, slow, memory

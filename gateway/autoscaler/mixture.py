@@ -19,7 +19,7 @@ from gateway.autoscaler.rates import RateBelief
 _ETA = 2.0  # how sharply losses (in units of the mean loss) turn into weights
 _SHARE = 0.01  # of the whole, kept by every expert
 _MEMORY = 6 * 3600.0  # seconds; how long a loss counts
-_SCORE_EVERY = 60.0  # seconds in the mean between the horizons that are scored
+_SCORE_EVERY = 120.0  # seconds in the mean between the horizons that are scored
 _GOLDEN = 0.6180339887498949  # spreads those evenly over any period, so that no timer falls between them for ever
 _BELOW = 0.02  # an expert with less weight than this is scored but not mixed in
 

@@ -98,7 +98,8 @@ class Timers:
                 self._sorted = sorted(self._gaps)
             self._began, self._size = now, 0
         self._last = now
-        self._size += claims
+        if now - self._began <= self._horizon:  # what comes later was not due within a horizon
+            self._size += claims
 
     def review_by(self, now: float, horizon: float) -> float:
         """A horizon before the next time at which an episode has begun before, if gaps are even enough for a timer."""
@@ -123,7 +124,7 @@ class Timers:
             begins = 0.02  # silent for longer than ever: nothing is known
         sizes = np.fromiter(self._sizes, np.int64, len(self._sizes))
         out += self._histogram(sizes, size) * begins
-        running = self._size if now - self._last <= horizon else 0
+        running = self._size if now - self._began <= horizon else 0
         rest = sizes[sizes > running] - running if running else sizes[:0]
         out += self._histogram(rest, size) * ((1.0 - begins) * len(rest) / len(sizes))
         out[0] += (1.0 - begins) * (1.0 - len(rest) / len(sizes))

@@ -162,8 +162,9 @@ class Shadow:
 
     @property
     def top(self) -> int:
-        """The highest level that a threshold asks for."""
-        return int(self.levels[len(THRESHOLDS) - 1])
+        """The highest level that may soon be followed; rarer rules may be cut off at the end of the distribution."""
+        n = len(THRESHOLDS)
+        return int(self.levels[min(max([each.nearest for each in self.followers], default=n) + 4, n - 1)])
 
 
 class Follower:
@@ -195,6 +196,11 @@ class Follower:
             self.rule = best
 
     @property
+    def nearest(self) -> int:
+        """The index in THRESHOLDS of the rule that is followed; of the first guess while a constant is."""
+        return self.rule if self.rule < len(THRESHOLDS) else self._first
+
+    @property
     def level(self) -> int:
         """What the followed rule asks for now."""
         return int(self._shadow.levels[self.rule])
@@ -211,7 +217,7 @@ class Follower:
     @property
     def quantile(self) -> float:
         """The share of horizons that the followed rule stocks for (of the first guess while a constant is followed)."""
-        return 1.0 - float(THRESHOLDS[self.rule if self.rule < len(THRESHOLDS) else self._first])
+        return 1.0 - float(THRESHOLDS[self.nearest])
 
     def miss_rate(self) -> float | None:
         """What the followed rule would have missed of the remembered claims; None before the first claim."""

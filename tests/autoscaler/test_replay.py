@@ -77,7 +77,7 @@ def test_oracle_hits_all_and_idles_never() -> None:
     assert outcome.mean_idle < 0.01
 
 
-@pytest.mark.parametrize("name", sorted(baselines.KNOBS))
+@pytest.mark.parametrize("name", sorted(baselines.KNOBS.keys() - {"known-rates"}))
 def test_baselines_do_not_see_the_future(name: str) -> None:
     """What comes later changes no earlier target."""
     policy, knobs = baselines.KNOBS[name]

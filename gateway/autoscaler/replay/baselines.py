@@ -1,6 +1,7 @@
 """What the field does, as policies over the same traces. Each is swept over its one knob to draw its frontier.
 
-None sees the future except `oracle`. All are computed on whole arrays, since none depends on the pool but `hpa`.
+None sees the future except `known-rates` and `oracle`. All are computed on whole arrays, since none depends on the pool
+but `hpa`.
 """
 
 from __future__ import annotations
@@ -107,10 +108,31 @@ def oracle(trace: Trace, lead: float, _: float) -> Targets:
     return Targets(at[order], step[order].cumsum())
 
 
+def known_rates(trace: Trace, lead: float, cold_start_cost: float) -> Targets:
+    """Knows the rate of each bin ahead of time, but not the arrivals within: the floor of any forecast of rates.
+
+    The level of a bin is the best by Erlang's formula when a cold start costs that many idle sandbox-seconds.
+    """
+    width = trace.bin_width
+    edges = np.arange(trace.start, trace.end + width, width)
+    rates = np.histogram(trace.arrivals, edges)[0] / width
+    unique, which = np.unique(rates, return_inverse=True)
+    load, blocked = unique * lead, np.ones(len(unique))
+    levels, searching, n = np.zeros(len(unique)), np.ones(len(unique), dtype=bool), 0
+    while searching.any():
+        n += 1
+        after = load * blocked / (n + load * blocked)
+        searching &= unique * (blocked - after) * (cold_start_cost + lead) > 1.0
+        levels[searching] = n
+        blocked = after
+    return Targets(edges[:-1] - lead, levels[which])
+
+
 KNOBS: dict[str, tuple[Policy, tuple[float, ...]]] = {
     "keda": (keda, (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)),
     "kpa": (kpa, (1.0, 2.0, 4.0, 8.0, 16.0)),
     "hpa": (hpa, (0.9, 0.7, 0.5, 0.3, 0.2)),
     "histogram": (histogram, (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)),
     "seasonal-naive": (seasonal_naive, (1.0, 2.0, 4.0, 8.0, 16.0)),
+    "known-rates": (known_rates, (50.0, 150.0, 400.0, 1000.0, 2000.0, 5000.0, 20000.0)),
 }

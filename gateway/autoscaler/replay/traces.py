@@ -45,6 +45,7 @@ class Trace:
     arrivals: Floats
     start: float
     end: float
+    bin_width: float = 60.0  # seconds; the width of the counts that it was made from
 
     @property
     def span(self) -> float:
@@ -54,7 +55,7 @@ class Trace:
     def cut(self, seconds: float) -> Trace:
         """Its first part."""
         end = min(self.end, self.start + seconds)
-        return Trace(self.name, self.arrivals[self.arrivals < end], self.start, end)
+        return Trace(self.name, self.arrivals[self.arrivals < end], self.start, end, self.bin_width)
 
 
 def spread(counts: Floats, width: float, start: float, seed: int) -> Floats:
@@ -174,7 +175,7 @@ def _binned(path: str, name: str, text: str, scale: float, seed: int) -> list[Tr
         raise BadRequestError(f"{path}: needs at least two bins to know their width")
     width = float(np.median(np.diff(times)))
     arrivals = spread(thin(values, scale, seed + 6), width, float(times[0]), seed)
-    return [Trace(name, arrivals, float(times[0]), float(times[0]) + len(times) * width)]
+    return [Trace(name, arrivals, float(times[0]), float(times[0]) + len(times) * width, width)]
 
 
 def _functions(path: str, name: str, text: str, scale: float, seed: int) -> list[Trace]:
