@@ -113,7 +113,7 @@ def test_predictive_is_not_much_worse_than_fixed_on_batches() -> None:
 
 def test_predictive_foresees_timers() -> None:
     """Batches from a timer are stocked just ahead: all hits, at a small share of a fixed pool's idle."""
-    result = run_trace(make("timer"), Settings(policies=("predictive",), miss_rates=(0.03,)), lambda *_: None)
+    result = run_trace(make("timer"), Settings(policies=("predictive",), miss_rates=(0.1,)), lambda *_: None)
 
     assert result.points[0].outcome.hit_rate > 0.97
     assert (result.points[0].idle_of_fixed or 1.0) < 0.1
