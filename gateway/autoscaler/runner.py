@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 LEASE = "autoscaler"
 _LIVE_HISTORY = 2 * 3600.0  # seconds of history that are replayed second by second
 _STATUS_EVERY = 5.0  # seconds between looks at a pool that nothing happens to
+_BREATH = 0.001  # seconds that the data path gets between two slices of a restore
 _POKE_GAP = 0.05  # seconds, at least, between passes
 
 
@@ -54,6 +55,7 @@ class Autoscaler:
         self._lease_until = 0.0  # on the monotonic clock, so that a step of the wall clock cannot prolong it
         self._renew_at = -1e18
         self._poked = asyncio.Event()
+        self._restoring = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._synced_at = self._flushed_at = -1e18
         self._problem = ""
@@ -185,8 +187,9 @@ class Autoscaler:
             live_from = now - _LIVE_HISTORY
             minutes = await self._store.claim_history(key, now - self._settings.restore_days * 86400.0, bucket=60)
             seconds = await self._store.claim_history(key, live_from, bucket=1)
-            for _ in replay_history(pool.demand, minutes, seconds, now=now, live_from=live_from):
-                await asyncio.sleep(0)
+            async with self._restoring:  # one at a time: a hundred slices in one turn of the loop would be felt
+                for _ in replay_history(pool.demand, minutes, seconds, now=now, live_from=live_from):
+                    await asyncio.sleep(_BREATH)
             await self.signal.skip(key, now)
         except StoreUnavailableError as error:
             log.warning("%s: starts without its history: %s", key, error)

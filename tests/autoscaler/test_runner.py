@@ -15,6 +15,7 @@ import pytest
 
 from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.settings import AutoscalerSettings
+from gateway.autoscaler.signal import ClaimSignal
 from gateway.clock import SystemClock
 from gateway.errors import SandboxStartError, SettingsError, StoreUnavailableError
 from gateway.model import PoolMode, Runtime, RuntimeKey, StartKind
@@ -137,6 +138,22 @@ async def test_claims_of_other_replicas_count(store: SqliteStore, clock: ManualC
     assert leader.provider.resizes[-1][1] >= 2
     assert follower.provider.resizes == []
     assert leader.scaler.pools[KEY].demand.recent.total <= 2 * 12
+
+
+async def test_signals_of_two_replicas_add_up_once(store: SqliteStore, clock: ManualClock) -> None:
+    """Own claims are taken from memory and foreign ones from the store; none is counted twice, late ones are counted."""
+    one, other, now = ClaimSignal(store), ClaimSignal(store), clock.now()
+    for signal_, n in ((one, 5), (other, 7)):
+        for _ in range(n):
+            signal_.claimed(KEY, StartKind.WARM, now)
+        await signal_.flush(now)
+
+    assert await one.sync(KEY, now + 1.0) == 7
+    assert one.take(KEY) == (12, 0)
+    assert await one.sync(KEY, now + 2.0) == 0
+    other.claimed(KEY, StartKind.COLD, now)  # the same second, flushed later
+    await other.flush(now + 3.0)
+    assert await one.sync(KEY, now + 3.0) == 1
 
 
 async def test_deleted_runtime_is_forgotten_and_begins_anew(store: SqliteStore, clock: ManualClock) -> None:
@@ -311,7 +328,9 @@ async def test_miss_wakes_the_loop_at_once(store: SqliteStore, clock: ManualCloc
     await loop.provider.apply(loop.catalog.all())
     await loop.scaler.start()
     try:
-        await eventually(lambda: KEY in loop.scaler.pools and loop.scaler.pools[KEY].restored, "history restored")
+        await eventually(
+            lambda: KEY in loop.scaler.pools and loop.scaler.pools[KEY].decision is not None, "the pool was looked at"
+        )
         clock.advance(100.0)
         loop.scaler.claimed(KEY, StartKind.COLD, clock.now())
         await eventually(lambda: loop.scaler.pools[KEY].demand.recent.total == 1, "the miss was seen")
