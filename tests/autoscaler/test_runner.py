@@ -141,7 +141,7 @@ async def test_claims_of_other_replicas_count(store: SqliteStore, clock: ManualC
 
 
 async def test_signals_of_two_replicas_add_up_once(store: SqliteStore, clock: ManualClock) -> None:
-    """Own claims are taken from memory and foreign ones from the store; none is counted twice, late ones are counted."""
+    """Own claims come from memory, foreign ones from the store: none is counted twice, late ones are counted."""
     one, other, now = ClaimSignal(store), ClaimSignal(store), clock.now()
     for signal_, n in ((one, 5), (other, 7)):
         for _ in range(n):
