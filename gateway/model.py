@@ -95,6 +95,9 @@ class Limits:
     tmp_size: int = 256 << 20  # bytes of /tmp
 
 
+HIGH_PORTS: tuple[tuple[int, int], ...] = ((1024, 65535),)
+
+
 class PoolMode(StrEnum):
     """Who sizes the warm pool (spec.wakegate.pool.mode)."""
 
@@ -128,6 +131,7 @@ class Runtime:
     auth: bool = True  # authMode picod; False: no token is sent
     hibernates: bool = True  # spec.wakegate.hibernation: idle sessions sleep, they do not end
     python: str | None = None  # spec.wakegate.python: the environment whose python3 user code gets (local engine)
+    ports: tuple[tuple[int, int], ...] = HIGH_PORTS  # spec.wakegate.ports: ranges that may be reached, ends included
     manifest: Mapping[str, Any] = field(default_factory=dict)  # the document as it was read
 
 

@@ -14,10 +14,11 @@ from typing import Any
 import yaml
 
 from gateway.errors import SettingsError
-from gateway.model import Kind, Limits, PoolMode, PoolSpec, Runtime, RuntimeKey
+from gateway.model import HIGH_PORTS, Kind, Limits, PoolMode, PoolSpec, Runtime, RuntimeKey
 from gateway.units import parse_duration, parse_quantity
 
 API_VERSION = "runtime.agentcube.volcano.sh/v1alpha1"
+_PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _VARIABLE = re.compile(r"[^=\0]+")
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _MAX_WARM = 10_000
@@ -110,6 +111,7 @@ def parse_runtime(document: Any, where: str, problems: list[str]) -> Runtime | N
         auth=reader.choice(spec, "authMode", "spec.", ("picod", "none"), "picod") == "picod",
         hibernates=reader.choice(extra, "hibernation", "spec.wakegate.", ("off", "workspace"), "workspace") != "off",
         python=reader.text(extra, "python", "spec.wakegate.") or None,
+        ports=_ports(extra, reader),
         manifest=dict(document),
     )
     return runtime if len(problems) == before else None
@@ -224,6 +226,21 @@ def _pool(spec: Mapping[str, Any], extra: Mapping[str, Any], reader: _Reader) ->
     # A manifest of AgentCube's own keeps the pool it asks for; one that speaks of our pool wants it sized.
     mode = PoolMode(reader.choice(pool, "mode", prefix, modes, PoolMode.PREDICTIVE if pool else PoolMode.FIXED))
     return PoolSpec(size=size, mode=mode, min=least, max=most, target_miss_rate=float(miss))
+
+
+def _ports(extra: Mapping[str, Any], reader: _Reader) -> tuple[tuple[int, int], ...]:
+    if extra.get("ports") is None:
+        return HIGH_PORTS
+    found = []
+    for index, item in enumerate(reader.sequence(extra, "ports", "spec.wakegate.")):
+        match = _PORTS.fullmatch(item) if isinstance(item, str) else None
+        first = int(match[1]) if match else item
+        last = int(match[2]) if match else item
+        if type(first) is int and type(last) is int and 1 <= first <= last <= 65535:
+            found.append((first, last))
+        else:
+            reader.problem(f"spec.wakegate.ports[{index}]", "expected a port (8000) or a range (9000-9100)", item)
+    return tuple(found)
 
 
 def _name(value: Any) -> str:

@@ -20,6 +20,7 @@ from picod.execute import execute
 from picod.files import download, list_files
 from picod.golang import format_duration
 from picod.paths import Workspace
+from picod.ports import bridge, list_ports
 from picod.processes import Children
 from picod.snapshot import load, restore_snapshot, send_snapshot
 from picod.uploads import upload, upload_raw
@@ -30,6 +31,8 @@ _IDLE_BEFORE_LOADING = 1.0  # seconds from the start
 VERSION = "0.0.1"  # of the executor API, as AgentCube's reports it
 
 Handler = Callable[["Picod", Request], Awaitable[None]]
+
+ANY: tuple[str, ...] = ()  # in a route: every method
 
 
 class Route(NamedTuple):
@@ -56,6 +59,8 @@ ROUTES = (
     Route(("PUT",), b"/api/files/", upload_raw),
     Route(("GET",), b"/api/snapshot", send_snapshot),
     Route(("PUT",), b"/api/snapshot", restore_snapshot),
+    Route(("GET",), b"/api/ports", list_ports),
+    Route(ANY, wire.PORTS_PATH.encode(), bridge),
 )
 
 
@@ -113,8 +118,8 @@ class Picod:
 
 def _find(method: str, path: bytes) -> Route | None:
     for route in ROUTES:
-        if method in route.methods and (
-            path == route.path or (route.path.endswith(b"/") and path.startswith(route.path))
+        if (path == route.path or (route.path.endswith(b"/") and path.startswith(route.path))) and (
+            method in route.methods or route.methods is ANY
         ):
             return route
     return None

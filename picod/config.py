@@ -43,6 +43,9 @@ class PicodConfig:
     max_body: int = 32 << 20
     """Largest JSON body. Such bodies are held in memory; multipart and raw uploads go to disk without a limit here."""
 
+    ports: Sequence[tuple[int, int]] = ((1024, 65535),)
+    """First and last of each range of ports that /api/ports leads to. A TCP port of picod's own is never among them."""
+
     command_env: Mapping[str, str] = field(default_factory=dict)
     """The whole environment commands start from. Nothing of picod's own environment is added."""
 
@@ -79,6 +82,7 @@ class PicodConfig:
             max_output=_size(parser, "--max-output", wire.ENV_MAX_OUTPUT, args.max_output),
             max_spill=_size(parser, "--max-spill", ENV_MAX_SPILL, args.max_spill),
             max_body=_size(parser, "--max-body", ENV_MAX_BODY, args.max_body),
+            ports=_ports(parser, args.ports),
             command_env=_command_env(parser, environ, args.workspace),
             fd=args.fd,
             uds=args.uds,
@@ -108,6 +112,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     add("--max-spill", default=get(ENV_MAX_SPILL, str(PicodConfig.max_spill)), help="bytes of a stream kept in a file")
     add("--max-body", default=get(ENV_MAX_BODY, str(PicodConfig.max_body)), help="bytes of a JSON body")
+    add("--ports", default=get(wire.ENV_PORTS, "1024-65535"), help=f"that may be reached; also {wire.ENV_PORTS}")
     add("--lifeline-fd", type=int, help="a pipe; its end of file ends picod and all it started")
     return parser
 
@@ -116,6 +121,22 @@ def _size(parser: argparse.ArgumentParser, flag: str, env: str, text: str) -> in
     if not text.isascii() or not text.isdigit():
         parser.error(f"{flag} (or {env}) must be a whole number of bytes, not {text!r}")
     return int(text)
+
+
+def _ports(parser: argparse.ArgumentParser, text: str) -> tuple[tuple[int, int], ...]:
+    ranges = []
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        first, dash, last = item.partition("-")
+        numbers = [
+            int(number) if number.isascii() and number.isdigit() and len(number) <= 5 else 0
+            for number in (first, last if dash else first)
+        ]
+        if not 1 <= numbers[0] <= numbers[1] <= 65535:
+            parser.error(
+                f"--ports (or {wire.ENV_PORTS}): expected ports or ranges such as 8000,9000-9100, not {item!r}"
+            )
+        ranges.append((numbers[0], numbers[1]))
+    return tuple(ranges)
 
 
 def _command_env(parser: argparse.ArgumentParser, environ: Mapping[str, str], workspace: str) -> Mapping[str, str]:

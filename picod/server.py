@@ -17,7 +17,7 @@ from typing import Any
 
 import httptools
 
-from picod.web import ASGIApp, ClientGoneError, Scope
+from picod.web import ASGIApp, ClientGoneError, Headers, Scope
 
 _BODY_HIGH_WATER = 256 << 10
 _MAX_HEAD = 256 << 10
@@ -62,6 +62,7 @@ class Connection(asyncio.Protocol):
         self.head_bytes = 0
         self.url = b""
         self.headers: list[tuple[bytes, bytes]] = []
+        self.tunnel: Tunnel | None = None  # set behind a request that offers an upgrade: what follows is no HTTP
 
     # The transport's side.
 
@@ -78,6 +79,8 @@ class Connection(asyncio.Protocol):
         for exchange in (self.exchange, self.incoming, *self.waiting):
             if exchange is not None:
                 exchange.wake()
+        if self.tunnel is not None:
+            self.tunnel.wake()
         self.resume_writing()
 
     def pause_writing(self) -> None:
@@ -92,14 +95,29 @@ class Connection(asyncio.Protocol):
                 self.writable.set_result(None)
             self.writable = None
 
+    async def drain(self) -> None:
+        """Wait until the client takes what was written; one who takes nothing for too long is left."""
+        if self.writable is not None:
+            try:
+                async with asyncio.timeout(_WRITE_IDLE):
+                    await asyncio.shield(self.writable)
+            except TimeoutError:
+                self.transport.abort()
+
     def data_received(self, data: bytes) -> None:
         """Parse; what is no HTTP is refused."""
+        if self.tunnel is not None:
+            self.tunnel.feed(data)
+            return
         if self.incoming is None:
             self.head_bytes += len(data)
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # the request was handed on as it stands; the connection ends after its answer
+        except httptools.HttpParserUpgrade as upgrade:
+            # The request was handed on as it stands. Unless its handler takes the offer up (Exchange.take_over), the
+            # connection ends after its answer.
+            self.tunnel = Tunnel(self)
+            self.tunnel.feed(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self.refuse(400, b"Invalid HTTP request received.")
         else:
@@ -155,6 +173,8 @@ class Connection(asyncio.Protocol):
         self.arm(None)
         self.head_bytes = 0
         self.incoming = Exchange(self, scope, keep_alive=keep_alive)
+        if self.parser.should_upgrade():
+            scope["picod.take_over"] = self.incoming.take_over
         if self.exchange is None:
             self.exchange = self.incoming
             self.exchange.begin()
@@ -289,13 +309,8 @@ class Exchange:
             self._send_head(message["status"], message["headers"])
         else:
             self._send_body(message.get("body", b""), message.get("more_body", False))
-        writable = self.connection.writable
-        if writable is not None and not self.answered:
-            try:
-                async with asyncio.timeout(_WRITE_IDLE):
-                    await asyncio.shield(writable)
-            except TimeoutError:
-                self.connection.transport.abort()
+        if self.connection.writable is not None and not self.answered:
+            await self.connection.drain()
             if self.connection.closed:
                 raise ClientGoneError
 
@@ -346,6 +361,18 @@ class Exchange:
             self.answered = True
             self.finish()
 
+    async def take_over(self, headers: Headers) -> Tunnel:
+        """Answer 101 with these headers; from then on the connection is a tunnel. Raises ClientGoneError."""
+        assert not self.started, "the answer has begun already"
+        while not self.ended:  # the end of a body, if there is one, comes before the tunnel
+            if (await self.receive())["type"] == "http.disconnect":
+                raise ClientGoneError
+        assert self.connection.tunnel is not None, "the parser tells of the upgrade with the request's end"
+        self.started = self.answered = True
+        lines = [b"HTTP/1.1 101 Switching Protocols", *(name + b": " + value for name, value in headers)]
+        self.connection.transport.write(b"\r\n".join(lines) + b"\r\n\r\n")
+        return self.connection.tunnel
+
     def finish(self) -> None:
         """Both directions are done, or only the answer: go on, linger, or close."""
         connection = self.connection
@@ -357,3 +384,51 @@ class Exchange:
             self.body.clear()
             connection.transport.resume_reading()
             connection.arm(_LINGER)
+
+
+class Tunnel:
+    """Bytes both ways on a connection that was upgraded, with flow control both ways."""
+
+    __slots__ = ("_buffer", "_connection", "_waiter")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._buffer = bytearray()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def feed(self, data: bytes) -> None:
+        """More came from the client."""
+        self._buffer += data
+        if len(self._buffer) > _BODY_HIGH_WATER:
+            self._connection.transport.pause_reading()
+        self.wake()
+
+    def wake(self) -> None:
+        """Let a waiting `read` look again."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def read(self) -> bytes:
+        """What came since the last time, at least one byte; nothing once the client has left."""
+        connection = self._connection
+        while not self._buffer and not connection.closed:
+            self._waiter = connection.loop.create_future()
+            await self._waiter
+            self._waiter = None
+        data, self._buffer = bytes(self._buffer), bytearray()
+        if not connection.closed:
+            connection.transport.resume_reading()
+        return data
+
+    async def write(self, data: bytes) -> None:
+        """Send, and wait until the client takes it. Raises ClientGoneError."""
+        connection = self._connection
+        if not connection.closed:
+            connection.transport.write(data)
+            await connection.drain()
+        if connection.closed:
+            raise ClientGoneError
+
+    def close(self) -> None:
+        """End it once what was written is sent."""
+        self._connection.transport.close()

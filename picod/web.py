@@ -10,7 +10,7 @@ import errno
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 Scope = MutableMapping[str, Any]
@@ -23,6 +23,22 @@ JSON_TYPE = (b"content-type", b"application/json; charset=utf-8")
 
 BODY_IDLE = 300.0
 """Seconds a body may stand still. A peer that vanished without a word must not hold a temporary file for ever."""
+
+
+class Tunnel(Protocol):
+    """An upgraded connection (server.py has the real one)."""
+
+    async def read(self) -> bytes:
+        """What came, at least one byte; nothing once the client has left."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Send, and wait until the client takes it. Raises ClientGoneError."""
+        ...
+
+    def close(self) -> None:
+        """End it once what was written is sent."""
+        ...
 
 
 class RequestError(Exception):
@@ -158,6 +174,17 @@ class Request:
     async def write(self, body: bytes | memoryview, *, more: bool) -> None:
         """Send a piece of the body and wait until the client takes it. Raises ClientGoneError."""
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+    @property
+    def offers_upgrade(self) -> bool:
+        """Whether the client would speak another protocol on this connection."""
+        return "picod.take_over" in self.scope
+
+    async def upgrade(self, headers: Headers) -> Tunnel:
+        """Take the offered upgrade up: answer 101, and have the connection as bytes. Raises ClientGoneError."""
+        self.started = True
+        tunnel: Tunnel = await self.scope["picod.take_over"](headers)
+        return tunnel
 
     async def answer(self, status: int, body: bytes, headers: Headers) -> None:
         """Send a whole answer."""

@@ -11,6 +11,14 @@ ALGORITHMS = ("EdDSA", "RS256")
 LEEWAY_S = 5  # clock difference between gateway and sandbox that a token survives
 
 HEALTH_PATH = "/health"
+PORTS_PATH = "/api/ports/"  # {port}/{path}: on to a server that listens in the sandbox
+SESSION_HEADER = "x-agentcube-session-id"  # what the gateway tells of the session in each request
+
+
+def port_prefix(session_id: str, port: int) -> str:
+    """Where the gateway shows a port of a session; what it links to lies below."""
+    return f"/v1/sessions/{session_id}/ports/{port}"
+
 
 # Environment that configures picod (also flags of `python -m picod`; see picod/config.py).
 ENV_AUDIENCE = "PICOD_AUDIENCE"
@@ -18,4 +26,5 @@ ENV_KEYS_FILE = "PICOD_KEYS_FILE"  # a JSON Web Key Set; read again when a token
 ENV_AUTH = "PICOD_AUTH"  # jwt | none
 ENV_WORKSPACE = "PICOD_WORKSPACE"
 ENV_COMMAND_ENV = "PICOD_COMMAND_ENV"  # JSON object: the whole environment that commands start from
+ENV_PORTS = "PICOD_PORTS"  # ports of the sandbox that may be reached: "8000,9000-9100"
 ENV_MAX_OUTPUT = "PICOD_MAX_OUTPUT"  # bytes kept of each stream

@@ -91,13 +91,15 @@ def test_own_fields_are_read(tmp_path: Path) -> None:
     text = SHORT.replace(
         "{template: {}}",
         "{template: {}, authMode: none, warmPoolSize: 3, wakegate: {pool: {mode: predictive, min: 1, max: 9,"
-        " targetMissRate: 0.05}, limits: {processes: 64, fileSize: 1Gi, tmpSize: 64Mi}, python: /opt/env}}",
+        " targetMissRate: 0.05}, limits: {processes: 64, fileSize: 1Gi, tmpSize: 64Mi}, python: /opt/env,"
+        " ports: [8000, 9000-9100]}}",
     )
     [runtime] = load_runtimes([write(tmp_path, text)])
     pool = runtime.pool
     assert (pool.size, pool.mode, pool.min, pool.max, pool.target_miss_rate) == (3, PoolMode.PREDICTIVE, 1, 9, 0.05)
     assert runtime.limits == Limits(processes=64, file_size=1 << 30, tmp_size=64 << 20)
     assert (runtime.auth, runtime.python) == (False, "/opt/env")
+    assert runtime.ports == ((8000, 8000), (9000, 9100))
 
 
 def test_folder_is_read_by_name_and_other_kinds_are_passed_over(tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ spec:
   maxSessionDuration: 0s
   warmPoolSize: -1
   authMode: open
-  wakegate: {pool: {min: 5, max: 2, targetMissRate: 7, mode: guess}, limits: {processes: 1}}
+  wakegate: {pool: {min: 5, max: 2, targetMissRate: 7, mode: guess}, limits: {processes: 1}, ports: [8000, 0, 9-8]}
 """, "a.yaml")  # fmt: skip
     second = write(tmp_path, SHORT + "---\n" + SHORT + "---\n- list\n---\nkind: AgentRuntime\n", "b.yaml")
     found = problems(tmp_path)
@@ -142,6 +144,7 @@ spec:
         "spec.sessionTimeout", "spec.maxSessionDuration", "spec.warmPoolSize", "spec.authMode",
         "spec.wakegate.pool.max",
         "spec.wakegate.pool.targetMissRate", "spec.wakegate.pool.mode", "spec.wakegate.limits.processes",
+        "spec.wakegate.ports[1]", "spec.wakegate.ports[2]",
     ):  # fmt: skip
         assert any(line.startswith(f"{first}: {where}: ") for line in found), where
     assert any(

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.errors import BadRequestError
-from gateway.model import Kind, RuntimeKey
+from gateway.model import Kind, RuntimeKey, SessionId
 from gateway.routing.target import NotProxied, Target, parse
 
 PLANE = b"/v1/namespaces/default/code-interpreters/my-interpreter/invocations"
@@ -70,6 +70,10 @@ def test_parse_reads_the_runtime_from_the_path(kind: Kind) -> None:
         (b"/v1/namespaces/default/code-interpreters/x", NotProxied.NO_ROUTE),
         (b"/v1/namespaces/", NotProxied.NO_ROUTE),
         (b"/v1/sessions", NotProxied.CONTROL),
+        (b"/v1/sessions/s1", NotProxied.CONTROL),
+        (b"/v1/sessions/s1/ports", NotProxied.CONTROL),
+        (b"/v1/sessions/s1/portz/8000/", NotProxied.CONTROL),
+        (b"/v1/sessions/s1/ports/8000", NotProxied.ADD_SLASH),
         (b"//v1/code-interpreter", NotProxied.CONTROL),
         (b"/healthz", NotProxied.CONTROL),
         (b"/readyz", NotProxied.CONTROL),
@@ -84,6 +88,32 @@ def test_parse_leaves_other_paths_to_the_control_surfaces(path: bytes, outcome: 
 def test_parse_sends_a_path_without_session_or_runtime_nowhere(path: bytes) -> None:
     """Plain HTTP needs one of the two headers."""
     assert parse(path, None, None) is NotProxied.CONTROL
+
+
+@given(tail=WIRE)
+@example(tail=b"a%2Fb/../c//d%00;e=\xff")
+def test_parse_leads_a_port_of_a_session_to_picods_bridge(tail: bytes) -> None:
+    """The session is in the path; what follows the port is kept byte for byte."""
+    target = parse(b"/v1/sessions/s1/ports/8000/" + tail, None, None)
+    assert target == Target(SessionId("s1"), None, b"/api/ports/8000/" + tail)
+    assert parse(b"/v1/sessions/s1/ports/8000/" + tail, b"s1", None) == target
+
+
+@pytest.mark.parametrize(
+    ("path", "session", "match"),
+    [
+        (b"/v1/sessions/s1/ports/8000/", b"s2", "names another session"),
+        (b"/v1/sessions/s1/ports/0/", None, "malformed port"),
+        (b"/v1/sessions/s1/ports/65536/", None, "malformed port"),
+        (b"/v1/sessions/s1/ports//", None, "malformed port"),
+        (b"/v1/sessions/s1/ports/+80/", None, "malformed port"),
+        (b"/v1/sessions/-s1/ports/80/", None, "malformed session id"),
+    ],
+)
+def test_parse_refuses_ports_that_cannot_be_meant(path: bytes, session: bytes | None, match: str) -> None:
+    """With what would be right."""
+    with pytest.raises(BadRequestError, match=match):
+        parse(path, session, None)
 
 
 def test_parse_reads_the_runtime_header_with_and_without_namespace() -> None:

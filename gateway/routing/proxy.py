@@ -82,7 +82,7 @@ class Proxy:
 
     async def _proxy(self, scope: Scope, receive: Receive, send: Send, request: Request, target: Target) -> None:
         exchange = Exchange(receive, asyncio.get_running_loop().time())
-        exchange.session = request.session
+        exchange.session = request.session or (target.session_id.encode("ascii") if target.session_id else None)
         await self._settle(scope, send, exchange, self._whole(scope, send, exchange, request, target))
 
     async def _settle(self, scope: Scope, send: Send, exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:

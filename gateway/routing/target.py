@@ -1,8 +1,9 @@
 """Where a request wants to go: pure parsing of path and session headers into a Target.
 
-Two forms reach a sandbox:
+Three forms reach a sandbox:
 
     /v1/namespaces/{namespace}/{code-interpreters|agent-runtimes}/{name}/invocations/{path}   AgentCube's data plane
+    /v1/sessions/{id}/ports/{port}/{path}                                                     a server in the sandbox
     any other path with a session header (or x-wakegate-runtime: namespace/name)              plain HTTP
 
 Everything else is for the control surfaces. The path is kept as the client sent it: never decoded, never normalised.
@@ -17,11 +18,14 @@ from functools import lru_cache
 
 from gateway.errors import BadRequestError
 from gateway.model import Kind, RuntimeKey, SessionId
+from picod.wire import PORTS_PATH
 
 SESSION_HEADERS = (b"x-session-id", b"x-agentcube-session-id")
 RUNTIME_HEADER = b"x-wakegate-runtime"
 
 _DATA_PLANE = b"/v1/namespaces/"
+_SESSIONS = b"/v1/sessions/"
+_PORT = re.compile(rb"[1-9][0-9]{0,4}")
 _CONTROL_PATHS = frozenset((b"/health", b"/health/live", b"/health/ready", b"/healthz", b"/readyz", b"/metrics"))
 _KINDS = {kind.segment.encode(): kind for kind in Kind}
 _SESSION_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -33,7 +37,7 @@ class NotProxied(Enum):
 
     CONTROL = "control"  # a control surface's path
     NO_ROUTE = "no route"  # below the data plane's prefix, but not of its form
-    ADD_SLASH = "add slash"  # .../invocations without the slash that relative paths need
+    ADD_SLASH = "add slash"  # .../invocations or .../ports/8000 without the slash that relative paths need
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +72,35 @@ def _parse(raw_path: bytes, session: bytes | None, runtime: bytes | None) -> Tar
             return NotProxied.ADD_SLASH
         named = runtime_key(parts[3], parts[5], parts[4])
         return Target(_session_id(session) if session is not None else None, named, b"/" + parts[7])
+    if raw_path.startswith(_SESSIONS):
+        parts = raw_path.split(b"/", 6)
+        if len(parts) > 5 and parts[4] == b"ports":
+            return _parse_port(parts, session, runtime)
     if is_control(raw_path) or (session is None and runtime is None):
         return NotProxied.CONTROL
-    key: RuntimeKey | None = None
-    if runtime is not None:
-        namespace, slash, name = runtime.partition(b"/")
-        key = (
-            runtime_key(namespace, name, b"code-interpreters")
-            if slash
-            else runtime_key(b"default", namespace, b"code-interpreters")
-        )
-    return Target(_session_id(session) if session is not None else None, key, raw_path)
+    return Target(_session_id(session) if session is not None else None, _named(runtime), raw_path)
+
+
+def _parse_port(parts: list[bytes], session: bytes | None, runtime: bytes | None) -> Target | NotProxied:
+    """`parts` of /v1/sessions/{id}/ports/{port}, and what follows, which is the seventh."""
+    if not _PORT.fullmatch(parts[5]) or int(parts[5]) > 65535:
+        raise BadRequestError(f"malformed port {_shown(parts[5])}: expected a number from 1 to 65535")
+    if session is not None and session != parts[3]:
+        raise BadRequestError("the session header names another session than the path; send one of them")
+    if len(parts) == 6:
+        return NotProxied.ADD_SLASH
+    path = b"%b%b/%b" % (PORTS_PATH.encode(), parts[5], parts[6])
+    return Target(_session_id(parts[3]), _named(runtime), path)
+
+
+def _named(runtime: bytes | None) -> RuntimeKey | None:
+    """The runtime of an x-wakegate-runtime header."""
+    if runtime is None:
+        return None
+    namespace, slash, name = runtime.partition(b"/")
+    if not slash:
+        namespace, name = b"default", namespace
+    return runtime_key(namespace, name, b"code-interpreters")
 
 
 _parse_kept = lru_cache(maxsize=8192)(_parse)

@@ -52,8 +52,9 @@ class WebSocketProxy:
             target = parse(scope.get("raw_path") or scope["path"].encode(), session, request.runtime)
             if not isinstance(target, Target):
                 raise NotFoundError(
-                    "no sandbox is behind this path; a WebSocket needs a session header or an invocations path"
+                    "no sandbox is behind this path; a WebSocket needs a session header, an invocations or a ports path"
                 )
+            session = target.session_id.encode("ascii") if target.session_id else None
             reservation = await self._activator.reserve(target)
         except WakegateError as error:
             await _refuse(send, error, session)

@@ -32,6 +32,17 @@ def test_command_environment_is_replaced_whole() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "ranges"),
+    [("", ()), ("8000", ((8000, 8000),)), ("80, 9000-9100", ((80, 80), (9000, 9100))), (None, ((1024, 65535),))],
+)
+def test_ports_are_a_list_of_numbers_and_ranges(text: str | None, ranges: tuple[tuple[int, int], ...]) -> None:
+    """An empty list allows none; without a word all above 1023 are."""
+    environ = {} if text is None else {"PICOD_PORTS": text}
+
+    assert PicodConfig.from_args(["--auth", "none"], environ).ports == ranges
+
+
+@pytest.mark.parametrize(
     ("argv", "environ", "named"),
     [
         ([], {}, "--keys-file"),
@@ -42,6 +53,8 @@ def test_command_environment_is_replaced_whole() -> None:
         (["--auth", "none"], {"PICOD_COMMAND_ENV": "{"}, "PICOD_COMMAND_ENV"),
         (["--auth", "none"], {"PICOD_COMMAND_ENV": '{"A": 1}'}, "PICOD_COMMAND_ENV"),
         (["--auth", "none", "--fd", "x"], {}, "--fd"),
+        (["--auth", "none", "--ports", "9-8"], {}, "--ports"),
+        (["--auth", "none"], {"PICOD_PORTS": "80,http"}, "PICOD_PORTS"),
     ],
 )
 def test_wrong_settings_end_the_start_and_are_named(

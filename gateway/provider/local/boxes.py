@@ -210,6 +210,7 @@ class Boxes:
             wire.ENV_KEYS_FILE: f"{keys}/{KEYS_FILE}",
             wire.ENV_AUTH: "jwt" if runtime.auth else "none",
             wire.ENV_WORKSPACE: workspace,
+            wire.ENV_PORTS: ",".join(f"{first}-{last}" for first, last in runtime.ports),
             wire.ENV_COMMAND_ENV: json.dumps(dict(environment)),
         }
 
