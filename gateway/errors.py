@@ -22,6 +22,7 @@
     │   ├── SnapshotCorruptError                 what is in the store is not what was put there
     │   ├── SnapshotKeyError                     it is encrypted with a key we were not given
     │   ├── SnapshotTooLargeError 413            it is over the limit; the session stays awake
+    │   ├── SnapshotUnsupportedError 501         what runs in the sandbox cannot make or take snapshots
     │   ├── SnapshotStoreFullError 507           the store has no room
     │   └── SnapshotStoreUnavailableError 503    the store does not answer (Retry-After)
     ├── StaleWriteError                          the record changed since it was read (internal)
@@ -33,6 +34,8 @@ The two surfaces shape them: the data path as `{"error": text, "code": CODE}`, A
 """
 
 from __future__ import annotations
+
+from gateway.units import readable_size
 
 
 class WakegateError(Exception):
@@ -168,9 +171,18 @@ class UpstreamTimeoutError(WakegateError):
 
 
 class SnapshotError(WakegateError):
-    """A workspace could not be kept, or not be given back."""
+    """A workspace could not be kept, or not be given back.
+
+    `lasting`: to try again soon cannot help. `reason` is what a session's record says of it while it stays awake.
+    """
 
     code = "SNAPSHOT_FAILED"
+    lasting = False
+
+    @property
+    def reason(self) -> str:
+        """A clause for people: why the session does not sleep."""
+        return f"cannot sleep: {self}"
 
 
 class SnapshotNotFoundError(SnapshotError):
@@ -192,10 +204,39 @@ class SnapshotKeyError(SnapshotError):
 
 
 class SnapshotTooLargeError(SnapshotError):
-    """The snapshot is over the size limit; nothing was kept."""
+    """The snapshot is over the size limit; nothing was kept.
+
+    `limit` is what is allowed and `size` how much of it there was when it was refused, both in bytes as stored, that
+    is compressed. How large it would have become is not known: nobody waits for the rest.
+    """
 
     status = 413
     code = "SNAPSHOT_TOO_LARGE"
+    lasting = True
+
+    def __init__(self, limit: int, size: int) -> None:
+        super().__init__(
+            f"the snapshot is over the limit of {limit} bytes ({readable_size(limit)}, compressed); delete files in the"
+            " workspace, or have the operator raise snapshot_max_size"
+        )
+        self.limit = limit
+        self.size = size
+
+    @property
+    def reason(self) -> str:
+        """Why it stays awake, and what its user can do."""
+        return (
+            f"cannot sleep and stays awake until its maximum duration: its files make a snapshot of more than"
+            f" {readable_size(self.limit)}, which is the limit; delete some of them"
+        )
+
+
+class SnapshotUnsupportedError(SnapshotError):
+    """What answers in the sandbox knows no snapshots: an executor other than our picod, or an older one."""
+
+    status = 501
+    code = "SNAPSHOT_UNSUPPORTED"
+    lasting = True
 
 
 class SnapshotStoreFullError(SnapshotError):

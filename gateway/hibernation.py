@@ -4,9 +4,9 @@ Lifecycle calls these with the session's lock held. After each step the record i
 crash knows what to do (`salvage`):
 
     active -> hibernating   the sandbox may still run; its workspace is at the sandbox or parked
-           -> hibernated    parked: costs nothing
-           -> waking        the named sandbox is getting the workspace, which is in one place, the other, or both
-           -> active        the sandbox has it
+           -> hibernated    kept: costs nothing; its sandbox is not needed any more
+           -> waking        the named sandbox is getting the workspace; what is kept is still named
+           -> active        the sandbox has it; the record names what is still kept besides, if the keeper copies
 """
 
 from __future__ import annotations
@@ -36,9 +36,12 @@ class Hibernation:
         return await self._store.put(replace(session, state=SessionState.ACTIVE))
 
     async def park(self, session: Session) -> Session:
-        """End its sandbox and keep its workspace; the record then says so. `lost` if nothing is left to keep."""
+        """Keep its workspace; the record then says so, and its sandbox may be released.
+
+        `lost` if nothing is left to keep.
+        """
         assert session.sandbox is not None
-        return await self._asleep(session, await self._keeper.park(session.sandbox.id, session.id), "")
+        return await self._asleep(session, await self._keeper.keep(session.sandbox.id, session.id), "")
 
     async def unpark(self, session: Session, sandbox: Sandbox, runtime: Runtime) -> Session:
         """Give a sleeping session the claimed sandbox and its workspace. Raises SandboxStartError, StaleWriteError.
@@ -49,17 +52,17 @@ class Hibernation:
         reference, start = session.snapshot, StartKind.WAKE if sandbox.start is StartKind.WARM else StartKind.WAKE_COLD
         session = await self._store.put(replace(session, state=SessionState.WAKING, sandbox=sandbox))
         try:
-            await self._keeper.unpark(reference, sandbox.id)
+            remains = await self._keeper.unpark(reference, sandbox.id, session.id)
         except Exception:
-            await self.park(session)
+            await self._put_back(session, "")
             raise
         now = self._clock.now()
         awake = replace(
             session,
             state=SessionState.ACTIVE,
             start=start,
-            snapshot=None,
-            snapshot_at=None,
+            snapshot=remains,
+            snapshot_at=session.snapshot_at if remains else None,
             reason="",
             last_active_at=now,
             expires_at=bounded(now + runtime.max_session_duration, session.ends_at),
@@ -69,19 +72,13 @@ class Hibernation:
     async def salvage(self, session: Session, reason: str) -> Session:
         """Its sandbox ended on its own: keep the workspace if it is still there, and record what happened."""
         assert session.sandbox is not None
-        reference = await self._keeper.park(session.sandbox.id, session.id)
-        if session.state in (SessionState.HIBERNATING, SessionState.WAKING):
-            # It was on its way between two states, with no request in it: asleep is all there is to say.
-            return await self._asleep(session, reference or session.snapshot, reason)
-        lost = replace(
-            session,
-            state=SessionState.LOST,
-            sandbox=None,
-            reason=reason,
-            snapshot=reference,
-            snapshot_at=self._clock.now() if reference else None,
-        )
-        return await self._store.put(lost)
+        # On its way between two states, with no request in it, asleep is all there is to say of it.
+        if session.state is SessionState.WAKING:
+            return await self._put_back(session, reason)
+        reference = await self._keeper.keep(session.sandbox.id, session.id)
+        if session.state is SessionState.HIBERNATING:
+            return await self._asleep(session, reference, reason)
+        return await self._store.put(self._lost(session, reference, reason))
 
     async def forget(self, session: Session) -> None:
         """Delete what is kept of a session whose record says that it ended."""
@@ -92,19 +89,42 @@ class Hibernation:
         """All records are true: what ended sandboxes left besides may go."""
         await self._keeper.drop_leftovers()
 
-    async def _asleep(self, session: Session, reference: str | None, reason: str) -> Session:
+    async def _put_back(self, session: Session, reason: str) -> Session:
+        """It did not wake: asleep again, of the same moment as before."""
+        assert session.sandbox is not None
+        assert session.snapshot is not None
+        reference = await self._keeper.put_back(session.snapshot, session.sandbox.id, session.id)
+        return await self._asleep(session, reference, reason, at=session.snapshot_at)
+
+    async def _asleep(self, session: Session, reference: str | None, reason: str, at: float | None = None) -> Session:
         now = self._clock.now()
-        state = SessionState.HIBERNATED if reference else SessionState.LOST
-        asleep = replace(
+        if reference:
+            asleep = replace(
+                session,
+                state=SessionState.HIBERNATED,
+                sandbox=None,
+                snapshot=reference,
+                snapshot_at=now if at is None else at,
+                reason=reason,
+            )
+        else:
+            asleep = self._lost(session, None, reason or "its sandbox ended as it was going to sleep")
+        written = await self._store.put(replace(asleep, expires_at=bounded(now + self._retention, session.ends_at)))
+        if session.snapshot not in (None, written.snapshot):
+            await self._keeper.drop_parked(session.snapshot)  # its successor is durable, and the record names that
+        return written
+
+    def _lost(self, session: Session, reference: str | None, reason: str) -> Session:
+        """Without a sandbox: what is left is what could be kept of it, else what was kept before."""
+        at = self._clock.now() if reference else session.snapshot_at if session.snapshot else None
+        return replace(
             session,
-            state=state,
+            state=SessionState.LOST,
             sandbox=None,
-            snapshot=reference,
-            snapshot_at=now if reference else None,
-            reason=reason if reference else reason or "its sandbox ended as it was going to sleep",
-            expires_at=bounded(now + self._retention, session.ends_at),
+            reason=reason,
+            snapshot=reference or session.snapshot,
+            snapshot_at=at,
         )
-        return await self._store.put(asleep)
 
 
 def bounded(end: float, asked: float | None) -> float:

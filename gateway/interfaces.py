@@ -6,8 +6,8 @@ gateway/testing.py included.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 from gateway.model import (
     Lease,
@@ -22,6 +22,7 @@ from gateway.model import (
     SessionState,
     SnapshotRef,
     StoredSnapshot,
+    SuspendReport,
 )
 
 
@@ -154,26 +155,85 @@ class SandboxProvider(Protocol):
         ...
 
 
+@runtime_checkable
 class WorkspaceKeeper(Protocol):
-    """Keeps what a session is while it has no sandbox. The local engine parks workspaces by renaming folders."""
+    """Keeps what a session is while it has no sandbox (docs/adr/0003-snapshots-and-parking.md).
 
-    async def park(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """End the sandbox, if it runs, and keep its workspace durably. Returns a reference to it.
+    The local engine parks a workspace by renaming its folder, which ends the sandbox and uses the parked folder up
+    when it is given back. gateway/snapshots copies it into a store, which does neither. The order of steps that loses
+    nothing with either: `keep`, then the record names the reference, then the sandbox is released; and for a wake:
+    a sandbox is claimed, the record says `waking` and still names the reference, `unpark`, then the record says
+    `active` and names what `unpark` returned.
+    """
 
-        None: the sandbox and its workspace are gone. Parking again what was half unparked joins the parts.
+    @property
+    def leaves_running(self) -> bool:
+        """`keep` leaves the sandbox running: it may be cancelled, and then nothing has happened."""
+        ...
+
+    async def keep(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """Keep the sandbox's workspace durably as it is now, whether it runs or just ended. Returns a reference.
+
+        None: sandbox and workspace are gone; an earlier reference stays as good as it was. If it fails or is cancelled
+        nothing was lost, and to call it again is right. No earlier reference is touched.
+        Raises SnapshotError, UpstreamConnectError, UpstreamBrokenError, UpstreamTimeoutError.
         """
         ...
 
-    async def unpark(self, reference: str, sandbox_id: SandboxId) -> None:
-        """Put a kept workspace into a fresh sandbox; the reference is used up. Raises SandboxStartError."""
+    async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """Like `keep`, of a sandbox that goes on. None: it is gone, or this keeper cannot copy."""
+        ...
+
+    async def unpark(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """Put a kept workspace into a fresh sandbox. Returns the reference if it is good for another time, else None.
+
+        If it fails the sandbox is not to be used; `put_back` tells what the session is then.
+        Raises SnapshotError, SandboxStartError, UpstreamConnectError, UpstreamBrokenError, UpstreamTimeoutError.
+        """
+        ...
+
+    async def put_back(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """Undo an `unpark` that failed, or that nobody knows the end of. Returns a good reference; None: it is gone.
+
+        To be called only when no request has reached the sandbox since. The caller then releases the sandbox.
+        """
         ...
 
     async def drop_parked(self, reference: str) -> None:
-        """Delete a kept workspace; absent is success."""
+        """Delete a kept workspace, which no record names any more; absent is success. Raises SnapshotError."""
         ...
 
     async def drop_leftovers(self) -> None:
-        """Delete what ended sandboxes left and nobody parked. Called once records are true after a start."""
+        """Delete what ended sandboxes left and nobody kept. Called once records are true after a start."""
+        ...
+
+    async def leftovers(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
+        """Delete what was kept at least `older_than` seconds ago and no record names. Returns how many.
+
+        `known` gives the references that records of sessions name which have not ended. It is asked after what there is
+        was listed, so nothing that a record named all the time is deleted. `older_than` must cover the time from `keep`
+        to the record, and the difference between clocks. Raises SnapshotError, and what `known` raises.
+        """
+        ...
+
+
+class Executor(Protocol):
+    """What the gateway itself asks of picod in a sandbox. Errors as in `keep` and `unpark`."""
+
+    def export(self, sandbox: Sandbox, session_id: SessionId) -> AsyncGenerator[bytes, None]:
+        """The workspace as a stream. Whoever reads to its end without an error has all of it."""
+        ...
+
+    async def restore(self, sandbox: Sandbox, session_id: SessionId, chunks: AsyncIterator[bytes]) -> None:
+        """Make what `export` gave the workspace, in place of what is there. After an error the workspace is empty."""
+        ...
+
+    async def suspend(self, sandbox: Sandbox, session_id: SessionId) -> SuspendReport:
+        """Have what is in memory written into the workspace. Changes nothing else; may be called again."""
+        ...
+
+    async def resume(self, sandbox: Sandbox, session_id: SessionId) -> None:
+        """Tell that a kept workspace has come, with what `suspend` wrote in it."""
         ...
 
 

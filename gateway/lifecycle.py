@@ -285,6 +285,7 @@ class Lifecycle:
         session = await self._hibernation.park(session)
         if sandbox is not None:
             self._bound.pop(sandbox.id, None)
+            await self._provider.release(sandbox.id)  # the record does not name it any more
         logger.info("session %s sleeps", session.id)
         return session.state is SessionState.HIBERNATED
 

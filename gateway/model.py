@@ -210,6 +210,23 @@ class StoredSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Unsaved:
+    """A variable of a code context that a sleeping session cannot take along."""
+
+    context: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SuspendReport:
+    """What a sandbox wrote into its workspace before the workspace is kept: how many variables, and which not."""
+
+    saved: int = 0
+    unsaved: tuple[Unsaved, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """The right to act on `name` until `expires_at`. `fence` only grows: a write with an older one is refused."""
 

@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from gateway.errors import SettingsError
-from gateway.units import parse_duration
+from gateway.units import parse_duration, parse_quantity, readable_size
 
 ENV_PREFIX = "WAKEGATE_"
 _LARGEST = 1e9  # of numbers and seconds
+_LARGEST_SIZE = 2.0**50  # bytes
 
 
 def _setting(
     default: Any, help: str, *, kind: str, choices: tuple[str, ...] = (), metavar: str = "", low: float | None = None
 ) -> Any:
-    """A field with what is needed to parse, check and explain it. `kind`: text, int, duration, path, paths, flag."""
+    """A field with what is needed to parse, check and explain it. `kind`: text, int, size, duration, path(s), flag."""
     return field(
         default=default,
         metadata={"help": help, "kind": kind, "choices": choices, "metavar": metavar or kind.upper(), "low": low},
@@ -112,6 +113,17 @@ class Settings:
     sweep_interval: float = _setting(
         5.0, "how often idle and expired sessions are looked for", kind="duration", low=0.01
     )
+    snapshots: str = _setting(
+        "", "where sleeping sessions are kept: file:///FOLDER, s3://BUCKET/PREFIX, gs://..., az://..."
+        " (default: parked by the local engine, which copies nothing)", kind="text", metavar="URL",
+    )  # fmt: skip
+    snapshot_max_size: int = _setting(
+        4 << 30, "largest snapshot, compressed; a session over it stays awake; 0: no bound", kind="size", low=0
+    )
+    snapshot_key_file: Path = _setting(
+        Path(), "keys that snapshots are encrypted with: lines of NAME:BASE64 of 32 bytes, the first encrypts",
+        kind="path", metavar="FILE",
+    )  # fmt: skip
     hibernated_retention: float = _setting(
         604800.0, "how long a sleeping session is kept before it ends", kind="duration", low=1
     )
@@ -169,7 +181,12 @@ def load(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
 def _default_text(setting: Field[Any]) -> str:
     if setting.default in ((), "", Path(), False) or setting.default is MISSING:
         return ""
-    value = f"{setting.default:g}s" if setting.metadata["kind"] == "duration" else setting.default
+    value = setting.default
+    match setting.metadata["kind"]:
+        case "duration":
+            value = f"{value:g}s"
+        case "size":
+            value = readable_size(value)
     return f" (default: {value})"
 
 
@@ -233,7 +250,21 @@ def _parse(setting: Field[Any], raw: Any) -> Any:
         if meta["choices"] and raw not in meta["choices"]:
             raise ValueError(f"expected one of {', '.join(meta['choices'])}; got {raw!r}")
         return Path(raw).expanduser() if kind == "path" else raw
+    if kind == "size":
+        return _parse_size(raw)
     return _parse_number(meta, kind, raw)
+
+
+def _parse_size(raw: Any) -> int:
+    if isinstance(raw, bool) or not isinstance(raw, str | int):
+        raise ValueError(f"expected a size such as 512Mi or 4Gi, got {raw!r}")
+    try:
+        size = float(raw) if isinstance(raw, int) else parse_quantity(raw)
+    except ValueError:
+        raise ValueError(f"expected a size such as 512Mi or 4Gi, got {raw!r}") from None
+    if not 0 <= size < _LARGEST_SIZE or size != int(size):
+        raise ValueError(f"must be a whole number of bytes below {readable_size(int(_LARGEST_SIZE))}, got {raw!r}")
+    return int(size)
 
 
 def _parse_number(meta: Mapping[str, Any], kind: str, raw: Any) -> int | float:

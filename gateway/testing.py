@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from gateway.app import Gateway
 from gateway.clock import Clock, SystemClock
-from gateway.errors import RuntimeNotFoundError, SandboxStartError, WakegateError
+from gateway.errors import RuntimeNotFoundError, SandboxStartError, SnapshotNotFoundError, WakegateError
 from gateway.interfaces import SandboxProvider, WorkspaceKeeper
 from gateway.keys import KeyRing
 from gateway.model import (
@@ -58,6 +58,7 @@ class ScriptedProvider:
     """
 
     def __init__(self, *endpoints: Endpoint, clock: Clock | None = None) -> None:
+        self.leaves_running = False
         self.endpoints = list(endpoints) or [Endpoint(uds="/nonexistent/sandbox.sock")]
         self.fail_with: WakegateError | None = None
         self.hold: asyncio.Event | None = None  # claims wait for it when set
@@ -67,7 +68,8 @@ class ScriptedProvider:
         self._targets: dict[RuntimeKey, int] = {}
         self._sandboxes: dict[SandboxId, Sandbox] = {}
         self._events: asyncio.Queue[SandboxEvent] = asyncio.Queue()
-        self.parked: dict[str, SandboxId] = {}
+        self.contents: dict[SandboxId, str] = {}  # what stands for the files in each workspace; missing means empty
+        self.parked: dict[str, tuple[str, float]] = {}  # by reference: contents, and when they were parked
         self._ended: set[SandboxId] = set()
 
     async def start(self) -> None:
@@ -101,6 +103,8 @@ class ScriptedProvider:
     async def release(self, sandbox_id: SandboxId) -> None:
         """Forget it; absent is success."""
         self._sandboxes.pop(sandbox_id, None)
+        self._ended.discard(sandbox_id)
+        self.contents.pop(sandbox_id, None)
 
     async def resize(self, runtime: RuntimeKey, warm: int) -> None:
         """The pool has that size at once."""
@@ -128,18 +132,28 @@ class ScriptedProvider:
         while True:
             yield await self._events.get()
 
-    async def park(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """Keep the name of the sandbox whose workspace it would be; None unless it runs, or ended with `keeps`."""
-        if self._sandboxes.pop(sandbox_id, None) is None and sandbox_id not in self._ended:
-            return None
-        self._ended.discard(sandbox_id)
-        self.parked[session_id] = sandbox_id
-        return session_id
+    async def keep(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """End the sandbox and keep its contents, also if it ended with `keeps`."""
+        if self._sandboxes.pop(sandbox_id, None) is not None or sandbox_id in self._ended:
+            self._ended.discard(sandbox_id)
+            self.parked[session_id] = (self.contents.pop(sandbox_id, ""), self._clock.now())
+        return session_id if session_id in self.parked else None
 
-    async def unpark(self, reference: str, sandbox_id: SandboxId) -> None:
-        """Forget that it was kept."""
-        if self.parked.pop(reference, None) is None:
-            raise SandboxStartError(f"nothing is parked as {reference}")
+    async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """It parks, and so does not copy."""
+        return None
+
+    async def unpark(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> None:
+        """Give the contents to the sandbox; the reference is used up."""
+        if sandbox_id not in self._sandboxes:
+            raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was there")
+        if reference not in self.parked:
+            raise SnapshotNotFoundError(f"nothing is parked as {reference}")
+        self.contents[sandbox_id], _ = self.parked.pop(reference)
+
+    async def put_back(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """Whichever of the two has the contents."""
+        return reference if reference in self.parked else await self.keep(sandbox_id, session_id)
 
     async def drop_parked(self, reference: str) -> None:
         """Forget it; absent is success."""
@@ -148,6 +162,16 @@ class ScriptedProvider:
     async def drop_leftovers(self) -> None:
         """Forget what ended."""
         self._ended.clear()
+
+    async def leftovers(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
+        """Forget what was parked and no record names."""
+        limit = self._clock.now() - older_than
+        orphans = {reference for reference, (_, at) in self.parked.items() if at <= limit}
+        async for reference in known():
+            orphans.discard(reference)
+        for reference in orphans:
+            await self.drop_parked(reference)
+        return len(orphans)
 
     def end(self, sandbox_id: SandboxId, reason: str, *, keeps: bool = False) -> None:
         """A sandbox ends on its own; with `keeps` its workspace can still be parked."""

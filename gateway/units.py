@@ -1,4 +1,4 @@
-"""Reading the two notations that users write: Go durations ("1m30s") and Kubernetes quantities ("512Mi", "250m").
+"""The notations that users write and read: Go durations ("1m30s") and Kubernetes quantities ("512Mi", "250m").
 
 Sources: Go `time.ParseDuration`; Kubernetes `resource.Quantity` serialisation format.
 """
@@ -41,3 +41,13 @@ def parse_quantity(text: str) -> float:
     if suffix[:1] in ("e", "E") and len(suffix) > 1 and suffix != "Ei":
         return float(number + suffix)
     return float(number) * _FACTORS[suffix]
+
+
+def readable_size(size: int) -> str:
+    """Bytes for people: 4294967296 -> "4 GiB", 1500 -> "1.5 KiB"."""
+    value, unit = float(size), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.4g} {unit}"

@@ -57,8 +57,8 @@ ROUTES = (
     Route(("GET",), b"/api/files", list_files),
     Route(("GET", "HEAD"), b"/api/files/", download),
     Route(("PUT",), b"/api/files/", upload_raw),
-    Route(("GET",), b"/api/snapshot", send_snapshot),
-    Route(("PUT",), b"/api/snapshot", restore_snapshot),
+    Route(("GET",), wire.SNAPSHOT_PATH.encode(), send_snapshot),
+    Route(("PUT",), wire.SNAPSHOT_PATH.encode(), restore_snapshot),
     Route(("GET",), b"/api/ports", list_ports),
     Route(ANY, wire.PORTS_PATH.encode(), bridge),
 )

@@ -13,10 +13,9 @@ from gateway.errors import SettingsError
 from gateway.interfaces import SnapshotStore
 from gateway.snapshots.folder import FolderStore
 from gateway.snapshots.keys import SnapshotKeys
-from gateway.snapshots.objects import ObjectStore
 from gateway.snapshots.sealed import SealedStore
 
-__all__ = ["FolderStore", "ObjectStore", "SealedStore", "SnapshotKeys", "make_snapshot_store"]
+__all__ = ["FolderStore", "SealedStore", "SnapshotKeys", "make_snapshot_store"]
 
 
 def make_snapshot_store(url: str, *, max_size: int | None = None, keys: SnapshotKeys | None = None) -> SnapshotStore:
@@ -34,5 +33,7 @@ def make_snapshot_store(url: str, *, max_size: int | None = None, keys: Snapshot
             raise SettingsError([f"snapshot store {url}: name a folder, as in file:///var/lib/wakegate/snapshots"])
         store = FolderStore(Path(path), max_size=max_size)
     else:
+        from gateway.snapshots.objects import ObjectStore  # 4 MB that a folder does not need
+
         store = ObjectStore(url, max_size=max_size)
     return store if keys is None else SealedStore(store, keys)

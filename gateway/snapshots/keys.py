@@ -9,7 +9,9 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,11 +65,18 @@ class SnapshotKeys:
 
     @classmethod
     def read(cls, path: Path) -> SnapshotKeys:
-        """Read them from a file. Raises SettingsError."""
+        """Read them from a file that is closed to others. Raises SettingsError."""
         try:
-            text = path.read_text("ascii")
+            with open(path, encoding="ascii") as file:
+                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+                text = file.read()
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError([f"{path}: the snapshot keys cannot be read: {error}"]) from error
+        # Its group may read it: that is how Kubernetes gives a Secret to a process that is not root (fsGroup).
+        if mode & 0o027:
+            raise SettingsError(
+                [f"{path}: others may read or change the snapshot keys (mode {mode:04o}); chmod 600 {path}"]
+            )
         return cls.parse(text, str(path))
 
 

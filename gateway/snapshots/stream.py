@@ -39,10 +39,7 @@ class Meter:
         """More is about to pass."""
         self.size += length
         if self._max_size is not None and self.size > self._max_size:
-            raise SnapshotTooLargeError(
-                f"the snapshot is over the limit of {self._max_size} bytes; delete files in the workspace, or have the"
-                " operator raise the limit"
-            )
+            raise SnapshotTooLargeError(self._max_size, self.size)
 
     def hash(self, data: bytes | bytearray) -> None:
         """It passes. To be called in order; a megabyte takes about a millisecond."""

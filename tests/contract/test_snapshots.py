@@ -16,7 +16,8 @@ from obstore.store import LocalStore, MemoryStore
 from gateway.errors import SnapshotCorruptError, SnapshotNotFoundError, SnapshotTooLargeError
 from gateway.interfaces import SnapshotStore
 from gateway.model import SessionId, SnapshotRef, StoredSnapshot
-from gateway.snapshots import FolderStore, ObjectStore, SealedStore, SnapshotKeys
+from gateway.snapshots import FolderStore, SealedStore, SnapshotKeys
+from gateway.snapshots.objects import ObjectStore
 from tests.picod.conftest import eventually
 
 SESSION = SessionId("s1")

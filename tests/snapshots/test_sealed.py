@@ -121,6 +121,7 @@ def encoded(key: bytes) -> str:
 def test_keys_are_read_from_a_file(tmp_path: Path) -> None:
     """Lines of name and base64, the first one current; a bare key is named default; notes and blanks are skipped."""
     path = tmp_path / "keys"
+    path.touch(0o600)
     path.write_text(f"# rotated in May\nnew:{encoded(NEW)}\n\nold: {encoded(OLD)}\n")
 
     assert SnapshotKeys.read(path) == SnapshotKeys("new", {"new": NEW, "old": OLD})

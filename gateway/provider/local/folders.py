@@ -94,15 +94,27 @@ class Folders:
         except FileNotFoundError:
             pass
 
-    def park(self, workspace: Path, session: SessionId) -> None:
-        """Keep a workspace under its session's name. If part of it is there already, the two parts are joined."""
-        os.chmod(workspace, 0o700)
+    def park(self, workspace: Path | None, session: SessionId) -> bool:
+        """Keep a workspace under its session's name. If part of it is there already, the two parts are joined.
+
+        None: there is none to be moved; it may have been before, by one who could not tell any more. Returns whether
+        something is parked now.
+        """
         target = self.parked / session
+        if workspace is None:
+            return target.exists()
+        os.chmod(workspace, 0o700)
         if target.exists():
             trees.move_children(workspace, target)
             workspace.rmdir()
         else:
             os.rename(workspace, target)
+        return True
+
+    def parked_before(self, limit: float) -> set[str]:
+        """Names of what was parked at `limit` (epoch seconds) or before."""
+        # A rename sets the time of the folder's change (ctime); that of its content (mtime) is the user's to set.
+        return {entry.name for entry in os.scandir(self.parked) if entry.stat(follow_symlinks=False).st_ctime <= limit}
 
     def unpark(self, session: SessionId, workspace: Path) -> None:
         """Move what was parked into the workspace of a new sandbox, whose folder is bound and so cannot be replaced.

@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from gateway.clock import Clock
-from gateway.errors import RuntimeNotFoundError, SandboxStartError, SettingsError
+from gateway.errors import (
+    RuntimeNotFoundError,
+    SandboxStartError,
+    SettingsError,
+    SnapshotError,
+    SnapshotNotFoundError,
+)
 from gateway.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxEvent, SandboxId, SessionId, StartKind
 from gateway.provider.local import cgroups, marks, pythons
 from gateway.provider.local.book import Book
@@ -45,7 +51,12 @@ class _Pool:
 
 
 class LocalProvider:
-    """Sandboxes on this machine. All methods run on one event loop's thread, which must outlive the sandboxes."""
+    """Sandboxes on this machine, and the parking of their workspaces: SandboxProvider and WorkspaceKeeper.
+
+    All methods run on one event loop's thread, which must outlive the sandboxes.
+    """
+
+    leaves_running = False
 
     def __init__(
         self,
@@ -66,6 +77,7 @@ class LocalProvider:
         self._all: dict[SandboxId, Box] = {}
         self._endings: dict[SandboxId, asyncio.Task[None]] = {}
         self._orphans: dict[SandboxId, Path] = {}  # workspaces of bound sandboxes that ended, until somebody decides
+        self._parkings: dict[SandboxId, asyncio.Task[str | None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watchers: set[asyncio.Queue[SandboxEvent | None]] = set()
         self._gate = StartGate(refills=2 * (os.cpu_count() or 1))
@@ -121,6 +133,7 @@ class LocalProvider:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._parkings.values(), return_exceptions=True)
         for box in self._all.values():
             box.keeps_workspace = box.state is BoxState.CLAIMED  # for the next life to decide over
         await asyncio.gather(*(self._end(box) for box in list(self._all.values())), return_exceptions=True)
@@ -190,28 +203,57 @@ class LocalProvider:
             await self._end(box)
         self._discard_orphan(sandbox_id)
 
-    async def park(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """End the sandbox, if it still runs, and keep its workspace. Returns a reference; None: it is gone already."""
+    async def keep(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """Park: end the sandbox, if it still runs, and move its workspace aside. See WorkspaceKeeper.
+
+        A caller that is cancelled does not stop it; one that calls again waits for the same, or finds it done.
+        """
+        task = self._parkings.get(sandbox_id)
+        if task is None:
+            task = self._parkings[sandbox_id] = asyncio.create_task(self._park(sandbox_id, session_id))
+            task.add_done_callback(lambda done: self._parked(sandbox_id, done))
+        return await asyncio.shield(task)
+
+    async def _park(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
         box = self._all.get(sandbox_id)
         if box is not None:
             box.keeps_workspace = True
             await self._end(box)
-        workspace = self._orphans.pop(sandbox_id, None)
-        if workspace is None:
-            return None
         assert self._folders is not None
-        await asyncio.to_thread(self._folders.park, workspace, session_id)
-        return session_id
+        try:
+            kept = await asyncio.to_thread(self._folders.park, self._orphans.get(sandbox_id), session_id)
+        except OSError as error:
+            raise SnapshotError(f"the workspace of session {session_id} cannot be parked: {error}") from error
+        self._orphans.pop(sandbox_id, None)
+        return session_id if kept else None
 
-    async def unpark(self, reference: str, sandbox_id: SandboxId) -> None:
-        """Move a parked workspace into a sandbox's. Raises SandboxStartError when either is not there."""
+    def _parked(self, sandbox_id: SandboxId, done: asyncio.Task[str | None]) -> None:
+        del self._parkings[sandbox_id]
+        if not done.cancelled():
+            done.exception()  # seen, also when nobody waits any more
+
+    async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """Renaming does not copy: there is nothing to give."""
+        return None
+
+    async def unpark(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> None:
+        """Move a parked workspace into a sandbox's, and so use it up. See WorkspaceKeeper."""
         box = self._all.get(sandbox_id)
         if box is None or self._folders is None:
             raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was there")
         try:
             await asyncio.to_thread(self._folders.unpark, SessionId(reference), box.workspace)
+        except FileNotFoundError as error:
+            raise SnapshotNotFoundError(
+                f"no workspace is parked as {reference} in {self._folders.parked}; if it was kept as a snapshot, start"
+                " with the --snapshots of then"
+            ) from error
         except OSError as error:
             raise SandboxStartError(f"the workspace of session {reference} cannot be moved: {error}") from error
+
+    async def put_back(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """Join what was moved and what was not, under the session's name again."""
+        return await self.keep(sandbox_id, session_id)
 
     async def drop_parked(self, reference: str) -> None:
         """Delete a parked workspace; absent is success."""
@@ -223,6 +265,18 @@ class LocalProvider:
         """Delete the workspaces of ended sandboxes that nobody parked."""
         for sandbox_id in list(self._orphans):
             self._discard_orphan(sandbox_id)
+
+    async def leftovers(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
+        """Delete parked workspaces that no record names. See WorkspaceKeeper."""
+        if self._folders is None:
+            return 0
+        orphans = await asyncio.to_thread(self._folders.parked_before, self._clock.now() - older_than)
+        if orphans:
+            async for reference in known():
+                orphans.discard(reference)
+        for name in orphans:
+            await self.drop_parked(name)
+        return len(orphans)
 
     def _discard_orphan(self, sandbox_id: SandboxId) -> None:
         workspace = self._orphans.pop(sandbox_id, None)

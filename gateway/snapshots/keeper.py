@@ -1,0 +1,155 @@
+"""The keeper that copies: a session that sleeps is a snapshot in a store.
+
+It stands between the sandbox (through the executor) and the SnapshotStore, and decides nothing of a session's life:
+which step follows which is told in WorkspaceKeeper and in docs/adr/0003-snapshots-and-parking.md. It works for any
+engine. Where the engine can also keep what a sandbox left behind that has ended (the local one can), nothing is lost
+with a sandbox: what is left is parked there, and references of both kinds live side by side.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from pathlib import Path
+
+from gateway.clock import Clock
+from gateway.errors import SandboxStartError, SettingsError, SnapshotNotFoundError, UpstreamConnectError
+from gateway.interfaces import Executor, SandboxProvider, SnapshotStore, WorkspaceKeeper
+from gateway.model import Sandbox, SandboxId, SessionId, SnapshotRef
+from gateway.settings import Settings
+from gateway.snapshots import make_snapshot_store
+from gateway.snapshots.keys import SnapshotKeys
+
+logger = logging.getLogger(__name__)
+
+
+class SnapshotKeeper:
+    """A WorkspaceKeeper over a store, a provider and an executor."""
+
+    leaves_running = True
+
+    def __init__(
+        self,
+        store: SnapshotStore,
+        provider: SandboxProvider,
+        executor: Executor,
+        clock: Clock,
+        *,
+        parking: WorkspaceKeeper | None = None,
+    ) -> None:
+        """`parking`: the engine's own, for what sandboxes that ended on their own left."""
+        self._store = store
+        self._provider = provider
+        self._executor = executor
+        self._clock = clock
+        self._parking = parking
+
+    async def keep(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """See WorkspaceKeeper. The sandbox runs on, if it runs."""
+        sandbox = await self._provider.find(sandbox_id)
+        if sandbox is not None:
+            try:
+                return await self._copy(sandbox, session_id)
+            except UpstreamConnectError as error:
+                if not error.gone:
+                    raise
+        return None if self._parking is None else await self._parking.keep(sandbox_id, session_id)
+
+    async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """See WorkspaceKeeper. What a sandbox left that has ended is nobody's to take here."""
+        sandbox = await self._provider.find(sandbox_id)
+        return None if sandbox is None else await self._copy(sandbox, session_id)
+
+    async def unpark(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """See WorkspaceKeeper. The snapshot stays: it is what the session is saved from if this sandbox is lost."""
+        if not _is_snapshot(reference):
+            return await self._parked(reference).unpark(reference, sandbox_id, session_id)
+        sandbox = await self._provider.find(sandbox_id)
+        if sandbox is None:
+            raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was there")
+        async with aclosing(self._store.get(SnapshotRef(reference))) as chunks:
+            # The store gives the last piece only when the whole is right, and picod keeps no half: a bad snapshot
+            # cannot become a workspace.
+            await self._executor.restore(sandbox, session_id, chunks)
+        return reference
+
+    async def put_back(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """See WorkspaceKeeper. A snapshot is what it was; what may be in the sandbox is a copy."""
+        if _is_snapshot(reference):
+            return reference
+        return await self._parked(reference).put_back(reference, sandbox_id, session_id)
+
+    async def drop_parked(self, reference: str) -> None:
+        """See WorkspaceKeeper."""
+        if _is_snapshot(reference):
+            await self._store.delete(SnapshotRef(reference).key)
+        elif self._parking is not None:
+            await self._parking.drop_parked(reference)
+
+    async def drop_leftovers(self) -> None:
+        """See WorkspaceKeeper."""
+        if self._parking is not None:
+            await self._parking.drop_leftovers()
+
+    async def leftovers(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
+        """See WorkspaceKeeper. Halves of puts that died are among what it finds."""
+        limit = self._clock.now() - older_than
+        orphans = {found.key async for found in self._store.list() if found.at <= limit}
+        if orphans:
+            async for reference in known():
+                orphans.discard(SnapshotRef(reference).key)
+        for key in orphans:
+            await self._store.delete(key)
+        if orphans:
+            logger.warning("deleted %d snapshots that no session's record names", len(orphans))
+        parked = 0 if self._parking is None else await self._parking.leftovers(known, older_than)
+        return len(orphans) + parked
+
+    async def _copy(self, sandbox: Sandbox, session_id: SessionId) -> str:
+        async with aclosing(self._executor.export(sandbox, session_id)) as chunks:
+            return await self._store.put(session_id, chunks)
+
+    def _parked(self, reference: str) -> WorkspaceKeeper:
+        if self._parking is None:
+            raise SnapshotNotFoundError(
+                f"workspace {reference} was parked by another engine and is no snapshot; wake its session there first"
+            )
+        return self._parking
+
+
+def make_keeper(settings: Settings, provider: SandboxProvider, executor: Executor, clock: Clock) -> WorkspaceKeeper:
+    """What the settings ask for: the engine's own parking, or snapshots.
+
+    Without `snapshots` an engine that cannot park keeps snapshots in the state folder.
+    Raises SettingsError with all that is wrong in URL and key file.
+    """
+    parking = provider if isinstance(provider, WorkspaceKeeper) else None
+    sealed = settings.snapshot_key_file != Path()
+    if not settings.snapshots and parking is not None:
+        if sealed:
+            folder = settings.state_dir / "snapshots"
+            problem = (
+                f"--snapshot-key-file: parked workspaces are not encrypted; set --snapshots too, to file://{folder}"
+            )
+            raise SettingsError([problem])
+        return parking
+    problems: list[str] = []
+    keys = None
+    try:
+        keys = SnapshotKeys.read(settings.snapshot_key_file) if sealed else None
+    except SettingsError as error:
+        problems += error.problems
+    try:
+        url = settings.snapshots or str(settings.state_dir / "snapshots")
+        store = make_snapshot_store(url, max_size=settings.snapshot_max_size or None, keys=keys)
+    except SettingsError as error:
+        raise SettingsError([*problems, *error.problems]) from error
+    if problems:
+        raise SettingsError(problems)
+    return SnapshotKeeper(store, provider, executor, clock, parking=parking)
+
+
+def _is_snapshot(reference: str) -> bool:
+    """A SnapshotRef has a `#` in it; what an engine parks is named by the session's id, which has none."""
+    return "#" in reference

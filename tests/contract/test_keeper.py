@@ -1,0 +1,304 @@
+"""What every WorkspaceKeeper promises, over each implementation. A new one is one more line in KEEPERS."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gateway.clock import SystemClock
+from gateway.errors import SandboxStartError, SnapshotNotFoundError
+from gateway.executor import PicodExecutor
+from gateway.interfaces import SandboxProvider, WorkspaceKeeper
+from gateway.keys import KeyRing
+from gateway.model import Limits, PoolSpec, Runtime, RuntimeKey, Sandbox, SandboxId, SessionId
+from gateway.provider.local import LocalProvider
+from gateway.routing.tokens import TokenIssuer
+from gateway.runtimes import StaticCatalog
+from gateway.snapshots import FolderStore, SealedStore, SnapshotKeys
+from gateway.snapshots.keeper import SnapshotKeeper
+from gateway.testing import ScriptedProvider
+
+KEY = RuntimeKey("default", "contract")
+RUNTIME = Runtime(KEY, pool=PoolSpec(size=2), limits=Limits(processes=64))
+SESSION = SessionId("5b0e1b63-7a2f-4f0f-9c45-000000000001")
+
+
+@dataclass
+class Subject:
+    """A keeper under test, its sandboxes, and what stands for the files in one."""
+
+    keeper: WorkspaceKeeper
+    provider: SandboxProvider
+    write: Callable[[Sandbox, str], None]
+    read: Callable[[Sandbox], str]
+
+    async def sandbox(self, content: str = "", session: SessionId = SESSION) -> Sandbox:
+        """A fresh one with something in its workspace."""
+        sandbox = await self.provider.claim(KEY, session)
+        if content:
+            self.write(sandbox, content)
+        return sandbox
+
+    async def asleep(self, content: str, session: SessionId = SESSION) -> str:
+        """A session whose workspace is kept and whose sandbox is released: the reference."""
+        sandbox = await self.sandbox(content, session)
+        reference = await self.keeper.keep(sandbox.id, session)
+        assert reference is not None
+        await self.provider.release(sandbox.id)
+        return reference
+
+    async def wake(self, reference: str) -> str:
+        """What a fresh sandbox has in its workspace when it was given what is kept."""
+        sandbox = await self.sandbox()
+        await self.keeper.unpark(reference, sandbox.id, SESSION)
+        return self.read(sandbox)
+
+
+@asynccontextmanager
+async def local(folder: Path) -> AsyncIterator[tuple[LocalProvider, PicodExecutor, Subject]]:
+    """The local engine with its own parking, and an executor for its sandboxes."""
+    keys, clock = KeyRing(folder / "keys"), SystemClock()
+    keys.open()
+    provider = LocalProvider(folder / "state", keys.public_dir, clock)
+    await provider.apply([RUNTIME])
+    await provider.start()
+
+    def file(sandbox: Sandbox) -> Path:
+        workspace = provider.workspace(sandbox.id)
+        assert workspace is not None
+        return workspace / "folder" / "content"
+
+    def write(sandbox: Sandbox, content: str) -> None:
+        file(sandbox).parent.mkdir(exist_ok=True)
+        file(sandbox).write_text(content)
+
+    try:
+        executor = PicodExecutor(StaticCatalog([RUNTIME]), TokenIssuer(keys, clock))
+        yield provider, executor, Subject(provider, provider, write, lambda sandbox: file(sandbox).read_text())
+    finally:
+        await provider.aclose()
+
+
+@asynccontextmanager
+async def parking(folder: Path) -> AsyncIterator[Subject]:
+    async with local(folder) as (_, _, subject):
+        yield subject
+
+
+@asynccontextmanager
+async def snapshots(folder: Path) -> AsyncIterator[Subject]:
+    async with local(folder) as (provider, executor, subject):
+        subject.keeper = SnapshotKeeper(FolderStore(folder / "snapshots"), provider, executor, SystemClock())
+        yield subject
+
+
+@asynccontextmanager
+async def sealed_over_parking(folder: Path) -> AsyncIterator[Subject]:
+    async with local(folder) as (provider, executor, subject):
+        store = SealedStore(FolderStore(folder / "snapshots"), SnapshotKeys("k", {"k": bytes(32)}))
+        subject.keeper = SnapshotKeeper(store, provider, executor, SystemClock(), parking=provider)
+        yield subject
+
+
+@asynccontextmanager
+async def scripted(folder: Path) -> AsyncIterator[Subject]:
+    provider = ScriptedProvider()
+    await provider.apply([RUNTIME])
+
+    def write(sandbox: Sandbox, content: str) -> None:
+        provider.contents[sandbox.id] = content
+
+    yield Subject(provider, provider, write, lambda sandbox: provider.contents[sandbox.id])
+
+
+KEEPERS: dict[str, Callable[[Path], AbstractAsyncContextManager[Subject]]] = {
+    "local-parking": parking,
+    "snapshots": snapshots,
+    "sealed-snapshots-over-parking": sealed_over_parking,
+    "scripted": scripted,
+}
+
+
+@pytest.fixture(params=KEEPERS)
+async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
+    async with KEEPERS[request.param](tmp_path) as opened:
+        yield opened
+
+
+def references(*known: str | None) -> Callable[[], AsyncIterator[str]]:
+    """What `leftovers` asks of the records."""
+
+    async def each() -> AsyncIterator[str]:
+        for reference in known:
+            if reference is not None:
+                yield reference
+
+    return each
+
+
+async def test_keeper_gives_back_what_it_kept(subject: Subject) -> None:
+    """To another sandbox, after the first is gone; twice over, each time with the latest."""
+    reference = await subject.asleep("first")
+    sandbox = await subject.sandbox()
+    await subject.keeper.unpark(reference, sandbox.id, SESSION)
+    assert subject.read(sandbox) == "first"
+
+    subject.write(sandbox, "second")
+    second = await subject.keeper.keep(sandbox.id, SESSION)
+    await subject.provider.release(sandbox.id)
+    assert second is not None
+    assert await subject.wake(second) == "second"
+
+
+async def test_keeper_says_whether_the_sandbox_runs_on(subject: Subject) -> None:
+    """As `leaves_running` has it, after `keep`; releasing it then is success either way and takes nothing away."""
+    sandbox = await subject.sandbox("content")
+    reference = await subject.keeper.keep(sandbox.id, SESSION)
+    assert reference is not None
+    assert (await subject.provider.find(sandbox.id) is not None) == subject.keeper.leaves_running
+
+    await subject.provider.release(sandbox.id)
+    assert await subject.wake(reference) == "content"
+
+
+async def test_keeper_says_whether_a_reference_is_used_up(subject: Subject) -> None:
+    """What `unpark` returns can be given once more; if it returns nothing, that was the last time."""
+    reference = await subject.asleep("content")
+    sandbox = await subject.sandbox()
+    remains = await subject.keeper.unpark(reference, sandbox.id, SESSION)
+    if remains is not None:
+        assert await subject.wake(remains) == "content"
+    else:
+        other = await subject.sandbox()
+        with pytest.raises(SnapshotNotFoundError):
+            await subject.keeper.unpark(reference, other.id, SESSION)
+
+
+async def test_keeper_has_nothing_of_a_sandbox_that_is_gone(subject: Subject) -> None:
+    """Released, or never there: no reference, and no error."""
+    sandbox = await subject.sandbox("content")
+    await subject.provider.release(sandbox.id)
+    assert await subject.keeper.keep(sandbox.id, SESSION) is None
+    assert await subject.keeper.keep(SandboxId("sb-never"), SessionId("never")) is None
+    assert await subject.keeper.checkpoint(sandbox.id, SESSION) is None
+
+
+async def test_failed_wake_leaves_what_is_kept(subject: Subject) -> None:
+    """The sandbox was gone when the workspace came: `put_back` names it, and the next sandbox gets it."""
+    reference = await subject.asleep("content")
+    sandbox = await subject.sandbox()
+    await subject.provider.release(sandbox.id)
+    with pytest.raises(SandboxStartError, match="ended before its workspace was there"):
+        await subject.keeper.unpark(reference, sandbox.id, SESSION)
+
+    again = await subject.keeper.put_back(reference, sandbox.id, SESSION)
+    assert again is not None
+    assert await subject.wake(again) == "content"
+
+
+async def test_wake_of_unknown_end_can_be_undone(subject: Subject) -> None:
+    """The workspace had come, the record could not be written: put back, the sandbox released, and whole elsewhere."""
+    reference = await subject.asleep("content")
+    sandbox = await subject.sandbox()
+    await subject.keeper.unpark(reference, sandbox.id, SESSION)
+    again = await subject.keeper.put_back(reference, sandbox.id, SESSION)
+    await subject.provider.release(sandbox.id)
+    assert again is not None
+    assert await subject.wake(again) == "content"
+
+
+async def test_unknown_reference_is_told(subject: Subject) -> None:
+    """By name, whichever kind it is of; the sandbox stays empty."""
+    sandbox = await subject.sandbox()
+    for reference in ("5b0e1b63-7a2f-4f0f-9c45-00000000dead", f"{'0' * 32}-{'1' * 32}#3-{'2' * 64}"):
+        with pytest.raises(SnapshotNotFoundError, match=reference.partition("#")[0]):
+            await subject.keeper.unpark(reference, sandbox.id, SESSION)
+
+
+async def test_dropped_workspace_is_gone(subject: Subject) -> None:
+    """Dropping it again is success."""
+    reference = await subject.asleep("content")
+    await subject.keeper.drop_parked(reference)
+    await subject.keeper.drop_parked(reference)
+    sandbox = await subject.sandbox()
+    with pytest.raises(SnapshotNotFoundError):
+        await subject.keeper.unpark(reference, sandbox.id, SESSION)
+
+
+async def test_leftovers_are_what_no_record_names(subject: Subject) -> None:
+    """What a record names stays, what is younger than asked for stays, the rest goes."""
+    named, orphan = [
+        await subject.asleep(text, SessionId(f"5b0e1b63-7a2f-4f0f-9c45-00000000000{number}"))
+        for number, text in enumerate(("named", "orphan"), 1)
+    ]
+    assert await subject.keeper.leftovers(references(named), 3600.0) == 0
+    assert await subject.keeper.leftovers(references(named, "other#1-2", "another"), 0.0) == 1
+    assert await subject.keeper.leftovers(references(named), 0.0) == 0
+
+    assert await subject.wake(named) == "named"
+    sandbox = await subject.sandbox()
+    with pytest.raises(SnapshotNotFoundError):
+        await subject.keeper.unpark(orphan, sandbox.id, SESSION)
+
+
+async def test_leftovers_ask_for_the_records_after_the_list(subject: Subject) -> None:
+    """What comes to be named while they are looked for is spared."""
+    await subject.asleep("orphan")
+    late: list[str] = []
+
+    async def known() -> AsyncIterator[str]:
+        if not late:
+            late.append(await subject.asleep("late", SessionId("5b0e1b63-7a2f-4f0f-9c45-000000000002")))
+        yield late[0]
+
+    assert await subject.keeper.leftovers(known, 0.0) == 1
+    assert await subject.wake(late[0]) == "late"
+
+
+async def test_checkpoint_leaves_the_session_awake(subject: Subject) -> None:
+    """Its sandbox and files go on; a reference, if there is one, is of the moment of the checkpoint."""
+    sandbox = await subject.sandbox("before")
+    reference = await subject.keeper.checkpoint(sandbox.id, SESSION)
+    assert await subject.provider.find(sandbox.id) is not None
+    assert subject.read(sandbox) == "before"
+    if reference is not None:
+        subject.write(sandbox, "after")
+        assert await subject.wake(reference) == "before"
+
+
+async def test_cancelled_keep_loses_nothing(subject: Subject) -> None:
+    """Cut off at whatever step, the next `keep` has the whole; a sandbox that runs on is as it was."""
+
+    async def cut(turns: int) -> None:
+        session = SessionId(f"5b0e1b63-7a2f-4f0f-9c45-0000000000{turns:02}")
+        sandbox = await subject.sandbox(f"content {turns}", session)
+        keep = asyncio.ensure_future(subject.keeper.keep(sandbox.id, session))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        keep.cancel()
+        await asyncio.gather(keep, return_exceptions=True)
+        if subject.keeper.leaves_running:
+            assert subject.read(sandbox) == f"content {turns}"
+        reference = await subject.keeper.keep(sandbox.id, session)
+        await subject.provider.release(sandbox.id)
+        assert reference is not None
+        assert await subject.wake(reference) == f"content {turns}"
+
+    for turns in (0, 1, 3, 8, 20):
+        await cut(turns)
+
+
+async def test_keeps_and_wakes_at_once_do_not_mix(subject: Subject) -> None:
+    """Six sessions at the same time, each with its own."""
+
+    async def there_and_back(number: int) -> bool:
+        reference = await subject.asleep(f"content {number}", SessionId(f"5b0e1b63-7a2f-4f0f-9c45-00000000001{number}"))
+        return await subject.wake(reference) == f"content {number}"
+
+    done: list[Awaitable[bool]] = [there_and_back(number) for number in range(6)]
+    assert all(await asyncio.gather(*done))
