@@ -15,6 +15,8 @@ from typing import Any
 from gateway.api.agentcube import AgentCubeAPI
 from gateway.api.app import make_control_app
 from gateway.api.native import NativeAPI
+from gateway.api.tools.http import ToolsAPI
+from gateway.api.tools.service import ToolService
 from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.clock import Clock, SystemClock
@@ -25,6 +27,7 @@ from gateway.keys import KeyRing
 from gateway.lifecycle import Lifecycle
 from gateway.model import Runtime
 from gateway.routing.activator import Activator, HoldLimits
+from gateway.routing.caller import Caller
 from gateway.routing.exchange import TimeLimits
 from gateway.routing.proxy import Proxy
 from gateway.routing.tokens import TokenIssuer
@@ -95,8 +98,12 @@ class Gateway:
         native = NativeAPI(
             self.lifecycle, store, provider, self.catalog, self.autoscaler.explain, lambda: self.activator.draining
         )
+        caller = Caller(self.activator, clock)
+        self.tools = ToolService(self.lifecycle, self.catalog, caller, clock)
+        tools = ToolsAPI(self.tools, self.lifecycle, self.catalog, caller)
         control = make_control_app(
-            [*AgentCubeAPI(self.lifecycle).routes(), *native.routes()], body_idle=settings.request_idle_timeout
+            [*AgentCubeAPI(self.lifecycle).routes(), *native.routes(), *tools.routes()],
+            body_idle=settings.request_idle_timeout,
         )
         limits = TimeLimits(
             request_idle=settings.request_idle_timeout,
@@ -124,6 +131,7 @@ class Gateway:
             await self.autoscaler.start()
             stack.push_async_callback(self.autoscaler.aclose)
             stack.push_async_callback(self._last_flush)
+            stack.push_async_callback(self.tools.memory.aclose)
             for name, loop in (
                 ("exchanges", self.proxy.run_ticker()),
                 ("activity", _every(FLUSH_S, self.lifecycle.flush_activity)),

@@ -2,6 +2,7 @@
 
     WakegateError
     ├── BadRequestError 400 BAD_REQUEST          the request cannot be understood
+    │   └── TooLargeError 413 TOO_LARGE          it is larger than we take
     ├── UnauthorizedError 401 UNAUTHORIZED
     ├── NotFoundError 404 NOT_FOUND
     │   ├── SessionNotFoundError                 no such session, or not under this runtime
@@ -59,6 +60,13 @@ class BadRequestError(WakegateError):
 
     status = 400
     code = "BAD_REQUEST"
+
+
+class TooLargeError(BadRequestError):
+    """The request is larger than we take; the message says how large it may be."""
+
+    status = 413
+    code = "TOO_LARGE"
 
 
 class UnauthorizedError(WakegateError):

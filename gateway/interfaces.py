@@ -7,6 +7,7 @@ gateway/testing.py included.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol, runtime_checkable
 
 from gateway.model import (
@@ -17,10 +18,12 @@ from gateway.model import (
     Sandbox,
     SandboxEvent,
     SandboxId,
+    SandboxReply,
     Session,
     SessionId,
     SessionState,
     SnapshotRef,
+    StartKind,
     StoredSnapshot,
     SuspendReport,
 )
@@ -234,6 +237,48 @@ class Executor(Protocol):
 
     async def resume(self, sandbox: Sandbox, session_id: SessionId) -> None:
         """Tell that a kept workspace has come, with what `suspend` wrote in it."""
+        ...
+
+
+class SandboxCaller(Protocol):
+    """Requests of the gateway's own to a session's sandbox, which they wake like any other request.
+
+    All raise SessionNotFoundError, the errors of a sandbox that cannot be had in time (nothing was sent then), and
+    UpstreamBrokenError when it goes away after something was sent. `path` is a percent-encoded request target.
+    """
+
+    async def ready(self, session_id: SessionId) -> tuple[StartKind, str | None]:
+        """See to it that the session has a live sandbox. Returns how it came to be, and x-wakegate-restored's value."""
+        ...
+
+    async def call(
+        self,
+        session_id: SessionId,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | AsyncIterator[bytes] = b"",
+        timeout: float = 60.0,
+        limit: int = 64 << 20,
+    ) -> SandboxReply:
+        """Send, and read the whole answer, at most `limit` bytes.
+
+        Raises UpstreamTimeoutError after `timeout` seconds, and UpstreamBrokenError for an answer that is too long; in
+        both cases the sandbox sees a client that left and ends what it ran.
+        """
+        ...
+
+    def stream(
+        self,
+        session_id: SessionId,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | AsyncIterator[bytes] = b"",
+    ) -> AbstractAsyncContextManager[tuple[SandboxReply, AsyncIterator[bytes]]]:
+        """Send, and hand out the answer's head and its body as it comes. Leaving early ends what was run."""
         ...
 
 

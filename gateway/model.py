@@ -118,6 +118,24 @@ class PoolSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class DeclaredTool:
+    """A tool for models that a runtime offers (spec.wakegate.tools): a command, or a function of a Python file.
+
+    `parameters` is a JSON schema of an object. In `command`, `{name}` stands for an argument. A function is called with
+    the arguments as keywords; `source` is the file's content as it was read.
+    """
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    command: tuple[str, ...] = ()
+    function: str = ""
+    source: str = ""
+    ordered: bool = True  # waits for the calls before it in a message, and those after it wait
+    timeout: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
 class Runtime:
     """A template: what to run and how its sessions live. Made from YAML by gateway/runtimes.py."""
 
@@ -132,6 +150,7 @@ class Runtime:
     hibernates: bool = True  # spec.wakegate.hibernation: idle sessions sleep, they do not end
     python: str | None = None  # spec.wakegate.python: the environment whose python3 user code gets (local engine)
     ports: tuple[tuple[int, int], ...] = HIGH_PORTS  # spec.wakegate.ports: ranges that may be reached, ends included
+    tools: tuple[DeclaredTool, ...] = ()  # spec.wakegate.tools
     manifest: Mapping[str, Any] = field(default_factory=dict)  # the document as it was read
 
 
@@ -145,6 +164,17 @@ class Sandbox:
     start: StartKind  # WARM or COLD: how the claim that bound it found it
     created_at: float
     session_id: SessionId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxReply:
+    """What a sandbox answered to a call of the gateway's own. Header names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    start: StartKind
+    body: bytes = b""  # empty where it is streamed
+    restored: str | None = None  # as in x-wakegate-restored
 
 
 @dataclass(frozen=True, slots=True)

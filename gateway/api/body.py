@@ -10,7 +10,7 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from gateway.errors import BadRequestError, RequestTimeoutError, WakegateError
+from gateway.errors import BadRequestError, RequestTimeoutError, TooLargeError, WakegateError
 from gateway.units import parse_duration
 
 MAX_BODY = 1 << 20  # bytes; a control request is a few hundred
@@ -29,13 +29,21 @@ class JSON(Response):
 def error_headers(error: WakegateError) -> dict[str, str]:
     """When to come back, where the error says so; and the connection's end when the rest of a body may still come."""
     headers = {} if error.retry_after is None else {"retry-after": str(max(1, round(error.retry_after)))}
-    if error.status == 408:
+    if error.status in (408, 413):
         headers["connection"] = "close"
     return headers
 
 
 async def read_object(request: Request) -> Mapping[str, Any]:
     """The body as a JSON object, whatever its Content-Type says. Raises BadRequestError, RequestTimeoutError."""
+    value = await read_json(request, MAX_BODY)
+    if not isinstance(value, dict):
+        raise BadRequestError("the body must be a JSON object")
+    return value
+
+
+async def read_json(request: Request, limit: int) -> Any:
+    """The body as JSON, at most `limit` bytes. Raises BadRequestError, TooLargeError, RequestTimeoutError."""
     body = bytearray()
     idle: float = request.app.state.body_idle
     loop = asyncio.get_running_loop()
@@ -44,19 +52,16 @@ async def read_object(request: Request) -> Mapping[str, Any]:
             async for chunk in request.stream():
                 patience.reschedule(loop.time() + idle)
                 body += chunk
-                if len(body) > MAX_BODY:
-                    raise BadRequestError(f"the body is larger than {MAX_BODY} bytes")
+                if len(body) > limit:
+                    raise TooLargeError(f"the body is larger than {limit} bytes")
     except TimeoutError:
         raise RequestTimeoutError(f"no byte of the request's body came for {idle:g} s") from None
     except ClientDisconnect:
         raise BadRequestError("the client left while sending its request") from None
     try:
-        value = orjson.loads(bytes(body))
+        return orjson.loads(bytes(body))
     except orjson.JSONDecodeError as error:
         raise BadRequestError(f"the body is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise BadRequestError("the body must be a JSON object")
-    return value
 
 
 def read_seconds(body: Mapping[str, Any], name: str) -> float | None:

@@ -1,0 +1,74 @@
+"""Which session a request of the tool surfaces is for: the one it names, or a new one on the runtime it means."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+
+from gateway.api.native import read_runtime
+from gateway.api.openai import ParamError
+from gateway.errors import ActivationTimeoutError, BadRequestError
+from gateway.interfaces import RuntimeCatalog
+from gateway.lifecycle import Lifecycle, Opened
+from gateway.model import Kind, Runtime, RuntimeKey, SessionId
+
+SESSION_HEADERS = ("x-session-id", "x-agentcube-session-id")
+RUNTIME_HEADER = "x-wakegate-runtime"
+DEFAULT_NAME = "my-interpreter"
+_SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def named_session(request: Request, in_body: str | None = None) -> SessionId | None:
+    """The session that headers and body name. Raises ParamError where they differ or it can be no id."""
+    named = {value for name in SESSION_HEADERS for value in request.headers.getlist(name)}
+    named |= {in_body} if in_body is not None else set()
+    if len(named) > 1:
+        raise ParamError("session_id", "headers and body name different sessions; send one")
+    for value in named:
+        if not _SESSION_ID.fullmatch(value):
+            raise ParamError("session_id", "malformed; expected 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'")
+        return SessionId(value)
+    return None
+
+
+def choose_runtime(catalog: RuntimeCatalog, request: Request, in_body: Any = None) -> Runtime:
+    """The runtime for a new session: as named, else my-interpreter, else the only one. Raises ParamError."""
+    named = in_body if in_body is not None else request.headers.get(RUNTIME_HEADER)
+    if named is not None:
+        try:
+            key = read_runtime(named)
+        except BadRequestError as error:
+            raise ParamError("runtime", str(error).partition(": ")[2]) from None
+        runtime = catalog.get(key)
+        if runtime is None:
+            raise ParamError("runtime", f"{key.namespace}/{key.name} is not served; there are {_names(catalog)}")
+        return runtime
+    usual = catalog.get(RuntimeKey("default", DEFAULT_NAME))
+    served = [runtime for runtime in catalog.all() if runtime.key.kind is Kind.CODE_INTERPRETER]
+    if usual is None and len(served) != 1:
+        raise ParamError("runtime", f"missing; name one of {_names(catalog)}")
+    return usual or served[0]
+
+
+async def create_session(
+    lifecycle: Lifecycle,
+    runtime: RuntimeKey,
+    *,
+    idle_timeout: float | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Opened:
+    """A new session within the hold rule. Raises ActivationTimeoutError, and what lifecycle raises."""
+    hold = lifecycle.hold_time(runtime)
+    try:
+        async with asyncio.timeout(hold):
+            return await lifecycle.create(runtime, idle_timeout=idle_timeout, metadata=metadata)
+    except TimeoutError:
+        raise ActivationTimeoutError(f"no sandbox was ready within {hold:g} s", retry_after=1) from None
+
+
+def _names(catalog: RuntimeCatalog) -> str:
+    return ", ".join(f"{each.key.namespace}/{each.key.name}" for each in catalog.all()) or "none"

@@ -1,0 +1,171 @@
+"""What a client may post to have a model's tool calls run: any of four forms, parsed into one. Pure.
+
+    a whole assistant message      {"role": "assistant", "tool_calls": [...]}   also below "message"
+    a list of tool calls           [{"id", "type": "function", "function": {"name", "arguments"}}]
+    items of the Responses API     {"output": [{"type": "function_call", "call_id", "name", "arguments"}, ...]}
+    an Anthropic message           {"role": "assistant", "content": [{"type": "tool_use", "id", "name", "input"}, ...]}
+
+An object may carry `session_id`, `runtime` and `stream` beside it. What is wrong with the form is an error of the
+request; what is wrong with the model's arguments is an answer for the model (`Call.problem`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from gateway.api.openai import ParamError
+from gateway.api.tools.results import ToolResult, failure
+from gateway.errors import BadRequestError
+
+MAX_CALLS = 128  # as many tools as a request to OpenAI may name
+MAX_ARGUMENTS = 8 << 20  # bytes of one call's arguments, as JSON
+MAX_ID = 256  # characters
+
+
+class Shape(StrEnum):
+    """Which form the calls had; the answers have the same."""
+
+    CHAT = "chat"
+    RESPONSES = "responses"
+    ANTHROPIC = "anthropic"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a model. With `problem` its arguments could not be read, and that is the answer."""
+
+    id: str
+    name: str
+    arguments: Mapping[str, Any]
+    problem: ToolResult | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCalls:
+    """A parsed request."""
+
+    shape: Shape
+    calls: tuple[Call, ...]
+    session_id: str | None = None
+    runtime: Any = None
+    stream: bool = False
+
+
+def parse_tool_calls(body: Any) -> ToolCalls:
+    """From a decoded JSON body. Raises BadRequestError, ParamError."""
+    where, items, shape = _items(body)
+    calls: list[Call] = []
+    seen: Shape | None = None
+    for index, item in enumerate(items):
+        param = f"{where}[{index}]"
+        found = _shape_of(item, param)
+        if found is None:
+            continue
+        if seen is not None and found is not seen:
+            raise ParamError(param, f"a call in the {found} form among calls in the {seen} form; send one form")
+        seen = found
+        calls.append(_READERS[found](item, param))
+        if len(calls) > MAX_CALLS:
+            raise ParamError(where, f"more than {MAX_CALLS} calls; send them in several requests")
+    extras = body if isinstance(body, dict) else {}
+    session_id, stream = extras.get("session_id"), extras.get("stream")
+    if session_id is not None and (not isinstance(session_id, str) or not 0 < len(session_id) <= 128):
+        raise ParamError("session_id", "expected the id of a session, as text")
+    if stream is not None and not isinstance(stream, bool):
+        raise ParamError("stream", "expected true or false")
+    return ToolCalls(seen or shape, tuple(calls), session_id, extras.get("runtime"), bool(stream))
+
+
+def _items(body: Any) -> tuple[str, list[Any], Shape]:
+    """The list that holds the calls, its name for errors, and the form of the answer if it holds none."""
+    if isinstance(body, list):
+        return "", body, Shape.CHAT
+    if not isinstance(body, dict):
+        raise BadRequestError("the body must be an assistant message, or a list of tool calls, or hold one")
+    if isinstance(body.get("message"), dict):
+        where, items, shape = _items({key: body["message"].get(key) for key in ("tool_calls", "content", "role")})
+        return f"message.{where}", items, shape
+    for key, shape in (("tool_calls", Shape.CHAT), ("output", Shape.RESPONSES), ("input", Shape.RESPONSES)):
+        if isinstance(body.get(key), list):
+            return key, body[key], shape
+        if body.get(key) is not None:
+            raise ParamError(key, "expected a list")
+    if isinstance(body.get("content"), list):
+        return "content", body["content"], Shape.ANTHROPIC
+    if body.get("type") in ("function_call", "tool_use") or isinstance(body.get("function"), dict):
+        return "", [body], Shape.CHAT
+    if body.get("role") == "assistant":
+        return "tool_calls", [], Shape.CHAT  # a message that calls nothing is a message all the same
+    raise ParamError("tool_calls", "missing; expected a list of tool calls, or an assistant message that has one")
+
+
+def _shape_of(item: Any, param: str) -> Shape | None:
+    """The form of one item; None for what stands beside calls in a model's answer, such as text and reasoning."""
+    if not isinstance(item, dict):
+        raise ParamError(param, "expected an object")
+    kind = item.get("type")
+    if kind == "function_call":
+        return Shape.RESPONSES
+    if kind == "tool_use":
+        return Shape.ANTHROPIC
+    if kind in ("function", "custom") or "function" in item:
+        return Shape.CHAT
+    if isinstance(kind, str):
+        return None
+    raise ParamError(param, 'not a tool call; expected type "function", "function_call" or "tool_use"')
+
+
+def _chat(item: Mapping[str, Any], param: str) -> Call:
+    call_id = _text(item, "id", param)
+    if item.get("type") == "custom":
+        custom = item.get("custom")
+        name = custom.get("name") if isinstance(custom, dict) else None
+        said = failure("unsupported_tool_type", "custom tools are not run here; call a function tool")
+        return Call(call_id, str(name), {}, said)
+    function = item.get("function")
+    if not isinstance(function, dict):
+        raise ParamError(f"{param}.function", "expected an object with name and arguments")
+    return _with_text(call_id, _text(function, "name", f"{param}.function"), function, f"{param}.function")
+
+
+def _responses(item: Mapping[str, Any], param: str) -> Call:
+    return _with_text(_text(item, "call_id", param), _text(item, "name", param), item, param)
+
+
+def _anthropic(item: Mapping[str, Any], param: str) -> Call:
+    call_id, name, arguments = _text(item, "id", param), _text(item, "name", param), item.get("input")
+    if not isinstance(arguments, dict):
+        return Call(call_id, name, {}, failure("invalid_arguments", "input: expected a JSON object"))
+    return Call(call_id, name, arguments)
+
+
+_READERS = {Shape.CHAT: _chat, Shape.RESPONSES: _responses, Shape.ANTHROPIC: _anthropic}
+
+
+def _with_text(call_id: str, name: str, holder: Mapping[str, Any], param: str) -> Call:
+    arguments = holder.get("arguments")
+    if not isinstance(arguments, str):
+        raise ParamError(f"{param}.arguments", "expected the arguments as JSON in a text")
+    if len(arguments) > MAX_ARGUMENTS or len(arguments.encode("utf-8", "surrogatepass")) > MAX_ARGUMENTS:
+        raise ParamError(f"{param}.arguments", f"larger than {MAX_ARGUMENTS} bytes")
+    if not arguments.strip():
+        return Call(call_id, name, {})  # some models call a function without arguments so
+    try:
+        value = orjson.loads(arguments)
+    except orjson.JSONDecodeError as error:
+        return Call(call_id, name, {}, failure("invalid_json", f"the arguments are not JSON: {error}; nothing was run"))
+    if not isinstance(value, dict):
+        return Call(call_id, name, {}, failure("invalid_json", "the arguments must be a JSON object; nothing was run"))
+    return Call(call_id, name, value)
+
+
+def _text(holder: Mapping[str, Any], key: str, param: str) -> str:
+    value = holder.get(key)
+    if not isinstance(value, str) or not value or len(value) > MAX_ID:
+        raise ParamError(f"{param}.{key}", f"expected text of 1 to {MAX_ID} characters")
+    return value

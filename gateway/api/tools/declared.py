@@ -1,0 +1,77 @@
+"""Tools that a runtime declares (spec.wakegate.tools): from a model's arguments to an argv.
+
+A command is an argv, never shell text, so no argument can break out of its place. A Python function runs in a fresh
+interpreter of the sandbox; what it returns is printed, as JSON unless it is text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from gateway.api.tools.actions import ArgumentError, Sandbox, execute
+from gateway.api.tools.results import ToolResult
+from gateway.model import DeclaredTool
+
+# Linux takes at most 128 KiB in one argument of a command (MAX_ARG_STRLEN).
+MAX_ARGUMENT = 120 << 10
+_PLACE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+_CALL_FUNCTION = """
+import json, sys
+source, function, arguments = sys.argv[1:4]
+sys.argv[1:] = []
+space = {"__name__": "__tool__"}
+exec(compile(source, "<tool>", "exec"), space)
+value = space[function](**json.loads(arguments))
+if value is not None:
+    print(value if isinstance(value, str) else json.dumps(value, default=str))
+"""
+
+
+async def run_declared(sandbox: Sandbox, tool: DeclaredTool, arguments: Mapping[str, Any]) -> ToolResult:
+    """One call. Raises ArgumentError where the arguments do not fit the tool's schema."""
+    check(tool, arguments)
+    return await execute(sandbox, argv(tool, arguments), tool.timeout)
+
+
+def check(tool: DeclaredTool, arguments: Mapping[str, Any]) -> None:
+    """Against the tool's schema. Raises ArgumentError that names the place."""
+    from jsonschema import Draft202012Validator  # a tenth of a second to import, and most runtimes declare no tool
+    from referencing import Registry
+
+    # An empty registry: a reference leads nowhere outside of the schema, least of all to the network.
+    validator = Draft202012Validator(dict(tool.parameters), registry=Registry())
+    error = next(iter(validator.iter_errors(dict(arguments))), None)
+    if error is not None:
+        where = ".".join(str(step) for step in error.absolute_path)
+        raise ArgumentError(f"{where}: {error.message[:500]}" if where else error.message[:500])
+
+
+def argv(tool: DeclaredTool, arguments: Mapping[str, Any]) -> list[str]:
+    """The command to run. Raises ArgumentError for what no command could take."""
+    if tool.function:
+        words = ["python3", "-c", _CALL_FUNCTION, tool.source, tool.function, orjson.dumps(dict(arguments)).decode()]
+    else:
+        words = [word for each in tool.command if (word := _filled(each, arguments)) is not None]
+    for word in words:
+        if "\0" in word or len(word.encode("utf-8", "surrogatepass")) > MAX_ARGUMENT:
+            raise ArgumentError(f"an argument holds a NUL character, or is larger than {MAX_ARGUMENT} bytes")
+    return words
+
+
+def _filled(word: str, arguments: Mapping[str, Any]) -> str | None:
+    """One word of the template; None where it is nothing but a place whose argument is absent."""
+    whole = _PLACE.fullmatch(word)
+    if whole is not None and arguments.get(whole[1]) is None:
+        return None
+    return _PLACE.sub(lambda place: _as_word(arguments.get(place[1])), word)
+
+
+def _as_word(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else orjson.dumps(value).decode()

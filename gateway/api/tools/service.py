@@ -1,0 +1,133 @@
+"""Runs a message's calls in a session: each at most once, in the order that their tools need, results in theirs.
+
+The one place where all tool surfaces (tools/http.py, mcp.py) meet. A tool that fails is a result; what is raised means
+that nothing was run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from gateway.api.tools.actions import ACTIONS, ArgumentError, Progress, Sandbox, check_names
+from gateway.api.tools.calls import Call
+from gateway.api.tools.catalogue import Tool, tools_of
+from gateway.api.tools.declared import run_declared
+from gateway.api.tools.memory import CallMemory
+from gateway.api.tools.plan import steps
+from gateway.api.tools.results import ToolResult, failure
+from gateway.clock import Clock
+from gateway.errors import UpstreamConnectError, WakegateError
+from gateway.interfaces import RuntimeCatalog, SandboxCaller
+from gateway.lifecycle import Lifecycle
+from gateway.model import SessionId, StartKind
+
+logger = logging.getLogger(__name__)
+
+_SIDE_BY_SIDE = 8  # calls of one message at once: a sandbox has a core or two
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to call number `index`: it began, printed something, or has a result."""
+
+    index: int
+    kind: str  # started | output | completed
+    stream: str = ""
+    text: str = ""
+    result: ToolResult | None = None
+    replayed: bool = False
+
+
+Observer = Callable[[Event], Awaitable[None]]
+
+
+async def _nobody(_: Event) -> None:
+    return None
+
+
+class ToolService:
+    """Tools over sessions."""
+
+    def __init__(self, lifecycle: Lifecycle, catalog: RuntimeCatalog, caller: SandboxCaller, clock: Clock) -> None:
+        self._lifecycle = lifecycle
+        self._catalog = catalog
+        self._caller = caller
+        self.memory = CallMemory(clock)
+
+    async def tools(self, session_id: SessionId) -> dict[str, Tool]:
+        """The tools of a session's runtime, by name. Raises SessionNotFoundError."""
+        session = await self._lifecycle.get(session_id)
+        return tools_of(self._catalog.get(session.runtime))
+
+    async def open(self, session_id: SessionId) -> tuple[StartKind, str | None]:
+        """See to it that the session is there and awake before anything is run. Raises what the data path raises."""
+        return await self._caller.ready(session_id)
+
+    async def run(
+        self, session_id: SessionId, calls: Sequence[Call], observe: Observer | None = None
+    ) -> list[ToolResult]:
+        """All calls, results in the same order. The session must be open."""
+        tools = await self.tools(session_id)
+        results: list[ToolResult] = [ToolResult("")] * len(calls)
+        gate = asyncio.Semaphore(_SIDE_BY_SIDE)
+
+        async def run_one(index: int) -> None:
+            async with gate:
+                results[index] = await self._observed(session_id, calls[index], index, tools, observe or _nobody)
+
+        for group in steps([_is_ordered(call, tools) for call in calls]):
+            await asyncio.gather(*(run_one(index) for index in group))
+        return results
+
+    async def _observed(
+        self, session_id: SessionId, call: Call, index: int, tools: Mapping[str, Tool], observe: Observer
+    ) -> ToolResult:
+        async def progress(stream: str, text: str) -> None:
+            await observe(Event(index, "output", stream, text))
+
+        await observe(Event(index, "started"))
+        if call.problem is not None:
+            result, replayed = call.problem, False
+        elif call.name not in tools:
+            result, replayed = failure("unknown_tool", f"{call.name[:64]}; there are {', '.join(tools)}"), False
+        else:
+            tool = tools[call.name]
+            looked_at = None if observe is _nobody else progress
+            result, replayed = await self._remembered(session_id, call, tool, looked_at)
+        await observe(Event(index, "completed", result=result, replayed=replayed))
+        return result
+
+    async def _remembered(
+        self, session_id: SessionId, call: Call, tool: Tool, progress: Progress | None
+    ) -> tuple[ToolResult, bool]:
+        sandbox = Sandbox(self._caller, session_id, progress)
+        try:
+            return await self.memory.run(session_id, call, lambda: _run(sandbox, tool, call))
+        except WakegateError as error:
+            return failure(error.code.lower(), f"{error}; nothing was run"), False
+
+
+def _is_ordered(call: Call, tools: Mapping[str, Tool]) -> bool:
+    return call.name in tools and tools[call.name].ordered
+
+
+async def _run(sandbox: Sandbox, tool: Tool, call: Call) -> ToolResult:
+    """One call to its result. Raises WakegateError only where nothing was sent, so that it may be tried again."""
+    try:
+        if tool.declared is not None:
+            return await run_declared(sandbox, tool.declared, call.arguments)
+        check_names(tool.name, call.arguments)
+        return await ACTIONS[tool.name](sandbox, call.arguments)
+    except ArgumentError as error:
+        return failure("invalid_arguments", f"{error}; nothing was run")
+    except WakegateError as error:
+        if isinstance(error, UpstreamConnectError) or error.status in (404, 429, 503):
+            raise
+        return failure(error.code.lower(), f"{error}; it may or may not have run")
+    except (ValueError, KeyError, TypeError) as error:
+        # Code in the sandbox may have taken picod's place: its answer is not to be trusted, nor shown.
+        logger.warning("a sandbox's answer to %s cannot be read: %s", tool.name, error)
+        return failure("bad_answer", "the sandbox's answer cannot be read")

@@ -1,0 +1,184 @@
+"""The tool-call endpoint with the openai SDK as its client, a real gateway and real sandboxes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI, Stream
+from openai.types.chat import ChatCompletionMessage, ChatCompletionToolMessageParam
+from openai.types.chat.chat_completion_function_tool import ChatCompletionFunctionTool
+from openai.types.responses import FunctionTool
+from openai.types.responses.response_input_item_param import FunctionCallOutput
+from pydantic import TypeAdapter
+
+from tests.integration.served import Server, serve
+from tests.tools.support import chat_call, item, tool_use
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One gateway for the module."""
+    with serve(tmp_path_factory.mktemp("wg") / "state") as served:
+        yield served
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[OpenAI]:
+    """The SDK, pointed at us; it does not try again on its own."""
+    with OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def session(server: Server) -> str:
+    """A session for tests that do not mind its files."""
+    return server.session()
+
+
+def post(client: OpenAI, body: Any) -> dict[str, Any]:
+    """POST /v1/tool_calls."""
+    reply: dict[str, Any] = client.post("/tool_calls", body=body, cast_to=dict[str, Any])
+    return reply
+
+
+def assistant(*calls: dict[str, Any]) -> dict[str, Any]:
+    """A message as the SDK hands it out, and as a program dumps it."""
+    return ChatCompletionMessage.model_validate({"role": "assistant", "content": None, "tool_calls": calls}).to_dict()
+
+
+def test_tools_are_what_the_sdk_sends_to_a_model(client: OpenAI) -> None:
+    """In the chat form and in that of the Responses API."""
+    tools = client.get("/tools", cast_to=dict[str, Any])["tools"]
+    names = [TypeAdapter(ChatCompletionFunctionTool).validate_python(tool).function.name for tool in tools]
+    assert names == ["run_python", "run_shell", "read_file", "write_file", "list_files"]
+    tools = client.get("/tools", cast_to=dict[str, Any], options={"params": {"format": "responses"}})["tools"]
+    assert [FunctionTool.model_validate(tool).name for tool in tools] == names
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.get("/tools", cast_to=dict[str, Any], options={"params": {"format": "xml"}})
+    assert refused.value.param == "format"
+
+
+def test_tool_calls_of_a_message_are_answered_in_order(client: OpenAI) -> None:
+    """A session is made; a file that one call writes is there for the next; failures are answers, not errors."""
+    body = assistant(
+        chat_call("a", "write_file", path="/workspace/data/x.csv", content="n\n1\n2\n"),
+        chat_call("b", "run_shell", command="sleep 0.1; wc -l < data/x.csv"),
+        chat_call("c", "read_file", path="data/x.csv"),
+        chat_call("d", "list_files"),
+        chat_call("e", "run_shell", command="echo oops >&2; exit 7"),
+        chat_call("f", "no_such_tool"),
+        chat_call("g", "read_file", path="absent"),
+        chat_call("h", "run_shell", command=["ls"]),
+        chat_call("i", "run_shell", cmd="ls"),
+        {"id": "j", "type": "function", "function": {"name": "run_shell", "arguments": '{"command": '}},
+    )
+    reply = client.post("/tool_calls", body=body, cast_to=dict[str, Any])
+    messages = TypeAdapter(list[ChatCompletionToolMessageParam]).validate_python(reply["messages"])
+    assert [each["tool_call_id"] for each in messages] == list("abcdefghij")
+    texts = [str(each["content"]) for each in reply["messages"]]
+    assert texts[:4] == ["wrote 6 bytes to data/x.csv", "3", "n\n1\n2\n", "data/"]
+    assert texts[4] == "Error (exit_status): the command ended with exit status 7\n[stderr]\noops"
+    assert texts[5].startswith("Error (unknown_tool): no_such_tool; there are run_python, ")
+    assert texts[6] == "Error (not_found): absent: File not found"
+    assert texts[7] == 'Error (invalid_arguments): command: expected text, got ["ls"]; nothing was run'
+    assert texts[8].startswith("Error (invalid_arguments): cmd: unknown argument; run_shell takes command")
+    assert texts[9].startswith("Error (invalid_json): the arguments are not JSON")
+    more = post(client, {"session_id": reply["session_id"], "tool_calls": [chat_call("z", "list_files", path="data")]})
+    assert more["messages"][0]["content"] == "x.csv  6 bytes"
+
+
+def test_tool_calls_take_response_items_and_anthropic_blocks(client: OpenAI, session: str) -> None:
+    """And answer in the same form."""
+    reply = post(client, {"output": [item("a", "run_shell", command="echo hi")], "session_id": session})
+    (output,) = TypeAdapter(list[FunctionCallOutput]).validate_python(reply["output"])
+    assert (output["call_id"], output["output"]) == ("a", "hi")
+    blocks = post(client, {"content": [tool_use("b", "run_shell", command="exit 1")], "session_id": session})
+    assert blocks["content"][0]["is_error"] is True
+    assert post(client, assistant())["messages"] == []
+
+
+def test_tool_calls_retried_do_not_run_twice(server: Server, session: str) -> None:
+    """One after the other, and at once; another argument is another call."""
+    call = chat_call("once", "run_shell", command="sleep 0.2; echo x >> count; wc -l < count")
+    again = chat_call("once", "run_shell", command="wc -l < count")
+    body = {"session_id": session, "tool_calls": [call, call]}
+    first = server.client.post("/v1/tool_calls", json=body).json()["messages"]
+    assert [each["content"] for each in first] == ["1", "1"]
+    assert server.client.post("/v1/tool_calls", json=body).json()["messages"] == first
+    header = {"x-session-id": session}
+    reply = server.client.post("/v1/tool_calls", json=[again], headers=header)
+    assert reply.json()["messages"][0]["content"] == "1"
+    assert reply.headers["x-session-id"] == session
+    assert reply.headers["x-wakegate-start"] == "live"
+
+
+def test_tool_calls_run_side_by_side_where_the_tool_allows(client: OpenAI, session: str) -> None:
+    """Two shells that wait for each other both end; one after the other they could not."""
+    script = "touch met-{0}; until [ -e met-{1} ]; do sleep 0.02; done; echo met"
+    calls = [
+        chat_call(f"m{a}", "run_shell", command=script.format(a, b), timeout=20) for a, b in (("1", "2"), ("2", "1"))
+    ]
+    assert [each["content"] for each in post(client, {"session_id": session, "tool_calls": calls})["messages"]] == [
+        "met",
+        "met",
+    ]
+
+
+def test_tool_calls_stream_tells_progress_and_ends_with_the_messages(client: OpenAI, session: str) -> None:
+    """As the SDK's own stream reads it."""
+    body = {"session_id": session, "stream": True, "tool_calls": [chat_call("s", "run_shell", command="echo streamed")]}
+    events = list(
+        client.post("/tool_calls", body=body, cast_to=dict[str, Any], stream=True, stream_cls=Stream[dict[str, Any]])
+    )
+    assert [event["type"] for event in events] == [
+        "tool_calls.started",
+        "tool_call.started",
+        "tool_call.completed",
+        "tool_calls.completed",
+    ]
+    assert events[-1]["messages"] == [{"role": "tool", "tool_call_id": "s", "content": "streamed"}]
+
+
+def test_tool_calls_wake_a_sleeping_session(server: Server) -> None:
+    """The files are there, and the answer says that it woke."""
+    session = server.session()
+    body = {"session_id": session, "tool_calls": [chat_call("a", "write_file", path="kept", content="safe")]}
+    server.client.post("/v1/tool_calls", json=body)
+    assert server.client.post(f"/v1/sessions/{session}/hibernate").status_code == 200
+    body["tool_calls"] = [chat_call("b", "read_file", path="kept")]
+    reply = server.client.post("/v1/tool_calls", json=body)
+    assert reply.json()["messages"][0]["content"] == "safe"
+    assert reply.headers["x-wakegate-start"].startswith("wake")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind", "param"),
+    [
+        ({"session_id": "nope", "tool_calls": [chat_call("a", "list_files")]}, 404, "not_found_error", None),
+        ({"session_id": "-", "tool_calls": [chat_call("a", "list_files")]}, 400, "invalid_request_error", "session_id"),
+        ({"runtime": "nope", "tool_calls": [chat_call("a", "list_files")]}, 400, "invalid_request_error", "runtime"),
+        ({"tool_calls": [{}]}, 400, "invalid_request_error", "tool_calls[0]"),
+        ("text", 400, "invalid_request_error", None),
+    ],
+)
+def test_tool_calls_refuse_in_the_shape_of_openai(
+    client: OpenAI, body: Any, status: int, kind: str, param: str | None
+) -> None:
+    """The SDK reads message, type, param and code out of it."""
+    with pytest.raises(openai.APIStatusError) as refused:
+        post(client, body)
+    error = refused.value
+    assert (error.status_code, error.type, error.param) == (status, kind, param)
+    assert error.code
+    assert isinstance(error.body, dict)
+    assert error.body["message"]
+
+
+def test_tool_calls_body_that_is_too_large_is_refused(server: Server) -> None:
+    """With 413, in the same shape."""
+    reply = server.client.post("/v1/tool_calls", content=b" " * ((32 << 20) + 1))
+    assert reply.status_code == 413
+    assert reply.json()["error"]["code"] == "too_large"
