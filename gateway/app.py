@@ -20,12 +20,15 @@ from gateway.api.tools.service import ToolService
 from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.clock import Clock, SystemClock
+from gateway.counters import Counters
 from gateway.errors import SettingsError, WakegateError
 from gateway.hibernation import Hibernation
 from gateway.interfaces import SandboxProvider, SessionStore, WorkspaceKeeper
 from gateway.keys import KeyRing
 from gateway.lifecycle import Lifecycle
-from gateway.model import Runtime
+from gateway.metered import metered
+from gateway.metrics import Metrics
+from gateway.model import Runtime, SnapshotRef
 from gateway.routing.activator import Activator, HoldLimits
 from gateway.routing.caller import Caller
 from gateway.routing.exchange import TimeLimits
@@ -58,7 +61,9 @@ class Gateway:
         self.engine_summary = engine_summary  # what the start banner says of the engine; true once it runs
         self.settings = settings
         self.catalog = StaticCatalog(runtimes)
-        self.store = store
+        self.counters = Counters()
+        self.store = store = metered(store, self.counters.store)
+        keeper = metered(keeper, self.counters.keeper, self._kept)
         self.provider = provider
         self.activity = Activity()
         self.tokens = TokenIssuer(keys, clock)
@@ -78,6 +83,7 @@ class Gateway:
             self.tokens,
             self.activity,
             clock,
+            self.counters,
             limits=HoldLimits(settings.hold_per_session, settings.hold_total, settings.slots_per_sandbox),
             connect_timeout=settings.connect_timeout,
         )
@@ -95,14 +101,32 @@ class Gateway:
             holder=f"{socket.gethostname()}:{os.getpid()}",
         )
         self.lifecycle.on_claim(self.autoscaler.claimed)
+        self.lifecycle.on_claim(self.counters.claimed)
+        self.metrics = Metrics(
+            self.counters,
+            self.catalog,
+            provider,
+            self.lifecycle,
+            self.activator,
+            self.autoscaler,
+            self.tokens,
+            engine=settings.engine,
+        )
         native = NativeAPI(
-            self.lifecycle, store, provider, self.catalog, self.autoscaler.explain, lambda: self.activator.draining
+            self.lifecycle,
+            store,
+            provider,
+            self.catalog,
+            self.autoscaler.explain,
+            lambda: self.activator.draining,
+            self.metrics.render,
         )
         caller = Caller(self.activator, clock)
         self.tools = ToolService(self.lifecycle, self.catalog, caller, clock)
         tools = ToolsAPI(self.tools, self.lifecycle, self.catalog, caller)
         control = make_control_app(
             [*AgentCubeAPI(self.lifecycle).routes(), *native.routes(), *tools.routes()],
+            self.counters,
             body_idle=settings.request_idle_timeout,
         )
         limits = TimeLimits(
@@ -111,7 +135,7 @@ class Gateway:
             client_read=settings.client_read_timeout,
             total=settings.request_timeout,
         )
-        self.proxy = Proxy(self.activator, control, clock, limits)
+        self.proxy = Proxy(self.activator, control, clock, limits, self.counters)
 
     def drain(self) -> None:
         """Take no new work that needs a sandbox to be made; running requests go on."""
@@ -126,6 +150,8 @@ class Gateway:
             await self.provider.start()
             stack.push_async_callback(self.provider.aclose)
             await self.provider.apply(self.catalog.all())
+            for runtime in self.catalog.all():
+                self.counters.of(runtime.key)  # known from now on, so that even its first failures count as its own
             await self.lifecycle.start()
             stack.push_async_callback(self.lifecycle.rest)
             await self.autoscaler.start()
@@ -137,6 +163,7 @@ class Gateway:
                 ("activity", _every(FLUSH_S, self.lifecycle.flush_activity)),
                 ("sweeper", _every(self.settings.sweep_interval, self.lifecycle.sweep)),
                 ("sandbox events", self._follow_events()),
+                ("loop lag", self.metrics.watch_loop()),
             ):
                 stack.push_async_callback(_cancel, asyncio.create_task(loop, name=name))
             yield
@@ -150,6 +177,11 @@ class Gateway:
                 logger.warning(
                     "sandbox %s ended (%s), its record could not be written: %s", event.sandbox_id, event.reason, error
                 )
+
+    def _kept(self, verb: str, answer: object) -> None:
+        """The keeper did something; where it made a snapshot, its reference says how large."""
+        if verb in ("keep", "checkpoint") and isinstance(answer, str) and "#" in answer:
+            self.counters.snapshot_bytes[verb].observe(SnapshotRef(answer).size)
 
     async def _last_flush(self) -> None:
         try:

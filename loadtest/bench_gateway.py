@@ -10,9 +10,7 @@ import argparse
 import json
 import logging
 import tempfile
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import uvloop
 
@@ -23,44 +21,31 @@ from gateway.model import Endpoint, RuntimeKey
 from gateway.provider.local import LocalProvider
 from gateway.routing.target import Target
 from gateway.server import serving
-from gateway.store.sqlite import SqliteStore
 from gateway.testing import ScriptedProvider, scripted_gateway
-
-
-class CountingStore:
-    """A session store that counts its calls by name."""
-
-    def __init__(self, inner: SqliteStore) -> None:
-        self._inner = inner
-        self.calls: Counter[str] = Counter()
-
-    def __getattr__(self, name: str) -> Any:
-        self.calls[name] += 1
-        return getattr(self._inner, name)
 
 
 async def serve(endpoint: Endpoint | None, folder: Path) -> None:
     """Serve until SIGTERM. `endpoint` None: a real local sandbox."""
     clock = SystemClock()
-    store = CountingStore(SqliteStore(folder / "wakegate.db", clock))
     provider: SandboxProvider
     if endpoint is None:
         provider = LocalProvider(folder, folder / "keys" / "public", clock)
     else:
         provider = ScriptedProvider(endpoint)
-    gateway = scripted_gateway(folder, provider, store=store, clock=clock)
+    gateway = scripted_gateway(folder, provider, clock=clock)
     async with serving(gateway) as (url, ended):
         opened: Opened = await gateway.lifecycle.create(RuntimeKey("default", "my-interpreter"))
         await gateway.lifecycle.flush_activity()
         reservation = await gateway.activator.reserve(Target(opened.session.id, None, b"/"))
         reservation.route.leave(clock.now())
-        store.calls.clear()
+        gateway.counters.store.durations.clear()
         signed = gateway.tokens.signed
         where = opened.sandbox.endpoint
         # HAProxy's word for a unix socket is unix@PATH.
         print(url, opened.session.id, f"unix@{where.uds}" if where.uds else where, flush=True)
         await ended
-        print(json.dumps({"store": dict(store.calls), "signed": gateway.tokens.signed - signed}), flush=True)
+        calls = {verb: times.total for verb, times in gateway.counters.store.durations.items()}
+        print(json.dumps({"store": calls, "signed": gateway.tokens.signed - signed}), flush=True)
 
 
 def main() -> None:

@@ -10,8 +10,14 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 
+from gateway.counters import Counters, status_label
 
-def make_control_app(routes: Sequence[BaseRoute], *, body_idle: float) -> Callable[..., Awaitable[None]]:
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+
+
+def make_control_app(
+    routes: Sequence[BaseRoute], counters: Counters, *, body_idle: float
+) -> Callable[..., Awaitable[None]]:
     """An ASGI app. Unknown paths and wrong methods get AgentCube's plain 404, never a 405.
 
     `body_idle`: seconds that a client may be silent while it owes the rest of its body.
@@ -24,7 +30,22 @@ def make_control_app(routes: Sequence[BaseRoute], *, body_idle: float) -> Callab
         if scope["type"] == "http" and scope["path"].startswith("//"):
             # AgentCube's SDK joins a base URL with a trailing slash to "//v1/...".
             scope = {**scope, "path": "/" + scope["path"].lstrip("/")}
-        await app(scope, receive, send)
+        status = 0
+
+        async def counted(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await app(scope, receive, counted)
+        finally:
+            if status:
+                # The route's pattern, never the path: /v1/sessions/{session_id}.
+                route = getattr(scope.get("route"), "path", "none")
+                method = scope["method"] if scope["method"] in _METHODS else "other"
+                counters.control[method, route, status_label(status)] += 1
 
     return control
 

@@ -30,7 +30,9 @@ class NativeAPI:
         catalog: RuntimeCatalog,
         explain_pools: Callable[[], dict[str, Any]],
         is_draining: Callable[[], bool],
+        render_metrics: Callable[[str], Awaitable[tuple[bytes, str]]],
     ) -> None:
+        self._render_metrics = render_metrics
         self._explain_pools = explain_pools
         self._lifecycle = lifecycle
         self._store = store
@@ -49,6 +51,7 @@ class NativeAPI:
             Route("/v1/sessions/{session_id}/wake", _guarded(self._wake), methods=["POST"]),
             Route("/v1/runtimes", _guarded(self._runtimes), methods=["GET"]),
             Route("/v1/autoscaler", _guarded(self._autoscaler), methods=["GET"]),
+            Route("/metrics", _guarded(self._metrics), methods=["GET"]),
             Route("/healthz", _guarded(self._healthz), methods=["GET"]),
             Route("/readyz", _guarded(self._readyz), methods=["GET"]),
             Route("/health/ready", _guarded(self._health_ready), methods=["GET"]),
@@ -120,6 +123,10 @@ class NativeAPI:
 
     async def _autoscaler(self, _: Request) -> Response:
         return JSON(self._explain_pools())
+
+    async def _metrics(self, request: Request) -> Response:
+        body, content_type = await self._render_metrics(request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": content_type})
 
     async def _healthz(self, _: Request) -> Response:
         return JSON({"status": "alive"})

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from gateway.clock import Clock
+from gateway.counters import Counters, RuntimeCounters
 from gateway.errors import (
     ActivationTimeoutError,
     BadRequestError,
@@ -44,12 +45,18 @@ class Route:
     """A live session's way to its sandbox, with its slots. State: `in_flight` and the queue of who waits for a slot."""
 
     __slots__ = (
-        "_limits", "_queue", "activity", "closed", "fields", "head", "head_until", "in_flight", "live_lines", "pool",
-        "runtime", "sandbox", "session_id", "session_id_bytes",
+        "_limits", "_queue", "activity", "closed", "counted", "fields", "head", "head_until", "in_flight", "live_lines",
+        "pool", "runtime", "sandbox", "session_id", "session_id_bytes",
     )  # fmt: skip
 
     def __init__(
-        self, session: Session, sandbox: Sandbox, pool: UpstreamPool, activity: SessionActivity, limits: HoldLimits
+        self,
+        session: Session,
+        sandbox: Sandbox,
+        pool: UpstreamPool,
+        activity: SessionActivity,
+        limits: HoldLimits,
+        counted: RuntimeCounters,
     ) -> None:
         self.session_id = session.id
         self.session_id_bytes = session.id.encode("ascii")
@@ -57,6 +64,7 @@ class Route:
         self.sandbox = sandbox
         self.pool = pool
         self.activity = activity
+        self.counted = counted
         self.fields = session_fields(self.session_id_bytes)  # for every answer on this route
         live = [*self.fields, (b"x-wakegate-start", b"live")]
         self.live_lines = b"".join(b"%b: %b\r\n" % field for field in live)  # the same, for the fast lane
@@ -135,6 +143,7 @@ class Activator:
         tokens: TokenIssuer,
         activity: Activity,
         clock: Clock,
+        counters: Counters,
         *,
         limits: HoldLimits,
         connect_timeout: float,
@@ -147,6 +156,7 @@ class Activator:
         self._tokens = tokens
         self._activity = activity
         self._clock = clock
+        self._counters = counters
         self._limits = limits
         self._connect_timeout = connect_timeout
         self._flights: dict[SessionId, asyncio.Task[Opened]] = {}
@@ -233,7 +243,9 @@ class Activator:
         if route is None or route.sandbox.id != sandbox.id:
             pool = UpstreamPool(sandbox.endpoint, connect_timeout=self._connect_timeout)
             activity = self._activity.of(session.id, self._clock.now())
-            route = self.routes[session.id] = Route(session, sandbox, pool, activity, self._limits)
+            route = self.routes[session.id] = Route(
+                session, sandbox, pool, activity, self._limits, self._counters.of(session.runtime)
+            )
         if self._clock.now() >= route.head_until:
             self._renew_head(route)
         return route

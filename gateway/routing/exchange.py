@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
 
+from gateway.counters import RuntimeCounters
 from gateway.errors import RequestTimeoutError, UpstreamTimeoutError, WakegateError
+from gateway.model import StartKind
 from gateway.routing.activator import Route
 from gateway.routing.answers import Message, Receive, Send
 from gateway.routing.headers import Headers, Request
@@ -58,11 +60,14 @@ class Exchange:
         "began",
         "began_exactly",
         "connection",
+        "counted",
         "route",
         "sent",
         "session",
         "since",
+        "start",
         "started",
+        "status",
         "task",
         "upload",
         "waits_for",
@@ -79,6 +84,9 @@ class Exchange:
         self.waits_for = ""  # "client body", "client read", "sandbox"
         self.sent = False  # the sandbox has the request's head
         self.started = False  # the client has seen the response's head
+        self.status = 0  # what the client was told, or would have been; 0: nothing yet
+        self.start: StartKind | None = None  # how its sandbox came to be, once it has answered
+        self.counted: RuntimeCounters | None = None  # where it is counted
         self.route: Route | None = None  # whose slot it holds
         self.session: bytes | None = None  # for the session header of an error
         self.connection: UpstreamConnection | None = None
@@ -143,6 +151,7 @@ class Exchange:
     def hold(self, route: Route) -> None:
         """It has a slot on this route from now on."""
         self.route = route
+        self.counted = route.counted
         self.session = route.session_id_bytes
 
     def let_go(self, now: float) -> None:

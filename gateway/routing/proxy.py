@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from gateway.clock import Clock
+from gateway.counters import Counters
 from gateway.errors import BadRequestError, UpstreamBrokenError, UpstreamConnectError, WakegateError
 from gateway.model import StartKind
 from gateway.routing.activator import Activator, Reservation, Route
@@ -34,13 +35,16 @@ _LIVE = (b"x-wakegate-start", b"live")
 class Proxy:
     """The gateway's outermost ASGI app."""
 
-    def __init__(self, activator: Activator, control: ASGIApp, clock: Clock, limits: TimeLimits) -> None:
+    def __init__(
+        self, activator: Activator, control: ASGIApp, clock: Clock, limits: TimeLimits, counters: Counters
+    ) -> None:
         self._activator = activator
+        self._counters = counters
         self._control = control
         self._clock = clock
         self.batch = WriteBatch()
         self._exchanges = Exchanges(limits)
-        self._websockets = WebSocketProxy(activator, clock)
+        self._websockets = WebSocketProxy(activator, clock, counters)
 
     def __repr__(self) -> str:
         return f"<Proxy {len(self._exchanges.active)} exchanges, {len(self._activator.routes)} routes>"
@@ -69,6 +73,8 @@ class Proxy:
             request = read_request(scope["headers"], scope["client"], scope["scheme"])
             target = parse(scope["raw_path"], request.session, request.runtime)
         except BadRequestError as error:
+            self._counters.errors[error.code] += 1
+            self._counters.unrouted.answer(None, error.status, 0.0)
             await send_error(send, error, None)
             return
         if isinstance(target, Target):
@@ -83,6 +89,7 @@ class Proxy:
     async def _proxy(self, scope: Scope, receive: Receive, send: Send, request: Request, target: Target) -> None:
         exchange = Exchange(receive, asyncio.get_running_loop().time())
         exchange.session = request.session or (target.session_id.encode("ascii") if target.session_id else None)
+        exchange.counted = self._counters.find(target.runtime)
         await self._settle(scope, send, exchange, self._whole(scope, send, exchange, request, target))
 
     async def _settle(self, scope: Scope, send: Send, exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
@@ -101,6 +108,9 @@ class Proxy:
             self._exchanges.active.discard(exchange)
             exchange.close()
             exchange.let_go(self._clock.now())
+            if exchange.status and exchange.counted is not None:
+                took = perf_counter() - exchange.began_exactly
+                exchange.counted.answer(exchange.start, exchange.status, took)
 
     async def _whole(self, scope: Scope, send: Send, exchange: Exchange, request: Request, target: Target) -> None:
         """From a target to the end of its response."""
@@ -134,13 +144,31 @@ class Proxy:
         connection = exchange.connection
         assert connection is not None
         await connection.response_head()
-        headers = response_fields(connection.headers, route, (perf_counter() - connected) * 1e3)
+        first_byte = perf_counter() - connected
+        headers = response_fields(connection.headers, route, first_byte * 1e3)
+        exchange.status = connection.status
+        exchange.start = start = StartKind.LIVE if reservation is None else reservation.start
+        self._counters.stage("first_byte", start, first_byte)
         if reservation is None:
             headers.append(_LIVE)
         else:
-            tell_start(headers, exchange, reservation, connected)
+            connect_s = self._count_stages(exchange, reservation, connected)
+            tell_start(headers, reservation, connect_s)
         cycle = scope.get("extensions", _NOTHING).get("wakegate.cycle")
         await exchange.relay_response(send, headers, None if cycle is None else cycle.respond)
+
+    def _count_stages(self, exchange: Exchange, reservation: Reservation, connected: float) -> float:
+        """Count the stages before the sandbox was connected; returns the seconds of the last of them."""
+        before = reservation.queue_s + reservation.claim_s + reservation.restore_s
+        connect_s = max(0.0, connected - exchange.began_exactly - before)
+        count, start = self._counters.stage, reservation.start
+        count("queue", start, reservation.queue_s)
+        if start is not StartKind.LIVE:
+            count("claim", start, reservation.claim_s)
+        if reservation.restore_s:
+            count("restore", start, reservation.restore_s)
+        count("connect", start, connect_s)
+        return connect_s
 
     def fast_lane(self, cycle: GatewayCycle) -> bool:
         """Take a request that is whole, on a live route with an idle connection: no task, no future, callbacks only.
@@ -186,6 +214,7 @@ class Proxy:
 
         async def rest(scope: Any, receive: Any, send: Any) -> None:
             exchange = Exchange(receive, lane.began)
+            exchange.began_exactly = lane.began_exactly
             exchange.hold(lane.route)
             exchange.connection = lane.connection
             exchange.waits_for = "sandbox"
@@ -218,6 +247,9 @@ class Proxy:
         if exchange.connection is not None:
             exchange.connection.abort()
             exchange.connection = None
+        self._counters.errors[error.code] += 1
+        if not exchange.started:
+            exchange.status = error.status
         if isinstance(error, ClientGoneError) or exchange.started:
             if not isinstance(error, ClientGoneError):
                 logger.warning("answer cut off: %s", error)
@@ -254,8 +286,12 @@ class Lane:
         if connection.is_whole and not connection.failed and not self._is_head:
             lines = response_lines(connection.headers)
             lines.append(self.route.live_lines)
-            lines.append(b"server-timing: upstream;dur=%.3f\r\n" % ((perf_counter() - self.began_exactly) * 1e3))
+            took = perf_counter() - self.began_exactly
+            lines.append(b"server-timing: upstream;dur=%.3f\r\n" % (took * 1e3))
             if self.cycle.respond_lines(connection.status, lines, connection.whole_body(), self._proxy.batch):
+                counted = self.route.counted
+                counted.live[connection.status] += 1
+                counted.quick.observe(took)
                 self._proxy.leave_lane(self)
                 return
         self._proxy.change_over(self)
@@ -286,10 +322,10 @@ def response_fields(headers: Headers, route: Route, upstream_ms: float) -> Heade
     return fields
 
 
-def tell_start(headers: Headers, exchange: Exchange, reservation: Reservation, connected: float) -> None:
+def tell_start(headers: Headers, reservation: Reservation, connect_s: float) -> None:
     """How the sandbox came to be, and the stages before it was connected."""
     queue, claim, restore = reservation.queue_s * 1e3, reservation.claim_s * 1e3, reservation.restore_s * 1e3
-    connect = max(0.0, (connected - exchange.began_exactly) * 1e3 - queue - claim - restore)
+    connect = connect_s * 1e3
     name, upstream = headers.pop()
     restored = b"restore;dur=%.3f, " % restore if restore else b""
     stages = b"queue;dur=%.3f, claim;dur=%.3f, %bconnect;dur=%.3f, %b" % (queue, claim, restored, connect, upstream)

@@ -14,6 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.typing import Subprotocol
 
 from gateway.clock import Clock
+from gateway.counters import Counters
 from gateway.errors import BadRequestError, NotFoundError, UpstreamBrokenError, UpstreamConnectError, WakegateError
 from gateway.routing.activator import Activator, Route
 from gateway.routing.answers import Headers, Receive, Scope, Send, error_body, error_fields, session_fields
@@ -38,8 +39,9 @@ class _Dial(connect):
 class WebSocketProxy:
     """ASGI app for the websocket scope."""
 
-    def __init__(self, activator: Activator, clock: Clock) -> None:
+    def __init__(self, activator: Activator, clock: Clock, counters: Counters) -> None:
         self._activator = activator
+        self._counters = counters
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,6 +59,7 @@ class WebSocketProxy:
             session = target.session_id.encode("ascii") if target.session_id else None
             reservation = await self._activator.reserve(target)
         except WakegateError as error:
+            self._counters.errors[error.code] += 1
             await _refuse(send, error, session)
             return
         route = reservation.route
@@ -66,7 +69,8 @@ class WebSocketProxy:
             answer: Headers = [
                 *session_fields(route.session_id_bytes), (b"x-wakegate-start", reservation.start.value.encode())
             ]  # fmt: skip
-            await self._converse(scope, receive, send, route, target, request.lines, answer)
+            status = await self._converse(scope, receive, send, route, target, request.lines, answer)
+            route.counted.answered[reservation.start.value, status] += 1
         finally:
             route.activity.in_flight += 1
             route.leave(route.activity.last)
@@ -80,25 +84,30 @@ class WebSocketProxy:
         target: Target,
         lines: list[bytes],
         answer: Headers,
-    ) -> None:
+    ) -> int:
+        """The whole conversation; returns the status of the handshake."""
         try:
             upstream = await _open(scope, route, target, lines)
         except WakegateError as error:
+            self._counters.errors[error.code] += 1
             await _refuse(send, error, route.session_id_bytes)
-            return
+            return error.status
         except InvalidStatus as error:
             await _pass_refusal(send, error, answer)
-            return
+            return error.response.status_code
         await send({"type": "websocket.accept", "subprotocol": upstream.subprotocol, "headers": answer})
         up = asyncio.create_task(self._pump_up(receive, upstream, route))
         down = asyncio.create_task(self._pump_down(upstream, send, route))
+        route.counted.websockets += 1
         try:
             await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
         finally:
+            route.counted.websockets -= 1
             for pump in (up, down):
                 pump.cancel()
             await asyncio.gather(up, down, return_exceptions=True)
             await upstream.close()
+        return 101
 
     async def _pump_up(self, receive: Receive, upstream: ClientConnection, route: Route) -> None:
         while True:
