@@ -79,6 +79,7 @@ async def _serve(app: Picod, listener: socket.socket) -> None:
     for task in tasks:  # each removes its temporary file on its way out
         task.cancel()
     await asyncio.wait(tasks, timeout=1.0) if tasks else None
+    app.close()
 
 
 def _hold(loop: asyncio.AbstractEventLoop, app: Picod, lifeline: int) -> None:
@@ -92,6 +93,7 @@ def _hold(loop: asyncio.AbstractEventLoop, app: Picod, lifeline: int) -> None:
         except BlockingIOError:
             return
         app.children.kill_all()
+        app.close()
         os._exit(0)
 
     loop.add_reader(lifeline, look)

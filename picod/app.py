@@ -6,11 +6,12 @@ A further room (code contexts, processes, snapshots) is a module with handlers a
 from __future__ import annotations
 
 import asyncio
+import importlib
 import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from picod import wire
@@ -25,6 +26,9 @@ from picod.processes import Children
 from picod.snapshot import load, restore_snapshot, send_snapshot
 from picod.uploads import upload, upload_raw
 from picod.web import ClientGoneError, Receive, Request, RequestError, Scope, Send, TooLargeError
+
+if TYPE_CHECKING:
+    from picod.interpreter import Interpreter
 
 _IDLE_BEFORE_LOADING = 1.0  # seconds from the start
 
@@ -50,9 +54,24 @@ async def health(picod: Picod, request: Request) -> None:
     await request.answer_json(200, {"service": "PicoD", "status": "ok", "uptime": uptime, "version": VERSION})
 
 
+def _later(name: str) -> Handler:
+    """A handler of picod.interpreter, which is imported when it is first called: 15 ms that no start should take."""
+
+    async def handle(picod: Picod, request: Request) -> None:
+        handler: Handler = getattr(importlib.import_module("picod.interpreter"), name)
+        await handler(picod, request)
+
+    return handle
+
+
 ROUTES = (
     Route(("GET",), wire.HEALTH_PATH.encode(), health, open=True),
     Route(("POST",), b"/api/execute", execute),
+    Route(("POST",), wire.RUN_CODE_PATH.encode(), _later("run_code")),
+    Route(("GET",), wire.CONTEXTS_PATH.encode(), _later("list_contexts")),
+    Route(("POST",), wire.CONTEXTS_PATH.encode(), _later("create_context")),
+    Route(("DELETE",), wire.CONTEXTS_PATH.encode() + b"/", _later("delete_context")),
+    Route(("POST",), wire.CONTEXTS_PATH.encode() + b"/", _later("control_context")),
     Route(("POST",), b"/api/files", upload),
     Route(("GET",), b"/api/files", list_files),
     Route(("GET", "HEAD"), b"/api/files/", download),
@@ -73,6 +92,7 @@ class Picod:
         self.workspace = Workspace(config.workspace)
         self.children = Children()
         self.guard = Guard(config.keys_file, config.audience) if config.auth == "jwt" else None
+        self._interpreter: Interpreter | None = None
         self.snapshots = asyncio.Lock()
         self._warming: asyncio.Task[None] | None = None
 
@@ -83,6 +103,20 @@ class Picod:
         # A session that wakes up on this sandbox should not wait for imports; a cold start should not pay for them.
         loop = asyncio.get_running_loop()
         loop.call_later(_IDLE_BEFORE_LOADING, loop.run_in_executor, None, load)
+
+    @property
+    def interpreter(self) -> Interpreter:
+        """The session's code contexts; made when first asked for."""
+        if self._interpreter is None:
+            from picod.interpreter import Interpreter
+
+            self._interpreter = Interpreter(self)
+        return self._interpreter
+
+    def close(self) -> None:
+        """Leave nothing outside of the workspace."""
+        if self._interpreter is not None:
+            self._interpreter.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Route, check the token, answer; errors become JSON."""

@@ -11,6 +11,8 @@ ALGORITHMS = ("EdDSA", "RS256")
 LEEWAY_S = 5  # clock difference between gateway and sandbox that a token survives
 
 HEALTH_PATH = "/health"
+RUN_CODE_PATH = "/api/run_code"  # POST: run code in a context
+CONTEXTS_PATH = "/api/contexts"  # code contexts: list, make; below it one by its name
 SNAPSHOT_PATH = "/api/snapshot"  # GET: the workspace as a stream; PUT: a stream becomes the workspace
 SUSPEND_PATH = "/api/suspend"  # POST: write what is in memory into the workspace, as far as it can be
 RESUME_PATH = "/api/resume"  # POST: a workspace that was kept has come; look what it holds

@@ -1,0 +1,113 @@
+"""What a run printed and showed, kept within bounds for one answer. Pure."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Mapping
+from typing import Any
+
+MAX_RESULTS = 256
+MAX_RESULT_BYTES = 16 << 20  # of all results together, as JSON
+_MAX_TEXT = 1 << 20  # characters of one text representation
+_CUTTABLE = (
+    "text/plain",
+    "text/markdown",
+    "text/latex",
+)  # half of these is of use; half of HTML or of a picture is not
+
+
+class Bounds:
+    """Keeps results below the bounds, and says what it took away."""
+
+    def __init__(self) -> None:
+        self.truncated: list[dict[str, object]] = []
+        self.omitted = 0
+        self._count = 0
+        self._bytes = 0
+
+    def admit(self, data: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """The result as it may be answered, or None when nothing of it may."""
+        if data is None or self._count >= MAX_RESULTS:
+            self.omitted += 1
+            return None
+        kept: dict[str, Any] = {}
+        for mime, value in data.items():
+            size = len(value) if isinstance(value, str) else len(json.dumps(value))
+            if self._bytes + min(size, _MAX_TEXT if mime in _CUTTABLE else size) > MAX_RESULT_BYTES:
+                self._note(mime, size, 0)
+                continue
+            if isinstance(value, str) and mime in _CUTTABLE and size > _MAX_TEXT:
+                self._note(mime, size, _MAX_TEXT)
+                value, size = value[:_MAX_TEXT], _MAX_TEXT
+            kept[mime] = value
+            self._bytes += size
+        if not kept and data:
+            self.omitted += 1
+            return None
+        self._count += 1
+        return kept
+
+    def _note(self, mime: str, size: int, kept: int) -> None:
+        if len(self.truncated) < MAX_RESULTS:
+            self.truncated.append({"result": self._count, "mime": mime, "size": size, "kept": kept})
+
+    def said(self) -> dict[str, object]:
+        """The fields that tell the caller what is missing; empty when nothing is."""
+        said: dict[str, object] = {}
+        if self.truncated:
+            said["results_truncated"] = self.truncated
+        if self.omitted:
+            said["results_omitted"] = self.omitted
+        return said
+
+
+class Collected:
+    """A Listener that keeps everything for one answer: the first `limit` bytes of each stream, results in bounds."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._kept = {"stdout": bytearray(), "stderr": bytearray()}
+        self._more = {"stdout": False, "stderr": False}
+        self._bounds = Bounds()
+        self._results: list[tuple[str, dict[str, Any]]] = []
+        self._clearing = False
+
+    def output(self, stream: str, data: bytes) -> None:
+        """Keep what has room."""
+        kept = self._kept[stream]
+        room = self._limit - len(kept)
+        kept += data[:room]
+        if len(data) > room:
+            self._more[stream] = True
+
+    def result(self, data: Mapping[str, Any] | None, display_id: str, *, update: bool) -> None:
+        """Keep it, or put it in the place of the one that it updates."""
+        if self._clearing:
+            self.clear(wait=False)
+        kept = self._bounds.admit(data)
+        if kept is None:
+            return
+        if update:
+            self._results = [(i, kept if i == display_id else old) for i, old in self._results]
+        else:
+            self._results.append((display_id, kept))
+
+    def clear(self, *, wait: bool) -> None:
+        """Forget the results so far."""
+        self._clearing = wait
+        if not wait:
+            self._results.clear()
+
+    def fields(self) -> dict[str, object]:
+        """The part of the answer that this is."""
+        answer: dict[str, object] = {name: self._text(name) for name in ("stdout", "stderr")}
+        answer["results"] = [data for _, data in self._results]
+        for name, more in self._more.items():
+            if more:
+                answer[f"{name}_truncated"] = True
+        return answer | self._bounds.said()
+
+    def _text(self, name: str) -> str:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        return decoder.decode(self._kept[name], final=not self._more[name])

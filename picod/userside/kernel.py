@@ -1,0 +1,81 @@
+"""A code context's process: IPython's kernel, made lean, on the python3 of user code.
+
+    python3 kernel.py CONNECTION_FILE FOLDER [NICE]
+
+CONNECTION_FILE is Jupyter's (transport ipc), FOLDER takes IPython's own files. What code prints goes straight to the
+inherited pipes: the pipe's fullness then slows a flood down, where ipykernel's own streams would queue it in memory
+and drop it. Results, errors and the end of each cell go through the kernel's channels.
+
+A line that is READY on standard output says that all sockets listen.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+READY = b"\0wakegate: ready\n"
+# Loaded by IPython for completion, debugging and its history, none of which a context offers: 12 MB and 80 ms. They
+# are hidden while IPython loads and can be imported by the user's code afterwards.
+_HIDDEN = ("debugpy", "jedi", "sqlite3")
+
+
+def main() -> None:
+    """Load, listen, say so, serve until killed."""
+    connection_file, folder, *rest = sys.argv[1:]
+    sys.argv = [""]
+    sys.path[0] = ""
+    hidden = [name for name in _HIDDEN if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]
+    if rest:
+        _in_slow_thread(_load, int(rest[0]))
+    else:
+        _load()
+    app = _make(connection_file, folder)
+    for name in hidden:
+        sys.modules.pop(name, None)
+    # Lines as they come, and in one order with what child processes print.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    os.write(1, READY)
+    app.start()
+
+
+def _load() -> None:
+    import ipykernel.kernelapp  # noqa: F401
+
+
+def _in_slow_thread(work: object, nice: int) -> None:
+    """Niceness is each thread's own on Linux, and cannot be taken back: so a thread is slow, and ends."""
+
+    def run() -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+        work()  # type: ignore[operator]
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+
+
+def _make(connection_file: str, folder: str):  # type: ignore[no-untyped-def]
+    from ipykernel.kernelapp import IPKernelApp
+    from traitlets.config import Config
+
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.InteractiveShell.colors = "nocolor"
+    config.Completer.use_jedi = False
+    before = os.environ.get("IPYTHONDIR")
+    os.environ["IPYTHONDIR"] = folder  # the only way in that IPython takes for the first of its folders
+    app = IPKernelApp.instance(connection_file=connection_file, outstream_class=None, config=config, log_level=50)
+    app.initialize([])
+    del os.environ["IPYTHONDIR"]
+    if before is not None:
+        os.environ["IPYTHONDIR"] = before
+    app.kernel._execute_sleep = 0  # noqa: SLF001 - half a millisecond for streams of ipykernel's own, unused
+    return app
+
+
+if __name__ == "__main__":
+    main()
