@@ -18,6 +18,8 @@ from gateway.interfaces import SandboxProvider
 from gateway.model import Limits, PoolSpec, Runtime, RuntimeKey, Sandbox, SessionId, StartKind
 from gateway.provider.local import Isolation, LocalProvider
 from gateway.testing import ScriptedProvider
+from tests.kube.simulator import Cluster
+from tests.kube.support import open_provider
 
 KEY, UNKNOWN = RuntimeKey("default", "contract"), RuntimeKey("default", "unknown")
 
@@ -63,10 +65,19 @@ async def scripted(folder: Path) -> AsyncIterator[Subject]:
     await provider.aclose()
 
 
+@asynccontextmanager
+async def kubernetes(folder: Path) -> AsyncIterator[Subject]:
+    async with Cluster().running() as cluster:
+        provider = await open_provider(cluster, folder)
+        yield Subject(provider, lambda sandbox: cluster.kubelet.kill(sandbox.id))
+        await provider.aclose()
+
+
 PROVIDERS: dict[str, Callable[[Path], AbstractAsyncContextManager[Subject]]] = {
     "local-bubblewrap": local("bubblewrap"),
     "local-process": local("process"),
     "scripted": scripted,
+    "kubernetes": kubernetes,
 }
 
 

@@ -1,0 +1,333 @@
+"""What is made in the cluster for a runtime: the warm pool's Deployment, and pods for cold claims. Pure.
+
+A CodeInterpreter's manifest is AgentCube's; the pod around it is ours: no privileges, a read-only root, no token of
+the cluster, picod's keys mounted. An AgentRuntime brings its own pod, of which only what it leaves open is set.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from gateway.model import Kind, Runtime, StartKind
+from gateway.provider.kubernetes import names
+from gateway.provider.kubernetes.pod import PICOD_CONTAINER, PICOD_PORT
+from picod import wire
+
+Object = dict[str, Any]
+
+KEYS_FOLDER = "/run/wakegate/keys"
+WORKSPACE = "/workspace"
+USER = 1000
+SPREADS = ("spread", "pack", "balanced")
+
+# A dead node's pods are evicted after this many seconds in place of Kubernetes' 300: their sessions wake elsewhere.
+LOST_NODE_S = 30
+# activeDeadlineSeconds is a net for pods that every gateway forgot; ending sessions in time is the lifecycle's.
+DEADLINE_SLACK_S = 300
+
+# spec.wakegate.pod: fields of the PodSpec that a CodeInterpreter may set besides AgentCube's own.
+_POD_FIELDS = (
+    "nodeSelector",
+    "tolerations",
+    "affinity",
+    "topologySpreadConstraints",
+    "schedulerName",
+    "priorityClassName",
+    "runtimeClassName",
+    "dnsPolicy",
+    "dnsConfig",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PodDefaults:
+    """What holds for every runtime that says nothing else."""
+
+    picod_image: str
+    spread: str = "spread"  # one of SPREADS
+    scheduler: str = ""
+    runtime_class: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)  # of picod, e.g. AgentCube's public key
+
+
+def owner_of(runtime: Runtime) -> list[Object]:
+    """The ownerReferences of what is made for it: its custom resource, if it came from one."""
+    metadata = runtime.manifest.get("metadata") or {}
+    if not metadata.get("uid"):
+        return []
+    return [
+        {
+            "apiVersion": names.API_VERSION,
+            "kind": runtime.key.kind.value,
+            "name": metadata["name"],
+            "uid": metadata["uid"],
+        }
+    ]
+
+
+def make_template(runtime: Runtime, defaults: PodDefaults) -> Object:
+    """The pod template: metadata and spec, with the digest of both in an annotation."""
+    spec = _agent_pod(runtime) if runtime.key.kind is Kind.AGENT_RUNTIME else _interpreter_pod(runtime, defaults)
+    own = _wakegate(runtime)
+    spread = (own.get("pod") or {}).get("spread") or defaults.spread
+    for name, value in _placement(spread, runtime).items():
+        spec.setdefault(name, value)
+    if defaults.scheduler:
+        spec.setdefault("schedulerName", defaults.scheduler)
+    if defaults.runtime_class:
+        spec.setdefault("runtimeClassName", defaults.runtime_class)
+    given = runtime.manifest.get("spec") or {}
+    source = given.get("podTemplate") if runtime.key.kind is Kind.AGENT_RUNTIME else given.get("template")
+    source = source or {}
+    labels = {**(source.get("labels") or {}), **names.runtime_labels(runtime.key), names.POOL: names.WARM}
+    notes = {**(source.get("annotations") or {}), names.RUNTIME: runtime.key.name}
+    template: Object = {"metadata": {"labels": labels, "annotations": notes}, "spec": spec}
+    notes[names.TEMPLATE] = digest(template)
+    return template
+
+
+def make_deployment(runtime: Runtime, template: Object, replicas: int) -> Object:
+    """The warm pool. Its selector never changes; the label that a claim changes is part of it."""
+    labels = names.runtime_labels(runtime.key)
+    metadata: Object = {
+        "name": names.deployment_name(runtime.key),
+        "namespace": runtime.key.namespace,
+        "labels": {**labels, names.APPLIED: template["metadata"]["annotations"][names.TEMPLATE]},
+        "annotations": {names.RUNTIME: runtime.key.name},
+    }
+    if owners := owner_of(runtime):
+        metadata["ownerReferences"] = owners
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata,
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {**labels, names.POOL: names.WARM}},
+            "template": template,
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}},
+        },
+    }
+
+
+def make_cold_pod(runtime: Runtime, template: Object, name: str, session: str, claim: str) -> Object:
+    """A pod that is claimed from its first moment, made like the warm ones."""
+    pod = copy.deepcopy(template)
+    pod |= {"apiVersion": "v1", "kind": "Pod"}
+    metadata = pod["metadata"]
+    metadata |= {"name": name, "namespace": runtime.key.namespace}
+    metadata["labels"] |= claim_labels(session, name)
+    metadata["annotations"] |= claim_notes(session, claim, StartKind.COLD, 0)
+    if owners := owner_of(runtime):
+        metadata["ownerReferences"] = owners
+    # A crash ends the sandbox: what ran in it is lost, and a fresh process under the old name would hide that.
+    pod["spec"]["restartPolicy"] = "Never"
+    pod["spec"]["activeDeadlineSeconds"] = _deadline(runtime.max_session_duration)
+    return pod
+
+
+def make_claim(
+    runtime: Runtime, version: str, name: str, restarts: int, session: str, claim: str, running: float
+) -> Object:
+    """The merge patch that binds a warm pod: out of the selector, stamped, bounded. `running`: its seconds so far."""
+    metadata: Object = {
+        "resourceVersion": version,
+        "labels": claim_labels(session, name),
+        "annotations": claim_notes(session, claim, StartKind.WARM, restarts),
+    }
+    if owners := owner_of(runtime):
+        metadata["ownerReferences"] = owners  # in place of the ReplicaSet's, which takes its own off by itself
+    # It counts from the pod's start, which may be long ago, not from the claim.
+    return {"metadata": metadata, "spec": {"activeDeadlineSeconds": _deadline(running + runtime.max_session_duration)}}
+
+
+def make_victim(version: str) -> Object:
+    """The merge patch that marks a warm pod for a shrink: unclaimable, and the first that the ReplicaSet removes."""
+    return _notes(version, {names.VICTIM: "true", names.DELETION_COST: "-1000"})
+
+
+def make_spared(version: str) -> Object:
+    """The merge patch that takes the mark back."""
+    return _notes(version, {names.VICTIM: None, names.DELETION_COST: None})
+
+
+def claim_labels(session: str, pod: str) -> dict[str, str]:
+    """The labels of a claimed pod besides its runtime's."""
+    return {
+        names.POOL: names.CLAIMED,
+        names.SESSION: names.label_value(session),
+        names.SANDBOX: names.label_value(pod),
+    }
+
+
+def claim_notes(session: str, claim: str, start: StartKind, restarts: int) -> dict[str, str]:
+    """The annotations of a claimed pod besides its runtime's."""
+    return {
+        names.SESSION_ID: session,
+        names.CLAIM: claim,
+        names.START: start.value,
+        names.RESTARTS: str(restarts),
+    }
+
+
+def digest(template: Mapping[str, Any]) -> str:
+    """A short name for the content."""
+    return hashlib.sha256(orjson.dumps(template, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+def target_ports(runtime: Runtime) -> list[Mapping[str, Any]]:
+    """An AgentRuntime's `targetPort`, a CodeInterpreter's `ports`; may be empty."""
+    spec = runtime.manifest.get("spec") or {}
+    return list(spec.get("targetPort" if runtime.key.kind is Kind.AGENT_RUNTIME else "ports") or [])
+
+
+def _interpreter_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
+    template = (runtime.manifest.get("spec") or {}).get("template") or {}
+    own = _wakegate(runtime).get("pod") or {}
+    ports = target_ports(runtime)
+    port = int(ports[0]["port"]) if ports else PICOD_PORT
+    container: Object = {
+        "name": PICOD_CONTAINER,
+        "image": runtime.image or defaults.picod_image,
+        "ports": [{"containerPort": port, "protocol": "TCP"}],
+        "env": [*_picod_environment(runtime, defaults), *(template.get("environment") or _plain(runtime))],
+        "readinessProbe": {
+            "httpGet": {"path": wire.HEALTH_PATH, "port": port},
+            "periodSeconds": 1,
+            "failureThreshold": 10,  # a sandbox that computes on all its cores is busy, not away
+            "timeoutSeconds": 5,
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": "workspace", "mountPath": WORKSPACE},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the sandbox's own
+            {"name": "keys", "mountPath": KEYS_FOLDER, "readOnly": True},
+        ],
+        "workingDir": WORKSPACE,
+    }
+    for field_name in ("command", "args", "imagePullPolicy"):
+        if template.get(field_name):
+            container[field_name] = template[field_name]
+    container["resources"] = _resources(template.get("resources") or {})
+    disk = {"sizeLimit": str(own["workspaceSize"])} if own.get("workspaceSize") else {}
+    spec: Object = {
+        "containers": [container],
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": 5,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumes": [
+            {"name": "workspace", "emptyDir": disk},
+            {"name": "tmp", "emptyDir": {"sizeLimit": str(runtime.limits.tmp_size)}},
+            {"name": "keys", "configMap": {"name": names.KEYS_CONFIGMAP, "optional": not runtime.auth}},
+        ],
+        "tolerations": [*(own.get("tolerations") or []), *_lost_node()],
+    }
+    for field_name in _POD_FIELDS:
+        if own.get(field_name) and field_name != "tolerations":
+            spec[field_name] = copy.deepcopy(own[field_name])
+    if template.get("runtimeClassName"):
+        spec["runtimeClassName"] = template["runtimeClassName"]
+    if template.get("imagePullSecrets"):
+        spec["imagePullSecrets"] = template["imagePullSecrets"]
+    return spec
+
+
+def _agent_pod(runtime: Runtime) -> Object:
+    spec: Object = copy.deepcopy(runtime.manifest["spec"]["podTemplate"]["spec"])
+    spec.setdefault("automountServiceAccountToken", False)
+    spec.setdefault("enableServiceLinks", False)
+    spec.setdefault("terminationGracePeriodSeconds", 5)
+    spec.setdefault("securityContext", {}).setdefault("seccompProfile", {"type": "RuntimeDefault"})
+    spec["tolerations"] = [*(spec.get("tolerations") or []), *_lost_node()]
+    spec.pop("restartPolicy", None)  # a Deployment's pods have Always, cold ones Never
+    port = int(target_ports(runtime)[0]["port"])
+    first = spec["containers"][0]
+    first.setdefault("ports", [{"containerPort": port, "protocol": "TCP"}])
+    # Ready means that it listens: without a probe it would count as ready when its process began.
+    first.setdefault("readinessProbe", {"tcpSocket": {"port": port}, "periodSeconds": 1, "failureThreshold": 10})
+    for container in spec["containers"]:
+        container["resources"] = _resources(container.get("resources") or {})
+    return spec
+
+
+def _picod_environment(runtime: Runtime, defaults: PodDefaults) -> list[Object]:
+    return [
+        {"name": wire.ENV_AUDIENCE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+        {"name": wire.ENV_KEYS_FILE, "value": f"{KEYS_FOLDER}/jwks.json"},
+        {"name": wire.ENV_AUTH, "value": "jwt" if runtime.auth else "none"},
+        {"name": wire.ENV_WORKSPACE, "value": WORKSPACE},
+        *({"name": name, "value": value} for name, value in defaults.environment.items()),
+    ]
+
+
+def _plain(runtime: Runtime) -> list[Object]:
+    return [{"name": name, "value": value} for name, value in runtime.environment.items()]
+
+
+def _resources(resources: Mapping[str, Any]) -> Object:
+    """With quantities as text, as the API's schema has them; YAML turns `cpu: 1` into a number."""
+    made: Object = dict(copy.deepcopy(dict(resources)))
+    for kind in ("limits", "requests"):
+        if made.get(kind):
+            made[kind] = {name: str(quantity) for name, quantity in made[kind].items()}
+    return made
+
+
+def _placement(spread: str, runtime: Runtime) -> Object:
+    """How a runtime's pods lie over the nodes, in Kubernetes' own terms. All are wishes: none keeps a pod pending."""
+    own = {"matchLabels": {names.RUNTIME: names.runtime_labels(runtime.key)[names.RUNTIME]}}
+    if spread == "pack":  # few nodes, so that a cluster autoscaler can take the others away
+        term = {"labelSelector": {"matchLabels": {names.MANAGED: names.MANAGER}}, "topologyKey": _HOST}
+        wish = {"weight": 100, "podAffinityTerm": term}
+        return {"affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [wish]}}}
+    if spread == "balanced":  # over zones; within one as the scheduler scores free resources
+        return {"topologySpreadConstraints": [_even(_ZONE, own)]}
+    return {"topologySpreadConstraints": [_even(_HOST, own), _even(_ZONE, own)]}
+
+
+_HOST, _ZONE = "kubernetes.io/hostname", "topology.kubernetes.io/zone"
+
+
+def _even(key: str, selector: Object) -> Object:
+    return {"maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": selector}
+
+
+def _lost_node() -> list[Object]:
+    return [
+        {
+            "key": f"node.kubernetes.io/{state}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": LOST_NODE_S,
+        }
+        for state in ("not-ready", "unreachable")
+    ]
+
+
+def _wakegate(runtime: Runtime) -> Mapping[str, Any]:
+    return (runtime.manifest.get("spec") or {}).get("wakegate") or {}
+
+
+def _deadline(seconds: float) -> int:
+    return min(2**31 - 1, int(seconds) + DEADLINE_SLACK_S)
+
+
+def _notes(version: str, notes: Mapping[str, str | None]) -> Object:
+    return {"metadata": {"resourceVersion": version, "annotations": dict(notes)}}

@@ -1,0 +1,243 @@
+"""The way to the API server: kubernetes_asyncio for configuration, credentials and transport, plain dicts for objects.
+
+Objects stay the JSON they are: the library's models cost some milliseconds a pod, which a cache of 10,000 cannot pay.
+Requests are bounded in number and in time. What is retried: reads, and anything that the server said it did not begin
+(429, 503 with Retry-After). A write that broke off may have happened; `OutcomeUnknownError` says so, and callers look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+from kubernetes_asyncio import client, config
+
+from gateway.errors import SettingsError, UnavailableError
+
+log = logging.getLogger(__name__)
+
+MERGE_PATCH = "application/merge-patch+json"
+_REQUEST_TIMEOUT = 15.0  # seconds, the whole exchange of anything but a watch
+_TRIES = 4
+_PAUSE, _PAUSE_MAX = 0.1, 2.0  # seconds between tries, doubled each time, with jitter
+
+# A watch is silent for longer than this only if its connection is dead: servers send a bookmark about every minute.
+_WATCH_SILENCE = 100.0
+_WATCH_LIFE = (240.0, 480.0)  # seconds that we ask the server to keep one open; spread, so that they do not end at once
+
+Object = dict[str, Any]
+
+
+class KubeError(UnavailableError):
+    """The API server refused. `status` of HTTP as `http_status`, its `reason` word, e.g. Conflict, NotFound."""
+
+    code = "KUBERNETES"
+
+    def __init__(self, http_status: int, reason: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.http_status, self.reason = http_status, reason
+
+
+class ApiAwayError(KubeError):
+    """The API server could not be reached, or did not answer in time; nothing was changed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(0, "Away", message)
+
+
+class OutcomeUnknownError(ApiAwayError):
+    """A write broke off after it was sent: it may have happened."""
+
+
+class WatchExpiredError(Exception):
+    """410: the version to watch from is too old; list again."""
+
+
+class KubeApi:
+    """Requests to one API server."""
+
+    def __init__(self, connection: client.ApiClient, concurrency: int = 32) -> None:
+        """`concurrency`: requests at once, watches not counted."""
+        self._connection = connection
+        self._slots = asyncio.Semaphore(concurrency)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._connection.close()
+
+    async def get(self, path: str, **query: Any) -> Object:
+        """Raises KubeError."""
+        return await self._ask("GET", path, query=query)
+
+    async def create(self, path: str, body: Object) -> Object:
+        """POST. Raises KubeError; a name that is taken is reason AlreadyExists."""
+        return await self._ask("POST", path, body)
+
+    async def patch(self, path: str, body: Object) -> Object:
+        """A merge patch (RFC 7386). With metadata.resourceVersion a stale one is refused with reason Conflict."""
+        return await self._ask("PATCH", path, body, content_type=MERGE_PATCH)
+
+    async def replace(self, path: str, body: Object) -> Object:
+        """PUT: the whole object; one that carries a stale resourceVersion is refused with reason Conflict."""
+        return await self._ask("PUT", path, body)
+
+    async def delete(self, path: str, *, uid: str | None = None, grace: int | None = None) -> None:
+        """Absent, or by now another object of that name, is success. `grace` in seconds. Raises KubeError."""
+        body: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        if uid is not None:
+            body["preconditions"] = {"uid": uid}
+        if grace is not None:
+            body["gracePeriodSeconds"] = grace
+        try:
+            await self._ask("DELETE", path, body, repeatable=True)
+        except KubeError as error:
+            if error.http_status != 404 and not (uid is not None and error.reason == "Conflict"):
+                raise
+
+    async def watch(self, path: str, version: str, **query: Any) -> AsyncGenerator[tuple[str, Object], None]:
+        """(type, object) as they come, bookmarks included, until the server ends the stream.
+
+        Raises WatchExpiredError, KubeError, ApiAwayError.
+        """
+        life = random.uniform(*_WATCH_LIFE)  # noqa: S311 - no secret
+        query |= {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version}
+        query["timeoutSeconds"] = int(life)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=_WATCH_SILENCE)
+        try:
+            response = await self._send("GET", path, query, None, "application/json", timeout)
+            try:
+                if response.status != 200:
+                    raise _refusal(response, await response.read())
+                rest = b""
+                async for piece in response.content.iter_any():
+                    *lines, rest = (rest + piece).split(b"\n")
+                    for line in lines:
+                        yield _event(line)
+            finally:
+                response.close()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ApiAwayError(f"the watch on {path} broke: {error or type(error).__name__}") from error
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Object | None = None,
+        *,
+        query: Mapping[str, Any] | None = None,
+        content_type: str = "application/json",
+        repeatable: bool = False,
+    ) -> Object:
+        repeatable = repeatable or method == "GET"
+        for attempt in range(1, _TRIES + 1):
+            try:
+                async with self._slots:
+                    return await self._once(method, path, query or {}, body, content_type)
+            except OutcomeUnknownError:
+                if not repeatable or attempt == _TRIES:
+                    raise
+            except KubeError as error:
+                begun = not (isinstance(error, ApiAwayError) or error.http_status in (429, 503))
+                if begun or attempt == _TRIES:
+                    raise
+                if error.retry_after:
+                    await asyncio.sleep(min(error.retry_after, _PAUSE_MAX))
+            pause = min(_PAUSE_MAX, _PAUSE * 2 ** (attempt - 1))
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+        raise AssertionError("unreachable")
+
+    async def _once(
+        self, method: str, path: str, query: Mapping[str, Any], body: Object | None, content_type: str
+    ) -> Object:
+        timeout = aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT, sock_connect=5.0)
+        try:
+            response = await self._send(method, path, query, body, content_type, timeout)
+            async with response:
+                data = await response.read()
+        except aiohttp.ClientConnectorError as error:
+            raise ApiAwayError(f"the Kubernetes API server cannot be reached: {error}") from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            said = str(error) or type(error).__name__
+            raise OutcomeUnknownError(f"the Kubernetes API server did not answer {method} {path}: {said}") from error
+        if not 200 <= response.status < 300:
+            raise _refusal(response, data)
+        answer: Object = orjson.loads(data)
+        return answer
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any],
+        body: Object | None,
+        content_type: str,
+        timeout: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        response: aiohttp.ClientResponse = await self._connection.call_api(
+            path,
+            method,
+            query_params=list(query.items()),
+            header_params={"Accept": "application/json", "Content-Type": content_type},
+            body=body,
+            auth_settings=["BearerToken"],
+            _preload_content=False,
+            _request_timeout=timeout,
+        )
+        return response
+
+
+async def connect(kubeconfig: Path | None, concurrency: int = 32) -> KubeApi:
+    """From a kubeconfig file; None: from the pod that we run in, else the user's own kubeconfig.
+
+    Raises SettingsError.
+    """
+    configuration = client.Configuration()
+    try:
+        if kubeconfig is not None:
+            await config.load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
+        else:
+            try:
+                config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+            except config.ConfigException:
+                await config.load_kube_config(client_configuration=configuration)
+    except (config.ConfigException, OSError, ValueError, TypeError) as error:
+        where = f"--kubeconfig {kubeconfig}" if kubeconfig else "--engine kubernetes"
+        raise SettingsError(
+            [f"{where}: no way to a cluster: {error}; run in a pod, or name a kubeconfig file with --kubeconfig"]
+        ) from error
+    # Watches hold a connection each for as long as we live; requests must not wait for one of those.
+    configuration.connection_pool_maxsize = concurrency + 64
+    return KubeApi(client.ApiClient(configuration), concurrency)
+
+
+def _event(line: bytes) -> tuple[str, Object]:
+    event = orjson.loads(line)
+    kind, obj = event["type"], event["object"]
+    if kind == "ERROR":
+        if obj.get("code") == 410:
+            raise WatchExpiredError
+        raise KubeError(int(obj.get("code") or 500), obj.get("reason") or "", obj.get("message") or "watch error")
+    return kind, obj
+
+
+def _refusal(response: aiohttp.ClientResponse, data: bytes) -> KubeError | WatchExpiredError:
+    if response.status == 410:
+        return WatchExpiredError()
+    try:
+        status = orjson.loads(data)
+        reason, message = str(status.get("reason") or ""), str(status.get("message") or "")
+    except (ValueError, AttributeError):
+        reason, message = "", data[:200].decode("utf-8", "replace")
+    seconds = response.headers.get("retry-after", "")
+    return KubeError(
+        response.status,
+        reason,
+        message or f"the Kubernetes API server answered {response.status}",
+        float(seconds) if seconds.isdigit() else None,
+    )

@@ -1,0 +1,94 @@
+"""Names that the engine writes into the cluster: labels, annotations, object names, paths of the API. Pure.
+
+The three `runtime.agentcube.io` labels are those that AgentCube's own scripts select on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from gateway.model import Kind, RuntimeKey
+
+GROUP, VERSION = "runtime.agentcube.volcano.sh", "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+MANAGED = "app.kubernetes.io/managed-by"
+MANAGER = "wakegate"
+RUNTIME = "wakegate.io/runtime"
+KIND = "wakegate.io/kind"
+POOL = "wakegate.io/pool"  # warm: in the Deployment's selector; claimed: bound to a session
+WARM, CLAIMED = "warm", "claimed"
+SESSION = "runtime.agentcube.io/session-id"
+WORKLOAD = "runtime.agentcube.io/workload-name"
+SANDBOX = "runtime.agentcube.io/sandbox-name"
+
+# A label of the Deployment: the digest of the template that a gateway last put there. `kubectl rollout undo` brings
+# annotations back with the old template, but no labels; so an undone rollout is seen, and left alone.
+APPLIED = "wakegate.io/applied"
+
+# Annotations.
+SESSION_ID = "wakegate.io/session"  # the whole id: labels hold 63 characters only
+CLAIM = "wakegate.io/claim"  # one claim's own mark: who finds it on a pod knows whose PATCH it was
+START = "wakegate.io/start"  # warm | cold
+RESTARTS = "wakegate.io/restarts"  # of picod's container when it was claimed
+VICTIM = "wakegate.io/victim"  # to be removed by a shrink: nobody may claim it
+TEMPLATE = "wakegate.io/template"  # digest of what the pods are made from
+DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
+
+KEYS_CONFIGMAP = "wakegate-picod-keys"
+KEYS_SECRET = "wakegate-signing-keys"  # noqa: S105 - a name
+SELECTOR = f"{MANAGED}={MANAGER}"
+
+_PLURALS = {Kind.CODE_INTERPRETER: "codeinterpreters", Kind.AGENT_RUNTIME: "agentruntimes"}
+_SHORT = {Kind.CODE_INTERPRETER: "ci", Kind.AGENT_RUNTIME: "ar"}
+
+
+def plural(kind: Kind) -> str:
+    """The resource name, e.g. `codeinterpreters`."""
+    return _PLURALS[kind]
+
+
+def deployment_name(key: RuntimeKey) -> str:
+    """The warm pool's Deployment, at most 46 characters: the ReplicaSet's and the pod's suffixes fit into a label."""
+    return f"{_fit(key.name, 38)}-{_SHORT[key.kind]}-pool"
+
+
+def cold_name(key: RuntimeKey, suffix: str) -> str:
+    """A pod made for one claim."""
+    return f"{_fit(key.name, 44)}-{_SHORT[key.kind]}-{suffix}"
+
+
+def runtime_labels(key: RuntimeKey) -> dict[str, str]:
+    """What every pod and Deployment of a runtime carries."""
+    return {MANAGED: MANAGER, RUNTIME: _fit(key.name, 63), KIND: key.kind.singular, WORKLOAD: _fit(key.name, 63)}
+
+
+def label_value(text: str) -> str:
+    """Text as a label's value: what does not fit is replaced by a digest."""
+    good = re.fullmatch(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?", text)
+    return text if good else hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def pods(namespace: str, name: str = "") -> str:
+    """Path of pods, or of one."""
+    return f"/api/v1/namespaces/{namespace}/pods" + (f"/{name}" if name else "")
+
+
+def deployments(namespace: str, name: str = "", sub: str = "") -> str:
+    """Path of Deployments, of one, or of a subresource of one."""
+    path = f"/apis/apps/v1/namespaces/{namespace}/deployments" + (f"/{name}" if name else "")
+    return path + (f"/{sub}" if sub else "")
+
+
+def runtimes(kind: Kind, namespace: str, name: str = "", sub: str = "") -> str:
+    """Path of CodeInterpreters or AgentRuntimes, of one, or of a subresource of one."""
+    path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{plural(kind)}" + (f"/{name}" if name else "")
+    return path + (f"/{sub}" if sub else "")
+
+
+def _fit(name: str, most: int) -> str:
+    """A name cut to length; one that was cut ends in a digest, so that two long names stay two."""
+    if len(name) <= most:
+        return name
+    return name[: most - 9].rstrip("-.") + "-" + hashlib.sha256(name.encode()).hexdigest()[:8]

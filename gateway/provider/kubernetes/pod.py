@@ -1,0 +1,181 @@
+"""A pod as the cache keeps it: the few facts that decisions rest on, read from the API's JSON. Pure.
+
+10,000 pods as JSON are some hundred megabytes, as these records some ten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from gateway.model import Endpoint, Kind, RuntimeKey, Sandbox, SandboxId, SessionId, StartKind
+from gateway.provider.kubernetes import names
+
+PICOD_PORT = 8080
+PICOD_CONTAINER = "picod"
+
+# A container that waits for one of these will not start by waiting longer.
+_HOPELESS = {
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "CrashLoopBackOff",
+    "RunContainerError",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """One pod of ours. Times are epoch seconds."""
+
+    uid: str
+    namespace: str
+    name: str
+    version: str  # resourceVersion
+    runtime: RuntimeKey
+    claimed: bool
+    session: str  # "" while warm
+    claim: str
+    start: StartKind
+    template: str
+    ip: str
+    port: int
+    ready: bool
+    deleting: bool
+    victim: bool
+    created_at: float
+    started_at: float  # activeDeadlineSeconds counts from here
+    node: str
+    trouble: str  # why it cannot get ready, for people; "" while it may
+    ended: str  # why it ended, or its picod did; "" while it lives
+    restarts: int
+
+    @property
+    def claimable(self) -> bool:
+        """Warm, ready, and not about to go."""
+        return self.ready and not (self.claimed or self.deleting or self.victim or self.ended) and bool(self.ip)
+
+    @property
+    def gone(self) -> str:
+        """Why a claimed one counts as ended; "" while it lives."""
+        return self.ended or ("its pod was deleted" if self.deleting else "")
+
+    def sandbox(self) -> Sandbox:
+        """As the core sees it. Its id, and so the audience of its tokens, is the pod's UID."""
+        return Sandbox(
+            id=SandboxId(self.uid),
+            runtime=self.runtime,
+            endpoint=Endpoint(host=self.ip, port=self.port),
+            start=self.start,
+            created_at=self.created_at,
+            session_id=SessionId(self.session) if self.claimed else None,
+        )
+
+    def as_deleting(self) -> Pod:
+        """The same after a delete that was accepted."""
+        return replace(self, deleting=True, ready=False)
+
+
+def read_pod(obj: Mapping[str, Any]) -> Pod | None:
+    """The record of a pod; None if it is not one of a runtime's."""
+    metadata, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
+    labels, notes = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    name = notes.get(names.RUNTIME)
+    kind = next((each for each in Kind if each.singular == labels.get(names.KIND)), None)
+    if name is None or kind is None:
+        return None
+    claimed = labels.get(names.POOL) == names.CLAIMED
+    container = _picod(status.get("containerStatuses") or [])
+    restarts = int(container.get("restartCount") or 0)
+    return Pod(
+        uid=metadata["uid"],
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        version=metadata["resourceVersion"],
+        runtime=RuntimeKey(metadata["namespace"], name, kind),
+        claimed=claimed,
+        session=notes.get(names.SESSION_ID, ""),
+        claim=notes.get(names.CLAIM, ""),
+        start=StartKind(notes.get(names.START, StartKind.WARM)),
+        template=notes.get(names.TEMPLATE, ""),
+        ip=status.get("podIP") or "",
+        port=_port(spec),
+        ready=_condition(status, "Ready").get("status") == "True",
+        deleting="deletionTimestamp" in metadata,
+        victim=names.VICTIM in notes,
+        created_at=read_time(metadata.get("creationTimestamp")),
+        started_at=read_time(status.get("startTime")),
+        node=spec.get("nodeName") or "",
+        trouble=_trouble(status),
+        ended=_ended(status, container, restarts - int(notes.get(names.RESTARTS, "0")) if claimed else 0),
+        restarts=restarts,
+    )
+
+
+def read_time(text: str | None) -> float:
+    """An API time (RFC 3339) as epoch seconds; 0 for none."""
+    if not text:
+        return 0.0
+    return datetime.fromisoformat(text).astimezone(UTC).timestamp()
+
+
+def _picod(statuses: list[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The status of picod's container; of an AgentRuntime, whose pods have none of that name, the first."""
+    for status in statuses:
+        if status.get("name") == PICOD_CONTAINER:
+            return status
+    return statuses[0] if statuses else {}
+
+
+def _port(spec: Mapping[str, Any]) -> int:
+    for container in spec.get("containers") or []:
+        for port in container.get("ports") or []:
+            return int(port["containerPort"])
+    return PICOD_PORT
+
+
+def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    return next((each for each in status.get("conditions") or [] if each.get("type") == kind), {})
+
+
+def _trouble(status: Mapping[str, Any]) -> str:
+    """Image errors, crash loops and pods that fit on no node, in words."""
+    statuses = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    for container in statuses:
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") in _HOPELESS:
+            last = ((container.get("lastState") or {}).get("terminated") or {}).get("reason")
+            said = waiting.get("message") or ""
+            return ": ".join(filter(None, [str(waiting["reason"]), f"last ended with {last}" if last else "", said]))
+    scheduled = _condition(status, "PodScheduled")
+    if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
+        return f"Unschedulable: {scheduled.get('message') or 'no node fits'}"
+    return ""
+
+
+def _ended(status: Mapping[str, Any], container: Mapping[str, Any], restarted: int) -> str:
+    """Why the pod, or its picod since the claim, ended."""
+    if status.get("phase") in ("Failed", "Succeeded"):
+        terminated = (container.get("state") or {}).get("terminated") or {}
+        reason = status.get("reason") or terminated.get("reason") or status["phase"]
+        return _in_words(str(reason), status.get("message") or "", terminated.get("exitCode"))
+    if restarted > 0:
+        last = (container.get("lastState") or {}).get("terminated") or {}
+        return _in_words(str(last.get("reason") or "Error"), "", last.get("exitCode"))
+    return ""
+
+
+def _in_words(reason: str, message: str, status: int | None) -> str:
+    known = {
+        "OOMKilled": "out of memory",
+        "Evicted": "its pod was evicted",
+        "DeadlineExceeded": "its maximum duration is over",
+        "NodeLost": "its node was lost",
+        "NodeShutdown": "its node shut down",
+    }
+    said = known.get(reason, f"exited with status {status}" if status is not None else reason)
+    return f"{said}: {message}" if message else said

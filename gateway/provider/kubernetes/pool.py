@@ -1,0 +1,161 @@
+"""What is known of one runtime's pods, and the decisions over them: whom to hand out, whom to remove. Plain and
+synchronous; times are Clock.monotonic seconds unless said otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.model import Runtime
+from gateway.provider.kubernetes import names
+from gateway.provider.kubernetes.pod import Pod
+
+GIVE_UP = 3  # failures in a row; PoolStatus.settled counts the same
+_BACKOFF_FIRST, _BACKOFF_MAX = 0.5, 30.0  # seconds
+_LEAD_TIMES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A warm pool's Deployment as the cache keeps it."""
+
+    uid: str
+    namespace: str
+    name: str
+    version: str
+    replicas: int
+    applied: str  # digest of the template that a gateway put there
+    template: str  # digest of the template that is there; another one after `kubectl rollout undo`
+    failure: str  # why its ReplicaSet cannot make pods, e.g. a quota
+
+
+def read_deployment(obj: Mapping[str, Any]) -> Deployment:
+    """The record of a Deployment."""
+    metadata, spec = obj["metadata"], obj["spec"]
+    failures = [
+        f"{each.get('reason')}: {each.get('message')}"
+        for each in (obj.get("status") or {}).get("conditions") or []
+        if each.get("type") == "ReplicaFailure" and each.get("status") == "True"
+    ]
+    return Deployment(
+        uid=metadata["uid"],
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        version=metadata["resourceVersion"],
+        replicas=int(spec.get("replicas") or 0),
+        applied=(metadata.get("labels") or {}).get(names.APPLIED, ""),
+        template=(spec["template"]["metadata"].get("annotations") or {}).get(names.TEMPLATE, ""),
+        failure=failures[0] if failures else "",
+    )
+
+
+class Pool:
+    """One runtime's pods."""
+
+    def __init__(self) -> None:
+        self.runtime: Runtime | None = None  # None: not served (any more)
+        self.template: dict[str, Any] = {}
+        self.deployment: Deployment | None = None
+        self.warm: dict[str, Pod] = {}  # in the Deployment's selector, whatever their state
+        self.claimed: dict[str, Pod] = {}
+        self.changing = asyncio.Lock()  # resize and apply, one at a time
+        self.failures = 0  # cold starts in a row
+        self.last_error = ""
+        self.retry_at: float | None = None
+        self._taken: set[str] = set()  # being claimed by us at this moment
+        self._born: dict[str, float] = {}  # when a pod was first seen, while it is not ready
+        self._lead_times: deque[float] = deque(maxlen=_LEAD_TIMES)
+
+    @property
+    def target(self) -> int:
+        """Wanted warm pods."""
+        return self.deployment.replicas if self.deployment is not None else 0
+
+    @property
+    def ready(self) -> list[Pod]:
+        """Those that a claim may have."""
+        return [pod for uid, pod in self.warm.items() if pod.claimable and uid not in self._taken]
+
+    @property
+    def troubles(self) -> list[str]:
+        """Why warm pods cannot get ready, one line each."""
+        found = [pod.trouble for pod in self.warm.values() if pod.trouble]
+        if self.deployment is not None and self.deployment.failure and len(self.warm) < self.target:
+            found.append(self.deployment.failure)
+        return found
+
+    def note(self, old: Pod | None, new: Pod | None, now: float, *, live: bool) -> None:
+        """A pod changed. `live`: told by the watch, so that times between two changes mean something."""
+        uid = (new or old).uid  # type: ignore[union-attr]  # one of them is there
+        self.warm.pop(uid, None)
+        self.claimed.pop(uid, None)
+        if new is not None:
+            (self.claimed if new.claimed else self.warm)[uid] = new
+        if old is None and new is not None and not new.ready and live:
+            self._born[uid] = now
+        elif (born := self._born.get(uid)) is not None and (new is None or new.ready or new.deleting):
+            del self._born[uid]
+            if new is not None and new.ready:
+                self._lead_times.append(now - born)
+
+    def take(self, refused: Mapping[str, str]) -> Pod | None:
+        """A candidate for a claim; nobody else here gets it until `give_back`.
+
+        `refused`: version by UID at which the server already said Conflict. Those of the present template come first.
+        By chance among equals: gateways that claim at the same time should not all try the same one.
+        """
+        ready = [pod for pod in self.ready if refused.get(pod.uid) != pod.version]
+        current = self.deployment.template if self.deployment is not None else ""
+        chosen = [pod for pod in ready if pod.template == current] or ready
+        if not chosen:
+            return None
+        pod = random.choice(chosen)  # noqa: S311 - no secret
+        self._taken.add(pod.uid)
+        return pod
+
+    def give_back(self, pod: Pod) -> None:
+        """The try is over, however it went."""
+        self._taken.discard(pod.uid)
+
+    def victims(self, warm: int) -> list[Pod]:
+        """Whom to mark so that `warm` remain: those that are not ready yet, then the youngest."""
+        alive = [pod for pod in self.warm.values() if not pod.deleting and not pod.victim and not pod.ended]
+        count = len(alive) - warm
+        ranked = sorted(
+            (pod for pod in alive if pod.uid not in self._taken), key=lambda pod: (pod.ready, -pod.created_at, pod.name)
+        )
+        return ranked[: max(0, count)]
+
+    def spared(self) -> Sequence[Pod]:
+        """Marked ones that no shrink wants any more: the pool is not larger than it should be."""
+        alive = [pod for pod in self.warm.values() if not pod.deleting]
+        return [pod for pod in alive if pod.victim] if len(alive) <= self.target else []
+
+    # Cold starts.
+
+    def refusal(self, now: float) -> float | None:
+        """Seconds a claim should wait before it asks again, when starting a pod for it is known to be vain."""
+        if self.failures < GIVE_UP or self.retry_at is None or now >= self.retry_at:
+            return None
+        return self.retry_at - now
+
+    def failed(self, now: float, reason: str) -> None:
+        """A cold start failed."""
+        self.failures += 1
+        self.last_error = reason
+        self.retry_at = now + min(_BACKOFF_MAX, _BACKOFF_FIRST * 2 ** min(self.failures - 1, 16))
+
+    def started(self) -> None:
+        """A cold start succeeded."""
+        self.failures, self.last_error, self.retry_at = 0, "", None
+
+    def lead_time(self, q: float) -> float | None:
+        """The q-quantile (nearest rank) of recent times from a pod's creation to Ready, seconds."""
+        if not self._lead_times:
+            return None
+        ordered = sorted(self._lead_times)
+        return ordered[min(len(ordered) - 1, int(q * len(ordered)))]

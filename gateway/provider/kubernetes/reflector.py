@@ -1,0 +1,155 @@
+"""List and watch: a local copy of one collection, as controllers keep it.
+
+Source of the protocol: Kubernetes API concepts, "Efficient detection of changes". List in pages, watch from the list's
+version, list again when the server says 410; bookmarks move the version on. A stream that ends is opened again where it
+stood; failures are tried again with growing pauses, and what we know stays meanwhile.
+
+Resource versions of one kind are compared as the numbers that they are in every server since etcd 3 (and by contract
+since Kubernetes 1.35), so that our own writes' answers and the watch may come in either order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any, Generic, Protocol, TypeVar
+
+from gateway.provider.kubernetes.client import KubeApi, KubeError, WatchExpiredError
+
+log = logging.getLogger(__name__)
+
+PAGE = 500
+_PAUSE, _PAUSE_MAX = 0.2, 30.0  # seconds between tries, doubled each time, with jitter
+_REOPEN = 0.05  # seconds before a stream that ended is opened again: a server that ends all of them is not hammered
+_DEAD_KEPT = 4096
+
+
+class Record(Protocol):
+    """What the copy holds."""
+
+    @property
+    def uid(self) -> str:
+        """The object's UID."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Its resourceVersion."""
+        ...
+
+
+R = TypeVar("R", bound=Record)
+
+
+class Reflector(Generic[R]):
+    """One collection. `on_change(old, new)` is called for each change of a record; None is absence."""
+
+    def __init__(
+        self,
+        api: KubeApi,
+        path: str,
+        read: Callable[[dict[str, Any]], R | None],
+        on_change: Callable[[R | None, R | None], None],
+        **query: Any,
+    ) -> None:
+        self._api, self._path, self._read, self._on_change, self._query = api, path, read, on_change, query
+        self.items: dict[str, R] = {}
+        self.synced = asyncio.Event()
+        self.trouble = ""  # why it is not up to date, for people
+        self._dead: OrderedDict[str, None] = OrderedDict()  # UIDs never come back; late news of them are stale
+
+    async def run(self) -> None:
+        """Follow the collection until cancelled."""
+        version, failures = "", 0
+        while True:
+            try:
+                if not version:
+                    version = await self.refresh()
+                version = await self._follow(version)
+                failures = 0
+                await asyncio.sleep(_REOPEN)
+            except WatchExpiredError:
+                version = ""
+            except KubeError as error:
+                if str(error) != self.trouble:
+                    log.warning("%s: %s", self._path, error)
+                self.trouble = str(error)
+                failures += 1
+                pause = min(_PAUSE_MAX, _PAUSE * 2 ** min(failures - 1, 10))
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+            except Exception:
+                log.exception("the watch on %s failed; listing again", self._path)
+                version = ""
+                await asyncio.sleep(_PAUSE_MAX)
+
+    async def refresh(self) -> str:
+        """List all, and take what is gone out of the copy. Returns the list's version. Raises KubeError."""
+        before = set(self.items)
+        seen: set[str] = set()
+        query = {**self._query, "limit": PAGE}
+        while True:
+            page = await self._api.get(self._path, **query)
+            for obj in page["items"]:
+                seen.add(obj["metadata"]["uid"])
+                self.learn(obj)
+            token = (page["metadata"].get("continue")) or ""
+            if not token:
+                break
+            query["continue"] = token
+        for uid in before - seen:
+            self._forget(uid)
+        self.trouble = ""
+        self.synced.set()
+        return str(page["metadata"]["resourceVersion"])
+
+    def learn(self, obj: dict[str, Any]) -> R | None:
+        """Take in an object that the server gave us; older than what is known is passed over. What is known now."""
+        new = self._read(obj)
+        if new is None:
+            self._forget(obj["metadata"]["uid"])
+            return None
+        return self.put(new)
+
+    def put(self, new: R) -> R | None:
+        """Take in a record. Returns what is known now: None if the object is dead."""
+        if new.uid in self._dead:
+            return None
+        old = self.items.get(new.uid)
+        if old is not None and _older(new.version, old.version):
+            return old
+        if new != old:
+            self.items[new.uid] = new
+            self._on_change(old, new)
+        return new
+
+    async def _follow(self, version: str) -> str:
+        """Apply events until the stream ends; returns the version to go on from."""
+        async with aclosing(self._api.watch(self._path, version, **self._query)) as events:
+            async for kind, obj in events:
+                self.trouble = ""
+                version = obj["metadata"]["resourceVersion"]
+                if kind == "DELETED":
+                    self._forget(obj["metadata"]["uid"])
+                elif kind != "BOOKMARK":
+                    self.learn(obj)
+        return version
+
+    def _forget(self, uid: str) -> None:
+        self._dead[uid] = None
+        if len(self._dead) > _DEAD_KEPT:
+            self._dead.popitem(last=False)
+        old = self.items.pop(uid, None)
+        if old is not None:
+            self._on_change(old, None)
+
+    def is_dead(self, uid: str) -> bool:
+        """Whether it is known to have been deleted."""
+        return uid in self._dead
+
+
+def _older(version: str, than: str) -> bool:
+    return version.isdigit() and than.isdigit() and int(version) < int(than)

@@ -1,0 +1,345 @@
+"""Scheduler and kubelet: pods get a node, an address of their own in 127/8, and a real picod that is probed.
+
+Containers run in bubblewrap on the machine's own files, so that the mounts of the pod's spec are real: emptyDirs,
+ConfigMaps, the workspace. A container without `command` runs what our image's entry point is: picod on all addresses,
+which here is the pod's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gateway.provider.local.bwrap import find_bwrap
+from tests.kube.simulator.objects import BY_PLURAL, PODS, ApiError, Change, Kind, Object, Objects, now_text
+
+ROOT = Path(__file__).resolve().parents[3]
+_HIDDEN = {"proc", "dev", "tmp", "workspace", "sys", "etc", "run", "var", "lost+found"}
+_CLUSTERS = itertools.count()  # clusters of one process, and of processes side by side, keep apart
+
+
+@dataclass
+class _Running:
+    """A pod that this kubelet looks after."""
+
+    task: asyncio.Task[None]
+    ending: asyncio.Event = field(default_factory=asyncio.Event)
+    processes: list[asyncio.subprocess.Process] = field(default_factory=list)
+
+
+class Kubelet:
+    """One kubelet for all nodes. `hollow`: pods get ready without a process, after `start_time` seconds."""
+
+    def __init__(self, objects: Objects, *, hollow: bool = False) -> None:
+        self.objects = objects
+        self.hollow = hollow
+        self.start_time = 0.02
+        self.bad_images: set[str] = set()
+        self._running: dict[str, _Running] = {}
+        self._addresses = itertools.count(2)
+        self._subnet = os.getpid() // 250 + 37 * next(_CLUSTERS)
+        self._folder = Path(tempfile.mkdtemp(prefix="kubelet-"))
+        objects.listen(self._note)
+
+    def kill(self, uid: str, number: int = signal.SIGKILL) -> None:
+        """End a pod's processes from outside, as the kernel does when memory is short."""
+        for process in self._running[uid].processes:
+            with suppress(ProcessLookupError):
+                process.send_signal(number)
+
+    async def aclose(self) -> None:
+        """End every process."""
+        tasks = [running.task for running in self._running.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _note(self, kind: Kind, change: Change) -> None:
+        if kind is not PODS:
+            if kind.plural == "nodes":
+                for pod in self.objects.all(PODS):
+                    if not pod["spec"].get("nodeName"):
+                        asyncio.get_running_loop().call_soon(self._schedule, pod)
+            return
+        pod = change.new
+        uid = pod["metadata"]["uid"]
+        running = self._running.get(uid)
+        if change.type == "ADDED":
+            asyncio.get_running_loop().call_later(0.002, self._schedule, pod)
+        elif running is not None and (change.type == "DELETED" or "deletionTimestamp" in pod["metadata"]):
+            running.ending.set()
+
+    def _schedule(self, pod: Object) -> None:
+        uid, selector = pod["metadata"]["uid"], pod["spec"].get("nodeSelector") or {}
+        if uid in self._running:
+            return
+        nodes = [
+            n for n in self.objects.all(BY_PLURAL["nodes"])
+            if selector.items() <= n["metadata"].get("labels", {}).items()
+            and not n.get("spec", {}).get("unschedulable")
+        ]  # fmt: skip
+        if not nodes:
+            message = f"0/{len(self.objects.all(BY_PLURAL['nodes']))} nodes are available"
+            self._set(pod, conditions=[_condition("PodScheduled", False, "Unschedulable", message)])
+            return
+        node = nodes[hash(uid) % len(nodes)]["metadata"]["name"]
+
+        def bind(present: Object) -> Object:
+            present["spec"]["nodeName"] = node
+            present["status"] |= {"conditions": [_condition("PodScheduled", True)], "startTime": now_text()}
+            return present
+
+        with suppress(ApiError):
+            bound = self.objects.update(PODS, pod["metadata"]["namespace"], pod["metadata"]["name"], bind)
+            self._running[uid] = _Running(asyncio.get_running_loop().create_task(self._look_after(bound)))
+
+    async def _look_after(self, pod: Object) -> None:
+        uid = pod["metadata"]["uid"]
+        await asyncio.sleep(0)
+        running = self._running[uid]
+        try:
+            await self._live(pod, running)
+        except ApiError:
+            pass  # the pod was taken away meanwhile
+        except Exception:
+            traceback.print_exc()
+        finally:
+            for process in running.processes:
+                with suppress(ProcessLookupError):
+                    process.kill()
+            await asyncio.gather(*(process.wait() for process in running.processes))
+            del self._running[uid]
+            shutil.rmtree(self._folder / uid, ignore_errors=True)
+
+    async def _live(self, pod: Object, running: _Running) -> None:
+        images = {container["image"] for container in pod["spec"]["containers"]}
+        n = next(self._addresses)
+        address = f"127.{os.getpid() % 250 + 2}.{(self._subnet + n // 250) % 256}.{n % 250 + 2}"
+        self._set(pod, podIP=address, hostIP="127.0.0.1")
+        if bad := images & self.bad_images:
+            for reason in ("ErrImagePull", "ImagePullBackOff"):
+                waiting = {"reason": reason, "message": f'failed to pull image "{bad.pop() if bad else ""}"'}
+                self._containers(pod, {"waiting": waiting}, 0)
+                await asyncio.sleep(0.05)
+            await running.ending.wait()
+        restarts = 0
+        while not running.ending.is_set():
+            how = await self._run_once(pod, running, address, restarts)
+            if how is None:
+                break
+            restarts += 1
+            if how == "DeadlineExceeded" or pod["spec"]["restartPolicy"] == "Never":
+                self._failed(pod, how, restarts)
+                return
+            self._containers(pod, {"waiting": {"reason": "CrashLoopBackOff", "message": how}}, restarts, last=how)
+            # The first restart is at once, later ones wait; a real kubelet's pauses are 10 s and more.
+            await _first(running.ending.wait(), asyncio.sleep(0.05 * (restarts - 1)))
+        await self._end(pod, running)
+
+    async def _run_once(self, pod: Object, running: _Running, address: str, restarts: int) -> str | None:
+        """Start the containers and wait until one ends (returns how) or the pod is to end (None)."""
+        running.processes.clear()
+        if self.hollow:
+            await _first(asyncio.sleep(self.start_time), running.ending.wait())
+            self._ready(pod, True, restarts)
+            await running.ending.wait()
+            return None
+        for container in pod["spec"]["containers"]:
+            running.processes.append(await self._start(pod, container, address))
+        ended = [asyncio.ensure_future(process.wait()) for process in running.processes]
+        probes = asyncio.ensure_future(self._probe(pod, address, restarts))
+        stop = asyncio.ensure_future(running.ending.wait())
+        try:
+            done, _ = await asyncio.wait({*ended, stop, probes}, return_when="FIRST_COMPLETED")
+            if probes in done and probes.result():
+                return probes.result()
+            if stop in done:
+                return None
+            status = next(task.result() for task in ended if task.done())
+            return "OOMKilled" if status == -signal.SIGKILL else f"Error {status}"
+        finally:
+            for task in (*ended, probes, stop):
+                task.cancel()
+            if running.ending.is_set() is False:
+                for process in running.processes:
+                    with suppress(ProcessLookupError):
+                        process.kill()
+
+    async def _probe(self, pod: Object, address: str, restarts: int) -> str:
+        """Readiness, and the deadline. Returns DeadlineExceeded when that is over."""
+        container = pod["spec"]["containers"][0]
+        target = container.get("readinessProbe", {}).get("httpGet")
+        was = False
+        while True:
+            ready = target is None or await _answers(address, target["port"], target.get("path", "/"))
+            if ready != was:
+                self._ready(pod, ready, restarts)
+                was = ready
+            present = self.objects.get(PODS, pod["metadata"]["namespace"], pod["metadata"]["name"])
+            limit = present["spec"].get("activeDeadlineSeconds")
+            if limit is not None and _age(present["status"]["startTime"]) > limit:
+                return "DeadlineExceeded"
+            await asyncio.sleep(0.02 if not was else 0.2)
+
+    async def _end(self, pod: Object, running: _Running) -> None:
+        with suppress(ApiError):
+            present = self.objects.get(PODS, pod["metadata"]["namespace"], pod["metadata"]["name"])
+            grace = present["metadata"].get("deletionGracePeriodSeconds") or 0
+            for process in running.processes:
+                with suppress(ProcessLookupError):
+                    process.terminate()
+            if running.processes:
+                await _first(asyncio.gather(*(process.wait() for process in running.processes)), asyncio.sleep(grace))
+            self.objects.remove(PODS, pod["metadata"]["namespace"], pod["metadata"]["name"])
+
+    async def _start(self, pod: Object, container: Object, address: str) -> asyncio.subprocess.Process:
+        folder = self._folder / pod["metadata"]["uid"]
+        args = _view()
+        volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes", [])}
+        for mount in sorted(container.get("volumeMounts", []), key=lambda each: str(each["mountPath"])):
+            source = self._volume(folder, pod, volumes[mount["name"]])
+            args += ["--ro-bind" if mount.get("readOnly") else "--bind", str(source), mount["mountPath"]]
+        command = [*container.get("command", []), *container.get("args", [])]
+        if not container.get("command"):
+            port = container["ports"][0]["containerPort"]
+            command = [sys.executable, "-m", "picod", "--host", address, "--port", str(port), *command]
+        environ = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8"}
+        for variable in container.get("env", []):
+            environ[variable["name"]] = self._value(pod, variable, address)
+        bwrap = find_bwrap()
+        assert bwrap is not None
+        workdir = container.get("workingDir", "/")
+        log = open(self._folder / f"{pod['metadata']['name']}.log", "ab")  # noqa: SIM115 - the process has it
+        try:
+            return await asyncio.create_subprocess_exec(
+                str(bwrap), *args, "--chdir", workdir, "--", *command, env=environ, stdout=log, stderr=log
+            )
+        finally:
+            log.close()
+
+    def _volume(self, folder: Path, pod: Object, volume: Object) -> Path:
+        path: Path = folder / volume["name"]
+        path.mkdir(parents=True, exist_ok=True)
+        for source, plural in (("configMap", "configmaps"), ("secret", "secrets")):
+            if source in volume:
+                name = volume[source].get("name") or volume[source]["secretName"]
+                try:
+                    obj = self.objects.get(BY_PLURAL[plural], pod["metadata"]["namespace"], name)
+                except ApiError:
+                    if volume[source].get("optional"):
+                        continue
+                    raise
+                for key, text in obj.get("data", {}).items():
+                    (path / key).write_bytes(base64.b64decode(text) if source == "secret" else text.encode())
+        return path
+
+    def _value(self, pod: Object, variable: Object, address: str) -> str:
+        source = variable.get("valueFrom", {})
+        if "fieldRef" in source:
+            known = {
+                "metadata.uid": pod["metadata"]["uid"],
+                "metadata.name": pod["metadata"]["name"],
+                "metadata.namespace": pod["metadata"]["namespace"],
+                "status.podIP": address,
+            }
+            return str(known[source["fieldRef"]["fieldPath"]])
+        return str(variable.get("value", ""))
+
+    # Status.
+
+    def _set(self, pod: Object, **status: Any) -> None:
+        def change(present: Object) -> Object:
+            return {**present, "status": {**present["status"], **status}}
+
+        with suppress(ApiError):
+            self.objects.update(PODS, pod["metadata"]["namespace"], pod["metadata"]["name"], change)
+
+    def _containers(self, pod: Object, state: Object, restarts: int, *, ready: bool = False, last: str = "") -> None:
+        entry: Object = {"name": "", "ready": ready, "restartCount": restarts, "state": state}
+        if last:
+            entry["lastState"] = {"terminated": {"reason": "OOMKilled" if last == "OOMKilled" else "Error",
+                                                 "exitCode": 137 if last == "OOMKilled" else 1}}  # fmt: skip
+        statuses = [{**entry, "name": container["name"]} for container in pod["spec"]["containers"]]
+        kept = [c for c in self._present(pod)["status"].get("conditions", []) if c["type"] == "PodScheduled"]
+        both = [_condition(kind, ready) for kind in ("Ready", "ContainersReady")]
+        self._set(pod, containerStatuses=statuses, conditions=[*kept, *both])
+
+    def _ready(self, pod: Object, ready: bool, restarts: int) -> None:
+        self._set(pod, phase="Running")
+        self._containers(pod, {"running": {"startedAt": now_text()}}, restarts, ready=ready)
+
+    def _failed(self, pod: Object, how: str, restarts: int) -> None:
+        terminated = {"reason": how.split()[0], "exitCode": 137 if how == "OOMKilled" else 1}
+        self._containers(pod, {"terminated": terminated}, restarts - 1)
+        extra = {"reason": how} if how == "DeadlineExceeded" else {}
+        self._set(pod, phase="Failed", **extra)
+
+    def _present(self, pod: Object) -> Object:
+        return self.objects.get(PODS, pod["metadata"]["namespace"], pod["metadata"]["name"])
+
+
+def _view() -> list[str]:
+    """bwrap's arguments for the machine's own files, with what a container has of its own."""
+    args = ["--unshare-user", "--unshare-pid", "--die-with-parent", "--proc", "/proc", "--dev", "/dev"]
+    args += ["--tmpfs", "/tmp", "--dir", "/workspace", "--dir", "/run"]
+    for name in sorted(set(os.listdir("/")) - _HIDDEN):
+        path = f"/{name}"
+        if os.path.islink(path):
+            args += ["--symlink", os.readlink(path), path]
+        elif os.path.isdir(path):
+            args += ["--ro-bind", path, path]
+    args += ["--ro-bind", "/etc", "/etc"]
+    for path in (str(ROOT), os.path.realpath(sys.prefix)):
+        args += ["--ro-bind", path, path]
+    return args
+
+
+async def _answers(address: str, port: int, path: str) -> bool:
+    try:
+        reader, writer = await asyncio.open_connection(address, port)
+    except OSError:
+        return False
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n".encode())
+        line = await asyncio.wait_for(reader.readline(), 1.0)
+        return b" 200" in line
+    except (OSError, TimeoutError):
+        return False
+    finally:
+        writer.close()
+
+
+async def _first(*awaitables: Any) -> None:
+    tasks = [asyncio.ensure_future(each) for each in awaitables]
+    try:
+        await asyncio.wait(tasks, return_when="FIRST_COMPLETED")
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _condition(kind: str, holds: bool, reason: str = "", message: str = "") -> Object:
+    said: Object = {"type": kind, "status": "True" if holds else "False", "lastTransitionTime": now_text()}
+    return said | ({"reason": reason, "message": message} if reason else {})
+
+
+def _age(text: str) -> float:
+    return (datetime.now(UTC) - datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)).total_seconds()
+
+
+Listener = Callable[[Kind, Change], None]
