@@ -11,23 +11,26 @@ import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable
+from functools import cached_property
+from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from picod import wire
+from picod.activity import activity
 from picod.auth import Guard
 from picod.config import PicodConfig
 from picod.execute import execute
 from picod.files import download, list_files
 from picod.golang import format_duration
 from picod.paths import Workspace
-from picod.ports import bridge, list_ports
 from picod.processes import Children
 from picod.snapshot import load, restore_snapshot, send_snapshot
 from picod.uploads import upload, upload_raw
 from picod.web import ClientGoneError, Receive, Request, RequestError, Scope, Send, TooLargeError
 
 if TYPE_CHECKING:
+    from picod.background import Background
     from picod.interpreter import Interpreter
 
 _IDLE_BEFORE_LOADING = 1.0  # seconds from the start
@@ -46,6 +49,16 @@ class Route(NamedTuple):
     path: bytes
     handler: Handler
     open: bool = False  # answers without a token
+
+
+def late(module: str, name: str) -> Handler:
+    """A handler whose module is loaded when it is first asked for: few sessions use all of them, each start pays."""
+
+    async def handle(picod: Picod, request: Request) -> None:
+        handler: Handler = getattr(import_module(module), name)
+        await handler(picod, request)
+
+    return handle
 
 
 async def health(picod: Picod, request: Request) -> None:
@@ -78,8 +91,12 @@ ROUTES = (
     Route(("PUT",), b"/api/files/", upload_raw),
     Route(("GET",), wire.SNAPSHOT_PATH.encode(), send_snapshot),
     Route(("PUT",), wire.SNAPSHOT_PATH.encode(), restore_snapshot),
-    Route(("GET",), b"/api/ports", list_ports),
-    Route(ANY, wire.PORTS_PATH.encode(), bridge),
+    Route(("GET",), wire.ACTIVITY_PATH.encode(), activity),
+    Route(("GET",), b"/api/ports", late("picod.ports", "list_ports")),
+    Route(ANY, wire.PORTS_PATH.encode(), late("picod.ports", "bridge")),
+    Route(("GET",), b"/api/processes", late("picod.processapi", "list_processes")),
+    Route(("POST",), b"/api/processes", late("picod.processapi", "start_process")),
+    Route(ANY, b"/api/processes/", late("picod.processapi", "process")),
 )
 
 
@@ -95,6 +112,13 @@ class Picod:
         self._interpreter: Interpreter | None = None
         self.snapshots = asyncio.Lock()
         self._warming: asyncio.Task[None] | None = None
+
+    @cached_property
+    def background(self) -> Background:
+        """The processes that were started in the background. Made when it is first asked for (activity.py)."""
+        from picod.background import Background
+
+        return Background(self.children)
 
     def start(self) -> None:
         """Begin what the first request should not wait for. On the loop, once it listens."""

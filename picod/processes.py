@@ -13,10 +13,12 @@ such as asyncio's own would lose exit codes to it.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import resource
 import signal
 import subprocess
+import termios
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,9 +65,12 @@ class Children:
         env: Mapping[bytes, bytes],
         stdout: int,
         stderr: int,
+        stdin: int | None = None,
+        terminal: bool = False,
     ) -> Child:
-        """Start a command in a session and process group of its own, stdin at end of file.
+        """Start a command in a session and process group of its own, stdin at end of file unless one is given.
 
+        With `terminal`, stdin is a terminal, which becomes the one that controls the new session.
         To be called on the loop's thread. Raises OSError if it cannot be executed.
         """
         if not self._attached:
@@ -78,12 +83,14 @@ class Children:
             popen = subprocess.Popen(  # vfork and exec: a millisecond or two
                 argv,
                 executable=executable,
-                stdin=self._devnull,
+                stdin=self._devnull if stdin is None else stdin,
                 stdout=stdout,
                 stderr=stderr,
                 cwd=f"/proc/self/fd/{cwd_fd}",  # the very directory that was resolved, whatever its name is now
                 env=env,
                 start_new_session=True,
+                # One system call, in the child of a plain fork: there is no other way to hand a terminal over.
+                preexec_fn=_take_terminal if terminal else None,
             )
         finally:
             if mark is not None:
@@ -217,6 +224,10 @@ def _send_kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         pass
+
+
+def _take_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def _kill_group(pid: int) -> None:

