@@ -14,6 +14,8 @@ from typing import Any
 
 from gateway.api.agentcube import AgentCubeAPI
 from gateway.api.app import make_control_app
+from gateway.api.container_files import ContainerFilesAPI
+from gateway.api.containers import ContainersAPI
 from gateway.api.native import NativeAPI
 from gateway.api.tools.http import ToolsAPI
 from gateway.api.tools.service import ToolService
@@ -125,7 +127,13 @@ class Gateway:
         self.tools = ToolService(self.lifecycle, self.catalog, caller, clock)
         tools = ToolsAPI(self.tools, self.lifecycle, self.catalog, caller)
         control = make_control_app(
-            [*AgentCubeAPI(self.lifecycle).routes(), *native.routes(), *tools.routes()],
+            [
+                *AgentCubeAPI(self.lifecycle).routes(),
+                *native.routes(),
+                *tools.routes(),
+                *ContainersAPI(self.lifecycle, store, self.catalog).routes(),
+                *ContainerFilesAPI(self.lifecycle, caller).routes(),
+            ],
             self.counters,
             body_idle=settings.request_idle_timeout,
         )
