@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from gateway.errors import SettingsError
-from gateway.model import HIGH_PORTS, Kind, Limits, PoolMode, PoolSpec, Runtime, RuntimeKey
+from gateway.model import HIGH_PORTS, HibernationMode, Kind, Limits, PoolMode, PoolSpec, Runtime, RuntimeKey
 from gateway.units import parse_duration, parse_quantity
 
 API_VERSION = "runtime.agentcube.volcano.sh/v1alpha1"
@@ -109,7 +109,10 @@ def parse_runtime(document: Any, where: str, problems: list[str]) -> Runtime | N
         max_session_duration=reader.duration(spec, "maxSessionDuration", "spec.", 28800.0),
         pool=_pool(spec, extra, reader),
         auth=reader.choice(spec, "authMode", "spec.", ("picod", "none"), "picod") == "picod",
-        hibernates=reader.choice(extra, "hibernation", "spec.wakegate.", ("off", "workspace"), "workspace") != "off",
+        hibernation=HibernationMode(
+            reader.choice(extra, "hibernation", "spec.wakegate.", tuple(HibernationMode), HibernationMode.STATE)
+        ),
+        checkpoint_interval=reader.duration(extra, "checkpointInterval", "spec.wakegate.", 0.0) or None,
         python=reader.text(extra, "python", "spec.wakegate.") or None,
         ports=_ports(extra, reader),
         manifest=dict(document),
