@@ -7,11 +7,10 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from gateway.api.agentcube import AgentCubeAPI
 from gateway.api.app import make_control_app
@@ -27,14 +26,12 @@ from gateway.counters import Counters
 from gateway.errors import SettingsError, WakegateError
 from gateway.executor import PicodExecutor
 from gateway.hibernation import Hibernation
-from gateway.interfaces import SandboxProvider, SessionStore, WorkspaceKeeper
+from gateway.interfaces import RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
 from gateway.keys import KeyRing
-from gateway.lifecycle import HEARTBEAT_S, Lifecycle
+from gateway.lifecycle import Lifecycle
 from gateway.metered import metered
 from gateway.metrics import Metrics
 from gateway.model import Runtime, SnapshotRef
-from gateway.peers import Peers
-from gateway.records import Records
 from gateway.routing.activator import Activator, HoldLimits
 from gateway.routing.caller import Caller
 from gateway.routing.exchange import TimeLimits
@@ -44,15 +41,10 @@ from gateway.runtimes import StaticCatalog, default_runtime, load_runtimes
 from gateway.settings import Settings
 from gateway.snapshots.keeper import make_keeper
 from gateway.stats import Activity
-from gateway.store import make_store
-from gateway.store.cached import CachedStore
-from gateway.sweeper import Sweeper
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_S = 1.0  # how often it is looked which sessions are due for one
-QUIET_S = 2.0  # how often routes are looked at that nobody uses
-SEEN_S = 2.0  # a record that is only looked at may be so old
+FLUSH_S = 1.0
 
 
 class Gateway:
@@ -65,53 +57,32 @@ class Gateway:
         runtimes: Sequence[Runtime],
         store: SessionStore,
         provider: SandboxProvider,
-        keeper: WorkspaceKeeper | None = None,
+        keeper: WorkspaceKeeper,
         keys: KeyRing,
         clock: Clock,
-        shared: bool = False,
-        me: str = "",
         engine_summary: Callable[[], str] = str,
+        catalog: RuntimeCatalog | None = None,
+        background: Callable[[Gateway], Sequence[tuple[str, Coroutine[Any, Any, None]]]] = lambda _: (),
     ) -> None:
-        """`shared`: other gateways use the same store. `me`: this gateway's id, where they cannot reach its sandboxes.
-
-        `keeper`: None makes the one that the settings ask for. Raises SettingsError for what is wrong with those.
-        """
+        """`catalog` in place of fixed `runtimes`; `background` makes loops to run besides, by name."""
+        self._background = background
         self.engine_summary = engine_summary  # what the start banner says of the engine; true once it runs
         self.settings = settings
-        self.catalog = StaticCatalog(runtimes)
+        self.catalog: RuntimeCatalog = catalog or StaticCatalog(runtimes)
         self.counters = Counters()
         self.store = store = metered(store, self.counters.store)
+        keeper = metered(keeper, self.counters.keeper, self._kept)
         self.provider = provider
         self.activity = Activity()
         self.tokens = TokenIssuer(keys, clock)
-        holder = me or f"{socket.gethostname()}:{os.getpid()}"
-        seen = CachedStore(store, ttl=SEEN_S) if shared else store
-        self.records = Records(store, holder, shared=shared, seen=seen)
-        self.peers = Peers(store, clock, me, takeover_after=settings.takeover_after)
-        executor = PicodExecutor(self.catalog, self.tokens, connect_timeout=settings.connect_timeout)
-        keeper = keeper or make_keeper(settings, provider, executor, clock)
-        self.keeper = metered(keeper, self.counters.keeper, self._kept)
-        hibernation = Hibernation(self.records, self.keeper, executor, clock, settings.hibernated_retention, me)
         self.lifecycle = Lifecycle(
-            self.records,
-            self.peers,
+            store,
             provider,
             self.catalog,
-            hibernation,
+            Hibernation(store, keeper, clock, settings.hibernated_retention),
             self.activity,
             clock,
             max_sandboxes=settings.max_sandboxes,
-        )
-        self.sweeper = Sweeper(
-            self.lifecycle,
-            self.records,
-            self.peers,
-            provider,
-            self.catalog,
-            self.keeper,
-            self.activity,
-            clock,
-            interval=settings.sweep_interval,
             terminated_retention=settings.terminated_retention,
         )
         self.activator = Activator(
@@ -135,7 +106,7 @@ class Gateway:
                 max_warm=settings.max_warm or None,
                 joins=True,
             ),
-            holder=holder,
+            holder=holder_name(),
         )
         self.lifecycle.on_claim(self.autoscaler.claimed)
         self.lifecycle.on_claim(self.counters.claimed)
@@ -185,11 +156,8 @@ class Gateway:
         self.activator.draining = True
 
     @asynccontextmanager
-    async def running(self, address: str = "") -> AsyncIterator[None]:
-        """Start the parts, and end them with the block. `address`: the URL at which other gateways reach this one.
-
-        Raises WakegateError when a part cannot start.
-        """
+    async def running(self) -> AsyncIterator[None]:
+        """Start the parts, and end them with the block. Raises WakegateError when one cannot start."""
         async with AsyncExitStack() as stack:
             await self.store.start()
             stack.push_async_callback(self.store.aclose)
@@ -198,10 +166,6 @@ class Gateway:
             await self.provider.apply(self.catalog.all())
             for runtime in self.catalog.all():
                 self.counters.of(runtime.key)  # known from now on, so that even its first failures count as its own
-            if self.peers.me:
-                self.peers.address = address
-                await self.peers.announce()
-                stack.push_async_callback(self.peers.leave)
             await self.lifecycle.start()
             stack.push_async_callback(self.lifecycle.rest)
             await self.autoscaler.start()
@@ -210,24 +174,14 @@ class Gateway:
             stack.push_async_callback(self.tools.memory.aclose)
             for name, loop in (
                 ("exchanges", self.proxy.run_ticker()),
-                ("activity", _every(HEARTBEAT_S, self.lifecycle.flush_activity)),
-                ("sweeper", _every(self.settings.sweep_interval, self.sweeper.sweep)),
-                ("checkpoints", _every(CHECKPOINT_S, self.sweeper.checkpoint)),
-                ("quiet routes", _every(QUIET_S, self._forget_quiet)),
-                ("announcements", _every(self.peers.beat, self._announce)),
+                ("activity", _every(FLUSH_S, self.lifecycle.flush_activity)),
+                ("sweeper", _every(self.settings.sweep_interval, self.lifecycle.sweep)),
                 ("sandbox events", self._follow_events()),
                 ("loop lag", self.metrics.watch_loop()),
+                *self._background(self),
             ):
                 stack.push_async_callback(_cancel, asyncio.create_task(loop, name=name))
             yield
-
-    async def _forget_quiet(self) -> None:
-        if self.records.shared and not self.peers.me:
-            self.activator.forget_quiet()
-
-    async def _announce(self) -> None:
-        if self.peers.me and not await self.peers.announce():
-            await self.lifecycle.reclaim()
 
     async def _follow_events(self) -> None:
         async for event in self.provider.watch():
@@ -262,24 +216,24 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
     runtimes: Sequence[Runtime] = [default_runtime(settings.warm_pool)]
     if settings.runtime:
         try:
-            runtimes = load_runtimes(settings.runtime)
+            runtimes = load_runtimes(settings.runtime, engine=settings.engine)
         except SettingsError as error:
             problems += error.problems
-    if settings.engine == "kubernetes":
-        problems.append("--engine kubernetes: this version has the local engine only")
-    shared = settings.store.partition(":")[0].partition("+")[0] not in ("", "sqlite")
-    store_url = settings.store or f"sqlite:///{quote(str((settings.state_dir / 'wakegate.db').absolute()))[1:]}"
-    try:
-        store = make_store(store_url, clock, prefix=settings.store_prefix)
-    except SettingsError as error:
-        problems += error.problems
+    store_path = _sqlite_path(settings, problems)
     python = _sandbox_python(settings, problems)
     if problems:
         raise SettingsError(problems)
     _make_state_dir(settings.state_dir)
+    if settings.engine == "kubernetes":
+        from gateway.store.sqlite import SqliteStore
+
+        return await _build_in_cluster(
+            settings, runtimes if settings.runtime else (), SqliteStore(store_path, clock), clock
+        )
     keys = KeyRing(settings.state_dir / "keys", settings.token_algorithm)
     keys.open()
-    from gateway.provider.local import LocalProvider, owner_name
+    from gateway.provider.local import LocalProvider
+    from gateway.store.sqlite import SqliteStore
 
     provider = LocalProvider(
         settings.state_dir,
@@ -288,17 +242,58 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
         isolation="process" if settings.isolation == "process" else "bubblewrap",
         sandbox_python=python,
     )
+    store = SqliteStore(store_path, clock)
     return Gateway(
         settings,
         runtimes=runtimes,
         store=store,
-        shared=shared,
         provider=provider,
+        keeper=provider,
         keys=keys,
         clock=clock,
-        me=owner_name(settings.state_dir) if shared else "",
         engine_summary=lambda: provider.report.summary(),
     )
+
+
+async def _build_in_cluster(settings: Settings, files: Sequence[Runtime], store: SessionStore, clock: Clock) -> Gateway:
+    from gateway.cluster import join_cluster  # kubernetes_asyncio is 40 MB that the local engine does not need
+
+    cluster = await join_cluster(settings, files, clock)
+    executor = PicodExecutor(
+        cluster.catalog, TokenIssuer(cluster.keys, clock), connect_timeout=settings.connect_timeout
+    )
+    return Gateway(
+        settings,
+        runtimes=(),
+        store=store,
+        provider=cluster.provider,
+        keeper=make_keeper(settings, cluster.provider, executor, clock),
+        keys=cluster.keys,
+        clock=clock,
+        engine_summary=cluster.summary,
+        catalog=cluster.catalog,
+        background=lambda gateway: (
+            ("runtimes of the cluster", cluster.follow()),
+            ("runtime statuses", cluster.report(gateway.store, gateway.provider, holder_name())),
+        ),
+    )
+
+
+def holder_name() -> str:
+    """This gateway as the holder of leases."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _sqlite_path(settings: Settings, problems: list[str]) -> Path:
+    if not settings.store:
+        return settings.state_dir / "wakegate.db"
+    scheme, found, path = settings.store.partition(":///")
+    if scheme != "sqlite" or not found or not path:
+        problems.append(
+            f"--store {settings.store}: expected sqlite:///PATH (the local engine keeps its records on this machine)"
+        )
+        return Path()
+    return Path("/" + path) if not path.startswith("/") else Path(path)
 
 
 def _sandbox_python(settings: Settings, problems: list[str]) -> Path | None:

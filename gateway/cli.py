@@ -13,6 +13,7 @@ import uvloop
 from gateway import __version__
 from gateway.autoscaler.replay import cli as replay_cli
 from gateway.errors import SettingsError, WakegateError
+from gateway.interfaces import RuntimeCatalog
 from gateway.model import RuntimeKey
 from gateway.settings import Settings, add_arguments, load
 
@@ -60,11 +61,16 @@ async def _serve(settings: Settings) -> int:
     async with serving(gateway) as (url, ended):
         runtimes = [f"{runtime.key}, warm pool of {runtime.pool.size}" for runtime in gateway.catalog.all()]
         print(
-            banner(url, settings, runtimes, gateway.engine_summary().splitlines(), gateway.catalog.all()[0].key),
+            banner(url, settings, runtimes, gateway.engine_summary().splitlines(), _first_key(gateway.catalog)),
             flush=True,
         )
         await ended
     return 0
+
+
+def _first_key(catalog: RuntimeCatalog) -> RuntimeKey:
+    """Of what is served; in a cluster that may be nothing yet."""
+    return next((runtime.key for runtime in catalog.all()), RuntimeKey("default", "my-interpreter"))
 
 
 def banner(url: str, settings: Settings, runtimes: Sequence[str], engine: Sequence[str], first: RuntimeKey) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from gateway.errors import SettingsError
-from gateway.model import HIGH_PORTS, HibernationMode, Kind, Limits, PoolMode, PoolSpec, Runtime, RuntimeKey
+from gateway.model import HIGH_PORTS, Kind, Limits, PoolMode, PoolSpec, Runtime, RuntimeKey
 from gateway.units import parse_duration, parse_quantity
 
 API_VERSION = "runtime.agentcube.volcano.sh/v1alpha1"
@@ -47,7 +47,7 @@ def default_runtime(warm: int) -> Runtime:
     return Runtime(key=RuntimeKey("default", "my-interpreter"), pool=PoolSpec(size=warm, max=warm))
 
 
-def load_runtimes(paths: Iterable[Path]) -> list[Runtime]:
+def load_runtimes(paths: Iterable[Path], *, engine: str = "local") -> list[Runtime]:
     """Read manifests from files and folders (*.yaml, *.yml, by name; folders are not entered recursively).
 
     Documents of other kinds in the same files are passed over: a manifest often brings a Namespace or a Secret along.
@@ -59,7 +59,7 @@ def load_runtimes(paths: Iterable[Path]) -> list[Runtime]:
     found: dict[RuntimeKey, tuple[str, Runtime]] = {}
     for file in _files(paths, problems):
         for where, document in _documents(file, problems):
-            runtime = parse_runtime(document, where, problems)
+            runtime = parse_runtime(document, where, problems, engine=engine)
             if runtime is None:
                 continue
             if runtime.key in found:
@@ -75,8 +75,11 @@ def load_runtimes(paths: Iterable[Path]) -> list[Runtime]:
     return [runtime for _, runtime in found.values()]
 
 
-def parse_runtime(document: Any, where: str, problems: list[str]) -> Runtime | None:
-    """One manifest document. Appends to `problems`; None if it is not a runtime or is wrong."""
+def parse_runtime(document: Any, where: str, problems: list[str], *, engine: str = "local") -> Runtime | None:
+    """One manifest document for an engine (`local`, `kubernetes`).
+
+    Appends to `problems`; None if it is not a runtime or is wrong.
+    """
     if not isinstance(document, Mapping):
         problems.append(f"{where}: expected a mapping, got {_name(document)}")
         return None
@@ -88,14 +91,17 @@ def parse_runtime(document: Any, where: str, problems: list[str]) -> Runtime | N
     before = len(problems)
     if document.get("apiVersion") != API_VERSION:
         problems.append(f"{where}: apiVersion: expected {API_VERSION}, got {_name(document.get('apiVersion'))}")
-    if kind == Kind.AGENT_RUNTIME:
+    if kind == Kind.AGENT_RUNTIME and engine != "kubernetes":
         problems.append(f"{where}: kind: AgentRuntime runs a container image, which needs --engine kubernetes")
         return None
     reader = _Reader(where, problems)
     metadata = reader.mapping(document, "metadata")
     spec = reader.mapping(document, "spec")
-    template = reader.mapping(spec, "template", "spec.", required=True)
+    agent = kind == Kind.AGENT_RUNTIME
+    template = {} if agent else reader.mapping(spec, "template", "spec.", required=True)
     extra = reader.mapping(spec, "wakegate", "spec.")
+    if agent:
+        _check_agent(spec, reader)
     runtime = Runtime(
         key=RuntimeKey(
             reader.label(metadata, "namespace", "metadata.", default="default"),
@@ -103,16 +109,15 @@ def parse_runtime(document: Any, where: str, problems: list[str]) -> Runtime | N
             Kind(kind),
         ),
         image=reader.text(template, "image", "spec.template."),
-        environment=_environment(template, reader),
+        environment=_environment(template, reader, references=engine == "kubernetes"),
         limits=_limits(reader.mapping(template, "resources", "spec.template."), extra, reader),
         session_timeout=reader.duration(spec, "sessionTimeout", "spec.", 900.0),
         max_session_duration=reader.duration(spec, "maxSessionDuration", "spec.", 28800.0),
         pool=_pool(spec, extra, reader),
-        auth=reader.choice(spec, "authMode", "spec.", ("picod", "none"), "picod") == "picod",
-        hibernation=HibernationMode(
-            reader.choice(extra, "hibernation", "spec.wakegate.", tuple(HibernationMode), HibernationMode.STATE)
-        ),
-        checkpoint_interval=reader.duration(extra, "checkpointInterval", "spec.wakegate.", 0.0) or None,
+        # An agent's container has no picod: nothing that checks a token, nothing that gives its files.
+        auth=not agent and reader.choice(spec, "authMode", "spec.", ("picod", "none"), "picod") == "picod",
+        hibernates=not agent
+        and reader.choice(extra, "hibernation", "spec.wakegate.", ("off", "workspace"), "workspace") != "off",
         python=reader.text(extra, "python", "spec.wakegate.") or None,
         ports=_ports(extra, reader),
         manifest=dict(document),
@@ -180,13 +185,33 @@ def _weigh(node: yaml.Node, weights: dict[int, int]) -> int:
     return weight
 
 
-def _environment(template: Mapping[str, Any], reader: _Reader) -> dict[str, str]:
+def _check_agent(spec: Mapping[str, Any], reader: _Reader) -> None:
+    """An AgentRuntime's own fields, as far as they are not the API server's to check."""
+    pod = reader.mapping(reader.mapping(spec, "podTemplate", "spec.", required=True), "spec", "spec.podTemplate.")
+    if not reader.sequence(pod, "containers", "spec.podTemplate.spec."):
+        reader.problem("spec.podTemplate.spec.containers", "expected at least one container", pod.get("containers"))
+    ports = reader.sequence(spec, "targetPort", "spec.")
+    if not ports:
+        reader.problem("spec.targetPort", "expected at least one port", spec.get("targetPort"))
+    for index, entry in enumerate(ports):
+        where = f"spec.targetPort[{index}]"
+        port = entry.get("port") if isinstance(entry, Mapping) else None
+        if type(port) is not int or not 1 <= port <= 65535:
+            reader.problem(f"{where}.port", "expected a port from 1 to 65535", port)
+        elif not str(entry.get("pathPrefix") or "/").startswith("/"):
+            reader.problem(f"{where}.pathPrefix", "expected a path that begins with /", entry["pathPrefix"])
+
+
+def _environment(template: Mapping[str, Any], reader: _Reader, *, references: bool) -> dict[str, str]:
+    """The plain values. With `references`, `valueFrom` is let pass: pods are made from the manifest itself."""
     environment: dict[str, str] = {}
     for index, entry in enumerate(reader.sequence(template, "environment", "spec.template.")):
         path = f"spec.template.environment[{index}]"
         name = entry.get("name") if isinstance(entry, Mapping) else None
         if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
             reader.problem(path, "expected a mapping with a name and a value", entry)
+        elif "valueFrom" in entry and references:
+            continue
         elif "valueFrom" in entry:
             reader.problem(
                 f"{path}.valueFrom", "only plain values work on the local engine; expected `value`", entry["valueFrom"]

@@ -94,7 +94,7 @@ async def serving(gateway: Gateway) -> AsyncIterator[tuple[str, asyncio.Task[Non
     drain). Leaving the block drains and ends everything. Raises SettingsError for the address, WakegateError for parts.
     """
     listener = listen(gateway.settings)
-    async with gateway.running(gateway.settings.advertise or url_of(listener)):
+    async with gateway.running():
         server = make_server(gateway)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not task.done():  # noqa: ASYNC110

@@ -58,19 +58,26 @@ class Settings:
         kind="text",
         metavar="URL",
     )
-    store_prefix: str = _setting(
-        "wakegate", "begins the names of all keys in Redis; gateways with the same one share everything", kind="text"
-    )
-    advertise: str = _setting(
-        "",
-        "URL at which other gateways on the same Redis reach this one (default: where it listens)",
-        kind="text",
-        metavar="URL",
-    )
-    takeover_after: float = _setting(
-        8.0, "silence of a gateway after which others on the same Redis take it for dead", kind="duration", low=0.2
-    )
     engine: str = _setting("local", "what runs the sandboxes", kind="text", choices=("local", "kubernetes"))
+    kubeconfig: Path = _setting(
+        Path(), "kubeconfig file of --engine kubernetes (default: the pod's own access, else the user's)", kind="path"
+    )
+    kube_namespaces: str = _setting(
+        "default", "namespaces whose runtimes are served and in which sandboxes run, with commas between", kind="text"
+    )
+    kube_gateway_namespace: str = _setting(
+        "wakegate", "namespace of the gateway itself: the Secret with the signing keys is there", kind="text"
+    )
+    kube_concurrency: int = _setting(32, "requests to the Kubernetes API at once", kind="int", low=1)
+    kube_spread: str = _setting(
+        "spread", "how a runtime's pods lie over the nodes", kind="text", choices=("spread", "pack", "balanced")
+    )
+    kube_scheduler: str = _setting("", "schedulerName of sandboxes (default: the cluster's)", kind="text")
+    kube_runtime_class: str = _setting("", "runtimeClassName of sandboxes (default: the cluster's)", kind="text")
+    picod_image: str = _setting("wakegate/picod:0.1.0", "image of CodeInterpreters that name none", kind="text")
+    sandbox_start_timeout: float = _setting(
+        120.0, "longest time that a pod made for a session may take to get ready", kind="duration", low=1
+    )
     isolation: str = _setting(
         "bubblewrap", "how local sandboxes are isolated; `process` gives NO isolation and is for trusted code only",
         kind="text", choices=("bubblewrap", "process"),
@@ -272,7 +279,7 @@ def _parse_size(raw: Any) -> int:
         raise ValueError(f"expected a size such as 512Mi or 4Gi, got {raw!r}")
     try:
         size = float(raw) if isinstance(raw, int) else parse_quantity(raw)
-    except (ValueError, OverflowError):
+    except ValueError:
         raise ValueError(f"expected a size such as 512Mi or 4Gi, got {raw!r}") from None
     if not 0 <= size < _LARGEST_SIZE or size != int(size):
         raise ValueError(f"must be a whole number of bytes below {readable_size(int(_LARGEST_SIZE))}, got {raw!r}")

@@ -18,23 +18,11 @@ from gateway.errors import (
 )
 from gateway.hibernation import Hibernation
 from gateway.lifecycle import Lifecycle, rfc3339
-from gateway.model import (
-    HibernationMode,
-    RuntimeKey,
-    SandboxEvent,
-    SandboxId,
-    Session,
-    SessionId,
-    SessionState,
-    StartKind,
-)
-from gateway.peers import Peers
-from gateway.records import Records
+from gateway.model import RuntimeKey, SandboxEvent, SandboxId, Session, SessionId, SessionState, StartKind
 from gateway.runtimes import StaticCatalog, default_runtime
 from gateway.stats import Activity
 from gateway.store.sqlite import SqliteStore
-from gateway.sweeper import Sweeper
-from gateway.testing import ManualClock, MemorylessExecutor, ScriptedProvider
+from gateway.testing import ManualClock, ScriptedProvider
 from tests.support import KEY
 
 
@@ -45,36 +33,22 @@ class World:
         self.clock = ManualClock()
         self.store = SqliteStore(folder / "wakegate.db", self.clock)
         self.provider = ScriptedProvider(clock=self.clock)
-        self.runtime = replace(default_runtime(1), hibernation=HibernationMode.OFF)
+        self.runtime = replace(default_runtime(1), hibernates=False)
         self.unbound: list[tuple[SessionId, SandboxId | None]] = []
         self.restart()
 
     def restart(self, **limits: int) -> None:
         """A new lifecycle over the same store and provider, as after a restart."""
         self.activity = Activity()
-        self.records = Records(self.store, "test")
-        peers = Peers(self.store, self.clock, "", takeover_after=8.0)
-        catalog = StaticCatalog([self.runtime])
         self.lifecycle = Lifecycle(
-            self.records,
-            peers,
+            self.store,
             self.provider,
-            catalog,
-            Hibernation(self.records, self.provider, MemorylessExecutor(), self.clock, 1000.0),
-            self.activity,
-            self.clock,
-            **limits,
-        )
-        self.sweeper = Sweeper(
-            self.lifecycle,
-            self.records,
-            peers,
-            self.provider,
-            catalog,
-            self.provider,
+            StaticCatalog([self.runtime]),
+            Hibernation(self.store, self.provider, self.clock, 1000.0),
             self.activity,
             self.clock,
             terminated_retention=100.0,
+            **limits,
         )
         self.lifecycle.on_unbound(lambda session, sandbox: self.unbound.append((session, sandbox)))
 
@@ -241,9 +215,9 @@ async def test_idle_session_is_ended(world: World) -> None:
     """After its idle time and not a second before; the reason says so."""
     made = await world.lifecycle.create(KEY, idle_timeout=60)
     world.clock.advance(59)
-    assert await world.sweeper.sweep() == 0
+    assert await world.lifecycle.sweep() == 0
     world.clock.advance(1)
-    assert await world.sweeper.sweep() == 1
+    assert await world.lifecycle.sweep() == 1
     record = await world.record(made.session.id)
     assert (record.state, record.reason) == (SessionState.TERMINATED, "idle for 60 s")
     assert await world.sandboxes() == set()
@@ -256,12 +230,12 @@ async def test_request_in_flight_keeps_a_session(world: World) -> None:
     activity.in_flight = 1
     for _ in range(3):
         world.clock.advance(100)
-        assert await world.sweeper.sweep() == 0
+        assert await world.lifecycle.sweep() == 0
     activity.in_flight = 0
     world.clock.advance(59)
-    assert await world.sweeper.sweep() == 0
+    assert await world.lifecycle.sweep() == 0
     world.clock.advance(1)
-    assert await world.sweeper.sweep() == 1
+    assert await world.lifecycle.sweep() == 1
 
 
 async def test_activity_reaches_the_record(world: World) -> None:
@@ -282,7 +256,7 @@ async def test_expired_session_is_ended_even_when_busy(world: World) -> None:
     made = await world.lifecycle.create(KEY, ttl=100)
     world.activity.of(made.session.id, world.clock.now()).in_flight = 1
     world.clock.advance(100)
-    assert await world.sweeper.sweep() == 1
+    assert await world.lifecycle.sweep() == 1
     assert (await world.record(made.session.id)).reason == "its maximum duration is over"
 
 
@@ -291,10 +265,10 @@ async def test_ended_record_is_kept_for_a_while_and_then_forgotten(world: World)
     made = await world.lifecycle.create(KEY)
     await world.lifecycle.terminate(made.session.id, "done")
     world.clock.advance(99)
-    await world.sweeper.sweep()
+    await world.lifecycle.sweep()
     assert (await world.record(made.session.id)).reason == "done"
     world.clock.advance(1)
-    await world.sweeper.sweep()
+    await world.lifecycle.sweep()
     assert await world.store.get(made.session.id) is None
 
 
@@ -323,7 +297,7 @@ async def test_sweep_spares_a_session_that_somebody_else_wrote(world: World) -> 
     world.clock.advance(60)
     record = await world.record(made.session.id)
     await world.store.put(replace(record, last_active_at=world.clock.now()))
-    assert await world.sweeper.sweep() == 0
+    assert await world.lifecycle.sweep() == 0
 
 
 async def test_verbs_on_one_session_take_turns(world: World) -> None:
@@ -333,7 +307,7 @@ async def test_verbs_on_one_session_take_turns(world: World) -> None:
     opened = await asyncio.gather(*(world.lifecycle.open(made.session.id) for _ in range(20)))
     assert len({each.sandbox.id for each in opened}) == 1
     assert world.provider.claims == 2
-    assert world.records._locks == {}
+    assert world.lifecycle._locks == {}
 
 
 async def test_claims_are_told_to_listeners_and_lengthen_the_hold(world: World) -> None:

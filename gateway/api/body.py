@@ -58,7 +58,6 @@ async def read_json(request: Request, limit: int) -> Any:
         raise RequestTimeoutError(f"no byte of the request's body came for {idle:g} s") from None
     except ClientDisconnect:
         raise BadRequestError("the client left while sending its request") from None
-    request.state.body = bytes(body)  # should the request turn out to be another gateway's
     try:
         return orjson.loads(bytes(body))
     except orjson.JSONDecodeError as error:

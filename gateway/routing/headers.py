@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 
-from gateway.errors import BadRequestError, UnavailableError
+from gateway.errors import BadRequestError
 from gateway.routing.target import RUNTIME_HEADER, SESSION_HEADERS
 
 Headers = list[tuple[bytes, bytes]]
@@ -19,20 +19,16 @@ HOP_BY_HOP = frozenset((
     b"transfer-encoding", b"upgrade",
 ))  # fmt: skip
 
-MAX_HOPS = 3  # gateways that pass a request on; more only if they contradict each other about who has its session
 _MAX_LENGTH_DIGITS = 18  # an exabyte; Python's int() raises on a few thousand digits
 
 # Request fields that need a look; every other one goes on as it is.
 _SPECIAL = HOP_BY_HOP | {
     b"host", b"authorization", b"expect", b"content-length", b"forwarded", b"x-forwarded-for", b"x-forwarded-host",
-    b"x-forwarded-proto", b"x-wakegate-hops", RUNTIME_HEADER, *SESSION_HEADERS,
+    b"x-forwarded-proto", RUNTIME_HEADER, *SESSION_HEADERS,
 }  # fmt: skip
 
-HOPS_HEADER = b"x-wakegate-hops"  # through how many gateways a request came before this one
-
 # Response fields that are ours to write, besides hop-by-hop ones.
-GATEWAY_FIELDS = frozenset((*SESSION_HEADERS, b"x-wakegate-start", b"x-wakegate-restored"))
-_RESPONSE_DROPPED = HOP_BY_HOP | GATEWAY_FIELDS
+_RESPONSE_DROPPED = HOP_BY_HOP | {*SESSION_HEADERS, b"x-wakegate-start", b"x-wakegate-restored"}
 _FRAMING_AND_DROPPED = _RESPONSE_DROPPED | {b"content-length"}
 
 
@@ -43,7 +39,7 @@ class Request:
     `content_length` None with `chunked` False: the request has no body.
     """
 
-    __slots__ = ("chunked", "content_length", "hops", "lines", "runtime", "session")
+    __slots__ = ("chunked", "content_length", "lines", "runtime", "session")
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
@@ -51,7 +47,6 @@ class Request:
         self.runtime: bytes | None = None
         self.content_length: int | None = None
         self.chunked = False
-        self.hops = 0
 
 
 def read_request(headers: Iterable[tuple[bytes, bytes]], client: tuple[str, int] | None, scheme: str) -> Request:
@@ -129,8 +124,6 @@ def _read_special(request: Request, special: list[tuple[bytes, bytes]]) -> tuple
             if request.runtime is not None and request.runtime != value:
                 raise BadRequestError("two x-wakegate-runtime headers that differ")
             request.runtime = value
-        elif name == HOPS_HEADER:
-            request.hops = int(value) if value.isdigit() and len(value) < 3 else MAX_HOPS
         elif name == b"x-forwarded-for":
             forwarded_for = _joined(forwarded_for, value)
         elif name == b"forwarded":
@@ -173,20 +166,6 @@ def read_response(headers: Headers) -> Headers:
     if nominated:
         kept = [(name, value) for name, value in kept if name not in nominated]
     return kept
-
-
-def next_hop(request: Request) -> bytes:
-    """The line that counts the gateways on a request's way. Raises UnavailableError beyond MAX_HOPS."""
-    if request.hops >= MAX_HOPS:
-        raise UnavailableError(f"the gateways do not agree who has this session ({request.hops} passed the request on)")
-    return b"%b: %d\r\n" % (HOPS_HEADER, request.hops + 1)
-
-
-def read_peer_response(headers: Headers) -> Headers:
-    """The fields of another gateway's response: what it says of the session and of the start is true, and goes on."""
-    return read_response(headers) + [
-        (lower, value) for name, value in headers if (lower := name.lower()) in GATEWAY_FIELDS
-    ]
 
 
 def response_lines(headers: Headers) -> list[bytes]:

@@ -20,15 +20,7 @@ from gateway.routing.answers import ASGIApp, Receive, Scope, Send, send_answer, 
 from gateway.routing.batch import WriteBatch
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.exchange import WATCH_AFTER_S, ClientGoneError, Exchange, Exchanges, TimeLimits, last_chunks
-from gateway.routing.headers import (
-    Headers,
-    Request,
-    next_hop,
-    read_peer_response,
-    read_request,
-    read_response,
-    response_lines,
-)
+from gateway.routing.headers import Headers, Request, read_request, read_response, response_lines
 from gateway.routing.target import NotProxied, Target, parse
 from gateway.routing.upstream import UpstreamConnection
 from gateway.routing.websocket import WebSocketProxy
@@ -153,12 +145,9 @@ class Proxy:
         assert connection is not None
         await connection.response_head()
         first_byte = perf_counter() - connected
+        headers = response_fields(connection.headers, route, first_byte * 1e3)
         exchange.status = connection.status
         exchange.start = start = StartKind.LIVE if reservation is None else reservation.start
-        if route.peer:
-            await exchange.relay_response(send, read_peer_response(connection.headers), None)
-            return
-        headers = response_fields(connection.headers, route, first_byte * 1e3)
         self._counters.stage("first_byte", start, first_byte)
         if reservation is None:
             headers.append(_LIVE)
@@ -196,9 +185,6 @@ class Proxy:
         except WakegateError:
             return False
         if route is None:
-            return False
-        if route.peer:
-            route.leave(self._clock.now())
             return False
         connection = route.pool.take()
         if connection is None:
@@ -317,18 +303,11 @@ class Lane:
 
 
 def request_head(scope: Scope, request: Request, route: Route, target: Target) -> bytes:
-    """The head as the sandbox gets it, or the gateway that has the session.
-
-    Raises UnavailableError for a request that went in circles between gateways.
-    """
+    """The head as the sandbox gets it."""
     query: bytes = scope["query_string"]
-    path = target.path
-    if route.peer:
-        path = scope["raw_path"]
-        request.lines.append(next_hop(request))
     return b"%b %b%b HTTP/1.1\r\n%b%b\r\n" % (
         scope["method"].encode("ascii"),
-        path,
+        target.path,
         b"?" + query if query else b"",
         b"".join(request.lines),
         route.head,

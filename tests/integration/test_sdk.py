@@ -13,12 +13,18 @@ from agentcube import CodeInterpreterClient
 from agentcube.exceptions import CommandExecutionError
 
 from tests.integration.served import Server, serve
+from tests.kube.served import in_cluster
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One gateway for the module."""
-    with serve(tmp_path_factory.mktemp("wg") / "state") as served:
+@pytest.fixture(scope="module", params=["local", "kubernetes"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One gateway of each engine for the module."""
+    folder = tmp_path_factory.mktemp("wg")
+    if request.param == "local":
+        with serve(folder / "state") as served:
+            yield served
+        return
+    with in_cluster(folder) as (served, _):
         yield served
 
 

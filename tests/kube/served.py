@@ -1,0 +1,34 @@
+"""A real gateway process with `--engine kubernetes`, over the simulator in a thread of the test."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.integration.served import Server, serve
+from tests.kube.simulator import Cluster, in_thread
+
+INTERPRETER: dict[str, Any] = {
+    "warmPoolSize": 2,
+    "template": {"image": "wakegate/picod:test"},
+    "ports": [{"port": 8080, "pathPrefix": "/", "protocol": "HTTP"}],
+}
+
+
+@contextlib.contextmanager
+def in_cluster(
+    folder: Path, *flags: str, spec: dict[str, Any] | None = None, **options: Any
+) -> Iterator[tuple[Server, Cluster]]:
+    """A gateway that serves the CodeInterpreter my-interpreter of an own cluster. `options` are the Cluster's."""
+    with in_thread(**options) as cluster:
+        made = spec or INTERPRETER
+        cluster.call(lambda: cluster.create("codeinterpreters", "my-interpreter", namespace="default", spec=made))
+        with serve(folder / "state", *flags_for(cluster, folder), *flags) as server:
+            yield server, cluster
+
+
+def flags_for(cluster: Cluster, folder: Path) -> list[str]:
+    """How a gateway reaches the cluster."""
+    return ["--engine", "kubernetes", "--kubeconfig", str(cluster.kubeconfig(folder))]
