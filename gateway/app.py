@@ -29,18 +29,21 @@ from gateway.hibernation import Hibernation
 from gateway.interfaces import RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
 from gateway.keys import KeyRing
 from gateway.lifecycle import Lifecycle
+from gateway.logs import AccessLog
 from gateway.metered import metered
 from gateway.metrics import Metrics
 from gateway.model import Runtime, SnapshotRef
 from gateway.routing.activator import Activator, HoldLimits
 from gateway.routing.caller import Caller
 from gateway.routing.exchange import TimeLimits
+from gateway.routing.observe import Observer, Observers
 from gateway.routing.proxy import Proxy
 from gateway.routing.tokens import TokenIssuer
 from gateway.runtimes import StaticCatalog, default_runtime, load_runtimes
 from gateway.settings import Settings
 from gateway.snapshots.keeper import make_keeper
 from gateway.stats import Activity
+from gateway.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +73,8 @@ class Gateway:
         self.settings = settings
         self.catalog: RuntimeCatalog = catalog or StaticCatalog(runtimes)
         self.counters = Counters()
+        self.tracing = Tracing(settings.otlp_endpoint, clock) if settings.otlp_endpoint else None
+        self.observer = _observer(settings, self.tracing)
         self.store = store = metered(store, self.counters.store)
         keeper = metered(keeper, self.counters.keeper, self._kept)
         self.provider = provider
@@ -149,7 +154,7 @@ class Gateway:
             client_read=settings.client_read_timeout,
             total=settings.request_timeout,
         )
-        self.proxy = Proxy(self.activator, control, clock, limits, self.counters)
+        self.proxy = Proxy(self.activator, control, clock, limits, self.counters, self.observer)
 
     def drain(self) -> None:
         """Take no new work that needs a sandbox to be made; running requests go on."""
@@ -159,6 +164,8 @@ class Gateway:
     async def running(self) -> AsyncIterator[None]:
         """Start the parts, and end them with the block. Raises WakegateError when one cannot start."""
         async with AsyncExitStack() as stack:
+            if self.tracing is not None:
+                stack.push_async_callback(asyncio.to_thread, self.tracing.close)
             await self.store.start()
             stack.push_async_callback(self.store.aclose)
             await self.provider.start()
@@ -313,6 +320,14 @@ def _make_state_dir(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise SettingsError([f"--state-dir {path}: cannot be made: {error.strerror}"]) from error
+
+
+def _observer(settings: Settings, tracing: Tracing | None) -> Observer | None:
+    """Who wants to know of each request; None when nobody does, which then costs nothing."""
+    wanted: list[Observer] = [] if tracing is None else [tracing]
+    if settings.access_log:
+        wanted.append(AccessLog("json" if settings.log_format == "json" else "console"))
+    return Observers(wanted) if wanted else None
 
 
 async def _every(interval: float, verb: Callable[[], Awaitable[Any]]) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
 
 import uvloop
 
-from gateway import __version__
+from gateway import __version__, logs
 from gateway.autoscaler.replay import cli as replay_cli
 from gateway.errors import SettingsError, WakegateError
 from gateway.interfaces import RuntimeCatalog
@@ -38,9 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "replay":
             return replay_cli.run(arguments)
         settings = load(vars(arguments), os.environ)
-        logging.basicConfig(
-            level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-        )
+        logs.configure(settings.log_level, "json" if settings.log_format == "json" else "console")
         return uvloop.run(_serve(settings))
     except SettingsError as error:
         for problem in error.problems:

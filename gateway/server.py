@@ -69,14 +69,16 @@ def make_server(gateway: Gateway) -> uvicorn.Server:
     settings = gateway.settings
     config = uvicorn.Config(
         gateway.proxy,
-        http=protocol_class(settings.request_head_timeout, gateway.proxy.fast_lane, gateway.proxy.batch.flush),
+        http=protocol_class(
+            settings.request_head_timeout, gateway.proxy.fast_lane, gateway.proxy.batch.flush, gateway.observer
+        ),
         ws="websockets-sansio",
         ws_ping_interval=None,
         ws_max_size=1 << 30,
         loop="uvloop",
         lifespan="off",
         log_config=None,
-        access_log=settings.access_log,
+        access_log=False,  # gateway/logs.py writes ours
         proxy_headers=False,  # X-Forwarded-* of a client is data to pass on, not to believe
         server_header=False,
         backlog=_BACKLOG,

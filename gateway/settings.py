@@ -153,7 +153,12 @@ class Settings:
     log_level: str = _setting(
         "info", "least severe log line", kind="text", choices=("debug", "info", "warning", "error")
     )
+    log_format: str = _setting("console", "how log lines look", kind="text", choices=("console", "json"))
     access_log: bool = _setting(False, "one log line per request", kind="flag")
+    otlp_endpoint: str = _setting(
+        "", "OTLP/HTTP receiver for OpenTelemetry spans, e.g. http://127.0.0.1:4318 (needs the extra `otel`)",
+        kind="text", metavar="URL",
+    )  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

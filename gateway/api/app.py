@@ -36,6 +36,8 @@ def make_control_app(
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if (request_id := scope.get("state", {}).get("request_id")) is not None:
+                    message["headers"].append((b"x-request-id", request_id))
             await send(message)
 
         try:

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from gateway.errors import WakegateError
+from gateway.routing.ids import id_field
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -49,11 +50,12 @@ async def send_answer(send: Send, status: int, headers: Headers, body: bytes) ->
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_error(send: Send, error: WakegateError, session_id: bytes | None) -> None:
-    """An error of ours, with the session header once a session is known."""
+async def send_error(send: Send, error: WakegateError, session_id: bytes | None, id_line: bytes) -> None:
+    """An error of ours, with the request's id, and the session header once a session is known."""
     if error.status >= 500:
         logger.warning("%s %s: %s", error.status, error.code, error)
     fields = error_fields(error) + (session_fields(session_id) if session_id else [])
+    fields.append(id_field(id_line))
     await send_answer(send, error.status, fields, error_body(error))
 
 

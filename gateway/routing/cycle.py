@@ -10,9 +10,9 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
-from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
 
 from gateway.routing.batch import WriteBatch
+from gateway.routing.observe import Record
 
 if TYPE_CHECKING:
     from gateway.routing.protocol import GatewayProtocol
@@ -47,6 +47,10 @@ class GatewayCycle(RequestResponseCycle):
         self.expected_content_length = 0
         self._event: asyncio.Event | None = None
         self._head = b""
+        self.record: Record | None = None  # only where somebody observes requests
+        if protocol.observer is not None:
+            self.record = Record(scope)
+            protocol.observer.began(self.record)
 
     @property
     def message_event(self) -> asyncio.Event:  # type: ignore[override]
@@ -92,17 +96,24 @@ class GatewayCycle(RequestResponseCycle):
                 lines.append(b"%b: %b\r\n" % (name, value))
             head = b"%b%bcontent-length: %d\r\n\r\n" % (STATUS_LINE[status], b"".join(lines), len(body))
             batch.write(self.transport, head + body)
-            if self.access_log:
-                self._log(status)
+            if self.record is not None:
+                self.record.status, self.record.sent = status, len(body)
+                self._done()
         self.wake()
         self.on_response()
         return True
 
     def cut(self) -> None:
         """Break the connection off: what was sent of the response is not whole, and the client sees so."""
-        self.disconnected = True
-        self.wake()
+        self.lost()
         self.transport.abort()
+
+    def lost(self) -> None:
+        """The connection is gone, or about to be."""
+        self.disconnected = True
+        if self.record is not None:
+            self._done(cut=True)
+        self.wake()
 
     async def send(self, message: Any) -> None:
         if self.flow.write_paused and not self.disconnected:
@@ -124,6 +135,8 @@ class GatewayCycle(RequestResponseCycle):
 
     def write_body(self, body: bytes, *, more: bool) -> None:
         """A piece of the body; with the first one goes the head."""
+        if self.record is not None:
+            self.record.sent += len(body)
         if self.scope["method"] == "HEAD":
             self.expected_content_length = 0
             body = b""
@@ -172,23 +185,21 @@ class GatewayCycle(RequestResponseCycle):
             self.expected_content_length = 0
         lines.append(b"\r\n")
         self._head = b"".join(lines)
-        if self.access_log:
-            self._log(status)
+        if self.record is not None:
+            self.record.status = status
 
-    def _log(self, status: int) -> None:
-        self.access_logger.info(
-            '%s - "%s %s HTTP/%s" %d',
-            get_client_addr(self.scope),
-            self.scope["method"],
-            get_path_with_query_string(self.scope),
-            self.scope["http_version"],
-            status,
-        )
+    def _done(self, *, cut: bool = False) -> None:
+        """Hand the record out, once."""
+        record, self.record = self.record, None
+        if record is not None and self.protocol.observer is not None:
+            record.finish(self.protocol.observer, cut=cut)
 
     def _finish(self) -> None:
         if self.chunked_encoding is False and self.expected_content_length:
             raise RuntimeError("the response's body is shorter than its Content-Length")
         self.response_complete = True
+        if self.record is not None:
+            self._done()
         self.wake()
         if not self.keep_alive:
             self.transport.close()

@@ -18,6 +18,7 @@ from gateway.model import StartKind
 from gateway.routing.activator import Route
 from gateway.routing.answers import Message, Receive, Send
 from gateway.routing.headers import Headers, Request
+from gateway.routing.observe import Record
 from gateway.routing.upstream import UpstreamConnection
 
 WATCH_AFTER_S = 0.1
@@ -61,6 +62,8 @@ class Exchange:
         "began_exactly",
         "connection",
         "counted",
+        "id_line",
+        "record",
         "route",
         "sent",
         "session",
@@ -86,6 +89,8 @@ class Exchange:
         self.started = False  # the client has seen the response's head
         self.status = 0  # what the client was told, or would have been; 0: nothing yet
         self.start: StartKind | None = None  # how its sandbox came to be, once it has answered
+        self.id_line = b""  # its x-request-id
+        self.record: Record | None = None  # where somebody observes requests
         self.counted: RuntimeCounters | None = None  # where it is counted
         self.route: Route | None = None  # whose slot it holds
         self.session: bytes | None = None  # for the session header of an error

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from gateway.errors import BadRequestError
+from gateway.routing.ids import id_line
 from gateway.routing.target import RUNTIME_HEADER, SESSION_HEADERS
 
 Headers = list[tuple[bytes, bytes]]
@@ -24,11 +25,11 @@ _MAX_LENGTH_DIGITS = 18  # an exabyte; Python's int() raises on a few thousand d
 # Request fields that need a look; every other one goes on as it is.
 _SPECIAL = HOP_BY_HOP | {
     b"host", b"authorization", b"expect", b"content-length", b"forwarded", b"x-forwarded-for", b"x-forwarded-host",
-    b"x-forwarded-proto", RUNTIME_HEADER, *SESSION_HEADERS,
+    b"x-forwarded-proto", b"x-request-id", RUNTIME_HEADER, *SESSION_HEADERS,
 }  # fmt: skip
 
 # Response fields that are ours to write, besides hop-by-hop ones.
-_RESPONSE_DROPPED = HOP_BY_HOP | {*SESSION_HEADERS, b"x-wakegate-start", b"x-wakegate-restored"}
+_RESPONSE_DROPPED = HOP_BY_HOP | {*SESSION_HEADERS, b"x-wakegate-start", b"x-wakegate-restored", b"x-request-id"}
 _FRAMING_AND_DROPPED = _RESPONSE_DROPPED | {b"content-length"}
 
 
@@ -39,12 +40,14 @@ class Request:
     `content_length` None with `chunked` False: the request has no body.
     """
 
-    __slots__ = ("chunked", "content_length", "lines", "runtime", "session")
+    __slots__ = ("chunked", "content_length", "id_line", "lines", "runtime", "sent_id", "session")
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
         self.session: bytes | None = None
         self.runtime: bytes | None = None
+        self.sent_id: bytes | None = None  # the client's x-request-id; the first, if there are several
+        self.id_line = b""  # set by `identify`
         self.content_length: int | None = None
         self.chunked = False
 
@@ -96,6 +99,16 @@ def read_request(headers: Iterable[tuple[bytes, bytes]], client: tuple[str, int]
     return request
 
 
+def identify(request: Request, traceparent: bytes = b"") -> bytes:
+    """Give the request its id, a line for the sandbox; returns it. `traceparent` goes on in place of the client's."""
+    request.id_line = id_line(request.sent_id)
+    request.lines.append(request.id_line)
+    if traceparent:
+        request.lines[:] = [line for line in request.lines if not line.startswith(b"traceparent: ")]
+        request.lines.append(b"traceparent: %b\r\n" % traceparent)
+    return request.id_line
+
+
 def _read_special(request: Request, special: list[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
     """The rare fields: returns what the client sent of X-Forwarded-For and Forwarded."""
     forwarded_for = forwarded = b""
@@ -124,6 +137,9 @@ def _read_special(request: Request, special: list[tuple[bytes, bytes]]) -> tuple
             if request.runtime is not None and request.runtime != value:
                 raise BadRequestError("two x-wakegate-runtime headers that differ")
             request.runtime = value
+        elif name == b"x-request-id":
+            if request.sent_id is None:
+                request.sent_id = value
         elif name == b"x-forwarded-for":
             forwarded_for = _joined(forwarded_for, value)
         elif name == b"forwarded":

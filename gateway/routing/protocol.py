@@ -22,6 +22,7 @@ from uvicorn.server import ServerState
 from gateway.errors import BadRequestError, RequestTimeoutError, WakegateError
 from gateway.routing.answers import error_body
 from gateway.routing.cycle import GatewayCycle
+from gateway.routing.observe import Observer
 
 MAX_HEAD = 64 * 1024  # bytes of request line and headers
 MAX_HEADERS = 256
@@ -44,6 +45,7 @@ class GatewayProtocol(HttpToolsProtocol):
     head_timeout = 30.0
     fast_lane: FastLane
     flush: Callable[[], None]
+    observer: Observer | None = None
 
     def __init__(
         self,
@@ -73,8 +75,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         for cycle in (self._running, *self._waiting):
             if cycle is not None and not cycle.response_complete:
-                cycle.disconnected = True
-                cycle.wake()
+                cycle.lost()
         self._waiting.clear()
         super().connection_lost(exc)
 
@@ -254,12 +255,19 @@ def _split_target(url: bytes) -> tuple[bytes, str, bytes]:
     return raw, unquote(path) if "%" in path else path, query
 
 
-def protocol_class(head_timeout: float, fast_lane: FastLane, flush: Callable[[], None]) -> type[GatewayProtocol]:
-    """GatewayProtocol with its head timeout, its fast lane and the flush of its writes, for uvicorn's `http`."""
+def protocol_class(
+    head_timeout: float, fast_lane: FastLane, flush: Callable[[], None], observer: Observer | None = None
+) -> type[GatewayProtocol]:
+    """GatewayProtocol with its head timeout, fast lane, flush of its writes and observer, for uvicorn's `http`."""
     return type(
         "GatewayProtocol",
         (GatewayProtocol,),
-        {"head_timeout": head_timeout, "fast_lane": staticmethod(fast_lane), "flush": staticmethod(flush)},
+        {
+            "head_timeout": head_timeout,
+            "fast_lane": staticmethod(fast_lane),
+            "flush": staticmethod(flush),
+            "observer": observer,
+        },
     )
 
 

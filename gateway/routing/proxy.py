@@ -11,6 +11,8 @@ from collections.abc import Coroutine
 from time import perf_counter
 from typing import Any
 
+from structlog.contextvars import bind_contextvars
+
 from gateway.clock import Clock
 from gateway.counters import Counters
 from gateway.errors import BadRequestError, UpstreamBrokenError, UpstreamConnectError, WakegateError
@@ -20,7 +22,9 @@ from gateway.routing.answers import ASGIApp, Receive, Scope, Send, send_answer, 
 from gateway.routing.batch import WriteBatch
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.exchange import WATCH_AFTER_S, ClientGoneError, Exchange, Exchanges, TimeLimits, last_chunks
-from gateway.routing.headers import Headers, Request, read_request, read_response, response_lines
+from gateway.routing.headers import Headers, Request, identify, read_request, read_response, response_lines
+from gateway.routing.ids import id_field, id_in, id_line
+from gateway.routing.observe import Observer, Record
 from gateway.routing.target import NotProxied, Target, parse
 from gateway.routing.upstream import UpstreamConnection
 from gateway.routing.websocket import WebSocketProxy
@@ -29,14 +33,21 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
 _NOTHING: dict[str, Any] = {}
-_LIVE = (b"x-wakegate-start", b"live")
+_SHOWN = {"first_byte": b"upstream"}  # Server-Timing's word for it
+Stages = list[tuple[str, float]]
 
 
 class Proxy:
     """The gateway's outermost ASGI app."""
 
     def __init__(
-        self, activator: Activator, control: ASGIApp, clock: Clock, limits: TimeLimits, counters: Counters
+        self,
+        activator: Activator,
+        control: ASGIApp,
+        clock: Clock,
+        limits: TimeLimits,
+        counters: Counters,
+        observer: Observer | None = None,
     ) -> None:
         self._activator = activator
         self._counters = counters
@@ -44,7 +55,7 @@ class Proxy:
         self._clock = clock
         self.batch = WriteBatch()
         self._exchanges = Exchanges(limits)
-        self._websockets = WebSocketProxy(activator, clock, counters)
+        self._websockets = WebSocketProxy(activator, clock, counters, observer)
 
     def __repr__(self) -> str:
         return f"<Proxy {len(self._exchanges.active)} exchanges, {len(self._activator.routes)} routes>"
@@ -69,14 +80,24 @@ class Proxy:
                     route.pool.trim(now)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = record_of(scope)
+        line = b""
         try:
             request = read_request(scope["headers"], scope["client"], scope["scheme"])
+            line = identify(request, record.traceparent if record is not None else b"")
             target = parse(scope["raw_path"], request.session, request.runtime)
         except BadRequestError as error:
             self._counters.errors[error.code] += 1
             self._counters.unrouted.answer(None, error.status, 0.0)
-            await send_error(send, error, None)
+            line = line or id_line(None)
+            if record is not None:
+                record.request_id = id_in(line)
+            await send_error(send, error, None, line)
             return
+        if record is not None:
+            record.request_id = id_in(line)
+        bind_contextvars(request_id=id_in(line).decode())  # log lines of this request's task carry it
+        scope.setdefault("state", {})["request_id"] = id_in(line)
         if isinstance(target, Target):
             await self._proxy(scope, receive, send, request, target)
         elif target is NotProxied.CONTROL:
@@ -90,6 +111,10 @@ class Proxy:
         exchange = Exchange(receive, asyncio.get_running_loop().time())
         exchange.session = request.session or (target.session_id.encode("ascii") if target.session_id else None)
         exchange.counted = self._counters.find(target.runtime)
+        exchange.id_line = request.id_line
+        exchange.record = record = record_of(scope)
+        if record is not None:
+            record.saw(target.session_id, target.runtime, None)
         await self._settle(scope, send, exchange, self._whole(scope, send, exchange, request, target))
 
     async def _settle(self, scope: Scope, send: Send, exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
@@ -144,31 +169,20 @@ class Proxy:
         connection = exchange.connection
         assert connection is not None
         await connection.response_head()
-        first_byte = perf_counter() - connected
-        headers = response_fields(connection.headers, route, first_byte * 1e3)
-        exchange.status = connection.status
-        exchange.start = start = StartKind.LIVE if reservation is None else reservation.start
-        self._counters.stage("first_byte", start, first_byte)
-        if reservation is None:
-            headers.append(_LIVE)
-        else:
-            connect_s = self._count_stages(exchange, reservation, connected)
-            tell_start(headers, reservation, connect_s)
+        start = StartKind.LIVE if reservation is None else reservation.start
+        stages = stages_of(exchange, reservation, connected, perf_counter() - connected)
+        for name, seconds in stages:
+            self._counters.stage(name, start, seconds)
+        exchange.status, exchange.start = connection.status, start
+        if exchange.record is not None:
+            exchange.record.saw(route.session_id, route.runtime, start)
+            exchange.record.stages = stages
+        headers = response_fields(connection.headers, route, start, stages)
+        headers.append(id_field(exchange.id_line))
+        if reservation is not None and reservation.restored is not None:
+            headers.append((b"x-wakegate-restored", reservation.restored.encode("ascii")))
         cycle = scope.get("extensions", _NOTHING).get("wakegate.cycle")
         await exchange.relay_response(send, headers, None if cycle is None else cycle.respond)
-
-    def _count_stages(self, exchange: Exchange, reservation: Reservation, connected: float) -> float:
-        """Count the stages before the sandbox was connected; returns the seconds of the last of them."""
-        before = reservation.queue_s + reservation.claim_s + reservation.restore_s
-        connect_s = max(0.0, connected - exchange.began_exactly - before)
-        count, start = self._counters.stage, reservation.start
-        count("queue", start, reservation.queue_s)
-        if start is not StartKind.LIVE:
-            count("claim", start, reservation.claim_s)
-        if reservation.restore_s:
-            count("restore", start, reservation.restore_s)
-        count("connect", start, connect_s)
-        return connect_s
 
     def fast_lane(self, cycle: GatewayCycle) -> bool:
         """Take a request that is whole, on a live route with an idle connection: no task, no future, callbacks only.
@@ -190,7 +204,12 @@ class Proxy:
         if connection is None:
             route.leave(self._clock.now())
             return False
-        lane = Lane(self, cycle, route, connection)
+        record = cycle.record
+        line = identify(request, record.traceparent if record is not None else b"")
+        if record is not None:
+            record.request_id = id_in(line)
+            record.saw(route.session_id, route.runtime, StartKind.LIVE)
+        lane = Lane(self, cycle, route, connection, line)
         connection.on_answer = lane.answered
         body = bytes(cycle.body)
         if request.chunked:
@@ -215,6 +234,8 @@ class Proxy:
         async def rest(scope: Any, receive: Any, send: Any) -> None:
             exchange = Exchange(receive, lane.began)
             exchange.began_exactly = lane.began_exactly
+            exchange.id_line = lane.id_line
+            exchange.record = lane.cycle.record
             exchange.hold(lane.route)
             exchange.connection = lane.connection
             exchange.waits_for = "sandbox"
@@ -263,16 +284,19 @@ class Proxy:
             error = UpstreamBrokenError(
                 f"{error}; its command may or may not have run, the next request gets a live sandbox"
             )
-        await send_error(send, error, exchange.session)
+        await send_error(send, error, exchange.session, exchange.id_line)
 
 
 class Lane:
     """A request on the fast lane: `answered` is called when its response's head, or its failure, is here."""
 
-    __slots__ = ("_is_head", "_proxy", "began", "began_exactly", "connection", "cycle", "route")
+    __slots__ = ("_is_head", "_proxy", "began", "began_exactly", "connection", "cycle", "id_line", "route")
 
-    def __init__(self, proxy: Proxy, cycle: GatewayCycle, route: Route, connection: UpstreamConnection) -> None:
+    def __init__(
+        self, proxy: Proxy, cycle: GatewayCycle, route: Route, connection: UpstreamConnection, id_line: bytes
+    ) -> None:
         self._proxy = proxy
+        self.id_line = id_line
         self.cycle = cycle
         self._is_head = cycle.scope["method"] == "HEAD"
         self.route = route
@@ -286,6 +310,7 @@ class Lane:
         if connection.is_whole and not connection.failed and not self._is_head:
             lines = response_lines(connection.headers)
             lines.append(self.route.live_lines)
+            lines.append(self.id_line)
             took = perf_counter() - self.began_exactly
             lines.append(b"server-timing: upstream;dur=%.3f\r\n" % (took * 1e3))
             if self.cycle.respond_lines(connection.status, lines, connection.whole_body(), self._proxy.batch):
@@ -314,24 +339,36 @@ def request_head(scope: Scope, request: Request, route: Route, target: Target) -
     )
 
 
-def response_fields(headers: Headers, route: Route, upstream_ms: float) -> Headers:
-    """What goes on to the client of the sandbox's fields, and ours. The start kind is for the caller to add."""
+def response_fields(headers: Headers, route: Route, start: StartKind, stages: Stages) -> Headers:
+    """What goes on to the client of the sandbox's fields; whose it is, how its sandbox came to be, where time went."""
     fields = read_response(headers)
     fields += route.fields
-    fields.append((b"server-timing", b"upstream;dur=%.3f" % upstream_ms))
+    shown = [b"%b;dur=%.3f" % (_SHOWN.get(name) or name.encode("ascii"), seconds * 1e3) for name, seconds in stages]
+    fields.append((b"server-timing", b", ".join(shown)))
+    fields.append((b"x-wakegate-start", start.value.encode("ascii")))
     return fields
 
 
-def tell_start(headers: Headers, reservation: Reservation, connect_s: float) -> None:
-    """How the sandbox came to be, and the stages before it was connected."""
-    queue, claim, restore = reservation.queue_s * 1e3, reservation.claim_s * 1e3, reservation.restore_s * 1e3
-    connect = connect_s * 1e3
-    name, upstream = headers.pop()
-    restored = b"restore;dur=%.3f, " % restore if restore else b""
-    stages = b"queue;dur=%.3f, claim;dur=%.3f, %bconnect;dur=%.3f, %b" % (queue, claim, restored, connect, upstream)
-    headers += ((name, stages), (b"x-wakegate-start", reservation.start.value.encode("ascii")))
-    if reservation.restored is not None:
-        headers.append((b"x-wakegate-restored", reservation.restored.encode("ascii")))
+def record_of(scope: Scope) -> Record | None:
+    """The record of a request that somebody observes."""
+    cycle = scope.get("extensions", _NOTHING).get("wakegate.cycle")
+    return None if cycle is None else cycle.record
+
+
+def stages_of(exchange: Exchange, reservation: Reservation | None, connected: float, first_byte: float) -> Stages:
+    """The stages of a request in their order, seconds; those that such a start does not have are left out."""
+    if reservation is None:
+        return [("first_byte", first_byte)]
+    made = reservation.start is not StartKind.LIVE
+    stages = [("queue", reservation.queue_s)]
+    if made:
+        stages.append(("claim", reservation.claim_s))
+    if reservation.restore_s:
+        stages.append(("restore", reservation.restore_s))
+    before = sum(seconds for _, seconds in stages)
+    stages.append(("connect", max(0.0, connected - exchange.began_exactly - before)))
+    stages.append(("first_byte", first_byte))
+    return stages
 
 
 async def _redirect(scope: Scope, send: Send) -> None:

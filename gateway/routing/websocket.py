@@ -18,7 +18,9 @@ from gateway.counters import Counters
 from gateway.errors import BadRequestError, NotFoundError, UpstreamBrokenError, UpstreamConnectError, WakegateError
 from gateway.routing.activator import Activator, Route
 from gateway.routing.answers import Headers, Receive, Scope, Send, error_body, error_fields, session_fields
-from gateway.routing.headers import read_request, read_response
+from gateway.routing.headers import Request, identify, read_request, read_response
+from gateway.routing.ids import id_field, id_in, id_line
+from gateway.routing.observe import Observer, Record
 from gateway.routing.target import Target, parse
 
 _OPEN_TIMEOUT_S = 30.0
@@ -39,7 +41,10 @@ class _Dial(connect):
 class WebSocketProxy:
     """ASGI app for the websocket scope."""
 
-    def __init__(self, activator: Activator, clock: Clock, counters: Counters) -> None:
+    def __init__(
+        self, activator: Activator, clock: Clock, counters: Counters, observer: Observer | None = None
+    ) -> None:
+        self._observer = observer
         self._activator = activator
         self._counters = counters
         self._clock = clock
@@ -47,9 +52,24 @@ class WebSocketProxy:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (await receive())["type"] != "websocket.connect":
             return
+        record: Record | None = None
+        if self._observer is not None:
+            record = Record(scope)
+            self._observer.began(record)
+        try:
+            await self._serve(scope, receive, send, record)
+        finally:
+            if record is not None and self._observer is not None:
+                record.finish(self._observer, cut=record.status == 0)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, record: Record | None) -> None:
         session: bytes | None = None
+        line = b""
         try:
             request = read_request(scope["headers"], scope["client"], "https" if scope["scheme"] == "wss" else "http")
+            line = identify(request, record.traceparent if record is not None else b"")
+            if record is not None:
+                record.request_id = id_in(line)
             session = request.session
             target = parse(scope.get("raw_path") or scope["path"].encode(), session, request.runtime)
             if not isinstance(target, Target):
@@ -60,7 +80,9 @@ class WebSocketProxy:
             reservation = await self._activator.reserve(target)
         except WakegateError as error:
             self._counters.errors[error.code] += 1
-            await _refuse(send, error, session)
+            if record is not None:
+                record.status = error.status
+            await _refuse(send, error, session, line or id_line(None))
             return
         route = reservation.route
         # A socket holds a slot but does not make its session busy by being open.
@@ -69,8 +91,13 @@ class WebSocketProxy:
             answer: Headers = [
                 *session_fields(route.session_id_bytes), (b"x-wakegate-start", reservation.start.value.encode())
             ]  # fmt: skip
-            status = await self._converse(scope, receive, send, route, target, request.lines, answer)
+            answer.append(id_field(line))
+            if record is not None:
+                record.saw(route.session_id, route.runtime, reservation.start)
+            status = await self._converse(scope, receive, send, route, target, request, answer)
             route.counted.answered[reservation.start.value, status] += 1
+            if record is not None:
+                record.status = status
         finally:
             route.activity.in_flight += 1
             route.leave(route.activity.last)
@@ -82,15 +109,15 @@ class WebSocketProxy:
         send: Send,
         route: Route,
         target: Target,
-        lines: list[bytes],
+        request: Request,
         answer: Headers,
     ) -> int:
         """The whole conversation; returns the status of the handshake."""
         try:
-            upstream = await _open(scope, route, target, lines)
+            upstream = await _open(scope, route, target, request.lines)
         except WakegateError as error:
             self._counters.errors[error.code] += 1
-            await _refuse(send, error, route.session_id_bytes)
+            await _refuse(send, error, route.session_id_bytes, request.id_line)
             return error.status
         except InvalidStatus as error:
             await _pass_refusal(send, error, answer)
@@ -179,11 +206,11 @@ async def _open(scope: Scope, route: Route, target: Target, lines: list[bytes]) 
         raise UpstreamBrokenError(f"the sandbox did not agree to a WebSocket: {error}") from error
 
 
-async def _refuse(send: Send, error: WakegateError, session: bytes | None) -> None:
+async def _refuse(send: Send, error: WakegateError, session: bytes | None, line: bytes) -> None:
     headers = error_fields(error) + (
         session_fields(session) if session and not isinstance(error, BadRequestError) else []
     )
-    await _deny(send, error.status, headers, error_body(error))
+    await _deny(send, error.status, [*headers, id_field(line)], error_body(error))
 
 
 async def _pass_refusal(send: Send, error: InvalidStatus, answer: Headers) -> None:
