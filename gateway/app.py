@@ -16,6 +16,7 @@ from gateway.api.agentcube import AgentCubeAPI
 from gateway.api.app import make_control_app
 from gateway.api.container_files import ContainerFilesAPI
 from gateway.api.containers import ContainersAPI
+from gateway.api.mcp import MCPEndpoint
 from gateway.api.native import NativeAPI
 from gateway.api.tools.http import ToolsAPI
 from gateway.api.tools.service import ToolService
@@ -137,6 +138,7 @@ class Gateway:
         caller = Caller(self.activator, clock)
         self.tools = ToolService(self.lifecycle, self.catalog, caller, clock)
         tools = ToolsAPI(self.tools, self.lifecycle, self.catalog, caller)
+        self.mcp = MCPEndpoint(self.tools, self.lifecycle, self.catalog, settings.allowed_origins)
         control = make_control_app(
             [
                 *AgentCubeAPI(self.lifecycle).routes(),
@@ -144,6 +146,7 @@ class Gateway:
                 *tools.routes(),
                 *ContainersAPI(self.lifecycle, store, self.catalog).routes(),
                 *ContainerFilesAPI(self.lifecycle, caller).routes(),
+                *self.mcp.routes(),
             ],
             self.counters,
             body_idle=settings.request_idle_timeout,
@@ -179,6 +182,7 @@ class Gateway:
             stack.push_async_callback(self.autoscaler.aclose)
             stack.push_async_callback(self._last_flush)
             stack.push_async_callback(self.tools.memory.aclose)
+            stack.push_async_callback(self.mcp.aclose)
             for name, loop in (
                 ("exchanges", self.proxy.run_ticker()),
                 ("activity", _every(FLUSH_S, self.lifecycle.flush_activity)),

@@ -150,6 +150,13 @@ class Settings:
         3600.0, "how long the record of an ended session is kept", kind="duration", low=0
     )
 
+    allowed_origins: str = _setting(
+        "",
+        "origins of web pages that may use /mcp, comma-separated (pages of this machine always may)",
+        kind="text",
+        metavar="URLS",
+    )
+
     log_level: str = _setting(
         "info", "least severe log line", kind="text", choices=("debug", "info", "warning", "error")
     )

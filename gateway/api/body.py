@@ -44,6 +44,14 @@ async def read_object(request: Request) -> Mapping[str, Any]:
 
 async def read_json(request: Request, limit: int) -> Any:
     """The body as JSON, at most `limit` bytes. Raises BadRequestError, TooLargeError, RequestTimeoutError."""
+    try:
+        return orjson.loads(await read_bytes(request, limit))
+    except orjson.JSONDecodeError as error:
+        raise BadRequestError(f"the body is not JSON: {error}") from None
+
+
+async def read_bytes(request: Request, limit: int) -> bytes:
+    """The body, at most `limit` bytes. Raises BadRequestError, TooLargeError, RequestTimeoutError."""
     body = bytearray()
     idle: float = request.app.state.body_idle
     loop = asyncio.get_running_loop()
@@ -58,10 +66,7 @@ async def read_json(request: Request, limit: int) -> Any:
         raise RequestTimeoutError(f"no byte of the request's body came for {idle:g} s") from None
     except ClientDisconnect:
         raise BadRequestError("the client left while sending its request") from None
-    try:
-        return orjson.loads(bytes(body))
-    except orjson.JSONDecodeError as error:
-        raise BadRequestError(f"the body is not JSON: {error}") from None
+    return bytes(body)
 
 
 def read_seconds(body: Mapping[str, Any], name: str) -> float | None:

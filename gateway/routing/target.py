@@ -26,7 +26,9 @@ RUNTIME_HEADER = b"x-wakegate-runtime"
 _DATA_PLANE = b"/v1/namespaces/"
 _SESSIONS = b"/v1/sessions/"
 _PORT = re.compile(rb"[1-9][0-9]{0,4}")
-_CONTROL_PATHS = frozenset((b"/health", b"/health/live", b"/health/ready", b"/healthz", b"/readyz", b"/metrics"))
+_CONTROL_PATHS = frozenset(
+    (b"/health", b"/health/live", b"/health/ready", b"/healthz", b"/readyz", b"/metrics", b"/mcp", b"/openapi.json")
+)
 _KINDS = {kind.segment.encode(): kind for kind in Kind}
 _SESSION_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _NAME = re.compile(rb"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")

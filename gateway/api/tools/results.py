@@ -111,6 +111,11 @@ def _notes(answer: Mapping[str, Any]) -> list[str]:
     for stream in ("stdout", "stderr"):
         if answer.get(f"{stream}_truncated"):
             notes.append(f"{stream} was cut off")
+    omitted = answer.get("results_omitted")
+    if omitted or answer.get("results_truncated"):
+        notes.append(f"results were too large: {omitted} left out" if omitted else "a result was too large and cut off")
+    if isinstance(answer.get("notice"), str):
+        notes.append(answer["notice"])
     restored = answer.get("restored")
     if isinstance(restored, Mapping):
         lost = restored.get("unsaved")
@@ -132,7 +137,7 @@ def _streams(stdout: str, stderr: str) -> list[str]:
 def _traceback(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         value = "\n".join(str(line) for line in value)
-    return _ANSI.sub("", value).strip() if isinstance(value, str) else ""
+    return _ANSI.sub("", value).lstrip("-\n ").rstrip() if isinstance(value, str) else ""
 
 
 def _end_of(text: str) -> str:

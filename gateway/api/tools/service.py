@@ -19,10 +19,10 @@ from gateway.api.tools.memory import CallMemory
 from gateway.api.tools.plan import steps
 from gateway.api.tools.results import ToolResult, failure
 from gateway.clock import Clock
-from gateway.errors import UpstreamConnectError, WakegateError
+from gateway.errors import SessionNotFoundError, UpstreamConnectError, WakegateError
 from gateway.interfaces import RuntimeCatalog, SandboxCaller
 from gateway.lifecycle import Lifecycle
-from gateway.model import SessionId, StartKind
+from gateway.model import SessionId, SessionState, StartKind
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,8 @@ class ToolService:
     async def tools(self, session_id: SessionId) -> dict[str, Tool]:
         """The tools of a session's runtime, by name. Raises SessionNotFoundError."""
         session = await self._lifecycle.get(session_id)
+        if session.state is SessionState.TERMINATED:
+            raise SessionNotFoundError(f"session {session_id} has ended: {session.reason}")
         return tools_of(self._catalog.get(session.runtime))
 
     async def open(self, session_id: SessionId) -> tuple[StartKind, str | None]:
@@ -82,6 +84,16 @@ class ToolService:
             await asyncio.gather(*(run_one(index) for index in group))
         return results
 
+    async def run_once(self, session_id: SessionId, call: Call, progress: Progress | None = None) -> ToolResult:
+        """One call whose id means nothing beyond its request. Cancelling this ends what it runs."""
+        tools = await self.tools(session_id)
+        if call.name not in tools:
+            return _unknown(call, tools)
+        try:
+            return await _run(Sandbox(self._caller, session_id, progress), tools[call.name], call)
+        except WakegateError as error:
+            return _nothing_run(error)
+
     async def _observed(
         self, session_id: SessionId, call: Call, index: int, tools: Mapping[str, Tool], observe: Observer
     ) -> ToolResult:
@@ -92,7 +104,7 @@ class ToolService:
         if call.problem is not None:
             result, replayed = call.problem, False
         elif call.name not in tools:
-            result, replayed = failure("unknown_tool", f"{call.name[:64]}; there are {', '.join(tools)}"), False
+            result, replayed = _unknown(call, tools), False
         else:
             tool = tools[call.name]
             looked_at = None if observe is _nobody else progress
@@ -107,7 +119,15 @@ class ToolService:
         try:
             return await self.memory.run(session_id, call, lambda: _run(sandbox, tool, call))
         except WakegateError as error:
-            return failure(error.code.lower(), f"{error}; nothing was run"), False
+            return _nothing_run(error), False
+
+
+def _unknown(call: Call, tools: Mapping[str, Tool]) -> ToolResult:
+    return failure("unknown_tool", f"{call.name[:64]}; there are {', '.join(tools)}")
+
+
+def _nothing_run(error: WakegateError) -> ToolResult:
+    return failure(error.code.lower(), f"{error}; nothing was run")
 
 
 def _is_ordered(call: Call, tools: Mapping[str, Tool]) -> bool:

@@ -1,0 +1,150 @@
+"""The tools over MCP, with the official SDK's client, a real gateway and real sandboxes."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import httpx2
+import pytest
+from mcp import Client, types
+from mcp.client.streamable_http import streamable_http_client
+
+from tests.integration.served import Server, serve, wait_until
+
+PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+INITIALIZE = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {
+        "protocolVersion": "2025-06-18",
+        "capabilities": {},
+        "clientInfo": {"name": "bare", "version": "1"},
+    },
+}
+ACCEPT = {"accept": "application/json, text/event-stream"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One gateway for the module."""
+    with serve(tmp_path_factory.mktemp("wg") / "state") as served:
+        yield served
+
+
+@asynccontextmanager
+async def connect(server: Server, headers: dict[str, str] | None = None, **options: Any) -> AsyncIterator[Client]:
+    """A client of the SDK's, with its own ways of finding the protocol's version."""
+    async with httpx2.AsyncClient(headers=headers, timeout=30) as http:
+        transport = streamable_http_client(f"{server.url}/mcp", http_client=http)
+        async with Client(transport, **options) as client:
+            yield client
+
+
+def text_of(result: types.CallToolResult) -> str:
+    """The text of a result that is nothing else."""
+    (content,) = result.content
+    assert isinstance(content, types.TextContent)
+    return content.text
+
+
+def sessions_of(server: Server) -> set[str]:
+    """Ids of all sessions that have not ended."""
+    found = server.client.get("/v1/sessions").json()["sessions"]
+    return {each["id"] for each in found if each["state"] != "terminated"}
+
+
+async def test_mcp_session_is_a_session_that_ends_with_the_client(server: Server) -> None:
+    """Files and failures as on the other surfaces; afterwards nothing is left of it."""
+    before = sessions_of(server)
+    async with connect(server) as client:
+        tools = (await client.list_tools()).tools
+        assert [tool.name for tool in tools] == ["run_python", "run_shell", "read_file", "write_file", "list_files"]
+        assert tools[2].annotations is not None
+        assert tools[2].annotations.read_only_hint is True
+        wrote = await client.call_tool("write_file", {"path": "a.txt", "content": "kept"})
+        assert (wrote.is_error, text_of(wrote)) == (False, "wrote 4 bytes to a.txt")
+        assert text_of(await client.call_tool("run_shell", {"command": "cat a.txt"})) == "kept"
+        failed = await client.call_tool("run_shell", {"command": 5})
+        assert failed.is_error
+        assert text_of(failed).startswith("Error (invalid_arguments): command: expected text")
+        assert text_of(await client.call_tool("nope", {})).startswith("Error (unknown_tool)")
+        (made,) = sessions_of(server) - before
+        assert server.client.post(f"/v1/sessions/{made}/hibernate").status_code == 200
+        assert text_of(await client.call_tool("read_file", {"path": "a.txt"})) == "kept"
+    assert sessions_of(server) == before
+
+
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28", "auto"])
+async def test_mcp_session_by_header_is_anybodys_and_stays(server: Server, mode: str) -> None:
+    """Whichever revision of the protocol the client speaks."""
+    session = server.session()
+    server.run(session, "echo mine > x")
+    async with connect(server, {"x-session-id": session}, mode=mode) as client:
+        assert text_of(await client.call_tool("read_file", {"path": "x"})) == "mine\n"
+    assert server.state(session)["state"] == "active"
+
+
+async def test_mcp_pictures_are_image_content(server: Server) -> None:
+    """The bytes are those of the file."""
+    async with connect(server) as client:
+        made = await client.call_tool("run_shell", {"command": f"echo {PICTURE} | base64 -d > p.png"})
+        assert not made.is_error
+        (content,) = (await client.call_tool("read_file", {"path": "p.png"})).content
+        assert isinstance(content, types.ImageContent)
+        assert (content.mime_type, base64.b64decode(content.data)) == ("image/png", base64.b64decode(PICTURE))
+
+
+async def test_mcp_cancelled_call_ends_what_it_ran(server: Server) -> None:
+    """The command is gone from the sandbox."""
+    async with connect(server) as client:
+        with anyio.move_on_after(1.0):
+            await client.call_tool("run_shell", {"command": "echo begun > begun; sleep 987"})
+        command = "ls begun; while grep -qs 987 /proc/[0-9]*/cmdline; do sleep 0.05; done; echo gone"
+        # The pattern is not in this command's own line as the other's is: grep -s looks for "sleep 987" only there.
+        command = command.replace("987", "'sleep.98[7]'")
+        assert text_of(await client.call_tool("run_shell", {"command": command, "timeout": 20})) == "begun\ngone"
+
+
+def test_mcp_endpoint_survives_bare_clients(server: Server) -> None:
+    """Unknown sessions are 404, foreign pages 403, a GET 405, the newest revision is told of the handshake."""
+    http = server.client
+    made = http.post("/mcp", json=INITIALIZE, headers=ACCEPT)
+    session = made.headers["mcp-session-id"]
+    assert made.headers["x-session-id"] == session
+    assert server.state(session)["state"] == "active"
+    call = {"jsonrpc": "2.0", "id": 2, "method": "tools/list", "params": {}}
+    named = {**ACCEPT, "mcp-session-id": session}
+    assert http.post("/mcp", json=call, headers=named).status_code == 200
+    assert http.post("/mcp", json=call, headers={**named, "origin": "http://evil.example"}).status_code == 403
+    assert http.post("/mcp", json=call, headers={**named, "origin": "http://localhost:3000"}).status_code == 200
+    assert http.get("/mcp", headers=named).status_code == 405
+    assert http.delete("/mcp").status_code == 400
+    assert http.delete("/mcp", headers=named).status_code == 204
+    assert http.delete("/mcp", headers=named).status_code == 404
+    assert http.post("/mcp", json=call, headers=named).status_code == 404
+    assert http.post("/mcp", content=b"{", headers=ACCEPT | {"content-type": "application/json"}).status_code == 400
+    newest = http.post("/mcp", json=call, headers={**ACCEPT, "mcp-protocol-version": "2026-07-28"})
+    assert newest.json()["error"]["code"] == -32022
+    assert "2025-06-18" in newest.json()["error"]["data"]["supported"]
+
+
+def test_mcp_cancelled_notification_ends_a_call_that_is_waited_for(server: Server) -> None:
+    """As clients do that keep the request open: it is answered, and the command is gone."""
+    http = server.client
+    session = server.session()
+    named = {**ACCEPT, "x-session-id": session}
+    arguments = {"command": "echo > begun; sleep 600", "timeout": 600}
+    call = {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": "run_shell", "arguments": arguments}}
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(http.post, "/mcp", json=call, headers=named)
+        wait_until(lambda: server.run(session, "ls begun").json()["exit_code"] == 0, "the command begins")
+        cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 7}}
+        assert http.post("/mcp", json=cancel, headers=named).status_code == 202
+        assert "the call was cancelled" in answer.result(timeout=20).text
+    wait_until(lambda: "sleep" not in server.run(session, "cat /proc/[0-9]*/comm").text, "the command ends")
