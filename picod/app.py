@@ -67,11 +67,11 @@ async def health(picod: Picod, request: Request) -> None:
     await request.answer_json(200, {"service": "PicoD", "status": "ok", "uptime": uptime, "version": VERSION})
 
 
-def _later(name: str) -> Handler:
-    """A handler of picod.interpreter, which is imported when it is first called: 15 ms that no start should take."""
+def _later(module: str, name: str) -> Handler:
+    """A handler in a module that is imported when it is first called: contexts are 15 ms that no start should take."""
 
     async def handle(picod: Picod, request: Request) -> None:
-        handler: Handler = getattr(importlib.import_module("picod.interpreter"), name)
+        handler: Handler = getattr(importlib.import_module(module), name)
         await handler(picod, request)
 
     return handle
@@ -80,11 +80,13 @@ def _later(name: str) -> Handler:
 ROUTES = (
     Route(("GET",), wire.HEALTH_PATH.encode(), health, open=True),
     Route(("POST",), b"/api/execute", execute),
-    Route(("POST",), wire.RUN_CODE_PATH.encode(), _later("run_code")),
-    Route(("GET",), wire.CONTEXTS_PATH.encode(), _later("list_contexts")),
-    Route(("POST",), wire.CONTEXTS_PATH.encode(), _later("create_context")),
-    Route(("DELETE",), wire.CONTEXTS_PATH.encode() + b"/", _later("delete_context")),
-    Route(("POST",), wire.CONTEXTS_PATH.encode() + b"/", _later("control_context")),
+    Route(("POST",), wire.RUN_CODE_PATH.encode(), _later("picod.interpreter", "run_code")),
+    Route(("GET",), wire.CONTEXTS_PATH.encode(), _later("picod.interpreter", "list_contexts")),
+    Route(("POST",), wire.CONTEXTS_PATH.encode(), _later("picod.interpreter", "create_context")),
+    Route(("DELETE",), wire.CONTEXTS_PATH.encode() + b"/", _later("picod.interpreter", "delete_context")),
+    Route(("POST",), wire.CONTEXTS_PATH.encode() + b"/", _later("picod.interpreter", "control_context")),
+    Route(("POST",), wire.SUSPEND_PATH.encode(), _later("picod.saved", "suspend")),
+    Route(("POST",), wire.RESUME_PATH.encode(), _later("picod.saved", "resume")),
     Route(("POST",), b"/api/files", upload),
     Route(("GET",), b"/api/files", list_files),
     Route(("GET", "HEAD"), b"/api/files/", download),
@@ -136,6 +138,11 @@ class Picod:
 
             self._interpreter = Interpreter(self)
         return self._interpreter
+
+    @property
+    def has_interpreter(self) -> bool:
+        """Code contexts were asked for."""
+        return self._interpreter is not None
 
     def close(self) -> None:
         """Leave nothing outside of the workspace."""

@@ -1,42 +1,42 @@
 """Code contexts: places where state lives on from one run to the next, several to a session.
 
-A Context queues runs, watches their time, says how each ended, and has its process replaced when it died. What the
-process is, two kinds differ in: PythonContext (a kernel, kernel.py) and BashContext (bash.py).
+A Context queues runs, says how each ended, and looks after the state that was kept of it. What runs the code, two kinds
+differ in: PythonContext (python_context.py) and BashContext (bash_context.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from picod.bash import SCRIPT
-from picod.kernel import Kernel, KernelError, Listener, Reply
-from picod.outlet import Outlet
-from picod.processes import Child, Children
+from picod.kernel import Listener
+from picod.processes import Children
+from picod.statefiles import StateFiles
 
 if TYPE_CHECKING:
     from picod.paths import Workspace
 
-_INTERRUPT_PATIENCE = 3.0  # seconds from the interrupt until the process is killed
 MAX_QUEUED = 64  # runs that wait for one context
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended. `error` has name, value and traceback; `notice` says that the context began anew, and why."""
+    """How a run ended. `error` has name, value and traceback; `notice` says that the context began anew, and why.
+
+    `restored` is there for the first run after a wake: how many variables came back, and which did not.
+    """
 
     error: dict[str, Any] | None
-    execution_count: int | None
-    duration: float
+    execution_count: int | None = None
+    duration: float = 0.0
     notice: str = ""
     exit_code: int | None = None
     timed_out: bool = False
+    restored: Mapping[str, Any] | None = None
 
     def fields(self) -> dict[str, object]:
         """The part of the answer that this is."""
@@ -51,6 +51,8 @@ class Outcome:
             fields["timed_out"] = True
         if self.notice:
             fields["notice"] = self.notice
+        if self.restored is not None:
+            fields["restored"] = self.restored
         return fields
 
 
@@ -100,18 +102,20 @@ class Context(ABC):
         self._stop: Stop | None = None
         self._notice = ""
         self._deleted = False
+        self._kept: StateFiles | None = None  # what lies in the workspace of it
+        self._expects = False  # ... and has not been read back
 
     @property
-    def deleted(self) -> bool:
-        """It takes no more runs."""
-        return self._deleted
+    def has_state(self) -> bool:
+        """There is something to save."""
+        return self.execution_count > 0 or self._expects
 
     def describe(self) -> dict[str, object]:
         """The context as the API shows it."""
         return {
             "id": self.id,
             "language": self.language,
-            "state": "busy" if self.busy else self.state(),
+            "state": "busy" if self.busy else "saved" if self._expects else self.state(),
             "execution_count": self.execution_count,
             "created_at": self.created_at,
             "last_used_at": self.last_used_at,
@@ -126,23 +130,17 @@ class Context(ABC):
             self.waiting -= 1
         try:
             if stop.reason or self._deleted:
-                return Outcome(_stopped(stop.reason or "deleted"), None, 0.0)
+                return Outcome(stopped(stop.reason or "deleted"))
             self.busy, self._stop = True, stop
             self.last_used_at = time.time()
             await self._prepare()
+            restored = await self._take_up()
             notice, self._notice = self._notice, ""
             started = time.monotonic()
             outcome = await self._run(code, timeout, listener, stop)
             if outcome.execution_count is not None:
                 self.execution_count = outcome.execution_count
-            return Outcome(
-                outcome.error,
-                outcome.execution_count,
-                time.monotonic() - started,
-                notice,
-                outcome.exit_code,
-                outcome.timed_out,
-            )
+            return replace(outcome, duration=time.monotonic() - started, notice=notice, restored=restored)
         finally:
             self.busy, self._stop = False, None
             self.last_used_at = time.time()
@@ -159,6 +157,7 @@ class Context(ABC):
         """Begin anew: what runs is killed, all state is gone. Runs that wait go on in the new one."""
         if self._stop is not None:
             self._stop.ask("restarted")
+        self._forget_kept()
         await self._discard()
         self.execution_count = 0
         self._notice = ""
@@ -168,7 +167,48 @@ class Context(ABC):
         self._deleted = True
         if self._stop is not None:
             self._stop.ask("deleted")
+        self._forget_kept()
         await self._discard()
+
+    def expect(self, files: StateFiles) -> bool:
+        """Read that state back before the next run. False when the context is in use and needs none."""
+        if self.busy or self.has_state:
+            return False
+        self._kept, self._expects = files, True
+        return True
+
+    async def save(self, files: StateFiles, scratch: str) -> dict[str, Any]:
+        """Write its state. Returns {"saved": n, "unsaved": [{"name", "reason"}]}. `scratch` names a file to use.
+
+        Not while code runs in it: to wait for that might take for ever.
+        """
+        if self._turn.locked():
+            return {"saved": 0, "unsaved": [{"name": "*", "reason": "code was running in it"}]}
+        async with self._turn:
+            if self._expects:  # not used since it came: its files stand as they are
+                return {"saved": await asyncio.to_thread(files.count), "unsaved": []}
+            try:
+                files.make_folder()
+                report = await self._save(files, scratch)
+            except OSError as error:
+                report = {"saved": 0, "unsaved": [{"name": "*", "reason": f"cannot be written: {error.strerror}"}]}
+            self._kept = files
+            return report
+
+    async def _take_up(self) -> Mapping[str, Any] | None:
+        """Read back what was kept; what is kept of a context that runs on is out of date, and goes."""
+        kept, expects = self._kept, self._expects
+        self._kept, self._expects = None, False
+        if kept is None:
+            return None
+        report = await self._load(kept) if expects else None
+        kept.drop()
+        return report
+
+    def _forget_kept(self) -> None:
+        if self._kept is not None:
+            self._kept.drop()
+        self._kept, self._expects = None, False
 
     @abstractmethod
     def state(self) -> str:
@@ -186,197 +226,16 @@ class Context(ABC):
     async def _discard(self) -> None:
         """Kill the process, forget the state."""
 
+    @abstractmethod
+    async def _save(self, files: StateFiles, scratch: str) -> dict[str, Any]:
+        """Write the state; see `save`. Raises OSError."""
 
-class PythonContext(Context):
-    """A kernel that starts when it is first needed, or ahead with `begin`."""
-
-    language = "python"
-
-    def __init__(self, context_id: str, around: Surroundings) -> None:
-        super().__init__(context_id, around)
-        self._kernel: Kernel | None = None
-        self._starting: asyncio.Task[Kernel] | None = None
-        self._starts = 0
-
-    def state(self) -> str:
-        """See above."""
-        if self._starting is not None:
-            return "starting"
-        return "idle" if self._kernel is not None and self._kernel.alive else "none"
-
-    def begin(self, nice: int | None = None) -> None:
-        """Have the kernel started, without waiting; whoever asks for a run is told when that fails."""
-        if self._starting is None and (self._kernel is None or not self._kernel.alive):
-            self._starting = asyncio.create_task(self._start(nice))
-            self._starting.add_done_callback(_look_at)
-
-    async def _start(self, nice: int | None) -> Kernel:
-        try:
-            await self._drop_dead()
-            self._starts += 1
-            python = self._around.find("python3")
-            if python is None:
-                raise KernelError("there is no python3 in this sandbox")
-            self._kernel = await Kernel.start(
-                self._around.children,
-                python,
-                cwd_fd=self._around.workspace.fd,
-                env=self._around.env,
-                base=os.path.join(self._around.folder(), f"{self.id}.{self._starts}"),
-                nice=nice,
-            )
-            return self._kernel
-        finally:
-            self._starting = None
-
-    async def _drop_dead(self) -> None:
-        """The kernel ended between two runs (`exit()` does that, after its answer)."""
-        kernel, self._kernel = self._kernel, None
-        if kernel is not None:
-            await kernel.kill(self._around.children)
-            self._notice = f"the context began anew, without its variables: its process {_how_ended(kernel)}"
-            self.execution_count = 0
-
-    async def _prepare(self) -> None:
-        self.begin()
-        if self._starting is not None:
-            await asyncio.shield(self._starting)
-
-    async def _run(self, code: str, timeout: float, listener: Listener, stop: Stop) -> Outcome:
-        kernel = self._kernel
-        assert kernel is not None
-        running = asyncio.create_task(kernel.run(code, listener))
-        why = await _first_of(running, stop, timeout)
-        if why:
-            if why in ("restarted", "deleted"):
-                await kernel.kill(self._around.children)
-            else:
-                kernel.interrupt()
-                await asyncio.wait({running}, timeout=_INTERRUPT_PATIENCE)
-                if not running.done():
-                    await kernel.kill(self._around.children)
-        reply = await running
-        if reply is None:
-            return await self._died(kernel, why, timeout)
-        return _finished(reply, why, timeout)
-
-    async def _died(self, kernel: Kernel, why: str, timeout: float) -> Outcome:
-        await kernel.kill(self._around.children)
-        if self._kernel is kernel:
-            self._kernel = None
-        self.execution_count = 0
-        how = _how_ended(kernel)
-        if why == "timeout":
-            error = _timed_out(timeout, "did not heed the interrupt and was killed with the context's variables")
-        elif why in ("restarted", "deleted"):
-            error = _stopped(why)
-        elif why:
-            error = {
-                "name": "KernelDied",
-                "value": "the code did not heed the interrupt and was killed with the context's variables",
-                "traceback": [],
-            }
-        else:
-            error = {
-                "name": "KernelDied",
-                "value": f"the context's process {how}; its variables are lost, the next run begins anew",
-                "traceback": [],
-            }
-        if why not in ("restarted", "deleted"):
-            self._notice = f"the context began anew, without its variables: {error['value']}"
-        return Outcome(error, None, 0.0, timed_out=why == "timeout")
-
-    async def _discard(self) -> None:
-        starting = self._starting
-        if starting is not None:
-            starting.cancel()
-            await asyncio.wait({starting})
-        kernel, self._kernel = self._kernel, None
-        if kernel is not None:
-            await kernel.kill(self._around.children)
+    @abstractmethod
+    async def _load(self, files: StateFiles) -> Mapping[str, Any]:
+        """Read it back. Returns {"restored": n, "unsaved": [...]}."""
 
 
-class BashContext(Context):
-    """A file that holds the state, and a bash for each run."""
-
-    language = "bash"
-
-    @property
-    def state_file(self) -> str:
-        """Where the state is, outside of the workspace."""
-        return os.path.join(self._around.folder(), f"{self.id}.bash")
-
-    def state(self) -> str:
-        """Always idle: there is no process to wait for."""
-        return "idle"
-
-    async def _prepare(self) -> None:
-        if self._around.find("bash") is None:
-            raise KernelError("there is no bash in this sandbox")
-
-    async def _run(self, code: str, timeout: float, listener: Listener, stop: Stop) -> Outcome:
-        code_file = f"{self.state_file}.code"
-        _write(code_file, code)
-        child, outlets = self._spawn(code_file)
-        try:
-            for name, outlet in outlets.items():
-                outlet.attach(_to(listener, name))
-            why = await _first_of(child.exited, stop, timeout)
-            if why:
-                await self._around.children.kill(child)
-        finally:
-            if not child.exited.done():
-                await self._around.children.kill(child)
-            for outlet in outlets.values():
-                outlet.drain()
-                outlet.detach()  # what a background job still prints is read and dropped until it ends
-        code_number = child.exited.result()
-        count = self.execution_count + 1
-        if why == "timeout":
-            error: dict[str, Any] | None = _timed_out(timeout, "was killed; the context is as it was before")
-        elif why:
-            error = _stopped(why)
-        elif code_number:
-            error = {"name": "ExitStatus", "value": f"exit status {code_number}", "traceback": []}
-        else:
-            error = None
-        timed_out = why == "timeout"
-        return Outcome(error, count, 0.0, exit_code=124 if timed_out else code_number, timed_out=timed_out)
-
-    def _spawn(self, code_file: str) -> tuple[Child, dict[str, Outlet]]:
-        bash = self._around.find("bash")
-        if bash is None:
-            raise KernelError("there is no bash in this sandbox")
-        argv = [bash, b"--noprofile", b"--norc", b"-c", SCRIPT.encode(), b"bash"]
-        argv += [self.state_file.encode(), code_file.encode()]
-        ends: list[int] = []
-        try:
-            for _ in ("stdout", "stderr"):
-                ends += os.pipe2(os.O_CLOEXEC)
-            child = self._around.children.spawn(
-                bash, argv, cwd_fd=self._around.workspace.fd, env=self._around.env, stdout=ends[1], stderr=ends[3]
-            )
-        except OSError as error:
-            for fd in ends:
-                os.close(fd)
-            raise KernelError(f"bash could not be started: {error.strerror}") from error
-        os.close(ends[1])
-        os.close(ends[3])
-        return child, {"stdout": Outlet(ends[0]), "stderr": Outlet(ends[2])}
-
-    async def _discard(self) -> None:
-        async with self._turn:
-            try:
-                os.unlink(self.state_file)
-            except FileNotFoundError:
-                pass
-
-
-def _to(listener: Listener, stream: str) -> Callable[[bytes], None]:
-    return lambda data: listener.output(stream, data)
-
-
-async def _first_of(running: asyncio.Future[Any], stop: Stop, timeout: float) -> str:
+async def first_of(running: asyncio.Future[Any], stop: Stop, timeout: float) -> str:
     """Wait for a run. Why it should end early: `timeout`, the stop's reason, or empty when it ended by itself."""
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -388,49 +247,12 @@ async def _first_of(running: asyncio.Future[Any], stop: Stop, timeout: float) ->
         stopping.cancel()
 
 
-def _finished(reply: Reply, why: str, timeout: float) -> Outcome:
-    error = reply.error
-    if why == "timeout":
-        trace = error["traceback"] if error else []
-        error = _timed_out(timeout, "was interrupted; the context's variables are kept") | {"traceback": trace}
-    return Outcome(error, reply.execution_count, 0.0, timed_out=why == "timeout")
+def timed_out(timeout: float, what: str) -> dict[str, Any]:
+    """The error of a run that took too long; `what` became of it and its context."""
+    value = f"the code ran longer than {timeout:g} seconds and {what}"
+    return {"name": "TimeoutError", "value": value, "traceback": []}
 
 
-def _timed_out(timeout: float, what: str) -> dict[str, Any]:
-    return {
-        "name": "TimeoutError",
-        "value": f"the code ran longer than {timeout:g} seconds and {what}",
-        "traceback": [],
-    }
-
-
-def _stopped(why: str) -> dict[str, Any]:
+def stopped(why: str) -> dict[str, Any]:
+    """The error of a run that somebody ended."""
     return {"name": "Interrupted", "value": f"the run was ended: {why}", "traceback": []}
-
-
-def _how_ended(kernel: Kernel) -> str:
-    if not kernel.child.exited.done():
-        return "broke off its connection"
-    code = kernel.child.exited.result()
-    if code >= 0:
-        return f"ended with exit status {code}"
-    name = _signal_name(-code)
-    return f"was ended by {name}" + (" (out of memory, perhaps)" if name == "SIGKILL" else "")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def _write(path: str, code: str) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(code.encode())
-
-
-def _look_at(starting: asyncio.Task[Kernel]) -> None:
-    """Its error is news to nobody: the next run tries again and says it."""
-    if not starting.cancelled():
-        starting.exception()

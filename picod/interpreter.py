@@ -10,12 +10,15 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from picod.bash_context import BashContext
 from picod.collect import Collected
-from picod.contexts import MAX_QUEUED, BashContext, Context, Outcome, PythonContext, Stop, Surroundings
+from picod.contexts import MAX_QUEUED, Context, Outcome, Stop, Surroundings
 from picod.execute import find_executable
 from picod.fields import missing, parse_object, text_field, wrong_type
 from picod.golang import DurationError, parse_duration
 from picod.kernel import KernelError
+from picod.python_context import PythonContext
+from picod.statefiles import StateFiles
 from picod.web import ClientGoneError, Request, RequestError
 
 if TYPE_CHECKING:
@@ -93,6 +96,20 @@ class Interpreter:
         """End it and forget it."""
         self._contexts.pop(context.id, None)
         await context.delete()
+
+    def expect(self, files: StateFiles, language: str) -> bool:
+        """A state has come with the workspace: read it back when its context is used. False when that has no use."""
+        context = self._contexts.get(files.context_id)
+        if context is None:
+            try:
+                context = self.create(language, files.context_id)
+            except RequestError:
+                return False  # not a name of ours, or one too many
+        return context.language == language and context.expect(files)
+
+    def scratch(self, name: str) -> str:
+        """A file outside of the workspace, for what a context's process tells of itself."""
+        return os.path.join(self._make_folder(), f"{name}.report")
 
     def warm(self, nice: int) -> None:
         """Start the default context at low priority, for the first run to find it ready."""

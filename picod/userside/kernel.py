@@ -11,7 +11,9 @@ A line that is READY on standard output says that all sockets listen.
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import signal
 import sys
 import threading
 
@@ -34,16 +36,32 @@ def main() -> None:
     else:
         _load()
     app = _make(connection_file, folder)
+    _remember()
     for name in hidden:
         sys.modules.pop(name, None)
+    from tornado.ioloop import IOLoop
+
     # Lines as they come, and in one order with what child processes print.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    # ipykernel answers an interrupt of awaiting code with a callback that does not wake the loop. A loop that handles
+    # any signal is woken by all; this one is ignored by default.
+    IOLoop.current().asyncio_loop.add_signal_handler(signal.SIGWINCH, lambda: None)  # type: ignore[attr-defined]
     os.write(1, READY)
     app.start()
 
 
 def _load() -> None:
     import ipykernel.kernelapp  # noqa: F401
+
+
+def _remember() -> None:
+    """Load what saves and restores the context's variables; it notes what the environment was like at first."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "state.py")
+    spec = importlib.util.spec_from_file_location("_wakegate_state", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["_wakegate_state"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
 
 
 def _in_slow_thread(work: object, nice: int) -> None:

@@ -178,3 +178,11 @@ def _wait_for(picod: Executor, name: str) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     (picod.workspace / name).unlink()
+
+
+def test_code_that_awaits_is_interrupted_too(picod: Executor) -> None:
+    """A top-level `await` works, and a timeout ends it without the loss of variables."""
+    assert run_code(picod, "import asyncio\nawait asyncio.sleep(0, 7)")["results"] == [{"text/plain": "7"}]
+    answer = run_code(picod, "waited = 1\nawait asyncio.sleep(60)", timeout=0.3)
+    assert answer["timed_out"] is True
+    assert run_code(picod, "waited")["results"] == [{"text/plain": "1"}]
