@@ -21,4 +21,7 @@ async def activity(picod: Picod, request: Request) -> None:
         if "background" in parts
         else []
     )
-    await request.answer_json(200, {"busy": bool(processes), "processes": processes, "terminals": []})
+    terminals = [each.id for each in parts["terminals"].all() if each.busy] if "terminals" in parts else []
+    await request.answer_json(
+        200, {"busy": bool(processes or terminals), "processes": processes, "terminals": terminals}
+    )

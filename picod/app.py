@@ -6,7 +6,6 @@ A further room (code contexts, processes, snapshots) is a module with handlers a
 from __future__ import annotations
 
 import asyncio
-import importlib
 import sys
 import time
 import traceback
@@ -32,6 +31,7 @@ from picod.web import ClientGoneError, Receive, Request, RequestError, Scope, Se
 if TYPE_CHECKING:
     from picod.background import Background
     from picod.interpreter import Interpreter
+    from picod.terminal import Terminals
 
 _IDLE_BEFORE_LOADING = 1.0  # seconds from the start
 
@@ -52,7 +52,7 @@ class Route(NamedTuple):
 
 
 def late(module: str, name: str) -> Handler:
-    """A handler whose module is loaded when it is first asked for: few sessions use all of them, each start pays."""
+    """A handler whose module is loaded when it is first called: no session needs all of them, each start would pay."""
 
     async def handle(picod: Picod, request: Request) -> None:
         handler: Handler = getattr(import_module(module), name)
@@ -67,26 +67,16 @@ async def health(picod: Picod, request: Request) -> None:
     await request.answer_json(200, {"service": "PicoD", "status": "ok", "uptime": uptime, "version": VERSION})
 
 
-def _later(module: str, name: str) -> Handler:
-    """A handler in a module that is imported when it is first called: contexts are 15 ms that no start should take."""
-
-    async def handle(picod: Picod, request: Request) -> None:
-        handler: Handler = getattr(importlib.import_module(module), name)
-        await handler(picod, request)
-
-    return handle
-
-
 ROUTES = (
     Route(("GET",), wire.HEALTH_PATH.encode(), health, open=True),
     Route(("POST",), b"/api/execute", execute),
-    Route(("POST",), wire.RUN_CODE_PATH.encode(), _later("picod.interpreter", "run_code")),
-    Route(("GET",), wire.CONTEXTS_PATH.encode(), _later("picod.interpreter", "list_contexts")),
-    Route(("POST",), wire.CONTEXTS_PATH.encode(), _later("picod.interpreter", "create_context")),
-    Route(("DELETE",), wire.CONTEXTS_PATH.encode() + b"/", _later("picod.interpreter", "delete_context")),
-    Route(("POST",), wire.CONTEXTS_PATH.encode() + b"/", _later("picod.interpreter", "control_context")),
-    Route(("POST",), wire.SUSPEND_PATH.encode(), _later("picod.saved", "suspend")),
-    Route(("POST",), wire.RESUME_PATH.encode(), _later("picod.saved", "resume")),
+    Route(("POST",), wire.RUN_CODE_PATH.encode(), late("picod.interpreter", "run_code")),
+    Route(("GET",), wire.CONTEXTS_PATH.encode(), late("picod.interpreter", "list_contexts")),
+    Route(("POST",), wire.CONTEXTS_PATH.encode(), late("picod.interpreter", "create_context")),
+    Route(("DELETE",), wire.CONTEXTS_PATH.encode() + b"/", late("picod.interpreter", "delete_context")),
+    Route(("POST",), wire.CONTEXTS_PATH.encode() + b"/", late("picod.interpreter", "control_context")),
+    Route(("POST",), wire.SUSPEND_PATH.encode(), late("picod.saved", "suspend")),
+    Route(("POST",), wire.RESUME_PATH.encode(), late("picod.saved", "resume")),
     Route(("POST",), b"/api/files", upload),
     Route(("GET",), b"/api/files", list_files),
     Route(("GET", "HEAD"), b"/api/files/", download),
@@ -99,6 +89,9 @@ ROUTES = (
     Route(("GET",), b"/api/processes", late("picod.processapi", "list_processes")),
     Route(("POST",), b"/api/processes", late("picod.processapi", "start_process")),
     Route(ANY, b"/api/processes/", late("picod.processapi", "process")),
+    Route(("GET",), wire.TERMINAL_PATH.encode(), late("picod.terminalapi", "open_terminal")),
+    Route(("GET",), b"/api/terminals", late("picod.terminalapi", "list_terminals")),
+    Route(("DELETE",), b"/api/terminals/", late("picod.terminalapi", "end_terminal")),
 )
 
 
@@ -121,6 +114,13 @@ class Picod:
         from picod.background import Background
 
         return Background(self.children)
+
+    @cached_property
+    def terminals(self) -> Terminals:
+        """The terminals, made when they are first asked for."""
+        from picod.terminal import Terminals
+
+        return Terminals(self.children)
 
     def start(self) -> None:
         """Begin what the first request should not wait for. On the loop, once it listens."""

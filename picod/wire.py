@@ -17,6 +17,7 @@ SNAPSHOT_PATH = "/api/snapshot"  # GET: the workspace as a stream; PUT: a stream
 SUSPEND_PATH = "/api/suspend"  # POST: write what is in memory into the workspace, as far as it can be
 RESUME_PATH = "/api/resume"  # POST: a workspace that was kept has come; look what it holds
 ACTIVITY_PATH = "/api/activity"  # {"busy": bool}: whether something runs that no request waits for
+TERMINAL_PATH = "/api/terminal"  # a WebSocket
 PORTS_PATH = "/api/ports/"  # {port}/{path}: on to a server that listens in the sandbox
 SESSION_HEADER = "x-agentcube-session-id"  # what the gateway tells of the session in each request
 

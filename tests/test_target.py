@@ -99,6 +99,12 @@ def test_parse_leads_a_port_of_a_session_to_picods_bridge(tail: bytes) -> None:
     assert parse(b"/v1/sessions/s1/ports/8000/" + tail, b"s1", None) == target
 
 
+def test_parse_leads_a_sessions_terminal_to_picod() -> None:
+    """That path alone; what is below it is the control surfaces'."""
+    assert parse(b"/v1/sessions/s1/terminal", None, None) == Target(SessionId("s1"), None, b"/api/terminal")
+    assert parse(b"/v1/sessions/s1/terminal/x", b"s1", None) is NotProxied.CONTROL
+
+
 @pytest.mark.parametrize(
     ("path", "session", "match"),
     [

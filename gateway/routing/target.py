@@ -3,7 +3,7 @@
 Three forms reach a sandbox:
 
     /v1/namespaces/{namespace}/{code-interpreters|agent-runtimes}/{name}/invocations/{path}   AgentCube's data plane
-    /v1/sessions/{id}/ports/{port}/{path}                                                     a server in the sandbox
+    /v1/sessions/{id}/ports/{port}/{path}, /v1/sessions/{id}/terminal                         by path alone (browsers)
     any other path with a session header (or x-wakegate-runtime: namespace/name)              plain HTTP
 
 Everything else is for the control surfaces. The path is kept as the client sent it: never decoded, never normalised.
@@ -18,7 +18,7 @@ from functools import lru_cache
 
 from gateway.errors import BadRequestError
 from gateway.model import Kind, RuntimeKey, SessionId
-from picod.wire import PORTS_PATH
+from picod.wire import PORTS_PATH, TERMINAL_PATH
 
 SESSION_HEADERS = (b"x-session-id", b"x-agentcube-session-id")
 RUNTIME_HEADER = b"x-wakegate-runtime"
@@ -78,6 +78,8 @@ def _parse(raw_path: bytes, session: bytes | None, runtime: bytes | None) -> Tar
         parts = raw_path.split(b"/", 6)
         if len(parts) > 5 and parts[4] == b"ports":
             return _parse_port(parts, session, runtime)
+        if len(parts) == 5 and parts[4] == b"terminal":
+            return Target(_same_session(parts[3], session), _named(runtime), TERMINAL_PATH.encode())
     if is_control(raw_path) or (session is None and runtime is None):
         return NotProxied.CONTROL
     return Target(_session_id(session) if session is not None else None, _named(runtime), raw_path)
@@ -87,12 +89,17 @@ def _parse_port(parts: list[bytes], session: bytes | None, runtime: bytes | None
     """`parts` of /v1/sessions/{id}/ports/{port}, and what follows, which is the seventh."""
     if not _PORT.fullmatch(parts[5]) or int(parts[5]) > 65535:
         raise BadRequestError(f"malformed port {_shown(parts[5])}: expected a number from 1 to 65535")
-    if session is not None and session != parts[3]:
-        raise BadRequestError("the session header names another session than the path; send one of them")
+    found = _same_session(parts[3], session)
     if len(parts) == 6:
         return NotProxied.ADD_SLASH
     path = b"%b%b/%b" % (PORTS_PATH.encode(), parts[5], parts[6])
-    return Target(_session_id(parts[3]), _named(runtime), path)
+    return Target(found, _named(runtime), path)
+
+
+def _same_session(in_path: bytes, in_header: bytes | None) -> SessionId:
+    if in_header is not None and in_header != in_path:
+        raise BadRequestError("the session header names another session than the path; send one of them")
+    return _session_id(in_path)
 
 
 def _named(runtime: bytes | None) -> RuntimeKey | None:
