@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from gateway.declared import parse_tools
 from gateway.errors import SettingsError
 from gateway.model import HIGH_PORTS, Kind, Limits, PoolMode, PoolSpec, Runtime, RuntimeKey
 from gateway.units import parse_duration, parse_quantity
@@ -59,7 +60,7 @@ def load_runtimes(paths: Iterable[Path], *, engine: str = "local") -> list[Runti
     found: dict[RuntimeKey, tuple[str, Runtime]] = {}
     for file in _files(paths, problems):
         for where, document in _documents(file, problems):
-            runtime = parse_runtime(document, where, problems, engine=engine)
+            runtime = parse_runtime(document, where, problems, engine=engine, folder=file.parent)
             if runtime is None:
                 continue
             if runtime.key in found:
@@ -75,8 +76,10 @@ def load_runtimes(paths: Iterable[Path], *, engine: str = "local") -> list[Runti
     return [runtime for _, runtime in found.values()]
 
 
-def parse_runtime(document: Any, where: str, problems: list[str], *, engine: str = "local") -> Runtime | None:
-    """One manifest document for an engine (`local`, `kubernetes`).
+def parse_runtime(
+    document: Any, where: str, problems: list[str], *, engine: str = "local", folder: Path | None = None
+) -> Runtime | None:
+    """One manifest document for an engine (`local`, `kubernetes`). `folder`: where files that it names are.
 
     Appends to `problems`; None if it is not a runtime or is wrong.
     """
@@ -120,6 +123,9 @@ def parse_runtime(document: Any, where: str, problems: list[str], *, engine: str
         and reader.choice(extra, "hibernation", "spec.wakegate.", ("off", "workspace"), "workspace") != "off",
         python=reader.text(extra, "python", "spec.wakegate.") or None,
         ports=_ports(extra, reader),
+        tools=parse_tools(
+            reader.sequence(extra, "tools", "spec.wakegate."), "spec.wakegate.tools", folder, reader.problem
+        ),
         manifest=dict(document),
     )
     return runtime if len(problems) == before else None

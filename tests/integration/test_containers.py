@@ -21,6 +21,20 @@ metadata: {name: NAME}
 spec:
   template: {image: none, resources: {limits: {memory: MEMORY}}}
   warmPoolSize: WARM
+  wakegate:
+    tools:
+      - name: count_words
+        description: Count the words of a file.
+        parameters: {type: object, properties: {path: {type: string}}, required: [path]}
+        command: [wc, -w, "{path}"]
+      - name: area
+        description: The area of a circle.
+        parameters: {type: object, properties: {r: {type: number}}, required: [r]}
+        python:
+          function: area
+          source: |
+            def area(r):
+                return {"area": 3 * r * r}
 """
 
 
@@ -124,6 +138,27 @@ def test_container_is_the_session_of_tool_calls(client: OpenAI) -> None:
     body = {"session_id": container.id, "tool_calls": [chat_call("a", "read_file", path="n.csv")]}
     reply = client.post("/tool_calls", body=body, cast_to=dict[str, Any])
     assert reply["messages"][0]["content"] == "n\n1\n"
+    client.containers.delete(container.id)
+
+
+def test_container_offers_the_tools_that_its_runtime_declares(client: OpenAI, server: Server) -> None:
+    """They are in the list, run like the built-in ones, and check their arguments."""
+    tools = server.client.get("/v1/tools", params={"format": "anthropic"}).json()["tools"]
+    assert [tool["name"] for tool in tools[5:]] == ["count_words", "area"]
+    container = client.containers.create(name="declared")
+    calls = [
+        chat_call("a", "write_file", path="a b.txt", content="one two three"),
+        chat_call("b", "count_words", path="a b.txt"),
+        chat_call("c", "area", r=2),
+        chat_call("d", "area", r="two"),
+    ]
+    body = {"session_id": container.id, "tool_calls": calls}
+    reply = client.post("/tool_calls", body=body, cast_to=dict[str, Any])
+    assert [each["content"] for each in reply["messages"]][1:] == [
+        "3 a b.txt",
+        '{"area": 12}',
+        "Error (invalid_arguments): r: 'two' is not of type 'number'; nothing was run",
+    ]
     client.containers.delete(container.id)
 
 

@@ -92,7 +92,6 @@ BUILT_IN: tuple[Tool, ...] = (
         reads_only=True,
     ),
 )
-BUILT_IN_NAMES = frozenset(tool.name for tool in BUILT_IN)
 
 
 def tools_of(runtime: Runtime | None) -> dict[str, Tool]:

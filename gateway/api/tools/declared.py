@@ -6,7 +6,6 @@ interpreter of the sandbox; what it returns is printed, as JSON unless it is tex
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,11 +13,8 @@ import orjson
 
 from gateway.api.tools.actions import ArgumentError, Sandbox, execute
 from gateway.api.tools.results import ToolResult
+from gateway.declared import MAX_ARGUMENT, PLACE
 from gateway.model import DeclaredTool
-
-# Linux takes at most 128 KiB in one argument of a command (MAX_ARG_STRLEN).
-MAX_ARGUMENT = 120 << 10
-_PLACE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 _CALL_FUNCTION = """
 import json, sys
@@ -65,10 +61,10 @@ def argv(tool: DeclaredTool, arguments: Mapping[str, Any]) -> list[str]:
 
 def _filled(word: str, arguments: Mapping[str, Any]) -> str | None:
     """One word of the template; None where it is nothing but a place whose argument is absent."""
-    whole = _PLACE.fullmatch(word)
+    whole = PLACE.fullmatch(word)
     if whole is not None and arguments.get(whole[1]) is None:
         return None
-    return _PLACE.sub(lambda place: _as_word(arguments.get(place[1])), word)
+    return PLACE.sub(lambda place: _as_word(arguments.get(place[1])), word)
 
 
 def _as_word(value: Any) -> str:
