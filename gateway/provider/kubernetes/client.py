@@ -42,6 +42,7 @@ class KubeError(UnavailableError):
     def __init__(self, http_status: int, reason: str, message: str, retry_after: float | None = None) -> None:
         super().__init__(message, retry_after=retry_after)
         self.http_status, self.reason = http_status, reason
+        self.asked_to_wait = retry_after  # seconds, if the server said so
 
 
 class ApiAwayError(KubeError):
@@ -146,8 +147,8 @@ class KubeApi:
                 begun = not (isinstance(error, ApiAwayError) or error.http_status in (429, 503))
                 if begun or attempt == _TRIES:
                     raise
-                if error.retry_after:
-                    await asyncio.sleep(min(error.retry_after, _PAUSE_MAX))
+                if error.asked_to_wait:
+                    await asyncio.sleep(min(error.asked_to_wait, _PAUSE_MAX))
             pause = min(_PAUSE_MAX, _PAUSE * 2 ** (attempt - 1))
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
         raise AssertionError("unreachable")

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _GRACE_S = 1  # of a sandbox that is deleted: picod has nothing to finish
 _CANDIDATES = 8  # tried for one claim before it becomes a cold start
-_HOUSEKEEPING_S = 5.0
+_HOUSEKEEPING_S = 2.0
 _FORGOTTEN_S = 600.0  # a claimed pod that ended so long ago and that nobody released is deleted
 
 
@@ -74,8 +74,12 @@ class KubernetesProvider:
     async def start(self) -> None:
         """Read what is in the cluster, and follow it. Raises KubeError when it cannot be read."""
         reflectors: list[Reflector[Any]] = [*self._deployments.values(), *self._pods.values()]
-        for reflector in reflectors:
-            await reflector.refresh()
+        try:
+            for reflector in reflectors:
+                await reflector.refresh()
+        except BaseException:
+            await self._api.aclose()
+            raise
         self._running = True
         for reflector in reflectors:
             self._spawn(reflector.run())
@@ -460,18 +464,21 @@ class KubernetesProvider:
         while True:
             await asyncio.sleep(_HOUSEKEEPING_S)
             try:
-                for pod in list(self._undeleted.values()):
-                    await self._delete(pod)
-                for mark, pod in list(self._doubtful.items()):
-                    await self._settle(mark, pod)
-                for pool in list(self._pools.values()):
-                    for pod in pool.spared():
-                        await self._annotate(pod, build.make_spared(pod.version))
-                    for pod in list(pool.claimed.values()):
-                        if pod.ended and not pod.deleting and pod.created_at + _FORGOTTEN_S < self._clock.now():
-                            await self._delete(pod)
+                await self._tidy()
             except KubeError as error:
                 log.debug("housekeeping: %s", error)
+
+    async def _tidy(self) -> None:
+        for pod in list(self._undeleted.values()):
+            await self._delete(pod)
+        for mark, pod in list(self._doubtful.items()):
+            await self._settle(mark, pod)
+        for pool in list(self._pools.values()):
+            for pod in pool.spared():
+                await self._annotate(pod, build.make_spared(pod.version))
+            for pod in list(pool.claimed.values()):
+                if pod.ended and not pod.deleting and pod.created_at + _FORGOTTEN_S < self._clock.now():
+                    await self._delete(pod)
 
     # Helpers.
 

@@ -55,6 +55,7 @@ class ApiServer:
         self.hanging: asyncio.Event | None = None  # requests wait for it
         self.denied: set[tuple[str, str]] = set()  # (verb, plural) that RBAC refuses
         self.counts: Counter[tuple[str, str]] = Counter()  # (verb, plural[/subresource])
+        self.slow_answers = False  # writes are done, and never answered
         self.conflicts = 0
         self.watches = 0  # streams open now
         self._admit = admit
@@ -92,6 +93,9 @@ class ApiServer:
             if self.failing is not None:
                 raise self.failing
             answer = await self._answer(scope, body, receive, send)
+            if self.slow_answers and scope["method"] != "GET":
+                await _disconnected(receive)
+                return
             if answer is not None:
                 await _reply(send, *answer)
         except ApiError as error:

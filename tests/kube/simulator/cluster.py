@@ -73,7 +73,11 @@ class Cluster:
         assert self._serving is not None
         self._server.should_exit = True
         self._server.force_exit = True
+        for listener in self._server.servers:
+            listener.close()
         self.api.cut_watches()
+        for connection in list(self._server.server_state.connections):
+            connection.transport.abort()
         await self._serving
 
     def create(self, plural: str, name: str, *, namespace: str = "", labels: Any = None, **rest: Any) -> Object:
