@@ -34,3 +34,17 @@ def test_session_keeps_variables_and_shows_tables(server: Server) -> None:
     assert answer["results"] == [{"text/plain": "np.int64(3)"}]
     shell = run_code(server, session, "echo $BASH_VERSION; pwd", language="bash")
     assert shell["stdout"].splitlines()[1] == "/workspace"
+
+
+def test_variables_survive_the_sleep_of_a_session(server: Server) -> None:
+    """Suspended, hibernated and woken onto another sandbox, the context knows what it knew and says what it lost."""
+    session = server.session()
+    run_code(server, session, "import threading\nkept = [1, 2]\nlock = threading.Lock()")
+    headers = {"x-session-id": session}
+    assert server.client.post("/api/suspend", headers=headers).json()["saved"] == 2
+    assert server.client.post(f"/v1/sessions/{session}/hibernate").status_code == 200
+    assert server.state(session)["state"] == "hibernated"
+    assert server.client.post("/api/resume", headers=headers).status_code == 200
+    woken = run_code(server, session, "sum(kept)")
+    assert woken["results"] == [{"text/plain": "3"}]
+    assert [entry["name"] for entry in woken["restored"]["unsaved"]] == ["lock"]
