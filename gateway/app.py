@@ -252,6 +252,7 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
         clock,
         isolation="process" if settings.isolation == "process" else "bubblewrap",
         sandbox_python=python,
+        code_context=settings.code_context,
     )
     store = SqliteStore(store_path, clock)
     return Gateway(

@@ -151,6 +151,7 @@ class Runtime:
     python: str | None = None  # spec.wakegate.python: the environment whose python3 user code gets (local engine)
     ports: tuple[tuple[int, int], ...] = HIGH_PORTS  # spec.wakegate.ports: ranges that may be reached, ends included
     tools: tuple[DeclaredTool, ...] = ()  # spec.wakegate.tools
+    code_context: str = ""  # spec.wakegate.codeContext: warm, lazy or off; empty: as the gateway's setting says
     manifest: Mapping[str, Any] = field(default_factory=dict)  # the document as it was read
 
 

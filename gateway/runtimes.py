@@ -123,6 +123,7 @@ def parse_runtime(
         and reader.choice(extra, "hibernation", "spec.wakegate.", ("off", "workspace"), "workspace") != "off",
         python=reader.text(extra, "python", "spec.wakegate.") or None,
         ports=_ports(extra, reader),
+        code_context=_code_context(extra, reader),
         tools=parse_tools(
             reader.sequence(extra, "tools", "spec.wakegate."), "spec.wakegate.tools", folder, reader.problem
         ),
@@ -260,6 +261,12 @@ def _pool(spec: Mapping[str, Any], extra: Mapping[str, Any], reader: _Reader) ->
     # A manifest of AgentCube's own keeps the pool it asks for; one that speaks of our pool wants it sized.
     mode = PoolMode(reader.choice(pool, "mode", prefix, modes, PoolMode.PREDICTIVE if pool else PoolMode.FIXED))
     return PoolSpec(size=size, mode=mode, min=least, max=most, target_miss_rate=float(miss))
+
+
+def _code_context(extra: Mapping[str, Any], reader: _Reader) -> str:
+    if "codeContext" not in extra:
+        return ""
+    return reader.choice(extra, "codeContext", "spec.wakegate.", ("warm", "lazy", "off"), "lazy")
 
 
 def _ports(extra: Mapping[str, Any], reader: _Reader) -> tuple[tuple[int, int], ...]:

@@ -88,6 +88,13 @@ class Settings:
         kind="path",
     )
     warm_pool: int = _setting(3, "warm sandboxes of the built-in my-interpreter", kind="int", low=0)
+    code_context: str = _setting(
+        "warm",
+        "Python context of local sandboxes: started with a warm sandbox, when first used, or not at all (off);"
+        " for runtimes without spec.wakegate.codeContext",
+        kind="text",
+        choices=("warm", "lazy", "off"),
+    )
     max_sandboxes: int = _setting(
         512, "sandboxes bound to sessions on this gateway at once; beyond it 429 with Retry-After", kind="int", low=1
     )

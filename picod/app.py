@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from picod.terminal import Terminals
 
 _IDLE_BEFORE_LOADING = 1.0  # seconds from the start
+_IDLE_BEFORE_CONTEXT = 0.5
+_CONTEXT_NICE = 10  # a pool that fills must not slow down the sandboxes that work
 
 VERSION = "0.0.1"  # of the executor API, as AgentCube's reports it
 
@@ -129,6 +131,8 @@ class Picod:
         # A session that wakes up on this sandbox should not wait for imports; a cold start should not pay for them.
         loop = asyncio.get_running_loop()
         loop.call_later(_IDLE_BEFORE_LOADING, loop.run_in_executor, None, load)
+        if self.config.code_context == "warm":
+            loop.call_later(_IDLE_BEFORE_CONTEXT, lambda: self.interpreter.warm(_CONTEXT_NICE))
 
     @property
     def interpreter(self) -> Interpreter:

@@ -46,6 +46,9 @@ class PicodConfig:
     ports: Sequence[tuple[int, int]] = ((1024, 65535),)
     """First and last of each range of ports that /api/ports leads to. A TCP port of picod's own is never among them."""
 
+    code_context: str = "lazy"
+    """`warm`: a Python context starts with picod; `lazy`: when it is first used; `off`: there are none."""
+
     command_env: Mapping[str, str] = field(default_factory=dict)
     """The whole environment commands start from. Nothing of picod's own environment is added."""
 
@@ -68,6 +71,8 @@ class PicodConfig:
         args = parser.parse_args(argv)
         if args.auth not in ("jwt", "none"):
             parser.error(f"--auth (or {wire.ENV_AUTH}) must be jwt or none, not {args.auth!r}")
+        if args.code_context not in ("warm", "lazy", "off"):
+            parser.error(f"{wire.ENV_CODE_CONTEXT} must be warm, lazy or off, not {args.code_context!r}")
         if args.auth == "jwt" and not args.keys_file:
             parser.error(
                 f"--auth jwt needs --keys-file FILE (or {wire.ENV_KEYS_FILE}): the gateway's public keys as a JWKS"
@@ -82,6 +87,7 @@ class PicodConfig:
             max_output=_size(parser, "--max-output", wire.ENV_MAX_OUTPUT, args.max_output),
             max_spill=_size(parser, "--max-spill", ENV_MAX_SPILL, args.max_spill),
             max_body=_size(parser, "--max-body", ENV_MAX_BODY, args.max_body),
+            code_context=args.code_context,
             ports=_ports(parser, args.ports),
             command_env=_command_env(parser, environ, args.workspace),
             fd=args.fd,
@@ -112,6 +118,12 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     add("--max-spill", default=get(ENV_MAX_SPILL, str(PicodConfig.max_spill)), help="bytes of a stream kept in a file")
     add("--max-body", default=get(ENV_MAX_BODY, str(PicodConfig.max_body)), help="bytes of a JSON body")
+    add(
+        "--code-context",
+        choices=("warm", "lazy", "off"),
+        default=get(wire.ENV_CODE_CONTEXT, "lazy"),
+        help=f"when the Python context starts; also {wire.ENV_CODE_CONTEXT}",
+    )
     add("--ports", default=get(wire.ENV_PORTS, "1024-65535"), help=f"that may be reached; also {wire.ENV_PORTS}")
     add("--lifeline-fd", type=int, help="a pipe; its end of file ends picod and all it started")
     return parser

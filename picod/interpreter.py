@@ -82,6 +82,8 @@ class Interpreter:
 
     def for_order(self, order: CodeOrder) -> Context:
         """The context that an order means; default ones are made when they are first meant. Raises RequestError."""
+        if self._picod.config.code_context == "off":
+            raise RequestError(403, "this runtime has no code contexts (codeContext: off); use /api/execute")
         name = order.context_id or DEFAULTS[order.language or "python"]
         if name in DEFAULTS.values() and name not in self._contexts:
             return self.create(next(language for language, default in DEFAULTS.items() if default == name), name)

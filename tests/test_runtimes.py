@@ -236,3 +236,21 @@ def test_any_value_in_any_field_is_a_runtime_or_a_problem(field: str, value: obj
     document = {"apiVersion": API_VERSION, "kind": "CodeInterpreter", "metadata": {"name": "x"}}
     runtime = parse_runtime({**document, "spec": {"template": {}, field: value}}, "f", found)
     assert (runtime is None) == bool(found)
+
+
+@pytest.mark.parametrize("value", ["warm", "lazy", "off"])
+def test_code_context_of_a_runtime_is_read(value: str) -> None:
+    """spec.wakegate.codeContext says when the Python context starts; without it the gateway's setting does."""
+    document = {
+        "apiVersion": API_VERSION,
+        "kind": "CodeInterpreter",
+        "metadata": {"name": "r"},
+        "spec": {"template": {}, "wakegate": {"codeContext": value}},
+    }
+    problems: list[str] = []
+    runtime = parse_runtime(document, "r.yaml", problems)
+    assert runtime is not None
+    assert runtime.code_context == value
+    document["spec"] = {"template": {}, "wakegate": {"codeContext": "later"}}
+    assert parse_runtime(document, "r.yaml", problems) is None
+    assert "spec.wakegate.codeContext: expected one of warm, lazy, off" in problems[0]

@@ -11,6 +11,7 @@ A line that is READY on standard output says that all sockets listen.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import signal
@@ -54,6 +55,14 @@ def _load() -> None:
     import ipykernel.kernelapp  # noqa: F401
 
 
+def _see_new_packages(*_: object) -> None:
+    """The first `pip install` makes a folder of sys.path that the import system has seen to be absent."""
+    for entry in sys.path:
+        if sys.path_importer_cache.get(entry, _see_new_packages) is None and os.path.isdir(entry):
+            importlib.invalidate_caches()
+            return
+
+
 def _remember() -> None:
     """Load what saves and restores the context's variables; it notes what the environment was like at first."""
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "state.py")
@@ -91,6 +100,7 @@ def _make(connection_file: str, folder: str):  # type: ignore[no-untyped-def]
     del os.environ["IPYTHONDIR"]
     if before is not None:
         os.environ["IPYTHONDIR"] = before
+    app.shell.events.register("pre_run_cell", _see_new_packages)
     app.kernel._execute_sleep = 0  # noqa: SLF001 - half a millisecond for streams of ipykernel's own, unused
     return app
 

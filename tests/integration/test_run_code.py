@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration.served import Server, serve
+from tests.integration.served import Server, serve, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +50,51 @@ def test_variables_survive_the_sleep_of_a_session(server: Server) -> None:
     woken = run_code(server, session, "sum(kept)")
     assert woken["results"] == [{"text/plain": "3"}]
     assert [entry["name"] for entry in woken["restored"]["unsaved"]] == ["lock"]
+
+
+def make_wheel(folder: Path, name: str, version: str) -> Path:
+    """A wheel with one module, whose `version` tells it, and one program."""
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    info = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}.py": f"version = {version!r}\ndef main(): print('program', version)\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": f"[console_scripts]\n{name}-program = {name}:main\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{each},,\n" for each in (*files, f"{info}/RECORD"))
+    with zipfile.ZipFile(path, "w") as archive:
+        for each, text in files.items():
+            archive.writestr(each, text)
+    return path
+
+
+def test_installed_package_is_the_sessions_own_and_survives_its_sleep(server: Server, tmp_path: Path) -> None:
+    """pip puts it into the workspace, over what the shared environment has; scripts, contexts and programs see it."""
+    session = server.session()
+    headers = {"x-session-id": session}
+    run_code(server, session, "import sys")  # a context that runs before the package is there
+    for wheel in (make_wheel(tmp_path, "mine", "1.0"), make_wheel(tmp_path, "cycler", "99.0")):
+        assert server.client.put(f"/api/files/{wheel.name}", content=wheel.read_bytes(), headers=headers).is_success
+    installed = run_code(server, session, "!pip install --no-index -U ./mine-1.0-py3-none-any.whl")
+    assert "Successfully installed mine-1.0" in installed["stdout"], installed
+    assert run_code(server, session, "import mine\nmine.version")["results"] == [{"text/plain": "'1.0'"}]
+    replaced = server.run(session, "python3 -m pip install --no-index -U ./cycler-99.0-py3-none-any.whl").json()
+    assert replaced["exit_code"] == 0, replaced
+    assert server.client.post(f"/v1/sessions/{session}/hibernate").status_code == 200
+    seen = server.run(session, "mine-program; python3 -c 'import cycler, numpy; print(cycler.version)'").json()
+    assert seen["stdout"].split() == ["program", "1.0", "99.0"], seen
+    other = server.run(server.session(), "python3 -c 'import mine'").json()
+    assert "No module named 'mine'" in other["stderr"]
+
+
+def test_context_of_a_warm_sandbox_is_there_before_the_first_run(tmp_path: Path) -> None:
+    """With codeContext warm, a session's first run finds a context that started with the sandbox."""
+    with serve(tmp_path / "state", "--warm-pool", "1", "--code-context", "warm") as server:
+        headers = {"x-session-id": server.session()}
+
+        def states() -> list[str]:
+            contexts = server.client.get("/api/contexts", headers=headers).json()["contexts"]
+            return [context["state"] for context in contexts if context["id"] == "default"]
+
+        wait_until(lambda: states() == ["idle"], "the context stands without having been asked for")

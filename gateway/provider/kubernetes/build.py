@@ -272,6 +272,7 @@ def _picod_environment(runtime: Runtime, defaults: PodDefaults) -> list[Object]:
         {"name": wire.ENV_AUDIENCE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
         {"name": wire.ENV_KEYS_FILE, "value": f"{KEYS_FOLDER}/jwks.json"},
         {"name": wire.ENV_AUTH, "value": "jwt" if runtime.auth else "none"},
+        {"name": wire.ENV_CODE_CONTEXT, "value": runtime.code_context or "lazy"},
         {"name": wire.ENV_WORKSPACE, "value": WORKSPACE},
         *({"name": name, "value": value} for name, value in defaults.environment.items()),
     ]

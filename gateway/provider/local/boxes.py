@@ -88,12 +88,14 @@ class Boxes:
         clock: Clock,
         sandbox_python: Path | None,
         start_timeout: float,
+        code_context: str,
     ) -> None:
         self._folders, self._groups, self._report = folders, groups, report
         self._keys = keys.resolve()
         self._clock = clock
         self._sandbox_python = sandbox_python
         self._start_timeout = start_timeout
+        self._code_context = code_context
         self._host = bwrap.survey_host()
         self._picod_python = pythons.gateway_python()
         self._stuck: list[Cgroup] = []  # groups whose last process had not gone when they were to be removed
@@ -210,6 +212,7 @@ class Boxes:
             wire.ENV_KEYS_FILE: f"{keys}/{KEYS_FILE}",
             wire.ENV_AUTH: "jwt" if runtime.auth else "none",
             wire.ENV_WORKSPACE: workspace,
+            wire.ENV_CODE_CONTEXT: runtime.code_context or self._code_context,
             wire.ENV_PORTS: ",".join(f"{first}-{last}" for first, last in runtime.ports),
             wire.ENV_COMMAND_ENV: json.dumps(dict(environment)),
         }

@@ -67,12 +67,14 @@ class LocalProvider:
         sandbox_python: Path | None = None,
         *,
         start_timeout: float = 20.0,
+        code_context: str = "lazy",
     ) -> None:
         """`keys_dir` holds jwks.json; `sandbox_python` is the folder of the environment that user code gets."""
         self._state_dir, self._keys_dir, self._clock = state_dir, keys_dir, clock
         self._isolation: Isolation = isolation
         self._sandbox_python = sandbox_python
         self._start_timeout = start_timeout
+        self._code_context = code_context
         self._pools: dict[RuntimeKey, _Pool] = {}
         self._all: dict[SandboxId, Box] = {}
         self._endings: dict[SandboxId, asyncio.Task[None]] = {}
@@ -112,6 +114,7 @@ class LocalProvider:
             self._clock,
             self._sandbox_python,
             self._start_timeout,
+            self._code_context,
         )
         self._orphans = self._folders.leftovers()
         self._running = True

@@ -88,5 +88,6 @@ def picod_command(python: Python, *, listener: int, lifeline: int) -> list[str]:
 
 def command_environment(python: Python, home: str, extra: Mapping[str, str]) -> dict[str, str]:
     """What commands of user code start from, and nothing else: no variable of the gateway's gets in."""
-    path = f"{os.path.dirname(python.program)}:{SYSTEM_PATH}"
+    # Last of all the programs of packages that the session installed (picod/userside/wakegate_workspace.py).
+    path = f"{os.path.dirname(python.program)}:{SYSTEM_PATH}:{home}/.wakegate/python/bin"
     return {"PATH": path, "HOME": home, "LANG": "C.UTF-8", "TMPDIR": "/tmp", "USER": "sandbox", **extra}  # noqa: S108
