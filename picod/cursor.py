@@ -144,21 +144,32 @@ def is_empty(root_fd: int) -> bool:
 def clear(root_fd: int) -> None:
     """Remove all below a directory, mounted volumes excepted. Raises OSError."""
     with Cursor(root_fd, WRITE) as cursor:
-        pending = [os.listdir(cursor.fd)]
-        while True:
-            if pending[-1]:
-                name = os.fsencode(pending[-1].pop())
-                if _unlink(name, cursor.fd) or _is_mounted(cursor, name):
-                    continue
-                cursor.enter(name)
-                pending.append(os.listdir(cursor.fd))
-            elif cursor.depth:
-                name = cursor.names[-1]
-                cursor.leave()
-                pending.pop()
-                os.rmdir(name, dir_fd=cursor.fd)
-            else:
-                return
+        _remove_all(cursor, os.listdir(cursor.fd))
+
+
+def remove(name: bytes, dir_fd: int) -> None:
+    """Remove a file, or a directory with all below it, mounted volumes excepted. Raises OSError."""
+    os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    with Cursor(dir_fd, WRITE) as cursor:
+        _remove_all(cursor, [os.fsdecode(name)])
+
+
+def _remove_all(cursor: Cursor, names: list[str]) -> None:
+    pending = [names]
+    while True:
+        if pending[-1]:
+            name = os.fsencode(pending[-1].pop())
+            if _unlink(name, cursor.fd) or _is_mounted(cursor, name):
+                continue
+            cursor.enter(name)
+            pending.append(os.listdir(cursor.fd))
+        elif cursor.depth:
+            name = cursor.names[-1]
+            cursor.leave()
+            pending.pop()
+            os.rmdir(name, dir_fd=cursor.fd)
+        else:
+            return
 
 
 def _is_mounted(cursor: Cursor, name: bytes) -> bool:

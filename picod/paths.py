@@ -41,8 +41,8 @@ class EscapeError(PathError):
 class Place:
     """A name in an open directory of the workspace. Close it, or use it as a context manager.
 
-    `name` is `.` when the place is the workspace itself; it is never a symlink at the time of resolution, and `open`
-    refuses to follow one that was put there since. `path` is the cleaned path, for people.
+    `name` is `.` when the place is the workspace itself. It is no symlink at the time of resolution, unless the caller
+    said so, and `open` refuses to follow one that was put there since. `path` is the cleaned path, for people.
     """
 
     __slots__ = ("dir_fd", "name", "path")
@@ -88,16 +88,16 @@ class Workspace:
         """Let the folder go."""
         os.close(self.fd)
 
-    def resolve(self, path: str, *, make_parents: bool = False) -> Place:
-        """The place a path names; the last name need not exist.
+    def resolve(self, path: str, *, make_parents: bool = False, follow: bool = True) -> Place:
+        """The place a path names; the last name need not exist. Without `follow` it may be a symlink itself.
 
         Raises PathError, EscapeError, and OSError for a parent that is missing (unless `make_parents`), is no
         directory or may not be entered.
         """
         parts = clean(path)
         shown = "/".join(parts) or "."
-        found = self._resolve_plain(parts) if self._use_openat2 else None
-        dir_fd, name = found or self._walk(path, parts, make_parents)
+        found = self._resolve_plain(parts, follow) if self._use_openat2 else None
+        dir_fd, name = found or self._walk(path, parts, make_parents, follow)
         return Place(dir_fd, name, shown)
 
     def open_directory(self, path: str, *, make: bool = False) -> int:
@@ -119,7 +119,7 @@ class Workspace:
                     # It was swapped for a symlink since: look again where that leads.
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
-    def _resolve_plain(self, parts: list[str]) -> tuple[int, str] | None:
+    def _resolve_plain(self, parts: list[str], follow: bool) -> tuple[int, str] | None:
         if not parts:
             return os.open(".", _DIRECTORY, dir_fd=self.fd), "."
         parent = "/".join(parts[:-1]) or "."
@@ -135,12 +135,12 @@ class Workspace:
             linked = stat.S_ISLNK(os.stat(parts[-1], dir_fd=dir_fd, follow_symlinks=False).st_mode)
         except OSError:
             linked = False  # missing, or not to be looked at: whoever opens it gets the reason
-        if linked:
+        if linked and follow:
             os.close(dir_fd)
             return None
         return dir_fd, parts[-1]
 
-    def _walk(self, path: str, parts: list[str], make_parents: bool) -> tuple[int, str]:
+    def _walk(self, path: str, parts: list[str], make_parents: bool, follow: bool) -> tuple[int, str]:
         pending = deque(parts)
         names: list[str] = []  # of the directories above `here`, from the root down
         here = os.open(".", _DIRECTORY, dir_fd=self.fd)
@@ -170,6 +170,9 @@ class Workspace:
                     pending.appendleft(name)
                     continue
                 kind = stat.S_IFMT(os.fstat(found).st_mode)
+                if kind == stat.S_IFLNK and not pending and not follow:
+                    os.close(found)
+                    return here, name
                 if kind == stat.S_IFLNK:
                     links += 1
                     try:

@@ -15,7 +15,7 @@ from picod.execute import find_executable, parse_order
 from picod.fields import parse_object, text_field, wrong_type
 from picod.golang import DurationError, parse_duration
 from picod.paths import PathError
-from picod.web import ClientGoneError, Request, RequestError, os_failure, reason_of
+from picod.web import ClientGoneError, Request, RequestError, os_failure, query_flag, reason_of
 
 if TYPE_CHECKING:
     from picod.app import Picod
@@ -198,14 +198,6 @@ async def _follow(request: Request, process: Process, streams: tuple[str, ...], 
                 await events.send("exit", exit_fields(process.child.exited.result()), offset)
                 return
             await events.until(news)
-
-
-def query_flag(request: Request, name: str) -> bool:
-    """`true` or `false` (also when absent) of the query. Raises RequestError 400."""
-    value = request.query(name)
-    if value not in ("", "true", "false"):
-        raise RequestError(400, f"{name} must be true or false, not {value[:40]!r}")
-    return value == "true"
 
 
 def query_duration(request: Request, name: str, default: str) -> float:

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import queue
-import threading
-from collections.abc import Callable, Generator
-from typing import IO, TYPE_CHECKING, TypeVar, cast
+from collections.abc import Generator
+from typing import IO, TYPE_CHECKING, cast
 
-from picod.web import ClientGoneError, Request, RequestError, os_failure
+from picod.feed import Feed, in_thread, settled
+from picod.web import Request, RequestError, os_failure
 
 if TYPE_CHECKING:
     from picod.app import Picod
@@ -27,11 +26,8 @@ _LEVEL = 1  # of zstd: three times as fast as its default 3 on text, for a tenth
 _MAX_WINDOW = 8 << 20  # bytes of memory an archive may make us take; `zstd -19` needs that much
 _TURN_OUT = 256 << 10  # compressed bytes, or
 _TURN_IN = 8 << 20  # bytes of the workspace after which the thread hands over
-_QUEUED = 8  # chunks of a body that wait for the thread
 _SENTINEL = b"wakegate:end"
 _CONTENT_TYPE = (b"content-type", b"application/zstd")
-
-_T = TypeVar("_T")
 
 
 def load() -> None:
@@ -48,16 +44,16 @@ async def send_snapshot(picod: Picod, request: Request) -> None:
     async with picod.snapshots:  # two at a time would thaw each other's processes
         pieces = _compressed(picod.workspace.fd)
         try:
-            piece = await _in_thread(lambda: next(pieces, None))
+            piece = await in_thread(lambda: next(pieces, None))
             await request.start(200, (_CONTENT_TYPE,))
             while piece is not None:
                 await request.write(piece, more=True)
-                piece = await _in_thread(lambda: next(pieces, None))
+                piece = await in_thread(lambda: next(pieces, None))
             await request.write(b"", more=False)
         except OSError as error:
             raise _unreadable(error) from error
         finally:
-            await _in_thread(pieces.close)  # thaws
+            await in_thread(pieces.close)  # thaws
 
 
 async def restore_snapshot(picod: Picod, request: Request) -> None:
@@ -70,7 +66,7 @@ async def restore_snapshot(picod: Picod, request: Request) -> None:
     if replace not in ("", "true", "false"):
         raise RequestError(400, f"replace must be true or false, not {replace!r}")
     async with picod.snapshots:  # two at a time would thaw each other's processes
-        feed = _Feed(asyncio.get_running_loop())
+        feed = Feed(asyncio.get_running_loop())
         root = picod.workspace.fd
         work = asyncio.ensure_future(asyncio.to_thread(_restore, root, feed, replace == "true"))
         try:
@@ -83,7 +79,7 @@ async def restore_snapshot(picod: Picod, request: Request) -> None:
             raise os_failure(error, "Failed to restore the snapshot") from error
         finally:
             feed.abort()
-            await _settled(work)
+            await settled(work)
         await request.answer_json(200, {"files": files, "size": size})
 
 
@@ -109,7 +105,7 @@ def _compressed(root: int) -> Generator[bytes, None, None]:
     yield bytes(out)
 
 
-def _restore(root: int, feed: _Feed, replace: bool) -> tuple[int, int]:
+def _restore(root: int, feed: Feed, replace: bool) -> tuple[int, int]:
     """All of PUT that touches files. Raises RequestError, OSError."""
     import zstandard
 
@@ -140,79 +136,6 @@ def _restore(root: int, feed: _Feed, replace: bool) -> tuple[int, int]:
         raise RequestError(400, f"the archive is refused: {error}") from error
     finally:
         feed.close()
-
-
-class _Feed:
-    """Chunks of a body on their way from the loop to the thread, which reads them as a file."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.tail = b""  # read after the last chunk
-        self._loop = loop
-        self._chunks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._room = asyncio.Semaphore(_QUEUED)
-        self._rest = memoryview(b"")
-        self._ended = False
-        self._aborted = threading.Event()
-        self._closed = False
-
-    # The loop's side.
-
-    async def put(self, chunk: bytes) -> bool:
-        """Hand over a chunk, waiting while too many wait. False: the thread takes no more."""
-        await self._room.acquire()
-        self._chunks.put(chunk)
-        return not self._closed
-
-    def end(self) -> None:
-        """The body is complete."""
-        self._chunks.put(None)
-
-    def abort(self) -> None:
-        """Nothing more will come, and what came is not all. Without effect after `end` was read."""
-        self._aborted.set()
-        self._chunks.put(None)
-
-    # The thread's side.
-
-    def read(self, size: int) -> bytes | memoryview:
-        """Up to `size` bytes; none at the end. Raises ClientGoneError when the body was cut off."""
-        if not self._rest and not self._ended:
-            chunk = self._chunks.get()
-            if self._aborted.is_set():
-                raise ClientGoneError
-            if chunk is None:
-                self._ended = True
-                chunk = self.tail
-            else:
-                self._loop.call_soon_threadsafe(self._room.release)
-            self._rest = memoryview(chunk)
-        piece, self._rest = self._rest[:size], self._rest[size:]
-        return piece
-
-    def close(self) -> None:
-        """Take no more; whoever waits to put goes on."""
-        self._closed = True
-        self._loop.call_soon_threadsafe(self._room.release)
-
-
-async def _in_thread(work: Callable[[], _T]) -> _T:
-    """Like to_thread, but a cancelled caller waits until the thread is done with what they share."""
-    future = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await _settled(future)
-        raise
-
-
-async def _settled(future: asyncio.Future[_T]) -> None:
-    while not future.done():
-        try:
-            await asyncio.wait([future])
-        except asyncio.CancelledError:
-            continue
-    if not future.cancelled():
-        future.exception()  # seen
 
 
 def _unreadable(error: OSError) -> RequestError:

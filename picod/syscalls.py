@@ -12,6 +12,7 @@ RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_BENEATH = 0x08
 
 _SYS_OPENAT2 = 437  # the same number on every architecture that has the call
+_RENAME_NOREPLACE = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
@@ -42,6 +43,19 @@ def openat2(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return fd
+
+
+def rename_new(old: bytes, old_dir: int, new: bytes, new_dir: int) -> None:
+    """Rename in one step that replaces nothing: renameat2(2) with RENAME_NOREPLACE.
+
+    Raises FileExistsError, OSError; ENOSYS or EINVAL where the kernel or the file system does not offer it.
+    """
+    renameat2 = getattr(_libc, "renameat2", None)
+    if renameat2 is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if renameat2(old_dir, ctypes.c_char_p(old), new_dir, ctypes.c_char_p(new), _RENAME_NOREPLACE) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def become_subreaper() -> None:

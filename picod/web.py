@@ -77,7 +77,10 @@ _OS_STATUS = {
     errno.EISDIR: 400,
     errno.EINVAL: 400,
     errno.ENXIO: 400,
+    errno.EEXIST: 409,
     errno.ENOTEMPTY: 409,
+    errno.ESTALE: 409,
+    errno.EXDEV: 409,
     errno.ETXTBSY: 409,
     errno.EBUSY: 409,
     errno.EMFILE: 503,
@@ -194,6 +197,14 @@ class Request:
     async def answer_json(self, status: int, value: object, headers: Headers = ()) -> None:
         """Send a whole answer as JSON."""
         await self.answer(status, to_json(value), (JSON_TYPE, *headers))
+
+
+def query_flag(request: Request, name: str) -> bool:
+    """`true` or `false` (also when absent) of the query. Raises RequestError 400."""
+    value = request.query(name)
+    if value not in ("", "true", "false"):
+        raise RequestError(400, f"{name} must be true or false, not {value[:40]!r}")
+    return value == "true"
 
 
 def to_json(value: object) -> bytes:
