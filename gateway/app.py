@@ -18,6 +18,7 @@ from gateway.api.container_files import ContainerFilesAPI
 from gateway.api.containers import ContainersAPI
 from gateway.api.mcp import MCPEndpoint
 from gateway.api.native import NativeAPI
+from gateway.api.openapi import http as openapi
 from gateway.api.tools.http import ToolsAPI
 from gateway.api.tools.service import ToolService
 from gateway.autoscaler.runner import Autoscaler
@@ -139,15 +140,17 @@ class Gateway:
         self.tools = ToolService(self.lifecycle, self.catalog, caller, clock)
         tools = ToolsAPI(self.tools, self.lifecycle, self.catalog, caller)
         self.mcp = MCPEndpoint(self.tools, self.lifecycle, self.catalog, settings.allowed_origins)
+        self.control_routes = [
+            *AgentCubeAPI(self.lifecycle).routes(),
+            *native.routes(),
+            *tools.routes(),
+            *ContainersAPI(self.lifecycle, store, self.catalog).routes(),
+            *ContainerFilesAPI(self.lifecycle, caller).routes(),
+            *self.mcp.routes(),
+            *openapi.routes(),
+        ]
         control = make_control_app(
-            [
-                *AgentCubeAPI(self.lifecycle).routes(),
-                *native.routes(),
-                *tools.routes(),
-                *ContainersAPI(self.lifecycle, store, self.catalog).routes(),
-                *ContainerFilesAPI(self.lifecycle, caller).routes(),
-                *self.mcp.routes(),
-            ],
+            self.control_routes,
             self.counters,
             body_idle=settings.request_idle_timeout,
         )

@@ -40,8 +40,8 @@ from gateway.model import SandboxReply, SessionId
 MAX_UPLOAD = 512 << 20  # bytes, as at OpenAI
 _OURS = ".wakegate"  # a folder of the workspace that is not the user's
 _UPLOADED = f"{_OURS}/uploaded"  # one empty file for each that a user put there, named by its id
-_MAX_FOLDERS = 256  # looked into for one list
-_MAX_FILES = 10_000
+_PER_PAGE = 1000  # entries that picod is asked for at once
+_MAX_PAGES = 20
 _PIECE = 1 << 20
 _PASSED_ON = ("content-type", "content-length", "content-range", "accept-ranges", "etag", "last-modified")
 
@@ -116,10 +116,9 @@ class ContainerFilesAPI:
 
     async def _retrieve(self, request: Request) -> Response:
         session_id, path = await self._named(request)
-        folder, _, name = path.rpartition("/")
-        entries = await self._entries(session_id, folder)
-        found = next((each for each in entries or () if each.get("name") == name and not each.get("is_dir")), None)
-        if found is None:
+        reply = await self._caller.call(session_id, "GET", f"/api/fs/stat?path={quote(path, safe='')}")
+        found = _require_ok(reply, path) if reply.status != 404 else {}
+        if found.get("type") != "file":
             raise _no_file(request)
         from_user = file_id(path) in await self._uploaded(session_id)
         return JSON(_document(session_id, _file(path, found), from_user=from_user))
@@ -131,11 +130,12 @@ class ContainerFilesAPI:
 
     async def _delete(self, request: Request) -> Response:
         session_id, path = await self._named(request)
-        for each in (path, f"{_UPLOADED}/{file_id(path)}"):
-            order = orjson.dumps({"command": ["rm", "--", f"./{each}"], "timeout": "30s"})
-            reply = await self._caller.call(session_id, "POST", "/api/execute", body=order)
-            if each == path and _require_ok(reply, path).get("exit_code") != 0:
-                raise _no_file(request)
+        reply = await self._caller.call(session_id, "DELETE", f"/api/files/{quote(path)}")
+        if reply.status == 404:
+            raise _no_file(request)
+        if reply.status not in (200, 204):
+            _require_ok(reply, path)
+        await self._caller.call(session_id, "DELETE", f"/api/files/{_UPLOADED}/{file_id(path)}")  # absent is fine
         return JSON({"id": file_id(path), "object": "container.file.deleted", "deleted": True})
 
     async def _named(self, request: Request) -> tuple[SessionId, str]:
@@ -149,29 +149,25 @@ class ContainerFilesAPI:
 
     async def _walk(self, session_id: SessionId) -> list[File]:
         """All files of the workspace, within bounds; links are not followed."""
-        folders, files = [""], list[File]()
-        for _ in range(_MAX_FOLDERS):
-            if not folders or len(files) >= _MAX_FILES:
-                break
-            folder = folders.pop(0)
-            for entry in await self._entries(session_id, folder) or ():
-                path = f"{folder}/{entry['name']}" if folder else str(entry["name"])
-                if entry.get("is_dir"):
-                    folders += [path] if path != _OURS else []
-                elif str(entry.get("mode", "")).startswith("-"):
+        files: list[File] = []
+        after = ""
+        for _ in range(_MAX_PAGES):
+            reply = await self._caller.call(session_id, "GET", f"/api/fs/tree?limit={_PER_PAGE}&after={after}")
+            page = _require_ok(reply, "the workspace")
+            for entry in page.get("entries") or ():
+                path = str(entry.get("path"))
+                if entry.get("type") == "file" and not path.startswith(f"{_OURS}/"):
                     files.append(_file(path, entry))
-        return files[:_MAX_FILES]
+            after = quote(str(page.get("next") or ""), safe="")
+            if not after:
+                break
+        return files
 
     async def _uploaded(self, session_id: SessionId) -> frozenset[str]:
-        return frozenset(str(each.get("name")) for each in await self._entries(session_id, _UPLOADED) or ())
-
-    async def _entries(self, session_id: SessionId, folder: str) -> list[dict[str, Any]] | None:
-        """A folder's entries; None if there is no such folder."""
-        reply = await self._caller.call(session_id, "GET", f"/api/files?path={quote(folder or '.', safe='')}")
+        reply = await self._caller.call(session_id, "GET", f"/api/files?path={quote(_UPLOADED, safe='')}")
         if reply.status != 200:
-            return None
-        entries = _require_ok(reply, folder).get("files")
-        return [each for each in entries if isinstance(each, dict)] if isinstance(entries, list) else []
+            return frozenset()
+        return frozenset(str(each.get("name")) for each in _require_ok(reply, _UPLOADED).get("files") or ())
 
 
 class _Download(Response):

@@ -1,0 +1,145 @@
+"""From a table of operations to an OpenAPI document (https://spec.openapis.org/oas/v3.1.1)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway import __version__
+from gateway.api.openapi.schemas import SCHEMAS, TEXT, Schema, ref
+
+JSON = "application/json"
+_PLACE = re.compile(r"\{([a-z_]+)\}")
+_REASONS = {
+    400: "The request cannot be understood; the message says what and where.",
+    403: "Not from this web page.",
+    404: "No such thing, or no longer.",
+    405: "Not with this method.",
+    408: "The client was silent while it owed the rest of its request.",
+    409: "Its present state does not allow this.",
+    413: "Larger than is taken.",
+    429: "A bounded queue is full; Retry-After says when to come back.",
+    500: "Something of ours failed; the gateway's log has the details.",
+    502: "The sandbox went away, or cannot be reached.",
+    503: "A part that this needs is away; Retry-After says when to come back.",
+    504: "No sandbox was ready in time, or it was silent for too long.",
+    507: "No room.",
+}
+_ALWAYS = (400, 408, 413, 500, 503)
+_WITH_SESSION = (404, 409, 429, 502, 504, 507)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one status brings: a schema, or another content type than JSON, or nothing."""
+
+    description: str
+    schema: Schema | None = None
+    content_type: str = JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A query parameter or a header."""
+
+    name: str
+    description: str
+    schema: Schema = field(default_factory=lambda: TEXT)
+    where: str = "query"
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path. `error` names the schema of its errors; empty: it has none of its own.
+
+    `sandbox`: it needs a session, or a sandbox, and fails in their ways. `plain_404`: its path has a variable part, and
+    what that part cannot be is an unknown path.
+    """
+
+    method: str
+    path: str
+    tag: str
+    summary: str
+    answers: Mapping[int, Answer]
+    parameters: tuple[Parameter, ...] = ()
+    body: Schema | None = None
+    body_type: str = JSON
+    error: str = "Error"
+    sandbox: bool = True
+    more: tuple[Answer, ...] = ()  # of the first status, in other content types
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(method, path)."""
+        return self.method, self.path
+
+
+def make_document(operations: Sequence[Operation]) -> dict[str, Any]:
+    """The document."""
+    paths: dict[str, dict[str, Any]] = {}
+    for each in operations:
+        paths.setdefault(each.path, {})[each.method.lower()] = _operation(each)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Wakegate",
+            "version": __version__,
+            "description": "Every AI-agent session its own isolated computer, behind one gateway.",
+        },
+        "paths": paths,
+        "components": {"schemas": SCHEMAS},
+    }
+
+
+def _operation(each: Operation) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "tags": [each.tag],
+        "operationId": f"{each.method.lower()}{re.sub('[^a-zA-Z0-9]+', '_', each.path).rstrip('_')}",
+        "summary": each.summary,
+        "responses": _responses(each),
+    }
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for name in _PLACE.findall(each.path)
+    ]
+    parameters += [
+        {
+            "name": one.name,
+            "in": one.where,
+            "required": one.required,
+            "description": one.description,
+            "schema": one.schema,
+        }
+        for one in each.parameters
+    ]
+    if parameters:
+        shown["parameters"] = parameters
+    if each.body is not None:
+        shown["requestBody"] = {"required": True, "content": {each.body_type: {"schema": each.body}}}
+    return shown
+
+
+def _responses(each: Operation) -> dict[str, Any]:
+    responses: dict[str, Any] = {}
+    for status, answer in each.answers.items():
+        responses[str(status)] = {"description": answer.description, **_content(answer)}
+    first = responses[str(next(iter(each.answers)))]
+    for other in each.more:
+        first.setdefault("content", {}).update(_content(other)["content"])
+    if each.error:
+        for status in (*_ALWAYS, *(_WITH_SESSION if each.sandbox else ())):
+            error = Answer(_REASONS[status], ref(each.error))
+            responses.setdefault(str(status), {"description": error.description, **_content(error)})
+    if _PLACE.search(each.path):
+        absent = responses.setdefault("404", {"description": _REASONS[404]})
+        absent.setdefault("content", {})["text/plain"] = {"schema": TEXT}
+    return dict(sorted(responses.items()))
+
+
+def _content(answer: Answer) -> dict[str, Any]:
+    if answer.schema is None and answer.content_type == JSON:
+        return {}
+    return {"content": {answer.content_type: {} if answer.schema is None else {"schema": answer.schema}}}

@@ -1,0 +1,109 @@
+"""The operations of the gateway's own surfaces, one entry each, in the order of the document."""
+
+from __future__ import annotations
+
+from gateway.api.openapi.document import Answer, Operation, Parameter
+from gateway.api.openapi.schemas import RUNTIME_NAME, ref
+
+SESSION = Parameter("x-session-id", "The session that this is for.", where="header")
+RUNTIME = Parameter("x-wakegate-runtime", "The runtime of a session that is made.", RUNTIME_NAME, "header")
+_LIMIT = {"type": "integer", "minimum": 1, "maximum": 100}
+_PAGE = (
+    Parameter("after", "The id that the page before ended with."),
+    Parameter("limit", "How many at most, 20 if absent.", _LIMIT),
+    Parameter("order", "By the time of creation.", {"enum": ["asc", "desc"]}),
+)
+_TEXT = {"type": "string"}
+
+
+def _ok(schema: str, description: str = "Done.") -> dict[int, Answer]:
+    return {200: Answer(description, ref(schema))}
+
+
+NATIVE: tuple[Operation, ...] = (
+    Operation("POST", "/v1/sessions", "sessions", "Make a session.", {201: Answer("Made.", ref("Session"))},
+              body=ref("NewSession")),
+    Operation("GET", "/v1/sessions", "sessions", "List sessions by id.", _ok("Sessions"), (
+        Parameter("state", "Only those in this state."),
+        Parameter("runtime", "Only those of this runtime.", RUNTIME_NAME),
+        Parameter("after", "The id that the page before ended with."),
+        Parameter("limit", "How many at most.", {"type": "integer", "minimum": 1, "maximum": 1000}),
+    ), sandbox=False),
+    Operation("GET", "/v1/sessions/{session_id}", "sessions", "Look at a session.", _ok("Session")),
+    Operation("DELETE", "/v1/sessions/{session_id}", "sessions", "End a session.", {204: Answer("Ended.")}),
+    Operation("POST", "/v1/sessions/{session_id}/hibernate", "sessions", "Put a session to sleep now.", _ok("Session")),
+    Operation("POST", "/v1/sessions/{session_id}/wake", "sessions", "Wake a session ahead of need.", _ok("Session")),
+    Operation("GET", "/v1/runtimes", "runtimes", "Runtimes and their warm pools.", _ok("Runtimes"), sandbox=False),
+    Operation("GET", "/v1/autoscaler", "runtimes", "Why each warm pool has the size it has.",
+              {200: Answer("By runtime.", {"type": "object"})}, sandbox=False),
+)  # fmt: skip
+
+HEALTH: tuple[Operation, ...] = (
+    Operation("GET", "/healthz", "health", "This process lives.", _ok("Status"), sandbox=False),
+    Operation("GET", "/readyz", "health", "Whether it should get traffic, and why not.",
+              {200: Answer("It should.", ref("Status")), 503: Answer("Not now.", ref("NotReady"))}, error="",
+              sandbox=False),
+    Operation("GET", "/metrics", "health", "Counters in Prometheus' text form.",
+              {200: Answer("All of them.", _TEXT, "text/plain")}, sandbox=False),
+    Operation("GET", "/openapi.json", "health", "This document.", {200: Answer("OpenAPI 3.1.", {"type": "object"})},
+              error="", sandbox=False),
+    Operation("GET", "/health", "health", "AgentCube's health check.", _ok("Status"), error="", sandbox=False),
+    Operation("GET", "/health/live", "health", "AgentCube's liveness check.", _ok("Status"), error="", sandbox=False),
+    Operation("GET", "/health/ready", "health", "AgentCube's readiness check.",
+              {200: Answer("Ready.", ref("Status")), 503: Answer("Not now.", ref("NotReady"))}, error="",
+              sandbox=False),
+)  # fmt: skip
+
+AGENTCUBE: tuple[Operation, ...] = tuple(
+    operation
+    for kind in ("code-interpreter", "agent-runtime")
+    for operation in (
+        Operation("POST", f"/v1/{kind}", "agentcube", f"Make a session of a {kind}.", _ok("Sandbox"),
+                  body=ref("NewSandbox"), error="Message"),
+        Operation("DELETE", f"/v1/{kind}/sessions/{{session_id}}", "agentcube", "End a session.", _ok("Message"),
+                  error="Message"),
+    )
+)  # fmt: skip
+
+TOOLS: tuple[Operation, ...] = (
+    Operation("GET", "/v1/tools", "tools", "The tools list to give to a model.", _ok("Tools"), (
+        Parameter("format", "Whose form.", {"enum": ["chat", "responses", "anthropic", "mcp"]}),
+        Parameter("runtime", "Whose tools.", RUNTIME_NAME), SESSION, RUNTIME,
+    ), error="OpenAIError"),
+    Operation("POST", "/v1/tool_calls", "tools", "Run what a model asked for; the answers are ready to append.",
+              _ok("ToolAnswers"), (SESSION, RUNTIME), body=ref("ToolCalls"), error="OpenAIError",
+              more=(Answer("Progress.", _TEXT, "text/event-stream"),)),
+    Operation("POST", "/mcp", "tools", "The tools over MCP (streamable HTTP).",
+              {200: Answer("The answer.", ref("MCPMessage")), 202: Answer("Taken."),
+               406: Answer("Accept lacks what may come.", ref("MCPMessage")),
+               415: Answer("Not JSON.", ref("MCPMessage")),
+               403: Answer("Not from this web page.", ref("MCPMessage"))},
+              (SESSION, RUNTIME, Parameter("runtime", "Of the session that initialize makes.", RUNTIME_NAME)),
+              body=ref("MCPMessage"), error="MCPMessage", more=(Answer("Answers.", _TEXT, "text/event-stream"),)),
+    Operation("DELETE", "/mcp", "tools", "End an MCP session.",
+              {204: Answer("Ended."), 403: Answer("Not from this web page.", ref("MCPMessage"))},
+              (Parameter("mcp-session-id", "Which.", where="header", required=True),), error="MCPMessage"),
+)  # fmt: skip
+
+_FILES = "/v1/containers/{container_id}/files"
+_BYTES = Answer("The bytes.", None, "application/octet-stream")
+CONTAINERS: tuple[Operation, ...] = (
+    Operation("POST", "/v1/containers", "containers", "Make a container: a session.", _ok("Container"), (RUNTIME,),
+              body=ref("NewContainer"), error="OpenAIError"),
+    Operation("GET", "/v1/containers", "containers", "List containers.", _ok("Containers"),
+              (*_PAGE, Parameter("name", "Only those of this name.")), error="OpenAIError", sandbox=False),
+    Operation("GET", "/v1/containers/{container_id}", "containers", "Look at a container.", _ok("Container"),
+              error="OpenAIError"),
+    Operation("DELETE", "/v1/containers/{container_id}", "containers", "End a container.", _ok("Deleted"),
+              error="OpenAIError"),
+    Operation("POST", _FILES, "containers", "Upload a file.", _ok("ContainerFile"), body=ref("Upload"),
+              body_type="multipart/form-data", error="OpenAIError"),
+    Operation("GET", _FILES, "containers", "List files.", _ok("ContainerFiles"), _PAGE, error="OpenAIError"),
+    Operation("GET", _FILES + "/{file_id}", "containers", "Look at a file.", _ok("ContainerFile"), error="OpenAIError"),
+    Operation("DELETE", _FILES + "/{file_id}", "containers", "Delete a file.", _ok("Deleted"), error="OpenAIError"),
+    Operation("GET", _FILES + "/{file_id}/content", "containers", "Read a file.",
+              {200: _BYTES, 206: _BYTES, 304: Answer("As it was."), 416: Answer("Beyond the file's end.")},
+              error="OpenAIError", more=(Answer("", None, "*/*"),)),
+)  # fmt: skip
+
+CONTROL = (*NATIVE, *TOOLS, *CONTAINERS, *AGENTCUBE, *HEALTH)
