@@ -12,7 +12,7 @@ import pytest
 from gateway.errors import RuntimeNotFoundError, SandboxStartError
 from gateway.model import SandboxId, SessionId, StartKind
 from tests.kube.simulator import ApiError
-from tests.kube.simulator.objects import DEPLOYMENTS, PODS, REPLICASETS, merge
+from tests.kube.simulator.objects import BY_PLURAL, DEPLOYMENTS, PODS, REPLICASETS, merge
 from tests.kube.support import KEY, Opened, eventually, opened, runtime
 
 WARM = {"wakegate.io/pool": "warm"}
@@ -385,6 +385,22 @@ async def test_runtime_that_is_dropped_takes_its_pool_with_it(kube: Opened) -> N
     assert await kube.provider.find(sandbox.id) == sandbox
     with pytest.raises(RuntimeNotFoundError):
         await kube.provider.claim(KEY, session(2))
+
+
+async def test_runtime_opens_only_the_egress_it_names(kube: Opened) -> None:
+    """A NetworkPolicy for its pods follows spec.wakegate.egress, and goes when that or the runtime goes."""
+    policies = BY_PLURAL["networkpolicies"]
+    for egress in (["dns", "10.0.0.0/8"], [{"ports": [{"port": 443}]}]):
+        manifest: Any = {"spec": {"template": {}, "wakegate": {"egress": egress}}}
+        await kube.provider.apply([runtime(1, manifest=manifest)])
+        (policy,) = kube.cluster.objects.all(policies)
+        assert len(policy["spec"]["egress"]) == len(egress)
+        await kube.full()
+        (pod,) = kube.cluster.pods(**WARM)
+        assert policy["spec"]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert policy["spec"]["egress"] == [{"ports": [{"port": 443}]}]
+    await kube.provider.apply([runtime(1)])
+    assert kube.cluster.objects.all(policies) == []
 
 
 def images(kube: Opened) -> list[str]:

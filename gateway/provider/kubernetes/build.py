@@ -147,6 +147,39 @@ def make_claim(
     return {"metadata": metadata, "spec": {"activeDeadlineSeconds": _deadline(running + runtime.max_session_duration)}}
 
 
+def make_egress(runtime: Runtime) -> Object | None:
+    """The NetworkPolicy that lets its sandboxes reach what spec.wakegate.egress allows; None: nothing.
+
+    An entry is `dns` (port 53 of anything in the cluster), a CIDR, or an egress rule as a NetworkPolicy has them.
+    """
+    entries = _wakegate(runtime).get("egress") or []
+    if not entries:
+        return None
+    labels = names.runtime_labels(runtime.key)
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {
+            "name": names.deployment_name(runtime.key),
+            "namespace": runtime.key.namespace,
+            "labels": labels,
+            **({"ownerReferences": owners} if (owners := owner_of(runtime)) else {}),
+        },
+        "spec": {
+            "podSelector": {"matchLabels": labels},
+            "policyTypes": ["Egress"],
+            "egress": [_egress(entry) for entry in entries],
+        },
+    }
+
+
+def _egress(entry: Any) -> Object:
+    if entry == "dns":
+        ports = [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]
+        return {"to": [{"namespaceSelector": {}}], "ports": ports}
+    return {"to": [{"ipBlock": {"cidr": entry}}]} if isinstance(entry, str) else dict(entry)
+
+
 def make_victim(version: str) -> Object:
     """The merge patch that marks a warm pod for a shrink: unclaimable, and the first that the ReplicaSet removes."""
     return _notes(version, {names.VICTIM: "true", names.DELETION_COST: "-1000"})

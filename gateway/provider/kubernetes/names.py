@@ -81,6 +81,11 @@ def deployments(namespace: str, name: str = "", sub: str = "") -> str:
     return path + (f"/{sub}" if sub else "")
 
 
+def network_policies(namespace: str, name: str = "") -> str:
+    """Path of NetworkPolicies, or of one."""
+    return f"/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies" + (f"/{name}" if name else "")
+
+
 def runtimes(kind: Kind, namespace: str, name: str = "", sub: str = "") -> str:
     """Path of CodeInterpreters or AgentRuntimes, of one, or of a subresource of one."""
     path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{plural(kind)}" + (f"/{name}" if name else "")

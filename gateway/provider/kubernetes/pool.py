@@ -59,6 +59,7 @@ class Pool:
     def __init__(self) -> None:
         self.runtime: Runtime | None = None  # None: not served (any more)
         self.template: dict[str, Any] = {}
+        self.egress: dict[str, Any] | None = {}  # the NetworkPolicy in force; {}: not looked at yet
         self.deployment: Deployment | None = None
         self.warm: dict[str, Pod] = {}  # in the Deployment's selector, whatever their state
         self.claimed: dict[str, Pod] = {}

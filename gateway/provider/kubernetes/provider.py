@@ -327,6 +327,7 @@ class KubernetesProvider:
         async with pool.changing:
             earlier, pool.runtime = pool.runtime, runtime
             pool.template = build.make_template(runtime, self._defaults)
+            await self._allow_egress(runtime, pool)
             digest = pool.template["metadata"]["annotations"][names.TEMPLATE]
             pool.deployment = pool.deployment or self._deployment_of(runtime.key)
             resized = earlier is not None and earlier.pool.size != runtime.pool.size
@@ -334,6 +335,24 @@ class KubernetesProvider:
                 await self._create_deployment(runtime, pool)
             elif pool.deployment.applied != digest or resized:
                 await self._change_deployment(runtime, pool, runtime.pool.size if resized else None)
+
+    async def _allow_egress(self, runtime: Runtime, pool: Pool) -> None:
+        """What its sandboxes may reach: in force before the first of them is made."""
+        wanted = build.make_egress(runtime)
+        if wanted == pool.egress:
+            return
+        name, namespace = names.deployment_name(runtime.key), runtime.key.namespace
+        path = names.network_policies(namespace, name)
+        if wanted is None:
+            await self._api.delete(path)
+        else:
+            try:
+                await self._api.create(names.network_policies(namespace), wanted)
+            except KubeError as error:
+                if error.reason != "AlreadyExists" and not isinstance(error, OutcomeUnknownError):
+                    raise
+                await self._api.replace(path, wanted)  # unconditional: it says all there is to say
+        pool.egress = wanted
 
     async def _create_deployment(self, runtime: Runtime, pool: Pool) -> None:
         body = build.make_deployment(runtime, pool.template, runtime.pool.size)
@@ -366,6 +385,8 @@ class KubernetesProvider:
         async with pool.changing:
             pool.runtime = None
             await self._api.delete(names.deployments(key.namespace, names.deployment_name(key)))
+            await self._api.delete(names.network_policies(key.namespace, names.deployment_name(key)))
+            pool.egress = None
 
     async def _mark(self, pod: Pod) -> None:
         """Mark a victim. One that changed meanwhile is left alone: it may have been claimed."""

@@ -170,7 +170,7 @@ class ApiServer:
         return 200, self._change(call, lambda obj: merge(obj, call.body))
 
     def _update(self, call: Call) -> tuple[int, Any]:
-        return 200, self._change(call, lambda _: call.body)
+        return 200, self._change(call, lambda _: copy.deepcopy(call.body))
 
     def _change(self, call: Call, change: Callable[[Object], Object]) -> Object:
         def whole(obj: Object) -> Object:
@@ -180,7 +180,9 @@ class ApiServer:
                     "resourceVersion": new["metadata"].get("resourceVersion")}}  # fmt: skip
             if call.kind.status:
                 new = new | {"status": obj.get("status", {})}
-            new["metadata"].setdefault("resourceVersion", obj["metadata"]["resourceVersion"])
+            for name in ("resourceVersion", "uid", "creationTimestamp", "namespace"):
+                if name in obj["metadata"]:
+                    new["metadata"].setdefault(name, obj["metadata"][name])
             rules.check_update(call.kind, obj, new)
             return new
 

@@ -12,7 +12,13 @@ from tests.kube.simulator.objects import ApiError, Kind, Object
 _LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]{0,61})?[A-Za-z0-9])?")
 _LABEL_KEY = re.compile(r"([a-z0-9][-a-z0-9.]{0,252}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-_MODELS = {"Pod": "V1Pod", "Deployment": "V1Deployment", "ConfigMap": "V1ConfigMap", "Secret": "V1Secret"}
+_MODELS = {
+    "Pod": "V1Pod",
+    "Deployment": "V1Deployment",
+    "ConfigMap": "V1ConfigMap",
+    "Secret": "V1Secret",
+    "NetworkPolicy": "V1NetworkPolicy",
+}
 
 
 def check(kind: Kind, obj: Object) -> None:
