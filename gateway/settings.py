@@ -298,7 +298,7 @@ def _parse_size(raw: Any) -> int:
         raise ValueError(f"expected a size such as 512Mi or 4Gi, got {raw!r}")
     try:
         size = float(raw) if isinstance(raw, int) else parse_quantity(raw)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"expected a size such as 512Mi or 4Gi, got {raw!r}") from None
     if not 0 <= size < _LARGEST_SIZE or size != int(size):
         raise ValueError(f"must be a whole number of bytes below {readable_size(int(_LARGEST_SIZE))}, got {raw!r}")

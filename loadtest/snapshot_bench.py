@@ -1,11 +1,13 @@
-"""How long a workspace takes to become a snapshot in a folder, and to be a workspace again, beside `tar | zstd`.
+"""How long a session takes to sleep and to wake through a keeper of workspaces, beside `tar | zstd` of the same folder.
 
-    .venv/bin/python loadtest/snapshot_bench.py [--rounds 10] [--large 100] [--sealed]
+    .venv/bin/python -m loadtest.snapshot_bench [--rounds 10] [--large 100]
 
-Two real picods on unix sockets. `hibernate` is GET /api/snapshot into a FolderStore, brought to the disk; `wake` is the
-store's stream into PUT /api/snapshot of an empty workspace. `first` is what a fresh pair of picods takes. The same
-folder goes through `tar -c | zstd` into a file, and `zstd -d | tar -x` out of it, both of Debian, at zstd's default
-level; with `sync FILE` after the former, as the store does it. Medians; the bars are those we hold ourselves to.
+Real sandboxes of the local engine (bubblewrap), a warm pool of one. `hibernate` is `keep` and then the release of the
+sandbox, so with its processes gone; `wake` is the claim of a warm sandbox and `unpark` into it. Three keepers: parking
+(renamed folders), snapshots in a folder, and the same encrypted. Each round wakes what the round before put to sleep.
+The same folder goes through `tar -c | zstd` into a file, brought to the disk as the store does it, and `zstd -d | tar
+-x` out of it, both of Debian, at zstd's default level, in the same rounds. `first` is the first round. Ratios are
+medians over medians; the bars are those we hold ourselves to.
 """
 
 from __future__ import annotations
@@ -17,47 +19,27 @@ import random
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import httpx
-
-from gateway.interfaces import SnapshotStore
-from gateway.model import SessionId, SnapshotRef
+from gateway.clock import SystemClock
+from gateway.executor import PicodExecutor
+from gateway.interfaces import WorkspaceKeeper
+from gateway.keys import KeyRing
+from gateway.model import PoolSpec, Runtime, RuntimeKey, Sandbox, SessionId
+from gateway.provider.local import LocalProvider
+from gateway.routing.tokens import TokenIssuer
+from gateway.runtimes import StaticCatalog
 from gateway.snapshots import FolderStore, SealedStore, SnapshotKeys
+from gateway.snapshots.keeper import SnapshotKeeper
 
-ROOT = Path(__file__).resolve().parents[1]
-RATIO_BAR, HIBERNATE_BAR, WAKE_BAR = 3.0, 100.0, 25.0  # times tar | zstd; ms; ms
-
-
-class Picod:
-    """A picod of its own, told where to listen."""
-
-    def __init__(self, folder: Path) -> None:
-        self.workspace, uds = folder / "workspace", folder / "socket"
-        self.workspace.mkdir(parents=True)
-        command = [sys.executable, "-m", "picod", "--auth", "none", "--uds", str(uds), "--workspace"]
-        self.process = subprocess.Popen([*command, str(self.workspace)], cwd=ROOT)
-        while not uds.exists():
-            time.sleep(0.01)
-        transport = httpx.AsyncHTTPTransport(uds=str(uds))
-        self.client = httpx.AsyncClient(transport=transport, base_url="http://picod", timeout=120, trust_env=False)
-
-    async def aclose(self) -> None:
-        """End it."""
-        await self.client.aclose()
-        self.process.terminate()
-        self.process.wait()
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Its workspace."""
-        async with self.client.stream("GET", "/api/snapshot") as reply:
-            reply.raise_for_status()
-            async for chunk in reply.aiter_raw():
-                yield chunk
+RUNTIME = Runtime(RuntimeKey("default", "bench"), pool=PoolSpec(size=1))
+SESSION = SessionId("bench")
+RATIO_BAR = 3.0  # times tar | zstd, of the large workspace
+HIBERNATE_BAR, WAKE_BAR = 100.0, 25.0  # ms, of the small one, for the keeper that the local engine has by default
+SLEEP, WAKE = "tar | zstd", "zstd -d | tar"
 
 
 def fill(workspace: Path, files: int, size: int) -> None:
@@ -85,68 +67,110 @@ def shell(script: str, *arguments: object) -> float:
     return (time.perf_counter() - begun) * 1000
 
 
-async def measure(folder: Path, name: str, files: int, size: int, rounds: int, sealed: bool) -> None:
+class Bench:
+    """One provider and a workspace that goes to sleep and wakes, again and again."""
+
+    def __init__(self, folder: Path, provider: LocalProvider, executor: PicodExecutor) -> None:
+        self.folder = folder
+        self.provider = provider
+        self.times: dict[str, list[float]] = {SLEEP: [], WAKE: []}
+        clock, store = SystemClock(), FolderStore(folder / "snapshots")
+        sealed = SealedStore(store, SnapshotKeys("bench", {"bench": os.urandom(32)}))
+        self.keepers: dict[str, WorkspaceKeeper] = {
+            "parking": provider,
+            "snapshots": SnapshotKeeper(store, provider, executor, clock),
+            "sealed": SnapshotKeeper(sealed, provider, executor, clock),
+        }
+
+    async def ready(self) -> None:
+        """The pool is full, and its sandbox has had the moment in which it loads what a wake needs."""
+        while (await self.provider.status(RUNTIME.key)).ready < 1:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(1.5)
+
+    async def cycle(self, name: str, sandbox: Sandbox) -> Sandbox:
+        """To sleep and awake again with one keeper; the sandbox that has the workspace now."""
+        keeper, kept, woken = self.keepers[name], [""], [sandbox]
+
+        async def hibernate() -> None:
+            reference = await keeper.keep(sandbox.id, SESSION)
+            assert reference is not None
+            kept[0] = reference
+            await self.provider.release(sandbox.id)
+
+        async def wake() -> None:
+            woken[0] = await self.provider.claim(RUNTIME.key, SESSION)
+            await keeper.unpark(kept[0], woken[0].id, SESSION)
+
+        self.times.setdefault(f"{name} hibernate", []).append(await timed(hibernate))
+        await self.ready()
+        self.times.setdefault(f"{name} wake", []).append(await timed(wake))
+        await keeper.drop_parked(kept[0])
+        return woken[0]
+
+    def baseline(self, workspace: Path) -> None:
+        """What two tools do with the same folder."""
+        archive, out = self.folder / "archive.tar.zst", self.folder / "out"
+        out.mkdir()
+        self.times[SLEEP].append(shell('tar -C "$1" -cf - . | zstd -qf > "$2"; sync "$2"', workspace, archive))
+        self.times[WAKE].append(shell('zstd -dqc "$2" | tar -C "$1" -xpf -', out, archive))
+        shutil.rmtree(out)
+
+    def table(self, *, small: bool) -> None:
+        """Medians, the 95th percentile, and each beside the tools' median."""
+        for name in self.keepers:
+            for step, tool, bar in (("hibernate", SLEEP, HIBERNATE_BAR), ("wake", WAKE, WAKE_BAR)):
+                times = self.times[f"{name} {step}"]
+                p50, other = statistics.median(times), statistics.median(self.times[tool])
+                p95 = sorted(times)[min(len(times) - 1, int(0.95 * len(times)))]
+                told = ""
+                if not small:
+                    told = f"  bar {RATIO_BAR:g} x: {'ok' if p50 <= RATIO_BAR * other else 'MISSED'}"
+                elif name == "parking":
+                    told = f"  bar {bar:g} ms: {'ok' if p50 <= bar else 'MISSED'}"
+                print(
+                    f"  {name:10} {step:10} p50 {p50:8.1f} ms  p95 {p95:8.1f}  first {times[0]:8.1f} |"
+                    f" {tool:13} {other:8.1f} ms | ratio {p50 / other:5.2f}{told}"
+                )
+
+
+async def measure(folder: Path, name: str, files: int, size: int, rounds: int) -> None:
     """One workspace, all ways."""
-    store: SnapshotStore = FolderStore(folder / "snapshots")
-    if sealed:
-        store = SealedStore(store, SnapshotKeys("bench", {"bench": os.urandom(32)}))
-    source, target = Picod(folder / "source"), Picod(folder / "target")
-    times: dict[str, list[float]] = {key: [] for key in ("hibernate", "wake", "tar | zstd", "zstd -d | tar")}
-    archive, out = folder / "archive.tar.zst", folder / "out"
+    keys, clock = KeyRing(folder / "keys"), SystemClock()
+    keys.open()
+    provider = LocalProvider(folder / "state", keys.public_dir, clock)
+    await provider.apply([RUNTIME])
+    await provider.start()
     try:
-        await asyncio.sleep(2)  # as warm sandboxes are when they are claimed
-        fill(source.workspace, files, size)
+        bench = Bench(folder, provider, PicodExecutor(StaticCatalog([RUNTIME]), TokenIssuer(keys, clock)))
+        sandbox = await provider.claim(RUNTIME.key, SESSION)
+        workspace = provider.workspace(sandbox.id)
+        assert workspace is not None
+        fill(workspace, files, size)
         for _ in range(rounds):
-            refs: list[SnapshotRef] = []
-
-            async def hibernate(refs: list[SnapshotRef] = refs) -> None:
-                refs.append(await store.put(SessionId(name), source.chunks()))
-
-            async def wake(refs: list[SnapshotRef] = refs) -> None:
-                (await target.client.put("/api/snapshot", content=store.get(refs[0]))).raise_for_status()
-
-            times["hibernate"].append(await timed(hibernate))
-            for entry in target.workspace.iterdir():
-                shutil.rmtree(entry)
-            times["wake"].append(await timed(wake))
-            out.mkdir()
-            times["tar | zstd"].append(
-                shell('tar -C "$1" -cf - . | zstd -q > "$2"; sync "$2"', source.workspace, archive)
-            )
-            times["zstd -d | tar"].append(shell('zstd -dqc "$2" | tar -C "$1" -xpf -', out, archive))
-            shutil.rmtree(out)
-            snapshot, archive_size = refs[0].size, archive.stat().st_size
-            await store.delete(refs[0].key)
+            for keeper in bench.keepers:
+                sandbox = await bench.cycle(keeper, sandbox)
+            workspace = provider.workspace(sandbox.id)
+            assert workspace is not None
+            assert sum(1 for path in workspace.rglob("file*") if path.stat().st_size == size) == files
+            bench.baseline(workspace)
     finally:
-        await source.aclose()
-        await target.aclose()
-    kept = f"{snapshot / 1e6:.1f} MB stored{' and sealed' if sealed else ''}"
-    print(f"{name}: {kept}, tar | zstd {archive_size / 1e6:.1f} MB")
-    small = files * size < 10_000_000
-    for ours, theirs, bar in (("hibernate", "tar | zstd", HIBERNATE_BAR), ("wake", "zstd -d | tar", WAKE_BAR)):
-        p50, other = statistics.median(times[ours]), statistics.median(times[theirs])
-        first = times[ours][0]
-        worst = sorted(times[ours])[min(rounds - 1, int(0.95 * rounds))]
-        held = p50 <= bar if small else p50 <= RATIO_BAR * other
-        told = f"bar {bar:g} ms" if small else f"bar {RATIO_BAR:g} x"
-        print(
-            f"  {ours:10} p50 {p50:8.1f} ms  p95 {worst:8.1f}  first {first:8.1f} | {theirs:14} {other:8.1f} ms |"
-            f" ratio {p50 / other:5.2f}  {told}: {'ok' if held else 'MISSED'}"
-        )
+        await provider.aclose()
+    print(f"{name}:")
+    bench.table(small=files * size < 10_000_000)
 
 
-async def main(rounds: int, large: int, sealed: bool) -> None:
+async def main(rounds: int, large: int) -> None:
     """Measure and print."""
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {rounds} rounds")
     for name, files, size in (("1 MB in 100 files", 100, 10_000), (f"{large} MB in 100 files", 100, large * 10_000)):
         with tempfile.TemporaryDirectory(prefix="wakegate-bench-") as folder:
-            await measure(Path(folder), name, files, size, rounds, sealed)
+            await measure(Path(folder), name, files, size, rounds)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Measure snapshots.")
+    parser = argparse.ArgumentParser(description="Measure how sessions sleep and wake.")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--large", type=int, default=100, help="MB of the larger workspace")
-    parser.add_argument("--sealed", action="store_true", help="encrypt them")
     arguments = parser.parse_args()
-    asyncio.run(main(arguments.rounds, arguments.large, arguments.sealed))
+    asyncio.run(main(arguments.rounds, arguments.large))

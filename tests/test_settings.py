@@ -71,6 +71,18 @@ def test_durations_are_seconds_or_text_with_units(text: str, seconds: float) -> 
     assert read(WAKEGATE_CONNECT_TIMEOUT=text).connect_timeout == seconds
 
 
+@pytest.mark.parametrize(
+    ("text", "size"), [("0", 0), ("1000", 1000), ("512Mi", 512 << 20), ("1.5Gi", 3 << 29), ("2G", 2 * 10**9)]
+)
+def test_sizes_are_bytes_or_kubernetes_quantities(tmp_path: Path, text: str, size: int) -> None:
+    """In each source; TOML may have a whole number too."""
+    assert read("--snapshot-max-size", text).snapshot_max_size == size
+    assert read(WAKEGATE_SNAPSHOT_MAX_SIZE=text).snapshot_max_size == size
+    file = tmp_path / "w.toml"
+    file.write_text(f"snapshot_max_size = {size}")
+    assert read("--config", str(file)).snapshot_max_size == size
+
+
 def test_runtime_may_be_repeated_and_listed(tmp_path: Path) -> None:
     """Flags repeat, a variable separates by the path separator, TOML has a list."""
     file = tmp_path / "w.toml"
@@ -120,6 +132,12 @@ def test_every_wrong_setting_is_named_at_once(tmp_path: Path) -> None:
         ("host = 1", "host: expected text"),
         ("state_dir = {a = 1}", "state_dir: expected text"),
         ("runtime = [1]", "runtime: expected a path"),
+        ("snapshot_max_size = 1.5", "snapshot_max_size: expected a size such as 512Mi or 4Gi"),
+        ("snapshot_max_size = true", "snapshot_max_size: expected a size"),
+        ('snapshot_max_size = "4 GB"', "snapshot_max_size: expected a size"),
+        (f"snapshot_max_size = {'9' * 400}", "snapshot_max_size: expected a size"),
+        ("snapshot_max_size = -1", "snapshot_max_size: must be a whole number of bytes below 1024 TiB"),
+        ('snapshot_max_size = "500m"', "snapshot_max_size: must be a whole number of bytes"),
     ],
 )
 def test_toml_values_of_the_wrong_type_are_refused(tmp_path: Path, line: str, problem: str) -> None:

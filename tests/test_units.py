@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.units import parse_duration, parse_quantity
+from gateway.units import parse_duration, parse_quantity, readable_size
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,19 @@ def test_units_answer_any_text_with_a_number_or_a_value_error(text: str) -> None
             assert parse(text) >= 0
         except ValueError:
             pass
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1536, "1.5 KiB"),
+        (4 << 30, "4 GiB"),
+        (5 << 50, "5120 TiB"),
+        (-1, "-1 bytes"),
+    ],
+)
+def test_readable_size_is_short(size: int, text: str) -> None:
+    """Four digits and the largest unit that leaves at least one before the point."""
+    assert readable_size(size) == text

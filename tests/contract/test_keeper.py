@@ -15,16 +15,16 @@ from gateway.errors import SandboxStartError, SnapshotNotFoundError
 from gateway.executor import PicodExecutor
 from gateway.interfaces import SandboxProvider, WorkspaceKeeper
 from gateway.keys import KeyRing
-from gateway.model import Limits, PoolSpec, Runtime, RuntimeKey, Sandbox, SandboxId, SessionId
+from gateway.model import Limits, Runtime, RuntimeKey, Sandbox, SandboxId, SessionId
 from gateway.provider.local import LocalProvider
 from gateway.routing.tokens import TokenIssuer
 from gateway.runtimes import StaticCatalog
-from gateway.snapshots import FolderStore, SealedStore, SnapshotKeys
+from gateway.snapshots import FolderStore
 from gateway.snapshots.keeper import SnapshotKeeper
 from gateway.testing import ScriptedProvider
 
 KEY = RuntimeKey("default", "contract")
-RUNTIME = Runtime(KEY, pool=PoolSpec(size=2), limits=Limits(processes=64))
+RUNTIME = Runtime(KEY, limits=Limits(processes=64))
 SESSION = SessionId("5b0e1b63-7a2f-4f0f-9c45-000000000001")
 
 
@@ -98,14 +98,6 @@ async def snapshots(folder: Path) -> AsyncIterator[Subject]:
 
 
 @asynccontextmanager
-async def sealed_over_parking(folder: Path) -> AsyncIterator[Subject]:
-    async with local(folder) as (provider, executor, subject):
-        store = SealedStore(FolderStore(folder / "snapshots"), SnapshotKeys("k", {"k": bytes(32)}))
-        subject.keeper = SnapshotKeeper(store, provider, executor, SystemClock(), parking=provider)
-        yield subject
-
-
-@asynccontextmanager
 async def scripted(folder: Path) -> AsyncIterator[Subject]:
     provider = ScriptedProvider()
     await provider.apply([RUNTIME])
@@ -119,7 +111,6 @@ async def scripted(folder: Path) -> AsyncIterator[Subject]:
 KEEPERS: dict[str, Callable[[Path], AbstractAsyncContextManager[Subject]]] = {
     "local-parking": parking,
     "snapshots": snapshots,
-    "sealed-snapshots-over-parking": sealed_over_parking,
     "scripted": scripted,
 }
 
@@ -289,16 +280,16 @@ async def test_cancelled_keep_loses_nothing(subject: Subject) -> None:
         assert reference is not None
         assert await subject.wake(reference) == f"content {turns}"
 
-    for turns in (0, 1, 3, 8, 20):
+    for turns in (1, 3, 20):
         await cut(turns)
 
 
 async def test_keeps_and_wakes_at_once_do_not_mix(subject: Subject) -> None:
-    """Six sessions at the same time, each with its own."""
+    """Four sessions at the same time, each with its own."""
 
     async def there_and_back(number: int) -> bool:
         reference = await subject.asleep(f"content {number}", SessionId(f"5b0e1b63-7a2f-4f0f-9c45-00000000001{number}"))
         return await subject.wake(reference) == f"content {number}"
 
-    done: list[Awaitable[bool]] = [there_and_back(number) for number in range(6)]
+    done: list[Awaitable[bool]] = [there_and_back(number) for number in range(4)]
     assert all(await asyncio.gather(*done))

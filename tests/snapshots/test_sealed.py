@@ -154,6 +154,19 @@ def test_missing_key_file_is_told(tmp_path: Path) -> None:
         SnapshotKeys.read(tmp_path / "nokeys")
 
 
+@pytest.mark.parametrize(("mode", "good"), [(0o600, True), (0o440, True), (0o644, False), (0o660, False)])
+def test_key_file_must_be_closed_to_others(tmp_path: Path, mode: int, good: bool) -> None:
+    """Its owner, and a group that may read it; anything more is refused with the mode and the cure."""
+    path = tmp_path / "keys"
+    path.write_text(encoded(OLD))
+    path.chmod(mode)
+    if good:
+        assert SnapshotKeys.read(path).current == "default"
+    else:
+        with pytest.raises(SettingsError, match=rf"keys \(mode {mode:04o}\); chmod 600 {path}"):
+            SnapshotKeys.read(path)
+
+
 def test_store_urls(tmp_path: Path) -> None:
     """Folders by path or URL, object stores by theirs, anything else refused with what would do."""
     keys = SnapshotKeys("old", {"old": OLD})
