@@ -1,0 +1,54 @@
+"""A WebSocket server that says back what it hears (RFC 6455, text and binary, no fragments). Standard library only.
+
+It runs inside a sandbox, as the code of a user would: `python3 echo_server.py PORT`.
+"""
+
+import asyncio
+import base64
+import hashlib
+import sys
+
+GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+
+async def frame(reader):
+    first, second = await reader.readexactly(2)
+    size = second & 127
+    if size > 125:
+        size = int.from_bytes(await reader.readexactly(2 if size == 126 else 8), "big")
+    mask = await reader.readexactly(4) if second & 128 else bytes(4)
+    data = await reader.readexactly(size)
+    return first & 15, bytes(byte ^ mask[index & 3] for index, byte in enumerate(data))
+
+
+def framed(opcode, data):
+    size = len(data)
+    head = bytes([128 | opcode])
+    head += bytes([size]) if size < 126 else bytes([126]) + size.to_bytes(2, "big")
+    return head + data
+
+
+async def serve(reader, writer):
+    try:
+        head = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
+        fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in head[1:])}
+        accept = base64.b64encode(hashlib.sha1(fields[b"sec-websocket-key"] + GUID).digest())
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n")
+        writer.write(b"sec-websocket-accept: " + accept + b"\r\n\r\n")
+        while True:
+            opcode, data = await frame(reader)
+            writer.write(framed(10 if opcode == 9 else opcode, data))
+            await writer.drain()
+            if opcode == 8:
+                break
+    except (asyncio.IncompleteReadError, ConnectionError, KeyError):
+        pass
+    writer.close()
+
+
+async def main():
+    server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]))
+    await server.serve_forever()
+
+
+asyncio.run(main())
