@@ -4,7 +4,7 @@
     locust -f loadtest/locustfile.py --host http://127.0.0.1:8080 --headless -u 20 -r 5 -t 1m
 
 WAKEGATE_LOAD_RUNTIME names the runtime. Requests are named by what they do and by how their sandbox came to be (`run
-[wake]`), because one percentile over live and cold answers says nothing of either. 429 is obeyed, not counted as failed.
+[wake]`), because one percentile over live and cold answers says nothing of either. 429 is obeyed, not a failure.
 """
 
 from __future__ import annotations

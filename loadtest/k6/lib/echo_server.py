@@ -11,7 +11,8 @@ import sys
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
-async def frame(reader):
+async def frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """The next frame: (opcode, data)."""
     first, second = await reader.readexactly(2)
     size = second & 127
     if size > 125:
@@ -21,14 +22,16 @@ async def frame(reader):
     return first & 15, bytes(byte ^ mask[index & 3] for index, byte in enumerate(data))
 
 
-def framed(opcode, data):
+def framed(opcode: int, data: bytes) -> bytes:
+    """A whole frame, unmasked."""
     size = len(data)
     head = bytes([128 | opcode])
     head += bytes([size]) if size < 126 else bytes([126]) + size.to_bytes(2, "big")
     return head + data
 
 
-async def serve(reader, writer):
+async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One client."""
     try:
         head = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
         fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in head[1:])}
@@ -46,7 +49,8 @@ async def serve(reader, writer):
     writer.close()
 
 
-async def main():
+async def main() -> None:
+    """Listen and serve."""
     server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]))
     await server.serve_forever()
 
