@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gateway.autoscaler.demand import Demand
+from gateway.autoscaler.forecast import Forecast
 from gateway.autoscaler.replay.pool import Targets
 from gateway.autoscaler.replay.traces import Trace
 from gateway.autoscaler.scaler import Decision, Observed, ScalerSpec, decide
@@ -28,6 +29,51 @@ class Calibration:
     weights: dict[str, float]  # experts at the end
 
 
+class _Pool:
+    """One objective's pool: `decide` at every look, and again when a lower level has stood for long enough."""
+
+    def __init__(self, follower: Follower, spec: ScalerSpec, misses: RollingCount) -> None:
+        self.follower = follower
+        self._spec = spec
+        self._misses = misses
+        self._last = Decision(0, 0, "hold", "")
+        self._forecast: Forecast | None = None
+        self._recent = 0
+        self._times: list[float] = []
+        self._levels: list[int] = []
+
+    def look(self, now: float, forecast: Forecast, recent: int, missed: int) -> None:
+        """A new forecast."""
+        self._forecast, self._recent = forecast, recent
+        self._misses.add(now, missed)
+        self._decide(now)
+
+    def lower_before(self, until: float, tick: float) -> None:
+        """Ticks without news, up to the next look: only a reduction that waits for its time can come due in them."""
+        since = self._last.lower_since
+        if since is not None and (due := since + math.ceil(self._spec.lower_after / tick) * tick) < until:
+            self._misses.expire(due)
+            self._decide(due)
+
+    def _decide(self, now: float) -> None:
+        last = self._last
+        seen = Observed(
+            last.target,
+            recent_claims=self._recent,
+            recent_misses=self._misses.total,
+            lower_since=last.lower_since,
+            lower_to=last.lower_to,
+        )
+        self._last = decide(self._spec, seen, self._forecast, now)
+        if self._last.target != last.target or not self._times:
+            self._times.append(now)
+            self._levels.append(self._last.target)
+
+    def targets(self) -> Targets:
+        """What it ordered."""
+        return Targets(np.array(self._times), np.array(self._levels, dtype=np.float64))
+
+
 def replay_predictive(
     trace: Trace,
     objectives: Sequence[Objective],
@@ -45,10 +91,7 @@ def replay_predictive(
     """
     demand = Demand(objectives[0], lead=lead, tick=tick, most=spec.max, joins=joins)
     followers = [demand.follower] + [Follower(objective, demand.shadow) for objective in objectives[1:]]
-    missed = [RollingCount(demand.horizon) for _ in objectives]
-    decisions: list[Decision] = [Decision(0, 0, "hold", "")] * len(objectives)
-    times: list[float] = []
-    levels: list[list[int]] = [[] for _ in objectives]
+    pools = [_Pool(follower, spec, RollingCount(demand.horizon)) for follower in followers]
     ticks = np.floor((trace.arrivals - trace.start) / tick) + 1.0
     busy, counts = np.unique(ticks, return_counts=True)
     busy_at, claims_at = (trace.start + busy * tick).tolist(), counts.tolist()
@@ -62,29 +105,19 @@ def replay_predictive(
             at += 1
         demand.observe(now, claims)
         forecast = demand.forecast(now)
-        times.append(now)
         recent = demand.recent.total
-        for i, follower in enumerate(followers):
-            last = decisions[i]
-            misses = missed[i]
-            misses.add(now, follower.missed if claims else 0)
-            seen = Observed(
-                last.target,
-                recent_claims=recent,
-                recent_misses=misses.total,
-                lower_since=last.lower_since,
-                lower_to=last.lower_to,
-            )
-            mine = forecast if i == 0 else forecast.at(follower.level, follower.quantile, demand.alert(follower))
-            decisions[i] = decide(spec, seen, mine, now)
-            levels[i].append(decisions[i].target)
+        for pool in pools:
+            follower = pool.follower
+            mine = forecast.at(follower.level, follower.quantile, demand.alert(follower))
+            pool.look(now, mine, recent, follower.missed if claims else 0)
         if now >= warm:
             warm = math.inf
             demand.mixture.restart_score()
         now = min(busy_at[at], max(now + tick, trace.start + math.ceil((demand.review_at - trace.start) / tick) * tick))
+        for pool in pools:
+            pool.lower_before(now, tick)
         if progress is not None and (done := int(100.0 * (now - trace.start) / trace.span)) > reported:
             reported = done
             progress(min(done, 100) / 100.0)
     wanted, covered, loss = demand.mixture.calibration()
-    targets = [Targets(np.array(times), np.array(each, dtype=np.float64)) for each in levels]
-    return targets, Calibration(wanted, covered, loss, demand.mixture.shares())
+    return [pool.targets() for pool in pools], Calibration(wanted, covered, loss, demand.mixture.shares())

@@ -9,6 +9,7 @@
 | rare | silence of 40 minutes in the mean, then 1 to 8 claims within half a minute | 3 |
 | timer | 10 claims at once every 10 minutes, a second early or late | 2 |
 | batches | 5 to 60 claims at once at random, 20 minutes apart in the mean | 3 |
+| spikes | silences of 20 s in the mean, then about 8 s of about 6 claims a second, lognormal both | 1/24 |
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ def make(name: str, seed: int = 1) -> Trace:
         "onoff": (2, lambda span: _bursts(rng, span, 180.0, lambda: _on(rng))),
         "rare": (3, lambda span: _bursts(rng, span, 2400.0, lambda: rng.random(rng.integers(1, 9)) * 30.0)),
         "timer": (2, lambda span: (np.arange(300.0, span, 600.0)[:, None] + rng.normal(size=(1, 10))).ravel()),
+        "spikes": (1 / 24, lambda span: _bursts(rng, span, 20.0, lambda: _spike(rng))),
         "batches": (3, lambda span: _bursts(rng, span, 1200.0, lambda: rng.random(rng.integers(5, 61)) * 0.5)),
     }
     if name not in laws:
@@ -80,3 +82,8 @@ def make(name: str, seed: int = 1) -> Trace:
 def _on(rng: np.random.Generator) -> Floats:
     length = float(rng.exponential(30.0))
     return np.sort(rng.random(rng.poisson(length)) * length)
+
+
+def _spike(rng: np.random.Generator) -> Floats:
+    length = float(rng.lognormal(2.0, 0.8))
+    return np.sort(rng.random(rng.poisson(length * float(rng.lognormal(1.8, 0.6)))) * length)
