@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 async def activity(picod: Picod, request: Request) -> None:
-    """`busy`, and why: ids of background processes that keep it awake, and of terminals in which a command runs."""
+    """`busy`, and why: ids of background processes that keep it awake, of terminals in which a command runs, and of
+    runs that go on without a client.
+    """
     parts = vars(picod)
     processes = (
         [process.id for process in parts["background"].all() if process.running and process.keeps_awake]
@@ -22,6 +24,8 @@ async def activity(picod: Picod, request: Request) -> None:
         else []
     )
     terminals = [each.id for each in parts["terminals"].all() if each.busy] if "terminals" in parts else []
+    runs = [run.id for run in parts["runs"].all() if run.background and run.ended_at is None] if "runs" in parts else []
     await request.answer_json(
-        200, {"busy": bool(processes or terminals), "processes": processes, "terminals": terminals}
+        200,
+        {"busy": bool(processes or terminals or runs), "processes": processes, "terminals": terminals, "runs": runs},
     )

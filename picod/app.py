@@ -9,10 +9,10 @@ import asyncio
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from picod import wire
@@ -31,6 +31,7 @@ from picod.web import ClientGoneError, Receive, Request, RequestError, Scope, Se
 if TYPE_CHECKING:
     from picod.background import Background
     from picod.interpreter import Interpreter
+    from picod.runs import Runs
     from picod.terminal import Terminals
 
 _IDLE_BEFORE_LOADING = 1.0  # seconds from the start
@@ -77,6 +78,9 @@ ROUTES = (
     Route(("POST",), wire.CONTEXTS_PATH.encode(), late("picod.interpreter", "create_context")),
     Route(("DELETE",), wire.CONTEXTS_PATH.encode() + b"/", late("picod.interpreter", "delete_context")),
     Route(("POST",), wire.CONTEXTS_PATH.encode() + b"/", late("picod.interpreter", "control_context")),
+    Route(("GET",), b"/api/runs", late("picod.runs", "list_runs")),
+    Route(("GET",), b"/api/runs/", late("picod.runs", "follow_run")),
+    Route(("DELETE",), b"/api/runs/", late("picod.runs", "stop_run")),
     Route(("POST",), wire.SUSPEND_PATH.encode(), late("picod.saved", "suspend")),
     Route(("POST",), wire.RESUME_PATH.encode(), late("picod.saved", "resume")),
     Route(("POST",), b"/api/files", upload),
@@ -111,6 +115,7 @@ class Picod:
         self.workspace = Workspace(config.workspace)
         self.children = Children()
         self.guard = Guard(config.keys_file, config.audience) if config.auth == "jwt" else None
+        self._work: set[asyncio.Task[None]] = set()
         self._interpreter: Interpreter | None = None
         self.snapshots = asyncio.Lock()
         self._warming: asyncio.Task[None] | None = None
@@ -138,6 +143,19 @@ class Picod:
         loop.call_later(_IDLE_BEFORE_LOADING, loop.run_in_executor, None, load)
         if self.config.code_context == "warm":
             loop.call_later(_IDLE_BEFORE_CONTEXT, lambda: self.interpreter.warm(_CONTEXT_NICE))
+
+    @cached_property
+    def runs(self) -> Runs:
+        """The runs that can be followed. Made when it is first asked for (activity.py)."""
+        from picod.runs import Runs
+
+        return Runs()
+
+    def keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have a coroutine done that may outlive its request."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
 
     @property
     def interpreter(self) -> Interpreter:

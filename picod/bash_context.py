@@ -79,6 +79,7 @@ class BashContext(Context):
         _write(code_file, code)
         child, outlets = self._spawn(code_file)
         try:
+            listener.feeds(outlets.values())
             for name, outlet in outlets.items():
                 outlet.attach(_to(listener, name))
             why = await first_of(child.exited, stop, timeout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 MAX_RESULTS = 256
@@ -72,6 +72,9 @@ class Collected:
         self._bounds = Bounds()
         self._results: list[tuple[str, dict[str, Any]]] = []
         self._clearing = False
+
+    def feeds(self, outlets: Iterable[object]) -> None:
+        """Nothing is held: what has no room is dropped."""
 
     def output(self, stream: str, data: bytes) -> None:
         """Keep what has room."""

@@ -33,6 +33,10 @@ class EventStream:
         name = b"event: %b\n" % event.encode() + (b"id: %d\n" % number if number is not None else b"")
         await self._request.write(b"%bdata: %b\n\n" % (name, to_json(data)), more=True)
 
+    async def raw(self, events: bytes) -> None:
+        """Events that are made already. Raises ClientGoneError."""
+        await self._request.write(events, more=True)
+
     async def until(self, news: Awaitable[Any], *, timeout: float | None = None) -> bool:
         """Wait for `news`, with heartbeats. False when `timeout` seconds passed first. Raises ClientGoneError."""
         assert self._gone is not None, "the stream is entered first"

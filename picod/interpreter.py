@@ -18,6 +18,7 @@ from picod.fields import missing, parse_object, text_field, wrong_type
 from picod.golang import DurationError, parse_duration
 from picod.kernel import KernelError
 from picod.python_context import PythonContext
+from picod.runs import LiveRun, read_following, serve
 from picod.statefiles import StateFiles
 from picod.web import ClientGoneError, Request, RequestError
 
@@ -147,9 +148,8 @@ class Interpreter:
         return self._folder
 
 
-def parse_code_order(body: bytes) -> CodeOrder:
-    """Read and check the request. Raises RequestError 400."""
-    fields = parse_object(body, _STRUCT)
+def parse_code_order(fields: dict[str, Any]) -> CodeOrder:
+    """Check the request. Raises RequestError 400."""
     code = text_field(fields, _STRUCT, "code")
     if code is None:
         raise missing(_STRUCT, "code")
@@ -186,9 +186,16 @@ def seconds_field(fields: dict[str, Any], struct: str, default: float) -> float:
 
 async def run_code(picod: Picod, request: Request) -> None:
     """Run code in a context and answer what came of it; 200 also when the code failed."""
-    order = parse_code_order(await request.body(picod.config.max_body))
+    fields = parse_object(await request.body(picod.config.max_body), _STRUCT)
+    order, following = parse_code_order(fields), read_following(fields, request, _STRUCT)
     interpreter = picod.interpreter
+    if following.run_id:
+        await serve(request, picod.runs.require(following.run_id), following.after)
+        return
     context = interpreter.for_order(order)
+    if following.stream:
+        await _stream(picod, request, order, context, background=following.background)
+        return
     collected, stop = Collected(picod.config.max_output), Stop()
     running = interpreter.spawn(context.run(order.code, order.timeout, collected, stop))
     gone = asyncio.create_task(request.gone())
@@ -202,6 +209,27 @@ async def run_code(picod: Picod, request: Request) -> None:
         raise ClientGoneError
     outcome = _outcome(running)
     await request.answer_json(200, {**collected.fields(), **outcome.fields(), "context_id": context.id})
+
+
+async def _stream(picod: Picod, request: Request, order: CodeOrder, context: Context, *, background: bool) -> None:
+    stop = Stop()
+    run = LiveRun(stop.ask, background=background)
+    picod.runs.add(run)
+    run.begin(context_id=context.id)
+
+    async def work() -> None:
+        try:
+            outcome = await context.run(order.code, order.timeout, run, stop)
+            run.end({**outcome.fields(), "context_id": context.id})
+        except KernelError as error:
+            run.end({"error": {"name": "ContextError", "value": str(error), "traceback": []}, "context_id": context.id})
+        finally:
+            if run.ended_at is None:  # a fault of ours: who follows is not to wait for ever
+                value = "internal error; the sandbox's log has the details"
+                run.end({"error": {"name": "InternalError", "value": value, "traceback": []}, "context_id": context.id})
+
+    picod.keep(work())
+    await serve(request, run)
 
 
 def _outcome(running: asyncio.Task[Outcome]) -> Outcome:

@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -35,6 +35,9 @@ class KernelError(Exception):
 
 class Listener(Protocol):
     """What hears a run."""
+
+    def feeds(self, outlets: Iterable[Outlet]) -> None:
+        """The pipes that the run prints into, for a listener that may have to hold them."""
 
     def output(self, stream: str, data: bytes) -> None:
         """Something was printed: `stream` is stdout or stderr."""
@@ -136,6 +139,8 @@ class Kernel:
         run = self._run = _Run(listener)
         ends: set[asyncio.Future[Any]] = {run.reply, self.child.exited, self._shell.closed, self._iopub.closed}
         try:
+            if listener is not None:
+                listener.feeds(self.outlets.values())
             for name, outlet in self.outlets.items():
                 outlet.attach(_hand_on(listener, name) if listener is not None else _ignore)
             silent = listener is None

@@ -12,7 +12,7 @@ import fcntl
 import os
 from collections.abc import Callable
 
-_READ = 256 << 10
+_READ = 128 << 10  # bytes at once; larger buffers would be mapped and unmapped each time (syscalls.keep_heap_small)
 _PIPE = 1 << 20
 _LEFT = 64 << 10  # bytes kept for the next listener
 _DROP_PAUSE = 0.02  # seconds between reads that drop: 3 MB/s at most

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.integration.served import Server, serve, wait_until
+from tests.picod.interpreters import events, printed
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +99,17 @@ def test_context_of_a_warm_sandbox_is_there_before_the_first_run(tmp_path: Path)
             return [context["state"] for context in contexts if context["id"] == "default"]
 
         wait_until(lambda: states() == ["idle"], "the context stands without having been asked for")
+
+
+def test_stream_passes_the_gateway_event_by_event(server: Server) -> None:
+    """The first line of a run is with the client before the run can end."""
+    session = server.session()
+    headers = {"x-session-id": session}
+    code = "import os, time\nprint('first')\nwhile not os.path.exists('go'):\n    time.sleep(0.01)\nprint('second')"
+    with server.client.stream("POST", "/api/run_code", json={"code": code, "stream": True}, headers=headers) as reply:
+        stream = events(reply)
+        assert [next(stream).kind, next(stream).data] == ["start", {"text": "first\n"}]
+        assert server.client.put("/api/files/go", content=b"", headers=headers).is_success
+        rest = list(stream)
+    assert printed(rest) == "second\n"
+    assert rest[-1].kind == "exit"

@@ -6,7 +6,9 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import httpx
 
 from tests.picod.conftest import ROOT, Executor, picod_process
 
@@ -27,3 +29,30 @@ def run_code(picod: Executor, code: str, **fields: Any) -> dict[str, Any]:
     assert reply.status_code == 200, reply.text
     answer: dict[str, Any] = reply.json()
     return answer
+
+
+class Event(NamedTuple):
+    """One server-sent event."""
+
+    id: str
+    kind: str
+    data: Any
+
+
+def events(reply: httpx.Response) -> Iterator[Event]:
+    """The events of a stream, as they come."""
+    fields: dict[str, str] = {}
+    for line in reply.iter_lines():
+        if line:
+            name, _, value = line.partition(": ")
+            fields[name] = value
+        elif "event" in fields:
+            yield Event(fields.get("id", ""), fields["event"], json.loads(fields["data"]))
+            fields = {}
+        else:
+            fields = {}
+
+
+def printed(heard: list[Event], stream: str = "stdout") -> str:
+    """What the events say was printed."""
+    return "".join(event.data["text"] for event in heard if event.kind == stream)
