@@ -138,7 +138,7 @@ class Gateway:
         )
         caller = Caller(self.activator, clock)
         self.tools = ToolService(self.lifecycle, self.catalog, caller, clock)
-        tools = ToolsAPI(self.tools, self.lifecycle, self.catalog, caller)
+        tools = ToolsAPI(self.tools, self.lifecycle, self.catalog, caller, clock)
         self.mcp = MCPEndpoint(self.tools, self.lifecycle, self.catalog, settings.allowed_origins)
         self.control_routes = [
             *AgentCubeAPI(self.lifecycle).routes(),

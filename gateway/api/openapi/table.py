@@ -71,7 +71,10 @@ TOOLS: tuple[Operation, ...] = (
         Parameter("runtime", "Whose tools.", RUNTIME_NAME), SESSION, RUNTIME,
     ), error="OpenAIError"),
     Operation("POST", "/v1/tool_calls", "tools", "Run what a model asked for; the answers are ready to append.",
-              _ok("ToolAnswers"), (SESSION, RUNTIME), body=ref("ToolCalls"), error="OpenAIError",
+              _ok("ToolAnswers"), (SESSION, RUNTIME, Parameter(
+                  "idempotency-key", "Without a session: a retry with the same key finds the session that it made.",
+                  {"type": "string", "minLength": 16, "maxLength": 256}, "header",
+              )), body=ref("ToolCalls"), error="OpenAIError",
               more=(Answer("Progress.", _TEXT, "text/event-stream"),)),
     Operation("POST", "/mcp", "tools", "The tools over MCP (streamable HTTP).",
               {200: Answer("The answer.", ref("MCPMessage")), 202: Answer("Taken."),

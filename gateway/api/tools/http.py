@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,19 +19,22 @@ from gateway.api.openai import ParamError, guarded, session_headers
 from gateway.api.sessions import choose_runtime, create_session, named_session
 from gateway.api.tools.actions import Sandbox
 from gateway.api.tools.calls import Call, Shape, ToolCalls, parse_tool_calls
-from gateway.api.tools.catalogue import ToolFormat, describe, tools_of
+from gateway.api.tools.catalogue import Tool, ToolFormat, describe, tools_of
+from gateway.api.tools.memory import OnceMemory
 from gateway.api.tools.render import LIST_NAMES, Link, message, takes_images
 from gateway.api.tools.results import Image, ToolResult
 from gateway.api.tools.service import Event, Observer, ToolService
 from gateway.api.tools.streaming import EventStream
+from gateway.clock import Clock
 from gateway.errors import WakegateError
 from gateway.interfaces import RuntimeCatalog, SandboxCaller
 from gateway.lifecycle import Lifecycle
-from gateway.model import SessionId, StartKind
+from gateway.model import Runtime, SessionId, StartKind
 
 logger = logging.getLogger(__name__)
 
 MAX_BODY = 32 << 20  # bytes; a file that a model writes is part of it
+_MIN_KEY, _MAX_KEY = 16, 256  # characters: whoever says the same key gets the same session
 _PICTURES = ".wakegate/pictures"  # in the workspace; not among the files that list_files shows
 _EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp"}
 
@@ -43,6 +46,7 @@ class Where:
     session_id: SessionId
     start: StartKind
     restored: str | None
+    tools: Mapping[str, Tool]
 
     def headers(self) -> dict[str, str]:
         """As the data path's answers have them."""
@@ -54,12 +58,19 @@ class ToolsAPI:
     """Handlers over the tool service."""
 
     def __init__(
-        self, service: ToolService, lifecycle: Lifecycle, catalog: RuntimeCatalog, caller: SandboxCaller
+        self,
+        service: ToolService,
+        lifecycle: Lifecycle,
+        catalog: RuntimeCatalog,
+        caller: SandboxCaller,
+        clock: Clock,
     ) -> None:
         self._service = service
         self._lifecycle = lifecycle
         self._catalog = catalog
         self._caller = caller
+        # Sessions that requests with an Idempotency-Key made, lest a retry make another.
+        self._sessions = OnceMemory[Where](clock, lambda _: 1024)
 
     def routes(self) -> list[Route]:
         """The API's paths."""
@@ -92,18 +103,26 @@ class ToolsAPI:
         base_url = str(request.base_url)
         if asked.stream:
             return self._streamed(asked, where, base_url)
-        results = await self._service.run(where.session_id, asked.calls)
+        results = await self._service.run(where.session_id, where.tools, asked.calls)
         return JSON(await self._document(asked, where, results, base_url), headers=where.headers())
 
     async def _where(self, request: Request, asked: ToolCalls) -> Where:
         """The session, awake. What goes wrong up to here is an HTTP error: nothing was run."""
         session_id = named_session(request, asked.session_id)
         if session_id is None:
-            opened = await create_session(self._lifecycle, choose_runtime(self._catalog, request, asked.runtime).key)
-            return Where(opened.session.id, opened.start, None)
-        await self._service.tools(session_id)  # says whether it is there before the hold rule counts
+            runtime = choose_runtime(self._catalog, request, asked.runtime)
+            key = _idempotency_key(request)
+            if key is None:
+                return await self._made(runtime)
+            session_id = (await self._sessions.run(key, lambda: self._made(runtime)))[0].session_id
+        tools = await self._service.tools(session_id)
         request.state.session_id = session_id
-        return Where(session_id, *await self._service.open(session_id))
+        start, restored = await self._service.open(session_id)
+        return Where(session_id, start, restored, tools)
+
+    async def _made(self, runtime: Runtime) -> Where:
+        opened = await create_session(self._lifecycle, runtime.key)
+        return Where(opened.session.id, opened.start, None, tools_of(runtime))
 
     async def _document(
         self, asked: ToolCalls, where: Where, results: Sequence[ToolResult], base_url: str
@@ -140,7 +159,7 @@ class ToolsAPI:
 
     def _streamed(self, asked: ToolCalls, where: Where, base_url: str) -> Response:
         async def work(observe: Observer) -> dict[str, Any]:
-            results = await self._service.run(where.session_id, asked.calls, observe)
+            results = await self._service.run(where.session_id, where.tools, asked.calls, observe)
             return {"type": "tool_calls.completed", **await self._document(asked, where, results, base_url)}
 
         def show(event: Event) -> dict[str, Any]:
@@ -150,6 +169,16 @@ class ToolsAPI:
         began = {"type": "tool_calls.started", "session_id": where.session_id}
         events = EventStream(began, work, show)
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+
+
+def _idempotency_key(request: Request) -> tuple[str, str] | None:
+    """What makes two requests that name no session the same. Raises ParamError."""
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not _MIN_KEY <= len(key) <= _MAX_KEY:
+        raise ParamError("idempotency-key", f"expected {_MIN_KEY} to {_MAX_KEY} characters that nobody can guess")
+    return request.headers.get("authorization", ""), key
 
 
 def _event_document(event: Event, call: Call) -> dict[str, Any]:

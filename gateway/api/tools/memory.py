@@ -1,8 +1,7 @@
 """What came of recent calls, so that a retried request does not run them twice.
 
-Keyed by session, call id and the call's content: some local models number their calls from 0 in every message, and a
-call with other arguments is another call. Whoever asks for a call that is under way waits for the same run. Kept in
-this gateway's memory, for a while and within bounds; a call outlives the client that asked for it.
+Whoever asks for what is under way waits for the same run. Results are kept in this gateway's memory, for a while and
+within bounds; a run outlives the client that asked for it.
 """
 
 from __future__ import annotations
@@ -10,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import orjson
 
 from gateway.api.tools.calls import Call
-from gateway.api.tools.results import ToolResult
 from gateway.clock import Clock
 from gateway.model import SessionId
 
@@ -24,44 +23,49 @@ KEEP_S = 600.0
 MAX_ENTRIES = 4096
 MAX_BYTES = 64 << 20
 
-Key = tuple[SessionId, str, bytes]
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
-    result: ToolResult
+class _Kept(Generic[V]):
+    value: V
+    size: int
     until: float  # monotonic
 
 
-class CallMemory:
-    """Runs under way and results of late, the oldest first."""
+class OnceMemory(Generic[V]):
+    """Runs under way and values of late, the oldest first, by key. `size_of` tells the bytes that a value takes."""
 
     def __init__(
-        self, clock: Clock, *, keep: float = KEEP_S, max_entries: int = MAX_ENTRIES, max_bytes: int = MAX_BYTES
+        self,
+        clock: Clock,
+        size_of: Callable[[V], int],
+        *,
+        keep: float = KEEP_S,
+        max_entries: int = MAX_ENTRIES,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         self._clock = clock
+        self._size_of = size_of
         self._keep = keep
         self._max_entries = max_entries
         self._max_bytes = max_bytes
-        self._running: dict[Key, asyncio.Task[ToolResult]] = {}
-        self._kept: OrderedDict[Key, _Kept] = OrderedDict()
+        self._running: dict[Hashable, asyncio.Task[V]] = {}
+        self._kept: OrderedDict[Hashable, _Kept[V]] = OrderedDict()
         self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._running) + len(self._kept)
 
-    async def run(
-        self, session_id: SessionId, call: Call, work: Callable[[], Awaitable[ToolResult]]
-    ) -> tuple[ToolResult, bool]:
-        """The call's result, and whether it was there already or is another's run. Raises what `work` raises.
+    async def run(self, key: Hashable, work: Callable[[], Awaitable[V]]) -> tuple[V, bool]:
+        """The key's value, and whether it was there already or is another's run. Raises what `work` raises.
 
         A run that raises is forgotten: nothing came of it that could be told again.
         """
-        key = (session_id, call.id, _digest(call))
         self._forget_old()
         kept = self._kept.get(key)
         if kept is not None:
-            return kept.result, True
+            return kept.value, True
         task = self._running.get(key)
         replayed = task is not None
         if task is None:
@@ -77,11 +81,12 @@ class CallMemory:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _ended(self, key: Key, task: asyncio.Task[ToolResult]) -> None:
+    def _ended(self, key: Hashable, task: asyncio.Task[V]) -> None:
         self._running.pop(key, None)
         if not task.cancelled() and task.exception() is None:
-            self._kept[key] = _Kept(task.result(), self._clock.monotonic() + self._keep)
-            self._bytes += task.result().size
+            value = task.result()
+            kept = self._kept[key] = _Kept(value, self._size_of(value), self._clock.monotonic() + self._keep)
+            self._bytes += kept.size
             self._forget_old()
 
     def _forget_old(self) -> None:
@@ -90,14 +95,19 @@ class CallMemory:
             key, kept = next(iter(self._kept.items()))
             if kept.until > now and len(self._kept) <= self._max_entries and self._bytes <= self._max_bytes:
                 return
-            self._bytes -= kept.result.size
+            self._bytes -= kept.size
             del self._kept[key]
 
 
-async def _as_coroutine(work: Callable[[], Awaitable[ToolResult]]) -> ToolResult:
-    return await work()
+def key_of(session_id: SessionId, call: Call) -> Hashable:
+    """What makes two calls the same: session, id and content.
 
-
-def _digest(call: Call) -> bytes:
+    The content, as some local models number their calls from 0 in every message, and a call with other arguments is
+    another call.
+    """
     content = orjson.dumps([call.name, dict(call.arguments)], option=orjson.OPT_SORT_KEYS)
-    return hashlib.blake2b(content, digest_size=16).digest()
+    return session_id, call.id, hashlib.blake2b(content, digest_size=16).digest()
+
+
+async def _as_coroutine(work: Callable[[], Awaitable[V]]) -> V:
+    return await work()

@@ -56,8 +56,10 @@ def shortened(text: str, limit: int = MAX_TEXT) -> str:
 
 
 def from_execute(answer: Mapping[str, Any]) -> ToolResult:
-    """Of picod's answer to /api/execute."""
+    """Of picod's answer to /api/execute. Raises ValueError where it is none."""
     status = answer.get("exit_code")
+    if not isinstance(status, int):
+        raise ValueError("no exit code")  # a hostile sandbox may answer anything
     stdout, stderr = _text(answer.get("stdout")), _text(answer.get("stderr"))
     parts = _streams(stdout, stderr)
     for stream in ("stdout", "stderr"):

@@ -15,14 +15,14 @@ from gateway.api.tools.actions import ACTIONS, ArgumentError, Progress, Sandbox,
 from gateway.api.tools.calls import Call
 from gateway.api.tools.catalogue import Tool, tools_of
 from gateway.api.tools.declared import run_declared
-from gateway.api.tools.memory import CallMemory
+from gateway.api.tools.memory import OnceMemory, key_of
 from gateway.api.tools.plan import steps
 from gateway.api.tools.results import ToolResult, failure
 from gateway.clock import Clock
-from gateway.errors import SessionNotFoundError, UpstreamConnectError, WakegateError
+from gateway.errors import BadRequestError, SessionNotFoundError, UpstreamConnectError, WakegateError
 from gateway.interfaces import RuntimeCatalog, SandboxCaller
 from gateway.lifecycle import Lifecycle
-from gateway.model import SessionId, SessionState, StartKind
+from gateway.model import Kind, SessionId, SessionState, StartKind
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +55,17 @@ class ToolService:
         self._lifecycle = lifecycle
         self._catalog = catalog
         self._caller = caller
-        self.memory = CallMemory(clock)
+        self.memory = OnceMemory[ToolResult](clock, lambda result: result.size)
 
     async def tools(self, session_id: SessionId) -> dict[str, Tool]:
         """The tools of a session's runtime, by name. Raises SessionNotFoundError."""
         session = await self._lifecycle.get(session_id)
         if session.state is SessionState.TERMINATED:
             raise SessionNotFoundError(f"session {session_id} has ended: {session.reason}")
+        if session.runtime.kind is not Kind.CODE_INTERPRETER:
+            raise BadRequestError(
+                f"session {session_id} runs {session.runtime}, which has no tools; use a CodeInterpreter"
+            )
         return tools_of(self._catalog.get(session.runtime))
 
     async def open(self, session_id: SessionId) -> tuple[StartKind, str | None]:
@@ -69,10 +73,13 @@ class ToolService:
         return await self._caller.ready(session_id)
 
     async def run(
-        self, session_id: SessionId, calls: Sequence[Call], observe: Observer | None = None
+        self,
+        session_id: SessionId,
+        tools: Mapping[str, Tool],
+        calls: Sequence[Call],
+        observe: Observer | None = None,
     ) -> list[ToolResult]:
-        """All calls, results in the same order. The session must be open."""
-        tools = await self.tools(session_id)
+        """All calls with these tools, results in the same order. The session must be open."""
         results: list[ToolResult] = [ToolResult("")] * len(calls)
         gate = asyncio.Semaphore(_SIDE_BY_SIDE)
 
@@ -117,7 +124,7 @@ class ToolService:
     ) -> tuple[ToolResult, bool]:
         sandbox = Sandbox(self._caller, session_id, progress)
         try:
-            return await self.memory.run(session_id, call, lambda: _run(sandbox, tool, call))
+            return await self.memory.run(key_of(session_id, call), lambda: _run(sandbox, tool, call))
         except WakegateError as error:
             return _nothing_run(error), False
 
