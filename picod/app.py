@@ -90,6 +90,8 @@ ROUTES = (
     Route(("DELETE",), b"/api/files/", late("picod.manage", "delete")),
     Route(("GET",), b"/api/fs/stat", late("picod.manage", "stat_file")),
     Route(("GET",), b"/api/fs/tree", late("picod.manage", "list_tree")),
+    Route(("GET",), b"/api/fs/archive", late("picod.archiveapi", "send_archive")),
+    Route(("PUT",), b"/api/fs/archive", late("picod.archiveapi", "receive_archive")),
     Route(("POST",), b"/api/fs/mkdir", late("picod.manage", "make_directory")),
     Route(("POST",), b"/api/fs/move", late("picod.manage", "move")),
     Route(("GET",), wire.SNAPSHOT_PATH.encode(), send_snapshot),

@@ -16,6 +16,7 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 ENV_MAX_BODY = "PICOD_MAX_BODY"
 ENV_MAX_SPILL = "PICOD_MAX_SPILL"
+ENV_MAX_UNPACK = "PICOD_MAX_UNPACK"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,9 @@ class PicodConfig:
 
     max_body: int = 32 << 20
     """Largest JSON body. Such bodies are held in memory; multipart and raw uploads go to disk without a limit here."""
+
+    max_unpack: int = 8 << 30
+    """Most that an archive may unpack to, and a zip may have itself. A small archive can hold petabytes of zeros."""
 
     ports: Sequence[tuple[int, int]] = ((1024, 65535),)
     """First and last of each range of ports that /api/ports leads to. A TCP port of picod's own is never among them."""
@@ -88,6 +92,7 @@ class PicodConfig:
             max_spill=_size(parser, "--max-spill", ENV_MAX_SPILL, args.max_spill),
             max_body=_size(parser, "--max-body", ENV_MAX_BODY, args.max_body),
             code_context=args.code_context,
+            max_unpack=_size(parser, "--max-unpack", ENV_MAX_UNPACK, args.max_unpack),
             ports=_ports(parser, args.ports),
             command_env=_command_env(parser, environ, args.workspace),
             fd=args.fd,
@@ -124,6 +129,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         default=get(wire.ENV_CODE_CONTEXT, "lazy"),
         help=f"when the Python context starts; also {wire.ENV_CODE_CONTEXT}",
     )
+    add("--max-unpack", default=get(ENV_MAX_UNPACK, str(PicodConfig.max_unpack)), help="bytes out of one archive")
     add("--ports", default=get(wire.ENV_PORTS, "1024-65535"), help=f"that may be reached; also {wire.ENV_PORTS}")
     add("--lifeline-fd", type=int, help="a pipe; its end of file ends picod and all it started")
     return parser

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import errno
 import os
 import re
 import stat
@@ -146,18 +145,10 @@ async def list_tree(picod: Picod, request: Request) -> None:
 
 def rename_place(source: Place, target: Place, *, overwrite: bool) -> None:
     """Rename in one step. Raises OSError; FileExistsError when something is there and not to be replaced."""
-    old, new = source.name.encode(), target.name.encode()
-    if not overwrite:
-        try:
-            syscalls.rename_new(old, source.dir_fd, new, target.dir_fd)
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.EINVAL):
-                raise
-        # The kernel or the file system has no such step (or the move makes no sense, which the next one tells).
-        if _exists(target):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-    os.rename(source.name, target.name, src_dir_fd=source.dir_fd, dst_dir_fd=target.dir_fd)
+    if overwrite:
+        os.rename(source.name, target.name, src_dir_fd=source.dir_fd, dst_dir_fd=target.dir_fd)
+    else:
+        syscalls.rename_new(source.name.encode(), source.dir_fd, target.name.encode(), target.dir_fd)
 
 
 def describe(place: Place, status: os.stat_result) -> dict[str, object]:
@@ -245,11 +236,3 @@ def _flag(fields: dict[str, Any], struct: str, name: str, *, default: bool) -> b
 def _refuse_root(place: Place) -> None:
     if place.path == "." or place.name == ".":
         raise PathError("the workspace itself cannot be moved, replaced or deleted")
-
-
-def _exists(place: Place) -> bool:
-    try:
-        place.stat()
-    except FileNotFoundError:
-        return False
-    return True

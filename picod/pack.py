@@ -22,15 +22,17 @@ _MAX_REGIONS = 100_000  # in one sparse file; what follows goes as it is, holes 
 _UPLOAD = re.compile(rb"\.wakegate-[0-9a-f]{16}\.part")  # uploads.Staged
 
 _Identity = tuple[int, int]
+_Seen = dict[_Identity, bytes] | None  # names of files by what they are; None: nobody asks for links and holes
 
 
-def pack(root_fd: int) -> Iterator[bytearray]:
+def pack(root_fd: int, *, plain: bool = False) -> Iterator[bytearray]:
     """The archive in pieces of about 256 KiB. Raises OSError; ESTALE when a file or directory changed under our eyes.
 
-    Each piece is the caller's only until the next one is asked for.
+    Each piece is the caller's only until the next one is asked for. `plain`: for formats that know neither hard links
+    nor holes, every name has all of its data.
     """
     out = bytearray()
-    seen: dict[_Identity, bytes] = {}
+    seen: _Seen = None if plain else {}
     with Cursor(root_fd, READ) as cursor:
         pending = [_names(cursor.fd)]
         prefix: list[bytes] = [b""]
@@ -75,7 +77,7 @@ def _directory(path: bytes, status: os.stat_result, fd: int) -> bytes:
     return encode(Member(path, DIRECTORY, stat.S_IMODE(status.st_mode), status.st_mtime_ns, xattrs=xattrs))
 
 
-def _special(dir_fd: int, name: bytes, path: bytes, status: os.stat_result, seen: dict[_Identity, bytes]) -> bytes:
+def _special(dir_fd: int, name: bytes, path: bytes, status: os.stat_result, seen: _Seen) -> bytes:
     if stat.S_ISLNK(status.st_mode):
         kind, link = SYMLINK, os.readlink(name, dir_fd=dir_fd)
     elif stat.S_ISFIFO(status.st_mode):
@@ -88,15 +90,15 @@ def _special(dir_fd: int, name: bytes, path: bytes, status: os.stat_result, seen
     return encode(Member(path, kind, stat.S_IMODE(status.st_mode), status.st_mtime_ns, link=link))
 
 
-def _first_name(status: os.stat_result, path: bytes, seen: dict[_Identity, bytes]) -> bytes | None:
+def _first_name(status: os.stat_result, path: bytes, seen: _Seen) -> bytes | None:
     """The name a file was packed under already, if it was."""
-    if status.st_nlink == 1:
+    if status.st_nlink == 1 or seen is None:
         return None
     first = seen.setdefault((status.st_dev, status.st_ino), path)
     return None if first is path else first
 
 
-def _file(dir_fd: int, name: bytes, path: bytes, seen: dict[_Identity, bytes], out: bytearray) -> Iterator[bytearray]:
+def _file(dir_fd: int, name: bytes, path: bytes, seen: _Seen, out: bytearray) -> Iterator[bytearray]:
     fd = open_file(name, dir_fd)
     try:
         status = os.fstat(fd)
@@ -109,7 +111,7 @@ def _file(dir_fd: int, name: bytes, path: bytes, seen: dict[_Identity, bytes], o
             out += encode(member)
             return
         member.xattrs = _xattrs(fd)
-        if status.st_size > status.st_blocks * 512:
+        if status.st_size > status.st_blocks * 512 and seen is not None:
             yield from _sparse(fd, status.st_size, member, out)
         elif status.st_size <= _PIECE:
             data = os.read(fd, status.st_size + 1)  # one look: what is read is what is said

@@ -46,16 +46,24 @@ def openat2(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:
 
 
 def rename_new(old: bytes, old_dir: int, new: bytes, new_dir: int) -> None:
-    """Rename in one step that replaces nothing: renameat2(2) with RENAME_NOREPLACE.
+    """Rename, replacing nothing: renameat2(2) with RENAME_NOREPLACE, one step.
 
-    Raises FileExistsError, OSError; ENOSYS or EINVAL where the kernel or the file system does not offer it.
+    Where the kernel or the file system has no such step, a look comes first. Raises FileExistsError, OSError.
     """
     renameat2 = getattr(_libc, "renameat2", None)
-    if renameat2 is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    if renameat2(old_dir, ctypes.c_char_p(old), new_dir, ctypes.c_char_p(new), _RENAME_NOREPLACE) < 0:
+    number = errno.ENOSYS
+    if renameat2 is not None:
+        if renameat2(old_dir, ctypes.c_char_p(old), new_dir, ctypes.c_char_p(new), _RENAME_NOREPLACE) == 0:
+            return
         number = ctypes.get_errno()
+    if number not in (errno.ENOSYS, errno.EINVAL):
         raise OSError(number, os.strerror(number))
+    try:
+        os.stat(new, dir_fd=new_dir, follow_symlinks=False)
+    except FileNotFoundError:
+        os.rename(old, new, src_dir_fd=old_dir, dst_dir_fd=new_dir)
+    else:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
 def become_subreaper() -> None:

@@ -20,9 +20,11 @@ END = bytes(2 * BLOCK)
 FILE, HARD_LINK, SYMLINK, DIRECTORY, FIFO = b"0", b"1", b"2", b"5", b"6"
 KINDS = {FILE, HARD_LINK, SYMLINK, DIRECTORY, FIFO}
 EXTENDED, GLOBAL = b"x", b"g"
+LONG_NAME, LONG_LINK = b"L", b"K"  # GNU's own way to say what has over 100 bytes; read, never written
 
 _SECOND = 1_000_000_000
 _MAX_OCTAL = 8**11  # what eleven octal digits cannot say
+_MAX_TIME = 10**15 - 1  # seconds, either side of 1970
 _XATTR = b"SCHILY.xattr."
 
 
@@ -120,8 +122,8 @@ def parse_head(block: bytes) -> Head:
         FILE if kind == b"\0" else kind,
         path,
         _octal(block[100:108]) & 0o7777,
-        _octal(block[124:136]),
-        _octal(block[136:148]),
+        _size(block[124:136]),
+        min(max(_octal(block[136:148]), -_MAX_TIME), _MAX_TIME),
         _text(block[157:257]),
     )
 
@@ -201,7 +203,17 @@ def _decimal(text: bytes, what: str) -> int:
     return int(text)
 
 
+def _size(field: bytes) -> int:
+    size = _octal(field)
+    if not 0 <= size < 1 << 63:
+        raise TarballError("it is no tar archive, or damaged: a size in a header makes no sense")
+    return size
+
+
 def _octal(field: bytes) -> int:
+    if field[0] & 0x80:  # GNU tar writes what octal digits cannot say in base 256, negative numbers as complements
+        number = int.from_bytes(field, "big")
+        return number - (1 << 8 * len(field)) if field[0] & 0x40 else number - (1 << 8 * len(field) - 1)
     digits = field.split(b"\0", 1)[0].strip()
     try:
         return int(digits or b"0", 8)

@@ -20,6 +20,8 @@ from picod.tarball import (
     GLOBAL,
     HARD_LINK,
     KINDS,
+    LONG_LINK,
+    LONG_NAME,
     SYMLINK,
     Member,
     TarballError,
@@ -81,7 +83,7 @@ class Source:
             raise TarballError("it ends too early")
 
 
-def unpack(root_fd: int, source: Source) -> tuple[int, int]:
+def unpack(root_fd: int, source: Source, *, max_files: int | None = None) -> tuple[int, int]:
     """Make everything up to the archive's end mark. Returns how many files and bytes of data that were.
 
     Raises TarballError, and OSError of the file system; what was made until then stays.
@@ -100,8 +102,14 @@ def unpack(root_fd: int, source: Source) -> tuple[int, int]:
                 found = _extended(source, head.size)
                 records = found if head.kind == EXTENDED else records
                 continue
+            if head.kind in (LONG_NAME, LONG_LINK):
+                text = _extended_data(source, head.size).split(b"\0", 1)[0]
+                records = {**records, b"path" if head.kind == LONG_NAME else b"linkpath": text}
+                continue
             member = member_of(head, records)
             records = {}
+            if files == max_files:
+                raise TarballError(f"it holds more than {max_files} files")
             builder.make(member, source)
             files += 1
             size += member.size
@@ -109,11 +117,15 @@ def unpack(root_fd: int, source: Source) -> tuple[int, int]:
 
 
 def _extended(source: Source, size: int) -> dict[bytes, bytes]:
+    return parse_records(_extended_data(source, size))
+
+
+def _extended_data(source: Source, size: int) -> bytes:
     if size > _MAX_EXTENDED:
         raise TarballError(f"an extended header has {size} bytes, at most {_MAX_EXTENDED} are taken")
     data = source.take(size)
     source.take(padding(size))
-    return parse_records(data)
+    return data
 
 
 def _parts(path: bytes) -> list[bytes]:
