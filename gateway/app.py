@@ -271,7 +271,7 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
 
 
 async def _build_in_cluster(settings: Settings, files: Sequence[Runtime], store: SessionStore, clock: Clock) -> Gateway:
-    from gateway.cluster import join_cluster  # kubernetes_asyncio is 40 MB that the local engine does not need
+    from gateway.cluster import Remains, join_cluster  # kubernetes_asyncio is 40 MB that the local engine does not need
 
     cluster = await join_cluster(settings, files, clock)
     executor = PicodExecutor(
@@ -282,7 +282,7 @@ async def _build_in_cluster(settings: Settings, files: Sequence[Runtime], store:
         runtimes=(),
         store=store,
         provider=cluster.provider,
-        keeper=make_keeper(settings, cluster.provider, executor, clock),
+        keeper=make_keeper(settings, Remains(cluster.provider), executor, clock),
         keys=cluster.keys,
         clock=clock,
         engine_summary=cluster.summary,

@@ -20,7 +20,7 @@ from gateway.conditions import make_status
 from gateway.errors import RuntimeNotFoundError, SettingsError, WakegateError
 from gateway.interfaces import SandboxProvider, SessionStore
 from gateway.keys import KeyRing
-from gateway.model import PoolStatus, Runtime, RuntimeKey
+from gateway.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxId
 from gateway.provider.kubernetes import KubeApi, KubernetesProvider, PodDefaults, connect, names
 from gateway.provider.kubernetes.client import KubeError
 from gateway.settings import Settings
@@ -31,6 +31,17 @@ STATUS_LEASE = "kubernetes-status"
 _STATUS_S = 2.0  # between two looks at all statuses: also the most often that one is written
 _LEASE_TTL = 10.0
 _RETRY_S = 2.0
+
+
+class Remains:
+    """Finds sandboxes whose files can still be copied: a keeper's view of the provider."""
+
+    def __init__(self, provider: KubernetesProvider) -> None:
+        self._provider = provider
+
+    async def find(self, sandbox_id: SandboxId) -> Sandbox | None:
+        """See KubernetesProvider.find_remains."""
+        return await self._provider.find_remains(sandbox_id)
 
 
 class Cluster:

@@ -12,16 +12,25 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
+from typing import Protocol
 
 from gateway.clock import Clock
 from gateway.errors import SandboxStartError, SettingsError, SnapshotNotFoundError, UpstreamConnectError
-from gateway.interfaces import Executor, SandboxProvider, SnapshotStore, WorkspaceKeeper
+from gateway.interfaces import Executor, SnapshotStore, WorkspaceKeeper
 from gateway.model import Sandbox, SandboxId, SessionId, SnapshotRef
 from gateway.settings import Settings
 from gateway.snapshots import make_snapshot_store
 from gateway.snapshots.keys import SnapshotKeys
 
 logger = logging.getLogger(__name__)
+
+
+class Finder(Protocol):
+    """What knows which sandboxes can be asked for their files; a SandboxProvider is one."""
+
+    async def find(self, sandbox_id: SandboxId) -> Sandbox | None:
+        """The sandbox, or None."""
+        ...
 
 
 class SnapshotKeeper:
@@ -32,7 +41,7 @@ class SnapshotKeeper:
     def __init__(
         self,
         store: SnapshotStore,
-        provider: SandboxProvider,
+        provider: Finder,
         executor: Executor,
         clock: Clock,
         *,
@@ -118,7 +127,7 @@ class SnapshotKeeper:
         return self._parking
 
 
-def make_keeper(settings: Settings, provider: SandboxProvider, executor: Executor, clock: Clock) -> WorkspaceKeeper:
+def make_keeper(settings: Settings, provider: Finder, executor: Executor, clock: Clock) -> WorkspaceKeeper:
     """What the settings ask for: the engine's own parking, or snapshots.
 
     Without `snapshots` an engine that cannot park keeps snapshots in the state folder.

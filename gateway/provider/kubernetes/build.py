@@ -31,6 +31,11 @@ LOST_NODE_S = 30
 # activeDeadlineSeconds is a net for pods that every gateway forgot; ending sessions in time is the lifecycle's.
 DEADLINE_SLACK_S = 300
 
+# A pod that is evicted or drained with files in it stays up for a moment, in which a gateway copies them. Our own
+# deletions give it a second only, and an empty one, as all warm ones are, does not wait.
+LAST_WORDS_S = 20
+_LAST_WORDS = f"ls -A {WORKSPACE} | grep -qv '^\\.wakegate$' && sleep {LAST_WORDS_S} || true"
+
 # spec.wakegate.pod: fields of the PodSpec that a CodeInterpreter may set besides AgentCube's own.
 _POD_FIELDS = (
     "nodeSelector",
@@ -126,8 +131,6 @@ def make_cold_pod(runtime: Runtime, template: Object, name: str, session: str, c
     metadata["annotations"] |= claim_notes(session, claim, StartKind.COLD, 0)
     if owners := owner_of(runtime):
         metadata["ownerReferences"] = owners
-    # A crash ends the sandbox: what ran in it is lost, and a fresh process under the old name would hide that.
-    pod["spec"]["restartPolicy"] = "Never"
     pod["spec"]["activeDeadlineSeconds"] = _deadline(runtime.max_session_duration)
     return pod
 
@@ -141,8 +144,9 @@ def make_claim(
         "labels": claim_labels(session, name),
         "annotations": claim_notes(session, claim, StartKind.WARM, restarts),
     }
-    if owners := owner_of(runtime):
-        metadata["ownerReferences"] = owners  # in place of the ReplicaSet's, which takes its own off by itself
+    # In place of the ReplicaSet's. It would take its own off in a moment; but should it be deleted before, the garbage
+    # collector would take the claimed pod with it.
+    metadata["ownerReferences"] = owner_of(runtime) or None
     # It counts from the pod's start, which may be long ago, not from the claim.
     return {"metadata": metadata, "spec": {"activeDeadlineSeconds": _deadline(running + runtime.max_session_duration)}}
 
@@ -247,6 +251,7 @@ def _interpreter_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
             {"name": "keys", "mountPath": KEYS_FOLDER, "readOnly": True},
         ],
         "workingDir": WORKSPACE,
+        "lifecycle": {"preStop": {"exec": {"command": ["sh", "-c", _LAST_WORDS]}}},
     }
     for field_name in ("command", "args", "imagePullPolicy"):
         if template.get(field_name):
@@ -257,7 +262,7 @@ def _interpreter_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
         "containers": [container],
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": 5,
+        "terminationGracePeriodSeconds": LAST_WORDS_S + 5,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER,
@@ -289,7 +294,7 @@ def _agent_pod(runtime: Runtime) -> Object:
     spec.setdefault("terminationGracePeriodSeconds", 5)
     spec.setdefault("securityContext", {}).setdefault("seccompProfile", {"type": "RuntimeDefault"})
     spec["tolerations"] = [*(spec.get("tolerations") or []), *_lost_node()]
-    spec.pop("restartPolicy", None)  # a Deployment's pods have Always, cold ones Never
+    spec.pop("restartPolicy", None)  # Always: a Deployment's pods have no other
     port = int(target_ports(runtime)[0]["port"])
     first = spec["containers"][0]
     first.setdefault("ports", [{"containerPort": port, "protocol": "TCP"}])

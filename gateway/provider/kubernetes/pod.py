@@ -51,7 +51,8 @@ class Pod:
     started_at: float  # activeDeadlineSeconds counts from here
     node: str
     trouble: str  # why it cannot get ready, for people; "" while it may
-    ended: str  # why it ended, or its picod did; "" while it lives
+    ended: str  # why the whole pod ended; "" while it lives
+    restarted: str  # why picod ended since the claim, and was started again by the kubelet; "" when it did not
     restarts: int
 
     @property
@@ -61,8 +62,16 @@ class Pod:
 
     @property
     def gone(self) -> str:
-        """Why a claimed one counts as ended; "" while it lives."""
-        return self.ended or ("its pod was deleted" if self.deleting else "")
+        """Why a claimed one counts as ended: what ran in it is lost, or will be in a moment. "" while it lives."""
+        return self.ended or self.restarted or ("its pod was deleted" if self.deleting else "")
+
+    @property
+    def reachable(self) -> bool:
+        """Its picod can be asked for files: also of a pod that is being evicted, also after a restart.
+
+        The workspace is the pod's, not the container's. A lost node's pods are not ready any more.
+        """
+        return self.ready and bool(self.ip) and not self.ended
 
     def sandbox(self) -> Sandbox:
         """As the core sees it. Its id, and so the audience of its tokens, is the pod's UID."""
@@ -111,7 +120,8 @@ def read_pod(obj: Mapping[str, Any]) -> Pod | None:
         started_at=read_time(status.get("startTime")),
         node=spec.get("nodeName") or "",
         trouble=_trouble(status),
-        ended=_ended(status, container, restarts - int(notes.get(names.RESTARTS, "0")) if claimed else 0),
+        ended=_ended(status, container),
+        restarted=_last_end(container) if claimed and restarts > int(notes.get(names.RESTARTS, "0")) else "",
         restarts=restarts,
     )
 
@@ -157,16 +167,19 @@ def _trouble(status: Mapping[str, Any]) -> str:
     return ""
 
 
-def _ended(status: Mapping[str, Any], container: Mapping[str, Any], restarted: int) -> str:
-    """Why the pod, or its picod since the claim, ended."""
+def _ended(status: Mapping[str, Any], container: Mapping[str, Any]) -> str:
+    """Why the pod ended."""
     if status.get("phase") in ("Failed", "Succeeded"):
         terminated = (container.get("state") or {}).get("terminated") or {}
         reason = status.get("reason") or terminated.get("reason") or status["phase"]
         return _in_words(str(reason), status.get("message") or "", terminated.get("exitCode"))
-    if restarted > 0:
-        last = (container.get("lastState") or {}).get("terminated") or {}
-        return _in_words(str(last.get("reason") or "Error"), "", last.get("exitCode"))
     return ""
+
+
+def _last_end(container: Mapping[str, Any]) -> str:
+    """Why the container's earlier process ended."""
+    last = (container.get("lastState") or {}).get("terminated") or {}
+    return _in_words(str(last.get("reason") or "Error"), "", last.get("exitCode"))
 
 
 def _in_words(reason: str, message: str, status: int | None) -> str:

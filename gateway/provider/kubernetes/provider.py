@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 _GRACE_S = 1  # of a sandbox that is deleted: picod has nothing to finish
 _CANDIDATES = 8  # tried for one claim before it becomes a cold start
 _HOUSEKEEPING_S = 2.0
+_BACK_S, _LOOK_S = 10.0, 0.05  # how long a crashed picod may take to be back, and how often that is looked at
 _FORGOTTEN_S = 600.0  # a claimed pod that ended so long ago and that nobody released is deleted
 
 
@@ -173,6 +174,21 @@ class KubernetesProvider:
         """The sandbox while it lives: from memory, and from the server only if this UID was never heard of."""
         pod = await self._known(sandbox_id)
         return None if pod is None or pod.gone else pod.sandbox()
+
+    async def find_remains(self, sandbox_id: SandboxId) -> Sandbox | None:
+        """The sandbox as long as its picod can be asked for its files, though it may have ended for `find`.
+
+        That is while it is being evicted, and after its picod crashed: the kubelet starts it again on the same
+        workspace, which is waited for.
+        """
+        ends = self._clock.monotonic() + _BACK_S
+        while (pod := await self._known(sandbox_id)) is not None and pod.uid not in self._released:
+            if pod.reachable:
+                return pod.sandbox()
+            if pod.ended or pod.deleting or self._clock.monotonic() >= ends:
+                return None
+            await asyncio.sleep(_LOOK_S)
+        return None
 
     async def list(self) -> Sequence[Sandbox]:
         """All that live, warm ones included."""

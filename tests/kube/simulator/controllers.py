@@ -42,7 +42,8 @@ class Controllers:
         self.objects = objects
         self.lag = 0.005
         self._dirty: set[tuple[Kind, str, str]] = set()
-        self._dead: set[str] = set()
+        self._dead: set[str] = set()  # whose dependents are still to be deleted
+        self._buried: set[str] = set()
         self._wake = asyncio.Event()
         objects.listen(self._note)
 
@@ -83,6 +84,9 @@ class Controllers:
         metadata = change.new["metadata"]
         if change.type == "DELETED":
             self._dead.add(metadata["uid"])
+            self._buried.add(metadata["uid"])
+        elif owners(change.new) and all(owner["uid"] in self._buried for owner in owners(change.new)):
+            self._dead.add(owners(change.new)[0]["uid"])  # it came, or was given to its owner, after that had died
         if kind in (DEPLOYMENTS, REPLICASETS):
             self._dirty.add((kind, metadata["namespace"], metadata["name"]))
         if kind in (PODS, REPLICASETS):
@@ -95,10 +99,10 @@ class Controllers:
     def _collect(self) -> None:
         """Delete what only dead owners own."""
         while self._dead:
-            uid = self._dead.pop()
+            self._dead.pop()
             for kind in KINDS:
                 for obj in self.objects.all(kind):
-                    if owners(obj) and all(owner["uid"] == uid for owner in owners(obj)):
+                    if owners(obj) and all(owner["uid"] in self._buried for owner in owners(obj)):
                         delete(self.objects, kind, obj["metadata"].get("namespace", ""), obj["metadata"]["name"])
 
     # Deployments.

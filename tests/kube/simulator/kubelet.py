@@ -60,6 +60,10 @@ class Kubelet:
             with suppress(ProcessLookupError):
                 process.send_signal(number)
 
+    def lose(self, uid: str) -> None:
+        """The pod's machine is gone: its processes end, and nobody looks after it any more."""
+        self._running[uid].task.cancel()
+
     async def aclose(self) -> None:
         """End every process."""
         tasks = [running.task for running in self._running.values()]
@@ -199,6 +203,12 @@ class Kubelet:
         with suppress(ApiError):
             present = self.objects.get(PODS, pod["metadata"]["namespace"], pod["metadata"]["name"])
             grace = present["metadata"].get("deletionGracePeriodSeconds") or 0
+            ends = asyncio.get_running_loop().time() + grace
+            for container in present["spec"]["containers"]:
+                hook = container.get("lifecycle", {}).get("preStop", {}).get("exec")
+                if hook and running.processes:
+                    await self._hook(present, container, hook["command"], grace)
+            grace = max(0.0, ends - asyncio.get_running_loop().time())
             for process in running.processes:
                 with suppress(ProcessLookupError):
                     process.terminate()
@@ -207,12 +217,7 @@ class Kubelet:
             self.objects.remove(PODS, pod["metadata"]["namespace"], pod["metadata"]["name"])
 
     async def _start(self, pod: Object, container: Object, address: str) -> asyncio.subprocess.Process:
-        folder = self._folder / pod["metadata"]["uid"]
-        args = _view()
-        volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes", [])}
-        for mount in sorted(container.get("volumeMounts", []), key=lambda each: str(each["mountPath"])):
-            source = self._volume(folder, pod, volumes[mount["name"]])
-            args += ["--ro-bind" if mount.get("readOnly") else "--bind", str(source), mount["mountPath"]]
+        args = self._mounts(pod, container)
         command = [*container.get("command", []), *container.get("args", [])]
         if not container.get("command"):
             port = container["ports"][0]["containerPort"]
@@ -230,6 +235,33 @@ class Kubelet:
             )
         finally:
             log.close()
+
+    async def _hook(self, pod: Object, container: Object, command: list[str], grace: float) -> None:
+        """Run a preStop hook on the container's mounts, for as long as the grace lasts or is not made shorter."""
+        bwrap = find_bwrap()
+        assert bwrap is not None
+        hook = await asyncio.create_subprocess_exec(str(bwrap), *self._mounts(pod, container), "--", *command)
+        ended = asyncio.ensure_future(hook.wait())
+        began = asyncio.get_running_loop().time()
+        try:
+            while not ended.done():
+                left = self._present(pod)["metadata"]["deletionGracePeriodSeconds"]
+                if asyncio.get_running_loop().time() - began > left:
+                    return
+                await asyncio.wait({ended}, timeout=0.05)
+        finally:
+            with suppress(ProcessLookupError):
+                hook.kill()
+            await ended
+
+    def _mounts(self, pod: Object, container: Object) -> list[str]:
+        """bwrap's arguments for a container's view of the machine."""
+        folder, args = self._folder / pod["metadata"]["uid"], _view()
+        volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes", [])}
+        for mount in sorted(container.get("volumeMounts", []), key=lambda each: str(each["mountPath"])):
+            source = self._volume(folder, pod, volumes[mount["name"]])
+            args += ["--ro-bind" if mount.get("readOnly") else "--bind", str(source), mount["mountPath"]]
+        return args
 
     def _volume(self, folder: Path, pod: Object, volume: Object) -> Path:
         path: Path = folder / volume["name"]

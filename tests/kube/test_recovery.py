@@ -1,0 +1,166 @@
+"""What becomes of a session when its pod, its node or the API server goes: a whole gateway over real picods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.provider.kubernetes import rights
+from tests.integration.served import Server, serve, wait_until
+from tests.kube.served import flags_for, in_cluster
+from tests.kube.simulator import Cluster
+from tests.kube.simulator.objects import BY_PLURAL, PODS, merge
+
+CLAIMED = {"wakegate.io/pool": "claimed"}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Cluster]]:
+    """One gateway and cluster for the module."""
+    with in_cluster(tmp_path_factory.mktemp("kube")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def server(both: tuple[Server, Cluster]) -> Server:
+    return both[0]
+
+
+@pytest.fixture
+def cluster(both: tuple[Server, Cluster]) -> Cluster:
+    return both[1]
+
+
+def pod_of(cluster: Cluster, session: str) -> Any:
+    """The pod that a session has."""
+    labels = {**CLAIMED, "runtime.agentcube.io/session-id": session}
+    (pod,) = cluster.call(lambda: cluster.pods(**labels))
+    return pod
+
+
+def makes_session(server: Server, runtime: str) -> int:
+    """The status of asking for a session."""
+    return server.client.post("/v1/sessions", json={"runtime": f"default/{runtime}"}).status_code
+
+
+def written(server: Server, text: str) -> str:
+    """A session with a file."""
+    session = server.session()
+    assert server.run(session, f"echo {text} > note").status_code == 200
+    return session
+
+
+@pytest.mark.parametrize("how", ["evicted", "crashed"])
+def test_session_keeps_its_files_when_its_pod_goes(server: Server, cluster: Cluster, how: str) -> None:
+    """Eviction, drain, and a crash or OOM of picod: the files are copied out before they are gone, and the next request
+    has them on another pod; it is told that what ran is lost."""
+    session = written(server, how)
+    pod = pod_of(cluster, session)
+    name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
+    if how == "evicted":
+        cluster.call(lambda: cluster.delete("pods", "default", name))
+    else:
+        cluster.call(lambda: cluster.kubelet.kill(uid))
+    wait_until(lambda: server.state(session)["state"] != "active", "the loss is noticed")
+    reply = server.run(session, "cat note")
+    assert (reply.status_code, reply.json()["stdout"]) == (200, f"{how}\n")
+    assert reply.headers["x-wakegate-restored"] != "none"
+    assert reply.headers["x-wakegate-start"] in ("wake", "wake-cold")
+    assert pod_of(cluster, session)["metadata"]["uid"] != uid
+
+
+def test_session_on_a_lost_node_goes_on_from_its_last_snapshot(server: Server, cluster: Cluster) -> None:
+    """A node that vanishes takes what was not kept; the session wakes elsewhere with what was."""
+    session = written(server, "kept")
+    assert server.client.post(f"/v1/sessions/{session}/hibernate").json()["state"] == "hibernated"
+    assert server.run(session, "echo lost > later").status_code == 200
+    pod = pod_of(cluster, session)
+    name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
+
+    def lose() -> None:
+        """As the node's controllers do: not ready, and then Failed."""
+        cluster.kubelet.lose(uid)
+        unready = {"type": "Ready", "status": "False"}
+        gone = {"status": {"phase": "Failed", "reason": "NodeLost", "conditions": [unready]}}
+        cluster.objects.update(PODS, "default", name, lambda present: merge(present, gone))
+
+    cluster.call(lose)
+    wait_until(lambda: server.state(session)["state"] != "active", "the loss is noticed")
+    reply = server.run(session, "cat note; ls")
+    assert (reply.status_code, reply.json()["stdout"]) == (200, "kept\nnote\n")
+    assert reply.headers["x-wakegate-restored"] not in ("none", "")
+
+
+def test_session_serves_while_the_api_server_is_away(server: Server, cluster: Cluster) -> None:
+    """Live sessions go on; what needs a new pod gets 503 with the reason, and works once the server is back."""
+    session = written(server, "here")
+    cluster.await_(cluster.stop_api)
+    try:
+        assert server.run(session, "cat note").json()["stdout"] == "here\n"
+        reply = server.client.post("/v1/sessions", json={"runtime": "default/my-interpreter"})
+        assert (reply.status_code, reply.json()["code"]) == (503, "SANDBOX_START_FAILED")
+        assert "API server" in reply.json()["error"]
+    finally:
+        cluster.await_(cluster.start_api)
+    wait_until(lambda: makes_session(server, "my-interpreter") == 201, "sessions are made again")
+
+
+def test_status_of_a_runtime_tells_the_truth(server: Server, cluster: Cluster) -> None:
+    """Ready only with a ready sandbox; an image that cannot be pulled is the reason there, in /v1/runtimes and in the
+    answer to a claim; mended, it becomes Ready. A spec that is wrong says so and leaves what was served."""
+    interpreters = BY_PLURAL["codeinterpreters"]
+
+    def condition(name: str) -> Any:
+        status = cluster.call(lambda: cluster.objects.get(interpreters, "default", name)).get("status", {})
+        found = [each for each in status.get("conditions", []) if each["type"] == "Ready"]
+        return found[0] if found else {"status": None, "reason": None, "message": ""}
+
+    def spec(image: str, **extra: Any) -> Any:
+        return {"warmPoolSize": 1, "template": {"image": image}, **extra}
+
+    def change(new: Any) -> None:
+        cluster.objects.update(interpreters, "default", "mended", lambda present: {**present, "spec": new})
+
+    wait_until(lambda: condition("my-interpreter")["status"] == "True", "my-interpreter is ready")
+    cluster.kubelet.bad_images.add("registry.invalid/none:1")
+    made = spec("registry.invalid/none:1")
+    cluster.call(lambda: cluster.create("codeinterpreters", "mended", namespace="default", spec=made))
+    wait_until(lambda: condition("mended")["reason"] == "ImagePullBackOff", "the reason is in the status")
+    assert condition("mended")["status"] == "False"
+    pools = {each["name"]: each["pool"] for each in server.client.get("/v1/runtimes").json()["runtimes"]}
+    assert "failed to pull image" in pools["mended"]["lastError"]
+    reply = server.client.post("/v1/sessions", json={"runtime": "default/mended"})
+    assert reply.status_code == 503
+    assert "ImagePullBackOff" in reply.json()["error"]
+    cluster.call(lambda: change(spec("wakegate/picod:test")))
+    wait_until(lambda: condition("mended")["status"] == "True", "it is ready")
+    cluster.call(lambda: change(spec("wakegate/picod:test", sessionTimeout="soon")))
+    wait_until(lambda: condition("mended")["reason"] == "InvalidSpec", "the mistake is said")
+    assert "spec.sessionTimeout: expected a duration" in condition("mended")["message"]
+    assert server.client.post("/v1/sessions", json={"runtime": "default/mended"}).status_code == 201
+    cluster.call(lambda: cluster.delete("codeinterpreters", "default", "mended"))
+    wait_until(lambda: makes_session(server, "mended") == 404, "it is not served any more")
+    wait_until(lambda: not cluster.call(lambda: cluster.pods(**{"wakegate.io/runtime": "mended"})), "its pods go")
+
+
+def test_gateway_needs_only_the_rights_that_its_roles_give(server: Server, cluster: Cluster) -> None:
+    """All that the gateway asked of the server so far is in rights.py, from which the Roles are checked."""
+    allowed = {(verb, right.resource) for right in (*rights.SANDBOXES, *rights.GATEWAY) for verb in right.verbs}
+    assert server.client.get("/healthz").status_code == 200
+    assert set(cluster.api.counts) <= allowed
+
+
+def test_gateway_that_restarts_finds_its_sessions_and_its_keys(tmp_path: Path) -> None:
+    """kill -9, and a new gateway with an empty key folder: the Secret has the keys, so that pods still believe it."""
+    with in_cluster(tmp_path) as (server, cluster):
+        session = written(server, "still")
+        uid = pod_of(cluster, session)["metadata"]["uid"]
+        server.kill()
+        for file in (tmp_path / "state" / "keys" / "private").iterdir():
+            file.unlink()
+        with serve(tmp_path / "state", *flags_for(cluster, tmp_path)) as again:
+            assert again.run(session, "cat note").json()["stdout"] == "still\n"
+            assert pod_of(cluster, session)["metadata"]["uid"] == uid
