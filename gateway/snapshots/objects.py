@@ -8,8 +8,11 @@ uploads (AWS: AbortIncompleteMultipartUpload).
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import obstore
 from obstore import exceptions
@@ -25,8 +28,17 @@ from gateway.errors import (
 from gateway.model import SessionId, SnapshotRef, StoredSnapshot
 from gateway.snapshots.stream import BATCH, KEY, Meter, checked, new_key
 
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
 _PART_SIZE = 8 << 20  # bytes; S3 takes 10,000 parts, so 80 GB
 _CONCURRENCY = 4  # parts on their way at once: 32 MB of memory a put
+
+# A session waits for a wake, so a store that is away is told soon. The driver's own bounds would be ten tries over
+# three minutes, and 30 s for a whole request, longer than which a snapshot may take; silence is what tells.
+_CLIENT: ClientConfig = {"connect_timeout": "5s", "read_timeout": "60s", "timeout": "1h"}
+_YES = ("1", "true", "on", "y", "yes")
+_RETRIES: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
 
 
 class ObjectStore:
@@ -36,7 +48,7 @@ class ObjectStore:
         self._url = url
         self._max_size = max_size
         try:
-            self._driver = driver or from_url(url)
+            self._driver = driver or _open(url)
         except (exceptions.BaseError, ValueError) as error:
             raise SettingsError(
                 [f"snapshot store {url}: {_first_line(error)}; take s3://BUCKET/PREFIX, gs://, az:// or a folder"]
@@ -122,6 +134,15 @@ class ObjectStore:
             raise SnapshotStoreUnavailableError(
                 f"the snapshot store {self._url} does not serve {what}: {_first_line(error)}"
             ) from error
+
+
+def _open(url: str) -> Driver:
+    """The driver of a URL. Raises BaseError of obstore, ValueError."""
+    if url.startswith("memory:"):
+        return from_url(url)
+    # Options given here hide those in the driver's variables, so this one, for stores without TLS, is read by us.
+    allowed = any(os.environ.get(f"{cloud}_ALLOW_HTTP", "").lower() in _YES for cloud in ("AWS", "AZURE", "GOOGLE"))
+    return from_url(url, client_options={**_CLIENT, "allow_http": allowed}, retry_config=_RETRIES)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,153 @@
+"""Snapshots in an object store, by the driver that talks to S3, against a server that can break off."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gateway.clock import SystemClock
+from gateway.errors import SnapshotNotFoundError, SnapshotStoreUnavailableError
+from gateway.interfaces import SnapshotStore
+from gateway.model import SessionId, SnapshotRef
+from gateway.snapshots import SealedStore, SnapshotKeys, make_snapshot_store
+from gateway.snapshots.keeper import SnapshotKeeper
+from tests.contract.test_snapshots import listed, pieces, read_all
+from tests.picod.conftest import picod_process
+from tests.snapshots.s3 import Objects, s3
+from tests.snapshots.support import SESSION, World, executor_of
+
+MEGABYTE = 1 << 20
+Query = dict[str, list[str]]
+
+
+@pytest.fixture
+async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Objects]:
+    """A bucket, found by the variables that S3's own tools read."""
+    async with s3() as (objects, url):
+        for name, value in {
+            "ENDPOINT": url, "ALLOW_HTTP": "true", "ACCESS_KEY_ID": "id", "SECRET_ACCESS_KEY": "secret",
+            "REGION": "us-east-1",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(f"AWS_{name}", value)
+        yield objects
+
+
+@pytest.fixture
+def store(server: Objects) -> SnapshotStore:
+    return make_snapshot_store("s3://bucket/some/prefix")
+
+
+async def test_snapshots_live_in_a_bucket(server: Objects, store: SnapshotStore) -> None:
+    """Put in parts, read back, listed over several pages without what is somebody else's, and deleted."""
+    data = os.urandom(20 * MEGABYTE)
+    refs = [await store.put(SESSION, pieces(data))]
+    refs += [await store.put(SessionId(f"s{number}"), pieces(b"small")) for number in range(4)]
+    server.objects["some/prefix/notes.txt"] = server.objects["other"] = b"mine"
+
+    assert await read_all(store, refs[0]) == data
+    assert {found.key for found in await listed(store)} == {ref.key for ref in refs}
+    assert {key.rpartition("/")[0] for key in server.objects} == {"some/prefix", ""}
+    assert server.uploads == {}
+
+    for ref in refs:
+        await store.delete(ref.key)
+    with pytest.raises(SnapshotNotFoundError, match=refs[0].key):
+        await read_all(store, refs[0])
+    assert sorted(server.objects) == ["other", "some/prefix/notes.txt"]
+
+
+async def test_real_workspace_sleeps_in_a_bucket(server: Objects, store: SnapshotStore, tmp_path: Path) -> None:
+    """Sealed, from one sandbox into another."""
+    with picod_process("--auth", "none") as old, picod_process("--auth", "none") as new:
+        world = World(tmp_path, (old, new))
+        sealed = SealedStore(store, SnapshotKeys("k", {"k": os.urandom(32)}))
+        keeper = SnapshotKeeper(sealed, world.provider, executor_of(), SystemClock())
+        (old.workspace / "file").write_bytes(data := os.urandom(10 * MEGABYTE))
+        reference = await keeper.keep((await world.claim()).id, SESSION)
+        assert reference is not None
+        await keeper.unpark(reference, (await world.claim()).id, SESSION)
+        assert (new.workspace / "file").read_bytes() == data
+
+        async def another() -> AsyncIterator[str]:
+            yield "somebody-else#1-2"
+
+        assert await keeper.leftovers(another, 0.0) == 1
+        assert server.objects == {}
+
+
+async def test_hiccup_is_not_noticed(server: Objects, store: SnapshotStore) -> None:
+    """Each kind of request fails once, a download in its middle, and all is well."""
+    failed: set[str] = set()
+
+    async def once(method: str, query: Query) -> bool:
+        kind = f"{method} {sorted(query)}"
+        return kind not in failed and not failed.add(kind)  # type: ignore[func-returns-value]
+
+    server.fault = once
+    data = os.urandom(10 * MEGABYTE)
+    ref = await store.put(SESSION, pieces(data))
+    assert await read_all(store, ref) == data
+    assert len(await listed(store)) == 1
+    await store.delete(ref.key)
+    assert len(failed) >= 5
+    assert (server.objects, server.uploads) == ({}, {})
+
+
+async def test_store_that_fails_in_the_middle_of_a_put_has_nothing(server: Objects, store: SnapshotStore) -> None:
+    """The second part is never taken: told, the earlier snapshot is there, and no half stays."""
+    first = await store.put(SESSION, pieces(b"first"))
+
+    async def second_part(method: str, query: Query) -> bool:
+        return query.get("partNumber") == ["2"]
+
+    server.fault = second_part
+    with pytest.raises(SnapshotStoreUnavailableError, match="s3://bucket/some/prefix does not serve"):
+        await store.put(SESSION, pieces(os.urandom(20 * MEGABYTE)))
+    assert [found.key for found in await listed(store)] == [first.key]
+    assert await read_all(store, first) == b"first"
+    assert server.uploads == {}
+
+
+async def test_store_that_fails_in_the_middle_of_a_get_never_ends_well(server: Objects, store: SnapshotStore) -> None:
+    """Each try breaks off: an error, not a short snapshot."""
+    ref = await store.put(SESSION, pieces(os.urandom(10 * MEGABYTE)))
+
+    async def every_get(method: str, query: Query) -> bool:
+        return method == "GET"
+
+    server.fault = every_get
+    with pytest.raises(SnapshotStoreUnavailableError, match=ref.key):
+        await read_all(store, ref)
+
+
+async def test_store_that_is_away_is_told(store: SnapshotStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens: 503 with the store's URL, from each verb."""
+    monkeypatch.setenv("AWS_ENDPOINT", "http://127.0.0.1:9")
+    away = make_snapshot_store("s3://bucket/away")
+    ref = SnapshotRef.of(f"{'0' * 32}-{'1' * 32}", 3, "2" * 64)
+    for verb in (away.put(SESSION, pieces(b"x")), read_all(away, ref), away.delete(ref.key), listed(away)):
+        with pytest.raises(SnapshotStoreUnavailableError, match="s3://bucket/away does not serve") as caught:
+            await verb
+        assert (caught.value.status, caught.value.retry_after) == (503, 1.0)
+
+
+async def test_cancelled_put_leaves_no_object(server: Objects, store: SnapshotStore) -> None:
+    """Whatever parts had gone."""
+    reached = asyncio.Event()
+
+    async def source() -> AsyncIterator[bytes]:
+        yield os.urandom(10 * MEGABYTE)
+        reached.set()
+        await asyncio.Event().wait()
+
+    put = asyncio.ensure_future(store.put(SESSION, source()))
+    await asyncio.wait([put, asyncio.ensure_future(reached.wait())], return_when=asyncio.FIRST_COMPLETED)
+    put.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await put
+    assert server.objects == {}
+    assert await listed(store) == []
