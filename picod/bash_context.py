@@ -76,7 +76,10 @@ class BashContext(Context):
 
     async def _run(self, code: str, timeout: float, listener: Listener, stop: Stop) -> Outcome:
         code_file = f"{self.state_file}.code"
-        _write(code_file, code)
+        try:
+            _write(code_file, code)
+        except OSError as fault:
+            raise KernelError(f"the code could not be handed to bash: {fault.strerror}") from fault
         child, outlets = self._spawn(code_file)
         try:
             listener.feeds(outlets.values())

@@ -139,11 +139,14 @@ class Interpreter:
         return find_executable(name.encode(), path, self._picod.workspace.fd)
 
     def _make_folder(self) -> str:
-        if not self._folder:
+        if not os.path.isdir(self._folder):  # the session's own code may have removed it
             # Short: a socket's path may have 107 bytes.
             tmp = self._picod.config.command_env.get("TMPDIR") or "/tmp"  # noqa: S108 - the sandbox's own
             folder = os.path.join(tmp, f".wakegate-{os.urandom(4).hex()}")
-            os.mkdir(folder, 0o700)
+            try:
+                os.mkdir(folder, 0o700)
+            except OSError as error:
+                raise KernelError(f"there is no room for a context's sockets in {tmp}: {error.strerror}") from error
             self._folder = folder
         return self._folder
 

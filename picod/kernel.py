@@ -99,12 +99,12 @@ class Kernel:
             "signature_scheme": "hmac-sha256",
         }
         ports = {f"{name}_port": number for number, name in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)}
-        _write_json(f"{base}.json", document | ports)
         argv = [python, _PROGRAM.encode(), f"{base}.json".encode(), os.path.dirname(base).encode()]
         if nice is not None:
             argv.append(b"%d" % nice)
         ends: list[int] = []
         try:
+            _write_json(f"{base}.json", document | ports)
             for _ in ("stdout", "stderr"):
                 ends += os.pipe2(os.O_CLOEXEC)
             child = children.spawn(python, argv, cwd_fd=cwd_fd, env=env, stdout=ends[1], stderr=ends[3])

@@ -1,0 +1,107 @@
+"""Code that floods, forges, crashes or hides: its own context suffers, picod and the next run do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.picod.conftest import Executor, eventually, running
+from tests.picod.interpreters import interpreter_process, run_code
+
+MAX_OUTPUT = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def picod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
+    """One picod for all: each test finds it as the one before left it."""
+    with interpreter_process(tmp_path_factory.mktemp("home"), "--max-output", str(MAX_OUTPUT)) as executor:
+        run_code(executor, "1")
+        yield executor
+
+
+def test_flood_of_output_is_cut_and_said(picod: Executor) -> None:
+    """The first part is answered, the rest is read and dropped: neither memory nor disk fills."""
+    before = picod.reset_peak()
+    answer = run_code(picod, "while True: print('x' * 1000)", timeout=1)
+    assert (len(answer["stdout"]), answer["stdout_truncated"], answer["timed_out"]) == (MAX_OUTPUT, True, True)
+    assert picod.memory("VmHWM") - before < 16 << 20
+    assert run_code(picod, "2")["results"] == [{"text/plain": "2"}]
+
+
+def test_flood_of_results_is_cut_and_said(picod: Executor) -> None:
+    """So many are answered, the others counted, and the run ends although the flood drops messages."""
+    answer = run_code(picod, "for i in range(3_000): display(i)\n'end'")
+    assert len(answer["results"]) == 256
+    assert answer["results_omitted"] > 0
+    assert answer["error"] is None
+
+
+def test_large_results_are_cut_and_said(picod: Executor) -> None:
+    """Half of a text is of use, half of a picture is not; what no message can carry is counted."""
+    before = picod.reset_peak()
+    text = run_code(picod, "print = None\nclass Long:\n    def __repr__(self): return 'x' * 3_000_000\nLong()")
+    assert len(text["results"][0]["text/plain"]) == 1 << 20
+    assert text["results_truncated"] == [{"result": 0, "mime": "text/plain", "size": 3_000_000, "kept": 1 << 20}]
+    code = "display({'text/html': 'x' * 10_000_000, 'text/plain': 'ten'}, raw=True)\n" * 2
+    html = run_code(picod, code)
+    assert [sorted(result) for result in html["results"]] == [["text/html", "text/plain"], ["text/plain"]]
+    assert html["results_truncated"] == [{"result": 1, "mime": "text/html", "size": 10_000_000, "kept": 0}]
+    assert run_code(picod, "display({'text/plain': 'x' * 30_000_000}, raw=True)")["results_omitted"] == 1
+    assert picod.memory("VmHWM") - before < 150 << 20
+    run_code(picod, "del print")
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        "socket.send_multipart([b'garbage'])",
+        "socket.send_multipart([b'a', b'<IDS|MSG>', b'bad signature', b'{}', b'{}', b'{}', b'{}'])",
+        "k.session.send(socket, 'status', {'execution_state': ['idle'] * 1000})",
+        "k.session.send(socket, 'display_data', {'data': 7, 'transient': 'x'})",
+        "k.session.send(socket, 'execute_result', {'data': {'text/plain': [1, {'a': None}]}}, parent={'msg_id': '0'})",
+        "k.session.send(socket, 'clear_output', {'wait': 'perhaps'})",
+        "k.session.send(socket, 'status', {'execution_state': 'idle'}, parent=k.get_parent('shell'))",
+    ],
+)
+def test_forged_messages_do_no_harm(picod: Executor, forged: str) -> None:
+    """Whatever code writes into its kernel's channel, the run ends in order and the next is answered."""
+    code = f"k = get_ipython().kernel\nsocket = k.iopub_socket\n{forged}\n'done'"
+    answer = run_code(picod, code)
+    assert {"text/plain": "'done'"} in answer["results"]
+    assert run_code(picod, "3")["results"] == [{"text/plain": "3"}]
+
+
+def test_broken_channel_is_a_death_of_the_context(picod: Executor) -> None:
+    """A peer that breaks the protocol is not spoken to any more; the context begins anew."""
+    code = "import time\nget_ipython().kernel.iopub_socket.send_multipart([b''] * 1000)\ntime.sleep(60)"
+    answer = run_code(picod, code)
+    assert answer["error"]["name"] == "KernelDied"
+    assert run_code(picod, "4")["results"] == [{"text/plain": "4"}]
+
+
+def test_children_that_hide_are_gone_when_the_run_is_killed(picod: Executor) -> None:
+    """Sessions and groups of their own, a parent that ignores the interrupt: nothing outlives a run that is killed."""
+    code = """
+import os, signal, subprocess, sys, time
+for _ in range(20):
+    subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)', 'hidden-one'], start_new_session=True)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+while True: time.sleep(1)
+"""
+    answer = run_code(picod, code, timeout=2)
+    assert answer["timed_out"] is True
+    eventually(lambda: not running("hidden-one"), "all of them are gone")
+    assert run_code(picod, "5")["results"] == [{"text/plain": "5"}]
+
+
+def test_context_survives_the_loss_of_its_folder(picod: Executor) -> None:
+    """Code may remove the sockets and everything beside them; a context that begins anew has a folder again."""
+    folder = "os.path.dirname(get_ipython().kernel.parent.abs_connection_file)"
+    gone = run_code(picod, f"import os, shutil\nfolder = {folder}\nshutil.rmtree(folder)\nos.path.exists(folder)")
+    assert gone["results"] == [{"text/plain": "False"}]
+    assert run_code(picod, "6")["results"] == [{"text/plain": "6"}]
+    assert picod.client.post("/api/contexts/default/restart").status_code == 200
+    assert run_code(picod, "7")["results"] == [{"text/plain": "7"}]
+    assert run_code(picod, "echo 8", language="bash")["stdout"] == "8\n"
