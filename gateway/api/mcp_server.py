@@ -34,6 +34,8 @@ from gateway.model import SessionId
 logger = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = 5.0
+_PROGRESS_AT_MOST_S = 0.2
+_MAX_MESSAGE = 2000  # characters
 _INSTRUCTIONS = (
     "An isolated Linux computer of this session's own. Its files, and the variables of run_python, stay from call to "
     "call and while nobody uses it. It has no network. Work in /workspace."
@@ -97,21 +99,16 @@ class ToolServer:
 
     async def _watched(self, context: ServerRequestContext[Any], session_id: SessionId, call: Call) -> ToolResult:
         """Run it, say every few seconds that it runs, and end it when it is cancelled."""
-        steps = 0
-
-        async def progress(stream: str, text: str) -> None:
-            nonlocal steps
-            steps += 1
-            await context.session.report_progress(steps, message=text)
-
-        task = asyncio.create_task(self._service.run_once(session_id, call, progress))
+        report = _Reporter(context)
+        wants = bool(context.meta and context.meta.get("progress_token"))
+        task = asyncio.create_task(self._service.run_once(session_id, call, report.printed if wants else None))
         key = (session_id, context.request_id or "")
         self._running[key] = task
         waited = 0.0
         try:
             while not (await asyncio.wait({task}, timeout=PROGRESS_EVERY_S))[0]:
                 waited += PROGRESS_EVERY_S
-                await progress("", f"running for {waited:g} s")
+                await report.say(f"running for {waited:g} s")
             if task.cancelled():
                 return ToolResult("Error (cancelled): the call was cancelled", failed=True)
             return task.result()
@@ -119,6 +116,30 @@ class ToolServer:
             task.cancel()
             if self._running.get(key) is task:
                 del self._running[key]
+
+
+class _Reporter:
+    """Progress of one call: what it prints, a few times a second at most."""
+
+    def __init__(self, context: ServerRequestContext[Any]) -> None:
+        self._context = context
+        self._steps = 0
+        self._text = ""
+        self._next = 0.0
+
+    async def printed(self, _: str, text: str) -> None:
+        """Something was printed; the latest of it is told when it is time."""
+        self._text = (self._text + text)[-_MAX_MESSAGE:]
+        now = asyncio.get_running_loop().time()
+        if now >= self._next:
+            self._next = now + _PROGRESS_AT_MOST_S
+            text, self._text = self._text, ""
+            await self.say(text)
+
+    async def say(self, message: str) -> None:
+        """Tell the client."""
+        self._steps += 1
+        await self._context.session.report_progress(self._steps, message=message)
 
 
 @asynccontextmanager

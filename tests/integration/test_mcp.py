@@ -100,6 +100,20 @@ async def test_mcp_pictures_are_image_content(server: Server) -> None:
         assert (content.mime_type, base64.b64decode(content.data)) == ("image/png", base64.b64decode(PICTURE))
 
 
+async def test_mcp_progress_tells_what_is_printed(server: Server) -> None:
+    """While the call runs; the answer is the whole of it."""
+    told: list[str] = []
+
+    async def progress(progress: float, total: float | None, message: str | None) -> None:
+        told.append(message or "")
+
+    async with connect(server) as client:
+        code = "import time\nprint('first', flush=True)\ntime.sleep(0.5)\nprint('second')\n'value'"
+        result = await client.call_tool("run_python", {"code": code}, progress_callback=progress)
+        assert text_of(result) == "first\nsecond\n'value'"
+        assert told[0] == "first\n"
+
+
 async def test_mcp_cancelled_call_ends_what_it_ran(server: Server) -> None:
     """The command is gone from the sandbox."""
     async with connect(server) as client:

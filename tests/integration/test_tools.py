@@ -128,18 +128,35 @@ def test_tool_calls_run_side_by_side_where_the_tool_allows(client: OpenAI, sessi
 
 
 def test_tool_calls_stream_tells_progress_and_ends_with_the_messages(client: OpenAI, session: str) -> None:
-    """As the SDK's own stream reads it."""
-    body = {"session_id": session, "stream": True, "tool_calls": [chat_call("s", "run_shell", command="echo streamed")]}
-    events = list(
-        client.post("/tool_calls", body=body, cast_to=dict[str, Any], stream=True, stream_cls=Stream[dict[str, Any]])
+    """As the SDK's own stream reads it; output comes while the call runs, and the file tells it to go on."""
+    calls = [
+        chat_call(
+            "s", "run_shell", command="echo begun; until [ -e go-on ]; do sleep 0.02; done; echo done", timeout=20
+        ),
+        chat_call("p", "run_python", code="print('printed'); 1/0"),
+    ]
+    body = {"session_id": session, "stream": True, "tool_calls": calls}
+    stream = client.post(
+        "/tool_calls", body=body, cast_to=dict[str, Any], stream=True, stream_cls=Stream[dict[str, Any]]
     )
+    events = []
+    for event in stream:
+        events.append(event)
+        if event.get("delta") == "begun\n":
+            post(
+                client, {"session_id": session, "tool_calls": [chat_call("g", "write_file", path="go-on", content="")]}
+            )
     assert [event["type"] for event in events] == [
         "tool_calls.started",
-        "tool_call.started",
-        "tool_call.completed",
+        *("tool_call.started", "tool_call.output", "tool_call.output", "tool_call.completed"),
+        *("tool_call.started", "tool_call.output", "tool_call.completed"),
         "tool_calls.completed",
     ]
-    assert events[-1]["messages"] == [{"role": "tool", "tool_call_id": "s", "content": "streamed"}]
+    assert [event["delta"] for event in events if "delta" in event] == ["begun\n", "done\n", "printed\n"]
+    shell, python = events[-1]["messages"]
+    assert shell == {"role": "tool", "tool_call_id": "s", "content": "begun\ndone"}
+    assert python["content"].startswith("Error (ZeroDivisionError): division by zero\n")
+    assert python["content"].endswith("\nprinted")
 
 
 def test_tool_calls_wake_a_sleeping_session(server: Server) -> None:

@@ -10,6 +10,7 @@ from gateway.api.openapi.schemas import TEXT, Schema, ref
 
 _SESSION = Parameter("x-session-id", "The session whose sandbox this is for.", where="header", required=True)
 _DONE = {"type": "object"}
+_EVENTS = Answer("With stream: what happens, as it happens.", TEXT, "text/event-stream")
 _ANYTHING = Answer("What the sandbox answers.", None, "*/*")
 
 
@@ -34,8 +35,16 @@ _RECURSIVE = Parameter("recursive", "A directory with all that is in it.", {"enu
 _MODE = Parameter("mode", "Permission bits, octal.")
 
 SANDBOX: tuple[Operation, ...] = (
-    _op("POST", "/api/execute", "Run a command to its end.", ref("Executed"), body=ref("Execute")),
-    _op("POST", "/api/run_code", "Run code in a context that keeps its state.", ref("CodeResult"), body=ref("RunCode")),
+    Operation("POST", "/api/execute", "sandbox", "Run a command to its end.",
+              {200: Answer("How it went.", ref("Executed"))}, (_SESSION,), ref("Execute"), error="SandboxError",
+              more=(_EVENTS,)),
+    Operation("POST", "/api/run_code", "sandbox", "Run code in a context that keeps its state.",
+              {200: Answer("What came of it.", ref("CodeResult"))}, (_SESSION,), ref("RunCode"), error="SandboxError",
+              more=(_EVENTS,)),
+    _op("GET", "/api/runs", "List runs that can be followed.", _DONE),
+    Operation("GET", "/api/runs/{run_id}", "sandbox", "Follow a run: its events, after Last-Event-ID.",
+              {200: Answer("Events.", TEXT, "text/event-stream")}, (_SESSION,), error="SandboxError"),
+    _op("DELETE", "/api/runs/{run_id}", "End a run.", None, status=204),
     _op("GET", "/api/contexts", "List code contexts.", _DONE),
     _op("POST", "/api/contexts", "Make a code context.", _DONE, status=201, body=_DONE),
     _op("DELETE", "/api/contexts/{context_id}", "End a code context.", None, status=204),

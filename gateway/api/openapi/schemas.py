@@ -58,6 +58,10 @@ _BESIDE: dict[str, Schema] = {
     "runtime": RUNTIME_NAME,
     "stream": {"type": "boolean", "description": "Answer progress as server-sent events."},
 }
+_FOLLOWED: dict[str, Schema] = {
+    "stream": {"type": "boolean", "description": "Answer server-sent events as it happens."},
+    "background": {"type": "boolean", "description": "With stream: it goes on when the client leaves."},
+}
 _PAGE = "object data first_id last_id has_more"
 
 SCHEMAS: dict[str, Schema] = {
@@ -166,6 +170,7 @@ SCHEMAS: dict[str, Schema] = {
         timeout={"type": "string", "examples": ["30s"]},
         working_dir=TEXT,
         env={"type": "object", "additionalProperties": TEXT},
+        **_FOLLOWED,
     ),
     "Executed": obj(
         "stdout stderr exit_code duration", stdout=TEXT, stderr=TEXT, exit_code={"type": "integer"}, duration=NUMBER
@@ -176,6 +181,7 @@ SCHEMAS: dict[str, Schema] = {
         language={"enum": ["python", "bash"]},
         context_id=TEXT,
         timeout=DURATION,
+        **_FOLLOWED,
     ),
     "CodeResult": obj(
         "stdout stderr results error",

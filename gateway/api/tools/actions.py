@@ -5,15 +5,19 @@ Arguments come from a model, so each is checked here, and what is wrong with the
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
 import orjson
 
 from gateway.api.tools.catalogue import BUILT_IN, DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
+from gateway.api.tools.following import Progress, collect
 from gateway.api.tools.results import IMAGE_TYPES, Image, ToolResult, failure, from_execute, from_run_code
+from gateway.errors import UpstreamTimeoutError
 from gateway.interfaces import SandboxCaller
 from gateway.model import SandboxReply, SessionId
 
@@ -21,9 +25,10 @@ WORKSPACE = "/workspace"
 MAX_READ = 256 << 10  # bytes of a text file; more does not fit into a model's answer
 MAX_IMAGE = 8 << 20  # bytes of an image file
 MAX_LISTED = 1000  # entries of a folder
+_MAX_REFUSAL = 64 << 10  # bytes of what picod says no with
+_JSON = {"content-type": "application/json"}
 _GRACE_S = 30.0  # beyond a command's own timeout, for the way there and back
 
-Progress = Callable[[str, str], Awaitable[None]]  # (stream, text) of output as it comes
 Action = Callable[["Sandbox", Mapping[str, Any]], Awaitable[ToolResult]]
 
 
@@ -39,12 +44,29 @@ class Sandbox:
         self._session_id = session_id
         self.progress = progress
 
-    async def post(self, path: str, body: Mapping[str, Any], timeout: float) -> SandboxReply:
-        """A JSON request."""
-        data, kind = orjson.dumps(body), {"content-type": "application/json"}
-        return await self._caller.call(
-            self._session_id, "POST", path, headers=kind, body=data, timeout=timeout + _GRACE_S
-        )
+    async def start(self, path: str, body: Mapping[str, Any], timeout: float) -> SandboxReply | Mapping[str, Any]:
+        """Have something run to its end: picod's answer, or what it said instead. Followed if somebody looks on."""
+        limit = timeout + _GRACE_S
+        if self.progress is None:
+            reply = await self._caller.call(
+                self._session_id, "POST", path, headers=_JSON, body=orjson.dumps(body), timeout=limit
+            )
+            return _object(reply) if reply.status == 200 else reply
+        try:
+            async with asyncio.timeout(limit):
+                return await self._follow(path, orjson.dumps({**body, "stream": True}), self.progress)
+        except TimeoutError:
+            raise UpstreamTimeoutError(f"the sandbox did not answer within {limit:g} s") from None
+
+    async def _follow(self, path: str, body: bytes, progress: Progress) -> SandboxReply | Mapping[str, Any]:
+        opened = self._caller.stream(self._session_id, "POST", path, headers=_JSON, body=body)
+        async with opened as (reply, chunks):
+            if reply.status == 200:
+                return await collect(chunks, progress)
+            said = b""
+            async for chunk in chunks:
+                said = (said + chunk)[:_MAX_REFUSAL]
+            return replace(reply, body=said)
 
     async def get(self, path: str, headers: Mapping[str, str] | None = None) -> SandboxReply:
         """A whole answer, which must be short."""
@@ -59,8 +81,8 @@ async def run_python(sandbox: Sandbox, arguments: Mapping[str, Any]) -> ToolResu
     """Code in the session's own context."""
     timeout = _timeout(arguments)
     body = {"code": _text(arguments, "code"), "language": "python", "timeout": f"{timeout:g}s"}
-    reply = await sandbox.post("/api/run_code", body, timeout)
-    return from_run_code(_object(reply)) if reply.status == 200 else _refused(reply)
+    answer = await sandbox.start("/api/run_code", body, timeout)
+    return _refused(answer) if isinstance(answer, SandboxReply) else from_run_code(answer)
 
 
 async def run_shell(sandbox: Sandbox, arguments: Mapping[str, Any]) -> ToolResult:
@@ -70,8 +92,8 @@ async def run_shell(sandbox: Sandbox, arguments: Mapping[str, Any]) -> ToolResul
 
 async def execute(sandbox: Sandbox, command: list[str], timeout: float) -> ToolResult:
     """A command by its argv."""
-    reply = await sandbox.post("/api/execute", {"command": command, "timeout": f"{timeout:g}s"}, timeout)
-    return from_execute(_object(reply)) if reply.status == 200 else _refused(reply)
+    answer = await sandbox.start("/api/execute", {"command": command, "timeout": f"{timeout:g}s"}, timeout)
+    return _refused(answer) if isinstance(answer, SandboxReply) else from_execute(answer)
 
 
 async def read_file(sandbox: Sandbox, arguments: Mapping[str, Any]) -> ToolResult:

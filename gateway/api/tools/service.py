@@ -11,10 +11,11 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gateway.api.tools.actions import ACTIONS, ArgumentError, Progress, Sandbox, check_names
+from gateway.api.tools.actions import ACTIONS, ArgumentError, Sandbox, check_names
 from gateway.api.tools.calls import Call
 from gateway.api.tools.catalogue import Tool, tools_of
 from gateway.api.tools.declared import run_declared
+from gateway.api.tools.following import Progress
 from gateway.api.tools.memory import OnceMemory, key_of
 from gateway.api.tools.plan import steps
 from gateway.api.tools.results import ToolResult, failure
