@@ -30,20 +30,25 @@ def framed(opcode: int, data: bytes) -> bytes:
     return head + data
 
 
+async def upgrade(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Accept the handshake whose head this is, and echo until the client closes."""
+    fields = {
+        name.strip().lower(): value.strip() for name, _, value in (x.partition(b":") for x in head.split(b"\r\n"))
+    }
+    accept = base64.b64encode(hashlib.sha1(fields[b"sec-websocket-key"] + GUID).digest())
+    writer.write(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n")
+    writer.write(b"sec-websocket-accept: " + accept + b"\r\n\r\n")
+    opcode = 0
+    while opcode != 8:
+        opcode, data = await frame(reader)
+        writer.write(framed(10 if opcode == 9 else opcode, data))
+        await writer.drain()
+
+
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """One client."""
     try:
-        head = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
-        fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in head[1:])}
-        accept = base64.b64encode(hashlib.sha1(fields[b"sec-websocket-key"] + GUID).digest())
-        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n")
-        writer.write(b"sec-websocket-accept: " + accept + b"\r\n\r\n")
-        while True:
-            opcode, data = await frame(reader)
-            writer.write(framed(10 if opcode == 9 else opcode, data))
-            await writer.drain()
-            if opcode == 8:
-                break
+        await upgrade(await reader.readuntil(b"\r\n\r\n"), reader, writer)
     except (asyncio.IncompleteReadError, ConnectionError, KeyError):
         pass
     writer.close()
@@ -55,4 +60,5 @@ async def main() -> None:
     await server.serve_forever()
 
 
-asyncio.run(main())
+if __name__ == "__main__":
+    asyncio.run(main())

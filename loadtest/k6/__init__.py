@@ -1,0 +1,1 @@
+"""Scripts for k6; the Python in here runs inside sandboxes."""

