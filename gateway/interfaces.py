@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 from gateway.model import (
     Lease,
     PoolStatus,
+    Readiness,
     Runtime,
     RuntimeKey,
     Sandbox,
@@ -23,7 +24,6 @@ from gateway.model import (
     SessionId,
     SessionState,
     SnapshotRef,
-    StartKind,
     StoredSnapshot,
     SuspendReport,
 )
@@ -247,8 +247,8 @@ class SandboxCaller(Protocol):
     UpstreamBrokenError when it goes away after something was sent. `path` is a percent-encoded request target.
     """
 
-    async def ready(self, session_id: SessionId) -> tuple[StartKind, str | None]:
-        """See to it that the session has a live sandbox. Returns how it came to be, and x-wakegate-restored's value."""
+    async def ready(self, session_id: SessionId) -> Readiness:
+        """See to it that the session has a live sandbox. Costs nothing if it has one already."""
         ...
 
     async def call(

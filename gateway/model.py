@@ -168,6 +168,15 @@ class Sandbox:
 
 
 @dataclass(frozen=True, slots=True)
+class Readiness:
+    """A session that has a live sandbox, and how it came to have it."""
+
+    runtime: RuntimeKey
+    start: StartKind
+    restored: str | None = None  # as in x-wakegate-restored
+
+
+@dataclass(frozen=True, slots=True)
 class SandboxReply:
     """What a sandbox answered to a call of the gateway's own. Header names in lower case."""
 

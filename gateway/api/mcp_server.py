@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ from gateway.api.mcp import MAX_BODY, SESSION_HEADER
 from gateway.api.openai import ParamError
 from gateway.api.sessions import choose_runtime, named_session
 from gateway.api.tools.calls import Call
-from gateway.api.tools.catalogue import ToolFormat, describe, tools_of
+from gateway.api.tools.catalogue import Tool, ToolFormat, describe, tools_of
 from gateway.api.tools.results import ToolResult
 from gateway.api.tools.service import ToolService
 from gateway.errors import WakegateError
@@ -92,16 +92,18 @@ class ToolServer:
             raise MCPError(types.INVALID_REQUEST, "no session: send initialize first, or name one with x-session-id")
         call = Call(str(context.request_id), params.name, params.arguments or {})
         try:
-            await self._service.open(session_id)
+            _, tools = await self._service.open(session_id)
         except WakegateError as error:
             return _answer(ToolResult(f"Error ({error.code.lower()}): {error}; nothing was run", failed=True))
-        return _answer(await self._watched(context, session_id, call))
+        return _answer(await self._watched(context, session_id, tools, call))
 
-    async def _watched(self, context: ServerRequestContext[Any], session_id: SessionId, call: Call) -> ToolResult:
+    async def _watched(
+        self, context: ServerRequestContext[Any], session_id: SessionId, tools: Mapping[str, Tool], call: Call
+    ) -> ToolResult:
         """Run it, say every few seconds that it runs, and end it when it is cancelled."""
         report = _Reporter(context)
         wants = bool(context.meta and context.meta.get("progress_token"))
-        task = asyncio.create_task(self._service.run_once(session_id, call, report.printed if wants else None))
+        task = asyncio.create_task(self._service.run_once(session_id, tools, call, report.printed if wants else None))
         key = (session_id, context.request_id or "")
         self._running[key] = task
         waited = 0.0

@@ -59,7 +59,8 @@ def guarded(handler: Handler) -> Handler:
         except WakegateError as error:
             if error.status >= 500:
                 logger.warning("%s %s: %s", error.status, error.code, error)
-            headers = {**error_headers(error), **session_headers(getattr(request.state, "session_id", None))}
+            session_id = None if error.status == 404 else getattr(request.state, "session_id", None)
+            headers = {**error_headers(error), **session_headers(session_id)}
             return JSON(error_document(error), error.status, headers)
 
     return answer

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 
 from gateway.clock import Clock
 from gateway.errors import UpstreamBrokenError, UpstreamConnectError, UpstreamTimeoutError
-from gateway.model import SandboxReply, SessionId, StartKind
+from gateway.model import Readiness, SandboxReply, SessionId, StartKind
 from gateway.routing.activator import Activator, Reservation, Route
 from gateway.routing.target import Target
 from gateway.routing.upstream import UpstreamConnection
@@ -28,11 +28,11 @@ class Caller:
         self._activator = activator
         self._clock = clock
 
-    async def ready(self, session_id: SessionId) -> tuple[StartKind, str | None]:
+    async def ready(self, session_id: SessionId) -> Readiness:
         """See to it that the session has a live sandbox."""
         reservation = await self._reserve(Target(session_id, None, b"/"))
         reservation.route.leave(self._clock.now())
-        return reservation.start, reservation.restored
+        return Readiness(reservation.route.runtime, reservation.start, reservation.restored)
 
     async def call(
         self,

@@ -115,10 +115,9 @@ class ToolsAPI:
             if key is None:
                 return await self._made(runtime)
             session_id = (await self._sessions.run(key, lambda: self._made(runtime)))[0].session_id
-        tools = await self._service.tools(session_id)
         request.state.session_id = session_id
-        start, restored = await self._service.open(session_id)
-        return Where(session_id, start, restored, tools)
+        readiness, tools = await self._service.open(session_id)
+        return Where(session_id, readiness.start, readiness.restored, tools)
 
     async def _made(self, runtime: Runtime) -> Where:
         opened = await create_session(self._lifecycle, runtime.key)

@@ -23,7 +23,7 @@ from gateway.clock import Clock
 from gateway.errors import BadRequestError, SessionNotFoundError, UpstreamConnectError, WakegateError
 from gateway.interfaces import RuntimeCatalog, SandboxCaller
 from gateway.lifecycle import Lifecycle
-from gateway.model import Kind, SessionId, SessionState, StartKind
+from gateway.model import Kind, Readiness, RuntimeKey, SessionId, SessionState
 
 logger = logging.getLogger(__name__)
 
@@ -59,19 +59,21 @@ class ToolService:
         self.memory = OnceMemory[ToolResult](clock, lambda result: result.size)
 
     async def tools(self, session_id: SessionId) -> dict[str, Tool]:
-        """The tools of a session's runtime, by name. Raises SessionNotFoundError."""
+        """The tools of a session, by name; it is left asleep if it sleeps. Raises SessionNotFoundError."""
         session = await self._lifecycle.get(session_id)
         if session.state is SessionState.TERMINATED:
             raise SessionNotFoundError(f"session {session_id} has ended: {session.reason}")
-        if session.runtime.kind is not Kind.CODE_INTERPRETER:
-            raise BadRequestError(
-                f"session {session_id} runs {session.runtime}, which has no tools; use a CodeInterpreter"
-            )
-        return tools_of(self._catalog.get(session.runtime))
+        return self._tools_of(session_id, session.runtime)
 
-    async def open(self, session_id: SessionId) -> tuple[StartKind, str | None]:
-        """See to it that the session is there and awake before anything is run. Raises what the data path raises."""
-        return await self._caller.ready(session_id)
+    async def open(self, session_id: SessionId) -> tuple[Readiness, dict[str, Tool]]:
+        """See to it that the session is awake before anything is run. Raises what the data path raises."""
+        readiness = await self._caller.ready(session_id)
+        return readiness, self._tools_of(session_id, readiness.runtime)
+
+    def _tools_of(self, session_id: SessionId, runtime: RuntimeKey) -> dict[str, Tool]:
+        if runtime.kind is not Kind.CODE_INTERPRETER:
+            raise BadRequestError(f"session {session_id} runs {runtime}, which has no tools; take another runtime")
+        return tools_of(self._catalog.get(runtime))
 
     async def run(
         self,
@@ -92,9 +94,10 @@ class ToolService:
             await asyncio.gather(*(run_one(index) for index in group))
         return results
 
-    async def run_once(self, session_id: SessionId, call: Call, progress: Progress | None = None) -> ToolResult:
+    async def run_once(
+        self, session_id: SessionId, tools: Mapping[str, Tool], call: Call, progress: Progress | None = None
+    ) -> ToolResult:
         """One call whose id means nothing beyond its request. Cancelling this ends what it runs."""
-        tools = await self.tools(session_id)
         if call.name not in tools:
             return _unknown(call, tools)
         try:
