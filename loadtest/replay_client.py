@@ -1,33 +1,53 @@
-"""An open-loop client: makes sessions on a live gateway at the times of a trace, and compares with the laboratory.
+"""An open-loop client: makes sessions on a gateway at the times of a trace, and compares with the laboratory.
 
-    python loadtest/replay_client.py http://127.0.0.1:8080 synthetic:steps --compress 10 --seconds 120
+    python -m loadtest.replay_client                                 # starts a gateway with real sandboxes of its own
+    python -m loadtest.replay_client --url http://127.0.0.1:8080     # or drives one that runs
 
 Each arrival is a request without a session header, so a new session; the answer's `x-wakegate-start` says whether it
-found a warm sandbox. The session is deleted at once. Meanwhile the pool's ready sandboxes are read from
-`GET /v1/autoscaler`. At the end the targets that the gateway had set are put through the laboratory's simulator, with
-the lead time that was measured: misses and idle of both stand side by side. Open loop: a request is sent at its time
-whether or not earlier ones were answered.
+found a warm sandbox. The session is deleted at once. Meanwhile target and ready sandboxes are read from
+`GET /v1/autoscaler`. At the end three columns stand side by side: what was measured; the laboratory's simulator under
+the targets that the gateway had set; and the whole laboratory, which is given the trace and the lead time only and
+sets targets itself. Exit status 1 if misses or idle differ by more than a fifth. Open loop: a request is sent at its
+time whether or not earlier ones were answered.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
+import contextlib
+import re
+import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 import httpx
 import numpy as np
 
-from gateway.autoscaler.replay.pool import Targets, simulate
-from gateway.autoscaler.replay.traces import read_traces
+from gateway.autoscaler.forecast import Floats
+from gateway.autoscaler.replay.pool import Outcome, Targets, simulate
+from gateway.autoscaler.replay.predictive import replay_predictive
+from gateway.autoscaler.replay.traces import Trace, read_traces
+from gateway.autoscaler.scaler import ScalerSpec
+from gateway.autoscaler.shadow import Objective
 from gateway.errors import BadRequestError
+from gateway.model import PoolMode
 
 _MISSES = ("cold", "wake-cold")
+_TOLERANCE = 0.2  # of misses and idle
+_MANIFEST = """apiVersion: runtime.agentcube.volcano.sh/v1alpha1
+kind: CodeInterpreter
+metadata: {{name: replayed}}
+spec:
+  template: {{image: none}}
+  warmPoolSize: {size}
+  wakegate: {{hibernation: "off", pool: {{min: 0, max: {most}, targetMissRate: {miss_rate}}}}}
+"""
 
 
 @dataclass
@@ -39,7 +59,8 @@ class Measured:
     waits: list[float] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
     pool: list[tuple[float, int, int]] = field(default_factory=list)  # (time, target, ready)
-    leads: list[float] = field(default_factory=list)
+    leads: list[float] = field(default_factory=list)  # median of the latest starts
+    planned: list[float] = field(default_factory=list)  # the lead time that the gateway planned with
 
 
 async def claim(client: httpx.AsyncClient, path: str, began: float, measured: Measured) -> None:
@@ -71,24 +92,61 @@ async def watch(client: httpx.AsyncClient, runtime: str, began: float, measured:
                 measured.pool.append((time.monotonic() - began, pool["target"], pool["pool"]["ready"]))
                 if pool["leadTime"]["p50"]:
                     measured.leads.append(pool["leadTime"]["p50"])
+                    measured.planned.append(pool["leadTime"]["planned"])
         await asyncio.sleep(every)
 
 
-async def run(args: argparse.Namespace) -> Measured:
-    """Play the trace; arrivals beyond `--seconds` are left out."""
+@contextlib.contextmanager
+def gateway(args: argparse.Namespace) -> Iterator[str]:
+    """The URL of `--url`, or of a gateway of our own with real local sandboxes, which ends with the block."""
+    if args.url:
+        yield args.url
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = Path(folder) / "runtime.yaml"
+        manifest.write_text(_MANIFEST.format(size=args.size, most=args.max, miss_rate=args.miss_rate))
+        argv = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--state-dir", f"{folder}/state"]
+        argv += ["--runtime", str(manifest), "--autoscaler-tick", f"{args.tick}s", "--log-level", "error"]
+        with open(Path(folder) / "log", "w+") as log:
+            process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, text=True)
+            try:
+                assert process.stdout is not None
+                said = process.stdout.readline()
+                found = re.search(r"http://\S+", said)
+                if found is None:
+                    process.wait(10)
+                    log.seek(0)
+                    raise BadRequestError(f"the gateway does not start: {log.read() or said}")
+                yield found[0]
+            finally:
+                process.terminate()
+                process.communicate(timeout=60)
+
+
+def compressed(args: argparse.Namespace) -> Trace:
+    """The part of the trace that is played, from second 0 on."""
     trace = read_traces(args.trace, args.seed)[0]
-    at = (trace.arrivals - trace.start) / args.compress
-    at = at[at < args.seconds]
+    at = (trace.arrivals - trace.start) / args.compress - args.skip
+    at = at[(at >= 0.0) & (at < args.seconds)]
+    if not (at >= args.warm_up).any():
+        raise BadRequestError(f"{args.trace}: nobody arrives in the seconds that would be compared; see --skip")
+    return Trace(trace.name, at, 0.0, args.seconds)
+
+
+async def run(args: argparse.Namespace, url: str, arrivals: Floats) -> Measured:
+    """Play the arrivals."""
     namespace, name = args.runtime.split("/")
     path = f"/v1/namespaces/{namespace}/code-interpreters/{name}/invocations/health"
     measured = Measured()
     headers = {"Authorization": f"Bearer {args.token}"} if args.token else {}
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=args.url, headers=headers, timeout=60.0, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60.0, limits=limits, trust_env=False) as client:
+        while (await client.get("/readyz")).status_code != 200:
+            await asyncio.sleep(0.1)
         began = time.monotonic()
         watcher = asyncio.create_task(watch(client, f"code-interpreters/{args.runtime}", began, measured))
         tasks = []
-        for offset in at.tolist():
+        for offset in arrivals.tolist():
             await asyncio.sleep(max(began + offset - time.monotonic(), 0.0))
             tasks.append(asyncio.create_task(claim(client, path, began, measured)))
         await asyncio.gather(*tasks)
@@ -98,59 +156,89 @@ async def run(args: argparse.Namespace) -> Measured:
     return measured
 
 
-def compare(measured: Measured, *, warm_up: float, end: float, joins: bool) -> dict[str, Any]:
-    """Measured misses and idle beside those of the simulator under the same targets and lead time."""
-    times = np.array([at for at, _, _ in measured.pool])
-    ready = np.array([float(ready) for _, _, ready in measured.pool])
-    scored = times >= warm_up
+def laboratory(args: argparse.Namespace, trace: Trace, measured: Measured) -> tuple[Outcome, Outcome]:
+    """(simulator under the gateway's targets, the whole laboratory), both with the measured lead time."""
     lead = float(np.median(measured.leads)) if measured.leads else 1.0
-    targets = Targets(times, np.array([float(target) for _, target, _ in measured.pool]))
-    outcome = simulate(
-        np.array(sorted(at for at, _ in measured.sent)), targets, lead=lead, scored_from=warm_up, end=end, joins=joins
+    planned = float(np.median(measured.planned)) if measured.planned else lead
+    joins = args.miss == "join"
+
+    def outcome(arrivals: Floats, targets: Targets) -> Outcome:
+        return simulate(arrivals, targets, lead=lead, scored_from=args.warm_up, end=args.seconds, joins=joins)
+
+    seen = Targets(
+        np.array([at for at, _, _ in measured.pool]), np.array([float(target) for _, target, _ in measured.pool])
     )
-    scored_starts = [start for at, start in measured.sent if at >= warm_up]
-    missed = sum(start in _MISSES for start in scored_starts)
-    return {
-        "claims": len(measured.sent),
-        "starts": dict(measured.starts),
-        "errors": dict(measured.errors),
-        "lead_s": round(lead, 3),
-        "wait_p50_s": round(float(np.quantile(measured.waits, 0.5)), 4) if measured.waits else None,
-        "wait_p99_s": round(float(np.quantile(measured.waits, 0.99)), 4) if measured.waits else None,
-        "miss_rate": {
-            "measured": round(missed / max(len(scored_starts), 1), 4),
-            "laboratory": round(1.0 - outcome.hit_rate, 4),
-        },
-        "mean_idle": {
-            "measured": round(float(ready[scored].mean()), 3) if scored.any() else None,
-            "laboratory": round(outcome.mean_idle, 3),
-        },
-    }
+    spec = ScalerSpec(max=args.max, mode=PoolMode.PREDICTIVE, fixed=args.size)
+    (own,), _ = replay_predictive(
+        trace, [Objective(args.miss_rate)], lead=planned, tick=args.tick, spec=spec, joins=joins
+    )
+    return outcome(np.array(sorted(at for at, _ in measured.sent)), seen), outcome(trace.arrivals, own)
+
+
+def report(args: argparse.Namespace, trace: Trace, measured: Measured) -> bool:
+    """Print the three columns; whether they agree."""
+    simulated, own = laboratory(args, trace, measured)
+    scored = [start for at, start in measured.sent if at >= args.warm_up]
+    misses = sum(start in _MISSES for start in scored) / max(len(scored), 1)
+    ready = [float(ready) for at, _, ready in measured.pool if at >= args.warm_up]
+    target = [float(target) for at, target, _ in measured.pool if at >= args.warm_up]
+    idle = float(np.mean(ready)) if ready else 0.0
+    lead = float(np.median(measured.leads)) if measured.leads else 0.0
+    planned = float(np.median(measured.planned)) if measured.planned else 0.0
+    print(
+        f"{trace.name}, {args.compress:g} times as fast: {len(measured.sent)} claims in {args.seconds:g} s, "
+        f"{len(scored)} of them after the first {args.warm_up:g} s compared"
+    )
+    print(f"errors {dict(measured.errors)}, starts {dict(measured.starts)}, mean target {np.mean(target):.2f}")
+    print(f"lead time {lead:.3f} s (median), planned with {planned:.3f} s; tick {args.tick:g} s")
+    waits = " / ".join(f"{1000.0 * float(np.quantile(measured.waits, q)):.0f}" for q in (0.5, 0.95, 0.99))
+    print(f"answers, ms p50 / p95 / p99: {waits}")
+    print(f"{'':22}{'measured':>10}{'simulator, same targets':>26}{'laboratory':>13}")
+    agree = True
+    for name, seen, same, lab in (
+        ("claims that miss", misses, 1.0 - simulated.hit_rate, 1.0 - own.hit_rate),
+        ("mean idle sandboxes", idle, simulated.mean_idle, own.mean_idle),
+    ):
+        shares = [each / seen - 1.0 if seen else 0.0 for each in (same, lab)]
+        agree &= all(abs(share) <= _TOLERANCE for share in shares)
+        print(f"{name:22}{seen:10.3f}{same:17.3f} ({shares[0]:+5.0%}){lab:11.3f} ({shares[1]:+5.0%})")
+    print("they agree within a fifth" if agree else "they differ by more than a fifth")
+    return agree and not measured.errors
 
 
 def main() -> int:
-    """Exit status 0, or 2 when the input is wrong."""
+    """Exit status 0, 1 when laboratory and gateway differ or requests failed, 2 when the input is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("url", help="base URL of the gateway")
-    parser.add_argument("trace", help="as for wakegate replay: a file, or synthetic:NAME")
-    parser.add_argument("--runtime", default="default/my-interpreter", help="namespace/name of a code interpreter")
-    parser.add_argument("--compress", type=float, default=1.0, help="how many times faster than the trace")
-    parser.add_argument("--seconds", type=float, default=120.0, help="length of the run")
-    parser.add_argument("--warm-up", type=float, default=20.0, help="seconds that are not compared")
+    parser.add_argument(
+        "trace", nargs="?", default="loadtest/traces/elb_request_count.csv.gz", help="as for wakegate replay"
+    )
+    parser.add_argument("--url", default="", help="a gateway that runs (default: one is started)")
+    parser.add_argument("--runtime", default="default/replayed", help="namespace/name of a code interpreter")
+    parser.add_argument("--compress", type=float, default=10.0, help="how many times faster than the trace (10)")
+    parser.add_argument("--skip", type=float, default=1080.0, help="seconds of the compressed trace to leave out first")
+    parser.add_argument("--seconds", type=float, default=240.0, help="length of the run (240)")
+    parser.add_argument("--warm-up", type=float, default=60.0, help="seconds that are not compared (60)")
+    parser.add_argument("--tick", type=float, default=0.25, help="of the gateway's autoscaler, seconds (0.25)")
+    parser.add_argument(
+        "--miss-rate", type=float, default=0.2, help="of the runtime's pool (0.2: misses enough to count)"
+    )
+    parser.add_argument("--size", type=int, default=1, help="warmPoolSize of the runtime (1)")
+    parser.add_argument("--max", type=int, default=16, help="of the runtime's pool (16)")
     parser.add_argument("--miss", choices=("cold", "join"), default="join", help="what this gateway's provider does")
     parser.add_argument("--token", help="bearer token, where the gateway asks for one")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     try:
-        measured = asyncio.run(run(args))
+        trace = compressed(args)
+        with gateway(args) as url:
+            measured = asyncio.run(run(args, url, trace.arrivals))
     except BadRequestError as error:
         print(f"replay_client: {error}", file=sys.stderr)
         return 2
     except httpx.HTTPError as error:
-        print(f"replay_client: {args.url} does not answer: {error}", file=sys.stderr)
+        print(f"replay_client: the gateway does not answer: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(compare(measured, warm_up=args.warm_up, end=args.seconds, joins=args.miss == "join"), indent=1))
-    return 0
+    return 0 if report(args, trace, measured) else 1
 
 
 if __name__ == "__main__":
