@@ -22,6 +22,7 @@ from gateway.api.openapi import http as openapi
 from gateway.api.tools.http import ToolsAPI
 from gateway.api.tools.service import ToolService
 from gateway.autoscaler.runner import Autoscaler
+from gateway.autoscaler.sessions import AdviceSettings, Served, SessionAdvisor
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.clock import Clock, SystemClock
 from gateway.counters import Counters
@@ -50,6 +51,7 @@ from gateway.tracing import Tracing
 logger = logging.getLogger(__name__)
 
 FLUSH_S = 1.0
+ADVISE_S = 5.0  # how often silent sessions are looked at
 
 
 class Gateway:
@@ -73,6 +75,7 @@ class Gateway:
         self._background = background
         self.engine_summary = engine_summary  # what the start banner says of the engine; true once it runs
         self.settings = settings
+        self.clock = clock
         self.catalog: RuntimeCatalog = catalog or StaticCatalog(runtimes)
         self.counters = Counters()
         self.tracing = Tracing(settings.otlp_endpoint, clock) if settings.otlp_endpoint else None
@@ -111,11 +114,25 @@ class Gateway:
                 tick=settings.autoscaler_tick,
                 cold_start_cost=settings.cold_start_cost or None,
                 max_warm=settings.max_warm or None,
-                joins=True,
+                joins=settings.engine == "local",
+                # Gateways that cannot reach each other's sandboxes each size their own pools; others share one leader.
+                shared=settings.engine != "local",
+                lease=f"autoscaler:{holder_name()}" if settings.engine == "local" else "autoscaler",
             ),
             holder=holder_name(),
         )
+        self.lifecycle.on_waiting(self.autoscaler.waiting)
         self.lifecycle.on_claim(self.autoscaler.claimed)
+        self.advisor = SessionAdvisor(
+            self.lifecycle,
+            self.catalog,
+            self._served,
+            AdviceSettings(
+                wake_cost=settings.wake_cost, hibernate=settings.advised_hibernation, prewake=settings.prewake
+            ),
+        )
+        self.lifecycle.on_wake(self.advisor.woken)
+        self.lifecycle.on_unbound(self.advisor.unbound)
         self.lifecycle.on_claim(self.counters.claimed)
         self.metrics = Metrics(
             self.counters,
@@ -132,7 +149,7 @@ class Gateway:
             store,
             provider,
             self.catalog,
-            self.autoscaler.explain,
+            lambda: {**self.autoscaler.explain(), "sessions": self.advisor.explain()},
             lambda: self.activator.draining,
             self.metrics.render,
         )
@@ -190,12 +207,21 @@ class Gateway:
                 ("exchanges", self.proxy.run_ticker()),
                 ("activity", _every(FLUSH_S, self.lifecycle.flush_activity)),
                 ("sweeper", _every(self.settings.sweep_interval, self.lifecycle.sweep)),
+                ("session advice", _every(ADVISE_S, self._advise)),
                 ("sandbox events", self._follow_events()),
                 ("loop lag", self.metrics.watch_loop()),
                 *self._background(self),
             ):
                 stack.push_async_callback(_cancel, asyncio.create_task(loop, name=name))
             yield
+
+    def _served(self) -> Served:
+        """Sessions with a live route: id, runtime, last active at, whether requests are under way."""
+        for route in self.activator.routes.values():
+            yield route.session_id, route.runtime, route.activity.last, route.activity.in_flight > 0
+
+    async def _advise(self) -> None:
+        await self.advisor.run_once(self.clock.now())
 
     async def _follow_events(self) -> None:
         async for event in self.provider.watch():

@@ -38,7 +38,7 @@ from gateway.model import (
     SessionState,
     StartKind,
 )
-from gateway.stats import Activity, ClaimListener, StartTimes
+from gateway.stats import Activity, ClaimListener, GapListener, StartTimes, WaitListener
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -94,6 +94,8 @@ class Lifecycle:
         self._start_times: dict[RuntimeKey, StartTimes] = {}
         self._unbound: list[Unbound] = []
         self._claimed: list[ClaimListener] = []
+        self._waiting: list[WaitListener] = []
+        self._woken: list[GapListener] = []
 
     def on_unbound(self, listener: Unbound) -> None:
         """Call `listener(session, sandbox)` as soon as a session stops having that sandbox (None: for good)."""
@@ -102,6 +104,14 @@ class Lifecycle:
     def on_claim(self, listener: ClaimListener) -> None:
         """Call `listener(runtime, start, now)` for each claim; the autoscaler learns from it."""
         self._claimed.append(listener)
+
+    def on_waiting(self, listener: WaitListener) -> None:
+        """Call `listener(runtime, 1, now)` as a claim begins, and with -1 when it has its sandbox or has failed."""
+        self._waiting.append(listener)
+
+    def on_wake(self, listener: GapListener) -> None:
+        """Call `listener(session, runtime, seconds)` when a sleeping session is used again, after so long a silence."""
+        self._woken.append(listener)
 
     @property
     def bound(self) -> int:
@@ -264,7 +274,8 @@ class Lifecycle:
             await self._store.delete(session.id)
         return ended
 
-    def _is_idle(self, session: Session) -> bool:
+    def is_idle(self, session: Session) -> bool:
+        """Whether its idle timeout is over, by the record and by what this gateway saw since."""
         now = self._clock.now()
         latest = self._activity.latest(session.id, now)
         return max(session.last_active_at, latest or 0.0) + session.idle_timeout <= now
@@ -272,9 +283,9 @@ class Lifecycle:
     async def _sweep_idle(self, session: Session) -> int:
         runtime = self._catalog.get(session.runtime)
         if runtime is None or not runtime.hibernates:
-            return await self._sweep_one(session, f"idle for {session.idle_timeout:g} s", self._is_idle)
+            return await self._sweep_one(session, f"idle for {session.idle_timeout:g} s", self.is_idle)
         try:
-            return int(await self.hibernate(session.id, only_if=self._is_idle))
+            return int(await self.hibernate(session.id, only_if=self.is_idle))
         except (StaleWriteError, ConflictError, SessionNotFoundError):
             return 0  # somebody used or ended it meanwhile; the next sweep looks again
 
@@ -319,6 +330,9 @@ class Lifecycle:
     async def _revive(self, session: Session) -> Opened:
         """A sandbox for a session that has none: asleep, or lost with or without its workspace. Lock held."""
         runtime = self._require_runtime(session.runtime)
+        if session.state is SessionState.HIBERNATED:
+            for listener in self._woken:
+                listener(session.id, session.runtime, self._clock.now() - session.last_active_at)
         sandbox, claim_s = await self._claim(runtime, session.id)
         began = self._clock.monotonic()
         restored = None
@@ -369,15 +383,21 @@ class Lifecycle:
             )
         self._claiming += 1
         began = self._clock.monotonic()
+        self._tell_waiting(runtime.key, 1)
         try:
             sandbox = await self._provider.claim(runtime.key, session_id)
         finally:
             self._claiming -= 1
+            self._tell_waiting(runtime.key, -1)
         took = self._clock.monotonic() - began
         self._start_times.setdefault(runtime.key, StartTimes()).add(took)
         for listener in self._claimed:
             listener(runtime.key, sandbox.start, self._clock.now())
         return sandbox, took
+
+    def _tell_waiting(self, runtime: RuntimeKey, change: int) -> None:
+        for listener in self._waiting:
+            listener(runtime, change, self._clock.now())
 
     async def _salvage(self, session: Session, reason: str) -> Session:
         """Its sandbox ended: write what is left of it. Returns the record as it is then."""

@@ -134,6 +134,13 @@ class Settings:
         kind="duration",
         low=0,
     )
+    wake_cost: float = _setting(
+        30.0, "worth of a wake in idle sandbox-seconds, for advice on sessions", kind="duration", low=0
+    )
+    advised_hibernation: bool = _setting(
+        False, "let sessions sleep before their timeout when their silences say so", kind="flag"
+    )
+    prewake: bool = _setting(False, "wake sleeping sessions ahead of a request that is likely soon", kind="flag")
     max_warm: int = _setting(0, "warm sandboxes over all runtimes; 0: each runtime's pool.max alone", kind="int", low=0)
 
     sweep_interval: float = _setting(

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from gateway.model import RuntimeKey, SessionId, StartKind
 
 ClaimListener = Callable[[RuntimeKey, StartKind, float], None]
+WaitListener = Callable[[RuntimeKey, int, float], None]
+GapListener = Callable[[SessionId, RuntimeKey, float], None]
 
 
 class SessionActivity:

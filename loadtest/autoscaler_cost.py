@@ -54,7 +54,9 @@ async def loop_cost(count: int, seconds: int, folder: Path) -> tuple[float, floa
         clock.advance(1.0)
         for n, claims in enumerate(rng.poisson(rates).tolist()):
             for _ in range(claims):
+                scaler.waiting(runtimes[n].key, 1, clock.now())
                 scaler.claimed(runtimes[n].key, StartKind.WARM, clock.now())
+                scaler.waiting(runtimes[n].key, -1, clock.now())
         began = time.process_time()
         await scaler.run_once(clock.now())
         took = time.process_time() - began

@@ -23,7 +23,7 @@ from gateway.runtimes import StaticCatalog, default_runtime
 from gateway.stats import Activity
 from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock, ScriptedProvider
-from tests.support import KEY
+from tests.support import KEY, eventually
 
 
 class World:
@@ -289,6 +289,23 @@ async def test_restart_marks_sessions_lost_whose_sandbox_is_gone(world: World) -
     assert set(states.values()) == {SessionState.LOST}
     assert world.lifecycle.bound == 1
     assert (await world.lifecycle.open(lost[0].session.id)).restored == "none"
+
+
+async def test_claims_are_told_from_their_beginning(world: World) -> None:
+    """Whoever listens hears of a claim while it waits, and again when it has its sandbox or has failed."""
+    heard: list[int] = []
+    world.lifecycle.on_waiting(lambda _, change, __: heard.append(change))
+    world.provider.hold = asyncio.Event()
+    waiting = asyncio.create_task(world.lifecycle.create(KEY))
+    await eventually(lambda: heard == [1], "the claim was told while it waits")
+    world.provider.hold.set()
+    await waiting
+    assert heard == [1, -1]
+
+    world.provider.fail_with = SandboxStartError("no room")
+    with pytest.raises(SandboxStartError):
+        await world.lifecycle.create(KEY)
+    assert heard == [1, -1, 1, -1]
 
 
 async def test_sweep_spares_a_session_that_somebody_else_wrote(world: World) -> None:

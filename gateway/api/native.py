@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.api.body import JSON, error_headers, read_metadata, read_object, read_seconds
-from gateway.errors import ActivationTimeoutError, BadRequestError, WakegateError
+from gateway.errors import ActivationTimeoutError, BadRequestError, RuntimeNotFoundError, WakegateError
 from gateway.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
 from gateway.lifecycle import Lifecycle, rfc3339
 from gateway.model import Kind, PoolStatus, Runtime, RuntimeKey, Session, SessionId, SessionState
@@ -51,6 +52,7 @@ class NativeAPI:
             Route("/v1/sessions/{session_id}/wake", _guarded(self._wake), methods=["POST"]),
             Route("/v1/runtimes", _guarded(self._runtimes), methods=["GET"]),
             Route("/v1/autoscaler", _guarded(self._autoscaler), methods=["GET"]),
+            Route("/v1/autoscaler/history", _guarded(self._history), methods=["GET"]),
             Route("/metrics", _guarded(self._metrics), methods=["GET"]),
             Route("/healthz", _guarded(self._healthz), methods=["GET"]),
             Route("/readyz", _guarded(self._readyz), methods=["GET"]),
@@ -123,6 +125,27 @@ class NativeAPI:
 
     async def _autoscaler(self, _: Request) -> Response:
         return JSON(self._explain_pools())
+
+    async def _history(self, request: Request) -> Response:
+        """Recorded claims as `wakegate replay` reads them: a line of JSON per runtime."""
+        query = request.query_params
+        unknown = sorted(query.keys() - {"runtime", "bucket"})
+        if unknown:
+            raise BadRequestError(f"{unknown[0]}: unknown parameter; expected runtime or bucket")
+        bucket = query.get("bucket", "60")
+        if bucket not in ("1", "60"):
+            raise BadRequestError(f"bucket: expected 1 (the last hours) or 60 (two weeks), got {bucket[:64]!r}")
+        runtimes = [runtime.key for runtime in self._catalog.all()]
+        if "runtime" in query:
+            asked = read_runtime(query["runtime"])
+            runtimes = [key for key in runtimes if (key.namespace, key.name) == (asked.namespace, asked.name)]
+            if not runtimes:
+                raise RuntimeNotFoundError(f"runtime {asked.namespace}/{asked.name} is not served here")
+        lines = []
+        for key in runtimes:
+            counts = await self._store.claim_history(key, 0.0, bucket=int(bucket))
+            lines.append(orjson.dumps({"runtime": str(key), "bucket": int(bucket), "counts": counts}) + b"\n")
+        return Response(b"".join(lines), headers={"content-type": "application/x-ndjson"})
 
     async def _metrics(self, request: Request) -> Response:
         body, content_type = await self._render_metrics(request.headers.get("accept", ""))

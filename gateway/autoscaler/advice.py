@@ -3,13 +3,13 @@
 Waiting `d` seconds before hibernating costs min(gap, d) idle sandbox-seconds, plus a wake whenever the gap is longer
 than d. With the gaps of the past the best d is read off directly. That is the ski-rental problem with a known
 distribution (Karlin et al., "Competitive randomized algorithms for nonuniform problems", 1994), used as a keep-alive
-policy with pre-warming window by Shahrad et al., "Serverless in the Wild" (ATC 2020). Off by default: sessions keep
-their runtime's timeout unless whoever runs the loop asks here.
+policy with pre-warming window by Shahrad et al., "Serverless in the Wild" (ATC 2020). A session's own silences count
+beside those of its runtime's other sessions. `sessions` gathers the silences and, where settings say so, acts.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from gateway.autoscaler.forecast import Floats
 _EDGES: Floats = np.logspace(0.0, 6.0, 73)  # seconds, 1 s to 11 days, 12 per decade
 _ENOUGH = 50.0  # gaps before advice differs from the default
 _KEEP = 0.999  # of the past at each new gap: about the last thousand count
+_COMMON = 20.0  # gaps that the runtime's distribution counts for beside a session's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +48,26 @@ class GapHistogram:
         return float(self._counts.sum())
 
     def advise(
-        self, default: float, *, wake_cost: float, least: float = 5.0, prewake: bool = False, wake_time: float = 1.0
+        self,
+        default: float,
+        *,
+        wake_cost: float,
+        own: Sequence[float] = (),
+        least: float = 5.0,
+        prewake: bool = False,
+        wake_time: float = 1.0,
     ) -> Advice:
         """`default`: the runtime's timeout, also the longest wait advised. `wake_cost`: idle sandbox-seconds one wake
-        is worth. `prewake`: also look for a time at which the next request is so likely that waking ahead of it pays.
+        is worth. `own`: this session's latest gaps. `prewake`: also look for a time at which the next request is so
+        likely that waking ahead of it pays.
         """
         total = self.seen
         if total < _ENOUGH:
             return Advice(default, None, f"{total:.0f} gaps seen; from {_ENOUGH:.0f} on it will advise")
         share = self._counts / total
+        if own:
+            mine = np.bincount(np.searchsorted(_EDGES, own), minlength=len(share))
+            share = (_COMMON * share + mine) / (_COMMON + len(own))
         mids = np.concatenate(([0.5], np.sqrt(_EDGES[:-1] * _EDGES[1:]), [_EDGES[-1]]))
         # After waiting to edge i: gaps in bins <= i were sat out, the others cost the whole wait and a wake.
         sat_out = np.cumsum(share * mids)[:-1]
@@ -81,8 +93,3 @@ class GapHistogram:
                 return max(float(_EDGES[i - 1]) - wake_time, 0.0)
             left -= float(share[i])
         return None
-
-
-def worth_waking(now: float, last_active: float, advice: Advice) -> bool:
-    """Whether a hibernated session should be woken ahead of its request now."""
-    return advice.wake_at is not None and math.isfinite(last_active) and now >= last_active + advice.wake_at

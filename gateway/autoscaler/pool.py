@@ -100,6 +100,11 @@ class Pool:
             self.changes.append(Change(now, self.target, target, why))
             self.target = target
 
+    @property
+    def ready(self) -> int:
+        """Sandboxes that were ready at the last look."""
+        return 0 if self.status is None else self.status.ready
+
     def worth(self) -> Floats:
         """What each further sandbox saves, claims per second; for the budget."""
         return self.demand.values / self.demand.horizon

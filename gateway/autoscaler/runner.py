@@ -25,7 +25,6 @@ from gateway.model import Lease, PoolMode, PoolStatus, RuntimeKey, StartKind
 
 log = logging.getLogger(__name__)
 
-LEASE = "autoscaler"
 _LIVE_HISTORY = 2 * 3600.0  # seconds of history that are replayed second by second
 _STATUS_EVERY = 5.0  # seconds between looks at a pool that nothing happens to
 _BREATH = 0.001  # seconds that the data path gets between two slices of a restore
@@ -33,7 +32,7 @@ _POKE_GAP = 0.05  # seconds, at least, between passes
 
 
 class Autoscaler:
-    """`claimed` is the listener for the data path; `start` and `aclose` the loop; `explain` for people."""
+    """`waiting` and `claimed` listen to the lifecycle; `start` and `aclose` are the loop; `explain` is for people."""
 
     def __init__(
         self,
@@ -60,9 +59,15 @@ class Autoscaler:
         self._synced_at = self._flushed_at = -1e18
         self._problem = ""
 
+    def waiting(self, runtime: RuntimeKey, change: int, at: float) -> None:
+        """A claim begins or is over. One that finds no sandbox ready, by what is known, wakes the loop at once."""
+        fresh = self.signal.waiting(runtime, change, at)
+        if change > 0 and (pool := self.pools.get(runtime)) is not None and pool.ready < fresh:
+            self._poked.set()
+
     def claimed(self, runtime: RuntimeKey, start: StartKind, at: float) -> None:
-        """A session was given a sandbox. A pool miss wakes the loop at once."""
-        if self.signal.claimed(runtime, start, at):
+        """A session was given a sandbox. A pool miss wakes the loop at once, if its waiting did not."""
+        if self.signal.claimed(runtime, start):
             self._poked.set()
 
     def poke(self) -> None:
@@ -154,7 +159,7 @@ class Autoscaler:
             return
         lease = await self._store.renew_lease(self._lease, ttl) if self._lease is not None else None
         if lease is None:
-            lease = await self._store.acquire_lease(LEASE, self._holder, ttl)
+            lease = await self._store.acquire_lease(self._settings.lease, self._holder, ttl)
         if lease is not None and self._lease is None:
             log.info("leads the autoscaler with fence %d", lease.fence)
         self._lease = lease

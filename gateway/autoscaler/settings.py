@@ -19,7 +19,8 @@ class AutoscalerSettings:
     lease_ttl: float = 10.0  # how long a dead leader is waited for
     flush_every: float = 1.0  # between writes of claim counts to the store
     sync_every: float = 2.0  # between reads of other replicas' claims
-    shared: bool = False  # other gateways use the same store
+    shared: bool = False  # other gateways use the same store and size the same pools
+    lease: str = "autoscaler"  # who holds it sizes the pools
     default_lead: float = 5.0  # of a runtime whose lead time nobody has measured yet
     cold_start_cost: float | None = None  # idle sandbox-seconds; None: targetMissRate decides
     joins: bool = False  # a miss takes the next sandbox that gets ready (local), not one of its own (kubernetes)

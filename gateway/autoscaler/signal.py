@@ -1,7 +1,9 @@
 """Claims as they happen: counted per second in memory, written to the store in batches, read back from all replicas.
 
-The data path calls `claimed` once per new session or wake; that is a dictionary update. The leader takes what came
-since its last look: its own claims from memory at once, the other replicas' from the store a second or two later.
+The data path calls `waiting` as a claim begins and ends, and `claimed` when it has its sandbox; those are dictionary
+updates. A claim counts from its beginning: one that finds the pool empty has its sandbox only a lead time later, and
+demand that is known so late cannot be met. The leader takes what came since its last look: its own claims from memory
+at once, the other replicas' from the store a second or two later.
 """
 
 from __future__ import annotations
@@ -30,21 +32,39 @@ class ClaimSignal:
         self._foreign: dict[RuntimeKey, Counter[int]] = defaultdict(Counter)
         self._fresh: Counter[RuntimeKey] = Counter()
         self._fresh_misses: Counter[RuntimeKey] = Counter()
+        self._waiting: Counter[RuntimeKey] = Counter()  # claims without a sandbox so far
+        self._counted: Counter[RuntimeKey] = Counter()  # of those, how many were taken as misses already
 
-    def claimed(self, runtime: RuntimeKey, start: StartKind, at: float) -> bool:
-        """Count one claim, `at` in epoch seconds. True: it found the pool empty."""
-        if start is StartKind.LIVE:
+    def waiting(self, runtime: RuntimeKey, change: int, at: float) -> int:
+        """A claim begins (1) and is counted, `at` in epoch seconds, or it is over (-1). Returns how many came since
+        the last take.
+        """
+        self._waiting[runtime] += change
+        if change > 0:
+            self._unwritten[runtime][math.floor(at)] += 1
+            self._fresh[runtime] += 1
+        elif self._waiting[runtime] <= 0:
+            del self._waiting[runtime]
+        return self._fresh[runtime]
+
+    def claimed(self, runtime: RuntimeKey, start: StartKind) -> bool:
+        """A claim has its sandbox. True: it had found the pool empty, and had not been taken as a miss so far."""
+        if start not in _MISSES:
             return False
-        self._unwritten[runtime][math.floor(at)] += 1
-        self._fresh[runtime] += 1
-        missed = start in _MISSES
-        if missed:
-            self._fresh_misses[runtime] += 1
-        return missed
+        if self._counted[runtime] > 0:
+            self._counted[runtime] -= 1
+            return False
+        self._fresh_misses[runtime] += 1
+        return True
 
     def take(self, runtime: RuntimeKey) -> tuple[int, int]:
-        """(claims, misses) since the last take; misses are this gateway's only."""
-        return self._fresh.pop(runtime, 0), self._fresh_misses.pop(runtime, 0)
+        """(claims, misses) since the last take; misses are this gateway's only.
+
+        A claim that still waits counts as a miss: from a warm pool it would have had its sandbox in milliseconds.
+        """
+        late = self._waiting[runtime] - self._counted[runtime]
+        self._counted[runtime] += late  # also down, where waiting claims failed
+        return self._fresh.pop(runtime, 0), self._fresh_misses.pop(runtime, 0) + max(late, 0)
 
     async def flush(self, now: float) -> None:
         """Write what is unwritten. Counts that the store does not take are kept and written later.
@@ -88,5 +108,5 @@ class ClaimSignal:
 
     def forget(self, runtime: RuntimeKey) -> None:
         """The runtime is gone."""
-        for table in (self._written, self._foreign, self._fresh, self._fresh_misses):
+        for table in (self._written, self._foreign, self._fresh, self._fresh_misses, self._counted):
             table.pop(runtime, None)

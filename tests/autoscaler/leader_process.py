@@ -14,7 +14,7 @@ from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.clock import SystemClock
 from gateway.model import PoolMode, StartKind
 from gateway.store import make_store
-from tests.autoscaler.support import KEY, Catalog, Pools, runtime
+from tests.autoscaler.support import KEY, Catalog, Pools, claim, runtime
 
 
 async def main(url: str) -> None:
@@ -29,7 +29,7 @@ async def main(url: str) -> None:
         Catalog(runtime(mode=PoolMode.FIXED, size=5)), store, provider, clock, settings, holder="doomed"
     )
     for _ in range(3):
-        scaler.claimed(KEY, StartKind.WARM, clock.now())
+        claim(scaler, KEY, StartKind.WARM, clock.now())
     await scaler.start()
     await provider.hang.wait()
     os.write(1, b"resizing\n")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
 from gateway.autoscaler.forecast import Floats
 from gateway.clock import Clock
-from gateway.model import PoolMode, PoolSpec, PoolStatus, Runtime, RuntimeKey
+from gateway.model import PoolMode, PoolSpec, PoolStatus, Runtime, RuntimeKey, StartKind
 from gateway.testing import ScriptedProvider
 
 KEY = RuntimeKey("default", "interpreter")
@@ -26,6 +27,21 @@ def poisson(rate: float, span: float, seed: int = 3) -> Floats:
     """Arrivals of a Poisson process with `rate` a second."""
     rng = np.random.default_rng(seed)
     return np.sort(rng.random(rng.poisson(rate * span)) * span)
+
+
+class HearsClaims(Protocol):
+    """What the lifecycle tells of claims."""
+
+    def waiting(self, runtime: RuntimeKey, change: int, at: float) -> object: ...
+
+    def claimed(self, runtime: RuntimeKey, start: StartKind, at: float) -> object: ...
+
+
+def claim(scaler: HearsClaims, key: RuntimeKey, start: StartKind, at: float) -> None:
+    """One claim from begin to end, as the lifecycle tells it."""
+    scaler.waiting(key, 1, at)
+    scaler.claimed(key, start, at)
+    scaler.waiting(key, -1, at)
 
 
 class Catalog:

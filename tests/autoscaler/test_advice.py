@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gateway.autoscaler.advice import GapHistogram, worth_waking
+from gateway.autoscaler.advice import GapHistogram
 
 
 def seen(*gaps: float) -> GapHistogram:
@@ -42,5 +42,11 @@ def test_waking_ahead_is_off_unless_asked_for() -> None:
     advice = histogram.advise(60.0, wake_cost=3000.0, prewake=True)
     assert advice.wake_at is not None
     assert 2900.0 <= advice.wake_at <= 3600.0
-    assert worth_waking(3600.0, 0.0, advice)
-    assert not worth_waking(100.0, 0.0, advice)
+
+
+def test_own_silences_outweigh_those_of_others() -> None:
+    """A session that always comes back after a minute is sat out, though most of its kind stay away for hours."""
+    others = seen(*np.random.default_rng(1).uniform(7200.0, 20000.0, 400))
+
+    assert others.advise(900.0, wake_cost=120.0).hibernate_after <= 10.0
+    assert others.advise(900.0, wake_cost=120.0, own=[60.0] * 32).hibernate_after >= 60.0

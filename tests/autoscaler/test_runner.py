@@ -22,7 +22,7 @@ from gateway.model import PoolMode, Runtime, RuntimeKey, StartKind
 from gateway.store import make_store
 from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock
-from tests.autoscaler.support import KEY, Catalog, Pools, runtime
+from tests.autoscaler.support import KEY, Catalog, Pools, claim, runtime
 from tests.store.redis_server import RedisServer
 from tests.support import eventually
 
@@ -59,7 +59,7 @@ class Loop:
         for _ in range(seconds):
             self.clock.advance(1.0)
             for _ in range(claims):
-                self.scaler.claimed(key, StartKind(kind), self.clock.now() - 0.5)
+                claim(self.scaler, key, StartKind(kind), self.clock.now() - 0.5)
             await self.scaler.run_once(self.clock.now())
 
     def pool(self, key: RuntimeKey = KEY) -> dict[str, Any]:
@@ -145,15 +145,46 @@ async def test_signals_of_two_replicas_add_up_once(store: SqliteStore, clock: Ma
     one, other, now = ClaimSignal(store), ClaimSignal(store), clock.now()
     for signal_, n in ((one, 5), (other, 7)):
         for _ in range(n):
-            signal_.claimed(KEY, StartKind.WARM, now)
+            signal_.waiting(KEY, 1, now)
+            signal_.waiting(KEY, -1, now)
         await signal_.flush(now)
 
     assert await one.sync(KEY, now + 1.0) == 7
     assert one.take(KEY) == (12, 0)
     assert await one.sync(KEY, now + 2.0) == 0
-    other.claimed(KEY, StartKind.COLD, now)  # the same second, flushed later
+    other.waiting(KEY, 1, now)  # the same second, flushed later
     await other.flush(now + 3.0)
     assert await one.sync(KEY, now + 3.0) == 1
+
+
+async def test_signal_counts_a_claim_from_its_beginning(store: SqliteStore, clock: ManualClock) -> None:
+    """A cold start is demand, and a miss, while it is still waited for; when it is over it is not counted again."""
+    signal_, now = ClaimSignal(store), clock.now()
+    for change in (1, 1, -1):
+        signal_.waiting(KEY, change, now)
+
+    assert signal_.take(KEY) == (2, 1)
+    assert not signal_.claimed(KEY, StartKind.COLD)
+    signal_.waiting(KEY, -1, now + 10.0)
+    assert signal_.take(KEY) == (0, 0)
+    signal_.waiting(KEY, 1, now + 11.0)
+    assert signal_.claimed(KEY, StartKind.WAKE_COLD)  # over before anybody looked
+    signal_.waiting(KEY, -1, now + 11.5)
+    assert signal_.take(KEY) == (1, 1)
+
+
+async def test_signal_forgets_waiting_claims_that_failed(store: SqliteStore, clock: ManualClock) -> None:
+    """After ten claims that never got a sandbox, the next miss is told like the first."""
+    signal_, now = ClaimSignal(store), clock.now()
+    for _ in range(10):
+        signal_.waiting(KEY, 1, now)
+    signal_.take(KEY)
+    for _ in range(10):
+        signal_.waiting(KEY, -1, now + 5.0)
+    signal_.take(KEY)
+    signal_.waiting(KEY, 1, now + 6.0)
+
+    assert signal_.take(KEY) == (1, 1)
 
 
 async def test_deleted_runtime_is_forgotten_and_begins_anew(store: SqliteStore, clock: ManualClock) -> None:
@@ -237,7 +268,7 @@ async def test_budget_is_shared_by_worth(store: SqliteStore, clock: ManualClock)
     for second in range(240):
         await loop.tick(1, claims=1)
         if second % 8 == 0:
-            loop.scaler.claimed(quiet, StartKind.WARM, clock.now())
+            claim(loop.scaler, quiet, StartKind.WARM, clock.now())
     held = {key: pool.target for key, pool in loop.scaler.pools.items()}
 
     assert sum(held.values()) <= 4
@@ -271,7 +302,7 @@ async def test_store_outage_keeps_counts_and_pools(tmp_path: Path, clock: Manual
         now = SystemClock().now()
         await scaler.run_once(now)
         server.kill()
-        scaler.claimed(KEY, StartKind.WARM, now)
+        claim(scaler, KEY, StartKind.WARM, now)
         with pytest.raises(StoreUnavailableError):
             await scaler.signal.flush(now)
         server.start()
@@ -323,7 +354,7 @@ async def test_killed_leader_is_followed(tmp_path: Path) -> None:
 
 
 async def test_miss_wakes_the_loop_at_once(store: SqliteStore, clock: ManualClock) -> None:
-    """With a tick of an hour, a pool miss still leads to a pass now."""
+    """With a tick of an hour, a claim that finds no sandbox leads to a pass now, before it has one."""
     loop = Loop(store, clock, runtime(), tick=3600.0, lease_ttl=36000.0)
     await loop.provider.apply(loop.catalog.all())
     await loop.scaler.start()
@@ -332,7 +363,7 @@ async def test_miss_wakes_the_loop_at_once(store: SqliteStore, clock: ManualCloc
             lambda: KEY in loop.scaler.pools and loop.scaler.pools[KEY].decision is not None, "the pool was looked at"
         )
         clock.advance(100.0)
-        loop.scaler.claimed(KEY, StartKind.COLD, clock.now())
+        loop.scaler.waiting(KEY, 1, clock.now())
         await eventually(lambda: loop.scaler.pools[KEY].demand.recent.total == 1, "the miss was seen")
     finally:
         await loop.scaler.aclose()

@@ -1,0 +1,132 @@
+"""Advice on sessions, acted upon: a real lifecycle and store, silences made by a clock that is set by hand."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gateway.app import Gateway
+from gateway.autoscaler.sessions import AdviceSettings, SessionAdvisor
+from gateway.model import RuntimeKey, SessionId, SessionState
+from gateway.runtimes import default_runtime
+from gateway.testing import ManualClock, ScriptedProvider, scripted_gateway
+
+
+class Sessions:
+    """Sessions of one gateway, used and silent as a test says."""
+
+    def __init__(self, gateway: Gateway, clock: ManualClock, **settings: float) -> None:
+        self.gateway, self.clock = gateway, clock
+        self.last: dict[SessionId, float] = {}
+        self.key: RuntimeKey = gateway.catalog.all()[0].key
+        self.advisor = SessionAdvisor(
+            gateway.lifecycle,
+            gateway.catalog,
+            lambda: [(session, self.key, at, False) for session, at in self.last.items() if at > 0.0],
+            AdviceSettings(**settings),  # type: ignore[arg-type]
+        )
+        gateway.lifecycle.on_wake(self.advisor.woken)
+        gateway.lifecycle.on_unbound(self.advisor.unbound)
+        gateway.lifecycle.on_unbound(lambda session, _: self.last.update({session: -1.0}))
+
+    async def new(self) -> SessionId:
+        session = (await self.gateway.lifecycle.create(self.key)).session.id
+        await self.use(session)
+        return session
+
+    async def use(self, session: SessionId) -> None:
+        """As a request does: the session is woken if it sleeps, and its activity is noted."""
+        await self.gateway.lifecycle.open(session)
+        self.last[session] = self.clock.now()
+        self.gateway.activity.of(session, self.clock.now()).last = self.clock.now()
+        await self.gateway.lifecycle.flush_activity()
+        await self.advisor.run_once(self.clock.now())
+
+    async def wait(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        await self.advisor.run_once(self.clock.now())
+
+    async def state(self, session: SessionId) -> SessionState:
+        return (await self.gateway.lifecycle.get(session)).state
+
+    async def teach(self, gap: float, times: int = 60) -> None:
+        """Another session of the runtime comes back after each `gap` seconds, so many times."""
+        teacher = await self.new()
+        for _ in range(times):
+            self.clock.advance(gap)
+            await self.use(teacher)
+        await self.gateway.lifecycle.terminate(teacher, "taught")
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Gateway]:
+    runtime = replace(default_runtime(1), max_session_duration=1e7)
+    made = scripted_gateway(tmp_path, ScriptedProvider(clock=clock), clock=clock, runtimes=[runtime])
+    await made.store.start()
+    await made.provider.apply([runtime])
+    yield made
+    await made.store.aclose()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+async def test_silent_session_sleeps_when_its_silences_say_so(gateway: Gateway, clock: ManualClock) -> None:
+    """Where silences last for minutes, a session sleeps long before its timeout; one just used does not."""
+    sessions = Sessions(gateway, clock, hibernate=True, wake_cost=30.0)
+    await sessions.teach(600.0)
+    silent, used = await sessions.new(), await sessions.new()
+    await sessions.wait(60.0)
+    assert await sessions.state(silent) is SessionState.HIBERNATED
+    await sessions.use(used)
+    await sessions.wait(1.0)
+
+    assert await sessions.state(used) is SessionState.ACTIVE
+    assert sessions.advisor.explain()["runtimes"][str(sessions.key)]["hibernateAfter"] < 60.0
+
+
+async def test_advice_is_not_acted_upon_unless_asked_for(gateway: Gateway, clock: ManualClock) -> None:
+    """By default sessions keep their timeout, and the advice is only shown."""
+    sessions = Sessions(gateway, clock)
+    await sessions.teach(600.0)
+    session = await sessions.new()
+    await sessions.wait(300.0)
+
+    assert await sessions.state(session) is SessionState.ACTIVE
+    assert sessions.advisor.advice(session) is not None
+    assert sessions.advisor.slept == 0
+
+
+async def test_sleeping_session_is_woken_ahead_once(gateway: Gateway, clock: ManualClock) -> None:
+    """Where requests come an hour later to the second, a session is awake before; unused, it sleeps again and stays."""
+    sessions = Sessions(gateway, clock, hibernate=True, prewake=True, wake_cost=3000.0)
+    await sessions.teach(3600.0)
+    session = await sessions.new()
+    await sessions.wait(899.0)
+    assert await sessions.state(session) is SessionState.HIBERNATED
+    await sessions.wait(2690.0)
+    assert await sessions.state(session) is SessionState.ACTIVE
+    await sessions.wait(901.0)
+    assert await sessions.state(session) is SessionState.HIBERNATED
+    await sessions.wait(10.0)
+
+    assert await sessions.state(session) is SessionState.HIBERNATED
+    assert sessions.advisor.woke == 1
+
+
+async def test_wake_tells_the_whole_silence(gateway: Gateway, clock: ManualClock) -> None:
+    """A silence that a session slept through counts from its last use, and once."""
+    sessions = Sessions(gateway, clock)
+    session = await sessions.new()
+    clock.advance(1000.0)
+    await gateway.lifecycle.hibernate(session)
+    clock.advance(4000.0)
+    await sessions.use(session)
+
+    assert sessions.advisor.explain()["runtimes"][str(sessions.key)]["silences"] == 1
+    assert [round(gap) for gap in sessions.advisor._sessions[session].gaps] == [5000]
