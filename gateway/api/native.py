@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.api.body import JSON, error_headers, read_metadata, read_object, read_seconds
-from gateway.errors import ActivationTimeoutError, BadRequestError, RuntimeNotFoundError, WakegateError
+from gateway.errors import ActivationTimeoutError, BadRequestError, WakegateError
 from gateway.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
 from gateway.lifecycle import Lifecycle, rfc3339
 from gateway.model import Kind, PoolStatus, Runtime, RuntimeKey, Session, SessionId, SessionState
@@ -139,8 +139,6 @@ class NativeAPI:
         if "runtime" in query:
             asked = read_runtime(query["runtime"])
             runtimes = [key for key in runtimes if (key.namespace, key.name) == (asked.namespace, asked.name)]
-            if not runtimes:
-                raise RuntimeNotFoundError(f"runtime {asked.namespace}/{asked.name} is not served here")
         lines = []
         for key in runtimes:
             counts = await self._store.claim_history(key, 0.0, bucket=int(bucket))

@@ -36,6 +36,12 @@ NATIVE: tuple[Operation, ...] = (
     Operation("GET", "/v1/runtimes", "runtimes", "Runtimes and their warm pools.", _ok("Runtimes"), sandbox=False),
     Operation("GET", "/v1/autoscaler", "runtimes", "Why each warm pool has the size it has.",
               {200: Answer("By runtime.", {"type": "object"})}, sandbox=False),
+    Operation("GET", "/v1/autoscaler/history", "runtimes", "Recorded claims, a line of JSON per runtime.",
+              {200: Answer("`{runtime, bucket, counts: [[second, claims], ...]}`, oldest first.", _TEXT,
+                           "application/x-ndjson")}, (
+        Parameter("runtime", "Only of this runtime.", RUNTIME_NAME),
+        Parameter("bucket", "Seconds per count: 1 (the last hours) or 60 (two weeks; if absent).", {"enum": [1, 60]}),
+    ), sandbox=False),
 )  # fmt: skip
 
 HEALTH: tuple[Operation, ...] = (
