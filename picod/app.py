@@ -90,6 +90,7 @@ ROUTES = (
     Route(("DELETE",), b"/api/files/", late("picod.manage", "delete")),
     Route(("GET",), b"/api/fs/stat", late("picod.manage", "stat_file")),
     Route(("GET",), b"/api/fs/tree", late("picod.manage", "list_tree")),
+    Route(("GET",), b"/api/fs/watch", late("picod.watch", "watch")),
     Route(("GET",), b"/api/fs/archive", late("picod.archiveapi", "send_archive")),
     Route(("PUT",), b"/api/fs/archive", late("picod.archiveapi", "receive_archive")),
     Route(("POST",), b"/api/fs/mkdir", late("picod.manage", "make_directory")),
@@ -120,6 +121,7 @@ class Picod:
         self._work: set[asyncio.Task[None]] = set()
         self._interpreter: Interpreter | None = None
         self.snapshots = asyncio.Lock()
+        self.watchers = 0  # clients that follow changes of files
         self._warming: asyncio.Task[None] | None = None
 
     @cached_property

@@ -19,7 +19,7 @@ from picod.tarball import DIRECTORY, END, FIFO, FILE, HARD_LINK, SYMLINK, Member
 _PIECE = 256 << 10
 _MAX_XATTRS = 1 << 20  # bytes of attributes of one file; ext4 has room for 4 KiB, XFS for 64 KiB each
 _MAX_REGIONS = 100_000  # in one sparse file; what follows goes as it is, holes written out
-_UPLOAD = re.compile(rb"\.wakegate-[0-9a-f]{16}\.part")  # uploads.Staged
+UPLOAD = re.compile(rb"\.wakegate-[0-9a-f]{16}\.part")  # uploads.Staged
 
 _Identity = tuple[int, int]
 _Seen = dict[_Identity, bytes] | None  # names of files by what they are; None: nobody asks for links and holes
@@ -68,7 +68,7 @@ def pack(root_fd: int, *, plain: bool = False) -> Iterator[bytearray]:
 def _names(fd: int) -> list[bytes]:
     """In order from the end, so that the same tree makes the same archive."""
     return sorted(
-        (os.fsencode(name) for name in os.listdir(fd) if not _UPLOAD.fullmatch(os.fsencode(name))), reverse=True
+        (os.fsencode(name) for name in os.listdir(fd) if not UPLOAD.fullmatch(os.fsencode(name))), reverse=True
     )
 
 
