@@ -149,6 +149,9 @@ class Runtime:
     auth: bool = True  # authMode picod; False: no token is sent
     hibernates: bool = True  # spec.wakegate.hibernation: idle sessions sleep, they do not end
     python: str | None = None  # spec.wakegate.python: the environment whose python3 user code gets (local engine)
+    preload: tuple[
+        str, ...
+    ] = ()  # spec.wakegate.preload: modules that python3 scripts find imported (picod/preload.py)
     ports: tuple[tuple[int, int], ...] = HIGH_PORTS  # spec.wakegate.ports: ranges that may be reached, ends included
     tools: tuple[DeclaredTool, ...] = ()  # spec.wakegate.tools
     code_context: str = ""  # spec.wakegate.codeContext: warm, lazy or off; empty: as the gateway's setting says

@@ -122,6 +122,7 @@ def parse_runtime(
         hibernates=not agent
         and reader.choice(extra, "hibernation", "spec.wakegate.", ("off", "workspace"), "workspace") != "off",
         python=reader.text(extra, "python", "spec.wakegate.") or None,
+        preload=_preload(extra, reader),
         ports=_ports(extra, reader),
         code_context=_code_context(extra, reader),
         tools=parse_tools(
@@ -267,6 +268,18 @@ def _code_context(extra: Mapping[str, Any], reader: _Reader) -> str:
     if "codeContext" not in extra:
         return ""
     return reader.choice(extra, "codeContext", "spec.wakegate.", ("warm", "lazy", "off"), "lazy")
+
+
+def _preload(extra: Mapping[str, Any], reader: _Reader) -> tuple[str, ...]:
+    if extra.get("preload") is None:
+        return ()
+    found = []
+    for index, item in enumerate(reader.sequence(extra, "preload", "spec.wakegate.")):
+        if isinstance(item, str) and all(part.isidentifier() for part in item.split(".")):
+            found.append(item)
+        else:
+            reader.problem(f"spec.wakegate.preload[{index}]", "expected a Python module such as pandas", item)
+    return tuple(dict.fromkeys(found))
 
 
 def _ports(extra: Mapping[str, Any], reader: _Reader) -> tuple[tuple[int, int], ...]:

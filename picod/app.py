@@ -19,10 +19,11 @@ from picod import wire
 from picod.activity import activity
 from picod.auth import Guard
 from picod.config import PicodConfig
-from picod.execute import execute
+from picod.execute import encoded, execute
 from picod.files import download, list_files
 from picod.golang import format_duration
 from picod.paths import Workspace
+from picod.preload import Preload
 from picod.processes import Children
 from picod.snapshot import load, restore_snapshot, send_snapshot
 from picod.uploads import upload, upload_raw
@@ -117,6 +118,9 @@ class Picod:
         self.started_at = time.monotonic()
         self.workspace = Workspace(config.workspace)
         self.children = Children()
+        self.preload = Preload(
+            self.children, config.preload, encoded(config.command_env), self.workspace.fd, delay=config.preload_delay
+        )
         self.guard = Guard(config.keys_file, config.audience) if config.auth == "jwt" else None
         self._work: set[asyncio.Task[None]] = set()
         self._interpreter: Interpreter | None = None
@@ -142,6 +146,7 @@ class Picod:
         """Begin what the first request should not wait for. On the loop, once it listens."""
         if self.guard is not None:
             self._warming = asyncio.ensure_future(asyncio.to_thread(self.guard.warm))
+        self.preload.start()
         # A session that wakes up on this sandbox should not wait for imports; a cold start should not pay for them.
         loop = asyncio.get_running_loop()
         loop.call_later(_IDLE_BEFORE_LOADING, loop.run_in_executor, None, load)

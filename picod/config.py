@@ -47,6 +47,12 @@ class PicodConfig:
     max_unpack: int = 8 << 30
     """Most that an archive may unpack to, and a zip may have itself. A small archive can hold petabytes of zeros."""
 
+    preload: Sequence[str] = ()
+    """Modules that scripts of the commands' own python3 find imported (preload.py). Empty: no such interpreter runs."""
+
+    preload_delay: float = 1.0
+    """Seconds from the start until these are imported, so that a start does not pay for it."""
+
     ports: Sequence[tuple[int, int]] = ((1024, 65535),)
     """First and last of each range of ports that /api/ports leads to. A TCP port of picod's own is never among them."""
 
@@ -93,6 +99,8 @@ class PicodConfig:
             max_body=_size(parser, "--max-body", ENV_MAX_BODY, args.max_body),
             code_context=args.code_context,
             max_unpack=_size(parser, "--max-unpack", ENV_MAX_UNPACK, args.max_unpack),
+            preload=_modules(parser, args.preload),
+            preload_delay=args.preload_delay,
             ports=_ports(parser, args.ports),
             command_env=_command_env(parser, environ, args.workspace),
             fd=args.fd,
@@ -130,6 +138,8 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         help=f"when the Python context starts; also {wire.ENV_CODE_CONTEXT}",
     )
     add("--max-unpack", default=get(ENV_MAX_UNPACK, str(PicodConfig.max_unpack)), help="bytes out of one archive")
+    add("--preload", default=get(wire.ENV_PRELOAD, ""), help=f"modules, as in numpy,pandas; also {wire.ENV_PRELOAD}")
+    add("--preload-delay", type=float, default=PicodConfig.preload_delay, help="seconds until they are imported")
     add("--ports", default=get(wire.ENV_PORTS, "1024-65535"), help=f"that may be reached; also {wire.ENV_PORTS}")
     add("--lifeline-fd", type=int, help="a pipe; its end of file ends picod and all it started")
     return parser
@@ -139,6 +149,14 @@ def _size(parser: argparse.ArgumentParser, flag: str, env: str, text: str) -> in
     if not text.isascii() or not text.isdigit():
         parser.error(f"{flag} (or {env}) must be a whole number of bytes, not {text!r}")
     return int(text)
+
+
+def _modules(parser: argparse.ArgumentParser, text: str) -> tuple[str, ...]:
+    names = tuple(filter(None, (part.strip() for part in text.split(","))))
+    for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            parser.error(f"--preload (or {wire.ENV_PRELOAD}): expected modules such as numpy,os.path, not {name!r}")
+    return names
 
 
 def _ports(parser: argparse.ArgumentParser, text: str) -> tuple[tuple[int, int], ...]:

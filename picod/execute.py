@@ -117,6 +117,11 @@ def _argument(text: str, field: str) -> bytes:
     return encoded
 
 
+def encoded(env: Mapping[str, str]) -> dict[bytes, bytes]:
+    """An environment of picod's settings as a command gets it."""
+    return {name.encode(): value.encode() for name, value in env.items()}
+
+
 def find_executable(name: bytes, path: bytes, cwd_fd: int) -> bytes | None:
     """Where a command's program is: names with a slash stay as they are, others are looked up in `path`.
 
@@ -157,7 +162,9 @@ async def run(picod: Picod, request: Request, order: Order, cwd_fd: int) -> Resu
 async def _run_started(picod: Picod, request: Request, order: Order, executable: bytes, cwd_fd: int) -> Result:
     async with _streams(picod) as (result, stdout_w, stderr_w):
         try:
-            child = picod.children.spawn(
+            child = await picod.preload.run(
+                executable, order.command, cwd_fd=cwd_fd, env=order.env, stdout=stdout_w, stderr=stderr_w
+            ) or picod.children.spawn(
                 executable, order.command, cwd_fd=cwd_fd, env=order.env, stdout=stdout_w, stderr=stderr_w
             )
         except OSError as error:

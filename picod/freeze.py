@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -22,9 +22,13 @@ _STILL = b"TtZX"  # states of /proc/PID/stat: stopped, traced, dead
 
 
 class Frozen:
-    """A context in which no process below picod runs. Blocking (some hundred microseconds a process)."""
+    """A context in which no process below picod runs. Blocking (some hundred microseconds a process).
 
-    def __init__(self) -> None:
+    `spared` go on: helpers that touch no file of the session (a stopped one would keep commands from starting).
+    """
+
+    def __init__(self, spared: Collection[int] = ()) -> None:
+        self._spared = spared
         self._stopped: dict[int, int] = {}  # pid -> pidfd, in the order of stopping
 
     def __enter__(self) -> Self:
@@ -32,7 +36,7 @@ class Frozen:
         try:
             # A pass may miss what was forked meanwhile; a pass that finds all still has missed nothing.
             while True:
-                moving = [pid for pid in descendants() if not _is_still(pid)]
+                moving = [pid for pid in descendants() if pid not in self._spared and not _is_still(pid)]
                 if not moving or time.monotonic() > deadline:
                     return self
                 self._stop(moving)

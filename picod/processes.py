@@ -37,7 +37,7 @@ class Child:
     pid: int
     mark: int | None
     exited: asyncio.Future[int]
-    popen: subprocess.Popen[bytes] = field(repr=False)
+    popen: subprocess.Popen[bytes] | None = field(repr=False, default=None)  # None: adopted
 
 
 class _Process(NamedTuple):
@@ -51,6 +51,8 @@ class Children:
     """Starts, reaps and kills."""
 
     def __init__(self) -> None:
+        self.quiet: set[int] = set()
+        """Pids of picod's own helpers that run no user code and touch no file of the session."""
         self._by_pid: dict[int, Child] = {}
         self._started = 0
         self._attached = False
@@ -67,10 +69,12 @@ class Children:
         stderr: int,
         stdin: int | None = None,
         terminal: bool = False,
+        keep: Sequence[int] = (),
     ) -> Child:
         """Start a command in a session and process group of its own, stdin at end of file unless one is given.
 
-        With `terminal`, stdin is a terminal, which becomes the one that controls the new session.
+        With `terminal`, stdin is a terminal, which becomes the one that controls the new session. `keep`: further
+        descriptors that it inherits, under the same numbers.
         To be called on the loop's thread. Raises OSError if it cannot be executed.
         """
         if not self._attached:
@@ -88,6 +92,7 @@ class Children:
                 stderr=stderr,
                 cwd=f"/proc/self/fd/{cwd_fd}",  # the very directory that was resolved, whatever its name is now
                 env=env,
+                pass_fds=keep,
                 start_new_session=True,
                 # One system call, in the child of a plain fork: there is no other way to hand a terminal over.
                 preexec_fn=_take_terminal if terminal else None,
@@ -98,6 +103,23 @@ class Children:
         child = Child(popen.pid, mark, asyncio.get_running_loop().create_future(), popen)
         self._by_pid[child.pid] = child
         return child
+
+    def adopt(self, pid: int) -> Child | None:
+        """Take charge of a process that became picod's child by being orphaned; None if it is not that, or ended."""
+        if pid <= 1 or pid in self._by_pid or pid == os.getpid():
+            return None
+        process = _look_at(str(pid))
+        if process is None or process.parent != os.getpid():
+            return None
+        child = self._by_pid[pid] = Child(pid, None, asyncio.get_running_loop().create_future())
+        return child
+
+    def mark(self, child: Child) -> None:
+        """Give an adopted process a mark of its own. Raises OSError when it has ended."""
+        mark = self._next_mark()
+        if mark is not None:
+            resource.prlimit(child.pid, resource.RLIMIT_RTTIME, (mark, resource.RLIM_INFINITY))
+        child.mark = mark
 
     async def kill(self, child: Child) -> None:
         """Kill a command that has not exited, and its whole tree; returns when all of it is dead.
@@ -153,7 +175,8 @@ class Children:
             child = self._by_pid.pop(pid, None)
             if child is not None:
                 code = os.waitstatus_to_exitcode(status)
-                child.popen.returncode = code  # or Popen would look for it when it is collected
+                if child.popen is not None:
+                    child.popen.returncode = code  # or Popen would look for it when it is collected
                 if not child.exited.done():
                     child.exited.set_result(code)
 
@@ -183,15 +206,21 @@ def _members(root: int, mark: int | None) -> list[_Process]:
 def _all_processes() -> Iterator[_Process]:
     """What /proc shows now, the dead ones left out."""
     for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb", buffering=0) as file:
-                    # pid (command, which may hold anything) state ppid pgrp ...
-                    state, parent, group = file.read(4096).rpartition(b")")[2].split()[:3]
-            except (OSError, ValueError):
-                continue  # gone meanwhile
-            if state not in (b"Z", b"X"):
-                yield _Process(int(name), int(parent), int(group), _mark_of(int(name)))
+        if name.isdigit() and (process := _look_at(name)) is not None:
+            yield process
+
+
+def _look_at(name: str) -> _Process | None:
+    """What /proc shows of a living process."""
+    try:
+        with open(f"/proc/{name}/stat", "rb", buffering=0) as file:
+            # pid (command, which may hold anything) state ppid pgrp ...
+            state, parent, group = file.read(4096).rpartition(b")")[2].split()[:3]
+    except (OSError, ValueError):
+        return None  # gone meanwhile
+    if state in (b"Z", b"X"):
+        return None
+    return _Process(int(name), int(parent), int(group), _mark_of(int(name)))
 
 
 def _mark_of(pid: int) -> int:

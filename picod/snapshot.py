@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from typing import IO, TYPE_CHECKING, cast
 
 from picod.feed import Feed, in_thread, settled
@@ -42,7 +42,7 @@ def load() -> None:
 async def send_snapshot(picod: Picod, request: Request) -> None:
     """GET: send the workspace. An error after the first byte ends the connection, so that nobody takes half for all."""
     async with picod.snapshots:  # two at a time would thaw each other's processes
-        pieces = _compressed(picod.workspace.fd)
+        pieces = _compressed(picod.workspace.fd, picod.children.quiet)
         try:
             piece = await in_thread(lambda: next(pieces, None))
             await request.start(200, (_CONTENT_TYPE,))
@@ -83,7 +83,7 @@ async def restore_snapshot(picod: Picod, request: Request) -> None:
         await request.answer_json(200, {"files": files, "size": size})
 
 
-def _compressed(root: int) -> Generator[bytes, None, None]:
+def _compressed(root: int, spared: Collection[int]) -> Generator[bytes, None, None]:
     """The snapshot in pieces; some are empty, to show that it goes on."""
     import zstandard
 
@@ -93,7 +93,7 @@ def _compressed(root: int) -> Generator[bytes, None, None]:
     compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compressobj()
     out = bytearray()
     taken = 0
-    with Frozen():
+    with Frozen(spared):
         for piece in pack(root):
             out += compressor.compress(piece)
             taken += len(piece)

@@ -132,7 +132,8 @@ spec:
   maxSessionDuration: 0s
   warmPoolSize: -1
   authMode: open
-  wakegate: {pool: {min: 5, max: 2, targetMissRate: 7, mode: guess}, limits: {processes: 1}, ports: [8000, 0, 9-8]}
+  wakegate: {pool: {min: 5, max: 2, targetMissRate: 7, mode: guess}, limits: {processes: 1}, ports: [8000, 0, 9-8],
+    preload: [numpy, "a b", 3]}
 """, "a.yaml")  # fmt: skip
     second = write(tmp_path, SHORT + "---\n" + SHORT + "---\n- list\n---\nkind: AgentRuntime\n", "b.yaml")
     found = problems(tmp_path)
@@ -144,7 +145,7 @@ spec:
         "spec.sessionTimeout", "spec.maxSessionDuration", "spec.warmPoolSize", "spec.authMode",
         "spec.wakegate.pool.max",
         "spec.wakegate.pool.targetMissRate", "spec.wakegate.pool.mode", "spec.wakegate.limits.processes",
-        "spec.wakegate.ports[1]", "spec.wakegate.ports[2]",
+        "spec.wakegate.ports[1]", "spec.wakegate.ports[2]", "spec.wakegate.preload[1]", "spec.wakegate.preload[2]",
     ):  # fmt: skip
         assert any(line.startswith(f"{first}: {where}: ") for line in found), where
     assert any(

@@ -312,6 +312,7 @@ def _picod_environment(runtime: Runtime, defaults: PodDefaults) -> list[Object]:
         {"name": wire.ENV_AUTH, "value": "jwt" if runtime.auth else "none"},
         {"name": wire.ENV_CODE_CONTEXT, "value": runtime.code_context or "lazy"},
         {"name": wire.ENV_WORKSPACE, "value": WORKSPACE},
+        *([{"name": wire.ENV_PRELOAD, "value": ",".join(runtime.preload)}] if runtime.preload else ()),
         *({"name": name, "value": value} for name, value in defaults.environment.items()),
     ]
 

@@ -213,6 +213,7 @@ class Boxes:
             wire.ENV_AUTH: "jwt" if runtime.auth else "none",
             wire.ENV_WORKSPACE: workspace,
             wire.ENV_CODE_CONTEXT: runtime.code_context or self._code_context,
+            wire.ENV_PRELOAD: ",".join(runtime.preload),
             wire.ENV_PORTS: ",".join(f"{first}-{last}" for first, last in runtime.ports),
             wire.ENV_COMMAND_ENV: json.dumps(dict(environment)),
         }

@@ -1,0 +1,116 @@
+"""Scripts on a preloaded interpreter beside fresh ones, and the cheapest command, through a gateway in one run.
+
+    .venv/bin/python -m loadtest.fork_bench [--runs 60]
+
+One gateway with two runtimes that differ in `preload: [numpy, pandas]` alone, a live session of each, requests one at a
+time in turns. Prints p50 and p90 and the ratio to the ordinary path; exits with 1 when a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from loadtest.session_bench import quantile
+
+_MANIFEST = """
+apiVersion: runtime.agentcube.volcano.sh/v1alpha1
+kind: CodeInterpreter
+metadata: {{name: {name}}}
+spec: {{template: {{image: none}}, warmPoolSize: 1, wakegate: {{preload: [{preload}]}}}}
+---
+"""
+_SCRIPTS = {
+    "script.py": "import numpy, pandas\n",
+    "frame.py": "import numpy, pandas\nprint(pandas.DataFrame(numpy.arange(20).reshape(4, 5)).describe())\n",
+    "exit.py": "import sys, numpy, pandas\nsys.exit(0)\n",
+    "file.py": "import numpy, pandas\nleft = open('left', 'w')\nleft.write('x')\n",
+}
+_BARS = {("script.py", "forked"): 10.0, ("true", "fresh"): 3.0}  # ms, p50
+
+
+class Session:
+    """A session of one runtime."""
+
+    def __init__(self, client: httpx.AsyncClient, session: str) -> None:
+        self._client = client
+        self._headers = {"x-session-id": session}
+
+    async def run(self, *command: str) -> tuple[float, dict[str, Any]]:
+        """Milliseconds and the answer of one command."""
+        began = time.perf_counter()
+        reply = await self._client.post("/api/execute", json={"command": command}, headers=self._headers)
+        took = (time.perf_counter() - began) * 1e3
+        answer: dict[str, Any] = reply.raise_for_status().json()
+        if answer["exit_code"]:
+            raise SystemExit(f"{command}: {answer}")
+        return took, answer
+
+    async def write(self, name: str, text: str) -> None:
+        """Make a file."""
+        reply = await self._client.put(f"/api/files/{name}", content=text, headers=self._headers)
+        reply.raise_for_status()
+
+
+async def measure(url: str, runs: int) -> int:
+    """Print the table; returns how many bars were missed."""
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        sessions: dict[str, Session] = {}
+        for name in ("fresh", "forked"):
+            reply = await client.post("/v1/sessions", json={"runtime": f"default/{name}"})
+            sessions[name] = Session(client, reply.raise_for_status().json()["id"])
+            for script, text in _SCRIPTS.items():
+                await sessions[name].write(script, text)
+        ahead = ("python3", "-c", "import sys; print('pandas' in sys.modules)")
+        while (await sessions["forked"].run(*ahead))[1]["stdout"] != "True\n":
+            await asyncio.sleep(0.2)
+        missed = 0
+        print(f"{'':<12}{'path':<8}{'p50 ms':>8}{'p90 ms':>8}{'of fresh':>10}   load {os.getloadavg()[0]:.1f}")
+        for what in ("true", "python3 -c", *_SCRIPTS):
+            command = {"true": ("true",), "python3 -c": ("python3", "-c", "pass")}.get(what, ("python3", what))
+            times: dict[str, list[float]] = {name: [] for name in sessions}
+            for _ in range(runs):
+                for name, session in sessions.items():
+                    times[name].append((await session.run(*command))[0])
+            base = quantile(times["fresh"], 0.5)
+            for name, values in times.items():
+                p50, bar = quantile(values, 0.5), _BARS.get((what, name))
+                verdict = "" if bar is None else f"   bar {bar:g} ms: {'met' if p50 <= bar else 'MISSED'}"
+                missed += bar is not None and p50 > bar
+                print(f"{what:<12}{name:<8}{p50:8.2f}{quantile(values, 0.9):8.2f}{p50 / base:10.3f}{verdict}")
+        return missed
+
+
+def main() -> int:
+    """Start a gateway, measure, end it."""
+    parser = argparse.ArgumentParser(description="Scripts on a preloaded interpreter beside fresh ones.")
+    parser.add_argument("--runs", type=int, default=60)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="wakegate-bench-") as name:
+        folder = Path(name)
+        manifest = folder / "runtimes.yaml"
+        made = (("fresh", ""), ("forked", "numpy, pandas"))
+        manifest.write_text("".join(_MANIFEST.format(name=name, preload=preload) for name, preload in made))
+        argv = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--state-dir", str(folder / "state")]
+        process = subprocess.Popen([*argv, "--runtime", str(manifest)], stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().rsplit(" ", 1)[-1].strip()
+            return min(1, asyncio.run(measure(url, args.runs)))
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

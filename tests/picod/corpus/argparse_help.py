@@ -1,0 +1,3 @@
+# args: --help
+import argparse
+argparse.ArgumentParser(description="x").parse_args()

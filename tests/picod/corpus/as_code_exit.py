@@ -1,0 +1,4 @@
+# as: -c
+import sys, atexit
+atexit.register(print, "end")
+sys.exit("why")

@@ -1,0 +1,3 @@
+# as: -c
+open("helper.py", "w").write("print(__name__)")
+import helper

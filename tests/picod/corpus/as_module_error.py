@@ -1,0 +1,6 @@
+# as: -m
+import warnings
+warnings.warn("x")
+def f():
+    1 / 0
+f()

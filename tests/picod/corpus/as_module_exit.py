@@ -1,0 +1,2 @@
+# as: -m
+raise SystemExit(5)

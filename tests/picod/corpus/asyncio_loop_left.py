@@ -1,0 +1,2 @@
+import asyncio
+loop = asyncio.new_event_loop()

@@ -1,0 +1,3 @@
+import atexit
+atexit.register(print, "end", flush=True)
+raise OSError(5, "x")

@@ -1,0 +1,5 @@
+import atexit
+@atexit.register
+def bad():
+    raise ValueError("in atexit")
+atexit.register(print, "still runs")

@@ -1,0 +1,1 @@
+# raw: \xef\xbb\xbfprint('after the mark')\n

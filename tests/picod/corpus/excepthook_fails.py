@@ -1,0 +1,5 @@
+import sys
+def hook(*a):
+    raise TypeError("in the hook")
+sys.excepthook = hook
+raise ValueError("original")

@@ -1,0 +1,3 @@
+import sys
+sys.excepthook = lambda *a: print("hook", a[0].__name__)
+raise ValueError

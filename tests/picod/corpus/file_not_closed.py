@@ -1,0 +1,2 @@
+f = open("left.txt", "w")
+f.write("flushed at the end")

@@ -1,0 +1,4 @@
+class Thing:
+    __slots__ = ()
+    def __del__(self): print("del")
+a = Thing()

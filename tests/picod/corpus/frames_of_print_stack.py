@@ -1,0 +1,5 @@
+import traceback
+def f():
+    traceback.print_stack()
+f()
+print(sys := [summary.name for summary in traceback.extract_stack()])

@@ -1,0 +1,1 @@
+# raw: # -*- coding: latin-1 -*-\nprint(ascii('\xe9'))\n

@@ -1,0 +1,3 @@
+import sys
+pint = 1
+print(prnt)

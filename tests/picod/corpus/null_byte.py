@@ -1,0 +1,1 @@
+# raw: print(1)\x00\n

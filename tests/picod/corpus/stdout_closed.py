@@ -1,0 +1,3 @@
+import sys
+print("lost?")
+sys.stdout.close()

@@ -1,0 +1,3 @@
+import os
+print("cannot be written")
+os.close(1)

@@ -1,0 +1,4 @@
+import sys
+print("é€😀")
+print(ascii(sys.stdout.errors))
+print("\ud800")

@@ -1,0 +1,4 @@
+import threading
+thread = threading.Thread(target=lambda: print(threading.current_thread().name))
+thread.start()
+thread.join()

@@ -1,0 +1,4 @@
+import weakref
+class Thing: pass
+a = Thing()
+weakref.finalize(a, print, "finalized")
