@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import uvloop
 
 from loadtest.compare import pss_mb
-from loadtest.proxy_bench import PATH
+from loadtest.proxy_bench import PATH, cpu_seconds
 
 _PIECE = bytes(256 * 1024)
 _GROWTH_MB = 32.0  # of memory that counts as flat: buffers of one connection, both ways
@@ -116,6 +116,11 @@ def transfer(url: str, session: str, size: int, *, upload: bool) -> float:
     return size / (time.perf_counter() - began) / 1e6
 
 
+def minor_faults(pid: int) -> int:
+    """Pages that a process had to be given without reading from a disk."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
+
+
 @contextlib.contextmanager
 def peak_memory(pid: int) -> Any:
     """The largest PSS of a process within the block, MB, in a list of one."""
@@ -165,16 +170,19 @@ def main() -> int:
         for upload in (False, True):
             name = "upload" if upload else "download"
             speeds: dict[str, list[float]] = {side: [] for side in urls}
-            before = pss_mb(gateway.pid)
+            before, used, faults = pss_mb(gateway.pid), cpu_seconds(gateway.pid), minor_faults(gateway.pid)
             with peak_memory(gateway.pid) as peak:
                 for _ in range(args.repeats):
                     for side, url in urls.items():
                         speeds[side].append(transfer(url, session, size, upload=upload))
             middle = {side: statistics.median(each) for side, each in speeds.items()}
+            moved = args.repeats * size / 1e9
+            used = (cpu_seconds(gateway.pid) - used) / moved
             ratio, growth = middle["Wakegate"] / middle["direct"], peak[0] - before
             print(
                 f"{name:<9} direct {middle['direct']:7.0f} MB/s  Wakegate {middle['Wakegate']:7.0f} MB/s  "
-                f"ratio {ratio:.2f}  gateway {before:.0f} MB, at most {peak[0]:.0f} MB"
+                f"ratio {ratio:.2f}  gateway {before:.0f} MB, at most {peak[0]:.0f} MB; "
+                f"{used:.2f} s of CPU and {(minor_faults(gateway.pid) - faults) / moved:.0f} page faults per GB"
             )
             bars += [
                 {"text": f"{name} over direct", "figure": ratio, "bound": ">= 0.5", "held": ratio >= 0.5},

@@ -39,7 +39,7 @@ class GatewayCycle(RequestResponseCycle):
         self.disconnected = False
         self.keep_alive = keep_alive
         self.waiting_for_100_continue = protocol.expect_100_continue
-        self.body = bytearray()
+        self.body: Any = bytearray()  # or bytes, when it came in one piece
         self.more_body = True
         self.response_started = False
         self.response_complete = False

@@ -152,7 +152,15 @@ class GatewayProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if self._upgrading or cycle.response_complete:
             return
-        cycle.body += body
+        held = cycle.body
+        if not held:
+            cycle.body = body  # most pieces are handed on as they came, without a copy
+        elif type(held) is bytes:
+            # From the second piece on a buffer that grows: adding to bytes would copy all of it for each tiny chunk.
+            cycle.body = bytearray(held)
+            cycle.body += body
+        else:
+            held += body
         if len(cycle.body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
         cycle.wake()
