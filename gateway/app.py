@@ -303,7 +303,7 @@ async def _build_in_cluster(settings: Settings, files: Sequence[Runtime], store:
     executor = PicodExecutor(
         cluster.catalog, TokenIssuer(cluster.keys, clock), connect_timeout=settings.connect_timeout
     )
-    return Gateway(
+    gateway = Gateway(
         settings,
         runtimes=(),
         store=store,
@@ -318,6 +318,8 @@ async def _build_in_cluster(settings: Settings, files: Sequence[Runtime], store:
             ("runtime statuses", cluster.report(gateway.store, gateway.provider, holder_name())),
         ),
     )
+    cluster.count_in(gateway.counters.kubernetes)
+    return gateway
 
 
 def holder_name() -> str:

@@ -30,6 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Run a gateway. Flags win over WAKEGATE_* variables, those over --config.",
     )
     add_arguments(serve)
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what is missing",
+        description="Look at all that a gateway needs with these settings, and say what to mend.",
+    )
+    add_arguments(doctor)
     replay = commands.add_parser("replay", help="replay traces of claims through pool policies")
     replay_cli.add_arguments(replay)
     arguments = parser.parse_args(argv)
@@ -38,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return replay_cli.run(arguments)
         settings = load(vars(arguments), os.environ)
         logs.configure(settings.log_level, "json" if settings.log_format == "json" else "console")
-        return uvloop.run(_serve(settings))
+        return uvloop.run(_examine(settings) if arguments.command == "doctor" else _serve(settings))
     except SettingsError as error:
         for problem in error.problems:
             print(f"wakegate: {problem}", file=sys.stderr)
@@ -48,6 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return START_FAILED
     except KeyboardInterrupt:
         return 130
+
+
+async def _examine(settings: Settings) -> int:
+    from gateway.doctor import examine, exit_status
+
+    findings = []
+    async for finding in examine(settings):
+        print(finding, flush=True)
+        findings.append(finding)
+    return exit_status(findings)
 
 
 async def _serve(settings: Settings) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 from gateway.catalog import WatchedCatalog
 from gateway.clock import Clock
 from gateway.conditions import make_status
+from gateway.counters import Calls
 from gateway.errors import RuntimeNotFoundError, SettingsError, WakegateError
 from gateway.interfaces import SandboxProvider, SessionStore
 from gateway.keys import KeyRing
@@ -52,6 +53,10 @@ class Cluster:
     ) -> None:
         self._settings, self._api = settings, api
         self.catalog, self.provider, self.keys = catalog, provider, keys
+
+    def count_in(self, calls: Calls) -> None:
+        """Count requests to the API server there."""
+        self._api.calls = calls
 
     def summary(self) -> str:
         """For the start banner."""

@@ -18,6 +18,7 @@ import aiohttp
 import orjson
 from kubernetes_asyncio import client, config
 
+from gateway.counters import Calls
 from gateway.errors import SettingsError, UnavailableError
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class KubeApi:
         """`concurrency`: requests at once, watches not counted."""
         self._connection = connection
         self._slots = asyncio.Semaphore(concurrency)
+        self.calls = Calls()  # how long requests take, and which fail, by `verb resource`
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -139,7 +141,8 @@ class KubeApi:
         for attempt in range(1, _TRIES + 1):
             try:
                 async with self._slots:
-                    return await self._once(method, path, query or {}, body, content_type)
+                    with self.calls.timed(f"{method.lower()} {_resource(path)}"):
+                        return await self._once(method, path, query or {}, body, content_type)
             except OutcomeUnknownError:
                 if not repeatable or attempt == _TRIES:
                     raise
@@ -215,6 +218,14 @@ async def connect(kubeconfig: Path | None, concurrency: int = 32) -> KubeApi:
     # Watches hold a connection each for as long as we live; requests must not wait for one of those.
     configuration.connection_pool_maxsize = concurrency + 64
     return KubeApi(client.ApiClient(configuration), concurrency)
+
+
+def _resource(path: str) -> str:
+    """`/api/v1/namespaces/NS/pods/NAME` as `pods`, `.../deployments/NAME/scale` as `deployments/scale`."""
+    parts = path.strip("/").split("/")
+    parts = parts[2:] if parts[0] == "api" else parts[3:]
+    parts = parts[2:] if parts[:1] == ["namespaces"] else parts
+    return "/".join(parts[:1] + parts[2:3]) or path.strip("/")
 
 
 def _event(line: bytes) -> tuple[str, Object]:

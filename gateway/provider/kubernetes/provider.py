@@ -200,6 +200,10 @@ class KubernetesProvider:
         self._watchers.add(queue)
         return self._events(queue)
 
+    def pods(self, namespace: str) -> Reflector[Pod]:
+        """What is known of a namespace's pods, for tools that measure. Raises KeyError."""
+        return self._pods[namespace]
+
     @property
     def trouble(self) -> str:
         """Why what we know of the cluster may be old; "" while it is fresh."""

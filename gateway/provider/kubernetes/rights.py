@@ -28,6 +28,7 @@ SANDBOXES: tuple[Right, ...] = (
     Right("", "configmaps", ("get", "update"), names.KEYS_CONFIGMAP),
     Right("", "configmaps", ("create",)),
     Right("networking.k8s.io", "networkpolicies", ("create", "update", "delete")),
+    Right("networking.k8s.io", "networkpolicies", ("get",), "wakegate-sandboxes"),  # for `wakegate doctor`
     *(Right(names.GROUP, plural, ("list", "watch")) for plural in _RUNTIMES),
     *(Right(names.GROUP, f"{plural}/status", ("patch",)) for plural in _RUNTIMES),
 )

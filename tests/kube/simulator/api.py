@@ -108,6 +108,8 @@ class ApiServer:
         query = {key: values[-1] for key, values in parse_qs(scope["query_string"].decode()).items()}
         if path == "/version":
             return 200, {"major": "1", "minor": "34", "gitVersion": "v1.34.0"}
+        if path == "/simulator/counts":
+            return 200, {f"{verb} {what}": n for (verb, what), n in self.counts.items()} | {"conflicts": self.conflicts}
         if path in ("/readyz", "/livez", "/healthz"):
             return 200, "ok"
         if path.endswith("/selfsubjectaccessreviews"):

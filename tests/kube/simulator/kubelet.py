@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import traceback
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -305,7 +306,10 @@ class Kubelet:
         if last:
             entry["lastState"] = {"terminated": {"reason": "OOMKilled" if last == "OOMKilled" else "Error",
                                                  "exitCode": 137 if last == "OOMKilled" else 1}}  # fmt: skip
-        statuses = [{**entry, "name": container["name"]} for container in pod["spec"]["containers"]]
+        statuses = [
+            {**entry, "name": container["name"], "image": container["image"], "imageID": ""}
+            for container in pod["spec"]["containers"]
+        ]
         kept = [c for c in self._present(pod)["status"].get("conditions", []) if c["type"] == "PodScheduled"]
         both = [_condition(kind, ready) for kind in ("Ready", "ContainersReady")]
         self._set(pod, containerStatuses=statuses, conditions=[*kept, *both])
@@ -322,6 +326,29 @@ class Kubelet:
 
     def _present(self, pod: Object) -> Object:
         return self.objects.get(PODS, pod["metadata"]["namespace"], pod["metadata"]["name"])
+
+
+def hollow_pod(runtime: str, index: int) -> Object:
+    """A claimed, ready pod of a runtime, as large as real ones are; made in place of running."""
+    from gateway.model import Runtime, RuntimeKey
+    from gateway.provider.kubernetes.build import PodDefaults, make_cold_pod, make_template
+
+    template = make_template(Runtime(RuntimeKey("default", runtime)), PodDefaults("wakegate/picod:0.1.0"))
+    owner = Runtime(RuntimeKey("default", runtime))
+    pod = make_cold_pod(owner, template, f"{runtime}-{index:06d}", str(uuid.uuid4()), uuid.uuid4().hex)
+    pod["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": now_text()}
+    pod["spec"]["nodeName"] = f"node-{index % 100}"
+    running = {"running": {"startedAt": now_text()}}
+    pod["status"] = {
+        "phase": "Running",
+        "podIP": f"127.0.{index // 250 % 250}.{index % 250 + 2}",
+        "startTime": now_text(),
+        "conditions": [_condition(kind, True) for kind in ("PodScheduled", "Initialized", "ContainersReady", "Ready")],
+        "containerStatuses": [
+            {"name": "picod", "ready": True, "restartCount": 0, "state": running, "image": "x", "imageID": ""}
+        ],
+    }
+    return pod
 
 
 def _view() -> list[str]:

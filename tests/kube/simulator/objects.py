@@ -170,6 +170,12 @@ class Objects:
             metadata["generation"] = 1
         return self._write(kind, key, "ADDED", None, obj)
 
+    def place(self, plural: str, obj: Object) -> None:
+        """Put a whole object there before anybody looks."""
+        self.version += 1
+        obj["metadata"]["resourceVersion"] = str(self.version)
+        self._tables[BY_PLURAL[plural]].objects[obj["metadata"]["namespace"], obj["metadata"]["name"]] = obj
+
     def update(self, kind: Kind, namespace: str, name: str, change: Callable[[Object], Object]) -> Object:
         """Put `change(copy of the present object)` in its place; nothing is written when nothing differs.
 
