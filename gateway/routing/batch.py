@@ -34,4 +34,9 @@ class WriteBatch:
         """Write now what was collected."""
         writes, self._writes = self._writes, []
         for transport, data in writes:
-            transport.write(data)
+            try:
+                transport.write(data)
+            except RuntimeError:
+                # uvloop's word for a connection that closed since its write was collected: its owner is told so by
+                # connection_lost. The writes after it are other people's, and must not be lost with it.
+                continue
