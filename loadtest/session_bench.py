@@ -49,13 +49,18 @@ def pss_mb(pid: int) -> float:
 
 
 @contextlib.asynccontextmanager
-async def gateway(folder: Path, pool: int) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
+async def gateway(folder: Path, pool: int, *flags: str) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
     """A real gateway process with the runtimes `warm` and `cold`; yields a client and its pid."""
     manifest = folder / "runtimes.yaml"
     manifest.write_text(_MANIFEST.format(name="warm", size=pool) + _MANIFEST.format(name="cold", size=0))
     argv = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--state-dir", str(folder / "state")]
     process = await asyncio.create_subprocess_exec(
-        *argv, "--runtime", str(manifest), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        *argv,
+        "--runtime",
+        str(manifest),
+        *(flags or ("--code-context", "lazy")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
     assert process.stdout is not None
     try:

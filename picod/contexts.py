@@ -61,17 +61,13 @@ class Stop:
 
     def __init__(self) -> None:
         self.reason = ""
-        self._asked = asyncio.Event()
+        self.asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def ask(self, reason: str) -> None:
         """`interrupted`, `restarted`, `left`: what the run's error will be named after."""
-        if not self._asked.is_set():
+        if not self.asked.done():
             self.reason = reason
-            self._asked.set()
-
-    async def wait(self) -> None:
-        """Until it is asked for."""
-        await self._asked.wait()
+            self.asked.set_result(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,14 +233,8 @@ class Context(ABC):
 
 async def first_of(running: asyncio.Future[Any], stop: Stop, timeout: float) -> str:
     """Wait for a run. Why it should end early: `timeout`, the stop's reason, or empty when it ended by itself."""
-    stopping = asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({running, stopping}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
-            return ""
-        return stop.reason or "timeout"
-    finally:
-        stopping.cancel()
+    await asyncio.wait({running, stop.asked}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    return "" if running.done() else stop.reason or "timeout"
 
 
 def timed_out(timeout: float, what: str) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,12 +36,15 @@ class Message:
 
 
 def execute_request(key: bytes, session: str, msg_id: str, code: str, *, silent: bool, expressions: Any) -> list[bytes]:
-    """The frames that ask for a run of `code`. `expressions` (name -> Python expression) are evaluated after it."""
+    """The frames that ask for a run of `code`. `expressions` (name -> Python expression) are evaluated after it.
+
+    Without the date that a header should have: nobody looks at it, and the kernel would parse and print it with each
+    of its messages.
+    """
     header = {
         "msg_id": msg_id,
         "session": session,
         "username": "",
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "msg_type": "execute_request",
         "version": _VERSION,
     }

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import os
 import signal
 import sys
 import threading
+from typing import Any
 
 READY = b"\0wakegate: ready\n"
 # Loaded by IPython for completion, debugging and its history, none of which a context offers: 12 MB and 80 ms. They
@@ -53,6 +55,24 @@ def main() -> None:
 
 def _load() -> None:
     import ipykernel.kernelapp  # noqa: F401
+
+
+def _say_less(app: Any) -> None:
+    """Leave out what picod does not read: that a run began, its own code, and log lines below the level.
+
+    Each message wakes a thread here and the loop there, and these are two of the five messages of a run.
+    """
+    kernel = app.kernel
+    publish_status = kernel._publish_status  # noqa: SLF001 - ipykernel has no setting for any of this
+
+    def publish(status: str, *arguments: Any, **options: Any) -> None:
+        if status != "busy":
+            publish_status(status, *arguments, **options)
+
+    kernel._publish_status = publish  # noqa: SLF001
+    kernel._publish_execute_input = lambda *_, **__: None  # noqa: SLF001
+    kernel._execute_sleep = 0  # noqa: SLF001 - for output streams of ipykernel's own, which are not used
+    app.log.setLevel(logging.CRITICAL)
 
 
 def _see_new_packages(*_: object) -> None:
@@ -101,7 +121,7 @@ def _make(connection_file: str, folder: str):  # type: ignore[no-untyped-def]
     if before is not None:
         os.environ["IPYTHONDIR"] = before
     app.shell.events.register("pre_run_cell", _see_new_packages)
-    app.kernel._execute_sleep = 0  # noqa: SLF001 - half a millisecond for streams of ipykernel's own, unused
+    _say_less(app)
     return app
 
 
