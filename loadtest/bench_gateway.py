@@ -11,6 +11,7 @@ import json
 import logging
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -24,15 +25,15 @@ from gateway.server import serving
 from gateway.testing import ScriptedProvider, scripted_gateway
 
 
-async def serve(endpoint: Endpoint | None, folder: Path) -> None:
-    """Serve until SIGTERM. `endpoint` None: a real local sandbox."""
+async def serve(endpoint: Endpoint | None, folder: Path, settings: dict[str, Any]) -> None:
+    """Serve until SIGTERM. `endpoint` None: a real local sandbox. `settings` as of gateway/settings.py."""
     clock = SystemClock()
     provider: SandboxProvider
     if endpoint is None:
         provider = LocalProvider(folder, folder / "keys" / "public", clock)
     else:
         provider = ScriptedProvider(endpoint)
-    gateway = scripted_gateway(folder, provider, clock=clock)
+    gateway = scripted_gateway(folder, provider, clock=clock, **settings)
     async with serving(gateway) as (url, ended):
         opened: Opened = await gateway.lifecycle.create(RuntimeKey("default", "my-interpreter"))
         await gateway.lifecycle.flush_activity()
@@ -52,12 +53,16 @@ def main() -> None:
     """Parse the endpoint and serve."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("endpoint", help="HOST:PORT of an upstream, or `local` for a real sandbox")
-    text = parser.parse_args().endpoint
+    parser.add_argument("--access-log", action="store_true")
+    parser.add_argument("--otlp-endpoint", default="")
+    args = parser.parse_args()
+    text = args.endpoint
+    settings = {"access_log": args.access_log, "log_format": "json", "otlp_endpoint": args.otlp_endpoint}
     host, _, port = text.rpartition(":")
     endpoint = None if text == "local" else Endpoint(host=host, port=int(port))
     logging.basicConfig(level="WARNING")
     with tempfile.TemporaryDirectory() as folder:
-        uvloop.run(serve(endpoint, Path(folder)))
+        uvloop.run(serve(endpoint, Path(folder), settings))
 
 
 if __name__ == "__main__":
