@@ -24,6 +24,7 @@ from picod.web import JSON_TYPE, ClientGoneError, Request, RequestError, os_fail
 
 if TYPE_CHECKING:
     from picod.app import Picod
+    from picod.processes import Child
 
 DEFAULT_TIMEOUT = 60.0
 SPILL_FOLDER = ".wakegate/output"
@@ -159,14 +160,22 @@ async def run(picod: Picod, request: Request, order: Order, cwd_fd: int) -> Resu
     return result
 
 
+async def start(picod: Picod, order: Order, executable: bytes, cwd_fd: int, stdout: int, stderr: int) -> Child:
+    """Start the command: a script on the preloaded interpreter, if there is one. Raises OSError."""
+    child = await picod.preload.run(
+        executable, order.command, cwd_fd=cwd_fd, env=order.env, stdout=stdout, stderr=stderr
+    )
+    if child is None:
+        child = picod.children.spawn(
+            executable, order.command, cwd_fd=cwd_fd, env=order.env, stdout=stdout, stderr=stderr
+        )
+    return child
+
+
 async def _run_started(picod: Picod, request: Request, order: Order, executable: bytes, cwd_fd: int) -> Result:
     async with _streams(picod) as (result, stdout_w, stderr_w):
         try:
-            child = await picod.preload.run(
-                executable, order.command, cwd_fd=cwd_fd, env=order.env, stdout=stdout_w, stderr=stderr_w
-            ) or picod.children.spawn(
-                executable, order.command, cwd_fd=cwd_fd, env=order.env, stdout=stdout_w, stderr=stderr_w
-            )
+            child = await start(picod, order, executable, cwd_fd, stdout_w, stderr_w)
         except OSError as error:
             result.exit_code, result.note = 1, f"fork/exec {executable.decode()}: {reason_of(error)}"
             return result

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from picod.contexts import Stop, first_of
-from picod.execute import Order, find_executable, timed_out
+from picod.execute import Order, find_executable, start, timed_out
 from picod.golang import format_time
 from picod.outlet import Outlet
 from picod.runs import Following, LiveRun, serve
@@ -34,20 +34,20 @@ async def stream_command(picod: Picod, request: Request, order: Order, cwd_fd: i
     stop = Stop()
     run = LiveRun(stop.ask, background=following.background)
     picod.runs.add(run)
-    child, outlets = _spawn(picod, order, executable, cwd_fd, run)
+    child, outlets = await _spawn(picod, order, executable, cwd_fd, run)
     run.begin(pid=child.pid)
     picod.keep(_wait(picod, run, child, outlets, order.timeout, stop))
     await serve(request, run)
 
 
-def _spawn(picod: Picod, order: Order, executable: bytes, cwd_fd: int, run: LiveRun) -> tuple[Child, dict[str, Outlet]]:
+async def _spawn(
+    picod: Picod, order: Order, executable: bytes, cwd_fd: int, run: LiveRun
+) -> tuple[Child, dict[str, Outlet]]:
     ends: list[int] = []
     try:
         for _ in ("stdout", "stderr"):
             ends += os.pipe2(os.O_CLOEXEC)
-        child = picod.children.spawn(
-            executable, order.command, cwd_fd=cwd_fd, env=order.env, stdout=ends[1], stderr=ends[3]
-        )
+        child = await start(picod, order, executable, cwd_fd, ends[1], ends[3])
     except OSError as error:
         for fd in ends:
             os.close(fd)

@@ -73,6 +73,18 @@ def test_unusual_commands_start_an_interpreter_of_their_own(
     assert not is_preloaded(picod, *command, env=env)
 
 
+def test_streamed_script_is_preloaded_too(picod: Executor) -> None:
+    """`stream: true` changes how the output comes, not where the script runs."""
+    before = waiting_child(picod)
+    reply = picod.client.post(
+        "/api/execute", json={"command": ["python3", "-c", "print('live', flush=True)"], "stream": True}
+    )
+
+    assert "live" in reply.text
+    assert '"exit_code":0' in reply.text.replace(" ", "")
+    assert waiting_child(picod) != before
+
+
 def test_ordinary_variables_keep_a_script_on_the_preloaded_interpreter(picod: Executor) -> None:
     """A variable that no import looked at changes nothing but itself."""
     assert is_preloaded(picod, "python3", "-c", "pass", env={"MY_SETTING": "1", "TZ": "Asia/Tokyo"})

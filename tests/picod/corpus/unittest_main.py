@@ -6,4 +6,4 @@ import io
 stream = io.StringIO()
 runner = unittest.TextTestRunner(stream=stream)
 program = unittest.main(testRunner=runner, exit=False)
-print(re.sub(r"[\d.]+s", "s", stream.getvalue()))
+print(re.sub(r"in [\d.]+s", "in s", stream.getvalue()))
