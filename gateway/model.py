@@ -155,6 +155,7 @@ class Runtime:
     ports: tuple[tuple[int, int], ...] = HIGH_PORTS  # spec.wakegate.ports: ranges that may be reached, ends included
     tools: tuple[DeclaredTool, ...] = ()  # spec.wakegate.tools
     code_context: str = ""  # spec.wakegate.codeContext: warm, lazy or off; empty: as the gateway's setting says
+    target_ports: tuple[tuple[str, int], ...] = ()  # (path prefix, port) where a sandbox has several; longest first
     manifest: Mapping[str, Any] = field(default_factory=dict)  # the document as it was read
 
 

@@ -128,6 +128,7 @@ def parse_runtime(
         tools=parse_tools(
             reader.sequence(extra, "tools", "spec.wakegate."), "spec.wakegate.tools", folder, reader.problem
         ),
+        target_ports=_target_ports(reader.sequence(spec, "targetPort" if agent else "ports", "spec.")),
         manifest=dict(document),
     )
     return runtime if len(problems) == before else None
@@ -191,6 +192,15 @@ def _weigh(node: yaml.Node, weights: dict[int, int]) -> int:
     elif not weight:
         raise yaml.YAMLError("an anchor contains itself")
     return weight
+
+
+def _target_ports(entries: Sequence[Any]) -> tuple[tuple[str, int], ...]:
+    """Prefixes and ports, the longest prefix first; empty unless there are several to choose from."""
+    known = [each for each in entries if isinstance(each, Mapping) and type(each.get("port")) is int]
+    if len(known) < 2:
+        return ()
+    found = [(str(each.get("pathPrefix") or "/").rstrip("/") or "/", int(each["port"])) for each in known]
+    return tuple(sorted(found, key=lambda entry: -len(entry[0])))
 
 
 def _check_agent(spec: Mapping[str, Any], reader: _Reader) -> None:

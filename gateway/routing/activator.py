@@ -24,7 +24,7 @@ from gateway.errors import (
 )
 from gateway.interfaces import RuntimeCatalog
 from gateway.lifecycle import Lifecycle, Opened
-from gateway.model import RuntimeKey, Sandbox, SandboxId, Session, SessionId, StartKind
+from gateway.model import Endpoint, RuntimeKey, Sandbox, SandboxId, Session, SessionId, StartKind
 from gateway.routing.answers import session_fields
 from gateway.routing.target import Target
 from gateway.routing.tokens import TokenIssuer
@@ -45,8 +45,8 @@ class Route:
     """A live session's way to its sandbox, with its slots. State: `in_flight` and the queue of who waits for a slot."""
 
     __slots__ = (
-        "_limits", "_queue", "activity", "closed", "counted", "fields", "head", "head_until", "in_flight", "live_lines",
-        "pool", "runtime", "sandbox", "session_id", "session_id_bytes",
+        "_limits", "_queue", "activity", "branches", "closed", "counted", "fields", "head", "head_until", "in_flight",
+        "live_lines", "pool", "runtime", "sandbox", "session_id", "session_id_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -63,6 +63,7 @@ class Route:
         self.runtime = session.runtime
         self.sandbox = sandbox
         self.pool = pool
+        self.branches: tuple[tuple[bytes, UpstreamPool], ...] = ()  # by path prefix, the longest first
         self.activity = activity
         self.counted = counted
         self.fields = session_fields(self.session_id_bytes)  # for every answer on this route
@@ -77,6 +78,17 @@ class Route:
 
     def __repr__(self) -> str:
         return f"<Route {self.session_id} -> {self.sandbox.id} in_flight={self.in_flight} queued={len(self._queue)}>"
+
+    def pool_for(self, path: bytes) -> UpstreamPool:
+        """The connections to the port that a path belongs to. Prefixes match at segment borders: /api is not /apis."""
+        for prefix, pool in self.branches:
+            if path.startswith(prefix) and (prefix == b"/" or path[len(prefix) : len(prefix) + 1] in (b"", b"/")):
+                return pool
+        return self.pool
+
+    def pools(self) -> list[UpstreamPool]:
+        """All its connections."""
+        return [self.pool, *(pool for _, pool in self.branches)]
 
     def try_enter(self) -> bool:
         """Take a slot if one is free and nobody waits for it."""
@@ -211,7 +223,8 @@ class Activator:
         if route is not None and sandbox_id in (None, route.sandbox.id):
             del self.routes[session_id]
             route.closed = True
-            route.pool.close()
+            for pool in route.pools():
+                pool.close()
             if sandbox_id is None:
                 self._activity.forget(session_id)
 
@@ -246,9 +259,22 @@ class Activator:
             route = self.routes[session.id] = Route(
                 session, sandbox, pool, activity, self._limits, self._counters.of(session.runtime)
             )
+            route.branches = self._branches(session.runtime, sandbox.endpoint)
         if self._clock.now() >= route.head_until:
             self._renew_head(route)
         return route
+
+    def _branches(self, key: RuntimeKey, endpoint: Endpoint) -> tuple[tuple[bytes, UpstreamPool], ...]:
+        runtime = self._catalog.get(key)
+        if runtime is None or not runtime.target_ports or endpoint.host is None:
+            return ()
+        return tuple(
+            (
+                prefix.encode(),
+                UpstreamPool(Endpoint(host=endpoint.host, port=port), connect_timeout=self._connect_timeout),
+            )
+            for prefix, port in runtime.target_ports
+        )
 
     def _renew_head(self, route: Route) -> None:
         lines = b"host: %b\r\nx-agentcube-session-id: %b\r\n" % (route.pool.host, route.session_id_bytes)

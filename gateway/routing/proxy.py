@@ -76,8 +76,9 @@ class Proxy:
             now = loop.time()
             self._exchanges.tick(now)
             for route in list(self._activator.routes.values()):
-                if route.pool.idle:
-                    route.pool.trim(now)
+                for pool in route.pools():
+                    if pool.idle:
+                        pool.trim(now)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
@@ -145,7 +146,7 @@ class Proxy:
             reservation = await self._activator.reserve(target)
             route = reservation.route
         exchange.hold(route)
-        exchange.connection = route.pool.take()
+        exchange.connection = route.pool_for(target.path).take()
         if exchange.connection is None:
             reservation = await self._dial(exchange, route, reservation, target)
             route = reservation.route
@@ -200,7 +201,7 @@ class Proxy:
             return False
         if route is None:
             return False
-        connection = route.pool.take()
+        connection = (route.pool if not route.branches else route.pool_for(target.path)).take()
         if connection is None:
             route.leave(self._clock.now())
             return False
@@ -251,7 +252,7 @@ class Proxy:
     ) -> Reservation:
         """A new connection. A sandbox that is gone is replaced once: nothing was sent to it."""
         try:
-            exchange.connection = await route.pool.dial()
+            exchange.connection = await route.pool_for(target.path).dial()
             return reservation or Reservation(route, StartKind.LIVE)
         except UpstreamConnectError as error:
             if not error.gone:
@@ -260,7 +261,7 @@ class Proxy:
         exchange.let_go(self._clock.now())
         reservation = await self._activator.replace(route, target)
         exchange.hold(reservation.route)
-        exchange.connection = await reservation.route.pool.dial()
+        exchange.connection = await reservation.route.pool_for(target.path).dial()
         return reservation
 
     async def _fail(self, scope: Scope, send: Send, exchange: Exchange, error: WakegateError) -> None:

@@ -179,9 +179,8 @@ async def _open(scope: Scope, route: Route, target: Target, lines: list[bytes]) 
         if line and not line.startswith((*_HANDSHAKE, b"host: "))
     ]
     query: bytes = scope["query_string"]
-    uri = f"ws://{route.pool.host.decode()}{target.path.decode('latin-1')}" + (
-        f"?{query.decode('latin-1')}" if query else ""
-    )
+    pool = route.pool_for(target.path)
+    uri = f"ws://{pool.host.decode()}{target.path.decode('latin-1')}" + (f"?{query.decode('latin-1')}" if query else "")
     options: dict[str, Any] = {
         "additional_headers": headers,
         "subprotocols": [Subprotocol(protocol) for protocol in scope.get("subprotocols", ())] or None,
@@ -194,7 +193,7 @@ async def _open(scope: Scope, route: Route, target: Target, lines: list[bytes]) 
         "proxy": None,
     }
     try:
-        endpoint = route.pool.endpoint
+        endpoint = pool.endpoint
         if endpoint.uds:
             return await _Dial(uri, unix=True, path=endpoint.uds, **options)
         return await _Dial(uri, **options)

@@ -91,7 +91,11 @@ def make_template(runtime: Runtime, defaults: PodDefaults) -> Object:
     source = given.get("podTemplate") if runtime.key.kind is Kind.AGENT_RUNTIME else given.get("template")
     source = source or {}
     labels = {**(source.get("labels") or {}), **names.runtime_labels(runtime.key), names.POOL: names.WARM}
-    notes = {**(source.get("annotations") or {}), names.RUNTIME: runtime.key.name}
+    notes = {
+        **(source.get("annotations") or {}),
+        names.RUNTIME: runtime.key.name,
+        names.PORT: str(default_port(runtime)),
+    }
     template: Object = {"metadata": {"labels": labels, "annotations": notes}, "spec": spec}
     notes[names.TEMPLATE] = digest(template)
     return template
@@ -218,6 +222,15 @@ def digest(template: Mapping[str, Any]) -> str:
     return hashlib.sha256(orjson.dumps(template, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
+def default_port(runtime: Runtime) -> int:
+    """Of the target ports the one for `/`, else the first; picod's where there are none."""
+    ports = target_ports(runtime)
+    for entry in ports:
+        if (entry.get("pathPrefix") or "/") == "/":
+            return int(entry["port"])
+    return int(ports[0]["port"]) if ports else PICOD_PORT
+
+
 def target_ports(runtime: Runtime) -> list[Mapping[str, Any]]:
     """An AgentRuntime's `targetPort`, a CodeInterpreter's `ports`; may be empty."""
     spec = runtime.manifest.get("spec") or {}
@@ -227,8 +240,7 @@ def target_ports(runtime: Runtime) -> list[Mapping[str, Any]]:
 def _interpreter_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
     template = (runtime.manifest.get("spec") or {}).get("template") or {}
     own = _wakegate(runtime).get("pod") or {}
-    ports = target_ports(runtime)
-    port = int(ports[0]["port"]) if ports else PICOD_PORT
+    port = default_port(runtime)
     container: Object = {
         "name": PICOD_CONTAINER,
         "image": runtime.image or defaults.picod_image,
@@ -295,7 +307,7 @@ def _agent_pod(runtime: Runtime) -> Object:
     spec.setdefault("securityContext", {}).setdefault("seccompProfile", {"type": "RuntimeDefault"})
     spec["tolerations"] = [*(spec.get("tolerations") or []), *_lost_node()]
     spec.pop("restartPolicy", None)  # Always: a Deployment's pods have no other
-    port = int(target_ports(runtime)[0]["port"])
+    port = default_port(runtime)
     first = spec["containers"][0]
     first.setdefault("ports", [{"containerPort": port, "protocol": "TCP"}])
     # Ready means that it listens: without a probe it would count as ready when its process began.

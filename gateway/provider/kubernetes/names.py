@@ -28,6 +28,7 @@ SANDBOX = "runtime.agentcube.io/sandbox-name"
 APPLIED = "wakegate.io/applied"
 
 # Annotations.
+PORT = "wakegate.io/port"  # where requests go that no path prefix sends elsewhere
 SESSION_ID = "wakegate.io/session"  # the whole id: labels hold 63 characters only
 CLAIM = "wakegate.io/claim"  # one claim's own mark: who finds it on a pod knows whose PATCH it was
 START = "wakegate.io/start"  # warm | cold

@@ -112,7 +112,7 @@ def read_pod(obj: Mapping[str, Any]) -> Pod | None:
         start=StartKind(notes.get(names.START, StartKind.WARM)),
         template=notes.get(names.TEMPLATE, ""),
         ip=status.get("podIP") or "",
-        port=_port(spec),
+        port=int(notes.get(names.PORT) or PICOD_PORT),
         ready=_condition(status, "Ready").get("status") == "True",
         deleting="deletionTimestamp" in metadata,
         victim=names.VICTIM in notes,
@@ -139,13 +139,6 @@ def _picod(statuses: list[Mapping[str, Any]]) -> Mapping[str, Any]:
         if status.get("name") == PICOD_CONTAINER:
             return status
     return statuses[0] if statuses else {}
-
-
-def _port(spec: Mapping[str, Any]) -> int:
-    for container in spec.get("containers") or []:
-        for port in container.get("ports") or []:
-            return int(port["containerPort"])
-    return PICOD_PORT
 
 
 def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:

@@ -187,10 +187,13 @@ class Kubelet:
     async def _probe(self, pod: Object, address: str, restarts: int) -> str:
         """Readiness, and the deadline. Returns DeadlineExceeded when that is over."""
         container = pod["spec"]["containers"][0]
-        target = container.get("readinessProbe", {}).get("httpGet")
+        probe = container.get("readinessProbe", {})
+        target = probe.get("httpGet") or probe.get("tcpSocket")
         was = False
         while True:
-            ready = target is None or await _answers(address, target["port"], target.get("path", "/"))
+            ready = target is None or await _answers(
+                address, target["port"], target.get("path", "/"), any_answer="tcpSocket" in probe
+            )
             if ready != was:
                 self._ready(pod, ready, restarts)
                 was = ready
@@ -367,12 +370,14 @@ def _view() -> list[str]:
     return args
 
 
-async def _answers(address: str, port: int, path: str) -> bool:
+async def _answers(address: str, port: int, path: str, *, any_answer: bool) -> bool:
     try:
         reader, writer = await asyncio.open_connection(address, port)
     except OSError:
         return False
     try:
+        if any_answer:
+            return True
         writer.write(f"GET {path} HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n".encode())
         line = await asyncio.wait_for(reader.readline(), 1.0)
         return b" 200" in line
