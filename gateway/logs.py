@@ -56,7 +56,8 @@ class AccessLog:
         chain: list[Processor] = [_stamp, _renderer(form, stream.isatty())]
         if form == "console":
             chain.append(lambda _, __, line: str(line).encode())
-        self._log = structlog.wrap_logger(structlog.BytesLogger(stream), processors=chain)
+        # Bound once: the proxy that wrap_logger gives would make a logger anew for each line.
+        self._log = structlog.wrap_logger(structlog.BytesLogger(stream), processors=chain).bind()
 
     def began(self, record: Record) -> None:
         """Nothing is written yet."""

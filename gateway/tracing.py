@@ -24,6 +24,7 @@ class Tracing:
         """`endpoint` is the base URL of an OTLP/HTTP receiver. Raises SettingsError when the packages are missing."""
         try:
             from opentelemetry import trace
+            from opentelemetry.context import Context
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace import TracerProvider
@@ -41,6 +42,7 @@ class Tracing:
         self._tracer = self._provider.get_tracer("wakegate", __version__)
         self._propagator = TraceContextTextMapPropagator()
         self._trace = trace
+        self._none = Context()  # explicitly nobody's child
         self._clock = clock
 
     def began(self, record: Record) -> None:
@@ -53,7 +55,7 @@ class Tracing:
         }
         record.span = self._tracer.start_span(
             scope.get("method", "WEBSOCKET"),
-            context=self._propagator.extract(carrier),
+            context=self._propagator.extract(carrier) if carrier else self._none,
             kind=self._trace.SpanKind.SERVER,
             start_time=self._now(),
         )
