@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -59,8 +60,7 @@ class Measured:
     waits: list[float] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
     pool: list[tuple[float, int, int]] = field(default_factory=list)  # (time, target, ready)
-    leads: list[float] = field(default_factory=list)  # median of the latest starts
-    planned: list[float] = field(default_factory=list)  # the lead time that the gateway planned with
+    leads: list[tuple[float, tuple[float, float], float]] = field(default_factory=list)  # (time, p50 and p90, planned)
 
 
 async def claim(client: httpx.AsyncClient, path: str, began: float, measured: Measured) -> None:
@@ -90,9 +90,9 @@ async def watch(client: httpx.AsyncClient, runtime: str, began: float, measured:
         for pool in answer.json()["pools"]:
             if pool["runtime"] == runtime and pool["pool"]:
                 measured.pool.append((time.monotonic() - began, pool["target"], pool["pool"]["ready"]))
-                if pool["leadTime"]["p50"]:
-                    measured.leads.append(pool["leadTime"]["p50"])
-                    measured.planned.append(pool["leadTime"]["planned"])
+                lead = pool["leadTime"]
+                if lead["p50"]:
+                    measured.leads.append((time.monotonic() - began, (lead["p50"], lead["p90"]), lead["planned"]))
         await asyncio.sleep(every)
 
 
@@ -157,22 +157,37 @@ async def run(args: argparse.Namespace, url: str, arrivals: Floats) -> Measured:
 
 
 def laboratory(args: argparse.Namespace, trace: Trace, measured: Measured) -> tuple[Outcome, Outcome]:
-    """(simulator under the gateway's targets, the whole laboratory), both with the measured lead time."""
-    lead = float(np.median(measured.leads)) if measured.leads else 1.0
-    planned = float(np.median(measured.planned)) if measured.planned else lead
+    """(simulator under the gateway's targets, the whole laboratory), both with the measured lead times."""
+    median, spread = lead_times(measured)
     joins = args.miss == "join"
 
     def outcome(arrivals: Floats, targets: Targets) -> Outcome:
-        return simulate(arrivals, targets, lead=lead, scored_from=args.warm_up, end=args.seconds, joins=joins)
+        return simulate(
+            arrivals, targets, lead=median, scored_from=args.warm_up, end=args.seconds, joins=joins, spread=spread
+        )
 
     seen = Targets(
         np.array([at for at, _, _ in measured.pool]), np.array([float(target) for _, target, _ in measured.pool])
     )
     spec = ScalerSpec(max=args.max, mode=PoolMode.PREDICTIVE, fixed=args.size)
+    times = [at for at, _, _ in measured.leads]
+
+    def planned(now: float) -> float:
+        return measured.leads[max(bisect_right(times, now) - 1, 0)][2] if times else median
+
     (own,), _ = replay_predictive(
-        trace, [Objective(args.miss_rate)], lead=planned, tick=args.tick, spec=spec, joins=joins
+        trace, [Objective(args.miss_rate)], lead=planned(0.0), tick=args.tick, spec=spec, joins=joins, planned=planned
     )
     return outcome(np.array(sorted(at for at, _ in measured.sent)), seen), outcome(trace.arrivals, own)
+
+
+def lead_times(measured: Measured) -> tuple[float, float]:
+    """(median, spread of the logarithm) of the starts, from the quantiles that the gateway shows."""
+    if not measured.leads:
+        return 1.0, 0.0
+    median = float(np.median([p50 for _, (p50, _), _ in measured.leads]))
+    tail = float(np.median([p90 / p50 for _, (p50, p90), _ in measured.leads]))
+    return median, float(np.log(tail)) / 1.2816
 
 
 def report(args: argparse.Namespace, trace: Trace, measured: Measured) -> bool:
@@ -183,14 +198,14 @@ def report(args: argparse.Namespace, trace: Trace, measured: Measured) -> bool:
     ready = [float(ready) for at, _, ready in measured.pool if at >= args.warm_up]
     target = [float(target) for at, target, _ in measured.pool if at >= args.warm_up]
     idle = float(np.mean(ready)) if ready else 0.0
-    lead = float(np.median(measured.leads)) if measured.leads else 0.0
-    planned = float(np.median(measured.planned)) if measured.planned else 0.0
+    median, spread = lead_times(measured)
+    planned = float(np.median([each for _, _, each in measured.leads])) if measured.leads else 0.0
     print(
         f"{trace.name}, {args.compress:g} times as fast: {len(measured.sent)} claims in {args.seconds:g} s, "
         f"{len(scored)} of them after the first {args.warm_up:g} s compared"
     )
     print(f"errors {dict(measured.errors)}, starts {dict(measured.starts)}, mean target {np.mean(target):.2f}")
-    print(f"lead time {lead:.3f} s (median), planned with {planned:.3f} s; tick {args.tick:g} s")
+    print(f"lead time {median:.3f} s (median; spread {spread:.2f}), planned with {planned:.3f} s; tick {args.tick:g} s")
     waits = " / ".join(f"{1000.0 * float(np.quantile(measured.waits, q)):.0f}" for q in (0.5, 0.95, 0.99))
     print(f"answers, ms p50 / p95 / p99: {waits}")
     print(f"{'':22}{'measured':>10}{'simulator, same targets':>26}{'laboratory':>13}")

@@ -3,11 +3,13 @@
 The pool behaves as the providers do: a claim takes a ready sandbox and the pool orders another at once. A claim that
 finds none starts a sandbox of its own and waits for it (a cluster), or with `joins` takes the next that gets ready and
 orders another (the local engine). A lower target gives up the newest starts first, then ready sandboxes. Starts take
-the lead time, exactly.
+the lead time: exactly, or lognormally spread around it, as on a machine that has other work.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import insort
 from collections import deque
 from dataclasses import dataclass
 
@@ -69,14 +71,22 @@ class Outcome:
 
 
 def simulate(
-    arrivals: Floats, targets: Targets, *, lead: float, scored_from: float, end: float, joins: bool = False
+    arrivals: Floats,
+    targets: Targets,
+    *,
+    lead: float,
+    scored_from: float,
+    end: float,
+    joins: bool = False,
+    spread: float = 0.0,
 ) -> Outcome:
-    """Run the pool. O(arrivals + target changes)."""
+    """Run the pool. O(arrivals + target changes). `spread`: the standard deviation of the lead time's logarithm."""
+    draw = np.random.default_rng(1).lognormal
     compact = targets.compact()
     claims_at, changes_at, levels = arrivals.tolist(), compact.times.tolist(), compact.levels.astype(int).tolist()
     ready, target, orders, hits, claims = 0, 0, 0, 0, 0
     idle = held = 0.0
-    starting: deque[float] = deque()  # when each will be ready
+    starting: list[tuple[float, float]] = []  # (ready at, ordered at), soonest first
     missed: list[float] = []
     waits: list[float] = []
     waiting: deque[float] = deque()  # since when, in order; only with joins
@@ -86,7 +96,7 @@ def simulate(
     never = end + 1.0
     while True:
         claim, change = claims_at[at_claim], changes_at[at_change]
-        now = min(claim, change, starting[0] if starting else never)
+        now = min(claim, change, starting[0][0] if starting else never)
         if now > scored_from:
             passed = now - max(before, scored_from)
             idle += ready * passed
@@ -94,8 +104,8 @@ def simulate(
         before = now
         if now >= end:
             break
-        if starting and starting[0] <= now:
-            starting.popleft()
+        if starting and starting[0][0] <= now:
+            starting.pop(0)
             if not waiting:
                 ready += 1
             elif (since := waiting.popleft()) >= scored_from:
@@ -105,7 +115,7 @@ def simulate(
             at_change += 1
             surplus = ready + len(starting) - len(waiting) - target
             while surplus > 0 and starting:
-                spent = now - (starting.pop() - lead)
+                spent = now - starting.pop()[1]
                 surplus -= 1
                 if now > scored_from:
                     idle += spent
@@ -124,10 +134,14 @@ def simulate(
                 if joins:
                     waiting.append(now)
                 elif counted:
-                    waits.append(lead)
+                    waits.append(float(draw(math.log(lead), spread)) if spread else lead)
         short = target + len(waiting) - ready - len(starting)
         if short > 0:
-            starting.extend([now + lead] * short)
+            if spread:
+                for each in draw(math.log(lead), spread, short).tolist():
+                    insort(starting, (now + each, now))
+            else:
+                starting.extend([(now + lead, now)] * short)
             orders += short if now >= scored_from else 0
     miss_times = np.array(missed)
     worst = int((np.arange(len(missed)) - np.searchsorted(miss_times, miss_times - lead)).max()) + 1 if missed else 0

@@ -82,12 +82,14 @@ def replay_predictive(
     tick: float,
     spec: ScalerSpec,
     joins: bool = False,
+    planned: Callable[[float], float] | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[Targets], Calibration]:
     """Targets for each objective. One pass serves all: what is learned does not depend on the objective, but for the
     quantile at which experts are scored, which is the first objective's.
 
-    A tick at which nothing is due is skipped, as in the live loop.
+    A tick at which nothing is due is skipped, as in the live loop. `planned`: the lead time to plan with at a time,
+    where it does not stay `lead`.
     """
     demand = Demand(objectives[0], lead=lead, tick=tick, most=spec.max, joins=joins)
     followers = [demand.follower] + [Follower(objective, demand.shadow) for objective in objectives[1:]]
@@ -103,6 +105,8 @@ def replay_predictive(
         if busy_at[at] <= now:
             claims = claims_at[at]
             at += 1
+        if planned is not None:
+            demand.set_lead(planned(now))
         demand.observe(now, claims)
         forecast = demand.forecast(now)
         recent = demand.recent.total
