@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -94,21 +95,24 @@ async def test_caller_that_gives_up_lets_the_sandbox_see_it(open_gateway: OpenSc
     assert not gateway.gateway.activator.routes[session].pool.idle
 
 
-async def test_caller_replaces_a_sandbox_that_is_gone_and_counts_slots_right(tmp_path: object) -> None:
+async def test_caller_replaces_a_sandbox_that_is_gone_and_counts_slots_right(tmp_path: Path) -> None:
     """Nothing was sent to the one that is gone; afterwards no slot is taken, on either."""
-    from pathlib import Path
-
-    assert isinstance(tmp_path, Path)
     sandbox = ScriptedSandbox()
     await sandbox.start()
     gone = Endpoint(uds=str(tmp_path / "gone.sock"))
-    async with served(tmp_path, ScriptedProvider(gone, sandbox.endpoint)) as gateway:
-        session = await gateway.session()
-        reply = await caller_of(gateway).call(session, "GET", "/x")
-        assert reply.body == b"ok"
-        assert reply.start is not StartKind.LIVE
-        assert idle(gateway, session)
-    await sandbox.aclose()
+    try:
+        async with served(tmp_path, ScriptedProvider(gone, sandbox.endpoint)) as gateway:
+            session = await gateway.session()
+            reply = await caller_of(gateway).call(session, "GET", "/x")
+            found = (reply.body, reply.start, idle(gateway, session))
+            busy = gateway.gateway.activity.busy(session)  # it counts both sandboxes' requests
+            gateway.gateway.activity.forget(session)
+    finally:
+        await sandbox.aclose()
+    body, start, is_idle = found
+    assert (body, is_idle) == (b"ok", True)
+    assert start is not StartKind.LIVE
+    assert not busy
 
 
 async def test_caller_unknown_session_is_not_found(open_gateway: OpenScripted) -> None:

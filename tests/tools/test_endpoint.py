@@ -12,6 +12,7 @@ import httpx
 import orjson
 import pytest
 
+from gateway.api.tools import streaming
 from gateway.model import Kind, RuntimeKey
 from gateway.runtimes import default_runtime
 from tests.conftest import OpenScripted
@@ -106,6 +107,28 @@ async def test_client_that_leaves_finds_the_result_when_it_asks_again(open_gatew
     assert '"replayed":true' in text
     assert text.endswith("data: [DONE]\n\n")
     assert len(sandbox.requests) == 1
+
+
+async def test_stream_is_not_silent_for_long(open_gateway: OpenScripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that says nothing has comments sent, so that nobody on the way takes the stream for dead."""
+    monkeypatch.setattr(streaming, "HEARTBEAT_S", 0.02)
+    go = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await call.body()
+        await go.wait()
+        await call.reply(b'event: exit\ndata: {"exit_code":0}\n\n')
+
+    gateway, _ = await open_gateway(script)
+    body = {"stream": True, "tool_calls": [chat_call("a", "run_shell", command="x")]}
+    text = ""
+    async with client_of(gateway) as client, client.stream("POST", "/v1/tool_calls", json=body) as reply:
+        async for piece in reply.aiter_text():
+            text += piece
+            if text.count(": still running") == 2:
+                go.set()
+    assert text.endswith("data: [DONE]\n\n")
+    assert '"content":"(no output)"' in text
 
 
 async def test_idempotency_key_makes_one_session(open_gateway: OpenScripted) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from openai.types.responses.response_input_item_param import FunctionCallOutput
+from pydantic import TypeAdapter
+
 from gateway.api.tools.calls import Call, Shape
 from gateway.api.tools.render import Link, message
 from gateway.api.tools.results import MAX_TEXT, MAX_TRACEBACK, Image, ToolResult, failure, from_execute, from_run_code
@@ -84,6 +87,7 @@ def test_messages_carry_pictures_where_the_form_allows() -> None:
         ],
     }
     assert message(Shape.RESPONSES, CALL, ToolResult("done"), [])["output"] == "done"
+    TypeAdapter(FunctionCallOutput).validate_python(message(Shape.RESPONSES, CALL, result, []), strict=True)
     block = message(Shape.ANTHROPIC, CALL, failure("kind", "message"), [])
     assert block == {
         "type": "tool_result",
