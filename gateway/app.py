@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from gateway.api.agentcube import AgentCubeAPI
 from gateway.api.app import make_control_app
@@ -46,6 +47,7 @@ from gateway.runtimes import StaticCatalog, default_runtime, load_runtimes
 from gateway.settings import Settings
 from gateway.snapshots.keeper import make_keeper
 from gateway.stats import Activity
+from gateway.store import make_store
 from gateway.tracing import Tracing
 
 logger = logging.getLogger(__name__)
@@ -259,17 +261,14 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
             runtimes = load_runtimes(settings.runtime, engine=settings.engine)
         except SettingsError as error:
             problems += error.problems
-    store_path = _sqlite_path(settings, problems)
+    store_path = _sqlite_path(settings, problems) if settings.engine == "local" else Path()
     python = _sandbox_python(settings, problems)
     if problems:
         raise SettingsError(problems)
     _make_state_dir(settings.state_dir)
     if settings.engine == "kubernetes":
-        from gateway.store.sqlite import SqliteStore
-
-        return await _build_in_cluster(
-            settings, runtimes if settings.runtime else (), SqliteStore(store_path, clock), clock
-        )
+        url = settings.store or f"sqlite:///{quote(str(settings.state_dir.absolute() / 'wakegate.db'))[1:]}"
+        return await _build_in_cluster(settings, runtimes if settings.runtime else (), make_store(url, clock), clock)
     keys = KeyRing(settings.state_dir / "keys", settings.token_algorithm)
     keys.open()
     from gateway.provider.local import LocalProvider

@@ -242,13 +242,18 @@ def main() -> None:
     """Run all, one after another."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--latency", type=float, default=0.005, help="of the API server, seconds")
+    parser.add_argument("--only", choices=("claims", "wakes", "events", "memory"), help="one part of it")
     parser.add_argument("--pods", type=int, default=10_000, help="for the cache")
     arguments = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    asyncio.run(claims(arguments.latency))
-    wakes(arguments.latency)
-    asyncio.run(events(arguments.pods))
-    many_pods(arguments.pods)
+    parts: dict[str, Callable[[], object]] = {
+        "claims": lambda: asyncio.run(claims(arguments.latency)),
+        "wakes": lambda: wakes(arguments.latency),
+        "events": lambda: asyncio.run(events(arguments.pods)),
+        "memory": lambda: many_pods(arguments.pods),
+    }
+    for name in [arguments.only] if arguments.only else parts:
+        parts[name]()
 
 
 if __name__ == "__main__":

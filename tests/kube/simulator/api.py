@@ -185,7 +185,9 @@ class ApiServer:
             for name in ("resourceVersion", "uid", "creationTimestamp", "namespace"):
                 if name in obj["metadata"]:
                     new["metadata"].setdefault(name, obj["metadata"][name])
-            rules.check_update(call.kind, obj, new)
+            # A stale version is told before anything is validated, as the server's storage does.
+            if new["metadata"]["resourceVersion"] == obj["metadata"]["resourceVersion"]:
+                rules.check_update(call.kind, obj, new)
             return new
 
         return self.objects.update(call.kind, call.namespace or "", call.name or "", whole)

@@ -1,0 +1,110 @@
+"""Several gateways over one cluster, one Redis and one folder of snapshots, as a Deployment of replicas is."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.integration.served import RUNTIME, Server, serve, wait_until
+from tests.kube.served import INTERPRETER, flags_for
+from tests.kube.simulator import Cluster, in_thread
+from tests.store.redis_server import RedisServer
+
+
+@pytest.fixture
+def replicas(tmp_path: Path) -> Iterator[tuple[list[Server], Cluster]]:
+    """Two gateways with nothing in common but the cluster, Redis and the snapshots."""
+    redis = RedisServer(tmp_path / "redis").start()
+    try:
+        with in_thread() as cluster, ExitStack() as stack:
+            cluster.call(
+                lambda: cluster.create("codeinterpreters", "my-interpreter", namespace="default", spec=INTERPRETER)
+            )
+            shared = ["--store", redis.url, "--snapshots", f"file://{tmp_path}/snapshots"]
+            flags = [*flags_for(cluster, tmp_path), *shared]
+            yield [stack.enter_context(serve(tmp_path / name, *flags)) for name in ("one", "two")], cluster
+    finally:
+        redis.kill()
+
+
+class Load:
+    """A client per session that asks the gateways in turn, and tries the next one only when a connection broke."""
+
+    def __init__(self, gateways: list[Server], sessions: list[str]) -> None:
+        self.answers: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self.broken = 0
+        self._gateways = gateways
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(session,)) for session in sessions]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, session: str) -> None:
+        turn = 0
+        with httpx.Client(timeout=20) as client:
+            while not self._stop.is_set():
+                turn += 1
+                for attempt in range(len(self._gateways)):
+                    url = self._gateways[(turn + attempt) % len(self._gateways)].url
+                    try:
+                        reply = client.post(
+                            f"{url}/api/execute",
+                            json={"command": ["cat", "note"]},
+                            headers={"x-session-id": session},
+                        )
+                    except httpx.TransportError:
+                        self.broken += 1  # the dead one: the next is asked at once
+                        continue
+                    if reply.status_code != 200 or reply.json()["stdout"] != session:
+                        self.wrong.append(reply.text)
+                    self.answers[url] += 1
+                    break
+                else:
+                    self.wrong.append("no gateway took the request")
+
+
+def test_replica_that_is_killed_fails_no_request(replicas: tuple[list[Server], Cluster]) -> None:
+    """kill -9 of one of two gateways under load: no request that reached the other fails, those that broke succeed
+    there at once, and the pods stay the same."""
+    gateways, cluster = replicas
+    sessions = [gateways[n % 2].session() for n in range(4)]
+    for n, session in enumerate(sessions):
+        assert gateways[n % 2].run(session, f"printf {session} > note").status_code == 200
+    claimed = {"wakegate.io/pool": "claimed"}
+    before = {pod["metadata"]["uid"] for pod in cluster.call(lambda: cluster.pods(**claimed))}
+    with Load(gateways, sessions) as load:
+        wait_until(lambda: min(load.answers[each.url] for each in gateways) >= 20, "both gateways serve")
+        gateways[0].kill()
+        alone = load.answers[gateways[1].url]
+        wait_until(lambda: load.answers[gateways[1].url] >= alone + 40, "the other goes on")
+    assert load.wrong == []
+    assert load.broken > 0
+    assert {pod["metadata"]["uid"] for pod in cluster.call(lambda: cluster.pods(**claimed))} == before
+
+
+def test_session_sleeps_at_one_replica_and_wakes_at_another(replicas: tuple[list[Server], Cluster]) -> None:
+    """Any replica makes, uses, puts to sleep and wakes any session; tokens of each are believed by every pod."""
+    one, two = replicas[0]
+    session = one.session()
+    assert one.run(session, "echo kept > note").status_code == 200
+    assert two.run(session, "cat note").json()["stdout"] == "kept\n"
+    assert two.client.post(f"/v1/sessions/{session}/hibernate").json()["state"] == "hibernated"
+    reply = one.run(session, "cat note")
+    assert (reply.status_code, reply.json()["stdout"]) == (200, "kept\n"), one.log.read_text()[-2000:]
+    assert reply.headers["x-wakegate-start"] in ("wake", "wake-cold")
+    assert two.client.get(f"/v1/sessions/{session}").json()["runtime"]["name"] == RUNTIME.partition("/")[2]
