@@ -151,7 +151,7 @@ class Picod:
         loop = asyncio.get_running_loop()
         loop.call_later(_IDLE_BEFORE_LOADING, loop.run_in_executor, None, load)
         if self.config.code_context == "warm":
-            loop.call_later(_IDLE_BEFORE_CONTEXT, lambda: self.interpreter.warm(_CONTEXT_NICE))
+            loop.call_later(_IDLE_BEFORE_CONTEXT, self._warm_context)
 
     @cached_property
     def runs(self) -> Runs:
@@ -165,6 +165,11 @@ class Picod:
         task = asyncio.get_running_loop().create_task(work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
+
+    def _warm_context(self) -> None:
+        from picod.kernel import Ahead
+
+        self.interpreter.warm(Ahead(_CONTEXT_NICE, tuple(self.config.preload)))
 
     @property
     def interpreter(self) -> Interpreter:

@@ -16,7 +16,7 @@ from picod.contexts import MAX_QUEUED, Context, Outcome, Stop, Surroundings
 from picod.execute import find_executable
 from picod.fields import missing, parse_object, text_field, wrong_type
 from picod.golang import DurationError, parse_duration
-from picod.kernel import KernelError
+from picod.kernel import Ahead, KernelError
 from picod.python_context import PythonContext
 from picod.runs import LiveRun, read_following, serve
 from picod.statefiles import StateFiles
@@ -114,13 +114,13 @@ class Interpreter:
         """A file outside of the workspace, for what a context's process tells of itself."""
         return os.path.join(self._make_folder(), f"{name}.report")
 
-    def warm(self, nice: int) -> None:
-        """Start the default context at low priority, for the first run to find it ready."""
+    def warm(self, ahead: Ahead) -> None:
+        """Start the default context, for the first run to find it ready."""
         context = self._contexts.get(DEFAULTS["python"])
         if context is None:
             context = self.create("python", DEFAULTS["python"])
         if isinstance(context, PythonContext):
-            context.begin(nice)
+            context.begin(ahead)
 
     def spawn(self, work: Any) -> asyncio.Task[Any]:
         """Run a coroutine that may outlive its request."""

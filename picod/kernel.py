@@ -58,6 +58,14 @@ class Reply:
     expressions: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """A start that nobody waits for: at low priority, with modules to import besides."""
+
+    nice: int
+    modules: tuple[str, ...] = ()
+
+
 class _Run:
     def __init__(self, listener: Listener | None) -> None:
         self.id = os.urandom(16).hex()
@@ -88,9 +96,9 @@ class Kernel:
         cwd_fd: int,
         env: Mapping[bytes, bytes],
         base: str,
-        nice: int | None = None,
+        ahead: Ahead | None = None,
     ) -> Kernel:
-        """Start one whose files are named `base`-... Raises KernelError. A `nice` start loads at low priority."""
+        """Start one whose files are named `base`-... Raises KernelError."""
         key = os.urandom(32).hex().encode()
         document: dict[str, object] = {
             "transport": "ipc",
@@ -100,8 +108,8 @@ class Kernel:
         }
         ports = {f"{name}_port": number for number, name in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)}
         argv = [python, _PROGRAM.encode(), f"{base}.json".encode(), os.path.dirname(base).encode()]
-        if nice is not None:
-            argv.append(b"%d" % nice)
+        if ahead is not None:
+            argv += [b"%d" % ahead.nice, *([",".join(ahead.modules).encode()] if ahead.modules else [])]
         ends: list[int] = []
         try:
             _write_json(f"{base}.json", document | ports)

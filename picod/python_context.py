@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from picod.contexts import Context, Outcome, Stop, Surroundings, first_of, stopped, timed_out
-from picod.kernel import Kernel, KernelError, Listener, Reply
+from picod.kernel import Ahead, Kernel, KernelError, Listener, Reply
 from picod.statefiles import StateFiles, read_report, remove
 
 _INTERRUPT_PATIENCE = 3.0  # seconds from the interrupt until the process is killed
@@ -38,13 +38,13 @@ class PythonContext(Context):
             return "starting"
         return "idle" if self._kernel is not None and self._kernel.alive else "none"
 
-    def begin(self, nice: int | None = None) -> None:
+    def begin(self, ahead: Ahead | None = None) -> None:
         """Have the kernel started, without waiting; whoever asks for a run is told when that fails."""
         if self._starting is None and (self._kernel is None or not self._kernel.alive):
-            self._starting = asyncio.create_task(self._start(nice))
+            self._starting = asyncio.create_task(self._start(ahead))
             self._starting.add_done_callback(_look_at)
 
-    async def _start(self, nice: int | None) -> Kernel:
+    async def _start(self, ahead: Ahead | None) -> Kernel:
         try:
             await self._drop_dead()
             self._starts += 1
@@ -57,7 +57,7 @@ class PythonContext(Context):
                 cwd_fd=self._around.workspace.fd,
                 env=self._around.env,
                 base=os.path.join(self._around.folder(), f"{self.id}.{self._starts}"),
-                nice=nice,
+                ahead=ahead,
             )
             return self._kernel
         finally:

@@ -69,7 +69,6 @@ async def _wait(
     why = await first_of(child.exited, stop, timeout)
     if why:
         await picod.children.kill(child)
-    await asyncio.sleep(0)
     for outlet in outlets.values():
         outlet.drain()
         outlet.detach()  # what a child left behind still prints is read and dropped until it ends

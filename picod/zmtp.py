@@ -1,9 +1,9 @@
 """ZMTP 3.0 over a unix socket: one connection to one ZeroMQ socket of a peer that is not trusted.
 
 At the bottom of the code contexts: a kernel speaks ZeroMQ, and its process is user code. libzmq here would be a C++
-parser, two more threads and 5 MB in each sandbox, and its asyncio glue costs a turn of the loop per message; of the
-protocol a client needs a greeting, one command and frames. What the peer sends is bounded: a message that is too large
-is passed over without being held, and says so.
+parser of hostile bytes and threads of its own in each sandbox, and its asyncio glue costs a turn of the loop per
+message; of the protocol a client needs a greeting, one command and frames. What the peer sends is bounded: a message
+that is too large is passed over without being held, and says so.
 
 Source: https://rfc.zeromq.org/spec/23/ (ZMTP 3.0), NULL mechanism, roles DEALER and SUB.
 """

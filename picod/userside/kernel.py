@@ -1,8 +1,9 @@
 """A code context's process: IPython's kernel, made lean, on the python3 of user code.
 
-    python3 kernel.py CONNECTION_FILE FOLDER [NICE]
+    python3 kernel.py CONNECTION_FILE FOLDER [NICE [MODULES]]
 
-CONNECTION_FILE is Jupyter's (transport ipc), FOLDER takes IPython's own files. What code prints goes straight to the
+CONNECTION_FILE is Jupyter's (transport ipc), FOLDER takes IPython's own files. With NICE it loads at that priority, and
+imports MODULES (a,b.c) afterwards, while it serves already. What code prints goes straight to the
 inherited pipes: the pipe's fullness then slows a flood down, where ipykernel's own streams would queue it in memory
 and drop it. Results, errors and the end of each cell go through the kernel's channels.
 
@@ -18,11 +19,12 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 READY = b"\0wakegate: ready\n"
-# Loaded by IPython for completion, debugging and its history, none of which a context offers: 12 MB and 80 ms. They
-# are hidden while IPython loads and can be imported by the user's code afterwards.
+# Loaded by IPython for completion, debugging and its history, none of which a context offers. They are hidden while
+# IPython loads and can be imported by the user's code afterwards.
 _HIDDEN = ("debugpy", "jedi", "sqlite3")
 
 
@@ -35,7 +37,7 @@ def main() -> None:
     for name in hidden:
         sys.modules[name] = None  # type: ignore[assignment]
     if rest:
-        _in_slow_thread(_load, int(rest[0]))
+        _in_slow_thread(_load, int(rest[0])).join()
     else:
         _load()
     app = _make(connection_file, folder)
@@ -50,6 +52,8 @@ def main() -> None:
     # any signal is woken by all; this one is ignored by default.
     IOLoop.current().asyncio_loop.add_signal_handler(signal.SIGWINCH, lambda: None)  # type: ignore[attr-defined]
     os.write(1, READY)
+    if len(rest) > 1:
+        _in_slow_thread(lambda: _import_all(rest[1].split(",")), int(rest[0]))
     app.start()
 
 
@@ -93,16 +97,24 @@ def _remember() -> None:
     spec.loader.exec_module(module)
 
 
-def _in_slow_thread(work: object, nice: int) -> None:
+def _import_all(names: list[str]) -> None:
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception:  # noqa: S112 - the run that needs it is told
+            continue
+
+
+def _in_slow_thread(work: Callable[[], None], nice: int) -> threading.Thread:
     """Niceness is each thread's own on Linux, and cannot be taken back: so a thread is slow, and ends."""
 
     def run() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
-        work()  # type: ignore[operator]
+        work()
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join()
+    return thread
 
 
 def _make(connection_file: str, folder: str):  # type: ignore[no-untyped-def]
