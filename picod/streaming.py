@@ -5,7 +5,6 @@ The ordinary way (execute.py) collects and answers once; here the order goes to 
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from typing import TYPE_CHECKING

@@ -46,7 +46,9 @@ def start(picod: Executor, body: Mapping[str, Any], path: str = "/api/execute") 
     heard = b""
     while b"event: start" not in heard or not heard.endswith(b"\n\n\r\n"):
         heard += connection.recv(4096)
-    fields = dict(line.split(": ", 1) for line in heard.decode().splitlines() if line.startswith(("id: ", "data: ")))
+    # More events may have come already: the first of each field is the first event's.
+    lines = [line for line in heard.decode().splitlines() if line.startswith(("id: ", "data: "))]
+    fields = dict(line.split(": ", 1) for line in reversed(lines))
     return connection, Event(fields["id"], "start", json.loads(fields["data"]))
 
 
