@@ -7,6 +7,7 @@ sandbox, so hostile: answers are read up to a bound, redirects are not followed,
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -45,9 +46,19 @@ class PicodExecutor:
     """The Executor over HTTP. One for a gateway; it holds nothing open between calls."""
 
     def __init__(
-        self, catalog: RuntimeCatalog, tokens: Tokens, *, connect_timeout: float = 5.0, silence: float = 300.0
+        self,
+        catalog: RuntimeCatalog,
+        tokens: Tokens,
+        *,
+        connect_timeout: float = 5.0,
+        silence: float = 300.0,
+        patience: float = 60.0,
     ) -> None:
-        """`silence`: seconds that a sandbox may give or take no byte. picod bears a silence of ours as long."""
+        """`silence`: seconds that a sandbox may give or take no byte. picod bears a silence of ours as long.
+
+        `patience`: seconds that it may take over `suspend` or `resume` in all: a session waits for them to sleep.
+        """
+        self._patience = patience
         self._catalog = catalog
         self._tokens = tokens
         self._timeout = httpx.Timeout(silence, connect=connect_timeout)
@@ -74,20 +85,34 @@ class PicodExecutor:
 
     async def suspend(self, sandbox: Sandbox, session_id: SessionId) -> SuspendReport:
         """See Executor. A picod without that route has nothing to save."""
-        async with self._call("POST", wire.SUSPEND_PATH, sandbox, session_id) as reply:
-            said = await _said(reply)
-        if reply.status_code == 404:
+        status, said = await self._tell(wire.SUSPEND_PATH, sandbox, session_id)
+        if status == 404:
             return SuspendReport()
-        if reply.status_code != 200:
-            raise _refused(sandbox, "save what is in its memory", reply.status_code, said)
+        if status != 200:
+            raise _refused(sandbox, "save what is in its memory", status, said)
         return _report(said)
 
     async def resume(self, sandbox: Sandbox, session_id: SessionId) -> None:
         """See Executor. A picod without that route has nothing to look for."""
-        async with self._call("POST", wire.RESUME_PATH, sandbox, session_id) as reply:
-            said = await _said(reply)
-        if reply.status_code not in (200, 204, 404):
-            raise _refused(sandbox, "take up what was in memory", reply.status_code, said)
+        status, said = await self._tell(wire.RESUME_PATH, sandbox, session_id)
+        if status not in (200, 204, 404):
+            raise _refused(sandbox, "take up what was in memory", status, said)
+
+    async def _tell(self, path: str, sandbox: Sandbox, session_id: SessionId) -> tuple[int, bytes]:
+        """Status and body of a POST. Success in another form than JSON is not picod's: as if the route were missing.
+
+        What stands in for picod may answer any path, and with a stream that does not end.
+        """
+        try:
+            async with asyncio.timeout(self._patience), self._call("POST", path, sandbox, session_id) as reply:
+                kind = reply.headers.get("content-type", "").partition(";")[0].strip().lower()
+                if reply.status_code == 200 and kind != "application/json":
+                    return 404, b""
+                return reply.status_code, await _said(reply)
+        except TimeoutError:
+            raise UpstreamTimeoutError(
+                f"sandbox {sandbox.id} did not answer {path} within {self._patience:g} s"
+            ) from None
 
     @asynccontextmanager
     async def _call(

@@ -69,7 +69,10 @@ async def answering(script: Script) -> AsyncIterator[Sandbox]:
         await server.aclose()
 
 
-def saying(body: bytes, status: str = "200 OK", fields: str = "") -> Script:
+JSON = "content-type: application/json\n"
+
+
+def saying(body: bytes, status: str = "200 OK", fields: str = JSON) -> Script:
     async def script(call: Call) -> None:
         await call.body()
         await call.reply(body, status, fields)
@@ -102,7 +105,7 @@ async def test_each_call_carries_a_token_for_that_sandbox_unless_it_wants_none(v
     async def script(call: Call) -> None:
         await call.body()
         seen.append(call.request.all("authorization"))
-        await call.reply(b"{}")
+        await call.reply(b"{}", fields=JSON)
 
     class Issuer:
         def issue(self, sandbox_id: str, session_id: str) -> tuple[bytes, float]:
@@ -162,6 +165,36 @@ async def test_refused_archive_is_a_damaged_snapshot() -> None:
             await restore(executor_of(), sandbox)
 
 
+async def test_answer_that_is_not_picods_saves_nothing() -> None:
+    """A server of the user's that answers every path, with a page or with a stream that does not end."""
+
+    async def streaming(call: Call) -> None:
+        await call.body()
+        await call.send("HTTP/1.1 200 OK\ncontent-type: text/event-stream\n\ndata: 1\n\n")
+        await asyncio.Event().wait()
+
+    for script in (streaming, saying(b'{"saved": 5}', fields="content-type: text/html\n")):
+        async with answering(script) as sandbox:
+            assert await executor_of().suspend(sandbox, SESSION) == SuspendReport()
+            await executor_of().resume(sandbox, SESSION)
+
+
+@pytest.mark.parametrize("verb", ["suspend", "resume"], indirect=True)
+async def test_dripping_answer_is_given_up(verb: Verb) -> None:
+    """Each byte comes in time, and all of them would take for ever."""
+
+    async def script(call: Call) -> None:
+        await call.body()
+        await call.send(f"HTTP/1.1 200 OK\n{JSON}\n")
+        while True:
+            await call.send(b" ")
+            await asyncio.sleep(0.01)
+
+    async with answering(script) as sandbox:
+        with pytest.raises(UpstreamTimeoutError, match=r"sb-1 did not answer /api/(suspend|resume) within 0\.3 s"):
+            await verb(executor_of(patience=0.3), sandbox)
+
+
 @pytest.mark.parametrize("verb", ["restore", "suspend", "resume"], indirect=True)
 async def test_endless_answer_is_cut(verb: Verb) -> None:
     """A sandbox that never stops talking costs a megabyte and its connection."""
@@ -182,7 +215,7 @@ async def test_endless_answer_is_cut(verb: Verb) -> None:
 
 async def test_unfolding_answer_is_not_unfolded() -> None:
     """What says that it is compressed is taken as it comes."""
-    async with answering(saying(b"not gzip at all", fields="content-encoding: gzip\n")) as sandbox:
+    async with answering(saying(b"not gzip at all", fields=JSON + "content-encoding: gzip\n")) as sandbox:
         assert await export(executor_of(), sandbox) == b"not gzip at all"
         assert await executor_of().suspend(sandbox, SESSION) == SuspendReport()
 

@@ -40,8 +40,8 @@ class NoTokens:
         raise AssertionError("no token is needed")
 
 
-def executor_of(runtime: Runtime = OPEN, silence: float = 30.0) -> PicodExecutor:
-    return PicodExecutor(StaticCatalog([runtime]), NoTokens(), silence=silence)
+def executor_of(runtime: Runtime = OPEN, **limits: float) -> PicodExecutor:
+    return PicodExecutor(StaticCatalog([runtime]), NoTokens(), **{"silence": 30.0, **limits})
 
 
 def sandbox_at(endpoint: Endpoint, name: str = "sb-1") -> Sandbox:
