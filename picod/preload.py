@@ -97,7 +97,7 @@ class Preload:
         self._looked_at: frozenset[bytes] | None = None  # None: not ready
         self._pending: set[_Waiting] = set()
         self._ready: deque[_Waiting] = deque()
-        self._wanted: deque[asyncio.Future[None]] = deque()
+        self._wanted: deque[asyncio.Future[bool]] = deque()
         self._pause = _FIRST_PAUSE
         self._started_at = 0.0
         self._killing: set[asyncio.Task[None]] = set()
@@ -178,13 +178,14 @@ class Preload:
                 if waiting.child is not None and not waiting.child.exited.done():
                     return waiting
                 self._drop(waiting)
-            if len(self._pending) <= len(self._wanted):
-                self._order_child()
-            wanted = asyncio.get_running_loop().create_future()
+            if len(self._pending) <= len(self._wanted) and not self._order_child():
+                return None
+            wanted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             self._wanted.append(wanted)
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
-                    await wanted
+                    if not await wanted:
+                        return None
             except TimeoutError:
                 self._end_server()
                 return None
@@ -198,12 +199,13 @@ class Preload:
         if self._looked_at is not None and len(self._ready) + len(self._pending) <= len(self._wanted):
             self._order_child()
 
-    def _order_child(self) -> None:
+    def _order_child(self) -> bool:
+        """Have one more forked. False: not possible now."""
         assert self._control is not None
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         except OSError:
-            return  # no descriptors left; those who wait take the ordinary path in time
+            return False  # no descriptors left
         theirs.setblocking(True)
         with theirs:
             waiting = _Waiting(ours)
@@ -213,9 +215,10 @@ class Preload:
             except OSError:
                 ours.close()
                 self._end_server()
-                return
+                return False
         self._pending.add(waiting)
         asyncio.get_running_loop().add_reader(ours, self._on_child, waiting)
+        return True
 
     def _on_child(self, waiting: _Waiting) -> None:
         asyncio.get_running_loop().remove_reader(waiting.socket)
@@ -231,13 +234,14 @@ class Preload:
         else:
             self._children.quiet.add(waiting.child.pid)
             self._ready.append(waiting)
-        self._wake_one()
+        self._wake_one(came=waiting.child is not None)
 
-    def _wake_one(self) -> None:
+    def _wake_one(self, *, came: bool) -> None:
+        """Let the first of those that wait go on: a child came, or none will."""
         while self._wanted:
             wanted = self._wanted.popleft()
             if not wanted.done():
-                wanted.set_result(None)
+                wanted.set_result(came)
                 return
 
     def _drop(self, waiting: _Waiting) -> None:
@@ -320,7 +324,7 @@ class Preload:
         self._pending.clear()
         self._ready.clear()
         while self._wanted:
-            self._wake_one()
+            self._wake_one(came=False)
         if self._modules:
             served_well = time.monotonic() - self._started_at > _LONGEST_PAUSE
             self._pause = _FIRST_PAUSE if served_well else min(self._pause * 2, _LONGEST_PAUSE)

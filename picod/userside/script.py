@@ -212,12 +212,11 @@ class Fresh:
 
 def _plain_source(path: str) -> bytes | None:
     """The bytes of a script, or None when it is something else than a plain file of Python source. Raises OSError."""
-    if path.endswith((".pyc", ".pyo")):
+    # Asked before it is opened: opening a pipe and leaving again would end its writer.
+    if path.endswith((".pyc", ".pyo")) or os.stat(path).st_mode & 0o170000 != 0o100000:
         return None
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if os.fstat(descriptor).st_mode & 0o170000 != 0o100000:
-            return None
         source = b"".join(iter(lambda: os.read(descriptor, 1 << 20), b""))
     finally:
         os.close(descriptor)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import subprocess
@@ -187,6 +186,14 @@ print("done")
         assert own.execute("python3", "-c", "print(1)")["stdout"] == "1\n"
 
 
+async def end(children: Children) -> None:
+    """Kill what a test's own Children started; kill_all would take every child of the test process."""
+    while children._by_pid:
+        await children.kill(next(iter(children._by_pid.values())))
+    await asyncio.sleep(0)  # the callbacks of their ends
+    asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
+
+
 LIES = {
     "says nothing": "time.sleep(60)",
     "waits in the server": "c.send(b'w'); time.sleep(60)",
@@ -227,10 +234,8 @@ async def test_lying_server_is_not_believed(lie: str, tmp_path: Path, monkeypatc
         where = {"cwd_fd": root, "stdout": null.fileno(), "stderr": null.fileno()}
         assert await warm.run(executable, command, env=env, **where) is None
 
-    children.kill_all()
+    await end(children)
     os.close(root)
-    with contextlib.suppress(NotImplementedError):
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
 
 
 async def test_frozen_session_spares_quiet_helpers() -> None:
@@ -242,9 +247,8 @@ async def test_frozen_session_spares_quiet_helpers() -> None:
     children.quiet.add(helper.pid)
     with Frozen(children.quiet):
         states = [psutil.Process(child.pid).status() for child in (user, helper)]
-    children.kill_all()
+    await end(children)
     os.close(root)
-    asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
 
     assert states == [psutil.STATUS_STOPPED, psutil.STATUS_SLEEPING]
 
@@ -304,6 +308,15 @@ def test_user_site_that_comes_later_is_found(tmp_path: Path) -> None:
         folder = tmp_path / ".local" / "lib" / version / "site-packages"
         folder.mkdir(parents=True)
         assert picod.execute("python3", "-c", code)["stdout"] == f"['{folder}']\n"
+
+
+def test_script_in_a_pipe_is_read_once(picod: Executor) -> None:
+    """A FIFO is no plain file: the fresh interpreter alone opens it, so that its writer is not cut off."""
+    shell = "mkfifo pipe; (echo 'print(1)' > pipe; echo $? > status) & exec sleep 0.01"
+    picod.execute("sh", "-c", shell)
+    assert picod.execute("python3", "pipe")["stdout"] == "1\n"
+    eventually(lambda: (picod.workspace / "status").exists(), "the writer ends")
+    assert (picod.workspace / "status").read_text() == "0\n"
 
 
 def test_without_modules_no_interpreter_waits() -> None:
