@@ -11,6 +11,11 @@ import numpy as np
 from gateway.autoscaler.replay.lab import POLICIES, TraceResult
 from gateway.errors import BadRequestError
 
+_STYLES: dict[str, dict[str, Any]] = {
+    "predictive": {"lw": 2.4, "marker": "o", "zorder": 5},
+    "known-rates": {"lw": 1, "ls": ":"},  # a floor, not a policy that anybody could run
+}
+
 
 def _pyplot() -> Any:
     """matplotlib is an extra: the gateway runs without it."""
@@ -50,11 +55,7 @@ def _frontiers(plt: Any, results: Sequence[TraceResult], path: Path) -> Path:
                 (1.0 - p.outcome.hit_rate, p.outcome.mean_idle) for p in result.points if p.policy == policy
             )
             if points:
-                style = (
-                    {"lw": 2.4, "marker": "o", "zorder": 5}
-                    if policy == "predictive"
-                    else {"lw": 1, "marker": ".", "alpha": 0.8}
-                )
+                style = _STYLES.get(policy, {"lw": 1, "marker": ".", "alpha": 0.8})
                 ax.plot(
                     [max(m, 5e-5) for m, _ in points], [i for _, i in points], color=f"C{number}", label=policy, **style
                 )
@@ -71,7 +72,7 @@ def _frontiers(plt: Any, results: Sequence[TraceResult], path: Path) -> Path:
     for ax in list(axes.flat)[len(results) :]:
         ax.set_visible(False)
     figure.tight_layout()
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=70)
     plt.close(figure)
     return path
 
