@@ -96,8 +96,13 @@ class MCPEndpoint:
             await _refusal(error)(scope, receive, send)
 
     def _check_origin(self, origin: str | None) -> None:
-        if origin is None or origin.rstrip("/") in self._origins or urlsplit(origin).hostname in _LOOPBACK:
+        if origin is None or origin.rstrip("/") in self._origins:
             return
+        try:
+            if urlsplit(origin).hostname in _LOOPBACK:
+                return
+        except ValueError:  # brackets that hold no address
+            pass
         raise OriginError(f"pages of {origin[:128]} may not use this; see --allowed-origins")
 
     async def _post(self, request: Request, send: Send) -> None:

@@ -136,6 +136,8 @@ def test_mcp_endpoint_survives_bare_clients(server: Server) -> None:
     named = {**ACCEPT, "mcp-session-id": session}
     assert http.post("/mcp", json=call, headers=named).status_code == 200
     assert http.post("/mcp", json=call, headers={**named, "origin": "http://evil.example"}).status_code == 403
+    for odd in ("null", "http://[", "http://127.0.0.1.evil.example"):
+        assert http.post("/mcp", json=call, headers={**named, "origin": odd}).status_code == 403
     assert http.post("/mcp", json=call, headers={**named, "origin": "http://localhost:3000"}).status_code == 200
     assert http.get("/mcp", headers=named).status_code == 405
     assert http.delete("/mcp").status_code == 400

@@ -196,6 +196,6 @@ def test_tool_calls_refuse_in_the_shape_of_openai(
 
 def test_tool_calls_body_that_is_too_large_is_refused(server: Server) -> None:
     """With 413, in the same shape."""
-    reply = server.client.post("/v1/tool_calls", content=b" " * ((32 << 20) + 1))
+    reply = server.client.post("/v1/tool_calls", content=b" " * ((16 << 20) + 1))
     assert reply.status_code == 413
     assert reply.json()["error"]["code"] == "too_large"

@@ -172,15 +172,16 @@ def check_names(tool: str, arguments: Mapping[str, Any]) -> None:
 
 
 def in_workspace(path: str) -> str:
-    """A path relative to the workspace. Models name it by its full path as often as not."""
-    if path == WORKSPACE:
-        return "."
-    return path.removeprefix(WORKSPACE + "/")
+    """A path relative to the workspace, which models name in full as often as not. Raises ArgumentError for others."""
+    relative = path.removeprefix(WORKSPACE).lstrip("/") if f"{path}/".startswith(f"{WORKSPACE}/") else path
+    if relative.startswith("/"):
+        raise ArgumentError(f"path: {path[:200]} is not below {WORKSPACE}; use run_shell for other places")
+    return relative
 
 
 def file_target(path: str) -> str:
     """The request target of a file. Raises ArgumentError."""
-    relative = in_workspace(path).lstrip("/")
+    relative = in_workspace(path)
     if not relative or "\0" in relative or len(relative) > 4096:
         raise ArgumentError("path: expected the path of a file in the workspace")
     try:

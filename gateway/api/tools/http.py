@@ -33,7 +33,7 @@ from gateway.model import Runtime, SessionId, StartKind
 
 logger = logging.getLogger(__name__)
 
-MAX_BODY = 32 << 20  # bytes; a file that a model writes is part of it
+MAX_BODY = 16 << 20  # bytes; a file that a model writes is part of it
 _MIN_KEY, _MAX_KEY = 16, 256  # characters: whoever says the same key gets the same session
 _PICTURES = ".wakegate/pictures"  # in the workspace; not among the files that list_files shows
 _EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp"}
