@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+from picod.web import to_json
 
 MAX_RESULTS = 256
 MAX_RESULT_BYTES = 16 << 20  # of all results together, as JSON
@@ -17,6 +19,9 @@ _CUTTABLE = (
 )  # half of these is of use; half of HTML or of a picture is not
 
 
+_PIECE = 64 << 10  # bytes of output that become JSON at once
+
+
 class Bounds:
     """Keeps results below the bounds, and says what it took away."""
 
@@ -25,6 +30,11 @@ class Bounds:
         self.omitted = 0
         self._count = 0
         self._bytes = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of what was admitted."""
+        return self._bytes
 
     def admit(self, data: Mapping[str, Any] | None) -> dict[str, Any] | None:
         """The result as it may be answered, or None when nothing of it may."""
@@ -102,15 +112,25 @@ class Collected:
         if not wait:
             self._results.clear()
 
-    def fields(self) -> dict[str, object]:
-        """The part of the answer that this is."""
-        answer: dict[str, object] = {name: self._text(name) for name in ("stdout", "stderr")}
-        answer["results"] = [data for _, data in self._results]
-        for name, more in self._more.items():
-            if more:
-                answer[f"{name}_truncated"] = True
-        return answer | self._bounds.said()
+    @property
+    def size(self) -> int:
+        """About as many bytes as the answer will have at least."""
+        return sum(map(len, self._kept.values())) + self._bounds.size
 
-    def _text(self, name: str) -> str:
+    def answer(self, rest: Mapping[str, object]) -> Iterator[bytes]:
+        """The answer as JSON, with the fields of `rest`, in pieces: all at once it might be six times as much."""
+        for name, opening in (("stdout", b'{"stdout":"'), ("stderr", b'","stderr":"')):
+            yield opening
+            yield from self._escaped(name)
+        yield b'","results":['
+        for index, (_, data) in enumerate(self._results):
+            yield (b"," if index else b"") + to_json(data)
+        truncated = {f"{name}_truncated": True for name, more in self._more.items() if more}
+        yield b"]," + to_json({**truncated, **self._bounds.said(), **rest})[1:]
+
+    def _escaped(self, name: str) -> Iterator[bytes]:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        return decoder.decode(self._kept[name], final=not self._more[name])
+        kept = self._kept[name]
+        for start in range(0, len(kept), _PIECE):
+            yield to_json(decoder.decode(kept[start : start + _PIECE]))[1:-1]
+        yield to_json(decoder.decode(b"", final=not self._more[name]))[1:-1]

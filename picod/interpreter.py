@@ -20,7 +20,7 @@ from picod.kernel import Ahead, KernelError
 from picod.python_context import PythonContext
 from picod.runs import LiveRun, read_following, serve
 from picod.statefiles import StateFiles
-from picod.web import ClientGoneError, Request, RequestError
+from picod.web import JSON_TYPE, ClientGoneError, Request, RequestError
 
 if TYPE_CHECKING:
     from picod.app import Picod
@@ -30,6 +30,7 @@ DEFAULTS = {"python": "default", "bash": "bash"}  # language -> the context that
 _MAX_CONTEXTS = 16
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _STRUCT = "RunCodeRequest"
+_SMALL = 256 << 10  # bytes up to which an answer is made in one piece
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,14 @@ async def run_code(picod: Picod, request: Request) -> None:
     if not running.done():
         raise ClientGoneError
     outcome = _outcome(running)
-    await request.answer_json(200, {**collected.fields(), **outcome.fields(), "context_id": context.id})
+    pieces = collected.answer({**outcome.fields(), "context_id": context.id})
+    if collected.size <= _SMALL:
+        await request.answer(200, b"".join(pieces), (JSON_TYPE,))
+        return
+    await request.start(200, (JSON_TYPE,))
+    for piece in pieces:
+        await request.write(piece, more=True)
+    await request.write(b"", more=False)
 
 
 async def _stream(picod: Picod, request: Request, order: CodeOrder, context: Context, *, background: bool) -> None:

@@ -72,9 +72,16 @@ class PythonContext(Context):
             self.execution_count = 0
 
     async def _prepare(self) -> None:
-        self.begin()
-        if self._starting is not None:
-            await asyncio.shield(self._starting)
+        while not self._deleted:
+            self.begin()
+            starting = self._starting
+            if starting is None:
+                return
+            await asyncio.wait({starting})
+            if not starting.cancelled():  # a restart meanwhile takes its start away, and has another begin
+                starting.result()
+                return
+        raise KernelError("the context was deleted")
 
     async def _run(self, code: str, timeout: float, listener: Listener, stop: Stop) -> Outcome:
         kernel = self._kernel

@@ -16,9 +16,9 @@ SANDBOX_BIN = ROOT / ".venv-sandbox" / "bin"
 
 
 @contextlib.contextmanager
-def interpreter_process(home: Path, *flags: str) -> Iterator[Executor]:
-    """A picod whose `python3` is the sandbox environment's and whose HOME is `home`."""
-    env = {"PATH": f"{SANDBOX_BIN}:/usr/bin:/bin", "HOME": str(home), "LANG": "C.UTF-8", "TMPDIR": "/tmp"}
+def interpreter_process(home: Path, *flags: str, path: str = str(SANDBOX_BIN)) -> Iterator[Executor]:
+    """A picod whose `python3` is the sandbox environment's (or that in `path`) and whose HOME is `home`."""
+    env = {"PATH": f"{path}:/usr/bin:/bin", "HOME": str(home), "LANG": "C.UTF-8", "TMPDIR": "/tmp"}
     with picod_process("--auth", "none", *flags, environ={"PICOD_COMMAND_ENV": json.dumps(env)}) as executor:
         yield executor
 

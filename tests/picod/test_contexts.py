@@ -6,11 +6,12 @@ import base64
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from tests.picod.conftest import Executor
-from tests.picod.interpreters import interpreter_process, run_code
+from tests.picod.interpreters import SANDBOX_BIN, interpreter_process, run_code
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +187,32 @@ def test_code_that_awaits_is_interrupted_too(picod: Executor) -> None:
     answer = run_code(picod, "waited = 1\nawait asyncio.sleep(60)", timeout=0.3)
     assert answer["timed_out"] is True
     assert run_code(picod, "waited")["results"] == [{"text/plain": "1"}]
+
+
+def test_context_that_cannot_start_says_why(tmp_path: Path) -> None:
+    """An environment without a kernel is named as the cause; bash goes on, and a python3 that is mended is used."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    python = programs / "python3"
+    python.write_text("#!/bin/sh\necho 'ModuleNotFoundError: No module named ipykernel' >&2\nexit 1\n")
+    python.chmod(0o755)
+    with interpreter_process(tmp_path, path=str(programs)) as picod:
+        reply = picod.client.post("/api/run_code", json={"code": "1"})
+        assert reply.status_code == 503
+        assert "No module named ipykernel" in reply.json()["error"]
+        assert run_code(picod, "echo fine", language="bash")["stdout"] == "fine\n"
+        python.write_text(f'#!/bin/sh\nexec {SANDBOX_BIN / "python3"} "$@"\n')
+        assert run_code(picod, "1")["results"] == [{"text/plain": "1"}]
+
+
+def test_run_that_waits_for_a_start_survives_a_restart(picod: Executor) -> None:
+    """A restart takes the starting process away; the run that waited for it has the next one."""
+    made = picod.client.post("/api/contexts", json={"language": "python"}).json()["id"]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(run_code, picod, "'ran'", context_id=made)
+        for _ in range(3):
+            assert picod.client.post(f"/api/contexts/{made}/restart").status_code == 200
+        answer = waiting.result()
+    assert answer["results"] == [{"text/plain": "'ran'"}] or answer["error"]["name"] == "Interrupted"
+    assert run_code(picod, "2", context_id=made)["results"] == [{"text/plain": "2"}]
+    picod.client.delete(f"/api/contexts/{made}")
