@@ -123,6 +123,8 @@ class Gateway:
             ),
             holder=holder_name(),
         )
+        executor = PicodExecutor(self.catalog, self.tokens, connect_timeout=settings.connect_timeout)
+        self.lifecycle.ask_before_sleep(executor.busy)
         self.lifecycle.on_waiting(self.autoscaler.waiting)
         self.lifecycle.on_claim(self.autoscaler.claimed)
         self.advisor = SessionAdvisor(

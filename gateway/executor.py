@@ -114,6 +114,12 @@ class PicodExecutor:
                 f"sandbox {sandbox.id} did not answer {path} within {self._patience:g} s"
             ) from None
 
+    async def busy(self, sandbox: Sandbox, session_id: SessionId) -> bool:
+        """Whether something runs there that no request waits for. A picod that cannot tell has nothing."""
+        async with self._call("GET", wire.ACTIVITY_PATH, sandbox, session_id) as reply:
+            said = await _said(reply)
+        return reply.status_code == 200 and _json(said).get("busy") is True
+
     @asynccontextmanager
     async def _call(
         self, method: str, path: str, sandbox: Sandbox, session_id: SessionId, **request: Any

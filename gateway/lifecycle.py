@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ from gateway.errors import (
     SessionNotFoundError,
     StaleWriteError,
     StoreUnavailableError,
+    WakegateError,
 )
 from gateway.hibernation import Hibernation, bounded
 from gateway.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
@@ -49,8 +50,10 @@ NOTHING_RESTORED = "none"
 MIN_HOLD_S = 10.0
 HOLD_FACTOR = 3.5  # times the expected start: room for a queue of starts before it, still an answer while people wait
 _SWEEP_BATCH = 256  # sessions ended in one sweep of each kind, so that a tick stays short
+_WORK_CHECK_S = 2.0  # seconds that a sandbox has to say whether it is at work
 
 Unbound = Callable[[SessionId, SandboxId | None], None]
+WorkCheck = Callable[[Sandbox, SessionId], Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,7 @@ class Lifecycle:
         self._terminated_retention = terminated_retention
         self._locks: dict[SessionId, tuple[asyncio.Lock, int]] = {}
         self._bound: dict[SandboxId, SessionId] = {}
+        self._work_check: WorkCheck | None = None
         self._claiming = 0
         self._start_times: dict[RuntimeKey, StartTimes] = {}
         self._unbound: list[Unbound] = []
@@ -112,6 +116,10 @@ class Lifecycle:
     def on_wake(self, listener: GapListener) -> None:
         """Call `listener(session, runtime, seconds)` when a sleeping session is used again, after so long a silence."""
         self._woken.append(listener)
+
+    def ask_before_sleep(self, check: WorkCheck) -> None:
+        """Ask `check(sandbox, session)` before an idle session sleeps or ends: is its sandbox at work?"""
+        self._work_check = check
 
     @property
     def bound(self) -> int:
@@ -213,7 +221,7 @@ class Lifecycle:
                 return True
             if session.state is not SessionState.ACTIVE or session.sandbox is None:
                 raise ConflictError(f"session {session_id} is {session.state}; only an active one can be put to sleep")
-            if only_if is not None and not only_if(session):
+            if only_if is not None and (not only_if(session) or await self._at_work(session)):
                 return False
             session = await self._hibernation.begin(session)
             if self._activity.busy(session_id) or (only_if is not None and not only_if(session)):
@@ -280,9 +288,24 @@ class Lifecycle:
         latest = self._activity.latest(session.id, now)
         return max(session.last_active_at, latest or 0.0) + session.idle_timeout <= now
 
+    async def _at_work(self, session: Session) -> bool:
+        """Whether something runs in its sandbox that no request waits for. Then it counts as used now."""
+        if self._work_check is None or session.sandbox is None:
+            return False
+        try:
+            async with asyncio.timeout(_WORK_CHECK_S):
+                at_work = await self._work_check(session.sandbox, session.id)
+        except (WakegateError, TimeoutError):
+            return False  # gone, or an executor of another kind: nothing speaks against its sleep
+        if at_work:
+            await self._store.touch_many({session.id: self._clock.now()})
+        return at_work
+
     async def _sweep_idle(self, session: Session) -> int:
         runtime = self._catalog.get(session.runtime)
         if runtime is None or not runtime.hibernates:
+            if await self._at_work(session):
+                return 0
             return await self._sweep_one(session, f"idle for {session.idle_timeout:g} s", self.is_idle)
         try:
             return int(await self.hibernate(session.id, only_if=self.is_idle))

@@ -130,6 +130,19 @@ async def test_suspend_reports_what_could_not_be_saved() -> None:
             assert await executor_of().suspend(sandbox, SESSION) == SuspendReport()
 
 
+async def test_sandbox_is_busy_only_if_it_says_so() -> None:
+    """In the agreed words; an older picod, nonsense and refusals are none of them."""
+    for body, status, busy in (
+        (b'{"busy": true}', "200 OK", True),
+        (b'{"busy": false}', "200 OK", False),
+        (b'{"busy": 1}', "200 OK", False),
+        (b"ok", "200 OK", False),
+        (b'{"busy": true}', "404 Not Found", False),
+    ):
+        async with answering(saying(body, status)) as sandbox:
+            assert await executor_of().busy(sandbox, SESSION) is busy, body
+
+
 async def test_executor_without_suspend_has_nothing_to_save() -> None:
     """404, as an older or foreign picod answers."""
     async with answering(saying(b"404 page not found", "404 Not Found")) as sandbox:

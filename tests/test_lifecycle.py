@@ -18,7 +18,7 @@ from gateway.errors import (
 )
 from gateway.hibernation import Hibernation
 from gateway.lifecycle import Lifecycle, rfc3339
-from gateway.model import RuntimeKey, SandboxEvent, SandboxId, Session, SessionId, SessionState, StartKind
+from gateway.model import RuntimeKey, Sandbox, SandboxEvent, SandboxId, Session, SessionId, SessionState, StartKind
 from gateway.runtimes import StaticCatalog, default_runtime
 from gateway.stats import Activity
 from gateway.store.sqlite import SqliteStore
@@ -340,3 +340,42 @@ async def test_claims_are_told_to_listeners_and_lengthen_the_hold(world: World) 
     await pending
     assert heard == [(KEY, StartKind.WARM, world.clock.now())]
     assert world.lifecycle.hold_time(KEY) == world.lifecycle.hold_time(None) == 70.0
+
+
+@pytest.mark.parametrize("hibernates", [False, True])
+async def test_session_at_work_is_not_put_to_sleep(world: World, hibernates: bool) -> None:
+    """While its sandbox says that something runs there; afterwards a whole idle timeout passes first."""
+    world.runtime = replace(world.runtime, hibernates=hibernates)
+    world.restart()
+    asked: list[SandboxId] = []
+    at_work = True
+
+    async def check(sandbox: Sandbox, session_id: SessionId) -> bool:
+        asked.append(sandbox.id)
+        return at_work
+
+    world.lifecycle.ask_before_sleep(check)
+    opened = await world.lifecycle.create(KEY)
+    assert await world.lifecycle.sweep() == 0
+    assert not asked  # only when it would sleep
+    world.clock.advance(901)
+    assert await world.lifecycle.sweep() == 0
+    assert asked == [opened.sandbox.id]
+    at_work = False
+    world.clock.advance(899)
+    assert await world.lifecycle.sweep() == 0
+    world.clock.advance(2)
+    assert await world.lifecycle.sweep() == 1
+
+
+@pytest.mark.parametrize("error", [SandboxStartError("away"), TimeoutError()])
+async def test_sandbox_that_cannot_be_asked_keeps_nobody_awake(world: World, error: Exception) -> None:
+    """It may be gone."""
+
+    async def check(sandbox: Sandbox, session_id: SessionId) -> bool:
+        raise error
+
+    world.lifecycle.ask_before_sleep(check)
+    await world.lifecycle.create(KEY)
+    world.clock.advance(901)
+    assert await world.lifecycle.sweep() == 1

@@ -6,12 +6,13 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.integration.served import Server, serve, wait_until
+from tests.integration.served import RUNTIME, Server, serve, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,21 @@ def test_folder_that_its_owner_cannot_read_is_listed_with_the_reason(client: htt
         ("no", "permission denied"), ("yes", None), ("yes/f", None),
     ]  # fmt: skip
     assert client.delete("/api/files/t?recursive=true").status_code == 204
+
+
+def test_session_at_work_stays_awake_until_the_work_is_done(tmp_path: Path) -> None:
+    """Idle for longer than its timeout, with a process in the background; when that ends, it sleeps."""
+    with serve(tmp_path / "state", "--sweep-interval", "0.1s") as server:
+        session = server.client.post("/v1/sessions", json={"runtime": RUNTIME, "idleTimeout": "1s"}).json()["id"]
+        command = ["sh", "-c", "i=0; while [ ! -e stop ]; do i=$((i+1)); echo $i > count; sleep 0.1; done"]
+        headers = {"x-session-id": session}
+        reply = server.client.post("/api/processes", json={"command": command}, headers=headers)
+        assert reply.status_code == 201
+        since = server.state(session)["lastActiveAt"]
+        wait_until(lambda: server.state(session)["lastActiveAt"] > since, "the sweep found it at work")
+        assert server.state(session)["state"] == "active"
+        server.client.put("/api/files/stop", content=b"", headers=headers)
+        wait_until(lambda: server.state(session)["state"] == "hibernated", "it sleeps when the work is done")
 
 
 def test_processes_end_when_their_session_sleeps(server: Server) -> None:
