@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from gateway.clock import Clock
 from gateway.errors import (
+    ActivationTimeoutError,
     ConflictError,
     QueueFullError,
     RuntimeNotFoundError,
@@ -39,7 +40,7 @@ from gateway.model import (
     SessionState,
     StartKind,
 )
-from gateway.stats import Activity, ClaimListener, GapListener, StartTimes, WaitListener
+from gateway.stats import Activity, Backlog, ClaimListener, GapListener, StartTimes, WaitListener
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -49,6 +50,7 @@ logger = logging.getLogger(__name__)
 NOTHING_RESTORED = "none"
 MIN_HOLD_S = 10.0
 HOLD_FACTOR = 3.5  # times the expected start: room for a queue of starts before it, still an answer while people wait
+_LONGEST_RETRY_S = 30.0  # a Retry-After beyond this is a guess about other people
 _SWEEP_BATCH = 256  # sessions ended in one sweep of each kind, so that a tick stays short
 _WORK_CHECK_S = 2.0  # seconds that a sandbox has to say whether it is at work
 
@@ -96,6 +98,7 @@ class Lifecycle:
         self._work_check: WorkCheck | None = None
         self._claiming = 0
         self._start_times: dict[RuntimeKey, StartTimes] = {}
+        self._backlogs: dict[RuntimeKey, Backlog] = {}
         self._unbound: list[Unbound] = []
         self._claimed: list[ClaimListener] = []
         self._waiting: list[WaitListener] = []
@@ -130,6 +133,20 @@ class Lifecycle:
         """Seconds that a request may be held for a sandbox of this runtime (None: of whichever is slowest)."""
         times = self._start_times.values() if runtime is None else filter(None, [self._start_times.get(runtime)])
         return max(MIN_HOLD_S, HOLD_FACTOR * max((each.expected() for each in times), default=0.0))
+
+    def overdue(self, runtime: RuntimeKey | None, waited: float) -> WakegateError:
+        """What to tell a request that no sandbox was ready for within the hold rule (runtime None: of whichever).
+
+        When others who queued were served meanwhile it is overload, so 429 with the time that the queue takes; when
+        nobody was, something is wrong with the starts: 504.
+        """
+        queues = self._backlogs.items()
+        moving = [each for key, each in queues if each.moves and (key == runtime or (runtime is None and each.waiting))]
+        text = f"no sandbox was ready within {waited:.1f} s; the request was not sent to one"
+        if not moving:
+            return ActivationTimeoutError(text, retry_after=1)
+        expected = max(each.expected_wait(self._clock.monotonic()) or 1.0 for each in moving)
+        return QueueFullError(f"{text}: others wait too", retry_after=min(max(1.0, expected), _LONGEST_RETRY_S))
 
     async def start(self) -> None:
         """Make records true after an earlier life: what sandboxes that ended with it left is kept for its session."""
@@ -404,14 +421,26 @@ class Lifecycle:
                 f"all {self._max_sandboxes} sandboxes of this gateway are in use; end a session or try again later",
                 retry_after=5,
             )
-        self._claiming += 1
         began = self._clock.monotonic()
+        backlog = self._backlogs.setdefault(runtime.key, Backlog())
+        expected, hold = backlog.expected_wait(began), self.hold_time(runtime.key)
+        if expected is not None and expected > hold:
+            raise QueueFullError(
+                f"{backlog.waiting} sessions wait for a sandbox of {runtime.key}, which takes about {expected:.0f} s; "
+                f"requests are held for {hold:.0f} s at most",
+                retry_after=min(expected - hold / 2, _LONGEST_RETRY_S),
+            )
+        self._claiming += 1
         self._tell_waiting(runtime.key, 1)
+        backlog.joined(began)
+        started = False
         try:
             sandbox = await self._provider.claim(runtime.key, session_id)
+            started = sandbox.start is StartKind.COLD
         finally:
             self._claiming -= 1
             self._tell_waiting(runtime.key, -1)
+            backlog.left(served=started)
         took = self._clock.monotonic() - began
         self._start_times.setdefault(runtime.key, StartTimes()).add(took)
         for listener in self._claimed:

@@ -89,3 +89,40 @@ class StartTimes:
             return 0.0
         ordered = sorted(self._recent)
         return ordered[min(len(ordered) - 1, len(ordered) * 9 // 10)]
+
+
+class Backlog:
+    """Claims of one runtime that wait for a sandbox to start, and how fast such claims are served just now.
+
+    A rate is known only while they queue, from the moment on which the first began to wait until none does any more,
+    and only once several were served. Single cold starts, however many, say nothing of what could be started at once.
+    """
+
+    _ENOUGH = 8  # claims served in this queue before its rate is believed
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self._served = 0
+        self._since = 0.0
+
+    def joined(self, now: float) -> None:
+        """A claim begins to wait. `now` on a clock that never steps back."""
+        if not self.waiting:
+            self._served, self._since = 0, now
+        self.waiting += 1
+
+    def left(self, *, served: bool) -> None:
+        """It waits no more: it was `served` with a sandbox that was started, or not."""
+        self.waiting -= 1
+        self._served += served
+
+    @property
+    def moves(self) -> bool:
+        """Whether somebody in this queue has been served: it is long, but nothing is broken."""
+        return self._served > 0
+
+    def expected_wait(self, now: float) -> float | None:
+        """Seconds that one more claim would wait behind those that do; None while nobody can tell."""
+        if not self.waiting or self._served < self._ENOUGH or now <= self._since:
+            return None
+        return (self.waiting + 1) * (now - self._since) / self._served

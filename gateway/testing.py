@@ -62,6 +62,8 @@ class ScriptedProvider:
         self.endpoints = list(endpoints) or [Endpoint(uds="/nonexistent/sandbox.sock")]
         self.fail_with: WakegateError | None = None
         self.hold: asyncio.Event | None = None  # claims wait for it when set
+        self.cold_seconds = 0.0  # what a cold claim takes; they come one after the other
+        self._starting = asyncio.Lock()
         self.claims = 0
         self._clock = clock or SystemClock()
         self._warm: dict[RuntimeKey, int] = {}
@@ -90,6 +92,9 @@ class ScriptedProvider:
             raise RuntimeNotFoundError(f"{runtime} is not served")
         if self.hold is not None:
             await self.hold.wait()
+        if self.cold_seconds and not self._warm[runtime]:
+            async with self._starting:
+                await asyncio.sleep(self.cold_seconds)
         if self.fail_with is not None:
             raise self.fail_with
         self.claims += 1

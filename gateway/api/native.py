@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.api.body import JSON, error_headers, read_metadata, read_object, read_seconds
-from gateway.errors import ActivationTimeoutError, BadRequestError, WakegateError
+from gateway.errors import BadRequestError, WakegateError
 from gateway.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
 from gateway.lifecycle import Lifecycle, rfc3339
 from gateway.model import Kind, PoolStatus, Runtime, RuntimeKey, Session, SessionId, SessionState
@@ -72,7 +72,7 @@ class NativeAPI:
             async with asyncio.timeout(hold):
                 opened = await self._lifecycle.create(key, ttl=ttl, idle_timeout=idle_timeout, metadata=metadata)
         except TimeoutError:
-            raise ActivationTimeoutError(f"no sandbox was ready within {hold:g} s", retry_after=1) from None
+            raise self._lifecycle.overdue(key, hold) from None
         session_id = opened.session.id
         headers = {
             "location": f"/v1/sessions/{session_id}",

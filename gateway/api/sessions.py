@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from gateway.api.native import read_runtime
 from gateway.api.openai import ParamError
-from gateway.errors import ActivationTimeoutError, BadRequestError
+from gateway.errors import BadRequestError
 from gateway.interfaces import RuntimeCatalog
 from gateway.lifecycle import Lifecycle, Opened
 from gateway.model import Kind, Runtime, RuntimeKey, SessionId
@@ -67,7 +67,7 @@ async def create_session(
         async with asyncio.timeout(hold):
             return await lifecycle.create(runtime, idle_timeout=idle_timeout, metadata=metadata)
     except TimeoutError:
-        raise ActivationTimeoutError(f"no sandbox was ready within {hold:g} s", retry_after=1) from None
+        raise lifecycle.overdue(runtime, hold) from None
 
 
 def _names(catalog: RuntimeCatalog) -> str:

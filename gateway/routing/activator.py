@@ -15,7 +15,6 @@ from time import perf_counter
 from gateway.clock import Clock
 from gateway.counters import Counters, RuntimeCounters
 from gateway.errors import (
-    ActivationTimeoutError,
     BadRequestError,
     DrainingError,
     QueueFullError,
@@ -205,10 +204,7 @@ class Activator:
             async with asyncio.timeout(self._lifecycle.hold_time(target.runtime)):
                 return await self._reserve(target, gone, began)
         except TimeoutError:
-            raise ActivationTimeoutError(
-                f"no sandbox was ready within {perf_counter() - began:.1f} s; the request was not sent to one",
-                retry_after=1,
-            ) from None
+            raise self._lifecycle.overdue(target.runtime, perf_counter() - began) from None
         finally:
             self.held -= 1
 
