@@ -189,3 +189,21 @@ def test_bad_request_for_a_stream_is_refused(
     reply = picod.client.post("/api/execute", json=body, headers=headers)
     assert reply.status_code == status
     assert says in reply.json()["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_gigabyte_streams_with_flat_memory(picod: Executor) -> None:
+    """As much as a run may print: every byte comes, and picod's memory does not know how much it was."""
+    before = picod.reset_peak()
+    command = ["sh", "-c", "yes some seventy characters of text | head -c 1000000000"]
+    connection, _ = start(picod, {"command": command, "timeout": "10m"})
+    received, tail, buffer = 0, b"", bytearray(1 << 20)
+    while b"event: exit" not in tail:
+        count = connection.recv_into(buffer)
+        assert count, "the stream ended early"
+        received += count
+        tail = (tail + buffer[max(0, count - 4096) : count])[-4096:]
+    connection.close()
+    assert received > 1_000_000_000
+    assert picod.memory("VmHWM") - before < 16 << 20
