@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives import serialization
+
 from gateway.catalog import WatchedCatalog
 from gateway.clock import Clock
 from gateway.conditions import make_status
@@ -131,6 +133,8 @@ async def join_cluster(settings: Settings, files: Sequence[Runtime], clock: Cloc
         spread=settings.kube_spread,
         scheduler=settings.kube_scheduler,
         runtime_class=settings.kube_runtime_class,
+        code_context=settings.code_context,
+        environment=_foreign_key(keys),
     )
     provider = KubernetesProvider(api, clock, defaults, namespaces, start_timeout=settings.sandbox_start_timeout)
     return Cluster(settings, api, catalog, provider, keys)
@@ -170,6 +174,16 @@ async def publish_keys(api: KubeApi, namespace: str, key_set: str) -> None:
         one = f"{path}/{names.KEYS_CONFIGMAP}"
         if await _wrote(api.create(path, body) if present is None else api.replace(one, body)):
             return
+
+
+def _foreign_key(keys: KeyRing) -> dict[str, str]:
+    """The public key as AgentCube's own picod reads it. It knows RS256 only, and one key."""
+    if keys.signer.algorithm != "RS256":
+        return {}
+    pem = keys.signer.private.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return {"PICOD_AUTH_PUBLIC_KEY": pem.decode()}
 
 
 def _take_over(private: Path, data: dict[str, str] | None) -> None:

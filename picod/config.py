@@ -179,7 +179,9 @@ def _command_env(parser: argparse.ArgumentParser, environ: Mapping[str, str], wo
     text = environ.get(wire.ENV_COMMAND_ENV)
     if not text:
         path = environ.get("PATH", DEFAULT_PATH)
-        return {"PATH": path, "HOME": workspace, "LANG": "C.UTF-8", "TMPDIR": "/tmp"}  # noqa: S108 - the sandbox's own
+        passed = {name: environ[name] for name in environ.get(wire.ENV_FORWARD, "").split(",") if name in environ}
+        base = {"PATH": path, "HOME": workspace, "LANG": "C.UTF-8", "TMPDIR": "/tmp"}  # noqa: S108 - the sandbox's own
+        return base | passed
     try:
         value = json.loads(text)
     except ValueError as error:

@@ -33,6 +33,7 @@ ENV_KEYS_FILE = "PICOD_KEYS_FILE"  # a JSON Web Key Set; read again when a token
 ENV_AUTH = "PICOD_AUTH"  # jwt | none
 ENV_WORKSPACE = "PICOD_WORKSPACE"
 ENV_COMMAND_ENV = "PICOD_COMMAND_ENV"  # JSON object: the whole environment that commands start from
+ENV_FORWARD = "PICOD_FORWARD_ENV"  # names of picod's own variables that commands get too: "GREETING,API_URL"
 ENV_PRELOAD = "PICOD_PRELOAD"  # modules that python3 has imported ahead: "numpy,pandas"
 ENV_PORTS = "PICOD_PORTS"  # ports of the sandbox that may be reached: "8000,9000-9100"
 ENV_CODE_CONTEXT = "PICOD_CODE_CONTEXT"  # warm | lazy | off

@@ -11,17 +11,21 @@ from pathlib import Path
 import pytest
 
 from gateway.clock import SystemClock
+from gateway.cluster import Remains
 from gateway.errors import SandboxStartError, SnapshotNotFoundError
 from gateway.executor import PicodExecutor
 from gateway.interfaces import SandboxProvider, WorkspaceKeeper
 from gateway.keys import KeyRing
 from gateway.model import Limits, Runtime, RuntimeKey, Sandbox, SandboxId, SessionId
+from gateway.provider.kubernetes.names import KEYS_CONFIGMAP
 from gateway.provider.local import LocalProvider
 from gateway.routing.tokens import TokenIssuer
 from gateway.runtimes import StaticCatalog
 from gateway.snapshots import FolderStore
 from gateway.snapshots.keeper import SnapshotKeeper
 from gateway.testing import ScriptedProvider
+from tests.kube.simulator import Cluster
+from tests.kube.support import open_provider
 
 KEY = RuntimeKey("default", "contract")
 RUNTIME = Runtime(KEY, limits=Limits(processes=64))
@@ -98,6 +102,30 @@ async def snapshots(folder: Path) -> AsyncIterator[Subject]:
 
 
 @asynccontextmanager
+async def kubernetes(folder: Path) -> AsyncIterator[Subject]:
+    """Pods of a simulated cluster, with real picods in them."""
+    keys, clock = KeyRing(folder / "keys"), SystemClock()
+    keys.open()
+    async with Cluster().running() as cluster:
+        text = (keys.public_dir / "jwks.json").read_text()
+        cluster.create("configmaps", KEYS_CONFIGMAP, namespace="default", data={"jwks.json": text})
+        provider = await open_provider(cluster, folder)
+        await provider.apply([RUNTIME])
+
+        def file(sandbox: Sandbox) -> Path:
+            return cluster.kubelet.volume(sandbox.id, "workspace") / "folder" / "content"
+
+        def write(sandbox: Sandbox, content: str) -> None:
+            file(sandbox).parent.mkdir(exist_ok=True)
+            file(sandbox).write_text(content)
+
+        executor = PicodExecutor(StaticCatalog([RUNTIME]), TokenIssuer(keys, clock))
+        keeper = SnapshotKeeper(FolderStore(folder / "snapshots"), Remains(provider), executor, clock)
+        yield Subject(keeper, provider, write, lambda sandbox: file(sandbox).read_text())
+        await provider.aclose()
+
+
+@asynccontextmanager
 async def scripted(folder: Path) -> AsyncIterator[Subject]:
     provider = ScriptedProvider()
     await provider.apply([RUNTIME])
@@ -112,6 +140,7 @@ KEEPERS: dict[str, Callable[[Path], AbstractAsyncContextManager[Subject]]] = {
     "local-parking": parking,
     "snapshots": snapshots,
     "scripted": scripted,
+    "kubernetes": kubernetes,
 }
 
 

@@ -12,7 +12,7 @@ from tests.kube.simulator import Cluster, in_thread
 
 INTERPRETER: dict[str, Any] = {
     "warmPoolSize": 2,
-    "template": {"image": "wakegate/picod:test"},
+    "template": {"image": "wakegate/picod:test", "environment": [{"name": "GREETING", "value": "hello"}]},
     "ports": [{"port": 8080, "pathPrefix": "/", "protocol": "HTTP"}],
 }
 

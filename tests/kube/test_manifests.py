@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -136,6 +137,19 @@ def test_overlay_pods_have_no_privileges(overlay: str) -> None:
                     "capabilities": {"drop": ["ALL"]},
                 }
                 assert re.search(r":\d+\.\d+\.\d+$", container["image"])
+
+
+def test_prepull_component_pulls_the_image_of_the_settings(tmp_path: Path) -> None:
+    """Added to an overlay it builds, fits the API, and names the image that sandboxes have."""
+    base = os.path.relpath(MANIFESTS, tmp_path)
+    kustomization = {"resources": [f"{base}/overlays/production"], "components": [f"{base}/components/prepull"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    kubectl = Path(sys.executable).parent / "kubectl"
+    done = subprocess.run([kubectl, "kustomize", tmp_path], capture_output=True, check=True)
+    (made,) = [d for d in yaml.safe_load_all(done.stdout) if d["kind"] == "DaemonSet"]
+    assert problems_of(made, "V1DaemonSet") == []
+    (container,) = made["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == Settings().picod_image
 
 
 def granted(role: Any) -> set[tuple[str, str, str, str]]:

@@ -140,6 +140,7 @@ async def test_claim_that_broke_off_is_settled(kube: Opened, reaches_server: boo
     assert (failed.value.status, failed.value.code) == (503, "SANDBOX_START_FAILED")
     kube.cluster.api.slow_answers, kube.cluster.api.hanging = False, None
     await kube.cluster.start_api()
+    await kube.provider._tidy()
     if reaches_server:
         await eventually(lambda: not kube.cluster.pods(**CLAIMED), "the pod that nobody got is deleted")
     else:

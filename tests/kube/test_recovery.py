@@ -108,6 +108,14 @@ def test_session_serves_while_the_api_server_is_away(server: Server, cluster: Cl
     wait_until(lambda: makes_session(server, "my-interpreter") == 201, "sessions are made again")
 
 
+def test_manifest_environment_reaches_commands_and_nothing_else_does(server: Server) -> None:
+    """The variables of spec.template.environment, and none of picod's or the cluster's own."""
+    said = server.run(server.session(), "env").json()["stdout"]
+    assert "GREETING=hello" in said.splitlines()
+    assert "PICOD_" not in said
+    assert "KUBERNETES_" not in said
+
+
 def test_status_of_a_runtime_tells_the_truth(server: Server, cluster: Cluster) -> None:
     """Ready only with a ready sandbox; an image that cannot be pulled is the reason there, in /v1/runtimes and in the
     answer to a claim; mended, it becomes Ready. A spec that is wrong says so and leaves what was served."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,7 @@ class PodDefaults:
     spread: str = "spread"  # one of SPREADS
     scheduler: str = ""
     runtime_class: str = ""
+    code_context: str = "warm"  # wire.ENV_CODE_CONTEXT
     environment: Mapping[str, str] = field(default_factory=dict)  # of picod, e.g. AgentCube's public key
 
 
@@ -241,11 +242,12 @@ def _interpreter_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
     template = (runtime.manifest.get("spec") or {}).get("template") or {}
     own = _wakegate(runtime).get("pod") or {}
     port = default_port(runtime)
+    given = template.get("environment") or _plain(runtime)
     container: Object = {
         "name": PICOD_CONTAINER,
         "image": runtime.image or defaults.picod_image,
         "ports": [{"containerPort": port, "protocol": "TCP"}],
-        "env": [*_picod_environment(runtime, defaults), *(template.get("environment") or _plain(runtime))],
+        "env": [*_picod_environment(runtime, defaults, given), *given],
         "readinessProbe": {
             "httpGet": {"path": wire.HEALTH_PATH, "port": port},
             "periodSeconds": 1,
@@ -317,13 +319,19 @@ def _agent_pod(runtime: Runtime) -> Object:
     return spec
 
 
-def _picod_environment(runtime: Runtime, defaults: PodDefaults) -> list[Object]:
+def _picod_environment(runtime: Runtime, defaults: PodDefaults, given: Sequence[Mapping[str, Any]]) -> list[Object]:
+    """picod's own variables. Those of the manifest (`given`) reach commands by name, as only the kubelet knows what
+    a `valueFrom` stands for."""
     return [
         {"name": wire.ENV_AUDIENCE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
         {"name": wire.ENV_KEYS_FILE, "value": f"{KEYS_FOLDER}/jwks.json"},
         {"name": wire.ENV_AUTH, "value": "jwt" if runtime.auth else "none"},
         {"name": wire.ENV_CODE_CONTEXT, "value": runtime.code_context or "lazy"},
         {"name": wire.ENV_WORKSPACE, "value": WORKSPACE},
+        {"name": wire.ENV_FORWARD, "value": ",".join(str(variable["name"]) for variable in given)},
+        {"name": wire.ENV_PRELOAD, "value": ",".join(runtime.preload)},
+        {"name": wire.ENV_PORTS, "value": ",".join(f"{first}-{last}" for first, last in runtime.ports)},
+        {"name": wire.ENV_CODE_CONTEXT, "value": runtime.code_context or defaults.code_context},
         *([{"name": wire.ENV_PRELOAD, "value": ",".join(runtime.preload)}] if runtime.preload else ()),
         *({"name": name, "value": value} for name, value in defaults.environment.items()),
     ]

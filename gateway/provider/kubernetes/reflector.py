@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 PAGE = 500
 _PAUSE, _PAUSE_MAX = 0.2, 30.0  # seconds between tries, doubled each time, with jitter
 _REOPEN = 0.05  # seconds before a stream that ended is opened again: a server that ends all of them is not hammered
+_RESYNC = 1800.0  # seconds after which all is listed anew, so that no slip of a watch lasts longer
 _DEAD_KEPT = 4096
 
 
@@ -64,11 +65,12 @@ class Reflector(Generic[R]):
 
     async def run(self) -> None:
         """Follow the collection until cancelled."""
-        version, failures = "", 0
+        loop = asyncio.get_running_loop()
+        version, failures, listed = "", 0, 0.0
         while True:
             try:
-                if not version:
-                    version = await self.refresh()
+                if not version or loop.time() - listed > _RESYNC:
+                    version, listed = await self.refresh(), loop.time()
                 version = await self._follow(version)
                 failures = 0
                 await asyncio.sleep(_REOPEN)

@@ -61,6 +61,10 @@ class Kubelet:
             with suppress(ProcessLookupError):
                 process.send_signal(number)
 
+    def volume(self, uid: str, name: str) -> Path:
+        """Where a pod's volume lies on the machine."""
+        return self._folder / uid / name
+
     def lose(self, uid: str) -> None:
         """The pod's machine is gone: its processes end, and nobody looks after it any more."""
         self._running[uid].task.cancel()
