@@ -61,7 +61,7 @@ SCENARIOS = {
         Scenario("streams", "long streams", (1, 10, 12), {"SECONDS": "20"}, {"VUS": "3", "SECONDS": "3"}),
         Scenario("websocket", "WebSockets to a server in a sandbox", (1, 2, 5), {"VUS": "50", "MESSAGES": "200"},
                  {"VUS": "5", "MESSAGES": "20"}),
-        Scenario("soak", "creates, hibernations, wakes and deletes", (2, 4, 10), {"DURATION": "10m", "VUS": "4"},
+        Scenario("soak", "creates, hibernations, wakes and deletes", (4, 4, 4), {"DURATION": "10m", "VUS": "4"},
                  {"DURATION": "15s", "VUS": "2"}, leaks=True),
     )
 }  # fmt: skip
@@ -135,16 +135,21 @@ def gateway(folder: Path, pool: tuple[int, int, int]) -> Iterator[Gateway]:
         if found is None:
             raise SystemExit(f"the gateway did not start: {(folder / 'gateway.log').read_text()}")
         one = Gateway(found[0], process.pid, state)
-        deadline = time.monotonic() + 120
-        while one.metrics().get("wakegate_pool_ready", 0) < pool[1]:
-            if time.monotonic() > deadline:
-                raise SystemExit("the warm pool was not full within 120 s")
-            time.sleep(0.2)
+        until_full(one, pool[1])
         yield one
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
         process.stdout.close()
+
+
+def until_full(one: Gateway, size: int) -> None:
+    """Wait until so many warm sandboxes are ready."""
+    deadline = time.monotonic() + 120
+    while one.metrics().get("wakegate_pool_ready", 0) < size:
+        if time.monotonic() > deadline:
+            raise SystemExit(f"the warm pool did not hold {size} within 120 s")
+        time.sleep(0.2)
 
 
 @contextlib.contextmanager
@@ -198,6 +203,7 @@ def run(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
         if scenario.leaks:  # what is made once and kept is no leak
             run_k6(name, one.url, {**options, "DURATION": "10s"}, folder / "warm-up.json")
             time.sleep(_SETTLE_S)
+            until_full(one, scenario.pool[1])
         before = one.holdings()
         began = time.monotonic()
         with watching(one, 0.5 if not scenario.leaks else 5.0) as samples:
@@ -205,6 +211,7 @@ def run(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
         took = time.monotonic() - began
         if scenario.leaks:
             time.sleep(_SETTLE_S)
+            until_full(one, scenario.pool[1])  # each warm sandbox is processes and descriptors
         after = one.holdings()
     (folder / "k6.txt").write_text(said)
     if not (folder / "summary.json").exists():
