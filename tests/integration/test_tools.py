@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from typing import Any
 
@@ -157,6 +158,24 @@ def test_tool_calls_stream_tells_progress_and_ends_with_the_messages(client: Ope
     assert shell == {"role": "tool", "tool_call_id": "s", "content": "begun\ndone"}
     assert python["content"].startswith("Error (ZeroDivisionError): division by zero\n")
     assert python["content"].endswith("\nprinted")
+
+
+def test_tool_calls_figures_are_pictures_in_each_form(client: OpenAI, server: Server, session: str) -> None:
+    """A link where the form takes text only, else the picture itself; nothing but the picture is said of it."""
+    arguments = {"code": "import matplotlib.pyplot as plt\nplt.plot([1, 2]);"}
+    chat = post(client, {"session_id": session, "tool_calls": [chat_call("fig", "run_python", **arguments)]})
+    (file,) = chat["files"]
+    picture = server.client.get(file["url"])
+    assert picture.headers["content-type"] == "image/png"
+    assert picture.content.startswith(b"\x89PNG")
+    said = f"[image/png, {len(picture.content)} bytes: {file['url']} , in the workspace as {file['path']}]"
+    assert chat["messages"][0]["content"].endswith(said)
+    assert "stderr" not in chat["messages"][0]["content"]
+    encoded = base64.b64encode(picture.content).decode()
+    responses = post(client, {"session_id": session, "output": [item("fig", "run_python", **arguments)]})
+    assert responses["output"][0]["output"][-1]["image_url"] == f"data:image/png;base64,{encoded}"
+    blocks = post(client, {"session_id": session, "content": [tool_use("fig", "run_python", **arguments)]})
+    assert blocks["content"][0]["content"][-1]["source"]["data"] == encoded
 
 
 def test_tool_calls_wake_a_sleeping_session(server: Server) -> None:

@@ -27,6 +27,7 @@ ETC_FROM_HOST = (
     "/etc/alternatives",
     "/etc/ssl/certs",
     "/etc/ssl/openssl.cnf",
+    "/etc/fonts",  # of figures; without it fontconfig complains on every first plot
     "/etc/pki/tls/certs",
     "/etc/pki/ca-trust/extracted",
 )
