@@ -222,11 +222,16 @@ class Picod:
         await request.answer_json(error.status, error.body, headers)
 
 
+_EXACT = {(method, route.path): route for route in ROUTES for method in route.methods}
+_BELOW = tuple(route for route in ROUTES if route.path.endswith(b"/"))
+
+
 def _find(method: str, path: bytes) -> Route | None:
-    for route in ROUTES:
-        if (path == route.path or (route.path.endswith(b"/") and path.startswith(route.path))) and (
-            method in route.methods or route.methods is ANY
-        ):
+    exact = _EXACT.get((method, path))
+    if exact is not None:
+        return exact
+    for route in _BELOW:
+        if path.startswith(route.path) and (method in route.methods or route.methods is ANY):
             return route
     return None
 
