@@ -120,6 +120,16 @@ def test_follower_sees_output_as_it_comes_and_then_the_exit(picod: Executor) -> 
         assert next(events(reply.iter_lines()))[1] == {"text": "two\n"}
 
 
+def test_exit_comes_after_all_that_was_printed(picod: Executor) -> None:
+    """Also when a flood was being held back as the process ended."""
+    for _ in range(20):
+        process = start(picod, "sh", "-c", "head -c 190000 /dev/zero | tr '\\0' x")
+        with picod.client.stream("GET", f"/api/processes/{process['id']}/logs?follow=true") as reply:
+            seen = list(events(reply.iter_lines()))
+        assert sum(len(data["text"]) for _, data, _ in seen[:-1]) == 190_000
+        assert seen[-1][0] == "exit"
+
+
 def test_characters_cut_by_a_read_arrive_whole(picod: Executor) -> None:
     """Both halves of a euro sign in two writes."""
     code = "import os,sys; os.write(1, b'\\xe2'); sys.stdin.read(1); os.write(1, b'\\x82\\xac')"
@@ -207,7 +217,8 @@ def test_activity_tells_of_processes_that_keep_the_sandbox_awake(picod: Executor
     start(picod, "sleep", nap, keeps_awake=False)
     assert picod.client.get("/api/activity").json()["busy"] is False
     process = start(picod, "sleep", nap)
-    assert picod.client.get("/api/activity").json() == {"busy": True, "processes": [process["id"]], "terminals": []}
+    said = picod.client.get("/api/activity").json()
+    assert (said["busy"], said["processes"]) == (True, [process["id"]])
     picod.client.post(f"/api/processes/{process['id']}/signal", json={"signal": "KILL"})
     wait(picod, process)
     assert picod.client.get("/api/activity").json()["busy"] is False

@@ -43,7 +43,7 @@ def test_health_says_what_agentcube_says(picod: Executor) -> None:
         ("HEAD", "/health"),
         ("POST", "/health"),
         ("GET", "/api/execute"),
-        ("DELETE", "/api/files/x"),
+        ("PATCH", "/api/files/x"),
         ("GET", "/health/"),
         ("GET", "/api/filesx"),
         ("OPTIONS", "*"),
