@@ -285,12 +285,15 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
         code_context=settings.code_context,
     )
     store = SqliteStore(store_path, clock)
+    executor = PicodExecutor(
+        StaticCatalog(runtimes), TokenIssuer(keys, clock), connect_timeout=settings.connect_timeout
+    )
     return Gateway(
         settings,
         runtimes=runtimes,
         store=store,
         provider=provider,
-        keeper=provider,
+        keeper=make_keeper(settings, provider, executor, clock),
         keys=keys,
         clock=clock,
         engine_summary=lambda: provider.report.summary(),

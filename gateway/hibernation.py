@@ -31,9 +31,9 @@ class Hibernation:
         """Say that it is going to sleep; nothing has happened yet. Raises StaleWriteError."""
         return await self._store.put(replace(session, state=SessionState.HIBERNATING))
 
-    async def cancel(self, session: Session) -> Session:
-        """Somebody needs it: it stays awake. Raises StaleWriteError."""
-        return await self._store.put(replace(session, state=SessionState.ACTIVE))
+    async def cancel(self, session: Session, reason: str = "") -> Session:
+        """Somebody needs it, or it cannot sleep for that reason: it stays awake. Raises StaleWriteError."""
+        return await self._store.put(replace(session, state=SessionState.ACTIVE, reason=reason))
 
     async def park(self, session: Session) -> Session:
         """Keep its workspace; the record then says so, and its sandbox may be released.

@@ -23,8 +23,12 @@ from gateway.errors import (
     QueueFullError,
     RuntimeNotFoundError,
     SessionNotFoundError,
+    SnapshotError,
     StaleWriteError,
     StoreUnavailableError,
+    UpstreamBrokenError,
+    UpstreamConnectError,
+    UpstreamTimeoutError,
     WakegateError,
 )
 from gateway.hibernation import Hibernation, bounded
@@ -328,12 +332,23 @@ class Lifecycle:
             return int(await self.hibernate(session.id, only_if=self.is_idle))
         except (StaleWriteError, ConflictError, SessionNotFoundError):
             return 0  # somebody used or ended it meanwhile; the next sweep looks again
+        except (SnapshotError, UpstreamConnectError, UpstreamBrokenError, UpstreamTimeoutError) as error:
+            logger.warning("session %s stays awake: %s", session.id, error)
+            await self._store.touch_many({session.id: self._clock.now()})  # it is tried again an idle timeout later
+            return 0
 
     async def _put_to_sleep(self, session: Session) -> bool:
         """From `hibernating` to asleep. Nothing is awaited between the last look at its activity and this line."""
         self._tell_unbound(session.id, None)
         sandbox = session.sandbox
-        session = await self._hibernation.park(session)
+        try:
+            session = await self._hibernation.park(session)
+        except WakegateError as error:
+            if isinstance(error, StaleWriteError) or sandbox is None or await self._provider.find(sandbox.id) is None:
+                raise
+            reason = error.reason if isinstance(error, SnapshotError) else f"cannot sleep: {error}"
+            await self._hibernation.cancel(session, reason)  # it is awake, with all it has
+            raise
         if sandbox is not None:
             self._bound.pop(sandbox.id, None)
             await self._provider.release(sandbox.id)  # the record does not name it any more
