@@ -1,7 +1,8 @@
 """Brings a Demand up to date from recorded claims: forecasters remember across restarts without a store of their own.
 
 Two weeks of minutes teach the experts what the days look like (quarter hours, and minutes for the last three days);
-the last hours' seconds are replayed as if live, so that mixture weights and shadow pools are learned anew too.
+the last hours' seconds are replayed as if live, so that mixture weights and shadow pools are learned anew too. Quiet
+runtimes go further back than busy ones: what their shadow pools know rests on few claims.
 A busy runtime costs about a second, in slices, so the event loop is never held for more than a few milliseconds.
 """
 
@@ -14,6 +15,8 @@ from gateway.autoscaler.demand import Demand
 Buckets = Sequence[tuple[int, int]]  # (start, claims), oldest first
 _QUIET = 600.0  # seconds of silence taken in one step
 _SLICE = 16  # steps between yields
+_LIVE_LEAST, _LIVE_MOST = 2 * 3600.0, 6 * 3600.0  # seconds that are replayed as if live
+_LIVE_LOOKS = 3000  # busy seconds beyond which the least is enough
 
 
 def _rebucketed(counts: Buckets, since: float, until: float, width: int) -> dict[int, int]:
@@ -23,6 +26,12 @@ def _rebucketed(counts: Buckets, since: float, until: float, width: int) -> dict
             at = start - start % width
             out[at] = out.get(at, 0) + claims
     return out
+
+
+def live_since(seconds: Buckets, now: float) -> float:
+    """From when on to replay single seconds: as far back as there are, but for a busy runtime two hours."""
+    enough = float(seconds[-_LIVE_LOOKS][0]) if len(seconds) >= _LIVE_LOOKS else now - _LIVE_MOST
+    return min(max(enough, now - _LIVE_MOST), now - _LIVE_LEAST)
 
 
 def replay_history(

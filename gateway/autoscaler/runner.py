@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway.autoscaler.expectations import Expectations
-from gateway.autoscaler.history import replay_history
+from gateway.autoscaler.history import live_since, replay_history
 from gateway.autoscaler.pool import Pool
 from gateway.autoscaler.scaler import Decision, share_budget
 from gateway.autoscaler.settings import AutoscalerSettings
@@ -25,7 +25,7 @@ from gateway.model import Lease, PoolMode, PoolStatus, RuntimeKey, StartKind
 
 log = logging.getLogger(__name__)
 
-_LIVE_HISTORY = 2 * 3600.0  # seconds of history that are replayed second by second
+_KEPT_SECONDS = 6 * 3600.0  # how far back the store has single seconds
 _STATUS_EVERY = 5.0  # seconds between looks at a pool that nothing happens to
 _BREATH = 0.001  # seconds that the data path gets between two slices of a restore
 _POKE_GAP = 0.05  # seconds, at least, between passes
@@ -189,9 +189,9 @@ class Autoscaler:
         """Learn from the recorded claims, in slices between which the gateway serves."""
         key = pool.runtime.key
         try:
-            live_from = now - _LIVE_HISTORY
             minutes = await self._store.claim_history(key, now - self._settings.restore_days * 86400.0, bucket=60)
-            seconds = await self._store.claim_history(key, live_from, bucket=1)
+            seconds = await self._store.claim_history(key, now - _KEPT_SECONDS, bucket=1)
+            live_from = live_since(seconds, now)
             async with self._restoring:  # one at a time: a hundred slices in one turn of the loop would be felt
                 for _ in replay_history(pool.demand, minutes, seconds, now=now, live_from=live_from):
                     await asyncio.sleep(_BREATH)

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.autoscaler.demand import Demand
 from gateway.autoscaler.forecast import Floats
-from gateway.autoscaler.history import replay_history
+from gateway.autoscaler.history import live_since, replay_history
 from gateway.autoscaler.replay.pool import Targets, simulate
 from gateway.autoscaler.shadow import Objective, Shadow
 from tests.autoscaler.support import poisson
@@ -121,6 +121,16 @@ def test_history_restores_what_was_known() -> None:
     assert len(slices) > 50, "it yields so that the event loop can serve in between"
     restored.observe(start + end, 0)
     assert abs(restored.forecast(start + end).level - seen.forecast(start + end).level) <= 1
+
+
+def test_quiet_runtimes_are_replayed_further_back() -> None:
+    """Of a busy runtime two hours are enough, of a quiet one all seconds that are kept count."""
+    now = 1_700_000_000.0
+
+    assert live_since([], now) == now - 6 * 3600.0
+    assert live_since([(int(now) - 20000 + 100 * i, 1) for i in range(200)], now) == now - 6 * 3600.0
+    assert live_since([(int(now) - 20000 + i, 1) for i in range(20000)], now) == now - 2 * 3600.0
+    assert live_since([(int(now) - 15000 + 5 * i, 1) for i in range(3000)], now) == now - 15000.0
 
 
 def test_history_with_gaps_and_without_anything_is_read() -> None:
