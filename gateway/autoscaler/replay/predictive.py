@@ -112,7 +112,9 @@ def replay_predictive(
         recent = demand.recent.total
         for pool in pools:
             follower = pool.follower
-            mine = forecast.at(follower.level, follower.quantile, demand.alert(follower))
+            mine = forecast
+            if follower is not demand.follower:
+                mine = forecast.at(follower.level, follower.quantile, demand.alert(follower))
             pool.look(now, mine, recent, follower.missed if claims else 0)
         if now >= warm:
             warm = math.inf
