@@ -6,11 +6,11 @@ These paths are the sandbox's: any path with a session header goes there, so oth
 from __future__ import annotations
 
 from gateway.api.openapi.document import Answer, Operation, Parameter
-from gateway.api.openapi.schemas import TEXT, Schema, ref
+from gateway.api.openapi.schemas import EVENTS, TEXT, Schema, ref
 
 _SESSION = Parameter("x-session-id", "The session whose sandbox this is for.", where="header", required=True)
 _DONE = {"type": "object"}
-_EVENTS = Answer("With stream: what happens, as it happens.", TEXT, "text/event-stream")
+_EVENTS = Answer("With stream: what happens, as it happens.", EVENTS, "text/event-stream")
 _ANYTHING = Answer("What the sandbox answers.", None, "*/*")
 
 
@@ -43,7 +43,7 @@ SANDBOX: tuple[Operation, ...] = (
               more=(_EVENTS,)),
     _op("GET", "/api/runs", "List runs that can be followed.", _DONE),
     Operation("GET", "/api/runs/{run_id}", "sandbox", "Follow a run: its events, after Last-Event-ID.",
-              {200: Answer("Events.", TEXT, "text/event-stream")}, (_SESSION,), error="SandboxError"),
+              {200: Answer("Events.", EVENTS, "text/event-stream")}, (_SESSION,), error="SandboxError"),
     _op("DELETE", "/api/runs/{run_id}", "End a run.", None, status=204),
     _op("GET", "/api/contexts", "List code contexts.", _DONE),
     _op("POST", "/api/contexts", "Make a code context.", _DONE, status=201, body=_DONE),
@@ -63,7 +63,7 @@ SANDBOX: tuple[Operation, ...] = (
     _op("POST", "/api/fs/mkdir", "Make a directory.", _DONE, body=_DONE),
     _op("POST", "/api/fs/move", "Move or rename, in one step.", _DONE, body=_DONE),
     Operation("GET", "/api/fs/watch", "sandbox", "What changes below a directory, as it happens; it does not end.",
-              {200: Answer("Events.", TEXT, "text/event-stream")}, (_SESSION, _FOLDER, _RECURSIVE),
+              {200: Answer("Events.", EVENTS, "text/event-stream")}, (_SESSION, _FOLDER, _RECURSIVE),
               error="SandboxError"),
     Operation("GET", "/api/fs/archive", "sandbox", "A directory as one archive.", {200: _ANYTHING},
               (_SESSION, _FOLDER, Parameter("format", "Which kind.", {"enum": ["tar", "tar.gz", "tar.zst", "zip"]})),

@@ -45,6 +45,7 @@ def maybe(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
+EVENTS: Schema = {**obj(event=TEXT, data=TEXT, id=TEXT), "description": "Server-sent events, each with these fields."}
 _CALL = obj(
     "id function",
     id={"type": "string", "minLength": 1, "maxLength": 256},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.api.openapi.document import Answer, Operation, Parameter
-from gateway.api.openapi.schemas import RUNTIME_NAME, ref
+from gateway.api.openapi.schemas import EVENTS, RUNTIME_NAME, ref
 
 SESSION = Parameter("x-session-id", "The session that this is for.", where="header")
 RUNTIME = Parameter("x-wakegate-runtime", "The runtime of a session that is made.", RUNTIME_NAME, "header")
@@ -81,14 +81,14 @@ TOOLS: tuple[Operation, ...] = (
                   "idempotency-key", "Without a session: a retry with the same key finds the session that it made.",
                   {"type": "string", "minLength": 16, "maxLength": 256}, "header",
               )), body=ref("ToolCalls"), error="OpenAIError",
-              more=(Answer("Progress.", _TEXT, "text/event-stream"),)),
+              more=(Answer("Progress.", EVENTS, "text/event-stream"),)),
     Operation("POST", "/mcp", "tools", "The tools over MCP (streamable HTTP).",
               {200: Answer("The answer.", ref("MCPMessage")), 202: Answer("Taken."),
                406: Answer("Accept lacks what may come.", ref("MCPMessage")),
                415: Answer("Not JSON.", ref("MCPMessage")),
                403: Answer("Not from this web page.", ref("MCPMessage"))},
               (SESSION, RUNTIME, Parameter("runtime", "Of the session that initialize makes.", RUNTIME_NAME)),
-              body=ref("MCPMessage"), error="MCPMessage", more=(Answer("Answers.", _TEXT, "text/event-stream"),)),
+              body=ref("MCPMessage"), error="MCPMessage", more=(Answer("Answers.", EVENTS, "text/event-stream"),)),
     Operation("DELETE", "/mcp", "tools", "End an MCP session.",
               {204: Answer("Ended."), 403: Answer("Not from this web page.", ref("MCPMessage"))},
               (Parameter("mcp-session-id", "Which.", where="header", required=True),), error="MCPMessage"),
