@@ -32,11 +32,13 @@ from gateway.executor import PicodExecutor
 from gateway.hibernation import Hibernation
 from gateway.interfaces import RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
 from gateway.keys import KeyRing
-from gateway.lifecycle import Lifecycle
+from gateway.lifecycle import HEARTBEAT_S, Lifecycle
 from gateway.logs import AccessLog
 from gateway.metered import metered
 from gateway.metrics import Metrics
 from gateway.model import Runtime, SnapshotRef
+from gateway.peers import Peers
+from gateway.records import Records
 from gateway.routing.activator import Activator, HoldLimits
 from gateway.routing.caller import Caller
 from gateway.routing.exchange import TimeLimits
@@ -48,12 +50,16 @@ from gateway.settings import Settings
 from gateway.snapshots.keeper import make_keeper
 from gateway.stats import Activity
 from gateway.store import make_store
+from gateway.store.cached import CachedStore
+from gateway.sweeper import Sweeper
 from gateway.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
-FLUSH_S = 1.0
 ADVISE_S = 5.0  # how often silent sessions are looked at
+CHECKPOINT_S = 1.0  # how often it is looked which sessions are due for one
+QUIET_S = 2.0  # how often routes are looked at that nobody uses
+SEEN_S = 2.0  # a record that is only looked at may be so old
 
 
 class Gateway:
@@ -66,14 +72,20 @@ class Gateway:
         runtimes: Sequence[Runtime],
         store: SessionStore,
         provider: SandboxProvider,
-        keeper: WorkspaceKeeper,
+        keeper: WorkspaceKeeper | None = None,
         keys: KeyRing,
         clock: Clock,
+        shared: bool = False,
+        me: str = "",
         engine_summary: Callable[[], str] = str,
         catalog: RuntimeCatalog | None = None,
         background: Callable[[Gateway], Sequence[tuple[str, Coroutine[Any, Any, None]]]] = lambda _: (),
     ) -> None:
-        """`catalog` in place of fixed `runtimes`; `background` makes loops to run besides, by name."""
+        """`shared`: other gateways use the same store. `me`: this gateway's id, where they cannot reach its sandboxes.
+
+        `keeper`: None makes the one that the settings ask for. `catalog` in place of fixed `runtimes`; `background`
+        makes loops to run besides, by name. Raises SettingsError for what is wrong with the settings of snapshots.
+        """
         self._background = background
         self.engine_summary = engine_summary  # what the start banner says of the engine; true once it runs
         self.settings = settings
@@ -83,18 +95,37 @@ class Gateway:
         self.tracing = Tracing(settings.otlp_endpoint, clock) if settings.otlp_endpoint else None
         self.observer = _observer(settings, self.tracing)
         self.store = store = metered(store, self.counters.store)
-        keeper = metered(keeper, self.counters.keeper, self._kept)
         self.provider = provider
         self.activity = Activity()
         self.tokens = TokenIssuer(keys, clock)
+        holder = me or holder_name()
+        seen = CachedStore(store, ttl=SEEN_S) if shared else store
+        self.records = Records(store, holder, shared=shared, seen=seen)
+        self.peers = Peers(store, clock, me, takeover_after=settings.takeover_after)
+        executor = PicodExecutor(self.catalog, self.tokens, connect_timeout=settings.connect_timeout)
+        keeper = keeper or make_keeper(settings, provider, executor, clock)
+        self.keeper = metered(keeper, self.counters.keeper, self._kept)
+        hibernation = Hibernation(self.records, self.keeper, executor, clock, settings.hibernated_retention, me)
         self.lifecycle = Lifecycle(
-            store,
+            self.records,
+            self.peers,
             provider,
             self.catalog,
-            Hibernation(store, keeper, clock, settings.hibernated_retention),
+            hibernation,
             self.activity,
             clock,
             max_sandboxes=settings.max_sandboxes,
+        )
+        self.sweeper = Sweeper(
+            self.lifecycle,
+            self.records,
+            self.peers,
+            provider,
+            self.catalog,
+            self.keeper,
+            self.activity,
+            clock,
+            interval=settings.sweep_interval,
             terminated_retention=settings.terminated_retention,
         )
         self.activator = Activator(
@@ -121,9 +152,8 @@ class Gateway:
                 shared=settings.engine != "local",
                 lease=f"autoscaler:{holder_name()}" if settings.engine == "local" else "autoscaler",
             ),
-            holder=holder_name(),
+            holder=holder,
         )
-        executor = PicodExecutor(self.catalog, self.tokens, connect_timeout=settings.connect_timeout)
         self.lifecycle.ask_before_sleep(executor.busy)
         self.lifecycle.on_waiting(self.autoscaler.waiting)
         self.lifecycle.on_claim(self.autoscaler.claimed)
@@ -188,8 +218,11 @@ class Gateway:
         self.activator.draining = True
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Start the parts, and end them with the block. Raises WakegateError when one cannot start."""
+    async def running(self, address: str = "") -> AsyncIterator[None]:
+        """Start the parts, and end them with the block. `address`: the URL at which other gateways reach this one.
+
+        Raises WakegateError when a part cannot start.
+        """
         async with AsyncExitStack() as stack:
             if self.tracing is not None:
                 stack.push_async_callback(asyncio.to_thread, self.tracing.close)
@@ -200,6 +233,10 @@ class Gateway:
             await self.provider.apply(self.catalog.all())
             for runtime in self.catalog.all():
                 self.counters.of(runtime.key)  # known from now on, so that even its first failures count as its own
+            if self.peers.me:
+                self.peers.address = address
+                await self.peers.announce()
+                stack.push_async_callback(self.peers.leave)
             await self.lifecycle.start()
             stack.push_async_callback(self.lifecycle.rest)
             await self.autoscaler.start()
@@ -209,8 +246,11 @@ class Gateway:
             stack.push_async_callback(self.mcp.aclose)
             for name, loop in (
                 ("exchanges", self.proxy.run_ticker()),
-                ("activity", _every(FLUSH_S, self.lifecycle.flush_activity)),
-                ("sweeper", _every(self.settings.sweep_interval, self.lifecycle.sweep)),
+                ("activity", _every(HEARTBEAT_S, self.lifecycle.flush_activity)),
+                ("sweeper", _every(self.settings.sweep_interval, self.sweeper.sweep)),
+                ("checkpoints", _every(CHECKPOINT_S, self.sweeper.checkpoint)),
+                ("quiet routes", _every(QUIET_S, self._forget_quiet)),
+                ("announcements", _every(self.peers.beat, self._announce)),
                 ("session advice", _every(ADVISE_S, self._advise)),
                 ("sandbox events", self._follow_events()),
                 ("loop lag", self.metrics.watch_loop()),
@@ -226,6 +266,14 @@ class Gateway:
 
     async def _advise(self) -> None:
         await self.advisor.run_once(self.clock.now())
+
+    async def _forget_quiet(self) -> None:
+        if self.records.shared and not self.peers.me:
+            self.activator.forget_quiet()
+
+    async def _announce(self) -> None:
+        if self.peers.me and not await self.peers.announce():
+            await self.lifecycle.reclaim()
 
     async def _follow_events(self) -> None:
         async for event in self.provider.watch():
@@ -263,18 +311,22 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
             runtimes = load_runtimes(settings.runtime, engine=settings.engine)
         except SettingsError as error:
             problems += error.problems
-    store_path = _sqlite_path(settings, problems) if settings.engine == "local" else Path()
+    shared = settings.store.partition(":")[0].partition("+")[0] not in ("", "sqlite")
+    store_url = settings.store or f"sqlite:///{quote(str((settings.state_dir / 'wakegate.db').absolute()))[1:]}"
+    try:
+        store = make_store(store_url, clock, prefix=settings.store_prefix)
+    except SettingsError as error:
+        problems += error.problems
     python = _sandbox_python(settings, problems)
     if problems:
         raise SettingsError(problems)
     _make_state_dir(settings.state_dir)
     if settings.engine == "kubernetes":
-        url = settings.store or f"sqlite:///{quote(str(settings.state_dir.absolute() / 'wakegate.db'))[1:]}"
-        return await _build_in_cluster(settings, runtimes if settings.runtime else (), make_store(url, clock), clock)
+        files = runtimes if settings.runtime else ()
+        return await _build_in_cluster(settings, files, store, clock, shared=shared)
     keys = KeyRing(settings.state_dir / "keys", settings.token_algorithm)
     keys.open()
-    from gateway.provider.local import LocalProvider
-    from gateway.store.sqlite import SqliteStore
+    from gateway.provider.local import LocalProvider, owner_name
 
     provider = LocalProvider(
         settings.state_dir,
@@ -284,23 +336,22 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
         sandbox_python=python,
         code_context=settings.code_context,
     )
-    store = SqliteStore(store_path, clock)
-    executor = PicodExecutor(
-        StaticCatalog(runtimes), TokenIssuer(keys, clock), connect_timeout=settings.connect_timeout
-    )
     return Gateway(
         settings,
         runtimes=runtimes,
         store=store,
+        shared=shared,
         provider=provider,
-        keeper=make_keeper(settings, provider, executor, clock),
         keys=keys,
         clock=clock,
+        me=owner_name(settings.state_dir) if shared else "",
         engine_summary=lambda: provider.report.summary(),
     )
 
 
-async def _build_in_cluster(settings: Settings, files: Sequence[Runtime], store: SessionStore, clock: Clock) -> Gateway:
+async def _build_in_cluster(
+    settings: Settings, files: Sequence[Runtime], store: SessionStore, clock: Clock, *, shared: bool
+) -> Gateway:
     from gateway.cluster import Remains, join_cluster  # kubernetes_asyncio is 40 MB that the local engine does not need
 
     cluster = await join_cluster(settings, files, clock)
@@ -311,6 +362,7 @@ async def _build_in_cluster(settings: Settings, files: Sequence[Runtime], store:
         settings,
         runtimes=(),
         store=store,
+        shared=shared,
         provider=cluster.provider,
         keeper=make_keeper(settings, Remains(cluster.provider), executor, clock),
         keys=cluster.keys,
@@ -329,18 +381,6 @@ async def _build_in_cluster(settings: Settings, files: Sequence[Runtime], store:
 def holder_name() -> str:
     """This gateway as the holder of leases."""
     return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def _sqlite_path(settings: Settings, problems: list[str]) -> Path:
-    if not settings.store:
-        return settings.state_dir / "wakegate.db"
-    scheme, found, path = settings.store.partition(":///")
-    if scheme != "sqlite" or not found or not path:
-        problems.append(
-            f"--store {settings.store}: expected sqlite:///PATH (the local engine keeps its records on this machine)"
-        )
-        return Path()
-    return Path("/" + path) if not path.startswith("/") else Path(path)
 
 
 def _sandbox_python(settings: Settings, problems: list[str]) -> Path | None:

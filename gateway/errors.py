@@ -15,6 +15,7 @@
     ├── UnavailableError 503 UNAVAILABLE         a part we need is away (Retry-After)
     │   ├── StoreUnavailableError
     │   ├── SandboxStartError                    a sandbox could not be started
+    │   ├── OwnerAwayError                       the gateway that alone has this session does not run
     │   └── DrainingError                        this gateway is shutting down
     ├── ActivationTimeoutError 504 ACTIVATION_TIMEOUT  no sandbox was ready within the hold rule
     ├── UpstreamTimeoutError 504 SANDBOX_TIMEOUT       the sandbox was silent for too long
@@ -156,6 +157,13 @@ class SandboxStartError(UnavailableError):
     """A sandbox could not be started; the message carries the reason."""
 
     code = "SANDBOX_START_FAILED"
+
+
+class OwnerAwayError(UnavailableError):
+    """What the session is lies with another gateway, which does not run."""
+
+    code = "OWNER_AWAY"
+    retry_after = 2.0
 
 
 class DrainingError(UnavailableError):

@@ -102,6 +102,13 @@ class SessionStore(Protocol):
         """Give it back if it is still ours; anything else is success."""
         ...
 
+    async def lease(self, name: str) -> Lease | None:
+        """The lease as it stands; one that has ended shows by its `expires_at`. None: free, or forgotten.
+
+        `expires_at` is by the caller's clock, whoever took the lease and by whichever clock it ends.
+        """
+        ...
+
     async def record_claims(self, runtime: RuntimeKey, counts: Mapping[int, int]) -> None:
         """Add claim counts, keyed by second since the epoch."""
         ...

@@ -11,15 +11,14 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from gateway.clock import Clock
 from gateway.errors import (
     ActivationTimeoutError,
     ConflictError,
+    OwnerAwayError,
     QueueFullError,
     RuntimeNotFoundError,
     SessionNotFoundError,
@@ -32,8 +31,9 @@ from gateway.errors import (
     WakegateError,
 )
 from gateway.hibernation import Hibernation, bounded
-from gateway.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
+from gateway.interfaces import RuntimeCatalog, SandboxProvider
 from gateway.model import (
+    HibernationMode,
     Runtime,
     RuntimeKey,
     Sandbox,
@@ -43,21 +43,27 @@ from gateway.model import (
     SessionId,
     SessionState,
     StartKind,
+    is_snapshot,
 )
+from gateway.peers import ElsewhereError, Peer, Peers
+from gateway.records import Records
 from gateway.stats import Activity, Backlog, ClaimListener, GapListener, StartTimes, WaitListener
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 logger = logging.getLogger(__name__)
 
 NOTHING_RESTORED = "none"
 MIN_HOLD_S = 10.0
+HEARTBEAT_S = 1.0  # activity is written so often
 HOLD_FACTOR = 3.5  # times the expected start: room for a queue of starts before it, still an answer while people wait
 _LONGEST_RETRY_S = 30.0  # a Retry-After beyond this is a guess about other people
-_SWEEP_BATCH = 256  # sessions ended in one sweep of each kind, so that a tick stays short
 _WORK_CHECK_S = 2.0  # seconds that a sandbox has to say whether it is at work
 
+
+class Unset:
+    """The type of UNSET: an argument that was not given, where None means something."""
+
+
+UNSET = Unset()
 Unbound = Callable[[SessionId, SandboxId | None], None]
 WorkCheck = Callable[[Sandbox, SessionId], Awaitable[bool]]
 
@@ -79,7 +85,8 @@ class Lifecycle:
 
     def __init__(
         self,
-        store: SessionStore,
+        records: Records,
+        peers: Peers,
         provider: SandboxProvider,
         catalog: RuntimeCatalog,
         hibernation: Hibernation,
@@ -87,19 +94,18 @@ class Lifecycle:
         clock: Clock,
         *,
         max_sandboxes: int = 512,
-        terminated_retention: float = 3600.0,
     ) -> None:
-        self._store = store
+        self._records = records
+        self._peers = peers
         self._provider = provider
         self._catalog = catalog
         self._hibernation = hibernation
         self._activity = activity
         self._clock = clock
         self._max_sandboxes = max_sandboxes
-        self._terminated_retention = terminated_retention
-        self._locks: dict[SessionId, tuple[asyncio.Lock, int]] = {}
         self._bound: dict[SandboxId, SessionId] = {}
         self._work_check: WorkCheck | None = None
+        self._keeping: dict[SessionId, asyncio.Task[tuple[Session, str | None]]] = {}
         self._claiming = 0
         self._start_times: dict[RuntimeKey, StartTimes] = {}
         self._backlogs: dict[RuntimeKey, Backlog] = {}
@@ -129,9 +135,19 @@ class Lifecycle:
         self._work_check = check
 
     @property
+    def _everybodys(self) -> bool:
+        """Whether other gateways reach the same sandboxes."""
+        return self._records.shared and not self._peers.me
+
+    @property
     def bound(self) -> int:
         """Sandboxes that this gateway has bound to sessions."""
         return len(self._bound)
+
+    @property
+    def bound_sessions(self) -> set[SessionId]:
+        """Sessions that this gateway gave a sandbox, or found one of."""
+        return set(self._bound.values())
 
     def hold_time(self, runtime: RuntimeKey | None) -> float:
         """Seconds that a request may be held for a sandbox of this runtime (None: of whichever is slowest)."""
@@ -157,19 +173,29 @@ class Lifecycle:
         for state in (SessionState.ACTIVE, SessionState.HIBERNATING, SessionState.WAKING):
             after: SessionId | None = None
             while True:
-                page = [s async for s in self._store.sessions(state=state, after=after, limit=500)]
+                page = [s async for s in self._records.store.sessions(state=state, after=after, limit=500)]
                 for session in page:
-                    if session.sandbox is not None and await self._provider.find(session.sandbox.id) is not None:
-                        self._bound[session.sandbox.id] = session.id
-                    else:
-                        await self._salvage(session, "the gateway that ran its sandbox ended")
+                    if session.owner == self._peers.me and session.sandbox is not None:
+                        await self._mend(session, session.sandbox.id)
                 if len(page) < 500:
                     break
                 after = page[-1].id
         await self._hibernation.settled()
 
+    async def _mend(self, listed: Session, sandbox_id: SandboxId) -> None:
+        """At the start: the session has its sandbox still, or what is left of it is kept."""
+        if await self._provider.find(sandbox_id) is not None:
+            self._bound[sandbox_id] = listed.id
+            return
+        async with self._records.holding(listed.id):
+            session = await self._records.get(listed.id)
+            if session is not None and session.sandbox is not None and session.sandbox.id == sandbox_id:
+                await self._salvage(session, "its sandbox ended with the gateway, or without its knowing")
+
     async def rest(self) -> None:
-        """Put every session of this gateway to sleep, whatever it does: the gateway is about to end."""
+        """Put every session of this gateway to sleep, whatever it does: it is about to end, and its engine with it."""
+        if self._everybodys:
+            return  # the sandboxes live on, and other gateways reach them
         results = await asyncio.gather(
             *(self._rest_one(session_id) for session_id in set(self._bound.values())), return_exceptions=True
         )
@@ -203,9 +229,11 @@ class Lifecycle:
             created_at=now,
             last_active_at=now,
             expires_at=now + (longest if ttl is None else min(ttl, longest)),
+            limit_at=now + longest,
             ends_at=None if ttl is None else now + ttl,
             idle_timeout=min(idle_timeout or runtime.session_timeout, longest),
             tenant=tenant,
+            owner=self._peers.me,
             sandbox=sandbox,
             start=sandbox.start,
             metadata=dict(metadata or {}),
@@ -213,57 +241,177 @@ class Lifecycle:
         session = await self._bind(session, sandbox)
         return Opened(session, sandbox, sandbox.start, claim_s=claim_s)
 
+    async def update(
+        self,
+        session_id: SessionId,
+        *,
+        ttl: float | Unset | None = UNSET,
+        idle_timeout: float | Unset = UNSET,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Session:
+        """Change what a session was created with. `ttl` counts from now, None: no end but the runtime's own.
+
+        `metadata` replaces what was there. Raises: SessionNotFoundError, StoreUnavailableError.
+        """
+        async with self._records.holding(session_id):
+            session = await self._require(session_id)
+            runtime = self._catalog.get(session.runtime)
+            longest = runtime.max_session_duration if runtime is not None else float("inf")
+            limit = session.limit_at or session.expires_at
+            ends_at = session.ends_at
+            if not isinstance(ttl, Unset):
+                ends_at = None if ttl is None else self._clock.now() + ttl
+            timeout = session.idle_timeout if isinstance(idle_timeout, Unset) else min(idle_timeout, longest)
+            return await self._records.put(
+                replace(
+                    session,
+                    limit_at=limit,
+                    ends_at=ends_at,
+                    expires_at=bounded(limit, ends_at),
+                    idle_timeout=timeout,
+                    metadata=session.metadata if metadata is None else dict(metadata),
+                )
+            )
+
     async def open(self, session_id: SessionId, *, gone: SandboxId | None = None) -> Opened:
         """The session with a live sandbox: woken if it sleeps, recovered if its sandbox ended or is `gone`.
 
-        Raises: SessionNotFoundError, and what `create` raises.
+        Raises: SessionNotFoundError, ElsewhereError, OwnerAwayError, and what `create` raises.
         """
-        async with self._locked(session_id):
-            session = await self._require(session_id)
+        if self._records.shared and (opened := await self._open_live(session_id, gone)) is not None:
+            return opened
+        if (keeping := self._keeping.get(session_id)) is not None:
+            keeping.cancel()  # its sandbox is still there
+        async with self._records.holding(session_id):
+            session = await self._ours(await self._require(session_id), gone)
+            here = self._peers.is_mine(session.owner)
             if session.sandbox is not None and session.state is SessionState.ACTIVE:
-                alive = await self._provider.find(session.sandbox.id)
+                alive = await self._provider.find(session.sandbox.id) if here else None
                 if alive is not None and alive.id != gone:
                     self._bound[alive.id] = session_id
                     return Opened(session, alive, StartKind.LIVE)
-                session = await self._salvage(session, "its sandbox does not answer")
+                reason = "its sandbox does not answer" if here else f"gateway {session.owner}, which had it, is gone"
+                session = await self._salvage(session, reason)
             if session.state in (SessionState.HIBERNATING, SessionState.WAKING):
                 session = await self._salvage(session, "")  # broken off half-way, by a store that was away for one
             return await self._revive(session)
 
+    async def _open_live(self, session_id: SessionId, gone: SandboxId | None) -> Opened | None:
+        """The session if it is awake where every gateway reaches it; None: it takes a change of its record.
+
+        The touch comes before the read. So a gateway that puts it to sleep at this moment sees the touch in what its
+        write answers, and leaves it awake; or its write came first, and is what is read here.
+        """
+        await self._records.store.touch_many({session_id: self._clock.now()})
+        session = await self._require(session_id)
+        if session.sandbox is None or not self._peers.is_mine(session.owner) or session.sandbox.id == gone:
+            return None
+        alive = await self._provider.find(session.sandbox.id)
+        if alive is None:
+            return None
+        if session.state is SessionState.HIBERNATING and self._hibernation.leaves_running:
+            try:
+                session = await self._hibernation.cancel(session)  # whoever is copying it then finds this record
+            except StaleWriteError:
+                return None
+        if session.state is not SessionState.ACTIVE:
+            return None
+        self._bound[alive.id] = session_id
+        return Opened(session, alive, StartKind.LIVE)
+
+    async def _ours(self, session: Session, gone: SandboxId | None) -> Session:
+        """The session, once this gateway may act on it. Its holder waits for an owner that may be coming back.
+
+        Raises ElsewhereError while the owner is alive, OwnerAwayError when it is gone with the only workspace.
+        """
+        first_seen: float | None = None
+        while not self._peers.is_mine(session.owner):
+            peer = await self._peers.find(session.owner)
+            if peer.alive and (gone != peer_sandbox(peer) or (first_seen is not None and peer.seen > first_seen)):
+                raise ElsewhereError(peer)
+            if not peer.alive:
+                if is_snapshot(session.snapshot) or (session.sandbox is not None and self._hibernation.leaves_running):
+                    return session
+                raise OwnerAwayError(
+                    f"the workspace of session {session.id} is kept by gateway {peer.id}, which does not run; start it "
+                    "again, or keep snapshots where all gateways reach them (--snapshots)"
+                )
+            first_seen = peer.seen if first_seen is None else first_seen
+            await self._peers.wait_beat()
+            session = await self._require(session.id)
+        return session
+
     async def hibernate(self, session_id: SessionId, *, only_if: Callable[[Session], bool] | None = None) -> bool:
-        """Put a session to sleep. Requests that come from now on wait, and wake it.
+        """Put a session to sleep. Requests that come from now on wake it, or stop this while it can be stopped.
 
         `only_if` is asked of the fresh record; False leaves it awake. Returns whether it sleeps now.
-        Raises: SessionNotFoundError, ConflictError while requests are under way or when it has nothing to keep.
+        Raises: SessionNotFoundError, ElsewhereError, ConflictError while requests are under way or when it has nothing
+        to keep, SnapshotError when its workspace cannot be kept: it then stays awake, and its record says why.
         """
-        async with self._locked(session_id):
-            session = await self._require(session_id)
+        async with self._records.holding(session_id):
+            session = await self._ours(await self._require(session_id), None)
             if session.state is SessionState.HIBERNATED:
                 return True
             if session.state is not SessionState.ACTIVE or session.sandbox is None:
                 raise ConflictError(f"session {session_id} is {session.state}; only an active one can be put to sleep")
-            if only_if is not None and (not only_if(session) or await self._at_work(session)):
+            if only_if is not None and (not only_if(session) or await self.at_work(session)):
                 return False
             session = await self._hibernation.begin(session)
-            if self._activity.busy(session_id) or (only_if is not None and not only_if(session)):
+            busy = self._activity.busy(session_id) or (only_if is None and await self._busy_elsewhere(session))
+            if busy or (only_if is not None and not only_if(session)):
                 await self._hibernation.cancel(session)
                 if only_if is not None:
                     return False
                 raise ConflictError(f"session {session_id} has requests under way; try again when they are done")
             return await self._put_to_sleep(session)
 
+    async def _busy_elsewhere(self, session: Session) -> bool:
+        """Whether another gateway has requests under way on it: their heart-beats reach the record every second."""
+        if not self._everybodys or session.last_active_at + 2 * HEARTBEAT_S < self._clock.now():
+            return False
+        await asyncio.sleep(2 * HEARTBEAT_S)
+        fresh = await self._records.get(session.id)
+        return fresh is not None and fresh.last_active_at > session.last_active_at
+
+    async def checkpoint(self, session_id: SessionId) -> bool:
+        """Keep a copy of an active session's workspace, for the case that its sandbox is lost. Returns whether it was.
+
+        Raises: SessionNotFoundError, SnapshotError, StoreUnavailableError.
+        """
+        async with self._records.holding(session_id):
+            session = await self._require(session_id)
+            if session.state is not SessionState.ACTIVE or not self._peers.is_mine(session.owner):
+                return False
+            return (await self._hibernation.checkpoint(session)).snapshot is not None
+
     async def get(self, session_id: SessionId) -> Session:
         """The record, with this gateway's fresher knowledge of its activity. Raises SessionNotFoundError."""
-        session = await self._store.get(session_id)
+        session = await self._records.peek(session_id)
         if session is None:
             raise SessionNotFoundError(f'sessions.agentcube.volcano.sh "{session_id}" not found')
         latest = self._activity.latest(session_id, self._clock.now())
         return replace(session, last_active_at=max(session.last_active_at, latest or 0.0))
 
-    async def terminate(self, session_id: SessionId, reason: str) -> None:
-        """End a session and delete its sandbox. Raises SessionNotFoundError if it is unknown or ended already."""
-        async with self._locked(session_id):
-            await self._terminate(await self._require(session_id), reason)
+    async def terminate(
+        self, session_id: SessionId, reason: str, *, only_if: Callable[[Session], bool] | None = None
+    ) -> bool:
+        """End a session and delete its sandbox. `only_if` is asked of the fresh record. Returns whether it ended now.
+
+        Raises: SessionNotFoundError if it is unknown or ended already, ElsewhereError.
+        """
+        async with self._records.holding(session_id):
+            session = await self._records.get(session_id)
+            if only_if is not None and (
+                session is None or session.state is SessionState.TERMINATED or not only_if(session)
+            ):
+                return False
+            session = session if only_if is not None and session is not None else await self._require(session_id)
+            if not self._peers.is_mine(session.owner):
+                peer = await self._peers.find(session.owner)
+                if peer.alive:
+                    raise ElsewhereError(peer)
+            await self._terminate(session, reason)
+            return True
 
     async def sandbox_ended(self, event: SandboxEvent) -> None:
         """A sandbox ended on its own: say so in the record at once. The next request recovers the session."""
@@ -271,8 +419,8 @@ class Lifecycle:
         if session_id is None:
             return
         self._tell_unbound(session_id, event.sandbox_id)
-        async with self._locked(session_id):
-            session = await self._store.get(session_id)
+        async with self._records.holding(session_id):
+            session = await self._records.get(session_id)
             if session is not None and session.sandbox is not None and session.sandbox.id == event.sandbox_id:
                 await self._salvage(session, event.reason)
         await self._provider.release(event.sandbox_id)
@@ -283,25 +431,20 @@ class Lifecycle:
         if not seen:
             return
         try:
-            await self._store.touch_many(seen)
+            await self._records.store.touch_many(seen)
         except StoreUnavailableError:
             self._activity.give_back(seen)
             raise
 
-    async def sweep(self) -> int:
-        """Let idle sessions sleep (or end), end expired ones, forget records of long ended ones. Returns how many."""
-        await self.flush_activity()
-        now = self._clock.now()
-        ended = 0
-        for session in await _take(self._store.expired(now)):
-            ended += await self._sweep_one(
-                session, "its maximum duration is over", lambda s: s.expires_at <= self._clock.now()
-            )
-        for session in await _take(self._store.idle(now)):
-            ended += await self._sweep_idle(session)
-        for session in await _take(self._store.terminated(now - self._terminated_retention)):
-            await self._store.delete(session.id)
-        return ended
+    async def reclaim(self) -> None:
+        """This gateway had been silent for long enough to be taken for dead: drop what others took over meanwhile."""
+        for sandbox_id, session_id in list(self._bound.items()):
+            session = await self._records.store.get(session_id)
+            if session is None or session.sandbox is None or session.sandbox.id != sandbox_id:
+                logger.warning("session %s was taken over by another gateway; its sandbox here ends", session_id)
+                self._tell_unbound(session_id, None)
+                self._bound.pop(sandbox_id, None)
+                await self._provider.release(sandbox_id)
 
     def is_idle(self, session: Session) -> bool:
         """Whether its idle timeout is over, by the record and by what this gateway saw since."""
@@ -309,7 +452,7 @@ class Lifecycle:
         latest = self._activity.latest(session.id, now)
         return max(session.last_active_at, latest or 0.0) + session.idle_timeout <= now
 
-    async def _at_work(self, session: Session) -> bool:
+    async def at_work(self, session: Session) -> bool:
         """Whether something runs in its sandbox that no request waits for. Then it counts as used now."""
         if self._work_check is None or session.sandbox is None:
             return False
@@ -319,63 +462,62 @@ class Lifecycle:
         except (WakegateError, TimeoutError):
             return False  # gone, or an executor of another kind: nothing speaks against its sleep
         if at_work:
-            await self._store.touch_many({session.id: self._clock.now()})
+            await self._records.store.touch_many({session.id: self._clock.now()})
         return at_work
-
-    async def _sweep_idle(self, session: Session) -> int:
-        runtime = self._catalog.get(session.runtime)
-        if runtime is None or not runtime.hibernates:
-            if await self._at_work(session):
-                return 0
-            return await self._sweep_one(session, f"idle for {session.idle_timeout:g} s", self.is_idle)
-        try:
-            return int(await self.hibernate(session.id, only_if=self.is_idle))
-        except (StaleWriteError, ConflictError, SessionNotFoundError):
-            return 0  # somebody used or ended it meanwhile; the next sweep looks again
-        except (SnapshotError, UpstreamConnectError, UpstreamBrokenError, UpstreamTimeoutError) as error:
-            logger.warning("session %s stays awake: %s", session.id, error)
-            await self._store.touch_many({session.id: self._clock.now()})  # it is tried again an idle timeout later
-            return 0
 
     async def _put_to_sleep(self, session: Session) -> bool:
         """From `hibernating` to asleep. Nothing is awaited between the last look at its activity and this line."""
         self._tell_unbound(session.id, None)
         sandbox = session.sandbox
+        assert sandbox is not None
+        keeping = asyncio.create_task(self._keep(session))
+        if self._hibernation.leaves_running:
+            self._keeping[session.id] = keeping
         try:
-            session = await self._hibernation.park(session)
-        except WakegateError as error:
-            if isinstance(error, StaleWriteError) or sandbox is None or await self._provider.find(sandbox.id) is None:
+            session, reference = await asyncio.shield(keeping)
+        except asyncio.CancelledError:
+            if not keeping.cancelled():
+                # It is this verb that is cancelled. A copy is broken off with it; a move must come to its end while
+                # the session is held, and whoever opens it next finds the record `hibernating` and joins up.
+                if self._hibernation.leaves_running:
+                    keeping.cancel()
+                await asyncio.wait([keeping])
                 raise
-            reason = error.reason if isinstance(error, SnapshotError) else f"cannot sleep: {error}"
-            await self._hibernation.cancel(session, reason)  # it is awake, with all it has
+            await self._hibernation.cancel(session)
+            return False
+        except WakegateError as error:
+            await self._hibernation.cancel(session, f"cannot sleep: {error}")
             raise
-        if sandbox is not None:
-            self._bound.pop(sandbox.id, None)
-            await self._provider.release(sandbox.id)  # the record does not name it any more
+        finally:
+            self._keeping.pop(session.id, None)
+        try:
+            session = await self._hibernation.asleep(session, reference)
+        except StaleWriteError:
+            if reference is not None and self._hibernation.leaves_running:
+                await self._hibernation.drop(reference)  # a request on another gateway was quicker: it stays awake
+                return False
+            raise
+        self._bound.pop(sandbox.id, None)
+        await self._provider.release(sandbox.id)
         logger.info("session %s sleeps", session.id)
         return session.state is SessionState.HIBERNATED
 
+    async def _keep(self, session: Session) -> tuple[Session, str | None]:
+        runtime = self._catalog.get(session.runtime)
+        if runtime is not None and runtime.hibernation is HibernationMode.STATE:
+            session = await self._hibernation.suspend(session)
+        return session, await self._hibernation.keep(session)
+
     async def _rest_one(self, session_id: SessionId) -> None:
-        async with self._locked(session_id):
-            session = await self._store.get(session_id)
+        async with self._records.holding(session_id):
+            session = await self._records.get(session_id)
             if session is not None and session.state is SessionState.ACTIVE and session.sandbox is not None:
                 await self._put_to_sleep(await self._hibernation.begin(session))
-
-    async def _sweep_one(self, session: Session, reason: str, still: Callable[[Session], bool]) -> int:
-        async with self._locked(session.id):
-            fresh = await self._store.get(session.id)
-            if fresh is None or fresh.state is SessionState.TERMINATED or not still(fresh):
-                return 0
-            try:
-                await self._terminate(fresh, reason)
-            except StaleWriteError:
-                return 0  # somebody used or ended it meanwhile; the next sweep looks again
-            return 1
 
     async def _terminate(self, session: Session, reason: str) -> None:
         # Routes go first: a request that comes now waits for the lock and then sees the truth.
         self._tell_unbound(session.id, None)
-        await self._store.put(replace(session, state=SessionState.TERMINATED, reason=reason, sandbox=None))
+        await self._records.put(replace(session, state=SessionState.TERMINATED, reason=reason, sandbox=None))
         if session.sandbox is not None:
             self._bound.pop(session.sandbox.id, None)
             await self._provider.release(session.sandbox.id)
@@ -401,18 +543,8 @@ class Lifecycle:
             if session.snapshot is not None:
                 session = await self._hibernation.unpark(session, sandbox, runtime)
             else:
-                now = self._clock.now()
-                session = await self._store.put(
-                    replace(
-                        session,
-                        state=SessionState.ACTIVE,
-                        sandbox=sandbox,
-                        start=sandbox.start,
-                        last_active_at=now,
-                        expires_at=bounded(now + runtime.max_session_duration, session.ends_at),
-                        reason="",
-                    )
-                )
+                awake = self._hibernation.awake(session, runtime)
+                session = await self._records.put(replace(awake, sandbox=sandbox, start=sandbox.start))
         except BaseException:
             self._bound.pop(sandbox.id, None)
             await asyncio.shield(self._provider.release(sandbox.id))
@@ -424,7 +556,7 @@ class Lifecycle:
         """Write the record that names the sandbox; if that fails the sandbox is nobody's and goes away."""
         self._bound[sandbox.id] = session.id
         try:
-            return await self._store.put(session)
+            return await self._records.put(session)
         except BaseException:
             self._bound.pop(sandbox.id, None)
             await asyncio.shield(self._provider.release(sandbox.id))
@@ -471,16 +603,18 @@ class Lifecycle:
         if session.sandbox is not None:
             self._bound.pop(session.sandbox.id, None)
             try:
-                salvaged = await self._hibernation.salvage(session, reason)
+                salvaged = await self._hibernation.salvage(
+                    session, reason, reachable=self._peers.is_mine(session.owner)
+                )
             except StaleWriteError:
                 salvaged = await self._require(session.id)  # somebody else already wrote what came of it
         else:
-            salvaged = await self._store.put(replace(session, state=SessionState.LOST, reason=reason))
+            salvaged = await self._records.put(replace(session, state=SessionState.LOST, reason=reason))
         logger.warning("session %s lost its sandbox: %s; it is %s", session.id, reason or "gone", salvaged.state)
         return salvaged
 
     async def _require(self, session_id: SessionId) -> Session:
-        session = await self._store.get(session_id)
+        session = await self._records.get(session_id)
         if session is None or session.state is SessionState.TERMINATED:
             ended = f": it ended ({session.reason})" if session is not None and session.reason else ""
             raise SessionNotFoundError(f'sessions.agentcube.volcano.sh "{session_id}" not found{ended}')
@@ -501,33 +635,12 @@ class Lifecycle:
         for listener in self._unbound:
             listener(session_id, sandbox_id)
 
-    @asynccontextmanager
-    async def _locked(self, session_id: SessionId) -> AsyncIterator[None]:
-        """Serialise verbs on one session. Locks exist only while somebody holds or awaits them."""
-        lock, users = self._locks.get(session_id, (None, 0))
-        lock = lock or asyncio.Lock()
-        self._locks[session_id] = (lock, users + 1)
-        try:
-            async with lock:
-                yield
-        finally:
-            users = self._locks[session_id][1] - 1
-            if users:
-                self._locks[session_id] = (lock, users)
-            else:
-                del self._locks[session_id]
+
+def peer_sandbox(peer: Peer) -> SandboxId:
+    """What stands for a session's sandbox while another gateway has it."""
+    return SandboxId(f"gateway:{peer.id}")
 
 
 def rfc3339(seconds: float) -> str:
     """An epoch time as text, UTC, to the millisecond."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-async def _take(sessions: AsyncIterator[Session]) -> list[Session]:
-    """At most a batch, so that one sweep stays short."""
-    batch: list[Session] = []
-    async for session in sessions:
-        batch.append(session)
-        if len(batch) >= _SWEEP_BATCH:
-            break
-    return batch

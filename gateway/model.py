@@ -117,6 +117,14 @@ class PoolSpec:
     target_miss_rate: float = 0.01  # share of claims that may find the pool empty
 
 
+class HibernationMode(StrEnum):
+    """What an idle session keeps (spec.wakegate.hibernation)."""
+
+    OFF = "off"  # nothing: it ends
+    WORKSPACE = "workspace"  # its files
+    STATE = "state"  # its files, and of what code contexts have in memory what can be pickled
+
+
 @dataclass(frozen=True, slots=True)
 class DeclaredTool:
     """A tool for models that a runtime offers (spec.wakegate.tools): a command, or a function of a Python file.
@@ -147,7 +155,8 @@ class Runtime:
     max_session_duration: float = 28800.0
     pool: PoolSpec = PoolSpec()
     auth: bool = True  # authMode picod; False: no token is sent
-    hibernates: bool = True  # spec.wakegate.hibernation: idle sessions sleep, they do not end
+    hibernation: HibernationMode = HibernationMode.STATE  # spec.wakegate.hibernation
+    checkpoint_interval: float | None = None  # spec.wakegate.checkpointInterval: seconds between copies while active
     python: str | None = None  # spec.wakegate.python: the environment whose python3 user code gets (local engine)
     preload: tuple[
         str, ...
@@ -204,12 +213,15 @@ class Session:
     idle_timeout: float
     version: int = 0
     tenant: str = ""
+    owner: str = ""  # the only gateway that reaches its sandbox or its parked workspace; "": every gateway does
     sandbox: Sandbox | None = None
     start: StartKind | None = None  # how its present sandbox was bound
     snapshot: str | None = None  # WorkspaceKeeper's reference to what it is while it has no sandbox
     snapshot_at: float | None = None
-    ends_at: float | None = None  # the end that its creator asked for (ttl); bounds expires_at whatever it does
-    reason: str = ""  # why it is terminated or lost, for people
+    suspended: bool = False  # what was in its sandbox's memory was written into the workspace when it went to sleep
+    limit_at: float = 0.0  # the end of the maximum duration, or of the retention; 0: written before this was kept
+    ends_at: float | None = None  # the end that its user asked for (ttl); bounds expires_at whatever it does
+    reason: str = ""  # why it is terminated or lost, or cannot sleep, for people
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -242,6 +254,11 @@ class SnapshotRef(str):
     def sha256(self) -> str:
         """Of the bytes as stored, in hex."""
         return self.rpartition("-")[2]
+
+
+def is_snapshot(reference: str | None) -> bool:
+    """Whether a kept workspace is a SnapshotRef; what an engine parks is named by the session's id, without a `#`."""
+    return reference is not None and "#" in reference
 
 
 @dataclass(frozen=True, slots=True)

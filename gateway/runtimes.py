@@ -15,7 +15,7 @@ import yaml
 
 from gateway.declared import parse_tools
 from gateway.errors import SettingsError
-from gateway.model import HIGH_PORTS, Kind, Limits, PoolMode, PoolSpec, Runtime, RuntimeKey
+from gateway.model import HIGH_PORTS, HibernationMode, Kind, Limits, PoolMode, PoolSpec, Runtime, RuntimeKey
 from gateway.units import parse_duration, parse_quantity
 
 API_VERSION = "runtime.agentcube.volcano.sh/v1alpha1"
@@ -119,8 +119,12 @@ def parse_runtime(
         pool=_pool(spec, extra, reader),
         # An agent's container has no picod: nothing that checks a token, nothing that gives its files.
         auth=not agent and reader.choice(spec, "authMode", "spec.", ("picod", "none"), "picod") == "picod",
-        hibernates=not agent
-        and reader.choice(extra, "hibernation", "spec.wakegate.", ("off", "workspace"), "workspace") != "off",
+        hibernation=HibernationMode.OFF
+        if agent
+        else HibernationMode(
+            reader.choice(extra, "hibernation", "spec.wakegate.", tuple(HibernationMode), HibernationMode.STATE)
+        ),
+        checkpoint_interval=reader.duration(extra, "checkpointInterval", "spec.wakegate.", 0.0) or None,
         python=reader.text(extra, "python", "spec.wakegate.") or None,
         preload=_preload(extra, reader),
         ports=_ports(extra, reader),

@@ -112,7 +112,7 @@ async def serving(gateway: Gateway) -> AsyncIterator[tuple[str, asyncio.Task[Non
     """
     listener = listen(gateway.settings)
     keep_freed_memory()
-    async with gateway.running():
+    async with gateway.running(gateway.settings.advertise or url_of(listener)):
         server = make_server(gateway)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not task.done():  # noqa: ASYNC110

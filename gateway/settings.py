@@ -58,6 +58,18 @@ class Settings:
         kind="text",
         metavar="URL",
     )
+    store_prefix: str = _setting(
+        "wakegate", "begins the names of all keys in Redis; gateways with the same one share everything", kind="text"
+    )
+    advertise: str = _setting(
+        "",
+        "URL at which other gateways on the same Redis reach this one (default: where it listens)",
+        kind="text",
+        metavar="URL",
+    )
+    takeover_after: float = _setting(
+        8.0, "silence of a gateway after which others on the same Redis take it for dead", kind="duration", low=0.2
+    )
     engine: str = _setting("local", "what runs the sandboxes", kind="text", choices=("local", "kubernetes"))
     kubeconfig: Path = _setting(
         Path(), "kubeconfig file of --engine kubernetes (default: the pod's own access, else the user's)", kind="path"

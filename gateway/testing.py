@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from gateway.model import (
     SandboxId,
     SessionId,
     StartKind,
+    SuspendReport,
 )
 from gateway.runtimes import default_runtime
 from gateway.settings import Settings
@@ -184,6 +185,28 @@ class ScriptedProvider:
         if keeps:
             self._ended.add(sandbox_id)
         self._events.put_nowait(SandboxEvent(sandbox_id, sandbox.session_id, reason))
+
+
+class MemorylessExecutor:
+    """An Executor whose sandboxes have nothing in memory and no files."""
+
+    async def export(self, sandbox: Sandbox, session_id: SessionId) -> AsyncGenerator[bytes, None]:
+        """Nothing."""
+        nothing: tuple[bytes, ...] = ()
+        for chunk in nothing:
+            yield chunk
+
+    async def restore(self, sandbox: Sandbox, session_id: SessionId, chunks: AsyncIterator[bytes]) -> None:
+        """Read to the end."""
+        async for _ in chunks:
+            pass
+
+    async def suspend(self, sandbox: Sandbox, session_id: SessionId) -> SuspendReport:
+        """Nothing to save."""
+        return SuspendReport()
+
+    async def resume(self, sandbox: Sandbox, session_id: SessionId) -> None:
+        """Nothing to take up."""
 
 
 class EngineLike(SandboxProvider, WorkspaceKeeper, Protocol):

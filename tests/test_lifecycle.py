@@ -18,11 +18,24 @@ from gateway.errors import (
 )
 from gateway.hibernation import Hibernation
 from gateway.lifecycle import Lifecycle, rfc3339
-from gateway.model import RuntimeKey, Sandbox, SandboxEvent, SandboxId, Session, SessionId, SessionState, StartKind
+from gateway.model import (
+    HibernationMode,
+    RuntimeKey,
+    Sandbox,
+    SandboxEvent,
+    SandboxId,
+    Session,
+    SessionId,
+    SessionState,
+    StartKind,
+)
+from gateway.peers import Peers
+from gateway.records import Records
 from gateway.runtimes import StaticCatalog, default_runtime
 from gateway.stats import Activity
 from gateway.store.sqlite import SqliteStore
-from gateway.testing import ManualClock, ScriptedProvider
+from gateway.sweeper import Sweeper
+from gateway.testing import ManualClock, MemorylessExecutor, ScriptedProvider
 from tests.support import KEY, eventually
 
 
@@ -33,22 +46,36 @@ class World:
         self.clock = ManualClock()
         self.store = SqliteStore(folder / "wakegate.db", self.clock)
         self.provider = ScriptedProvider(clock=self.clock)
-        self.runtime = replace(default_runtime(1), hibernates=False)
+        self.runtime = replace(default_runtime(1), hibernation=HibernationMode.OFF)
         self.unbound: list[tuple[SessionId, SandboxId | None]] = []
         self.restart()
 
     def restart(self, **limits: int) -> None:
         """A new lifecycle over the same store and provider, as after a restart."""
         self.activity = Activity()
+        self.records = Records(self.store, "test")
+        peers = Peers(self.store, self.clock, "", takeover_after=8.0)
+        catalog = StaticCatalog([self.runtime])
         self.lifecycle = Lifecycle(
-            self.store,
+            self.records,
+            peers,
             self.provider,
-            StaticCatalog([self.runtime]),
-            Hibernation(self.store, self.provider, self.clock, 1000.0),
+            catalog,
+            Hibernation(self.records, self.provider, MemorylessExecutor(), self.clock, 1000.0),
+            self.activity,
+            self.clock,
+            **limits,
+        )
+        self.sweeper = Sweeper(
+            self.lifecycle,
+            self.records,
+            peers,
+            self.provider,
+            catalog,
+            self.provider,
             self.activity,
             self.clock,
             terminated_retention=100.0,
-            **limits,
         )
         self.lifecycle.on_unbound(lambda session, sandbox: self.unbound.append((session, sandbox)))
 
@@ -215,9 +242,9 @@ async def test_idle_session_is_ended(world: World) -> None:
     """After its idle time and not a second before; the reason says so."""
     made = await world.lifecycle.create(KEY, idle_timeout=60)
     world.clock.advance(59)
-    assert await world.lifecycle.sweep() == 0
+    assert await world.sweeper.sweep() == 0
     world.clock.advance(1)
-    assert await world.lifecycle.sweep() == 1
+    assert await world.sweeper.sweep() == 1
     record = await world.record(made.session.id)
     assert (record.state, record.reason) == (SessionState.TERMINATED, "idle for 60 s")
     assert await world.sandboxes() == set()
@@ -230,12 +257,12 @@ async def test_request_in_flight_keeps_a_session(world: World) -> None:
     activity.in_flight = 1
     for _ in range(3):
         world.clock.advance(100)
-        assert await world.lifecycle.sweep() == 0
+        assert await world.sweeper.sweep() == 0
     activity.in_flight = 0
     world.clock.advance(59)
-    assert await world.lifecycle.sweep() == 0
+    assert await world.sweeper.sweep() == 0
     world.clock.advance(1)
-    assert await world.lifecycle.sweep() == 1
+    assert await world.sweeper.sweep() == 1
 
 
 async def test_activity_reaches_the_record(world: World) -> None:
@@ -256,7 +283,7 @@ async def test_expired_session_is_ended_even_when_busy(world: World) -> None:
     made = await world.lifecycle.create(KEY, ttl=100)
     world.activity.of(made.session.id, world.clock.now()).in_flight = 1
     world.clock.advance(100)
-    assert await world.lifecycle.sweep() == 1
+    assert await world.sweeper.sweep() == 1
     assert (await world.record(made.session.id)).reason == "its maximum duration is over"
 
 
@@ -265,10 +292,10 @@ async def test_ended_record_is_kept_for_a_while_and_then_forgotten(world: World)
     made = await world.lifecycle.create(KEY)
     await world.lifecycle.terminate(made.session.id, "done")
     world.clock.advance(99)
-    await world.lifecycle.sweep()
+    await world.sweeper.sweep()
     assert (await world.record(made.session.id)).reason == "done"
     world.clock.advance(1)
-    await world.lifecycle.sweep()
+    await world.sweeper.sweep()
     assert await world.store.get(made.session.id) is None
 
 
@@ -314,7 +341,7 @@ async def test_sweep_spares_a_session_that_somebody_else_wrote(world: World) -> 
     world.clock.advance(60)
     record = await world.record(made.session.id)
     await world.store.put(replace(record, last_active_at=world.clock.now()))
-    assert await world.lifecycle.sweep() == 0
+    assert await world.sweeper.sweep() == 0
 
 
 async def test_verbs_on_one_session_take_turns(world: World) -> None:
@@ -324,7 +351,7 @@ async def test_verbs_on_one_session_take_turns(world: World) -> None:
     opened = await asyncio.gather(*(world.lifecycle.open(made.session.id) for _ in range(20)))
     assert len({each.sandbox.id for each in opened}) == 1
     assert world.provider.claims == 2
-    assert world.lifecycle._locks == {}
+    assert world.records._locks == {}
 
 
 async def test_claims_are_told_to_listeners_and_lengthen_the_hold(world: World) -> None:
@@ -342,10 +369,10 @@ async def test_claims_are_told_to_listeners_and_lengthen_the_hold(world: World) 
     assert world.lifecycle.hold_time(KEY) == world.lifecycle.hold_time(None) == 70.0
 
 
-@pytest.mark.parametrize("hibernates", [False, True])
-async def test_session_at_work_is_not_put_to_sleep(world: World, hibernates: bool) -> None:
+@pytest.mark.parametrize("mode", [HibernationMode.OFF, HibernationMode.STATE])
+async def test_session_at_work_is_not_put_to_sleep(world: World, mode: HibernationMode) -> None:
     """While its sandbox says that something runs there; afterwards a whole idle timeout passes first."""
-    world.runtime = replace(world.runtime, hibernates=hibernates)
+    world.runtime = replace(world.runtime, hibernation=mode)
     world.restart()
     asked: list[SandboxId] = []
     at_work = True
@@ -356,16 +383,16 @@ async def test_session_at_work_is_not_put_to_sleep(world: World, hibernates: boo
 
     world.lifecycle.ask_before_sleep(check)
     opened = await world.lifecycle.create(KEY)
-    assert await world.lifecycle.sweep() == 0
+    assert await world.sweeper.sweep() == 0
     assert not asked  # only when it would sleep
     world.clock.advance(901)
-    assert await world.lifecycle.sweep() == 0
+    assert await world.sweeper.sweep() == 0
     assert asked == [opened.sandbox.id]
     at_work = False
     world.clock.advance(899)
-    assert await world.lifecycle.sweep() == 0
+    assert await world.sweeper.sweep() == 0
     world.clock.advance(2)
-    assert await world.lifecycle.sweep() == 1
+    assert await world.sweeper.sweep() == 1
 
 
 @pytest.mark.parametrize("error", [SandboxStartError("away"), TimeoutError()])
@@ -378,4 +405,4 @@ async def test_sandbox_that_cannot_be_asked_keeps_nobody_awake(world: World, err
     world.lifecycle.ask_before_sleep(check)
     await world.lifecycle.create(KEY)
     world.clock.advance(901)
-    assert await world.lifecycle.sweep() == 1
+    assert await world.sweeper.sweep() == 1

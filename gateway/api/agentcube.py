@@ -12,9 +12,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.api.body import JSON, error_headers, read_metadata, read_object, read_seconds
+from gateway.api.relay import relay
 from gateway.errors import BadRequestError, NotFoundError, SessionNotFoundError, WakegateError
 from gateway.lifecycle import Lifecycle
 from gateway.model import Kind, RuntimeKey, SessionId, StartKind
+from gateway.peers import ElsewhereError
 
 
 class AgentCubeAPI:
@@ -70,7 +72,10 @@ class AgentCubeAPI:
     async def _delete(self, request: Request) -> Response:
         session_id = SessionId(request.path_params["session_id"])
         try:
-            await self._lifecycle.terminate(session_id, "deleted by its user")
+            try:
+                await self._lifecycle.terminate(session_id, "deleted by its user")
+            except ElsewhereError as elsewhere:
+                return await relay(request, elsewhere)
         except SessionNotFoundError:
             return JSON({"message": f"Session ID {session_id} not found, maybe already deleted"}, 404)
         except WakegateError as error:

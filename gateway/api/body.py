@@ -66,6 +66,7 @@ async def read_bytes(request: Request, limit: int) -> bytes:
         raise RequestTimeoutError(f"no byte of the request's body came for {idle:g} s") from None
     except ClientDisconnect:
         raise BadRequestError("the client left while sending its request") from None
+    request.state.body = bytes(body)  # should the request turn out to be another gateway's
     return bytes(body)
 
 

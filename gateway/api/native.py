@@ -12,10 +12,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.api.body import JSON, error_headers, read_metadata, read_object, read_seconds
-from gateway.errors import BadRequestError, WakegateError
+from gateway.api.relay import relay
+from gateway.errors import ActivationTimeoutError, BadRequestError, WakegateError
 from gateway.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
-from gateway.lifecycle import Lifecycle, rfc3339
+from gateway.lifecycle import UNSET, Lifecycle, rfc3339
 from gateway.model import Kind, PoolStatus, Runtime, RuntimeKey, Session, SessionId, SessionState
+from gateway.peers import ElsewhereError
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -47,6 +49,7 @@ class NativeAPI:
             Route("/v1/sessions", _guarded(self._create), methods=["POST"]),
             Route("/v1/sessions", _guarded(self._list), methods=["GET"]),
             Route("/v1/sessions/{session_id}", _guarded(self._get), methods=["GET"]),
+            Route("/v1/sessions/{session_id}", _guarded(self._update), methods=["PATCH"]),
             Route("/v1/sessions/{session_id}", _guarded(self._delete), methods=["DELETE"]),
             Route("/v1/sessions/{session_id}/hibernate", _guarded(self._hibernate), methods=["POST"]),
             Route("/v1/sessions/{session_id}/wake", _guarded(self._wake), methods=["POST"]),
@@ -105,6 +108,22 @@ class NativeAPI:
     async def _get(self, request: Request) -> Response:
         return JSON(session_document(await self._lifecycle.get(SessionId(request.path_params["session_id"]))))
 
+    async def _update(self, request: Request) -> Response:
+        body = await read_object(request)
+        unknown = sorted(body.keys() - {"ttl", "idleTimeout", "metadata"})
+        if unknown:
+            raise BadRequestError(f"{unknown[0]}: cannot be changed; expected ttl, idleTimeout or metadata")
+        ttl, idle_timeout = read_seconds(body, "ttl"), read_seconds(body, "idleTimeout")
+        if "idleTimeout" in body and idle_timeout is None:
+            raise BadRequestError("idleTimeout: expected a duration above zero, got null")
+        session = await self._lifecycle.update(
+            SessionId(request.path_params["session_id"]),
+            ttl=ttl if "ttl" in body else UNSET,
+            idle_timeout=UNSET if idle_timeout is None else idle_timeout,
+            metadata=read_metadata(body) if "metadata" in body else None,
+        )
+        return JSON(session_document(session))
+
     async def _delete(self, request: Request) -> Response:
         await self._lifecycle.terminate(SessionId(request.path_params["session_id"]), "deleted by its user")
         return Response(status_code=204)
@@ -116,8 +135,16 @@ class NativeAPI:
 
     async def _wake(self, request: Request) -> Response:
         session_id = SessionId(request.path_params["session_id"])
-        opened = await self._lifecycle.open(session_id)
-        return JSON(session_document(opened.session), headers={"x-wakegate-start": opened.start.value})
+        hold = self._lifecycle.hold_time((await self._lifecycle.get(session_id)).runtime)
+        try:
+            async with asyncio.timeout(hold):
+                opened = await self._lifecycle.open(session_id)
+        except TimeoutError:
+            raise ActivationTimeoutError(f"no sandbox was ready within {hold:g} s", retry_after=1) from None
+        headers = {"x-wakegate-start": opened.start.value}
+        if opened.restored is not None:
+            headers["x-wakegate-restored"] = opened.restored
+        return JSON(session_document(opened.session), headers=headers)
 
     async def _runtimes(self, _: Request) -> Response:
         runtimes = [runtime_document(each, await self._provider.status(each.key)) for each in self._catalog.all()]
@@ -200,6 +227,7 @@ def session_document(session: Session) -> dict[str, Any]:
         "lastActiveAt": rfc3339(session.last_active_at),
         "expiresAt": rfc3339(session.expires_at),
         "idleTimeout": session.idle_timeout,
+        "snapshotAt": None if session.snapshot_at is None else rfc3339(session.snapshot_at),
         "sandboxId": session.sandbox.id if session.sandbox else None,
         "reason": session.reason,
         "metadata": dict(session.metadata),
@@ -233,7 +261,10 @@ def runtime_document(runtime: Runtime, status: PoolStatus) -> dict[str, Any]:
 def _guarded(handler: Handler) -> Handler:
     async def answer(request: Request) -> Response:
         try:
-            return await handler(request)
+            try:
+                return await handler(request)
+            except ElsewhereError as elsewhere:
+                return await relay(request, elsewhere)
         except WakegateError as error:
             return JSON({"error": str(error), "code": error.code}, error.status, error_headers(error))
 

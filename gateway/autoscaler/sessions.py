@@ -18,7 +18,7 @@ from gateway.autoscaler.advice import Advice, GapHistogram
 from gateway.errors import WakegateError
 from gateway.interfaces import RuntimeCatalog
 from gateway.lifecycle import Lifecycle
-from gateway.model import RuntimeKey, SandboxId, Session, SessionId
+from gateway.model import HibernationMode, RuntimeKey, SandboxId, Session, SessionId
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ class SessionAdvisor:
     async def _hibernate(self, session_id: SessionId) -> None:
         seen = self._sessions[session_id]
         runtime = self._catalog.get(seen.runtime)
-        if runtime is None or not runtime.hibernates:
+        if runtime is None or runtime.hibernation is HibernationMode.OFF:
             return
         after = seen.advice.hibernate_after
 

@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 from time import perf_counter
+from urllib.parse import urlsplit
 
 from gateway.clock import Clock
 from gateway.counters import Counters, RuntimeCounters
@@ -22,13 +23,16 @@ from gateway.errors import (
     SessionNotFoundError,
 )
 from gateway.interfaces import RuntimeCatalog
-from gateway.lifecycle import Lifecycle, Opened
+from gateway.lifecycle import Lifecycle, Opened, peer_sandbox
 from gateway.model import Endpoint, RuntimeKey, Sandbox, SandboxId, Session, SessionId, StartKind
+from gateway.peers import ElsewhereError, Peer
 from gateway.routing.answers import session_fields
 from gateway.routing.target import Target
 from gateway.routing.tokens import TokenIssuer
 from gateway.routing.upstream import UpstreamPool
 from gateway.stats import Activity, SessionActivity
+
+PEER_KNOWN_S = 1.0  # for so long it is not asked again which gateway has a session
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,9 @@ class Route:
     """A live session's way to its sandbox, with its slots. State: `in_flight` and the queue of who waits for a slot."""
 
     __slots__ = (
-        "_limits", "_queue", "activity", "branches", "closed", "counted", "fields", "head", "head_until", "in_flight",
-        "live_lines", "pool", "runtime", "sandbox", "session_id", "session_id_bytes",
+        "_limits", "_queue", "activity", "branches", "closed", "counted", "fields", "head", "head_until",
+        "idle_timeout", "in_flight", "live_lines", "peer", "pool", "runtime", "sandbox", "session_id",
+        "session_id_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -56,10 +61,14 @@ class Route:
         activity: SessionActivity,
         limits: HoldLimits,
         counted: RuntimeCounters,
+        *,
+        peer: bool = False,
     ) -> None:
         self.session_id = session.id
         self.session_id_bytes = session.id.encode("ascii")
         self.runtime = session.runtime
+        self.idle_timeout = session.idle_timeout
+        self.peer = peer  # it leads to the gateway that has the session; the path goes there as the client sent it
         self.sandbox = sandbox
         self.pool = pool
         self.branches: tuple[tuple[bytes, UpstreamPool], ...] = ()  # by path prefix, the longest first
@@ -185,6 +194,8 @@ class Activator:
         if target.runtime is not None and target.runtime != route.runtime:
             raise _not_found(target.session_id, target.runtime)
         if now >= route.head_until:
+            if route.peer:
+                return None
             self._renew_head(route)
         return route if route.try_enter() else None
 
@@ -232,12 +243,22 @@ class Activator:
             route = self._route(opened)
         else:
             current = self.routes.get(target.session_id)
+            if current is not None and current.peer and self._clock.now() >= current.head_until:
+                self.drop(current.session_id)  # who has the session is looked up again
+                current = None
             if current is not None and not current.closed:
                 if target.runtime is not None and target.runtime != current.runtime:
                     raise _not_found(target.session_id, target.runtime)
                 await current.enter()
                 return Reservation(current, StartKind.LIVE, queue_s=perf_counter() - began)
-            opened = await self._join_flight(target.session_id, gone)
+            try:
+                opened = await self._join_flight(target.session_id, gone)
+            except ElsewhereError as elsewhere:
+                route = await self._peer_route(target.session_id, elsewhere.peer)
+                if target.runtime is not None and target.runtime != route.runtime:
+                    raise _not_found(target.session_id, target.runtime) from None
+                await route.enter()
+                return Reservation(route, StartKind.LIVE, queue_s=perf_counter() - began)
             if target.runtime is not None and target.runtime != opened.session.runtime:
                 raise _not_found(target.session_id, target.runtime)
             route = self._route(opened)
@@ -271,6 +292,41 @@ class Activator:
             )
             for prefix, port in runtime.target_ports
         )
+
+    async def _peer_route(self, session_id: SessionId, peer: Peer) -> Route:
+        """The way to the gateway that has the session. It is that gateway's activity, and its slots hold there too."""
+        session = await self._lifecycle.get(session_id)
+        now = self._clock.now()
+        route = self.routes.get(session_id)
+        if route is None or route.sandbox.id != peer_sandbox(peer):
+            address = urlsplit(peer.address)
+            endpoint = Endpoint(host=address.hostname, port=address.port or 80)
+            sandbox = Sandbox(peer_sandbox(peer), session.runtime, endpoint, StartKind.LIVE, now, session_id)
+            pool = UpstreamPool(endpoint, connect_timeout=self._connect_timeout)
+            route = Route(
+                session,
+                sandbox,
+                pool,
+                SessionActivity(now),
+                self._limits,
+                self._counters.of(session.runtime),
+                peer=True,
+            )
+            self.routes[session_id] = route
+        lines = b"host: %b\r\nx-agentcube-session-id: %b\r\n" % (route.pool.host, route.session_id_bytes)
+        route.head, route.head_until = lines, now + PEER_KNOWN_S
+        return route
+
+    def forget_quiet(self) -> None:
+        """Forget routes that were not used for half their session's idle timeout.
+
+        Where other gateways reach the same sandboxes, one of them may put a session to sleep that is idle. Whoever
+        comes back after that long then asks the store, and finds out before anything is sent to its sandbox.
+        """
+        now = self._clock.now()
+        for route in list(self.routes.values()):
+            if not route.in_flight and now - route.activity.last > route.idle_timeout / 2:
+                self.drop(route.session_id, route.sandbox.id)
 
     def _renew_head(self, route: Route) -> None:
         lines = b"host: %b\r\nx-agentcube-session-id: %b\r\n" % (route.pool.host, route.session_id_bytes)

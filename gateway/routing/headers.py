@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 
-from gateway.errors import BadRequestError
+from gateway.errors import BadRequestError, UnavailableError
 from gateway.routing.ids import id_line
 from gateway.routing.target import RUNTIME_HEADER, SESSION_HEADERS
 
@@ -20,16 +20,20 @@ HOP_BY_HOP = frozenset((
     b"transfer-encoding", b"upgrade",
 ))  # fmt: skip
 
+MAX_HOPS = 3  # gateways that pass a request on; more only if they contradict each other about who has its session
 _MAX_LENGTH_DIGITS = 18  # an exabyte; Python's int() raises on a few thousand digits
 
 # Request fields that need a look; every other one goes on as it is.
 _SPECIAL = HOP_BY_HOP | {
     b"host", b"authorization", b"expect", b"content-length", b"forwarded", b"x-forwarded-for", b"x-forwarded-host",
-    b"x-forwarded-proto", b"x-request-id", RUNTIME_HEADER, *SESSION_HEADERS,
+    b"x-forwarded-proto", b"x-request-id", b"x-wakegate-hops", RUNTIME_HEADER, *SESSION_HEADERS,
 }  # fmt: skip
 
+HOPS_HEADER = b"x-wakegate-hops"  # through how many gateways a request came before this one
+
 # Response fields that are ours to write, besides hop-by-hop ones.
-_RESPONSE_DROPPED = HOP_BY_HOP | {*SESSION_HEADERS, b"x-wakegate-start", b"x-wakegate-restored", b"x-request-id"}
+GATEWAY_FIELDS = frozenset((*SESSION_HEADERS, b"x-wakegate-start", b"x-wakegate-restored"))
+_RESPONSE_DROPPED = HOP_BY_HOP | GATEWAY_FIELDS | {b"x-request-id"}
 _FRAMING_AND_DROPPED = _RESPONSE_DROPPED | {b"content-length"}
 
 
@@ -40,7 +44,7 @@ class Request:
     `content_length` None with `chunked` False: the request has no body.
     """
 
-    __slots__ = ("chunked", "content_length", "id_line", "lines", "runtime", "sent_id", "session")
+    __slots__ = ("chunked", "content_length", "hops", "id_line", "lines", "runtime", "sent_id", "session")
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
@@ -50,6 +54,7 @@ class Request:
         self.id_line = b""  # set by `identify`
         self.content_length: int | None = None
         self.chunked = False
+        self.hops = 0
 
 
 def read_request(headers: Iterable[tuple[bytes, bytes]], client: tuple[str, int] | None, scheme: str) -> Request:
@@ -140,6 +145,8 @@ def _read_special(request: Request, special: list[tuple[bytes, bytes]]) -> tuple
         elif name == b"x-request-id":
             if request.sent_id is None:
                 request.sent_id = value
+        elif name == HOPS_HEADER:
+            request.hops = int(value) if value.isdigit() and len(value) < 3 else MAX_HOPS
         elif name == b"x-forwarded-for":
             forwarded_for = _joined(forwarded_for, value)
         elif name == b"forwarded":
@@ -182,6 +189,20 @@ def read_response(headers: Headers) -> Headers:
     if nominated:
         kept = [(name, value) for name, value in kept if name not in nominated]
     return kept
+
+
+def next_hop(request: Request) -> bytes:
+    """The line that counts the gateways on a request's way. Raises UnavailableError beyond MAX_HOPS."""
+    if request.hops >= MAX_HOPS:
+        raise UnavailableError(f"the gateways do not agree who has this session ({request.hops} passed the request on)")
+    return b"%b: %d\r\n" % (HOPS_HEADER, request.hops + 1)
+
+
+def read_peer_response(headers: Headers) -> Headers:
+    """The fields of another gateway's response: what it says of the session and of the start is true, and goes on."""
+    return read_response(headers) + [
+        (lower, value) for name, value in headers if (lower := name.lower()) in GATEWAY_FIELDS
+    ]
 
 
 def response_lines(headers: Headers) -> list[bytes]:

@@ -22,7 +22,16 @@ from gateway.routing.answers import ASGIApp, Receive, Scope, Send, send_answer, 
 from gateway.routing.batch import WriteBatch
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.exchange import WATCH_AFTER_S, ClientGoneError, Exchange, Exchanges, TimeLimits, last_chunks
-from gateway.routing.headers import Headers, Request, identify, read_request, read_response, response_lines
+from gateway.routing.headers import (
+    Headers,
+    Request,
+    identify,
+    next_hop,
+    read_peer_response,
+    read_request,
+    read_response,
+    response_lines,
+)
 from gateway.routing.ids import id_field, id_in, id_line
 from gateway.routing.observe import Observer, Record
 from gateway.routing.target import NotProxied, Target, parse
@@ -178,6 +187,10 @@ class Proxy:
         if exchange.record is not None:
             exchange.record.saw(route.session_id, route.runtime, start)
             exchange.record.stages = stages
+        if route.peer:
+            headers = [*read_peer_response(connection.headers), id_field(exchange.id_line)]
+            await exchange.relay_response(send, headers, None)
+            return
         headers = response_fields(connection.headers, route, start, stages)
         headers.append(id_field(exchange.id_line))
         if reservation is not None and reservation.restored is not None:
@@ -200,6 +213,9 @@ class Proxy:
         except WakegateError:
             return False
         if route is None:
+            return False
+        if route.peer:
+            route.leave(self._clock.now())
             return False
         connection = (route.pool if not route.branches else route.pool_for(target.path)).take()
         if connection is None:
@@ -329,11 +345,18 @@ class Lane:
 
 
 def request_head(scope: Scope, request: Request, route: Route, target: Target) -> bytes:
-    """The head as the sandbox gets it."""
+    """The head as the sandbox gets it, or the gateway that has the session.
+
+    Raises UnavailableError for a request that went in circles between gateways.
+    """
     query: bytes = scope["query_string"]
+    path = target.path
+    if route.peer:
+        path = scope["raw_path"]
+        request.lines.append(next_hop(request))
     return b"%b %b%b HTTP/1.1\r\n%b%b\r\n" % (
         scope["method"].encode("ascii"),
-        target.path,
+        path,
         b"?" + query if query else b"",
         b"".join(request.lines),
         route.head,

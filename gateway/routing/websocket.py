@@ -11,14 +11,30 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
 from gateway.clock import Clock
 from gateway.counters import Counters
-from gateway.errors import BadRequestError, NotFoundError, UpstreamBrokenError, UpstreamConnectError, WakegateError
+from gateway.errors import (
+    BadRequestError,
+    NotFoundError,
+    UnavailableError,
+    UpstreamBrokenError,
+    UpstreamConnectError,
+    WakegateError,
+)
 from gateway.routing.activator import Activator, Route
 from gateway.routing.answers import Headers, Receive, Scope, Send, error_body, error_fields, session_fields
-from gateway.routing.headers import Request, identify, read_request, read_response
+from gateway.routing.headers import (
+    GATEWAY_FIELDS,
+    Request,
+    identify,
+    next_hop,
+    read_peer_response,
+    read_request,
+    read_response,
+)
 from gateway.routing.ids import id_field, id_in, id_line
 from gateway.routing.observe import Observer, Record
 from gateway.routing.target import Target, parse
@@ -71,7 +87,7 @@ class WebSocketProxy:
             if record is not None:
                 record.request_id = id_in(line)
             session = request.session
-            target = parse(scope.get("raw_path") or scope["path"].encode(), session, request.runtime)
+            target = parse(_raw_path(scope), session, request.runtime)
             if not isinstance(target, Target):
                 raise NotFoundError(
                     "no sandbox is behind this path; a WebSocket needs a session header, an invocations or a ports path"
@@ -94,10 +110,15 @@ class WebSocketProxy:
             answer.append(id_field(line))
             if record is not None:
                 record.saw(route.session_id, route.runtime, reservation.start)
+            if route.peer:
+                target = Target(target.session_id, target.runtime, _raw_path(scope))
+                request.lines.append(next_hop(request))
             status = await self._converse(scope, receive, send, route, target, request, answer)
             route.counted.answered[reservation.start.value, status] += 1
             if record is not None:
                 record.status = status
+        except UnavailableError as error:
+            await _refuse(send, error, session, line)
         finally:
             route.activity.in_flight += 1
             route.leave(route.activity.last)
@@ -122,6 +143,8 @@ class WebSocketProxy:
         except InvalidStatus as error:
             await _pass_refusal(send, error, answer)
             return error.response.status_code
+        if route.peer and upstream.response is not None:
+            answer = _said_by(upstream.response)
         await send({"type": "websocket.accept", "subprotocol": upstream.subprotocol, "headers": answer})
         up = asyncio.create_task(self._pump_up(receive, upstream, route))
         down = asyncio.create_task(self._pump_down(upstream, send, route))
@@ -210,6 +233,17 @@ async def _refuse(send: Send, error: WakegateError, session: bytes | None, line:
         session_fields(session) if session and not isinstance(error, BadRequestError) else []
     )
     await _deny(send, error.status, [*headers, id_field(line)], error_body(error))
+
+
+def _raw_path(scope: Scope) -> bytes:
+    path: bytes = scope.get("raw_path") or scope["path"].encode()
+    return path
+
+
+def _said_by(response: Response) -> Headers:
+    """What another gateway says of the session and of the start."""
+    said = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.raw_items()]
+    return [field for field in read_peer_response(said) if field[0] in GATEWAY_FIELDS]
 
 
 async def _pass_refusal(send: Send, error: InvalidStatus, answer: Headers) -> None:

@@ -17,7 +17,7 @@ from typing import Protocol
 from gateway.clock import Clock
 from gateway.errors import SandboxStartError, SettingsError, SnapshotNotFoundError, UpstreamConnectError
 from gateway.interfaces import Executor, SnapshotStore, WorkspaceKeeper
-from gateway.model import Sandbox, SandboxId, SessionId, SnapshotRef
+from gateway.model import Sandbox, SandboxId, SessionId, SnapshotRef, is_snapshot
 from gateway.settings import Settings
 from gateway.snapshots import make_snapshot_store
 from gateway.snapshots.keys import SnapshotKeys
@@ -72,7 +72,7 @@ class SnapshotKeeper:
 
     async def unpark(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
         """See WorkspaceKeeper. The snapshot stays: it is what the session is saved from if this sandbox is lost."""
-        if not _is_snapshot(reference):
+        if not is_snapshot(reference):
             return await self._parked(reference).unpark(reference, sandbox_id, session_id)
         sandbox = await self._provider.find(sandbox_id)
         if sandbox is None:
@@ -85,13 +85,13 @@ class SnapshotKeeper:
 
     async def put_back(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
         """See WorkspaceKeeper. A snapshot is what it was; what may be in the sandbox is a copy."""
-        if _is_snapshot(reference):
+        if is_snapshot(reference):
             return reference
         return await self._parked(reference).put_back(reference, sandbox_id, session_id)
 
     async def drop_parked(self, reference: str) -> None:
         """See WorkspaceKeeper."""
-        if _is_snapshot(reference):
+        if is_snapshot(reference):
             await self._store.delete(SnapshotRef(reference).key)
         elif self._parking is not None:
             await self._parking.drop_parked(reference)
@@ -157,8 +157,3 @@ def make_keeper(settings: Settings, provider: Finder, executor: Executor, clock:
     if problems:
         raise SettingsError(problems)
     return SnapshotKeeper(store, provider, executor, clock, parking=parking)
-
-
-def _is_snapshot(reference: str) -> bool:
-    """A SnapshotRef has a `#` in it; what an engine parks is named by the session's id, which has none."""
-    return "#" in reference

@@ -28,7 +28,7 @@ class CachedStore:
     """Keeps up to `size` records of `inner` for `ttl` seconds each; the longest unused make room."""
 
     def __init__(self, inner: SessionStore, ttl: float = 5.0, *, size: int = 10_000) -> None:
-        self._inner = inner
+        self.inner = inner
         self._size = size
         # timeout=None: aiocache would else start a task per look-up to watch over a dict.
         self._records: Any = SimpleMemoryCache(ttl=ttl, timeout=None)
@@ -36,7 +36,7 @@ class CachedStore:
         self._loading: dict[SessionId, object] = {}  # reads on their way, unless something newer came by
 
     def __repr__(self) -> str:
-        return f"<CachedStore {self._inner!r} [{len(self._order)} of {self._size}]>"
+        return f"<CachedStore {self.inner!r} [{len(self._order)} of {self._size}]>"
 
     async def get(self, session_id: SessionId) -> Session | None:
         """The record, as it was at most `ttl` ago; absence is not remembered."""
@@ -47,7 +47,7 @@ class CachedStore:
         self._order.pop(session_id, None)  # expired
         load = self._loading[session_id] = object()
         try:
-            record = await self._inner.get(session_id)
+            record = await self.inner.get(session_id)
             if record is not None and self._loading.get(session_id) is load:
                 await self._keep(record)
             return record
@@ -58,7 +58,7 @@ class CachedStore:
     async def put(self, session: Session, *, lease: Lease | None = None) -> Session:
         """As the inner store's; what it answers is what `get` answers from now on."""
         try:
-            stored = await self._inner.put(session, lease=lease)
+            stored = await self.inner.put(session, lease=lease)
         except BaseException:
             # Refused as stale: the copy here may be what misled the caller. Anything else: it may have landed.
             await self.invalidate(session.id)
@@ -72,7 +72,7 @@ class CachedStore:
     async def delete(self, session_id: SessionId) -> None:
         """Forget a record; absent is success."""
         try:
-            await self._inner.delete(session_id)
+            await self.inner.delete(session_id)
         finally:
             await self.invalidate(session_id)
 
@@ -84,7 +84,7 @@ class CachedStore:
 
     async def touch_many(self, seen: Mapping[SessionId, float]) -> None:
         """Raise last_active_at of each to at least the given time, in the copies as well."""
-        await self._inner.touch_many(seen)
+        await self.inner.touch_many(seen)
         for session_id, at in seen.items():
             copy: _Copy | None = await self._records.get(session_id)
             if copy is not None and copy.record.last_active_at < at:
@@ -103,17 +103,17 @@ class CachedStore:
 
     async def start(self) -> None:
         """Open the inner store."""
-        await self._inner.start()
+        await self.inner.start()
 
     async def aclose(self) -> None:
         """Close the inner store."""
         for session_id in list(self._order):
             await self.invalidate(session_id)  # and with it its timer
-        await self._inner.aclose()
+        await self.inner.aclose()
 
     async def ping(self) -> None:
         """Answer, or raise StoreUnavailableError; never from memory."""
-        await self._inner.ping()
+        await self.inner.ping()
 
     def sessions(
         self,
@@ -124,36 +124,40 @@ class CachedStore:
         limit: int = 100,
     ) -> AsyncIterator[Session]:
         """Records by id, strictly after `after`, at most `limit`."""
-        return self._inner.sessions(state=state, runtime=runtime, after=after, limit=limit)
+        return self.inner.sessions(state=state, runtime=runtime, after=after, limit=limit)
 
     def idle(self, now: float) -> AsyncIterator[Session]:
         """Active sessions with idle_at <= now, soonest first."""
-        return self._inner.idle(now)
+        return self.inner.idle(now)
 
     def expired(self, now: float) -> AsyncIterator[Session]:
         """Sessions that are not terminated with expires_at <= now, soonest first."""
-        return self._inner.expired(now)
+        return self.inner.expired(now)
 
     def terminated(self, before: float) -> AsyncIterator[Session]:
         """Terminated sessions with last_active_at <= before, oldest first."""
-        return self._inner.terminated(before)
+        return self.inner.terminated(before)
 
     async def acquire_lease(self, name: str, holder: str, ttl: float) -> Lease | None:
         """Take the lease if it is free, expired, or already `holder`'s. None: somebody else has it."""
-        return await self._inner.acquire_lease(name, holder, ttl)
+        return await self.inner.acquire_lease(name, holder, ttl)
 
     async def renew_lease(self, lease: Lease, ttl: float) -> Lease | None:
         """Extend it. None: it was lost."""
-        return await self._inner.renew_lease(lease, ttl)
+        return await self.inner.renew_lease(lease, ttl)
 
     async def release_lease(self, lease: Lease) -> None:
         """Give it back if it is still ours; anything else is success."""
-        await self._inner.release_lease(lease)
+        await self.inner.release_lease(lease)
+
+    async def lease(self, name: str) -> Lease | None:
+        """The lease as it stands, never from memory."""
+        return await self.inner.lease(name)
 
     async def record_claims(self, runtime: RuntimeKey, counts: Mapping[int, int]) -> None:
         """Add claim counts, keyed by second since the epoch."""
-        await self._inner.record_claims(runtime, counts)
+        await self.inner.record_claims(runtime, counts)
 
     async def claim_history(self, runtime: RuntimeKey, since: float, *, bucket: int) -> Sequence[tuple[int, int]]:
         """(bucket start, claims) of the buckets that began at `since` or later, oldest first."""
-        return await self._inner.claim_history(runtime, since, bucket=bucket)
+        return await self.inner.claim_history(runtime, since, bucket=bucket)

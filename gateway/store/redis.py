@@ -215,6 +215,15 @@ class RedisStore:
         """Give it back if it is still ours; anything else is success."""
         await self._set_lease(lease, "", 0.0)
 
+    async def lease(self, name: str) -> Lease | None:
+        """The lease as it stands; None: free, or forgotten."""
+        asked = self._clock.now()
+        found = await self._run(redis_scripts.LEASE, [self._root + "leases"], [self._now(), name])
+        if not found:
+            return None
+        fence, left, holder = found
+        return Lease(name, holder.decode(), int(fence), asked + float(left))
+
     async def _set_lease(self, lease: Lease, holder: str, ttl: float) -> bool:
         keys = [self._root + name for name in ("leases", "lease-ends")]
         arguments = [self._now(), lease.name, lease.fence, lease.holder, holder, repr(ttl)]

@@ -165,6 +165,17 @@ return 1
 """
 )
 
+# KEYS: leases    ARGV: now or '', name
+# Answers {fence, seconds left, holder}, or 0: nobody has it.
+LEASE = (
+    _TIME
+    + r"""
+local fence, ends, who = string.match(redis.call('HGET', KEYS[1], ARGV[2]) or '', '^(%d+) (%S+) (.*)$')
+if not fence or who == '' then return 0 end
+return {fence, string.format('%.17g', tonumber(ends) - time(ARGV[1])), who}
+"""
+)
+
 # KEYS: claims chunks    ARGV: index of the key, seconds to keep it, bucket start, claims; and so on
 CLAIMS = r"""
 for i = 1, #ARGV, 4 do

@@ -203,6 +203,12 @@ class SqliteStore:
         """Give it back if it is still ours; anything else is success."""
         await self._set_lease(lease, "", self._clock.now())
 
+    async def lease(self, name: str) -> Lease | None:
+        """The lease as it stands; None: free, or forgotten."""
+        statement = "SELECT name, holder, fence, expires_at FROM leases WHERE name = ? AND holder <> ''"
+        row = await self._thread.read(lambda db: db.execute(statement, (name,)).fetchone())
+        return None if row is None else Lease(*row)
+
     async def _set_lease(self, lease: Lease, holder: str, expires_at: float) -> bool:
         statement = "UPDATE leases SET holder = ?, expires_at = ? WHERE name = ? AND fence = ? AND holder = ?"
         arguments = (holder, expires_at, lease.name, lease.fence, lease.holder)

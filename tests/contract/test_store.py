@@ -472,6 +472,23 @@ async def test_released_lease_is_free(store: SessionStore) -> None:
     assert taken.fence == lease.fence + 1
 
 
+async def test_lease_can_be_looked_at(store: SessionStore, clock: ManualClock) -> None:
+    """Everybody sees who has a lease and until when, also after its end; a free one is nobody's."""
+    assert await store.lease("gateway:a") is None
+    taken = await store.acquire_lease("gateway:a", "http://127.0.0.1:8080", 10.0)
+    assert taken is not None
+
+    assert await store.lease("gateway:a") == taken
+    clock.advance(25.0)
+    ended = await store.lease("gateway:a")
+    assert ended is not None
+    assert ended.expires_at == pytest.approx(taken.expires_at)
+    assert ended.holder == taken.holder
+
+    await store.release_lease(taken)
+    assert await store.lease("gateway:a") is None
+
+
 async def test_leases_of_different_names_are_strangers(store: SessionStore) -> None:
     """Names and holders may be any text, spaces and line ends included."""
     names = ["session:a", "session:b", "a b\nc", "ü"]

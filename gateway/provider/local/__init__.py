@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from gateway.provider.local.folders import owner_name
 from gateway.provider.local.isolation import Isolation, IsolationReport, probe_isolation
 from gateway.provider.local.provider import LocalProvider
 
-__all__ = ["Isolation", "IsolationReport", "LocalProvider", "probe_isolation"]
+__all__ = ["Isolation", "IsolationReport", "LocalProvider", "owner_name", "probe_isolation"]

@@ -36,7 +36,7 @@ class Folders:
         self.parked = state / "parked"
         for folder in (self.workspaces, self.parked, self.trash, self.etc):
             _private(folder)
-        self.owner = _owner_name(state)
+        self.owner = owner_name(state)
         self.run = _run_folder(state, self.owner)
         for name, text in bwrap.ETC_MADE_UP.items():
             (self.etc / name).write_text(text)
@@ -155,7 +155,8 @@ def _private(folder: Path) -> None:
     os.chmod(folder, 0o700)
 
 
-def _owner_name(state: Path) -> str:
+def owner_name(state: Path) -> str:
+    """The name of whoever owns the state folder: made at the first asking, the same ever after."""
     path = state / "owner"
     try:
         name = path.read_text().strip()

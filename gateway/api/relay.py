@@ -1,0 +1,34 @@
+"""Control requests on a session that another gateway has are that gateway's to answer: they go there as they came."""
+
+from __future__ import annotations
+
+import httpx
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.errors import UnavailableError
+from gateway.peers import ElsewhereError
+
+_ANSWERED = ("content-type", "location", "retry-after", "x-wakegate-start", "x-wakegate-restored")
+_RELAYED = "x-wakegate-relayed"
+_TIMEOUT_S = 60.0  # a wake over there is held like one here, by its own rule
+
+
+async def relay(request: Request, elsewhere: ElsewhereError) -> Response:
+    """The answer of the gateway that has the session. Raises UnavailableError when it does not give one."""
+    peer = elsewhere.peer
+    if _RELAYED in request.headers:
+        raise UnavailableError(f"the gateways do not agree who has this session: {elsewhere}")
+    headers = {_RELAYED: "1", "content-type": request.headers.get("content-type", "application/json")}
+    url = httpx.URL(peer.address).copy_with(raw_path=request.url.path.encode())
+    try:
+        async with httpx.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as client:
+            answer = await client.request(
+                request.method, url, content=getattr(request.state, "body", b""), headers=headers
+            )
+    except httpx.HTTPError as error:
+        raise UnavailableError(
+            f"gateway {peer.id} at {peer.address}, which has this session, does not answer: {error!r}", retry_after=2
+        ) from error
+    kept = {name: answer.headers[name] for name in _ANSWERED if name in answer.headers}
+    return Response(answer.content, answer.status_code, kept)
