@@ -58,10 +58,10 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(state: Path, *flags: str) -> Iterator[Server]:
-    """Start `wakegate serve` on a free port, wait until it is ready, and end it with the block."""
+def serve(state: Path, *flags: str, program: str = "gateway", port: int = 0) -> Iterator[Server]:
+    """Start `wakegate serve` (on a free port), wait until it is ready, and end it with the block."""
     log = state.parent / f"{state.name}.log"
-    argv = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--state-dir", str(state)]
+    argv = [sys.executable, "-m", program, "serve", "--port", str(port), "--state-dir", str(state)]
     argv += ["--code-context", "lazy", *flags]  # a kernel in each sandbox only where a test asks for it
     environ = {name: value for name, value in os.environ.items() if not name.startswith("WAKEGATE_")}
     with open(log, "a") as errors:
