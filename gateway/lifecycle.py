@@ -369,8 +369,11 @@ class Lifecycle:
 
     async def _busy_elsewhere(self, session: Session) -> bool:
         """Whether another gateway has requests under way on it: their heart-beats reach the record every second."""
-        if not self._everybodys or session.last_active_at + 2 * HEARTBEAT_S < self._clock.now():
+        now = self._clock.now()
+        if not self._everybodys or session.last_active_at + 2 * HEARTBEAT_S < now:
             return False
+        if session.last_active_at > now + HEARTBEAT_S:
+            return True  # the clock was set back: heart-beats do not show until it has caught up
         await asyncio.sleep(2 * HEARTBEAT_S)
         fresh = await self._records.get(session.id)
         return fresh is not None and fresh.last_active_at > session.last_active_at

@@ -10,7 +10,13 @@ from typing import Any, Protocol
 
 from gateway.app import Gateway
 from gateway.clock import Clock, SystemClock
-from gateway.errors import RuntimeNotFoundError, SandboxStartError, SnapshotNotFoundError, WakegateError
+from gateway.errors import (
+    RuntimeNotFoundError,
+    SandboxStartError,
+    SnapshotNotFoundError,
+    UpstreamBrokenError,
+    WakegateError,
+)
 from gateway.interfaces import SandboxProvider, WorkspaceKeeper
 from gateway.keys import KeyRing
 from gateway.model import (
@@ -188,18 +194,28 @@ class ScriptedProvider:
 
 
 class MemorylessExecutor:
-    """An Executor whose sandboxes have nothing in memory and no files."""
+    """An Executor over a scripted provider's `contents`; nothing is in any sandbox's memory."""
+
+    def __init__(self, provider: ScriptedProvider | None = None) -> None:
+        self._provider = provider
 
     async def export(self, sandbox: Sandbox, session_id: SessionId) -> AsyncGenerator[bytes, None]:
-        """Nothing."""
-        nothing: tuple[bytes, ...] = ()
-        for chunk in nothing:
-            yield chunk
+        """The contents. Raises UpstreamBrokenError when the sandbox ends before all was given."""
+        content = "" if self._provider is None else self._provider.contents.get(sandbox.id, "")
+        for half in (content[: len(content) // 2], content[len(content) // 2 :]):
+            await asyncio.sleep(0.01)
+            if self._provider is not None and await self._provider.find(sandbox.id) is None:
+                raise UpstreamBrokenError(f"sandbox {sandbox.id} went away")
+            yield half.encode()
 
     async def restore(self, sandbox: Sandbox, session_id: SessionId, chunks: AsyncIterator[bytes]) -> None:
-        """Read to the end."""
-        async for _ in chunks:
-            pass
+        """Make what comes the contents."""
+        content = b"".join([chunk async for chunk in chunks])
+        await asyncio.sleep(0.01)
+        if self._provider is not None:
+            if await self._provider.find(sandbox.id) is None:
+                raise UpstreamBrokenError(f"sandbox {sandbox.id} went away")
+            self._provider.contents[sandbox.id] = content.decode()
 
     async def suspend(self, sandbox: Sandbox, session_id: SessionId) -> SuspendReport:
         """Nothing to save."""

@@ -13,10 +13,12 @@ import obstore
 import pytest
 from obstore.store import LocalStore, MemoryStore
 
+from gateway.clock import SystemClock
 from gateway.errors import SnapshotCorruptError, SnapshotNotFoundError, SnapshotTooLargeError
 from gateway.interfaces import SnapshotStore
 from gateway.model import SessionId, SnapshotRef, StoredSnapshot
 from gateway.snapshots import FolderStore, SealedStore, SnapshotKeys
+from gateway.snapshots.memory import MemorySnapshots
 from gateway.snapshots.objects import ObjectStore
 from tests.picod.conftest import eventually
 
@@ -36,7 +38,14 @@ class Kit:
 
 
 def make_kit(kind: str, folder: Path) -> Kit:
-    if "folder" in kind:
+    if kind == "dictionary":
+        remembered = MemorySnapshots(SystemClock(), LIMIT)
+        kit = Kit(
+            remembered,
+            lambda key: remembered.kept[key][0],
+            lambda key, data: remembered.kept.__setitem__(key, (data, 0.0)),
+        )
+    elif "folder" in kind:
         inner: SnapshotStore = FolderStore(folder / "snapshots", max_size=LIMIT)
         kit = Kit(
             inner,
@@ -57,7 +66,7 @@ def make_kit(kind: str, folder: Path) -> Kit:
     return kit
 
 
-@pytest.fixture(params=["folder", "memory", "local", "sealed-folder", "sealed-memory"])
+@pytest.fixture(params=["dictionary", "folder", "memory", "local", "sealed-folder", "sealed-memory"])
 def kit(request: pytest.FixtureRequest, tmp_path: Path) -> Kit:
     return make_kit(request.param, tmp_path)
 

@@ -16,6 +16,7 @@ from gateway.errors import BadRequestError, FencedOutError, StaleWriteError, Sto
 from gateway.interfaces import SessionStore
 from gateway.model import Kind, RuntimeKey, Session, SessionId, SessionState
 from gateway.store.cached import CachedStore
+from gateway.store.memory import MemoryStore
 from gateway.store.redis import RedisStore
 from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock
@@ -39,7 +40,7 @@ def clock() -> ManualClock:
     return ManualClock(T0)
 
 
-@pytest.fixture(params=["sqlite", "redis", "cached-sqlite", "cached-redis"])
+@pytest.fixture(params=["memory", "sqlite", "redis", "cached-sqlite", "cached-redis"])
 async def store(
     request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock, shared_redis: RedisServer
 ) -> AsyncIterator[SessionStore]:
@@ -47,6 +48,8 @@ async def store(
     made: SessionStore
     if "redis" in request.param:
         made = RedisStore(shared_redis.url, clock, next(_prefixes), server_time=False)
+    elif request.param == "memory":
+        made = MemoryStore(clock)
     else:
         made = SqliteStore(tmp_path / "sessions.db", clock)
     if "cached" in request.param:

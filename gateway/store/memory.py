@@ -1,0 +1,175 @@
+"""A session store that is gone with its process: for tests, where time is virtual and a real store's threads are not.
+
+Implements gateway.interfaces.SessionStore and passes its contract suite. Several lifecycles may share one, as gateways
+share a Redis; `pause` is awaited in each call, so that their steps interleave as over a network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+
+from gateway.clock import Clock
+from gateway.errors import FencedOutError, StaleWriteError, StoreUnavailableError
+from gateway.model import Lease, RuntimeKey, Session, SessionId, SessionState
+from gateway.store import claims, codec
+
+
+async def _at_once() -> None:
+    await asyncio.sleep(0)
+
+
+class MemoryStore:
+    """Session records, leases and claims in dictionaries."""
+
+    def __init__(self, clock: Clock, pause: Callable[[], Awaitable[None]] = _at_once) -> None:
+        self._clock = clock
+        self._pause = pause
+        self._open = False
+        self._records: dict[SessionId, Session] = {}
+        self._leases: dict[str, Lease] = {}
+        self._claims: dict[RuntimeKey, Counter[tuple[int, int]]] = {}
+
+    async def start(self) -> None:
+        """Open it."""
+        self._open = True
+
+    async def aclose(self) -> None:
+        """Close it."""
+        self._open = False
+
+    async def ping(self) -> None:
+        """Answer, or raise StoreUnavailableError."""
+        await self._turn()
+
+    async def _turn(self) -> None:
+        await self._pause()
+        if not self._open:
+            raise StoreUnavailableError("the session store is not open")
+
+    async def get(self, session_id: SessionId) -> Session | None:
+        """The record, or None."""
+        await self._turn()
+        return self._records.get(session_id)
+
+    async def put(self, session: Session, *, lease: Lease | None = None) -> Session:
+        """Write the record if versions and fence allow it. Raises StaleWriteError, FencedOutError, BadRequestError."""
+        record = codec.encode(session)
+        await self._turn()
+        if lease is not None and not self._holds(lease):
+            held = self._leases.get(lease.name)
+            newest = "it was given back" if held is None or not held.holder else f"{held.holder} has it"
+            raise FencedOutError(
+                f"lease {lease.name} of {lease.holder} (fence {lease.fence}) is no longer valid: {newest}"
+            )
+        old = self._records.get(session.id)
+        if (0 if old is None else old.version) != session.version:
+            raise StaleWriteError(f"session {session.id}: the record changed since version {session.version} was read")
+        latest = max(session.last_active_at, old.last_active_at if old is not None else session.last_active_at)
+        # Through its stored form: what no other store could keep must not pass here.
+        stored = codec.decode(record, version=session.version + 1, last_active_at=latest)
+        self._records[session.id] = stored
+        return stored
+
+    async def delete(self, session_id: SessionId) -> None:
+        """Forget a record; absent is success."""
+        await self._turn()
+        self._records.pop(session_id, None)
+
+    async def touch_many(self, seen: Mapping[SessionId, float]) -> None:
+        """Raise last_active_at of each to at least the given time."""
+        await self._turn()
+        for session_id, at in seen.items():
+            old = self._records.get(session_id)
+            if old is not None and old.last_active_at < at:
+                self._records[session_id] = replace(old, last_active_at=at)
+
+    async def sessions(
+        self,
+        *,
+        state: SessionState | None = None,
+        runtime: RuntimeKey | None = None,
+        after: SessionId | None = None,
+        limit: int = 100,
+    ) -> AsyncIterator[Session]:
+        """Records by id, strictly after `after`, at most `limit`."""
+        await self._turn()
+        for session_id in sorted(self._records, key=str.encode):
+            session = self._records.get(session_id)
+            if session is None or (after is not None and session_id.encode() <= after.encode()):
+                continue
+            if state in (None, session.state) and runtime in (None, session.runtime):
+                if limit <= 0:
+                    return
+                limit -= 1
+                yield session
+
+    def idle(self, now: float) -> AsyncIterator[Session]:
+        """Active sessions with idle_at <= now, soonest first."""
+        return self._until(now, lambda s: s.idle_at if s.state is SessionState.ACTIVE else None)
+
+    def expired(self, now: float) -> AsyncIterator[Session]:
+        """Sessions that are not terminated with expires_at <= now, soonest first."""
+        return self._until(now, lambda s: s.expires_at if s.state is not SessionState.TERMINATED else None)
+
+    def terminated(self, before: float) -> AsyncIterator[Session]:
+        """Terminated sessions with last_active_at <= before, oldest first."""
+        return self._until(before, lambda s: s.last_active_at if s.state is SessionState.TERMINATED else None)
+
+    async def _until(self, bound: float, at: Callable[[Session], float | None]) -> AsyncIterator[Session]:
+        await self._turn()
+        found = [(when, each.id) for each in self._records.values() if (when := at(each)) is not None and when <= bound]
+        for _, session_id in sorted(found):
+            session = self._records.get(session_id)
+            if session is not None and (when := at(session)) is not None and when <= bound:
+                yield session
+
+    def _holds(self, lease: Lease) -> bool:
+        held = self._leases.get(lease.name)
+        return held is not None and (held.fence, held.holder) == (lease.fence, lease.holder)
+
+    async def acquire_lease(self, name: str, holder: str, ttl: float) -> Lease | None:
+        """Take the lease if it is free, expired, or already `holder`'s."""
+        await self._turn()
+        now = self._clock.now()
+        held = self._leases.get(name)
+        free = held is None or held.holder == "" or held.expires_at <= now
+        if not free and held is not None and held.holder != holder:
+            return None
+        fence = 0 if held is None else held.fence
+        lease = self._leases[name] = Lease(name, holder, fence + 1 if free else fence, now + ttl)
+        return lease
+
+    async def renew_lease(self, lease: Lease, ttl: float) -> Lease | None:
+        """Extend it. None: it was lost."""
+        await self._turn()
+        if not self._holds(lease):
+            return None
+        renewed = self._leases[lease.name] = replace(lease, expires_at=self._clock.now() + ttl)
+        return renewed
+
+    async def release_lease(self, lease: Lease) -> None:
+        """Give it back if it is still ours; anything else is success."""
+        await self._turn()
+        if self._holds(lease):
+            self._leases[lease.name] = replace(lease, holder="", expires_at=self._clock.now())
+
+    async def lease(self, name: str) -> Lease | None:
+        """The lease as it stands; None: free."""
+        await self._turn()
+        held = self._leases.get(name)
+        return None if held is None or held.holder == "" else held
+
+    async def record_claims(self, runtime: RuntimeKey, counts: Mapping[int, int]) -> None:
+        """Add claim counts, keyed by second since the epoch."""
+        await self._turn()
+        self._claims.setdefault(runtime, Counter()).update(claims.fold(counts))
+
+    async def claim_history(self, runtime: RuntimeKey, since: float, *, bucket: int) -> Sequence[tuple[int, int]]:
+        """(bucket start, claims) of the buckets that began at `since` or later, oldest first."""
+        oldest = claims.oldest_start(bucket, since, self._clock.now())
+        await self._turn()
+        kept = self._claims.get(runtime, Counter())
+        return sorted((start, n) for (width, start), n in kept.items() if width == bucket and start >= oldest)
