@@ -374,9 +374,12 @@ class Lifecycle:
             return False
         if session.last_active_at > now + HEARTBEAT_S:
             return True  # the clock was set back: heart-beats do not show until it has caught up
-        await asyncio.sleep(2 * HEARTBEAT_S)
-        fresh = await self._records.get(session.id)
-        return fresh is not None and fresh.last_active_at > session.last_active_at
+        # The first beat may tell of requests that have ended; only one that is under way shows in the second as well.
+        await asyncio.sleep(1.1 * HEARTBEAT_S)
+        first = await self._records.get(session.id)
+        await asyncio.sleep(1.1 * HEARTBEAT_S)
+        second = await self._records.get(session.id)
+        return first is not None and second is not None and second.last_active_at > first.last_active_at
 
     async def checkpoint(self, session_id: SessionId) -> bool:
         """Keep a copy of an active session's workspace, for the case that its sandbox is lost. Returns whether it was.
