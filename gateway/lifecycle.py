@@ -25,9 +25,6 @@ from gateway.errors import (
     SnapshotError,
     StaleWriteError,
     StoreUnavailableError,
-    UpstreamBrokenError,
-    UpstreamConnectError,
-    UpstreamTimeoutError,
     WakegateError,
 )
 from gateway.hibernation import Hibernation, bounded
@@ -494,7 +491,9 @@ class Lifecycle:
             await self._hibernation.cancel(session)
             return False
         except WakegateError as error:
-            await self._hibernation.cancel(session, f"cannot sleep: {error}")
+            if await self._provider.find(sandbox.id) is not None:  # it is awake, with all it has
+                reason = error.reason if isinstance(error, SnapshotError) else f"cannot sleep: {error}"
+                await self._hibernation.cancel(session, reason)
             raise
         finally:
             self._keeping.pop(session.id, None)
