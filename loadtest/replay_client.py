@@ -5,7 +5,7 @@
 
 Each arrival is a request without a session header, so a new session; the answer's `x-wakegate-start` says whether it
 found a warm sandbox. The session is deleted at once. Meanwhile target and ready sandboxes are read from
-`GET /v1/autoscaler`. At the end three columns stand side by side: what was measured; the laboratory's simulator under
+`GET /v1/runtimes`. At the end three columns stand side by side: what was measured; the laboratory's simulator under
 the targets that the gateway had set; and the whole laboratory, which is given the trace and the lead time only and
 sets targets itself. Exit status 1 if misses or idle differ by more than a fifth. Open loop: a request is sent at its
 time whether or not earlier ones were answered.
@@ -86,13 +86,17 @@ async def claim(client: httpx.AsyncClient, path: str, began: float, measured: Me
 async def watch(client: httpx.AsyncClient, runtime: str, began: float, measured: Measured, every: float = 0.1) -> None:
     """Write down target and ready sandboxes of the runtime's pool until cancelled."""
     while True:
-        answer = await client.get("/v1/autoscaler")
-        for pool in answer.json()["pools"]:
-            if pool["runtime"] == runtime and pool["pool"]:
-                measured.pool.append((time.monotonic() - began, pool["target"], pool["pool"]["ready"]))
-                lead = pool["leadTime"]
-                if lead["p50"]:
-                    measured.leads.append((time.monotonic() - began, (lead["p50"], lead["p90"]), lead["planned"]))
+        # From the provider itself: what the autoscaler shows of a pool is of its last look, and it looks at claims, so
+        # just when a sandbox is missing (that read as half the idle).
+        answer = await client.get("/v1/runtimes")
+        now = time.monotonic() - began
+        for each in answer.json()["runtimes"]:
+            if f"{each['namespace']}/{each['name']}" == runtime:
+                pool = each["pool"]
+                measured.pool.append((now, pool["target"], pool["ready"]))
+                p50, p90 = pool["leadTimeP50"], pool["leadTimeP90"]
+                if p50:
+                    measured.leads.append((now, (p50, p90), max(p90, 0.05)))
         await asyncio.sleep(every)
 
 
@@ -144,7 +148,7 @@ async def run(args: argparse.Namespace, url: str, arrivals: Floats) -> Measured:
         while (await client.get("/readyz")).status_code != 200:
             await asyncio.sleep(0.1)
         began = time.monotonic()
-        watcher = asyncio.create_task(watch(client, f"code-interpreters/{args.runtime}", began, measured))
+        watcher = asyncio.create_task(watch(client, args.runtime, began, measured))
         tasks = []
         for offset in arrivals.tolist():
             await asyncio.sleep(max(began + offset - time.monotonic(), 0.0))
