@@ -43,20 +43,27 @@ class Bounds:
             return None
         kept: dict[str, Any] = {}
         for mime, value in data.items():
-            size = len(value) if isinstance(value, str) else len(json.dumps(value))
-            if self._bytes + min(size, _MAX_TEXT if mime in _CUTTABLE else size) > MAX_RESULT_BYTES:
+            size = _size(value)
+            if size is None:
+                continue
+            cut = min(size, _MAX_TEXT) if isinstance(value, str) and mime in _CUTTABLE else size
+            if self._bytes + cut > MAX_RESULT_BYTES:
                 self._note(mime, size, 0)
                 continue
-            if isinstance(value, str) and mime in _CUTTABLE and size > _MAX_TEXT:
-                self._note(mime, size, _MAX_TEXT)
-                value, size = value[:_MAX_TEXT], _MAX_TEXT
-            kept[mime] = value
-            self._bytes += size
+            if cut < size:
+                self._note(mime, size, cut)
+            kept[mime] = value[:cut] if cut < size else value
+            self._bytes += cut
         if not kept and data:
             self.omitted += 1
             return None
         self._count += 1
         return kept
+
+    def release(self, kept: Mapping[str, Any]) -> None:
+        """An admitted result is not to be answered after all."""
+        self._count -= 1
+        self._bytes -= sum(_size(value) or 0 for value in kept.values())
 
     def _note(self, mime: str, size: int, kept: int) -> None:
         if len(self.truncated) < MAX_RESULTS:
@@ -70,6 +77,16 @@ class Bounds:
         if self.omitted:
             said["results_omitted"] = self.omitted
         return said
+
+
+def _size(value: Any) -> int | None:
+    """Characters of a text, or of a value as JSON; None where JSON has no words for it."""
+    if isinstance(value, str):
+        return len(value)
+    try:
+        return len(json.dumps(value, allow_nan=False))
+    except (ValueError, RecursionError):
+        return None
 
 
 class Collected:
@@ -98,18 +115,23 @@ class Collected:
         """Keep it, or put it in the place of the one that it updates."""
         if self._clearing:
             self.clear(wait=False)
-        kept = self._bounds.admit(data)
-        if kept is None:
+        if update:  # an animation is one result, however long it is
+            for index, (known, old) in enumerate(self._results):
+                if known == display_id:
+                    self._bounds.release(old)
+                    kept = self._bounds.admit(data)
+                    self._results[index] = (display_id, kept if kept is not None else {})
             return
-        if update:
-            self._results = [(i, kept if i == display_id else old) for i, old in self._results]
-        else:
+        kept = self._bounds.admit(data)
+        if kept is not None:
             self._results.append((display_id, kept))
 
     def clear(self, *, wait: bool) -> None:
         """Forget the results so far."""
         self._clearing = wait
         if not wait:
+            for _, kept in self._results:
+                self._bounds.release(kept)
             self._results.clear()
 
     @property

@@ -89,7 +89,7 @@ def _object(data: bytes) -> dict[str, Any]:
     if data.count(b",") + data.count(b"[") + data.count(b"{") > _MAX_VALUES:
         raise MessageError("too many values")
     try:
-        value = json.loads(data)
+        value = json.loads(data, parse_constant=lambda _: None)  # NaN is Python's; as in other JSON, null
     except (ValueError, RecursionError) as error:
         raise MessageError("not JSON") from error
     if not isinstance(value, dict):

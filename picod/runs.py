@@ -133,6 +133,7 @@ class LiveRun:
         """A result, within the same bounds as in an answer."""
         kept = self._bounds.admit(data)
         if kept is not None:
+            self._bounds.release(kept)  # only what one event may hold is bounded; of many, the ring keeps the last
             more = {"display_id": display_id, "update": update} if display_id else {}
             self._add(b"result", to_json({"data": kept, **more}))
 

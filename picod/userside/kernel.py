@@ -25,6 +25,7 @@ from typing import Any
 READY = b"\0wakegate: ready\n"
 # Loaded by IPython for completion, debugging and its history, none of which a context offers. They are hidden while
 # IPython loads and can be imported by the user's code afterwards.
+_STACK = 1 << 20
 _HIDDEN = ("debugpy", "jedi", "sqlite3")
 
 
@@ -40,7 +41,10 @@ def main() -> None:
         _in_slow_thread(_load, int(rest[0])).join()
     else:
         _load()
+    # Five threads that do next to nothing: under a limit on memory their stacks count as if they were used.
+    threading.stack_size(_STACK)
     app = _make(connection_file, folder)
+    threading.stack_size(0)
     _remember()
     for name in hidden:
         sys.modules.pop(name, None)

@@ -216,3 +216,13 @@ def test_run_that_waits_for_a_start_survives_a_restart(picod: Executor) -> None:
     assert answer["results"] == [{"text/plain": "'ran'"}] or answer["error"]["name"] == "Interrupted"
     assert run_code(picod, "2", context_id=made)["results"] == [{"text/plain": "2"}]
     picod.client.delete(f"/api/contexts/{made}")
+
+
+def test_animation_is_one_result(picod: Executor) -> None:
+    """What is updated or cleared does not use up the room: the last state is what is answered."""
+    code = "h = display(0, display_id=True)\nfor i in range(400): h.update(i)\nNone"
+    assert run_code(picod, code)["results"] == [{"text/plain": "399"}]
+    code = "from IPython.display import clear_output\nfor i in range(400):\n    clear_output(wait=True)\n    display(i)"
+    answer = run_code(picod, code)
+    assert answer["results"] == [{"text/plain": "399"}]
+    assert "results_omitted" not in answer

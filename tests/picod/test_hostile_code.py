@@ -10,6 +10,7 @@ from tests.picod.conftest import Executor, eventually, running
 from tests.picod.interpreters import interpreter_process, run_code
 
 MAX_OUTPUT = 1_000_000
+INFINITE = b'{"msg_type": "display_data", "data": {"a": 1e999}}'
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,7 @@ def test_large_results_are_cut_and_said(picod: Executor) -> None:
         "k.session.send(socket, 'display_data', {'data': 7, 'transient': 'x'})",
         "k.session.send(socket, 'execute_result', {'data': {'text/plain': [1, {'a': None}]}}, parent={'msg_id': '0'})",
         "k.session.send(socket, 'clear_output', {'wait': 'perhaps'})",
+        f"p, k.session.pack = k.session.pack, lambda _: {INFINITE!r}\nk.session.send(socket, 1)\nk.session.pack = p",
         "k.session.send(socket, 'status', {'execution_state': 'idle'}, parent=k.get_parent('shell'))",
     ],
 )

@@ -36,6 +36,12 @@ def test_request_can_be_read_back() -> None:
     assert (read.content["code"], read.content["allow_stdin"]) == ("1 + 1", False)
 
 
+def test_numbers_that_json_lacks_are_null() -> None:
+    """Python would write NaN into the answer, and strict readers would refuse all of it."""
+    read = read_message(KEY, message(HEADER, PARENT, b"{}", b'{"a": [NaN, -Infinity, 1]}'), cut=False)
+    assert read.content == {"a": [None, None, 1]}
+
+
 def test_content_that_was_cut_is_none() -> None:
     """Of a message that was too large only its kind and parent are known."""
     assert read_message(KEY, message(HEADER, PARENT, b"{}", b""), cut=True).content is None
