@@ -137,6 +137,7 @@ def _noise(size: int) -> Iterator[bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_gigabyte_goes_up_and_down_with_flat_memory(server: Server, client: httpx.Client) -> None:
     """Raw, through the gateway: written whole, read by range and whole; neither side holds it."""
     import psutil

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
 import os
@@ -320,16 +319,16 @@ def _pieces(size: int) -> Iterator[bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", FORMATS)
-def test_gigabyte_streams_both_ways_with_flat_memory(picod: Executor, folder: Path, form: str) -> None:
-    """Up as a plain tar, down in every format."""
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("form", "size"), [("tar", 1024), ("tar.zst", 1024), ("tar.gz", 256), ("zip", 256)])
+def test_big_folder_streams_both_ways_with_flat_memory(picod: Executor, folder: Path, form: str, size: int) -> None:
+    """`size` MiB up as a plain tar, down in every format; deflate is slow, so it gets a quarter of a gigabyte."""
     before = picod.reset_peak()
-    assert put(picod, _pieces(1 << 30)).json()["size"] == 1 << 30
-    size = 0
+    assert put(picod, _pieces(size << 20)).json()["size"] == size << 20
+    seen = 0
     with picod.client.stream("GET", f"/api/fs/archive?path=in&format={form}", timeout=600) as reply:
         for chunk in reply.iter_raw():
-            size += len(chunk)
-    assert size > 1 << 30
+            seen += len(chunk)
+    assert seen > size << 20
     assert picod.memory("VmHWM") - before < 48 << 20
-    with contextlib.suppress(FileNotFoundError):
-        (folder / "in" / "big").unlink()
+    (folder / "in" / "big").unlink()
