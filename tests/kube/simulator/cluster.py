@@ -60,6 +60,8 @@ class Cluster:
     async def start_api(self) -> None:
         """Listen; on the same port as before."""
         listener = socket.create_server(("127.0.0.1", self.port), backlog=1024)
+        # asyncio sets it only on sockets that say that they are TCP, which those of create_server do not.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(self.api, lifespan="off", log_config=None, http="httptools", loop="none", ws="none")
         server = self._server = _Quiet(config)
