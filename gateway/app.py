@@ -149,8 +149,8 @@ class Gateway:
                 max_warm=settings.max_warm or None,
                 joins=settings.engine == "local",
                 # Gateways that cannot reach each other's sandboxes each size their own pools; others share one leader.
-                shared=settings.engine != "local",
-                lease=f"autoscaler:{holder_name()}" if settings.engine == "local" else "autoscaler",
+                shared=shared and not me,
+                lease=f"autoscaler:{me}" if me else "autoscaler",
             ),
             holder=holder,
         )

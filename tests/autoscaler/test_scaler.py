@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.autoscaler.expectations import Expectations
-from gateway.autoscaler.forecast import Forecast
+from gateway.autoscaler.forecast import Forecast, quantile_of
 from gateway.autoscaler.scaler import Observed, ScalerSpec, decide, share_budget
 from gateway.model import PoolMode
 
@@ -56,6 +57,24 @@ def test_decision_is_monotone_in_the_level(spec: ScalerSpec, observed: Observed,
     """A higher quantile, so a higher level, never gives a lower target."""
     low, high = sorted((one, other))
 
+    assert decide(spec, observed, foretold(low), NOW).target <= decide(spec, observed, foretold(high), NOW).target
+
+
+@given(
+    specs,
+    seen,
+    st.lists(st.floats(0.0, 1.0), min_size=1, max_size=40),
+    st.floats(0.01, 0.9999),
+    st.floats(0.01, 0.9999),
+)
+def test_decision_is_monotone_in_the_quantile(
+    spec: ScalerSpec, observed: Observed, weights: list[float], one: float, other: float
+) -> None:
+    """Of any distribution, a higher quantile never gives a lower level, nor a lower target."""
+    probabilities = np.array(weights) / max(sum(weights), 1e-9)
+    low, high = (quantile_of(probabilities, q) for q in sorted((one, other)))
+
+    assert low <= high
     assert decide(spec, observed, foretold(low), NOW).target <= decide(spec, observed, foretold(high), NOW).target
 
 
