@@ -183,7 +183,7 @@ class KubernetesProvider:
         """
         ends = self._clock.monotonic() + _BACK_S
         while (pod := await self._known(sandbox_id)) is not None and pod.uid not in self._released:
-            if pod.reachable:
+            if not pod.gone or pod.reachable:  # one that lives is there though a probe of it was not answered in time
                 return pod.sandbox()
             if pod.ended or pod.deleting or self._clock.monotonic() >= ends:
                 return None
