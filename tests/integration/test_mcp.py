@@ -111,18 +111,18 @@ async def test_mcp_progress_tells_what_is_printed(server: Server) -> None:
         code = "import time\nprint('first', flush=True)\ntime.sleep(0.5)\nprint('second')\n'value'"
         result = await client.call_tool("run_python", {"code": code}, progress_callback=progress)
         assert text_of(result) == "first\nsecond\n'value'"
-        assert told[0] == "first\n"
+        assert "first\n" in "".join(told)
 
 
-async def test_mcp_cancelled_call_ends_what_it_ran(server: Server) -> None:
+async def test_mcp_call_that_its_client_gives_up_ends(server: Server) -> None:
     """The command is gone from the sandbox."""
-    async with connect(server) as client:
-        with anyio.move_on_after(1.0):
-            await client.call_tool("run_shell", {"command": "echo begun > begun; sleep 987"})
-        command = "ls begun; while grep -qs 987 /proc/[0-9]*/cmdline; do sleep 0.05; done; echo gone"
-        # The pattern is not in this command's own line as the other's is: grep -s looks for "sleep 987" only there.
-        command = command.replace("987", "'sleep.98[7]'")
-        assert text_of(await client.call_tool("run_shell", {"command": command, "timeout": 20})) == "begun\ngone"
+    session = server.session()
+    async with connect(server, {"x-session-id": session}) as client, anyio.create_task_group() as group:
+        group.start_soon(client.call_tool, "run_shell", {"command": "echo > begun; sleep 600", "timeout": 600})
+        begun = lambda: server.run(session, "ls begun").json()["exit_code"] == 0  # noqa: E731
+        await anyio.to_thread.run_sync(wait_until, begun, "the command begins")
+        group.cancel_scope.cancel()
+    wait_until(lambda: "sleep" not in server.run(session, "cat /proc/[0-9]*/comm").text, "the command ends")
 
 
 def test_mcp_endpoint_survives_bare_clients(server: Server) -> None:
