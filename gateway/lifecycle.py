@@ -103,6 +103,7 @@ class Lifecycle:
         self._bound: dict[SandboxId, SessionId] = {}
         self._work_check: WorkCheck | None = None
         self._keeping: dict[SessionId, asyncio.Task[tuple[Session, str | None]]] = {}
+        self._opening: set[asyncio.Task[Opened]] = set()
         self._claiming = 0
         self._start_times: dict[RuntimeKey, StartTimes] = {}
         self._backlogs: dict[RuntimeKey, Backlog] = {}
@@ -132,7 +133,7 @@ class Lifecycle:
         self._work_check = check
 
     @property
-    def _everybodys(self) -> bool:
+    def everybodys(self) -> bool:
         """Whether other gateways reach the same sandboxes."""
         return self._records.shared and not self._peers.me
 
@@ -191,7 +192,7 @@ class Lifecycle:
 
     async def rest(self) -> None:
         """Put every session of this gateway to sleep, whatever it does: it is about to end, and its engine with it."""
-        if self._everybodys:
+        if self.everybodys:
             return  # the sandboxes live on, and other gateways reach them
         results = await asyncio.gather(
             *(self._rest_one(session_id) for session_id in set(self._bound.values())), return_exceptions=True
@@ -273,8 +274,20 @@ class Lifecycle:
     async def open(self, session_id: SessionId, *, gone: SandboxId | None = None) -> Opened:
         """The session with a live sandbox: woken if it sleeps, recovered if its sandbox ended or is `gone`.
 
+        A caller that is cancelled does not stop it: a workspace that is on its way must arrive.
         Raises: SessionNotFoundError, ElsewhereError, OwnerAwayError, and what `create` raises.
         """
+        opening = asyncio.create_task(self._open(session_id, gone))
+        self._opening.add(opening)
+        opening.add_done_callback(self._opened)
+        return await asyncio.shield(opening)
+
+    def _opened(self, opening: asyncio.Task[Opened]) -> None:
+        self._opening.discard(opening)
+        if not opening.cancelled():
+            opening.exception()  # seen by whoever waited; nobody may be left, and that is no error of ours
+
+    async def _open(self, session_id: SessionId, gone: SandboxId | None) -> Opened:
         if self._records.shared and (opened := await self._open_live(session_id, gone)) is not None:
             return opened
         if (keeping := self._keeping.get(session_id)) is not None:
@@ -367,7 +380,7 @@ class Lifecycle:
     async def _busy_elsewhere(self, session: Session) -> bool:
         """Whether another gateway has requests under way on it: their heart-beats reach the record every second."""
         now = self._clock.now()
-        if not self._everybodys or session.last_active_at + 2 * HEARTBEAT_S < now:
+        if not self.everybodys or session.last_active_at + 2 * HEARTBEAT_S < now:
             return False
         if session.last_active_at > now + HEARTBEAT_S:
             return True  # the clock was set back: heart-beats do not show until it has caught up

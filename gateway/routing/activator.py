@@ -21,9 +21,10 @@ from gateway.errors import (
     QueueFullError,
     RuntimeNotFoundError,
     SessionNotFoundError,
+    StoreUnavailableError,
 )
 from gateway.interfaces import RuntimeCatalog
-from gateway.lifecycle import Lifecycle, Opened, peer_sandbox
+from gateway.lifecycle import HEARTBEAT_S, Lifecycle, Opened, peer_sandbox
 from gateway.model import Endpoint, RuntimeKey, Sandbox, SandboxId, Session, SessionId, StartKind
 from gateway.peers import ElsewhereError, Peer
 from gateway.routing.answers import session_fields
@@ -32,7 +33,8 @@ from gateway.routing.tokens import TokenIssuer
 from gateway.routing.upstream import UpstreamPool
 from gateway.stats import Activity, SessionActivity
 
-PEER_KNOWN_S = 1.0  # for so long it is not asked again which gateway has a session
+KNOWN_S = HEARTBEAT_S  # for so long it is not asked again where a session is that other gateways may move
+KNOWN_IN_OUTAGE_S = 5.0  # the same while the store does not answer
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Route:
 
     __slots__ = (
         "_limits", "_queue", "activity", "branches", "closed", "counted", "fields", "head", "head_until",
-        "idle_timeout", "in_flight", "live_lines", "peer", "pool", "runtime", "sandbox", "session_id",
+        "idle_timeout", "in_flight", "known_until", "live_lines", "peer", "pool", "runtime", "sandbox", "session_id",
         "session_id_bytes",
     )  # fmt: skip
 
@@ -80,6 +82,7 @@ class Route:
         self.in_flight = 0
         self.closed = False
         self.head = b""  # the header lines that every request on this route ends with
+        self.known_until = float("inf")  # epoch second from which it must be asked where the session is
         self.head_until = 0.0  # epoch second from which `head` needs a new token
         self._limits = limits
         self._queue: deque[asyncio.Future[None]] = deque()
@@ -193,9 +196,9 @@ class Activator:
             return None
         if target.runtime is not None and target.runtime != route.runtime:
             raise _not_found(target.session_id, target.runtime)
+        if now >= route.known_until and not self.draining:
+            return None
         if now >= route.head_until:
-            if route.peer:
-                return None
             self._renew_head(route)
         return route if route.try_enter() else None
 
@@ -243,9 +246,14 @@ class Activator:
             route = self._route(opened)
         else:
             current = self.routes.get(target.session_id)
-            if current is not None and current.peer and self._clock.now() >= current.head_until:
-                self.drop(current.session_id)  # who has the session is looked up again
-                current = None
+            # Where other gateways reach the same sandboxes, one of them may put the session to sleep. It writes that
+            # first and then waits for longer than anybody here goes without looking; so nothing is sent to a sandbox
+            # whose workspace was already copied.
+            stale = None
+            if current is not None and self._clock.now() >= current.known_until:
+                stale, current = current, None
+                if stale.peer:
+                    self.drop(stale.session_id)
             if current is not None and not current.closed:
                 if target.runtime is not None and target.runtime != current.runtime:
                     raise _not_found(target.session_id, target.runtime)
@@ -259,6 +267,12 @@ class Activator:
                     raise _not_found(target.session_id, target.runtime) from None
                 await route.enter()
                 return Reservation(route, StartKind.LIVE, queue_s=perf_counter() - began)
+            except StoreUnavailableError:
+                if stale is None or stale.closed or gone is not None:
+                    raise
+                stale.known_until = self._clock.now() + KNOWN_IN_OUTAGE_S  # nobody can put it to sleep now
+                await stale.enter()
+                return Reservation(stale, StartKind.LIVE, queue_s=perf_counter() - began)
             if target.runtime is not None and target.runtime != opened.session.runtime:
                 raise _not_found(target.session_id, target.runtime)
             route = self._route(opened)
@@ -277,6 +291,8 @@ class Activator:
                 session, sandbox, pool, activity, self._limits, self._counters.of(session.runtime)
             )
             route.branches = self._branches(session.runtime, sandbox.endpoint)
+        if self._lifecycle.everybodys:
+            route.known_until = self._clock.now() + KNOWN_S
         if self._clock.now() >= route.head_until:
             self._renew_head(route)
         return route
@@ -314,15 +330,12 @@ class Activator:
             )
             self.routes[session_id] = route
         lines = b"host: %b\r\nx-agentcube-session-id: %b\r\n" % (route.pool.host, route.session_id_bytes)
-        route.head, route.head_until = lines, now + PEER_KNOWN_S
+        route.head, route.head_until = lines, float("inf")
+        route.known_until = now + KNOWN_S
         return route
 
     def forget_quiet(self) -> None:
-        """Forget routes that were not used for half their session's idle timeout.
-
-        Where other gateways reach the same sandboxes, one of them may put a session to sleep that is idle. Whoever
-        comes back after that long then asks the store, and finds out before anything is sent to its sandbox.
-        """
+        """Forget routes not used for half their session's idle timeout: another gateway may have ended the session."""
         now = self._clock.now()
         for route in list(self.routes.values()):
             if not route.in_flight and now - route.activity.last > route.idle_timeout / 2:
