@@ -29,12 +29,14 @@ from starlette.types import Message, Receive, Scope, Send
 from gateway.api.body import JSON, error_headers, read_bytes
 from gateway.api.containers import DELETED
 from gateway.api.openai import ParamError, session_headers
+from gateway.api.relay import relay
 from gateway.api.sessions import choose_runtime, create_session, named_session
 from gateway.api.tools.service import ToolService
 from gateway.errors import BadRequestError, SessionNotFoundError, WakegateError
 from gateway.interfaces import RuntimeCatalog
 from gateway.lifecycle import Lifecycle
 from gateway.model import SessionId, SessionState
+from gateway.peers import ElsewhereError
 
 if TYPE_CHECKING:
     from gateway.api.mcp_server import ToolServer
@@ -88,7 +90,11 @@ class MCPEndpoint:
             if request.method == "POST":
                 await self._post(request, send)
             elif request.method == "DELETE":
-                await (await self._end(request))(scope, receive, send)
+                try:
+                    ended = await self._end(request)
+                except ElsewhereError as elsewhere:
+                    ended = await relay(request, elsewhere)
+                await ended(scope, receive, send)
             else:
                 # GET would open a stream for what a server says unasked; this one never does.
                 await Response("Method Not Allowed", 405, {"allow": "POST, DELETE"})(scope, receive, send)

@@ -13,7 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.api.body import JSON, error_headers
+from gateway.api.relay import relay
 from gateway.errors import BadRequestError, WakegateError
+from gateway.peers import ElsewhereError
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,10 @@ def guarded(handler: Handler) -> Handler:
 
     async def answer(request: Request) -> Response:
         try:
-            return await handler(request)
+            try:
+                return await handler(request)
+            except ElsewhereError as elsewhere:
+                return await relay(request, elsewhere)
         except WakegateError as error:
             if error.status >= 500:
                 logger.warning("%s %s: %s", error.status, error.code, error)

@@ -10,6 +10,7 @@ from gateway.errors import UnavailableError
 from gateway.peers import ElsewhereError
 
 _ANSWERED = ("content-type", "location", "retry-after", "x-wakegate-start", "x-wakegate-restored")
+_PASSED = ("mcp-session-id",)  # says what a DELETE of /mcp is about
 _RELAYED = "x-wakegate-relayed"
 _TIMEOUT_S = 60.0  # a wake over there is held like one here, by its own rule
 
@@ -20,6 +21,7 @@ async def relay(request: Request, elsewhere: ElsewhereError) -> Response:
     if _RELAYED in request.headers:
         raise UnavailableError(f"the gateways do not agree who has this session: {elsewhere}")
     headers = {_RELAYED: "1", "content-type": request.headers.get("content-type", "application/json")}
+    headers |= {name: request.headers[name] for name in _PASSED if name in request.headers}
     url = httpx.URL(peer.address).copy_with(raw_path=request.url.path.encode())
     try:
         async with httpx.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as client:

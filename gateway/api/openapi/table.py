@@ -30,6 +30,8 @@ NATIVE: tuple[Operation, ...] = (
         Parameter("limit", "How many at most.", {"type": "integer", "minimum": 1, "maximum": 1000}),
     ), sandbox=False),
     Operation("GET", "/v1/sessions/{session_id}", "sessions", "Look at a session.", _ok("Session")),
+    Operation("PATCH", "/v1/sessions/{session_id}", "sessions", "Change when it ends or sleeps, or its metadata.",
+              _ok("Session"), body=ref("SessionChange")),
     Operation("DELETE", "/v1/sessions/{session_id}", "sessions", "End a session.", {204: Answer("Ended.")}),
     Operation("POST", "/v1/sessions/{session_id}/hibernate", "sessions", "Put a session to sleep now.", _ok("Session")),
     Operation("POST", "/v1/sessions/{session_id}/wake", "sessions", "Wake a session ahead of need.", _ok("Session")),
