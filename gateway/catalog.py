@@ -64,8 +64,9 @@ class WatchedCatalog:
     """The custom resources of some namespaces, besides runtimes from files. One of a name in both: the cluster's."""
 
     def __init__(self, api: KubeApi, namespaces: Sequence[str], files: Iterable[Runtime] = ()) -> None:
-        self._served = {runtime.key: runtime for runtime in files}
-        self._files = dict(self._served)
+        self._files = {runtime.key: runtime for runtime in files}
+        self._wanted = dict(self._files)  # as declared
+        self._served: dict[RuntimeKey, Runtime] = {}  # as the provider has it: what the core sees
         self.declared: dict[RuntimeKey, Declared] = {}
         self.changed = asyncio.Event()  # a runtime came, went or differs
         self._reflectors = {
@@ -82,8 +83,23 @@ class WatchedCatalog:
         """All, by key."""
         return [self._served[key] for key in sorted(self._served)]
 
+    def wanted(self) -> Sequence[Runtime]:
+        """What is declared now; it is served once the provider has it, and `publish` says so."""
+        return [self._wanted[key] for key in sorted(self._wanted)]
+
+    def withdraw(self) -> None:
+        """Stop serving what is not declared any more."""
+        self._served = {key: runtime for key, runtime in self._served.items() if key in self._wanted}
+
+    def publish(self, runtimes: Iterable[Runtime]) -> None:
+        """These are served from now on."""
+        self._served = {runtime.key: runtime for runtime in runtimes}
+
     async def start(self) -> None:
-        """Read what there is. Kinds that the cluster does not know are waited for. Raises KubeError."""
+        """Read what there is, and serve it: the provider is given it before any request comes.
+
+        Kinds that the cluster does not know are waited for. Raises KubeError.
+        """
         for (_, kind), reflector in self._reflectors.items():
             try:
                 await reflector.refresh()
@@ -91,6 +107,7 @@ class WatchedCatalog:
                 if error.http_status != 404:
                     raise
                 log.warning("the cluster has no %s yet; apply manifests/base/crds", names.plural(kind))
+        self.publish(self.wanted())
 
     async def run(self) -> None:
         """Follow the changes until cancelled."""
@@ -99,21 +116,21 @@ class WatchedCatalog:
     def _on_change(self, old: Declared | None, new: Declared | None) -> None:
         either = new or old
         assert either is not None
-        key, before = either.key, self._served.get(either.key)
+        key, before = either.key, self._wanted.get(either.key)
         if new is None:
             if self.declared.get(key) is not old:
                 return  # deleted and made again: the new one is known already
             del self.declared[key]
-            self._served.pop(key, None)
+            self._wanted.pop(key, None)
             if key in self._files:
-                self._served[key] = self._files[key]
+                self._wanted[key] = self._files[key]
         else:
             self.declared[key] = new
             if new.runtime is not None:
-                self._served[key] = new.runtime
+                self._wanted[key] = new.runtime
             elif old is None or old.problems != new.problems:
                 log.warning("%s", "; ".join(new.problems))
-        if self._served.get(key) != before:
+        if self._wanted.get(key) != before:
             self.changed.set()
 
 

@@ -72,8 +72,11 @@ class Cluster:
         while True:
             await self.catalog.changed.wait()
             self.catalog.changed.clear()
+            wanted = self.catalog.wanted()
+            self.catalog.withdraw()
             try:
-                await self.provider.apply(self.catalog.all())
+                await self.provider.apply(wanted)
+                self.catalog.publish(wanted)
             except KubeError as error:
                 log.warning("runtimes could not be applied, trying again: %s", error)
                 self.catalog.changed.set()

@@ -154,6 +154,28 @@ def test_status_of_a_runtime_tells_the_truth(server: Server, cluster: Cluster) -
     wait_until(lambda: not cluster.call(lambda: cluster.pods(**{"wakegate.io/runtime": "mended"})), "its pods go")
 
 
+def test_runtime_that_the_server_refuses_harms_no_other(server: Server, cluster: Cluster) -> None:
+    """A pod spec that is invalid is told in the status and to who asks; others are served, and listed, as before."""
+    container = {"image": "registry.example/agent:1"}  # without a name
+    spec = {
+        "targetPort": [{"port": 80, "protocol": "HTTP"}],
+        "podTemplate": {"spec": {"containers": [container]}},
+        "warmPoolSize": 1,
+    }
+    cluster.call(lambda: cluster.create("agentruntimes", "bad", namespace="default", spec=spec))
+
+    def reason() -> Any:
+        status = cluster.call(lambda: cluster.objects.get(BY_PLURAL["agentruntimes"], "default", "bad")).get("status")
+        return status and status["conditions"][0]["reason"]
+
+    wait_until(lambda: reason() == "Invalid", "the status says so")
+    assert makes_session(server, "my-interpreter") == 201
+    pools = {each["name"]: each["pool"] for each in server.client.get("/v1/runtimes").json()["runtimes"]}
+    assert "is invalid" in pools["bad"]["lastError"]
+    assert server.client.get("/readyz").status_code == 200
+    cluster.call(lambda: cluster.delete("agentruntimes", "default", "bad"))
+
+
 def test_gateway_needs_only_the_rights_that_its_roles_give(server: Server, cluster: Cluster) -> None:
     """All that the gateway asked of the server so far is in rights.py, from which the Roles are checked."""
     allowed = {(verb, right.resource) for right in (*rights.SANDBOXES, *rights.GATEWAY) for verb in right.verbs}

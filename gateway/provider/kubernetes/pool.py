@@ -64,6 +64,7 @@ class Pool:
         self.warm: dict[str, Pod] = {}  # in the Deployment's selector, whatever their state
         self.claimed: dict[str, Pod] = {}
         self.changing = asyncio.Lock()  # resize and apply, one at a time
+        self.refused = ""  # why the server does not take what is made for the runtime
         self.failures = 0  # cold starts in a row
         self.last_error = ""
         self.retry_at: float | None = None
@@ -84,7 +85,8 @@ class Pool:
     @property
     def troubles(self) -> list[str]:
         """Why warm pods cannot get ready, one line each."""
-        found = [pod.trouble for pod in self.warm.values() if pod.trouble]
+        found = [self.refused] if self.refused else []
+        found += [pod.trouble for pod in self.warm.values() if pod.trouble]
         if self.deployment is not None and self.deployment.failure and len(self.warm) < self.target:
             found.append(self.deployment.failure)
         return found

@@ -107,13 +107,22 @@ class KubernetesProvider:
     async def apply(self, runtimes: Iterable[Runtime]) -> None:
         """Serve these from now on; Deployments are made or changed where they differ from what was last applied.
 
-        Warm pods of a changed runtime roll; claimed ones stay as they are. Raises KubeError.
+        Warm pods of a changed runtime roll; claimed ones stay as they are. A runtime whose pods the server refuses as
+        invalid has that as its trouble, and keeps no other from being served. Raises KubeError.
         """
         wanted = {runtime.key: runtime for runtime in runtimes}
         for key in [key for key, pool in self._pools.items() if pool.runtime is not None and key not in wanted]:
             await self._drop(key)
         for key, runtime in wanted.items():
-            await self._serve(runtime, self._pools[key])
+            pool = self._pools[key]
+            try:
+                await self._serve(runtime, pool)
+                pool.refused = ""
+            except KubeError as error:
+                if error.http_status not in (400, 422):
+                    raise
+                pool.refused = f"Invalid: {error}"
+                log.warning("%s: %s", key, error)
 
     async def claim(self, runtime: RuntimeKey, session_id: SessionId) -> Sandbox:
         """A warm pod by one PATCH, else a pod made for this session. Raises RuntimeNotFoundError, SandboxStartError."""
