@@ -1,0 +1,61 @@
+"""Two gateways over one Redis: the tool surfaces of one on a session that the other has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from openai import OpenAI
+
+from tests.integration.served import Server, serve
+from tests.store.redis_server import RedisServer, free_port
+from tests.tools.support import chat_call
+
+ACCEPT = {"accept": "application/json, text/event-stream"}
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
+    """Both on this machine, each with sandboxes of its own."""
+    folder = tmp_path_factory.mktemp("wg")
+    redis = RedisServer(folder / "redis").start()
+    ports = free_port(), free_port()
+    flags = [
+        ("--store", redis.url, "--port", str(port), "--advertise", f"http://127.0.0.1:{port}", "--warm-pool", "1")
+        for port in ports
+    ]
+    try:
+        with serve(folder / "one", *flags[0]) as one, serve(folder / "two", *flags[1]) as two:
+            yield one, two
+    finally:
+        redis.kill()
+
+
+def test_tools_files_and_ends_reach_the_gateway_that_has_the_session(servers: tuple[Server, Server]) -> None:
+    """A call, a file up and down, and the end; the session stays where it is."""
+    one, two = servers
+    with OpenAI(base_url=f"{two.url}/v1", api_key="any", max_retries=0) as client:
+        session = one.session()
+        made = client.containers.files.create(session, file=("a.txt", b"words"))
+        body = {"session_id": session, "tool_calls": [chat_call("a", "run_shell", command="cat a.txt; echo > b.txt")]}
+        reply = two.client.post("/v1/tool_calls", json=body).json()
+        assert reply["messages"][0]["content"] == "words"
+        assert {each.path for each in client.containers.files.list(session)} == {"/workspace/a.txt", "/workspace/b.txt"}
+        assert client.containers.files.content.retrieve(made.id, container_id=session).read() == b"words"
+        assert one.run(session, "cat a.txt").json()["stdout"] == "words"
+        client.containers.delete(session)
+    assert one.state(session)["state"] == "terminated"
+
+
+def test_mcp_session_is_known_to_the_other_gateway(servers: tuple[Server, Server]) -> None:
+    """Made by one, used and ended through the other."""
+    one, two = servers
+    info = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "bare", "version": "1"}}
+    initialize = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": info}
+    session = one.client.post("/mcp", json=initialize, headers=ACCEPT).headers["mcp-session-id"]
+    named = {**ACCEPT, "mcp-session-id": session}
+    params = {"name": "run_shell", "arguments": {"command": "echo over there"}}
+    call = {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": params}
+    assert "over there" in two.client.post("/mcp", json=call, headers=named).text
+    assert two.client.delete("/mcp", headers=named).status_code == 204
+    assert one.state(session)["state"] == "terminated"
