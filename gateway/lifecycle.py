@@ -404,11 +404,18 @@ class Lifecycle:
 
     async def get(self, session_id: SessionId) -> Session:
         """The record, with this gateway's fresher knowledge of its activity. Raises SessionNotFoundError."""
-        session = await self._records.peek(session_id)
+        session = await self._records.get(session_id)
         if session is None:
             raise SessionNotFoundError(f'sessions.agentcube.volcano.sh "{session_id}" not found')
         latest = self._activity.latest(session_id, self._clock.now())
         return replace(session, last_active_at=max(session.last_active_at, latest or 0.0))
+
+    async def glance(self, session_id: SessionId) -> Session:
+        """The record as it was a moment ago, for what never changes in it. Raises SessionNotFoundError."""
+        session = await self._records.peek(session_id)
+        if session is None:
+            raise SessionNotFoundError(f'sessions.agentcube.volcano.sh "{session_id}" not found')
+        return session
 
     async def terminate(
         self, session_id: SessionId, reason: str, *, only_if: Callable[[Session], bool] | None = None

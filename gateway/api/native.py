@@ -135,7 +135,7 @@ class NativeAPI:
 
     async def _wake(self, request: Request) -> Response:
         session_id = SessionId(request.path_params["session_id"])
-        hold = self._lifecycle.hold_time((await self._lifecycle.get(session_id)).runtime)
+        hold = self._lifecycle.hold_time((await self._lifecycle.glance(session_id)).runtime)
         try:
             async with asyncio.timeout(hold):
                 opened = await self._lifecycle.open(session_id)

@@ -311,7 +311,7 @@ class Activator:
 
     async def _peer_route(self, session_id: SessionId, peer: Peer) -> Route:
         """The way to the gateway that has the session. It is that gateway's activity, and its slots hold there too."""
-        session = await self._lifecycle.get(session_id)
+        session = await self._lifecycle.glance(session_id)
         now = self._clock.now()
         route = self.routes.get(session_id)
         if route is None or route.sandbox.id != peer_sandbox(peer):
