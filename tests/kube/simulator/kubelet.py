@@ -128,8 +128,7 @@ class Kubelet:
             traceback.print_exc()
         finally:
             for process in running.processes:
-                with suppress(ProcessLookupError):
-                    process.kill()
+                _kill(process)
             await asyncio.gather(*(process.wait() for process in running.processes))
             del self._running[uid]
             shutil.rmtree(self._folder / uid, ignore_errors=True)
@@ -185,8 +184,7 @@ class Kubelet:
                 task.cancel()
             if running.ending.is_set() is False:
                 for process in running.processes:
-                    with suppress(ProcessLookupError):
-                        process.kill()
+                    _kill(process)
 
     async def _probe(self, pod: Object, address: str, restarts: int) -> str:
         """Readiness, and the deadline. Returns DeadlineExceeded when that is over."""
@@ -238,9 +236,17 @@ class Kubelet:
         workdir = container.get("workingDir", "/")
         log = open(self._folder / f"{pod['metadata']['name']}.log", "ab")  # noqa: SIM115 - the process has it
         try:
-            return await asyncio.create_subprocess_exec(
-                str(bwrap), *args, "--chdir", workdir, "--", *command, env=environ, stdout=log, stderr=log
-            )
+            spawn = asyncio.ensure_future(
+                asyncio.create_subprocess_exec(
+                    str(bwrap), *args, "--chdir", workdir, "--", *command,
+                    env=environ, stdout=log, stderr=log, start_new_session=True,
+                )
+            )  # fmt: skip
+            try:
+                return await asyncio.shield(spawn)
+            except asyncio.CancelledError:
+                _kill(await spawn)
+                raise
         finally:
             log.close()
 
@@ -389,6 +395,12 @@ async def _answers(address: str, port: int, path: str, *, any_answer: bool) -> b
         return False
     finally:
         writer.close()
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """All of its group: bwrap's child is told of its parent's death only once it has asked to be."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 async def _first(*awaitables: Any) -> None:
