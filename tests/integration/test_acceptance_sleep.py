@@ -1,0 +1,47 @@
+"""The acceptance script of sleep and wake, against a real gateway of each engine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.served import serve
+from tests.kube.served import INTERPRETER, in_cluster
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "acceptance_sleep.py"
+
+
+def run_script(url: str) -> tuple[int, str]:
+    """(exit status, what it printed)."""
+    done = subprocess.run([sys.executable, str(SCRIPT), url], capture_output=True, text=True, timeout=55)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_sdk_notices_nothing_of_sleep_on_the_local_engine(tmp_path: Path) -> None:
+    """Files of all kinds and code variables are there after each sleep, through every call of the published SDK."""
+    with serve(tmp_path / "state") as server:
+        status, said = run_script(server.url)
+    assert status == 0, said
+    assert said.count("ok  ") >= 16, said
+
+
+@pytest.mark.slow
+def test_sdk_notices_nothing_of_sleep_in_a_cluster(tmp_path: Path) -> None:
+    """The same through snapshots and pods. The simulator's pods have no ipykernel, so no code context is asked for."""
+    spec = {**INTERPRETER, "wakegate": {"codeContext": "off"}}
+    with in_cluster(tmp_path, spec=spec) as (server, _):
+        status, said = run_script(server.url)
+    assert status == 0, said
+
+
+def test_acceptance_script_fails_where_sessions_cannot_sleep(tmp_path: Path) -> None:
+    """It exits with 1 and says what the gateway answered, where snapshots may not be as large as the workspace."""
+    with serve(
+        tmp_path / "state", "--snapshots", f"file://{tmp_path}/snapshots", "--snapshot-max-size", "64Ki"
+    ) as server:
+        status, said = run_script(server.url)
+    assert status == 1, said
+    assert "/hibernate answered" in said

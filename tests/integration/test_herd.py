@@ -1,0 +1,83 @@
+"""Many at once: requests to one sleeping session, and sleeping sessions, through real gateways with real sandboxes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.integration.served import LIMIT_S, Server, serve
+from tests.store.redis_server import RedisServer
+
+ASK = {"command": ["cat", "note"]}
+
+
+def claims(*servers: Server) -> int:
+    """Sandboxes that these gateways have bound to sessions since they started."""
+    families = [each for one in servers for each in text_string_to_metric_families(one.client.get("/metrics").text)]
+    counts = [sample.value for each in families for sample in each.samples if sample.name == "wakegate_claims_total"]
+    assert counts
+    return int(sum(counts))
+
+
+def asleep(server: Server, note: str) -> str:
+    """The id of a session that sleeps on a file `note`."""
+    session = server.session()
+    assert server.run(session, f"printf %s {note} > note").json()["exit_code"] == 0
+    assert server.client.post(f"/v1/sessions/{session}/hibernate").json()["state"] == "hibernated"
+    return session
+
+
+async def all_at_once(asked: Sequence[tuple[str, str]]) -> list[httpx.Response]:
+    """What each (gateway's URL, session) answers to `cat note`, each on a connection of its own."""
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(timeout=2 * LIMIT_S, limits=limits) as client:
+        return await asyncio.gather(
+            *(client.post(f"{url}/api/execute", json=ASK, headers={"x-session-id": each}) for url, each in asked)
+        )
+
+
+def said(answers: Sequence[httpx.Response]) -> list[str]:
+    """The outputs; an answer that is none of 200 stands for itself."""
+    return [each.json()["stdout"] if each.status_code == 200 else each.text for each in answers]
+
+
+async def test_herd_at_a_sleeping_session_causes_one_wake(tmp_path: Path) -> None:
+    """A hundred requests at once: one sandbox is claimed, every request is answered, and each sees the file."""
+    with serve(tmp_path / "state") as server:
+        session = asleep(server, "kept")
+        before = claims(server)
+        answers = await all_at_once([(server.url, session)] * 100)
+        assert said(answers) == ["kept"] * 100
+        assert {each.headers["x-wakegate-start"] for each in answers} <= {"wake", "wake-cold", "live"}
+        assert claims(server) == before + 1
+
+
+async def test_more_sessions_wake_at_once_than_the_pool_holds(tmp_path: Path) -> None:
+    """Twelve sleepers on a pool of two: each request is held until it sees its own file, and none is refused."""
+    with serve(tmp_path / "state", "--warm-pool", "2") as server:
+        sessions = [asleep(server, f"note-{index}") for index in range(12)]
+        before = claims(server)
+        answers = await all_at_once([(server.url, each) for each in sessions])
+        assert said(answers) == [f"note-{index}" for index in range(12)]
+        assert {each.headers["x-wakegate-start"] for each in answers} <= {"wake", "wake-cold"}
+        assert claims(server) == before + 12
+
+
+async def test_herd_at_two_gateways_causes_one_wake(tmp_path: Path) -> None:
+    """Thirty requests, half through each of two gateways on one Redis: one of them wakes the session, both answer."""
+    redis = RedisServer(tmp_path / "redis").start()
+    try:
+        flags = ("--store", redis.url, "--warm-pool", "1")
+        with serve(tmp_path / "one", *flags) as one, serve(tmp_path / "two", *flags) as two:
+            session = asleep(one, "kept")
+            before = claims(one, two)
+            answers = await all_at_once([(one.url, session), (two.url, session)] * 15)
+            assert said(answers) == ["kept"] * 30
+            assert claims(one, two) == before + 1
+            assert len({each.state(session)["sandboxId"] for each in (one, two)}) == 1
+    finally:
+        redis.kill()
