@@ -326,7 +326,6 @@ class Lifecycle:
                 return None
         if session.state is not SessionState.ACTIVE:
             return None
-        self._bound[alive.id] = session_id
         return Opened(session, alive, StartKind.LIVE)
 
     async def _ours(self, session: Session, gone: SandboxId | None) -> Session:
@@ -470,6 +469,13 @@ class Lifecycle:
                 self._tell_unbound(session_id, None)
                 self._bound.pop(sandbox_id, None)
                 await self._provider.release(sandbox_id)
+
+    async def forget_ended(self) -> None:
+        """Stop counting sandboxes that another gateway, which reaches them too, has ended."""
+        if self.everybodys:
+            for sandbox_id in list(self._bound):
+                if await self._provider.find(sandbox_id) is None:
+                    self._bound.pop(sandbox_id, None)
 
     def is_idle(self, session: Session) -> bool:
         """Whether its idle timeout is over, by the record and by what this gateway saw since."""

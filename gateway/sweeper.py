@@ -72,6 +72,7 @@ class Sweeper:
     async def sweep(self) -> int:
         """Let idle sessions sleep (or end), end expired ones, forget records of long ended ones. Returns how many."""
         await self._lifecycle.flush_activity()
+        await self._lifecycle.forget_ended()
         leads = await self._leads()
         if not leads and not self._peers.me:
             return 0  # nothing is this gateway's alone
