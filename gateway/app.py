@@ -30,7 +30,7 @@ from gateway.counters import Counters
 from gateway.errors import SettingsError, WakegateError
 from gateway.executor import PicodExecutor
 from gateway.hibernation import Hibernation
-from gateway.interfaces import RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
+from gateway.interfaces import Executor, RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
 from gateway.keys import KeyRing
 from gateway.lifecycle import HEARTBEAT_S, Lifecycle
 from gateway.logs import AccessLog
@@ -73,6 +73,7 @@ class Gateway:
         store: SessionStore,
         provider: SandboxProvider,
         keeper: WorkspaceKeeper | None = None,
+        executor: Executor | None = None,
         keys: KeyRing,
         clock: Clock,
         shared: bool = False,
@@ -83,8 +84,9 @@ class Gateway:
     ) -> None:
         """`shared`: other gateways use the same store. `me`: this gateway's id, where they cannot reach its sandboxes.
 
-        `keeper`: None makes the one that the settings ask for. `catalog` in place of fixed `runtimes`; `background`
-        makes loops to run besides, by name. Raises SettingsError for what is wrong with the settings of snapshots.
+        `keeper`: None makes the one that the settings ask for; `executor`: None makes the one over picod's API.
+        `catalog` in place of fixed `runtimes`; `background` makes loops to run besides, by name. Raises SettingsError
+        for what is wrong with the settings of snapshots.
         """
         self._background = background
         self.engine_summary = engine_summary  # what the start banner says of the engine; true once it runs
@@ -102,7 +104,7 @@ class Gateway:
         seen = CachedStore(store, ttl=SEEN_S) if shared else store
         self.records = Records(store, holder, shared=shared, seen=seen)
         self.peers = Peers(store, clock, me, takeover_after=settings.takeover_after)
-        executor = PicodExecutor(self.catalog, self.tokens, connect_timeout=settings.connect_timeout)
+        executor = executor or PicodExecutor(self.catalog, self.tokens, connect_timeout=settings.connect_timeout)
         keeper = keeper or make_keeper(settings, provider, executor, clock)
         self.keeper = metered(keeper, self.counters.keeper, self._kept)
         hibernation = Hibernation(self.records, self.keeper, executor, clock, settings.hibernated_retention, me)
@@ -316,7 +318,7 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
     try:
         store = make_store(store_url, clock, prefix=settings.store_prefix)
     except SettingsError as error:
-        problems += error.problems
+        problems += [f"--store {problem.removeprefix('store URL ')}" for problem in error.problems]
     python = _sandbox_python(settings, problems)
     if problems:
         raise SettingsError(problems)

@@ -246,6 +246,10 @@ class Executor(Protocol):
         """Tell that a kept workspace has come, with what `suspend` wrote in it."""
         ...
 
+    async def busy(self, sandbox: Sandbox, session_id: SessionId) -> bool:
+        """Whether something runs there that no request waits for."""
+        ...
+
 
 class SandboxCaller(Protocol):
     """Requests of the gateway's own to a session's sandbox, which they wake like any other request.

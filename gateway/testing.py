@@ -224,6 +224,10 @@ class MemorylessExecutor:
     async def resume(self, sandbox: Sandbox, session_id: SessionId) -> None:
         """Nothing to take up."""
 
+    async def busy(self, sandbox: Sandbox, session_id: SessionId) -> bool:
+        """Nothing runs."""
+        return False
+
 
 class EngineLike(SandboxProvider, WorkspaceKeeper, Protocol):
     """What a test gateway runs on: makes sandboxes and keeps workspaces."""
@@ -240,4 +244,13 @@ def scripted_gateway(state_dir: Path, provider: EngineLike, **changes: Any) -> G
     settings = Settings(**{"port": 0, "state_dir": state_dir, **changes})
     keys = KeyRing(state_dir / "keys", settings.token_algorithm)
     keys.open()
-    return Gateway(settings, runtimes=runtimes, store=store, provider=provider, keeper=provider, keys=keys, clock=clock)
+    return Gateway(
+        settings,
+        runtimes=runtimes,
+        store=store,
+        provider=provider,
+        keeper=provider,
+        executor=MemorylessExecutor(),
+        keys=keys,
+        clock=clock,
+    )
