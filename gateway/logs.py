@@ -91,4 +91,8 @@ class AccessLog:
 def _renderer(form: LogFormat, colours: bool) -> Processor:
     if form == "json":
         return lambda _, __, event: orjson.dumps(event, default=str)
-    return structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=0)
+    # Plain tracebacks: the pretty ones that structlog takes where rich is installed hold the event loop for a quarter
+    # of a second each, and print local variables, keys among them.
+    return structlog.dev.ConsoleRenderer(
+        colors=colours, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+    )

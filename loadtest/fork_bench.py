@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-from loadtest.session_bench import quantile
+from loadtest.local import quantile
 
 _MANIFEST = """
 apiVersion: runtime.agentcube.volcano.sh/v1alpha1

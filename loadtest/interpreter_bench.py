@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 import psutil
 
-from loadtest.session_bench import gateway, pss_mb, quantile, until_full
+from loadtest.local import gateway, pss_mb, quantile, until_full
 
 LINE = "a line of text that has about eighty characters as lines of text usually have"
 RUN_CODE_BAR, PSS_BAR, STREAM_BAR = 5.0, 90.0, 200.0

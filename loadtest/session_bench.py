@@ -1,94 +1,37 @@
-"""Session creation through the API on real sandboxes, and the gateway's memory.
+"""Session creation, sleep and wake through the API on real sandboxes, and the gateway's memory.
 
-    .venv/bin/python -m loadtest.session_bench [--serial 40] [--burst 50]
+    .venv/bin/python -m loadtest.session_bench [--part create ...] [--serial 40] [--burst 50]
 
-Prints the time of creates one at a time from a warm pool, beside cold ones in the same run (the baseline); a burst of
-concurrent creates on a pool as large as the burst; how long a session takes to sleep and, from request to first byte,
-to wake, beside answers of a live one; and the gateway's memory with 1,000 sessions in its store.
+Each part can be run alone (--part, more than once; all by default):
+
+create  creates one at a time from a warm pool, beside cold ones in the same run (the baseline), and a concurrent burst
+sleep   how long a session takes to sleep and, from request to first byte, to wake, beside answers of a live one
+memory  the gateway's memory with 1,000 live sessions
+herd    --herd 1000 requests at once to one sleeping session, beside the same to the live one: one wake, no errors
+storm   --sleepers 200 sleeping sessions asked at once with a pool of --pool 20: no errors, by start kind
+many    --records 10000 sleeping sessions in the store: the gateway's memory, a tick of the sweeper (sqlite and Redis)
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
-import signal
-import subprocess
-import sys
+import resource
 import tempfile
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
+import uvloop
 
 from gateway.clock import SystemClock
 from gateway.model import RuntimeKey
 from gateway.server import serving
 from gateway.testing import ScriptedProvider, scripted_gateway
+from loadtest.herd import measure_herd, measure_many, measure_storm
+from loadtest.local import create, gateway, pss_mb, quantile, until_full
 
-_MANIFEST = """
-apiVersion: runtime.agentcube.volcano.sh/v1alpha1
-kind: CodeInterpreter
-metadata: {{name: {name}}}
-spec: {{template: {{image: none}}, warmPoolSize: {size}}}
----
-"""
-
-
-def quantile(values: list[float], q: float) -> float:
-    """Nearest rank."""
-    return sorted(values)[min(len(values) - 1, int(q * len(values)))]
-
-
-def pss_mb(pid: int) -> float:
-    """Proportional set size of one process, MB."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
-
-
-@contextlib.asynccontextmanager
-async def gateway(folder: Path, pool: int, *flags: str) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
-    """A real gateway process with the runtimes `warm` and `cold`; yields a client and its pid."""
-    manifest = folder / "runtimes.yaml"
-    manifest.write_text(_MANIFEST.format(name="warm", size=pool) + _MANIFEST.format(name="cold", size=0))
-    argv = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--state-dir", str(folder / "state")]
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        "--runtime",
-        str(manifest),
-        *(flags or ("--code-context", "lazy")),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    assert process.stdout is not None
-    try:
-        url = (await process.stdout.readline()).decode().rsplit(" ", 1)[-1].strip()
-        limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
-            yield client, process.pid
-    finally:
-        process.send_signal(signal.SIGTERM)
-        await process.wait()
-
-
-async def until_full(client: httpx.AsyncClient, pool: int) -> None:
-    """Until the warm pool holds that many, and the machine is done with starting them."""
-    while True:
-        runtimes = (await client.get("/v1/runtimes")).json()["runtimes"]
-        if all(each["pool"]["ready"] >= pool for each in runtimes if each["name"] == "warm"):
-            return
-        await asyncio.sleep(0.1)
-
-
-async def create(client: httpx.AsyncClient, name: str) -> tuple[float, str, str]:
-    """(milliseconds, start kind, session id) of one create."""
-    began = time.perf_counter()
-    reply = await client.post("/v1/sessions", json={"runtime": f"default/{name}"})
-    took = (time.perf_counter() - began) * 1e3
-    reply.raise_for_status()
-    return took, reply.headers["x-wakegate-start"], reply.json()["id"]
+PARTS = ("create", "sleep", "memory", "herd", "storm", "many")
 
 
 async def measure_creates(folder: Path, serial: int, burst: int) -> int:
@@ -166,19 +109,42 @@ async def measure_memory(folder: Path) -> int:
     return int(used > 100)
 
 
+async def measure(part: str, folder: Path, args: argparse.Namespace) -> int:
+    """Run one part in a folder of its own; returns the bars missed."""
+    match part:
+        case "create":
+            return await measure_creates(folder, args.serial, args.burst)
+        case "sleep":
+            return await measure_sleep(folder, args.serial)
+        case "memory":
+            return await measure_memory(folder)
+        case "herd":
+            return await measure_herd(folder, args.herd)
+        case "storm":
+            return await measure_storm(folder, args.sleepers, args.pool)
+        case _:
+            return await measure_many(folder, args.records)
+
+
 async def main() -> int:
-    """Run all."""
+    """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--serial", type=int, default=40)
-    parser.add_argument("--burst", type=int, default=50)
+    parser.add_argument("--part", action="append", choices=PARTS)
+    for name, default in (
+        ("serial", 40), ("burst", 50), ("herd", 1000), ("sleepers", 200), ("pool", 20), ("records", 10_000)
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="wg") as one, tempfile.TemporaryDirectory(prefix="wg") as two:
-        missed = await measure_creates(Path(one), args.serial, args.burst)
-        missed += await measure_sleep(Path(one), args.serial)
-        missed += await measure_memory(Path(two))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    missed = 0
+    for part in args.part or PARTS:
+        with tempfile.TemporaryDirectory(prefix="wg") as folder:
+            print(f"-- {part} (load {os.getloadavg()[0]:.1f})", flush=True)
+            missed += await measure(part, Path(folder), args)
     print("all bars held" if not missed else f"{missed} bars missed")
     return int(missed > 0)
 
 
 if __name__ == "__main__":
-    raise SystemExit(asyncio.run(main()))
+    raise SystemExit(uvloop.run(main()))

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import orjson
 
-from loadtest.session_bench import gateway, pss_mb, quantile, until_full
+from loadtest.local import gateway, pss_mb, quantile, until_full
 
 RUN_CODE = "1+1 by /api/run_code"
 EXECUTE = "true by /api/execute"

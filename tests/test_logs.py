@@ -202,3 +202,22 @@ def test_log_level_holds(root_logger: logging.Logger) -> None:
     logging.getLogger("some.part").warning("loud")
     assert "quiet" not in written.getvalue()
     assert "loud" in written.getvalue()
+
+
+def test_traceback_in_the_console_shows_no_variables(root_logger: logging.Logger) -> None:
+    """A failure is logged with its lines and its reason; what variables held, keys among them, is not."""
+    written = io.StringIO()
+    logs.configure("info", "console", written)
+
+    def fail() -> None:
+        held = "".join(["hun", "ter2"])  # in no line of the source as it is
+        raise ValueError(len(held))
+
+    try:
+        fail()
+    except ValueError:
+        root_logger.exception("a pass failed")
+    said = written.getvalue()
+    assert "a pass failed" in said
+    assert "ValueError: 7" in said
+    assert "hunter2" not in said

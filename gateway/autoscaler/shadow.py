@@ -131,7 +131,7 @@ class Shadow:
     def update(self, now: float, values: Floats) -> None:
         """Set the rules' levels from what each further sandbox would save (claims per horizon)."""
         steps = values[1:] - values[:-1]
-        if np.maximum.reduce(steps) <= 0.0:
+        if np.maximum.reduce(steps, initial=0.0) <= 0.0:  # a pool that may hold nothing has no steps
             wanted: Floats | npt.NDArray[np.int64] = np.searchsorted(-values, -THRESHOLDS)
         else:  # not falling throughout: the best total, since a second mode may or may not be worth the way to it
             gain = values.cumsum()[:, None] - _costs(len(values))

@@ -152,3 +152,12 @@ def test_level_does_not_flap_on_steady_demand() -> None:
     levels = follow(demand, np.arange(20002.5, 24000.0, 5.0), 20000.0, 24000.0).levels
 
     assert levels.max() - levels.min() <= 1
+
+
+def test_pool_that_may_hold_nothing_is_forecast_like_any() -> None:
+    """A runtime without a warm pool has claims as well; looking at it must not stop the pass over all the others."""
+    demand = Demand(Objective(0.02), lead=LEAD, tick=1.0, most=0)
+    for second in range(300):
+        demand.observe(second + 1.0, 1)
+        forecast = demand.forecast(second + 1.0)
+    assert forecast.observed == 300.0

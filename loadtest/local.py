@@ -1,0 +1,76 @@
+"""What the benches of sessions share: a real gateway process on this machine, and how its figures are read."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+
+_MANIFEST = """
+apiVersion: runtime.agentcube.volcano.sh/v1alpha1
+kind: CodeInterpreter
+metadata: {{name: {name}}}
+spec: {{template: {{image: none}}, warmPoolSize: {size}}}
+---
+"""
+
+
+def quantile(values: list[float], q: float) -> float:
+    """Nearest rank."""
+    return sorted(values)[min(len(values) - 1, int(q * len(values)))]
+
+
+def pss_mb(pid: int) -> float:
+    """Proportional set size of one process, MB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+@contextlib.asynccontextmanager
+async def gateway(folder: Path, pool: int, *flags: str) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
+    """A real gateway process with the runtimes `warm` and `cold`; yields a client and its pid."""
+    manifest = folder / "runtimes.yaml"
+    manifest.write_text(_MANIFEST.format(name="warm", size=pool) + _MANIFEST.format(name="cold", size=0))
+    argv = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--state-dir", str(folder / "state")]
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        "--runtime",
+        str(manifest),
+        *(flags or ("--code-context", "lazy")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    try:
+        url = (await process.stdout.readline()).decode().rsplit(" ", 1)[-1].strip()
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+            yield client, process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        await process.wait()
+
+
+async def until_full(client: httpx.AsyncClient, pool: int) -> None:
+    """Until the warm pool holds that many, and the machine is done with starting them."""
+    while True:
+        runtimes = (await client.get("/v1/runtimes")).json()["runtimes"]
+        if all(each["pool"]["ready"] >= pool for each in runtimes if each["name"] == "warm"):
+            return
+        await asyncio.sleep(0.1)
+
+
+async def create(client: httpx.AsyncClient, name: str) -> tuple[float, str, str]:
+    """(milliseconds, start kind, session id) of one create."""
+    began = time.perf_counter()
+    reply = await client.post("/v1/sessions", json={"runtime": f"default/{name}"})
+    took = (time.perf_counter() - began) * 1e3
+    reply.raise_for_status()
+    return took, reply.headers["x-wakegate-start"], reply.json()["id"]
