@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -53,6 +54,8 @@ MIN_HOLD_S = 10.0
 HEARTBEAT_S = 1.0  # activity is written so often
 HOLD_FACTOR = 3.5  # times the expected start: room for a queue of starts before it, still an answer while people wait
 _LONGEST_RETRY_S = 30.0  # a Retry-After beyond this is a guess about other people
+LONGEST_HOLD_S = 60.0  # of a request in a queue that moves
+_LOOK_BEFORE_S = 0.05  # before its time is over
 _WORK_CHECK_S = 2.0  # seconds that a sandbox has to say whether it is at work
 
 
@@ -165,6 +168,38 @@ class Lifecycle:
             return ActivationTimeoutError(text, retry_after=1)
         expected = max(each.expected_wait(self._clock.monotonic()) or 1.0 for each in moving)
         return QueueFullError(f"{text}: others wait too", retry_after=min(max(1.0, expected), _LONGEST_RETRY_S))
+
+    @asynccontextmanager
+    async def held(self, runtime: RuntimeKey | None) -> AsyncIterator[None]:
+        """The hold rule around what waits for a sandbox. Raises ActivationTimeoutError, QueueFullError at its end.
+
+        What is expected of a start is looked up again at the end: in a storm starts queue, and the first that came
+        through have taught how long they take. Whoever is in the queue is then held on, not sent away to queue anew.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        hold = self.hold_time(runtime)
+        patience = asyncio.timeout(hold)
+        looks: list[asyncio.TimerHandle] = []
+
+        def look_again() -> None:
+            nonlocal hold
+            longer = min(self.hold_time(runtime), max(LONGEST_HOLD_S, hold))
+            if longer > hold:
+                hold = longer
+                patience.reschedule(began + hold)
+                looks[:] = [loop.call_at(began + hold - _LOOK_BEFORE_S, look_again)]
+
+        looks.append(loop.call_at(began + hold - _LOOK_BEFORE_S, look_again))
+        try:
+            async with patience:
+                yield
+        except TimeoutError:
+            if not patience.expired():
+                raise
+            raise self.overdue(runtime, loop.time() - began) from None
+        finally:
+            looks[0].cancel()
 
     async def start(self) -> None:
         """Make records true after an earlier life: what sandboxes that ended with it left is kept for its session."""
@@ -379,14 +414,15 @@ class Lifecycle:
     async def _busy_elsewhere(self, session: Session) -> bool:
         """Whether another gateway has requests under way on it: their heart-beats reach the record every second."""
         now = self._clock.now()
-        if not self.everybodys or session.last_active_at + 2 * HEARTBEAT_S < now:
+        if not self.everybodys or session.last_active_at + 3 * HEARTBEAT_S < now:
             return False
         if session.last_active_at > now + HEARTBEAT_S:
             return True  # the clock was set back: heart-beats do not show until it has caught up
-        # The first beat may tell of requests that have ended; only one that is under way shows in the second as well.
-        await asyncio.sleep(1.1 * HEARTBEAT_S)
+        # The first beat may tell of requests that have ended; only one that is under way shows in a later one as well.
+        # Beats come late from a gateway that has much to do: there is time for more than two.
+        await asyncio.sleep(1.5 * HEARTBEAT_S)
         first = await self._records.get(session.id)
-        await asyncio.sleep(1.1 * HEARTBEAT_S)
+        await asyncio.sleep(2.5 * HEARTBEAT_S)
         second = await self._records.get(session.id)
         return first is not None and second is not None and second.last_active_at > first.last_active_at
 

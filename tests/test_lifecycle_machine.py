@@ -335,7 +335,9 @@ class Sessions(RuleBasedStateMachine):
                 self.wrong.append(f"{session} ended by itself")
             elif is_snapshot(record.snapshot) and SnapshotRef(record.snapshot).key not in self.world.snapshots.kept:
                 self.wrong.append(f"{session} names a snapshot that is gone")
-            await self._request(0, session, 0.0)
+            self.spawn(self._request(0, session, 0.0))
+            while self.tasks:
+                await self._pass_time(1.0)
             living = [
                 sandbox.id
                 for engine in {id(g.provider): g.provider for g in self.world.gateways}.values()

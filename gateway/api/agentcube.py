@@ -5,15 +5,13 @@ Errors have the shape `{"message": text}`. Unlike theirs, `ttl` and `metadata` a
 
 from __future__ import annotations
 
-import asyncio
-
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.api.body import JSON, error_headers, read_metadata, read_object, read_seconds
 from gateway.api.relay import relay
-from gateway.errors import BadRequestError, NotFoundError, SessionNotFoundError, WakegateError
+from gateway.errors import ActivationTimeoutError, BadRequestError, NotFoundError, SessionNotFoundError, WakegateError
 from gateway.lifecycle import Lifecycle
 from gateway.model import Kind, RuntimeKey, SessionId, StartKind
 from gateway.peers import ElsewhereError
@@ -53,11 +51,11 @@ class AgentCubeAPI:
         key = RuntimeKey(_required(body, "namespace"), _required(body, "name"), kind)
         ttl, metadata = read_seconds(body, "ttl"), read_metadata(body)
         try:
-            async with asyncio.timeout(self._lifecycle.hold_time(key)):
+            async with self._lifecycle.held(key):
                 opened = await self._lifecycle.create(key, ttl=ttl, metadata=metadata)
         except NotFoundError:
             raise NotFoundError(f"{kind.singular.replace('-', ' ')} not found") from None
-        except TimeoutError:
+        except ActivationTimeoutError:
             return JSON({"message": "sandbox creation timed out"}, 504)
         # Clients cannot dial a sandbox; its entry point is this gateway, which routes by the session header.
         entry = {"path": "/", "protocol": request.url.scheme.upper(), "endpoint": request.url.netloc}

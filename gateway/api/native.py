@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from starlette.routing import Route
 
 from gateway.api.body import JSON, error_headers, read_metadata, read_object, read_seconds
 from gateway.api.relay import relay
-from gateway.errors import ActivationTimeoutError, BadRequestError, WakegateError
+from gateway.errors import BadRequestError, WakegateError
 from gateway.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
 from gateway.lifecycle import UNSET, Lifecycle, rfc3339
 from gateway.model import Kind, PoolStatus, Runtime, RuntimeKey, Session, SessionId, SessionState
@@ -70,12 +69,8 @@ class NativeAPI:
         key = read_runtime(body.get("runtime"))
         ttl, idle_timeout = read_seconds(body, "ttl"), read_seconds(body, "idleTimeout")
         metadata = read_metadata(body)
-        hold = self._lifecycle.hold_time(key)
-        try:
-            async with asyncio.timeout(hold):
-                opened = await self._lifecycle.create(key, ttl=ttl, idle_timeout=idle_timeout, metadata=metadata)
-        except TimeoutError:
-            raise self._lifecycle.overdue(key, hold) from None
+        async with self._lifecycle.held(key):
+            opened = await self._lifecycle.create(key, ttl=ttl, idle_timeout=idle_timeout, metadata=metadata)
         session_id = opened.session.id
         headers = {
             "location": f"/v1/sessions/{session_id}",
@@ -135,12 +130,8 @@ class NativeAPI:
 
     async def _wake(self, request: Request) -> Response:
         session_id = SessionId(request.path_params["session_id"])
-        hold = self._lifecycle.hold_time((await self._lifecycle.glance(session_id)).runtime)
-        try:
-            async with asyncio.timeout(hold):
-                opened = await self._lifecycle.open(session_id)
-        except TimeoutError:
-            raise ActivationTimeoutError(f"no sandbox was ready within {hold:g} s", retry_after=1) from None
+        async with self._lifecycle.held((await self._lifecycle.glance(session_id)).runtime):
+            opened = await self._lifecycle.open(session_id)
         headers = {"x-wakegate-start": opened.start.value}
         if opened.restored is not None:
             headers["x-wakegate-restored"] = opened.restored

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -62,12 +61,8 @@ async def create_session(
     metadata: Mapping[str, str] | None = None,
 ) -> Opened:
     """A new session within the hold rule. Raises ActivationTimeoutError, and what lifecycle raises."""
-    hold = lifecycle.hold_time(runtime)
-    try:
-        async with asyncio.timeout(hold):
-            return await lifecycle.create(runtime, idle_timeout=idle_timeout, metadata=metadata)
-    except TimeoutError:
-        raise lifecycle.overdue(runtime, hold) from None
+    async with lifecycle.held(runtime):
+        return await lifecycle.create(runtime, idle_timeout=idle_timeout, metadata=metadata)
 
 
 def _names(catalog: RuntimeCatalog) -> str:

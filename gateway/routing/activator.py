@@ -215,10 +215,8 @@ class Activator:
         began = perf_counter()
         self.held += 1
         try:
-            async with asyncio.timeout(self._lifecycle.hold_time(target.runtime)):
+            async with self._lifecycle.held(target.runtime):
                 return await self._reserve(target, gone, began)
-        except TimeoutError:
-            raise self._lifecycle.overdue(target.runtime, perf_counter() - began) from None
         finally:
             self.held -= 1
 

@@ -47,8 +47,17 @@ class RedisStore:
     Leases end by the server's clock, or by `clock` when `server_time` is False (virtual time in tests).
     """
 
-    def __init__(self, url: str, clock: Clock, prefix: str = "wakegate", *, server_time: bool = True) -> None:
+    def __init__(
+        self,
+        url: str,
+        clock: Clock,
+        prefix: str = "wakegate",
+        *,
+        server_time: bool = True,
+        deadline: float = DEADLINE,
+    ) -> None:
         self._url = url
+        self._deadline = deadline
         self._clock = clock
         self._root = f"{{{prefix}}}:"  # the braces put all keys of a store into one slot of a cluster
         self._server_time = server_time
@@ -318,7 +327,7 @@ class RedisStore:
                 # the whole deadline; whoever stood in line shares that answer rather than the wait.
                 raise StoreUnavailableError(f"session store {redacted(self._url)} does not answer")
             try:
-                async with asyncio.timeout(DEADLINE):
+                async with asyncio.timeout(self._deadline):
                     return await exchange(client)
             except (RedisError, OSError, TimeoutError) as error:
                 if isinstance(error, _AWAY):
@@ -326,7 +335,8 @@ class RedisStore:
                 if isinstance(error, ReadOnlyError) and isinstance(client, Redis):
                     # A replica answers where the master was: dial again, so that the name is looked up anew.
                     await client.connection_pool.disconnect(inuse_connections=False)
-                raise StoreUnavailableError(f"session store {redacted(self._url)}{_why(error)}") from error
+                why = _why(error, self._deadline)
+                raise StoreUnavailableError(f"session store {redacted(self._url)}{why}") from error
 
 
 _AWAY = (OSError, TimeoutError, RedisConnectionError, RedisTimeoutError)  # the server, as against what it answered
@@ -337,11 +347,11 @@ def _digest(script: str) -> str:
     return sha1(script.encode()).hexdigest()  # noqa: S324 — the name Redis gives a script, no secret
 
 
-def _why(error: BaseException) -> str:
+def _why(error: BaseException, deadline: float) -> str:
     if isinstance(error, AuthenticationError):
         return f" refused the password: {error}"
     if isinstance(error, TimeoutError | RedisTimeoutError):
-        return f" did not answer within {DEADLINE:g} s"
+        return f" did not answer within {deadline:g} s"
     return f": {error or type(error).__name__}"
 
 

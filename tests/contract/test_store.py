@@ -47,7 +47,7 @@ async def store(
     """A store, open and empty."""
     made: SessionStore
     if "redis" in request.param:
-        made = RedisStore(shared_redis.url, clock, next(_prefixes), server_time=False)
+        made = RedisStore(shared_redis.url, clock, next(_prefixes), server_time=False, deadline=20.0)
     elif request.param == "memory":
         made = MemoryStore(clock)
     else:

@@ -182,6 +182,7 @@ def test_overflow_is_said_and_watching_goes_on(picod: Executor, folder: Path) ->
 
 def test_number_of_watchers_is_bounded_and_given_back(picod: Executor, folder: Path) -> None:
     """The ninth is refused; those that left make room, and no descriptor stays."""
+    assert picod.client.get("/health").status_code == 200  # its connection stays open, before and after
     before = picod.descriptors()
     with contextlib.ExitStack() as stack:
         for _ in range(8):
