@@ -46,6 +46,8 @@ def configure(level: str, form: LogFormat, stream: TextIO | None = None) -> None
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level.upper())
+    if root.level > logging.DEBUG:
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # our own control calls: a line each tells nobody anything
 
 
 class AccessLog:
