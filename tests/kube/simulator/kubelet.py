@@ -275,6 +275,8 @@ class Kubelet:
         for mount in sorted(container.get("volumeMounts", []), key=lambda each: str(each["mountPath"])):
             source = self._volume(folder, pod, volumes[mount["name"]])
             args += ["--ro-bind" if mount.get("readOnly") else "--bind", str(source), mount["mountPath"]]
+        for path in (str(ROOT), os.path.realpath(sys.prefix)):  # last: a checkout may lie below a mount, such as /tmp
+            args += ["--ro-bind", path, path]
         return args
 
     def _volume(self, folder: Path, pod: Object, volume: Object) -> Path:
@@ -374,10 +376,7 @@ def _view() -> list[str]:
             args += ["--symlink", os.readlink(path), path]
         elif os.path.isdir(path):
             args += ["--ro-bind", path, path]
-    args += ["--ro-bind", "/etc", "/etc"]
-    for path in (str(ROOT), os.path.realpath(sys.prefix)):
-        args += ["--ro-bind", path, path]
-    return args
+    return [*args, "--ro-bind", "/etc", "/etc"]
 
 
 async def _answers(address: str, port: int, path: str, *, any_answer: bool) -> bool:
