@@ -24,6 +24,8 @@ async def main(folder: Path, isolation: str, word: str) -> None:
         await execute(
             sandbox, "sh", "-c", f"setsid -f sh -c 'while :; do sleep 1; done' {word} </dev/null >/dev/null 2>&1"
         )
+        # The refill as well: of a start that is under way bwrap itself may leave a process, which the next life ends.
+        await filled(provider)
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         await asyncio.Event().wait()
