@@ -403,7 +403,7 @@ class Lifecycle:
             if only_if is not None and (not only_if(session) or await self.at_work(session)):
                 return False
             session = await self._hibernation.begin(session)
-            busy = self._activity.busy(session_id) or (only_if is None and await self._busy_elsewhere(session))
+            busy = (only_if is None and await self._busy_elsewhere(session)) or self._activity.busy(session_id)
             if busy or (only_if is not None and not only_if(session)):
                 await self._hibernation.cancel(session)
                 if only_if is not None:
