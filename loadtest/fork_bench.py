@@ -9,7 +9,6 @@ time in turns. Prints p50 and p90 and the ratio to the ordinary path; exits with
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from loadtest.local import quantile
+from loadtest.local import Caller, quantile
 
 _MANIFEST = """
 apiVersion: runtime.agentcube.volcano.sh/v1alpha1
@@ -42,38 +41,35 @@ _BARS = {("script.py", "forked"): 10.0, ("true", "fresh"): 3.0}  # ms, p50
 class Session:
     """A session of one runtime."""
 
-    def __init__(self, client: httpx.AsyncClient, session: str) -> None:
-        self._client = client
-        self._headers = {"x-session-id": session}
+    def __init__(self, client: httpx.Client, session: str) -> None:
+        self._client, self._id = client, session
+        self._caller = Caller(str(client.base_url), session)
 
-    async def run(self, *command: str) -> tuple[float, dict[str, Any]]:
+    def run(self, *command: str) -> tuple[float, dict[str, Any]]:
         """Milliseconds and the answer of one command."""
-        began = time.perf_counter()
-        reply = await self._client.post("/api/execute", json={"command": command}, headers=self._headers)
-        took = (time.perf_counter() - began) * 1e3
-        answer: dict[str, Any] = reply.raise_for_status().json()
+        took, answer = self._caller.post("/api/execute", {"command": command})
         if answer["exit_code"]:
             raise SystemExit(f"{command}: {answer}")
         return took, answer
 
-    async def write(self, name: str, text: str) -> None:
+    def write(self, name: str, text: str) -> None:
         """Make a file."""
-        reply = await self._client.put(f"/api/files/{name}", content=text, headers=self._headers)
+        reply = self._client.put(f"/api/files/{name}", content=text, headers={"x-session-id": self._id})
         reply.raise_for_status()
 
 
-async def measure(url: str, runs: int) -> int:
+def measure(url: str, runs: int) -> int:
     """Print the table; returns how many bars were missed."""
-    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+    with httpx.Client(base_url=url, timeout=60) as client:
         sessions: dict[str, Session] = {}
         for name in ("fresh", "forked"):
-            reply = await client.post("/v1/sessions", json={"runtime": f"default/{name}"})
+            reply = client.post("/v1/sessions", json={"runtime": f"default/{name}"})
             sessions[name] = Session(client, reply.raise_for_status().json()["id"])
             for script, text in _SCRIPTS.items():
-                await sessions[name].write(script, text)
+                sessions[name].write(script, text)
         ahead = ("python3", "-c", "import sys; print('pandas' in sys.modules)")
-        while (await sessions["forked"].run(*ahead))[1]["stdout"] != "True\n":
-            await asyncio.sleep(0.2)
+        while sessions["forked"].run(*ahead)[1]["stdout"] != "True\n":
+            time.sleep(0.2)
         missed = 0
         print(f"{'':<12}{'path':<8}{'p50 ms':>8}{'p90 ms':>8}{'of fresh':>10}   load {os.getloadavg()[0]:.1f}")
         for what in ("true", "python3 -c", *_SCRIPTS):
@@ -81,7 +77,7 @@ async def measure(url: str, runs: int) -> int:
             times: dict[str, list[float]] = {name: [] for name in sessions}
             for _ in range(runs):
                 for name, session in sessions.items():
-                    times[name].append((await session.run(*command))[0])
+                    times[name].append(session.run(*command)[0])
             base = quantile(times["fresh"], 0.5)
             for name, values in times.items():
                 p50, bar = quantile(values, 0.5), _BARS.get((what, name))
@@ -106,7 +102,7 @@ def main() -> int:
         try:
             assert process.stdout is not None
             url = process.stdout.readline().rsplit(" ", 1)[-1].strip()
-            return min(1, asyncio.run(measure(url, args.runs)))
+            return min(1, measure(url, args.runs))
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait()

@@ -3,10 +3,10 @@
     .venv/bin/python -m loadtest.interpreter_bench [--rounds 200] [--megabytes 1000]
 
 Prints, each beside a baseline of the same run: p50 and p95 of `1+1` by POST /api/run_code (bar: 5 ms), of `true` in a
-bash context, of ["true"] and ["python3", "-c", "1+1"] by POST /api/execute; the first run of a session whose sandbox
-has a warm context, and of one that has none; memory (PSS) of a warm sandbox with and without the context (bar: 90 MB);
-output of a command as events (bar: 200 MB/s) beside a file of the same size, with picod's peak memory; and what it
-takes to suspend a context and to have its variables again.
+bash context, of ["true"] (bar: 3 ms) and ["python3", "-c", "1+1"] by POST /api/execute; the first run of a session
+whose sandbox has a warm context, and of one that has none; memory (PSS) of a warm sandbox with and without the context
+(bar: 90 MB); output of a command as events (bar: 200 MB/s) beside a file of the same size, with picod's peak memory;
+and what it takes to suspend a context and to have its variables again.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 
-from loadtest.local import gateway, pss_mb, quantile, until_full
+from loadtest.local import Caller, gateway, pss_mb, quantile, until_full
 
 LINE = "a line of text that has about eighty characters as lines of text usually have"
-RUN_CODE_BAR, PSS_BAR, STREAM_BAR = 5.0, 90.0, 200.0
+TRUE = '["true"] by /api/execute'
+BARS = {TRUE: 3.0, "1+1 by /api/run_code": 5.0}  # ms, p50
+PSS_BAR, STREAM_BAR = 90.0, 200.0
 
 
 class Session:
@@ -102,18 +104,19 @@ async def memory_and_first_run(folder: Path, context: str) -> tuple[float, float
         return memory, await timed(session.code("1+1"))
 
 
-async def latencies(session: Session, rounds: int) -> dict[str, list[float]]:
+def latencies(caller: Caller, rounds: int) -> dict[str, list[float]]:
     """Milliseconds of each kind, which take turns."""
-    kinds: dict[str, Callable[[], Awaitable[Any]]] = {
-        '["true"] by /api/execute': lambda: session.execute("true"),
-        '["python3", "-c", "1+1"]': lambda: session.execute("python3", "-c", "1+1"),
-        "1+1 by /api/run_code": lambda: session.code("1+1"),
-        "true by /api/run_code, bash": lambda: session.code("true", "bash"),
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
+        TRUE: ("/api/execute", {"command": ["true"]}),
+        '["python3", "-c", "1+1"]': ("/api/execute", {"command": ["python3", "-c", "1+1"]}),
+        "1+1 by /api/run_code": ("/api/run_code", {"code": "1+1", "language": "python"}),
+        "true by /api/run_code, bash": ("/api/run_code", {"code": "true", "language": "bash"}),
     }
     taken: dict[str, list[float]] = {name: [] for name in kinds}
     for number in range(rounds + 5):
-        for name, send in kinds.items():
-            took = await timed(send())
+        for name, (path, body) in kinds.items():
+            took, answer = caller.post(path, body)
+            assert not answer.get("error"), answer
             if number >= 5:
                 taken[name].append(took)
     return taken
@@ -201,11 +204,11 @@ async def main(rounds: int, megabytes: int) -> None:
         async with gateway(Path(folder), 0, "--code-context", "lazy") as (client, pid):
             session = await new_session(client)
             await session.code("1")
-            taken = await latencies(session, rounds)
-            base = quantile(taken['["true"] by /api/execute'], 0.5)
+            taken = await asyncio.to_thread(latencies, Caller(str(client.base_url), session.id), rounds)
+            base = quantile(taken[TRUE], 0.5)
             for name, values in taken.items():
                 p50, p95 = quantile(values, 0.5), quantile(values, 0.95)
-                held = f"   {bar(p50 - RUN_CODE_BAR)}" if name.startswith("1+1") else ""
+                held = f"   {bar(p50 - BARS[name])}" if name in BARS else ""
                 print(f"{name:<34} {p50:8.2f} ms p50 {p95:8.2f} ms p95   {p50 / base:4.2f}{held}")
             await throughput(session, pid, megabytes)
             await sleep_and_wake(session)

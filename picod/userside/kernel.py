@@ -65,6 +65,15 @@ def _load() -> None:
     import ipykernel.kernelapp  # noqa: F401
 
 
+class _NoThread:
+    """In place of ipykernel's thread for the shell channel: false, where it asks whether there is one."""
+
+    parent_thread = threading.main_thread()
+
+    def __bool__(self) -> bool:
+        return False
+
+
 def _say_less(app: Any) -> None:
     """Leave out what picod does not read: that a run began, its own code, and log lines below the level.
 
@@ -122,6 +131,7 @@ def _in_slow_thread(work: Callable[[], None], nice: int) -> threading.Thread:
 
 
 def _make(connection_file: str, folder: str):  # type: ignore[no-untyped-def]
+    from ipykernel.ipkernel import IPythonKernel
     from ipykernel.kernelapp import IPKernelApp
     from traitlets.config import Config
 
@@ -131,7 +141,24 @@ def _make(connection_file: str, folder: str):  # type: ignore[no-untyped-def]
     config.Completer.use_jedi = False
     before = os.environ.get("IPYTHONDIR")
     os.environ["IPYTHONDIR"] = folder  # the only way in that IPython takes for the first of its folders
-    app = IPKernelApp.instance(connection_file=connection_file, outstream_class=None, config=config, log_level=50)
+
+    class OneThread(IPythonKernel):  # type: ignore[misc]
+        """Reads requests in the thread that runs them: one run at a time is all that a context has.
+
+        By default a thread reads them and hands each on and its answer back, and each hand-over waits for a thread to
+        wake and for the interpreter's lock: a fifth of the time of `1+1`.
+        """
+
+        _supports_kernel_subshells = False
+
+    class App(IPKernelApp):  # type: ignore[misc]
+        kernel_class = OneThread
+
+        def init_control(self, context):  # type: ignore[no-untyped-def]
+            super().init_control(context)
+            self.shell_channel_thread = _NoThread()
+
+    app = App.instance(connection_file=connection_file, outstream_class=None, config=config, log_level=50)
     app.initialize([])
     del os.environ["IPYTHONDIR"]
     if before is not None:
