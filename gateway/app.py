@@ -25,6 +25,7 @@ from gateway.api.tools.service import ToolService
 from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.sessions import AdviceSettings, Served, SessionAdvisor
 from gateway.autoscaler.settings import AutoscalerSettings
+from gateway.claims import Claims
 from gateway.clock import Clock, SystemClock
 from gateway.counters import Counters
 from gateway.errors import SettingsError, WakegateError
@@ -108,15 +109,16 @@ class Gateway:
         keeper = keeper or make_keeper(settings, provider, executor, clock)
         self.keeper = metered(keeper, self.counters.keeper, self._kept)
         hibernation = Hibernation(self.records, self.keeper, executor, clock, settings.hibernated_retention, me)
+        self.claims = Claims(provider, clock, max_sandboxes=settings.max_sandboxes)
         self.lifecycle = Lifecycle(
             self.records,
             self.peers,
             provider,
+            self.claims,
             self.catalog,
             hibernation,
             self.activity,
             clock,
-            max_sandboxes=settings.max_sandboxes,
         )
         self.sweeper = Sweeper(
             self.lifecycle,
@@ -157,8 +159,8 @@ class Gateway:
             holder=holder,
         )
         self.lifecycle.ask_before_sleep(executor.busy)
-        self.lifecycle.on_waiting(self.autoscaler.waiting)
-        self.lifecycle.on_claim(self.autoscaler.claimed)
+        self.claims.on_waiting(self.autoscaler.waiting)
+        self.claims.on_claim(self.autoscaler.claimed)
         self.advisor = SessionAdvisor(
             self.lifecycle,
             self.catalog,
@@ -169,7 +171,7 @@ class Gateway:
         )
         self.lifecycle.on_wake(self.advisor.woken)
         self.lifecycle.on_unbound(self.advisor.unbound)
-        self.lifecycle.on_claim(self.counters.claimed)
+        self.claims.on_claim(self.counters.claimed)
         self.metrics = Metrics(
             self.counters,
             self.catalog,

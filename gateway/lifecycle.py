@@ -10,17 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from gateway.claims import Claims
 from gateway.clock import Clock
 from gateway.errors import (
-    ActivationTimeoutError,
     ConflictError,
     OwnerAwayError,
-    QueueFullError,
     RuntimeNotFoundError,
     SessionNotFoundError,
     SnapshotError,
@@ -45,17 +43,12 @@ from gateway.model import (
 )
 from gateway.peers import ElsewhereError, Peer, Peers
 from gateway.records import Records
-from gateway.stats import Activity, Backlog, ClaimListener, GapListener, StartTimes, WaitListener
+from gateway.stats import Activity, GapListener
 
 logger = logging.getLogger(__name__)
 
 NOTHING_RESTORED = "none"
-MIN_HOLD_S = 10.0
 HEARTBEAT_S = 1.0  # activity is written so often
-HOLD_FACTOR = 3.5  # times the expected start: room for a queue of starts before it, still an answer while people wait
-_LONGEST_RETRY_S = 30.0  # a Retry-After beyond this is a guess about other people
-LONGEST_HOLD_S = 60.0  # of a request in a queue that moves
-_LOOK_BEFORE_S = 0.05  # before its time is over
 _WORK_CHECK_S = 2.0  # seconds that a sandbox has to say whether it is at work
 
 
@@ -88,44 +81,30 @@ class Lifecycle:
         records: Records,
         peers: Peers,
         provider: SandboxProvider,
+        claims: Claims,
         catalog: RuntimeCatalog,
         hibernation: Hibernation,
         activity: Activity,
         clock: Clock,
-        *,
-        max_sandboxes: int = 512,
     ) -> None:
         self._records = records
         self._peers = peers
         self._provider = provider
+        self.claims = claims
         self._catalog = catalog
         self._hibernation = hibernation
         self._activity = activity
         self._clock = clock
-        self._max_sandboxes = max_sandboxes
         self._bound: dict[SandboxId, SessionId] = {}
         self._work_check: WorkCheck | None = None
         self._keeping: dict[SessionId, asyncio.Task[tuple[Session, str | None]]] = {}
         self._opening: set[asyncio.Task[Opened]] = set()
-        self._claiming = 0
-        self._start_times: dict[RuntimeKey, StartTimes] = {}
-        self._backlogs: dict[RuntimeKey, Backlog] = {}
         self._unbound: list[Unbound] = []
-        self._claimed: list[ClaimListener] = []
-        self._waiting: list[WaitListener] = []
         self._woken: list[GapListener] = []
 
     def on_unbound(self, listener: Unbound) -> None:
         """Call `listener(session, sandbox)` as soon as a session stops having that sandbox (None: for good)."""
         self._unbound.append(listener)
-
-    def on_claim(self, listener: ClaimListener) -> None:
-        """Call `listener(runtime, start, now)` for each claim; the autoscaler learns from it."""
-        self._claimed.append(listener)
-
-    def on_waiting(self, listener: WaitListener) -> None:
-        """Call `listener(runtime, 1, now)` as a claim begins, and with -1 when it has its sandbox or has failed."""
-        self._waiting.append(listener)
 
     def on_wake(self, listener: GapListener) -> None:
         """Call `listener(session, runtime, seconds)` when a sleeping session is used again, after so long a silence."""
@@ -149,57 +128,6 @@ class Lifecycle:
     def bound_sessions(self) -> set[SessionId]:
         """Sessions that this gateway gave a sandbox, or found one of."""
         return set(self._bound.values())
-
-    def hold_time(self, runtime: RuntimeKey | None) -> float:
-        """Seconds that a request may be held for a sandbox of this runtime (None: of whichever is slowest)."""
-        times = self._start_times.values() if runtime is None else filter(None, [self._start_times.get(runtime)])
-        return max(MIN_HOLD_S, HOLD_FACTOR * max((each.expected() for each in times), default=0.0))
-
-    def overdue(self, runtime: RuntimeKey | None, waited: float) -> WakegateError:
-        """What to tell a request that no sandbox was ready for within the hold rule (runtime None: of whichever).
-
-        When others who queued were served meanwhile it is overload, so 429 with the time that the queue takes; when
-        nobody was, something is wrong with the starts: 504.
-        """
-        queues = self._backlogs.items()
-        moving = [each for key, each in queues if each.moves and (key == runtime or (runtime is None and each.waiting))]
-        text = f"no sandbox was ready within {waited:.1f} s; the request was not sent to one"
-        if not moving:
-            return ActivationTimeoutError(text, retry_after=1)
-        expected = max(each.expected_wait(self._clock.monotonic()) or 1.0 for each in moving)
-        return QueueFullError(f"{text}: others wait too", retry_after=min(max(1.0, expected), _LONGEST_RETRY_S))
-
-    @asynccontextmanager
-    async def held(self, runtime: RuntimeKey | None) -> AsyncIterator[None]:
-        """The hold rule around what waits for a sandbox. Raises ActivationTimeoutError, QueueFullError at its end.
-
-        What is expected of a start is looked up again at the end: in a storm starts queue, and the first that came
-        through have taught how long they take. Whoever is in the queue is then held on, not sent away to queue anew.
-        """
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        hold = self.hold_time(runtime)
-        patience = asyncio.timeout(hold)
-        looks: list[asyncio.TimerHandle] = []
-
-        def look_again() -> None:
-            nonlocal hold
-            longer = min(self.hold_time(runtime), max(LONGEST_HOLD_S, hold))
-            if longer > hold:
-                hold = longer
-                patience.reschedule(began + hold)
-                looks[:] = [loop.call_at(began + hold - _LOOK_BEFORE_S, look_again)]
-
-        looks.append(loop.call_at(began + hold - _LOOK_BEFORE_S, look_again))
-        try:
-            async with patience:
-                yield
-        except TimeoutError:
-            if not patience.expired():
-                raise
-            raise self.overdue(runtime, loop.time() - began) from None
-        finally:
-            looks[0].cancel()
 
     async def start(self) -> None:
         """Make records true after an earlier life: what sandboxes that ended with it left is kept for its session."""
@@ -252,7 +180,7 @@ class Lifecycle:
         """
         runtime = self._require_runtime(runtime_key)
         session_id = SessionId(str(uuid.uuid4()))
-        sandbox, claim_s = await self._claim(runtime, session_id)
+        sandbox, claim_s = await self.claims.claim(runtime, session_id, bound=self.bound)
         now = self._clock.now()
         longest = runtime.max_session_duration
         session = Session(
@@ -599,7 +527,7 @@ class Lifecycle:
         if session.state is SessionState.HIBERNATED:
             for listener in self._woken:
                 listener(session.id, session.runtime, self._clock.now() - session.last_active_at)
-        sandbox, claim_s = await self._claim(runtime, session.id)
+        sandbox, claim_s = await self.claims.claim(runtime, session.id, bound=self.bound)
         began = self._clock.monotonic()
         restored = None
         if session.state is SessionState.LOST:
@@ -630,42 +558,6 @@ class Lifecycle:
             self._bound.pop(sandbox.id, None)
             await asyncio.shield(self._provider.release(sandbox.id))
             raise
-
-    async def _claim(self, runtime: Runtime, session_id: SessionId) -> tuple[Sandbox, float]:
-        if self.bound + self._claiming >= self._max_sandboxes:
-            raise QueueFullError(
-                f"all {self._max_sandboxes} sandboxes of this gateway are in use; end a session or try again later",
-                retry_after=5,
-            )
-        began = self._clock.monotonic()
-        backlog = self._backlogs.setdefault(runtime.key, Backlog())
-        expected, hold = backlog.expected_wait(began), self.hold_time(runtime.key)
-        if expected is not None and expected > hold:
-            raise QueueFullError(
-                f"{backlog.waiting} sessions wait for a sandbox of {runtime.key}, which takes about {expected:.0f} s; "
-                f"requests are held for {hold:.0f} s at most",
-                retry_after=min(expected - hold / 2, _LONGEST_RETRY_S),
-            )
-        self._claiming += 1
-        self._tell_waiting(runtime.key, 1)
-        backlog.joined(began)
-        started = False
-        try:
-            sandbox = await self._provider.claim(runtime.key, session_id)
-            started = sandbox.start is StartKind.COLD
-        finally:
-            self._claiming -= 1
-            self._tell_waiting(runtime.key, -1)
-            backlog.left(served=started)
-        took = self._clock.monotonic() - began
-        self._start_times.setdefault(runtime.key, StartTimes()).add(took)
-        for listener in self._claimed:
-            listener(runtime.key, sandbox.start, self._clock.now())
-        return sandbox, took
-
-    def _tell_waiting(self, runtime: RuntimeKey, change: int) -> None:
-        for listener in self._waiting:
-            listener(runtime, change, self._clock.now())
 
     async def _salvage(self, session: Session, reason: str) -> Session:
         """Its sandbox ended: write what is left of it. Returns the record as it is then."""

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from gateway.claims import Backlog, Claims
 from gateway.errors import QueueFullError
-from gateway.lifecycle import Lifecycle
 from gateway.routing.target import Target
 from gateway.runtimes import default_runtime
-from gateway.stats import Backlog
 from gateway.testing import ScriptedProvider
 from tests.conftest import OpenScripted
 from tests.support import KEY, Served, eventually, served
@@ -23,7 +22,7 @@ NEW = Target(None, KEY, b"/")
 @pytest.fixture
 def short_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests are held for two seconds, whatever starts take."""
-    monkeypatch.setattr(Lifecycle, "hold_time", lambda *_: 2.0)
+    monkeypatch.setattr(Claims, "hold_time", lambda *_: 2.0)
 
 
 def slow(gateway: Served, seconds: float) -> None:

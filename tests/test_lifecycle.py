@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.claims import Claims
 from gateway.errors import (
     QueueFullError,
     RuntimeNotFoundError,
@@ -60,11 +61,11 @@ class World:
             self.records,
             peers,
             self.provider,
+            Claims(self.provider, self.clock, **limits),
             catalog,
             Hibernation(self.records, self.provider, MemorylessExecutor(), self.clock, 1000.0),
             self.activity,
             self.clock,
-            **limits,
         )
         self.sweeper = Sweeper(
             self.lifecycle,
@@ -321,7 +322,7 @@ async def test_restart_marks_sessions_lost_whose_sandbox_is_gone(world: World) -
 async def test_claims_are_told_from_their_beginning(world: World) -> None:
     """Whoever listens hears of a claim while it waits, and again when it has its sandbox or has failed."""
     heard: list[int] = []
-    world.lifecycle.on_waiting(lambda _, change, __: heard.append(change))
+    world.lifecycle.claims.on_waiting(lambda _, change, __: heard.append(change))
     world.provider.hold = asyncio.Event()
     waiting = asyncio.create_task(world.lifecycle.create(KEY))
     await eventually(lambda: heard == [1], "the claim was told while it waits")
@@ -357,8 +358,8 @@ async def test_verbs_on_one_session_take_turns(world: World) -> None:
 async def test_claims_are_told_to_listeners_and_lengthen_the_hold(world: World) -> None:
     """Who learns from claims hears each; slow starts make requests wait longer before they are given up."""
     heard: list[tuple[RuntimeKey, StartKind, float]] = []
-    world.lifecycle.on_claim(lambda *claim: heard.append(claim))
-    assert world.lifecycle.hold_time(KEY) == 10.0
+    world.lifecycle.claims.on_claim(lambda *claim: heard.append(claim))
+    assert world.lifecycle.claims.hold_time(KEY) == 10.0
     world.provider.hold = asyncio.Event()
     pending = asyncio.create_task(world.lifecycle.create(KEY))
     await asyncio.sleep(0)
@@ -366,7 +367,7 @@ async def test_claims_are_told_to_listeners_and_lengthen_the_hold(world: World) 
     world.provider.hold.set()
     await pending
     assert heard == [(KEY, StartKind.WARM, world.clock.now())]
-    assert world.lifecycle.hold_time(KEY) == world.lifecycle.hold_time(None) == 70.0
+    assert world.lifecycle.claims.hold_time(KEY) == world.lifecycle.claims.hold_time(None) == 70.0
 
 
 @pytest.mark.parametrize("mode", [HibernationMode.OFF, HibernationMode.STATE])

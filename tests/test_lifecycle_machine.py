@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from gateway.claims import Claims
 from gateway.errors import ConflictError, SessionNotFoundError, StoreUnavailableError, WakegateError
 from gateway.hibernation import Hibernation
 from gateway.lifecycle import Lifecycle, Opened
@@ -69,7 +70,8 @@ class GatewayParts:
         )
         catalog = StaticCatalog([RUNTIME])
         self.lifecycle = Lifecycle(
-            records, peers, provider, catalog, Hibernation(records, keeper, executor, world.clock, 1e6, me),
+            records, peers, provider, Claims(provider, world.clock), catalog,
+            Hibernation(records, keeper, executor, world.clock, 1e6, me),
             self.activity, world.clock,
         )  # fmt: skip
         self.sweeper = Sweeper(self.lifecycle, records, peers, provider, catalog, keeper, self.activity, world.clock)

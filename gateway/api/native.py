@@ -69,7 +69,7 @@ class NativeAPI:
         key = read_runtime(body.get("runtime"))
         ttl, idle_timeout = read_seconds(body, "ttl"), read_seconds(body, "idleTimeout")
         metadata = read_metadata(body)
-        async with self._lifecycle.held(key):
+        async with self._lifecycle.claims.held(key):
             opened = await self._lifecycle.create(key, ttl=ttl, idle_timeout=idle_timeout, metadata=metadata)
         session_id = opened.session.id
         headers = {
@@ -130,7 +130,7 @@ class NativeAPI:
 
     async def _wake(self, request: Request) -> Response:
         session_id = SessionId(request.path_params["session_id"])
-        async with self._lifecycle.held((await self._lifecycle.glance(session_id)).runtime):
+        async with self._lifecycle.claims.held((await self._lifecycle.glance(session_id)).runtime):
             opened = await self._lifecycle.open(session_id)
         headers = {"x-wakegate-start": opened.start.value}
         if opened.restored is not None:

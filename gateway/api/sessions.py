@@ -61,7 +61,7 @@ async def create_session(
     metadata: Mapping[str, str] | None = None,
 ) -> Opened:
     """A new session within the hold rule. Raises ActivationTimeoutError, and what lifecycle raises."""
-    async with lifecycle.held(runtime):
+    async with lifecycle.claims.held(runtime):
         return await lifecycle.create(runtime, idle_timeout=idle_timeout, metadata=metadata)
 
 

@@ -215,7 +215,7 @@ class Activator:
         began = perf_counter()
         self.held += 1
         try:
-            async with self._lifecycle.held(target.runtime):
+            async with self._lifecycle.claims.held(target.runtime):
                 return await self._reserve(target, gone, began)
         finally:
             self.held -= 1
