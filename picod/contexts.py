@@ -239,7 +239,7 @@ async def first_of(running: asyncio.Future[Any], stop: Stop, timeout: float) -> 
 
 def timed_out(timeout: float, what: str) -> dict[str, Any]:
     """The error of a run that took too long; `what` became of it and its context."""
-    value = f"the code ran longer than {timeout:g} seconds and {what}"
+    value = f"the code ran longer than {timeout:g} second{'' if timeout == 1 else 's'} and {what}"
     return {"name": "TimeoutError", "value": value, "traceback": []}
 
 

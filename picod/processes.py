@@ -102,6 +102,7 @@ class Children:
                 resource.setrlimit(resource.RLIMIT_RTTIME, old)
         child = Child(popen.pid, mark, asyncio.get_running_loop().create_future(), popen)
         self._by_pid[child.pid] = child
+        _die_first(popen.pid)
         return child
 
     def adopt(self, pid: int) -> Child | None:
@@ -253,6 +254,24 @@ def _send_kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         pass
+
+
+def _die_first(pid: int) -> None:
+    """Where memory runs out, have the kernel end what user code started, never picod, which is often the largest.
+
+    From without, as the child has no code of ours: what it forks in its first microseconds may escape this. Local
+    sandboxes have a read-only /proc: there the kernel chooses by size alone.
+    """
+    try:
+        fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return  # it has ended, or this /proc does not let us
+    try:
+        os.write(fd, b"1000")
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
 
 
 def _take_terminal() -> None:

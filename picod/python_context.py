@@ -17,6 +17,7 @@ from picod.statefiles import StateFiles, read_report, remove
 
 _INTERRUPT_PATIENCE = 3.0  # seconds from the interrupt until the process is killed
 MAX_STATE = 256 << 20  # bytes that a context may write when it is saved
+_END_PATIENCE = 0.5  # seconds from the end of a connection to that of the process
 _SAVE_SECONDS = 10.0
 _LOAD_SECONDS = 60.0
 
@@ -67,8 +68,9 @@ class PythonContext(Context):
         """The kernel ended between two runs (`exit()` does that, after its answer)."""
         kernel, self._kernel = self._kernel, None
         if kernel is not None:
+            how = await _how_ended(kernel)
             await kernel.kill(self._around.children)
-            self._notice = f"the context began anew, without its variables: its process {_how_ended(kernel)}"
+            self._notice = f"the context began anew, without its variables: its process {how}"
             self.execution_count = 0
 
     async def _prepare(self) -> None:
@@ -102,11 +104,11 @@ class PythonContext(Context):
         return _finished(reply, why, timeout)
 
     async def _died(self, kernel: Kernel, why: str, timeout: float) -> Outcome:
+        how = "" if why else await _how_ended(kernel)
         await kernel.kill(self._around.children)
         if self._kernel is kernel:
             self._kernel = None
         self.execution_count = 0
-        how = _how_ended(kernel)
         unheeded = "did not heed the interrupt and was killed with the context's variables"
         if why == "timeout":
             error = timed_out(timeout, unheeded)
@@ -160,7 +162,7 @@ class PythonContext(Context):
             return "it took too long"
         reply = asking.result()
         if reply is None:
-            return f"the context's process {_how_ended(kernel)}"
+            return f"the context's process {await _how_ended(kernel)}"
         said = reply.expressions.get("_")
         if isinstance(said, dict) and said.get("status") == "error":
             return f"{said.get('ename')}: {said.get('evalue')}"[:300]
@@ -175,9 +177,11 @@ def _finished(reply: Reply, why: str, timeout: float) -> Outcome:
     return Outcome(error, reply.execution_count, timed_out=why == "timeout")
 
 
-def _how_ended(kernel: Kernel) -> str:
+async def _how_ended(kernel: Kernel) -> str:
+    """To be asked before we kill it. Its connections end with it, which may be seen a moment before its end is."""
+    await asyncio.wait({kernel.child.exited}, timeout=_END_PATIENCE)
     if not kernel.child.exited.done():
-        return "broke off its connection"
+        return "broke off its connection, and was ended"
     code = kernel.child.exited.result()
     if code >= 0:
         return f"ended with exit status {code}"

@@ -181,13 +181,13 @@ def test_read_request_refuses_contradictions(fields: Fields, problem: str) -> No
 
 
 def test_read_response_drops_what_ends_here() -> None:
-    """Hop-by-hop fields, those that Connection names, those that only the gateway may say; names are lower-cased."""
+    """Hop-by-hop fields, those that Connection names, those that the gateway says itself; names are lower-cased."""
     kept = read_response([
         (b"Content-Type", b"a"), (b"Set-Cookie", b"1"), (b"Set-Cookie", b"2"), (b"Connection", b"close, X-Hop"),
         (b"X-Hop", b"1"),
         (b"Keep-Alive", b"timeout=5"), (b"Transfer-Encoding", b"chunked"), (b"X-Session-Id", b"forged"),
         (b"x-AgentCube-session-id", b"forged"), (b"X-Wakegate-Start", b"forged"), (b"X-Wakegate-Restored", b"forged"),
-        (b"Content-Length", b"3"),
+        (b"Content-Length", b"3"), (b"Date", b"Sat, 21 Nov 2026 10:04:40 GMT"),
     ])  # fmt: skip
     assert kept == [
         (b"content-type", b"a"), (b"set-cookie", b"1"), (b"set-cookie", b"2"), (b"content-length", b"3"),

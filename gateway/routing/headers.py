@@ -33,7 +33,8 @@ HOPS_HEADER = b"x-wakegate-hops"  # through how many gateways a request came bef
 
 # Response fields that are ours to write, besides hop-by-hop ones.
 GATEWAY_FIELDS = frozenset((*SESSION_HEADERS, b"x-wakegate-start", b"x-wakegate-restored"))
-_RESPONSE_DROPPED = HOP_BY_HOP | GATEWAY_FIELDS | {b"x-request-id"}
+# Date too: the server writes its own into every answer, and a field that has one value must not come twice.
+_RESPONSE_DROPPED = HOP_BY_HOP | GATEWAY_FIELDS | {b"x-request-id", b"date"}
 _FRAMING_AND_DROPPED = _RESPONSE_DROPPED | {b"content-length"}
 
 

@@ -12,6 +12,7 @@ A line that is READY on standard output says that all sockets listen.
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import importlib.util
 import logging
@@ -25,8 +26,9 @@ from typing import Any
 READY = b"\0wakegate: ready\n"
 # Loaded by IPython for completion, debugging and its history, none of which a context offers. They are hidden while
 # IPython loads and can be imported by the user's code afterwards.
-_STACK = 1 << 20
 _HIDDEN = ("debugpy", "jedi", "sqlite3")
+_STACK = 1 << 20
+_SPARE = 64  # the least number of descriptors that are kept aside: out of the way of those that code closes one by one
 
 
 def main() -> None:
@@ -90,6 +92,51 @@ def _say_less(app: Any) -> None:
     kernel._publish_execute_input = lambda *_, **__: None  # noqa: SLF001
     kernel._execute_sleep = 0  # noqa: SLF001 - for output streams of ipykernel's own, which are not used
     app.log.setLevel(logging.CRITICAL)
+
+
+def _always_reply(kernel: Any) -> None:
+    """Have a run end with an error where ipykernel would raise one of its own, and not reply.
+
+    It does so where the code's own error cannot be shown, as its `__str__` fails.
+    """
+    do_execute = kernel.do_execute
+
+    async def execute(*arguments: Any, **options: Any) -> dict[str, Any]:
+        try:
+            reply: dict[str, Any] = await do_execute(*arguments, **options)
+        except Exception as error:
+            value = "the run ended with an error that cannot be shown"
+            name = type(error).__name__
+            return {"status": "error", "ename": name, "evalue": value, "traceback": [], "execution_count": None}
+        return reply
+
+    kernel.do_execute = execute
+
+
+def _keep_streams() -> Callable[[], None]:
+    """What gives code that closed its standard streams new ones after each run.
+
+    ipykernel flushes them before it replies: with one closed it would not, and the run would last until its timeout.
+    """
+    spares = {fd: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _SPARE) for fd in (0, 1, 2)}
+
+    def mend() -> None:
+        for fd, spare in spares.items():
+            try:
+                os.fstat(fd)
+            except OSError:
+                try:
+                    os.dup2(spare, fd)
+                except OSError:
+                    return  # code has closed the spare ones, too
+        for name, fd in (("stdout", 1), ("stderr", 2)):
+            try:
+                getattr(sys, name).flush()
+            except Exception:  # whatever code has put there
+                new = open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+                setattr(sys, name, new)
+
+    return mend
 
 
 def _see_new_packages(*_: object) -> None:
@@ -164,6 +211,8 @@ def _make(connection_file: str, folder: str):  # type: ignore[no-untyped-def]
     if before is not None:
         os.environ["IPYTHONDIR"] = before
     app.shell.events.register("pre_run_cell", _see_new_packages)
+    app.shell.events.register("post_execute", _keep_streams())
+    _always_reply(app.kernel)
     _say_less(app)
     return app
 

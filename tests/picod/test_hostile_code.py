@@ -79,7 +79,36 @@ def test_broken_channel_is_a_death_of_the_context(picod: Executor) -> None:
     code = "import time\nget_ipython().kernel.iopub_socket.send_multipart([b''] * 1000)\ntime.sleep(60)"
     answer = run_code(picod, code)
     assert answer["error"]["name"] == "KernelDied"
+    assert "broke off its connection" in answer["error"]["value"]
     assert run_code(picod, "4")["results"] == [{"text/plain": "4"}]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os\nfor fd in 0, 1, 2: os.close(fd)",
+        "import sys\nsys.stdout.close()\nsys.stderr.close()",
+        "import sys\nsys.stdout = sys.stderr = object()",
+        "import sys\nsys.stdout = None\ndel sys.stderr",
+        "import os, sys\nprint('more than nothing', end='')\nos.close(1)",
+    ],
+)
+def test_closed_streams_are_there_again_for_the_next_run(picod: Executor, code: str) -> None:
+    """The run ends in order, and what the next one prints, or its children print, is heard."""
+    run_code(picod, "mark = 4")
+    answer = run_code(picod, code, timeout=20)
+    assert (answer["error"], answer.get("timed_out")) == (None, None), answer
+    after = "import subprocess\nprint('mark is', mark)\nsubprocess.run(['echo', 'child']);"
+    assert run_code(picod, after)["stdout"] == "mark is 4\nchild\n"
+
+
+def test_error_that_cannot_be_shown_is_said_and_keeps_the_variables(picod: Executor) -> None:
+    """An exception whose text raises one ends the run at once, not at its timeout with the context's process."""
+    code = "mark = 5\nclass Odd(Exception):\n    def __str__(self): raise Odd\nraise Odd"
+    answer = run_code(picod, code, timeout=20)
+    assert (answer["error"]["name"], answer.get("timed_out")) == ("Odd", None)
+    assert "cannot be shown" in answer["error"]["value"]
+    assert run_code(picod, "mark")["results"] == [{"text/plain": "5"}]
 
 
 def test_children_that_hide_are_gone_when_the_run_is_killed(picod: Executor) -> None:
