@@ -60,6 +60,7 @@ logger = logging.getLogger(__name__)
 ADVISE_S = 5.0  # how often silent sessions are looked at
 CHECKPOINT_S = 1.0  # how often it is looked which sessions are due for one
 QUIET_S = 2.0  # how often routes are looked at that nobody uses
+KEYS_S = 5.0  # how often the folder of signing keys is looked at
 SEEN_S = 2.0  # a record that is only looked at may be so old
 
 
@@ -330,6 +331,10 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
         return await _build_in_cluster(settings, files, store, clock, shared=shared)
     keys = KeyRing(settings.state_dir / "keys", settings.token_algorithm)
     keys.open()
+
+    async def turn_keys() -> None:
+        await asyncio.to_thread(keys.turn, clock.now(), settings.key_rotation)
+
     from gateway.provider.local import LocalProvider, owner_name
 
     provider = LocalProvider(
@@ -350,6 +355,7 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
         clock=clock,
         me=owner_name(settings.state_dir) if shared else "",
         engine_summary=lambda: provider.report.summary(),
+        background=lambda _: (("signing keys", _every(KEYS_S, turn_keys)),),
     )
 
 
@@ -375,6 +381,7 @@ async def _build_in_cluster(
         catalog=cluster.catalog,
         background=lambda gateway: (
             ("runtimes of the cluster", cluster.follow()),
+            ("signing keys", cluster.sharing.follow(gateway.activator.renew_tokens)),
             ("runtime statuses", cluster.report(gateway.store, gateway.provider, holder_name())),
         ),
     )

@@ -1,18 +1,16 @@
 """Life in a cluster: what `--engine kubernetes` adds to a gateway besides its provider.
 
-The signing keys are shared through a Secret, the public ones reach sandboxes through a ConfigMap; runtimes are followed
-as custom resources, and one gateway at a time, by a lease of the session store, writes their status.
+The signing keys are shared with all gateways and pods (keysharing.py); runtimes are followed as custom resources, and
+one gateway at a time, by a lease of the session store, writes their status.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from cryptography.hazmat.primitives import serialization
 
@@ -23,6 +21,7 @@ from gateway.counters import Calls
 from gateway.errors import RuntimeNotFoundError, SettingsError, WakegateError
 from gateway.interfaces import SandboxProvider, SessionStore
 from gateway.keys import KeyRing
+from gateway.keysharing import SharedKeys
 from gateway.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxId
 from gateway.provider.kubernetes import KubeApi, KubernetesProvider, PodDefaults, connect, names
 from gateway.provider.kubernetes.client import KubeError
@@ -51,10 +50,16 @@ class Cluster:
     """The parts, made from settings. `provider`, `catalog` and `keys` are for the composition root."""
 
     def __init__(
-        self, settings: Settings, api: KubeApi, catalog: WatchedCatalog, provider: KubernetesProvider, keys: KeyRing
+        self,
+        settings: Settings,
+        api: KubeApi,
+        catalog: WatchedCatalog,
+        provider: KubernetesProvider,
+        keys: KeyRing,
+        sharing: SharedKeys,
     ) -> None:
         self._settings, self._api = settings, api
-        self.catalog, self.provider, self.keys = catalog, provider, keys
+        self.catalog, self.provider, self.keys, self.sharing = catalog, provider, keys, sharing
 
     def count_in(self, calls: Calls) -> None:
         """Count requests to the API server there."""
@@ -89,19 +94,29 @@ class Cluster:
             try:
                 lease = await store.acquire_lease(STATUS_LEASE, holder, _LEASE_TTL)
                 if lease is not None:
-                    await self._write_statuses(provider)
+                    async with asyncio.timeout(_LEASE_TTL):  # beyond it another gateway leads
+                        await self._write_statuses(provider)
+            except TimeoutError:
+                log.debug("runtime statuses: not all could be written while this gateway led")
             except WakegateError as error:
                 log.debug("runtime statuses: %s", error)
             await asyncio.sleep(_STATUS_S)
 
     async def _write_statuses(self, provider: SandboxProvider) -> None:
+        """Of all runtimes. Each write names the version that it was made from, so that a gateway that led before, and
+        does not know yet that another one does, cannot put an older status over a newer one: it is refused."""
         for key, declared in list(self.catalog.declared.items()):
             pool = await _pool_status(provider, key)
             now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             status = make_status(declared.status, declared.generation, declared.problems, pool, now)
             if status != declared.status:
                 path = names.runtimes(key.kind, key.namespace, key.name, "status")
-                await self._api.patch(path, {"status": status})
+                body = {"metadata": {"resourceVersion": declared.version}, "status": {"pool": None, **status}}
+                try:
+                    await self._api.patch(path, body)
+                except KubeError as error:
+                    if error.http_status not in (404, 409):
+                        raise  # else it is gone, or changed: the watch tells how, and the next look writes
 
 
 async def _pool_status(provider: SandboxProvider, key: RuntimeKey) -> PoolStatus | None:
@@ -122,10 +137,19 @@ async def join_cluster(settings: Settings, files: Sequence[Runtime], clock: Cloc
             )
     api = await connect(kubeconfig, settings.kube_concurrency)
     try:
-        keys = KeyRing(settings.state_dir / "keys", settings.token_algorithm)
-        await share_keys(api, settings.kube_gateway_namespace, settings.state_dir / "keys", keys.open)
-        for namespace in namespaces:
-            await publish_keys(api, namespace, (keys.public_dir / "jwks.json").read_text())
+        folder = settings.state_dir / "keys"
+        keys = KeyRing(folder, settings.token_algorithm)
+        sharing = SharedKeys(
+            api,
+            keys,
+            folder,
+            clock,
+            settings.kube_gateway_namespace,
+            namespaces,
+            rotation=settings.key_rotation,
+            settle=settings.key_settle,
+        )
+        await sharing.open()
         catalog = WatchedCatalog(api, namespaces, files)
         await catalog.start()
     except KubeError as error:
@@ -140,43 +164,7 @@ async def join_cluster(settings: Settings, files: Sequence[Runtime], clock: Cloc
         environment=_foreign_key(keys),
     )
     provider = KubernetesProvider(api, clock, defaults, namespaces, start_timeout=settings.sandbox_start_timeout)
-    return Cluster(settings, api, catalog, provider, keys)
-
-
-async def share_keys(api: KubeApi, namespace: str, folder: Path, open_ring: Callable[[], None]) -> None:
-    """Make the key folder and the Secret the same: the first gateway's keys are everybody's.
-
-    `open_ring` opens the folder's KeyRing, which makes a key where none fits. Raises KubeError, SettingsError.
-    """
-    path = f"/api/v1/namespaces/{namespace}/secrets"
-    private = folder / "private"
-    while True:
-        secret = await _get(api, f"{path}/{names.KEYS_SECRET}")
-        await asyncio.to_thread(_take_over, private, (secret or {}).get("data"))
-        await asyncio.to_thread(open_ring)
-        data = {file.name: base64.b64encode(file.read_bytes()).decode() for file in private.glob("*.pem")}
-        if secret is not None and secret.get("data") == data:
-            return
-        body = {
-            **(secret or _named("Secret", names.KEYS_SECRET)),
-            "type": "Opaque",
-            "data": data,
-        }
-        if await _wrote(api.create(path, body) if secret is None else api.replace(f"{path}/{names.KEYS_SECRET}", body)):
-            return
-
-
-async def publish_keys(api: KubeApi, namespace: str, key_set: str) -> None:
-    """Give the sandboxes of a namespace the public keys. Raises KubeError."""
-    path = f"/api/v1/namespaces/{namespace}/configmaps"
-    while True:
-        present = await _get(api, f"{path}/{names.KEYS_CONFIGMAP}")
-        if present is not None and present.get("data") == {"jwks.json": key_set}:
-            return
-        body = {**(present or _named("ConfigMap", names.KEYS_CONFIGMAP)), "data": {"jwks.json": key_set}}
-        one = f"{path}/{names.KEYS_CONFIGMAP}"
-        if await _wrote(api.create(path, body) if present is None else api.replace(one, body)):
-            return
+    return Cluster(settings, api, catalog, provider, keys, sharing)
 
 
 def _foreign_key(keys: KeyRing) -> dict[str, str]:
@@ -187,44 +175,3 @@ def _foreign_key(keys: KeyRing) -> dict[str, str]:
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     return {"PICOD_AUTH_PUBLIC_KEY": pem.decode()}
-
-
-def _take_over(private: Path, data: dict[str, str] | None) -> None:
-    if data is None:
-        return  # whatever is in the folder becomes everybody's
-    private.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for file in private.glob("*.pem"):
-        if file.name not in data:
-            file.unlink()
-    for name, text in data.items():
-        file = private / Path(name).name
-        file.touch(mode=0o600)
-        file.write_bytes(base64.b64decode(text))
-
-
-def _named(kind: str, name: str) -> dict[str, Any]:
-    return {
-        "apiVersion": "v1",
-        "kind": kind,
-        "metadata": {"name": name, "labels": {names.MANAGED: names.MANAGER}},
-    }
-
-
-async def _get(api: KubeApi, path: str) -> dict[str, Any] | None:
-    try:
-        return await api.get(path)
-    except KubeError as error:
-        if error.http_status == 404:
-            return None
-        raise
-
-
-async def _wrote(write: Awaitable[Any]) -> bool:
-    """Whether a write went through; False: somebody else was faster, look again."""
-    try:
-        await write
-    except KubeError as error:
-        if error.reason in ("Conflict", "AlreadyExists"):
-            return False
-        raise
-    return True

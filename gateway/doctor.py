@@ -125,6 +125,9 @@ async def check_cluster(settings: Settings) -> AsyncIterator[Finding]:
             async for finding in check_namespace(api, namespace):
                 yield finding
         yield await check_rights(api, settings.kube_gateway_namespace, own=True)
+        for namespace in sorted({*namespaces, settings.kube_gateway_namespace}):
+            both = namespace in namespaces, namespace == settings.kube_gateway_namespace
+            yield await check_excess(api, namespace, sandboxes=both[0], own=both[1])
     finally:
         await api.aclose()
 
@@ -175,6 +178,30 @@ async def check_rights(api: Any, namespace: str, *, own: bool) -> Finding:
         where = "manifests/base" if own else f"manifests/sandboxes with `namespace: {namespace}`"
         return Finding(f"rights in {namespace}", f"missing: {', '.join(missing)}", f"kubectl apply -k {where}")
     return Finding(f"rights in {namespace}", "all there")
+
+
+async def check_excess(api: Any, namespace: str, *, sandboxes: bool, own: bool) -> Finding:
+    """May we do more there than a gateway must? `sandboxes`, `own`: what the namespace is for."""
+    from gateway.provider.kubernetes import rights
+    from gateway.provider.kubernetes.client import KubeError
+
+    what = f"least right in {namespace}"
+    wanted = rights.SANDBOXES * sandboxes + rights.GATEWAY * own
+    body = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectRulesReview",
+        "spec": {"namespace": namespace},
+    }
+    try:
+        answer = await api.create("/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", body)
+    except KubeError as error:
+        return Finding(what, str(error), "the server could not be asked; run this again", grave=False)
+    more = rights.beyond((answer.get("status") or {}).get("resourceRules") or [], wanted)
+    if more:
+        said = ", ".join(more[:5]) + (f" and {len(more) - 5} more" if len(more) > 5 else "")
+        mend = "as the gateway's account it should not; as your own it may: run this in the gateway's pod to be sure"
+        return Finding(what, f"this account may do more than a gateway needs: {said}", mend, grave=False)
+    return Finding(what, "nothing more is granted")
 
 
 async def check_runtimes(api: Any, namespace: str, kind: Kind) -> AsyncIterator[Finding]:

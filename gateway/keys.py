@@ -1,9 +1,10 @@
 """The gateway's signing keys. The private key never leaves its folder; public keys go to sandboxes as a key set.
 
-    STATE/keys/private/<kid>.pem   0600, newest by name is the one that signs
+    STATE/keys/private/<kid>.pem   0600, newest by name is the one that signs, unless `advance` says otherwise
     STATE/keys/public/jwks.json    every public key whose tokens may still be alive
 
-Sandboxes see the `public` folder only. Source of the key set's form: RFC 7517, RFC 8037 (OKP), RFC 7638 (thumbprint).
+The folder may change under a running gateway. Sandboxes see the `public` folder only.
+Source of the key set's form: RFC 7517, RFC 8037 (OKP), RFC 7638 (thumbprint).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import base64
 import hashlib
 import os
 import uuid
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,7 @@ class KeyRing:
         self.public_dir = folder / "public"
         self._algorithm = algorithm
         self._keys: list[SigningKey] = []
+        self._chosen = ""  # the kid that signs; "": the newest
 
     def open(self) -> None:
         """Read the keys, make the first, publish the key set. Raises SettingsError for an unusable key or folder."""
@@ -72,8 +75,52 @@ class KeyRing:
 
     @property
     def signer(self) -> SigningKey:
-        """The newest key."""
-        return self._keys[-1]
+        """The key that signs now."""
+        return next((key for key in self._keys if key.kid == self._chosen), self._keys[-1])
+
+    @property
+    def kids(self) -> list[str]:
+        """All keys' names, in their order."""
+        return [key.kid for key in self._keys]
+
+    def reload(self) -> bool:
+        """Read the folder again; whether its keys differ. Raises SettingsError for one that is unusable or empty, and
+        then everything stays as it was."""
+        found = [self._read(path) for path in sorted(self._private.glob("*.pem"))]
+        if not found:
+            raise SettingsError([f"{self._private}: holds no signing key any more; the known ones go on"])
+        if [_identity(key) for key in found] == [_identity(key) for key in self._keys]:
+            return False
+        self._keys = found
+        self._publish()
+        return True
+
+    def advance(self, now: float, since: Mapping[str, float], settle: float) -> bool:
+        """Choose who signs: of the keys that sandboxes could see for `settle` seconds the one that came last. Whether
+        that is another one than before.
+
+        `since`: by kid, epoch seconds from which sandboxes could see it. None that long: the one that they see longest.
+        """
+        # RS256 was asked for, if it was, because a foreign picod reads nothing else.
+        usable = [key for key in self._keys if self._algorithm in ("EdDSA", key.algorithm)] or self._keys
+        ages = sorted(((since.get(key.kid, now), key.kid) for key in usable), reverse=True)
+        settled = [kid for at, kid in ages if at + settle <= now]
+        before, self._chosen = self._chosen or self.signer.kid, settled[0] if settled else ages[-1][1]
+        return self._chosen != before
+
+    def turn(self, now: float, rotation: float) -> None:
+        """For a folder that nobody shares: take up what changed in it, and make the next key when the newest is
+        `rotation` seconds old (0: never). Raises SettingsError."""
+        self.reload()
+        newest = self._private / f"{self._keys[-1].kid}.pem"
+        if rotation and now - newest.stat().st_mtime >= rotation:
+            self.rotate()
+
+    def drop(self, kids: Collection[str]) -> None:
+        """Delete keys; their tokens are worth nothing from now on."""
+        for kid in kids:
+            (self._private / f"{kid}.pem").unlink(missing_ok=True)
+        self.reload()
 
     def rotate(self) -> None:
         """Make a new signing key. Older ones stay in the key set while their tokens may be alive."""
@@ -108,6 +155,10 @@ class KeyRing:
         if not isinstance(key, ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey):
             raise SettingsError([f"{path}: expected an Ed25519 or RSA key"])
         return SigningKey(path.stem, "EdDSA" if isinstance(key, ed25519.Ed25519PrivateKey) else "RS256", key)
+
+
+def _identity(key: SigningKey) -> tuple[str, str]:
+    return key.kid, _thumbprint(key.private)
 
 
 def _public_jwk(key: PrivateKey) -> dict[str, Any]:

@@ -114,6 +114,16 @@ class Settings:
         "EdDSA", "how tokens for picod are signed; RS256 drives foreign picods", kind="text", choices=("EdDSA", "RS256")
     )
 
+    key_rotation: float = _setting(
+        0.0, "age at which the signing key is followed by a new one; 0: never by itself", kind="duration", low=0
+    )
+    key_settle: float = _setting(
+        180.0,
+        "how long pods can see a new signing key before it signs; kubelets look about once a minute",
+        kind="duration",
+        low=0,
+    )
+
     hold_per_session: int = _setting(1024, "requests that may wait for one session's sandbox", kind="int", low=1)
     hold_total: int = _setting(8192, "requests that may wait for sandboxes in all", kind="int", low=1)
     slots_per_sandbox: int = _setting(256, "requests in flight to one sandbox; further ones queue", kind="int", low=1)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _MAX_REMEMBERED = 1024
 _MAX_TOKEN = 8192
 _REREAD_S = 1.0  # a stranger may send unknown kids as fast as he likes
+_LOOK_S = 1.0  # how often it is looked whether the file is another one: a key that was taken out is good for no longer
 
 
 class _Key(NamedTuple):
@@ -36,7 +37,7 @@ class KeySet:
         self._path = path
         self._keys: dict[str, _Key] = {}
         self._stamp: tuple[int, int, int] | None = None
-        self._read_at = float("-inf")
+        self._read_at = self._looked_at = float("-inf")
         self.on_change: Callable[[], None] = lambda: None
 
     def get(self, kid: str, now: float) -> _Key | None:
@@ -46,6 +47,13 @@ class KeySet:
             self.read(now)
             key = self._keys.get(kid)
         return key
+
+    def refresh(self, now: float) -> None:
+        """Read the file if it is another one than a moment ago. A mounted ConfigMap changes by its symlinks."""
+        if now - self._looked_at >= _LOOK_S:
+            self._looked_at = now
+            if self._stamp != _stamp_of(self._path):
+                self.read(now)
 
     def read(self, now: float) -> None:
         """Take the file's keys in place of what we have. A file that cannot be read leaves all as it was."""
@@ -112,6 +120,7 @@ class Guard:
         scheme, _, token = values[0].decode("latin-1").partition(" ")
         if len(values) > 1 or scheme != "Bearer" or not token or " " in token:
             raise RequestError(401, "Invalid Authorization header format", detail="Use Bearer <token>")
+        self._keys.refresh(time.monotonic())
         now = time.time()
         if now < self._good_until.get(token, 0.0):
             return

@@ -130,3 +130,51 @@ def test_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("x")
     with pytest.raises(SettingsError, match="keys"):
         ring(tmp_path)
+
+
+def test_keys_that_change_in_the_folder_are_taken_up(tmp_path: Path) -> None:
+    """A key that was put there signs and is published; a folder that was emptied, or holds rubbish, changes nothing."""
+    keys, other = ring(tmp_path), KeyRing(tmp_path / "keys")
+    first = keys.signer.kid
+    other.open()
+    other.rotate()
+    keys.turn(0.0, 0.0)
+    assert (keys.signer.kid, set(published(keys))) == (other.signer.kid, {first, other.signer.kid})
+    before = published(keys)
+    rubbish = tmp_path / "keys" / "private" / "000009-x.pem"
+    rubbish.write_text("rubbish")
+    with pytest.raises(SettingsError, match=r"000009-x\.pem"):
+        keys.turn(0.0, 0.0)
+    for file in (tmp_path / "keys" / "private").iterdir():
+        file.unlink()
+    with pytest.raises(SettingsError, match="no signing key"):
+        keys.turn(0.0, 0.0)
+    assert (keys.signer.kid, published(keys)) == (other.signer.kid, before)
+
+
+def test_key_is_followed_by_the_next_at_its_age(tmp_path: Path) -> None:
+    """Not before, and never with a rotation of 0."""
+    keys = ring(tmp_path)
+    born = (tmp_path / "keys" / "private" / f"{keys.signer.kid}.pem").stat().st_mtime
+    for age, rotation, count in ((99.0, 100.0, 1), (1e9, 0.0, 1), (100.0, 100.0, 2)):
+        keys.turn(born + age, rotation)
+        assert len(keys.kids) == count
+    assert keys.signer.kid == keys.kids[-1]
+
+
+def test_new_key_signs_once_it_could_be_seen_long_enough(tmp_path: Path) -> None:
+    """Until then the one before does; when that is gone, the one that is seen longest."""
+    keys = ring(tmp_path)
+    old = keys.signer.kid
+    keys.advance(100.0, {old: 0.0}, 60.0)
+    keys.rotate()
+    new = keys.kids[-1]
+    since = {old: 0.0, new: 100.0}
+    assert [keys.advance(now, since, 60.0) for now in (100.0, 159.0)] == [False, False]
+    assert keys.signer.kid == old
+    assert keys.advance(160.0, since, 60.0)
+    assert keys.signer.kid == new
+    keys.rotate()
+    keys.drop([old, new])
+    assert keys.advance(161.0, since, 60.0)
+    assert set(published(keys)) == {keys.signer.kid}

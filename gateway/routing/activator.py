@@ -225,6 +225,12 @@ class Activator:
         self.drop(route.session_id, route.sandbox.id)
         return await self.reserve(Target(route.session_id, target.runtime, target.path), gone=route.sandbox.id)
 
+    def renew_tokens(self) -> None:
+        """Another key signs: the next request of each route carries a token of it."""
+        for route in self.routes.values():
+            if route.head_until != float("inf"):
+                route.head_until = 0.0
+
     def drop(self, session_id: SessionId, sandbox_id: SandboxId | None = None) -> None:
         """Forget a route; with `sandbox_id`, only if it still leads there."""
         route = self.routes.get(session_id)

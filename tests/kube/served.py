@@ -10,6 +10,7 @@ from typing import Any
 from tests.integration.served import Server, serve
 from tests.kube.simulator import Cluster, in_thread
 
+MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 INTERPRETER: dict[str, Any] = {
     "warmPoolSize": 2,
     "template": {"image": "wakegate/picod:test", "environment": [{"name": "GREETING", "value": "hello"}]},
@@ -25,8 +26,14 @@ def in_cluster(
     with in_thread(**options) as cluster:
         made = spec or INTERPRETER
         cluster.call(lambda: cluster.create("codeinterpreters", "my-interpreter", namespace="default", spec=made))
+        enforce_roles(cluster)
         with serve(folder / "state", *flags_for(cluster, folder), *flags) as server:
             yield server, cluster
+
+
+def enforce_roles(cluster: Cluster) -> None:
+    """Allow only what the shipped Roles grant, as the cluster of whoever applies them does."""
+    cluster.enforce(wakegate=MANIFESTS / "base/access.yaml", default=MANIFESTS / "sandboxes/access.yaml")
 
 
 def flags_for(cluster: Cluster, folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kube.served import INTERPRETER
+from tests.kube.served import INTERPRETER, enforce_roles
 from tests.kube.simulator import Cluster, in_thread
 from tests.kube.simulator.objects import BY_PLURAL
 from tests.kube.test_manifests import MANIFESTS, one
@@ -22,6 +22,7 @@ def cluster() -> Iterator[Cluster]:
     with in_thread(hollow=True) as made:
         spec = one("quickstart", "NetworkPolicy", "wakegate-sandboxes", "default")["spec"]
         made.call(lambda: made.create("networkpolicies", "wakegate-sandboxes", namespace="default", spec=spec))
+        enforce_roles(made)
         yield made
 
 
@@ -42,6 +43,7 @@ def test_doctor_finds_nothing_to_mend_in_a_good_cluster(cluster: Cluster, tmp_pa
     )
     assert (status, "FAIL" in said) == (0, False), said
     for line in ("Kubernetes: v1.34.0", "rights in default: all there", "rights in wakegate: all there",
+                 "least right in default: nothing more", "least right in wakegate: nothing more",
                  "codeinterpreters in default: 0 there", "network policy in default: is there",
                  "snapshots: can be put, read and deleted"):  # fmt: skip
         assert f"ok    {line}" in said
@@ -72,6 +74,20 @@ def test_doctor_names_each_thing_that_is_wrong_and_its_cure(cluster: Cluster, tm
     assert "warn  CodeInterpreter default/sad: no gateway has written its status" in said
     assert "FAIL  session store: " in said
     assert (MANIFESTS / "sandboxes" / "kustomization.yaml").exists()
+
+
+def test_doctor_says_what_is_granted_beyond_need(cluster: Cluster, tmp_path: Path) -> None:
+    """A Role that somebody widened is a warning that names what it gives."""
+    assert cluster.api.roles is not None
+    wide = {"apiGroups": [""], "resources": ["secrets"], "verbs": ["list"]}
+    cluster.api.roles["wakegate"].append(wide)
+    try:
+        config = str(cluster.kubeconfig(tmp_path))
+        status, said = doctor(tmp_path, "--engine", "kubernetes", "--kubeconfig", config)
+    finally:
+        cluster.api.roles["wakegate"].remove(wide)
+    assert status == 0, said
+    assert "warn  least right in wakegate: this account may do more than a gateway needs: list secrets\n" in said
 
 
 def test_doctor_says_how_to_reach_a_cluster(tmp_path: Path) -> None:

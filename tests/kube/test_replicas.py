@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.integration.served import RUNTIME, Server, serve, wait_until
-from tests.kube.served import INTERPRETER, flags_for
+from tests.kube.served import INTERPRETER, enforce_roles, flags_for
 from tests.kube.simulator import Cluster, in_thread
 from tests.store.redis_server import RedisServer
 
@@ -26,6 +26,7 @@ def replicas(tmp_path: Path) -> Iterator[tuple[list[Server], Cluster]]:
             cluster.call(
                 lambda: cluster.create("codeinterpreters", "my-interpreter", namespace="default", spec=INTERPRETER)
             )
+            enforce_roles(cluster)
             shared = ["--store", redis.url, "--snapshots", f"file://{tmp_path}/snapshots"]
             flags = [*flags_for(cluster, tmp_path), *shared]
             yield [stack.enter_context(serve(tmp_path / name, *flags)) for name in ("one", "two")], cluster

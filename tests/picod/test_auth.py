@@ -173,3 +173,28 @@ def test_rotated_keys_are_taken_without_a_restart(guarded: Executor, keys_file: 
     finally:
         write_keys(keys_file, jwk("ed", ED), jwk("rsa", RSA))
     assert ask(guarded, token())[0] == 200
+
+
+def test_key_set_on_a_mounted_configmap_follows_its_links(tmp_path: Path) -> None:
+    """A kubelet swaps `..data` to another folder: keys that came are believed; those that went are not any more, not
+    even by a token that was believed before."""
+
+    def show(name: str, *entries: dict[str, Any]) -> None:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "jwks.json").write_text(json.dumps({"keys": entries}))
+        (tmp_path / "..data_tmp").symlink_to(name)
+        os.replace(tmp_path / "..data_tmp", tmp_path / "..data")
+
+    show("..1", jwk("ed", ED))
+    (tmp_path / "jwks.json").symlink_to("..data/jwks.json")
+    with picod_process("--audience", "sandbox-1", "--keys-file", str(tmp_path / "jwks.json")) as executor:
+        old, new = token(), token(OTHER, kid="new")
+        assert [ask(executor, bearer)[0] for bearer in (old, new)] == [200, 401]
+        show("..2", jwk("ed", ED), jwk("new", OTHER))
+        assert [ask(executor, bearer)[0] for bearer in (old, new)] == [200, 200]
+        show("..3", jwk("new", OTHER))
+        deadline = time.monotonic() + 20
+        while ask(executor, old)[0] == 200:
+            assert time.monotonic() < deadline, "the withdrawn key is still believed"
+            time.sleep(0.05)
+        assert [ask(executor, bearer)[0] for bearer in (old, new)] == [401, 200]

@@ -37,6 +37,8 @@ VICTIM = "wakegate.io/victim"  # to be removed by a shrink: nobody may claim it
 TEMPLATE = "wakegate.io/template"  # digest of what the pods are made from
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 
+KEYS = "wakegate.io/keys"  # of the ConfigMap: which Secret it was made from, and since when each key is in it
+
 KEYS_CONFIGMAP = "wakegate-picod-keys"
 KEYS_SECRET = "wakegate-signing-keys"  # noqa: S105 - a name
 SELECTOR = f"{MANAGED}={MANAGER}"

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from gateway.provider.kubernetes import names
 
@@ -39,3 +40,28 @@ GATEWAY: tuple[Right, ...] = (
     Right("", "secrets", ("create",)),
 )
 """In the gateway's own namespace."""
+
+# What the server lets every account ask about itself.
+_EVERYBODYS = ("authorization.k8s.io", "authentication.k8s.io")
+
+
+def beyond(rules: Iterable[Mapping[str, Any]], wanted: Sequence[Right]) -> list[str]:
+    """Of the rules of a Role, or of a SelfSubjectRulesReview, what goes beyond `wanted`: `verb resource`, sorted."""
+    found = set()
+    for rule in rules:
+        names_given = rule.get("resourceNames") or [""]
+        for group in rule.get("apiGroups") or []:
+            for resource in rule.get("resources") or []:
+                if group not in _EVERYBODYS:
+                    found |= {
+                        f"{verb} {resource}" + (f" {name}" if name else "")
+                        for verb in rule.get("verbs") or []
+                        for name in names_given
+                        if not any(_covers(right, group, resource, verb, name) for right in wanted)
+                    }
+    return sorted(found)
+
+
+def _covers(right: Right, group: str, resource: str, verb: str, name: str) -> bool:
+    same = (right.group, right.resource) == (group, resource) and verb in right.verbs
+    return same and right.name in ("", name)

@@ -44,6 +44,16 @@ class Call(NamedTuple):
     content_type: str
 
 
+class Asked(NamedTuple):
+    """What authorization looks at. `resource` is `plural` or `plural/sub`; `name` is empty for collections."""
+
+    namespace: str
+    group: str
+    resource: str
+    verb: str
+    name: str
+
+
 class ApiServer:
     """An ASGI app over Objects."""
 
@@ -54,6 +64,8 @@ class ApiServer:
         self.failing: ApiError | None = None  # every request gets it
         self.hanging: asyncio.Event | None = None  # requests wait for it
         self.denied: set[tuple[str, str]] = set()  # (verb, plural) that RBAC refuses
+        self.roles: dict[str, list[Any]] | None = None  # by namespace the rules of Roles; None: everything is allowed
+        self.asked: set[Asked] = set()
         self.counts: Counter[tuple[str, str]] = Counter()  # (verb, plural[/subresource])
         self.slow_answers = False  # writes are done, and never answered
         self.conflicts = 0
@@ -114,13 +126,17 @@ class ApiServer:
             return 200, "ok"
         if path.endswith("/selfsubjectaccessreviews"):
             return 201, self._review(orjson.loads(body))
+        if path.endswith("/selfsubjectrulesreviews"):
+            return 201, self._rules(orjson.loads(body))
         headers = dict(scope["headers"])
         content_type = headers.get(b"content-type", b"").decode().split(";")[0]
         call = _parse(method, path, query, orjson.loads(body) if body else None, content_type)
         verb = _verb(call)
         what = call.kind.plural + (f"/{call.subresource}" if call.subresource else "")
         self.counts[verb, what] += 1
-        if (verb, what) in self.denied:
+        asked = Asked(call.namespace or "", call.kind.group, what, verb, call.name or "")
+        self.asked.add(asked)
+        if not self._allows(asked):
             raise ApiError(403, "Forbidden", f'User "system:serviceaccount:wakegate:wakegate" cannot {verb} {what}')
         if verb == "watch":
             await self._watch(call, receive, send)
@@ -128,10 +144,37 @@ class ApiServer:
         return getattr(self, f"_{verb}")(call)  # type: ignore[no-any-return]
 
     def _review(self, body: Any) -> Object:
-        asked = body["spec"]["resourceAttributes"]
-        what = asked["resource"] + (f"/{asked['subresource']}" if asked.get("subresource") else "")
-        answer: Object = body | {"status": {"allowed": (asked["verb"], what) not in self.denied}}
+        of = body["spec"]["resourceAttributes"]
+        what = of["resource"] + (f"/{of['subresource']}" if of.get("subresource") else "")
+        asked = Asked(of["namespace"], of["group"], what, of["verb"], of.get("name", ""))
+        answer: Object = body | {"status": {"allowed": self._allows(asked)}}
         return answer
+
+    def _rules(self, body: Any) -> Object:
+        """A SelfSubjectRulesReview. What every account may ask of itself is among the rules, as in real clusters."""
+        everybody = [
+            {"apiGroups": ["authorization.k8s.io"], "resources": ["selfsubjectaccessreviews"], "verbs": ["create"]}
+        ]
+        everything = [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]
+        own = everything if self.roles is None else self.roles.get(body["spec"]["namespace"], [])
+        answer: Object = body | {
+            "status": {"resourceRules": [*everybody, *own], "nonResourceRules": [], "incomplete": False}
+        }
+        return answer
+
+    def _allows(self, asked: Asked) -> bool:
+        """RBAC: a rule grants what all its lists hold; with resourceNames those only, and so never a `create`."""
+        if (asked.verb, asked.resource) in self.denied:
+            return False
+        if self.roles is None:
+            return True
+        return any(
+            asked.group in rule["apiGroups"]
+            and asked.resource in rule["resources"]
+            and asked.verb in rule["verbs"]
+            and (not rule.get("resourceNames") or asked.name in rule["resourceNames"])
+            for rule in self.roles.get(asked.namespace, [])
+        )
 
     def _get(self, call: Call) -> tuple[int, Any]:
         obj = self.objects.get(call.kind, call.namespace or "", call.name or "")

@@ -101,6 +101,13 @@ class Cluster:
         """Delete as kubectl would."""
         delete(self.objects, BY_PLURAL[plural], namespace, name)
 
+    def enforce(self, **roles: Path) -> None:
+        """From now on only what the Roles in these manifests grant is allowed; by namespace."""
+        self.api.roles = {
+            namespace: [rule for each in yaml.safe_load_all(path.read_text()) for rule in each.get("rules", [])]
+            for namespace, path in roles.items()
+        }
+
     def kubeconfig(self, folder: Path) -> Path:
         """A kubeconfig file for this cluster."""
         path = folder / "kubeconfig"

@@ -48,6 +48,8 @@ class Kubelet:
         self.objects = objects
         self.hollow = hollow
         self.start_time = 0.02
+        self.sync_time = 0.2  # until a changed ConfigMap or Secret is in running pods; a real kubelet's is a minute
+        self._mounted: dict[Path, tuple[str, str, str]] = {}  # volume -> plural, namespace, name
         self.bad_images: set[str] = set()
         self._running: dict[str, _Running] = {}
         self._addresses = itertools.count(2)
@@ -79,6 +81,8 @@ class Kubelet:
 
     def _note(self, kind: Kind, change: Change) -> None:
         if kind is not PODS:
+            if kind.plural in ("configmaps", "secrets") and change.type == "MODIFIED":
+                asyncio.get_running_loop().call_later(self.sync_time, self._sync, kind.plural)
             if kind.plural == "nodes":
                 for pod in self.objects.all(PODS):
                     if not pod["spec"].get("nodeName"):
@@ -291,9 +295,18 @@ class Kubelet:
                     if volume[source].get("optional"):
                         continue
                     raise
-                for key, text in obj.get("data", {}).items():
-                    (path / key).write_bytes(base64.b64decode(text) if source == "secret" else text.encode())
+                self._mounted[path] = (plural, pod["metadata"]["namespace"], name)
+                _show(path, obj, secret=source == "secret")
         return path
+
+    def _sync(self, plural: str) -> None:
+        """Bring the volumes of running pods up to date."""
+        for path, (kind, namespace, name) in list(self._mounted.items()):
+            if not path.exists():
+                del self._mounted[path]
+            elif kind == plural:
+                with suppress(ApiError):
+                    _show(path, self.objects.get(BY_PLURAL[plural], namespace, name), secret=plural == "secrets")
 
     def _value(self, pod: Object, variable: Object, address: str) -> str:
         source = variable.get("valueFrom", {})
@@ -364,6 +377,26 @@ def hollow_pod(runtime: str, index: int) -> Object:
         ],
     }
     return pod
+
+
+def _show(volume: Path, obj: Object, *, secret: bool) -> None:
+    """Files as a kubelet writes them, all at once: a folder of this moment, `..data` to it, and a link for each key."""
+    data = {key: base64.b64decode(text) if secret else text.encode() for key, text in obj.get("data", {}).items()}
+    fresh = Path(tempfile.mkdtemp(prefix="..", dir=volume))
+    fresh.chmod(0o755)
+    for key, content in data.items():
+        (fresh / key).write_bytes(content)
+    old = (volume / "..data").resolve() if (volume / "..data").exists() else None
+    (volume / "..data_tmp").symlink_to(fresh.name)
+    (volume / "..data_tmp").rename(volume / "..data")
+    for link in volume.iterdir():
+        if link.is_symlink() and not link.name.startswith("..") and link.name not in data:
+            link.unlink()
+    for key in data:
+        if not (volume / key).is_symlink():
+            (volume / key).symlink_to(f"..data/{key}")
+    if old is not None:
+        shutil.rmtree(old)
 
 
 def _view() -> list[str]:

@@ -28,8 +28,10 @@ def check(kind: Kind, obj: Object) -> None:
     wrong += _labels("metadata.labels", obj["metadata"].get("labels"))
     if kind.kind in _MODELS:
         wrong += problems_of({key: value for key, value in obj.items() if key != "status"}, _MODELS[kind.kind])
+    wrong += _variables(obj["spec"] if kind.kind == "Pod" else {})
     if kind.kind == "Deployment":
         template = obj["spec"]["template"]
+        wrong += _variables(template["spec"])
         wrong += _labels("spec.template.metadata.labels", template["metadata"].get("labels"))
         if not matches(obj["spec"]["selector"].get("matchLabels", {}), template["metadata"].get("labels") or {}):
             wrong.append("spec.template.metadata.labels: `selector` does not match template `labels`")
@@ -152,6 +154,15 @@ def fields_select(selector: str, obj: Mapping[str, Any]) -> bool:
         if found != value:
             return False
     return True
+
+
+def _variables(spec: Mapping[str, Any]) -> list[str]:
+    """The server takes a variable that is there twice, with a warning, and the last one wins: here it is a mistake."""
+    wrong = []
+    for container in spec.get("containers", []):
+        named = [variable["name"] for variable in container.get("env", [])]
+        wrong += [f"env: {name} is there twice" for name in sorted(set(named)) if named.count(name) > 1]
+    return wrong
 
 
 def _labels(path: str, labels: Mapping[str, Any] | None) -> list[str]:
