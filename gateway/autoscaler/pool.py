@@ -74,6 +74,7 @@ class Pool:
             return None
         if due:
             self.demand.set_lead(lead_of(self.status, self.settings))
+            self.misses.span = self.demand.horizon  # decide compares them with the claims of the same seconds
             self.demand.observe(now, claims)
             self.forecast = self.demand.forecast(now)
         self.decision = decide(self.spec, self._observed(now), self.forecast if self.restored else None, now)

@@ -26,9 +26,9 @@ from gateway.model import Lease, PoolMode, PoolStatus, RuntimeKey, StartKind
 log = logging.getLogger(__name__)
 
 _KEPT_SECONDS = 6 * 3600.0  # how far back the store has single seconds
-_STATUS_EVERY = 5.0  # seconds between looks at a pool that nothing happens to
+STATUS_EVERY = 5.0  # seconds between looks at a pool that nothing happens to
 _BREATH = 0.001  # seconds that the data path gets between two slices of a restore
-_POKE_GAP = 0.05  # seconds, at least, between passes
+POKE_GAP = 0.05  # seconds, at least, between passes
 
 
 class Autoscaler:
@@ -111,9 +111,9 @@ class Autoscaler:
                 # The loop must outlive a bug in one pass: pools then stay as they are, which is safe, and visible.
                 log.exception("a pass of the autoscaler failed; pools stay as they are")
                 self._problem = "a pass failed; see the log"
-            await asyncio.sleep(min(_POKE_GAP, self._settings.tick))
+            await asyncio.sleep(min(POKE_GAP, self._settings.tick))
             try:
-                await asyncio.wait_for(self._poked.wait(), max(self._settings.tick - _POKE_GAP, 0.0))
+                await asyncio.wait_for(self._poked.wait(), max(self._settings.tick - POKE_GAP, 0.0))
             except TimeoutError:
                 pass
             self._poked.clear()
@@ -207,7 +207,7 @@ class Autoscaler:
         claims, misses = self.signal.take(pool.runtime.key)
         if (
             claims
-            or not 0.0 <= now - pool.looked_at < _STATUS_EVERY
+            or not 0.0 <= now - pool.looked_at < STATUS_EVERY
             or (pool.status is not None and pool.status.failures)
         ):
             pool.status = await self._status(pool.runtime.key)
@@ -264,6 +264,8 @@ class Autoscaler:
             pool.error = str(error)
         else:
             pool.error = ""
+            if target != pool.target:
+                log.debug("%s: pool of %d, before it was %d: %s", key, target, pool.target, why)
             pool.moved(now, target, why)
 
     def explain(self) -> dict[str, Any]:

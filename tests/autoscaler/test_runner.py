@@ -13,12 +13,13 @@ from typing import Any
 import orjson
 import pytest
 
+from gateway.autoscaler.pool import Pool
 from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.autoscaler.signal import ClaimSignal
 from gateway.clock import SystemClock
 from gateway.errors import SandboxStartError, SettingsError, StoreUnavailableError
-from gateway.model import PoolMode, Runtime, RuntimeKey, StartKind
+from gateway.model import PoolMode, PoolStatus, Runtime, RuntimeKey, StartKind
 from gateway.store import make_store
 from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock
@@ -230,6 +231,18 @@ async def test_failing_creates_are_bounded_and_visible(store: SqliteStore, clock
     assert pool["rule"] == "breaker"
     assert "bwrap: no permission" in pool["why"]
     assert pool["pool"]["failures"] == 4
+
+
+def test_misses_and_claims_are_of_the_same_seconds() -> None:
+    """When starts turn out to be quicker than was thought, misses from before the shorter horizon no longer count."""
+    settings = AutoscalerSettings(default_lead=20.0)
+    pool = Pool.make(runtime(size=0), settings, None)
+    pool.restored = True
+    pool.tick(1000.0, 5, 5)
+    pool.status = PoolStatus(KEY, 0, 0, 0, 0, 0, lead_time_p90=1.0)
+    pool.tick(1010.0, 1, 1)
+
+    assert (pool.demand.recent.total, pool.misses.total) == (1, 1)
 
 
 async def test_refused_resize_is_shown_and_tried_again(store: SqliteStore, clock: ManualClock) -> None:

@@ -9,16 +9,19 @@ import numpy as np
 
 from gateway.autoscaler.forecast import Floats
 from gateway.autoscaler.replay import baselines
+from gateway.autoscaler.replay.live import LiveLoop
 from gateway.autoscaler.replay.pool import Outcome, Targets, simulate
 from gateway.autoscaler.replay.predictive import Calibration, replay_predictive
 from gateway.autoscaler.replay.traces import Trace
 from gateway.autoscaler.scaler import ScalerSpec
+from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.autoscaler.shadow import Objective
 from gateway.errors import BadRequestError
-from gateway.model import PoolMode
+from gateway.model import PoolMode, PoolSpec
 
 MISS_RATES = (0.01, 0.2, 0.1, 0.05, 0.02, 0.005, 0.002, 0.001)  # the first is the one experts are scored at
 POLICIES = ("predictive", "fixed", *baselines.KNOBS, "oracle")
+EXTRA = ("live",)  # not in the table unless asked for: predictive again, but looking at its own pool (replay/live.py)
 Progress = Callable[[str, float], None]
 
 
@@ -140,12 +143,13 @@ def run_trace(trace: Trace, settings: Settings, progress: Progress) -> TraceResu
     points: list[Point] = []
     calibration = None
 
-    def add(policy: str, knob: float, targets: Targets) -> None:
+    def add(policy: str, knob: float, targets: Targets | LiveLoop) -> None:
         outcome = simulate(
             trace.arrivals, targets, lead=settings.lead, scored_from=scored_from, end=trace.end, joins=settings.joins
         )
         base = curve.idle_at(outcome.hit_rate)
-        points.append(Point(policy, knob, outcome, outcome.mean_idle / base if base > 0 else None, targets))
+        shown = targets if isinstance(targets, Targets) else targets.targets()
+        points.append(Point(policy, knob, outcome, outcome.mean_idle / base if base > 0 else None, shown))
 
     for policy in settings.policies:
         if policy == "predictive":
@@ -162,6 +166,9 @@ def run_trace(trace: Trace, settings: Settings, progress: Progress) -> TraceResu
             )
             for objective, targets in zip(objectives, all_targets, strict=True):
                 add(policy, objective.target_miss_rate, targets)
+        elif policy == "live":
+            for rate in settings.miss_rates:
+                add(policy, rate, _live(settings, rate, trace.start))
         elif policy == "oracle":
             add(policy, 0.0, baselines.oracle(trace, settings.lead, 0.0))
         elif policy.startswith("fixed"):
@@ -173,6 +180,12 @@ def run_trace(trace: Trace, settings: Settings, progress: Progress) -> TraceResu
                 add(policy, knob, make(trace, settings.lead, knob))
     progress(trace.name, 1.0)
     return TraceResult(trace, settings, curve, points, calibration)
+
+
+def _live(settings: Settings, miss_rate: float, start: float) -> LiveLoop:
+    pool = PoolSpec(size=0, max=settings.most, mode=PoolMode.PREDICTIVE, target_miss_rate=miss_rate)
+    loop = AutoscalerSettings(tick=settings.tick, joins=settings.joins)
+    return LiveLoop(pool, loop, settings.lead, begins=start)
 
 
 def _sizes(policy: str, curve: Curve) -> Sequence[float]:
@@ -189,8 +202,10 @@ def parse_policies(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in names:
         base, _, size = name.partition(":")
-        if base not in POLICIES or (size and (base != "fixed" or not (size == "*" or size.isdigit()))):
-            raise BadRequestError(f"--policy {name!r} is not known; there are {', '.join(POLICIES)} and fixed:N")
+        if base not in (*POLICIES, *EXTRA) or (size and (base != "fixed" or not (size == "*" or size.isdigit()))):
+            raise BadRequestError(
+                f"--policy {name!r} is not known; there are {', '.join((*POLICIES, *EXTRA))} and fixed:N"
+            )
     if not names:
         raise BadRequestError(f"--policy names none; there are {', '.join(POLICIES)}")
     return names

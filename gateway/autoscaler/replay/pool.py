@@ -2,8 +2,9 @@
 
 The pool behaves as the providers do: a claim takes a ready sandbox and the pool orders another at once. A claim that
 finds none starts a sandbox of its own and waits for it (a cluster), or with `joins` takes the next that gets ready and
-orders another (the local engine). A lower target gives up the newest starts first, then ready sandboxes. Starts take
-the lead time: exactly, or lognormally spread around it, as on a machine that has other work.
+orders another (the local engine). A lower target gives up the newest starts first, then ready sandboxes; the local
+engine ends ready ones only, and lets starts run on: each is thrown away once it is ready and nobody wants it then.
+Starts take the lead time exactly, or as long as they were recorded to.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import math
 from bisect import insort
 from collections import deque
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from gateway.autoscaler.forecast import Floats
+from gateway.autoscaler.replay.leads import RecordedLeads
 
 
 @dataclass(frozen=True)
@@ -70,33 +73,63 @@ class Outcome:
         return float(np.sort(self.waits)[min(int(rank), len(self.waits) - 1)]) if rank > 0 and len(self.waits) else 0.0
 
 
+class Control(Protocol):
+    """Who sets the target while the pool runs, and may look at it (replay/live.py)."""
+
+    begins: float  # the time of the first look
+
+    def claim(self, now: float, ready: int) -> float:
+        """A claim begins while so many are ready. Returns when the next look is due."""
+        ...
+
+    def arrived(self, lead: float) -> None:
+        """A start is over; it took `lead` seconds."""
+        ...
+
+    def look(self, now: float, ready: int, starting: int) -> tuple[int, float]:
+        """(target from now on, when the next look is due)."""
+        ...
+
+
+class _Schedule:
+    """Targets that were set beforehand, as a control that looks at nothing."""
+
+    def __init__(self, targets: Targets) -> None:
+        compact = targets.compact()
+        self._times, self._levels = compact.times.tolist(), compact.levels.astype(int).tolist()
+        self.begins = self._times[0] if self._times else math.inf
+        self._at = 0
+
+    def look(self, now: float, ready: int, starting: int) -> tuple[int, float]:
+        """The next level."""
+        level, self._at = self._levels[self._at], self._at + 1
+        return level, self._times[self._at] if self._at < len(self._times) else math.inf
+
+
 def simulate(
     arrivals: Floats,
-    targets: Targets,
+    targets: Targets | Control,
     *,
     lead: float,
     scored_from: float,
     end: float,
     joins: bool = False,
-    spread: float = 0.0,
+    leads: RecordedLeads | None = None,
 ) -> Outcome:
-    """Run the pool. O(arrivals + target changes). `spread`: the standard deviation of the lead time's logarithm."""
-    draw = np.random.default_rng(1).lognormal
-    compact = targets.compact()
-    claims_at, changes_at, levels = arrivals.tolist(), compact.times.tolist(), compact.levels.astype(int).tolist()
+    """Run the pool. O(arrivals + target changes). `leads`: how long starts take, where that is not always `lead`."""
+    control = None if isinstance(targets, Targets) else targets
+    schedule = _Schedule(targets) if isinstance(targets, Targets) else targets
+    claims_at = [*arrivals.tolist(), end]
     ready, target, orders, hits, claims = 0, 0, 0, 0, 0
     idle = held = 0.0
     starting: list[tuple[float, float]] = []  # (ready at, ordered at), soonest first
     missed: list[float] = []
     waits: list[float] = []
     waiting: deque[float] = deque()  # since when, in order; only with joins
-    before, at_claim, at_change = 0.0, 0, 0
-    claims_at.append(end)
-    changes_at.append(end)
-    never = end + 1.0
+    before, at_claim, change = 0.0, 0, schedule.begins
     while True:
-        claim, change = claims_at[at_claim], changes_at[at_change]
-        now = min(claim, change, starting[0][0] if starting else never)
+        claim = claims_at[at_claim]
+        now = min(claim, change, starting[0][0] if starting else end)
         if now > scored_from:
             passed = now - max(before, scored_from)
             idle += ready * passed
@@ -105,16 +138,20 @@ def simulate(
         if now >= end:
             break
         if starting and starting[0][0] <= now:
-            starting.pop(0)
-            if not waiting:
+            ordered = starting.pop(0)[1]
+            if control is not None:
+                control.arrived(now - ordered)
+            if waiting:
+                if (since := waiting.popleft()) >= scored_from:
+                    waits.append(now - since)
+            elif not joins or ready < target:
                 ready += 1
-            elif (since := waiting.popleft()) >= scored_from:
-                waits.append(now - since)
+            elif now > scored_from:
+                idle += now - ordered
         elif change <= now:
-            target = levels[at_change]
-            at_change += 1
-            surplus = ready + len(starting) - len(waiting) - target
-            while surplus > 0 and starting:
+            target, change = schedule.look(now, ready, len(starting))
+            surplus = (ready if joins else ready + len(starting)) - target
+            while surplus > 0 and starting and not joins:
                 spent = now - starting.pop()[1]
                 surplus -= 1
                 if now > scored_from:
@@ -125,6 +162,8 @@ def simulate(
             at_claim += 1
             counted = now >= scored_from
             claims += counted
+            if control is not None:
+                change = control.claim(now, ready)
             if ready:
                 ready -= 1
                 hits += counted
@@ -134,14 +173,14 @@ def simulate(
                 if joins:
                     waiting.append(now)
                 elif counted:
-                    waits.append(float(draw(math.log(lead), spread)) if spread else lead)
+                    waits.append(lead if leads is None else leads.at(now, 1)[0])
         short = target + len(waiting) - ready - len(starting)
         if short > 0:
-            if spread:
-                for each in draw(math.log(lead), spread, short).tolist():
-                    insort(starting, (now + each, now))
-            else:
+            if leads is None:
                 starting.extend([(now + lead, now)] * short)
+            else:
+                for each in leads.at(now, short):
+                    insort(starting, (now + each, now))
             orders += short if now >= scored_from else 0
     miss_times = np.array(missed)
     worst = int((np.arange(len(missed)) - np.searchsorted(miss_times, miss_times - lead)).max()) + 1 if missed else 0

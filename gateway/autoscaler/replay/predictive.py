@@ -35,7 +35,7 @@ class _Pool:
     def __init__(self, follower: Follower, spec: ScalerSpec, misses: RollingCount) -> None:
         self.follower = follower
         self._spec = spec
-        self._misses = misses
+        self.misses = misses
         self._last = Decision(0, 0, "hold", "")
         self._forecast: Forecast | None = None
         self._recent = 0
@@ -45,14 +45,14 @@ class _Pool:
     def look(self, now: float, forecast: Forecast, recent: int, missed: int) -> None:
         """A new forecast."""
         self._forecast, self._recent = forecast, recent
-        self._misses.add(now, missed)
+        self.misses.add(now, missed)
         self._decide(now)
 
     def lower_before(self, until: float, tick: float) -> None:
         """Ticks without news, up to the next look: only a reduction that waits for its time can come due in them."""
         since = self._last.lower_since
         if since is not None and (due := since + math.ceil(self._spec.lower_after / tick) * tick) < until:
-            self._misses.expire(due)
+            self.misses.expire(due)
             self._decide(due)
 
     def _decide(self, now: float) -> None:
@@ -60,7 +60,7 @@ class _Pool:
         seen = Observed(
             last.target,
             recent_claims=self._recent,
-            recent_misses=self._misses.total,
+            recent_misses=self.misses.total,
             lower_since=last.lower_since,
             lower_to=last.lower_to,
         )
@@ -111,6 +111,7 @@ def replay_predictive(
         forecast = demand.forecast(now)
         recent = demand.recent.total
         for pool in pools:
+            pool.misses.span = demand.horizon
             follower = pool.follower
             mine = forecast
             if follower is not demand.follower:

@@ -376,7 +376,15 @@ class LocalProvider:
             pool.book.withdrawn()  # the runtime changed or went away meanwhile
             self._end_soon([box])
             return
-        taken = pool.book.arrived(box, self._clock.monotonic() - ordered)
+        lead = self._clock.monotonic() - ordered
+        taken = pool.book.arrived(box, lead)
+        log.debug(
+            "sandbox %s of %s is ready %.4f s after its order%s",
+            box.id,
+            box.runtime.key,
+            lead,
+            "; nobody wants it any more" if taken is False else "",
+        )
         if taken is False:
             self._end_soon([box])
         elif taken is not True:

@@ -1,0 +1,137 @@
+"""Lays a recorded run of a gateway beside the laboratory's account of the same claims.
+
+Three accounts are given of the claims at the times when they really were sent:
+
+* **measured**: the gateway and its sandboxes;
+* **same targets**: the laboratory's pool under the targets that the gateway had ordered, so that only the pool differs;
+* **laboratory**: the loop in virtual time (replay/live.py), which is told the claims and how long starts took.
+
+The words mean the same in all of them. A *miss* is a claim that finds no sandbox ready (`x-wakegate-start: cold`).
+*Idle* are sandbox-seconds of ready sandboxes, and of starts that nobody wanted when they were ready. *Orders* are
+starts. *Wait* is the time from the claim to its sandbox (`claim` in Server-Timing), the mean over all claims, hits too.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple, dataclass, fields
+
+import numpy as np
+
+from gateway.autoscaler.forecast import Floats
+from gateway.autoscaler.replay.leads import RecordedLeads
+from gateway.autoscaler.replay.live import LiveLoop
+from gateway.autoscaler.replay.pool import Control, Outcome, Targets, simulate
+from gateway.autoscaler.settings import AutoscalerSettings
+from gateway.model import PoolMode, PoolSpec
+from loadtest.recording import Recording
+
+TOLERANCE = 0.2
+_MISSES = ("cold", "wake-cold")
+_NAMES = ("misses", "idle, sandbox-seconds", "orders", "mean wait, ms")
+
+
+@dataclass(frozen=True)
+class Account:
+    """Totals of the part that is compared."""
+
+    misses: float
+    idle: float  # sandbox-seconds
+    orders: float
+    wait: float  # seconds, mean
+
+
+def measured(run: Recording) -> Account:
+    """What the gateway did."""
+    claims = [each for each in run.claims if each[0] >= run.warm_up]
+    times = np.array([each[0] for each in run.pool] + [run.seconds])
+    ready = np.array([each[2] for each in run.pool], dtype=np.float64)
+    held = np.diff(np.clip(times, run.warm_up, run.seconds))  # each look stands until the next
+    unwanted = sum(lead for ordered, lead, wanted in run.starts if not wanted and run.warm_up < ordered + lead)
+    return Account(
+        sum(start in _MISSES for _, start, _, _ in claims),
+        float(ready @ held) + unwanted,
+        sum(run.warm_up <= ordered < run.seconds for ordered, _, _ in run.starts),
+        float(np.mean([wait for _, _, wait, _ in claims])),
+    )
+
+
+def _account(outcome: Outcome) -> Account:
+    return Account(
+        outcome.claims - outcome.hits,
+        outcome.idle,
+        outcome.orders,
+        float(outcome.waits.sum()) / max(outcome.claims, 1),
+    )
+
+
+def leads_of(run: Recording) -> RecordedLeads:
+    """How long the starts of the run took."""
+    return RecordedLeads(np.array([each[0] for each in run.starts]), np.array([each[1] for each in run.starts]))
+
+
+def simulated(run: Recording, targets: Targets | Control) -> Account:
+    """The laboratory's pool on the claims as they were sent, with the leads as they were."""
+    leads = leads_of(run)
+    sent: Floats = np.array(sorted(each[0] for each in run.claims))
+    lead = leads.median(run.warm_up)
+    return _account(
+        simulate(sent, targets, lead=lead, scored_from=run.warm_up, end=run.seconds, joins=run.joins, leads=leads)
+    )
+
+
+def ordered_targets(run: Recording) -> Targets:
+    """What the gateway told its pool; before the first order it had its starting size."""
+    times, levels = [-60.0, *(at for at, _, _ in run.orders)], [run.size, *(target for _, target, _ in run.orders)]
+    return Targets(np.array(times), np.array(levels, dtype=np.float64))
+
+
+def loop(run: Recording, phase: float = 0.0) -> LiveLoop:
+    """The laboratory's gateway. `phase`: of its looks, as a part of a tick."""
+    spec = PoolSpec(size=run.size, min=0, max=run.max, target_miss_rate=run.miss_rate, mode=PoolMode(run.mode))
+    settings = AutoscalerSettings(tick=run.tick, joins=run.joins)
+    return LiveLoop(spec, settings, run.starts[0][1], begins=-5.0 - phase * run.tick)
+
+
+def laboratory(run: Recording, times: int = 21) -> tuple[Account, Account, Account]:
+    """(mean, least, most) of what the laboratory finds for looks at different phases.
+
+    What a pool orders can hang on which of two claims a look comes after, and nobody knows when the gateway looked; a
+    single replay would be one draw of many.
+    """
+    found = np.array([astuple(simulated(run, loop(run, i / times))) for i in range(times)])
+    return Account(*found.mean(axis=0)), Account(*found.min(axis=0)), Account(*found.max(axis=0))
+
+
+def report(run: Recording) -> bool:
+    """Print the accounts; whether laboratory and gateway agree and no request failed."""
+    seen, same = measured(run), simulated(run, ordered_targets(run))
+    lab, least, most = laboratory(run)
+    leads = [lead for ordered, lead, _ in run.starts if ordered >= run.warm_up]
+    claims = sum(sent >= run.warm_up for sent, _, _, _ in run.claims)
+    p50, p90, p99 = (float(np.quantile(leads, q)) for q in (0.5, 0.9, 0.99))
+    aim = f"pool of {run.size}" if run.mode == "fixed" else f"targetMissRate {run.miss_rate:g}"
+    rate = seen.misses / max(claims, 1)
+    off = 1.96 * math.sqrt(rate * (1.0 - rate) * claims)
+    print(f"{run.name}, {run.compress:g} times as fast, {run.mode} ({aim}), tick {run.tick:g} s")
+    errors = ", ".join(f"{n} x {error}" for error, n in run.errors.items()) or "none"
+    print(f"{claims} claims in {run.seconds - run.warm_up:g} s after {run.warm_up:g} s of warm-up; errors: {errors}")
+    print(f"lead times of {len(leads)} starts, s: p50 {p50:.2f}, p90 {p90:.2f}, p99 {p99:.2f}")
+    print(f"misses: {rate:.1%}; by chance alone {seen.misses:.0f} may be {off:.0f} off (95 %)")
+    print(f"{'':24}{'measured':>9}{'same targets':>14}{'laboratory':>12}{'least..most':>15}{'ratio':>7}  within 20 %")
+    agree = True
+    for name, field in zip(
+        ("misses", "idle, sandbox-seconds", "orders", "mean wait, ms"), fields(Account), strict=True
+    ):
+        unit = 1e3 if field.name == "wait" else 1.0
+        values = [unit * float(getattr(account, field.name)) for account in (seen, same, lab, least, most)]
+        ratio = values[2] / values[0] if values[0] else (1.0 if not values[2] else math.inf)
+        good = abs(ratio - 1.0) <= TOLERANCE
+        agree &= good
+        between = f"{values[3]:.0f}..{values[4]:.0f}"
+        print(
+            f"{name:24}{values[0]:9.0f}{values[1]:14.0f}{values[2]:12.0f}{between:>15}{ratio:7.2f}"
+            f"  {'yes' if good else 'no'}"
+        )
+    print()
+    return agree and not run.errors
