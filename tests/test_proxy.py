@@ -468,6 +468,77 @@ async def test_slow_sandbox_holds_the_client_back_and_not_in_memory(open_gateway
     assert sandbox.dials == 1
 
 
+def numbered(size: int) -> bytes:
+    """Bytes that show when a piece is missing, doubled or out of place."""
+    return b"".join(b"%07d\n" % line for line in range(size // 8))
+
+
+async def test_large_body_arrives_whole_and_the_next_request_is_read_from_its_end(open_gateway: OpenScripted) -> None:
+    """Two large bodies and a small request, sent in one go on one connection, are three requests at the sandbox."""
+    gateway, sandbox = await open_gateway()
+    session = await gateway.session()
+    client = await gateway.connect()
+    body = numbered(3 * MB)
+    for path in ("/one", "/two"):
+        client.writer.write(
+            get(session, path, f"content-length: {len(body)}\n\n", "PUT").replace("\n", "\r\n").encode()
+        )
+        client.writer.write(body)
+    client.writer.write(get(session, "/three").replace("\n", "\r\n").encode() + b"\r\n")
+    assert [(await client.answer()).status for _ in range(3)] == [200, 200, 200]
+    assert [request.path for request in sandbox.requests] == ["/one", "/two", "/three"]
+    assert [request.body == body for request in sandbox.requests] == [True, True, False]
+    assert sandbox.dials == 1
+    assert slots_free(gateway)
+
+
+async def test_large_body_that_is_refused_may_still_be_sent(open_gateway: OpenScripted) -> None:
+    """The refusal comes at once; a client that sends all before it reads is served on the same connection after it."""
+
+    async def script(call: Call) -> None:
+        if call.request.path == "/refused":
+            await call.reply(b"too large", "413 Content Too Large")
+        else:
+            await call.reply()
+
+    gateway, sandbox = await open_gateway(script)
+    session = await gateway.session()
+    client = await gateway.connect()
+    await client.send(get(session, "/refused", f"content-length: {20 * MB}\n\n", "POST"))
+    await client.send(bytes(MB))
+    assert (await client.answer()).status == 413
+    for _ in range(19):
+        await client.send(bytes(MB))
+    assert (await client.ask(get(session))).status == 200
+    assert sandbox.dials == 2
+
+
+@pytest.mark.parametrize("who", ["client", "sandbox"])
+async def test_side_that_leaves_in_a_large_body_ends_the_exchange(open_gateway: OpenScripted, who: str) -> None:
+    """A client that leaves: its sandbox's connection is closed. A sandbox that does: the client is told 502."""
+    begun = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await call.reader.readexactly(2 * MB)
+        begun.set()
+        if who == "client":
+            await call.closed()
+            raise ConnectionResetError
+        call.abort()
+
+    gateway, sandbox = await open_gateway(script)
+    client = await gateway.connect()
+    await client.send(get(await gateway.session(), "/", f"content-length: {50 * MB}\n\n", "PUT"))
+    await client.send(bytes(3 * MB))
+    await begun.wait()
+    if who == "client":
+        client.abort()
+        await eventually(lambda: sandbox.left == 1, "the gateway closed it")
+    else:
+        assert (await client.answer()).status == 502
+    await eventually(lambda: slots_free(gateway), "slots are given back")
+
+
 # When a side leaves
 
 
@@ -631,9 +702,9 @@ async def test_silent_uploader_is_told_408(open_gateway: OpenScripted) -> None:
 
     gateway, sandbox = await open_gateway(script, request_idle_timeout=0.3)
     session = await gateway.session()
-    for body in ("", "abc"):
+    for length, body in ((10, ""), (10, "abc"), (2 * MB, "a" * MB)):
         client = await gateway.connect()
-        await client.send(get(session, "/", f"content-length: 10\n\n{body}", "POST"))
+        await client.send(get(session, "/", f"content-length: {length}\n\n{body}", "POST"))
         answer = await client.answer()
         assert (answer.status, answer.json["code"], answer.get("x-session-id")) == (408, "REQUEST_TIMEOUT", session)
         await client.closed()

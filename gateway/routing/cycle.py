@@ -66,6 +66,13 @@ class GatewayCycle(RequestResponseCycle):
         if self._event is not None:
             self._event.set()
 
+    def take_body(self) -> bytes:
+        """What is here of the body; it is received with this."""
+        here, self.body = bytes(self.body), bytearray()
+        if self._event is not None and self.more_body and not self.disconnected:
+            self._event.clear()
+        return here
+
     def start(self, app: Any) -> None:
         """Run the app for this request in a task of its own."""
         self.scope["extensions"] = {"wakegate.cycle": self, "websocket.http.response": {}}

@@ -17,8 +17,10 @@ from gateway.errors import RequestTimeoutError, UpstreamTimeoutError, WakegateEr
 from gateway.model import StartKind
 from gateway.routing.activator import Route
 from gateway.routing.answers import Message, Receive, Send
+from gateway.routing.cycle import GatewayCycle
 from gateway.routing.headers import Headers, Request
 from gateway.routing.observe import Record
+from gateway.routing.pipe import PIPE_FROM
 from gateway.routing.upstream import UpstreamConnection
 
 WATCH_AFTER_S = 0.1
@@ -111,15 +113,20 @@ class Exchange:
             self.task.uncancel()
         return self._reason
 
-    async def send_request(self, head: bytes, request: Request, *, is_head: bool) -> None:
-        """Send head and body; a body that is not here at once goes on in a task beside the response."""
+    async def send_request(
+        self, head: bytes, request: Request, cycle: GatewayCycle | None = None, *, is_head: bool
+    ) -> None:
+        """Send head and body; a body that is not here at once goes on in a task beside the response.
+
+        `cycle` is the server's, where it is ours: a large body of known length then goes past it.
+        """
         connection = self.connection
         assert connection is not None
         self.sent = True
         if not request.chunked and not request.content_length:
             connection.begin(head, is_head=is_head)
             return
-        self.waits_for, self.since = "client body", asyncio.get_running_loop().time()
+        self._now_waits_for("client body")
         message = await self._first_message()
         if message["type"] == "http.disconnect":
             raise ClientGoneError("the client left while sending its request")
@@ -129,7 +136,8 @@ class Exchange:
             body = _chunk(body) if more else last_chunks(body)
         connection.begin(head + body, is_head=is_head)
         if more:
-            self.upload = asyncio.create_task(self._upload(connection, chunked=request.chunked))
+            left = None if request.chunked else (request.content_length or 0) - len(body)
+            self.upload = asyncio.create_task(self._upload(connection, cycle, left))
 
     async def relay_response(self, send: Send, headers: Headers, respond: Respond | None) -> None:
         """Pass the response on as it comes. The head must be here (`connection.response_head`).
@@ -192,25 +200,56 @@ class Exchange:
             self.watcher = None
         return await self._receive()
 
-    async def _upload(self, connection: UpstreamConnection, *, chunked: bool) -> None:
-        loop = asyncio.get_running_loop()
-        more = True
+    async def _upload(self, connection: UpstreamConnection, cycle: GatewayCycle | None, left: int | None) -> None:
+        """The rest of the body, `left` bytes, None where it is chunked."""
         try:
-            while more:
-                self.waits_for, self.since = "client body", loop.time()
-                message = await self._receive()
-                if message["type"] == "http.disconnect":
-                    self.interrupt(ClientGoneError("the client left while sending its request"))
-                    return
-                more = message.get("more_body", False)
-                body: bytes = message.get("body", b"")
-                self.waits_for, self.since = "sandbox", loop.time()
-                if chunked:
-                    body = _chunk(body) if more else last_chunks(body)
-                await connection.write(body)
+            if cycle is None or left is None or left < PIPE_FROM:
+                arrived = await self._piece_by_piece(connection, chunked=left is None)
+            else:
+                arrived = await self._through_pipe(connection, cycle, left)
         except WakegateError:
             return  # the response side sees the same broken connection and says so
-        await self._watch()
+        if arrived:
+            # All of the request is sent: what this task does from here on is no reason to give the connection up.
+            self.upload, self.watcher = None, self.upload
+            await self._watch()
+        else:
+            self.interrupt(ClientGoneError("the client left while sending its request"))
+
+    async def _piece_by_piece(self, connection: UpstreamConnection, *, chunked: bool) -> bool:
+        more = True
+        while more:
+            self._now_waits_for("client body")
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                return False
+            more = message.get("more_body", False)
+            body: bytes = message.get("body", b"")
+            self._now_waits_for("sandbox")
+            if chunked:
+                body = _chunk(body) if more else last_chunks(body)
+            await connection.write(body)
+        return True
+
+    async def _through_pipe(self, connection: UpstreamConnection, cycle: GatewayCycle, left: int) -> bool:
+        while here := cycle.take_body():  # came since the first piece, or while this is written; goes first
+            left -= len(here)
+            self._now_waits_for("sandbox")
+            await connection.write(here)
+        if cycle.disconnected or not left:
+            return not left
+        self._now_waits_for("client body")
+        pipe = cycle.protocol.pipe_body(left, connection.push, self._now_waits_for)
+        connection.buffer_nothing()
+        try:
+            return await pipe.done
+        finally:
+            if not pipe.done.done() or pipe.done.cancelled():
+                pipe.discard()
+            connection.buffer_as_ever()
+
+    def _now_waits_for(self, whom: str) -> None:
+        self.waits_for, self.since = whom, asyncio.get_running_loop().time()
 
     async def _watch(self) -> None:
         while (message := await self._receive())["type"] != "http.disconnect":

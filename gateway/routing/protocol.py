@@ -8,6 +8,7 @@ llhttp in its strict mode: both Content-Length and Transfer-Encoding, bad chunk 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,7 @@ from gateway.errors import BadRequestError, RequestTimeoutError, WakegateError
 from gateway.routing.answers import error_body
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.observe import Observer
+from gateway.routing.pipe import BodyPipe, Write
 
 MAX_HEAD = 64 * 1024  # bytes of request line and headers
 MAX_HEADERS = 256
@@ -170,6 +172,21 @@ class GatewayProtocol(HttpToolsProtocol):
         if not self._upgrading and not cycle.response_complete:
             cycle.more_body = False
             cycle.wake()
+
+    def pipe_body(self, left: int, write: Write, waits_for: Callable[[str], None]) -> BodyPipe:
+        """Hand the `left` bytes that are still to come of the present request's body to `write`, past the parser."""
+        pipe = BodyPipe(self, self.transport, left, write, waits_for)
+        self.transport.set_protocol(pipe)
+        self.flow.resume_reading()
+        return pipe
+
+    def body_is_over(self) -> None:
+        """The pipe has read the body's last byte: what comes next is a request, for a parser that saw no body."""
+        self.transport.set_protocol(self)
+        self.parser = httptools.HttpRequestParser(self)
+        with contextlib.suppress(AttributeError):  # as uvicorn does where httptools can
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.on_message_complete()
 
     def _start_fresh(self) -> None:
         """Begin with the request whose head the latest data completed."""

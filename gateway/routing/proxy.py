@@ -161,7 +161,8 @@ class Proxy:
             route = reservation.route
         connected = perf_counter()  # uvloop's own time has a grain of 1 ms
         head = request_head(scope, request, route, target)
-        await exchange.send_request(head, request, is_head=scope["method"] == "HEAD")
+        cycle = scope.get("extensions", _NOTHING).get("wakegate.cycle")
+        await exchange.send_request(head, request, cycle, is_head=scope["method"] == "HEAD")
         if exchange.upload is None:
             exchange.waits_for = "sandbox"
         await self._answer(scope, send, exchange, route, reservation, connected)

@@ -76,6 +76,27 @@ class UpstreamConnection(asyncio.Protocol):
             await self._drained
         self.progress = self._loop.time()
 
+    def push(self, data: memoryview) -> asyncio.Future[None] | None:
+        """Write without waiting; `data` may be changed once the future that is returned is done, at once if None.
+
+        Between `buffer_nothing` and `buffer_as_ever` only. Raises UpstreamBrokenError.
+        """
+        if self._error is not None:
+            raise self._error
+        self.transport.write(data)
+        self.progress = self._loop.time()
+        return self._drained
+
+    def buffer_nothing(self) -> None:
+        """Say of each byte that the socket did not take that it waits."""
+        if self._error is None:
+            self.transport.set_write_buffer_limits(high=0)
+
+    def buffer_as_ever(self) -> None:
+        """The transport's own limits again."""
+        if self._error is None:
+            self.transport.set_write_buffer_limits()
+
     async def response_head(self) -> None:
         """Wait until `status` and `headers` hold the final response's head. Raises UpstreamBrokenError."""
         while not self._head_done:
