@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import resource
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from gateway.errors import SettingsError
 from gateway.model import Limits, SandboxId
-from gateway.provider.local import cgroups, isolation, marks, pythons, rlimits, trees
+from gateway.provider.local import cgroups, isolation, marks, pythons, rlimits, seccomp, trees
 from gateway.provider.local.cgroups import CgroupTree, Place
 from gateway.provider.local.folders import SOCKET_PATH_MAX, Folders
 from gateway.provider.local.gate import StartGate
@@ -190,6 +191,7 @@ def test_this_machines_walls_are_tried_for_real() -> None:
     report = isolation.probe_isolation("bubblewrap", {"memory": "cgroup v1"})
     assert report.ok, report.error
     assert "bubblewrap" in report.summary()
+    assert ("system calls filtered" in report.summary()) == (seccomp.program(platform.machine()) is not None)
     assert "memory: cgroup v1" in report.summary()
     assert "cpu: not enforced" in report.summary()
     assert ("runs as root" in report.summary()) == (os.geteuid() == 0)

@@ -193,6 +193,7 @@ class Boxes:
                 listener,
                 mark,
                 restrict,
+                syscalls=self._report.syscalls,
             )
 
     def _picod_environment(

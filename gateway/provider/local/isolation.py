@@ -7,6 +7,7 @@ does without them.
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from gateway.model import Limits
-from gateway.provider.local import bwrap, rlimits
+from gateway.provider.local import bwrap, rlimits, seccomp
+from gateway.provider.local.process import anonymous_file
 
 Isolation = Literal["bubblewrap", "process"]
 
@@ -34,6 +36,11 @@ NESTED_WARNING = (
     "reaches more of the kernel"
 )
 
+NO_FILTER_WARNING = (
+    "system calls are not filtered here (no seccomp in this kernel, or a machine that the filter does not know): the "
+    "walls hold, but code in a sandbox reaches all of the kernel"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class IsolationReport:
@@ -45,6 +52,7 @@ class IsolationReport:
     warnings: tuple[str, ...] = ()
     limits: Mapping[str, str] = field(default_factory=dict)  # limit -> by what it is enforced
     disable_userns: bool = True
+    syscalls: bytes | None = None  # the filter that bwrap loads
 
     @property
     def ok(self) -> bool:
@@ -53,7 +61,8 @@ class IsolationReport:
 
     def summary(self) -> str:
         """For the start banner: one line for the isolation, one for the limits, one for each warning."""
-        walls = "bubblewrap (own user, pid, network, ipc, uts, mount and cgroup namespaces; no network)"
+        walls = "bubblewrap (own user, pid, network, ipc, uts, mount and cgroup namespaces; no network"
+        walls += "; system calls filtered)" if self.syscalls else ")"
         first = f"isolation: {walls if self.isolation == 'bubblewrap' else 'process (no walls)'}"
         limits = "limits: " + "; ".join(f"{name}: {by}" for name, by in self.limits.items())
         return "\n".join([first, limits, *(f"warning: {text}" for text in self.warnings)])
@@ -73,8 +82,12 @@ def probe_isolation(isolation: Isolation, in_force: Mapping[str, str]) -> Isolat
     if said is not None and _run_true(program, disable_userns=False) is None:
         warnings.append(NESTED_WARNING)
         said = None
+    syscalls = seccomp.program(platform.machine())
+    if said is None and (syscalls is None or _run_true(program, disable_userns=disable_userns, syscalls=syscalls)):
+        warnings.append(NO_FILTER_WARNING)
+        syscalls = None
     error = "" if said is None else explain(said, program, _read_sysctl, in_container=_in_container())
-    return IsolationReport(isolation, program, error, tuple(warnings), limits, disable_userns)
+    return IsolationReport(isolation, program, error, tuple(warnings), limits, disable_userns, syscalls)
 
 
 def limits_in_force(isolation: Isolation, in_force: Mapping[str, str], release: str, *, uid: int) -> dict[str, str]:
@@ -116,15 +129,22 @@ def explain(said: str, program: Path | None, sysctl: Callable[[str], str | None]
     return f"sandboxes cannot be walled off on this machine: {cause}{detail}; {_SWITCH}"
 
 
-def _run_true(program: Path, *, disable_userns: bool) -> str | None:
+def _run_true(program: Path, *, disable_userns: bool, syscalls: bytes | None = None) -> str | None:
     """Run `true` behind the real walls. Returns None when it worked, else what bwrap said."""
     with tempfile.TemporaryDirectory(prefix="wakegate-probe-") as workspace:
         walls = bwrap.Walls(bwrap.survey_host(), {}, workspace, {"PATH": "/usr/bin:/bin"}, Limits(), disable_userns)
-        command = [str(program), *bwrap.arguments(walls, ["true"])]
+        filters = () if syscalls is None else (anonymous_file("syscalls", syscalls),)
+        loaded = [word for each in filters for word in ("--seccomp", str(each))]
+        command = [str(program), *loaded, *bwrap.arguments(walls, ["true"])]
         try:
-            done = subprocess.run(command, env={}, capture_output=True, timeout=_PROBE_TIMEOUT, check=False)
+            done = subprocess.run(
+                command, env={}, capture_output=True, timeout=_PROBE_TIMEOUT, check=False, pass_fds=filters
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)
+        finally:
+            for each in filters:
+                os.close(each)
     said = done.stderr.decode(errors="replace").strip()
     return None if done.returncode == 0 else said or f"exit status {done.returncode}"
 

@@ -34,6 +34,14 @@ class StartFailedError(Exception):
     """A sandbox did not come up; the text says why."""
 
 
+def anonymous_file(name: str, content: bytes) -> int:
+    """A descriptor of a file in memory, at its beginning: for what a program reads from a descriptor."""
+    fd = os.memfd_create(name)
+    os.write(fd, content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
 class Process:
     """A running tree. `exited` resolves to the exit status (128 + n: ended by signal n) when it has ended."""
 
@@ -64,8 +72,12 @@ class Process:
         listener: socket.socket,
         mark: str,
         restrict: Restrict,
+        *,
+        syscalls: bytes | None = None,
     ) -> Process:
         """Start bwrap. `arguments(listener_fd, lifeline_fd)` are its arguments, `--`, and picod's command line.
+
+        `syscalls` is the filter of seccomp.py.
 
         The arguments go through an anonymous file, so that `ps` in the sandbox does not show the host's paths.
         Raises StartFailedError, OSError.
@@ -77,22 +89,22 @@ class Process:
             errors, errors_write = fds.pipe()
             args = arguments(listener.fileno(), lifeline)
             split = args.index("--")
-            hidden = fds.add(os.memfd_create("arguments"))
-            os.write(hidden, "\0".join(args[:split]).encode() + b"\0")
-            os.lseek(hidden, 0, os.SEEK_SET)
+            hidden = fds.add(anonymous_file("arguments", "\0".join(args[:split]).encode() + b"\0"))
             handshake = ["--args", str(hidden), "--info-fd", str(info_write), "--block-fd", str(block)]
+            filters = () if syscalls is None else (fds.add(anonymous_file("syscalls", syscalls)),)
+            handshake += [word for each in filters for word in ("--seccomp", str(each))]
             popen = subprocess.Popen(  # noqa: ASYNC220 - vfork and exec, about a millisecond, and on this very thread
                 [str(bwrap), *handshake, *args[split:]],
                 stdin=subprocess.DEVNULL,
                 stdout=errors_write,
                 stderr=errors_write,
                 env={marks.NAME: mark},
-                pass_fds=(listener.fileno(), lifeline, block, info_write, hidden),
+                pass_fds=(listener.fileno(), lifeline, block, info_write, hidden, *filters),
                 start_new_session=True,
             )
             fds.keep(held_lifeline, errors)
             process = cls(popen, held_lifeline, errors, mark)
-            fds.close(lifeline, block, info_write, errors_write, hidden)
+            fds.close(lifeline, block, info_write, errors_write, hidden, *filters)
             try:
                 told = await _read_to_end(info)
                 if not told:
