@@ -340,6 +340,15 @@ async def test_readyz_waits_for_each_pool(tmp_path: Any) -> None:
         assert (await client.get("/healthz")).status_code == 200
 
 
+async def test_readyz_stays_when_a_runtime_is_added_later(tmp_path: Any) -> None:
+    """Its pool is empty for every replica at once: none of them leaves the sessions that it serves."""
+    provider = Starting()
+    async with served(tmp_path, provider) as gateway, client_of(gateway) as client:
+        for pool, status in ((provider.pool, 503), (PoolStatus(KEY, 3, 1, 2, 0, 0), 200), (provider.pool, 200)):
+            provider.pool = pool
+            assert (await client.get("/readyz")).status_code == status
+
+
 async def test_readyz_tells_of_a_store_that_is_away(open_gateway: OpenScripted) -> None:
     """And so does what needs it, with 503 and Retry-After; /healthz stays well."""
     gateway, _ = await open_gateway()

@@ -41,6 +41,7 @@ class NativeAPI:
         self._provider = provider
         self._catalog = catalog
         self._is_draining = is_draining
+        self._pools_settled = False  # once they were
 
     def routes(self) -> list[Route]:
         """The API's paths."""
@@ -187,11 +188,18 @@ class NativeAPI:
             await self._store.ping()
         except WakegateError as error:
             reasons.append(f"the session store does not answer: {error}")
+        return reasons if self._pools_settled else [*reasons, *await self._unsettled()]
+
+    async def _unsettled(self) -> list[str]:
+        """Pools that have no sandbox yet. Asked until all had one: a runtime that is added later, whose image is still
+        being pulled, is no reason to take all of them away from everybody."""
+        reasons = []
         for runtime in self._catalog.all():
             status = await self._provider.status(runtime.key)
             if not status.settled:
                 trouble = f"; last failure: {status.last_error}" if status.last_error else ""
                 reasons.append(f"{runtime.key}: no warm sandbox yet, {status.starting} starting{trouble}")
+        self._pools_settled = not reasons
         return reasons
 
 

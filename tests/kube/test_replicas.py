@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.integration.served import RUNTIME, Server, serve, wait_until
+from tests.integration.served import LIMIT_S, RUNTIME, Server, serve, wait_until
 from tests.kube.served import INTERPRETER, enforce_roles, flags_for
 from tests.kube.simulator import Cluster, in_thread
 from tests.store.redis_server import RedisServer
@@ -68,6 +70,8 @@ class Load:
                             json={"command": ["cat", "note"]},
                             headers={"x-session-id": session},
                         )
+                    except httpx.ConnectError:
+                        continue  # it listens no more: a Service would not have sent us there
                     except httpx.TransportError:
                         self.broken += 1  # the dead one: the next is asked at once
                         continue
@@ -96,6 +100,45 @@ def test_replica_that_is_killed_fails_no_request(replicas: tuple[list[Server], C
     assert load.wrong == []
     assert load.broken > 0
     assert {pod["metadata"]["uid"] for pod in cluster.call(lambda: cluster.pods(**claimed))} == before
+
+
+def test_replica_that_drains_fails_no_request(replicas: tuple[list[Server], Cluster]) -> None:
+    """SIGTERM to one of two gateways under load: not one request fails or is cut, those that run on it are answered to
+    their end, it exits by itself with status 0, and the pods stay the same."""
+    gateways, cluster = replicas
+    sessions = [gateways[n % 2].session() for n in range(4)]
+    for n, session in enumerate(sessions):
+        assert gateways[n % 2].run(session, f"printf {session} > note").status_code == 200
+    claimed = {"wakegate.io/pool": "claimed"}
+    before = {pod["metadata"]["uid"] for pod in cluster.call(lambda: cluster.pods(**claimed))}
+    with Load(gateways, sessions) as load, ThreadPoolExecutor() as threads:
+        wait_until(lambda: min(load.answers[each.url] for each in gateways) >= 20, "both gateways serve")
+        slow = [threads.submit(patient, gateways[0], session) for session in sessions]
+        wait_until(lambda: slow_commands(cluster) == len(slow), "the slow commands run")
+        gateways[0].process.send_signal(signal.SIGTERM)
+        alone = load.answers[gateways[1].url]
+        wait_until(lambda: load.answers[gateways[1].url] >= alone + 40, "the other goes on")
+        assert gateways[0].process.poll() is None
+        for path in cluster.call(lambda: cluster.kubelet.volumes("workspace")):
+            (path / "go-on").touch()
+        assert [each.result(LIMIT_S) for each in slow] == ["done\n"] * len(slow)
+        assert gateways[0].process.wait(LIMIT_S) == 0
+    assert (load.wrong, load.broken) == ([], 0)
+    assert {pod["metadata"]["uid"] for pod in cluster.call(lambda: cluster.pods(**claimed))} == before
+
+
+def patient(gateway: Server, session: str) -> str:
+    """A command that lasts until it is told to end."""
+    with httpx.Client(base_url=gateway.url, timeout=LIMIT_S) as client:
+        script = "touch waits; while [ ! -e go-on ]; do sleep 0.05; done; echo done"
+        headers = {"x-session-id": session}
+        reply = client.post("/api/execute", json={"command": ["sh", "-c", script]}, headers=headers)
+        return str(reply.json()["stdout"])
+
+
+def slow_commands(cluster: Cluster) -> int:
+    """How many of those run."""
+    return sum((path / "waits").exists() for path in cluster.call(lambda: cluster.kubelet.volumes("workspace")))
 
 
 def test_session_sleeps_at_one_replica_and_wakes_at_another(replicas: tuple[list[Server], Cluster]) -> None:

@@ -67,6 +67,10 @@ class Kubelet:
         """Where a pod's volume lies on the machine."""
         return self._folder / uid / name
 
+    def volumes(self, name: str) -> list[Path]:
+        """Where the volumes of that name of all pods lie."""
+        return [path for path in self._folder.glob(f"*/{name}") if path.is_dir()]
+
     def lose(self, uid: str) -> None:
         """The pod's machine is gone: its processes end, and nobody looks after it any more."""
         self._running[uid].task.cancel()
