@@ -12,6 +12,7 @@ from typing import Any
 
 from gateway.model import PoolStatus
 
+LOST = "SandboxLost"  # the condition's type
 _REASON = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 
 
@@ -23,22 +24,37 @@ def make_status(
     `pool` None: the runtime is not served (yet). `now` is an API time.
     """
     holds, reason, message = verdict(problems, pool)
-    before: Mapping[str, Any] = next(
-        (each for each in present.get("conditions") or [] if each.get("type") == "Ready"), {}
-    )
-    condition = {
-        "type": "Ready",
+    condition = _condition(present, "Ready", holds, reason, message, generation, now)
+    conditions = [condition]
+    if pool is not None:
+        conditions.append(_lost(present, generation, pool, now))
+    mine = {each["type"] for each in conditions}
+    others = [each for each in present.get("conditions") or [] if each.get("type") not in mine]
+    status: dict[str, Any] = {"conditions": [*others, *conditions], "ready": holds == "True"}
+    if pool is not None:
+        status["pool"] = {"target": pool.target, "warm": pool.ready, "claimed": pool.claimed}
+    return status
+
+
+def _lost(present: Mapping[str, Any], generation: int, pool: PoolStatus, now: str) -> dict[str, Any]:
+    """Whether sessions lost their sandboxes of late, and why the last of them did."""
+    if pool.last_loss:
+        return _condition(present, LOST, "True", "SandboxEnded", pool.last_loss, generation, now)
+    return _condition(present, LOST, "False", "NoneLost", "", generation, now)
+
+
+def _condition(
+    present: Mapping[str, Any], kind: str, holds: str, reason: str, message: str, generation: int, now: str
+) -> dict[str, Any]:
+    before: Mapping[str, Any] = next((each for each in present.get("conditions") or [] if each.get("type") == kind), {})
+    return {
+        "type": kind,
         "status": holds,
         "reason": reason,
         "message": message[:1024],
         "observedGeneration": generation,
         "lastTransitionTime": before.get("lastTransitionTime", now) if before.get("status") == holds else now,
     }
-    others = [each for each in present.get("conditions") or [] if each.get("type") != "Ready"]
-    status: dict[str, Any] = {"conditions": [*others, condition], "ready": holds == "True"}
-    if pool is not None:
-        status["pool"] = {"target": pool.target, "warm": pool.ready, "claimed": pool.claimed}
-    return status
 
 
 def verdict(problems: tuple[str, ...], pool: PoolStatus | None) -> tuple[str, str, str]:

@@ -311,6 +311,8 @@ class PoolStatus:
     retry_at: float | None = None  # when the next start is tried, while backing off
     lead_time_p50: float | None = None  # seconds from create ordered to ready
     lead_time_p90: float | None = None
+    losses: int = 0  # sandboxes of sessions that ended on their own, as far as this gateway knows
+    last_loss: str = ""  # why the last one did, while that is recent
 
     @property
     def settled(self) -> bool:

@@ -251,6 +251,8 @@ def runtime_document(runtime: Runtime, status: PoolStatus) -> dict[str, Any]:
             "failures": status.failures,
             "lastError": status.last_error,
             "retryAt": None if status.retry_at is None else rfc3339(status.retry_at),
+            "losses": status.losses,
+            "lastLoss": status.last_loss,
             "leadTimeP50": status.lead_time_p50,
             "leadTimeP90": status.lead_time_p90,
         },

@@ -14,6 +14,7 @@ from tests.kube.served import flags_for, in_cluster
 from tests.kube.simulator import Cluster
 from tests.kube.simulator.objects import BY_PLURAL, PODS, merge
 
+INTERPRETERS = BY_PLURAL["codeinterpreters"]
 CLAIMED = {"wakegate.io/pool": "claimed"}
 
 
@@ -53,6 +54,31 @@ def written(server: Server, text: str) -> str:
     return session
 
 
+def pool_of(server: Server, runtime: str) -> Any:
+    """A runtime's pool as /v1/runtimes shows it."""
+    return {each["name"]: each["pool"] for each in server.client.get("/v1/runtimes").json()["runtimes"]}[runtime]
+
+
+def condition(cluster: Cluster, runtime: str, kind: str = "Ready") -> Any:
+    """A condition of a CodeInterpreter's status, as kubectl shows it."""
+    status = cluster.call(lambda: cluster.objects.get(INTERPRETERS, "default", runtime)).get("status", {})
+    found = [each for each in status.get("conditions", []) if each["type"] == kind]
+    return found[0] if found else {"status": None, "reason": None, "message": ""}
+
+
+def told_everywhere(server: Server, cluster: Cluster, session: str, words: str) -> None:
+    """Why a session's sandbox ended stands in the status, in /v1/runtimes and in the log."""
+    assert words in pool_of(server, "my-interpreter")["lastLoss"]
+    (line,) = [line for line in server.log.read_text().splitlines() if session in line and "ended: " in line]
+    assert words in line
+
+    def said() -> bool:
+        lost = condition(cluster, "my-interpreter", "SandboxLost")
+        return lost["status"] == "True" and words in lost["message"]
+
+    wait_until(said, f"the status says {words}")
+
+
 @pytest.mark.parametrize("how", ["evicted", "crashed"])
 def test_session_keeps_its_files_when_its_pod_goes(server: Server, cluster: Cluster, how: str) -> None:
     """Eviction, drain, and a crash or OOM of picod: the files are copied out before they are gone, and the next request
@@ -61,7 +87,14 @@ def test_session_keeps_its_files_when_its_pod_goes(server: Server, cluster: Clus
     pod = pod_of(cluster, session)
     name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
     if how == "evicted":
-        cluster.call(lambda: cluster.delete("pods", "default", name))
+        told = _disrupted("EvictionByEvictionAPI", "Eviction API: evicting")
+
+        def evict() -> None:
+            """As the eviction API does, which `kubectl drain` uses."""
+            cluster.objects.update(PODS, "default", name, told)
+            cluster.delete("pods", "default", name)
+
+        cluster.call(evict)
     else:
         cluster.call(lambda: cluster.kubelet.kill(uid))
     wait_until(lambda: server.state(session)["state"] != "active", "the loss is noticed")
@@ -70,6 +103,19 @@ def test_session_keeps_its_files_when_its_pod_goes(server: Server, cluster: Clus
     assert reply.headers["x-wakegate-restored"] != "none"
     assert reply.headers["x-wakegate-start"] in ("wake", "wake-cold")
     assert pod_of(cluster, session)["metadata"]["uid"] != uid
+    said = {"evicted": "its pod was evicted: Eviction API: evicting", "crashed": "out of memory"}[how]
+    told_everywhere(server, cluster, session, said)
+
+
+def _disrupted(reason: str, message: str) -> Any:
+    """A change of a pod: the condition DisruptionTarget."""
+
+    def change(pod: Any) -> Any:
+        said = {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": message}
+        pod["status"]["conditions"].append(said)
+        return pod
+
+    return change
 
 
 def test_session_on_a_lost_node_goes_on_from_its_last_snapshot(server: Server, cluster: Cluster) -> None:
@@ -92,6 +138,7 @@ def test_session_on_a_lost_node_goes_on_from_its_last_snapshot(server: Server, c
     reply = server.run(session, "cat note; ls")
     assert (reply.status_code, reply.json()["stdout"]) == (200, "kept\nnote\n")
     assert reply.headers["x-wakegate-restored"] not in ("none", "")
+    told_everywhere(server, cluster, session, "its node was lost")
 
 
 def test_session_serves_while_the_api_server_is_away(server: Server, cluster: Cluster) -> None:
@@ -103,9 +150,62 @@ def test_session_serves_while_the_api_server_is_away(server: Server, cluster: Cl
         reply = server.client.post("/v1/sessions", json={"runtime": "default/my-interpreter"})
         assert (reply.status_code, reply.json()["code"]) == (503, "SANDBOX_START_FAILED")
         assert "API server" in reply.json()["error"]
+        away = "the Kubernetes API server cannot be reached"
+        wait_until(lambda: away in pool_of(server, "my-interpreter")["lastError"], "/v1/runtimes says so")
+        assert f"/pods: {away}" in server.log.read_text()
     finally:
         cluster.await_(cluster.start_api)
     wait_until(lambda: makes_session(server, "my-interpreter") == 201, "sessions are made again")
+    wait_until(lambda: pool_of(server, "my-interpreter")["lastError"] == "", "nothing is said to be wrong any more")
+    assert "followed again" in server.log.read_text()
+
+
+def test_session_serves_through_a_dropped_and_expired_watch(server: Server, cluster: Cluster) -> None:
+    """The watches break, and what happened meanwhile is compacted away (410): no request notices, what was missed is
+    seen by a new list, and the log tells of it."""
+    session, ended = written(server, "here"), written(server, "ended")
+    pod = pod_of(cluster, ended)["metadata"]
+
+    def drop() -> None:
+        """All in one moment, so that no watch tells of the pod."""
+        cluster.api.cut_watches()
+        cluster.kubelet.lose(pod["uid"])
+        cluster.objects.remove(PODS, "default", pod["name"])
+        cluster.objects.compact()
+
+    cluster.call(drop)
+    assert server.run(session, "cat note").json()["stdout"] == "here\n"
+    wait_until(lambda: server.state(ended)["state"] == "lost", "the missed end is known")
+    assert "(410); listing again" in server.log.read_text()
+    assert server.run(session, "cat note").json()["stdout"] == "here\n"
+    assert server.run(ended, "ls").headers["x-wakegate-restored"] == "none"
+    assert server.client.get("/readyz").status_code == 200
+
+
+def test_used_up_quota_is_told_everywhere_and_harms_no_live_session(server: Server, cluster: Cluster) -> None:
+    """503 with the server's words and Retry-After for who needs a new pod; live sessions go on; the status, the log and
+    /v1/runtimes say which quota; freed, sessions are made again."""
+    session = written(server, "here")
+    used = len(cluster.call(cluster.pods))
+    hard = {"hard": {"pods": str(used)}}
+    cluster.call(lambda: cluster.create("resourcequotas", "few", namespace="default", spec=hard))
+    try:
+        spec = {"warmPoolSize": 1, "template": {"image": "wakegate/picod:test"}}
+        cluster.call(lambda: cluster.create("codeinterpreters", "greedy", namespace="default", spec=spec))
+        wait_until(lambda: condition(cluster, "greedy")["reason"] == "QuotaExceeded", "the status says so")
+        assert "exceeded quota: few" in condition(cluster, "greedy")["message"]
+        assert "exceeded quota: few" in pool_of(server, "greedy")["lastError"]
+        reply = server.client.post("/v1/sessions", json={"runtime": "default/greedy"})
+        assert (reply.status_code, reply.json()["code"]) == (503, "SANDBOX_START_FAILED")
+        assert "exceeded quota: few" in reply.json()["error"]
+        assert reply.headers["retry-after"]
+        log = [line for line in server.log.read_text().splitlines() if "exceeded quota: few" in line]
+        assert any("could not be started" in line for line in log)
+        assert server.run(session, "cat note").json()["stdout"] == "here\n"
+    finally:
+        cluster.call(lambda: cluster.delete("resourcequotas", "default", "few"))
+    wait_until(lambda: makes_session(server, "greedy") == 201, "sessions are made again")
+    cluster.call(lambda: cluster.delete("codeinterpreters", "default", "greedy"))
 
 
 def test_manifest_environment_reaches_commands_and_nothing_else_does(server: Server) -> None:
@@ -119,35 +219,29 @@ def test_manifest_environment_reaches_commands_and_nothing_else_does(server: Ser
 def test_status_of_a_runtime_tells_the_truth(server: Server, cluster: Cluster) -> None:
     """Ready only with a ready sandbox; an image that cannot be pulled is the reason there, in /v1/runtimes and in the
     answer to a claim; mended, it becomes Ready. A spec that is wrong says so and leaves what was served."""
-    interpreters = BY_PLURAL["codeinterpreters"]
-
-    def condition(name: str) -> Any:
-        status = cluster.call(lambda: cluster.objects.get(interpreters, "default", name)).get("status", {})
-        found = [each for each in status.get("conditions", []) if each["type"] == "Ready"]
-        return found[0] if found else {"status": None, "reason": None, "message": ""}
 
     def spec(image: str, **extra: Any) -> Any:
         return {"warmPoolSize": 1, "template": {"image": image}, **extra}
 
     def change(new: Any) -> None:
-        cluster.objects.update(interpreters, "default", "mended", lambda present: {**present, "spec": new})
+        cluster.objects.update(INTERPRETERS, "default", "mended", lambda present: {**present, "spec": new})
 
-    wait_until(lambda: condition("my-interpreter")["status"] == "True", "my-interpreter is ready")
+    wait_until(lambda: condition(cluster, "my-interpreter")["status"] == "True", "my-interpreter is ready")
     cluster.kubelet.bad_images.add("registry.invalid/none:1")
     made = spec("registry.invalid/none:1")
     cluster.call(lambda: cluster.create("codeinterpreters", "mended", namespace="default", spec=made))
-    wait_until(lambda: condition("mended")["reason"] == "ImagePullBackOff", "the reason is in the status")
-    assert condition("mended")["status"] == "False"
-    pools = {each["name"]: each["pool"] for each in server.client.get("/v1/runtimes").json()["runtimes"]}
-    assert "failed to pull image" in pools["mended"]["lastError"]
+    wait_until(lambda: condition(cluster, "mended")["reason"] == "ImagePullBackOff", "the reason is in the status")
+    assert condition(cluster, "mended")["status"] == "False"
+    assert "failed to pull image" in pool_of(server, "mended")["lastError"]
     reply = server.client.post("/v1/sessions", json={"runtime": "default/mended"})
     assert reply.status_code == 503
     assert "ImagePullBackOff" in reply.json()["error"]
+    wait_until(lambda: "default/mended: ImagePullBackOff" in server.log.read_text(), "the log says so")
     cluster.call(lambda: change(spec("wakegate/picod:test")))
-    wait_until(lambda: condition("mended")["status"] == "True", "it is ready")
+    wait_until(lambda: condition(cluster, "mended")["status"] == "True", "it is ready")
     cluster.call(lambda: change(spec("wakegate/picod:test", sessionTimeout="soon")))
-    wait_until(lambda: condition("mended")["reason"] == "InvalidSpec", "the mistake is said")
-    assert "spec.sessionTimeout: expected a duration" in condition("mended")["message"]
+    wait_until(lambda: condition(cluster, "mended")["reason"] == "InvalidSpec", "the mistake is said")
+    assert "spec.sessionTimeout: expected a duration" in condition(cluster, "mended")["message"]
     assert server.client.post("/v1/sessions", json={"runtime": "default/mended"}).status_code == 201
     cluster.call(lambda: cluster.delete("codeinterpreters", "default", "mended"))
     wait_until(lambda: makes_session(server, "mended") == 404, "it is not served any more")

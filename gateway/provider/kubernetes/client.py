@@ -23,6 +23,7 @@ from gateway.errors import SettingsError, UnavailableError
 
 log = logging.getLogger(__name__)
 
+OPENED = "OPENED"
 MERGE_PATCH = "application/merge-patch+json"
 _REQUEST_TIMEOUT = 15.0  # seconds, the whole exchange of anything but a watch
 _TRIES = 4
@@ -104,7 +105,8 @@ class KubeApi:
                 raise
 
     async def watch(self, path: str, version: str, **query: Any) -> AsyncGenerator[tuple[str, Object], None]:
-        """(type, object) as they come, bookmarks included, until the server ends the stream.
+        """(type, object) as they come, bookmarks included, until the server ends the stream. The first is OPENED, with
+        no object: the server has taken the watch.
 
         Raises WatchExpiredError, KubeError, ApiAwayError.
         """
@@ -117,6 +119,7 @@ class KubeApi:
             try:
                 if response.status != 200:
                     raise _refusal(response, await response.read())
+                yield OPENED, {}
                 rest = b""
                 async for piece in response.content.iter_any():
                     *lines, rest = (rest + piece).split(b"\n")
@@ -124,6 +127,8 @@ class KubeApi:
                         yield _event(line)
             finally:
                 response.close()
+        except aiohttp.ClientConnectorError as error:
+            raise ApiAwayError(f"the Kubernetes API server cannot be reached: {error}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiAwayError(f"the watch on {path} broke: {error or type(error).__name__}") from error
 

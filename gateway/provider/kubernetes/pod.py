@@ -54,6 +54,7 @@ class Pod:
     ended: str  # why the whole pod ended; "" while it lives
     restarted: str  # why picod ended since the claim, and was started again by the kubelet; "" when it did not
     restarts: int
+    disruption: str = ""  # why it is being deleted, where the cluster says so: an eviction, a drain, a preemption
 
     @property
     def claimable(self) -> bool:
@@ -63,7 +64,7 @@ class Pod:
     @property
     def gone(self) -> str:
         """Why a claimed one counts as ended: what ran in it is lost, or will be in a moment. "" while it lives."""
-        return self.ended or self.restarted or ("its pod was deleted" if self.deleting else "")
+        return self.ended or self.restarted or (self.disruption or "its pod was deleted" if self.deleting else "")
 
     @property
     def reachable(self) -> bool:
@@ -123,6 +124,7 @@ def read_pod(obj: Mapping[str, Any]) -> Pod | None:
         ended=_ended(status, container),
         restarted=_last_end(container) if claimed and restarts > int(notes.get(names.RESTARTS, "0")) else "",
         restarts=restarts,
+        disruption=_disruption(status),
     )
 
 
@@ -158,6 +160,16 @@ def _trouble(status: Mapping[str, Any]) -> str:
     if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
         return f"Unschedulable: {scheduled.get('message') or 'no node fits'}"
     return ""
+
+
+def _disruption(status: Mapping[str, Any]) -> str:
+    """The condition DisruptionTarget in words."""
+    found = _condition(status, "DisruptionTarget")
+    if found.get("status") != "True":
+        return ""
+    reason, message = found.get("reason") or "Disruption", found.get("message") or ""
+    evicted = reason in ("EvictionByEvictionAPI", "TerminationByKubelet", "DeletionByTaintManager")
+    return f"{'its pod was evicted' if evicted else reason}: {message}".removesuffix(": ")
 
 
 def _ended(status: Mapping[str, Any], container: Mapping[str, Any]) -> str:

@@ -67,6 +67,9 @@ class Pool:
         self.refused = ""  # why the server does not take what is made for the runtime
         self.failures = 0  # cold starts in a row
         self.last_error = ""
+        self.told = ""  # the trouble that is in the log
+        self.losses = 0
+        self.last_loss, self.lost_at = "", 0.0
         self.retry_at: float | None = None
         self._taken: set[str] = set()  # being claimed by us at this moment
         self._born: dict[str, float] = {}  # when a pod was first seen, while it is not ready

@@ -30,6 +30,7 @@ _GRACE_S = 1  # of a sandbox that is deleted: picod has nothing to finish
 _CANDIDATES = 8  # tried for one claim before it becomes a cold start
 _HOUSEKEEPING_S = 2.0
 _BACK_S, _LOOK_S = 10.0, 0.05  # how long a crashed picod may take to be back, and how often that is looked at
+_RECENT_S = 600.0  # so long the status tells of a sandbox that was lost
 _FORGOTTEN_S = 600.0  # a claimed pod that ended so long ago and that nobody released is deleted
 
 
@@ -173,10 +174,12 @@ class KubernetesProvider:
             claimed=sum(not pod.gone for pod in pool.claimed.values()),
             # The kubelet tells of trouble after several tries of its own: that counts as having given up for now.
             failures=max(pool.failures, 3 * bool(troubles), len(troubles)),
-            last_error=troubles[0] if troubles else pool.last_error,
+            last_error=troubles[0] if troubles else pool.last_error or self.trouble,
             retry_at=self._clock.now() + pool.retry_at - now if waits and pool.retry_at is not None else None,
             lead_time_p50=pool.lead_time(0.5),
             lead_time_p90=pool.lead_time(0.9),
+            losses=pool.losses,
+            last_loss=pool.last_loss if pool.losses and now - pool.lost_at < _RECENT_S else "",
         )
 
     async def find(self, sandbox_id: SandboxId) -> Sandbox | None:
@@ -300,6 +303,7 @@ class KubernetesProvider:
                 await asyncio.shield(self.release(SandboxId(pod.uid)))
             if not isinstance(error, KubeError | SandboxStartError):
                 raise
+            log.warning("a sandbox of %s could not be started: %s", key, error)
             if not isinstance(error, ApiAwayError):
                 pool.failed(self._clock.monotonic(), str(error))
             raise _start_error(key, str(error), pool.refusal(self._clock.monotonic())) from error
@@ -467,6 +471,8 @@ class KubernetesProvider:
 
     def _tell(self, pod: Pod, reason: str) -> None:
         log.info("sandbox %s (pod %s) of session %s ended: %s", pod.uid, pod.name, pod.session, reason)
+        pool = self._pools[pod.runtime]
+        pool.losses, pool.last_loss, pool.lost_at = pool.losses + 1, reason, self._clock.monotonic()
         for queue in self._watchers:
             queue.put_nowait(SandboxEvent(SandboxId(pod.uid), SessionId(pod.session), reason))
 
@@ -523,7 +529,11 @@ class KubernetesProvider:
             await self._delete(pod)
         for mark, pod in list(self._doubtful.items()):
             await self._settle(mark, pod)
-        for pool in list(self._pools.values()):
+        for key, pool in list(self._pools.items()):
+            trouble = next(iter(pool.troubles), "")
+            if trouble != pool.told:
+                pool.told = trouble
+                log.warning("%s: %s", key, trouble) if trouble else log.info("%s: well again", key)
             for pod in pool.spared():
                 await self._annotate(pod, build.make_spared(pod.version))
             for pod in list(pool.claimed.values()):

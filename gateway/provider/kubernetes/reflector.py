@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any, Generic, Protocol, TypeVar
 
-from gateway.provider.kubernetes.client import KubeApi, KubeError, WatchExpiredError
+from gateway.provider.kubernetes.client import OPENED, KubeApi, KubeError, WatchExpiredError
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ class Reflector(Generic[R]):
                 failures = 0
                 await asyncio.sleep(_REOPEN)
             except WatchExpiredError:
+                log.info("%s: the watch's version is too old (410); listing again", self._path)
                 version = ""
             except KubeError as error:
                 if str(error) != self.trouble:
@@ -132,7 +133,11 @@ class Reflector(Generic[R]):
         """Apply events until the stream ends; returns the version to go on from."""
         async with aclosing(self._api.watch(self._path, version, **self._query)) as events:
             async for kind, obj in events:
-                self.trouble = ""
+                if self.trouble:
+                    log.info("%s: followed again", self._path)
+                    self.trouble = ""
+                if kind == OPENED:
+                    continue
                 version = obj["metadata"]["resourceVersion"]
                 if kind == "DELETED":
                     self._forget(obj["metadata"]["uid"])
