@@ -47,7 +47,7 @@ class Unforeseeing:
 
 def quantile_of(probabilities: Floats, q: float) -> int:
     """The least count that covers a share `q`; the array's length when it does not reach that far."""
-    return int(np.searchsorted(probabilities.cumsum(), q - 1e-12))
+    return int(probabilities.cumsum().searchsorted(q - 1e-12))
 
 
 def pinball(predicted: float, seen: float, q: float) -> float:

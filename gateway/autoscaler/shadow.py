@@ -33,7 +33,9 @@ _REMEMBERED = 500.0  # claims; while fewer are remembered, none are forgotten ea
 _YOUTH = 3.0  # of all time so far, this part counts: what a rule did before the experts had learned is soon forgotten
 _CHOOSE_EVERY = 60.0  # seconds
 _MARGIN = 0.03  # another rule must be this much cheaper before it is followed
-_COLUMNS = np.arange(len(THRESHOLDS))
+_RULES = len(THRESHOLDS)
+_NEGATED: Floats = -THRESHOLDS
+_COLUMNS = np.arange(_RULES)
 _ENOUGH = 50.0  # claims before anything but the first guess is followed
 
 
@@ -91,18 +93,20 @@ class Shadow:
         self._position: Floats = self.levels.copy()  # ready and starting: what is paid for
         self._orders: deque[tuple[float, Floats]] = deque()  # (ready at, sandboxes per rule), oldest first
         self._since = self._age = 0.0
+        self._rarest = _RULES - 1  # index of the rule that `top` is read at
 
     def observe(self, now: float, elapsed: float, claims: int) -> None:
         """`claims` came in the `elapsed` seconds that end at `now`, while `levels` stood."""
         orders, ready = self._orders, self._ready
-        self.idle += np.maximum(ready, 0.0) * elapsed
+        # Without joins nobody waits for the pool, so that it never owes: what is ready is not negative.
+        self.idle += (np.maximum(ready, 0.0) if self._joins else ready) * elapsed
         while orders and orders[0][0] <= now:
             at, arrived = orders.popleft()
             ready += arrived
             self.idle += arrived * (now - at)
         self.span += elapsed
         if claims:
-            served = np.minimum(np.maximum(ready, 0.0), claims)
+            served = np.minimum(np.maximum(ready, 0.0) if self._joins else ready, claims)
             self.served += served
             self.missed = claims - served
             self.claims += claims
@@ -127,23 +131,24 @@ class Shadow:
         self.span *= keep
         for follower in self.followers:
             follower.choose(self)
+        self._rarest = min(max([each.nearest for each in self.followers], default=_RULES) + 4, _RULES - 1)
 
     def update(self, now: float, values: Floats) -> None:
         """Set the rules' levels from what each further sandbox would save (claims per horizon)."""
-        steps = values[1:] - values[:-1]
-        if np.maximum.reduce(steps, initial=0.0) <= 0.0:  # a pool that may hold nothing has no steps
-            wanted: Floats | npt.NDArray[np.int64] = np.searchsorted(-values, -THRESHOLDS)
+        if not np.count_nonzero(values[1:] > values[:-1]):
+            wanted: Floats | npt.NDArray[np.int64] = (-values).searchsorted(_NEGATED)
         else:  # not falling throughout: the best total, since a second mode may or may not be worth the way to it
             gain = values.cumsum()[:, None] - _costs(len(values))
             best = gain.argmax(axis=0)
             wanted = (best + 1) * (gain[best, _COLUMNS] > 0.0)
-        self.levels[: len(THRESHOLDS)] = wanted
+        self.levels[:_RULES] = wanted
         self._move(now)
 
     def _move(self, now: float) -> None:
         """Order what is missing; give up what is too much, the latest orders first."""
         missing = self.levels - self._position
-        low, high = float(np.minimum.reduce(missing)), float(np.maximum.reduce(missing))
+        moves = missing[:_RULES].tolist()  # constants never move
+        low, high = min(moves), max(moves)
         if high > 0.0:
             ordered = np.maximum(missing, 0.0)
             self._orders.append((now + self.lead, ordered))
@@ -163,8 +168,7 @@ class Shadow:
     @property
     def top(self) -> int:
         """The highest level that may soon be followed; rarer rules may be cut off at the end of the distribution."""
-        n = len(THRESHOLDS)
-        return int(self.levels[min(max([each.nearest for each in self.followers], default=n) + 4, n - 1)])
+        return int(self.levels[self._rarest])
 
 
 class Follower:
@@ -174,6 +178,7 @@ class Follower:
         self.objective = objective
         self._shadow = shadow
         self._first = self.rule = int(np.abs(np.log(THRESHOLDS / objective.first_threshold(shadow.lead))).argmin())
+        self._first_threshold = float(THRESHOLDS[self._first])
         shadow.followers.append(self)
 
     def choose(self, shadow: Shadow) -> None:
@@ -207,7 +212,7 @@ class Follower:
 
     def alert(self, values: Floats) -> int:
         """What the first guess asks for, with these values: in a surge neither constants nor slow experts are right."""
-        return int(np.count_nonzero(values > THRESHOLDS[self._first]))
+        return int(np.count_nonzero(values > self._first_threshold))
 
     @property
     def missed(self) -> int:
