@@ -8,9 +8,10 @@ ordered for a claim is ready one lead time later, and a change of level waits fo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Protocol
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -106,8 +107,7 @@ def values_of_stock(probabilities: Floats) -> Floats:
     return out
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
+class Forecast(NamedTuple):
     """What is expected of one runtime, made at `made_at` for the `horizon` seconds after it."""
 
     made_at: float
@@ -116,13 +116,11 @@ class Forecast:
     quantile: float  # share of horizons that `level` should cover
     level: int  # sandboxes wanted: ready and starting
     source: str  # which rule of shadow.py chose the level, for people
-    weights: dict[str, float] = field(default_factory=dict)  # expert -> share of the mixture
+    weights: Mapping[str, float] = MappingProxyType({})  # expert -> share of the mixture
     alert: int = 0  # what to go up to when claims outrun the level
     observed: float = 0.0  # seconds of demand that it rests on
     expected_misses: float = 0.0  # claims per hour expected to find the pool empty at `level`
 
     def at(self, level: int, quantile: float, alert: int) -> Forecast:
         """The same forecast, read for another objective."""
-        return Forecast(
-            self.made_at, self.horizon, self.mean, quantile, level, self.source, alert=alert, observed=self.observed
-        )
+        return self._replace(quantile=quantile, level=level, alert=alert)

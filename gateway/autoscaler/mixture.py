@@ -52,6 +52,8 @@ class Mixture:
         self._open_after = self._phase = 0.0
         self.first_values: Floats = np.zeros(0)  # what stock is worth by the first expert alone
         self._mixed: list[float] = []
+        self._mixed_in: list[int] = []  # which of the others are mixed in
+        self._others: Floats | None = None  # what stock is worth by those together, each by its weight
         self._weigh()
         self._pending: tuple[float, float, list[int], int] | None = None  # (closes at, q, per expert, mixed)
         self._counted = 0
@@ -97,17 +99,25 @@ class Mixture:
         if self._pending is None and not 0.0 <= now - self._opened_at < self._open_after:
             self._open(now, horizon, size, q)
         if size != self._size:
-            self._size, self._due = size, [-math.inf] * len(self._due)
+            self._size, self._due, self._others = size, [-math.inf] * len(self._due), None
         weights = self._mixed
         self.first_values = self._first.values(now, horizon, size)
-        mixed = self.first_values * weights[0]
-        for i, weight in enumerate(weights[1:]):
-            if weight > 0.0:
-                if now >= self._due[i] or now < self._due[i] - 120.0:
-                    expert = self.experts[i + 1]
-                    self._cached[i] = values_of_stock(expert.probabilities(now, horizon, size))
-                    self._due[i] = now + expert.fresh
-                mixed += weight * self._cached[i]
+        mixed: Floats = self.first_values * weights[0]
+        if not self._mixed_in:
+            return mixed
+        others = self._others
+        for i in self._mixed_in:
+            if now >= self._due[i] or now < self._due[i] - 120.0:
+                expert = self.experts[i + 1]
+                self._cached[i] = values_of_stock(expert.probabilities(now, horizon, size))
+                self._due[i] = now + expert.fresh
+                others = None
+        if others is None:
+            others = np.zeros(size - 1)
+            for i in self._mixed_in:
+                others += weights[i + 1] * self._cached[i]
+            self._others = others
+        mixed += others
         return mixed
 
     def probabilities(self, now: float, horizon: float, size: int) -> Floats:
@@ -140,6 +150,8 @@ class Mixture:
         raw = [w if w >= _BELOW else 0.0 for w in self.weights.tolist()]
         total = sum(raw)
         self._mixed = [w / total for w in raw]
+        self._mixed_in = [i for i, w in enumerate(self._mixed[1:]) if w > 0.0]
+        self._others = None
 
     def shares(self) -> dict[str, float]:
         """Expert -> weight, for people."""

@@ -39,7 +39,8 @@ _LEAST = 1e-280  # weight that a filter keeps, so that it can come back
 def _moves(elapsed: float) -> Floats:
     """[hazard, hazard + 1]: the share of each filter's belief that stays within `elapsed` seconds, then what jumps."""
     stays = np.exp(-HAZARDS * elapsed)
-    return np.column_stack((np.diag(stays), 1.0 - stays))
+    out: Floats = np.column_stack((np.diag(stays), 1.0 - stays))
+    return out
 
 
 @lru_cache(maxsize=64)
@@ -52,7 +53,8 @@ def _stay_half(horizon: float) -> tuple[float, ...]:
 def _likelihood(elapsed: float, claims: int) -> Floats:
     """The likelihood of the claims at each rate, up to a factor."""
     logs = claims * _LOG_RATES - RATES * elapsed
-    return np.exp(logs - logs.max())
+    out: Floats = np.exp(logs - logs.max())
+    return out
 
 
 @lru_cache(maxsize=64)
@@ -135,11 +137,13 @@ class RateBelief(Unforeseeing):
 
     def probabilities(self, now: float, horizon: float, size: int) -> Floats:
         """P(claims in (now, now + horizon] = 0 .. size - 1), with the jumps that half a horizon brings."""
-        return self._belief_ahead(_stay_half(horizon)).dot(poisson_table(horizon, size))
+        out: Floats = self._belief_ahead(_stay_half(horizon)).dot(poisson_table(horizon, size))
+        return out
 
     def values(self, now: float, horizon: float, size: int) -> Floats:
         """What each of size - 1 sandboxes saves, claims per horizon (see forecast.values_of_stock)."""
-        return self._belief_ahead(_stay_half(horizon)).dot(erlang_values(horizon, size))
+        out: Floats = self._belief_ahead(_stay_half(horizon)).dot(erlang_values(horizon, size))
+        return out
 
     def _belief_ahead(self, stays: tuple[float, ...]) -> Floats:
         """The belief of all filters together at a time until which each stays with that chance."""

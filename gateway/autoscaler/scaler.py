@@ -14,7 +14,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from gateway.autoscaler.forecast import Forecast
 from gateway.model import PoolMode
@@ -37,8 +37,7 @@ class ScalerSpec:
     cooldown: float = 30.0  # while open, one try per cooldown
 
 
-@dataclass(frozen=True, slots=True)
-class Observed:
+class Observed(NamedTuple):
     """The pool now, and what the last decision left behind."""
 
     target: int
@@ -53,8 +52,7 @@ class Observed:
     tried_at: float | None = None  # when the breaker last let a step up through
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """The new target, what was wanted before limits and guards, and why (one sentence for people)."""
 
     target: int

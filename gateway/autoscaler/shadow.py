@@ -17,6 +17,7 @@ Management" (2000), 7.3; following the best of many policies on their counterfac
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,8 +36,10 @@ _CHOOSE_EVERY = 60.0  # seconds
 _MARGIN = 0.03  # another rule must be this much cheaper before it is followed
 _RULES = len(THRESHOLDS)
 _NEGATED: Floats = -THRESHOLDS
+_QUANTILES: list[float] = (1.0 - THRESHOLDS).tolist()
 _COLUMNS = np.arange(_RULES)
-_ENOUGH = 50.0  # claims before anything but the first guess is followed
+_PROOF, _DOUBT = 0.03, 0.5  # forecasts must be this much cheaper than constants; and more by this over sqrt(claims)
+_ENOUGH = 10.0  # claims before anything but the first guess is followed
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +168,15 @@ class Shadow:
         if high > 0.0 or low < 0.0:
             np.copyto(self._position, self.levels)
 
+    def constant_idle(self, served: float) -> float:
+        """What a constant, or between two of them a mixture in time, idles to serve as many claims."""
+        by_level, idle = self.served[_RULES:], self.idle[_RULES:]
+        at = int(by_level.searchsorted(min(served, float(by_level[-1])) - 1e-9))
+        if at == 0:
+            return 0.0
+        share = (served - by_level[at - 1]) / (by_level[at] - by_level[at - 1])
+        return float(idle[at - 1] + min(share, 1.0) * (idle[at] - idle[at - 1]))
+
     @property
     def top(self) -> int:
         """The highest level that may soon be followed; rarer rules may be cut off at the end of the distribution."""
@@ -179,16 +191,16 @@ class Follower:
         self._shadow = shadow
         self._first = self.rule = int(np.abs(np.log(THRESHOLDS / objective.first_threshold(shadow.lead))).argmin())
         self._first_threshold = float(THRESHOLDS[self._first])
+        self._proven = False  # whether forecasts have been found better than constants
         shadow.followers.append(self)
 
     def choose(self, shadow: Shadow) -> None:
-        """Change the rule if another is cheaper by more than the margin, or the present one misses too much."""
+        """Choose between forecasts and constants, and there the cheapest rule that does not miss too much."""
         claims = shadow.claims
         if claims < _ENOUGH:
             self.rule = self._first
             return
-        cost = shadow.idle
-        missed = claims - shadow.served
+        cost, missed = shadow.idle, claims - shadow.served
         if self.objective.cold_start_cost is not None:
             cost = cost + self.objective.cold_start_cost * missed
             allowed = np.ones(len(cost), dtype=bool)
@@ -196,8 +208,21 @@ class Follower:
             allowed = missed <= self.objective.target_miss_rate * claims
             if not allowed.any():
                 allowed = missed <= missed.min()
-        best = int(np.where(allowed, cost, np.inf).argmin())
-        if not allowed[self.rule] or cost[best] < cost[self.rule] - _MARGIN * abs(cost[self.rule]):
+        priced = np.where(allowed, cost, np.inf)
+        foreseeing, constant = int(priced[:_RULES].argmin()), _RULES + int(priced[_RULES:].argmin())
+        if not allowed[constant]:
+            best = foreseeing
+        elif not allowed[foreseeing]:
+            best = constant
+        else:
+            # Not against the constant that meets the target: that one serves more than is asked for, by chance.
+            by_costs = self.objective.cold_start_cost is not None
+            price = float(cost[constant]) if by_costs else shadow.constant_idle(float(shadow.served[foreseeing]))
+            margin = 0.0 if self._proven else _PROOF + _DOUBT / math.sqrt(claims)
+            best = foreseeing if cost[foreseeing] <= (1.0 - margin) * price else constant
+        self._proven = best < _RULES
+        same = (best < _RULES) == (self.rule < _RULES)
+        if not same or not allowed[self.rule] or cost[best] < cost[self.rule] - _MARGIN * abs(cost[self.rule]):
             self.rule = best
 
     @property
@@ -222,7 +247,7 @@ class Follower:
     @property
     def quantile(self) -> float:
         """The share of horizons that the followed rule stocks for (of the first guess while a constant is followed)."""
-        return 1.0 - float(THRESHOLDS[self.nearest])
+        return _QUANTILES[self.nearest]
 
     def miss_rate(self) -> float | None:
         """What the followed rule would have missed of the remembered claims; None before the first claim."""

@@ -39,7 +39,7 @@ seen = st.builds(
     tried_at=st.none() | st.floats(0.0, 2000.0),
 )
 forecasts = st.none() | st.builds(
-    lambda at, level: replace(foretold(level), made_at=at), st.floats(0.0, 2000.0), st.integers(0, 300)
+    lambda at, level: foretold(level)._replace(made_at=at), st.floats(0.0, 2000.0), st.integers(0, 300)
 )
 
 
@@ -86,7 +86,7 @@ def test_decision_does_not_flap_on_constant_demand(level: int, lower_after: floa
     targets = []
     for tick in range(120):
         now = NOW + tick
-        decision = decide(spec, observed, replace(foretold(level), made_at=now), now)
+        decision = decide(spec, observed, foretold(level)._replace(made_at=now), now)
         observed = Observed(decision.target, lower_since=decision.lower_since, lower_to=decision.lower_to)
         targets.append(decision.target)
 
@@ -107,7 +107,7 @@ def test_decision_steps_up_at_once_and_down_late() -> None:
 
 def test_decision_without_forecast_keeps_what_claims_needed() -> None:
     """A stale or absent forecast falls back to the claims of the last horizon."""
-    for forecast in (None, replace(foretold(15), made_at=NOW - 500.0), replace(foretold(15), made_at=NOW + 500.0)):
+    for forecast in (None, foretold(15)._replace(made_at=NOW - 500.0), foretold(15)._replace(made_at=NOW + 500.0)):
         decision = decide(SPEC, Observed(3, recent_claims=5), forecast, NOW)
         assert (decision.target, decision.rule) == (6, "fallback")
 
@@ -139,10 +139,10 @@ def test_breaker_lets_one_try_through_per_cooldown() -> None:
     raises, decision = 0, None
     for second in range(600):
         now = NOW + second
-        decision = decide(spec, observed, replace(foretold(20), made_at=now), now)
+        decision = decide(spec, observed, foretold(20)._replace(made_at=now), now)
         raises += decision.target > observed.target
         # The provider shows what it is left with: the try failed, the target is given back.
-        observed = replace(observed, target=2, tried_at=decision.tried_at)
+        observed = observed._replace(target=2, tried_at=decision.tried_at)
 
     assert decision is not None
     assert decision.rule == "breaker"

@@ -94,12 +94,15 @@ class _Bar:
             sys.stderr.write(f"\r[{'#' * filled}{'.' * (30 - filled)}] {done:4.0%} {passed:5.0f} s  {name[:36]:36}")
             sys.stderr.flush()
 
-    def finish(self, name: str, weight: float) -> None:
-        """A trace is done."""
-        self._done += weight
+    def finish(self, result: TraceResult) -> None:
+        """A trace is done: how much of all is, and how long each policy took."""
+        name, span = result.trace.name, result.trace.span
+        self._done += span
         self.show(name, 0.0, 0.0)
-        if not self._terminal:
-            sys.stderr.write(f"{self._done / self._total:4.0%} {name}\n")
+        took = ", ".join(f"{policy} {seconds:.1f}" for policy, seconds in result.took.items())
+        ticks = f"{span / 86400.0:.3g} days at ticks of {result.settings.tick:g} s"
+        start = "\n" if self._terminal else ""
+        sys.stderr.write(f"{start}{self._done / self._total:4.0%} {name}: {ticks}, in seconds: {took}\n")
 
     def close(self) -> None:
         """Leave the line."""
@@ -117,13 +120,13 @@ def run_all(traces: list[Trace], settings: Settings, jobs: int) -> list[TraceRes
     results: list[TraceResult] = []
     if jobs > 1:
         with ProcessPoolExecutor(jobs) as pool:
-            for trace, result in zip(traces, pool.map(_quietly, traces, [settings] * len(traces)), strict=True):
+            for result in pool.map(_quietly, traces, [settings] * len(traces)):
                 results.append(result)
-                bar.finish(trace.name, trace.span)
+                bar.finish(result)
     else:
         for trace in traces:
             results.append(run_trace(trace, settings, lambda name, share, span=trace.span: bar.show(name, share, span)))  # type: ignore[misc]
-            bar.finish(trace.name, trace.span)
+            bar.finish(results[-1])
     bar.close()
     return results
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ from gateway.autoscaler.shadow import Objective
 from gateway.errors import BadRequestError
 from gateway.model import PoolMode, PoolSpec
 
-MISS_RATES = (0.01, 0.2, 0.1, 0.05, 0.02, 0.005, 0.002, 0.001)  # the first is the one experts are scored at
+MISS_RATES = (0.01, 0.2, 0.1, 0.05, 0.03, 0.02, 0.005, 0.002, 0.001)  # the first is the one experts are scored at
 POLICIES = ("predictive", "fixed", *baselines.KNOBS, "oracle")
 EXTRA = ("live",)  # not in the table unless asked for: predictive again, but looking at its own pool (replay/live.py)
 Progress = Callable[[str, float], None]
@@ -70,6 +71,7 @@ class TraceResult:
     curve: Curve
     points: list[Point]
     calibration: Calibration | None
+    took: dict[str, float] = field(default_factory=dict)  # policy -> seconds that its run took
 
     def frontier(self, policy: str) -> tuple[Floats, Floats]:
         """(hit rate, mean idle), rising, of what the policy and mixtures of its knobs reach at the least idle."""
@@ -142,6 +144,7 @@ def run_trace(trace: Trace, settings: Settings, progress: Progress) -> TraceResu
     curve = fixed_curve(trace, settings.lead, scored_from, joins=settings.joins)
     points: list[Point] = []
     calibration = None
+    took: dict[str, float] = {}
 
     def add(policy: str, knob: float, targets: Targets | LiveLoop) -> None:
         outcome = simulate(
@@ -152,6 +155,7 @@ def run_trace(trace: Trace, settings: Settings, progress: Progress) -> TraceResu
         points.append(Point(policy, knob, outcome, outcome.mean_idle / base if base > 0 else None, shown))
 
     for policy in settings.policies:
+        began = time.monotonic()
         if policy == "predictive":
             spec = ScalerSpec(max=settings.most, mode=PoolMode.PREDICTIVE)
             objectives = [Objective(rate) for rate in settings.miss_rates]
@@ -178,8 +182,9 @@ def run_trace(trace: Trace, settings: Settings, progress: Progress) -> TraceResu
             make, knobs = baselines.KNOBS[policy]
             for knob in knobs:
                 add(policy, knob, make(trace, settings.lead, knob))
+        took[policy] = time.monotonic() - began
     progress(trace.name, 1.0)
-    return TraceResult(trace, settings, curve, points, calibration)
+    return TraceResult(trace, settings, curve, points, calibration, took)
 
 
 def _live(settings: Settings, miss_rate: float, start: float) -> LiveLoop:
