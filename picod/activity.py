@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 async def activity(picod: Picod, request: Request) -> None:
     """`busy`, and why: ids of background processes that keep it awake, of terminals in which a command runs, and of
-    runs that go on without a client.
+    runs that go on without a client; how many requests with a key do (`unattended`).
     """
     parts = vars(picod)
     processes = (
@@ -25,7 +25,8 @@ async def activity(picod: Picod, request: Request) -> None:
     )
     terminals = [each.id for each in parts["terminals"].all() if each.busy] if "terminals" in parts else []
     runs = [run.id for run in parts["runs"].all() if run.background and run.ended_at is None] if "runs" in parts else []
+    unattended = parts["once"].unattended if "once" in parts else 0
+    busy = bool(processes or terminals or runs or unattended)
     await request.answer_json(
-        200,
-        {"busy": bool(processes or terminals or runs), "processes": processes, "terminals": terminals, "runs": runs},
+        200, {"busy": busy, "processes": processes, "terminals": terminals, "runs": runs, "unattended": unattended}
     )

@@ -32,6 +32,7 @@ from picod.web import ClientGoneError, Receive, Request, RequestError, Scope, Se
 if TYPE_CHECKING:
     from picod.background import Background
     from picod.interpreter import Interpreter
+    from picod.once import Once
     from picod.runs import Runs
     from picod.terminal import Terminals
 
@@ -53,6 +54,7 @@ class Route(NamedTuple):
     path: bytes
     handler: Handler
     open: bool = False  # answers without a token
+    once: bool = False  # with an Idempotency-Key it runs once (once.py)
 
 
 def late(module: str, name: str) -> Handler:
@@ -73,8 +75,8 @@ async def health(picod: Picod, request: Request) -> None:
 
 ROUTES = (
     Route(("GET",), wire.HEALTH_PATH.encode(), health, open=True),
-    Route(("POST",), b"/api/execute", execute),
-    Route(("POST",), wire.RUN_CODE_PATH.encode(), late("picod.interpreter", "run_code")),
+    Route(("POST",), b"/api/execute", execute, once=True),
+    Route(("POST",), wire.RUN_CODE_PATH.encode(), late("picod.interpreter", "run_code"), once=True),
     Route(("GET",), wire.CONTEXTS_PATH.encode(), late("picod.interpreter", "list_contexts")),
     Route(("POST",), wire.CONTEXTS_PATH.encode(), late("picod.interpreter", "create_context")),
     Route(("DELETE",), wire.CONTEXTS_PATH.encode() + b"/", late("picod.interpreter", "delete_context")),
@@ -87,7 +89,7 @@ ROUTES = (
     Route(("POST",), b"/api/files", upload),
     Route(("GET",), b"/api/files", list_files),
     Route(("GET", "HEAD"), b"/api/files/", download),
-    Route(("PUT",), b"/api/files/", upload_raw),
+    Route(("PUT",), b"/api/files/", upload_raw, once=True),
     Route(("DELETE",), b"/api/files/", late("picod.manage", "delete")),
     Route(("GET",), b"/api/fs/stat", late("picod.manage", "stat_file")),
     Route(("GET",), b"/api/fs/tree", late("picod.manage", "list_tree")),
@@ -160,6 +162,13 @@ class Picod:
 
         return Runs()
 
+    @cached_property
+    def once(self) -> Once:
+        """The requests that have a key. Made when the first comes (activity.py)."""
+        from picod.once import Once
+
+        return Once(self)
+
     def keep(self, work: Coroutine[Any, Any, None]) -> None:
         """Have a coroutine done that may outlive its request."""
         task = asyncio.get_running_loop().create_task(work)
@@ -203,7 +212,11 @@ class Picod:
                 if self._warming is not None:
                     await asyncio.shield(self._warming)
                 self.guard.check(request)
-            await route.handler(self, request)
+            key = request.header(b"idempotency-key") if route.once else ""
+            if key:
+                await self.once.run(request, route.handler, key)
+            else:
+                await route.handler(self, request)
         except RequestError as error:
             await self._refuse(request, error)
         except ClientGoneError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from openai import OpenAI
@@ -59,3 +60,40 @@ def test_mcp_session_is_known_to_the_other_gateway(servers: tuple[Server, Server
     assert "over there" in two.client.post("/mcp", json=call, headers=named).text
     assert two.client.delete("/mcp", headers=named).status_code == 204
     assert one.state(session)["state"] == "terminated"
+
+
+def test_call_retried_at_another_gateway_runs_once(servers: tuple[Server, Server]) -> None:
+    """What one gateway ran, the other answers with what came of it: commands, code, files, alone and as a stream."""
+    one, two = servers
+    calls = [
+        chat_call("a", "run_shell", command="echo x >> ran; date +%N"),
+        chat_call("b", "run_python", code="n = globals().get('n', 0) + 1\nn"),
+        chat_call("c", "write_file", path="note", content="first"),
+    ]
+    body = {"session_id": one.session(), "tool_calls": calls}
+    first = one.client.post("/v1/tool_calls", json=body).json()
+    changed = [chat_call("d", "run_shell", command="echo changed > note; wc -l < ran")]
+    assert (
+        one.client.post("/v1/tool_calls", json=body | {"tool_calls": changed}).json()["messages"][0]["content"] == "1"
+    )
+    assert two.client.post("/v1/tool_calls", json=body).json() == first
+    streamed = two.client.post("/v1/tool_calls", json=body | {"stream": True}).text
+    assert streamed.count('"replayed":true') == 3
+    assert first["messages"][0]["content"] in streamed
+    look = [chat_call("e", "run_shell", command="cat note ran")]
+    seen = two.client.post("/v1/tool_calls", json=body | {"tool_calls": look}).json()
+    assert seen["messages"][0]["content"].split() == ["changed", "x"]
+
+
+@pytest.mark.parametrize("end", ["kill", "terminate"])
+def test_call_retried_after_its_gateway_came_back_runs_once(tmp_path: Path, end: str) -> None:
+    """Killed or ended in order, the next life of the gateway knows what came of a call."""
+    calls = [chat_call("a", "run_shell", command="echo x >> ran; date +%N")]
+    with serve(tmp_path / "state", "--warm-pool", "1") as first:
+        session = first.session()
+        body = {"session_id": session, "tool_calls": calls}
+        answer = first.client.post("/v1/tool_calls", json=body).json()
+        getattr(first, end)()
+    with serve(tmp_path / "state", "--warm-pool", "1") as second:
+        assert second.client.post("/v1/tool_calls", json=body).json() == answer
+        assert second.run(session, "cat ran").json()["stdout"] == "x\n"

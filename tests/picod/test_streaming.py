@@ -113,7 +113,8 @@ def test_background_run_goes_on_and_is_taken_up_where_it_was(picod: Executor) ->
     assert [event.id for event in heard] == [f"{run_id}:{n}" for n in range(2, 2 + len(heard))]
     assert (printed(heard), printed(heard, "stderr"), heard[-1].data["exit_code"]) == ("first\n", "second\n", 3)
     assert follow(picod, f"/api/runs/{run_id}", after=heard[-2].id) == heard[-1:]
-    assert picod.client.get("/api/activity").json() == {"busy": False, "processes": [], "terminals": [], "runs": []}
+    activity = picod.client.get("/api/activity").json()
+    assert activity == {"busy": False, "processes": [], "terminals": [], "runs": [], "unattended": 0}
 
 
 def test_same_request_with_an_event_id_does_not_run_twice(picod: Executor) -> None:

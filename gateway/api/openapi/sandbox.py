@@ -9,6 +9,7 @@ from gateway.api.openapi.document import Answer, Operation, Parameter
 from gateway.api.openapi.schemas import EVENTS, TEXT, Schema, ref
 
 _SESSION = Parameter("x-session-id", "The session whose sandbox this is for.", where="header", required=True)
+_ONCE = Parameter("idempotency-key", "With the same one again: answered, not run again.", where="header")
 _DONE = {"type": "object"}
 _EVENTS = Answer("With stream: what happens, as it happens.", EVENTS, "text/event-stream")
 _ANYTHING = Answer("What the sandbox answers.", None, "*/*")
@@ -36,11 +37,11 @@ _MODE = Parameter("mode", "Permission bits, octal.")
 
 SANDBOX: tuple[Operation, ...] = (
     Operation("POST", "/api/execute", "sandbox", "Run a command to its end.",
-              {200: Answer("How it went.", ref("Executed"))}, (_SESSION,), ref("Execute"), error="SandboxError",
+              {200: Answer("How it went.", ref("Executed"))}, (_SESSION, _ONCE), ref("Execute"), error="SandboxError",
               more=(_EVENTS,)),
     Operation("POST", "/api/run_code", "sandbox", "Run code in a context that keeps its state.",
-              {200: Answer("What came of it.", ref("CodeResult"))}, (_SESSION,), ref("RunCode"), error="SandboxError",
-              more=(_EVENTS,)),
+              {200: Answer("What came of it.", ref("CodeResult"))}, (_SESSION, _ONCE), ref("RunCode"),
+              error="SandboxError", more=(_EVENTS,)),
     _op("GET", "/api/runs", "List runs that can be followed.", _DONE),
     Operation("GET", "/api/runs/{run_id}", "sandbox", "Follow a run: its events, after Last-Event-ID.",
               {200: Answer("Events.", EVENTS, "text/event-stream")}, (_SESSION,), error="SandboxError"),
@@ -55,7 +56,7 @@ SANDBOX: tuple[Operation, ...] = (
     Operation("GET", "/api/files/{path}", "sandbox", "Read a file, or a part of it.",
               {200: _ANYTHING, 206: _ANYTHING, 304: Answer("As it was."), 416: Answer("Beyond its end.")}, (_SESSION,),
               error="SandboxError"),
-    _op("PUT", "/api/files/{path}", "Write a file of any size.", ref("Written"), _MODE, body={},
+    _op("PUT", "/api/files/{path}", "Write a file of any size.", ref("Written"), _MODE, _ONCE, body={},
         body_type="application/octet-stream"),
     _op("DELETE", "/api/files/{path}", "Delete a file or a directory.", None, _RECURSIVE, status=204),
     _op("GET", "/api/fs/stat", "Look at a file.", _DONE, _FOLDER),

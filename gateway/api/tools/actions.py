@@ -15,7 +15,7 @@ from urllib.parse import quote
 import orjson
 
 from gateway.api.tools.catalogue import BUILT_IN, DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
-from gateway.api.tools.following import Progress, collect
+from gateway.api.tools.following import MAX_EVENT, Progress, collect
 from gateway.api.tools.results import IMAGE_TYPES, Image, ToolResult, failure, from_execute, from_run_code
 from gateway.errors import UpstreamTimeoutError
 from gateway.interfaces import SandboxCaller
@@ -37,20 +37,33 @@ class ArgumentError(ValueError):
 
 
 class Sandbox:
-    """One session's picod, as tools see it. `progress` None: nobody looks on."""
+    """One session's picod, as tools see it. `progress` None: nobody looks on.
 
-    def __init__(self, caller: SandboxCaller, session_id: SessionId, progress: Progress | None = None) -> None:
+    With `once` what is started or written is so at most once under that key, and `replayed` tells whether it was so
+    before: picod remembers, beside the session's files, so that it does not matter which gateway asks (picod/once.py).
+    """
+
+    def __init__(
+        self, caller: SandboxCaller, session_id: SessionId, progress: Progress | None = None, *, once: str = ""
+    ) -> None:
         self._caller = caller
         self._session_id = session_id
+        self._once = {"idempotency-key": once} if once else {}
         self.progress = progress
+        self.replayed = False
 
     async def start(self, path: str, body: Mapping[str, Any], timeout: float) -> SandboxReply | Mapping[str, Any]:
         """Have something run to its end: picod's answer, or what it said instead. Followed if somebody looks on."""
         limit = timeout + _GRACE_S
         if self.progress is None:
             reply = await self._caller.call(
-                self._session_id, "POST", path, headers=_JSON, body=orjson.dumps(body), timeout=limit
+                self._session_id, "POST", path, headers=_JSON | self._once, body=orjson.dumps(body), timeout=limit
             )
+            self._note(reply)
+            if reply.headers.get("content-type", "").startswith(
+                "text/event-stream"
+            ):  # the first time somebody looked on
+                return await collect(_pieces(reply.body), _nobody)
             return _object(reply) if reply.status == 200 else reply
         try:
             async with asyncio.timeout(limit):
@@ -59,14 +72,20 @@ class Sandbox:
             raise UpstreamTimeoutError(f"the sandbox did not answer within {limit:g} s") from None
 
     async def _follow(self, path: str, body: bytes, progress: Progress) -> SandboxReply | Mapping[str, Any]:
-        opened = self._caller.stream(self._session_id, "POST", path, headers=_JSON, body=body)
+        opened = self._caller.stream(self._session_id, "POST", path, headers=_JSON | self._once, body=body)
         async with opened as (reply, chunks):
-            if reply.status == 200:
+            self._note(reply)
+            if reply.status == 200 and not reply.headers.get("content-type", "").startswith("application/json"):
                 return await collect(chunks, progress)
-            said = b""
+            most = _MAX_REFUSAL if reply.status != 200 else MAX_EVENT
+            said = bytearray()
             async for chunk in chunks:
-                said = (said + chunk)[:_MAX_REFUSAL]
-            return replace(reply, body=said)
+                said += chunk[: most - len(said)]
+            whole = replace(reply, body=bytes(said))
+            return _object(whole) if reply.status == 200 else whole  # the first time nobody looked on
+
+    def _note(self, reply: SandboxReply) -> None:
+        self.replayed = self.replayed or "idempotency-replayed" in reply.headers
 
     async def get(self, path: str, headers: Mapping[str, str] | None = None) -> SandboxReply:
         """A whole answer, which must be short."""
@@ -74,7 +93,10 @@ class Sandbox:
 
     async def put(self, path: str, body: bytes | AsyncIterator[bytes]) -> SandboxReply:
         """Write a file."""
-        return await self._caller.call(self._session_id, "PUT", path, body=body, timeout=600.0)
+        once = self._once if isinstance(body, bytes) else {}  # picod would read a stream whole
+        reply = await self._caller.call(self._session_id, "PUT", path, headers=once, body=body, timeout=600.0)
+        self._note(reply)
+        return reply
 
 
 async def run_python(sandbox: Sandbox, arguments: Mapping[str, Any]) -> ToolResult:
@@ -232,12 +254,25 @@ def _object(reply: SandboxReply) -> Mapping[str, Any]:
     return value
 
 
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+
+
+async def _nobody(_: str, __: str) -> None:
+    return None
+
+
 def _refused(reply: SandboxReply, path: str = "") -> ToolResult:
     """What picod said no to."""
     try:
-        said = str(_object(reply).get("error") or "")
+        document = _object(reply)
+        said = str(document.get("error") or "")
     except ValueError:
-        said = ""
+        document, said = {}, ""
+    if document.get("code") == "INTERRUPTED":
+        return failure("sandbox_lost", "the call began before and was cut off; it may or may not have run")
+    if document.get("code") == "ANSWER_NOT_KEPT":
+        return failure("too_large", f"the call was run before; {said}")
     kind = {400: "bad_request", 404: "not_found", 413: "too_large", 507: "disk_full"}.get(reply.status, "failed")
     message = said or f"the sandbox answered with status {reply.status}"
     return failure(kind, f"{path}: {message}" if path else message)

@@ -1,7 +1,8 @@
 """What came of recent calls, so that a retried request does not run them twice.
 
 Whoever asks for what is under way waits for the same run. Results are kept in this gateway's memory, for a while and
-within bounds; a run outlives the client that asked for it.
+within bounds; a run outlives the client that asked for it. What another gateway ran, or this one in an earlier life,
+picod remembers: the same key goes with the request to it (actions.py).
 """
 
 from __future__ import annotations
@@ -99,14 +100,14 @@ class OnceMemory(Generic[V]):
             del self._kept[key]
 
 
-def key_of(session_id: SessionId, call: Call) -> Hashable:
-    """What makes two calls the same: session, id and content.
+def key_of(session_id: SessionId, call: Call) -> str:
+    """What makes two calls the same: session, id and content, as a text of 32 characters.
 
     The content, as some local models number their calls from 0 in every message, and a call with other arguments is
     another call.
     """
-    content = orjson.dumps([call.name, dict(call.arguments)], option=orjson.OPT_SORT_KEYS)
-    return session_id, call.id, hashlib.blake2b(content, digest_size=16).digest()
+    content = orjson.dumps([session_id, call.id, call.name, dict(call.arguments)], option=orjson.OPT_SORT_KEYS)
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 async def _as_coroutine(work: Callable[[], Awaitable[V]]) -> V:

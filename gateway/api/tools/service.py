@@ -126,9 +126,11 @@ class ToolService:
     async def _remembered(
         self, session_id: SessionId, call: Call, tool: Tool, progress: Progress | None
     ) -> tuple[ToolResult, bool]:
-        sandbox = Sandbox(self._caller, session_id, progress)
+        key = key_of(session_id, call)
+        sandbox = Sandbox(self._caller, session_id, progress, once=key)
         try:
-            return await self.memory.run(key_of(session_id, call), lambda: _run(sandbox, tool, call))
+            result, replayed = await self.memory.run(key, lambda: _run(sandbox, tool, call))
+            return result, replayed or sandbox.replayed
         except WakegateError as error:
             return _nothing_run(error), False
 
