@@ -195,7 +195,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=420.0, help="length of a run (420)")
     parser.add_argument("--warm-up", type=float, default=90.0, help="seconds that are not compared (90)")
     parser.add_argument("--tick", type=float, default=0.25, help="of the gateway's autoscaler, seconds (0.25)")
-    parser.add_argument("--max", type=int, default=16, help="of the runtime's pool (16)")
+    parser.add_argument("--max", type=int, default=6, help="of the runtime's pool (6)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     agree = True

@@ -90,7 +90,7 @@ def loop(run: Recording, phase: float = 0.0) -> LiveLoop:
     """The laboratory's gateway. `phase`: of its looks, as a part of a tick."""
     spec = PoolSpec(size=run.size, min=0, max=run.max, target_miss_rate=run.miss_rate, mode=PoolMode(run.mode))
     settings = AutoscalerSettings(tick=run.tick, joins=run.joins)
-    return LiveLoop(spec, settings, run.starts[0][1], begins=-5.0 - phase * run.tick)
+    return LiveLoop(spec, settings, None, begins=-(0.5 + phase) * run.tick - 0.3)
 
 
 def laboratory(run: Recording, times: int = 21) -> tuple[Account, Account, Account]:

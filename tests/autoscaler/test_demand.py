@@ -42,6 +42,25 @@ def test_miss_rate_is_met_as_measured(joins: bool) -> None:
     assert 0.005 <= 1.0 - outcome.hit_rate <= 0.03
 
 
+def test_costs_decide_in_place_of_a_miss_rate() -> None:
+    """The dearer a cold start, the more is held; and what is followed costs little more than any constant pool does."""
+    arrivals, span = poisson(0.2, 28800.0), 18000.0
+    held = []
+    for cost in (5.0, 50.0, 500.0):
+        demand = Demand(Objective(cold_start_cost=cost), lead=LEAD, tick=1.0, most=32)
+
+        def price(targets: Targets, cost: float = cost) -> tuple[float, float]:
+            outcome = simulate(arrivals, targets, lead=LEAD, scored_from=10800.0, end=28800.0)
+            return outcome.idle + cost * (outcome.claims - outcome.hits), outcome.mean_idle
+
+        paid, idle = price(follow(demand, arrivals, 0.0, 28800.0))
+        best = min(price(Targets(np.array([0.0]), np.array([float(n)])))[0] for n in range(12))
+        held.append(idle)
+        assert paid <= 1.1 * best + 0.02 * span
+
+    assert held[0] < held[1] < held[2]
+
+
 def test_shadow_pools_agree_with_the_simulator() -> None:
     """What a shadow counts for constant pools is what the simulator finds for them."""
     arrivals = poisson(0.3, 20000.0)
@@ -121,6 +140,22 @@ def test_history_restores_what_was_known() -> None:
     assert len(slices) > 50, "it yields so that the event loop can serve in between"
     restored.observe(start + end, 0)
     assert abs(restored.forecast(start + end).level - seen.forecast(start + end).level) <= 1
+
+
+def test_history_restores_whom_the_mixture_trusts() -> None:
+    """Ten claims every five minutes: after a restart the expert for timers has its weight before any new claim."""
+    now = 1_700_000_000.0
+    batches = [(int(now) - 300 * i, 10) for i in range(1, 73)][::-1]
+    restored = made()
+    fresh = restored.mixture.shares()
+    for _ in replay_history(
+        restored, [(at - at % 60, n) for at, n in batches], batches, now=now, live_from=now - 21600
+    ):
+        pass
+    shares = restored.mixture.shares()
+
+    assert max(shares, key=lambda name: shares[name]) == "timers"
+    assert max(fresh, key=lambda name: fresh[name]) != "timers"
 
 
 def test_quiet_runtimes_are_replayed_further_back() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -245,3 +248,46 @@ def test_replay_refuses_with_a_sentence(tmp_path: Path, capsys: pytest.CaptureFi
 
     assert cli.run(parser.parse_args([str(tmp_path / "none.csv")])) == 2
     assert "none.csv" in capsys.readouterr().err
+
+
+def test_command_line_of_the_laboratory_works(tmp_path: Path) -> None:
+    """The whole line as people write it: two traces, every policy by name, a lead time with its unit, a folder."""
+    pytest.importorskip("matplotlib")
+    rng = np.random.default_rng(3)
+    for name in ("one", "two"):
+        arrivals = np.sort(rng.random(400) * 3600.0)
+        (tmp_path / f"{name}.csv").write_text("seconds\n" + "".join(f"{at:.3f}\n" for at in arrivals))
+    policies = "predictive,fixed:*,keda,kpa,hpa,histogram,seasonal-naive,oracle"
+    line = ["replay", "one.csv", "two.csv", "--runtime-lead", "10s", "--policy", policies, "--out", "report/"]
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", *line],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120.0,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "50% one" in done.stderr, "progress"
+    assert "100% two" in done.stderr
+    document = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert [each["trace"] for each in document] == ["one", "two"]
+    for each in document:
+        assert each["lead_s"] == 10.0
+        named = {name.partition(":")[0] for name in policies.split(",")}
+        assert {point["policy"] for point in each["points"]} == named
+    for plot in ("frontier.png", "one.png", "two.png"):
+        assert (tmp_path / "report" / plot).read_bytes().startswith(b"\x89PNG"), plot
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("10s", 10.0), ("500ms", 0.5), ("2m", 120.0), ("7", 7.0)])
+def test_lead_times_have_units(text: str, seconds: float) -> None:
+    """Seconds are what is meant without a unit; what is no time is refused."""
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+
+    assert parser.parse_args(["t", "--runtime-lead", text]).runtime_lead == seconds
+    with pytest.raises(SystemExit):
+        parser.parse_args(["t", "--runtime-lead", "-" + text])

@@ -23,12 +23,14 @@ _KEPT = 64  # lead times that the quantiles are of, as in the local engine's boo
 
 
 class LiveLoop:
-    """A Control (replay/pool.py) of one runtime. It looks first at `begins`."""
+    """A Control (replay/pool.py) of one runtime. It looks first at `begins`, and knows that starts take
+    `lead` seconds, or with None nothing yet, as a gateway that has just started.
+    """
 
-    def __init__(self, spec: PoolSpec, settings: AutoscalerSettings, lead: float, *, begins: float) -> None:
+    def __init__(self, spec: PoolSpec, settings: AutoscalerSettings, lead: float | None, *, begins: float) -> None:
         self.begins = begins
         self._settings = settings
-        self._leads: deque[float] = deque([lead], maxlen=_KEPT)
+        self._leads: deque[float] = deque([] if lead is None else [lead], maxlen=_KEPT)
         self._target = spec.size
         runtime = Runtime(key=_KEY, pool=spec)
         self._pool = Pool.make(runtime, settings, self._status(0, 0))
@@ -41,7 +43,7 @@ class LiveLoop:
 
     def _status(self, ready: int, starting: int) -> PoolStatus:
         leads = sorted(self._leads)
-        p50, p90 = (leads[min(len(leads) - 1, int(q * len(leads)))] for q in (0.5, 0.9))
+        p50, p90 = (leads[min(len(leads) - 1, int(q * len(leads)))] if leads else None for q in (0.5, 0.9))
         return PoolStatus(_KEY, self._target, ready, starting, 0, failures=0, lead_time_p50=p50, lead_time_p90=p90)
 
     def arrived(self, lead: float) -> None:
