@@ -344,6 +344,7 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
         isolation="process" if settings.isolation == "process" else "bubblewrap",
         sandbox_python=python,
         code_context=settings.code_context,
+        disk_reserve=settings.disk_reserve,
     )
     return Gateway(
         settings,

@@ -93,6 +93,7 @@ class Limits:
     processes: int = 256  # tasks (threads count)
     file_size: int = 4 << 30  # bytes, the largest single file
     tmp_size: int = 256 << 20  # bytes of /tmp
+    workspace_size: int | None = None  # bytes of the workspace
 
 
 HIGH_PORTS: tuple[tuple[int, int], ...] = ((1024, 65535),)

@@ -251,12 +251,14 @@ def _limits(resources: Mapping[str, Any], extra: Mapping[str, Any], reader: _Rea
     own = reader.mapping(extra, "limits", "spec.wakegate.")
     defaults = Limits()
     memory = reader.quantity(limits, "memory", prefix)
+    workspace = reader.quantity(own, "workspaceSize", "spec.wakegate.limits.")
     return Limits(
         memory=int(memory) if memory is not None else None,
         cpus=reader.quantity(limits, "cpu", prefix),
         processes=reader.whole(own, "processes", "spec.wakegate.limits.", defaults.processes, low=8, high=1_000_000),
         file_size=int(reader.quantity(own, "fileSize", "spec.wakegate.limits.") or defaults.file_size),
         tmp_size=int(reader.quantity(own, "tmpSize", "spec.wakegate.limits.") or defaults.tmp_size),
+        workspace_size=int(workspace) if workspace is not None else None,
     )
 
 

@@ -175,6 +175,10 @@ class Settings:
     snapshot_max_size: int = _setting(
         4 << 30, "largest snapshot, compressed; a session over it stays awake; 0: no bound", kind="size", low=0
     )
+    disk_reserve: int = _setting(
+        1 << 30, "local engine: with less free space for workspaces the sandbox that fills the disk ends; 0: never",
+        kind="size", low=0,
+    )  # fmt: skip
     snapshot_key_file: Path = _setting(
         Path(), "keys that snapshots are encrypted with: lines of NAME:BASE64 of 32 bytes, the first encrypts",
         kind="path", metavar="FILE",

@@ -271,7 +271,8 @@ def _interpreter_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
         if template.get(field_name):
             container[field_name] = template[field_name]
     container["resources"] = _resources(template.get("resources") or {})
-    disk = {"sizeLimit": str(own["workspaceSize"])} if own.get("workspaceSize") else {}
+    size = own.get("workspaceSize") or runtime.limits.workspace_size
+    disk = {"sizeLimit": str(size)} if size else {}
     spec: Object = {
         "containers": [container],
         "automountServiceAccountToken": False,

@@ -50,6 +50,7 @@ class Box:
     start: StartKind = StartKind.WARM
     session_id: SessionId | None = None
     keeps_workspace: bool = False  # its end leaves the workspace where it is
+    verdict: str = ""  # why its processes were ended, though nobody released it
 
     @property
     def is_alive(self) -> bool:
@@ -69,6 +70,8 @@ class Box:
 
     def end_reason(self) -> str:
         """Why it ended by itself, for people. Its control group must still stand."""
+        if self.verdict:
+            return self.verdict
         code = self.process.exited.result()
         status = describe_exit(code)
         if code == 128 + signal.SIGKILL and self.group.oom_kills():

@@ -28,6 +28,7 @@ from gateway.provider.local import cgroups, marks, pythons
 from gateway.provider.local.book import Book
 from gateway.provider.local.boxes import Box, Boxes, BoxState
 from gateway.provider.local.cgroups import CgroupTree
+from gateway.provider.local.disk import LOOK_S, DiskWatch, Tenant
 from gateway.provider.local.folders import Folders
 from gateway.provider.local.gate import StartGate
 from gateway.provider.local.isolation import Isolation, IsolationReport, probe_isolation
@@ -68,13 +69,18 @@ class LocalProvider:
         *,
         start_timeout: float = 20.0,
         code_context: str = "lazy",
+        disk_reserve: int = 0,
     ) -> None:
-        """`keys_dir` holds jwks.json; `sandbox_python` is the folder of the environment that user code gets."""
+        """`keys_dir` holds jwks.json; `sandbox_python` is the folder of the environment that user code gets.
+
+        `disk_reserve` in bytes, see disk.py.
+        """
         self._state_dir, self._keys_dir, self._clock = state_dir, keys_dir, clock
         self._isolation: Isolation = isolation
         self._sandbox_python = sandbox_python
         self._start_timeout = start_timeout
         self._code_context = code_context
+        self._disk = DiskWatch(state_dir, disk_reserve)
         self._pools: dict[RuntimeKey, _Pool] = {}
         self._all: dict[SandboxId, Box] = {}
         self._endings: dict[SandboxId, asyncio.Task[None]] = {}
@@ -119,6 +125,7 @@ class LocalProvider:
         self._orphans = self._folders.leftovers()
         self._running = True
         self._spawn(self._empty_trash(self._folders))
+        self._spawn(self._watch_disk())
         self._trash_wanted.set()
         for pool in self._pools.values():
             self._fill(pool)
@@ -246,6 +253,7 @@ class LocalProvider:
             raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was there")
         try:
             await asyncio.to_thread(self._folders.unpark, SessionId(reference), box.workspace)
+            self._disk.forget(sandbox_id)
         except FileNotFoundError as error:
             raise SnapshotNotFoundError(
                 f"no workspace is parked as {reference} in {self._folders.parked}; if it was kept as a snapshot, start"
@@ -457,6 +465,26 @@ class LocalProvider:
             await self._trash_wanted.wait()
             self._trash_wanted.clear()
             await asyncio.to_thread(_empty_trash_once, folders)
+
+    async def _watch_disk(self) -> None:
+        """End who fills the disk, as though it had ended by itself: its session keeps its files and is told why."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            bound = [box for box in self._all.values() if box.state is BoxState.CLAIMED and box.is_alive]
+            tenants = [
+                Tenant(box.id, box.workspace, box.process.pid, box.runtime.limits.workspace_size) for box in bound
+            ]
+            try:
+                now = self._clock.monotonic()
+                if not self._disk.due(tenants, now):
+                    continue
+                for name, reason in (await asyncio.to_thread(self._disk.look, tenants, now)).items():
+                    box = self._all.get(name)
+                    if box is not None and box.state is BoxState.CLAIMED:
+                        box.verdict = f"was ended: {reason}"
+                        await box.process.end()
+            except (OSError, TimeoutError) as error:
+                log.warning("the disk below %s cannot be watched: %s", self._state_dir, error)
 
     # Helpers.
 
