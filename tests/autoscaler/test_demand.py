@@ -8,8 +8,9 @@ import pytest
 from gateway.autoscaler.demand import Demand
 from gateway.autoscaler.forecast import Floats
 from gateway.autoscaler.history import live_since, replay_history
+from gateway.autoscaler.replay import synthetic
 from gateway.autoscaler.replay.pool import Targets, simulate
-from gateway.autoscaler.shadow import Objective, Shadow
+from gateway.autoscaler.shadow import Objective, Shadow, constant_levels
 from tests.autoscaler.support import poisson
 
 LEAD = 10.0
@@ -76,6 +77,32 @@ def test_shadow_pools_agree_with_the_simulator() -> None:
         )
         assert shadow.served[column] / shadow.claims == pytest.approx(outcome.hit_rate, abs=0.03)
         assert shadow.idle[column] / shadow.span == pytest.approx(outcome.mean_idle, abs=0.25)
+
+
+def test_constants_price_a_rule_by_the_claims_it_serves() -> None:
+    """A level costs what it idles, what lies between two a mixture; of some that serve as many, the least counts."""
+    arrivals = poisson(0.3, 20000.0)
+    shadow = Shadow(LEAD, 40)
+    for second, claims in enumerate(np.bincount(arrivals.astype(int), minlength=20000).tolist()):
+        shadow.observe(second + 1.0, 1.0, claims)
+    served, idle = shadow.served[-len(constant_levels(40)) :], shadow.idle[-len(constant_levels(40)) :]
+
+    assert shadow.constant_idle(0.0) == 0.0
+    assert shadow.constant_idle(float(served[3])) == pytest.approx(idle[3])
+    assert shadow.constant_idle(float(served[3] + served[4]) / 2.0) == pytest.approx((idle[3] + idle[4]) / 2.0)
+    assert served[-1] == served[-2]
+    smallest = int(np.flatnonzero(served == served[-1])[0])
+    assert shadow.constant_idle(float(served[-1])) == pytest.approx(idle[smallest])
+
+
+@pytest.mark.parametrize(("name", "foreseen"), [("steps", True), ("batches", False)])
+def test_forecasts_are_followed_only_where_they_beat_constants(name: str, foreseen: bool) -> None:
+    """Rates that stay for minutes are followed; batches at random moments get one level all the time."""
+    trace = synthetic.make(name).cut(43200.0)
+    demand = made(0.05)
+    follow(demand, trace.arrivals, 0.0, 43200.0)
+
+    assert demand.follower.describe().startswith("quantile" if foreseen else "constant")
 
 
 def test_quiet_runtime_scales_to_zero() -> None:
