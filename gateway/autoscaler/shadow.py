@@ -3,7 +3,8 @@
 A rule is either "stock while another sandbox saves more than `threshold` claims per horizon" (the threshold is idle
 cost over the cost of a cold start, so 1 - threshold is the newsvendor's quantile), or "always hold n". Every rule
 runs its own shadow pool: a loss system with the measured lead time, from which its idle seconds and misses are read.
-Then the cheapest rule is followed. Three things come out of that:
+Then the cheapest rule is followed: a forecasting one where it is cheaper than the constants that serve as many claims,
+by more the less has been seen, else a constant. Three things come out of that:
 
 * the wanted miss rate is met as measured, not as promised by a model that may be wrong;
 * where forecasts are worth nothing (bursts of seconds at random moments) a constant pool is found, and found to be
