@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,8 +61,12 @@ def test_offender_is_who_grows_beyond_its_limit_or_fills_the_disk(
     assert set(offenders({BIG: big, SMALL: small}, free * MB, 10 * MB)) == ends
 
 
-def test_look_is_due_when_the_disk_was_filled_only(tmp_path: Path) -> None:
-    """Walking through all workspaces costs; what was written must be worth it."""
+def test_look_is_due_when_much_was_taken_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walking through all workspaces costs: a step of the disk's use, or a minute, must have gone by."""
+    free = 1000 << 20  # others write to this disk while the test runs
+    monkeypatch.setattr(
+        os, "statvfs", lambda _: SimpleNamespace(f_blocks=2000 << 20, f_bfree=free, f_bavail=free, f_frsize=1)
+    )
     watch = DiskWatch(tmp_path, 0)
     tenant = Tenant(BIG, tmp_path / "workspace", os.getpid(), 256 << 20)
     tenant.workspace.mkdir()
@@ -69,12 +74,18 @@ def test_look_is_due_when_the_disk_was_filled_only(tmp_path: Path) -> None:
     assert watch.due([tenant], 0.0)
     watch.look([tenant], 0.0)
     assert not watch.due([tenant], 1.0)
-    (tenant.workspace / "file").write_bytes(bytes(64 << 20))
-    os.sync()
-    assert watch.due([tenant], 2.0)
-    watch.look([tenant], 2.0)
-    assert not watch.due([tenant], 3.0)
-    assert watch.due([tenant], 100.0)
+    free -= 31 << 20  # an eighth of the limit is the step
+    assert not watch.due([tenant], 2.0)
+    free -= 1 << 20
+    assert watch.due([tenant], 3.0)
+    watch.look([tenant], 3.0)
+    assert not watch.due([tenant], 4.0)
+    free += 100 << 20  # somebody freed much: what is taken now counts from there
+    assert not watch.due([tenant], 5.0)
+    free -= 32 << 20
+    assert watch.due([tenant], 6.0)
+    watch.look([tenant], 6.0)
+    assert watch.due([tenant], 66.0)
 
 
 async def ended(provider: LocalProvider, sandbox: Sandbox, code: str) -> SandboxEvent:
