@@ -12,6 +12,7 @@ import pytest
 
 from gateway.errors import RuntimeNotFoundError, SandboxStartError
 from gateway.model import SandboxId, SessionId, StartKind
+from gateway.provider.kubernetes import build
 from tests.kube.simulator import ApiError
 from tests.kube.simulator.objects import BY_PLURAL, DEPLOYMENTS, PODS, REPLICASETS, merge
 from tests.kube.support import KEY, Opened, eventually, opened, runtime
@@ -357,8 +358,11 @@ async def test_remains_are_found_as_long_as_somebody_could_give_them(kube: Opene
 # Versions.
 
 
-async def test_changed_runtime_rolls_warm_pods_and_leaves_sessions(kube: Opened) -> None:
+async def test_changed_runtime_rolls_warm_pods_and_leaves_sessions(
+    kube: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Warm pods get the new image, a claimed one keeps its own; new claims get new pods."""
+    quick_rolls(monkeypatch)
     await kube.provider.apply([runtime(3, image="picod:1")])
     await kube.full()
     old = await kube.provider.claim(KEY, session(1))
@@ -371,9 +375,51 @@ async def test_changed_runtime_rolls_warm_pods_and_leaves_sessions(kube: Opened)
     assert pod["spec"]["containers"][0]["image"] == "picod:2"
 
 
-async def test_rollout_that_was_undone_stays_undone(kube: Opened, tmp_path: Path) -> None:
+async def test_claims_raced_against_rolls_lose_no_pod(kube: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version changes, and the rollout is undone, while claims run: the pool never runs out, each pod that a roll
+    removed had been marked before, and no claimed pod is ever deleted."""
+    quick_rolls(monkeypatch, 1)
+    await kube.provider.apply([runtime(2, image="picod:1")])
+    await kube.full()
+    kube.cluster.api.latency = 0.003
+    unmarked: list[str] = []
+
+    def removed(kind: Any, change: Any) -> None:
+        pod = change.new
+        ready = any(c["type"] == "Ready" and c["status"] == "True" for c in pod.get("status", {}).get("conditions", []))
+        began = "deletionTimestamp" in pod["metadata"] and "deletionTimestamp" not in (change.old or pod)["metadata"]
+        if kind is PODS and began and ready and "wakegate.io/victim" not in pod["metadata"].get("annotations", {}):
+            unmarked.append(pod["metadata"]["name"])
+
+    kube.cluster.objects.listen(removed)
+    found: list[Any] = []
+    for image in ("picod:2", "picod:1"):
+        if image == "picod:1":
+            undo(kube, image)
+        else:
+            await kube.provider.apply([runtime(2, image=image)])
+        async with asyncio.timeout(20):
+            for _ in range(4):
+                found.append(await kube.provider.claim(KEY, session(len(found))))
+                await asyncio.sleep(0.3)
+            while images(kube) != [image] * 2:
+                await asyncio.sleep(0.05)
+    assert unmarked == []
+    assert {sandbox.id for sandbox in found} == {pod["metadata"]["uid"] for pod in kube.cluster.pods(**CLAIMED)}
+    assert {sandbox.start for sandbox in found} == {StartKind.WARM}
+
+
+def quick_rolls(monkeypatch: pytest.MonkeyPatch, seconds: int = 0) -> None:
+    """Rolls that count a pod after so many seconds."""
+    monkeypatch.setitem(build.ROLLING, "minReadySeconds", seconds)
+
+
+async def test_rollout_that_was_undone_stays_undone(
+    kube: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`kubectl rollout undo` puts the old template back; neither a restart nor another apply of the same takes it away,
     a changed manifest does."""
+    quick_rolls(monkeypatch)
     await kube.provider.apply([runtime(2, image="picod:1")])
     await kube.full()
     await kube.provider.apply([runtime(2, image="picod:2")])

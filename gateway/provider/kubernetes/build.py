@@ -102,6 +102,14 @@ def make_template(runtime: Runtime, defaults: PodDefaults) -> Object:
     return template
 
 
+# A pod of the new version takes an old one's place only when it has been ready for this long: time in which gateways
+# see it, and mark an old one that nobody may claim any more. So a roll removes none that is being claimed.
+ROLLING: Object = {
+    "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": 0}},
+    "minReadySeconds": 2,
+}
+
+
 def make_deployment(runtime: Runtime, template: Object, replicas: int) -> Object:
     """The warm pool. Its selector never changes; the label that a claim changes is part of it."""
     labels = names.runtime_labels(runtime.key)
@@ -121,7 +129,7 @@ def make_deployment(runtime: Runtime, template: Object, replicas: int) -> Object
             "replicas": replicas,
             "selector": {"matchLabels": {**labels, names.POOL: names.WARM}},
             "template": template,
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}},
+            **ROLLING,
         },
     }
 

@@ -67,6 +67,7 @@ class Pool:
         self.refused = ""  # why the server does not take what is made for the runtime
         self.failures = 0  # cold starts in a row
         self.last_error = ""
+        self.marking = False  # a look at outdated pods is under way
         self.told = ""  # the trouble that is in the log
         self.losses = 0
         self.last_loss, self.lost_at = "", 0.0
@@ -111,12 +112,12 @@ class Pool:
     def take(self, refused: Mapping[str, str]) -> Pod | None:
         """A candidate for a claim; nobody else here gets it until `give_back`.
 
-        `refused`: version by UID at which the server already said Conflict. Those of the present template come first.
+        `refused`: version by UID at which the server already said Conflict. While a roll is under way what is left of
+        the earlier version goes first: it is about to end anyway, and the roll counts on those of the present one.
         By chance among equals: gateways that claim at the same time should not all try the same one.
         """
         ready = [pod for pod in self.ready if refused.get(pod.uid) != pod.version]
-        current = self.deployment.template if self.deployment is not None else ""
-        chosen = [pod for pod in ready if pod.template == current] or ready
+        chosen = [pod for pod in ready if not self._is_present(pod)] or ready
         if not chosen:
             return None
         pod = random.choice(chosen)  # noqa: S311 - no secret
@@ -136,10 +137,27 @@ class Pool:
         )
         return ranked[: max(0, count)]
 
+    def outdated(self) -> list[Pod]:
+        """Warm pods of another version than the Deployment's, to be marked now: one for each of the present version
+        that is ready, as the roll will soon remove so many. The others can be claimed until then."""
+        alive = [pod for pod in self.warm.values() if not pod.deleting and not pod.ended]
+        old = [pod for pod in alive if not self._is_present(pod)]
+        fresh = sum(pod.claimable for pod in alive if self._is_present(pod))
+        ranked = sorted((pod for pod in old if not pod.victim), key=lambda pod: (pod.ready, -pod.created_at, pod.name))
+        return [
+            pod for pod in ranked[: max(0, len(ranked) - max(0, self.target - fresh))] if pod.uid not in self._taken
+        ]
+
+    def _is_present(self, pod: Pod) -> bool:
+        """Whether it is of the Deployment's version."""
+        return self.deployment is None or pod.template == self.deployment.template
+
     def spared(self) -> Sequence[Pod]:
-        """Marked ones that no shrink wants any more: the pool is not larger than it should be."""
+        """Marked ones that neither a shrink nor a roll wants any more."""
         alive = [pod for pod in self.warm.values() if not pod.deleting]
-        return [pod for pod in alive if pod.victim] if len(alive) <= self.target else []
+        if len(alive) > self.target:
+            return []
+        return [pod for pod in alive if pod.victim and self._is_present(pod)]
 
     # Cold starts.
 

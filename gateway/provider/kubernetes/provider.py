@@ -402,7 +402,7 @@ class KubernetesProvider:
         path = names.deployments(runtime.key.namespace, names.deployment_name(runtime.key))
         while True:
             present = await self._api.get(path)
-            present["spec"]["template"] = pool.template
+            present["spec"] |= {"template": pool.template, **build.ROLLING}
             present["metadata"]["labels"][names.APPLIED] = pool.template["metadata"]["annotations"][names.TEMPLATE]
             if replicas is not None:
                 present["spec"]["replicas"] = replicas
@@ -422,7 +422,7 @@ class KubernetesProvider:
             pool.egress = None
 
     async def _mark(self, pod: Pod) -> None:
-        """Mark a victim. One that changed meanwhile is left alone: it may have been claimed."""
+        """Mark a victim, of a shrink or a roll. One that changed meanwhile is left alone: it may have been claimed."""
         await self._annotate(pod, build.make_victim(pod.version))
 
     async def _annotate(self, pod: Pod, patch: dict[str, Any]) -> None:
@@ -452,7 +452,9 @@ class KubernetesProvider:
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         pod = new or old
         assert pod is not None
-        self._pools[pod.runtime].note(old, new, self._clock.monotonic(), live=self._running)
+        pool = self._pools[pod.runtime]
+        pool.note(old, new, self._clock.monotonic(), live=self._running)
+        self._look_for_outdated(pool)
         self._tell_waiter(pod.uid, new)
         if new is None:
             self._undeleted.pop(pod.uid, None)
@@ -468,6 +470,24 @@ class KubernetesProvider:
             assert either is not None
             if key.namespace == either.namespace and names.deployment_name(key) == either.name:
                 pool.deployment = new
+                self._look_for_outdated(pool)
+
+    def _look_for_outdated(self, pool: Pool) -> None:
+        if self._running and not pool.marking and pool.outdated():
+            pool.marking = True
+            self._spawn(self._mark_outdated(pool))
+
+    async def _mark_outdated(self, pool: Pool) -> None:
+        """Let nobody claim the old pods that a roll is about to remove."""
+        try:
+            while marked := pool.outdated():
+                await asyncio.gather(*(self._mark(pod) for pod in marked))
+                if pool.outdated() == marked:
+                    return  # they changed meanwhile; the watch tells how, and then they are looked at again
+        except KubeError as error:
+            log.debug("outdated pods: %s", error)
+        finally:
+            pool.marking = False
 
     def _tell(self, pod: Pod, reason: str) -> None:
         log.info("sandbox %s (pod %s) of session %s ended: %s", pod.uid, pod.name, pod.session, reason)
@@ -534,6 +554,7 @@ class KubernetesProvider:
             if trouble != pool.told:
                 pool.told = trouble
                 log.warning("%s: %s", key, trouble) if trouble else log.info("%s: well again", key)
+            await self._mark_outdated(pool)
             for pod in pool.spared():
                 await self._annotate(pod, build.make_spared(pod.version))
             for pod in list(pool.claimed.values()):

@@ -44,6 +44,7 @@ class Controllers:
         self._dirty: set[tuple[Kind, str, str]] = set()
         self._dead: set[str] = set()  # whose dependents are still to be deleted
         self._buried: set[str] = set()
+        self._ready_since: dict[str, float] = {}
         self._wake = asyncio.Event()
         objects.listen(self._note)
 
@@ -135,6 +136,7 @@ class Controllers:
             },
             "spec": {
                 "replicas": 0,
+                "minReadySeconds": deployment["spec"].get("minReadySeconds", 0),
                 "selector": {"matchLabels": {**deployment["spec"]["selector"]["matchLabels"], HASH: digest}},
                 "template": {**template, "metadata": {**template["metadata"], "labels": labels}},
             },
@@ -152,12 +154,17 @@ class Controllers:
         replicas = wanted if not others else min(wanted, max(current["spec"]["replicas"], most))
         if replicas != current["spec"]["replicas"]:
             self._change(REPLICASETS, current, {"spec": {"replicas": replicas}})
-        ready = sum(rs["status"].get("readyReplicas", 0) for rs in [current, *old])
-        spare = ready - (wanted - unavailable)
+        # As the deployment controller bounds it: first those that are not available go, then as many as can be spared.
+        missing = replicas - current["status"].get("availableReplicas", 0)
+        if others + replicas - (wanted - unavailable) - missing <= 0:
+            return
+        cleanup = others + replicas - (wanted - unavailable) - missing
+        spare = sum(rs["status"].get("availableReplicas", 0) for rs in [current, *old]) - (wanted - unavailable)
         for rs in old:
             has = rs["spec"]["replicas"]
-            sick = has - rs["status"].get("readyReplicas", 0)
-            fewer = min(has, max(0, sick) + max(0, spare))
+            sick = min(cleanup, max(0, has - rs["status"].get("availableReplicas", 0)))
+            fewer = min(has, sick + max(0, spare))
+            cleanup -= sick
             spare -= max(0, fewer - sick)
             if fewer:
                 self._change(REPLICASETS, rs, {"spec": {"replicas": has - fewer}})
@@ -172,7 +179,7 @@ class Controllers:
             "replicas": sum(rs["status"].get("replicas", 0) for rs in sets),
             "updatedReplicas": current["status"].get("replicas", 0),
             "readyReplicas": ready,
-            "availableReplicas": ready,
+            "availableReplicas": sum(rs["status"].get("availableReplicas", 0) for rs in sets),
             "unavailableReplicas": max(0, deployment["spec"]["replicas"] - ready),
             "conditions": failure,
         }
@@ -208,8 +215,20 @@ class Controllers:
             delete(self.objects, PODS, namespace, pod["metadata"]["name"])
             mine.remove(pod)
         ready = sum(is_ready(pod) for pod in mine)
-        status = {"replicas": len(mine), "readyReplicas": ready, "availableReplicas": ready, "conditions": failure}
+        available = sum(self._is_available(pod, rs) for pod in mine)
+        status = {"replicas": len(mine), "readyReplicas": ready, "availableReplicas": available, "conditions": failure}
         self._change(REPLICASETS, rs, {"status": {k: v for k, v in status.items() if v}}, status=True)
+
+    def _is_available(self, pod: Object, rs: Object) -> bool:
+        """Ready for minReadySeconds; who is not yet is looked at again then."""
+        now, uid = asyncio.get_running_loop().time(), pod["metadata"]["uid"]
+        if not is_ready(pod):
+            self._ready_since.pop(uid, None)
+            return False
+        left = self._ready_since.setdefault(uid, now) + rs["spec"].get("minReadySeconds", 0) - now
+        if left > 0:
+            asyncio.get_running_loop().call_later(left + 0.01, self._again, rs)
+        return bool(left <= 0)
 
     def _again(self, rs: Object) -> None:
         self._dirty.add((REPLICASETS, rs["metadata"]["namespace"], rs["metadata"]["name"]))
