@@ -83,7 +83,10 @@ def make_template(runtime: Runtime, defaults: PodDefaults) -> Object:
     own = _wakegate(runtime)
     spread = (own.get("pod") or {}).get("spread") or defaults.spread
     for name, value in _placement(spread, runtime).items():
-        spec.setdefault(name, value)
+        if name == "affinity":  # beside a node affinity of its own; a pod affinity of its own is taken instead
+            spec["affinity"] = {**value, **(spec.get("affinity") or {})}
+        else:
+            spec.setdefault(name, value)
     if defaults.scheduler:
         spec.setdefault("schedulerName", defaults.scheduler)
     if defaults.runtime_class:
