@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.integration.served import LIMIT_S, RUNTIME, Server, serve, wait_until
+from tests.integration.test_herd import all_at_once, asleep, claims, said
 from tests.kube.served import INTERPRETER, enforce_roles, flags_for
 from tests.kube.simulator import Cluster, in_thread
 from tests.store.redis_server import RedisServer
@@ -139,6 +140,17 @@ def patient(gateway: Server, session: str) -> str:
 def slow_commands(cluster: Cluster) -> int:
     """How many of those run."""
     return sum((path / "waits").exists() for path in cluster.call(lambda: cluster.kubelet.volumes("workspace")))
+
+
+async def test_herd_at_two_replicas_causes_one_wake(replicas: tuple[list[Server], Cluster]) -> None:
+    """Thirty requests, half through each gateway: one of them wakes the session, both answer, one pod is bound."""
+    (one, two), cluster = replicas
+    session = asleep(one, "kept")
+    before = claims(one, two)
+    answers = await all_at_once([(one.url, session), (two.url, session)] * 15)
+    assert said(answers) == ["kept"] * 30
+    assert claims(one, two) == before + 1
+    assert len(cluster.call(lambda: cluster.pods(**{"wakegate.io/pool": "claimed"}))) == 1
 
 
 def test_session_sleeps_at_one_replica_and_wakes_at_another(replicas: tuple[list[Server], Cluster]) -> None:
