@@ -152,6 +152,44 @@ def test_prepull_component_pulls_the_image_of_the_settings(tmp_path: Path) -> No
     assert container["image"] == Settings().picod_image
 
 
+def test_shared_volume_component_gives_every_gateway_the_snapshots(tmp_path: Path) -> None:
+    """Added to production it builds, fits the API, and the settings name the folder where the claim is mounted."""
+    base = os.path.relpath(MANIFESTS, tmp_path)
+    kustomization = {"resources": [f"{base}/overlays/production"], "components": [f"{base}/components/shared-volume"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    kubectl = Path(sys.executable).parent / "kubectl"
+    done = subprocess.run([kubectl, "kustomize", tmp_path], capture_output=True, check=True)
+    documents = {(d["kind"], d["metadata"]["name"]): d for d in yaml.safe_load_all(done.stdout)}
+    for document in documents.values():
+        assert problems_of(document, MODELS[document["kind"]]) == []
+    claim = documents["PersistentVolumeClaim", "wakegate-snapshots"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    pod = documents["Deployment", "wakegate"]["spec"]["template"]["spec"]
+    (volume,) = [each for each in pod["volumes"] if "persistentVolumeClaim" in each]
+    assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    (mount,) = [each for each in pod["containers"][0]["volumeMounts"] if each["name"] == volume["name"]]
+    settings = load({}, documents["ConfigMap", "wakegate-settings"]["data"])
+    assert settings.snapshots == f"file://{mount['mountPath']}"
+
+
+def test_overlay_with_one_volume_has_one_gateway_and_the_other_scales() -> None:
+    """ReadWriteOnce: one replica that ends before the next starts. Production: three and more, none of them counted in
+    the Deployment, where an apply would undo the autoscaler, and a budget that lets one go at a time."""
+    single = one("quickstart", "Deployment", "wakegate")["spec"]
+    assert one("quickstart", "PersistentVolumeClaim", "wakegate-snapshots")["spec"]["accessModes"] == ["ReadWriteOnce"]
+    assert (single["replicas"], single["strategy"]) == (1, {"type": "Recreate"})
+    many = one("production", "Deployment", "wakegate")
+    assert "replicas" not in many["spec"]
+    assert many["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    scaler = one("production", "HorizontalPodAutoscaler", "wakegate")["spec"]
+    assert scaler["scaleTargetRef"]["name"] == many["metadata"]["name"]
+    assert scaler["minReplicas"] >= 2
+    budget = one("production", "PodDisruptionBudget", "wakegate")["spec"]
+    assert budget["maxUnavailable"] == 1
+    labels = many["spec"]["template"]["metadata"]["labels"]
+    assert budget["selector"]["matchLabels"].items() <= labels.items()
+
+
 def granted(role: Any) -> set[tuple[str, str, str, str]]:
     return {
         (group, resource, verb, name)
