@@ -46,7 +46,7 @@ from gateway.routing.exchange import TimeLimits
 from gateway.routing.observe import Observer, Observers
 from gateway.routing.proxy import Proxy
 from gateway.routing.tokens import TokenIssuer
-from gateway.runtimes import StaticCatalog, default_runtime, load_runtimes
+from gateway.runtimes import StaticCatalog, default_runtime, load_runtimes, parse_modules
 from gateway.settings import Settings
 from gateway.snapshots.keeper import make_keeper
 from gateway.stats import Activity
@@ -310,7 +310,11 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
     """
     clock = clock or SystemClock()
     problems: list[str] = []
-    runtimes: Sequence[Runtime] = [default_runtime(settings.warm_pool)]
+    runtimes: Sequence[Runtime] = ()
+    try:
+        runtimes = [default_runtime(settings.warm_pool, parse_modules(settings.preload))]
+    except ValueError as error:
+        problems.append(f"--preload: {error}")
     if settings.runtime:
         try:
             runtimes = load_runtimes(settings.runtime, engine=settings.engine)

@@ -43,9 +43,20 @@ class StaticCatalog:
         return [self._runtimes[key] for key in sorted(self._runtimes)]
 
 
-def default_runtime(warm: int) -> Runtime:
+def default_runtime(warm: int, preload: Sequence[str] = ()) -> Runtime:
     """The code interpreter that is served when no manifest is named."""
-    return Runtime(key=RuntimeKey("default", "my-interpreter"), pool=PoolSpec(size=warm, max=warm))
+    return Runtime(
+        key=RuntimeKey("default", "my-interpreter"), pool=PoolSpec(size=warm, max=warm), preload=tuple(preload)
+    )
+
+
+def parse_modules(text: str) -> tuple[str, ...]:
+    """Modules as in `numpy,matplotlib.pyplot`. Raises ValueError that names what is none."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        if not _is_module(name):
+            raise ValueError(f"expected Python modules such as numpy,pandas, not {name[:80]!r}")
+    return names
 
 
 def load_runtimes(paths: Iterable[Path], *, engine: str = "local") -> list[Runtime]:
@@ -286,12 +297,16 @@ def _code_context(extra: Mapping[str, Any], reader: _Reader) -> str:
     return reader.choice(extra, "codeContext", "spec.wakegate.", ("warm", "lazy", "off"), "lazy")
 
 
+def _is_module(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split("."))
+
+
 def _preload(extra: Mapping[str, Any], reader: _Reader) -> tuple[str, ...]:
     if extra.get("preload") is None:
         return ()
     found = []
     for index, item in enumerate(reader.sequence(extra, "preload", "spec.wakegate.")):
-        if isinstance(item, str) and all(part.isidentifier() for part in item.split(".")):
+        if isinstance(item, str) and _is_module(item):
             found.append(item)
         else:
             reader.problem(f"spec.wakegate.preload[{index}]", "expected a Python module such as pandas", item)

@@ -100,6 +100,13 @@ class Settings:
         kind="path",
     )
     warm_pool: int = _setting(3, "warm sandboxes of the built-in my-interpreter", kind="int", low=0)
+    preload: str = _setting(
+        "",
+        "modules that python3 scripts and contexts of the built-in my-interpreter find imported, as in numpy,pandas;"
+        " each warm sandbox holds them in memory, twice (default: none)",
+        kind="text",
+        metavar="MODULES",
+    )
     code_context: str = _setting(
         "warm",
         "Python context of local sandboxes: started with a warm sandbox, when first used, or not at all (off);"

@@ -19,8 +19,9 @@ from picod import wire
 from picod.activity import activity
 from picod.auth import Guard
 from picod.config import PicodConfig
-from picod.execute import encoded, execute
+from picod.execute import encoded, execute, find_executable
 from picod.files import download, list_files
+from picod.fonts import put_fonts
 from picod.golang import format_duration
 from picod.paths import Workspace
 from picod.preload import Preload
@@ -148,6 +149,8 @@ class Picod:
         """Begin what the first request should not wait for. On the loop, once it listens."""
         if self.guard is not None:
             self._warming = asyncio.ensure_future(asyncio.to_thread(self.guard.warm))
+        path = self.config.command_env.get("PATH", "").encode()
+        put_fonts(find_executable(b"python3", path, self.workspace.fd), self.config.command_env)
         self.preload.start()
         # A session that wakes up on this sandbox should not wait for imports; a cold start should not pay for them.
         loop = asyncio.get_running_loop()

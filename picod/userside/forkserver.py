@@ -26,6 +26,7 @@ _plain_modules = set(sys.modules) - {"__future__"}
 import _socket
 import _thread
 import gc
+import io
 import itertools
 import marshal
 import os
@@ -176,28 +177,45 @@ def import_all(modules: Sequence[str], *, away_from_home: bool) -> set[str]:
         os.mkdir(place, 0o700)
         os.environ["HOME"] = place
     looked_at: set[str] = set()
+    streams = sys.stdout, sys.stderr
+    stand_ins = sys.stdout, sys.stderr = _unbuffered(1), _unbuffered(2)
     try:
         with _Recorded(looked_at):
             for module in modules:
                 _import(module)
     finally:
+        if (sys.stdout, sys.stderr) == stand_ins:
+            sys.stdout, sys.stderr = streams
         written = _remove_tree(place) if place else []
         if home is not None:
             os.environ["HOME"] = home
     if written:
         raise NotPossibleError(
             f"the imports write {', '.join(written)} into the home folder, which is the session's; "
-            "if a variable moves that (as MPLCONFIGDIR), name a folder below /tmp in the runtime's environment"
+            "if a variable moves that, name a folder below /tmp in the runtime's environment"
         )
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    if os.fstat(noise).st_size:
+    # What is printed by imports that are to come again may have been for once: matplotlib says that it makes its list
+    # of fonts, when that takes it five seconds at low priority.
+    if os.fstat(noise).st_size and not (place and "HOME" in looked_at):
         text = os.pread(noise, 200, 0).decode("utf-8", "replace")
         raise NotPossibleError(f"the imports print, which each script would have to: {text.strip()}")
+    # Pipes, as a command's streams are, for this program may start anew with them; nobody reads them.
+    reader, writer = os.pipe()
     for number in (1, 2):
-        os.dup2(0, number)
-    os.close(noise)
+        os.dup2(writer, number)
+    for number in (reader, writer, noise):
+        os.close(number)
     return looked_at
+
+
+def _unbuffered(number: int) -> io.TextIOWrapper:
+    """A stream for the imports. Modules keep what they find as the defaults of functions: a script's own streams would
+    be held by those, not be flushed when all is taken apart, and know already whether they can seek.
+    """
+    raw = io.FileIO(number, "w", closefd=False)
+    return io.TextIOWrapper(raw, encoding="utf-8", write_through=True)
 
 
 class _Recorded:
@@ -225,9 +243,15 @@ def _import(module: str) -> None:
         raise NotPossibleError(f"cannot import {module}: {type(error).__name__}: {error}") from None
 
 
+def _other_programs(home: str) -> list[str]:
+    """What programs that the imports start keep there for themselves: no import misses it later."""
+    cache = os.path.join(home, ".cache")  # matplotlib starts fc-list once, for its list of fonts
+    return [cache] if os.path.isdir(cache) and os.listdir(cache) == ["fontconfig"] else []
+
+
 def _remove_tree(path: str) -> list[str]:
     """Remove a folder; returns the names that were directly in it."""
-    names = os.listdir(path)
+    names = [name for name in os.listdir(path) if os.path.join(path, name) not in _other_programs(path)]
     for folder, folders, files in os.walk(path, topdown=False):
         for name in files:
             os.unlink(os.path.join(folder, name))

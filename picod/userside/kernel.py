@@ -159,6 +159,8 @@ def _remember() -> None:
 
 def _import_all(names: list[str]) -> None:
     for name in names:
+        if name.partition(".")[0] == "matplotlib" and not os.path.isdir(os.environ.get("MPLCONFIGDIR", "")):
+            continue  # it would make its list of fonts, and so write into the workspace of a session that is to come
         try:
             importlib.import_module(name)
         except Exception:  # noqa: S112 - the run that needs it is told

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.integration.served import Server, serve, wait_until
 
 MANIFEST = """
@@ -23,6 +25,33 @@ def run(server: Server, session: str, *command: str) -> str:
     answer = server.client.post("/api/execute", json={"command": command}, headers={"x-session-id": session}).json()
     assert answer["exit_code"] == 0, answer
     return str(answer["stdout"])
+
+
+PLOT = """
+import sys
+early = "matplotlib.pyplot" in sys.modules
+import matplotlib.pyplot as plt, os
+plt.plot([1, 4, 2])
+plt.savefig("plot.png")
+print(early, os.path.getsize("plot.png") > 1000, plt.matplotlib.get_configdir(), sorted(os.listdir(".")))
+"""
+
+
+def test_flag_preloads_plots_into_the_built_in_runtime(tmp_path: Path) -> None:
+    """--preload reaches scripts and contexts; matplotlib keeps its files out of the workspace."""
+    with serve(tmp_path / "state", "--warm-pool", "1", "--preload", "numpy,matplotlib.pyplot") as server:
+        session = server.session()
+        expected = "True True /tmp/.matplotlib ['plot.png']\n"
+        look = "import sys; print('matplotlib.pyplot' in sys.modules)"
+        wait_until(lambda: run(server, session, "python3", "-c", look) == "True\n", "scripts are preloaded")
+        assert run(server, session, "python3", "-c", PLOT) == expected
+
+
+def test_flag_that_names_no_modules_is_refused(tmp_path: Path) -> None:
+    """In the words of the flag, before anything starts."""
+    refused = pytest.raises(AssertionError, match=r"--preload: expected Python modules such as numpy,pandas, not 'a b'")
+    with refused, serve(tmp_path / "state", "--preload", "a b"):
+        pass
 
 
 def test_runtimes_preload_reaches_scripts_also_after_a_wake(tmp_path: Path) -> None:

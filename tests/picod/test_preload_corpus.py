@@ -21,6 +21,12 @@ from tests.picod.preloaded import PYTHON, preloaded, waiting_child
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.py"))
 MODULES = "numpy,json,logging,random,threading,multiprocessing.pool,subprocess,uuid,concurrent.futures.thread"
 
+# Matplotlib's modules hold streams as defaults of functions, look at HOME, and are many.
+PLOTS = "numpy,matplotlib.pyplot"
+CONFIG = {"MPLCONFIGDIR": "/tmp/.wakegate-test-matplotlib"}  # with the local engine each sandbox has its own
+MORE_TO_COLLECT = {"garbage_callbacks"}  # with that many modules the collector runs once more at the end
+QUICK = {"finaliser", "generator_at_exit", "streams", "frames", "environment", "as_module", "threads"}
+
 
 @dataclass
 class Case:
@@ -89,9 +95,47 @@ def forked() -> Iterator[Executor]:
         yield picod
 
 
+@pytest.fixture(scope="module")
+def plain_beside_plots() -> Iterator[Executor]:
+    """As `plain`, with the same environment as `forked_beside_plots`."""
+    with preloaded("", **CONFIG) as picod:
+        yield picod
+
+
+@pytest.fixture(scope="module")
+def forked_beside_plots() -> Iterator[Executor]:
+    """A picod with matplotlib preloaded."""
+    with preloaded(PLOTS, **CONFIG) as picod:
+        yield picod
+
+
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
 def test_script_runs_alike_both_ways(plain: Executor, forked: Executor, path: Path) -> None:
     """Output, errors, exit code and files of a forked script are those of a fresh interpreter."""
+    check(plain, forked, path)
+
+
+@pytest.mark.parametrize("path", [path for path in CORPUS if path.stem in QUICK], ids=lambda path: path.stem)
+def test_script_runs_alike_beside_plots(
+    plain_beside_plots: Executor, forked_beside_plots: Executor, path: Path
+) -> None:
+    """Some of them with matplotlib preloaded."""
+    check(plain_beside_plots, forked_beside_plots, path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path", [path for path in CORPUS if path.stem not in QUICK | MORE_TO_COLLECT], ids=lambda path: path.stem
+)
+def test_script_runs_alike_beside_plots_at_length(
+    plain_beside_plots: Executor, forked_beside_plots: Executor, path: Path
+) -> None:
+    """The rest of them."""
+    check(plain_beside_plots, forked_beside_plots, path)
+
+
+def check(plain: Executor, forked: Executor, path: Path) -> None:
+    """Run a script both ways and compare."""
     case = Case.read(path)
     expected = run(plain, case)
     waiting = waiting_child(forked)

@@ -181,7 +181,8 @@ class Boxes:
                 picod = self._picod_environment(runtime, name, inside, str(self._keys), packages, environment)
                 return await Process.start_plain(command, listener, mark, restrict, environment=picod, folder=workspace)
 
-            environment = pythons.command_environment(python, bwrap.WORKSPACE, runtime.environment)
+            own = {"MPLCONFIGDIR": bwrap.MATPLOTLIB, **runtime.environment}
+            environment = pythons.command_environment(python, bwrap.WORKSPACE, own)
             packages = [bwrap.PICOD_ROOT, *self._picod_python.packages]
             picod = self._picod_environment(runtime, name, bwrap.WORKSPACE, bwrap.KEYS_FOLDER, packages, environment)
             etc = {f"/etc/{file}": str(self._folders.etc / file) for file in bwrap.ETC_MADE_UP}

@@ -16,6 +16,7 @@ from pathlib import Path
 from gateway.model import Limits
 
 WORKSPACE = "/workspace"
+MATPLOTLIB = "/tmp/.matplotlib"  # its settings and its list of fonts: not in the workspace  # noqa: S108
 KEYS_FOLDER = "/run/wakegate/keys"
 PICOD_ROOT = "/opt/wakegate"  # holds the folder `picod`, and nothing else of the checkout
 USER_ID = 1000
