@@ -190,7 +190,14 @@ def main() -> int:
     """Exit status 0, 1 when laboratory and gateway differ or requests failed, 2 when the input is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", default=RUNS, metavar="PART,MODE", help=f"default: {' '.join(RUNS)}")
-    parser.add_argument("--recorded", nargs="+", type=Path, default=[], metavar="FILE", help="compare these runs again")
+    parser.add_argument(
+        "--recorded",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="compare these again (with the code that ran)",
+    )
     parser.add_argument("--out", type=Path, default=Path("build/agree"), help="where runs are kept (build/agree)")
     parser.add_argument("--seconds", type=float, default=420.0, help="length of a run (420)")
     parser.add_argument("--warm-up", type=float, default=90.0, help="seconds that are not compared (90)")

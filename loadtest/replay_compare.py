@@ -27,6 +27,7 @@ from gateway.model import PoolMode, PoolSpec
 from loadtest.recording import Recording
 
 TOLERANCE = 0.2
+_TRAVEL = 0.03  # seconds, at most, from the client's sending a request to the gateway's claim for it
 _MISSES = ("cold", "wake-cold")
 _NAMES = ("misses", "idle, sandbox-seconds", "orders", "mean wait, ms")
 
@@ -70,10 +71,10 @@ def leads_of(run: Recording) -> RecordedLeads:
     return RecordedLeads(np.array([each[0] for each in run.starts]), np.array([each[1] for each in run.starts]))
 
 
-def simulated(run: Recording, targets: Targets | Control) -> Account:
-    """The laboratory's pool on the claims as they were sent, with the leads as they were."""
+def simulated(run: Recording, targets: Targets | Control, late: Floats | float = 0.0) -> Account:
+    """The laboratory's pool on the claims as they were sent, or `late` by so many seconds, with leads as they were."""
     leads = leads_of(run)
-    sent: Floats = np.array(sorted(each[0] for each in run.claims))
+    sent: Floats = np.sort(np.array([each[0] for each in run.claims]) + late)
     lead = leads.median(run.warm_up)
     return _account(
         simulate(sent, targets, lead=lead, scored_from=run.warm_up, end=run.seconds, joins=run.joins, leads=leads)
@@ -93,13 +94,17 @@ def loop(run: Recording, phase: float = 0.0) -> LiveLoop:
     return LiveLoop(spec, settings, None, begins=-(0.5 + phase) * run.tick - 0.3)
 
 
-def laboratory(run: Recording, times: int = 21) -> tuple[Account, Account, Account]:
-    """(mean, least, most) of what the laboratory finds for looks at different phases.
+def laboratory(run: Recording, times: int = 40) -> tuple[Account, Account, Account]:
+    """(mean, least, most) of what the laboratory finds when looks and claims come some milliseconds sooner or later.
 
-    What a pool orders can hang on which of two claims a look comes after, and nobody knows when the gateway looked; a
-    single replay would be one draw of many.
+    Which rule a pool follows is chosen once a minute among rules that did about equally well so far, so it can hang on
+    which of two claims a look came between, and nobody knows when the gateway looked. A run is one draw of many, and
+    so would a single replay be.
     """
-    found = np.array([astuple(simulated(run, loop(run, i / times))) for i in range(times)])
+    rng = np.random.default_rng(1)
+    found = np.array(
+        [astuple(simulated(run, loop(run, i / times), rng.random(len(run.claims)) * _TRAVEL)) for i in range(times)]
+    )
     return Account(*found.mean(axis=0)), Account(*found.min(axis=0)), Account(*found.max(axis=0))
 
 

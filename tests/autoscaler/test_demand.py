@@ -206,6 +206,18 @@ def test_history_with_gaps_and_without_anything_is_read() -> None:
         assert forecast.level <= 1 or forecast.observed < 60.0, "decide() holds the starting size for the first minute"
 
 
+def test_silence_in_history_is_learned() -> None:
+    """Four days of silence after a busy hour make a quiet runtime: what is not recorded was without claims."""
+    end = 5.0 * 86400.0
+    demand = made()
+    busy = [(86400 + 60 * minute, 60) for minute in range(60)]
+    for _ in replay_history(demand, [(0, 1), *busy, (int(end), 0)], [], now=end + 60.0, live_from=end + 60.0):
+        pass
+    demand.observe(end + 61.0, 0)
+
+    assert demand.forecast(end + 61.0).level <= 1
+
+
 def test_level_does_not_flap_on_steady_demand() -> None:
     """With a claim every five seconds to the second the level stays within one sandbox."""
     demand = made()

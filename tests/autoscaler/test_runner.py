@@ -303,6 +303,19 @@ async def test_wall_clock_step_does_not_move_a_pool_much(store: SqliteStore, clo
     assert abs(loop.scaler.pools[KEY].target - before) <= 3
 
 
+async def test_wall_clock_set_back_prolongs_no_lease(store: SqliteStore, clock: ManualClock) -> None:
+    """A gateway that did not renew in time leads no more, however far back its wall clock was set meanwhile."""
+    loop = Loop(store, clock, runtime(), lease_ttl=10.0)
+    await loop.begin()
+    clock.advance(-7200.0)
+    leads = [loop.scaler.leads]
+    clock.advance(11.0)
+    leads.append(loop.scaler.leads)
+    await loop.tick()
+
+    assert [*leads, loop.scaler.leads] == [True, False, True]
+
+
 async def test_store_outage_keeps_counts_and_pools(tmp_path: Path, clock: ManualClock) -> None:
     """While the store is away claims are counted on; what could not be written is written when it is back."""
     server = RedisServer(tmp_path / "redis").start()
