@@ -23,6 +23,8 @@ from loadtest.compare import family
 
 K6 = Path(__file__).parent / "k6"
 _SETTLE_S = 15.0  # for sandboxes to go and records to be forgotten after a soak
+_PATIENCE_S = 60.0  # for a gateway to end
+_LONGEST_S = 1200.0  # a script that takes longer hangs; the soak has 10 minutes
 _MANIFEST = """
 apiVersion: runtime.agentcube.volcano.sh/v1alpha1
 kind: CodeInterpreter
@@ -44,6 +46,7 @@ class Scenario:
     full: dict[str, str] = field(default_factory=dict)
     quick: dict[str, str] = field(default_factory=dict)
     leaks: bool = False  # compare the gateway before and after
+    static: bool = False  # no sandboxes: every session's is the static upstream of loadtest/peers.py
 
 
 SCENARIOS = {
@@ -53,8 +56,8 @@ SCENARIOS = {
         Scenario("sessions", "a session per user", (2, 5, 20), {"VUS": "10", "DURATION": "40s"},
                  {"VUS": "3", "RAMP": "2s", "DURATION": "5s"}),
         Scenario("tools", "steady tool calls", (1, 10, 12), {"RATE": "20"}, {"RATE": "5", "DURATION": "5s"}),
-        Scenario("step", "0 to 1,000 requests/s over live sessions", (1, 10, 12), {"RATE": "1000"},
-                 {"RATE": "100", "DURATION": "5s"}),
+        Scenario("step", "0 to 1,000 requests/s over live sessions, static upstream", (1, 3, 12), {"RATE": "1000"},
+                 {"RATE": "100", "DURATION": "5s"}, static=True),
         Scenario("spike", "200 new sessions at once on a pool of 20", (20, 20, 20), {"USERS": "200"}, {"USERS": "25"}),
         Scenario("wake_storm", "every sleeping session at once", (5, 10, 20), {"SESSIONS": "30", "REQUESTS": "10"},
                  {"SESSIONS": "4", "REQUESTS": "3"}),
@@ -139,8 +142,29 @@ def gateway(folder: Path, pool: tuple[int, int, int]) -> Iterator[Gateway]:
         yield one
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait()
+        try:
+            process.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()  # its sandboxes end with it
+            process.wait()
         process.stdout.close()
+
+
+@contextlib.contextmanager
+def static_gateway(folder: Path) -> Iterator[Gateway]:
+    """A gateway whose sandboxes are one static upstream, so that the load meets the gateway and nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack, open(folder / "gateway.log", "w") as log:
+        said = [""]
+        for argv in (["loadtest.peers", "upstream"], ["loadtest.bench_gateway", "127.0.0.1:{}"]):
+            command = [sys.executable, "-m", argv[0], argv[1].format(said[0])]
+            process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True))
+            stack.callback(process.terminate)  # before the wait that Popen's own end is
+            assert process.stdout is not None
+            said = process.stdout.readline().split()
+            if not said:
+                raise SystemExit(f"{argv[0]} did not start: {(folder / 'gateway.log').read_text()}")
+        yield Gateway(said[0], process.pid, folder)
 
 
 def until_full(one: Gateway, size: int) -> None:
@@ -190,7 +214,12 @@ def run_k6(script: str, url: str, environment: dict[str, str], summary: Path) ->
     for name, value in environment.items():
         argv += ["--env", f"{name}={value}"]
     done = subprocess.run(
-        argv, env={**os.environ, "BASE_URL": url}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        argv,
+        env={**os.environ, "BASE_URL": url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=_LONGEST_S,
     )
     return done.returncode, done.stdout
 
@@ -199,7 +228,7 @@ def run(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
     """One scenario from nothing to its figures."""
     scenario = SCENARIOS[name]
     options = scenario.quick if quick else scenario.full
-    with gateway(folder, scenario.pool) as one:
+    with static_gateway(folder) if scenario.static else gateway(folder, scenario.pool) as one:
         if scenario.leaks:  # what is made once and kept is no leak
             run_k6(name, one.url, {**options, "DURATION": "10s"}, folder / "warm-up.json")
             time.sleep(_SETTLE_S)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from loadtest import report, scenarios
+from loadtest import report, run, scenarios
 from loadtest.client import generate
 from tests.conftest import OpenScripted
 from tests.integration.served import serve
@@ -124,3 +124,23 @@ def test_report_says_what_missed_and_compares_with_the_last_accepted_run(
     for plot in ("latency.png", "throughput.png", "pool.png"):
         assert (tmp_path / "report" / plot).read_bytes().startswith(b"\x89PNG")
         assert plot in text
+
+
+def test_scenario_that_cannot_run_is_reported_and_the_next_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A gateway that does not come up costs its own scenario only; the report has the reason, the status is 1."""
+
+    def broken_or_not(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
+        if name == "smoke":
+            raise SystemExit("the gateway did not start: no port")
+        return {**RESULT["scenarios"]["spike"], "bars": []}  # type: ignore[index]
+
+    monkeypatch.setattr(scenarios, "run", broken_or_not)
+    monkeypatch.setattr(sys, "argv", ["loadtest", "smoke", "spike", "--out", str(tmp_path)])
+    assert run.main() == 1
+    text = (tmp_path / "report.md").read_text()
+    assert "| smoke: did not run | 1.00 | <= 0 | **missed** |" in text
+    assert "the gateway did not start: no port" in text
+    assert "## spike: many at once" in text
+    assert "MISSED smoke: did not run" in capsys.readouterr().out

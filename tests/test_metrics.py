@@ -190,6 +190,15 @@ async def test_websockets_are_counted_and_shown_while_open(tmp_path: Path) -> No
     assert after("wakegate_requests_total", runtime=RUNTIME, start="live", status="101") == 1
 
 
+async def test_a_gateway_that_drains_says_so(open_gateway: OpenScripted) -> None:
+    """From the signal to its end, so that nobody alarms about what a roll-out does."""
+    gateway, _ = await open_gateway()
+    before = await scrape(gateway)
+    gateway.gateway.drain()
+    after = await scrape(gateway)
+    assert [each("wakegate_draining") for each in (before, after)] == [0, 1]
+
+
 async def test_a_blocked_event_loop_shows(open_gateway: OpenScripted) -> None:
     """Whatever holds the loop's thread for 300 ms is seen in the lag."""
     gateway, _ = await open_gateway()

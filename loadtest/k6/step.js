@@ -13,7 +13,7 @@ export const options = {
       gracefulStop: '30s',
     },
   },
-  thresholds: { ...STRICT, start_live: ['p(99)<1000'] },
+  thresholds: { ...STRICT, dropped_iterations: ['count==0'], start_live: ['p(99)<1000'] },
   summaryTrendStats: TREND_STATS,
   setupTimeout: '120s',
 };
