@@ -9,7 +9,7 @@ import pytest
 
 from gateway.autoscaler.replay.traces import read_traces
 from tests.conftest import OpenScripted
-from tests.support import KEY
+from tests.support import KEY, eventually
 
 
 async def test_recorded_history_can_be_replayed(open_gateway: OpenScripted, tmp_path: Path) -> None:
@@ -38,3 +38,24 @@ async def test_history_refuses_wrong_parameters(open_gateway: OpenScripted, quer
     assert answer.status_code == 400
     assert query.partition("=")[0] + ": " in answer.text
     assert "expected" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("cost", "objective"),
+    [(0.0, {"targetMissRate": 0.01}), (50.0, {"coldStartCost": 50.0})],
+    ids=["miss rate", "costs"],
+)
+async def test_explanation_says_what_a_pool_is_for(
+    open_gateway: OpenScripted, cost: float, objective: dict[str, float]
+) -> None:
+    """The settings say whether a miss rate or costs decide; GET /v1/autoscaler says it of each pool, and why."""
+    served, _ = await open_gateway(cold_start_cost=cost)
+    await eventually(
+        lambda: any(pool.decision is not None for pool in served.gateway.autoscaler.pools.values()), "looked at"
+    )
+    async with httpx.AsyncClient(base_url=served.url, trust_env=False) as client:
+        (pool,) = (await client.get("/v1/autoscaler")).json()["pools"]
+
+    assert pool["objective"] == objective
+    assert pool["why"].endswith(".")
+    assert {"demand", "quantile", "experts", "target", "changes"} <= pool.keys()

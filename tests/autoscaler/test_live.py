@@ -58,9 +58,9 @@ def test_live_loop_is_woken_by_a_miss() -> None:
     live.look(0.0, 2, 0)
 
     live.claim(1.0, 2)
-    live.look(5.0, 2, 0)
+    live.look(3.0, 2, 0)
 
-    assert live.claim(6.0, 2) == 35.0
+    assert live.claim(6.0, 2) == 33.0
     assert live.claim(7.0, 0) == 7.0
     live.look(7.0, 0, 2)
     assert live.claim(7.01, 0) == pytest.approx(7.05)
@@ -112,3 +112,9 @@ def test_local_starts_run_on_when_the_target_falls() -> None:
     assert outcome.hits == 1
     assert outcome.orders == 2 + 1, "two at first; none at 6 s, for they still start; one for the claim"
     assert outcome.idle == pytest.approx(40.0 + 10.0)
+
+    ready = Targets(np.array([-20.0, 0.0, 4.0, 6.0]), np.array([1.0, 3.0, 0.0, 2.0]))
+    outcome = simulate(np.zeros(0), ready, lead=10.0, scored_from=0.0, end=20.0, joins=True)
+
+    assert outcome.orders == 2, "the ready one was ended, the two that were started are wanted again"
+    assert outcome.idle == pytest.approx(4.0 + 2 * 10.0)
