@@ -50,6 +50,7 @@ HANDSHAKE_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 _UNSUPPORTED_VERSION = -32022  # the code of the 2026-07-28 revision
 _INVALID_REQUEST = -32600
 _MARK = "mcp"  # in the metadata of sessions that an MCP client made, and may end
+_SERVER_MODULE = "gateway.api.mcp_server"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -72,6 +73,7 @@ class MCPEndpoint:
         self._origins = frozenset(each.strip().rstrip("/") for each in allowed_origins.split(",") if each.strip())
         self._loading = asyncio.Lock()
         self._server: ToolServer | None = None
+        self._early: asyncio.Task[Any] | None = None
         self._stack = AsyncExitStack()
 
     def routes(self) -> list[Route]:
@@ -80,6 +82,8 @@ class MCPEndpoint:
 
     async def aclose(self) -> None:
         """End the server, if it ever began."""
+        if self._early is not None:
+            await asyncio.wait({self._early})
         await self._stack.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,6 +125,7 @@ class MCPEndpoint:
             return
         told: Mapping[str, str] = {}
         if asked.get("method") == "initialize":
+            self._load_early()
             session_id = session_id or await self._make(request)
             told = {SESSION_HEADER: session_id, **session_headers(session_id)}
         if session_id is not None:
@@ -148,11 +153,16 @@ class MCPEndpoint:
             await self._lifecycle.terminate(session_id, DELETED)
         return Response(status_code=204)
 
+    def _load_early(self) -> None:
+        """Have the SDK imported while the first client's session is made."""
+        if self._server is None and self._early is None:
+            self._early = asyncio.create_task(asyncio.to_thread(importlib.import_module, _SERVER_MODULE))
+
     async def _loaded(self) -> ToolServer:
         async with self._loading:
             server = self._server
             if server is None:
-                module = await asyncio.to_thread(importlib.import_module, "gateway.api.mcp_server")
+                module = await asyncio.to_thread(importlib.import_module, _SERVER_MODULE)
                 made: ToolServer = await self._stack.enter_async_context(module.serving(self._service, self._catalog))
                 server = self._server = made
         return server
