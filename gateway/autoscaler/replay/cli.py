@@ -102,7 +102,7 @@ class _Bar:
         took = ", ".join(f"{policy} {seconds:.1f}" for policy, seconds in result.took.items())
         ticks = f"{span / 86400.0:.3g} days at ticks of {result.settings.tick:g} s"
         start = "\n" if self._terminal else ""
-        sys.stderr.write(f"{start}{self._done / self._total:4.0%} {name}: {ticks}, in seconds: {took}\n")
+        sys.stderr.write(f"{start}{self._done / self._total:4.0%} {name}: {ticks}, seconds of processor time: {took}\n")
 
     def close(self) -> None:
         """Leave the line."""
