@@ -20,6 +20,7 @@ _REASONS = {
     408: "The client was silent while it owed the rest of its request.",
     409: "Its present state does not allow this.",
     413: "Larger than is taken.",
+    422: "The Idempotency-Key stands for another request.",
     429: "A bounded queue is full; Retry-After says when to come back.",
     500: "Something of ours failed; the gateway's log has the details.",
     502: "The sandbox went away, or cannot be reached.",
@@ -28,6 +29,7 @@ _REASONS = {
     507: "No room.",
 }
 _ALWAYS = (400, 408, 413, 500, 503)
+IDEMPOTENCY_KEY = "idempotency-key"
 _WITH_SESSION = (404, 409, 429, 502, 504, 507)
 
 
@@ -130,7 +132,8 @@ def _responses(each: Operation) -> dict[str, Any]:
     for other in each.more:
         first.setdefault("content", {}).update(_content(other)["content"])
     if each.error:
-        for status in (*_ALWAYS, *(_WITH_SESSION if each.sandbox else ())):
+        with_key = (422,) if any(one.name == IDEMPOTENCY_KEY for one in each.parameters) else ()
+        for status in (*_ALWAYS, *(_WITH_SESSION if each.sandbox else ()), *with_key):
             error = Answer(_REASONS[status], ref(each.error))
             responses.setdefault(str(status), {"description": error.description, **_content(error)})
     if _PLACE.search(each.path):

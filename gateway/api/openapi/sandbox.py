@@ -5,11 +5,11 @@ These paths are the sandbox's: any path with a session header goes there, so oth
 
 from __future__ import annotations
 
-from gateway.api.openapi.document import Answer, Operation, Parameter
+from gateway.api.openapi.document import IDEMPOTENCY_KEY, Answer, Operation, Parameter
 from gateway.api.openapi.schemas import EVENTS, TEXT, Schema, ref
 
 _SESSION = Parameter("x-session-id", "The session whose sandbox this is for.", where="header", required=True)
-_ONCE = Parameter("idempotency-key", "With the same one again: answered, not run again.", where="header")
+_ONCE = Parameter(IDEMPOTENCY_KEY, "With the same one again: answered, not run again.", where="header")
 _DONE = {"type": "object"}
 _EVENTS = Answer("With stream: what happens, as it happens.", EVENTS, "text/event-stream")
 _ANYTHING = Answer("What the sandbox answers.", None, "*/*")
