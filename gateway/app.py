@@ -47,7 +47,7 @@ from gateway.routing.observe import Observer, Observers
 from gateway.routing.proxy import Proxy
 from gateway.routing.tokens import TokenIssuer
 from gateway.runtimes import StaticCatalog, default_runtime, load_runtimes, parse_modules
-from gateway.settings import Settings
+from gateway.settings import Settings, make_state_dir
 from gateway.snapshots.keeper import make_keeper
 from gateway.stats import Activity
 from gateway.store import make_store
@@ -329,7 +329,7 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
     python = _sandbox_python(settings, problems)
     if problems:
         raise SettingsError(problems)
-    _make_state_dir(settings.state_dir)
+    make_state_dir(settings.state_dir)
     if settings.engine == "kubernetes":
         files = runtimes if settings.runtime else ()
         return await _build_in_cluster(settings, files, store, clock, shared=shared)
@@ -409,13 +409,6 @@ def _sandbox_python(settings: Settings, problems: list[str]) -> Path | None:
         return settings.sandbox_python
     beside = Path(sys.prefix).parent / ".venv-sandbox"
     return beside if (beside / "bin" / "python3").exists() else None
-
-
-def _make_state_dir(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise SettingsError([f"--state-dir {path}: cannot be made: {error.strerror}"]) from error
 
 
 def _observer(settings: Settings, tracing: Tracing | None) -> Observer | None:

@@ -6,15 +6,20 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import uvloop
+from structlog.contextvars import bind_contextvars
 
-from gateway import __version__, logs
+from gateway import __version__, logs, workers
 from gateway.autoscaler.replay import cli as replay_cli
 from gateway.errors import SettingsError, WakegateError
 from gateway.interfaces import RuntimeCatalog
 from gateway.model import RuntimeKey
 from gateway.settings import Settings, add_arguments, load
+
+if TYPE_CHECKING:
+    from gateway.app import Gateway
 
 START_FAILED = 2
 
@@ -30,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Run a gateway. Flags win over WAKEGATE_* variables, those over --config.",
     )
     add_arguments(serve)
+    serve.add_argument("--as-worker", type=int, default=0, help=argparse.SUPPRESS)  # what workers.py starts
     doctor = commands.add_parser(
         "doctor",
         help="say what is missing",
@@ -44,7 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return replay_cli.run(arguments)
         settings = load(vars(arguments), os.environ)
         logs.configure(settings.log_level, "json" if settings.log_format == "json" else "console")
-        return uvloop.run(_examine(settings) if arguments.command == "doctor" else _serve(settings))
+        if settings.workers > 1:
+            workers.check(settings)
+        if arguments.command == "doctor":
+            return uvloop.run(_examine(settings))
+        if arguments.as_worker:
+            return uvloop.run(_serve_as_worker(settings, arguments.as_worker))
+        if settings.workers > 1:
+            # Workers are started as this process was: by the console script, or by -m from a checkout.
+            started = sys.orig_argv[1:] if argv is None else ("-m", "gateway", *argv)
+            return uvloop.run(workers.supervise(settings, [sys.executable, *started]))
+        return uvloop.run(_serve(settings))
     except SettingsError as error:
         for problem in error.problems:
             print(f"wakegate: {problem}", file=sys.stderr)
@@ -72,13 +88,28 @@ async def _serve(settings: Settings) -> int:
 
     gateway = await build(settings)
     async with serving(gateway) as (url, ended):
-        runtimes = [f"{runtime.key}, warm pool of {runtime.pool.size}" for runtime in gateway.catalog.all()]
-        print(
-            banner(url, settings, runtimes, gateway.engine_summary().splitlines(), _first_key(gateway.catalog)),
-            flush=True,
-        )
+        print(_banner_of(gateway, url, settings), flush=True)
         await ended
     return 0
+
+
+async def _serve_as_worker(settings: Settings, number: int) -> int:
+    workers.end_with_supervisor(settings.drain_timeout)
+    bind_contextvars(worker=number)  # log lines of all workers come together on one stderr
+    from gateway.app import build
+    from gateway.server import serving
+
+    sockets = workers.sockets_of(settings, number)
+    gateway = await build(workers.settings_of(settings, number))
+    async with serving(gateway, sockets) as (url, ended):
+        print(_banner_of(gateway, url, settings), end=workers.READY.decode(), flush=True)
+        await ended
+    return 0
+
+
+def _banner_of(gateway: Gateway, url: str, settings: Settings) -> str:
+    runtimes = [f"{runtime.key}, warm pool of {runtime.pool.size}" for runtime in gateway.catalog.all()]
+    return banner(url, settings, runtimes, gateway.engine_summary().splitlines(), _first_key(gateway.catalog))
 
 
 def _first_key(catalog: RuntimeCatalog) -> RuntimeKey:
@@ -96,6 +127,7 @@ def banner(url: str, settings: Settings, runtimes: Sequence[str], engine: Sequen
         *(f"  {'serves' if not i else '':<10} {line}" for i, line in enumerate(runtimes)),
         *(f"  {word:<10} {text}" for word, _, text in (line.partition(": ") for line in engine)),
         f"  {'state':<10} {settings.state_dir}",
+        *([f"  {'workers':<10} {settings.workers} processes share this port"] if settings.workers > 1 else []),
         "Try it:",
         f"""  curl -s {invoke} -d '{{"command": ["python3", "-c", "print(\\"Hello\\")"]}}'""",
         f"""  S=$(curl -s {url}/v1/sessions -d '{{"runtime": "{name}"}}' | {pick})""",

@@ -1,4 +1,4 @@
-"""Serving a gateway: the listening socket, uvicorn around it, signals and drain."""
+"""Serving a gateway: uvicorn around its listening sockets, signals and drain."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ import asyncio
 import contextlib
 import ctypes
 import gc
-import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Generator, Sequence
 
 import uvicorn
 
 from gateway.app import Gateway
-from gateway.errors import SettingsError
 from gateway.routing.protocol import protocol_class
-from gateway.settings import Settings
-
-_BACKLOG = 4096
+from gateway.sockets import BACKLOG, listen, url_of
 
 
 class _Server(uvicorn.Server):
@@ -44,27 +40,6 @@ class _Server(uvicorn.Server):
         self.handle_exit(number, None)
 
 
-def listen(settings: Settings) -> socket.socket:
-    """The listening socket. Raises SettingsError that names the address."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        listener = socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
-    except (OSError, UnicodeError) as error:  # UnicodeError: a host name that no resolver would take
-        # Not strerror: create_server adds the address to it, in brackets of Python's.
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno and error.errno > 0 else error
-        raise SettingsError(
-            [f"cannot listen on {settings.host} port {settings.port}: {reason}; choose another with --port"]
-        ) from error
-    listener.setblocking(False)
-    return listener
-
-
-def url_of(listener: socket.socket) -> str:
-    """The base URL of a listening socket."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 def make_server(gateway: Gateway) -> uvicorn.Server:
     """A uvicorn server for the gateway."""
     settings = gateway.settings
@@ -82,7 +57,7 @@ def make_server(gateway: Gateway) -> uvicorn.Server:
         access_log=False,  # gateway/logs.py writes ours
         proxy_headers=False,  # X-Forwarded-* of a client is data to pass on, not to believe
         server_header=False,
-        backlog=_BACKLOG,
+        backlog=BACKLOG,
         timeout_keep_alive=int(settings.keep_alive_timeout),
         timeout_graceful_shutdown=max(1, int(settings.drain_timeout)),
     )
@@ -104,24 +79,29 @@ def keep_freed_memory() -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(gateway: Gateway) -> AsyncIterator[tuple[str, asyncio.Task[None]]]:
+async def serving(
+    gateway: Gateway, sockets: Sequence[socket.socket] = ()
+) -> AsyncIterator[tuple[str, asyncio.Task[None]]]:
     """Run the gateway's parts and serve it in the running loop.
 
     Yields the base URL, once requests are answered, and the task that ends when the server does (on SIGTERM, after the
     drain). Leaving the block drains and ends everything. Raises SettingsError for the address, WakegateError for parts.
+    `sockets`: bound ones to listen on, once all is ready, in place of the settings' address; the URL is the first's.
     """
-    listener = listen(gateway.settings)
+    settings = gateway.settings
+    sockets = sockets or [listen(settings.host, settings.port)]
+    url = url_of(sockets[0])
     keep_freed_memory()
-    async with gateway.running(gateway.settings.advertise or url_of(listener)):
+    async with gateway.running(settings.advertise or url):
         server = make_server(gateway)
-        task = asyncio.create_task(server.serve(sockets=[listener]))
+        task = asyncio.create_task(server.serve(sockets=list(sockets)))
         while not server.started and not task.done():  # noqa: ASYNC110
             await asyncio.sleep(0.005)  # uvicorn tells of its start by this flag only
         # What lives now lives on: the collector need not look at it again and again, nor so often.
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
         try:
-            yield url_of(listener), task
+            yield url, task
         finally:
             gateway.drain()
             server.should_exit = True

@@ -45,6 +45,18 @@ class Settings:
 
     host: str = _setting("127.0.0.1", "address to listen on", kind="text")
     port: int = _setting(8080, "port to listen on; 0 picks a free one", kind="int", low=0)
+    workers: int = _setting(
+        1,
+        "equal gateway processes on the one port; more than 1 needs --engine kubernetes and a Redis",
+        kind="int",
+        low=1,
+    )
+    worker_port: int = _setting(
+        0,
+        "port on which worker 1 answers by itself, for /metrics; worker 2 has the next, and so on (default: none)",
+        kind="int",
+        low=0,
+    )
     runtime: tuple[Path, ...] = _setting(
         (), "runtime manifest, or a folder of them; may be repeated (default: a built-in my-interpreter)", kind="paths",
         metavar="FILE_OR_FOLDER",
@@ -213,6 +225,14 @@ class Settings:
         "", "OTLP/HTTP receiver for OpenTelemetry spans, e.g. http://127.0.0.1:4318 (needs the extra `otel`)",
         kind="text", metavar="URL",
     )  # fmt: skip
+
+
+def make_state_dir(path: Path) -> None:
+    """Make the state folder, for its owner only. Raises SettingsError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise SettingsError([f"--state-dir {path}: cannot be made: {error.strerror}"]) from error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
