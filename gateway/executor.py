@@ -26,7 +26,7 @@ from gateway.errors import (
     WakegateError,
 )
 from gateway.interfaces import RuntimeCatalog
-from gateway.model import Endpoint, Sandbox, SandboxId, SessionId, SuspendReport, Unsaved
+from gateway.model import Endpoint, Kind, Sandbox, SandboxId, SessionId, SuspendReport, Unsaved
 from picod import wire
 
 _MAX_ANSWER = 1 << 20  # bytes of an answer that is no snapshot
@@ -116,6 +116,8 @@ class PicodExecutor:
 
     async def busy(self, sandbox: Sandbox, session_id: SessionId) -> bool:
         """Whether something runs there that no request waits for. A picod that cannot tell has nothing."""
+        if sandbox.runtime.kind is Kind.AGENT_RUNTIME:
+            return False  # it would be the agent that is asked
         async with self._call("GET", wire.ACTIVITY_PATH, sandbox, session_id) as reply:
             said = await _said(reply)
         return reply.status_code == 200 and _json(said).get("busy") is True

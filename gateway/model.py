@@ -145,6 +145,28 @@ class DeclaredTool:
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """When an agent is ready: a command succeeds, an HTTP path answers, or a port accepts. Times in seconds."""
+
+    command: tuple[str, ...] = ()
+    port: int = 0
+    path: str = ""
+    period: float = 10.0
+    timeout: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """What an AgentRuntime runs where no image is pulled. `source`: a folder of the host, or empty."""
+
+    command: tuple[str, ...]
+    targets: tuple[tuple[str, int], ...]  # (path prefix, port), the longest prefix first
+    working_dir: str = ""
+    source: str = ""
+    probe: Probe | None = None  # None: once its first port accepts connections
+
+
+@dataclass(frozen=True, slots=True)
 class Runtime:
     """A template: what to run and how its sessions live. Made from YAML by gateway/runtimes.py."""
 
@@ -166,6 +188,7 @@ class Runtime:
     tools: tuple[DeclaredTool, ...] = ()  # spec.wakegate.tools
     code_context: str = ""  # spec.wakegate.codeContext: warm, lazy or off; empty: as the gateway's setting says
     target_ports: tuple[tuple[str, int], ...] = ()  # (path prefix, port) where a sandbox has several; longest first
+    agent: Agent | None = None  # of an AgentRuntime on the local engine
     manifest: Mapping[str, Any] = field(default_factory=dict)  # the document as it was read
 
 

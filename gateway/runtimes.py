@@ -13,19 +13,17 @@ from typing import Any
 
 import yaml
 
+from gateway.agents import first_container, parse_agent, several, target_ports
 from gateway.declared import parse_tools
 from gateway.errors import SettingsError
 from gateway.model import HIGH_PORTS, HibernationMode, Kind, Limits, PoolMode, PoolSpec, Runtime, RuntimeKey
-from gateway.units import parse_duration, parse_quantity
+from gateway.reading import Reader, named
 
 API_VERSION = "runtime.agentcube.volcano.sh/v1alpha1"
 _PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _VARIABLE = re.compile(r"[^=\0]+")
-DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _MAX_WARM = 10_000
 _MAX_NODES = 100_000  # YAML values in one document; a manifest has a few dozen
-_LONGEST_S = 1e9  # durations, so that every end is a date that can be shown
-_LARGEST = 2.0**63
 
 
 class StaticCatalog:
@@ -80,7 +78,7 @@ def load_runtimes(paths: Iterable[Path], *, engine: str = "local") -> list[Runti
                 found[runtime.key] = (where, runtime)
     if not problems and not found:
         problems.append(
-            f"{', '.join(map(str, paths))}: no CodeInterpreter found; expected a document with kind: CodeInterpreter"
+            f"{', '.join(map(str, paths))}: no runtime found; expected kind: CodeInterpreter or kind: AgentRuntime"
         )
     if problems:
         raise SettingsError(problems)
@@ -95,41 +93,46 @@ def parse_runtime(
     Appends to `problems`; None if it is not a runtime or is wrong.
     """
     if not isinstance(document, Mapping):
-        problems.append(f"{where}: expected a mapping, got {_name(document)}")
+        problems.append(f"{where}: expected a mapping, got {named(document)}")
         return None
     kind = document.get("kind")
     if kind not in (Kind.CODE_INTERPRETER, Kind.AGENT_RUNTIME):
         if "kind" not in document:
-            problems.append(f"{where}: kind: missing; expected CodeInterpreter")
+            problems.append(f"{where}: kind: missing; expected CodeInterpreter or AgentRuntime")
         return None
     before = len(problems)
     if document.get("apiVersion") != API_VERSION:
-        problems.append(f"{where}: apiVersion: expected {API_VERSION}, got {_name(document.get('apiVersion'))}")
-    if kind == Kind.AGENT_RUNTIME and engine != "kubernetes":
-        problems.append(f"{where}: kind: AgentRuntime runs a container image, which needs --engine kubernetes")
-        return None
-    reader = _Reader(where, problems)
+        problems.append(f"{where}: apiVersion: expected {API_VERSION}, got {named(document.get('apiVersion'))}")
+    reader = Reader(where, problems)
     metadata = reader.mapping(document, "metadata")
     spec = reader.mapping(document, "spec")
     agent = kind == Kind.AGENT_RUNTIME
-    template = {} if agent else reader.mapping(spec, "template", "spec.", required=True)
+    # What an image would be told: of an agent its first container, of a code interpreter the template.
+    place, variables = ("spec.podTemplate.spec.containers[0].", "env") if agent else ("spec.template.", "environment")
+    template = first_container(spec, reader) if agent else reader.mapping(spec, "template", "spec.", required=True)
     extra = reader.mapping(spec, "wakegate", "spec.")
-    if agent:
-        _check_agent(spec, reader)
+    # In a cluster an agent's container has no picod: nothing that checks a token, nothing that gives its files. What is
+    # in its manifest becomes the pod as it is.
+    local_agent = agent and engine != "kubernetes"
+    if agent and not local_agent:
+        template = {}
+    environment = _environment(
+        reader.sequence(template, variables, place), place + variables, reader, references=engine == "kubernetes"
+    )
     runtime = Runtime(
         key=RuntimeKey(
             reader.label(metadata, "namespace", "metadata.", default="default"),
             reader.label(metadata, "name", "metadata."),
             Kind(kind),
         ),
-        image=reader.text(template, "image", "spec.template."),
-        environment=_environment(template, reader, references=engine == "kubernetes"),
-        limits=_limits(reader.mapping(template, "resources", "spec.template."), extra, reader),
+        image=reader.text(template, "image", place),
+        environment=environment,
+        limits=_limits(reader.mapping(template, "resources", place), place, extra, reader),
         session_timeout=reader.duration(spec, "sessionTimeout", "spec.", 900.0),
         max_session_duration=reader.duration(spec, "maxSessionDuration", "spec.", 28800.0),
         pool=_pool(spec, extra, reader),
-        # An agent's container has no picod: nothing that checks a token, nothing that gives its files.
-        auth=not agent and reader.choice(spec, "authMode", "spec.", ("picod", "none"), "picod") == "picod",
+        auth=local_agent
+        or (not agent and reader.choice(spec, "authMode", "spec.", ("picod", "none"), "picod") == "picod"),
         hibernation=HibernationMode.OFF
         if agent
         else HibernationMode(
@@ -139,11 +142,12 @@ def parse_runtime(
         python=reader.text(extra, "python", "spec.wakegate.") or None,
         preload=_preload(extra, reader),
         ports=_ports(extra, reader),
-        code_context=_code_context(extra, reader),
+        code_context="off" if agent else _code_context(extra, reader),
         tools=parse_tools(
             reader.sequence(extra, "tools", "spec.wakegate."), "spec.wakegate.tools", folder, reader.problem
         ),
-        target_ports=_target_ports(reader.sequence(spec, "targetPort" if agent else "ports", "spec.")),
+        target_ports=several(target_ports(reader.sequence(spec, "targetPort" if agent else "ports", "spec."))),
+        agent=parse_agent(spec, template, extra, environment, folder, reader) if local_agent else None,
         manifest=dict(document),
     )
     return runtime if len(problems) == before else None
@@ -209,37 +213,11 @@ def _weigh(node: yaml.Node, weights: dict[int, int]) -> int:
     return weight
 
 
-def _target_ports(entries: Sequence[Any]) -> tuple[tuple[str, int], ...]:
-    """Prefixes and ports, the longest prefix first; empty unless there are several to choose from."""
-    known = [each for each in entries if isinstance(each, Mapping) and type(each.get("port")) is int]
-    if len(known) < 2:
-        return ()
-    found = [(str(each.get("pathPrefix") or "/").rstrip("/") or "/", int(each["port"])) for each in known]
-    return tuple(sorted(found, key=lambda entry: -len(entry[0])))
-
-
-def _check_agent(spec: Mapping[str, Any], reader: _Reader) -> None:
-    """An AgentRuntime's own fields, as far as they are not the API server's to check."""
-    pod = reader.mapping(reader.mapping(spec, "podTemplate", "spec.", required=True), "spec", "spec.podTemplate.")
-    if not reader.sequence(pod, "containers", "spec.podTemplate.spec."):
-        reader.problem("spec.podTemplate.spec.containers", "expected at least one container", pod.get("containers"))
-    ports = reader.sequence(spec, "targetPort", "spec.")
-    if not ports:
-        reader.problem("spec.targetPort", "expected at least one port", spec.get("targetPort"))
-    for index, entry in enumerate(ports):
-        where = f"spec.targetPort[{index}]"
-        port = entry.get("port") if isinstance(entry, Mapping) else None
-        if type(port) is not int or not 1 <= port <= 65535:
-            reader.problem(f"{where}.port", "expected a port from 1 to 65535", port)
-        elif not str(entry.get("pathPrefix") or "/").startswith("/"):
-            reader.problem(f"{where}.pathPrefix", "expected a path that begins with /", entry["pathPrefix"])
-
-
-def _environment(template: Mapping[str, Any], reader: _Reader, *, references: bool) -> dict[str, str]:
-    """The plain values. With `references`, `valueFrom` is let pass: pods are made from the manifest itself."""
+def _environment(entries: Sequence[Any], prefix: str, reader: Reader, *, references: bool) -> dict[str, str]:
+    """The plain values of a list at `prefix`. With `references`, `valueFrom` passes: manifests make the pods."""
     environment: dict[str, str] = {}
-    for index, entry in enumerate(reader.sequence(template, "environment", "spec.template.")):
-        path = f"spec.template.environment[{index}]"
+    for index, entry in enumerate(entries):
+        path = f"{prefix}[{index}]"
         name = entry.get("name") if isinstance(entry, Mapping) else None
         if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
             reader.problem(path, "expected a mapping with a name and a value", entry)
@@ -256,9 +234,9 @@ def _environment(template: Mapping[str, Any], reader: _Reader, *, references: bo
     return environment
 
 
-def _limits(resources: Mapping[str, Any], extra: Mapping[str, Any], reader: _Reader) -> Limits:
-    limits = reader.mapping(resources, "limits", "spec.template.resources.")
-    prefix = "spec.template.resources.limits."
+def _limits(resources: Mapping[str, Any], place: str, extra: Mapping[str, Any], reader: Reader) -> Limits:
+    limits = reader.mapping(resources, "limits", f"{place}resources.")
+    prefix = f"{place}resources.limits."
     own = reader.mapping(extra, "limits", "spec.wakegate.")
     defaults = Limits()
     memory = reader.quantity(limits, "memory", prefix)
@@ -273,7 +251,7 @@ def _limits(resources: Mapping[str, Any], extra: Mapping[str, Any], reader: _Rea
     )
 
 
-def _pool(spec: Mapping[str, Any], extra: Mapping[str, Any], reader: _Reader) -> PoolSpec:
+def _pool(spec: Mapping[str, Any], extra: Mapping[str, Any], reader: Reader) -> PoolSpec:
     size = reader.whole(spec, "warmPoolSize", "spec.", 0, low=0, high=_MAX_WARM)
     pool = reader.mapping(extra, "pool", "spec.wakegate.")
     prefix = "spec.wakegate.pool."
@@ -291,7 +269,7 @@ def _pool(spec: Mapping[str, Any], extra: Mapping[str, Any], reader: _Reader) ->
     return PoolSpec(size=size, mode=mode, min=least, max=most, target_miss_rate=float(miss))
 
 
-def _code_context(extra: Mapping[str, Any], reader: _Reader) -> str:
+def _code_context(extra: Mapping[str, Any], reader: Reader) -> str:
     if "codeContext" not in extra:
         return ""
     return reader.choice(extra, "codeContext", "spec.wakegate.", ("warm", "lazy", "off"), "lazy")
@@ -301,7 +279,7 @@ def _is_module(name: str) -> bool:
     return all(part.isidentifier() for part in name.split("."))
 
 
-def _preload(extra: Mapping[str, Any], reader: _Reader) -> tuple[str, ...]:
+def _preload(extra: Mapping[str, Any], reader: Reader) -> tuple[str, ...]:
     if extra.get("preload") is None:
         return ()
     found = []
@@ -313,7 +291,7 @@ def _preload(extra: Mapping[str, Any], reader: _Reader) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _ports(extra: Mapping[str, Any], reader: _Reader) -> tuple[tuple[int, int], ...]:
+def _ports(extra: Mapping[str, Any], reader: Reader) -> tuple[tuple[int, int], ...]:
     if extra.get("ports") is None:
         return HIGH_PORTS
     found = []
@@ -326,91 +304,3 @@ def _ports(extra: Mapping[str, Any], reader: _Reader) -> tuple[tuple[int, int], 
         else:
             reader.problem(f"spec.wakegate.ports[{index}]", "expected a port (8000) or a range (9000-9100)", item)
     return tuple(found)
-
-
-def _name(value: Any) -> str:
-    return "nothing" if value is None else repr(value)[:60]
-
-
-class _Reader:
-    """Typed look-ups in one document that note problems in place of raising."""
-
-    def __init__(self, where: str, problems: list[str]) -> None:
-        self._where = where
-        self._problems = problems
-
-    def problem(self, path: str, right: str, got: Any) -> None:
-        self._problems.append(f"{self._where}: {path}: {right}, got {_name(got)}")
-
-    def mapping(
-        self, parent: Mapping[str, Any], key: str, prefix: str = "", *, required: bool = False
-    ) -> Mapping[str, Any]:
-        value = parent.get(key)
-        if isinstance(value, Mapping):
-            return value
-        if value is not None or required:
-            self.problem(prefix + key, "expected a mapping", value)
-        return {}
-
-    def sequence(self, parent: Mapping[str, Any], key: str, prefix: str) -> Sequence[Any]:
-        value = parent.get(key)
-        if value is None or isinstance(value, list):
-            return value or []
-        self.problem(prefix + key, "expected a list", value)
-        return []
-
-    def text(self, parent: Mapping[str, Any], key: str, prefix: str) -> str:
-        value = parent.get(key)
-        if value is None or isinstance(value, str):
-            return value or ""
-        self.problem(prefix + key, "expected text", value)
-        return ""
-
-    def label(self, parent: Mapping[str, Any], key: str, prefix: str, default: str | None = None) -> str:
-        value = parent.get(key, default)
-        if isinstance(value, str) and DNS_LABEL.fullmatch(value):
-            return value
-        self.problem(prefix + key, "expected a DNS label (a-z, 0-9 and -, at most 63)", value)
-        return "invalid"
-
-    def choice(self, parent: Mapping[str, Any], key: str, prefix: str, choices: tuple[str, ...], default: str) -> str:
-        value = parent.get(key, default)
-        if value in choices:
-            return str(value)
-        self.problem(prefix + key, f"expected one of {', '.join(choices)}", value)
-        return default
-
-    def whole(self, parent: Mapping[str, Any], key: str, prefix: str, default: int, *, low: int, high: int) -> int:
-        value = parent.get(key)
-        if value is None:
-            return default
-        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
-            return value
-        self.problem(prefix + key, f"expected a whole number from {low} to {high}", value)
-        return default
-
-    def duration(self, parent: Mapping[str, Any], key: str, prefix: str, default: float) -> float:
-        value = parent.get(key)
-        if value is None:
-            return default
-        try:
-            seconds = parse_duration(value) if isinstance(value, str) else -1.0
-        except ValueError:
-            seconds = -1.0
-        if 0 < seconds < _LONGEST_S:
-            return seconds
-        self.problem(prefix + key, "expected a duration above zero such as 15m or 8h", value)
-        return default
-
-    def quantity(self, parent: Mapping[str, Any], key: str, prefix: str) -> float | None:
-        value = parent.get(key)
-        if value is None:
-            return None
-        try:
-            number = parse_quantity(str(value)) if isinstance(value, str | int | float) else 0.0
-        except ValueError:
-            number = 0.0
-        if 0 < number < _LARGEST:
-            return number
-        self.problem(prefix + key, "expected a quantity above zero such as 512Mi or 500m", value)
-        return None

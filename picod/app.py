@@ -31,6 +31,7 @@ from picod.uploads import upload, upload_raw
 from picod.web import ClientGoneError, Receive, Request, RequestError, Scope, Send, TooLargeError
 
 if TYPE_CHECKING:
+    from picod.agent import Agent
     from picod.background import Background
     from picod.interpreter import Interpreter
     from picod.once import Once
@@ -70,6 +71,8 @@ def late(module: str, name: str) -> Handler:
 
 async def health(picod: Picod, request: Request) -> None:
     """Say that we are here. Does as little as can be: the gateway asks it of each sandbox before it counts as warm."""
+    if picod.agent is not None:
+        await picod.agent.ready.wait()
     uptime = format_duration(time.monotonic() - picod.started_at)
     await request.answer_json(200, {"service": "PicoD", "status": "ok", "uptime": uptime, "version": VERSION})
 
@@ -125,6 +128,7 @@ class Picod:
             self.children, config.preload, encoded(config.command_env), self.workspace.fd, delay=config.preload_delay
         )
         self.guard = Guard(config.keys_file, config.audience) if config.auth == "jwt" else None
+        self.agent = _agent(self)
         self._work: set[asyncio.Task[None]] = set()
         self._interpreter: Interpreter | None = None
         self.snapshots = asyncio.Lock()
@@ -155,6 +159,8 @@ class Picod:
         # A session that wakes up on this sandbox should not wait for imports; a cold start should not pay for them.
         loop = asyncio.get_running_loop()
         loop.call_later(_IDLE_BEFORE_LOADING, loop.run_in_executor, None, load)
+        if self.agent is not None:
+            self.agent.start()
         if self.config.code_context == "warm":
             loop.call_later(_IDLE_BEFORE_CONTEXT, self._warm_context)
 
@@ -205,7 +211,7 @@ class Picod:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Route, check the token, answer; errors become JSON."""
         path = unquote_to_bytes(scope["raw_path"])
-        route = _find(scope["method"], path)
+        route = _find(scope["method"], path) if self.agent is None else _of_agent(scope, path)
         request = Request(scope, receive, send, path[len(route.path) :] if route else b"")
         if route is None:
             await request.answer(404, b"404 page not found", ((b"content-type", b"text/plain"),))
@@ -239,6 +245,7 @@ class Picod:
 
 
 _EXACT = {(method, route.path): route for route in ROUTES for method in route.methods}
+_HEALTH, _AGENT = ROUTES[0], Route(ANY, b"", late("picod.agent", "serve"))
 _BELOW = tuple(route for route in ROUTES if route.path.endswith(b"/"))
 
 
@@ -250,6 +257,20 @@ def _find(method: str, path: bytes) -> Route | None:
         if path.startswith(route.path) and (method in route.methods or route.methods is ANY):
             return route
     return None
+
+
+def _of_agent(scope: Scope, path: bytes) -> Route:
+    """All that comes with a token is the agent's, also what is called as something of ours."""
+    authorized = any(name == b"authorization" for name, _ in scope["headers"])
+    return _HEALTH if path == _HEALTH.path and not authorized else _AGENT
+
+
+def _agent(picod: Picod) -> Agent | None:
+    if picod.config.agent is None:
+        return None
+    from picod.agent import Agent, AgentConfig
+
+    return Agent(picod, AgentConfig.from_document(picod.config.agent))
 
 
 def make_app(config: PicodConfig) -> Picod:

@@ -9,6 +9,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from picod import wire
 
@@ -59,6 +60,9 @@ class PicodConfig:
     code_context: str = "lazy"
     """`warm`: a Python context starts with picod; `lazy`: when it is first used; `off`: there are none."""
 
+    agent: Mapping[str, Any] | None = None
+    """What wire.ENV_AGENT says: a server that picod starts and stands before (agent.py)."""
+
     command_env: Mapping[str, str] = field(default_factory=dict)
     """The whole environment commands start from. Nothing of picod's own environment is added."""
 
@@ -102,6 +106,7 @@ class PicodConfig:
             preload=_modules(parser, args.preload),
             preload_delay=args.preload_delay,
             ports=_ports(parser, args.ports),
+            agent=_object(parser, wire.ENV_AGENT, environ) or None,
             command_env=_command_env(parser, environ, args.workspace),
             fd=args.fd,
             uds=args.uds,
@@ -182,10 +187,17 @@ def _command_env(parser: argparse.ArgumentParser, environ: Mapping[str, str], wo
         passed = {name: environ[name] for name in environ.get(wire.ENV_FORWARD, "").split(",") if name in environ}
         base = {"PATH": path, "HOME": workspace, "LANG": "C.UTF-8", "TMPDIR": "/tmp"}  # noqa: S108 - the sandbox's own
         return base | passed
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        parser.error(f"{wire.ENV_COMMAND_ENV} is not JSON: {error}")
-    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+    value = _object(parser, wire.ENV_COMMAND_ENV, environ)
+    if not all(isinstance(item, str) for item in value.values()):
         parser.error(f"{wire.ENV_COMMAND_ENV} must be a JSON object of strings")
+    return value
+
+
+def _object(parser: argparse.ArgumentParser, name: str, environ: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        value = json.loads(environ.get(name) or "{}")
+    except ValueError as error:
+        parser.error(f"{name} is not JSON: {error}")
+    if not isinstance(value, dict):
+        parser.error(f"{name} must be a JSON object")
     return dict(value)

@@ -89,6 +89,11 @@ async def bridge(picod: Picod, request: Request) -> None:
             f"port {visit.port} may not be reached; the runtime allows {allowed or 'none'}",
             code="PORT_NOT_ALLOWED",
         )
+    await forward(request, visit)
+
+
+async def forward(request: Request, visit: Visit) -> None:
+    """Hand a request on to the port that it visits. Raises RequestError 502."""
     reader, writer = await _dial(visit.port)
     try:
         await _exchange(request, visit, reader, writer)

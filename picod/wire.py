@@ -36,5 +36,7 @@ ENV_COMMAND_ENV = "PICOD_COMMAND_ENV"  # JSON object: the whole environment that
 ENV_FORWARD = "PICOD_FORWARD_ENV"  # names of picod's own variables that commands get too: "GREETING,API_URL"
 ENV_PRELOAD = "PICOD_PRELOAD"  # modules that python3 has imported ahead: "numpy,pandas"
 ENV_PORTS = "PICOD_PORTS"  # ports of the sandbox that may be reached: "8000,9000-9100"
+# JSON: a server that picod starts and stands before: command, working_dir, targets [[prefix, port], ...] and probe.
+ENV_AGENT = "PICOD_AGENT"
 ENV_CODE_CONTEXT = "PICOD_CODE_CONTEXT"  # warm | lazy | off
 ENV_MAX_OUTPUT = "PICOD_MAX_OUTPUT"  # bytes kept of each stream

@@ -106,7 +106,7 @@ async def test_wrong_ttl_is_told(kept_gateway: tuple[Served, ScriptedSandbox], t
 
 
 async def test_agentcube_other_kind_is_not_found_by_its_name(open_gateway: OpenScripted) -> None:
-    """The local engine serves no AgentRuntime."""
+    """A name of one kind is none of the other."""
     gateway, _ = await open_gateway()
     async with client_of(gateway) as client:
         reply = await client.post("/v1/agent-runtime", json=NAMED)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import SettingsError
-from gateway.model import Limits, PoolMode, RuntimeKey
+from gateway.model import Agent, Kind, Limits, PoolMode, Probe, RuntimeKey
 from gateway.runtimes import API_VERSION, StaticCatalog, load_runtimes, parse_runtime
 
 # The shape of the example manifests that AgentCube's users start from: every field that its kind has.
@@ -53,6 +53,8 @@ kind: CodeInterpreter
 metadata: {name: small}
 spec: {template: {}}
 """
+
+AGENT_CONTAINER = "spec.podTemplate.spec.containers[0]."
 
 
 def write(folder: Path, text: str | bytes, name: str = "r.yaml") -> Path:
@@ -152,14 +154,15 @@ spec:
         line.startswith(f"{second} (document 2): metadata.name: ") and "already defined" in line for line in found
     )
     assert any(line.startswith(f"{second} (document 3): expected a mapping") for line in found)
-    assert any(line.startswith(f"{second} (document 4): ") and "AgentRuntime" in line for line in found)
+    for where in ("apiVersion", "spec.podTemplate", "spec.targetPort", AGENT_CONTAINER + "command"):
+        assert any(line.startswith(f"{second} (document 4): {where}: ") for line in found), where
 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("", "no CodeInterpreter found"),
-        ("---\n---\n", "no CodeInterpreter found"),
+        ("", "no runtime found"),
+        ("---\n---\n", "no runtime found"),
         ("just text", "expected a mapping"),
         ("- a\n- b\n", "expected a mapping"),
         ("{}", "kind: missing"),
@@ -255,3 +258,59 @@ def test_code_context_of_a_runtime_is_read(value: str) -> None:
     document["spec"] = {"template": {}, "wakegate": {"codeContext": "later"}}
     assert parse_runtime(document, "r.yaml", problems) is None
     assert "spec.wakegate.codeContext: expected one of warm, lazy, off" in problems[0]
+
+
+AGENT = """
+apiVersion: runtime.agentcube.volcano.sh/v1alpha1
+kind: AgentRuntime
+metadata: {name: agent}
+spec:
+  targetPort: [{pathPrefix: /, port: 8080}, {pathPrefix: /tools/, port: 3000}]
+  podTemplate:
+    spec:
+      containers:
+        - name: agent
+          image: agent:1
+          command: [python3, "$(WHERE)/a.py"]
+          args: [--cost, $$5, $(NOBODY)]
+          env: [{name: WHERE, value: /app}]
+          workingDir: /app/x
+          ports: [{name: http, containerPort: 8080}]
+          readinessProbe: {httpGet: {path: /ready, port: http}, periodSeconds: 2}
+          resources: {limits: {memory: 256Mi}}
+  wakegate: {source: .}
+"""
+
+
+def test_agent_of_one_machine_is_its_containers_command(tmp_path: Path) -> None:
+    """Variables are put in as in a pod; ports have their names looked up; the source is beside the manifest."""
+    [runtime] = load_runtimes([write(tmp_path, AGENT)])
+    assert (runtime.key.kind, runtime.image, runtime.limits.memory) == (Kind.AGENT_RUNTIME, "agent:1", 256 << 20)
+    assert runtime.agent == Agent(
+        command=("python3", "/app/a.py", "--cost", "$5", "$(NOBODY)"),
+        targets=(("/tools", 3000), ("/", 8080)),
+        working_dir="/app/x",
+        source=str(tmp_path),
+        probe=Probe(port=8080, path="/ready", period=2.0),
+    )
+    [in_cluster] = load_runtimes([tmp_path], engine="kubernetes")
+    assert (in_cluster.agent, in_cluster.auth, runtime.auth) == (None, False, True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where"),
+    [
+        ("- name: agent", "- {name: other}\n        - name: agent", "spec.podTemplate.spec.containers"),
+        ("command: [", "was: [", AGENT_CONTAINER + "command"),
+        ("--cost", "5", AGENT_CONTAINER + "args[0]"),
+        ("port: http", "port: https", AGENT_CONTAINER + "readinessProbe.httpGet.port"),
+        ("httpGet", "grpc", AGENT_CONTAINER + "readinessProbe"),
+        ("periodSeconds: 2", "periodSeconds: 0", AGENT_CONTAINER + "readinessProbe.periodSeconds"),
+        ("value: /app", "valueFrom: {}", AGENT_CONTAINER + "env[0].valueFrom"),
+        ("source: .", "source: nowhere", "spec.wakegate.source"),
+    ],
+)
+def test_agent_that_one_machine_cannot_run_is_told(tmp_path: Path, old: str, new: str, where: str) -> None:
+    """What a cluster would take and this engine cannot is named, not passed over."""
+    path = write(tmp_path, AGENT.replace(old, new, 1))
+    assert any(line.startswith(f"{path}: {where}: ") for line in problems(tmp_path))

@@ -9,12 +9,12 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from gateway.clock import Clock
-from gateway.model import Endpoint, Runtime, Sandbox, SandboxId, SessionId, StartKind
+from gateway.model import Agent, Endpoint, Probe, Runtime, Sandbox, SandboxId, SessionId, StartKind
 from gateway.provider.local import bwrap, marks, pythons, rlimits
 from gateway.provider.local.cgroups import Cgroup, CgroupTree
 from gateway.provider.local.folders import Folders
@@ -76,7 +76,8 @@ class Box:
         status = describe_exit(code)
         if code == 128 + signal.SIGKILL and self.group.oom_kills():
             return f"out of memory: over its limit of {self.runtime.limits.memory} bytes ({status})"
-        return status
+        words = self.process.last_words() if self.runtime.agent is not None else ""
+        return f"{status}: {words}" if words else status
 
 
 class Boxes:
@@ -187,6 +188,8 @@ class Boxes:
             picod = self._picod_environment(runtime, name, bwrap.WORKSPACE, bwrap.KEYS_FOLDER, packages, environment)
             etc = {f"/etc/{file}": str(self._folders.etc / file) for file in bwrap.ETC_MADE_UP}
             readonly = {**pythons.readonly_binds(self._picod_python, python), **etc, bwrap.KEYS_FOLDER: str(self._keys)}
+            if runtime.agent is not None and runtime.agent.source:
+                readonly[bwrap.AGENT_FOLDER] = runtime.agent.source
             walls = bwrap.Walls(
                 self._host, readonly, str(workspace), picod, runtime.limits, self._report.disable_userns
             )
@@ -218,10 +221,22 @@ class Boxes:
             wire.ENV_AUTH: "jwt" if runtime.auth else "none",
             wire.ENV_WORKSPACE: workspace,
             wire.ENV_CODE_CONTEXT: runtime.code_context or self._code_context,
+            wire.ENV_AGENT: "" if runtime.agent is None else self._agent(runtime.agent),
             wire.ENV_PRELOAD: ",".join(runtime.preload),
             wire.ENV_PORTS: ",".join(f"{first}-{last}" for first, last in runtime.ports),
             wire.ENV_COMMAND_ENV: json.dumps(dict(environment)),
         }
+
+    def _agent(self, agent: Agent) -> str:
+        """What picod is told of it. Without walls its files stand where they are."""
+        walled = self._report.isolation == "bubblewrap"
+        probe = agent.probe or Probe(port=agent.targets[-1][1])
+        return json.dumps({
+            "command": agent.command,
+            "working_dir": agent.working_dir or (bwrap.AGENT_FOLDER if agent.source and walled else agent.source),
+            "targets": agent.targets,
+            "probe": asdict(probe),
+        })  # fmt: skip
 
     async def _prove_healthy(self, box: Box) -> None:
         """One GET /health. The connection waits in the kernel until picod accepts it, so there is nothing to poll."""

@@ -19,6 +19,7 @@ WORKSPACE = "/workspace"
 MATPLOTLIB = "/tmp/.matplotlib"  # its settings and its list of fonts: not in the workspace  # noqa: S108
 KEYS_FOLDER = "/run/wakegate/keys"
 PICOD_ROOT = "/opt/wakegate"  # holds the folder `picod`, and nothing else of the checkout
+AGENT_FOLDER = "/app"  # the source of an agent, read-only
 USER_ID = 1000
 SHM_SIZE = 64 << 20  # bytes of /dev/shm: as much as Docker gives; semaphores need a page
 

@@ -161,8 +161,12 @@ class Process:
             status = await asyncio.wait_for(asyncio.shield(self.exited), 5.0)
         except TimeoutError:
             return f"it stopped answering: {self.said() or 'no message'}"
+        return f"{describe_exit(status)}: {self.last_words() or 'no message'}"
+
+    def last_words(self) -> str:
+        """The same of a tree that has ended, with what nobody had read yet."""
         self._on_errors()
-        return f"{describe_exit(status)}: {self.said() or 'no message'}"
+        return self.said()
 
     def said(self) -> str:
         """The end of what the tree wrote to its standard error."""
