@@ -114,10 +114,10 @@ async def supervise(settings: Settings, program: Sequence[str]) -> int:
     make_state_dir(settings.state_dir)
     with reserve(settings.host, settings.port) as reserved:
         command = [*program, "--port", str(reserved.getsockname()[1])]
-        return await _Supervisor(command, settings.workers, settings.drain_timeout + _AFTER_DRAIN_S).run()
+        return await Supervisor(command, settings.workers, settings.drain_timeout + _AFTER_DRAIN_S).run()
 
 
-class _Supervisor:
+class Supervisor:
     """The workers by number. `grace`: seconds that they may take to end once they were told to."""
 
     def __init__(self, command: Sequence[str], count: int, grace: float) -> None:
@@ -133,6 +133,15 @@ class _Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._serve())
+            await self._ending.wait()
+            await self._wait_for_all()
+        # By SIGTERM end those that were still starting.
+        in_order = all(process.returncode in (0, -signal.SIGTERM) for process in self._processes.values())
+        return self._failed or int(not in_order)
+
+    async def _serve(self) -> None:
         # The first alone: what is wrong with the settings it says for all, and once.
         banner = await self._first_start(1)
         if not self._ending.is_set():
@@ -140,8 +149,6 @@ class _Supervisor:
         if not self._ending.is_set():
             print(banner, flush=True)  # noqa: T201  # the command line's, said by the first worker
             await asyncio.gather(*(self._keep(number) for number in self._numbers))
-        ended = await self._wait_for_all()
-        return self._failed or int(not ended)
 
     def _on_signal(self, number: int) -> None:
         # A worker that is still starting ends by SIGTERM without a word, and by SIGINT with a traceback.
@@ -187,7 +194,11 @@ class _Supervisor:
                 return
             except TimeoutError:
                 began = loop.time()
-            process = await self._start(number)
+            try:
+                process = await self._start(number)
+            except OSError as error:  # no process or no memory left at the moment
+                log.error("worker %d cannot be started: %s", number, error)
+                continue
             if await _banner(process) is not None:
                 log.warning("worker %d (pid %d) answers again", number, process.pid)
 
@@ -205,9 +216,9 @@ class _Supervisor:
             _signal(process, signal.SIGTERM)  # the order came while it was being started
         return process
 
-    async def _wait_for_all(self) -> bool:
-        """Until all have ended, by force when the grace is over. False when one did not end in order."""
-        processes = self._processes.values()
+    async def _wait_for_all(self) -> None:
+        """Until all have ended, by force when the grace is over."""
+        processes = list(self._processes.values())
         try:
             async with asyncio.timeout(self._grace):
                 await asyncio.gather(*(process.wait() for process in processes))
@@ -215,10 +226,8 @@ class _Supervisor:
             for process in processes:
                 if process.returncode is None:
                     log.error("worker with pid %d did not end within %g s and is killed", process.pid, self._grace)
-                    process.kill()
+                    _signal(process, signal.SIGKILL)
                     await process.wait()
-        # By SIGTERM end those that were still starting.
-        return all(process.returncode in (0, -signal.SIGTERM) for process in processes)
 
 
 def _signal(process: Process, number: int) -> None:

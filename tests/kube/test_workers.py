@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +22,7 @@ import pytest
 from gateway.errors import SettingsError
 from gateway.settings import Settings
 from gateway.sockets import reserve
-from gateway.workers import check, pause_before_restart, settings_of
+from gateway.workers import Supervisor, check, pause_before_restart, settings_of
 from tests.integration.served import LIMIT_S, Server, wait_until
 from tests.kube.served import in_cluster
 from tests.kube.simulator import Cluster
@@ -212,6 +215,27 @@ def test_workers_keep_their_state_apart_and_snapshots_together(tmp_path: Path) -
     assert one.state_dir != two.state_dir
     assert one.snapshots == two.snapshots == str(tmp_path / "snapshots")
     assert settings_of(Settings(state_dir=tmp_path, snapshots="s3://b"), 1).snapshots == "s3://b"
+
+
+DEAF = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(end="hello\\0", flush=True)
+time.sleep(60)
+"""
+
+
+async def test_worker_that_does_not_end_is_killed_when_its_time_is_over(capsys: pytest.CaptureFixture[str]) -> None:
+    """The supervisor ends all the same, with a status that says that it was not in order."""
+    supervisor = asyncio.create_task(Supervisor([sys.executable, "-c", DEAF], 2, grace=0.2).run())
+    async with asyncio.timeout(LIMIT_S):
+        while "hello" not in capsys.readouterr().out:
+            await asyncio.sleep(0.01)
+        pids = [child.pid for child in psutil.Process().children() if DEAF in child.cmdline()]
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await supervisor == 1
+    assert len(pids) == 2
+    assert gone(pids)
 
 
 def test_restarts_slow_down_and_recover_after_a_minute_of_life() -> None:
