@@ -6,6 +6,7 @@ A further room (code contexts, processes, snapshots) is a module with handlers a
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 import traceback
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _IDLE_BEFORE_LOADING = 1.0  # seconds from the start
 _IDLE_BEFORE_CONTEXT = 0.5
 _CONTEXT_NICE = 10  # a pool that fills must not slow down the sandboxes that work
+_BUSY_PAUSE, _BUSY_PAUSES = 0.5, 20  # seconds, and how often, that its start waits for a free core
 
 VERSION = "0.0.1"  # of the executor API, as AgentCube's reports it
 
@@ -67,6 +69,15 @@ def late(module: str, name: str) -> Handler:
         await handler(picod, request)
 
     return handle
+
+
+def runnable() -> int:
+    """How many threads of the whole machine run or would, this one among them. 0 where the kernel does not say."""
+    try:
+        with open("/proc/loadavg") as file:
+            return int(file.read().split()[3].partition("/")[0])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 async def health(picod: Picod, request: Request) -> None:
@@ -162,7 +173,7 @@ class Picod:
         if self.agent is not None:
             self.agent.start()
         if self.config.code_context == "warm":
-            loop.call_later(_IDLE_BEFORE_CONTEXT, self._warm_context)
+            self.keep(self._warm_context())
 
     @cached_property
     def runs(self) -> Runs:
@@ -184,9 +195,19 @@ class Picod:
         self._work.add(task)
         task.add_done_callback(self._work.discard)
 
-    def _warm_context(self) -> None:
+    async def _warm_context(self) -> None:
+        """Start the first context ahead of its use, where that takes no core from somebody.
+
+        It costs more CPU than all the rest of a sandbox's start, and sessions that come thick use it least. Niceness
+        alone does not keep it behind: where the kernel groups processes by session, it counts within the sandbox only.
+        """
         from picod.kernel import Ahead
 
+        await asyncio.sleep(_IDLE_BEFORE_CONTEXT)
+        for _ in range(_BUSY_PAUSES):
+            if runnable() <= (os.cpu_count() or 1):
+                break
+            await asyncio.sleep(_BUSY_PAUSE)
         self.interpreter.warm(Ahead(_CONTEXT_NICE, tuple(self.config.preload)))
 
     @property
