@@ -34,7 +34,11 @@ async def test_sandbox_cannot_see_the_hosts_files(tmp_path: Path) -> None:
     assert os.path.exists(hidden[0])
     async with serving(tmp_path, runtime()) as provider:
         sandbox = await provider.claim(runtime().key, A)
-        code = "import os, sys; print([p for p in sys.argv[1:] if os.path.lexists(p)], os.listdir('/tmp'))"
+        # .matplotlib: picod's list of fonts, where the environment has one.
+        code = """
+import os, sys
+print([path for path in sys.argv[1:] if os.path.lexists(path)], sorted({*os.listdir("/tmp")} - {".matplotlib"}))
+"""
         # A checkout below /tmp has its interpreter bound at its own path there, so the way to it shows.
         way = [ROOT.parts[2]] if ROOT.parts[1] == "tmp" else []
         assert await python(sandbox, code, *hidden) == f"[] {way}"
@@ -181,6 +185,8 @@ print(json.dumps([dict(os.environ), b"s3cr3t" in every]))
         environment, leaked = json.loads(await python(sandbox, code))
         path = environment.pop("PATH")
         assert path.split(":")[0].endswith("/bin")
+        # Where the environment of user code brings a list of fonts along.
+        assert environment.pop("MPLCONFIGDIR", "/tmp/.matplotlib") == "/tmp/.matplotlib"
         assert environment == {
             "HOME": "/workspace",
             "LANG": "C.UTF-8",
