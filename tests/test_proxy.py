@@ -458,7 +458,7 @@ async def test_slow_sandbox_holds_the_client_back_and_not_in_memory(open_gateway
 
     pouring = asyncio.create_task(pour())
     await eventually(lambda: sent[0] > 0, "the client begins to send")
-    assert await settled(sent) < 24 * MB
+    assert await settled(sent) < 32 * MB  # an upload of known length has a megabyte of ours, and the kernel's buffers
     assert psutil.Process().memory_info().rss - before < 24 * MB
     go.set()
     await pouring

@@ -71,6 +71,8 @@ def test_agent_runtime_serves_its_ports_by_path_from_a_warm_pool(tmp_path: Path)
         assert pod["metadata"]["annotations"]["wakegate.io/start"] == "warm"
         base = f"{server.url}/v1/namespaces/default/agent-runtimes/agent/invocations"
         headers = {"x-agentcube-session-id": str(agent.session_id)}
+        # Both containers have started; that the second listens nobody has been told.
+        wait_until(lambda: server.client.get(base + "/tools", headers=headers).status_code == 200, "the tools listen")
         for path, port in (("/tools", 3000), ("/tools/a?b=c", 3000), ("/toolshed", 8080), ("/x/tools", 8080)):
             for _ in range(2):  # on a new connection, and on one that is kept
                 reply = server.client.get(base + path, headers=headers)
