@@ -15,7 +15,7 @@ from gateway import __version__, logs, workers
 from gateway.autoscaler.replay import cli as replay_cli
 from gateway.errors import SettingsError, WakegateError
 from gateway.interfaces import RuntimeCatalog
-from gateway.model import RuntimeKey
+from gateway.model import Kind, RuntimeKey
 from gateway.settings import Settings, add_arguments, load
 
 if TYPE_CHECKING:
@@ -109,19 +109,27 @@ async def _serve_as_worker(settings: Settings, number: int) -> int:
 
 def _banner_of(gateway: Gateway, url: str, settings: Settings) -> str:
     runtimes = [f"{runtime.key}, warm pool of {runtime.pool.size}" for runtime in gateway.catalog.all()]
-    return banner(url, settings, runtimes, gateway.engine_summary().splitlines(), _first_key(gateway.catalog))
+    return banner(url, settings, runtimes, gateway.engine_summary().splitlines(), first_key(gateway.catalog))
 
 
-def _first_key(catalog: RuntimeCatalog) -> RuntimeKey:
-    """Of what is served; in a cluster that may be nothing yet."""
-    return next((runtime.key for runtime in catalog.all()), RuntimeKey("default", "my-interpreter"))
+def first_key(catalog: RuntimeCatalog) -> RuntimeKey:
+    """Of what is served, rather what runs commands than an agent; in a cluster there may be nothing yet."""
+    keys = sorted((runtime.key for runtime in catalog.all()), key=lambda key: key.kind is Kind.AGENT_RUNTIME)
+    return keys[0] if keys else RuntimeKey("default", "my-interpreter")
 
 
 def banner(url: str, settings: Settings, runtimes: Sequence[str], engine: Sequence[str], first: RuntimeKey) -> str:
-    """What a person sees at the start: where it listens, what it serves, how it isolates, and three lines to copy."""
+    """What a person sees at the start: where it listens, what it serves, how it isolates, and lines to copy."""
     name = f"{first.namespace}/{first.name}"
-    invoke = f"{url}/v1/namespaces/{first.namespace}/{first.kind.segment}/{first.name}/invocations/api/execute"
+    invoke = f"{url}/v1/namespaces/{first.namespace}/{first.kind.segment}/{first.name}/invocations/"
     pick = "python3 -c 'import json,sys; print(json.load(sys.stdin)[\"id\"])'"
+    lines = [f"  curl -si {invoke}"]  # what an agent takes beyond that is its own affair
+    if first.kind is not Kind.AGENT_RUNTIME:
+        lines = [
+            f"""  curl -s {invoke}api/execute -d '{{"command": ["python3", "-c", "print(\\"Hello\\")"]}}'""",
+            f"""  S=$(curl -s {url}/v1/sessions -d '{{"runtime": "{name}"}}' | {pick})""",
+            f"""  curl -s {url}/api/execute -H "x-session-id: $S" -d '{{"command": ["uname", "-a"]}}'""",
+        ]
     return "\n".join([
         f"Wakegate {__version__} listens on {url}",
         *(f"  {'serves' if not i else '':<10} {line}" for i, line in enumerate(runtimes)),
@@ -129,7 +137,5 @@ def banner(url: str, settings: Settings, runtimes: Sequence[str], engine: Sequen
         f"  {'state':<10} {settings.state_dir}",
         *([f"  {'workers':<10} {settings.workers} processes share this port"] if settings.workers > 1 else []),
         "Try it:",
-        f"""  curl -s {invoke} -d '{{"command": ["python3", "-c", "print(\\"Hello\\")"]}}'""",
-        f"""  S=$(curl -s {url}/v1/sessions -d '{{"runtime": "{name}"}}' | {pick})""",
-        f"""  curl -s {url}/api/execute -H "x-session-id: $S" -d '{{"command": ["uname", "-a"]}}'""",
+        *lines,
     ])  # fmt: skip

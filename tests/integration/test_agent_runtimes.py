@@ -11,6 +11,10 @@ import yaml
 from agentcube import AgentRuntimeClient
 from websockets.sync.client import connect
 
+from gateway.cli import banner, first_key
+from gateway.model import Kind, Runtime, RuntimeKey
+from gateway.runtimes import StaticCatalog
+from gateway.settings import Settings
 from tests.integration.served import Server, serve, wait_until
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "agent_runtime" / "agent.yaml"
@@ -79,6 +83,16 @@ def manifest(folder: Path, **container: Any) -> str:
     path = folder / "echo.yaml"
     path.write_text(yaml.safe_dump(document))
     return str(path)
+
+
+def test_banner_offers_an_agent_what_it_can_answer() -> None:
+    """It runs no commands; where a code interpreter is served, too, that one is shown."""
+    agent = RuntimeKey("default", "greeter", Kind.AGENT_RUNTIME)
+    said = banner("http://h", Settings(), [], [], agent)
+    assert "curl -si http://h/v1/namespaces/default/agent-runtimes/greeter/invocations/\n" in said + "\n"
+    assert "execute" not in said
+    interpreter = RuntimeKey("default", "zz")
+    assert first_key(StaticCatalog([Runtime(agent), Runtime(interpreter)])) == interpreter
 
 
 def pool(server: Server) -> dict[str, Any]:

@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.integration.served import Server, wait_until
 from tests.integration.test_faults import LOOK, TREE
 from tests.integration.test_herd import all_at_once, asleep, claims, said
-from tests.kube.served import in_cluster
 from tests.kube.simulator import Cluster
 from tests.kube.test_keys import ask, private_keys, token
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Cluster]]:
-    """One gateway and cluster for the module."""
-    with in_cluster(tmp_path_factory.mktemp("kube")) as opened:
-        yield opened
-
-
-@pytest.fixture
-def server(both: tuple[Server, Cluster]) -> Server:
-    return both[0]
-
-
-@pytest.fixture
-def cluster(both: tuple[Server, Cluster]) -> Cluster:
-    return both[1]
 
 
 def pod_of(server: Server, cluster: Cluster, session: str) -> Any:

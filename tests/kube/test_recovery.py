@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,6 @@ from tests.kube.simulator.objects import BY_PLURAL, PODS, merge
 
 INTERPRETERS = BY_PLURAL["codeinterpreters"]
 CLAIMED = {"wakegate.io/pool": "claimed"}
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Cluster]]:
-    """One gateway and cluster for the module."""
-    with in_cluster(tmp_path_factory.mktemp("kube")) as opened:
-        yield opened
-
-
-@pytest.fixture
-def server(both: tuple[Server, Cluster]) -> Server:
-    return both[0]
-
-
-@pytest.fixture
-def cluster(both: tuple[Server, Cluster]) -> Cluster:
-    return both[1]
 
 
 def pod_of(cluster: Cluster, session: str) -> Any:
