@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from gateway.autoscaler.window import RollingCount
 
 _LONGEST_REVIEW = 60.0  # seconds between looks at a runtime that nobody claims
 _LONGEST_STEP = 60.0  # seconds; a longer silence is taken in steps of this, or as a gap when it is a clock step
+_NO_WEIGHTS: Mapping[str, float] = MappingProxyType({})
 _SMALLEST, _LARGEST = 32, 4096  # counts a distribution is kept for
 
 
@@ -130,14 +133,14 @@ class Demand:
         quiet = now - self._claimed_at
         foreseen = max(self.mixture.review_by(now, self.horizon), now + self.tick)
         self._review_at = min(now + min(max(quiet, 1.5 * self.horizon), _LONGEST_REVIEW), foreseen)
-        self._last = Forecast(
-            now, self.horizon, 0.0, q, self.follower.level, "", alert=self.alert(self.follower), observed=self._observed
-        )
+        level, alert = self.wanted_by(self.follower)
+        self._last = Forecast(now, self.horizon, 0.0, q, level, "", _NO_WEIGHTS, alert, self._observed)
         return self._last
 
-    def alert(self, follower: Follower) -> int:
-        """The level to go up to when claims outrun what `follower` asks for."""
-        return follower.alert(self.mixture.first_values)
+    def wanted_by(self, follower: Follower) -> tuple[int, int]:
+        """(level, the level to go up to should the claims of the last horizon have outrun that: else just the level)"""
+        level = follower.level
+        return level, follower.alert(self.mixture.first_values) if self.recent.total > level else level
 
     def explained(self) -> Forecast | None:
         """The latest forecast with what people want to know and the loop does not: mean, weights, expected misses."""

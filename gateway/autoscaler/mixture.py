@@ -130,14 +130,18 @@ class Mixture:
 
     def review_by(self, now: float, horizon: float) -> float:
         """When the forecast will change by itself, because an expert foresees an event; infinity if never."""
-        return min([expert.review_by(now, horizon) for expert in self._foreseeing], default=math.inf)
+        soonest = math.inf
+        for expert in self._foreseeing:
+            soonest = min(soonest, expert.review_by(now, horizon))
+        return soonest
 
     def _open(self, now: float, horizon: float, size: int, q: float) -> None:
         """Write down what each expert and the mixture foretell for the horizon that begins now."""
         each = [expert.probabilities(now, horizon, size) for expert in self.experts]
         mixed = np.zeros(size)
         for weight, probabilities in zip(self._mixed, each, strict=True):
-            mixed += weight * probabilities
+            if weight > 0.0:
+                mixed += weight * probabilities
         self._counts_from = now + self._delay
         self._pending = (self._counts_from + horizon, q, [quantile_of(p, q) for p in each], quantile_of(mixed, q))
         self._opened_at = now

@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from gateway.autoscaler.forecast import Forecast
@@ -104,8 +105,13 @@ def _want(spec: ScalerSpec, observed: Observed, forecast: Forecast | None, now: 
         wanted = max(recent, forecast.alert)
         why = f"{recent} claims came within {forecast.horizon:.0f} s and {observed.recent_misses} found the pool empty"
         return wanted, "surge", f"{why}; it goes up to {wanted}."
-    why = f"{wanted} cover the claims of the next {forecast.horizon:.0f} s with quantile {forecast.quantile:.4g}."
-    return wanted, "forecast", why
+    return wanted, "forecast", _covers(wanted, forecast.horizon, forecast.quantile)
+
+
+@lru_cache(maxsize=1024)
+def _covers(wanted: int, horizon: float, quantile: float) -> str:
+    """What is said most often."""
+    return f"{wanted} cover the claims of the next {horizon:.0f} s with quantile {quantile:.4g}."
 
 
 def _raise(spec: ScalerSpec, observed: Observed, up: Decision, target: int, now: float) -> Decision:

@@ -86,6 +86,7 @@ class Timers:
         self._sizes: deque[int] = deque(maxlen=keep)
         self._began = self._last = -math.inf
         self._size = 0
+        self._even = (math.inf, math.inf)  # spread and median of the gaps, where there are enough
 
     def observe(self, now: float, elapsed: float, claims: int) -> None:
         """`claims` came in the `elapsed` seconds that end at `now`."""
@@ -95,7 +96,9 @@ class Timers:
             if self._size:
                 self._sizes.append(self._size)
                 self._gaps.append(now - self._began)
-                self._sorted = sorted(self._gaps)
+                gaps = self._sorted = sorted(self._gaps)
+                if (n := len(gaps)) >= 4:
+                    self._even = (gaps[3 * n // 4] - gaps[n // 4], gaps[n // 2])
             self._began, self._size = now, 0
         self._last = now
         if now - self._began <= self._horizon:  # what comes later was not due within a horizon
@@ -103,12 +106,12 @@ class Timers:
 
     def review_by(self, now: float, horizon: float) -> float:
         """A horizon before the next time at which an episode has begun before, if gaps are even enough for a timer."""
-        gaps, ahead = self._sorted, now - self._began + horizon + self._early
-        n = len(gaps)
-        if n < 4 or gaps[3 * n // 4] - gaps[n // 4] > min(2.0 * horizon, gaps[n // 2] / 4.0):
+        spread, median = self._even
+        if spread > 2.0 * horizon or spread > median / 4.0:
             return math.inf
-        at = bisect_right(gaps, ahead)
-        return self._began + gaps[at] - horizon - self._early if at < n else math.inf
+        gaps = self._sorted
+        at = bisect_right(gaps, now - self._began + horizon + self._early)
+        return self._began + gaps[at] - horizon - self._early if at < len(gaps) else math.inf
 
     def probabilities(self, now: float, horizon: float, size: int) -> Floats:
         """P(claims in (now, now + horizon] = 0 .. size - 1)."""
@@ -126,7 +129,8 @@ class Timers:
         out += self._histogram(sizes, size) * begins
         running = self._size if now - self._began <= horizon else 0
         rest = sizes[sizes > running] - running if running else sizes[:0]
-        out += self._histogram(rest, size) * ((1.0 - begins) * len(rest) / len(sizes))
+        if len(rest):
+            out += self._histogram(rest, size) * ((1.0 - begins) * len(rest) / len(sizes))
         out[0] += (1.0 - begins) * (1.0 - len(rest) / len(sizes))
         return out
 

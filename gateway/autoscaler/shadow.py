@@ -39,6 +39,7 @@ _RULES = len(THRESHOLDS)
 _NEGATED: Floats = -THRESHOLDS
 _QUANTILES: list[float] = (1.0 - THRESHOLDS).tolist()
 _COLUMNS = np.arange(_RULES)
+_EACH_RULE = range(_RULES)
 _PROOF, _DOUBT = 0.03, 0.5  # forecasts must be this much cheaper than constants; and more by this over sqrt(claims)
 _ENOUGH = 10.0  # claims before anything but the first guess is followed
 
@@ -94,7 +95,7 @@ class Shadow:
         self.missed: Floats = np.zeros(size)  # of the claims of the latest tick
         self.followers: list[Follower] = []
         self._ready: Floats = self.levels.copy()
-        self._position: Floats = self.levels.copy()  # ready and starting: what is paid for
+        self._wanted = [0] * _RULES  # the rules' levels as whole numbers
         self._orders: deque[tuple[float, Floats]] = deque()  # (ready at, sandboxes per rule), oldest first
         self._since = self._age = 0.0
         self._rarest = _RULES - 1  # index of the rule that `top` is read at
@@ -140,34 +141,44 @@ class Shadow:
     def update(self, now: float, values: Floats) -> None:
         """Set the rules' levels from what each further sandbox would save (claims per horizon)."""
         if not np.count_nonzero(values[1:] > values[:-1]):
-            wanted: Floats | npt.NDArray[np.int64] = (-values).searchsorted(_NEGATED)
-        else:  # not falling throughout: the best total, since a second mode may or may not be worth the way to it
+            levels: npt.NDArray[np.int64] = (-values).searchsorted(_NEGATED)
+        else:  # the best total, since a second mode may or may not be worth the way to it
             gain = values.cumsum()[:, None] - _costs(len(values))
             best = gain.argmax(axis=0)
-            wanted = (best + 1) * (gain[best, _COLUMNS] > 0.0)
-        self.levels[:_RULES] = wanted
-        self._move(now)
+            levels = (best + 1) * (gain[best, _COLUMNS] > 0.0)
+        wanted: list[int] = levels.tolist()
+        if wanted != self._wanted:
+            self._move(now, wanted)
+            self.levels[:_RULES] = levels
 
-    def _move(self, now: float) -> None:
-        """Order what is missing; give up what is too much, the latest orders first."""
-        missing = self.levels - self._position
-        moves = missing[:_RULES].tolist()  # constants never move
-        low, high = min(moves), max(moves)
-        if high > 0.0:
-            ordered = np.maximum(missing, 0.0)
-            self._orders.append((now + self.lead, ordered))
-        if low < 0.0:
-            surplus = np.maximum(-missing, 0.0)
-            for ready_at, order in reversed(self._orders):
-                given_up = np.minimum(order, surplus)
-                order -= given_up
-                self.idle += given_up * max(now - ready_at + self.lead, 0.0)  # a start that is given up was idle, too
+    def _move(self, now: float, wanted: list[int]) -> None:
+        """Order what is missing; give up what is too much, the latest orders first. Constants never move."""
+        # Mostly one or two rules move by one: plain numbers are faster here than numpy on all of them.
+        ordered: list[tuple[int, int]] = []
+        before = self._wanted
+        for rule in _EACH_RULE:
+            if (more := wanted[rule] - before[rule]) > 0:
+                ordered.append((rule, more))
+            elif more:
+                self._give_up(now, rule, -more)
+        if ordered:
+            order = np.zeros(len(self.levels))
+            for rule, more in ordered:
+                order[rule] = more
+            self._orders.append((now + self.lead, order))
+        self._wanted = wanted
+
+    def _give_up(self, now: float, rule: int, surplus: float) -> None:
+        """A start that is given up was idle from its order on; what no start covers is taken from what is ready."""
+        for ready_at, order in reversed(self._orders):
+            given_up = min(order.item(rule), surplus)
+            if given_up > 0.0:
+                order[rule] -= given_up
+                self.idle[rule] += given_up * max(now - ready_at + self.lead, 0.0)
                 surplus -= given_up
-                if not surplus.any():
-                    break
-            self._ready -= surplus
-        if high > 0.0 or low < 0.0:
-            np.copyto(self._position, self.levels)
+                if surplus <= 0.0:
+                    return
+        self._ready[rule] -= surplus
 
     def constant_idle(self, served: float) -> float:
         """What a constant, or between two of them a mixture in time, idles to serve as many claims."""
@@ -181,7 +192,7 @@ class Shadow:
     @property
     def top(self) -> int:
         """The highest level that may soon be followed; rarer rules may be cut off at the end of the distribution."""
-        return int(self.levels[self._rarest])
+        return self._wanted[self._rarest]
 
 
 class Follower:

@@ -115,7 +115,8 @@ def replay_predictive(
             follower = pool.follower
             mine = forecast
             if follower is not demand.follower:
-                mine = forecast.at(follower.level, follower.quantile, demand.alert(follower))
+                level, alert = demand.wanted_by(follower)
+                mine = forecast.at(level, follower.quantile, alert)
             pool.look(now, mine, recent, follower.missed if claims else 0)
         if now >= warm:
             warm = math.inf
