@@ -12,9 +12,10 @@ It speaks with picod/preload.py over sockets that picod made:
                     child -> picod  one byte: user code runs from now on; another one if it does so in a fresh
                                     interpreter because packages have changed: this server is out of date
 
-A child is forked twice, so that it becomes the child of picod (a subreaper): getppid, wait and exit status are what
-they are for a command that picod spawned itself. It is forked ahead and waits; an order costs no fork. The fork happens
-in a thread below which no Python code lies (script.py says why); the main thread only imports, at low priority.
+A child is a child of picod (sibling.py, or forked twice, for picod is a subreaper): getppid, wait and exit status are
+what they are for a command that picod spawned itself. It is forked ahead, copies what it will write to, and waits: an
+order costs no fork. The fork happens in a thread below which no Python code lies (script.py says why); the main thread
+only imports, at low priority.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from picod.userside import script
+    from picod.userside import script, sibling
 else:
     import script
+    import sibling
 
 for _name in set(sys.modules) - _plain_modules - {"__main__"}:
     del sys.modules[_name]  # ours stay ours: a script that imports them imports them itself
@@ -69,6 +71,7 @@ class Server:
         self.gate.acquire()
         if self.again:  # not from the thread that imports, whose low priority the new program would have
             os.execv(self.executable, self.again)
+        forks = sibling.Forks()
         while True:
             try:
                 data, descriptors = _receive(self.control, 1)
@@ -77,11 +80,21 @@ class Server:
             if not data:
                 os._exit(0)  # picod is gone
             for descriptor in descriptors:
-                if self._fork(descriptor):
+                if self._fork(descriptor, forks):
                     return script.DONE
 
-    def _fork(self, descriptor: int) -> bool:
-        """Fork twice. False in the server; True in the grandchild, when its script is ready to run."""
+    def _fork(self, descriptor: int, forks: sibling.Forks) -> bool:
+        """Fork a child of picod's. False in the server; True in the child, when its script is ready to run."""
+        pid = forks.fork()
+        if pid is None:
+            return self._fork_twice(descriptor)
+        if pid:
+            os.close(descriptor)
+            return False
+        return self._obey(descriptor)
+
+    def _fork_twice(self, descriptor: int) -> bool:
+        """The same where sibling.py's way is not possible."""
         try:
             between = os.fork()
         except OSError:  # too many processes; picod sees the socket close
@@ -97,18 +110,23 @@ class Server:
                 os._exit(0)
         except OSError:
             os._exit(0)
+        while os.getppid() == between:
+            time.sleep(0.0002)
+        return self._obey(descriptor)
+
+    def _obey(self, descriptor: int) -> bool:
+        """In the child: wait for the order, and get ready for it. Returns True."""
         try:
-            self._obey(descriptor, between)
+            self._wait_and_take(descriptor)
         except OSError:  # picod left, or hung up: nothing has begun
             os._exit(0)
         return True
 
-    def _obey(self, descriptor: int, between: int) -> None:
+    def _wait_and_take(self, descriptor: int) -> None:
         self.control.close()
         os.setsid()
         _renew()
-        while os.getppid() == between:
-            time.sleep(0.0002)
+        self.fresh.rehearse()
         connection = _socket.socket(fileno=descriptor)
         connection.send(b"w")
         data, descriptors = _receive(connection, 3)

@@ -17,6 +17,7 @@ import pytest
 from picod import preload
 from picod.freeze import Frozen
 from picod.processes import Children
+from picod.userside import script
 from tests.picod.conftest import Executor, eventually, picod_process, running
 from tests.picod.preloaded import AT_ONCE, PYTHON, preloaded, server, servers, waiting_child
 
@@ -336,3 +337,43 @@ def environment(folder: Path) -> Path:
 def site_of(folder: Path) -> Path:
     """Its site-packages."""
     return next((folder / "venv" / "lib").glob("python*/site-packages"))
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="elsewhere each child is forked twice")
+def test_script_costs_one_fork(picod: Executor) -> None:
+    """No process comes and goes between the preloaded interpreter and a script."""
+    helper = server(picod)
+    before = faults_of_children(helper.pid)
+    for _ in range(3):
+        assert is_preloaded(picod)
+    assert faults_of_children(helper.pid) == before
+
+
+def test_script_runs_beside_modules_that_keep_threads() -> None:
+    """Such modules may hold locks at any time: the first child is forked with all that the C library does for it."""
+    with preloaded("numpy", OPENBLAS_NUM_THREADS="2") as picod:
+        assert faults_of_children(server(picod).pid) > 0
+        for _ in range(3):
+            answer = picod.execute("python3", "-c", "import numpy; a = numpy.ones((500, 500)); print((a @ a)[0, 0])")
+            assert (answer["stdout"], answer["exit_code"]) == ("500.0\n", 0)
+            waiting_child(picod)
+
+
+def test_modules_of_a_script_are_told_from_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it took others out of sys.modules, or put them back."""
+    fresh = script.Fresh("python3")
+    fresh.remember(set())
+    last = next(reversed(sys.modules))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    assert set(fresh.new_modules()) == set()
+    sys.modules["new"] = sys
+    assert set(fresh.new_modules()) == {"new"}
+    sys.modules[last] = sys.modules.pop(last)
+    assert set(fresh.new_modules()) == {"new"}
+    del sys.modules["decimal" if "decimal" in sys.modules else "json"]
+    assert set(fresh.new_modules()) == {"new"}
+
+
+def faults_of_children(pid: int) -> int:
+    """Page faults of the children that a process has waited for."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11 - 3])
