@@ -1,16 +1,18 @@
 """What the field does, as policies over the same traces. Each is swept over its one knob to draw its frontier.
 
-None sees the future except `known-rates` and `oracle`. All are computed on whole arrays, since none depends on the pool
-but `hpa`.
+None sees the future except `known-rates`, `known-changes` and `oracle`. All are computed on whole arrays, since none
+depends on the pool but `hpa`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
 from gateway.autoscaler.forecast import Floats
+from gateway.autoscaler.rates import RATES, erlang_values
 from gateway.autoscaler.replay.pool import Targets
 from gateway.autoscaler.replay.traces import Trace
 
@@ -128,11 +130,44 @@ def known_rates(trace: Trace, lead: float, cold_start_cost: float) -> Targets:
     return Targets(edges[:-1] - lead, levels[which])
 
 
+def known_changes(trace: Trace, lead: float, cold_start_cost: float) -> Targets:
+    """Knows when the rate changes (at each bin of the trace) and which rates there are in all of it, but has to learn
+    from the claims which of them it is now: the floor of who reacts to claims, and foresees no bin.
+
+    Bayes' rule over RATES, from the bin's beginning, with what the whole trace's rates are in hindsight as the prior.
+    The level is the best by Erlang's formula when a cold start costs that many idle sandbox-seconds.
+    """
+    width, step = trace.bin_width, max(trace.bin_width / 300.0, 1.0)
+    bins, ticks = math.ceil(trace.span / width), math.ceil(width / step)
+    counts = np.histogram(trace.arrivals, trace.start + np.arange(bins + 1) * width)[0]
+    prior = np.zeros(len(RATES))
+    for count, often in zip(*np.unique(counts, return_counts=True), strict=True):
+        # The rates that such a count speaks for: a gamma distribution's density.
+        logs = (count + 0.5) * np.log(RATES) - RATES * width
+        likely = np.exp(logs - logs.max())
+        prior += often * likely / likely.sum()
+    at = trace.start + (np.arange(bins)[:, None] * width + np.arange(ticks) * step).ravel()
+    seen = np.searchsorted(trace.arrivals, at)
+    seen -= np.repeat(seen[::ticks], ticks)
+    size = int(trace.arrivals.size and 4.0 * counts.max() / width * lead + 32)
+    worth = erlang_values(lead, size)
+    levels = np.zeros(len(at))
+    for tick in range(ticks):
+        found, which = np.unique(seen[tick::ticks], return_inverse=True)
+        logs = np.log(prior + 1e-300) + found[:, None] * np.log(RATES) - RATES * (tick * step)
+        belief = np.exp(logs - logs.max(axis=1, keepdims=True))
+        saved = (belief / belief.sum(axis=1, keepdims=True)) @ worth
+        levels[tick::ticks] = np.count_nonzero(saved * (cold_start_cost + lead) > lead, axis=1)[which]
+    return Targets(at, levels)
+
+
+COSTS = (50.0, 150.0, 400.0, 1000.0, 2000.0, 5000.0, 20000.0)  # of a cold start, idle sandbox-seconds
 KNOBS: dict[str, tuple[Policy, tuple[float, ...]]] = {
     "keda": (keda, (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)),
     "kpa": (kpa, (1.0, 2.0, 4.0, 8.0, 16.0)),
     "hpa": (hpa, (0.9, 0.7, 0.5, 0.3, 0.2)),
     "histogram": (histogram, (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)),
     "seasonal-naive": (seasonal_naive, (1.0, 2.0, 4.0, 8.0, 16.0)),
-    "known-rates": (known_rates, (50.0, 150.0, 400.0, 1000.0, 2000.0, 5000.0, 20000.0)),
+    "known-rates": (known_rates, COSTS),
+    "known-changes": (known_changes, COSTS),
 }

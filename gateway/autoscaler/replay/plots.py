@@ -13,7 +13,8 @@ from gateway.errors import BadRequestError
 
 _STYLES: dict[str, dict[str, Any]] = {
     "predictive": {"lw": 2.4, "marker": "o", "zorder": 5},
-    "known-rates": {"lw": 1, "ls": ":"},  # a floor, not a policy that anybody could run
+    "known-rates": {"lw": 1, "ls": ":"},  # floors, not policies that anybody could run
+    "known-changes": {"lw": 1, "ls": "--"},
 }
 
 
