@@ -125,10 +125,11 @@ class Demand:
         q = self.follower.quantile
         self._values = self.mixture.values(now, self.horizon, self._size, q)
         self.shadow.update(now, self._values)
-        if self.shadow.top > 0.7 * self._size and self._size < self._largest:
+        top = self.shadow.top
+        if top > 0.7 * self._size and self._size < self._largest:
             self._size = min(2 * self._size, self._largest)
             return self.forecast(now)
-        if self._size > _SMALLEST and self.shadow.top < 0.15 * self._size:
+        if self._size > _SMALLEST and top < 0.15 * self._size:
             self._size //= 2
         quiet = now - self._claimed_at
         foreseen = max(self.mixture.review_by(now, self.horizon), now + self.tick)

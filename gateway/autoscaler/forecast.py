@@ -52,6 +52,12 @@ def quantile_of(probabilities: Floats, q: float) -> int:
     return int(probabilities.cumsum().searchsorted(q - 1e-12))
 
 
+def quantiles_of(probabilities: Floats, q: float) -> list[int]:
+    """The same of each row."""
+    below: list[int] = np.count_nonzero(probabilities.cumsum(axis=1) < q - 1e-12, axis=1).tolist()
+    return below
+
+
 def pinball(predicted: float, seen: float, q: float) -> float:
     """The pinball (quantile) loss: shortfall costs q, excess 1 - q; least in the mean at the true quantile.
 

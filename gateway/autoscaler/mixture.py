@@ -13,7 +13,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gateway.autoscaler.forecast import Floats, Forecaster, Unforeseeing, pinball, quantile_of, values_of_stock
+from gateway.autoscaler.forecast import (
+    Floats,
+    Forecaster,
+    Unforeseeing,
+    pinball,
+    quantile_of,
+    quantiles_of,
+    values_of_stock,
+)
 from gateway.autoscaler.rates import RateBelief
 
 _ETA = 2.0  # how sharply losses (in units of the mean loss) turn into weights
@@ -137,13 +145,10 @@ class Mixture:
 
     def _open(self, now: float, horizon: float, size: int, q: float) -> None:
         """Write down what each expert and the mixture foretell for the horizon that begins now."""
-        each = [expert.probabilities(now, horizon, size) for expert in self.experts]
-        mixed = np.zeros(size)
-        for weight, probabilities in zip(self._mixed, each, strict=True):
-            if weight > 0.0:
-                mixed += weight * probabilities
+        each = np.array([expert.probabilities(now, horizon, size) for expert in self.experts])
+        mixed = np.array(self._mixed).dot(each)
         self._counts_from = now + self._delay
-        self._pending = (self._counts_from + horizon, q, [quantile_of(p, q) for p in each], quantile_of(mixed, q))
+        self._pending = (self._counts_from + horizon, q, quantiles_of(each, q), quantile_of(mixed, q))
         self._opened_at = now
         self._phase = (self._phase + _GOLDEN) % 1.0
         self._open_after = _SCORE_EVERY * (0.25 + 1.5 * self._phase)

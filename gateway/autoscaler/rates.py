@@ -103,7 +103,7 @@ class RateBelief(Unforeseeing):
         self._overall: Floats = np.full(len(RATES), 1.0 / len(RATES))
         self._overall_span = _PRIOR_START
         self._slots: Floats = np.full((_SLOTS, len(RATES)), 1.0 / len(RATES))
-        self._slot_span = np.zeros(_SLOTS)
+        self._slot_span = [0.0] * _SLOTS
         self._unseen = 0.0  # seconds since a belief was last taken into the minute's mean
         self._since_commit: Floats = np.zeros(len(RATES))
         self._uncommitted = 0.0
@@ -144,10 +144,10 @@ class RateBelief(Unforeseeing):
         self._overall_span = min(self._overall_span + span, _PRIOR_SPAN)
         self._overall = self._overall + (seen - self._overall) * min(span / self._overall_span, 1.0)
         slot = int(now % 86400.0 * _SLOTS / 86400.0)
-        self._slot_span[slot] = min(self._slot_span[slot] + span, _SLOT_SPAN)
-        self._slots[slot] += (seen - self._slots[slot]) * min(span / self._slot_span[slot], 1.0)
-        known = self._slot_span[slot] / (self._slot_span[slot] + 1800.0)
-        self._prior[:] = self._overall + 0.5 * known * (self._slots[slot] - self._overall)
+        known_for = self._slot_span[slot] = min(self._slot_span[slot] + span, _SLOT_SPAN)
+        of_slot = self._slots[slot]
+        of_slot += (seen - of_slot) * min(span / known_for, 1.0)
+        self._prior[:] = self._overall + 0.5 * known_for / (known_for + 1800.0) * (of_slot - self._overall)
         self._since_commit = np.zeros(len(RATES))
         self._uncommitted = 0.0
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections import deque
+from collections import Counter, deque
 
 import numpy as np
-import numpy.typing as npt
 
 from gateway.autoscaler.forecast import Floats, Unforeseeing, negative_binomial
 
@@ -125,17 +124,11 @@ class Timers:
         begins = (soon + 0.02) / (len(self._sorted) - passed + 1.0)
         if passed == len(self._sorted):
             begins = 0.02  # silent for longer than ever: nothing is known
-        sizes = np.fromiter(self._sizes, np.int64, len(self._sizes))
-        out += self._histogram(sizes, size) * begins
+        sizes, last, share = list(self._sizes), size - 1, begins / len(self._sizes)
         running = self._size if now - self._began <= horizon else 0
-        rest = sizes[sizes > running] - running if running else sizes[:0]
-        if len(rest):
-            out += self._histogram(rest, size) * ((1.0 - begins) * len(rest) / len(sizes))
+        rest = [each - running for each in sizes if each > running] if running else []
+        for values, each_share in ((sizes, share), (rest, (1.0 - begins) / len(sizes))):
+            for value, often in Counter(values).items():
+                out[min(value, last)] += often * each_share
         out[0] += (1.0 - begins) * (1.0 - len(rest) / len(sizes))
         return out
-
-    @staticmethod
-    def _histogram(values: npt.NDArray[np.int64], size: int) -> Floats:
-        """Shares of the values, those beyond the end counted at the end."""
-        counts: Floats = np.bincount(np.minimum(values, size - 1), minlength=size) / max(len(values), 1)
-        return counts

@@ -16,6 +16,7 @@ import pytest
 from gateway.autoscaler.replay import baselines, cli
 from gateway.autoscaler.replay.lab import Settings, fixed_curve, parse_policies, run_trace
 from gateway.autoscaler.replay.pool import Targets, simulate
+from gateway.autoscaler.replay.report import fleet_table
 from gateway.autoscaler.replay.synthetic import make
 from gateway.autoscaler.replay.traces import Trace, read_traces
 from gateway.errors import BadRequestError
@@ -128,6 +129,21 @@ def test_predictive_stays_at_a_constant_where_misses_are_many_and_even() -> None
 
     assert result.points[0].outcome.hit_rate >= 0.79
     assert (result.points[0].idle_of_fixed or 9.9) <= 1.05
+
+
+def test_fleet_table_counts_traces_that_had_nothing_to_teach_apart() -> None:
+    """Of two traces only one has a hundred claims in its warm-up."""
+    settings = Settings(policies=("predictive",), miss_rates=(0.1,))
+    many, few = poisson(0.1, 10000.0), np.array([100.0, 8000.0, 8001.0])
+    results = [
+        run_trace(Trace(f"day/{name}", arrivals, 0.0, 10000.0), settings, lambda *_: None)
+        for name, arrivals in (("many", many), ("few", few))
+    ]
+
+    row = fleet_table(results).splitlines()[-1].split(" | ")
+
+    assert row[-2].endswith(" of 2")
+    assert row[-1] == f"{int((results[0].points[0].idle_of_fixed or 0.0) > 1.05)} of 1 |"
 
 
 def test_predictive_is_not_much_worse_than_fixed_on_batches() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from gateway.autoscaler.replay.lab import POLICIES, Point, TraceResult
 
 HIT_RATES = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+_TAUGHT = 100  # claims in the warm-up from which on a trace counts as one that had something to teach
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -82,9 +83,11 @@ def fleet_table(results: Sequence[TraceResult]) -> str:
                 "share",
                 "worst trace",
                 "median trace",
+                "above 1.05",
+                f"above 1.05, with {_TAUGHT} claims or more in the warm-up",
             ]
         ),
-        _row(["---"] * 7),
+        _row(["---"] * 9),
     ]
     for rate in results[0].settings.miss_rates:
         mine = [(r, p) for r in results for p in r.points if p.policy == "predictive" and p.knob == rate]
@@ -93,6 +96,11 @@ def fleet_table(results: Sequence[TraceResult]) -> str:
         base = sum(r.curve.idle_at(p.outcome.hit_rate) for r, p in mine)
         shares = [(p.idle_of_fixed, r.trace.name) for r, p in mine if p.idle_of_fixed is not None]
         worst = max(shares, default=(0.0, "-"))
+        taught = [
+            p.idle_of_fixed
+            for r, p in mine
+            if p.idle_of_fixed is not None and len(r.trace.arrivals) - p.outcome.claims >= _TAUGHT
+        ]
         median = float(np.median([share for share, _ in shares])) if shares else 0.0
         lines.append(
             _row(
@@ -104,6 +112,8 @@ def fleet_table(results: Sequence[TraceResult]) -> str:
                     f"{idle / base:.2f}" if base else "-",
                     f"{worst[0]:.2f} ({worst[1].rpartition('/')[2]})",
                     f"{median:.2f}",
+                    f"{sum(share > 1.05 for share, _ in shares)} of {len(shares)}",
+                    f"{sum(share > 1.05 for share in taught)} of {len(taught)}",
                 ]
             )
         )
