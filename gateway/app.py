@@ -189,7 +189,7 @@ class Gateway:
             provider,
             self.catalog,
             lambda: {**self.autoscaler.explain(), "sessions": self.advisor.explain()},
-            lambda: self.activator.draining,
+            lambda: self.activator.leaving,
             self.metrics.render,
         )
         caller = Caller(self.activator, clock)
@@ -218,9 +218,13 @@ class Gateway:
         )
         self.proxy = Proxy(self.activator, control, clock, limits, self.counters, self.observer)
 
+    def leave(self) -> None:
+        """Say that this gateway will end: readiness fails, all else goes on."""
+        self.activator.leaving = True
+
     def drain(self) -> None:
         """Take no new work that needs a sandbox to be made; running requests go on."""
-        self.activator.draining = True
+        self.activator.leaving = self.activator.draining = True
 
     @asynccontextmanager
     async def running(self, address: str = "") -> AsyncIterator[None]:

@@ -95,7 +95,7 @@ class Metrics:
         yield GaugeMetricFamily(
             "wakegate_sandboxes_bound", "Sandboxes that this gateway has bound", self._lifecycle.bound
         )
-        yield GaugeMetricFamily("wakegate_draining", "1 while this gateway shuts down", int(self._activator.draining))
+        yield GaugeMetricFamily("wakegate_draining", "1 while this gateway shuts down", int(self._activator.leaving))
         yield from self._pools(pools)
 
     def _pools(self, pools: Mapping[RuntimeKey, PoolStatus]) -> Iterator[Metric]:

@@ -13,16 +13,17 @@ from collections.abc import AsyncIterator, Generator, Sequence
 import uvicorn
 
 from gateway.app import Gateway
-from gateway.routing.protocol import protocol_class
+from gateway.routing.protocol import GatewayProtocol, protocol_class
 from gateway.sockets import BACKLOG, listen, url_of
 
 
 class _Server(uvicorn.Server):
     """uvicorn's server, whose SIGTERM means drain and then a normal end (uvicorn's own ends by the signal again)."""
 
-    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+    def __init__(self, config: uvicorn.Config, gateway: Gateway, protocol: type[GatewayProtocol]) -> None:
         super().__init__(config)
         self._gateway = gateway
+        self._protocol = protocol
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -36,6 +37,20 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _on_signal(self, number: int) -> None:
+        """SIGTERM: give notice first, and end after shutdown_delay. Ctrl-C, or the signal once more: end now.
+
+        Ending at once would cut requests that are on their way: those in a kept connection's buffers, and those of
+        connections that the kernel has taken and we have not.
+        """
+        delay = self._gateway.settings.shutdown_delay
+        if number != signal.SIGTERM or not delay or self._gateway.activator.leaving:
+            self._end(number)
+            return
+        self._gateway.leave()
+        self._protocol.leaving = True
+        asyncio.get_running_loop().call_later(delay, self._end, number)
+
+    def _end(self, number: int) -> None:
         self._gateway.drain()
         self.handle_exit(number, None)
 
@@ -43,11 +58,12 @@ class _Server(uvicorn.Server):
 def make_server(gateway: Gateway) -> uvicorn.Server:
     """A uvicorn server for the gateway."""
     settings = gateway.settings
+    protocol = protocol_class(
+        settings.request_head_timeout, gateway.proxy.fast_lane, gateway.proxy.batch.flush, gateway.observer
+    )
     config = uvicorn.Config(
         gateway.proxy,
-        http=protocol_class(
-            settings.request_head_timeout, gateway.proxy.fast_lane, gateway.proxy.batch.flush, gateway.observer
-        ),
+        http=protocol,
         ws="websockets-sansio",
         ws_ping_interval=None,
         ws_max_size=1 << 30,
@@ -61,7 +77,7 @@ def make_server(gateway: Gateway) -> uvicorn.Server:
         timeout_keep_alive=int(settings.keep_alive_timeout),
         timeout_graceful_shutdown=max(1, int(settings.drain_timeout)),
     )
-    return _Server(config, gateway)
+    return _Server(config, gateway, protocol)
 
 
 def keep_freed_memory() -> None:

@@ -166,7 +166,13 @@ class Settings:
     keep_alive_timeout: float = _setting(
         75.0, "how long an idle client connection stays open", kind="duration", low=0.001
     )
-    drain_timeout: float = _setting(30.0, "how long running requests may go on after SIGTERM", kind="duration", low=0)
+    shutdown_delay: float = _setting(
+        1.0,
+        "how long after SIGTERM requests are still taken, while readiness fails and each answer closes its connection",
+        kind="duration",
+        low=0,
+    )
+    drain_timeout: float = _setting(30.0, "how long running requests may go on after that", kind="duration", low=0)
 
     autoscaler_tick: float = _setting(1.0, "how often warm pools are looked at", kind="duration", low=0.05)
     cold_start_cost: float = _setting(

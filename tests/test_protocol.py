@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
+import uvicorn
 
+from gateway.app import Gateway
+from gateway.server import make_server
 from tests.conftest import SHARED, OpenScripted
-from tests.support import Call, ScriptedSandbox, Served, eventually
+from tests.support import Call, ScriptedSandbox, Served, eventually, scripted
 
 ON_UVLOOP = True
 EVIL = "GET /evil HTTP/1.1\nhost: h\n\n"
@@ -196,3 +200,29 @@ async def test_upgrade_to_anything_but_websocket_is_ignored(open_gateway: OpenSc
     assert answer.status == 200
     seen = sandbox.requests[0]
     assert (seen.get("upgrade"), seen.get("connection"), seen.get("http2-settings")) == (None, None, None)
+
+
+async def test_server_that_ends_answers_what_is_already_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told to end with a request in a kept connection's buffer, and another that comes in two pieces: both are
+    answered, as their connections' last; a silent connection is closed."""
+    servers: list[uvicorn.Server] = []
+
+    def noted(gateway: Gateway) -> uvicorn.Server:
+        servers.append(make_server(gateway))
+        return servers[0]
+
+    monkeypatch.setattr("gateway.server.make_server", noted)
+    async with scripted(tmp_path) as (gateway, _):
+        silent, whole, halved = [await gateway.connect() for _ in range(3)]
+        for client in (silent, whole, halved):
+            assert (await client.ask("GET /healthz HTTP/1.1\nhost: h\n\n")).start == "HTTP/1.1 200 OK"
+        whole.writer.write(b"GET /healthz HTTP/1.1\r\nhost: h\r\n\r\n")  # the kernel has it, and no turn was taken yet
+        halved.writer.write(b"GET /healthz HTTP/1.1\r\nho")
+        for connection in list(servers[0].server_state.connections):
+            connection.shutdown()
+        assert await silent.closed() == b""
+        await halved.send("st: h\n\n")
+        for client in (whole, halved):
+            answer = await client.fill(await client.head())
+            assert (answer.start, answer.get("connection")) == ("HTTP/1.1 200 OK", "close")
+            assert await client.closed() == b""

@@ -173,6 +173,7 @@ class Activator:
     ) -> None:
         self.routes: dict[SessionId, Route] = {}
         self.held = 0
+        self.leaving = False  # it will drain soon
         self.draining = False
         self._lifecycle = lifecycle
         self._catalog = catalog

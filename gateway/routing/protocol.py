@@ -28,6 +28,7 @@ from gateway.routing.pipe import BodyPipe, Write
 
 MAX_HEAD = 64 * 1024  # bytes of request line and headers
 MAX_HEADERS = 256
+_LAST_LOOK_S = 0.1  # what the kernel holds of a silent connection at the server's end is read within this
 
 _ASGI: Any = {"version": "3.0", "spec_version": "2.3"}
 
@@ -48,6 +49,7 @@ class GatewayProtocol(HttpToolsProtocol):
     fast_lane: FastLane
     flush: Callable[[], None]
     observer: Observer | None = None
+    leaving = False  # the gateway will end: each answer is the last on its connection
 
     def __init__(
         self,
@@ -143,7 +145,8 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._upgrading:
             return
         running = self.cycle
-        self.cycle = cycle = GatewayCycle(self, scope, keep_alive=version != "1.0" and parser.should_keep_alive())
+        keep_alive = version != "1.0" and not self.leaving and parser.should_keep_alive()
+        self.cycle = cycle = GatewayCycle(self, scope, keep_alive=keep_alive)
         if running is None or running.response_complete:
             self._running = self._fresh = cycle
         else:
@@ -211,6 +214,21 @@ class GatewayProtocol(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
+
+    def shutdown(self) -> None:
+        """The server ends. A request that is here, or on its way, is answered, and its answer is the last."""
+        self.leaving = True
+        if self._is_between_requests():
+            self.loop.call_later(_LAST_LOOK_S, self._close_if_silent)
+        elif self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def _close_if_silent(self) -> None:
+        if self._is_between_requests():
+            self.transport.close()
+
+    def _is_between_requests(self) -> bool:
+        return not self._head_size and (self.cycle is None or self.cycle.response_complete)
 
     def timeout_keep_alive_handler(self) -> None:
         self.timeout_keep_alive_task = None

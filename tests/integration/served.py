@@ -62,7 +62,8 @@ def serve(state: Path, *flags: str, program: str = "gateway", port: int = 0) -> 
     """Start `wakegate serve` (on a free port), wait until it is ready, and end it with the block."""
     log = state.parent / f"{state.name}.log"
     argv = [sys.executable, "-m", program, "serve", "--port", str(port), "--state-dir", str(state)]
-    argv += ["--code-context", "lazy", *flags]  # a kernel in each sandbox only where a test asks for it
+    # A kernel in each sandbox, and a notice before the end, only where a test asks for it.
+    argv += ["--code-context", "lazy", "--shutdown-delay", "0", *flags]
     environ = {name: value for name, value in os.environ.items() if not name.startswith("WAKEGATE_")}
     with open(log, "a") as errors:
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, text=True, env=environ)

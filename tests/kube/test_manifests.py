@@ -96,11 +96,11 @@ def test_overlay_settings_are_settings_of_the_gateway(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlay_drains_longer_than_its_longest_request(overlay: str) -> None:
-    """request_timeout < drain_timeout, and the pod's grace covers the pause, the drain, and a little."""
+    """request_timeout < drain_timeout, and the pod's grace covers the pause, the notice, the drain, and a little."""
     settings, pod = settings_of(overlay), gateway_pod(overlay)
     pause = float(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
     assert 0 < settings.request_timeout < settings.drain_timeout
-    assert pod["terminationGracePeriodSeconds"] > pause + settings.drain_timeout + 5
+    assert pod["terminationGracePeriodSeconds"] > pause + settings.shutdown_delay + settings.drain_timeout + 5
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -100,7 +100,6 @@ def _disrupted(reason: str, message: str) -> Any:
     return change
 
 
-@pytest.mark.slow  # the status is written once more only when something changes: on a busy machine it may come late
 def test_session_on_a_lost_node_goes_on_from_its_last_snapshot(server: Server, cluster: Cluster) -> None:
     """A node that vanishes takes what was not kept; the session wakes elsewhere with what was."""
     session = written(server, "kept")

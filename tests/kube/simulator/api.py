@@ -254,8 +254,10 @@ class ApiServer:
         gone = asyncio.ensure_future(_disconnected(receive))
         ends = asyncio.get_running_loop().time() + float(call.query.get("timeoutSeconds", 1800))
         version = int(call.query.get("resourceVersion") or 0)
+        quiet = False  # for BOOKMARK_S
         try:
             while not cut.is_set() and not gone.done() and asyncio.get_running_loop().time() < ends:
+                moved = self.objects.changed.setdefault(call.kind, asyncio.Event())
                 try:
                     changes = self.objects.since(call.kind, version)
                 except ApiError as error:
@@ -264,17 +266,18 @@ class ApiServer:
                 for change in changes:
                     version = change.version
                     await self._tell(call, change, send)
-                moved = self.objects.changed.setdefault(call.kind, asyncio.Event())
-                waits = {asyncio.ensure_future(e.wait()) for e in (moved, cut)} | {gone}
-                done, _ = await asyncio.wait(waits, timeout=BOOKMARK_S, return_when="FIRST_COMPLETED")
-                for wait in waits - {gone}:
-                    wait.cancel()
-                if not done and call.query.get("allowWatchBookmarks") in ("true", "1", "True"):
+                # Never over a write of the moment since the wait was over: a bookmark says that all before it was told.
+                if quiet and not changes and call.query.get("allowWatchBookmarks") in ("true", "1", "True"):
                     version = self.objects.version
                     blank = {"metadata": {"resourceVersion": str(version), "creationTimestamp": None}}
                     await _line(
                         send, "BOOKMARK", {"kind": call.kind.kind, "apiVersion": call.kind.api_version, **blank}
                     )
+                waits = {asyncio.ensure_future(e.wait()) for e in (moved, cut)} | {gone}
+                done, _ = await asyncio.wait(waits, timeout=BOOKMARK_S, return_when="FIRST_COMPLETED")
+                for wait in waits - {gone}:
+                    wait.cancel()
+                quiet = not done
         finally:
             gone.cancel()
             self._cut.discard(cut)
