@@ -24,7 +24,7 @@ from gateway.runtimes import StaticCatalog
 from gateway.snapshots import FolderStore
 from gateway.snapshots.keeper import SnapshotKeeper
 from gateway.testing import ScriptedProvider
-from tests.kube.simulator import Cluster
+from tests.kube.clusters import make_cluster
 from tests.kube.support import open_provider
 
 KEY = RuntimeKey("default", "contract")
@@ -106,7 +106,7 @@ async def kubernetes(folder: Path) -> AsyncIterator[Subject]:
     """Pods of a simulated cluster, with real picods in them."""
     keys, clock = KeyRing(folder / "keys"), SystemClock()
     keys.open()
-    async with Cluster().running() as cluster:
+    async with make_cluster().running() as cluster:
         text = (keys.public_dir / "jwks.json").read_text()
         cluster.create("configmaps", KEYS_CONFIGMAP, namespace="default", data={"jwks.json": text})
         provider = await open_provider(cluster, folder)

@@ -18,7 +18,7 @@ from gateway.interfaces import SandboxProvider
 from gateway.model import Limits, PoolSpec, Runtime, RuntimeKey, Sandbox, SessionId, StartKind
 from gateway.provider.local import Isolation, LocalProvider
 from gateway.testing import ScriptedProvider
-from tests.kube.simulator import Cluster
+from tests.kube.clusters import make_cluster
 from tests.kube.support import open_provider
 
 KEY, UNKNOWN = RuntimeKey("default", "contract"), RuntimeKey("default", "unknown")
@@ -67,7 +67,7 @@ async def scripted(folder: Path) -> AsyncIterator[Subject]:
 
 @asynccontextmanager
 async def kubernetes(folder: Path) -> AsyncIterator[Subject]:
-    async with Cluster().running() as cluster:
+    async with make_cluster().running() as cluster:
         provider = await open_provider(cluster, folder)
         yield Subject(provider, lambda sandbox: cluster.kubelet.kill(sandbox.id))
         await provider.aclose()

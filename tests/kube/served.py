@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.served import Server, serve
-from tests.kube.simulator import Cluster, in_thread
+from tests.kube.clusters import in_thread
+from tests.kube.simulator import Cluster
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 INTERPRETER: dict[str, Any] = {

@@ -12,6 +12,7 @@ from typing import Any
 from gateway.clock import SystemClock
 from gateway.model import Kind, PoolSpec, Runtime, RuntimeKey
 from gateway.provider.kubernetes import KubernetesProvider, PodDefaults, connect
+from tests.kube.clusters import make_cluster
 from tests.kube.simulator import Cluster
 from tests.support import LIMIT_S, eventually
 
@@ -64,7 +65,7 @@ async def open_provider(cluster: Cluster, folder: Path, **options: Any) -> Kuber
 @asynccontextmanager
 async def opened(folder: Path, *, hollow: bool = True, **options: Any) -> AsyncIterator[Opened]:
     """A cluster, hollow unless its picods matter, and a started provider."""
-    async with Cluster(hollow=hollow).running() as cluster:
+    async with make_cluster(hollow=hollow).running() as cluster:
         provider = await open_provider(cluster, folder, **options)
         try:
             yield Opened(cluster, provider, folder)

@@ -10,7 +10,7 @@ import pytest
 from gateway.model import Runtime, SessionId
 from gateway.provider.kubernetes import PodDefaults
 from gateway.runtimes import parse_runtime
-from tests.kube.simulator import Cluster
+from tests.kube.clusters import make_cluster
 from tests.kube.support import open_provider
 
 HOST, ZONE = "kubernetes.io/hostname", "topology.kubernetes.io/zone"
@@ -67,7 +67,7 @@ def parsed(kind: str, spec: dict[str, Any]) -> Runtime:
 
 async def pods_of(folder: Path, runtime: Runtime, **defaults: Any) -> tuple[Any, Any]:
     """A warm pod of it and one that was made for a claim, as the API server has them."""
-    async with Cluster(hollow=True).running() as cluster:
+    async with make_cluster(hollow=True).running() as cluster:
         cluster.create("nodes", "gpu-node", labels={"accelerator": "a100", "kubernetes.io/hostname": "gpu-node"})
         provider = await open_provider(cluster, folder, defaults=PodDefaults("wakegate/picod:test", **defaults))
         try:

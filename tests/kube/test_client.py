@@ -11,6 +11,7 @@ import pytest
 
 from gateway.provider.kubernetes import KubeApi, connect, names
 from gateway.provider.kubernetes.client import KubeError, OutcomeUnknownError
+from tests.kube.clusters import make_cluster
 from tests.kube.simulator import ApiError, Cluster
 from tests.support import eventually
 
@@ -21,7 +22,7 @@ BUSY = ApiError(429, "TooManyRequests", "the server is busy", retry_after=0)
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[Cluster]:
-    async with Cluster(hollow=True).running() as made:
+    async with make_cluster(hollow=True).running() as made:
         yield made
 
 

@@ -16,6 +16,7 @@ from gateway.doctor import check_cluster
 from gateway.model import Kind, RuntimeKey, SessionId
 from gateway.provider.kubernetes import rights
 from gateway.settings import Settings
+from tests.kube.clusters import make_cluster
 from tests.kube.served import enforce_roles
 from tests.kube.simulator import Cluster
 from tests.kube.simulator.objects import BY_PLURAL
@@ -61,7 +62,7 @@ async def pool_is(one: Joined, warm: int) -> None:
 
 async def test_gateway_uses_every_right_that_its_roles_give_and_no_other(tmp_path: Path) -> None:
     """A gateway's life in short, under the shipped Roles: nothing is refused, and nothing they grant is left unused."""
-    async with Cluster(hollow=True).running() as cluster:
+    async with make_cluster(hollow=True).running() as cluster:
         enforce_roles(cluster)
         custom(cluster, "one", {**SPEC, "wakegate": {"egress": ["dns"]}})
         custom(cluster, "agent", AGENT, Kind.AGENT_RUNTIME)
@@ -99,7 +100,7 @@ async def test_gateway_uses_every_right_that_its_roles_give_and_no_other(tmp_pat
 
 async def test_status_of_an_earlier_leader_does_not_replace_a_newer_one(tmp_path: Path) -> None:
     """A gateway that wrote statuses, was cut off, and does not know that another one does now: its write is refused."""
-    async with Cluster(hollow=True).running() as cluster:
+    async with make_cluster(hollow=True).running() as cluster:
         custom(cluster, "one", SPEC)
         async with joined(cluster, tmp_path / "a") as old, joined(cluster, tmp_path / "b") as new:
             for each in (old, new):
@@ -123,7 +124,7 @@ async def test_status_of_an_earlier_leader_does_not_replace_a_newer_one(tmp_path
 
 async def test_status_that_cannot_be_written_stops_no_other(tmp_path: Path) -> None:
     """One runtime that changed in this moment, and one that was deleted: the third still gets its status."""
-    async with Cluster(hollow=True).running() as cluster:
+    async with make_cluster(hollow=True).running() as cluster:
         for name in ("a-changed", "b-deleted", "c-well"):
             custom(cluster, name, {**SPEC, "warmPoolSize": 0})
         async with joined(cluster, tmp_path / "a") as one:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.kube.clusters import in_thread
 from tests.kube.served import INTERPRETER, enforce_roles
-from tests.kube.simulator import Cluster, in_thread
+from tests.kube.simulator import Cluster
 from tests.kube.simulator.objects import BY_PLURAL
 from tests.kube.test_manifests import MANIFESTS, one
 

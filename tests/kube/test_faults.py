@@ -56,6 +56,7 @@ def test_sandbox_killed_mid_request_is_502_once_and_keeps_its_files(server: Serv
     """The request under way is told, with its session's id; the next one gets a fresh pod and the files."""
     session = server.session()
     server.run(session, "echo kept > note")
+    cluster.kubelet.notice_time = 0.5  # the gateway knows before the API server does
     answers: list[httpx.Response] = []
     asking = threading.Thread(target=lambda: answers.append(server.run(session, "touch started; sleep 60")))
     asking.start()

@@ -23,6 +23,7 @@ from gateway.keysharing import RETIRE_S, SharedKeys
 from gateway.provider.kubernetes import connect, names
 from gateway.testing import ManualClock
 from tests.integration.served import Server, serve, wait_until
+from tests.kube.clusters import make_cluster
 from tests.kube.served import enforce_roles, flags_for, in_cluster
 from tests.kube.simulator import Cluster
 from tests.kube.simulator.objects import BY_PLURAL
@@ -145,7 +146,7 @@ class Two:
 async def two(tmp_path: Path) -> AsyncIterator[Two]:
     clock = ManualClock()
     async with (
-        Cluster(hollow=True).running() as cluster,
+        make_cluster(hollow=True).running() as cluster,
         sharing(cluster, tmp_path / "a", clock) as (a, ring),
         sharing(cluster, tmp_path / "b", clock) as (b, other),
     ):

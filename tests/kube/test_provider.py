@@ -340,19 +340,20 @@ async def test_claimed_pod_that_ends_is_told_with_its_reason(kube: Opened, how: 
     assert await kube.provider.find(sandbox.id) is None
 
 
-async def test_remains_are_found_as_long_as_somebody_could_give_them(kube: Opened) -> None:
+async def test_remains_are_found_as_long_as_somebody_could_give_them(tmp_path: Path) -> None:
     """A living pod, ready or not, and one that is being evicted while it is ready; not one on a lost node, and not one
     that was released."""
-    await kube.provider.apply([runtime(0)])
-    sandboxes = [await kube.provider.claim(KEY, session(n)) for n in range(4)]
-    known = kube.provider.pods("default")
-    changes: list[dict[str, bool]] = [{"ready": False}, {"deleting": True}, {"ready": False, "deleting": True}, {}]
-    for sandbox, change in zip(sandboxes, changes, strict=True):
-        pod = known.items[sandbox.id]
-        known.put(replace(pod, version=str(int(pod.version) + 1_000_000), **change))  # type: ignore[arg-type]
-    await kube.provider.release(sandboxes[3].id)
-    found = [await kube.provider.find_remains(sandbox.id) for sandbox in sandboxes]
-    assert [one is not None for one in found] == [True, True, False, False]
+    async with opened(tmp_path, hollow=False) as kube:
+        await kube.provider.apply([runtime(0)])
+        sandboxes = [await kube.provider.claim(KEY, session(n)) for n in range(4)]
+        known = kube.provider.pods("default")
+        changes: list[dict[str, bool]] = [{"ready": False}, {"deleting": True}, {"ready": False, "deleting": True}, {}]
+        for sandbox, change in zip(sandboxes, changes, strict=True):
+            pod = known.items[sandbox.id]
+            known.put(replace(pod, version=str(int(pod.version) + 1_000_000), **change))  # type: ignore[arg-type]
+        await kube.provider.release(sandboxes[3].id)
+        found = [await kube.provider.find_remains(sandbox.id) for sandbox in sandboxes]
+        assert [one is not None for one in found] == [True, True, False, False]
 
 
 # Versions.
@@ -460,7 +461,7 @@ async def test_runtime_opens_only_the_egress_it_names(kube: Opened) -> None:
         await kube.full()
         (pod,) = kube.cluster.pods(**WARM)
         assert policy["spec"]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
-    assert policy["spec"]["egress"] == [{"ports": [{"port": 443}]}]
+    assert policy["spec"]["egress"] == [{"ports": [{"port": 443, "protocol": "TCP"}]}]
     await kube.provider.apply([runtime(1)])
     assert kube.cluster.objects.all(policies) == []
 

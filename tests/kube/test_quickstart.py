@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from tests.integration.served import serve
-from tests.kube.simulator import in_thread
+from tests.kube.clusters import in_thread
 from tests.kube.test_manifests import built, one
 from tests.store.redis_server import RedisServer
 

@@ -69,14 +69,7 @@ def test_session_keeps_its_files_when_its_pod_goes(server: Server, cluster: Clus
     pod = pod_of(cluster, session)
     name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
     if how == "evicted":
-        told = _disrupted("EvictionByEvictionAPI", "Eviction API: evicting")
-
-        def evict() -> None:
-            """As the eviction API does, which `kubectl drain` uses."""
-            cluster.objects.update(PODS, "default", name, told)
-            cluster.delete("pods", "default", name)
-
-        cluster.call(evict)
+        cluster.call(lambda: cluster.evict("default", name))
     else:
         cluster.call(lambda: cluster.kubelet.kill(uid))
     wait_until(lambda: server.state(session)["state"] != "active", "the loss is noticed")
@@ -87,17 +80,6 @@ def test_session_keeps_its_files_when_its_pod_goes(server: Server, cluster: Clus
     assert pod_of(cluster, session)["metadata"]["uid"] != uid
     said = {"evicted": "its pod was evicted: Eviction API: evicting", "crashed": "out of memory"}[how]
     told_everywhere(server, cluster, session, said)
-
-
-def _disrupted(reason: str, message: str) -> Any:
-    """A change of a pod: the condition DisruptionTarget."""
-
-    def change(pod: Any) -> Any:
-        said = {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": message}
-        pod["status"]["conditions"].append(said)
-        return pod
-
-    return change
 
 
 def test_session_on_a_lost_node_goes_on_from_its_last_snapshot(server: Server, cluster: Cluster) -> None:

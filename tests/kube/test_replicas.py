@@ -15,8 +15,9 @@ import pytest
 
 from tests.integration.served import LIMIT_S, RUNTIME, Server, serve, wait_until
 from tests.integration.test_herd import all_at_once, asleep, claims, said
+from tests.kube.clusters import in_thread
 from tests.kube.served import INTERPRETER, enforce_roles, flags_for
-from tests.kube.simulator import Cluster, in_thread
+from tests.kube.simulator import Cluster
 from tests.store.redis_server import RedisServer
 
 

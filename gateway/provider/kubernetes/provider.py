@@ -30,6 +30,7 @@ _GRACE_S = 1  # of a sandbox that is deleted: picod has nothing to finish
 _CANDIDATES = 8  # tried for one claim before it becomes a cold start
 _HOUSEKEEPING_S = 2.0
 _BACK_S, _LOOK_S = 10.0, 0.05  # how long a crashed picod may take to be back, and how often that is looked at
+_CONNECT_S = 2.0
 _RECENT_S = 600.0  # so long the status tells of a sandbox that was lost
 _FORGOTTEN_S = 600.0  # a claimed pod that ended so long ago and that nobody released is deleted
 
@@ -191,11 +192,12 @@ class KubernetesProvider:
         """The sandbox as long as its picod can be asked for its files, though it may have ended for `find`.
 
         That is while it is being evicted, and after its picod crashed: the kubelet starts it again on the same
-        workspace, which is waited for.
+        workspace, which is waited for. A kubelet tells of a crash up to a second late, so the pod is asked, too.
         """
         ends = self._clock.monotonic() + _BACK_S
         while (pod := await self._known(sandbox_id)) is not None and pod.uid not in self._released:
-            if not pod.gone or pod.reachable:  # one that lives is there though a probe of it was not answered in time
+            # One that lives is there though a probe of it was not answered in time.
+            if (not pod.gone or pod.reachable) and not await _refuses(pod):
                 return pod.sandbox()
             if pod.ended or pod.deleting or self._clock.monotonic() >= ends:
                 return None
@@ -586,6 +588,19 @@ class KubernetesProvider:
                 yield event
         finally:
             self._watchers.discard(queue)
+
+
+async def _refuses(pod: Pod) -> bool:
+    """Whether its machine answers that nobody listens there. Silence is not that: a wait would be no use."""
+    try:
+        async with asyncio.timeout(_CONNECT_S):
+            _, writer = await asyncio.open_connection(pod.ip, pod.port)
+    except ConnectionRefusedError:
+        return True
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return False
 
 
 def _start_error(runtime: RuntimeKey, reason: str, pause: float | None = None) -> SandboxStartError:

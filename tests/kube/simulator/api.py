@@ -215,7 +215,10 @@ class ApiServer:
         return 200, self._change(call, lambda obj: merge(obj, call.body))
 
     def _update(self, call: Call) -> tuple[int, Any]:
-        return 200, self._change(call, lambda _: copy.deepcopy(call.body))
+        body = copy.deepcopy(call.body)
+        if call.kind is not PODS and call.subresource is None:
+            rules.fill(call.kind, body)
+        return 200, self._change(call, lambda _: body)
 
     def _change(self, call: Call, change: Callable[[Object], Object]) -> Object:
         def whole(obj: Object) -> Object:
@@ -294,6 +297,21 @@ class ApiServer:
             await _line(send, "MODIFIED" if was and now else "ADDED" if now else "DELETED", change.new)
 
 
+def evict(objects: Objects, namespace: str, name: str) -> None:
+    """As the eviction subresource does, which `kubectl drain` uses: a condition that says why, then a delete."""
+    said = {
+        "type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+        "message": "Eviction API: evicting", "lastTransitionTime": now_text(),
+    }  # fmt: skip
+
+    def disrupted(pod: Object) -> Object:
+        pod["status"]["conditions"] = [*pod["status"].get("conditions", []), said]
+        return pod
+
+    objects.update(PODS, namespace, name, disrupted)
+    delete(objects, PODS, namespace, name)
+
+
 def delete(objects: Objects, kind: Kind, namespace: str, name: str, grace: int | None = None) -> Object:
     """Delete as the server does: a pod on a node is first told to end, and its kubelet takes it away."""
     obj = objects.get(kind, namespace, name)
@@ -301,9 +319,11 @@ def delete(objects: Objects, kind: Kind, namespace: str, name: str, grace: int |
         seconds = obj["spec"].get("terminationGracePeriodSeconds", 30) if grace is None else grace
 
         def ending(pod: Object) -> Object:
+            """The time is when the grace is over; a shorter grace brings it forward, a longer one changes nothing."""
             before = pod["metadata"].get("deletionGracePeriodSeconds")
-            pod["metadata"].setdefault("deletionTimestamp", now_text())
-            pod["metadata"]["deletionGracePeriodSeconds"] = seconds if before is None else min(before, seconds)
+            if before is None or seconds < before:
+                pod["metadata"]["deletionTimestamp"] = now_text(seconds)
+                pod["metadata"]["deletionGracePeriodSeconds"] = seconds
             return pod
 
         if seconds > 0:

@@ -14,7 +14,7 @@ import uvicorn
 import yaml
 
 from tests.kube.simulator import rules
-from tests.kube.simulator.api import ApiServer, delete
+from tests.kube.simulator.api import ApiServer, delete, evict
 from tests.kube.simulator.controllers import Controllers
 from tests.kube.simulator.kubelet import Kubelet
 from tests.kube.simulator.objects import BY_PLURAL, PODS, Object, Objects
@@ -101,6 +101,10 @@ class Cluster:
         """Delete as kubectl would."""
         delete(self.objects, BY_PLURAL[plural], namespace, name)
 
+    def evict(self, namespace: str, name: str) -> None:
+        """Evict a pod as `kubectl drain` does."""
+        evict(self.objects, namespace, name)
+
     def enforce(self, **roles: Path) -> None:
         """From now on only what the Roles in these manifests grant is allowed; by namespace."""
         self.api.roles = {
@@ -155,13 +159,14 @@ class _Quiet(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def in_thread(**options: Any) -> Iterator[Cluster]:
+def in_thread(make: Callable[..., Cluster] = Cluster, **options: Any) -> Iterator[Cluster]:
     """A cluster on a loop of its own, for tests of whole processes."""
     started, stop = threading.Event(), threading.Event()
     held: list[Cluster] = []
+    made = make(**options)
 
     async def live() -> None:
-        async with Cluster(**options).running() as cluster:
+        async with made.running() as cluster:
             held.append(cluster)
             started.set()
             await asyncio.to_thread(stop.wait)
@@ -169,7 +174,7 @@ def in_thread(**options: Any) -> Iterator[Cluster]:
     thread = threading.Thread(target=lambda: asyncio.run(live()), name="cluster")
     thread.start()
     try:
-        assert started.wait(20)
+        assert started.wait(60)
         yield held[0]
     finally:
         stop.set()

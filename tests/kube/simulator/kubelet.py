@@ -42,12 +42,15 @@ class _Running:
 
 
 class Kubelet:
-    """One kubelet for all nodes. `hollow`: pods get ready without a process, after `start_time` seconds."""
+    """One kubelet for all nodes. `hollow`: pods get ready without a process, after `start_time` seconds. `schedules`:
+    it is the scheduler, too; else pods are taken up once somebody has bound them to a node."""
 
-    def __init__(self, objects: Objects, *, hollow: bool = False) -> None:
+    def __init__(self, objects: Objects, *, hollow: bool = False, schedules: bool = True) -> None:
         self.objects = objects
         self.hollow = hollow
+        self._schedules = schedules
         self.start_time = 0.02
+        self.notice_time = 0.05  # from a container's end until anybody is told, or it is started again; really a second
         self.sync_time = 0.2  # until a changed ConfigMap or Secret is in running pods; a real kubelet's is a minute
         self._mounted: dict[Path, tuple[str, str, str]] = {}  # volume -> plural, namespace, name
         self.bad_images: set[str] = set()
@@ -95,9 +98,11 @@ class Kubelet:
         pod = change.new
         uid = pod["metadata"]["uid"]
         running = self._running.get(uid)
-        if change.type == "ADDED":
+        if self._schedules and change.type == "ADDED":
             asyncio.get_running_loop().call_later(0.002, self._schedule, pod)
-        elif running is not None and (change.type == "DELETED" or "deletionTimestamp" in pod["metadata"]):
+        elif not self._schedules and running is None and change.type != "DELETED" and is_due(pod):
+            running = self._take_up(pod)
+        if running is not None and (change.type == "DELETED" or "deletionTimestamp" in pod["metadata"]):
             running.ending.set()
 
     def _schedule(self, pod: Object) -> None:
@@ -117,12 +122,17 @@ class Kubelet:
 
         def bind(present: Object) -> Object:
             present["spec"]["nodeName"] = node
-            present["status"] |= {"conditions": [_condition("PodScheduled", True)], "startTime": now_text()}
+            present["status"] |= {"conditions": [_condition("PodScheduled", True)]}
             return present
 
         with suppress(ApiError):
             bound = self.objects.update(PODS, pod["metadata"]["namespace"], pod["metadata"]["name"], bind)
-            self._running[uid] = _Running(asyncio.get_running_loop().create_task(self._look_after(bound)))
+            self._take_up(bound)
+
+    def _take_up(self, pod: Object) -> _Running:
+        running = _Running(asyncio.get_running_loop().create_task(self._look_after(pod)))
+        self._running[pod["metadata"]["uid"]] = running
+        return running
 
     async def _look_after(self, pod: Object) -> None:
         uid = pod["metadata"]["uid"]
@@ -145,7 +155,7 @@ class Kubelet:
         images = {container["image"] for container in pod["spec"]["containers"]}
         n = next(self._addresses)
         address = f"127.{os.getpid() % 250 + 2}.{(self._subnet + n // 250) % 256}.{n % 250 + 2}"
-        self._set(pod, podIP=address, hostIP="127.0.0.1")
+        self._set(pod, podIP=address, hostIP="127.0.0.1", startTime=now_text())
         if bad := images & self.bad_images:
             for reason in ("ErrImagePull", "ImagePullBackOff"):
                 waiting = {"reason": reason, "message": f'failed to pull image "{bad.pop() if bad else ""}"'}
@@ -186,6 +196,7 @@ class Kubelet:
             if stop in done:
                 return None
             status = next(task.result() for task in ended if task.done())
+            await _first(asyncio.sleep(self.notice_time), running.ending.wait())
             return "OOMKilled" if status == -signal.SIGKILL else f"Error {status}"
         finally:
             for task in (*ended, probes, stop):
@@ -358,6 +369,11 @@ class Kubelet:
 
     def _present(self, pod: Object) -> Object:
         return self.objects.get(PODS, pod["metadata"]["namespace"], pod["metadata"]["name"])
+
+
+def is_due(pod: Object) -> bool:
+    """Whether a kubelet has to look after it: on a node, and not ended."""
+    return bool(pod["spec"].get("nodeName")) and pod["status"].get("phase") not in ("Succeeded", "Failed")
 
 
 def hollow_pod(runtime: str, index: int) -> Object:

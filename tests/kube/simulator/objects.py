@@ -11,7 +11,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 Object = dict[str, Any]
@@ -79,9 +79,9 @@ class _Table:
     oldest: int = 0  # versions up to here are compacted away
 
 
-def now_text() -> str:
-    """The time as the API writes it: whole seconds."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def now_text(later: float = 0) -> str:
+    """The time, or that of some seconds later, as the API writes it: whole seconds."""
+    return (datetime.now(UTC) + timedelta(seconds=later)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def merge(base: Any, patch: Any) -> Any:

@@ -75,6 +75,10 @@ def fill(kind: Kind, obj: Object) -> None:
         spec["template"].setdefault("metadata", {}).setdefault("creationTimestamp", None)
         _fill_pod(spec["template"]["spec"])
         obj.setdefault("status", {})
+    elif kind.kind == "NetworkPolicy":
+        rules_given = [*(obj["spec"].get("ingress") or []), *(obj["spec"].get("egress") or [])]
+        for port in (port for rule in rules_given for port in rule.get("ports") or []):
+            port.setdefault("protocol", "TCP")
     elif kind.kind in ("CodeInterpreter", "AgentRuntime"):
         spec = obj.setdefault("spec", {})
         spec.setdefault("sessionTimeout", "15m")

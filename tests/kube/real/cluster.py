@@ -1,0 +1,182 @@
+"""A real cluster with the simulator's handle: what tests do with one they can do with the other.
+
+The control plane is started once for all tests of a process, and emptied after each. What only the simulator can do,
+such as answering late, skips the test that asks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import shutil
+import ssl
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import pytest
+import yaml
+
+from tests.kube.real import plane
+from tests.kube.real.nodes import Nodes
+from tests.kube.real.objects import Mirror, Store, path_of
+from tests.kube.simulator.kubelet import Kubelet
+from tests.kube.simulator.objects import BY_PLURAL, PODS, ApiError, Kind, Object
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parents[3]
+NAMESPACES = ("default", "wakegate")
+ACCOUNT = "wakegate"
+_RBAC = "rbac.authorization.k8s.io"
+OTHERS = {
+    "Role": Kind(_RBAC, "v1", "roles", "Role"),
+    "RoleBinding": Kind(_RBAC, "v1", "rolebindings", "RoleBinding"),
+    "ServiceAccount": Kind("", "v1", "serviceaccounts", "ServiceAccount"),
+}
+_CLEARED = (
+    "codeinterpreters", "agentruntimes", "deployments", "replicasets", "pods", "configmaps", "secrets",
+    "networkpolicies", "resourcequotas",
+)  # fmt: skip
+_planes: list[plane.Plane] = []
+
+
+def shared_plane() -> plane.Plane:
+    """The control plane of this process, with the shipped CRDs; started by who first asks."""
+    if not _planes:
+        programs = Path(os.environ["KUBERNETES_BIN"])
+        if absent := plane.missing(programs):
+            pytest.skip(f"KUBERNETES_BIN={programs} lacks {', '.join(absent)}; scripts/test-kubernetes builds them")
+        folder = Path(tempfile.mkdtemp(prefix="plane-"))
+        one = plane.Plane(programs, folder)
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        atexit.register(one.stop)
+        one.start()
+        _planes.append(one)
+        store = Store(one.client())
+        kind = BY_PLURAL["customresourcedefinitions"]
+        for file in ("codeinterpreters", "agentruntimes"):
+            store.create(kind, "", yaml.safe_load((ROOT / f"manifests/base/crds/{file}.yaml").read_text()))
+        with contextlib.suppress(ApiError):
+            store.create(BY_PLURAL["namespaces"], "", {"metadata": {"name": "wakegate"}})
+        for file in ("codeinterpreters", "agentruntimes"):
+            one.wait_for(path_of(BY_PLURAL[file]))
+        store.close()
+    return _planes[0]
+
+
+class RealCluster:
+    """Use as `async with RealCluster().running()`."""
+
+    def __init__(self, *, hollow: bool = False, nodes: int = 2) -> None:
+        self.plane = shared_plane()
+        self.objects = Store(self.plane.client())
+        tls = ssl.create_default_context(cafile=str(self.plane.ca))
+        self._mirror = Mirror(self.objects, self.plane.url, self.plane.tokens["kubelet"], tls)
+        self.nodes = Nodes(self.objects, nodes)
+        self._hollow = hollow
+        self._token = self.plane.tokens["admin"]
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def url(self) -> str:
+        return self.plane.url
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name in ("api", "controllers"):
+            pytest.skip(f"needs the simulator: `{name}` of a real cluster cannot be told to misbehave")
+        raise AttributeError(name)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[RealCluster]:
+        """The time in which it has nodes."""
+        self._loop = asyncio.get_running_loop()
+        self.kubelet = Kubelet(self._mirror, hollow=self._hollow, schedules=False)  # type: ignore[arg-type]
+        await asyncio.to_thread(self.nodes.start)
+        await self._mirror.start()
+        try:
+            yield self
+        finally:
+            await asyncio.to_thread(self._clear)
+            await self.kubelet.aclose()
+            await self._mirror.aclose()
+            self.objects.close()
+
+    def _clear(self) -> None:
+        deadline = time.monotonic() + 30
+        kinds = [BY_PLURAL[plural] for plural in _CLEARED] + list(OTHERS.values())
+        self.nodes.stop()
+        while True:
+            for kind in kinds:
+                for namespace in NAMESPACES:
+                    self.objects.clear(kind, namespace, spared=("kube-root-ca.crt", "default"))
+            if not any(self.objects.all(PODS, namespace) for namespace in NAMESPACES):
+                break
+            assert time.monotonic() < deadline, "pods do not go"
+            time.sleep(0.1)
+
+    async def start_api(self) -> None:
+        """On the same port as before."""
+        await asyncio.to_thread(self.plane.start_api)
+
+    async def stop_api(self) -> None:
+        """kill -9."""
+        self.plane.stop_api()
+
+    def create(self, plural: str, name: str, *, namespace: str = "", labels: Any = None, **rest: Any) -> Object:
+        """Put an object there as somebody with all rights would."""
+        metadata: Object = {"name": name, **({"labels": labels} if labels else {})}
+        return self.objects.create(BY_PLURAL[plural], namespace, {"metadata": metadata, **rest})
+
+    def pods(self, **labels: str) -> list[Object]:
+        """Pods that carry the labels and are not ending."""
+        return [
+            pod for pod in self.objects.all(PODS, "default")
+            if labels.items() <= (pod["metadata"].get("labels") or {}).items()
+            and "deletionTimestamp" not in pod["metadata"]
+        ]  # fmt: skip
+
+    def delete(self, plural: str, namespace: str, name: str) -> None:
+        """Delete as kubectl would."""
+        self.objects.delete(BY_PLURAL[plural], namespace, name)
+
+    def evict(self, namespace: str, name: str) -> None:
+        """Evict a pod as `kubectl drain` does."""
+        body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
+        self.objects.ask("POST", path_of(PODS, namespace, name, "eviction"), body)
+
+    def enforce(self, **roles: Path) -> None:
+        """From now on kubeconfigs are the gateway's account, with what these manifests grant; by namespace."""
+        for namespace, path in roles.items():
+            for document in yaml.safe_load_all(path.read_text()):
+                for subject in document.get("subjects", []):
+                    subject.setdefault("namespace", "wakegate")  # as kustomize does
+                with contextlib.suppress(ApiError):
+                    self.objects.create(OTHERS[document["kind"]], namespace, document)
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 7200}}
+        path_to = path_of(OTHERS["ServiceAccount"], "wakegate", ACCOUNT, "token")
+        self._token = self.objects.ask("POST", path_to, body)["status"]["token"]
+
+    def kubeconfig(self, folder: Path) -> Path:
+        """A kubeconfig file for this cluster."""
+        return self.plane.kubeconfig(self._token, folder / "kubeconfig")
+
+    def call(self, verb: Callable[[], T]) -> T:
+        """From another thread: run a plain function on the cluster's loop."""
+
+        async def run() -> T:
+            return verb()
+
+        return self.await_(run)
+
+    def await_(self, verb: Callable[[], Awaitable[T]]) -> T:
+        """From another thread: await something on the cluster's loop."""
+        assert self._loop is not None
+
+        async def run() -> T:
+            return await verb()
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(60)

@@ -1,0 +1,77 @@
+"""Nodes as a kubelet registers them and keeps them alive: a Lease, renewed, and the condition Ready."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from tests.kube.real.objects import Store, path_of
+from tests.kube.simulator.objects import BY_PLURAL, ApiError, Object, now_text
+
+NODES, LEASES = BY_PLURAL["nodes"], BY_PLURAL["leases"]
+_BEAT_S = 2.0
+_SPACE = "kube-node-lease"
+_ROOM = {"cpu": "64", "memory": "64Gi", "pods": "500", "ephemeral-storage": "100Gi"}
+
+
+class Nodes:
+    """Some nodes, from `start` to `stop`; `lost` are those whose machine is gone."""
+
+    def __init__(self, store: Store, count: int) -> None:
+        self._store = store
+        self.names = [f"node-{index}" for index in range(count)]
+        self.lost: set[str] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="nodes")
+
+    def start(self) -> None:
+        """Register all, and begin to renew their leases."""
+        for name in self.names:
+            self.register(name)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take them out of the cluster."""
+        self._stop.set()
+        self._thread.join()
+        for name in self.names:
+            with suppress(ApiError):
+                self._store.delete(NODES, "", name)
+            with suppress(ApiError):
+                self._store.delete(LEASES, _SPACE, name)
+
+    def register(self, name: str) -> None:
+        """As a kubelet that starts."""
+        labels = {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "topology.kubernetes.io/zone": "z"}
+        with suppress(ApiError):
+            self._store.create(NODES, "", {"metadata": {"name": name, "labels": labels}})
+        self._renew(name)
+        condition = {
+            "type": "Ready", "status": "True", "reason": "KubeletReady", "message": "ready",
+            "lastHeartbeatTime": now_text(), "lastTransitionTime": now_text(),
+        }  # fmt: skip
+
+        def ready(present: Object) -> Object:
+            status = {**present.get("status", {}), "capacity": _ROOM, "allocatable": _ROOM, "conditions": [condition]}
+            return {**present, "status": status}
+
+        self._store.update(NODES, "", name, ready)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(_BEAT_S):
+            for name in self.names:
+                if name not in self.lost:
+                    with suppress(Exception):  # the server may be away, which the next beat may find back
+                        self._renew(name)
+
+    def _renew(self, name: str) -> None:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        spec = {"holderIdentity": name, "leaseDurationSeconds": 40, "renewTime": now}
+        try:
+            patch = {"spec": spec}
+            self._store.ask("PATCH", path_of(LEASES, _SPACE, name), patch, "application/merge-patch+json")
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            self._store.create(LEASES, _SPACE, {"metadata": {"name": name}, "spec": spec})

@@ -1,0 +1,233 @@
+"""The processes of a control plane on 127.0.0.1, with certificates, tokens and RBAC as a cluster has them."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import ipaddress
+import os
+import secrets
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import NameOID
+
+PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
+_START_S = 90.0
+_PEM = serialization.Encoding.PEM
+_PLAIN = serialization.NoEncryption()
+
+# What each client is, as a token of the API server: user and groups.
+_CLIENTS = {
+    "admin": ("admin", "system:masters"),
+    "kubelet": ("kubelet", "system:masters"),
+    "controller-manager": ("system:kube-controller-manager", ""),
+    "scheduler": ("system:kube-scheduler", ""),
+}
+
+
+class Plane:
+    """A control plane's processes. Logs and data are in `folder`."""
+
+    def __init__(self, programs: Path, folder: Path) -> None:
+        self._programs, self._folder = programs, folder
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._etcd, self._peer, self.port = _free_ports(3)
+        self.tokens = {name: secrets.token_hex(16) for name in _CLIENTS}
+        folder.mkdir(parents=True, exist_ok=True)
+        self.ca = folder / "ca.crt"
+
+    @property
+    def url(self) -> str:
+        """Of the API server."""
+        return f"https://127.0.0.1:{self.port}"
+
+    def kubeconfig(self, token: str, path: Path) -> Path:
+        """A kubeconfig file for whoever has that token."""
+        cluster = {"server": self.url, "certificate-authority": str(self.ca)}
+        document = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "real", "cluster": cluster}],
+            "users": [{"name": "tester", "user": {"token": token}}],
+            "contexts": [{"name": "real", "context": {"cluster": "real", "user": "tester"}}],
+            "current-context": "real",
+        }
+        path.write_text(yaml.safe_dump(document))
+        return path
+
+    def log(self, name: str) -> str:
+        """What a program said."""
+        return (self._folder / f"{name}.log").read_text(errors="replace")
+
+    def start(self) -> None:
+        """Everything, until the API server is ready and the default service account is there."""
+        self._make_certificates()
+        rows = [f'{self.tokens[name]},{user},{name},"{group}"' for name, (user, group) in _CLIENTS.items()]
+        (self._folder / "tokens.csv").write_text("\n".join(rows) + "\n")
+        self.start_etcd()
+        self.start_api()
+        for name in ("controller-manager", "scheduler"):
+            config = self.kubeconfig(self.tokens[name], self._folder / f"{name}.kubeconfig")
+            self._run(
+                f"kube-{name}", f"--kubeconfig={config}", "--leader-elect=false", "--bind-address=127.0.0.1",
+                "--secure-port=0", *self._flags(name),
+            )  # fmt: skip
+        self.wait_for("/api/v1/namespaces/default/serviceaccounts/default")
+
+    def start_etcd(self) -> None:
+        """The data are those of before, if there were any."""
+        here = f"http://127.0.0.1:{self._etcd}"
+        peer = f"http://127.0.0.1:{self._peer}"
+        self._run(
+            "etcd", f"--data-dir={self._folder / 'etcd'}", f"--listen-client-urls={here}",
+            f"--advertise-client-urls={here}", f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=default={peer}", "--unsafe-no-fsync", "--log-level=warn",
+        )  # fmt: skip
+
+    def start_api(self) -> None:
+        """On the same port as before, and wait until it is ready."""
+        folder = self._folder
+        self._run(
+            "kube-apiserver",
+            f"--etcd-servers=http://127.0.0.1:{self._etcd}",
+            "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",
+            "--endpoint-reconciler-type=none",
+            f"--secure-port={self.port}",
+            f"--tls-cert-file={folder / 'server.crt'}",
+            f"--tls-private-key-file={folder / 'server.key'}",
+            f"--token-auth-file={folder / 'tokens.csv'}",
+            "--authorization-mode=RBAC",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            f"--service-account-key-file={folder / 'accounts.key'}",
+            f"--service-account-signing-key-file={folder / 'accounts.key'}",
+            "--service-cluster-ip-range=10.96.0.0/24",
+            "--profiling=false",
+        )
+        self.wait_for("/readyz")
+
+    def stop_api(self) -> None:
+        """kill -9, as a machine that fails."""
+        self._stop("kube-apiserver")
+
+    def compact(self) -> None:
+        """Have etcd forget its history, as it does every five minutes."""
+        base = f"http://127.0.0.1:{self._etcd}/v3/kv"
+        head = httpx.post(f"{base}/range", json={"key": "YQ=="}).json()["header"]["revision"]
+        httpx.post(f"{base}/compaction", json={"revision": head, "physical": True}).raise_for_status()
+
+    def stop(self) -> None:
+        """End all."""
+        for name in reversed(list(self._processes)):
+            self._stop(name)
+
+    def client(self, name: str = "admin") -> httpx.Client:
+        """An HTTP client that is that one of the static users."""
+        headers = {"authorization": f"Bearer {self.tokens[name]}"}
+        return httpx.Client(
+            base_url=self.url, headers=headers, verify=ssl.create_default_context(cafile=str(self.ca)), timeout=30
+        )
+
+    def _flags(self, name: str) -> list[str]:
+        if name != "controller-manager":
+            return []
+        return [
+            f"--service-account-private-key-file={self._folder / 'accounts.key'}",
+            f"--root-ca-file={self.ca}",
+            "--use-service-account-credentials=true",
+            # A node that says nothing is lost after seconds here, and its pods go at once after their tolerations.
+            "--node-monitor-grace-period=8s",
+            "--node-monitor-period=1s",
+            "--node-startup-grace-period=10s",
+        ]
+
+    def _run(self, name: str, *flags: str) -> None:
+        with open(self._folder / f"{name}.log", "ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [str(self._programs / name), *flags], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                env={"PATH": os.environ.get("PATH", ""), "HOME": str(self._folder), "GOMAXPROCS": "2"},
+                start_new_session=True,
+            )  # fmt: skip
+
+    def _stop(self, name: str) -> None:
+        process = self._processes.pop(name, None)
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def wait_for(self, path: str) -> None:
+        """Until the server answers 200 there."""
+        deadline = time.monotonic() + _START_S
+        with self.client() as client:
+            while True:
+                with contextlib.suppress(httpx.HTTPError):
+                    if client.get(path).status_code == 200:
+                        return
+                for name, process in self._processes.items():
+                    assert process.poll() is None, f"{name} ended: {self.log(name)[-3000:]}"
+                assert time.monotonic() < deadline, f"no {path} in {_START_S:g} s: {self.log('kube-apiserver')[-3000:]}"
+                time.sleep(0.1)
+
+    def _make_certificates(self) -> None:
+        ca_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+        ca = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test-ca")])
+        server = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kube-apiserver")])
+        now = datetime.datetime.now(datetime.UTC)
+
+        def builder(subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+            return (
+                x509.CertificateBuilder().subject_name(subject).issuer_name(ca).public_key(key.public_key())
+                .serial_number(x509.random_serial_number())
+                .not_valid_before(now - datetime.timedelta(minutes=5)).not_valid_after(now + datetime.timedelta(days=1))
+            )  # fmt: skip
+
+        usage = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
+        top = (
+            builder(ca, ca_key).add_extension(x509.BasicConstraints(True, None), True).add_extension(usage, True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), False)
+            .sign(ca_key, hashes.SHA256())
+        )  # fmt: skip
+        names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
+        leaf = (
+            builder(server, server_key).add_extension(x509.SubjectAlternativeName(names), False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), False)
+            .sign(ca_key, hashes.SHA256())
+        )  # fmt: skip
+        self.ca.write_bytes(top.public_bytes(_PEM))
+        (self._folder / "server.crt").write_bytes(leaf.public_bytes(_PEM))
+        accounts = rsa.generate_private_key(65537, 2048)
+        for name, key in (("server", server_key), ("accounts", accounts)):
+            pem = key.private_bytes(_PEM, serialization.PrivateFormat.TraditionalOpenSSL, _PLAIN)
+            (self._folder / f"{name}.key").write_bytes(pem)
+
+
+def missing(programs: Path) -> list[str]:
+    """Of the programs of a control plane those that are not in the folder."""
+    return [name for name in PROGRAMS if not os.access(programs / name, os.X_OK)]
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextlib.contextmanager
+def running(programs: Path, folder: Path) -> Iterator[Plane]:
+    """A control plane's life."""
+    plane = Plane(programs, folder)
+    try:
+        plane.start()
+        yield plane
+    finally:
+        plane.stop()
