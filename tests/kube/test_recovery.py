@@ -9,9 +9,9 @@ import pytest
 
 from gateway.provider.kubernetes import rights
 from tests.integration.served import Server, serve, wait_until
-from tests.kube.served import flags_for, in_cluster
+from tests.kube.served import INTERPRETER, flags_for, in_cluster
 from tests.kube.simulator import Cluster
-from tests.kube.simulator.objects import BY_PLURAL, PODS, merge
+from tests.kube.simulator.objects import BY_PLURAL, DEPLOYMENTS, PODS, merge
 
 INTERPRETERS = BY_PLURAL["codeinterpreters"]
 CLAIMED = {"wakegate.io/pool": "claimed"}
@@ -232,6 +232,33 @@ def test_runtime_that_the_server_refuses_harms_no_other(server: Server, cluster:
     assert "is invalid" in pools["bad"]["lastError"]
     assert server.client.get("/readyz").status_code == 200
     cluster.call(lambda: cluster.delete("agentruntimes", "default", "bad"))
+
+
+@pytest.mark.parametrize("what", ["pool", "runtime"])
+def test_pool_that_is_deleted_is_made_again(server: Server, cluster: Cluster, what: str) -> None:
+    """`kubectl delete deployment`, and `kubectl replace --force` of a runtime, whose old pool the garbage collector
+    takes: the pool comes back, and belongs to the runtime as it is now."""
+
+    def known() -> Any:
+        return cluster.call(lambda: cluster.objects.get(INTERPRETERS, "default", "my-interpreter"))
+
+    def pool() -> Any:
+        found = cluster.call(lambda: cluster.objects.all(DEPLOYMENTS, "default"))
+        return next((d["metadata"] for d in found if d["metadata"]["name"] == "my-interpreter-ci-pool"), None)
+
+    def replace() -> None:
+        cluster.delete("codeinterpreters", "default", "my-interpreter")
+        cluster.create("codeinterpreters", "my-interpreter", namespace="default", spec=INTERPRETER)
+
+    wait_until(lambda: pool_of(server, "my-interpreter")["ready"] == 2, "the pool is full")
+    before = pool()["uid"]
+    if what == "pool":
+        cluster.call(lambda: cluster.delete("deployments", "default", "my-interpreter-ci-pool"))
+    else:
+        cluster.call(replace)
+    wait_until(lambda: (found := pool()) is not None and found["uid"] != before, "another Deployment is there")
+    assert pool()["ownerReferences"][0]["uid"] == known()["metadata"]["uid"]
+    wait_until(lambda: pool_of(server, "my-interpreter")["ready"] == 2, "the pool is full again")
 
 
 def test_gateway_needs_only_the_rights_that_its_roles_give(server: Server, cluster: Cluster) -> None:

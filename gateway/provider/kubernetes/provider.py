@@ -116,15 +116,7 @@ class KubernetesProvider:
         for key in [key for key, pool in self._pools.items() if pool.runtime is not None and key not in wanted]:
             await self._drop(key)
         for key, runtime in wanted.items():
-            pool = self._pools[key]
-            try:
-                await self._serve(runtime, pool)
-                pool.refused = ""
-            except KubeError as error:
-                if error.http_status not in (400, 422):
-                    raise
-                pool.refused = f"Invalid: {error}"
-                log.warning("%s: %s", key, error)
+            await self._serve(runtime, self._pools[key])
 
     async def claim(self, runtime: RuntimeKey, session_id: SessionId) -> Sandbox:
         """A warm pod by one PATCH, else a pod made for this session. Raises RuntimeNotFoundError, SandboxStartError."""
@@ -359,17 +351,28 @@ class KubernetesProvider:
     # Pools.
 
     async def _serve(self, runtime: Runtime, pool: Pool) -> None:
-        async with pool.changing:
-            earlier, pool.runtime = pool.runtime, runtime
-            pool.template = build.make_template(runtime, self._defaults)
-            await self._allow_egress(runtime, pool)
-            digest = pool.template["metadata"]["annotations"][names.TEMPLATE]
-            pool.deployment = pool.deployment or self._deployment_of(runtime.key)
-            resized = earlier is not None and earlier.pool.size != runtime.pool.size
-            if pool.deployment is None:
-                await self._create_deployment(runtime, pool)
-            elif pool.deployment.applied != digest or resized:
-                await self._change_deployment(runtime, pool, runtime.pool.size if resized else None)
+        """What the server refuses as invalid is the pool's trouble. Raises KubeError."""
+        try:
+            async with pool.changing:
+                await self._bring_about(runtime, pool)
+            pool.refused = ""
+        except KubeError as error:
+            if error.http_status not in (400, 422):
+                raise
+            pool.refused = f"Invalid: {error}"
+            log.warning("%s: %s", runtime.key, error)
+
+    async def _bring_about(self, runtime: Runtime, pool: Pool) -> None:
+        earlier, pool.runtime = pool.runtime, runtime
+        pool.template = build.make_template(runtime, self._defaults)
+        await self._allow_egress(runtime, pool)
+        digest = pool.template["metadata"]["annotations"][names.TEMPLATE]
+        pool.deployment = pool.deployment or self._deployment_of(runtime.key)
+        resized = earlier is not None and earlier.pool.size != runtime.pool.size
+        if pool.deployment is None:
+            await self._create_deployment(runtime, pool)
+        elif pool.deployment.applied != digest or resized:
+            await self._change_deployment(runtime, pool, runtime.pool.size if resized else None)
 
     async def _allow_egress(self, runtime: Runtime, pool: Pool) -> None:
         """What its sandboxes may reach: in force before the first of them is made."""
@@ -538,7 +541,8 @@ class KubernetesProvider:
         self._doubtful.pop(mark, None)
 
     async def _keep_house(self) -> None:
-        """Deletions that failed, claims in doubt, marks that are no longer meant, ended pods that everybody forgot."""
+        """Deletions that failed, claims in doubt, marks that are no longer meant, ended pods that everybody forgot,
+        Deployments that somebody deleted."""
         while True:
             await asyncio.sleep(_HOUSEKEEPING_S)
             try:
@@ -556,6 +560,10 @@ class KubernetesProvider:
             if trouble != pool.told:
                 pool.told = trouble
                 log.warning("%s: %s", key, trouble) if trouble else log.info("%s: well again", key)
+            if pool.runtime is not None and pool.deployment is None and not pool.refused:
+                # Deleted by hand; or by the garbage collector, for a runtime that was deleted and made again.
+                log.warning("%s: its Deployment was deleted; making it again", key)
+                await self._serve(pool.runtime, pool)
             await self._mark_outdated(pool)
             for pod in pool.spared():
                 await self._annotate(pod, build.make_spared(pod.version))

@@ -71,7 +71,11 @@ def shared_plane() -> plane.Plane:
 class RealCluster:
     """Use as `async with RealCluster().running()`."""
 
+    busy = False  # the one control plane is in use
+
     def __init__(self, *, hollow: bool = False, nodes: int = 2) -> None:
+        if RealCluster.busy:
+            pytest.skip("needs a cluster of its own, and there is one real one at a time")
         self.plane = shared_plane()
         self.objects = Store(self.plane.client())
         tls = ssl.create_default_context(cafile=str(self.plane.ca))
@@ -93,7 +97,7 @@ class RealCluster:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[RealCluster]:
         """The time in which it has nodes."""
-        self._loop = asyncio.get_running_loop()
+        self._loop, RealCluster.busy = asyncio.get_running_loop(), True
         self.kubelet = Kubelet(self._mirror, hollow=self._hollow, schedules=False)  # type: ignore[arg-type]
         await asyncio.to_thread(self.nodes.start)
         await self._mirror.start()
@@ -104,6 +108,7 @@ class RealCluster:
             await self.kubelet.aclose()
             await self._mirror.aclose()
             self.objects.close()
+            RealCluster.busy = False
 
     def _clear(self) -> None:
         deadline = time.monotonic() + 30
