@@ -46,6 +46,16 @@ async def test_request_that_the_server_did_not_begin_is_tried_again(
     assert (await work)["apiVersion"] == "v1"
 
 
+async def test_write_that_met_a_changing_quota_is_tried_again(cluster: Cluster, api: KubeApi) -> None:
+    """Under many creations at once the server counts some of them into a quota that just changed, and does nothing."""
+    said = 'Operation cannot be fulfilled on resourcequotas "few": the object has been modified'
+    cluster.api.failing = ApiError(409, "Conflict", said)
+    work = asyncio.create_task(api.create(CONFIGMAPS, BODY))
+    await eventually(lambda: api.calls.errors, "it was refused")
+    cluster.api.failing = None
+    assert (await work)["metadata"]["name"] == "one"
+
+
 async def test_write_that_broke_off_is_not_tried_again(cluster: Cluster, api: KubeApi) -> None:
     """It may have happened: the caller is told so, and it was sent once."""
     cluster.api.slow_answers = True

@@ -318,7 +318,7 @@ async def test_pod_that_fits_no_node_is_refused_when_its_time_is_over(tmp_path: 
         await eventually(lambda: not kube.cluster.pods(), "it is deleted")
 
 
-@pytest.mark.parametrize("how", ["evicted", "deleted", "failed"])
+@pytest.mark.parametrize("how", ["evicted", "deleted", "failed", "lost"])
 async def test_claimed_pod_that_ends_is_told_with_its_reason(kube: Opened, how: str) -> None:
     """Eviction, deletion and failure of a claimed pod reach who watches; it is not found any more."""
     await kube.provider.apply([runtime(0)])
@@ -328,6 +328,8 @@ async def test_claimed_pod_that_ends_is_told_with_its_reason(kube: Opened, how: 
     name = pod["metadata"]["name"]
     if how == "deleted":
         kube.cluster.delete("pods", "default", name)
+    elif how == "lost":
+        await kube.cluster.lose_node(pod)
     else:
         reason = {"evicted": "Evicted", "failed": "NodeShutdown"}[how]
         gone = {"status": {"phase": "Failed", "reason": reason, "message": "the node was low on memory"}}
@@ -335,6 +337,7 @@ async def test_claimed_pod_that_ends_is_told_with_its_reason(kube: Opened, how: 
     async with asyncio.timeout(20):
         event = await anext(events)
     said = {"evicted": "was evicted: the node was low", "deleted": "pod was deleted", "failed": "its node shut down"}
+    said["lost"] = "its node was lost: Taint manager"
     assert said[how] in event.reason
     assert (event.sandbox_id, event.session_id) == (sandbox.id, "session-1")
     assert await kube.provider.find(sandbox.id) is None

@@ -11,7 +11,7 @@ from gateway.provider.kubernetes import rights
 from tests.integration.served import Server, serve, wait_until
 from tests.kube.served import INTERPRETER, flags_for, in_cluster
 from tests.kube.simulator import Cluster
-from tests.kube.simulator.objects import BY_PLURAL, DEPLOYMENTS, PODS, merge
+from tests.kube.simulator.objects import BY_PLURAL, DEPLOYMENTS, PODS
 
 INTERPRETERS = BY_PLURAL["codeinterpreters"]
 CLAIMED = {"wakegate.io/pool": "claimed"}
@@ -88,16 +88,7 @@ def test_session_on_a_lost_node_goes_on_from_its_last_snapshot(server: Server, c
     assert server.client.post(f"/v1/sessions/{session}/hibernate").json()["state"] == "hibernated"
     assert server.run(session, "echo lost > later").status_code == 200
     pod = pod_of(cluster, session)
-    name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
-
-    def lose() -> None:
-        """As the node's controllers do: not ready, and then Failed."""
-        cluster.kubelet.lose(uid)
-        unready = {"type": "Ready", "status": "False"}
-        gone = {"status": {"phase": "Failed", "reason": "NodeLost", "conditions": [unready]}}
-        cluster.objects.update(PODS, "default", name, lambda present: merge(present, gone))
-
-    cluster.call(lose)
+    cluster.await_(lambda: cluster.lose_node(pod))
     wait_until(lambda: server.state(session)["state"] != "active", "the loss is noticed")
     reply = server.run(session, "cat note; ls")
     assert (reply.status_code, reply.json()["stdout"]) == (200, "kept\nnote\n")

@@ -2,7 +2,8 @@
 
 Objects stay the JSON they are: the library's models cost some milliseconds a pod, which a cache of 10,000 cannot pay.
 Requests are bounded in number and in time. What is retried: reads, and anything that the server said it did not begin
-(429, 503 with Retry-After). A write that broke off may have happened; `OutcomeUnknownError` says so, and callers look.
+(429, 503 with Retry-After, 409 to a POST for a quota that changed meanwhile). A write that broke off may have happened;
+`OutcomeUnknownError` says so, and callers look.
 """
 
 from __future__ import annotations
@@ -153,7 +154,9 @@ class KubeApi:
                     raise
             except KubeError as error:
                 begun = not (isinstance(error, ApiAwayError) or error.http_status in (429, 503))
-                if begun or attempt == _TRIES:
+                # A POST names no version: what has changed is a quota that it was to be counted in, and it was not.
+                counted = method != "POST" or error.reason != "Conflict"
+                if (begun and counted) or attempt == _TRIES:
                     raise
                 if error.asked_to_wait:
                     await asyncio.sleep(min(error.asked_to_wait, _PAUSE_MAX))

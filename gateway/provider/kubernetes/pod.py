@@ -169,7 +169,11 @@ def _disruption(status: Mapping[str, Any]) -> str:
         return ""
     reason, message = found.get("reason") or "Disruption", found.get("message") or ""
     evicted = reason in ("EvictionByEvictionAPI", "TerminationByKubelet", "DeletionByTaintManager")
-    return f"{'its pod was evicted' if evicted else reason}: {message}".removesuffix(": ")
+    # A node that says nothing gets taints, and its pods are first said to be unready, then evicted for the taints.
+    unready = _condition(status, "Ready").get("status") != "True"
+    lost = reason == "DeletionByPodGC" or (reason == "DeletionByTaintManager" and unready)
+    words = "its node was lost" if lost else "its pod was evicted" if evicted else reason
+    return f"{words}: {message}".removesuffix(": ")
 
 
 def _ended(status: Mapping[str, Any], container: Mapping[str, Any]) -> str:

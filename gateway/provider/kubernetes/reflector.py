@@ -90,7 +90,17 @@ class Reflector(Generic[R]):
                 await asyncio.sleep(_PAUSE_MAX)
 
     async def refresh(self) -> str:
-        """List all, and take what is gone out of the copy. Returns the list's version. Raises KubeError."""
+        """List all, and take what is gone out of the copy. Returns the list's version. Raises KubeError.
+
+        A list that takes so long that its next page is too old to be had (410) begins anew.
+        """
+        while True:
+            try:
+                return await self._list()
+            except WatchExpiredError:
+                log.info("%s: the list took too long (410); listing again", self._path)
+
+    async def _list(self) -> str:
         before = set(self.items)
         seen: set[str] = set()
         query = {**self._query, "limit": PAGE}

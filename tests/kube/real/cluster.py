@@ -153,6 +153,16 @@ class RealCluster:
         body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
         self.objects.ask("POST", path_of(PODS, namespace, name, "eviction"), body)
 
+    async def lose_node(self, pod: Object) -> None:
+        """A pod's machine is gone: until the node's controllers have noticed, and the pod's tolerations are over."""
+        node, metadata = pod["spec"]["nodeName"], pod["metadata"]
+        self.nodes.lost.add(node)
+        for each in self.objects.all(PODS, "default"):
+            if each["spec"].get("nodeName") == node:
+                self.kubelet.lose(each["metadata"]["uid"])
+        while "deletionTimestamp" not in self.objects.get(PODS, metadata["namespace"], metadata["name"])["metadata"]:
+            await asyncio.sleep(0.5)
+
     def enforce(self, **roles: Path) -> None:
         """From now on kubeconfigs are the gateway's account, with what these manifests grant; by namespace."""
         for namespace, path in roles.items():

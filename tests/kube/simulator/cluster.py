@@ -105,6 +105,27 @@ class Cluster:
         """Evict a pod as `kubectl drain` does."""
         evict(self.objects, namespace, name)
 
+    async def lose_node(self, pod: Object) -> None:
+        """The machine of a pod is gone, as far as that pod goes, and the node's controllers have noticed.
+
+        They say that it is not ready, and when its tolerations are over that it is evicted, and delete it. Nobody is
+        there to end it; once a node is deleted, too, the garbage collector of pods does.
+        """
+        namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
+        self.kubelet.lose(pod["metadata"]["uid"])
+        for kind, holds, reason, message in (
+            ("Ready", "False", "", ""),
+            ("DisruptionTarget", "True", "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint"),
+        ):
+            said = {"type": kind, "status": holds, "reason": reason, "message": message}
+
+            def tell(present: Object, said: Object = said) -> Object:
+                others = [each for each in present["status"]["conditions"] if each["type"] != said["type"]]
+                return {**present, "status": {**present["status"], "conditions": [*others, said]}}
+
+            self.objects.update(PODS, namespace, name, tell)
+        delete(self.objects, PODS, namespace, name)
+
     def enforce(self, **roles: Path) -> None:
         """From now on only what the Roles in these manifests grant is allowed; by namespace."""
         self.api.roles = {

@@ -55,6 +55,7 @@ class Kubelet:
         self._mounted: dict[Path, tuple[str, str, str]] = {}  # volume -> plural, namespace, name
         self.bad_images: set[str] = set()
         self._running: dict[str, _Running] = {}
+        self._lost: set[str] = set()  # on machines that are gone
         self._addresses = itertools.count(2)
         self._subnet = os.getpid() // 250 + 37 * next(_CLUSTERS)
         self._folder = Path(tempfile.mkdtemp(prefix="kubelet-"))
@@ -76,6 +77,7 @@ class Kubelet:
 
     def lose(self, uid: str) -> None:
         """The pod's machine is gone: its processes end, and nobody looks after it any more."""
+        self._lost.add(uid)
         self._running[uid].task.cancel()
 
     async def aclose(self) -> None:
@@ -100,7 +102,13 @@ class Kubelet:
         running = self._running.get(uid)
         if self._schedules and change.type == "ADDED":
             asyncio.get_running_loop().call_later(0.002, self._schedule, pod)
-        elif not self._schedules and running is None and change.type != "DELETED" and is_due(pod):
+        elif (
+            not self._schedules
+            and running is None
+            and change.type != "DELETED"
+            and is_due(pod)
+            and uid not in self._lost
+        ):
             running = self._take_up(pod)
         if running is not None and (change.type == "DELETED" or "deletionTimestamp" in pod["metadata"]):
             running.ending.set()
