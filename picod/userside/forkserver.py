@@ -37,8 +37,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from picod.userside import script, sibling
+    from picod.userside import pages, script, sibling
 else:
+    import pages
     import script
     import sibling
 
@@ -169,6 +170,8 @@ def main() -> None:
         server.gate.release()
         forever.acquire()
     server.fresh.remember(_plain_modules)
+    madvise = script.native("madvise")
+    pages.join(lambda start, size, advice: madvise(script.Long(start), script.Long(size), advice))
     gc.collect()
     gc.freeze()  # a collection in a child must not write to, and so copy, what it shares
     server.control.send("\n".join(["ready", *sorted(looked_at)]).encode("utf-8", "surrogateescape"))

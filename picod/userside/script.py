@@ -160,7 +160,11 @@ class Fresh:
     def rehearse(self) -> None:
         """Write to the pages that each script's start and end write to: they are copied while there is time."""
         try:
+            path = os.path.realpath(__file__)
+            _plain_source(path)
+            del sys.path_importer_cache[path]
             _compiled("import sys\n", "<string>")
+            self._ahead.isdisjoint(entry.partition(".")[0] for entry in os.listdir("/"))
             self.is_stale()
             _is_clean(self)
         except Exception:  # noqa: S110 - nothing was to come of it

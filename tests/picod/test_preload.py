@@ -17,7 +17,7 @@ import pytest
 from picod import preload
 from picod.freeze import Frozen
 from picod.processes import Children
-from picod.userside import script
+from picod.userside import pages, script
 from tests.picod.conftest import Executor, eventually, picod_process, running
 from tests.picod.preloaded import AT_ONCE, PYTHON, preloaded, server, servers, waiting_child
 
@@ -372,6 +372,27 @@ def test_modules_of_a_script_are_told_from_those_before(monkeypatch: pytest.Monk
     assert set(fresh.new_modules()) == {"new"}
     del sys.modules["decimal" if "decimal" in sys.modules else "json"]
     assert set(fresh.new_modules()) == {"new"}
+
+
+def test_only_memory_in_full_use_is_joined_to_large_pages() -> None:
+    """Whole blocks of the heap and of unnamed private memory; not what is reserved, nor files, nor what is shared."""
+    text = """\
+00100000-00700000 rw-p 00000000 00:00 0                                  [heap]
+Size:               6144 kB
+Rss:                6000 kB
+7f0000000000-7f0000400000 rw-p 00000000 00:00 0 \n\
+Rss:                4096 kB
+7f0000800000-7f0002800000 rw-p 00000000 00:00 0 \n\
+Rss:                3000 kB
+7f1000000000-7f1000400000 rw-p 00000000 00:00 0                          /lib/some.so
+Rss:                4096 kB
+7f2000000000-7f2000400000 rw-s 00000000 00:00 0 \n\
+Rss:                4096 kB
+7ffc00000000-7ffc00400000 rw-p 00000000 00:00 0                          [stack]
+Rss:                4096 kB
+VmFlags: rd wr mr mw me gd ac
+"""
+    assert list(pages.full_blocks(text.splitlines())) == [0x200000, 0x400000, 0x7F0000000000, 0x7F0000200000]
 
 
 def faults_of_children(pid: int) -> int:
