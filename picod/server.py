@@ -23,6 +23,7 @@ _BODY_HIGH_WATER = 256 << 10
 _MAX_HEAD = 256 << 10
 _KEEP_ALIVE = 600.0  # seconds; longer than the gateway keeps a connection, so that it is the one who closes
 _WRITE_IDLE = 300.0  # seconds a client may take nothing before it counts as gone
+_SMALL_BODY = 16 << 10  # bytes that go out with the head
 _LINGER = 5.0  # seconds, and
 _LINGER_BYTES = 64 << 20  # bytes of an unwanted body we still take, lest a reset eat the answer on its way
 
@@ -219,6 +220,7 @@ class Exchange:
         "discarded",
         "ended",
         "expects",
+        "head",
         "keep_alive",
         "left",
         "scope",
@@ -235,6 +237,7 @@ class Exchange:
         self.started = self.answered = False
         self.bodyless = scope["method"] == "HEAD"
         self.chunked = False
+        self.head = b""  # of the answer, while it waits for its body
         self.left: int | None = None  # bytes of the promised Content-Length still to come
         self.discarded = 0
         self.expects = any(name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"])
@@ -307,6 +310,8 @@ class Exchange:
             raise ClientGoneError
         if message["type"] == "http.response.start":
             self._send_head(message["status"], message["headers"])
+            if not message.get("picod.body_follows", False):
+                self._flush_head()
         else:
             self._send_body(message.get("body", b""), message.get("more_body", False))
         if self.connection.writable is not None and not self.answered:
@@ -338,11 +343,18 @@ class Exchange:
         lines.append(b"date: " + _Date.now())
         if not self.keep_alive:
             lines.append(b"connection: close")
-        self.connection.transport.write(b"\r\n".join(lines) + b"\r\n\r\n")
+        self.head = b"\r\n".join(lines) + b"\r\n\r\n"
+
+    def _flush_head(self) -> None:
+        if self.head:
+            self.connection.transport.write(self.head)
+            self.head = b""
 
     def _send_body(self, body: bytes | memoryview, more: bool) -> None:
         assert self.started, "the answer's head comes first"
         write = self.connection.transport.write
+        if self.bodyless or not body or len(body) > _SMALL_BODY or self.chunked:
+            self._flush_head()
         if self.bodyless:
             pass
         elif self.chunked:
@@ -355,7 +367,8 @@ class Exchange:
                 self.left -= len(body)
                 assert self.left >= 0, "more than the promised Content-Length"
             if body:
-                write(body)
+                head, self.head = self.head, b""
+                write(head + body if head else body)  # as one, the gateway wakes once for it
         if not more:
             assert self.bodyless or not self.left, "less than the promised Content-Length"
             self.answered = True

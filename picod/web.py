@@ -191,7 +191,9 @@ class Request:
 
     async def answer(self, status: int, body: bytes, headers: Headers) -> None:
         """Send a whole answer."""
-        await self.start(status, (*headers, (b"content-length", b"%d" % len(body))))
+        self.started = True
+        head = [*headers, (b"content-length", b"%d" % len(body))]
+        await self._send({"type": "http.response.start", "status": status, "headers": head, "picod.body_follows": True})
         await self.write(body, more=False)
 
     async def answer_json(self, status: int, value: object, headers: Headers = ()) -> None:
