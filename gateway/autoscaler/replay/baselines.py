@@ -132,7 +132,7 @@ def known_rates(trace: Trace, lead: float, cold_start_cost: float) -> Targets:
 
 def known_changes(trace: Trace, lead: float, cold_start_cost: float) -> Targets:
     """Knows when the rate changes (at each bin of the trace) and which rates there are in all of it, but has to learn
-    from the claims which of them it is now: the floor of who reacts to claims, and foresees no bin.
+    from the claims which of them it is now, without a look at earlier bins: a yardstick for all who react to claims.
 
     Bayes' rule over RATES, from the bin's beginning, with what the whole trace's rates are in hindsight as the prior.
     The level is the best by Erlang's formula when a cold start costs that many idle sandbox-seconds.
