@@ -37,12 +37,14 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, C
 
 
 def make_kubectl(cluster: Any, folder: Path) -> Kubectl:
+    """What it is told to say on its standard output; a warning of pods that break a standard is an error."""
     config = cluster.plane.kubeconfig(cluster.plane.tokens["admin"], folder / "admin")
 
     def kubectl(*arguments: str) -> str:
         argv = [str(Path(sys.prefix) / "bin" / "kubectl"), "--kubeconfig", str(config), *arguments]
         done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
+        assert "violate PodSecurity" not in done.stderr
         return done.stdout
 
     return kubectl
@@ -151,6 +153,28 @@ def test_drained_node_costs_no_session_its_files(opened: tuple[Server, Cluster, 
     assert pod_of(cluster, session)["spec"]["nodeName"] != node
     kubectl("uncordon", node)
     full(server)
+
+
+def test_pods_meet_the_restricted_standard(opened: tuple[Server, Cluster, Kubectl]) -> None:
+    """Where Pod Security's strictest level is enforced, sandboxes start, warm and cold, and the server warns of nothing
+    in our own Deployments."""
+    server, cluster, kubectl = opened
+    level = "pod-security.kubernetes.io/"
+    kubectl("label", "namespace", "default", f"{level}enforce=restricted")
+    kubectl("label", "namespace", "wakegate", f"{level}enforce=restricted", f"{level}warn=restricted")
+    try:
+        full(server)
+        for _ in range(4):
+            assert makes_session(server, "my-interpreter") == 201
+        full(server)
+        starts = {pod["metadata"]["annotations"].get("wakegate.io/start") for pod in cluster.pods()}
+        assert starts >= {"warm", "cold"}
+        for overlay in ("quickstart", "production"):
+            said = kubectl("apply", "--dry-run=server", "-k", f"manifests/overlays/{overlay}")
+            assert "deployment.apps/wakegate created" in said
+    finally:
+        for namespace in ("default", "wakegate"):
+            kubectl("label", "namespace", namespace, f"{level}enforce-", f"{level}warn-")
 
 
 def test_claims_at_once_under_a_quota_all_succeed(opened: tuple[Server, Cluster, Kubectl]) -> None:
