@@ -30,6 +30,12 @@ from tests.kube.test_replicas import patient, slow_commands
 from tests.store.redis_server import RedisServer, free_port
 
 
+def children_of(pid: int) -> list[tuple[int, list[str]]]:
+    """(pid, command) of each child that runs; one that has ended and was not waited for yet has no command."""
+    seen = [child.as_dict(["pid", "cmdline"], ad_value=[]) for child in psutil.Process(pid).children()]
+    return [(child["pid"], child["cmdline"]) for child in seen if child["cmdline"]]
+
+
 @dataclass
 class Workers:
     """A supervisor, and the port that each of its two workers has for itself."""
@@ -40,8 +46,7 @@ class Workers:
 
     def pids(self) -> list[int]:
         """Of the workers, by number."""
-        children = psutil.Process(self.server.process.pid).children()
-        return [child.pid for child in sorted(children, key=lambda child: child.cmdline()[-1])]
+        return [pid for _, pid in sorted((command[-1], pid) for pid, command in children_of(self.server.process.pid))]
 
     def count(self, number: int) -> int:
         """Answers to /healthz by worker `number` (from 0) since it started."""
@@ -231,7 +236,7 @@ async def test_worker_that_does_not_end_is_killed_when_its_time_is_over(capsys: 
     async with asyncio.timeout(LIMIT_S):
         while "hello" not in capsys.readouterr().out:
             await asyncio.sleep(0.01)
-        pids = [child.pid for child in psutil.Process().children() if DEAF in child.cmdline()]
+        pids = [pid for pid, command in children_of(os.getpid()) if DEAF in command]
         os.kill(os.getpid(), signal.SIGTERM)
         assert await supervisor == 1
     assert len(pids) == 2
