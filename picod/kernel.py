@@ -22,7 +22,7 @@ from picod.zmtp import ZmtpConnection, ZmtpError
 READY = b"\0wakegate: ready\n"  # as in userside/kernel.py
 _PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "userside", "kernel.py")
 _START_PATIENCE = 60.0  # seconds; on a machine that starts many it has to share
-_IDLE_PATIENCE = 1.0  # seconds after the reply; the word that all is done may have been dropped in a flood of results
+_IDLE_PATIENCE = 1.0  # seconds after the reply; the word that all is done does not come where code closed the channel
 _WELCOME_PATIENCE = 0.5
 _MAX_TEXT = 64 << 10  # characters of an error's message, or of one part of its traceback
 _MAX_PARTS = 200  # of a traceback

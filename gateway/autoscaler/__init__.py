@@ -5,3 +5,9 @@ forecasters, `shadow` learns how much to stock, `scaler` decides. The other half
 claims, `runner` ticks on the leader and tells people why, `sessions` advises. `replay` runs the pure half over recorded
 traces. docs/autoscaler.md has the method and what it was measured to do.
 """
+
+import os
+
+# BLAS looks for threads to share work with before each product, and here each is one of some thousand numbers: without
+# threads a look at a runtime takes a tenth less time. Read when numpy is imported first; sandboxes get none of it.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

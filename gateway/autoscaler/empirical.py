@@ -59,14 +59,13 @@ class RollingQuantile(Unforeseeing):
         """P(claims in (now, now + horizon] = 0 .. size - 1), counts scaled when the horizon has changed since."""
         if self._total <= 0.0:
             return _unit(size)
-        out = np.zeros(size)
+        seconds = [0.0] * size  # plain floats: a number at a time is four times as fast so
         scale = horizon / self._count.span
         for value, weight in self._histogram.items():
             at = value if abs(scale - 1.0) < 0.05 else round(value * scale)
             if at < size:
-                out[at] += weight
-        out /= self._total
-        return out
+                seconds[at] += weight
+        return np.array(seconds) / self._total
 
 
 class FastSlow(Unforeseeing):

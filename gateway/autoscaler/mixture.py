@@ -90,7 +90,7 @@ class Mixture:
         self._covered += seen <= mixed
         self._wanted_sum += q
         self._loss_sum += pinball(mixed, seen, q)
-        scale = float(self.losses.mean()) / max(self._scored, 1.0)
+        scale = float(self.losses.sum()) / len(foretold) / max(self._scored, 1.0)
         if scale > 0.0:
             # In units of the mean loss, and as if for at most 20 horizons: one bad burst does not decide alone.
             gain = -_ETA * (self.losses - self.losses.min()) / scale / max(self._scored / 20.0, 1.0)

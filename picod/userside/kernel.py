@@ -94,14 +94,15 @@ def _say_less(app: Any) -> None:
     app.log.setLevel(logging.CRITICAL)
 
 
-def _always_reply(kernel: Any) -> None:
-    """Have a run end with an error where ipykernel would raise one of its own, and not reply.
+def _always_reply(kernel: Any, before: Callable[[], None]) -> None:
+    """Have a run end with an error where ipykernel would raise one of its own, and not reply; call `before` first.
 
     It does so where the code's own error cannot be shown, as its `__str__` fails.
     """
     do_execute = kernel.do_execute
 
     async def execute(*arguments: Any, **options: Any) -> dict[str, Any]:
+        before()
         try:
             reply: dict[str, Any] = await do_execute(*arguments, **options)
         except Exception as error:
@@ -111,6 +112,40 @@ def _always_reply(kernel: Any) -> None:
         return reply
 
     kernel.do_execute = execute
+
+
+def _look_once(shell: Any) -> Callable[[], None]:
+    """Have each cell looked at once. Returns what is to be called before each run.
+
+    ipykernel has IPython rewrite a cell, and compile it, to find out whether it awaits something; then IPython does
+    both again to run it: an eighth of the time of `1+1`, and with a long cell a compilation.
+    """
+    transform, is_async = shell.transform_cell, shell.should_run_async
+    rewritten: dict[str, str] = {}  # the latest cell, if it was rewritten once
+    awaits: dict[str, bool] = {}
+
+    def transform_cell(raw: str) -> str:
+        if raw not in rewritten:
+            forget()
+            rewritten[raw] = transform(raw)
+            return rewritten[raw]
+        return rewritten.pop(raw)
+
+    def should_run_async(raw: str, *, transformed_cell: Any = None, preprocessing_exc_tuple: Any = None) -> bool:
+        if preprocessing_exc_tuple is None and transformed_cell in awaits:
+            return awaits.pop(transformed_cell)
+        known = bool(is_async(raw, transformed_cell=transformed_cell, preprocessing_exc_tuple=preprocessing_exc_tuple))
+        if preprocessing_exc_tuple is None:
+            awaits.clear()
+            awaits[transformed_cell] = known
+        return known
+
+    def forget() -> None:
+        rewritten.clear()
+        awaits.clear()
+
+    shell.transform_cell, shell.should_run_async = transform_cell, should_run_async
+    return forget
 
 
 def _keep_streams() -> Callable[[], None]:
@@ -180,6 +215,7 @@ def _in_slow_thread(work: Callable[[], None], nice: int) -> threading.Thread:
 
 
 def _make(connection_file: str, folder: str):  # type: ignore[no-untyped-def]
+    import zmq
     from ipykernel.ipkernel import IPythonKernel
     from ipykernel.kernelapp import IPKernelApp
     from traitlets.config import Config
@@ -203,6 +239,12 @@ def _make(connection_file: str, folder: str):  # type: ignore[no-untyped-def]
     class App(IPKernelApp):  # type: ignore[misc]
         kernel_class = OneThread
 
+        def _bind_socket(self, s, port):  # type: ignore[no-untyped-def]
+            # Code that shows more than picod can take has to wait: by default the 1,001st result on its way is dropped.
+            if s.type in (zmq.PUB, zmq.XPUB):
+                s.set(zmq.XPUB_NODROP, 1)
+            return super()._bind_socket(s, port)
+
         def init_control(self, context):  # type: ignore[no-untyped-def]
             super().init_control(context)
             self.shell_channel_thread = _NoThread()
@@ -214,7 +256,7 @@ def _make(connection_file: str, folder: str):  # type: ignore[no-untyped-def]
         os.environ["IPYTHONDIR"] = before
     app.shell.events.register("pre_run_cell", _see_new_packages)
     app.shell.events.register("post_execute", _keep_streams())
-    _always_reply(app.kernel)
+    _always_reply(app.kernel, _look_once(app.shell))
     _say_less(app)
     return app
 

@@ -226,3 +226,26 @@ def test_animation_is_one_result(picod: Executor) -> None:
     answer = run_code(picod, code)
     assert answer["results"] == [{"text/plain": "399"}]
     assert "results_omitted" not in answer
+
+
+def test_cell_is_rewritten_once_and_by_whoever_asked_to(picod: Executor) -> None:
+    """A transformer that code adds sees each cell once and changes what runs; a cell may run itself again."""
+    louder = "def louder(lines):\n    seen.append(1)\n    return [line.replace('low', 'HIGH') for line in lines]\n"
+    run_code(picod, f"seen = []\n{louder}get_ipython().input_transformers_post.append(louder)")
+    assert run_code(picod, "'low'")["results"] == [{"text/plain": "'HIGH'"}]
+    assert run_code(picod, "import asyncio\nawait asyncio.sleep(0, 'low')")["results"] == [{"text/plain": "'HIGH'"}]
+    assert run_code(picod, "len(seen)")["results"] == [{"text/plain": "3"}]
+    run_code(picod, "get_ipython().input_transformers_post.remove(louder); rounds = 0")
+    again = "rounds += 1\nif rounds < 3:\n    get_ipython().run_cell(In[-1])"
+    assert run_code(picod, again)["error"] is None
+    assert run_code(picod, "rounds")["results"] == [{"text/plain": "3"}]
+
+
+def test_no_result_is_lost_while_picod_is_slow(picod: Executor) -> None:
+    """Code that shows thousands of results waits for an executor that stands still, and each of them is counted."""
+    stand_still = (
+        "import os, signal, threading\nos.kill(os.getppid(), signal.SIGSTOP)\n"
+        "threading.Timer(0.5, os.kill, (os.getppid(), signal.SIGCONT)).start()"
+    )
+    answer = run_code(picod, f"{stand_still}\nfor n in range(5_000): display(n)")
+    assert len(answer["results"]) + answer["results_omitted"] == 5_000

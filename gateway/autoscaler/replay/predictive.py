@@ -57,13 +57,8 @@ class _Pool:
 
     def _decide(self, now: float) -> None:
         last = self._last
-        seen = Observed(
-            last.target,
-            recent_claims=self._recent,
-            recent_misses=self.misses.total,
-            lower_since=last.lower_since,
-            lower_to=last.lower_to,
-        )
+        # Nothing is known here of ready, starting and failed sandboxes.
+        seen = Observed(last.target, 0, 0, self._recent, self.misses.total, 0, "", last.lower_since, last.lower_to)
         self._last = decide(self._spec, seen, self._forecast, now)
         if self._last.target != last.target or not self._times:
             self._times.append(now)
