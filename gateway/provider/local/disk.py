@@ -68,7 +68,7 @@ class DiskWatch:
     """Remembers what was held at the looks before. Not thread-safe; `look` blocks, and may run in any thread."""
 
     def __init__(self, folder: Path, reserve: int) -> None:
-        self._folder, self._reserve = folder, reserve
+        self.folder, self._reserve = folder, reserve
         self._used: int | None = None
         self._looked_at = float("-inf")
         self._first: dict[SandboxId, int] = {}
@@ -81,7 +81,7 @@ class DiskWatch:
 
     def due(self, tenants: Sequence[Tenant], now: float) -> bool:
         """Whether so much was taken since the last look that it is worth another. `now`: monotonic seconds."""
-        disk = os.statvfs(self._folder)
+        disk = os.statvfs(self.folder)
         used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize
         least = min((each.limit for each in tenants if each.limit is not None), default=_STEP)
         step = max(1 << 20, min(_STEP, least // 8))
@@ -95,7 +95,7 @@ class DiskWatch:
         """Measure all tenants and say who is to end, and why. Raises OSError when the disk cannot be looked at."""
         self._looked_at = now
         sizes = _sizes([each.workspace for each in tenants])
-        disk = os.statvfs(self._folder)
+        disk = os.statvfs(self.folder)
         self._used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize
         held: dict[SandboxId, Held] = {}
         for each in tenants:
