@@ -18,7 +18,7 @@ import yaml
 from gateway import __version__
 from gateway.model import Kind
 from gateway.provider.kubernetes import names, rights
-from gateway.provider.kubernetes.build import PodDefaults, make_template
+from gateway.provider.kubernetes.template import PodDefaults, make_template
 from gateway.runtimes import load_runtimes, parse_runtime
 from gateway.settings import ENV_PREFIX, Settings, load
 from gateway.units import parse_duration

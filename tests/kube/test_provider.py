@@ -146,7 +146,7 @@ async def test_claim_that_broke_off_is_settled(kube: Opened, reaches_server: boo
     if reaches_server:
         await eventually(lambda: not kube.cluster.pods(**CLAIMED), "the pod that nobody got is deleted")
     else:
-        await eventually(lambda: kube.provider._doubtful == {}, "the claim is settled")
+        await eventually(lambda: kube.provider._claims._doubtful == {}, "the claim is settled")
         assert pod["metadata"]["uid"] in {each["metadata"]["uid"] for each in kube.cluster.pods(**WARM)}
 
 
@@ -199,7 +199,7 @@ async def test_marks_are_taken_back_when_no_shrink_wants_them(kube: Opened, monk
     monkeypatch.setattr("gateway.provider.kubernetes.provider._HOUSEKEEPING_S", 0.05)
     await kube.provider.apply([runtime(1)])
     await kube.full()
-    await kube.provider._mark(kube.provider._pools[KEY].ready[0])
+    await kube.provider._marks.mark(kube.provider._pools[KEY].ready[:1])
     assert (await kube.provider.status(KEY)).ready == 0
     async with asyncio.timeout(20):
         while (await kube.provider.status(KEY)).ready == 0:  # the pause before it was the long one
@@ -221,7 +221,7 @@ async def test_watch_that_expired_lists_again(kube: Opened) -> None:
     await kube.cluster.start_api()
     await eventually(lambda: kube.cluster.api.counts["list", "pods"] > lists, "it lists again")
     await eventually(
-        lambda: victim not in {pod.name for pod in kube.provider._pods["default"].items.values()}, "it is forgotten"
+        lambda: victim not in {pod.name for pod in kube.provider.pods("default").items.values()}, "it is forgotten"
     )
     await kube.full()
 
@@ -262,7 +262,7 @@ async def test_find_asks_the_server_for_a_pod_it_never_heard_of(kube: Opened, tm
     try:
         await kube.provider.apply([runtime(0)])
         sandbox = await kube.provider.claim(KEY, session(1))
-        known = other._pods["default"].items
+        known = other.pods("default").items
         await eventually(lambda: sandbox.id in known and known[sandbox.id].ready, "the watch has told all")
         del known[sandbox.id]  # as before the watch did
         found = await other.find(sandbox.id)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.provider.kubernetes.build import PodDefaults
 from gateway.provider.kubernetes.client import KubeApi, connect
 from gateway.provider.kubernetes.provider import KubernetesProvider
+from gateway.provider.kubernetes.template import PodDefaults
 
 __all__ = ["KubeApi", "KubernetesProvider", "PodDefaults", "connect"]

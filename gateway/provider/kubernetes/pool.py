@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.model import Runtime
+from gateway.errors import RuntimeNotFoundError
+from gateway.model import Runtime, RuntimeKey
 from gateway.provider.kubernetes import names
 from gateway.provider.kubernetes.pod import Pod
 
@@ -159,6 +160,10 @@ class Pool:
             return []
         return [pod for pod in alive if pod.victim and self._is_present(pod)]
 
+    def lost(self, now: float, reason: str) -> None:
+        """A claimed pod ended by no hand of ours."""
+        self.losses, self.last_loss, self.lost_at = self.losses + 1, reason, now
+
     # Cold starts.
 
     def refusal(self, now: float) -> float | None:
@@ -183,3 +188,17 @@ class Pool:
             return None
         ordered = sorted(self._lead_times)
         return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+
+class Pools(defaultdict[RuntimeKey, Pool]):
+    """Those of all runtimes, also of some that are served no longer but have pods yet."""
+
+    def __init__(self) -> None:
+        super().__init__(Pool)
+
+    def require(self, key: RuntimeKey) -> Pool:
+        """Raises RuntimeNotFoundError if the runtime is not served."""
+        pool = self.get(key)
+        if pool is None or pool.runtime is None:
+            raise RuntimeNotFoundError(f"{key} not found")
+        return pool

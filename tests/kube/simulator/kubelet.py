@@ -387,7 +387,8 @@ def is_due(pod: Object) -> bool:
 def hollow_pod(runtime: str, index: int) -> Object:
     """A claimed, ready pod of a runtime, as large as real ones are; made in place of running."""
     from gateway.model import Runtime, RuntimeKey
-    from gateway.provider.kubernetes.build import PodDefaults, make_cold_pod, make_template
+    from gateway.provider.kubernetes.build import make_cold_pod
+    from gateway.provider.kubernetes.template import PodDefaults, make_template
 
     template = make_template(Runtime(RuntimeKey("default", runtime)), PodDefaults("wakegate/picod:0.1.0"))
     owner = Runtime(RuntimeKey("default", runtime))

@@ -1,0 +1,136 @@
+"""Claims: a warm pod by one PATCH, else a cold start (coldstart.py).
+
+The PATCH names the resourceVersion of the pod as we know it. So of two gateways that want the same one the later is
+refused, and tries another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping
+
+from gateway.clock import Clock
+from gateway.model import RuntimeKey, SandboxId, SessionId
+from gateway.provider.kubernetes import build, names
+from gateway.provider.kubernetes.cache import Cache
+from gateway.provider.kubernetes.client import KubeApi, KubeError, OutcomeUnknownError
+from gateway.provider.kubernetes.coldstart import ColdStarts, Release, start_error
+from gateway.provider.kubernetes.pod import Pod, read_pod
+from gateway.provider.kubernetes.pool import Pool, Pools
+from gateway.provider.kubernetes.tasks import Tasks
+
+_CANDIDATES = 8  # tried for one claim before it becomes a cold start
+
+
+class Claims:
+    """Binds pods to sessions."""
+
+    def __init__(
+        self,
+        api: KubeApi,
+        clock: Clock,
+        cache: Cache,
+        pools: Pools,
+        cold: ColdStarts,
+        release: Release,
+        tasks: Tasks,
+    ) -> None:
+        self._api, self._clock, self._cache, self._pools = api, clock, cache, pools
+        self._cold, self._release, self._tasks = cold, release, tasks
+        self._doubtful: dict[str, Pod] = {}  # by claim: pods that may have been bound by a PATCH that broke off
+
+    async def claim(self, runtime: RuntimeKey, session: SessionId) -> Pod:
+        """A warm pod by one PATCH, else a pod made for this session. Raises RuntimeNotFoundError, SandboxStartError."""
+        self._pools.require(runtime)
+        # To its end even if the caller leaves: a PATCH cannot be taken back, and what it bound must be released then.
+        task: asyncio.Task[Pod] = self._tasks.spawn(self._claim(runtime, session))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._release_unwanted)
+            raise
+
+    def _release_unwanted(self, task: asyncio.Task[Pod]) -> None:
+        if not task.cancelled() and task.exception() is None and self._tasks.running:
+            self._tasks.spawn(self._release(SandboxId(task.result().uid)))
+
+    async def _claim(self, key: RuntimeKey, session: SessionId) -> Pod:
+        pool = self._pools.require(key)
+        mark = uuid.uuid4().hex
+        refused: dict[str, str] = {}
+        for attempt in range(_CANDIDATES):
+            candidate = pool.take(refused)
+            if candidate is None:
+                if not refused or attempt == 0 or not await self._look_again(key, refused):
+                    break
+                continue
+            try:
+                pod = await self._bind(pool, candidate, session, mark)
+            except KubeError as error:
+                if error.http_status not in (404, 409):
+                    raise start_error(key, str(error)) from error
+                refused[candidate.uid] = candidate.version
+            else:
+                if pod is not None:
+                    return pod
+                refused[candidate.uid] = candidate.version
+            finally:
+                pool.give_back(candidate)
+        return await self._cold.start(pool, key, session, mark)
+
+    async def _bind(self, pool: Pool, candidate: Pod, session: SessionId, mark: str) -> Pod | None:
+        """The one PATCH. None: it is ending, try another. Raises KubeError, with 409 when somebody was faster."""
+        assert pool.runtime is not None
+        patch = build.make_claim(
+            pool.runtime,
+            candidate.version,
+            candidate.name,
+            candidate.restarts,
+            session,
+            mark,
+            max(0.0, self._clock.now() - (candidate.started_at or candidate.created_at)),
+        )
+        path = names.pods(candidate.namespace, candidate.name)
+        try:
+            answer = await self._api.patch(path, patch)
+        except OutcomeUnknownError:
+            # It may have been done. Whether it was, the pod itself says; if it cannot be asked now, it is asked later.
+            try:
+                answer = await self._api.get(path)
+            except KubeError:
+                self._doubtful[mark] = candidate
+                raise
+        pod = self._cache.learn(answer)
+        if pod is None or pod.claim != mark:
+            raise KubeError(409, "Conflict", f"pod {candidate.name} changed while it was being claimed")
+        return None if pod.gone else pod
+
+    async def _look_again(self, key: RuntimeKey, refused: Mapping[str, str]) -> bool:
+        """All candidates were refused: perhaps only the kubelet had written their status. Returns whether to go on."""
+        pods = self._cache.pods[key.namespace]
+        stale = [pod for uid, pod in pods.items.items() if refused.get(uid) == pod.version and pod.claimable]
+        for pod in stale:
+            try:
+                self._cache.learn(await self._api.get(names.pods(pod.namespace, pod.name)))
+            except KubeError as error:
+                if error.http_status != 404:
+                    raise start_error(key, str(error)) from error
+        return bool(stale)
+
+    async def settle_doubtful(self) -> None:
+        """Ask about the claims that broke off. Raises KubeError."""
+        for mark, pod in list(self._doubtful.items()):
+            await self._settle(mark, pod)
+
+    async def _settle(self, mark: str, pod: Pod) -> None:
+        """Delete a pod that our broken claim did bind; leave one that it did not. Raises KubeError."""
+        try:
+            present = read_pod(await self._api.get(names.pods(pod.namespace, pod.name)))
+        except KubeError as error:
+            if error.http_status != 404:
+                raise
+            present = None
+        if present is not None and present.claim == mark:
+            await self._release(SandboxId(present.uid))
+        self._doubtful.pop(mark, None)

@@ -1,0 +1,114 @@
+"""Cold starts: a pod made for one claim, and the wait until it is ready. A pod that does not get there is released."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from gateway.clock import Clock
+from gateway.errors import RuntimeNotFoundError, SandboxStartError
+from gateway.model import Runtime, RuntimeKey, SandboxId, SessionId
+from gateway.provider.kubernetes import build, names
+from gateway.provider.kubernetes.cache import Cache
+from gateway.provider.kubernetes.client import ApiAwayError, KubeApi, KubeError, OutcomeUnknownError
+from gateway.provider.kubernetes.pod import Pod
+from gateway.provider.kubernetes.pool import Pool
+
+log = logging.getLogger(__name__)
+
+Release = Callable[[SandboxId], Coroutine[Any, Any, None]]
+
+
+class ColdStarts:
+    """Makes pods, and hears from `pod_changed` what becomes of them."""
+
+    def __init__(self, api: KubeApi, clock: Clock, cache: Cache, release: Release, timeout: float) -> None:
+        """`timeout`: seconds that a pod may take to get ready."""
+        self._api, self._clock, self._cache, self._release, self._timeout = api, clock, cache, release, timeout
+        self._waiting: dict[str, asyncio.Future[Pod]] = {}  # cold pods by UID, until they are ready or never will be
+
+    async def start(self, pool: Pool, key: RuntimeKey, session: SessionId, mark: str) -> Pod:
+        """A ready pod that is bound to the session from its first moment; `mark` is the claim's.
+
+        Raises RuntimeNotFoundError, SandboxStartError.
+        """
+        now = self._clock.monotonic()
+        pause = pool.refusal(now)
+        if pause is not None:
+            raise start_error(key, pool.last_error, pause)
+        if pool.runtime is None:
+            raise RuntimeNotFoundError(f"{key} is no longer served")
+        pod: Pod | None = None
+        try:
+            pod = await self._create(pool.runtime, pool.template, session, mark)
+            ready = await self._until_ready(pod)
+        except BaseException as error:
+            if pod is not None:
+                await asyncio.shield(self._release(SandboxId(pod.uid)))
+            if not isinstance(error, KubeError | SandboxStartError):
+                raise
+            log.warning("a sandbox of %s could not be started: %s", key, error)
+            if not isinstance(error, ApiAwayError):
+                pool.failed(self._clock.monotonic(), str(error))
+            raise start_error(key, str(error), pool.refusal(self._clock.monotonic())) from error
+        pool.started()
+        return ready
+
+    async def _create(self, runtime: Runtime, template: Mapping[str, Any], session: SessionId, mark: str) -> Pod:
+        name = names.cold_name(runtime.key, uuid.uuid4().hex[:10])
+        body = build.make_cold_pod(runtime, dict(template), name, session, mark)
+        try:
+            answer = await self._api.create(names.pods(runtime.key.namespace), body)
+        except OutcomeUnknownError:
+            answer = await self._api.get(names.pods(runtime.key.namespace, name))  # 404: it was not made
+        pod = self._cache.learn(answer)
+        if pod is None:
+            raise SandboxStartError(f"pod {name} was deleted as it was made")
+        return pod
+
+    async def _until_ready(self, pod: Pod) -> Pod:
+        """The pod once it is ready. Raises SandboxStartError with what kept it from that."""
+        waiter = self._waiting[pod.uid] = asyncio.get_running_loop().create_future()
+        pods = self._cache.pods[pod.namespace]
+        try:
+            self.pod_changed(pod.uid, pods.items.get(pod.uid))
+            async with asyncio.timeout(self._timeout):
+                ready: Pod = await waiter
+                return ready
+        except TimeoutError:
+            last = pods.items.get(pod.uid, pod)
+            reason = last.trouble or ("its node has not started it" if last.node else "it has no node yet")
+            raise SandboxStartError(f"not ready within {self._timeout:g} s: {reason}") from None
+        finally:
+            del self._waiting[pod.uid]
+
+    def is_starting(self, uid: str) -> bool:
+        """Whether a claim waits for this pod."""
+        return uid in self._waiting
+
+    def pod_changed(self, uid: str, pod: Pod | None) -> None:
+        """Tell the claim that waits for it, if one does, when its wait is over. None: it was deleted."""
+        waiter = self._waiting.get(uid)
+        if waiter is None or waiter.done():
+            return
+        if pod is None or pod.gone:
+            waiter.set_exception(SandboxStartError(pod.gone if pod is not None else "its pod was deleted"))
+        elif pod.ready and pod.ip:
+            waiter.set_result(pod)
+        elif pod.trouble and not pod.trouble.startswith("Unschedulable"):
+            # A pod that fits nowhere may fit in a minute, when the cluster has grown; the others are worth no wait.
+            waiter.set_exception(SandboxStartError(pod.trouble))
+
+    def give_up(self) -> None:
+        """End all waits: the gateway is shutting down."""
+        for waiter in self._waiting.values():
+            if not waiter.done():
+                waiter.set_exception(SandboxStartError("this gateway is shutting down"))
+
+
+def start_error(runtime: RuntimeKey, reason: str, pause: float | None = None) -> SandboxStartError:
+    """What a claim that got no sandbox raises. `pause`: seconds before another is worth a try, if that is known."""
+    return SandboxStartError(f"a sandbox of {runtime} could not be started: {reason}", retry_after=max(1.0, pause or 0))

@@ -1,0 +1,123 @@
+"""The upkeep of warm pools: a runtime's Deployment, and the NetworkPolicy beside it, made, changed, resized, dropped.
+
+ReplicaSets refill the pools, and the Deployment controller rolls them when their template changes.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from gateway.model import Runtime, RuntimeKey
+from gateway.provider.kubernetes import build, names
+from gateway.provider.kubernetes.cache import Cache
+from gateway.provider.kubernetes.client import KubeApi, KubeError, OutcomeUnknownError
+from gateway.provider.kubernetes.marking import Marks
+from gateway.provider.kubernetes.pool import Pool
+from gateway.provider.kubernetes.template import PodDefaults, make_template
+
+log = logging.getLogger(__name__)
+
+
+class Deployments:
+    """Writes them. What is changed of one pool is changed in turn (`Pool.changing`)."""
+
+    def __init__(self, api: KubeApi, defaults: PodDefaults, cache: Cache, marks: Marks) -> None:
+        self._api, self._defaults, self._cache, self._marks = api, defaults, cache, marks
+
+    async def serve(self, runtime: Runtime, pool: Pool) -> None:
+        """What the server refuses as invalid is the pool's trouble. Raises KubeError."""
+        try:
+            async with pool.changing:
+                await self._bring_about(runtime, pool)
+            pool.refused = ""
+        except KubeError as error:
+            if error.http_status not in (400, 422):
+                raise
+            pool.refused = f"Invalid: {error}"
+            log.warning("%s: %s", runtime.key, error)
+
+    async def restore(self, key: RuntimeKey, pool: Pool) -> None:
+        """Make again what somebody deleted. Raises KubeError."""
+        if pool.runtime is not None and pool.deployment is None and not pool.refused:
+            # Deleted by hand; or by the garbage collector, for a runtime that was deleted and made again.
+            log.warning("%s: its Deployment was deleted; making it again", key)
+            await self.serve(pool.runtime, pool)
+
+    async def drop(self, key: RuntimeKey, pool: Pool) -> None:
+        """Serve it no longer. Raises KubeError."""
+        async with pool.changing:
+            pool.runtime = None
+            await self._api.delete(names.deployments(key.namespace, names.deployment_name(key)))
+            await self._api.delete(names.network_policies(key.namespace, names.deployment_name(key)))
+            pool.egress = None
+
+    async def resize(self, key: RuntimeKey, pool: Pool, warm: int) -> None:
+        """Who is to go is marked first, so that no pod being claimed is chosen. Raises KubeError."""
+        async with pool.changing:
+            if pool.deployment is None or pool.deployment.replicas == max(0, warm):
+                return
+            if warm < pool.deployment.replicas:
+                await self._marks.mark(pool.victims(max(0, warm)))
+            path = names.deployments(key.namespace, names.deployment_name(key), "scale")
+            scale = await self._api.patch(path, {"spec": {"replicas": max(0, warm)}})
+            if pool.deployment is not None:  # else it was deleted meanwhile
+                version, replicas = scale["metadata"]["resourceVersion"], int(scale["spec"].get("replicas") or 0)
+                known = replace(pool.deployment, version=version, replicas=replicas)
+                self._cache.deployments[key.namespace].put(known)
+
+    async def _bring_about(self, runtime: Runtime, pool: Pool) -> None:
+        earlier, pool.runtime = pool.runtime, runtime
+        pool.template = make_template(runtime, self._defaults)
+        await self._allow_egress(runtime, pool)
+        digest = pool.template["metadata"]["annotations"][names.TEMPLATE]
+        pool.deployment = pool.deployment or self._cache.deployment(runtime.key)
+        resized = earlier is not None and earlier.pool.size != runtime.pool.size
+        if pool.deployment is None:
+            await self._create(runtime, pool)
+        elif pool.deployment.applied != digest or resized:
+            await self._change(runtime, pool, runtime.pool.size if resized else None)
+
+    async def _allow_egress(self, runtime: Runtime, pool: Pool) -> None:
+        """What its sandboxes may reach: in force before the first of them is made."""
+        wanted = build.make_egress(runtime)
+        if wanted == pool.egress:
+            return
+        name, namespace = names.deployment_name(runtime.key), runtime.key.namespace
+        path = names.network_policies(namespace, name)
+        if wanted is None:
+            await self._api.delete(path)
+        else:
+            try:
+                await self._api.create(names.network_policies(namespace), wanted)
+            except KubeError as error:
+                if error.reason != "AlreadyExists" and not isinstance(error, OutcomeUnknownError):
+                    raise
+                await self._api.replace(path, wanted)  # unconditional: it says all there is to say
+        pool.egress = wanted
+
+    async def _create(self, runtime: Runtime, pool: Pool) -> None:
+        body = build.make_deployment(runtime, pool.template, runtime.pool.size)
+        try:
+            answer = await self._api.create(names.deployments(runtime.key.namespace), body)
+        except KubeError as error:
+            if error.reason != "AlreadyExists" and not isinstance(error, OutcomeUnknownError):
+                raise
+            answer = await self._api.get(names.deployments(runtime.key.namespace, body["metadata"]["name"]))
+        self._cache.deployments[runtime.key.namespace].learn(answer)
+
+    async def _change(self, runtime: Runtime, pool: Pool, replicas: int | None) -> None:
+        """By PUT: a merge patch could not take away what the new template no longer has."""
+        path = names.deployments(runtime.key.namespace, names.deployment_name(runtime.key))
+        while True:
+            present = await self._api.get(path)
+            present["spec"] |= {"template": pool.template, **build.ROLLING}
+            present["metadata"]["labels"][names.APPLIED] = pool.template["metadata"]["annotations"][names.TEMPLATE]
+            if replicas is not None:
+                present["spec"]["replicas"] = replicas
+            try:
+                self._cache.deployments[runtime.key.namespace].learn(await self._api.replace(path, present))
+                return
+            except KubeError as error:
+                if error.reason != "Conflict":
+                    raise

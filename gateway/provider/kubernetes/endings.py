@@ -1,0 +1,96 @@
+"""How sandboxes end: by our own hand, which is no news, or otherwise, which whoever watches is told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+from gateway.clock import Clock
+from gateway.model import SandboxEvent, SandboxId, SessionId
+from gateway.provider.kubernetes import names
+from gateway.provider.kubernetes.cache import Cache
+from gateway.provider.kubernetes.client import KubeApi, KubeError
+from gateway.provider.kubernetes.pod import Pod
+from gateway.provider.kubernetes.pool import Pool
+
+log = logging.getLogger(__name__)
+
+_GRACE_S = 1  # of a sandbox that is deleted: picod has nothing to finish
+_FORGOTTEN_S = 600.0  # a claimed pod that ended so long ago and that nobody released is deleted
+
+
+class Endings:
+    """Deletes pods, and tells of those that end without it."""
+
+    def __init__(self, api: KubeApi, clock: Clock, cache: Cache) -> None:
+        self._api, self._clock, self._cache = api, clock, cache
+        self._released: set[str] = set()  # by our own hand: their end is no news
+        self._undeleted: dict[str, Pod] = {}  # whose DELETE the server did not take yet
+        self._watchers: set[asyncio.Queue[SandboxEvent | None]] = set()
+
+    async def release(self, sandbox_id: SandboxId) -> None:
+        """Delete its pod. Absent is success; a server that is away is asked again until it takes the deletion."""
+        pod = await self._cache.find(sandbox_id)
+        if pod is not None:
+            self._released.add(pod.uid)
+            self._undeleted[pod.uid] = pod
+            self._cache.pods[pod.namespace].put(pod.as_deleting())
+            await self._delete(pod)
+
+    def is_released(self, uid: str) -> bool:
+        """Whether it ends by our own hand."""
+        return uid in self._released
+
+    async def delete_again(self) -> None:
+        """What the server did not take."""
+        for pod in list(self._undeleted.values()):
+            await self._delete(pod)
+
+    async def delete_forgotten(self, pool: Pool) -> None:
+        """Ended pods that everybody forgot."""
+        for pod in list(pool.claimed.values()):
+            if pod.ended and not pod.deleting and pod.created_at + _FORGOTTEN_S < self._clock.now():
+                await self._delete(pod)
+
+    async def _delete(self, pod: Pod) -> None:
+        try:
+            await self._api.delete(names.pods(pod.namespace, pod.name), uid=pod.uid, grace=_GRACE_S)
+            self._undeleted.pop(pod.uid, None)
+        except KubeError as error:
+            log.warning("pod %s could not be deleted, trying again: %s", pod.name, error)
+
+    def watch(self) -> AsyncIterator[SandboxEvent]:
+        """Claimed sandboxes that end without `release`, from this call on."""
+        queue: asyncio.Queue[SandboxEvent | None] = asyncio.Queue()
+        self._watchers.add(queue)
+        return self._events(queue)
+
+    async def _events(self, queue: asyncio.Queue[SandboxEvent | None]) -> AsyncIterator[SandboxEvent]:
+        try:
+            while (event := await queue.get()) is not None:
+                yield event
+        finally:
+            self._watchers.discard(queue)
+
+    def end_watches(self) -> None:
+        """There will be no more events."""
+        for queue in self._watchers:
+            queue.put_nowait(None)
+
+    def pod_changed(self, pool: Pool, old: Pod | None, new: Pod | None, *, starting: bool) -> None:
+        """Tell of it if it is an end. `starting`: a claim waits for it, and learns of it by itself."""
+        pod = new or old
+        assert pod is not None
+        ended = old is not None and old.claimed and not old.gone and (new is None or bool(new.gone))
+        if ended and pod.uid not in self._released and not starting:
+            self._tell(pool, pod, new.gone if new is not None else "its pod was deleted")
+        if new is None:
+            self._undeleted.pop(pod.uid, None)
+            self._released.discard(pod.uid)
+
+    def _tell(self, pool: Pool, pod: Pod, reason: str) -> None:
+        log.info("sandbox %s (pod %s) of session %s ended: %s", pod.uid, pod.name, pod.session, reason)
+        pool.lost(self._clock.monotonic(), reason)
+        for queue in self._watchers:
+            queue.put_nowait(SandboxEvent(SandboxId(pod.uid), SessionId(pod.session), reason))

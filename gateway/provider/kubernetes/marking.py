@@ -1,0 +1,64 @@
+"""Marks on warm pods that a shrink or a roll is about to remove, so that none of them is claimed meanwhile.
+
+Whom to mark pool.py decides; a mark that nobody means any more is taken back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from gateway.provider.kubernetes import build, names
+from gateway.provider.kubernetes.cache import Cache
+from gateway.provider.kubernetes.client import KubeApi, KubeError
+from gateway.provider.kubernetes.pod import Pod
+from gateway.provider.kubernetes.pool import Pool
+from gateway.provider.kubernetes.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+
+class Marks:
+    """Writes them."""
+
+    def __init__(self, api: KubeApi, cache: Cache, tasks: Tasks) -> None:
+        self._api, self._cache, self._tasks = api, cache, tasks
+
+    async def mark(self, pods: Iterable[Pod]) -> None:
+        """Mark victims, of a shrink or a roll. One that changed meanwhile is left alone: it may have been claimed.
+
+        Raises KubeError.
+        """
+        await asyncio.gather(*(self._annotate(pod, build.make_victim(pod.version)) for pod in pods))
+
+    async def spare(self, pool: Pool) -> None:
+        """Take back the marks that are no longer meant. Raises KubeError."""
+        for pod in pool.spared():
+            await self._annotate(pod, build.make_spared(pod.version))
+
+    def look_for_outdated(self, pool: Pool) -> None:
+        """Mark them beside the caller, if there are any and nobody is at it."""
+        if self._tasks.running and not pool.marking and pool.outdated():
+            pool.marking = True
+            self._tasks.spawn(self.mark_outdated(pool))
+
+    async def mark_outdated(self, pool: Pool) -> None:
+        """Let nobody claim the old pods that a roll is about to remove."""
+        try:
+            while marked := pool.outdated():
+                await self.mark(marked)
+                if pool.outdated() == marked:
+                    return  # they changed meanwhile; the watch tells how, and then they are looked at again
+        except KubeError as error:
+            log.debug("outdated pods: %s", error)
+        finally:
+            pool.marking = False
+
+    async def _annotate(self, pod: Pod, patch: dict[str, Any]) -> None:
+        try:
+            self._cache.learn(await self._api.patch(names.pods(pod.namespace, pod.name), patch))
+        except KubeError as error:
+            if error.http_status not in (404, 409):
+                raise

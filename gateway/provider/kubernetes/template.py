@@ -1,0 +1,256 @@
+"""The pod template of a runtime, from its manifest. Pure.
+
+A CodeInterpreter's manifest is AgentCube's; the pod around it is ours: no privileges, a read-only root, no token of
+the cluster, picod's keys mounted. An AgentRuntime brings its own pod, of which only what it leaves open is set.
+What is made of the template, Deployments and pods for cold claims, is build.py's.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from gateway.model import Kind, Runtime
+from gateway.provider.kubernetes import names
+from gateway.provider.kubernetes.pod import PICOD_CONTAINER, PICOD_PORT
+from picod import wire
+
+Object = dict[str, Any]
+
+KEYS_FOLDER = "/run/wakegate/keys"
+WORKSPACE = "/workspace"
+USER = 1000
+SPREADS = ("spread", "pack", "balanced")
+
+# A dead node's pods are evicted after this many seconds in place of Kubernetes' 300: their sessions wake elsewhere.
+LOST_NODE_S = 30
+
+# A pod that is evicted or drained with files in it stays up for a moment, in which a gateway copies them. Our own
+# deletions give it a second only, and an empty one, as all warm ones are, does not wait.
+LAST_WORDS_S = 20
+_LAST_WORDS = f"ls -A {WORKSPACE} | grep -qv '^\\.wakegate$' && sleep {LAST_WORDS_S} || true"
+
+# spec.wakegate.pod: fields of the PodSpec that a CodeInterpreter may set besides AgentCube's own.
+_POD_FIELDS = (
+    "nodeSelector",
+    "tolerations",
+    "affinity",
+    "topologySpreadConstraints",
+    "schedulerName",
+    "priorityClassName",
+    "runtimeClassName",
+    "dnsPolicy",
+    "dnsConfig",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PodDefaults:
+    """What holds for every runtime that says nothing else."""
+
+    picod_image: str
+    spread: str = "spread"  # one of SPREADS
+    scheduler: str = ""
+    runtime_class: str = ""
+    code_context: str = "warm"  # wire.ENV_CODE_CONTEXT
+    environment: Mapping[str, str] = field(default_factory=dict)  # of picod, e.g. AgentCube's public key
+
+
+def make_template(runtime: Runtime, defaults: PodDefaults) -> Object:
+    """The pod template: metadata and spec, with the digest of both in an annotation."""
+    spec = _agent_pod(runtime) if runtime.key.kind is Kind.AGENT_RUNTIME else _interpreter_pod(runtime, defaults)
+    own = own_section(runtime)
+    spread = (own.get("pod") or {}).get("spread") or defaults.spread
+    for name, value in _placement(spread, runtime).items():
+        if name == "affinity":  # beside a node affinity of its own; a pod affinity of its own is taken instead
+            spec["affinity"] = {**value, **(spec.get("affinity") or {})}
+        else:
+            spec.setdefault(name, value)
+    if defaults.scheduler:
+        spec.setdefault("schedulerName", defaults.scheduler)
+    if defaults.runtime_class:
+        spec.setdefault("runtimeClassName", defaults.runtime_class)
+    given = runtime.manifest.get("spec") or {}
+    source = given.get("podTemplate") if runtime.key.kind is Kind.AGENT_RUNTIME else given.get("template")
+    source = source or {}
+    labels = {**(source.get("labels") or {}), **names.runtime_labels(runtime.key), names.POOL: names.WARM}
+    notes = {
+        **(source.get("annotations") or {}),
+        names.RUNTIME: runtime.key.name,
+        names.PORT: str(default_port(runtime)),
+    }
+    template: Object = {"metadata": {"labels": labels, "annotations": notes}, "spec": spec}
+    notes[names.TEMPLATE] = digest(template)
+    return template
+
+
+def digest(template: Mapping[str, Any]) -> str:
+    """A short name for the content."""
+    return hashlib.sha256(orjson.dumps(template, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+def default_port(runtime: Runtime) -> int:
+    """Of the target ports the one for `/`, else the first; picod's where there are none."""
+    ports = target_ports(runtime)
+    for entry in ports:
+        if (entry.get("pathPrefix") or "/") == "/":
+            return int(entry["port"])
+    return int(ports[0]["port"]) if ports else PICOD_PORT
+
+
+def target_ports(runtime: Runtime) -> list[Mapping[str, Any]]:
+    """An AgentRuntime's `targetPort`, a CodeInterpreter's `ports`; may be empty."""
+    spec = runtime.manifest.get("spec") or {}
+    return list(spec.get("targetPort" if runtime.key.kind is Kind.AGENT_RUNTIME else "ports") or [])
+
+
+def _interpreter_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
+    template = (runtime.manifest.get("spec") or {}).get("template") or {}
+    own = own_section(runtime).get("pod") or {}
+    port = default_port(runtime)
+    given = template.get("environment") or _plain(runtime)
+    container: Object = {
+        "name": PICOD_CONTAINER,
+        "image": runtime.image or defaults.picod_image,
+        "ports": [{"containerPort": port, "protocol": "TCP"}],
+        "env": [*_picod_environment(runtime, defaults, given), *given],
+        "readinessProbe": {
+            "httpGet": {"path": wire.HEALTH_PATH, "port": port},
+            "periodSeconds": 1,
+            "failureThreshold": 10,  # a sandbox that computes on all its cores is busy, not away
+            "timeoutSeconds": 5,
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": "workspace", "mountPath": WORKSPACE},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the sandbox's own
+            {"name": "keys", "mountPath": KEYS_FOLDER, "readOnly": True},
+        ],
+        "workingDir": WORKSPACE,
+        "lifecycle": {"preStop": {"exec": {"command": ["sh", "-c", _LAST_WORDS]}}},
+    }
+    for field_name in ("command", "args", "imagePullPolicy"):
+        if template.get(field_name):
+            container[field_name] = template[field_name]
+    container["resources"] = _resources(template.get("resources") or {})
+    size = own.get("workspaceSize") or runtime.limits.workspace_size
+    disk = {"sizeLimit": str(size)} if size else {}
+    spec: Object = {
+        "containers": [container],
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": LAST_WORDS_S + 5,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumes": [
+            {"name": "workspace", "emptyDir": disk},
+            {"name": "tmp", "emptyDir": {"sizeLimit": str(runtime.limits.tmp_size)}},
+            {"name": "keys", "configMap": {"name": names.KEYS_CONFIGMAP, "optional": not runtime.auth}},
+        ],
+        "tolerations": [*(own.get("tolerations") or []), *_lost_node()],
+    }
+    for field_name in _POD_FIELDS:
+        if own.get(field_name) and field_name != "tolerations":
+            spec[field_name] = copy.deepcopy(own[field_name])
+    if template.get("runtimeClassName"):
+        spec["runtimeClassName"] = template["runtimeClassName"]
+    if template.get("imagePullSecrets"):
+        spec["imagePullSecrets"] = template["imagePullSecrets"]
+    return spec
+
+
+def _agent_pod(runtime: Runtime) -> Object:
+    spec: Object = copy.deepcopy(runtime.manifest["spec"]["podTemplate"]["spec"])
+    spec.setdefault("automountServiceAccountToken", False)
+    spec.setdefault("enableServiceLinks", False)
+    spec.setdefault("terminationGracePeriodSeconds", 5)
+    spec.setdefault("securityContext", {}).setdefault("seccompProfile", {"type": "RuntimeDefault"})
+    spec["tolerations"] = [*(spec.get("tolerations") or []), *_lost_node()]
+    spec.pop("restartPolicy", None)  # Always: a Deployment's pods have no other
+    port = default_port(runtime)
+    first = spec["containers"][0]
+    first.setdefault("ports", [{"containerPort": port, "protocol": "TCP"}])
+    # Ready means that it listens: without a probe it would count as ready when its process began.
+    first.setdefault("readinessProbe", {"tcpSocket": {"port": port}, "periodSeconds": 1, "failureThreshold": 10})
+    for container in spec["containers"]:
+        container["resources"] = _resources(container.get("resources") or {})
+    return spec
+
+
+def _picod_environment(runtime: Runtime, defaults: PodDefaults, given: Sequence[Mapping[str, Any]]) -> list[Object]:
+    """picod's own variables. Those of the manifest (`given`) reach commands by name, as only the kubelet knows what
+    a `valueFrom` stands for."""
+    return [
+        {"name": wire.ENV_AUDIENCE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+        {"name": wire.ENV_KEYS_FILE, "value": f"{KEYS_FOLDER}/jwks.json"},
+        {"name": wire.ENV_AUTH, "value": "jwt" if runtime.auth else "none"},
+        {"name": wire.ENV_WORKSPACE, "value": WORKSPACE},
+        {"name": wire.ENV_FORWARD, "value": ",".join(str(variable["name"]) for variable in given)},
+        {"name": wire.ENV_PORTS, "value": ",".join(f"{first}-{last}" for first, last in runtime.ports)},
+        {"name": wire.ENV_CODE_CONTEXT, "value": runtime.code_context or defaults.code_context},
+        *([{"name": wire.ENV_PRELOAD, "value": ",".join(runtime.preload)}] if runtime.preload else ()),
+        *({"name": name, "value": value} for name, value in defaults.environment.items()),
+    ]
+
+
+def _plain(runtime: Runtime) -> list[Object]:
+    return [{"name": name, "value": value} for name, value in runtime.environment.items()]
+
+
+def _resources(resources: Mapping[str, Any]) -> Object:
+    """With quantities as text, as the API's schema has them; YAML turns `cpu: 1` into a number."""
+    made: Object = dict(copy.deepcopy(dict(resources)))
+    for kind in ("limits", "requests"):
+        if made.get(kind):
+            made[kind] = {name: str(quantity) for name, quantity in made[kind].items()}
+    return made
+
+
+def _placement(spread: str, runtime: Runtime) -> Object:
+    """How a runtime's pods lie over the nodes, in Kubernetes' own terms. All are wishes: none keeps a pod pending."""
+    own = {"matchLabels": {names.RUNTIME: names.runtime_labels(runtime.key)[names.RUNTIME]}}
+    if spread == "pack":  # few nodes, so that a cluster autoscaler can take the others away
+        term = {"labelSelector": {"matchLabels": {names.MANAGED: names.MANAGER}}, "topologyKey": _HOST}
+        wish = {"weight": 100, "podAffinityTerm": term}
+        return {"affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [wish]}}}
+    if spread == "balanced":  # over zones; within one as the scheduler scores free resources
+        return {"topologySpreadConstraints": [_even(_ZONE, own)]}
+    return {"topologySpreadConstraints": [_even(_HOST, own), _even(_ZONE, own)]}
+
+
+_HOST, _ZONE = "kubernetes.io/hostname", "topology.kubernetes.io/zone"
+
+
+def _even(key: str, selector: Object) -> Object:
+    return {"maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": selector}
+
+
+def _lost_node() -> list[Object]:
+    return [
+        {
+            "key": f"node.kubernetes.io/{state}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": LOST_NODE_S,
+        }
+        for state in ("not-ready", "unreachable")
+    ]
+
+
+def own_section(runtime: Runtime) -> Mapping[str, Any]:
+    """The manifest's `spec.wakegate`: what it says besides AgentCube's own fields; may be empty."""
+    return (runtime.manifest.get("spec") or {}).get("wakegate") or {}
