@@ -1,4 +1,4 @@
-"""The composition root: the one room that names concrete classes. Settings in, a running gateway out."""
+"""A gateway: all its parts, wired, started and ended. The store and the engine are handed in (engines.py)."""
 
 from __future__ import annotations
 
@@ -6,35 +6,24 @@ import asyncio
 import logging
 import os
 import socket
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from gateway.api.agentcube import AgentCubeAPI
-from gateway.api.app import make_control_app
-from gateway.api.container_files import ContainerFilesAPI
-from gateway.api.containers import ContainersAPI
-from gateway.api.mcp import MCPEndpoint
-from gateway.api.native import NativeAPI
-from gateway.api.openapi import http as openapi
-from gateway.api.tools.http import ToolsAPI
-from gateway.api.tools.service import ToolService
 from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.sessions import AdviceSettings, Served, SessionAdvisor
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.claims import Claims
-from gateway.clock import Clock, SystemClock
+from gateway.clock import Clock
 from gateway.counters import Counters
-from gateway.errors import SettingsError, WakegateError
+from gateway.errors import WakegateError
 from gateway.executor import PicodExecutor
 from gateway.hibernation import Hibernation
 from gateway.interfaces import Executor, RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
 from gateway.keys import KeyRing
 from gateway.lifecycle import HEARTBEAT_S, Lifecycle
 from gateway.logs import AccessLog
+from gateway.loops import cancel, every
 from gateway.metered import metered
 from gateway.metrics import Metrics
 from gateway.model import Runtime, SnapshotRef
@@ -46,12 +35,12 @@ from gateway.routing.exchange import TimeLimits
 from gateway.routing.observe import Observer, Observers
 from gateway.routing.proxy import Proxy
 from gateway.routing.tokens import TokenIssuer
-from gateway.runtimes import StaticCatalog, default_runtime, load_runtimes, parse_modules
-from gateway.settings import Settings, make_state_dir
+from gateway.runtimes import StaticCatalog
+from gateway.settings import Settings
 from gateway.snapshots.keeper import make_keeper
 from gateway.stats import Activity
-from gateway.store import make_store
 from gateway.store.cached import CachedStore
+from gateway.surfaces import Surfaces
 from gateway.sweeper import Sweeper
 from gateway.tracing import Tracing
 
@@ -60,7 +49,6 @@ logger = logging.getLogger(__name__)
 ADVISE_S = 5.0  # how often silent sessions are looked at
 CHECKPOINT_S = 1.0  # how often it is looked which sessions are due for one
 QUIET_S = 2.0  # how often routes are looked at that nobody uses
-KEYS_S = 5.0  # how often the folder of signing keys is looked at
 SEEN_S = 2.0  # a record that is only looked at may be so old
 
 
@@ -148,20 +136,9 @@ class Gateway:
             store,
             provider,
             clock,
-            AutoscalerSettings(
-                tick=settings.autoscaler_tick,
-                cold_start_cost=settings.cold_start_cost or None,
-                max_warm=settings.max_warm or None,
-                joins=settings.engine == "local",
-                # Gateways that cannot reach each other's sandboxes each size their own pools; others share one leader.
-                shared=shared and not me,
-                lease=f"autoscaler:{me}" if me else "autoscaler",
-            ),
+            _autoscaler_settings(settings, shared=shared, me=me),
             holder=holder,
         )
-        self.lifecycle.ask_before_sleep(executor.busy)
-        self.claims.on_waiting(self.autoscaler.waiting)
-        self.claims.on_claim(self.autoscaler.claimed)
         self.advisor = SessionAdvisor(
             self.lifecycle,
             self.catalog,
@@ -170,9 +147,6 @@ class Gateway:
                 wake_cost=settings.wake_cost, hibernate=settings.advised_hibernation, prewake=settings.prewake
             ),
         )
-        self.lifecycle.on_wake(self.advisor.woken)
-        self.lifecycle.on_unbound(self.advisor.unbound)
-        self.claims.on_claim(self.counters.claimed)
         self.metrics = Metrics(
             self.counters,
             self.catalog,
@@ -183,40 +157,32 @@ class Gateway:
             self.tokens,
             engine=settings.engine,
         )
-        native = NativeAPI(
+        self.surfaces = Surfaces(
+            settings,
             self.lifecycle,
             store,
             provider,
             self.catalog,
-            lambda: {**self.autoscaler.explain(), "sessions": self.advisor.explain()},
-            lambda: self.activator.leaving,
-            self.metrics.render,
-        )
-        caller = Caller(self.activator, clock)
-        self.tools = ToolService(self.lifecycle, self.catalog, caller, clock)
-        tools = ToolsAPI(self.tools, self.lifecycle, self.catalog, caller, clock)
-        self.mcp = MCPEndpoint(self.tools, self.lifecycle, self.catalog, settings.allowed_origins)
-        self.control_routes = [
-            *AgentCubeAPI(self.lifecycle).routes(),
-            *native.routes(),
-            *tools.routes(),
-            *ContainersAPI(self.lifecycle, store, self.catalog).routes(),
-            *ContainerFilesAPI(self.lifecycle, caller).routes(),
-            *self.mcp.routes(),
-            *openapi.routes(),
-        ]
-        control = make_control_app(
-            self.control_routes,
+            Caller(self.activator, clock),
+            clock,
             self.counters,
-            body_idle=settings.request_idle_timeout,
+            explain_pools=lambda: {**self.autoscaler.explain(), "sessions": self.advisor.explain()},
+            is_leaving=lambda: self.activator.leaving,
+            render_metrics=self.metrics.render,
         )
-        limits = TimeLimits(
-            request_idle=settings.request_idle_timeout,
-            response_idle=settings.response_idle_timeout,
-            client_read=settings.client_read_timeout,
-            total=settings.request_timeout,
+        self.proxy = Proxy(
+            self.activator, self.surfaces.app, clock, _time_limits(settings), self.counters, self.observer
         )
-        self.proxy = Proxy(self.activator, control, clock, limits, self.counters, self.observer)
+        self._connect(executor)
+
+    def _connect(self, executor: Executor) -> None:
+        """Who is asked, and who is told, when something happens to a session."""
+        self.lifecycle.ask_before_sleep(executor.busy)
+        self.lifecycle.on_wake(self.advisor.woken)
+        self.lifecycle.on_unbound(self.advisor.unbound)
+        self.claims.on_waiting(self.autoscaler.waiting)
+        self.claims.on_claim(self.autoscaler.claimed)
+        self.claims.on_claim(self.counters.claimed)
 
     def leave(self) -> None:
         """Say that this gateway will end: readiness fails, all else goes on."""
@@ -251,21 +217,20 @@ class Gateway:
             await self.autoscaler.start()
             stack.push_async_callback(self.autoscaler.aclose)
             stack.push_async_callback(self._last_flush)
-            stack.push_async_callback(self.tools.memory.aclose)
-            stack.push_async_callback(self.mcp.aclose)
+            stack.push_async_callback(self.surfaces.aclose)
             for name, loop in (
                 ("exchanges", self.proxy.run_ticker()),
-                ("activity", _every(HEARTBEAT_S, self.lifecycle.flush_activity)),
-                ("sweeper", _every(self.settings.sweep_interval, self.sweeper.sweep)),
-                ("checkpoints", _every(CHECKPOINT_S, self.sweeper.checkpoint)),
-                ("quiet routes", _every(QUIET_S, self._forget_quiet)),
-                ("announcements", _every(self.peers.beat, self._announce)),
-                ("session advice", _every(ADVISE_S, self._advise)),
+                ("activity", every(HEARTBEAT_S, self.lifecycle.flush_activity)),
+                ("sweeper", every(self.settings.sweep_interval, self.sweeper.sweep)),
+                ("checkpoints", every(CHECKPOINT_S, self.sweeper.checkpoint)),
+                ("quiet routes", every(QUIET_S, self._forget_quiet)),
+                ("announcements", every(self.peers.beat, self._announce)),
+                ("session advice", every(ADVISE_S, self._advise)),
                 ("sandbox events", self._follow_events()),
                 ("loop lag", self.metrics.watch_loop()),
                 *self._background(self),
             ):
-                stack.push_async_callback(_cancel, asyncio.create_task(loop, name=name))
+                stack.push_async_callback(cancel, asyncio.create_task(loop, name=name))
             yield
 
     def _served(self) -> Served:
@@ -306,113 +271,9 @@ class Gateway:
             logger.warning("the last activity could not be written: %s", error)
 
 
-async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
-    """A gateway from settings.
-
-    Raises:
-        SettingsError: with every problem of runtimes, store URL and engine at once.
-    """
-    clock = clock or SystemClock()
-    problems: list[str] = []
-    runtimes: Sequence[Runtime] = ()
-    try:
-        runtimes = [default_runtime(settings.warm_pool, parse_modules(settings.preload))]
-    except ValueError as error:
-        problems.append(f"--preload: {error}")
-    if settings.runtime:
-        try:
-            runtimes = load_runtimes(settings.runtime, engine=settings.engine)
-        except SettingsError as error:
-            problems += error.problems
-    shared = settings.store.partition(":")[0].partition("+")[0] not in ("", "sqlite")
-    store_url = settings.store or f"sqlite:///{quote(str((settings.state_dir / 'wakegate.db').absolute()))[1:]}"
-    try:
-        store = make_store(store_url, clock, prefix=settings.store_prefix)
-    except SettingsError as error:
-        problems += [f"--store {problem.removeprefix('store URL ')}" for problem in error.problems]
-    python = _sandbox_python(settings, problems)
-    if problems:
-        raise SettingsError(problems)
-    make_state_dir(settings.state_dir)
-    if settings.engine == "kubernetes":
-        files = runtimes if settings.runtime else ()
-        return await _build_in_cluster(settings, files, store, clock, shared=shared)
-    keys = KeyRing(settings.state_dir / "keys", settings.token_algorithm)
-    keys.open()
-
-    async def turn_keys() -> None:
-        await asyncio.to_thread(keys.turn, clock.now(), settings.key_rotation)
-
-    from gateway.provider.local import LocalProvider, owner_name
-
-    provider = LocalProvider(
-        settings.state_dir,
-        keys.public_dir,
-        clock,
-        isolation="process" if settings.isolation == "process" else "bubblewrap",
-        sandbox_python=python,
-        code_context=settings.code_context,
-        disk_reserve=settings.disk_reserve,
-    )
-    return Gateway(
-        settings,
-        runtimes=runtimes,
-        store=store,
-        shared=shared,
-        provider=provider,
-        keys=keys,
-        clock=clock,
-        me=owner_name(settings.state_dir) if shared else "",
-        engine_summary=lambda: provider.report.summary(),
-        background=lambda _: (("signing keys", _every(KEYS_S, turn_keys)),),
-    )
-
-
-async def _build_in_cluster(
-    settings: Settings, files: Sequence[Runtime], store: SessionStore, clock: Clock, *, shared: bool
-) -> Gateway:
-    from gateway.cluster import Remains, join_cluster  # kubernetes_asyncio is 40 MB that the local engine does not need
-
-    cluster = await join_cluster(settings, files, clock)
-    executor = PicodExecutor(
-        cluster.catalog, TokenIssuer(cluster.keys, clock), connect_timeout=settings.connect_timeout
-    )
-    gateway = Gateway(
-        settings,
-        runtimes=(),
-        store=store,
-        shared=shared,
-        provider=cluster.provider,
-        keeper=make_keeper(settings, Remains(cluster.provider), executor, clock),
-        keys=cluster.keys,
-        clock=clock,
-        engine_summary=cluster.summary,
-        catalog=cluster.catalog,
-        background=lambda gateway: (
-            ("runtimes of the cluster", cluster.follow()),
-            ("signing keys", cluster.sharing.follow(gateway.activator.renew_tokens)),
-            ("runtime statuses", cluster.report(gateway.store, gateway.provider, holder_name())),
-        ),
-    )
-    cluster.count_in(gateway.counters.kubernetes)
-    return gateway
-
-
 def holder_name() -> str:
     """This gateway as the holder of leases."""
     return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def _sandbox_python(settings: Settings, problems: list[str]) -> Path | None:
-    """The environment of user code: as set, else `.venv-sandbox` beside our own, else the system's."""
-    if settings.sandbox_python != Path():
-        if not (settings.sandbox_python / "bin" / "python3").exists():
-            problems.append(
-                f"--sandbox-python {settings.sandbox_python}: no bin/python3 in it; expected an environment's folder"
-            )
-        return settings.sandbox_python
-    beside = Path(sys.prefix).parent / ".venv-sandbox"
-    return beside if (beside / "bin" / "python3").exists() else None
 
 
 def _observer(settings: Settings, tracing: Tracing | None) -> Observer | None:
@@ -423,25 +284,22 @@ def _observer(settings: Settings, tracing: Tracing | None) -> Observer | None:
     return Observers(wanted) if wanted else None
 
 
-async def _every(interval: float, verb: Callable[[], Awaitable[Any]]) -> None:
-    """Run a verb again and again. A part that is away is said once per change, and tried again at the next turn."""
-    trouble = ""
-    while True:
-        await asyncio.sleep(interval)
-        try:
-            await verb()
-            trouble = ""
-        except WakegateError as error:
-            if str(error) != trouble:
-                logger.warning("%s: %s", verb.__name__, error)
-            trouble = str(error)
+def _autoscaler_settings(settings: Settings, *, shared: bool, me: str) -> AutoscalerSettings:
+    return AutoscalerSettings(
+        tick=settings.autoscaler_tick,
+        cold_start_cost=settings.cold_start_cost or None,
+        max_warm=settings.max_warm or None,
+        joins=settings.engine == "local",
+        # Gateways that cannot reach each other's sandboxes each size their own pools; others share one leader.
+        shared=shared and not me,
+        lease=f"autoscaler:{me}" if me else "autoscaler",
+    )
 
 
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    try:
-        await task
-    except asyncio.CancelledError:
-        pass
-    except Exception:
-        logger.exception("background task %s had failed", task.get_name())
+def _time_limits(settings: Settings) -> TimeLimits:
+    return TimeLimits(
+        request_idle=settings.request_idle_timeout,
+        response_idle=settings.response_idle_timeout,
+        client_read=settings.client_read_timeout,
+        total=settings.request_timeout,
+    )

@@ -83,7 +83,7 @@ async def _examine(settings: Settings) -> int:
 
 
 async def _serve(settings: Settings) -> int:
-    from gateway.app import build  # the slow import: once the settings are known to be right
+    from gateway.engines import build  # the slow import: once the settings are known to be right
     from gateway.server import serving
 
     gateway = await build(settings)
@@ -96,7 +96,7 @@ async def _serve(settings: Settings) -> int:
 async def _serve_as_worker(settings: Settings, number: int) -> int:
     workers.end_with_supervisor(settings.drain_timeout)
     bind_contextvars(worker=number)  # log lines of all workers come together on one stderr
-    from gateway.app import build
+    from gateway.engines import build
     from gateway.server import serving
 
     sockets = workers.sockets_of(settings, number)

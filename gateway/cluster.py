@@ -47,7 +47,7 @@ class Remains:
 
 
 class Cluster:
-    """The parts, made from settings. `provider`, `catalog` and `keys` are for the composition root."""
+    """The parts, made from settings. `provider`, `catalog` and `keys` are for engines.py."""
 
     def __init__(
         self,

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.app import build
 from gateway.clock import SystemClock
+from gateway.engines import build
 from gateway.interfaces import SessionStore
 from gateway.model import RuntimeKey, Session, SessionId, SessionState
 from gateway.provider.local import owner_name

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import gateway.app
+import gateway.engines
 from gateway.app import Gateway
 from gateway.cli import main
 from gateway.keys import KeyRing
@@ -62,7 +62,7 @@ class Mined:
 
 
 async def build_mined(settings: Settings) -> Gateway:
-    """What gateway.app.build makes, with the same parts behind mines."""
+    """What gateway.engines.build makes, with the same parts behind mines."""
     plain = await _build(settings)
     mine = Mine()
     file = Path(f"{settings.state_dir}.mine")
@@ -84,8 +84,8 @@ async def build_mined(settings: Settings) -> Gateway:
     )
 
 
-_build = gateway.app.build
+_build = gateway.engines.build
 
 if __name__ == "__main__":
-    with mock.patch.object(gateway.app, "build", build_mined):
+    with mock.patch.object(gateway.engines, "build", build_mined):
         raise SystemExit(main(sys.argv[1:]))

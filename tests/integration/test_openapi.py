@@ -39,7 +39,7 @@ def test_openapi_names_every_path_of_the_gateway(tmp_path: Path) -> None:
     gateway = scripted_gateway(tmp_path, ScriptedProvider())
     served = [
         (method, route.path)
-        for route in gateway.control_routes
+        for route in gateway.surfaces.routes
         for method in (route.methods or ("POST", "DELETE"))  # /mcp looks at its methods itself
         if method != "HEAD"
     ]
