@@ -68,7 +68,7 @@ def parsed(kind: str, spec: dict[str, Any]) -> Runtime:
 async def pods_of(folder: Path, runtime: Runtime, **defaults: Any) -> tuple[Any, Any]:
     """A warm pod of it and one that was made for a claim, as the API server has them."""
     async with make_cluster(hollow=True).running() as cluster:
-        cluster.create("nodes", "gpu-node", labels={"accelerator": "a100", "kubernetes.io/hostname": "gpu-node"})
+        await cluster.equip()
         provider = await open_provider(cluster, folder, defaults=PodDefaults("wakegate/picod:test", **defaults))
         try:
             await provider.apply([runtime])

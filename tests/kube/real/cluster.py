@@ -37,6 +37,8 @@ OTHERS = {
     "RoleBinding": Kind(_RBAC, "v1", "rolebindings", "RoleBinding"),
     "ServiceAccount": Kind("", "v1", "serviceaccounts", "ServiceAccount"),
 }
+RUNTIME_CLASSES = Kind("node.k8s.io", "v1", "runtimeclasses", "RuntimeClass", namespaced=False)
+PRIORITY_CLASSES = Kind("scheduling.k8s.io", "v1", "priorityclasses", "PriorityClass", namespaced=False)
 _CLEARED = (
     "codeinterpreters", "agentruntimes", "deployments", "replicasets", "pods", "configmaps", "secrets",
     "networkpolicies", "resourcequotas",
@@ -135,6 +137,17 @@ class RealCluster:
         """Put an object there as somebody with all rights would."""
         metadata: Object = {"name": name, **({"labels": labels} if labels else {})}
         return self.objects.create(BY_PLURAL[plural], namespace, {"metadata": metadata, **rest})
+
+    async def equip(self) -> None:
+        """What choosy pods name: a node with a GPU and a rack, classes of runtimes and of priority, an account."""
+        self.nodes.add("gpu-node", {"accelerator": "a100", "rack": "r1"}, {"nvidia.com/gpu": "8"})
+        made: list[tuple[Kind, str, Object]]
+        made = [(RUNTIME_CLASSES, "", {"metadata": {"name": name}, "handler": name}) for name in ("gvisor", "kata")]
+        made.append((PRIORITY_CLASSES, "", {"metadata": {"name": "batch"}, "value": 7}))
+        made.append((OTHERS["ServiceAccount"], "default", {"metadata": {"name": "agent"}}))
+        for kind, namespace, body in made:
+            with contextlib.suppress(ApiError):  # classes stay from one test to the next
+                self.objects.create(kind, namespace, body)
 
     def pods(self, **labels: str) -> list[Object]:
         """Pods that carry the labels and are not ending."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 from tests.kube.real.objects import Store, path_of
 from tests.kube.simulator.objects import BY_PLURAL, ApiError, Object, now_text
@@ -12,6 +14,7 @@ from tests.kube.simulator.objects import BY_PLURAL, ApiError, Object, now_text
 NODES, LEASES = BY_PLURAL["nodes"], BY_PLURAL["leases"]
 _BEAT_S = 2.0
 _SPACE = "kube-node-lease"
+_NONE: Mapping[str, str] = MappingProxyType({})
 _ROOM = {"cpu": "64", "memory": "64Gi", "pods": "500", "ephemeral-storage": "100Gi"}
 
 
@@ -41,11 +44,22 @@ class Nodes:
             with suppress(ApiError):
                 self._store.delete(LEASES, _SPACE, name)
 
-    def register(self, name: str) -> None:
+    def add(self, name: str, labels: Mapping[str, str], room: Mapping[str, str]) -> None:
+        """One more, with labels and resources besides the usual ones."""
+        self.register(name, labels, room)
+        self.names.append(name)
+
+    def register(self, name: str, more: Mapping[str, str] = _NONE, room: Mapping[str, str] = _NONE) -> None:
         """As a kubelet that starts."""
-        labels = {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "topology.kubernetes.io/zone": "z"}
+        labels = {
+            "kubernetes.io/hostname": name,
+            "kubernetes.io/os": "linux",
+            "topology.kubernetes.io/zone": "z",
+            **more,
+        }
+        has = {**_ROOM, **room}
         with suppress(ApiError):
-            self._store.create(NODES, "", {"metadata": {"name": name, "labels": labels}})
+            self._store.create(NODES, "", {"metadata": {"name": name, "labels": {**labels, **more}}})
         self._renew(name)
         condition = {
             "type": "Ready", "status": "True", "reason": "KubeletReady", "message": "ready",
@@ -53,7 +67,7 @@ class Nodes:
         }  # fmt: skip
 
         def ready(present: Object) -> Object:
-            status = {**present.get("status", {}), "capacity": _ROOM, "allocatable": _ROOM, "conditions": [condition]}
+            status = {**present.get("status", {}), "capacity": has, "allocatable": has, "conditions": [condition]}
             return {**present, "status": status}
 
         self._store.update(NODES, "", name, ready)

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import http.client
 import ipaddress
+import json
 import os
 import secrets
 import socket
@@ -23,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
+SCHEDULERS = ("default-scheduler", "agent-scheduler", "volcano")
 _START_S = 90.0
 _PEM = serialization.Encoding.PEM
 _PLAIN = serialization.NoEncryption()
@@ -140,8 +142,8 @@ class Plane:
         )
 
     def _flags(self, name: str) -> list[str]:
-        if name != "controller-manager":
-            return []
+        if name == "scheduler":
+            return [f"--config={self._scheduler_config()}"]
         return [
             f"--service-account-private-key-file={self._folder / 'accounts.key'}",
             f"--root-ca-file={self.ca}",
@@ -151,6 +153,19 @@ class Plane:
             "--node-monitor-period=1s",
             "--node-startup-grace-period=10s",
         ]
+
+    def _scheduler_config(self) -> Path:
+        """One scheduler that answers to several names, as pods may ask for one by its name."""
+        path = self._folder / "scheduler.json"
+        config = {
+            "apiVersion": "kubescheduler.config.k8s.io/v1",
+            "kind": "KubeSchedulerConfiguration",
+            "clientConnection": {"kubeconfig": str(self._folder / "scheduler.kubeconfig")},
+            "leaderElection": {"leaderElect": False},
+            "profiles": [{"schedulerName": name} for name in SCHEDULERS],
+        }
+        path.write_text(json.dumps(config))
+        return path
 
     def _run(self, name: str, *flags: str) -> None:
         with open(self._folder / f"{name}.log", "ab") as log:

@@ -89,6 +89,10 @@ class Cluster:
         rules.fill(BY_PLURAL[plural], body)
         return self.objects.create(BY_PLURAL[plural], namespace, body)
 
+    async def equip(self) -> None:
+        """What choosy pods name and this cluster looks for: a node with a GPU."""
+        self.create("nodes", "gpu-node", labels={"accelerator": "a100", "kubernetes.io/hostname": "gpu-node"})
+
     def pods(self, **labels: str) -> list[Object]:
         """Pods that carry the labels and are not ending."""
         return [
