@@ -21,7 +21,7 @@ from gateway.executor import PicodExecutor
 from gateway.hibernation import Hibernation
 from gateway.interfaces import Executor, RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
 from gateway.keys import KeyRing
-from gateway.lifecycle import HEARTBEAT_S, Lifecycle
+from gateway.lifecycle import Lifecycle
 from gateway.logs import AccessLog
 from gateway.loops import cancel, every
 from gateway.metered import metered
@@ -43,6 +43,7 @@ from gateway.store.cached import CachedStore
 from gateway.surfaces import Surfaces
 from gateway.sweeper import Sweeper
 from gateway.tracing import Tracing
+from gateway.usage import HEARTBEAT_S
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """How a session goes to sleep, wakes, and is saved from a sandbox that ended: the steps of the record, in their order.
 
-Lifecycle calls these while it holds the session. After each step the record is true, so whoever finds it after a
-crash knows what to do (`salvage`):
+They are taken while the session is held (gateway/sleeping.py, opening.py, losses.py). After each step the record is
+true, so whoever finds it after a crash knows what to do (`salvage`):
 
     active -> hibernating   the sandbox may still run; its workspace is at the sandbox or kept
            -> hibernated    kept: costs nothing; only then is the sandbox deleted

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from gateway.clock import Clock
 from gateway.errors import WakegateError
 from gateway.interfaces import SessionStore
-from gateway.model import Lease
+from gateway.model import Lease, SandboxId
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +97,11 @@ class ElsewhereError(WakegateError):
     def __init__(self, peer: Peer) -> None:
         super().__init__(f"gateway {peer.id} at {peer.address} has this session")
         self.peer = peer
+
+
+def peer_sandbox(peer: Peer) -> SandboxId:
+    """What stands for a session's sandbox while another gateway has it."""
+    return SandboxId(f"gateway:{peer.id}")
 
 
 def _name(owner: str) -> str:

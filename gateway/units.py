@@ -1,11 +1,12 @@
-"""The notations that users write and read: Go durations ("1m30s") and Kubernetes quantities ("512Mi", "250m").
+"""The notations that users write and read: Go durations ("1m30s"), Kubernetes quantities ("512Mi"), times, sizes.
 
-Sources: Go `time.ParseDuration`; Kubernetes `resource.Quantity` serialisation format.
+Sources: Go `time.ParseDuration`; Kubernetes `resource.Quantity` serialisation format; RFC 3339.
 """
 
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 
 _UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
@@ -51,3 +52,8 @@ def readable_size(size: int) -> str:
             break
         value, unit = value / 1024, larger
     return f"{value:.4g} {unit}"
+
+
+def rfc3339(seconds: float) -> str:
+    """An epoch time as text, UTC, to the millisecond."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -17,8 +17,8 @@ import uvloop
 
 from gateway.clock import SystemClock
 from gateway.interfaces import SandboxProvider
-from gateway.lifecycle import Opened
 from gateway.model import Endpoint, RuntimeKey
+from gateway.opening import Opened
 from gateway.provider.local import LocalProvider
 from gateway.routing.target import Target
 from gateway.server import serving

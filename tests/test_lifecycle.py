@@ -18,7 +18,7 @@ from gateway.errors import (
     StoreUnavailableError,
 )
 from gateway.hibernation import Hibernation
-from gateway.lifecycle import Lifecycle, rfc3339
+from gateway.lifecycle import Lifecycle
 from gateway.model import (
     HibernationMode,
     RuntimeKey,
@@ -37,6 +37,7 @@ from gateway.stats import Activity
 from gateway.store.sqlite import SqliteStore
 from gateway.sweeper import Sweeper
 from gateway.testing import ManualClock, MemorylessExecutor, ScriptedProvider
+from gateway.units import rfc3339
 from tests.support import KEY, eventually
 
 

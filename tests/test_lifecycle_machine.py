@@ -21,8 +21,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from gateway.claims import Claims
 from gateway.errors import ConflictError, SessionNotFoundError, StoreUnavailableError, WakegateError
 from gateway.hibernation import Hibernation
-from gateway.lifecycle import Lifecycle, Opened
+from gateway.lifecycle import Lifecycle
 from gateway.model import SandboxId, SessionId, SessionState, SnapshotRef, is_snapshot
+from gateway.opening import Opened
 from gateway.peers import ElsewhereError, Peers
 from gateway.records import Records
 from gateway.runtimes import StaticCatalog, default_runtime

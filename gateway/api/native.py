@@ -14,9 +14,10 @@ from gateway.api.body import JSON, error_headers, read_metadata, read_object, re
 from gateway.api.relay import relay
 from gateway.errors import BadRequestError, WakegateError
 from gateway.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
-from gateway.lifecycle import UNSET, Lifecycle, rfc3339
+from gateway.lifecycle import UNSET, Lifecycle
 from gateway.model import Kind, PoolStatus, Runtime, RuntimeKey, Session, SessionId, SessionState
 from gateway.peers import ElsewhereError
+from gateway.units import rfc3339
 
 Handler = Callable[[Request], Awaitable[Response]]
 

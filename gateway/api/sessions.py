@@ -12,8 +12,9 @@ from gateway.api.native import read_runtime
 from gateway.api.openai import ParamError
 from gateway.errors import BadRequestError
 from gateway.interfaces import RuntimeCatalog
-from gateway.lifecycle import Lifecycle, Opened
+from gateway.lifecycle import Lifecycle
 from gateway.model import Kind, Runtime, RuntimeKey, SessionId
+from gateway.opening import Opened
 
 SESSION_HEADERS = ("x-session-id", "x-agentcube-session-id")
 RUNTIME_HEADER = "x-wakegate-runtime"

@@ -19,19 +19,20 @@ from gateway.errors import (
     BadRequestError,
     DrainingError,
     QueueFullError,
-    RuntimeNotFoundError,
     SessionNotFoundError,
     StoreUnavailableError,
 )
 from gateway.interfaces import RuntimeCatalog
-from gateway.lifecycle import HEARTBEAT_S, Lifecycle, Opened, peer_sandbox
+from gateway.lifecycle import Lifecycle
 from gateway.model import Endpoint, RuntimeKey, Sandbox, SandboxId, Session, SessionId, StartKind
-from gateway.peers import ElsewhereError, Peer
+from gateway.opening import Opened
+from gateway.peers import ElsewhereError, Peer, peer_sandbox
 from gateway.routing.answers import session_fields
 from gateway.routing.target import Target
 from gateway.routing.tokens import TokenIssuer
 from gateway.routing.upstream import UpstreamPool
 from gateway.stats import Activity, SessionActivity
+from gateway.usage import HEARTBEAT_S
 
 KNOWN_S = HEARTBEAT_S  # for so long it is not asked again where a session is that other gateways may move
 KNOWN_IN_OUTAGE_S = 5.0  # the same while the store does not answer
@@ -245,8 +246,10 @@ class Activator:
 
     async def _reserve(self, target: Target, gone: SandboxId | None, began: float) -> Reservation:
         if target.session_id is None:
-            if target.runtime is None or self._catalog.get(target.runtime) is None:
-                raise _no_runtime(target.runtime)
+            if target.runtime is None:
+                raise BadRequestError(
+                    "neither a session nor a runtime is named; send x-session-id, or x-wakegate-runtime: namespace/name"
+                )
             opened = await self._lifecycle.create(target.runtime)
             route = self._route(opened)
         else:
@@ -380,12 +383,3 @@ class Activator:
 
 def _not_found(session_id: SessionId | None, runtime: RuntimeKey) -> SessionNotFoundError:
     return SessionNotFoundError(f'session "{session_id}" not found on {runtime}')
-
-
-def _no_runtime(key: RuntimeKey | None) -> Exception:
-    if key is None:
-        return BadRequestError(
-            "neither a session nor a runtime is named; send x-session-id, or x-wakegate-runtime: namespace/name"
-        )
-    plural = key.kind.lower() + "s"
-    return RuntimeNotFoundError(f'{plural}.agentcube.volcano.sh "{key.namespace}/{key.name}" not found')
