@@ -29,11 +29,12 @@ from gateway.metrics import Metrics
 from gateway.model import Runtime, SnapshotRef
 from gateway.peers import Peers
 from gateway.records import Records
-from gateway.routing.activator import Activator, HoldLimits
+from gateway.routing.activator import Activator
 from gateway.routing.caller import Caller
 from gateway.routing.exchange import TimeLimits
 from gateway.routing.observe import Observer, Observers
 from gateway.routing.proxy import Proxy
+from gateway.routing.route import HoldLimits
 from gateway.routing.tokens import TokenIssuer
 from gateway.runtimes import StaticCatalog
 from gateway.settings import Settings

@@ -59,7 +59,7 @@ def make_server(gateway: Gateway) -> uvicorn.Server:
     """A uvicorn server for the gateway."""
     settings = gateway.settings
     protocol = protocol_class(
-        settings.request_head_timeout, gateway.proxy.fast_lane, gateway.proxy.batch.flush, gateway.observer
+        settings.request_head_timeout, gateway.proxy.fast_lane.take, gateway.proxy.batch.flush, gateway.observer
     )
     config = uvicorn.Config(
         gateway.proxy,

@@ -17,7 +17,8 @@ from gateway.errors import (
     SessionNotFoundError,
 )
 from gateway.model import RuntimeKey, SessionId, StartKind
-from gateway.routing.activator import Activator, Reservation
+from gateway.routing.activator import Activator
+from gateway.routing.route import Reservation
 from gateway.routing.target import Target
 from gateway.runtimes import default_runtime
 from gateway.testing import ManualClock, ScriptedProvider, scripted_gateway

@@ -8,13 +8,11 @@ in number and in time (the hold rule, docs/architecture.md).
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from dataclasses import dataclass
 from time import perf_counter
 from urllib.parse import urlsplit
 
 from gateway.clock import Clock
-from gateway.counters import Counters, RuntimeCounters
+from gateway.counters import Counters
 from gateway.errors import (
     BadRequestError,
     DrainingError,
@@ -24,10 +22,10 @@ from gateway.errors import (
 )
 from gateway.interfaces import RuntimeCatalog
 from gateway.lifecycle import Lifecycle
-from gateway.model import Endpoint, RuntimeKey, Sandbox, SandboxId, Session, SessionId, StartKind
+from gateway.model import Endpoint, RuntimeKey, Sandbox, SandboxId, SessionId, StartKind
 from gateway.opening import Opened
 from gateway.peers import ElsewhereError, Peer, peer_sandbox
-from gateway.routing.answers import session_fields
+from gateway.routing.route import HoldLimits, Reservation, Route
 from gateway.routing.target import Target
 from gateway.routing.tokens import TokenIssuer
 from gateway.routing.upstream import UpstreamPool
@@ -36,125 +34,6 @@ from gateway.usage import HEARTBEAT_S
 
 KNOWN_S = HEARTBEAT_S  # for so long it is not asked again where a session is that other gateways may move
 KNOWN_IN_OUTAGE_S = 5.0  # the same while the store does not answer
-
-
-@dataclass(frozen=True)
-class HoldLimits:
-    """Bounds of waiting. Counts of requests."""
-
-    per_session: int
-    total: int
-    slots: int  # requests in flight to one sandbox
-
-
-class Route:
-    """A live session's way to its sandbox, with its slots. State: `in_flight` and the queue of who waits for a slot."""
-
-    __slots__ = (
-        "_limits", "_queue", "activity", "branches", "closed", "counted", "fields", "head", "head_until",
-        "idle_timeout", "in_flight", "known_until", "live_lines", "peer", "pool", "runtime", "sandbox", "session_id",
-        "session_id_bytes",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        session: Session,
-        sandbox: Sandbox,
-        pool: UpstreamPool,
-        activity: SessionActivity,
-        limits: HoldLimits,
-        counted: RuntimeCounters,
-        *,
-        peer: bool = False,
-    ) -> None:
-        self.session_id = session.id
-        self.session_id_bytes = session.id.encode("ascii")
-        self.runtime = session.runtime
-        self.idle_timeout = session.idle_timeout
-        self.peer = peer  # it leads to the gateway that has the session; the path goes there as the client sent it
-        self.sandbox = sandbox
-        self.pool = pool
-        self.branches: tuple[tuple[bytes, UpstreamPool], ...] = ()  # by path prefix, the longest first
-        self.activity = activity
-        self.counted = counted
-        self.fields = session_fields(self.session_id_bytes)  # for every answer on this route
-        live = [*self.fields, (b"x-wakegate-start", b"live")]
-        self.live_lines = b"".join(b"%b: %b\r\n" % field for field in live)  # the same, for the fast lane
-        self.in_flight = 0
-        self.closed = False
-        self.head = b""  # the header lines that every request on this route ends with
-        self.known_until = float("inf")  # epoch second from which it must be asked where the session is
-        self.head_until = 0.0  # epoch second from which `head` needs a new token
-        self._limits = limits
-        self._queue: deque[asyncio.Future[None]] = deque()
-
-    def __repr__(self) -> str:
-        return f"<Route {self.session_id} -> {self.sandbox.id} in_flight={self.in_flight} queued={len(self._queue)}>"
-
-    def pool_for(self, path: bytes) -> UpstreamPool:
-        """The connections to the port that a path belongs to. Prefixes match at segment borders: /api is not /apis."""
-        for prefix, pool in self.branches:
-            if path.startswith(prefix) and (prefix == b"/" or path[len(prefix) : len(prefix) + 1] in (b"", b"/")):
-                return pool
-        return self.pool
-
-    def pools(self) -> list[UpstreamPool]:
-        """All its connections."""
-        return [self.pool, *(pool for _, pool in self.branches)]
-
-    def try_enter(self) -> bool:
-        """Take a slot if one is free and nobody waits for it."""
-        if self.in_flight >= self._limits.slots or self.closed:
-            return False
-        self.in_flight += 1
-        self.activity.in_flight += 1
-        return True
-
-    async def enter(self) -> None:
-        """Take a slot, waiting in a bounded queue. Raises QueueFullError."""
-        if self.try_enter():
-            return
-        if len(self._queue) >= self._limits.per_session:
-            raise QueueFullError(
-                f"{len(self._queue)} requests already wait for this session's sandbox; try again shortly"
-            )
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(turn)
-        try:
-            await turn  # the slot is handed over by leave(), already counted
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._hand_over()
-            elif turn in self._queue:
-                self._queue.remove(turn)
-            raise
-        self.activity.in_flight += 1
-
-    def leave(self, now: float) -> None:
-        """Give the slot back. `now` in epoch seconds."""
-        self.activity.in_flight -= 1
-        self.activity.last = now
-        self._hand_over()
-
-    def _hand_over(self) -> None:
-        while self._queue:
-            turn = self._queue.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self.in_flight -= 1
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """A slot on a live sandbox, and what the client is told of how it came to be. Give it back with `route.leave`."""
-
-    route: Route
-    start: StartKind
-    restored: str | None = None  # for x-wakegate-restored: "none" or the time of the snapshot
-    queue_s: float = 0.0
-    claim_s: float = 0.0
-    restore_s: float = 0.0
 
 
 class Activator:

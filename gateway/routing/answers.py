@@ -62,3 +62,11 @@ async def send_error(send: Send, error: WakegateError, session_id: bytes | None,
 async def send_not_found(send: Send) -> None:
     """The answer of AgentCube's surfaces to an unknown path."""
     await send_answer(send, 404, [(b"content-type", b"text/plain")], b"404 page not found")
+
+
+async def send_redirect(send: Send, scope: Scope) -> None:
+    """To the same path with a slash at its end; a method other than GET and HEAD is kept."""
+    query: bytes = scope["query_string"]
+    location = scope["raw_path"] + b"/" + (b"?" + query if query else b"")
+    status = 301 if scope["method"] in ("GET", "HEAD") else 307
+    await send_answer(send, status, [(b"location", location)], b"")

@@ -14,7 +14,8 @@ from contextlib import asynccontextmanager
 from gateway.clock import Clock
 from gateway.errors import UpstreamBrokenError, UpstreamConnectError, UpstreamTimeoutError
 from gateway.model import Readiness, SandboxReply, SessionId, StartKind
-from gateway.routing.activator import Activator, Reservation, Route
+from gateway.routing.activator import Activator
+from gateway.routing.route import Reservation, Route
 from gateway.routing.target import Target
 from gateway.routing.upstream import UpstreamConnection
 

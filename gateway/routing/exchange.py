@@ -15,12 +15,12 @@ from typing import Protocol
 from gateway.counters import RuntimeCounters
 from gateway.errors import RequestTimeoutError, UpstreamTimeoutError, WakegateError
 from gateway.model import StartKind
-from gateway.routing.activator import Route
 from gateway.routing.answers import Message, Receive, Send
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.headers import Headers, Request
 from gateway.routing.observe import Record
 from gateway.routing.pipe import PIPE_FROM
+from gateway.routing.route import Route
 from gateway.routing.upstream import UpstreamConnection
 
 WATCH_AFTER_S = 0.1
@@ -46,7 +46,7 @@ class TimeLimits:
 
 
 class Ticked(Protocol):
-    """An exchange on the fast lane (routing/proxy.py)."""
+    """An exchange on the fast lane (routing/lane.py)."""
 
     def tick(self, now: float) -> None:
         """Change over to the ordinary way if it lasts."""

@@ -17,33 +17,23 @@ from gateway.clock import Clock
 from gateway.counters import Counters
 from gateway.errors import BadRequestError, UpstreamBrokenError, UpstreamConnectError, WakegateError
 from gateway.model import StartKind
-from gateway.routing.activator import Activator, Reservation, Route
-from gateway.routing.answers import ASGIApp, Receive, Scope, Send, send_answer, send_error, send_not_found
+from gateway.routing.activator import Activator
+from gateway.routing.answers import ASGIApp, Receive, Scope, Send, send_error, send_not_found, send_redirect
 from gateway.routing.batch import WriteBatch
-from gateway.routing.cycle import GatewayCycle
-from gateway.routing.exchange import WATCH_AFTER_S, ClientGoneError, Exchange, Exchanges, TimeLimits, last_chunks
-from gateway.routing.headers import (
-    Headers,
-    Request,
-    identify,
-    next_hop,
-    read_peer_response,
-    read_request,
-    read_response,
-    response_lines,
-)
+from gateway.routing.exchange import ClientGoneError, Exchange, Exchanges, TimeLimits
+from gateway.routing.headers import Request, identify, read_peer_response, read_request
+from gateway.routing.heads import request_head, response_fields, stages_of
 from gateway.routing.ids import id_field, id_in, id_line
+from gateway.routing.lane import FastLane
 from gateway.routing.observe import Observer, Record
+from gateway.routing.route import Reservation, Route
 from gateway.routing.target import NotProxied, Target, parse
-from gateway.routing.upstream import UpstreamConnection
 from gateway.routing.websocket import WebSocketProxy
 
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
 _NOTHING: dict[str, Any] = {}
-_SHOWN = {"first_byte": b"upstream"}  # Server-Timing's word for it
-Stages = list[tuple[str, float]]
 
 
 class Proxy:
@@ -64,6 +54,7 @@ class Proxy:
         self._clock = clock
         self.batch = WriteBatch()
         self._exchanges = Exchanges(limits)
+        self.fast_lane = FastLane(activator, self._exchanges, clock, self.batch, self._settle, self._answer)
         self._websockets = WebSocketProxy(activator, clock, counters, observer)
 
     def __repr__(self) -> str:
@@ -113,7 +104,7 @@ class Proxy:
         elif target is NotProxied.CONTROL:
             await self._control(scope, receive, send)
         elif target is NotProxied.ADD_SLASH:
-            await _redirect(scope, send)
+            await send_redirect(send, scope)
         else:
             await send_not_found(send)
 
@@ -181,7 +172,7 @@ class Proxy:
         assert connection is not None
         await connection.response_head()
         start = StartKind.LIVE if reservation is None else reservation.start
-        stages = stages_of(exchange, reservation, connected, perf_counter() - connected)
+        stages = stages_of(exchange.began_exactly, reservation, connected, perf_counter() - connected)
         for name, seconds in stages:
             self._counters.stage(name, start, seconds)
         exchange.status, exchange.start = connection.status, start
@@ -198,71 +189,6 @@ class Proxy:
             headers.append((b"x-wakegate-restored", reservation.restored.encode("ascii")))
         cycle = scope.get("extensions", _NOTHING).get("wakegate.cycle")
         await exchange.relay_response(send, headers, None if cycle is None else cycle.respond)
-
-    def fast_lane(self, cycle: GatewayCycle) -> bool:
-        """Take a request that is whole, on a live route with an idle connection: no task, no future, callbacks only.
-
-        False: it is not of that kind, and takes the ordinary way. What lasts longer than a moment changes over to it.
-        """
-        scope = cycle.scope
-        try:
-            request = read_request(scope["headers"], scope["client"], scope["scheme"])
-            target = parse(scope["raw_path"], request.session, request.runtime)
-            if type(target) is not Target:
-                return False
-            route = self._activator.live(target, self._clock.now())
-        except WakegateError:
-            return False
-        if route is None:
-            return False
-        if route.peer:
-            route.leave(self._clock.now())
-            return False
-        connection = (route.pool if not route.branches else route.pool_for(target.path)).take()
-        if connection is None:
-            route.leave(self._clock.now())
-            return False
-        record = cycle.record
-        line = identify(request, record.traceparent if record is not None else b"")
-        if record is not None:
-            record.request_id = id_in(line)
-            record.saw(route.session_id, route.runtime, StartKind.LIVE)
-        lane = Lane(self, cycle, route, connection, line)
-        connection.on_answer = lane.answered
-        body = bytes(cycle.body)
-        if request.chunked:
-            body = last_chunks(body)
-        connection.begin(
-            request_head(scope, request, route, target) + body, is_head=scope["method"] == "HEAD", batch=self.batch
-        )
-        self._exchanges.lanes.add(lane)
-        return True
-
-    def leave_lane(self, lane: Lane) -> None:
-        """The lane's request is answered: its connection and its slot are free again."""
-        self._exchanges.lanes.discard(lane)
-        lane.connection.finish()
-        lane.route.leave(self._clock.now())
-
-    def change_over(self, lane: Lane) -> None:
-        """The lane's request is no quick one: the rest of it goes the ordinary way, in a task."""
-        self._exchanges.lanes.discard(lane)
-        lane.connection.on_answer = None
-
-        async def rest(scope: Any, receive: Any, send: Any) -> None:
-            exchange = Exchange(receive, lane.began)
-            exchange.began_exactly = lane.began_exactly
-            exchange.id_line = lane.id_line
-            exchange.record = lane.cycle.record
-            exchange.hold(lane.route)
-            exchange.connection = lane.connection
-            exchange.waits_for = "sandbox"
-            await self._settle(
-                scope, send, exchange, self._answer(scope, send, exchange, lane.route, None, lane.began_exactly)
-            )
-
-        lane.cycle.body = bytearray()  # it was sent
-        lane.cycle.start(rest)
 
     async def _dial(
         self, exchange: Exchange, route: Route, reservation: Reservation | None, target: Target
@@ -305,99 +231,7 @@ class Proxy:
         await send_error(send, error, exchange.session, exchange.id_line)
 
 
-class Lane:
-    """A request on the fast lane: `answered` is called when its response's head, or its failure, is here."""
-
-    __slots__ = ("_is_head", "_proxy", "began", "began_exactly", "connection", "cycle", "id_line", "route")
-
-    def __init__(
-        self, proxy: Proxy, cycle: GatewayCycle, route: Route, connection: UpstreamConnection, id_line: bytes
-    ) -> None:
-        self._proxy = proxy
-        self.id_line = id_line
-        self.cycle = cycle
-        self._is_head = cycle.scope["method"] == "HEAD"
-        self.route = route
-        self.connection = connection
-        self.began = cycle.protocol.loop.time()
-        self.began_exactly = perf_counter()
-
-    def answered(self) -> None:
-        """Answer the client if the whole response is here."""
-        connection = self.connection
-        if connection.is_whole and not connection.failed and not self._is_head:
-            lines = response_lines(connection.headers)
-            lines.append(self.route.live_lines)
-            lines.append(self.id_line)
-            took = perf_counter() - self.began_exactly
-            lines.append(b"server-timing: upstream;dur=%.3f\r\n" % (took * 1e3))
-            if self.cycle.respond_lines(connection.status, lines, connection.whole_body(), self._proxy.batch):
-                counted = self.route.counted
-                counted.live[connection.status] += 1
-                counted.quick.observe(took)
-                self._proxy.leave_lane(self)
-                return
-        self._proxy.change_over(self)
-
-    def tick(self, now: float) -> None:
-        """Called a few times a second with the loop's time."""
-        if now - self.began > WATCH_AFTER_S:
-            self._proxy.change_over(self)
-
-
-def request_head(scope: Scope, request: Request, route: Route, target: Target) -> bytes:
-    """The head as the sandbox gets it, or the gateway that has the session.
-
-    Raises UnavailableError for a request that went in circles between gateways.
-    """
-    query: bytes = scope["query_string"]
-    path = target.path
-    if route.peer:
-        path = scope["raw_path"]
-        request.lines.append(next_hop(request))
-    return b"%b %b%b HTTP/1.1\r\n%b%b\r\n" % (
-        scope["method"].encode("ascii"),
-        path,
-        b"?" + query if query else b"",
-        b"".join(request.lines),
-        route.head,
-    )
-
-
-def response_fields(headers: Headers, route: Route, start: StartKind, stages: Stages) -> Headers:
-    """What goes on to the client of the sandbox's fields; whose it is, how its sandbox came to be, where time went."""
-    fields = read_response(headers)
-    fields += route.fields
-    shown = [b"%b;dur=%.3f" % (_SHOWN.get(name) or name.encode("ascii"), seconds * 1e3) for name, seconds in stages]
-    fields.append((b"server-timing", b", ".join(shown)))
-    fields.append((b"x-wakegate-start", start.value.encode("ascii")))
-    return fields
-
-
 def record_of(scope: Scope) -> Record | None:
     """The record of a request that somebody observes."""
     cycle = scope.get("extensions", _NOTHING).get("wakegate.cycle")
     return None if cycle is None else cycle.record
-
-
-def stages_of(exchange: Exchange, reservation: Reservation | None, connected: float, first_byte: float) -> Stages:
-    """The stages of a request in their order, seconds; those that such a start does not have are left out."""
-    if reservation is None:
-        return [("first_byte", first_byte)]
-    made = reservation.start is not StartKind.LIVE
-    stages = [("queue", reservation.queue_s)]
-    if made:
-        stages.append(("claim", reservation.claim_s))
-    if reservation.restore_s:
-        stages.append(("restore", reservation.restore_s))
-    before = sum(seconds for _, seconds in stages)
-    stages.append(("connect", max(0.0, connected - exchange.began_exactly - before)))
-    stages.append(("first_byte", first_byte))
-    return stages
-
-
-async def _redirect(scope: Scope, send: Send) -> None:
-    query: bytes = scope["query_string"]
-    location = scope["raw_path"] + b"/" + (b"?" + query if query else b"")
-    status = 301 if scope["method"] in ("GET", "HEAD") else 307
-    await send_answer(send, status, [(b"location", location)], b"")

@@ -24,7 +24,7 @@ from gateway.errors import (
     UpstreamConnectError,
     WakegateError,
 )
-from gateway.routing.activator import Activator, Route
+from gateway.routing.activator import Activator
 from gateway.routing.answers import Headers, Receive, Scope, Send, error_body, error_fields, session_fields
 from gateway.routing.headers import (
     GATEWAY_FIELDS,
@@ -37,6 +37,7 @@ from gateway.routing.headers import (
 )
 from gateway.routing.ids import id_field, id_in, id_line
 from gateway.routing.observe import Observer, Record
+from gateway.routing.route import Route
 from gateway.routing.target import Target, parse
 
 _OPEN_TIMEOUT_S = 30.0
