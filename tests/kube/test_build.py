@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,9 @@ async def pods_of(folder: Path, runtime: Runtime, **defaults: Any) -> tuple[Any,
                 await provider.pods("default").refresh()
             warm = await provider.claim(runtime.key, SessionId("a"))
             await provider.resize(runtime.key, 0)
-            for uid in [pod.uid for pod in provider._pools[runtime.key].ready]:
-                provider._pools[runtime.key]._taken.add(uid)
+            while cluster.pods(**{"wakegate.io/pool": "warm", "wakegate.io/runtime": "one"}):
+                await asyncio.sleep(0.02)  # one may have been made in the warm one's place
+            await provider.pods("default").refresh()
             cold = await provider.claim(runtime.key, SessionId("b"))
             by_uid = {pod["metadata"]["uid"]: pod for pod in cluster.pods()}
             assert by_uid[warm.id]["metadata"]["annotations"]["wakegate.io/start"] == "warm"

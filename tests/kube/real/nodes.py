@@ -59,7 +59,7 @@ class Nodes:
         }
         has = {**_ROOM, **room}
         with suppress(ApiError):
-            self._store.create(NODES, "", {"metadata": {"name": name, "labels": {**labels, **more}}})
+            self._store.create(NODES, "", {"metadata": {"name": name, "labels": labels}})
         self._renew(name)
         condition = {
             "type": "Ready", "status": "True", "reason": "KubeletReady", "message": "ready",
