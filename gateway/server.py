@@ -14,7 +14,9 @@ import uvicorn
 
 from gateway.app import Gateway
 from gateway.routing.protocol import GatewayProtocol, protocol_class
-from gateway.sockets import BACKLOG, listen, url_of
+from gateway.sockets import BACKLOG, listen, refuse_new, url_of
+
+_LAST_ARRIVALS_S = 0.1  # for handshakes under way, and for this loop to accept them
 
 
 class _Server(uvicorn.Server):
@@ -35,6 +37,14 @@ class _Server(uvicorn.Server):
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, end connections. Where notice was given, what is connected already is taken in first."""
+        if self._protocol.leaving:
+            for listener in sockets or ():
+                refuse_new(listener)
+            await asyncio.sleep(_LAST_ARRIVALS_S)
+        await super().shutdown(sockets)
 
     def _on_signal(self, number: int) -> None:
         """SIGTERM: give notice first, and end after shutdown_delay. Ctrl-C, or the signal once more: end now.

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
+import struct
+import sys
+from contextlib import suppress
 
 from gateway.errors import SettingsError
 
 BACKLOG = 4096
+_SO_ATTACH_FILTER = 26  # Linux's; the socket module has no name for it
+# (code, jump if true, if false, constant) of classic BPF on a TCP segment: no byte of one that has SYN set, else all.
+_NO_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -49,6 +56,23 @@ def bind(host: str, port: int, *, shared: bool = False, flag: str = "--port") ->
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno and error.errno > 0 else error
         raise SettingsError([f"cannot listen on {host} port {port}: {reason}; choose another with {flag}"]) from error
     return bound
+
+
+def refuse_new(listener: socket.socket) -> None:
+    """Let nobody begin to connect any more; who has begun gets through, and is still to be accepted.
+
+    A socket that just stops listening resets what the kernel has connected and nobody has accepted yet, and that may
+    be requests on their way. With this, and a moment of accepting after it, there are none: who comes now is not
+    answered, tries again a second later, and is refused or answered by whoever has the port then. Elsewhere than on
+    Linux this does nothing. Source: Linux's Documentation/networking/filter.rst.
+    """
+    if sys.platform != "linux":
+        return
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in _NO_SYN))
+    with suppress(OSError):  # a kernel without filters
+        listener.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(_NO_SYN), ctypes.addressof(code))
+        )
 
 
 def url_of(listener: socket.socket) -> str:

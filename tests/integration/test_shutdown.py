@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -79,3 +80,31 @@ def test_shutdown_answers_what_waits_in_the_kernel(tmp_path: Path) -> None:
                 client.sendall(ASK)
         assert [answer(client)[:15] for client in clients] == [b"HTTP/1.1 200 OK"] * 16
         assert server.process.wait(LIMIT_S) == 0
+
+
+def test_shutdown_resets_no_connection_of_a_crowd(tmp_path: Path) -> None:
+    """Clients that connect anew for each request, as fast as they can: each is answered until it is refused."""
+    answered, cut = [], []
+    with serve(tmp_path / "state", "--shutdown-delay", "200ms") as server:
+
+        def visit() -> None:
+            while True:
+                try:
+                    client = connect(server)
+                except ConnectionRefusedError:
+                    return
+                with client:
+                    try:
+                        client.sendall(ASK)
+                        answered.append(answer(client))
+                    except (OSError, AssertionError) as error:
+                        cut.append(error)
+
+        with ThreadPoolExecutor(16) as crowd:
+            visits = [crowd.submit(visit) for _ in range(16)]
+            wait_until(lambda: len(answered) > 100, "they are answered")
+            os.kill(server.process.pid, signal.SIGTERM)
+            for each in visits:
+                each.result(LIMIT_S)
+        assert server.process.wait(LIMIT_S) == 0
+    assert cut == []
