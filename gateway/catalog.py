@@ -135,5 +135,11 @@ class WatchedCatalog:
 
 
 def _reader(kind: Kind) -> Any:
-    """Items of a list carry no kind of their own."""
-    return lambda obj: read_declared({**obj, "kind": kind.value})
+    """Items of a list carry no kind of their own. One that is being deleted is gone for us: while its deletion waits
+    (--cascade=foreground, finalizers) we would make its Deployment again each time that the collector takes it.
+    """
+
+    def read(obj: Mapping[str, Any]) -> Declared | None:
+        return None if "deletionTimestamp" in obj["metadata"] else read_declared({**obj, "kind": kind.value})
+
+    return read

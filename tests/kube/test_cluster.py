@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gateway.clock import SystemClock
 from gateway.cluster import Cluster as Joined
 from gateway.cluster import join_cluster
@@ -16,7 +18,7 @@ from gateway.doctor import check_cluster
 from gateway.model import Kind, RuntimeKey, SessionId
 from gateway.provider.kubernetes import rights
 from gateway.settings import Settings
-from tests.kube.clusters import make_cluster
+from tests.kube.clusters import REAL, make_cluster
 from tests.kube.served import enforce_roles
 from tests.kube.simulator import Cluster
 from tests.kube.simulator.objects import BY_PLURAL
@@ -96,6 +98,23 @@ async def test_gateway_uses_every_right_that_its_roles_give_and_no_other(tmp_pat
                 if right.name:
                     assert (right.group, right.resource, verb, right.name) in named, (verb, right)
                 assert (right.group, right.resource, verb) in used, (verb, right)
+
+
+@pytest.mark.skipif(REAL, reason="tests/kube/test_control_plane.py has a real deletion that waits")
+async def test_runtime_whose_deletion_waits_is_not_served_and_its_pool_not_made_again(tmp_path: Path) -> None:
+    """As with --cascade=foreground: the object is still there, and its Deployment is to go first."""
+    async with make_cluster(hollow=True).running() as cluster:
+        custom(cluster, "one", SPEC)
+        async with joined(cluster, tmp_path / "a") as one:
+            await pool_is(one, 2)
+            kind = BY_PLURAL["codeinterpreters"]
+            ending = {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["foregroundDeletion"]}
+            cluster.objects.update(
+                kind, "default", "one", lambda present: {**present, "metadata": {**present["metadata"], **ending}}
+            )
+            await eventually(lambda: one.catalog.get(KEY) is None, "it is not served")
+            await eventually(lambda: not cluster.objects.all(BY_PLURAL["deployments"], "default"), "its pool goes")
+            await eventually(lambda: not cluster.pods(**{"wakegate.io/runtime": "one"}), "its warm pods go")
 
 
 async def test_status_of_an_earlier_leader_does_not_replace_a_newer_one(tmp_path: Path) -> None:

@@ -217,6 +217,9 @@ def test_runtime_that_is_deleted_takes_all_that_is_its_own(opened: tuple[Server,
     wait_until(lambda: len(cluster.pods(**labels)) == 2, "a warm pod and a claimed one")
     kubectl("delete", "codeinterpreter", "short", "--cascade=foreground", "--timeout=50s")
     wait_until(lambda: not cluster.pods(**labels), "its pods go")
-    for plural in ("deployments", "networkpolicies"):
-        left = cluster.objects.all(BY_PLURAL[plural], "default")
-        assert not [each for each in left if each["metadata"]["name"].startswith("short-")]
+
+    def left() -> list[str]:
+        every = (each for name in ("deployments", "networkpolicies") for each in cluster.objects.all(BY_PLURAL[name]))
+        return [each["metadata"]["name"] for each in every if each["metadata"]["name"].startswith("short-")]
+
+    wait_until(lambda: not left(), "its Deployment and its policy go")

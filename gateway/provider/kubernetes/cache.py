@@ -16,7 +16,7 @@ from gateway.provider.kubernetes.client import KubeApi
 from gateway.provider.kubernetes.pod import Pod, read_pod
 from gateway.provider.kubernetes.pool import Deployment, read_deployment
 from gateway.provider.kubernetes.reflector import Reflector
-from gateway.provider.kubernetes.tasks import Tasks
+from gateway.provider.tasks import Tasks
 
 
 class Cache:

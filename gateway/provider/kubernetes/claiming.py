@@ -18,7 +18,7 @@ from gateway.provider.kubernetes.client import KubeApi, KubeError, OutcomeUnknow
 from gateway.provider.kubernetes.coldstart import ColdStarts, Release, start_error
 from gateway.provider.kubernetes.pod import Pod, read_pod
 from gateway.provider.kubernetes.pool import Pool, Pools
-from gateway.provider.kubernetes.tasks import Tasks
+from gateway.provider.tasks import Tasks
 
 _CANDIDATES = 8  # tried for one claim before it becomes a cold start
 

@@ -15,7 +15,7 @@ from gateway.provider.kubernetes.cache import Cache
 from gateway.provider.kubernetes.client import KubeApi, KubeError
 from gateway.provider.kubernetes.pod import Pod
 from gateway.provider.kubernetes.pool import Pool
-from gateway.provider.kubernetes.tasks import Tasks
+from gateway.provider.tasks import Tasks
 
 log = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from gateway.provider.kubernetes.marking import Marks
 from gateway.provider.kubernetes.pod import Pod
 from gateway.provider.kubernetes.pool import Deployment, Pool, Pools
 from gateway.provider.kubernetes.reflector import Reflector
-from gateway.provider.kubernetes.tasks import Tasks
 from gateway.provider.kubernetes.template import PodDefaults
+from gateway.provider.tasks import Tasks
 
 log = logging.getLogger(__name__)
 

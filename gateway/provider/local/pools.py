@@ -21,7 +21,7 @@ from gateway.provider.local.boxes import Box
 from gateway.provider.local.fleet import Fleet
 from gateway.provider.local.gate import StartGate
 from gateway.provider.local.process import StartFailedError
-from gateway.provider.local.tasks import Tasks
+from gateway.provider.tasks import Tasks
 
 log = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from gateway.provider.local.isolation import Isolation, IsolationReport, probe_i
 from gateway.provider.local.parking import Parking
 from gateway.provider.local.pools import Pools
 from gateway.provider.local.recovery import clear_earlier_life
-from gateway.provider.local.tasks import Tasks
 from gateway.provider.local.trash import Trash
+from gateway.provider.tasks import Tasks
 
 
 class LocalProvider:
@@ -113,7 +113,7 @@ class LocalProvider:
             return
         self._running = False
         self._pools.close()
-        await self._tasks.cancel()
+        await self._tasks.aclose()
         await self._parking.settle()
         await self._fleet.aclose()
         assert self._folders is not None

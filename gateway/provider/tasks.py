@@ -1,4 +1,4 @@
-"""What the provider does beside its callers: watches, housekeeping, and work that outlives the call that began it."""
+"""What an engine does beside its callers: watches, housekeeping, and work that outlives the call that began it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 class Tasks:
-    """The tasks of one provider, all of which end with it."""
+    """The tasks of one provider, all of which end with it. Holds each until it is done: the event loop would not."""
 
     def __init__(self) -> None:
-        self.running = False  # the provider follows the cluster: set when it has started, unset as it closes
+        self.running = False  # the provider does its work: it sets this when it has started
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
