@@ -267,6 +267,16 @@ async def test_request_in_flight_keeps_a_session(world: World) -> None:
     assert await world.sweeper.sweep() == 1
 
 
+async def test_sessions_that_nobody_wants_copied_are_not_read(world: World) -> None:
+    """A look for sessions to copy costs the store nothing where no runtime asks for it, however many are in use."""
+    made = await world.lifecycle.create(KEY)
+    assert await world.sweeper.checkpoint() == 0
+    world.clock.advance(10)
+    world.activity.of(made.session.id, world.clock.now()).in_flight = 1
+    await world.store.aclose()  # whoever reads now fails
+    assert await world.sweeper.checkpoint() == 0
+
+
 async def test_activity_reaches_the_record(world: World) -> None:
     """Flushed once; a store that is away loses none of it."""
     made = await world.lifecycle.create(KEY)
