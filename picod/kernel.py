@@ -23,7 +23,6 @@ READY = b"\0wakegate: ready\n"  # as in userside/kernel.py
 _PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "userside", "kernel.py")
 _START_PATIENCE = 60.0  # seconds; on a machine that starts many it has to share
 _IDLE_PATIENCE = 1.0  # seconds after the reply; the word that all is done does not come where code closed the channel
-_EARLY_PATIENCE = 0.1  # the same where that word came before the reply: it may have been forged, and results follow
 _WELCOME_PATIENCE = 0.5
 _MAX_TEXT = 64 << 10  # characters of an error's message, or of one part of its traceback
 _MAX_PARTS = 200  # of a traceback
@@ -73,7 +72,6 @@ class _Run:
         self.listener = listener
         self.reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self.idle = asyncio.Event()
-        self.idle_early = False  # all was said to be done before the reply came
 
 
 class Kernel:
@@ -227,7 +225,7 @@ class Kernel:
 
     async def _wait_idle(self, run: _Run) -> None:
         try:
-            async with asyncio.timeout(_EARLY_PATIENCE if run.idle_early else _IDLE_PATIENCE):
+            async with asyncio.timeout(_IDLE_PATIENCE):
                 await run.idle.wait()
         except TimeoutError:
             pass
@@ -237,8 +235,6 @@ class Kernel:
         if message is None or run is None or message.kind != "execute_reply" or message.parent != run.id:
             return
         if not run.reply.done():
-            run.idle_early = run.idle.is_set()
-            run.idle.clear()
             run.reply.set_result(message)
 
     def _on_iopub(self, frames: list[bytes], cut: bool) -> None:
