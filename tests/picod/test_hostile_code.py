@@ -67,13 +67,18 @@ def test_large_results_are_cut_and_said(picod: Executor) -> None:
     ],
 )
 def test_forged_messages_do_no_harm(picod: Executor, forged: str) -> None:
-    """Whatever code writes into its kernel's channel, the run ends in order and the next is answered. Who says too early
-    that all is done may lose results of that run, and nothing else."""
+    """Whatever code writes into its kernel's channel, the run ends in order and the next is answered.
+
+    Who says too early that all is done may find results of that run with the next one, or lose them; nothing else.
+    """
     code = f"k = get_ipython().kernel\nsocket = k.iopub_socket\n{forged}\n'done'"
     answer = run_code(picod, code)
     assert answer["error"] is None
-    assert {"text/plain": "'done'"} in answer["results"] or "'idle'}" in forged
-    assert run_code(picod, "3")["results"] == [{"text/plain": "3"}]
+    early = "'idle'}" in forged
+    assert {"text/plain": "'done'"} in answer["results"] or early
+    after = run_code(picod, "3")["results"]
+    assert after[-1:] == [{"text/plain": "3"}]
+    assert len(after) == 1 or early
 
 
 def test_broken_channel_is_a_death_of_the_context(picod: Executor) -> None:
