@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 
@@ -13,6 +12,7 @@ from gateway.provider.kubernetes.cache import Cache
 from gateway.provider.kubernetes.client import KubeApi, KubeError
 from gateway.provider.kubernetes.pod import Pod
 from gateway.provider.kubernetes.pool import Pool
+from gateway.provider.watches import Watches
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Endings:
         self._api, self._clock, self._cache = api, clock, cache
         self._released: set[str] = set()  # by our own hand: their end is no news
         self._undeleted: dict[str, Pod] = {}  # whose DELETE the server did not take yet
-        self._watchers: set[asyncio.Queue[SandboxEvent | None]] = set()
+        self._watches = Watches()
 
     async def release(self, sandbox_id: SandboxId) -> None:
         """Delete its pod. Absent is success; a server that is away is asked again until it takes the deletion."""
@@ -62,21 +62,11 @@ class Endings:
 
     def watch(self) -> AsyncIterator[SandboxEvent]:
         """Claimed sandboxes that end without `release`, from this call on."""
-        queue: asyncio.Queue[SandboxEvent | None] = asyncio.Queue()
-        self._watchers.add(queue)
-        return self._events(queue)
-
-    async def _events(self, queue: asyncio.Queue[SandboxEvent | None]) -> AsyncIterator[SandboxEvent]:
-        try:
-            while (event := await queue.get()) is not None:
-                yield event
-        finally:
-            self._watchers.discard(queue)
+        return self._watches.begin()
 
     def end_watches(self) -> None:
         """There will be no more events."""
-        for queue in self._watchers:
-            queue.put_nowait(None)
+        self._watches.end()
 
     def pod_changed(self, pool: Pool, old: Pod | None, new: Pod | None, *, starting: bool) -> None:
         """Tell of it if it is an end. `starting`: a claim waits for it, and learns of it by itself."""
@@ -92,5 +82,4 @@ class Endings:
     def _tell(self, pool: Pool, pod: Pod, reason: str) -> None:
         log.info("sandbox %s (pod %s) of session %s ended: %s", pod.uid, pod.name, pod.session, reason)
         pool.lost(self._clock.monotonic(), reason)
-        for queue in self._watchers:
-            queue.put_nowait(SandboxEvent(SandboxId(pod.uid), SessionId(pod.session), reason))
+        self._watches.tell(SandboxEvent(SandboxId(pod.uid), SessionId(pod.session), reason))

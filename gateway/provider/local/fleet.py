@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from gateway.model import Runtime, RuntimeKey, SandboxEvent, SandboxId
 from gateway.provider.local.boxes import Box, Boxes, BoxState
 from gateway.provider.local.trash import Trash
+from gateway.provider.watches import Watches
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ class Fleet:
         self._boxes: Boxes | None = None
         self._all: dict[SandboxId, Box] = {}
         self._endings: dict[SandboxId, asyncio.Task[None]] = {}
-        self._watchers: set[asyncio.Queue[SandboxEvent | None]] = set()
+        self._watches = Watches()
         self._on_death: list[Callable[[Box, str], None]] = []
         self._on_ending: list[Callable[[Box], None]] = []
         self._on_gone: list[Callable[[Box], None]] = []
@@ -51,8 +52,7 @@ class Fleet:
         for box in self._all.values():
             box.keeps_workspace = box.state is BoxState.CLAIMED  # for the next life to decide over
         await asyncio.gather(*(self.end(box) for box in list(self._all.values())), return_exceptions=True)
-        for queue in self._watchers:
-            queue.put_nowait(None)
+        self._watches.end()
 
     def get(self, sandbox_id: SandboxId) -> Box | None:
         """A box from its start until it is gone."""
@@ -72,9 +72,7 @@ class Fleet:
 
     def watch(self) -> AsyncIterator[SandboxEvent]:
         """Claimed boxes that end by themselves, from this call on. Ends with aclose()."""
-        queue: asyncio.Queue[SandboxEvent | None] = asyncio.Queue()
-        self._watchers.add(queue)
-        return self._events(queue)
+        return self._watches.begin()
 
     async def start(self, runtime: Runtime) -> Box:
         """One more, healthy and warm. Raises StartFailedError."""
@@ -104,8 +102,7 @@ class Fleet:
         if box.state is BoxState.CLAIMED:
             box.keeps_workspace = True  # until it is parked or released
             log.info("sandbox %s of session %s %s", box.id, box.session_id, reason)
-            for queue in self._watchers:
-                queue.put_nowait(SandboxEvent(box.id, box.session_id, reason))
+            self._watches.tell(SandboxEvent(box.id, box.session_id, reason))
         else:
             for verb in self._on_death:
                 verb(box, reason)
@@ -133,10 +130,3 @@ class Fleet:
             self._trash.want_emptied()
             for verb in self._on_gone:
                 verb(box)
-
-    async def _events(self, queue: asyncio.Queue[SandboxEvent | None]) -> AsyncIterator[SandboxEvent]:
-        try:
-            while (event := await queue.get()) is not None:
-                yield event
-        finally:
-            self._watchers.discard(queue)
