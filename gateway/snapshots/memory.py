@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from gateway.clock import Clock
@@ -25,6 +26,7 @@ class MemorySnapshots:
             meter.count(len(chunk))
             meter.hash(chunk)
             data += chunk
+        await asyncio.sleep(0)  # whoever was cancelled meanwhile keeps nothing
         key = new_key(session_id)
         self.kept[key] = (bytes(data), self._clock.now())
         return meter.ref(key)

@@ -7,6 +7,7 @@ uploads (AWS: AbortIncompleteMultipartUpload).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 _PART_SIZE = 8 << 20  # bytes; S3 takes 10,000 parts, so 80 GB
 _CONCURRENCY = 4  # parts on their way at once: 32 MB of memory a put
+_CUT = bytes(2)  # handed in place of a chunk; known by identity
+_UNDONE_IN = 5.0  # seconds; what a store that is silent for longer keeps, `leftovers` finds
 
 # A session waits for a wake, so a store that is away is told soon. The driver's own bounds would be ten tries over
 # three minutes, and 30 s for a whole request, longer than which a snapshot may take; silence is what tells.
@@ -58,33 +61,47 @@ class ObjectStore:
         """See SnapshotStore."""
         meter = Meter(self._max_size)
         key = new_key(session_id)
-        failed: list[BaseException] = []
-
-        async def metered() -> AsyncGenerator[bytes, None]:
-            try:
-                async for chunk in chunks:
-                    meter.count(len(chunk))
-                    await meter.hash_aside(chunk)
-                    yield chunk
-            except BaseException as error:
-                failed.append(error)
-                raise
-
+        handed: asyncio.Queue[bytes | None] = asyncio.Queue(1)
+        uploading = asyncio.ensure_future(self._upload(key, handed))
+        # The source is read here and not by the driver, whose reading a cancel would leave running for a while.
+        uploading.add_done_callback(lambda _: handed.empty() or handed.get_nowait())  # lets go of who waits to hand
         try:
+            async for chunk in chunks:
+                meter.count(len(chunk))
+                await meter.hash_aside(chunk)
+                if uploading.done():
+                    break
+                await handed.put(chunk)
+            if not uploading.done():
+                await handed.put(None)
             with self._translated(key):
-                await obstore.put_async(
-                    self._driver,
-                    key,
-                    metered(),
-                    use_multipart=True,
-                    chunk_size=_PART_SIZE,
-                    max_concurrency=_CONCURRENCY,
-                )
-        except Exception:
-            if failed:  # the source's own failure, as it was
-                raise failed[0] from None
+                await asyncio.shield(uploading)
+        except BaseException:
+            await self._undo(key, uploading, handed)
             raise
         return meter.ref(key)
+
+    async def _upload(self, key: str, handed: asyncio.Queue[bytes | None]) -> None:
+        async def taken() -> AsyncGenerator[bytes, None]:
+            while (chunk := await handed.get()) is not None:
+                if chunk is _CUT:
+                    raise EOFError  # the driver then aborts
+                yield chunk
+
+        await obstore.put_async(
+            self._driver, key, taken(), use_multipart=True, chunk_size=_PART_SIZE, max_concurrency=_CONCURRENCY
+        )
+
+    async def _undo(self, key: str, uploading: asyncio.Future[None], handed: asyncio.Queue[bytes | None]) -> None:
+        """Leave nothing of an upload, also if it has all its bytes and the store may be completing it."""
+        if not handed.empty():
+            handed.get_nowait()
+        handed.put_nowait(_CUT)
+        if not (await asyncio.wait((uploading,), timeout=_UNDONE_IN))[0]:
+            uploading.cancel()
+        elif not uploading.cancelled() and uploading.exception() is None:
+            with contextlib.suppress(SnapshotError):
+                await self.delete(key)
 
     async def get(self, ref: SnapshotRef) -> AsyncGenerator[bytes, None]:
         """See SnapshotStore."""

@@ -220,6 +220,21 @@ async def test_cancelled_put_leaves_nothing(kit: Kit) -> None:
     assert await listed(kit.store) == []
 
 
+async def test_put_cancelled_at_its_end_leaves_nothing(kit: Kit) -> None:
+    """The store has every byte by then, and may be completing it."""
+    puts: list[asyncio.Future[SnapshotRef]] = []
+
+    async def source() -> AsyncIterator[bytes]:
+        yield bytes(1 << 10)
+        puts[-1].cancel()
+
+    for _ in range(100):
+        puts.append(asyncio.ensure_future(kit.store.put(SESSION, source())))
+        with pytest.raises(asyncio.CancelledError):
+            await puts[-1]
+    assert await listed(kit.store) == []
+
+
 async def test_abandoned_get_lets_go(kit: Kit) -> None:
     """A reader that stops early leaves no descriptor open."""
     ref = await kit.store.put(SESSION, pieces(os.urandom(3_000_000)))

@@ -19,6 +19,7 @@ from tests.contract.test_snapshots import listed, pieces, read_all
 from tests.picod.conftest import picod_process
 from tests.snapshots.s3 import Objects, s3
 from tests.snapshots.support import SESSION, World, executor_of
+from tests.support import eventually
 
 MEGABYTE = 1 << 20
 Query = dict[str, list[str]]
@@ -110,6 +111,24 @@ async def test_store_that_fails_in_the_middle_of_a_put_has_nothing(server: Objec
     assert [found.key for found in await listed(store)] == [first.key]
     assert await read_all(store, first) == b"first"
     assert server.uploads == {}
+
+
+async def test_put_cancelled_in_its_middle_is_aborted(server: Objects, store: SnapshotStore) -> None:
+    """No part of it stays in the bucket, where parts cost money and no list shows them."""
+    begun = asyncio.Event()
+
+    async def stalling() -> AsyncIterator[bytes]:
+        yield bytes(20 * MEGABYTE)
+        begun.set()
+        await asyncio.Event().wait()
+
+    put = asyncio.ensure_future(store.put(SESSION, stalling()))
+    await begun.wait()
+    await eventually(lambda: any(server.uploads.values()), "parts in the bucket")
+    put.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await put
+    assert (server.objects, server.uploads) == ({}, {})
 
 
 async def test_store_that_fails_in_the_middle_of_a_get_never_ends_well(server: Objects, store: SnapshotStore) -> None:
