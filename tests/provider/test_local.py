@@ -13,8 +13,10 @@ import pytest
 
 from gateway.clock import SystemClock
 from gateway.errors import SandboxStartError, SettingsError
-from gateway.model import Limits, PoolSpec, SessionId, StartKind
+from gateway.model import Limits, PoolSpec, Runtime, SessionId, StartKind
 from gateway.provider.local import LocalProvider
+from gateway.provider.local.boxes import Box
+from gateway.provider.local.fleet import Fleet
 from tests.provider.support import KEY, SANDBOX_PYTHON, eventually, execute, filled, runtime, serving
 
 
@@ -92,6 +94,26 @@ async def test_failed_start_tells_what_picod_said(tmp_path: Path) -> None:
             await provider.claim(KEY, SessionId("s1"))
         assert not list((tmp_path / "state" / "workspaces").iterdir())
         assert not list((tmp_path / "state").rglob("*.sock"))
+
+
+async def test_sandbox_that_ends_as_it_is_handed_over_is_not_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the very step between its arrival and the claim that waits for it: told as a failed start, and the next works."""
+    start = Fleet.start
+
+    async def doomed(self: Fleet, runtime: Runtime) -> Box:
+        box = await start(self, runtime)
+        asyncio.get_running_loop().call_soon(self.end_soon, [box])
+        return box
+
+    async with serving(tmp_path, runtime()) as provider:
+        with monkeypatch.context() as patched:
+            patched.setattr(Fleet, "start", doomed)
+            with pytest.raises(SandboxStartError, match="ended as soon as it was ready"):
+                await provider.claim(KEY, SessionId("s1"))
+        sandbox = await provider.claim(KEY, SessionId("s1"))
+        assert (await execute(sandbox, "true"))["exit_code"] == 0
 
 
 async def test_claim_whose_client_left_leaves_no_sandbox_bound(tmp_path: Path) -> None:

@@ -119,6 +119,8 @@ class Pools:
                 # It was handed over as its caller left: bound to nobody else.
                 self._fleet.end_soon([waiter.result()])
             raise
+        if not box.is_alive:  # its processes can end in the step between its arrival and here
+            raise _start_error(runtime, f"sandbox {box.id} ended as soon as it was ready", 0.0)
         return box.claim(session_id, StartKind.COLD)
 
     def resize(self, runtime: RuntimeKey, warm: int) -> None:

@@ -1,4 +1,8 @@
-"""Nodes as a kubelet registers them and keeps them alive: a Lease, renewed, and the condition Ready."""
+"""Nodes as a kubelet registers them and keeps them alive: a Lease, renewed, and the condition Ready.
+
+The node controller takes Ready away when a lease grows old, as after a time without the API server, and leaves it to
+the kubelet to say again that it is.
+"""
 
 from __future__ import annotations
 
@@ -61,16 +65,25 @@ class Nodes:
         with suppress(ApiError):
             self._store.create(NODES, "", {"metadata": {"name": name, "labels": labels}})
         self._renew(name)
-        condition = {
-            "type": "Ready", "status": "True", "reason": "KubeletReady", "message": "ready",
-            "lastHeartbeatTime": now_text(), "lastTransitionTime": now_text(),
-        }  # fmt: skip
 
+        def with_room(present: Object) -> Object:
+            return {**present, "status": {**present.get("status", {}), "capacity": has, "allocatable": has}}
+
+        self._store.update(NODES, "", name, with_room)
+        self._say_ready(name)
+
+    def _say_ready(self, name: str) -> None:
         def ready(present: Object) -> Object:
-            status = {**present.get("status", {}), "capacity": has, "allocatable": has, "conditions": [condition]}
-            return {**present, "status": status}
+            now = now_text()
+            condition = {
+                "type": "Ready", "status": "True", "reason": "KubeletReady", "message": "ready",
+                "lastHeartbeatTime": now, "lastTransitionTime": now,
+            }  # fmt: skip
+            return {**present, "status": {**present["status"], "conditions": [condition]}}
 
-        self._store.update(NODES, "", name, ready)
+        said = self._store.get(NODES, "", name)["status"].get("conditions", [])
+        if not any(each["type"] == "Ready" and each["status"] == "True" for each in said):
+            self._store.update(NODES, "", name, ready)
 
     def _beat(self) -> None:
         while not self._stop.wait(_BEAT_S):
@@ -78,6 +91,7 @@ class Nodes:
                 if name not in self.lost:
                     with suppress(Exception):  # the server may be away, which the next beat may find back
                         self._renew(name)
+                        self._say_ready(name)
 
     def _renew(self, name: str) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
