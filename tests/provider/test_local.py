@@ -99,7 +99,7 @@ async def test_failed_start_tells_what_picod_said(tmp_path: Path) -> None:
 async def test_sandbox_that_ends_as_it_is_handed_over_is_not_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the very step between its arrival and the claim that waits for it: told as a failed start, and the next works."""
+    """In the very step between its arrival and the claim that waits for it: told as a failed start."""
     start = Fleet.start
 
     async def doomed(self: Fleet, runtime: Runtime) -> Box:

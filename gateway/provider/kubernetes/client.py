@@ -127,7 +127,7 @@ class KubeApi:
                     for line in lines:
                         yield _event(line)
             finally:
-                response.close()
+                cut(response)
         except aiohttp.ClientConnectorError as error:
             raise ApiAwayError(f"the Kubernetes API server cannot be reached: {error}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -244,6 +244,14 @@ def _event(line: bytes) -> tuple[str, Object]:
             raise WatchExpiredError
         raise KubeError(int(obj.get("code") or 500), obj.get("reason") or "", obj.get("message") or "watch error")
     return kind, obj
+
+
+def cut(response: aiohttp.ClientResponse) -> None:
+    """End a stream in its middle. `close` alone, over TLS, would keep the socket until the server says goodbye too."""
+    connection = response.connection
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
+    response.close()
 
 
 def _refusal(response: aiohttp.ClientResponse, data: bytes) -> KubeError | WatchExpiredError:

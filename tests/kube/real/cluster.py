@@ -25,7 +25,7 @@ from tests.kube.real import plane
 from tests.kube.real.nodes import Nodes
 from tests.kube.real.objects import Mirror, Store, path_of
 from tests.kube.simulator.kubelet import Kubelet
-from tests.kube.simulator.objects import BY_PLURAL, PODS, ApiError, Kind, Object
+from tests.kube.simulator.objects import BY_PLURAL, DEPLOYMENTS, PODS, ApiError, Kind, Object
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,6 +43,8 @@ _CLEARED = (
     "codeinterpreters", "agentruntimes", "deployments", "replicasets", "pods", "configmaps", "secrets",
     "networkpolicies", "resourcequotas",
 )  # fmt: skip
+_ASIDE, _PROBE = "wakegate", "probe"
+_BACK_IN_S = 90.0
 _planes: list[plane.Plane] = []
 
 
@@ -68,6 +70,13 @@ def shared_plane() -> plane.Plane:
             one.wait_for(path_of(BY_PLURAL[file]))
         store.close()
     return _planes[0]
+
+
+def _wait(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + _BACK_IN_S
+    while not holds():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.2)
 
 
 class RealCluster:
@@ -126,8 +135,37 @@ class RealCluster:
             time.sleep(0.1)
 
     async def start_api(self) -> None:
-        """On the same port as before."""
+        """On the same port as before, and wait until the scheduler and the controllers are back at work.
+
+        A server that starts refuses them for a moment, as it has not read its roles yet, and they come back after
+        pauses that grow to half a minute with each time that they lost it.
+        """
         await asyncio.to_thread(self.plane.start_api)
+        await asyncio.to_thread(self._prove_work)
+
+    def _prove_work(self) -> None:
+        """By a Deployment whose pod fits nowhere, and a quota: the words of each that has to act upon them."""
+        labels = {"app": _PROBE}
+        pod = {"nodeSelector": labels, "containers": [{"name": "c", "image": "none"}]}
+        spec = {
+            "selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": pod},
+        }  # fmt: skip
+        made = ((DEPLOYMENTS, spec), (BY_PLURAL["resourcequotas"], {"hard": {"configmaps": "9"}}))
+        for kind, what in made:
+            self.objects.create(kind, _ASIDE, {"metadata": {"name": _PROBE}, "spec": what})
+
+        def pods() -> list[Object]:
+            return [pod for pod in self.objects.all(PODS, _ASIDE) if pod["metadata"]["name"].startswith(_PROBE)]
+
+        def all_said() -> bool:
+            quota = self.objects.get(BY_PLURAL["resourcequotas"], _ASIDE, _PROBE)
+            looked_at = [each for each in pods() if each["status"].get("conditions")]
+            return bool(looked_at) and "hard" in quota.get("status", {})
+
+        _wait(all_said, "the control plane works again")
+        for kind, _ in made:
+            self.objects.delete(kind, _ASIDE, _PROBE)
+        _wait(lambda: not pods(), "the garbage collector works again")
 
     async def stop_api(self) -> None:
         """kill -9."""
@@ -207,4 +245,4 @@ class RealCluster:
         async def run() -> T:
             return await verb()
 
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(60)
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(_BACK_IN_S + 30)

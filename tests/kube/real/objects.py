@@ -14,6 +14,7 @@ import aiohttp
 import httpx
 import orjson
 
+from gateway.provider.kubernetes.client import cut
 from tests.kube.simulator.objects import BY_PLURAL, PODS, ApiError, Change, Kind, Object, merge
 
 log = logging.getLogger(__name__)
@@ -246,8 +247,9 @@ class Mirror:
         assert self._session is not None
         query = {"watch": "1", "resourceVersion": version, "allowWatchBookmarks": "1", "timeoutSeconds": "600"}
         timeout = aiohttp.ClientTimeout(total=None, sock_read=100)
-        async with self._session.get(path_of(kind), params=query, timeout=timeout) as reply:
-            rest = b""
+        reply = await self._session.get(path_of(kind), params=query, timeout=timeout)
+        rest = b""
+        try:
             async for piece in reply.content.iter_any():
                 *lines, rest = (rest + piece).split(b"\n")
                 for line in lines:
@@ -256,6 +258,8 @@ class Mirror:
                         return
                     if event["type"] != "BOOKMARK":
                         self._take(kind, event["type"], event["object"])
+        finally:
+            cut(reply)
 
     def _take(self, kind: Kind, how: str, obj: Object) -> None:
         metadata = obj["metadata"]

@@ -199,8 +199,8 @@ class Kubelet:
         stop = asyncio.ensure_future(running.ending.wait())
         try:
             done, _ = await asyncio.wait({*ended, stop, probes}, return_when="FIRST_COMPLETED")
-            if probes in done and probes.result():
-                return probes.result()
+            if probes in done:
+                return probes.result() or None
             if stop in done:
                 return None
             status = next(task.result() for task in ended if task.done())
@@ -214,7 +214,12 @@ class Kubelet:
                     _kill(process)
 
     async def _probe(self, pod: Object, address: str, restarts: int) -> str:
-        """Readiness, and the deadline. Returns DeadlineExceeded when that is over."""
+        """Readiness, and the deadline. Returns DeadlineExceeded when that is over, nothing when the pod is gone."""
+        with suppress(ApiError):
+            return await self._probe_on(pod, address, restarts)
+        return ""
+
+    async def _probe_on(self, pod: Object, address: str, restarts: int) -> str:
         container = pod["spec"]["containers"][0]
         probe = container.get("readinessProbe", {})
         target = probe.get("httpGet") or probe.get("tcpSocket")
