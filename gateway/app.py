@@ -182,6 +182,7 @@ class Gateway:
         self.lifecycle.ask_before_sleep(executor.busy)
         self.lifecycle.on_wake(self.advisor.woken)
         self.lifecycle.on_unbound(self.advisor.unbound)
+        self.lifecycle.on_end(self.advisor.ended)
         self.claims.on_waiting(self.autoscaler.waiting)
         self.claims.on_claim(self.autoscaler.claimed)
         self.claims.on_claim(self.counters.claimed)

@@ -80,10 +80,15 @@ class Lifecycle:
             clock,
             sleeping.break_off,
         )
+        self._end_listeners: list[Callable[[SessionId], None]] = []
 
     def on_unbound(self, listener: Unbound) -> None:
         """Call `listener(session, sandbox)` as soon as a session stops having that sandbox (None: for good)."""
         self._bindings.on_unbound(listener)
+
+    def on_end(self, listener: Callable[[SessionId], None]) -> None:
+        """Call `listener(session)` when this gateway has ended a session."""
+        self._end_listeners.append(listener)
 
     def on_wake(self, listener: GapListener) -> None:
         """Call `listener(session, runtime, seconds)` when a sleeping session is used again, after so long a silence."""
@@ -277,6 +282,8 @@ class Lifecycle:
             self._bindings.remove(session.sandbox.id)
             await self._provider.release(session.sandbox.id)
         await self._hibernation.forget(session)
+        for listener in self._end_listeners:
+            listener(session.id)
         logger.info("session %s ended: %s", session.id, reason)
 
     async def _bind(self, session: Session, sandbox: Sandbox) -> Session:

@@ -357,6 +357,7 @@ async def test_readyz_tells_of_a_store_that_is_away(open_gateway: OpenScripted) 
         reply = await client.get("/readyz")
         assert reply.status_code == 503
         assert reply.json()["reasons"][0].startswith("the session store does not answer: ")
+        assert (await client.get("/health/ready")).status_code == 503  # it has not answered yet
         for reply in (
             await client.post("/v1/sessions", json={"runtime": "my-interpreter"}),
             await client.get("/v1/sessions"),
@@ -365,6 +366,20 @@ async def test_readyz_tells_of_a_store_that_is_away(open_gateway: OpenScripted) 
             assert (reply.status_code, reply.json()["code"]) == (503, "STORE_UNAVAILABLE")
             assert reply.headers["retry-after"]
         assert (await client.get("/healthz")).status_code == 200
+    await gateway.gateway.store.start()
+
+
+async def test_gateway_whose_store_goes_away_still_gets_traffic(open_gateway: OpenScripted) -> None:
+    """/health/ready, which balancers ask, stands where /readyz tells of the trouble; a drain ends both."""
+    gateway, _ = await open_gateway()
+    async with client_of(gateway) as client:
+        assert (await client.get("/health/ready")).json() == {"status": "ready"}
+        await gateway.gateway.store.aclose()
+        statuses = [(await client.get(path)).status_code for path in ("/readyz", "/health/ready")]
+        assert statuses == [503, 200]
+        gateway.gateway.drain()
+        reply = await client.get("/health/ready")
+        assert (reply.status_code, reply.json()["error"]) == (503, "this gateway is shutting down")
     await gateway.gateway.store.start()
 
 

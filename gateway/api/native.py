@@ -42,7 +42,7 @@ class NativeAPI:
         self._provider = provider
         self._catalog = catalog
         self._is_draining = is_draining
-        self._pools_settled = False  # once they were
+        self._pools_settled = self._store_met = False  # once they were, and it was
 
     def routes(self) -> list[Route]:
         """The API's paths."""
@@ -173,27 +173,35 @@ class NativeAPI:
         return JSON({"status": "alive"})
 
     async def _readyz(self, _: Request) -> Response:
-        reasons = await self._reasons()
+        reasons = [*self._draining(), *await self._store_away(), *await self._unsettled()]
         return JSON({"status": "not ready", "reasons": reasons}, 503) if reasons else JSON({"status": "ready"})
 
     async def _health_ready(self, _: Request) -> Response:
-        reasons = await self._reasons()
+        """Whether to be sent traffic: as /readyz, but once the store has answered, its absence is no reason.
+
+        Live sessions are served without it, and all replicas lose it together: if each stood back, none would.
+        """
+        reasons = [*self._draining(), *([] if self._store_met else await self._store_away()), *await self._unsettled()]
         if reasons:
             return JSON({"error": "; ".join(reasons), "status": "not ready"}, 503)
         return JSON({"status": "ready"})
 
-    async def _reasons(self) -> list[str]:
-        """Why this gateway should get no traffic; empty if it should."""
-        reasons = ["this gateway is shutting down"] if self._is_draining() else []
+    def _draining(self) -> list[str]:
+        return ["this gateway is shutting down"] if self._is_draining() else []
+
+    async def _store_away(self) -> list[str]:
         try:
             await self._store.ping()
         except WakegateError as error:
-            reasons.append(f"the session store does not answer: {error}")
-        return reasons if self._pools_settled else [*reasons, *await self._unsettled()]
+            return [f"the session store does not answer: {error}"]
+        self._store_met = True
+        return []
 
     async def _unsettled(self) -> list[str]:
         """Pools that have no sandbox yet. Asked until all had one: a runtime that is added later, whose image is still
         being pulled, is no reason to take all of them away from everybody."""
+        if self._pools_settled:
+            return []
         reasons = []
         for runtime in self._catalog.all():
             status = await self._provider.status(runtime.key)

@@ -102,7 +102,8 @@ class Demand:
         while elapsed > _LONGEST_STEP:
             elapsed -= _LONGEST_STEP
             self._step(now - elapsed, _LONGEST_STEP, 0)
-        self._step(now, round(elapsed, 3) or 0.001, claims)
+        # Ticks are never quite alike. What the experts compute for a length they keep, so there should be few of them.
+        self._step(now, round(elapsed, 2) or 0.01, claims)
         self._now = now
         if claims:
             self._claimed_at = now

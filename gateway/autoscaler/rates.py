@@ -37,7 +37,7 @@ _SMALL = 1e-30  # a belief that sums to less is brought back to 1
 _LEAST = 1e-280  # weight that a filter keeps, so that it can come back
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _moves(elapsed: float) -> tuple[Floats, Floats, Floats]:
     """([hazard, hazard + 1]: the share of each filter's belief that stays within `elapsed` seconds, then what jumps;
     that last column of it, to be written before each use: jumps times the sum of the belief; jumps, each a share).

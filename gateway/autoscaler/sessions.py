@@ -50,7 +50,7 @@ class _Seen:
 
 
 class SessionAdvisor:
-    """One gateway's. `run_once` every few seconds; `woken` and `unbound` listen to lifecycle; `explain` for people."""
+    """One gateway's. `run_once` every few seconds; `woken`, `unbound` and `ended` listen to lifecycle."""
 
     def __init__(
         self, lifecycle: Lifecycle, catalog: RuntimeCatalog, served: Callable[[], Served], settings: AdviceSettings
@@ -73,11 +73,16 @@ class SessionAdvisor:
             seen.asleep = False  # its next use, seen in the next pass, tells how long it was silent
 
     def unbound(self, session_id: SessionId, sandbox_id: SandboxId | None) -> None:
-        """A session sleeps, or has ended (then waking it ahead comes to nothing)."""
+        """A session sleeps, or is about to end."""
         seen = self._sessions.get(session_id)
         if seen is not None and sandbox_id is None:
             seen.asleep = True
             self._ahead.discard(session_id)
+
+    def ended(self, session_id: SessionId) -> None:
+        """It will not be used again."""
+        self._sessions.pop(session_id, None)
+        self._ahead.discard(session_id)
 
     async def run_once(self, now: float) -> None:
         """Take in what was used since the last pass, then act."""
@@ -152,9 +157,9 @@ class SessionAdvisor:
         return self._histogram(key).advise(timeout, wake_cost=settings.wake_cost, own=gaps, prewake=settings.prewake)
 
     async def _hibernate(self, session_id: SessionId) -> None:
-        seen = self._sessions[session_id]
-        runtime = self._catalog.get(seen.runtime)
-        if runtime is None or runtime.hibernation is HibernationMode.OFF:
+        seen = self._sessions.get(session_id)
+        runtime = None if seen is None else self._catalog.get(seen.runtime)
+        if seen is None or runtime is None or runtime.hibernation is HibernationMode.OFF:
             return
         after = seen.advice.hibernate_after
 
@@ -179,7 +184,9 @@ class SessionAdvisor:
         ]
 
     async def _wake(self, session_id: SessionId, now: float) -> None:
-        seen = self._sessions[session_id]
+        seen = self._sessions.get(session_id)
+        if seen is None:  # it ended while others were woken
+            return
         seen.woken_at, self._waking = now, session_id
         try:
             await self._lifecycle.open(session_id)
@@ -187,7 +194,8 @@ class SessionAdvisor:
             log.debug("session %s is not woken ahead: %s", session_id, error)
         else:
             seen.asleep = False
-            self._ahead.add(session_id)
             self.woke += 1
+            if session_id in self._sessions:
+                self._ahead.add(session_id)
         finally:
             self._waking = None

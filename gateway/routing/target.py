@@ -61,7 +61,8 @@ def parse(raw_path: bytes, session: bytes | None, runtime: bytes | None) -> Targ
     Raises:
         BadRequestError: a malformed session id, namespace or name.
     """
-    # Clients call the same few paths again and again. Only short ones are kept, so that nobody fills memory with them.
+    # Clients call the same few paths again and again. Only short ones are kept, and about 1 MB of them: sessions come
+    # and go, and each has paths of its own.
     return _parse_kept(raw_path, session, runtime) if len(raw_path) < 256 else _parse(raw_path, session, runtime)
 
 
@@ -112,7 +113,7 @@ def _named(runtime: bytes | None) -> RuntimeKey | None:
     return runtime_key(namespace, name, b"code-interpreters")
 
 
-_parse_kept = lru_cache(maxsize=8192)(_parse)
+_parse_kept = lru_cache(maxsize=2048)(_parse)
 
 
 def is_control(raw_path: bytes) -> bool:
@@ -131,7 +132,7 @@ def runtime_key(namespace: bytes, name: bytes, segment: bytes) -> RuntimeKey:
     return RuntimeKey(namespace.decode(), name.decode(), _KINDS[segment])
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=2048)
 def _session_id(value: bytes) -> SessionId:
     if not _SESSION_ID.fullmatch(value):
         raise BadRequestError(

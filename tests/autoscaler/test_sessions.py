@@ -30,6 +30,7 @@ class Sessions:
         )
         gateway.lifecycle.on_wake(self.advisor.woken)
         gateway.lifecycle.on_unbound(self.advisor.unbound)
+        gateway.lifecycle.on_end(self.advisor.ended)
         gateway.lifecycle.on_unbound(lambda session, _: self.last.update({session: -1.0}))
 
     async def new(self) -> SessionId:
@@ -130,3 +131,16 @@ async def test_wake_tells_the_whole_silence(gateway: Gateway, clock: ManualClock
 
     assert sessions.advisor.explain()["runtimes"][str(sessions.key)]["silences"] == 1
     assert [round(gap) for gap in sessions.advisor._sessions[session].gaps] == [5000]
+
+
+async def test_ended_session_is_forgotten(gateway: Gateway, clock: ManualClock) -> None:
+    """Also one that was to be woken ahead: nothing of it stays, and its silences still count."""
+    sessions = Sessions(gateway, clock, prewake=True)
+    await sessions.teach(900.0)
+    session = await sessions.new()
+    await gateway.lifecycle.hibernate(session)
+    await gateway.lifecycle.terminate(session, "done")
+    await sessions.wait(900.0)
+    assert sessions.advisor.advice(session) is None
+    assert sessions.advisor.woke == 0
+    assert sessions.advisor.explain()["runtimes"][str(sessions.key)]["silences"] > 50

@@ -125,6 +125,7 @@ def test_redis_away_leaves_live_sessions_alone_and_heals_by_itself(tmp_path: Pat
             assert (refused.status_code, refused.json()["code"]) == (503, "STORE_UNAVAILABLE")
             assert "retry-after" in refused.headers
         wait_until(lambda: a.client.get("/readyz").status_code == 503, "readyz says so")
+        assert a.client.get("/health/ready").status_code == 200, "a balancer goes on to send it what it can serve"
         redis.start()
         wait_until(lambda: a.client.get("/readyz").status_code == 200, "readyz is well again")
         assert a.run(sleeping, "true").status_code == 200

@@ -48,7 +48,7 @@ NATIVE: tuple[Operation, ...] = (
 
 HEALTH: tuple[Operation, ...] = (
     Operation("GET", "/healthz", "health", "This process lives.", _ok("Status"), sandbox=False),
-    Operation("GET", "/readyz", "health", "Whether it should get traffic, and why not.",
+    Operation("GET", "/readyz", "health", "Whether all is well, and why not.",
               {200: Answer("It should.", ref("Status")), 503: Answer("Not now.", ref("NotReady"))}, error="",
               sandbox=False),
     Operation("GET", "/metrics", "health", "Counters in Prometheus' text form.",
@@ -57,7 +57,8 @@ HEALTH: tuple[Operation, ...] = (
               error="", sandbox=False),
     Operation("GET", "/health", "health", "AgentCube's health check.", _ok("Status"), error="", sandbox=False),
     Operation("GET", "/health/live", "health", "AgentCube's liveness check.", _ok("Status"), error="", sandbox=False),
-    Operation("GET", "/health/ready", "health", "AgentCube's readiness check.",
+    Operation("GET", "/health/ready", "health",
+              "AgentCube's readiness check: a store that goes away later does not fail it.",
               {200: Answer("Ready.", ref("Status")), 503: Answer("Not now.", ref("NotReady"))}, error="",
               sandbox=False),
 )  # fmt: skip
