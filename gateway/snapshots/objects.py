@@ -76,7 +76,7 @@ class ObjectStore:
                 await handed.put(None)
             with self._translated(key):
                 await asyncio.shield(uploading)
-        except BaseException:
+        except BaseException:  # a cancel, too: whoever has no reference must have left nothing
             await self._undo(key, uploading, handed)
             raise
         return meter.ref(key)

