@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -422,3 +423,16 @@ async def test_client_that_leaves_while_its_session_is_made_leaves_nothing_behin
                 sessions = (await other.get("/v1/sessions")).json()["sessions"]
                 if {session["sandboxId"] for session in sessions} == sandboxes:
                     break
+
+
+async def test_ended_session_leaves_no_advice_behind(open_gateway: OpenScripted) -> None:
+    """What a gateway learned of a session goes with it: sessions come and go for months."""
+    gateway, _ = await open_gateway()
+    advisor = gateway.gateway.advisor
+    async with client_of(gateway) as client:
+        session = (await client.post("/v1/sessions", json={"runtime": "my-interpreter"})).json()["id"]
+        assert (await client.get("/x", headers={"x-session-id": session})).status_code == 200
+        await advisor.run_once(time.time())
+        assert advisor.advice(session) is not None
+        assert (await client.delete(f"/v1/sessions/{session}")).status_code in (200, 204)
+        assert advisor.advice(session) is None

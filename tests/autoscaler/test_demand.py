@@ -8,6 +8,7 @@ import pytest
 from gateway.autoscaler.demand import Demand
 from gateway.autoscaler.forecast import Floats
 from gateway.autoscaler.history import live_since, replay_history
+from gateway.autoscaler.rates import _moves
 from gateway.autoscaler.replay import synthetic
 from gateway.autoscaler.replay.pool import Targets, simulate
 from gateway.autoscaler.shadow import Objective, Shadow, constant_levels
@@ -235,3 +236,14 @@ def test_pool_that_may_hold_nothing_is_forecast_like_any() -> None:
         demand.observe(second + 1.0, 1)
         forecast = demand.forecast(second + 1.0)
     assert forecast.observed == 300.0
+
+
+def test_ticks_of_uneven_length_leave_little_behind() -> None:
+    """What is computed for a length is kept, and a gateway's ticks are never quite alike."""
+    _moves.cache_clear()
+    demand, now = Demand(Objective(0.02), lead=LEAD, tick=1.0, most=8), 1e9
+    random = np.random.default_rng(1)
+    for _ in range(500):
+        now += 1.0 + float(random.uniform(0.0, 0.02))
+        demand.observe(now, 0)
+    assert _moves.cache_info().currsize < 20
