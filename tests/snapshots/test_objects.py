@@ -131,6 +131,26 @@ async def test_put_cancelled_in_its_middle_is_aborted(server: Objects, store: Sn
     assert (server.objects, server.uploads) == ({}, {})
 
 
+async def test_put_cancelled_as_the_store_completes_it_is_taken_back(server: Objects, store: SnapshotStore) -> None:
+    """It has every byte and answers late: the cancel waits for what comes of it, and deletes that."""
+    completing, answered = asyncio.Event(), asyncio.Event()
+
+    async def late(method: str, query: Query) -> bool:
+        if method == "POST" and "uploadId" in query:
+            completing.set()
+            await answered.wait()
+        return False
+
+    server.fault = late
+    put = asyncio.ensure_future(store.put(SESSION, pieces(os.urandom(10 * MEGABYTE))))
+    await completing.wait()
+    put.cancel()
+    asyncio.get_running_loop().call_soon(answered.set)
+    with pytest.raises(asyncio.CancelledError):
+        await put
+    assert (server.objects, server.uploads) == ({}, {})
+
+
 async def test_store_that_fails_in_the_middle_of_a_get_never_ends_well(server: Objects, store: SnapshotStore) -> None:
     """Each try breaks off: an error, not a short snapshot."""
     ref = await store.put(SESSION, pieces(os.urandom(10 * MEGABYTE)))
