@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +32,13 @@ def pytest_asyncio_loop_factories(
         if getattr(module, "ON_UVLOOP", False)
         else {"asyncio": asyncio.new_event_loop}
     )
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder for sockets. tmp_path may be too long a name for them: its length depends on the user and earlier runs."""
+    with tempfile.TemporaryDirectory(prefix="wg-", dir="/tmp") as name:
+        yield Path(name)
 
 
 class OpenScripted(Protocol):

@@ -264,17 +264,17 @@ async def test_silent_sandbox_is_given_up(verb: Verb) -> None:
             await verb(executor_of(silence=0.2), sandbox)
 
 
-async def test_sandbox_that_listens_no_more_is_gone(verb: Verb, tmp_path: Path) -> None:
+async def test_sandbox_that_listens_no_more_is_gone(verb: Verb, short_path: Path) -> None:
     """A socket without a listener, none at all, and a closed port: nothing was sent, and nobody is there."""
     server = ScriptedSandbox()
-    await server.start(tmp_path / "closed.sock")
+    await server.start(short_path / "closed.sock")
     await server.aclose()
-    if not (tmp_path / "closed.sock").exists():
-        (tmp_path / "closed.sock").touch()
+    if not (short_path / "closed.sock").exists():
+        (short_path / "closed.sock").touch()
     closed = ScriptedSandbox()
     await closed.start()
     await closed.aclose()
-    for endpoint in (Endpoint(uds=str(tmp_path / "closed.sock")), Endpoint(uds="/nowhere.sock"), closed.endpoint):
+    for endpoint in (Endpoint(uds=str(short_path / "closed.sock")), Endpoint(uds="/nowhere.sock"), closed.endpoint):
         with pytest.raises(UpstreamConnectError, match="sandbox sb-1 cannot be reached") as caught:
             await verb(executor_of(), sandbox_at(endpoint))
         assert caught.value.gone

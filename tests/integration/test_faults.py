@@ -133,9 +133,9 @@ def test_term_lets_commands_finish_and_puts_sessions_to_sleep(tmp_path: Path) ->
         assert server.run(session, "cat note").json()["stdout"] == "done\n"
 
 
-def test_token_seen_in_one_sandbox_is_worth_nothing_at_another(tmp_path: Path) -> None:
+def test_token_seen_in_one_sandbox_is_worth_nothing_at_another(short_path: Path) -> None:
     """Code that reads its own picod's memory for a token cannot use it elsewhere: another picod answers 401."""
-    with serve(tmp_path / "state") as server:
+    with serve(short_path / "state") as server:
         thief, victim = server.session(), server.session()
         # The token is in picod's memory, which code of the same user may read; find it there.
         script = (
@@ -159,7 +159,7 @@ def test_token_seen_in_one_sandbox_is_worth_nothing_at_another(tmp_path: Path) -
         server.client.post("/api/files", json=path, headers={"x-session-id": thief})
         token = server.run(thief, "python3 steal.py").json()["stdout"].strip()
         assert token.count(".") == 2, "no token was found: the test cannot show anything"
-        sockets = tmp_path / "state" / "run"
+        sockets = short_path / "state" / "run"
         bearer = {"authorization": f"Bearer {token}"}
         statuses = {}
         for session in (thief, victim):

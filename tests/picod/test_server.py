@@ -247,12 +247,12 @@ def test_wrong_start_says_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["tcp", "uds"])
-def test_own_listeners_work(tmp_path: Path, where: str) -> None:
+def test_own_listeners_work(tmp_path: Path, short_path: Path, where: str) -> None:
     """A port or a socket path in place of an inherited descriptor; a stale socket file does not matter."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    path = tmp_path / "s.sock"
+    path = short_path / "s.sock"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
     flags = ["--port", str(port)] if where == "tcp" else ["--uds", str(path)]

@@ -52,16 +52,16 @@ async def peer(folder: Path, play: Callable[[asyncio.StreamWriter], Awaitable[No
         await asyncio.wait_for(asyncio.gather(*served), 20)
 
 
-async def test_messages_pass_both_ways_with_libzmq(tmp_path: Path) -> None:
+async def test_messages_pass_both_ways_with_libzmq(short_path: Path) -> None:
     """What we send arrives as it was, what it sends too, small frames and large ones."""
     context = zmq.asyncio.Context()
     router, publisher = context.socket(zmq.ROUTER), context.socket(zmq.XPUB)
-    router.bind(f"ipc://{tmp_path}/router")
-    publisher.bind(f"ipc://{tmp_path}/publisher")
+    router.bind(f"ipc://{short_path}/router")
+    publisher.bind(f"ipc://{short_path}/publisher")
     heard, published = Heard(), Heard()
     try:
-        dealer = await ZmtpConnection.connect(f"{tmp_path}/router", "DEALER", heard)
-        subscriber = await ZmtpConnection.connect(f"{tmp_path}/publisher", "SUB", published)
+        dealer = await ZmtpConnection.connect(f"{short_path}/router", "DEALER", heard)
+        subscriber = await ZmtpConnection.connect(f"{short_path}/publisher", "SUB", published)
         frames = [b"", b"a", b"b" * 255, b"c" * 256, b"d" * 1_000_000]
         dealer.send(frames)
         who, *received = await router.recv_multipart()
@@ -78,7 +78,7 @@ async def test_messages_pass_both_ways_with_libzmq(tmp_path: Path) -> None:
         context.destroy(linger=0)
 
 
-async def test_frames_are_read_however_they_are_cut(tmp_path: Path) -> None:
+async def test_frames_are_read_however_they_are_cut(short_path: Path) -> None:
     """A peer may send byte by byte."""
 
     async def play(writer: asyncio.StreamWriter) -> None:
@@ -87,14 +87,14 @@ async def test_frames_are_read_however_they_are_cut(tmp_path: Path) -> None:
             await writer.drain()
 
     heard = Heard()
-    async with peer(tmp_path, play) as path:
+    async with peer(short_path, play) as path:
         connection = await ZmtpConnection.connect(path, "SUB", heard)
         await eventually(lambda: len(heard.messages) == 2, "both messages come")
         assert heard.messages == [([b"hi", b"there"], False), ([b"x" * 300], False)]
         connection.close()
 
 
-async def test_message_that_is_too_large_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_message_that_is_too_large_is_passed_over(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not held, it says that it was cut, and the next one is read as ever."""
     monkeypatch.setattr(zmtp, "MAX_MESSAGE", 1000)
     large = b"\x01\x02ok" + b"\x03" + (5000).to_bytes(8, "big") + b"x" * 5000 + b"\x00\x03end"
@@ -104,7 +104,7 @@ async def test_message_that_is_too_large_is_passed_over(tmp_path: Path, monkeypa
         await writer.drain()
 
     heard = Heard()
-    async with peer(tmp_path, play) as path:
+    async with peer(short_path, play) as path:
         connection = await ZmtpConnection.connect(path, "SUB", heard)
         await eventually(lambda: len(heard.messages) == 2, "both messages come")
         assert heard.messages == [([b"ok", b"", b"end"], True), ([b"next"], False)]
@@ -121,7 +121,7 @@ async def test_message_that_is_too_large_is_passed_over(tmp_path: Path, monkeypa
         b"",
     ],
 )
-async def test_peer_that_breaks_the_protocol_is_left(tmp_path: Path, said: bytes) -> None:
+async def test_peer_that_breaks_the_protocol_is_left(short_path: Path, said: bytes) -> None:
     """No greeting, another mechanism, an endless command, a refusal, silence and leaving: each is an error, at once."""
 
     async def play(writer: asyncio.StreamWriter) -> None:
@@ -129,18 +129,18 @@ async def test_peer_that_breaks_the_protocol_is_left(tmp_path: Path, said: bytes
         if not said:
             writer.close()
 
-    async with peer(tmp_path, play) as path:
+    async with peer(short_path, play) as path:
         with pytest.raises(ZmtpError):
             await asyncio.wait_for(ZmtpConnection.connect(path, "SUB", Heard()), 20)
 
 
-async def test_endless_message_ends_the_connection(tmp_path: Path) -> None:
+async def test_endless_message_ends_the_connection(short_path: Path) -> None:
     """Frames that never end a message are not collected for ever."""
 
     async def play(writer: asyncio.StreamWriter) -> None:
         writer.write(GREETING + READY + b"\x01\x00" * 1000)
 
-    async with peer(tmp_path, play) as path:
+    async with peer(short_path, play) as path:
         connection = await ZmtpConnection.connect(path, "SUB", Heard())
         await asyncio.wait_for(connection.closed, 20)
         with pytest.raises(ZmtpError):

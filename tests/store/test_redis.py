@@ -304,11 +304,11 @@ async def works(url: str) -> None:
     await store.aclose()
 
 
-async def test_unix_socket_serves(tmp_path: Path) -> None:
+async def test_unix_socket_serves(tmp_path: Path, short_path: Path) -> None:
     """unix:///path/to.sock."""
-    server = RedisServer(tmp_path / "redis", "--unixsocket", str(tmp_path / "redis.sock")).start()
+    server = RedisServer(tmp_path / "redis", "--unixsocket", str(short_path / "redis.sock")).start()
     try:
-        await works(f"unix://{tmp_path}/redis.sock?db=2")
+        await works(f"unix://{short_path}/redis.sock?db=2")
     finally:
         server.kill()
 

@@ -95,11 +95,11 @@ async def test_caller_that_gives_up_lets_the_sandbox_see_it(open_gateway: OpenSc
     assert not gateway.gateway.activator.routes[session].pool.idle
 
 
-async def test_caller_replaces_a_sandbox_that_is_gone_and_counts_slots_right(tmp_path: Path) -> None:
+async def test_caller_replaces_a_sandbox_that_is_gone_and_counts_slots_right(tmp_path: Path, short_path: Path) -> None:
     """Nothing was sent to the one that is gone; afterwards no slot is taken, on either."""
     sandbox = ScriptedSandbox()
     await sandbox.start()
-    gone = Endpoint(uds=str(tmp_path / "gone.sock"))
+    gone = Endpoint(uds=str(short_path / "gone.sock"))
     try:
         async with served(tmp_path, ScriptedProvider(gone, sandbox.endpoint)) as gateway:
             session = await gateway.session()
