@@ -36,7 +36,7 @@ def pytest_asyncio_loop_factories(
 
 @pytest.fixture
 def short_path() -> Iterator[Path]:
-    """A folder for sockets. tmp_path may be too long a name for them: its length depends on the user and earlier runs."""
+    """A folder for sockets: tmp_path, whose length depends on the user and on earlier runs, may be too long."""
     with tempfile.TemporaryDirectory(prefix="wg-", dir="/tmp") as name:
         yield Path(name)
 
