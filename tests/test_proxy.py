@@ -637,7 +637,7 @@ async def test_garbage_of_the_sandbox_is_a_502(open_gateway: OpenScripted, garba
     assert (answer.get("x-session-id"), answer.get("x-agentcube-session-id")) == (session, session)
     assert len(answer.body) < 1000
     assert (await gateway.ask(get(session, "/well"))).status == 200
-    assert sandbox.dials == 2
+    assert sandbox.dials == (2 if garbage else 3)  # one that only closes is asked whether it is still there
     assert slots_free(gateway)
 
 
@@ -677,6 +677,50 @@ async def test_sandbox_that_refuses_is_replaced_and_the_client_is_told_once(open
     assert [answer.get("x-wakegate-restored") is None for answer in answers] == [False, True]
     assert [answer.get("x-wakegate-start") for answer in answers] == ["wake", "live"]
     assert [request.body for request in fresh.requests] == [b"ab", b"ab"]
+
+
+async def test_sandbox_that_ends_while_it_lets_in_is_replaced(open_gateway: OpenScripted) -> None:
+    """A killed process closes its connections before its listener: who was told of that and asks again at once, is
+    not cut off a second time, and what is asked never reaches the sandbox that ends."""
+
+    async def script(call: Call) -> None:
+        call.abort()
+
+    gateway, old = await open_gateway(script)
+    session = await gateway.session()
+    first = await gateway.ask(get(session, "/first"))
+    async with aclosing(ScriptedSandbox()) as fresh:
+        await fresh.start()
+        gateway.provider.endpoints = [fresh.endpoint]
+        second = await gateway.ask(get(session, "/second"))
+    assert (first.status, first.json["code"], second.status) == (502, "SANDBOX_LOST", 200)
+    assert second.get("x-wakegate-restored") is not None
+    assert [request.path for request in (*old.requests, *fresh.requests)] == ["/first", "/health", "/second"]
+
+
+@pytest.mark.parametrize("busy", [False, True])
+async def test_sandbox_that_broke_one_connection_is_kept_if_it_lives(open_gateway: OpenScripted, busy: bool) -> None:
+    """It is asked once before it is used again, on none of the connections from before; silence is no end."""
+    both = asyncio.Barrier(2)
+
+    async def script(call: Call) -> None:
+        if call.request.path == "/both":
+            await both.wait()
+        if call.request.path == "/break":
+            call.abort()
+        elif call.request.path == "/health" and busy:
+            await call.closed()
+        else:
+            await call.reply()
+
+    gateway, sandbox = await open_gateway(script, connect_timeout=0.2)
+    session = await gateway.session()
+    await asyncio.gather(gateway.ask(get(session, "/both")), gateway.ask(get(session, "/both")))
+    assert (await gateway.ask(get(session, "/break"))).status == 502
+    for _ in range(2):
+        assert (await gateway.ask(get(session, "/after"))).get("x-wakegate-restored") is None
+    assert [request.path for request in sandbox.requests[3:]] == ["/health", "/after", "/after"]
+    assert (sandbox.dials, gateway.gateway.activator.routes[session].pool.open) == (4, 1)
 
 
 async def test_unreachable_replacement_is_a_502(open_gateway: OpenScripted) -> None:

@@ -22,7 +22,7 @@ from gateway.errors import (
 )
 from gateway.interfaces import RuntimeCatalog
 from gateway.lifecycle import Lifecycle
-from gateway.model import Endpoint, RuntimeKey, Sandbox, SandboxId, SessionId, StartKind
+from gateway.model import Endpoint, Kind, RuntimeKey, Sandbox, SandboxId, SessionId, StartKind
 from gateway.opening import Opened
 from gateway.peers import ElsewhereError, Peer, peer_sandbox
 from gateway.routing.route import HoldLimits, Reservation, Route
@@ -31,6 +31,7 @@ from gateway.routing.tokens import TokenIssuer
 from gateway.routing.upstream import UpstreamPool
 from gateway.stats import Activity, SessionActivity
 from gateway.usage import HEARTBEAT_S
+from picod.wire import HEALTH_PATH
 
 KNOWN_S = HEARTBEAT_S  # for so long it is not asked again where a session is that other gateways may move
 KNOWN_IN_OUTAGE_S = 5.0  # the same while the store does not answer
@@ -172,7 +173,9 @@ class Activator:
         session, sandbox = opened.session, opened.sandbox
         route = self.routes.get(session.id)
         if route is None or route.sandbox.id != sandbox.id:
-            pool = UpstreamPool(sandbox.endpoint, connect_timeout=self._connect_timeout)
+            # Only of picod is it known that asking it for its health does nothing else.
+            proof = HEALTH_PATH.encode() if session.runtime.kind is Kind.CODE_INTERPRETER else b""
+            pool = UpstreamPool(sandbox.endpoint, connect_timeout=self._connect_timeout, proof=proof)
             activity = self._activity.of(session.id, self._clock.now())
             route = self.routes[session.id] = Route(
                 session, sandbox, pool, activity, self._limits, self._counters.of(session.runtime)

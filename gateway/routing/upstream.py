@@ -240,6 +240,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.pool.open -= 1
         if self._head_done and self._until_close and not self._complete and exc is None:
             self._complete = True  # RFC 9112 6.3 case 8: such a body ends where the connection does
+        if self._error is None and not self._complete:
+            self.pool.broke()
         self._fail(UpstreamBrokenError("the sandbox closed the connection before its answer was complete"))
 
     def pause_writing(self) -> None:
@@ -291,10 +293,17 @@ class UpstreamConnection(asyncio.Protocol):
 
 
 class UpstreamPool:
-    """Keep-alive connections to one endpoint. State: the idle list and the count of open ones."""
+    """Keep-alive connections to one endpoint. State: the idle list, the count of open ones, and whether one broke.
 
-    def __init__(self, endpoint: Endpoint, *, connect_timeout: float) -> None:
+    A process that is killed closes its listener after the connections that it has, so a client that was told of a
+    broken one and asks again at once may still be let in, to be cut off a second time. With `proof`, a path that is
+    answered at once and without effect, that is asked for before the first request after a break is sent.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, connect_timeout: float, proof: bytes = b"") -> None:
         self.endpoint = endpoint
+        self._proof = proof
+        self._doubtful = False
         self.idle: list[UpstreamConnection] = []
         self.open = 0
         self.dialled = 0
@@ -316,8 +325,36 @@ class UpstreamPool:
                 return connection
         return None
 
+    def broke(self) -> None:
+        """The other side cut a connection off in the middle of an answer: perhaps it is about to end."""
+        if self._proof:
+            self._doubtful = True
+            for connection in self.idle:
+                connection.transport.abort()  # `take` passes it over
+            self.idle.clear()
+
     async def dial(self) -> UpstreamConnection:
-        """A new connection. Raises UpstreamConnectError; nothing was sent then."""
+        """A new connection. Raises UpstreamConnectError; nothing of a request was sent then."""
+        if self._doubtful:
+            await self._prove()
+            self._doubtful = False
+        return await self._connect()
+
+    async def _prove(self) -> None:
+        """Wait until it answers, whatever it says. Raises UpstreamConnectError when it ends instead."""
+        connection = await self._connect()
+        try:
+            connection.begin(b"GET %b HTTP/1.1\r\nhost: %b\r\n\r\n" % (self._proof, self.host))
+            async with asyncio.timeout(self._connect_timeout):
+                await connection.response_head()
+        except UpstreamBrokenError as error:
+            raise UpstreamConnectError("the sandbox has ended", gone=True) from error
+        except TimeoutError:
+            pass  # it lives, as far as one can tell, and is busy
+        finally:
+            connection.abort()
+
+    async def _connect(self) -> UpstreamConnection:
         loop = asyncio.get_running_loop()
         protocol = UpstreamConnection(self, loop)
         endpoint = self.endpoint

@@ -66,6 +66,7 @@ def test_sandbox_killed_mid_request_is_502_once_and_keeps_its_files(server: Serv
     asking.join()
     assert (answers[0].status_code, answers[0].headers["x-session-id"]) == (502, session)
     told = server.run(session, "cat note")
+    assert told.status_code == 200, told.text
     assert told.json()["stdout"] == "kept\n"
     assert told.headers["x-wakegate-restored"].startswith("20")
 
