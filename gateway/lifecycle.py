@@ -1,4 +1,4 @@
-"""The verbs of a session's life: create, open, hibernate, recover, terminate, sweep.
+"""The verbs of a session's life: create, register, open, hibernate, recover, terminate, sweep.
 
 Each verb writes the record in the store and acts on the provider in the order that never lets a record say more than is
 true: a record names a sandbox only once it is bound, and a sandbox is deleted only once no record names it. Verbs on
@@ -23,7 +23,7 @@ from gateway.errors import SessionNotFoundError
 from gateway.hibernation import Hibernation, bounded
 from gateway.interfaces import RuntimeCatalog, SandboxProvider
 from gateway.losses import Losses
-from gateway.model import RuntimeKey, Sandbox, SandboxEvent, SandboxId, Session, SessionId, SessionState
+from gateway.model import Runtime, RuntimeKey, Sandbox, SandboxEvent, SandboxId, Session, SessionId, SessionState
 from gateway.opening import Opened, Opening, require_runtime
 from gateway.peers import ElsewhereError, Peers
 from gateway.reach import Reach
@@ -136,28 +136,22 @@ class Lifecycle:
         Raises: RuntimeNotFoundError, QueueFullError at the limit, SandboxStartError, StoreUnavailableError.
         """
         runtime = require_runtime(self._catalog, runtime_key)
-        session_id = SessionId(str(uuid.uuid4()))
+        session_id = _new_id()
         sandbox, claim_s = await self.claims.claim(runtime, session_id, bound=self.bound)
-        now = self._clock.now()
-        longest = runtime.max_session_duration
-        session = Session(
-            id=session_id,
-            runtime=runtime_key,
-            state=SessionState.ACTIVE,
-            created_at=now,
-            last_active_at=now,
-            expires_at=now + (longest if ttl is None else min(ttl, longest)),
-            limit_at=now + longest,
-            ends_at=None if ttl is None else now + ttl,
-            idle_timeout=min(idle_timeout or runtime.session_timeout, longest),
-            tenant=tenant,
-            owner=self._peers.me,
-            sandbox=sandbox,
-            start=sandbox.start,
-            metadata=dict(metadata or {}),
+        session = self._record(session_id, runtime, ttl, idle_timeout, metadata, tenant)
+        session = replace(
+            session, state=SessionState.ACTIVE, owner=self._peers.me, sandbox=sandbox, start=sandbox.start
         )
         session = await self._bind(session, sandbox)
         return Opened(session, sandbox, sandbox.start, claim_s=claim_s)
+
+    async def register(self, runtime_key: RuntimeKey, *, metadata: Mapping[str, str] | None = None) -> Session:
+        """A new session whose sandbox is claimed when it is first opened: for clients that may never need one.
+
+        Any gateway may open it. Raises: RuntimeNotFoundError, StoreUnavailableError.
+        """
+        runtime = require_runtime(self._catalog, runtime_key)
+        return await self._records.put(self._record(_new_id(), runtime, metadata=metadata))
 
     async def update(
         self,
@@ -274,6 +268,32 @@ class Lifecycle:
         """Whether something runs in its sandbox that no request waits for. Then it counts as used now."""
         return await self._usage.at_work(session)
 
+    def _record(
+        self,
+        session_id: SessionId,
+        runtime: Runtime,
+        ttl: float | None = None,
+        idle_timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        tenant: str = "",
+    ) -> Session:
+        """Of a session that begins now, without a sandbox yet."""
+        now = self._clock.now()
+        longest = runtime.max_session_duration
+        return Session(
+            id=session_id,
+            runtime=runtime.key,
+            state=SessionState.CREATING,
+            created_at=now,
+            last_active_at=now,
+            expires_at=now + (longest if ttl is None else min(ttl, longest)),
+            limit_at=now + longest,
+            ends_at=None if ttl is None else now + ttl,
+            idle_timeout=min(idle_timeout or runtime.session_timeout, longest),
+            tenant=tenant,
+            metadata=dict(metadata or {}),
+        )
+
     async def _terminate(self, session: Session, reason: str) -> None:
         # Routes go first: a request that comes now waits for the lock and then sees the truth.
         self._bindings.tell_unbound(session.id, None)
@@ -295,3 +315,7 @@ class Lifecycle:
             self._bindings.remove(sandbox.id)
             await asyncio.shield(self._provider.release(sandbox.id))
             raise
+
+
+def _new_id() -> SessionId:
+    return SessionId(str(uuid.uuid4()))

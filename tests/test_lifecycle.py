@@ -11,6 +11,7 @@ import pytest
 
 from gateway.claims import Claims
 from gateway.errors import (
+    ConflictError,
     QueueFullError,
     RuntimeNotFoundError,
     SandboxStartError,
@@ -117,11 +118,49 @@ async def test_ttl_bounds_a_session_within_its_runtime(world: World, ttl: float,
     assert opened.session.idle_timeout == lasts
 
 
-async def test_unknown_runtime_makes_nothing(world: World) -> None:
-    """No sandbox is claimed for it."""
-    with pytest.raises(RuntimeNotFoundError, match='"default/nope" not found'):
-        await world.lifecycle.create(RuntimeKey("default", "nope"))
+async def test_registered_session_gets_its_sandbox_with_its_first_use(world: World) -> None:
+    """Not before, however long it is idle; nobody is told that anything was lost or woken."""
+    woken: list[SessionId] = []
+    world.lifecycle.on_wake(lambda session, runtime, silence: woken.append(session))
+    made = await world.lifecycle.register(KEY, metadata={"a": "b"})
+    assert (made.state, made.sandbox, made.owner, made.metadata) == (SessionState.CREATING, None, "", {"a": "b"})
+    world.clock.advance(20000)
+    assert await world.sweeper.sweep() == 0
+    with pytest.raises(ConflictError, match="creating; only an active one"):
+        await world.lifecycle.hibernate(made.id)
     assert world.provider.claims == 0
+    opened, again = await asyncio.gather(world.lifecycle.open(made.id), world.lifecycle.open(made.id))
+    assert (opened.start, opened.restored, again.start) == (StartKind.WARM, None, StartKind.LIVE)
+    assert (world.provider.claims, woken) == (1, [])
+    record = await world.record(made.id)
+    assert (record.state, record.sandbox, record.metadata) == (SessionState.ACTIVE, opened.sandbox, {"a": "b"})
+    assert record.expires_at == world.clock.now() + 28800
+
+
+async def test_registered_session_ends_without_ever_having_a_sandbox(world: World) -> None:
+    """By its user, and when its time is over; a start that fails leaves it as it was."""
+    ended, forgotten = [await world.lifecycle.register(KEY) for _ in range(2)]
+    world.provider.fail_with = SandboxStartError("no memory left")
+    with pytest.raises(SandboxStartError):
+        await world.lifecycle.open(ended.id)
+    assert (await world.record(ended.id)).state is SessionState.CREATING
+    assert await world.lifecycle.terminate(ended.id, "enough")
+    world.clock.advance(28799)
+    assert await world.sweeper.sweep() == 0
+    world.clock.advance(1)
+    assert await world.sweeper.sweep() == 1
+    with pytest.raises(SessionNotFoundError):
+        await world.lifecycle.open(forgotten.id)
+    assert world.lifecycle.bound == 0
+
+
+@pytest.mark.parametrize("verb", ["create", "register"])
+async def test_unknown_runtime_makes_nothing(world: World, verb: str) -> None:
+    """No sandbox is claimed for it, and nothing is on record."""
+    with pytest.raises(RuntimeNotFoundError, match='"default/nope" not found'):
+        await getattr(world.lifecycle, verb)(RuntimeKey("default", "nope"))
+    assert world.provider.claims == 0
+    assert [session async for session in world.store.sessions()] == []
 
 
 async def test_failed_start_leaves_no_record(world: World) -> None:

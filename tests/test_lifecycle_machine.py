@@ -11,6 +11,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 import looptime
@@ -36,7 +37,7 @@ from gateway.testing import MemorylessExecutor, ScriptedProvider
 from tests.support import KEY
 
 IDLE_S = 30.0
-RUNTIME = default_runtime(2)
+RUNTIME = replace(default_runtime(2), session_timeout=IDLE_S)
 
 
 class LoopClock:
@@ -141,18 +142,23 @@ class Sessions(RuleBasedStateMachine):
         self.world = World(self.loop, everybodys=kind == "shared", copies=kind != "parked", seed=seed)
         self.run(self.world.start())
 
-    @rule(gateway=st.integers(0, 1))
-    def create(self, gateway: int) -> None:
+    @rule(gateway=st.integers(0, 1), at_once=st.booleans())
+    def create(self, gateway: int, at_once: bool) -> None:
+        """With a sandbox at once, or with the first request, through whichever gateway that comes."""
         assert self.world is not None
         if len(self.ids) >= 2:
             return
         lifecycle = self.world.gateways[gateway].lifecycle
         try:
-            opened: Opened = self.run(lifecycle.create(KEY, idle_timeout=IDLE_S))
+            if at_once:
+                opened: Opened = self.run(lifecycle.create(KEY))
+                session = opened.session.id
+            else:
+                session = self.run(lifecycle.register(KEY)).id
         except StoreUnavailableError:
             return
-        self.ids.append(opened.session.id)
-        self.possible[opened.session.id] = [""]
+        self.ids.append(session)
+        self.possible[session] = [""]
 
     @rule(gateway=st.integers(0, 1), which=st.integers(0, 1), takes=st.sampled_from([0.0, 0.05, 5.0, 45.0]))
     def request(self, gateway: int, which: int, takes: float) -> None:

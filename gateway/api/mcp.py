@@ -2,7 +2,8 @@
 
 Which session a call means: the `x-session-id` header where a client can send one; else the MCP session, whose id *is* a
 session's id. So it sleeps and wakes like any other, and every replica and the next life of this gateway know it; the
-SDK runs without a memory of its own. An MCP session is made by `initialize` and ends with the client's DELETE.
+SDK runs without a memory of its own. An MCP session is made by `initialize` and ends with the client's DELETE. Its
+sandbox is claimed by the first call: many a client connects to all servers that it knows and then calls none.
 
 Clients of the protocol's newest kind (2026-07-28) send no handshake and have no MCP session. With `x-session-id` they
 are served so; without, they are told that only the handshake is spoken here, which they fall back to.
@@ -30,7 +31,7 @@ from gateway.api.body import JSON, error_headers, read_bytes
 from gateway.api.containers import DELETED
 from gateway.api.openai import ParamError, session_headers
 from gateway.api.relay import relay
-from gateway.api.sessions import choose_runtime, create_session, named_session
+from gateway.api.sessions import choose_runtime, named_session
 from gateway.api.tools.service import ToolService
 from gateway.errors import BadRequestError, SessionNotFoundError, WakegateError
 from gateway.interfaces import RuntimeCatalog
@@ -138,8 +139,8 @@ class MCPEndpoint:
     async def _make(self, request: Request) -> SessionId:
         """A session for a client that has just come; `/mcp?runtime=` says which kind."""
         runtime = choose_runtime(self._catalog, request, request.query_params.get("runtime"))
-        opened = await create_session(self._lifecycle, runtime.key, metadata={_MARK: "1", "name": "MCP client"})
-        return opened.session.id
+        session = await self._lifecycle.register(runtime.key, metadata={_MARK: "1", "name": "MCP client"})
+        return session.id
 
     async def _end(self, request: Request) -> Response:
         """The client is done: what it made goes away; a session that somebody else made stays."""
@@ -154,7 +155,7 @@ class MCPEndpoint:
         return Response(status_code=204)
 
     def _load_early(self) -> None:
-        """Have the SDK imported while the first client's session is made."""
+        """Have the SDK imported while the first client's session is written."""
         if self._server is None and self._early is None:
             self._early = asyncio.create_task(asyncio.to_thread(importlib.import_module, _SERVER_MODULE))
 

@@ -36,7 +36,7 @@ def named_session(request: Request, in_body: str | None = None) -> SessionId | N
 
 
 def choose_runtime(catalog: RuntimeCatalog, request: Request, in_body: Any = None) -> Runtime:
-    """The runtime for a new session: as named, else my-interpreter, else the only one. Raises ParamError."""
+    """The code interpreter for a new session: as named, else my-interpreter, else the only one. Raises ParamError."""
     named = in_body if in_body is not None else request.headers.get(RUNTIME_HEADER)
     if named is not None:
         try:
@@ -44,11 +44,12 @@ def choose_runtime(catalog: RuntimeCatalog, request: Request, in_body: Any = Non
         except BadRequestError as error:
             raise ParamError("runtime", str(error).partition(": ")[2]) from None
         runtime = catalog.get(key)
-        if runtime is None:
-            raise ParamError("runtime", f"{key.namespace}/{key.name} is not served; there are {_names(catalog)}")
+        if runtime is None or key.kind is not Kind.CODE_INTERPRETER:
+            text = f"no code interpreter {key.namespace}/{key.name} is served; there are {_names(catalog)}"
+            raise ParamError("runtime", text)
         return runtime
     usual = catalog.get(RuntimeKey("default", DEFAULT_NAME))
-    served = [runtime for runtime in catalog.all() if runtime.key.kind is Kind.CODE_INTERPRETER]
+    served = _with_tools(catalog)
     if usual is None and len(served) != 1:
         raise ParamError("runtime", f"missing; name one of {_names(catalog)}")
     return usual or served[0]
@@ -67,4 +68,8 @@ async def create_session(
 
 
 def _names(catalog: RuntimeCatalog) -> str:
-    return ", ".join(f"{each.key.namespace}/{each.key.name}" for each in catalog.all()) or "none"
+    return ", ".join(f"{each.key.namespace}/{each.key.name}" for each in _with_tools(catalog)) or "none"
+
+
+def _with_tools(catalog: RuntimeCatalog) -> list[Runtime]:
+    return [runtime for runtime in catalog.all() if runtime.key.kind is Kind.CODE_INTERPRETER]

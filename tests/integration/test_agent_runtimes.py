@@ -154,6 +154,21 @@ def test_agent_speaks_websockets_and_ends_with_its_session(tmp_path: Path) -> No
         assert call(server, "/", session).status_code == 404
 
 
+def test_agent_that_is_asked_for_tools_has_none(tmp_path: Path) -> None:
+    """Over MCP at the first word, and with the first call; no session is left by it."""
+    params = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "bare", "version": "1"}}
+    message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
+    with serve(tmp_path / "state", "--runtime", manifest(tmp_path)) as server:
+        reply = server.client.post("/mcp?runtime=default/echo", json=message)
+        told = "runtime: no code interpreter default/echo is served; there are none"
+        assert (reply.status_code, reply.json()["error"]["message"]) == (400, told)
+        calls = [{"id": "a", "type": "function", "function": {"name": "run_shell", "arguments": '{"command": "id"}'}}]
+        runtime = {"name": "echo", "kind": "AgentRuntime"}
+        reply = server.client.post("/v1/tool_calls", json={"tool_calls": calls, "runtime": runtime})
+        assert (reply.status_code, reply.json()["error"]["message"]) == (400, told)
+        assert server.client.get("/v1/sessions").json()["sessions"] == []
+
+
 def test_agent_that_crashes_is_begun_anew_for_its_session(tmp_path: Path) -> None:
     """The request is told, the next one has a fresh agent, and the log has the last words."""
     with serve(tmp_path / "state", "--runtime", manifest(tmp_path)) as server:

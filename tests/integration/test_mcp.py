@@ -131,10 +131,13 @@ def test_mcp_endpoint_survives_bare_clients(server: Server) -> None:
     made = http.post("/mcp", json=INITIALIZE, headers=ACCEPT)
     session = made.headers["mcp-session-id"]
     assert made.headers["x-session-id"] == session
-    assert server.state(session)["state"] == "active"
     call = {"jsonrpc": "2.0", "id": 2, "method": "tools/list", "params": {}}
     named = {**ACCEPT, "mcp-session-id": session}
     assert http.post("/mcp", json=call, headers=named).status_code == 200
+    assert server.state(session)["state"] == "creating"  # who only looks costs no sandbox
+    run = {"method": "tools/call", "params": {"name": "run_shell", "arguments": {"command": "echo done"}}}
+    assert "done" in http.post("/mcp", json=call | run, headers=named).text
+    assert server.state(session)["state"] == "active"
     assert http.post("/mcp", json=call, headers={**named, "origin": "http://evil.example"}).status_code == 403
     for odd in ("null", "http://[", "http://127.0.0.1.evil.example"):
         assert http.post("/mcp", json=call, headers={**named, "origin": odd}).status_code == 403

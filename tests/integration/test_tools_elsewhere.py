@@ -57,6 +57,7 @@ def test_mcp_session_is_known_to_the_other_gateway(servers: tuple[Server, Server
     named = {**ACCEPT, "mcp-session-id": session}
     params = {"name": "run_shell", "arguments": {"command": "echo over there"}}
     call = {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": params}
+    assert "over there" in one.client.post("/mcp", json=call, headers=named).text
     assert "over there" in two.client.post("/mcp", json=call, headers=named).text
     assert two.client.delete("/mcp", headers=named).status_code == 204
     assert one.state(session)["state"] == "terminated"
