@@ -297,7 +297,11 @@ class Lifecycle:
     async def _terminate(self, session: Session, reason: str) -> None:
         # Routes go first: a request that comes now waits for the lock and then sees the truth.
         self._bindings.tell_unbound(session.id, None)
-        await self._records.put(replace(session, state=SessionState.TERMINATED, reason=reason, sandbox=None))
+        # The record is kept for a while from its last moment, which is now: else that of a session that had slept for
+        # longer would be forgotten in the sweep that ended it, and nobody could see why it ended.
+        now = self._clock.now()
+        ended = replace(session, state=SessionState.TERMINATED, reason=reason, sandbox=None, last_active_at=now)
+        await self._records.put(ended)
         if session.sandbox is not None:
             self._bindings.remove(session.sandbox.id)
             await self._provider.release(session.sandbox.id)

@@ -350,6 +350,21 @@ async def test_ended_record_is_kept_for_a_while_and_then_forgotten(world: World)
     assert await world.store.get(made.session.id) is None
 
 
+async def test_end_of_a_session_that_was_long_unused_can_be_seen(world: World) -> None:
+    """The record is kept from its end on, not from its last use."""
+    made = await world.lifecycle.register(KEY)
+    world.clock.advance(28800)
+    assert await world.sweeper.sweep() == 1
+    assert (await world.record(made.id)).reason == "its maximum duration is over"
+    world.clock.advance(99)
+    await world.sweeper.sweep()
+    with pytest.raises(SessionNotFoundError, match=r"it ended \(its maximum duration is over\)"):
+        await world.lifecycle.open(made.id)
+    world.clock.advance(1)
+    await world.sweeper.sweep()
+    assert await world.store.get(made.id) is None
+
+
 async def test_restart_marks_sessions_lost_whose_sandbox_is_gone(world: World) -> None:
     """Those whose sandbox is still there stay; all 600 of several pages are looked at."""
     world.restart(max_sandboxes=2000)
