@@ -32,7 +32,10 @@ T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 DEADLINE = 1.0  # seconds for one exchange, dialling included
-CONNECTIONS = 64  # exchanges at one time; more wait their turn
+# Exchanges at one time; more wait their turn. One process keeps Redis no busier with more, but a burst at a new
+# gateway dials them all at once, and the clock of each dial runs on while the process serves the others: with little
+# CPU to spare 64 took longer than a dial may, and a healthy store was taken for one that is away.
+CONNECTIONS = 16
 PAGE = 100  # records per read while iterating
 TOUCHES = 500  # records per script: about 5 ms of the server, which does nothing else meanwhile
 LEASE_KEPT = 86400.0  # seconds after which a lease that nobody renewed is cleared away
@@ -350,7 +353,7 @@ def _digest(script: str) -> str:
 def _why(error: BaseException, deadline: float) -> str:
     if isinstance(error, AuthenticationError):
         return f" refused the password: {error}"
-    if isinstance(error, TimeoutError | RedisTimeoutError):
+    if isinstance(error, TimeoutError):
         return f" did not answer within {deadline:g} s"
     return f": {error or type(error).__name__}"
 
