@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
 
+from gateway.runtimes import default_runtime
+from gateway.testing import ScriptedProvider
 from tests.conftest import OpenScripted
-from tests.support import Call, ScriptedSandbox, Served, eventually, reaches
+from tests.support import Call, ScriptedSandbox, Served, eventually, reaches, served
 
 ON_UVLOOP = True
 MB = 1 << 20
@@ -721,6 +725,28 @@ async def test_sandbox_that_broke_one_connection_is_kept_if_it_lives(open_gatewa
         assert (await gateway.ask(get(session, "/after"))).get("x-wakegate-restored") is None
     assert [request.path for request in sandbox.requests[3:]] == ["/health", "/after", "/after"]
     assert (sandbox.dials, gateway.gateway.activator.routes[session].pool.open) == (4, 1)
+
+
+async def test_second_port_that_nobody_listens_on_costs_no_sandbox(tmp_path: Path) -> None:
+    """An agent's other server that has not begun yet, or has crashed, is told of, and the first one keeps its memory;
+    where that does not listen either, the sandbox is gone and replaced."""
+    async with aclosing(ScriptedSandbox()) as first, aclosing(ScriptedSandbox()) as second:
+        await first.start()
+        await second.start()
+        second.stop_listening()
+        ports = (("/tools", second.endpoint.port), ("/", first.endpoint.port))
+        provider = ScriptedProvider(first.endpoint)
+        runtimes = [replace(default_runtime(3), target_ports=ports)]
+        async with served(tmp_path, provider, runtimes=runtimes) as gateway:
+            session = await gateway.session()
+            refused = await gateway.ask(get(session, "/tools/x"))
+            assert (refused.status, refused.json["code"]) == (502, "SANDBOX_UNREACHABLE")
+            assert f"nothing listens on port {second.endpoint.port}" in refused.json["error"]
+            assert (await gateway.ask(get(session, "/toolshed"))).get("x-wakegate-start") == "live"
+            assert provider.claims == 1
+            first.stop_listening()
+            assert (await gateway.ask(get(session, "/tools/x"))).status == 502
+            assert provider.claims == 2
 
 
 async def test_unreachable_replacement_is_a_502(open_gateway: OpenScripted) -> None:

@@ -195,7 +195,7 @@ class Proxy:
     ) -> Reservation:
         """A new connection. A sandbox that is gone is replaced once: nothing was sent to it."""
         try:
-            exchange.connection = await route.pool_for(target.path).dial()
+            exchange.connection = await route.dial(target.path)
             return reservation or Reservation(route, StartKind.LIVE)
         except UpstreamConnectError as error:
             if not error.gone:
@@ -204,7 +204,7 @@ class Proxy:
         exchange.let_go(self._clock.now())
         reservation = await self._activator.replace(route, target)
         exchange.hold(reservation.route)
-        exchange.connection = await reservation.route.pool_for(target.path).dial()
+        exchange.connection = await reservation.route.dial(target.path)
         return reservation
 
     async def _fail(self, scope: Scope, send: Send, exchange: Exchange, error: WakegateError) -> None:

@@ -10,10 +10,10 @@ from collections import deque
 from dataclasses import dataclass
 
 from gateway.counters import RuntimeCounters
-from gateway.errors import QueueFullError
+from gateway.errors import QueueFullError, UpstreamConnectError
 from gateway.model import Sandbox, Session, StartKind
 from gateway.routing.answers import session_fields
-from gateway.routing.upstream import UpstreamPool
+from gateway.routing.upstream import UpstreamConnection, UpstreamPool
 from gateway.stats import SessionActivity
 
 
@@ -76,6 +76,23 @@ class Route:
             if path.startswith(prefix) and (prefix == b"/" or path[len(prefix) : len(prefix) + 1] in (b"", b"/")):
                 return pool
         return self.pool
+
+    async def dial(self, path: bytes) -> UpstreamConnection:
+        """A new connection to the port that a path belongs to. Raises UpstreamConnectError; nothing was sent then.
+
+        It says `gone` only where nobody listens on the sandbox's own port either: a second server of an agent that has
+        not begun yet, or has crashed, costs the session neither its sandbox nor what the first one remembers.
+        """
+        pool = self.pool_for(path)
+        try:
+            return await pool.dial()
+        except UpstreamConnectError as error:
+            if not error.gone or pool.endpoint == self.pool.endpoint:
+                raise
+            (await self.pool.dial()).abort()
+            raise UpstreamConnectError(
+                f"nothing listens on port {pool.endpoint.port} of the sandbox, to which this path belongs"
+            ) from error
 
     def pools(self) -> list[UpstreamPool]:
         """All its connections."""
