@@ -26,12 +26,11 @@ from gateway.clock import Clock
 from gateway.errors import FencedOutError, StaleWriteError, StoreUnavailableError
 from gateway.model import Lease, RuntimeKey, Session, SessionId, SessionState
 from gateway.store import claims, codec, redis_scripts
-from gateway.store.redis_client import Close, make_client, redacted
+from gateway.store.redis_client import DEADLINE, Close, make_client, redacted
 
 T = TypeVar("T")
 
 SCHEMA_VERSION = 1
-DEADLINE = 1.0  # seconds for one exchange, dialling included
 # Exchanges at one time; more wait their turn. One process keeps Redis no busier with more, but a burst at a new
 # gateway dials them all at once, and the clock of each dial runs on while the process serves the others: with little
 # CPU to spare 64 took longer than a dial may, and a healthy store was taken for one that is away.
@@ -78,7 +77,7 @@ class RedisStore:
         After the latter the store is open all the same, and works as soon as the server does.
         """
         if self._client is None:
-            self._client, self._close = make_client(self._url)
+            self._client, self._close = make_client(self._url, self._deadline)
         key = self._root + "schema"
         found = await self._call(lambda redis: redis.set(key, SCHEMA_VERSION, nx=True))
         if not found:

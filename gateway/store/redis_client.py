@@ -24,24 +24,31 @@ from redis.backoff import NoBackoff
 
 from gateway.errors import SettingsError
 
-CONNECT_TIMEOUT = 0.5  # seconds; a dial within one data centre takes a few milliseconds
-ANSWER_TIMEOUT = 0.8  # seconds; a script takes well under one millisecond
+DEADLINE = 1.0  # seconds for one exchange, dialling included
+# Shares of the deadline after which the driver gives up by itself, so that it can try another node meanwhile.
+_DIAL = 0.5  # within one data centre a dial takes a few milliseconds
+_ANSWER = 0.8  # a script takes well under one millisecond
 _SENTINEL_PORT = 26379
 
 Close = Callable[[], Awaitable[None]]
 
 
-def make_client(url: str) -> tuple[Any, Close]:
-    """A client (it dials on first use) and what closes it. Raises SettingsError for a URL that is none of the above."""
+def make_client(url: str, deadline: float = DEADLINE) -> tuple[Any, Close]:
+    """A client (it dials on first use) and what closes it. Raises SettingsError for a URL that is none of the above.
+
+    `deadline`: seconds that its user gives each exchange.
+    """
     scheme = url.partition("://")[0]
     base, _, topology = scheme.partition("+")
     try:
         if base in ("redis", "rediss") and topology == "sentinel":
-            return _sentinel(url, tls=base == "rediss")
+            return _sentinel(url, deadline, tls=base == "rediss")
         if base in ("redis", "rediss") and topology == "cluster":
-            cluster = RedisCluster.from_url(base + url[len(scheme) :], **_options(), require_full_coverage=False)
+            cluster = RedisCluster.from_url(
+                base + url[len(scheme) :], **_options(deadline), require_full_coverage=False
+            )
             return cluster, cluster.aclose
-        options = _options()
+        options = _options(deadline)
         if base == "unix":
             del options["socket_keepalive"]  # a matter of TCP
         client = Redis.from_url(url, **options)
@@ -57,19 +64,19 @@ def redacted(url: str) -> str:
     return f"{parts.scheme}://{'***@' if at else ''}{hosts}{parts.path}"
 
 
-def _options() -> dict[str, Any]:
+def _options(deadline: float) -> dict[str, Any]:
     # No retries inside the driver: a write whose answer was lost may have landed, and only the caller can look. A
     # connection that went stale while it lay in the pool is noticed, and dialled anew, before anything is sent on it.
     return {
-        "socket_timeout": ANSWER_TIMEOUT,
-        "socket_connect_timeout": CONNECT_TIMEOUT,
+        "socket_timeout": _ANSWER * deadline,
+        "socket_connect_timeout": _DIAL * deadline,
         "socket_keepalive": True,
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
     }
 
 
-def _sentinel(url: str, *, tls: bool) -> tuple[Any, Close]:
+def _sentinel(url: str, deadline: float, *, tls: bool) -> tuple[Any, Close]:
     parts = urlsplit(url)
     credentials, _, hosts = parts.netloc.rpartition("@")
     sentinels = [_host_and_port(text) for text in hosts.split(",")]
@@ -80,10 +87,10 @@ def _sentinel(url: str, *, tls: bool) -> tuple[Any, Close]:
     plain = parse_url(
         f"{'rediss' if tls else 'redis'}://{credentials}{'@' if credentials else ''}unused/{db}?{parts.query}"
     )
-    options: dict[str, Any] = {**plain, **_options()}
+    options: dict[str, Any] = {**plain, **_options(deadline)}
     options.pop("host", None)
     connection_class = options.pop("connection_class", None)
-    sentinel_options = dict(_options())
+    sentinel_options = _options(deadline)
     for name in ("username", "password"):
         if f"sentinel_{name}" in options:
             sentinel_options[name] = options.pop(f"sentinel_{name}")
