@@ -40,7 +40,6 @@ from gateway.runtimes import StaticCatalog
 from gateway.settings import Settings
 from gateway.snapshots.keeper import make_keeper
 from gateway.stats import Activity
-from gateway.store.cached import CachedStore
 from gateway.surfaces import Surfaces
 from gateway.sweeper import Sweeper
 from gateway.tracing import Tracing
@@ -93,8 +92,7 @@ class Gateway:
         self.activity = Activity()
         self.tokens = TokenIssuer(keys, clock)
         holder = me or holder_name()
-        seen = CachedStore(store, ttl=SEEN_S) if shared else store
-        self.records = Records(store, holder, shared=shared, seen=seen)
+        self.records = Records(store, holder, shared=shared, seen=_seen(store) if shared else store)
         self.peers = Peers(store, clock, me, takeover_after=settings.takeover_after)
         executor = executor or PicodExecutor(self.catalog, self.tokens, connect_timeout=settings.connect_timeout)
         keeper = keeper or make_keeper(settings, provider, executor, clock)
@@ -277,6 +275,13 @@ class Gateway:
 def holder_name() -> str:
     """This gateway as the holder of leases."""
     return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _seen(store: SessionStore) -> SessionStore:
+    """What others write is seen a moment later."""
+    from gateway.store.cached import CachedStore  # it brings Redis's driver along, which one machine does without
+
+    return CachedStore(store, ttl=SEEN_S)
 
 
 def _observer(settings: Settings, tracing: Tracing | None) -> Observer | None:

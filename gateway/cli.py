@@ -12,7 +12,6 @@ import uvloop
 from structlog.contextvars import bind_contextvars
 
 from gateway import __version__, logs, workers
-from gateway.autoscaler.replay import cli as replay_cli
 from gateway.errors import SettingsError, WakegateError
 from gateway.interfaces import RuntimeCatalog
 from gateway.model import Kind, RuntimeKey
@@ -43,11 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_arguments(doctor)
     replay = commands.add_parser("replay", help="replay traces of claims through pool policies")
-    replay_cli.add_arguments(replay)
-    arguments = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if "replay" in words:
+        from gateway.autoscaler.replay import cli as laboratory  # which a gateway does without
+
+        laboratory.add_arguments(replay)
+    arguments = parser.parse_args(words)
     try:
         if arguments.command == "replay":
-            return replay_cli.run(arguments)
+            return laboratory.run(arguments)
         settings = load(vars(arguments), os.environ)
         logs.configure(settings.log_level, "json" if settings.log_format == "json" else "console")
         if settings.workers > 1:
