@@ -56,7 +56,8 @@ class Workers:
 
     def ask(self, times: int) -> set[int]:
         """The statuses of requests on the shared port, each on a connection of its own."""
-        return {httpx.get(f"{self.server.url}/healthz", timeout=LIMIT_S).status_code for _ in range(times)}
+        with httpx.Client(headers={"connection": "close"}, timeout=LIMIT_S) as client:
+            return {client.get(f"{self.server.url}/healthz").status_code for _ in range(times)}
 
 
 @contextmanager
