@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from websockets.typing import Subprotocol
 from gateway.model import Endpoint, SessionId
 from gateway.testing import ScriptedProvider
 from tests.conftest import OpenScripted
-from tests.support import Call, Served, eventually, served
+from tests.support import Call, ScriptedSandbox, Served, eventually, served
 
 ON_UVLOOP = True
 Handler = Callable[[ServerConnection], Awaitable[None]]
@@ -223,6 +223,26 @@ async def test_gateway_refuses_in_its_own_words(open_gateway: OpenScripted) -> N
     assert (await refused(dial(gateway, session))).response.status_code == 200  # the sandbox's own refusal to upgrade
 
 
+async def test_sandbox_that_is_gone_is_replaced(tmp_path: Path) -> None:
+    """Nothing was sent to it: the client's handshake is with another one, and says that something was lost."""
+    async with through(tmp_path) as (gateway, _), aclosing(ScriptedSandbox()) as old:
+        await old.start()
+        living, gateway.provider.endpoints = gateway.provider.endpoints, [old.endpoint]
+        session = await gateway.session()
+        gateway.provider.endpoints = living
+        old.stop_listening()
+        async with dial(gateway, session) as client:
+            assert client.response is not None
+            assert (client.response.headers["x-session-id"], client.response.headers["x-wakegate-start"]) == (
+                session,
+                "wake",
+            )
+            assert "x-wakegate-restored" in client.response.headers
+            await client.send("hello")
+            assert await client.recv() == "hello"
+        await eventually(lambda: open_slots(gateway) == 0, "the slot is given back")
+
+
 async def test_sandbox_that_cannot_be_reached_is_a_502(open_gateway: OpenScripted) -> None:
     """With the session header, and the slot given back."""
     gateway, sandbox = await open_gateway()
@@ -232,6 +252,7 @@ async def test_sandbox_that_cannot_be_reached_is_a_502(open_gateway: OpenScripte
     assert answer.status_code == 502
     assert answer.headers["x-session-id"] == session
     assert open_slots(gateway) == 0
+    assert gateway.provider.claims == 2  # another one was tried, once
 
 
 async def test_traffic_is_activity_and_silence_is_not(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from gateway.counters import Counters
 from gateway.errors import (
     BadRequestError,
     NotFoundError,
-    UnavailableError,
     UpstreamBrokenError,
     UpstreamConnectError,
     WakegateError,
@@ -37,7 +36,7 @@ from gateway.routing.headers import (
 )
 from gateway.routing.ids import id_field, id_in, id_line
 from gateway.routing.observe import Observer, Record
-from gateway.routing.route import Route
+from gateway.routing.route import Reservation, Route
 from gateway.routing.target import Target, parse
 
 _OPEN_TIMEOUT_S = 30.0
@@ -95,12 +94,29 @@ class WebSocketProxy:
                 )
             session = target.session_id.encode("ascii") if target.session_id else None
             reservation = await self._activator.reserve(target)
+            if not await self._attempt(scope, receive, send, request, target, reservation, record):
+                # Nothing was sent to a sandbox that is gone: it is replaced once, as for any request.
+                reservation = await self._activator.replace(reservation.route, target)
+                await self._attempt(scope, receive, send, request, target, reservation, record, last=True)
         except WakegateError as error:
             self._counters.errors[error.code] += 1
             if record is not None:
                 record.status = error.status
             await _refuse(send, error, session, line or id_line(None))
-            return
+
+    async def _attempt(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        request: Request,
+        target: Target,
+        reservation: Reservation,
+        record: Record | None,
+        *,
+        last: bool = False,
+    ) -> bool:
+        """A conversation over this reservation. False: its sandbox is gone, and the client was told nothing yet."""
         route = reservation.route
         # A socket holds a slot but does not make its session busy by being open.
         route.activity.in_flight -= 1
@@ -108,42 +124,47 @@ class WebSocketProxy:
             answer: Headers = [
                 *session_fields(route.session_id_bytes), (b"x-wakegate-start", reservation.start.value.encode())
             ]  # fmt: skip
-            answer.append(id_field(line))
+            if reservation.restored is not None:
+                answer.append((b"x-wakegate-restored", reservation.restored.encode("ascii")))
+            answer.append(id_field(request.id_line))
             if record is not None:
                 record.saw(route.session_id, route.runtime, reservation.start)
+            lines = request.lines
             if route.peer:
                 target = Target(target.session_id, target.runtime, _raw_path(scope))
-                request.lines.append(next_hop(request))
-            status = await self._converse(scope, receive, send, route, target, request, answer)
+                lines = [*lines, next_hop(request)]
+            try:
+                upstream: ClientConnection | WakegateError | InvalidStatus = await _open(scope, route, target, lines)
+            except (WakegateError, InvalidStatus) as error:
+                if isinstance(error, UpstreamConnectError) and error.gone and not last:
+                    return False
+                upstream = error
+            status = await self._converse(receive, send, route, upstream, request, answer)
             route.counted.answered[reservation.start.value, status] += 1
             if record is not None:
                 record.status = status
-        except UnavailableError as error:
-            await _refuse(send, error, session, line)
         finally:
             route.activity.in_flight += 1
             route.leave(route.activity.last)
+        return True
 
     async def _converse(
         self,
-        scope: Scope,
         receive: Receive,
         send: Send,
         route: Route,
-        target: Target,
+        upstream: ClientConnection | WakegateError | InvalidStatus,
         request: Request,
         answer: Headers,
     ) -> int:
-        """The whole conversation; returns the status of the handshake."""
-        try:
-            upstream = await _open(scope, route, target, request.lines)
-        except WakegateError as error:
-            self._counters.errors[error.code] += 1
-            await _refuse(send, error, route.session_id_bytes, request.id_line)
-            return error.status
-        except InvalidStatus as error:
-            await _pass_refusal(send, error, answer)
-            return error.response.status_code
+        """The whole conversation, or why there is none; returns the status of the handshake."""
+        if isinstance(upstream, WakegateError):
+            self._counters.errors[upstream.code] += 1
+            await _refuse(send, upstream, route.session_id_bytes, request.id_line)
+            return upstream.status
+        if isinstance(upstream, InvalidStatus):
+            await _pass_refusal(send, upstream, answer)
+            return upstream.response.status_code
         if route.peer and upstream.response is not None:
             answer = _said_by(upstream.response)
         await send({"type": "websocket.accept", "subprotocol": upstream.subprotocol, "headers": answer})
@@ -216,15 +237,17 @@ async def _open(scope: Scope, route: Route, target: Target, lines: list[bytes]) 
         "user_agent_header": None,
         "proxy": None,
     }
+    endpoint = pool.endpoint
     try:
-        endpoint = pool.endpoint
         if endpoint.uds:
             return await _Dial(uri, unix=True, path=endpoint.uds, **options)
         return await _Dial(uri, **options)
     except InvalidStatus:
         raise
     except (OSError, TimeoutError) as error:
-        raise UpstreamConnectError(f"the sandbox cannot be reached: {error}") from error
+        # Where it has several ports, one on which nobody listens says nothing of the others.
+        gone = isinstance(error, ConnectionRefusedError | FileNotFoundError) and endpoint == route.pool.endpoint
+        raise UpstreamConnectError(f"the sandbox cannot be reached: {error}", gone=gone) from error
     except (InvalidHandshake, ValueError) as error:
         raise UpstreamBrokenError(f"the sandbox did not agree to a WebSocket: {error}") from error
 
