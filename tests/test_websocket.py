@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from gateway.model import Endpoint, SessionId
+from gateway.runtimes import default_runtime
 from gateway.testing import ScriptedProvider
 from tests.conftest import OpenScripted
 from tests.support import Call, ScriptedSandbox, Served, eventually, served
@@ -241,6 +243,17 @@ async def test_sandbox_that_is_gone_is_replaced(tmp_path: Path) -> None:
             await client.send("hello")
             assert await client.recv() == "hello"
         await eventually(lambda: open_slots(gateway) == 0, "the slot is given back")
+
+
+async def test_second_port_that_nobody_listens_on_costs_no_sandbox(tmp_path: Path) -> None:
+    """The client is told, and the sandbox stays."""
+    async with aclosing(ScriptedSandbox()) as second:
+        await second.start()
+        second.stop_listening()
+        runtimes = [replace(default_runtime(3), target_ports=(("/tools", second.endpoint.port),))]
+        async with through(tmp_path, settings={"runtimes": runtimes}) as (gateway, session):
+            assert (await refused(dial(gateway, session, "/tools"))).response.status_code == 502
+            assert gateway.provider.claims == 1
 
 
 async def test_sandbox_that_cannot_be_reached_is_a_502(open_gateway: OpenScripted) -> None:

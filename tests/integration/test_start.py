@@ -36,6 +36,18 @@ def run(home: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_gateway_of_one_machine_loads_no_driver_and_no_laboratory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both cost memory and time at the start, and are for others."""
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    with serve(tmp_path / "state", "--warm-pool", "0") as server:
+        said = server.log.read_text().splitlines()
+    loaded = {line.rpartition("|")[2].strip() for line in said if line.startswith("import time:")}
+    assert "gateway.app" in loaded
+    assert not loaded & {"redis", "aiocache", "gateway.autoscaler.replay.cli"}
+
+
 def test_banner_tells_what_is_served_and_three_lines_that_work(tmp_path: Path) -> None:
     """A newcomer pastes them one after the other into a shell and sees output of a sandbox."""
     state = tmp_path / "state"

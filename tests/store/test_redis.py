@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 from gateway.clock import SystemClock
 from gateway.errors import FencedOutError, SettingsError, StaleWriteError, StoreUnavailableError
 from gateway.model import RuntimeKey, SessionId, SessionState
-from gateway.store.redis import RedisStore
+from gateway.store.redis import CONNECTIONS, RedisStore
 from gateway.testing import ManualClock
 from tests.store.records import RUNTIME, T0, session
 from tests.store.redis_server import RedisServer, SentinelServer, cluster_port
@@ -132,6 +132,26 @@ async def test_silent_server_is_given_up_on(store: RedisStore, redis_server: Red
     redis_server.resume()
     await until(lambda: answers(store))
     assert await store.get(stored.id) == stored
+
+
+async def test_driver_gives_up_within_the_deadline_that_the_store_was_given(redis_server: RedisServer) -> None:
+    """It says so itself, before the store's own clock has run out: that leaves time for another node."""
+    store = RedisStore(redis_server.url, SystemClock(), deadline=0.5)
+    await store.start()
+    redis_server.pause()
+    with pytest.raises(StoreUnavailableError, match="Timeout reading"):
+        await store.ping()
+    redis_server.resume()
+    await store.aclose()
+
+
+async def test_burst_is_served_over_a_bounded_number_of_connections(
+    store: RedisStore, redis_server: RedisServer
+) -> None:
+    """Dials take CPU of the caller, and one that comes late counts as a server that is away."""
+    await asyncio.gather(*(store.get(SessionId(f"s{n}")) for n in range(200)))
+    with redis.Redis("127.0.0.1", redis_server.port) as client:
+        assert client.info("clients")["connected_clients"] <= CONNECTIONS + 1 <= 17
 
 
 async def test_store_opened_while_the_server_is_away_heals(redis_server: RedisServer) -> None:
