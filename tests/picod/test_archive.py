@@ -121,7 +121,7 @@ def test_folder_survives_the_way_out_and_in(picod: Executor, folder: Path, form:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_other_tools_read_what_goes_out(picod: Executor, folder: Path, tmp_path: Path, form: str) -> None:
+def test_other_tools_read_what_goes_out(picod: Executor, folder: Path, form: str) -> None:
     """Python's tarfile and zipfile see every file; the name suggested for saving is the folder's."""
     (folder / "data").mkdir()
     sample(folder / "data")
@@ -137,9 +137,10 @@ def test_other_tools_read_what_goes_out(picod: Executor, folder: Path, tmp_path:
         if form == "tar.zst":
             data = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data)).read()
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:*") as archive_:
-            archive_.extractall(tmp_path, filter="tar")
+            member = archive_.extractfile("sub/a.txt")
+            assert member is not None
+            assert member.read() == b"alpha"
             names = {name.rstrip("/") for name in archive_.getnames()}
-        assert (tmp_path / "sub" / "a.txt").read_text() == "alpha"
     assert names == {os.fsdecode(path) for path in picture(folder / "data")}
 
 
