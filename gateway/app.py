@@ -1,4 +1,4 @@
-"""A gateway: all its parts, wired, started and ended. The store and the engine are handed in (engines.py)."""
+"""A gateway: all its parts, wired, started and ended. The store and the engine are handed in (build.py)."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+from gateway.api.surfaces import Surfaces
 from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.sessions import AdviceSettings, Served, SessionAdvisor
 from gateway.autoscaler.settings import AutoscalerSettings
-from gateway.claims import Claims
-from gateway.clock import Clock
-from gateway.counters import Counters
-from gateway.errors import WakegateError
-from gateway.executor import PicodExecutor
-from gateway.hibernation import Hibernation
-from gateway.interfaces import Executor, RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
-from gateway.keys import KeyRing
-from gateway.lifecycle import Lifecycle
-from gateway.logs import AccessLog
-from gateway.loops import cancel, every
-from gateway.metered import metered
-from gateway.metrics import Metrics
-from gateway.model import Runtime, SnapshotRef
-from gateway.peers import Peers
-from gateway.records import Records
+from gateway.core.background import cancel, every
+from gateway.core.clock import Clock
+from gateway.core.errors import WakegateError
+from gateway.core.interfaces import Executor, RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
+from gateway.core.model import Runtime, SnapshotRef
+from gateway.core.settings import Settings
+from gateway.observability.counters import Counters
+from gateway.observability.instrument import metered
+from gateway.observability.logs import AccessLog
+from gateway.observability.metrics import Metrics
+from gateway.observability.request_record import Observer, Observers
+from gateway.observability.tracing import Tracing
 from gateway.routing.activator import Activator
-from gateway.routing.caller import Caller
 from gateway.routing.exchange import TimeLimits
-from gateway.routing.observe import Observer, Observers
 from gateway.routing.proxy import Proxy
 from gateway.routing.route import HoldLimits
-from gateway.routing.tokens import TokenIssuer
-from gateway.runtimes import StaticCatalog
-from gateway.settings import Settings
+from gateway.routing.sandbox_client import Caller
+from gateway.runtimes.manifest import StaticCatalog
+from gateway.sandbox.picod_client import PicodExecutor
+from gateway.sandbox.signing_keys import KeyRing
+from gateway.sandbox.tokens import TokenIssuer
+from gateway.sessions.activity import Activity
+from gateway.sessions.admission import Claims
+from gateway.sessions.idleness import HEARTBEAT_S
+from gateway.sessions.lifecycle import Lifecycle
+from gateway.sessions.membership import Peers
+from gateway.sessions.records import Records
+from gateway.sessions.sweeper import Sweeper
+from gateway.sessions.transitions import Hibernation
 from gateway.snapshots.keeper import make_keeper
-from gateway.stats import Activity
-from gateway.surfaces import Surfaces
-from gateway.sweeper import Sweeper
-from gateway.tracing import Tracing
-from gateway.usage import HEARTBEAT_S
 
 logger = logging.getLogger(__name__)
 

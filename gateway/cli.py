@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import uvloop
 from structlog.contextvars import bind_contextvars
 
-from gateway import __version__, logs, workers
-from gateway.errors import SettingsError, WakegateError
-from gateway.interfaces import RuntimeCatalog
-from gateway.model import Kind, RuntimeKey
-from gateway.settings import Settings, add_arguments, load
+from gateway import __version__
+from gateway.core.errors import SettingsError, WakegateError
+from gateway.core.interfaces import RuntimeCatalog
+from gateway.core.model import Kind, RuntimeKey
+from gateway.core.settings import Settings, add_arguments, load
+from gateway.observability import logs
+from gateway.serving import supervisor
 
 if TYPE_CHECKING:
     from gateway.app import Gateway
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Run a gateway. Flags win over WAKEGATE_* variables, those over --config.",
     )
     add_arguments(serve)
-    serve.add_argument("--as-worker", type=int, default=0, help=argparse.SUPPRESS)  # what workers.py starts
+    serve.add_argument("--as-worker", type=int, default=0, help=argparse.SUPPRESS)  # what supervisor.py starts
     doctor = commands.add_parser(
         "doctor",
         help="say what is missing",
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load(vars(arguments), os.environ)
         logs.configure(settings.log_level, "json" if settings.log_format == "json" else "console")
         if settings.workers > 1:
-            workers.check(settings)
+            supervisor.check(settings)
         if arguments.command == "doctor":
             return uvloop.run(_examine(settings))
         if arguments.as_worker:
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if settings.workers > 1:
             # Workers are started as this process was: by the console script, or by -m from a checkout.
             started = sys.orig_argv[1:] if argv is None else ("-m", "gateway", *argv)
-            return uvloop.run(workers.supervise(settings, [sys.executable, *started]))
+            return uvloop.run(supervisor.supervise(settings, [sys.executable, *started]))
         return uvloop.run(_serve(settings))
     except SettingsError as error:
         for problem in error.problems:
@@ -86,8 +88,8 @@ async def _examine(settings: Settings) -> int:
 
 
 async def _serve(settings: Settings) -> int:
-    from gateway.engines import build  # the slow import: once the settings are known to be right
-    from gateway.server import serving
+    from gateway.build import build  # the slow import: once the settings are known to be right
+    from gateway.serving.server import serving
 
     gateway = await build(settings)
     async with serving(gateway) as (url, ended):
@@ -97,15 +99,15 @@ async def _serve(settings: Settings) -> int:
 
 
 async def _serve_as_worker(settings: Settings, number: int) -> int:
-    workers.end_with_supervisor(settings.drain_timeout)
+    supervisor.end_with_supervisor(settings.drain_timeout)
     bind_contextvars(worker=number)  # log lines of all workers come together on one stderr
-    from gateway.engines import build
-    from gateway.server import serving
+    from gateway.build import build
+    from gateway.serving.server import serving
 
-    sockets = workers.sockets_of(settings, number)
-    gateway = await build(workers.settings_of(settings, number))
+    sockets = supervisor.sockets_of(settings, number)
+    gateway = await build(supervisor.settings_of(settings, number))
     async with serving(gateway, sockets) as (url, ended):
-        print(_banner_of(gateway, url, settings), end=workers.READY.decode(), flush=True)
+        print(_banner_of(gateway, url, settings), end=supervisor.READY.decode(), flush=True)
         await ended
     return 0
 

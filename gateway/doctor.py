@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gateway.clock import SystemClock
-from gateway.errors import SettingsError, WakegateError
-from gateway.model import Kind, SessionId
-from gateway.settings import Settings
+from gateway.core.clock import SystemClock
+from gateway.core.errors import SettingsError, WakegateError
+from gateway.core.model import Kind, SessionId
+from gateway.core.settings import Settings
 from gateway.snapshots import make_snapshot_store
 from gateway.snapshots.keys import SnapshotKeys
 from gateway.store import make_store

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gateway.app import Gateway
-from gateway.clock import Clock, SystemClock
-from gateway.errors import (
+from gateway.core.clock import Clock, SystemClock
+from gateway.core.errors import (
     RuntimeNotFoundError,
     SandboxStartError,
     SnapshotNotFoundError,
     UpstreamBrokenError,
     WakegateError,
 )
-from gateway.interfaces import SandboxProvider, WorkspaceKeeper
-from gateway.keys import KeyRing
-from gateway.model import (
+from gateway.core.interfaces import SandboxProvider, WorkspaceKeeper
+from gateway.core.model import (
     Endpoint,
     PoolStatus,
     Runtime,
@@ -31,8 +30,9 @@ from gateway.model import (
     StartKind,
     SuspendReport,
 )
-from gateway.runtimes import default_runtime
-from gateway.settings import Settings
+from gateway.core.settings import Settings
+from gateway.runtimes.manifest import default_runtime
+from gateway.sandbox.signing_keys import KeyRing
 from gateway.store.sqlite import SqliteStore
 
 
@@ -236,7 +236,7 @@ class EngineLike(SandboxProvider, WorkspaceKeeper, Protocol):
 def scripted_gateway(state_dir: Path, provider: EngineLike, **changes: Any) -> Gateway:
     """A gateway with real store, keys and data path over the given provider, on a free port of 127.0.0.1.
 
-    `changes` are settings, and `runtimes`, `store` or `clock`. Serve it with `gateway.server.serving`.
+    `changes` are settings, and `runtimes`, `store` or `clock`. Serve it with `gateway.serving.server.serving`.
     """
     clock: Clock = changes.pop("clock", None) or SystemClock()
     runtimes = changes.pop("runtimes", None) or [default_runtime(3)]

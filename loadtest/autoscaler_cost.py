@@ -22,7 +22,7 @@ from gateway.autoscaler.demand import Demand
 from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.autoscaler.shadow import Objective
-from gateway.model import PoolMode, PoolSpec, Runtime, RuntimeKey, StartKind
+from gateway.core.model import PoolMode, PoolSpec, Runtime, RuntimeKey, StartKind
 from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock, ScriptedProvider
 

@@ -15,18 +15,18 @@ from typing import Any
 
 import uvloop
 
-from gateway.clock import SystemClock
-from gateway.interfaces import SandboxProvider
-from gateway.model import Endpoint, RuntimeKey
-from gateway.opening import Opened
+from gateway.core.clock import SystemClock
+from gateway.core.interfaces import SandboxProvider
+from gateway.core.model import Endpoint, RuntimeKey
 from gateway.provider.local import LocalProvider
 from gateway.routing.target import Target
-from gateway.server import serving
+from gateway.serving.server import serving
+from gateway.sessions.activation import Opened
 from gateway.testing import ScriptedProvider, scripted_gateway
 
 
 async def serve(endpoint: Endpoint | None, folder: Path, settings: dict[str, Any]) -> None:
-    """Serve until SIGTERM. `endpoint` None: a real local sandbox. `settings` as of gateway/settings.py."""
+    """Serve until SIGTERM. `endpoint` None: a real local sandbox. `settings` as of gateway/core/settings.py."""
     clock = SystemClock()
     provider: SandboxProvider
     if endpoint is None:

@@ -14,16 +14,16 @@ from urllib.parse import urlsplit
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.clock import SystemClock
-from gateway.engines import build
-from gateway.interfaces import SessionStore
-from gateway.model import RuntimeKey, Session, SessionId, SessionState
+from gateway.build import build
+from gateway.core.clock import SystemClock
+from gateway.core.interfaces import SessionStore
+from gateway.core.model import RuntimeKey, Session, SessionId, SessionState
+from gateway.core.settings import Settings
 from gateway.provider.local import owner_name
-from gateway.server import serving
-from gateway.settings import Settings
+from gateway.serving.server import serving
 from gateway.store import make_store
 from loadtest.local import create, gateway, pss_mb, quantile, until_full
-from tests.store.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 _NOTE = b"kept"
 _RETENTION_S = 604_800.0

@@ -27,9 +27,9 @@ from urllib.parse import urlsplit
 import httpx
 import uvloop
 
-from gateway.model import RuntimeKey
+from gateway.core.model import RuntimeKey
 from gateway.routing.target import Target
-from gateway.server import serving
+from gateway.serving.server import serving
 from gateway.testing import ScriptedProvider, scripted_gateway
 from loadtest.compare import pss_mb
 from loadtest.k6.lib import echo_server

@@ -27,11 +27,11 @@ import psutil
 import yaml
 from kubernetes_asyncio import client, config
 
-from gateway.clock import SystemClock
-from gateway.model import PoolSpec, Runtime, RuntimeKey, Sandbox, SessionId
+from gateway.core.clock import SystemClock
+from gateway.core.model import PoolSpec, Runtime, RuntimeKey, Sandbox, SessionId
 from gateway.provider.kubernetes import KubernetesProvider, PodDefaults, connect
-from tests.integration.served import serve
-from tests.kube.simulator.kubelet import hollow_pod
+from tests.support.kube.simulator.kubelet import hollow_pod
+from tests.support.serve import serve
 
 KEY = RuntimeKey("default", "my-interpreter")
 SERIAL = 100
@@ -44,7 +44,7 @@ SETTLE_S = 2.5  # picod loads what a wake needs a second after its start, its co
 @contextlib.contextmanager
 def simulator(folder: Path, *flags: str) -> Iterator[str]:
     """The cluster as a process; yields its URL."""
-    argv = [sys.executable, "-m", "tests.kube.simulator", str(folder), *flags]
+    argv = [sys.executable, "-m", "tests.support.kube.simulator", str(folder), *flags]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "."}) as process:
         try:
             assert process.stdout is not None

@@ -28,7 +28,7 @@ from pathlib import Path
 import httpx
 
 from gateway.autoscaler.replay.traces import read_traces
-from gateway.errors import BadRequestError
+from gateway.core.errors import BadRequestError
 from loadtest.recording import Recording
 from loadtest.replay_compare import report
 

@@ -23,7 +23,7 @@ from gateway.autoscaler.replay.leads import RecordedLeads
 from gateway.autoscaler.replay.live import LiveLoop
 from gateway.autoscaler.replay.pool import Control, Outcome, Targets, simulate
 from gateway.autoscaler.settings import AutoscalerSettings
-from gateway.model import PoolMode, PoolSpec
+from gateway.core.model import PoolMode, PoolSpec
 from loadtest.recording import Recording
 
 TOLERANCE = 0.2

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import psutil
 
-from gateway.clock import SystemClock
-from gateway.keys import KeyRing
-from gateway.model import Limits, PoolSpec, Runtime, RuntimeKey, SessionId
+from gateway.core.clock import SystemClock
+from gateway.core.model import Limits, PoolSpec, Runtime, RuntimeKey, SessionId
 from gateway.provider.local import LocalProvider
+from gateway.sandbox.signing_keys import KeyRing
 
 KEY = RuntimeKey("default", "bench")
 SANDBOX_PYTHON = Path(__file__).resolve().parents[1] / ".venv-sandbox"

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import uvloop
 
-from gateway.clock import SystemClock
-from gateway.model import RuntimeKey
-from gateway.server import serving
+from gateway.core.clock import SystemClock
+from gateway.core.model import RuntimeKey
+from gateway.serving.server import serving
 from gateway.testing import ScriptedProvider, scripted_gateway
 from loadtest.herd import measure_herd, measure_many, measure_storm
 from loadtest.local import create, gateway, pss_mb, quantile, until_full

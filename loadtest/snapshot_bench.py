@@ -24,14 +24,14 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from gateway.clock import SystemClock
-from gateway.executor import PicodExecutor
-from gateway.interfaces import WorkspaceKeeper
-from gateway.keys import KeyRing
-from gateway.model import PoolSpec, Runtime, RuntimeKey, Sandbox, SessionId
+from gateway.core.clock import SystemClock
+from gateway.core.interfaces import WorkspaceKeeper
+from gateway.core.model import PoolSpec, Runtime, RuntimeKey, Sandbox, SessionId
 from gateway.provider.local import LocalProvider
-from gateway.routing.tokens import TokenIssuer
-from gateway.runtimes import StaticCatalog
+from gateway.runtimes.manifest import StaticCatalog
+from gateway.sandbox.picod_client import PicodExecutor
+from gateway.sandbox.signing_keys import KeyRing
+from gateway.sandbox.tokens import TokenIssuer
 from gateway.snapshots import FolderStore, SealedStore, SnapshotKeys
 from gateway.snapshots.keeper import SnapshotKeeper
 

@@ -26,10 +26,10 @@ import httpx
 import psutil
 
 from loadtest.proxy_bench import PATH, cpu_seconds, nginx_conf
-from tests.integration.served import Server, serve, wait_until
-from tests.kube.served import INTERPRETER, flags_for
-from tests.kube.simulator import Cluster, in_thread
-from tests.store.redis_server import RedisServer, free_port
+from tests.support.kube.served import INTERPRETER, flags_for
+from tests.support.kube.simulator import Cluster, in_thread
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.serve import Server, serve, wait_until
 
 SIDES = (1, 2)
 

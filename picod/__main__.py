@@ -18,10 +18,10 @@ import os
 import signal
 import socket
 
-from picod import syscalls
 from picod.app import Picod, make_app
 from picod.config import PicodConfig
-from picod.server import Connection
+from picod.filesystem import syscalls
+from picod.http.server import Connection
 
 _BACKLOG = 1024
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from picod.web import Request
+from picod.http.request import Request
 
 if TYPE_CHECKING:
     from picod.app import Picod

@@ -18,26 +18,26 @@ from urllib.parse import unquote_to_bytes
 
 from picod import wire
 from picod.activity import activity
-from picod.auth import Guard
+from picod.commands.execute import encoded, execute, find_executable
+from picod.commands.preload import Preload
+from picod.commands.processes import Children
+from picod.compat.go_format import format_duration
 from picod.config import PicodConfig
-from picod.execute import encoded, execute, find_executable
-from picod.files import download, list_files
-from picod.fonts import put_fonts
-from picod.golang import format_duration
-from picod.paths import Workspace
-from picod.preload import Preload
-from picod.processes import Children
-from picod.snapshot import load, restore_snapshot, send_snapshot
-from picod.uploads import upload, upload_raw
-from picod.web import ClientGoneError, Receive, Request, RequestError, Scope, Send, TooLargeError
+from picod.files.listing import download, list_files
+from picod.files.uploads import upload, upload_raw
+from picod.filesystem.paths import Workspace
+from picod.http.auth import Guard
+from picod.http.request import ClientGoneError, Receive, Request, RequestError, Scope, Send, TooLargeError
+from picod.interpreter.fonts import put_fonts
+from picod.snapshot.api import load, restore_snapshot, send_snapshot
 
 if TYPE_CHECKING:
-    from picod.agent import Agent
-    from picod.background import Background
-    from picod.interpreter import Interpreter
-    from picod.once import Once
-    from picod.runs import Runs
-    from picod.terminal import Terminals
+    from picod.commands.background import Background
+    from picod.commands.runs import Runs
+    from picod.commands.terminal import Terminals
+    from picod.http.idempotency import Once
+    from picod.interpreter.api import Interpreter
+    from picod.ports.agent import Agent
 
 _IDLE_BEFORE_LOADING = 1.0  # seconds from the start
 _IDLE_BEFORE_CONTEXT = 0.5
@@ -58,7 +58,7 @@ class Route(NamedTuple):
     path: bytes
     handler: Handler
     open: bool = False  # answers without a token
-    once: bool = False  # with an Idempotency-Key it runs once (once.py)
+    once: bool = False  # with an Idempotency-Key it runs once (idempotency.py)
 
 
 def late(module: str, name: str) -> Handler:
@@ -91,39 +91,39 @@ async def health(picod: Picod, request: Request) -> None:
 ROUTES = (
     Route(("GET",), wire.HEALTH_PATH.encode(), health, open=True),
     Route(("POST",), b"/api/execute", execute, once=True),
-    Route(("POST",), wire.RUN_CODE_PATH.encode(), late("picod.interpreter", "run_code"), once=True),
-    Route(("GET",), wire.CONTEXTS_PATH.encode(), late("picod.interpreter", "list_contexts")),
-    Route(("POST",), wire.CONTEXTS_PATH.encode(), late("picod.interpreter", "create_context")),
-    Route(("DELETE",), wire.CONTEXTS_PATH.encode() + b"/", late("picod.interpreter", "delete_context")),
-    Route(("POST",), wire.CONTEXTS_PATH.encode() + b"/", late("picod.interpreter", "control_context")),
-    Route(("GET",), b"/api/runs", late("picod.runs", "list_runs")),
-    Route(("GET",), b"/api/runs/", late("picod.runs", "follow_run")),
-    Route(("DELETE",), b"/api/runs/", late("picod.runs", "stop_run")),
-    Route(("POST",), wire.SUSPEND_PATH.encode(), late("picod.saved", "suspend")),
-    Route(("POST",), wire.RESUME_PATH.encode(), late("picod.saved", "resume")),
+    Route(("POST",), wire.RUN_CODE_PATH.encode(), late("picod.interpreter.api", "run_code"), once=True),
+    Route(("GET",), wire.CONTEXTS_PATH.encode(), late("picod.interpreter.api", "list_contexts")),
+    Route(("POST",), wire.CONTEXTS_PATH.encode(), late("picod.interpreter.api", "create_context")),
+    Route(("DELETE",), wire.CONTEXTS_PATH.encode() + b"/", late("picod.interpreter.api", "delete_context")),
+    Route(("POST",), wire.CONTEXTS_PATH.encode() + b"/", late("picod.interpreter.api", "control_context")),
+    Route(("GET",), b"/api/runs", late("picod.commands.runs", "list_runs")),
+    Route(("GET",), b"/api/runs/", late("picod.commands.runs", "follow_run")),
+    Route(("DELETE",), b"/api/runs/", late("picod.commands.runs", "stop_run")),
+    Route(("POST",), wire.SUSPEND_PATH.encode(), late("picod.interpreter.suspend", "suspend")),
+    Route(("POST",), wire.RESUME_PATH.encode(), late("picod.interpreter.suspend", "resume")),
     Route(("POST",), b"/api/files", upload),
     Route(("GET",), b"/api/files", list_files),
     Route(("GET", "HEAD"), b"/api/files/", download),
     Route(("PUT",), b"/api/files/", upload_raw, once=True),
-    Route(("DELETE",), b"/api/files/", late("picod.manage", "delete")),
-    Route(("GET",), b"/api/fs/stat", late("picod.manage", "stat_file")),
-    Route(("GET",), b"/api/fs/tree", late("picod.manage", "list_tree")),
-    Route(("GET",), b"/api/fs/watch", late("picod.watch", "watch")),
-    Route(("GET",), b"/api/fs/archive", late("picod.archiveapi", "send_archive")),
-    Route(("PUT",), b"/api/fs/archive", late("picod.archiveapi", "receive_archive")),
-    Route(("POST",), b"/api/fs/mkdir", late("picod.manage", "make_directory")),
-    Route(("POST",), b"/api/fs/move", late("picod.manage", "move")),
+    Route(("DELETE",), b"/api/files/", late("picod.files.manage", "delete")),
+    Route(("GET",), b"/api/fs/stat", late("picod.files.manage", "stat_file")),
+    Route(("GET",), b"/api/fs/tree", late("picod.files.manage", "list_tree")),
+    Route(("GET",), b"/api/fs/watch", late("picod.files.watch", "watch")),
+    Route(("GET",), b"/api/fs/archive", late("picod.files.archive_api", "send_archive")),
+    Route(("PUT",), b"/api/fs/archive", late("picod.files.archive_api", "receive_archive")),
+    Route(("POST",), b"/api/fs/mkdir", late("picod.files.manage", "make_directory")),
+    Route(("POST",), b"/api/fs/move", late("picod.files.manage", "move")),
     Route(("GET",), wire.SNAPSHOT_PATH.encode(), send_snapshot),
     Route(("PUT",), wire.SNAPSHOT_PATH.encode(), restore_snapshot),
     Route(("GET",), wire.ACTIVITY_PATH.encode(), activity),
-    Route(("GET",), b"/api/ports", late("picod.ports", "list_ports")),
-    Route(ANY, wire.PORTS_PATH.encode(), late("picod.ports", "bridge")),
-    Route(("GET",), b"/api/processes", late("picod.processapi", "list_processes")),
-    Route(("POST",), b"/api/processes", late("picod.processapi", "start_process")),
-    Route(ANY, b"/api/processes/", late("picod.processapi", "process")),
-    Route(("GET",), wire.TERMINAL_PATH.encode(), late("picod.terminalapi", "open_terminal")),
-    Route(("GET",), b"/api/terminals", late("picod.terminalapi", "list_terminals")),
-    Route(("DELETE",), b"/api/terminals/", late("picod.terminalapi", "end_terminal")),
+    Route(("GET",), b"/api/ports", late("picod.ports.api", "list_ports")),
+    Route(ANY, wire.PORTS_PATH.encode(), late("picod.ports.api", "bridge")),
+    Route(("GET",), b"/api/processes", late("picod.commands.process_api", "list_processes")),
+    Route(("POST",), b"/api/processes", late("picod.commands.process_api", "start_process")),
+    Route(ANY, b"/api/processes/", late("picod.commands.process_api", "process")),
+    Route(("GET",), wire.TERMINAL_PATH.encode(), late("picod.commands.terminal_api", "open_terminal")),
+    Route(("GET",), b"/api/terminals", late("picod.commands.terminal_api", "list_terminals")),
+    Route(("DELETE",), b"/api/terminals/", late("picod.commands.terminal_api", "end_terminal")),
 )
 
 
@@ -149,14 +149,14 @@ class Picod:
     @cached_property
     def background(self) -> Background:
         """The processes that were started in the background. Made when it is first asked for (activity.py)."""
-        from picod.background import Background
+        from picod.commands.background import Background
 
         return Background(self.children)
 
     @cached_property
     def terminals(self) -> Terminals:
         """The terminals, made when they are first asked for."""
-        from picod.terminal import Terminals
+        from picod.commands.terminal import Terminals
 
         return Terminals(self.children)
 
@@ -178,14 +178,14 @@ class Picod:
     @cached_property
     def runs(self) -> Runs:
         """The runs that can be followed. Made when it is first asked for (activity.py)."""
-        from picod.runs import Runs
+        from picod.commands.runs import Runs
 
         return Runs()
 
     @cached_property
     def once(self) -> Once:
         """The requests that have a key. Made when the first comes (activity.py)."""
-        from picod.once import Once
+        from picod.http.idempotency import Once
 
         return Once(self)
 
@@ -201,7 +201,7 @@ class Picod:
         It costs more CPU than all the rest of a sandbox's start, and sessions that come thick use it least. Niceness
         alone does not keep it behind: where the kernel groups processes by session, it counts within the sandbox only.
         """
-        from picod.kernel import Ahead
+        from picod.interpreter.kernel import Ahead
 
         await asyncio.sleep(_IDLE_BEFORE_CONTEXT)
         for _ in range(_BUSY_PAUSES):
@@ -214,7 +214,7 @@ class Picod:
     def interpreter(self) -> Interpreter:
         """The session's code contexts; made when first asked for."""
         if self._interpreter is None:
-            from picod.interpreter import Interpreter
+            from picod.interpreter.api import Interpreter
 
             self._interpreter = Interpreter(self)
         return self._interpreter
@@ -266,7 +266,7 @@ class Picod:
 
 
 _EXACT = {(method, route.path): route for route in ROUTES for method in route.methods}
-_HEALTH, _AGENT = ROUTES[0], Route(ANY, b"", late("picod.agent", "serve"))
+_HEALTH, _AGENT = ROUTES[0], Route(ANY, b"", late("picod.ports.agent", "serve"))
 _BELOW = tuple(route for route in ROUTES if route.path.endswith(b"/"))
 
 
@@ -289,7 +289,7 @@ def _of_agent(scope: Scope, path: bytes) -> Route:
 def _agent(picod: Picod) -> Agent | None:
     if picod.config.agent is None:
         return None
-    from picod.agent import Agent, AgentConfig
+    from picod.ports.agent import Agent, AgentConfig
 
     return Agent(picod, AgentConfig.from_document(picod.config.agent))
 

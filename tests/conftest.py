@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 import uvloop
 
-from tests.support import Script, ScriptedSandbox, Served, say_ok, scripted
+from tests.support.scripted import Script, ScriptedSandbox, Served, say_ok, scripted
 
 
 def pytest_asyncio_loop_factories(

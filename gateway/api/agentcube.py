@@ -11,10 +11,16 @@ from starlette.routing import Route
 
 from gateway.api.body import JSON, error_headers, read_metadata, read_object, read_seconds
 from gateway.api.relay import relay
-from gateway.errors import ActivationTimeoutError, BadRequestError, NotFoundError, SessionNotFoundError, WakegateError
-from gateway.lifecycle import Lifecycle
-from gateway.model import Kind, RuntimeKey, SessionId, StartKind
-from gateway.peers import ElsewhereError
+from gateway.core.errors import (
+    ActivationTimeoutError,
+    BadRequestError,
+    NotFoundError,
+    SessionNotFoundError,
+    WakegateError,
+)
+from gateway.core.model import Kind, RuntimeKey, SessionId, StartKind
+from gateway.sessions.lifecycle import Lifecycle
+from gateway.sessions.membership import ElsewhereError
 
 
 class AgentCubeAPI:

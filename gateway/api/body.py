@@ -10,8 +10,8 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from gateway.errors import BadRequestError, RequestTimeoutError, TooLargeError, WakegateError
-from gateway.units import parse_duration
+from gateway.core.errors import BadRequestError, RequestTimeoutError, TooLargeError, WakegateError
+from gateway.core.units import parse_duration
 
 MAX_BODY = 1 << 20  # bytes; a control request is a few hundred
 

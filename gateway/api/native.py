@@ -12,12 +12,12 @@ from starlette.routing import Route
 
 from gateway.api.body import JSON, error_headers, read_metadata, read_object, read_seconds
 from gateway.api.relay import relay
-from gateway.errors import BadRequestError, WakegateError
-from gateway.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
-from gateway.lifecycle import UNSET, Lifecycle
-from gateway.model import Kind, PoolStatus, Runtime, RuntimeKey, Session, SessionId, SessionState
-from gateway.peers import ElsewhereError
-from gateway.units import rfc3339
+from gateway.core.errors import BadRequestError, WakegateError
+from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
+from gateway.core.model import Kind, PoolStatus, Runtime, RuntimeKey, Session, SessionId, SessionState
+from gateway.core.units import rfc3339
+from gateway.sessions.lifecycle import UNSET, Lifecycle
+from gateway.sessions.membership import ElsewhereError
 
 Handler = Callable[[Request], Awaitable[Response]]
 

@@ -6,8 +6,8 @@ import httpx
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.errors import UnavailableError
-from gateway.peers import ElsewhereError
+from gateway.core.errors import UnavailableError
+from gateway.sessions.membership import ElsewhereError
 
 _ANSWERED = ("content-type", "location", "retry-after", "x-wakegate-start", "x-wakegate-restored")
 _PASSED = ("mcp-session-id",)  # says what a DELETE of /mcp is about

@@ -9,12 +9,12 @@ from typing import Any
 from starlette.requests import Request
 
 from gateway.api.native import read_runtime
-from gateway.api.openai import ParamError
-from gateway.errors import BadRequestError
-from gateway.interfaces import RuntimeCatalog
-from gateway.lifecycle import Lifecycle
-from gateway.model import Kind, Runtime, RuntimeKey, SessionId
-from gateway.opening import Opened
+from gateway.api.openai.errors import ParamError
+from gateway.core.errors import BadRequestError
+from gateway.core.interfaces import RuntimeCatalog
+from gateway.core.model import Kind, Runtime, RuntimeKey, SessionId
+from gateway.sessions.activation import Opened
+from gateway.sessions.lifecycle import Lifecycle
 
 SESSION_HEADERS = ("x-session-id", "x-agentcube-session-id")
 RUNTIME_HEADER = "x-wakegate-runtime"

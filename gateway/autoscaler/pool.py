@@ -12,7 +12,7 @@ from gateway.autoscaler.scaler import Decision, Observed, ScalerSpec, decide
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.autoscaler.shadow import Objective
 from gateway.autoscaler.window import RollingCount
-from gateway.model import PoolStatus, Runtime
+from gateway.core.model import PoolStatus, Runtime
 
 
 @dataclass(frozen=True, slots=True)

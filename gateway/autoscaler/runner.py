@@ -18,10 +18,10 @@ from gateway.autoscaler.pool import Pool
 from gateway.autoscaler.scaler import Decision, share_budget
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.autoscaler.signal import ClaimSignal
-from gateway.clock import Clock
-from gateway.errors import RuntimeNotFoundError, StoreUnavailableError, WakegateError
-from gateway.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
-from gateway.model import Lease, PoolMode, PoolStatus, RuntimeKey, StartKind
+from gateway.core.clock import Clock
+from gateway.core.errors import RuntimeNotFoundError, StoreUnavailableError, WakegateError
+from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
+from gateway.core.model import Lease, PoolMode, PoolStatus, RuntimeKey, StartKind
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from gateway.autoscaler.forecast import Forecast
-from gateway.model import PoolMode
+from gateway.core.model import PoolMode
 
 K = TypeVar("K")
 

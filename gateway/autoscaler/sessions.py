@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gateway.autoscaler.advice import Advice, GapHistogram
-from gateway.errors import WakegateError
-from gateway.interfaces import RuntimeCatalog
-from gateway.lifecycle import Lifecycle
-from gateway.model import HibernationMode, RuntimeKey, SandboxId, Session, SessionId
+from gateway.core.errors import WakegateError
+from gateway.core.interfaces import RuntimeCatalog
+from gateway.core.model import HibernationMode, RuntimeKey, SandboxId, Session, SessionId
+from gateway.sessions.lifecycle import Lifecycle
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gateway.errors import SettingsError
+from gateway.core.errors import SettingsError
 
 
 @dataclass(frozen=True, slots=True)

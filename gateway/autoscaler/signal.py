@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 
-from gateway.errors import StoreUnavailableError
-from gateway.interfaces import SessionStore
-from gateway.model import RuntimeKey, StartKind
+from gateway.core.errors import StoreUnavailableError
+from gateway.core.interfaces import SessionStore
+from gateway.core.model import RuntimeKey, StartKind
 
 _MISSES = frozenset({StartKind.COLD, StartKind.WAKE_COLD})
 _KEPT = (

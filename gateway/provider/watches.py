@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from gateway.model import SandboxEvent
+from gateway.core.model import SandboxEvent
 
 
 class Watches:

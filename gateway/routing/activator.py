@@ -11,26 +11,26 @@ import asyncio
 from time import perf_counter
 from urllib.parse import urlsplit
 
-from gateway.clock import Clock
-from gateway.counters import Counters
-from gateway.errors import (
+from gateway.core.clock import Clock
+from gateway.core.errors import (
     BadRequestError,
     DrainingError,
     QueueFullError,
     SessionNotFoundError,
     StoreUnavailableError,
 )
-from gateway.interfaces import RuntimeCatalog
-from gateway.lifecycle import Lifecycle
-from gateway.model import Endpoint, Kind, RuntimeKey, Sandbox, SandboxId, SessionId, StartKind
-from gateway.opening import Opened
-from gateway.peers import ElsewhereError, Peer, peer_sandbox
+from gateway.core.interfaces import RuntimeCatalog
+from gateway.core.model import Endpoint, Kind, RuntimeKey, Sandbox, SandboxId, SessionId, StartKind
+from gateway.observability.counters import Counters
 from gateway.routing.route import HoldLimits, Reservation, Route
 from gateway.routing.target import Target
-from gateway.routing.tokens import TokenIssuer
 from gateway.routing.upstream import UpstreamPool
-from gateway.stats import Activity, SessionActivity
-from gateway.usage import HEARTBEAT_S
+from gateway.sandbox.tokens import TokenIssuer
+from gateway.sessions.activation import Opened
+from gateway.sessions.activity import Activity, SessionActivity
+from gateway.sessions.idleness import HEARTBEAT_S
+from gateway.sessions.lifecycle import Lifecycle
+from gateway.sessions.membership import ElsewhereError, Peer, peer_sandbox
 from picod.wire import HEALTH_PATH
 
 KNOWN_S = HEARTBEAT_S  # for so long it is not asked again where a session is that other gateways may move

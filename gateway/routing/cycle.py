@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
+from gateway.observability.request_record import Record
 from gateway.routing.batch import WriteBatch
-from gateway.routing.observe import Record
 
 if TYPE_CHECKING:
     from gateway.routing.protocol import GatewayProtocol

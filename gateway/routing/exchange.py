@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
 
-from gateway.counters import RuntimeCounters
-from gateway.errors import RequestTimeoutError, UpstreamTimeoutError, WakegateError
-from gateway.model import StartKind
-from gateway.routing.answers import Message, Receive, Send
+from gateway.core.errors import RequestTimeoutError, UpstreamTimeoutError, WakegateError
+from gateway.core.model import StartKind
+from gateway.observability.counters import RuntimeCounters
+from gateway.observability.request_record import Record
+from gateway.routing.body_pipe import PIPE_FROM
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.headers import Headers, Request
-from gateway.routing.observe import Record
-from gateway.routing.pipe import PIPE_FROM
+from gateway.routing.responses import Message, Receive, Send
 from gateway.routing.route import Route
 from gateway.routing.upstream import UpstreamConnection
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 
-from gateway.errors import BadRequestError, UnavailableError
-from gateway.routing.ids import id_line
+from gateway.core.errors import BadRequestError, UnavailableError
+from gateway.routing.request_ids import id_line
 from gateway.routing.target import RUNTIME_HEADER, SESSION_HEADERS
 
 Headers = list[tuple[bytes, bytes]]

@@ -5,9 +5,9 @@ headers.py reads what either side sent; here it meets the route, and what is kno
 
 from __future__ import annotations
 
-from gateway.model import StartKind
-from gateway.routing.answers import Scope
+from gateway.core.model import StartKind
 from gateway.routing.headers import Headers, Request, next_hop, read_response
+from gateway.routing.responses import Scope
 from gateway.routing.route import Reservation, Route
 from gateway.routing.target import Target
 

@@ -20,11 +20,11 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from gateway.errors import BadRequestError, RequestTimeoutError, WakegateError
-from gateway.routing.answers import error_body
+from gateway.core.errors import BadRequestError, RequestTimeoutError, WakegateError
+from gateway.observability.request_record import Observer
+from gateway.routing.body_pipe import BodyPipe, Write
 from gateway.routing.cycle import GatewayCycle
-from gateway.routing.observe import Observer
-from gateway.routing.pipe import BodyPipe, Write
+from gateway.routing.responses import error_body
 
 MAX_HEAD = 64 * 1024  # bytes of request line and headers
 MAX_HEADERS = 256

@@ -13,19 +13,19 @@ from typing import Any
 
 from structlog.contextvars import bind_contextvars
 
-from gateway.clock import Clock
-from gateway.counters import Counters
-from gateway.errors import BadRequestError, UpstreamBrokenError, UpstreamConnectError, WakegateError
-from gateway.model import StartKind
+from gateway.core.clock import Clock
+from gateway.core.errors import BadRequestError, UpstreamBrokenError, UpstreamConnectError, WakegateError
+from gateway.core.model import StartKind
+from gateway.observability.counters import Counters
+from gateway.observability.request_record import Observer, Record
 from gateway.routing.activator import Activator
-from gateway.routing.answers import ASGIApp, Receive, Scope, Send, send_error, send_not_found, send_redirect
 from gateway.routing.batch import WriteBatch
 from gateway.routing.exchange import ClientGoneError, Exchange, Exchanges, TimeLimits
+from gateway.routing.fast_path import FastLane
 from gateway.routing.headers import Request, identify, read_peer_response, read_request
 from gateway.routing.heads import request_head, response_fields, stages_of
-from gateway.routing.ids import id_field, id_in, id_line
-from gateway.routing.lane import FastLane
-from gateway.routing.observe import Observer, Record
+from gateway.routing.request_ids import id_field, id_in, id_line
+from gateway.routing.responses import ASGIApp, Receive, Scope, Send, send_error, send_not_found, send_redirect
 from gateway.routing.route import Reservation, Route
 from gateway.routing.target import NotProxied, Target, parse
 from gateway.routing.websocket import WebSocketProxy

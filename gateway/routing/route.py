@@ -9,12 +9,12 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 
-from gateway.counters import RuntimeCounters
-from gateway.errors import QueueFullError, UpstreamConnectError
-from gateway.model import Sandbox, Session, StartKind
-from gateway.routing.answers import session_fields
+from gateway.core.errors import QueueFullError, UpstreamConnectError
+from gateway.core.model import Sandbox, Session, StartKind
+from gateway.observability.counters import RuntimeCounters
+from gateway.routing.responses import session_fields
 from gateway.routing.upstream import UpstreamConnection, UpstreamPool
-from gateway.stats import SessionActivity
+from gateway.sessions.activity import SessionActivity
 
 
 @dataclass(frozen=True)

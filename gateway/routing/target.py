@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 
-from gateway.errors import BadRequestError
-from gateway.model import Kind, RuntimeKey, SessionId
+from gateway.core.errors import BadRequestError
+from gateway.core.model import Kind, RuntimeKey, SessionId
 from picod.wire import PORTS_PATH, TERMINAL_PATH
 
 SESSION_HEADERS = (b"x-session-id", b"x-agentcube-session-id")

@@ -15,8 +15,8 @@ from typing import Any
 
 import httptools
 
-from gateway.errors import UpstreamBrokenError, UpstreamConnectError
-from gateway.model import Endpoint
+from gateway.core.errors import UpstreamBrokenError, UpstreamConnectError
+from gateway.core.model import Endpoint
 from gateway.routing.batch import WriteBatch
 
 _HIGH_WATER = 256 * 1024  # bytes of response held for a slow client before reading from the sandbox stops

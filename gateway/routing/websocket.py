@@ -14,17 +14,11 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
-from gateway.clock import Clock
-from gateway.counters import Counters
-from gateway.errors import (
-    BadRequestError,
-    NotFoundError,
-    UpstreamBrokenError,
-    UpstreamConnectError,
-    WakegateError,
-)
+from gateway.core.clock import Clock
+from gateway.core.errors import BadRequestError, NotFoundError, UpstreamBrokenError, UpstreamConnectError, WakegateError
+from gateway.observability.counters import Counters
+from gateway.observability.request_record import Observer, Record
 from gateway.routing.activator import Activator
-from gateway.routing.answers import Headers, Receive, Scope, Send, error_body, error_fields, session_fields
 from gateway.routing.headers import (
     GATEWAY_FIELDS,
     Request,
@@ -34,8 +28,8 @@ from gateway.routing.headers import (
     read_request,
     read_response,
 )
-from gateway.routing.ids import id_field, id_in, id_line
-from gateway.routing.observe import Observer, Record
+from gateway.routing.request_ids import id_field, id_in, id_line
+from gateway.routing.responses import Headers, Receive, Scope, Send, error_body, error_fields, session_fields
 from gateway.routing.route import Reservation, Route
 from gateway.routing.target import Target, parse
 

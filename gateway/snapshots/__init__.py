@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from gateway.errors import SettingsError
-from gateway.interfaces import SnapshotStore
+from gateway.core.errors import SettingsError
+from gateway.core.interfaces import SnapshotStore
 from gateway.snapshots.folder import FolderStore
 from gateway.snapshots.keys import SnapshotKeys
 from gateway.snapshots.sealed import SealedStore

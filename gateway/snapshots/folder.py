@@ -14,12 +14,8 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from gateway.errors import (
-    SnapshotNotFoundError,
-    SnapshotStoreFullError,
-    SnapshotStoreUnavailableError,
-)
-from gateway.model import SessionId, SnapshotRef, StoredSnapshot
+from gateway.core.errors import SnapshotNotFoundError, SnapshotStoreFullError, SnapshotStoreUnavailableError
+from gateway.core.model import SessionId, SnapshotRef, StoredSnapshot
 from gateway.snapshots.stream import BATCH, KEY, Meter, checked, gathered, in_thread, new_key
 
 _P = ParamSpec("_P")

@@ -14,11 +14,11 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Protocol
 
-from gateway.clock import Clock
-from gateway.errors import SandboxStartError, SettingsError, SnapshotNotFoundError, UpstreamConnectError
-from gateway.interfaces import Executor, SnapshotStore, WorkspaceKeeper
-from gateway.model import Sandbox, SandboxId, SessionId, SnapshotRef, is_snapshot
-from gateway.settings import Settings
+from gateway.core.clock import Clock
+from gateway.core.errors import SandboxStartError, SettingsError, SnapshotNotFoundError, UpstreamConnectError
+from gateway.core.interfaces import Executor, SnapshotStore, WorkspaceKeeper
+from gateway.core.model import Sandbox, SandboxId, SessionId, SnapshotRef, is_snapshot
+from gateway.core.settings import Settings
 from gateway.snapshots import make_snapshot_store
 from gateway.snapshots.keys import SnapshotKeys
 

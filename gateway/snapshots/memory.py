@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 
-from gateway.clock import Clock
-from gateway.errors import SnapshotNotFoundError
-from gateway.model import SessionId, SnapshotRef, StoredSnapshot
+from gateway.core.clock import Clock
+from gateway.core.errors import SnapshotNotFoundError
+from gateway.core.model import SessionId, SnapshotRef, StoredSnapshot
 from gateway.snapshots.stream import Meter, checked, new_key
 
 
 class MemorySnapshots:
-    """Implements gateway.interfaces.SnapshotStore. `kept` may be tampered with by a test that means to."""
+    """Implements gateway.core.interfaces.SnapshotStore. `kept` may be tampered with by a test that means to."""
 
     def __init__(self, clock: Clock, max_size: int | None = None) -> None:
         self.kept: dict[str, tuple[bytes, float]] = {}

@@ -20,13 +20,8 @@ from obstore import exceptions
 from obstore.store import ObjectStore as Driver
 from obstore.store import from_url
 
-from gateway.errors import (
-    SettingsError,
-    SnapshotError,
-    SnapshotNotFoundError,
-    SnapshotStoreUnavailableError,
-)
-from gateway.model import SessionId, SnapshotRef, StoredSnapshot
+from gateway.core.errors import SettingsError, SnapshotError, SnapshotNotFoundError, SnapshotStoreUnavailableError
+from gateway.core.model import SessionId, SnapshotRef, StoredSnapshot
 from gateway.snapshots.stream import BATCH, KEY, Meter, checked, new_key
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from gateway.errors import SnapshotCorruptError, SnapshotKeyError
-from gateway.interfaces import SnapshotStore
-from gateway.model import SessionId, SnapshotRef, StoredSnapshot
+from gateway.core.errors import SnapshotCorruptError, SnapshotKeyError
+from gateway.core.interfaces import SnapshotStore
+from gateway.core.model import SessionId, SnapshotRef, StoredSnapshot
 from gateway.snapshots.keys import SnapshotKeys
 from gateway.snapshots.stream import gathered, in_thread
 

@@ -9,8 +9,8 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from typing import ParamSpec, TypeVar
 
-from gateway.errors import SnapshotCorruptError, SnapshotTooLargeError
-from gateway.model import SessionId, SnapshotRef
+from gateway.core.errors import SnapshotCorruptError, SnapshotTooLargeError
+from gateway.core.model import SessionId, SnapshotRef
 
 BATCH = 1 << 20  # bytes handed to a thread or a store at once
 KEY = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}")

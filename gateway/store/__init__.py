@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from gateway.clock import Clock
-from gateway.errors import SettingsError
-from gateway.interfaces import SessionStore
+from gateway.core.clock import Clock
+from gateway.core.errors import SettingsError
+from gateway.core.interfaces import SessionStore
 
 
 def make_store(url: str, clock: Clock, *, prefix: str = "wakegate") -> SessionStore:

@@ -1,7 +1,7 @@
 """A cache in front of a shared store: the same session is asked for many times and changes seldom.
 
-Implements gateway.interfaces.SessionStore. Only `get` is answered from memory. Another replica's write is seen after
-`ttl` at the latest; acting on an older record is safe, because `put` compares versions where the truth is, and a
+Implements gateway.core.interfaces.SessionStore. Only `get` is answered from memory. Another replica's write is seen
+after `ttl` at the latest; acting on an older record is safe, because `put` compares versions where the truth is, and a
 refused one drops the copy here. Whoever finds a record wrong (nothing listens where it says) calls `invalidate` and
 asks again.
 """
@@ -15,8 +15,8 @@ from typing import Any
 
 from aiocache import SimpleMemoryCache
 
-from gateway.interfaces import SessionStore
-from gateway.model import Lease, RuntimeKey, Session, SessionId, SessionState
+from gateway.core.interfaces import SessionStore
+from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
 
 
 @dataclass(slots=True)

@@ -17,8 +17,8 @@ from typing import Any
 
 import orjson
 
-from gateway.errors import BadRequestError
-from gateway.model import Session
+from gateway.core.errors import BadRequestError
+from gateway.core.model import Session
 
 _TIMES = ("created_at", "last_active_at", "expires_at", "idle_timeout")
 

@@ -1,7 +1,7 @@
 """A session store that is gone with its process: for tests, where time is virtual and a real store's threads are not.
 
-Implements gateway.interfaces.SessionStore and passes its contract suite. Several lifecycles may share one, as gateways
-share a Redis; `pause` is awaited in each call, so that their steps interleave as over a network.
+Implements gateway.core.interfaces.SessionStore and passes its contract suite. Several lifecycles may share one, as
+gateways share a Redis; `pause` is awaited in each call, so that their steps interleave as over a network.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
-from gateway.clock import Clock
-from gateway.errors import FencedOutError, StaleWriteError, StoreUnavailableError
-from gateway.model import Lease, RuntimeKey, Session, SessionId, SessionState
+from gateway.core.clock import Clock
+from gateway.core.errors import FencedOutError, StaleWriteError, StoreUnavailableError
+from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
 from gateway.store import claims, codec
 
 

@@ -1,7 +1,7 @@
 """The shared session store: Redis, for any number of gateway replicas.
 
-Implements gateway.interfaces.SessionStore. Every compare-and-set is one Lua script (redis_scripts). A Redis that does
-not answer becomes StoreUnavailableError within about a second, and nothing here needs to be told when it is back.
+Implements gateway.core.interfaces.SessionStore. Every compare-and-set is one Lua script (redis_scripts). A Redis that
+does not answer becomes StoreUnavailableError within about a second, and nothing here needs to be told when it is back.
 
 What an answered write survives is the server's affair: set `appendonly yes`, and know that a failover to an
 asynchronous replica may lose the last moments (docs/adr/0002-redis-keys.md).
@@ -22,9 +22,9 @@ from redis.exceptions import AuthenticationError, NoScriptError, ReadOnlyError, 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from gateway.clock import Clock
-from gateway.errors import FencedOutError, StaleWriteError, StoreUnavailableError
-from gateway.model import Lease, RuntimeKey, Session, SessionId, SessionState
+from gateway.core.clock import Clock
+from gateway.core.errors import FencedOutError, StaleWriteError, StoreUnavailableError
+from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
 from gateway.store import claims, codec, redis_scripts
 from gateway.store.redis_client import DEADLINE, Close, make_client, redacted
 

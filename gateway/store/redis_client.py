@@ -22,7 +22,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
-from gateway.errors import SettingsError
+from gateway.core.errors import SettingsError
 
 DEADLINE = 1.0  # seconds for one exchange, dialling included
 # Shares of the deadline after which the driver gives up by itself, so that it can try another node meanwhile.

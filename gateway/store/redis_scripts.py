@@ -19,7 +19,7 @@ Numbers with a fraction are formatted by %.17g: Lua's own tostring keeps 14 digi
 
 from __future__ import annotations
 
-from gateway.model import RuntimeKey, SessionState
+from gateway.core.model import RuntimeKey, SessionState
 
 _INDEX = r"""
 local function number(x) return string.format('%.17g', x) end

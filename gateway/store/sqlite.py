@@ -1,7 +1,7 @@
 """The embedded session store: one sqlite file, durable, no server to start.
 
-Implements gateway.interfaces.SessionStore. Made for one gateway on one machine; a second one that opens the same file
-is safe as well, since versions and fences are compared inside the transaction that writes.
+Implements gateway.core.interfaces.SessionStore. Made for one gateway on one machine; a second one that opens the same
+file is safe as well, since versions and fences are compared inside the transaction that writes.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gateway.clock import Clock
-from gateway.errors import FencedOutError, StaleWriteError
-from gateway.model import Lease, RuntimeKey, Session, SessionId, SessionState
+from gateway.core.clock import Clock
+from gateway.core.errors import FencedOutError, StaleWriteError
+from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
 from gateway.store import claims, codec, sqlite_file
 from gateway.store.sqlite_thread import SqliteThread
 

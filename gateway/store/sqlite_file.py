@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from gateway.errors import StoreUnavailableError, WakegateError
+from gateway.core.errors import StoreUnavailableError, WakegateError
 
 APPLICATION_ID = 0x574B4754  # "WKGT": tells a store from any other sqlite file
 SCHEMA_VERSION = 1

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from gateway.errors import StoreUnavailableError, WakegateError
+from gateway.core.errors import StoreUnavailableError, WakegateError
 
 T = TypeVar("T")
 

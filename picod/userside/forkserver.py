@@ -2,7 +2,7 @@
 
     python3 forkserver.py CONTROL_FD EXECUTABLE ATTEMPT MODULE...
 
-It speaks with picod/preload.py over sockets that picod made:
+It speaks with picod/commands/preload.py over sockets that picod made:
 
     control socket  here -> picod   one text: "ready" and the environment variables that the imports looked at, a line
                                     each; or why there is no preloading

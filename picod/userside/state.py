@@ -1,7 +1,8 @@
 """What a context knows, written into two files and read back: variables, folder, environment, import path.
 
-Runs inside the kernel, as user code, asked by picod (picod/saved.py): a pickle is a program, so picod itself never
-opens one. Known in the kernel as the module `_wakegate_state`, because functions in a pickle are made anew by it.
+Runs inside the kernel, as user code, asked by picod (picod/interpreter/suspend.py): a pickle is a program, so picod
+itself never opens one. Known in the kernel as the module `_wakegate_state`, because functions in a pickle are made anew
+by it.
 
 Variables that do not pickle are left out and named with the reason. Functions and classes that the code defined go by
 value, with cloudpickle where the environment has it; without it they are among those left out.

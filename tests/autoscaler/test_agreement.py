@@ -13,7 +13,7 @@ from gateway.autoscaler.replay.pool import Targets, simulate
 from loadtest import replay_client
 from loadtest.recording import Recording
 from loadtest.replay_compare import Account, laboratory, measured, report, simulated
-from tests.autoscaler.support import poisson
+from tests.support.autoscaler import poisson
 
 LOG = """not JSON
 {"event":"sandbox sb-1 of code-interpreters/default/replayed is ready 0.2500 s after its order","timestamp":"2026-01-01T00:00:10.000000Z"}

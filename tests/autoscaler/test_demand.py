@@ -12,7 +12,7 @@ from gateway.autoscaler.rates import _moves
 from gateway.autoscaler.replay import synthetic
 from gateway.autoscaler.replay.pool import Targets, simulate
 from gateway.autoscaler.shadow import Objective, Shadow, constant_levels
-from tests.autoscaler.support import poisson
+from tests.support.autoscaler import poisson
 
 LEAD = 10.0
 

@@ -21,7 +21,7 @@ from gateway.autoscaler.mixture import Mixture
 from gateway.autoscaler.rates import RATES, RateBelief, erlang_values, poisson_table
 from gateway.autoscaler.seasonal import Timers, WeekProfile
 from gateway.autoscaler.window import RollingCount
-from tests.autoscaler.support import poisson
+from tests.support.autoscaler import poisson
 
 HORIZON = 10.0
 

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.autoscaler.replay.traces import read_traces
 from tests.conftest import OpenScripted
-from tests.support import KEY, eventually
+from tests.support.scripted import KEY, eventually
 
 
 async def test_recorded_history_can_be_replayed(open_gateway: OpenScripted, tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from gateway.autoscaler.replay.pool import Targets, simulate
 from gateway.autoscaler.replay.synthetic import make
 from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.settings import AutoscalerSettings
-from gateway.model import StartKind
+from gateway.core.model import StartKind
 from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock
-from tests.autoscaler.support import KEY, Catalog, Pools, claim, poisson, runtime
-from tests.support import eventually
+from tests.support.autoscaler import KEY, Catalog, Pools, claim, poisson, runtime
+from tests.support.scripted import eventually
 
 
 @pytest.mark.parametrize("ready", [99, 0], ids=["all hit", "all miss"])

@@ -19,8 +19,8 @@ from gateway.autoscaler.replay.pool import Targets, simulate
 from gateway.autoscaler.replay.report import fleet_table
 from gateway.autoscaler.replay.synthetic import make
 from gateway.autoscaler.replay.traces import Trace, read_traces
-from gateway.errors import BadRequestError
-from tests.autoscaler.support import poisson
+from gateway.core.errors import BadRequestError
+from tests.support.autoscaler import poisson
 
 
 def constant(size: float) -> Targets:

@@ -17,15 +17,15 @@ from gateway.autoscaler.pool import Pool
 from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.autoscaler.signal import ClaimSignal
-from gateway.clock import SystemClock
-from gateway.errors import SandboxStartError, SettingsError, StoreUnavailableError
-from gateway.model import PoolMode, PoolStatus, Runtime, RuntimeKey, StartKind
+from gateway.core.clock import SystemClock
+from gateway.core.errors import SandboxStartError, SettingsError, StoreUnavailableError
+from gateway.core.model import PoolMode, PoolStatus, Runtime, RuntimeKey, StartKind
 from gateway.store import make_store
 from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock
-from tests.autoscaler.support import KEY, Catalog, Pools, claim, runtime
-from tests.store.redis_server import RedisServer
-from tests.support import eventually
+from tests.support.autoscaler import KEY, Catalog, Pools, claim, runtime
+from tests.support.redis_server import RedisServer
+from tests.support.scripted import eventually
 
 
 @pytest.fixture
@@ -349,7 +349,7 @@ async def test_killed_leader_is_followed(tmp_path: Path) -> None:
     """A leader that is killed in the middle of an order: the next takes over after the lease and orders it again."""
     server = RedisServer(tmp_path / "redis").start()
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.autoscaler.leader_process", server.url, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-m", "tests.support.leader_process", server.url, stdout=asyncio.subprocess.PIPE
     )
     assert child.stdout is not None
     store = make_store(server.url, SystemClock())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.autoscaler.expectations import Expectations
 from gateway.autoscaler.forecast import Forecast, quantile_of
 from gateway.autoscaler.scaler import Observed, ScalerSpec, decide, share_budget
-from gateway.model import PoolMode
+from gateway.core.model import PoolMode
 
 NOW = 1000.0
 SPEC = ScalerSpec(min=1, max=20, lower_after=0.0)

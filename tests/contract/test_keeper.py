@@ -10,22 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from gateway.clock import SystemClock
-from gateway.cluster import Remains
-from gateway.errors import SandboxStartError, SnapshotNotFoundError
-from gateway.executor import PicodExecutor
-from gateway.interfaces import SandboxProvider, WorkspaceKeeper
-from gateway.keys import KeyRing
-from gateway.model import Limits, Runtime, RuntimeKey, Sandbox, SandboxId, SessionId
+from gateway.core.clock import SystemClock
+from gateway.core.errors import SandboxStartError, SnapshotNotFoundError
+from gateway.core.interfaces import SandboxProvider, WorkspaceKeeper
+from gateway.core.model import Limits, Runtime, RuntimeKey, Sandbox, SandboxId, SessionId
+from gateway.provider.kubernetes.engine import Remains
 from gateway.provider.kubernetes.names import KEYS_CONFIGMAP
 from gateway.provider.local import LocalProvider
-from gateway.routing.tokens import TokenIssuer
-from gateway.runtimes import StaticCatalog
+from gateway.runtimes.manifest import StaticCatalog
+from gateway.sandbox.picod_client import PicodExecutor
+from gateway.sandbox.signing_keys import KeyRing
+from gateway.sandbox.tokens import TokenIssuer
 from gateway.snapshots import FolderStore
 from gateway.snapshots.keeper import SnapshotKeeper
 from gateway.testing import ScriptedProvider
-from tests.kube.clusters import make_cluster
-from tests.kube.support import open_provider
+from tests.support.kube.clusters import make_cluster
+from tests.support.kube.opened import open_provider
 
 KEY = RuntimeKey("default", "contract")
 RUNTIME = Runtime(KEY, limits=Limits(processes=64))

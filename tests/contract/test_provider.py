@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from gateway.clock import SystemClock
-from gateway.errors import RuntimeNotFoundError
-from gateway.interfaces import SandboxProvider
-from gateway.model import Limits, PoolSpec, Runtime, RuntimeKey, Sandbox, SessionId, StartKind
+from gateway.core.clock import SystemClock
+from gateway.core.errors import RuntimeNotFoundError
+from gateway.core.interfaces import SandboxProvider
+from gateway.core.model import Limits, PoolSpec, Runtime, RuntimeKey, Sandbox, SessionId, StartKind
 from gateway.provider.local import Isolation, LocalProvider
 from gateway.testing import ScriptedProvider
-from tests.kube.clusters import make_cluster
-from tests.kube.support import open_provider
+from tests.support.kube.clusters import make_cluster
+from tests.support.kube.opened import open_provider
 
 KEY, UNKNOWN = RuntimeKey("default", "contract"), RuntimeKey("default", "unknown")
 

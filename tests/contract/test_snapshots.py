@@ -13,10 +13,10 @@ import obstore
 import pytest
 from obstore.store import LocalStore, MemoryStore
 
-from gateway.clock import SystemClock
-from gateway.errors import SnapshotCorruptError, SnapshotNotFoundError, SnapshotTooLargeError
-from gateway.interfaces import SnapshotStore
-from gateway.model import SessionId, SnapshotRef, StoredSnapshot
+from gateway.core.clock import SystemClock
+from gateway.core.errors import SnapshotCorruptError, SnapshotNotFoundError, SnapshotTooLargeError
+from gateway.core.interfaces import SnapshotStore
+from gateway.core.model import SessionId, SnapshotRef, StoredSnapshot
 from gateway.snapshots import FolderStore, SealedStore, SnapshotKeys
 from gateway.snapshots.memory import MemorySnapshots
 from gateway.snapshots.objects import ObjectStore

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 
-from gateway.errors import BadRequestError, FencedOutError, StaleWriteError, StoreUnavailableError
-from gateway.interfaces import SessionStore
-from gateway.model import Kind, RuntimeKey, Session, SessionId, SessionState
+from gateway.core.errors import BadRequestError, FencedOutError, StaleWriteError, StoreUnavailableError
+from gateway.core.interfaces import SessionStore
+from gateway.core.model import Kind, RuntimeKey, Session, SessionId, SessionState
 from gateway.store.cached import CachedStore
 from gateway.store.memory import MemoryStore
 from gateway.store.redis import RedisStore
 from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock
-from tests.store.records import RUNTIME, T0, session, sessions
-from tests.store.redis_server import RedisServer
+from tests.support.records import RUNTIME, T0, session, sessions
+from tests.support.redis_server import RedisServer
 
 _prefixes = (f"test-{n}" for n in itertools.count())
 FAR = T0 + 1e9

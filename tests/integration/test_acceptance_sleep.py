@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.served import serve
-from tests.kube.served import INTERPRETER, in_cluster
+from tests.support.kube.served import INTERPRETER, in_cluster
+from tests.support.serve import serve
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "acceptance_sleep.py"
 

@@ -12,10 +12,10 @@ from agentcube import AgentRuntimeClient
 from websockets.sync.client import connect
 
 from gateway.cli import banner, first_key
-from gateway.model import Kind, Runtime, RuntimeKey
-from gateway.runtimes import StaticCatalog
-from gateway.settings import Settings
-from tests.integration.served import Server, serve, wait_until
+from gateway.core.model import Kind, Runtime, RuntimeKey
+from gateway.core.settings import Settings
+from gateway.runtimes.manifest import StaticCatalog
+from tests.support.serve import Server, serve, wait_until
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "agent_runtime" / "agent.yaml"
 # Says what it was asked, on two ports, and hello to WebSockets.

@@ -11,8 +11,8 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.integration.served import Server, serve
-from tests.tools.support import chat_call
+from tests.support.serve import Server, serve
+from tests.support.tool_calls import chat_call
 
 RUNTIME = """
 apiVersion: runtime.agentcube.volcano.sh/v1alpha1

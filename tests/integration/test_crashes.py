@@ -12,10 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.integration.served import Server, processes_of, serve, wait_until
-from tests.store.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
+from tests.support.serve import Server, processes_of, serve, wait_until
 
-MINED = "tests.integration.mined"
+MINED = "tests.support.mined"
 # With one warm sandbox a hibernate and a wake take about 26 steps between them; beyond the last nothing happens.
 STEPS = 30
 

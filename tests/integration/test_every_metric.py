@@ -13,10 +13,10 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 
-from tests.integration.served import RUNTIME, Server, processes_of, serve, wait_until
-from tests.kube.served import in_cluster
-from tests.kube.simulator import ApiError
-from tests.store.redis_server import RedisServer
+from tests.support.kube.served import in_cluster
+from tests.support.kube.simulator import ApiError
+from tests.support.redis_server import RedisServer
+from tests.support.serve import RUNTIME, Server, processes_of, serve, wait_until
 
 MANIFEST = """
 apiVersion: runtime.agentcube.volcano.sh/v1alpha1
@@ -27,7 +27,9 @@ spec: {template: {image: none}, warmPoolSize: 1, wakegate: {pool: {min: 1, max: 
 CONSTANT = {"wakegate_build_info"}  # says what runs
 # 0 or absent until this gateway leads the autoscaler, which may be before the first scrape.
 AT_ONCE = {"wakegate_autoscaler_leads", "wakegate_pool_forecast_quantile", "wakegate_pool_forecast_level"}
-DRAINING = {"wakegate_draining"}  # tests/test_metrics.py: who drains takes no new connection to be scraped by
+DRAINING = {
+    "wakegate_draining"
+}  # tests/observability/test_metrics.py: who drains takes no new connection to be scraped by
 
 
 class Seen:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletionMessage
 
-from tests.integration.served import Server, serve
-from tests.tools.support import chat_call
+from tests.support.serve import Server, serve
+from tests.support.tool_calls import chat_call
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "agent_loop.py"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tests.integration.served import processes_of, serve, wait_until
+from tests.support.serve import processes_of, serve, wait_until
 
 MAKE = "mkdir -p a/shut; printf 'x\\0y' > a/data; ln -s a/data link; ln a/data hard"
 TREE = f"{MAKE}; touch -d @1000 a/data; chmod 500 a/shut"

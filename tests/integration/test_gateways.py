@@ -9,8 +9,8 @@ from pathlib import Path
 
 from websockets.sync.client import connect
 
-from tests.integration.served import Server, serve, wait_until
-from tests.store.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
+from tests.support.serve import Server, serve, wait_until
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.served import LIMIT_S, Server, serve
-from tests.store.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
+from tests.support.serve import LIMIT_S, Server, serve
 
 ASK = {"command": ["cat", "note"]}
 

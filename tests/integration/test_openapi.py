@@ -25,7 +25,7 @@ from gateway.api.openapi.sandbox import SANDBOX, THROUGH
 from gateway.api.openapi.table import CONTROL
 from gateway.testing import ScriptedProvider, scripted_gateway
 from picod.app import ANY, ROUTES
-from tests.integration.served import Server, serve
+from tests.support.serve import Server, serve
 
 DOCUMENT = make_document((*CONTROL, *SANDBOX, *THROUGH))
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from websockets.sync.client import connect
 
-from tests.integration.served import Server, serve
+from tests.support.serve import Server, serve
 
 # The handshake and frames by hand: the interpreter of user code has no WebSocket library.
 ECHO = """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.served import Server, serve, wait_until
+from tests.support.serve import Server, serve, wait_until
 
 MANIFEST = """
 apiVersion: runtime.agentcube.volcano.sh/v1alpha1

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.served import Server, serve, wait_until
-from tests.picod.interpreters import events, printed
+from tests.support.interpreters import events, printed
+from tests.support.serve import Server, serve, wait_until
 
 
 @pytest.fixture(scope="module")

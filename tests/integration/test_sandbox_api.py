@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.served import RUNTIME, Server, serve, wait_until
+from tests.support.serve import RUNTIME, Server, serve, wait_until
 
 
 @pytest.fixture(scope="module")

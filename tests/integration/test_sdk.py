@@ -12,8 +12,8 @@ import requests
 from agentcube import CodeInterpreterClient
 from agentcube.exceptions import CommandExecutionError
 
-from tests.integration.served import Server, serve
-from tests.kube.served import in_cluster
+from tests.support.kube.served import in_cluster
+from tests.support.serve import Server, serve
 
 
 @pytest.fixture(scope="module", params=["local", "kubernetes"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
-from tests.integration.served import serve
+from tests.support.serve import serve
 
 
 def test_session_sleeps_as_a_sealed_snapshot_and_outlives_the_gateway(tmp_path: Path) -> None:

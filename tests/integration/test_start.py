@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.integration.served import RUNTIME, Server, serve, wait_until
+from tests.support.serve import RUNTIME, Server, serve, wait_until
 
 
 @pytest.fixture(scope="module")

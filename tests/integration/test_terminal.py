@@ -11,7 +11,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.integration.served import Server, serve
+from tests.support.serve import Server, serve
 
 LIMIT = 20.0
 

@@ -15,8 +15,8 @@ from openai.types.responses import FunctionTool
 from openai.types.responses.response_input_item_param import FunctionCallOutput
 from pydantic import TypeAdapter
 
-from tests.integration.served import Server, serve
-from tests.tools.support import chat_call, item, tool_use
+from tests.support.serve import Server, serve
+from tests.support.tool_calls import chat_call, item, tool_use
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
-from tests.integration.served import Server, serve
-from tests.store.redis_server import RedisServer, free_port
-from tests.tools.support import chat_call
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.serve import Server, serve
+from tests.support.tool_calls import chat_call
 
 ACCEPT = {"accept": "application/json, text/event-stream"}
 

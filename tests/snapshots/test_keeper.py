@@ -17,8 +17,8 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from gateway.clock import SystemClock
-from gateway.errors import (
+from gateway.core.clock import SystemClock
+from gateway.core.errors import (
     SnapshotCorruptError,
     SnapshotError,
     SnapshotKeyError,
@@ -27,14 +27,14 @@ from gateway.errors import (
     SnapshotTooLargeError,
     UpstreamBrokenError,
 )
-from gateway.model import SessionId
+from gateway.core.model import SessionId
 from gateway.snapshots import SealedStore, SnapshotKeys
 from gateway.snapshots.keeper import SnapshotKeeper
 from tests.contract.test_keeper import local
 from tests.picod.conftest import ROOT, Executor, eventually, picod_process, running, with_mounts
-from tests.picod.test_snapshot import without_capabilities
-from tests.picod.trees import grow, picture, trees
-from tests.snapshots.support import SESSION, Chunks, World, executor_of
+from tests.picod.snapshot.test_snapshot import without_capabilities
+from tests.support.snapshots import SESSION, Chunks, World, executor_of
+from tests.support.trees import grow, picture, trees
 
 MEGABYTE = 1 << 20
 PicodMaker = Callable[[], AbstractContextManager[Executor]]
@@ -359,8 +359,8 @@ async def test_parked_workspace_without_an_engine_that_parks_is_told(world: Worl
 WORKER = """
 import asyncio, sys
 from pathlib import Path
-from gateway.errors import SnapshotError
-from tests.snapshots.support import SESSION, World
+from gateway.core.errors import SnapshotError
+from tests.support.snapshots import SESSION, World
 from tests.picod.conftest import picod_process
 
 async def main(folder):
@@ -375,7 +375,7 @@ async def main(folder):
             await world.keep(sandbox)
         except SnapshotError as error:
             print(error.status, error.code, error)
-        print(world.kept() == [first.key], picod.execute("ls")["stdout"].split())
+        print(world.kept() == [first.key], picod.commands.execute("ls")["stdout"].split())
         (picod.workspace / "large").unlink()
         second = await world.keep(sandbox)
         print(world.kept() == sorted((first.key, second.key)))

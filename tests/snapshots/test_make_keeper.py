@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from gateway.clock import SystemClock
-from gateway.errors import SettingsError, SnapshotKeyError, SnapshotTooLargeError
-from gateway.interfaces import SandboxProvider, WorkspaceKeeper
-from gateway.keys import KeyRing
-from gateway.model import SnapshotRef
+from gateway.core.clock import SystemClock
+from gateway.core.errors import SettingsError, SnapshotKeyError, SnapshotTooLargeError
+from gateway.core.interfaces import SandboxProvider, WorkspaceKeeper
+from gateway.core.model import SnapshotRef
+from gateway.core.settings import Settings
 from gateway.provider.local import LocalProvider
-from gateway.settings import Settings
+from gateway.sandbox.signing_keys import KeyRing
 from gateway.snapshots import FolderStore, SealedStore, SnapshotKeys
 from gateway.snapshots.keeper import SnapshotKeeper, make_keeper
 from gateway.testing import ScriptedProvider
 from tests.contract.test_keeper import local
-from tests.snapshots.support import SESSION, executor_of
+from tests.support.snapshots import SESSION, executor_of
 
 
 class PodsOnly:

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from gateway.clock import SystemClock
-from gateway.errors import SnapshotNotFoundError, SnapshotStoreUnavailableError
-from gateway.interfaces import SnapshotStore
-from gateway.model import SessionId, SnapshotRef
+from gateway.core.clock import SystemClock
+from gateway.core.errors import SnapshotNotFoundError, SnapshotStoreUnavailableError
+from gateway.core.interfaces import SnapshotStore
+from gateway.core.model import SessionId, SnapshotRef
 from gateway.snapshots import SealedStore, SnapshotKeys, make_snapshot_store
 from gateway.snapshots.keeper import SnapshotKeeper
 from tests.contract.test_snapshots import listed, pieces, read_all
 from tests.picod.conftest import picod_process
-from tests.snapshots.s3 import Objects, s3
-from tests.snapshots.support import SESSION, World, executor_of
-from tests.support import eventually
+from tests.support.s3 import Objects, s3
+from tests.support.scripted import eventually
+from tests.support.snapshots import SESSION, World, executor_of
 
 MEGABYTE = 1 << 20
 Query = dict[str, list[str]]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.errors import SettingsError, SnapshotCorruptError, SnapshotKeyError
-from gateway.model import SessionId, SnapshotRef
+from gateway.core.errors import SettingsError, SnapshotCorruptError, SnapshotKeyError
+from gateway.core.model import SessionId, SnapshotRef
 from gateway.snapshots import FolderStore, SealedStore, SnapshotKeys, make_snapshot_store
 from gateway.snapshots.sealed import CHUNK
 from tests.contract.test_snapshots import pieces, read_all

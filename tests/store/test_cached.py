@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from gateway.errors import StaleWriteError, StoreUnavailableError
-from gateway.model import Session, SessionId, SessionState
+from gateway.core.errors import StaleWriteError, StoreUnavailableError
+from gateway.core.model import Session, SessionId, SessionState
 from gateway.store.cached import CachedStore
 from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock
-from tests.store.records import T0, session
+from tests.support.records import T0, session
 
 
 class SlowReads(SqliteStore):

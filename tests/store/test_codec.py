@@ -9,10 +9,10 @@ import orjson
 import pytest
 from hypothesis import given
 
-from gateway.errors import BadRequestError
-from gateway.model import Session
+from gateway.core.errors import BadRequestError
+from gateway.core.model import Session
 from gateway.store import codec
-from tests.store.records import T0, session, sessions
+from tests.support.records import T0, session, sessions
 
 
 def again(record: bytes) -> Session:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from gateway.errors import SettingsError
+from gateway.core.errors import SettingsError
 from gateway.store import make_store
 from gateway.store.redis import RedisStore
 from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock
-from tests.store.records import session
+from tests.support.records import session
 
 
 async def test_sqlite_url_names_a_file(tmp_path: Path) -> None:

@@ -19,13 +19,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from gateway.clock import SystemClock
-from gateway.errors import FencedOutError, SettingsError, StaleWriteError, StoreUnavailableError
-from gateway.model import RuntimeKey, SessionId, SessionState
+from gateway.core.clock import SystemClock
+from gateway.core.errors import FencedOutError, SettingsError, StaleWriteError, StoreUnavailableError
+from gateway.core.model import RuntimeKey, SessionId, SessionState
 from gateway.store.redis import CONNECTIONS, RedisStore
 from gateway.testing import ManualClock
-from tests.store.records import RUNTIME, T0, session
-from tests.store.redis_server import RedisServer, SentinelServer, cluster_port
+from tests.support.records import RUNTIME, T0, session
+from tests.support.redis_server import RedisServer, SentinelServer, cluster_port
 
 
 @pytest.fixture

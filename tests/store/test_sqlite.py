@@ -15,16 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from gateway.errors import StoreUnavailableError
-from gateway.model import RuntimeKey, SessionId, SessionState
+from gateway.core.errors import StoreUnavailableError
+from gateway.core.model import RuntimeKey, SessionId, SessionState
 from gateway.store import sqlite as statements
 from gateway.store.sqlite import SqliteStore
 from gateway.store.sqlite_file import SCHEMA_VERSION
 from gateway.testing import ManualClock
-from tests.store.records import RUNTIME, T0, session
+from tests.support.records import RUNTIME, T0, session
 
 ROOT = Path(__file__).parents[2]
-WORKER = [sys.executable, "-m", "tests.store.sqlite_worker"]
+WORKER = [sys.executable, "-m", "tests.support.sqlite_worker"]
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ import orjson
 from gateway.api.tools.catalogue import BUILT_IN, DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 from gateway.api.tools.following import MAX_EVENT, Progress, collect
 from gateway.api.tools.results import IMAGE_TYPES, Image, ToolResult, failure, from_execute, from_run_code
-from gateway.errors import UpstreamTimeoutError
-from gateway.interfaces import SandboxCaller
-from gateway.model import SandboxReply, SessionId
+from gateway.core.errors import UpstreamTimeoutError
+from gateway.core.interfaces import SandboxCaller
+from gateway.core.model import SandboxReply, SessionId
 
 WORKSPACE = "/workspace"
 MAX_READ = 256 << 10  # bytes of a text file; more does not fit into a model's answer
@@ -40,7 +40,8 @@ class Sandbox:
     """One session's picod, as tools see it. `progress` None: nobody looks on.
 
     With `once` what is started or written is so at most once under that key, and `replayed` tells whether it was so
-    before: picod remembers, beside the session's files, so that it does not matter which gateway asks (picod/once.py).
+    before: picod remembers, beside the session's files, so that it does not matter which gateway asks
+    (picod/http/idempotency.py).
     """
 
     def __init__(

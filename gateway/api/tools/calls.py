@@ -18,9 +18,9 @@ from typing import Any
 
 import orjson
 
-from gateway.api.openai import ParamError
+from gateway.api.openai.errors import ParamError
 from gateway.api.tools.results import ToolResult, failure
-from gateway.errors import BadRequestError
+from gateway.core.errors import BadRequestError
 
 MAX_CALLS = 128  # as many tools as a request to OpenAI may name
 MAX_ARGUMENTS = 8 << 20  # bytes of one call's arguments, as JSON

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from gateway.model import DeclaredTool, Runtime
+from gateway.core.model import DeclaredTool, Runtime
 
 MAX_TIMEOUT_S = 600
 DEFAULT_TIMEOUT_S = 60

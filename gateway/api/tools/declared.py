@@ -13,8 +13,8 @@ import orjson
 
 from gateway.api.tools.actions import ArgumentError, Sandbox, execute
 from gateway.api.tools.results import ToolResult
-from gateway.declared import MAX_ARGUMENT, PLACE
-from gateway.model import DeclaredTool
+from gateway.core.model import DeclaredTool
+from gateway.runtimes.tools import MAX_ARGUMENT, PLACE
 
 _CALL_FUNCTION = """
 import json, sys

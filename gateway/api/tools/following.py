@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from gateway.errors import UpstreamBrokenError
+from gateway.core.errors import UpstreamBrokenError
 
 Progress = Callable[[str, str], Awaitable[None]]  # (stream, text) of output as it comes
 

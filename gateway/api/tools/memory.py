@@ -17,8 +17,8 @@ from typing import Generic, TypeVar
 import orjson
 
 from gateway.api.tools.calls import Call
-from gateway.clock import Clock
-from gateway.model import SessionId
+from gateway.core.clock import Clock
+from gateway.core.model import SessionId
 
 KEEP_S = 600.0
 MAX_ENTRIES = 4096

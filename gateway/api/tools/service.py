@@ -1,7 +1,7 @@
 """Runs a message's calls in a session: each at most once, in the order that their tools need, results in theirs.
 
-The one place where all tool surfaces (tools/http.py, mcp.py) meet. A tool that fails is a result; what is raised means
-that nothing was run.
+The one place where all tool surfaces (tools/http.py, endpoint.py) meet. A tool that fails is a result; what is raised
+means that nothing was run.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from gateway.api.tools.following import Progress
 from gateway.api.tools.memory import OnceMemory, key_of
 from gateway.api.tools.plan import steps
 from gateway.api.tools.results import ToolResult, failure
-from gateway.clock import Clock
-from gateway.errors import BadRequestError, SessionNotFoundError, UpstreamConnectError, WakegateError
-from gateway.interfaces import RuntimeCatalog, SandboxCaller
-from gateway.lifecycle import Lifecycle
-from gateway.model import Kind, Readiness, RuntimeKey, SessionId, SessionState
+from gateway.core.clock import Clock
+from gateway.core.errors import BadRequestError, SessionNotFoundError, UpstreamConnectError, WakegateError
+from gateway.core.interfaces import RuntimeCatalog, SandboxCaller
+from gateway.core.model import Kind, Readiness, RuntimeKey, SessionId, SessionState
+from gateway.sessions.lifecycle import Lifecycle
 
 logger = logging.getLogger(__name__)
 

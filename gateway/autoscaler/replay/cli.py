@@ -11,7 +11,7 @@ from pathlib import Path
 from gateway.autoscaler.replay import plots, report
 from gateway.autoscaler.replay.lab import MISS_RATES, POLICIES, Settings, TraceResult, parse_policies, run_trace
 from gateway.autoscaler.replay.traces import Trace, read_traces
-from gateway.errors import BadRequestError
+from gateway.core.errors import BadRequestError
 
 _MISS_HELP = (
     "what a claim does that finds the pool empty: start its own (cold), or take the next ready (join: the local engine)"

@@ -17,8 +17,8 @@ from gateway.autoscaler.replay.traces import Trace
 from gateway.autoscaler.scaler import ScalerSpec
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.autoscaler.shadow import Objective
-from gateway.errors import BadRequestError
-from gateway.model import PoolMode, PoolSpec
+from gateway.core.errors import BadRequestError
+from gateway.core.model import PoolMode, PoolSpec
 
 MISS_RATES = (0.01, 0.2, 0.1, 0.05, 0.03, 0.02, 0.005, 0.002, 0.001)  # the first is the one experts are scored at
 POLICIES = ("predictive", "fixed", *baselines.KNOBS, "oracle")

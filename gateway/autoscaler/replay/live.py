@@ -16,7 +16,7 @@ from gateway.autoscaler.pool import Pool
 from gateway.autoscaler.replay.pool import Targets
 from gateway.autoscaler.runner import POKE_GAP, STATUS_EVERY
 from gateway.autoscaler.settings import AutoscalerSettings
-from gateway.model import PoolSpec, PoolStatus, Runtime, RuntimeKey
+from gateway.core.model import PoolSpec, PoolStatus, Runtime, RuntimeKey
 
 _KEY = RuntimeKey("replay", "replay")
 _KEPT = 64  # lead times that the quantiles are of, as in the local engine's book

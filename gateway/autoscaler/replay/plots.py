@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gateway.autoscaler.replay.lab import POLICIES, TraceResult
-from gateway.errors import BadRequestError
+from gateway.core.errors import BadRequestError
 
 _STYLES: dict[str, dict[str, Any]] = {
     "predictive": {"lw": 2.4, "marker": "o", "zorder": 5},

@@ -21,7 +21,7 @@ import numpy as np
 
 from gateway.autoscaler.forecast import Floats
 from gateway.autoscaler.replay.traces import Trace
-from gateway.errors import BadRequestError
+from gateway.core.errors import BadRequestError
 
 _DAY = 86400.0
 

@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from gateway.autoscaler.forecast import Floats
-from gateway.errors import BadRequestError
+from gateway.core.errors import BadRequestError
 
 _LOG_TIME = re.compile(r"\[(\d{2}/\w{3}/\d{4}:\d{2}:\d{2}:\d{2} [+-]\d{4})\]")
 

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.model import Runtime, StartKind
+from gateway.core.model import Runtime, StartKind
 from gateway.provider.kubernetes import names
 from gateway.provider.kubernetes.template import own_section
 

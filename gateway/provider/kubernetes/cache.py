@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gateway.model import RuntimeKey, SandboxId
+from gateway.core.model import RuntimeKey, SandboxId
 from gateway.provider.kubernetes import names
 from gateway.provider.kubernetes.client import KubeApi
 from gateway.provider.kubernetes.pod import Pod, read_pod

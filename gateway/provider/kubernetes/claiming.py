@@ -10,8 +10,8 @@ import asyncio
 import uuid
 from collections.abc import Mapping
 
-from gateway.clock import Clock
-from gateway.model import RuntimeKey, SandboxId, SessionId
+from gateway.core.clock import Clock
+from gateway.core.model import RuntimeKey, SandboxId, SessionId
 from gateway.provider.kubernetes import build, names
 from gateway.provider.kubernetes.cache import Cache
 from gateway.provider.kubernetes.client import KubeApi, KubeError, OutcomeUnknownError

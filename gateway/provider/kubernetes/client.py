@@ -19,8 +19,8 @@ import aiohttp
 import orjson
 from kubernetes_asyncio import client, config
 
-from gateway.counters import Calls
-from gateway.errors import SettingsError, UnavailableError
+from gateway.core.errors import SettingsError, UnavailableError
+from gateway.observability.counters import Calls
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ import uuid
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from gateway.clock import Clock
-from gateway.errors import RuntimeNotFoundError, SandboxStartError
-from gateway.model import Runtime, RuntimeKey, SandboxId, SessionId
+from gateway.core.clock import Clock
+from gateway.core.errors import RuntimeNotFoundError, SandboxStartError
+from gateway.core.model import Runtime, RuntimeKey, SandboxId, SessionId
 from gateway.provider.kubernetes import build, names
 from gateway.provider.kubernetes.cache import Cache
 from gateway.provider.kubernetes.client import ApiAwayError, KubeApi, KubeError, OutcomeUnknownError

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from gateway.model import Runtime, RuntimeKey
+from gateway.core.model import Runtime, RuntimeKey
 from gateway.provider.kubernetes import build, names
 from gateway.provider.kubernetes.cache import Cache
 from gateway.provider.kubernetes.client import KubeApi, KubeError, OutcomeUnknownError

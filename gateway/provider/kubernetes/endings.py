@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 
-from gateway.clock import Clock
-from gateway.model import SandboxEvent, SandboxId, SessionId
+from gateway.core.clock import Clock
+from gateway.core.model import SandboxEvent, SandboxId, SessionId
 from gateway.provider.kubernetes import names
 from gateway.provider.kubernetes.cache import Cache
 from gateway.provider.kubernetes.client import KubeApi, KubeError

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from gateway.model import Kind, RuntimeKey
+from gateway.core.model import Kind, RuntimeKey
 
 GROUP, VERSION = "runtime.agentcube.volcano.sh", "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from gateway.model import Endpoint, Kind, RuntimeKey, Sandbox, SandboxId, SessionId, StartKind
+from gateway.core.model import Endpoint, Kind, RuntimeKey, Sandbox, SandboxId, SessionId, StartKind
 from gateway.provider.kubernetes import names
 
 PICOD_PORT = 8080

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.errors import RuntimeNotFoundError
-from gateway.model import Runtime, RuntimeKey
+from gateway.core.errors import RuntimeNotFoundError
+from gateway.core.model import Runtime, RuntimeKey
 from gateway.provider.kubernetes import names
 from gateway.provider.kubernetes.pod import Pod
 

@@ -13,8 +13,8 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 
-from gateway.clock import Clock
-from gateway.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxEvent, SandboxId, SessionId
+from gateway.core.clock import Clock
+from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxEvent, SandboxId, SessionId
 from gateway.provider.kubernetes import names
 from gateway.provider.kubernetes.cache import Cache
 from gateway.provider.kubernetes.claiming import Claims

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from gateway.model import Kind, Runtime
+from gateway.core.model import Kind, Runtime
 from gateway.provider.kubernetes import names
 from gateway.provider.kubernetes.pod import PICOD_CONTAINER, PICOD_PORT
 from picod import wire

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.model import Limits
+from gateway.core.model import Limits
 
 WORKSPACE = "/workspace"
 MATPLOTLIB = "/tmp/.matplotlib"  # its settings and its list of fonts: not in the workspace  # noqa: S108

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.model import Limits
+from gateway.core.model import Limits
 
 log = logging.getLogger(__name__)
 

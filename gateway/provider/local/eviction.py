@@ -1,14 +1,14 @@
-"""Ending who fills the disk: disk.py says who and why, the fleet ends it."""
+"""Ending who fills the disk: disk_quota.py says who and why, the fleet ends it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 
-from gateway.clock import Clock
-from gateway.provider.local.boxes import BoxState
-from gateway.provider.local.disk import LOOK_S, DiskWatch, Tenant
-from gateway.provider.local.fleet import Fleet
+from gateway.core.clock import Clock
+from gateway.provider.local.disk_quota import LOOK_S, DiskWatch, Tenant
+from gateway.provider.local.registry import Fleet
+from gateway.provider.local.sandbox import BoxState
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from gateway.model import Limits
+from gateway.core.model import Limits
 from gateway.provider.local import bwrap, rlimits, seccomp
 from gateway.provider.local.process import anonymous_file
 

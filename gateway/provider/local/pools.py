@@ -1,7 +1,7 @@
 """Warm pools: ordering what is missing, handing out what is ready, backing off from what does not start.
 
-The decisions are the books' (book.py), the order of starts the gate's (gate.py); here they are joined to the event
-loop. A claim from a warm pool awaits nothing.
+The decisions are the books' (pool_state.py), the order of starts the gate's (start_limiter.py); here they are joined to
+the event loop. A claim from a warm pool awaits nothing.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
-from gateway.clock import Clock
-from gateway.errors import RuntimeNotFoundError, SandboxStartError
-from gateway.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SessionId, StartKind
-from gateway.provider.local.book import Book
-from gateway.provider.local.boxes import Box
-from gateway.provider.local.fleet import Fleet
-from gateway.provider.local.gate import StartGate
+from gateway.core.clock import Clock
+from gateway.core.errors import RuntimeNotFoundError, SandboxStartError
+from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SessionId, StartKind
+from gateway.provider.local.pool_state import Book
 from gateway.provider.local.process import StartFailedError
+from gateway.provider.local.registry import Fleet
+from gateway.provider.local.sandbox import Box
+from gateway.provider.local.start_limiter import StartGate
 from gateway.provider.tasks import Tasks
 
 log = logging.getLogger(__name__)

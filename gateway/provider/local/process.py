@@ -21,7 +21,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from gateway.provider.local import marks
+from gateway.provider.local import process_tags
 
 TAIL = 4096  # bytes of stderr kept for error messages
 _READ_SIZE, _READ_PAUSE = 16 << 10, 0.05  # at most 320 kB/s: code in the sandbox can write there as fast as it likes
@@ -98,7 +98,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=errors_write,
                 stderr=errors_write,
-                env={marks.NAME: mark},
+                env={process_tags.NAME: mark},
                 pass_fds=(listener.fileno(), lifeline, block, info_write, hidden, *filters),
                 start_new_session=True,
             )
@@ -140,7 +140,7 @@ class Process:
                 stdin=block,
                 stdout=errors_write,
                 stderr=errors_write,
-                env={**environment, marks.NAME: mark},
+                env={**environment, process_tags.NAME: mark},
                 cwd=folder,
                 pass_fds=(listener.fileno(), lifeline),
                 start_new_session=True,

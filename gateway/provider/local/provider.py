@@ -1,7 +1,7 @@
 """SandboxProvider on this machine: pools of bubblewrap sandboxes.
 
-The way in: it opens the state directory and joins the parts. Which sandboxes there are is fleet.py's, which of them
-are warm and for whom pools.py's, what becomes of workspaces parking.py's; who fills the disk, eviction.py ends.
+The way in: it opens the state directory and joins the parts. Which sandboxes there are is registry.py's, which of them
+are warm and for whom pools.py's, what becomes of workspaces workspaces.py's; who fills the disk, eviction.py ends.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ import compileall
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 
-from gateway.clock import Clock
-from gateway.errors import SettingsError
-from gateway.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxEvent, SandboxId, SessionId
-from gateway.provider.local import pythons, trash
-from gateway.provider.local.boxes import Boxes
+from gateway.core.clock import Clock
+from gateway.core.errors import SettingsError
+from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxEvent, SandboxId, SessionId
+from gateway.provider.local import interpreters, trash
 from gateway.provider.local.cgroups import CgroupTree
-from gateway.provider.local.disk import DiskWatch
+from gateway.provider.local.disk_quota import DiskWatch
 from gateway.provider.local.eviction import watch_disk
-from gateway.provider.local.fleet import Fleet
-from gateway.provider.local.folders import Folders
 from gateway.provider.local.isolation import Isolation, IsolationReport, probe_isolation
-from gateway.provider.local.parking import Parking
 from gateway.provider.local.pools import Pools
-from gateway.provider.local.recovery import clear_earlier_life
+from gateway.provider.local.registry import Fleet
+from gateway.provider.local.sandbox import Boxes
+from gateway.provider.local.startup_cleanup import clear_earlier_life
+from gateway.provider.local.state_dir import Folders
 from gateway.provider.local.trash import Trash
+from gateway.provider.local.workspaces import Parking
 from gateway.provider.tasks import Tasks
 
 
@@ -51,7 +51,7 @@ class LocalProvider:
     ) -> None:
         """`keys_dir` holds jwks.json; `sandbox_python` is the folder of the environment that user code gets.
 
-        `disk_reserve` in bytes, see disk.py.
+        `disk_reserve` in bytes, see disk_quota.py.
         """
         self._state_dir, self._keys_dir, self._clock = state_dir, keys_dir, clock
         self._isolation: Isolation = isolation
@@ -212,7 +212,7 @@ def _prepare(folders: Folders) -> CgroupTree:
     """What must be so before the first start; the earlier life is cleared away first. Blocks."""
     clear_earlier_life(folders)
     # Once and here: in sandboxes the code is read-only, and without bytecode each of them would compile it anew.
-    compileall.compile_dir(pythons.picod_folder(), quiet=2)
+    compileall.compile_dir(interpreters.picod_folder(), quiet=2)
     groups = CgroupTree.open(folders.owner)
     folders.note_groups(groups.bases)
     return groups

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import resource
 
-from gateway.model import Limits
+from gateway.core.model import Limits
 from gateway.provider.local.cgroups import OVERHEAD_TASKS
 
 OPEN_FILES = 4096

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from gateway.provider.local.folders import Folders
+from gateway.provider.local.state_dir import Folders
 
 log = logging.getLogger(__name__)
 

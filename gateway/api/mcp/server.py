@@ -1,0 +1,193 @@
+"""The MCP server behind endpoint.py: the one module that imports the `mcp` SDK, which is loaded when the first client
+comes.
+
+No request leaves anything behind in the SDK (`stateless`): what a session is, is the session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from mcp import types
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.shared.exceptions import MCPError
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from gateway import __version__
+from gateway.api.mcp.endpoint import MAX_BODY, SESSION_HEADER
+from gateway.api.openai.errors import ParamError
+from gateway.api.sessions import choose_runtime, named_session
+from gateway.api.tools.calls import Call
+from gateway.api.tools.catalogue import Tool, ToolFormat, describe, tools_of
+from gateway.api.tools.results import ToolResult
+from gateway.api.tools.service import ToolService
+from gateway.core.errors import WakegateError
+from gateway.core.interfaces import RuntimeCatalog
+from gateway.core.model import SessionId
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_EVERY_S = 5.0
+_PROGRESS_AT_MOST_S = 0.2
+_MAX_MESSAGE = 2000  # characters
+_INSTRUCTIONS = (
+    "An isolated Linux computer of this session's own. Its files, and the variables of run_python, stay from call to "
+    "call and while nobody uses it. It has no network. Work in /workspace."
+)
+
+
+class ToolServer:
+    """Tools over MCP. State: the calls under way, so that a client can cancel one."""
+
+    def __init__(self, service: ToolService, catalog: RuntimeCatalog) -> None:
+        self._service = service
+        self._catalog = catalog
+        self._running: dict[tuple[SessionId, str | int], asyncio.Task[ToolResult]] = {}
+        self._server: Server[Any] = Server(
+            "wakegate",
+            version=__version__,
+            instructions=_INSTRUCTIONS,
+            on_list_tools=self._list,
+            on_call_tool=self._call,
+        )
+        self.manager = StreamableHTTPSessionManager(self._server, stateless=True, max_request_body_size=MAX_BODY)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One HTTP request of a client."""
+        await self.manager.handle_request(scope, receive, send)
+
+    def cancel(self, session_id: SessionId | None, params: Any) -> None:
+        """A client has lost interest in a call: end what it runs. It comes as a request of its own."""
+        request_id = params.get("requestId") if isinstance(params, dict) else None
+        if session_id is not None and isinstance(request_id, str | int):
+            task = self._running.get((session_id, request_id))
+            if task is not None:
+                task.cancel()
+
+    async def _list(
+        self, context: ServerRequestContext[Any], params: types.PaginatedRequestParams | None
+    ) -> types.ListToolsResult:
+        session_id = _session_of(context)
+        try:
+            if session_id is not None:
+                tools = await self._service.tools(session_id)
+            else:
+                tools = tools_of(choose_runtime(self._catalog, _request_of(context)))
+        except WakegateError as error:
+            raise MCPError(types.INVALID_PARAMS, str(error)) from error
+        described = describe(list(tools.values()), ToolFormat.MCP)
+        return types.ListToolsResult(tools=[types.Tool.model_validate(each) for each in described])
+
+    async def _call(
+        self, context: ServerRequestContext[Any], params: types.CallToolRequestParams
+    ) -> types.CallToolResult:
+        session_id = _session_of(context)
+        if session_id is None:
+            raise MCPError(types.INVALID_REQUEST, "no session: send initialize first, or name one with x-session-id")
+        call = Call(str(context.request_id), params.name, params.arguments or {})
+        try:
+            _, tools = await self._service.open(session_id)
+        except WakegateError as error:
+            return _answer(ToolResult(f"Error ({error.code.lower()}): {error}; nothing was run", failed=True))
+        return _answer(await self._watched(context, session_id, tools, call))
+
+    async def _watched(
+        self, context: ServerRequestContext[Any], session_id: SessionId, tools: Mapping[str, Tool], call: Call
+    ) -> ToolResult:
+        """Run it, say every few seconds that it runs, and end it when it is cancelled."""
+        report = _Reporter(context)
+        wants = bool(context.meta and context.meta.get("progress_token"))
+        task = asyncio.create_task(self._service.run_once(session_id, tools, call, report.printed if wants else None))
+        key = (session_id, context.request_id or "")
+        self._running[key] = task
+        waited = 0.0
+        try:
+            while not (await asyncio.wait({task}, timeout=PROGRESS_EVERY_S))[0]:
+                waited += PROGRESS_EVERY_S
+                await report.say(f"running for {waited:g} s")
+            if task.cancelled():
+                return ToolResult("Error (cancelled): the call was cancelled", failed=True)
+            return task.result()
+        finally:
+            task.cancel()
+            if self._running.get(key) is task:
+                del self._running[key]
+
+
+class _Reporter:
+    """Progress of one call: what it prints, a few times a second at most."""
+
+    def __init__(self, context: ServerRequestContext[Any]) -> None:
+        self._context = context
+        self._steps = 0
+        self._text = ""
+        self._next = 0.0
+
+    async def printed(self, _: str, text: str) -> None:
+        """Something was printed; the latest of it is told when it is time."""
+        self._text = (self._text + text)[-_MAX_MESSAGE:]
+        now = asyncio.get_running_loop().time()
+        if now >= self._next:
+            self._next = now + _PROGRESS_AT_MOST_S
+            text, self._text = self._text, ""
+            await self.say(text)
+
+    async def say(self, message: str) -> None:
+        """Tell the client."""
+        self._steps += 1
+        await self._context.session.report_progress(self._steps, message=message)
+
+
+@asynccontextmanager
+async def serving(service: ToolService, catalog: RuntimeCatalog) -> AsyncIterator[ToolServer]:
+    """A server that runs until the block is left.
+
+    The SDK's task group has to be left by the task that entered it, so it gets a task of its own.
+    """
+    server = ToolServer(service, catalog)
+    ready, stop = asyncio.Event(), asyncio.Event()
+
+    async def run() -> None:
+        async with server.manager.run():
+            ready.set()
+            await stop.wait()
+
+    task = asyncio.create_task(run(), name="mcp")
+    await ready.wait()
+    try:
+        yield server
+    finally:
+        stop.set()
+        await task
+
+
+def _request_of(context: ServerRequestContext[Any]) -> Request:
+    request = context.request
+    if not isinstance(request, Request):
+        raise MCPError(types.INTERNAL_ERROR, "the request is not HTTP")
+    return request
+
+
+def _session_of(context: ServerRequestContext[Any]) -> SessionId | None:
+    request = _request_of(context)
+    try:
+        named = named_session(request)
+    except ParamError as error:
+        raise MCPError(types.INVALID_PARAMS, str(error)) from error
+    value = named or request.headers.get(SESSION_HEADER)
+    return SessionId(value) if value else None
+
+
+def _answer(result: ToolResult) -> types.CallToolResult:
+    content: list[types.ContentBlock] = []
+    if result.text or not result.images:
+        content.append(types.TextContent(text=result.text))
+    content += [types.ImageContent(data=image.data, mime_type=image.mime) for image in result.images]
+    return types.CallToolResult(content=content, is_error=result.failed)

@@ -1,0 +1,197 @@
+"""OpenAI's Containers API: a container is a session. What the `openai` SDK's `client.containers` speaks.
+
+An expired container of OpenAI's is lost; one of ours goes to sleep after `expires_after` and wakes on its next use, so
+it is `running` all the while. It is `expired` once its session has ended.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway.api.body import JSON, read_object
+from gateway.api.openai.errors import ParamError, guarded, session_headers
+from gateway.api.sessions import choose_runtime, create_session
+from gateway.core.errors import SessionNotFoundError
+from gateway.core.interfaces import RuntimeCatalog, SessionStore
+from gateway.core.model import Kind, Runtime, Session, SessionId, SessionState
+from gateway.sessions.lifecycle import Lifecycle
+
+MEMORY_LIMITS: Mapping[str, int] = {"1g": 1 << 30, "4g": 4 << 30, "16g": 16 << 30, "64g": 64 << 30}
+DELETED = "deleted by its user"
+_FIELDS = ("name", "expires_after", "file_ids", "memory_limit", "network_policy", "skills")
+_MAX_MINUTES = 7 * 24 * 60
+_MAX_SCANNED = 20_000  # records looked at for one list
+_PAGE = 500
+
+
+class ContainersAPI:
+    """Handlers over the lifecycle."""
+
+    def __init__(self, lifecycle: Lifecycle, store: SessionStore, catalog: RuntimeCatalog) -> None:
+        self._lifecycle = lifecycle
+        self._store = store
+        self._catalog = catalog
+
+    def routes(self) -> list[Route]:
+        """The API's paths."""
+        return [
+            Route("/v1/containers", guarded(self._create), methods=["POST"]),
+            Route("/v1/containers", guarded(self._list), methods=["GET"]),
+            Route("/v1/containers/{container_id}", guarded(self._retrieve), methods=["GET"]),
+            Route("/v1/containers/{container_id}", guarded(self._delete), methods=["DELETE"]),
+        ]
+
+    async def _create(self, request: Request) -> Response:
+        body = await read_object(request)
+        name, minutes, memory = read_container(body)
+        runtime = choose_runtime(self._catalog, request)
+        if memory is not None and not _holds(runtime, memory):
+            runtime = self._with_memory(memory)
+        metadata = {"name": name, **({} if memory is None else {"memory_limit": memory})}
+        opened = await create_session(
+            self._lifecycle,
+            runtime.key,
+            idle_timeout=None if minutes is None else minutes * 60.0,
+            metadata=metadata,
+        )
+        headers = {**session_headers(opened.session.id), "x-wakegate-start": opened.start.value}
+        return JSON(container_document(opened.session), headers=headers)
+
+    async def _list(self, request: Request) -> Response:
+        after, limit, order = read_page(request, ("name",))
+        name = request.query_params.get("name")
+        found: list[Session] = []
+        last: SessionId | None = None
+        for _ in range(_MAX_SCANNED // _PAGE):
+            page = [session async for session in self._store.sessions(after=last, limit=_PAGE)]
+            found += [each for each in page if is_container(each) and name in (None, _name(each))]
+            if len(page) < _PAGE:
+                break
+            last = page[-1].id
+        sessions = sorted(found, key=lambda each: (each.created_at, each.id), reverse=order == "desc")
+        return JSON(page_of([container_document(each) for each in sessions], after, limit))
+
+    async def _retrieve(self, request: Request) -> Response:
+        return JSON(container_document(await require_container(self._lifecycle, request, ended=True)))
+
+    async def _delete(self, request: Request) -> Response:
+        session = await require_container(self._lifecycle, request, ended=True)
+        if session.state is not SessionState.TERMINATED:
+            await self._lifecycle.terminate(session.id, DELETED)
+        return JSON({"id": session.id, "object": "container.deleted", "deleted": True})
+
+    def _with_memory(self, memory: str) -> Runtime:
+        """The smallest runtime that has so much. Raises ParamError."""
+        fitting = [each for each in self._catalog.all() if each.key.kind is Kind.CODE_INTERPRETER]
+        fitting = [each for each in fitting if _holds(each, memory)]
+        if not fitting:
+            raise ParamError("memory_limit", f"no runtime is served that has {memory}; leave it out, or ask for less")
+        return heapq.nsmallest(1, fitting, key=lambda each: (each.limits.memory or float("inf"), each.key))[0]
+
+
+def read_container(body: Mapping[str, Any]) -> tuple[str, float | None, str | None]:
+    """Name, minutes until it may expire, and memory limit. Raises ParamError for what is wrong or cannot be had."""
+    unknown = sorted(body.keys() - set(_FIELDS))
+    if unknown:
+        raise ParamError(unknown[0][:64], f"unknown field; expected {', '.join(_FIELDS)}")
+    name = body.get("name")
+    if not isinstance(name, str) or not 0 < len(name) <= 512:
+        raise ParamError("name", "expected text of 1 to 512 characters")
+    for field in ("file_ids", "skills"):
+        if body.get(field) not in (None, []):
+            raise ParamError(field, "not supported; create the container, then its files with containers.files.create")
+    memory = body.get("memory_limit")
+    if memory is not None and (not isinstance(memory, str) or memory not in MEMORY_LIMITS):
+        raise ParamError("memory_limit", f"expected one of {', '.join(MEMORY_LIMITS)}")
+    policy = body.get("network_policy")
+    if policy is not None and (not isinstance(policy, dict) or policy.get("type") != "disabled"):
+        raise ParamError("network_policy", 'only {"type": "disabled"} can be had: sandboxes have no network')
+    return name, _read_minutes(body.get("expires_after")), memory
+
+
+def _read_minutes(value: Any) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise ParamError("expires_after", "expected an object with anchor and minutes")
+    if value.get("anchor") != "last_active_at":
+        raise ParamError("expires_after.anchor", 'expected "last_active_at"')
+    minutes = value.get("minutes")
+    if isinstance(minutes, bool) or not isinstance(minutes, int) or not 1 <= minutes <= _MAX_MINUTES:
+        raise ParamError("expires_after.minutes", f"expected a whole number from 1 to {_MAX_MINUTES}")
+    return float(minutes)
+
+
+def read_page(request: Request, more: Sequence[str] = ()) -> tuple[str | None, int, str]:
+    """`after`, `limit` and `order` of a list. Raises ParamError."""
+    query = request.query_params
+    known = ("after", "limit", "order", *more)
+    for name in query:
+        if name not in known:
+            raise ParamError(name[:64], f"unknown parameter; expected {', '.join(known)}")
+    limit, order = query.get("limit", "20"), query.get("order", "desc")
+    if len(limit) > 3 or not limit.isascii() or not limit.isdigit() or not 1 <= int(limit) <= 100:
+        raise ParamError("limit", "expected a whole number from 1 to 100")
+    if order not in ("asc", "desc"):
+        raise ParamError("order", "expected asc or desc")
+    return query.get("after"), int(limit), order
+
+
+def page_of(documents: Sequence[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
+    """One page of a list as OpenAI's clients turn it. An `after` that is gone begins again: nothing is passed over."""
+    ids = [each["id"] for each in documents]
+    start = ids.index(after) + 1 if after in ids else 0
+    page = documents[start : start + limit]
+    return {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": start + limit < len(documents),
+    }
+
+
+async def require_container(lifecycle: Lifecycle, request: Request, *, ended: bool = False) -> Session:
+    """The session of the path; with `ended` also one that ended by itself. Raises SessionNotFoundError."""
+    container_id = SessionId(request.path_params["container_id"])
+    try:
+        session = await lifecycle.get(container_id)
+    except SessionNotFoundError:
+        session = None
+    if session is not None and (is_container(session) or (ended and session.reason != DELETED)):
+        return session
+    raise SessionNotFoundError(f"Container with id '{container_id[:128]}' not found.")
+
+
+def is_container(session: Session) -> bool:
+    """Whether it can be used: any session of a code interpreter that has not ended."""
+    return session.state is not SessionState.TERMINATED and session.runtime.kind is Kind.CODE_INTERPRETER
+
+
+def container_document(session: Session) -> dict[str, Any]:
+    """A session as a container. Times in whole seconds since the epoch."""
+    return {
+        "id": session.id,
+        "object": "container",
+        "created_at": int(session.created_at),
+        "status": "expired" if session.state is SessionState.TERMINATED else "running",
+        "expires_after": {"anchor": "last_active_at", "minutes": max(1, round(session.idle_timeout / 60))},
+        "last_active_at": int(session.last_active_at),
+        "memory_limit": session.metadata.get("memory_limit"),
+        "network_policy": {"type": "disabled"},
+        "name": _name(session),
+    }
+
+
+def _name(session: Session) -> str:
+    return session.metadata.get("name") or session.id
+
+
+def _holds(runtime: Runtime, memory: str) -> bool:
+    return runtime.limits.memory is None or runtime.limits.memory >= MEMORY_LIMITS[memory]

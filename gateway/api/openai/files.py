@@ -1,0 +1,296 @@
+"""The files of a container: `client.containers.files` of the `openai` SDK, over picod's files.
+
+An id is the file's path (file_ids.py), so files that code wrote have one as well. Whether a user put a file there is
+kept beside it in the workspace, so that it survives sleep and every gateway knows it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from gateway.api.body import JSON, error_headers
+from gateway.api.openai.containers import page_of, read_page, require_container
+from gateway.api.openai.errors import ParamError, error_document, guarded, session_headers
+from gateway.api.openai.file_ids import file_id, path_of
+from gateway.core.errors import (
+    BadRequestError,
+    NotFoundError,
+    RequestTimeoutError,
+    TooLargeError,
+    UpstreamBrokenError,
+    WakegateError,
+)
+from gateway.core.interfaces import SandboxCaller
+from gateway.core.model import SandboxReply, SessionId
+from gateway.sessions.lifecycle import Lifecycle
+
+MAX_UPLOAD = 512 << 20  # bytes, as at OpenAI
+_OURS = ".wakegate"  # a folder of the workspace that is not the user's
+_UPLOADED = f"{_OURS}/uploaded"  # one empty file for each that a user put there, named by its id
+_PER_PAGE = 1000  # entries that picod is asked for at once
+_MAX_PAGES = 20
+_PIECE = 1 << 20
+_PASSED_ON = ("content-type", "content-length", "content-range", "accept-ranges", "etag", "last-modified")
+
+
+class FileNotFoundHereError(NotFoundError):
+    """No such file in the container."""
+
+    code = "FILE_NOT_FOUND"
+
+
+class WorkspaceFullError(WakegateError):
+    """The workspace has no room for it."""
+
+    status = 507
+    code = "WORKSPACE_FULL"
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file. `path` is relative to the workspace, `created_at` in seconds since the epoch."""
+
+    path: str
+    size: int
+    created_at: int
+
+
+class ContainerFilesAPI:
+    """Handlers over the sandbox's files."""
+
+    def __init__(self, lifecycle: Lifecycle, caller: SandboxCaller) -> None:
+        self._lifecycle = lifecycle
+        self._caller = caller
+
+    def routes(self) -> list[Route]:
+        """The API's paths."""
+        files = "/v1/containers/{container_id}/files"
+        return [
+            Route(files, guarded(self._create), methods=["POST"]),
+            Route(files, guarded(self._list), methods=["GET"]),
+            Route(files + "/{file_id}", guarded(self._retrieve), methods=["GET"]),
+            Route(files + "/{file_id}", guarded(self._delete), methods=["DELETE"]),
+            Route(files + "/{file_id}/content", guarded(self._content), methods=["GET"]),
+        ]
+
+    async def _create(self, request: Request) -> Response:
+        session = await require_container(self._lifecycle, request)
+        request.state.session_id = session.id
+        await self._caller.ready(session.id)  # before the upload is taken in
+        upload = await _read_upload(request)
+        try:
+            path = _file_name(upload.filename)
+            reply = await self._caller.call(
+                session.id, "PUT", f"/api/files/{quote(path)}", body=_pieces(upload), timeout=3600.0
+            )
+        finally:
+            await upload.close()
+        answer = _require_ok(reply, path)
+        marked = await self._caller.call(session.id, "PUT", f"/api/files/{_UPLOADED}/{file_id(path)}")
+        _require_ok(marked, path)
+        file = File(path, int(answer["size"]), _seconds(answer["modified"]))
+        return JSON(_document(session.id, file, from_user=True))
+
+    async def _list(self, request: Request) -> Response:
+        after, limit, order = read_page(request)
+        session = await require_container(self._lifecycle, request)
+        request.state.session_id = session.id
+        files = await self._walk(session.id)
+        files.sort(key=lambda each: (each.created_at, each.path), reverse=order == "desc")
+        uploaded = await self._uploaded(session.id)
+        documents = [_document(session.id, each, from_user=file_id(each.path) in uploaded) for each in files]
+        return JSON(page_of(documents, after, limit))
+
+    async def _retrieve(self, request: Request) -> Response:
+        session_id, path = await self._named(request)
+        reply = await self._caller.call(session_id, "GET", f"/api/fs/stat?path={quote(path, safe='')}")
+        found = _require_ok(reply, path) if reply.status != 404 else {}
+        if found.get("type") != "file":
+            raise _no_file(request)
+        from_user = file_id(path) in await self._uploaded(session_id)
+        return JSON(_document(session_id, _file(path, found), from_user=from_user))
+
+    async def _content(self, request: Request) -> Response:
+        session_id, path = await self._named(request)
+        asked = {name: request.headers[name] for name in ("range", "if-none-match") if name in request.headers}
+        return _Download(self._caller, session_id, f"/api/files/{quote(path)}", asked, _no_file(request))
+
+    async def _delete(self, request: Request) -> Response:
+        session_id, path = await self._named(request)
+        reply = await self._caller.call(session_id, "DELETE", f"/api/files/{quote(path)}")
+        if reply.status == 404:
+            raise _no_file(request)
+        if reply.status not in (200, 204):
+            _require_ok(reply, path)
+        await self._caller.call(session_id, "DELETE", f"/api/files/{_UPLOADED}/{file_id(path)}")  # absent is fine
+        return JSON({"id": file_id(path), "object": "container.file.deleted", "deleted": True})
+
+    async def _named(self, request: Request) -> tuple[SessionId, str]:
+        """The session and the path that a request's path names. Raises NotFoundError."""
+        session = await require_container(self._lifecycle, request)
+        request.state.session_id = session.id
+        path = path_of(request.path_params["file_id"])
+        if path is None:
+            raise _no_file(request)
+        return session.id, path
+
+    async def _walk(self, session_id: SessionId) -> list[File]:
+        """All files of the workspace, within bounds; links are not followed."""
+        files: list[File] = []
+        after = ""
+        for _ in range(_MAX_PAGES):
+            reply = await self._caller.call(session_id, "GET", f"/api/fs/tree?limit={_PER_PAGE}&after={after}")
+            page = _require_ok(reply, "the workspace")
+            for entry in page.get("entries") or ():
+                path = str(entry.get("path"))
+                if entry.get("type") == "file" and not path.startswith(f"{_OURS}/"):
+                    files.append(_file(path, entry))
+            after = quote(str(page.get("next") or ""), safe="")
+            if not after:
+                break
+        return files
+
+    async def _uploaded(self, session_id: SessionId) -> frozenset[str]:
+        reply = await self._caller.call(session_id, "GET", f"/api/files?path={quote(_UPLOADED, safe='')}")
+        if reply.status != 200:
+            return frozenset()
+        return frozenset(str(each.get("name")) for each in _require_ok(reply, _UPLOADED).get("files") or ())
+
+
+class _Download(Response):
+    """A file's bytes as they come from the sandbox; the way there is given back however this ends."""
+
+    def __init__(
+        self, caller: SandboxCaller, session_id: SessionId, target: str, asked: Mapping[str, str], absent: WakegateError
+    ) -> None:
+        super().__init__()
+        self._caller = caller
+        self._session_id = session_id
+        self._target = target
+        self._asked = asked
+        self._absent = absent
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+        try:
+            opened = self._caller.stream(self._session_id, "GET", self._target, headers=self._asked)
+            async with opened as (reply, chunks):
+                if reply.status not in (200, 206, 304, 416):
+                    raise self._absent
+                fields = {name: reply.headers[name] for name in _PASSED_ON if name in reply.headers}
+                fields |= session_headers(self._session_id)
+                headers = [(name.encode(), value.encode("latin-1")) for name, value in fields.items()]
+                started = True
+                await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+                async for chunk in chunks:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except WakegateError as error:
+            if started:
+                raise  # it can only be cut off, so that the client sees that it is not whole
+            await JSON(error_document(error), error.status, error_headers(error))(scope, receive, send)
+
+
+async def _read_upload(request: Request) -> UploadFile:
+    """The `file` of a multipart form, on disk if it is large. Raises ParamError, TooLargeError, RequestTimeoutError."""
+    kind = request.headers.get("content-type", "")
+    if not kind.startswith("multipart/form-data"):
+        raise ParamError("file", "missing; send the file itself, as multipart/form-data (there is no Files API here)")
+    try:
+        form = await MultiPartParser(request.headers, _patiently(request), max_files=1, max_fields=16).parse()
+    except (MultiPartException, KeyError, UnicodeDecodeError) as error:
+        raise BadRequestError(f"the body is not a multipart form: {getattr(error, 'message', error)}") from None
+    except ClientDisconnect:
+        raise BadRequestError("the client left while sending its request") from None
+    upload = form.get("file")
+    if not isinstance(upload, UploadFile):
+        raise ParamError("file", "missing; expected a part with that name and a file name")
+    return upload
+
+
+async def _patiently(request: Request) -> AsyncGenerator[bytes, None]:
+    """The body as it comes, within bounds of size and of silence."""
+    idle: float = request.app.state.body_idle
+    stream, size = request.stream(), 0
+    while True:
+        try:
+            async with asyncio.timeout(idle):
+                chunk = await anext(stream, None)
+        except TimeoutError:
+            raise RequestTimeoutError(f"no byte of the request's body came for {idle:g} s") from None
+        if chunk is None:
+            return
+        size += len(chunk)
+        if size > MAX_UPLOAD:
+            raise TooLargeError(f"the file is larger than {MAX_UPLOAD} bytes")
+        yield chunk
+
+
+async def _pieces(upload: UploadFile) -> AsyncIterator[bytes]:
+    while piece := await upload.read(_PIECE):
+        yield piece
+
+
+def _file_name(name: str | None) -> str:
+    """The last part of an upload's name. Raises ParamError."""
+    last = (name or "").replace("\\", "/").rpartition("/")[2]
+    if last in ("", ".", "..", _OURS) or "\0" in last or len(last.encode("utf-8", "replace")) > 255:
+        raise ParamError("file", "its file name cannot be that of a file; expected 1 to 255 bytes, e.g. data.csv")
+    return last
+
+
+def _require_ok(reply: SandboxReply, path: str) -> Mapping[str, Any]:
+    """picod's JSON. Raises what its refusal means; a hostile sandbox may send anything."""
+    try:
+        value = orjson.loads(reply.body)
+    except orjson.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise UpstreamBrokenError("the sandbox's answer is not a JSON object")
+    if reply.status == 200:
+        return value
+    said = f"{path}: {value.get('error') or f'status {reply.status}'}"
+    raise WorkspaceFullError(said) if reply.status == 507 else BadRequestError(said)
+
+
+def _file(path: str, entry: Mapping[str, Any]) -> File:
+    try:
+        return File(path, int(entry["size"]), _seconds(entry["modified"]))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise UpstreamBrokenError("the sandbox's list of files cannot be read") from None
+
+
+def _seconds(moment: Any) -> int:
+    try:
+        return int(datetime.fromisoformat(moment).timestamp())
+    except (TypeError, ValueError, OverflowError):
+        raise UpstreamBrokenError("the sandbox's answer names no time") from None
+
+
+def _document(session_id: SessionId, file: File, *, from_user: bool) -> dict[str, Any]:
+    return {
+        "id": file_id(file.path),
+        "object": "container.file",
+        "container_id": session_id,
+        "created_at": file.created_at,
+        "bytes": file.size,
+        "path": f"/workspace/{file.path}",
+        "source": "user" if from_user else "assistant",
+    }
+
+
+def _no_file(request: Request) -> FileNotFoundHereError:
+    return FileNotFoundHereError(f"Container file with id '{request.path_params['file_id'][:128]}' not found.")

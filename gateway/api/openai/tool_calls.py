@@ -1,0 +1,192 @@
+"""`GET /v1/tools` and `POST /v1/tool_calls`: an agent pastes the list, and posts what its model asked for."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from gateway.api.body import JSON, read_json
+from gateway.api.openai.errors import ParamError, guarded, session_headers
+from gateway.api.openai.file_ids import content_url
+from gateway.api.openai.messages import LIST_NAMES, Link, message, takes_images
+from gateway.api.openai.tool_call_stream import EventStream
+from gateway.api.sessions import choose_runtime, create_session, named_session
+from gateway.api.tools.actions import Sandbox
+from gateway.api.tools.calls import Call, Shape, ToolCalls, parse_tool_calls
+from gateway.api.tools.catalogue import Tool, ToolFormat, describe, tools_of
+from gateway.api.tools.memory import OnceMemory
+from gateway.api.tools.results import Image, ToolResult
+from gateway.api.tools.service import Event, Observer, ToolService
+from gateway.core.clock import Clock
+from gateway.core.errors import WakegateError
+from gateway.core.interfaces import RuntimeCatalog, SandboxCaller
+from gateway.core.model import Runtime, SessionId, StartKind
+from gateway.sessions.lifecycle import Lifecycle
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY = 16 << 20  # bytes; a file that a model writes is part of it
+_MIN_KEY, _MAX_KEY = 16, 256  # characters: whoever says the same key gets the same session
+_PICTURES = ".wakegate/pictures"  # in the workspace; not among the files that list_files shows
+_EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """The session that calls run in, and how it came to be awake."""
+
+    session_id: SessionId
+    start: StartKind
+    restored: str | None
+    tools: Mapping[str, Tool]
+
+    def headers(self) -> dict[str, str]:
+        """As the data path's answers have them."""
+        told = {} if self.restored is None else {"x-wakegate-restored": self.restored}
+        return {**session_headers(self.session_id), "x-wakegate-start": self.start.value, **told}
+
+
+class ToolsAPI:
+    """Handlers over the tool service."""
+
+    def __init__(
+        self,
+        service: ToolService,
+        lifecycle: Lifecycle,
+        catalog: RuntimeCatalog,
+        caller: SandboxCaller,
+        clock: Clock,
+    ) -> None:
+        self._service = service
+        self._lifecycle = lifecycle
+        self._catalog = catalog
+        self._caller = caller
+        # Sessions that requests with an Idempotency-Key made, lest a retry make another.
+        self._sessions = OnceMemory[Where](clock, lambda _: 1024)
+
+    def routes(self) -> list[Route]:
+        """The API's paths."""
+        return [
+            Route("/v1/tools", guarded(self._list), methods=["GET"]),
+            Route("/v1/tool_calls", guarded(self._run), methods=["POST"]),
+        ]
+
+    async def _list(self, request: Request) -> Response:
+        query = request.query_params
+        for name in query:
+            if name not in ("format", "runtime"):
+                raise ParamError(name[:64], "unknown parameter; expected format or runtime")
+        form = query.get("format", ToolFormat.CHAT)
+        if form not in list(ToolFormat):
+            raise ParamError("format", f"expected one of {', '.join(ToolFormat)}, got {form[:64]!r}")
+        session_id = named_session(request)
+        if session_id is not None:
+            tools = await self._service.tools(session_id)
+        else:
+            tools = tools_of(choose_runtime(self._catalog, request, query.get("runtime")))
+        return JSON({"tools": describe(list(tools.values()), ToolFormat(form))})
+
+    async def _run(self, request: Request) -> Response:
+        asked = parse_tool_calls(await read_json(request, MAX_BODY))
+        if not asked.calls:
+            return JSON({"session_id": named_session(request, asked.session_id), LIST_NAMES[asked.shape]: []})
+        where = await self._where(request, asked)
+        request.state.session_id = where.session_id
+        base_url = str(request.base_url)
+        if asked.stream:
+            return self._streamed(asked, where, base_url)
+        results = await self._service.run(where.session_id, where.tools, asked.calls)
+        return JSON(await self._document(asked, where, results, base_url), headers=where.headers())
+
+    async def _where(self, request: Request, asked: ToolCalls) -> Where:
+        """The session, awake. What goes wrong up to here is an HTTP error: nothing was run."""
+        session_id = named_session(request, asked.session_id)
+        if session_id is None:
+            runtime = choose_runtime(self._catalog, request, asked.runtime)
+            key = _idempotency_key(request)
+            if key is None:
+                return await self._made(runtime)
+            session_id = (await self._sessions.run(key, lambda: self._made(runtime)))[0].session_id
+        request.state.session_id = session_id
+        readiness, tools = await self._service.open(session_id)
+        return Where(session_id, readiness.start, readiness.restored, tools)
+
+    async def _made(self, runtime: Runtime) -> Where:
+        opened = await create_session(self._lifecycle, runtime.key)
+        return Where(opened.session.id, opened.start, None, tools_of(runtime))
+
+    async def _document(
+        self, asked: ToolCalls, where: Where, results: Sequence[ToolResult], base_url: str
+    ) -> dict[str, Any]:
+        messages: list[dict[str, Any]] = []
+        files: list[dict[str, Any]] = []
+        for call, result in zip(asked.calls, results, strict=True):
+            links = await self._links(asked.shape, where.session_id, result, base_url)
+            messages.append(message(asked.shape, call, result, links))
+            files += [link.document(call.id) for link in links]
+        return {"session_id": where.session_id, LIST_NAMES[asked.shape]: messages, "files": files}
+
+    async def _links(self, shape: Shape, session_id: SessionId, result: ToolResult, base_url: str) -> list[Link]:
+        """Files for the pictures of a form that takes none. Named by content: the same picture is one file."""
+        if takes_images(shape):
+            return []
+        return [link for image in result.images if (link := await self._keep(session_id, image, base_url)) is not None]
+
+    async def _keep(self, session_id: SessionId, image: Image, base_url: str) -> Link | None:
+        try:
+            data = base64.b64decode(image.data, validate=True)
+        except ValueError:
+            return None  # the sandbox made it up
+        path = f"{_PICTURES}/{hashlib.sha256(data).hexdigest()[:20]}.{_EXTENSIONS[image.mime]}"
+        try:
+            reply = await Sandbox(self._caller, session_id).put(f"/api/files/{path}", data)
+        except WakegateError as error:
+            logger.warning("session %s: a picture could not be kept: %s", session_id, error)
+            return None
+        if reply.status not in (200, 201):
+            logger.warning("session %s: a picture could not be kept: status %s", session_id, reply.status)
+            return None
+        return Link(content_url(base_url, session_id, path), path, image.mime, len(data))
+
+    def _streamed(self, asked: ToolCalls, where: Where, base_url: str) -> Response:
+        async def work(observe: Observer) -> dict[str, Any]:
+            results = await self._service.run(where.session_id, where.tools, asked.calls, observe)
+            return {"type": "tool_calls.completed", **await self._document(asked, where, results, base_url)}
+
+        def show(event: Event) -> dict[str, Any]:
+            return _event_document(event, asked.calls[event.index])
+
+        headers = {**where.headers(), "cache-control": "no-cache", "x-accel-buffering": "no"}
+        began = {"type": "tool_calls.started", "session_id": where.session_id}
+        events = EventStream(began, work, show)
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+
+
+def _idempotency_key(request: Request) -> tuple[str, str] | None:
+    """What makes two requests that name no session the same. Raises ParamError."""
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not _MIN_KEY <= len(key) <= _MAX_KEY:
+        raise ParamError("idempotency-key", f"expected {_MIN_KEY} to {_MAX_KEY} characters that nobody can guess")
+    return request.headers.get("authorization", ""), key
+
+
+def _event_document(event: Event, call: Call) -> dict[str, Any]:
+    """One progress event. The messages themselves come whole in the last one."""
+    shown: dict[str, Any] = {
+        "type": f"tool_call.{event.kind}", "index": event.index, "tool_call_id": call.id, "name": call.name
+    }  # fmt: skip
+    if event.kind == "output":
+        shown |= {"stream": event.stream, "delta": event.text}
+    if event.result is not None:
+        shown |= {"text": event.result.text, "failed": event.result.failed, "replayed": event.replayed}
+    return shown

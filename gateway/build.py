@@ -1,0 +1,150 @@
+"""From settings to a gateway: which runtimes, which store and which engine they ask for. app.py wires the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from gateway.app import Gateway, holder_name
+from gateway.core.background import every
+from gateway.core.clock import Clock, SystemClock
+from gateway.core.errors import SettingsError
+from gateway.core.interfaces import SessionStore
+from gateway.core.model import Runtime
+from gateway.core.settings import Settings, make_state_dir
+from gateway.runtimes.manifest import default_runtime, load_runtimes, parse_modules
+from gateway.sandbox.picod_client import PicodExecutor
+from gateway.sandbox.signing_keys import KeyRing
+from gateway.sandbox.tokens import TokenIssuer
+from gateway.snapshots.keeper import make_keeper
+from gateway.store import make_store
+
+KEYS_S = 5.0  # how often the folder of signing keys is looked at
+
+
+async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
+    """A gateway from settings.
+
+    Raises:
+        SettingsError: with every problem of runtimes, store URL and engine at once.
+    """
+    clock = clock or SystemClock()
+    problems: list[str] = []
+    runtimes = _runtimes(settings, problems)
+    shared = settings.store.partition(":")[0].partition("+")[0] not in ("", "sqlite")
+    store_url = settings.store or f"sqlite:///{quote(str((settings.state_dir / 'wakegate.db').absolute()))[1:]}"
+    try:
+        store = make_store(store_url, clock, prefix=settings.store_prefix)
+    except SettingsError as error:
+        problems += [f"--store {problem.removeprefix('store URL ')}" for problem in error.problems]
+    python = _sandbox_python(settings, problems)
+    if problems:
+        raise SettingsError(problems)
+    make_state_dir(settings.state_dir)
+    if settings.engine == "kubernetes":
+        files = runtimes if settings.runtime else ()
+        return await _build_in_cluster(settings, files, store, clock, shared=shared)
+    return _build_local(settings, runtimes, store, clock, python, shared=shared)
+
+
+def _build_local(
+    settings: Settings,
+    runtimes: Sequence[Runtime],
+    store: SessionStore,
+    clock: Clock,
+    python: Path | None,
+    *,
+    shared: bool,
+) -> Gateway:
+    from gateway.provider.local import LocalProvider, owner_name
+
+    keys = KeyRing(settings.state_dir / "keys", settings.token_algorithm)
+    keys.open()
+
+    async def turn_keys() -> None:
+        await asyncio.to_thread(keys.turn, clock.now(), settings.key_rotation)
+
+    provider = LocalProvider(
+        settings.state_dir,
+        keys.public_dir,
+        clock,
+        isolation="process" if settings.isolation == "process" else "bubblewrap",
+        sandbox_python=python,
+        code_context=settings.code_context,
+        disk_reserve=settings.disk_reserve,
+    )
+    return Gateway(
+        settings,
+        runtimes=runtimes,
+        store=store,
+        shared=shared,
+        provider=provider,
+        keys=keys,
+        clock=clock,
+        me=owner_name(settings.state_dir) if shared else "",
+        engine_summary=lambda: provider.report.summary(),
+        background=lambda _: (("signing keys", every(KEYS_S, turn_keys)),),
+    )
+
+
+async def _build_in_cluster(
+    settings: Settings, files: Sequence[Runtime], store: SessionStore, clock: Clock, *, shared: bool
+) -> Gateway:
+    from gateway.provider.kubernetes.engine import (
+        Remains,
+        join_cluster,
+    )  # kubernetes_asyncio is 40 MB that the local engine does not need
+
+    cluster = await join_cluster(settings, files, clock)
+    executor = PicodExecutor(
+        cluster.catalog, TokenIssuer(cluster.keys, clock), connect_timeout=settings.connect_timeout
+    )
+    gateway = Gateway(
+        settings,
+        runtimes=(),
+        store=store,
+        shared=shared,
+        provider=cluster.provider,
+        keeper=make_keeper(settings, Remains(cluster.provider), executor, clock),
+        keys=cluster.keys,
+        clock=clock,
+        engine_summary=cluster.summary,
+        catalog=cluster.catalog,
+        background=lambda gateway: (
+            ("runtimes of the cluster", cluster.follow()),
+            ("signing keys", cluster.sharing.follow(gateway.activator.renew_tokens)),
+            ("runtime statuses", cluster.report(gateway.store, gateway.provider, holder_name())),
+        ),
+    )
+    cluster.count_in(gateway.counters.kubernetes)
+    return gateway
+
+
+def _runtimes(settings: Settings, problems: list[str]) -> Sequence[Runtime]:
+    """Those of the files that are named, else the one that is there without any."""
+    runtimes: Sequence[Runtime] = ()
+    try:
+        runtimes = [default_runtime(settings.warm_pool, parse_modules(settings.preload))]
+    except ValueError as error:
+        problems.append(f"--preload: {error}")
+    if settings.runtime:
+        try:
+            runtimes = load_runtimes(settings.runtime, engine=settings.engine)
+        except SettingsError as error:
+            problems += error.problems
+    return runtimes
+
+
+def _sandbox_python(settings: Settings, problems: list[str]) -> Path | None:
+    """The environment of user code: as set, else `.venv-sandbox` beside our own, else the system's."""
+    if settings.sandbox_python != Path():
+        if not (settings.sandbox_python / "bin" / "python3").exists():
+            problems.append(
+                f"--sandbox-python {settings.sandbox_python}: no bin/python3 in it; expected an environment's folder"
+            )
+        return settings.sandbox_python
+    beside = Path(sys.prefix).parent / ".venv-sandbox"
+    return beside if (beside / "bin" / "python3").exists() else None

@@ -1,0 +1,234 @@
+"""`/metrics`: what the gateway counted and what stands now, as Prometheus reads it.
+
+Nothing is kept here. A scrape turns gateway/observability/counters.py into families, and asks the parts for what they
+hold at the moment. The names are a contract: the dashboard and the alerts of manifests/monitoring are held against them
+by a test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from time import perf_counter
+from typing import Any, Protocol
+
+from prometheus_client import ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+
+from gateway import __version__
+from gateway.autoscaler.runner import Autoscaler
+from gateway.core.errors import RuntimeNotFoundError
+from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
+from gateway.core.model import PoolStatus, RuntimeKey, StartKind
+from gateway.observability.counters import Calls, Counters, Histogram
+from gateway.routing.activator import Activator
+from gateway.sessions.lifecycle import Lifecycle
+
+LAG_EVERY = 0.25  # seconds between looks at the event loop
+
+
+class TokenCount(Protocol):
+    """routing.tokens.TokenIssuer, as seen from here."""
+
+    @property
+    def signed(self) -> int:
+        """Tokens signed since the start."""
+        ...
+
+
+class Metrics:
+    """`render` answers a scrape; `watch_loop` runs beside the gateway."""
+
+    def __init__(
+        self,
+        counters: Counters,
+        catalog: RuntimeCatalog,
+        provider: SandboxProvider,
+        lifecycle: Lifecycle,
+        activator: Activator,
+        autoscaler: Autoscaler,
+        tokens: TokenCount,
+        *,
+        engine: str,
+    ) -> None:
+        self._counters = counters
+        self._catalog, self._provider, self._lifecycle = catalog, provider, lifecycle
+        self._activator, self._autoscaler, self._tokens = activator, autoscaler, tokens
+        self._engine = engine
+        self._process = ProcessCollector(registry=None)  # not in the global registry
+
+    async def render(self, accept: str) -> tuple[bytes, str]:
+        """(body, content type) of an answer, in the text format or in OpenMetrics as `accept` asks."""
+        pools: dict[RuntimeKey, PoolStatus] = {}
+        for runtime in self._catalog.all():
+            self._counters.of(runtime.key)  # a runtime without requests shows its zeros
+            try:
+                pools[runtime.key] = await self._provider.status(runtime.key)
+            except RuntimeNotFoundError:
+                continue  # it left the catalog a moment ago
+        encode, content_type = choose_encoder(accept)
+        return encode(_Families([*self._now(pools), *self._counted(), *self._process.collect()])), content_type
+
+    async def watch_loop(self) -> None:
+        """Measure how late the event loop is, until cancelled."""
+        while True:
+            due = perf_counter() + LAG_EVERY
+            await asyncio.sleep(LAG_EVERY)
+            # uvloop's timers may ring up to a millisecond early.
+            self._counters.loop_lag.observe(max(0.0, perf_counter() - due))
+
+    def _now(self, pools: Mapping[RuntimeKey, PoolStatus]) -> Iterator[Metric]:
+        """What stands at this moment."""
+        info = GaugeMetricFamily("wakegate_build_info", "Always 1; says what runs", labels=["version", "engine"])
+        info.add_metric([__version__, self._engine], 1)
+        yield info
+        in_flight: dict[str, float] = {str(key): 0.0 for key in self._counters.runtimes}
+        routes = self._activator.routes
+        for route in routes.values():
+            if route.in_flight:
+                in_flight[str(route.runtime)] += route.in_flight
+        yield _gauges("wakegate_requests_in_flight", "Requests and WebSockets at sandboxes", in_flight)
+        sockets = {str(key): each.websockets for key, each in self._counters.runtimes.items()}
+        yield _gauges("wakegate_websockets_open", "Open WebSockets", sockets)
+        yield GaugeMetricFamily("wakegate_requests_held", "Requests that wait for a sandbox", self._activator.held)
+        yield GaugeMetricFamily("wakegate_routes", "Live sessions with a route in memory", len(routes))
+        yield GaugeMetricFamily(
+            "wakegate_sandboxes_bound", "Sandboxes that this gateway has bound", self._lifecycle.bound
+        )
+        yield GaugeMetricFamily("wakegate_draining", "1 while this gateway shuts down", int(self._activator.leaving))
+        yield from self._pools(pools)
+
+    def _pools(self, pools: Mapping[RuntimeKey, PoolStatus]) -> Iterator[Metric]:
+        shown = {str(key): status for key, status in pools.items()}
+        for name, text in (
+            ("target", "Warm sandboxes wanted"),
+            ("ready", "Warm sandboxes ready to be claimed"),
+            ("starting", "Sandboxes being started"),
+            ("claimed", "Sandboxes bound to sessions"),
+            ("failures", "Starts that failed since the last one that did not"),
+        ):
+            yield _gauges(f"wakegate_pool_{name}", text, {key: getattr(status, name) for key, status in shown.items()})
+        lead = GaugeMetricFamily(
+            "wakegate_pool_lead_time_seconds", "From ordering a sandbox to its being ready",
+            labels=["runtime", "quantile"],
+        )  # fmt: skip
+        for key, status in shown.items():
+            for quantile, seconds in (("0.5", status.lead_time_p50), ("0.9", status.lead_time_p90)):
+                if seconds is not None:
+                    lead.add_metric([key, quantile], seconds)
+        yield lead
+        forecasts = {
+            str(key): pool.forecast for key, pool in self._autoscaler.pools.items() if pool.forecast is not None
+        }
+        yield _gauges(
+            "wakegate_pool_forecast_level", "Warm sandboxes that the forecast asks for, before limits and guards",
+            {key: forecast.level for key, forecast in forecasts.items()},
+        )  # fmt: skip
+        yield _gauges(
+            "wakegate_pool_forecast_quantile", "Share of horizons that the level is meant to cover",
+            {key: forecast.quantile for key, forecast in forecasts.items()},
+        )  # fmt: skip
+        yield GaugeMetricFamily(
+            "wakegate_autoscaler_leads", "1 on the gateway that moves pools", self._autoscaler.leads
+        )
+
+    def _counted(self) -> Iterator[Metric]:
+        """What was counted since the start."""
+        counters = self._counters
+        named = [*((str(key), each) for key, each in counters.runtimes.items()), ("", counters.unrouted)]
+        requests = CounterMetricFamily(
+            "wakegate_requests", "Answered requests of the data path", labels=["runtime", "start", "status"]
+        )
+        durations = _histograms("wakegate_request_duration_seconds", "From head to last byte", ["runtime", "start"])
+        stages = dict(counters.stages)
+        for key, each in named:
+            for (start, status), count in each.requests().items():
+                requests.add_metric([key, start, status], count)
+            for start, times in each.times().items():
+                if times.total or start == StartKind.LIVE:
+                    _add(durations, [key, start], times)
+            first = ("first_byte", StartKind.LIVE.value)
+            stages[first] = stages.get(first, Histogram()).plus(each.quick)
+        yield requests
+        yield durations
+        family = _histograms("wakegate_stage_duration_seconds", "Stages of a request", ["stage", "start"])
+        for (stage, start), histogram in sorted(stages.items()):
+            _add(family, [stage, start], histogram)
+        yield family
+        yield _counts("wakegate_errors", "Answers that were errors of the gateway", ["code"], counters.errors)
+        rejected = counters.errors["OVERLOADED"] + sum(n for (*_, code), n in counters.control.items() if code == "429")
+        yield CounterMetricFamily("wakegate_queue_rejections", "Requests refused because a queue was full", rejected)
+        yield _counts(
+            "wakegate_control_requests", "Answered requests of the control API", ["method", "route", "status"],
+            counters.control,
+        )  # fmt: skip
+        yield from self._claims()
+        yield CounterMetricFamily("wakegate_token_signings", "Tokens signed for sandboxes", self._tokens.signed)
+        yield from _calls("store", "Calls to the session store", counters.store)
+        yield from _calls("keeper", "Keeping workspaces (keep) and giving them back (unpark)", counters.keeper)
+        yield from _calls("kubernetes_api", "Requests to the Kubernetes API", counters.kubernetes)
+        sizes = _histograms("wakegate_snapshot_bytes", "Size of snapshots as stored", ["operation"])
+        for operation, histogram in counters.snapshot_bytes.items():
+            _add(sizes, [operation], histogram)
+        yield sizes
+        lag = _histograms("wakegate_event_loop_lag_seconds", "How late the event loop was", [])
+        _add(lag, [], counters.loop_lag)
+        yield lag
+
+    def _claims(self) -> Iterator[Metric]:
+        """Claims by how the provider found the sandbox; those that found no warm one are misses."""
+        claims = CounterMetricFamily("wakegate_claims", "Sandboxes bound to sessions", labels=["runtime", "start"])
+        misses = CounterMetricFamily("wakegate_pool_misses", "Claims that found the pool empty", labels=["runtime"])
+        for key in self._counters.runtimes:
+            for start in (StartKind.WARM, StartKind.COLD):
+                claims.add_metric([str(key), start.value], self._counters.claims[key, start])
+            misses.add_metric([str(key)], self._counters.claims[key, StartKind.COLD])
+        yield claims
+        yield misses
+
+
+class _Families:
+    """What the encoders want of a registry."""
+
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def _gauges(name: str, text: str, values: Mapping[str, float]) -> Metric:
+    """One value per runtime."""
+    family = GaugeMetricFamily(name, text, labels=["runtime"])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
+
+
+def _counts(name: str, text: str, labels: list[str], values: Mapping[Any, int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for key, count in sorted(values.items()):
+        family.add_metric([key] if isinstance(key, str) else list(key), count)
+    return family
+
+
+def _calls(part: str, text: str, calls: Calls) -> Iterator[Metric]:
+    durations = _histograms(f"wakegate_{part}_duration_seconds", text, ["operation"])
+    for operation, histogram in sorted(calls.durations.items()):
+        _add(durations, [operation], histogram)
+    yield durations
+    yield _counts(f"wakegate_{part}_errors", f"{text}: those that failed", ["operation", "error"], calls.errors)
+
+
+def _histograms(name: str, text: str, labels: list[str]) -> HistogramMetricFamily:
+    return HistogramMetricFamily(name, text, labels=labels)
+
+
+def _add(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
+    buckets: list[tuple[str, float]] = []
+    seen = 0
+    for bound, count in zip((*histogram.bounds, None), histogram.counts, strict=True):
+        seen += count
+        buckets.append(("+Inf" if bound is None else f"{bound:g}", seen))
+    family.add_metric(labels, buckets, histogram.sum)

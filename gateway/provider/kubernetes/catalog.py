@@ -1,0 +1,145 @@
+"""The runtimes of a cluster: CodeInterpreters and AgentRuntimes as they are applied, changed and deleted.
+
+A RuntimeCatalog whose content the watches keep. What cannot be read as a runtime is not served; why stands in the
+object's status (status.py), where whoever applied it looks. A changed object that is wrong leaves the runtime as it
+was served before: a typing error must not end a pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.core.model import Kind, Runtime, RuntimeKey
+from gateway.provider.kubernetes import names
+from gateway.provider.kubernetes.client import KubeApi, KubeError
+from gateway.provider.kubernetes.reflector import Reflector
+from gateway.runtimes.manifest import parse_runtime
+
+log = logging.getLogger(__name__)
+
+_METADATA = ("name", "namespace", "uid")
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """One custom resource. `runtime` is None, and `problems` says why, when its spec is wrong."""
+
+    uid: str
+    version: str
+    key: RuntimeKey
+    generation: int
+    runtime: Runtime | None
+    problems: tuple[str, ...] = ()
+    status: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_declared(obj: Mapping[str, Any]) -> Declared:
+    """A custom resource as it is served. Its manifest keeps what pods are made from; status and history stay out."""
+    metadata = obj["metadata"]
+    kind = Kind(obj["kind"])
+    manifest = {
+        "apiVersion": names.API_VERSION,
+        "kind": kind.value,
+        "metadata": {name: metadata[name] for name in _METADATA},
+        "spec": obj.get("spec") or {},
+    }
+    problems: list[str] = []
+    runtime = parse_runtime(manifest, f"{kind.value} {metadata['name']}", problems, engine="kubernetes")
+    return Declared(
+        uid=metadata["uid"],
+        version=metadata["resourceVersion"],
+        key=RuntimeKey(metadata["namespace"], metadata["name"], kind),
+        generation=int(metadata.get("generation") or 1),
+        runtime=runtime,
+        problems=tuple(problems),
+        status=obj.get("status") or {},
+    )
+
+
+class WatchedCatalog:
+    """The custom resources of some namespaces, besides runtimes from files. One of a name in both: the cluster's."""
+
+    def __init__(self, api: KubeApi, namespaces: Sequence[str], files: Iterable[Runtime] = ()) -> None:
+        self._files = {runtime.key: runtime for runtime in files}
+        self._wanted = dict(self._files)  # as declared
+        self._served: dict[RuntimeKey, Runtime] = {}  # as the provider has it: what the core sees
+        self.declared: dict[RuntimeKey, Declared] = {}
+        self.changed = asyncio.Event()  # a runtime came, went or differs
+        self._reflectors = {
+            (namespace, kind): Reflector(api, names.runtimes(kind, namespace), _reader(kind), self._on_change)
+            for namespace in namespaces
+            for kind in Kind
+        }
+
+    def get(self, key: RuntimeKey) -> Runtime | None:
+        """One, or None."""
+        return self._served.get(key)
+
+    def all(self) -> Sequence[Runtime]:
+        """All, by key."""
+        return [self._served[key] for key in sorted(self._served)]
+
+    def wanted(self) -> Sequence[Runtime]:
+        """What is declared now; it is served once the provider has it, and `publish` says so."""
+        return [self._wanted[key] for key in sorted(self._wanted)]
+
+    def withdraw(self) -> None:
+        """Stop serving what is not declared any more."""
+        self._served = {key: runtime for key, runtime in self._served.items() if key in self._wanted}
+
+    def publish(self, runtimes: Iterable[Runtime]) -> None:
+        """These are served from now on."""
+        self._served = {runtime.key: runtime for runtime in runtimes}
+
+    async def start(self) -> None:
+        """Read what there is, and serve it: the provider is given it before any request comes.
+
+        Kinds that the cluster does not know are waited for. Raises KubeError.
+        """
+        for (_, kind), reflector in self._reflectors.items():
+            try:
+                await reflector.refresh()
+            except KubeError as error:
+                if error.http_status != 404:
+                    raise
+                log.warning("the cluster has no %s yet; apply manifests/base/crds", names.plural(kind))
+        self.publish(self.wanted())
+
+    async def run(self) -> None:
+        """Follow the changes until cancelled."""
+        await asyncio.gather(*(reflector.run() for reflector in self._reflectors.values()))
+
+    def _on_change(self, old: Declared | None, new: Declared | None) -> None:
+        either = new or old
+        assert either is not None
+        key, before = either.key, self._wanted.get(either.key)
+        if new is None:
+            if self.declared.get(key) is not old:
+                return  # deleted and made again: the new one is known already
+            del self.declared[key]
+            self._wanted.pop(key, None)
+            if key in self._files:
+                self._wanted[key] = self._files[key]
+        else:
+            self.declared[key] = new
+            if new.runtime is not None:
+                self._wanted[key] = new.runtime
+            elif old is None or old.problems != new.problems:
+                log.warning("%s", "; ".join(new.problems))
+        if self._wanted.get(key) != before:
+            self.changed.set()
+
+
+def _reader(kind: Kind) -> Any:
+    """Items of a list carry no kind of their own. One that is being deleted is gone for us: while its deletion waits
+    (--cascade=foreground, finalizers) we would make its Deployment again each time that the collector takes it.
+    """
+
+    def read(obj: Mapping[str, Any]) -> Declared | None:
+        return None if "deletionTimestamp" in obj["metadata"] else read_declared({**obj, "kind": kind.value})
+
+    return read

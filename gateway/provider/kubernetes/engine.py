@@ -1,0 +1,177 @@
+"""Life in a cluster: what `--engine kubernetes` adds to a gateway besides its provider.
+
+The signing keys are shared with all gateways and pods (signing_keys.py); runtimes are followed as custom resources, and
+one gateway at a time, by a lease of the session store, writes their status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+
+from gateway.core.clock import Clock
+from gateway.core.errors import RuntimeNotFoundError, SettingsError, WakegateError
+from gateway.core.interfaces import SandboxProvider, SessionStore
+from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxId
+from gateway.core.settings import Settings
+from gateway.observability.counters import Calls
+from gateway.provider.kubernetes import KubeApi, KubernetesProvider, PodDefaults, connect, names
+from gateway.provider.kubernetes.catalog import WatchedCatalog
+from gateway.provider.kubernetes.client import KubeError
+from gateway.provider.kubernetes.signing_keys import SharedKeys
+from gateway.provider.kubernetes.status import make_status
+from gateway.sandbox.signing_keys import KeyRing
+
+log = logging.getLogger(__name__)
+
+STATUS_LEASE = "kubernetes-status"
+_STATUS_S = 2.0  # between two looks at all statuses: also the most often that one is written
+_LEASE_TTL = 10.0
+_RETRY_S = 2.0
+
+
+class Remains:
+    """Finds sandboxes whose files can still be copied: a keeper's view of the provider."""
+
+    def __init__(self, provider: KubernetesProvider) -> None:
+        self._provider = provider
+
+    async def find(self, sandbox_id: SandboxId) -> Sandbox | None:
+        """See KubernetesProvider.find_remains."""
+        return await self._provider.find_remains(sandbox_id)
+
+
+class Cluster:
+    """The parts, made from settings. `provider`, `catalog` and `keys` are for build.py."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        api: KubeApi,
+        catalog: WatchedCatalog,
+        provider: KubernetesProvider,
+        keys: KeyRing,
+        sharing: SharedKeys,
+    ) -> None:
+        self._settings, self._api = settings, api
+        self.catalog, self.provider, self.keys, self.sharing = catalog, provider, keys, sharing
+
+    def count_in(self, calls: Calls) -> None:
+        """Count requests to the API server there."""
+        self._api.calls = calls
+
+    def summary(self) -> str:
+        """For the start banner."""
+        return f"engine: kubernetes, namespaces {self._settings.kube_namespaces}"
+
+    async def follow(self) -> None:
+        """Follow the custom resources, and serve them as they change."""
+        await asyncio.gather(self.catalog.run(), self._apply_changes())
+
+    async def _apply_changes(self) -> None:
+        while True:
+            await self.catalog.changed.wait()
+            self.catalog.changed.clear()
+            wanted = self.catalog.wanted()
+            self.catalog.withdraw()
+            try:
+                await self.provider.apply(wanted)
+                self.catalog.publish(wanted)
+            except KubeError as error:
+                log.warning("runtimes could not be applied, trying again: %s", error)
+                self.catalog.changed.set()
+                await asyncio.sleep(_RETRY_S)
+
+    async def report(self, store: SessionStore, provider: SandboxProvider, holder: str) -> None:
+        """Write the status of every runtime while this gateway holds the lease."""
+        lease = None
+        while True:
+            try:
+                lease = await store.acquire_lease(STATUS_LEASE, holder, _LEASE_TTL)
+                if lease is not None:
+                    async with asyncio.timeout(_LEASE_TTL):  # beyond it another gateway leads
+                        await self._write_statuses(provider)
+            except TimeoutError:
+                log.debug("runtime statuses: not all could be written while this gateway led")
+            except WakegateError as error:
+                log.debug("runtime statuses: %s", error)
+            await asyncio.sleep(_STATUS_S)
+
+    async def _write_statuses(self, provider: SandboxProvider) -> None:
+        """Of all runtimes. Each write names the version that it was made from, so that a gateway that led before, and
+        does not know yet that another one does, cannot put an older status over a newer one: it is refused."""
+        for key, declared in list(self.catalog.declared.items()):
+            pool = await _pool_status(provider, key)
+            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            status = make_status(declared.status, declared.generation, declared.problems, pool, now)
+            if status != declared.status:
+                path = names.runtimes(key.kind, key.namespace, key.name, "status")
+                body = {"metadata": {"resourceVersion": declared.version}, "status": {"pool": None, **status}}
+                try:
+                    await self._api.patch(path, body)
+                except KubeError as error:
+                    if error.http_status not in (404, 409):
+                        raise  # else it is gone, or changed: the watch tells how, and the next look writes
+
+
+async def _pool_status(provider: SandboxProvider, key: RuntimeKey) -> PoolStatus | None:
+    try:
+        return await provider.status(key)
+    except RuntimeNotFoundError:
+        return None
+
+
+async def join_cluster(settings: Settings, files: Sequence[Runtime], clock: Clock) -> Cluster:
+    """Connect, share the signing keys, read the runtimes. Raises SettingsError, KubeError."""
+    namespaces = [name for name in settings.kube_namespaces.split(",") if name]
+    kubeconfig = settings.kubeconfig if settings.kubeconfig != Path() else None
+    for runtime in files:
+        if runtime.key.namespace not in namespaces:
+            raise SettingsError(
+                [f"--kube-namespaces {settings.kube_namespaces}: does not have the namespace of {runtime.key}"]
+            )
+    api = await connect(kubeconfig, settings.kube_concurrency)
+    try:
+        folder = settings.state_dir / "keys"
+        keys = KeyRing(folder, settings.token_algorithm)
+        sharing = SharedKeys(
+            api,
+            keys,
+            folder,
+            clock,
+            settings.kube_gateway_namespace,
+            namespaces,
+            rotation=settings.key_rotation,
+            settle=settings.key_settle,
+        )
+        await sharing.open()
+        catalog = WatchedCatalog(api, namespaces, files)
+        await catalog.start()
+    except KubeError as error:
+        await api.aclose()
+        raise SettingsError([f"--engine kubernetes: {error}; `wakegate doctor` says what is missing"]) from error
+    defaults = PodDefaults(
+        picod_image=settings.picod_image,
+        spread=settings.kube_spread,
+        scheduler=settings.kube_scheduler,
+        runtime_class=settings.kube_runtime_class,
+        code_context=settings.code_context,
+        environment=_foreign_key(keys),
+    )
+    provider = KubernetesProvider(api, clock, defaults, namespaces, start_timeout=settings.sandbox_start_timeout)
+    return Cluster(settings, api, catalog, provider, keys, sharing)
+
+
+def _foreign_key(keys: KeyRing) -> dict[str, str]:
+    """The public key as AgentCube's own picod reads it. It knows RS256 only, and one key."""
+    if keys.signer.algorithm != "RS256":
+        return {}
+    pem = keys.signer.private.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return {"PICOD_AUTH_PUBLIC_KEY": pem.decode()}

@@ -1,0 +1,205 @@
+"""The signing keys of all gateways of a cluster: one Secret, whose public halves pods see in a ConfigMap.
+
+A key is made, seen, and only then signs: whoever makes one writes it into the Secret; every gateway takes it from
+there and publishes it; a kubelet shows it to pods about a minute later; after `settle` seconds it signs. Old tokens are
+good as long as their key is in the set, so nothing restarts and no request notices.
+
+    Secret wakegate-signing-keys         <kid>.pem: private keys; may be changed by hand (kubectl), too
+    ConfigMap wakegate-picod-keys        jwks.json, in each namespace with sandboxes
+        annotation wakegate.io/keys      {"version": of the Secret it was made from, "since": {kid: epoch seconds}}
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from gateway.core.clock import Clock
+from gateway.core.errors import WakegateError
+from gateway.provider.kubernetes import names
+from gateway.provider.kubernetes.client import KubeApi, KubeError
+from gateway.sandbox.signing_keys import KeyRing
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 20.0  # the longest between two looks at the Secret
+# An old key goes this long after a newer one has begun to sign: tokens live five minutes, gateways may be slow.
+RETIRE_S = 3600.0
+
+
+class SharedKeys:
+    """A KeyRing whose folder is a copy of the Secret."""
+
+    def __init__(
+        self,
+        api: KubeApi,
+        ring: KeyRing,
+        folder: Path,
+        clock: Clock,
+        gateway_namespace: str,
+        namespaces: Sequence[str],
+        *,
+        rotation: float,
+        settle: float,
+    ) -> None:
+        """`folder`: the ring's. `rotation`, `settle`: seconds, as the settings `key_rotation` and `key_settle`."""
+        self._api, self._ring, self._clock = api, ring, clock
+        self._private = folder / "private"
+        self._secrets = f"/api/v1/namespaces/{gateway_namespace}/secrets"
+        self._namespaces = namespaces
+        self._rotation, self._settle = rotation, settle
+
+    async def open(self) -> None:
+        """The first gateway's keys become everybody's. Raises KubeError, SettingsError."""
+        await self._share(self._ring.open)
+        await self.turn()
+
+    async def follow(self, on_signer: Callable[[], None]) -> None:
+        """Keep in step with the Secret until cancelled. `on_signer`: another key signs, renew the tokens in use."""
+        pause = max(0.2, min(_LOOK_S, self._settle / 4))
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                if await self.turn():
+                    on_signer()
+            except WakegateError as error:
+                log.warning("signing keys: %s; the known ones go on", error)
+
+    async def turn(self) -> bool:
+        """Take up changes, make the next key or drop old ones when it is time. Whether another key signs now.
+
+        Raises KubeError, and SettingsError for a key that cannot be read.
+        """
+        version = await self._share(self._ring.reload)
+        since = await self._publish(version)
+        now = self._clock.now()
+        ages = sorted(((since.get(kid, now), kid) for kid in self._ring.kids), reverse=True)
+        newest, kid = ages[0]
+        change: Callable[[], None] | None = None
+        if self._rotation and self._ring.signer.algorithm == "EdDSA" and now - newest >= self._rotation:
+            change = self._ring.rotate
+            log.info("signing key %s is %.0f s old: making the next", kid, now - newest)
+        elif len(ages) > 1 and kid == self._ring.signer.kid and now - newest >= self._settle + RETIRE_S:
+            old = [each for _, each in ages[1:]]
+            change = lambda: self._ring.drop(old)  # noqa: E731 - read where it is made
+            log.info("signing keys %s sign no more: dropped", ", ".join(old))
+        if change is not None:
+            version = await self._share(self._ring.reload, change)
+            since = await self._publish(version)
+        moved = self._ring.advance(self._clock.now(), since, self._settle)
+        if moved:
+            log.info("signing key %s signs from now on", self._ring.signer.kid)
+        return moved
+
+    async def _share(self, read: Callable[[], Any], change: Callable[[], None] | None = None) -> str:
+        """Make the folder and the Secret the same; its resourceVersion. The Secret counts, where there is one.
+
+        `read` has the ring read the folder. `change` is made to both, unless somebody else changed the Secret first.
+        """
+        path = f"{self._secrets}/{names.KEYS_SECRET}"
+        known = None if change is None else self._ring.kids
+        while True:
+            secret = await _get(self._api, path)
+            await asyncio.to_thread(_take_over, self._private, (secret or {}).get("data"))
+            await asyncio.to_thread(read)
+            if change is not None and self._ring.kids == known:
+                await asyncio.to_thread(change)
+            data = await asyncio.to_thread(_contents, self._private)
+            if secret is not None and secret.get("data") == data:
+                return str(secret["metadata"]["resourceVersion"])
+            body = {**(secret or _named("Secret", names.KEYS_SECRET)), "type": "Opaque", "data": data}
+            write = self._api.create(self._secrets, body) if secret is None else self._api.replace(path, body)
+            if (written := await _wrote(write)) is not None:
+                return str(written["metadata"]["resourceVersion"])
+
+    async def _publish(self, version: str) -> dict[str, float]:
+        """Give the sandboxes of all namespaces the public keys; since when all of them can see each, by kid."""
+        latest: dict[str, float] = {}
+        for namespace in self._namespaces:
+            for kid, at in (await self._publish_in(namespace, version)).items():
+                latest[kid] = max(latest.get(kid, 0.0), at)
+        return latest
+
+    async def _publish_in(self, namespace: str, version: str) -> dict[str, float]:
+        key_set = await asyncio.to_thread((self._ring.public_dir / "jwks.json").read_text)
+        maps = f"/api/v1/namespaces/{namespace}/configmaps"
+        path = f"{maps}/{names.KEYS_CONFIGMAP}"
+        while True:
+            present = await _get(self._api, path)
+            made_from, since = _read_note(present)
+            same = present is not None and present.get("data") == {"jwks.json": key_set}
+            if (same and since.keys() >= set(self._ring.kids)) or _newer(made_from, version):
+                return since  # a newer one is made of keys that we shall hear of at the next look
+            # The first set is older than the first pods: they have it when they start.
+            new = self._clock.now() - (self._settle if present is None else 0.0)
+            seen = {kid: since.get(kid, new) for kid in self._ring.kids}
+            body = {**(present or _named("ConfigMap", names.KEYS_CONFIGMAP)), "data": {"jwks.json": key_set}}
+            notes = {names.KEYS: orjson.dumps({"version": version, "since": seen}).decode()}
+            body["metadata"] = {**body["metadata"], "annotations": {**body["metadata"].get("annotations", {}), **notes}}
+            write = self._api.create(maps, body) if present is None else self._api.replace(path, body)
+            if await _wrote(write) is not None:
+                return seen
+
+
+def _read_note(present: Mapping[str, Any] | None) -> tuple[str, dict[str, float]]:
+    """The version of the Secret that a ConfigMap was made from, and since when keys are in it."""
+    try:
+        note = orjson.loads(((present or {}).get("metadata") or {}).get("annotations", {})[names.KEYS])
+        return str(note["version"]), {str(kid): float(at) for kid, at in note["since"].items()}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return "", {}
+
+
+def _newer(version: str, than: str) -> bool:
+    return version.isdigit() and than.isdigit() and int(version) > int(than)
+
+
+def _take_over(private: Path, data: Mapping[str, str] | None) -> None:
+    if data is None:
+        return  # whatever is in the folder becomes everybody's
+    private.mkdir(parents=True, exist_ok=True, mode=0o700)
+    present = _contents(private)
+    for name in present.keys() - data.keys():
+        (private / name).unlink()
+    for name, text in data.items():
+        if present.get(name) != text and name.endswith(".pem"):
+            file = private / Path(name).name
+            file.touch(mode=0o600)
+            file.write_bytes(base64.b64decode(text))
+
+
+def _contents(private: Path) -> dict[str, str]:
+    return {file.name: base64.b64encode(file.read_bytes()).decode() for file in private.glob("*.pem")}
+
+
+def _named(kind: str, name: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": kind,
+        "metadata": {"name": name, "labels": {names.MANAGED: names.MANAGER}},
+    }
+
+
+async def _get(api: KubeApi, path: str) -> dict[str, Any] | None:
+    try:
+        return await api.get(path)
+    except KubeError as error:
+        if error.http_status == 404:
+            return None
+        raise
+
+
+async def _wrote(write: Awaitable[dict[str, Any]]) -> dict[str, Any] | None:
+    """What was written; None: somebody else was faster, look again."""
+    try:
+        return await write
+    except KubeError as error:
+        if error.reason in ("Conflict", "AlreadyExists"):
+            return None
+        raise

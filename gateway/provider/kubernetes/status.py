@@ -1,0 +1,81 @@
+"""What a runtime's status says in the cluster: pure, from what is declared and what its pool is.
+
+Ready is True only when a sandbox of it became ready; everything that stands in the way has its reason. `status.ready`
+and the condition are AgentCube's own fields; `status.pool` is ours, for the printer columns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.core.model import PoolStatus
+
+LOST = "SandboxLost"  # the condition's type
+_REASON = re.compile(r"[A-Za-z][A-Za-z0-9]*")
+
+
+def make_status(
+    present: Mapping[str, Any], generation: int, problems: tuple[str, ...], pool: PoolStatus | None, now: str
+) -> dict[str, Any]:
+    """The whole status. `present` is the one there now: times of transition stay as long as nothing changes.
+
+    `pool` None: the runtime is not served (yet). `now` is an API time.
+    """
+    holds, reason, message = verdict(problems, pool)
+    condition = _condition(present, "Ready", holds, reason, message, generation, now)
+    conditions = [condition]
+    if pool is not None:
+        conditions.append(_lost(present, generation, pool, now))
+    mine = {each["type"] for each in conditions}
+    others = [each for each in present.get("conditions") or [] if each.get("type") not in mine]
+    status: dict[str, Any] = {"conditions": [*others, *conditions], "ready": holds == "True"}
+    if pool is not None:
+        status["pool"] = {"target": pool.target, "warm": pool.ready, "claimed": pool.claimed}
+    return status
+
+
+def _lost(present: Mapping[str, Any], generation: int, pool: PoolStatus, now: str) -> dict[str, Any]:
+    """Whether sessions lost their sandboxes of late, and why the last of them did."""
+    if pool.last_loss:
+        return _condition(present, LOST, "True", "SandboxEnded", pool.last_loss, generation, now)
+    return _condition(present, LOST, "False", "NoneLost", "", generation, now)
+
+
+def _condition(
+    present: Mapping[str, Any], kind: str, holds: str, reason: str, message: str, generation: int, now: str
+) -> dict[str, Any]:
+    before: Mapping[str, Any] = next((each for each in present.get("conditions") or [] if each.get("type") == kind), {})
+    return {
+        "type": kind,
+        "status": holds,
+        "reason": reason,
+        "message": message[:1024],
+        "observedGeneration": generation,
+        "lastTransitionTime": before.get("lastTransitionTime", now) if before.get("status") == holds else now,
+    }
+
+
+def verdict(problems: tuple[str, ...], pool: PoolStatus | None) -> tuple[str, str, str]:
+    """The Ready condition: status, reason (one word), message."""
+    if problems:
+        return "False", "InvalidSpec", "; ".join(problems)
+    if pool is None:
+        return "Unknown", "Starting", "no gateway has taken it up yet"
+    if pool.last_error and not pool.ready:
+        return "False", _word(pool.last_error), pool.last_error
+    if pool.ready or pool.claimed or pool.lead_time_p50 is not None:
+        trouble = f"; some cannot start: {pool.last_error}" if pool.last_error else ""
+        return "True", "SandboxReady", f"{pool.ready} of {pool.target} warm, {pool.claimed} claimed{trouble}"
+    if pool.target:
+        return "False", "Starting", f"none of {pool.target} sandboxes is ready yet"
+    return "Unknown", "NoSandboxYet", "its pool is empty, and nobody has asked for a sandbox"
+
+
+def _word(error: str) -> str:
+    """The first word of a failure as a reason: `ImagePullBackOff: ...`, `FailedCreate: pods ... exceeded quota`."""
+    if "exceeded quota" in error:
+        return "QuotaExceeded"
+    found = _REASON.match(error)
+    return found[0] if found and error[found.end() : found.end() + 1] == ":" else "StartFailed"

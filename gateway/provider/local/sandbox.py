@@ -1,0 +1,286 @@
+"""One local sandbox from its first folder to its last: made, started, proved healthy, ended, cleared away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from gateway.core.clock import Clock
+from gateway.core.model import Agent, Endpoint, Probe, Runtime, Sandbox, SandboxId, SessionId, StartKind
+from gateway.provider.local import bwrap, interpreters, process_tags, rlimits
+from gateway.provider.local.cgroups import Cgroup, CgroupTree
+from gateway.provider.local.isolation import IsolationReport
+from gateway.provider.local.process import Process, StartFailedError, describe_exit
+from gateway.provider.local.state_dir import Folders
+from picod import wire
+
+BACKLOG = 1024  # connections that wait in the kernel until picod accepts
+KEYS_FILE = "jwks.json"
+
+
+class BoxState(StrEnum):
+    """A box only moves forward: warm -> claimed -> ended, or warm -> ended."""
+
+    WARM = "warm"
+    CLAIMED = "claimed"
+    ENDED = "ended"
+
+
+@dataclass(slots=True, eq=False)
+class Box:
+    """A running sandbox and all that belongs to it."""
+
+    id: SandboxId
+    runtime: Runtime
+    endpoint: Endpoint
+    workspace: Path
+    process: Process
+    group: Cgroup
+    created_at: float  # epoch seconds
+    born: float  # Clock.monotonic
+    state: BoxState = BoxState.WARM
+    start: StartKind = StartKind.WARM
+    session_id: SessionId | None = None
+    keeps_workspace: bool = False  # its end leaves the workspace where it is
+    verdict: str = ""  # why its processes were ended, though nobody released it
+
+    @property
+    def is_alive(self) -> bool:
+        """Its processes have not ended."""
+        return self.state is not BoxState.ENDED and not self.process.exited.done()
+
+    def claim(self, session: SessionId, start: StartKind) -> Sandbox:
+        """Bind it, once in its life."""
+        if self.state is not BoxState.WARM:
+            raise RuntimeError(f"sandbox {self.id} is {self.state} and cannot be bound to session {session}")
+        self.state, self.session_id, self.start = BoxState.CLAIMED, session, start
+        return self.sandbox()
+
+    def sandbox(self) -> Sandbox:
+        """As others see it."""
+        return Sandbox(self.id, self.runtime.key, self.endpoint, self.start, self.created_at, self.session_id)
+
+    def end_reason(self) -> str:
+        """Why it ended by itself, for people. Its control group must still stand."""
+        if self.verdict:
+            return self.verdict
+        code = self.process.exited.result()
+        status = describe_exit(code)
+        if code == 128 + signal.SIGKILL and self.group.oom_kills():
+            return f"out of memory: over its limit of {self.runtime.limits.memory} bytes ({status})"
+        words = self.process.last_words() if self.runtime.agent is not None else ""
+        return f"{status}: {words}" if words else status
+
+
+class Boxes:
+    """Makes boxes in one state directory and clears them away."""
+
+    def __init__(
+        self,
+        folders: Folders,
+        groups: CgroupTree,
+        report: IsolationReport,
+        keys: Path,
+        clock: Clock,
+        sandbox_python: Path | None,
+        start_timeout: float,
+        code_context: str,
+    ) -> None:
+        self._folders, self._groups, self._report = folders, groups, report
+        self._keys = keys.resolve()
+        self._clock = clock
+        self._sandbox_python = sandbox_python
+        self._start_timeout = start_timeout
+        self._code_context = code_context
+        self._host = bwrap.survey_host()
+        self._picod_python = interpreters.gateway_python()
+        self._stuck: list[Cgroup] = []  # groups whose last process had not gone when they were to be removed
+
+    async def start(self, runtime: Runtime) -> Box:
+        """A healthy sandbox, unclaimed. Raises StartFailedError with the reason; nothing stays behind then."""
+        name = SandboxId(f"sb-{secrets.token_hex(8)}")
+        born, created_at = self._clock.monotonic(), self._clock.now()
+        workspace = self._folders.workspaces / name
+        path = self._folders.socket_path(name)
+        group, process = Cgroup({}), None
+        try:
+            self._folders.make_workspace(name)
+            group = self._groups.make(name, runtime.limits)
+            process = await self._spawn(runtime, name, workspace, path, group)
+            box = Box(name, runtime, Endpoint(uds=path), workspace, process, group, created_at, born)
+            await self._prove_healthy(box)
+        except BaseException as error:
+            await self._clear(process, group, path, workspace)
+            if isinstance(error, (OSError, ValueError)):
+                raise StartFailedError(str(error)) from error
+            raise
+        return box
+
+    async def clear(self, box: Box) -> None:
+        """End it and remove all it had. Its workspace goes to the trash in one rename, unless it is to be kept."""
+        await self._clear(
+            box.process, box.group, box.endpoint.uds or "", box.workspace, keep=lambda: box.keeps_workspace
+        )
+
+    async def _clear(
+        self,
+        process: Process | None,
+        group: Cgroup,
+        path: str,
+        workspace: Path,
+        *,
+        keep: Callable[[], bool] = lambda: False,
+    ) -> None:
+        try:
+            if process is not None:
+                await process.end()
+                if self._report.isolation == "process":
+                    self._end_escaped(group, workspace)
+        finally:
+            self._stuck = [other for other in (*self._stuck, group) if not other.remove()]
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
+            if not keep():  # asked last: it may have been decided while the processes ended
+                self._folders.discard(workspace)
+
+    def _end_escaped(self, group: Cgroup, workspace: Path) -> None:
+        """Without a pid namespace, what left picod's session is found by its group and by the mark it inherited."""
+        for pidfd in (*group.kill(), *process_tags.kill_marked(process_tags.mark(self._folders.owner, workspace.name))):
+            os.close(pidfd)
+
+    async def _spawn(self, runtime: Runtime, name: SandboxId, workspace: Path, path: str, group: Cgroup) -> Process:
+        mark = process_tags.mark(self._folders.owner, name)
+        python = interpreters.user_python(Path(runtime.python) if runtime.python else self._sandbox_python)
+        walled = self._report.isolation == "bubblewrap"
+        planned = rlimits.plan(runtime.limits, memory_cgroup="memory" in group.folders, own_user_namespace=walled)
+
+        def restrict(pid: int) -> None:
+            group.join(pid)
+            rlimits.apply(pid, planned)
+            _prefer_as_oom_victim(pid)
+
+        def command(listener: int, lifeline: int) -> list[str]:
+            return interpreters.picod_command(self._picod_python, listener=listener, lifeline=lifeline)
+
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(path)
+            listener.listen(BACKLOG)
+            if not walled:
+                inside = str(workspace)
+                environment = interpreters.command_environment(
+                    python, inside, {**runtime.environment, process_tags.NAME: mark}
+                )
+                packages = [str(interpreters.picod_folder().parent), *self._picod_python.packages]
+                picod = self._picod_environment(runtime, name, inside, str(self._keys), packages, environment)
+                return await Process.start_plain(command, listener, mark, restrict, environment=picod, folder=workspace)
+
+            own = {"MPLCONFIGDIR": bwrap.MATPLOTLIB, **runtime.environment}
+            environment = interpreters.command_environment(python, bwrap.WORKSPACE, own)
+            packages = [bwrap.PICOD_ROOT, *self._picod_python.packages]
+            picod = self._picod_environment(runtime, name, bwrap.WORKSPACE, bwrap.KEYS_FOLDER, packages, environment)
+            etc = {f"/etc/{file}": str(self._folders.etc / file) for file in bwrap.ETC_MADE_UP}
+            readonly = {
+                **interpreters.readonly_binds(self._picod_python, python),
+                **etc,
+                bwrap.KEYS_FOLDER: str(self._keys),
+            }
+            if runtime.agent is not None and runtime.agent.source:
+                readonly[bwrap.AGENT_FOLDER] = runtime.agent.source
+            walls = bwrap.Walls(
+                self._host, readonly, str(workspace), picod, runtime.limits, self._report.disable_userns
+            )
+            assert self._report.bwrap is not None
+            return await Process.start_walled(
+                self._report.bwrap,
+                lambda fd, lifeline: bwrap.arguments(walls, command(fd, lifeline)),
+                listener,
+                mark,
+                restrict,
+                syscalls=self._report.syscalls,
+            )
+
+    def _picod_environment(
+        self,
+        runtime: Runtime,
+        name: SandboxId,
+        workspace: str,
+        keys: str,
+        packages: list[str],
+        environment: Mapping[str, str],
+    ) -> dict[str, str]:
+        return {
+            "PATH": interpreters.SYSTEM_PATH,
+            "LANG": "C.UTF-8",
+            "PYTHONPATH": ":".join(packages),
+            wire.ENV_AUDIENCE: name,
+            wire.ENV_KEYS_FILE: f"{keys}/{KEYS_FILE}",
+            wire.ENV_AUTH: "jwt" if runtime.auth else "none",
+            wire.ENV_WORKSPACE: workspace,
+            wire.ENV_CODE_CONTEXT: runtime.code_context or self._code_context,
+            wire.ENV_AGENT: "" if runtime.agent is None else self._agent(runtime.agent),
+            wire.ENV_PRELOAD: ",".join(runtime.preload),
+            wire.ENV_PORTS: ",".join(f"{first}-{last}" for first, last in runtime.ports),
+            wire.ENV_COMMAND_ENV: json.dumps(dict(environment)),
+        }
+
+    def _agent(self, agent: Agent) -> str:
+        """What picod is told of it. Without walls its files stand where they are."""
+        walled = self._report.isolation == "bubblewrap"
+        probe = agent.probe or Probe(port=agent.targets[-1][1])
+        return json.dumps({
+            "command": agent.command,
+            "working_dir": agent.working_dir or (bwrap.AGENT_FOLDER if agent.source and walled else agent.source),
+            "targets": agent.targets,
+            "probe": asdict(probe),
+        })  # fmt: skip
+
+    async def _prove_healthy(self, box: Box) -> None:
+        """One GET /health. The connection waits in the kernel until picod accepts it, so there is nothing to poll."""
+        assert box.endpoint.uds is not None
+        try:
+            async with asyncio.timeout(self._start_timeout):
+                status = await _get_health(box.endpoint.uds)
+        except TimeoutError:
+            said = box.process.said() or "no message"
+            raise StartFailedError(f"it did not answer within {self._start_timeout:g} s: {said}") from None
+        except OSError:
+            status = b""
+        if b" 200 " in status:
+            return
+        if status:
+            raise StartFailedError(f"its health check answered {status.decode(errors='replace')!r}")
+        raise StartFailedError(await box.process.failure())
+
+
+async def _get_health(path: str) -> bytes:
+    """The status line, empty when the connection ended without one."""
+    reader, writer = await asyncio.open_unix_connection(path)
+    try:
+        writer.write(f"GET {wire.HEALTH_PATH} HTTP/1.1\r\nHost: picod\r\nConnection: close\r\n\r\n".encode())
+        line = await reader.readline()
+    finally:
+        writer.close()
+        try:
+            await writer.wait_closed()
+        except OSError:
+            pass  # the other end was quicker
+    return line.strip()
+
+
+def _prefer_as_oom_victim(pid: int) -> None:
+    """When the machine itself runs out of memory, sandboxes go before the gateway."""
+    try:
+        with open(f"/proc/{pid}/oom_score_adj", "w") as file:
+            file.write("500")
+    except OSError:
+        pass  # an ordinary user's held process may belong to root in /proc for a moment; a preference, not a limit

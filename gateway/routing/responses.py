@@ -1,0 +1,72 @@
+"""Answers that the data path gives by itself: errors of ours and redirects, as plain ASGI messages."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import orjson
+
+from gateway.core.errors import WakegateError
+from gateway.routing.request_ids import id_field
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+logger = logging.getLogger(__name__)
+
+
+def session_fields(session_id: bytes) -> Headers:
+    """Both spellings of the session header."""
+    return [(b"x-session-id", session_id), (b"x-agentcube-session-id", session_id)]
+
+
+def error_fields(error: WakegateError) -> Headers:
+    """Content type, and Retry-After where the error says when to come back."""
+    fields: Headers = [(b"content-type", b"application/json; charset=utf-8")]
+    if error.status in (400, 408):
+        # What we could not read, or not to its end, leaves bytes on the connection that are nobody's.
+        fields.append((b"connection", b"close"))
+    if error.retry_after is not None:
+        fields.append((b"retry-after", b"%d" % max(1, round(error.retry_after))))
+    return fields
+
+
+def error_body(error: WakegateError) -> bytes:
+    """The data path's error shape."""
+    return orjson.dumps({"error": str(error), "code": error.code})
+
+
+async def send_answer(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    """A whole response."""
+    await send(
+        {"type": "http.response.start", "status": status, "headers": [*headers, (b"content-length", b"%d" % len(body))]}
+    )
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_error(send: Send, error: WakegateError, session_id: bytes | None, id_line: bytes) -> None:
+    """An error of ours, with the request's id, and the session header once a session is known."""
+    if error.status >= 500:
+        logger.warning("%s %s: %s", error.status, error.code, error)
+    fields = error_fields(error) + (session_fields(session_id) if session_id else [])
+    fields.append(id_field(id_line))
+    await send_answer(send, error.status, fields, error_body(error))
+
+
+async def send_not_found(send: Send) -> None:
+    """The answer of AgentCube's surfaces to an unknown path."""
+    await send_answer(send, 404, [(b"content-type", b"text/plain")], b"404 page not found")
+
+
+async def send_redirect(send: Send, scope: Scope) -> None:
+    """To the same path with a slash at its end; a method other than GET and HEAD is kept."""
+    query: bytes = scope["query_string"]
+    location = scope["raw_path"] + b"/" + (b"?" + query if query else b"")
+    status = 301 if scope["method"] in ("GET", "HEAD") else 307
+    await send_answer(send, status, [(b"location", location)], b"")

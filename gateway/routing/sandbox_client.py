@@ -1,0 +1,148 @@
+"""The gateway's own requests to a sandbox: the tool surfaces call picod through the same parts as the data path.
+
+So such a call wakes a sleeping session, takes a slot, counts as activity, is held and refused by the same rules, and a
+sandbox that is gone before anything was sent is replaced once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from gateway.core.clock import Clock
+from gateway.core.errors import UpstreamBrokenError, UpstreamConnectError, UpstreamTimeoutError
+from gateway.core.model import Readiness, SandboxReply, SessionId, StartKind
+from gateway.routing.activator import Activator
+from gateway.routing.route import Reservation, Route
+from gateway.routing.target import Target
+from gateway.routing.upstream import UpstreamConnection
+
+logger = logging.getLogger(__name__)
+
+
+class Caller:
+    """A SandboxCaller over the activator."""
+
+    def __init__(self, activator: Activator, clock: Clock) -> None:
+        self._activator = activator
+        self._clock = clock
+
+    async def ready(self, session_id: SessionId) -> Readiness:
+        """See to it that the session has a live sandbox."""
+        reservation = await self._reserve(Target(session_id, None, b"/"))
+        reservation.route.leave(self._clock.now())
+        return Readiness(reservation.route.runtime, reservation.start, reservation.restored)
+
+    async def call(
+        self,
+        session_id: SessionId,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | AsyncIterator[bytes] = b"",
+        timeout: float = 60.0,
+        limit: int = 64 << 20,
+    ) -> SandboxReply:
+        """Send, and read the whole answer."""
+        whole = bytearray()
+        try:
+            async with asyncio.timeout(timeout):
+                async with self.stream(session_id, method, path, headers=headers, body=body) as (reply, chunks):
+                    async for chunk in chunks:
+                        whole += chunk
+                        if len(whole) > limit:
+                            raise UpstreamBrokenError(f"the sandbox's answer is larger than {limit} bytes")
+        except TimeoutError:
+            raise UpstreamTimeoutError(f"the sandbox did not answer within {timeout:g} s") from None
+        return SandboxReply(reply.status, reply.headers, reply.start, bytes(whole), reply.restored)
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        session_id: SessionId,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | AsyncIterator[bytes] = b"",
+    ) -> AsyncIterator[tuple[SandboxReply, AsyncIterator[bytes]]]:
+        """Send, and hand out the answer's head and its body as it comes."""
+        target = Target(session_id, None, path.encode("ascii"))
+        reservation = await self._reserve(target)
+        held: Route | None = reservation.route
+        connection: UpstreamConnection | None = None
+        try:
+            connection = reservation.route.pool.take()
+            if connection is None:
+                try:
+                    connection = await reservation.route.pool.dial()
+                except UpstreamConnectError as error:
+                    if not error.gone:
+                        raise
+                    logger.warning("session %s: %s; it is replaced", session_id, error)
+                    reservation.route.leave(self._clock.now())
+                    held = None
+                    reservation = await self._activator.replace(reservation.route, target)
+                    held = reservation.route
+                    connection = await held.pool.dial()
+            whole = await _send(connection, _head(method, target.path, headers, body, reservation), body)
+            await connection.response_head()
+            fields = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in connection.headers}
+            reply = SandboxReply(connection.status, fields, reservation.start, restored=reservation.restored)
+            yield reply, _chunks(connection)
+            if not whole:
+                connection.abort()  # the sandbox still waits for the rest of the request
+        except BaseException:
+            if connection is not None:
+                connection.abort()
+            raise
+        finally:
+            if connection is not None:
+                connection.finish()
+            if held is not None:
+                held.leave(self._clock.now())
+
+    async def _reserve(self, target: Target) -> Reservation:
+        route = self._activator.live(target, self._clock.now())
+        return await self._activator.reserve(target) if route is None else Reservation(route, StartKind.LIVE)
+
+
+def _head(
+    method: str,
+    path: bytes,
+    headers: Mapping[str, str] | None,
+    body: bytes | AsyncIterator[bytes],
+    reservation: Reservation,
+) -> bytes:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+    if not isinstance(body, bytes):
+        lines += "transfer-encoding: chunked\r\n"
+    elif body or method in ("POST", "PUT"):
+        lines += f"content-length: {len(body)}\r\n"
+    return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method.encode(), path, lines.encode("latin-1"), reservation.route.head)
+
+
+async def _send(connection: UpstreamConnection, head: bytes, body: bytes | AsyncIterator[bytes]) -> bool:
+    """Send the request. False: the sandbox answered before it had all of the body."""
+    if isinstance(body, bytes):
+        connection.begin(head + body)
+        return True
+    connection.begin(head)
+    async for chunk in body:
+        if connection.status or connection.failed:
+            return False  # what it has to say is read by the caller
+        if chunk:
+            await connection.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+    await connection.write(b"0\r\n\r\n")
+    return True
+
+
+async def _chunks(connection: UpstreamConnection) -> AsyncIterator[bytes]:
+    more = True
+    while more:
+        data, more = await connection.read()
+        if data:
+            yield data

@@ -1,0 +1,170 @@
+"""Tools for models from a runtime's manifest (spec.wakegate.tools): parsed and checked when the runtime is read.
+
+tools:
+  - name: count_words
+    description: Count the words of a file.
+    parameters: {type: object, properties: {path: {type: string}}, required: [path]}
+    command: [wc, -w, "{path}"]        # an argv; {name} is an argument, alone or within a word
+  - name: rate
+    description: The rate of a currency.
+    parameters: {type: object, properties: {currency: {type: string}}}
+    python: {file: rates.py, function: rate}   # beside the manifest; or `source:` with the code itself
+    parallel: true                     # may run beside other calls of the same message
+    timeout: 30s
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gateway.core.model import DeclaredTool
+from gateway.core.units import parse_duration
+
+Problem = Callable[[str, str, Any], None]  # (field path, what would be right, what was there)
+
+BUILT_IN_NAMES = frozenset(("run_python", "run_shell", "read_file", "write_file", "list_files"))
+PLACE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")  # of an argument in a command
+# Linux takes at most 128 KiB in one argument of a command (MAX_ARG_STRLEN).
+MAX_ARGUMENT = 120 << 10
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # what OpenAI and Anthropic take for a function's name
+_MAX_TOOLS = 100
+_LONGEST_S = 3600.0
+_FIELDS = ("name", "description", "parameters", "command", "python", "parallel", "timeout")
+
+
+def parse_tools(entries: Sequence[Any], prefix: str, folder: Path | None, problem: Problem) -> tuple[DeclaredTool, ...]:
+    """All entries; what is wrong is noted. `folder`: where files of functions are, None where there is none."""
+    if len(entries) > _MAX_TOOLS:
+        problem(prefix, f"expected at most {_MAX_TOOLS} tools", len(entries))
+        return ()
+    tools: dict[str, DeclaredTool] = {}
+    for index, entry in enumerate(entries):
+        path = f"{prefix}[{index}]"
+        tool = _parse(entry, path, folder, problem)
+        if tool is not None and tool.name in tools:
+            problem(f"{path}.name", "expected a name that no other tool has", tool.name)
+        elif tool is not None:
+            tools[tool.name] = tool
+    return tuple(tools.values())
+
+
+def _parse(entry: Any, path: str, folder: Path | None, problem: Problem) -> DeclaredTool | None:
+    if not isinstance(entry, Mapping):
+        problem(path, "expected a mapping", entry)
+        return None
+    for name in entry:
+        if name not in _FIELDS:
+            problem(f"{path}.{name}", f"unknown field; expected {', '.join(_FIELDS)}", entry[name])
+    name, description = entry.get("name"), entry.get("description")
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in BUILT_IN_NAMES:
+        problem(f"{path}.name", "expected up to 64 letters, digits, _ and -, and no built-in tool's name", name)
+        return None
+    if not isinstance(description, str) or not description.strip() or len(description) > 4096:
+        problem(f"{path}.description", "expected text that tells a model what it does", description)
+        return None
+    parameters = _parameters(entry.get("parameters"), f"{path}.parameters", problem)
+    parallel = entry.get("parallel", False)
+    if not isinstance(parallel, bool):
+        problem(f"{path}.parallel", "expected true or false", parallel)
+    if ("command" in entry) == ("python" in entry):
+        problem(path, "expected either command or python", sorted(map(str, entry)))
+        return None
+    command = _command(entry["command"], parameters, f"{path}.command", problem) if "command" in entry else ()
+    function, source = _function(entry["python"], f"{path}.python", folder, problem) if "python" in entry else ("", "")
+    return DeclaredTool(
+        name,
+        description.strip(),
+        parameters,
+        command,
+        function,
+        source,
+        ordered=not parallel,
+        timeout=_timeout(entry.get("timeout"), f"{path}.timeout", problem),
+    )
+
+
+def _parameters(value: Any, path: str, problem: Problem) -> Mapping[str, Any]:
+    if value is None:
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    if not isinstance(value, Mapping) or value.get("type") != "object":
+        problem(path, "expected a JSON schema with type: object", value)
+        return {}
+    from jsonschema import Draft202012Validator  # a tenth of a second to import, and most runtimes declare no tool
+    from jsonschema.exceptions import SchemaError
+
+    try:
+        Draft202012Validator.check_schema(dict(value))
+    except SchemaError as error:
+        where = ".".join(str(step) for step in error.absolute_path)
+        problem(f"{path}.{where}" if where else path, f"expected JSON schema: {error.message[:200]}", error.instance)
+    return dict(value)
+
+
+def _command(value: Any, parameters: Mapping[str, Any], path: str, problem: Problem) -> tuple[str, ...]:
+    words = value if isinstance(value, list) else []
+    if not words or not all(isinstance(word, str) and "\0" not in word for word in words):
+        problem(path, "expected a list of words, the program first", value)
+        return ()
+    known = parameters.get("properties")
+    for word in words:
+        for place in PLACE.findall(word):
+            if not isinstance(known, Mapping) or place not in known:
+                problem(path, f"{{{place}}} stands for no parameter; expected one of the schema's properties", word)
+    return tuple(words)
+
+
+def _function(value: Any, path: str, folder: Path | None, problem: Problem) -> tuple[str, str]:
+    """(function, source)."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("function"), str):
+        problem(path, "expected a mapping with function, and file or source", value)
+        return "", ""
+    source = value.get("source")
+    where = f"{path}.source"
+    if source is None:
+        where = f"{path}.file"
+        source = _read(value.get("file"), where, folder, problem)
+    if not isinstance(source, str) or not source:
+        if "source" in value:
+            problem(where, "expected Python code", source)
+        return "", ""
+    if len(source.encode("utf-8", "replace")) > MAX_ARGUMENT:
+        problem(where, f"expected at most {MAX_ARGUMENT} bytes", len(source))
+        return "", ""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError) as error:
+        problem(where, f"expected Python code: {error}", value.get("file", "the source"))
+        return "", ""
+    if not any(isinstance(each, ast.FunctionDef) and each.name == value["function"] for each in tree.body):
+        problem(f"{path}.function", "expected the name of a function that the code defines", value["function"])
+    return value["function"], source
+
+
+def _read(name: Any, path: str, folder: Path | None, problem: Problem) -> str:
+    if not isinstance(name, str) or not name:
+        problem(path, "expected the name of a Python file", name)
+    elif folder is None:
+        problem(path, "there are no files beside this manifest; expected `source` with the code itself", name)
+    else:
+        try:
+            return (folder / name).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            problem(path, f"cannot be read: {getattr(error, 'strerror', None) or error}", name)
+    return ""
+
+
+def _timeout(value: Any, path: str, problem: Problem) -> float:
+    if value is None:
+        return 60.0
+    try:
+        seconds = parse_duration(value) if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if isinstance(value, bool) or not 0 < seconds <= _LONGEST_S:
+        problem(path, "expected a duration above zero, at most 1h", value)
+        return 60.0
+    return seconds

@@ -1,0 +1,134 @@
+"""Serving a gateway: uvicorn around its listening sockets, signals and drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import signal
+import socket
+from collections.abc import AsyncIterator, Generator, Sequence
+
+import uvicorn
+
+from gateway.app import Gateway
+from gateway.routing.protocol import GatewayProtocol, protocol_class
+from gateway.serving.sockets import BACKLOG, listen, refuse_new, url_of
+
+_LAST_ARRIVALS_S = 0.1  # for handshakes under way, and for this loop to accept them
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, whose SIGTERM means drain and then a normal end (uvicorn's own ends by the signal again)."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway, protocol: type[GatewayProtocol]) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+        self._protocol = protocol
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, end connections. Where notice was given, what is connected already is taken in first."""
+        if self._protocol.leaving:
+            for listener in sockets or ():
+                refuse_new(listener)
+            await asyncio.sleep(_LAST_ARRIVALS_S)
+        await super().shutdown(sockets)
+
+    def _on_signal(self, number: int) -> None:
+        """SIGTERM: give notice first, and end after shutdown_delay. Ctrl-C, or the signal once more: end now.
+
+        Ending at once would cut requests that are on their way: those in a kept connection's buffers, and those of
+        connections that the kernel has taken and we have not.
+        """
+        delay = self._gateway.settings.shutdown_delay
+        if number != signal.SIGTERM or not delay or self._gateway.activator.leaving:
+            self._end(number)
+            return
+        self._gateway.leave()
+        self._protocol.leaving = True
+        asyncio.get_running_loop().call_later(delay, self._end, number)
+
+    def _end(self, number: int) -> None:
+        self._gateway.drain()
+        self.handle_exit(number, None)
+
+
+def make_server(gateway: Gateway) -> uvicorn.Server:
+    """A uvicorn server for the gateway."""
+    settings = gateway.settings
+    protocol = protocol_class(
+        settings.request_head_timeout, gateway.proxy.fast_lane.take, gateway.proxy.batch.flush, gateway.observer
+    )
+    config = uvicorn.Config(
+        gateway.proxy,
+        http=protocol,
+        ws="websockets-sansio",
+        ws_ping_interval=None,
+        ws_max_size=1 << 30,
+        loop="uvloop",
+        lifespan="off",
+        log_config=None,
+        access_log=False,  # gateway/observability/logs.py writes ours
+        proxy_headers=False,  # X-Forwarded-* of a client is data to pass on, not to believe
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=int(settings.keep_alive_timeout),
+        timeout_graceful_shutdown=max(1, int(settings.drain_timeout)),
+    )
+    return _Server(config, gateway, protocol)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's allocator keep what large pieces of bodies free, up to 64 MB, in place of giving it back each time.
+
+    Each piece of a large body is a fresh 256 KB. By default the allocator hands such memory back to the kernel and
+    faults it in again, page by page: some 20,000 faults per GB of download, and about a hundred with this
+    (loadtest/bulk.py prints them). Elsewhere than on glibc this does nothing.
+    """
+    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of mallopt(3)
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 4 << 20)
+        libc.mallopt(trim_threshold, 64 << 20)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    gateway: Gateway, sockets: Sequence[socket.socket] = ()
+) -> AsyncIterator[tuple[str, asyncio.Task[None]]]:
+    """Run the gateway's parts and serve it in the running loop.
+
+    Yields the base URL, once requests are answered, and the task that ends when the server does (on SIGTERM, after the
+    drain). Leaving the block drains and ends everything. Raises SettingsError for the address, WakegateError for parts.
+    `sockets`: bound ones to listen on, once all is ready, in place of the settings' address; the URL is the first's.
+    """
+    settings = gateway.settings
+    sockets = sockets or [listen(settings.host, settings.port)]
+    url = url_of(sockets[0])
+    keep_freed_memory()
+    async with gateway.running(settings.advertise or url):
+        server = make_server(gateway)
+        task = asyncio.create_task(server.serve(sockets=list(sockets)))
+        while not server.started and not task.done():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)  # uvicorn tells of its start by this flag only
+        # What lives now lives on: the collector need not look at it again and again, nor so often.
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
+        try:
+            yield url, task
+        finally:
+            gateway.drain()
+            server.should_exit = True
+            await task

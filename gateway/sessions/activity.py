@@ -1,0 +1,72 @@
+"""What the data path writes and the control loops read: who is active, and how many claims there were. Memory only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from gateway.core.model import RuntimeKey, SessionId, StartKind
+
+ClaimListener = Callable[[RuntimeKey, StartKind, float], None]
+WaitListener = Callable[[RuntimeKey, int, float], None]
+GapListener = Callable[[SessionId, RuntimeKey, float], None]
+
+
+class SessionActivity:
+    """One session's activity on this gateway.
+
+    `in_flight` counts requests that make it busy whatever their bytes do: a running command is activity. `last` is the
+    epoch second of the latest byte either way.
+    """
+
+    __slots__ = ("in_flight", "last", "written")
+
+    def __init__(self, now: float) -> None:
+        self.in_flight = 0
+        self.last = now
+        self.written = 0.0
+
+
+class Activity:
+    """Activity of all sessions that this gateway serves."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[SessionId, SessionActivity] = {}
+
+    def of(self, session_id: SessionId, now: float) -> SessionActivity:
+        """The session's entry, made if absent."""
+        entry = self._sessions.get(session_id)
+        if entry is None:
+            entry = self._sessions[session_id] = SessionActivity(now)
+        return entry
+
+    def forget(self, session_id: SessionId) -> None:
+        """The session has ended or is served elsewhere."""
+        self._sessions.pop(session_id, None)
+
+    def busy(self, session_id: SessionId) -> bool:
+        """Whether requests are in flight."""
+        entry = self._sessions.get(session_id)
+        return entry is not None and entry.in_flight > 0
+
+    def latest(self, session_id: SessionId, now: float) -> float | None:
+        """When it was last active as far as this gateway knows; `now` while a request is in flight."""
+        entry = self._sessions.get(session_id)
+        if entry is None:
+            return None
+        return now if entry.in_flight else entry.last
+
+    def take_unwritten(self, now: float) -> Mapping[SessionId, float]:
+        """Times that the store has not seen, one per session; sessions with requests in flight are heart-beaten."""
+        seen: dict[SessionId, float] = {}
+        for session_id, entry in self._sessions.items():
+            if entry.in_flight:
+                entry.last = now
+            if entry.last > entry.written:
+                seen[session_id] = entry.written = entry.last
+        return seen
+
+    def give_back(self, seen: Mapping[SessionId, float]) -> None:
+        """The store did not take them: they count as unwritten again."""
+        for session_id in seen:
+            if session_id in self._sessions:
+                self._sessions[session_id].written = 0.0

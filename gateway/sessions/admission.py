@@ -1,0 +1,192 @@
+"""Claims: who gets a sandbox, who waits for one and how long, who is told to come back.
+
+Between the lifecycle, whose verbs need sandboxes, and the provider, which has them. The autoscaler and the metrics
+listen here: each claim is one, whether it creates, wakes or recovers a session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from gateway.core.clock import Clock
+from gateway.core.errors import ActivationTimeoutError, QueueFullError, WakegateError
+from gateway.core.interfaces import SandboxProvider
+from gateway.core.model import Runtime, RuntimeKey, Sandbox, SessionId, StartKind
+from gateway.sessions.activity import ClaimListener, WaitListener
+
+MIN_HOLD_S = 10.0
+HOLD_FACTOR = 3.5  # times the expected start: room for a queue of starts before it, still an answer while people wait
+LONGEST_HOLD_S = 60.0  # of a request in a queue that moves
+_LONGEST_RETRY_S = 30.0  # a Retry-After beyond this is a guess about other people
+_LOOK_BEFORE_S = 0.05  # before its time is over
+
+
+class StartTimes:
+    """Recent durations of starts of one kind, for the hold rule. The last 64, so that a slow hour is forgotten."""
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=64)
+
+    def add(self, seconds: float) -> None:
+        """A start took this long."""
+        self._recent.append(seconds)
+
+    def expected(self) -> float:
+        """The 90 % quantile of recent starts; 0 without any."""
+        if not self._recent:
+            return 0.0
+        ordered = sorted(self._recent)
+        return ordered[min(len(ordered) - 1, len(ordered) * 9 // 10)]
+
+
+class Backlog:
+    """Claims of one runtime that wait for a sandbox to start, and how fast such claims are served just now.
+
+    A rate is known only while they queue, from the moment on which the first began to wait until none does any more,
+    and only once several were served. Single cold starts, however many, say nothing of what could be started at once.
+    """
+
+    _ENOUGH = 8  # claims served in this queue before its rate is believed
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self._served = 0
+        self._since = 0.0
+
+    def joined(self, now: float) -> None:
+        """A claim begins to wait. `now` on a clock that never steps back."""
+        if not self.waiting:
+            self._served, self._since = 0, now
+        self.waiting += 1
+
+    def left(self, *, served: bool) -> None:
+        """It waits no more: it was `served` with a sandbox that was started, or not."""
+        self.waiting -= 1
+        self._served += served
+
+    @property
+    def moves(self) -> bool:
+        """Whether somebody in this queue has been served: it is long, but nothing is broken."""
+        return self._served > 0
+
+    def expected_wait(self, now: float) -> float | None:
+        """Seconds that one more claim would wait behind those that do; None while nobody can tell."""
+        if not self.waiting or self._served < self._ENOUGH or now <= self._since:
+            return None
+        return (self.waiting + 1) * (now - self._since) / self._served
+
+
+class Claims:
+    """Claims of this gateway, the hold rule, and who listens."""
+
+    def __init__(self, provider: SandboxProvider, clock: Clock, *, max_sandboxes: int = 512) -> None:
+        self._provider = provider
+        self._clock = clock
+        self._max_sandboxes = max_sandboxes
+        self._claiming = 0
+        self._start_times: dict[RuntimeKey, StartTimes] = {}
+        self._backlogs: dict[RuntimeKey, Backlog] = {}
+        self._claimed: list[ClaimListener] = []
+        self._waiting: list[WaitListener] = []
+
+    def on_claim(self, listener: ClaimListener) -> None:
+        """Call `listener(runtime, start, now)` for each claim; the autoscaler learns from it."""
+        self._claimed.append(listener)
+
+    def on_waiting(self, listener: WaitListener) -> None:
+        """Call `listener(runtime, 1, now)` as a claim begins, and with -1 when it has its sandbox or has failed."""
+        self._waiting.append(listener)
+
+    def hold_time(self, runtime: RuntimeKey | None) -> float:
+        """Seconds that a request may be held for a sandbox of this runtime (None: of whichever is slowest)."""
+        times = self._start_times.values() if runtime is None else filter(None, [self._start_times.get(runtime)])
+        return max(MIN_HOLD_S, HOLD_FACTOR * max((each.expected() for each in times), default=0.0))
+
+    def overdue(self, runtime: RuntimeKey | None, waited: float) -> WakegateError:
+        """What to tell a request that no sandbox was ready for within the hold rule (runtime None: of whichever).
+
+        When others who queued were served meanwhile it is overload, so 429 with the time that the queue takes; when
+        nobody was, something is wrong with the starts: 504.
+        """
+        queues = self._backlogs.items()
+        moving = [each for key, each in queues if each.moves and (key == runtime or (runtime is None and each.waiting))]
+        text = f"no sandbox was ready within {waited:.1f} s; the request was not sent to one"
+        if not moving:
+            return ActivationTimeoutError(text, retry_after=1)
+        expected = max(each.expected_wait(self._clock.monotonic()) or 1.0 for each in moving)
+        return QueueFullError(f"{text}: others wait too", retry_after=min(max(1.0, expected), _LONGEST_RETRY_S))
+
+    @asynccontextmanager
+    async def held(self, runtime: RuntimeKey | None) -> AsyncIterator[None]:
+        """The hold rule around what waits for a sandbox. Raises ActivationTimeoutError, QueueFullError at its end.
+
+        What is expected of a start is looked up again at the end: in a storm starts queue, and the first that came
+        through have taught how long they take. Whoever is in the queue is then held on, not sent away to queue anew.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        hold = self.hold_time(runtime)
+        patience = asyncio.timeout(hold)
+        looks: list[asyncio.TimerHandle] = []
+
+        def look_again() -> None:
+            nonlocal hold
+            longer = min(self.hold_time(runtime), max(LONGEST_HOLD_S, hold))
+            if longer > hold:
+                hold = longer
+                patience.reschedule(began + hold)
+                looks[:] = [loop.call_at(began + hold - _LOOK_BEFORE_S, look_again)]
+
+        looks.append(loop.call_at(began + hold - _LOOK_BEFORE_S, look_again))
+        try:
+            async with patience:
+                yield
+        except TimeoutError:
+            if not patience.expired():
+                raise
+            raise self.overdue(runtime, loop.time() - began) from None
+        finally:
+            looks[0].cancel()
+
+    async def claim(self, runtime: Runtime, session_id: SessionId, *, bound: int) -> tuple[Sandbox, float]:
+        """A sandbox for that session, and the seconds that it took. `bound` sandboxes are in use already.
+
+        Raises: QueueFullError when there is no room, or when it would come too late; what the provider's claim raises.
+        """
+        if bound + self._claiming >= self._max_sandboxes:
+            raise QueueFullError(
+                f"all {self._max_sandboxes} sandboxes of this gateway are in use; end a session or try again later",
+                retry_after=5,
+            )
+        began = self._clock.monotonic()
+        backlog = self._backlogs.setdefault(runtime.key, Backlog())
+        expected, hold = backlog.expected_wait(began), self.hold_time(runtime.key)
+        if expected is not None and expected > hold:
+            raise QueueFullError(
+                f"{backlog.waiting} sessions wait for a sandbox of {runtime.key}, which takes about {expected:.0f} s; "
+                f"requests are held for {hold:.0f} s at most",
+                retry_after=min(expected - hold / 2, _LONGEST_RETRY_S),
+            )
+        self._claiming += 1
+        self._tell_waiting(runtime.key, 1)
+        backlog.joined(began)
+        started = False
+        try:
+            sandbox = await self._provider.claim(runtime.key, session_id)
+            started = sandbox.start is StartKind.COLD
+        finally:
+            self._claiming -= 1
+            self._tell_waiting(runtime.key, -1)
+            backlog.left(served=started)
+        took = self._clock.monotonic() - began
+        self._start_times.setdefault(runtime.key, StartTimes()).add(took)
+        for listener in self._claimed:
+            listener(runtime.key, sandbox.start, self._clock.now())
+        return sandbox, took
+
+    def _tell_waiting(self, runtime: RuntimeKey, change: int) -> None:
+        for listener in self._waiting:
+            listener(runtime, change, self._clock.now())

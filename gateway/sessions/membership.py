@@ -1,0 +1,108 @@
+"""Which gateway has what, when several share one store.
+
+An engine of this machine makes sandboxes that only its own gateway reaches. So a session's record names its `owner`
+while it has a sandbox or a parked workspace there, and each gateway announces its address under the lease
+`gateway:<id>`. A request that arrives elsewhere is passed on to the owner (docs/adr/0005-several-gateways.md). Where
+every gateway reaches every sandbox, `me` is empty, records name nobody, and nothing is announced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from gateway.core.clock import Clock
+from gateway.core.errors import WakegateError
+from gateway.core.interfaces import SessionStore
+from gateway.core.model import Lease, SandboxId
+
+log = logging.getLogger(__name__)
+
+BEATS = 4  # announcements per `takeover_after`: two may be lost without anybody noticing
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another gateway. `seen` grows with each of its announcements; `alive` says that the last one still holds."""
+
+    id: str
+    address: str
+    seen: float
+    alive: bool
+
+
+class Peers:
+    """This gateway among the others. `address` is where they reach it, once it listens."""
+
+    def __init__(self, store: SessionStore, clock: Clock, me: str, *, takeover_after: float) -> None:
+        self.me = me
+        self.address = ""
+        self._store = store
+        self._clock = clock
+        self._takeover_after = takeover_after
+        self._lease: Lease | None = None
+
+    def __repr__(self) -> str:
+        return f"<Peers me={self.me!r} at {self.address}>"
+
+    def is_mine(self, owner: str) -> bool:
+        """Whether this gateway may act on what has this owner without asking anybody."""
+        return owner in ("", self.me)
+
+    async def find(self, owner: str) -> Peer:
+        """The gateway that has this id. Raises StoreUnavailableError."""
+        lease = await self._store.lease(_name(owner))
+        if lease is None:
+            return Peer(owner, "", 0.0, alive=False)
+        return Peer(owner, lease.holder, lease.expires_at, alive=lease.expires_at > self._clock.now())
+
+    async def announce(self) -> bool:
+        """Say once more that this gateway is here. False: it had been silent for so long that others may have acted."""
+        name = _name(self.me)
+        now = self._clock.now()
+        in_time = self._lease is not None and now < self._lease.expires_at
+        if self._lease is not None:
+            self._lease = await self._store.renew_lease(self._lease, self._takeover_after)
+        if self._lease is None:
+            # An id is one state folder's, and a state folder one process's: whoever announced it before is dead.
+            earlier = await self._store.lease(name)
+            if earlier is not None:
+                await self._store.release_lease(earlier)
+            self._lease = await self._store.acquire_lease(name, self.address, self._takeover_after)
+        return in_time
+
+    async def leave(self) -> None:
+        """Say that this gateway ends in order."""
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            await self._store.release_lease(lease)
+
+    @property
+    def beat(self) -> float:
+        """Seconds between announcements."""
+        return self._takeover_after / BEATS
+
+    async def wait_beat(self) -> None:
+        """The pause between two looks at a gateway that may be coming back."""
+        await asyncio.sleep(min(0.25, self.beat))
+
+
+class ElsewhereError(WakegateError):
+    """What is asked for is another gateway's to do; the request goes there. Never reaches a client."""
+
+    status = 421
+    code = "ELSEWHERE"
+
+    def __init__(self, peer: Peer) -> None:
+        super().__init__(f"gateway {peer.id} at {peer.address} has this session")
+        self.peer = peer
+
+
+def peer_sandbox(peer: Peer) -> SandboxId:
+    """What stands for a session's sandbox while another gateway has it."""
+    return SandboxId(f"gateway:{peer.id}")
+
+
+def _name(owner: str) -> str:
+    return f"gateway:{owner}"

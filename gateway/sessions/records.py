@@ -1,0 +1,103 @@
+"""Session records as the lifecycle uses them: one verb at a time on a session, over all gateways that share a store.
+
+Within one gateway a lock does it. Where gateways share a store there is a lease `session:<id>` as well, held and
+renewed while the verb runs; every record written under it carries its fence, which the store compares where the write
+lands. So a gateway that was stopped half-way and goes on later cannot write over what another made of the session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from gateway.core.errors import StoreUnavailableError
+from gateway.core.interfaces import SessionStore
+from gateway.core.model import Lease, Session, SessionId
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+log = logging.getLogger(__name__)
+
+LEASE_TTL_S = 10.0  # of a verb on a session, renewed three times as often; after a crash others wait so long
+_LOOK_AGAIN_S = 0.02  # while another gateway has the session: a wake takes about as long
+
+
+class Records:
+    """Reads and writes session records. `shared`: other gateways use the same store.
+
+    `seen` is a cache in front of `store`, for reads on which nothing is decided.
+    """
+
+    def __init__(
+        self, store: SessionStore, holder: str, *, shared: bool = False, seen: SessionStore | None = None
+    ) -> None:
+        self.store = store
+        self.shared = shared
+        self.holder = holder
+        self._seen = seen or store
+        self._locks: dict[SessionId, tuple[asyncio.Lock, int]] = {}
+        self._leases: dict[SessionId, Lease] = {}
+
+    async def get(self, session_id: SessionId) -> Session | None:
+        """The record as it is."""
+        return await self.store.get(session_id)
+
+    async def peek(self, session_id: SessionId) -> Session | None:
+        """The record as it was a moment ago."""
+        return await self._seen.get(session_id)
+
+    async def put(self, session: Session) -> Session:
+        """Write it, under the lease that this gateway has on it, if any. Raises StaleWriteError, FencedOutError."""
+        return await self._seen.put(session, lease=self._leases.get(session.id))
+
+    @asynccontextmanager
+    async def holding(self, session_id: SessionId) -> AsyncIterator[None]:
+        """One verb on a session. Locks exist only while somebody holds or awaits them. Raises StoreUnavailableError."""
+        lock, users = self._locks.get(session_id, (None, 0))
+        lock = lock or asyncio.Lock()
+        self._locks[session_id] = (lock, users + 1)
+        try:
+            async with lock:
+                if not self.shared:
+                    yield
+                    return
+                async with self._leased(session_id):
+                    yield
+        finally:
+            users = self._locks[session_id][1] - 1
+            if users:
+                self._locks[session_id] = (lock, users)
+            else:
+                del self._locks[session_id]
+
+    @asynccontextmanager
+    async def _leased(self, session_id: SessionId) -> AsyncIterator[None]:
+        name = f"session:{session_id}"
+        while (lease := await self.store.acquire_lease(name, self.holder, LEASE_TTL_S)) is None:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_AGAIN_S)  # it is another process's: no event of this loop tells of its end
+        self._leases[session_id] = lease
+        renewal = asyncio.create_task(self._renew(session_id))
+        try:
+            yield
+        finally:
+            renewal.cancel()
+            await asyncio.gather(renewal, return_exceptions=True)
+            try:
+                await self.store.release_lease(self._leases.pop(session_id))
+            except StoreUnavailableError as error:
+                log.debug("lease %s ends by itself: %s", name, error)
+
+    async def _renew(self, session_id: SessionId) -> None:
+        while True:
+            await asyncio.sleep(LEASE_TTL_S / 3)
+            try:
+                renewed = await self.store.renew_lease(self._leases[session_id], LEASE_TTL_S)
+            except StoreUnavailableError as error:
+                log.debug("lease on session %s not renewed: %s", session_id, error)
+                continue
+            if renewed is None:
+                return  # lost: the next write says so
+            self._leases[session_id] = renewed

@@ -1,0 +1,107 @@
+"""What becomes of a session whose sandbox ended, or went to another gateway, without a verb of this one.
+
+It is found at the start, by an event of the engine, by a request that comes, or by a look at all of them. What is left
+is written into the record at once; the next request recovers the session (gateway/sessions/activation.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from gateway.core.errors import StaleWriteError
+from gateway.core.interfaces import SandboxProvider
+from gateway.core.model import SandboxEvent, SandboxId, Session, SessionId, SessionState
+from gateway.sessions.bindings import Bindings
+from gateway.sessions.membership import Peers
+from gateway.sessions.ownership import Reach
+from gateway.sessions.records import Records
+from gateway.sessions.transitions import Hibernation
+
+logger = logging.getLogger(__name__)
+
+
+class Losses:
+    """Makes records and bindings true again. `salvage` alone wants the session to be held already."""
+
+    def __init__(
+        self,
+        records: Records,
+        peers: Peers,
+        reach: Reach,
+        provider: SandboxProvider,
+        hibernation: Hibernation,
+        bindings: Bindings,
+    ) -> None:
+        self._records = records
+        self._peers = peers
+        self._reach = reach
+        self._provider = provider
+        self._hibernation = hibernation
+        self._bindings = bindings
+
+    async def mend_all(self) -> None:
+        """At the start: records are made true, and what no record names any more is dropped."""
+        for state in (SessionState.ACTIVE, SessionState.HIBERNATING, SessionState.WAKING):
+            after: SessionId | None = None
+            while True:
+                page = [s async for s in self._records.store.sessions(state=state, after=after, limit=500)]
+                for session in page:
+                    if session.owner == self._peers.me and session.sandbox is not None:
+                        await self._mend(session, session.sandbox.id)
+                if len(page) < 500:
+                    break
+                after = page[-1].id
+        await self._hibernation.settled()
+
+    async def _mend(self, listed: Session, sandbox_id: SandboxId) -> None:
+        """The session has its sandbox still, or what is left of it is kept."""
+        if await self._provider.find(sandbox_id) is not None:
+            self._bindings.add(sandbox_id, listed.id)
+            return
+        async with self._records.holding(listed.id):
+            session = await self._records.get(listed.id)
+            if session is not None and session.sandbox is not None and session.sandbox.id == sandbox_id:
+                await self.salvage(session, "its sandbox ended with the gateway, or without its knowing")
+
+    async def sandbox_ended(self, event: SandboxEvent) -> None:
+        """A sandbox ended on its own: say so in the record at once."""
+        session_id = self._bindings.remove(event.sandbox_id) or event.session_id
+        if session_id is None:
+            return
+        self._bindings.tell_unbound(session_id, event.sandbox_id)
+        async with self._records.holding(session_id):
+            session = await self._records.get(session_id)
+            if session is not None and session.sandbox is not None and session.sandbox.id == event.sandbox_id:
+                await self.salvage(session, event.reason)
+        await self._provider.release(event.sandbox_id)
+
+    async def salvage(self, session: Session, reason: str) -> Session:
+        """Its sandbox ended: write what is left of it. Returns the record as it is then. Lock held."""
+        if session.sandbox is not None:
+            self._bindings.remove(session.sandbox.id)
+            try:
+                salvaged = await self._hibernation.salvage(session, reason, reachable=self._reach.is_mine(session))
+            except StaleWriteError:
+                salvaged = await self._reach.require(session.id)  # somebody else already wrote what came of it
+        else:
+            salvaged = await self._records.put(replace(session, state=SessionState.LOST, reason=reason))
+        logger.warning("session %s lost its sandbox: %s; it is %s", session.id, reason or "gone", salvaged.state)
+        return salvaged
+
+    async def reclaim(self) -> None:
+        """This gateway had been silent for long enough to be taken for dead: drop what others took over meanwhile."""
+        for sandbox_id, session_id in self._bindings.all():
+            session = await self._records.store.get(session_id)
+            if session is None or session.sandbox is None or session.sandbox.id != sandbox_id:
+                logger.warning("session %s was taken over by another gateway; its sandbox here ends", session_id)
+                self._bindings.tell_unbound(session_id, None)
+                self._bindings.remove(sandbox_id)
+                await self._provider.release(sandbox_id)
+
+    async def forget_ended(self) -> None:
+        """Stop counting sandboxes that another gateway, which reaches them too, has ended."""
+        if self._reach.everybodys:
+            for sandbox_id, _ in self._bindings.all():
+                if await self._provider.find(sandbox_id) is None:
+                    self._bindings.remove(sandbox_id)

@@ -1,0 +1,213 @@
+"""What happens to sessions that nobody asks for: sleep, the end of their time, checkpoints, and what was left behind.
+
+Every gateway sweeps what it alone reaches. The rest is swept by one of them, the holder of the lease `sweeper`.
+Everything is found through an index of the store; a sweep acts on a bounded number of sessions, so a tick stays short.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from gateway.core.clock import Clock
+from gateway.core.errors import (
+    ConflictError,
+    FencedOutError,
+    SessionNotFoundError,
+    SnapshotError,
+    StaleWriteError,
+    UpstreamBrokenError,
+    UpstreamConnectError,
+    UpstreamTimeoutError,
+    WakegateError,
+)
+from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
+from gateway.core.model import HibernationMode, SandboxId, Session, SessionId, SessionState
+from gateway.sessions.activity import Activity
+from gateway.sessions.lifecycle import Lifecycle
+from gateway.sessions.membership import ElsewhereError, Peers
+from gateway.sessions.records import Records
+
+logger = logging.getLogger(__name__)
+
+BATCH = 256  # sessions acted on in one sweep of each kind
+LOOKED_AT = 1024  # sessions that one sweep of each kind looks at: some are another gateway's, some cannot sleep
+ORPHANS_EVERY_S = 3600.0
+ORPHAN_AGE_S = 3600.0  # much longer than from a snapshot to the record that names it
+RETRY_S = 300.0  # until a session whose workspace could not be kept is tried again
+
+
+class Sweeper:
+    """`sweep` is called again and again."""
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        records: Records,
+        peers: Peers,
+        provider: SandboxProvider,
+        catalog: RuntimeCatalog,
+        keeper: WorkspaceKeeper,
+        activity: Activity,
+        clock: Clock,
+        *,
+        interval: float = 5.0,
+        terminated_retention: float = 3600.0,
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._records = records
+        self._peers = peers
+        self._provider = provider
+        self._catalog = catalog
+        self._clock = clock
+        self._interval = interval
+        self._terminated_retention = terminated_retention
+        self._not_before: dict[SessionId, float] = {}  # sessions that could not sleep
+        self._checkpointed: dict[SessionId, float] = {}  # when each was last tried
+        self._orphans_at = clock.now()
+        self._keeper = keeper
+        self._activity = activity
+        self._strays: set[SandboxId] = set()  # sandboxes that no record named at the last look
+
+    async def sweep(self) -> int:
+        """Let idle sessions sleep (or end), end expired ones, forget records of long ended ones. Returns how many."""
+        await self._lifecycle.flush_activity()
+        await self._lifecycle.forget_ended()
+        leads = await self._leads()
+        if not leads and not self._peers.me:
+            return 0  # nothing is this gateway's alone
+        now = self._clock.now()
+        store = self._records.store
+        acted = await self._each(store.expired(now), leads, self._end_expired)
+        acted += await self._each(store.idle(now), leads, self._rest_idle)
+        if leads:
+            await self._forget(store)
+            await self._release_strays()
+        await self._delete_orphans(leads)
+        return acted
+
+    async def checkpoint(self) -> int:
+        """Copy the workspaces of active sessions whose runtime asks for it and whose time has come. Returns how many.
+
+        Only sessions in use since their last copy: the others' is as good as new.
+        """
+        now = self._clock.now()
+        done = 0
+        if all(runtime.checkpoint_interval is None for runtime in self._catalog.all()):
+            return 0  # nothing is read for sessions that nobody wants copied
+        bound = self._lifecycle.bound_sessions
+        self._checkpointed = {each: at for each, at in self._checkpointed.items() if each in bound}
+        for session_id in bound:
+            last = self._checkpointed.setdefault(session_id, now)
+            used = self._activity.latest(session_id, now)
+            if used is None or used <= last:
+                continue
+            session = await self._records.peek(session_id)
+            runtime = None if session is None else self._catalog.get(session.runtime)
+            interval = None if runtime is None else runtime.checkpoint_interval
+            if interval is None or now - last < interval:
+                continue
+            self._checkpointed[session_id] = now
+            try:
+                done += await self._lifecycle.checkpoint(session_id)
+            except WakegateError as error:
+                logger.warning("session %s has no new checkpoint: %s", session_id, error)
+        return done
+
+    async def _delete_orphans(self, leads: bool) -> None:
+        """Snapshots and parked workspaces that no record names: what a crash between two steps left."""
+        now = self._clock.now()
+        if not (leads or self._peers.me) or now - self._orphans_at < ORPHANS_EVERY_S:
+            return
+        self._orphans_at = now
+        try:
+            await self._keeper.leftovers(self._known, ORPHAN_AGE_S)
+        except WakegateError as error:
+            logger.warning("orphaned snapshots could not be looked for: %s", error)
+
+    async def _known(self) -> AsyncIterator[str]:
+        after: SessionId | None = None
+        while True:
+            page = [each async for each in self._records.store.sessions(after=after, limit=500)]
+            for session in page:
+                if session.snapshot is not None and session.state is not SessionState.TERMINATED:
+                    yield session.snapshot
+            if len(page) < 500:
+                return
+            after = page[-1].id
+
+    async def _leads(self) -> bool:
+        if not self._records.shared:
+            return True
+        lease = await self._records.store.acquire_lease("sweeper", self._records.holder, 3 * self._interval)
+        return lease is not None
+
+    async def _each(
+        self, sessions: AsyncIterator[Session], leads: bool, act: Callable[[Session], Awaitable[bool]]
+    ) -> int:
+        looked = acted = 0
+        async for session in sessions:
+            looked += 1
+            if session.owner == self._peers.me or leads:
+                try:
+                    acted += await act(session)
+                except (StaleWriteError, FencedOutError, ConflictError, SessionNotFoundError):
+                    pass  # somebody used or ended it meanwhile; the next sweep looks again
+                except ElsewhereError:
+                    pass  # its own gateway sweeps it
+            if acted >= BATCH or looked >= LOOKED_AT:
+                break
+        return acted
+
+    async def _end_expired(self, session: Session) -> bool:
+        return await self._lifecycle.terminate(
+            session.id, "its maximum duration is over", only_if=lambda s: s.expires_at <= self._clock.now()
+        )
+
+    async def _rest_idle(self, session: Session) -> bool:
+        if not self._peers.is_mine(session.owner):
+            return False  # its gateway lets it sleep; if that is dead, the next request or its end comes first
+        runtime = self._catalog.get(session.runtime)
+        if runtime is None or runtime.hibernation is HibernationMode.OFF:
+            if await self._lifecycle.at_work(session):
+                return False
+            reason = f"idle for {session.idle_timeout:g} s"
+            return await self._lifecycle.terminate(session.id, reason, only_if=self._lifecycle.is_idle)
+        if self._not_before.get(session.id, 0.0) > self._clock.now():
+            return False
+        self._not_before.pop(session.id, None)
+        try:
+            return await self._lifecycle.hibernate(session.id, only_if=self._lifecycle.is_idle)
+        except (SnapshotError, UpstreamConnectError, UpstreamBrokenError, UpstreamTimeoutError) as error:
+            logger.warning("session %s stays awake: %s", session.id, error)
+            self._not_before[session.id] = self._clock.now() + RETRY_S
+            return False
+
+    async def _forget(self, store: SessionStore) -> None:
+        forgotten = 0
+        async for session in store.terminated(self._clock.now() - self._terminated_retention):
+            await store.delete(session.id)
+            self._not_before.pop(session.id, None)
+            forgotten += 1
+            if forgotten >= BATCH:
+                break
+
+    async def _release_strays(self) -> None:
+        """Sandboxes bound to a session whose record does not name them, twice in a row: what a dead gateway claimed.
+
+        Only where several gateways share the engine; elsewhere it ends with the one that has it.
+        """
+        if not self._records.shared or self._peers.me:
+            return
+        strays: set[SandboxId] = set()
+        for sandbox in await self._provider.list():
+            if sandbox.session_id is None:
+                continue
+            session = await self._records.peek(sandbox.session_id)
+            named = session is not None and session.sandbox is not None and session.sandbox.id == sandbox.id
+            if not named or (session is not None and session.state is SessionState.TERMINATED):
+                strays.add(sandbox.id)
+        for sandbox_id in strays & self._strays:
+            logger.warning("sandbox %s belongs to no session; it is deleted", sandbox_id)
+            await self._provider.release(sandbox_id)
+        self._strays = strays - self._strays

@@ -1,0 +1,229 @@
+"""How a session goes to sleep, wakes, and is saved from a sandbox that ended: the steps of the record, in their order.
+
+They are taken while the session is held (gateway/sessions/hibernation.py, activation.py, recovery.py). After each step
+the record is true, so whoever finds it after a crash knows what to do (`salvage`):
+
+    active -> hibernating   the sandbox may still run; its workspace is at the sandbox or kept
+           -> hibernated    kept: costs nothing; only then is the sandbox deleted
+           -> waking        the named sandbox is getting the workspace; what is kept is still named
+           -> active        the sandbox has it; the record names what is still kept besides, if the keeper copies
+
+A record's `owner` is the gateway without which nothing can be done: it alone reaches the sandbox, or a parked
+workspace. A snapshot is everybody's.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from gateway.core.clock import Clock
+from gateway.core.errors import WakegateError
+from gateway.core.interfaces import Executor, WorkspaceKeeper
+from gateway.core.model import Runtime, Sandbox, Session, SessionState, StartKind, is_snapshot
+from gateway.sessions.records import Records
+
+logger = logging.getLogger(__name__)
+
+
+class Hibernation:
+    """The steps, over records and a keeper of workspaces. `me` as in gateway.sessions.membership."""
+
+    def __init__(
+        self,
+        records: Records,
+        keeper: WorkspaceKeeper,
+        executor: Executor,
+        clock: Clock,
+        retention: float,
+        me: str = "",
+    ) -> None:
+        self._records = records
+        self._keeper = keeper
+        self._executor = executor
+        self._clock = clock
+        self._retention = retention
+        self._me = me
+
+    @property
+    def leaves_running(self) -> bool:
+        """Whether keeping leaves the sandbox as it is, so that it can be broken off."""
+        return self._keeper.leaves_running
+
+    async def begin(self, session: Session) -> Session:
+        """Say that it is going to sleep; nothing has happened yet. Raises StaleWriteError."""
+        return await self._records.put(replace(session, state=SessionState.HIBERNATING))
+
+    async def cancel(self, session: Session, reason: str = "") -> Session:
+        """It stays awake, because somebody needs it or for the reason given. Raises StaleWriteError."""
+        return await self._records.put(replace(session, state=SessionState.ACTIVE, reason=reason))
+
+    async def suspend(self, session: Session) -> Session:
+        """Have what is only in its sandbox's memory written into the workspace. The record is for `asleep` to write."""
+        assert session.sandbox is not None
+        try:
+            report = await self._executor.suspend(session.sandbox, session.id)
+        except WakegateError as error:
+            # Files matter more: a sandbox whose memory cannot be saved still goes to sleep with them.
+            logger.warning("session %s: what is in memory is not saved: %s", session.id, error)
+            return replace(session, suspended=False)
+        return replace(session, suspended=report.saved > 0 or bool(report.unsaved))
+
+    async def resume(self, session: Session) -> None:
+        """Its workspace is there again: picod may look for what `suspend` wrote."""
+        if session.suspended and session.sandbox is not None:
+            try:
+                await self._executor.resume(session.sandbox, session.id)
+            except WakegateError as error:
+                logger.warning("session %s: what was in memory is not taken up: %s", session.id, error)
+
+    async def keep(self, session: Session) -> str | None:
+        """Keep its workspace; None if nothing is left. Raises as WorkspaceKeeper.keep does."""
+        assert session.sandbox is not None
+        return await self._keeper.keep(session.sandbox.id, session.id)
+
+    async def asleep(
+        self, session: Session, reference: str | None, reason: str = "", at: float | None = None
+    ) -> Session:
+        """Its workspace is kept as `reference`, of the moment `at`; the record says so, and an earlier copy may go.
+
+        Without a reference it is `lost`, with what was kept before.
+        """
+        now = self._clock.now()
+        if reference:
+            asleep = replace(
+                session,
+                state=SessionState.HIBERNATED,
+                sandbox=None,
+                snapshot=reference,
+                snapshot_at=now if at is None else at,
+                reason=reason,
+                owner=self._owner_of(session, reference),
+            )
+        else:
+            asleep = self._lost(session, None, reason or "its sandbox ended as it was going to sleep")
+        end = now + self._retention
+        return await self._put_and_drop(session, replace(asleep, limit_at=end, expires_at=bounded(end, asleep.ends_at)))
+
+    async def checkpoint(self, session: Session) -> Session:
+        """Keep a copy of an active session, which goes on. Raises as WorkspaceKeeper.keep, and StaleWriteError."""
+        assert session.sandbox is not None
+        reference = await self._keeper.checkpoint(session.sandbox.id, session.id)
+        if reference is None:
+            return session
+        try:
+            return await self._put_and_drop(
+                session, replace(session, snapshot=reference, snapshot_at=self._clock.now())
+            )
+        except BaseException:
+            await self.drop(reference)
+            raise
+
+    async def unpark(self, session: Session, sandbox: Sandbox, runtime: Runtime) -> Session:
+        """Give a sleeping session the claimed sandbox and its workspace. Raises SandboxStartError, StaleWriteError.
+
+        If the workspace cannot be put there the session is asleep again, and whole.
+        """
+        assert session.snapshot is not None
+        session = await self._records.put(replace(session, state=SessionState.WAKING, sandbox=sandbox, owner=self._me))
+        try:
+            remains = await self._keeper.unpark(session.snapshot or "", sandbox.id, session.id)
+        except Exception as error:
+            await self._put_back(session, f"could not be woken: {error}")
+            raise
+        await self.resume(session)
+        wake = StartKind.WAKE if sandbox.start is StartKind.WARM else StartKind.WAKE_COLD
+        awake = replace(
+            self.awake(session, runtime),
+            start=wake,
+            snapshot=remains,
+            snapshot_at=session.snapshot_at if remains else None,
+        )
+        return await self._records.put(awake)
+
+    def awake(self, session: Session, runtime: Runtime) -> Session:
+        """The record of a session that begins a new life in its sandbox now."""
+        now = self._clock.now()
+        end = now + runtime.max_session_duration
+        return replace(
+            session,
+            state=SessionState.ACTIVE,
+            owner=self._me,
+            reason="",
+            last_active_at=now,
+            limit_at=end,
+            expires_at=bounded(end, session.ends_at),
+        )
+
+    async def salvage(self, session: Session, reason: str, *, reachable: bool = True) -> Session:
+        """Its sandbox ended on its own: keep the workspace if it is still there, and record what happened.
+
+        `reachable` False: the sandbox was another gateway's, and what is left there cannot be had.
+        """
+        assert session.sandbox is not None
+        # On its way between two states, with no request in it, asleep is all there is to say of it.
+        if session.state is SessionState.WAKING and (reachable or is_snapshot(session.snapshot)):
+            return await self._put_back(session, reason)
+        reference = None
+        if reachable:
+            try:
+                reference = await self.keep(session)
+            except WakegateError as error:
+                # It is there, but picod does not give it: an unusable sandbox is an ended one. What was kept counts.
+                logger.warning("session %s: nothing newer than its last snapshot can be kept: %s", session.id, error)
+        if session.state is SessionState.HIBERNATING and reference:
+            return await self.asleep(session, reference, reason)
+        return await self._put_and_drop(session, self._lost(session, reference, reason))
+
+    async def forget(self, session: Session) -> None:
+        """Delete what is kept of a session whose record says that it ended."""
+        if session.snapshot is not None:
+            await self.drop(session.snapshot)
+
+    async def settled(self) -> None:
+        """All records are true: what ended sandboxes left besides may go."""
+        await self._keeper.drop_leftovers()
+
+    async def drop(self, reference: str) -> None:
+        """Delete what no record names. If that fails now it is an orphan, which the sweeper finds."""
+        try:
+            await self._keeper.drop_parked(reference)
+        except WakegateError as error:
+            logger.warning("snapshot %s could not be deleted: %s", reference, error)
+
+    async def _put_back(self, session: Session, reason: str) -> Session:
+        """It did not wake: asleep again, of the same moment as before."""
+        assert session.sandbox is not None
+        assert session.snapshot is not None
+        reference = await self._keeper.put_back(session.snapshot, session.sandbox.id, session.id)
+        return await self.asleep(session, reference, reason, at=session.snapshot_at)
+
+    async def _put_and_drop(self, before: Session, after: Session) -> Session:
+        """Write the record; what only the earlier one named has a durable successor, and goes."""
+        written = await self._records.put(after)
+        if before.snapshot not in (None, written.snapshot):
+            await self.drop(before.snapshot)
+        return written
+
+    def _lost(self, session: Session, reference: str | None, reason: str) -> Session:
+        """Without a sandbox: what is left is what could be kept of it, else what was kept before."""
+        at = self._clock.now() if reference else session.snapshot_at if session.snapshot else None
+        left = reference or session.snapshot
+        return replace(
+            session,
+            state=SessionState.LOST,
+            sandbox=None,
+            reason=reason,
+            snapshot=left,
+            snapshot_at=at,
+            owner=self._owner_of(session, left),
+        )
+
+    def _owner_of(self, session: Session, reference: str | None) -> str:
+        """Whose a session without a sandbox is: with a snapshot, or with nothing left, everybody's."""
+        return "" if reference is None or is_snapshot(reference) else session.owner
+
+
+def bounded(end: float, asked: float | None) -> float:
+    """The earlier of two ends."""
+    return end if asked is None else min(end, asked)

@@ -1,0 +1,201 @@
+"""The workspace as a tar stream: a walk that yields pieces of the archive. Blocking; api.py runs it in a thread.
+
+All kinds of files, their modes and times, hard links, holes and user.* attributes. Left out: sockets (dead without
+their process), owners (there is one), what is mounted below (volumes outlive the sandbox), uploads still under way.
+Memory is flat but for the names in the directories on the way down and for files with several names.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator
+
+from picod.archive.tar_members import (
+    DIRECTORY,
+    END,
+    FIFO,
+    FILE,
+    HARD_LINK,
+    SYMLINK,
+    Member,
+    encode,
+    encode_sparse_map,
+    padding,
+)
+from picod.filesystem.safe_walk import READ, Cursor, open_file
+
+_PIECE = 256 << 10
+_MAX_XATTRS = 1 << 20  # bytes of attributes of one file; ext4 has room for 4 KiB, XFS for 64 KiB each
+_MAX_REGIONS = 100_000  # in one sparse file; what follows goes as it is, holes written out
+UPLOAD = re.compile(rb"\.wakegate-[0-9a-f]{16}\.part")  # uploads.Staged
+
+_Identity = tuple[int, int]
+_Seen = dict[_Identity, bytes] | None  # names of files by what they are; None: nobody asks for links and holes
+
+
+def pack(root_fd: int, *, plain: bool = False) -> Iterator[bytearray]:
+    """The archive in pieces of about 256 KiB. Raises OSError; ESTALE when a file or directory changed under our eyes.
+
+    Each piece is the caller's only until the next one is asked for. `plain`: for formats that know neither hard links
+    nor holes, every name has all of its data.
+    """
+    out = bytearray()
+    seen: _Seen = None if plain else {}
+    with Cursor(root_fd, READ) as cursor:
+        pending = [_names(cursor.fd)]
+        prefix: list[bytes] = [b""]
+        while pending:
+            if not pending[-1]:
+                pending.pop()
+                prefix.pop()
+                if pending:
+                    cursor.leave()
+                continue
+            name = pending[-1].pop()
+            try:
+                status = os.stat(name, dir_fd=cursor.fd, follow_symlinks=False)
+                path = prefix[-1] + name
+                if stat.S_ISDIR(status.st_mode):
+                    cursor.enter(name)
+                    mounted = cursor.is_mount()
+                    out += _directory(path, status, 0 if mounted else cursor.fd)
+                    pending.append([] if mounted else _names(cursor.fd))
+                    prefix.append(path + b"/")
+                elif stat.S_ISREG(status.st_mode):
+                    yield from _file(cursor.fd, name, path, seen, out)
+                else:
+                    out += _special(cursor.fd, name, path, status, seen)
+            except FileNotFoundError:
+                continue  # deleted since its directory was read
+            if len(out) >= _PIECE:
+                yield out
+                out.clear()
+    yield out + END
+
+
+def _names(fd: int) -> list[bytes]:
+    """In order from the end, so that the same tree makes the same archive."""
+    return sorted(
+        (os.fsencode(name) for name in os.listdir(fd) if not UPLOAD.fullmatch(os.fsencode(name))), reverse=True
+    )
+
+
+def _directory(path: bytes, status: os.stat_result, fd: int) -> bytes:
+    xattrs = _xattrs(fd) if fd else {}
+    return encode(Member(path, DIRECTORY, stat.S_IMODE(status.st_mode), status.st_mtime_ns, xattrs=xattrs))
+
+
+def _special(dir_fd: int, name: bytes, path: bytes, status: os.stat_result, seen: _Seen) -> bytes:
+    if stat.S_ISLNK(status.st_mode):
+        kind, link = SYMLINK, os.readlink(name, dir_fd=dir_fd)
+    elif stat.S_ISFIFO(status.st_mode):
+        kind, link = FIFO, b""
+    else:
+        return b""  # a socket; device nodes cannot be made in a sandbox
+    first = _first_name(status, path, seen)
+    if first is not None:
+        kind, link = HARD_LINK, first
+    return encode(Member(path, kind, stat.S_IMODE(status.st_mode), status.st_mtime_ns, link=link))
+
+
+def _first_name(status: os.stat_result, path: bytes, seen: _Seen) -> bytes | None:
+    """The name a file was packed under already, if it was."""
+    if status.st_nlink == 1 or seen is None:
+        return None
+    first = seen.setdefault((status.st_dev, status.st_ino), path)
+    return None if first is path else first
+
+
+def _file(dir_fd: int, name: bytes, path: bytes, seen: _Seen, out: bytearray) -> Iterator[bytearray]:
+    fd = open_file(name, dir_fd)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise _changed(path)
+        first = _first_name(status, path, seen)
+        member = Member(path, FILE, stat.S_IMODE(status.st_mode), status.st_mtime_ns)
+        if first is not None:
+            member.kind, member.link = HARD_LINK, first
+            out += encode(member)
+            return
+        member.xattrs = _xattrs(fd)
+        if status.st_size > status.st_blocks * 512 and seen is not None:
+            yield from _sparse(fd, status.st_size, member, out)
+        elif status.st_size <= _PIECE:
+            data = os.read(fd, status.st_size + 1)  # one look: what is read is what is said
+            member.size = len(data)
+            out += encode(member)
+            out += data
+            out += bytes(padding(len(data)))
+        else:
+            member.size = status.st_size
+            out += encode(member)
+            yield from _region(fd, 0, status.st_size, path, out)
+            out += bytes(padding(status.st_size))
+    finally:
+        os.close(fd)
+
+
+def _sparse(fd: int, size: int, member: Member, out: bytearray) -> Iterator[bytearray]:
+    regions = list(_regions(fd, size))
+    table = encode_sparse_map(regions)
+    member.real_size = size
+    member.size = len(table) + sum(length for _, length in regions)
+    out += encode(member)
+    out += table
+    for offset, length in regions:
+        yield from _region(fd, offset, length, member.path, out)
+    out += bytes(padding(member.size))
+
+
+def _regions(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where a file has data. The last region ends the file, if only as an empty one, as GNU tar expects it."""
+    end = count = 0
+    while end < size:
+        count += 1
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            break  # nothing but a hole from here
+        if start >= size:
+            break
+        end = min(os.lseek(fd, start, os.SEEK_HOLE), size) if count < _MAX_REGIONS else size
+        yield start, end - start
+    if end < size or not size:
+        yield size, 0
+
+
+def _region(fd: int, offset: int, length: int, path: bytes, out: bytearray) -> Iterator[bytearray]:
+    while length:
+        data = os.pread(fd, min(_PIECE, length), offset)
+        if not data:
+            raise _changed(path)
+        out += data
+        offset += len(data)
+        length -= len(data)
+        if len(out) >= _PIECE:
+            yield out
+            out.clear()
+
+
+def _xattrs(fd: int) -> dict[bytes, bytes]:
+    try:
+        names = [name for name in os.listxattr(fd) if name.startswith("user.")]
+        found = {os.fsencode(name): os.getxattr(fd, name) for name in names}
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.ENODATA, errno.EPERM):
+            return {}
+        raise
+    if sum(map(len, found.values())) > _MAX_XATTRS:
+        raise OSError(errno.E2BIG, "a file has more than 1 MiB of extended attributes")
+    return found
+
+
+def _changed(path: bytes) -> OSError:
+    shown = path.decode("utf-8", "replace")
+    return OSError(errno.ESTALE, f"{shown} changed while it was read")

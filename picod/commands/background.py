@@ -1,0 +1,296 @@
+"""Processes that outlive the request that started them: they run until they end, are ended, or the sandbox ends.
+
+Each has a ring of its latest output and, if asked for, a pipe to its stdin. process_api.py speaks HTTP about them. What
+a session runs here counts as activity (activity.py), so that it is not put to sleep in the middle of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+
+from picod.commands.execute import Order
+from picod.commands.processes import Child, Children
+from picod.commands.ring_buffer import Ring
+from picod.compat.go_format import format_time
+from picod.http.request import RequestError
+from picod.http.sse import News
+
+MAX_PROCESSES = 32  # kept in all; the oldest that has ended makes room for a new one
+LOG_BYTES = 1 << 20  # of output kept of each
+_READ = 64 << 10
+_STDIN_PATIENCE = 300.0  # seconds that a process may read nothing while somebody writes
+_PAUSE = 0.002  # seconds after a full read: 32 MB/s at most, so that a forgotten `yes` costs little
+
+
+class Pump:
+    """Reads a pipe or a terminal until its end, as long as it is not paused; owns the descriptor."""
+
+    def __init__(self, fd: int, take: Callable[[bytes], None], ended: Callable[[], None] = lambda: None) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._take = take
+        self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._paused = False
+        self._loop.add_reader(fd, self._turn)
+
+    def pause(self) -> None:
+        """Read no more for now: whoever writes has to wait."""
+        self._paused = True
+        self._halt()
+
+    def resume(self) -> None:
+        """Read again."""
+        if self._paused and self._fd >= 0:
+            self._paused = False
+            self._loop.add_reader(self._fd, self._turn)
+
+    def drain(self) -> None:
+        """Take what is there now, at most what a pipe holds."""
+        room = 1 << 20
+        while room > 0 and self._fd >= 0 and (taken := self._read()):
+            room -= taken
+
+    def close(self) -> None:
+        """Let go. A second call does nothing."""
+        if self._fd >= 0:
+            self._halt()
+            os.close(self._fd)
+            self._fd = -1
+
+    def _halt(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+
+    def _turn(self) -> None:
+        if self._read() == _READ and not self._paused and self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            self._timer = self._loop.call_later(_PAUSE, self._again)
+
+    def _again(self) -> None:
+        self._timer = None
+        self._loop.add_reader(self._fd, self._turn)
+
+    def _read(self) -> int:
+        try:
+            data = os.read(self._fd, _READ)
+        except BlockingIOError:
+            return 0
+        except OSError:  # EIO: the last process of a terminal is gone
+            data = b""
+        if data:
+            self._take(data)
+            return len(data)
+        self.close()
+        self._ended()
+        return 0
+
+
+class Process:
+    """One of them, running or ended."""
+
+    def __init__(self, name: str, order: Order, child: Child, pipes: dict[str, int], *, keeps_awake: bool) -> None:
+        self.id = os.urandom(4).hex()
+        self.name = name
+        self.order = order
+        self.child = child
+        self.keeps_awake = keeps_awake
+        self.log = Ring(LOG_BYTES)
+        self.news = News()
+        self.has_stdin = "stdin" in pipes
+        self.stdin_fd = pipes.pop("stdin", -1)
+        self.stdin_room: asyncio.Future[None] | None = None  # whoever writes waits for it while the pipe is full
+        self.writing = asyncio.Lock()
+        self.started_ns = time.time_ns()
+        self.ended_ns: int | None = None
+        self._pumps = [Pump(fd, lambda data, stream=stream: self._took(stream, data)) for stream, fd in pipes.items()]  # type: ignore[misc]
+        child.exited.add_done_callback(lambda _: self._exited())
+
+    @property
+    def running(self) -> bool:
+        """It has not exited."""
+        return self.ended_ns is None
+
+    def describe(self) -> dict[str, object]:
+        """As the API shows it."""
+        code = None if self.running else self.child.exited.result()
+        return {
+            "id": self.id,
+            "name": self.name,
+            "pid": self.child.pid,
+            "command": [item.decode("utf-8", "replace") for item in self.order.command],
+            "working_dir": self.order.working_dir,
+            "state": "running" if self.running else "exited",
+            **exit_fields(code),
+            "started_at": format_time(self.started_ns),
+            "ended_at": None if self.ended_ns is None else format_time(self.ended_ns),
+            "keeps_awake": self.keeps_awake,
+            "stdin": self.stdin_fd >= 0,
+            "log": {"start": self.log.start, "end": self.log.end},
+        }
+
+    def close_stdin(self) -> None:
+        """Its stdin is at end of file from now on."""
+        if self.stdin_fd >= 0:
+            asyncio.get_running_loop().remove_writer(self.stdin_fd)
+            os.close(self.stdin_fd)
+            self.stdin_fd = -1
+            self._has_room()
+
+    async def write_stdin(self, data: bytes) -> None:
+        """Write all of it, waiting while the pipe is full.
+
+        Raises BrokenPipeError when nobody will read it, TimeoutError when nobody does for five minutes.
+        """
+        view = memoryview(data)
+        while view:
+            if self.stdin_fd < 0:
+                raise BrokenPipeError
+            try:
+                view = view[os.write(self.stdin_fd, view) :]
+            except BlockingIOError:
+                loop = asyncio.get_running_loop()
+                self.stdin_room = loop.create_future()
+                loop.add_writer(self.stdin_fd, self._has_room)
+                async with asyncio.timeout(_STDIN_PATIENCE):
+                    await self.stdin_room
+
+    def _has_room(self) -> None:
+        if self.stdin_fd >= 0:
+            asyncio.get_running_loop().remove_writer(self.stdin_fd)
+        if self.stdin_room is not None and not self.stdin_room.done():
+            self.stdin_room.set_result(None)
+        self.stdin_room = None
+
+    def close(self) -> None:
+        """Let go of its pipes."""
+        self.close_stdin()
+        for pump in self._pumps:
+            pump.close()
+
+    def _took(self, stream: str, data: bytes) -> None:
+        self.log.append(stream, data)
+        self.news.tell()
+
+    def _exited(self) -> None:
+        # All that it wrote itself is in the pipes by now. What children of its still write is read on.
+        for pump in self._pumps:
+            pump.drain()
+        self.ended_ns = time.time_ns()
+        if not self.writing.locked():
+            self.close_stdin()
+        self.news.tell()
+
+
+class Background:
+    """All of them, bounded."""
+
+    def __init__(self, children: Children) -> None:
+        self._children = children
+        self._by_id: dict[str, Process] = {}
+
+    def all(self) -> Iterable[Process]:
+        """In the order they were started."""
+        return self._by_id.values()
+
+    def get(self, process_id: str) -> Process:
+        """One. Raises RequestError 404."""
+        process = self._by_id.get(process_id)
+        if process is None:
+            raise RequestError(
+                404, f"no process {process_id[:64]!r}; GET /api/processes lists them", code="PROCESS_NOT_FOUND"
+            )
+        return process
+
+    def start(
+        self, order: Order, executable: bytes, cwd_fd: int, *, name: str, stdin: bool, keeps_awake: bool
+    ) -> Process:
+        """Start one. Raises RequestError 429 when too many run, OSError when it cannot be executed."""
+        self._make_room()
+        ours: dict[str, int] = {}
+        theirs: dict[str, int] = {}
+        try:
+            for stream in ("stdout", "stderr"):
+                ours[stream], theirs[stream] = os.pipe2(os.O_CLOEXEC)
+            if stdin:
+                theirs["stdin"], ours["stdin"] = os.pipe2(os.O_CLOEXEC)
+                os.set_blocking(ours["stdin"], False)
+            child = self._children.spawn(
+                executable,
+                order.command,
+                cwd_fd=cwd_fd,
+                env=order.env,
+                stdout=theirs["stdout"],
+                stderr=theirs["stderr"],
+                stdin=theirs.get("stdin"),
+            )
+        except OSError:
+            for fd in ours.values():
+                os.close(fd)
+            raise
+        finally:
+            for fd in theirs.values():
+                os.close(fd)
+        process = Process(name, order, child, ours, keeps_awake=keeps_awake)
+        self._by_id[process.id] = process
+        return process
+
+    async def end(self, process: Process) -> None:
+        """Kill it and its whole tree."""
+        await self._children.kill(process.child)
+
+    async def forget(self, process: Process) -> None:
+        """Kill it, and drop its log."""
+        self._by_id.pop(process.id, None)
+        await self.end(process)
+        process.close()
+
+    def _make_room(self) -> None:
+        if len(self._by_id) < MAX_PROCESSES:
+            return
+        oldest = next((process for process in self._by_id.values() if not process.running), None)
+        if oldest is None:
+            raise RequestError(
+                429, f"{MAX_PROCESSES} processes run already; end one of GET /api/processes", code="TOO_MANY_PROCESSES"
+            )
+        del self._by_id[oldest.id]
+        oldest.close()
+
+
+def exit_fields(code: int | None) -> dict[str, object]:
+    """How something ended, from Popen's notation: -1 and the signal's name for a signal, nothing while it runs."""
+    if code is None or code >= 0:
+        return {"exit_code": code, "signal": None}
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"SIG{-code}"  # a real-time signal
+    return {"exit_code": -1, "signal": name}
+
+
+def read_signal(value: object) -> signal.Signals:
+    """A signal by number, `TERM` or `SIGTERM`. Raises RequestError 400."""
+    try:
+        if isinstance(value, str):
+            return signal.Signals["SIG" + value.upper().removeprefix("SIG")]
+        if isinstance(value, int) and not isinstance(value, bool):
+            return signal.Signals(value)
+    except (KeyError, ValueError):
+        pass
+    raise RequestError(400, f"signal: expected a name such as TERM or a number, not {str(value)[:40]!r}")
+
+
+def send_signal(child: Child, number: signal.Signals) -> None:
+    """To its process group. To be called while it has not exited: its number still means it."""
+    try:
+        os.killpg(child.pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass

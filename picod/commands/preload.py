@@ -1,0 +1,335 @@
+"""Scripts on a preloaded interpreter: picod's end of it.
+
+`python3 SCRIPT`, `python3 -c` and `python3 -m` of /api/execute run in a child of userside/forkserver.py, which holds
+the runtime's preloaded modules. Decides what may run there (pure), keeps the server running and one child of it
+waiting, and hands orders over. Whatever is unusual, and whatever goes wrong before user code has begun, is answered
+with None: the command is then spawned as any other.
+
+All of that runs as the session's user, who may kill, stop or take over the server. So nothing it says is believed:
+the pid of a child comes from the kernel (SO_PASSCRED), must be a child of picod's, and its exit status is what waitpid
+says. A server that does not do its part within _PATIENCE is killed and started again, after a pause that doubles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import marshal
+import os
+import socket
+import struct
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from picod.commands.execute import find_executable
+from picod.commands.processes import Child, Children
+
+_SERVER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "userside", "forkserver.py")
+_PATIENCE = 2.0  # seconds for each step of a hand-over; a fork takes a few milliseconds
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds before a server that ended is started again
+_MOST_ORDER = 128 << 10  # bytes; the socket takes no more at once
+_MOST_SAID = 64 << 10
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+_WAITS, _RUNS, _STALE = b"w", b"r", b"s"
+
+# Variables that the interpreter or C libraries read while they load. What Python code of the imports looked at, the
+# server tells.
+_SENSITIVE_NAMES = frozenset((b"HOME", b"LANG", b"LANGUAGE", b"LOCPATH", b"NLSPATH", b"GCONV_PATH"))
+_SENSITIVE_PREFIXES = (
+    b"LD_", b"LC_", b"GLIBC_", b"MALLOC_", b"OMP_", b"GOMP_", b"KMP_", b"OPENBLAS_", b"GOTO_", b"MKL_", b"BLIS_",
+    b"NUMEXPR_", b"NPY_", b"OPENSSL_", b"SSL_",
+)  # fmt: skip
+
+
+def is_script(command: Sequence[bytes]) -> bool:
+    """Whether it is `python3 FILE ...`, `python3 -c CODE ...` or `python3 -m MODULE ...`, without a flag before.
+
+    pip is none: a fresh interpreter sends it to the session's environment (userside/wakegate_workspace.py).
+    """
+    if len(command) < 2 or not command[1]:
+        return False
+    if command[1] in (b"-c", b"-m"):
+        return len(command) > 2 and bool(command[2]) and not (command[1] == b"-m" and command[2] == b"pip")
+    return not command[1].startswith(b"-") and not os.path.basename(command[1]).startswith(b"pip")
+
+
+def may_share(env: Mapping[bytes, bytes], base: Mapping[bytes, bytes], looked_at: frozenset[bytes]) -> bool:
+    """Whether an interpreter that started, and imported, under `base` is what it would be under `env`."""
+    if any(name.startswith(b"PYTHON") for name in env):
+        return False
+    return not any(
+        name in looked_at or name in _SENSITIVE_NAMES or name.startswith(_SENSITIVE_PREFIXES)
+        for name in env.keys() | base.keys()
+        if env.get(name) != base.get(name)
+    )
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A forked child that has no order yet; `child` is None until it said that it is there."""
+
+    socket: socket.socket
+    child: Child | None = None
+
+
+class Preload:
+    """The fork server of one picod. All methods are for the loop's thread."""
+
+    def __init__(
+        self,
+        children: Children,
+        modules: Sequence[str],
+        env: Mapping[bytes, bytes],
+        root_fd: int,
+        *,
+        delay: float,
+    ) -> None:
+        self._children = children
+        self._modules = modules
+        self._env = env
+        self._root_fd = root_fd
+        self._delay = delay
+        self._executable = b""
+        self._server: Child | None = None
+        self._control: socket.socket | None = None
+        self._looked_at: frozenset[bytes] | None = None  # None: not ready
+        self._pending: set[_Waiting] = set()
+        self._ready: deque[_Waiting] = deque()
+        self._wanted: deque[asyncio.Future[bool]] = deque()
+        self._pause = _FIRST_PAUSE
+        self._started_at = 0.0
+        self._killing: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether scripts can be handed over now."""
+        return self._looked_at is not None
+
+    def start(self) -> None:
+        """Have the server started when the sandbox has come up. Without modules there is none."""
+        if self._modules:
+            asyncio.get_running_loop().call_later(self._delay, self._start_server)
+
+    async def run(
+        self,
+        executable: bytes,
+        command: Sequence[bytes],
+        *,
+        cwd_fd: int,
+        env: Mapping[bytes, bytes],
+        stdout: int,
+        stderr: int,
+    ) -> Child | None:
+        """Run a script in a forked child, as Children.spawn would run it; None: it did not begin, spawn it."""
+        if self._looked_at is None or executable != self._executable or not is_script(command):
+            return None
+        if not may_share(env, self._env, self._looked_at):
+            return None
+        order = marshal.dumps((list(command), list(env.items())), 2)
+        if len(order) > _MOST_ORDER:
+            return None
+        waiting = await self._next_child()
+        if waiting is None or waiting.child is None:
+            return None
+        child = waiting.child
+        said = b""
+        try:
+            self._children.mark(child)
+            socket.send_fds(waiting.socket, [order], [cwd_fd, stdout, stderr])
+            async with asyncio.timeout(_PATIENCE):
+                said = await asyncio.get_running_loop().sock_recv(waiting.socket, 1)
+        except (OSError, TimeoutError):
+            pass
+        finally:
+            began = await self._let_go(waiting, child, began=said in (_RUNS, _STALE))
+        if not began:
+            return None
+        if said == _STALE:
+            self._end_server()
+        else:
+            self._keep_one()
+        return child
+
+    async def _let_go(self, waiting: _Waiting, child: Child, *, began: bool) -> bool:
+        """Close a child's socket; kill it if its user code has not begun. Whether it had begun after all."""
+        try:
+            if not began:
+                await self._children.kill(child)
+                began = waiting.socket.recv(1) in (
+                    _RUNS,
+                    _STALE,
+                )  # it did just now: then it was killed, as far as anyone knows
+        except OSError:
+            pass
+        finally:
+            waiting.socket.close()
+            self._children.quiet.discard(child.pid)
+        return began
+
+    # Children that wait for an order.
+
+    async def _next_child(self) -> _Waiting | None:
+        deadline = time.monotonic() + _PATIENCE
+        while self._looked_at is not None:
+            while self._ready:
+                waiting = self._ready.popleft()
+                if waiting.child is not None and not waiting.child.exited.done():
+                    return waiting
+                self._drop(waiting)
+            if len(self._pending) <= len(self._wanted) and not self._order_child():
+                return None
+            wanted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            self._wanted.append(wanted)
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    if not await wanted:
+                        return None
+            except TimeoutError:
+                self._end_server()
+                return None
+            finally:
+                if wanted in self._wanted:
+                    self._wanted.remove(wanted)
+        return None
+
+    def _keep_one(self) -> None:
+        """Have one child waiting beyond those that are waited for."""
+        if self._looked_at is not None and len(self._ready) + len(self._pending) <= len(self._wanted):
+            self._order_child()
+
+    def _order_child(self) -> bool:
+        """Have one more forked. False: not possible now."""
+        assert self._control is not None
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        except OSError:
+            return False  # no descriptors left
+        theirs.setblocking(True)
+        with theirs:
+            waiting = _Waiting(ours)
+            try:
+                ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+                socket.send_fds(self._control, [b"f"], [theirs.fileno()])
+            except OSError:
+                ours.close()
+                self._end_server()
+                return False
+        self._pending.add(waiting)
+        asyncio.get_running_loop().add_reader(ours, self._on_child, waiting)
+        return True
+
+    def _on_child(self, waiting: _Waiting) -> None:
+        asyncio.get_running_loop().remove_reader(waiting.socket)
+        self._pending.discard(waiting)
+        try:
+            said, ancillary, _, _ = waiting.socket.recvmsg(1, socket.CMSG_SPACE(_CREDENTIALS.size))
+        except OSError:
+            said, ancillary = b"", []
+        pid = next((_CREDENTIALS.unpack(data)[0] for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS), 0)
+        waiting.child = self._children.adopt(pid) if said == _WAITS else None
+        if waiting.child is None:  # it could not be forked (too many processes), or somebody else speaks
+            self._drop(waiting)
+        else:
+            self._children.quiet.add(waiting.child.pid)
+            self._ready.append(waiting)
+        self._wake_one(came=waiting.child is not None)
+
+    def _wake_one(self, *, came: bool) -> None:
+        """Let the first of those that wait go on: a child came, or none will."""
+        while self._wanted:
+            wanted = self._wanted.popleft()
+            if not wanted.done():
+                wanted.set_result(came)
+                return
+
+    def _drop(self, waiting: _Waiting) -> None:
+        """Forget a child; an honest one ends when its socket closes."""
+        asyncio.get_running_loop().remove_reader(waiting.socket)
+        waiting.socket.close()
+        if waiting.child is not None:
+            self._children.quiet.discard(waiting.child.pid)
+
+    # The server.
+
+    def _start_server(self) -> None:
+        executable = find_executable(b"python3", self._env.get(b"PATH", b""), self._root_fd)
+        if executable is None or any(name.startswith(b"PYTHON") for name in self._env):
+            _say("off: commands have no python3 on their PATH, or PYTHON* variables")
+            return
+        self._executable = executable
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        theirs.setblocking(True)
+        read_end, write_end = os.pipe()  # its streams must be pipes, as a command's are, though nobody reads them
+        root = os.open("/", os.O_PATH | os.O_CLOEXEC)  # a folder in the workspace would be held
+        argv = [b"python3", os.fsencode(_SERVER), b"%d" % theirs.fileno(), executable, b"1"]
+        argv += [module.encode() for module in self._modules]
+        try:
+            self._server = self._children.spawn(
+                executable, argv, cwd_fd=root, env=self._env, stdout=write_end, stderr=write_end,
+                keep=(theirs.fileno(),),
+            )  # fmt: skip
+        except OSError as error:
+            _say(f"off: {executable.decode(errors='replace')} cannot be started: {error.strerror}")
+            control.close()
+            return
+        finally:
+            for descriptor in (read_end, write_end, root):
+                os.close(descriptor)
+            theirs.close()
+        self._children.quiet.add(self._server.pid)
+        self._started_at = time.monotonic()
+        self._control = control
+        self._server.exited.add_done_callback(self._on_end)
+        asyncio.get_running_loop().add_reader(control, self._on_control)
+
+    def _on_control(self) -> None:
+        """The server says that it is ready, or why it will not be."""
+        assert self._control is not None
+        try:
+            said = self._control.recv(_MOST_SAID)
+        except BlockingIOError:
+            return
+        except OSError:
+            said = b""
+        word, _, names = said.partition(b"\n")
+        asyncio.get_running_loop().remove_reader(self._control)
+        if word == b"ready":
+            self._looked_at = frozenset(names.split(b"\n"))
+            self._order_child()
+        elif said:
+            _say(f"off: {said[:4000].decode(errors='replace')}")
+            self._modules = ()
+
+    def _end_server(self) -> None:
+        """It does not do its part: away with it. Another one follows."""
+        self._looked_at = None
+        if self._server is not None and not self._server.exited.done():
+            task = asyncio.ensure_future(self._children.kill(self._server))
+            self._killing.add(task)
+            task.add_done_callback(self._killing.discard)
+
+    def _on_end(self, _: asyncio.Future[int]) -> None:
+        loop = asyncio.get_running_loop()
+        self._looked_at = None
+        if self._server is not None:
+            self._children.quiet.discard(self._server.pid)
+        if self._control is not None:
+            loop.remove_reader(self._control)
+            self._control.close()
+        self._server = self._control = None
+        for waiting in (*self._pending, *self._ready):
+            self._drop(waiting)
+        self._pending.clear()
+        self._ready.clear()
+        while self._wanted:
+            self._wake_one(came=False)
+        if self._modules:
+            served_well = time.monotonic() - self._started_at > _LONGEST_PAUSE
+            self._pause = _FIRST_PAUSE if served_well else min(self._pause * 2, _LONGEST_PAUSE)
+            loop.call_later(self._pause, self._start_server)
+
+
+def _say(text: str) -> None:
+    print(f"picod: preload: {text}", file=sys.stderr, flush=True)  # noqa: T201 - the sandbox's log

@@ -1,0 +1,218 @@
+"""/api/processes: start in the background, list, logs, stdin, signal, wait, end."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import os
+from collections.abc import Awaitable, Callable
+from signal import Signals
+from typing import TYPE_CHECKING, Any
+
+from picod.commands.background import Process, exit_fields, read_signal, send_signal
+from picod.commands.execute import find_executable, parse_order
+from picod.compat.go_format import DurationError, parse_duration
+from picod.filesystem.paths import PathError
+from picod.http.json_fields import parse_object, text_field, wrong_type
+from picod.http.request import ClientGoneError, Request, RequestError, os_failure, query_flag, reason_of
+from picod.http.sse import EventStream
+
+if TYPE_CHECKING:
+    from picod.app import Picod
+
+_STRUCT = "StartProcessRequest"
+_STREAMS = ("stdout", "stderr")
+_LONGEST_WAIT = 300.0
+_MAX_NAME = 200
+
+
+async def list_processes(picod: Picod, request: Request) -> None:
+    """GET /api/processes: all, in the order they were started."""
+    await request.answer_json(200, {"processes": [process.describe() for process in picod.background.all()]})
+
+
+async def start_process(picod: Picod, request: Request) -> None:
+    """POST /api/processes: as /api/execute takes it, with `name`, `stdin` and `keeps_awake`.
+
+    201 with the process; 400 when it cannot be started at all, 429 when too many run.
+    """
+    body = await request.body(picod.config.max_body)
+    fields = parse_object(body, _STRUCT)
+    order = parse_order(body, picod.config.command_env)
+    if fields.get("timeout") is not None:
+        raise RequestError(400, "timeout: a background process has none; wait for it, and send a signal or delete it")
+    name = text_field(fields, _STRUCT, "name") or ""
+    if len(name) > _MAX_NAME:
+        raise RequestError(400, f"name: at most {_MAX_NAME} characters")
+    stdin, keeps_awake = flag_field(fields, "stdin", default=False), flag_field(fields, "keeps_awake", default=True)
+    shown = order.command[0].decode()
+    try:
+        cwd_fd = picod.workspace.open_directory(order.working_dir, make=True)
+    except PathError as error:
+        raise RequestError(400, f"Invalid working directory: {error}") from error
+    except OSError as error:
+        raise os_failure(error, f"Failed to create working directory: mkdir {order.working_dir}") from error
+    try:
+        executable = find_executable(order.command[0], order.env.get(b"PATH", b""), cwd_fd)
+        if executable is None:
+            raise RequestError(400, f'exec: "{shown}": executable file not found in $PATH')
+        process = picod.background.start(order, executable, cwd_fd, name=name, stdin=stdin, keeps_awake=keeps_awake)
+    except OSError as error:
+        raise RequestError(400, f"fork/exec {shown}: {reason_of(error)}") from error
+    finally:
+        os.close(cwd_fd)
+    await request.answer_json(201, process.describe(), ((b"location", f"/api/processes/{process.id}".encode()),))
+
+
+def flag_field(fields: dict[str, Any], name: str, *, default: bool) -> bool:
+    """A boolean of the request. Raises RequestError 400."""
+    value = fields.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise wrong_type(value, _STRUCT, name, "bool")
+    return value
+
+
+async def process(picod: Picod, request: Request) -> None:
+    """/api/processes/{id} and what is below it. 404 for an unknown one, 405 for a verb that it does not have."""
+    name, _, verb = request.tail.decode("utf-8", "replace").partition("/")
+    found = picod.background.get(name)
+    handlers = _VERBS.get(verb)
+    if handlers is None:
+        raise RequestError(404, f"no /api/processes/ID/{verb[:64]}; expected logs, wait, stdin or signal")
+    handler = handlers.get(request.method)
+    if handler is None:
+        allowed = ", ".join(handlers)
+        raise RequestError(405, f"{request.method} is not for this path; use {allowed}")
+    await handler(picod, request, found)
+
+
+async def _show(picod: Picod, request: Request, process: Process) -> None:
+    await request.answer_json(200, process.describe())
+
+
+async def _delete(picod: Picod, request: Request, process: Process) -> None:
+    """Kill its whole tree, and forget it."""
+    await picod.background.forget(process)
+    await request.answer_json(200, process.describe())
+
+
+async def _wait(picod: Picod, request: Request, process: Process) -> None:
+    """Answer when it has exited, or after `?timeout=` (30s), whichever comes first; `state` tells which."""
+    seconds = query_duration(request, "timeout", "30s")
+    gone = asyncio.create_task(request.gone())
+    try:
+        await asyncio.wait((process.child.exited, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.sleep(0)  # its own callback on the exit comes first
+        if gone.done():
+            raise ClientGoneError
+    finally:
+        gone.cancel()
+    await request.answer_json(200, process.describe())
+
+
+async def _signal(picod: Picod, request: Request, process: Process) -> None:
+    """{"signal": "TERM"}: to its process group; KILL reaches whatever it started, wherever that hid."""
+    fields = parse_object(await request.body(picod.config.max_body), "SignalRequest")
+    number = read_signal(fields.get("signal"))
+    if not process.running:
+        raise RequestError(409, "the process has exited already", code="PROCESS_EXITED")
+    if number == Signals.SIGKILL:
+        await picod.background.end(process)
+        await asyncio.sleep(0)
+    else:
+        send_signal(process.child, number)
+    await request.answer_json(200, process.describe())
+
+
+async def _stdin(picod: Picod, request: Request, process: Process) -> None:
+    """The body goes to its stdin as it comes; `?eof=true` closes that behind it. Answers how much was written."""
+    if not process.has_stdin:
+        raise RequestError(409, 'the process was started without a stdin; start it with "stdin": true', code="NO_STDIN")
+    written = 0
+    async with process.writing:
+        try:
+            async for chunk in request.chunks():
+                await process.write_stdin(chunk)
+                written += len(chunk)
+            if query_flag(request, "eof"):
+                process.close_stdin()
+        except BrokenPipeError:
+            process.close_stdin()
+            raise RequestError(
+                409, "the process does not read its stdin any more", code="STDIN_CLOSED", written=written
+            ) from None
+        except TimeoutError:
+            raise RequestError(408, "the process does not read its stdin", written=written) from None
+        finally:
+            if not process.running:
+                process.close_stdin()
+    await request.answer_json(200, {"written": written})
+
+
+async def _logs(picod: Picod, request: Request, process: Process) -> None:
+    """What is kept of its output from `?offset=` on; `?stream=` for one of both; `?follow=true` as events."""
+    stream = request.query("stream")
+    if stream not in ("", *_STREAMS):
+        raise RequestError(400, f"stream: expected stdout or stderr, not {stream[:40]!r}")
+    streams = (stream,) if stream else _STREAMS
+    said = request.header(b"last-event-id") or request.query("offset") or "0"
+    if not said.isascii() or not said.isdigit() or len(said) > 18:
+        raise RequestError(400, f"offset: expected a number of bytes, not {said[:40]!r}")
+    offset = int(said)
+    if query_flag(request, "follow"):
+        await _follow(request, process, streams, offset)
+        return
+    pieces = process.log.since(offset)
+    text = {
+        name: b"".join(piece.data for piece in pieces if piece.stream == name).decode("utf-8", "replace")
+        for name in streams
+    }
+    dropped = max(0, process.log.start - offset)
+    await request.answer_json(200, {**text, "dropped": dropped, "next": process.log.end, **process.describe()})
+
+
+async def _follow(request: Request, process: Process, streams: tuple[str, ...], offset: int) -> None:
+    """Events stdout and stderr {"text"}, gap {"dropped"} where the ring was quicker, exit {"exit_code", "signal"}.
+
+    The id of an event is the offset behind it, so that Last-Event-ID goes on there.
+    """
+    decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in streams}
+    async with EventStream(request) as events:
+        while True:
+            running, news = process.running, process.news.wait()
+            if process.log.start > offset:
+                await events.send("gap", {"dropped": process.log.start - offset}, process.log.start)
+                offset = process.log.start
+                continue  # more may have gone while that was sent
+            for piece in process.log.since(offset):
+                if piece.offset > offset:
+                    break  # what was to come next has gone meanwhile
+                offset = piece.offset + len(piece.data)
+                if piece.stream in decoders:
+                    await events.send(piece.stream, {"text": decoders[piece.stream].decode(piece.data)}, offset)
+            if offset < process.log.end:
+                continue
+            if not running:
+                await events.send("exit", exit_fields(process.child.exited.result()), offset)
+                return
+            await events.until(news)
+
+
+def query_duration(request: Request, name: str, default: str) -> float:
+    """Seconds of a duration in the query, five minutes at most. Raises RequestError 400."""
+    try:
+        return max(0.0, min(parse_duration(request.query(name) or default), _LONGEST_WAIT))
+    except DurationError as error:
+        raise RequestError(400, f"{name}: {error}") from error
+
+
+_Verb = Callable[["Picod", Request, Process], Awaitable[None]]
+_VERBS: dict[str, dict[str, _Verb]] = {
+    "": {"GET": _show, "DELETE": _delete},
+    "logs": {"GET": _logs},
+    "wait": {"GET": _wait},
+    "stdin": {"POST": _stdin},
+    "signal": {"POST": _signal},
+}

@@ -1,0 +1,293 @@
+"""Runs that are followed as they happen: /api/execute and /api/run_code with `stream`, and /api/runs to come back.
+
+A run's events are kept for a while, so that a client whose connection broke goes on where it was: by GET
+/api/runs/{id}, or by the same POST again, each with Last-Event-ID. While somebody follows, the pipes wait for them:
+memory is flat at any speed. A client that leaves ends its run, unless that was asked to go on in the background; nobody
+holds such a run up, and of what it says the last few megabytes are kept.
+"""
+
+from __future__ import annotations
+
+import codecs
+import itertools
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from picod.commands.pipe_reader import Outlet
+from picod.http.json_fields import wrong_type
+from picod.http.request import ClientGoneError, Request, RequestError, to_json
+from picod.http.sse import EventStream, News
+from picod.interpreter.results import Bounds
+
+if TYPE_CHECKING:
+    from picod.app import Picod
+
+_dumps: Callable[[str], bytes]
+try:
+    from orjson import dumps as _dumps  # text as JSON at memory speed; where it is missing the library's own does
+except ImportError:
+    _dumps = to_json
+
+_KEPT = 4 << 20  # bytes of events of one run
+_KEPT_ALL = 16 << 20  # of runs that have ended
+_KEPT_SECONDS = 300.0
+_KEPT_RUNS = 64
+_MAX_BACKGROUND = 16
+_HIGH, _LOW = 1 << 20, 256 << 10  # bytes that wait for a client when the pipes are held, and let go again
+_BATCH = 128 << 10  # bytes in one write; larger ones would be mapped and unmapped each time (syscalls.keep_heap_small)
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """What a request says of streaming. `after` is the last event that the client has of `run_id`."""
+
+    stream: bool = False
+    background: bool = False
+    run_id: str = ""
+    after: int = 0
+
+
+def read_following(fields: Mapping[str, Any], request: Request, struct: str) -> Following:
+    """From `stream`, `background` and Last-Event-ID. Raises RequestError 400."""
+    flags = {}
+    for name in ("stream", "background"):
+        value = fields.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise wrong_type(value, struct, name, "bool")
+        flags[name] = bool(value)
+    if flags["background"] and not flags["stream"]:
+        raise RequestError(400, "background goes with stream: true; POST /api/processes starts a process by itself")
+    run_id, after = _read_event_id(request) if flags["stream"] else ("", 0)
+    return Following(flags["stream"], flags["background"], run_id, after)
+
+
+def _read_event_id(request: Request) -> tuple[str, int]:
+    text = request.header(b"last-event-id")
+    if not text:
+        return "", 0
+    run_id, _, number = text.partition(":")
+    if not (number.isascii() and number.isdigit() and len(number) < 16):
+        raise RequestError(400, "Last-Event-ID must be the id of an event, such as 4f2a...:17")
+    return run_id, int(number)
+
+
+class LiveRun:
+    """One run and its events: start, stdout, stderr, result, clear, error, exit. A Listener of kernel.py.
+
+    Event ids are RUN:NUMBER, numbers count from 1 without gaps. `stop` is called to end the run early, with the reason.
+    """
+
+    def __init__(self, stop: Callable[[str], None], *, background: bool) -> None:
+        self.id = os.urandom(8).hex()
+        self.background = background
+        self.started_at = time.time()
+        self.ended_at: float | None = None
+        self.kept = 0  # bytes
+        self._stop = stop
+        self._events: deque[tuple[int, bytes]] = deque()  # (all bytes up to its end, the event)
+        self._number = 0  # of the last event
+        self._total = 0  # bytes of all events so far
+        self._sent = 0  # bytes that the follower has, of all events so far
+        self._news = News()
+        self._follower: object | None = None
+        self._outlets: tuple[Outlet, ...] = ()
+        self._held = False
+        self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in ("stdout", "stderr")}
+        self._bounds = Bounds()
+
+    def describe(self) -> dict[str, object]:
+        """The run as the API shows it."""
+        return {
+            "id": self.id,
+            "running": self.ended_at is None,
+            "background": self.background,
+            "events": self._number,
+            "started_at": self.started_at,
+            "ended_at": self.ended_at,
+        }
+
+    # What happens.
+
+    def begin(self, **fields: object) -> None:
+        """The first event."""
+        self._add(b"start", to_json({"run_id": self.id, **fields}))
+
+    def feeds(self, outlets: Iterable[Outlet]) -> None:
+        """The pipes that are to wait when the follower is slow."""
+        self._outlets = tuple(outlets)
+        for outlet in self._outlets:
+            outlet.grow()
+        self._balance()
+
+    def output(self, stream: str, data: bytes) -> None:
+        """Something was printed."""
+        text = self._decoders[stream].decode(data)
+        if text:
+            self._add(stream.encode(), b'{"text":%b}' % _dumps(text))
+
+    def result(self, data: Mapping[str, Any] | None, display_id: str, *, update: bool) -> None:
+        """A result, within the same bounds as in an answer."""
+        kept = self._bounds.admit(data)
+        if kept is not None:
+            self._bounds.release(kept)  # only what one event may hold is bounded; of many, the ring keeps the last
+            more = {"display_id": display_id, "update": update} if display_id else {}
+            self._add(b"result", to_json({"data": kept, **more}))
+
+    def clear(self, *, wait: bool) -> None:
+        """The code takes its results back."""
+        self._add(b"clear", to_json({"wait": wait}))
+
+    def end(self, fields: Mapping[str, object]) -> None:
+        """The last events: `error` if fields name one, and `exit` with the others."""
+        for name, decoder in self._decoders.items():
+            rest = decoder.decode(b"", final=True)
+            if rest:
+                self._add(name.encode(), b'{"text":%b}' % _dumps(rest))
+        if fields.get("error"):
+            self._add(b"error", to_json(fields["error"]))
+        rest_fields = {name: value for name, value in fields.items() if name != "error"}
+        self.ended_at = time.time()
+        self._add(b"exit", to_json(rest_fields | self._bounds.said()))
+
+    def stop(self, reason: str) -> None:
+        """End it early."""
+        if self.ended_at is None:
+            self._stop(reason)
+
+    # Who follows.
+
+    async def follow(self, stream: EventStream, after: int) -> None:
+        """Send all events after number `after`, to the end of the run. A newer follower takes the older's place."""
+        me = self._follower = object()
+        first = self._number - len(self._events) + 1  # the oldest that is kept
+        if after + 1 < first:
+            await stream.raw(b"event: lost\ndata: %b\n\n" % to_json({"events": first - after - 1}))
+            after = first - 1
+        after = min(after, self._number)
+        try:
+            while self._follower is me:
+                after = await self._send_on(stream, after)
+                if after == self._number:
+                    if self.ended_at is not None:
+                        return
+                    await stream.until(self._news.wait())
+        finally:
+            if self._follower is me:
+                self._follower = None
+                self._balance()
+
+    async def _send_on(self, stream: EventStream, after: int) -> int:
+        """Send what is there after event `after`, up to a batch. Returns the number of the last that was sent."""
+        first = self._number - len(self._events) + 1
+        batch, size = [], 0
+        for total, event in itertools.islice(self._events, max(0, after + 1 - first), None):
+            batch.append(event)
+            size += len(event)
+            self._sent = total
+            if size >= _BATCH:
+                break
+        if batch:
+            await stream.raw(batch[0] if len(batch) == 1 else b"".join(batch))
+            self._balance()
+        return max(after, first - 1) + len(batch)
+
+    def _add(self, kind: bytes, payload: bytes) -> None:
+        self._number += 1
+        event = b"id: %b:%d\nevent: %b\ndata: %b\n\n" % (self.id.encode(), self._number, kind, payload)
+        self._total += len(event)
+        self.kept += len(event)
+        self._events.append((self._total, event))
+        while self.kept > _KEPT and len(self._events) > 1:
+            total, oldest = self._events[0]
+            if self._follower is not None and total > self._sent:
+                break
+            self._events.popleft()
+            self.kept -= len(oldest)
+        self._balance()
+        self._news.tell()
+
+    def _balance(self) -> None:
+        """Hold the pipes while a follower has much to take; let them go when it took, or left."""
+        waiting = self._total - self._sent if self._follower is not None else 0
+        if waiting > _HIGH and not self._held:
+            self._held = True
+            for outlet in self._outlets:
+                outlet.pause()
+        elif waiting <= _LOW and self._held:
+            self._held = False
+            for outlet in self._outlets:
+                outlet.resume()
+
+
+class Runs:
+    """The runs of this sandbox that can be followed: those that run, and those that ended not long ago."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, LiveRun] = {}
+
+    def all(self) -> list[LiveRun]:
+        """Oldest first."""
+        self._forget()
+        return list(self._runs.values())
+
+    def add(self, run: LiveRun) -> None:
+        """Keep it. Raises RequestError 429 when too many run in the background."""
+        self._forget()
+        if run.background and sum(each.background and each.ended_at is None for each in self._runs.values()) >= (
+            _MAX_BACKGROUND
+        ):
+            raise RequestError(429, f"{_MAX_BACKGROUND} runs go on in the background; DELETE /api/runs/ID ends one")
+        self._runs[run.id] = run
+
+    def require(self, run_id: str) -> LiveRun:
+        """One by its id. Raises RequestError 404."""
+        run = self._runs.get(run_id)
+        if run is None:
+            raise RequestError(404, f"there is no run {run_id[:64]!r}: it ended some time ago, or in another sandbox")
+        return run
+
+    def _forget(self) -> None:
+        ended = [run for run in self._runs.values() if run.ended_at is not None]
+        kept = sum(run.kept for run in ended)
+        for index, run in enumerate(ended):  # the oldest first
+            old = time.time() - (run.ended_at or 0) > _KEPT_SECONDS
+            if not old and kept <= _KEPT_ALL and len(ended) - index <= _KEPT_RUNS:
+                return
+            kept -= run.kept
+            del self._runs[run.id]
+
+
+async def serve(request: Request, run: LiveRun, after: int = 0) -> None:
+    """Answer with the run's events. A client that leaves ends the run, unless it is in the background."""
+    try:
+        async with EventStream(request) as stream:
+            await run.follow(stream, after)
+    except ClientGoneError:
+        if not run.background:
+            run.stop("the client left")
+        raise
+
+
+async def list_runs(picod: Picod, request: Request) -> None:
+    """GET /api/runs: what can be followed."""
+    await request.answer_json(200, {"runs": [run.describe() for run in picod.runs.all()]})
+
+
+async def follow_run(picod: Picod, request: Request) -> None:
+    """GET /api/runs/{id}: its events, after the one that Last-Event-ID names."""
+    run = picod.runs.require(request.tail.decode(errors="replace"))
+    run_id, after = _read_event_id(request)
+    if run_id and run_id != run.id:
+        raise RequestError(400, f"Last-Event-ID is of run {run_id[:64]!r}, not of {run.id!r}")
+    await serve(request, run, after)
+
+
+async def stop_run(picod: Picod, request: Request) -> None:
+    """DELETE /api/runs/{id}: end it. Its last events can still be read."""
+    run = picod.runs.require(request.tail.decode(errors="replace"))
+    run.stop("stopped")
+    await request.answer(204, b"", ())

@@ -1,0 +1,231 @@
+"""Terminals: a shell on a pseudo-terminal that goes on when its client leaves, and is there when it comes back.
+
+State of a terminal: its shell, the latest output, what is still to be typed, and the one client that is attached.
+terminal_api.py speaks WebSocket and HTTP about them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import signal
+import struct
+import termios
+import time
+from collections.abc import Iterable
+from typing import Protocol
+
+from picod.commands.background import Pump, exit_fields
+from picod.commands.execute import Order
+from picod.commands.processes import Child, Children
+from picod.commands.ring_buffer import Ring
+from picod.compat.go_format import format_time
+from picod.http.request import RequestError
+from picod.http.sse import News
+
+MAX_TERMINALS = 16
+SCROLLBACK = 256 << 10  # bytes of output kept for whoever comes back
+_BEHIND = 64 << 10  # bytes that a client may be behind before the shell has to wait for it
+_TYPED = 256 << 10  # bytes that may wait to be typed before the client is not read
+MAX_SIDE = 4096  # columns or rows
+
+
+class Client(Protocol):
+    """Whoever is attached."""
+
+    async def taken_over(self) -> None:
+        """Somebody else is attached now."""
+        ...
+
+
+class Terminal:
+    """One of them, running or ended."""
+
+    def __init__(self, order: Order, child: Child, master: int, size: tuple[int, int], *, is_shell: bool) -> None:
+        self.id = os.urandom(8).hex()  # who knows it may type
+        self.order = order
+        self.child = child
+        self.output = Ring(SCROLLBACK)
+        self.news = News()
+        self.size = size
+        self.client: Client | None = None
+        self.started_ns = time.time_ns()
+        self.ended = False
+        self._is_shell = is_shell
+        self._taken = 0  # offset up to which the attached client has the output
+        self._typed = bytearray()
+        self._room = News()
+        self._master = master
+        self._pump = Pump(os.dup(master), self._printed)
+        os.set_blocking(master, False)
+        child.exited.add_done_callback(lambda _: self._exited())
+
+    def describe(self) -> dict[str, object]:
+        """As the API shows it."""
+        return {
+            "id": self.id,
+            "pid": self.child.pid,
+            "command": [item.decode("utf-8", "replace") for item in self.order.command],
+            "state": "exited" if self.ended else "running",
+            **exit_fields(self.child.exited.result() if self.ended else None),
+            "attached": self.client is not None,
+            "busy": self.busy,
+            "cols": self.size[0],
+            "rows": self.size[1],
+            "started_at": format_time(self.started_ns),
+            "offset": self.output.end,
+        }
+
+    @property
+    def busy(self) -> bool:
+        """Whether a command runs in it: anything but a shell that waits at its prompt."""
+        return not self.ended and (not self._is_shell or self._foreground() != self.child.pid)
+
+    def resize(self, cols: int, rows: int) -> None:
+        """The window has another size; who runs in it gets SIGWINCH."""
+        if not self.ended:
+            self.size = (cols, rows)
+            set_size(self._master, cols, rows)
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the foreground process group, as the keyboard does it."""
+        group = self._foreground()
+        if group > 0:
+            try:
+                os.killpg(group, number)
+            except (ProcessLookupError, PermissionError):
+                pass
+
+    async def type(self, data: bytes) -> None:
+        """As if typed; waits while much that was typed is not read."""
+        self._typed += data
+        self._write()
+        while len(self._typed) > _TYPED and not self.ended:
+            await self._room.wait()
+
+    def keep_pace(self, offset: int) -> None:
+        """The attached client has got all before `offset`: let the shell wait for one that is slow."""
+        self._taken = offset
+        if self.output.end - offset > _BEHIND:
+            self._pump.pause()
+        else:
+            self._pump.resume()
+
+    def detach(self, client: Client) -> None:
+        """The client has left, if it still was the one. The shell waits for nobody any more."""
+        if self.client is client:
+            self.client = None
+            self._pump.resume()
+
+    def close(self) -> None:
+        """Let go of the pseudo-terminal: whoever still uses it gets SIGHUP."""
+        self._pump.close()
+        if self._master >= 0:
+            asyncio.get_running_loop().remove_writer(self._master)
+            os.close(self._master)
+            self._master = -1
+
+    def _foreground(self) -> int:
+        try:
+            return os.tcgetpgrp(self._master)
+        except OSError:  # closed, or nobody has it as a terminal any more
+            return -1
+
+    def _printed(self, data: bytes) -> None:
+        self.output.append("", data)
+        if self.client is not None:
+            self.keep_pace(self._taken)
+        self.news.tell()
+
+    def _write(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._typed and self._master >= 0:
+            try:
+                del self._typed[: os.write(self._master, self._typed[:4096])]
+            except BlockingIOError:
+                loop.add_writer(self._master, self._write)
+                return
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                self._typed.clear()  # nobody reads from it any more
+        if self._master >= 0:
+            loop.remove_writer(self._master)
+        if len(self._typed) <= _TYPED:
+            self._room.tell()
+
+    def _exited(self) -> None:
+        self._pump.drain()
+        self.ended = True
+        self.close()
+        self._room.tell()
+        self.news.tell()
+
+
+class Terminals:
+    """All of them, bounded."""
+
+    def __init__(self, children: Children) -> None:
+        self._children = children
+        self._by_id: dict[str, Terminal] = {}
+
+    def all(self) -> Iterable[Terminal]:
+        """In the order they were opened."""
+        return self._by_id.values()
+
+    def get(self, terminal_id: str) -> Terminal:
+        """One. Raises RequestError 404."""
+        terminal = self._by_id.get(terminal_id)
+        if terminal is None:
+            raise RequestError(
+                404, f"no terminal {terminal_id[:64]!r}; GET /api/terminals lists them", code="TERMINAL_NOT_FOUND"
+            )
+        return terminal
+
+    def open(self, order: Order, executable: bytes, cwd_fd: int, size: tuple[int, int], *, is_shell: bool) -> Terminal:
+        """Start one. Raises RequestError 429 when there are too many, OSError when it cannot be started."""
+        self._make_room()
+        master, slave = os.openpty()
+        try:
+            set_size(slave, *size)
+            child = self._children.spawn(
+                executable,
+                order.command,
+                cwd_fd=cwd_fd,
+                env=order.env,
+                stdin=slave,
+                stdout=slave,
+                stderr=slave,
+                terminal=True,
+            )
+        except BaseException:
+            os.close(master)
+            raise
+        finally:
+            os.close(slave)
+        terminal = Terminal(order, child, master, size, is_shell=is_shell)
+        self._by_id[terminal.id] = terminal
+        return terminal
+
+    async def end(self, terminal: Terminal) -> None:
+        """Kill all that runs in it, and forget it."""
+        self._by_id.pop(terminal.id, None)
+        await self._children.kill(terminal.child)
+        terminal.close()
+
+    def _make_room(self) -> None:
+        if len(self._by_id) < MAX_TERMINALS:
+            return
+        oldest = next((terminal for terminal in self._by_id.values() if terminal.ended), None)
+        if oldest is None:
+            raise RequestError(
+                429, f"{MAX_TERMINALS} terminals are open; end one of GET /api/terminals", code="TOO_MANY_TERMINALS"
+            )
+        del self._by_id[oldest.id]
+
+
+def set_size(fd: int, cols: int, rows: int) -> None:
+    """Tell a pseudo-terminal the size of its window."""
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))

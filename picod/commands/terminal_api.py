@@ -1,0 +1,182 @@
+"""/api/terminal as a WebSocket, /api/terminals as a list.
+
+    client: binary = what is typed
+            text   = {"type": "resize", "cols": 80, "rows": 24} or {"type": "signal", "signal": "INT"}
+    picod:  binary = what is printed
+            text   = {"type": "ready", "id", "offset", ...} first, {"type": "exit", "exit_code", "signal"} last,
+                     {"type": "error", "error"} for a text frame that means nothing
+
+A client that comes back names the terminal (`?id=`) and what it has seen (`?offset=`, counted in printed bytes); it
+gets what it missed, as far as it is kept. One client is attached at a time, the latest: after a broken network the old
+connection may look alive for minutes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from typing import TYPE_CHECKING
+
+from picod.commands.background import exit_fields, read_signal
+from picod.commands.execute import Order, find_executable
+from picod.commands.terminal import MAX_SIDE, Terminal
+from picod.filesystem.paths import PathError
+from picod.http.request import Request, RequestError, os_failure, reason_of, to_json
+from picod.http.websocket import Socket, accept, check_handshake
+
+if TYPE_CHECKING:
+    from picod.app import Picod
+
+_SHELLS = (b"bash", b"sh")
+_TAKEN_OVER = 4001  # close code: another client is attached now
+_NORMAL = 1000
+
+
+async def list_terminals(picod: Picod, request: Request) -> None:
+    """GET /api/terminals: all, in the order they were opened."""
+    await request.answer_json(200, {"terminals": [terminal.describe() for terminal in picod.terminals.all()]})
+
+
+async def end_terminal(picod: Picod, request: Request) -> None:
+    """DELETE /api/terminals/{id}: kill all that runs in it."""
+    terminal = picod.terminals.get(request.tail.decode("utf-8", "replace"))
+    await picod.terminals.end(terminal)
+    await request.answer_json(200, terminal.describe())
+
+
+async def open_terminal(picod: Picod, request: Request) -> None:
+    """GET /api/terminal: attach to the terminal `?id=`, or to a new one (`?cols=&rows=&cwd=&command=`)."""
+    headers = check_handshake(request)
+    offset = _number(request, "offset", 0, least=0, most=1 << 62)
+    size = _number(request, "cols", 80, most=MAX_SIDE), _number(request, "rows", 24, most=MAX_SIDE)
+    name = request.query("id")
+    terminal = picod.terminals.get(name) if name else _start(picod, request, size)
+    if name and (request.query("cols") or request.query("rows")):
+        terminal.resize(*size)
+    visit = _Visit(terminal, await accept(request, headers), offset)
+    await visit.run()
+
+
+def _number(request: Request, name: str, default: int, *, least: int = 1, most: int) -> int:
+    text = request.query(name) or str(default)
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
+        raise RequestError(400, f"{name}: expected a number from {least} to {most}, not {text[:40]!r}")
+    return int(text)
+
+
+def _start(picod: Picod, request: Request, size: tuple[int, int]) -> Terminal:
+    """A new terminal, with a shell in it or with what `command` says. Raises RequestError."""
+    command, cwd = request.query("command"), request.query("cwd") or "."
+    if "\0" in command:
+        raise RequestError(400, "command contains a NUL byte")
+    env = {name.encode(): value.encode() for name, value in picod.config.command_env.items()}
+    env.setdefault(b"TERM", b"xterm-256color")
+    try:
+        cwd_fd = picod.workspace.open_directory(cwd, make=True)
+    except PathError as error:
+        raise RequestError(400, f"Invalid working directory: {error}") from error
+    except OSError as error:
+        raise os_failure(error, f"Failed to create working directory: mkdir {cwd}") from error
+    try:
+        path = env.get(b"PATH", b"")
+        found = ((shell, find_executable(shell, path, cwd_fd)) for shell in _SHELLS)
+        shell, executable = next(((name, program) for name, program in found if program), (b"sh", None))
+        if executable is None:
+            raise RequestError(400, "neither bash nor sh is in PATH")
+        env[b"SHELL"] = executable
+        argv = [shell, b"-c", command.encode("utf-8", "replace")] if command else [shell]
+        order = Order(command=argv, timeout=0.0, working_dir=cwd, env=env)
+        return picod.terminals.open(order, executable, cwd_fd, size, is_shell=not command)
+    except OSError as error:
+        raise RequestError(503, f"no terminal can be opened: {reason_of(error)}") from error
+    finally:
+        os.close(cwd_fd)
+
+
+class _Visit:
+    """One client at one terminal, from attaching to leaving."""
+
+    def __init__(self, terminal: Terminal, socket: Socket, offset: int) -> None:
+        self._terminal = terminal
+        self._socket = socket
+        self._seen = offset
+
+    async def taken_over(self) -> None:
+        """Close: another client is attached now."""
+        await self._socket.close(_TAKEN_OVER, "another client has attached to this terminal")
+
+    async def run(self) -> None:
+        """Both directions, until the client leaves or the terminal has ended and all was said."""
+        terminal = self._terminal
+        before, terminal.client = terminal.client, self
+        terminal.keep_pace(max(self._seen, terminal.output.start))
+        typing = asyncio.create_task(self._hear())
+        printing = asyncio.create_task(self._print())
+        try:
+            if before is not None:
+                await before.taken_over()
+            await asyncio.wait((typing, printing), return_when=asyncio.FIRST_COMPLETED)
+            if not printing.done() or printing.exception() is not None:
+                return
+            await self._socket.close(_NORMAL)
+            await asyncio.wait((typing,), timeout=2.0)  # for the client's good-bye
+        finally:
+            for task in (typing, printing):
+                task.cancel()
+            await asyncio.gather(typing, printing, return_exceptions=True)
+            terminal.detach(self)
+            self._socket.abort()
+
+    async def _print(self) -> None:
+        terminal = self._terminal
+        if self._seen > terminal.output.end:
+            self._seen = terminal.output.start  # it counted another terminal's bytes, so nothing of it can be trusted
+        first = True
+        while True:
+            ended, news = terminal.ended, terminal.news.wait()
+            pieces = terminal.output.since(self._seen)
+            begin = pieces[0].offset if pieces else terminal.output.end
+            if first:
+                dropped = max(0, begin - self._seen)
+                await self._say({"type": "ready", **terminal.describe(), "offset": begin, "dropped": dropped})
+                first = False
+            for piece in pieces:
+                await self._socket.send(piece.data)
+                self._seen = piece.offset + len(piece.data)
+                if terminal.client is self:
+                    terminal.keep_pace(self._seen)
+            if ended and self._seen >= terminal.output.end:
+                await self._say({"type": "exit", **exit_fields(terminal.child.exited.result())})
+                return
+            if self._seen >= terminal.output.end:
+                await asyncio.shield(news)
+
+    async def _hear(self) -> None:
+        while (message := await self._socket.receive()) is not None:
+            if isinstance(message, bytes):
+                await self._terminal.type(message)
+                continue
+            try:
+                self._obey(message)
+            except RequestError as error:
+                await self._say({"type": "error", "error": str(error)})
+
+    def _obey(self, message: str) -> None:
+        try:
+            order = json.loads(message)
+        except (ValueError, RecursionError):
+            order = None
+        kind = order.get("type") if isinstance(order, dict) else None
+        if kind == "resize":
+            cols, rows = order.get("cols"), order.get("rows")
+            if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in (cols, rows)):
+                raise RequestError(400, f"resize: cols and rows are numbers from 1 to {MAX_SIDE}")
+            self._terminal.resize(cols, rows)
+        elif kind == "signal":
+            self._terminal.signal(read_signal(order.get("signal")))
+        else:
+            raise RequestError(400, 'expected {"type": "resize"} or {"type": "signal"}; what is typed goes as binary')
+
+    async def _say(self, what: dict[str, object]) -> None:
+        await self._socket.send(to_json(what).decode())

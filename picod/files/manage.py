@@ -1,0 +1,238 @@
+"""Files beyond reading and writing: stat, mkdir, move, delete, and a recursive list in pages.
+
+The paths of a request are resolved once (paths.py) and all work is done relative to the directories found there, so
+that code in the sandbox cannot lead it out of the workspace, whatever it swaps meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import os
+import re
+import stat
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from picod.compat.go_format import format_mode, format_time
+from picod.files.listing import decode_path
+from picod.files.tree import Entry, walk
+from picod.filesystem import syscalls
+from picod.filesystem.paths import PathError, Place
+from picod.filesystem.safe_walk import remove
+from picod.http.json_fields import missing, parse_object, text_field, wrong_type
+from picod.http.request import Request, RequestError, os_failure, query_flag
+
+if TYPE_CHECKING:
+    from picod.app import Picod
+
+_PAGE, _MAX_PAGE = 1000, 10_000
+_MAX_DEPTH = 10_000
+_MODE = re.compile(r"0?[0-7]{3}")
+_TYPES = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+}
+_T = TypeVar("_T")
+
+
+async def stat_file(picod: Picod, request: Request) -> None:
+    """GET /api/fs/stat?path=: what is there; a symlink itself, unless `follow=true`."""
+    path, follow = required_path(request), query_flag(request, "follow")
+
+    def look() -> dict[str, object]:
+        with picod.workspace.resolve(path, follow=follow) as place:
+            return describe(place, place.stat())
+
+    await request.answer_json(200, await guarded(look, f"Failed to look at {path}"))
+
+
+async def make_directory(picod: Picod, request: Request) -> None:
+    """POST /api/fs/mkdir {"path", "parents": true, "mode": "0755"}: 201; 200 when it is a directory already.
+
+    Without `parents` a parent that is missing is 404, and a directory that exists is 409.
+    """
+    fields = parse_object(await request.body(picod.config.max_body), "MkdirRequest")
+    path = _path_field(fields, "MkdirRequest", "path")
+    parents = _flag(fields, "MkdirRequest", "parents", default=True)
+    text = text_field(fields, "MkdirRequest", "mode") or "0755"
+    if not _MODE.fullmatch(text):
+        raise RequestError(400, f"mode: expected octal permissions such as 0755, not {text[:40]!r}")
+    mode = int(text, 8)
+
+    def make() -> tuple[int, dict[str, object]]:
+        with picod.workspace.resolve(path, make_parents=parents) as place:
+            try:
+                os.mkdir(place.name, mode, dir_fd=place.dir_fd)
+                status = 201
+            except FileExistsError:
+                if not parents or not stat.S_ISDIR(place.stat().st_mode):
+                    raise
+                status = 200
+            return status, describe(place, place.stat())
+
+    status, made = await guarded(make, f"Failed to create directory: mkdir {path}")
+    await request.answer_json(status, made)
+
+
+async def move(picod: Picod, request: Request) -> None:
+    """POST /api/fs/move {"from", "to", "overwrite": false}: rename in one step; `to` is the whole new path.
+
+    409 when `to` exists and `overwrite` is not set, or is a directory that is not empty.
+    """
+    fields = parse_object(await request.body(picod.config.max_body), "MoveRequest")
+    old, new = _path_field(fields, "MoveRequest", "from"), _path_field(fields, "MoveRequest", "to")
+    overwrite = _flag(fields, "MoveRequest", "overwrite", default=False)
+
+    def rename() -> dict[str, object]:
+        with picod.workspace.resolve(old, follow=False) as source:
+            _refuse_root(source)
+            source.stat()  # it exists: else the parents of `to` would be made for nothing
+            with picod.workspace.resolve(new, make_parents=True, follow=False) as target:
+                _refuse_root(target)
+                rename_place(source, target, overwrite=overwrite)
+                return describe(target, target.stat())
+
+    await request.answer_json(200, await guarded(rename, f"Failed to move {old} to {new}"))
+
+
+async def delete(picod: Picod, request: Request) -> None:
+    """DELETE /api/files/{path}: a file, a symlink itself, an empty directory; with `?recursive=true` any directory."""
+    path, recursive = decode_path(request.tail), query_flag(request, "recursive")
+
+    def drop() -> None:
+        with picod.workspace.resolve(path, follow=False) as place:
+            _refuse_root(place)
+            if recursive:
+                remove(place.name.encode(), place.dir_fd)
+            elif stat.S_ISDIR(place.stat().st_mode):
+                os.rmdir(place.name, dir_fd=place.dir_fd)
+            else:
+                os.unlink(place.name, dir_fd=place.dir_fd)
+
+    await guarded(drop, f"Failed to delete {path}")
+    await request.start(204, ())
+    await request.write(b"", more=False)
+
+
+async def list_tree(picod: Picod, request: Request) -> None:
+    """GET /api/fs/tree?path=.&depth=&limit=1000&after=: all below a directory, parents first, in the order of names.
+
+    `next` of an answer is the `after` of the next page, null on the last one.
+    """
+    path = request.query("path") or "."
+    limit = read_number(request, "limit", _PAGE, most=_MAX_PAGE)
+    depth = read_number(request, "depth", _MAX_DEPTH, most=_MAX_DEPTH)
+    after = _read_cursor(request.query("after"))
+
+    def look() -> list[Entry]:
+        root = picod.workspace.open_directory(path)
+        try:
+            return walk(root, after, limit=limit + 1, depth=depth)
+        finally:
+            os.close(root)
+
+    found = await guarded(look, f"Failed to list {path}")
+    more = len(found) > limit
+    del found[limit:]
+    following = base64.urlsafe_b64encode(found[-1].path).decode() if more else None
+    await request.answer_json(200, {"entries": [_describe_entry(entry) for entry in found], "next": following})
+
+
+def rename_place(source: Place, target: Place, *, overwrite: bool) -> None:
+    """Rename in one step. Raises OSError; FileExistsError when something is there and not to be replaced."""
+    if overwrite:
+        os.rename(source.name, target.name, src_dir_fd=source.dir_fd, dst_dir_fd=target.dir_fd)
+    else:
+        syscalls.rename_new(source.name.encode(), source.dir_fd, target.name.encode(), target.dir_fd)
+
+
+def describe(place: Place, status: os.stat_result) -> dict[str, object]:
+    """A file of any kind as the API shows it."""
+    name = place.path.rpartition("/")[2]
+    target = None
+    if stat.S_ISLNK(status.st_mode):
+        target = os.fsencode(os.readlink(place.name, dir_fd=place.dir_fd)).decode("utf-8", "replace")
+    return {"path": place.path, "name": name, **describe_status(status), "target": target}
+
+
+def describe_status(status: os.stat_result) -> dict[str, object]:
+    """What does not depend on where it is."""
+    return {
+        "type": _TYPES.get(stat.S_IFMT(status.st_mode), "other"),
+        "is_dir": stat.S_ISDIR(status.st_mode),
+        "size": status.st_size,
+        "mode": format_mode(status.st_mode),
+        "modified": format_time(status.st_mtime_ns),
+    }
+
+
+async def guarded(work: Callable[[], _T], doing: str) -> _T:
+    """Do it on a thread; what goes wrong becomes a RequestError that opens with `doing`."""
+    try:
+        return await asyncio.to_thread(work)
+    except PathError as error:
+        raise RequestError(400, str(error)) from error
+    except OSError as error:
+        raise os_failure(error, doing) from error
+
+
+def required_path(request: Request) -> str:
+    """`path` of the query. Raises RequestError 400."""
+    path = request.query("path")
+    if not path:
+        raise RequestError(400, "Missing 'path' query parameter")
+    return path
+
+
+def read_number(request: Request, name: str, default: int, *, most: int) -> int:
+    """A number of the query, from 1. Raises RequestError 400."""
+    text = request.query(name)
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):
+        raise RequestError(400, f"{name}: expected a number from 1 to {most}, not {text[:40]!r}")
+    return int(text)
+
+
+def _read_cursor(text: str) -> list[bytes]:
+    try:
+        path = base64.b64decode(text.encode("ascii"), altchars=b"-_", validate=True)
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise RequestError(400, "after: expected what `next` of the page before said") from error
+    return path.split(b"/") if path else []
+
+
+def _describe_entry(entry: Entry) -> dict[str, object]:
+    shown: dict[str, object] = {
+        "path": entry.path.decode("utf-8", "replace"),
+        **describe_status(entry.status),
+    }
+    if entry.error:
+        shown["error"] = entry.error
+    return shown
+
+
+def _path_field(fields: dict[str, Any], struct: str, name: str) -> str:
+    path = text_field(fields, struct, name)
+    if not path:
+        raise missing(struct, name)
+    return path
+
+
+def _flag(fields: dict[str, Any], struct: str, name: str, *, default: bool) -> bool:
+    value = fields.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise wrong_type(value, struct, name, "bool")
+    return value
+
+
+def _refuse_root(place: Place) -> None:
+    if place.path == "." or place.name == ".":
+        raise PathError("the workspace itself cannot be moved, replaced or deleted")

@@ -1,0 +1,67 @@
+"""All below a directory, in an order that pages can be cut from. Blocking; manage.py runs it in a thread.
+
+Depth first, a directory before what is in it, names in the order of their bytes. So the place of any path among all
+others is known from the path alone, and a page can begin behind one that is not there any more.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import NamedTuple
+
+from picod.filesystem.safe_walk import Cursor
+
+
+class Entry(NamedTuple):
+    """One file of any kind. `error` says why the inside of a directory could not be read."""
+
+    path: bytes
+    status: os.stat_result
+    error: str
+
+
+def walk(root_fd: int, after: list[bytes], *, limit: int, depth: int) -> list[Entry]:
+    """At most `limit` entries behind the path `after` (its names; none: from the beginning), `depth` levels deep.
+
+    Symlinks are entries and never followed. What is deleted meanwhile is left out. Raises OSError; ESTALE when a
+    directory was moved from under us.
+    """
+    found: list[Entry] = []
+    with Cursor(root_fd, 0) as cursor:
+        pending = [_names(cursor.fd, after[:1])]
+        along = [True]  # of each level: its directory lies on the way to `after`
+        while len(found) < limit:
+            if not pending[-1]:
+                pending.pop()
+                along.pop()
+                if not pending:
+                    break
+                cursor.leave()
+                continue
+            name, level = pending[-1].pop(), cursor.depth
+            on_way = along[-1] and level < len(after) and name == after[level]
+            path = b"/".join([*cursor.names, name])
+            try:
+                status = os.stat(name, dir_fd=cursor.fd, follow_symlinks=False)
+                error, inside = "", None
+                if stat.S_ISDIR(status.st_mode) and level + 1 < depth:
+                    if os.access(name, os.R_OK | os.X_OK, dir_fd=cursor.fd):
+                        cursor.enter(name)
+                        inside = _names(cursor.fd, after[level + 1 : level + 2] if on_way else [])
+                    else:
+                        error = "permission denied"
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if not on_way:
+                found.append(Entry(path, status, error))
+            if inside is not None:
+                pending.append(inside)
+                along.append(on_way)
+    return found
+
+
+def _names(fd: int, first: list[bytes]) -> list[bytes]:
+    """The names in a directory from `first` on, in order from the end."""
+    names = (os.fsencode(name) for name in os.listdir(fd))
+    return sorted((name for name in names if not first or name >= first[0]), reverse=True)

@@ -1,0 +1,248 @@
+"""Where in the workspace does a path lead? Answered with a directory descriptor and a name, never with a string.
+
+Code in the sandbox may swap a directory for a symlink between any two system calls. So a path is resolved once, to an
+open descriptor of the directory that holds the last name (a Place), and all work happens relative to that descriptor
+with O_NOFOLLOW. A string that was checked is never resolved a second time.
+
+Rules: `/x` means `x` in the workspace. `.` and `..` of the request are removed as text first, as AgentCube does, and a
+relative path that then still begins with `..` is refused. Symlinks are followed while they stay inside; absolute ones
+only if they name the workspace itself. Everything else is an EscapeError.
+
+Two ways, one meaning: openat2(2) with RESOLVE_BENEATH where the kernel has it and the path is plain; otherwise, and
+for all that is odd (absolute links, missing directories to be made, old kernels), a walk over the components. The walk
+alone would do; openat2 saves three system calls a component.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import deque
+from types import TracebackType
+from typing import Self
+
+from picod.filesystem import syscalls
+
+_MAX_PATH = 4096  # PATH_MAX: no command could name a longer one
+_MAX_LINKS = 40  # as the kernel's own limit
+_MAX_STEPS = 8192  # a link of many `a/..` makes each of them start again from the root
+_DIRECTORY = os.O_DIRECTORY | os.O_PATH | os.O_CLOEXEC
+
+
+class PathError(ValueError):
+    """The path cannot be meant seriously: not UTF-8, a NUL byte, too long. The message is for the client."""
+
+
+class EscapeError(PathError):
+    """The path leads out of the workspace."""
+
+
+class Place:
+    """A name in an open directory of the workspace. Close it, or use it as a context manager.
+
+    `name` is `.` when the place is the workspace itself. It is no symlink at the time of resolution, unless the caller
+    said so, and `open` refuses to follow one that was put there since. `path` is the cleaned path, for people.
+    """
+
+    __slots__ = ("dir_fd", "name", "path")
+
+    def __init__(self, dir_fd: int, name: str, path: str) -> None:
+        self.dir_fd = dir_fd
+        self.name = name
+        self.path = path
+
+    def open(self, flags: int, mode: int = 0o777) -> int:
+        """Open what is there. Raises OSError; ELOOP if it has just become a symlink."""
+        return os.open(self.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY, mode, dir_fd=self.dir_fd)
+
+    def stat(self) -> os.stat_result:
+        """About what is there itself. Raises OSError."""
+        return os.stat(self.name, dir_fd=self.dir_fd, follow_symlinks=False)
+
+    def close(self) -> None:
+        """Let the directory go. A second call does nothing."""
+        if self.dir_fd >= 0:
+            os.close(self.dir_fd)
+            self.dir_fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Workspace:
+    """The folder, held open. All paths of requests go through `resolve`."""
+
+    def __init__(self, root: str, *, use_openat2: bool = True) -> None:
+        self.root = os.path.realpath(root)
+        self.fd = os.open(self.root, _DIRECTORY)
+        self._roots = {self.root.rstrip("/"), os.path.abspath(root).rstrip("/")}
+        self._use_openat2 = use_openat2
+
+    def close(self) -> None:
+        """Let the folder go."""
+        os.close(self.fd)
+
+    def resolve(self, path: str, *, make_parents: bool = False, follow: bool = True) -> Place:
+        """The place a path names; the last name need not exist. Without `follow` it may be a symlink itself.
+
+        Raises PathError, EscapeError, and OSError for a parent that is missing (unless `make_parents`), is no
+        directory or may not be entered.
+        """
+        parts = clean(path)
+        shown = "/".join(parts) or "."
+        found = self._resolve_plain(parts, follow) if self._use_openat2 else None
+        dir_fd, name = found or self._walk(path, parts, make_parents, follow)
+        return Place(dir_fd, name, shown)
+
+    def open_directory(self, path: str, *, make: bool = False) -> int:
+        """A descriptor of a directory, as with O_PATH; with `make`, it and its parents are made if missing.
+
+        Raises what `resolve` raises, and NotADirectoryError, FileNotFoundError.
+        """
+        for _ in range(_MAX_LINKS):
+            with self.resolve(path, make_parents=make) as place:
+                try:
+                    return place.open(_DIRECTORY)
+                except FileNotFoundError:
+                    if not make:
+                        raise
+                    _make_directory(place.name, place.dir_fd)
+                except NotADirectoryError:
+                    if not stat.S_ISLNK(place.stat().st_mode):
+                        raise
+                    # It was swapped for a symlink since: look again where that leads.
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+    def _resolve_plain(self, parts: list[str], follow: bool) -> tuple[int, str] | None:
+        if not parts:
+            return os.open(".", _DIRECTORY, dir_fd=self.fd), "."
+        parent = "/".join(parts[:-1]) or "."
+        try:
+            dir_fd = syscalls.openat2(
+                self.fd, parent.encode(), _DIRECTORY, syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS
+            )
+        except OSError as error:
+            if error.errno in (errno.ENOSYS, errno.EPERM):  # EPERM: a seccomp filter that does not know the call
+                self._use_openat2 = False
+            return None
+        try:
+            linked = stat.S_ISLNK(os.stat(parts[-1], dir_fd=dir_fd, follow_symlinks=False).st_mode)
+        except OSError:
+            linked = False  # missing, or not to be looked at: whoever opens it gets the reason
+        if linked and follow:
+            os.close(dir_fd)
+            return None
+        return dir_fd, parts[-1]
+
+    def _walk(self, path: str, parts: list[str], make_parents: bool, follow: bool) -> tuple[int, str]:
+        pending = deque(parts)
+        names: list[str] = []  # of the directories above `here`, from the root down
+        here = os.open(".", _DIRECTORY, dir_fd=self.fd)
+        links = steps = 0
+        try:
+            while pending:
+                steps += 1
+                if steps > _MAX_STEPS or links > _MAX_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                name = pending.popleft()
+                if name == "..":  # only ever from a symlink's text
+                    if not names:
+                        raise _escape_by_link(path, "..")
+                    # Never openat(".."): a directory moved meanwhile would lead elsewhere. Again from the root.
+                    pending.extendleft(reversed(names[:-1]))
+                    names = []
+                    here = _replace(here, os.open(".", _DIRECTORY, dir_fd=self.fd))
+                    continue
+                try:
+                    found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
+                except FileNotFoundError:
+                    if not pending:
+                        return here, name
+                    if not make_parents:
+                        raise
+                    _make_directory(name, here)
+                    pending.appendleft(name)
+                    continue
+                kind = stat.S_IFMT(os.fstat(found).st_mode)
+                if kind == stat.S_IFLNK and not pending and not follow:
+                    os.close(found)
+                    return here, name
+                if kind == stat.S_IFLNK:
+                    links += 1
+                    try:
+                        target = os.readlink("", dir_fd=found)
+                    finally:
+                        os.close(found)
+                    if target.startswith("/"):
+                        target = self._below_root(path, target)
+                        names = []
+                        here = _replace(here, os.open(".", _DIRECTORY, dir_fd=self.fd))
+                    pending.extendleft(part for part in reversed(target.split("/")) if part not in ("", "."))
+                elif not pending:
+                    os.close(found)
+                    return here, name
+                elif kind == stat.S_IFDIR:
+                    here = _replace(here, found)
+                    names.append(name)
+                else:
+                    os.close(found)
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            return here, "."  # a link to a directory's `.`, or to the root
+        except BaseException:
+            os.close(here)
+            raise
+
+    def _below_root(self, path: str, target: str) -> str:
+        for root in self._roots:
+            if target == root or target.startswith(root + "/"):
+                return target[len(root) :]
+        raise _escape_by_link(path, target)
+
+
+def clean(path: str) -> list[str]:
+    """A path's parts, `.` and `..` removed as text; none for the workspace itself. Raises PathError, EscapeError."""
+    try:
+        encoded = path.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PathError("the path is not valid UTF-8") from error
+    if b"\0" in encoded:
+        raise PathError("the path contains a NUL byte")
+    if len(encoded) >= _MAX_PATH:
+        raise PathError(f"the path is too long: {len(encoded)} bytes, at most {_MAX_PATH - 1}")
+    parts: list[str] = []
+    for part in path.split("/"):
+        if part == "..":
+            if parts:
+                parts.pop()
+            elif not path.startswith("/"):  # above the root there is the root, as with `cd /..`
+                raise EscapeError(
+                    f"access denied: path '{path}' escapes workspace jail (relative path traversal: {path})"
+                )
+        elif part not in ("", "."):
+            if len(part.encode()) > 255:
+                raise PathError("the path is too long: a name in it has more than 255 bytes")
+            parts.append(part)
+    return parts
+
+
+def _escape_by_link(path: str, target: str) -> EscapeError:
+    shown = target.encode("utf-8", "replace").decode()
+    return EscapeError(f"access denied: resolved path '{shown}' (from '{path}') escapes workspace jail via symlink")
+
+
+def _make_directory(name: str, dir_fd: int) -> None:
+    try:
+        os.mkdir(name, 0o755, dir_fd=dir_fd)
+    except FileExistsError:
+        pass  # somebody was quicker; what it is, the next look tells
+
+
+def _replace(old: int, new: int) -> int:
+    os.close(old)
+    return new

@@ -1,0 +1,204 @@
+"""Who may ask: the gateway, with a token made for this very sandbox.
+
+A token is verified once (EdDSA or RS256, chosen by the key and not by the token) and then remembered until it
+expires, so a request on a live session costs a dictionary look-up and no signature.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from picod.http.request import Request, RequestError
+from picod.wire import ALGORITHMS, ISSUER, LEEWAY_S
+
+if TYPE_CHECKING:
+    from jwt.algorithms import AllowedPublicKeys
+
+_MAX_REMEMBERED = 1024
+_MAX_TOKEN = 8192
+_REREAD_S = 1.0  # a stranger may send unknown kids as fast as he likes
+_LOOK_S = 1.0  # how often it is looked whether the file is another one: a key that was taken out is good for no longer
+
+
+class _Key(NamedTuple):
+    algorithm: str
+    public: AllowedPublicKeys
+
+
+class KeySet:
+    """The public keys in a JWKS file, by kid."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._keys: dict[str, _Key] = {}
+        self._stamp: tuple[int, int, int] | None = None
+        self._read_at = self._looked_at = float("-inf")
+        self.on_change: Callable[[], None] = lambda: None
+
+    def get(self, kid: str, now: float) -> _Key | None:
+        """The key of that name; an unknown name has the file read again, if it changed or a second has passed."""
+        key = self._keys.get(kid)
+        if key is None and (now - self._read_at >= _REREAD_S or self._stamp != _stamp_of(self._path)):
+            self.read(now)
+            key = self._keys.get(kid)
+        return key
+
+    def refresh(self, now: float) -> None:
+        """Read the file if it is another one than a moment ago. A mounted ConfigMap changes by its symlinks."""
+        if now - self._looked_at >= _LOOK_S:
+            self._looked_at = now
+            if self._stamp != _stamp_of(self._path):
+                self.read(now)
+
+    def read(self, now: float) -> None:
+        """Take the file's keys in place of what we have. A file that cannot be read leaves all as it was."""
+        self._read_at = now
+        stamp = _stamp_of(self._path)
+        try:
+            with open(self._path, "rb") as file:
+                entries = json.load(file)["keys"]
+            keys = {entry["kid"]: key for entry in entries if (key := _load_key(entry)) is not None}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            print(f"picod: keys file {self._path} cannot be used: {error!r}", file=sys.stderr)  # noqa: T201
+            return
+        self._stamp = stamp
+        self._keys = keys
+        self.on_change()
+
+
+def _stamp_of(path: str) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+def _load_key(entry: dict[str, Any]) -> _Key | None:
+    """The key of a JWKS entry, or None for kinds we do not use: a key set may hold keys meant for others."""
+    from jwt.algorithms import OKPAlgorithm, RSAAlgorithm
+    from jwt.exceptions import InvalidKeyError
+
+    if not isinstance(entry.get("kid"), str) or "d" in entry:
+        return None
+    public = {name: value for name, value in entry.items() if isinstance(value, str)}
+    try:
+        if entry.get("kty") == "OKP" and entry.get("crv") == "Ed25519":
+            return _Key("EdDSA", OKPAlgorithm.from_jwk(public))  # type: ignore[arg-type]  # no "d": a public key
+        if entry.get("kty") == "RSA":
+            return _Key("RS256", RSAAlgorithm.from_jwk(public))  # type: ignore[arg-type]
+    except (InvalidKeyError, ValueError):
+        pass
+    return None
+
+
+class Guard:
+    """Lets requests in that carry a good token, refuses the others with 401 and the reason."""
+
+    def __init__(self, keys_file: str, audience: str) -> None:
+        self._keys = KeySet(keys_file)
+        self._keys.on_change = self._forget
+        self._audience = audience
+        self._good_until: dict[str, float] = {}
+
+    def warm(self) -> None:
+        """Do early what the first token would wait for: load the JWT library (some 60 ms) and the keys."""
+        import jwt  # noqa: F401
+
+        self._keys.read(time.monotonic())
+
+    def check(self, request: Request) -> None:
+        """Return, or raise RequestError 401."""
+        values = request.headers(b"authorization")
+        if not values:
+            raise RequestError(401, "Missing Authorization header", detail="Request requires JWT authentication")
+        scheme, _, token = values[0].decode("latin-1").partition(" ")
+        if len(values) > 1 or scheme != "Bearer" or not token or " " in token:
+            raise RequestError(401, "Invalid Authorization header format", detail="Use Bearer <token>")
+        self._keys.refresh(time.monotonic())
+        now = time.time()
+        if now < self._good_until.get(token, 0.0):
+            return
+        self._good_until.pop(token, None)
+        try:
+            good_until = self._verify(token)
+        except _RefusedError as refused:
+            raise RequestError(401, "Invalid token", detail=f"JWT verification failed: {refused}") from refused
+        if len(self._good_until) >= _MAX_REMEMBERED:
+            del self._good_until[next(iter(self._good_until))]  # the oldest
+        self._good_until[token] = good_until
+
+    def _forget(self) -> None:
+        self._good_until.clear()  # a key may have been withdrawn
+
+    def _verify(self, token: str) -> float:
+        import jwt
+
+        if len(token) > _MAX_TOKEN:
+            raise _RefusedError("token is malformed: token is too long")
+        if token.count(".") != 2:
+            raise _RefusedError("token is malformed: token contains an invalid number of segments")
+        try:
+            header = jwt.get_unverified_header(token)
+        except jwt.PyJWTError as error:
+            raise _RefusedError(f"token is malformed: {error}") from error
+        algorithm, kid = header.get("alg"), header.get("kid")
+        if algorithm not in ALGORITHMS:
+            raise _RefusedError(
+                f"token is unverifiable: error while executing keyfunc: unexpected signing method: {algorithm}"
+            )
+        if not isinstance(kid, str):
+            raise _RefusedError("token is unverifiable: it names no key (kid)")
+        key = self._keys.get(kid, time.monotonic())
+        if key is None:
+            raise _RefusedError(f"token is unverifiable: unknown key (kid) {kid[:80]!r}")
+        if key.algorithm != algorithm:
+            raise _RefusedError(f"token is unverifiable: key {kid[:80]!r} is for {key.algorithm}, not {algorithm}")
+        try:
+            claims = jwt.decode(
+                token,
+                key.public,
+                algorithms=[key.algorithm],
+                audience=self._audience,
+                issuer=ISSUER,
+                leeway=LEEWAY_S,
+                options={"require": ["exp", "iss", "aud"], "strict_aud": True},
+            )
+            return float(claims["exp"]) + LEEWAY_S
+        except jwt.PyJWTError as error:
+            raise _RefusedError(_reason(error)) from error
+        except (ValueError, TypeError, OverflowError) as error:  # "exp": 1e999 and the like
+            raise _RefusedError(f"token has invalid claims: {error}") from error
+
+
+class _RefusedError(Exception):
+    """Why a token is not good."""
+
+
+def _reason(error: Exception) -> str:
+    """PyJWT's error in the words AgentCube's executor uses."""
+    import jwt
+
+    match error:
+        case jwt.ExpiredSignatureError():
+            return "token has invalid claims: token is expired"
+        case jwt.ImmatureSignatureError():
+            issued = "iat" in str(error)
+            return "token has invalid claims: " + ("token used before issued" if issued else "token is not valid yet")
+        case jwt.InvalidAudienceError():
+            return "token has invalid claims: token has invalid audience"
+        case jwt.InvalidIssuerError():
+            return "token has invalid claims: token has invalid issuer"
+        case jwt.MissingRequiredClaimError():
+            return f"token has invalid claims: token is missing required claim: {error.claim} claim is required"
+        case jwt.InvalidSignatureError():
+            return "token signature is invalid: verification error"
+        case jwt.DecodeError():
+            return f"token is malformed: {error}"
+        case _:
+            return f"token has invalid claims: {error}"

@@ -1,0 +1,89 @@
+"""Server-sent events over one answer: what happens, as it happens (WHATWG HTML, "Server-sent events").
+
+Used wherever a client follows something: logs, changes of files. Comments in silences keep whoever sits in between from
+taking the stream for dead; a client that leaves is noticed at once, not at the next event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from types import TracebackType
+from typing import Any, Self
+
+from picod.http.request import ClientGoneError, Request, to_json
+
+HEARTBEAT = 15.0  # seconds of silence after which a comment goes out
+HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # nginx would else collect events
+)
+
+
+class EventStream:
+    """The answer to `request`, as events. A context: entering sends the head, leaving in order ends the answer."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._gone: asyncio.Task[None] | None = None
+
+    async def send(self, event: str, data: object, number: int | None = None) -> None:
+        """One event; `data` goes as JSON on one line. `number` is its id, for Last-Event-ID. Raises ClientGoneError."""
+        name = b"event: %b\n" % event.encode() + (b"id: %d\n" % number if number is not None else b"")
+        await self._request.write(b"%bdata: %b\n\n" % (name, to_json(data)), more=True)
+
+    async def raw(self, events: bytes) -> None:
+        """Events that are made already. Raises ClientGoneError."""
+        await self._request.write(events, more=True)
+
+    async def until(self, news: Awaitable[Any], *, timeout: float | None = None) -> bool:
+        """Wait for `news`, with heartbeats. False when `timeout` seconds passed first. Raises ClientGoneError."""
+        assert self._gone is not None, "the stream is entered first"
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout if timeout is not None else float("inf")
+        waited = asyncio.ensure_future(news)
+        while True:
+            patience = min(HEARTBEAT, deadline - loop.time())
+            done, _ = await asyncio.wait(
+                (waited, self._gone), timeout=max(0.0, patience), return_when=asyncio.FIRST_COMPLETED
+            )
+            if self._gone in done:
+                raise ClientGoneError
+            if waited in done or loop.time() >= deadline:
+                return waited in done
+            await self._request.write(b": still here\n\n", more=True)
+
+    async def __aenter__(self) -> Self:
+        await self._request.start(200, HEADERS)
+        await self._request.write(b": hello\n\n", more=True)  # the head goes out now, not with the first event
+        self._gone = asyncio.create_task(self._request.gone())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._gone is not None:
+            self._gone.cancel()
+            await asyncio.wait((self._gone,))
+        if error is None:
+            await self._request.write(b"", more=False)
+
+
+class News:
+    """Wakes all who wait, each time something is new. On the loop's thread only."""
+
+    def __init__(self) -> None:
+        self._next: asyncio.Future[None] | None = None
+
+    def tell(self) -> None:
+        """Something is new."""
+        if self._next is not None and not self._next.done():
+            self._next.set_result(None)
+        self._next = None
+
+    def wait(self) -> asyncio.Future[None]:
+        """Done at the next `tell`. Shared by all who wait: not to be cancelled."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
+        return self._next

@@ -1,0 +1,91 @@
+"""Between the loop and a thread: a body that the thread reads as a file, and work that is waited for to its end.
+
+Used where a thread works on files while bytes come or go: snapshots and archives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from picod.http.request import ClientGoneError
+
+_QUEUED = 8  # chunks of a body that wait for the thread
+_T = TypeVar("_T")
+
+
+class Feed:
+    """Chunks of a body on their way from the loop to the thread, which reads them as a file."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.tail = b""  # read after the last chunk
+        self._loop = loop
+        self._chunks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._room = asyncio.Semaphore(_QUEUED)
+        self._rest = memoryview(b"")
+        self._ended = False
+        self._aborted = threading.Event()
+        self._closed = False
+
+    # The loop's side.
+
+    async def put(self, chunk: bytes) -> bool:
+        """Hand over a chunk, waiting while too many wait. False: the thread takes no more."""
+        await self._room.acquire()
+        self._chunks.put(chunk)
+        return not self._closed
+
+    def end(self) -> None:
+        """The body is complete."""
+        self._chunks.put(None)
+
+    def abort(self) -> None:
+        """Nothing more will come, and what came is not all. Without effect after `end` was read."""
+        self._aborted.set()
+        self._chunks.put(None)
+
+    # The thread's side.
+
+    def read(self, size: int) -> bytes | memoryview:
+        """Up to `size` bytes; none at the end. Raises ClientGoneError when the body was cut off."""
+        if not self._rest and not self._ended:
+            chunk = self._chunks.get()
+            if self._aborted.is_set():
+                raise ClientGoneError
+            if chunk is None:
+                self._ended = True
+                chunk = self.tail
+            else:
+                self._loop.call_soon_threadsafe(self._room.release)
+            self._rest = memoryview(chunk)
+        piece, self._rest = self._rest[:size], self._rest[size:]
+        return piece
+
+    def close(self) -> None:
+        """Take no more; whoever waits to put goes on."""
+        self._closed = True
+        self._loop.call_soon_threadsafe(self._room.release)
+
+
+async def in_thread(work: Callable[[], _T]) -> _T:
+    """Like to_thread, but a cancelled caller waits until the thread is done with what they share."""
+    future = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await settled(future)
+        raise
+
+
+async def settled(future: asyncio.Future[_T]) -> None:
+    """Wait until it is done, whatever happens to us meanwhile; what it raises counts as seen."""
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError:
+            continue
+    if not future.cancelled():
+        future.exception()  # seen

@@ -1,0 +1,161 @@
+"""Bash contexts: each run is a bash of its own that begins where the last one ended.
+
+Not one long-lived shell: `exit`, `set -e` or a killed command would take it away with all its state. So a run reads
+the state that the last one wrote at its end (folder, variables, functions, aliases, options) and a run that is killed
+leaves the state as it was. Background jobs keep running; `jobs` and `fg` do not know those of earlier runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from picod.commands.pipe_reader import Outlet
+from picod.commands.processes import Child
+from picod.interpreter.contexts import Context, Outcome, Stop, first_of, stopped, timed_out
+from picod.interpreter.kernel import KernelError, Listener
+from picod.interpreter.state_files import StateFiles
+
+# $1 state, $2 code. Variables that bash makes itself, and our own, are not carried over. Options come last: with
+# `set -e` in force, reading the rest of the state could end the shell.
+SCRIPT = r"""
+__wg_state=$1 __wg_code=$2
+shift 2
+shopt -s expand_aliases
+[ -r "$__wg_state" ] && . "$__wg_state" 2>/dev/null
+__wg_save() {
+  local __wg_status=$? __wg_name
+  trap - EXIT
+  {
+    set +o; shopt -p
+  } > "$__wg_state.options"
+  set +eu
+  {
+    for __wg_name in $(compgen -v); do
+      case $__wg_name in
+        __wg_*|BASH*|COMP_*|DIRSTACK|EPOCH*|EUID|FUNCNAME|GROUPS|HISTCMD|LINENO|OPTIND|OPTARG|PIPESTATUS|PPID|PWD) ;;
+        RANDOM|SECONDS|SHELLOPTS|SHLVL|SRANDOM|UID|_) ;;
+        *) declare -p "$__wg_name" ;;
+      esac
+    done
+    compgen -A function | while read -r __wg_name; do
+      case $__wg_name in __wg_*) ;; *) declare -f "$__wg_name" ;; esac
+    done
+    alias -p
+    printf 'cd -- %q\n' "$PWD"
+    cat "$__wg_state.options"
+  } > "$__wg_state.new" 2>/dev/null && mv -f "$__wg_state.new" "$__wg_state"
+  rm -f "$__wg_state.options"
+  exit "$__wg_status"
+}
+trap __wg_save EXIT
+. "$__wg_code"
+"""
+
+
+class BashContext(Context):
+    """A file that holds the state, and a bash for each run."""
+
+    language = "bash"
+
+    @property
+    def state_file(self) -> str:
+        """Where the state is, outside of the workspace."""
+        return os.path.join(self._around.folder(), f"{self.id}.bash")
+
+    def state(self) -> str:
+        """Always idle: there is no process to wait for."""
+        return "idle"
+
+    async def _prepare(self) -> None:
+        if self._around.find("bash") is None:
+            raise KernelError("there is no bash in this sandbox")
+
+    async def _run(self, code: str, timeout: float, listener: Listener, stop: Stop) -> Outcome:
+        code_file = f"{self.state_file}.code"
+        try:
+            _write(code_file, code)
+        except OSError as fault:
+            raise KernelError(f"the code could not be handed to bash: {fault.strerror}") from fault
+        child, outlets = self._spawn(code_file)
+        try:
+            listener.feeds(outlets.values())
+            for name, outlet in outlets.items():
+                outlet.attach(_to(listener, name))
+            why = await first_of(child.exited, stop, timeout)
+            if why:
+                await self._around.children.kill(child)
+        finally:
+            if not child.exited.done():
+                await self._around.children.kill(child)
+            for outlet in outlets.values():
+                outlet.drain()
+                outlet.detach()  # what a background job still prints is read and dropped until it ends
+        code_number = child.exited.result()
+        count = self.execution_count + 1
+        if why == "timeout":
+            error: dict[str, Any] | None = timed_out(timeout, "was killed; the context is as it was before")
+        elif why:
+            error = stopped(why)
+        elif code_number:
+            error = {"name": "ExitStatus", "value": f"exit status {code_number}", "traceback": []}
+        else:
+            error = None
+        late = why == "timeout"
+        return Outcome(error, count, exit_code=124 if late else code_number, timed_out=late)
+
+    def _spawn(self, code_file: str) -> tuple[Child, dict[str, Outlet]]:
+        bash = self._around.find("bash")
+        if bash is None:
+            raise KernelError("there is no bash in this sandbox")
+        argv = [bash, b"--noprofile", b"--norc", b"-c", SCRIPT.encode(), b"bash"]
+        argv += [self.state_file.encode(), code_file.encode()]
+        ends: list[int] = []
+        try:
+            for _ in ("stdout", "stderr"):
+                ends += os.pipe2(os.O_CLOEXEC)
+            child = self._around.children.spawn(
+                bash, argv, cwd_fd=self._around.workspace.fd, env=self._around.env, stdout=ends[1], stderr=ends[3]
+            )
+        except OSError as error:
+            for fd in ends:
+                os.close(fd)
+            raise KernelError(f"bash could not be started: {error.strerror}") from error
+        os.close(ends[1])
+        os.close(ends[3])
+        return child, {"stdout": Outlet(ends[0]), "stderr": Outlet(ends[2])}
+
+    async def _save(self, files: StateFiles, scratch: str) -> dict[str, Any]:
+        await asyncio.to_thread(_copy, self.state_file, files.bash)
+        return {"saved": 1, "unsaved": []}
+
+    async def _load(self, files: StateFiles) -> Mapping[str, Any]:
+        try:
+            await asyncio.to_thread(_copy, files.bash, self.state_file)
+        except OSError as error:
+            return {"restored": 0, "unsaved": [{"name": "*", "reason": f"cannot be read: {error.strerror}"}]}
+        return {"restored": 1, "unsaved": []}
+
+    async def _discard(self) -> None:
+        async with self._turn:
+            try:
+                os.unlink(self.state_file)
+            except FileNotFoundError:
+                pass
+
+
+def _to(listener: Listener, stream: str) -> Callable[[bytes], None]:
+    return lambda data: listener.output(stream, data)
+
+
+def _write(path: str, code: str) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(code.encode())
+
+
+def _copy(source: str, target: str) -> None:
+    shutil.copyfile(source, f"{target}.new")
+    os.replace(f"{target}.new", target)

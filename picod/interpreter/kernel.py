@@ -1,0 +1,309 @@
+"""A Python kernel: its process, its two channels, and one run at a time.
+
+Above zmtp.py and jupyter.py, below contexts.py. The kernel's code is picod/userside/kernel.py, which runs on the
+python3 of user code; results and the end of a run come through its channels, what is printed through two pipes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from picod.commands.pipe_reader import Outlet
+from picod.commands.processes import Child, Children
+from picod.interpreter.jupyter import Message, MessageError, execute_request, read_message
+from picod.interpreter.zmtp import ZmtpConnection, ZmtpError
+
+READY = b"\0wakegate: ready\n"  # as in userside/kernel.py
+_PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "userside", "kernel.py")
+_START_PATIENCE = 60.0  # seconds; on a machine that starts many it has to share
+_IDLE_PATIENCE = 1.0  # seconds after the reply; the word that all is done does not come where code closed the channel
+_WELCOME_PATIENCE = 0.5
+_MAX_TEXT = 64 << 10  # characters of an error's message, or of one part of its traceback
+_MAX_PARTS = 200  # of a traceback
+_SAID = 4096  # bytes of standard error kept for the message when a start fails
+
+
+class KernelError(Exception):
+    """A kernel that could not be started; the text says why."""
+
+
+class Listener(Protocol):
+    """What hears a run."""
+
+    def feeds(self, outlets: Iterable[Outlet]) -> None:
+        """The pipes that the run prints into, for a listener that may have to hold them."""
+
+    def output(self, stream: str, data: bytes) -> None:
+        """Something was printed: `stream` is stdout or stderr."""
+
+    def result(self, data: Mapping[str, Any] | None, display_id: str, *, update: bool) -> None:
+        """A result, by MIME type; None where it was too large to be read. `update` replaces what has the same id."""
+
+    def clear(self, *, wait: bool) -> None:
+        """The code takes its results back; with `wait` only when the next comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """How a run ended. `error` has name, value and traceback. `expressions` are the evaluated ones."""
+
+    error: dict[str, Any] | None
+    execution_count: int | None
+    expressions: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """A start that nobody waits for: at low priority, with modules to import besides."""
+
+    nice: int
+    modules: tuple[str, ...] = ()
+
+
+class _Run:
+    def __init__(self, listener: Listener | None) -> None:
+        self.id = os.urandom(16).hex()
+        self.listener = listener
+        self.reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self.idle = asyncio.Event()
+
+
+class Kernel:
+    """One running kernel. Runs must not overlap: contexts.py sees to that."""
+
+    def __init__(self, child: Child, stdout: Outlet, stderr: Outlet, key: bytes) -> None:
+        self.child = child
+        self.outlets = {"stdout": stdout, "stderr": stderr}
+        self._key = key
+        self._session = os.urandom(8).hex()
+        self._shell: ZmtpConnection
+        self._iopub: ZmtpConnection
+        self._run: _Run | None = None
+        self._welcome = asyncio.Event()
+
+    @classmethod
+    async def start(
+        cls,
+        children: Children,
+        python: bytes,
+        *,
+        cwd_fd: int,
+        env: Mapping[bytes, bytes],
+        base: str,
+        ahead: Ahead | None = None,
+    ) -> Kernel:
+        """Start one whose files are named `base`-... Raises KernelError."""
+        key = os.urandom(32).hex().encode()
+        document: dict[str, object] = {
+            "transport": "ipc",
+            "ip": base,
+            "key": key.decode(),
+            "signature_scheme": "hmac-sha256",
+        }
+        ports = {f"{name}_port": number for number, name in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)}
+        argv = [python, _PROGRAM.encode(), f"{base}.json".encode(), os.path.dirname(base).encode()]
+        if ahead is not None:
+            argv += [b"%d" % ahead.nice, *([",".join(ahead.modules).encode()] if ahead.modules else [])]
+        ends: list[int] = []
+        try:
+            _write_json(f"{base}.json", document | ports)
+            for _ in ("stdout", "stderr"):
+                ends += os.pipe2(os.O_CLOEXEC)
+            child = children.spawn(python, argv, cwd_fd=cwd_fd, env=env, stdout=ends[1], stderr=ends[3])
+        except OSError as error:
+            for fd in ends:
+                os.close(fd)
+            raise KernelError(f"the context's process could not be started: {error.strerror}") from error
+        os.close(ends[1])
+        os.close(ends[3])
+        kernel = cls(child, Outlet(ends[0]), Outlet(ends[2]), key)
+        try:
+            async with asyncio.timeout(_START_PATIENCE):
+                await kernel._wait_ready()
+                await kernel._connect(base)
+        except (OSError, ZmtpError, TimeoutError) as error:
+            await kernel.kill(children)
+            raise KernelError(f"the context's process did not answer: {error or 'it took too long'}") from error
+        except BaseException:
+            await kernel.kill(children)
+            raise
+        return kernel
+
+    @property
+    def alive(self) -> bool:
+        """Its process runs and can be spoken to."""
+        return not (self.child.exited.done() or self._shell.closed.done() or self._iopub.closed.done())
+
+    async def run(
+        self, code: str, listener: Listener | None, *, expressions: Mapping[str, str] | None = None
+    ) -> Reply | None:
+        """Run code to its end; None when the kernel ended before. Without a listener silently: it leaves no trace."""
+        run = self._run = _Run(listener)
+        ends: set[asyncio.Future[Any]] = {run.reply, self.child.exited, self._shell.closed, self._iopub.closed}
+        try:
+            if listener is not None:
+                listener.feeds(self.outlets.values())
+            for name, outlet in self.outlets.items():
+                outlet.attach(_hand_on(listener, name) if listener is not None else _ignore)
+            silent = listener is None
+            request = execute_request(
+                self._key, self._session, run.id, code, silent=silent, expressions=dict(expressions or {})
+            )
+            try:
+                self._shell.send(request)
+            except ZmtpError:
+                return None
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if run.reply.done():
+                await self._wait_idle(run)
+            for outlet in self.outlets.values():
+                outlet.drain()
+            return _reply(run.reply.result()) if run.reply.done() else None
+        finally:
+            self._run = None
+            for outlet in self.outlets.values():
+                outlet.detach()
+
+    def interrupt(self) -> None:
+        """KeyboardInterrupt in the running code, SIGINT to the processes it started."""
+        try:
+            os.killpg(self.child.pid, signal.SIGINT)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+    async def kill(self, children: Children) -> None:
+        """End it with all that it started."""
+        await children.kill(self.child)
+        for outlet in self.outlets.values():
+            outlet.close()
+        for name in ("_shell", "_iopub"):
+            connection: ZmtpConnection | None = getattr(self, name, None)
+            if connection is not None:
+                connection.close()
+
+    async def _wait_ready(self) -> None:
+        said, errors = bytearray(), bytearray()
+        ready = asyncio.Event()
+
+        def look(data: bytes) -> None:
+            said.extend(data[: _SAID - len(said)])
+            if READY in said:
+                ready.set()
+
+        self.outlets["stdout"].attach(look)
+        self.outlets["stderr"].attach(lambda data: errors.extend(data[: _SAID - len(errors)]))
+        waiting = asyncio.ensure_future(ready.wait())
+        try:
+            ends: set[asyncio.Future[Any]] = {waiting, self.child.exited}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+        if not ready.is_set():
+            self.outlets["stderr"].drain()
+            lines = bytes(errors).decode(errors="replace").strip().splitlines()
+            raise KernelError(f"the context's process ended as it started: {lines[-1] if lines else 'it said nothing'}")
+        for outlet in self.outlets.values():
+            outlet.detach()
+
+    async def _connect(self, base: str) -> None:
+        self._iopub = await ZmtpConnection.connect(f"{base}-2", "SUB", self._on_iopub)
+        self._shell = await ZmtpConnection.connect(f"{base}-1", "DEALER", self._on_shell)
+        # What is published before the kernel knows of the subscription would be lost. Kernels older than ipykernel 7
+        # do not welcome a subscriber: those are given something to speak about.
+        while not self._welcome.is_set():
+            try:
+                async with asyncio.timeout(_WELCOME_PATIENCE):
+                    await self._welcome.wait()
+            except TimeoutError:
+                self._shell.send(execute_request(self._key, self._session, "", "", silent=True, expressions={}))
+
+    async def _wait_idle(self, run: _Run) -> None:
+        try:
+            async with asyncio.timeout(_IDLE_PATIENCE):
+                await run.idle.wait()
+        except TimeoutError:
+            pass
+
+    def _on_shell(self, frames: list[bytes], cut: bool) -> None:
+        message, run = self._read(frames, cut), self._run
+        if message is None or run is None or message.kind != "execute_reply" or message.parent != run.id:
+            return
+        if not run.reply.done():
+            run.reply.set_result(message)
+
+    def _on_iopub(self, frames: list[bytes], cut: bool) -> None:
+        message, run = self._read(frames, cut), self._run
+        if message is None:
+            return
+        if message.kind in ("iopub_welcome", "status"):
+            self._welcome.set()
+        if run is None:
+            return
+        content = message.content or {}
+        match message.kind:
+            case "status" if message.parent == run.id and content.get("execution_state") == "idle":
+                run.idle.set()
+            case "execute_result" | "display_data" | "update_display_data" if run.listener is not None:
+                for outlet in self.outlets.values():
+                    outlet.drain()  # what was printed before it comes before it
+                data, transient = content.get("data"), content.get("transient")
+                display_id = transient.get("display_id") if isinstance(transient, dict) else None
+                run.listener.result(
+                    data if isinstance(data, dict) else None,
+                    display_id if isinstance(display_id, str) else "",
+                    update=message.kind == "update_display_data",
+                )
+            case "clear_output" if run.listener is not None:
+                run.listener.clear(wait=content.get("wait") is True)
+
+    def _read(self, frames: list[bytes], cut: bool) -> Message | None:
+        try:
+            return read_message(self._key, frames, cut=cut)
+        except MessageError:
+            return None
+
+
+def _write_json(path: str, document: Mapping[str, object]) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(document, file)
+
+
+def _hand_on(listener: Listener, stream: str) -> Callable[[bytes], None]:
+    return lambda data: listener.output(stream, data)
+
+
+def _ignore(data: bytes) -> None:
+    """What a silent run prints is nobody's business."""
+
+
+def _reply(message: Message) -> Reply:
+    content = message.content
+    if content is None:
+        return Reply(
+            {"name": "TooLarge", "value": "the end of the run was too large to be read", "traceback": []}, None
+        )
+    count = content.get("execution_count")
+    expressions = content.get("user_expressions")
+    error = None
+    if content.get("status") != "ok":
+        trace = content.get("traceback")
+        error = {
+            "name": _text(content.get("ename")) or "Error",
+            "value": _text(content.get("evalue")),
+            "traceback": [_text(part) for part in trace[:_MAX_PARTS]] if isinstance(trace, list) else [],
+        }
+    return Reply(
+        error,
+        count if isinstance(count, int) and not isinstance(count, bool) else None,
+        expressions if isinstance(expressions, dict) else {},
+    )
+
+
+def _text(value: object) -> str:
+    return value[:_MAX_TEXT] if isinstance(value, str) else ""

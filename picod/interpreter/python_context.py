@@ -1,0 +1,202 @@
+"""A Python context: a kernel that starts when it is first needed, is interrupted when it takes too long, and replaced.
+
+Above kernel.py, which speaks with the process; contexts.py says what all contexts share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+from picod.interpreter.contexts import Context, Outcome, Stop, Surroundings, first_of, stopped, timed_out
+from picod.interpreter.kernel import Ahead, Kernel, KernelError, Listener, Reply
+from picod.interpreter.state_files import StateFiles, read_report, remove
+
+_INTERRUPT_PATIENCE = 3.0  # seconds from the interrupt until the process is killed
+MAX_STATE = 256 << 20  # bytes that a context may write when it is saved
+_END_PATIENCE = 0.5  # seconds from the end of a connection to that of the process
+_SAVE_SECONDS = 10.0
+_LOAD_SECONDS = 60.0
+
+
+class PythonContext(Context):
+    """A kernel that starts when it is first needed, or ahead with `begin`."""
+
+    language = "python"
+
+    def __init__(self, context_id: str, around: Surroundings) -> None:
+        super().__init__(context_id, around)
+        self._kernel: Kernel | None = None
+        self._starting: asyncio.Task[Kernel] | None = None
+        self._starts = 0
+
+    def state(self) -> str:
+        """See above."""
+        if self._starting is not None:
+            return "starting"
+        return "idle" if self._kernel is not None and self._kernel.alive else "none"
+
+    def begin(self, ahead: Ahead | None = None) -> None:
+        """Have the kernel started, without waiting; whoever asks for a run is told when that fails."""
+        if self._starting is None and (self._kernel is None or not self._kernel.alive):
+            self._starting = asyncio.create_task(self._start(ahead))
+            self._starting.add_done_callback(_look_at)
+
+    async def _start(self, ahead: Ahead | None) -> Kernel:
+        try:
+            await self._drop_dead()
+            self._starts += 1
+            python = self._around.find("python3")
+            if python is None:
+                raise KernelError("there is no python3 in this sandbox")
+            self._kernel = await Kernel.start(
+                self._around.children,
+                python,
+                cwd_fd=self._around.workspace.fd,
+                env=self._around.env,
+                base=os.path.join(self._around.folder(), f"{self.id}.{self._starts}"),
+                ahead=ahead,
+            )
+            return self._kernel
+        finally:
+            self._starting = None
+
+    async def _drop_dead(self) -> None:
+        """The kernel ended between two runs (`exit()` does that, after its answer)."""
+        kernel, self._kernel = self._kernel, None
+        if kernel is not None:
+            how = await _how_ended(kernel)
+            await kernel.kill(self._around.children)
+            self._notice = f"the context began anew, without its variables: its process {how}"
+            self.execution_count = 0
+
+    async def _prepare(self) -> None:
+        while not self._deleted:
+            self.begin()
+            starting = self._starting
+            if starting is None:
+                return
+            await asyncio.wait({starting})
+            if not starting.cancelled():  # a restart meanwhile takes its start away, and has another begin
+                starting.result()
+                return
+        raise KernelError("the context was deleted")
+
+    async def _run(self, code: str, timeout: float, listener: Listener, stop: Stop) -> Outcome:
+        kernel = self._kernel
+        assert kernel is not None
+        running = asyncio.create_task(kernel.run(code, listener))
+        why = await first_of(running, stop, timeout)
+        if why:
+            if why in ("restarted", "deleted"):
+                await kernel.kill(self._around.children)
+            else:
+                kernel.interrupt()
+                await asyncio.wait({running}, timeout=_INTERRUPT_PATIENCE)
+                if not running.done():
+                    await kernel.kill(self._around.children)
+        reply = await running
+        if reply is None:
+            return await self._died(kernel, why, timeout)
+        return _finished(reply, why, timeout)
+
+    async def _died(self, kernel: Kernel, why: str, timeout: float) -> Outcome:
+        how = "" if why else await _how_ended(kernel)
+        await kernel.kill(self._around.children)
+        if self._kernel is kernel:
+            self._kernel = None
+        self.execution_count = 0
+        unheeded = "did not heed the interrupt and was killed with the context's variables"
+        if why == "timeout":
+            error = timed_out(timeout, unheeded)
+        elif why in ("restarted", "deleted"):
+            error = stopped(why)
+        else:
+            value = f"the code {unheeded}" if why else f"the context's process {how}; its variables are lost"
+            error = {"name": "KernelDied", "value": value, "traceback": []}
+        if why not in ("restarted", "deleted"):
+            self._notice = f"the context began anew, without its variables: {error['value']}"
+        return Outcome(error, timed_out=why == "timeout")
+
+    async def _discard(self) -> None:
+        starting = self._starting
+        if starting is not None:
+            starting.cancel()
+            await asyncio.wait({starting})
+        kernel, self._kernel = self._kernel, None
+        if kernel is not None:
+            await kernel.kill(self._around.children)
+
+    async def _save(self, files: StateFiles, scratch: str) -> dict[str, Any]:
+        if self._kernel is None or not self._kernel.alive:
+            return {"saved": 0, "unsaved": []}
+        call = f"save({files.base!r}, {scratch!r}, {MAX_STATE}, {_SAVE_SECONDS})"
+        try:
+            fault = await self._ask(call, 2 * _SAVE_SECONDS + _INTERRUPT_PATIENCE)
+            report = read_report(scratch, "saved")
+        finally:
+            remove(scratch, f"{scratch}.new", f"{files.base}.pickle.new", f"{files.base}.json.new")
+        return report or {"saved": 0, "unsaved": [{"name": "*", "reason": fault or "its process gave no report"}]}
+
+    async def _load(self, files: StateFiles) -> Mapping[str, Any]:
+        scratch = os.path.join(self._around.folder(), f"{self.id}.loaded")
+        fault = await self._ask(f"load({files.base!r}, {scratch!r})", _LOAD_SECONDS)
+        report = read_report(scratch, "restored")
+        remove(scratch, f"{scratch}.new")
+        return report or {"restored": 0, "unsaved": [{"name": "*", "reason": fault or "its process gave no report"}]}
+
+    async def _ask(self, call: str, seconds: float) -> str:
+        """Have the kernel call a function of userside/state.py. Returns what went wrong, or nothing."""
+        kernel = self._kernel
+        assert kernel is not None
+        asking = asyncio.create_task(kernel.run("", None, expressions={"_": f"__import__('_wakegate_state').{call}"}))
+        await asyncio.wait({asking}, timeout=seconds)
+        if not asking.done():
+            kernel.interrupt()
+            await asyncio.wait({asking}, timeout=_INTERRUPT_PATIENCE)
+        if not asking.done():
+            asking.cancel()
+            return "it took too long"
+        reply = asking.result()
+        if reply is None:
+            return f"the context's process {await _how_ended(kernel)}"
+        said = reply.expressions.get("_")
+        if isinstance(said, dict) and said.get("status") == "error":
+            return f"{said.get('ename')}: {said.get('evalue')}"[:300]
+        return ""
+
+
+def _finished(reply: Reply, why: str, timeout: float) -> Outcome:
+    error = reply.error
+    if why == "timeout":
+        trace = error["traceback"] if error else []
+        error = timed_out(timeout, "was interrupted; the context's variables are kept") | {"traceback": trace}
+    return Outcome(error, reply.execution_count, timed_out=why == "timeout")
+
+
+async def _how_ended(kernel: Kernel) -> str:
+    """To be asked before we kill it. Its connections end with it, which may be seen a moment before its end is."""
+    await asyncio.wait({kernel.child.exited}, timeout=_END_PATIENCE)
+    if not kernel.child.exited.done():
+        return "broke off its connection, and was ended"
+    code = kernel.child.exited.result()
+    if code >= 0:
+        return f"ended with exit status {code}"
+    name = _signal_name(-code)
+    return f"was ended by {name}" + (" (out of memory, perhaps)" if name == "SIGKILL" else "")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _look_at(starting: asyncio.Task[Kernel]) -> None:
+    """Its error is news to nobody: the next run tries again and says it."""
+    if not starting.cancelled():
+        starting.exception()

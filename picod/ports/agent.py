@@ -1,0 +1,179 @@
+"""An agent behind picod: on one machine, what in a cluster is a container of its own with an address.
+
+picod starts the agent's command, answers /health once it is ready, and hands every request that carries its token on to
+the port with the longest prefix of its path, as it came. picod's own API is not there: whoever asks such a sandbox to
+run something asks the agent. An agent that ends takes the sandbox with it, and its last words are the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from picod.commands.background import Process
+from picod.commands.execute import Order, encoded, find_executable
+from picod.http.request import Request, reason_of
+from picod.ports.api import forward
+from picod.ports.heads import Visit
+
+if TYPE_CHECKING:
+    from picod.app import Picod
+
+_EARLY = 0.05  # seconds between the first looks; afterwards the probe's own period
+_EARLY_LOOKS = 200
+_LAST_WORDS, _LAST_LINES = 2000, 3  # of its log: bytes looked at, and lines told
+_FAILED = 70  # picod's exit status, EX_SOFTWARE
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """`targets`: (path prefix, port), the longest prefix first. One of the probe's `command` and `port` is there."""
+
+    command: list[bytes]
+    working_dir: str
+    targets: list[tuple[bytes, int]]
+    probe_command: list[bytes]
+    probe_port: int
+    probe_path: str
+    period: float
+    timeout: float
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> AgentConfig:
+        """From what wire.ENV_AGENT holds. Raises KeyError, TypeError for what is not such a document."""
+        probe = document["probe"]
+        return cls(
+            command=[os.fsencode(word) for word in document["command"]],
+            working_dir=document["working_dir"],
+            targets=[(prefix.encode(), int(port)) for prefix, port in document["targets"]],
+            probe_command=[os.fsencode(word) for word in probe["command"]],
+            probe_port=int(probe["port"]),
+            probe_path=probe["path"],
+            period=float(probe["period"]),
+            timeout=float(probe["timeout"]),
+        )
+
+
+class Agent:
+    """The one agent of this sandbox. `ready` is set when its probe has succeeded once."""
+
+    def __init__(self, picod: Picod, config: AgentConfig) -> None:
+        self.ready = asyncio.Event()
+        self._picod = picod
+        self._config = config
+        self._env = encoded(picod.config.command_env)
+        self._folder = config.working_dir or picod.config.workspace
+        self._proving: asyncio.Task[None] | None = None
+        self._process: Process | None = None
+
+    def start(self) -> None:
+        """Run it. What cannot be run ends picod, with the reason."""
+        try:
+            cwd_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            self._give_up(f"its working directory {self._folder}: {reason_of(error)}")
+        try:
+            process = self._process = self._spawn(self._config.command, cwd_fd)
+        finally:
+            os.close(cwd_fd)
+        process.child.exited.add_done_callback(lambda _: asyncio.get_running_loop().call_soon(self._ended))
+        self._proving = asyncio.ensure_future(self._prove())
+
+    def port_of(self, path: bytes) -> int:
+        """The port of the longest prefix that ends where a segment of the path does."""
+        path = path.partition(b"?")[0]
+        for prefix, port in self._config.targets:
+            if prefix == b"/" or path == prefix or path.startswith(prefix + b"/"):
+                return port
+        return self._config.targets[-1][1]
+
+    def _spawn(self, command: list[bytes], cwd_fd: int) -> Process:
+        shown = command[0].decode(errors="replace")
+        order = Order(command, 0.0, ".", dict(self._env))
+        executable = find_executable(command[0], self._env.get(b"PATH", b""), cwd_fd)
+        if executable is None:
+            self._give_up(f"{shown}: there is no such program in this sandbox")
+        try:
+            return self._picod.background.start(order, executable, cwd_fd, name="agent", stdin=False, keeps_awake=False)
+        except OSError as error:
+            self._give_up(f"{shown}: {reason_of(error)}")
+
+    def _ended(self) -> None:
+        process = self._process
+        assert process is not None
+        words = b"".join(piece.data for piece in process.log.since(process.log.end - _LAST_WORDS))
+        log = " | ".join(words.decode(errors="replace").strip().splitlines()[-_LAST_LINES:])
+        code = process.child.exited.result()
+        how = f"exited with status {code}" if code >= 0 else f"was ended by signal {-code}"
+        self._give_up(f"its command {how}: {log or 'no message'}")
+
+    def _give_up(self, why: str) -> NoReturn:
+        print(f"agent: {why}", file=sys.stderr, flush=True)  # noqa: T201 - the gateway shows it
+        self._picod.children.kill_all()
+        os._exit(_FAILED)
+
+    async def _prove(self) -> None:
+        looks = 0
+        while not await self._answers():
+            looks += 1
+            await asyncio.sleep(_EARLY if looks < _EARLY_LOOKS else self._config.period)
+        self.ready.set()
+
+    async def _answers(self) -> bool:
+        config = self._config
+        try:
+            async with asyncio.timeout(config.timeout):
+                if config.probe_command:
+                    return await self._runs(config.probe_command)
+                reader, writer = await asyncio.open_connection("localhost", config.probe_port)
+                try:
+                    if not config.probe_path:
+                        return True
+                    head = f"GET {config.probe_path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+                    writer.write(head.encode())
+                    return (await reader.readline())[8:11] in (b" 20", b" 30")
+                finally:
+                    writer.transport.abort()
+        except (OSError, TimeoutError):
+            return False
+
+    async def _runs(self, command: list[bytes]) -> bool:
+        """Whether a command ends with status 0. Raises OSError when it cannot be run."""
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        cwd_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            executable = find_executable(command[0], self._env.get(b"PATH", b""), cwd_fd)
+            if executable is None:
+                return False
+            child = self._picod.children.spawn(
+                executable, command, cwd_fd=cwd_fd, env=self._env, stdout=null, stderr=null
+            )
+        finally:
+            os.close(null)
+            os.close(cwd_fd)
+        try:
+            return await asyncio.shield(child.exited) == 0
+        finally:
+            if not child.exited.done():
+                await self._picod.children.kill(child)
+
+
+async def serve(picod: Picod, request: Request) -> None:
+    """Any request with a token: to the agent, under the path that it has."""
+    assert picod.agent is not None
+    path: bytes = request.scope["raw_path"]
+    await forward(
+        request,
+        Visit(
+            port=picod.agent.port_of(path),
+            path=path,
+            method=request.method,
+            prefix=b"",
+            upgrade=request.header(b"upgrade").encode("latin-1") if request.offers_upgrade else b"",
+            chunked=bool(request.headers(b"transfer-encoding")),
+        ),
+    )

@@ -1,0 +1,287 @@
+"""/api/ports: from the gateway to a server that code has started in this sandbox.
+
+    client -> gateway /v1/sessions/{id}/ports/{port}/x -> picod /api/ports/{port}/x -> localhost:{port}/x
+
+The sandbox's loopback is its own (a network namespace with nothing else in it), so picod, which lives in there, is the
+only way in. Each request gets a connection of its own and asks the server to close it: a server that handles one
+connection at a time would hang on one that is kept, and dialling loopback costs a tenth of a millisecond.
+
+heads.py has the rules for the heads, this room moves the bytes. An upgrade that the server takes up (a WebSocket)
+is bytes both ways from then on; nobody here looks into them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import TYPE_CHECKING, Any
+
+import httptools
+
+from picod.compat.go_format import DurationError, parse_duration
+from picod.http.request import ClientGoneError, Request, RequestError, Tunnel, reason_of
+from picod.ports.heads import Response, Visit, answer_headers, parse_visit, request_head
+
+if TYPE_CHECKING:
+    from picod.app import Picod
+
+_READ = 256 << 10
+_DIAL_TIMEOUT = 5.0  # seconds; a listener whose backlog is full does not answer at once
+_MAX_HEAD = 128 << 10
+_LOOPBACKS = ("127.0.0.1", "::1")  # a server told to listen on "localhost" may have taken either
+_POLL = 0.05  # seconds between looks at what listens, while somebody waits for it
+_LONGEST_WAIT = 300.0
+_LISTENING = "0A"  # of the state column in /proc/net/tcp
+
+
+async def list_ports(picod: Picod, request: Request) -> None:
+    """Answer which TCP ports are listened on; `?wait=PORT&timeout=30s` waits until that one is, or time is up."""
+    wanted, patience = request.query("wait"), request.query("timeout") or "30s"
+    if wanted and not (wanted.isascii() and wanted.isdigit() and len(wanted) <= 5):
+        raise RequestError(400, f"wait: expected a port number, not {wanted!r}")
+    try:
+        seconds = min(parse_duration(patience), _LONGEST_WAIT)
+    except DurationError as error:
+        raise RequestError(400, f"timeout: {error}") from error
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    gone = asyncio.ensure_future(request.gone())
+    try:
+        while wanted and int(wanted) not in listening() and loop.time() < deadline and not gone.done():
+            await asyncio.wait((gone,), timeout=_POLL)
+    finally:
+        gone.cancel()
+    ports = [{"port": port, "reachable": may_visit(picod, port)} for port in sorted(listening())]
+    await request.answer_json(200, {"ports": ports})
+
+
+def listening() -> set[int]:
+    """The TCP ports that somebody listens on in this network namespace."""
+    found = set()
+    for name in ("tcp", "tcp6"):
+        try:
+            with open(f"/proc/net/{name}") as file:
+                rows = [line.split() for line in file.readlines()[1:]]
+        except OSError:
+            continue  # no IPv6 here
+        found |= {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == _LISTENING}
+    return found
+
+
+def may_visit(picod: Picod, port: int) -> bool:
+    """Whether the runtime lets this port be reached."""
+    config = picod.config
+    own = config.fd is None and config.uds is None and port == config.port
+    return not own and any(first <= port <= last for first, last in config.ports)
+
+
+async def bridge(picod: Picod, request: Request) -> None:
+    """Hand a request on to a port and its answer back.
+
+    404 for a malformed path, 403 for a port that the runtime does not allow, 502 when nobody listens there or what
+    does speaks no HTTP.
+    """
+    visit = parse_visit(request)
+    if not may_visit(picod, visit.port):
+        allowed = ", ".join(f"{first}-{last}" if first < last else f"{first}" for first, last in picod.config.ports)
+        raise RequestError(
+            403,
+            f"port {visit.port} may not be reached; the runtime allows {allowed or 'none'}",
+            code="PORT_NOT_ALLOWED",
+        )
+    await forward(request, visit)
+
+
+async def forward(request: Request, visit: Visit) -> None:
+    """Hand a request on to the port that it visits. Raises RequestError 502."""
+    reader, writer = await _dial(visit.port)
+    try:
+        await _exchange(request, visit, reader, writer)
+    finally:
+        writer.transport.abort()  # all that matters was read; an answer that was cut short must look like it
+
+
+async def _dial(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect. Raises RequestError 502."""
+    why = ""
+    for host in _LOOPBACKS:
+        try:
+            async with asyncio.timeout(_DIAL_TIMEOUT):
+                return await asyncio.open_connection(host, port, limit=_READ)
+        except TimeoutError:
+            why = "it does not accept connections"
+            break
+        except OSError as error:
+            if error.errno not in (errno.ECONNREFUSED, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETUNREACH):
+                why = reason_of(error)
+                break
+    if why:
+        raise RequestError(502, f"port {port} cannot be reached: {why}", code="PORT_UNREACHABLE")
+    raise RequestError(
+        502, f"nothing listens on port {port} in this sandbox; start a server there first", code="PORT_NOT_LISTENING"
+    )
+
+
+async def _exchange(request: Request, visit: Visit, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(request_head(request, visit))
+    answer = _Answer(visit, reader)
+    upload = asyncio.ensure_future(_send_body(request, writer, chunked=visit.chunked))
+    # Nobody reads on for a client that left.
+    upload.add_done_callback(lambda done: None if done.cancelled() else writer.transport.abort())
+    try:
+        await answer.head()
+        headers = answer_headers(answer.response, visit)
+        if answer.response.status == 101:
+            tunnel = await request.upgrade(headers)
+        else:
+            await request.start(answer.response.status, headers)
+            while body := await answer.body():
+                await request.write(body, more=True)
+            await request.write(b"", more=False)
+            return
+    except RequestError as error:
+        if upload.done():
+            upload.result()
+        if request.started:  # breaking off is all that can be said now
+            raise ClientGoneError from error
+        raise
+    finally:
+        await _cancelled(upload)
+    await _tunnel(tunnel, answer.rest, reader, writer)
+
+
+async def _cancelled(task: asyncio.Future[None]) -> None:
+    """End a task of ours; what it raises is of no interest any more."""
+    if not task.done():
+        task.cancel()
+    await asyncio.wait((task,))
+    if not task.cancelled():
+        task.exception()
+
+
+async def _send_body(request: Request, writer: asyncio.StreamWriter, *, chunked: bool) -> None:
+    """Send the body, then watch for the client's leaving: ends with ClientGoneError, or RequestError for a bad body.
+
+    A server that takes no more may have answered already, so a broken pipe is no failure: its answer tells.
+    """
+    try:
+        async for chunk in request.chunks():
+            writer.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunked else chunk)
+            await writer.drain()
+        if chunked:
+            writer.write(b"0\r\n\r\n")
+        await writer.drain()
+    except ConnectionError:
+        pass
+    await request.gone()
+    raise ClientGoneError
+
+
+async def _tunnel(client: Tunnel, rest: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Bytes both ways until one side ends."""
+
+    async def up() -> None:
+        while data := await client.read():
+            writer.write(data)
+            await writer.drain()
+
+    async def down(data: bytes) -> None:
+        while data:
+            await client.write(data)
+            data = await reader.read(_READ)
+
+    pumps = [asyncio.ensure_future(up()), asyncio.ensure_future(down(rest or await reader.read(_READ)))]
+    try:
+        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for pump in pumps:
+            await _cancelled(pump)
+        client.close()
+        writer.close()
+        try:
+            async with asyncio.timeout(_DIAL_TIMEOUT):
+                await writer.wait_closed()  # the last words of the client, a close frame perhaps, still go out
+        except (OSError, TimeoutError):
+            pass
+
+
+class _Answer:
+    """The server's side, read from its connection. A callback object of httptools."""
+
+    def __init__(self, visit: Visit, reader: asyncio.StreamReader) -> None:
+        self.response = Response()
+        self.rest = b""  # what followed the head of a 101
+        self._visit = visit
+        self._reader = reader
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self._seen = 0
+        self._has_head = self._complete = False
+        self._pieces: list[bytes] = []
+
+    async def head(self) -> None:
+        """Read until `response` is complete; interim answers (1xx) are passed over. Raises RequestError 502."""
+        while not self._has_head:
+            await self._more()
+            if not self._has_head and self._seen > _MAX_HEAD:
+                raise self._no_http("its head is too large")
+
+    async def body(self) -> bytes:
+        """The next piece, empty at the end. Raises RequestError when it was cut short."""
+        while not self._pieces and not self._complete:
+            await self._more()
+        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces.clear()
+        return body
+
+    async def _more(self) -> None:
+        try:
+            data = await self._reader.read(_READ)
+        except ConnectionError:
+            data = b""
+        if not data:
+            if self._has_head and self.response.until_close:
+                self._complete = True
+                return
+            raise self._no_http("it closed the connection before its answer was complete")
+        self._seen += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self.rest = data[upgrade.args[0] :]
+        except httptools.HttpParserError as error:
+            if not self._complete:  # of an answer without a body, what follows is not read
+                raise self._no_http("it does not speak HTTP/1.1") from error
+
+    def _no_http(self, why: str) -> RequestError:
+        return RequestError(
+            502, f"the server on port {self._visit.port} cannot be understood: {why}", code="PORT_BAD_ANSWER"
+        )
+
+    # httptools' side.
+
+    def on_message_begin(self) -> None:
+        """An answer begins, an interim one perhaps."""
+        self.response.headers.clear()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
+        self.response.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Its head is there."""
+        status = self._parser.get_status_code()
+        if status < 200 and status != 101:
+            return
+        if not 200 <= status < 600 and not (status == 101 and self._visit.upgrade):
+            raise ValueError(status)  # httptools makes a parser error of it
+        self._has_head = True
+        self.response.status = status
+        self._complete = self._visit.method == "HEAD" or status == 101
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of its body."""
+        self._pieces.append(body)
+
+    def on_message_complete(self) -> None:
+        """It is there in whole."""
+        self._complete = self._has_head

@@ -1,0 +1,135 @@
+"""What of a request's head goes on to a server in the sandbox, and what of its answer's head comes back. Pure.
+
+The server stands behind a path prefix that it does not know. So what it says of its own addresses is put below that
+prefix: Location, and the Path of cookies (which keeps the cookies of one session's servers from another's). It is told
+the prefix in X-Forwarded-Prefix, and that its host is localhost: development servers refuse other names.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from picod import wire
+from picod.http.request import Request, RequestError
+
+_PREFIX = wire.PORTS_PATH.encode()
+_VISIT = re.compile(re.escape(_PREFIX) + rb"([1-9][0-9]{0,4})(/.*)?", re.DOTALL)
+_SESSION = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_HOP_BY_HOP = frozenset((
+    b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
+    b"transfer-encoding", b"upgrade",
+))  # fmt: skip
+# The token is for picod alone; Expect was answered by picod; Host and the prefix are ours to say.
+_NOT_SENT = _HOP_BY_HOP | {b"authorization", b"expect", b"host", b"x-forwarded-prefix"}
+_LOCAL_NAMES = ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # noqa: S104 - what servers call themselves
+_COOKIE_ATTRIBUTE = re.compile(rb";[ \t]*(path|domain)[ \t]*=[ \t]*([^;]*)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A request to a port. `path` is as the client sent it; `prefix` is where the gateway shows the port, or empty."""
+
+    port: int
+    path: bytes
+    method: str
+    prefix: bytes
+    upgrade: bytes  # the protocol that the client would rather speak, or empty
+    chunked: bool
+
+
+@dataclass
+class Response:
+    """The head of an answer; names in lower case."""
+
+    status: int = 0
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    @property
+    def until_close(self) -> bool:
+        """Whether its body ends with the connection (RFC 9112, 6.3)."""
+        return not any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
+
+
+def parse_visit(request: Request) -> Visit:
+    """Which port is meant, and what of it. Raises RequestError 404."""
+    found = _VISIT.fullmatch(request.scope["raw_path"])
+    if found is None or int(found[1]) > 65535:
+        raise RequestError(404, f"expected {wire.PORTS_PATH}PORT/PATH with a port from 1 to 65535", code="NOT_FOUND")
+    port, session = int(found[1]), request.header(wire.SESSION_HEADER.encode())
+    return Visit(
+        port=port,
+        path=found[2] or b"/",
+        method=request.method,
+        prefix=wire.port_prefix(session, port).encode() if _SESSION.fullmatch(session) else b"",
+        upgrade=request.header(b"upgrade").encode("latin-1") if request.offers_upgrade else b"",
+        chunked=bool(request.headers(b"transfer-encoding")),
+    )
+
+
+def request_head(request: Request, visit: Visit) -> bytes:
+    """The head as the server gets it."""
+    query: bytes = request.scope["query_string"]
+    lines = [b"%b %b%b HTTP/1.1" % (visit.method.encode(), visit.path, b"?" + query if query else b"")]
+    lines.append(b"host: localhost:%d" % visit.port)
+    dropped = _NOT_SENT | _nominated(request.scope["headers"])
+    lines += [b"%b: %b" % (name, value) for name, value in request.scope["headers"] if name not in dropped]
+    if visit.prefix:
+        lines.append(b"x-forwarded-prefix: " + visit.prefix)
+    if visit.chunked:
+        lines.append(b"transfer-encoding: chunked")
+    if visit.upgrade:
+        lines += [b"connection: upgrade", b"upgrade: " + visit.upgrade]
+    else:
+        lines.append(b"connection: close")
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def answer_headers(response: Response, visit: Visit) -> list[tuple[bytes, bytes]]:
+    """What goes back. Date is picod's to say; of a 101, Upgrade is what the client waits for."""
+    dropped = _HOP_BY_HOP | {b"date"} | _nominated(response.headers)
+    kept: list[tuple[bytes, bytes]] = []
+    for name, value in response.headers:
+        if name == b"location":
+            kept.append((name, _below_prefix(value, visit)))
+        elif name == b"set-cookie":
+            kept.append((name, _cookie(value, visit)))
+        elif name not in dropped:
+            kept.append((name, value))
+    if response.status == 101:
+        kept += [(b"connection", b"upgrade"), (b"upgrade", visit.upgrade)]
+    return kept
+
+
+def _nominated(headers: list[tuple[bytes, bytes]]) -> set[bytes]:
+    """Fields that Connection names are for one hop only; framing cannot be named away."""
+    named = {token.strip().lower() for name, value in headers if name == b"connection" for token in value.split(b",")}
+    return named - {b"content-length"}
+
+
+def _below_prefix(location: bytes, visit: Visit) -> bytes:
+    """A redirect to the server itself, as the client must follow it; any other stays."""
+    if not visit.prefix:
+        return location
+    if location.startswith(b"/") and not location.startswith(b"//"):
+        return visit.prefix + location
+    try:
+        url = urlsplit(location.decode("latin-1"))
+        itself = url.scheme in ("http", "ws") and url.hostname in _LOCAL_NAMES and (url.port or 80) == visit.port
+    except ValueError:
+        return location
+    if not itself:
+        return location
+    rest = url._replace(scheme="", netloc="").geturl()
+    return visit.prefix + (rest if rest.startswith("/") else "/" + rest).encode("latin-1")
+
+
+def _cookie(cookie: bytes, visit: Visit) -> bytes:
+    """A cookie for this port alone: its Path below the prefix, and no Domain."""
+    if not visit.prefix:
+        return cookie
+    said = {found[1].lower(): found[2].strip() for found in _COOKIE_ATTRIBUTE.finditer(cookie)}
+    path = said.get(b"path", b"")
+    bare = _COOKIE_ATTRIBUTE.sub(b"", cookie)
+    return bare + b"; Path=" + visit.prefix + (path if path.startswith(b"/") else b"/")

@@ -1,0 +1,4 @@
+"""The whole workspace as one stream, and back, with the session's processes held still.
+
+Imports `archive`, `commands`, `http` and `filesystem`. Start with `api`.
+"""

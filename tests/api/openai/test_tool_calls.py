@@ -1,0 +1,188 @@
+"""The tool-call endpoint over a sandbox that is played by a script: what a real one does only when it is attacked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+
+from gateway.api.openai import tool_call_stream
+from gateway.core.model import Kind, RuntimeKey
+from gateway.runtimes.manifest import default_runtime
+from tests.conftest import OpenScripted
+from tests.support.scripted import Call, Served, eventually
+from tests.support.tool_calls import chat_call, item
+
+ON_UVLOOP = True
+PRINTED = orjson.dumps({"stdout": "ok\n", "stderr": "", "exit_code": 0})
+
+
+async def run_ok(call: Call) -> None:
+    """Any command prints ok."""
+    await call.body()
+    await call.reply(PRINTED)
+
+
+@asynccontextmanager
+async def client_of(gateway: Served) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=gateway.url, trust_env=False, timeout=20) as client:
+        yield client
+
+
+async def content(client: httpx.AsyncClient, body: Any, **headers: str) -> str:
+    """The only message's text."""
+    reply = await client.post("/v1/tool_calls", json=body, headers=headers)
+    assert reply.status_code == 200, reply.text
+    (message,) = reply.json()["messages"]
+    return str(message["content"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "said"),
+    [
+        (b"not JSON", "200 OK", "Error (bad_answer)"),
+        (b"[]", "200 OK", "Error (bad_answer)"),
+        (b"{}", "200 OK", "Error (bad_answer)"),
+        (b'{"error": "no room left"}', "507 Insufficient Storage", "Error (disk_full): no room left"),
+        (b"<html>", "500 Internal Server Error", "Error (failed): the sandbox answered with status 500"),
+    ],
+)
+async def test_odd_answers_of_a_sandbox_are_failures_for_the_model(
+    open_gateway: OpenScripted, answer: bytes, status: str, said: str
+) -> None:
+    """Whatever took picod's place says."""
+
+    async def script(call: Call) -> None:
+        await call.body()
+        await call.reply(answer, status)
+
+    gateway, _ = await open_gateway(script)
+    async with client_of(gateway) as client:
+        assert (await content(client, [chat_call("a", "run_shell", command="x")])).startswith(said)
+
+
+async def test_sandbox_that_dies_is_told_and_not_run_again(open_gateway: OpenScripted) -> None:
+    """The call may have run, so its retry gets the same answer, and the sandbox no second request."""
+
+    async def script(call: Call) -> None:
+        await call.body()
+        call.abort()
+
+    gateway, sandbox = await open_gateway(script)
+    session = await gateway.session()
+    async with client_of(gateway) as client:
+        for _ in range(2):
+            said = await content(client, [chat_call("a", "run_shell", command="x")], **{"x-session-id": session})
+            assert said.startswith("Error (sandbox_lost)")
+            assert said.endswith("it may or may not have run")
+    assert len(sandbox.requests) == 1
+
+
+async def test_client_that_leaves_finds_the_result_when_it_asks_again(open_gateway: OpenScripted) -> None:
+    """A call outlives the request, streamed or not; nothing runs twice."""
+    go = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await call.body()
+        await go.wait()
+        await call.reply(PRINTED)
+
+    gateway, sandbox = await open_gateway(script)
+    session = await gateway.session()
+    body = {"session_id": session, "tool_calls": [chat_call("a", "run_shell", command="x")]}
+    async with client_of(gateway) as client:
+        async with client.stream("POST", "/v1/tool_calls", json={**body, "stream": True}) as reply:
+            assert b"tool_calls.started" in await anext(reply.aiter_bytes())
+            await eventually(lambda: len(sandbox.requests) == 1, "the call reaches the sandbox")
+        again = asyncio.create_task(client.post("/v1/tool_calls", json={**body, "stream": True}))
+        await asyncio.sleep(0)
+        go.set()
+        text = (await again).text
+    assert '"replayed":true' in text
+    assert text.endswith("data: [DONE]\n\n")
+    assert len(sandbox.requests) == 1
+
+
+async def test_stream_is_not_silent_for_long(open_gateway: OpenScripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that says nothing has comments sent, so that nobody on the way takes the stream for dead."""
+    monkeypatch.setattr(tool_call_stream, "HEARTBEAT_S", 0.02)
+    go = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await call.body()
+        await go.wait()
+        await call.reply(b'event: exit\ndata: {"exit_code":0}\n\n')
+
+    gateway, _ = await open_gateway(script)
+    body = {"stream": True, "tool_calls": [chat_call("a", "run_shell", command="x")]}
+    text = ""
+    async with client_of(gateway) as client, client.stream("POST", "/v1/tool_calls", json=body) as reply:
+        async for piece in reply.aiter_text():
+            text += piece
+            if text.count(": still running") == 2:
+                go.set()
+    assert text.endswith("data: [DONE]\n\n")
+    assert '"content":"(no output)"' in text
+
+
+async def test_idempotency_key_makes_one_session(open_gateway: OpenScripted) -> None:
+    """Retries at once and later; another key, or no key, makes another."""
+    gateway, sandbox = await open_gateway(run_ok)
+    body = [chat_call("a", "run_shell", command="x")]
+    async with client_of(gateway) as client:
+
+        async def ask(key: str | None) -> str:
+            headers = {} if key is None else {"idempotency-key": key}
+            reply = await client.post("/v1/tool_calls", json=body, headers=headers)
+            assert reply.status_code == 200, reply.text
+            return str(reply.json()["session_id"])
+
+        first, second = await asyncio.gather(ask("k" * 20), ask("k" * 20))
+        assert first == second == await ask("k" * 20)
+        assert len(sandbox.requests) == 1
+        assert len({first, await ask("l" * 20), await ask(None), await ask(None)}) == 4
+        short = await client.post("/v1/tool_calls", json=body, headers={"idempotency-key": "k"})
+        assert (short.status_code, short.json()["error"]["param"]) == (400, "idempotency-key")
+
+
+async def test_overload_is_an_http_error_because_nothing_was_run(open_gateway: OpenScripted) -> None:
+    """With Retry-After, in OpenAI's shape; the same request works once there is room."""
+    gateway, sandbox = await open_gateway(run_ok, max_sandboxes=1)
+    kept = await gateway.session()
+    body = [chat_call("a", "run_shell", command="x")]
+    async with client_of(gateway) as client:
+        refused = await client.post("/v1/tool_calls", json=body)
+        assert (refused.status_code, refused.json()["error"]["type"]) == (429, "rate_limit_error")
+        assert refused.headers["retry-after"]
+        assert sandbox.requests == []
+        assert (await client.delete(f"/v1/sessions/{kept}")).status_code == 204
+        assert await content(client, body) == "ok"
+
+
+async def test_session_of_an_agent_has_no_tools(open_gateway: OpenScripted) -> None:
+    """Its container has no picod; the caller is told so."""
+    key = RuntimeKey("default", "agent", Kind.AGENT_RUNTIME)
+    agent = replace(default_runtime(1), key=key)
+    gateway, _ = await open_gateway(run_ok, runtimes=[default_runtime(1), agent])
+    session = (await gateway.gateway.lifecycle.create(key)).session.id
+    async with client_of(gateway) as client:
+        reply = await client.post(
+            "/v1/tool_calls", json=[chat_call("a", "list_files")], headers={"x-session-id": session}
+        )
+        assert reply.status_code == 400
+        assert "has no tools" in reply.json()["error"]["message"]
+
+
+async def test_headers_and_body_that_name_two_sessions_are_refused(open_gateway: OpenScripted) -> None:
+    """Rather than run in one of them."""
+    gateway, _ = await open_gateway(run_ok)
+    body = {"session_id": "a", "output": [item("x", "list_files")]}
+    async with client_of(gateway) as client:
+        reply = await client.post("/v1/tool_calls", json=body, headers={"x-session-id": "b"})
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "session_id")

@@ -1,0 +1,125 @@
+"""Parsing of what clients post as tool calls."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.api.openai.errors import ParamError
+from gateway.api.tools.calls import MAX_ARGUMENTS, MAX_CALLS, Shape, parse_tool_calls
+from gateway.api.tools.plan import steps
+from gateway.core.errors import BadRequestError
+from tests.support.tool_calls import chat_call, item, tool_use
+
+CALL = chat_call("c1", "run_shell", command="ls")
+
+
+@pytest.mark.parametrize(
+    ("body", "shape"),
+    [
+        ({"role": "assistant", "content": None, "refusal": None, "tool_calls": [CALL]}, Shape.CHAT),
+        ({"message": {"role": "assistant", "tool_calls": [CALL]}, "session_id": "s"}, Shape.CHAT),
+        ([CALL], Shape.CHAT),
+        (CALL, Shape.CHAT),
+        ({"tool_calls": [{k: v for k, v in CALL.items() if k != "type"}]}, Shape.CHAT),
+        ({"output": [{"type": "reasoning", "summary": []}, item("c1", "run_shell", command="ls")]}, Shape.RESPONSES),
+        ([item("c1", "run_shell", command="ls")], Shape.RESPONSES),
+        (
+            {"role": "assistant", "content": [{"type": "text"}, tool_use("c1", "run_shell", command="ls")]},
+            Shape.ANTHROPIC,
+        ),
+        ({"message": {"role": "assistant", "content": [tool_use("c1", "run_shell", command="ls")]}}, Shape.ANTHROPIC),
+    ],
+)
+def test_calls_every_form_means_the_same(body: Any, shape: Shape) -> None:
+    """A message, a list, response items and Anthropic blocks give one and the same call."""
+    asked = parse_tool_calls(body)
+    assert asked.shape is shape
+    assert [(call.id, call.name, call.arguments) for call in asked.calls] == [("c1", "run_shell", {"command": "ls"})]
+
+
+def test_calls_message_without_calls_is_no_error() -> None:
+    """So that a loop may post whatever its model said."""
+    assert parse_tool_calls({"role": "assistant", "content": "done"}).calls == ()
+    assert parse_tool_calls({"output": [{"type": "message", "content": []}]}).shape is Shape.RESPONSES
+
+
+@pytest.mark.parametrize("arguments", ["{", "[1]", "null", '{"a": 1} x', '{"a": NaN}', "\ud800"])
+def test_calls_malformed_arguments_are_an_answer_for_the_model(arguments: str) -> None:
+    """Never an error of the request: the model made the mistake and can mend it."""
+    call = {"id": "c1", "type": "function", "function": {"name": "run_shell", "arguments": arguments}}
+    problem = parse_tool_calls([call]).calls[0].problem
+    assert problem is not None
+    assert problem.failed
+    assert problem.text.startswith("Error (invalid_json): the arguments")
+
+
+def test_calls_empty_arguments_are_none_at_all() -> None:
+    """Some models send an empty text for a function without parameters."""
+    call = {"id": "c1", "type": "function", "function": {"name": "list_files", "arguments": ""}}
+    assert parse_tool_calls([call]).calls[0].arguments == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "tool_calls"),
+        ({"tool_calls": {}}, "tool_calls"),
+        ({"tool_calls": [5]}, "tool_calls[0]"),
+        (
+            {"tool_calls": [CALL, {"type": "function", "function": {"name": "x", "arguments": "{}"}}]},
+            "tool_calls[1].id",
+        ),
+        ({"tool_calls": [{"id": "a", "type": "function"}]}, "tool_calls[0].function"),
+        ({"tool_calls": [{"id": "a", "function": {"name": "x", "arguments": {}}}]}, "tool_calls[0].function.arguments"),
+        ({"tool_calls": [CALL] * (MAX_CALLS + 1)}, "tool_calls"),
+        ({"output": [{"type": "function_call", "call_id": 5}]}, "output[0].call_id"),
+        ({"message": {"tool_calls": [{}]}}, "message.tool_calls[0]"),
+        ([CALL, item("c2", "x")], "[1]"),
+        ({"tool_calls": [CALL], "stream": "yes"}, "stream"),
+        ({"tool_calls": [CALL], "session_id": 7}, "session_id"),
+        (
+            [{"id": "a", "function": {"name": "x", "arguments": '"' + "x" * MAX_ARGUMENTS + '"'}}],
+            "[0].function.arguments",
+        ),
+    ],
+)
+def test_calls_wrong_form_names_the_field(body: Any, param: str) -> None:
+    """An error of the request says which field it means."""
+    with pytest.raises(ParamError) as refused:
+        parse_tool_calls(body)
+    assert refused.value.param == param
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(
+        ["tool_calls", "message", "output", "content", "type", "function", "function_call", "id", "call_id", "name",
+         "arguments", "input", "role", "assistant", "custom", "session_id", "stream"]), inner),
+    max_leaves=25,
+)  # fmt: skip
+
+
+@given(JSON)
+def test_calls_any_json_is_parsed_or_refused(body: Any) -> None:
+    """Nothing but a BadRequestError comes out, whatever was sent."""
+    try:
+        asked = parse_tool_calls(orjson.loads(orjson.dumps(body)))
+    except (BadRequestError, orjson.JSONEncodeError):
+        return
+    assert len(asked.calls) <= MAX_CALLS
+
+
+@given(st.lists(st.booleans(), max_size=20))
+def test_plan_runs_each_call_once_and_fences_the_ordered(ordered: list[bool]) -> None:
+    """Indexes come once and in order; an ordered call is alone in its group; no two groups could have been one."""
+    groups = steps(ordered)
+    assert [index for group in groups for index in group] == list(range(len(ordered)))
+    assert all(len(group) == 1 for group in groups if any(ordered[index] for index in group))
+    for first, second in itertools.pairwise(groups):
+        assert ordered[first[0]] or ordered[second[0]]

@@ -1,0 +1,141 @@
+"""Tools that a runtime declares: read from its manifest, and turned into commands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.api.tools.actions import ArgumentError
+from gateway.api.tools.catalogue import BUILT_IN
+from gateway.api.tools.declared import argv, check
+from gateway.core.model import DeclaredTool
+from gateway.runtimes.tools import BUILT_IN_NAMES, MAX_ARGUMENT, parse_tools
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"path": {"type": "string"}, "n": {"type": "integer", "minimum": 1}},
+    "required": ["path"],
+    "additionalProperties": False,
+}
+USUAL: dict[str, Any] = {"name": "t", "description": "d", "parameters": SCHEMA, "command": ["wc"]}
+SOURCE = "import math\ndef area(r, unit='m'):\n    return {'area': round(math.pi * r * r, 2), 'unit': unit}\n"
+
+
+def parse(*entries: Any, folder: Path | None = None) -> tuple[tuple[DeclaredTool, ...], list[str]]:
+    problems: list[str] = []
+    tools = parse_tools(entries, "tools", folder, lambda path, right, got: problems.append(f"{path}: {right}"))
+    return tools, problems
+
+
+def test_declared_tool_is_read_with_its_defaults(tmp_path: Path) -> None:
+    """A command, and a function from a file beside the manifest or from the manifest itself."""
+    (tmp_path / "area.py").write_text(SOURCE)
+    python = {"name": "area", "description": "d", "parallel": True, "timeout": "5s"}
+    tools, problems = parse(
+        {**USUAL, "command": ["wc", "-w", "{path}"]},
+        {**python, "python": {"file": "area.py", "function": "area"}},
+        {**python, "name": "same", "python": {"source": SOURCE, "function": "area"}},
+        folder=tmp_path,
+    )
+    assert problems == []
+    assert tools[0] == DeclaredTool("t", "d", SCHEMA, ("wc", "-w", "{path}"), ordered=True, timeout=60.0)
+    assert (tools[1].function, tools[1].source, tools[1].ordered, tools[1].timeout) == ("area", SOURCE, False, 5.0)
+    assert tools[2].source == SOURCE
+    assert tools[1].parameters == {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+def test_declared_names_keep_clear_of_the_built_in_ones() -> None:
+    """The list that manifests are checked against is that of the tools there are."""
+    assert frozenset(tool.name for tool in BUILT_IN) == BUILT_IN_NAMES
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": "run_python"}, "tools[0].name"),
+        ({"name": "a b"}, "tools[0].name"),
+        ({"description": ""}, "tools[0].description"),
+        ({"parameters": {"type": "array"}}, "tools[0].parameters"),
+        ({"parameters": {"type": "object", "properties": {"a": {"type": "text"}}}}, "tools[0].parameters.properties.a"),
+        ({"command": "wc"}, "tools[0].command"),
+        ({"command": ["wc", "{file}"]}, "{file} stands for no parameter"),
+        ({"python": {"source": "x", "function": "f"}}, "either command or python"),
+        ({"colour": 1}, "tools[0].colour: unknown field"),
+        ({"timeout": "never"}, "tools[0].timeout"),
+        ({"parallel": "yes"}, "tools[0].parallel"),
+    ],
+)
+def test_declared_tool_that_is_wrong_is_named(change: dict[str, Any], said: str) -> None:
+    """With the field's path."""
+    _, problems = parse({**USUAL, **change})
+    assert len(problems) == 1
+    assert said in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("python", "said"),
+    [
+        ({"function": "f"}, "python.file"),
+        ({"file": "absent.py", "function": "f"}, "cannot be read: No such file"),
+        ({"source": "def f(:", "function": "f"}, "expected Python code"),
+        ({"source": "def g(): pass", "function": "f"}, "python.function"),
+        ({"source": "#" * MAX_ARGUMENT + "\ndef f(): pass", "function": "f"}, "at most"),
+        ([], "expected a mapping with function"),
+    ],
+)
+def test_declared_function_that_is_wrong_is_named(python: Any, said: str, tmp_path: Path) -> None:
+    """Before anything starts, not when a model calls it."""
+    _, problems = parse({"name": "t", "description": "d", "python": python}, folder=tmp_path)
+    assert len(problems) == 1
+    assert said in problems[0]
+
+
+def test_declared_twice_is_one_too_many() -> None:
+    """A name means one tool."""
+    assert parse(USUAL, USUAL)[1] == ["tools[1].name: expected a name that no other tool has"]
+
+
+def test_declared_arguments_are_checked_against_the_schema() -> None:
+    """What is wrong is said with its place; a reference leads nowhere."""
+    tool = DeclaredTool("t", "d", SCHEMA, ("wc",))
+    check(tool, {"path": "x", "n": 2})
+    for wrong, said in (
+        ({}, "'path' is a required property"),
+        ({"path": 5}, "path: 5 is not"),
+        ({"path": "x", "n": 0}, "n:"),
+    ):
+        with pytest.raises(ArgumentError, match=said):
+            check(tool, wrong)
+
+
+def test_declared_command_is_an_argv_that_no_argument_breaks_out_of() -> None:
+    """Each place is one word or a part of one; an absent optional word is left out."""
+    tool = DeclaredTool("t", "d", SCHEMA, ("head", "-n", "{n}", "--file={path}", "{path}", "{n}"))
+    assert argv(tool, {"path": "a b; rm -rf /'\"$(x)"}) == [
+        "head",
+        "-n",
+        "--file=a b; rm -rf /'\"$(x)",
+        "a b; rm -rf /'\"$(x)",
+    ]
+    assert argv(tool, {"path": "{n}", "n": 3})[2:] == ["3", "--file={n}", "{n}", "3"]
+    for path in ("a\0b", "x" * MAX_ARGUMENT * 2):
+        with pytest.raises(ArgumentError):
+            argv(tool, {"path": path})
+
+
+def test_declared_function_is_called_with_the_arguments_as_keywords() -> None:
+    """What it returns is printed, as JSON unless it is text; what it raises is its failure."""
+    tool = DeclaredTool("area", "d", {"type": "object"}, function="area", source=SOURCE)
+
+    def run(**arguments: Any) -> subprocess.CompletedProcess[str]:
+        command = argv(tool, arguments)
+        return subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, check=False)
+
+    assert run(r=1).stdout == '{"area": 3.14, "unit": "m"}\n'
+    failed = run(radius=1)
+    assert failed.returncode == 1
+    assert "unexpected keyword argument 'radius'" in failed.stderr

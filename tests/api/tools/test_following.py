@@ -1,0 +1,102 @@
+"""A followed run gives the same answer as one that is not."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.api.tools import following
+from gateway.api.tools.following import Ends, collect, read_events
+from gateway.core.errors import UpstreamBrokenError
+
+
+def event(name: str, data: Any) -> bytes:
+    return b"id: x:1\nevent: %b\ndata: %b\n\n" % (name.encode(), orjson.dumps(data))
+
+
+RUN = b": hello\n\n" + b"".join([
+    event("start", {"run_id": "x"}),
+    event("stdout", {"text": "a\n"}),
+    event("stderr", {"text": "ü: ß\n\n"}),
+    event("result", {"data": {"text/plain": "old"}, "display_id": "d"}),
+    event("stdout", {"text": "b\n"}),
+    event("result", {"data": {"text/plain": "1"}}),
+    event("result", {"data": {"text/plain": "new"}, "display_id": "d", "update": True}),
+    event("error", {"name": "E", "value": "v", "traceback": []}),
+    event("exit", {"duration": 1.5, "execution_count": 3}),
+])  # fmt: skip
+ANSWER = {
+    "stdout": "a\nb\n",
+    "stderr": "ü: ß\n\n",
+    "results": [{"text/plain": "new"}, {"text/plain": "1"}],
+    "error": {"name": "E", "value": "v", "traceback": []},
+    "duration": 1.5,
+    "execution_count": 3,
+}
+
+
+async def in_pieces(data: bytes, cuts: list[int]) -> AsyncIterator[bytes]:
+    ends = sorted({cut % len(data) for cut in cuts} | {len(data)})
+    start = 0
+    for end in ends:
+        yield data[start:end]
+        start = end
+
+
+async def ignore(_: str, __: str) -> None:
+    return None
+
+
+@given(st.lists(st.integers(min_value=0), max_size=20))
+async def test_following_does_not_depend_on_how_events_are_cut(cuts: list[int]) -> None:
+    """Between, and within, lines and characters."""
+    told: list[tuple[str, str]] = []
+
+    async def tell(stream: str, text: str) -> None:
+        told.append((stream, text))
+
+    assert await collect(in_pieces(RUN, cuts), tell) == ANSWER
+    assert told == [("stdout", "a\n"), ("stderr", "ü: ß\n\n"), ("stdout", "b\n")]
+
+
+async def test_following_takes_results_back() -> None:
+    """At once, or when the next one comes."""
+    old, new, end = event("result", {"data": {"a": 1}}), event("result", {"data": {"a": 2}}), event("exit", {})
+    now = await collect(in_pieces(old + event("clear", {"wait": False}) + end, []), ignore)
+    assert now["results"] == []
+    later = event("clear", {"wait": True})
+    assert (await collect(in_pieces(old + later + end, []), ignore))["results"] == [{"a": 1}]
+    assert (await collect(in_pieces(old + later + new + end, []), ignore))["results"] == [{"a": 2}]
+
+
+async def test_following_a_hostile_stream_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken off, nonsense, endless events and results: an error or a bound, never a hang or a heap."""
+    with pytest.raises(UpstreamBrokenError):
+        await collect(in_pieces(event("stdout", {"text": "a"}), []), ignore)
+    for odd in (b"data: {\n\n", b"event: stdout\ndata: 5\n\n"):
+        with pytest.raises(ValueError, match=r"."):
+            await collect(in_pieces(odd, []), ignore)
+    monkeypatch.setattr(following, "MAX_EVENT", 1000)
+    monkeypatch.setattr(following, "MAX_RESULTS", 200)
+    with pytest.raises(ValueError, match="larger than 1000"):
+        [each async for each in read_events(in_pieces(b"data: " + b"x" * 3000, [500, 1500, 2500]))]
+    many = event("result", {"data": {"text/plain": "x" * 50}}) * 10 + event("exit", {})
+    assert len((await collect(in_pieces(many, []), ignore))["results"]) == 1
+
+
+@given(st.lists(st.text(max_size=30), max_size=20))
+def test_ends_keep_both_ends(texts: list[str]) -> None:
+    """All of a short text; of a long one its first and last letters, and how many are missing."""
+    ends = Ends(20)
+    for text in texts:
+        ends.add(text)
+    whole = "".join(texts)
+    if len(whole) <= 40:
+        assert ends.text() == whole
+    else:
+        assert ends.text() == f"{whole[:20]}\n[... {len(whole) - 40:,} characters left out ...]\n{whole[-20:]}"

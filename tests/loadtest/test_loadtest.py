@@ -1,0 +1,146 @@
+"""The load scripts run: k6 and locust against a gateway with real sandboxes, and the report of what they saw."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtest import report, run, scenarios
+from loadtest.client import generate
+from tests.conftest import OpenScripted
+from tests.support.scripted import Call
+from tests.support.serve import serve
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "smoke": {},
+    "sessions": {"VUS": "1", "RAMP": "1s", "DURATION": "1s", "THINK_S": "0.1"},
+    "tools": {"RATE": "2", "SESSIONS": "1", "DURATION": "2s", "MAX_VUS": "10"},
+    "step": {"RATE": "20", "SESSIONS": "1", "DURATION": "1s", "VUS": "5", "MAX_VUS": "20"},
+    "spike": {"USERS": "3"},
+    "wake_storm": {"SESSIONS": "1", "REQUESTS": "3"},
+    "soak": {"VUS": "1", "DURATION": "1s", "THINK_S": "0"},
+    "streams": {"VUS": "1", "SECONDS": "1"},
+    "websocket": {"VUS": "2", "MESSAGES": "5"},
+}
+
+
+@pytest.fixture(scope="module")
+def gateway_url(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A gateway with real sandboxes for all scripts."""
+    with serve(tmp_path_factory.mktemp("load") / "state", "--warm-pool", "3") as server:
+        yield server.url
+
+
+def tried(script: str) -> Any:
+    """Three of the scripts in every run; together they use all that the others share. The rest with the slow tests."""
+    return script if script in ("smoke", "wake_storm", "websocket") else pytest.param(script, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("script", [tried(script) for script in SMALL])
+def test_k6_script_runs_without_an_error(script: str, gateway_url: str, tmp_path: Path) -> None:
+    """Each script on a small scale: every check holds, no 5xx. Its latency thresholds are for quiet machines."""
+    summary = tmp_path / "summary.json"
+    _, said = scenarios.run_k6(script, gateway_url, SMALL[script], summary)
+    assert summary.exists(), said
+    counts = scenarios._counts(scenarios.read_summary(summary))
+    assert (counts["failed checks"], counts["server_errors"], counts["broken_requests"]) == (0, 0, 0), said
+    assert counts["iterations"] >= 1
+
+
+def test_every_k6_script_is_a_scenario_and_is_tried() -> None:
+    """None is forgotten by the runner or by the test above."""
+    scripts = {path.stem for path in scenarios.K6.glob("*.js")}
+    assert scripts == set(scenarios.SCENARIOS) == set(SMALL)
+
+
+def test_locust_file_runs_headless_without_a_failure(gateway_url: str) -> None:
+    """All user classes, for seconds; locust's status is 1 when any request failed."""
+    locust = Path(sys.executable).with_name("locust")
+    argv = [str(locust), "-f", str(ROOT / "loadtest" / "locustfile.py"), "--host", gateway_url, "--headless"]
+    argv += ["-u", "3", "-r", "3", "-t", "3s", "--stop-timeout", "30", "--only-summary"]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=55)
+    assert done.returncode == 0, done.stdout
+    assert "run [live]" in done.stdout
+
+
+async def test_open_loop_counts_time_from_when_a_request_was_due(open_gateway: OpenScripted) -> None:
+    """A server that answers one request at a time, late, cannot make the load wait politely and look fast."""
+
+    async def script(call: Call) -> None:
+        await call.body()
+        await asyncio.sleep(0.1)  # ten a second on one connection, at most
+        await call.reply()
+
+    gateway, _ = await open_gateway(script)
+    headers = [f"x-session-id: {await gateway.session()}"]
+    told = await generate(f"{gateway.url}/a", 1, 1.0, 50.0, headers)
+    assert told["errors"] >= 35  # were due, and never sent
+    assert 1 <= told["requests"] <= 10
+    closed = await generate(f"{gateway.url}/a", 1, 0.5, 0.0, headers)
+    assert (closed["errors"], closed["requests"] <= 5) == (0, True)
+
+
+RESULT = {
+    "machine": "a machine",
+    "load": [0.1, 0.2],
+    "scenarios": {
+        "spike": {
+            "about": "many at once", "options": {"USERS": "3"}, "seconds": 2.0, "counts": {"requests": 9.0},
+            "kinds": {"warm": {"count": 3, "p50": 1.0, "p95": 2.0, "p99": 3.0, "max": 4.0}},
+            "samples": [{"at": 0.0, "wakegate_pool_ready": 1.0}, {"at": 1.0, "wakegate_pool_ready": 0.0}],
+            "holdings": {"before": {"files": 1}, "after": {"files": 2}},
+            "bars": [{"text": "spike: errors", "figure": 1.0, "bound": "<= 0", "held": False}],
+        },
+        "compare": {
+            "about": "peers", "said": "a table", "bars": [],
+            "rows": [{"connections": 1, "arrivals": 0, "side": "direct", "rate": 5.0, "least": 4.0, "most": 6.0}],
+        },
+    },
+}  # fmt: skip
+
+
+def test_report_says_what_missed_and_compares_with_the_last_accepted_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables, plots and ratios; what was accepted is what later runs are compared with."""
+    monkeypatch.setattr(report, "BASELINE", tmp_path / "baseline.json")
+    report.accept(RESULT)
+    report.write(RESULT, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    for part in (
+        "0 of 1 bars held",
+        "| spike: errors | 1.00 | <= 0 | **missed** |",
+        "| warm | 3 | 1.0 | 2.0 | 3.0 | 4.0 |",
+        "| files | 1.0 | 2.0 |",
+        "| spike warm p50 ms | 1 | 1 | 1.00 |",
+    ):
+        assert part in text
+    for plot in ("latency.png", "throughput.png", "pool.png"):
+        assert (tmp_path / "report" / plot).read_bytes().startswith(b"\x89PNG")
+        assert plot in text
+
+
+def test_scenario_that_cannot_run_is_reported_and_the_next_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A gateway that does not come up costs its own scenario only; the report has the reason, the status is 1."""
+
+    def broken_or_not(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
+        if name == "smoke":
+            raise SystemExit("the gateway did not start: no port")
+        return {**RESULT["scenarios"]["spike"], "bars": []}  # type: ignore[index]
+
+    monkeypatch.setattr(scenarios, "run", broken_or_not)
+    monkeypatch.setattr(sys, "argv", ["loadtest", "smoke", "spike", "--out", str(tmp_path)])
+    assert run.main() == 1
+    text = (tmp_path / "report.md").read_text()
+    assert "| smoke: did not run | 1.00 | <= 0 | **missed** |" in text
+    assert "the gateway did not start: no port" in text
+    assert "## spike: many at once" in text
+    assert "MISSED smoke: did not run" in capsys.readouterr().out

@@ -1,0 +1,210 @@
+"""What a runtime's manifest makes of its pods, seen in the cluster: warm ones and those made for a claim."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.core.model import Runtime, SessionId
+from gateway.provider.kubernetes import PodDefaults
+from gateway.runtimes.manifest import parse_runtime
+from tests.support.kube.clusters import make_cluster
+from tests.support.kube.opened import open_provider
+
+HOST, ZONE = "kubernetes.io/hostname", "topology.kubernetes.io/zone"
+TOLERATION = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+NODES = {
+    "nodeAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": {
+            "nodeSelectorTerms": [{"matchExpressions": [{"key": "accelerator", "operator": "Exists"}]}]
+        }
+    }
+}
+EVEN = {
+    "maxSkew": 2,
+    "topologyKey": "rack",
+    "whenUnsatisfiable": "DoNotSchedule",
+    "labelSelector": {"matchLabels": {"app": "x"}},
+}
+PLACED: dict[str, Any] = {
+    "nodeSelector": {"accelerator": "a100"},
+    "tolerations": [TOLERATION],
+    "affinity": NODES,
+    "topologySpreadConstraints": [EVEN],
+    "schedulerName": "agent-scheduler",
+    "priorityClassName": "batch",
+    "dnsPolicy": "None",
+    "dnsConfig": {"nameservers": ["10.0.0.10"]},
+}
+TEMPLATE: dict[str, Any] = {
+    "image": "registry.example/picod:1",
+    "imagePullPolicy": "Always",
+    "imagePullSecrets": [{"name": "registry"}],
+    "runtimeClassName": "gvisor",
+    "labels": {"team": "blue"},
+    "annotations": {"note": "x"},
+    "args": ["--workspace", "/workspace"],
+    "resources": {"limits": {"cpu": 2, "memory": "4Gi", "nvidia.com/gpu": 1}, "requests": {"cpu": "500m"}},
+}
+
+
+def parsed(kind: str, spec: dict[str, Any]) -> Runtime:
+    """A runtime from its manifest, as `kubectl apply` gives it."""
+    problems: list[str] = []
+    document = {
+        "apiVersion": "runtime.agentcube.volcano.sh/v1alpha1",
+        "kind": kind,
+        "metadata": {"name": "one", "namespace": "default"},
+        "spec": spec,
+    }
+    runtime = parse_runtime(document, "test", problems, engine="kubernetes")
+    assert problems == []
+    assert runtime is not None
+    return runtime
+
+
+async def pods_of(folder: Path, runtime: Runtime, **defaults: Any) -> tuple[Any, Any]:
+    """A warm pod of it and one that was made for a claim, as the API server has them."""
+    async with make_cluster(hollow=True).running() as cluster:
+        await cluster.equip()
+        provider = await open_provider(cluster, folder, defaults=PodDefaults("wakegate/picod:test", **defaults))
+        try:
+            await provider.apply([runtime])
+            while not (await provider.status(runtime.key)).ready:
+                await provider.pods("default").refresh()
+            warm = await provider.claim(runtime.key, SessionId("a"))
+            await provider.resize(runtime.key, 0)
+            while cluster.pods(**{"wakegate.io/pool": "warm", "wakegate.io/runtime": "one"}):
+                await asyncio.sleep(0.02)  # one may have been made in the warm one's place
+            await provider.pods("default").refresh()
+            cold = await provider.claim(runtime.key, SessionId("b"))
+            by_uid = {pod["metadata"]["uid"]: pod for pod in cluster.pods()}
+            assert by_uid[warm.id]["metadata"]["annotations"]["wakegate.io/start"] == "warm"
+            assert by_uid[cold.id]["metadata"]["annotations"]["wakegate.io/start"] == "cold"
+            return by_uid[warm.id], by_uid[cold.id]
+        finally:
+            await provider.aclose()
+
+
+async def test_interpreter_with_every_field_gets_the_pods_it_asks_for(tmp_path: Path) -> None:
+    """GPUs, a scheduler, a priority, selectors, tolerations, affinity, spreading, secrets for the image, a runtime
+    class: all are in the pods, warm and cold, beside what keeps them shut in."""
+    runtime = parsed("CodeInterpreter", {"warmPoolSize": 1, "template": TEMPLATE, "wakegate": {"pod": PLACED}})
+    for pod in await pods_of(tmp_path, runtime, scheduler="volcano", runtime_class="kata"):
+        spec = pod["spec"]
+        for name, value in PLACED.items():
+            if name == "tolerations":
+                assert spec[name][0] == TOLERATION
+                lost = {(each["key"], each["tolerationSeconds"]) for each in spec[name][1:]}
+                assert lost == {(f"node.kubernetes.io/{state}", 30) for state in ("not-ready", "unreachable")}
+            else:
+                assert spec[name] == value, name
+        assert spec["runtimeClassName"] == "gvisor"
+        assert spec["imagePullSecrets"] == [{"name": "registry"}]
+        assert pod["metadata"]["labels"]["team"] == "blue"
+        assert pod["metadata"]["annotations"]["note"] == "x"
+        (container,) = spec["containers"]
+        assert (container["image"], container["imagePullPolicy"]) == ("registry.example/picod:1", "Always")
+        assert container["args"] == ["--workspace", "/workspace"]
+        assert container["resources"]["limits"] == {"cpu": "2", "memory": "4Gi", "nvidia.com/gpu": "1"}
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert (spec["automountServiceAccountToken"], spec["securityContext"]["runAsNonRoot"]) == (False, True)
+        assert container["readinessProbe"]["httpGet"]["port"] == 8080
+        (audience,) = [each for each in container["env"] if each["name"] == "PICOD_AUDIENCE"]
+        assert audience["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.uid"
+
+
+async def test_interpreter_that_says_nothing_gets_the_settings(tmp_path: Path) -> None:
+    """--kube-scheduler, --kube-runtime-class, --kube-spread and --picod-image hold for who names none."""
+    runtime = parsed("CodeInterpreter", {"warmPoolSize": 1, "template": {}})
+    options = {"scheduler": "volcano", "runtime_class": "kata", "spread": "balanced"}
+    for pod in await pods_of(tmp_path, runtime, **options):
+        spec = pod["spec"]
+        assert (spec["schedulerName"], spec["runtimeClassName"]) == ("volcano", "kata")
+        assert spec["containers"][0]["image"] == "wakegate/picod:test"
+        assert [each["topologyKey"] for each in spec["topologySpreadConstraints"]] == [ZONE]
+
+
+@pytest.mark.parametrize(
+    ("pod", "keys", "packed", "nodes"),
+    [
+        ({"spread": "spread"}, [HOST, ZONE], False, False),
+        ({"spread": "balanced"}, [ZONE], False, False),
+        ({"spread": "pack"}, [], True, False),
+        ({"spread": "pack", "affinity": NODES, "nodeSelector": {"accelerator": "a100"}}, [], True, True),
+        ({"spread": "spread", "topologySpreadConstraints": [EVEN]}, ["rack"], False, False),
+    ],
+)
+async def test_spread_becomes_kubernetes_own_means(
+    tmp_path: Path, pod: dict[str, Any], keys: list[str], packed: bool, nodes: bool
+) -> None:
+    """Constraints over hosts and zones, a wish for company, or what the manifest says itself. Wishes keep no pod
+    pending, and they are about the pods of this runtime."""
+    runtime = parsed("CodeInterpreter", {"warmPoolSize": 1, "template": {}, "wakegate": {"pod": pod}})
+    for made in await pods_of(tmp_path, runtime):
+        spec, labels = made["spec"], made["metadata"]["labels"]
+        constraints = spec.get("topologySpreadConstraints", [])
+        assert [each["topologyKey"] for each in constraints] == keys
+        for each in constraints:
+            if each is not EVEN and each["topologyKey"] != "rack":
+                assert each["whenUnsatisfiable"] == "ScheduleAnyway"
+                assert each["labelSelector"]["matchLabels"].items() <= labels.items()
+        affinity = spec.get("affinity", {})
+        wishes = affinity.get("podAffinity", {}).get("preferredDuringSchedulingIgnoredDuringExecution", [])
+        assert bool(wishes) == packed
+        assert all(each["podAffinityTerm"]["topologyKey"] == HOST for each in wishes)
+        assert ("nodeAffinity" in affinity) == nodes
+
+
+async def test_agent_runtime_keeps_its_whole_pod(tmp_path: Path) -> None:
+    """Every field of the PodSpec that its author gave arrives as it was; only what he left open is set."""
+    theirs: dict[str, Any] = {
+        **PLACED,
+        "serviceAccountName": "agent",
+        "automountServiceAccountToken": True,
+        "terminationGracePeriodSeconds": 42,
+        "hostAliases": [{"ip": "10.0.0.1", "hostnames": ["db"]}],
+        "imagePullSecrets": [{"name": "registry"}],
+        "runtimeClassName": "gvisor",
+        "volumes": [{"name": "data", "emptyDir": {"sizeLimit": "1Gi"}}, {"name": "c", "configMap": {"name": "conf"}}],
+        "initContainers": [{"name": "init", "image": "registry.example/init:1", "command": ["true"]}],
+        "containers": [
+            {
+                "name": "agent",
+                "image": "registry.example/agent:1",
+                "ports": [{"containerPort": 9000}],
+                "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
+                "resources": {"limits": {"nvidia.com/gpu": 1}},
+                "readinessProbe": {"httpGet": {"path": "/up", "port": 9000}},
+                "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+                "securityContext": {"runAsUser": 7},
+            },
+            {"name": "sidecar", "image": "registry.example/sidecar:1"},
+        ],
+    }
+    spec = {
+        "targetPort": [{"pathPrefix": "/", "port": 9000, "protocol": "HTTP"}],
+        "podTemplate": {"labels": {"app": "agent"}, "annotations": {"x": "y"}, "spec": theirs},
+        "warmPoolSize": 1,
+    }
+    for pod in await pods_of(tmp_path, parsed("AgentRuntime", spec)):
+        assert includes(pod["spec"], {**theirs, "tolerations": [TOLERATION], "containers": []})
+        for made, given in zip(pod["spec"]["containers"], theirs["containers"], strict=True):
+            resources = {"resources": {"limits": {"nvidia.com/gpu": "1"}}} if "resources" in given else {}
+            assert includes(made, {**given, **resources})
+        assert pod["metadata"]["labels"]["app"] == "agent"
+        assert pod["metadata"]["annotations"]["x"] == "y"
+        assert pod["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert "readinessProbe" not in pod["spec"]["containers"][1]
+
+
+def includes(made: Any, given: Any) -> bool:
+    """Whether all of `given` is there; the server adds defaults, and we tolerations."""
+    if isinstance(given, dict):
+        return isinstance(made, dict) and all(includes(made.get(key), value) for key, value in given.items())
+    if isinstance(given, list):
+        return len(made) >= len(given) and all(includes(*pair) for pair in zip(made, given, strict=False))
+    return bool(made == given)

@@ -1,0 +1,79 @@
+"""What the local engine's tests of sleep, herds and faults promise, over pods."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import httpx
+
+from tests.integration.test_faults import LOOK, TREE
+from tests.integration.test_herd import all_at_once, asleep, claims, said
+from tests.provider.kubernetes.test_keys import ask, private_keys, token
+from tests.support.kube.simulator import Cluster
+from tests.support.serve import Server, wait_until
+
+
+def pod_of(server: Server, cluster: Cluster, session: str) -> Any:
+    """The pod that a session has."""
+    uid = server.state(session)["sandboxId"]
+    (pod,) = [pod for pod in cluster.call(cluster.pods) if pod["metadata"]["uid"] == uid]
+    return pod
+
+
+def test_sleep_and_wake_keep_every_byte(server: Server) -> None:
+    """Files, modes, times and links are the same on another pod, and the wake says what it was."""
+    session = server.session()
+    assert server.run(session, TREE).json()["exit_code"] == 0
+    before = server.run(session, LOOK).json()["stdout"]
+    assert "x  \\0   y" in before
+    assert server.client.post(f"/v1/sessions/{session}/hibernate").json()["state"] == "hibernated"
+    woken = server.run(session, LOOK)
+    assert woken.json()["stdout"] == before
+    assert woken.headers["x-wakegate-start"] in ("wake", "wake-cold")
+    assert "x-wakegate-restored" not in woken.headers
+
+
+async def test_herd_at_a_sleeping_session_causes_one_wake(server: Server) -> None:
+    """A hundred requests at once: one pod is claimed, every request is answered, and each sees the file."""
+    session = asleep(server, "kept")
+    before = claims(server)
+    answers = await all_at_once([(server.url, session)] * 100)
+    assert said(answers) == ["kept"] * 100
+    assert claims(server) == before + 1
+
+
+async def test_more_sessions_wake_at_once_than_the_pool_holds(server: Server) -> None:
+    """Six sleepers on a pool of two: each request is held until it sees its own file, and none is refused."""
+    sessions = [asleep(server, f"note-{index}") for index in range(6)]
+    before = claims(server)
+    answers = await all_at_once([(server.url, each) for each in sessions])
+    assert said(answers) == [f"note-{index}" for index in range(6)]
+    assert claims(server) == before + 6
+
+
+def test_sandbox_killed_mid_request_is_502_once_and_keeps_its_files(server: Server, cluster: Cluster) -> None:
+    """The request under way is told, with its session's id; the next one gets a fresh pod and the files."""
+    session = server.session()
+    server.run(session, "echo kept > note")
+    cluster.kubelet.notice_time = 0.5  # the gateway knows before the API server does
+    answers: list[httpx.Response] = []
+    asking = threading.Thread(target=lambda: answers.append(server.run(session, "touch started; sleep 60")))
+    asking.start()
+    uid = pod_of(server, cluster, session)["metadata"]["uid"]
+    wait_until((cluster.kubelet.volume(uid, "workspace") / "started").exists, "the command runs")
+    cluster.call(lambda: cluster.kubelet.kill(uid))
+    asking.join()
+    assert (answers[0].status_code, answers[0].headers["x-session-id"]) == (502, session)
+    told = server.run(session, "cat note")
+    assert told.status_code == 200, told.text
+    assert told.json()["stdout"] == "kept\n"
+    assert told.headers["x-wakegate-restored"].startswith("20")
+
+
+def test_token_for_one_pod_is_worth_nothing_at_another(server: Server, cluster: Cluster) -> None:
+    """Even one that the gateway's own key signed: the audience is the pod's UID."""
+    one, other = (pod_of(server, cluster, server.session()) for _ in range(2))
+    ((name, pem),) = cluster.call(lambda: private_keys(cluster)).items()
+    bearer = token(name.removesuffix(".pem"), pem, one["metadata"]["uid"])
+    assert [ask(pod["status"]["podIP"], bearer) for pod in (one, other)] == [200, 401]

@@ -1,0 +1,87 @@
+"""The quickstart as it is applied: its settings, Roles, runtime and Redis, around a real gateway and real pods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.provider.kubernetes.test_manifests import built, one
+from tests.support.kube.clusters import in_thread
+from tests.support.redis_server import RedisServer
+from tests.support.serve import serve
+
+
+def test_quickstart_gives_a_working_gateway(tmp_path: Path) -> None:
+    """On a cluster that has nothing else: a session on my-interpreter runs, sleeps, wakes with its files and ends."""
+    redis = RedisServer(tmp_path / "redis").start()
+    # What is a place inside the pod or the cluster is one of this machine's here; everything else is as shipped.
+    runtimes = tmp_path / "runtimes"
+    runtimes.mkdir()
+    for name, text in one("quickstart", "ConfigMap", "wakegate-runtimes")["data"].items():
+        (runtimes / name).write_text(text)
+    here = {
+        "WAKEGATE_STORE": redis.url,
+        "WAKEGATE_SNAPSHOTS": f"file://{tmp_path}/snapshots",
+        "WAKEGATE_RUNTIME": str(runtimes),
+        "WAKEGATE_HOST": "127.0.0.1",
+    }
+    given = one("quickstart", "ConfigMap", "wakegate-settings")["data"]
+    assert here.keys() < given.keys()
+    settings = {**given, **here}
+    flags = [
+        part
+        for name, value in settings.items()
+        if name not in ("WAKEGATE_PORT", "WAKEGATE_STATE_DIR")
+        for part in ("--" + name.removeprefix("WAKEGATE_").lower().replace("_", "-"), value)
+    ]
+    try:
+        with in_thread() as cluster:
+            cluster.api.roles = {role["metadata"]["namespace"]: role["rules"] for role in of_kind("Role")}
+            policy = one("quickstart", "NetworkPolicy", "wakegate-sandboxes", "default")["spec"]
+            cluster.call(
+                lambda: cluster.create("networkpolicies", "wakegate-sandboxes", namespace="default", spec=policy)
+            )
+            flags += ["--kubeconfig", str(cluster.kubeconfig(tmp_path))]
+            with serve(tmp_path / "state", *flags) as server:
+                session = server.session()
+                assert server.run(session, "echo kept > note").status_code == 200
+                assert server.client.post(f"/v1/sessions/{session}/hibernate").json()["state"] == "hibernated"
+                reply = server.run(session, "cat note")
+                assert (reply.status_code, reply.json()["stdout"]) == (200, "kept\n")
+                pods = cluster.call(lambda: cluster.pods(**{"wakegate.io/pool": "claimed"}))
+                assert [pod["spec"]["containers"][0]["image"] for pod in pods] == [settings["WAKEGATE_PICOD_IMAGE"]]
+                assert server.client.delete(f"/v1/sessions/{session}").status_code == 204
+                assert server.terminate() == 0
+    finally:
+        redis.kill()
+
+
+def test_quickstart_asks_for_nothing_that_an_empty_cluster_lacks() -> None:
+    """Every volume, account, Secret and ConfigMap that a pod of it names is applied with it, or optional; no object is
+    of a kind that it brings only itself, which one apply would refuse."""
+    there = {(d["kind"], d["metadata"]["name"]) for d in built("quickstart")}
+    for document in (*of_kind("Deployment"), *of_kind("StatefulSet")):
+        pod = document["spec"]["template"]["spec"]
+        named = [("ServiceAccount", pod.get("serviceAccountName", ""))] if "serviceAccountName" in pod else []
+        for volume in pod.get("volumes", []):
+            if "persistentVolumeClaim" in volume:
+                named.append(("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]))
+            if "configMap" in volume:
+                named.append(("ConfigMap", volume["configMap"]["name"]))
+        for container in pod["containers"]:
+            for source in container.get("envFrom", []):
+                for field, kind in (("configMapRef", "ConfigMap"), ("secretRef", "Secret")):
+                    if field in source and not source[field].get("optional"):
+                        named.append((kind, source[field]["name"]))
+        assert set(named) <= there
+    brought = {d["spec"]["names"]["kind"] for d in of_kind("CustomResourceDefinition")}
+    assert not {d["kind"] for d in built("quickstart")} & brought
+    (runtime,) = one("quickstart", "ConfigMap", "wakegate-runtimes")["data"].values()
+    assert yaml.safe_load(runtime)["kind"] in brought
+
+
+def of_kind(kind: str) -> list[Any]:
+    """The quickstart's objects of a kind."""
+    return [document for document in built("quickstart") if document["kind"] == kind]

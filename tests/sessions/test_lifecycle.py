@@ -1,0 +1,474 @@
+"""A session's life on a manual clock, a real sqlite store and scripted sandboxes; hibernation is off here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gateway.core.errors import (
+    ConflictError,
+    QueueFullError,
+    RuntimeNotFoundError,
+    SandboxStartError,
+    SessionNotFoundError,
+    StoreUnavailableError,
+)
+from gateway.core.model import (
+    HibernationMode,
+    RuntimeKey,
+    Sandbox,
+    SandboxEvent,
+    SandboxId,
+    Session,
+    SessionId,
+    SessionState,
+    StartKind,
+)
+from gateway.core.units import rfc3339
+from gateway.runtimes.manifest import StaticCatalog, default_runtime
+from gateway.sessions.activity import Activity
+from gateway.sessions.admission import Claims
+from gateway.sessions.lifecycle import Lifecycle
+from gateway.sessions.membership import Peers
+from gateway.sessions.records import Records
+from gateway.sessions.sweeper import Sweeper
+from gateway.sessions.transitions import Hibernation
+from gateway.store.sqlite import SqliteStore
+from gateway.testing import ManualClock, MemorylessExecutor, ScriptedProvider
+from tests.support.scripted import KEY, eventually
+
+
+class World:
+    """Everything around one lifecycle."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clock = ManualClock()
+        self.store = SqliteStore(folder / "wakegate.db", self.clock)
+        self.provider = ScriptedProvider(clock=self.clock)
+        self.runtime = replace(default_runtime(1), hibernation=HibernationMode.OFF)
+        self.unbound: list[tuple[SessionId, SandboxId | None]] = []
+        self.restart()
+
+    def restart(self, **limits: int) -> None:
+        """A new lifecycle over the same store and provider, as after a restart."""
+        self.activity = Activity()
+        self.records = Records(self.store, "test")
+        peers = Peers(self.store, self.clock, "", takeover_after=8.0)
+        catalog = StaticCatalog([self.runtime])
+        self.lifecycle = Lifecycle(
+            self.records,
+            peers,
+            self.provider,
+            Claims(self.provider, self.clock, **limits),
+            catalog,
+            Hibernation(self.records, self.provider, MemorylessExecutor(), self.clock, 1000.0),
+            self.activity,
+            self.clock,
+        )
+        self.sweeper = Sweeper(
+            self.lifecycle,
+            self.records,
+            peers,
+            self.provider,
+            catalog,
+            self.provider,
+            self.activity,
+            self.clock,
+            terminated_retention=100.0,
+        )
+        self.lifecycle.on_unbound(lambda session, sandbox: self.unbound.append((session, sandbox)))
+
+    async def record(self, session_id: SessionId) -> Session:
+        found = await self.store.get(session_id)
+        assert found is not None
+        return found
+
+    async def sandboxes(self) -> set[SandboxId]:
+        return {sandbox.id for sandbox in await self.provider.list()}
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    made = World(tmp_path)
+    await made.store.start()
+    await made.provider.apply([made.runtime])
+    yield made
+    await made.store.aclose()
+
+
+async def test_created_session_is_on_record_with_its_sandbox(world: World) -> None:
+    """The record names the sandbox, the start kind and both ends of its time; metadata is kept."""
+    opened = await world.lifecycle.create(KEY, metadata={"a": "b"}, tenant="t")
+    record = await world.record(opened.session.id)
+    assert record == opened.session
+    assert (record.state, record.sandbox, record.start) == (SessionState.ACTIVE, opened.sandbox, StartKind.WARM)
+    assert (record.expires_at - world.clock.now(), record.idle_timeout) == (28800.0, 900.0)
+    assert (record.metadata, record.tenant, opened.restored) == ({"a": "b"}, "t", None)
+
+
+@pytest.mark.parametrize(("ttl", "lasts"), [(60.0, 60.0), (10**9, 28800.0)])
+async def test_ttl_bounds_a_session_within_its_runtime(world: World, ttl: float, lasts: float) -> None:
+    """A shorter life is honoured, a longer one than the runtime's is cut to it; idle time likewise."""
+    opened = await world.lifecycle.create(KEY, ttl=ttl, idle_timeout=ttl)
+    assert opened.session.expires_at == world.clock.now() + lasts
+    assert opened.session.idle_timeout == lasts
+
+
+async def test_registered_session_gets_its_sandbox_with_its_first_use(world: World) -> None:
+    """Not before, however long it is idle; nobody is told that anything was lost or woken."""
+    woken: list[SessionId] = []
+    world.lifecycle.on_wake(lambda session, runtime, silence: woken.append(session))
+    made = await world.lifecycle.register(KEY, metadata={"a": "b"})
+    assert (made.state, made.sandbox, made.owner, made.metadata) == (SessionState.CREATING, None, "", {"a": "b"})
+    world.clock.advance(20000)
+    assert await world.sweeper.sweep() == 0
+    with pytest.raises(ConflictError, match="creating; only an active one"):
+        await world.lifecycle.hibernate(made.id)
+    assert world.provider.claims == 0
+    opened, again = await asyncio.gather(world.lifecycle.open(made.id), world.lifecycle.open(made.id))
+    assert (opened.start, opened.restored, again.start) == (StartKind.WARM, None, StartKind.LIVE)
+    assert (world.provider.claims, woken) == (1, [])
+    record = await world.record(made.id)
+    assert (record.state, record.sandbox, record.metadata) == (SessionState.ACTIVE, opened.sandbox, {"a": "b"})
+    assert record.expires_at == world.clock.now() + 28800
+
+
+async def test_registered_session_ends_without_ever_having_a_sandbox(world: World) -> None:
+    """By its user, and when its time is over; a start that fails leaves it as it was."""
+    ended, forgotten = [await world.lifecycle.register(KEY) for _ in range(2)]
+    world.provider.fail_with = SandboxStartError("no memory left")
+    with pytest.raises(SandboxStartError):
+        await world.lifecycle.open(ended.id)
+    assert (await world.record(ended.id)).state is SessionState.CREATING
+    assert await world.lifecycle.terminate(ended.id, "enough")
+    world.clock.advance(28799)
+    assert await world.sweeper.sweep() == 0
+    world.clock.advance(1)
+    assert await world.sweeper.sweep() == 1
+    with pytest.raises(SessionNotFoundError):
+        await world.lifecycle.open(forgotten.id)
+    assert world.lifecycle.bound == 0
+
+
+@pytest.mark.parametrize("verb", ["create", "register"])
+async def test_unknown_runtime_makes_nothing(world: World, verb: str) -> None:
+    """No sandbox is claimed for it, and nothing is on record."""
+    with pytest.raises(RuntimeNotFoundError, match='"default/nope" not found'):
+        await getattr(world.lifecycle, verb)(RuntimeKey("default", "nope"))
+    assert world.provider.claims == 0
+    assert [session async for session in world.store.sessions()] == []
+
+
+async def test_failed_start_leaves_no_record(world: World) -> None:
+    """The caller sees the reason; nothing counts as bound."""
+    world.provider.fail_with = SandboxStartError("no memory left")
+    with pytest.raises(SandboxStartError, match="no memory left"):
+        await world.lifecycle.create(KEY)
+    assert [session async for session in world.store.sessions()] == []
+    assert world.lifecycle.bound == 0
+
+
+async def test_sandbox_whose_record_cannot_be_written_is_released(world: World) -> None:
+    """A store that is away costs the caller an error, never a sandbox that nobody knows."""
+    await world.store.aclose()
+    with pytest.raises(StoreUnavailableError):
+        await world.lifecycle.create(KEY)
+    assert world.provider.claims == 1
+    assert await world.sandboxes() == set()
+    assert world.lifecycle.bound == 0
+    await world.store.start()
+
+
+async def test_open_finds_the_live_sandbox(world: World) -> None:
+    """The same one, said to be live, without another claim."""
+    made = await world.lifecycle.create(KEY)
+    opened = await world.lifecycle.open(made.session.id)
+    assert (opened.sandbox, opened.start, opened.restored) == (made.sandbox, StartKind.LIVE, None)
+    assert world.provider.claims == 1
+
+
+async def test_open_refuses_unknown_ended_and_expired_sessions(world: World) -> None:
+    """Each says which session, and why where that is known."""
+    with pytest.raises(SessionNotFoundError, match='"nobody" not found'):
+        await world.lifecycle.open(SessionId("nobody"))
+    ended = (await world.lifecycle.create(KEY)).session.id
+    await world.lifecycle.terminate(ended, "deleted by its user")
+    with pytest.raises(SessionNotFoundError, match="it ended \\(deleted by its user\\)"):
+        await world.lifecycle.open(ended)
+    expired = (await world.lifecycle.create(KEY, ttl=10)).session.id
+    world.clock.advance(10)
+    with pytest.raises(SessionNotFoundError, match="its maximum duration is over"):
+        await world.lifecycle.open(expired)
+
+
+async def test_terminate_deletes_the_sandbox_and_says_so_first(world: World) -> None:
+    """Routes are told, the record says why, the sandbox is gone; a second time it is not found."""
+    made = await world.lifecycle.create(KEY)
+    await world.lifecycle.terminate(made.session.id, "enough")
+    record = await world.record(made.session.id)
+    assert (record.state, record.sandbox, record.reason) == (SessionState.TERMINATED, None, "enough")
+    assert await world.sandboxes() == set()
+    assert world.unbound == [(made.session.id, None)]
+    assert world.lifecycle.bound == 0
+    with pytest.raises(SessionNotFoundError):
+        await world.lifecycle.terminate(made.session.id, "again")
+
+
+async def test_lost_sandbox_is_on_record_and_replaced_once(world: World) -> None:
+    """From the event on the record says lost; the next open gets a fresh sandbox, and only that one hears of it."""
+    made = await world.lifecycle.create(KEY)
+    world.provider.end(made.sandbox.id, "exited with status 137")
+    await world.lifecycle.sandbox_ended(SandboxEvent(made.sandbox.id, made.session.id, "exited with status 137"))
+    record = await world.record(made.session.id)
+    assert (record.state, record.sandbox, record.reason) == (SessionState.LOST, None, "exited with status 137")
+    assert world.unbound == [(made.session.id, made.sandbox.id)]
+    assert world.lifecycle.bound == 0
+    fresh = await world.lifecycle.open(made.session.id)
+    assert fresh.sandbox.id != made.sandbox.id
+    assert (fresh.start, fresh.restored) == (StartKind.WARM, "none")
+    record = await world.record(made.session.id)
+    assert (record.state, record.sandbox, record.reason) == (SessionState.ACTIVE, fresh.sandbox, "")
+    assert (await world.lifecycle.open(made.session.id)).restored is None
+
+
+async def test_end_of_an_earlier_sandbox_does_not_touch_its_successor(world: World) -> None:
+    """An event that comes late, after the session was given another one, changes nothing."""
+    made = await world.lifecycle.create(KEY)
+    fresh = await world.lifecycle.open(made.session.id, gone=made.sandbox.id)
+    await world.lifecycle.sandbox_ended(SandboxEvent(made.sandbox.id, made.session.id, "late"))
+    assert (await world.record(made.session.id)).sandbox == fresh.sandbox
+    assert await world.sandboxes() == {fresh.sandbox.id}
+
+
+async def test_sandbox_that_refuses_is_replaced_and_released(world: World) -> None:
+    """`gone` names the one that nobody answers on; it ends, and what was kept of it is told by its time."""
+    made = await world.lifecycle.create(KEY)
+    fresh = await world.lifecycle.open(made.session.id, gone=made.sandbox.id)
+    assert fresh.restored == rfc3339(world.clock.now())
+    assert await world.sandboxes() == {fresh.sandbox.id}
+    again = await world.lifecycle.open(made.session.id, gone=made.sandbox.id)
+    assert (again.sandbox, again.start) == (fresh.sandbox, StartKind.LIVE)
+
+
+async def test_limit_of_sandboxes_is_told_and_freed_by_an_end(world: World) -> None:
+    """At the limit 429 with Retry-After, also while claims are under way; an ended session makes room."""
+    world.restart(max_sandboxes=2)
+    first = await world.lifecycle.create(KEY)
+    world.provider.hold = asyncio.Event()
+    pending = asyncio.create_task(world.lifecycle.create(KEY))
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFullError, match="all 2 sandboxes") as full:
+        await world.lifecycle.create(KEY)
+    assert full.value.retry_after is not None
+    world.provider.hold.set()
+    await pending
+    await world.lifecycle.terminate(first.session.id, "room")
+    await world.lifecycle.create(KEY)
+
+
+async def test_replacing_a_sandbox_needs_no_room_for_two(world: World) -> None:
+    """At the limit a session whose own sandbox is gone still gets its fresh one."""
+    world.restart(max_sandboxes=1)
+    made = await world.lifecycle.create(KEY)
+    fresh = await world.lifecycle.open(made.session.id, gone=made.sandbox.id)
+    assert fresh.sandbox.id != made.sandbox.id
+    assert world.lifecycle.bound == 1
+
+
+async def test_idle_session_is_ended(world: World) -> None:
+    """After its idle time and not a second before; the reason says so."""
+    made = await world.lifecycle.create(KEY, idle_timeout=60)
+    world.clock.advance(59)
+    assert await world.sweeper.sweep() == 0
+    world.clock.advance(1)
+    assert await world.sweeper.sweep() == 1
+    record = await world.record(made.session.id)
+    assert (record.state, record.reason) == (SessionState.TERMINATED, "idle for 60 s")
+    assert await world.sandboxes() == set()
+
+
+async def test_request_in_flight_keeps_a_session(world: World) -> None:
+    """However long it lasts without a byte; idle time counts from its end."""
+    made = await world.lifecycle.create(KEY, idle_timeout=60)
+    activity = world.activity.of(made.session.id, world.clock.now())
+    activity.in_flight = 1
+    for _ in range(3):
+        world.clock.advance(100)
+        assert await world.sweeper.sweep() == 0
+    activity.in_flight = 0
+    world.clock.advance(59)
+    assert await world.sweeper.sweep() == 0
+    world.clock.advance(1)
+    assert await world.sweeper.sweep() == 1
+
+
+async def test_sessions_that_nobody_wants_copied_are_not_read(world: World) -> None:
+    """A look for sessions to copy costs the store nothing where no runtime asks for it, however many are in use."""
+    made = await world.lifecycle.create(KEY)
+    assert await world.sweeper.checkpoint() == 0
+    world.clock.advance(10)
+    world.activity.of(made.session.id, world.clock.now()).in_flight = 1
+    await world.store.aclose()  # whoever reads now fails
+    assert await world.sweeper.checkpoint() == 0
+
+
+async def test_activity_reaches_the_record(world: World) -> None:
+    """Flushed once; a store that is away loses none of it."""
+    made = await world.lifecycle.create(KEY)
+    world.clock.advance(10)
+    world.activity.of(made.session.id, world.clock.now()).last = world.clock.now()
+    await world.store.aclose()
+    with pytest.raises(StoreUnavailableError):
+        await world.lifecycle.flush_activity()
+    await world.store.start()
+    await world.lifecycle.flush_activity()
+    assert (await world.record(made.session.id)).last_active_at == world.clock.now()
+
+
+async def test_expired_session_is_ended_even_when_busy(world: World) -> None:
+    """The maximum duration is a maximum."""
+    made = await world.lifecycle.create(KEY, ttl=100)
+    world.activity.of(made.session.id, world.clock.now()).in_flight = 1
+    world.clock.advance(100)
+    assert await world.sweeper.sweep() == 1
+    assert (await world.record(made.session.id)).reason == "its maximum duration is over"
+
+
+async def test_ended_record_is_kept_for_a_while_and_then_forgotten(world: World) -> None:
+    """Long enough to say why it ended, not for ever."""
+    made = await world.lifecycle.create(KEY)
+    await world.lifecycle.terminate(made.session.id, "done")
+    world.clock.advance(99)
+    await world.sweeper.sweep()
+    assert (await world.record(made.session.id)).reason == "done"
+    world.clock.advance(1)
+    await world.sweeper.sweep()
+    assert await world.store.get(made.session.id) is None
+
+
+async def test_end_of_a_session_that_was_long_unused_can_be_seen(world: World) -> None:
+    """The record is kept from its end on, not from its last use."""
+    made = await world.lifecycle.register(KEY)
+    world.clock.advance(28800)
+    assert await world.sweeper.sweep() == 1
+    assert (await world.record(made.id)).reason == "its maximum duration is over"
+    world.clock.advance(99)
+    await world.sweeper.sweep()
+    with pytest.raises(SessionNotFoundError, match=r"it ended \(its maximum duration is over\)"):
+        await world.lifecycle.open(made.id)
+    world.clock.advance(1)
+    await world.sweeper.sweep()
+    assert await world.store.get(made.id) is None
+
+
+async def test_restart_marks_sessions_lost_whose_sandbox_is_gone(world: World) -> None:
+    """Those whose sandbox is still there stay; all 600 of several pages are looked at."""
+    world.restart(max_sandboxes=2000)
+    kept = await world.lifecycle.create(KEY)
+    ended = await world.lifecycle.create(KEY)
+    await world.lifecycle.terminate(ended.session.id, "before")
+    lost = [await world.lifecycle.create(KEY) for _ in range(600)]
+    world.provider._sandboxes = {kept.sandbox.id: kept.sandbox}
+    world.restart(max_sandboxes=2000)
+    await world.lifecycle.start()
+    states = {session.id: session.state async for session in world.store.sessions(limit=1000)}
+    assert states.pop(kept.session.id) is SessionState.ACTIVE
+    assert states.pop(ended.session.id) is SessionState.TERMINATED
+    assert set(states) == {opened.session.id for opened in lost}
+    assert set(states.values()) == {SessionState.LOST}
+    assert world.lifecycle.bound == 1
+    assert (await world.lifecycle.open(lost[0].session.id)).restored == "none"
+
+
+async def test_claims_are_told_from_their_beginning(world: World) -> None:
+    """Whoever listens hears of a claim while it waits, and again when it has its sandbox or has failed."""
+    heard: list[int] = []
+    world.lifecycle.claims.on_waiting(lambda _, change, __: heard.append(change))
+    world.provider.hold = asyncio.Event()
+    waiting = asyncio.create_task(world.lifecycle.create(KEY))
+    await eventually(lambda: heard == [1], "the claim was told while it waits")
+    world.provider.hold.set()
+    await waiting
+    assert heard == [1, -1]
+
+    world.provider.fail_with = SandboxStartError("no room")
+    with pytest.raises(SandboxStartError):
+        await world.lifecycle.create(KEY)
+    assert heard == [1, -1, 1, -1]
+
+
+async def test_sweep_spares_a_session_that_somebody_else_wrote(world: World) -> None:
+    """A record that was used since it was listed is judged by what it says now."""
+    made = await world.lifecycle.create(KEY, idle_timeout=60)
+    world.clock.advance(60)
+    record = await world.record(made.session.id)
+    await world.store.put(replace(record, last_active_at=world.clock.now()))
+    assert await world.sweeper.sweep() == 0
+
+
+async def test_verbs_on_one_session_take_turns(world: World) -> None:
+    """Twenty opens of a lost session at once make one claim, and no lock is left behind."""
+    made = await world.lifecycle.create(KEY)
+    world.provider.end(made.sandbox.id, "gone")
+    opened = await asyncio.gather(*(world.lifecycle.open(made.session.id) for _ in range(20)))
+    assert len({each.sandbox.id for each in opened}) == 1
+    assert world.provider.claims == 2
+    assert world.records._locks == {}
+
+
+async def test_claims_are_told_to_listeners_and_lengthen_the_hold(world: World) -> None:
+    """Who learns from claims hears each; slow starts make requests wait longer before they are given up."""
+    heard: list[tuple[RuntimeKey, StartKind, float]] = []
+    world.lifecycle.claims.on_claim(lambda *claim: heard.append(claim))
+    assert world.lifecycle.claims.hold_time(KEY) == 10.0
+    world.provider.hold = asyncio.Event()
+    pending = asyncio.create_task(world.lifecycle.create(KEY))
+    await asyncio.sleep(0)
+    world.clock.advance(20)
+    world.provider.hold.set()
+    await pending
+    assert heard == [(KEY, StartKind.WARM, world.clock.now())]
+    assert world.lifecycle.claims.hold_time(KEY) == world.lifecycle.claims.hold_time(None) == 70.0
+
+
+@pytest.mark.parametrize("mode", [HibernationMode.OFF, HibernationMode.STATE])
+async def test_session_at_work_is_not_put_to_sleep(world: World, mode: HibernationMode) -> None:
+    """While its sandbox says that something runs there; afterwards a whole idle timeout passes first."""
+    world.runtime = replace(world.runtime, hibernation=mode)
+    world.restart()
+    asked: list[SandboxId] = []
+    at_work = True
+
+    async def check(sandbox: Sandbox, session_id: SessionId) -> bool:
+        asked.append(sandbox.id)
+        return at_work
+
+    world.lifecycle.ask_before_sleep(check)
+    opened = await world.lifecycle.create(KEY)
+    assert await world.sweeper.sweep() == 0
+    assert not asked  # only when it would sleep
+    world.clock.advance(901)
+    assert await world.sweeper.sweep() == 0
+    assert asked == [opened.sandbox.id]
+    at_work = False
+    world.clock.advance(899)
+    assert await world.sweeper.sweep() == 0
+    world.clock.advance(2)
+    assert await world.sweeper.sweep() == 1
+
+
+@pytest.mark.parametrize("error", [SandboxStartError("away"), TimeoutError()])
+async def test_sandbox_that_cannot_be_asked_keeps_nobody_awake(world: World, error: Exception) -> None:
+    """It may be gone."""
+
+    async def check(sandbox: Sandbox, session_id: SessionId) -> bool:
+        raise error
+
+    world.lifecycle.ask_before_sleep(check)
+    await world.lifecycle.create(KEY)
+    world.clock.advance(901)
+    assert await world.sweeper.sweep() == 1

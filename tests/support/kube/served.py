@@ -1,0 +1,42 @@
+"""A real gateway process with `--engine kubernetes`, over the simulator in a thread of the test."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.support.kube.clusters import in_thread
+from tests.support.kube.simulator import Cluster
+from tests.support.serve import Server, serve
+
+MANIFESTS = Path(__file__).resolve().parents[3] / "manifests"
+INTERPRETER: dict[str, Any] = {
+    "warmPoolSize": 2,
+    "template": {"image": "wakegate/picod:test", "environment": [{"name": "GREETING", "value": "hello"}]},
+    "ports": [{"port": 8080, "pathPrefix": "/", "protocol": "HTTP"}],
+}
+
+
+@contextlib.contextmanager
+def in_cluster(
+    folder: Path, *flags: str, spec: dict[str, Any] | None = None, **options: Any
+) -> Iterator[tuple[Server, Cluster]]:
+    """A gateway that serves the CodeInterpreter my-interpreter of an own cluster. `options` are the Cluster's."""
+    with in_thread(**options) as cluster:
+        made = spec or INTERPRETER
+        cluster.call(lambda: cluster.create("codeinterpreters", "my-interpreter", namespace="default", spec=made))
+        enforce_roles(cluster)
+        with serve(folder / "state", *flags_for(cluster, folder), *flags) as server:
+            yield server, cluster
+
+
+def enforce_roles(cluster: Cluster) -> None:
+    """Allow only what the shipped Roles grant, as the cluster of whoever applies them does."""
+    cluster.enforce(wakegate=MANIFESTS / "base/access.yaml", default=MANIFESTS / "sandboxes/access.yaml")
+
+
+def flags_for(cluster: Cluster, folder: Path) -> list[str]:
+    """How a gateway reaches the cluster."""
+    return ["--engine", "kubernetes", "--kubeconfig", str(cluster.kubeconfig(folder))]
