@@ -50,6 +50,14 @@ logger = logging.getLogger(__name__)
 ADVISE_S = 5.0  # how often silent sessions are looked at
 CHECKPOINT_S = 1.0  # how often it is looked which sessions are due for one
 QUIET_S = 2.0  # how often routes are looked at that nobody uses
+# Label values of wakegate_keeper_* from before these methods had their present names.
+KEEPER_LABELS = {
+    "restore": "unpark",
+    "rollback": "put_back",
+    "delete": "drop_parked",
+    "delete_abandoned": "drop_leftovers",
+    "delete_orphans": "leftovers",
+}
 SEEN_S = 2.0  # a record that is only looked at may be so old
 
 
@@ -96,7 +104,7 @@ class Gateway:
         self.peers = Peers(store, clock, me, takeover_after=settings.takeover_after)
         executor = executor or PicodExecutor(self.catalog, self.tokens, connect_timeout=settings.connect_timeout)
         keeper = keeper or make_keeper(settings, provider, executor, clock)
-        self.keeper = metered(keeper, self.counters.keeper, self._kept)
+        self.keeper = metered(keeper, self.counters.keeper, self._kept, KEEPER_LABELS)
         hibernation = Hibernation(self.records, self.keeper, executor, clock, settings.hibernated_retention, me)
         self.claims = Claims(provider, clock, max_sandboxes=settings.max_sandboxes)
         self.lifecycle = Lifecycle(
@@ -214,7 +222,7 @@ class Gateway:
                 await self.peers.announce()
                 stack.push_async_callback(self.peers.leave)
             await self.lifecycle.start()
-            stack.push_async_callback(self.lifecycle.rest)
+            stack.push_async_callback(self.lifecycle.hibernate_all)
             await self.autoscaler.start()
             stack.push_async_callback(self.autoscaler.aclose)
             stack.push_async_callback(self._last_flush)

@@ -155,7 +155,7 @@ class ScriptedProvider:
         """It parks, and so does not copy."""
         return None
 
-    async def unpark(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> None:
+    async def restore(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> None:
         """Give the contents to the sandbox; the reference is used up."""
         if sandbox_id not in self._sandboxes:
             raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was there")
@@ -163,26 +163,26 @@ class ScriptedProvider:
             raise SnapshotNotFoundError(f"nothing is parked as {reference}")
         self.contents[sandbox_id], _ = self.parked.pop(reference)
 
-    async def put_back(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+    async def rollback(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
         """Whichever of the two has the contents."""
         return reference if reference in self.parked else await self.keep(sandbox_id, session_id)
 
-    async def drop_parked(self, reference: str) -> None:
+    async def delete(self, reference: str) -> None:
         """Forget it; absent is success."""
         self.parked.pop(reference, None)
 
-    async def drop_leftovers(self) -> None:
+    async def delete_abandoned(self) -> None:
         """Forget what ended."""
         self._ended.clear()
 
-    async def leftovers(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
+    async def delete_orphans(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
         """Forget what was parked and no record names."""
         limit = self._clock.now() - older_than
         orphans = {reference for reference, (_, at) in self.parked.items() if at <= limit}
         async for reference in known():
             orphans.discard(reference)
         for reference in orphans:
-            await self.drop_parked(reference)
+            await self.delete(reference)
         return len(orphans)
 
     def end(self, sandbox_id: SandboxId, reason: str, *, keeps: bool = False) -> None:

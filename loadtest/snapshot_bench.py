@@ -3,7 +3,7 @@
     .venv/bin/python -m loadtest.snapshot_bench [--rounds 10] [--large 100]
 
 Real sandboxes of the local engine (bubblewrap), a warm pool of one. `hibernate` is `keep` and then the release of the
-sandbox, so with its processes gone; `wake` is the claim of a warm sandbox and `unpark` into it. Three keepers: parking
+sandbox, so with its processes gone; `wake` is the claim of a warm sandbox and `restore` into it. Three keepers: parking
 (renamed folders), snapshots in a folder, and the same encrypted. Each round wakes what the round before put to sleep.
 The same folder goes through `tar -c | zstd` into a file, brought to the disk as the store does it, and `zstd -d | tar
 -x` out of it, both of Debian, at zstd's default level, in the same rounds. `first` is the first round. Ratios are
@@ -100,12 +100,12 @@ class Bench:
 
         async def wake() -> None:
             woken[0] = await self.provider.claim(RUNTIME.key, SESSION)
-            await keeper.unpark(kept[0], woken[0].id, SESSION)
+            await keeper.restore(kept[0], woken[0].id, SESSION)
 
         self.times.setdefault(f"{name} hibernate", []).append(await timed(hibernate))
         await self.ready()
         self.times.setdefault(f"{name} wake", []).append(await timed(wake))
-        await keeper.drop_parked(kept[0])
+        await keeper.delete(kept[0])
         return woken[0]
 
     def baseline(self, workspace: Path) -> None:

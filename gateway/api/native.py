@@ -132,7 +132,7 @@ class NativeAPI:
 
     async def _wake(self, request: Request) -> Response:
         session_id = SessionId(request.path_params["session_id"])
-        async with self._lifecycle.claims.held((await self._lifecycle.glance(session_id)).runtime):
+        async with self._lifecycle.claims.held((await self._lifecycle.get_cached(session_id)).runtime):
             opened = await self._lifecycle.open(session_id)
         headers = {"x-wakegate-start": opened.start.value}
         if opened.restored is not None:

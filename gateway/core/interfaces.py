@@ -172,8 +172,8 @@ class WorkspaceKeeper(Protocol):
     The local engine parks a workspace by renaming its folder, which ends the sandbox and uses the parked folder up
     when it is given back. gateway/snapshots copies it into a store, which does neither. The order of steps that loses
     nothing with either: `keep`, then the record names the reference, then the sandbox is released; and for a wake:
-    a sandbox is claimed, the record says `waking` and still names the reference, `unpark`, then the record says
-    `active` and names what `unpark` returned.
+    a sandbox is claimed, the record says `waking` and still names the reference, `restore`, then the record says
+    `active` and names what `restore` returned.
     """
 
     @property
@@ -194,30 +194,30 @@ class WorkspaceKeeper(Protocol):
         """Like `keep`, of a sandbox that goes on. None: it is gone, or this keeper cannot copy."""
         ...
 
-    async def unpark(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+    async def restore(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
         """Put a kept workspace into a fresh sandbox. Returns the reference if it is good for another time, else None.
 
-        If it fails the sandbox is not to be used; `put_back` tells what the session is then.
+        If it fails the sandbox is not to be used; `rollback` tells what the session is then.
         Raises SnapshotError, SandboxStartError, UpstreamConnectError, UpstreamBrokenError, UpstreamTimeoutError.
         """
         ...
 
-    async def put_back(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """Undo an `unpark` that failed, or that nobody knows the end of. Returns a good reference; None: it is gone.
+    async def rollback(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """Undo an `restore` that failed, or that nobody knows the end of. Returns a good reference; None: it is gone.
 
         To be called only when no request has reached the sandbox since. The caller then releases the sandbox.
         """
         ...
 
-    async def drop_parked(self, reference: str) -> None:
+    async def delete(self, reference: str) -> None:
         """Delete a kept workspace, which no record names any more; absent is success. Raises SnapshotError."""
         ...
 
-    async def drop_leftovers(self) -> None:
+    async def delete_abandoned(self) -> None:
         """Delete what ended sandboxes left and nobody kept. Called once records are true after a start."""
         ...
 
-    async def leftovers(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
+    async def delete_orphans(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
         """Delete what was kept at least `older_than` seconds ago and no record names. Returns how many.
 
         `known` gives the references that records of sessions name which have not ended. It is asked after what there is
@@ -228,7 +228,7 @@ class WorkspaceKeeper(Protocol):
 
 
 class Executor(Protocol):
-    """What the gateway itself asks of picod in a sandbox. Errors as in `keep` and `unpark`."""
+    """What the gateway itself asks of picod in a sandbox. Errors as in `keep` and `restore`."""
 
     def export(self, sandbox: Sandbox, session_id: SessionId) -> AsyncGenerator[bytes, None]:
         """The workspace as a stream. Whoever reads to its end without an error has all of it."""

@@ -7,7 +7,7 @@ of them is called on the fast lane.
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from time import perf_counter
 from typing import Any, TypeVar, cast
 
@@ -17,17 +17,25 @@ PartT = TypeVar("PartT")
 _UNTIMED = frozenset(("start", "aclose"))  # once in a life; their time says nothing of calls
 
 
-def metered(part: PartT, calls: Calls, on_result: Callable[[str, Any], None] | None = None) -> PartT:
+def metered(
+    part: PartT,
+    calls: Calls,
+    on_result: Callable[[str, Any], None] | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> PartT:
     """The part, with every call of its coroutines and async iterators counted in `calls` under the verb's name.
 
-    `on_result(verb, answer)` is told of coroutines that ended well.
+    `on_result(verb, answer)` is told of coroutines that ended well. `labels` gives other names than the verb's own:
+    dashboards outlive a method's name.
     """
-    return cast("PartT", _Metered(part, calls, on_result))
+    return cast("PartT", _Metered(part, calls, on_result, labels or {}))
 
 
 class _Metered:
-    def __init__(self, part: Any, calls: Calls, on_result: Callable[[str, Any], None] | None) -> None:
-        self._part, self._calls, self._on_result = part, calls, on_result
+    def __init__(
+        self, part: Any, calls: Calls, on_result: Callable[[str, Any], None] | None, labels: Mapping[str, str]
+    ) -> None:
+        self._part, self._calls, self._on_result, self._labels = part, calls, on_result, labels
 
     def __repr__(self) -> str:
         return f"<metered {self._part!r}>"
@@ -44,8 +52,10 @@ class _Metered:
         return timed
 
     def _timed_coroutine(self, name: str, verb: Callable[..., Any]) -> Callable[..., Any]:
+        label = self._labels.get(name, name)
+
         async def call(*args: Any, **kwargs: Any) -> Any:
-            with self._calls.timed(name):
+            with self._calls.timed(label):
                 answer = await verb(*args, **kwargs)
             if self._on_result is not None:
                 self._on_result(name, answer)
@@ -54,9 +64,11 @@ class _Metered:
         return call
 
     def _timed_iterator(self, name: str, verb: Callable[..., Any]) -> Callable[..., Any]:
+        label = self._labels.get(name, name)
+
         def call(*args: Any, **kwargs: Any) -> Any:
             answer = verb(*args, **kwargs)
-            return _timed(name, answer, self._calls) if hasattr(answer, "__anext__") else answer
+            return _timed(label, answer, self._calls) if hasattr(answer, "__anext__") else answer
 
         return call
 

@@ -166,7 +166,7 @@ class Metrics:
         yield from self._claims()
         yield CounterMetricFamily("wakegate_token_signings", "Tokens signed for sandboxes", self._tokens.signed)
         yield from _calls("store", "Calls to the session store", counters.store)
-        yield from _calls("keeper", "Keeping workspaces (keep) and giving them back (unpark)", counters.keeper)
+        yield from _calls("keeper", "Keeping workspaces (keep) and giving them back (restore)", counters.keeper)
         yield from _calls("kubernetes_api", "Requests to the Kubernetes API", counters.kubernetes)
         sizes = _histograms("wakegate_snapshot_bytes", "Size of snapshots as stored", ["operation"])
         for operation, histogram in counters.snapshot_bytes.items():

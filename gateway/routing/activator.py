@@ -181,7 +181,7 @@ class Activator:
                 session, sandbox, pool, activity, self._limits, self._counters.of(session.runtime)
             )
             route.branches = self._branches(session.runtime, sandbox.endpoint)
-        if self._lifecycle.everybodys:
+        if self._lifecycle.shared_provider:
             route.known_until = self._clock.now() + KNOWN_S
         if self._clock.now() >= route.head_until:
             self._renew_head(route)
@@ -201,7 +201,7 @@ class Activator:
 
     async def _peer_route(self, session_id: SessionId, peer: Peer) -> Route:
         """The way to the gateway that has the session. It is that gateway's activity, and its slots hold there too."""
-        session = await self._lifecycle.glance(session_id)
+        session = await self._lifecycle.get_cached(session_id)
         now = self._clock.now()
         route = self.routes.get(session_id)
         if route is None or route.sandbox.id != peer_sandbox(peer):

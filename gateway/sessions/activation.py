@@ -91,7 +91,7 @@ class Opening:
             return opened
         self._break_off(session_id)
         async with self._records.holding(session_id):
-            session = await self._reach.ours(await self._reach.require(session_id), gone)
+            session = await self._reach.require_owned(await self._reach.require(session_id), gone)
             here = self._reach.is_mine(session)
             if session.sandbox is not None and session.state is SessionState.ACTIVE:
                 alive = await self._provider.find(session.sandbox.id) if here else None
@@ -144,7 +144,7 @@ class Opening:
         self._bindings.add(sandbox.id, session.id)
         try:
             if session.snapshot is not None:
-                session = await self._hibernation.unpark(session, sandbox, runtime)
+                session = await self._hibernation.restore(session, sandbox, runtime)
             else:
                 awake = self._hibernation.awake(session, runtime)
                 session = await self._records.put(replace(awake, sandbox=sandbox, start=sandbox.start))

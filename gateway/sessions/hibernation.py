@@ -48,7 +48,7 @@ class Sleeping:
     async def hibernate(self, session_id: SessionId, only_if: Callable[[Session], bool] | None) -> bool:
         """What Lifecycle.hibernate promises. Without `only_if` a person asked, who is told what speaks against it."""
         async with self._records.holding(session_id):
-            session = await self._reach.ours(await self._reach.require(session_id), None)
+            session = await self._reach.require_owned(await self._reach.require(session_id), None)
             if session.state is SessionState.HIBERNATED:
                 return True
             if session.state is not SessionState.ACTIVE or session.sandbox is None:
@@ -64,9 +64,9 @@ class Sleeping:
                 raise ConflictError(f"session {session_id} has requests under way; try again when they are done")
             return await self._put_to_sleep(session)
 
-    async def rest(self) -> None:
+    async def hibernate_all(self) -> None:
         """All sessions bound here, side by side; one that cannot sleep holds up no other."""
-        if self._reach.everybodys:
+        if self._reach.shared_provider:
             return  # the sandboxes live on, and other gateways reach them
         results = await asyncio.gather(
             *(self._rest_one(session_id) for session_id in self._bindings.sessions), return_exceptions=True

@@ -22,13 +22,13 @@ WorkCheck = Callable[[Sandbox, SessionId], Awaitable[bool]]
 
 
 class Usage:
-    """Judges sessions. `everybodys`: other gateways serve the same sandboxes, and write their heart-beats as well."""
+    """Judges sessions. `shared_provider`: other gateways serve the same sandboxes and write heart-beats too."""
 
-    def __init__(self, records: Records, activity: Activity, clock: Clock, *, everybodys: bool) -> None:
+    def __init__(self, records: Records, activity: Activity, clock: Clock, *, shared_provider: bool) -> None:
         self._records = records
         self._activity = activity
         self._clock = clock
-        self._everybodys = everybodys
+        self._everybodys = shared_provider
         self._work_check: WorkCheck | None = None
 
     def ask_before_sleep(self, check: WorkCheck) -> None:

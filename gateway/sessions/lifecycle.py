@@ -66,7 +66,7 @@ class Lifecycle:
         self._clock = clock
         self._bindings = bindings = Bindings()
         self._reach = reach = Reach(records, peers, hibernation, clock)
-        self._usage = usage = Usage(records, activity, clock, everybodys=reach.everybodys)
+        self._usage = usage = Usage(records, activity, clock, shared_provider=reach.shared_provider)
         self._losses = losses = Losses(records, peers, reach, provider, hibernation, bindings)
         self._sleeping = sleeping = Sleeping(records, reach, usage, provider, catalog, hibernation, bindings)
         self._opening = Opening(
@@ -100,9 +100,9 @@ class Lifecycle:
         self._usage.ask_before_sleep(check)
 
     @property
-    def everybodys(self) -> bool:
+    def shared_provider(self) -> bool:
         """Whether other gateways reach the same sandboxes."""
-        return self._reach.everybodys
+        return self._reach.shared_provider
 
     @property
     def bound(self) -> int:
@@ -118,9 +118,9 @@ class Lifecycle:
         """Make records true after an earlier life: what sandboxes that ended with it left is kept for its session."""
         await self._losses.mend_all()
 
-    async def rest(self) -> None:
+    async def hibernate_all(self) -> None:
         """Put every session of this gateway to sleep, whatever it does: it is about to end, and its engine with it."""
-        await self._sleeping.rest()
+        await self._sleeping.hibernate_all()
 
     async def create(
         self,
@@ -217,7 +217,7 @@ class Lifecycle:
             raise SessionNotFoundError(f'sessions.agentcube.volcano.sh "{session_id}" not found')
         return replace(session, last_active_at=self._usage.last_used(session, self._clock.now()))
 
-    async def glance(self, session_id: SessionId) -> Session:
+    async def get_cached(self, session_id: SessionId) -> Session:
         """The record as it was a moment ago, for what never changes in it. Raises SessionNotFoundError."""
         session = await self._records.peek(session_id)
         if session is None:

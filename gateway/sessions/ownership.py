@@ -15,10 +15,10 @@ from gateway.sessions.transitions import Hibernation
 
 
 class Reach:
-    """Records looked at for a verb. `everybodys`: whether other gateways reach the same sandboxes."""
+    """Records looked at for a verb. `shared_provider`: whether other gateways reach the same sandboxes."""
 
     def __init__(self, records: Records, peers: Peers, hibernation: Hibernation, clock: Clock) -> None:
-        self.everybodys = records.shared and not peers.me
+        self.shared_provider = records.shared and not peers.me
         self._records = records
         self._peers = peers
         self._hibernation = hibernation
@@ -40,7 +40,7 @@ class Reach:
             )
         return session
 
-    async def ours(self, session: Session, gone: SandboxId | None) -> Session:
+    async def require_owned(self, session: Session, gone: SandboxId | None) -> Session:
         """The session, once this gateway may act on it. Its holder waits for an owner that may be coming back.
 
         Raises ElsewhereError while the owner is alive, OwnerAwayError when it is gone with the only workspace.

@@ -101,7 +101,7 @@ class Losses:
 
     async def forget_ended(self) -> None:
         """Stop counting sandboxes that another gateway, which reaches them too, has ended."""
-        if self._reach.everybodys:
+        if self._reach.shared_provider:
             for sandbox_id, _ in self._bindings.all():
                 if await self._provider.find(sandbox_id) is None:
                     self._bindings.remove(sandbox_id)

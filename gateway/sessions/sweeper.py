@@ -121,7 +121,7 @@ class Sweeper:
             return
         self._orphans_at = now
         try:
-            await self._keeper.leftovers(self._known, ORPHAN_AGE_S)
+            await self._keeper.delete_orphans(self._known, ORPHAN_AGE_S)
         except WakegateError as error:
             logger.warning("orphaned snapshots could not be looked for: %s", error)
 

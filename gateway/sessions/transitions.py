@@ -119,7 +119,7 @@ class Hibernation:
             await self.drop(reference)
             raise
 
-    async def unpark(self, session: Session, sandbox: Sandbox, runtime: Runtime) -> Session:
+    async def restore(self, session: Session, sandbox: Sandbox, runtime: Runtime) -> Session:
         """Give a sleeping session the claimed sandbox and its workspace. Raises SandboxStartError, StaleWriteError.
 
         If the workspace cannot be put there the session is asleep again, and whole.
@@ -127,7 +127,7 @@ class Hibernation:
         assert session.snapshot is not None
         session = await self._records.put(replace(session, state=SessionState.WAKING, sandbox=sandbox, owner=self._me))
         try:
-            remains = await self._keeper.unpark(session.snapshot or "", sandbox.id, session.id)
+            remains = await self._keeper.restore(session.snapshot or "", sandbox.id, session.id)
         except Exception as error:
             await self._put_back(session, f"could not be woken: {error}")
             raise
@@ -182,12 +182,12 @@ class Hibernation:
 
     async def settled(self) -> None:
         """All records are true: what ended sandboxes left besides may go."""
-        await self._keeper.drop_leftovers()
+        await self._keeper.delete_abandoned()
 
     async def drop(self, reference: str) -> None:
         """Delete what no record names. If that fails now it is an orphan, which the sweeper finds."""
         try:
-            await self._keeper.drop_parked(reference)
+            await self._keeper.delete(reference)
         except WakegateError as error:
             logger.warning("snapshot %s could not be deleted: %s", reference, error)
 
@@ -195,7 +195,7 @@ class Hibernation:
         """It did not wake: asleep again, of the same moment as before."""
         assert session.sandbox is not None
         assert session.snapshot is not None
-        reference = await self._keeper.put_back(session.snapshot, session.sandbox.id, session.id)
+        reference = await self._keeper.rollback(session.snapshot, session.sandbox.id, session.id)
         return await self.asleep(session, reference, reason, at=session.snapshot_at)
 
     async def _put_and_drop(self, before: Session, after: Session) -> Session:

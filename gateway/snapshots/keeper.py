@@ -70,10 +70,10 @@ class SnapshotKeeper:
         sandbox = await self._provider.find(sandbox_id)
         return None if sandbox is None else await self._copy(sandbox, session_id)
 
-    async def unpark(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+    async def restore(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
         """See WorkspaceKeeper. The snapshot stays: it is what the session is saved from if this sandbox is lost."""
         if not is_snapshot(reference):
-            return await self._parked(reference).unpark(reference, sandbox_id, session_id)
+            return await self._parked(reference).restore(reference, sandbox_id, session_id)
         sandbox = await self._provider.find(sandbox_id)
         if sandbox is None:
             raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was there")
@@ -83,25 +83,25 @@ class SnapshotKeeper:
             await self._executor.restore(sandbox, session_id, chunks)
         return reference
 
-    async def put_back(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+    async def rollback(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
         """See WorkspaceKeeper. A snapshot is what it was; what may be in the sandbox is a copy."""
         if is_snapshot(reference):
             return reference
-        return await self._parked(reference).put_back(reference, sandbox_id, session_id)
+        return await self._parked(reference).rollback(reference, sandbox_id, session_id)
 
-    async def drop_parked(self, reference: str) -> None:
+    async def delete(self, reference: str) -> None:
         """See WorkspaceKeeper."""
         if is_snapshot(reference):
             await self._store.delete(SnapshotRef(reference).key)
         elif self._parking is not None:
-            await self._parking.drop_parked(reference)
+            await self._parking.delete(reference)
 
-    async def drop_leftovers(self) -> None:
+    async def delete_abandoned(self) -> None:
         """See WorkspaceKeeper."""
         if self._parking is not None:
-            await self._parking.drop_leftovers()
+            await self._parking.delete_abandoned()
 
-    async def leftovers(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
+    async def delete_orphans(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
         """See WorkspaceKeeper. Halves of puts that died are among what it finds."""
         limit = self._clock.now() - older_than
         orphans = {found.key async for found in self._store.list() if found.at <= limit}
@@ -112,7 +112,7 @@ class SnapshotKeeper:
             await self._store.delete(key)
         if orphans:
             logger.warning("deleted %d snapshots that no session's record names", len(orphans))
-        parked = 0 if self._parking is None else await self._parking.leftovers(known, older_than)
+        parked = 0 if self._parking is None else await self._parking.delete_orphans(known, older_than)
         return len(orphans) + parked
 
     async def _copy(self, sandbox: Sandbox, session_id: SessionId) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _PART_SIZE = 8 << 20  # bytes; S3 takes 10,000 parts, so 80 GB
 _CONCURRENCY = 4  # parts on their way at once: 32 MB of memory a put
 _CUT = bytes(2)  # handed in place of a chunk; known by identity
-_UNDONE_IN = 5.0  # seconds; what a store that is silent for longer keeps, `leftovers` finds
+_UNDONE_IN = 5.0  # seconds; what a store that is silent for longer keeps, `delete_orphans` finds
 
 # A session waits for a wake, so a store that is away is told soon. The driver's own bounds would be ten tries over
 # three minutes, and 30 s for a whole request, longer than which a snapshot may take; silence is what tells.

@@ -59,7 +59,7 @@ class Subject:
     async def wake(self, reference: str) -> str:
         """What a fresh sandbox has in its workspace when it was given what is kept."""
         sandbox = await self.sandbox()
-        await self.keeper.unpark(reference, sandbox.id, SESSION)
+        await self.keeper.restore(reference, sandbox.id, SESSION)
         return self.read(sandbox)
 
 
@@ -151,7 +151,7 @@ async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 
 
 def references(*known: str | None) -> Callable[[], AsyncIterator[str]]:
-    """What `leftovers` asks of the records."""
+    """What `delete_orphans` asks of the records."""
 
     async def each() -> AsyncIterator[str]:
         for reference in known:
@@ -165,7 +165,7 @@ async def test_keeper_gives_back_what_it_kept(subject: Subject) -> None:
     """To another sandbox, after the first is gone; twice over, each time with the latest."""
     reference = await subject.asleep("first")
     sandbox = await subject.sandbox()
-    await subject.keeper.unpark(reference, sandbox.id, SESSION)
+    await subject.keeper.restore(reference, sandbox.id, SESSION)
     assert subject.read(sandbox) == "first"
 
     subject.write(sandbox, "second")
@@ -187,16 +187,16 @@ async def test_keeper_says_whether_the_sandbox_runs_on(subject: Subject) -> None
 
 
 async def test_keeper_says_whether_a_reference_is_used_up(subject: Subject) -> None:
-    """What `unpark` returns can be given once more; if it returns nothing, that was the last time."""
+    """What `restore` returns can be given once more; if it returns nothing, that was the last time."""
     reference = await subject.asleep("content")
     sandbox = await subject.sandbox()
-    remains = await subject.keeper.unpark(reference, sandbox.id, SESSION)
+    remains = await subject.keeper.restore(reference, sandbox.id, SESSION)
     if remains is not None:
         assert await subject.wake(remains) == "content"
     else:
         other = await subject.sandbox()
         with pytest.raises(SnapshotNotFoundError):
-            await subject.keeper.unpark(reference, other.id, SESSION)
+            await subject.keeper.restore(reference, other.id, SESSION)
 
 
 async def test_keeper_has_nothing_of_a_sandbox_that_is_gone(subject: Subject) -> None:
@@ -209,14 +209,14 @@ async def test_keeper_has_nothing_of_a_sandbox_that_is_gone(subject: Subject) ->
 
 
 async def test_failed_wake_leaves_what_is_kept(subject: Subject) -> None:
-    """The sandbox was gone when the workspace came: `put_back` names it, and the next sandbox gets it."""
+    """The sandbox was gone when the workspace came: `rollback` names it, and the next sandbox gets it."""
     reference = await subject.asleep("content")
     sandbox = await subject.sandbox()
     await subject.provider.release(sandbox.id)
     with pytest.raises(SandboxStartError, match="ended before its workspace was there"):
-        await subject.keeper.unpark(reference, sandbox.id, SESSION)
+        await subject.keeper.restore(reference, sandbox.id, SESSION)
 
-    again = await subject.keeper.put_back(reference, sandbox.id, SESSION)
+    again = await subject.keeper.rollback(reference, sandbox.id, SESSION)
     assert again is not None
     assert await subject.wake(again) == "content"
 
@@ -225,8 +225,8 @@ async def test_wake_of_unknown_end_can_be_undone(subject: Subject) -> None:
     """The workspace had come, the record could not be written: put back, the sandbox released, and whole elsewhere."""
     reference = await subject.asleep("content")
     sandbox = await subject.sandbox()
-    await subject.keeper.unpark(reference, sandbox.id, SESSION)
-    again = await subject.keeper.put_back(reference, sandbox.id, SESSION)
+    await subject.keeper.restore(reference, sandbox.id, SESSION)
+    again = await subject.keeper.rollback(reference, sandbox.id, SESSION)
     await subject.provider.release(sandbox.id)
     assert again is not None
     assert await subject.wake(again) == "content"
@@ -237,17 +237,17 @@ async def test_unknown_reference_is_told(subject: Subject) -> None:
     sandbox = await subject.sandbox()
     for reference in ("5b0e1b63-7a2f-4f0f-9c45-00000000dead", f"{'0' * 32}-{'1' * 32}#3-{'2' * 64}"):
         with pytest.raises(SnapshotNotFoundError, match=reference.partition("#")[0]):
-            await subject.keeper.unpark(reference, sandbox.id, SESSION)
+            await subject.keeper.restore(reference, sandbox.id, SESSION)
 
 
 async def test_dropped_workspace_is_gone(subject: Subject) -> None:
     """Dropping it again is success."""
     reference = await subject.asleep("content")
-    await subject.keeper.drop_parked(reference)
-    await subject.keeper.drop_parked(reference)
+    await subject.keeper.delete(reference)
+    await subject.keeper.delete(reference)
     sandbox = await subject.sandbox()
     with pytest.raises(SnapshotNotFoundError):
-        await subject.keeper.unpark(reference, sandbox.id, SESSION)
+        await subject.keeper.restore(reference, sandbox.id, SESSION)
 
 
 async def test_leftovers_are_what_no_record_names(subject: Subject) -> None:
@@ -256,14 +256,14 @@ async def test_leftovers_are_what_no_record_names(subject: Subject) -> None:
         await subject.asleep(text, SessionId(f"5b0e1b63-7a2f-4f0f-9c45-00000000000{number}"))
         for number, text in enumerate(("named", "orphan"), 1)
     ]
-    assert await subject.keeper.leftovers(references(named), 3600.0) == 0
-    assert await subject.keeper.leftovers(references(named, "other#1-2", "another"), 0.0) == 1
-    assert await subject.keeper.leftovers(references(named), 0.0) == 0
+    assert await subject.keeper.delete_orphans(references(named), 3600.0) == 0
+    assert await subject.keeper.delete_orphans(references(named, "other#1-2", "another"), 0.0) == 1
+    assert await subject.keeper.delete_orphans(references(named), 0.0) == 0
 
     assert await subject.wake(named) == "named"
     sandbox = await subject.sandbox()
     with pytest.raises(SnapshotNotFoundError):
-        await subject.keeper.unpark(orphan, sandbox.id, SESSION)
+        await subject.keeper.restore(orphan, sandbox.id, SESSION)
 
 
 async def test_leftovers_ask_for_the_records_after_the_list(subject: Subject) -> None:
@@ -276,7 +276,7 @@ async def test_leftovers_ask_for_the_records_after_the_list(subject: Subject) ->
             late.append(await subject.asleep("late", SessionId("5b0e1b63-7a2f-4f0f-9c45-000000000002")))
         yield late[0]
 
-    assert await subject.keeper.leftovers(known, 0.0) == 1
+    assert await subject.keeper.delete_orphans(known, 0.0) == 1
     assert await subject.wake(late[0]) == "late"
 
 

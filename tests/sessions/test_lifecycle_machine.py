@@ -58,7 +58,7 @@ class GatewayParts:
     """What of one gateway takes part in the life of a session."""
 
     def __init__(self, name: str, world: World, provider: ScriptedProvider, *, copies: bool) -> None:
-        me = "" if world.everybodys else name
+        me = "" if world.shared_provider else name
         self.provider = provider
         self.activity = Activity()
         records = Records(world.store, name, shared=True)
@@ -66,7 +66,7 @@ class GatewayParts:
         peers.address = f"http://{name}"
         self.peers = peers
         executor = MemorylessExecutor(provider)
-        parking = None if world.everybodys else provider
+        parking = None if world.shared_provider else provider
         keeper = (
             SnapshotKeeper(world.snapshots, provider, executor, world.clock, parking=parking) if copies else provider
         )
@@ -80,9 +80,9 @@ class GatewayParts:
 
 
 class World:
-    """Two gateways over one store: `everybodys` engine with snapshots, or one engine each, parking or copying."""
+    """Two gateways over one store: `shared_provider` engine with snapshots, or one engine each, parking or copying."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, everybodys: bool, copies: bool, seed: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, shared_provider: bool, copies: bool, seed: int) -> None:
         dice = random.Random(seed)
         self.clock = LoopClock(loop)
 
@@ -91,10 +91,10 @@ class World:
 
         self.store = MemoryStore(self.clock, pause)
         self.snapshots = MemorySnapshots(self.clock)
-        self.everybodys = everybodys
+        self.shared_provider = shared_provider
         shared = ScriptedProvider(clock=self.clock)
         self.gateways = [
-            GatewayParts(name, self, shared if everybodys else ScriptedProvider(clock=self.clock), copies=copies)
+            GatewayParts(name, self, shared if shared_provider else ScriptedProvider(clock=self.clock), copies=copies)
             for name in ("a", "b")
         ]
 
@@ -102,7 +102,7 @@ class World:
         await self.store.start()
         for gateway in self.gateways:
             await gateway.provider.apply([RUNTIME])
-            if not self.everybodys:
+            if not self.shared_provider:
                 await gateway.peers.announce()
 
     def reach(self, sandbox: SandboxId) -> ScriptedProvider | None:
@@ -139,7 +139,7 @@ class Sessions(RuleBasedStateMachine):
 
     @initialize(kind=st.sampled_from(["shared", "parked", "copied"]), seed=st.integers(0, 2**16))
     def begin(self, kind: str, seed: int) -> None:
-        self.world = World(self.loop, everybodys=kind == "shared", copies=kind != "parked", seed=seed)
+        self.world = World(self.loop, shared_provider=kind == "shared", copies=kind != "parked", seed=seed)
         self.run(self.world.start())
 
     @rule(gateway=st.integers(0, 1), at_once=st.booleans())
@@ -204,7 +204,7 @@ class Sessions(RuleBasedStateMachine):
         for gateway in self.world.gateways:
             for sandbox in self.run(gateway.provider.list()):
                 if self.ids and sandbox.session_id == self.ids[which % len(self.ids)]:
-                    keeps = keeps and not self.world.everybodys
+                    keeps = keeps and not self.world.shared_provider
                     gateway.provider.end(sandbox.id, "killed", keeps=keeps)
                     self.losses[sandbox.session_id] += 1
                     if not keeps:
@@ -221,7 +221,7 @@ class Sessions(RuleBasedStateMachine):
         assert self.world is not None
         self.world.clock.jump += seconds
         # A gateway that seems to have been silent for long is taken for dead, and what it had is taken over.
-        self.jumped = self.jumped or (seconds > 8.0 and not self.world.everybodys)
+        self.jumped = self.jumped or (seconds > 8.0 and not self.world.shared_provider)
         self.run(self._announce())
 
     @rule(seconds=st.sampled_from([0.01, 0.1, 3.0]))
@@ -246,7 +246,7 @@ class Sessions(RuleBasedStateMachine):
 
     async def _announce(self) -> None:
         assert self.world is not None
-        if not self.world.everybodys:
+        if not self.world.shared_provider:
             for gateway in self.world.gateways:
                 await self._quietly(self._announce_one(gateway))
 

@@ -90,7 +90,7 @@ def test_arbitrary_tree_survives_keep_and_unpark(
         old, new = await world.claim(), await world.claim()
         reference = await keeper.keep(old.id, SESSION)
         assert reference is not None
-        assert await keeper.unpark(reference, new.id, SESSION) == reference
+        assert await keeper.restore(reference, new.id, SESSION) == reference
 
     asyncio.run(there_and_back())
     assert picture(target.workspace) == before
@@ -104,7 +104,7 @@ async def test_what_a_warm_sandbox_wrote_of_its_own_goes(world: World, source: E
     (target.workspace / "stray").mkdir()
     noise(target, 1000, "stray/file")
 
-    await world.keeper.unpark(ref, (await world.claim()).id, SESSION)
+    await world.keeper.restore(ref, (await world.claim()).id, SESSION)
 
     assert os.listdir(target.workspace) == ["mine"]
 
@@ -130,13 +130,13 @@ async def test_damaged_snapshot_is_refused_and_can_be_mended(
         path.write_bytes(broken)
 
     with pytest.raises(SnapshotNotFoundError if damage == "missing" else SnapshotCorruptError, match=ref.key):
-        await world.keeper.unpark(ref, new.id, SESSION)
+        await world.keeper.restore(ref, new.id, SESSION)
     eventually(lambda: os.listdir(target.workspace) == [], "the workspace is empty")
-    assert await world.keeper.put_back(ref, new.id, SESSION) == ref
+    assert await world.keeper.rollback(ref, new.id, SESSION) == ref
     assert not path.exists() if damage == "missing" else path.read_bytes() == broken
 
     path.write_bytes(whole)
-    await world.keeper.unpark(ref, new.id, SESSION)
+    await world.keeper.restore(ref, new.id, SESSION)
     assert (target.workspace / "noise").read_bytes() == data
 
 
@@ -152,10 +152,10 @@ async def test_wrong_key_is_told_and_the_right_one_opens(world: World, source: E
     assert reference is not None
     new = await world.claim()
     with pytest.raises(SnapshotKeyError, match="another key of the name 'k'"):
-        await keeper_with(b"2" * 32).unpark(reference, new.id, SESSION)
+        await keeper_with(b"2" * 32).restore(reference, new.id, SESSION)
     eventually(lambda: os.listdir(target.workspace) == [], "the workspace is empty")
 
-    await keeper_with(b"1" * 32).unpark(reference, new.id, SESSION)
+    await keeper_with(b"1" * 32).restore(reference, new.id, SESSION)
     assert (target.workspace / "noise").read_bytes() == data
 
 
@@ -217,11 +217,11 @@ async def test_store_that_goes_away_during_a_wake_gives_no_half(
 
     world.store.on_get = going_away
     with pytest.raises(SnapshotStoreUnavailableError, match="went away"):
-        await world.keeper.unpark(ref, new.id, SESSION)
+        await world.keeper.restore(ref, new.id, SESSION)
     eventually(lambda: os.listdir(target.workspace) == [], "the workspace is empty")
 
     world.store.on_get = None
-    await world.keeper.unpark(ref, new.id, SESSION)
+    await world.keeper.restore(ref, new.id, SESSION)
     assert (target.workspace / "noise").read_bytes() == data
 
 
@@ -263,11 +263,11 @@ async def test_picod_that_dies_during_a_wake_costs_a_sandbox_only(
 
         world.store.on_get = killing
         with pytest.raises(UpstreamBrokenError, match=f"sandbox {new.id} went away"):
-            await world.keeper.unpark(ref, new.id, SESSION)
+            await world.keeper.restore(ref, new.id, SESSION)
 
     world.store.on_get = None
-    assert await world.keeper.put_back(ref, new.id, SESSION) == ref
-    await world.keeper.unpark(ref, (await world.claim()).id, SESSION)
+    assert await world.keeper.rollback(ref, new.id, SESSION) == ref
+    await world.keeper.restore(ref, (await world.claim()).id, SESSION)
     assert (target.workspace / "noise").read_bytes() == data
 
 
@@ -283,7 +283,7 @@ async def test_workspace_without_room_is_told(tmp_path: Path, source: Executor) 
         ref = await world.keep(await world.claim())
         new = await world.claim()
         with pytest.raises(SnapshotError, match=f"sandbox {new.id} cannot take the workspace: .*no space left"):
-            await world.keeper.unpark(ref, new.id, SESSION)
+            await world.keeper.restore(ref, new.id, SESSION)
         assert cramped.execute("ls", "-A")["stdout"] == ""
     assert world.kept() == [ref.key]
 
@@ -326,7 +326,7 @@ async def test_lost_sandbox_is_saved_by_the_engine_that_can(tmp_path: Path) -> N
         subject.keeper = SnapshotKeeper(store, provider, executor, SystemClock(), parking=provider)
         snapshot = await subject.asleep("old")
         sandbox = await subject.sandbox()
-        assert await subject.keeper.unpark(snapshot, sandbox.id, SESSION) == snapshot
+        assert await subject.keeper.restore(snapshot, sandbox.id, SESSION) == snapshot
         subject.write(sandbox, "newer than the snapshot")
         events = provider.watch()
         os.kill(provider.pid(sandbox.id), signal.SIGKILL)
@@ -335,7 +335,7 @@ async def test_lost_sandbox_is_saved_by_the_engine_that_can(tmp_path: Path) -> N
         parked = await subject.keeper.keep(sandbox.id, SESSION)
         assert parked == SESSION
         new = await subject.sandbox()
-        assert await subject.keeper.unpark(parked, new.id, SESSION) is None
+        assert await subject.keeper.restore(parked, new.id, SESSION) is None
         assert subject.read(new) == "newer than the snapshot"
         again = await subject.keeper.keep(new.id, SESSION)
         assert again is not None
@@ -345,13 +345,13 @@ async def test_lost_sandbox_is_saved_by_the_engine_that_can(tmp_path: Path) -> N
             yield again
 
         await provider.release(new.id)
-        assert await subject.keeper.leftovers(known, 0.0) == 1  # the first snapshot
+        assert await subject.keeper.delete_orphans(known, 0.0) == 1  # the first snapshot
         assert await subject.wake(again) == "newer than the snapshot"
 
 
 async def test_parked_workspace_without_an_engine_that_parks_is_told(world: World) -> None:
     """After a change of engines: named, and where it can be woken."""
-    for verb in (world.keeper.unpark, world.keeper.put_back):
+    for verb in (world.keeper.restore, world.keeper.rollback):
         with pytest.raises(SnapshotNotFoundError, match=f"{SESSION} was parked by another engine"):
             await verb(SESSION, (await world.claim()).id, SESSION)
 

@@ -70,13 +70,13 @@ async def test_real_workspace_sleeps_in_a_bucket(server: Objects, store: Snapsho
         (old.workspace / "file").write_bytes(data := os.urandom(10 * MEGABYTE))
         reference = await keeper.keep((await world.claim()).id, SESSION)
         assert reference is not None
-        await keeper.unpark(reference, (await world.claim()).id, SESSION)
+        await keeper.restore(reference, (await world.claim()).id, SESSION)
         assert (new.workspace / "file").read_bytes() == data
 
         async def another() -> AsyncIterator[str]:
             yield "somebody-else#1-2"
 
-        assert await keeper.leftovers(another, 0.0) == 1
+        assert await keeper.delete_orphans(another, 0.0) == 1
         assert server.objects == {}
 
 

@@ -23,7 +23,7 @@ from gateway.core.settings import Settings
 from gateway.sandbox.signing_keys import KeyRing
 
 # Reads change nothing, and beats come at any time: mines on them would make the same n mean different things.
-_VERBS = frozenset(("put", "delete", "keep", "unpark", "put_back", "checkpoint", "drop_parked", "claim", "release"))
+_VERBS = frozenset(("put", "delete", "keep", "restore", "rollback", "checkpoint", "claim", "release"))
 
 
 class Mine:

@@ -173,23 +173,23 @@ class LocalProvider:
         """Renaming does not copy: there is nothing to give."""
         return None
 
-    async def unpark(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> None:
+    async def restore(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> None:
         """Move a parked workspace into a sandbox's, and so use it up. See WorkspaceKeeper."""
-        await self._parking.unpark(reference, sandbox_id)
+        await self._parking.restore(reference, sandbox_id)
 
-    async def put_back(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+    async def rollback(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
         """Join what was moved and what was not, under the session's name again."""
         return await self._parking.keep(sandbox_id, session_id)
 
-    async def drop_parked(self, reference: str) -> None:
+    async def delete(self, reference: str) -> None:
         """Delete a parked workspace; absent is success."""
-        self._parking.drop_parked(reference)
+        self._parking.delete(reference)
 
-    async def drop_leftovers(self) -> None:
+    async def delete_abandoned(self) -> None:
         """Delete the workspaces of ended sandboxes that nobody parked."""
         self._parking.drop_orphans()
 
-    async def leftovers(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
+    async def delete_orphans(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
         """Delete parked workspaces that no record names. See WorkspaceKeeper."""
         return await self._parking.drop_unknown(known, older_than)
 

@@ -116,7 +116,7 @@ class Folders:
         # A rename sets the time of the folder's change (ctime); that of its content (mtime) is the user's to set.
         return {entry.name for entry in os.scandir(self.parked) if entry.stat(follow_symlinks=False).st_ctime <= limit}
 
-    def unpark(self, session: SessionId, workspace: Path) -> None:
+    def restore(self, session: SessionId, workspace: Path) -> None:
         """Move what was parked into the workspace of a new sandbox, whose folder is bound and so cannot be replaced.
 
         Raises FileNotFoundError when nothing is parked. Broken off half-way, `park` joins the parts again.
@@ -125,7 +125,7 @@ class Folders:
         safe_delete.move_children(source, workspace)
         source.rmdir()
 
-    def leftovers(self) -> dict[SandboxId, Path]:
+    def delete_orphans(self) -> dict[SandboxId, Path]:
         """Workspaces that an earlier life left."""
         return {SandboxId(folder.name): folder for folder in self.workspaces.iterdir()}
 

@@ -1,6 +1,6 @@
 """Workspaces without a sandbox: parked under their session's name, or left behind by a sandbox that ended.
 
-Nothing is copied: a workspace moves by renaming (Folders.park, Folders.unpark), so a parked one is used up when it is
+Nothing is copied: a workspace moves by renaming (Folders.park, Folders.restore), so a parked one is used up when it is
 given back. Which step follows which is told in WorkspaceKeeper and in docs/adr/0003-snapshots-and-parking.md.
 """
 
@@ -32,7 +32,7 @@ class Parking:
     def open(self, folders: Folders) -> None:
         """Workspaces are there from now on; those that an earlier life left are orphans."""
         self._folders = folders
-        self._orphans = folders.leftovers()
+        self._orphans = folders.delete_orphans()
 
     async def settle(self) -> None:
         """Wait until what is being parked is parked."""
@@ -72,7 +72,7 @@ class Parking:
         if not done.cancelled():
             done.exception()  # seen, also when nobody waits any more
 
-    async def unpark(self, reference: str, sandbox_id: SandboxId) -> None:
+    async def restore(self, reference: str, sandbox_id: SandboxId) -> None:
         """Move a parked workspace into a sandbox's, and so use it up.
 
         Raises SandboxStartError, SnapshotNotFoundError.
@@ -81,7 +81,7 @@ class Parking:
         if box is None or self._folders is None:
             raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was there")
         try:
-            await asyncio.to_thread(self._folders.unpark, SessionId(reference), box.workspace)
+            await asyncio.to_thread(self._folders.restore, SessionId(reference), box.workspace)
             self._disk.forget(sandbox_id)
         except FileNotFoundError as error:
             raise SnapshotNotFoundError(
@@ -91,7 +91,7 @@ class Parking:
         except OSError as error:
             raise SandboxStartError(f"the workspace of session {reference} cannot be moved: {error}") from error
 
-    def drop_parked(self, reference: str) -> None:
+    def delete(self, reference: str) -> None:
         """Delete a parked workspace; absent is success."""
         if self._folders is not None:
             self._discard(self._folders, self._folders.parked / reference)
@@ -108,7 +108,7 @@ class Parking:
             self.drop_orphan(sandbox_id)
 
     async def drop_unknown(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
-        """Delete parked workspaces that no record names. See WorkspaceKeeper.leftovers."""
+        """Delete parked workspaces that no record names. See WorkspaceKeeper.delete_orphans."""
         if self._folders is None:
             return 0
         unknown = await asyncio.to_thread(self._folders.parked_before, self._clock.now() - older_than)
@@ -116,7 +116,7 @@ class Parking:
             async for reference in known():
                 unknown.discard(reference)
         for name in unknown:
-            self.drop_parked(name)
+            self.delete(name)
         return len(unknown)
 
     def _discard(self, folders: Folders, workspace: Path) -> None:

@@ -46,7 +46,7 @@ async def test_next_life_clears_what_a_killed_gateway_left(tmp_path: Path) -> No
     assert old
     async with serving(tmp_path, runtime(warm=1)) as provider:
         await filled(provider)
-        await provider.drop_leftovers()
+        await provider.delete_abandoned()
         (sandbox,) = await provider.list()
         assert {path.name for path in (state / "workspaces").iterdir()} == {sandbox.id}
         groups = [path for path in Path("/sys/fs/cgroup").rglob("sb-*") if path.is_dir()]
