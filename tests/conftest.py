@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
+import hypothesis
 import looptime
 import pytest
 import pytest_asyncio
 import uvloop
 
 from tests.support.scripted import Script, ScriptedSandbox, Served, say_ok, scripted
+
+# The same examples in every run, so that a change is judged by itself; scripts/fuzz looks at new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=400)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def pytest_asyncio_loop_factories(

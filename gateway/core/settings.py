@@ -341,7 +341,7 @@ def _parse(setting: Field[Any], raw: Any) -> Any:
         )
         if not all(isinstance(item, str) and item for item in items):
             raise ValueError(f"expected a path or a list of paths, got {raw!r}")
-        return tuple(Path(item) for item in items)
+        return tuple(_parse_path(item) for item in items)
     if kind == "flag":
         if isinstance(raw, bool):
             return raw
@@ -353,10 +353,17 @@ def _parse(setting: Field[Any], raw: Any) -> Any:
             raise ValueError(f"expected text, got {raw!r}")
         if meta["choices"] and raw not in meta["choices"]:
             raise ValueError(f"expected one of {', '.join(meta['choices'])}; got {raw!r}")
-        return Path(raw).expanduser() if kind == "path" else raw
+        return _parse_path(raw) if kind == "path" else raw
     if kind == "size":
         return _parse_size(raw)
     return _parse_number(meta, kind, raw)
+
+
+def _parse_path(raw: str) -> Path:
+    try:
+        return Path(raw).expanduser()
+    except RuntimeError:  # pathlib's answer to `~name` where no such user, or no home directory, is known
+        raise ValueError(f"expected a path, got {raw!r}: no home directory is known for {raw.split('/')[0]}") from None
 
 
 def _parse_size(raw: Any) -> int:

@@ -98,7 +98,10 @@ class Activator:
         self.held += 1
         try:
             async with self._lifecycle.claims.held(target.runtime):
-                return await self._reserve(target, gone, began)
+                if target.session_id is None:
+                    return await self._reserve(target, gone, began)
+                with self._activity.arriving(target.session_id):
+                    return await self._reserve(target, gone, began)
         finally:
             self.held -= 1
 

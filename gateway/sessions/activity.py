@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from gateway.core.model import RuntimeKey, SessionId, StartKind
 
@@ -31,6 +33,23 @@ class Activity:
 
     def __init__(self) -> None:
         self._sessions: dict[SessionId, SessionActivity] = {}
+        self._arriving: Counter[SessionId] = Counter()
+
+    @contextmanager
+    def arriving(self, session_id: SessionId) -> Iterator[None]:
+        """Count a request as under way while it waits for the session's sandbox.
+
+        Between the moment in which the session is found awake and the one in which the request takes its slot, the
+        event loop may run a verb that waited for the session: without this count it would hibernate the session under
+        the request, and a write that comes after the copy of the workspace would be lost.
+        """
+        self._arriving[session_id] += 1
+        try:
+            yield
+        finally:
+            self._arriving[session_id] -= 1
+            if not self._arriving[session_id]:
+                del self._arriving[session_id]
 
     def of(self, session_id: SessionId, now: float) -> SessionActivity:
         """The session's entry, made if absent."""
@@ -44,12 +63,14 @@ class Activity:
         self._sessions.pop(session_id, None)
 
     def busy(self, session_id: SessionId) -> bool:
-        """Whether requests are in flight."""
+        """Whether requests are in flight, or on their way to its sandbox."""
         entry = self._sessions.get(session_id)
-        return entry is not None and entry.in_flight > 0
+        return session_id in self._arriving or (entry is not None and entry.in_flight > 0)
 
     def latest(self, session_id: SessionId, now: float) -> float | None:
-        """When it was last active as far as this gateway knows; `now` while a request is in flight."""
+        """When it was last active as far as this gateway knows; `now` while a request is in flight or arriving."""
+        if session_id in self._arriving:
+            return now
         entry = self._sessions.get(session_id)
         if entry is None:
             return None

@@ -163,6 +163,12 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
     assert problems("--config", str(tmp_path)) == [f"{tmp_path}: cannot be read: Is a directory"]
 
 
+def test_home_of_an_unknown_user_is_a_problem_that_names_the_setting() -> None:
+    """`~name` where no such user exists is refused like any other bad value."""
+    with pytest.raises(SettingsError, match="no home directory is known for ~nosuchuser"):
+        load({}, {"WAKEGATE_STATE_DIR": "~nosuchuser/state"})
+
+
 @given(name=st.sampled_from([f.name for f in fields(Settings)]), value=st.text(max_size=30))
 def test_any_text_in_any_variable_is_a_setting_or_a_problem(name: str, value: str) -> None:
     """Nothing that an environment can hold makes it raise anything else."""

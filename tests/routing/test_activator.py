@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.errors import DrainingError, QueueFullError, SandboxStartError, SessionNotFoundError
+from gateway.core.errors import ConflictError, DrainingError, QueueFullError, SandboxStartError, SessionNotFoundError
 from gateway.core.model import RuntimeKey, SessionId, StartKind
 from gateway.routing.activator import Activator
 from gateway.routing.route import Reservation
@@ -243,3 +243,33 @@ async def test_ended_session_has_no_route(tmp_path: Path) -> None:
         assert w.activator.routes == {}
         with pytest.raises(SessionNotFoundError):
             await w.reserve(session)
+
+
+async def test_hibernation_that_waited_for_a_wake_leaves_the_request_its_sandbox(tmp_path: Path) -> None:
+    """A verb that was queued behind the wake sees the request that is about to take its slot, and is refused."""
+    async with world(tmp_path) as w:
+        session = await w.lost()
+        waiting = w.reserve(session)
+        await eventually(lambda: w.activator.held == 1, "the request waits")
+        hibernating = asyncio.create_task(w.gateway.lifecycle.hibernate(session))
+        only_if_idle = asyncio.create_task(w.gateway.lifecycle.hibernate(session, only_if=lambda _: True))
+        await asyncio.sleep(0)
+        w.go()
+        reservation = await waiting
+        assert not await only_if_idle
+        with pytest.raises(ConflictError, match="requests under way"):
+            await hibernating
+        assert await w.provider.find(reservation.route.sandbox.id) is not None
+
+
+async def test_request_that_waits_keeps_its_session_busy(tmp_path: Path) -> None:
+    """From its arrival to its slot without a gap, and no longer than it waits."""
+    async with world(tmp_path) as w:
+        session = await w.lost()
+        waiting = w.reserve(session)
+        await eventually(lambda: w.activator.held == 1, "the request waits")
+        assert w.gateway.activity.busy(session)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert not w.gateway.activity.busy(session)
+        w.go()

@@ -293,7 +293,10 @@ class Sessions(RuleBasedStateMachine):
         parts = self.world.gateways[gateway]
         losses = self.losses[session]  # a loss while it opens may be of the very sandbox that it is given
         try:
-            opened = await parts.lifecycle.open(session)
+            with parts.activity.arriving(session):  # as routing's activator does
+                opened = await parts.lifecycle.open(session)
+                activity = parts.activity.of(session, self.world.clock.now())
+                activity.in_flight += 1
         except ElsewhereError as elsewhere:
             await self._request("ab".index(elsewhere.peer.id), session, takes)
             return
@@ -301,8 +304,6 @@ class Sessions(RuleBasedStateMachine):
             if error.status == 404:
                 self.wrong.append(f"{session} was forgotten: {error}")
             return
-        activity = parts.activity.of(session, self.world.clock.now())
-        activity.in_flight += 1
         try:
             self._look(session, opened)
             await asyncio.sleep(takes)

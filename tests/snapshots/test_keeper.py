@@ -375,7 +375,7 @@ async def main(folder):
             await world.keep(sandbox)
         except SnapshotError as error:
             print(error.status, error.code, error)
-        print(world.kept() == [first.key], picod.commands.execute("ls")["stdout"].split())
+        print(world.kept() == [first.key], picod.execute("ls")["stdout"].split())
         (picod.workspace / "large").unlink()
         second = await world.keep(sandbox)
         print(world.kept() == sorted((first.key, second.key)))
