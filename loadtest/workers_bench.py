@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from loadtest.proxy_bench import PATH, cpu_seconds, nginx_conf
 from tests.support.kube.served import INTERPRETER, flags_for
 from tests.support.kube.simulator import Cluster, in_thread
 from tests.support.redis_server import RedisServer, free_port
-from tests.support.serve import Server, serve, wait_until
+from tests.support.serve import Server, serve
+from tests.support.waiting import wait_until
 
 SIDES = (1, 2)
 
@@ -94,7 +96,7 @@ def measure(folder: Path, connections: int, seconds: int, repeats: int) -> None:
         session, address = session_of(servers[1], cluster)
         stack.enter_context(upstream(folder, address, port))
         for server in servers.values():
-            wait_until(lambda url=server.url: answers(url, session), "the upstream answers")
+            wait_until(partial(answers, server.url, session), "the upstream answers")
         rounds: dict[int, list[tuple[float, float, int, float]]] = {count: [] for count in SIDES}
         for _ in range(repeats):
             for count, server in servers.items():

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import hypothesis
 import looptime
@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 import uvloop
 
-from tests.support.scripted import Script, ScriptedSandbox, Served, say_ok, scripted
+from tests.support.scripted import OpenScripted, Script, ScriptedSandbox, Served, say_ok, scripted
 
 # The same examples in every run, so that a change is judged by itself; scripts/fuzz looks at new ones.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -48,20 +48,11 @@ def short_path() -> Iterator[Path]:
         yield Path(name)
 
 
-class OpenScripted(Protocol):
-    """Opens a gateway over one scripted sandbox; settings as keywords."""
-
-    async def __call__(self, script: Script = say_ok, **changes: Any) -> tuple[Served, ScriptedSandbox]: ...
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def kept_gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Served, ScriptedSandbox]]:
     """One gateway for a module's tests that only ask to be refused; they are marked SHARED, to run on its loop."""
     async with scripted(tmp_path_factory.mktemp("kept")) as opened:
         yield opened
-
-
-SHARED = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.fixture

@@ -15,8 +15,7 @@ import pytest
 from gateway.core.errors import SandboxStartError
 from gateway.core.model import PoolStatus, RuntimeKey
 from gateway.testing import ScriptedProvider
-from tests.conftest import SHARED, OpenScripted
-from tests.support.scripted import KEY, ScriptedSandbox, Served, served
+from tests.support.scripted import KEY, SHARED, OpenScripted, ScriptedSandbox, Served, served
 
 ON_UVLOOP = True
 NAMED = {"name": "my-interpreter", "namespace": "default"}

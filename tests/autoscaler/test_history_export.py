@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from gateway.autoscaler.replay.traces import read_traces
-from tests.conftest import OpenScripted
-from tests.support.scripted import KEY, eventually
+from tests.support.scripted import KEY, OpenScripted
+from tests.support.waiting import eventually
 
 
 async def test_recorded_history_can_be_replayed(open_gateway: OpenScripted, tmp_path: Path) -> None:

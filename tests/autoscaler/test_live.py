@@ -18,7 +18,7 @@ from gateway.core.model import StartKind
 from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock
 from tests.support.autoscaler import KEY, Catalog, Pools, claim, poisson, runtime
-from tests.support.scripted import eventually
+from tests.support.waiting import eventually
 
 
 @pytest.mark.parametrize("ready", [99, 0], ids=["all hit", "all miss"])

@@ -25,7 +25,7 @@ from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock
 from tests.support.autoscaler import KEY, Catalog, Pools, claim, runtime
 from tests.support.redis_server import RedisServer
-from tests.support.scripted import eventually
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

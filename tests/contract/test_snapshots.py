@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +16,12 @@ from obstore.store import LocalStore, MemoryStore
 from gateway.core.clock import SystemClock
 from gateway.core.errors import SnapshotCorruptError, SnapshotNotFoundError, SnapshotTooLargeError
 from gateway.core.interfaces import SnapshotStore
-from gateway.core.model import SessionId, SnapshotRef, StoredSnapshot
+from gateway.core.model import SessionId, SnapshotRef
 from gateway.snapshots import FolderStore, SealedStore, SnapshotKeys
 from gateway.snapshots.memory import MemorySnapshots
 from gateway.snapshots.objects import ObjectStore
-from tests.picod.conftest import eventually
+from tests.support.snapshot_streams import listed, pieces, read_all
+from tests.support.waiting import wait_until
 
 SESSION = SessionId("s1")
 KEYS = SnapshotKeys("k", {"k": bytes(32)})
@@ -69,19 +70,6 @@ def make_kit(kind: str, folder: Path) -> Kit:
 @pytest.fixture(params=["dictionary", "folder", "memory", "local", "sealed-folder", "sealed-memory"])
 def kit(request: pytest.FixtureRequest, tmp_path: Path) -> Kit:
     return make_kit(request.param, tmp_path)
-
-
-async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
-    for part in parts:
-        yield part
-
-
-async def read_all(store: SnapshotStore, ref: SnapshotRef) -> bytes:
-    return b"".join([piece async for piece in store.get(ref)])
-
-
-async def listed(store: SnapshotStore) -> Sequence[StoredSnapshot]:
-    return [found async for found in store.list()]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -244,7 +232,7 @@ async def test_abandoned_get_lets_go(kit: Kit) -> None:
         await anext(stream)
         await stream.aclose()
 
-    eventually(lambda: len(os.listdir("/proc/self/fd")) <= before, "all descriptors closed")
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, "all descriptors closed")
 
 
 async def test_many_puts_and_gets_at_once(kit: Kit) -> None:

@@ -15,7 +15,8 @@ from gateway.cli import banner, first_key
 from gateway.core.model import Kind, Runtime, RuntimeKey
 from gateway.core.settings import Settings
 from gateway.runtimes.manifest import StaticCatalog
-from tests.support.serve import Server, serve, wait_until
+from tests.support.serve import Server, serve
+from tests.support.waiting import wait_until
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "agent_runtime" / "agent.yaml"
 # Says what it was asked, on two ports, and hello to WebSockets.

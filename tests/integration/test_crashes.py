@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from tests.support.redis_server import RedisServer
-from tests.support.serve import Server, processes_of, serve, wait_until
+from tests.support.serve import Server, processes_of, serve
+from tests.support.waiting import wait_until
 
 MINED = "tests.support.mined"
 # With one warm sandbox a hibernate and a wake take about 26 steps between them; beyond the last nothing happens.

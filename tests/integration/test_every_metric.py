@@ -16,7 +16,8 @@ from websockets.sync.client import connect
 from tests.support.kube.served import in_cluster
 from tests.support.kube.simulator import ApiError
 from tests.support.redis_server import RedisServer
-from tests.support.serve import RUNTIME, Server, processes_of, serve, wait_until
+from tests.support.serve import RUNTIME, Server, processes_of, serve
+from tests.support.waiting import wait_until
 
 MANIFEST = """
 apiVersion: runtime.agentcube.volcano.sh/v1alpha1

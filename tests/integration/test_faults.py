@@ -13,11 +13,9 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tests.support.serve import processes_of, serve, wait_until
-
-MAKE = "mkdir -p a/shut; printf 'x\\0y' > a/data; ln -s a/data link; ln a/data hard"
-TREE = f"{MAKE}; touch -d @1000 a/data; chmod 500 a/shut"
-LOOK = "find . | sort; stat -c '%n %a %s %Y' a a/data a/shut; readlink link; od -c hard"
+from tests.support.process_tree import LOOK, TREE
+from tests.support.serve import processes_of, serve
+from tests.support.waiting import wait_until
 
 
 def picod_of(sandbox: str) -> psutil.Process:

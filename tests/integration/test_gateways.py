@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from websockets.sync.client import connect
 
 from tests.support.redis_server import RedisServer
-from tests.support.serve import Server, serve, wait_until
-
-
-@contextlib.contextmanager
-def two(tmp_path: Path, *flags: str, redis: RedisServer | None = None) -> Iterator[tuple[Server, Server, list[str]]]:
-    """Two gateways over one Redis, and the flags to start one of them again."""
-    server = redis or RedisServer(tmp_path / "redis", "--appendonly", "yes").start()
-    common = ["--store", server.url, "--takeover-after", "1.5s", "--warm-pool", "1", *flags]
-    try:
-        with serve(tmp_path / "a", *common) as a, serve(tmp_path / "b", *common) as b:
-            yield a, b, common
-    finally:
-        server.kill()
+from tests.support.serve import serve
+from tests.support.two_gateways import two
+from tests.support.waiting import wait_until
 
 
 def test_requests_reach_the_gateway_that_has_the_session(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.serve import Server, processes_of, serve, wait_until
+from tests.support.serve import Server, processes_of, serve
+from tests.support.waiting import wait_until
 
 RUNTIMES = """
 apiVersion: runtime.agentcube.volcano.sh/v1alpha1

@@ -14,7 +14,8 @@ import pytest
 from mcp import Client, types
 from mcp.client.streamable_http import streamable_http_client
 
-from tests.support.serve import Server, serve, wait_until
+from tests.support.serve import Server, serve
+from tests.support.waiting import wait_until
 
 PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 INITIALIZE = {

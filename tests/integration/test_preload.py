@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.serve import Server, serve, wait_until
+from tests.support.serve import Server, serve
+from tests.support.waiting import wait_until
 
 MANIFEST = """
 apiVersion: runtime.agentcube.volcano.sh/v1alpha1

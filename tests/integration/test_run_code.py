@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.support.interpreters import events, printed
-from tests.support.serve import Server, serve, wait_until
+from tests.support.serve import Server, serve
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 
-from tests.support.serve import LIMIT_S, Server, serve, wait_until
+from tests.support.serve import Server, serve
+from tests.support.waiting import LIMIT_S, wait_until
 
 ASK = b"GET /healthz HTTP/1.1\r\nhost: gateway\r\n\r\n"
 

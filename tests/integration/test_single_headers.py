@@ -11,8 +11,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from tests.integration.test_gateways import two
 from tests.support.serve import Server, serve
+from tests.support.two_gateways import two
 
 MAY_REPEAT = {"set-cookie", "vary", "www-authenticate", "link", "via", "warning"}
 IN_A_SANDBOX = (

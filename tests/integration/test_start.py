@@ -14,7 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.serve import RUNTIME, Server, serve, wait_until
+from tests.support.serve import RUNTIME, Server, serve
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")

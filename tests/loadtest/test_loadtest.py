@@ -12,8 +12,7 @@ import pytest
 
 from loadtest import report, run, scenarios
 from loadtest.client import generate
-from tests.conftest import OpenScripted
-from tests.support.scripted import Call
+from tests.support.scripted import Call, OpenScripted
 from tests.support.serve import serve
 
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,8 @@ from websockets.exceptions import InvalidStatus
 
 from gateway.observability import logs
 from gateway.routing.request_ids import id_in, id_line
-from tests.conftest import OpenScripted
-from tests.support.scripted import KEY, Call, Served, eventually, reaches
+from tests.support.scripted import KEY, Call, OpenScripted, Served, reaches
+from tests.support.waiting import eventually
 
 ON_UVLOOP = True
 

@@ -18,8 +18,8 @@ from gateway.core.model import Endpoint, SnapshotRef
 from gateway.observability.counters import Calls, Histogram, status_label
 from gateway.observability.instrument import metered
 from gateway.testing import ScriptedProvider
-from tests.conftest import OpenScripted
-from tests.support.scripted import KEY, Call, Served, eventually, served
+from tests.support.scripted import KEY, Call, OpenScripted, Served, served
+from tests.support.waiting import eventually
 
 ON_UVLOOP = True
 RUNTIME = str(KEY)

@@ -11,8 +11,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.conftest import OpenScripted
-from tests.support.scripted import KEY
+from tests.support.scripted import KEY, OpenScripted
 
 ON_UVLOOP = True
 MONITORING = Path(__file__).parents[2] / "manifests" / "monitoring"

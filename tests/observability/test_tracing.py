@@ -14,8 +14,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from gateway.core.errors import SettingsError
 from gateway.core.settings import Settings, load
 from gateway.testing import ScriptedProvider, scripted_gateway
-from tests.conftest import OpenScripted
-from tests.support.scripted import KEY, eventually
+from tests.support.scripted import KEY, OpenScripted
+from tests.support.waiting import eventually
 
 ON_UVLOOP = True
 

@@ -12,7 +12,7 @@ import pytest
 from agentcube.clients import CodeInterpreterDataPlaneClient
 from agentcube.exceptions import CommandExecutionError
 
-from tests.picod.conftest import ROOT
+from tests.support.picod import ROOT
 
 
 @pytest.fixture

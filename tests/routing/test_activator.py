@@ -3,61 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gateway.core.errors import ConflictError, DrainingError, QueueFullError, SandboxStartError, SessionNotFoundError
-from gateway.core.model import RuntimeKey, SessionId, StartKind
-from gateway.routing.activator import Activator
-from gateway.routing.route import Reservation
+from gateway.core.model import RuntimeKey, StartKind
 from gateway.routing.target import Target
-from gateway.runtimes.manifest import default_runtime
-from gateway.testing import ManualClock, ScriptedProvider, scripted_gateway
-from tests.support.scripted import KEY, eventually, reaches
+from tests.support.activator import world
+from tests.support.scripted import KEY, reaches
+from tests.support.waiting import eventually
 
 ON_UVLOOP = True
-
-
-class World:
-    """A gateway's parts without a server."""
-
-    def __init__(self, folder: Path, **settings: Any) -> None:
-        self.provider = ScriptedProvider()
-        self.clock = ManualClock()
-        self.gateway = scripted_gateway(
-            folder, self.provider, clock=self.clock, runtimes=[default_runtime(1)], **settings
-        )
-        self.activator: Activator = self.gateway.activator
-
-    async def session(self) -> SessionId:
-        return (await self.gateway.lifecycle.create(KEY)).session.id
-
-    def reserve(self, session_id: SessionId | None, runtime: RuntimeKey | None = None) -> asyncio.Task[Reservation]:
-        return asyncio.create_task(self.activator.reserve(Target(session_id, runtime, b"/")))
-
-    async def lost(self) -> SessionId:
-        """A session whose next request has to wait for a claim that does not come."""
-        opened = await self.gateway.lifecycle.create(KEY)
-        self.provider.end(opened.sandbox.id, "gone")
-        self.provider.hold = asyncio.Event()
-        return opened.session.id
-
-    def go(self) -> None:
-        assert self.provider.hold is not None
-        self.provider.hold.set()
-
-
-@asynccontextmanager
-async def world(folder: Path, **settings: Any) -> AsyncIterator[World]:
-    made = World(folder, **settings)
-    await made.gateway.store.start()
-    await made.provider.apply(made.gateway.catalog.all())
-    yield made
-    await made.gateway.store.aclose()
 
 
 async def test_one_flight_serves_all_who_wait(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from gateway.routing.target import Target
 from gateway.runtimes.manifest import default_runtime
 from gateway.sessions.admission import Backlog, Claims
 from gateway.testing import ScriptedProvider
-from tests.conftest import OpenScripted
-from tests.support.scripted import KEY, Served, eventually, served
+from tests.support.scripted import KEY, OpenScripted, Served, served
+from tests.support.waiting import eventually
 
 ON_UVLOOP = True
 NEW = Target(None, KEY, b"/")

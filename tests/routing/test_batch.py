@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gateway.routing.batch import WriteBatch
-from tests.support.scripted import eventually
+from tests.support.waiting import eventually
 
 ON_UVLOOP = True
 

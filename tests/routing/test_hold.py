@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.core.errors import ActivationTimeoutError
-from tests.routing.test_activator import world
+from tests.support.activator import world
 from tests.support.scripted import KEY
 
 VIRTUAL_TIME = True

@@ -10,8 +10,8 @@ import uvicorn
 
 from gateway.app import Gateway
 from gateway.serving.server import make_server
-from tests.conftest import SHARED, OpenScripted
-from tests.support.scripted import Call, ScriptedSandbox, Served, eventually, scripted
+from tests.support.scripted import SHARED, Call, OpenScripted, ScriptedSandbox, Served, scripted
+from tests.support.waiting import eventually
 
 ON_UVLOOP = True
 EVIL = "GET /evil HTTP/1.1\nhost: h\n\n"

@@ -8,15 +8,11 @@ import socket
 import psutil
 import pytest
 
-from tests.conftest import OpenScripted
-from tests.support.scripted import Call, Served, eventually, reaches
+from tests.support.scripted import Call, OpenScripted, Served, get, reaches
+from tests.support.waiting import eventually
 
 ON_UVLOOP = True
 MB = 1 << 20
-
-
-def get(session: str, path: str = "/", extra: str = "", method: str = "GET") -> str:
-    return f"{method} {path} HTTP/1.1\nhost: h\nx-session-id: {session}\n{extra}"
 
 
 def slots_free(gateway: Served) -> bool:

@@ -11,9 +11,8 @@ import pytest
 
 from gateway.runtimes.manifest import default_runtime
 from gateway.testing import ScriptedProvider
-from tests.conftest import OpenScripted
-from tests.routing.test_proxy import get
-from tests.support.scripted import Call, ScriptedSandbox, eventually, served
+from tests.support.scripted import Call, OpenScripted, ScriptedSandbox, get, served
+from tests.support.waiting import eventually
 
 ON_UVLOOP = True
 

@@ -12,8 +12,8 @@ from gateway.core.errors import SessionNotFoundError, UpstreamBrokenError, Upstr
 from gateway.core.model import Endpoint, SessionId, StartKind
 from gateway.routing.sandbox_client import Caller
 from gateway.testing import ManualClock, ScriptedProvider
-from tests.conftest import OpenScripted
-from tests.support.scripted import Call, ScriptedSandbox, Served, eventually, served
+from tests.support.scripted import Call, OpenScripted, ScriptedSandbox, Served, served
+from tests.support.waiting import eventually
 
 ON_UVLOOP = True
 

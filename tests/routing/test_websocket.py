@@ -20,8 +20,8 @@ from websockets.typing import Subprotocol
 from gateway.core.model import Endpoint, SessionId
 from gateway.runtimes.manifest import default_runtime
 from gateway.testing import ScriptedProvider
-from tests.conftest import OpenScripted
-from tests.support.scripted import Call, ScriptedSandbox, Served, eventually, served
+from tests.support.scripted import Call, OpenScripted, ScriptedSandbox, Served, served
+from tests.support.waiting import eventually
 
 ON_UVLOOP = True
 Handler = Callable[[ServerConnection], Awaitable[None]]

@@ -24,7 +24,7 @@ from gateway.runtimes.manifest import StaticCatalog
 from gateway.sandbox.picod_client import PicodExecutor
 from gateway.sandbox.signing_keys import KeyRing
 from gateway.sandbox.tokens import TokenIssuer
-from tests.contract.test_keeper import RUNTIME, local
+from tests.support.keepers import RUNTIME, local
 from tests.support.scripted import Call, Script, ScriptedSandbox
 from tests.support.snapshots import OPEN, SESSION, executor_of, sandbox_at
 

@@ -39,7 +39,8 @@ from gateway.sessions.sweeper import Sweeper
 from gateway.sessions.transitions import Hibernation
 from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock, MemorylessExecutor, ScriptedProvider
-from tests.support.scripted import KEY, eventually
+from tests.support.scripted import KEY
+from tests.support.waiting import eventually
 
 
 class World:

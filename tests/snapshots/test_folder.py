@@ -13,8 +13,8 @@ import pytest
 from gateway.core.errors import SnapshotNotFoundError, SnapshotStoreUnavailableError
 from gateway.core.model import SessionId, SnapshotRef
 from gateway.snapshots import FolderStore
-from tests.contract.test_snapshots import listed, pieces, read_all
-from tests.picod.conftest import ROOT
+from tests.support.picod import ROOT
+from tests.support.snapshot_streams import listed, pieces, read_all
 
 WORKER = """
 import asyncio, os, sys

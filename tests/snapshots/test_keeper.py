@@ -30,11 +30,11 @@ from gateway.core.errors import (
 from gateway.core.model import SessionId
 from gateway.snapshots import SealedStore, SnapshotKeys
 from gateway.snapshots.keeper import SnapshotKeeper
-from tests.contract.test_keeper import local
-from tests.picod.conftest import ROOT, Executor, eventually, picod_process, running, with_mounts
-from tests.picod.snapshot.test_snapshot import without_capabilities
+from tests.support.keepers import local
+from tests.support.picod import ROOT, Executor, picod_process, running, with_mounts, without_capabilities
 from tests.support.snapshots import SESSION, Chunks, World, executor_of
 from tests.support.trees import grow, picture, trees
+from tests.support.waiting import wait_until
 
 MEGABYTE = 1 << 20
 PicodMaker = Callable[[], AbstractContextManager[Executor]]
@@ -131,7 +131,7 @@ async def test_damaged_snapshot_is_refused_and_can_be_mended(
 
     with pytest.raises(SnapshotNotFoundError if damage == "missing" else SnapshotCorruptError, match=ref.key):
         await world.keeper.restore(ref, new.id, SESSION)
-    eventually(lambda: os.listdir(target.workspace) == [], "the workspace is empty")
+    wait_until(lambda: os.listdir(target.workspace) == [], "the workspace is empty")
     assert await world.keeper.rollback(ref, new.id, SESSION) == ref
     assert not path.exists() if damage == "missing" else path.read_bytes() == broken
 
@@ -153,7 +153,7 @@ async def test_wrong_key_is_told_and_the_right_one_opens(world: World, source: E
     new = await world.claim()
     with pytest.raises(SnapshotKeyError, match="another key of the name 'k'"):
         await keeper_with(b"2" * 32).restore(reference, new.id, SESSION)
-    eventually(lambda: os.listdir(target.workspace) == [], "the workspace is empty")
+    wait_until(lambda: os.listdir(target.workspace) == [], "the workspace is empty")
 
     await keeper_with(b"1" * 32).restore(reference, new.id, SESSION)
     assert (target.workspace / "noise").read_bytes() == data
@@ -218,7 +218,7 @@ async def test_store_that_goes_away_during_a_wake_gives_no_half(
     world.store.on_get = going_away
     with pytest.raises(SnapshotStoreUnavailableError, match="went away"):
         await world.keeper.restore(ref, new.id, SESSION)
-    eventually(lambda: os.listdir(target.workspace) == [], "the workspace is empty")
+    wait_until(lambda: os.listdir(target.workspace) == [], "the workspace is empty")
 
     world.store.on_get = None
     await world.keeper.restore(ref, new.id, SESSION)
@@ -293,7 +293,7 @@ async def test_cancelled_keep_lets_the_session_go_on(world: World, source: Execu
     noise(source, 16 * MEGABYTE)
     sandbox = await world.claim()
     command = asyncio.ensure_future(asyncio.to_thread(source.execute, "sleep", "4321.8"))
-    await asyncio.to_thread(eventually, lambda: len(running("4321.8")) == 1, "it runs")
+    await asyncio.to_thread(wait_until, lambda: len(running("4321.8")) == 1, "it runs")
     process = psutil.Process(running("4321.8")[0])
     begun = asyncio.Event()
 
@@ -312,7 +312,7 @@ async def test_cancelled_keep_lets_the_session_go_on(world: World, source: Execu
         await keep
     assert world.kept() == []
 
-    await asyncio.to_thread(eventually, lambda: process.status() == "sleeping", "the session's own process goes on")
+    await asyncio.to_thread(wait_until, lambda: process.status() == "sleeping", "the session's own process goes on")
     process.kill()
     await command
     world.store.on_put = None
@@ -361,7 +361,7 @@ import asyncio, sys
 from pathlib import Path
 from gateway.core.errors import SnapshotError
 from tests.support.snapshots import SESSION, World
-from tests.picod.conftest import picod_process
+from tests.support.picod import picod_process
 
 async def main(folder):
     with picod_process("--auth", "none") as picod:

@@ -18,7 +18,7 @@ from gateway.sandbox.signing_keys import KeyRing
 from gateway.snapshots import FolderStore, SealedStore, SnapshotKeys
 from gateway.snapshots.keeper import SnapshotKeeper, make_keeper
 from gateway.testing import ScriptedProvider
-from tests.contract.test_keeper import local
+from tests.support.keepers import local
 from tests.support.snapshots import SESSION, executor_of
 
 

@@ -15,11 +15,11 @@ from gateway.core.interfaces import SnapshotStore
 from gateway.core.model import SessionId, SnapshotRef
 from gateway.snapshots import SealedStore, SnapshotKeys, make_snapshot_store
 from gateway.snapshots.keeper import SnapshotKeeper
-from tests.contract.test_snapshots import listed, pieces, read_all
-from tests.picod.conftest import picod_process
+from tests.support.picod import picod_process
 from tests.support.s3 import Objects, s3
-from tests.support.scripted import eventually
+from tests.support.snapshot_streams import listed, pieces, read_all
 from tests.support.snapshots import SESSION, World, executor_of
+from tests.support.waiting import eventually
 
 MEGABYTE = 1 << 20
 Query = dict[str, list[str]]

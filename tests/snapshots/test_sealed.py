@@ -12,7 +12,7 @@ from gateway.core.errors import SettingsError, SnapshotCorruptError, SnapshotKey
 from gateway.core.model import SessionId, SnapshotRef
 from gateway.snapshots import FolderStore, SealedStore, SnapshotKeys, make_snapshot_store
 from gateway.snapshots.sealed import CHUNK
-from tests.contract.test_snapshots import pieces, read_all
+from tests.support.snapshot_streams import pieces, read_all
 
 SESSION = SessionId("s")
 OLD, NEW = os.urandom(32), os.urandom(32)

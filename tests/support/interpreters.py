@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from tests.picod.conftest import ROOT, Executor, picod_process
+from tests.support.picod import ROOT, Executor, picod_process
 
 SANDBOX_BIN = ROOT / ".venv-sandbox" / "bin"
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import httpx
 from gateway.core.clock import SystemClock
 from gateway.core.model import Limits, PoolSpec, Runtime, RuntimeKey, Sandbox
 from gateway.provider.local import Isolation, LocalProvider
+from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 SANDBOX_PYTHON = ROOT / ".venv-sandbox"
@@ -41,14 +40,6 @@ async def serving(
         yield provider
     finally:
         await provider.aclose()
-
-
-async def eventually(holds: Callable[[], Awaitable[bool]], what: str, within: float = 20.0) -> None:
-    """Wait until a condition holds; fail with `what` when it does not in time."""
-    deadline = time.monotonic() + within
-    while not await holds():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        await asyncio.sleep(0.01)
 
 
 async def filled(provider: LocalProvider, key: RuntimeKey = KEY) -> None:

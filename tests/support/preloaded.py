@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.picod.conftest import Executor, eventually, picod_process
+from tests.support.picod import Executor, picod_process
+from tests.support.waiting import wait_until
 
 AT_ONCE = ("--preload-delay", "0")
 PYTHON = Path(sys.executable).parent / "python3"
@@ -41,7 +42,7 @@ def waiting_child(picod: Executor) -> int:
         found[:] = [child for child in all_of_them if child.num_threads() == 1]
         return len(found) < len(all_of_them) and bool(found)  # a server that starts has one thread too
 
-    eventually(there, "a forked child waits")
+    wait_until(there, "a forked child waits")
     return found[-1].pid
 
 

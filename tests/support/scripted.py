@@ -7,31 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import orjson
+import pytest
 
 from gateway.app import Gateway
 from gateway.core.model import Endpoint, RuntimeKey, SessionId
 from gateway.serving.server import serving
 from gateway.testing import EngineLike, ScriptedProvider, scripted_gateway
+from tests.support.waiting import LIMIT_S, eventually
 
 KEY = RuntimeKey("default", "my-interpreter")
-LIMIT_S = 20.0  # a wait that takes longer has failed; nothing here takes a second
 Fields = list[tuple[str, str]]
-
-
-async def eventually(holds: Callable[[], object], what: str, within: float = LIMIT_S) -> None:
-    """Wait until a condition holds; fail with `what` when it does not in time."""
-    deadline = time.monotonic() + within
-    while not holds():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        await asyncio.sleep(0.005)
 
 
 async def reaches(read: Callable[[], object], value: object, what: str) -> None:
@@ -300,3 +292,16 @@ async def scripted(
             yield gateway, sandbox
     finally:
         await sandbox.aclose()
+
+
+def get(session: str, path: str = "/", extra: str = "", method: str = "GET") -> str:
+    return f"{method} {path} HTTP/1.1\nhost: h\nx-session-id: {session}\n{extra}"
+
+
+class OpenScripted(Protocol):
+    """Opens a gateway over one scripted sandbox; settings as keywords."""
+
+    async def __call__(self, script: Script = say_ok, **changes: Any) -> tuple[Served, ScriptedSandbox]: ...
+
+
+SHARED = pytest.mark.asyncio(loop_scope="module")

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any
 import httpx
 import psutil
 
-LIMIT_S = 30.0
+from tests.support.waiting import LIMIT_S, wait_until
+
 RUNTIME = "default/my-interpreter"
 
 
@@ -81,14 +81,6 @@ def serve(state: Path, *flags: str, program: str = "gateway", port: int = 0) -> 
             process.wait(LIMIT_S)
         assert process.stdout is not None
         process.stdout.close()
-
-
-def wait_until(holds: Any, what: str) -> None:
-    """Until a condition holds."""
-    deadline = time.monotonic() + LIMIT_S
-    while not holds():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.02)
 
 
 def processes_of(state: Path) -> list[psutil.Process]:

@@ -25,7 +25,7 @@ from gateway.sandbox.picod_client import PicodExecutor
 from gateway.snapshots import FolderStore
 from gateway.snapshots.keeper import SnapshotKeeper
 from gateway.testing import ScriptedProvider
-from tests.picod.conftest import Executor
+from tests.support.picod import Executor
 
 KEY = RuntimeKey("default", "kept")
 OPEN = Runtime(KEY, auth=False)

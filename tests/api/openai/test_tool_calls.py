@@ -15,9 +15,9 @@ import pytest
 from gateway.api.openai import tool_call_stream
 from gateway.core.model import Kind, RuntimeKey
 from gateway.runtimes.manifest import default_runtime
-from tests.conftest import OpenScripted
-from tests.support.scripted import Call, Served, eventually
+from tests.support.scripted import Call, OpenScripted, Served
 from tests.support.tool_calls import chat_call, item
+from tests.support.waiting import eventually
 
 ON_UVLOOP = True
 PRINTED = orjson.dumps({"stdout": "ok\n", "stderr": "", "exit_code": 0})

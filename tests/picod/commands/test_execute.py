@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.picod.conftest import Executor, eventually, picod_process, running
+from tests.support.picod import Executor, picod_process, running
+from tests.support.waiting import wait_until
 
 DAEMON = """
 import os, sys
@@ -186,7 +187,7 @@ def test_timeout_kills_the_whole_tree(picod: Executor, nap: str, tree: str) -> N
     command = [part.replace("$N", nap) for part in TREES[tree]]
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(picod.execute, *command, timeout="1s")
-        eventually(lambda: len(running(nap)) > 0, "the tree runs")
+        wait_until(lambda: len(running(nap)) > 0, "the tree runs")
         assert (answer.result()["exit_code"], answer.result()["stderr"]) == (124, "Command timed out after 1 seconds")
 
     assert running(nap) == []
@@ -198,7 +199,7 @@ def test_timeout_kills_one_command_and_not_its_neighbours(picod: Executor, nap: 
     other = nap + "1"
     with ThreadPoolExecutor(1) as pool:
         neighbour = pool.submit(picod.execute, "sh", "-c", f"setsid -f sleep {other}; sleep {other}", timeout="3s")
-        eventually(lambda: len(running(other)) == 2, "the neighbour runs")
+        wait_until(lambda: len(running(other)) == 2, "the neighbour runs")
         picod.execute("sh", "-c", f"setsid -f sleep {nap}; sleep {nap}", timeout="300ms")
         assert (running(nap), len(running(other))) == ([], 2)
         neighbour.result()
@@ -219,11 +220,11 @@ def test_leaving_client_ends_its_command(picod: Executor, nap: str, tree: str) -
     body = json.dumps({"command": [part.replace("$N", nap) for part in TREES[tree]]}).encode()
     connection = picod.connect()
     connection.sendall(b"POST /api/execute HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
-    eventually(lambda: len(running(nap)) > 0, "the tree runs")
+    wait_until(lambda: len(running(nap)) > 0, "the tree runs")
     connection.close()
 
-    eventually(lambda: running(nap) == [], "the tree is dead")
-    eventually(lambda: picod.descriptors() <= before, "descriptors come back")
+    wait_until(lambda: running(nap) == [], "the tree is dead")
+    wait_until(lambda: picod.descriptors() <= before, "descriptors come back")
 
 
 def test_background_children_neither_delay_the_answer_nor_die_of_it(picod: Executor) -> None:
@@ -233,8 +234,8 @@ def test_background_children_neither_delay_the_answer_nor_die_of_it(picod: Execu
     assert picod.execute("sh", "-c", script, timeout="10s")["stdout"] == "now\n"
     (picod.workspace / "go").touch()
 
-    eventually((picod.workspace / "survived").exists, "the child finishes")
-    eventually(lambda: picod.descriptors() <= before, "the pipes are closed when the child is gone")
+    wait_until((picod.workspace / "survived").exists, "the child finishes")
+    wait_until(lambda: picod.descriptors() <= before, "the pipes are closed when the child is gone")
 
 
 def test_fifty_commands_run_at_once(picod: Executor) -> None:
@@ -312,5 +313,5 @@ def test_many_commands_leak_nothing(picod: Executor) -> None:
         picod.execute("no-such")
         picod.execute("./none")
 
-    eventually(lambda: picod.descriptors() <= before, "descriptors come back")
+    wait_until(lambda: picod.descriptors() <= before, "descriptors come back")
     assert picod.children() == []

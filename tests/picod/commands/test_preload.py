@@ -18,8 +18,9 @@ from picod.commands import preload
 from picod.commands.processes import Children
 from picod.snapshot.freeze import Frozen
 from picod.userside import pages, script
-from tests.picod.conftest import Executor, eventually, picod_process, running
+from tests.support.picod import Executor, picod_process, running
 from tests.support.preloaded import AT_ONCE, PYTHON, preloaded, server, servers, waiting_child
+from tests.support.waiting import wait_until
 
 IS_PRELOADED = "import sys; print('decimal' in sys.modules)"
 
@@ -108,7 +109,7 @@ def test_many_scripts_at_once_all_run(picod: Executor) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda n: picod.execute("python3", "-c", f"print({n}, {IS_PRELOADED!r})"), range(24)))
     assert [f"{n} {IS_PRELOADED}\n" for n in range(24)] == [answer["stdout"] for answer in answers]
-    eventually(lambda: len(servers(picod)) == 2, "one server and one child remain")
+    wait_until(lambda: len(servers(picod)) == 2, "one server and one child remain")
 
 
 def test_timeout_kills_a_scripts_whole_tree(picod: Executor) -> None:
@@ -133,7 +134,7 @@ def test_daemon_of_a_script_lives_on(picod: Executor) -> None:
     pid = int(picod.execute("python3", "-c", code)["stdout"])
     assert psutil.Process(pid).ppid() == picod.process.pid
     os.kill(pid, signal.SIGKILL)
-    eventually(lambda: not psutil.pid_exists(pid), "it is reaped")
+    wait_until(lambda: not psutil.pid_exists(pid), "it is reaped")
 
 
 def test_output_beyond_the_limit_is_truncated_as_ever() -> None:
@@ -166,7 +167,7 @@ def test_killed_or_stopped_helpers_cost_no_command(number: signal.Signals, victi
             os.kill(pid, number)
         for n in range(3):
             assert picod.execute("python3", "-c", f"print({n})")["stdout"] == f"{n}\n"
-        eventually(lambda: picod.execute("python3", "-c", IS_PRELOADED)["stdout"] == "True\n", "it is preloaded again")
+        wait_until(lambda: picod.execute("python3", "-c", IS_PRELOADED)["stdout"] == "True\n", "it is preloaded again")
 
 
 def test_script_that_kills_its_parent_and_siblings_hurts_nobody_else(picod: Executor) -> None:
@@ -279,9 +280,9 @@ def test_module_that_cannot_be_preloaded_is_told_in_the_log(
         return f"picod: preload: off: {reason}" in log
 
     with picod_process("--auth", "none", "--preload", "odd", *AT_ONCE, environ=environ) as picod:
-        eventually(told, f"the log tells {reason}")
+        wait_until(told, f"the log tells {reason}")
         assert picod.execute("python3", "-c", "print(1)")["stdout"] == "1\n"
-        eventually(lambda: servers(picod) == [], "the server has ended")
+        wait_until(lambda: servers(picod) == [], "the server has ended")
     assert os.listdir(home) == []
 
 
@@ -294,7 +295,7 @@ def test_packages_that_come_later_are_found(tmp_path: Path) -> None:
         (site_of(tmp_path) / "late.pth").write_text("import sys; sys.from_pth = True\n")
         code = "import sys; print(sys.from_pth, 'decimal' in sys.modules)"
         assert picod.execute("python3", "-c", code)["stdout"] == "True False\n"
-        eventually(lambda: picod.execute("python3", "-c", code)["stdout"] == "True True\n", "it is preloaded anew")
+        wait_until(lambda: picod.execute("python3", "-c", code)["stdout"] == "True True\n", "it is preloaded anew")
 
 
 def test_user_site_that_comes_later_is_found(tmp_path: Path) -> None:
@@ -316,7 +317,7 @@ def test_script_in_a_pipe_is_read_once(picod: Executor) -> None:
     shell = "mkfifo pipe; (echo 'print(1)' > pipe; echo $? > status) & exec sleep 0.01"
     picod.execute("sh", "-c", shell)
     assert picod.execute("python3", "pipe")["stdout"] == "1\n"
-    eventually(lambda: (picod.workspace / "status").exists(), "the writer ends")
+    wait_until(lambda: (picod.workspace / "status").exists(), "the writer ends")
     assert (picod.workspace / "status").read_text() == "0\n"
 
 

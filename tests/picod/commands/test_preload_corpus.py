@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.picod.conftest import Executor
+from tests.support.picod import Executor
 from tests.support.preloaded import PYTHON, preloaded, waiting_child
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.py"))

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.picod.conftest import Executor, eventually, picod_process, running
+from tests.support.picod import Executor, picod_process, running
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def test_characters_cut_by_a_read_arrive_whole(picod: Executor) -> None:
     """Both halves of a euro sign in two writes."""
     code = "import os,sys; os.write(1, b'\\xe2'); sys.stdin.read(1); os.write(1, b'\\x82\\xac')"
     process = start(picod, sys.executable, "-c", code, stdin=True)
-    eventually(lambda: logs(picod, process)["next"] == 1, "the first byte is there")
+    wait_until(lambda: logs(picod, process)["next"] == 1, "the first byte is there")
     with picod.client.stream("GET", f"/api/processes/{process['id']}/logs?follow=true") as reply:
         seen = events(reply.iter_lines())
         assert next(seen)[1] == {"text": ""}
@@ -175,12 +176,12 @@ def test_process_without_stdin_refuses_it(picod: Executor, nap: str) -> None:
 def test_signal_reaches_the_process_group(picod: Executor, nap: str, name: object) -> None:
     """By name or number; the exit tells it."""
     process = start(picod, "sh", "-c", f"sleep {nap} & sleep {nap}")
-    eventually(lambda: len(running(nap)) == 2, "both run")
+    wait_until(lambda: len(running(nap)) == 2, "both run")
     reply = picod.client.post(f"/api/processes/{process['id']}/signal", json={"signal": name})
     assert reply.status_code == 200
     ended = wait(picod, process)
     assert (ended["exit_code"], ended["signal"]) == (-1, "SIGTERM")
-    eventually(lambda: not running(nap), "the whole group ended")
+    wait_until(lambda: not running(nap), "the whole group ended")
 
 
 def test_kill_and_delete_reach_what_left_the_group(picod: Executor, nap: str) -> None:
@@ -190,7 +191,7 @@ def test_kill_and_delete_reach_what_left_the_group(picod: Executor, nap: str) ->
     )
     for end in ("signal", "delete"):
         process = start(picod, sys.executable, "-c", code)
-        eventually(lambda: len(running(nap)) == 1, "the daemon runs")
+        wait_until(lambda: len(running(nap)) == 1, "the daemon runs")
         if end == "signal":
             picod.client.post(f"/api/processes/{process['id']}/signal", json={"signal": 9})
             assert wait(picod, process)["signal"] == "SIGKILL"

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.picod.conftest import Executor, eventually, running
 from tests.support.interpreters import Event, events, interpreter_process, printed
+from tests.support.picod import Executor, running
+from tests.support.waiting import wait_until
 
 UNTIL_GO = "echo first; while [ ! -e go ]; do sleep 0.01; done; echo second >&2; exit 3"
 
@@ -96,9 +97,9 @@ def test_client_that_leaves_ends_its_run(picod: Executor, path: str) -> None:
     script = f"echo here; sh -c 'sleep 600; :' {token}"
     body: dict[str, Any] = {"command": ["sh", "-c", script]} if path == "/api/execute" else {"code": f"!{script}"}
     connection, _ = start(picod, body, path)
-    eventually(lambda: bool(running(token)), "the command runs")
+    wait_until(lambda: bool(running(token)), "the command runs")
     connection.close()
-    eventually(lambda: not running(token), "the command is gone")
+    wait_until(lambda: not running(token), "the command is gone")
     assert follow(picod, "/api/run_code", {"code": "1", "stream": True})[-1].kind == "exit"
 
 
@@ -132,7 +133,7 @@ def test_events_that_are_no_longer_kept_are_said(picod: Executor) -> None:
     connection, begun = start(picod, body)
     connection.close()
     run_id = begun.data["run_id"]
-    eventually(lambda: picod.client.get("/api/activity").json()["runs"] == [], "it ended without anybody listening")
+    wait_until(lambda: picod.client.get("/api/activity").json()["runs"] == [], "it ended without anybody listening")
     heard = follow(picod, f"/api/runs/{run_id}", after=begun.id)
     assert heard[0].kind == "lost"
     assert heard[0].data["events"] > 0

@@ -13,7 +13,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, unix_connect
 
-from tests.picod.conftest import Executor, eventually, picod_process, running
+from tests.support.picod import Executor, picod_process, running
+from tests.support.waiting import wait_until
 
 LIMIT = 20.0
 
@@ -100,7 +101,7 @@ def test_size_is_what_was_asked_for_and_follows(picod: Executor) -> None:
         screen.say(type="resize", cols=90, rows=20)
         screen.type("stty size\n")
         assert b"20 90\r\n" in screen.until(b"20 90\r\n")
-    eventually(lambda: not picod.client.get("/api/terminals").json()["terminals"][0]["attached"], "its client has left")
+    wait_until(lambda: not picod.client.get("/api/terminals").json()["terminals"][0]["attached"], "its client has left")
     [listed] = picod.client.get("/api/terminals").json()["terminals"]
     assert (listed["cols"], listed["rows"]) == (90, 20)
 
@@ -176,7 +177,7 @@ def test_flood_reaches_a_slow_client_whole_and_without_a_client_is_bounded(picod
     with attach(picod, "?command=read%20x;seq%20300000") as screen:
         screen.type("go\n")
         screen.until(b"go\r\n")
-    eventually(
+    wait_until(
         lambda: picod.client.get("/api/terminals").json()["terminals"][-1]["state"] == "exited", "the flood is over"
     )
     with attach(picod, f"?id={screen.id}") as again:
@@ -220,7 +221,7 @@ def test_delete_ends_all_that_runs_in_it(picod: Executor) -> None:
     nap = f"300.{int.from_bytes(os.urandom(4), 'big')}"
     with attach(picod) as screen:
         screen.type(f"sleep {nap} & setsid sleep {nap} &\n")
-        eventually(lambda: len(running(nap)) == 2, "both run")
+        wait_until(lambda: len(running(nap)) == 2, "both run")
         assert picod.client.delete(f"/api/terminals/{screen.id}").json()["state"] == "exited"
         assert screen.hear("exit")["signal"] == "SIGKILL"
     assert not running(nap)
@@ -279,7 +280,7 @@ def test_terminals_leak_nothing(picod: Executor) -> None:
         for _ in range(3):
             with attach(own) as screen:
                 own.client.delete(f"/api/terminals/{screen.id}")
-        eventually(lambda: own.descriptors() <= before, "descriptors are given back")
+        wait_until(lambda: own.descriptors() <= before, "descriptors are given back")
         with attach(own) as screen:
             pid = screen.ready["pid"]
-    eventually(lambda: not os.path.exists(f"/proc/{pid}"), "the shell has ended")
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "the shell has ended")

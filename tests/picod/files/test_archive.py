@@ -19,8 +19,9 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 
-from tests.picod.conftest import Executor, eventually, picod_process
+from tests.support.picod import Executor, picod_process
 from tests.support.trees import grow, picture, trees
+from tests.support.waiting import wait_until
 
 FORMATS = ("tar", "tar.gz", "tar.zst", "zip")
 
@@ -290,8 +291,8 @@ def test_client_that_leaves_half_way_leaves_nothing(picod: Executor, folder: Pat
     with picod.connect() as client:
         client.sendall(b"PUT /api/fs/archive?path=in HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n")
         client.sendall(tar_of(("a", b"x" * 50_000))[:40_000])
-        eventually(lambda: bool(os.listdir(folder / "in")), "unpacking has begun")
-    eventually(lambda: not os.listdir(folder / "in"), "nothing is left")
+        wait_until(lambda: bool(os.listdir(folder / "in")), "unpacking has begun")
+    wait_until(lambda: not os.listdir(folder / "in"), "nothing is left")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picod.files.listing import ByteRange, content_type, disposition, parse_range
-from tests.picod.conftest import Executor, eventually, picod_process, with_mounts
+from tests.support.picod import Executor, picod_process, with_mounts
+from tests.support.waiting import wait_until
 
 
 def put_json(picod: Executor, path: str, content: bytes, **more: Any) -> httpx.Response:
@@ -438,9 +439,9 @@ def test_clients_that_leave_in_the_middle_leave_nothing(picod: Executor) -> None
     ):
         connection = picod.connect()
         connection.sendall(request)
-        eventually(lambda: picod.descriptors() > before + 1, "the request is under way")
+        wait_until(lambda: picod.descriptors() > before + 1, "the request is under way")
         connection.close()
-        eventually(lambda: picod.descriptors() <= before, "descriptors come back")
+        wait_until(lambda: picod.descriptors() <= before, "descriptors come back")
     assert parts_left(picod) == []
     assert not (picod.workspace / "half").exists()
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picod.files.tree import walk
-from tests.picod.conftest import Executor
+from tests.support.picod import Executor
 from tests.support.trees import grow, trees
 
 OUTSIDE = [("../x", 400), ("a/../../x", 400), ("out/x", 400), ("out/deep/x", 400), ("a\0b", 400), ("x" * 5000, 400)]

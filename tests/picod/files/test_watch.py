@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picod.files.changes import CREATED, DELETED, MODIFIED, MOVED, Changes
-from tests.picod.conftest import Executor, eventually
+from tests.support.picod import Executor
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -188,7 +189,7 @@ def test_number_of_watchers_is_bounded_and_given_back(picod: Executor, folder: P
         for _ in range(8):
             stack.enter_context(follow(picod))
         assert picod.client.get("/api/fs/watch?path=w").status_code == 429
-    eventually(lambda: picod.descriptors() <= before, "queues are given back")
+    wait_until(lambda: picod.descriptors() <= before, "queues are given back")
     with follow(picod):
         pass
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generat
 from jwt.algorithms import OKPAlgorithm, RSAAlgorithm
 
 from picod.wire import LEEWAY_S
-from tests.picod.conftest import Executor, picod_process
+from tests.support.picod import Executor, picod_process
 
 ED, OTHER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 RSA = generate_private_key(65537, 2048)

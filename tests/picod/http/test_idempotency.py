@@ -12,8 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.picod.conftest import Executor, eventually
 from tests.support.interpreters import interpreter_process
+from tests.support.picod import Executor
+from tests.support.waiting import wait_until
 
 FOLDER = ".wakegate/answers"
 
@@ -87,7 +88,7 @@ def test_run_with_a_key_goes_on_without_its_client_and_keeps_the_sandbox_busy(pi
     """Whoever asks again while it runs waits for the same run."""
     script = "echo x >> left; while ! test -e go; do sleep 0.02; done; echo done"
     leave(picod, script, "key-7")
-    eventually(lambda: picod.client.get("/api/activity").json()["unattended"] == 1, "it runs on without its client")
+    wait_until(lambda: picod.client.get("/api/activity").json()["unattended"] == 1, "it runs on without its client")
     assert picod.client.get("/api/activity").json()["busy"] is True
     said: list[str] = []
     waiting = threading.Thread(target=lambda: said.append(execute(picod, script, "key-7").json()["stdout"]))
@@ -103,7 +104,7 @@ def test_answers_survive_picod_and_what_began_is_said(tmp_path: Path) -> None:
     with interpreter_process(tmp_path) as first, interpreter_process(tmp_path) as second:
         answer = execute(first, "echo x >> kept; echo said", "key-8").json()
         leave(first, "echo x >> cut; sleep 600", "key-9")
-        eventually(lambda: lines(first, "cut") == 1, "it began")
+        wait_until(lambda: lines(first, "cut") == 1, "it began")
         first.process.kill()
         shutil.copytree(first.workspace, second.workspace, dirs_exist_ok=True)
         assert execute(second, "echo x >> kept; echo said", "key-8").json() == answer

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.picod.conftest import ROOT, Executor, eventually, picod_process, running
+from tests.support.picod import ROOT, Executor, picod_process, running
+from tests.support.waiting import wait_until
 
 
 def talk(picod: Executor, *sent: bytes) -> bytes:
@@ -93,7 +94,7 @@ def test_broken_chunks_end_the_request(picod: Executor) -> None:
     head = b"PUT /api/files/chunky HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
     talk(picod, head, b"5\r\nhello\r\nzz\r\n")
 
-    eventually(lambda: list(picod.workspace.glob(".wakegate-*")) == [], "the temporary file is removed")
+    wait_until(lambda: list(picod.workspace.glob(".wakegate-*")) == [], "the temporary file is removed")
     assert not (picod.workspace / "chunky").exists()
 
 
@@ -160,7 +161,7 @@ def test_two_hundred_clients_at_once_are_served(picod: Executor) -> None:
         connection.close()
 
     assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)
-    eventually(lambda: picod.descriptors() <= before, "descriptors come back")
+    wait_until(lambda: picod.descriptors() <= before, "descriptors come back")
 
 
 NAP = f"301.{int.from_bytes(os.urandom(4), 'big')}"
@@ -176,7 +177,7 @@ def test_end_of_picod_is_the_end_of_all_it_started(number: signal.Signals) -> No
         waiting = pool.submit(picod.client.post, "/api/execute", json={"command": ["sleep", NAP]})
         upload = picod.connect()
         upload.sendall(b"PUT /api/files/half HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\nhalf")
-        eventually(lambda: len(running(NAP)) == 3 and os.listdir(picod.workspace) != [], "all is under way")
+        wait_until(lambda: len(running(NAP)) == 3 and os.listdir(picod.workspace) != [], "all is under way")
         picod.process.send_signal(number)
 
         assert picod.process.wait(20) == 0
@@ -270,7 +271,7 @@ def test_own_listeners_work(tmp_path: Path, short_path: Path, where: str) -> Non
             return connection.recv(100).startswith(b"HTTP/1.1 200")
 
     try:
-        eventually(answers, "picod answers")
+        wait_until(answers, "picod answers")
     finally:
         process.terminate()
         assert process.wait(20) == 0

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.picod.conftest import Executor
 from tests.support.interpreters import SANDBOX_BIN, interpreter_process, run_code
+from tests.support.picod import Executor
 
 
 @pytest.fixture(scope="module")

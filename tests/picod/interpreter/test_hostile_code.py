@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.picod.conftest import Executor, eventually, running
 from tests.support.interpreters import interpreter_process, run_code
+from tests.support.picod import Executor, running
+from tests.support.waiting import wait_until
 
 MAX_OUTPUT = 1_000_000
 INFINITE = b'{"msg_type": "display_data", "data": {"a": 1e999}}'
@@ -130,7 +131,7 @@ while True: time.sleep(1)
 """
     answer = run_code(picod, code, timeout=2)
     assert answer["timed_out"] is True
-    eventually(lambda: not running("hidden-one"), "all of them are gone")
+    wait_until(lambda: not running("hidden-one"), "all of them are gone")
     assert run_code(picod, "5")["results"] == [{"text/plain": "5"}]
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.picod.conftest import Executor
 from tests.support.interpreters import interpreter_process, run_code
+from tests.support.picod import Executor
 
 
 def suspend(picod: Executor) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import zmq.asyncio
 
 from picod.interpreter import zmtp
 from picod.interpreter.zmtp import ZmtpConnection, ZmtpError
-from tests.support.scripted import eventually
+from tests.support.waiting import eventually
 
 READY = b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x03PUB"
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16 + 32)

@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.picod.conftest import Executor, eventually, picod_process
+from tests.support.picod import Executor, picod_process
+from tests.support.waiting import wait_until
 
 SESSION = {"x-agentcube-session-id": "s1"}
 Talk = Callable[[socket.socket, bytes], None]
@@ -175,7 +176,7 @@ def test_client_that_leaves_takes_its_connection_along(picod: Executor, silent: 
 
     with server(talk) as (port, heads), picod.connect() as client:
         client.sendall(b"GET /api/ports/%d/ HTTP/1.1\r\nhost: x\r\n\r\n" % port)
-        eventually(lambda: bool(heads), "the request arrives")
+        wait_until(lambda: bool(heads), "the request arrives")
         if not silent:
             assert client.recv(4096).startswith(b"HTTP/1.1 200")
         client.close()

@@ -30,13 +30,9 @@ from picod.archive.tar_members import (
     parse_head,
     parse_records,
 )
-from tests.picod.conftest import Executor, eventually, picod_process, running, with_mounts
+from tests.support.picod import Executor, picod_process, running, with_mounts, without_capabilities
 from tests.support.trees import grow, picture, trees
-
-
-def without_capabilities(_: Path) -> Sequence[str]:
-    """As in a sandbox: files of ours obey their modes although we are root outside."""
-    return with_mounts("--unshare-user", "--uid", "0", "--gid", "0", "--cap-drop", "ALL")
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -449,8 +445,8 @@ def test_client_that_leaves_while_it_restores_leaves_nothing(source: Executor, t
     with target.connect() as connection:
         connection.sendall(b"PUT /api/snapshot HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(archive))
         connection.sendall(archive[: len(archive) // 2])
-        eventually(lambda: (target.workspace / "b").exists(), "the restore has begun")
-    eventually(lambda: not os.listdir(target.workspace), "the workspace is empty again")
+        wait_until(lambda: (target.workspace / "b").exists(), "the restore has begun")
+    wait_until(lambda: not os.listdir(target.workspace), "the workspace is empty again")
 
     assert restore(target, archive).status_code == 200
 
@@ -478,7 +474,7 @@ def test_commands_stand_still_while_it_is_read(source: Executor) -> None:
     (source.workspace / "made").mkdir()
     thread = counting(source, "made/f", "frozen-test")
     made = source.workspace / "made"
-    eventually(lambda: len(os.listdir(made)) > 20, "both write")
+    wait_until(lambda: len(os.listdir(made)) > 20, "both write")
     with source.connect() as connection:
         connection.sendall(b"GET /api/snapshot HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         got = connection.recv(1000)
@@ -489,7 +485,7 @@ def test_commands_stand_still_while_it_is_read(source: Executor) -> None:
         assert sorted(os.listdir(made)) == frozen
         while more := connection.recv(1 << 20):
             got += more
-    eventually(lambda: len(os.listdir(made)) > len(frozen) + 20, "they go on")
+    wait_until(lambda: len(os.listdir(made)) > len(frozen) + 20, "they go on")
     for process in processes:
         process.kill()
     thread.join(20)
@@ -518,15 +514,15 @@ def test_client_that_leaves_lets_commands_go_on(source: Executor) -> None:
     ]
     for thread in threads:
         thread.start()
-    eventually(lambda: len(running("4321.5")) == len(running("4321.6")) == 1, "both run")
+    wait_until(lambda: len(running("4321.5")) == len(running("4321.6")) == 1, "both run")
     ours, stopped = psutil.Process(running("4321.5")[0]), psutil.Process(running("4321.6")[0])
     stopped.suspend()
-    eventually(lambda: stopped.status() == "stopped", "the user stopped it")
+    wait_until(lambda: stopped.status() == "stopped", "the user stopped it")
     with source.connect() as connection:
         connection.sendall(b"GET /api/snapshot HTTP/1.1\r\nhost: x\r\n\r\n")
         connection.recv(1000)
         assert ours.status() == "stopped"
-    eventually(lambda: ours.status() == "sleeping", "it goes on")
+    wait_until(lambda: ours.status() == "sleeping", "it goes on")
     assert stopped.status() == "stopped"
     for process in (ours, stopped):
         process.kill()
@@ -541,10 +537,10 @@ def test_shell_with_job_control_is_none_the_wiser(source: Executor) -> None:
     script = "set -m; sleep 4321.7 & wait; echo done"
     thread = threading.Thread(target=lambda: answers.append(source.execute("bash", "-c", script, timeout="50s")))
     thread.start()
-    eventually(lambda: len(running("4321.7")) == 1, "the job runs")
+    wait_until(lambda: len(running("4321.7")) == 1, "the job runs")
     for _ in range(3):
         export(source)
-    eventually(lambda: psutil.Process(running("4321.7")[0]).status() == "sleeping", "it goes on")
+    wait_until(lambda: psutil.Process(running("4321.7")[0]).status() == "sleeping", "it goes on")
     psutil.Process(running("4321.7")[0]).terminate()
     thread.join(20)
 
@@ -599,14 +595,14 @@ def test_descriptors_are_given_back(source: Executor, target: Executor) -> None:
         assert restore(target, archive[:-9], replace="true").status_code == 400
         with target.connect() as connection:
             connection.sendall(b"PUT /api/snapshot HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\nabc")
-    eventually(lambda: held() <= before, f"no more than {before} descriptors")
+    wait_until(lambda: held() <= before, f"no more than {before} descriptors")
 
 
 def test_waiting_sandbox_has_loaded_what_a_wake_needs() -> None:
     """The import does not fall into the first restore."""
     with picod_process("--auth", "none") as picod:
         loaded = Path(f"/proc/{picod.process.pid}/maps")
-        eventually(lambda: "zstandard" in loaded.read_text(), "zstandard is loaded though nobody asked for it")
+        wait_until(lambda: "zstandard" in loaded.read_text(), "zstandard is loaded though nobody asked for it")
 
 
 @pytest.mark.parametrize("data", [b"x", b"5", b"9 a=b\n", b"6 a=bc", b"99999999999 a=b\n", b"7 abcd\n", b" a=b\n"])

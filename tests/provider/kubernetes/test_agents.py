@@ -8,7 +8,7 @@ from typing import Any
 from agentcube import AgentRuntimeClient
 
 from tests.support.kube.served import in_cluster
-from tests.support.serve import wait_until
+from tests.support.waiting import wait_until
 
 # An agent as its author would write it: answers each request with the port it came to and the path it had.
 AGENT = """

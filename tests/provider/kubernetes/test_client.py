@@ -13,7 +13,7 @@ from gateway.provider.kubernetes import KubeApi, connect, names
 from gateway.provider.kubernetes.client import KubeError, OutcomeUnknownError
 from tests.support.kube.clusters import make_cluster
 from tests.support.kube.simulator import ApiError, Cluster
-from tests.support.scripted import eventually
+from tests.support.waiting import eventually
 
 CONFIGMAPS = "/api/v1/namespaces/default/configmaps"
 BODY: dict[str, Any] = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "one"}}

@@ -19,10 +19,11 @@ from gateway.provider.kubernetes import rights
 from gateway.provider.kubernetes.engine import Cluster as Joined
 from gateway.provider.kubernetes.engine import join_cluster
 from tests.support.kube.clusters import REAL, make_cluster
-from tests.support.kube.opened import custom, eventually
+from tests.support.kube.opened import custom
 from tests.support.kube.served import enforce_roles
 from tests.support.kube.simulator import Cluster
 from tests.support.kube.simulator.objects import BY_PLURAL
+from tests.support.waiting import eventually
 
 INTERPRETERS = BY_PLURAL["codeinterpreters"]
 KEY = RuntimeKey("default", "one")

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.provider.kubernetes.test_recovery import INTERPRETERS, condition, makes_session, pod_of, pool_of, written
 from tests.support.kube.clusters import REAL, in_thread
+from tests.support.kube.recovery import INTERPRETERS, condition, makes_session, pod_of, pool_of, written
 from tests.support.kube.served import INTERPRETER, in_cluster
 from tests.support.kube.simulator import ApiError, Cluster
 from tests.support.kube.simulator.objects import BY_PLURAL
-from tests.support.serve import Server, wait_until
+from tests.support.serve import Server
+from tests.support.waiting import wait_until
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.provider.kubernetes.test_manifests import MANIFESTS, one
 from tests.support.kube.clusters import in_thread
+from tests.support.kube.manifests import MANIFESTS, one
 from tests.support.kube.served import INTERPRETER, enforce_roles
 from tests.support.kube.simulator import Cluster
 from tests.support.kube.simulator.objects import BY_PLURAL

@@ -7,11 +7,12 @@ from typing import Any
 
 import httpx
 
-from tests.integration.test_faults import LOOK, TREE
-from tests.integration.test_herd import all_at_once, asleep, claims, said
-from tests.provider.kubernetes.test_keys import ask, private_keys, token
+from tests.support.herd import all_at_once, asleep, claims, said
+from tests.support.kube.keys import ask, private_keys, token
 from tests.support.kube.simulator import Cluster
-from tests.support.serve import Server, wait_until
+from tests.support.process_tree import LOOK, TREE
+from tests.support.serve import Server
+from tests.support.waiting import wait_until
 
 
 def pod_of(server: Server, cluster: Cluster, session: str) -> Any:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-import jwt
 import orjson
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -23,18 +20,14 @@ from gateway.provider.kubernetes.signing_keys import RETIRE_S, SharedKeys
 from gateway.sandbox.signing_keys import KeyRing
 from gateway.testing import ManualClock
 from tests.support.kube.clusters import make_cluster
+from tests.support.kube.keys import ask, private_keys, token
 from tests.support.kube.served import enforce_roles, flags_for, in_cluster
 from tests.support.kube.simulator import Cluster
 from tests.support.kube.simulator.objects import BY_PLURAL
-from tests.support.serve import Server, serve, wait_until
+from tests.support.serve import Server, serve
+from tests.support.waiting import wait_until
 
 SECRETS, CONFIGMAPS = BY_PLURAL["secrets"], BY_PLURAL["configmaps"]
-
-
-def private_keys(cluster: Cluster) -> dict[str, str]:
-    """What is in the Secret."""
-    data: dict[str, str] = cluster.objects.get(SECRETS, "wakegate", names.KEYS_SECRET)["data"]
-    return data
 
 
 def shown(cluster: Cluster) -> set[str]:
@@ -101,19 +94,6 @@ def claimed(cluster: Cluster) -> list[Any]:
 def signs(server: Server, kid: str) -> bool:
     """Whether the gateway said so."""
     return f"signing key {kid} signs from now on" in server.log.read_text()
-
-
-def token(kid: str, pem: str, uid: str) -> str:
-    """A token as the gateway would make it for that pod."""
-    now = int(time.time())
-    claims = {"iss": "wakegate", "aud": uid, "sub": "s", "iat": now, "exp": now + 300, "jti": "j"}
-    return jwt.encode(claims, base64.b64decode(pem).decode(), "EdDSA", headers={"kid": kid})
-
-
-def ask(address: str, bearer: str) -> int:
-    """picod's answer to a token."""
-    url = f"http://{address}:8080/api/files?path=."
-    return httpx.get(url, headers={"authorization": f"Bearer {bearer}"}, timeout=20).status_code
 
 
 @asynccontextmanager

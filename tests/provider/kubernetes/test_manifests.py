@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ from gateway.core.units import parse_duration
 from gateway.provider.kubernetes import names, rights
 from gateway.provider.kubernetes.template import PodDefaults, make_template
 from gateway.runtimes.manifest import load_runtimes, parse_runtime
+from tests.support.kube.manifests import MANIFESTS, ROOT, built, one
 from tests.support.kube.schema import problems_of
 
-ROOT = Path(__file__).resolve().parents[3]
-MANIFESTS = ROOT / "manifests"
 OVERLAYS = ("quickstart", "production")
 MODELS = {
     "Deployment": "V1Deployment", "StatefulSet": "V1StatefulSet", "Service": "V1Service", "ConfigMap": "V1ConfigMap",
@@ -34,22 +32,6 @@ MODELS = {
     "PodDisruptionBudget": "V1PodDisruptionBudget", "HorizontalPodAutoscaler": "V2HorizontalPodAutoscaler",
     "CustomResourceDefinition": "V1CustomResourceDefinition",
 }  # fmt: skip
-
-
-@lru_cache
-def built(overlay: str) -> list[Any]:
-    """What `kubectl apply -k` would send."""
-    kubectl = Path(sys.executable).parent / "kubectl"
-    done = subprocess.run([kubectl, "kustomize", MANIFESTS / "overlays" / overlay], capture_output=True, check=True)
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
-
-
-def one(overlay: str, kind: str, name: str, namespace: str = "wakegate") -> Any:
-    (found,) = [
-        d for d in built(overlay)
-        if (d["kind"], d["metadata"]["name"], d["metadata"].get("namespace", namespace)) == (kind, name, namespace)
-    ]  # fmt: skip
-    return found
 
 
 def gateway_pod(overlay: str) -> Any:

@@ -13,9 +13,10 @@ import pytest
 from gateway.core.errors import RuntimeNotFoundError, SandboxStartError
 from gateway.core.model import SandboxId, SessionId, StartKind
 from gateway.provider.kubernetes import build
-from tests.support.kube.opened import KEY, Opened, eventually, opened, runtime
+from tests.support.kube.opened import KEY, Opened, opened, runtime
 from tests.support.kube.simulator import ApiError
 from tests.support.kube.simulator.objects import BY_PLURAL, DEPLOYMENTS, PODS, REPLICASETS, merge
+from tests.support.waiting import eventually
 
 WARM = {"wakegate.io/pool": "warm"}
 CLAIMED = {"wakegate.io/pool": "claimed"}

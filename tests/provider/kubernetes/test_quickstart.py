@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from tests.provider.kubernetes.test_manifests import built, one
 from tests.support.kube.clusters import in_thread
+from tests.support.kube.manifests import built, one
 from tests.support.redis_server import RedisServer
 from tests.support.serve import serve
 

@@ -13,12 +13,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.integration.test_herd import all_at_once, asleep, claims, said
+from tests.support.herd import all_at_once, asleep, claims, said
 from tests.support.kube.clusters import in_thread
 from tests.support.kube.served import INTERPRETER, enforce_roles, flags_for
 from tests.support.kube.simulator import Cluster
+from tests.support.kube.slow_commands import patient, slow_commands
 from tests.support.redis_server import RedisServer
-from tests.support.serve import LIMIT_S, RUNTIME, Server, serve, wait_until
+from tests.support.serve import RUNTIME, Server, serve
+from tests.support.waiting import LIMIT_S, wait_until
 
 
 @pytest.fixture
@@ -136,20 +138,6 @@ def test_replica_that_drains_fails_no_request(replicas: tuple[list[Server], Clus
         assert gateways[0].process.wait(LIMIT_S) == 0
     assert (load.wrong, load.broken) == ([], 0)
     assert {pod["metadata"]["uid"] for pod in cluster.call(lambda: cluster.pods(**claimed))} == before
-
-
-def patient(gateway: Server, session: str) -> str:
-    """A command that lasts until it is told to end."""
-    with httpx.Client(base_url=gateway.url, timeout=LIMIT_S) as client:
-        script = "touch waits; while [ ! -e go-on ]; do sleep 0.05; done; echo done"
-        headers = {"x-session-id": session}
-        reply = client.post("/api/execute", json={"command": ["sh", "-c", script]}, headers=headers)
-        return str(reply.json()["stdout"])
-
-
-def slow_commands(cluster: Cluster) -> int:
-    """How many of those run."""
-    return sum((path / "waits").exists() for path in cluster.call(lambda: cluster.kubelet.volumes("workspace")))
 
 
 def go_on(cluster: Cluster) -> None:

@@ -23,11 +23,12 @@ from gateway.core.errors import SettingsError
 from gateway.core.settings import Settings
 from gateway.serving.sockets import reserve
 from gateway.serving.supervisor import Supervisor, check, pause_before_restart, settings_of
-from tests.provider.kubernetes.test_replicas import patient, slow_commands
 from tests.support.kube.served import in_cluster
 from tests.support.kube.simulator import Cluster
+from tests.support.kube.slow_commands import patient, slow_commands
 from tests.support.redis_server import RedisServer, free_port
-from tests.support.serve import LIMIT_S, Server, wait_until
+from tests.support.serve import Server
+from tests.support.waiting import LIMIT_S, wait_until
 
 
 def children_of(pid: int) -> list[tuple[int, list[str]]]:

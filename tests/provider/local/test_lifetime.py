@@ -12,7 +12,8 @@ import pytest
 
 from gateway.core.errors import SettingsError
 from gateway.provider.local import Isolation
-from tests.support.local_engine import ROOT, eventually, filled, owner_mark, processes_with, runtime, serving
+from tests.support.local_engine import ROOT, filled, owner_mark, processes_with, runtime, serving
+from tests.support.waiting import eventually
 
 
 def kill_a_gateway(folder: Path, isolation: Isolation, word: str) -> None:

@@ -17,7 +17,8 @@ from gateway.core.model import Limits, PoolSpec, Runtime, SessionId, StartKind
 from gateway.provider.local import LocalProvider
 from gateway.provider.local.registry import Fleet
 from gateway.provider.local.sandbox import Box
-from tests.support.local_engine import KEY, SANDBOX_PYTHON, eventually, execute, filled, runtime, serving
+from tests.support.local_engine import KEY, SANDBOX_PYTHON, execute, filled, runtime, serving
+from tests.support.waiting import eventually
 
 
 async def test_warm_claim_awaits_nothing(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from gateway.core.model import Kind, PoolSpec, Runtime, RuntimeKey
 from gateway.provider.kubernetes import KubernetesProvider, PodDefaults, connect
 from tests.support.kube.clusters import make_cluster
 from tests.support.kube.simulator import Cluster
-from tests.support.scripted import LIMIT_S, eventually
+from tests.support.waiting import LIMIT_S
 
 KEY = RuntimeKey("default", "my-interpreter")
 DEFAULTS = PodDefaults(picod_image="wakegate/picod:test")
@@ -79,4 +79,4 @@ def custom(cluster: Cluster, name: str, spec: Any, kind: Kind = Kind.CODE_INTERP
     return cluster.create(plural, name, namespace="default", spec=spec)
 
 
-__all__ = ["KEY", "Opened", "custom", "eventually", "open_provider", "opened", "runtime"]
+__all__ = ["KEY", "Opened", "custom", "open_provider", "opened", "runtime"]
