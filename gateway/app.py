@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from gateway.api.surfaces import Surfaces
+from gateway.api.app import Surfaces
 from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.sessions import AdviceSettings, Served, SessionAdvisor
 from gateway.autoscaler.settings import AutoscalerSettings

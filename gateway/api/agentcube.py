@@ -5,49 +5,40 @@ Errors have the shape `{"message": text}`. Unlike theirs, `ttl` and `metadata` a
 
 from __future__ import annotations
 
+from functools import partial
+
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from gateway.api.body import JSON, error_headers, read_metadata, read_object, read_seconds
-from gateway.api.relay import relay
+from gateway.api.errors import Handler
+from gateway.api.http import JSON, read_metadata, read_object, read_seconds
+from gateway.api.sessions import DELETED_BY_USER
 from gateway.core.errors import (
     ActivationTimeoutError,
     BadRequestError,
     NotFoundError,
     SessionNotFoundError,
-    WakegateError,
 )
 from gateway.core.model import Kind, RuntimeKey, SessionId, StartKind
 from gateway.sessions.lifecycle import Lifecycle
-from gateway.sessions.membership import ElsewhereError
 
 
 class AgentCubeAPI:
-    """Handlers over the lifecycle."""
+    """The handlers of both kinds' creation and deletion, and of AgentCube's health checks."""
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
 
-    def routes(self) -> list[Route]:
-        """Both kinds' paths and the health checks of both of AgentCube's planes."""
-        routes = [
-            Route("/health", _fixed({"status": "healthy"}), methods=["GET"]),
-            Route("/health/live", _fixed({"status": "alive"}), methods=["GET"]),
-        ]
-        for kind in Kind:
-            routes.append(Route(f"/v1/{kind.singular}", self._creator(kind), methods=["POST"]))
-            routes.append(Route(f"/v1/{kind.singular}/sessions/{{session_id}}", self._delete, methods=["DELETE"]))
-        return routes
-
-    def _creator(self, kind: Kind):  # type: ignore[no-untyped-def]
-        async def create(request: Request) -> Response:
-            try:
-                return await self._create(kind, request)
-            except WakegateError as error:
-                return _answer(error)
-
-        return create
+    def handlers(self) -> dict[str, Handler]:
+        """The handler of each operation of openapi/table.py, by its name: both kinds' paths and the health checks."""
+        return {
+            "create_code_interpreter": partial(self._create, Kind.CODE_INTERPRETER),
+            "create_agent_runtime": partial(self._create, Kind.AGENT_RUNTIME),
+            "delete_code_interpreter": self._delete,
+            "delete_agent_runtime": self._delete,
+            "check_agentcube_health": _health,
+            "check_agentcube_liveness": _live,
+        }
 
     async def _create(self, kind: Kind, request: Request) -> Response:
         try:
@@ -62,7 +53,7 @@ class AgentCubeAPI:
         except NotFoundError:
             raise NotFoundError(f"{kind.singular.replace('-', ' ')} not found") from None
         except ActivationTimeoutError:
-            return JSON({"message": "sandbox creation timed out"}, 504)
+            raise ActivationTimeoutError("sandbox creation timed out") from None
         # Clients cannot dial a sandbox; its entry point is this gateway, which routes by the session header.
         entry = {"path": "/", "protocol": request.url.scheme.upper(), "endpoint": request.url.netloc}
         return JSON({
@@ -76,14 +67,9 @@ class AgentCubeAPI:
     async def _delete(self, request: Request) -> Response:
         session_id = SessionId(request.path_params["session_id"])
         try:
-            try:
-                await self._lifecycle.terminate(session_id, "deleted by its user")
-            except ElsewhereError as elsewhere:
-                return await relay(request, elsewhere)
+            await self._lifecycle.terminate(session_id, DELETED_BY_USER)
         except SessionNotFoundError:
-            return JSON({"message": f"Session ID {session_id} not found, maybe already deleted"}, 404)
-        except WakegateError as error:
-            return _answer(error)
+            raise SessionNotFoundError(f"Session ID {session_id} not found, maybe already deleted") from None
         return JSON({"message": "Sandbox deleted successfully"})
 
 
@@ -96,12 +82,9 @@ def _required(body: object, name: str) -> str:
     return value
 
 
-def _answer(error: WakegateError) -> Response:
-    return JSON({"message": str(error)}, error.status, error_headers(error))
+async def _health(_: Request) -> Response:
+    return JSON({"status": "healthy"})
 
 
-def _fixed(content: dict[str, str]):  # type: ignore[no-untyped-def]
-    async def answer(_: Request) -> Response:
-        return JSON(content)
-
-    return answer
+async def _live(_: Request) -> Response:
+    return JSON({"status": "alive"})

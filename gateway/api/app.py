@@ -1,24 +1,103 @@
-"""The control app: all control surfaces on one starlette router, behind the data path."""
+"""All control surfaces of a gateway as one ASGI app, which stands behind the data path.
+
+Start here: `Surfaces` makes each API from the parts it speaks for, and joins their handlers with the operations of
+`openapi/table.py` to routes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
+import orjson
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route
 
+from gateway.api.agentcube import AgentCubeAPI
+from gateway.api.errors import ErrorShape, Handler, answering_errors
+from gateway.api.mcp.endpoint import MCPEndpoint
+from gateway.api.native import NativeAPI
+from gateway.api.openai.containers import ContainersAPI
+from gateway.api.openai.files import ContainerFilesAPI
+from gateway.api.openai.tool_calls import ToolsAPI
+from gateway.api.openapi.document import Operation, make_document
+from gateway.api.openapi.sandbox import SANDBOX, THROUGH
+from gateway.api.openapi.table import CONTROL
+from gateway.api.tools.service import ToolService
+from gateway.core.clock import Clock
+from gateway.core.interfaces import RuntimeCatalog, SandboxCaller, SandboxProvider, SessionStore
+from gateway.core.settings import Settings
 from gateway.observability.counters import Counters, status_label
+from gateway.sessions.lifecycle import Lifecycle
+
+ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
 
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
-def make_control_app(
-    routes: Sequence[BaseRoute], counters: Counters, *, body_idle: float
-) -> Callable[..., Awaitable[None]]:
-    """An ASGI app. Unknown paths and wrong methods get AgentCube's plain 404, never a 405.
+class Surfaces:
+    """The control surfaces. `app` is the ASGI app, `routes` what it answers."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        lifecycle: Lifecycle,
+        store: SessionStore,
+        provider: SandboxProvider,
+        catalog: RuntimeCatalog,
+        caller: SandboxCaller,
+        clock: Clock,
+        counters: Counters,
+        *,
+        explain_pools: Callable[[], dict[str, Any]],
+        is_leaving: Callable[[], bool],
+        render_metrics: Callable[[str], Awaitable[tuple[bytes, str]]],
+    ) -> None:
+        """The last three are what NativeAPI takes by the same names."""
+        self._tools = ToolService(lifecycle, catalog, caller, clock)
+        self._mcp = MCPEndpoint(self._tools, lifecycle, catalog, settings.allowed_origins)
+        handlers: dict[str, Handler] = {
+            **AgentCubeAPI(lifecycle).handlers(),
+            **NativeAPI(lifecycle, store, provider, catalog, explain_pools, is_leaving, render_metrics).handlers(),
+            **ToolsAPI(self._tools, lifecycle, catalog, caller, clock).handlers(),
+            **ContainersAPI(lifecycle, store, catalog).handlers(),
+            **ContainerFilesAPI(lifecycle, caller).handlers(),
+            **self._mcp.handlers(),
+            "get_openapi": _openapi,
+        }
+        self.routes = make_routes(CONTROL, handlers)
+        self.app = make_control_app(self.routes, counters, body_idle=settings.request_idle_timeout)
+
+    async def aclose(self) -> None:
+        """End what requests have left running: the MCP server, then calls of tools."""
+        try:
+            await self._mcp.aclose()
+        finally:
+            await self._tools.memory.aclose()
+
+
+def make_routes(operations: Mapping[str, Operation], handlers: Mapping[str, Handler]) -> list[Route]:
+    """A route for each operation, its errors answered in the operation's shape.
+
+    Raises ValueError unless every operation has a handler and every handler an operation.
+    """
+    if unmatched := operations.keys() ^ handlers.keys():
+        raise ValueError(f"operations without a handler, or handlers without an operation: {sorted(unmatched)}")
+    return [
+        Route(
+            operation.path,
+            answering_errors(handlers[name], ErrorShape(operation.error or ErrorShape.NATIVE)),
+            methods=[operation.method],
+        )
+        for name, operation in operations.items()
+    ]
+
+
+def make_control_app(routes: Sequence[BaseRoute], counters: Counters, *, body_idle: float) -> ASGIApp:
+    """An ASGI app that counts its answers by route.
 
     `body_idle`: seconds that a client may be silent while it owes the rest of its body.
     """
@@ -44,7 +123,7 @@ def make_control_app(
             await app(scope, receive, counted)
         finally:
             if status:
-                # The route's pattern, never the path: /v1/sessions/{session_id}.
+                # The route's pattern, never the path, which would be a label value per session: bounded by the table.
                 route = getattr(scope.get("route"), "path", "none")
                 method = scope["method"] if scope["method"] in _METHODS else "other"
                 counters.control[method, route, status_label(status)] += 1
@@ -52,5 +131,17 @@ def make_control_app(
     return control
 
 
-async def _not_found(_: Request, __: Exception) -> Response:
+async def _not_found(request: Request, _: Exception) -> Response:
+    """AgentCube's plain 404 for unknown paths and wrong methods; MCP's clients need a 405 where there is no GET."""
+    if request.url.path == "/mcp":
+        return PlainTextResponse("Method Not Allowed", 405, {"allow": "POST, DELETE"})
     return PlainTextResponse("404 page not found", 404)
+
+
+@lru_cache(maxsize=1)
+def _openapi_json() -> bytes:
+    return orjson.dumps(make_document((*CONTROL.values(), *SANDBOX, *THROUGH)))
+
+
+async def _openapi(_: Request) -> Response:
+    return Response(_openapi_json(), media_type="application/json")

@@ -8,18 +8,15 @@ from typing import Any
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from gateway.api.body import JSON, error_headers, read_metadata, read_object, read_seconds
-from gateway.api.relay import relay
+from gateway.api.errors import Handler
+from gateway.api.http import JSON, read_metadata, read_object, read_runtime, read_seconds, session_headers
+from gateway.api.sessions import DELETED_BY_USER
 from gateway.core.errors import BadRequestError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
-from gateway.core.model import Kind, PoolStatus, Runtime, RuntimeKey, Session, SessionId, SessionState
+from gateway.core.model import PoolStatus, Runtime, Session, SessionId, SessionState
 from gateway.core.units import rfc3339
 from gateway.sessions.lifecycle import UNSET, Lifecycle
-from gateway.sessions.membership import ElsewhereError
-
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 class NativeAPI:
@@ -42,26 +39,27 @@ class NativeAPI:
         self._provider = provider
         self._catalog = catalog
         self._is_draining = is_draining
-        self._pools_settled = self._store_met = False  # once they were, and it was
+        self._pools_settled = False  # whether every pool has had a sandbox since the start
+        self._store_answered = False  # whether the store has answered since the start
 
-    def routes(self) -> list[Route]:
-        """The API's paths."""
-        return [
-            Route("/v1/sessions", _guarded(self._create), methods=["POST"]),
-            Route("/v1/sessions", _guarded(self._list), methods=["GET"]),
-            Route("/v1/sessions/{session_id}", _guarded(self._get), methods=["GET"]),
-            Route("/v1/sessions/{session_id}", _guarded(self._update), methods=["PATCH"]),
-            Route("/v1/sessions/{session_id}", _guarded(self._delete), methods=["DELETE"]),
-            Route("/v1/sessions/{session_id}/hibernate", _guarded(self._hibernate), methods=["POST"]),
-            Route("/v1/sessions/{session_id}/wake", _guarded(self._wake), methods=["POST"]),
-            Route("/v1/runtimes", _guarded(self._runtimes), methods=["GET"]),
-            Route("/v1/autoscaler", _guarded(self._autoscaler), methods=["GET"]),
-            Route("/v1/autoscaler/history", _guarded(self._history), methods=["GET"]),
-            Route("/metrics", _guarded(self._metrics), methods=["GET"]),
-            Route("/healthz", _guarded(self._healthz), methods=["GET"]),
-            Route("/readyz", _guarded(self._readyz), methods=["GET"]),
-            Route("/health/ready", _guarded(self._health_ready), methods=["GET"]),
-        ]
+    def handlers(self) -> dict[str, Handler]:
+        """The handler of each operation of openapi/table.py, by its name."""
+        return {
+            "create_session": self._create,
+            "list_sessions": self._list,
+            "get_session": self._get,
+            "update_session": self._update,
+            "delete_session": self._delete,
+            "hibernate_session": self._hibernate,
+            "wake_session": self._wake,
+            "list_runtimes": self._runtimes,
+            "explain_autoscaler": self._autoscaler,
+            "export_claim_history": self._history,
+            "render_metrics": self._metrics,
+            "check_liveness": self._healthz,
+            "check_readiness": self._readyz,
+            "check_agentcube_readiness": self._health_ready,
+        }
 
     async def _create(self, request: Request) -> Response:
         body = await read_object(request)
@@ -76,8 +74,7 @@ class NativeAPI:
         session_id = opened.session.id
         headers = {
             "location": f"/v1/sessions/{session_id}",
-            "x-session-id": session_id,
-            "x-agentcube-session-id": session_id,
+            **session_headers(session_id),
             "x-wakegate-start": opened.start.value,
         }
         return JSON(session_document(opened.session), 201, headers)
@@ -122,7 +119,7 @@ class NativeAPI:
         return JSON(session_document(session))
 
     async def _delete(self, request: Request) -> Response:
-        await self._lifecycle.terminate(SessionId(request.path_params["session_id"]), "deleted by its user")
+        await self._lifecycle.terminate(SessionId(request.path_params["session_id"]), DELETED_BY_USER)
         return Response(status_code=204)
 
     async def _hibernate(self, request: Request) -> Response:
@@ -177,11 +174,16 @@ class NativeAPI:
         return JSON({"status": "not ready", "reasons": reasons}, 503) if reasons else JSON({"status": "ready"})
 
     async def _health_ready(self, _: Request) -> Response:
-        """Whether to be sent traffic: as /readyz, but once the store has answered, its absence is no reason.
+        """As /readyz, but a store that answered once and is away now does not fail it.
 
-        Live sessions are served without it, and all replicas lose it together: if each stood back, none would.
+        Live sessions are served without the store, and all replicas lose it together: if each took itself out of the
+        load balancer, none would be left.
         """
-        reasons = [*self._draining(), *([] if self._store_met else await self._store_away()), *await self._unsettled()]
+        reasons = [
+            *self._draining(),
+            *([] if self._store_answered else await self._store_away()),
+            *await self._unsettled(),
+        ]
         if reasons:
             return JSON({"error": "; ".join(reasons), "status": "not ready"}, 503)
         return JSON({"status": "ready"})
@@ -194,12 +196,14 @@ class NativeAPI:
             await self._store.ping()
         except WakegateError as error:
             return [f"the session store does not answer: {error}"]
-        self._store_met = True
+        self._store_answered = True
         return []
 
     async def _unsettled(self) -> list[str]:
-        """Pools that have no sandbox yet. Asked until all had one: a runtime that is added later, whose image is still
-        being pulled, is no reason to take all of them away from everybody."""
+        """Pools that have no sandbox yet, asked until all have had one.
+
+        A runtime that is added later, whose image is still being pulled, must not make a serving gateway unready.
+        """
         if self._pools_settled:
             return []
         reasons = []
@@ -210,18 +214,6 @@ class NativeAPI:
                 reasons.append(f"{runtime.key}: no warm sandbox yet, {status.starting} starting{trouble}")
         self._pools_settled = not reasons
         return reasons
-
-
-def read_runtime(value: Any) -> RuntimeKey:
-    """`"name"`, `"namespace/name"` or `{"namespace", "name", "kind"}`. Raises BadRequestError."""
-    if isinstance(value, str) and value:
-        namespace, slash, name = value.partition("/")
-        return RuntimeKey(namespace, name) if slash else RuntimeKey("default", namespace)
-    if isinstance(value, dict) and isinstance(value.get("name"), str):
-        kind, namespace = value.get("kind", Kind.CODE_INTERPRETER), value.get("namespace", "default")
-        if kind in list(Kind) and isinstance(namespace, str):
-            return RuntimeKey(namespace, value["name"], Kind(kind))
-    raise BadRequestError('runtime: expected "namespace/name", or an object with name, namespace and kind')
 
 
 def session_document(session: Session) -> dict[str, Any]:
@@ -266,16 +258,3 @@ def runtime_document(runtime: Runtime, status: PoolStatus) -> dict[str, Any]:
             "leadTimeP90": status.lead_time_p90,
         },
     }
-
-
-def _guarded(handler: Handler) -> Handler:
-    async def answer(request: Request) -> Response:
-        try:
-            try:
-                return await handler(request)
-            except ElsewhereError as elsewhere:
-                return await relay(request, elsewhere)
-        except WakegateError as error:
-            return JSON({"error": str(error), "code": error.code}, error.status, error_headers(error))
-
-    return answer

@@ -8,8 +8,8 @@ from typing import Any
 
 from starlette.requests import Request
 
-from gateway.api.native import read_runtime
-from gateway.api.openai.errors import ParamError
+from gateway.api.errors import ParamError
+from gateway.api.http import read_runtime
 from gateway.core.errors import BadRequestError
 from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import Kind, Runtime, RuntimeKey, SessionId
@@ -19,6 +19,7 @@ from gateway.sessions.lifecycle import Lifecycle
 SESSION_HEADERS = ("x-session-id", "x-agentcube-session-id")
 RUNTIME_HEADER = "x-wakegate-runtime"
 DEFAULT_NAME = "my-interpreter"
+DELETED_BY_USER = "deleted by its user"  # `reason` of a session that a client ended
 _SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 

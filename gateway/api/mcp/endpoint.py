@@ -24,32 +24,29 @@ from urllib.parse import urlsplit
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from gateway.api.body import JSON, error_headers, read_bytes
-from gateway.api.openai.containers import DELETED
-from gateway.api.openai.errors import ParamError, session_headers
-from gateway.api.relay import relay
-from gateway.api.sessions import choose_runtime, named_session
+from gateway.api.errors import Handler, ParamError
+from gateway.api.http import JSON, read_bytes, session_headers
+from gateway.api.mcp.protocol import (
+    HANDSHAKE_VERSIONS,
+    MAX_BODY_BYTES,
+    SESSION_HEADER,
+    UNSUPPORTED_VERSION,
+    VERSION_HEADER,
+)
+from gateway.api.sessions import DELETED_BY_USER, choose_runtime, named_session
 from gateway.api.tools.service import ToolService
-from gateway.core.errors import BadRequestError, SessionNotFoundError, WakegateError
+from gateway.core.errors import BadRequestError, SessionNotFoundError
 from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import SessionId, SessionState
 from gateway.sessions.lifecycle import Lifecycle
-from gateway.sessions.membership import ElsewhereError
 
 if TYPE_CHECKING:
     from gateway.api.mcp.server import ToolServer
 
 logger = logging.getLogger(__name__)
 
-MAX_BODY = 32 << 20  # bytes
-SESSION_HEADER = "mcp-session-id"
-VERSION_HEADER = "mcp-protocol-version"
-HANDSHAKE_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
-_UNSUPPORTED_VERSION = -32022  # the code of the 2026-07-28 revision
-_INVALID_REQUEST = -32600
 _MARK = "mcp"  # in the metadata of sessions that an MCP client made, and may end
 _SERVER_MODULE = "gateway.api.mcp.server"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -63,7 +60,11 @@ class OriginError(BadRequestError):
 
 
 class MCPEndpoint:
-    """An ASGI app for one path."""
+    """The handlers of /mcp: POST sends a message, DELETE ends an MCP session.
+
+    There is no GET: it would open a stream for messages that a server sends on its own account, and this one never
+    does. Clients take the 405 that app.py answers as that.
+    """
 
     def __init__(
         self, service: ToolService, lifecycle: Lifecycle, catalog: RuntimeCatalog, allowed_origins: str = ""
@@ -74,37 +75,18 @@ class MCPEndpoint:
         self._origins = frozenset(each.strip().rstrip("/") for each in allowed_origins.split(",") if each.strip())
         self._loading = asyncio.Lock()
         self._server: ToolServer | None = None
-        self._early: asyncio.Task[Any] | None = None
+        self._importing: asyncio.Task[Any] | None = None
         self._stack = AsyncExitStack()
 
-    def routes(self) -> list[Route]:
-        """The path, every method."""
-        return [Route("/mcp", self)]
+    def handlers(self) -> dict[str, Handler]:
+        """The handler of each operation of openapi/table.py, by its name."""
+        return {"post_mcp_message": self._post, "end_mcp_session": self._end}
 
     async def aclose(self) -> None:
-        """End the server, if it ever began."""
-        if self._early is not None:
-            await asyncio.wait({self._early})
+        """End the server, if one was started."""
+        if self._importing is not None:
+            await asyncio.wait({self._importing})
         await self._stack.aclose()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One HTTP request."""
-        request = Request(scope, receive)
-        try:
-            self._check_origin(request.headers.get("origin"))
-            if request.method == "POST":
-                await self._post(request, send)
-            elif request.method == "DELETE":
-                try:
-                    ended = await self._end(request)
-                except ElsewhereError as elsewhere:
-                    ended = await relay(request, elsewhere)
-                await ended(scope, receive, send)
-            else:
-                # GET would open a stream for what a server says unasked; this one never does.
-                await Response("Method Not Allowed", 405, {"allow": "POST, DELETE"})(scope, receive, send)
-        except WakegateError as error:
-            await _refusal(error)(scope, receive, send)
 
     def _check_origin(self, origin: str | None) -> None:
         if origin is None or origin.rstrip("/") in self._origins:
@@ -116,25 +98,25 @@ class MCPEndpoint:
             pass
         raise OriginError(f"pages of {origin[:128]} may not use this; see --allowed-origins")
 
-    async def _post(self, request: Request, send: Send) -> None:
-        body = await read_bytes(request, MAX_BODY)
-        asked = _peek(body)
+    async def _post(self, request: Request) -> Response:
+        self._check_origin(request.headers.get("origin"))
+        body = await read_bytes(request, MAX_BODY_BYTES)
+        message = _peek(body)
         session_id = named_session(request) or _mcp_session(request)
         version = request.headers.get(VERSION_HEADER)
         if version is not None and version not in HANDSHAKE_VERSIONS and named_session(request) is None:
-            await _handshake_only(asked, version)(request.scope, request.receive, send)
-            return
-        told: Mapping[str, str] = {}
-        if asked.get("method") == "initialize":
-            self._load_early()
+            return _handshake_only(message, version)
+        headers: Mapping[str, str] = {}
+        if message.get("method") == "initialize":
+            self._import_early()
             session_id = session_id or await self._make(request)
-            told = {SESSION_HEADER: session_id, **session_headers(session_id)}
+            headers = {SESSION_HEADER: session_id, **session_headers(session_id)}
         if session_id is not None:
             await self._service.tools(session_id)  # gone: 404, and the client begins anew
         server = await self._loaded()
-        if asked.get("method") == "notifications/cancelled":
-            server.cancel(session_id, asked.get("params"))
-        await server.handle(request.scope, _replay(body, request.receive), _with_headers(send, told))
+        if message.get("method") == "notifications/cancelled":
+            server.cancel(session_id, message.get("params"))
+        return _Handled(server, body, headers)
 
     async def _make(self, request: Request) -> SessionId:
         """A session for a client that has just come; `/mcp?runtime=` says which kind."""
@@ -143,7 +125,8 @@ class MCPEndpoint:
         return session.id
 
     async def _end(self, request: Request) -> Response:
-        """The client is done: what it made goes away; a session that somebody else made stays."""
+        """End the session that `initialize` made; one that the client only named stays."""
+        self._check_origin(request.headers.get("origin"))
         session_id = _mcp_session(request)
         if session_id is None:
             raise ParamError(SESSION_HEADER, "missing; it says which session is to end")
@@ -151,13 +134,13 @@ class MCPEndpoint:
         if session.state is SessionState.TERMINATED:
             raise SessionNotFoundError(f"session {session_id} has ended")
         if _MARK in session.metadata:
-            await self._lifecycle.terminate(session_id, DELETED)
+            await self._lifecycle.terminate(session_id, DELETED_BY_USER)
         return Response(status_code=204)
 
-    def _load_early(self) -> None:
-        """Have the SDK imported while the first client's session is written."""
-        if self._server is None and self._early is None:
-            self._early = asyncio.create_task(asyncio.to_thread(importlib.import_module, _SERVER_MODULE))
+    def _import_early(self) -> None:
+        """Import the SDK in a thread while the first client's session is written."""
+        if self._server is None and self._importing is None:
+            self._importing = asyncio.create_task(asyncio.to_thread(importlib.import_module, _SERVER_MODULE))
 
     async def _loaded(self) -> ToolServer:
         async with self._loading:
@@ -167,6 +150,19 @@ class MCPEndpoint:
                 made: ToolServer = await self._stack.enter_async_context(module.serving(self._service, self._catalog))
                 server = self._server = made
         return server
+
+
+class _Handled(Response):
+    """The SDK's answer to a message whose body was read already."""
+
+    def __init__(self, server: ToolServer, body: bytes, more_headers: Mapping[str, str]) -> None:
+        super().__init__()
+        self._server = server
+        self._request_body = body
+        self._more_headers = more_headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._server.handle(scope, _replay(self._request_body, receive), _with_headers(send, self._more_headers))
 
 
 def _peek(body: bytes) -> Mapping[str, Any]:
@@ -183,24 +179,18 @@ def _mcp_session(request: Request) -> SessionId | None:
     return SessionId(value) if value else None
 
 
-def _handshake_only(asked: Mapping[str, Any], version: str) -> Response:
+def _handshake_only(message: Mapping[str, Any], version: str) -> Response:
     error = {
-        "code": _UNSUPPORTED_VERSION,
+        "code": UNSUPPORTED_VERSION,
         "message": "sessions are by handshake here: send initialize, or name a session with x-session-id",
         "data": {"supported": list(HANDSHAKE_VERSIONS), "requested": version[:64]},
     }
-    return JSON({"jsonrpc": "2.0", "id": _id_of(asked), "error": error}, 400)
+    return JSON({"jsonrpc": "2.0", "id": _id_of(message), "error": error}, 400)
 
 
-def _id_of(asked: Mapping[str, Any]) -> str | int | None:
-    value = asked.get("id")
+def _id_of(message: Mapping[str, Any]) -> str | int | None:
+    value = message.get("id")
     return value if isinstance(value, str | int) and not isinstance(value, bool) else None
-
-
-def _refusal(error: WakegateError) -> Response:
-    """A JSON-RPC error with the HTTP status that says it all."""
-    body = {"jsonrpc": "2.0", "id": None, "error": {"code": _INVALID_REQUEST, "message": str(error)}}
-    return JSON(body, error.status, error_headers(error))
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

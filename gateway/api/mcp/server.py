@@ -21,8 +21,8 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from gateway import __version__
-from gateway.api.mcp.endpoint import MAX_BODY, SESSION_HEADER
-from gateway.api.openai.errors import ParamError
+from gateway.api.errors import ParamError
+from gateway.api.mcp.protocol import MAX_BODY_BYTES, SESSION_HEADER
 from gateway.api.sessions import choose_runtime, named_session
 from gateway.api.tools.calls import Call
 from gateway.api.tools.catalogue import Tool, ToolFormat, describe, tools_of
@@ -34,9 +34,9 @@ from gateway.core.model import SessionId
 
 logger = logging.getLogger(__name__)
 
-PROGRESS_EVERY_S = 5.0
-_PROGRESS_AT_MOST_S = 0.2
-_MAX_MESSAGE = 2000  # characters
+HEARTBEAT_S = 5.0
+_PROGRESS_INTERVAL_S = 0.2
+_MAX_PROGRESS_CHARS = 2000
 _INSTRUCTIONS = (
     "An isolated Linux computer of this session's own. Its files, and the variables of run_python, stay from call to "
     "call and while nobody uses it. It has no network. Work in /workspace."
@@ -57,14 +57,14 @@ class ToolServer:
             on_list_tools=self._list,
             on_call_tool=self._call,
         )
-        self.manager = StreamableHTTPSessionManager(self._server, stateless=True, max_request_body_size=MAX_BODY)
+        self.manager = StreamableHTTPSessionManager(self._server, stateless=True, max_request_body_size=MAX_BODY_BYTES)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One HTTP request of a client."""
+        """Answer one HTTP request whose Origin, session and version endpoint.py has checked."""
         await self.manager.handle_request(scope, receive, send)
 
     def cancel(self, session_id: SessionId | None, params: Any) -> None:
-        """A client has lost interest in a call: end what it runs. It comes as a request of its own."""
+        """End a call under way, as `notifications/cancelled` asks: a request of its own, which names the call's id."""
         request_id = params.get("requestId") if isinstance(params, dict) else None
         if session_id is not None and isinstance(request_id, str | int):
             task = self._running.get((session_id, request_id))
@@ -96,22 +96,24 @@ class ToolServer:
             _, tools = await self._service.open(session_id)
         except WakegateError as error:
             return _answer(ToolResult(f"Error ({error.code.lower()}): {error}; nothing was run", failed=True))
-        return _answer(await self._watched(context, session_id, tools, call))
+        return _answer(await self._run_reporting(context, session_id, tools, call))
 
-    async def _watched(
+    async def _run_reporting(
         self, context: ServerRequestContext[Any], session_id: SessionId, tools: Mapping[str, Tool], call: Call
     ) -> ToolResult:
-        """Run it, say every few seconds that it runs, and end it when it is cancelled."""
+        """Run a call, reporting every few seconds that it still runs; end it when the client cancels or leaves."""
         report = _Reporter(context)
         wants = bool(context.meta and context.meta.get("progress_token"))
-        task = asyncio.create_task(self._service.run_once(session_id, tools, call, report.printed if wants else None))
+        task = asyncio.create_task(
+            self._service.run_once(session_id, tools, call, report.add_output if wants else None)
+        )
         key = (session_id, context.request_id or "")
         self._running[key] = task
         waited = 0.0
         try:
-            while not (await asyncio.wait({task}, timeout=PROGRESS_EVERY_S))[0]:
-                waited += PROGRESS_EVERY_S
-                await report.say(f"running for {waited:g} s")
+            while not (await asyncio.wait({task}, timeout=HEARTBEAT_S))[0]:
+                waited += HEARTBEAT_S
+                await report.send(f"running for {waited:g} s")
             if task.cancelled():
                 return ToolResult("Error (cancelled): the call was cancelled", failed=True)
             return task.result()
@@ -122,7 +124,7 @@ class ToolServer:
 
 
 class _Reporter:
-    """Progress of one call: what it prints, a few times a second at most."""
+    """Progress of one call: the end of what it prints, at most five times a second."""
 
     def __init__(self, context: ServerRequestContext[Any]) -> None:
         self._context = context
@@ -130,17 +132,17 @@ class _Reporter:
         self._text = ""
         self._next = 0.0
 
-    async def printed(self, _: str, text: str) -> None:
-        """Something was printed; the latest of it is told when it is time."""
-        self._text = (self._text + text)[-_MAX_MESSAGE:]
+    async def add_output(self, _: str, text: str) -> None:
+        """Note printed text; the latest of it is sent once the interval is over."""
+        self._text = (self._text + text)[-_MAX_PROGRESS_CHARS:]
         now = asyncio.get_running_loop().time()
         if now >= self._next:
-            self._next = now + _PROGRESS_AT_MOST_S
+            self._next = now + _PROGRESS_INTERVAL_S
             text, self._text = self._text, ""
-            await self.say(text)
+            await self.send(text)
 
-    async def say(self, message: str) -> None:
-        """Tell the client."""
+    async def send(self, message: str) -> None:
+        """Send a progress notification with a count that grows by one each time."""
         self._steps += 1
         await self._context.session.report_progress(self._steps, message=message)
 

@@ -12,40 +12,38 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from gateway.api.body import JSON, read_object
-from gateway.api.openai.errors import ParamError, guarded, session_headers
-from gateway.api.sessions import choose_runtime, create_session
+from gateway.api.errors import Handler, ParamError
+from gateway.api.http import JSON, read_object, session_headers
+from gateway.api.sessions import DELETED_BY_USER, choose_runtime, create_session
 from gateway.core.errors import SessionNotFoundError
 from gateway.core.interfaces import RuntimeCatalog, SessionStore
 from gateway.core.model import Kind, Runtime, Session, SessionId, SessionState
 from gateway.sessions.lifecycle import Lifecycle
 
 MEMORY_LIMITS: Mapping[str, int] = {"1g": 1 << 30, "4g": 4 << 30, "16g": 16 << 30, "64g": 64 << 30}
-DELETED = "deleted by its user"
 _FIELDS = ("name", "expires_after", "file_ids", "memory_limit", "network_policy", "skills")
 _MAX_MINUTES = 7 * 24 * 60
-_MAX_SCANNED = 20_000  # records looked at for one list
+_MAX_SCANNED = 20_000  # records read for one list
 _PAGE = 500
 
 
 class ContainersAPI:
-    """Handlers over the lifecycle."""
+    """The handlers of containers: each one is a session of a code interpreter."""
 
     def __init__(self, lifecycle: Lifecycle, store: SessionStore, catalog: RuntimeCatalog) -> None:
         self._lifecycle = lifecycle
         self._store = store
         self._catalog = catalog
 
-    def routes(self) -> list[Route]:
-        """The API's paths."""
-        return [
-            Route("/v1/containers", guarded(self._create), methods=["POST"]),
-            Route("/v1/containers", guarded(self._list), methods=["GET"]),
-            Route("/v1/containers/{container_id}", guarded(self._retrieve), methods=["GET"]),
-            Route("/v1/containers/{container_id}", guarded(self._delete), methods=["DELETE"]),
-        ]
+    def handlers(self) -> dict[str, Handler]:
+        """The handler of each operation of openapi/table.py, by its name."""
+        return {
+            "create_container": self._create,
+            "list_containers": self._list,
+            "get_container": self._retrieve,
+            "delete_container": self._delete,
+        }
 
     async def _create(self, request: Request) -> Response:
         body = await read_object(request)
@@ -83,7 +81,7 @@ class ContainersAPI:
     async def _delete(self, request: Request) -> Response:
         session = await require_container(self._lifecycle, request, ended=True)
         if session.state is not SessionState.TERMINATED:
-            await self._lifecycle.terminate(session.id, DELETED)
+            await self._lifecycle.terminate(session.id, DELETED_BY_USER)
         return JSON({"id": session.id, "object": "container.deleted", "deleted": True})
 
     def _with_memory(self, memory: str) -> Runtime:
@@ -164,7 +162,7 @@ async def require_container(lifecycle: Lifecycle, request: Request, *, ended: bo
         session = await lifecycle.get(container_id)
     except SessionNotFoundError:
         session = None
-    if session is not None and (is_container(session) or (ended and session.reason != DELETED)):
+    if session is not None and (is_container(session) or (ended and session.reason != DELETED_BY_USER)):
         return session
     raise SessionNotFoundError(f"Container with id '{container_id[:128]}' not found.")
 

@@ -27,5 +27,5 @@ def path_of(identifier: str) -> str | None:
 
 
 def content_url(base_url: str, session_id: str, path: str) -> str:
-    """Where a file's bytes are."""
+    """The URL of a file's bytes, which needs no session header."""
     return f"{base_url.rstrip('/')}/v1/containers/{session_id}/files/{file_id(path)}/content"

@@ -18,12 +18,11 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from gateway.api.body import JSON, error_headers
+from gateway.api.errors import ErrorShape, Handler, ParamError, error_response
+from gateway.api.http import JSON, session_headers
 from gateway.api.openai.containers import page_of, read_page, require_container
-from gateway.api.openai.errors import ParamError, error_document, guarded, session_headers
 from gateway.api.openai.file_ids import file_id, path_of
 from gateway.core.errors import (
     BadRequestError,
@@ -37,23 +36,23 @@ from gateway.core.interfaces import SandboxCaller
 from gateway.core.model import SandboxReply, SessionId
 from gateway.sessions.lifecycle import Lifecycle
 
-MAX_UPLOAD = 512 << 20  # bytes, as at OpenAI
-_OURS = ".wakegate"  # a folder of the workspace that is not the user's
-_UPLOADED = f"{_OURS}/uploaded"  # one empty file for each that a user put there, named by its id
+MAX_UPLOAD_BYTES = 512 << 20  # as at OpenAI
+_RESERVED_FOLDER = ".wakegate"  # a folder of the workspace that holds the gateway's own files
+_UPLOADED = f"{_RESERVED_FOLDER}/uploaded"  # one empty file for each that a user put there, named by its id
 _PER_PAGE = 1000  # entries that picod is asked for at once
 _MAX_PAGES = 20
-_PIECE = 1 << 20
-_PASSED_ON = ("content-type", "content-length", "content-range", "accept-ranges", "etag", "last-modified")
+_PIECE_BYTES = 1 << 20
+_FORWARDED_HEADERS = ("content-type", "content-length", "content-range", "accept-ranges", "etag", "last-modified")
 
 
 class FileNotFoundHereError(NotFoundError):
-    """No such file in the container."""
+    """The container has no file with that id."""
 
     code = "FILE_NOT_FOUND"
 
 
 class WorkspaceFullError(WakegateError):
-    """The workspace has no room for it."""
+    """The upload does not fit into the workspace's disk limit."""
 
     status = 507
     code = "WORKSPACE_FULL"
@@ -69,22 +68,21 @@ class File:
 
 
 class ContainerFilesAPI:
-    """Handlers over the sandbox's files."""
+    """The handlers of a container's files, over picod's /api/files and /api/fs."""
 
     def __init__(self, lifecycle: Lifecycle, caller: SandboxCaller) -> None:
         self._lifecycle = lifecycle
         self._caller = caller
 
-    def routes(self) -> list[Route]:
-        """The API's paths."""
-        files = "/v1/containers/{container_id}/files"
-        return [
-            Route(files, guarded(self._create), methods=["POST"]),
-            Route(files, guarded(self._list), methods=["GET"]),
-            Route(files + "/{file_id}", guarded(self._retrieve), methods=["GET"]),
-            Route(files + "/{file_id}", guarded(self._delete), methods=["DELETE"]),
-            Route(files + "/{file_id}/content", guarded(self._content), methods=["GET"]),
-        ]
+    def handlers(self) -> dict[str, Handler]:
+        """The handler of each operation of openapi/table.py, by its name."""
+        return {
+            "create_container_file": self._create,
+            "list_container_files": self._list,
+            "get_container_file": self._retrieve,
+            "delete_container_file": self._delete,
+            "get_container_file_content": self._content,
+        }
 
     async def _create(self, request: Request) -> Response:
         session = await require_container(self._lifecycle, request)
@@ -156,7 +154,7 @@ class ContainerFilesAPI:
             page = _require_ok(reply, "the workspace")
             for entry in page.get("entries") or ():
                 path = str(entry.get("path"))
-                if entry.get("type") == "file" and not path.startswith(f"{_OURS}/"):
+                if entry.get("type") == "file" and not path.startswith(f"{_RESERVED_FOLDER}/"):
                     files.append(_file(path, entry))
             after = quote(str(page.get("next") or ""), safe="")
             if not after:
@@ -190,7 +188,7 @@ class _Download(Response):
             async with opened as (reply, chunks):
                 if reply.status not in (200, 206, 304, 416):
                     raise self._absent
-                fields = {name: reply.headers[name] for name in _PASSED_ON if name in reply.headers}
+                fields = {name: reply.headers[name] for name in _FORWARDED_HEADERS if name in reply.headers}
                 fields |= session_headers(self._session_id)
                 headers = [(name.encode(), value.encode("latin-1")) for name, value in fields.items()]
                 started = True
@@ -201,7 +199,7 @@ class _Download(Response):
         except WakegateError as error:
             if started:
                 raise  # it can only be cut off, so that the client sees that it is not whole
-            await JSON(error_document(error), error.status, error_headers(error))(scope, receive, send)
+            await error_response(error, ErrorShape.OPENAI)(scope, receive, send)
 
 
 async def _read_upload(request: Request) -> UploadFile:
@@ -210,7 +208,7 @@ async def _read_upload(request: Request) -> UploadFile:
     if not kind.startswith("multipart/form-data"):
         raise ParamError("file", "missing; send the file itself, as multipart/form-data (there is no Files API here)")
     try:
-        form = await MultiPartParser(request.headers, _patiently(request), max_files=1, max_fields=16).parse()
+        form = await MultiPartParser(request.headers, _bounded_body(request), max_files=1, max_fields=16).parse()
     except (MultiPartException, KeyError, UnicodeDecodeError) as error:
         raise BadRequestError(f"the body is not a multipart form: {getattr(error, 'message', error)}") from None
     except ClientDisconnect:
@@ -221,8 +219,8 @@ async def _read_upload(request: Request) -> UploadFile:
     return upload
 
 
-async def _patiently(request: Request) -> AsyncGenerator[bytes, None]:
-    """The body as it comes, within bounds of size and of silence."""
+async def _bounded_body(request: Request) -> AsyncGenerator[bytes, None]:
+    """The body as it comes. Raises RequestTimeoutError after the idle timeout, TooLargeError beyond the limit."""
     idle: float = request.app.state.body_idle
     stream, size = request.stream(), 0
     while True:
@@ -234,20 +232,20 @@ async def _patiently(request: Request) -> AsyncGenerator[bytes, None]:
         if chunk is None:
             return
         size += len(chunk)
-        if size > MAX_UPLOAD:
-            raise TooLargeError(f"the file is larger than {MAX_UPLOAD} bytes")
+        if size > MAX_UPLOAD_BYTES:
+            raise TooLargeError(f"the file is larger than {MAX_UPLOAD_BYTES} bytes")
         yield chunk
 
 
 async def _pieces(upload: UploadFile) -> AsyncIterator[bytes]:
-    while piece := await upload.read(_PIECE):
+    while piece := await upload.read(_PIECE_BYTES):
         yield piece
 
 
 def _file_name(name: str | None) -> str:
     """The last part of an upload's name. Raises ParamError."""
     last = (name or "").replace("\\", "/").rpartition("/")[2]
-    if last in ("", ".", "..", _OURS) or "\0" in last or len(last.encode("utf-8", "replace")) > 255:
+    if last in ("", ".", "..", _RESERVED_FOLDER) or "\0" in last or len(last.encode("utf-8", "replace")) > 255:
         raise ParamError("file", "its file name cannot be that of a file; expected 1 to 255 bytes, e.g. data.csv")
     return last
 

@@ -24,7 +24,7 @@ class Link:
     size: int  # bytes
 
     def document(self, call_id: str) -> dict[str, Any]:
-        """As `files` of the answer has it."""
+        """One entry of the answer's `files`."""
         return {"tool_call_id": call_id, "url": self.url, "path": self.path, "mime_type": self.mime, "bytes": self.size}
 
 

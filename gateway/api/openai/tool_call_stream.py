@@ -1,7 +1,7 @@
 """Progress of a run as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 
-Each event's data is an object with a `type`, as in OpenAI's streams, and the stream ends with `[DONE]`. The run does
-not hang on its listener: a client that leaves can ask again and gets the results of the same run.
+Each event's data is an object with a `type`, as in OpenAI's streams, and the stream ends with `[DONE]`. The run goes
+on when its client leaves, which can ask again and gets the results of the same run.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Any
 
 import orjson
 
-from gateway.api.openai.errors import error_document
+from gateway.api.errors import ErrorShape, error_document
 from gateway.api.tools.service import Event, Observer
 from gateway.core.errors import WakegateError
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 15.0  # below the idle timeouts of proxies on the way
-_WAITING = 256  # events that may wait for a slow client; then the run waits too
+_MAX_QUEUED = 256  # events for a slow client; beyond them the run waits too
 
 _running: set[asyncio.Task[None]] = set()  # the loop holds tasks weakly
 
 
 class EventStream:
-    """An async iterator of encoded events. The run begins with the first step."""
+    """An async iterator of encoded events; the run begins with the first step and does not end with the last."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class EventStream:
         self._began = began
         self._work = work
         self._show = show
-        self._queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(_WAITING)
+        self._queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(_MAX_QUEUED)
         self._left = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -62,14 +62,14 @@ class EventStream:
             yield b"data: [DONE]\n\n"
         finally:
             self._left = True
-            while not self._queue.empty():  # whoever waits for room may go on
+            while not self._queue.empty():  # a run that waits for the full queue goes on
                 self._queue.get_nowait()
 
     async def _run(self) -> None:
         try:
             last = await self._work(self._observe)
         except WakegateError as error:
-            last = {"type": "error", **error_document(error)}
+            last = {"type": "error", **error_document(error, ErrorShape.OPENAI)}
         except Exception:
             logger.exception("a run of tool calls failed")
             last = {"type": "error", "error": {"message": "internal error", "type": "server_error", "param": None,
@@ -86,5 +86,5 @@ class EventStream:
 
 
 def encode(event: dict[str, Any]) -> bytes:
-    """One event with its name."""
+    """One event as bytes, named by its `type`."""
     return b"event: %b\ndata: %b\n\n" % (str(event["type"]).encode(), orjson.dumps(event))

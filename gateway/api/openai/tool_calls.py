@@ -11,10 +11,9 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 
-from gateway.api.body import JSON, read_json
-from gateway.api.openai.errors import ParamError, guarded, session_headers
+from gateway.api.errors import Handler, ParamError
+from gateway.api.http import JSON, read_json, session_headers
 from gateway.api.openai.file_ids import content_url
 from gateway.api.openai.messages import LIST_NAMES, Link, message, takes_images
 from gateway.api.openai.tool_call_stream import EventStream
@@ -22,7 +21,7 @@ from gateway.api.sessions import choose_runtime, create_session, named_session
 from gateway.api.tools.actions import Sandbox
 from gateway.api.tools.calls import Call, Shape, ToolCalls, parse_tool_calls
 from gateway.api.tools.catalogue import Tool, ToolFormat, describe, tools_of
-from gateway.api.tools.memory import OnceMemory
+from gateway.api.tools.idempotency import IdempotencyCache
 from gateway.api.tools.results import Image, ToolResult
 from gateway.api.tools.service import Event, Observer, ToolService
 from gateway.core.clock import Clock
@@ -33,14 +32,14 @@ from gateway.sessions.lifecycle import Lifecycle
 
 logger = logging.getLogger(__name__)
 
-MAX_BODY = 16 << 20  # bytes; a file that a model writes is part of it
-_MIN_KEY, _MAX_KEY = 16, 256  # characters: whoever says the same key gets the same session
+MAX_BODY_BYTES = 16 << 20  # the files that a model writes are part of it
+_MIN_KEY_CHARS, _MAX_KEY_CHARS = 16, 256  # a key opens the session that it made: it must not be guessed
 _PICTURES = ".wakegate/pictures"  # in the workspace; not among the files that list_files shows
 _EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp"}
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
+class OpenSession:
     """The session that calls run in, and how it came to be awake."""
 
     session_id: SessionId
@@ -50,12 +49,12 @@ class Where:
 
     def headers(self) -> dict[str, str]:
         """As the data path's answers have them."""
-        told = {} if self.restored is None else {"x-wakegate-restored": self.restored}
-        return {**session_headers(self.session_id), "x-wakegate-start": self.start.value, **told}
+        restored = {} if self.restored is None else {"x-wakegate-restored": self.restored}
+        return {**session_headers(self.session_id), "x-wakegate-start": self.start.value, **restored}
 
 
 class ToolsAPI:
-    """Handlers over the tool service."""
+    """The handlers of the tools list and of tool calls as OpenAI's and Anthropic's messages have them."""
 
     def __init__(
         self,
@@ -70,14 +69,11 @@ class ToolsAPI:
         self._catalog = catalog
         self._caller = caller
         # Sessions that requests with an Idempotency-Key made, lest a retry make another.
-        self._sessions = OnceMemory[Where](clock, lambda _: 1024)
+        self._sessions = IdempotencyCache[OpenSession](clock, lambda _: 1024)
 
-    def routes(self) -> list[Route]:
-        """The API's paths."""
-        return [
-            Route("/v1/tools", guarded(self._list), methods=["GET"]),
-            Route("/v1/tool_calls", guarded(self._run), methods=["POST"]),
-        ]
+    def handlers(self) -> dict[str, Handler]:
+        """The handler of each operation of openapi/table.py, by its name."""
+        return {"list_tools": self._list, "run_tool_calls": self._run}
 
     async def _list(self, request: Request) -> Response:
         query = request.query_params
@@ -95,44 +91,44 @@ class ToolsAPI:
         return JSON({"tools": describe(list(tools.values()), ToolFormat(form))})
 
     async def _run(self, request: Request) -> Response:
-        asked = parse_tool_calls(await read_json(request, MAX_BODY))
+        asked = parse_tool_calls(await read_json(request, MAX_BODY_BYTES))
         if not asked.calls:
             return JSON({"session_id": named_session(request, asked.session_id), LIST_NAMES[asked.shape]: []})
-        where = await self._where(request, asked)
-        request.state.session_id = where.session_id
+        session = await self._open(request, asked)
+        request.state.session_id = session.session_id
         base_url = str(request.base_url)
         if asked.stream:
-            return self._streamed(asked, where, base_url)
-        results = await self._service.run(where.session_id, where.tools, asked.calls)
-        return JSON(await self._document(asked, where, results, base_url), headers=where.headers())
+            return self._streamed(asked, session, base_url)
+        results = await self._service.run(session.session_id, session.tools, asked.calls)
+        return JSON(await self._document(asked, session, results, base_url), headers=session.headers())
 
-    async def _where(self, request: Request, asked: ToolCalls) -> Where:
+    async def _open(self, request: Request, asked: ToolCalls) -> OpenSession:
         """The session, awake. What goes wrong up to here is an HTTP error: nothing was run."""
         session_id = named_session(request, asked.session_id)
         if session_id is None:
             runtime = choose_runtime(self._catalog, request, asked.runtime)
             key = _idempotency_key(request)
             if key is None:
-                return await self._made(runtime)
-            session_id = (await self._sessions.run(key, lambda: self._made(runtime)))[0].session_id
+                return await self._create(runtime)
+            session_id = (await self._sessions.run(key, lambda: self._create(runtime)))[0].session_id
         request.state.session_id = session_id
         readiness, tools = await self._service.open(session_id)
-        return Where(session_id, readiness.start, readiness.restored, tools)
+        return OpenSession(session_id, readiness.start, readiness.restored, tools)
 
-    async def _made(self, runtime: Runtime) -> Where:
+    async def _create(self, runtime: Runtime) -> OpenSession:
         opened = await create_session(self._lifecycle, runtime.key)
-        return Where(opened.session.id, opened.start, None, tools_of(runtime))
+        return OpenSession(opened.session.id, opened.start, None, tools_of(runtime))
 
     async def _document(
-        self, asked: ToolCalls, where: Where, results: Sequence[ToolResult], base_url: str
+        self, asked: ToolCalls, session: OpenSession, results: Sequence[ToolResult], base_url: str
     ) -> dict[str, Any]:
         messages: list[dict[str, Any]] = []
         files: list[dict[str, Any]] = []
         for call, result in zip(asked.calls, results, strict=True):
-            links = await self._links(asked.shape, where.session_id, result, base_url)
+            links = await self._links(asked.shape, session.session_id, result, base_url)
             messages.append(message(asked.shape, call, result, links))
             files += [link.document(call.id) for link in links]
-        return {"session_id": where.session_id, LIST_NAMES[asked.shape]: messages, "files": files}
+        return {"session_id": session.session_id, LIST_NAMES[asked.shape]: messages, "files": files}
 
     async def _links(self, shape: Shape, session_id: SessionId, result: ToolResult, base_url: str) -> list[Link]:
         """Files for the pictures of a form that takes none. Named by content: the same picture is one file."""
@@ -144,7 +140,7 @@ class ToolsAPI:
         try:
             data = base64.b64decode(image.data, validate=True)
         except ValueError:
-            return None  # the sandbox made it up
+            return None  # not base64: the sandbox is hostile
         path = f"{_PICTURES}/{hashlib.sha256(data).hexdigest()[:20]}.{_EXTENSIONS[image.mime]}"
         try:
             reply = await Sandbox(self._caller, session_id).put(f"/api/files/{path}", data)
@@ -156,16 +152,16 @@ class ToolsAPI:
             return None
         return Link(content_url(base_url, session_id, path), path, image.mime, len(data))
 
-    def _streamed(self, asked: ToolCalls, where: Where, base_url: str) -> Response:
+    def _streamed(self, asked: ToolCalls, session: OpenSession, base_url: str) -> Response:
         async def work(observe: Observer) -> dict[str, Any]:
-            results = await self._service.run(where.session_id, where.tools, asked.calls, observe)
-            return {"type": "tool_calls.completed", **await self._document(asked, where, results, base_url)}
+            results = await self._service.run(session.session_id, session.tools, asked.calls, observe)
+            return {"type": "tool_calls.completed", **await self._document(asked, session, results, base_url)}
 
         def show(event: Event) -> dict[str, Any]:
             return _event_document(event, asked.calls[event.index])
 
-        headers = {**where.headers(), "cache-control": "no-cache", "x-accel-buffering": "no"}
-        began = {"type": "tool_calls.started", "session_id": where.session_id}
+        headers = {**session.headers(), "cache-control": "no-cache", "x-accel-buffering": "no"}
+        began = {"type": "tool_calls.started", "session_id": session.session_id}
         events = EventStream(began, work, show)
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
@@ -175,8 +171,10 @@ def _idempotency_key(request: Request) -> tuple[str, str] | None:
     key = request.headers.get("idempotency-key")
     if key is None:
         return None
-    if not _MIN_KEY <= len(key) <= _MAX_KEY:
-        raise ParamError("idempotency-key", f"expected {_MIN_KEY} to {_MAX_KEY} characters that nobody can guess")
+    if not _MIN_KEY_CHARS <= len(key) <= _MAX_KEY_CHARS:
+        raise ParamError(
+            "idempotency-key", f"expected {_MIN_KEY_CHARS} to {_MAX_KEY_CHARS} characters that cannot be guessed"
+        )
     return request.headers.get("authorization", ""), key
 
 

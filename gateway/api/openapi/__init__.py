@@ -1,9 +1,5 @@
-"""What this gateway answers, as an OpenAPI 3.1 document at /openapi.json.
+"""What this gateway answers: the route table of the control surfaces, and the OpenAPI 3.1 document made from it.
 
-    table.py      one line per operation of the gateway's own surfaces
-    sandbox.py    the same for what picod answers through it
-    schemas.py    the shapes that they share
-    document.py   from these to the document
-
-A test holds the table to the routes (tests/test_openapi.py), another sends requests made up from it.
+Start with `table` (the gateway's own operations) and `sandbox` (what picod answers through it); both use the shapes of
+`schemas`, and `document` makes /openapi.json. Imports the shared helpers of `api` at most.
 """

@@ -11,22 +11,22 @@ from gateway import __version__
 from gateway.api.openapi.schemas import SCHEMAS, TEXT, Schema, ref
 
 JSON = "application/json"
-_PLACE = re.compile(r"\{([a-z_]+)\}")
+_PATH_PARAMETER = re.compile(r"\{([a-z_]+)\}")
 _REASONS = {
     400: "The request cannot be understood; the message says what and where.",
     403: "Not from this web page.",
-    404: "No such thing, or no longer.",
+    404: "It does not exist, or no longer.",
     405: "Not with this method.",
-    408: "The client was silent while it owed the rest of its request.",
+    408: "The rest of the request did not come in time.",
     409: "Its present state does not allow this.",
-    413: "Larger than is taken.",
+    413: "The request is larger than allowed.",
     422: "The Idempotency-Key stands for another request.",
-    429: "A bounded queue is full; Retry-After says when to come back.",
-    500: "Something of ours failed; the gateway's log has the details.",
+    429: "A bounded queue is full; Retry-After says when to try again.",
+    500: "An internal error; the gateway's log has the details.",
     502: "The sandbox went away, or cannot be reached.",
-    503: "A part that this needs is away; Retry-After says when to come back.",
+    503: "A part that this needs does not answer; Retry-After says when to try again.",
     504: "No sandbox was ready in time, or it was silent for too long.",
-    507: "No room.",
+    507: "No space left.",
 }
 _ALWAYS = (400, 408, 413, 500, 503)
 IDEMPOTENCY_KEY = "idempotency-key"
@@ -35,7 +35,7 @@ _WITH_SESSION = (404, 409, 429, 502, 504, 507)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one status brings: a schema, or another content type than JSON, or nothing."""
+    """The answer with one status: JSON of a schema, another content type, or no body."""
 
     description: str
     schema: Schema | None = None
@@ -44,7 +44,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A query parameter or a header."""
+    """A parameter in the query or, with `where="header"`, a request header."""
 
     name: str
     description: str
@@ -57,8 +57,8 @@ class Parameter:
 class Operation:
     """One method of one path. `error` names the schema of its errors; empty: it has none of its own.
 
-    `sandbox`: it needs a session, or a sandbox, and fails in their ways. `plain_404`: its path has a variable part, and
-    what that part cannot be is an unknown path.
+    `sandbox`: it needs a session, or a sandbox, and fails in their ways. A path
+    with a variable part also answers the plain 404 of an unknown path.
     """
 
     method: str
@@ -75,12 +75,12 @@ class Operation:
 
     @property
     def key(self) -> tuple[str, str]:
-        """(method, path)."""
+        """(method, path), which is unique in the document."""
         return self.method, self.path
 
 
 def make_document(operations: Sequence[Operation]) -> dict[str, Any]:
-    """The document."""
+    """The whole document, of JSON types only; paths in the order of `operations`."""
     paths: dict[str, dict[str, Any]] = {}
     for each in operations:
         paths.setdefault(each.path, {})[each.method.lower()] = _operation(each)
@@ -97,7 +97,7 @@ def make_document(operations: Sequence[Operation]) -> dict[str, Any]:
 
 
 def _operation(each: Operation) -> dict[str, Any]:
-    shown: dict[str, Any] = {
+    document: dict[str, Any] = {
         "tags": [each.tag],
         "operationId": f"{each.method.lower()}{re.sub('[^a-zA-Z0-9]+', '_', each.path).rstrip('_')}",
         "summary": each.summary,
@@ -105,7 +105,7 @@ def _operation(each: Operation) -> dict[str, Any]:
     }
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-        for name in _PLACE.findall(each.path)
+        for name in _PATH_PARAMETER.findall(each.path)
     ]
     parameters += [
         {
@@ -118,10 +118,10 @@ def _operation(each: Operation) -> dict[str, Any]:
         for one in each.parameters
     ]
     if parameters:
-        shown["parameters"] = parameters
+        document["parameters"] = parameters
     if each.body is not None:
-        shown["requestBody"] = {"required": True, "content": {each.body_type: {"schema": each.body}}}
-    return shown
+        document["requestBody"] = {"required": True, "content": {each.body_type: {"schema": each.body}}}
+    return document
 
 
 def _responses(each: Operation) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def _responses(each: Operation) -> dict[str, Any]:
         for status in (*_ALWAYS, *(_WITH_SESSION if each.sandbox else ()), *with_key):
             error = Answer(_REASONS[status], ref(each.error))
             responses.setdefault(str(status), {"description": error.description, **_content(error)})
-    if _PLACE.search(each.path):
+    if _PATH_PARAMETER.search(each.path):
         absent = responses.setdefault("404", {"description": _REASONS[404]})
         absent.setdefault("content", {})["text/plain"] = {"schema": TEXT}
     return dict(sorted(responses.items()))

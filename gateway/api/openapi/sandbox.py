@@ -25,9 +25,9 @@ def _op(
     body: Schema | None = None,
     body_type: str = "application/json",
 ) -> Operation:
-    said = Answer("Done.", answer) if answer is not None else Answer("Done.")
+    done = Answer("Done.", answer) if answer is not None else Answer("Done.")
     return Operation(
-        method, path, "sandbox", summary, {status: said}, (_SESSION, *parameters), body, body_type, "SandboxError"
+        method, path, "sandbox", summary, {status: done}, (_SESSION, *parameters), body, body_type, "SandboxError"
     )
 
 

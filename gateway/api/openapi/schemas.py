@@ -11,7 +11,6 @@ COUNT: Schema = {"type": "integer", "minimum": 0}
 NUMBER: Schema = {"type": "number"}
 FLAG: Schema = {"type": "boolean"}
 MOMENT: Schema = {"type": "string", "format": "date-time"}
-ANY: Schema = {}
 DURATION: Schema = {
     "description": "Seconds, or text such as 90s, 15m or 8h.",
     "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "examples": ["15m"]}],
@@ -25,7 +24,7 @@ RUNTIME_NAME: Schema = {
 
 
 def ref(name: str) -> Schema:
-    """A schema by its name."""
+    """A reference to one of SCHEMAS by its name, as the document resolves it."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
@@ -35,13 +34,13 @@ def obj(required: str = "", /, **properties: Schema) -> Schema:
     return {**schema, "required": required.split()} if required else schema
 
 
-def listed(items: Schema) -> Schema:
-    """A list."""
+def array_of(items: Schema) -> Schema:
+    """An array of any length with items of one schema."""
     return {"type": "array", "items": items}
 
 
-def maybe(schema: Schema) -> Schema:
-    """Or null."""
+def nullable(schema: Schema) -> Schema:
+    """The schema, or null in its place: the field is always there, which OpenAI's clients expect."""
     return {"anyOf": [schema, {"type": "null"}]}
 
 
@@ -72,28 +71,29 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Message": obj("message", message=TEXT),
     "OpenAIError": obj(
-        "error", error=obj("message type param code", message=TEXT, type=TEXT, param=maybe(TEXT), code=maybe(TEXT))
+        "error",
+        error=obj("message type param code", message=TEXT, type=TEXT, param=nullable(TEXT), code=nullable(TEXT)),
     ),
     "NewSession": obj("runtime", runtime=RUNTIME_NAME, ttl=DURATION, idleTimeout=DURATION, metadata=METADATA),
-    "SessionChange": obj(ttl=maybe(DURATION), idleTimeout=DURATION, metadata=METADATA),
+    "SessionChange": obj(ttl=nullable(DURATION), idleTimeout=DURATION, metadata=METADATA),
     "Session": obj(
         "id runtime state createdAt lastActiveAt expiresAt idleTimeout metadata",
         id=TEXT,
         runtime=obj("namespace name kind", namespace=TEXT, name=TEXT, kind=TEXT),
         state={"enum": ["creating", "active", "hibernating", "hibernated", "waking", "lost", "terminated"]},
-        start=maybe(TEXT),
+        start=nullable(TEXT),
         createdAt=MOMENT,
         lastActiveAt={**MOMENT, "description": "of a session that has ended: when it ended"},
         expiresAt=MOMENT,
         idleTimeout=NUMBER,
-        sandboxId=maybe(TEXT),
+        sandboxId=nullable(TEXT),
         reason=TEXT,
         metadata=METADATA,
     ),
-    "Sessions": obj("sessions next", sessions=listed(ref("Session")), next=maybe(TEXT)),
-    "Runtimes": obj("runtimes", runtimes=listed(obj("namespace name kind pool", pool={"type": "object"}))),
+    "Sessions": obj("sessions next", sessions=array_of(ref("Session")), next=nullable(TEXT)),
+    "Runtimes": obj("runtimes", runtimes=array_of(obj("namespace name kind pool", pool={"type": "object"}))),
     "Status": obj("status", status=TEXT),
-    "NotReady": obj("status", status=TEXT, reasons=listed(TEXT), error=TEXT),
+    "NotReady": obj("status", status=TEXT, reasons=array_of(TEXT), error=TEXT),
     "NewSandbox": obj("namespace name", namespace=TEXT, name=TEXT, ttl=DURATION, metadata=METADATA),
     "Sandbox": obj(
         "kind sessionId sandboxId sandboxName entryPoints",
@@ -101,25 +101,25 @@ SCHEMAS: dict[str, Schema] = {
         sessionId=TEXT,
         sandboxId=TEXT,
         sandboxName=TEXT,
-        entryPoints=listed(obj("path protocol endpoint", path=TEXT, protocol=TEXT, endpoint=TEXT)),
+        entryPoints=array_of(obj("path protocol endpoint", path=TEXT, protocol=TEXT, endpoint=TEXT)),
     ),
-    "Tools": obj("tools", tools=listed({"type": "object"})),
+    "Tools": obj("tools", tools=array_of({"type": "object"})),
     "ToolCalls": {
         "anyOf": [
-            obj("tool_calls", role=TEXT, tool_calls=listed(_CALL), **_BESIDE),
-            obj("output", output=listed(_ITEM), **_BESIDE),
-            obj("content", role={"const": "assistant"}, content=listed(_BLOCK), **_BESIDE),
-            listed(_CALL),
-            listed(_ITEM),
+            obj("tool_calls", role=TEXT, tool_calls=array_of(_CALL), **_BESIDE),
+            obj("output", output=array_of(_ITEM), **_BESIDE),
+            obj("content", role={"const": "assistant"}, content=array_of(_BLOCK), **_BESIDE),
+            array_of(_CALL),
+            array_of(_ITEM),
         ]
     },
     "ToolAnswers": obj(
         "session_id",
-        session_id=maybe(TEXT),
-        messages=listed(obj("role tool_call_id content", role={"const": "tool"}, tool_call_id=TEXT, content=TEXT)),
-        output=listed(obj("type call_id output", type={"const": "function_call_output"}, call_id=TEXT)),
-        content=listed(obj("type tool_use_id content", type={"const": "tool_result"}, tool_use_id=TEXT)),
-        files=listed(obj("tool_call_id url path mime_type bytes", url=TEXT, path=TEXT, mime_type=TEXT, bytes=COUNT)),
+        session_id=nullable(TEXT),
+        messages=array_of(obj("role tool_call_id content", role={"const": "tool"}, tool_call_id=TEXT, content=TEXT)),
+        output=array_of(obj("type call_id output", type={"const": "function_call_output"}, call_id=TEXT)),
+        content=array_of(obj("type tool_use_id content", type={"const": "tool_result"}, tool_use_id=TEXT)),
+        files=array_of(obj("tool_call_id url path mime_type bytes", url=TEXT, path=TEXT, mime_type=TEXT, bytes=COUNT)),
     ),
     "NewContainer": obj(
         "name",
@@ -140,13 +140,13 @@ SCHEMAS: dict[str, Schema] = {
         status={"enum": ["running", "expired"]},
         expires_after=obj("anchor minutes", anchor=TEXT, minutes=COUNT),
         last_active_at=COUNT,
-        memory_limit=maybe(TEXT),
+        memory_limit=nullable(TEXT),
         network_policy=obj("type", type=TEXT),
         name=TEXT,
     ),
     "Containers": obj(
-        _PAGE, object={"const": "list"}, data=listed(ref("Container")), first_id=maybe(TEXT), last_id=maybe(TEXT),
-        has_more=FLAG,
+        _PAGE, object={"const": "list"}, data=array_of(ref("Container")),
+        first_id=nullable(TEXT), last_id=nullable(TEXT), has_more=FLAG,
     ),
     "ContainerFile": obj(
         "id object container_id created_at bytes path source",
@@ -159,8 +159,8 @@ SCHEMAS: dict[str, Schema] = {
         source={"enum": ["user", "assistant"]},
     ),
     "ContainerFiles": obj(
-        _PAGE, object={"const": "list"}, data=listed(ref("ContainerFile")), first_id=maybe(TEXT), last_id=maybe(TEXT),
-        has_more=FLAG,
+        _PAGE, object={"const": "list"}, data=array_of(ref("ContainerFile")),
+        first_id=nullable(TEXT), last_id=nullable(TEXT), has_more=FLAG,
     ),
     "Deleted": obj("id object deleted", id=TEXT, object=TEXT, deleted={"const": True}),
     "Upload": obj("file", file={"type": "string", "contentMediaType": "application/octet-stream"}),
@@ -188,11 +188,11 @@ SCHEMAS: dict[str, Schema] = {
         "stdout stderr results error",
         stdout=TEXT,
         stderr=TEXT,
-        results=listed({"type": "object"}),
-        error=maybe(obj("name value traceback", name=TEXT, value=TEXT, traceback=listed(TEXT))),
-        execution_count=maybe({"type": "integer"}),
+        results=array_of({"type": "object"}),
+        error=nullable(obj("name value traceback", name=TEXT, value=TEXT, traceback=array_of(TEXT))),
+        execution_count=nullable({"type": "integer"}),
         duration=NUMBER,
     ),
-    "Files": obj("files", files=listed(obj("name size modified mode is_dir", name=TEXT, size=COUNT, is_dir=FLAG))),
+    "Files": obj("files", files=array_of(obj("name size modified mode is_dir", name=TEXT, size=COUNT, is_dir=FLAG))),
     "Written": obj("path size mode modified", path=TEXT, size=COUNT, mode=TEXT, modified=TEXT),
 }  # fmt: skip

@@ -1,9 +1,15 @@
-"""The operations of the gateway's own surfaces, one entry each, in the order of the document."""
+"""The operations of the gateway's own surfaces: name -> method, path and description, in the order of the document.
+
+The one route table: `api/app.py` makes the router from it, `document.py` /openapi.json.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from gateway.api.openapi.document import Answer, Operation, Parameter
 from gateway.api.openapi.schemas import EVENTS, RUNTIME_NAME, ref
+from gateway.core.model import Kind
 
 SESSION = Parameter("x-session-id", "The session that this is for.", where="header")
 RUNTIME = Parameter("x-wakegate-runtime", "The runtime of a session that is made.", RUNTIME_NAME, "header")
@@ -20,102 +26,145 @@ def _ok(schema: str, description: str = "Done.") -> dict[int, Answer]:
     return {200: Answer(description, ref(schema))}
 
 
-NATIVE: tuple[Operation, ...] = (
-    Operation("POST", "/v1/sessions", "sessions", "Make a session.", {201: Answer("Made.", ref("Session"))},
+NATIVE: Mapping[str, Operation] = {
+    "create_session":
+        Operation("POST", "/v1/sessions", "sessions", "Make a session.", {201: Answer("Made.", ref("Session"))},
               body=ref("NewSession")),
-    Operation("GET", "/v1/sessions", "sessions", "List sessions by id.", _ok("Sessions"), (
+    "list_sessions":
+        Operation("GET", "/v1/sessions", "sessions", "List sessions by id.", _ok("Sessions"), (
         Parameter("state", "Only those in this state."),
         Parameter("runtime", "Only those of this runtime.", RUNTIME_NAME),
         Parameter("after", "The id that the page before ended with."),
         Parameter("limit", "How many at most.", {"type": "integer", "minimum": 1, "maximum": 1000}),
     ), sandbox=False),
-    Operation("GET", "/v1/sessions/{session_id}", "sessions", "Look at a session.", _ok("Session")),
-    Operation("PATCH", "/v1/sessions/{session_id}", "sessions", "Change when it ends or sleeps, or its metadata.",
+    "get_session":
+        Operation("GET", "/v1/sessions/{session_id}", "sessions", "Look at a session.", _ok("Session")),
+    "update_session":
+        Operation("PATCH", "/v1/sessions/{session_id}", "sessions", "Change its ttl, idle timeout or metadata.",
               _ok("Session"), body=ref("SessionChange")),
-    Operation("DELETE", "/v1/sessions/{session_id}", "sessions", "End a session.", {204: Answer("Ended.")}),
-    Operation("POST", "/v1/sessions/{session_id}/hibernate", "sessions", "Put a session to sleep now.", _ok("Session")),
-    Operation("POST", "/v1/sessions/{session_id}/wake", "sessions", "Wake a session ahead of need.", _ok("Session")),
-    Operation("GET", "/v1/runtimes", "runtimes", "Runtimes and their warm pools.", _ok("Runtimes"), sandbox=False),
-    Operation("GET", "/v1/autoscaler", "runtimes", "Why each warm pool has the size it has.",
+    "delete_session":
+        Operation("DELETE", "/v1/sessions/{session_id}", "sessions", "End a session.", {204: Answer("Ended.")}),
+    "hibernate_session":
+        Operation("POST", "/v1/sessions/{session_id}/hibernate", "sessions", "Hibernate a session now.",
+                  _ok("Session")),
+    "wake_session":
+        Operation("POST", "/v1/sessions/{session_id}/wake", "sessions", "Wake a session now.", _ok("Session")),
+    "list_runtimes":
+        Operation("GET", "/v1/runtimes", "runtimes", "Runtimes and their warm pools.", _ok("Runtimes"), sandbox=False),
+    "explain_autoscaler":
+        Operation("GET", "/v1/autoscaler", "runtimes", "Why each warm pool has the size it has.",
               {200: Answer("By runtime.", {"type": "object"})}, sandbox=False),
-    Operation("GET", "/v1/autoscaler/history", "runtimes", "Recorded claims, a line of JSON per runtime.",
+    "export_claim_history":
+        Operation("GET", "/v1/autoscaler/history", "runtimes", "Recorded claims, a line of JSON per runtime.",
               {200: Answer("`{runtime, bucket, counts: [[second, claims], ...]}`, oldest first.", _TEXT,
                            "application/x-ndjson")}, (
         Parameter("runtime", "Only of this runtime.", RUNTIME_NAME),
         Parameter("bucket", "Seconds per count: 1 (the last hours) or 60 (two weeks; if absent).", {"enum": [1, 60]}),
     ), sandbox=False),
-)  # fmt: skip
+}  # fmt: skip
 
-HEALTH: tuple[Operation, ...] = (
-    Operation("GET", "/healthz", "health", "This process lives.", _ok("Status"), sandbox=False),
-    Operation("GET", "/readyz", "health", "Whether all is well, and why not.",
+HEALTH: Mapping[str, Operation] = {
+    "check_liveness":
+        Operation("GET", "/healthz", "health", "This process lives.", _ok("Status"), sandbox=False),
+    "check_readiness":
+        Operation("GET", "/readyz", "health", "Whether all is well, and why not.",
               {200: Answer("It is.", ref("Status")), 503: Answer("Not now.", ref("NotReady"))}, error="",
               sandbox=False),
-    Operation("GET", "/metrics", "health", "Counters in Prometheus' text form.",
+    "render_metrics":
+        Operation("GET", "/metrics", "health", "Counters in Prometheus' text form.",
               {200: Answer("All of them.", _TEXT, "text/plain")}, sandbox=False),
-    Operation("GET", "/openapi.json", "health", "This document.", {200: Answer("OpenAPI 3.1.", {"type": "object"})},
+    "get_openapi":
+        Operation("GET", "/openapi.json", "health", "This document.", {200: Answer("OpenAPI 3.1.", {"type": "object"})},
               error="", sandbox=False),
-    Operation("GET", "/health", "health", "AgentCube's health check.", _ok("Status"), error="", sandbox=False),
-    Operation("GET", "/health/live", "health", "AgentCube's liveness check.", _ok("Status"), error="", sandbox=False),
-    Operation("GET", "/health/ready", "health",
+    "check_agentcube_health":
+        Operation("GET", "/health", "health", "AgentCube's health check.", _ok("Status"), error="", sandbox=False),
+    "check_agentcube_liveness":
+        Operation("GET", "/health/live", "health", "AgentCube's liveness check.", _ok("Status"), error="",
+                  sandbox=False),
+    "check_agentcube_readiness":
+        Operation("GET", "/health/ready", "health",
               "AgentCube's readiness check: a store that goes away later does not fail it.",
               {200: Answer("Ready.", ref("Status")), 503: Answer("Not now.", ref("NotReady"))}, error="",
               sandbox=False),
-)  # fmt: skip
+}  # fmt: skip
 
-AGENTCUBE: tuple[Operation, ...] = tuple(
-    operation
-    for kind in ("code-interpreter", "agent-runtime")
-    for operation in (
-        Operation("POST", f"/v1/{kind}", "agentcube", f"Make a session of a {kind}.", _ok("Sandbox"),
-                  body=ref("NewSandbox"), error="Message"),
-        Operation("DELETE", f"/v1/{kind}/sessions/{{session_id}}", "agentcube", "End a session.", _ok("Message"),
-                  error="Message"),
+
+def _agentcube(kind: Kind) -> dict[str, Operation]:
+    name, path = kind.singular.replace("-", "_"), f"/v1/{kind.singular}"
+    create = Operation(
+        "POST",
+        path,
+        "agentcube",
+        f"Make a session of a {kind.singular}.",
+        _ok("Sandbox"),
+        body=ref("NewSandbox"),
+        error="Message",
     )
-)  # fmt: skip
+    delete = Operation(
+        "DELETE", path + "/sessions/{session_id}", "agentcube", "End a session.", _ok("Message"), error="Message"
+    )
+    return {f"create_{name}": create, f"delete_{name}": delete}  # fmt: skip
 
-TOOLS: tuple[Operation, ...] = (
-    Operation("GET", "/v1/tools", "tools", "The tools list to give to a model.", _ok("Tools"), (
+
+AGENTCUBE: Mapping[str, Operation] = {**_agentcube(Kind.CODE_INTERPRETER), **_agentcube(Kind.AGENT_RUNTIME)}
+
+TOOLS: Mapping[str, Operation] = {
+    "list_tools":
+        Operation("GET", "/v1/tools", "tools", "The tools list to give to a model.", _ok("Tools"), (
         Parameter("format", "Whose form.", {"enum": ["chat", "responses", "anthropic", "mcp"]}),
         Parameter("runtime", "Whose tools.", RUNTIME_NAME), SESSION, RUNTIME,
     ), error="OpenAIError"),
-    Operation("POST", "/v1/tool_calls", "tools", "Run what a model asked for; the answers are ready to append.",
+    "run_tool_calls":
+        Operation("POST", "/v1/tool_calls", "tools", "Run what a model asked for; the answers are ready to append.",
               _ok("ToolAnswers"), (SESSION, RUNTIME, Parameter(
                   "idempotency-key", "Without a session: a retry with the same key finds the session that it made.",
                   {"type": "string", "minLength": 16, "maxLength": 256}, "header",
               )), body=ref("ToolCalls"), error="OpenAIError",
               more=(Answer("Progress.", EVENTS, "text/event-stream"),)),
-    Operation("POST", "/mcp", "tools", "The tools over MCP (streamable HTTP).",
+    "post_mcp_message":
+        Operation("POST", "/mcp", "tools", "The tools over MCP (streamable HTTP).",
               {200: Answer("The answer.", ref("MCPMessage")), 202: Answer("Taken."),
                406: Answer("Accept lacks what may come.", ref("MCPMessage")),
                415: Answer("Not JSON.", ref("MCPMessage")),
                403: Answer("Not from this web page.", ref("MCPMessage"))},
               (SESSION, RUNTIME, Parameter("runtime", "Of the session that initialize makes.", RUNTIME_NAME)),
               body=ref("MCPMessage"), error="MCPMessage", more=(Answer("Answers.", EVENTS, "text/event-stream"),)),
-    Operation("DELETE", "/mcp", "tools", "End an MCP session.",
+    "end_mcp_session":
+        Operation("DELETE", "/mcp", "tools", "End an MCP session.",
               {204: Answer("Ended."), 403: Answer("Not from this web page.", ref("MCPMessage"))},
               (Parameter("mcp-session-id", "Which.", where="header", required=True),), error="MCPMessage"),
-)  # fmt: skip
+}  # fmt: skip
 
 _FILES = "/v1/containers/{container_id}/files"
 _BYTES = Answer("The bytes.", None, "application/octet-stream")
-CONTAINERS: tuple[Operation, ...] = (
-    Operation("POST", "/v1/containers", "containers", "Make a container: a session.", _ok("Container"), (RUNTIME,),
+CONTAINERS: Mapping[str, Operation] = {
+    "create_container":
+        Operation("POST", "/v1/containers", "containers", "Make a container: a session.", _ok("Container"), (RUNTIME,),
               body=ref("NewContainer"), error="OpenAIError"),
-    Operation("GET", "/v1/containers", "containers", "List containers.", _ok("Containers"),
+    "list_containers":
+        Operation("GET", "/v1/containers", "containers", "List containers.", _ok("Containers"),
               (*_PAGE, Parameter("name", "Only those of this name.")), error="OpenAIError", sandbox=False),
-    Operation("GET", "/v1/containers/{container_id}", "containers", "Look at a container.", _ok("Container"),
+    "get_container":
+        Operation("GET", "/v1/containers/{container_id}", "containers", "Look at a container.", _ok("Container"),
               error="OpenAIError"),
-    Operation("DELETE", "/v1/containers/{container_id}", "containers", "End a container.", _ok("Deleted"),
+    "delete_container":
+        Operation("DELETE", "/v1/containers/{container_id}", "containers", "End a container.", _ok("Deleted"),
               error="OpenAIError"),
-    Operation("POST", _FILES, "containers", "Upload a file.", _ok("ContainerFile"), body=ref("Upload"),
+    "create_container_file":
+        Operation("POST", _FILES, "containers", "Upload a file.", _ok("ContainerFile"), body=ref("Upload"),
               body_type="multipart/form-data", error="OpenAIError"),
-    Operation("GET", _FILES, "containers", "List files.", _ok("ContainerFiles"), _PAGE, error="OpenAIError"),
-    Operation("GET", _FILES + "/{file_id}", "containers", "Look at a file.", _ok("ContainerFile"), error="OpenAIError"),
-    Operation("DELETE", _FILES + "/{file_id}", "containers", "Delete a file.", _ok("Deleted"), error="OpenAIError"),
-    Operation("GET", _FILES + "/{file_id}/content", "containers", "Read a file.",
+    "list_container_files":
+        Operation("GET", _FILES, "containers", "List files.", _ok("ContainerFiles"), _PAGE, error="OpenAIError"),
+    "get_container_file":
+        Operation("GET", _FILES + "/{file_id}", "containers", "Look at a file.", _ok("ContainerFile"),
+                  error="OpenAIError"),
+    "delete_container_file":
+        Operation("DELETE", _FILES + "/{file_id}", "containers", "Delete a file.", _ok("Deleted"), error="OpenAIError"),
+    "get_container_file_content":
+        Operation("GET", _FILES + "/{file_id}/content", "containers", "Read a file.",
               {200: _BYTES, 206: _BYTES, 304: Answer("As it was."), 416: Answer("Beyond the file's end.")},
               error="OpenAIError", more=(Answer("", None, "*/*"),)),
-)  # fmt: skip
+}  # fmt: skip
 
-CONTROL = (*NATIVE, *TOOLS, *CONTAINERS, *AGENTCUBE, *HEALTH)
+# Every operation of the control surfaces by name: the router (api/app.py) and /openapi.json are both made from this.
+CONTROL: Mapping[str, Operation] = {**NATIVE, **TOOLS, **CONTAINERS, **AGENTCUBE, **HEALTH}

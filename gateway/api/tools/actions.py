@@ -15,8 +15,8 @@ from urllib.parse import quote
 import orjson
 
 from gateway.api.tools.catalogue import BUILT_IN, DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
-from gateway.api.tools.following import MAX_EVENT, Progress, collect
 from gateway.api.tools.results import IMAGE_TYPES, Image, ToolResult, failure, from_execute, from_run_code
+from gateway.api.tools.run_events import MAX_EVENT_BYTES, Progress, collect
 from gateway.core.errors import UpstreamTimeoutError
 from gateway.core.interfaces import SandboxCaller
 from gateway.core.model import SandboxReply, SessionId
@@ -78,7 +78,7 @@ class Sandbox:
             self._note(reply)
             if reply.status == 200 and not reply.headers.get("content-type", "").startswith("application/json"):
                 return await collect(chunks, progress)
-            most = _MAX_REFUSAL if reply.status != 200 else MAX_EVENT
+            most = _MAX_REFUSAL if reply.status != 200 else MAX_EVENT_BYTES
             said = bytearray()
             async for chunk in chunks:
                 said += chunk[: most - len(said)]

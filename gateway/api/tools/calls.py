@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from gateway.api.openai.errors import ParamError
+from gateway.api.errors import ParamError
 from gateway.api.tools.results import ToolResult, failure
 from gateway.core.errors import BadRequestError
 
@@ -47,7 +47,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class ToolCalls:
-    """A parsed request."""
+    """The calls of one request in their order, and where they are to run; `runtime` is unchecked JSON."""
 
     shape: Shape
     calls: tuple[Call, ...]

@@ -14,7 +14,7 @@ DEFAULT_TIMEOUT_S = 60
 
 
 class ToolFormat(StrEnum):
-    """Whose form of a tools list."""
+    """The API whose form a list of tools has."""
 
     CHAT = "chat"  # OpenAI chat.completions
     RESPONSES = "responses"  # OpenAI responses

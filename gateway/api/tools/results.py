@@ -20,7 +20,7 @@ IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A picture. `data` is base64."""
+    """A picture as base64 `data` of MIME type `mime`."""
 
     mime: str
     data: str
@@ -28,7 +28,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """An answer for a model."""
+    """What a model reads of one call: text and pictures; `failed` where the call did not do what it asked."""
 
     text: str
     images: tuple[Image, ...] = ()

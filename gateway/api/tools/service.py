@@ -12,13 +12,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.api.tools.actions import ACTIONS, ArgumentError, Sandbox, check_names
+from gateway.api.tools.batches import steps
 from gateway.api.tools.calls import Call
 from gateway.api.tools.catalogue import Tool, tools_of
 from gateway.api.tools.declared import run_declared
-from gateway.api.tools.following import Progress
-from gateway.api.tools.memory import OnceMemory, key_of
-from gateway.api.tools.plan import steps
+from gateway.api.tools.idempotency import IdempotencyCache, key_of
 from gateway.api.tools.results import ToolResult, failure
+from gateway.api.tools.run_events import Progress
 from gateway.core.clock import Clock
 from gateway.core.errors import BadRequestError, SessionNotFoundError, UpstreamConnectError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog, SandboxCaller
@@ -50,13 +50,13 @@ async def _nobody(_: Event) -> None:
 
 
 class ToolService:
-    """Tools over sessions."""
+    """Runs tool calls in sessions, for all surfaces."""
 
     def __init__(self, lifecycle: Lifecycle, catalog: RuntimeCatalog, caller: SandboxCaller, clock: Clock) -> None:
         self._lifecycle = lifecycle
         self._catalog = catalog
         self._caller = caller
-        self.memory = OnceMemory[ToolResult](clock, lambda result: result.size)
+        self.memory = IdempotencyCache[ToolResult](clock, lambda result: result.size)
 
     async def tools(self, session_id: SessionId) -> dict[str, Tool]:
         """The tools of a session, by name; it is left asleep if it sleeps. Raises SessionNotFoundError."""

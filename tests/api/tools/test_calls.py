@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.api.openai.errors import ParamError
+from gateway.api.errors import ParamError
+from gateway.api.tools.batches import steps
 from gateway.api.tools.calls import MAX_ARGUMENTS, MAX_CALLS, Shape, parse_tool_calls
-from gateway.api.tools.plan import steps
 from gateway.core.errors import BadRequestError
 from tests.support.tool_calls import chat_call, item, tool_use
 

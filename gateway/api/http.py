@@ -1,4 +1,4 @@
-"""What the control surfaces share: reading a small JSON body, reading values, writing JSON."""
+"""Reading requests and writing answers: what all control surfaces share of HTTP and JSON."""
 
 from __future__ import annotations
 
@@ -10,33 +10,32 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from gateway.core.errors import BadRequestError, RequestTimeoutError, TooLargeError, WakegateError
+from gateway.core.errors import BadRequestError, RequestTimeoutError, TooLargeError
+from gateway.core.model import Kind, RuntimeKey
 from gateway.core.units import parse_duration
 
-MAX_BODY = 1 << 20  # bytes; a control request is a few hundred
+MAX_BODY_BYTES = 1 << 20  # a control request has a few hundred
+_MAX_METADATA_BYTES = 16 << 10
 
 
 class JSON(Response):
-    """A JSON response by orjson."""
+    """A JSON response, encoded by orjson."""
 
     media_type = "application/json; charset=utf-8"
 
     def render(self, content: Any) -> bytes:
-        """The body."""
+        """The content as JSON in UTF-8. Raises TypeError for what JSON cannot hold."""
         return orjson.dumps(content)
 
 
-def error_headers(error: WakegateError) -> dict[str, str]:
-    """When to come back, where the error says so; and the connection's end when the rest of a body may still come."""
-    headers = {} if error.retry_after is None else {"retry-after": str(max(1, round(error.retry_after)))}
-    if error.status in (408, 413):
-        headers["connection"] = "close"
-    return headers
+def session_headers(session_id: str | None) -> dict[str, str]:
+    """Both spellings of the session header; empty without a session."""
+    return {} if session_id is None else {"x-session-id": session_id, "x-agentcube-session-id": session_id}
 
 
 async def read_object(request: Request) -> Mapping[str, Any]:
     """The body as a JSON object, whatever its Content-Type says. Raises BadRequestError, RequestTimeoutError."""
-    value = await read_json(request, MAX_BODY)
+    value = await read_json(request, MAX_BODY_BYTES)
     if not isinstance(value, dict):
         raise BadRequestError("the body must be a JSON object")
     return value
@@ -56,9 +55,9 @@ async def read_bytes(request: Request, limit: int) -> bytes:
     idle: float = request.app.state.body_idle
     loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(idle) as patience:
+        async with asyncio.timeout(idle) as deadline:
             async for chunk in request.stream():
-                patience.reschedule(loop.time() + idle)
+                deadline.reschedule(loop.time() + idle)
                 body += chunk
                 if len(body) > limit:
                     raise TooLargeError(f"the body is larger than {limit} bytes")
@@ -66,7 +65,7 @@ async def read_bytes(request: Request, limit: int) -> bytes:
         raise RequestTimeoutError(f"no byte of the request's body came for {idle:g} s") from None
     except ClientDisconnect:
         raise BadRequestError("the client left while sending its request") from None
-    request.state.body = bytes(body)  # should the request turn out to be another gateway's
+    request.state.body = bytes(body)  # for `relay`, should the session be another gateway's
     return bytes(body)
 
 
@@ -94,11 +93,27 @@ def read_metadata(body: Mapping[str, Any]) -> dict[str, str]:
     if not isinstance(value, dict) or len(value) > 64:
         raise BadRequestError("metadata: expected an object of at most 64 entries")
     result: dict[str, str] = {}
+    size = 0
     for key, entry in value.items():
         if isinstance(entry, dict | list):
             raise BadRequestError(f"metadata.{key[:64]}: expected text")
         text = entry if isinstance(entry, str) else orjson.dumps(entry).decode()
         if len(key) > 256 or len(text) > 4096:
             raise BadRequestError(f"metadata.{key[:64]}: keys hold at most 256 characters, values 4096")
+        size += len(key.encode()) + len(text.encode())
+        if size > _MAX_METADATA_BYTES:  # a record is read and written whole, and lists hold up to 1,000 of them
+            raise BadRequestError(f"metadata: expected at most {_MAX_METADATA_BYTES} bytes of keys and values in all")
         result[key] = text
     return result
+
+
+def read_runtime(value: Any) -> RuntimeKey:
+    """`"name"`, `"namespace/name"` or `{"namespace", "name", "kind"}`. Raises BadRequestError."""
+    if isinstance(value, str) and value:
+        namespace, slash, name = value.partition("/")
+        return RuntimeKey(namespace, name) if slash else RuntimeKey("default", namespace)
+    if isinstance(value, dict) and isinstance(value.get("name"), str):
+        kind, namespace = value.get("kind", Kind.CODE_INTERPRETER), value.get("namespace", "default")
+        if kind in list(Kind) and isinstance(namespace, str):
+            return RuntimeKey(namespace, value["name"], Kind(kind))
+    raise BadRequestError('runtime: expected "namespace/name", or an object with name, namespace and kind')

@@ -1,7 +1,7 @@
-"""Following a run of picod's: its server-sent events (`"stream": true`) become progress, and one answer in the end.
+"""Reads the server-sent events of a run of picod's (`"stream": true`): progress as they come, one answer in the end.
 
 The answer has the form of the one that picod gives without streaming, so that what a model reads does not depend on
-whether somebody looked on. A sandbox is hostile: events are bounded, and of endless output both ends are kept.
+whether it was streamed. A sandbox is hostile: events are bounded, and of endless output both ends are kept.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from gateway.core.errors import UpstreamBrokenError
 
 Progress = Callable[[str, str], Awaitable[None]]  # (stream, text) of output as it comes
 
-MAX_EVENT = 24 << 20  # bytes; a picture is one event
-MAX_RESULTS = 16 << 20  # bytes of results kept, as picod keeps them
-_KEPT = 128 << 10  # characters of each end of a stream: more than any model is shown
+MAX_EVENT_BYTES = 24 << 20  # a picture is one event
+MAX_RESULTS_BYTES = 16 << 20  # of all results, as picod keeps them
+_KEPT_CHARS = 128 << 10  # of each end of a stream: more than any model is shown
 
 
 class Ends:
     """The beginning and the end of a text that may be endless."""
 
-    def __init__(self, kept: int = _KEPT) -> None:
+    def __init__(self, kept: int = _KEPT_CHARS) -> None:
         self._kept = kept
         self._head = ""
         self._tail = ""
         self._size = 0
 
     def add(self, text: str) -> None:
-        """More of it."""
+        """Append text; what is neither head nor tail any more is dropped."""
         self._size += len(text)
         room = self._kept - len(self._head)
         self._head += text[:room] if room else ""
@@ -67,7 +67,7 @@ async def collect(chunks: AsyncIterator[bytes], progress: Progress) -> dict[str,
             display, size = str(data.get("display_id") or ""), size + length
             if data.get("update"):
                 results = [(each, data.get("data") if each == display else old) for each, old in results]
-            elif size <= MAX_RESULTS:
+            elif size <= MAX_RESULTS_BYTES:
                 results.append((display, data.get("data")))
         elif name == "clear":
             clearing = bool(data.get("wait"))
@@ -86,8 +86,8 @@ async def read_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, 
     async for chunk in chunks:
         pending += chunk
         if b"\n\n" not in chunk and b"\n\n" not in pending[-len(chunk) - 1 :]:
-            if len(pending) > MAX_EVENT:
-                raise ValueError(f"an event is larger than {MAX_EVENT} bytes")
+            if len(pending) > MAX_EVENT_BYTES:
+                raise ValueError(f"an event is larger than {MAX_EVENT_BYTES} bytes")
             continue
         *whole, rest = bytes(pending).split(b"\n\n")
         pending = bytearray(rest)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.api.tools.calls import Call
-from gateway.api.tools.memory import OnceMemory, key_of
+from gateway.api.tools.idempotency import IdempotencyCache, key_of
 from gateway.api.tools.results import ToolResult
 from gateway.core.errors import UnavailableError
 from gateway.core.model import SessionId
@@ -19,8 +19,8 @@ CALL = Call("c1", "run_shell", {"command": "date"})
 KEY = key_of(SESSION, CALL)
 
 
-def memory_of(clock: ManualClock, **bounds: Any) -> OnceMemory[ToolResult]:
-    return OnceMemory(clock, lambda result: result.size, **bounds)
+def memory_of(clock: ManualClock, **bounds: Any) -> IdempotencyCache[ToolResult]:
+    return IdempotencyCache(clock, lambda result: result.size, **bounds)
 
 
 class Work:

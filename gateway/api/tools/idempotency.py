@@ -34,7 +34,7 @@ class _Kept(Generic[V]):
     until: float  # monotonic
 
 
-class OnceMemory(Generic[V]):
+class IdempotencyCache(Generic[V]):
     """Runs under way and values of late, the oldest first, by key. `size_of` tells the bytes that a value takes."""
 
     def __init__(
@@ -76,7 +76,7 @@ class OnceMemory(Generic[V]):
         return await asyncio.shield(task), replayed
 
     async def aclose(self) -> None:
-        """End the runs under way."""
+        """Cancel the runs under way and wait for their end."""
         tasks = list(self._running.values())
         for task in tasks:
             task.cancel()

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.api.tools import following
-from gateway.api.tools.following import Ends, collect, read_events
+from gateway.api.tools import run_events
+from gateway.api.tools.run_events import Ends, collect, read_events
 from gateway.core.errors import UpstreamBrokenError
 
 
@@ -81,8 +81,8 @@ async def test_following_a_hostile_stream_ends(monkeypatch: pytest.MonkeyPatch) 
     for odd in (b"data: {\n\n", b"event: stdout\ndata: 5\n\n"):
         with pytest.raises(ValueError, match=r"."):
             await collect(in_pieces(odd, []), ignore)
-    monkeypatch.setattr(following, "MAX_EVENT", 1000)
-    monkeypatch.setattr(following, "MAX_RESULTS", 200)
+    monkeypatch.setattr(run_events, "MAX_EVENT_BYTES", 1000)
+    monkeypatch.setattr(run_events, "MAX_RESULTS_BYTES", 200)
     with pytest.raises(ValueError, match="larger than 1000"):
         [each async for each in read_events(in_pieces(b"data: " + b"x" * 3000, [500, 1500, 2500]))]
     many = event("result", {"data": {"text/plain": "x" * 50}}) * 10 + event("exit", {})

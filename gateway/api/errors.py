@@ -1,0 +1,112 @@
+"""Errors as HTTP answers: one shape per surface, all made here.
+
+A handler of any surface raises a WakegateError; `answering_errors` turns it into an answer, and passes a request on
+when its session belongs to another gateway. The data path makes its own (gateway/routing/responses.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from enum import StrEnum
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.api.http import JSON, session_headers
+from gateway.api.relay import relay
+from gateway.core.errors import BadRequestError, WakegateError
+from gateway.sessions.membership import ElsewhereError
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+# https://github.com/openai/openai-openapi: `type` is free text there; these are the words their servers use.
+_OPENAI_TYPES: Mapping[int, str] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    429: "rate_limit_error",
+}
+_JSONRPC_INVALID_REQUEST = -32600
+
+
+class ErrorShape(StrEnum):
+    """The body of an error; the value is the name of its schema in /openapi.json."""
+
+    NATIVE = "Error"  # {"error": text, "code": CODE}
+    AGENTCUBE = "Message"  # {"message": text}
+    OPENAI = "OpenAIError"  # {"error": {"message", "type", "param", "code"}}
+    MCP = "MCPMessage"  # a JSON-RPC error response without an id
+
+
+class ParamError(BadRequestError):
+    """One field of the request is wrong. `param` is its path, e.g. `tool_calls[0].id`."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(f"{param}: {message}")
+        self.param = param
+
+
+def answering_errors(handler: Handler, shape: ErrorShape) -> Handler:
+    """The handler, with its WakegateErrors answered in that shape; a session of another gateway is answered there."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            try:
+                return await handler(request)
+            except ElsewhereError as elsewhere:
+                return await relay(request, elsewhere)
+        except WakegateError as error:
+            # An unknown session's id must not come back as if it were usable.
+            session_id = None if error.status == 404 else getattr(request.state, "session_id", None)
+            return error_response(error, shape, session_id)
+
+    return answer
+
+
+def error_response(error: WakegateError, shape: ErrorShape, session_id: str | None = None) -> Response:
+    """The answer to a request that failed, with the session header once a session is known."""
+    if error.status >= 500:
+        logger.warning("%s %s: %s", error.status, error.code, error)
+    headers = session_headers(session_id)
+    if error.retry_after is not None:
+        headers["retry-after"] = str(max(1, round(error.retry_after)))
+    if error.status in (408, 413):
+        headers["connection"] = "close"  # the rest of the request's body may still come
+    return JSON(error_document(error, shape), error.status, headers)
+
+
+def error_document(error: WakegateError, shape: ErrorShape) -> dict[str, Any]:
+    """The body of an error in one surface's shape, of JSON types only."""
+    return _DOCUMENTS[shape](error)
+
+
+def _native(error: WakegateError) -> dict[str, Any]:
+    return {"error": str(error), "code": error.code}
+
+
+def _agentcube(error: WakegateError) -> dict[str, Any]:
+    return {"message": str(error)}
+
+
+def _openai(error: WakegateError) -> dict[str, Any]:
+    kind = _OPENAI_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+    param = getattr(error, "param", None)
+    return {"error": {"message": str(error), "type": kind, "param": param, "code": error.code.lower()}}
+
+
+def _mcp(error: WakegateError) -> dict[str, Any]:
+    # The HTTP status says what kind of error it is; JSON-RPC has no codes for these.
+    return {"jsonrpc": "2.0", "id": None, "error": {"code": _JSONRPC_INVALID_REQUEST, "message": str(error)}}
+
+
+_DOCUMENTS: Mapping[ErrorShape, Callable[[WakegateError], dict[str, Any]]] = {
+    ErrorShape.NATIVE: _native,
+    ErrorShape.AGENTCUBE: _agentcube,
+    ErrorShape.OPENAI: _openai,
+    ErrorShape.MCP: _mcp,
+}
