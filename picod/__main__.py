@@ -18,10 +18,11 @@ import os
 import signal
 import socket
 
-from picod.app import Picod, make_app
+from picod.app import Picod
 from picod.config import PicodConfig
 from picod.filesystem import syscalls
 from picod.http.server import Connection
+from picod.services import Services
 
 _BACKLOG = 1024
 
@@ -32,12 +33,12 @@ def main() -> int:
     syscalls.keep_heap_small()
     try:
         os.makedirs(config.workspace, exist_ok=True)
-        app = make_app(config)
+        app = Picod(config)
         listener = _listen(config)
     except OSError as error:
         print(f"picod: cannot start: {error}", file=sys.stderr)  # noqa: T201 - the one place to say it
         return 2
-    asyncio.run(_serve(app, listener))
+    asyncio.run(_serve(app, listener, config.lifeline_fd))
     return 0
 
 
@@ -61,13 +62,13 @@ def _listen(config: PicodConfig) -> socket.socket:
     return listener
 
 
-async def _serve(app: Picod, listener: socket.socket) -> None:
+async def _serve(app: Picod, listener: socket.socket, lifeline: int | None) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    if app.config.lifeline_fd is not None:
-        _hold(loop, app, app.config.lifeline_fd)
+    if lifeline is not None:
+        _watch_lifeline(loop, app.services, lifeline)
     tasks: set[asyncio.Task[None]] = set()
     server = await loop.create_server(lambda: Connection(app, tasks), sock=listener, backlog=_BACKLOG)
     app.start()
@@ -75,28 +76,28 @@ async def _serve(app: Picod, listener: socket.socket) -> None:
     gc.freeze()  # what was loaded stays: later collections need not look at it
     await stop.wait()
     server.close()
-    app.children.kill_all()
+    app.services.kill_all()
     for task in tasks:  # each removes its temporary file on its way out
         task.cancel()
     await asyncio.wait(tasks, timeout=1.0) if tasks else None
-    app.close()
+    app.services.close()
 
 
-def _hold(loop: asyncio.AbstractEventLoop, app: Picod, lifeline: int) -> None:
+def _watch_lifeline(loop: asyncio.AbstractEventLoop, services: Services, lifeline: int) -> None:
     """End everything, at once, when the parent's end of the lifeline closes, however the parent died."""
     os.set_blocking(lifeline, False)
 
-    def look() -> None:
+    def on_readable() -> None:
         try:
             if os.read(lifeline, 4096):
                 return
         except BlockingIOError:
             return
-        app.children.kill_all()
-        app.close()
+        services.kill_all()
+        services.close()
         os._exit(0)
 
-    loop.add_reader(lifeline, look)
+    loop.add_reader(lifeline, on_readable)
 
 
 if __name__ == "__main__":

@@ -1,32 +1,30 @@
-"""GET /api/activity: is this sandbox at work although no request is in flight?
-
-The gateway asks before it puts an idle session to sleep. Answered from memory, and without loading what was not used.
-"""
+"""The two things that the gateway asks of a sandbox itself: GET /health and GET /api/activity."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
 
+from picod.compat.go_format import format_duration
 from picod.http.request import Request
+from picod.services import Services
 
-if TYPE_CHECKING:
-    from picod.app import Picod
+VERSION = "0.0.1"  # of the executor API, as AgentCube's reports it
 
 
-async def activity(picod: Picod, request: Request) -> None:
-    """`busy`, and why: ids of background processes that keep it awake, of terminals in which a command runs, and of
+async def health(services: Services, request: Request) -> None:
+    """GET /health: 200 once the sandbox can serve. Cheap: asked of each sandbox before it counts as warm."""
+    if services.agent is not None:
+        await services.agent.ready.wait()
+    uptime = format_duration(time.monotonic() - services.started_at)
+    await request.answer_json(200, {"service": "PicoD", "status": "ok", "uptime": uptime, "version": VERSION})
+
+
+async def activity(services: Services, request: Request) -> None:
+    """GET /api/activity: is this sandbox at work although no request is in flight? Asked before it is hibernated.
+
+    `busy`, and why: ids of background processes that keep it awake, of terminals in which a command runs, and of
     runs that go on without a client; how many requests with a key do (`unattended`).
     """
-    parts = vars(picod)
-    processes = (
-        [process.id for process in parts["background"].all() if process.running and process.keeps_awake]
-        if "background" in parts
-        else []
-    )
-    terminals = [each.id for each in parts["terminals"].all() if each.busy] if "terminals" in parts else []
-    runs = [run.id for run in parts["runs"].all() if run.background and run.ended_at is None] if "runs" in parts else []
-    unattended = parts["once"].unattended if "once" in parts else 0
-    busy = bool(processes or terminals or runs or unattended)
-    await request.answer_json(
-        200, {"busy": busy, "processes": processes, "terminals": terminals, "runs": runs, "unattended": unattended}
-    )
+    parts = services.commands.busy()
+    unattended = services.unattended
+    await request.answer_json(200, {"busy": any(parts.values()) or unattended > 0, **parts, "unattended": unattended})

@@ -13,8 +13,8 @@ from collections.abc import Callable, Generator, Iterator
 from typing import IO, Protocol, cast
 
 from picod.archive.pack import pack
+from picod.archive.source import ReadInto, reader
 from picod.archive.tar_members import TarballError
-from picod.archive.unpack import ReadInto
 from picod.archive.zip_format import zipped
 
 FORMATS = {
@@ -32,10 +32,6 @@ _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"  # how they begin
 
 Read = Callable[[int], bytes | memoryview]
 """Up to so many bytes of an upload; none at the end."""
-
-
-class TooLargeArchiveError(TarballError):
-    """It unpacks to more than may be."""
 
 
 def write_archive(root_fd: int, form: str) -> Generator[bytes, None, None]:
@@ -85,40 +81,6 @@ def read_tar(first: bytes, read: Read) -> ReadInto:
         )
         return stream.readinto
     return reader(iter(lambda: bytes(whole(_PIECE)), b""))
-
-
-def counted(read_into: ReadInto, limit: int) -> ReadInto:
-    """The same, but TooLargeArchiveError once more than `limit` bytes came out: the packed size tells nothing."""
-    count = 0
-
-    def read(buffer: memoryview) -> int:
-        nonlocal count
-        size = read_into(buffer)
-        count += size
-        if count > limit:
-            raise TooLargeArchiveError(f"it unpacks to more than {limit} bytes")
-        return size
-
-    return read
-
-
-def reader(pieces: Iterator[bytes]) -> ReadInto:
-    """Pieces as something that fills buffers."""
-    rest = memoryview(b"")
-
-    def read_into(buffer: memoryview) -> int:
-        nonlocal rest
-        while not rest:
-            piece = next(pieces, None)
-            if piece is None:
-                return 0
-            rest = memoryview(piece)
-        count = min(len(rest), len(buffer))
-        buffer[:count] = rest[:count]
-        rest = rest[count:]
-        return count
-
-    return read_into
 
 
 class _Readable(Protocol):

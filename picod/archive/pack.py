@@ -25,7 +25,7 @@ from picod.archive.tar_members import (
     encode_sparse_map,
     padding,
 )
-from picod.filesystem.safe_walk import READ, Cursor, open_file
+from picod.filesystem.safe_walk import READ, SafeWalk, open_file
 
 _PIECE = 256 << 10
 _MAX_XATTRS = 1 << 20  # bytes of attributes of one file; ext4 has room for 4 KiB, XFS for 64 KiB each
@@ -44,30 +44,30 @@ def pack(root_fd: int, *, plain: bool = False) -> Iterator[bytearray]:
     """
     out = bytearray()
     seen: _Seen = None if plain else {}
-    with Cursor(root_fd, READ) as cursor:
-        pending = [_names(cursor.fd)]
+    with SafeWalk(root_fd, READ) as walk:
+        pending = [_names(walk.fd)]
         prefix: list[bytes] = [b""]
         while pending:
             if not pending[-1]:
                 pending.pop()
                 prefix.pop()
                 if pending:
-                    cursor.leave()
+                    walk.leave()
                 continue
             name = pending[-1].pop()
             try:
-                status = os.stat(name, dir_fd=cursor.fd, follow_symlinks=False)
+                status = os.stat(name, dir_fd=walk.fd, follow_symlinks=False)
                 path = prefix[-1] + name
                 if stat.S_ISDIR(status.st_mode):
-                    cursor.enter(name)
-                    mounted = cursor.is_mount()
-                    out += _directory(path, status, 0 if mounted else cursor.fd)
-                    pending.append([] if mounted else _names(cursor.fd))
+                    walk.enter(name)
+                    mounted = walk.is_mount()
+                    out += _directory(path, status, 0 if mounted else walk.fd)
+                    pending.append([] if mounted else _names(walk.fd))
                     prefix.append(path + b"/")
                 elif stat.S_ISREG(status.st_mode):
-                    yield from _file(cursor.fd, name, path, seen, out)
+                    yield from _file(walk.fd, name, path, seen, out)
                 else:
-                    out += _special(cursor.fd, name, path, status, seen)
+                    out += _special(walk.fd, name, path, status, seen)
             except FileNotFoundError:
                 continue  # deleted since its directory was read
             if len(out) >= _PIECE:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
 
+from picod.archive.source import Source
 from picod.archive.tar_members import (
     BLOCK,
     DIRECTORY,
@@ -29,58 +29,13 @@ from picod.archive.tar_members import (
     parse_head,
     parse_records,
 )
-from picod.filesystem.safe_walk import READ, WRITE, Cursor, change_mode
+from picod.filesystem.safe_walk import READ, WRITE, SafeWalk, change_mode
 
-_PIECE = 256 << 10
 _MAX_EXTENDED = 4 << 20
 _MAX_PATH = 1 << 20  # bytes: deeper than any path a command could name, and a bound
 _MAX_MAP = 4 << 20  # bytes of a sparse map
 
-ReadInto = Callable[[memoryview], int]
 _Final = tuple[int | None, int | None, dict[bytes, bytes]]  # mode, time in ns, attributes; None: as it is
-
-
-class Source:
-    """The archive's bytes, through one buffer. `read_into` fills what it is given, as far as it can; 0 is the end."""
-
-    def __init__(self, read_into: ReadInto) -> None:
-        self._read_into = read_into
-        self._buffer = memoryview(bytearray(_PIECE))
-        self._start = self._end = 0
-
-    def some(self, most: int) -> memoryview:
-        """At least one byte and at most `most`; valid until the next call. Raises TarballError at the end."""
-        if self._start == self._end:
-            self._start, self._end = 0, self._read_into(self._buffer)
-            if not self._end:
-                raise TarballError("it ends too early")
-        piece = self._buffer[self._start : min(self._end, self._start + most)]
-        self._start += len(piece)
-        return piece
-
-    def take(self, size: int) -> bytes:
-        """Exactly `size` bytes. Raises TarballError."""
-        piece = self.some(size) if size else b""
-        if len(piece) == size:
-            return bytes(piece)
-        whole = bytearray(piece)
-        while len(whole) < size:
-            whole += self.some(size - len(whole))
-        return bytes(whole)
-
-    def expect_end(self, tail: bytes) -> None:
-        """Read on over zeros; nothing but `tail` may follow. Raises TarballError."""
-        last = bytearray()
-        while self._start < self._end or (count := self._read_into(self._buffer)):
-            if self._start == self._end:
-                self._start, self._end = 0, count
-            last += self._buffer[self._start : self._end]
-            self._start = self._end
-            if last.count(0, 0, len(last) - len(tail)) < len(last) - len(tail):
-                raise TarballError("something follows its end")
-            del last[: -len(tail)]
-        if last != tail:
-            raise TarballError("it ends too early")
 
 
 def unpack(root_fd: int, source: Source, *, max_files: int | None = None) -> tuple[int, int]:
@@ -149,7 +104,7 @@ class _Builder:
 
     def __init__(self, root_fd: int) -> None:
         self._root_fd = root_fd
-        self._cursor = Cursor(root_fd, WRITE)
+        self._walk = SafeWalk(root_fd, WRITE)
         self._here: list[bytes] = []
         self._final: list[_Final | None] = []  # of each level; None: is left as it is
 
@@ -157,7 +112,7 @@ class _Builder:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        with self._cursor:
+        with self._walk:
             if failure[0] is None:
                 self._go([])
 
@@ -180,7 +135,7 @@ class _Builder:
             raise _refused(member.path, "comes twice") from None
 
     def _leaf(self, name: bytes, member: Member, source: Source) -> None:
-        here = self._cursor.fd
+        here = self._walk.fd
         if member.kind == FILE:
             _file(here, name, member, source)
             return
@@ -200,12 +155,12 @@ class _Builder:
         parts = _parts(member.link)
         if not parts:
             raise _refused(member.path, "is a link to nothing")
-        here = self._cursor.fd
+        here = self._walk.fd
         try:
             if parts[:-1] == self._here:
                 os.link(parts[-1], name, src_dir_fd=here, dst_dir_fd=here, follow_symlinks=False)
                 return
-            with Cursor(self._root_fd, READ) as there:
+            with SafeWalk(self._root_fd, READ) as there:
                 for part in parts[:-1]:
                     there.enter(part)
                 os.link(parts[-1], name, src_dir_fd=there.fd, dst_dir_fd=here, follow_symlinks=False)
@@ -216,7 +171,7 @@ class _Builder:
 
     def _directory(self, parts: list[bytes], member: Member) -> None:
         self._go(parts)
-        if parts and not self._cursor.is_mount():  # the workspace itself, and volumes, are as the engine made them
+        if parts and not self._walk.is_mount():  # the workspace itself, and volumes, are as the engine made them
             self._final[-1] = (member.mode, member.mtime_ns, member.xattrs)
 
     def _go(self, parts: list[bytes]) -> None:
@@ -225,7 +180,7 @@ class _Builder:
         while shared < min(len(parts), len(self._here)) and parts[shared] == self._here[shared]:
             shared += 1
         while len(self._here) > shared:
-            self._cursor.leave(self._finish)
+            self._walk.leave(self._finish)
             self._here.pop()
             self._final.pop()
         for name in parts[shared:]:
@@ -233,18 +188,18 @@ class _Builder:
 
     def _enter(self, name: bytes) -> None:
         try:
-            os.mkdir(name, 0o700, dir_fd=self._cursor.fd)
+            os.mkdir(name, 0o700, dir_fd=self._walk.fd)
             final: _Final | None = (0o755, None, {})  # of a parent that the archive does not name
         except FileExistsError:
             final = None
         try:
-            self._cursor.enter(name)
+            self._walk.enter(name)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise _refused(b"/".join([*self._here, name]), "is a directory here and something else there") from None
             raise
-        if final is None and not self._cursor.is_mount():
-            final = (None, os.fstat(self._cursor.fd).st_mtime_ns, {})
+        if final is None and not self._walk.is_mount():
+            final = (None, os.fstat(self._walk.fd).st_mtime_ns, {})
         self._here.append(name)
         self._final.append(final)
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from picod.archive.pack import pack
+from picod.archive.source import Source, reader
 from picod.archive.tar_members import (
     BLOCK,
     DIRECTORY,
@@ -31,7 +32,6 @@ from picod.archive.tar_members import (
     parse_head,
     parse_records,
 )
-from picod.archive.unpack import Source
 
 if TYPE_CHECKING:
     from zipfile import ZipFile, ZipInfo
@@ -58,8 +58,6 @@ def zipped(root_fd: int) -> Iterator[bytes]:
     What zip cannot say is left out: pipes, attributes, owners. A file with several names is there several times.
     """
     from zipfile import ZIP_DEFLATED, ZipFile
-
-    from picod.archive.formats import reader
 
     out = _Out()
     source = Source(reader(bytes(piece) for piece in pack(root_fd, plain=True)))

@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 
-from picod.commands.execute import Order
+from picod.commands.orders import Order
 from picod.commands.processes import Child, Children
 from picod.commands.ring_buffer import Ring
 from picod.compat.go_format import format_time

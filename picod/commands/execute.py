@@ -10,37 +10,24 @@ import asyncio
 import contextlib
 import json
 import os
-import stat
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from picod.commands.orders import STRUCT, Order, find_executable, open_working_directory, parse_order, timed_out
 from picod.commands.output import Stream
-from picod.compat.go_format import DurationError, format_time, parse_duration
-from picod.filesystem.paths import PathError, Workspace
-from picod.http.json_fields import missing, parse_object, text_field, text_map_field, texts_field
+from picod.compat.go_format import format_time
+from picod.filesystem.paths import Workspace
+from picod.http.json_fields import parse_object
 from picod.http.request import JSON_TYPE, ClientGoneError, Request, RequestError, os_failure, reason_of, to_json
 
 if TYPE_CHECKING:
-    from picod.app import Picod
-    from picod.commands.processes import Child
+    from picod.commands.services import CommandServices
 
-DEFAULT_TIMEOUT = 60.0
 SPILL_FOLDER = ".wakegate/output"
 _SPILLS_KEPT = 16  # files; the oldest goes when one more comes
-_STRUCT = "ExecuteRequest"
 _SMALL = 256 << 10  # bytes of output up to which the answer is made in one piece
-
-
-@dataclass(frozen=True)
-class Order:
-    """What is to be run."""
-
-    command: list[bytes]
-    timeout: float  # seconds
-    working_dir: str
-    env: dict[bytes, bytes]
 
 
 @dataclass
@@ -57,94 +44,27 @@ class Result:
     ended_ns: int = 0
 
 
-async def execute(picod: Picod, request: Request) -> None:
+async def execute(services: CommandServices, request: Request) -> None:
     """Run the command and answer; 200 even if it fails to start, as AgentCube does."""
-    body = await request.body(picod.config.max_body)
-    order = parse_order(body, picod.config.command_env)
-    try:
-        cwd_fd = picod.workspace.open_directory(order.working_dir, make=True)
-    except PathError as error:
-        raise RequestError(400, f"Invalid working directory: {error}") from error
-    except OSError as error:
-        raise os_failure(error, f"Failed to create working directory: mkdir {order.working_dir}") from error
+    body = await request.body(services.config.max_body)
+    order = parse_order(body, services.config.command_env)
+    cwd_fd = open_working_directory(services.workspace, order.working_dir)
     try:
         if b'"stream"' in body:  # a word in passing costs the ordinary way nothing
             from picod.commands.runs import read_following
             from picod.commands.streaming import stream_command
 
-            following = read_following(parse_object(body, _STRUCT), request, _STRUCT)
+            following = read_following(parse_object(body, STRUCT), request, STRUCT)
             if following.stream:
-                await stream_command(picod, request, order, cwd_fd, following)
+                await stream_command(services, request, order, cwd_fd, following)
                 return
-        result = await run(picod, request, order, cwd_fd)
+        result = await run(services, request, order, cwd_fd)
     finally:
         os.close(cwd_fd)
     await _answer(request, result)
 
 
-def parse_order(body: bytes, base_env: Mapping[str, str]) -> Order:
-    """Read and check the request. Raises RequestError 400."""
-    fields = parse_object(body, _STRUCT)
-    command = texts_field(fields, _STRUCT, "command")
-    timeout = text_field(fields, _STRUCT, "timeout")
-    working_dir = text_field(fields, _STRUCT, "working_dir")
-    env = text_map_field(fields, _STRUCT, "env")
-    if command is None:
-        raise missing(_STRUCT, "command")
-    if not command:
-        raise RequestError(400, "command cannot be empty")
-    try:
-        seconds = parse_duration(timeout) if timeout else DEFAULT_TIMEOUT
-    except DurationError as error:
-        raise RequestError(400, f"Invalid timeout format: {error}") from error
-    for name in env:
-        if not name or "=" in name:
-            raise RequestError(400, f"env: {name!r} cannot be the name of a variable")
-    return Order(
-        command=[_argument(item, f"command[{index}]") for index, item in enumerate(command)],
-        timeout=seconds,
-        working_dir=working_dir or ".",
-        env={_argument(name, "env"): _argument(value, f"env.{name}") for name, value in {**base_env, **env}.items()},
-    )
-
-
-def _argument(text: str, field: str) -> bytes:
-    try:
-        encoded = text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RequestError(400, f"{field} is not valid UTF-8") from error
-    if b"\0" in encoded:
-        raise RequestError(400, f"{field} contains a NUL byte")
-    return encoded
-
-
-def encoded(env: Mapping[str, str]) -> dict[bytes, bytes]:
-    """An environment of picod's settings as a command gets it."""
-    return {name.encode(): value.encode() for name, value in env.items()}
-
-
-def find_executable(name: bytes, path: bytes, cwd_fd: int) -> bytes | None:
-    """Where a command's program is: names with a slash stay as they are, others are looked up in `path`.
-
-    None if it is nowhere. Relative entries of `path` are passed over, lest a file of the session shadow a command.
-    """
-    if b"/" in name:
-        return name
-    for folder in path.split(b":"):
-        candidate = os.path.join(folder, name)
-        if folder.startswith(b"/") and name and _may_execute(candidate, cwd_fd):
-            return candidate
-    return None
-
-
-def _may_execute(path: bytes, cwd_fd: int) -> bool:
-    try:
-        return stat.S_ISREG(os.stat(path, dir_fd=cwd_fd).st_mode) and os.access(path, os.X_OK, dir_fd=cwd_fd)
-    except OSError:
-        return False
-
-
-async def run(picod: Picod, request: Request, order: Order, cwd_fd: int) -> Result:
+async def run(services: CommandServices, request: Request, order: Order, cwd_fd: int) -> Result:
     """Start the command, wait, and say how it went. Raises ClientGoneError after killing it."""
     started_ns = time.time_ns()
     if order.timeout <= 0:
@@ -155,27 +75,17 @@ async def run(picod: Picod, request: Request, order: Order, cwd_fd: int) -> Resu
         if executable is None:
             result = Result(1, f'exec: "{name.decode()}": executable file not found in $PATH')
         else:
-            result = await _run_started(picod, request, order, executable, cwd_fd)
+            result = await _run_started(services, request, order, executable, cwd_fd)
     result.started_ns, result.ended_ns = started_ns, time.time_ns()
     return result
 
 
-async def start(picod: Picod, order: Order, executable: bytes, cwd_fd: int, stdout: int, stderr: int) -> Child:
-    """Start the command: a script on the preloaded interpreter, if there is one. Raises OSError."""
-    child = await picod.preload.run(
-        executable, order.command, cwd_fd=cwd_fd, env=order.env, stdout=stdout, stderr=stderr
-    )
-    if child is None:
-        child = picod.children.spawn(
-            executable, order.command, cwd_fd=cwd_fd, env=order.env, stdout=stdout, stderr=stderr
-        )
-    return child
-
-
-async def _run_started(picod: Picod, request: Request, order: Order, executable: bytes, cwd_fd: int) -> Result:
-    async with _streams(picod) as (result, stdout_w, stderr_w):
+async def _run_started(
+    services: CommandServices, request: Request, order: Order, executable: bytes, cwd_fd: int
+) -> Result:
+    async with _streams(services) as (result, stdout_w, stderr_w):
         try:
-            child = await start(picod, order, executable, cwd_fd, stdout_w, stderr_w)
+            child = await services.start(order, executable, cwd_fd, stdout_w, stderr_w)
         except OSError as error:
             result.exit_code, result.note = 1, f"fork/exec {executable.decode()}: {reason_of(error)}"
             return result
@@ -196,18 +106,18 @@ async def _run_started(picod: Picod, request: Request, order: Order, executable:
         finally:
             gone.cancel()
             if not child.exited.done():
-                await picod.children.kill(child)
+                await services.children.kill(child)
         return result
 
 
 @contextlib.asynccontextmanager
-async def _streams(picod: Picod) -> AsyncIterator[tuple[Result, int, int]]:
+async def _streams(services: CommandServices) -> AsyncIterator[tuple[Result, int, int]]:
     """Two pipes with a reader on each; leaving takes the rest of the output, or drops all of it after an error."""
     result = Result(0)
     name = os.urandom(8).hex()
-    result.stdout, result.stdout_file, stdout_w = _open_stream(picod, f"{SPILL_FOLDER}/{name}.stdout")
+    result.stdout, result.stdout_file, stdout_w = _open_stream(services, f"{SPILL_FOLDER}/{name}.stdout")
     try:
-        result.stderr, result.stderr_file, stderr_w = _open_stream(picod, f"{SPILL_FOLDER}/{name}.stderr")
+        result.stderr, result.stderr_file, stderr_w = _open_stream(services, f"{SPILL_FOLDER}/{name}.stderr")
     except RequestError:
         os.close(stdout_w)
         await result.stdout.close()
@@ -222,13 +132,13 @@ async def _streams(picod: Picod) -> AsyncIterator[tuple[Result, int, int]]:
     await result.stderr.finish()
 
 
-def _open_stream(picod: Picod, spill: str) -> tuple[Stream, str, int]:
+def _open_stream(services: CommandServices, spill: str) -> tuple[Stream, str, int]:
     try:
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
     except OSError as error:
         raise os_failure(error, "Failed to run the command: pipe") from error
     os.set_blocking(read_end, False)
-    config, workspace = picod.config, picod.workspace
+    config, workspace = services.config, services.workspace
     stream = Stream(
         read_end,
         limit=config.max_output,
@@ -260,11 +170,6 @@ def _outdated(spills: list[tuple[int, int, str]], max_kept: int) -> list[str]:
         if kept > max_kept or index >= _SPILLS_KEPT - 1:
             return [name for _, _, name in sorted(spills, reverse=True)[index:]]
     return []
-
-
-def timed_out(seconds: float) -> str:
-    """What a command that took too long is said to have done."""
-    return f"Command timed out after {seconds:.0f} seconds"
 
 
 async def _answer(request: Request, result: Result) -> None:

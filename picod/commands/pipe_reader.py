@@ -20,7 +20,7 @@ _DROP_PAUSE = 0.02  # seconds between reads that drop: 3 MB/s at most
 Take = Callable[[bytes], None]
 
 
-class Outlet:
+class PipeReader:
     """Reads `fd` (owned from now on) until `close` or its end. On the loop's thread only."""
 
     def __init__(self, fd: int) -> None:
@@ -80,11 +80,6 @@ class Outlet:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    @property
-    def at_end(self) -> bool:
-        """No writer is left."""
-        return self._fd < 0
 
     def _watch(self) -> None:
         if self._timer is not None:

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from picod.commands.execute import find_executable
+from picod.commands.orders import find_executable
 from picod.commands.processes import Child, Children
 
 _SERVER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "userside", "forkserver.py")
@@ -101,11 +101,6 @@ class Preload:
         self._pause = _FIRST_PAUSE
         self._started_at = 0.0
         self._killing: set[asyncio.Task[None]] = set()
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether scripts can be handed over now."""
-        return self._looked_at is not None
 
     def start(self) -> None:
         """Have the server started when the sandbox has come up. Without modules there is none."""

@@ -10,15 +10,14 @@ from signal import Signals
 from typing import TYPE_CHECKING, Any
 
 from picod.commands.background import Process, exit_fields, read_signal, send_signal
-from picod.commands.execute import find_executable, parse_order
+from picod.commands.orders import find_executable, open_working_directory, parse_order
 from picod.compat.go_format import DurationError, parse_duration
-from picod.filesystem.paths import PathError
 from picod.http.json_fields import parse_object, text_field, wrong_type
-from picod.http.request import ClientGoneError, Request, RequestError, os_failure, query_flag, reason_of
+from picod.http.request import ClientGoneError, Request, RequestError, query_flag, reason_of
 from picod.http.sse import EventStream
 
 if TYPE_CHECKING:
-    from picod.app import Picod
+    from picod.commands.services import CommandServices
 
 _STRUCT = "StartProcessRequest"
 _STREAMS = ("stdout", "stderr")
@@ -26,19 +25,19 @@ _LONGEST_WAIT = 300.0
 _MAX_NAME = 200
 
 
-async def list_processes(picod: Picod, request: Request) -> None:
+async def list_processes(services: CommandServices, request: Request) -> None:
     """GET /api/processes: all, in the order they were started."""
-    await request.answer_json(200, {"processes": [process.describe() for process in picod.background.all()]})
+    await request.answer_json(200, {"processes": [process.describe() for process in services.background.all()]})
 
 
-async def start_process(picod: Picod, request: Request) -> None:
+async def start_process(services: CommandServices, request: Request) -> None:
     """POST /api/processes: as /api/execute takes it, with `name`, `stdin` and `keeps_awake`.
 
     201 with the process; 400 when it cannot be started at all, 429 when too many run.
     """
-    body = await request.body(picod.config.max_body)
+    body = await request.body(services.config.max_body)
     fields = parse_object(body, _STRUCT)
-    order = parse_order(body, picod.config.command_env)
+    order = parse_order(body, services.config.command_env)
     if fields.get("timeout") is not None:
         raise RequestError(400, "timeout: a background process has none; wait for it, and send a signal or delete it")
     name = text_field(fields, _STRUCT, "name") or ""
@@ -46,17 +45,12 @@ async def start_process(picod: Picod, request: Request) -> None:
         raise RequestError(400, f"name: at most {_MAX_NAME} characters")
     stdin, keeps_awake = flag_field(fields, "stdin", default=False), flag_field(fields, "keeps_awake", default=True)
     shown = order.command[0].decode()
-    try:
-        cwd_fd = picod.workspace.open_directory(order.working_dir, make=True)
-    except PathError as error:
-        raise RequestError(400, f"Invalid working directory: {error}") from error
-    except OSError as error:
-        raise os_failure(error, f"Failed to create working directory: mkdir {order.working_dir}") from error
+    cwd_fd = open_working_directory(services.workspace, order.working_dir)
     try:
         executable = find_executable(order.command[0], order.env.get(b"PATH", b""), cwd_fd)
         if executable is None:
             raise RequestError(400, f'exec: "{shown}": executable file not found in $PATH')
-        process = picod.background.start(order, executable, cwd_fd, name=name, stdin=stdin, keeps_awake=keeps_awake)
+        process = services.background.start(order, executable, cwd_fd, name=name, stdin=stdin, keeps_awake=keeps_awake)
     except OSError as error:
         raise RequestError(400, f"fork/exec {shown}: {reason_of(error)}") from error
     finally:
@@ -74,10 +68,10 @@ def flag_field(fields: dict[str, Any], name: str, *, default: bool) -> bool:
     return value
 
 
-async def process(picod: Picod, request: Request) -> None:
+async def process(services: CommandServices, request: Request) -> None:
     """/api/processes/{id} and what is below it. 404 for an unknown one, 405 for a verb that it does not have."""
     name, _, verb = request.tail.decode("utf-8", "replace").partition("/")
-    found = picod.background.get(name)
+    found = services.background.get(name)
     handlers = _VERBS.get(verb)
     if handlers is None:
         raise RequestError(404, f"no /api/processes/ID/{verb[:64]}; expected logs, wait, stdin or signal")
@@ -85,20 +79,20 @@ async def process(picod: Picod, request: Request) -> None:
     if handler is None:
         allowed = ", ".join(handlers)
         raise RequestError(405, f"{request.method} is not for this path; use {allowed}")
-    await handler(picod, request, found)
+    await handler(services, request, found)
 
 
-async def _show(picod: Picod, request: Request, process: Process) -> None:
+async def _show(services: CommandServices, request: Request, process: Process) -> None:
     await request.answer_json(200, process.describe())
 
 
-async def _delete(picod: Picod, request: Request, process: Process) -> None:
+async def _delete(services: CommandServices, request: Request, process: Process) -> None:
     """Kill its whole tree, and forget it."""
-    await picod.background.forget(process)
+    await services.background.forget(process)
     await request.answer_json(200, process.describe())
 
 
-async def _wait(picod: Picod, request: Request, process: Process) -> None:
+async def _wait(services: CommandServices, request: Request, process: Process) -> None:
     """Answer when it has exited, or after `?timeout=` (30s), whichever comes first; `state` tells which."""
     seconds = query_duration(request, "timeout", "30s")
     gone = asyncio.create_task(request.gone())
@@ -112,21 +106,21 @@ async def _wait(picod: Picod, request: Request, process: Process) -> None:
     await request.answer_json(200, process.describe())
 
 
-async def _signal(picod: Picod, request: Request, process: Process) -> None:
+async def _signal(services: CommandServices, request: Request, process: Process) -> None:
     """{"signal": "TERM"}: to its process group; KILL reaches whatever it started, wherever that hid."""
-    fields = parse_object(await request.body(picod.config.max_body), "SignalRequest")
+    fields = parse_object(await request.body(services.config.max_body), "SignalRequest")
     number = read_signal(fields.get("signal"))
     if not process.running:
         raise RequestError(409, "the process has exited already", code="PROCESS_EXITED")
     if number == Signals.SIGKILL:
-        await picod.background.end(process)
+        await services.background.end(process)
         await asyncio.sleep(0)
     else:
         send_signal(process.child, number)
     await request.answer_json(200, process.describe())
 
 
-async def _stdin(picod: Picod, request: Request, process: Process) -> None:
+async def _stdin(services: CommandServices, request: Request, process: Process) -> None:
     """The body goes to its stdin as it comes; `?eof=true` closes that behind it. Answers how much was written."""
     if not process.has_stdin:
         raise RequestError(409, 'the process was started without a stdin; start it with "stdin": true', code="NO_STDIN")
@@ -151,7 +145,7 @@ async def _stdin(picod: Picod, request: Request, process: Process) -> None:
     await request.answer_json(200, {"written": written})
 
 
-async def _logs(picod: Picod, request: Request, process: Process) -> None:
+async def _logs(services: CommandServices, request: Request, process: Process) -> None:
     """What is kept of its output from `?offset=` on; `?stream=` for one of both; `?follow=true` as events."""
     stream = request.query("stream")
     if stream not in ("", *_STREAMS):
@@ -208,7 +202,7 @@ def query_duration(request: Request, name: str, default: str) -> float:
         raise RequestError(400, f"{name}: {error}") from error
 
 
-_Verb = Callable[["Picod", Request, Process], Awaitable[None]]
+_Verb = Callable[["CommandServices", Request, Process], Awaitable[None]]
 _VERBS: dict[str, dict[str, _Verb]] = {
     "": {"GET": _show, "DELETE": _delete},
     "logs": {"GET": _logs},

@@ -15,16 +15,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from picod.commands.pipe_reader import Outlet
+from picod.commands.pipe_reader import PipeReader
+from picod.commands.result_bounds import ResultBounds
 from picod.http.json_fields import wrong_type
 from picod.http.request import ClientGoneError, Request, RequestError, to_json
 from picod.http.sse import EventStream, News
-from picod.interpreter.results import Bounds
-
-if TYPE_CHECKING:
-    from picod.app import Picod
 
 _dumps: Callable[[str], bytes]
 try:
@@ -61,11 +58,12 @@ def read_following(fields: Mapping[str, Any], request: Request, struct: str) -> 
         flags[name] = bool(value)
     if flags["background"] and not flags["stream"]:
         raise RequestError(400, "background goes with stream: true; POST /api/processes starts a process by itself")
-    run_id, after = _read_event_id(request) if flags["stream"] else ("", 0)
+    run_id, after = read_event_id(request) if flags["stream"] else ("", 0)
     return Following(flags["stream"], flags["background"], run_id, after)
 
 
-def _read_event_id(request: Request) -> tuple[str, int]:
+def read_event_id(request: Request) -> tuple[str, int]:
+    """Run and number of Last-Event-ID; empty and 0 without one. Raises RequestError 400."""
     text = request.header(b"last-event-id")
     if not text:
         return "", 0
@@ -94,10 +92,10 @@ class LiveRun:
         self._sent = 0  # bytes that the follower has, of all events so far
         self._news = News()
         self._follower: object | None = None
-        self._outlets: tuple[Outlet, ...] = ()
+        self._pipes: tuple[PipeReader, ...] = ()
         self._held = False
         self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in ("stdout", "stderr")}
-        self._bounds = Bounds()
+        self._bounds = ResultBounds()
 
     def describe(self) -> dict[str, object]:
         """The run as the API shows it."""
@@ -116,11 +114,11 @@ class LiveRun:
         """The first event."""
         self._add(b"start", to_json({"run_id": self.id, **fields}))
 
-    def feeds(self, outlets: Iterable[Outlet]) -> None:
+    def set_pipes(self, pipes: Iterable[PipeReader]) -> None:
         """The pipes that are to wait when the follower is slow."""
-        self._outlets = tuple(outlets)
-        for outlet in self._outlets:
-            outlet.grow()
+        self._pipes = tuple(pipes)
+        for pipe in self._pipes:
+            pipe.grow()
         self._balance()
 
     def output(self, stream: str, data: bytes) -> None:
@@ -215,12 +213,12 @@ class LiveRun:
         waiting = self._total - self._sent if self._follower is not None else 0
         if waiting > _HIGH and not self._held:
             self._held = True
-            for outlet in self._outlets:
-                outlet.pause()
+            for pipe in self._pipes:
+                pipe.pause()
         elif waiting <= _LOW and self._held:
             self._held = False
-            for outlet in self._outlets:
-                outlet.resume()
+            for pipe in self._pipes:
+                pipe.resume()
 
 
 class Runs:
@@ -270,24 +268,3 @@ async def serve(request: Request, run: LiveRun, after: int = 0) -> None:
         if not run.background:
             run.stop("the client left")
         raise
-
-
-async def list_runs(picod: Picod, request: Request) -> None:
-    """GET /api/runs: what can be followed."""
-    await request.answer_json(200, {"runs": [run.describe() for run in picod.runs.all()]})
-
-
-async def follow_run(picod: Picod, request: Request) -> None:
-    """GET /api/runs/{id}: its events, after the one that Last-Event-ID names."""
-    run = picod.runs.require(request.tail.decode(errors="replace"))
-    run_id, after = _read_event_id(request)
-    if run_id and run_id != run.id:
-        raise RequestError(400, f"Last-Event-ID is of run {run_id[:64]!r}, not of {run.id!r}")
-    await serve(request, run, after)
-
-
-async def stop_run(picod: Picod, request: Request) -> None:
-    """DELETE /api/runs/{id}: end it. Its last events can still be read."""
-    run = picod.runs.require(request.tail.decode(errors="replace"))
-    run.stop("stopped")
-    await request.answer(204, b"", ())

@@ -9,22 +9,24 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from picod.commands.execute import Order, find_executable, start, timed_out
-from picod.commands.pipe_reader import Outlet
+from picod.commands.orders import Order, find_executable, timed_out
+from picod.commands.pipe_reader import PipeReader
 from picod.commands.runs import Following, LiveRun, serve
+from picod.commands.stop import Stop, first_of
 from picod.compat.go_format import format_time
 from picod.http.request import Request, RequestError, os_failure
-from picod.interpreter.contexts import Stop, first_of
 
 if TYPE_CHECKING:
-    from picod.app import Picod
     from picod.commands.processes import Child
+    from picod.commands.services import CommandServices
 
 
-async def stream_command(picod: Picod, request: Request, order: Order, cwd_fd: int, following: Following) -> None:
+async def stream_command(
+    services: CommandServices, request: Request, order: Order, cwd_fd: int, following: Following
+) -> None:
     """Start the command, or go on with one that runs, and answer its events. Raises RequestError."""
     if following.run_id:
-        await serve(request, picod.runs.require(following.run_id), following.after)
+        await serve(request, services.runs.require(following.run_id), following.after)
         return
     name = order.command[0]
     executable = find_executable(name, order.env.get(b"PATH", b""), cwd_fd)
@@ -32,21 +34,21 @@ async def stream_command(picod: Picod, request: Request, order: Order, cwd_fd: i
         raise RequestError(400, f'exec: "{name.decode()}": executable file not found in $PATH')
     stop = Stop()
     run = LiveRun(stop.ask, background=following.background)
-    picod.runs.add(run)
-    child, outlets = await _spawn(picod, order, executable, cwd_fd, run)
+    services.runs.add(run)
+    child, pipes = await _spawn(services, order, executable, cwd_fd, run)
     run.begin(pid=child.pid)
-    picod.keep(_wait(picod, run, child, outlets, order.timeout, stop))
+    services.spawn_task(_wait(services, run, child, pipes, order.timeout, stop))
     await serve(request, run)
 
 
 async def _spawn(
-    picod: Picod, order: Order, executable: bytes, cwd_fd: int, run: LiveRun
-) -> tuple[Child, dict[str, Outlet]]:
+    services: CommandServices, order: Order, executable: bytes, cwd_fd: int, run: LiveRun
+) -> tuple[Child, dict[str, PipeReader]]:
     ends: list[int] = []
     try:
         for _ in ("stdout", "stderr"):
             ends += os.pipe2(os.O_CLOEXEC)
-        child = await start(picod, order, executable, cwd_fd, ends[1], ends[3])
+        child = await services.start(order, executable, cwd_fd, ends[1], ends[3])
     except OSError as error:
         for fd in ends:
             os.close(fd)
@@ -54,23 +56,23 @@ async def _spawn(
         raise os_failure(error, f"fork/exec {executable.decode()}") from error
     os.close(ends[1])
     os.close(ends[3])
-    outlets = {"stdout": Outlet(ends[0]), "stderr": Outlet(ends[2])}
-    run.feeds(outlets.values())
-    for name, outlet in outlets.items():
-        outlet.attach(lambda data, name=name: run.output(name, data))  # type: ignore[misc]
-    return child, outlets
+    pipes = {"stdout": PipeReader(ends[0]), "stderr": PipeReader(ends[2])}
+    run.set_pipes(pipes.values())
+    for name, pipe in pipes.items():
+        pipe.attach(lambda data, name=name: run.output(name, data))  # type: ignore[misc]
+    return child, pipes
 
 
 async def _wait(
-    picod: Picod, run: LiveRun, child: Child, outlets: dict[str, Outlet], timeout: float, stop: Stop
+    services: CommandServices, run: LiveRun, child: Child, pipes: dict[str, PipeReader], timeout: float, stop: Stop
 ) -> None:
     started_ns = time.time_ns()
     why = await first_of(child.exited, stop, timeout)
     if why:
-        await picod.children.kill(child)
-    for outlet in outlets.values():
-        outlet.drain()
-        outlet.detach()  # what a child left behind still prints is read and dropped until it ends
+        await services.children.kill(child)
+    for pipe in pipes.values():
+        pipe.drain()
+        pipe.detach()  # what a child left behind still prints is read and dropped until it ends
     ended_ns = time.time_ns()
     code = child.exited.result() if child.exited.done() else -1
     if why:

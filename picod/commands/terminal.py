@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from picod.commands.background import Pump, exit_fields
-from picod.commands.execute import Order
+from picod.commands.orders import Order
 from picod.commands.processes import Child, Children
 from picod.commands.ring_buffer import Ring
 from picod.compat.go_format import format_time

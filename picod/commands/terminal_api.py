@@ -19,39 +19,38 @@ import os
 from typing import TYPE_CHECKING
 
 from picod.commands.background import exit_fields, read_signal
-from picod.commands.execute import Order, find_executable
+from picod.commands.orders import Order, encode_env, find_executable, open_working_directory
 from picod.commands.terminal import MAX_SIDE, Terminal
-from picod.filesystem.paths import PathError
-from picod.http.request import Request, RequestError, os_failure, reason_of, to_json
+from picod.http.request import Request, RequestError, reason_of, to_json
 from picod.http.websocket import Socket, accept, check_handshake
 
 if TYPE_CHECKING:
-    from picod.app import Picod
+    from picod.commands.services import CommandServices
 
 _SHELLS = (b"bash", b"sh")
 _TAKEN_OVER = 4001  # close code: another client is attached now
 _NORMAL = 1000
 
 
-async def list_terminals(picod: Picod, request: Request) -> None:
+async def list_terminals(services: CommandServices, request: Request) -> None:
     """GET /api/terminals: all, in the order they were opened."""
-    await request.answer_json(200, {"terminals": [terminal.describe() for terminal in picod.terminals.all()]})
+    await request.answer_json(200, {"terminals": [terminal.describe() for terminal in services.terminals.all()]})
 
 
-async def end_terminal(picod: Picod, request: Request) -> None:
+async def end_terminal(services: CommandServices, request: Request) -> None:
     """DELETE /api/terminals/{id}: kill all that runs in it."""
-    terminal = picod.terminals.get(request.tail.decode("utf-8", "replace"))
-    await picod.terminals.end(terminal)
+    terminal = services.terminals.get(request.tail.decode("utf-8", "replace"))
+    await services.terminals.end(terminal)
     await request.answer_json(200, terminal.describe())
 
 
-async def open_terminal(picod: Picod, request: Request) -> None:
+async def open_terminal(services: CommandServices, request: Request) -> None:
     """GET /api/terminal: attach to the terminal `?id=`, or to a new one (`?cols=&rows=&cwd=&command=`)."""
     headers = check_handshake(request)
     offset = _number(request, "offset", 0, least=0, most=1 << 62)
     size = _number(request, "cols", 80, most=MAX_SIDE), _number(request, "rows", 24, most=MAX_SIDE)
     name = request.query("id")
-    terminal = picod.terminals.get(name) if name else _start(picod, request, size)
+    terminal = services.terminals.get(name) if name else _start(services, request, size)
     if name and (request.query("cols") or request.query("rows")):
         terminal.resize(*size)
     visit = _Visit(terminal, await accept(request, headers), offset)
@@ -65,19 +64,14 @@ def _number(request: Request, name: str, default: int, *, least: int = 1, most: 
     return int(text)
 
 
-def _start(picod: Picod, request: Request, size: tuple[int, int]) -> Terminal:
+def _start(services: CommandServices, request: Request, size: tuple[int, int]) -> Terminal:
     """A new terminal, with a shell in it or with what `command` says. Raises RequestError."""
     command, cwd = request.query("command"), request.query("cwd") or "."
     if "\0" in command:
         raise RequestError(400, "command contains a NUL byte")
-    env = {name.encode(): value.encode() for name, value in picod.config.command_env.items()}
+    env = encode_env(services.config.command_env)
     env.setdefault(b"TERM", b"xterm-256color")
-    try:
-        cwd_fd = picod.workspace.open_directory(cwd, make=True)
-    except PathError as error:
-        raise RequestError(400, f"Invalid working directory: {error}") from error
-    except OSError as error:
-        raise os_failure(error, f"Failed to create working directory: mkdir {cwd}") from error
+    cwd_fd = open_working_directory(services.workspace, cwd)
     try:
         path = env.get(b"PATH", b"")
         found = ((shell, find_executable(shell, path, cwd_fd)) for shell in _SHELLS)
@@ -87,7 +81,7 @@ def _start(picod: Picod, request: Request, size: tuple[int, int]) -> Terminal:
         env[b"SHELL"] = executable
         argv = [shell, b"-c", command.encode("utf-8", "replace")] if command else [shell]
         order = Order(command=argv, timeout=0.0, working_dir=cwd, env=env)
-        return picod.terminals.open(order, executable, cwd_fd, size, is_shell=not command)
+        return services.terminals.open(order, executable, cwd_fd, size, is_shell=not command)
     except OSError as error:
         raise RequestError(503, f"no terminal can be opened: {reason_of(error)}") from error
     finally:

@@ -1,4 +1,4 @@
 """Files of the workspace over HTTP: list, download, upload, change, watch, pack and unpack.
 
-Imports `archive`, `http`, `filesystem` and `compat`. Start with `listing`.
+Imports `archive`, `http`, `filesystem`, `config` and `compat`. Start with `listing`.
 """

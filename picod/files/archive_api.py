@@ -11,32 +11,33 @@ import os
 import zlib
 from typing import TYPE_CHECKING
 
-from picod.archive.formats import FORMATS, TooLargeArchiveError, counted, read_tar, reader, write_archive
+from picod.archive.formats import FORMATS, read_tar, write_archive
 from picod.archive.merge import ConflictError, merge
+from picod.archive.source import ReadInto, Source, TooLargeArchiveError, counted, reader
 from picod.archive.tar_members import TarballError
-from picod.archive.unpack import ReadInto, Source, unpack
+from picod.archive.unpack import unpack
 from picod.archive.zip_format import is_zip, zip_as_tar
 from picod.files.listing import disposition
 from picod.files.manage import required_path
 from picod.filesystem.paths import PathError
 from picod.filesystem.safe_walk import remove
 from picod.http.request import Request, RequestError, os_failure, query_flag
-from picod.http.thread_stream import Feed, in_thread, settled
+from picod.http.thread_stream import ThreadStream, in_thread, settled
 
 if TYPE_CHECKING:
-    from picod.app import Picod
+    from picod.files.services import FileServices
 
 _MAX_FILES = 500_000
 _MAGIC = 4  # bytes that tell the format
 _PIECE = 256 << 10
 
 
-async def send_archive(picod: Picod, request: Request) -> None:
+async def send_archive(services: FileServices, request: Request) -> None:
     """GET ?path=.&format=tar.gz: a directory, as it is found; a file that shrinks while it is read breaks it off."""
     path, form = request.query("path") or ".", request.query("format") or "tar.gz"
     if form not in FORMATS:
         raise RequestError(400, f"format: expected one of {', '.join(FORMATS)}, not {form[:40]!r}")
-    root = _open(picod, path, make=False)
+    root = _open(services, path, make=False)
     pieces = write_archive(root, form)
     name = os.path.basename(path.strip("/")).strip(".") or "workspace"
     try:
@@ -59,18 +60,18 @@ async def send_archive(picod: Picod, request: Request) -> None:
         os.close(root)
 
 
-async def receive_archive(picod: Picod, request: Request) -> None:
+async def receive_archive(services: FileServices, request: Request) -> None:
     """PUT ?path=.&overwrite=false: the body, a tar (plain, gzip or zstd) or a zip, is unpacked into a directory.
 
     400 for an archive that is broken or wants out of it, 409 when something is there already, 413 when it is too much.
     """
     path, overwrite = required_path(request), query_flag(request, "overwrite")
-    target = _open(picod, path, make=True)
+    target = _open(services, path, make=True)
     name = f".wakegate-{os.urandom(8).hex()}.part"  # pack.py leaves such names out of snapshots
     try:
         os.mkdir(name, 0o700, dir_fd=target)
         try:
-            files, size = await _unpack(picod, request, target, name, overwrite)
+            files, size = await _unpack(services, request, target, name, overwrite)
         finally:
             await in_thread(lambda: remove(name.encode(), target))
     except OSError as error:
@@ -80,43 +81,43 @@ async def receive_archive(picod: Picod, request: Request) -> None:
     await request.answer_json(200, {"path": path, "files": files, "size": size})
 
 
-def _open(picod: Picod, path: str, *, make: bool) -> int:
+def _open(services: FileServices, path: str, *, make: bool) -> int:
     try:
-        return picod.workspace.open_directory(path, make=make)
+        return services.workspace.open_directory(path, make=make)
     except PathError as error:
         raise RequestError(400, str(error)) from error
     except OSError as error:
         raise os_failure(error, f"Failed to open {path}") from error
 
 
-async def _unpack(picod: Picod, request: Request, target: int, name: str, overwrite: bool) -> tuple[int, int]:
-    feed = Feed(asyncio.get_running_loop())
-    limit = picod.config.max_unpack
-    work = asyncio.ensure_future(asyncio.to_thread(_unpack_and_merge, target, name, feed, limit, overwrite))
+async def _unpack(services: FileServices, request: Request, target: int, name: str, overwrite: bool) -> tuple[int, int]:
+    upload = ThreadStream(asyncio.get_running_loop())
+    limit = services.config.max_unpack
+    work = asyncio.ensure_future(asyncio.to_thread(_unpack_and_merge, target, name, upload, limit, overwrite))
     try:
         async for chunk in request.chunks():
-            if work.done() or not await feed.put(chunk):
+            if work.done() or not await upload.put(chunk):
                 break  # it failed: the rest is not wanted
-        feed.end()
+        upload.end()
         return await asyncio.shield(work)
     finally:
-        feed.abort()
+        upload.abort()
         await settled(work)
 
 
-def _unpack_and_merge(target: int, name: str, feed: Feed, limit: int, overwrite: bool) -> tuple[int, int]:
+def _unpack_and_merge(target: int, name: str, upload: ThreadStream, limit: int, overwrite: bool) -> tuple[int, int]:
     """All that touches files. Raises RequestError, OSError."""
     staged = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=target)
     spool = -1
     try:
         first = b""
-        while len(first) < _MAGIC and (more := feed.read(_PIECE)):
+        while len(first) < _MAGIC and (more := upload.read(_PIECE)):
             first += more
         if is_zip(first):
-            spool = _spool(staged, first, feed, limit)
+            spool = _spool(staged, first, upload, limit)
             stream = reader(zip_as_tar(spool))
         else:
-            stream = read_tar(first, feed.read)
+            stream = read_tar(first, upload.read)
         stream = counted(stream, limit)
         counts = unpack(staged, Source(stream), max_files=_MAX_FILES)
         _drain(stream)
@@ -135,13 +136,13 @@ def _unpack_and_merge(target: int, name: str, feed: Feed, limit: int, overwrite:
             raise
         raise RequestError(400, f"the archive is refused: {error}") from error
     finally:
-        feed.close()
+        upload.close()
         os.close(staged)
         if spool >= 0:
             os.close(spool)
 
 
-def _spool(staged: int, first: bytes, feed: Feed, limit: int) -> int:
+def _spool(staged: int, first: bytes, upload: ThreadStream, limit: int) -> int:
     """The upload as a file without a name. Raises OSError, TooLargeArchiveError."""
     fd = os.open(".zip", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=staged)
     try:
@@ -153,7 +154,7 @@ def _spool(staged: int, first: bytes, feed: Feed, limit: int) -> int:
                 raise TooLargeArchiveError(f"it is larger than {limit} bytes")
             while data:
                 data = data[os.write(fd, data) :]
-            data = memoryview(feed.read(_PIECE))
+            data = memoryview(upload.read(_PIECE))
         os.lseek(fd, 0, os.SEEK_SET)
     except BaseException:
         os.close(fd)

@@ -16,7 +16,7 @@ from picod.filesystem.paths import PathError
 from picod.http.request import Request, RequestError, os_failure
 
 if TYPE_CHECKING:
-    from picod.app import Picod
+    from picod.files.services import FileServices
     from picod.filesystem.paths import Workspace
 
 _CHUNK = 1 << 20
@@ -37,13 +37,13 @@ class ByteRange(NamedTuple):
     length: int
 
 
-async def list_files(picod: Picod, request: Request) -> None:
+async def list_files(services: FileServices, request: Request) -> None:
     """Answer the entries of one directory, sorted by name, not recursive."""
     path = request.query("path")
     if not path:
         raise RequestError(400, "Missing 'path' query parameter")
     try:
-        entries = await asyncio.to_thread(_entries, picod.workspace, path)
+        entries = await asyncio.to_thread(_entries, services.workspace, path)
     except PathError as error:
         raise RequestError(400, str(error)) from error
     except FileNotFoundError as error:
@@ -91,10 +91,10 @@ def decode_path(raw: bytes) -> str:
         raise RequestError(400, "the path is not valid UTF-8") from error
 
 
-async def download(picod: Picod, request: Request) -> None:
+async def download(services: FileServices, request: Request) -> None:
     """Send a file, or the part of it that was asked for."""
     path = decode_path(request.tail)
-    fd = _open_file(picod.workspace, path)
+    fd = _open_file(services.workspace, path)
     try:
         await _send_file(request, fd, os.path.basename(path.rstrip("/")))
     finally:

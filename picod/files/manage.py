@@ -25,7 +25,7 @@ from picod.http.json_fields import missing, parse_object, text_field, wrong_type
 from picod.http.request import Request, RequestError, os_failure, query_flag
 
 if TYPE_CHECKING:
-    from picod.app import Picod
+    from picod.files.services import FileServices
 
 _PAGE, _MAX_PAGE = 1000, 10_000
 _MAX_DEPTH = 10_000
@@ -40,23 +40,23 @@ _TYPES = {
 _T = TypeVar("_T")
 
 
-async def stat_file(picod: Picod, request: Request) -> None:
+async def stat_file(services: FileServices, request: Request) -> None:
     """GET /api/fs/stat?path=: what is there; a symlink itself, unless `follow=true`."""
     path, follow = required_path(request), query_flag(request, "follow")
 
     def look() -> dict[str, object]:
-        with picod.workspace.resolve(path, follow=follow) as place:
+        with services.workspace.resolve(path, follow=follow) as place:
             return describe(place, place.stat())
 
     await request.answer_json(200, await guarded(look, f"Failed to look at {path}"))
 
 
-async def make_directory(picod: Picod, request: Request) -> None:
+async def make_directory(services: FileServices, request: Request) -> None:
     """POST /api/fs/mkdir {"path", "parents": true, "mode": "0755"}: 201; 200 when it is a directory already.
 
     Without `parents` a parent that is missing is 404, and a directory that exists is 409.
     """
-    fields = parse_object(await request.body(picod.config.max_body), "MkdirRequest")
+    fields = parse_object(await request.body(services.config.max_body), "MkdirRequest")
     path = _path_field(fields, "MkdirRequest", "path")
     parents = _flag(fields, "MkdirRequest", "parents", default=True)
     text = text_field(fields, "MkdirRequest", "mode") or "0755"
@@ -65,7 +65,7 @@ async def make_directory(picod: Picod, request: Request) -> None:
     mode = int(text, 8)
 
     def make() -> tuple[int, dict[str, object]]:
-        with picod.workspace.resolve(path, make_parents=parents) as place:
+        with services.workspace.resolve(path, make_parents=parents) as place:
             try:
                 os.mkdir(place.name, mode, dir_fd=place.dir_fd)
                 status = 201
@@ -79,20 +79,20 @@ async def make_directory(picod: Picod, request: Request) -> None:
     await request.answer_json(status, made)
 
 
-async def move(picod: Picod, request: Request) -> None:
+async def move(services: FileServices, request: Request) -> None:
     """POST /api/fs/move {"from", "to", "overwrite": false}: rename in one step; `to` is the whole new path.
 
     409 when `to` exists and `overwrite` is not set, or is a directory that is not empty.
     """
-    fields = parse_object(await request.body(picod.config.max_body), "MoveRequest")
+    fields = parse_object(await request.body(services.config.max_body), "MoveRequest")
     old, new = _path_field(fields, "MoveRequest", "from"), _path_field(fields, "MoveRequest", "to")
     overwrite = _flag(fields, "MoveRequest", "overwrite", default=False)
 
     def rename() -> dict[str, object]:
-        with picod.workspace.resolve(old, follow=False) as source:
+        with services.workspace.resolve(old, follow=False) as source:
             _refuse_root(source)
             source.stat()  # it exists: else the parents of `to` would be made for nothing
-            with picod.workspace.resolve(new, make_parents=True, follow=False) as target:
+            with services.workspace.resolve(new, make_parents=True, follow=False) as target:
                 _refuse_root(target)
                 rename_place(source, target, overwrite=overwrite)
                 return describe(target, target.stat())
@@ -100,12 +100,12 @@ async def move(picod: Picod, request: Request) -> None:
     await request.answer_json(200, await guarded(rename, f"Failed to move {old} to {new}"))
 
 
-async def delete(picod: Picod, request: Request) -> None:
+async def delete(services: FileServices, request: Request) -> None:
     """DELETE /api/files/{path}: a file, a symlink itself, an empty directory; with `?recursive=true` any directory."""
     path, recursive = decode_path(request.tail), query_flag(request, "recursive")
 
     def drop() -> None:
-        with picod.workspace.resolve(path, follow=False) as place:
+        with services.workspace.resolve(path, follow=False) as place:
             _refuse_root(place)
             if recursive:
                 remove(place.name.encode(), place.dir_fd)
@@ -119,7 +119,7 @@ async def delete(picod: Picod, request: Request) -> None:
     await request.write(b"", more=False)
 
 
-async def list_tree(picod: Picod, request: Request) -> None:
+async def list_tree(services: FileServices, request: Request) -> None:
     """GET /api/fs/tree?path=.&depth=&limit=1000&after=: all below a directory, parents first, in the order of names.
 
     `next` of an answer is the `after` of the next page, null on the last one.
@@ -130,7 +130,7 @@ async def list_tree(picod: Picod, request: Request) -> None:
     after = _read_cursor(request.query("after"))
 
     def look() -> list[Entry]:
-        root = picod.workspace.open_directory(path)
+        root = services.workspace.open_directory(path)
         try:
             return walk(root, after, limit=limit + 1, depth=depth)
         finally:

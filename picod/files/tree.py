@@ -10,7 +10,7 @@ import os
 import stat
 from typing import NamedTuple
 
-from picod.filesystem.safe_walk import Cursor
+from picod.filesystem.safe_walk import SafeWalk
 
 
 class Entry(NamedTuple):
@@ -28,8 +28,8 @@ def walk(root_fd: int, after: list[bytes], *, limit: int, depth: int) -> list[En
     directory was moved from under us.
     """
     found: list[Entry] = []
-    with Cursor(root_fd, 0) as cursor:
-        pending = [_names(cursor.fd, after[:1])]
+    with SafeWalk(root_fd, 0) as position:
+        pending = [_names(position.fd, after[:1])]
         along = [True]  # of each level: its directory lies on the way to `after`
         while len(found) < limit:
             if not pending[-1]:
@@ -37,18 +37,18 @@ def walk(root_fd: int, after: list[bytes], *, limit: int, depth: int) -> list[En
                 along.pop()
                 if not pending:
                     break
-                cursor.leave()
+                position.leave()
                 continue
-            name, level = pending[-1].pop(), cursor.depth
+            name, level = pending[-1].pop(), position.depth
             on_way = along[-1] and level < len(after) and name == after[level]
-            path = b"/".join([*cursor.names, name])
+            path = b"/".join([*position.names, name])
             try:
-                status = os.stat(name, dir_fd=cursor.fd, follow_symlinks=False)
+                status = os.stat(name, dir_fd=position.fd, follow_symlinks=False)
                 error, inside = "", None
                 if stat.S_ISDIR(status.st_mode) and level + 1 < depth:
-                    if os.access(name, os.R_OK | os.X_OK, dir_fd=cursor.fd):
-                        cursor.enter(name)
-                        inside = _names(cursor.fd, after[level + 1 : level + 2] if on_way else [])
+                    if os.access(name, os.R_OK | os.X_OK, dir_fd=position.fd):
+                        position.enter(name)
+                        inside = _names(position.fd, after[level + 1 : level + 2] if on_way else [])
                     else:
                         error = "permission denied"
             except (FileNotFoundError, NotADirectoryError):

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from picod.files.uploads import Staged, finish, flush, open_place, parse_mode, stage
+from picod.files.staging import Staged, finish, flush, open_place, parse_mode, stage
 from picod.filesystem.paths import Place
 from picod.http.request import Request, RequestError
 
 if TYPE_CHECKING:
-    from picod.app import Picod
+    from picod.files.services import FileServices
 
 _MAX_FIELD = 64 << 10  # bytes of a field's text
 _FIELDS = (b"path", b"mode")
 
 
-async def upload_form(picod: Picod, request: Request) -> None:
+async def upload_form(services: FileServices, request: Request) -> None:
     """Take the form and write its file. Raises RequestError, ClientGoneError."""
     _, options = parse_options_header(request.header(b"content-type"))
     boundary = options.get(b"boundary")
     if not boundary:
         raise RequestError(400, "no multipart boundary param in Content-Type")
-    with _Form(picod, boundary) as form:
+    with _Form(services, boundary) as form:
         async for chunk in request.chunks():
             if form.feed(chunk):
                 assert form.staged is not None
@@ -39,11 +39,11 @@ async def upload_form(picod: Picod, request: Request) -> None:
 class _Form:
     """What of the form has come so far. Leaving the context removes what was not put in place."""
 
-    def __init__(self, picod: Picod, boundary: bytes) -> None:
+    def __init__(self, services: FileServices, boundary: bytes) -> None:
         self.fields: dict[bytes, bytes] = {}
         self.place: Place | None = None
         self.staged: Staged | None = None
-        self._picod = picod
+        self._services = services
         self._ended = False
         self._header = b""
         self._value = b""
@@ -99,7 +99,7 @@ class _Form:
 
     def _open_place(self) -> Place:
         try:
-            return open_place(self._picod, self.fields[b"path"].decode("utf-8"))
+            return open_place(self._services, self.fields[b"path"].decode("utf-8"))
         except UnicodeDecodeError as error:
             raise RequestError(400, "the path is not valid UTF-8") from error
 
@@ -133,7 +133,7 @@ class _Form:
         if self.fields.get(b"path"):
             self.place = self._open_place()
             return stage(self.place.dir_fd, self.place.path)
-        return stage(self._picod.workspace.fd, ".")
+        return stage(self._services.workspace.fd, ".")
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         if isinstance(self._sink, bytearray):

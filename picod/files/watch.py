@@ -17,13 +17,13 @@ from picod.files import inotify
 from picod.files.changes import CREATED, DELETED, MODIFIED, Change, Changes
 from picod.files.inotify import Happened, Inotify
 from picod.filesystem.paths import PathError, Place
-from picod.filesystem.safe_walk import Cursor
+from picod.filesystem.safe_walk import SafeWalk
 from picod.http.request import Request, RequestError, os_failure, query_flag
 from picod.http.sse import EventStream
 from picod.http.thread_stream import in_thread
 
 if TYPE_CHECKING:
-    from picod.app import Picod
+    from picod.files.services import FileServices
 
 MAX_WATCHERS = 8  # clients; a user has 128 queues on most machines, and may have many sandboxes there
 _MAX_DIRECTORIES = 8192  # of one client
@@ -35,19 +35,19 @@ _EVENTS = (
 )  # fmt: skip
 
 
-async def watch(picod: Picod, request: Request) -> None:
+async def watch(services: FileServices, request: Request) -> None:
     """Events `ready` first, then `change` {"type", "path", "is_dir"}, `overflow`, `incomplete`; `gone` at last.
 
     404 for a directory that is not there, 429 when too many watch, 503 when the kernel has no more watches.
     """
     path = request.query("path") or "."
     recursive = not request.query("recursive") or query_flag(request, "recursive")
-    if picod.watchers >= MAX_WATCHERS:
+    if services.watchers >= MAX_WATCHERS:
         raise RequestError(429, f"{MAX_WATCHERS} clients watch files already", code="TOO_MANY_WATCHERS")
-    picod.watchers += 1
+    services.watchers += 1
     watcher: Watcher | None = None
     try:
-        watcher = await in_thread(lambda: _open(picod, path, recursive))
+        watcher = await in_thread(lambda: _open(services, path, recursive))
         await _tell(request, watcher)
     except PathError as error:
         raise RequestError(400, str(error)) from error
@@ -56,13 +56,13 @@ async def watch(picod: Picod, request: Request) -> None:
             raise RequestError(503, "this machine has no more inotify queues or watches for this user") from error
         raise os_failure(error, f"Failed to watch {path}") from error
     finally:
-        picod.watchers -= 1
+        services.watchers -= 1
         if watcher is not None:
             watcher.close()
 
 
-def _open(picod: Picod, path: str, recursive: bool) -> Watcher:
-    with picod.workspace.resolve(path) as place:
+def _open(services: FileServices, path: str, recursive: bool) -> Watcher:
+    with services.workspace.resolve(path) as place:
         watcher = Watcher(place.open(os.O_PATH | os.O_DIRECTORY), recursive=recursive)
         try:
             watcher.begin(place)
@@ -228,22 +228,22 @@ class Watcher:
     def _watch_below(self, path: bytes, *, tell: bool) -> None:
         """Watch a directory and those below it; with `tell`, what is in it already counts as created."""
         try:
-            with Cursor(self._root_fd, 0) as cursor:
+            with SafeWalk(self._root_fd, 0) as walk:
                 for name in filter(None, path.split(b"/")):
-                    cursor.enter(name)
-                base = cursor.depth
-                pending = [self._look(cursor, tell)]
+                    walk.enter(name)
+                base = walk.depth
+                pending = [self._look(walk, tell)]
                 while pending:
                     if pending[-1]:
                         try:
-                            cursor.enter(pending[-1].pop())
+                            walk.enter(pending[-1].pop())
                         except (FileNotFoundError, NotADirectoryError, PermissionError):
                             continue  # gone, or not ours to look at
-                        pending.append(self._look(cursor, tell))
+                        pending.append(self._look(walk, tell))
                     else:
                         pending.pop()
-                        if cursor.depth > base:
-                            cursor.leave()
+                        if walk.depth > base:
+                            walk.leave()
         except FileNotFoundError:
             pass  # gone again
         except OSError as error:
@@ -251,22 +251,22 @@ class Watcher:
                 raise
             self.incomplete = True  # it was moved from under us: what comes of that is heard, what was in it may not be
 
-    def _look(self, cursor: Cursor, tell: bool) -> list[bytes]:
-        """Watch where the cursor stands; returns the directories in it."""
-        path = b"/".join(cursor.names)
-        if cursor.depth:
+    def _look(self, walk: SafeWalk, tell: bool) -> list[bytes]:
+        """Watch where the walk stands; returns the directories in it."""
+        path = b"/".join(walk.names)
+        if walk.depth:
             if len(self._paths) >= _MAX_DIRECTORIES:
                 self.incomplete = True
                 return []
             try:
-                self._paths[self._queue.add(cursor.fd, _EVENTS)] = path
+                self._paths[self._queue.add(walk.fd, _EVENTS)] = path
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EACCES):
                     raise
                 self.incomplete = True
                 return []
         inside: list[bytes] = []
-        with os.scandir(cursor.fd) as entries:
+        with os.scandir(walk.fd) as entries:
             for entry in entries:
                 name, is_dir = os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)
                 if UPLOAD.fullmatch(name):

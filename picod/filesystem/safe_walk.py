@@ -25,7 +25,7 @@ class _Level(NamedTuple):
     loosened: int | None  # the mode to give back
 
 
-class Cursor:
+class SafeWalk:
     """Stands in a directory (`fd`), `names` below the root. Leaving the context gives back every mode it changed.
 
     `needed` are the permissions without which nothing can be done in a directory: READ, or WRITE.
@@ -137,48 +137,48 @@ def mount_of(fd: int) -> int:
 
 def is_empty(root_fd: int) -> bool:
     """Whether a directory holds nothing but mounted volumes. Raises OSError."""
-    with Cursor(root_fd, READ) as cursor:
-        return all(_is_mounted(cursor, os.fsencode(name)) for name in os.listdir(cursor.fd))
+    with SafeWalk(root_fd, READ) as walk:
+        return all(_is_mounted(walk, os.fsencode(name)) for name in os.listdir(walk.fd))
 
 
 def clear(root_fd: int) -> None:
     """Remove all below a directory, mounted volumes excepted. Raises OSError."""
-    with Cursor(root_fd, WRITE) as cursor:
-        _remove_all(cursor, os.listdir(cursor.fd))
+    with SafeWalk(root_fd, WRITE) as walk:
+        _remove_all(walk, os.listdir(walk.fd))
 
 
 def remove(name: bytes, dir_fd: int) -> None:
     """Remove a file, or a directory with all below it, mounted volumes excepted. Raises OSError."""
     os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-    with Cursor(dir_fd, WRITE) as cursor:
-        _remove_all(cursor, [os.fsdecode(name)])
+    with SafeWalk(dir_fd, WRITE) as walk:
+        _remove_all(walk, [os.fsdecode(name)])
 
 
-def _remove_all(cursor: Cursor, names: list[str]) -> None:
+def _remove_all(walk: SafeWalk, names: list[str]) -> None:
     pending = [names]
     while True:
         if pending[-1]:
             name = os.fsencode(pending[-1].pop())
-            if _unlink(name, cursor.fd) or _is_mounted(cursor, name):
+            if _unlink(name, walk.fd) or _is_mounted(walk, name):
                 continue
-            cursor.enter(name)
-            pending.append(os.listdir(cursor.fd))
-        elif cursor.depth:
-            name = cursor.names[-1]
-            cursor.leave()
+            walk.enter(name)
+            pending.append(os.listdir(walk.fd))
+        elif walk.depth:
+            name = walk.names[-1]
+            walk.leave()
             pending.pop()
-            os.rmdir(name, dir_fd=cursor.fd)
+            os.rmdir(name, dir_fd=walk.fd)
         else:
             return
 
 
-def _is_mounted(cursor: Cursor, name: bytes) -> bool:
+def _is_mounted(walk: SafeWalk, name: bytes) -> bool:
     try:
-        fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=cursor.fd)
+        fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=walk.fd)
     except OSError:
         return False
     try:
-        return mount_of(fd) != cursor.mount
+        return mount_of(fd) != walk.mount
     finally:
         os.close(fd)
 

@@ -20,13 +20,10 @@ import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from picod.filesystem.paths import PathError, Place
+from picod.filesystem.paths import PathError, Place, Workspace
 from picod.http.request import ClientGoneError, Request, RequestError, to_json
-
-if TYPE_CHECKING:
-    from picod.app import Picod
 
 FOLDER = ".wakegate/answers"
 KEEP_S = 600.0
@@ -37,6 +34,9 @@ _TIDY_EVERY = 32  # requests
 _LARGE = 1 << 20  # bytes of an answer after which the folder is looked at again
 _MAX_KEY = 256  # characters
 _REPLAYED = (b"idempotency-replayed", b"true")
+
+
+Handler = Callable[[Request], Awaitable[None]]
 
 
 class _Answering:
@@ -76,11 +76,12 @@ class _Answering:
             self.client = None
 
 
-class Once:
+class IdempotentRequests:
     """The requests with a key of one picod. On the loop's thread only."""
 
-    def __init__(self, picod: Picod) -> None:
-        self._picod = picod
+    def __init__(self, workspace: Workspace, max_body: int) -> None:
+        self._workspace = workspace
+        self._max_body = max_body
         self._running: dict[str, _Answering] = {}
         self._begun = 0
 
@@ -89,11 +90,11 @@ class Once:
         """How many run on although their client has left."""
         return sum(answering.client is None for answering in self._running.values())
 
-    async def run(self, request: Request, handler: Callable[[Picod, Request], Awaitable[None]], key: str) -> None:
+    async def run(self, request: Request, handler: Handler, key: str) -> None:
         """Answer a request that has a key. Raises RequestError, ClientGoneError."""
         if len(key) > _MAX_KEY:
             raise RequestError(400, f"Idempotency-Key may have {_MAX_KEY} characters at most")
-        body = await request.body(self._picod.config.max_body)
+        body = await request.body(self._max_body)
         name, digest = hashlib.blake2b(key.encode("latin-1"), digest_size=16).hexdigest(), _digest(request, body)
         answering = self._running.get(name)
         if answering is None:
@@ -118,7 +119,7 @@ class Once:
     def _begin(
         self,
         request: Request,
-        handler: Callable[[Picod, Request], Awaitable[None]],
+        handler: Handler,
         name: str,
         digest: str,
         body: bytes,
@@ -134,14 +135,14 @@ class Once:
     async def _answer(
         self,
         request: Request,
-        handler: Callable[[Picod, Request], Awaitable[None]],
+        handler: Handler,
         name: str,
         answering: _Answering,
         body: bytes,
     ) -> None:
         inner = Request(request.scope, _body_only(body), self._sender(name, answering), request.tail)
         try:
-            await handler(self._picod, inner)
+            await handler(inner)
         except RequestError as error:
             if not inner.started:
                 await inner.answer_json(error.status, error.body)
@@ -231,7 +232,7 @@ class Once:
             os.close(folder)
 
     def _place(self, name: str) -> Place:
-        return self._picod.workspace.resolve(f"{FOLDER}/{name}", make_parents=True)
+        return self._workspace.resolve(f"{FOLDER}/{name}", make_parents=True)
 
 
 def _remove(name: str, folder: int) -> None:

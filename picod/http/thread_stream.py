@@ -17,7 +17,7 @@ _QUEUED = 8  # chunks of a body that wait for the thread
 _T = TypeVar("_T")
 
 
-class Feed:
+class ThreadStream:
     """Chunks of a body on their way from the loop to the thread, which reads them as a file."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -1,155 +1,28 @@
-"""The session's contexts and their HTTP: POST /api/run_code, and /api/contexts."""
+"""POST /api/run_code, and /api/contexts."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-import os
-import re
-import shutil
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from picod.commands.execute import find_executable
 from picod.commands.runs import LiveRun, read_following, serve
+from picod.commands.stop import Stop
 from picod.compat.go_format import DurationError, parse_duration
 from picod.http.json_fields import missing, parse_object, text_field, wrong_type
 from picod.http.request import JSON_TYPE, ClientGoneError, Request, RequestError
-from picod.interpreter.bash_context import BashContext
-from picod.interpreter.contexts import MAX_QUEUED, Context, Outcome, Stop, Surroundings
-from picod.interpreter.kernel import Ahead, KernelError
+from picod.interpreter.contexts import Context, Outcome
+from picod.interpreter.kernel import KernelError
 from picod.interpreter.python_context import PythonContext
+from picod.interpreter.registry import DEFAULTS, CodeOrder
 from picod.interpreter.results import Collected
-from picod.interpreter.state_files import StateFiles
 
 if TYPE_CHECKING:
-    from picod.app import Picod
+    from picod.interpreter.services import InterpreterServices
 
 DEFAULT_TIMEOUT = 60.0
-DEFAULTS = {"python": "default", "bash": "bash"}  # language -> the context that is meant when none is named
-_MAX_CONTEXTS = 16
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _STRUCT = "RunCodeRequest"
 _SMALL = 256 << 10  # bytes up to which an answer is made in one piece
-
-
-@dataclass(frozen=True)
-class CodeOrder:
-    """What is to be run, and where. `timeout` is in seconds; `context_id` empty: the language's default one."""
-
-    code: str
-    language: str
-    context_id: str
-    timeout: float
-
-
-class Interpreter:
-    """All contexts of this sandbox."""
-
-    def __init__(self, picod: Picod) -> None:
-        self._picod = picod
-        self._folder = ""
-        self._contexts: dict[str, Context] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._names = 0
-        env = {name.encode(): value.encode() for name, value in picod.config.command_env.items()}
-        self._around = Surroundings(picod.children, picod.workspace, env, self._find, self._make_folder)
-
-    def all(self) -> list[Context]:
-        """Those that exist, oldest first."""
-        return list(self._contexts.values())
-
-    def require(self, context_id: str) -> Context:
-        """One by its name. Raises RequestError 404."""
-        context = self._contexts.get(context_id)
-        if context is None:
-            raise RequestError(404, f"there is no context {context_id!r}; POST /api/contexts makes one")
-        return context
-
-    def create(self, language: str, context_id: str = "") -> Context:
-        """A new one. Raises RequestError."""
-        if len(self._contexts) >= _MAX_CONTEXTS:
-            raise RequestError(409, f"a session has at most {_MAX_CONTEXTS} contexts; delete one first")
-        if not context_id:
-            while not context_id or context_id in self._contexts:
-                self._names += 1
-                context_id = f"{language}-{self._names}"
-        if not _NAME.fullmatch(context_id):
-            raise RequestError(400, "context_id: letters, digits, - and _ only, at most 64")
-        if context_id in self._contexts:
-            raise RequestError(409, f"there is a context {context_id!r} already")
-        context: Context = (BashContext if language == "bash" else PythonContext)(context_id, self._around)
-        self._contexts[context_id] = context
-        return context
-
-    def for_order(self, order: CodeOrder) -> Context:
-        """The context that an order means; default ones are made when they are first meant. Raises RequestError."""
-        if self._picod.config.code_context == "off":
-            raise RequestError(403, "this runtime has no code contexts (codeContext: off); use /api/execute")
-        name = order.context_id or DEFAULTS[order.language or "python"]
-        if name in DEFAULTS.values() and name not in self._contexts:
-            return self.create(next(language for language, default in DEFAULTS.items() if default == name), name)
-        context = self.require(name)
-        if order.language and context.language != order.language:
-            raise RequestError(400, f"context {name!r} runs {context.language}, not {order.language}")
-        if context.waiting >= MAX_QUEUED:
-            raise RequestError(429, f"{MAX_QUEUED} runs wait for context {name!r} already")
-        return context
-
-    async def delete(self, context: Context) -> None:
-        """End it and forget it."""
-        self._contexts.pop(context.id, None)
-        await context.delete()
-
-    def expect(self, files: StateFiles, language: str) -> bool:
-        """A state has come with the workspace: read it back when its context is used. False when that has no use."""
-        context = self._contexts.get(files.context_id)
-        if context is None:
-            try:
-                context = self.create(language, files.context_id)
-            except RequestError:
-                return False  # not a name of ours, or one too many
-        return context.language == language and context.expect(files)
-
-    def scratch(self, name: str) -> str:
-        """A file outside of the workspace, for what a context's process tells of itself."""
-        return os.path.join(self._make_folder(), f"{name}.report")
-
-    def warm(self, ahead: Ahead) -> None:
-        """Start the default context, for the first run to find it ready."""
-        context = self._contexts.get(DEFAULTS["python"])
-        if context is None:
-            context = self.create("python", DEFAULTS["python"])
-        if isinstance(context, PythonContext):
-            context.begin(ahead)
-
-    def spawn(self, work: Any) -> asyncio.Task[Any]:
-        """Run a coroutine that may outlive its request."""
-        task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    def close(self) -> None:
-        """Remove what lies outside of the workspace; the processes are ended by others."""
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _find(self, name: str) -> bytes | None:
-        path = self._picod.config.command_env.get("PATH", "").encode()
-        return find_executable(name.encode(), path, self._picod.workspace.fd)
-
-    def _make_folder(self) -> str:
-        if not os.path.isdir(self._folder):  # the session's own code may have removed it
-            # Short: a socket's path may have 107 bytes.
-            tmp = self._picod.config.command_env.get("TMPDIR") or "/tmp"  # noqa: S108 - the sandbox's own
-            folder = os.path.join(tmp, f".wakegate-{os.urandom(4).hex()}")
-            try:
-                os.mkdir(folder, 0o700)
-            except OSError as error:
-                raise KernelError(f"there is no room for a context's sockets in {tmp}: {error.strerror}") from error
-            self._folder = folder
-        return self._folder
 
 
 def parse_code_order(fields: dict[str, Any]) -> CodeOrder:
@@ -188,19 +61,19 @@ def seconds_field(fields: dict[str, Any], struct: str, default: float) -> float:
     return seconds
 
 
-async def run_code(picod: Picod, request: Request) -> None:
+async def run_code(services: InterpreterServices, request: Request) -> None:
     """Run code in a context and answer what came of it; 200 also when the code failed."""
-    fields = parse_object(await request.body(picod.config.max_body), _STRUCT)
+    fields = parse_object(await request.body(services.config.max_body), _STRUCT)
     order, following = parse_code_order(fields), read_following(fields, request, _STRUCT)
-    interpreter = picod.interpreter
+    interpreter = services.interpreter
     if following.run_id:
-        await serve(request, picod.runs.require(following.run_id), following.after)
+        await serve(request, services.commands.runs.require(following.run_id), following.after)
         return
     context = interpreter.for_order(order)
     if following.stream:
-        await _stream(picod, request, order, context, background=following.background)
+        await _stream(services, request, order, context, background=following.background)
         return
-    collected, stop = Collected(picod.config.max_output), Stop()
+    collected, stop = Collected(services.config.max_output), Stop()
     running = interpreter.spawn(context.run(order.code, order.timeout, collected, stop))
     gone = asyncio.create_task(request.gone())
     try:
@@ -222,10 +95,12 @@ async def run_code(picod: Picod, request: Request) -> None:
     await request.write(b"", more=False)
 
 
-async def _stream(picod: Picod, request: Request, order: CodeOrder, context: Context, *, background: bool) -> None:
+async def _stream(
+    services: InterpreterServices, request: Request, order: CodeOrder, context: Context, *, background: bool
+) -> None:
     stop = Stop()
     run = LiveRun(stop.ask, background=background)
-    picod.runs.add(run)
+    services.commands.runs.add(run)
     run.begin(context_id=context.id)
 
     async def work() -> None:
@@ -239,7 +114,7 @@ async def _stream(picod: Picod, request: Request, order: CodeOrder, context: Con
                 value = "internal error; the sandbox's log has the details"
                 run.end({"error": {"name": "InternalError", "value": value, "traceback": []}, "context_id": context.id})
 
-    picod.keep(work())
+    services.commands.spawn_task(work())
     await serve(request, run)
 
 
@@ -250,36 +125,36 @@ def _outcome(running: asyncio.Task[Outcome]) -> Outcome:
         raise RequestError(503, str(error)) from error
 
 
-async def list_contexts(picod: Picod, request: Request) -> None:
+async def list_contexts(services: InterpreterServices, request: Request) -> None:
     """GET: all contexts."""
-    await request.answer_json(200, {"contexts": [context.describe() for context in picod.interpreter.all()]})
+    await request.answer_json(200, {"contexts": [context.describe() for context in services.interpreter.all()]})
 
 
-async def create_context(picod: Picod, request: Request) -> None:
+async def create_context(services: InterpreterServices, request: Request) -> None:
     """POST: a new context; `language` python (default) or bash, `context_id` if it should have a name."""
-    fields = parse_object(await request.body(picod.config.max_body) or b"{}", "ContextRequest")
+    fields = parse_object(await request.body(services.config.max_body) or b"{}", "ContextRequest")
     language = text_field(fields, "ContextRequest", "language") or "python"
     if language not in DEFAULTS:
         raise RequestError(400, f"language must be python or bash, not {language!r}")
-    context = picod.interpreter.create(language, text_field(fields, "ContextRequest", "context_id") or "")
+    context = services.interpreter.create(language, text_field(fields, "ContextRequest", "context_id") or "")
     if isinstance(context, PythonContext):
         context.begin()
     await request.answer_json(201, context.describe())
 
 
-async def delete_context(picod: Picod, request: Request) -> None:
+async def delete_context(services: InterpreterServices, request: Request) -> None:
     """DELETE /api/contexts/{id}: end it with all that runs in it."""
-    context = picod.interpreter.require(request.tail.decode(errors="replace"))
-    await picod.interpreter.delete(context)
+    context = services.interpreter.require(request.tail.decode(errors="replace"))
+    await services.interpreter.delete(context)
     await request.answer(204, b"", ())
 
 
-async def control_context(picod: Picod, request: Request) -> None:
+async def control_context(services: InterpreterServices, request: Request) -> None:
     """POST /api/contexts/{id}/restart and .../interrupt."""
     name, _, verb = request.tail.decode(errors="replace").partition("/")
     if verb not in ("restart", "interrupt"):
         raise RequestError(404, "POST /api/contexts/{id}/restart or /api/contexts/{id}/interrupt")
-    context = picod.interpreter.require(name)
+    context = services.interpreter.require(name)
     if verb == "restart":
         await context.restart()
         if isinstance(context, PythonContext):

@@ -13,9 +13,10 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from picod.commands.pipe_reader import Outlet
+from picod.commands.pipe_reader import PipeReader
 from picod.commands.processes import Child
-from picod.interpreter.contexts import Context, Outcome, Stop, first_of, stopped, timed_out
+from picod.commands.stop import Stop, first_of
+from picod.interpreter.contexts import Context, Outcome, stopped, timed_out
 from picod.interpreter.kernel import KernelError, Listener
 from picod.interpreter.state_files import StateFiles
 
@@ -80,20 +81,20 @@ class BashContext(Context):
             _write(code_file, code)
         except OSError as fault:
             raise KernelError(f"the code could not be handed to bash: {fault.strerror}") from fault
-        child, outlets = self._spawn(code_file)
+        child, pipes = self._spawn(code_file)
         try:
-            listener.feeds(outlets.values())
-            for name, outlet in outlets.items():
-                outlet.attach(_to(listener, name))
+            listener.set_pipes(pipes.values())
+            for name, pipe in pipes.items():
+                pipe.attach(_to(listener, name))
             why = await first_of(child.exited, stop, timeout)
             if why:
                 await self._around.children.kill(child)
         finally:
             if not child.exited.done():
                 await self._around.children.kill(child)
-            for outlet in outlets.values():
-                outlet.drain()
-                outlet.detach()  # what a background job still prints is read and dropped until it ends
+            for pipe in pipes.values():
+                pipe.drain()
+                pipe.detach()  # what a background job still prints is read and dropped until it ends
         code_number = child.exited.result()
         count = self.execution_count + 1
         if why == "timeout":
@@ -107,7 +108,7 @@ class BashContext(Context):
         late = why == "timeout"
         return Outcome(error, count, exit_code=124 if late else code_number, timed_out=late)
 
-    def _spawn(self, code_file: str) -> tuple[Child, dict[str, Outlet]]:
+    def _spawn(self, code_file: str) -> tuple[Child, dict[str, PipeReader]]:
         bash = self._around.find("bash")
         if bash is None:
             raise KernelError("there is no bash in this sandbox")
@@ -126,7 +127,7 @@ class BashContext(Context):
             raise KernelError(f"bash could not be started: {error.strerror}") from error
         os.close(ends[1])
         os.close(ends[3])
-        return child, {"stdout": Outlet(ends[0]), "stderr": Outlet(ends[2])}
+        return child, {"stdout": PipeReader(ends[0]), "stderr": PipeReader(ends[2])}
 
     async def _save(self, files: StateFiles, scratch: str) -> dict[str, Any]:
         await asyncio.to_thread(_copy, self.state_file, files.bash)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from picod.commands.processes import Children
+from picod.commands.stop import Stop
 from picod.interpreter.kernel import Listener
 from picod.interpreter.state_files import StateFiles
 
@@ -54,20 +55,6 @@ class Outcome:
         if self.restored is not None:
             fields["restored"] = self.restored
         return fields
-
-
-class Stop:
-    """Asks a run to end early; the first reason stands."""
-
-    def __init__(self) -> None:
-        self.reason = ""
-        self.asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def ask(self, reason: str) -> None:
-        """`interrupted`, `restarted`, `left`: what the run's error will be named after."""
-        if not self.asked.done():
-            self.reason = reason
-            self.asked.set_result(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,12 +216,6 @@ class Context(ABC):
     @abstractmethod
     async def _load(self, files: StateFiles) -> Mapping[str, Any]:
         """Read it back. Returns {"restored": n, "unsaved": [...]}."""
-
-
-async def first_of(running: asyncio.Future[Any], stop: Stop, timeout: float) -> str:
-    """Wait for a run. Why it should end early: `timeout`, the stop's reason, or empty when it ended by itself."""
-    await asyncio.wait({running, stop.asked}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    return "" if running.done() else stop.reason or "timeout"
 
 
 def timed_out(timeout: float, what: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from picod.commands.pipe_reader import Outlet
+from picod.commands.pipe_reader import PipeReader
 from picod.commands.processes import Child, Children
 from picod.interpreter.jupyter import Message, MessageError, execute_request, read_message
 from picod.interpreter.zmtp import ZmtpConnection, ZmtpError
@@ -36,7 +36,7 @@ class KernelError(Exception):
 class Listener(Protocol):
     """What hears a run."""
 
-    def feeds(self, outlets: Iterable[Outlet]) -> None:
+    def set_pipes(self, pipes: Iterable[PipeReader]) -> None:
         """The pipes that the run prints into, for a listener that may have to hold them."""
 
     def output(self, stream: str, data: bytes) -> None:
@@ -77,9 +77,9 @@ class _Run:
 class Kernel:
     """One running kernel. Runs must not overlap: contexts.py sees to that."""
 
-    def __init__(self, child: Child, stdout: Outlet, stderr: Outlet, key: bytes) -> None:
+    def __init__(self, child: Child, stdout: PipeReader, stderr: PipeReader, key: bytes) -> None:
         self.child = child
-        self.outlets = {"stdout": stdout, "stderr": stderr}
+        self.pipes = {"stdout": stdout, "stderr": stderr}
         self._key = key
         self._session = os.urandom(8).hex()
         self._shell: ZmtpConnection
@@ -122,7 +122,7 @@ class Kernel:
             raise KernelError(f"the context's process could not be started: {error.strerror}") from error
         os.close(ends[1])
         os.close(ends[3])
-        kernel = cls(child, Outlet(ends[0]), Outlet(ends[2]), key)
+        kernel = cls(child, PipeReader(ends[0]), PipeReader(ends[2]), key)
         try:
             async with asyncio.timeout(_START_PATIENCE):
                 await kernel._wait_ready()
@@ -148,9 +148,9 @@ class Kernel:
         ends: set[asyncio.Future[Any]] = {run.reply, self.child.exited, self._shell.closed, self._iopub.closed}
         try:
             if listener is not None:
-                listener.feeds(self.outlets.values())
-            for name, outlet in self.outlets.items():
-                outlet.attach(_hand_on(listener, name) if listener is not None else _ignore)
+                listener.set_pipes(self.pipes.values())
+            for name, pipe in self.pipes.items():
+                pipe.attach(_hand_on(listener, name) if listener is not None else _ignore)
             silent = listener is None
             request = execute_request(
                 self._key, self._session, run.id, code, silent=silent, expressions=dict(expressions or {})
@@ -162,13 +162,13 @@ class Kernel:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if run.reply.done():
                 await self._wait_idle(run)
-            for outlet in self.outlets.values():
-                outlet.drain()
+            for pipe in self.pipes.values():
+                pipe.drain()
             return _reply(run.reply.result()) if run.reply.done() else None
         finally:
             self._run = None
-            for outlet in self.outlets.values():
-                outlet.detach()
+            for pipe in self.pipes.values():
+                pipe.detach()
 
     def interrupt(self) -> None:
         """KeyboardInterrupt in the running code, SIGINT to the processes it started."""
@@ -180,8 +180,8 @@ class Kernel:
     async def kill(self, children: Children) -> None:
         """End it with all that it started."""
         await children.kill(self.child)
-        for outlet in self.outlets.values():
-            outlet.close()
+        for pipe in self.pipes.values():
+            pipe.close()
         for name in ("_shell", "_iopub"):
             connection: ZmtpConnection | None = getattr(self, name, None)
             if connection is not None:
@@ -196,8 +196,8 @@ class Kernel:
             if READY in said:
                 ready.set()
 
-        self.outlets["stdout"].attach(look)
-        self.outlets["stderr"].attach(lambda data: errors.extend(data[: _SAID - len(errors)]))
+        self.pipes["stdout"].attach(look)
+        self.pipes["stderr"].attach(lambda data: errors.extend(data[: _SAID - len(errors)]))
         waiting = asyncio.ensure_future(ready.wait())
         try:
             ends: set[asyncio.Future[Any]] = {waiting, self.child.exited}
@@ -205,11 +205,11 @@ class Kernel:
         finally:
             waiting.cancel()
         if not ready.is_set():
-            self.outlets["stderr"].drain()
+            self.pipes["stderr"].drain()
             lines = bytes(errors).decode(errors="replace").strip().splitlines()
             raise KernelError(f"the context's process ended as it started: {lines[-1] if lines else 'it said nothing'}")
-        for outlet in self.outlets.values():
-            outlet.detach()
+        for pipe in self.pipes.values():
+            pipe.detach()
 
     async def _connect(self, base: str) -> None:
         self._iopub = await ZmtpConnection.connect(f"{base}-2", "SUB", self._on_iopub)
@@ -250,8 +250,8 @@ class Kernel:
             case "status" if message.parent == run.id and content.get("execution_state") == "idle":
                 run.idle.set()
             case "execute_result" | "display_data" | "update_display_data" if run.listener is not None:
-                for outlet in self.outlets.values():
-                    outlet.drain()  # what was printed before it comes before it
+                for pipe in self.pipes.values():
+                    pipe.drain()  # what was printed before it comes before it
                 data, transient = content.get("data"), content.get("transient")
                 display_id = transient.get("display_id") if isinstance(transient, dict) else None
                 run.listener.result(

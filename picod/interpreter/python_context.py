@@ -11,7 +11,8 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
-from picod.interpreter.contexts import Context, Outcome, Stop, Surroundings, first_of, stopped, timed_out
+from picod.commands.stop import Stop, first_of
+from picod.interpreter.contexts import Context, Outcome, Surroundings, stopped, timed_out
 from picod.interpreter.kernel import Ahead, Kernel, KernelError, Listener, Reply
 from picod.interpreter.state_files import StateFiles, read_report, remove
 

@@ -16,19 +16,19 @@ from picod.http.request import Request
 from picod.interpreter.state_files import FOLDER, StateFiles, find
 
 if TYPE_CHECKING:
-    from picod.app import Picod
+    from picod.interpreter.services import InterpreterServices
 
 _MAX_UNSAVED = 500  # names in an answer
 
 
-async def suspend(picod: Picod, request: Request) -> None:
+async def suspend(services: InterpreterServices, request: Request) -> None:
     """POST: write what contexts know. Safe to repeat; nothing else changes, and contexts may go on afterwards."""
-    await request.body(picod.config.max_body)
-    folder = os.path.join(picod.config.workspace, FOLDER)
-    if not picod.has_interpreter:
+    await request.body(services.config.max_body)
+    folder = os.path.join(services.config.workspace, FOLDER)
+    if not services.has_interpreter:
         await request.answer_json(200, {"saved": 0, "unsaved": []})
         return
-    interpreter = picod.interpreter
+    interpreter = services.interpreter
     contexts = [context for context in interpreter.all() if context.has_state]
     reports = await asyncio.gather(
         *(context.save(StateFiles(folder, context.id), interpreter.scratch(context.id)) for context in contexts)
@@ -42,13 +42,13 @@ async def suspend(picod: Picod, request: Request) -> None:
     await request.answer_json(200, {"saved": saved, "unsaved": unsaved[:_MAX_UNSAVED]})
 
 
-async def resume(picod: Picod, request: Request) -> None:
+async def resume(services: InterpreterServices, request: Request) -> None:
     """POST: a workspace that was kept has come. Contexts that lie in it are read back when they are first used."""
-    await request.body(picod.config.max_body)
-    folder = os.path.join(picod.config.workspace, FOLDER)
+    await request.body(services.config.max_body)
+    folder = os.path.join(services.config.workspace, FOLDER)
     taken = [
         context_id
         for context_id, language in find(folder).items()
-        if picod.interpreter.expect(StateFiles(folder, context_id), language)
+        if services.interpreter.expect(StateFiles(folder, context_id), language)
     ]
     await request.answer_json(200, {"contexts": taken})

@@ -1,4 +1,4 @@
 """Servers that code has started in this sandbox, reached through picod.
 
-Imports `http`, `commands`, `compat` and `wire`. Start with `api`.
+Imports `commands`, `http`, `config`, `compat` and `wire`. Start with `api`.
 """

@@ -12,16 +12,14 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from picod.commands.background import Process
-from picod.commands.execute import Order, encoded, find_executable
+from picod.commands.orders import Order, encode_env, find_executable
+from picod.commands.services import CommandServices
 from picod.http.request import Request, reason_of
 from picod.ports.api import forward
 from picod.ports.heads import Visit
-
-if TYPE_CHECKING:
-    from picod.app import Picod
 
 _EARLY = 0.05  # seconds between the first looks; afterwards the probe's own period
 _EARLY_LOOKS = 200
@@ -61,12 +59,12 @@ class AgentConfig:
 class Agent:
     """The one agent of this sandbox. `ready` is set when its probe has succeeded once."""
 
-    def __init__(self, picod: Picod, config: AgentConfig) -> None:
+    def __init__(self, commands: CommandServices, config: AgentConfig) -> None:
         self.ready = asyncio.Event()
-        self._picod = picod
+        self._commands = commands
         self._config = config
-        self._env = encoded(picod.config.command_env)
-        self._folder = config.working_dir or picod.config.workspace
+        self._env = encode_env(commands.config.command_env)
+        self._folder = config.working_dir or commands.config.workspace
         self._proving: asyncio.Task[None] | None = None
         self._process: Process | None = None
 
@@ -98,7 +96,9 @@ class Agent:
         if executable is None:
             self._give_up(f"{shown}: there is no such program in this sandbox")
         try:
-            return self._picod.background.start(order, executable, cwd_fd, name="agent", stdin=False, keeps_awake=False)
+            return self._commands.background.start(
+                order, executable, cwd_fd, name="agent", stdin=False, keeps_awake=False
+            )
         except OSError as error:
             self._give_up(f"{shown}: {reason_of(error)}")
 
@@ -113,7 +113,7 @@ class Agent:
 
     def _give_up(self, why: str) -> NoReturn:
         print(f"agent: {why}", file=sys.stderr, flush=True)  # noqa: T201 - the gateway shows it
-        self._picod.children.kill_all()
+        self._commands.children.kill_all()
         os._exit(_FAILED)
 
     async def _prove(self) -> None:
@@ -149,7 +149,7 @@ class Agent:
             executable = find_executable(command[0], self._env.get(b"PATH", b""), cwd_fd)
             if executable is None:
                 return False
-            child = self._picod.children.spawn(
+            child = self._commands.children.spawn(
                 executable, command, cwd_fd=cwd_fd, env=self._env, stdout=null, stderr=null
             )
         finally:
@@ -159,17 +159,16 @@ class Agent:
             return await asyncio.shield(child.exited) == 0
         finally:
             if not child.exited.done():
-                await self._picod.children.kill(child)
+                await self._commands.children.kill(child)
 
 
-async def serve(picod: Picod, request: Request) -> None:
+async def serve(agent: Agent, request: Request) -> None:
     """Any request with a token: to the agent, under the path that it has."""
-    assert picod.agent is not None
     path: bytes = request.scope["raw_path"]
     await forward(
         request,
         Visit(
-            port=picod.agent.port_of(path),
+            port=agent.port_of(path),
             path=path,
             method=request.method,
             prefix=b"",

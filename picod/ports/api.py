@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httptools
 
 from picod.compat.go_format import DurationError, parse_duration
+from picod.config import PicodConfig
 from picod.http.request import ClientGoneError, Request, RequestError, Tunnel, reason_of
 from picod.ports.heads import Response, Visit, answer_headers, parse_visit, request_head
-
-if TYPE_CHECKING:
-    from picod.app import Picod
 
 _READ = 256 << 10
 _DIAL_TIMEOUT = 5.0  # seconds; a listener whose backlog is full does not answer at once
@@ -34,7 +32,7 @@ _LONGEST_WAIT = 300.0
 _LISTENING = "0A"  # of the state column in /proc/net/tcp
 
 
-async def list_ports(picod: Picod, request: Request) -> None:
+async def list_ports(config: PicodConfig, request: Request) -> None:
     """Answer which TCP ports are listened on; `?wait=PORT&timeout=30s` waits until that one is, or time is up."""
     wanted, patience = request.query("wait"), request.query("timeout") or "30s"
     if wanted and not (wanted.isascii() and wanted.isdigit() and len(wanted) <= 5):
@@ -51,7 +49,7 @@ async def list_ports(picod: Picod, request: Request) -> None:
             await asyncio.wait((gone,), timeout=_POLL)
     finally:
         gone.cancel()
-    ports = [{"port": port, "reachable": may_visit(picod, port)} for port in sorted(listening())]
+    ports = [{"port": port, "reachable": may_visit(config, port)} for port in sorted(listening())]
     await request.answer_json(200, {"ports": ports})
 
 
@@ -68,22 +66,21 @@ def listening() -> set[int]:
     return found
 
 
-def may_visit(picod: Picod, port: int) -> bool:
+def may_visit(config: PicodConfig, port: int) -> bool:
     """Whether the runtime lets this port be reached."""
-    config = picod.config
     own = config.fd is None and config.uds is None and port == config.port
     return not own and any(first <= port <= last for first, last in config.ports)
 
 
-async def bridge(picod: Picod, request: Request) -> None:
+async def bridge(config: PicodConfig, request: Request) -> None:
     """Hand a request on to a port and its answer back.
 
     404 for a malformed path, 403 for a port that the runtime does not allow, 502 when nobody listens there or what
     does speaks no HTTP.
     """
     visit = parse_visit(request)
-    if not may_visit(picod, visit.port):
-        allowed = ", ".join(f"{first}-{last}" if first < last else f"{first}" for first, last in picod.config.ports)
+    if not may_visit(config, visit.port):
+        allowed = ", ".join(f"{first}-{last}" if first < last else f"{first}" for first, last in config.ports)
         raise RequestError(
             403,
             f"port {visit.port} may not be reached; the runtime allows {allowed or 'none'}",

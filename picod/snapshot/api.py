@@ -12,13 +12,13 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Collection, Generator
-from typing import IO, TYPE_CHECKING, cast
+from dataclasses import dataclass, field
+from typing import IO, cast
 
+from picod.commands.processes import Children
+from picod.filesystem.paths import Workspace
 from picod.http.request import Request, RequestError, os_failure
-from picod.http.thread_stream import Feed, in_thread, settled
-
-if TYPE_CHECKING:
-    from picod.app import Picod
+from picod.http.thread_stream import ThreadStream, in_thread, settled
 
 # zstandard and the rooms that do the work are imported where they are used: 8 ms that no start should take.
 
@@ -30,15 +30,24 @@ _SENTINEL = b"wakegate:end"
 _CONTENT_TYPE = (b"content-type", b"application/zstd")
 
 
+@dataclass(frozen=True)
+class SnapshotServices:
+    """What a snapshot reads and whom it freezes; `lock` lets one snapshot or restore run at a time."""
+
+    workspace: Workspace
+    children: Children
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 def load() -> None:
     """Import what a snapshot or a restore needs: 8 ms and 0.4 MB. Blocking; a sandbox that waits does it ahead."""
     import zstandard  # noqa: F401
 
 
-async def send_snapshot(picod: Picod, request: Request) -> None:
+async def send_snapshot(services: SnapshotServices, request: Request) -> None:
     """GET: send the workspace. An error after the first byte ends the connection, so that nobody takes half for all."""
-    async with picod.snapshots:  # two at a time would thaw each other's processes
-        pieces = _compressed(picod.workspace.fd, picod.children.quiet)
+    async with services.lock:  # two at a time would thaw each other's processes
+        pieces = _compressed(services.workspace.fd, services.children.quiet)
         try:
             piece = await in_thread(lambda: next(pieces, None))
             await request.start(200, (_CONTENT_TYPE,))
@@ -52,7 +61,7 @@ async def send_snapshot(picod: Picod, request: Request) -> None:
             await in_thread(pieces.close)  # thaws
 
 
-async def restore_snapshot(picod: Picod, request: Request) -> None:
+async def restore_snapshot(services: SnapshotServices, request: Request) -> None:
     """PUT: make the body the workspace, which must be empty; `?replace=true` empties it first.
 
     400 for an archive that is broken or wants out of the workspace, 409 if the workspace is not empty, 507 if it is
@@ -61,20 +70,20 @@ async def restore_snapshot(picod: Picod, request: Request) -> None:
     replace = request.query("replace")
     if replace not in ("", "true", "false"):
         raise RequestError(400, f"replace must be true or false, not {replace!r}")
-    async with picod.snapshots:  # two at a time would thaw each other's processes
-        feed = Feed(asyncio.get_running_loop())
-        root = picod.workspace.fd
-        work = asyncio.ensure_future(asyncio.to_thread(_restore, root, feed, replace == "true"))
+    async with services.lock:  # two at a time would thaw each other's processes
+        upload = ThreadStream(asyncio.get_running_loop())
+        root = services.workspace.fd
+        work = asyncio.ensure_future(asyncio.to_thread(_restore, root, upload, replace == "true"))
         try:
             async for chunk in request.chunks():
-                if work.done() or not await feed.put(chunk):
+                if work.done() or not await upload.put(chunk):
                     break  # it failed: the rest is not wanted
-            feed.end()
+            upload.end()
             files, size = await asyncio.shield(work)
         except OSError as error:
             raise os_failure(error, "Failed to restore the snapshot") from error
         finally:
-            feed.abort()
+            upload.abort()
             await settled(work)
         await request.answer_json(200, {"files": files, "size": size})
 
@@ -101,12 +110,13 @@ def _compressed(root: int, spared: Collection[int]) -> Generator[bytes, None, No
     yield bytes(out)
 
 
-def _restore(root: int, feed: Feed, replace: bool) -> tuple[int, int]:
+def _restore(root: int, upload: ThreadStream, replace: bool) -> tuple[int, int]:
     """All of PUT that touches files. Raises RequestError, OSError."""
     import zstandard
 
+    from picod.archive.source import Source
     from picod.archive.tar_members import TarballError
-    from picod.archive.unpack import Source, unpack
+    from picod.archive.unpack import unpack
     from picod.filesystem.safe_walk import clear, is_empty
 
     try:
@@ -117,9 +127,9 @@ def _restore(root: int, feed: Feed, replace: bool) -> tuple[int, int]:
         try:
             # Of a frame that was cut short zstandard only says that there is no more. So a frame of our own follows
             # the last byte: behind a whole frame it comes out as it went in, inside a broken one it does not.
-            feed.tail = zstandard.ZstdCompressor().compress(_SENTINEL)
+            upload.tail = zstandard.ZstdCompressor().compress(_SENTINEL)
             stream = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(
-                cast("IO[bytes]", feed), read_across_frames=True
+                cast("IO[bytes]", upload), read_across_frames=True
             )
             source = Source(stream.readinto)
             counts = unpack(root, source)
@@ -131,7 +141,7 @@ def _restore(root: int, feed: Feed, replace: bool) -> tuple[int, int]:
     except (TarballError, zstandard.ZstdError) as error:
         raise RequestError(400, f"the archive is refused: {error}") from error
     finally:
-        feed.close()
+        upload.close()
 
 
 def _unreadable(error: OSError) -> RequestError:

@@ -24,7 +24,7 @@ from gateway.api.openapi.document import make_document
 from gateway.api.openapi.sandbox import SANDBOX, THROUGH
 from gateway.api.openapi.table import CONTROL
 from gateway.testing import ScriptedProvider, scripted_gateway
-from picod.app import ANY, ROUTES
+from picod.routes import ANY, ROUTES
 from tests.support.serve import Server, serve
 
 DOCUMENT = make_document((*CONTROL.values(), *SANDBOX, *THROUGH))

@@ -1,0 +1,93 @@
+"""The bytes of an archive that is read, whatever brings them: pieces, a decompressor, an upload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from picod.archive.tar_members import TarballError
+
+ReadInto = Callable[[memoryview], int]
+"""Fills a buffer as far as it can and returns how many bytes that were; 0 is the end."""
+
+_PIECE = 256 << 10
+
+
+class TooLargeArchiveError(TarballError):
+    """It unpacks to more than may be."""
+
+
+class Source:
+    """The archive's bytes, through one buffer. `read_into` fills what it is given, as far as it can; 0 is the end."""
+
+    def __init__(self, read_into: ReadInto) -> None:
+        self._read_into = read_into
+        self._buffer = memoryview(bytearray(_PIECE))
+        self._start = self._end = 0
+
+    def some(self, most: int) -> memoryview:
+        """At least one byte and at most `most`; valid until the next call. Raises TarballError at the end."""
+        if self._start == self._end:
+            self._start, self._end = 0, self._read_into(self._buffer)
+            if not self._end:
+                raise TarballError("it ends too early")
+        piece = self._buffer[self._start : min(self._end, self._start + most)]
+        self._start += len(piece)
+        return piece
+
+    def take(self, size: int) -> bytes:
+        """Exactly `size` bytes. Raises TarballError."""
+        piece = self.some(size) if size else b""
+        if len(piece) == size:
+            return bytes(piece)
+        whole = bytearray(piece)
+        while len(whole) < size:
+            whole += self.some(size - len(whole))
+        return bytes(whole)
+
+    def expect_end(self, tail: bytes) -> None:
+        """Read on over zeros; nothing but `tail` may follow. Raises TarballError."""
+        last = bytearray()
+        while self._start < self._end or (count := self._read_into(self._buffer)):
+            if self._start == self._end:
+                self._start, self._end = 0, count
+            last += self._buffer[self._start : self._end]
+            self._start = self._end
+            if last.count(0, 0, len(last) - len(tail)) < len(last) - len(tail):
+                raise TarballError("something follows its end")
+            del last[: -len(tail)]
+        if last != tail:
+            raise TarballError("it ends too early")
+
+
+def reader(pieces: Iterator[bytes]) -> ReadInto:
+    """Pieces as something that fills buffers."""
+    rest = memoryview(b"")
+
+    def read_into(buffer: memoryview) -> int:
+        nonlocal rest
+        while not rest:
+            piece = next(pieces, None)
+            if piece is None:
+                return 0
+            rest = memoryview(piece)
+        count = min(len(rest), len(buffer))
+        buffer[:count] = rest[:count]
+        rest = rest[count:]
+        return count
+
+    return read_into
+
+
+def counted(read_into: ReadInto, limit: int) -> ReadInto:
+    """The same, but TooLargeArchiveError once more than `limit` bytes came out: the packed size tells nothing."""
+    count = 0
+
+    def read(buffer: memoryview) -> int:
+        nonlocal count
+        size = read_into(buffer)
+        count += size
+        if count > limit:
+            raise TooLargeArchiveError(f"it unpacks to more than {limit} bytes")
+        return size
+
+    return read

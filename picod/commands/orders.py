@@ -1,0 +1,106 @@
+"""What a request wants to be run: parsed and checked, its program and its working directory found.
+
+The same for /api/execute, background processes and terminals.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from picod.compat.go_format import DurationError, parse_duration
+from picod.filesystem.paths import PathError, Workspace
+from picod.http.json_fields import missing, parse_object, text_field, text_map_field, texts_field
+from picod.http.request import RequestError, os_failure
+
+DEFAULT_TIMEOUT_S = 60.0
+STRUCT = "ExecuteRequest"  # what Go's decoder calls the document in its errors
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be run."""
+
+    command: list[bytes]
+    timeout: float  # seconds
+    working_dir: str
+    env: dict[bytes, bytes]
+
+
+def parse_order(body: bytes, base_env: Mapping[str, str]) -> Order:
+    """Read and check the request. Raises RequestError 400."""
+    fields = parse_object(body, STRUCT)
+    command = texts_field(fields, STRUCT, "command")
+    timeout = text_field(fields, STRUCT, "timeout")
+    working_dir = text_field(fields, STRUCT, "working_dir")
+    env = text_map_field(fields, STRUCT, "env")
+    if command is None:
+        raise missing(STRUCT, "command")
+    if not command:
+        raise RequestError(400, "command cannot be empty")
+    try:
+        seconds = parse_duration(timeout) if timeout else DEFAULT_TIMEOUT_S
+    except DurationError as error:
+        raise RequestError(400, f"Invalid timeout format: {error}") from error
+    for name in env:
+        if not name or "=" in name:
+            raise RequestError(400, f"env: {name!r} cannot be the name of a variable")
+    return Order(
+        command=[_argument(item, f"command[{index}]") for index, item in enumerate(command)],
+        timeout=seconds,
+        working_dir=working_dir or ".",
+        env={_argument(name, "env"): _argument(value, f"env.{name}") for name, value in {**base_env, **env}.items()},
+    )
+
+
+def _argument(text: str, field: str) -> bytes:
+    try:
+        encoded = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError(400, f"{field} is not valid UTF-8") from error
+    if b"\0" in encoded:
+        raise RequestError(400, f"{field} contains a NUL byte")
+    return encoded
+
+
+def encode_env(env: Mapping[str, str]) -> dict[bytes, bytes]:
+    """An environment of picod's settings as a command gets it."""
+    return {name.encode(): value.encode() for name, value in env.items()}
+
+
+def find_executable(name: bytes, path: bytes, cwd_fd: int) -> bytes | None:
+    """Where a command's program is: names with a slash stay as they are, others are looked up in `path`.
+
+    None if it is nowhere. Relative entries of `path` are passed over, lest a file of the session shadow a command.
+    """
+    if b"/" in name:
+        return name
+    for folder in path.split(b":"):
+        candidate = os.path.join(folder, name)
+        if folder.startswith(b"/") and name and _may_execute(candidate, cwd_fd):
+            return candidate
+    return None
+
+
+def _may_execute(path: bytes, cwd_fd: int) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path, dir_fd=cwd_fd).st_mode) and os.access(path, os.X_OK, dir_fd=cwd_fd)
+    except OSError:
+        return False
+
+
+def open_working_directory(workspace: Workspace, path: str) -> int:
+    """A descriptor of the directory a command starts in, made if it is missing. Raises RequestError."""
+    try:
+        return workspace.open_directory(path, make=True)
+    except PathError as error:
+        raise RequestError(400, f"Invalid working directory: {error}") from error
+    except OSError as error:
+        raise os_failure(error, f"Failed to create working directory: mkdir {path}") from error
+
+
+def timed_out(seconds: float) -> str:
+    """What a command that took too long is said to have done."""
+    return f"Command timed out after {seconds:.0f} seconds"

@@ -1,0 +1,88 @@
+"""What the handlers of commands, processes and terminals share in one picod."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from picod.commands.orders import Order, encode_env
+from picod.commands.preload import Preload
+from picod.commands.processes import Child, Children
+from picod.config import PicodConfig
+from picod.filesystem.paths import Workspace
+
+if TYPE_CHECKING:
+    from picod.commands.background import Background
+    from picod.commands.runs import Runs
+    from picod.commands.terminal import Terminals
+
+
+class CommandServices:
+    """Processes of one sandbox. Background processes, terminals and runs are loaded and made when first used.
+
+    Most sessions use none of the three, and each would cost every start its import.
+    """
+
+    def __init__(self, config: PicodConfig, workspace: Workspace) -> None:
+        self.config = config
+        self.workspace = workspace
+        self.children = Children()
+        self.preload = Preload(
+            self.children, config.preload, encode_env(config.command_env), workspace.fd, delay=config.preload_delay
+        )
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @cached_property
+    def background(self) -> Background:
+        """The background processes."""
+        from picod.commands.background import Background
+
+        return Background(self.children)
+
+    @cached_property
+    def terminals(self) -> Terminals:
+        """The terminals."""
+        from picod.commands.terminal import Terminals
+
+        return Terminals(self.children)
+
+    @cached_property
+    def runs(self) -> Runs:
+        """The runs whose events can be followed."""
+        from picod.commands.runs import Runs
+
+        return Runs()
+
+    async def start(self, order: Order, executable: bytes, cwd_fd: int, stdout: int, stderr: int) -> Child:
+        """Start a command: a script on the preloaded interpreter, if there is one. Raises OSError."""
+        child = await self.preload.run(
+            executable, order.command, cwd_fd=cwd_fd, env=order.env, stdout=stdout, stderr=stderr
+        )
+        if child is None:
+            child = self.children.spawn(
+                executable, order.command, cwd_fd=cwd_fd, env=order.env, stdout=stdout, stderr=stderr
+            )
+        return child
+
+    def spawn_task(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine that may outlive its request."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def busy(self) -> dict[str, list[str]]:
+        """Ids of what works although no request waits for it: `processes`, `terminals`, `runs`.
+
+        Looks only at what was made: to ask must not load a module.
+        """
+        made = vars(self)  # where cached_property keeps its values
+        processes = made["background"].all() if "background" in made else ()
+        terminals = made["terminals"].all() if "terminals" in made else ()
+        runs = made["runs"].all() if "runs" in made else ()
+        return {
+            "processes": [process.id for process in processes if process.running and process.keeps_awake],
+            "terminals": [terminal.id for terminal in terminals if terminal.busy],
+            "runs": [run.id for run in runs if run.background and run.ended_at is None],
+        }

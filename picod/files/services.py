@@ -1,0 +1,17 @@
+"""What the handlers of files share in one picod."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from picod.config import PicodConfig
+from picod.filesystem.paths import Workspace
+
+
+@dataclass
+class FileServices:
+    """The workspace and its limits; `watchers` counts the clients that follow changes now."""
+
+    config: PicodConfig
+    workspace: Workspace
+    watchers: int = 0

@@ -1,0 +1,145 @@
+"""The contexts of one sandbox, by name: made, found, deleted, and expected back after a wake."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from picod.commands.orders import encode_env, find_executable
+from picod.http.request import RequestError
+from picod.interpreter.bash_context import BashContext
+from picod.interpreter.contexts import MAX_QUEUED, Context, Surroundings
+from picod.interpreter.kernel import Ahead, KernelError
+from picod.interpreter.python_context import PythonContext
+from picod.interpreter.state_files import StateFiles
+
+if TYPE_CHECKING:
+    from picod.commands.services import CommandServices
+
+DEFAULTS = {"python": "default", "bash": "bash"}  # language -> the context that is meant when none is named
+_MAX_CONTEXTS = 16
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class CodeOrder:
+    """What is to be run, and where. `timeout` is in seconds; `context_id` empty: the language's default one."""
+
+    code: str
+    language: str
+    context_id: str
+    timeout: float
+
+
+class Interpreter:
+    """All contexts of this sandbox."""
+
+    def __init__(self, commands: CommandServices) -> None:
+        self._config = commands.config
+        self._workspace = commands.workspace
+        self._folder = ""
+        self._contexts: dict[str, Context] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._names = 0
+        env = encode_env(commands.config.command_env)
+        self._around = Surroundings(commands.children, commands.workspace, env, self._find, self._make_folder)
+
+    def all(self) -> list[Context]:
+        """Those that exist, oldest first."""
+        return list(self._contexts.values())
+
+    def require(self, context_id: str) -> Context:
+        """One by its name. Raises RequestError 404."""
+        context = self._contexts.get(context_id)
+        if context is None:
+            raise RequestError(404, f"there is no context {context_id!r}; POST /api/contexts makes one")
+        return context
+
+    def create(self, language: str, context_id: str = "") -> Context:
+        """A new one. Raises RequestError."""
+        if len(self._contexts) >= _MAX_CONTEXTS:
+            raise RequestError(409, f"a session has at most {_MAX_CONTEXTS} contexts; delete one first")
+        if not context_id:
+            while not context_id or context_id in self._contexts:
+                self._names += 1
+                context_id = f"{language}-{self._names}"
+        if not _NAME.fullmatch(context_id):
+            raise RequestError(400, "context_id: letters, digits, - and _ only, at most 64")
+        if context_id in self._contexts:
+            raise RequestError(409, f"there is a context {context_id!r} already")
+        context: Context = (BashContext if language == "bash" else PythonContext)(context_id, self._around)
+        self._contexts[context_id] = context
+        return context
+
+    def for_order(self, order: CodeOrder) -> Context:
+        """The context that an order means; default ones are made when they are first meant. Raises RequestError."""
+        if self._config.code_context == "off":
+            raise RequestError(403, "this runtime has no code contexts (codeContext: off); use /api/execute")
+        name = order.context_id or DEFAULTS[order.language or "python"]
+        if name in DEFAULTS.values() and name not in self._contexts:
+            return self.create(next(language for language, default in DEFAULTS.items() if default == name), name)
+        context = self.require(name)
+        if order.language and context.language != order.language:
+            raise RequestError(400, f"context {name!r} runs {context.language}, not {order.language}")
+        if context.waiting >= MAX_QUEUED:
+            raise RequestError(429, f"{MAX_QUEUED} runs wait for context {name!r} already")
+        return context
+
+    async def delete(self, context: Context) -> None:
+        """End it and forget it."""
+        self._contexts.pop(context.id, None)
+        await context.delete()
+
+    def expect(self, files: StateFiles, language: str) -> bool:
+        """A state has come with the workspace: read it back when its context is used. False when that has no use."""
+        context = self._contexts.get(files.context_id)
+        if context is None:
+            try:
+                context = self.create(language, files.context_id)
+            except RequestError:
+                return False  # not a name of ours, or one too many
+        return context.language == language and context.expect(files)
+
+    def scratch(self, name: str) -> str:
+        """A file outside of the workspace, for what a context's process tells of itself."""
+        return os.path.join(self._make_folder(), f"{name}.report")
+
+    def warm(self, ahead: Ahead) -> None:
+        """Start the default context, for the first run to find it ready."""
+        context = self._contexts.get(DEFAULTS["python"])
+        if context is None:
+            context = self.create("python", DEFAULTS["python"])
+        if isinstance(context, PythonContext):
+            context.begin(ahead)
+
+    def spawn(self, work: Any) -> asyncio.Task[Any]:
+        """Run a coroutine that may outlive its request."""
+        task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def close(self) -> None:
+        """Remove what lies outside of the workspace; the processes are ended by others."""
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _find(self, name: str) -> bytes | None:
+        path = self._config.command_env.get("PATH", "").encode()
+        return find_executable(name.encode(), path, self._workspace.fd)
+
+    def _make_folder(self) -> str:
+        if not os.path.isdir(self._folder):  # the session's own code may have removed it
+            # Short: a socket's path may have 107 bytes.
+            tmp = self._config.command_env.get("TMPDIR") or "/tmp"  # noqa: S108 - the sandbox's own
+            folder = os.path.join(tmp, f".wakegate-{os.urandom(4).hex()}")
+            try:
+                os.mkdir(folder, 0o700)
+            except OSError as error:
+                raise KernelError(f"there is no room for a context's sockets in {tmp}: {error.strerror}") from error
+            self._folder = folder
+        return self._folder

@@ -1,0 +1,105 @@
+"""The parts of one picod, made from its settings: what handlers are given, started and closed together."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from picod.commands.orders import find_executable
+from picod.commands.services import CommandServices
+from picod.config import PicodConfig
+from picod.files.services import FileServices
+from picod.filesystem.paths import Workspace
+from picod.interpreter.fonts import put_fonts
+from picod.interpreter.services import InterpreterServices
+from picod.snapshot.api import SnapshotServices, load
+
+if TYPE_CHECKING:
+    from picod.http.idempotency import IdempotentRequests
+    from picod.ports.agent import Agent
+
+_SNAPSHOT_LOAD_DELAY_S = 1.0
+_CONTEXT_DELAY_S = 0.5
+_CONTEXT_NICE = 10  # a warm pool that fills must not slow down the sandboxes that work
+_IDLE_CORE_POLL_S, _MAX_IDLE_CORE_POLLS = 0.5, 20
+
+
+class Services:
+    """Raises OSError if the workspace cannot be opened."""
+
+    def __init__(self, config: PicodConfig) -> None:
+        self.config = config
+        self.started_at = time.monotonic()
+        workspace = Workspace(config.workspace)
+        self.commands = CommandServices(config, workspace)
+        self.files = FileServices(config, workspace)
+        self.interpreter = InterpreterServices(self.commands)
+        self.snapshots = SnapshotServices(workspace, self.commands.children)
+        self.agent = self._make_agent()
+
+    def _make_agent(self) -> Agent | None:
+        if self.config.agent is None:
+            return None
+        from picod.ports.agent import Agent, AgentConfig
+
+        return Agent(self.commands, AgentConfig.from_document(self.config.agent))
+
+    @cached_property
+    def idempotency(self) -> IdempotentRequests:
+        """The requests that have an Idempotency-Key; loaded and made when the first comes."""
+        from picod.http.idempotency import IdempotentRequests
+
+        return IdempotentRequests(self.commands.workspace, self.config.max_body)
+
+    @property
+    def unattended(self) -> int:
+        """How many requests with an Idempotency-Key run on although their client has left."""
+        return self.idempotency.unattended if "idempotency" in vars(self) else 0
+
+    def start(self) -> None:
+        """Begin what the first request should not wait for. On the loop, once the server listens."""
+        path = self.config.command_env.get("PATH", "").encode()
+        put_fonts(find_executable(b"python3", path, self.commands.workspace.fd), self.config.command_env)
+        self.commands.preload.start()
+        # A session that wakes up on this sandbox should not wait for imports; a cold start should not pay for them.
+        loop = asyncio.get_running_loop()
+        loop.call_later(_SNAPSHOT_LOAD_DELAY_S, loop.run_in_executor, None, load)
+        if self.agent is not None:
+            self.agent.start()
+        if self.config.code_context == "warm":
+            self.commands.spawn_task(self._warm_context())
+
+    async def _warm_context(self) -> None:
+        """Start the default context ahead of its use, when a core is idle.
+
+        It costs more CPU than the rest of a sandbox's start, and short sessions use it least. Niceness alone does not
+        keep it behind: where the kernel groups processes by session, it counts within the sandbox only.
+        """
+        from picod.interpreter.kernel import Ahead
+
+        await asyncio.sleep(_CONTEXT_DELAY_S)
+        for _ in range(_MAX_IDLE_CORE_POLLS):
+            if runnable() <= (os.cpu_count() or 1):
+                break
+            await asyncio.sleep(_IDLE_CORE_POLL_S)
+        self.interpreter.interpreter.warm(Ahead(_CONTEXT_NICE, tuple(self.config.preload)))
+
+    def kill_all(self) -> None:
+        """Kill every process that a session started. Blocking; for the end only."""
+        self.commands.children.kill_all()
+
+    def close(self) -> None:
+        """Remove what lies outside of the workspace."""
+        self.interpreter.close()
+
+
+def runnable() -> int:
+    """How many threads of the whole machine run or would, this one among them. 0 where the kernel does not say."""
+    try:
+        with open("/proc/loadavg") as file:
+            return int(file.read().split()[3].partition("/")[0])
+    except (OSError, ValueError, IndexError):
+        return 0
