@@ -80,7 +80,7 @@ def read_seconds(body: Mapping[str, Any], name: str) -> float | None:
         seconds = -1.0
     if isinstance(value, bool) or not 0 < seconds < 1e9:
         raise BadRequestError(
-            f"{name}: expected a duration above zero, in seconds or as text such as 15m; got {value!r}"
+            f"{name}: expected a duration above zero, in seconds or as text such as 15m; got {repr(value)[:64]}"
         )
     return seconds
 

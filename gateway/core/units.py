@@ -8,9 +8,13 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
+MAX_CHARS = 64  # of a duration or a quantity: the longest sensible one has some twenty
+
 _UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
-_QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([eE][+-]?\d+|[EPTGMk]i?|Ki|m|u|n)?")
+# Only ever matched at a given position. A search would try again from each digit of a long number that has no unit,
+# which takes time quadratic in its length: 11 s for 16,000 digits.
+_DURATION_TERM = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+|[EPTGMk]i?|Ki|m|u|n)?")
 _FACTORS = {
     "": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3,
     "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18,
@@ -19,29 +23,43 @@ _FACTORS = {
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a Go duration such as "15m", "2.5s", "1h30m" or "0". Raises ValueError, saying what is right."""
+    """Seconds of a Go duration such as "15m", "2.5s", "1h30m" or "0", of at most 64 characters.
+
+    Raises ValueError that shows what would be right.
+    """
     if text == "0":
         return 0.0
     position, total = 0, 0.0
-    for part in _DURATION_PART.finditer(text):
-        if part.start() != position:
+    while 0 < len(text) <= MAX_CHARS:
+        term = _DURATION_TERM.match(text, position)
+        if term is None:
             break
-        total += float(part[1]) * _UNIT_SECONDS[part[2]]
-        position = part.end()
-    if not text or position != len(text):
-        raise ValueError(f"{text!r} is not a duration; write a number with a unit, e.g. 30s, 15m or 1h30m")
-    return total
+        total += float(term[1]) * _UNIT_SECONDS[term[2]]
+        position = term.end()
+        if position == len(text):
+            return total
+    raise ValueError(f"{_shown(text)} is not a duration; write a number with a unit, e.g. 30s, 15m or 1h30m")
 
 
 def parse_quantity(text: str) -> float:
-    """The number a Kubernetes quantity stands for, e.g. "512Mi" -> 536870912.0, "250m" -> 0.25. Raises ValueError."""
-    match = _QUANTITY.fullmatch(text)
+    """The number a Kubernetes quantity stands for, e.g. "512Mi" -> 536870912.0, "250m" -> 0.25.
+
+    Takes at most 64 characters. Raises ValueError that shows what would be right.
+    """
+    match = _QUANTITY.fullmatch(text) if len(text) <= MAX_CHARS else None
     if match is None:
-        raise ValueError(f"{text!r} is not a quantity; write a number with an optional suffix, e.g. 512Mi, 2Gi or 500m")
+        raise ValueError(
+            f"{_shown(text)} is not a quantity; write a number with an optional suffix, e.g. 512Mi, 2Gi or 500m"
+        )
     number, suffix = match[1], match[2] or ""
     if suffix[:1] in ("e", "E") and len(suffix) > 1 and suffix != "Ei":
         return float(number + suffix)
     return float(number) * _FACTORS[suffix]
+
+
+def _shown(text: str) -> str:
+    """Text of any length as an error quotes it."""
+    return repr(text) if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]!r}... (more than {MAX_CHARS} characters)"
 
 
 def readable_size(size: int) -> str:

@@ -18,6 +18,7 @@ _UNITS_NS = {
 }
 _TERM = re.compile(r"([0-9]*)(?:\.([0-9]*))?([^0-9.]*)")
 _MAX_NS = (1 << 63) - 1
+_MAX_CHARS = 64  # of a duration; it may come from a body of many megabytes
 
 
 class DurationError(ValueError):
@@ -27,16 +28,18 @@ class DurationError(ValueError):
 def parse_duration(text: str) -> float:
     """Seconds of a duration such as `30s`, `500ms`, `2.5s`, `1m30s`, `-1s`, `0`. Raises DurationError.
 
-    The grammar is that of Go's time.ParseDuration.
+    The grammar is that of Go's time.ParseDuration, for text of at most 64 characters.
     """
-    rest = text[1:] if text[:1] in ("+", "-") else text
-    if rest == "0":
+    if len(text) > _MAX_CHARS:
+        raise DurationError(f'time: invalid duration "{text[:_MAX_CHARS]}..."')
+    position = 1 if text[:1] in ("+", "-") else 0
+    if text[position:] == "0":
         return 0.0
-    if not rest:
+    if position == len(text):
         raise DurationError(f'time: invalid duration "{text}"')
     total = 0
-    while rest:
-        match = _TERM.match(rest)
+    while position < len(text):
+        match = _TERM.match(text, position)
         assert match is not None
         whole, fraction, unit = match[1], match[2] or "", match[3]
         if not whole and not fraction:
@@ -49,7 +52,7 @@ def parse_duration(text: str) -> float:
             raise DurationError(f'time: invalid duration "{text}"')
         fraction = fraction[:18]  # finer than a nanosecond of the largest unit
         total += int(whole or "0") * _UNITS_NS[unit] + int(fraction or "0") * _UNITS_NS[unit] // 10 ** len(fraction)
-        rest = rest[match.end() :]
+        position = match.end()
     if total > _MAX_NS:
         raise DurationError(f'time: invalid duration "{text}"')
     return -total / 1e9 if text[0] == "-" else total / 1e9

@@ -1,0 +1,123 @@
+"""No regular expression takes more than linear time on what a stranger sends.
+
+Every pattern of both packages is found in the source, with the methods that are called on it. An adversary's inputs
+are made from the pattern's own characters: a beginning, a piece repeated, an end that does not match. The steps of a
+backtracking match may double with the input, not more.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.core.units import parse_duration, parse_quantity
+from picod.compat import go_format
+from tests.support.backtracking import StepCounter, TooManySteps
+
+_TOP = Path(__file__).resolve().parents[2]
+_ANYWHERE = ("search", "sub", "subn", "split", "findall", "finditer")
+_METHODS = (*_ANYWHERE, "match", "fullmatch")
+
+
+def _modules() -> Iterator[tuple[Path, ast.Module]]:
+    for package in ("gateway", "picod"):
+        for file in sorted((_TOP / package).rglob("*.py")):
+            yield file, ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _is_re(call: ast.Call, names: tuple[str, ...]) -> bool:
+    function = call.func
+    return (
+        isinstance(function, ast.Attribute)
+        and isinstance(function.value, ast.Name)
+        and function.value.id == "re"
+        and function.attr in names
+    )
+
+
+def _patterns() -> list[tuple[str, re.Pattern[Any], str]]:
+    """(where, pattern, the most demanding method that is called on it); a pattern that cannot be found fails."""
+    used: dict[str, set[str]] = {}
+    compiled: list[tuple[Path, int, str]] = []
+    found: list[tuple[str, re.Pattern[Any], str]] = []
+    for file, tree in _modules():
+        known = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr in _METHODS and isinstance(node.value, ast.Name):
+                used.setdefault(node.value.id, set()).add(node.attr)
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and _is_re(node.value, ("compile",)):
+                assert isinstance(node.targets[0], ast.Name), f"{file}:{node.lineno}: name the pattern"
+                compiled.append((file, node.lineno, node.targets[0].id))
+                known.add(node.value)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and _is_re(node, _METHODS) and node not in known:
+                where = f"{file.relative_to(_TOP)}:{node.lineno}"
+                assert isinstance(node.args[0], ast.Constant), f"{where}: only constant patterns can be checked"
+                assert isinstance(node.func, ast.Attribute)
+                found.append((where, re.compile(node.args[0].value), node.func.attr))
+            elif isinstance(node, ast.Call) and _is_re(node, ("compile",)):
+                assert node in known, f"{file}:{node.lineno}: compile patterns at the top of the module, by name"
+    for file, line, name in compiled:
+        module = importlib.import_module(".".join(file.relative_to(_TOP).with_suffix("").parts))
+        methods = used.get(name, set())
+        method = next((each for each in _ANYWHERE if each in methods), "match" if "match" in methods else "fullmatch")
+        found.append((f"{file.relative_to(_TOP)}:{line}", getattr(module, name), method))
+    return found
+
+
+def _worst_growth(pattern: re.Pattern[Any], method: str) -> tuple[float, str]:
+    """The largest factor by which steps grow each time a repeated piece is repeated twice as often, and that piece.
+
+    Of two doublings the lesser counts: a repeat that is bounded, such as {0,61}, grows in one of them at most.
+    """
+    counter = StepCounter(pattern)
+    letters = counter.alphabet()
+    pieces = [*letters, *map("".join, itertools.permutations(letters, 2))]
+    worst = (0.0, "")
+    for start, piece, end in itertools.product(("", *letters), pieces, ("", "\x00")):
+        try:
+            some, more, most = (counter.steps(start + piece * size + end, method) for size in (20, 40, 80))
+        except TooManySteps:
+            return float("inf"), piece
+        worst = max(worst, (min(more / some, most / more), piece))
+    return worst
+
+
+@pytest.mark.parametrize(("where", "pattern", "method"), [pytest.param(*each, id=each[0]) for each in _patterns()])
+def test_steps_of_a_pattern_grow_no_faster_than_its_input(where: str, pattern: re.Pattern[Any], method: str) -> None:
+    """Twice the input is at most twice the steps; quadratic ones take four times as many."""
+    growth, piece = _worst_growth(pattern, method)
+
+    assert growth < 2.5, f"{where}: {pattern.pattern!r} under {method} grows {growth:.1f}-fold with {piece!r} doubled"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "method"),
+    [
+        (r"(\d+(?:\.\d*)?|\.\d+)(ns|us|ms|s|m|h)", "finditer"),
+        (r"(a+)+b", "fullmatch"),
+        (r"(a|a)*b", "fullmatch"),
+        (r"\s*,\s*\s*x", "search"),
+        (r"a*a*b", "match"),
+        (r"(.*)=(.*);", "search"),
+    ],
+)
+def test_the_measure_finds_superlinear_patterns(pattern: str, method: str) -> None:
+    """Nested, ambiguous and adjacent repeats, and a search that starts anew within a repeat."""
+    assert _worst_growth(re.compile(pattern), method)[0] > 2.5
+
+
+@pytest.mark.parametrize("text", ["9" * 200_000 + "x", "9" * 200_000, "1s" * 100_000, "." * 200_000, "0" * 65 + "s"])
+def test_notations_are_refused_by_length_before_they_are_read(text: str) -> None:
+    """Durations and quantities have 64 characters at most, and the error quotes no more of them."""
+    for parse in (parse_duration, parse_quantity, go_format.parse_duration):
+        with pytest.raises(ValueError, match="duration|quantity") as caught:
+            parse(text)
+        assert len(str(caught.value)) < 300

@@ -1,0 +1,133 @@
+"""Counts the steps that a backtracking engine takes to match a regular expression, by walking the parsed pattern.
+
+Time is noisy and `re` counts nothing, so growth is measured in steps: each element of the pattern that is tried at a
+position is one. Knows what patterns of this project use; anything else raises NotImplementedError.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from re import _constants as sre  # type: ignore[attr-defined]  # typeshed leaves out the parser's modules
+from re import _parser as parser  # type: ignore[attr-defined]
+from typing import Any
+
+_Continue = Callable[[int], bool]
+_CATEGORIES: dict[Any, Callable[[str], bool]] = {
+    sre.CATEGORY_DIGIT: str.isdigit,
+    sre.CATEGORY_NOT_DIGIT: lambda char: not char.isdigit(),
+    sre.CATEGORY_SPACE: str.isspace,
+    sre.CATEGORY_NOT_SPACE: lambda char: not char.isspace(),
+    sre.CATEGORY_WORD: lambda char: char.isalnum() or char == "_",
+    sre.CATEGORY_NOT_WORD: lambda char: not (char.isalnum() or char == "_"),
+}
+_ANCHORS_AT_START = (sre.AT_BEGINNING, sre.AT_BEGINNING_STRING)
+
+
+class TooManySteps(Exception):
+    """The budget is spent."""
+
+
+class StepCounter:
+    """A pattern, and the steps that matching it takes."""
+
+    def __init__(self, pattern: re.Pattern[Any], budget: int = 200_000) -> None:
+        text = pattern.pattern
+        self.source = text.decode("latin-1") if isinstance(text, bytes) else text
+        self._tree = list(parser.parse(self.source, pattern.flags & ~re.UNICODE))
+        self._fold = bool(pattern.flags & re.IGNORECASE)
+        self._budget = budget
+        self._steps = 0
+        self._text = ""
+
+    def steps(self, text: str, method: str) -> int:
+        """Steps to match all of `text` (`fullmatch`), its start (`match`), or anything in it (`search` and the like).
+
+        Raises TooManySteps.
+        """
+        self._text, self._steps = text.lower() if self._fold else text, 0
+        start = 0
+        while start <= len(text):
+            ends: list[int] = []
+
+            def finish(end: int, ends: list[int] = ends) -> bool:
+                if method == "fullmatch" and end != len(text):
+                    return False
+                ends.append(end)
+                return True
+
+            found = self._match(self._tree, 0, start, finish)
+            if method in ("fullmatch", "match"):
+                break
+            start = max(ends[0], start + 1) if found else start + 1
+        return self._steps
+
+    def alphabet(self) -> list[str]:
+        """A character for each literal and each class in the pattern, the first of a range and its last."""
+        return sorted(set(self._characters(self._tree)))[:10]
+
+    def _characters(self, items: Any) -> Iterator[str]:
+        for op, value in items:
+            if op in (sre.LITERAL, sre.NOT_LITERAL):
+                yield chr(value)
+            elif op is sre.IN:
+                yield next(char for char in map(chr, (*range(33, 127), *range(33), 127)) if self._in(value, char))
+            elif op in (sre.MAX_REPEAT, sre.MIN_REPEAT):
+                yield from self._characters(value[2])
+            elif op is sre.SUBPATTERN:
+                yield from self._characters(value[3])
+            elif op is sre.BRANCH:
+                for branch in value[1]:
+                    yield from self._characters(branch)
+
+    def _match(self, items: Any, index: int, at: int, then: _Continue) -> bool:
+        self._steps += 1
+        if self._steps > self._budget:
+            raise TooManySteps(self.source)
+        if index == len(items):
+            return then(at)
+        op, value = items[index]
+        rest: _Continue = lambda end: self._match(items, index + 1, end, then)  # noqa: E731 - the continuation
+        if op in (sre.MAX_REPEAT, sre.MIN_REPEAT):
+            return self._repeat(value, 0, at, rest)
+        if op is sre.SUBPATTERN:
+            return self._match(value[3], 0, at, rest)
+        if op is sre.BRANCH:
+            return any(self._match(branch, 0, at, rest) for branch in value[1])
+        if op is sre.AT:
+            return (at == 0 if value in _ANCHORS_AT_START else at == len(self._text)) and rest(at)
+        return at < len(self._text) and self._one(op, value, self._text[at]) and rest(at + 1)
+
+    def _repeat(self, value: Any, count: int, at: int, then: _Continue) -> bool:
+        least, most, body = value
+        if count < most:
+
+            def again(end: int) -> bool:
+                return end != at and self._repeat(value, count + 1, end, then)
+
+            if self._match(body, 0, at, again):
+                return True
+        return count >= least and then(at)
+
+    def _one(self, op: Any, value: Any, char: str) -> bool:
+        if op is sre.LITERAL:
+            return char == (chr(value).lower() if self._fold else chr(value))
+        if op is sre.NOT_LITERAL:
+            return char != chr(value)
+        if op is sre.ANY:
+            return True
+        if op is sre.IN:
+            return self._in(value, char)
+        raise NotImplementedError(f"{op} in {self.source!r}")
+
+    def _in(self, members: Any, char: str) -> bool:
+        negated = bool(members) and members[0][0] is sre.NEGATE
+        for op, value in members:
+            found = (
+                (op is sre.LITERAL and char == chr(value))
+                or (op is sre.RANGE and value[0] <= ord(char) <= value[1])
+                or (op is sre.CATEGORY and _CATEGORIES[value](char))
+            )
+            if found:
+                return not negated
+        return negated
