@@ -1,4 +1,4 @@
-"""Who watches an engine for sandboxes that end by themselves, and hears of each."""
+"""Watches on an engine: every subscriber is notified of each sandbox that ends unasked."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from gateway.core.model import SandboxEvent
 
 
 class Watches:
-    """Any number of watches, each of which gets every event from its beginning on."""
+    """Fans events out to any number of subscribers, each of which gets all events from its `begin` on."""
 
     def __init__(self) -> None:
         self._queues: set[asyncio.Queue[SandboxEvent | None]] = set()
 
     def begin(self) -> AsyncIterator[SandboxEvent]:
-        """What is told from this call on, up to `end`."""
+        """The events published from this call on, up to `end`."""
         queue: asyncio.Queue[SandboxEvent | None] = asyncio.Queue()
         self._queues.add(queue)
         return self._events(queue)
 
-    def tell(self, event: SandboxEvent) -> None:
-        """Hand it to all."""
+    def publish(self, event: SandboxEvent) -> None:
+        """Hand an event to every subscriber. Never blocks."""
         for queue in self._queues:
             queue.put_nowait(event)
 
     def end(self) -> None:
-        """There will be no more events."""
+        """End every subscription; no events follow."""
         for queue in self._queues:
             queue.put_nowait(None)
 

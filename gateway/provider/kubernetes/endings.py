@@ -82,4 +82,4 @@ class Endings:
     def _tell(self, pool: Pool, pod: Pod, reason: str) -> None:
         log.info("sandbox %s (pod %s) of session %s ended: %s", pod.uid, pod.name, pod.session, reason)
         pool.lost(self._clock.monotonic(), reason)
-        self._watches.tell(SandboxEvent(SandboxId(pod.uid), SessionId(pod.session), reason))
+        self._watches.publish(SandboxEvent(SandboxId(pod.uid), SessionId(pod.session), reason))

@@ -1,4 +1,4 @@
-"""The walls: bubblewrap's argument list, built by a pure function from what the host looks like.
+"""bubblewrap's argument list, built by a pure function from a description of the host and of the sandbox.
 
 Nothing of the host is visible that is not named here. The order of mounts matters to bwrap: a later one may lie in an
 earlier one, and the remounts that take write access away come last.
@@ -16,12 +16,12 @@ from pathlib import Path
 from gateway.core.model import Limits
 
 WORKSPACE = "/workspace"
-MATPLOTLIB = "/tmp/.matplotlib"  # its settings and its list of fonts: not in the workspace  # noqa: S108
+MATPLOTLIB = "/tmp/.matplotlib"  # its settings and font cache, kept out of the workspace  # noqa: S108
 KEYS_FOLDER = "/run/wakegate/keys"
 PICOD_ROOT = "/opt/wakegate"  # holds the folder `picod`, and nothing else of the checkout
 AGENT_FOLDER = "/app"  # the source of an agent, read-only
 USER_ID = 1000
-SHM_SIZE = 64 << 20  # bytes of /dev/shm: as much as Docker gives; semaphores need a page
+SHM_BYTES = 64 << 20  # bytes of /dev/shm: as Docker's default; semaphores need a page
 
 # The little of /etc that programs need and that says nothing about the host. Missing ones are skipped.
 ETC_FROM_HOST = (
@@ -33,14 +33,14 @@ ETC_FROM_HOST = (
     "/etc/pki/tls/certs",
     "/etc/pki/ca-trust/extracted",
 )
-ETC_MADE_UP = {
+ETC_SYNTHETIC = {
     "passwd": f"root:x:0:0:root:/nonexistent:/usr/sbin/nologin\nsandbox:x:{USER_ID}:{USER_ID}::{WORKSPACE}:/bin/sh\n",
     "group": f"root:x:0:\nsandbox:x:{USER_ID}:\n",
     "hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
     "resolv.conf": "",
 }
-# Files of a fresh /proc that tell of, or reach, the whole machine. As root's child without capabilities the sandbox
+# Files of a fresh /proc that describe, or reach, the whole machine. As root's child without capabilities the sandbox
 # still has the kernel's uid 0, which is enough to open those that are guarded by their mode only.
 PROC_MASKED = (
     "kallsyms",
@@ -70,8 +70,8 @@ class HostRoot:
 
 
 @dataclass(frozen=True, slots=True)
-class Walls:
-    """One sandbox's view: all that argv depends on."""
+class BwrapConfig:
+    """One sandbox's view of the machine: all that the arguments depend on."""
 
     host: HostRoot
     readonly: Mapping[str, str]  # path inside -> path on the host
@@ -92,8 +92,8 @@ def find_bwrap() -> Path | None:
         return Path(found) if found else None
 
 
-def survey_host() -> HostRoot:
-    """Look at this machine's root once. Merged-/usr systems have symlinks where older ones have folders."""
+def inspect_host() -> HostRoot:
+    """The layout of this machine's root. Merged-/usr systems have symlinks where older ones have folders."""
     folders, symlinks = ["/usr"], []
     for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
         path = f"/{name}"
@@ -125,38 +125,38 @@ def minimal_binds(wanted: Mapping[str, str], host: HostRoot) -> dict[str, str]:
     return kept
 
 
-def arguments(walls: Walls, command: Sequence[str]) -> list[str]:
-    """bwrap's arguments, without the program's own name, for `command` inside `walls`.
+def arguments(config: BwrapConfig, command: Sequence[str]) -> list[str]:
+    """bwrap's arguments, without the program's own name, for `command` in the sandbox `config`.
 
     `--disable-userns` needs `--unshare-user` by name; started as root, bwrap keeps capabilities without `--cap-drop`.
     """
     args = ["--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup"]
-    if walls.disable_userns:
+    if config.disable_userns:
         args += ["--disable-userns"]
     args += ["--uid", str(USER_ID), "--gid", str(USER_ID), "--hostname", "sandbox"]
     args += ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
-    for folder in walls.host.folders:
+    for folder in config.host.folders:
         args += ["--ro-bind", folder, folder]
-    for target, path in walls.host.symlinks:
+    for target, path in config.host.symlinks:
         args += ["--symlink", target, path]
-    for path in walls.host.etc:
+    for path in config.host.etc:
         args += ["--ro-bind", path, path]
     args += ["--proc", "/proc"]
-    for name in walls.host.proc_masked:
+    for name in config.host.proc_masked:
         args += ["--ro-bind", "/dev/null", f"/proc/{name}"]
-    args += ["--dev", "/dev", "--perms", "1777", "--size", str(SHM_SIZE), "--tmpfs", "/dev/shm"]  # noqa: S108
-    args += ["--perms", "1777", "--size", str(walls.limits.tmp_size), "--tmpfs", "/tmp"]  # noqa: S108
+    args += ["--dev", "/dev", "--perms", "1777", "--size", str(SHM_BYTES), "--tmpfs", "/dev/shm"]  # noqa: S108
+    args += ["--perms", "1777", "--size", str(config.limits.tmp_size), "--tmpfs", "/tmp"]  # noqa: S108
     args += ["--dir", "/var", "--symlink", "../tmp", "/var/tmp"]  # noqa: S108
-    for inside, source in minimal_binds(walls.readonly, walls.host).items():
+    for inside, source in minimal_binds(config.readonly, config.host).items():
         args += ["--ro-bind", source, inside]
-    args += ["--bind", walls.workspace, WORKSPACE]
-    # bwrap's own root and /dev are tmpfs without a size limit: who could write there could fill the machine's memory.
+    args += ["--bind", config.workspace, WORKSPACE]
+    # bwrap's own root and /dev are tmpfs without a size limit: code that could write there could fill the memory.
     # /proc: the files below /proc/sys are guarded by owner and mode alone. When root runs the gateway, the kernel takes
     # the sandbox for their owner although it has no capability: it could set kernel.core_pattern, and so run a program
     # of its choice on the host. bwrap's own covering of /proc/sys does not happen there (seen with 0.11.0 on 6.18).
     for mount in ("/proc", "/dev", "/"):
         args += ["--remount-ro", mount]
-    for name, value in walls.environment.items():
+    for name, value in config.environment.items():
         args += ["--setenv", name, value]
     return [*args, "--chdir", WORKSPACE, "--", *command]
 

@@ -1,6 +1,6 @@
-"""Control groups: memory, process count and CPU of a whole sandbox, where this machine lets us write them.
+"""Control groups: memory, process count and CPU of a whole sandbox, where this machine allows it.
 
-Below the gateway's own group (so that an outer limit, a container's say, still holds) stands one group per gateway,
+Below the gateway's own group (so that an outer limit, a container's say, still holds) is one group per gateway,
 `wakegate-<owner>`, and in it one per sandbox. Version 1 has a tree per controller, version 2 one for all.
 Sources: the kernel's admin-guide/cgroup-v1/{memory,pids}.rst, scheduler/sched-bwc.rst and admin-guide/cgroup-v2.rst.
 """
@@ -16,22 +16,22 @@ from pathlib import Path
 
 from gateway.core.model import Limits
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 CONTROLLERS = ("memory", "pids", "cpu")
-CPU_PERIOD = 100_000  # microseconds, the kernel's default
+CPU_PERIOD_US = 100_000  # microseconds, the kernel's default
 OVERHEAD_TASKS = 2  # bwrap's reaper and picod itself; a runtime's `processes` is what user code may have
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where groups of one controller can be made."""
+class Hierarchy:
+    """Where groups of one controller may be created."""
 
     version: int  # 1 or 2
     parent: Path
 
 
-def survey(mountinfo: str, membership: str) -> dict[str, Place]:
+def survey(mountinfo: str, membership: str) -> dict[str, Hierarchy]:
     """Which controllers exist and where our own group of each is (pure).
 
     `mountinfo` is the text of /proc/self/mountinfo, `membership` of /proc/self/cgroup. A controller that version 1
@@ -41,18 +41,18 @@ def survey(mountinfo: str, membership: str) -> dict[str, Place]:
     for line in membership.splitlines():
         _, names, path = line.split(":", 2)
         own.update(dict.fromkeys(names.split(","), path))
-    found: dict[str, Place] = {}
-    unified: Place | None = None
+    found: dict[str, Hierarchy] = {}
+    unified: Hierarchy | None = None
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         fields, tail = before.split(), after.split()
         root, mountpoint, kind, options = fields[3], Path(fields[4]), tail[0], tail[-1].split(",")
         if kind == "cgroup2":
-            unified = Place(2, _below(mountpoint, root, own.get("", "/")))
+            unified = Hierarchy(2, _below(mountpoint, root, own.get("", "/")))
         elif kind == "cgroup":
             for name in CONTROLLERS:
                 if name in options:
-                    found[name] = Place(1, _below(mountpoint, root, own.get(name, "/")))
+                    found[name] = Hierarchy(1, _below(mountpoint, root, own.get(name, "/")))
     if unified:
         for name in CONTROLLERS:
             found.setdefault(name, unified)
@@ -62,23 +62,23 @@ def survey(mountinfo: str, membership: str) -> dict[str, Place]:
 class CgroupTree:
     """This gateway's groups. `in_force` maps each usable controller to `cgroup v1` or `cgroup v2`."""
 
-    def __init__(self, owner: str, places: Mapping[str, Place]) -> None:
+    def __init__(self, owner: str, hierarchies: Mapping[str, Hierarchy]) -> None:
         self._name = f"wakegate-{owner}"
         self._bases: dict[str, Path] = {}
         self.in_force: dict[str, str] = {}
-        for controller, place in places.items():
-            base = place.parent / self._name
+        for controller, hierarchy in hierarchies.items():
+            base = hierarchy.parent / self._name
             try:
-                if place.version == 2:
-                    _delegate(place.parent, controller)
+                if hierarchy.version == 2:
+                    _delegate(hierarchy.parent, controller)
                 base.mkdir(exist_ok=True)
-                if place.version == 2:
+                if hierarchy.version == 2:
                     _write(base / "cgroup.subtree_control", f"+{controller}")
             except OSError as error:
-                log.debug("no %s groups below %s: %s", controller, place.parent, error)
+                logger.debug("no %s groups below %s: %s", controller, hierarchy.parent, error)
                 continue
             self._bases[controller] = base
-            self.in_force[controller] = f"cgroup v{place.version}"
+            self.in_force[controller] = f"cgroup v{hierarchy.version}"
 
     @classmethod
     def open(cls, owner: str) -> CgroupTree:
@@ -90,7 +90,7 @@ class CgroupTree:
         return cls(owner, survey(mountinfo, membership))
 
     def make(self, name: str, limits: Limits) -> Cgroup:
-        """A new group per controller with its limits written. Raises OSError."""
+        """Create a group per controller and set its limits. Raises OSError."""
         group = Cgroup({controller: base / name for controller, base in self._bases.items()})
         try:
             for controller, folder in group.folders.items():
@@ -103,11 +103,11 @@ class CgroupTree:
 
     @property
     def bases(self) -> list[str]:
-        """The gateway's group in each hierarchy; `sweep` takes it in a later life, which may stand elsewhere."""
+        """The gateway's group in each hierarchy; for `sweep` in a later run, whose own group may be elsewhere."""
         return sorted({str(base) for base in self._bases.values()})
 
     def close(self) -> None:
-        """Remove the gateway's group; one that still holds sandboxes stays."""
+        """Remove the gateway's group, unless it still holds sandboxes."""
         Cgroup(self._bases).remove()
 
 
@@ -118,7 +118,7 @@ class Cgroup:
     folders: Mapping[str, Path]
 
     def join(self, pid: int) -> None:
-        """Put a process (and what it forks from now on) in. Raises OSError."""
+        """Move a process in; its later children follow. Raises OSError."""
         for folder in set(self.folders.values()):
             _write(folder / "cgroup.procs", str(pid))
 
@@ -158,14 +158,14 @@ class Cgroup:
             try:
                 pinned[pid] = os.pidfd_open(pid)
             except OSError:
-                pass  # it ended by itself in between
+                pass  # it ended meanwhile
         inside = self.pids()
         for pid, pidfd in pinned.items():
             if pid in inside:
                 try:
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 except OSError:
-                    pass  # it ended by itself in between
+                    pass  # it ended meanwhile
         return list(pinned.values())
 
     def remove(self) -> bool:
@@ -222,11 +222,11 @@ def _limit(controller: str, folder: Path, limits: Limits, *, v2: bool) -> None:
     elif controller == "pids":
         _write(folder / "pids.max", str(limits.processes + OVERHEAD_TASKS))
     elif controller == "cpu" and limits.cpus is not None:
-        quota = max(1_000, int(limits.cpus * CPU_PERIOD))  # the kernel refuses less than 1 ms
+        quota = max(1_000, int(limits.cpus * CPU_PERIOD_US))  # the kernel refuses less than 1 ms
         if v2:
-            _write(folder / "cpu.max", f"{quota} {CPU_PERIOD}")
+            _write(folder / "cpu.max", f"{quota} {CPU_PERIOD_US}")
         else:
-            _write(folder / "cpu.cfs_period_us", str(CPU_PERIOD))
+            _write(folder / "cpu.cfs_period_us", str(CPU_PERIOD_US))
             _write(folder / "cpu.cfs_quota_us", str(quota))
 
 

@@ -10,6 +10,8 @@ Between two looks a sandbox can write more than it may (a second of writing): th
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import stat
 import subprocess
@@ -17,13 +19,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.core.clock import Clock
 from gateway.core.model import SandboxId
+from gateway.provider.local.registry import SandboxRegistry
+from gateway.provider.local.sandbox import SandboxState
 
-LOOK_S = 1.0
+logger = logging.getLogger(__name__)
+
+POLL_INTERVAL_S = 1.0
 _STEP = 128 << 20  # bytes taken of the disk that make it worth to ask by whom
 _SLOW_LOOK_S = 60.0  # others may free what a sandbox takes, so that the disk does not show it
 _MUCH = 64 << 20  # bytes; who grew by less is not ended for a full disk
-_DU_TIMEOUT = 60.0
+_DU_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +121,9 @@ def _sizes(folders: Sequence[Path]) -> dict[Path, int]:
         return {}
     command = ["nice", "-n", "10", "du", "-skx", "--", *map(str, folders)]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_DU_TIMEOUT, check=False)
+        done = subprocess.run(command, capture_output=True, timeout=_DU_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
-        raise OSError(f"du took longer than {_DU_TIMEOUT:g} s") from error
+        raise OSError(f"du took longer than {_DU_TIMEOUT_S:g} s") from error
     sizes = {}
     for line in done.stdout.decode(errors="surrogateescape").splitlines():
         size, _, folder = line.partition("\t")
@@ -162,3 +169,24 @@ def _descendants(pid: int) -> list[int]:
 
 def _mb(size: int | None) -> int:
     return (size or 0) // 1_000_000
+
+
+async def enforce(registry: SandboxRegistry, disk: DiskWatch, clock: Clock) -> None:
+    """End who fills the disk, as though it had ended by itself: its session keeps its files and is told why."""
+    while True:
+        await asyncio.sleep(POLL_INTERVAL_S)
+        tenants = [
+            Tenant(sandbox.id, sandbox.workspace, sandbox.process.pid, sandbox.runtime.limits.workspace_size)
+            for sandbox in registry.bound()
+        ]
+        try:
+            now = clock.monotonic()
+            if not disk.due(tenants, now):
+                continue
+            for name, reason in (await asyncio.to_thread(disk.look, tenants, now)).items():
+                sandbox = registry.get(name)
+                if sandbox is not None and sandbox.state is SandboxState.CLAIMED:
+                    sandbox.end_cause = f"was ended: {reason}"
+                    await sandbox.process.end()
+        except (OSError, TimeoutError) as error:
+            logger.warning("the disk below %s cannot be watched: %s", disk.folder, error)

@@ -1,12 +1,12 @@
-"""A warm pool's bookkeeping: plain synchronous decisions about which sandboxes to start, hand out or end.
+"""The state of a warm pool and the decisions over it: which sandboxes to start, hand out or end. No I/O.
 
 Demand is what waits plus what should be warm; supply is what is warm plus what is starting; the difference is ordered.
 A claim that finds nothing warm is a waiter: its cold start is ordered at once, and whichever sandbox of the runtime is
-ready first, one ordered for it or a refill, goes to the waiter who came first.
+ready first, one ordered for it or a refill, goes to the waiter that came first.
 
 Failures: every start that fails doubles the pause before the next refill (0.5 s .. 30 s). While the last start failed,
-one start at a time is tried. Claims may try within the pause until GIVE_UP failures in a row; from then on they are
-refused until it is over, so that no number of requests makes a broken runtime spin.
+one start at a time is tried. Claims may try within the pause until MAX_FAILED_STARTS failures in a row; from then on
+they are refused until it is over, so that requests cannot make a broken runtime start in a loop.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-BoxT = TypeVar("BoxT")
+SandboxT = TypeVar("SandboxT")
 WaiterT = TypeVar("WaiterT")
 
-BACKOFF_FIRST, BACKOFF_MAX = 0.5, 30.0  # seconds
-GIVE_UP = 3  # PoolStatus.settled counts the same
-EARLY = 10.0  # seconds: a warm sandbox that dies younger than this counts as a failed start
-LEAD_TIMES = 64  # start durations kept for the quantiles
+BACKOFF_MIN_S, BACKOFF_MAX_S = 0.5, 30.0
+MAX_FAILED_STARTS = 3  # in a row, before claims are refused; PoolStatus.settled counts the same
+EARLY_DEATH_S = 10.0  # a warm sandbox that dies younger than this counts as a failed start
+MAX_LEAD_TIMES = 64  # start durations kept for the quantiles
 
 
-class Book(Generic[BoxT, WaiterT]):
-    """The books of one pool. Times are Clock.monotonic seconds."""
+class PoolState(Generic[SandboxT, WaiterT]):
+    """One pool. Times are Clock.monotonic seconds."""
 
     def __init__(self, target: int) -> None:
         self.target = target
-        self.ready: deque[BoxT] = deque()
+        self.ready: deque[SandboxT] = deque()
         self.waiters: deque[WaiterT] = deque()
         self.starting = 0
         self.start_failures = 0
         self.early_deaths = 0
         self.retry_at: float | None = None
         self.last_error = ""
-        self._lead_times: deque[float] = deque(maxlen=LEAD_TIMES)
+        self._lead_times: deque[float] = deque(maxlen=MAX_LEAD_TIMES)
 
     @property
     def failures(self) -> int:
-        """Failures in a row, of either sort."""
+        """Failed starts and early deaths in a row."""
         return self.start_failures + self.early_deaths
 
     def wanted(self, now: float) -> int:
@@ -52,33 +52,33 @@ class Book(Generic[BoxT, WaiterT]):
         return max(0, need)
 
     def surplus(self) -> int:
-        """How many of the starts under way nobody wants any more."""
+        """How many of the starts under way are no longer needed."""
         return max(0, self.starting + len(self.ready) - self.target - len(self.waiters))
 
     def refusal(self, now: float) -> float | None:
-        """Seconds a claim should wait before it asks again, when starting one for it is known to be vain."""
-        if self.ready or self.start_failures < GIVE_UP or self.retry_at is None or now >= self.retry_at:
+        """Seconds after which a claim may be retried while starts keep failing; None: claim now."""
+        if self.ready or self.start_failures < MAX_FAILED_STARTS or self.retry_at is None or now >= self.retry_at:
             return None
         return self.retry_at - now
 
-    def take(self, is_alive: Callable[[BoxT], bool]) -> BoxT | None:
-        """The warm sandbox that has been ready longest, or None. It leaves the book: nobody else can get it."""
+    def take(self, is_alive: Callable[[SandboxT], bool]) -> SandboxT | None:
+        """The warm sandbox that has been ready longest, or None. It leaves the pool, so it is handed out once."""
         while self.ready:
-            box = self.ready.popleft()
-            if is_alive(box):
-                return box
+            sandbox = self.ready.popleft()
+            if is_alive(sandbox):
+                return sandbox
         return None
 
-    def ordered(self, count: int) -> None:
-        """So many starts are under way."""
+    def start_ordered(self, count: int) -> None:
+        """`count` more starts are under way."""
         self.starting += count
 
-    def withdrawn(self) -> None:
-        """A start was given up before it began."""
+    def start_withdrawn(self) -> None:
+        """A start was cancelled before it began, or its sandbox is not wanted."""
         self.starting -= 1
 
-    def arrived(self, box: BoxT, lead_time: float) -> WaiterT | bool:
-        """A start succeeded. Returns who gets it, True when it was put in the pool, False when nobody wants it."""
+    def start_succeeded(self, sandbox: SandboxT, lead_time: float) -> WaiterT | bool:
+        """Returns the waiter that gets the sandbox, True when it joined the pool, False when it is surplus."""
         self.starting -= 1
         self.start_failures = 0
         if not self.early_deaths:
@@ -87,42 +87,42 @@ class Book(Generic[BoxT, WaiterT]):
         if self.waiters:
             return self.waiters.popleft()
         if len(self.ready) < self.target:
-            self.ready.append(box)
+            self.ready.append(sandbox)
             return True
         return False
 
-    def failed(self, now: float, error: str) -> list[WaiterT]:
-        """A start failed. Returns the waiters who can no longer be served: more wait than starts are under way."""
+    def start_failed(self, now: float, error: str) -> list[WaiterT]:
+        """A start failed. Returns the waiters to refuse: those beyond the number of starts still under way."""
         self.starting -= 1
         self.start_failures += 1
         self._back_off(now, error)
         return [self.waiters.popleft() for _ in range(len(self.waiters) - self.starting)]
 
-    def died(self, box: BoxT, age: float, now: float, error: str) -> None:
-        """A warm sandbox ended by itself."""
-        self.forget(box)
-        if age >= EARLY:
+    def exited(self, sandbox: SandboxT, age: float, now: float, error: str) -> None:
+        """A warm sandbox exited unasked; dying young counts as a failed start."""
+        self.forget(sandbox)
+        if age >= EARLY_DEATH_S:
             self.early_deaths = 0
             return
         self.early_deaths += 1
         self._back_off(now, error)
 
-    def proved(self, age: float) -> None:
-        """A sandbox of that age was claimed and is well."""
-        if age >= EARLY and self.early_deaths:
+    def confirm_healthy(self, age: float) -> None:
+        """A sandbox of that age was claimed alive; an old one clears the early deaths."""
+        if age >= EARLY_DEATH_S and self.early_deaths:
             self.early_deaths = 0
             if not self.start_failures:
                 self.retry_at, self.last_error = None, ""
 
-    def resize(self, target: int) -> list[BoxT]:
-        """Set the target. Returns warm ones to end, the newest: the older ones have shown that they live."""
+    def resize(self, target: int) -> list[SandboxT]:
+        """Set the target. Returns surplus warm ones to end, newest first: the older ones are known to be stable."""
         self.target = target
         return [self.ready.pop() for _ in range(len(self.ready) - target)]
 
-    def forget(self, box: BoxT) -> None:
-        """It is no longer warm; absent is success."""
-        if box in self.ready:
-            self.ready.remove(box)
+    def forget(self, sandbox: SandboxT) -> None:
+        """Remove it from the warm ones; absent is success."""
+        if sandbox in self.ready:
+            self.ready.remove(sandbox)
 
     def lead_time(self, q: float) -> float | None:
         """The q-quantile (nearest rank) of recent start durations, seconds from order to ready."""
@@ -133,4 +133,4 @@ class Book(Generic[BoxT, WaiterT]):
 
     def _back_off(self, now: float, error: str) -> None:
         self.last_error = error
-        self.retry_at = now + min(BACKOFF_MAX, BACKOFF_FIRST * 2 ** min(self.failures - 1, 16))
+        self.retry_at = now + min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2 ** min(self.failures - 1, 16))

@@ -1,9 +1,9 @@
-"""One sandbox's process tree: started held, limited, released, watched, and ended for good.
+"""One sandbox's process tree: started held, limited, released, watched and ended.
 
 The order, which leaves no gap in which user code could run unlimited: spawn (bwrap stops at --block-fd, the plain form
-at a `read` of a shell) -> put the held process in its control group and set its resource limits -> let it go.
+at a `read` of a shell) -> put the held process in its control group and set its resource limits -> release it.
 
-Three things make sure that it never outlives the gateway: bwrap asked the kernel for a SIGKILL when its parent ends
+Three things ensure that it never outlives the gateway: bwrap asked the kernel for a SIGKILL when its parent ends
 (the *thread* that spawned it, so spawning happens on the event loop's thread and never in an executor); picod holds the
 read end of a pipe whose write end only the gateway has; and all of the tree lives in one pid namespace that ends with
 its first process.
@@ -23,19 +23,22 @@ from pathlib import Path
 
 from gateway.provider.local import process_tags
 
-TAIL = 4096  # bytes of stderr kept for error messages
-_READ_SIZE, _READ_PAUSE = 16 << 10, 0.05  # at most 320 kB/s: code in the sandbox can write there as fast as it likes
-_END_TIMEOUT = 10.0
+MAX_ERROR_BYTES = 4096  # of standard error, kept for error messages
+_READ_BYTES, _READ_INTERVAL_S = (
+    16 << 10,
+    0.05,
+)  # at most 320 kB/s: code in the sandbox can write there as fast as it likes
+_END_TIMEOUT_S = 10.0
 
 Restrict = Callable[[int], None]  # called with the pid of the held process; raises OSError
 
 
 class StartFailedError(Exception):
-    """A sandbox did not come up; the text says why."""
+    """A sandbox did not start; the text says why."""
 
 
 def anonymous_file(name: str, content: bytes) -> int:
-    """A descriptor of a file in memory, at its beginning: for what a program reads from a descriptor."""
+    """A memfd with this content, at offset 0: input for a program that reads from a descriptor."""
     fd = os.memfd_create(name)
     os.write(fd, content)
     os.lseek(fd, 0, os.SEEK_SET)
@@ -45,11 +48,10 @@ def anonymous_file(name: str, content: bytes) -> int:
 class Process:
     """A running tree. `exited` resolves to the exit status (128 + n: ended by signal n) when it has ended."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], lifeline: int, errors: int, mark: str) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes], lifeline: int, errors: int, tag: str) -> None:
         self._loop = asyncio.get_running_loop()
         self._popen = popen
         self._lifeline = lifeline
-        self._mark = mark
         self._inner: int | None = None  # pidfd of the namespace's first process
         self._pidfd = os.pidfd_open(popen.pid)
         self.exited: asyncio.Future[int] = self._loop.create_future()
@@ -61,16 +63,16 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """The outermost process."""
+        """Of the outermost process."""
         return self._popen.pid
 
     @classmethod
-    async def start_walled(
+    async def start_bubblewrap(
         cls,
         bwrap: Path,
         arguments: Callable[[int, int], list[str]],
         listener: socket.socket,
-        mark: str,
+        tag: str,
         restrict: Restrict,
         *,
         syscalls: bytes | None = None,
@@ -98,18 +100,18 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=errors_write,
                 stderr=errors_write,
-                env={process_tags.NAME: mark},
+                env={process_tags.VARIABLE: tag},
                 pass_fds=(listener.fileno(), lifeline, block, info_write, hidden, *filters),
                 start_new_session=True,
             )
             fds.keep(held_lifeline, errors)
-            process = cls(popen, held_lifeline, errors, mark)
+            process = cls(popen, held_lifeline, errors, tag)
             fds.close(lifeline, block, info_write, errors_write, hidden, *filters)
             try:
-                told = await _read_to_end(info)
-                if not told:
+                info_json = await _read_to_end(info)
+                if not info_json:
                     raise StartFailedError(await process.failure())
-                child = int(json.loads(told)["child-pid"])
+                child = int(json.loads(info_json)["child-pid"])
                 process._inner = os.pidfd_open(child)
                 restrict(child)
                 os.write(release, b"x")
@@ -119,17 +121,17 @@ class Process:
             return process
 
     @classmethod
-    async def start_plain(
+    async def start_unconfined(
         cls,
         arguments: Callable[[int, int], list[str]],
         listener: socket.socket,
-        mark: str,
+        tag: str,
         restrict: Restrict,
         *,
         environment: Mapping[str, str],
         folder: Path,
     ) -> Process:
-        """Start picod without walls: its own session, limits and lifeline only. Raises OSError."""
+        """Start picod without isolation: its own session, limits and lifeline only. Raises OSError."""
         with _Descriptors() as fds:
             lifeline, held_lifeline = fds.pipe()
             block, release = fds.pipe()
@@ -140,13 +142,13 @@ class Process:
                 stdin=block,
                 stdout=errors_write,
                 stderr=errors_write,
-                env={**environment, process_tags.NAME: mark},
+                env={**environment, process_tags.VARIABLE: tag},
                 cwd=folder,
                 pass_fds=(listener.fileno(), lifeline),
                 start_new_session=True,
             )
             fds.keep(held_lifeline, errors)
-            process = cls(popen, held_lifeline, errors, mark)
+            process = cls(popen, held_lifeline, errors, tag)
             try:
                 restrict(popen.pid)
                 os.write(release, b"\n")
@@ -156,26 +158,26 @@ class Process:
             return process
 
     async def failure(self) -> str:
-        """Why it ended, with the end of what it said. Waits for it to end, and ends it when it takes too long."""
+        """Why it ended, with the end of its standard error. Waits up to 5 s for it to end."""
         try:
             status = await asyncio.wait_for(asyncio.shield(self.exited), 5.0)
         except TimeoutError:
-            return f"it stopped answering: {self.said() or 'no message'}"
-        return f"{describe_exit(status)}: {self.last_words() or 'no message'}"
+            return f"it stopped answering: {self.error_output() or 'no message'}"
+        return f"{describe_exit(status)}: {self.final_output() or 'no message'}"
 
-    def last_words(self) -> str:
-        """The same of a tree that has ended, with what nobody had read yet."""
+    def final_output(self) -> str:
+        """The end of the standard error of a tree that has ended, unread output included."""
         self._on_errors()
-        return self.said()
+        return self.error_output()
 
-    def said(self) -> str:
-        """The end of what the tree wrote to its standard error."""
+    def error_output(self) -> str:
+        """The end of its standard error, as read until now."""
         return self._tail.decode(errors="replace").strip()
 
     async def end(self) -> None:
         """Kill all of it and wait until it is gone. Idempotent.
 
-        Raises TimeoutError when the kernel does not let go of it (a process stuck in an uninterruptible call).
+        Raises TimeoutError when the kernel does not end it (a process stuck in an uninterruptible call).
         """
         if self._lifeline >= 0:
             os.close(self._lifeline)
@@ -187,10 +189,10 @@ class Process:
                 os.killpg(self._popen.pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass  # it ended by itself in between
-        await asyncio.wait_for(asyncio.shield(self.exited), _END_TIMEOUT)
+        await asyncio.wait_for(asyncio.shield(self.exited), _END_TIMEOUT_S)
         if self._inner is not None:
             # Usually gone before bwrap; if bwrap itself was killed, its child follows a moment later.
-            await asyncio.wait_for(_readable(self._inner), _END_TIMEOUT)
+            await asyncio.wait_for(_readable(self._inner), _END_TIMEOUT_S)
             os.close(self._inner)
             self._inner = None
         self._close_errors()
@@ -205,13 +207,13 @@ class Process:
         if self._errors < 0:
             return
         try:
-            data = os.read(self._errors, _READ_SIZE)
+            data = os.read(self._errors, _READ_BYTES)
         except BlockingIOError:
             return
-        self._tail = (self._tail + data)[-TAIL:]
+        self._tail = (self._tail + data)[-MAX_ERROR_BYTES:]
         self._loop.remove_reader(self._errors)
         if data:
-            self._loop.call_later(_READ_PAUSE, self._resume_errors)
+            self._loop.call_later(_READ_INTERVAL_S, self._resume_errors)
         else:
             self._close_errors()
 
@@ -227,7 +229,7 @@ class Process:
 
 
 def describe_exit(status: int) -> str:
-    """An exit status in words."""
+    """An exit status for people, with the name of a signal."""
     if status > 128:
         try:
             return f"exited with status {status} ({signal.Signals(status - 128).name})"
@@ -295,7 +297,7 @@ async def _read_to_end(fd: int) -> bytes:
 
 
 def wait_gone(pidfds: Sequence[int], timeout: float) -> bool:
-    """Block until all have ended, at most `timeout` seconds. For the start, before anything is served."""
+    """Block until all have ended, at most `timeout` seconds. For the start of the gateway, before it serves."""
     poll = select.poll()
     for fd in pidfds:
         poll.register(fd, select.POLLIN)

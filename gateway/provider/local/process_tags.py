@@ -1,7 +1,6 @@
-"""Finding processes that an earlier life left behind: each of ours carries a mark in its environment.
+"""Tags in the environment of every sandbox process, by which a later gateway finds and kills orphans.
 
-A process is pinned by a pidfd first and its mark read after, so a pid that was given to somebody else in between is
-never hit.
+A process is pinned by a pidfd first and its tag read after, so a pid that is reused in between is never signalled.
 """
 
 from __future__ import annotations
@@ -9,20 +8,20 @@ from __future__ import annotations
 import os
 import signal
 
-NAME = "WAKEGATE_SANDBOX"
+VARIABLE = "WAKEGATE_SANDBOX"
 
 
-def mark(owner: str, sandbox: str) -> str:
-    """The value of the variable NAME for one sandbox of the state directory `owner` (Folders.owner)."""
+def tag(owner: str, sandbox: str) -> str:
+    """The value of VARIABLE for one sandbox of the state directory named `owner` (StateDir.owner)."""
     return f"{owner}/{sandbox}"
 
 
-def kill_marked(prefix: str) -> list[int]:
-    """SIGKILL to all processes whose mark begins with `prefix`; returns their pidfds, which the caller closes.
+def kill_tagged(prefix: str) -> list[int]:
+    """Send SIGKILL to all processes whose tag begins with `prefix`; returns their pidfds, which the caller closes.
 
-    Only processes that we may look into are found, so those of other users are safe.
+    Only processes whose environment this user may read are found, so those of other users are safe.
     """
-    needle = f"{NAME}={prefix}".encode()
+    needle = f"{VARIABLE}={prefix}".encode()
     found: list[int] = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
@@ -33,12 +32,12 @@ def kill_marked(prefix: str) -> list[int]:
             continue  # it has ended
         try:
             with open(f"/proc/{entry}/environ", "rb") as file:
-                marked = any(variable.startswith(needle) for variable in file.read().split(b"\0"))
-            if marked:
+                tagged = any(variable.startswith(needle) for variable in file.read().split(b"\0"))
+            if tagged:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 found.append(pidfd)
                 continue
         except OSError:
-            pass  # not ours to read, or it has ended
+            pass  # another user's process, or it has ended
         os.close(pidfd)
     return found

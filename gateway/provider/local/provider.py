@@ -1,7 +1,7 @@
-"""SandboxProvider on this machine: pools of bubblewrap sandboxes.
+"""SandboxProvider on this machine: warm pools of bubblewrap sandboxes.
 
-The way in: it opens the state directory and joins the parts. Which sandboxes there are is registry.py's, which of them
-are warm and for whom pools.py's, what becomes of workspaces workspaces.py's; who fills the disk, eviction.py ends.
+Opens the state directory and joins the parts: registry.py lists the running sandboxes, pools.py keeps warm ones,
+workspaces.py keeps the files of ended ones, disk_quota.py limits what they write.
 """
 
 from __future__ import annotations
@@ -14,25 +14,24 @@ from pathlib import Path
 from gateway.core.clock import Clock
 from gateway.core.errors import SettingsError
 from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxEvent, SandboxId, SessionId
-from gateway.provider.local import interpreters, trash
+from gateway.provider.local import disk_quota, interpreters, safe_delete
 from gateway.provider.local.cgroups import CgroupTree
 from gateway.provider.local.disk_quota import DiskWatch
-from gateway.provider.local.eviction import watch_disk
 from gateway.provider.local.isolation import Isolation, IsolationReport, probe_isolation
 from gateway.provider.local.pools import Pools
-from gateway.provider.local.registry import Fleet
-from gateway.provider.local.sandbox import Boxes
-from gateway.provider.local.startup_cleanup import clear_earlier_life
-from gateway.provider.local.state_dir import Folders
-from gateway.provider.local.trash import Trash
-from gateway.provider.local.workspaces import Parking
+from gateway.provider.local.registry import SandboxRegistry
+from gateway.provider.local.safe_delete import TrashCollector
+from gateway.provider.local.sandbox import SandboxFactory
+from gateway.provider.local.startup_cleanup import end_orphans
+from gateway.provider.local.state_dir import StateDir
+from gateway.provider.local.workspaces import Workspaces
 from gateway.provider.tasks import Tasks
 
 
 class LocalProvider:
-    """Sandboxes on this machine, and the parking of their workspaces: SandboxProvider and WorkspaceKeeper.
+    """Sandboxes on this machine and their workspaces: implements SandboxProvider and WorkspaceKeeper.
 
-    All methods run on one event loop's thread, which must outlive the sandboxes.
+    All methods run on one event loop, whose thread must outlive the sandboxes (see process.py).
     """
 
     leaves_running = False
@@ -49,48 +48,48 @@ class LocalProvider:
         code_context: str = "lazy",
         disk_reserve: int = 0,
     ) -> None:
-        """`keys_dir` holds jwks.json; `sandbox_python` is the folder of the environment that user code gets.
+        """`keys_dir` holds jwks.json; `sandbox_python` is the folder of the environment for user code.
 
-        `disk_reserve` in bytes, see disk_quota.py.
+        `start_timeout` in seconds; `disk_reserve` in bytes, see disk_quota.py.
         """
-        self._state_dir, self._keys_dir, self._clock = state_dir, keys_dir, clock
+        self._path, self._keys_dir, self._clock = state_dir, keys_dir, clock
         self._isolation: Isolation = isolation
         self._sandbox_python = sandbox_python
         self._start_timeout = start_timeout
         self._code_context = code_context
         self._disk = DiskWatch(state_dir, disk_reserve)
         self._tasks = Tasks()
-        self._trash = Trash()
-        self._fleet = Fleet(self._trash)
-        self._pools = Pools(self._fleet, self._tasks, clock)
-        self._parking = Parking(self._fleet, self._disk, self._trash, clock)
-        self._fleet.on_death(self._pools.died)
-        self._fleet.on_ending(self._pools.forget)
-        self._fleet.on_gone(self._parking.inherit)
-        self._fleet.on_gone(self._pools.refill)
+        self._trash = TrashCollector()
+        self._registry = SandboxRegistry(self._trash)
+        self._pools = Pools(self._registry, self._tasks, clock)
+        self._workspaces = Workspaces(self._registry, self._disk, self._trash, clock)
+        self._registry.on_death(self._pools.died)
+        self._registry.on_ending(self._pools.forget)
+        self._registry.on_gone(self._workspaces.adopt)
+        self._registry.on_gone(self._pools.refill)
         self._running = False
-        self._folders: Folders | None = None
+        self._state_dir: StateDir | None = None
         self._groups: CgroupTree | None = None
-        self.report = IsolationReport(isolation)  # what holds on this machine; true after start()
+        self.report = IsolationReport(isolation)  # what is enforced on this machine; valid after start()
 
     async def start(self) -> None:
-        """Own the state directory, clear what an earlier life left, and fill pools.
+        """Open the state directory, end orphans of an earlier run, and fill the pools.
 
         Raises SettingsError when the directory has an owner, or when this machine cannot isolate as asked.
         """
-        self._folders = folders = await asyncio.to_thread(Folders.open, self._state_dir)
+        self._state_dir = state_dir = await asyncio.to_thread(StateDir.open, self._path)
         try:
             self._keys_dir.mkdir(parents=True, exist_ok=True)
-            self._groups = await asyncio.to_thread(_prepare, folders)
+            self._groups = await asyncio.to_thread(_prepare, state_dir)
             self.report = await asyncio.to_thread(probe_isolation, self._isolation, self._groups.in_force)
             if not self.report.ok:
                 raise SettingsError([self.report.error])
         except BaseException:
-            folders.close()
-            self._folders = None
+            state_dir.close()
+            self._state_dir = None
             raise
-        boxes = Boxes(
-            folders,
+        factory = SandboxFactory(
+            state_dir,
             self._groups,
             self.report,
             self._keys_dir,
@@ -99,28 +98,28 @@ class LocalProvider:
             self._start_timeout,
             self._code_context,
         )
-        self._fleet.open(boxes)
-        self._parking.open(folders)
+        self._registry.open(factory)
+        self._workspaces.open(state_dir)
         self._running = True
-        self._tasks.spawn(self._trash.run(folders))
-        self._tasks.spawn(watch_disk(self._fleet, self._disk, self._clock))
-        self._trash.want_emptied()
+        self._tasks.spawn(self._trash.run(state_dir.trash))
+        self._tasks.spawn(disk_quota.enforce(self._registry, self._disk, self._clock))
+        self._trash.request()
         self._pools.open()
 
     async def aclose(self) -> None:
-        """End every sandbox and give the state directory up. Claims that wait are refused."""
+        """End every sandbox and release the state directory. Waiting claims are refused."""
         if not self._running:
             return
         self._running = False
         self._pools.close()
         await self._tasks.aclose()
-        await self._parking.settle()
-        await self._fleet.aclose()
-        assert self._folders is not None
+        await self._workspaces.settle()
+        await self._registry.aclose()
+        assert self._state_dir is not None
         assert self._groups is not None
-        await asyncio.to_thread(trash.empty, self._folders)
+        await asyncio.to_thread(safe_delete.empty_trash, self._state_dir.trash)
         self._groups.close()
-        self._folders.close()
+        self._state_dir.close()
 
     # SandboxProvider.
 
@@ -134,13 +133,13 @@ class LocalProvider:
 
     async def release(self, sandbox_id: SandboxId) -> None:
         """End it; its processes are gone when this returns, its files a moment later. Absent is success."""
-        box = self._fleet.get(sandbox_id)
-        if box is not None:
-            await self._fleet.end(box)
-        self._parking.drop_orphan(sandbox_id)
+        sandbox = self._registry.get(sandbox_id)
+        if sandbox is not None:
+            await self._registry.end(sandbox)
+        self._workspaces.delete_orphan(sandbox_id)
 
     async def resize(self, runtime: RuntimeKey, warm: int) -> None:
-        """Set the number of warm sandboxes. Raises RuntimeNotFoundError."""
+        """Set the target of the warm pool. Raises RuntimeNotFoundError."""
         self._pools.resize(runtime, warm)
 
     async def status(self, runtime: RuntimeKey) -> PoolStatus:
@@ -149,70 +148,70 @@ class LocalProvider:
 
     async def find(self, sandbox_id: SandboxId) -> Sandbox | None:
         """The sandbox while it runs."""
-        box = self._fleet.get(sandbox_id)
-        return box.sandbox() if box is not None and box.is_alive else None
+        sandbox = self._registry.get(sandbox_id)
+        return sandbox.describe() if sandbox is not None and sandbox.is_alive else None
 
     async def list(self) -> Sequence[Sandbox]:
         """All that run, warm ones included."""
-        return [box.sandbox() for box in self._fleet.alive()]
+        return [sandbox.describe() for sandbox in self._registry.alive()]
 
     def watch(self) -> AsyncIterator[SandboxEvent]:
         """Claimed sandboxes that end by themselves, from this call on. Ends with aclose()."""
-        return self._fleet.watch()
+        return self._registry.watch()
 
     # WorkspaceKeeper.
 
     async def keep(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
         """Park: end the sandbox, if it still runs, and move its workspace aside. See WorkspaceKeeper.
 
-        A caller that is cancelled does not stop it; one that calls again waits for the same, or finds it done.
+        Cancelling the caller does not stop it; a second call waits for the first, or finds it done.
         """
-        return await self._parking.keep(sandbox_id, session_id)
+        return await self._workspaces.keep(sandbox_id, session_id)
 
     async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """Renaming does not copy: there is nothing to give."""
+        """None: a running sandbox's workspace cannot be renamed away, and nothing is copied here."""
         return None
 
     async def restore(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> None:
-        """Move a parked workspace into a sandbox's, and so use it up. See WorkspaceKeeper."""
-        await self._parking.restore(reference, sandbox_id)
+        """Move a parked workspace into a sandbox's; what was parked is consumed. See WorkspaceKeeper."""
+        await self._workspaces.restore(reference, sandbox_id)
 
     async def rollback(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """Join what was moved and what was not, under the session's name again."""
-        return await self._parking.keep(sandbox_id, session_id)
+        """Undo a restore: park what was moved and what was not under the session's name."""
+        return await self._workspaces.keep(sandbox_id, session_id)
 
     async def delete(self, reference: str) -> None:
         """Delete a parked workspace; absent is success."""
-        self._parking.delete(reference)
+        self._workspaces.delete(reference)
 
     async def delete_abandoned(self) -> None:
-        """Delete the workspaces of ended sandboxes that nobody parked."""
-        self._parking.drop_orphans()
+        """Delete the workspaces of ended sandboxes that were not kept."""
+        self._workspaces.delete_orphans()
 
     async def delete_orphans(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
         """Delete parked workspaces that no record names. See WorkspaceKeeper."""
-        return await self._parking.drop_unknown(known, older_than)
+        return await self._workspaces.delete_unknown(known, older_than)
 
     # For tools and tests.
 
     def workspace(self, sandbox_id: SandboxId) -> Path | None:
         """The folder that the sandbox has at /workspace, while it exists."""
-        box = self._fleet.get(sandbox_id)
-        return box.workspace if box is not None else None
+        sandbox = self._registry.get(sandbox_id)
+        return sandbox.workspace if sandbox is not None else None
 
     def pid(self, sandbox_id: SandboxId) -> int:
         """Its outermost process, for tools that measure. Raises KeyError."""
-        box = self._fleet.get(sandbox_id)
-        if box is None:
+        sandbox = self._registry.get(sandbox_id)
+        if sandbox is None:
             raise KeyError(sandbox_id)
-        return box.process.pid
+        return sandbox.process.pid
 
 
-def _prepare(folders: Folders) -> CgroupTree:
-    """What must be so before the first start; the earlier life is cleared away first. Blocks."""
-    clear_earlier_life(folders)
-    # Once and here: in sandboxes the code is read-only, and without bytecode each of them would compile it anew.
+def _prepare(state_dir: StateDir) -> CgroupTree:
+    """End orphans, compile picod and open control groups, before the first sandbox starts. Blocks."""
+    end_orphans(state_dir)
+    # Once, here: in sandboxes the code is read-only, and without bytecode each of them would compile it again.
     compileall.compile_dir(interpreters.picod_folder(), quiet=2)
-    groups = CgroupTree.open(folders.owner)
-    folders.note_groups(groups.bases)
+    groups = CgroupTree.open(state_dir.owner)
+    state_dir.record_groups(groups.bases)
     return groups

@@ -1,7 +1,7 @@
-"""The sandboxes that are there: each is started, known while it lasts, and ended once, by our hand or by itself.
+"""The registry of running sandboxes: each is started, listed while it runs, and ended exactly once.
 
-The work on one of them is sandbox.py's. Which are warm and for whom is the pools' business (pools.py), what becomes of
-a workspace that one leaves workspaces.py's: both are told of what happens here in the step in which it happens.
+sandbox.py does the work on one of them; pools.py decides which are warm, workspaces.py keeps the workspace of one that
+ended. Both register callbacks here, which run in the same event-loop step as the event.
 """
 
 from __future__ import annotations
@@ -11,122 +11,126 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from gateway.core.model import Runtime, RuntimeKey, SandboxEvent, SandboxId
-from gateway.provider.local.sandbox import Box, Boxes, BoxState
-from gateway.provider.local.trash import Trash
+from gateway.provider.local.safe_delete import TrashCollector
+from gateway.provider.local.sandbox import LocalSandbox, SandboxFactory, SandboxState
 from gateway.provider.watches import Watches
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
-class Fleet:
-    """All boxes of one provider, warm and claimed. `open` comes before the first start."""
+class SandboxRegistry:
+    """All sandboxes of one provider, warm and claimed. Call `open` before the first `start`."""
 
-    def __init__(self, trash: Trash) -> None:
+    def __init__(self, trash: TrashCollector) -> None:
         self._trash = trash
-        self._boxes: Boxes | None = None
-        self._all: dict[SandboxId, Box] = {}
+        self._factory: SandboxFactory | None = None
+        self._all: dict[SandboxId, LocalSandbox] = {}
         self._endings: dict[SandboxId, asyncio.Task[None]] = {}
         self._watches = Watches()
-        self._on_death: list[Callable[[Box, str], None]] = []
-        self._on_ending: list[Callable[[Box], None]] = []
-        self._on_gone: list[Callable[[Box], None]] = []
+        self._on_death: list[Callable[[LocalSandbox, str], None]] = []
+        self._on_ending: list[Callable[[LocalSandbox], None]] = []
+        self._on_gone: list[Callable[[LocalSandbox], None]] = []
 
-    def on_death(self, verb: Callable[[Box, str], None]) -> None:
-        """Call this for each warm box that ended by itself, with the reason. `on_ending` follows."""
-        self._on_death.append(verb)
+    def on_death(self, callback: Callable[[LocalSandbox, str], None]) -> None:
+        """Call this with each warm sandbox that exited unasked, and the reason. `on_ending` follows."""
+        self._on_death.append(callback)
 
-    def on_ending(self, verb: Callable[[Box], None]) -> None:
-        """Call this when a box begins to be ended: nobody can claim it any more."""
-        self._on_ending.append(verb)
+    def on_ending(self, callback: Callable[[LocalSandbox], None]) -> None:
+        """Call this when the end of a sandbox begins: from then on it cannot be claimed."""
+        self._on_ending.append(callback)
 
-    def on_gone(self, verb: Callable[[Box], None]) -> None:
-        """Call this when all of a box is gone, but for a workspace that it keeps."""
-        self._on_gone.append(verb)
+    def on_gone(self, callback: Callable[[LocalSandbox], None]) -> None:
+        """Call this when a sandbox is gone, all but a workspace that it keeps."""
+        self._on_gone.append(callback)
 
-    def open(self, boxes: Boxes) -> None:
-        """Boxes are made and cleared away by this from now on."""
-        self._boxes = boxes
+    def open(self, sandboxes: SandboxFactory) -> None:
+        """Start and remove sandboxes with this factory."""
+        self._factory = sandboxes
 
     async def aclose(self) -> None:
-        """End every box. Workspaces of claimed ones stay."""
-        for box in self._all.values():
-            box.keeps_workspace = box.state is BoxState.CLAIMED  # for the next life to decide over
-        await asyncio.gather(*(self.end(box) for box in list(self._all.values())), return_exceptions=True)
+        """End every sandbox. Workspaces of claimed ones stay, for the next run to decide over."""
+        for sandbox in self._all.values():
+            sandbox.keeps_workspace = sandbox.state is SandboxState.CLAIMED
+        await asyncio.gather(*(self.end(sandbox) for sandbox in list(self._all.values())), return_exceptions=True)
         self._watches.end()
 
-    def get(self, sandbox_id: SandboxId) -> Box | None:
-        """A box from its start until it is gone."""
+    def get(self, sandbox_id: SandboxId) -> LocalSandbox | None:
+        """A sandbox from its start until it is gone."""
         return self._all.get(sandbox_id)
 
-    def alive(self) -> Sequence[Box]:
+    def alive(self) -> Sequence[LocalSandbox]:
         """All that run, warm ones included."""
-        return [box for box in self._all.values() if box.is_alive]
+        return [sandbox for sandbox in self._all.values() if sandbox.is_alive]
 
-    def bound(self) -> Sequence[Box]:
+    def bound(self) -> Sequence[LocalSandbox]:
         """Those that run for a session."""
-        return [box for box in self.alive() if box.state is BoxState.CLAIMED]
+        return [sandbox for sandbox in self.alive() if sandbox.state is SandboxState.CLAIMED]
 
     def claimed(self, runtime: RuntimeKey) -> int:
         """How many of that runtime are bound to sessions."""
-        return sum(box.runtime.key == runtime and box.state is BoxState.CLAIMED for box in self._all.values())
+        return sum(
+            sandbox.runtime.key == runtime and sandbox.state is SandboxState.CLAIMED for sandbox in self._all.values()
+        )
 
     def watch(self) -> AsyncIterator[SandboxEvent]:
-        """Claimed boxes that end by themselves, from this call on. Ends with aclose()."""
+        """Events of claimed sandboxes that exit unasked, from this call on. Ends with aclose()."""
         return self._watches.begin()
 
-    async def start(self, runtime: Runtime) -> Box:
-        """One more, healthy and warm. Raises StartFailedError."""
-        assert self._boxes is not None
+    async def start(self, runtime: Runtime) -> LocalSandbox:
+        """Start a sandbox and wait until it is healthy. Raises StartFailedError."""
+        assert self._factory is not None
         try:
-            box = await self._boxes.start(runtime)
+            sandbox = await self._factory.start(runtime)
         finally:
-            self._trash.want_emptied()
-        self._all[box.id] = box
-        box.process.exited.add_done_callback(lambda _: self._on_exit(box))
-        return box
+            self._trash.request()
+        self._all[sandbox.id] = sandbox
+        sandbox.process.exited.add_done_callback(lambda _: self._on_exit(sandbox))
+        return sandbox
 
-    async def end(self, box: Box) -> None:
-        """End it and wait until it is gone. A caller that is cancelled does not stop it."""
-        await asyncio.shield(self._ending(box))
+    async def end(self, sandbox: LocalSandbox) -> None:
+        """End it and wait until it is gone. Cancelling the caller does not stop the end."""
+        await asyncio.shield(self._ending(sandbox))
 
-    def end_soon(self, boxes: Iterable[Box]) -> None:
-        """Begin to end them."""
-        for box in boxes:
-            self._ending(box)
+    def end_soon(self, sandboxes: Iterable[LocalSandbox]) -> None:
+        """Begin to end these, without waiting."""
+        for sandbox in sandboxes:
+            self._ending(sandbox)
 
-    def _on_exit(self, box: Box) -> None:
-        """A box's processes ended: by our hand (state ended, nothing to do) or by themselves."""
-        if box.state is BoxState.ENDED:
+    def _on_exit(self, sandbox: LocalSandbox) -> None:
+        """Its processes ended, either after `end` (state ENDED: nothing to do) or unasked."""
+        if sandbox.state is SandboxState.ENDED:
             return
-        reason = box.end_reason()
-        if box.state is BoxState.CLAIMED:
-            box.keeps_workspace = True  # until it is parked or released
-            log.info("sandbox %s of session %s %s", box.id, box.session_id, reason)
-            self._watches.tell(SandboxEvent(box.id, box.session_id, reason))
+        reason = sandbox.end_reason()
+        if sandbox.state is SandboxState.CLAIMED:
+            sandbox.keeps_workspace = True  # until it is kept or released
+            logger.info("sandbox %s of session %s %s", sandbox.id, sandbox.session_id, reason)
+            self._watches.publish(SandboxEvent(sandbox.id, sandbox.session_id, reason))
         else:
-            for verb in self._on_death:
-                verb(box, reason)
-        self.end_soon([box])
+            for callback in self._on_death:
+                callback(sandbox, reason)
+        self.end_soon([sandbox])
 
-    def _ending(self, box: Box) -> asyncio.Task[None]:
-        """The one task that ends this box; from here on nobody can claim it."""
-        box.state = BoxState.ENDED
-        task = self._endings.get(box.id)
+    def _ending(self, sandbox: LocalSandbox) -> asyncio.Task[None]:
+        """The one task that ends this sandbox; from here on it cannot be claimed."""
+        sandbox.state = SandboxState.ENDED
+        task = self._endings.get(sandbox.id)
         if task is None:
-            for verb in self._on_ending:
-                verb(box)
-            task = self._endings[box.id] = asyncio.get_running_loop().create_task(self._clear(box))
+            for callback in self._on_ending:
+                callback(sandbox)
+            task = self._endings[sandbox.id] = asyncio.get_running_loop().create_task(self._remove(sandbox))
         return task
 
-    async def _clear(self, box: Box) -> None:
-        assert self._boxes is not None
+    async def _remove(self, sandbox: LocalSandbox) -> None:
+        assert self._factory is not None
         try:
-            await self._boxes.clear(box)
+            await self._factory.remove(sandbox)
         except (OSError, TimeoutError) as error:
-            log.error("sandbox %s could not be cleared away: %s; the next start does", box.id, error)
+            logger.error(
+                "sandbox %s could not be removed: %s; the next start of the gateway removes it", sandbox.id, error
+            )
         finally:
-            self._all.pop(box.id, None)
-            self._endings.pop(box.id, None)
-            self._trash.want_emptied()
-            for verb in self._on_gone:
-                verb(box)
+            self._all.pop(sandbox.id, None)
+            self._endings.pop(sandbox.id, None)
+            self._trash.request()
+            for callback in self._on_gone:
+                callback(sandbox)

@@ -1,15 +1,24 @@
-"""Deleting what hostile code left behind: any depth, any name, any mode, and never through a symlink."""
+"""Deletion of what hostile code wrote: any depth, any name, any mode, and never through a symlink.
+
+A workspace is deleted in two steps: a rename into the trash folder, which is quick however much it holds
+(StateDir.discard), and later its deletion in a thread, one round at a time (TrashCollector).
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import stat
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def delete_children(parent: str) -> None:
-    """Empty the folder `parent`, which is ours and to which nobody else has access.
+    """Empty the folder `parent`, to which no other user has access.
 
     Each folder found inside is first moved up to `parent` under a new name and emptied there. So nothing is ever more
     than two levels down: no recursion, one descriptor, and no path too long, however deep the tree was.
@@ -70,7 +79,7 @@ def _move_up(top: int, folder: int, child: bytes, counter: int) -> int:
 
 
 def _open_writable(parent: int, name: bytes) -> int:
-    """Open a folder for reading after giving ourselves all rights to it; a mode of 000 does not keep us out."""
+    """Open a folder for reading after a chmod to 0700: its owner may have made it unreadable."""
     handle = os.open(name, os.O_PATH | _FOLDER, dir_fd=parent)
     try:
         os.chmod(f"/proc/self/fd/{handle}", 0o700)
@@ -80,7 +89,7 @@ def _open_writable(parent: int, name: bytes) -> int:
 
 
 def move_children(source: os.PathLike[str], target: os.PathLike[str]) -> None:
-    """Move every entry of one folder of ours into another on the same filesystem, each by one rename.
+    """Move every entry of one folder into another on the same filesystem, each by one rename.
 
     Modes and times of the entries stay. Raises OSError; what was moved until then is in `target`, the rest in `source`.
     """
@@ -101,3 +110,29 @@ def move_children(source: os.PathLike[str], target: os.PathLike[str]) -> None:
             os.close(new)
     finally:
         os.close(old)
+
+
+class TrashCollector:
+    """Empties a trash folder when asked. What cannot be deleted is logged and tried again in the next round."""
+
+    def __init__(self) -> None:
+        self._requested = asyncio.Event()
+
+    def request(self) -> None:
+        """Ask for a round. Cheap: requests made during a round are served by one more."""
+        self._requested.set()
+
+    async def run(self, trash: Path) -> None:
+        """Empty `trash` after each request, until cancelled."""
+        while True:
+            await self._requested.wait()
+            self._requested.clear()
+            await asyncio.to_thread(empty_trash, trash)
+
+
+def empty_trash(trash: Path) -> None:
+    """Delete all that was discarded. Blocks."""
+    try:
+        delete_children(str(trash))
+    except OSError as error:
+        logger.warning("a workspace could not be deleted: %s", error)

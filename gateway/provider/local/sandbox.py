@@ -1,4 +1,4 @@
-"""One local sandbox from its first folder to its last: made, started, proved healthy, ended, cleared away."""
+"""One local sandbox: its folders, control group, process and socket are made, checked for health, and removed."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from gateway.provider.local import bwrap, interpreters, process_tags, rlimits
 from gateway.provider.local.cgroups import Cgroup, CgroupTree
 from gateway.provider.local.isolation import IsolationReport
 from gateway.provider.local.process import Process, StartFailedError, describe_exit
-from gateway.provider.local.state_dir import Folders
+from gateway.provider.local.state_dir import StateDir
 from picod import wire
 
 BACKLOG = 1024  # connections that wait in the kernel until picod accepts
 KEYS_FILE = "jwks.json"
 
 
-class BoxState(StrEnum):
-    """A box only moves forward: warm -> claimed -> ended, or warm -> ended."""
+class SandboxState(StrEnum):
+    """States only move forward: warm -> claimed -> ended, or warm -> ended."""
 
     WARM = "warm"
     CLAIMED = "claimed"
@@ -35,7 +35,7 @@ class BoxState(StrEnum):
 
 
 @dataclass(slots=True, eq=False)
-class Box:
+class LocalSandbox:
     """A running sandbox and all that belongs to it."""
 
     id: SandboxId
@@ -46,46 +46,46 @@ class Box:
     group: Cgroup
     created_at: float  # epoch seconds
     born: float  # Clock.monotonic
-    state: BoxState = BoxState.WARM
+    state: SandboxState = SandboxState.WARM
     start: StartKind = StartKind.WARM
     session_id: SessionId | None = None
-    keeps_workspace: bool = False  # its end leaves the workspace where it is
-    verdict: str = ""  # why its processes were ended, though nobody released it
+    keeps_workspace: bool = False  # its end leaves the workspace in place
+    end_cause: str = ""  # why the provider ended its processes, for the session's owner
 
     @property
     def is_alive(self) -> bool:
         """Its processes have not ended."""
-        return self.state is not BoxState.ENDED and not self.process.exited.done()
+        return self.state is not SandboxState.ENDED and not self.process.exited.done()
 
     def claim(self, session: SessionId, start: StartKind) -> Sandbox:
-        """Bind it, once in its life."""
-        if self.state is not BoxState.WARM:
+        """Bind it to a session, once. Raises RuntimeError when it is not warm."""
+        if self.state is not SandboxState.WARM:
             raise RuntimeError(f"sandbox {self.id} is {self.state} and cannot be bound to session {session}")
-        self.state, self.session_id, self.start = BoxState.CLAIMED, session, start
-        return self.sandbox()
+        self.state, self.session_id, self.start = SandboxState.CLAIMED, session, start
+        return self.describe()
 
-    def sandbox(self) -> Sandbox:
-        """As others see it."""
+    def describe(self) -> Sandbox:
+        """As the SandboxProvider interface has it."""
         return Sandbox(self.id, self.runtime.key, self.endpoint, self.start, self.created_at, self.session_id)
 
     def end_reason(self) -> str:
-        """Why it ended by itself, for people. Its control group must still stand."""
-        if self.verdict:
-            return self.verdict
+        """Why it exited unasked, for people. Call it before its control group is removed."""
+        if self.end_cause:
+            return self.end_cause
         code = self.process.exited.result()
         status = describe_exit(code)
         if code == 128 + signal.SIGKILL and self.group.oom_kills():
             return f"out of memory: over its limit of {self.runtime.limits.memory} bytes ({status})"
-        words = self.process.last_words() if self.runtime.agent is not None else ""
+        words = self.process.final_output() if self.runtime.agent is not None else ""
         return f"{status}: {words}" if words else status
 
 
-class Boxes:
-    """Makes boxes in one state directory and clears them away."""
+class SandboxFactory:
+    """Makes sandboxes in one state directory and removes them."""
 
     def __init__(
         self,
-        folders: Folders,
+        state_dir: StateDir,
         groups: CgroupTree,
         report: IsolationReport,
         keys: Path,
@@ -94,43 +94,47 @@ class Boxes:
         start_timeout: float,
         code_context: str,
     ) -> None:
-        self._folders, self._groups, self._report = folders, groups, report
+        self._state_dir, self._groups, self._report = state_dir, groups, report
         self._keys = keys.resolve()
         self._clock = clock
         self._sandbox_python = sandbox_python
         self._start_timeout = start_timeout
         self._code_context = code_context
-        self._host = bwrap.survey_host()
+        self._host = bwrap.inspect_host()
         self._picod_python = interpreters.gateway_python()
-        self._stuck: list[Cgroup] = []  # groups whose last process had not gone when they were to be removed
+        self._stuck: list[Cgroup] = []  # groups that still held a dying process when they were to be removed
 
-    async def start(self, runtime: Runtime) -> Box:
-        """A healthy sandbox, unclaimed. Raises StartFailedError with the reason; nothing stays behind then."""
+    async def start(self, runtime: Runtime) -> LocalSandbox:
+        """A healthy sandbox, unclaimed. Raises StartFailedError with the reason; nothing of it remains then."""
         name = SandboxId(f"sb-{secrets.token_hex(8)}")
         born, created_at = self._clock.monotonic(), self._clock.now()
-        workspace = self._folders.workspaces / name
-        path = self._folders.socket_path(name)
+        workspace = self._state_dir.workspaces / name
+        path = self._state_dir.socket_path(name)
         group, process = Cgroup({}), None
         try:
-            self._folders.make_workspace(name)
+            self._state_dir.make_workspace(name)
             group = self._groups.make(name, runtime.limits)
             process = await self._spawn(runtime, name, workspace, path, group)
-            box = Box(name, runtime, Endpoint(uds=path), workspace, process, group, created_at, born)
-            await self._prove_healthy(box)
+            sandbox = LocalSandbox(name, runtime, Endpoint(uds=path), workspace, process, group, created_at, born)
+            await self._check_health(sandbox)
         except BaseException as error:
-            await self._clear(process, group, path, workspace)
+            await self._remove(process, group, path, workspace)
             if isinstance(error, (OSError, ValueError)):
                 raise StartFailedError(str(error)) from error
             raise
-        return box
+        return sandbox
 
-    async def clear(self, box: Box) -> None:
-        """End it and remove all it had. Its workspace goes to the trash in one rename, unless it is to be kept."""
-        await self._clear(
-            box.process, box.group, box.endpoint.uds or "", box.workspace, keep=lambda: box.keeps_workspace
+    async def remove(self, sandbox: LocalSandbox) -> None:
+        """End it and remove its group and socket; its workspace is discarded in one rename, unless it is kept."""
+        await self._remove(
+            sandbox.process,
+            sandbox.group,
+            sandbox.endpoint.uds or "",
+            sandbox.workspace,
+            keep=lambda: sandbox.keeps_workspace,
         )
 
-    async def _clear(
+    async def _remove(
         self,
         process: Process | None,
         group: Cgroup,
@@ -150,19 +154,22 @@ class Boxes:
                 os.unlink(path)
             except FileNotFoundError:
                 pass
-            if not keep():  # asked last: it may have been decided while the processes ended
-                self._folders.discard(workspace)
+            if not keep():  # called last: it may be decided while the processes end
+                self._state_dir.discard(workspace)
 
     def _end_escaped(self, group: Cgroup, workspace: Path) -> None:
-        """Without a pid namespace, what left picod's session is found by its group and by the mark it inherited."""
-        for pidfd in (*group.kill(), *process_tags.kill_marked(process_tags.mark(self._folders.owner, workspace.name))):
+        """Without a pid namespace, what left picod's session is found by its group and by the tag it inherited."""
+        for pidfd in (
+            *group.kill(),
+            *process_tags.kill_tagged(process_tags.tag(self._state_dir.owner, workspace.name)),
+        ):
             os.close(pidfd)
 
     async def _spawn(self, runtime: Runtime, name: SandboxId, workspace: Path, path: str, group: Cgroup) -> Process:
-        mark = process_tags.mark(self._folders.owner, name)
+        tag = process_tags.tag(self._state_dir.owner, name)
         python = interpreters.user_python(Path(runtime.python) if runtime.python else self._sandbox_python)
-        walled = self._report.isolation == "bubblewrap"
-        planned = rlimits.plan(runtime.limits, memory_cgroup="memory" in group.folders, own_user_namespace=walled)
+        isolated = self._report.isolation == "bubblewrap"
+        planned = rlimits.plan(runtime.limits, memory_cgroup="memory" in group.folders, own_user_namespace=isolated)
 
         def restrict(pid: int) -> None:
             group.join(pid)
@@ -175,20 +182,22 @@ class Boxes:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(path)
             listener.listen(BACKLOG)
-            if not walled:
+            if not isolated:
                 inside = str(workspace)
                 environment = interpreters.command_environment(
-                    python, inside, {**runtime.environment, process_tags.NAME: mark}
+                    python, inside, {**runtime.environment, process_tags.VARIABLE: tag}
                 )
                 packages = [str(interpreters.picod_folder().parent), *self._picod_python.packages]
                 picod = self._picod_environment(runtime, name, inside, str(self._keys), packages, environment)
-                return await Process.start_plain(command, listener, mark, restrict, environment=picod, folder=workspace)
+                return await Process.start_unconfined(
+                    command, listener, tag, restrict, environment=picod, folder=workspace
+                )
 
             own = {"MPLCONFIGDIR": bwrap.MATPLOTLIB, **runtime.environment}
             environment = interpreters.command_environment(python, bwrap.WORKSPACE, own)
             packages = [bwrap.PICOD_ROOT, *self._picod_python.packages]
             picod = self._picod_environment(runtime, name, bwrap.WORKSPACE, bwrap.KEYS_FOLDER, packages, environment)
-            etc = {f"/etc/{file}": str(self._folders.etc / file) for file in bwrap.ETC_MADE_UP}
+            etc = {f"/etc/{file}": str(self._state_dir.etc / file) for file in bwrap.ETC_SYNTHETIC}
             readonly = {
                 **interpreters.readonly_binds(self._picod_python, python),
                 **etc,
@@ -196,15 +205,15 @@ class Boxes:
             }
             if runtime.agent is not None and runtime.agent.source:
                 readonly[bwrap.AGENT_FOLDER] = runtime.agent.source
-            walls = bwrap.Walls(
+            config = bwrap.BwrapConfig(
                 self._host, readonly, str(workspace), picod, runtime.limits, self._report.disable_userns
             )
             assert self._report.bwrap is not None
-            return await Process.start_walled(
+            return await Process.start_bubblewrap(
                 self._report.bwrap,
-                lambda fd, lifeline: bwrap.arguments(walls, command(fd, lifeline)),
+                lambda fd, lifeline: bwrap.arguments(config, command(fd, lifeline)),
                 listener,
-                mark,
+                tag,
                 restrict,
                 syscalls=self._report.syscalls,
             )
@@ -234,32 +243,32 @@ class Boxes:
         }
 
     def _agent(self, agent: Agent) -> str:
-        """What picod is told of it. Without walls its files stand where they are."""
-        walled = self._report.isolation == "bubblewrap"
+        """The value of ENV_AGENT. Without isolation the agent runs from its source folder."""
+        isolated = self._report.isolation == "bubblewrap"
         probe = agent.probe or Probe(port=agent.targets[-1][1])
         return json.dumps({
             "command": agent.command,
-            "working_dir": agent.working_dir or (bwrap.AGENT_FOLDER if agent.source and walled else agent.source),
+            "working_dir": agent.working_dir or (bwrap.AGENT_FOLDER if agent.source and isolated else agent.source),
             "targets": agent.targets,
             "probe": asdict(probe),
         })  # fmt: skip
 
-    async def _prove_healthy(self, box: Box) -> None:
-        """One GET /health. The connection waits in the kernel until picod accepts it, so there is nothing to poll."""
-        assert box.endpoint.uds is not None
+    async def _check_health(self, sandbox: LocalSandbox) -> None:
+        """One GET /health. The connection waits in the kernel until picod accepts it, so nothing is polled."""
+        assert sandbox.endpoint.uds is not None
         try:
             async with asyncio.timeout(self._start_timeout):
-                status = await _get_health(box.endpoint.uds)
+                status = await _get_health(sandbox.endpoint.uds)
         except TimeoutError:
-            said = box.process.said() or "no message"
-            raise StartFailedError(f"it did not answer within {self._start_timeout:g} s: {said}") from None
+            output = sandbox.process.error_output() or "no message"
+            raise StartFailedError(f"it did not answer within {self._start_timeout:g} s: {output}") from None
         except OSError:
             status = b""
         if b" 200 " in status:
             return
         if status:
             raise StartFailedError(f"its health check answered {status.decode(errors='replace')!r}")
-        raise StartFailedError(await box.process.failure())
+        raise StartFailedError(await sandbox.process.failure())
 
 
 async def _get_health(path: str) -> bytes:
@@ -273,7 +282,7 @@ async def _get_health(path: str) -> bytes:
         try:
             await writer.wait_closed()
         except OSError:
-            pass  # the other end was quicker
+            pass  # the peer closed first
     return line.strip()
 
 

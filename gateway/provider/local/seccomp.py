@@ -1,4 +1,4 @@
-"""The filter of system calls: what code in a sandbox cannot ask of the kernel at all. Pure; bwrap loads it.
+"""The seccomp filter of a sandbox, as a BPF program for bwrap to load. Pure.
 
 Namespaces keep code from the host's objects, but not from the kernel: a fault in a part of it that no agent needs
 (io_uring, bpf, keyrings, nested namespaces, odd socket families) is the way out. So those parts are closed. What is

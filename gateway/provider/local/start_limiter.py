@@ -1,6 +1,6 @@
 """How many sandboxes start at a time. Starting one costs about 100 ms of CPU: more at once only makes each slower.
 
-Claims go before refills, and have room of their own: a client waits for them.
+Claims go before refills and have a higher limit: a client waits for them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class StartGate:
+class StartLimiter:
     """At most `refills` starts run when a refill begins, and at most twice that when a claim does."""
 
     def __init__(self, refills: int) -> None:
@@ -22,7 +22,7 @@ class StartGate:
 
     @asynccontextmanager
     async def slot(self, *, urgent: bool) -> AsyncIterator[None]:
-        """Hold one place while a sandbox starts."""
+        """Hold a slot while a sandbox starts; `urgent` is a claim, else a refill."""
         queue = self._claims if urgent else self._refills
         turn = asyncio.get_running_loop().create_future()
         queue.append(turn)
@@ -33,14 +33,14 @@ class StartGate:
             if turn.cancelled():
                 queue.remove(turn)
             else:
-                self._give_back()  # our turn came just as we were cancelled
+                self._release()  # the slot was granted in the step of the cancellation
             raise
         try:
             yield
         finally:
-            self._give_back()
+            self._release()
 
-    def _give_back(self) -> None:
+    def _release(self) -> None:
         self._running -= 1
         self._grant()
 

@@ -1,7 +1,7 @@
-"""Before anything is served: clear what an earlier life of this gateway left running. Its workspaces are
-workspaces.py's.
+"""Orphans of an earlier run: its processes, control groups and sockets are removed before anything is served.
 
-After an end in order there is nothing; after a kill -9 there may be processes that are still dying.
+After an orderly end there are none; after a kill -9 processes may still be dying. Workspaces of an earlier run are not
+removed here, workspaces.py takes them over.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ import os
 
 from gateway.provider.local import cgroups, process_tags
 from gateway.provider.local.process import wait_gone
-from gateway.provider.local.state_dir import Folders
+from gateway.provider.local.state_dir import StateDir
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-_LEFTOVER_TIMEOUT = 10.0  # seconds for killed processes of an earlier life to vanish
+_ORPHAN_TIMEOUT_S = 10.0  # for killed processes to vanish
 
 
-def clear_earlier_life(folders: Folders) -> None:
-    """End what runs of it: processes first, then their groups and sockets. Blocks."""
-    leftovers = cgroups.sweep(folders.earlier_groups())
-    killed = [pidfd for group in leftovers for pidfd in group.kill()]
-    killed += process_tags.kill_marked(process_tags.mark(folders.owner, ""))
+def end_orphans(state_dir: StateDir) -> None:
+    """Kill what an earlier run left: processes first, then their groups and sockets. Blocks."""
+    groups = cgroups.sweep(state_dir.earlier_groups())
+    killed = [pidfd for group in groups for pidfd in group.kill()]
+    killed += process_tags.kill_tagged(process_tags.tag(state_dir.owner, ""))
     if killed:
-        log.warning("ended %d processes that an earlier gateway left behind", len(killed))
-    gone = wait_gone(killed, _LEFTOVER_TIMEOUT)
+        logger.warning("ended %d processes that an earlier gateway left behind", len(killed))
+    gone = wait_gone(killed, _ORPHAN_TIMEOUT_S)
     for pidfd in killed:
         os.close(pidfd)
-    stuck = [group for group in leftovers if not group.remove()]
+    stuck = [group for group in groups if not group.remove()]
     if stuck or not gone:
-        log.warning("processes of an earlier gateway do not end; their control groups stay until they do")
-    folders.clear_sockets()
+        logger.warning("processes of an earlier gateway do not end; their control groups stay until they do")
+    state_dir.clear_sockets()

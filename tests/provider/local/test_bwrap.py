@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.model import Limits
-from gateway.provider.local.bwrap import HostRoot, Walls, arguments, minimal_binds
+from gateway.provider.local.bwrap import BwrapConfig, HostRoot, arguments, minimal_binds
 
 HOST = HostRoot(
     folders=("/usr", "/sbin"),
@@ -16,7 +16,7 @@ HOST = HostRoot(
 )
 
 
-def walls(**fields: object) -> Walls:
+def config(**fields: object) -> BwrapConfig:
     values: dict[str, object] = {
         "host": HOST,
         "readonly": {"/opt/wakegate/picod": "/src/picod"},
@@ -24,7 +24,7 @@ def walls(**fields: object) -> Walls:
         "environment": {"A": "b"},
         "limits": Limits(tmp_size=123),
     }
-    return Walls(**{**values, **fields})  # type: ignore[arg-type]
+    return BwrapConfig(**{**values, **fields})  # type: ignore[arg-type]
 
 
 def pairs(args: list[str], option: str, count: int) -> list[tuple[str, ...]]:
@@ -32,8 +32,8 @@ def pairs(args: list[str], option: str, count: int) -> list[tuple[str, ...]]:
 
 
 def test_arguments_take_every_namespace_and_every_capability_away() -> None:
-    """All seven namespaces, no capability, an ordinary user, no nested user namespace, no leftover environment."""
-    args = arguments(walls(), ["true"])
+    """All seven namespaces, no capability, an ordinary user, no nested user namespace, no inherited environment."""
+    args = arguments(config(), ["true"])
     for name in ("user", "pid", "net", "ipc", "uts", "cgroup"):
         assert f"--unshare-{name}" in args
     for option in ("--disable-userns", "--die-with-parent", "--new-session", "--clearenv"):
@@ -41,12 +41,12 @@ def test_arguments_take_every_namespace_and_every_capability_away() -> None:
     assert pairs(args, "--cap-drop", 1) == [("ALL",)]
     assert pairs(args, "--uid", 1) == pairs(args, "--gid", 1) == [("1000",)]
     assert "--share-net" not in args
-    assert "--disable-userns" not in arguments(walls(disable_userns=False), ["true"])
+    assert "--disable-userns" not in arguments(config(disable_userns=False), ["true"])
 
 
 def test_arguments_bind_one_folder_writable() -> None:
     """The workspace is the only host folder that can be written."""
-    args = arguments(walls(), ["true"])
+    args = arguments(config(), ["true"])
     assert pairs(args, "--bind", 2) == [("/state/workspaces/sb-1", "/workspace")]
     assert "--dev-bind" not in args
     assert set(pairs(args, "--ro-bind", 2)) == {
@@ -60,7 +60,7 @@ def test_arguments_bind_one_folder_writable() -> None:
 
 def test_arguments_size_every_tmpfs_and_close_the_rest() -> None:
     """Each tmpfs has a size; bwrap's own ones, without a size, and /proc are made read-only after all mounts."""
-    args = arguments(walls(), ["true"])
+    args = arguments(config(), ["true"])
     assert set(pairs(args, "--size", 3)) == {("123", "--tmpfs", "/tmp"), (str(64 << 20), "--tmpfs", "/dev/shm")}
     remounts = [at for at, word in enumerate(args) if word == "--remount-ro"]
     assert {args[at + 1] for at in remounts} == {"/", "/dev", "/proc"}
@@ -70,7 +70,7 @@ def test_arguments_size_every_tmpfs_and_close_the_rest() -> None:
 
 def test_arguments_end_with_the_command() -> None:
     """Nothing of the command can be taken for an option."""
-    assert arguments(walls(), ["--bind", "/", "/"])[-4:] == ["--", "--bind", "/", "/"]
+    assert arguments(config(), ["--bind", "/", "/"])[-4:] == ["--", "--bind", "/", "/"]
 
 
 def test_binds_that_show_already_are_left_out() -> None:

@@ -47,7 +47,7 @@ def held(first: int, last: int, now: int, limit: int | None = None) -> Held:
         (held(0, 90, 101, 100), held(0, 5, 6, 100), 999, {BIG}),
         (held(0, 101, 101, 100), held(0, 5, 6, 100), 999, set()),  # over its limit, but it does not grow: it may delete
         (held(0, 120, 110, 100), held(0, 5, 6, 100), 999, set()),
-        (held(0, 400, 500), held(0, 5, 6), 999, set()),  # nobody set it a limit, and there is room
+        (held(0, 400, 500), held(0, 5, 6), 999, set()),  # no limit is set, and there is space
         (held(0, 400, 500), held(0, 90, 99), 9, {BIG}),
         (held(480, 480, 500), held(0, 90, 99), 9, {SMALL}),  # what it was given is not what it took
         (held(0, 500, 500), held(0, 20, 30), 9, set()),  # the disk is full, by none of those that grow
@@ -80,7 +80,7 @@ def test_look_is_due_when_much_was_taken_of_the_disk(tmp_path: Path, monkeypatch
     assert watch.due([tenant], 3.0)
     watch.look([tenant], 3.0)
     assert not watch.due([tenant], 4.0)
-    free += 100 << 20  # somebody freed much: what is taken now counts from there
+    free += 100 << 20  # much was freed: growth counts from there
     assert not watch.due([tenant], 5.0)
     free -= 32 << 20
     assert watch.due([tenant], 6.0)

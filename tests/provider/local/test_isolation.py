@@ -253,10 +253,10 @@ async def test_memory_bomb_is_contained(tmp_path: Path) -> None:
         bomber, neighbour = await provider.claim(runtime().key, A), await provider.claim(runtime().key, B)
         # Small steps, so that the control group is met before the resource limit of the process.
         bomb = "kept = []\nwhile True: kept.append(b'x' * (4 << 20)); print(len(kept), flush=True)"
-        answer, said = await asyncio.gather(execute(bomber, "python3", "-c", bomb), execute(neighbour, "echo", "well"))
+        answer, other = await asyncio.gather(execute(bomber, "python3", "-c", bomb), execute(neighbour, "echo", "well"))
         assert answer["exit_code"] != 0
         assert int(answer["stdout"].split()[-1]) * 4 < 96
-        assert said["stdout"] == "well\n"
+        assert other["stdout"] == "well\n"
         assert (await execute(bomber, "echo", "still here"))["stdout"] == "still here\n"
 
 
@@ -293,7 +293,7 @@ async def test_cpu_share_is_limited(tmp_path: Path) -> None:
 
 
 async def test_killed_picod_ends_the_sandbox_and_is_told(tmp_path: Path) -> None:
-    """Code that kills picod has ended its own sandbox, and whoever watches hears of it with the reason."""
+    """Code that kills picod has ended its own sandbox, and every watcher is notified with the reason."""
     async with serving(tmp_path, runtime()) as provider:
         events = provider.watch()
         sandbox = await provider.claim(runtime().key, A)

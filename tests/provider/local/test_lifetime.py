@@ -1,4 +1,4 @@
-"""A gateway that is killed with -9: nothing of its sandboxes outlives it, and the next life finds a clean place."""
+"""A gateway that is killed with -9: nothing of its sandboxes outlives it, and the next run starts clean."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def kill_a_gateway(folder: Path, isolation: Isolation, word: str) -> None:
 
 
 async def test_sandboxes_do_not_outlive_a_killed_gateway(tmp_path: Path) -> None:
-    """All processes of all its sandboxes end, also one that left its session; nobody has to clean up for that."""
+    """All processes of all its sandboxes end, also one that left its session; no clean-up is needed for that."""
     word = f"stubborn-{secrets.token_hex(4)}"
     await asyncio.to_thread(kill_a_gateway, tmp_path, "bubblewrap", word)
 
@@ -36,11 +36,11 @@ async def test_sandboxes_do_not_outlive_a_killed_gateway(tmp_path: Path) -> None
 
     await eventually(gone, "no process of the killed gateway's sandboxes is left")
     async with serving(tmp_path, runtime()):
-        pass  # removes the control groups, which only a next life can
+        pass  # removes the control groups, which only a later run can
 
 
 async def test_next_life_clears_what_a_killed_gateway_left(tmp_path: Path) -> None:
-    """Sockets and control groups of the earlier life are gone, workspaces once nobody parked them; the pool fills."""
+    """Sockets and control groups of the earlier run are removed, and workspaces that were not kept; the pool fills."""
     await asyncio.to_thread(kill_a_gateway, tmp_path, "bubblewrap", "stubborn-x")
     state = tmp_path / "state"
     old = {path.name for path in (state / "workspaces").iterdir()}
@@ -59,8 +59,8 @@ async def test_next_life_clears_what_a_killed_gateway_left(tmp_path: Path) -> No
         await eventually(emptied, "the old workspaces are deleted")
 
 
-async def test_next_life_ends_what_escaped_without_walls(tmp_path: Path) -> None:
-    """Isolation `process` has no pid namespace: what outlived the gateway there is found by its mark and ended."""
+async def test_next_life_ends_what_escaped_without_isolation(tmp_path: Path) -> None:
+    """Isolation `process` has no pid namespace: what outlived the gateway there is found by its tag and ended."""
     word = f"stubborn-{secrets.token_hex(4)}"
     await asyncio.to_thread(kill_a_gateway, tmp_path, "process", word)
     async with serving(tmp_path, runtime(), isolation="process"):

@@ -15,9 +15,9 @@ import pytest
 from gateway.core.errors import SettingsError
 from gateway.core.model import Limits, SandboxId
 from gateway.provider.local import cgroups, interpreters, isolation, process_tags, rlimits, safe_delete, seccomp
-from gateway.provider.local.cgroups import CgroupTree, Place
-from gateway.provider.local.start_limiter import StartGate
-from gateway.provider.local.state_dir import SOCKET_PATH_MAX, Folders
+from gateway.provider.local.cgroups import CgroupTree, Hierarchy
+from gateway.provider.local.start_limiter import StartLimiter
+from gateway.provider.local.state_dir import MAX_SOCKET_PATH_BYTES, StateDir
 
 V1 = """\
 31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
@@ -34,9 +34,9 @@ def test_survey_prefers_version_1_and_falls_back_to_version_2() -> None:
     """Joint mounts count for each controller; what version 1 does not have is looked for in version 2."""
     found = cgroups.survey(V1, "4:memory:/docker/abc\n3:cpu,cpuacct:/\n0::/\n")
     assert found == {
-        "cpu": Place(1, Path("/sys/fs/cgroup/cpu,cpuacct")),
-        "memory": Place(1, Path("/sys/fs/cgroup/memory")),
-        "pids": Place(2, Path("/sys/fs/cgroup/unified")),
+        "cpu": Hierarchy(1, Path("/sys/fs/cgroup/cpu,cpuacct")),
+        "memory": Hierarchy(1, Path("/sys/fs/cgroup/memory")),
+        "pids": Hierarchy(2, Path("/sys/fs/cgroup/unified")),
     }
 
 
@@ -44,13 +44,13 @@ def test_survey_stands_below_our_own_group(tmp_path: Path) -> None:
     """A limit set on us from outside must hold for sandboxes too; a path that is not there is the mount itself."""
     (tmp_path / "user.slice").mkdir()
     mount = f"24 20 0:21 / {tmp_path} rw - cgroup2 cgroup2 rw\n"
-    assert cgroups.survey(mount, "0::/user.slice\n")["memory"] == Place(2, tmp_path / "user.slice")
-    assert cgroups.survey(mount, "0::/gone\n")["memory"] == Place(2, tmp_path)
+    assert cgroups.survey(mount, "0::/user.slice\n")["memory"] == Hierarchy(2, tmp_path / "user.slice")
+    assert cgroups.survey(mount, "0::/gone\n")["memory"] == Hierarchy(2, tmp_path)
 
 
 def test_tree_without_writable_controllers_enforces_nothing_and_says_so(tmp_path: Path) -> None:
     """On a machine without cgroups all calls are harmless."""
-    tree = CgroupTree("test", {"memory": Place(1, tmp_path / "missing")})
+    tree = CgroupTree("test", {"memory": Hierarchy(1, tmp_path / "missing")})
     assert tree.in_force == {}
     group = tree.make("sb-1", Limits(memory=1 << 20))
     group.join(os.getpid())
@@ -59,7 +59,7 @@ def test_tree_without_writable_controllers_enforces_nothing_and_says_so(tmp_path
 
 
 def test_sweep_kills_and_removes_groups_of_an_earlier_life() -> None:
-    """A process in a leftover group ends, and the group goes with its parent."""
+    """A process in an orphaned group ends, and the group goes with its parent."""
     tree = CgroupTree.open(f"test{os.getpid()}")
     if not tree.in_force:
         pytest.skip("no writable control groups")
@@ -75,42 +75,42 @@ def test_sweep_kills_and_removes_groups_of_an_earlier_life() -> None:
     assert not any(Path(base).exists() for base in tree.bases)
 
 
-# Folders.
+# StateDir.
 
 
 def test_sockets_have_a_place_short_enough_to_bind(tmp_path: Path) -> None:
     """A state directory with a long path keeps its sockets in a private folder elsewhere, which can be bound."""
-    folders = Folders.open(tmp_path / ("long" * 30))
+    state_dir = StateDir.open(tmp_path / ("long" * 30))
     try:
-        path = folders.socket_path(SandboxId("sb-0123456789abcdef"))
-        assert len(path) <= SOCKET_PATH_MAX
-        assert os.stat(folders.run).st_mode & 0o777 == 0o700
+        path = state_dir.socket_path(SandboxId("sb-0123456789abcdef"))
+        assert len(path) <= MAX_SOCKET_PATH_BYTES
+        assert os.stat(state_dir.run).st_mode & 0o777 == 0o700
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path)
-        folders.clear_sockets()
+        state_dir.clear_sockets()
         assert not os.path.exists(path)
     finally:
-        folders.close()
-    assert not folders.run.exists()
+        state_dir.close()
+    assert not state_dir.run.exists()
 
 
 def test_all_folders_are_private(tmp_path: Path) -> None:
-    """Nobody else on the machine can read a workspace or dial a sandbox, even where the folders existed wider."""
+    """No other user of the machine can read a workspace or dial a sandbox, even where the folders existed wider."""
     (tmp_path / "state" / "workspaces").mkdir(parents=True, mode=0o755)
-    folders = Folders.open(tmp_path / "state")
+    state_dir = StateDir.open(tmp_path / "state")
     try:
-        workspace = folders.make_workspace(SandboxId("sb-1"))
-        for folder in (folders.state, folders.run, folders.workspaces, folders.trash, workspace):
+        workspace = state_dir.make_workspace(SandboxId("sb-1"))
+        for folder in (state_dir.path, state_dir.run, state_dir.workspaces, state_dir.trash, workspace):
             assert os.stat(folder).st_mode & 0o777 == 0o700
     finally:
-        folders.close()
+        state_dir.close()
 
 
 def test_unusable_state_directory_is_named(tmp_path: Path) -> None:
     """The error says which path and which flag."""
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match=r"state directory .*/file/state: Not a directory; .*--state-dir"):
-        Folders.open(tmp_path / "file" / "state")
+        StateDir.open(tmp_path / "file" / "state")
 
 
 # Deletion.
@@ -171,10 +171,10 @@ def test_rlimits_never_rise_above_what_holds_already() -> None:
 
 def test_only_marked_processes_of_that_owner_are_ended() -> None:
     """Another gateway's sandboxes on the same machine are not touched."""
-    ours = subprocess.Popen(["sleep", "1000"], env={process_tags.NAME: "owner-test-1/sb-1"})
-    others = subprocess.Popen(["sleep", "1000"], env={process_tags.NAME: "owner-test-2/sb-1"})
+    ours = subprocess.Popen(["sleep", "1000"], env={process_tags.VARIABLE: "owner-test-1/sb-1"})
+    others = subprocess.Popen(["sleep", "1000"], env={process_tags.VARIABLE: "owner-test-2/sb-1"})
     try:
-        for pidfd in process_tags.kill_marked("owner-test-1/"):
+        for pidfd in process_tags.kill_tagged("owner-test-1/"):
             os.close(pidfd)
         assert ours.wait(10) == -9
         assert others.poll() is None
@@ -186,7 +186,7 @@ def test_only_marked_processes_of_that_owner_are_ended() -> None:
 # The report.
 
 
-def test_this_machines_walls_are_tried_for_real() -> None:
+def test_this_machines_isolation_is_tried_for_real() -> None:
     """On a machine that can, the probe runs a sandbox; the summary names the isolation and every limit."""
     report = isolation.probe_isolation("bubblewrap", {"memory": "cgroup v1"})
     assert report.ok, report.error
@@ -197,15 +197,15 @@ def test_this_machines_walls_are_tried_for_real() -> None:
     assert ("runs as root" in report.summary()) == (os.geteuid() == 0)
 
 
-def test_no_walls_are_never_silent() -> None:
+def test_no_isolation_is_never_silent() -> None:
     """Isolation `process` works everywhere and warns of what it lacks."""
     report = isolation.probe_isolation("process", {})
     assert report.ok
-    assert "warning: isolation process: no walls" in report.summary()
+    assert "warning: isolation process: no isolation" in report.summary()
 
 
 @pytest.mark.parametrize(
-    ("settings", "container", "said", "cause"),
+    ("settings", "container", "detail", "cause"),
     [
         ({"kernel/unprivileged_userns_clone": "0"}, False, "", "sysctl kernel.unprivileged_userns_clone=1"),
         ({"user/max_user_namespaces": "0"}, False, "", "sysctl user.max_user_namespaces=10000"),
@@ -214,9 +214,9 @@ def test_no_walls_are_never_silent() -> None:
         ({}, False, "bwrap: something else", "bubblewrap failed (bwrap: something else)"),
     ],
 )
-def test_missing_walls_are_explained(settings: dict[str, str], container: bool, said: str, cause: str) -> None:
-    """Each known cause has its remedy, and each text names the switch that does without walls."""
-    text = isolation.explain(said, Path("/usr/bin/bwrap"), settings.get, in_container=container)
+def test_missing_isolation_is_explained(settings: dict[str, str], container: bool, detail: str, cause: str) -> None:
+    """Each known cause has its remedy, and each text names the switch that does without isolation."""
+    text = isolation.explain(detail, Path("/usr/bin/bwrap"), settings.get, in_container=container)
     assert cause in text
     assert "--isolation process" in text
 
@@ -258,20 +258,20 @@ def test_picod_is_not_searched_for_in_the_workspace(tmp_path: Path) -> None:
     python = interpreters.gateway_python()
     command = [*interpreters.picod_command(python, listener=0, lifeline=0), "--help"]
     environment = {"PYTHONPATH": ":".join([str(interpreters.picod_folder().parent), *python.packages])}
-    said = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
-    assert "hijacked" not in said
-    assert "lifeline" in said
+    output = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "hijacked" not in output
+    assert "lifeline" in output
 
 
-# The gate.
+# The start limiter.
 
 
-async def test_gate_lets_claims_pass_waiting_refills() -> None:
+async def test_limiter_lets_claims_pass_waiting_refills() -> None:
     """With refills at their limit and more of them waiting, a claim goes first, and never waits behind them."""
-    gate, order, leave = StartGate(refills=1), list[str](), asyncio.Event()
+    limiter, order, leave = StartLimiter(refills=1), list[str](), asyncio.Event()
 
     async def start(name: str, urgent: bool) -> None:
-        async with gate.slot(urgent=urgent):
+        async with limiter.slot(urgent=urgent):
             order.append(name)
             await leave.wait()
 
@@ -285,12 +285,12 @@ async def test_gate_lets_claims_pass_waiting_refills() -> None:
     assert order == ["refill-1", "claim-1", "claim-2", "refill-2"]
 
 
-async def test_gate_gives_a_cancelled_turn_back() -> None:
-    """A start cancelled while it waits, or in the moment of its turn, leaves the gate as it was."""
-    gate = StartGate(refills=1)
+async def test_limiter_gives_a_cancelled_turn_back() -> None:
+    """A start cancelled while it waits, or in the moment of its turn, leaves the limiter unchanged."""
+    limiter = StartLimiter(refills=1)
 
     async def hold(entered: asyncio.Event) -> None:
-        async with gate.slot(urgent=False):
+        async with limiter.slot(urgent=False):
             entered.set()
             await asyncio.Event().wait()
 

@@ -15,8 +15,8 @@ from gateway.core.clock import SystemClock
 from gateway.core.errors import SandboxStartError, SettingsError
 from gateway.core.model import Limits, PoolSpec, Runtime, SessionId, StartKind
 from gateway.provider.local import LocalProvider
-from gateway.provider.local.registry import Fleet
-from gateway.provider.local.sandbox import Box
+from gateway.provider.local.registry import SandboxRegistry
+from gateway.provider.local.sandbox import LocalSandbox
 from tests.support.local_engine import KEY, SANDBOX_PYTHON, execute, filled, runtime, serving
 from tests.support.waiting import eventually
 
@@ -58,7 +58,7 @@ async def test_warm_sandbox_that_dies_is_replaced(tmp_path: Path) -> None:
         async def replaced() -> bool:
             return [each.id for each in await provider.list()] not in ([], [dead.id])
 
-        await eventually(replaced, "another sandbox stands in the pool")
+        await eventually(replaced, "another sandbox is in the pool")
         assert (await provider.status(KEY)).failures == 1  # it died young
         assert (await provider.claim(KEY, SessionId("s1"))).id != dead.id
 
@@ -100,17 +100,17 @@ async def test_failed_start_tells_what_picod_said(tmp_path: Path) -> None:
 async def test_sandbox_that_ends_as_it_is_handed_over_is_not_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the very step between its arrival and the claim that waits for it: told as a failed start."""
-    start = Fleet.start
+    """In the very step between its arrival and the claim that waits for it: reported as a failed start."""
+    start = SandboxRegistry.start
 
-    async def doomed(self: Fleet, runtime: Runtime) -> Box:
-        box = await start(self, runtime)
-        asyncio.get_running_loop().call_soon(self.end_soon, [box])
-        return box
+    async def doomed(self: SandboxRegistry, runtime: Runtime) -> LocalSandbox:
+        sandbox = await start(self, runtime)
+        asyncio.get_running_loop().call_soon(self.end_soon, [sandbox])
+        return sandbox
 
     async with serving(tmp_path, runtime()) as provider:
         with monkeypatch.context() as patched:
-            patched.setattr(Fleet, "start", doomed)
+            patched.setattr(SandboxRegistry, "start", doomed)
             with pytest.raises(SandboxStartError, match="ended as soon as it was ready"):
                 await provider.claim(KEY, SessionId("s1"))
         sandbox = await provider.claim(KEY, SessionId("s1"))
@@ -194,7 +194,7 @@ async def test_key_set_is_seen_after_it_was_replaced(tmp_path: Path) -> None:
         assert (await execute(sandbox, "rm", "/run/wakegate/keys/jwks.json"))["exit_code"] != 0
 
 
-async def test_missing_walls_stop_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_isolation_stops_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where bubblewrap is not to be had nothing starts, and the state directory is free for another try."""
     monkeypatch.setattr("gateway.provider.local.bwrap.find_bwrap", lambda: Path(shutil.which("false") or "/bin/false"))
     provider = LocalProvider(tmp_path / "state", tmp_path / "keys", SystemClock())

@@ -49,8 +49,8 @@ async def test_sandbox_cannot_call_what_no_agent_needs(tmp_path: Path) -> None:
     async with serving(tmp_path, runtime()) as provider:
         sandbox = await provider.claim(runtime().key, A)
         asked = f"{ASK}\nprint(json.dumps({{name: call(number) for name, number in {numbers}.items()}}))"
-        said = json.loads(await python(sandbox, asked))
-        assert said == {name: "ENOSYS" if name in seccomp._MISSING else "EPERM" for name in numbers}
+        answer = json.loads(await python(sandbox, asked))
+        assert answer == {name: "ENOSYS" if name in seccomp._MISSING else "EPERM" for name in numbers}
         clone, unshare, ioctl = (each[column] for each in (seccomp._CLONE, seccomp._UNSHARE, seccomp._IOCTL))
         asked = f"""{ASK}
 import os
@@ -88,9 +88,9 @@ async def echo():
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         writer.write(b"over loopback\\n")
-        said = await reader.readline()
+        line = await reader.readline()
         writer.close()
-        return said
+        return line
 thread = threading.Thread(target=print, args=("thread",)); thread.start(); thread.join()
 print(subprocess.run(["sh", "-c", "echo child | cat"], capture_output=True, text=True).stdout.strip())
 os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
