@@ -2,7 +2,7 @@
 (gateway/observability/metrics.py).
 
 Why not the client library's own counters: incrementing one with labels takes a lock and builds a tuple of strings,
-which is felt on the fast lane. A dictionary of ints and a list of buckets are not, and are turned into the exposition
+which is felt on the fast path. A dictionary of ints and a list of buckets are not, and are turned into the exposition
 format when somebody asks. Labels are bounded: runtimes that are served, start kinds, statuses, names of ours; never a
 session, never a path.
 """
@@ -56,7 +56,7 @@ class Histogram:
 class RuntimeCounters:
     """Requests of one runtime.
 
-    The fast lane writes `live` (by status) and `quick` only: there the first byte and the last come together, so one
+    The fast path writes `live` (by status) and `quick` only: there the first byte and the last come together, so one
     observation is both of them.
     """
 
@@ -70,7 +70,7 @@ class RuntimeCounters:
         self.websockets = 0  # open now
 
     def answer(self, start: StartKind | None, status: int, seconds: float) -> None:
-        """A request that did not take the fast lane is over. `start` None: it never had a sandbox."""
+        """A request that did not take the fast path is over. `start` None: it never had a sandbox."""
         kind = start.value if start is not None else "none"
         self.answered[kind, status] += 1
         self.durations[kind].observe(seconds)

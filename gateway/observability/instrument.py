@@ -1,7 +1,7 @@
 """A clock beside any seam of interfaces.py: how long each of its calls takes, and which fail.
 
 One wrapper for all of them: a store, a keeper of workspaces and a client of an API differ in their verbs only, and none
-of them is called on the fast lane.
+of them is called on the fast path.
 """
 
 from __future__ import annotations

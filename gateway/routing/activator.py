@@ -1,8 +1,8 @@
 """The activator: gives a request a live sandbox, holding it while one is claimed, woken or replaced.
 
 A live session's `Route` is kept in memory, so that a request on it costs a dictionary look-up, no store call and no
-signature. Everything else takes the slow way: one flight per session, shared by all requests that wait for it, bounded
-in number and in time (the hold rule, docs/architecture.md).
+signature. For any other session there is one flight, shared by all requests that wait for it, bounded in number and in
+time (the hold rule, docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from gateway.core.errors import (
 from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import Endpoint, Kind, RuntimeKey, Sandbox, SandboxId, SessionId, StartKind
 from gateway.observability.counters import Counters
+from gateway.routing.pool import UpstreamPool
 from gateway.routing.route import HoldLimits, Reservation, Route
 from gateway.routing.target import Target
-from gateway.routing.upstream import UpstreamPool
 from gateway.sandbox.tokens import TokenIssuer
 from gateway.sessions.activation import Opened
 from gateway.sessions.activity import Activity, SessionActivity
@@ -33,8 +33,8 @@ from gateway.sessions.lifecycle import Lifecycle
 from gateway.sessions.membership import ElsewhereError, Peer, peer_sandbox
 from picod.wire import HEALTH_PATH
 
-KNOWN_S = HEARTBEAT_S  # for so long it is not asked again where a session is that other gateways may move
-KNOWN_IN_OUTAGE_S = 5.0  # the same while the store does not answer
+TRUSTED_S = HEARTBEAT_S  # how long the place of a session that other gateways may move is not asked for again
+TRUSTED_IN_OUTAGE_S = 5.0  # the same while the store does not answer
 
 
 class Activator:
@@ -69,23 +69,23 @@ class Activator:
         lifecycle.on_unbound(self.drop)
 
     def live(self, target: Target, now: float) -> Route | None:
-        """The route of a live session with a slot taken; None means: take the slow way (`reserve`).
+        """The route of a live session with a slot taken; None: the caller has to `reserve` one.
 
         Raises SessionNotFoundError if the session is not this runtime's.
         """
-        route = self.routes.get(target.session_id)  # type: ignore[arg-type]  # None is in no dictionary of ours
+        route = self.routes.get(target.session_id)  # type: ignore[arg-type]  # None is never a key
         if route is None:
             return None
         if target.runtime is not None and target.runtime != route.runtime:
             raise _not_found(target.session_id, target.runtime)
-        if now >= route.known_until and not self.draining:
+        if now >= route.trusted_until and not self.draining:
             return None
         if now >= route.head_until:
             self._renew_head(route)
         return route if route.try_enter() else None
 
     async def reserve(self, target: Target, *, gone: SandboxId | None = None) -> Reservation:
-        """A slot on a live sandbox for this target, made if need be. `gone`: a sandbox that does not listen any more.
+        """A slot on a live sandbox for this target, made if need be. `gone`: a sandbox that no longer listens.
 
         Raises: SessionNotFoundError, RuntimeNotFoundError, QueueFullError, ActivationTimeoutError, and what lifecycle
         raises when no sandbox can be had.
@@ -113,17 +113,14 @@ class Activator:
     def renew_tokens(self) -> None:
         """Another key signs: the next request of each route carries a token of it."""
         for route in self.routes.values():
-            if route.head_until != float("inf"):
-                route.head_until = 0.0
+            route.expire_token()
 
     def drop(self, session_id: SessionId, sandbox_id: SandboxId | None = None) -> None:
         """Forget a route; with `sandbox_id`, only if it still leads there."""
         route = self.routes.get(session_id)
         if route is not None and sandbox_id in (None, route.sandbox.id):
             del self.routes[session_id]
-            route.closed = True
-            for pool in route.pools():
-                pool.close()
+            route.close()
             if sandbox_id is None:
                 self._activity.forget(session_id)
 
@@ -137,11 +134,10 @@ class Activator:
             route = self._route(opened)
         else:
             current = self.routes.get(target.session_id)
-            # Where other gateways reach the same sandboxes, one of them may put the session to sleep. It writes that
-            # first and then waits for longer than anybody here goes without looking; so nothing is sent to a sandbox
-            # whose workspace was already copied.
+            # Where other gateways reach the same sandboxes, one of them may hibernate the session. It writes that first
+            # and then waits for longer than TRUSTED_S; so nothing is sent to a sandbox whose workspace was copied.
             stale = None
-            if current is not None and self._clock.now() >= current.known_until:
+            if current is not None and self._clock.now() >= current.trusted_until:
                 stale, current = current, None
                 if stale.peer:
                     self.drop(stale.session_id)
@@ -161,7 +157,7 @@ class Activator:
             except StoreUnavailableError:
                 if stale is None or stale.closed or gone is not None:
                     raise
-                stale.known_until = self._clock.now() + KNOWN_IN_OUTAGE_S  # nobody can put it to sleep now
+                stale.trust_until(self._clock.now() + TRUSTED_IN_OUTAGE_S)  # no gateway can hibernate it meanwhile
                 await stale.enter()
                 return Reservation(stale, StartKind.LIVE, queue_s=perf_counter() - began)
             if target.runtime is not None and target.runtime != opened.session.runtime:
@@ -176,16 +172,19 @@ class Activator:
         session, sandbox = opened.session, opened.sandbox
         route = self.routes.get(session.id)
         if route is None or route.sandbox.id != sandbox.id:
-            # Only of picod is it known that asking it for its health does nothing else.
-            proof = HEALTH_PATH.encode() if session.runtime.kind is Kind.CODE_INTERPRETER else b""
-            pool = UpstreamPool(sandbox.endpoint, connect_timeout=self._connect_timeout, proof=proof)
-            activity = self._activity.of(session.id, self._clock.now())
+            # Only picod is known to answer for its health without side effects; an agent's server may do anything.
+            probe = HEALTH_PATH.encode() if session.runtime.kind is Kind.CODE_INTERPRETER else b""
             route = self.routes[session.id] = Route(
-                session, sandbox, pool, activity, self._limits, self._counters.of(session.runtime)
+                session,
+                sandbox,
+                UpstreamPool(sandbox.endpoint, connect_timeout=self._connect_timeout, probe=probe),
+                self._activity.of(session.id, self._clock.now()),
+                self._limits,
+                self._counters.of(session.runtime),
+                branches=self._branches(session.runtime, sandbox.endpoint),
             )
-            route.branches = self._branches(session.runtime, sandbox.endpoint)
         if self._lifecycle.shared_provider:
-            route.known_until = self._clock.now() + KNOWN_S
+            route.trust_until(self._clock.now() + TRUSTED_S)
         if self._clock.now() >= route.head_until:
             self._renew_head(route)
         return route
@@ -203,7 +202,7 @@ class Activator:
         )
 
     async def _peer_route(self, session_id: SessionId, peer: Peer) -> Route:
-        """The way to the gateway that has the session. It is that gateway's activity, and its slots hold there too."""
+        """The route to the gateway that has the session, which counts its activity and limits its slots."""
         session = await self._lifecycle.get_cached(session_id)
         now = self._clock.now()
         route = self.routes.get(session_id)
@@ -222,9 +221,8 @@ class Activator:
                 peer=True,
             )
             self.routes[session_id] = route
-        lines = b"host: %b\r\nx-agentcube-session-id: %b\r\n" % (route.pool.host, route.session_id_bytes)
-        route.head, route.head_until = lines, float("inf")
-        route.known_until = now + KNOWN_S
+        route.set_head(_first_lines(route), float("inf"))  # the other gateway signs
+        route.trust_until(now + TRUSTED_S)
         return route
 
     def forget_quiet(self) -> None:
@@ -235,13 +233,13 @@ class Activator:
                 self.drop(route.session_id, route.sandbox.id)
 
     def _renew_head(self, route: Route) -> None:
-        lines = b"host: %b\r\nx-agentcube-session-id: %b\r\n" % (route.pool.host, route.session_id_bytes)
+        lines = _first_lines(route)
         runtime = self._catalog.get(route.runtime)
         if runtime is not None and not runtime.auth:
-            route.head, route.head_until = lines, float("inf")
+            route.set_head(lines, float("inf"))
             return
-        token, route.head_until = self._tokens.issue(route.sandbox.id, route.session_id)
-        route.head = b"%bauthorization: Bearer %b\r\n" % (lines, token)
+        token, until = self._tokens.issue(route.sandbox.id, route.session_id)
+        route.set_head(b"%bauthorization: Bearer %b\r\n" % (lines, token), until)
 
     async def _join_flight(self, session_id: SessionId, gone: SandboxId | None) -> Opened:
         waiting = self._waiting.get(session_id, 0)
@@ -253,7 +251,7 @@ class Activator:
             flight.add_done_callback(lambda done: self._land(session_id, done))
         self._waiting[session_id] = waiting + 1
         try:
-            # Shielded: a client that leaves must not take the sandbox away from the others who wait.
+            # Shielded: a client that leaves must not take the sandbox away from the other requests that wait.
             return await asyncio.shield(flight)
         finally:
             self._waiting[session_id] -= 1
@@ -263,7 +261,12 @@ class Activator:
     def _land(self, session_id: SessionId, flight: asyncio.Task[Opened]) -> None:
         self._flights.pop(session_id, None)
         if not flight.cancelled():
-            flight.exception()  # seen by whoever waited; nobody may be left, and that is no error of ours
+            flight.exception()  # marks it as seen: all requests that waited for it may have left
+
+
+def _first_lines(route: Route) -> bytes:
+    """The header lines of every request on a route, without a token."""
+    return b"host: %b\r\nx-agentcube-session-id: %b\r\n" % (route.pool.host, route.session_id_bytes)
 
 
 def _not_found(session_id: SessionId | None, runtime: RuntimeKey) -> SessionNotFoundError:

@@ -14,8 +14,8 @@ from typing import Protocol
 
 from gateway.core.errors import WakegateError
 
-PIPE_FROM = 256 * 1024  # bytes still to come from which the change of protocols pays
-_BUFFER = 1024 * 1024  # 0.38 s of CPU per GB; with 256 KB 0.46 s. Only what a read fills is ever real memory
+PIPE_FROM_BYTES = 256 * 1024  # bytes still to come from which the change of protocols pays
+_BUFFER_BYTES = 1024 * 1024  # 0.38 s of CPU per GB; with 256 KB 0.46 s. Only what a read fills is ever real memory
 
 Write = Callable[[memoryview], "asyncio.Future[None] | None"]  # the future: until then no more of it
 
@@ -56,7 +56,7 @@ class BodyPipe(asyncio.BufferedProtocol):
         self._left = left
         self._write: Write | None = write
         self._waits_for = waits_for
-        self._view = memoryview(bytearray(min(left, _BUFFER)))
+        self._view = memoryview(bytearray(min(left, _BUFFER_BYTES)))
 
     def __repr__(self) -> str:
         return f"<BodyPipe {self._left} bytes left>"

@@ -7,15 +7,42 @@ cannot be finished. Under another server the extension is absent and the proxy s
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+from uvicorn.server import ServerState
 
-from gateway.observability.request_record import Record
+from gateway.observability.request_record import Observer, Record
 from gateway.routing.batch import WriteBatch
+from gateway.routing.body_pipe import BodyPipe, Write
+from gateway.routing.incoming import Incoming
 
-if TYPE_CHECKING:
-    from gateway.routing.protocol import GatewayProtocol
+
+class ClientConnection(Protocol):
+    """The server's protocol of one client connection, as its requests see it."""
+
+    app: Any
+    transport: asyncio.Transport
+    flow: FlowControl
+    loop: asyncio.AbstractEventLoop
+    logger: logging.Logger
+    access_logger: logging.Logger
+    access_log: bool
+    server_state: ServerState
+    tasks: set[asyncio.Task[None]]
+    expect_100_continue: bool
+    observer: Observer | None  # told of each request
+
+    def on_response_complete(self) -> None:
+        """The response of the present request is written."""
+        ...
+
+    def pipe_body(self, left: int, write: Write, waits_for: Callable[[str], None]) -> BodyPipe:
+        """Hand the `left` bytes that are still to come of the present request's body to `write`, past the parser."""
+        ...
 
 
 class GatewayCycle(RequestResponseCycle):
@@ -24,9 +51,9 @@ class GatewayCycle(RequestResponseCycle):
     Header fields are not searched for forbidden bytes again: they come from llhttp, which refused them, or from us.
     """
 
-    def __init__(self, protocol: GatewayProtocol, scope: Any, *, keep_alive: bool) -> None:
-        # Not uvicorn's __init__: its event is made when somebody waits, which few requests do.
-        self.protocol = protocol
+    def __init__(self, protocol: ClientConnection, scope: Any, *, keep_alive: bool) -> None:
+        # Not uvicorn's __init__: its event is made by the first wait, which few requests have.
+        self._protocol = protocol
         self.scope: Any = scope
         self.transport = protocol.transport
         self.flow = protocol.flow
@@ -47,7 +74,8 @@ class GatewayCycle(RequestResponseCycle):
         self.expected_content_length = 0
         self._event: asyncio.Event | None = None
         self._head = b""
-        self.record: Record | None = None  # only where somebody observes requests
+        self.incoming: Incoming | None = None  # what the fast path found out, when it handed the request on
+        self.record: Record | None = None  # only where requests are observed
         if protocol.observer is not None:
             self.record = Record(scope)
             protocol.observer.began(self.record)
@@ -62,26 +90,33 @@ class GatewayCycle(RequestResponseCycle):
         return self._event
 
     def wake(self) -> None:
-        """Something came for whoever receives."""
+        """There is something for `receive`."""
         if self._event is not None:
             self._event.set()
 
     def take_body(self) -> bytes:
-        """What is here of the body; it is received with this."""
+        """Receive what is here of the body, without waiting."""
         here, self.body = bytes(self.body), bytearray()
         if self._event is not None and self.more_body and not self.disconnected:
             self._event.clear()
         return here
 
-    def start(self, app: Any) -> None:
-        """Run the app for this request in a task of its own."""
+    def pipe_body(self, left: int, write: Write, waits_for: Callable[[str], None]) -> BodyPipe:
+        """Hand the `left` bytes that are still to come of the body to `write`, past the parser."""
+        return self._protocol.pipe_body(left, write, waits_for)
+
+    def start(self, incoming: Incoming | None = None) -> None:
+        """Run the app for this request in a task of its own. `incoming`: what the fast path knows of it."""
+        self.incoming = incoming
+        if incoming is not None and incoming.connection is not None:
+            self.body = bytearray()  # the fast path sent it
         self.scope["extensions"] = {"wakegate.cycle": self, "websocket.http.response": {}}
         # The task leaves the set by itself in run_asgi: a done callback would cost a turn of the loop.
-        self.task = self.protocol.loop.create_task(self.run_asgi(app))
-        self.protocol.tasks.add(self.task)
+        self.task = self._protocol.loop.create_task(self.run_asgi(self._protocol.app))
+        self._protocol.tasks.add(self.task)
 
     def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
-        """A whole response in one call. False: the client does not keep up, so it has to go the way that waits."""
+        """A whole response in one call. False: the client does not keep up; the caller has to `send`."""
         if self.flow.write_paused or self.response_started:
             return False
         if not self.disconnected:
@@ -92,8 +127,8 @@ class GatewayCycle(RequestResponseCycle):
     def respond_lines(self, status: int, lines: list[bytes], body: bytes, batch: WriteBatch) -> bool:
         """A whole response from finished header lines that name no length, with the other writes of this loop turn.
 
-        False: the client does not keep up, wants the connection closed, or must not be sent a body; the caller has to
-        take the way that knows about those.
+        False: the client does not keep up, wants the connection closed, or must not be sent a body, which the slow path
+        deals with.
         """
         if self.flow.write_paused or not self.keep_alive or status < 200 or status in (204, 304):
             return False
@@ -111,7 +146,7 @@ class GatewayCycle(RequestResponseCycle):
         return True
 
     def cut(self) -> None:
-        """Break the connection off: what was sent of the response is not whole, and the client sees so."""
+        """Abort the connection, so that the client sees that its response is not whole."""
         self.lost()
         self.transport.abort()
 
@@ -136,9 +171,9 @@ class GatewayCycle(RequestResponseCycle):
         try:
             await super().run_asgi(app)
         finally:
-            del self.scope["extensions"]  # scope and cycle would hold each other until the collector came by
+            del self.scope["extensions"]  # scope and cycle would refer to each other until a garbage collection
             if self.task is not None:
-                self.protocol.tasks.discard(self.task)
+                self._protocol.tasks.discard(self.task)
 
     def write_body(self, body: bytes, *, more: bool) -> None:
         """A piece of the body; with the first one goes the head."""
@@ -183,7 +218,7 @@ class GatewayCycle(RequestResponseCycle):
             lines.append(b"connection: close\r\n")
         if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in (204, 304):
             if self.scope["http_version"] == "1.0":
-                self.keep_alive = False  # RFC 9112 7.1: chunked is not sent to 1.0; the connection's end ends the body
+                self.keep_alive = False  # RFC 9112 7.1: no chunked coding to 1.0, so the connection's end ends the body
                 self.expected_content_length = 1 << 62
             else:
                 self.chunked_encoding = True
@@ -198,8 +233,8 @@ class GatewayCycle(RequestResponseCycle):
     def _done(self, *, cut: bool = False) -> None:
         """Hand the record out, once."""
         record, self.record = self.record, None
-        if record is not None and self.protocol.observer is not None:
-            record.finish(self.protocol.observer, cut=cut)
+        if record is not None and self._protocol.observer is not None:
+            record.finish(self._protocol.observer, cut=cut)
 
     def _finish(self) -> None:
         if self.chunked_encoding is False and self.expected_content_length:

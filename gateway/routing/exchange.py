@@ -1,35 +1,33 @@
-"""One request's conversation with a sandbox: bytes up, bytes down, and what happens when a side falls silent or leaves.
+"""One request's conversation with a sandbox on the slow path: bytes both ways, idle timeouts, and clients that leave.
 
-No timer and no extra task is made for an ordinary exchange. A ticker (`Exchanges.tick`) looks at the few that last:
-after `WATCH_AFTER_S` it begins to watch for the client's leaving, and it interrupts those that broke a time limit.
+An exchange that is answered at once costs no timer and no further task. The ticker looks at those that last: `tick`
+begins to watch for a client that leaves after WATCH_AFTER_S, and interrupts an exchange that is over a time limit.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
 
 from gateway.core.errors import RequestTimeoutError, UpstreamTimeoutError, WakegateError
 from gateway.core.model import StartKind
 from gateway.observability.counters import RuntimeCounters
 from gateway.observability.request_record import Record
-from gateway.routing.body_pipe import PIPE_FROM
+from gateway.routing.body_pipe import PIPE_FROM_BYTES
+from gateway.routing.connection import CHUNKED, UpstreamConnection
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.headers import Headers, Request
+from gateway.routing.incoming import Incoming
 from gateway.routing.responses import Message, Receive, Send
-from gateway.routing.route import Route
-from gateway.routing.upstream import UpstreamConnection
+from gateway.routing.route import Reservation, Route
+from gateway.routing.target import Target
 
 WATCH_AFTER_S = 0.1
 
-Respond = Callable[[int, Headers, bytes], bool]
-
 
 class ClientGoneError(WakegateError):
-    """The client left before its answer was complete. Nobody is there to be told."""
+    """The client left before its answer was complete, so no answer is sent. 499 is nginx's status for it."""
 
     status = 499
     code = "CLIENT_GONE"
@@ -37,7 +35,7 @@ class ClientGoneError(WakegateError):
 
 @dataclass(frozen=True)
 class TimeLimits:
-    """Longest silences of each direction and the longest whole exchange (0: none), in seconds."""
+    """Idle timeouts of each direction, and the longest whole exchange (0: no limit), in seconds."""
 
     request_idle: float
     response_idle: float
@@ -45,86 +43,82 @@ class TimeLimits:
     total: float
 
 
-class Ticked(Protocol):
-    """An exchange on the fast lane (routing/lane.py)."""
-
-    def tick(self, now: float) -> None:
-        """Change over to the ordinary way if it lasts."""
-        ...
-
-
 class Exchange:
-    """What is under way for one request. `waits_for` names whose turn it is."""
+    """What is under way for one request. State: what is held for it, and which party it waits for.
+
+    `waits_for` is "client body", "client read", "sandbox", or empty while the request is held.
+    """
 
     __slots__ = (
-        "_early",
-        "_reason",
-        "_receive",
-        "began",
-        "began_exactly",
-        "connection",
-        "counted",
-        "id_line",
-        "record",
-        "route",
-        "sent",
-        "session",
-        "since",
-        "start",
-        "started",
-        "status",
-        "task",
-        "upload",
-        "waits_for",
-        "watcher",
-    )
+        "_cycle", "_early", "_limits", "_reason", "_receive", "_since", "_task", "_upload", "_watcher", "began",
+        "began_exactly", "connected", "connection", "counted", "id_line", "record", "reservation", "route", "sent",
+        "session", "start", "started", "status", "waits_for",
+    )  # fmt: skip
 
-    def __init__(self, receive: Receive, now: float) -> None:
+    def __init__(
+        self,
+        receive: Receive,
+        incoming: Incoming,
+        cycle: GatewayCycle | None,
+        counted: RuntimeCounters,
+        limits: TimeLimits,
+    ) -> None:
+        """Take over what `incoming` holds. `cycle`: the server's, where it is ours; `counted`: the target's runtime's.
+
+        Called in the task that serves the request.
+        """
+        session, target = incoming.request.session, incoming.target
+        if session is None and type(target) is Target and target.session_id is not None:
+            session = target.session_id.encode("ascii")
         self._receive = receive
+        self._cycle = cycle
+        self._limits = limits
         self._reason: WakegateError | None = None
         self._early: Message | None = None  # what came of the body while the request was held
-        self.began = now  # loop time
-        self.began_exactly = perf_counter()
-        self.since = now  # loop time from which the present wait counts
-        self.waits_for = ""  # "client body", "client read", "sandbox"
-        self.sent = False  # the sandbox has the request's head
+        self._since = incoming.began  # loop time from which the present wait counts
+        self._task = asyncio.current_task()
+        self._upload: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self.began = incoming.began  # loop time
+        self.began_exactly = incoming.began_exactly
+        self.connected = incoming.began_exactly  # time.perf_counter when it had a connection
+        self.waits_for = ""
         self.started = False  # the client has seen the response's head
-        self.status = 0  # what the client was told, or would have been; 0: nothing yet
+        self.status = 0  # what the client was answered, or would have been; 0: nothing yet
         self.start: StartKind | None = None  # how its sandbox came to be, once it has answered
-        self.id_line = b""  # its x-request-id
-        self.record: Record | None = None  # where somebody observes requests
-        self.counted: RuntimeCounters | None = None  # where it is counted
+        self.id_line = incoming.id_line
+        self.record: Record | None = None if cycle is None else cycle.record
+        self.counted = counted
+        self.session = session  # for the session header of an error
         self.route: Route | None = None  # whose slot it holds
-        self.session: bytes | None = None  # for the session header of an error
-        self.connection: UpstreamConnection | None = None
-        self.task = asyncio.current_task()
-        self.upload: asyncio.Task[None] | None = None
-        self.watcher: asyncio.Task[None] | None = None
+        self.reservation: Reservation | None = None  # None: the route was live, with a free slot and an idle connection
+        self.connection = incoming.connection
+        self.sent = incoming.connection is not None  # the sandbox has the request's head
+        if incoming.route is not None:
+            self.hold(incoming.route)
+        if self.sent:
+            self.waits_for = "sandbox"
 
     def interrupt(self, reason: WakegateError) -> None:
         """End it from outside, with the reason that its coroutine then raises."""
-        if self._reason is None and self.task is not None:
+        if self._reason is None and self._task is not None:
             self._reason = reason
-            self.task.cancel()
+            self._task.cancel()
 
     def interrupted(self) -> WakegateError | None:
         """Called on CancelledError: our reason (which uses the cancellation up), or None if the server did it."""
-        if self._reason is not None and self.task is not None:
-            self.task.uncancel()
+        if self._reason is not None and self._task is not None:
+            self._task.uncancel()
         return self._reason
 
-    async def send_request(
-        self, head: bytes, request: Request, cycle: GatewayCycle | None = None, *, is_head: bool
-    ) -> None:
-        """Send head and body; a body that is not here at once goes on in a task beside the response.
-
-        `cycle` is the server's, where it is ours: a large body of known length then goes past it.
-        """
+    async def send_request(self, head: bytes, request: Request, *, is_head: bool) -> None:
+        """Send head and body; a body that is not here at once goes on in a task beside the response."""
         connection = self.connection
         assert connection is not None
         self.sent = True
         if not request.chunked and not request.content_length:
             connection.begin(head, is_head=is_head)
+            self._now_waits_for("sandbox")
             return
         self._now_waits_for("client body")
         message = await self._first_message()
@@ -132,21 +126,25 @@ class Exchange:
             raise ClientGoneError("the client left while sending its request")
         body: bytes = message.get("body", b"")
         more: bool = message.get("more_body", False)
+        left = CHUNKED if request.chunked else (request.content_length or 0) - len(body)
         if request.chunked:
             body = _chunk(body) if more else last_chunks(body)
-        connection.begin(head + body, is_head=is_head)
         if more:
-            left = None if request.chunked else (request.content_length or 0) - len(body)
-            self.upload = asyncio.create_task(self._upload(connection, cycle, left))
+            connection.begin(head + body, owed=left, is_head=is_head)
+            self._upload = asyncio.create_task(self._send_rest(connection, left))
+        else:
+            connection.begin(head + body, owed=max(0, left), is_head=is_head)
+            self._now_waits_for("sandbox")
 
-    async def relay_response(self, send: Send, headers: Headers, respond: Respond | None) -> None:
-        """Pass the response on as it comes. The head must be here (`connection.response_head`).
-
-        `respond` writes a whole response at once, if the server can and the response is here.
-        """
+    async def relay_response(self, send: Send, headers: Headers) -> None:
+        """Pass the response on as it comes, at once if all of it is here. Its head must be (`response_head`)."""
         connection = self.connection
         assert connection is not None
-        if respond is not None and connection.is_whole and respond(connection.status, headers, connection.whole_body()):
+        if (
+            self._cycle is not None
+            and connection.is_whole
+            and self._cycle.respond(connection.status, headers, connection.whole_body())
+        ):
             return
         loop = asyncio.get_running_loop()
         self.started = True
@@ -156,62 +154,86 @@ class Exchange:
             await send({"type": "http.response.body", "body": b"", "more_body": True})
         more = True
         while more:
-            self.waits_for = "sandbox"
+            self.waits_for = "sandbox"  # its idle timeout counts from the connection's last byte
             data, more = await connection.read()
-            self.waits_for, self.since = "client read", loop.time()
+            self.waits_for, self._since = "client read", loop.time()
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
-    def hold(self, route: Route) -> None:
-        """It has a slot on this route from now on."""
-        self.route = route
+    def hold(self, route: Route, reservation: Reservation | None = None) -> None:
+        """It has a slot on this route from now on; `reservation` says how, unless the route was live."""
+        self.route, self.reservation = route, reservation
         self.counted = route.counted
         self.session = route.session_id_bytes
 
-    def let_go(self, now: float) -> None:
+    def use(self, connection: UpstreamConnection, reservation: Reservation | None) -> None:
+        """It has this connection from now on. With `reservation`: of a sandbox that was not ready at once."""
+        self.connection, self.reservation = connection, reservation
+        self.connected = perf_counter()
+
+    def answered(self) -> StartKind:
+        """The sandbox's response head is here. Returns how the sandbox came to be."""
+        assert self.connection is not None
+        self.start = StartKind.LIVE if self.reservation is None else self.reservation.start
+        self.status = self.connection.status
+        return self.start
+
+    def failed(self, error: WakegateError) -> None:
+        """No whole response comes: the connection cannot be used again, and the client is answered with the error."""
+        if self.connection is not None:
+            self.connection.abort()
+            self.connection = None
+        if not self.started:
+            self.status = error.status
+
+    def leave_route(self, now: float) -> None:
         """Give the slot back, if it holds one. `now` in epoch seconds."""
         if self.route is not None:
             self.route.leave(now)
             self.route = None
 
-    def close(self) -> None:
-        """Stop what was started beside it; keep or cut the connection."""
-        if self.watcher is not None:
-            self.watcher.cancel()
-        connection = self.connection
-        if self.upload is not None:
-            if not self.upload.done() and connection is not None:
-                connection.abort()  # the answer came before the request was sent: this connection cannot be used again
-            self.upload.cancel()
+    def close(self, now: float) -> None:
+        """Stop the tasks beside it, and give back connection, slot and count. `now` in epoch seconds."""
+        for task in (self._watcher, self._upload):
+            if task is not None:
+                task.cancel()
+        connection, self.connection = self.connection, None
         if connection is not None:
-            self.connection = None
             connection.finish()
+        self.leave_route(now)
+        if self.status:
+            self.counted.answer(self.start, self.status, perf_counter() - self.began_exactly)
 
-    def watch(self) -> None:
-        """Begin to watch for the client's leaving, unless the upload does so."""
-        if self.watcher is None and self.upload is None and self.waits_for != "client body":
-            self.watcher = asyncio.create_task(self._watch())
+    def tick(self, now: float) -> None:
+        """Watch for a client that leaves once it lasts, and interrupt it over a time limit. `now` in loop time."""
+        if now - self.began <= WATCH_AFTER_S:
+            return
+        if self._watcher is None and self._upload is None and self.waits_for != "client body":
+            self._watcher = asyncio.create_task(self._watch())
+        error = self._overdue(now)
+        if error is not None:
+            self.interrupt(error)
 
     async def _first_message(self) -> Message:
         if self._early is not None:
             message, self._early = self._early, None
             return message
-        if self.watcher is not None:  # it has taken nothing yet, and must not from here on
-            self.watcher.cancel()
-            self.watcher = None
+        if self._watcher is not None:  # it has taken nothing yet, and must not from here on
+            self._watcher.cancel()
+            self._watcher = None
         return await self._receive()
 
-    async def _upload(self, connection: UpstreamConnection, cycle: GatewayCycle | None, left: int | None) -> None:
-        """The rest of the body, `left` bytes, None where it is chunked."""
+    async def _send_rest(self, connection: UpstreamConnection, left: int) -> None:
+        """The rest of the body: `left` bytes, or CHUNKED. Then watch for a client that leaves."""
         try:
-            if cycle is None or left is None or left < PIPE_FROM:
-                arrived = await self._piece_by_piece(connection, chunked=left is None)
+            if self._cycle is None or left < PIPE_FROM_BYTES:  # CHUNKED is below it
+                arrived = await self._piece_by_piece(connection, chunked=left == CHUNKED)
             else:
-                arrived = await self._through_pipe(connection, cycle, left)
+                arrived = await self._through_pipe(connection, self._cycle, left)
         except WakegateError:
-            return  # the response side sees the same broken connection and says so
+            return  # the response side sees the same broken connection and raises
         if arrived:
             # All of the request is sent: what this task does from here on is no reason to give the connection up.
-            self.upload, self.watcher = None, self.upload
+            self._upload, self._watcher = None, self._upload
             await self._watch()
         else:
             self.interrupt(ClientGoneError("the client left while sending its request"))
@@ -229,6 +251,8 @@ class Exchange:
             if chunked:
                 body = _chunk(body) if more else last_chunks(body)
             await connection.write(body)
+        if chunked:
+            connection.end_body()
         return True
 
     async def _through_pipe(self, connection: UpstreamConnection, cycle: GatewayCycle, left: int) -> bool:
@@ -239,60 +263,41 @@ class Exchange:
         if cycle.disconnected or not left:
             return not left
         self._now_waits_for("client body")
-        pipe = cycle.protocol.pipe_body(left, connection.push, self._now_waits_for)
+        pipe = cycle.pipe_body(left, connection.push, self._now_waits_for)
         connection.buffer_nothing()
         try:
             return await pipe.done
         finally:
             if not pipe.done.done() or pipe.done.cancelled():
                 pipe.discard()
-            connection.buffer_as_ever()
+            connection.buffer_normally()
 
-    def _now_waits_for(self, whom: str) -> None:
-        self.waits_for, self.since = whom, asyncio.get_running_loop().time()
+    def _now_waits_for(self, party: str) -> None:
+        self.waits_for, self._since = party, asyncio.get_running_loop().time()
+
+    def _overdue(self, now: float) -> WakegateError | None:
+        limits = self._limits
+        waited = now - self._since
+        if limits.total and now - self.began > limits.total:
+            return UpstreamTimeoutError(f"the whole exchange took longer than {limits.total:g} s")
+        if self.waits_for == "client body" and waited > limits.request_idle:
+            return RequestTimeoutError(f"no byte of the request's body came for {limits.request_idle:g} s")
+        if self.waits_for == "client read" and waited > limits.client_read:
+            return ClientGoneError(f"the client took no byte of its answer for {limits.client_read:g} s")
+        if self.waits_for == "sandbox" and self.connection is not None:
+            # From the later of the beginning of its turn and the last byte either way.
+            waited = now - max(self.connection.progress, self._since)
+            if waited > limits.response_idle:
+                return UpstreamTimeoutError(f"the sandbox was silent for {limits.response_idle:g} s")
+        return None
 
     async def _watch(self) -> None:
         while (message := await self._receive())["type"] != "http.disconnect":
             if not self.sent:
                 self._early = message
                 if message.get("more_body", False):
-                    return  # the rest stays with the client until its sandbox is there
+                    return  # the rest stays in the client's socket until the sandbox is there
         self.interrupt(ClientGoneError("the client left before its answer was complete"))
-
-
-class Exchanges:
-    """All exchanges under way. `tick` is called a few times a second."""
-
-    def __init__(self, limits: TimeLimits) -> None:
-        self.active: set[Exchange] = set()
-        self.lanes: set[Ticked] = set()
-        self._limits = limits
-
-    def tick(self, now: float) -> None:
-        """Look at those that last. `now` in loop time."""
-        for lane in list(self.lanes):
-            lane.tick(now)
-        for exchange in list(self.active):
-            if now - exchange.began > WATCH_AFTER_S:
-                exchange.watch()
-                error = self._overdue(exchange, now)
-                if error is not None:
-                    exchange.interrupt(error)
-
-    def _overdue(self, exchange: Exchange, now: float) -> WakegateError | None:
-        limits = self._limits
-        if limits.total and now - exchange.began > limits.total:
-            return UpstreamTimeoutError(f"the whole exchange took longer than {limits.total:g} s")
-        if exchange.waits_for == "client body" and now - exchange.since > limits.request_idle:
-            return RequestTimeoutError(f"no byte of the request's body came for {limits.request_idle:g} s")
-        if exchange.waits_for == "client read" and now - exchange.since > limits.client_read:
-            return ClientGoneError(f"the client took no byte of its answer for {limits.client_read:g} s")
-        connection = exchange.connection
-        if exchange.waits_for == "sandbox" and connection is not None:
-            silent = now - max(connection.progress, exchange.since)
-            if silent > limits.response_idle:
-                return UpstreamTimeoutError(f"the sandbox was silent for {limits.response_idle:g} s")
-        return None
 
 
 def last_chunks(body: bytes) -> bytes:

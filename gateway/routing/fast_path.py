@@ -1,154 +1,122 @@
-"""The fast lane: a request that is whole, on a live route, sent and answered from callbacks without a task of its own.
+"""The fast path: a whole request on a live route, sent and answered from callbacks, without a task or a future.
 
-The server's protocol offers each request that is whole when its head is parsed. What lasts longer than a moment, or has
-an answer that does, changes over to the ordinary way of proxy.py.
+The server's protocol offers each request that is whole when its head is parsed. With a task per request one costs 80 us
+of CPU, from callbacks 65 us, and with batched writes and no reference cycles 46 to 54 us (docs/adr/0001-data-path.md).
+Rejected: callbacks for all requests, as a body that is still coming, a full slot queue or a slow client would each need
+a state of their own here; the slow path (proxy.py) has those as plain awaits. So the fast path serves what needs no
+wait but the one for the answer, and hands everything else on, with what it found out, at one of two points:
+
+    before anything is sent   no live route, no free slot, no idle connection, another gateway's session, an error
+    after the request is sent the answer lasts over WATCH_AFTER_S, is not whole at once, is cut off, or is one to HEAD
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
 from time import perf_counter
-from typing import Any
 
 from gateway.core.clock import Clock
-from gateway.core.errors import WakegateError
 from gateway.core.model import StartKind
 from gateway.routing.activator import Activator
 from gateway.routing.batch import WriteBatch
+from gateway.routing.connection import UpstreamConnection
 from gateway.routing.cycle import GatewayCycle
-from gateway.routing.exchange import WATCH_AFTER_S, Exchange, Exchanges, last_chunks
-from gateway.routing.headers import identify, read_request, response_lines
+from gateway.routing.exchange import WATCH_AFTER_S, last_chunks
+from gateway.routing.headers import response_lines
 from gateway.routing.heads import request_head
-from gateway.routing.request_ids import id_in
-from gateway.routing.responses import Scope, Send
-from gateway.routing.route import Reservation, Route
-from gateway.routing.target import Target, parse
-from gateway.routing.upstream import UpstreamConnection
-
-Settle = Callable[[Scope, Send, Exchange, Coroutine[Any, Any, None]], Awaitable[None]]
-Answer = Callable[[Scope, Send, Exchange, Route, Reservation | None, float], Coroutine[Any, Any, None]]
+from gateway.routing.incoming import Incoming
+from gateway.routing.route import Route
+from gateway.routing.target import Target
+from gateway.routing.ticker import Ticker
 
 
-class FastLane:
-    """Offers itself to whole requests. `settle` and `answer`: the ordinary way, for the rest of what changes over."""
+class FastPath:
+    """Serves whole requests of live sessions. `ticker`: hands those that last to the slow path."""
+
+    def __init__(self, activator: Activator, ticker: Ticker, clock: Clock) -> None:
+        self.batch = WriteBatch()
+        self._activator = activator
+        self._ticker = ticker
+        self._clock = clock
+
+    def take(self, cycle: GatewayCycle, now: float) -> Incoming | None:
+        """Serve a whole request. None: it is sent; else what is known of it, for the slow path. `now` in loop time."""
+        scope, record = cycle.scope, cycle.record
+        incoming = Incoming(scope, record, now)
+        target = incoming.target
+        if type(target) is not Target:
+            return incoming
+        route = incoming.live_route(self._activator, self._clock.now())
+        if route is None or route.peer:
+            return incoming
+        connection = (route.pool if not route.branches else route.pool_for(target.path)).take()
+        if connection is None:
+            return incoming
+        if record is not None:
+            record.saw(route.session_id, route.runtime, StartKind.LIVE)
+        exchange = FastExchange(self, cycle, incoming, route, connection)
+        connection.on_answer = exchange.answered
+        request = incoming.request
+        body = bytes(cycle.body)
+        # 0 unless the client announced more than it sent, which then must not pass as a whole request.
+        owed = 0 if request.chunked else (request.content_length or 0) - len(body)
+        if request.chunked:
+            body = last_chunks(body)
+        head = request_head(scope, request, route, target)
+        connection.begin(head + body, owed=owed, is_head=scope["method"] == "HEAD", batch=self.batch)
+        incoming.sent_on(connection)
+        self._ticker.add(exchange)
+        return None
+
+    def end(self, exchange: FastExchange) -> None:
+        """The request is answered: its connection and its slot are free again."""
+        self._ticker.discard(exchange)
+        exchange.connection.finish()
+        exchange.route.leave(self._clock.now())
+
+    def hand_on(self, exchange: FastExchange) -> None:
+        """Have the slow path relay the answer, in a task; slot and connection go with the request."""
+        self._ticker.discard(exchange)
+        exchange.connection.on_answer = None
+        exchange.cycle.start(exchange.incoming)
+
+
+class FastExchange:
+    """A request that is sent. `answered` is called once its response's head, or the connection's end, is here."""
+
+    __slots__ = ("_fast_path", "connection", "cycle", "incoming", "route")
 
     def __init__(
         self,
-        activator: Activator,
-        exchanges: Exchanges,
-        clock: Clock,
-        batch: WriteBatch,
-        settle: Settle,
-        answer: Answer,
+        fast_path: FastPath,
+        cycle: GatewayCycle,
+        incoming: Incoming,
+        route: Route,
+        connection: UpstreamConnection,
     ) -> None:
-        self.batch = batch
-        self._activator = activator
-        self._exchanges = exchanges
-        self._clock = clock
-        self._settle = settle
-        self._answer = answer
-
-    def take(self, cycle: GatewayCycle) -> bool:
-        """Take a request that is whole, on a live route with an idle connection: no task, no future, callbacks only.
-
-        False: it is not of that kind, and takes the ordinary way. What lasts longer than a moment changes over to it.
-        """
-        scope = cycle.scope
-        try:
-            request = read_request(scope["headers"], scope["client"], scope["scheme"])
-            target = parse(scope["raw_path"], request.session, request.runtime)
-            if type(target) is not Target:
-                return False
-            route = self._activator.live(target, self._clock.now())
-        except WakegateError:
-            return False
-        if route is None:
-            return False
-        if route.peer:
-            route.leave(self._clock.now())
-            return False
-        connection = (route.pool if not route.branches else route.pool_for(target.path)).take()
-        if connection is None:
-            route.leave(self._clock.now())
-            return False
-        record = cycle.record
-        line = identify(request, record.traceparent if record is not None else b"")
-        if record is not None:
-            record.request_id = id_in(line)
-            record.saw(route.session_id, route.runtime, StartKind.LIVE)
-        lane = Lane(self, cycle, route, connection, line)
-        connection.on_answer = lane.answered
-        body = bytes(cycle.body)
-        if request.chunked:
-            body = last_chunks(body)
-        connection.begin(
-            request_head(scope, request, route, target) + body, is_head=scope["method"] == "HEAD", batch=self.batch
-        )
-        self._exchanges.lanes.add(lane)
-        return True
-
-    def leave(self, lane: Lane) -> None:
-        """The lane's request is answered: its connection and its slot are free again."""
-        self._exchanges.lanes.discard(lane)
-        lane.connection.finish()
-        lane.route.leave(self._clock.now())
-
-    def change_over(self, lane: Lane) -> None:
-        """The lane's request is no quick one: the rest of it goes the ordinary way, in a task."""
-        self._exchanges.lanes.discard(lane)
-        lane.connection.on_answer = None
-
-        async def rest(scope: Any, receive: Any, send: Any) -> None:
-            exchange = Exchange(receive, lane.began)
-            exchange.began_exactly = lane.began_exactly
-            exchange.id_line = lane.id_line
-            exchange.record = lane.cycle.record
-            exchange.hold(lane.route)
-            exchange.connection = lane.connection
-            exchange.waits_for = "sandbox"
-            await self._settle(
-                scope, send, exchange, self._answer(scope, send, exchange, lane.route, None, lane.began_exactly)
-            )
-
-        lane.cycle.body = bytearray()  # it was sent
-        lane.cycle.start(rest)
-
-
-class Lane:
-    """A request on the fast lane: `answered` is called when its response's head, or its failure, is here."""
-
-    __slots__ = ("_is_head", "_lanes", "began", "began_exactly", "connection", "cycle", "id_line", "route")
-
-    def __init__(
-        self, lanes: FastLane, cycle: GatewayCycle, route: Route, connection: UpstreamConnection, id_line: bytes
-    ) -> None:
-        self._lanes = lanes
-        self.id_line = id_line
+        self._fast_path = fast_path
         self.cycle = cycle
-        self._is_head = cycle.scope["method"] == "HEAD"
+        self.incoming = incoming
         self.route = route
         self.connection = connection
-        self.began = cycle.protocol.loop.time()
-        self.began_exactly = perf_counter()
 
     def answered(self) -> None:
-        """Answer the client if the whole response is here."""
-        connection = self.connection
-        if connection.is_whole and not connection.failed and not self._is_head:
+        """Answer the client, if the whole response is here and can be written at once; else hand the request on."""
+        connection, cycle, incoming = self.connection, self.cycle, self.incoming
+        if connection.is_whole and not connection.failed and cycle.scope["method"] != "HEAD":
             lines = response_lines(connection.headers)
             lines.append(self.route.live_lines)
-            lines.append(self.id_line)
-            took = perf_counter() - self.began_exactly
+            lines.append(incoming.id_line)
+            took = perf_counter() - incoming.began_exactly
             lines.append(b"server-timing: upstream;dur=%.3f\r\n" % (took * 1e3))
-            if self.cycle.respond_lines(connection.status, lines, connection.whole_body(), self._lanes.batch):
+            if cycle.respond_lines(connection.status, lines, connection.whole_body(), self._fast_path.batch):
                 counted = self.route.counted
                 counted.live[connection.status] += 1
                 counted.quick.observe(took)
-                self._lanes.leave(self)
+                self._fast_path.end(self)
                 return
-        self._lanes.change_over(self)
+        self._fast_path.hand_on(self)
 
     def tick(self, now: float) -> None:
-        """Called a few times a second with the loop's time."""
-        if now - self.began > WATCH_AFTER_S:
-            self._lanes.change_over(self)
+        """Hand it on once it lasts: from then on it is watched for a client that leaves and for idle timeouts."""
+        if now - self.incoming.began > WATCH_AFTER_S:
+            self._fast_path.hand_on(self)

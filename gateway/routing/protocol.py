@@ -1,8 +1,8 @@
-"""The client side of the wire: uvicorn's httptools protocol with the manners that a gateway needs.
+"""The client side of the wire: uvicorn's httptools protocol with what a gateway needs besides.
 
-Adds to it: a bound on the time and the size of a request's head, errors in our JSON shape, and the fast lane, which may
-take a request that is whole before a task is made for it. Framing that could be read in two ways is refused by
-llhttp in its strict mode: both Content-Length and Transfer-Encoding, bad chunk sizes, bare LF.
+That is: bounds on the time and the size of a request's head, errors in our JSON shape, and the fast path, which may
+take a whole request before a task is made for it. Framing that could be read in two ways is refused by llhttp in its
+strict mode: both Content-Length and Transfer-Encoding, bad chunk sizes, bare LF.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
@@ -24,15 +25,24 @@ from gateway.core.errors import BadRequestError, RequestTimeoutError, WakegateEr
 from gateway.observability.request_record import Observer
 from gateway.routing.body_pipe import BodyPipe, Write
 from gateway.routing.cycle import GatewayCycle
+from gateway.routing.fast_path import FastPath
 from gateway.routing.responses import error_body
 
-MAX_HEAD = 64 * 1024  # bytes of request line and headers
-MAX_HEADERS = 256
-_LAST_LOOK_S = 0.1  # what the kernel holds of a silent connection at the server's end is read within this
+MAX_HEAD_BYTES = 64 * 1024  # bytes of request line and headers
+MAX_FIELDS = 256
+_LAST_READ_S = 0.1  # at the server's end, to read what the kernel holds of a connection between requests
 
 _ASGI: Any = {"version": "3.0", "spec_version": "2.3"}
 
-FastLane = Callable[[GatewayCycle], bool]  # takes a whole request and answers it by callbacks, or says False
+
+@dataclass
+class ServerContext:
+    """What all client connections of one server share; made where the server is built. `head_timeout` in seconds."""
+
+    fast_path: FastPath
+    head_timeout: float
+    observer: Observer | None = None
+    leaving: bool = False  # the gateway will end: each answer is the last on its connection
 
 
 class HeadTooLargeError(WakegateError):
@@ -43,23 +53,21 @@ class HeadTooLargeError(WakegateError):
 
 
 class GatewayProtocol(HttpToolsProtocol):
-    """One client connection. `head_timeout` and `fast_lane` are set on a subclass by `protocol_class`."""
-
-    head_timeout = 30.0
-    fast_lane: FastLane
-    flush: Callable[[], None]
-    observer: Observer | None = None
-    leaving = False  # the gateway will end: each answer is the last on its connection
+    """One client connection."""
 
     def __init__(
         self,
+        context: ServerContext,
         config: Config,
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.cycle: GatewayCycle = None  # type: ignore[assignment]  # uvicorn's word for: no request yet
+        self._context = context
+        self.observer = context.observer
+        self._leaving = False
+        self.cycle: GatewayCycle = None  # type: ignore[assignment]  # uvicorn's value for no request yet
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_size = 0
         self._is_large = False  # the data at hand alone could hold a head over the bound
@@ -84,7 +92,7 @@ class GatewayProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._is_large = len(data) > MAX_HEAD
+        self._is_large = len(data) > MAX_HEAD_BYTES
         if self._in_head:
             self._head_size += len(data)
         try:
@@ -101,8 +109,8 @@ class GatewayProtocol(HttpToolsProtocol):
         else:
             self._start_fresh()
             if self._in_head:  # still: most heads come in one piece and need no timer
-                if self._head_size > MAX_HEAD:
-                    self._refuse(HeadTooLargeError(f"the request's head is larger than {MAX_HEAD} bytes"))
+                if self._head_size > MAX_HEAD_BYTES:
+                    self._refuse(HeadTooLargeError(f"the request's head is larger than {MAX_HEAD_BYTES} bytes"))
                 elif self._head_timer is None:
                     self._await_head()
 
@@ -115,11 +123,11 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """uvicorn's, less what a proxied request does not need, and with a cycle that writes head and body at once."""
-        if self._is_large or self._head_size > MAX_HEAD:
+        if self._is_large or self._head_size > MAX_HEAD_BYTES:
             self._check_head_size()
         self._head_arrived()
-        if len(self.headers) > MAX_HEADERS:
-            raise HeadTooLargeError(f"the request has more than {MAX_HEADERS} header fields")
+        if len(self.headers) > MAX_FIELDS:
+            raise HeadTooLargeError(f"the request has more than {MAX_FIELDS} header fields")
         parser = self.parser
         version = parser.get_http_version()
         if version not in ("1.1", "1.0"):
@@ -145,7 +153,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._upgrading:
             return
         running = self.cycle
-        keep_alive = version != "1.0" and not self.leaving and parser.should_keep_alive()
+        keep_alive = version != "1.0" and not (self._leaving or self._context.leaving) and parser.should_keep_alive()
         self.cycle = cycle = GatewayCycle(self, scope, keep_alive=keep_alive)
         if running is None or running.response_complete:
             self._running = self._fresh = cycle
@@ -196,8 +204,10 @@ class GatewayProtocol(HttpToolsProtocol):
         cycle, self._fresh = self._fresh, None
         if cycle is None or cycle.disconnected:
             return
-        if cycle.more_body or not self.fast_lane(cycle):
-            cycle.start(self.app)
+        if cycle.more_body:
+            cycle.start()
+        elif (incoming := self._context.fast_path.take(cycle, self.loop.time())) is not None:
+            cycle.start(incoming)
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
@@ -206,9 +216,9 @@ class GatewayProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         if self._waiting:
             self._running = self._waiting.pop()
-            self._running.start(self.app)
+            self._running.start()
             return
-        # One timer per connection, looked at when it fires: arming and cancelling one per request costs 3 us.
+        # One timer per connection, armed again when it fires early: arming and cancelling one per request costs 3 us.
         self._idle_since = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -217,9 +227,9 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """The server ends. A request that is here, or on its way, is answered, and its answer is the last."""
-        self.leaving = True
+        self._leaving = True
         if self._is_between_requests():
-            self.loop.call_later(_LAST_LOOK_S, self._close_if_silent)
+            self.loop.call_later(_LAST_READ_S, self._close_if_silent)
         elif self.cycle is not None:
             self.cycle.keep_alive = False
 
@@ -247,11 +257,11 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def _check_head_size(self) -> None:
         """Measure the head itself: what arrived with it may be a body. Raises HeadTooLargeError."""
-        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD:
-            raise HeadTooLargeError(f"the request's head is larger than {MAX_HEAD} bytes")
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
+            raise HeadTooLargeError(f"the request's head is larger than {MAX_HEAD_BYTES} bytes")
 
     def _await_head(self) -> None:
-        self._head_timer = self.loop.call_later(self.head_timeout, self._head_is_late)
+        self._head_timer = self.loop.call_later(self._context.head_timeout, self._head_is_late)
 
     def _head_arrived(self) -> None:
         self._in_head = False
@@ -263,7 +273,9 @@ class GatewayProtocol(HttpToolsProtocol):
     def _head_is_late(self) -> None:
         self._head_timer = None
         if self._in_head and self._head_size:
-            self._refuse(RequestTimeoutError(f"the request's head did not arrive within {self.head_timeout:g} s"))
+            self._refuse(
+                RequestTimeoutError(f"the request's head did not arrive within {self._context.head_timeout:g} s")
+            )
         else:
             self.transport.close()
 
@@ -276,7 +288,7 @@ class GatewayProtocol(HttpToolsProtocol):
             cycle.cut()
             return
         body = error_body(error)
-        self.flush()  # answers to earlier requests on this connection go first
+        self._context.fast_path.batch.flush()  # answers to earlier requests on this connection go first
         self.transport.write(
             b"%bcontent-type: application/json; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
             % (STATUS_LINE[error.status], len(body), body)
@@ -296,22 +308,6 @@ def _split_target(url: bytes) -> tuple[bytes, str, bytes]:
         raw, _, query = url.partition(b"#")[0].partition(b"?")
     path = raw.decode("latin-1")
     return raw, unquote(path) if "%" in path else path, query
-
-
-def protocol_class(
-    head_timeout: float, fast_lane: FastLane, flush: Callable[[], None], observer: Observer | None = None
-) -> type[GatewayProtocol]:
-    """GatewayProtocol with its head timeout, fast lane, flush of its writes and observer, for uvicorn's `http`."""
-    return type(
-        "GatewayProtocol",
-        (GatewayProtocol,),
-        {
-            "head_timeout": head_timeout,
-            "fast_lane": staticmethod(fast_lane),
-            "flush": staticmethod(flush),
-            "observer": observer,
-        },
-    )
 
 
 def _parser_problem(error: httptools.HttpParserError) -> WakegateError:

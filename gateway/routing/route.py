@@ -1,25 +1,28 @@
-"""A live session's way to its sandbox: connections, what every request on it carries, and whose turn it is.
+"""A live session's way to its sandbox: its connections, the header lines of every request on it, and its slots.
 
-The activator makes routes and forgets them; whoever serves a request holds one of its slots meanwhile.
+The activator makes routes and closes them; each request and each WebSocket holds a slot of its route while it lasts.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from gateway.core.errors import QueueFullError, UpstreamConnectError
 from gateway.core.model import Sandbox, Session, StartKind
 from gateway.observability.counters import RuntimeCounters
+from gateway.routing.connection import UpstreamConnection
+from gateway.routing.pool import UpstreamPool
 from gateway.routing.responses import session_fields
-from gateway.routing.upstream import UpstreamConnection, UpstreamPool
 from gateway.sessions.activity import SessionActivity
 
 
 @dataclass(frozen=True)
 class HoldLimits:
-    """Bounds of waiting. Counts of requests."""
+    """How many requests may wait, and how many a sandbox gets at a time."""
 
     per_session: int
     total: int
@@ -27,12 +30,12 @@ class HoldLimits:
 
 
 class Route:
-    """A live session's way to its sandbox, with its slots. State: `in_flight` and the queue of who waits for a slot."""
+    """A live session's way to its sandbox, with its slots. State: `in_flight` and the queue of those that wait."""
 
     __slots__ = (
         "_limits", "_queue", "activity", "branches", "closed", "counted", "fields", "head", "head_until",
-        "idle_timeout", "in_flight", "known_until", "live_lines", "peer", "pool", "runtime", "sandbox", "session_id",
-        "session_id_bytes",
+        "idle_timeout", "in_flight", "live_lines", "peer", "pool", "runtime", "sandbox", "session_id",
+        "session_id_bytes", "trusted_until",
     )  # fmt: skip
 
     def __init__(
@@ -44,25 +47,29 @@ class Route:
         limits: HoldLimits,
         counted: RuntimeCounters,
         *,
+        branches: tuple[tuple[bytes, UpstreamPool], ...] = (),
         peer: bool = False,
     ) -> None:
+        """`branches`: pools of further ports by path prefix, the longest first. `peer`: it leads to the gateway that
+        has the session, and paths go there as the client sent them.
+        """
         self.session_id = session.id
         self.session_id_bytes = session.id.encode("ascii")
         self.runtime = session.runtime
         self.idle_timeout = session.idle_timeout
-        self.peer = peer  # it leads to the gateway that has the session; the path goes there as the client sent it
+        self.peer = peer
         self.sandbox = sandbox
         self.pool = pool
-        self.branches: tuple[tuple[bytes, UpstreamPool], ...] = ()  # by path prefix, the longest first
+        self.branches = branches
         self.activity = activity
         self.counted = counted
         self.fields = session_fields(self.session_id_bytes)  # for every answer on this route
         live = [*self.fields, (b"x-wakegate-start", b"live")]
-        self.live_lines = b"".join(b"%b: %b\r\n" % field for field in live)  # the same, for the fast lane
+        self.live_lines = b"".join(b"%b: %b\r\n" % field for field in live)  # the same, for the fast path
         self.in_flight = 0
         self.closed = False
         self.head = b""  # the header lines that every request on this route ends with
-        self.known_until = float("inf")  # epoch second from which it must be asked where the session is
+        self.trusted_until = float("inf")  # epoch second from which the store must be asked where the session is
         self.head_until = 0.0  # epoch second from which `head` needs a new token
         self._limits = limits
         self._queue: deque[asyncio.Future[None]] = deque()
@@ -98,8 +105,31 @@ class Route:
         """All its connections."""
         return [self.pool, *(pool for _, pool in self.branches)]
 
+    def trust_until(self, when: float) -> None:
+        """Until that epoch second the session is taken to be where this route leads."""
+        self.trusted_until = when
+
+    def set_head(self, lines: bytes, until: float) -> None:
+        """The header lines that every request ends with from now on; the token in them is good `until` then."""
+        self.head, self.head_until = lines, until
+
+    def expire_token(self) -> None:
+        """Have the next request carry a new token, where requests carry one."""
+        if self.head_until != float("inf"):
+            self.head_until = 0.0
+
+    def close(self) -> None:
+        """No new request is sent here. Requests under way go on; their connections are closed after them."""
+        self.closed = True
+        for pool in self.pools():
+            pool.close()
+
+    def touch(self, now: float) -> None:
+        """Bytes passed at that epoch second: the session is in use."""
+        self.activity.last = now
+
     def try_enter(self) -> bool:
-        """Take a slot if one is free and nobody waits for it."""
+        """Take a slot if one is free. Requests that wait are handed their slots by `leave`, so none is free then."""
         if self.in_flight >= self._limits.slots or self.closed:
             return False
         self.in_flight += 1
@@ -117,7 +147,7 @@ class Route:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
         try:
-            await turn  # the slot is handed over by leave(), already counted
+            await turn  # leave() hands its slot over, already counted in `in_flight`
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self._hand_over()
@@ -132,6 +162,16 @@ class Route:
         self.activity.last = now
         self._hand_over()
 
+    @contextmanager
+    def hold_for_socket(self) -> Iterator[None]:
+        """Use a slot that was taken for a WebSocket: an open but silent socket does not make its session busy."""
+        self.activity.in_flight -= 1
+        try:
+            yield
+        finally:
+            self.activity.in_flight += 1
+            self.leave(self.activity.last)
+
     def _hand_over(self) -> None:
         while self._queue:
             turn = self._queue.popleft()
@@ -143,7 +183,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """A slot on a live sandbox, and what the client is told of how it came to be. Give it back with `route.leave`."""
+    """A slot on a live sandbox, to be given back by `route.leave`, and how the sandbox came to be. Times in seconds."""
 
     route: Route
     start: StartKind

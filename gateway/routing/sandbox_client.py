@@ -1,7 +1,7 @@
 """The gateway's own requests to a sandbox: the tool surfaces call picod through the same parts as the data path.
 
-So such a call wakes a sleeping session, takes a slot, counts as activity, is held and refused by the same rules, and a
-sandbox that is gone before anything was sent is replaced once.
+So such a call wakes a hibernated session, takes a slot, counts as activity, is held and refused by the same rules, and
+a sandbox that is gone before anything was sent is replaced once.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from gateway.core.clock import Clock
 from gateway.core.errors import UpstreamBrokenError, UpstreamConnectError, UpstreamTimeoutError
 from gateway.core.model import Readiness, SandboxReply, SessionId, StartKind
 from gateway.routing.activator import Activator
+from gateway.routing.connection import CHUNKED, UpstreamConnection
 from gateway.routing.route import Reservation, Route
 from gateway.routing.target import Target
-from gateway.routing.upstream import UpstreamConnection
 
 logger = logging.getLogger(__name__)
 
@@ -88,13 +88,11 @@ class Caller:
                     reservation = await self._activator.replace(reservation.route, target)
                     held = reservation.route
                     connection = await held.pool.dial()
-            whole = await _send(connection, _head(method, target.path, headers, body, reservation), body)
+            await _send(connection, _head(method, target.path, headers, body, reservation), body)
             await connection.response_head()
             fields = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in connection.headers}
             reply = SandboxReply(connection.status, fields, reservation.start, restored=reservation.restored)
             yield reply, _chunks(connection)
-            if not whole:
-                connection.abort()  # the sandbox still waits for the rest of the request
         except BaseException:
             if connection is not None:
                 connection.abort()
@@ -125,19 +123,19 @@ def _head(
     return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method.encode(), path, lines.encode("latin-1"), reservation.route.head)
 
 
-async def _send(connection: UpstreamConnection, head: bytes, body: bytes | AsyncIterator[bytes]) -> bool:
-    """Send the request. False: the sandbox answered before it had all of the body."""
+async def _send(connection: UpstreamConnection, head: bytes, body: bytes | AsyncIterator[bytes]) -> None:
+    """Send the request, or as much of it as the sandbox wants: it may answer before it had all of the body."""
     if isinstance(body, bytes):
         connection.begin(head + body)
-        return True
-    connection.begin(head)
+        return
+    connection.begin(head, owed=CHUNKED)
     async for chunk in body:
         if connection.status or connection.failed:
-            return False  # what it has to say is read by the caller
+            return  # the caller reads the answer; `finish` closes a connection that still owes a body
         if chunk:
             await connection.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
     await connection.write(b"0\r\n\r\n")
-    return True
+    connection.end_body()
 
 
 async def _chunks(connection: UpstreamConnection) -> AsyncIterator[bytes]:

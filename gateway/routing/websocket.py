@@ -19,19 +19,12 @@ from gateway.core.errors import BadRequestError, NotFoundError, UpstreamBrokenEr
 from gateway.observability.counters import Counters
 from gateway.observability.request_record import Observer, Record
 from gateway.routing.activator import Activator
-from gateway.routing.headers import (
-    GATEWAY_FIELDS,
-    Request,
-    identify,
-    next_hop,
-    read_peer_response,
-    read_request,
-    read_response,
-)
-from gateway.routing.request_ids import id_field, id_in, id_line
+from gateway.routing.headers import GATEWAY_FIELDS, Request, next_hop, read_peer_response, read_response
+from gateway.routing.incoming import Incoming, raw_path
+from gateway.routing.request_ids import id_field
 from gateway.routing.responses import Headers, Receive, Scope, Send, error_body, error_fields, session_fields
 from gateway.routing.route import Reservation, Route
-from gateway.routing.target import Target, parse
+from gateway.routing.target import Target
 
 _OPEN_TIMEOUT_S = 30.0
 _CLOSE_TIMEOUT_S = 2.0  # for the sandbox's part of the closing handshake; its slot is held as long
@@ -73,30 +66,27 @@ class WebSocketProxy:
                 record.finish(self._observer, cut=record.status == 0)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, record: Record | None) -> None:
-        session: bytes | None = None
-        line = b""
+        incoming = Incoming(scope, record, asyncio.get_running_loop().time())
+        target = incoming.target
+        session = incoming.request.session
         try:
-            request = read_request(scope["headers"], scope["client"], "https" if scope["scheme"] == "wss" else "http")
-            line = identify(request, record.traceparent if record is not None else b"")
-            if record is not None:
-                record.request_id = id_in(line)
-            session = request.session
-            target = parse(_raw_path(scope), session, request.runtime)
+            if isinstance(target, BadRequestError):
+                raise target
             if not isinstance(target, Target):
                 raise NotFoundError(
                     "no sandbox is behind this path; a WebSocket needs a session header, an invocations or a ports path"
                 )
             session = target.session_id.encode("ascii") if target.session_id else None
             reservation = await self._activator.reserve(target)
-            if not await self._attempt(scope, receive, send, request, target, reservation, record):
+            if not await self._attempt(scope, receive, send, incoming.request, target, reservation, record):
                 # Nothing was sent to a sandbox that is gone: it is replaced once, as for any request.
                 reservation = await self._activator.replace(reservation.route, target)
-                await self._attempt(scope, receive, send, request, target, reservation, record, last=True)
+                await self._attempt(scope, receive, send, incoming.request, target, reservation, record, last=True)
         except WakegateError as error:
             self._counters.errors[error.code] += 1
             if record is not None:
                 record.status = error.status
-            await _refuse(send, error, session, line or id_line(None))
+            await _refuse(send, error, session, incoming.id_line)
 
     async def _attempt(
         self,
@@ -112,9 +102,7 @@ class WebSocketProxy:
     ) -> bool:
         """A conversation over this reservation. False: its sandbox is gone, and the client was told nothing yet."""
         route = reservation.route
-        # A socket holds a slot but does not make its session busy by being open.
-        route.activity.in_flight -= 1
-        try:
+        with route.hold_for_socket():
             answer: Headers = [
                 *session_fields(route.session_id_bytes), (b"x-wakegate-start", reservation.start.value.encode())
             ]  # fmt: skip
@@ -125,7 +113,7 @@ class WebSocketProxy:
                 record.saw(route.session_id, route.runtime, reservation.start)
             lines = request.lines
             if route.peer:
-                target = Target(target.session_id, target.runtime, _raw_path(scope))
+                target = Target(target.session_id, target.runtime, raw_path(scope))
                 lines = [*lines, next_hop(request)]
             try:
                 upstream: ClientConnection | WakegateError | InvalidStatus = await _open(scope, route, target, lines)
@@ -137,9 +125,6 @@ class WebSocketProxy:
             route.counted.answered[reservation.start.value, status] += 1
             if record is not None:
                 record.status = status
-        finally:
-            route.activity.in_flight += 1
-            route.leave(route.activity.last)
         return True
 
     async def _converse(
@@ -182,7 +167,7 @@ class WebSocketProxy:
                 code = message.get("code", 1005)
                 await upstream.close(1000 if code in _CLOSE_CODES_NOT_SENT else code, message.get("reason") or "")
                 return
-            route.activity.last = self._clock.now()
+            route.touch(self._clock.now())
             data = message.get("bytes")
             try:
                 await upstream.send(data if data is not None else message["text"])
@@ -193,7 +178,7 @@ class WebSocketProxy:
         code, reason = 1000, ""
         try:
             async for data in upstream:
-                route.activity.last = self._clock.now()
+                route.touch(self._clock.now())
                 kind = "text" if isinstance(data, str) else "bytes"
                 await send({"type": "websocket.send", kind: data})
         except ConnectionClosed:
@@ -251,11 +236,6 @@ async def _refuse(send: Send, error: WakegateError, session: bytes | None, line:
         session_fields(session) if session and not isinstance(error, BadRequestError) else []
     )
     await _deny(send, error.status, [*headers, id_field(line)], error_body(error))
-
-
-def _raw_path(scope: Scope) -> bytes:
-    path: bytes = scope.get("raw_path") or scope["path"].encode()
-    return path
 
 
 def _said_by(response: Response) -> Headers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import functools
 import gc
 import signal
 import socket
@@ -13,7 +14,8 @@ from collections.abc import AsyncIterator, Generator, Sequence
 import uvicorn
 
 from gateway.app import Gateway
-from gateway.routing.protocol import GatewayProtocol, protocol_class
+from gateway.routing.fast_path import FastPath
+from gateway.routing.protocol import GatewayProtocol, ServerContext
 from gateway.serving.sockets import BACKLOG, listen, refuse_new, url_of
 
 _LAST_ARRIVALS_S = 0.1  # for handshakes under way, and for this loop to accept them
@@ -22,10 +24,10 @@ _LAST_ARRIVALS_S = 0.1  # for handshakes under way, and for this loop to accept 
 class _Server(uvicorn.Server):
     """uvicorn's server, whose SIGTERM means drain and then a normal end (uvicorn's own ends by the signal again)."""
 
-    def __init__(self, config: uvicorn.Config, gateway: Gateway, protocol: type[GatewayProtocol]) -> None:
+    def __init__(self, config: uvicorn.Config, gateway: Gateway, context: ServerContext) -> None:
         super().__init__(config)
         self._gateway = gateway
-        self._protocol = protocol
+        self._context = context
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -40,7 +42,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, end connections. Where notice was given, what is connected already is taken in first."""
-        if self._protocol.leaving:
+        if self._context.leaving:
             for listener in sockets or ():
                 refuse_new(listener)
             await asyncio.sleep(_LAST_ARRIVALS_S)
@@ -57,7 +59,7 @@ class _Server(uvicorn.Server):
             self._end(number)
             return
         self._gateway.leave()
-        self._protocol.leaving = True
+        self._context.leaving = True
         asyncio.get_running_loop().call_later(delay, self._end, number)
 
     def _end(self, number: int) -> None:
@@ -68,12 +70,11 @@ class _Server(uvicorn.Server):
 def make_server(gateway: Gateway) -> uvicorn.Server:
     """A uvicorn server for the gateway."""
     settings = gateway.settings
-    protocol = protocol_class(
-        settings.request_head_timeout, gateway.proxy.fast_lane.take, gateway.proxy.batch.flush, gateway.observer
-    )
+    fast_path = FastPath(gateway.activator, gateway.proxy.ticker, gateway.clock)
+    context = ServerContext(fast_path, settings.request_head_timeout, gateway.observer)
     config = uvicorn.Config(
         gateway.proxy,
-        http=protocol,
+        http=functools.partial(GatewayProtocol, context),  # type: ignore[arg-type]  # uvicorn only calls it
         ws="websockets-sansio",
         ws_ping_interval=None,
         ws_max_size=1 << 30,
@@ -87,7 +88,7 @@ def make_server(gateway: Gateway) -> uvicorn.Server:
         timeout_keep_alive=int(settings.keep_alive_timeout),
         timeout_graceful_shutdown=max(1, int(settings.drain_timeout)),
     )
-    return _Server(config, gateway, protocol)
+    return _Server(config, gateway, context)
 
 
 def keep_freed_memory() -> None:

@@ -43,7 +43,7 @@ def lines_of(written: io.BytesIO) -> list[dict[str, Any]]:
 
 
 async def ask_twice(gateway: Served, head: str) -> tuple[str | None, str | None]:
-    """The request ids of two answers on one connection: off the fast lane, then on it."""
+    """The request ids of two answers on one connection: off the fast path, then on it."""
     client = await gateway.connect()
     return (await client.ask(head)).get("x-request-id"), (await client.ask(head)).get("x-request-id")
 
@@ -94,7 +94,7 @@ def test_request_id_that_cannot_be_passed_on_is_replaced(sent: bytes | None) -> 
 
 
 async def test_access_log_has_one_line_per_request(open_gateway: OpenScripted, access: io.BytesIO) -> None:
-    """Fast lane, ordinary way, errors and control alike, with what one asks of an access log."""
+    """Fast path, slow path, errors and control alike, with what one asks of an access log."""
     gateway, _ = await open_gateway(access_log=True, log_format="json")
     client = await gateway.connect()
     new = f"GET /a?secret=1 HTTP/1.1\nhost: a\nx-wakegate-runtime: {KEY.name}\nx-request-id: one"

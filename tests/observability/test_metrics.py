@@ -49,7 +49,7 @@ async def scrape(gateway: Served) -> Scrape:
 
 
 async def test_requests_are_counted_by_runtime_start_kind_and_status(open_gateway: OpenScripted) -> None:
-    """A first request on a new session is warm or cold, those after it live, on the fast lane and off it."""
+    """A first request on a new session is warm or cold, those after it live, on the fast path and off it."""
 
     async def script(call: Call) -> None:
         await call.body()

@@ -1,0 +1,75 @@
+"""What the gateway found out about a request from its head, once, for the fast path and the slow path alike."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+from gateway.core.errors import BadRequestError, WakegateError
+from gateway.observability.request_record import Record
+from gateway.routing.activator import Activator
+from gateway.routing.connection import UpstreamConnection
+from gateway.routing.headers import Request, identify, read_request
+from gateway.routing.request_ids import id_in, id_line
+from gateway.routing.responses import Scope
+from gateway.routing.route import Route
+from gateway.routing.target import NotProxied, Target, parse
+
+_SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+
+
+def raw_path(scope: Scope) -> bytes:
+    """The path as the client sent it. ASGI servers need not keep it; uvicorn does."""
+    path: bytes = scope.get("raw_path") or scope["path"].encode()
+    return path
+
+
+class Incoming:
+    """A request as it was read. The fast path makes one and, where it cannot serve the request, hands it on.
+
+    `target`: where it goes, or BadRequestError when it cannot be read; `request` is then empty.
+    `route`: a live session's, with one of its slots taken; `refusal`: why the live session is not for this request.
+    `connection`: set once the request has been sent on it.
+    """
+
+    __slots__ = (
+        "_looked_up", "began", "began_exactly", "connection", "id_line", "refusal", "request", "route", "target",
+    )  # fmt: skip
+
+    def __init__(self, scope: Scope, record: Record | None, now: float) -> None:
+        """Read the head. `now` in loop time; `record`: the request's, where it is observed."""
+        self.began = now
+        self.began_exactly = perf_counter()  # uvloop's time has a grain of 1 ms
+        self.route: Route | None = None
+        self.refusal: WakegateError | None = None
+        self.connection: UpstreamConnection | None = None
+        self.request = Request()
+        self.id_line = b""
+        self.target: Target | NotProxied | BadRequestError
+        self._looked_up = False
+        try:
+            scheme: str = scope["scheme"]
+            self.request = request = read_request(scope["headers"], scope["client"], _SCHEMES[scheme])
+            self.id_line = identify(request, record.traceparent if record is not None else b"")
+            self.target = parse(raw_path(scope), request.session, request.runtime)
+        except BadRequestError as error:
+            self.target = error
+            self.id_line = self.id_line or id_line(None)
+        if record is not None:
+            record.request_id = id_in(self.id_line)
+
+    def live_route(self, activator: Activator, now: float) -> Route | None:
+        """The route of a live session, with a slot taken; looked up once. `now` in epoch seconds.
+
+        None: there is none, or no slot is free, or `refusal` says why the session is not for this request.
+        """
+        if not self._looked_up and type(self.target) is Target:
+            self._looked_up = True
+            try:
+                self.route = activator.live(self.target, now)
+            except WakegateError as error:
+                self.refusal = error
+        return self.route
+
+    def sent_on(self, connection: UpstreamConnection) -> None:
+        """The whole request has been written to this connection; its answer is still to come."""
+        self.connection = connection
