@@ -23,6 +23,17 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=400)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
+# Tests in these folders start sandboxes, kernels, clusters or gateways: `scripts/test fast` leaves them out.
+PROCESS_FOLDERS = ("docs", "integration", "loadtest", "picod", "provider", "security")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that start processes by the folder they are in, so that nobody has to remember to."""
+    tests = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(tests) and item.path.relative_to(tests).parts[0] in PROCESS_FOLDERS:
+            item.add_marker("processes")
+
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item

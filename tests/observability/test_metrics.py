@@ -162,7 +162,7 @@ async def test_sleep_and_wake_are_timed(open_gateway: OpenScripted) -> None:
     await gateway.gateway.lifecycle.hibernate(session)
     await gateway.ask(f"GET /a HTTP/1.1\nhost: a\nx-session-id: {session}")
     seen = await scrape(gateway)
-    for verb in ("keep", "restore"):
+    for verb in ("keep", "unpark"):
         assert seen("wakegate_keeper_duration_seconds_count", operation=verb) == 1
     assert seen("wakegate_requests_total", runtime=RUNTIME, start="wake", status="200") == 1
     assert seen("wakegate_stage_duration_seconds_count", stage="restore", start="wake") == 1

@@ -1,0 +1,56 @@
+"""Write docs/settings.md from the settings' own metadata. `--check` fails where the file is not what it would write.
+
+.venv/bin/python scripts/settings_doc.py [--check]
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGET = ROOT / "docs" / "settings.md"
+HEAD = """# Settings
+
+Each setting is a flag of `wakegate serve`, a `WAKEGATE_*` variable, and a key of the TOML file that `--config` names;
+flags win over variables, variables over the file. Durations are written as `30s`, `1m30s` or seconds, sizes as `512Mi`
+or `4Gi`. A wrong value stops the start, and all wrong ones are named at once.
+
+This page is made by `scripts/settings_doc.py`.
+
+| flag | variable | TOML key | default | what it sets |
+|---|---|---|---|---|
+"""
+
+
+def document() -> str:
+    """The page as it should be."""
+    sys.path.insert(0, str(ROOT))
+    from gateway.core.settings import ENV_PREFIX, Settings
+
+    rows = []
+    for field in fields(Settings):
+        default = "" if field.default in ("", (), Path()) else str(field.default)
+        text = " ".join(field.metadata["help"].split()).replace("|", "\\|")
+        if choices := field.metadata["choices"]:
+            text += f" ({', '.join(choices)})"
+        flag = "--" + field.name.replace("_", "-")
+        rows.append(f"| `{flag}` | `{ENV_PREFIX}{field.name.upper()}` | `{field.name}` | {default} | {text} |\n")
+    return HEAD + "".join(rows)
+
+
+def main() -> int:
+    """Write or compare; the exit status is 1 where --check finds a difference."""
+    wanted = document()
+    if "--check" in sys.argv[1:]:
+        if not TARGET.exists() or TARGET.read_text() != wanted:
+            print("docs/settings.md is not what the settings say; run .venv/bin/python scripts/settings_doc.py")
+            return 1
+        return 0
+    TARGET.write_text(wanted)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

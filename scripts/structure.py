@@ -1,0 +1,133 @@
+"""Print the packages, what imports what, import cycles and the longest functions. `--check` fails on a cycle.
+
+    .venv/bin/python scripts/structure.py [--check] [--functions N]
+
+Imports under `if TYPE_CHECKING` and inside functions count like any other: a cycle is a cycle to whoever reads it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import grimp
+
+TOP = ("gateway", "picod")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def unit(module: str) -> str:
+    """The package, or the module right below the top, that a module belongs to."""
+    return ".".join(module.split(".")[:2])
+
+
+def cycles(edges: Mapping[str, set[str]]) -> list[list[str]]:
+    """Strongly connected parts of more than one node, by Tarjan's algorithm (SIAM J. Comput. 1972)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in edges.get(node, ()):
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            part = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(part) > 1:
+                found.append(sorted(part))
+
+    for node in sorted(edges):
+        if node not in index:
+            visit(node)
+    return found
+
+
+def layers(edges: Mapping[str, set[str]]) -> list[list[str]]:
+    """Nodes by their longest way down; empty where there is a cycle."""
+    depth: dict[str, int] = {}
+    try:
+        for node in TopologicalSorter(edges).static_order():
+            depth[node] = 1 + max((depth[other] for other in edges.get(node, ())), default=-1)
+    except CycleError:
+        return []
+    return [sorted(n for n in depth if depth[n] == level) for level in range(max(depth.values()) + 1)]
+
+
+def functions() -> list[tuple[int, str]]:
+    """(lines, path:line name) of every function, longest first."""
+    found = []
+    for top in TOP:
+        for path in sorted((ROOT / top).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                    found.append((lines, f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"))
+    return sorted(found, reverse=True)
+
+
+def read_imports() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """What each module imports, and what each package or module right below a top does."""
+    graph = grimp.build_graph(*TOP, cache_dir=None)
+    modules: dict[str, set[str]] = {}
+    units: dict[str, set[str]] = defaultdict(set)
+    for module in sorted(graph.modules):
+        # `from gateway import __version__` is no edge: the top itself imports nothing.
+        modules[module] = set(graph.find_modules_directly_imported_by(module)) - set(TOP)
+        units[unit(module)] |= {unit(other) for other in modules[module]} - {unit(module)}
+    return modules, units
+
+
+def print_packages(top: str, modules: Mapping[str, set[str]], units: Mapping[str, set[str]]) -> None:
+    """One line a package, the highest layer first."""
+    inner = {
+        name: {other for other in others if other.startswith(f"{top}.")}
+        for name, others in units.items()
+        if name.startswith(f"{top}.")
+    }
+    levels = layers(inner)
+    edges = sum(len(others) for others in inner.values())
+    print(f"\n{top}: {len(inner)} packages and modules, {len(levels)} layers, {edges} import edges")
+    for number, level in reversed(list(enumerate(levels, 1))):
+        for name in level:
+            size = sum(1 for module in modules if unit(module) == name)
+            imported = ", ".join(sorted(other.split(".")[1] for other in inner[name])) or "none of them"
+            print(f"  {number}  {name.partition('.')[2]:15} {size:3} modules  imports {imported}")
+
+
+def main() -> int:
+    """Print; the exit status is 1 with --check where modules or packages import each other in a circle."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--check", action="store_true", help="print cycles only, and fail on one")
+    options.add_argument("--functions", type=int, default=20, metavar="N", help="how many of the longest functions")
+    arguments = options.parse_args()
+    sys.path.insert(0, str(ROOT))
+    modules, units = read_imports()
+    circles = [("modules", part) for part in cycles(modules)] + [("packages", part) for part in cycles(units)]
+    for kind, part in circles:
+        print(f"import cycle of {kind}: {' '.join(part)}")
+    if arguments.check:
+        return 1 if circles else 0
+    for top in TOP:
+        print_packages(top, modules, units)
+    if not circles:
+        print("\nno import cycles")
+    print(f"\nthe {arguments.functions} longest functions (lines):")
+    for lines, name in functions()[: arguments.functions]:
+        print(f"  {lines:4} {name}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
