@@ -35,21 +35,15 @@ from gateway.runtimes.manifest import StaticCatalog
 from gateway.sandbox.picod_client import PicodExecutor
 from gateway.sandbox.signing_keys import KeyRing
 from gateway.sandbox.tokens import TokenIssuer
-from gateway.sessions.activity import Activity
-from gateway.sessions.admission import Claims
+from gateway.sessions.build import Sessions, SessionSettings, make_sessions
 from gateway.sessions.idleness import HEARTBEAT_S
-from gateway.sessions.lifecycle import Lifecycle
-from gateway.sessions.membership import Peers
-from gateway.sessions.records import Records
-from gateway.sessions.sweeper import Sweeper
-from gateway.sessions.transitions import Hibernation
 from gateway.snapshots.keeper import make_keeper
 
 logger = logging.getLogger(__name__)
 
-ADVISE_S = 5.0  # how often silent sessions are looked at
-CHECKPOINT_S = 1.0  # how often it is looked which sessions are due for one
-QUIET_S = 2.0  # how often routes are looked at that nobody uses
+ADVISE_INTERVAL_S = 5.0
+CHECKPOINT_INTERVAL_S = 1.0  # between checks of which sessions are due for one
+UNUSED_ROUTES_INTERVAL_S = 2.0
 # Label values of wakegate_keeper_* from before these methods had their present names.
 KEEPER_LABELS = {
     "restore": "unpark",
@@ -58,7 +52,7 @@ KEEPER_LABELS = {
     "delete_abandoned": "drop_leftovers",
     "delete_orphans": "leftovers",
 }
-SEEN_S = 2.0  # a record that is only looked at may be so old
+CACHED_RECORD_TTL_S = 2.0  # for reads on which nothing is decided
 
 
 class Gateway:
@@ -88,6 +82,7 @@ class Gateway:
         for what is wrong with the settings of snapshots.
         """
         self._background = background
+        self._holder = me or holder_name()
         self.engine_summary = engine_summary  # what the start banner says of the engine; true once it runs
         self.settings = settings
         self.clock = clock
@@ -95,106 +90,122 @@ class Gateway:
         self.counters = Counters()
         self.tracing = Tracing(settings.otlp_endpoint, clock) if settings.otlp_endpoint else None
         self.observer = _observer(settings, self.tracing)
-        self.store = store = metered(store, self.counters.store)
+        self.store = metered(store, self.counters.store)
         self.provider = provider
-        self.activity = Activity()
         self.tokens = TokenIssuer(keys, clock)
-        holder = me or holder_name()
-        self.records = Records(store, holder, shared=shared, seen=_seen(store) if shared else store)
-        self.peers = Peers(store, clock, me, takeover_after=settings.takeover_after)
         executor = executor or PicodExecutor(self.catalog, self.tokens, connect_timeout=settings.connect_timeout)
         keeper = keeper or make_keeper(settings, provider, executor, clock)
         self.keeper = metered(keeper, self.counters.keeper, self._kept, KEEPER_LABELS)
-        hibernation = Hibernation(self.records, self.keeper, executor, clock, settings.hibernated_retention, me)
-        self.claims = Claims(provider, clock, max_sandboxes=settings.max_sandboxes)
-        self.lifecycle = Lifecycle(
-            self.records,
-            self.peers,
-            provider,
-            self.claims,
-            self.catalog,
-            hibernation,
-            self.activity,
-            clock,
-        )
-        self.sweeper = Sweeper(
-            self.lifecycle,
-            self.records,
-            self.peers,
-            provider,
-            self.catalog,
-            self.keeper,
-            self.activity,
-            clock,
-            interval=settings.sweep_interval,
-            terminated_retention=settings.terminated_retention,
-        )
-        self.activator = Activator(
-            self.lifecycle,
-            self.catalog,
-            self.tokens,
-            self.activity,
-            clock,
-            self.counters,
-            limits=HoldLimits(settings.hold_per_session, settings.hold_total, settings.slots_per_sandbox),
-            connect_timeout=settings.connect_timeout,
-        )
-        self.autoscaler = Autoscaler(
-            self.catalog,
-            store,
-            provider,
-            clock,
-            _autoscaler_settings(settings, shared=shared, me=me),
-            holder=holder,
-        )
-        self.advisor = SessionAdvisor(
-            self.lifecycle,
-            self.catalog,
-            self._served,
-            AdviceSettings(
-                wake_cost=settings.wake_cost, hibernate=settings.advised_hibernation, prewake=settings.prewake
-            ),
-        )
-        self.metrics = Metrics(
-            self.counters,
-            self.catalog,
-            provider,
-            self.lifecycle,
-            self.activator,
-            self.autoscaler,
-            self.tokens,
-            engine=settings.engine,
-        )
-        self.surfaces = Surfaces(
-            settings,
-            self.lifecycle,
-            store,
-            provider,
-            self.catalog,
-            Caller(self.activator, clock),
-            clock,
-            self.counters,
-            explain_pools=lambda: {**self.autoscaler.explain(), "sessions": self.advisor.explain()},
-            is_leaving=lambda: self.activator.leaving,
-            render_metrics=self.metrics.render,
-        )
+        self.sessions = self._make_sessions(executor, shared=shared, me=me)
+        self.lifecycle = self.sessions.lifecycle
+        self.activity = self.sessions.activity
+        self.activator = self._make_activator()
+        self.autoscaler = self._make_autoscaler(shared=shared, me=me)
+        self.advisor = self._make_advisor()
+        self.metrics = self._make_metrics()
+        self.surfaces = self._make_surfaces()
         self.proxy = Proxy(
             self.activator, self.surfaces.app, clock, _time_limits(settings), self.counters, self.observer
         )
         self._connect(executor)
 
+    def _make_sessions(self, executor: Executor, *, shared: bool, me: str) -> Sessions:
+        settings = self.settings
+        return make_sessions(
+            store=self.store,
+            cached_store=_cached(self.store) if shared else None,
+            provider=self.provider,
+            keeper=self.keeper,
+            executor=executor,
+            catalog=self.catalog,
+            clock=self.clock,
+            holder=self._holder,
+            settings=SessionSettings(
+                takeover_after=settings.takeover_after,
+                max_sandboxes=settings.max_sandboxes,
+                hibernated_retention=settings.hibernated_retention,
+                terminated_retention=settings.terminated_retention,
+                sweep_interval=settings.sweep_interval,
+            ),
+            shared=shared,
+            me=me,
+        )
+
+    def _make_activator(self) -> Activator:
+        settings, sessions = self.settings, self.sessions
+        return Activator(
+            lifecycle=sessions.lifecycle,
+            opener=sessions.opener,
+            admission=sessions.admission,
+            bindings=sessions.bindings,
+            catalog=self.catalog,
+            tokens=self.tokens,
+            activity=sessions.activity,
+            clock=self.clock,
+            counters=self.counters,
+            limits=HoldLimits(settings.hold_per_session, settings.hold_total, settings.slots_per_sandbox),
+            connect_timeout=settings.connect_timeout,
+            shared_provider=sessions.ownership.shared_provider,
+        )
+
+    def _make_autoscaler(self, *, shared: bool, me: str) -> Autoscaler:
+        settings = _autoscaler_settings(self.settings, shared=shared, me=me)
+        return Autoscaler(self.catalog, self.store, self.provider, self.clock, settings, holder=self._holder)
+
+    def _make_advisor(self) -> SessionAdvisor:
+        settings, sessions = self.settings, self.sessions
+        return SessionAdvisor(
+            hibernator=sessions.hibernator,
+            opener=sessions.opener,
+            idleness=sessions.idleness,
+            catalog=self.catalog,
+            served=self._served,
+            settings=AdviceSettings(
+                wake_cost=settings.wake_cost, hibernate=settings.advised_hibernation, prewake=settings.prewake
+            ),
+        )
+
+    def _make_metrics(self) -> Metrics:
+        return Metrics(
+            counters=self.counters,
+            catalog=self.catalog,
+            provider=self.provider,
+            bound=self.sessions.bindings,
+            routes=self.activator,
+            forecasts=self.autoscaler,
+            tokens=self.tokens,
+            engine=self.settings.engine,
+        )
+
+    def _make_surfaces(self) -> Surfaces:
+        return Surfaces(
+            self.settings,
+            lifecycle=self.sessions.lifecycle,
+            hibernator=self.sessions.hibernator,
+            store=self.store,
+            provider=self.provider,
+            catalog=self.catalog,
+            caller=Caller(self.activator, self.clock),
+            clock=self.clock,
+            counters=self.counters,
+            explain_pools=lambda: {**self.autoscaler.explain(), "sessions": self.advisor.explain()},
+            is_leaving=lambda: self.activator.leaving,
+            render_metrics=self.metrics.render,
+        )
+
     def _connect(self, executor: Executor) -> None:
-        """Who is asked, and who is told, when something happens to a session."""
-        self.lifecycle.ask_before_sleep(executor.busy)
-        self.lifecycle.on_wake(self.advisor.woken)
-        self.lifecycle.on_unbound(self.advisor.unbound)
-        self.lifecycle.on_end(self.advisor.ended)
-        self.claims.on_waiting(self.autoscaler.waiting)
-        self.claims.on_claim(self.autoscaler.claimed)
-        self.claims.on_claim(self.counters.claimed)
+        """Subscribe the parts that learn from sessions, and the sandbox's word on whether it is at work."""
+        sessions = self.sessions
+        sessions.idleness.use_work_check(executor.busy)
+        sessions.opener.on_wake(self.advisor.woken)
+        sessions.bindings.on_unbound(self.advisor.unbound)
+        sessions.lifecycle.on_end(self.advisor.ended)
+        sessions.admission.on_waiting(self.autoscaler.waiting)
+        sessions.admission.on_claim(self.autoscaler.claimed)
+        sessions.admission.on_claim(self.counters.claimed)
 
     def leave(self) -> None:
-        """Say that this gateway will end: readiness fails, all else goes on."""
+        """Announce that this gateway will end: readiness fails, all else goes on."""
         self.activator.leaving = True
 
     def drain(self) -> None:
@@ -207,6 +218,7 @@ class Gateway:
 
         Raises WakegateError when a part cannot start.
         """
+        sessions, membership = self.sessions, self.sessions.membership
         async with AsyncExitStack() as stack:
             if self.tracing is not None:
                 stack.push_async_callback(asyncio.to_thread, self.tracing.close)
@@ -217,24 +229,24 @@ class Gateway:
             await self.provider.apply(self.catalog.all())
             for runtime in self.catalog.all():
                 self.counters.of(runtime.key)  # known from now on, so that even its first failures count as its own
-            if self.peers.me:
-                self.peers.address = address
-                await self.peers.announce()
-                stack.push_async_callback(self.peers.leave)
-            await self.lifecycle.start()
-            stack.push_async_callback(self.lifecycle.hibernate_all)
+            if membership.me:
+                membership.address = address
+                await membership.announce()
+                stack.push_async_callback(membership.leave)
+            await sessions.recovery.recover_all()
+            stack.push_async_callback(sessions.hibernator.hibernate_all)
             await self.autoscaler.start()
             stack.push_async_callback(self.autoscaler.aclose)
             stack.push_async_callback(self._last_flush)
             stack.push_async_callback(self.surfaces.aclose)
             for name, loop in (
                 ("exchanges", self.proxy.run_ticker()),
-                ("activity", every(HEARTBEAT_S, self.lifecycle.flush_activity)),
-                ("sweeper", every(self.settings.sweep_interval, self.sweeper.sweep)),
-                ("checkpoints", every(CHECKPOINT_S, self.sweeper.checkpoint)),
-                ("quiet routes", every(QUIET_S, self._forget_quiet)),
-                ("announcements", every(self.peers.beat, self._announce)),
-                ("session advice", every(ADVISE_S, self._advise)),
+                ("activity", every(HEARTBEAT_S, sessions.idleness.flush)),
+                ("sweeper", every(self.settings.sweep_interval, sessions.sweeper.sweep)),
+                ("checkpoints", every(CHECKPOINT_INTERVAL_S, sessions.sweeper.checkpoint)),
+                ("quiet routes", every(UNUSED_ROUTES_INTERVAL_S, self._forget_quiet)),
+                ("announcements", every(membership.beat, self._announce)),
+                ("session advice", every(ADVISE_INTERVAL_S, self._advise)),
                 ("sandbox events", self._follow_events()),
                 ("loop lag", self.metrics.watch_loop()),
                 *self._background(self),
@@ -251,31 +263,32 @@ class Gateway:
         await self.advisor.run_once(self.clock.now())
 
     async def _forget_quiet(self) -> None:
-        if self.records.shared and not self.peers.me:
+        if self.sessions.ownership.shared_provider:
             self.activator.forget_quiet()
 
     async def _announce(self) -> None:
-        if self.peers.me and not await self.peers.announce():
-            await self.lifecycle.reclaim()
+        membership = self.sessions.membership
+        if membership.me and not await membership.announce():
+            await self.sessions.recovery.release_taken_over()
 
     async def _follow_events(self) -> None:
         async for event in self.provider.watch():
             try:
-                await self.lifecycle.sandbox_ended(event)
+                await self.sessions.recovery.sandbox_ended(event)
             except WakegateError as error:
-                # The record is mended by the next request on the session, which finds its sandbox gone.
+                # The next request on the session finds its sandbox gone, and corrects the record.
                 logger.warning(
                     "sandbox %s ended (%s), its record could not be written: %s", event.sandbox_id, event.reason, error
                 )
 
     def _kept(self, verb: str, answer: object) -> None:
-        """The keeper did something; where it made a snapshot, its reference says how large."""
+        """Count the size of a snapshot that the keeper made; its reference has it."""
         if verb in ("keep", "checkpoint") and isinstance(answer, str) and "#" in answer:
             self.counters.snapshot_bytes[verb].observe(SnapshotRef(answer).size)
 
     async def _last_flush(self) -> None:
         try:
-            await self.lifecycle.flush_activity()
+            await self.sessions.idleness.flush()
         except WakegateError as error:
             logger.warning("the last activity could not be written: %s", error)
 
@@ -285,15 +298,15 @@ def holder_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def _seen(store: SessionStore) -> SessionStore:
-    """What others write is seen a moment later."""
+def _cached(store: SessionStore) -> SessionStore:
+    """Reads that may be a moment old: what other gateways write is seen after the TTL."""
     from gateway.store.cached import CachedStore  # it brings Redis's driver along, which one machine does without
 
-    return CachedStore(store, ttl=SEEN_S)
+    return CachedStore(store, ttl=CACHED_RECORD_TTL_S)
 
 
 def _observer(settings: Settings, tracing: Tracing | None) -> Observer | None:
-    """Who wants to know of each request; None when nobody does, which then costs nothing."""
+    """What records each request: traces, the access log. None when neither is on, which then costs nothing."""
     wanted: list[Observer] = [] if tracing is None else [tracing]
     if settings.access_log:
         wanted.append(AccessLog("json" if settings.log_format == "json" else "console"))

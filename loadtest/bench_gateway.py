@@ -36,7 +36,7 @@ async def serve(endpoint: Endpoint | None, folder: Path, settings: dict[str, Any
     gateway = scripted_gateway(folder, provider, clock=clock, **settings)
     async with serving(gateway) as (url, ended):
         opened: Opened = await gateway.lifecycle.create(RuntimeKey("default", "my-interpreter"))
-        await gateway.lifecycle.flush_activity()
+        await gateway.sessions.idleness.flush()
         reservation = await gateway.activator.reserve(Target(opened.session.id, None, b"/"))
         reservation.route.leave(clock.now())
         gateway.counters.store.durations.clear()

@@ -219,7 +219,7 @@ async def _ticks(state: Path, url: str) -> tuple[float, float]:
     async with serving(held := await build(settings)):
         times = []
         for _ in range(_TICKS):
-            times.append(await _timed(held.sweeper.sweep()))
+            times.append(await _timed(held.sessions.sweeper.sweep()))
     return quantile(times, 0.5), max(times)
 
 

@@ -48,8 +48,7 @@ class AgentCubeAPI:
         key = RuntimeKey(_required(body, "namespace"), _required(body, "name"), kind)
         ttl, metadata = read_seconds(body, "ttl"), read_metadata(body)
         try:
-            async with self._lifecycle.claims.held(key):
-                opened = await self._lifecycle.create(key, ttl=ttl, metadata=metadata)
+            opened = await self._lifecycle.create(key, ttl=ttl, metadata=metadata)
         except NotFoundError:
             raise NotFoundError(f"{kind.singular.replace('-', ' ')} not found") from None
         except ActivationTimeoutError:

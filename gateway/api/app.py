@@ -31,6 +31,7 @@ from gateway.core.clock import Clock
 from gateway.core.interfaces import RuntimeCatalog, SandboxCaller, SandboxProvider, SessionStore
 from gateway.core.settings import Settings
 from gateway.observability.counters import Counters, status_label
+from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.lifecycle import Lifecycle
 
 ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
@@ -45,6 +46,7 @@ class Surfaces:
         self,
         settings: Settings,
         lifecycle: Lifecycle,
+        hibernator: Hibernator,
         store: SessionStore,
         provider: SandboxProvider,
         catalog: RuntimeCatalog,
@@ -61,7 +63,9 @@ class Surfaces:
         self._mcp = MCPEndpoint(self._tools, lifecycle, catalog, settings.allowed_origins)
         handlers: dict[str, Handler] = {
             **AgentCubeAPI(lifecycle).handlers(),
-            **NativeAPI(lifecycle, store, provider, catalog, explain_pools, is_leaving, render_metrics).handlers(),
+            **NativeAPI(
+                lifecycle, hibernator, store, provider, catalog, explain_pools, is_leaving, render_metrics
+            ).handlers(),
             **ToolsAPI(self._tools, lifecycle, catalog, caller, clock).handlers(),
             **ContainersAPI(lifecycle, store, catalog).handlers(),
             **ContainerFilesAPI(lifecycle, caller).handlers(),

@@ -16,6 +16,7 @@ from gateway.core.errors import BadRequestError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
 from gateway.core.model import PoolStatus, Runtime, Session, SessionId, SessionState
 from gateway.core.units import rfc3339
+from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.lifecycle import UNSET, Lifecycle
 
 
@@ -25,6 +26,7 @@ class NativeAPI:
     def __init__(
         self,
         lifecycle: Lifecycle,
+        hibernator: Hibernator,
         store: SessionStore,
         provider: SandboxProvider,
         catalog: RuntimeCatalog,
@@ -35,6 +37,7 @@ class NativeAPI:
         self._render_metrics = render_metrics
         self._explain_pools = explain_pools
         self._lifecycle = lifecycle
+        self._hibernator = hibernator
         self._store = store
         self._provider = provider
         self._catalog = catalog
@@ -69,8 +72,7 @@ class NativeAPI:
         key = read_runtime(body.get("runtime"))
         ttl, idle_timeout = read_seconds(body, "ttl"), read_seconds(body, "idleTimeout")
         metadata = read_metadata(body)
-        async with self._lifecycle.claims.held(key):
-            opened = await self._lifecycle.create(key, ttl=ttl, idle_timeout=idle_timeout, metadata=metadata)
+        opened = await self._lifecycle.create(key, ttl=ttl, idle_timeout=idle_timeout, metadata=metadata)
         session_id = opened.session.id
         headers = {
             "location": f"/v1/sessions/{session_id}",
@@ -124,13 +126,12 @@ class NativeAPI:
 
     async def _hibernate(self, request: Request) -> Response:
         session_id = SessionId(request.path_params["session_id"])
-        await self._lifecycle.hibernate(session_id)
+        await self._hibernator.hibernate(session_id)
         return JSON(session_document(await self._lifecycle.get(session_id)))
 
     async def _wake(self, request: Request) -> Response:
         session_id = SessionId(request.path_params["session_id"])
-        async with self._lifecycle.claims.held((await self._lifecycle.get_cached(session_id)).runtime):
-            opened = await self._lifecycle.open(session_id)
+        opened = await self._lifecycle.wake(session_id)
         headers = {"x-wakegate-start": opened.start.value}
         if opened.restored is not None:
             headers["x-wakegate-restored"] = opened.restored

@@ -63,9 +63,8 @@ async def create_session(
     idle_timeout: float | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Opened:
-    """A new session within the hold rule. Raises ActivationTimeoutError, and what lifecycle raises."""
-    async with lifecycle.claims.held(runtime):
-        return await lifecycle.create(runtime, idle_timeout=idle_timeout, metadata=metadata)
+    """A new session. Raises what Lifecycle.create raises."""
+    return await lifecycle.create(runtime, idle_timeout=idle_timeout, metadata=metadata)
 
 
 def _names(catalog: RuntimeCatalog) -> str:

@@ -18,6 +18,7 @@ from gateway.autoscaler.pool import Pool
 from gateway.autoscaler.scaler import Decision, share_budget
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.autoscaler.signal import ClaimSignal
+from gateway.core.background import Tasks
 from gateway.core.clock import Clock
 from gateway.core.errors import RuntimeNotFoundError, StoreUnavailableError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
@@ -55,7 +56,7 @@ class Autoscaler:
         self._renew_at = -1e18
         self._poked = asyncio.Event()
         self._restoring = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._synced_at = self._flushed_at = -1e18
         self._problem = ""
 
@@ -81,13 +82,11 @@ class Autoscaler:
 
     async def start(self) -> None:
         """Begin to tick."""
-        self._spawn(self._loop())
+        self._tasks.spawn(self._loop())
 
     async def aclose(self) -> None:
         """Stop, write out what is counted, give the lease back."""
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.aclose()
         try:
             await self.signal.flush(self._clock.now())
             if self._lease is not None:
@@ -95,11 +94,6 @@ class Autoscaler:
         except StoreUnavailableError as error:
             log.warning("the last seconds of claims could not be written: %s", error)
         self._lease = None
-
-    def _spawn(self, work: Any) -> None:
-        task: asyncio.Task[None] = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _loop(self) -> None:
         while True:
@@ -177,7 +171,7 @@ class Autoscaler:
             if pool is None or pool.runtime.pool != runtime.pool:
                 self.pools[key] = new = Pool.make(runtime, self._settings, await self._status(key))
                 new.looked_at = now
-                self._spawn(self._restore(new, now))
+                self._tasks.spawn(self._restore(new, now))
 
     async def _status(self, key: RuntimeKey) -> PoolStatus | None:
         try:

@@ -18,7 +18,9 @@ from gateway.autoscaler.advice import Advice, GapHistogram
 from gateway.core.errors import WakegateError
 from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import HibernationMode, RuntimeKey, SandboxId, Session, SessionId
-from gateway.sessions.lifecycle import Lifecycle
+from gateway.sessions.activation import SessionOpener
+from gateway.sessions.hibernation import Hibernator
+from gateway.sessions.idleness import IdleTracker
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +55,16 @@ class SessionAdvisor:
     """One gateway's. `run_once` every few seconds; `woken`, `unbound` and `ended` listen to lifecycle."""
 
     def __init__(
-        self, lifecycle: Lifecycle, catalog: RuntimeCatalog, served: Callable[[], Served], settings: AdviceSettings
+        self,
+        hibernator: Hibernator,
+        opener: SessionOpener,
+        idleness: IdleTracker,
+        catalog: RuntimeCatalog,
+        served: Callable[[], Served],
+        settings: AdviceSettings,
     ) -> None:
-        self._lifecycle, self._catalog, self._served, self._settings = lifecycle, catalog, served, settings
+        self._hibernator, self._opener, self._idleness = hibernator, opener, idleness
+        self._catalog, self._served, self._settings = catalog, served, settings
         self._histograms: dict[RuntimeKey, GapHistogram] = {}
         self._sessions: OrderedDict[SessionId, _Seen] = OrderedDict()
         self._ahead: set[SessionId] = set()  # woken ahead, and neither used nor asleep again
@@ -164,16 +173,16 @@ class SessionAdvisor:
         after = seen.advice.hibernate_after
 
         def silent(session: Session) -> bool:
-            return self._lifecycle.is_idle(replace(session, idle_timeout=min(after, session.idle_timeout)))
+            return self._idleness.is_idle(replace(session, idle_timeout=min(after, session.idle_timeout)))
 
         try:
-            self.slept += await self._lifecycle.hibernate(session_id, only_if=silent)
+            self.slept += await self._hibernator.hibernate(session_id, only_if=silent)
         except WakegateError as error:
             # Its timeout comes later, and the sweeper then says what is wrong with it.
             log.debug("session %s stays awake until its timeout: %s", session_id, error)
 
     def _due(self, now: float) -> list[SessionId]:
-        """Sleeping sessions whose request is likely soon."""
+        """Hibernator sessions whose request is likely soon."""
         return [
             session_id
             for session_id, seen in self._sessions.items()
@@ -189,7 +198,7 @@ class SessionAdvisor:
             return
         seen.woken_at, self._waking = now, session_id
         try:
-            await self._lifecycle.open(session_id)
+            await self._opener.open(session_id)
         except WakegateError as error:
             log.debug("session %s is not woken ahead: %s", session_id, error)
         else:

@@ -8,7 +8,7 @@ by a test.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -17,19 +17,86 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 
 from gateway import __version__
-from gateway.autoscaler.runner import Autoscaler
 from gateway.core.errors import RuntimeNotFoundError
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
-from gateway.core.model import PoolStatus, RuntimeKey, StartKind
+from gateway.core.model import PoolStatus, RuntimeKey, SessionId, StartKind
 from gateway.observability.counters import Calls, Counters, Histogram
-from gateway.routing.activator import Activator
-from gateway.sessions.lifecycle import Lifecycle
 
 LAG_EVERY = 0.25  # seconds between looks at the event loop
 
 
+class RouteLoad(Protocol):
+    """A live session's route: how many requests are under way on it."""
+
+    @property
+    def runtime(self) -> RuntimeKey:
+        """The session's runtime."""
+        ...
+
+    @property
+    def in_flight(self) -> int:
+        """Requests and WebSockets under way."""
+        ...
+
+
+class RouteTable(Protocol):
+    """The routes of live sessions, and requests that wait for one (routing.activator.Activator)."""
+
+    @property
+    def routes(self) -> Mapping[SessionId, RouteLoad]:
+        """By session."""
+        ...
+
+    @property
+    def held(self) -> int:
+        """Requests that wait for a sandbox."""
+        ...
+
+    @property
+    def leaving(self) -> bool:
+        """Whether this gateway shuts down soon."""
+        ...
+
+
+class ForecastLevel(Protocol):
+    """How many warm sandboxes a forecast asks for, and which share of horizons that covers."""
+
+    @property
+    def level(self) -> float:
+        """Warm sandboxes."""
+        ...
+
+    @property
+    def quantile(self) -> float:
+        """From 0 to 1."""
+        ...
+
+
+class ForecastPool(Protocol):
+    """A runtime's warm pool as the autoscaler sees it."""
+
+    @property
+    def forecast(self) -> ForecastLevel | None:
+        """The latest; None before the first."""
+        ...
+
+
+class PoolForecasts(Protocol):
+    """What the autoscaler holds (autoscaler.runner.Autoscaler)."""
+
+    @property
+    def pools(self) -> Mapping[RuntimeKey, ForecastPool]:
+        """By runtime."""
+        ...
+
+    @property
+    def leads(self) -> bool:
+        """Whether this gateway is the one that sizes pools."""
+        ...
+
+
 class TokenCount(Protocol):
-    """routing.tokens.TokenIssuer, as seen from here."""
+    """How many tokens were signed (sandbox.tokens.TokenIssuer)."""
 
     @property
     def signed(self) -> int:
@@ -45,16 +112,17 @@ class Metrics:
         counters: Counters,
         catalog: RuntimeCatalog,
         provider: SandboxProvider,
-        lifecycle: Lifecycle,
-        activator: Activator,
-        autoscaler: Autoscaler,
+        bound: Sized,
+        routes: RouteTable,
+        forecasts: PoolForecasts,
         tokens: TokenCount,
         *,
         engine: str,
     ) -> None:
+        """`bound`: the sandboxes that this gateway has bound to sessions."""
         self._counters = counters
-        self._catalog, self._provider, self._lifecycle = catalog, provider, lifecycle
-        self._activator, self._autoscaler, self._tokens = activator, autoscaler, tokens
+        self._catalog, self._provider, self._bound = catalog, provider, bound
+        self._routes, self._forecasts, self._tokens = routes, forecasts, tokens
         self._engine = engine
         self._process = ProcessCollector(registry=None)  # not in the global registry
 
@@ -84,19 +152,17 @@ class Metrics:
         info.add_metric([__version__, self._engine], 1)
         yield info
         in_flight: dict[str, float] = {str(key): 0.0 for key in self._counters.runtimes}
-        routes = self._activator.routes
+        routes = self._routes.routes
         for route in routes.values():
             if route.in_flight:
                 in_flight[str(route.runtime)] += route.in_flight
         yield _gauges("wakegate_requests_in_flight", "Requests and WebSockets at sandboxes", in_flight)
         sockets = {str(key): each.websockets for key, each in self._counters.runtimes.items()}
         yield _gauges("wakegate_websockets_open", "Open WebSockets", sockets)
-        yield GaugeMetricFamily("wakegate_requests_held", "Requests that wait for a sandbox", self._activator.held)
+        yield GaugeMetricFamily("wakegate_requests_held", "Requests that wait for a sandbox", self._routes.held)
         yield GaugeMetricFamily("wakegate_routes", "Live sessions with a route in memory", len(routes))
-        yield GaugeMetricFamily(
-            "wakegate_sandboxes_bound", "Sandboxes that this gateway has bound", self._lifecycle.bound
-        )
-        yield GaugeMetricFamily("wakegate_draining", "1 while this gateway shuts down", int(self._activator.leaving))
+        yield GaugeMetricFamily("wakegate_sandboxes_bound", "Sandboxes that this gateway has bound", len(self._bound))
+        yield GaugeMetricFamily("wakegate_draining", "1 while this gateway shuts down", int(self._routes.leaving))
         yield from self._pools(pools)
 
     def _pools(self, pools: Mapping[RuntimeKey, PoolStatus]) -> Iterator[Metric]:
@@ -119,7 +185,7 @@ class Metrics:
                     lead.add_metric([key, quantile], seconds)
         yield lead
         forecasts = {
-            str(key): pool.forecast for key, pool in self._autoscaler.pools.items() if pool.forecast is not None
+            str(key): pool.forecast for key, pool in self._forecasts.pools.items() if pool.forecast is not None
         }
         yield _gauges(
             "wakegate_pool_forecast_level", "Warm sandboxes that the forecast asks for, before limits and guards",
@@ -129,9 +195,7 @@ class Metrics:
             "wakegate_pool_forecast_quantile", "Share of horizons that the level is meant to cover",
             {key: forecast.quantile for key, forecast in forecasts.items()},
         )  # fmt: skip
-        yield GaugeMetricFamily(
-            "wakegate_autoscaler_leads", "1 on the gateway that moves pools", self._autoscaler.leads
-        )
+        yield GaugeMetricFamily("wakegate_autoscaler_leads", "1 on the gateway that moves pools", self._forecasts.leads)
 
     def _counted(self) -> Iterator[Metric]:
         """What was counted since the start."""

@@ -26,8 +26,10 @@ from gateway.routing.pool import UpstreamPool
 from gateway.routing.route import HoldLimits, Reservation, Route
 from gateway.routing.target import Target
 from gateway.sandbox.tokens import TokenIssuer
-from gateway.sessions.activation import Opened
+from gateway.sessions.activation import Opened, SessionOpener
 from gateway.sessions.activity import Activity, SessionActivity
+from gateway.sessions.admission import Admission
+from gateway.sessions.bindings import Bindings
 from gateway.sessions.idleness import HEARTBEAT_S
 from gateway.sessions.lifecycle import Lifecycle
 from gateway.sessions.membership import ElsewhereError, Peer, peer_sandbox
@@ -43,6 +45,9 @@ class Activator:
     def __init__(
         self,
         lifecycle: Lifecycle,
+        opener: SessionOpener,
+        admission: Admission,
+        bindings: Bindings,
         catalog: RuntimeCatalog,
         tokens: TokenIssuer,
         activity: Activity,
@@ -51,12 +56,16 @@ class Activator:
         *,
         limits: HoldLimits,
         connect_timeout: float,
+        shared_provider: bool = False,
     ) -> None:
         self.routes: dict[SessionId, Route] = {}
         self.held = 0
         self.leaving = False  # it will drain soon
         self.draining = False
         self._lifecycle = lifecycle
+        self._opener = opener
+        self._admission = admission
+        self._shared_provider = shared_provider  # other gateways reach the same sandboxes
         self._catalog = catalog
         self._tokens = tokens
         self._activity = activity
@@ -66,7 +75,7 @@ class Activator:
         self._connect_timeout = connect_timeout
         self._flights: dict[SessionId, asyncio.Task[Opened]] = {}
         self._waiting: dict[SessionId, int] = {}
-        lifecycle.on_unbound(self.drop)
+        bindings.on_unbound(self.drop)
 
     def live(self, target: Target, now: float) -> Route | None:
         """The route of a live session with a slot taken; None: the caller has to `reserve` one.
@@ -97,7 +106,7 @@ class Activator:
         began = perf_counter()
         self.held += 1
         try:
-            async with self._lifecycle.claims.held(target.runtime):
+            async with self._admission.held(target.runtime):
                 if target.session_id is None:
                     return await self._reserve(target, gone, began)
                 with self._activity.arriving(target.session_id):
@@ -183,7 +192,7 @@ class Activator:
                 self._counters.of(session.runtime),
                 branches=self._branches(session.runtime, sandbox.endpoint),
             )
-        if self._lifecycle.shared_provider:
+        if self._shared_provider:
             route.trust_until(self._clock.now() + TRUSTED_S)
         if self._clock.now() >= route.head_until:
             self._renew_head(route)
@@ -247,7 +256,7 @@ class Activator:
             raise QueueFullError(f"{waiting} requests already wait for this session's sandbox; try again shortly")
         flight = self._flights.get(session_id)
         if flight is None:
-            flight = self._flights[session_id] = asyncio.create_task(self._lifecycle.open(session_id, gone=gone))
+            flight = self._flights[session_id] = asyncio.create_task(self._opener.open(session_id, gone=gone))
             flight.add_done_callback(lambda done: self._land(session_id, done))
         self._waiting[session_id] = waiting + 1
         try:

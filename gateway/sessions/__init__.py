@@ -1,5 +1,5 @@
-"""The life of a session: create, activate, hibernate, wake, recover, end.
+"""The life of a session: create, open, hibernate, wake, recover, end.
 
-Imports `core` only; stores and engines come in through its Protocols. Start with `lifecycle`, the verbs that the layers
-above call.
+Imports `core` only; stores and engines come in through its Protocols. Start with `build`, which joins the parts:
+`Lifecycle` (create, change, end), `SessionOpener` (to a live sandbox), `Hibernator`, `Recovery`, and what they share.
 """

@@ -1,4 +1,4 @@
-"""Claims: who gets a sandbox, who waits for one and how long, who is told to come back.
+"""Admission: who gets a sandbox, who waits for one and how long, who is told to come back.
 
 Between the lifecycle, whose verbs need sandboxes, and the provider, which has them. The autoscaler and the metrics
 listen here: each claim is one, whether it creates, wakes or recovers a session.
@@ -20,8 +20,8 @@ from gateway.sessions.activity import ClaimListener, WaitListener
 MIN_HOLD_S = 10.0
 HOLD_FACTOR = 3.5  # times the expected start: room for a queue of starts before it, still an answer while people wait
 LONGEST_HOLD_S = 60.0  # of a request in a queue that moves
-_LONGEST_RETRY_S = 30.0  # a Retry-After beyond this is a guess about other people
-_LOOK_BEFORE_S = 0.05  # before its time is over
+_LONGEST_RETRY_S = 30.0  # a longer Retry-After would be a guess about other clients
+_RECHECK_BEFORE_S = 0.05  # before its time is over
 
 
 class StartTimes:
@@ -43,7 +43,7 @@ class StartTimes:
 
 
 class Backlog:
-    """Claims of one runtime that wait for a sandbox to start, and how fast such claims are served just now.
+    """Admission of one runtime that wait for a sandbox to start, and how fast such claims are served just now.
 
     A rate is known only while they queue, from the moment on which the first began to wait until none does any more,
     and only once several were served. Single cold starts, however many, say nothing of what could be started at once.
@@ -63,24 +63,24 @@ class Backlog:
         self.waiting += 1
 
     def left(self, *, served: bool) -> None:
-        """It waits no more: it was `served` with a sandbox that was started, or not."""
+        """It stops waiting, `served` with a sandbox that was started or not."""
         self.waiting -= 1
         self._served += served
 
     @property
     def moves(self) -> bool:
-        """Whether somebody in this queue has been served: it is long, but nothing is broken."""
+        """Whether a claim in this queue has been served: it is long, but starts work."""
         return self._served > 0
 
     def expected_wait(self, now: float) -> float | None:
-        """Seconds that one more claim would wait behind those that do; None while nobody can tell."""
+        """Seconds that one more claim would wait behind those that do; None while that is unknown."""
         if not self.waiting or self._served < self._ENOUGH or now <= self._since:
             return None
         return (self.waiting + 1) * (now - self._since) / self._served
 
 
-class Claims:
-    """Claims of this gateway, the hold rule, and who listens."""
+class Admission:
+    """Admission of this gateway, the hold rule, and who listens."""
 
     def __init__(self, provider: SandboxProvider, clock: Clock, *, max_sandboxes: int = 512) -> None:
         self._provider = provider
@@ -106,10 +106,10 @@ class Claims:
         return max(MIN_HOLD_S, HOLD_FACTOR * max((each.expected() for each in times), default=0.0))
 
     def overdue(self, runtime: RuntimeKey | None, waited: float) -> WakegateError:
-        """What to tell a request that no sandbox was ready for within the hold rule (runtime None: of whichever).
+        """The error of a request for which no sandbox was ready within the hold rule (runtime None: of whichever).
 
         When others who queued were served meanwhile it is overload, so 429 with the time that the queue takes; when
-        nobody was, something is wrong with the starts: 504.
+        none was, starts fail or hang: 504.
         """
         queues = self._backlogs.items()
         moving = [each for key, each in queues if each.moves and (key == runtime or (runtime is None and each.waiting))]
@@ -124,32 +124,32 @@ class Claims:
         """The hold rule around what waits for a sandbox. Raises ActivationTimeoutError, QueueFullError at its end.
 
         What is expected of a start is looked up again at the end: in a storm starts queue, and the first that came
-        through have taught how long they take. Whoever is in the queue is then held on, not sent away to queue anew.
+        through have taught how long they take. A request in the queue is then held on, rather than refused.
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
         hold = self.hold_time(runtime)
-        patience = asyncio.timeout(hold)
-        looks: list[asyncio.TimerHandle] = []
+        timeout = asyncio.timeout(hold)
+        checks: list[asyncio.TimerHandle] = []
 
-        def look_again() -> None:
+        def extend() -> None:
             nonlocal hold
             longer = min(self.hold_time(runtime), max(LONGEST_HOLD_S, hold))
             if longer > hold:
                 hold = longer
-                patience.reschedule(began + hold)
-                looks[:] = [loop.call_at(began + hold - _LOOK_BEFORE_S, look_again)]
+                timeout.reschedule(began + hold)
+                checks[:] = [loop.call_at(began + hold - _RECHECK_BEFORE_S, extend)]
 
-        looks.append(loop.call_at(began + hold - _LOOK_BEFORE_S, look_again))
+        checks.append(loop.call_at(began + hold - _RECHECK_BEFORE_S, extend))
         try:
-            async with patience:
+            async with timeout:
                 yield
         except TimeoutError:
-            if not patience.expired():
+            if not timeout.expired():
                 raise
             raise self.overdue(runtime, loop.time() - began) from None
         finally:
-            looks[0].cancel()
+            checks[0].cancel()
 
     async def claim(self, runtime: Runtime, session_id: SessionId, *, bound: int) -> tuple[Sandbox, float]:
         """A sandbox for that session, and the seconds that it took. `bound` sandboxes are in use already.

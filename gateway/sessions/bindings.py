@@ -41,10 +41,10 @@ class Bindings:
         return self._sessions.pop(sandbox_id, None)
 
     def on_unbound(self, listener: Unbound) -> None:
-        """Call `listener(session, sandbox)` whenever `tell_unbound` is."""
+        """Call `listener(session, sandbox)` whenever `notify_unbound` is."""
         self._listeners.append(listener)
 
-    def tell_unbound(self, session_id: SessionId, sandbox_id: SandboxId | None) -> None:
+    def notify_unbound(self, session_id: SessionId, sandbox_id: SandboxId | None) -> None:
         """Tell the listeners that a session stops having that sandbox (None: for good); before its record says so."""
         for listener in self._listeners:
             listener(session_id, sandbox_id)

@@ -21,18 +21,18 @@ _WORK_CHECK_S = 2.0  # seconds that a sandbox has to say whether it is at work
 WorkCheck = Callable[[Sandbox, SessionId], Awaitable[bool]]
 
 
-class Usage:
-    """Judges sessions. `shared_provider`: other gateways serve the same sandboxes and write heart-beats too."""
+class IdleTracker:
+    """Says when a session was last used. `shared_provider`: other gateways serve its sandbox and write heartbeats."""
 
     def __init__(self, records: Records, activity: Activity, clock: Clock, *, shared_provider: bool) -> None:
         self._records = records
         self._activity = activity
         self._clock = clock
-        self._everybodys = shared_provider
+        self._shared_provider = shared_provider
         self._work_check: WorkCheck | None = None
 
-    def ask_before_sleep(self, check: WorkCheck) -> None:
-        """Let `at_work` ask `check(sandbox, session)`."""
+    def use_work_check(self, check: WorkCheck) -> None:
+        """Let `at_work` ask `check(sandbox, session)` before an idle session is hibernated or ends."""
         self._work_check = check
 
     async def flush(self) -> None:
@@ -60,12 +60,12 @@ class Usage:
         return self._activity.busy(session_id)
 
     async def busy_elsewhere(self, session: Session) -> bool:
-        """Whether another gateway has requests under way on it: their heart-beats reach the record every second."""
+        """Whether another gateway has requests under way on it: their heartbeats reach the record every second."""
         now = self._clock.now()
-        if not self._everybodys or session.last_active_at + 3 * HEARTBEAT_S < now:
+        if not self._shared_provider or session.last_active_at + 3 * HEARTBEAT_S < now:
             return False
         if session.last_active_at > now + HEARTBEAT_S:
-            return True  # the clock was set back: heart-beats do not show until it has caught up
+            return True  # the clock was set back: heartbeats do not show until it has caught up
         # The first beat may tell of requests that have ended; only one that is under way shows in a later one as well.
         # Beats come late from a gateway that has much to do: there is time for more than two.
         await asyncio.sleep(1.5 * HEARTBEAT_S)
@@ -82,7 +82,7 @@ class Usage:
             async with asyncio.timeout(_WORK_CHECK_S):
                 at_work = await self._work_check(session.sandbox, session.id)
         except (WakegateError, TimeoutError):
-            return False  # gone, or an executor of another kind: nothing speaks against its sleep
+            return False  # gone, or an executor of another kind: nothing speaks against hibernation
         if at_work:
             await self._records.store.touch_many({session.id: self._clock.now()})
         return at_work

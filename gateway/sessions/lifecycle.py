@@ -1,12 +1,12 @@
-"""The verbs of a session's life: create, register, open, hibernate, recover, terminate, sweep.
+"""A session's record from its creation to its end: create, register, wake, update, read, terminate.
 
 Each verb writes the record in the store and acts on the provider in the order that never lets a record say more than is
 true: a record names a sandbox only once it is bound, and a sandbox is deleted only once no record names it. Verbs on
 one session are serialised by a lock (gateway/sessions/records.py); between gateways the store's version decides who
 won.
 
-This is the one name by which the rest of the gateway knows them. Those that create, change and end a session are here;
-the others have rooms of their own below: opening, sleeping, and losses, over reach, usage and bindings.
+The other verbs are parts of their own, which callers are given (docs/adr/0007-parts-of-sessions.md): `SessionOpener`
+(activation.py), `Hibernator` (hibernation.py) and `Recovery` (recovery.py).
 """
 
 from __future__ import annotations
@@ -20,18 +20,14 @@ from dataclasses import replace
 from gateway.core.clock import Clock
 from gateway.core.errors import SessionNotFoundError
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
-from gateway.core.model import Runtime, RuntimeKey, Sandbox, SandboxEvent, SandboxId, Session, SessionId, SessionState
-from gateway.sessions.activation import Opened, Opening, require_runtime
-from gateway.sessions.activity import Activity, GapListener
-from gateway.sessions.admission import Claims
-from gateway.sessions.bindings import Bindings, Unbound
-from gateway.sessions.hibernation import Sleeping
-from gateway.sessions.idleness import Usage, WorkCheck
-from gateway.sessions.membership import ElsewhereError, Peers
-from gateway.sessions.ownership import Reach
+from gateway.core.model import Runtime, RuntimeKey, Sandbox, Session, SessionId, SessionState
+from gateway.sessions.activation import Opened, SessionOpener, require_runtime
+from gateway.sessions.admission import Admission
+from gateway.sessions.bindings import Bindings
+from gateway.sessions.idleness import IdleTracker
+from gateway.sessions.ownership import Ownership
 from gateway.sessions.records import Records
-from gateway.sessions.recovery import Losses
-from gateway.sessions.transitions import Hibernation, bounded
+from gateway.sessions.transitions import Transitions, bounded
 
 logger = logging.getLogger(__name__)
 
@@ -44,83 +40,37 @@ UNSET = Unset()
 
 
 class Lifecycle:
-    """Owns every change of a session's state."""
+    """Creates sessions, reads and changes their records, and ends them."""
 
     def __init__(
         self,
+        *,
         records: Records,
-        peers: Peers,
+        ownership: Ownership,
         provider: SandboxProvider,
-        claims: Claims,
+        admission: Admission,
         catalog: RuntimeCatalog,
-        hibernation: Hibernation,
-        activity: Activity,
+        transitions: Transitions,
+        bindings: Bindings,
+        idleness: IdleTracker,
+        opener: SessionOpener,
         clock: Clock,
     ) -> None:
         self._records = records
-        self._peers = peers
+        self._ownership = ownership
         self._provider = provider
-        self.claims = claims
+        self._admission = admission
         self._catalog = catalog
-        self._hibernation = hibernation
+        self._transitions = transitions
+        self._bindings = bindings
+        self._idleness = idleness
+        self._opener = opener
         self._clock = clock
-        self._bindings = bindings = Bindings()
-        self._reach = reach = Reach(records, peers, hibernation, clock)
-        self._usage = usage = Usage(records, activity, clock, shared_provider=reach.shared_provider)
-        self._losses = losses = Losses(records, peers, reach, provider, hibernation, bindings)
-        self._sleeping = sleeping = Sleeping(records, reach, usage, provider, catalog, hibernation, bindings)
-        self._opening = Opening(
-            records,
-            reach,
-            losses,
-            provider,
-            claims,
-            catalog,
-            hibernation,
-            bindings,
-            clock,
-            sleeping.break_off,
-        )
         self._end_listeners: list[Callable[[SessionId], None]] = []
-
-    def on_unbound(self, listener: Unbound) -> None:
-        """Call `listener(session, sandbox)` as soon as a session stops having that sandbox (None: for good)."""
-        self._bindings.on_unbound(listener)
 
     def on_end(self, listener: Callable[[SessionId], None]) -> None:
         """Call `listener(session)` when this gateway has ended a session."""
         self._end_listeners.append(listener)
-
-    def on_wake(self, listener: GapListener) -> None:
-        """Call `listener(session, runtime, seconds)` when a sleeping session is used again, after so long a silence."""
-        self._opening.on_wake(listener)
-
-    def ask_before_sleep(self, check: WorkCheck) -> None:
-        """Ask `check(sandbox, session)` before an idle session sleeps or ends: is its sandbox at work?"""
-        self._usage.ask_before_sleep(check)
-
-    @property
-    def shared_provider(self) -> bool:
-        """Whether other gateways reach the same sandboxes."""
-        return self._reach.shared_provider
-
-    @property
-    def bound(self) -> int:
-        """Sandboxes that this gateway has bound to sessions."""
-        return len(self._bindings)
-
-    @property
-    def bound_sessions(self) -> set[SessionId]:
-        """Sessions that this gateway gave a sandbox, or found one of."""
-        return self._bindings.sessions
-
-    async def start(self) -> None:
-        """Make records true after an earlier life: what sandboxes that ended with it left is kept for its session."""
-        await self._losses.mend_all()
-
-    async def hibernate_all(self) -> None:
-        """Put every session of this gateway to sleep, whatever it does: it is about to end, and its engine with it."""
-        await self._sleeping.hibernate_all()
 
     async def create(
         self,
@@ -131,17 +81,19 @@ class Lifecycle:
         metadata: Mapping[str, str] | None = None,
         tenant: str = "",
     ) -> Opened:
-        """A new session with a sandbox.
+        """A new session with a sandbox, claimed within the hold rule.
 
         `ttl` and `idle_timeout` in seconds; both are bounded by the runtime's maximum duration.
-        Raises: RuntimeNotFoundError, QueueFullError at the limit, SandboxStartError, StoreUnavailableError.
+        Raises: RuntimeNotFoundError, QueueFullError at the limit, ActivationTimeoutError, SandboxStartError,
+        StoreUnavailableError.
         """
         runtime = require_runtime(self._catalog, runtime_key)
         session_id = _new_id()
-        sandbox, claim_s = await self.claims.claim(runtime, session_id, bound=self.bound)
+        async with self._admission.held(runtime_key):
+            sandbox, claim_s = await self._admission.claim(runtime, session_id, bound=len(self._bindings))
         session = self._record(session_id, runtime, ttl, idle_timeout, metadata, tenant)
         session = replace(
-            session, state=SessionState.ACTIVE, owner=self._peers.me, sandbox=sandbox, start=sandbox.start
+            session, state=SessionState.ACTIVE, owner=self._ownership.me, sandbox=sandbox, start=sandbox.start
         )
         session = await self._bind(session, sandbox)
         return Opened(session, sandbox, sandbox.start, claim_s=claim_s)
@@ -167,7 +119,7 @@ class Lifecycle:
         `metadata` replaces what was there. Raises: SessionNotFoundError, StoreUnavailableError.
         """
         async with self._records.holding(session_id):
-            session = await self._reach.require(session_id)
+            session = await self._ownership.require(session_id)
             runtime = self._catalog.get(session.runtime)
             longest = runtime.max_session_duration if runtime is not None else float("inf")
             limit = session.limit_at or session.expires_at
@@ -186,36 +138,17 @@ class Lifecycle:
                 )
             )
 
-    async def open(self, session_id: SessionId, *, gone: SandboxId | None = None) -> Opened:
-        """The session with a live sandbox: woken if it sleeps, recovered if its sandbox ended or is `gone`.
-
-        A caller that is cancelled does not stop it: a workspace that is on its way must arrive.
-        Raises: SessionNotFoundError, ElsewhereError, OwnerAwayError, and what `create` raises.
-        """
-        return await self._opening.open(session_id, gone)
-
-    async def hibernate(self, session_id: SessionId, *, only_if: Callable[[Session], bool] | None = None) -> bool:
-        """Put a session to sleep. Requests that come from now on wake it, or stop this while it can be stopped.
-
-        `only_if` is asked of the fresh record; False leaves it awake. Returns whether it sleeps now.
-        Raises: SessionNotFoundError, ElsewhereError, ConflictError while requests are under way or when it has nothing
-        to keep, SnapshotError when its workspace cannot be kept: it then stays awake, and its record says why.
-        """
-        return await self._sleeping.hibernate(session_id, only_if)
-
-    async def checkpoint(self, session_id: SessionId) -> bool:
-        """Keep a copy of an active session's workspace, for the case that its sandbox is lost. Returns whether it was.
-
-        Raises: SessionNotFoundError, SnapshotError, StoreUnavailableError.
-        """
-        return await self._sleeping.checkpoint(session_id)
+    async def wake(self, session_id: SessionId) -> Opened:
+        """The session with a live sandbox, within the hold rule. Raises what SessionOpener.open and the rule raise."""
+        async with self._admission.held((await self.get_cached(session_id)).runtime):
+            return await self._opener.open(session_id)
 
     async def get(self, session_id: SessionId) -> Session:
         """The record, with this gateway's fresher knowledge of its activity. Raises SessionNotFoundError."""
         session = await self._records.get(session_id)
         if session is None:
             raise SessionNotFoundError(f'sessions.agentcube.volcano.sh "{session_id}" not found')
-        return replace(session, last_active_at=self._usage.last_used(session, self._clock.now()))
+        return replace(session, last_active_at=self._idleness.last_used(session, self._clock.now()))
 
     async def get_cached(self, session_id: SessionId) -> Session:
         """The record as it was a moment ago, for what never changes in it. Raises SessionNotFoundError."""
@@ -237,37 +170,12 @@ class Lifecycle:
                 session is None or session.state is SessionState.TERMINATED or not only_if(session)
             ):
                 return False
-            session = session if only_if is not None and session is not None else await self._reach.require(session_id)
-            if not self._reach.is_mine(session):
-                peer = await self._peers.find(session.owner)
-                if peer.alive:
-                    raise ElsewhereError(peer)
+            session = (
+                session if only_if is not None and session is not None else await self._ownership.require(session_id)
+            )
+            await self._ownership.require_no_live_owner(session)
             await self._terminate(session, reason)
             return True
-
-    async def sandbox_ended(self, event: SandboxEvent) -> None:
-        """A sandbox ended on its own: say so in the record at once. The next request recovers the session."""
-        await self._losses.sandbox_ended(event)
-
-    async def flush_activity(self) -> None:
-        """Write buffered activity to the store in one batch; what it does not take is tried again next time."""
-        await self._usage.flush()
-
-    async def reclaim(self) -> None:
-        """This gateway had been silent for long enough to be taken for dead: drop what others took over meanwhile."""
-        await self._losses.reclaim()
-
-    async def forget_ended(self) -> None:
-        """Stop counting sandboxes that another gateway, which reaches them too, has ended."""
-        await self._losses.forget_ended()
-
-    def is_idle(self, session: Session) -> bool:
-        """Whether its idle timeout is over, by the record and by what this gateway saw since."""
-        return self._usage.is_idle(session)
-
-    async def at_work(self, session: Session) -> bool:
-        """Whether something runs in its sandbox that no request waits for. Then it counts as used now."""
-        return await self._usage.at_work(session)
 
     def _record(
         self,
@@ -297,7 +205,7 @@ class Lifecycle:
 
     async def _terminate(self, session: Session, reason: str) -> None:
         # Routes go first: a request that comes now waits for the lock and then sees the truth.
-        self._bindings.tell_unbound(session.id, None)
+        self._bindings.notify_unbound(session.id, None)
         # The record is kept for a while from its last moment, which is now: else that of a session that had slept for
         # longer would be forgotten in the sweep that ended it, and nobody could see why it ended.
         now = self._clock.now()
@@ -306,13 +214,13 @@ class Lifecycle:
         if session.sandbox is not None:
             self._bindings.remove(session.sandbox.id)
             await self._provider.release(session.sandbox.id)
-        await self._hibernation.forget(session)
+        await self._transitions.delete_kept(session)
         for listener in self._end_listeners:
             listener(session.id)
         logger.info("session %s ended: %s", session.id, reason)
 
     async def _bind(self, session: Session, sandbox: Sandbox) -> Session:
-        """Write the record that names the sandbox; if that fails the sandbox is nobody's and goes away."""
+        """Write the record that names the sandbox; if that fails the sandbox is released."""
         self._bindings.add(sandbox.id, session.id)
         try:
             return await self._records.put(session)

@@ -9,7 +9,6 @@ every gateway reaches every sandbox, `me` is empty, records name nobody, and not
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import dataclass
 
 from gateway.core.clock import Clock
@@ -17,9 +16,7 @@ from gateway.core.errors import WakegateError
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import Lease, SandboxId
 
-log = logging.getLogger(__name__)
-
-BEATS = 4  # announcements per `takeover_after`: two may be lost without anybody noticing
+BEATS = 4  # announcements per `takeover_after`: two may be lost without a takeover
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +29,7 @@ class Peer:
     alive: bool
 
 
-class Peers:
+class Membership:
     """This gateway among the others. `address` is where they reach it, once it listens."""
 
     def __init__(self, store: SessionStore, clock: Clock, me: str, *, takeover_after: float) -> None:
@@ -44,11 +41,7 @@ class Peers:
         self._lease: Lease | None = None
 
     def __repr__(self) -> str:
-        return f"<Peers me={self.me!r} at {self.address}>"
-
-    def is_mine(self, owner: str) -> bool:
-        """Whether this gateway may act on what has this owner without asking anybody."""
-        return owner in ("", self.me)
+        return f"<Membership me={self.me!r} at {self.address}>"
 
     async def find(self, owner: str) -> Peer:
         """The gateway that has this id. Raises StoreUnavailableError."""

@@ -13,48 +13,46 @@ from gateway.core.errors import StaleWriteError
 from gateway.core.interfaces import SandboxProvider
 from gateway.core.model import SandboxEvent, SandboxId, Session, SessionId, SessionState
 from gateway.sessions.bindings import Bindings
-from gateway.sessions.membership import Peers
-from gateway.sessions.ownership import Reach
+from gateway.sessions.ownership import Ownership
 from gateway.sessions.records import Records
-from gateway.sessions.transitions import Hibernation
+from gateway.sessions.transitions import Transitions
 
 logger = logging.getLogger(__name__)
 
 
-class Losses:
+class Recovery:
     """Makes records and bindings true again. `salvage` alone wants the session to be held already."""
 
     def __init__(
         self,
+        *,
         records: Records,
-        peers: Peers,
-        reach: Reach,
+        ownership: Ownership,
         provider: SandboxProvider,
-        hibernation: Hibernation,
+        transitions: Transitions,
         bindings: Bindings,
     ) -> None:
         self._records = records
-        self._peers = peers
-        self._reach = reach
+        self._ownership = ownership
         self._provider = provider
-        self._hibernation = hibernation
+        self._transitions = transitions
         self._bindings = bindings
 
-    async def mend_all(self) -> None:
-        """At the start: records are made true, and what no record names any more is dropped."""
+    async def recover_all(self) -> None:
+        """At the start: make records true after an earlier process, and delete workspaces that no record names."""
         for state in (SessionState.ACTIVE, SessionState.HIBERNATING, SessionState.WAKING):
             after: SessionId | None = None
             while True:
                 page = [s async for s in self._records.store.sessions(state=state, after=after, limit=500)]
                 for session in page:
-                    if session.owner == self._peers.me and session.sandbox is not None:
-                        await self._mend(session, session.sandbox.id)
+                    if self._ownership.is_named(session) and session.sandbox is not None:
+                        await self._recover(session, session.sandbox.id)
                 if len(page) < 500:
                     break
                 after = page[-1].id
-        await self._hibernation.settled()
+        await self._transitions.delete_abandoned()
 
-    async def _mend(self, listed: Session, sandbox_id: SandboxId) -> None:
+    async def _recover(self, listed: Session, sandbox_id: SandboxId) -> None:
         """The session has its sandbox still, or what is left of it is kept."""
         if await self._provider.find(sandbox_id) is not None:
             self._bindings.add(sandbox_id, listed.id)
@@ -69,7 +67,7 @@ class Losses:
         session_id = self._bindings.remove(event.sandbox_id) or event.session_id
         if session_id is None:
             return
-        self._bindings.tell_unbound(session_id, event.sandbox_id)
+        self._bindings.notify_unbound(session_id, event.sandbox_id)
         async with self._records.holding(session_id):
             session = await self._records.get(session_id)
             if session is not None and session.sandbox is not None and session.sandbox.id == event.sandbox_id:
@@ -81,27 +79,27 @@ class Losses:
         if session.sandbox is not None:
             self._bindings.remove(session.sandbox.id)
             try:
-                salvaged = await self._hibernation.salvage(session, reason, reachable=self._reach.is_mine(session))
+                salvaged = await self._transitions.salvage(session, reason, reachable=self._ownership.is_mine(session))
             except StaleWriteError:
-                salvaged = await self._reach.require(session.id)  # somebody else already wrote what came of it
+                salvaged = await self._ownership.require(session.id)  # another gateway already recorded it
         else:
             salvaged = await self._records.put(replace(session, state=SessionState.LOST, reason=reason))
         logger.warning("session %s lost its sandbox: %s; it is %s", session.id, reason or "gone", salvaged.state)
         return salvaged
 
-    async def reclaim(self) -> None:
-        """This gateway had been silent for long enough to be taken for dead: drop what others took over meanwhile."""
+    async def release_taken_over(self) -> None:
+        """Release sandboxes whose sessions others took over while this gateway did not announce itself in time."""
         for sandbox_id, session_id in self._bindings.all():
             session = await self._records.store.get(session_id)
             if session is None or session.sandbox is None or session.sandbox.id != sandbox_id:
                 logger.warning("session %s was taken over by another gateway; its sandbox here ends", session_id)
-                self._bindings.tell_unbound(session_id, None)
+                self._bindings.notify_unbound(session_id, None)
                 self._bindings.remove(sandbox_id)
                 await self._provider.release(sandbox_id)
 
     async def forget_ended(self) -> None:
         """Stop counting sandboxes that another gateway, which reaches them too, has ended."""
-        if self._reach.shared_provider:
+        if self._ownership.shared_provider:
             for sandbox_id, _ in self._bindings.all():
                 if await self._provider.find(sandbox_id) is None:
                     self._bindings.remove(sandbox_id)

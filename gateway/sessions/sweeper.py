@@ -24,9 +24,14 @@ from gateway.core.errors import (
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
 from gateway.core.model import HibernationMode, SandboxId, Session, SessionId, SessionState
 from gateway.sessions.activity import Activity
+from gateway.sessions.bindings import Bindings
+from gateway.sessions.hibernation import Hibernator
+from gateway.sessions.idleness import IdleTracker
 from gateway.sessions.lifecycle import Lifecycle
-from gateway.sessions.membership import ElsewhereError, Peers
+from gateway.sessions.membership import ElsewhereError
+from gateway.sessions.ownership import Ownership
 from gateway.sessions.records import Records
+from gateway.sessions.recovery import Recovery
 
 logger = logging.getLogger(__name__)
 
@@ -42,21 +47,29 @@ class Sweeper:
 
     def __init__(
         self,
+        *,
         lifecycle: Lifecycle,
+        hibernator: Hibernator,
+        idleness: IdleTracker,
+        recovery: Recovery,
+        bindings: Bindings,
         records: Records,
-        peers: Peers,
+        ownership: Ownership,
         provider: SandboxProvider,
         catalog: RuntimeCatalog,
         keeper: WorkspaceKeeper,
         activity: Activity,
         clock: Clock,
-        *,
         interval: float = 5.0,
         terminated_retention: float = 3600.0,
     ) -> None:
         self._lifecycle = lifecycle
+        self._hibernator = hibernator
+        self._idleness = idleness
+        self._recovery = recovery
+        self._bindings = bindings
         self._records = records
-        self._peers = peers
+        self._ownership = ownership
         self._provider = provider
         self._catalog = catalog
         self._clock = clock
@@ -71,15 +84,15 @@ class Sweeper:
 
     async def sweep(self) -> int:
         """Let idle sessions sleep (or end), end expired ones, forget records of long ended ones. Returns how many."""
-        await self._lifecycle.flush_activity()
-        await self._lifecycle.forget_ended()
+        await self._idleness.flush()
+        await self._recovery.forget_ended()
         leads = await self._leads()
-        if not leads and not self._peers.me:
+        if not leads and not self._ownership.me:
             return 0  # nothing is this gateway's alone
         now = self._clock.now()
         store = self._records.store
         acted = await self._each(store.expired(now), leads, self._end_expired)
-        acted += await self._each(store.idle(now), leads, self._rest_idle)
+        acted += await self._each(store.idle(now), leads, self._hibernate_idle)
         if leads:
             await self._forget(store)
             await self._release_strays()
@@ -95,7 +108,7 @@ class Sweeper:
         done = 0
         if all(runtime.checkpoint_interval is None for runtime in self._catalog.all()):
             return 0  # nothing is read for sessions that nobody wants copied
-        bound = self._lifecycle.bound_sessions
+        bound = self._bindings.sessions
         self._checkpointed = {each: at for each, at in self._checkpointed.items() if each in bound}
         for session_id in bound:
             last = self._checkpointed.setdefault(session_id, now)
@@ -109,7 +122,7 @@ class Sweeper:
                 continue
             self._checkpointed[session_id] = now
             try:
-                done += await self._lifecycle.checkpoint(session_id)
+                done += await self._hibernator.checkpoint(session_id)
             except WakegateError as error:
                 logger.warning("session %s has no new checkpoint: %s", session_id, error)
         return done
@@ -117,7 +130,7 @@ class Sweeper:
     async def _delete_orphans(self, leads: bool) -> None:
         """Snapshots and parked workspaces that no record names: what a crash between two steps left."""
         now = self._clock.now()
-        if not (leads or self._peers.me) or now - self._orphans_at < ORPHANS_EVERY_S:
+        if not (leads or self._ownership.me) or now - self._orphans_at < ORPHANS_EVERY_S:
             return
         self._orphans_at = now
         try:
@@ -148,7 +161,7 @@ class Sweeper:
         looked = acted = 0
         async for session in sessions:
             looked += 1
-            if session.owner == self._peers.me or leads:
+            if self._ownership.is_named(session) or leads:
                 try:
                     acted += await act(session)
                 except (StaleWriteError, FencedOutError, ConflictError, SessionNotFoundError):
@@ -164,20 +177,20 @@ class Sweeper:
             session.id, "its maximum duration is over", only_if=lambda s: s.expires_at <= self._clock.now()
         )
 
-    async def _rest_idle(self, session: Session) -> bool:
-        if not self._peers.is_mine(session.owner):
+    async def _hibernate_idle(self, session: Session) -> bool:
+        if not self._ownership.is_mine(session):
             return False  # its gateway lets it sleep; if that is dead, the next request or its end comes first
         runtime = self._catalog.get(session.runtime)
         if runtime is None or runtime.hibernation is HibernationMode.OFF:
-            if await self._lifecycle.at_work(session):
+            if await self._idleness.at_work(session):
                 return False
             reason = f"idle for {session.idle_timeout:g} s"
-            return await self._lifecycle.terminate(session.id, reason, only_if=self._lifecycle.is_idle)
+            return await self._lifecycle.terminate(session.id, reason, only_if=self._idleness.is_idle)
         if self._not_before.get(session.id, 0.0) > self._clock.now():
             return False
         self._not_before.pop(session.id, None)
         try:
-            return await self._lifecycle.hibernate(session.id, only_if=self._lifecycle.is_idle)
+            return await self._hibernator.hibernate(session.id, only_if=self._idleness.is_idle)
         except (SnapshotError, UpstreamConnectError, UpstreamBrokenError, UpstreamTimeoutError) as error:
             logger.warning("session %s stays awake: %s", session.id, error)
             self._not_before[session.id] = self._clock.now() + RETRY_S
@@ -197,7 +210,7 @@ class Sweeper:
 
         Only where several gateways share the engine; elsewhere it ends with the one that has it.
         """
-        if not self._records.shared or self._peers.me:
+        if not self._records.shared or self._ownership.me:
             return
         strays: set[SandboxId] = set()
         for sandbox in await self._provider.list():

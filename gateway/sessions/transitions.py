@@ -1,7 +1,7 @@
-"""How a session goes to sleep, wakes, and is saved from a sandbox that ended: the steps of the record, in their order.
+"""The steps of a record as a session hibernates, wakes, or loses its sandbox.
 
 They are taken while the session is held (gateway/sessions/hibernation.py, activation.py, recovery.py). After each step
-the record is true, so whoever finds it after a crash knows what to do (`salvage`):
+the record is true, so that a gateway that finds it after a crash knows what to do (`salvage`):
 
     active -> hibernating   the sandbox may still run; its workspace is at the sandbox or kept
            -> hibernated    kept: costs nothing; only then is the sandbox deleted
@@ -9,7 +9,7 @@ the record is true, so whoever finds it after a crash knows what to do (`salvage
            -> active        the sandbox has it; the record names what is still kept besides, if the keeper copies
 
 A record's `owner` is the gateway without which nothing can be done: it alone reaches the sandbox, or a parked
-workspace. A snapshot is everybody's.
+workspace. Every gateway reaches a snapshot, so a session that is only a snapshot has no owner.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gateway.sessions.records import Records
 logger = logging.getLogger(__name__)
 
 
-class Hibernation:
+class Transitions:
     """The steps, over records and a keeper of workspaces. `me` as in gateway.sessions.membership."""
 
     def __init__(
@@ -51,21 +51,21 @@ class Hibernation:
         return self._keeper.leaves_running
 
     async def begin(self, session: Session) -> Session:
-        """Say that it is going to sleep; nothing has happened yet. Raises StaleWriteError."""
+        """Record that its workspace is about to be kept; nothing has happened yet. Raises StaleWriteError."""
         return await self._records.put(replace(session, state=SessionState.HIBERNATING))
 
     async def cancel(self, session: Session, reason: str = "") -> Session:
-        """It stays awake, because somebody needs it or for the reason given. Raises StaleWriteError."""
+        """It stays active: a request came, or hibernation failed for `reason`. Raises StaleWriteError."""
         return await self._records.put(replace(session, state=SessionState.ACTIVE, reason=reason))
 
     async def suspend(self, session: Session) -> Session:
-        """Have what is only in its sandbox's memory written into the workspace. The record is for `asleep` to write."""
+        """Save what is only in its sandbox's memory into the workspace. `hibernated` writes the record."""
         assert session.sandbox is not None
         try:
             report = await self._executor.suspend(session.sandbox, session.id)
         except WakegateError as error:
-            # Files matter more: a sandbox whose memory cannot be saved still goes to sleep with them.
-            logger.warning("session %s: what is in memory is not saved: %s", session.id, error)
+            # Files matter more: a sandbox whose memory cannot be saved is still hibernated with them.
+            logger.warning("session %s: variables in memory are not saved: %s", session.id, error)
             return replace(session, suspended=False)
         return replace(session, suspended=report.saved > 0 or bool(report.unsaved))
 
@@ -75,14 +75,14 @@ class Hibernation:
             try:
                 await self._executor.resume(session.sandbox, session.id)
             except WakegateError as error:
-                logger.warning("session %s: what was in memory is not taken up: %s", session.id, error)
+                logger.warning("session %s: variables in memory are not restored: %s", session.id, error)
 
     async def keep(self, session: Session) -> str | None:
         """Keep its workspace; None if nothing is left. Raises as WorkspaceKeeper.keep does."""
         assert session.sandbox is not None
         return await self._keeper.keep(session.sandbox.id, session.id)
 
-    async def asleep(
+    async def hibernated(
         self, session: Session, reference: str | None, reason: str = "", at: float | None = None
     ) -> Session:
         """Its workspace is kept as `reference`, of the moment `at`; the record says so, and an earlier copy may go.
@@ -91,7 +91,7 @@ class Hibernation:
         """
         now = self._clock.now()
         if reference:
-            asleep = replace(
+            after = replace(
                 session,
                 state=SessionState.HIBERNATED,
                 sandbox=None,
@@ -101,9 +101,11 @@ class Hibernation:
                 owner=self._owner_of(session, reference),
             )
         else:
-            asleep = self._lost(session, None, reason or "its sandbox ended as it was going to sleep")
+            after = self._lost(session, None, reason or "its sandbox ended while it was being hibernated")
         end = now + self._retention
-        return await self._put_and_drop(session, replace(asleep, limit_at=end, expires_at=bounded(end, asleep.ends_at)))
+        return await self._put_and_delete_replaced(
+            session, replace(after, limit_at=end, expires_at=bounded(end, after.ends_at))
+        )
 
     async def checkpoint(self, session: Session) -> Session:
         """Keep a copy of an active session, which goes on. Raises as WorkspaceKeeper.keep, and StaleWriteError."""
@@ -112,37 +114,37 @@ class Hibernation:
         if reference is None:
             return session
         try:
-            return await self._put_and_drop(
+            return await self._put_and_delete_replaced(
                 session, replace(session, snapshot=reference, snapshot_at=self._clock.now())
             )
         except BaseException:
-            await self.drop(reference)
+            await self.delete_snapshot(reference)
             raise
 
     async def restore(self, session: Session, sandbox: Sandbox, runtime: Runtime) -> Session:
-        """Give a sleeping session the claimed sandbox and its workspace. Raises SandboxStartError, StaleWriteError.
+        """Give a hibernated session the claimed sandbox and its workspace. Raises SandboxStartError, StaleWriteError.
 
-        If the workspace cannot be put there the session is asleep again, and whole.
+        If the workspace cannot be restored the session is hibernated again, and whole.
         """
         assert session.snapshot is not None
         session = await self._records.put(replace(session, state=SessionState.WAKING, sandbox=sandbox, owner=self._me))
         try:
             remains = await self._keeper.restore(session.snapshot or "", sandbox.id, session.id)
         except Exception as error:
-            await self._put_back(session, f"could not be woken: {error}")
+            await self._roll_back(session, f"could not be woken: {error}")
             raise
         await self.resume(session)
         wake = StartKind.WAKE if sandbox.start is StartKind.WARM else StartKind.WAKE_COLD
-        awake = replace(
-            self.awake(session, runtime),
+        active = replace(
+            self.activated(session, runtime),
             start=wake,
             snapshot=remains,
             snapshot_at=session.snapshot_at if remains else None,
         )
-        return await self._records.put(awake)
+        return await self._records.put(active)
 
-    def awake(self, session: Session, runtime: Runtime) -> Session:
-        """The record of a session that begins a new life in its sandbox now."""
+    def activated(self, session: Session, runtime: Runtime) -> Session:
+        """The record of a session that starts in its sandbox now: its maximum duration counts from here."""
         now = self._clock.now()
         end = now + runtime.max_session_duration
         return replace(
@@ -161,48 +163,48 @@ class Hibernation:
         `reachable` False: the sandbox was another gateway's, and what is left there cannot be had.
         """
         assert session.sandbox is not None
-        # On its way between two states, with no request in it, asleep is all there is to say of it.
+        # It was waking and no request has reached it: what it was hibernated from is still all there is.
         if session.state is SessionState.WAKING and (reachable or is_snapshot(session.snapshot)):
-            return await self._put_back(session, reason)
+            return await self._roll_back(session, reason)
         reference = None
         if reachable:
             try:
                 reference = await self.keep(session)
             except WakegateError as error:
-                # It is there, but picod does not give it: an unusable sandbox is an ended one. What was kept counts.
+                # picod does not export it: an unusable sandbox counts as ended, and its last snapshot stands.
                 logger.warning("session %s: nothing newer than its last snapshot can be kept: %s", session.id, error)
         if session.state is SessionState.HIBERNATING and reference:
-            return await self.asleep(session, reference, reason)
-        return await self._put_and_drop(session, self._lost(session, reference, reason))
+            return await self.hibernated(session, reference, reason)
+        return await self._put_and_delete_replaced(session, self._lost(session, reference, reason))
 
-    async def forget(self, session: Session) -> None:
-        """Delete what is kept of a session whose record says that it ended."""
+    async def delete_kept(self, session: Session) -> None:
+        """Delete what is kept of a session whose record is terminated."""
         if session.snapshot is not None:
-            await self.drop(session.snapshot)
+            await self.delete_snapshot(session.snapshot)
 
-    async def settled(self) -> None:
-        """All records are true: what ended sandboxes left besides may go."""
+    async def delete_abandoned(self) -> None:
+        """Delete workspaces that ended sandboxes left; called once all records are true."""
         await self._keeper.delete_abandoned()
 
-    async def drop(self, reference: str) -> None:
+    async def delete_snapshot(self, reference: str) -> None:
         """Delete what no record names. If that fails now it is an orphan, which the sweeper finds."""
         try:
             await self._keeper.delete(reference)
         except WakegateError as error:
             logger.warning("snapshot %s could not be deleted: %s", reference, error)
 
-    async def _put_back(self, session: Session, reason: str) -> Session:
-        """It did not wake: asleep again, of the same moment as before."""
+    async def _roll_back(self, session: Session, reason: str) -> Session:
+        """It did not wake: hibernated again, as of the same moment as before."""
         assert session.sandbox is not None
         assert session.snapshot is not None
         reference = await self._keeper.rollback(session.snapshot, session.sandbox.id, session.id)
-        return await self.asleep(session, reference, reason, at=session.snapshot_at)
+        return await self.hibernated(session, reference, reason, at=session.snapshot_at)
 
-    async def _put_and_drop(self, before: Session, after: Session) -> Session:
-        """Write the record; what only the earlier one named has a durable successor, and goes."""
+    async def _put_and_delete_replaced(self, before: Session, after: Session) -> Session:
+        """Write the record, then delete the snapshot that only the earlier record named: it has a durable successor."""
         written = await self._records.put(after)
         if before.snapshot not in (None, written.snapshot):
-            await self.drop(before.snapshot)
+            await self.delete_snapshot(before.snapshot)
         return written
 
     def _lost(self, session: Session, reference: str | None, reason: str) -> Session:
@@ -220,7 +222,7 @@ class Hibernation:
         )
 
     def _owner_of(self, session: Session, reference: str | None) -> str:
-        """Whose a session without a sandbox is: with a snapshot, or with nothing left, everybody's."""
+        """The owner of a session without a sandbox: none where it is a snapshot, or where nothing is left."""
         return "" if reference is None or is_snapshot(reference) else session.owner
 
 

@@ -23,15 +23,17 @@ class Sessions:
         self.last: dict[SessionId, float] = {}
         self.key: RuntimeKey = gateway.catalog.all()[0].key
         self.advisor = SessionAdvisor(
-            gateway.lifecycle,
+            gateway.sessions.hibernator,
+            gateway.sessions.opener,
+            gateway.sessions.idleness,
             gateway.catalog,
             lambda: [(session, self.key, at, False) for session, at in self.last.items() if at > 0.0],
             AdviceSettings(**settings),  # type: ignore[arg-type]
         )
-        gateway.lifecycle.on_wake(self.advisor.woken)
-        gateway.lifecycle.on_unbound(self.advisor.unbound)
+        gateway.sessions.opener.on_wake(self.advisor.woken)
+        gateway.sessions.bindings.on_unbound(self.advisor.unbound)
         gateway.lifecycle.on_end(self.advisor.ended)
-        gateway.lifecycle.on_unbound(lambda session, _: self.last.update({session: -1.0}))
+        gateway.sessions.bindings.on_unbound(lambda session, _: self.last.update({session: -1.0}))
 
     async def new(self) -> SessionId:
         session = (await self.gateway.lifecycle.create(self.key)).session.id
@@ -40,10 +42,10 @@ class Sessions:
 
     async def use(self, session: SessionId) -> None:
         """As a request does: the session is woken if it sleeps, and its activity is noted."""
-        await self.gateway.lifecycle.open(session)
+        await self.gateway.sessions.opener.open(session)
         self.last[session] = self.clock.now()
         self.gateway.activity.of(session, self.clock.now()).last = self.clock.now()
-        await self.gateway.lifecycle.flush_activity()
+        await self.gateway.sessions.idleness.flush()
         await self.advisor.run_once(self.clock.now())
 
     async def wait(self, seconds: float) -> None:
@@ -125,7 +127,7 @@ async def test_wake_tells_the_whole_silence(gateway: Gateway, clock: ManualClock
     sessions = Sessions(gateway, clock)
     session = await sessions.new()
     clock.advance(1000.0)
-    await gateway.lifecycle.hibernate(session)
+    await gateway.sessions.hibernator.hibernate(session)
     clock.advance(4000.0)
     await sessions.use(session)
 
@@ -138,7 +140,7 @@ async def test_ended_session_is_forgotten(gateway: Gateway, clock: ManualClock) 
     sessions = Sessions(gateway, clock, prewake=True)
     await sessions.teach(900.0)
     session = await sessions.new()
-    await gateway.lifecycle.hibernate(session)
+    await gateway.sessions.hibernator.hibernate(session)
     await gateway.lifecycle.terminate(session, "done")
     await sessions.wait(900.0)
     assert sessions.advisor.advice(session) is None

@@ -159,7 +159,7 @@ async def test_sleep_and_wake_are_timed(open_gateway: OpenScripted) -> None:
     """Keeping a workspace and giving it back each count, and the woken request has its own kind."""
     gateway, _ = await open_gateway()
     session = await gateway.session()
-    await gateway.gateway.lifecycle.hibernate(session)
+    await gateway.gateway.sessions.hibernator.hibernate(session)
     await gateway.ask(f"GET /a HTTP/1.1\nhost: a\nx-session-id: {session}")
     seen = await scrape(gateway)
     for verb in ("keep", "unpark"):

@@ -39,7 +39,7 @@ async def exported(open_gateway: OpenScripted) -> dict[str, set[str]]:
     """Label names by sample name, of a gateway that did something of everything that has labels."""
     gateway, _ = await open_gateway(max_sandboxes=1)
     session = await gateway.session()
-    await gateway.gateway.lifecycle.hibernate(session)
+    await gateway.gateway.sessions.hibernator.hibernate(session)
     await gateway.ask(f"GET /a HTTP/1.1\nhost: a\nx-session-id: {session}")
     counters = gateway.gateway.counters
     for calls in (counters.store, counters.keeper, counters.kubernetes):

@@ -208,8 +208,8 @@ async def test_hibernation_that_waited_for_a_wake_leaves_the_request_its_sandbox
         session = await w.lost()
         waiting = w.reserve(session)
         await eventually(lambda: w.activator.held == 1, "the request waits")
-        hibernating = asyncio.create_task(w.gateway.lifecycle.hibernate(session))
-        only_if_idle = asyncio.create_task(w.gateway.lifecycle.hibernate(session, only_if=lambda _: True))
+        hibernating = asyncio.create_task(w.gateway.sessions.hibernator.hibernate(session))
+        only_if_idle = asyncio.create_task(w.gateway.sessions.hibernator.hibernate(session, only_if=lambda _: True))
         await asyncio.sleep(0)
         w.go()
         reservation = await waiting

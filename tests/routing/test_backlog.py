@@ -10,7 +10,7 @@ import pytest
 from gateway.core.errors import QueueFullError
 from gateway.routing.target import Target
 from gateway.runtimes.manifest import default_runtime
-from gateway.sessions.admission import Backlog, Claims
+from gateway.sessions.admission import Admission, Backlog
 from gateway.testing import ScriptedProvider
 from tests.support.scripted import KEY, OpenScripted, Served, served
 from tests.support.waiting import eventually
@@ -22,7 +22,7 @@ NEW = Target(None, KEY, b"/")
 @pytest.fixture
 def short_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests are held for two seconds, whatever starts take."""
-    monkeypatch.setattr(Claims, "hold_time", lambda *_: 2.0)
+    monkeypatch.setattr(Admission, "hold_time", lambda *_: 2.0)
 
 
 def slow(gateway: Served, seconds: float) -> None:

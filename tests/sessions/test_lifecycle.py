@@ -30,13 +30,7 @@ from gateway.core.model import (
 )
 from gateway.core.units import rfc3339
 from gateway.runtimes.manifest import StaticCatalog, default_runtime
-from gateway.sessions.activity import Activity
-from gateway.sessions.admission import Claims
-from gateway.sessions.lifecycle import Lifecycle
-from gateway.sessions.membership import Peers
-from gateway.sessions.records import Records
-from gateway.sessions.sweeper import Sweeper
-from gateway.sessions.transitions import Hibernation
+from gateway.sessions.build import SessionSettings, make_sessions
 from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock, MemorylessExecutor, ScriptedProvider
 from tests.support.scripted import KEY
@@ -56,32 +50,21 @@ class World:
 
     def restart(self, **limits: int) -> None:
         """A new lifecycle over the same store and provider, as after a restart."""
-        self.activity = Activity()
-        self.records = Records(self.store, "test")
-        peers = Peers(self.store, self.clock, "", takeover_after=8.0)
-        catalog = StaticCatalog([self.runtime])
-        self.lifecycle = Lifecycle(
-            self.records,
-            peers,
-            self.provider,
-            Claims(self.provider, self.clock, **limits),
-            catalog,
-            Hibernation(self.records, self.provider, MemorylessExecutor(), self.clock, 1000.0),
-            self.activity,
-            self.clock,
+        sessions = make_sessions(
+            store=self.store,
+            provider=self.provider,
+            keeper=self.provider,
+            executor=MemorylessExecutor(),
+            catalog=StaticCatalog([self.runtime]),
+            clock=self.clock,
+            holder="test",
+            settings=SessionSettings(hibernated_retention=1000.0, terminated_retention=100.0, **limits),
         )
-        self.sweeper = Sweeper(
-            self.lifecycle,
-            self.records,
-            peers,
-            self.provider,
-            catalog,
-            self.provider,
-            self.activity,
-            self.clock,
-            terminated_retention=100.0,
-        )
-        self.lifecycle.on_unbound(lambda session, sandbox: self.unbound.append((session, sandbox)))
+        self.activity, self.records, self.bindings = sessions.activity, sessions.records, sessions.bindings
+        self.lifecycle, self.opener, self.hibernator = sessions.lifecycle, sessions.opener, sessions.hibernator
+        self.recovery, self.admission, self.idleness = sessions.recovery, sessions.admission, sessions.idleness
+        self.sweeper = sessions.sweeper
+        self.bindings.on_unbound(lambda session, sandbox: self.unbound.append((session, sandbox)))
 
     async def record(self, session_id: SessionId) -> Session:
         found = await self.store.get(session_id)
@@ -122,15 +105,15 @@ async def test_ttl_bounds_a_session_within_its_runtime(world: World, ttl: float,
 async def test_registered_session_gets_its_sandbox_with_its_first_use(world: World) -> None:
     """Not before, however long it is idle; nobody is told that anything was lost or woken."""
     woken: list[SessionId] = []
-    world.lifecycle.on_wake(lambda session, runtime, silence: woken.append(session))
+    world.opener.on_wake(lambda session, runtime, silence: woken.append(session))
     made = await world.lifecycle.register(KEY, metadata={"a": "b"})
     assert (made.state, made.sandbox, made.owner, made.metadata) == (SessionState.CREATING, None, "", {"a": "b"})
     world.clock.advance(20000)
     assert await world.sweeper.sweep() == 0
     with pytest.raises(ConflictError, match="creating; only an active one"):
-        await world.lifecycle.hibernate(made.id)
+        await world.hibernator.hibernate(made.id)
     assert world.provider.claims == 0
-    opened, again = await asyncio.gather(world.lifecycle.open(made.id), world.lifecycle.open(made.id))
+    opened, again = await asyncio.gather(world.opener.open(made.id), world.opener.open(made.id))
     assert (opened.start, opened.restored, again.start) == (StartKind.WARM, None, StartKind.LIVE)
     assert (world.provider.claims, woken) == (1, [])
     record = await world.record(made.id)
@@ -143,7 +126,7 @@ async def test_registered_session_ends_without_ever_having_a_sandbox(world: Worl
     ended, forgotten = [await world.lifecycle.register(KEY) for _ in range(2)]
     world.provider.fail_with = SandboxStartError("no memory left")
     with pytest.raises(SandboxStartError):
-        await world.lifecycle.open(ended.id)
+        await world.opener.open(ended.id)
     assert (await world.record(ended.id)).state is SessionState.CREATING
     assert await world.lifecycle.terminate(ended.id, "enough")
     world.clock.advance(28799)
@@ -151,8 +134,8 @@ async def test_registered_session_ends_without_ever_having_a_sandbox(world: Worl
     world.clock.advance(1)
     assert await world.sweeper.sweep() == 1
     with pytest.raises(SessionNotFoundError):
-        await world.lifecycle.open(forgotten.id)
-    assert world.lifecycle.bound == 0
+        await world.opener.open(forgotten.id)
+    assert len(world.bindings) == 0
 
 
 @pytest.mark.parametrize("verb", ["create", "register"])
@@ -170,7 +153,7 @@ async def test_failed_start_leaves_no_record(world: World) -> None:
     with pytest.raises(SandboxStartError, match="no memory left"):
         await world.lifecycle.create(KEY)
     assert [session async for session in world.store.sessions()] == []
-    assert world.lifecycle.bound == 0
+    assert len(world.bindings) == 0
 
 
 async def test_sandbox_whose_record_cannot_be_written_is_released(world: World) -> None:
@@ -180,14 +163,14 @@ async def test_sandbox_whose_record_cannot_be_written_is_released(world: World) 
         await world.lifecycle.create(KEY)
     assert world.provider.claims == 1
     assert await world.sandboxes() == set()
-    assert world.lifecycle.bound == 0
+    assert len(world.bindings) == 0
     await world.store.start()
 
 
 async def test_open_finds_the_live_sandbox(world: World) -> None:
     """The same one, said to be live, without another claim."""
     made = await world.lifecycle.create(KEY)
-    opened = await world.lifecycle.open(made.session.id)
+    opened = await world.opener.open(made.session.id)
     assert (opened.sandbox, opened.start, opened.restored) == (made.sandbox, StartKind.LIVE, None)
     assert world.provider.claims == 1
 
@@ -195,15 +178,15 @@ async def test_open_finds_the_live_sandbox(world: World) -> None:
 async def test_open_refuses_unknown_ended_and_expired_sessions(world: World) -> None:
     """Each says which session, and why where that is known."""
     with pytest.raises(SessionNotFoundError, match='"nobody" not found'):
-        await world.lifecycle.open(SessionId("nobody"))
+        await world.opener.open(SessionId("nobody"))
     ended = (await world.lifecycle.create(KEY)).session.id
     await world.lifecycle.terminate(ended, "deleted by its user")
     with pytest.raises(SessionNotFoundError, match="it ended \\(deleted by its user\\)"):
-        await world.lifecycle.open(ended)
+        await world.opener.open(ended)
     expired = (await world.lifecycle.create(KEY, ttl=10)).session.id
     world.clock.advance(10)
     with pytest.raises(SessionNotFoundError, match="its maximum duration is over"):
-        await world.lifecycle.open(expired)
+        await world.opener.open(expired)
 
 
 async def test_terminate_deletes_the_sandbox_and_says_so_first(world: World) -> None:
@@ -214,7 +197,7 @@ async def test_terminate_deletes_the_sandbox_and_says_so_first(world: World) -> 
     assert (record.state, record.sandbox, record.reason) == (SessionState.TERMINATED, None, "enough")
     assert await world.sandboxes() == set()
     assert world.unbound == [(made.session.id, None)]
-    assert world.lifecycle.bound == 0
+    assert len(world.bindings) == 0
     with pytest.raises(SessionNotFoundError):
         await world.lifecycle.terminate(made.session.id, "again")
 
@@ -223,24 +206,24 @@ async def test_lost_sandbox_is_on_record_and_replaced_once(world: World) -> None
     """From the event on the record says lost; the next open gets a fresh sandbox, and only that one hears of it."""
     made = await world.lifecycle.create(KEY)
     world.provider.end(made.sandbox.id, "exited with status 137")
-    await world.lifecycle.sandbox_ended(SandboxEvent(made.sandbox.id, made.session.id, "exited with status 137"))
+    await world.recovery.sandbox_ended(SandboxEvent(made.sandbox.id, made.session.id, "exited with status 137"))
     record = await world.record(made.session.id)
     assert (record.state, record.sandbox, record.reason) == (SessionState.LOST, None, "exited with status 137")
     assert world.unbound == [(made.session.id, made.sandbox.id)]
-    assert world.lifecycle.bound == 0
-    fresh = await world.lifecycle.open(made.session.id)
+    assert len(world.bindings) == 0
+    fresh = await world.opener.open(made.session.id)
     assert fresh.sandbox.id != made.sandbox.id
     assert (fresh.start, fresh.restored) == (StartKind.WARM, "none")
     record = await world.record(made.session.id)
     assert (record.state, record.sandbox, record.reason) == (SessionState.ACTIVE, fresh.sandbox, "")
-    assert (await world.lifecycle.open(made.session.id)).restored is None
+    assert (await world.opener.open(made.session.id)).restored is None
 
 
 async def test_end_of_an_earlier_sandbox_does_not_touch_its_successor(world: World) -> None:
     """An event that comes late, after the session was given another one, changes nothing."""
     made = await world.lifecycle.create(KEY)
-    fresh = await world.lifecycle.open(made.session.id, gone=made.sandbox.id)
-    await world.lifecycle.sandbox_ended(SandboxEvent(made.sandbox.id, made.session.id, "late"))
+    fresh = await world.opener.open(made.session.id, gone=made.sandbox.id)
+    await world.recovery.sandbox_ended(SandboxEvent(made.sandbox.id, made.session.id, "late"))
     assert (await world.record(made.session.id)).sandbox == fresh.sandbox
     assert await world.sandboxes() == {fresh.sandbox.id}
 
@@ -248,10 +231,10 @@ async def test_end_of_an_earlier_sandbox_does_not_touch_its_successor(world: Wor
 async def test_sandbox_that_refuses_is_replaced_and_released(world: World) -> None:
     """`gone` names the one that nobody answers on; it ends, and what was kept of it is told by its time."""
     made = await world.lifecycle.create(KEY)
-    fresh = await world.lifecycle.open(made.session.id, gone=made.sandbox.id)
+    fresh = await world.opener.open(made.session.id, gone=made.sandbox.id)
     assert fresh.restored == rfc3339(world.clock.now())
     assert await world.sandboxes() == {fresh.sandbox.id}
-    again = await world.lifecycle.open(made.session.id, gone=made.sandbox.id)
+    again = await world.opener.open(made.session.id, gone=made.sandbox.id)
     assert (again.sandbox, again.start) == (fresh.sandbox, StartKind.LIVE)
 
 
@@ -275,9 +258,9 @@ async def test_replacing_a_sandbox_needs_no_room_for_two(world: World) -> None:
     """At the limit a session whose own sandbox is gone still gets its fresh one."""
     world.restart(max_sandboxes=1)
     made = await world.lifecycle.create(KEY)
-    fresh = await world.lifecycle.open(made.session.id, gone=made.sandbox.id)
+    fresh = await world.opener.open(made.session.id, gone=made.sandbox.id)
     assert fresh.sandbox.id != made.sandbox.id
-    assert world.lifecycle.bound == 1
+    assert len(world.bindings) == 1
 
 
 async def test_idle_session_is_ended(world: World) -> None:
@@ -324,9 +307,9 @@ async def test_activity_reaches_the_record(world: World) -> None:
     world.activity.of(made.session.id, world.clock.now()).last = world.clock.now()
     await world.store.aclose()
     with pytest.raises(StoreUnavailableError):
-        await world.lifecycle.flush_activity()
+        await world.idleness.flush()
     await world.store.start()
-    await world.lifecycle.flush_activity()
+    await world.idleness.flush()
     assert (await world.record(made.session.id)).last_active_at == world.clock.now()
 
 
@@ -360,7 +343,7 @@ async def test_end_of_a_session_that_was_long_unused_can_be_seen(world: World) -
     world.clock.advance(99)
     await world.sweeper.sweep()
     with pytest.raises(SessionNotFoundError, match=r"it ended \(its maximum duration is over\)"):
-        await world.lifecycle.open(made.id)
+        await world.opener.open(made.id)
     world.clock.advance(1)
     await world.sweeper.sweep()
     assert await world.store.get(made.id) is None
@@ -375,20 +358,20 @@ async def test_restart_marks_sessions_lost_whose_sandbox_is_gone(world: World) -
     lost = [await world.lifecycle.create(KEY) for _ in range(600)]
     world.provider._sandboxes = {kept.sandbox.id: kept.sandbox}
     world.restart(max_sandboxes=2000)
-    await world.lifecycle.start()
+    await world.recovery.recover_all()
     states = {session.id: session.state async for session in world.store.sessions(limit=1000)}
     assert states.pop(kept.session.id) is SessionState.ACTIVE
     assert states.pop(ended.session.id) is SessionState.TERMINATED
     assert set(states) == {opened.session.id for opened in lost}
     assert set(states.values()) == {SessionState.LOST}
-    assert world.lifecycle.bound == 1
-    assert (await world.lifecycle.open(lost[0].session.id)).restored == "none"
+    assert len(world.bindings) == 1
+    assert (await world.opener.open(lost[0].session.id)).restored == "none"
 
 
 async def test_claims_are_told_from_their_beginning(world: World) -> None:
     """Whoever listens hears of a claim while it waits, and again when it has its sandbox or has failed."""
     heard: list[int] = []
-    world.lifecycle.claims.on_waiting(lambda _, change, __: heard.append(change))
+    world.admission.on_waiting(lambda _, change, __: heard.append(change))
     world.provider.hold = asyncio.Event()
     waiting = asyncio.create_task(world.lifecycle.create(KEY))
     await eventually(lambda: heard == [1], "the claim was told while it waits")
@@ -415,7 +398,7 @@ async def test_verbs_on_one_session_take_turns(world: World) -> None:
     """Twenty opens of a lost session at once make one claim, and no lock is left behind."""
     made = await world.lifecycle.create(KEY)
     world.provider.end(made.sandbox.id, "gone")
-    opened = await asyncio.gather(*(world.lifecycle.open(made.session.id) for _ in range(20)))
+    opened = await asyncio.gather(*(world.opener.open(made.session.id) for _ in range(20)))
     assert len({each.sandbox.id for each in opened}) == 1
     assert world.provider.claims == 2
     assert world.records._locks == {}
@@ -424,8 +407,8 @@ async def test_verbs_on_one_session_take_turns(world: World) -> None:
 async def test_claims_are_told_to_listeners_and_lengthen_the_hold(world: World) -> None:
     """Who learns from claims hears each; slow starts make requests wait longer before they are given up."""
     heard: list[tuple[RuntimeKey, StartKind, float]] = []
-    world.lifecycle.claims.on_claim(lambda *claim: heard.append(claim))
-    assert world.lifecycle.claims.hold_time(KEY) == 10.0
+    world.admission.on_claim(lambda *claim: heard.append(claim))
+    assert world.admission.hold_time(KEY) == 10.0
     world.provider.hold = asyncio.Event()
     pending = asyncio.create_task(world.lifecycle.create(KEY))
     await asyncio.sleep(0)
@@ -433,7 +416,7 @@ async def test_claims_are_told_to_listeners_and_lengthen_the_hold(world: World) 
     world.provider.hold.set()
     await pending
     assert heard == [(KEY, StartKind.WARM, world.clock.now())]
-    assert world.lifecycle.claims.hold_time(KEY) == world.lifecycle.claims.hold_time(None) == 70.0
+    assert world.admission.hold_time(KEY) == world.admission.hold_time(None) == 70.0
 
 
 @pytest.mark.parametrize("mode", [HibernationMode.OFF, HibernationMode.STATE])
@@ -448,7 +431,7 @@ async def test_session_at_work_is_not_put_to_sleep(world: World, mode: Hibernati
         asked.append(sandbox.id)
         return at_work
 
-    world.lifecycle.ask_before_sleep(check)
+    world.idleness.use_work_check(check)
     opened = await world.lifecycle.create(KEY)
     assert await world.sweeper.sweep() == 0
     assert not asked  # only when it would sleep
@@ -469,7 +452,7 @@ async def test_sandbox_that_cannot_be_asked_keeps_nobody_awake(world: World, err
     async def check(sandbox: Sandbox, session_id: SessionId) -> bool:
         raise error
 
-    world.lifecycle.ask_before_sleep(check)
+    world.idleness.use_work_check(check)
     await world.lifecycle.create(KEY)
     world.clock.advance(901)
     assert await world.sweeper.sweep() == 1

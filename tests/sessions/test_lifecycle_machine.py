@@ -23,13 +23,8 @@ from gateway.core.errors import ConflictError, SessionNotFoundError, StoreUnavai
 from gateway.core.model import SandboxId, SessionId, SessionState, SnapshotRef, is_snapshot
 from gateway.runtimes.manifest import StaticCatalog, default_runtime
 from gateway.sessions.activation import Opened
-from gateway.sessions.activity import Activity
-from gateway.sessions.admission import Claims
-from gateway.sessions.lifecycle import Lifecycle
-from gateway.sessions.membership import ElsewhereError, Peers
-from gateway.sessions.records import Records
-from gateway.sessions.sweeper import Sweeper
-from gateway.sessions.transitions import Hibernation
+from gateway.sessions.build import SessionSettings, make_sessions
+from gateway.sessions.membership import ElsewhereError
 from gateway.snapshots.keeper import SnapshotKeeper
 from gateway.snapshots.memory import MemorySnapshots
 from gateway.store.memory import MemoryStore
@@ -60,23 +55,27 @@ class GatewayParts:
     def __init__(self, name: str, world: World, provider: ScriptedProvider, *, copies: bool) -> None:
         me = "" if world.shared_provider else name
         self.provider = provider
-        self.activity = Activity()
-        records = Records(world.store, name, shared=True)
-        peers = Peers(world.store, world.clock, me, takeover_after=8.0)
-        peers.address = f"http://{name}"
-        self.peers = peers
         executor = MemorylessExecutor(provider)
         parking = None if world.shared_provider else provider
         keeper = (
             SnapshotKeeper(world.snapshots, provider, executor, world.clock, parking=parking) if copies else provider
         )
-        catalog = StaticCatalog([RUNTIME])
-        self.lifecycle = Lifecycle(
-            records, peers, provider, Claims(provider, world.clock), catalog,
-            Hibernation(records, keeper, executor, world.clock, 1e6, me),
-            self.activity, world.clock,
-        )  # fmt: skip
-        self.sweeper = Sweeper(self.lifecycle, records, peers, provider, catalog, keeper, self.activity, world.clock)
+        sessions = make_sessions(
+            store=world.store,
+            provider=provider,
+            keeper=keeper,
+            executor=executor,
+            catalog=StaticCatalog([RUNTIME]),
+            clock=world.clock,
+            holder=name,
+            settings=SessionSettings(hibernated_retention=1e6),
+            shared=True,
+            me=me,
+        )
+        self.activity, self.membership, self.sweeper = sessions.activity, sessions.membership, sessions.sweeper
+        self.membership.address = f"http://{name}"
+        self.lifecycle, self.opener, self.hibernator = sessions.lifecycle, sessions.opener, sessions.hibernator
+        self.recovery, self.idleness = sessions.recovery, sessions.idleness
 
 
 class World:
@@ -103,7 +102,7 @@ class World:
         for gateway in self.gateways:
             await gateway.provider.apply([RUNTIME])
             if not self.shared_provider:
-                await gateway.peers.announce()
+                await gateway.membership.announce()
 
     def reach(self, sandbox: SandboxId) -> ScriptedProvider | None:
         """The engine in which that sandbox lives."""
@@ -251,8 +250,8 @@ class Sessions(RuleBasedStateMachine):
                 await self._quietly(self._announce_one(gateway))
 
     async def _announce_one(self, gateway: GatewayParts) -> None:
-        if not await gateway.peers.announce():
-            await gateway.lifecycle.reclaim()
+        if not await gateway.membership.announce():
+            await gateway.recovery.release_taken_over()
 
     async def _pass_time(self, seconds: float) -> None:
         """What the gateways do every second, they do."""
@@ -261,7 +260,7 @@ class Sessions(RuleBasedStateMachine):
         while (left := end - self.loop.time()) > 0:
             await self._announce()
             for gateway in self.world.gateways:
-                await self._quietly(gateway.lifecycle.flush_activity())
+                await self._quietly(gateway.idleness.flush())
             await asyncio.sleep(min(1.0, max(0.001, left)))  # virtual time has a grain
 
     async def _store_away(self, seconds: float) -> None:
@@ -281,7 +280,7 @@ class Sessions(RuleBasedStateMachine):
         assert self.world is not None
         await asyncio.sleep(after)
         try:
-            await self.world.gateways[gateway].lifecycle.hibernate(session)
+            await self.world.gateways[gateway].hibernator.hibernate(session)
         except ElsewhereError as elsewhere:
             await self._hibernate("ab".index(elsewhere.peer.id), session)
         except (ConflictError, SessionNotFoundError, StoreUnavailableError, WakegateError):
@@ -294,7 +293,7 @@ class Sessions(RuleBasedStateMachine):
         losses = self.losses[session]  # a loss while it opens may be of the very sandbox that it is given
         try:
             with parts.activity.arriving(session):  # as routing's activator does
-                opened = await parts.lifecycle.open(session)
+                opened = await parts.opener.open(session)
                 activity = parts.activity.of(session, self.world.clock.now())
                 activity.in_flight += 1
         except ElsewhereError as elsewhere:

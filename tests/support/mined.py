@@ -75,8 +75,8 @@ async def build_mined(settings: Settings) -> Gateway:
     return Gateway(
         settings,
         runtimes=plain.catalog.all(),
-        shared=plain.records.shared,
-        me=plain.peers.me,
+        shared=plain.sessions.records.shared,
+        me=plain.sessions.membership.me,
         keys=keys,
         clock=plain.clock,
         engine_summary=plain.engine_summary,

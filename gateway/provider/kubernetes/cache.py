@@ -10,13 +10,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gateway.core.background import Tasks
 from gateway.core.model import RuntimeKey, SandboxId
 from gateway.provider.kubernetes import names
 from gateway.provider.kubernetes.client import KubeApi
 from gateway.provider.kubernetes.pod import Pod, read_pod
 from gateway.provider.kubernetes.pool import Deployment, read_deployment
 from gateway.provider.kubernetes.reflector import Reflector
-from gateway.provider.tasks import Tasks
 
 
 class Cache:

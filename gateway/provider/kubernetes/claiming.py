@@ -10,6 +10,7 @@ import asyncio
 import uuid
 from collections.abc import Mapping
 
+from gateway.core.background import Tasks
 from gateway.core.clock import Clock
 from gateway.core.model import RuntimeKey, SandboxId, SessionId
 from gateway.provider.kubernetes import build, names
@@ -18,7 +19,6 @@ from gateway.provider.kubernetes.client import KubeApi, KubeError, OutcomeUnknow
 from gateway.provider.kubernetes.coldstart import ColdStarts, Release, start_error
 from gateway.provider.kubernetes.pod import Pod, read_pod
 from gateway.provider.kubernetes.pool import Pool, Pools
-from gateway.provider.tasks import Tasks
 
 _CANDIDATES = 8  # tried for one claim before it becomes a cold start
 

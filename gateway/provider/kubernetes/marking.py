@@ -10,12 +10,12 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+from gateway.core.background import Tasks
 from gateway.provider.kubernetes import build, names
 from gateway.provider.kubernetes.cache import Cache
 from gateway.provider.kubernetes.client import KubeApi, KubeError
 from gateway.provider.kubernetes.pod import Pod
 from gateway.provider.kubernetes.pool import Pool
-from gateway.provider.tasks import Tasks
 
 log = logging.getLogger(__name__)
 

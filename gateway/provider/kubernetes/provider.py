@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 
+from gateway.core.background import Tasks
 from gateway.core.clock import Clock
 from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxEvent, SandboxId, SessionId
 from gateway.provider.kubernetes import names
@@ -27,7 +28,6 @@ from gateway.provider.kubernetes.pod import Pod
 from gateway.provider.kubernetes.pool import Deployment, Pool, Pools
 from gateway.provider.kubernetes.reflector import Reflector
 from gateway.provider.kubernetes.template import PodDefaults
-from gateway.provider.tasks import Tasks
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
+from gateway.core.background import Tasks
 from gateway.core.clock import Clock
 from gateway.core.errors import RuntimeNotFoundError, SandboxStartError
 from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SessionId, StartKind
@@ -21,7 +22,6 @@ from gateway.provider.local.process import StartFailedError
 from gateway.provider.local.registry import SandboxRegistry
 from gateway.provider.local.sandbox import LocalSandbox
 from gateway.provider.local.start_limiter import StartLimiter
-from gateway.provider.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 

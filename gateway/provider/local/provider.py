@@ -11,6 +11,7 @@ import compileall
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 
+from gateway.core.background import Tasks
 from gateway.core.clock import Clock
 from gateway.core.errors import SettingsError
 from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxEvent, SandboxId, SessionId
@@ -25,7 +26,6 @@ from gateway.provider.local.sandbox import SandboxFactory
 from gateway.provider.local.startup_cleanup import end_orphans
 from gateway.provider.local.state_dir import StateDir
 from gateway.provider.local.workspaces import Workspaces
-from gateway.provider.tasks import Tasks
 
 
 class LocalProvider:
