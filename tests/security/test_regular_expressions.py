@@ -19,7 +19,7 @@ import pytest
 
 from gateway.core.units import parse_duration, parse_quantity
 from picod.compat import go_format
-from tests.support.backtracking import StepCounter, TooManySteps
+from tests.support.backtracking import StepCounter, TooManyStepsError
 
 _TOP = Path(__file__).resolve().parents[2]
 _ANYWHERE = ("search", "sub", "subn", "split", "findall", "finditer")
@@ -84,7 +84,7 @@ def _worst_growth(pattern: re.Pattern[Any], method: str) -> tuple[float, str]:
     for start, piece, end in itertools.product(("", *letters), pieces, ("", "\x00")):
         try:
             some, more, most = (counter.steps(start + piece * size + end, method) for size in (20, 40, 80))
-        except TooManySteps:
+        except TooManyStepsError:
             return float("inf"), piece
         worst = max(worst, (min(more / some, most / more), piece))
     return worst
@@ -118,6 +118,6 @@ def test_the_measure_finds_superlinear_patterns(pattern: str, method: str) -> No
 def test_notations_are_refused_by_length_before_they_are_read(text: str) -> None:
     """Durations and quantities have 64 characters at most, and the error quotes no more of them."""
     for parse in (parse_duration, parse_quantity, go_format.parse_duration):
-        with pytest.raises(ValueError, match="duration|quantity") as caught:
+        with pytest.raises(ValueError, match=r"duration|quantity") as caught:
             parse(text)
         assert len(str(caught.value)) < 300

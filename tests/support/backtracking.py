@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from re import _constants as sre  # type: ignore[attr-defined]  # typeshed leaves out the parser's modules
-from re import _parser as parser  # type: ignore[attr-defined]
+from re import _constants as sre  # typeshed leaves out the parser's modules
+from re import _parser as parser
 from typing import Any
 
 _Continue = Callable[[int], bool]
@@ -24,7 +24,7 @@ _CATEGORIES: dict[Any, Callable[[str], bool]] = {
 _ANCHORS_AT_START = (sre.AT_BEGINNING, sre.AT_BEGINNING_STRING)
 
 
-class TooManySteps(Exception):
+class TooManyStepsError(Exception):
     """The budget is spent."""
 
 
@@ -43,7 +43,7 @@ class StepCounter:
     def steps(self, text: str, method: str) -> int:
         """Steps to match all of `text` (`fullmatch`), its start (`match`), or anything in it (`search` and the like).
 
-        Raises TooManySteps.
+        Raises TooManyStepsError.
         """
         self._text, self._steps = text.lower() if self._fold else text, 0
         start = 0
@@ -83,7 +83,7 @@ class StepCounter:
     def _match(self, items: Any, index: int, at: int, then: _Continue) -> bool:
         self._steps += 1
         if self._steps > self._budget:
-            raise TooManySteps(self.source)
+            raise TooManyStepsError(self.source)
         if index == len(items):
             return then(at)
         op, value = items[index]
