@@ -143,10 +143,23 @@ class PythonContext(Context):
         return report or {"saved": 0, "unsaved": [{"name": "*", "reason": fault or "its process gave no report"}]}
 
     async def _load(self, files: StateFiles) -> Mapping[str, Any]:
+        report = await self._ask_to_load(files, is_fresh=False)
+        if report.pop("stale", None):
+            # The process began before the session's packages came, and holds other versions of some of them.
+            await self._discard()
+            self.begin()
+            await self._prepare()
+            report = await self._ask_to_load(files, is_fresh=True)
+            report.pop("stale", None)
+        return report
+
+    async def _ask_to_load(self, files: StateFiles, *, is_fresh: bool) -> dict[str, Any]:
         scratch = os.path.join(self._around.folder(), f"{self.id}.loaded")
-        fault = await self._ask(f"load({files.base!r}, {scratch!r})", _LOAD_SECONDS)
-        report = read_report(scratch, "restored")
-        remove(scratch, f"{scratch}.new")
+        try:
+            fault = await self._ask(f"load({files.base!r}, {scratch!r}, is_fresh={is_fresh})", _LOAD_SECONDS)
+            report = read_report(scratch, "restored")
+        finally:
+            remove(scratch, f"{scratch}.new")
         return report or {"restored": 0, "unsaved": [{"name": "*", "reason": fault or "its process gave no report"}]}
 
     async def _ask(self, call: str, seconds: float) -> str:

@@ -67,7 +67,10 @@ def find(folder: str) -> dict[str, str]:
 
 
 def read_report(path: str, count: str) -> dict[str, Any] | None:
-    """{`count`: n, "unsaved": [{"name", "reason"}]} as a context's process wrote it; None when it is none of that."""
+    """{`count`: n, "unsaved": [{"name", "reason"}]} as a context's process wrote it; None when it is none of that.
+
+    With "stale": true where it said that only a new process can take the state up.
+    """
     try:
         with open(path, "rb") as file:
             document = json.loads(file.read(_MAX_REPORT))
@@ -81,7 +84,8 @@ def read_report(path: str, count: str) -> dict[str, Any] | None:
         for entry in (entries if isinstance(entries, list) else [])[:_MAX_UNSAVED]
         if isinstance(entry, dict)
     ]
-    return {count: document[count], "unsaved": unsaved}
+    report = {count: document[count], "unsaved": unsaved}
+    return report | {"stale": True} if document.get("stale") else report
 
 
 def remove(*paths: str) -> None:

@@ -47,7 +47,9 @@ def main() -> None:
     threading.stack_size(_STACK)
     app = _make(connection_file, folder)
     threading.stack_size(0)
-    _remember()
+    # state.py notes what the environment is like before any code has run.
+    _load_beside("pickles")
+    _load_beside("state")
     for name in hidden:
         sys.modules.pop(name, None)
     from tornado.ioloop import IOLoop
@@ -60,7 +62,18 @@ def main() -> None:
     os.write(1, READY)
     if len(rest) > 1:
         _in_slow_thread(lambda: _import_all(rest[1].split(",")), int(rest[0]))
-    app.start()
+    serve = app.start
+    while _was_left(serve):
+        serve = app.io_loop.start
+
+
+def _was_left(serve: Callable[[], None]) -> bool:
+    """Serve. True when the loop was left by `sys.exit` in a task that a cell awaits; the cell itself sees it, too."""
+    try:
+        serve()
+    except SystemExit:
+        return True
+    return False
 
 
 def _load() -> None:
@@ -82,36 +95,16 @@ def _say_less(app: Any) -> None:
     Each message wakes a thread here and the loop there, and these are two of the five messages of a run.
     """
     kernel = app.kernel
-    publish_status = kernel._publish_status  # noqa: SLF001 - ipykernel has no setting for any of this
+    publish_status = kernel._publish_status
 
     def publish(status: str, *arguments: Any, **options: Any) -> None:
         if status != "busy":
             publish_status(status, *arguments, **options)
 
-    kernel._publish_status = publish  # noqa: SLF001
-    kernel._publish_execute_input = lambda *_, **__: None  # noqa: SLF001
-    kernel._execute_sleep = 0  # noqa: SLF001 - for output streams of ipykernel's own, which are not used
+    kernel._publish_status = publish
+    kernel._publish_execute_input = lambda *_, **__: None
+    kernel._execute_sleep = 0
     app.log.setLevel(logging.CRITICAL)
-
-
-def _always_reply(kernel: Any, before: Callable[[], None]) -> None:
-    """Have a run end with an error where ipykernel would raise one of its own, and not reply; call `before` first.
-
-    It does so where the code's own error cannot be shown, as its `__str__` fails.
-    """
-    do_execute = kernel.do_execute
-
-    async def execute(*arguments: Any, **options: Any) -> dict[str, Any]:
-        before()
-        try:
-            reply: dict[str, Any] = await do_execute(*arguments, **options)
-        except Exception as error:
-            value = "the run ended with an error that cannot be shown"
-            name = type(error).__name__
-            return {"status": "error", "ename": name, "evalue": value, "traceback": [], "execution_count": None}
-        return reply
-
-    kernel.do_execute = execute
 
 
 def _look_once(shell: Any) -> Callable[[], None]:
@@ -174,22 +167,45 @@ def _keep_streams() -> Callable[[], None]:
     return mend
 
 
-def _see_new_packages(*_: object) -> None:
-    """The first `pip install` makes a folder of sys.path that the import system has seen to be absent."""
-    for entry in sys.path:
-        if sys.path_importer_cache.get(entry, _see_new_packages) is None and os.path.isdir(entry):
-            importlib.invalidate_caches()
+class _NewPackages:
+    """Called before each cell: makes packages that were installed since the last one importable.
+
+    The import system notes that a folder of sys.path is absent, and what it holds; the first `pip install` of a
+    session makes the folder of its packages.
+    """
+
+    def __init__(self) -> None:
+        self._seen = self._changed_at()
+
+    def __call__(self, *_: object) -> None:
+        changed_at = self._changed_at()
+        if changed_at == self._seen:
             return
+        self._seen = changed_at
+        importlib.invalidate_caches()
+        workspace = sys.modules.get("wakegate_workspace")
+        if workspace is not None:
+            workspace.read_path_files()
+
+    def _changed_at(self) -> list[int]:
+        found = []
+        for entry in sys.path:
+            try:
+                found.append(os.stat(entry).st_mtime_ns if entry.endswith("-packages") else 0)
+            except OSError:
+                found.append(0)
+        return found
 
 
-def _remember() -> None:
-    """Load what saves and restores the context's variables; it notes what the environment was like at first."""
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "state.py")
-    spec = importlib.util.spec_from_file_location("_wakegate_state", path)
+def _load_beside(name: str) -> Any:
+    """Load a file beside this one as `_wakegate_NAME`: under its own name it might hide a module of the user's."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"_wakegate_{name}", path)
     assert spec is not None
     assert spec.loader is not None
-    module = sys.modules["_wakegate_state"] = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
 
 
 def _import_all(names: list[str]) -> None:
@@ -254,9 +270,9 @@ def _make(connection_file: str, folder: str):  # type: ignore[no-untyped-def]
     del os.environ["IPYTHONDIR"]
     if before is not None:
         os.environ["IPYTHONDIR"] = before
-    app.shell.events.register("pre_run_cell", _see_new_packages)
+    app.shell.events.register("pre_run_cell", _NewPackages())
     app.shell.events.register("post_execute", _keep_streams())
-    _always_reply(app.kernel, _look_once(app.shell))
+    _load_beside("cells").install(app, before_each=_look_once(app.shell))
     _say_less(app)
     return app
 

@@ -30,7 +30,7 @@ _ROBUST_HEAD = 24  # bytes
 _OUR_THREADS = 2
 
 
-class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]  # noqa: SLF001 - ctypes has no other way
+class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "i"
 
 

@@ -1,11 +1,12 @@
 """What a context knows, written into two files and read back: variables, folder, environment, import path.
 
 Runs inside the kernel, as user code, asked by picod (picod/interpreter/suspend.py): a pickle is a program, so picod
-itself never opens one. Known in the kernel as the module `_wakegate_state`, because functions in a pickle are made anew
-by it.
+itself never opens one. Known in the kernel as the module `_wakegate_state`.
 
-Variables that do not pickle are left out and named with the reason. Functions and classes that the code defined go by
-value, with cloudpickle where the environment has it; without it they are among those left out.
+Variables that do not pickle are left out and named with the reason. When they are read back, all that their pickle may
+need is there first: environment, working folder, import path, .pth files of packages that the session installed, and
+import caches that know of them. A kernel of a warm sandbox has started, and has looked for those, before the session's
+files came.
 """
 
 from __future__ import annotations
@@ -14,21 +15,23 @@ import importlib
 import io
 import json
 import linecache
-import marshal
 import os
-import pickle
 import re
 import sys
 import time
 import types
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from picod.userside import pickles
+else:
+    import _wakegate_pickles as pickles
 
 _FIRST_ENVIRONMENT = dict(os.environ)
 _FIRST_PATH = list(sys.path)
 _FIRST_FOLDER = os.getcwd()
 _HISTORY = re.compile(r"_+|_i+|_i?\d+|_exit_code|_dh|_ih|_oh|In|Out|__\w+__")
-_MAX_REASON = 200
 _MAX_SOURCES = 4 << 20  # characters of source text kept for tracebacks and inspect
 
 
@@ -66,7 +69,7 @@ def save(base: str, report_to: str, max_bytes: int, seconds: float) -> None:
     started = time.monotonic()
     shell = _shell()
     modules, values = _candidates(shell)
-    make = _pickler(shell.user_ns)
+    make = pickles.make_pickler(shell.user_ns)
     unsaved: dict[str, str] = {}
     chosen = values
     temporary = f"{base}.pickle.new"
@@ -77,7 +80,7 @@ def save(base: str, report_to: str, max_bytes: int, seconds: float) -> None:
         try:
             _dump(make, chosen, temporary, max_bytes, started + seconds)
         except Exception as error:  # each for itself went, all together do not
-            unsaved |= dict.fromkeys(chosen, _reason(error))
+            unsaved |= dict.fromkeys(chosen, pickles.reason_of(error))
             chosen = {}
             _dump(make, chosen, temporary, max_bytes, started + 2 * seconds)
     document = {
@@ -87,7 +90,9 @@ def save(base: str, report_to: str, max_bytes: int, seconds: float) -> None:
         "unsaved": [{"name": name, "reason": reason} for name, reason in unsaved.items()],
         "cwd": _cwd(),
         "environment": _environment_changes(),
-        "path": [entry for entry in sys.path if entry not in _FIRST_PATH],
+        "import_path": _portable_path(),
+        "first_path": len(_FIRST_PATH),
+        "recursion_limit": sys.getrecursionlimit(),
         "execution_count": shell.execution_count,
         "sources": _sources(chosen),
     }
@@ -98,8 +103,16 @@ def save(base: str, report_to: str, max_bytes: int, seconds: float) -> None:
     _report(report_to, {"saved": len(chosen) + len(modules), "unsaved": document["unsaved"]})
 
 
-def load(base: str, report_to: str) -> None:
-    """Take up what `save` wrote. The report is {"restored": n, "unsaved": [...]}; the latter also names what failed."""
+def load(base: str, report_to: str, *, is_fresh: bool = False) -> None:
+    """Take up what `save` wrote. The report is {"restored": n, "unsaved": [...]}; the latter also names what failed.
+
+    The report is {"stale": [module, ...]}, and nothing is changed, when this process has loaded modules of which the
+    session installed another version: then only a process that starts now, and is `is_fresh`, can take the state up.
+    """
+    stale = [] if is_fresh else _replaced_modules()
+    if stale:
+        _report(report_to, {"restored": 0, "stale": stale})
+        return
     shell = _shell()
     with open(f"{base}.json") as file:
         document = json.load(file)
@@ -111,40 +124,101 @@ def load(base: str, report_to: str) -> None:
             shell.user_ns[name] = importlib.import_module(module)
             restored += 1
         except Exception as error:
-            failed[name] = _reason(error)
-    values: Mapping[str, Any] = {}
-    if document["python"] != list(sys.version_info[:2]):
-        failed |= dict.fromkeys(document["names"], "it was saved by another version of Python")
-    else:
-        try:
-            with open(f"{base}.pickle", "rb") as pickled:
-                values = _Unpickler(pickled).load()
-        except Exception as error:
-            failed |= dict.fromkeys(document["names"], _reason(error))
+            failed[name] = pickles.reason_of(error)
+    values, inside = _read_values(base, document, failed)
     for name, value in values.items():
-        if isinstance(value, Lost):
+        if isinstance(value, pickles.Lost):
             failed[name] = value.reason
+            inside.pop(value.what, None)
         else:
             shell.user_ns[name] = value
             restored += 1
+    failed |= {f"(objects of {what})": reason for what, reason in inside.items()}
     shell.execution_count = document["execution_count"]
     unsaved = [{"name": name, "reason": reason} for name, reason in failed.items()]
     _report(report_to, {"restored": restored, "unsaved": unsaved})
 
 
+def _read_values(
+    base: str, document: Mapping[str, Any], failed: dict[str, str]
+) -> tuple[Mapping[str, Any], dict[str, str]]:
+    """The variables, and what inside of them is lost; `failed` gets all of them when there are none."""
+    if document["python"] != list(sys.version_info[:2]):
+        failed |= dict.fromkeys(document["names"], "it was saved by another version of Python")
+        return {}, {}
+    try:
+        return pickles.read(f"{base}.pickle")
+    except Exception as error:
+        failed |= dict.fromkeys(document["names"], pickles.reason_of(error))
+        return {}, {}
+
+
 def _restore_surroundings(document: Mapping[str, Any], failed: dict[str, str]) -> None:
+    """Everything that unpickling may look at, in the order in which one needs the other."""
     for name, value in document["environment"].items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    sys.path += [entry for entry in document["path"] if entry not in sys.path]
+    time.tzset()
     try:
         os.chdir(os.path.join(_FIRST_FOLDER, document["cwd"]))
     except OSError as error:
-        failed["(working directory)"] = _reason(error)
+        failed["(working directory)"] = pickles.reason_of(error)
+    sys.path[:] = _from_portable(document["import_path"]) + _FIRST_PATH[document["first_path"] :]
+    sys.setrecursionlimit(max(document["recursion_limit"], sys.getrecursionlimit()))
+    packages = sys.modules.get("wakegate_workspace")
+    if packages is not None:
+        packages.read_path_files()
+    # The first import of the process has seen folders to be absent, or empty, that came with the workspace since.
+    importlib.invalidate_caches()
     for name, text in document["sources"].items():
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+
+
+def _replaced_modules() -> list[str]:
+    """Loaded modules that now would come from the session's own packages: preloaded, or the kernel's own."""
+    workspace = sys.modules.get("wakegate_workspace")
+    folder = workspace.packages_folder() if workspace is not None else ""
+    try:
+        names = {entry.partition(".")[0] for entry in os.listdir(folder)} if folder else set()
+    except OSError:
+        return []
+    replaced = []
+    for name in sorted(names & set(sys.modules)):
+        origin = getattr(getattr(sys.modules[name], "__spec__", None), "origin", None)
+        if isinstance(origin, str) and not origin.startswith(f"{folder}/"):
+            replaced.append(name)
+    return replaced
+
+
+def _portable_path() -> list[Any]:
+    """sys.path with its order: a number for an entry that the process began with, else the entry.
+
+    One in the workspace, which has another name in another engine, is {"workspace": relative path}.
+    """
+    entries: list[Any] = []
+    for entry in filter(lambda entry: isinstance(entry, str), sys.path):  # the import system passes all else over
+        if entry in _FIRST_PATH:
+            entries.append(_FIRST_PATH.index(entry))
+        elif os.path.isabs(entry) and os.path.commonpath((entry, _FIRST_FOLDER)) == _FIRST_FOLDER:
+            entries.append({"workspace": os.path.relpath(entry, _FIRST_FOLDER)})
+        else:
+            entries.append(entry)
+    return entries
+
+
+def _from_portable(entries: Sequence[Any]) -> list[str]:
+    """The inverse, in a process whose first entries may be others."""
+    path: list[str] = []
+    for entry in entries:
+        if isinstance(entry, int):
+            path += _FIRST_PATH[entry : entry + 1]
+        elif isinstance(entry, dict):
+            path.append(os.path.join(_FIRST_FOLDER, entry["workspace"]))
+        else:
+            path.append(entry)
+    return path
 
 
 def _shell() -> Any:
@@ -166,119 +240,13 @@ def _candidates(shell: Any) -> tuple[dict[str, str], dict[str, Any]]:
     return modules, values
 
 
-Make = Callable[[Any], pickle.Pickler]
-
-
-def _pickler(user_ns: dict[str, Any]) -> Make:
-    try:
-        import cloudpickle
-    except ImportError:
-        return lambda file: _plain_pickler(file, user_ns)
-
-    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-        def reducer_override(self, obj: Any) -> Any:
-            # cloudpickle would give functions globals of their own; these must see the variables as they change.
-            if isinstance(obj, types.FunctionType) and obj.__globals__ is user_ns:
-                return _reduce_function(obj)
-            return super().reducer_override(obj)
-
-    return lambda file: Pickler(file, protocol=5)
-
-
-def _plain_pickler(file: Any, user_ns: dict[str, Any]) -> pickle.Pickler:
-    class Pickler(pickle.Pickler):
-        def reducer_override(self, obj: Any) -> Any:
-            # By name it would pickle, and not load.
-            if getattr(obj, "__module__", "") == "__main__" and isinstance(obj, type):
-                raise pickle.PicklingError("classes need cloudpickle in this Python environment")
-            if isinstance(obj, types.FunctionType) and obj.__globals__ is user_ns:
-                raise pickle.PicklingError("functions need cloudpickle in this Python environment")
-            return NotImplemented
-
-    return Pickler(file, protocol=5)
-
-
-def _reduce_function(function: types.FunctionType) -> tuple[Any, ...]:
-    """An empty function first, what it holds afterwards: it may hold itself."""
-    cells = function.__closure__ or ()
-    state = {
-        "closure": [_contents(cell) for cell in cells],
-        "attributes": {
-            "__defaults__": function.__defaults__,
-            "__kwdefaults__": function.__kwdefaults__,
-            "__annotations__": function.__annotations__,
-            "__dict__": function.__dict__,
-            "__doc__": function.__doc__,
-            "__module__": function.__module__,
-            "__name__": function.__name__,
-            "__qualname__": function.__qualname__,
-        },
-    }
-    return make_function, (marshal.dumps(function.__code__), len(cells)), state, None, None, fill_function
-
-
-def make_function(code: bytes, cells: int) -> types.FunctionType:
-    """A function of the context, still empty."""
-    closure = tuple(types.CellType() for _ in range(cells))
-    return types.FunctionType(marshal.loads(code), _shell().user_ns, closure=closure or None)  # noqa: S302 - our own
-
-
-def fill_function(function: types.FunctionType, state: Mapping[str, Any]) -> None:
-    """Its defaults, attributes and closure."""
-    for cell, content in zip(function.__closure__ or (), state["closure"], strict=True):
-        if content:
-            cell.cell_contents = content[0]
-    for name, value in state["attributes"].items():
-        setattr(function, name, value)
-
-
-def _contents(cell: types.CellType) -> tuple[Any, ...]:
-    try:
-        return (cell.cell_contents,)
-    except ValueError:
-        return ()
-
-
-class Lost:
-    """Stands for an object whose class cannot be found any more."""
-
-    reason = "its class cannot be found any more"
-
-    def __new__(cls, *_: Any, **__: Any) -> Lost:
-        """Whatever it was made of."""
-        return object.__new__(cls)
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        """Whatever it was made of."""
-
-    def __setstate__(self, state: Any) -> None:
-        """Its contents are gone with its class."""
-
-    def _take(self, *_: Any) -> None:
-        """What a list or a dictionary of it would hold."""
-
-    append = extend = __setitem__ = _take
-
-    def __call__(self, *_: Any, **__: Any) -> Lost:
-        """As a function that made objects it made such."""
-        return type(self)()
-
-
-class _Unpickler(pickle.Unpickler):  # the user's own pickle, in the user's own process
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return super().find_class(module, name)
-        except (ImportError, AttributeError) as error:
-            return type(name.rpartition(".")[2], (Lost,), {"reason": _reason(error)})
-
-
-def _dump(make: Make, values: Mapping[str, Any], path: str, most: int, deadline: float) -> None:
+def _dump(make: pickles.Make, values: Mapping[str, Any], path: str, most: int, deadline: float) -> None:
     with open(path, "wb") as file:
         make(_Bounded(most, deadline, file)).dump(dict(values))
 
 
 def _picklable(
-    make: Make, values: Mapping[str, Any], most: int, deadline: float, unsaved: dict[str, str]
+    make: pickles.Make, values: Mapping[str, Any], most: int, deadline: float, unsaved: dict[str, str]
 ) -> dict[str, Any]:
     """Those that pickle, the smallest first as long as there is room; the others go to `unsaved` with the reason."""
     sizes: dict[str, int] = {}
@@ -288,7 +256,7 @@ def _picklable(
             make(counter).dump(value)
             sizes[name] = counter.size
         except Exception as error:
-            unsaved[name] = _reason(error)
+            unsaved[name] = pickles.reason_of(error)
     room, kept = most, {}
     for name in sorted(sizes, key=lambda name: sizes[name]):
         room -= sizes[name] + 2 * len(name)
@@ -297,11 +265,6 @@ def _picklable(
         else:
             kept[name] = values[name]
     return {name: value for name, value in values.items() if name in kept}
-
-
-def _reason(error: Exception) -> str:
-    text = str(error) or type(error).__name__
-    return text if len(text) <= _MAX_REASON else text[: _MAX_REASON - 3] + "..."
 
 
 def _cwd() -> str:

@@ -3,8 +3,12 @@
 Lies in the site-packages of the interpreter environment beside a .pth file that imports it (scripts/install puts both
 there), so it runs as each python3 starts. The environment is shared by all sandboxes and read-only. On top of it goes
 a small environment in the workspace, made when pip is first run, whose packages come before the shared ones: so `pip
-install` finds what is there already, may replace it by another version, and a session's packages sleep and wake with
-its files. PIP_TARGET and --user do not do: the one installs every dependency anew, the other is off in an environment.
+install` finds what is there already, may replace it by another version, and a session's packages hibernate and wake
+with its files. PIP_TARGET and --user do not do: the one installs every dependency anew, the other is off in an
+environment. So --user is taken to mean what it is for, an installation that needs no root: it goes the same way.
+
+pip retries an index that it cannot reach for 15 seconds and more. In a sandbox without a network it is told so at the
+start, and answers at once.
 """
 
 import os
@@ -12,6 +16,14 @@ import sys
 
 _VERSION = f"python{sys.version_info.major}.{sys.version_info.minor}"
 _OVERLAY = ".wakegate/python"  # below HOME
+_PROXIES = ("PIP_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "https_proxy", "http_proxy", "all_proxy")
+_USES_AN_INDEX = ("install", "download", "wheel", "index", "search")
+_OFFLINE = (
+    "pip: this sandbox has no network. What can be installed: wheels and source archives that lie in the workspace\n"
+    "(upload one, then `pip install ./NAME.whl`, or `pip install --find-links FOLDER NAME`).\n"
+    "`pip list` shows the packages that are there already.\n"
+)
+_path_files_read: set[str] = set()
 
 
 def begin() -> None:
@@ -19,40 +31,87 @@ def begin() -> None:
     home = os.environ.get("HOME")
     if not home or not os.path.isabs(home):
         return
-    overlay = os.path.join(home, _OVERLAY)
-    if _runs_pip(getattr(sys, "orig_argv", [])):
-        _go(overlay)
-    packages = os.path.join(overlay, "lib", _VERSION, "site-packages")
+    if _pip_arguments(getattr(sys, "orig_argv", [])) is not None:
+        _run_pip(os.path.join(home, _OVERLAY))
+    packages = packages_folder()
     if packages not in sys.path:
         shared = os.path.dirname(os.path.abspath(__file__))
         sys.path.insert(sys.path.index(shared) if shared in sys.path else len(sys.path), packages)
+    read_path_files()
 
 
-def _runs_pip(argv: list[str]) -> bool:
-    """`python3 -m pip ...`, or the script `pip`."""
+def packages_folder() -> str:
+    """The site-packages folder of the session's environment, which need not exist."""
+    return os.path.join(os.environ.get("HOME", ""), _OVERLAY, "lib", _VERSION, "site-packages")
+
+
+def read_path_files() -> None:
+    """Do what the .pth files of the session's packages say, those of editable installs for instance; each once."""
+    packages = packages_folder()
+    try:
+        names = [name for name in os.listdir(packages) if name.endswith(".pth") and name not in _path_files_read]
+    except OSError:
+        return
+    if not names:
+        return
+    import site
+
+    for name in sorted(names):
+        _path_files_read.add(name)
+        site.addpackage(packages, name, None)
+
+
+def _pip_arguments(argv: list[str]) -> list[str] | None:
+    """The arguments of `python3 -m pip ...`, or of the script `pip`; None when it is neither."""
     for index, argument in enumerate(argv[1:], 1):
         if argument == "-m":
-            return argv[index + 1 : index + 2] == ["pip"]
+            return argv[index + 2 :] if argv[index + 1 : index + 2] == ["pip"] else None
         if not argument.startswith("-"):
             name = os.path.basename(argument)
-            return name in ("pip", "pip3") or name == f"pip{_VERSION.removeprefix('python')}"
-    return False
+            is_pip = name in ("pip", "pip3") or name == f"pip{_VERSION.removeprefix('python')}"
+            return argv[index + 1 :] if is_pip else None
+    return None
 
 
-def _go(overlay: str) -> None:
+def _run_pip(overlay: str) -> None:
     """Become the python3 of the session's environment. Returns only when that cannot be made."""
     program = os.path.join(overlay, "bin", "python3")
+    # Neither belongs into the workspace, nor does pip look for its own updates in every session.
+    environment = {
+        "PIP_CACHE_DIR": os.path.join(os.environ.get("TMPDIR", "/tmp"), ".cache", "pip"),  # noqa: S108
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        **os.environ,
+    }
+    environment.pop("PIP_USER", None)
+    arguments = _pip_arguments(sys.orig_argv) or []
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if command in _USES_AN_INDEX and "--no-index" not in arguments and not _has_network():
+        environment.update({"PIP_NO_INDEX": "1", "PIP_RETRIES": "0"})  # the latter for addresses, of git for instance
+        sys.stderr.write(_OFFLINE)
+        sys.stderr.flush()
+    argv = [argument for argument in sys.orig_argv[1:] if argument != "--user"]
     try:
         _make(overlay, program)
-        # Neither belongs into the workspace, nor does pip look for its own updates in every session.
-        environment = {
-            "PIP_CACHE_DIR": os.path.join(os.environ.get("TMPDIR", "/tmp"), ".cache", "pip"),  # noqa: S108
-            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-            **os.environ,
-        }
-        os.execve(program, [program, *sys.orig_argv[1:]], environment)  # noqa: S606 - no shell is wanted
+        os.execve(program, [program, *argv], environment)  # noqa: S606 - no shell is wanted
     except OSError as error:
         sys.stderr.write(f"packages cannot go into the workspace: {overlay}: {error.strerror}\n")
+
+
+def _has_network() -> bool:
+    """Whether anything but this sandbox may be reached: there is a proxy, or a route that does not end here.
+
+    Reads what the kernel says instead of trying: a connection to an address without an answer takes its time to fail.
+    """
+    if any(os.environ.get(name) for name in _PROXIES):
+        return True
+    try:
+        with open("/proc/net/route", encoding="ascii") as file:
+            if len(file.readlines()) > 1:  # the first line is a heading
+                return True
+        with open("/proc/net/ipv6_route", encoding="ascii") as file:
+            return any(line.split()[-1] != "lo" for line in file)
+    except OSError:
+        return True  # a kernel that does not say: pip finds out by itself
 
 
 def _make(overlay: str, program: str) -> None:

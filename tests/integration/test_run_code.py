@@ -54,12 +54,31 @@ def test_variables_survive_the_sleep_of_a_session(server: Server) -> None:
     assert [entry["name"] for entry in woken["restored"]["unsaved"]] == ["lock"]
 
 
-def make_wheel(folder: Path, name: str, version: str) -> Path:
+@pytest.fixture(scope="module")
+def warm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A gateway whose sandboxes have a context, with a module imported, before they have a session."""
+    state = tmp_path_factory.mktemp("warm") / "state"
+    with serve(state, "--warm-pool", "2", "--code-context", "warm", "--preload", "cycler") as started:
+        yield started
+
+
+def wait_for_context(server: Server, session: str) -> None:
+    """Until the session's sandbox has a context that nobody asked for."""
+    headers = {"x-session-id": session}
+
+    def states() -> list[str]:
+        contexts = server.client.get("/api/contexts", headers=headers).json()["contexts"]
+        return [context["state"] for context in contexts if context["id"] == "default"]
+
+    wait_until(lambda: states() in (["idle"], ["saved"]), "the context stands without having been asked for")
+
+
+def make_wheel(folder: Path, name: str, version: str, more: str = "") -> Path:
     """A wheel with one module, whose `version` tells it, and one program."""
     path = folder / f"{name}-{version}-py3-none-any.whl"
     info = f"{name}-{version}.dist-info"
     files = {
-        f"{name}.py": f"version = {version!r}\ndef main(): print('program', version)\n",
+        f"{name}.py": f"version = {version!r}\ndef main(): print('program', version)\n{more}",
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/entry_points.txt": f"[console_scripts]\n{name}-program = {name}:main\n",
@@ -90,16 +109,60 @@ def test_installed_package_is_the_sessions_own_and_survives_its_sleep(server: Se
     assert "No module named 'mine'" in other["stderr"]
 
 
-def test_context_of_a_warm_sandbox_is_there_before_the_first_run(tmp_path: Path) -> None:
+def test_context_of_a_warm_sandbox_is_there_before_the_first_run(warm_server: Server) -> None:
     """With codeContext warm, a session's first run finds a context that started with the sandbox."""
-    with serve(tmp_path / "state", "--warm-pool", "1", "--code-context", "warm") as server:
-        headers = {"x-session-id": server.session()}
+    wait_for_context(warm_server, warm_server.session())
 
-        def states() -> list[str]:
-            contexts = server.client.get("/api/contexts", headers=headers).json()["contexts"]
-            return [context["state"] for context in contexts if context["id"] == "default"]
 
-        wait_until(lambda: states() == ["idle"], "the context stands without having been asked for")
+def test_objects_of_an_installed_package_survive_hibernation(warm_server: Server, tmp_path: Path) -> None:
+    """The context that they wake in started, and looked for packages, before the session's files were there.
+
+    One package is new, one replaces what the warm context has imported already, one comes through a .pth file.
+    """
+    server, session = warm_server, warm_server.session()
+    headers = {"x-session-id": session}
+    wait_for_context(server, session)
+    thing = "class Thing:\n    def __init__(self): self.made_by = version\n"
+    for wheel in (make_wheel(tmp_path, "mine", "1.0", thing), make_wheel(tmp_path, "cycler", "99.0", thing)):
+        assert server.client.put(f"/api/files/{wheel.name}", content=wheel.read_bytes(), headers=headers).is_success
+        assert "Successfully installed" in run_code(server, session, f"!pip install -U ./{wheel.name}")["stdout"]
+    linked = (
+        "mkdir -p src && echo 'class Thing: made_by = \"a link\"' > src/linked.py && "
+        "echo $PWD/src > .wakegate/python/lib/python3.11/site-packages/linked.pth"
+    )
+    assert server.run(session, linked).json()["exit_code"] == 0
+    assert server.client.post("/api/contexts/default/restart", headers=headers).status_code == 200
+    made = run_code(
+        server, session, "import mine, cycler, linked\na, b, c = mine.Thing(), cycler.Thing(), linked.Thing()"
+    )
+    assert made["error"] is None, made
+    assert server.client.post(f"/v1/sessions/{session}/hibernate").status_code == 200
+    woken = run_code(server, session, "a.made_by, b.made_by, c.made_by, isinstance(b, cycler.Thing)")
+    assert woken["results"] == [{"text/plain": "('1.0', '99.0', 'a link', True)"}], woken
+    assert woken["restored"]["unsaved"] == []
+    assert "notice" not in woken
+
+
+PIP = [
+    ("pip install --user --no-index ./mine-1.0-py3-none-any.whl && python3 -c 'import mine'", 0, ""),
+    ("pip install numpy", 0, "no network"),
+    ("pip install no-such-package", 1, "no network"),
+    ("python3 -m pip install --user no-such-package", 1, "no network"),
+    ("pip list", 0, ""),
+]
+
+
+@pytest.mark.parametrize(("command", "status", "says"), PIP)
+def test_pip_says_at_once_what_it_may(server: Server, tmp_path: Path, command: str, status: int, says: str) -> None:
+    """--user goes where packages go; an index that cannot be reached is not tried again and again."""
+    session = server.session()
+    wheel = make_wheel(tmp_path, "mine", "1.0")
+    headers = {"x-session-id": session}
+    assert server.client.put(f"/api/files/{wheel.name}", content=wheel.read_bytes(), headers=headers).is_success
+    answer = server.run(session, command).json()
+    assert answer["exit_code"] == status, answer
+    assert says in answer["stderr"]
+    assert "Retrying" not in answer["stderr"]
 
 
 def test_stream_passes_the_gateway_event_by_event(server: Server) -> None:

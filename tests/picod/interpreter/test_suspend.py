@@ -186,3 +186,69 @@ def test_class_that_is_gone_costs_its_objects_only(tmp_path: Path) -> None:
             answer = run_code(second, "other")
             assert answer["results"] == [{"text/plain": "[1, 2]"}]
             assert [entry["name"] for entry in answer["restored"]["unsaved"]] == ["thing"]
+
+
+IMPORT_PATH = """
+import os, sys
+os.makedirs("lib", exist_ok=True)
+open("lib/mine.py", "w").write("class Mine:\\n    word = 'from lib'\\n")
+open("mine.py", "w").write("class Mine:\\n    word = 'from the workspace'\\n")
+sys.path.insert(0, os.path.abspath("lib"))
+sys.setrecursionlimit(4000)
+import mine
+thing = mine.Mine()
+deep = []
+for _ in range(900): deep = [deep]
+"""
+
+
+def test_import_path_comes_back_in_its_order(tmp_path: Path) -> None:
+    """A folder that the code put first is first again, though the workspace lies elsewhere and has the same module."""
+    with interpreter_process(tmp_path) as first:
+        assert run_code(first, IMPORT_PATH)["error"] is None
+        assert suspend(first)["unsaved"] == []
+        with woken(tmp_path, first) as second:
+            answer = run_code(second, "thing.word, mine.Mine is type(thing), sys.getrecursionlimit()")
+            assert answer["results"] == [{"text/plain": "('from lib', True, 4000)"}], answer
+            answer = run_code(second, "sys.path[0] == os.path.abspath('lib')")
+            assert answer["results"] == [{"text/plain": "True"}]
+
+
+FAILING = """
+class Fine:
+    pass
+import things
+fine, thing, many = Fine(), things.Thing(), [things.Thing(), 7]
+numbers = {"a": [1, 2]}
+"""
+
+
+def test_object_that_fails_to_come_back_costs_itself_only(tmp_path: Path) -> None:
+    """A class that now raises when it is filled takes no other variable along, and is named, in lists too."""
+    with interpreter_process(tmp_path) as first:
+        (first.workspace / "things.py").write_text("class Thing:\n    def __init__(self): self.x = 1\n")
+        assert run_code(first, FAILING)["error"] is None
+        suspend(first)
+        broken = "class Thing:\n    def __setstate__(self, state): raise RuntimeError('no longer')\n"
+        (first.workspace / "things.py").write_text(broken)
+        with woken(tmp_path, first) as second:
+            answer = run_code(second, "type(fine) is Fine, numbers, many[1]")
+            assert answer["results"] == [{"text/plain": "(True, {'a': [1, 2]}, 7)"}], answer
+            unsaved = {entry["name"]: entry["reason"] for entry in answer["restored"]["unsaved"]}
+            assert unsaved == {"thing": "no longer"} or unsaved == {
+                "thing": "no longer", "(objects of things.Thing)": "no longer"
+            }  # fmt: skip
+
+
+def test_objects_inside_of_variables_that_are_lost_are_named(tmp_path: Path) -> None:
+    """A list whose objects have no class any more comes back, and says what it lacks."""
+    with interpreter_process(tmp_path) as first:
+        (first.workspace / "things.py").write_text("class Thing:\n    pass\n")
+        run_code(first, "import things\nmany = [things.Thing(), 7]")
+        suspend(first)
+        (first.workspace / "things.py").unlink()
+        with woken(tmp_path, first) as second:
+            answer = run_code(second, "many[1]")
+            assert answer["results"] == [{"text/plain": "7"}]
+            names = {entry["name"] for entry in answer["restored"]["unsaved"]}
+            assert names == {"things", "(objects of things.Thing)"}

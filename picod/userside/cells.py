@@ -1,0 +1,293 @@
+"""What a cell may do beyond IPython's own kernel, and how its end is told. Loaded by kernel.py, as user code.
+
+- `exit()`, `quit()` and `sys.exit()` end the cell and nothing else: the kernel and its variables stay.
+- An error keeps its name and text where ipykernel would lose them: when the repr of the last expression fails, or the
+  error itself cannot be printed. Tracebacks that are shown without ending the cell go to standard error.
+- Text for a pager (`obj?`, `%psource`) is printed, for there is no pager.
+- `asyncio.run`, `Runner.run` and `loop.run_until_complete` work, though the kernel's own loop runs.
+- A figure is sent once, also when it is the last expression and still open; `plt.show()` sends figures of the file
+  backends (Agg) too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib.util
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+_CANNOT_BE_SHOWN = "the run ended with an error that cannot be shown"
+
+
+def install(app: Any, *, before_each: Callable[[], None]) -> None:
+    """Have all of the above done in this kernel; `before_each` is called before each run."""
+    _end_cells(app.shell)
+    _print_pager_text(app.shell)
+    _allow_event_loops()
+    _show_figures_once(app.shell)
+    sys.meta_path.insert(0, _AfterMatplotlib())
+    _tell_errors(app.kernel, _ShownErrors(app.shell), before_each)
+
+
+# The end of a cell.
+
+
+def _end_cells(shell: Any) -> None:
+    from ipykernel.zmqshell import ZMQExitAutocall
+    from IPython.core import interactiveshell
+
+    class EndCell(ZMQExitAutocall):  # type: ignore[misc]
+        """In place of ipykernel's, which has the kernel end 0.1 s later, and lets the rest of the cell run."""
+
+        def __call__(self, code: object = None) -> None:
+            raise SystemExit(code)
+
+    shell.exiter = EndCell(shell)
+    for name in ("exit", "quit"):
+        shell.user_ns[name] = shell.user_ns_hidden[name] = shell.exiter
+        shell.builtin_trap.auto_builtins[name] = shell.exiter  # for modules; IPython takes theirs away
+    warn = interactiveshell.warn
+
+    def warn_of_all_else(message: str, *arguments: Any, **options: Any) -> None:
+        if not str(message).startswith("To exit: use"):
+            warn(message, *arguments, **options)
+
+    interactiveshell.warn = warn_of_all_else
+    shell.events.register("post_run_cell", _forgive_exit)
+
+
+def _forgive_exit(result: Any) -> None:
+    """Status 0 is no error, as a shell sees it."""
+    if result is not None and _is_orderly(result.error_in_exec):
+        result.error_in_exec = None
+
+
+def _is_orderly(error: BaseException | None) -> bool:
+    return isinstance(error, SystemExit) and error.code in (None, 0)
+
+
+class _ShownErrors:
+    """The tracebacks that IPython shows while a cell runs: the last may be how it ends, the others are printed.
+
+    ipykernel publishes them as messages of their own, which picod does not read: it takes the error of the reply.
+    """
+
+    def __init__(self, shell: Any) -> None:
+        self.last: dict[str, Any] | None = None
+        self._shell = shell
+        shell._showtraceback = self._show
+        keep = shell._format_exception_for_storage
+
+        def keep_any(error: BaseException, *arguments: Any, **options: Any) -> Any:
+            """IPython's, for its history; it would raise what the error's own `__str__` does, and that be shown."""
+            try:
+                return keep(error, *arguments, **options)
+            except Exception:
+                return keep(RuntimeError(_CANNOT_BE_SHOWN), *arguments, **options)
+
+        shell._format_exception_for_storage = keep_any
+
+    def begin(self) -> None:
+        """A cell begins."""
+        self.last = None
+
+    def _show(self, kind: type[BaseException], error: BaseException, lines: list[str]) -> None:
+        self.print_last()
+        if getattr(self._shell.displayhook, "msg", None) is not None:  # as ipykernel does it: the display failed
+            self._shell._last_traceback_during_displayhook = True
+        self._shell._last_traceback = lines
+        if not _is_orderly(error):
+            self.last = {"ename": kind.__name__, "evalue": _text_of(error), "traceback": lines}
+
+    def print_last(self) -> None:
+        """It did not end the cell."""
+        if self.last is not None:
+            print("\n".join(self.last["traceback"]), file=sys.stderr)  # noqa: T201 - the cell's own stream
+            self.last = None
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return _CANNOT_BE_SHOWN
+
+
+def _tell_errors(kernel: Any, shown: _ShownErrors, before_each: Callable[[], None]) -> None:
+    """Have a run that failed always end with the name, the text and the traceback of what it failed with.
+
+    Without this ipykernel says `NoneType: None` of a display that failed, and does not reply at all where the error's
+    own `__str__` fails.
+    """
+    do_execute = kernel.do_execute
+
+    async def execute(*arguments: Any, **options: Any) -> dict[str, Any]:
+        before_each()
+        shown.begin()
+        reply: dict[str, Any]
+        try:
+            reply = await do_execute(*arguments, **options)
+        except Exception as error:
+            last = shown.last or {"ename": type(error).__name__, "evalue": _CANNOT_BE_SHOWN, "traceback": []}
+            return {"status": "error", **last, "execution_count": kernel.shell.execution_count - 1}
+        if reply.get("status") != "error":
+            shown.print_last()
+        elif shown.last is not None and reply.get("ename") == "NoneType":
+            reply |= shown.last
+        return reply
+
+    kernel.do_execute = execute
+
+
+# Text for a pager.
+
+
+def _print_pager_text(shell: Any) -> None:
+    def page(text: Any, start: int = 0, screen_lines: int = 0, pager_cmd: Any = None) -> None:
+        shown = text.get("text/plain", "") if isinstance(text, dict) else text
+        print(shown)  # noqa: T201 - the cell's own stream
+
+    def show_hook(_: Any, text: Any, start: int = 0, screen_lines: int = 0) -> None:
+        page(text)
+
+    shell.set_hook("show_in_pager", show_hook, 0)
+    shell.payloadpage_page = page
+    shell.set_next_input = lambda text, replace=False: print(text)  # noqa: T201 - what %load would put into a cell
+
+
+# Event loops.
+
+
+@contextmanager
+def _own_loop_aside() -> Iterator[None]:
+    """While the kernel's loop runs a cell, have asyncio believe that no loop runs in this thread.
+
+    It does not go on before the cell ends in any case, so another loop may run meanwhile. nest_asyncio, which runs the
+    kernel's loop recursively instead, would have the next cell begin in the middle of this one.
+    """
+    loop = asyncio._get_running_loop()
+    if loop is None or threading.current_thread() is not threading.main_thread() or loop is not _kernel_loop[0]:
+        yield
+        return
+    task, policy_loop = asyncio.current_task(loop), loop
+    if task is not None:
+        asyncio.tasks._leave_task(loop, task)
+    asyncio._set_running_loop(None)
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(loop)
+        if task is not None:
+            asyncio.tasks._enter_task(loop, task)
+        asyncio.set_event_loop(policy_loop)  # asyncio.run leaves none
+
+
+_kernel_loop: list[asyncio.AbstractEventLoop | None] = [None]
+
+
+def _allow_event_loops() -> None:
+    from tornado.ioloop import IOLoop
+
+    own = _kernel_loop[0] = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]
+    run, runner_run = asyncio.run, asyncio.Runner.run
+    base = asyncio.base_events.BaseEventLoop
+    run_forever, run_until_complete = base.run_forever, base.run_until_complete
+
+    def run_aside(*arguments: Any, **options: Any) -> Any:
+        with _own_loop_aside():
+            return run(*arguments, **options)
+
+    def runner_run_aside(self: Any, *arguments: Any, **options: Any) -> Any:
+        with _own_loop_aside():
+            return runner_run(self, *arguments, **options)
+
+    def run_forever_aside(self: Any) -> None:
+        with _own_loop_aside():
+            run_forever(self)
+
+    def run_until_complete_aside(self: Any, future: Any) -> Any:
+        if self is own and self.is_running() and asyncio.iscoroutine(future):
+            return run_aside(future)  # asyncio.get_event_loop().run_until_complete(...), as scripts have it
+        with _own_loop_aside():
+            return run_until_complete(self, future)
+
+    for new, old in ((run_aside, run), (runner_run_aside, runner_run), (run_forever_aside, run_forever),
+                     (run_until_complete_aside, run_until_complete)):  # fmt: skip
+        new.__name__, new.__qualname__, new.__doc__ = old.__name__, old.__qualname__, old.__doc__
+    asyncio.run = asyncio.runners.run = run_aside
+    asyncio.Runner.run = runner_run_aside  # type: ignore[method-assign]
+    base.run_forever = run_forever_aside  # type: ignore[method-assign]
+    base.run_until_complete = run_until_complete_aside  # type: ignore[method-assign]
+
+
+# Figures.
+
+
+def _show_figures_once(shell: Any) -> None:
+    """Leave out a picture of a figure that this cell has sent already.
+
+    matplotlib's inline backend sends every open figure at the end of a cell: one that is the last expression as well
+    comes twice. A figure that was changed meanwhile gives another picture, and is sent.
+    """
+    formatter = shell.display_formatter
+    format_object = formatter.format
+    sent: set[tuple[int, bytes]] = set()
+
+    def format_once(shown: Any, *arguments: Any, **options: Any) -> Any:
+        data, metadata = format_object(shown, *arguments, **options)
+        figure = getattr(sys.modules.get("matplotlib.figure"), "Figure", None)
+        if figure is not None and isinstance(shown, figure) and "image/png" in data:
+            picture = data["image/png"]
+            key = (id(shown), hashlib.sha256(picture if isinstance(picture, bytes) else picture.encode()).digest())
+            if key in sent:
+                return {}, {}
+            sent.add(key)
+        return data, metadata
+
+    formatter.format = format_once
+    shell.events.register("pre_run_cell", lambda *_: sent.clear())
+    # The inline backend registers the same when it is loaded; with another backend in its place nothing would.
+    formatter.formatters["image/png"].for_type_by_name("matplotlib.figure", "Figure", _as_png)
+
+
+def _as_png(figure: Any) -> Any:
+    from IPython.core.pylabtools import print_figure
+
+    return print_figure(figure, "png", bbox_inches="tight")
+
+
+def _show_figures(_: type, *, block: bool | None = None) -> None:
+    """`plt.show()` of a backend without windows: send all open figures, and close them, as the inline backend does."""
+    from IPython.display import display
+    from matplotlib._pylab_helpers import Gcf
+
+    for manager in Gcf.get_all_fig_managers():
+        display(manager.canvas.figure)
+    Gcf.destroy_all()
+
+
+class _AfterMatplotlib:
+    """A finder that waits for matplotlib's backends to be imported, which not every context does, and adapts them."""
+
+    _MODULE = "matplotlib.backend_bases"
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> Any:
+        """The module's own spec, with a loader that adapts it afterwards; None for all others."""
+        if name != self._MODULE:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_adapt(module: Any) -> None:
+                execute(module)
+                # The former is what a backend of today has, the latter what most still export.
+                module.FigureManagerBase.pyplot_show = module._Backend.show = classmethod(_show_figures)
+
+            spec.loader.exec_module = execute_and_adapt  # type: ignore[method-assign]
+        return spec
