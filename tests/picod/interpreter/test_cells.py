@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.picod.conftest import Executor
 from tests.support.interpreters import interpreter_process, run_code
+from tests.support.picod import Executor
 
 
 @pytest.fixture(scope="module")
