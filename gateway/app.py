@@ -31,7 +31,7 @@ from gateway.routing.exchange import TimeLimits
 from gateway.routing.proxy import Proxy
 from gateway.routing.route import HoldLimits
 from gateway.routing.sandbox_client import Caller
-from gateway.runtimes.manifest import StaticCatalog
+from gateway.runtimes.catalog import StaticCatalog
 from gateway.sandbox.picod_client import PicodExecutor
 from gateway.sandbox.signing_keys import KeyRing
 from gateway.sandbox.tokens import TokenIssuer

@@ -15,7 +15,8 @@ from gateway.core.errors import SettingsError
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import Runtime
 from gateway.core.settings import Settings, make_state_dir
-from gateway.runtimes.manifest import default_runtime, load_runtimes, parse_modules
+from gateway.runtimes.catalog import default_runtime
+from gateway.runtimes.manifest import load_runtimes, parse_modules
 from gateway.sandbox.picod_client import PicodExecutor
 from gateway.sandbox.signing_keys import KeyRing
 from gateway.sandbox.tokens import TokenIssuer
@@ -45,8 +46,7 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
         raise SettingsError(problems)
     make_state_dir(settings.state_dir)
     if settings.engine == "kubernetes":
-        files = runtimes if settings.runtime else ()
-        return await _build_in_cluster(settings, files, store, clock, shared=shared)
+        return await _build_in_cluster(settings, runtimes, store, clock, shared=shared)
     return _build_local(settings, runtimes, store, clock, python, shared=shared)
 
 
@@ -124,15 +124,21 @@ async def _build_in_cluster(
 
 
 def _runtimes(settings: Settings, problems: list[str]) -> Sequence[Runtime]:
-    """Those of the files that are named, else the one that is there without any."""
-    runtimes: Sequence[Runtime] = ()
+    """Those of the manifests that are named, and on one machine the built-in one unless a manifest has its name."""
+    runtimes: list[Runtime] = []
     try:
-        runtimes = [default_runtime(settings.warm_pool, parse_modules(settings.preload))]
+        default = default_runtime(settings.warm_pool, parse_modules(settings.preload))
+        if settings.engine == "local" and not settings.no_default_runtime:
+            runtimes.append(default)
+        elif settings.engine == "local" and not settings.runtime:
+            problems.append("--no-default-runtime: nothing would be served; name manifests with --runtime")
     except ValueError as error:
         problems.append(f"--preload: {error}")
     if settings.runtime:
         try:
-            runtimes = load_runtimes(settings.runtime, engine=settings.engine)
+            named = load_runtimes(settings.runtime, engine=settings.engine, sources=settings.runtime_sources)
+            taken = {runtime.key for runtime in named}
+            runtimes = [*named, *(runtime for runtime in runtimes if runtime.key not in taken)]
         except SettingsError as error:
             problems += error.problems
     return runtimes

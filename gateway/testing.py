@@ -31,7 +31,7 @@ from gateway.core.model import (
     SuspendReport,
 )
 from gateway.core.settings import Settings
-from gateway.runtimes.manifest import default_runtime
+from gateway.runtimes.catalog import default_runtime
 from gateway.sandbox.signing_keys import KeyRing
 from gateway.store.sqlite import SqliteStore
 

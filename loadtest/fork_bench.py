@@ -100,7 +100,7 @@ def main() -> int:
         made = (("fresh", ""), ("forked", "numpy, pandas"))
         manifest.write_text("".join(_MANIFEST.format(name=name, preload=preload) for name, preload in made))
         argv = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--state-dir", str(folder / "state")]
-        argv += ["--code-context", "lazy"]  # no kernel that starts meanwhile
+        argv += ["--no-default-runtime", "--code-context", "lazy"]  # no kernel that starts meanwhile
         process = subprocess.Popen([*argv, "--runtime", str(manifest)], stdout=subprocess.PIPE, text=True)
         try:
             assert process.stdout is not None

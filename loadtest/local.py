@@ -70,6 +70,7 @@ async def gateway(folder: Path, pool: int, *flags: str) -> AsyncIterator[tuple[h
         *argv,
         "--runtime",
         str(manifest),
+        "--no-default-runtime",
         *(flags or ("--code-context", "lazy")),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

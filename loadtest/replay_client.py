@@ -110,7 +110,7 @@ def gateway(recording: Recording, log: Path) -> Iterator[str]:
             )
         )
         argv = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--state-dir", f"{folder}/state"]
-        argv += ["--runtime", str(manifest), "--autoscaler-tick", f"{recording.tick}s"]
+        argv += ["--runtime", str(manifest), "--no-default-runtime", "--autoscaler-tick", f"{recording.tick}s"]
         argv += ["--log-level", "debug", "--log-format", "json"]
         with open(log, "w+") as stream:
             process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=stream, text=True)

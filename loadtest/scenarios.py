@@ -128,7 +128,15 @@ def gateway(folder: Path, pool: tuple[int, int, int]) -> Iterator[Gateway]:
     manifest.write_text(_MANIFEST.format(low=pool[0], pool=pool[1], most=pool[2]))
     state = folder / "state"
     argv = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--state-dir", str(state)]
-    argv += ["--runtime", str(manifest), "--terminated-retention", "5s", "--log-level", "warning"]
+    argv += [
+        "--runtime",
+        str(manifest),
+        "--no-default-runtime",
+        "--terminated-retention",
+        "5s",
+        "--log-level",
+        "warning",
+    ]
     with open(folder / "gateway.log", "w") as log:
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, text=True)
     assert process.stdout is not None

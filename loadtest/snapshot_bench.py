@@ -28,7 +28,7 @@ from gateway.core.clock import SystemClock
 from gateway.core.interfaces import WorkspaceKeeper
 from gateway.core.model import PoolSpec, Runtime, RuntimeKey, Sandbox, SessionId
 from gateway.provider.local import LocalProvider
-from gateway.runtimes.manifest import StaticCatalog
+from gateway.runtimes.catalog import StaticCatalog
 from gateway.sandbox.picod_client import PicodExecutor
 from gateway.sandbox.signing_keys import KeyRing
 from gateway.sandbox.tokens import TokenIssuer

@@ -58,8 +58,13 @@ class Settings:
         low=0,
     )
     runtime: tuple[Path, ...] = _setting(
-        (), "runtime manifest, or a folder of them; may be repeated (default: a built-in my-interpreter)", kind="paths",
-        metavar="FILE_OR_FOLDER",
+        (), "runtime manifest, or a folder of them, served beside the built-in my-interpreter; may be repeated",
+        kind="paths", metavar="FILE_OR_FOLDER",
+    )  # fmt: skip
+    no_default_runtime: bool = _setting(False, "serve the runtimes of --runtime only", kind="flag")
+    runtime_sources: tuple[Path, ...] = _setting(
+        (), "folder from which manifests may take spec.wakegate.source, besides their own; may be repeated",
+        kind="paths", metavar="FOLDER",
     )  # fmt: skip
     state_dir: Path = _setting(
         Path(), "folder for records, keys and workspaces (default: the user's data folder)", kind="path"

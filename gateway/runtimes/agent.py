@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from gateway.core.model import Agent, Probe
 from gateway.runtimes.fields import Reader
+from gateway.runtimes.files import Files
 
 CONTAINER = "spec.podTemplate.spec.containers[0]."
 _REFERENCE = re.compile(r"\$(?:\$|\(([^()]+)\))")
@@ -55,10 +55,10 @@ def parse_agent(
     container: Mapping[str, Any],
     extra: Mapping[str, Any],
     environment: Mapping[str, str],
-    folder: Path | None,
+    files: Files | None,
     reader: Reader,
 ) -> Agent:
-    """What runs in a local sandbox. `folder`: what a relative `spec.wakegate.source` starts from."""
+    """What runs in a local sandbox. `files`: those that `spec.wakegate.source` may name."""
     pod = reader.mapping(reader.mapping(spec, "podTemplate", "spec."), "spec", "spec.podTemplate.")
     for name in ("containers", "initContainers"):
         more = reader.sequence(pod, name, "spec.podTemplate.spec.")[1 if name == "containers" else 0 :]
@@ -71,7 +71,7 @@ def parse_agent(
     return Agent(
         command=tuple(expand(word, environment) for word in command),
         working_dir=reader.text(container, "workingDir", CONTAINER),
-        source=_source(extra, folder, reader),
+        source=_source(extra, files, reader),
         targets=target_ports(reader.sequence(spec, "targetPort", "spec.")),
         probe=_probe(container, reader),
     )
@@ -90,14 +90,23 @@ def _texts(container: Mapping[str, Any], key: str, reader: Reader) -> list[str]:
     return [str(word) for word in words]
 
 
-def _source(extra: Mapping[str, Any], folder: Path | None, reader: Reader) -> str:
-    said = reader.text(extra, "source", "spec.wakegate.")
-    if not said:
+def _source(extra: Mapping[str, Any], files: Files | None, reader: Reader) -> str:
+    """The folder as an absolute path without symbolic links; empty where there is none."""
+    name = reader.text(extra, "source", "spec.wakegate.")
+    if not name:
         return ""
-    path = (folder or Path.cwd()) / said
-    if not path.is_dir():
-        reader.problem("spec.wakegate.source", "expected a folder, which the sandbox sees read-only at /app", said)
-    return str(path.resolve())
+    if files is None:
+        reader.problem("spec.wakegate.source", "there are no files beside this manifest; expected none", name)
+        return ""
+    try:
+        path = files.resolve(name)
+        found = path.is_dir()
+    except (OSError, ValueError) as error:
+        reader.problem("spec.wakegate.source", str(error), name)
+        return ""
+    if not found:
+        reader.problem("spec.wakegate.source", "expected a folder, which the sandbox sees read-only at /app", name)
+    return str(path)
 
 
 def _probe(container: Mapping[str, Any], reader: Reader) -> Probe | None:

@@ -11,41 +11,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gateway.core.errors import SettingsError
 from gateway.core.model import HIGH_PORTS, HibernationMode, Kind, Limits, PoolMode, PoolSpec, Runtime, RuntimeKey
 from gateway.runtimes.agent import first_container, parse_agent, several, target_ports
+from gateway.runtimes.documents import find_files, read_documents
 from gateway.runtimes.fields import Reader, named
+from gateway.runtimes.files import Files
 from gateway.runtimes.tools import parse_tools
 
 API_VERSION = "runtime.agentcube.volcano.sh/v1alpha1"
 _PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _VARIABLE = re.compile(r"[^=\0]+")
 _MAX_WARM = 10_000
-_MAX_NODES = 100_000  # YAML values in one document; a manifest has a few dozen
-
-
-class StaticCatalog:
-    """The runtimes read at start. A RuntimeCatalog."""
-
-    def __init__(self, runtimes: Iterable[Runtime]) -> None:
-        self._runtimes = {runtime.key: runtime for runtime in runtimes}
-
-    def get(self, key: RuntimeKey) -> Runtime | None:
-        """One, or None."""
-        return self._runtimes.get(key)
-
-    def all(self) -> Sequence[Runtime]:
-        """All, by key."""
-        return [self._runtimes[key] for key in sorted(self._runtimes)]
-
-
-def default_runtime(warm: int, preload: Sequence[str] = ()) -> Runtime:
-    """The code interpreter that is served when no manifest is named."""
-    return Runtime(
-        key=RuntimeKey("default", "my-interpreter"), pool=PoolSpec(size=warm, max=warm), preload=tuple(preload)
-    )
 
 
 def parse_modules(text: str) -> tuple[str, ...]:
@@ -57,8 +34,10 @@ def parse_modules(text: str) -> tuple[str, ...]:
     return names
 
 
-def load_runtimes(paths: Iterable[Path], *, engine: str = "local") -> list[Runtime]:
+def load_runtimes(paths: Iterable[Path], *, engine: str = "local", sources: Iterable[Path] = ()) -> list[Runtime]:
     """Read manifests from files and folders (*.yaml, *.yml, by name; folders are not entered recursively).
+
+    `sources`: folders besides the manifest's own from which it may take files.
 
     Documents of other kinds in the same files are passed over: a manifest often brings a Namespace or a Secret along.
 
@@ -67,9 +46,11 @@ def load_runtimes(paths: Iterable[Path], *, engine: str = "local") -> list[Runti
     """
     problems: list[str] = []
     found: dict[RuntimeKey, tuple[str, Runtime]] = {}
-    for file in _files(paths, problems):
-        for where, document in _documents(file, problems):
-            runtime = parse_runtime(document, where, problems, engine=engine, folder=file.parent)
+    allowed = tuple(sources)
+    for file in find_files(paths, problems):
+        for where, document in read_documents(file, problems):
+            files = Files(file.parent, allowed)
+            runtime = parse_runtime(document, where, problems, engine=engine, files=files)
             if runtime is None:
                 continue
             if runtime.key in found:
@@ -86,9 +67,9 @@ def load_runtimes(paths: Iterable[Path], *, engine: str = "local") -> list[Runti
 
 
 def parse_runtime(
-    document: Any, where: str, problems: list[str], *, engine: str = "local", folder: Path | None = None
+    document: Any, where: str, problems: list[str], *, engine: str = "local", files: Files | None = None
 ) -> Runtime | None:
-    """One manifest document for an engine (`local`, `kubernetes`). `folder`: where files that it names are.
+    """One manifest document for an engine (`local`, `kubernetes`). `files`: those that it may name, None for none.
 
     Appends to `problems`; None if it is not a runtime or is wrong.
     """
@@ -144,73 +125,13 @@ def parse_runtime(
         ports=_ports(extra, reader),
         code_context="off" if agent else _code_context(extra, reader),
         tools=parse_tools(
-            reader.sequence(extra, "tools", "spec.wakegate."), "spec.wakegate.tools", folder, reader.problem
+            reader.sequence(extra, "tools", "spec.wakegate."), "spec.wakegate.tools", files, reader.problem
         ),
         target_ports=several(target_ports(reader.sequence(spec, "targetPort" if agent else "ports", "spec."))),
-        agent=parse_agent(spec, template, extra, environment, folder, reader) if local_agent else None,
+        agent=parse_agent(spec, template, extra, environment, files, reader) if local_agent else None,
         manifest=dict(document),
     )
     return runtime if len(problems) == before else None
-
-
-def _files(paths: Iterable[Path], problems: list[str]) -> list[Path]:
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix in (".yaml", ".yml") and p.is_file())
-            if not inside:
-                problems.append(f"{path}: no *.yaml or *.yml file in this folder")
-            files += inside
-        elif path.exists():
-            files.append(path)
-        else:
-            problems.append(f"{path}: no such file or folder")
-    return files
-
-
-def _documents(file: Path, problems: list[str]) -> list[tuple[str, Any]]:
-    try:
-        documents = [document for document in _load(file.read_bytes()) if document is not None]
-    except OSError as error:
-        problems.append(f"{file}: cannot be read: {error.strerror}")
-        return []
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # ValueError: what Python does not take for a date, a number or UTF-8, though the syntax is right.
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}:" if mark else ""
-        problems.append(f"{file}:{line} is not YAML: {getattr(error, 'problem', None) or error}")
-        return []
-    many = len(documents) > 1
-    return [(f"{file} (document {i + 1})" if many else str(file), document) for i, document in enumerate(documents)]
-
-
-def _load(data: bytes) -> list[Any]:
-    """All documents. Raises yaml.YAMLError, also for anchors that recur or that stand for very much; ValueError."""
-    loader = yaml.SafeLoader(data)
-    documents: list[Any] = []
-    try:
-        while loader.check_node():
-            node = loader.get_node()
-            assert node is not None  # check_node said that there is one
-            if _weigh(node, {}) > _MAX_NODES:
-                raise yaml.YAMLError(f"its anchors stand for more than {_MAX_NODES} values")
-            documents.append(loader.construct_document(node))
-    finally:
-        loader.dispose()
-    return documents
-
-
-def _weigh(node: yaml.Node, weights: dict[int, int]) -> int:
-    """How many values a node stands for once its aliases are followed, each counted as often as it is met."""
-    weight = weights.get(id(node))
-    if weight is None:
-        weights[id(node)] = 0
-        inner = [each for pair in node.value for each in pair] if isinstance(node, yaml.MappingNode) else node.value
-        weight = 1 + (sum(_weigh(each, weights) for each in inner) if isinstance(node, yaml.CollectionNode) else 0)
-        weights[id(node)] = weight
-    elif not weight:
-        raise yaml.YAMLError("an anchor contains itself")
-    return weight
 
 
 def _environment(entries: Sequence[Any], prefix: str, reader: Reader, *, references: bool) -> dict[str, str]:

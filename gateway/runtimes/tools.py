@@ -18,11 +18,11 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from gateway.core.model import DeclaredTool
 from gateway.core.units import parse_duration
+from gateway.runtimes.files import Files
 
 Problem = Callable[[str, str, Any], None]  # (field path, what would be right, what was there)
 
@@ -36,15 +36,15 @@ _LONGEST_S = 3600.0
 _FIELDS = ("name", "description", "parameters", "command", "python", "parallel", "timeout")
 
 
-def parse_tools(entries: Sequence[Any], prefix: str, folder: Path | None, problem: Problem) -> tuple[DeclaredTool, ...]:
-    """All entries; what is wrong is noted. `folder`: where files of functions are, None where there is none."""
+def parse_tools(entries: Sequence[Any], prefix: str, files: Files | None, problem: Problem) -> tuple[DeclaredTool, ...]:
+    """All entries; what is wrong is noted. `files`: those that functions may be in, None for none."""
     if len(entries) > _MAX_TOOLS:
         problem(prefix, f"expected at most {_MAX_TOOLS} tools", len(entries))
         return ()
     tools: dict[str, DeclaredTool] = {}
     for index, entry in enumerate(entries):
         path = f"{prefix}[{index}]"
-        tool = _parse(entry, path, folder, problem)
+        tool = _parse(entry, path, files, problem)
         if tool is not None and tool.name in tools:
             problem(f"{path}.name", "expected a name that no other tool has", tool.name)
         elif tool is not None:
@@ -52,7 +52,7 @@ def parse_tools(entries: Sequence[Any], prefix: str, folder: Path | None, proble
     return tuple(tools.values())
 
 
-def _parse(entry: Any, path: str, folder: Path | None, problem: Problem) -> DeclaredTool | None:
+def _parse(entry: Any, path: str, files: Files | None, problem: Problem) -> DeclaredTool | None:
     if not isinstance(entry, Mapping):
         problem(path, "expected a mapping", entry)
         return None
@@ -74,7 +74,7 @@ def _parse(entry: Any, path: str, folder: Path | None, problem: Problem) -> Decl
         problem(path, "expected either command or python", sorted(map(str, entry)))
         return None
     command = _command(entry["command"], parameters, f"{path}.command", problem) if "command" in entry else ()
-    function, source = _function(entry["python"], f"{path}.python", folder, problem) if "python" in entry else ("", "")
+    function, source = _function(entry["python"], f"{path}.python", files, problem) if "python" in entry else ("", "")
     return DeclaredTool(
         name,
         description.strip(),
@@ -117,7 +117,7 @@ def _command(value: Any, parameters: Mapping[str, Any], path: str, problem: Prob
     return tuple(words)
 
 
-def _function(value: Any, path: str, folder: Path | None, problem: Problem) -> tuple[str, str]:
+def _function(value: Any, path: str, files: Files | None, problem: Problem) -> tuple[str, str]:
     """(function, source)."""
     if not isinstance(value, Mapping) or not isinstance(value.get("function"), str):
         problem(path, "expected a mapping with function, and file or source", value)
@@ -126,7 +126,7 @@ def _function(value: Any, path: str, folder: Path | None, problem: Problem) -> t
     where = f"{path}.source"
     if source is None:
         where = f"{path}.file"
-        source = _read(value.get("file"), where, folder, problem)
+        source = _read(value.get("file"), where, files, problem)
     if not isinstance(source, str) or not source:
         if "source" in value:
             problem(where, "expected Python code", source)
@@ -144,14 +144,18 @@ def _function(value: Any, path: str, folder: Path | None, problem: Problem) -> t
     return value["function"], source
 
 
-def _read(name: Any, path: str, folder: Path | None, problem: Problem) -> str:
+def _read(name: Any, path: str, files: Files | None, problem: Problem) -> str:
     if not isinstance(name, str) or not name:
         problem(path, "expected the name of a Python file", name)
-    elif folder is None:
+    elif files is None:
         problem(path, "there are no files beside this manifest; expected `source` with the code itself", name)
     else:
         try:
-            return (folder / name).read_text(encoding="utf-8")
+            file = files.resolve(name)
+            if file.exists() and not file.is_file():  # a pipe would hold the start
+                raise ValueError("expected a file")
+            with file.open("rb") as stream:
+                return stream.read(MAX_ARGUMENT + 1).decode("utf-8")
         except (OSError, ValueError) as error:
             problem(path, f"cannot be read: {getattr(error, 'strerror', None) or error}", name)
     return ""

@@ -11,7 +11,7 @@ import pytest
 from gateway.app import Gateway
 from gateway.autoscaler.sessions import AdviceSettings, SessionAdvisor
 from gateway.core.model import RuntimeKey, SessionId, SessionState
-from gateway.runtimes.manifest import default_runtime
+from gateway.runtimes.catalog import default_runtime
 from gateway.testing import ManualClock, ScriptedProvider, scripted_gateway
 
 

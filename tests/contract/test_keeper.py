@@ -14,7 +14,7 @@ from gateway.core.errors import SandboxStartError, SnapshotNotFoundError
 from gateway.core.model import Sandbox, SandboxId, SessionId
 from gateway.provider.kubernetes.engine import Remains
 from gateway.provider.kubernetes.names import KEYS_CONFIGMAP
-from gateway.runtimes.manifest import StaticCatalog
+from gateway.runtimes.catalog import StaticCatalog
 from gateway.sandbox.picod_client import PicodExecutor
 from gateway.sandbox.signing_keys import KeyRing
 from gateway.sandbox.tokens import TokenIssuer

@@ -14,7 +14,7 @@ from websockets.sync.client import connect
 from gateway.cli import banner, first_key
 from gateway.core.model import Kind, Runtime, RuntimeKey
 from gateway.core.settings import Settings
-from gateway.runtimes.manifest import StaticCatalog
+from gateway.runtimes.catalog import StaticCatalog
 from tests.support.serve import Server, serve
 from tests.support.waiting import wait_until
 

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.core.errors import QueueFullError
 from gateway.routing.target import Target
-from gateway.runtimes.manifest import default_runtime
+from gateway.runtimes.catalog import default_runtime
 from gateway.sessions.admission import Admission, Backlog
 from gateway.testing import ScriptedProvider
 from tests.support.scripted import KEY, OpenScripted, Served, served

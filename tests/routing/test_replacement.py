@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.runtimes.manifest import default_runtime
+from gateway.runtimes.catalog import default_runtime
 from gateway.testing import ScriptedProvider
 from tests.support.scripted import Call, OpenScripted, ScriptedSandbox, get, served
 from tests.support.waiting import eventually

@@ -18,7 +18,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from gateway.core.model import Endpoint, SessionId
-from gateway.runtimes.manifest import default_runtime
+from gateway.runtimes.catalog import default_runtime
 from gateway.testing import ScriptedProvider
 from tests.support.scripted import Call, OpenScripted, ScriptedSandbox, Served, served
 from tests.support.waiting import eventually

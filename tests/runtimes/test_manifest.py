@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from gateway.core.errors import SettingsError
 from gateway.core.model import Agent, Kind, Limits, PoolMode, Probe, RuntimeKey
-from gateway.runtimes.manifest import API_VERSION, StaticCatalog, load_runtimes, parse_runtime
+from gateway.runtimes.catalog import StaticCatalog
+from gateway.runtimes.manifest import API_VERSION, load_runtimes, parse_runtime
 
 # The shape of the example manifests that AgentCube's users start from: every field that its kind has.
 FULL = """\
@@ -174,7 +176,12 @@ spec:
         ("a: *nobody", "is not YAML"),
         ("a: " + "9" * 5000, "is not YAML"),
         ("a: 2024-13-45", "is not YAML"),
-        ("[" * 5000, "is not YAML"),
+        ("[" * 5000, "nested more than 100 deep"),
+        ("- " * 500_000, "nested more than 100 deep"),
+        ("[" + "a," * 120_000 + "]", "more than 100000 values"),
+        ("a: " + "b" * (1 << 20), "larger than 1 MiB"),
+        ("".join(f"%TAG !a{n}! tag:x\n" for n in range(40_000)) + "--- a", "%TAG directives"),
+        ("a: 1" + ":1" * 400_000, "a number or date of more than"),
         ("&a [*a]", "contains itself"),
         (SHORT + "x: &a {b: *a}\n", "contains itself"),
         (SHORT.replace("{template: {}}", '{template: {environment: [{name: A, value: "a\\0b"}]}}'), "environment[0]"),
@@ -221,6 +228,45 @@ def test_missing_and_empty_places_are_named(tmp_path: Path) -> None:
         f"{tmp_path}/none: no such file or folder",
         f"{empty}: no *.yaml or *.yml file in this folder",
     ]
+
+
+def test_list_of_kubectl_is_read_as_its_items(tmp_path: Path) -> None:
+    """`kubectl get -o yaml` writes one document; an error names the item in it."""
+    items = "".join("- " + text.strip().replace("\n", "\n  ") + "\n" for text in (FULL, "kind: Pod", SHORT))
+    path = write(tmp_path, "apiVersion: v1\nkind: List\nitems:\n" + items)
+    assert [runtime.key.name for runtime in load_runtimes([path])] == ["my-interpreter", "small"]
+
+    write(tmp_path, path.read_text().replace("name: small", "name: Small"))
+    assert problems(path)[0].startswith(f"{path} items[2]: metadata.name: ")
+
+
+@pytest.mark.parametrize("source", ["..", "../../../etc", "/etc", "link", "inside/../../other", "link/deeper"])
+def test_source_outside_of_the_manifests_folder_is_refused(tmp_path: Path, source: str) -> None:
+    """Neither by dots nor by an absolute path nor through a symbolic link, unless the operator lists the folder."""
+    folder, other = tmp_path / "manifests", tmp_path / "other"
+    (folder / "inside").mkdir(parents=True)
+    (other / "deeper").mkdir(parents=True)
+    (folder / "link").symlink_to(other)
+    path = write(folder, AGENT.replace("source: .", f"source: {source}"))
+    assert [line for line in problems(path) if "spec.wakegate.source: expected a path below" in line]
+
+    if "link" in source or "other" in source:
+        [runtime] = load_runtimes([path], sources=[other])
+        assert runtime.agent is not None
+        assert runtime.agent.source.startswith(str(other))
+
+
+@pytest.mark.parametrize("name", ["../secret.py", "/etc/passwd", "link.py", "pipe"])
+def test_file_of_a_tool_outside_of_the_manifests_folder_is_refused(tmp_path: Path, name: str) -> None:
+    """Nor is a pipe waited for."""
+    folder = tmp_path / "manifests"
+    folder.mkdir()
+    (tmp_path / "secret.py").write_text("def f(): pass")
+    (folder / "link.py").symlink_to(tmp_path / "secret.py")
+    os.mkfifo(folder / "pipe")
+    tool = f"{{name: t, description: d, python: {{file: {name}, function: f}}}}"
+    text = SHORT.replace("{template: {}}", f"{{template: {{}}, wakegate: {{tools: [{tool}]}}}}")
+    assert any("tools[0].python.file: cannot be read: expected a" in line for line in problems(write(folder, text)))
 
 
 values = st.recursive(

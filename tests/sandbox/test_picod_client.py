@@ -20,7 +20,7 @@ from gateway.core.errors import (
     UpstreamTimeoutError,
 )
 from gateway.core.model import Endpoint, Sandbox, SuspendReport, Unsaved
-from gateway.runtimes.manifest import StaticCatalog
+from gateway.runtimes.catalog import StaticCatalog
 from gateway.sandbox.picod_client import PicodExecutor
 from gateway.sandbox.signing_keys import KeyRing
 from gateway.sandbox.tokens import TokenIssuer

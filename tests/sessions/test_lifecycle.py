@@ -29,7 +29,7 @@ from gateway.core.model import (
     StartKind,
 )
 from gateway.core.units import rfc3339
-from gateway.runtimes.manifest import StaticCatalog, default_runtime
+from gateway.runtimes.catalog import StaticCatalog, default_runtime
 from gateway.sessions.build import SessionSettings, make_sessions
 from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock, MemorylessExecutor, ScriptedProvider

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from gateway.core.errors import ConflictError, SessionNotFoundError, StoreUnavailableError, WakegateError
 from gateway.core.model import SandboxId, SessionId, SessionState, SnapshotRef, is_snapshot
-from gateway.runtimes.manifest import StaticCatalog, default_runtime
+from gateway.runtimes.catalog import StaticCatalog, default_runtime
 from gateway.sessions.activation import Opened
 from gateway.sessions.build import SessionSettings, make_sessions
 from gateway.sessions.membership import ElsewhereError

@@ -12,7 +12,7 @@ from gateway.core.model import RuntimeKey, SessionId
 from gateway.routing.activator import Activator
 from gateway.routing.route import Reservation
 from gateway.routing.target import Target
-from gateway.runtimes.manifest import default_runtime
+from gateway.runtimes.catalog import default_runtime
 from gateway.testing import ManualClock, ScriptedProvider, scripted_gateway
 from tests.support.scripted import KEY
 

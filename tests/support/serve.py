@@ -64,6 +64,8 @@ def serve(state: Path, *flags: str, program: str = "gateway", port: int = 0) -> 
     argv = [sys.executable, "-m", program, "serve", "--port", str(port), "--state-dir", str(state)]
     # A kernel in each sandbox, and a notice before the end, only where a test asks for it.
     argv += ["--code-context", "lazy", "--shutdown-delay", "0", *flags]
+    if "--runtime" in flags:  # and only those that the test names
+        argv.append("--no-default-runtime")
     environ = {name: value for name, value in os.environ.items() if not name.startswith("WAKEGATE_")}
     with open(log, "a") as errors:
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, text=True, env=environ)

@@ -20,7 +20,7 @@ from gateway.core.model import (
     StartKind,
     StoredSnapshot,
 )
-from gateway.runtimes.manifest import StaticCatalog
+from gateway.runtimes.catalog import StaticCatalog
 from gateway.sandbox.picod_client import PicodExecutor
 from gateway.snapshots import FolderStore
 from gateway.snapshots.keeper import SnapshotKeeper

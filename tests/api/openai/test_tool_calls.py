@@ -14,7 +14,7 @@ import pytest
 
 from gateway.api.openai import tool_call_stream
 from gateway.core.model import Kind, RuntimeKey
-from gateway.runtimes.manifest import default_runtime
+from gateway.runtimes.catalog import default_runtime
 from tests.support.scripted import Call, OpenScripted, Served
 from tests.support.tool_calls import chat_call, item
 from tests.support.waiting import eventually

@@ -13,6 +13,7 @@ from gateway.api.tools.actions import ArgumentError
 from gateway.api.tools.catalogue import BUILT_IN
 from gateway.api.tools.declared import argv, check
 from gateway.core.model import DeclaredTool
+from gateway.runtimes.files import Files
 from gateway.runtimes.tools import BUILT_IN_NAMES, MAX_ARGUMENT, parse_tools
 
 SCHEMA = {
@@ -27,7 +28,8 @@ SOURCE = "import math\ndef area(r, unit='m'):\n    return {'area': round(math.pi
 
 def parse(*entries: Any, folder: Path | None = None) -> tuple[tuple[DeclaredTool, ...], list[str]]:
     problems: list[str] = []
-    tools = parse_tools(entries, "tools", folder, lambda path, right, got: problems.append(f"{path}: {right}"))
+    files = None if folder is None else Files(folder)
+    tools = parse_tools(entries, "tools", files, lambda path, right, got: problems.append(f"{path}: {right}"))
     return tools, problems
 
 
