@@ -45,7 +45,7 @@ def _is_re(call: ast.Call, names: tuple[str, ...]) -> bool:
 def _patterns() -> list[tuple[str, re.Pattern[Any], str]]:
     """(where, pattern, the most demanding method that is called on it); a pattern that cannot be found fails."""
     used: dict[str, set[str]] = {}
-    compiled: list[tuple[Path, int, str]] = []
+    compiled: list[tuple[Path, ast.Call, str]] = []
     found: list[tuple[str, re.Pattern[Any], str]] = []
     for file, tree in _modules():
         known = set()
@@ -54,7 +54,7 @@ def _patterns() -> list[tuple[str, re.Pattern[Any], str]]:
                 used.setdefault(node.value.id, set()).add(node.attr)
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and _is_re(node.value, ("compile",)):
                 assert isinstance(node.targets[0], ast.Name), f"{file}:{node.lineno}: name the pattern"
-                compiled.append((file, node.lineno, node.targets[0].id))
+                compiled.append((file, node.value, node.targets[0].id))
                 known.add(node.value)
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and _is_re(node, _METHODS) and node not in known:
@@ -64,12 +64,22 @@ def _patterns() -> list[tuple[str, re.Pattern[Any], str]]:
                 found.append((where, re.compile(node.args[0].value), node.func.attr))
             elif isinstance(node, ast.Call) and _is_re(node, ("compile",)):
                 assert node in known, f"{file}:{node.lineno}: compile patterns at the top of the module, by name"
-    for file, line, name in compiled:
-        module = importlib.import_module(".".join(file.relative_to(_TOP).with_suffix("").parts))
+    for file, call, name in compiled:
         methods = used.get(name, set())
         method = next((each for each in _ANYWHERE if each in methods), "match" if "match" in methods else "fullmatch")
-        found.append((f"{file.relative_to(_TOP)}:{line}", getattr(module, name), method))
+        found.append((f"{file.relative_to(_TOP)}:{call.lineno}", _evaluate(call, file, name), method))
     return found
+
+
+def _evaluate(call: ast.Call, file: Path, name: str) -> re.Pattern[Any]:
+    """The pattern as the call says it, else the module's own: not every module of userside can be imported here."""
+    try:
+        pattern = eval(compile(ast.Expression(call), str(file), "eval"), {"re": re})
+    except NameError:
+        module = importlib.import_module(".".join(file.relative_to(_TOP).with_suffix("").parts))
+        pattern = getattr(module, name)
+    assert isinstance(pattern, re.Pattern)
+    return pattern
 
 
 def _worst_growth(pattern: re.Pattern[Any], method: str) -> tuple[float, str]:
