@@ -37,6 +37,7 @@ from gateway.sandbox.signing_keys import KeyRing
 from gateway.sandbox.tokens import TokenIssuer
 from gateway.sessions.build import Sessions, SessionSettings, make_sessions
 from gateway.sessions.idleness import HEARTBEAT_S
+from gateway.sessions.restorability import restore_problems
 from gateway.snapshots.keeper import make_keeper
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ KEEPER_LABELS = {
     "restore": "unpark",
     "rollback": "put_back",
     "delete": "drop_parked",
-    "delete_abandoned": "drop_leftovers",
+    "retain_abandoned": "drop_leftovers",
     "delete_orphans": "leftovers",
 }
 CACHED_RECORD_TTL_S = 2.0  # for reads on which nothing is decided
@@ -248,6 +249,7 @@ class Gateway:
                 ("announcements", every(membership.beat, self._announce)),
                 ("session advice", every(ADVISE_INTERVAL_S, self._advise)),
                 ("sandbox events", self._follow_events()),
+                ("kept workspaces", self._check_kept()),
                 ("loop lag", self.metrics.watch_loop()),
                 *self._background(self),
             ):
@@ -270,6 +272,14 @@ class Gateway:
         membership = self.sessions.membership
         if membership.me and not await membership.announce():
             await self.sessions.recovery.release_taken_over()
+
+    async def _check_kept(self) -> None:
+        """Say once, in the log, when sleeping sessions cannot wake with these settings."""
+        try:
+            async for problem in restore_problems(self.store, self.keeper.check, self.sessions.membership.me):
+                logger.warning("%s", problem)
+        except WakegateError as error:
+            logger.warning("whether sleeping sessions can wake could not be looked at: %s", error)
 
     async def _follow_events(self) -> None:
         async for event in self.provider.watch():

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from gateway.core.clock import SystemClock
-from gateway.core.errors import SettingsError, WakegateError
-from gateway.core.model import Kind, SessionId
+from gateway.core.errors import SettingsError, SnapshotNotFoundError, WakegateError
+from gateway.core.model import Kind, SessionId, SnapshotRef, is_snapshot
 from gateway.core.settings import Settings
+from gateway.sessions.restorability import restore_problems
 from gateway.snapshots import make_snapshot_store
 from gateway.snapshots.keys import SnapshotKeys
 from gateway.store import make_store
@@ -42,6 +45,8 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
     """All findings, as they come."""
     yield await check_store(settings)
     yield await check_snapshots(settings)
+    async for finding in check_sleeping(settings):
+        yield finding
     if settings.engine == "kubernetes":
         async for finding in check_cluster(settings):
             yield finding
@@ -54,9 +59,9 @@ def exit_status(findings: Iterable[Finding]) -> int:
 
 async def check_store(settings: Settings) -> Finding:
     """Does the session store answer?"""
-    url = settings.store or f"sqlite://{settings.state_dir.absolute() / 'wakegate.db'}"
+    url = _store_url(settings)
     try:
-        store = make_store(url, SystemClock())
+        store = make_store(url, SystemClock(), prefix=settings.store_prefix)
         began = time.perf_counter()
         await store.start()
         try:
@@ -72,6 +77,10 @@ async def check_store(settings: Settings) -> Finding:
             "with more than one gateway set WAKEGATE_STORE=redis://...", grave=False,
         )  # fmt: skip
     return Finding("session store", f"answers ({took:.0f} ms)")
+
+
+def _store_url(settings: Settings) -> str:
+    return settings.store or f"sqlite:///{quote(str((settings.state_dir / 'wakegate.db').absolute()))[1:]}"
 
 
 async def check_snapshots(settings: Settings) -> Finding:
@@ -96,6 +105,37 @@ async def check_snapshots(settings: Settings) -> Finding:
             "set WAKEGATE_SNAPSHOTS to an object store, or to a folder on a volume", grave=False,
         )  # fmt: skip
     return Finding("snapshots", "can be put, read and deleted")
+
+
+async def check_sleeping(settings: Settings) -> AsyncIterator[Finding]:
+    """Can sleeping sessions wake with these settings?"""
+    what = "sleeping sessions"
+    try:
+        snapshots = None
+        if settings.snapshots or settings.engine != "local":
+            keys = SnapshotKeys.read(settings.snapshot_key_file) if settings.snapshot_key_file != Path() else None
+            snapshots = make_snapshot_store(settings.snapshots or str(settings.state_dir / "snapshots"), keys=keys)
+        store = make_store(_store_url(settings), SystemClock(), prefix=settings.store_prefix)
+        await store.start()
+    except WakegateError:
+        return  # the checks above say so
+
+    async def check(reference: str) -> None:
+        if not is_snapshot(reference):
+            return  # whether it is parked the engine knows, and the gateway says at its start
+        if snapshots is None:
+            raise SnapshotNotFoundError("its workspace is a snapshot, and no --snapshots (WAKEGATE_SNAPSHOTS) is set")
+        async with aclosing(snapshots.get(SnapshotRef(reference))) as pieces:
+            await anext(pieces, b"")
+
+    try:
+        async for problem in restore_problems(store, check, ""):
+            fix = "set --snapshots and --snapshot-key-file as they were when its workspace was kept"
+            yield Finding(what, problem, fix, grave=False)
+    except WakegateError as error:
+        yield Finding(what, str(error), "the session store could not be read; run this again", grave=False)
+    finally:
+        await store.aclose()
 
 
 async def _probe() -> AsyncIterator[bytes]:

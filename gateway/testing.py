@@ -80,6 +80,7 @@ class ScriptedProvider:
         self.contents: dict[SandboxId, str] = {}  # what stands for the files in each workspace; missing means empty
         self.parked: dict[str, tuple[str, float]] = {}  # by reference: contents, and when they were parked
         self._ended: set[SandboxId] = set()
+        self._restored: dict[SandboxId, str] = {}  # sandboxes whose contents came from what was parked
 
     async def start(self) -> None:
         """Nothing to clear."""
@@ -159,21 +160,27 @@ class ScriptedProvider:
         """Give the contents to the sandbox; the reference is used up."""
         if sandbox_id not in self._sandboxes:
             raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was there")
+        await self.check(reference)
+        self.contents[sandbox_id], _ = self.parked.pop(reference)
+        self._restored[sandbox_id] = reference
+
+    async def check(self, reference: str) -> None:
+        """Whether it is parked. Raises SnapshotNotFoundError."""
         if reference not in self.parked:
             raise SnapshotNotFoundError(f"nothing is parked as {reference}")
-        self.contents[sandbox_id], _ = self.parked.pop(reference)
 
     async def rollback(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """Whichever of the two has the contents."""
-        return reference if reference in self.parked else await self.keep(sandbox_id, session_id)
+        """Whichever of the two has the contents; if neither has, the reference stays what it was."""
+        if reference in self.parked or self._restored.get(sandbox_id) != reference:
+            return reference
+        return await self.keep(sandbox_id, session_id)
 
     async def delete(self, reference: str) -> None:
         """Forget it; absent is success."""
         self.parked.pop(reference, None)
 
-    async def delete_abandoned(self) -> None:
-        """Forget what ended."""
-        self._ended.clear()
+    async def retain_abandoned(self) -> None:
+        """What ended stays as it is: `keep` finds it."""
 
     async def delete_orphans(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
         """Forget what was parked and no record names."""

@@ -202,10 +202,19 @@ class WorkspaceKeeper(Protocol):
         """
         ...
 
-    async def rollback(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """Undo an `restore` that failed, or that nobody knows the end of. Returns a good reference; None: it is gone.
+    async def check(self, reference: str) -> None:
+        """Raise what `restore` would raise before it changes anything, as far as the beginning of what is kept shows.
 
-        To be called only when no request has reached the sandbox since. The caller then releases the sandbox.
+        Raises SnapshotNotFoundError, SnapshotKeyError, SnapshotStoreUnavailableError.
+        """
+        ...
+
+    async def rollback(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """Undo a `restore` that failed, or whose outcome is unknown. Returns the reference to try next; None: gone.
+
+        What this keeper has no part of (a snapshot of another store, a workspace parked elsewhere) keeps its reference:
+        only whoever has it may decide that it is gone. To be called only when no request has reached the sandbox since.
+        The caller then releases the sandbox.
         """
         ...
 
@@ -213,16 +222,21 @@ class WorkspaceKeeper(Protocol):
         """Delete a kept workspace, which no record names any more; absent is success. Raises SnapshotError."""
         ...
 
-    async def delete_abandoned(self) -> None:
-        """Delete what ended sandboxes left and nobody kept. Called once records are true after a start."""
+    async def retain_abandoned(self) -> None:
+        """Set aside what sandboxes of an earlier gateway left and no record names, until `delete_orphans` takes it.
+
+        Called once records are true after a start. Not deleted at once: the records may be what is missing, when the
+        store came back empty or is another one by mistake; `keep` still finds it by its sandbox.
+        """
         ...
 
     async def delete_orphans(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
-        """Delete what was kept at least `older_than` seconds ago and no record names. Returns how many.
+        """Delete what was kept or set aside at least `older_than` seconds ago and no record names. Returns how many.
 
         `known` gives the references that records of sessions name which have not ended. It is asked after what there is
         was listed, so nothing that a record named all the time is deleted. `older_than` must cover the time from `keep`
-        to the record, and the difference between clocks. Raises SnapshotError, and what `known` raises.
+        to the record, and the time in which an operator may bring lost records back. Raises SnapshotError, and what
+        `known` raises.
         """
         ...
 

@@ -292,6 +292,7 @@ class StoredSnapshot:
     key: str
     size: int
     at: float  # when it was last written
+    partial: bool = False  # of a put that is under way or died: never to be restored
 
 
 @dataclass(frozen=True, slots=True)

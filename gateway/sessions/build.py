@@ -128,6 +128,7 @@ def make_sessions(
         clock=clock,
         interval=settings.sweep_interval,
         terminated_retention=settings.terminated_retention,
+        orphan_retention=settings.hibernated_retention,
     )
     return Sessions(
         records=records,

@@ -50,7 +50,7 @@ class Recovery:
                 if len(page) < 500:
                     break
                 after = page[-1].id
-        await self._transitions.delete_abandoned()
+        await self._transitions.retain_abandoned()
 
     async def _recover(self, listed: Session, sandbox_id: SandboxId) -> None:
         """The session has its sandbox still, or what is left of it is kept."""

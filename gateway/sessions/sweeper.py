@@ -32,13 +32,13 @@ from gateway.sessions.membership import ElsewhereError
 from gateway.sessions.ownership import Ownership
 from gateway.sessions.records import Records
 from gateway.sessions.recovery import Recovery
+from gateway.sessions.restorability import all_sessions
 
 logger = logging.getLogger(__name__)
 
 BATCH = 256  # sessions acted on in one sweep of each kind
 LOOKED_AT = 1024  # sessions that one sweep of each kind looks at: some are another gateway's, some cannot sleep
 ORPHANS_EVERY_S = 3600.0
-ORPHAN_AGE_S = 3600.0  # much longer than from a snapshot to the record that names it
 RETRY_S = 300.0  # until a session whose workspace could not be kept is tried again
 
 
@@ -62,7 +62,13 @@ class Sweeper:
         clock: Clock,
         interval: float = 5.0,
         terminated_retention: float = 3600.0,
+        orphan_retention: float = 604_800.0,
     ) -> None:
+        """Times in seconds. `orphan_retention`: how long a workspace is kept that no record names.
+
+        As long as that of a sleeping session: after a store came back empty, or was another one by mistake, every
+        workspace is such an orphan, until the operator brings the records back.
+        """
         self._lifecycle = lifecycle
         self._hibernator = hibernator
         self._idleness = idleness
@@ -75,6 +81,7 @@ class Sweeper:
         self._clock = clock
         self._interval = interval
         self._terminated_retention = terminated_retention
+        self._orphan_retention = orphan_retention
         self._not_before: dict[SessionId, float] = {}  # sessions that could not sleep
         self._checkpointed: dict[SessionId, float] = {}  # when each was last tried
         self._orphans_at = clock.now()
@@ -134,20 +141,14 @@ class Sweeper:
             return
         self._orphans_at = now
         try:
-            await self._keeper.delete_orphans(self._known, ORPHAN_AGE_S)
+            await self._keeper.delete_orphans(self._known, self._orphan_retention)
         except WakegateError as error:
             logger.warning("orphaned snapshots could not be looked for: %s", error)
 
     async def _known(self) -> AsyncIterator[str]:
-        after: SessionId | None = None
-        while True:
-            page = [each async for each in self._records.store.sessions(after=after, limit=500)]
-            for session in page:
-                if session.snapshot is not None and session.state is not SessionState.TERMINATED:
-                    yield session.snapshot
-            if len(page) < 500:
-                return
-            after = page[-1].id
+        async for session in all_sessions(self._records.store):
+            if session.snapshot is not None and session.state is not SessionState.TERMINATED:
+                yield session.snapshot
 
     async def _leads(self) -> bool:
         if not self._records.shared:

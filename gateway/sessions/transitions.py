@@ -182,9 +182,9 @@ class Transitions:
         if session.snapshot is not None:
             await self.delete_snapshot(session.snapshot)
 
-    async def delete_abandoned(self) -> None:
-        """Delete workspaces that ended sandboxes left; called once all records are true."""
-        await self._keeper.delete_abandoned()
+    async def retain_abandoned(self) -> None:
+        """Set aside workspaces of ended sandboxes that no record names; called once all records are true."""
+        await self._keeper.retain_abandoned()
 
     async def delete_snapshot(self, reference: str) -> None:
         """Delete what no record names. If that fails now it is an orphan, which the sweeper finds."""

@@ -13,7 +13,7 @@ from gateway.core.errors import SettingsError
 from gateway.core.interfaces import SnapshotStore
 from gateway.snapshots.folder import FolderStore
 from gateway.snapshots.keys import SnapshotKeys
-from gateway.snapshots.sealed import SealedStore
+from gateway.snapshots.sealed import SealedStore, UnsealedStore
 
 __all__ = ["FolderStore", "SealedStore", "SnapshotKeys", "make_snapshot_store"]
 
@@ -36,4 +36,4 @@ def make_snapshot_store(url: str, *, max_size: int | None = None, keys: Snapshot
         from gateway.snapshots.objects import ObjectStore  # 4 MB that a folder does not need
 
         store = ObjectStore(url, max_size=max_size)
-    return store if keys is None else SealedStore(store, keys)
+    return UnsealedStore(store) if keys is None else SealedStore(store, keys)

@@ -32,6 +32,9 @@ class FolderStore:
         self._folder = folder
         self._max_size = max_size
 
+    def __repr__(self) -> str:
+        return f"<FolderStore {self._folder}>"
+
     async def put(self, session_id: SessionId, chunks: AsyncIterator[bytes]) -> SnapshotRef:
         """See SnapshotStore."""
         meter = Meter(self._max_size)
@@ -173,5 +176,5 @@ def _entries(folder: Path) -> list[StoredSnapshot]:
             status = os.stat(folder / name)
         except FileNotFoundError:
             continue  # deleted, or completed, meanwhile
-        found.append(StoredSnapshot(name, status.st_size, status.st_mtime))
+        found.append(StoredSnapshot(name, status.st_size, status.st_mtime, partial=name.endswith(_PART)))
     return found

@@ -24,6 +24,8 @@ from gateway.snapshots.keys import SnapshotKeys
 
 logger = logging.getLogger(__name__)
 
+PARTIAL_AGE_S = 3600.0  # much longer than any put goes without a write
+
 
 class Finder(Protocol):
     """What knows which sandboxes can be asked for their files; a SandboxProvider is one."""
@@ -83,11 +85,19 @@ class SnapshotKeeper:
             await self._executor.restore(sandbox, session_id, chunks)
         return reference
 
+    async def check(self, reference: str) -> None:
+        """See WorkspaceKeeper."""
+        if not is_snapshot(reference):
+            await self._parked(reference).check(reference)
+            return
+        async with aclosing(self._store.get(SnapshotRef(reference))) as chunks:
+            await anext(chunks, b"")
+
     async def rollback(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
         """See WorkspaceKeeper. A snapshot is what it was; what may be in the sandbox is a copy."""
-        if is_snapshot(reference):
+        if is_snapshot(reference) or self._parking is None:
             return reference
-        return await self._parked(reference).rollback(reference, sandbox_id, session_id)
+        return await self._parking.rollback(reference, sandbox_id, session_id)
 
     async def delete(self, reference: str) -> None:
         """See WorkspaceKeeper."""
@@ -96,15 +106,16 @@ class SnapshotKeeper:
         elif self._parking is not None:
             await self._parking.delete(reference)
 
-    async def delete_abandoned(self) -> None:
+    async def retain_abandoned(self) -> None:
         """See WorkspaceKeeper."""
         if self._parking is not None:
-            await self._parking.delete_abandoned()
+            await self._parking.retain_abandoned()
 
     async def delete_orphans(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
-        """See WorkspaceKeeper. Halves of puts that died are among what it finds."""
-        limit = self._clock.now() - older_than
-        orphans = {found.key async for found in self._store.list() if found.at <= limit}
+        """See WorkspaceKeeper. Partial snapshots of puts that died restore nothing, so they go after an hour."""
+        now = self._clock.now()
+        ages = {False: older_than, True: min(older_than, PARTIAL_AGE_S)}
+        orphans = {found.key async for found in self._store.list() if found.at <= now - ages[found.partial]}
         if orphans:
             async for reference in known():
                 orphans.discard(SnapshotRef(reference).key)

@@ -118,6 +118,44 @@ class SealedStore:
         return Cipher(self._keys.keys[name], head)
 
 
+class UnsealedStore:
+    """A SnapshotStore without keys: it refuses what a SealedStore wrote, which a sandbox would take for damaged."""
+
+    def __init__(self, inner: SnapshotStore) -> None:
+        self._inner = inner
+
+    def __repr__(self) -> str:
+        return f"<UnsealedStore {self._inner!r}>"
+
+    async def put(self, session_id: SessionId, chunks: AsyncIterator[bytes]) -> SnapshotRef:
+        """See SnapshotStore."""
+        return await self._inner.put(session_id, chunks)
+
+    async def get(self, ref: SnapshotRef) -> AsyncGenerator[bytes, None]:
+        """See SnapshotStore."""
+        head = b""
+        async with aclosing(self._inner.get(ref)) as pieces:
+            while len(head) < len(_MAGIC) and (piece := await anext(pieces, b"")):
+                head += piece
+            if head.startswith(_MAGIC):
+                raise SnapshotKeyError(
+                    f"snapshot {ref.key} is encrypted, and this gateway runs without keys; start it with the"
+                    " --snapshot-key-file (WAKEGATE_SNAPSHOT_KEY_FILE) that holds its key"
+                )
+            if head:
+                yield head
+            async for piece in pieces:
+                yield piece
+
+    async def delete(self, key: str) -> None:
+        """See SnapshotStore."""
+        await self._inner.delete(key)
+
+    def list(self) -> AsyncIterator[StoredSnapshot]:
+        """See SnapshotStore."""
+        return self._inner.list()
+
+
 class Cipher:
     """One snapshot's key and the number of its next chunk. Blocking."""
 

@@ -102,6 +102,7 @@ def references(*known: str | None) -> Callable[[], AsyncIterator[str]]:
 async def test_keeper_gives_back_what_it_kept(subject: Subject) -> None:
     """To another sandbox, after the first is gone; twice over, each time with the latest."""
     reference = await subject.asleep("first")
+    await subject.keeper.check(reference)
     sandbox = await subject.sandbox()
     await subject.keeper.restore(reference, sandbox.id, SESSION)
     assert subject.read(sandbox) == "first"
@@ -176,6 +177,19 @@ async def test_unknown_reference_is_told(subject: Subject) -> None:
     for reference in ("5b0e1b63-7a2f-4f0f-9c45-00000000dead", f"{'0' * 32}-{'1' * 32}#3-{'2' * 64}"):
         with pytest.raises(SnapshotNotFoundError, match=reference.partition("#")[0]):
             await subject.keeper.restore(reference, sandbox.id, SESSION)
+
+
+async def test_failed_restore_of_what_is_elsewhere_changes_nothing(subject: Subject) -> None:
+    """The reference stays, and the empty workspace of the sandbox that should have had it is not kept in its place."""
+    for reference in (str(SESSION), f"{'0' * 32}-{'1' * 32}#3-{'2' * 64}"):
+        with pytest.raises(SnapshotNotFoundError):
+            await subject.keeper.check(reference)
+        sandbox = await subject.sandbox()
+        with pytest.raises(SnapshotNotFoundError):
+            await subject.keeper.restore(reference, sandbox.id, SESSION)
+        assert await subject.keeper.rollback(reference, sandbox.id, SESSION) == reference
+        await subject.provider.release(sandbox.id)
+    assert await subject.keeper.delete_orphans(references(), 0.0) == 0
 
 
 async def test_dropped_workspace_is_gone(subject: Subject) -> None:

@@ -6,6 +6,7 @@ import base64
 from pathlib import Path
 
 from tests.support.serve import serve
+from tests.support.waiting import wait_until
 
 
 def test_session_sleeps_as_a_sealed_snapshot_and_outlives_the_gateway(tmp_path: Path) -> None:
@@ -32,6 +33,30 @@ def test_session_sleeps_as_a_sealed_snapshot_and_outlives_the_gateway(tmp_path: 
         assert server.run(session, "cat note").json()["stdout"] == "first secret\nsecond secret\n"
         server.client.delete(f"/v1/sessions/{session}")
         assert list(folder.iterdir()) == []
+
+
+def test_gateway_with_other_snapshot_settings_says_so_and_loses_nothing(tmp_path: Path) -> None:
+    """Without --snapshots, with another folder, without keys: each names its setting; with the right ones it wakes."""
+    keys = tmp_path / "keys"
+    keys.touch(0o600)
+    keys.write_text(base64.b64encode(b"k" * 32).decode())
+    folder, sealing = ("--snapshots", f"file://{tmp_path}/snapshots"), ("--snapshot-key-file", str(keys))
+    state = tmp_path / "state"
+    with serve(state, *folder, *sealing, "--warm-pool", "0") as server:
+        session = server.session()
+        assert server.run(session, "echo precious > note").status_code == 200
+        assert server.client.post(f"/v1/sessions/{session}/hibernate").json()["state"] == "hibernated"
+    elsewhere = ("--snapshots", f"file://{tmp_path}/elsewhere", *sealing)
+    for flags, named in (((), "--snapshots"), (elsewhere, "elsewhere"), (folder, "--snapshot-key-file")):
+        with serve(state, *flags, "--warm-pool", "0") as server:
+            for _ in range(2):
+                reply = server.run(session, "ls")
+                assert reply.status_code == 500
+                assert named in reply.json()["error"]
+            assert server.state(session)["state"] == "hibernated"
+            wait_until(lambda: f"session {session} cannot wake" in server.log.read_text(), "it is in the log")
+    with serve(state, *folder, *sealing, "--warm-pool", "0") as server:
+        assert server.run(session, "cat note").json()["stdout"] == "precious\n"
 
 
 def test_workspace_over_the_limit_keeps_its_session_awake(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class PodsOnly:
         self._provider = ScriptedProvider()
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("leaves_running", "keep", "checkpoint", "restore", "rollback", "delete", "delete_orphans"):
+        if name in ("leaves_running", "keep", "checkpoint", "restore", "check", "rollback", "delete", "delete_orphans"):
             raise AttributeError(name)
         return getattr(self._provider, name)
 

@@ -15,6 +15,7 @@ from gateway.core.interfaces import SnapshotStore
 from gateway.core.model import SessionId, SnapshotRef
 from gateway.snapshots import SealedStore, SnapshotKeys, make_snapshot_store
 from gateway.snapshots.keeper import SnapshotKeeper
+from gateway.snapshots.objects import ObjectStore
 from tests.support.picod import picod_process
 from tests.support.s3 import Objects, s3
 from tests.support.snapshot_streams import listed, pieces, read_all
@@ -39,7 +40,7 @@ async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Objects]:
 
 @pytest.fixture
 def store(server: Objects) -> SnapshotStore:
-    return make_snapshot_store("s3://bucket/some/prefix")
+    return ObjectStore("s3://bucket/some/prefix")
 
 
 async def test_snapshots_live_in_a_bucket(server: Objects, store: SnapshotStore) -> None:

@@ -170,7 +170,7 @@ def test_key_file_must_be_closed_to_others(tmp_path: Path, mode: int, good: bool
 def test_store_urls(tmp_path: Path) -> None:
     """Folders by path or URL, object stores by theirs, anything else refused with what would do."""
     keys = SnapshotKeys("old", {"old": OLD})
-    assert isinstance(make_snapshot_store(str(tmp_path)), FolderStore)
+    assert repr(make_snapshot_store(str(tmp_path))) == f"<UnsealedStore {FolderStore(tmp_path)}>"
     assert isinstance(make_snapshot_store(f"file://{tmp_path}", keys=keys), SealedStore)
     make_snapshot_store("s3://bucket/prefix")
     make_snapshot_store("memory:///")

@@ -176,21 +176,25 @@ class LocalProvider:
         """Move a parked workspace into a sandbox's; what was parked is consumed. See WorkspaceKeeper."""
         await self._workspaces.restore(reference, sandbox_id)
 
+    async def check(self, reference: str) -> None:
+        """Raise SnapshotNotFoundError unless that workspace is parked here. See WorkspaceKeeper."""
+        await self._workspaces.check(reference)
+
     async def rollback(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """Undo a restore: park what was moved and what was not under the session's name."""
-        return await self._workspaces.keep(sandbox_id, session_id)
+        """Undo `restore`. See WorkspaceKeeper."""
+        return await self._workspaces.rollback(reference, sandbox_id, session_id)
 
     async def delete(self, reference: str) -> None:
         """Delete a parked workspace; absent is success."""
         self._workspaces.delete(reference)
 
-    async def delete_abandoned(self) -> None:
-        """Delete the workspaces of ended sandboxes that were not kept."""
-        self._workspaces.delete_orphans()
+    async def retain_abandoned(self) -> None:
+        """Set aside the workspaces of ended sandboxes that were not parked. See WorkspaceKeeper."""
+        await self._workspaces.retain_abandoned()
 
     async def delete_orphans(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
-        """Delete parked workspaces that no record names. See WorkspaceKeeper."""
-        return await self._workspaces.delete_unknown(known, older_than)
+        """Delete parked and abandoned workspaces that no record names. See WorkspaceKeeper."""
+        return await self._workspaces.delete_orphans(known, older_than)
 
     # For tools and tests.
 

@@ -6,6 +6,8 @@ STATE/run/          sockets (0700); a private folder in the temporary directory 
 STATE/etc/          synthetic files of /etc that sandboxes see
 STATE/workspaces/   one folder per sandbox (0700)
 STATE/parked/       workspaces of hibernated sessions, by session; moved by renaming, never copied
+STATE/restoring/    one empty file per sandbox into whose workspace a parked one was, or is being, moved
+STATE/abandoned/    workspaces that a dead gateway's sandboxes left and no record names, by sandbox
 STATE/trash/        workspaces to be deleted; renamed here first, so that a crash leaves none half-deleted
 """
 
@@ -33,8 +35,8 @@ class StateDir:
         self._lock = lock
         self.path = state
         self.workspaces, self.trash, self.etc = state / "workspaces", state / "trash", state / "etc"
-        self.parked = state / "parked"
-        for folder in (self.workspaces, self.parked, self.trash, self.etc):
+        self.parked, self.restoring, self.abandoned = state / "parked", state / "restoring", state / "abandoned"
+        for folder in (self.workspaces, self.parked, self.restoring, self.abandoned, self.trash, self.etc):
             _private(folder)
         self.owner = owner_name(state)
         self.run = _run_folder(state, self.owner)
@@ -90,6 +92,7 @@ class StateDir:
             os.rename(workspace, self.trash / f"{workspace.name}.{secrets.token_hex(4)}")
         except FileNotFoundError:
             pass
+        (self.restoring / workspace.name).unlink(missing_ok=True)
 
     def park(self, workspace: Path | None, session: SessionId) -> bool:
         """Keep a workspace under its session's name. If part of it is there already, the two parts are joined.
@@ -105,12 +108,12 @@ class StateDir:
             workspace.rmdir()
         else:
             os.rename(workspace, target)
+        (self.restoring / workspace.name).unlink(missing_ok=True)
         return True
 
     def parked_before(self, limit: float) -> set[str]:
         """Names of what was parked at `limit` (epoch seconds) or before."""
-        # A rename sets the folder's ctime; its mtime is the user's to set.
-        return {entry.name for entry in os.scandir(self.parked) if entry.stat(follow_symlinks=False).st_ctime <= limit}
+        return _renamed_before(self.parked, limit)
 
     def restore(self, session: SessionId, workspace: Path) -> None:
         """Move what was parked into the workspace of a new sandbox, whose folder is bound and so cannot be replaced.
@@ -118,12 +121,44 @@ class StateDir:
         Raises FileNotFoundError when nothing is parked. After an interruption half-way, `park` joins the parts again.
         """
         source = self.parked / session
+        os.stat(source)  # before the mark: without a parked workspace there is nothing to roll back
+        (self.restoring / workspace.name).touch()
         safe_delete.move_children(source, workspace)
         source.rmdir()
 
+    def has_part_of(self, session: SessionId, sandbox: SandboxId) -> bool:
+        """Whether a parked workspace is there, or `restore` has moved it, or some of it, to that sandbox."""
+        return (self.parked / session).exists() or (self.restoring / sandbox).exists()
+
     def orphans(self) -> dict[SandboxId, Path]:
-        """Workspaces of sandboxes of an earlier run."""
-        return {SandboxId(folder.name): folder for folder in self.workspaces.iterdir()}
+        """Workspaces of sandboxes of an earlier run, by sandbox."""
+        found = {
+            SandboxId(folder.name): folder
+            for parent in (self.abandoned, self.workspaces)
+            for folder in parent.iterdir()
+        }
+        for mark in self.restoring.iterdir():
+            if mark.name not in found:  # the gateway died between the end of `park` or `discard` and this
+                mark.unlink()
+        return found
+
+    def abandon(self, workspace: Path) -> Path | None:
+        """Keep the workspace of an ended sandbox that no record names, or delete an empty one. Returns where it is."""
+        target = self.abandoned / workspace.name
+        if workspace == target:
+            return target
+        os.chmod(workspace, 0o700)
+        try:
+            workspace.rmdir()
+        except OSError:
+            os.rename(workspace, target)
+            return target
+        (self.restoring / workspace.name).unlink(missing_ok=True)
+        return None
+
+    def abandoned_before(self, limit: float) -> set[SandboxId]:
+        """Sandboxes whose workspaces were abandoned at `limit` (epoch seconds) or before."""
+        return {SandboxId(name) for name in _renamed_before(self.abandoned, limit)}
 
     def earlier_groups(self) -> list[str]:
         """The control groups that `record_groups` was given in the earlier run."""
@@ -140,6 +175,11 @@ class StateDir:
         """Remove the sockets of an earlier run, all of whose processes have ended."""
         for entry in os.scandir(self.run):
             os.unlink(entry.path)
+
+
+def _renamed_before(folder: Path, limit: float) -> set[str]:
+    # A rename sets an entry's ctime; its mtime is the user's to set.
+    return {entry.name for entry in os.scandir(folder) if entry.stat(follow_symlinks=False).st_ctime <= limit}
 
 
 def _private(folder: Path) -> None:

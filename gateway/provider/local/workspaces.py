@@ -7,17 +7,20 @@ parked. interfaces.WorkspaceKeeper and docs/adr/0003-snapshots-and-parking.md gi
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from gateway.core.clock import Clock
 from gateway.core.errors import SandboxStartError, SnapshotError, SnapshotNotFoundError
-from gateway.core.model import SandboxId, SessionId
+from gateway.core.model import SandboxId, SessionId, SnapshotRef, is_snapshot
 from gateway.provider.local.disk_quota import DiskWatch
 from gateway.provider.local.registry import SandboxRegistry
 from gateway.provider.local.safe_delete import TrashCollector
 from gateway.provider.local.sandbox import LocalSandbox
 from gateway.provider.local.state_dir import StateDir
+
+logger = logging.getLogger(__name__)
 
 
 class Workspaces:
@@ -80,20 +83,43 @@ class Workspaces:
         sandbox = self._registry.get(sandbox_id)
         if sandbox is None or self._state_dir is None:
             raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was there")
+        await self.check(reference)
         try:
             await asyncio.to_thread(self._state_dir.restore, SessionId(reference), sandbox.workspace)
             self._disk.forget(sandbox_id)
-        except FileNotFoundError as error:
-            raise SnapshotNotFoundError(
-                f"no workspace is parked as {reference} in {self._state_dir.parked}; if it was kept as a snapshot, "
-                "start with the --snapshots of then"
-            ) from error
         except OSError as error:
             raise SandboxStartError(f"the workspace of session {reference} cannot be moved: {error}") from error
 
+    async def check(self, reference: str) -> None:
+        """Raise SnapshotNotFoundError unless that workspace is parked here."""
+        assert self._state_dir is not None
+        if is_snapshot(reference):
+            raise SnapshotNotFoundError(
+                f"this workspace was kept as snapshot {SnapshotRef(reference).key}, and this gateway runs without a"
+                " snapshot store; start it with the --snapshots (WAKEGATE_SNAPSHOTS) that it was kept with"
+            )
+        if not await asyncio.to_thread((self._state_dir.parked / reference).exists):
+            raise SnapshotNotFoundError(
+                f"no workspace is parked as {reference} in {self._state_dir.parked}; start the gateway with the"
+                " --state-dir (WAKEGATE_STATE_DIR) in which it was parked, or delete the session"
+            )
+
+    async def rollback(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """Join what `restore` moved and what it did not, under the session's name again.
+
+        A reference of which nothing is here, a snapshot or a workspace of another state directory, stays what it was.
+        To park the sandbox's own workspace in its place would make an empty one the session's.
+        """
+        assert self._state_dir is not None
+        if is_snapshot(reference):
+            return reference
+        if not await asyncio.to_thread(self._state_dir.has_part_of, SessionId(reference), sandbox_id):
+            return reference
+        return await self.keep(sandbox_id, session_id)
+
     def delete(self, reference: str) -> None:
-        """Delete a parked workspace; absent is success."""
-        if self._state_dir is not None:
+        """Delete a parked workspace; absent, or a snapshot elsewhere, is success."""
+        if self._state_dir is not None and not is_snapshot(reference):
             self._discard(self._state_dir, self._state_dir.parked / reference)
 
     def delete_orphan(self, sandbox_id: SandboxId) -> None:
@@ -102,22 +128,45 @@ class Workspaces:
         if workspace is not None and self._state_dir is not None:
             self._discard(self._state_dir, workspace)
 
-    def delete_orphans(self) -> None:
-        """Delete the workspaces of all ended sandboxes that were not kept."""
-        for sandbox_id in list(self._orphans):
-            self.delete_orphan(sandbox_id)
+    async def retain_abandoned(self) -> None:
+        """Set aside the workspaces of ended sandboxes that were not parked. See WorkspaceKeeper."""
+        assert self._state_dir is not None
+        held = {}
+        for sandbox_id, workspace in list(self._orphans.items()):
+            if self._registry.get(sandbox_id) is not None or sandbox_id in self._keeping:
+                continue
+            try:
+                kept = await asyncio.to_thread(self._state_dir.abandon, workspace)
+            except OSError as error:
+                logger.error("workspace %s cannot be set aside: %s; it stays where it is", workspace, error)
+                continue
+            if kept is None:
+                self._orphans.pop(sandbox_id, None)
+            else:
+                self._orphans[sandbox_id] = held[sandbox_id] = kept
+        if held:
+            logger.warning(
+                "%d workspaces in %s are of sandboxes that no session's record names; they are kept as long as those"
+                " of sleeping sessions",
+                len(held),
+                self._state_dir.abandoned,
+            )
 
-    async def delete_unknown(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
-        """Delete parked workspaces that no record names. See WorkspaceKeeper.delete_orphans."""
+    async def delete_orphans(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
+        """Delete parked and abandoned workspaces that no record names. See WorkspaceKeeper."""
         if self._state_dir is None:
             return 0
-        unknown = await asyncio.to_thread(self._state_dir.parked_before, self._clock.now() - older_than)
+        limit = self._clock.now() - older_than
+        unknown = await asyncio.to_thread(self._state_dir.parked_before, limit)
         if unknown:
             async for reference in known():
                 unknown.discard(reference)
         for name in unknown:
             self.delete(name)
-        return len(unknown)
+        abandoned = await asyncio.to_thread(self._state_dir.abandoned_before, limit)
+        for sandbox_id in abandoned:
+            self.delete_orphan(sandbox_id)
+        return len(unknown) + len(abandoned)
 
     def _discard(self, state_dir: StateDir, workspace: Path) -> None:
         state_dir.discard(workspace)

@@ -6,14 +6,18 @@ import asyncio
 import secrets
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from gateway.core.errors import SettingsError
+from gateway.core.model import SessionId
 from gateway.provider.local import Isolation
-from tests.support.local_engine import ROOT, filled, owner_mark, processes_with, runtime, serving
+from tests.support.local_engine import KEY, ROOT, execute, filled, owner_mark, processes_with, runtime, serving
 from tests.support.waiting import eventually
+
+SESSION = SessionId("session")
 
 
 def kill_a_gateway(folder: Path, isolation: Isolation, word: str) -> None:
@@ -47,7 +51,7 @@ async def test_next_life_clears_what_a_killed_gateway_left(tmp_path: Path) -> No
     assert old
     async with serving(tmp_path, runtime(warm=1)) as provider:
         await filled(provider)
-        await provider.delete_abandoned()
+        await provider.retain_abandoned()
         (sandbox,) = await provider.list()
         assert {path.name for path in (state / "workspaces").iterdir()} == {sandbox.id}
         groups = [path for path in Path("/sys/fs/cgroup").rglob("sb-*") if path.is_dir()]
@@ -57,6 +61,45 @@ async def test_next_life_clears_what_a_killed_gateway_left(tmp_path: Path) -> No
             return not list((state / "trash").iterdir())
 
         await eventually(emptied, "the old workspaces are deleted")
+
+
+async def test_next_life_keeps_a_workspace_that_no_record_names(tmp_path: Path) -> None:
+    """The records may be what is missing: it is found by its sandbox in any later life, until its time is over."""
+    for _ in range(2):
+        async with serving(tmp_path, runtime()) as provider:
+            sandbox = await provider.claim(KEY, SESSION)
+            await execute(sandbox, "sh", "-c", "echo precious >note")
+    async with serving(tmp_path, runtime()) as provider:
+        await provider.retain_abandoned()
+        assert await provider.delete_orphans(no_references, 3600.0) == 0
+    async with serving(tmp_path, runtime()) as provider:
+        await provider.retain_abandoned()
+        assert await provider.keep(sandbox.id, SESSION) == SESSION
+        assert (tmp_path / "state" / "parked" / SESSION / "note").read_text() == "precious\n"
+        assert await provider.delete_orphans(no_references, -60.0) == 2  # this one, and that of the first life
+
+
+async def test_next_life_tells_a_begun_restore_from_one_that_never_was(tmp_path: Path) -> None:
+    """After a crash: a workspace that had been moved to the sandbox is parked again; without one nothing is."""
+    other = SessionId("other")
+    async with serving(tmp_path, runtime()) as provider:
+        first = await provider.claim(KEY, SESSION)
+        await execute(first, "sh", "-c", "echo precious >note")
+        assert await provider.keep(first.id, SESSION) == SESSION
+        moved, empty = await provider.claim(KEY, SESSION), await provider.claim(KEY, other)
+        await provider.restore(SESSION, moved.id, SESSION)
+    async with serving(tmp_path, runtime()) as provider:
+        assert await provider.rollback(other, empty.id, other) == other
+        assert await provider.rollback(SESSION, moved.id, SESSION) == SESSION
+    parked = tmp_path / "state" / "parked"
+    assert (parked / SESSION / "note").read_text() == "precious\n"
+    assert not (parked / other).exists()
+
+
+async def no_references() -> AsyncIterator[str]:
+    """What records name: nothing."""
+    for reference in list[str]():
+        yield reference
 
 
 async def test_next_life_ends_what_escaped_without_isolation(tmp_path: Path) -> None:
