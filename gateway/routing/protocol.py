@@ -8,7 +8,6 @@ strict mode: both Content-Length and Transfer-Encoding, bad chunk sizes, bare LF
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from gateway.routing.body_pipe import BodyPipe, Write
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.fast_path import FastPath
 from gateway.routing.responses import error_body
+from gateway.routing.upgrade import is_websocket, parser_behind_head, request_parser, websocket_head
 
 MAX_HEAD_BYTES = 64 * 1024  # bytes of request line and headers
 MAX_FIELDS = 256
@@ -70,9 +70,13 @@ class GatewayProtocol(HttpToolsProtocol):
         self.cycle: GatewayCycle = None  # type: ignore[assignment]  # uvicorn's value for no request yet
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_size = 0
+        self._framing_size = (
+            0  # bytes since the latest piece of body; httptools joins the pieces of a trailer in memory
+        )
         self._is_large = False  # the data at hand alone could hold a head over the bound
         self._in_head = True
         self._upgrading = False  # the request under way asks for a WebSocket
+        self._ignores_upgrade = False  # it asks for another protocol, and llhttp does not see its body
         self._idle_since: float | None = None
         self._fresh: GatewayCycle | None = None  # its head is here; it begins once the data at hand is parsed
         self._running: GatewayCycle | None = None
@@ -95,31 +99,61 @@ class GatewayProtocol(HttpToolsProtocol):
         self._is_large = len(data) > MAX_HEAD_BYTES
         if self._in_head:
             self._head_size += len(data)
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._head_arrived()
-            if self._should_upgrade():
-                self.handle_websocket_upgrade()
-            else:
-                self._start_fresh()  # any other Upgrade is ours to ignore (RFC 9110 7.8)
-        except httptools.HttpParserError as error:
-            self._refuse(_parser_problem(error))
-            self._fresh = None
         else:
-            self._start_fresh()
-            if self._in_head:  # still: most heads come in one piece and need no timer
-                if self._head_size > MAX_HEAD_BYTES:
-                    self._refuse(HeadTooLargeError(f"the request's head is larger than {MAX_HEAD_BYTES} bytes"))
-                elif self._head_timer is None:
-                    self._await_head()
+            self._framing_size += len(data)
+        rest: bytes | memoryview = data
+        while True:
+            try:
+                self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as stop:
+                if self._upgrading:
+                    self.handle_websocket_upgrade()
+                    return
+                self._ignores_upgrade = False
+                self.parser = parser_behind_head(self, self.headers)
+                rest = memoryview(rest)[stop.args[0] :]
+            except httptools.HttpParserError as error:
+                self._refuse(_parser_problem(error))
+                self._fresh = None
+                return
+            else:
+                break
+        self._start_fresh()
+        if self._in_head:  # still: most heads come in one piece and need no timer
+            if self._head_size > MAX_HEAD_BYTES:
+                self._refuse(HeadTooLargeError(f"the request's head is larger than {MAX_HEAD_BYTES} bytes"))
+            elif self._head_timer is None:
+                self._await_head()
+        elif self._framing_size > MAX_HEAD_BYTES:
+            self._refuse(HeadTooLargeError(f"more than {MAX_HEAD_BYTES} bytes of the body are trailers or framing"))
+
+    def handle_websocket_upgrade(self) -> None:
+        """Hand the connection over to uvicorn's WebSocket protocol, with the head that was read."""
+        self._head_arrived()
+        self._unset_keepalive_if_required()
+        self.connections.discard(self)
+        protocol = self.ws_protocol_class(  # type: ignore[call-arg, misc]  # uvicorn types it as asyncio.Protocol
+            config=self.config, server_state=self.server_state, app_state=self.app_state
+        )
+        protocol.connection_made(self.transport)
+        protocol.data_received(websocket_head(self.url, self.headers))
+        self.transport.set_protocol(protocol)
 
     def on_message_begin(self) -> None:
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
+        self._framing_size = 0
         self._in_head = True
         self._head_size = self._head_size or 1  # some of it is here
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:  # a trailer, which RFC 9110 6.5.1 forbids to merge into the header
+            return
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """uvicorn's, less what a proxied request does not need, and with a cycle that writes head and body at once."""
@@ -132,12 +166,15 @@ class GatewayProtocol(HttpToolsProtocol):
         version = parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise BadRequestError(f"HTTP/{version} is not spoken here; use HTTP/1.1")
+        method = parser.get_method().decode("ascii")
+        if method == "CONNECT":
+            raise BadRequestError("this is no forward proxy: CONNECT is not served")
         raw_path, path, query = _split_target(self.url)
         scope: Any = {
             "type": "http",
             "asgi": _ASGI,
             "http_version": version,
-            "method": parser.get_method().decode("ascii"),
+            "method": method,
             "server": self.server,
             "client": self.client,
             "scheme": self.scheme or "http",
@@ -149,10 +186,14 @@ class GatewayProtocol(HttpToolsProtocol):
             "state": {},
         }
         self.scope = scope
-        self._upgrading = parser.should_upgrade() and self._should_upgrade()
-        if self._upgrading:
-            return
         running = self.cycle
+        if parser.should_upgrade():
+            # Not behind a request that is still being answered: its answer would come after the handshake's.
+            is_first = running is None or running.response_complete
+            self._upgrading = is_first and is_websocket(scope["method"], version, self.headers)
+            if self._upgrading:
+                return
+            self._ignores_upgrade = True
         keep_alive = version != "1.0" and not (self._leaving or self._context.leaving) and parser.should_keep_alive()
         self.cycle = cycle = GatewayCycle(self, scope, keep_alive=keep_alive)
         if running is None or running.response_complete:
@@ -163,7 +204,8 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         cycle = self.cycle
-        if self._upgrading or cycle.response_complete:
+        self._framing_size = 0
+        if cycle.response_complete:
             return
         held = cycle.body
         if not held:
@@ -179,8 +221,10 @@ class GatewayProtocol(HttpToolsProtocol):
         cycle.wake()
 
     def on_message_complete(self) -> None:
+        if self._upgrading or self._ignores_upgrade:  # llhttp reports the end where it stops; the body is still to come
+            return
         cycle = self.cycle
-        if not self._upgrading and not cycle.response_complete:
+        if not cycle.response_complete:
             cycle.more_body = False
             cycle.wake()
 
@@ -194,9 +238,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def body_is_over(self) -> None:
         """The pipe has read the body's last byte: what comes next is a request, for a parser that saw no body."""
         self.transport.set_protocol(self)
-        self.parser = httptools.HttpRequestParser(self)
-        with contextlib.suppress(AttributeError):  # as uvicorn does where httptools can
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser = request_parser(self)
         self.on_message_complete()
 
     def _start_fresh(self) -> None:
