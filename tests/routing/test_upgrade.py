@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conftest import OpenScripted
-from tests.support.scripted import Call, Client, Served
+from tests.support.scripted import Call, Client, OpenScripted, Served
 from tests.support.waiting import eventually
 
 ON_UVLOOP = True
