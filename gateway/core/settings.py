@@ -168,6 +168,13 @@ class Settings:
     request_timeout: float = _setting(
         0.0, "longest whole exchange, both directions; 0: no bound", kind="duration", low=0
     )
+    max_connections: int = _setting(
+        0,
+        "client connections open at once; beyond it the longest idle ones are closed (default: the limit of file"
+        " descriptors, less a quarter and at least 256 that are kept for sandboxes)",
+        kind="int",
+        low=0,
+    )
     keep_alive_timeout: float = _setting(
         75.0, "how long an idle client connection stays open", kind="duration", low=0.001
     )

@@ -23,9 +23,10 @@ from uvicorn.server import ServerState
 from gateway.core.errors import BadRequestError, RequestTimeoutError, WakegateError
 from gateway.observability.request_record import Observer
 from gateway.routing.body_pipe import BodyPipe, Write
+from gateway.routing.connection_limit import ConnectionLimit, Reclaimable
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.fast_path import FastPath
-from gateway.routing.responses import error_body
+from gateway.routing.responses import error_body, error_fields
 from gateway.routing.upgrade import is_websocket, parser_behind_head, request_parser, websocket_head
 
 MAX_HEAD_BYTES = 64 * 1024  # bytes of request line and headers
@@ -40,6 +41,7 @@ class ServerContext:
     """What all client connections of one server share; made where the server is built. `head_timeout` in seconds."""
 
     fast_path: FastPath
+    limit: ConnectionLimit
     head_timeout: float
     observer: Observer | None = None
     leaving: bool = False  # the gateway will end: each answer is the last on its connection
@@ -52,7 +54,7 @@ class HeadTooLargeError(WakegateError):
     code = "HEAD_TOO_LARGE"
 
 
-class GatewayProtocol(HttpToolsProtocol):
+class GatewayProtocol(HttpToolsProtocol, Reclaimable):
     """One client connection."""
 
     def __init__(
@@ -77,14 +79,28 @@ class GatewayProtocol(HttpToolsProtocol):
         self._in_head = True
         self._upgrading = False  # the request under way asks for a WebSocket
         self._ignores_upgrade = False  # it asks for another protocol, and llhttp does not see its body
-        self._idle_since: float | None = None
+        self._idle_since = self.loop.time()
         self._fresh: GatewayCycle | None = None  # its head is here; it begins once the data at hand is parsed
         self._running: GatewayCycle | None = None
         self._waiting: deque[GatewayCycle] = deque()  # pipelined requests, in uvicorn's order: the next one is last
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._await_head()
+        try:
+            self._context.limit.admit(self.connections, len(self.connections), self.loop.time())
+        except WakegateError as error:
+            self._refuse(error)
+        else:
+            self._await_head()
+
+    def idle_since(self) -> float | None:
+        """Loop time of its last answer, or of its beginning. A client that has sent a part of a head is idle too."""
+        under_way = self.cycle is not None and not self.cycle.response_complete
+        return None if under_way or self.transport.is_closing() else self._idle_since
+
+    def reclaim(self) -> None:
+        """Close it, to make place for another client."""
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_arrived()
@@ -286,12 +302,8 @@ class GatewayProtocol(HttpToolsProtocol):
         self.timeout_keep_alive_task = None
         if self.transport.is_closing():
             return
-        idle = self._idle_since is not None and not self._in_head and self.cycle.response_complete
-        left = (
-            self.timeout_keep_alive - (self.loop.time() - (self._idle_since or 0.0))
-            if idle
-            else self.timeout_keep_alive
-        )
+        idle = not self._in_head and self.cycle.response_complete
+        left = self.timeout_keep_alive - (self.loop.time() - self._idle_since) if idle else self.timeout_keep_alive
         if left <= 0:
             self.transport.close()
         else:
@@ -330,10 +342,12 @@ class GatewayProtocol(HttpToolsProtocol):
             cycle.cut()
             return
         body = error_body(error)
+        fields = [field for field in error_fields(error) if field[0] != b"connection"]
+        lines = b"".join(b"%b: %b\r\n" % field for field in fields)
         self._context.fast_path.batch.flush()  # answers to earlier requests on this connection go first
         self.transport.write(
-            b"%bcontent-type: application/json; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-            % (STATUS_LINE[error.status], len(body), body)
+            b"%b%bcontent-length: %d\r\nconnection: close\r\n\r\n%b"
+            % (STATUS_LINE[error.status], lines, len(body), body)
         )
         self.transport.close()
 

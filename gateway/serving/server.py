@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import functools
 import gc
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Generator, Sequence
@@ -14,6 +15,7 @@ from collections.abc import AsyncIterator, Generator, Sequence
 import uvicorn
 
 from gateway.app import Gateway
+from gateway.routing.connection_limit import ConnectionLimit, connection_limit
 from gateway.routing.fast_path import FastPath
 from gateway.routing.protocol import GatewayProtocol, ServerContext
 from gateway.serving.sockets import BACKLOG, listen, refuse_new, url_of
@@ -71,7 +73,9 @@ def make_server(gateway: Gateway) -> uvicorn.Server:
     """A uvicorn server for the gateway."""
     settings = gateway.settings
     fast_path = FastPath(gateway.activator, gateway.proxy.ticker, gateway.clock)
-    context = ServerContext(fast_path, settings.request_head_timeout, gateway.observer)
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    limit = ConnectionLimit(connection_limit(settings.max_connections, descriptors))
+    context = ServerContext(fast_path, limit, settings.request_head_timeout, gateway.observer)
     config = uvicorn.Config(
         gateway.proxy,
         http=functools.partial(GatewayProtocol, context),  # type: ignore[arg-type]  # uvicorn only calls it
