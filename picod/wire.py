@@ -8,7 +8,11 @@ from __future__ import annotations
 
 ISSUER = "wakegate"
 ALGORITHMS = ("EdDSA", "RS256")
-LEEWAY_S = 5  # clock difference between gateway and sandbox that a token survives
+LEEWAY_S = 30
+"""How far the clocks of gateway and sandbox may differ, either way, before tokens are refused.
+
+Nodes without NTP are seconds apart, virtual machines that were paused more. A token is good for one sandbox, so what
+the leeway costs is that a stolen one lives for 5.5 minutes instead of 5."""
 
 HEALTH_PATH = "/health"
 RUN_CODE_PATH = "/api/run_code"  # POST: run code in a context

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +32,7 @@ from gateway.snapshots.keeper import SnapshotKeeper
 from tests.support.keepers import local
 from tests.support.picod import ROOT, Executor, picod_process, running, with_mounts, without_capabilities
 from tests.support.snapshots import SESSION, Chunks, World, executor_of
-from tests.support.trees import grow, picture, trees
+from tests.support.trees import empty_folder, grow, picture, trees
 from tests.support.waiting import wait_until
 
 MEGABYTE = 1 << 20
@@ -62,9 +61,7 @@ def noise(executor: Executor, size: int, name: str = "noise") -> bytes:
 @pytest.fixture(autouse=True)
 def _empty(source: Executor, target: Executor) -> None:
     for executor in (source, target):
-        for name in os.listdir(executor.workspace):
-            path = executor.workspace / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        empty_folder(executor.workspace)
 
 
 @pytest.fixture
@@ -79,7 +76,7 @@ def test_arbitrary_tree_survives_keep_and_unpark(
 ) -> None:
     """Bit for bit, sealed, through a folder, while the source stays as it was."""
     for executor in (source, target):
-        executor.execute("sh", "-c", "chmod -R u+rwx . && find . -mindepth 1 -delete")
+        empty_folder(executor.workspace)
     grow(source.workspace, tree)
     before = picture(source.workspace)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,31 +23,17 @@ class Node(NamedTuple):
     twins: tuple[bytes, ...]
 
 
+_Found = dict[bytes, tuple[os.stat_result, bytes, dict[str, bytes]]]
+
+
 def picture(root: Path) -> dict[bytes, Node]:
-    """Everything below a folder, by path, sockets left out."""
-    found: dict[bytes, tuple[os.stat_result, bytes, dict[str, bytes]]] = {}
+    """Everything below a folder, by path, sockets left out; also what its owner may not read."""
+    found: _Found = {}
+    _look(os.fsencode(root), b"", found)
     names: dict[tuple[int, int], list[bytes]] = {}
-    pending = [os.fsencode(root)]
-    while pending:
-        for name in os.listdir(folder := pending.pop()):
-            path = folder + b"/" + name
-            status = os.lstat(path)
-            content, xattrs = b"", {}
-            if stat.S_ISSOCK(status.st_mode):
-                continue
-            if stat.S_ISDIR(status.st_mode):
-                pending.append(path)
-            elif stat.S_ISREG(status.st_mode):
-                with open(path, "rb") as file:
-                    content = file.read()
-            elif stat.S_ISLNK(status.st_mode):
-                content = os.readlink(path)
-            if stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode):
-                xattrs = {key: os.getxattr(path, key) for key in os.listxattr(path)}
-            relative = path[len(os.fsencode(root)) + 1 :]
-            found[relative] = (status, content, xattrs)
-            if not stat.S_ISDIR(status.st_mode):
-                names.setdefault((status.st_dev, status.st_ino), []).append(relative)
+    for path, (status, _, _) in found.items():
+        if not stat.S_ISDIR(status.st_mode):
+            names.setdefault((status.st_dev, status.st_ino), []).append(path)
     return {
         path: Node(
             stat.S_IFMT(status.st_mode),
@@ -57,6 +45,55 @@ def picture(root: Path) -> dict[bytes, Node]:
         )
         for path, (status, content, xattrs) in found.items()
     }
+
+
+def _look(folder: bytes, prefix: bytes, found: _Found) -> None:
+    for name in os.listdir(folder):
+        path = folder + b"/" + name
+        status = os.lstat(path)
+        with accessible(path, status):
+            if stat.S_ISREG(status.st_mode):
+                with open(path, "rb") as file:
+                    content = file.read()
+            else:
+                content = os.readlink(path) if stat.S_ISLNK(status.st_mode) else b""
+            has_xattrs = stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)
+            xattrs = {key: os.getxattr(path, key) for key in os.listxattr(path)} if has_xattrs else {}
+            if not stat.S_ISSOCK(status.st_mode):
+                found[prefix + name] = (status, content, xattrs)
+            if stat.S_ISDIR(status.st_mode):
+                _look(path, prefix + name + b"/", found)
+
+
+@contextmanager
+def accessible(path: bytes, status: os.stat_result) -> Iterator[None]:
+    """Let its owner, who need not be root, read a file or use a folder; the mode is as before afterwards."""
+    mode = stat.S_IMODE(status.st_mode)
+    needed = 0o700 if stat.S_ISDIR(status.st_mode) else 0o400 if stat.S_ISREG(status.st_mode) else 0
+    if os.geteuid() == 0 or mode & needed == needed:
+        yield
+        return
+    os.chmod(path, mode | needed)
+    try:
+        yield
+    finally:
+        os.chmod(path, mode)
+
+
+def empty_folder(folder: Path) -> None:
+    """Remove all in a folder, also below folders that their owner may not enter."""
+    for name in os.listdir(folder):
+        remove_tree(folder / name)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file, or a folder with all in it, whatever its mode."""
+    if path.is_dir() and not path.is_symlink():
+        path.chmod(0o700)
+        empty_folder(path)
+        path.rmdir()
+    else:
+        path.unlink()
 
 
 _names = st.one_of(
@@ -119,16 +156,23 @@ trees = _trees
 
 def grow(root: Path, tree: dict[bytes, Any]) -> None:
     """Make a tree in an empty folder."""
-    _grow(os.fsencode(root), tree, [])
+    folders: list[tuple[bytes, dict[str, Any]]] = []
+    _grow(os.fsencode(root), tree, [], folders)
+    for path, leaf in reversed(folders):  # at last, from below: nothing can be made in a folder of mode 0
+        _set_mode_and_time(path, leaf)
 
 
-def _grow(folder: bytes, tree: dict[bytes, Any], made: list[bytes]) -> None:
+def _grow(
+    folder: bytes, tree: dict[bytes, Any], made: list[bytes], folders: list[tuple[bytes, dict[str, Any]]]
+) -> None:
     for name, leaf in tree.items():
         path = folder + b"/" + name
         match leaf["kind"]:
             case "folder":
                 os.mkdir(path)
-                _grow(path, leaf["inside"], made)
+                folders.append((path, leaf))
+                _grow(path, leaf["inside"], made, folders)
+                continue
             case "file":
                 with open(path, "wb") as file:
                     file.write(leaf["content"] * leaf.get("times", 1))
@@ -146,8 +190,11 @@ def _grow(folder: bytes, tree: dict[bytes, Any], made: list[bytes]) -> None:
                 if made:
                     os.link(made[leaf["of"] % len(made)], path, follow_symlinks=False)
                 continue
-        if leaf["kind"] != "folder":
-            made.append(path)
-        if leaf["kind"] != "symlink":
-            os.chmod(path, leaf["mode"])
-        os.utime(path, ns=(leaf["mtime"], leaf["mtime"]), follow_symlinks=False)
+        made.append(path)
+        _set_mode_and_time(path, leaf)
+
+
+def _set_mode_and_time(path: bytes, leaf: dict[str, Any]) -> None:
+    if leaf["kind"] != "symlink":
+        os.chmod(path, leaf["mode"])
+    os.utime(path, ns=(leaf["mtime"], leaf["mtime"]), follow_symlinks=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import shutil
 import stat
 import subprocess
 import tarfile
@@ -20,7 +19,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 
 from tests.support.picod import Executor, picod_process
-from tests.support.trees import grow, picture, trees
+from tests.support.trees import empty_folder, grow, picture, trees
 from tests.support.waiting import wait_until
 
 FORMATS = ("tar", "tar.gz", "tar.zst", "zip")
@@ -29,18 +28,8 @@ FORMATS = ("tar", "tar.gz", "tar.zst", "zip")
 @pytest.fixture
 def folder(picod: Executor) -> Path:
     """The workspace, emptied."""
-    clear(picod.workspace)
+    empty_folder(picod.workspace)
     return picod.workspace
-
-
-def clear(folder: Path) -> None:
-    """Whatever modes it has."""
-    for name in os.listdir(folder):
-        path = folder / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def sample(root: Path) -> None:
@@ -164,8 +153,7 @@ def test_what_gnu_tar_writes_is_read(picod: Executor, folder: Path, tmp_path: Pa
 def test_arbitrary_trees_survive_as_tar(picod: Executor, tree: Any) -> None:
     """Bit for bit, odd names, modes and holes included: the modes of unpacked folders are no obstacle to their move."""
     root = picod.workspace
-    subprocess.run(["chmod", "-R", "u+rwx", str(root)], check=True)
-    clear(root)
+    empty_folder(root)
     (root / "from").mkdir()
     grow(root / "from", tree)
     assert put(picod, get(picod, "tar", "from"), "to").status_code == 200

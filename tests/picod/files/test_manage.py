@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from picod.files.tree import walk
 from tests.support.picod import Executor
-from tests.support.trees import grow, trees
+from tests.support.trees import grow, remove_tree, trees
 
 OUTSIDE = [("../x", 400), ("a/../../x", 400), ("out/x", 400), ("out/deep/x", 400), ("a\0b", 400), ("x" * 5000, 400)]
 
@@ -186,6 +186,7 @@ def test_walk_goes_on_behind_any_path(tmp_path_factory: pytest.TempPathFactory, 
         behind = [entry.path for entry in walk(fd, [b"a", b"\0", b"gone"], limit=1 << 20, depth=1 << 20)]
     finally:
         os.close(fd)
+        remove_tree(root)
     assert paged == whole
     assert len(set(whole)) == len(whole)
     assert behind == [path for path in whole if path.split(b"/") > [b"a", b"\0", b"gone"]]

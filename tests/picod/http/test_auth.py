@@ -146,6 +146,26 @@ def test_missing_header_is_refused_on_each_route_but_health(guarded: Executor) -
     assert guarded.client.get("/api/nothing").status_code == 404
 
 
+@pytest.mark.parametrize("skew", [-30, -29, 29, 30])
+def test_clocks_half_a_minute_apart_do_not_refuse_a_token(guarded: Executor, skew: int) -> None:
+    """A gateway whose clock is 30 s behind or ahead of the sandbox's is obeyed from the first second to the last."""
+    now = int(time.time()) + skew
+    fresh = token(iat=now, nbf=now, exp=now + 300)
+    last = token(iat=now - 299, nbf=now - 299, exp=now + 2)
+
+    assert [ask(guarded, bearer)[0] for bearer in (fresh, last)] == [200, 200]
+
+
+@pytest.mark.parametrize("skew", [-60, 60])
+def test_clocks_a_minute_apart_refuse_a_token_that_is_not_good_now(guarded: Executor, skew: int) -> None:
+    """The leeway is no more than half a minute: behind that a token has expired, or was issued in the future."""
+    now = int(time.time()) + skew
+    status, body = ask(guarded, token(iat=now - 1, exp=now + 1))
+
+    assert status == 401
+    assert ("expired" if skew < 0 else "before issued") in body["detail"]
+
+
 def test_remembered_token_still_expires(guarded: Executor) -> None:
     """A token that was good once is refused when its time, leeway included, is over."""
     bearer = token(exp=int(time.time()) - LEEWAY_S + 2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from picod.archive.tar_members import (
     parse_records,
 )
 from tests.support.picod import Executor, picod_process, running, with_mounts, without_capabilities
-from tests.support.trees import grow, picture, trees
+from tests.support.trees import empty_folder, grow, picture, trees
 from tests.support.waiting import wait_until
 
 
@@ -50,12 +49,7 @@ def target() -> Iterator[Executor]:
 @pytest.fixture(autouse=True)
 def _empty(source: Executor, target: Executor) -> None:
     for executor in (source, target):
-        empty(executor.workspace)
-
-
-def empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        empty_folder(executor.workspace)
 
 
 def export(picod: Executor) -> bytes:
@@ -98,7 +92,7 @@ def info(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", **more: Any) 
 def test_arbitrary_tree_survives_bit_for_bit(source: Executor, target: Executor, tree: dict[bytes, Any]) -> None:
     """Any names, contents, modes, times, links and holes: out of one picod, into another, and nothing differs."""
     for executor in (source, target):
-        empty(executor.workspace)
+        empty_folder(executor.workspace)
     grow(source.workspace, tree)
     before = picture(source.workspace)
 
