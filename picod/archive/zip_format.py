@@ -40,7 +40,7 @@ _PIECE = 256 << 10
 _MAX_DIRECTORY = 8 << 20  # bytes: some hundred thousand names, each of which becomes an object
 _MAX_LINK = 4096
 _STORED, _DEFLATED = 0, 8  # the two methods that need little memory to undo
-_ENCRYPTED = 1
+_ENCRYPTED, _UTF8 = 1, 1 << 11  # flags
 _UNIX = 3
 _FIRST, _LAST = 315_532_800, 4_354_819_198  # a zip's times: 1980 to 2107
 _MAGIC = (b"PK\3\4", b"PK\5\6")
@@ -163,9 +163,7 @@ def _as_tar(archive: ZipFile, info: ZipInfo) -> Iterator[bytes]:
     if info.compress_type not in (_STORED, _DEFLATED):
         raise TarballError(f"{shown} is compressed with a method other than deflate")
     mode = info.external_attr >> 16 if info.create_system == _UNIX else 0
-    member = Member(
-        info.filename.encode("utf-8", "surrogateescape"), mode=mode & 0o777, mtime_ns=_seconds(info) * _SECOND
-    )
+    member = Member(_name(info), mode=mode & 0o777, mtime_ns=_seconds(info) * _SECOND)
     if info.is_dir():
         member.kind, member.mode = DIRECTORY, member.mode or 0o755
         member.path = member.path.rstrip(b"/")
@@ -191,6 +189,13 @@ def _as_tar(archive: ZipFile, info: ZipInfo) -> Iterator[bytes]:
     if left:
         raise TarballError(f"{shown} is not of the size that the archive says")
     yield bytes(padding(member.size))
+
+
+def _name(info: ZipInfo) -> bytes:
+    """The name's bytes. Unix programs write what the file system has, without a flag, and zipfile reads it as cp437."""
+    if not info.flag_bits & _UTF8 and info.create_system == _UNIX:
+        return info.filename.encode("cp437")
+    return info.filename.encode("utf-8", "surrogateescape")
 
 
 def _seconds(info: ZipInfo) -> int:

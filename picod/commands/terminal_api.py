@@ -79,7 +79,7 @@ def _start(services: CommandServices, request: Request, size: tuple[int, int]) -
         if executable is None:
             raise RequestError(400, "neither bash nor sh is in PATH")
         env[b"SHELL"] = executable
-        argv = [shell, b"-c", command.encode("utf-8", "replace")] if command else [shell]
+        argv = [shell, b"-c", command.encode()] if command else [shell]
         order = Order(command=argv, timeout=0.0, working_dir=cwd, env=env)
         return services.terminals.open(order, executable, cwd_fd, size, is_shell=not command)
     except OSError as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from picod.compat.go_format import format_mode, format_time
+from picod.files.names import name_fields
 from picod.filesystem.paths import PathError
 from picod.http.request import Request, RequestError, os_failure
 
@@ -64,18 +65,17 @@ def _entries(workspace: Workspace, path: str) -> list[dict[str, object]]:
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue  # deleted since
-                found.append(
-                    (os.fsencode(entry.name), describe(status, os.fsencode(entry.name).decode("utf-8", "replace")))
-                )
+                name = os.fsencode(entry.name)
+                found.append((name, describe(status, name)))
     finally:
         os.close(folder)
     return [described for _, described in sorted(found, key=lambda pair: pair[0])]
 
 
-def describe(status: os.stat_result, name: str) -> dict[str, object]:
+def describe(status: os.stat_result, name: bytes) -> dict[str, object]:
     """One entry of a listing."""
     return {
-        "name": name,
+        **name_fields("name", name),
         "size": status.st_size,
         "modified": format_time(status.st_mtime_ns),
         "mode": format_mode(status.st_mode),

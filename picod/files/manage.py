@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from picod.compat.go_format import format_mode, format_time
 from picod.files.listing import decode_path
+from picod.files.names import name_fields
 from picod.files.tree import Entry, walk
 from picod.filesystem import syscalls
 from picod.filesystem.paths import PathError, Place
@@ -154,10 +155,10 @@ def rename_place(source: Place, target: Place, *, overwrite: bool) -> None:
 def describe(place: Place, status: os.stat_result) -> dict[str, object]:
     """A file of any kind as the API shows it."""
     name = place.path.rpartition("/")[2]
-    target = None
+    target: dict[str, object] = {"target": None}
     if stat.S_ISLNK(status.st_mode):
-        target = os.fsencode(os.readlink(place.name, dir_fd=place.dir_fd)).decode("utf-8", "replace")
-    return {"path": place.path, "name": name, **describe_status(status), "target": target}
+        target = name_fields("target", os.fsencode(os.readlink(place.name, dir_fd=place.dir_fd)))
+    return {"path": place.path, "name": name, **describe_status(status), **target}
 
 
 def describe_status(status: os.stat_result) -> dict[str, object]:
@@ -209,7 +210,7 @@ def _read_cursor(text: str) -> list[bytes]:
 
 def _describe_entry(entry: Entry) -> dict[str, object]:
     shown: dict[str, object] = {
-        "path": entry.path.decode("utf-8", "replace"),
+        **name_fields("path", entry.path),
         **describe_status(entry.status),
     }
     if entry.error:

@@ -16,6 +16,7 @@ from picod.archive.pack import UPLOAD
 from picod.files import inotify
 from picod.files.changes import CREATED, DELETED, MODIFIED, Change, Changes
 from picod.files.inotify import Happened, Inotify
+from picod.files.names import name_fields
 from picod.filesystem.paths import PathError, Place
 from picod.filesystem.safe_walk import SafeWalk
 from picod.http.request import Request, RequestError, os_failure, query_flag
@@ -100,11 +101,11 @@ async def _tell(request: Request, watcher: Watcher) -> None:
 def _describe(change: Change) -> dict[str, object]:
     shown: dict[str, object] = {
         "type": change.kind,
-        "path": change.path.decode("utf-8", "replace"),
+        **name_fields("path", change.path),
         "is_dir": change.is_dir,
     }
     if change.source is not None:
-        shown["from"] = change.source.decode("utf-8", "replace")
+        shown |= name_fields("from", change.source)
     if change.modified:
         shown["modified"] = True
     return shown

@@ -45,6 +45,7 @@ def nullable(schema: Schema) -> Schema:
 
 
 EVENTS: Schema = {**obj(event=TEXT, data=TEXT, id=TEXT), "description": "Server-sent events, each with these fields."}
+_LISTED_FILE = obj("name size modified mode is_dir", name=TEXT, name_encoded=TEXT, size=COUNT, is_dir=FLAG)
 _CALL = obj(
     "id function",
     id={"type": "string", "minLength": 1, "maxLength": 256},
@@ -193,6 +194,6 @@ SCHEMAS: dict[str, Schema] = {
         execution_count=nullable({"type": "integer"}),
         duration=NUMBER,
     ),
-    "Files": obj("files", files=array_of(obj("name size modified mode is_dir", name=TEXT, size=COUNT, is_dir=FLAG))),
+    "Files": obj("files", files=array_of(_LISTED_FILE)),
     "Written": obj("path size mode modified", path=TEXT, size=COUNT, mode=TEXT, modified=TEXT),
 }  # fmt: skip

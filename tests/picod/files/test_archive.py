@@ -111,6 +111,30 @@ def test_folder_survives_the_way_out_and_in(picod: Executor, folder: Path, form:
 
 
 @pytest.mark.parametrize("form", FORMATS)
+def test_names_of_255_bytes_survive_the_way_out_and_in(picod: Executor, folder: Path, form: str) -> None:
+    """Of files and of folders, in every format."""
+    for name in ("y" * 255, "\U0001f600" * 63 + "yyy"):
+        (folder / "from" / name).mkdir(parents=True)
+        (folder / "from" / name / name).write_text("x")
+    assert put(picod, get(picod, form, "from"), "to").status_code == 200
+    assert picture(folder / "from").keys() == picture(folder / "to").keys()
+
+
+def test_names_in_a_zip_of_unix_are_the_bytes_that_they_are(picod: Executor, folder: Path) -> None:
+    """Info-ZIP without a UTF-8 locale writes a name's bytes and no flag; they are not read as code page 437."""
+    data = zip_of(("n\xe4me", b"x"))  # as Python writes it: UTF-8, and the flag that says so
+    flag = (1 << 11).to_bytes(2, "little")
+    plain = data.replace(b"PK\3\4\x14\0" + flag, b"PK\3\4\x14\0\0\0").replace(
+        b"PK\1\2\x14\3\x14\0" + flag, b"PK\1\2\x14\3\x14\0\0\0"
+    )
+    with zipfile.ZipFile(io.BytesIO(plain)) as archive:
+        assert [info.flag_bits for info in archive.infolist()] == [0]
+    for number, each in enumerate((data, plain)):
+        assert put(picod, each, f"zip{number}").status_code == 200
+        assert os.listdir(folder / f"zip{number}") == ["n\xe4me"]
+
+
+@pytest.mark.parametrize("form", FORMATS)
 def test_other_tools_read_what_goes_out(picod: Executor, folder: Path, form: str) -> None:
     """Python's tarfile and zipfile see every file; the name suggested for saving is the folder's."""
     (folder / "data").mkdir()

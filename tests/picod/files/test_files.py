@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -273,7 +274,36 @@ def test_listing_is_sorted_and_says_what_each_entry_is(picod: Executor) -> None:
         ("\ufffd", "-", False),
     ]
     assert entries[1]["size"] == 5
+    assert [entry.get("name_encoded") for entry in entries] == [None, None, None, None, "%FF"]
     assert picod.client.get("/api/files?path=listed/empty").json() == {"files": []}
+
+
+@pytest.mark.parametrize("name", ["y" * 255, "ü" * 127 + "y", "😀" * 63 + "yyy"])
+def test_names_may_have_255_bytes(picod: Executor, name: str) -> None:
+    """Written in each way, read, listed, moved and deleted; a name of 256 bytes is refused in words."""
+    assert len(name.encode()) == 255
+    url = quote(name)
+    key = {"idempotency-key": f"long-{ord(name[0])}"}
+    replies = [
+        put_json(picod, f"long/{name}", b"1"),
+        picod.client.post("/api/files", data={"path": f"long/{name}"}, files={"file": (name, b"2")}),
+        picod.client.put(f"/api/files/long/{url}", content=b"3", headers=key),
+        picod.client.put(f"/api/files/long/{url}", content=b"3", headers=key),
+    ]
+    assert [reply.status_code for reply in replies] == [200] * 4
+    assert picod.client.get(f"/api/files/long/{url}").content == b"3"
+    assert [entry["name"] for entry in picod.client.get("/api/files?path=long").json()["files"]] == [name]
+    assert picod.client.get("/api/fs/stat", params={"path": f"long/{name}"}).json()["name"] == name
+    assert picod.execute("cat", name, working_dir="long")["stdout"] == "3"
+    moved = picod.client.post("/api/fs/move", json={"from": f"long/{name}", "to": f"long/{name}/../{name[:-1]}x"})
+    assert moved.status_code == 200
+    assert picod.client.delete(f"/api/files/long/{quote(name[:-1])}x").status_code == 204
+    assert picod.client.post("/api/fs/mkdir", json={"path": f"long/{name}"}).status_code == 201
+    assert picod.client.delete("/api/files/long?recursive=true").status_code == 204
+
+    refused = put_json(picod, f"long/{name}y", b"")
+    assert refused.status_code == 400
+    assert "more than 255 bytes" in refused.json()["error"]
 
 
 @pytest.mark.parametrize(
