@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from picod.commands.orders import Order
+from picod.commands.exit_status import signal_name
 from picod.commands.processes import Child, Children
 from picod.commands.ring_buffer import Ring
 from picod.compat.go_format import format_time
@@ -266,14 +267,10 @@ class Background:
 
 
 def exit_fields(code: int | None) -> dict[str, object]:
-    """How something ended, from Popen's notation: -1 and the signal's name for a signal, nothing while it runs."""
+    """How something ended, from Popen's notation: 128 + its number for a signal, nothing while it runs."""
     if code is None or code >= 0:
         return {"exit_code": code, "signal": None}
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"SIG{-code}"  # a real-time signal
-    return {"exit_code": -1, "signal": name}
+    return {"exit_code": 128 - code, "signal": signal_name(-code)}
 
 
 def read_signal(value: object) -> signal.Signals:

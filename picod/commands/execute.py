@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from picod.commands.exit_status import exit_status, out_of_memory
 from picod.commands.orders import STRUCT, Order, find_executable, open_working_directory, parse_order, timed_out
 from picod.commands.output import Stream
 from picod.compat.go_format import format_time
@@ -36,6 +37,7 @@ class Result:
 
     exit_code: int
     note: str = ""
+    signal: str = ""
     stdout: Stream | None = None
     stderr: Stream | None = None
     stdout_file: str = ""
@@ -84,6 +86,7 @@ async def _run_started(
     services: CommandServices, request: Request, order: Order, executable: bytes, cwd_fd: int
 ) -> Result:
     async with _streams(services) as (result, stdout_w, stderr_w):
+        before = out_of_memory.began()
         try:
             child = await services.start(order, executable, cwd_fd, stdout_w, stderr_w)
         except OSError as error:
@@ -97,8 +100,9 @@ async def _run_started(
         try:
             await asyncio.wait(ends, timeout=order.timeout, return_when=asyncio.FIRST_COMPLETED)
             if child.exited.done():
-                code = child.exited.result()
-                result.exit_code = code if code >= 0 else -1
+                status = exit_status(child.exited.result(), before)
+                result.exit_code, result.signal = status.code, status.signal
+                result.note = f"{status.sentence()}\n" if status.signal else ""
             elif gone.done():
                 raise ClientGoneError
             else:
@@ -199,6 +203,8 @@ def _as_json(result: Result) -> Iterator[bytes]:
         "stdout_truncated": result.stdout is not None and result.stdout.truncated,
         "stderr_truncated": result.stderr is not None and result.stderr.truncated,
     }
+    if result.signal:
+        rest["signal"] = result.signal
     if result.stdout is not None and result.stdout.spilled:
         rest["stdout_file"] = result.stdout_file
     if result.stderr is not None and result.stderr.spilled:

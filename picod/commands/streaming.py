@@ -9,6 +9,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from picod.commands.exit_status import exit_status, out_of_memory
 from picod.commands.orders import Order, find_executable, timed_out
 from picod.commands.pipe_reader import PipeReader
 from picod.commands.runs import Following, LiveRun, serve
@@ -67,6 +68,7 @@ async def _wait(
     services: CommandServices, run: LiveRun, child: Child, pipes: dict[str, PipeReader], timeout: float, stop: Stop
 ) -> None:
     started_ns = time.time_ns()
+    before = out_of_memory.began()
     why = await first_of(child.exited, stop, timeout)
     if why:
         await services.children.kill(child)
@@ -74,12 +76,14 @@ async def _wait(
         pipe.drain()
         pipe.detach()  # what a child left behind still prints is read and dropped until it ends
     ended_ns = time.time_ns()
-    code = child.exited.result() if child.exited.done() else -1
+    status = exit_status(child.exited.result(), before, killed_by_us=bool(why)) if child.exited.done() else None
     if why:
         run.output("stderr", (timed_out(timeout) if why == "timeout" else f"the run was ended: {why}").encode())
+    elif status is not None and status.signal:
+        run.output("stderr", f"{status.sentence()}\n".encode())
     run.end(
         {
-            "exit_code": 124 if why == "timeout" else max(code, -1),
+            **({"exit_code": 124} if why == "timeout" else status.fields() if status else {"exit_code": -1}),
             "duration": (ended_ns - started_ns) / 1e9,
             "start_time": format_time(started_ns),
             "end_time": format_time(ended_ns),

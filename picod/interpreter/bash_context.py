@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from picod.commands.exit_status import exit_status, out_of_memory
 from picod.commands.pipe_reader import PipeReader
 from picod.commands.processes import Child
 from picod.commands.stop import Stop, first_of
@@ -81,6 +82,7 @@ class BashContext(Context):
             _write(code_file, code)
         except OSError as fault:
             raise KernelError(f"the code could not be handed to bash: {fault.strerror}") from fault
+        before = out_of_memory.began()
         child, pipes = self._spawn(code_file)
         try:
             listener.set_pipes(pipes.values())
@@ -95,18 +97,19 @@ class BashContext(Context):
             for pipe in pipes.values():
                 pipe.drain()
                 pipe.detach()  # what a background job still prints is read and dropped until it ends
-        code_number = child.exited.result()
+        status = exit_status(child.exited.result(), before, killed_by_us=bool(why))
         count = self.execution_count + 1
         if why == "timeout":
             error: dict[str, Any] | None = timed_out(timeout, "was killed; the context is as it was before")
         elif why:
             error = stopped(why)
-        elif code_number:
-            error = {"name": "ExitStatus", "value": f"exit status {code_number}", "traceback": []}
+        elif status.code:
+            error = {"name": "ExitStatus", "value": status.sentence(), "traceback": []}
         else:
             error = None
-        late = why == "timeout"
-        return Outcome(error, count, exit_code=124 if late else code_number, timed_out=late)
+        if why == "timeout":
+            return Outcome(error, count, exit_code=124, timed_out=True)
+        return Outcome(error, count, exit_code=status.code, signal=status.signal)
 
     def _spawn(self, code_file: str) -> tuple[Child, dict[str, PipeReader]]:
         bash = self._around.find("bash")

@@ -36,6 +36,7 @@ class Outcome:
     duration: float = 0.0
     notice: str = ""
     exit_code: int | None = None
+    signal: str = ""
     timed_out: bool = False
     restored: Mapping[str, Any] | None = None
 
@@ -48,6 +49,8 @@ class Outcome:
         }
         if self.exit_code is not None:
             fields["exit_code"] = self.exit_code
+        if self.signal:
+            fields["signal"] = self.signal
         if self.timed_out:
             fields["timed_out"] = True
         if self.notice:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from picod.commands.exit_status import out_of_memory
 from picod.commands.pipe_reader import PipeReader
 from picod.commands.processes import Child, Children
 from picod.interpreter.jupyter import Message, MessageError, execute_request, read_message
@@ -85,6 +86,7 @@ class Kernel:
         self._shell: ZmtpConnection
         self._iopub: ZmtpConnection
         self._run: _Run | None = None
+        self.oom_kills_before = out_of_memory.began()
         self._welcome = asyncio.Event()
 
     @classmethod
@@ -145,6 +147,7 @@ class Kernel:
     ) -> Reply | None:
         """Run code to its end; None when the kernel ended before. Without a listener silently: it leaves no trace."""
         run = self._run = _Run(listener)
+        self.oom_kills_before = out_of_memory.began()
         ends: set[asyncio.Future[Any]] = {run.reply, self.child.exited, self._shell.closed, self._iopub.closed}
         try:
             if listener is not None:

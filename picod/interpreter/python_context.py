@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from collections.abc import Mapping
 from typing import Any
 
 from picod.commands.stop import Stop, first_of
+from picod.commands.exit_status import ExitStatus, exit_status
 from picod.interpreter.contexts import Context, Outcome, Surroundings, stopped, timed_out
 from picod.interpreter.kernel import Ahead, Kernel, KernelError, Listener, Reply
 from picod.interpreter.state_files import StateFiles, read_report, remove
 
 _INTERRUPT_PATIENCE = 3.0  # seconds from the interrupt until the process is killed
 MAX_STATE = 256 << 20  # bytes that a context may write when it is saved
-_END_PATIENCE = 0.5  # seconds from the end of a connection to that of the process
+_EXIT_WAIT_S = 0.5  # from the end of a connection to that of the process
 _SAVE_SECONDS = 10.0
 _LOAD_SECONDS = 60.0
 
@@ -69,7 +69,7 @@ class PythonContext(Context):
         """The kernel ended between two runs (`exit()` does that, after its answer)."""
         kernel, self._kernel = self._kernel, None
         if kernel is not None:
-            how = await _how_ended(kernel)
+            how = _how(await _ending(kernel))
             await kernel.kill(self._around.children)
             self._notice = f"the context began anew, without its variables: its process {how}"
             self.execution_count = 0
@@ -105,7 +105,7 @@ class PythonContext(Context):
         return _finished(reply, why, timeout)
 
     async def _died(self, kernel: Kernel, why: str, timeout: float) -> Outcome:
-        how = "" if why else await _how_ended(kernel)
+        status = None if why else await _ending(kernel)
         await kernel.kill(self._around.children)
         if self._kernel is kernel:
             self._kernel = None
@@ -116,11 +116,13 @@ class PythonContext(Context):
         elif why in ("restarted", "deleted"):
             error = stopped(why)
         else:
-            value = f"the code {unheeded}" if why else f"the context's process {how}; its variables are lost"
+            value = f"the code {unheeded}" if why else f"the context's process {_how(status)}; its variables are lost"
             error = {"name": "KernelDied", "value": value, "traceback": []}
         if why not in ("restarted", "deleted"):
             self._notice = f"the context began anew, without its variables: {error['value']}"
-        return Outcome(error, timed_out=why == "timeout")
+        if status is None:
+            return Outcome(error, timed_out=why == "timeout")
+        return Outcome(error, exit_code=status.code, signal=status.signal)
 
     async def _discard(self) -> None:
         starting = self._starting
@@ -176,7 +178,7 @@ class PythonContext(Context):
             return "it took too long"
         reply = asking.result()
         if reply is None:
-            return f"the context's process {await _how_ended(kernel)}"
+            return f"the context's process {_how(await _ending(kernel))}"
         said = reply.expressions.get("_")
         if isinstance(said, dict) and said.get("status") == "error":
             return f"{said.get('ename')}: {said.get('evalue')}"[:300]
@@ -191,23 +193,22 @@ def _finished(reply: Reply, why: str, timeout: float) -> Outcome:
     return Outcome(error, reply.execution_count, timed_out=why == "timeout")
 
 
-async def _how_ended(kernel: Kernel) -> str:
-    """To be asked before we kill it. Its connections end with it, which may be seen a moment before its end is."""
-    await asyncio.wait({kernel.child.exited}, timeout=_END_PATIENCE)
+async def _ending(kernel: Kernel) -> ExitStatus | None:
+    """How its process ended; None when it has not, though its connections have.
+
+    To be asked before we kill it. Its connections end with it, which may be seen a moment before its end is.
+    """
+    await asyncio.wait({kernel.child.exited}, timeout=_EXIT_WAIT_S)
     if not kernel.child.exited.done():
+        return None
+    return exit_status(kernel.child.exited.result(), kernel.oom_kills_before)
+
+
+def _how(status: ExitStatus | None) -> str:
+    """The end of a sentence that begins with `the context's process`."""
+    if status is None:
         return "broke off its connection, and was ended"
-    code = kernel.child.exited.result()
-    if code >= 0:
-        return f"ended with exit status {code}"
-    name = _signal_name(-code)
-    return f"was ended by {name}" + (" (out of memory, perhaps)" if name == "SIGKILL" else "")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    return f"was {status.sentence()}" if status.signal else f"ended with {status.sentence()}"
 
 
 def _look_at(starting: asyncio.Task[Kernel]) -> None:

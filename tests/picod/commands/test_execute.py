@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.support.interpreters import events, printed
 from tests.support.picod import Executor, picod_process, running
 from tests.support.waiting import wait_until
 
@@ -47,13 +48,49 @@ def test_result_has_every_field(picod: Executor) -> None:
 
 @pytest.mark.parametrize(
     ("script", "code", "stderr"),
-    [("exit 3", 3, ""), ("echo bad >&2; exit 1", 1, "bad\n"), ("kill -9 $$", -1, ""), ("kill $$", -1, "")],
+    [
+        ("exit 3", 3, ""),
+        ("echo bad >&2; exit 1", 1, "bad\n"),
+    ],
 )
-def test_exit_codes_and_signals_are_told(picod: Executor, script: str, code: int, stderr: str) -> None:
-    """Codes as they are; -1 for a signal."""
+def test_exit_codes_are_told(picod: Executor, script: str, code: int, stderr: str) -> None:
+    """Codes as they are, without a signal."""
     answer = picod.execute("sh", "-c", script)
 
     assert (code, stderr) == (answer["exit_code"], answer["stderr"])
+    assert "signal" not in answer
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "name"),
+    [
+        ("kill -9 $$", 137, "SIGKILL"),
+        ("kill $$", 143, "SIGTERM"),
+        ("kill -SEGV $$", 139, "SIGSEGV"),
+        ("sh -c 'kill -9 $$'; exit $?", 137, "SIGKILL"),  # as a shell reports it
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_death_by_signal_is_named(picod: Executor, script: str, code: int, name: str, stream: bool) -> None:
+    """128 + its number, its name, and a sentence at the end of stderr; in a stream as well."""
+    if stream:
+        body = {"command": ["sh", "-c", script], "stream": True}
+        with picod.client.stream("POST", "/api/execute", json=body) as reply:
+            heard = list(events(reply))
+        answer = {**heard[-1].data, "stderr": printed(heard, "stderr")}
+    else:
+        answer = picod.execute("sh", "-c", script)
+
+    assert (code, name) == (answer["exit_code"], answer["signal"])
+    assert f"killed by {name}" in answer["stderr"]
+
+
+def test_signals_of_timeouts_are_not_told_as_the_commands_own(picod: Executor) -> None:
+    """What picod itself killed has the exit code of a timeout, and no signal."""
+    answer = picod.execute("sleep", "60", timeout="100ms")
+
+    assert answer["exit_code"] == 124
+    assert "signal" not in answer
 
 
 def test_commands_that_cannot_start_are_results_not_errors(picod: Executor) -> None:

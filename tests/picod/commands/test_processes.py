@@ -180,7 +180,7 @@ def test_signal_reaches_the_process_group(picod: Executor, nap: str, name: objec
     reply = picod.client.post(f"/api/processes/{process['id']}/signal", json={"signal": name})
     assert reply.status_code == 200
     ended = wait(picod, process)
-    assert (ended["exit_code"], ended["signal"]) == (-1, "SIGTERM")
+    assert (ended["exit_code"], ended["signal"]) == (143, "SIGTERM")
     wait_until(lambda: not running(nap), "the whole group ended")
 
 

@@ -149,7 +149,7 @@ def test_run_that_is_stopped_says_so(picod: Executor) -> None:
     assert picod.client.delete(f"/api/runs/{run_id}").status_code == 204
     heard = follow(picod, f"/api/runs/{run_id}")
     assert "stopped" in printed(heard, "stderr")
-    assert heard[-1].data["exit_code"] == -1
+    assert (heard[-1].data["exit_code"], heard[-1].data["signal"]) == (137, "SIGKILL")
 
 
 def test_timeout_ends_a_streamed_command(picod: Executor) -> None:

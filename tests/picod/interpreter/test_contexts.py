@@ -85,7 +85,8 @@ def test_death_of_a_context_is_said_and_the_next_run_is_told(picod: Executor) ->
     run_code(picod, "lost = 1")
     crashed = run_code(picod, "import os, signal\nprint('last words')\nos.kill(os.getpid(), signal.SIGSEGV)")
     assert crashed["error"]["name"] == "KernelDied"
-    assert "SIGSEGV" in crashed["error"]["value"]
+    assert "killed by SIGSEGV" in crashed["error"]["value"]
+    assert (crashed["exit_code"], crashed["signal"]) == (139, "SIGSEGV")
     assert crashed["stdout"] == "last words\n"
     after = run_code(picod, "'lost' in globals()")
     assert after["results"] == [{"text/plain": "False"}]
@@ -143,6 +144,14 @@ def test_bash_context_keeps_folder_variables_and_functions(picod: Executor) -> N
     )
     assert second["stdout"].splitlines() == ["deep", "1", "2", "b c", "said it"]
     assert second["error"] is None
+
+
+@pytest.mark.parametrize("code", ["kill -9 $$", "sh -c 'kill -9 $$'"])
+def test_bash_run_that_a_signal_ends_names_it(picod: Executor, code: str) -> None:
+    """Whether it hit the shell or what the shell waited for."""
+    answer = run_code(picod, code, language="bash")
+    assert (answer["exit_code"], answer["signal"]) == (137, "SIGKILL")
+    assert answer["error"]["value"] == "killed by SIGKILL"
 
 
 def test_bash_context_that_is_killed_is_as_before(picod: Executor) -> None:
