@@ -12,8 +12,8 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 
-from picod.commands.orders import Order
 from picod.commands.exit_status import signal_name
+from picod.commands.orders import Order
 from picod.commands.processes import Child, Children
 from picod.commands.ring_buffer import Ring
 from picod.compat.go_format import format_time

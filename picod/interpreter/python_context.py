@@ -10,8 +10,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from picod.commands.stop import Stop, first_of
 from picod.commands.exit_status import ExitStatus, exit_status
+from picod.commands.stop import Stop, first_of
 from picod.interpreter.contexts import Context, Outcome, Surroundings, stopped, timed_out
 from picod.interpreter.kernel import Ahead, Kernel, KernelError, Listener, Reply
 from picod.interpreter.state_files import StateFiles, read_report, remove
