@@ -16,10 +16,10 @@ import numpy as np
 
 from gateway.autoscaler.forecast import Floats
 
-_EDGES: Floats = np.logspace(0.0, 6.0, 73)  # seconds, 1 s to 11 days, 12 per decade
-_ENOUGH = 50.0  # gaps before advice differs from the default
-_KEEP = 0.999  # of the past at each new gap: about the last thousand count
-_COMMON = 20.0  # gaps that the runtime's distribution counts for beside a session's own
+_EDGES_S: Floats = np.logspace(0.0, 6.0, 73)  # seconds, 1 s to 11 days, 12 per decade
+_MIN_GAPS = 50.0  # gaps before advice differs from the default
+_GAP_RETENTION = 0.999  # of the past at each new gap: about the last thousand count
+_RUNTIME_GAPS = 20.0  # gaps that the runtime's distribution counts for beside a session's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,12 @@ class GapHistogram:
     """Silences of one runtime's sessions, request to request. O(1) per gap, 73 numbers."""
 
     def __init__(self) -> None:
-        self._counts: Floats = np.zeros(len(_EDGES) + 1)
+        self._counts: Floats = np.zeros(len(_EDGES_S) + 1)
 
     def observe(self, gap: float) -> None:
         """A session was silent for `gap` seconds and came back."""
-        self._counts *= _KEEP
-        self._counts[np.searchsorted(_EDGES, gap)] += 1.0
+        self._counts *= _GAP_RETENTION
+        self._counts[np.searchsorted(_EDGES_S, gap)] += 1.0
 
     @property
     def seen(self) -> float:
@@ -62,22 +62,22 @@ class GapHistogram:
         likely that waking ahead of it pays.
         """
         total = self.seen
-        if total < _ENOUGH:
-            return Advice(default, None, f"{total:.0f} gaps seen; from {_ENOUGH:.0f} on it will advise")
+        if total < _MIN_GAPS:
+            return Advice(default, None, f"{total:.0f} gaps seen; from {_MIN_GAPS:.0f} on it will advise")
         share = self._counts / total
         if own:
-            mine = np.bincount(np.searchsorted(_EDGES, own), minlength=len(share))
-            share = (_COMMON * share + mine) / (_COMMON + len(own))
-        mids = np.concatenate(([0.5], np.sqrt(_EDGES[:-1] * _EDGES[1:]), [_EDGES[-1]]))
+            mine = np.bincount(np.searchsorted(_EDGES_S, own), minlength=len(share))
+            share = (_RUNTIME_GAPS * share + mine) / (_RUNTIME_GAPS + len(own))
+        mids = np.concatenate(([0.5], np.sqrt(_EDGES_S[:-1] * _EDGES_S[1:]), [_EDGES_S[-1]]))
         # After waiting to edge i: gaps in bins <= i were sat out, the others cost the whole wait and a wake.
         sat_out = np.cumsum(share * mids)[:-1]
         longer = 1.0 - np.cumsum(share)[:-1]
-        cost = sat_out + longer * (_EDGES + wake_cost)
-        allowed = (least <= _EDGES) & (default >= _EDGES)
+        cost = sat_out + longer * (_EDGES_S + wake_cost)
+        allowed = (least <= _EDGES_S) & (default >= _EDGES_S)
         if not allowed.any():
             return Advice(default, None, "the timeout is shorter than any advice")
         best = int(np.where(allowed, cost, np.inf).argmin())
-        after = float(_EDGES[best])
+        after = float(_EDGES_S[best])
         shorter = 1.0 - float(longer[best])
         why = f"{shorter:.0%} of silences are shorter than {after:.0f} s; a wake is worth {wake_cost:.0f} s of idling"
         return Advice(after, self._wake_at(share, best, wake_cost, wake_time) if prewake else None, why)
@@ -85,11 +85,11 @@ class GapHistogram:
     def _wake_at(self, share: Floats, after: int, wake_cost: float, wake_time: float) -> float | None:
         """The first bin beyond `after` in which the chance of the request pays for idling through the bin."""
         left = 1.0 - float(share[: after + 1].sum())
-        for i in range(after + 1, len(_EDGES)):
+        for i in range(after + 1, len(_EDGES_S)):
             if left <= 1e-9:
                 return None
-            width = float(_EDGES[i] - _EDGES[i - 1])
+            width = float(_EDGES_S[i] - _EDGES_S[i - 1])
             if float(share[i]) / left * wake_cost > width:
-                return max(float(_EDGES[i - 1]) - wake_time, 0.0)
+                return max(float(_EDGES_S[i - 1]) - wake_time, 0.0)
             left -= float(share[i])
         return None

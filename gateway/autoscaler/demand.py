@@ -16,10 +16,10 @@ from gateway.autoscaler.seasonal import Timers, WeekProfile
 from gateway.autoscaler.shadow import Follower, Objective, Shadow
 from gateway.autoscaler.window import RollingCount
 
-_LONGEST_REVIEW = 60.0  # seconds between looks at a runtime that nobody claims
-_LONGEST_STEP = 60.0  # seconds; a longer silence is taken in steps of this, or as a gap when it is a clock step
+_MAX_REVIEW_INTERVAL_S = 60.0  # seconds between looks at a runtime that nobody claims
+_MAX_STEP_S = 60.0  # seconds; a longer silence is taken in steps of this, or as a gap when it is a clock step
 _NO_WEIGHTS: Mapping[str, float] = MappingProxyType({})
-_SMALLEST, _LARGEST = 32, 4096  # counts a distribution is kept for
+_MIN_COUNTS, _MAX_COUNTS = 32, 4096  # counts a distribution is kept for
 
 
 def make_experts(recent: RollingCount, tick: float) -> list[Forecaster]:
@@ -59,10 +59,10 @@ class Demand:
         self.mixture = Mixture(
             RateBelief(), make_experts(self.recent, tick) if experts is None else experts, delay=tick
         )
-        self.shadow = Shadow(lead, min(most, _LARGEST), joins=joins)
+        self.shadow = Shadow(lead, min(most, _MAX_COUNTS), joins=joins)
         self.follower = Follower(objective, self.shadow)
-        self._largest = min(most + 2, _LARGEST)
-        self._size = min(_SMALLEST, self._largest)
+        self._largest = min(most + 2, _MAX_COUNTS)
+        self._size = min(_MIN_COUNTS, self._largest)
         self._now: float | None = None
         self._observed = 0.0
         self._claimed_at = -math.inf
@@ -99,9 +99,9 @@ class Demand:
         if elapsed <= 0.0 or elapsed > 3600.0:  # the clock was set, or nobody watched: what lies between is unknown
             self.recent.clear()
             elapsed = self.tick
-        while elapsed > _LONGEST_STEP:
-            elapsed -= _LONGEST_STEP
-            self._step(now - elapsed, _LONGEST_STEP, 0)
+        while elapsed > _MAX_STEP_S:
+            elapsed -= _MAX_STEP_S
+            self._step(now - elapsed, _MAX_STEP_S, 0)
         # Ticks are never quite alike. What the experts compute for a length they keep, so there should be few of them.
         self._step(now, round(elapsed, 2) or 0.01, claims)
         self._now = now
@@ -130,11 +130,11 @@ class Demand:
         if top > 0.7 * self._size and self._size < self._largest:
             self._size = min(2 * self._size, self._largest)
             return self.forecast(now)
-        if self._size > _SMALLEST and top < 0.15 * self._size:
+        if self._size > _MIN_COUNTS and top < 0.15 * self._size:
             self._size //= 2
         quiet = now - self._claimed_at
         foreseen = max(self.mixture.review_by(now, self.horizon), now + self.tick)
-        self._review_at = min(now + min(max(quiet, 1.5 * self.horizon), _LONGEST_REVIEW), foreseen)
+        self._review_at = min(now + min(max(quiet, 1.5 * self.horizon), _MAX_REVIEW_INTERVAL_S), foreseen)
         level, alert = self.wanted_by(self.follower)
         self._last = Forecast(now, self.horizon, 0.0, q, level, "", _NO_WEIGHTS, alert, self._observed)
         return self._last

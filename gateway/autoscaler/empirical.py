@@ -7,10 +7,10 @@ from collections import deque
 
 import numpy as np
 
-from gateway.autoscaler.forecast import Floats, Unforeseeing, negative_binomial
+from gateway.autoscaler.forecast import BackwardLooking, Floats, negative_binomial
 from gateway.autoscaler.window import RollingCount
 
-_SAMPLE = 10.0  # seconds between samples of the rolling count
+_SAMPLE_INTERVAL_S = 10.0  # seconds between samples of the rolling count
 
 
 def _unit(size: int) -> Floats:
@@ -19,7 +19,7 @@ def _unit(size: int) -> Floats:
     return out
 
 
-class RollingQuantile(Unforeseeing):
+class RollingQuantile(BackwardLooking):
     """The distribution of H-second counts over the last `span` seconds: the next horizon will be like one of those.
 
     Sources: Autopilot's moving-window recommender (Rzadca et al., EuroSys 2020), and Intelligent Pooling's empirical
@@ -39,7 +39,7 @@ class RollingQuantile(Unforeseeing):
 
     def observe(self, now: float, elapsed: float, claims: int) -> None:
         """`claims` came in the `elapsed` seconds that end at `now`."""
-        if 0.0 <= now - self._sampled_at < _SAMPLE:
+        if 0.0 <= now - self._sampled_at < _SAMPLE_INTERVAL_S:
             return
         # A sample stands for the time since the one before: quiet stretches are reviewed less often, not less counted.
         weight = min(abs(now - self._sampled_at), 60.0)
@@ -68,7 +68,7 @@ class RollingQuantile(Unforeseeing):
         return np.array(seconds) / self._total
 
 
-class FastSlow(Unforeseeing):
+class FastSlow(BackwardLooking):
     """Negative binomial around max(slow, 0.6 fast + 0.4 slow), with a dispersion learned from its own errors.
 
     The two rates are exponentially weighted means of 1 and 15 minutes; a burst lifts the forecast at once, and the slow

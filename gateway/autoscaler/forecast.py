@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-_FEW = 64  # counts
+_SCALAR_COUNTS = 64  # counts
 
 
 class Forecaster(Protocol):
@@ -39,7 +39,7 @@ class Forecaster(Protocol):
         ...
 
 
-class Unforeseeing:
+class BackwardLooking:
     """For experts that look back only."""
 
     def review_by(self, now: float, horizon: float) -> float:
@@ -88,7 +88,7 @@ def negative_binomial(mean: float, dispersion: float, size: int) -> Floats:
         out[0] = 1.0
         return out
     shape = mean / dispersion
-    if size <= _FEW and shape * math.log1p(dispersion) < 500.0:  # nothing underflows: plain floats are faster
+    if size <= _SCALAR_COUNTS and shape * math.log1p(dispersion) < 500.0:  # nothing underflows: plain floats are faster
         ratio = dispersion / (1.0 + dispersion)
         each = math.exp(-shape * math.log1p(dispersion))
         few = [each]

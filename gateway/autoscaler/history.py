@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from gateway.autoscaler.demand import Demand
 
 Buckets = Sequence[tuple[int, int]]  # (start, claims), oldest first
-_QUIET = 600.0  # seconds of silence taken in one step
-_SLICE = 16  # steps between yields
-_LIVE_LEAST, _LIVE_MOST = 2 * 3600.0, 6 * 3600.0  # seconds that are replayed as if live
-_LIVE_LOOKS = 3000  # busy seconds beyond which the least is enough
+_QUIET_STEP_S = 600.0  # seconds of silence taken in one step
+_STEPS_A_SLICE = 16  # steps between yields
+_MIN_LIVE_S, _MAX_LIVE_S = 2 * 3600.0, 6 * 3600.0  # seconds that are replayed as if live
+_MAX_LIVE_BUCKETS = 3000  # busy seconds beyond which the least is enough
 
 
 def _rebucketed(counts: Buckets, since: float, until: float, width: int) -> dict[int, int]:
@@ -30,8 +30,8 @@ def _rebucketed(counts: Buckets, since: float, until: float, width: int) -> dict
 
 def live_since(seconds: Buckets, now: float) -> float:
     """From when on to replay single seconds: as far back as there are, but for a busy runtime two hours."""
-    enough = float(seconds[-_LIVE_LOOKS][0]) if len(seconds) >= _LIVE_LOOKS else now - _LIVE_MOST
-    return min(max(enough, now - _LIVE_MOST), now - _LIVE_LEAST)
+    enough = float(seconds[-_MAX_LIVE_BUCKETS][0]) if len(seconds) >= _MAX_LIVE_BUCKETS else now - _MAX_LIVE_S
+    return min(max(enough, now - _MAX_LIVE_S), now - _MIN_LIVE_S)
 
 
 def replay_history(
@@ -47,15 +47,15 @@ def replay_history(
         at = since
         for start, claims in sorted(_rebucketed(minutes, since, until, width).items()):
             end = min(float(start + width), until)
-            while end - at > width + _QUIET:
-                at += _QUIET
-                demand.learn(at, _QUIET, 0)
-                if (steps := steps + 1) % _SLICE == 0:
+            while end - at > width + _QUIET_STEP_S:
+                at += _QUIET_STEP_S
+                demand.learn(at, _QUIET_STEP_S, 0)
+                if (steps := steps + 1) % _STEPS_A_SLICE == 0:
                     yield
             if end > at:
                 demand.learn(end, end - at, claims)
                 at = end
-            if (steps := steps + 1) % _SLICE == 0:
+            if (steps := steps + 1) % _STEPS_A_SLICE == 0:
                 yield
     counts = {start + 1.0: claims for start, claims in seconds if live_from <= start < now}
     at = max(live_from, float(first)) - demand.tick
@@ -68,10 +68,10 @@ def replay_history(
                 break
             demand.observe(at, 0)
             demand.forecast(at)
-            if (steps := steps + 1) % _SLICE == 0:
+            if (steps := steps + 1) % _STEPS_A_SLICE == 0:
                 yield
         at = end
         demand.observe(end, claims)
         demand.forecast(end)
-        if (steps := steps + 1) % _SLICE == 0:
+        if (steps := steps + 1) % _STEPS_A_SLICE == 0:
             yield

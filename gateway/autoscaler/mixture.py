@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from gateway.autoscaler.forecast import (
+    BackwardLooking,
     Floats,
     Forecaster,
-    Unforeseeing,
     pinball,
     quantile_of,
     quantiles_of,
@@ -24,12 +24,12 @@ from gateway.autoscaler.forecast import (
 )
 from gateway.autoscaler.rates import RateBelief
 
-_ETA = 2.0  # how sharply losses (in units of the mean loss) turn into weights
-_SHARE = 0.01  # of the whole, kept by every expert
-_MEMORY = 6 * 3600.0  # seconds; how long a loss counts
-_SCORE_EVERY = 120.0  # seconds in the mean between the horizons that are scored
-_GOLDEN = 0.6180339887498949  # spreads those evenly over any period, so that no timer falls between them for ever
-_BELOW = 0.02  # an expert with less weight than this is scored but not mixed in
+_LEARNING_RATE = 2.0  # how sharply losses (in units of the mean loss) turn into weights
+_MIN_WEIGHT = 0.01  # of the whole, kept by every expert
+_LOSS_MEMORY_S = 6 * 3600.0  # seconds; how long a loss counts
+_SCORE_INTERVAL_S = 120.0  # seconds in the mean between the horizons that are scored
+_GOLDEN_RATIO = 0.6180339887498949  # spreads those evenly over any period, so that no timer falls between them for ever
+_MIN_MIXED_WEIGHT = 0.02  # an expert with less weight than this is scored but not mixed in
 
 
 class Mixture:
@@ -44,7 +44,7 @@ class Mixture:
         self._first = first
         self._delay = delay
         self.experts: tuple[Forecaster, ...] = (first, *others)
-        self._foreseeing = [each for each in self.experts if not isinstance(each, Unforeseeing)]
+        self._foreseeing = [each for each in self.experts if not isinstance(each, BackwardLooking)]
         n = len(self.experts)
         rest = (1.0 - favourite) / max(n - 1, 1)
         self._prior = np.array([favourite] + [rest] * (n - 1)) if n > 1 else np.ones(1)
@@ -82,7 +82,7 @@ class Mixture:
         closed_at, q, foretold, mixed = self._pending
         self._pending = None
         seen = self._counted
-        keep = math.exp(-max(now - closed_at, 0.0) / _MEMORY) * (1.0 - 10.0 / _MEMORY)
+        keep = math.exp(-max(now - closed_at, 0.0) / _LOSS_MEMORY_S) * (1.0 - 10.0 / _LOSS_MEMORY_S)
         self.losses *= keep
         self.losses += [pinball(value, seen, q) for value in foretold]
         self._scored = self._scored * keep + 1.0
@@ -93,9 +93,9 @@ class Mixture:
         scale = float(self.losses.sum()) / len(foretold) / max(self._scored, 1.0)
         if scale > 0.0:
             # In units of the mean loss, and as if for at most 20 horizons: one bad burst does not decide alone.
-            gain = -_ETA * (self.losses - self.losses.min()) / scale / max(self._scored / 20.0, 1.0)
+            gain = -_LEARNING_RATE * (self.losses - self.losses.min()) / scale / max(self._scored / 20.0, 1.0)
             weights = self._prior * np.exp(gain)
-            self.weights = _SHARE + (1.0 - _SHARE * len(weights)) * weights / weights.sum()
+            self.weights = _MIN_WEIGHT + (1.0 - _MIN_WEIGHT * len(weights)) * weights / weights.sum()
             self._weigh()
 
     def values(self, now: float, horizon: float, size: int, q: float) -> Floats:
@@ -150,13 +150,13 @@ class Mixture:
         self._counts_from = now + self._delay
         self._pending = (self._counts_from + horizon, q, quantiles_of(each, q), quantile_of(mixed, q))
         self._opened_at = now
-        self._phase = (self._phase + _GOLDEN) % 1.0
-        self._open_after = _SCORE_EVERY * (0.25 + 1.5 * self._phase)
+        self._phase = (self._phase + _GOLDEN_RATIO) % 1.0
+        self._open_after = _SCORE_INTERVAL_S * (0.25 + 1.5 * self._phase)
         self._counted = 0
 
     def _weigh(self) -> None:
         """The weights that are mixed with: those that matter, summing to 1."""
-        raw = [w if w >= _BELOW else 0.0 for w in self.weights.tolist()]
+        raw = [w if w >= _MIN_MIXED_WEIGHT else 0.0 for w in self.weights.tolist()]
         total = sum(raw)
         self._mixed = [w / total for w in raw]
         self._mixed_in = [i for i, w in enumerate(self._mixed[1:]) if w > 0.0]

@@ -19,22 +19,22 @@ from operator import mul, truediv
 
 import numpy as np
 
-from gateway.autoscaler.forecast import Floats, Unforeseeing, counts_up_to, log_factorials
+from gateway.autoscaler.forecast import BackwardLooking, Floats, counts_up_to, log_factorials
 
 RATES: Floats = np.logspace(-5.0, 2.5, 76)  # claims a second: one a day to 316, in steps of 26 %
 _LOG_RATES: Floats = np.log(RATES)
 _ONES: Floats = np.ones(len(RATES))
 HAZARDS: Floats = np.array([1 / 15, 1 / 60, 1 / 240, 1 / 1000, 1 / 4000])  # jumps a second
-_FORGET = 3 * 3600.0  # seconds; how long a filter's past success counts
-_PRIOR_SPAN = 3 * 86400.0  # seconds over which the jump prior is averaged
-_PRIOR_START = 600.0  # seconds that the uniform prior counts for at the start
-_SLOTS = 48  # of a day
-_SLOT_SPAN = 10 * 86400.0 / _SLOTS  # ten days' worth of one slot
-_COMMIT = 60.0  # seconds between updates of the jump priors
-_LOOK = 15.0  # seconds at least between two of the beliefs that a minute's mean is taken of
-_NOW = (1.0,) * len(HAZARDS)  # no jump
-_SMALL = 1e-30  # a belief that sums to less is brought back to 1
-_LEAST = 1e-280  # weight that a filter keeps, so that it can come back
+_EVIDENCE_MEMORY_S = 3 * 3600.0  # seconds; how long a filter's past success counts
+_PRIOR_MEMORY_S = 3 * 86400.0  # seconds over which the jump prior is averaged
+_UNIFORM_PRIOR_S = 600.0  # seconds that the uniform prior counts for at the start
+_SLOTS_A_DAY = 48  # of a day
+_SLOT_MEMORY_S = 10 * 86400.0 / _SLOTS_A_DAY  # ten days' worth of one slot
+_COMMIT_INTERVAL_S = 60.0  # seconds between updates of the jump priors
+_SAMPLE_INTERVAL_S = 15.0  # seconds at least between two of the beliefs that a minute's mean is taken of
+_NO_JUMP = (1.0,) * len(HAZARDS)  # no jump
+_MIN_EVIDENCE = 1e-30  # a belief that sums to less is brought back to 1
+_MIN_WEIGHT = 1e-280  # weight that a filter keeps, so that it can come back
 
 
 @lru_cache(maxsize=1024)
@@ -84,7 +84,7 @@ def erlang_values(horizon: float, size: int) -> Floats:
     return np.ascontiguousarray((load * (blocked[:-1] - blocked[1:])).T)
 
 
-class RateBelief(Unforeseeing):
+class RateBelief(BackwardLooking):
     """Filters over RATES at each of HAZARDS. Time of day is UTC's; 40 kB of state."""
 
     name = "rates"
@@ -101,9 +101,9 @@ class RateBelief(Unforeseeing):
         self._moved: Floats = np.empty((n, len(RATES)))
         self._weight = [1.0 / n] * n  # of the filters
         self._overall: Floats = np.full(len(RATES), 1.0 / len(RATES))
-        self._overall_span = _PRIOR_START
-        self._slots: Floats = np.full((_SLOTS, len(RATES)), 1.0 / len(RATES))
-        self._slot_span = [0.0] * _SLOTS
+        self._overall_span = _UNIFORM_PRIOR_S
+        self._slots: Floats = np.full((_SLOTS_A_DAY, len(RATES)), 1.0 / len(RATES))
+        self._slot_span = [0.0] * _SLOTS_A_DAY
         self._unseen = 0.0  # seconds since a belief was last taken into the minute's mean
         self._since_commit: Floats = np.zeros(len(RATES))
         self._uncommitted = 0.0
@@ -117,34 +117,35 @@ class RateBelief(Unforeseeing):
         np.multiply(moved, _likelihood(elapsed, claims), belief)
         belief.dot(_ONES, evidence)
         # Five numbers: plain floats are three times as fast here as numpy's calls.
-        keep = 1.0 - min(elapsed / _FORGET, 1.0)
+        keep = 1.0 - min(elapsed / _EVIDENCE_MEMORY_S, 1.0)
         sums: list[float] = evidence.tolist()
         raw = [
-            weight**keep * new / old + _LEAST for weight, new, old in zip(self._weight, sums, self._sums, strict=True)
+            weight**keep * new / old + _MIN_WEIGHT
+            for weight, new, old in zip(self._weight, sums, self._sums, strict=True)
         ]
         total = sum(raw)
         self._weight = [each / total for each in raw]
-        if min(sums) < _SMALL:
+        if min(sums) < _MIN_EVIDENCE:
             belief /= evidence[:, None]
             evidence.fill(1.0)
             sums = [1.0] * len(sums)
         self._sums = sums
         self._unseen += elapsed
         self._uncommitted += elapsed
-        if self._unseen >= _LOOK or self._uncommitted >= _COMMIT:
-            self._since_commit += self._belief_ahead(_NOW) * self._unseen
+        if self._unseen >= _SAMPLE_INTERVAL_S or self._uncommitted >= _COMMIT_INTERVAL_S:
+            self._since_commit += self._belief_ahead(_NO_JUMP) * self._unseen
             self._unseen = 0.0
-            if self._uncommitted >= _COMMIT:
+            if self._uncommitted >= _COMMIT_INTERVAL_S:
                 self._commit(now)
 
     def _commit(self, now: float) -> None:
         """Fold the last minute's belief into the priors of the jumps, and choose the prior for this time of day."""
         span = self._uncommitted
         seen = self._since_commit / span
-        self._overall_span = min(self._overall_span + span, _PRIOR_SPAN)
+        self._overall_span = min(self._overall_span + span, _PRIOR_MEMORY_S)
         self._overall = self._overall + (seen - self._overall) * min(span / self._overall_span, 1.0)
-        slot = int(now % 86400.0 * _SLOTS / 86400.0)
-        known_for = self._slot_span[slot] = min(self._slot_span[slot] + span, _SLOT_SPAN)
+        slot = int(now % 86400.0 * _SLOTS_A_DAY / 86400.0)
+        known_for = self._slot_span[slot] = min(self._slot_span[slot] + span, _SLOT_MEMORY_S)
         of_slot = self._slots[slot]
         of_slot += (seen - of_slot) * min(span / known_for, 1.0)
         self._prior[:] = self._overall + 0.5 * known_for / (known_for + 1800.0) * (of_slot - self._overall)
@@ -171,4 +172,4 @@ class RateBelief(Unforeseeing):
 
     def rate(self) -> float:
         """The mean of the belief, claims a second."""
-        return float(self._belief_ahead(_NOW) @ RATES)
+        return float(self._belief_ahead(_NO_JUMP) @ RATES)

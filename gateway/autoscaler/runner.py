@@ -24,12 +24,12 @@ from gateway.core.errors import RuntimeNotFoundError, StoreUnavailableError, Wak
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
 from gateway.core.model import Lease, PoolMode, PoolStatus, RuntimeKey, StartKind
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-_KEPT_SECONDS = 6 * 3600.0  # how far back the store has single seconds
-STATUS_EVERY = 5.0  # seconds between looks at a pool that nothing happens to
-_BREATH = 0.001  # seconds that the data path gets between two slices of a restore
-POKE_GAP = 0.05  # seconds, at least, between passes
+_SECOND_BUCKETS_KEPT_S = 6 * 3600.0  # how far back the store has single seconds
+STATUS_INTERVAL_S = 5.0  # seconds between looks at a pool that nothing happens to
+_YIELD_S = 0.001  # seconds that the data path gets between two slices of a restore
+MIN_POKE_INTERVAL_S = 0.05  # seconds, at least, between passes
 
 
 class Autoscaler:
@@ -64,12 +64,12 @@ class Autoscaler:
         """A claim begins or is over. One that finds no sandbox ready, by what is known, wakes the loop at once."""
         fresh = self.signal.waiting(runtime, change, at)
         if change > 0 and (pool := self.pools.get(runtime)) is not None and pool.ready < fresh:
-            self._poked.set()
+            self.poke()
 
     def claimed(self, runtime: RuntimeKey, start: StartKind, at: float) -> None:
         """A session was given a sandbox. A pool miss wakes the loop at once, if its waiting did not."""
         if self.signal.claimed(runtime, start):
-            self._poked.set()
+            self.poke()
 
     def poke(self) -> None:
         """Run a pass now, not at the next tick."""
@@ -92,7 +92,7 @@ class Autoscaler:
             if self._lease is not None:
                 await self._store.release_lease(self._lease)
         except StoreUnavailableError as error:
-            log.warning("the last seconds of claims could not be written: %s", error)
+            logger.warning("the last seconds of claims could not be written: %s", error)
         self._lease = None
 
     async def _loop(self) -> None:
@@ -103,18 +103,18 @@ class Autoscaler:
                 self._report(str(error))
             except Exception:
                 # The loop must outlive a bug in one pass: pools then stay as they are, which is safe, and visible.
-                log.exception("a pass of the autoscaler failed; pools stay as they are")
+                logger.exception("a pass of the autoscaler failed; pools stay as they are")
                 self._problem = "a pass failed; see the log"
-            await asyncio.sleep(min(POKE_GAP, self._settings.tick))
+            await asyncio.sleep(min(MIN_POKE_INTERVAL_S, self._settings.tick))
             try:
-                await asyncio.wait_for(self._poked.wait(), max(self._settings.tick - POKE_GAP, 0.0))
+                await asyncio.wait_for(self._poked.wait(), max(self._settings.tick - MIN_POKE_INTERVAL_S, 0.0))
             except TimeoutError:
                 pass
             self._poked.clear()
 
     def _report(self, problem: str) -> None:
         if problem and problem != self._problem:
-            log.warning("the autoscaler cannot work: %s", problem)
+            logger.warning("the autoscaler cannot work: %s", problem)
         self._problem = problem
 
     async def run_once(self, now: float) -> None:
@@ -155,7 +155,7 @@ class Autoscaler:
         if lease is None:
             lease = await self._store.acquire_lease(self._settings.lease, self._holder, ttl)
         if lease is not None and self._lease is None:
-            log.info("leads the autoscaler with fence %d", lease.fence)
+            logger.info("leads the autoscaler with fence %d", lease.fence)
         self._lease = lease
         self._lease_until, self._renew_at = mono + ttl, mono + ttl / 3.0
 
@@ -184,16 +184,16 @@ class Autoscaler:
         key = pool.runtime.key
         try:
             minutes = await self._store.claim_history(key, now - self._settings.restore_days * 86400.0, bucket=60)
-            seconds = await self._store.claim_history(key, now - _KEPT_SECONDS, bucket=1)
+            seconds = await self._store.claim_history(key, now - _SECOND_BUCKETS_KEPT_S, bucket=1)
             live_from = live_since(seconds, now)
             async with self._restoring:  # one at a time: a hundred slices in one turn of the loop would be felt
                 for _ in replay_history(pool.demand, minutes, seconds, now=now, live_from=live_from):
-                    await asyncio.sleep(_BREATH)
+                    await asyncio.sleep(_YIELD_S)
             await self.signal.skip(key, now)
         except StoreUnavailableError as error:
-            log.warning("%s: starts without its history: %s", key, error)
+            logger.warning("%s: starts without its history: %s", key, error)
         pool.restored = True
-        self._poked.set()
+        self.poke()
 
     async def _decide(self, pool: Pool, now: float) -> Decision | None:
         if not pool.restored:
@@ -201,7 +201,7 @@ class Autoscaler:
         claims, misses = self.signal.take(pool.runtime.key)
         if (
             claims
-            or not 0.0 <= now - pool.looked_at < STATUS_EVERY
+            or not 0.0 <= now - pool.looked_at < STATUS_INTERVAL_S
             or (pool.status is not None and pool.status.failures)
         ):
             pool.status = await self._status(pool.runtime.key)
@@ -254,12 +254,12 @@ class Autoscaler:
         except WakegateError as error:
             self._expectations.failed(key)
             if str(error) != pool.error:
-                log.warning("%s: the pool could not be resized to %d: %s", key, target, error)
+                logger.warning("%s: the pool could not be resized to %d: %s", key, target, error)
             pool.error = str(error)
         else:
             pool.error = ""
             if target != pool.target:
-                log.debug("%s: pool of %d, before it was %d: %s", key, target, pool.target, why)
+                logger.debug("%s: pool of %d, before it was %d: %s", key, target, pool.target, why)
             pool.moved(now, target, why)
 
     def explain(self) -> dict[str, Any]:

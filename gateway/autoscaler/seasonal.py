@@ -8,14 +8,14 @@ from collections import Counter, deque
 
 import numpy as np
 
-from gateway.autoscaler.forecast import Floats, Unforeseeing, negative_binomial
+from gateway.autoscaler.forecast import BackwardLooking, Floats, negative_binomial
 
-_QUARTER = 900.0
+_QUARTER_HOUR_S = 900.0
 _QUARTERS_A_WEEK = 672
 _QUARTERS_A_DAY = 96
 
 
-class WeekProfile(Unforeseeing):
+class WeekProfile(BackwardLooking):
     """The same quarter hour of the week and of the day before, as a gamma-Poisson estimate with exponential forgetting.
 
     Each quarter hour keeps discounted claims and exposure; the week's slot leans on the day's, and the day's on the
@@ -36,12 +36,12 @@ class WeekProfile(Unforeseeing):
 
     def observe(self, now: float, elapsed: float, claims: int) -> None:
         """`claims` came in the `elapsed` seconds that end at `now`."""
-        quarter = int(now // _QUARTER)
+        quarter = int(now // _QUARTER_HOUR_S)
         if quarter != self._quarter:
             self._close()
             self._quarter = quarter
         self._claims += claims
-        self._seconds += min(elapsed, _QUARTER)
+        self._seconds += min(elapsed, _QUARTER_HOUR_S)
 
     def _close(self) -> None:
         if self._seconds > 0:
@@ -55,13 +55,13 @@ class WeekProfile(Unforeseeing):
 
     def probabilities(self, now: float, horizon: float, size: int) -> Floats:
         """P(claims in (now, now + horizon] = 0 .. size - 1)."""
-        quarter = int((now + horizon) // _QUARTER)
+        quarter = int((now + horizon) // _QUARTER_HOUR_S)
         overall = self._overall[0] / self._overall[1]
         day = self._day[quarter % _QUARTERS_A_DAY]
-        by_day = (day[0] + overall * _QUARTER) / (day[1] + _QUARTER)
+        by_day = (day[0] + overall * _QUARTER_HOUR_S) / (day[1] + _QUARTER_HOUR_S)
         week = self._week[quarter % _QUARTERS_A_WEEK]
-        shape = week[0] + by_day * _QUARTER + 0.5
-        rate = shape / (week[1] + _QUARTER)
+        shape = week[0] + by_day * _QUARTER_HOUR_S + 0.5
+        rate = shape / (week[1] + _QUARTER_HOUR_S)
         return negative_binomial(float(rate) * horizon, max(float(rate * horizon / shape), 0.02) + 0.2, size)
 
 

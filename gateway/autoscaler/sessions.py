@@ -22,12 +22,12 @@ from gateway.sessions.activation import SessionOpener
 from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.idleness import IdleTracker
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-_SHORTEST = 1.0  # seconds; shorter silences tell nothing about sleeping
-_OWN = 32  # latest gaps of one session that are remembered
-_SESSIONS = 20_000  # that are remembered, the latest used: about 10 MB
-_BATCH = 32  # sessions put to sleep or woken in one pass, so that a pass stays short
+_MIN_GAP_S = 1.0  # seconds; shorter silences tell nothing about sleeping
+_MAX_OWN_GAPS = 32  # latest gaps of one session that are remembered
+_MAX_SESSIONS = 20_000  # that are remembered, the latest used: about 10 MB
+_MAX_BATCH = 32  # sessions put to sleep or woken in one pass, so that a pass stays short
 
 Served = Iterable[tuple[SessionId, RuntimeKey, float, bool]]  # session, runtime, last active at, busy
 
@@ -46,7 +46,7 @@ class _Seen:
     runtime: RuntimeKey
     last: float
     advice: Advice
-    gaps: deque[float] = field(default_factory=lambda: deque(maxlen=_OWN))
+    gaps: deque[float] = field(default_factory=lambda: deque(maxlen=_MAX_OWN_GAPS))
     asleep: bool = False
     woken_at: float | None = None  # when it was woken ahead; until it is used
 
@@ -97,10 +97,10 @@ class SessionAdvisor:
         """Take in what was used since the last pass, then act."""
         sleepy = self._look(now)
         if self._settings.hibernate:
-            for session_id in sleepy[:_BATCH]:
+            for session_id in sleepy[:_MAX_BATCH]:
                 await self._hibernate(session_id)
         if self._settings.prewake:
-            for session_id in self._due(now)[:_BATCH]:
+            for session_id in self._due(now)[:_MAX_BATCH]:
                 await self._wake(session_id, now)
 
     def advice(self, session_id: SessionId) -> Advice | None:
@@ -135,10 +135,10 @@ class SessionAdvisor:
             seen = self._sessions.get(session_id)
             if seen is None:
                 seen = self._sessions[session_id] = _Seen(runtime, last, self._advise(runtime, ()))
-                if len(self._sessions) > _SESSIONS:
+                if len(self._sessions) > _MAX_SESSIONS:
                     self._ahead.discard(self._sessions.popitem(last=False)[0])
             if last > seen.last:
-                if last - seen.last >= _SHORTEST:
+                if last - seen.last >= _MIN_GAP_S:
                     self._observe(seen, last - seen.last)
                 seen.last, seen.woken_at, seen.asleep = last, None, False
                 self._ahead.discard(session_id)
@@ -179,7 +179,7 @@ class SessionAdvisor:
             self.slept += await self._hibernator.hibernate(session_id, only_if=silent)
         except WakegateError as error:
             # Its timeout comes later, and the sweeper then says what is wrong with it.
-            log.debug("session %s stays awake until its timeout: %s", session_id, error)
+            logger.debug("session %s stays awake until its timeout: %s", session_id, error)
 
     def _due(self, now: float) -> list[SessionId]:
         """Hibernator sessions whose request is likely soon."""
@@ -200,7 +200,7 @@ class SessionAdvisor:
         try:
             await self._opener.open(session_id)
         except WakegateError as error:
-            log.debug("session %s is not woken ahead: %s", session_id, error)
+            logger.debug("session %s is not woken ahead: %s", session_id, error)
         else:
             seen.asleep = False
             self.woke += 1

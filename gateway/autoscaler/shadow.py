@@ -29,19 +29,26 @@ import numpy.typing as npt
 from gateway.autoscaler.forecast import Floats, counts_up_to
 
 THRESHOLDS: Floats = np.logspace(-0.6, -4.6, 17)
-_MEMORY = 7 * 86400.0  # seconds; how long a rule's idle seconds and misses count, at most
-_SHORTEST = 3600.0  # and at least
-_REMEMBERED = 500.0  # claims; while fewer are remembered, none are forgotten early: they say too little about misses
-_YOUTH = 3.0  # of all time so far, this part counts: what a rule did before the experts had learned is soon forgotten
-_CHOOSE_EVERY = 60.0  # seconds
-_MARGIN = 0.03  # another rule must be this much cheaper before it is followed
+_MAX_MEMORY_S = 7 * 86400.0  # seconds; how long a rule's idle seconds and misses count, at most
+_MIN_MEMORY_S = 3600.0  # and at least
+_MIN_REMEMBERED_CLAIMS = (
+    500.0  # claims; while fewer are remembered, none are forgotten early: they say too little about misses
+)
+_AGE_TO_MEMORY = (
+    3.0  # of all time so far, this part counts: what a rule did before the experts had learned is soon forgotten
+)
+_CHOICE_INTERVAL_S = 60.0  # seconds
+_SWITCH_MARGIN = 0.03  # another rule must be this much cheaper before it is followed
 _RULES = len(THRESHOLDS)
 _NEGATED: Floats = -THRESHOLDS
 _QUANTILES: list[float] = (1.0 - THRESHOLDS).tolist()
 _COLUMNS = np.arange(_RULES)
 _EACH_RULE = range(_RULES)
-_PROOF, _DOUBT = 0.03, 0.5  # forecasts must be this much cheaper than constants; and more by this over sqrt(claims)
-_ENOUGH = 10.0  # claims before anything but the first guess is followed
+_FORECAST_MARGIN, _SMALL_SAMPLE_MARGIN = (
+    0.03,
+    0.5,
+)  # forecasts must be this much cheaper than constants; and more by this over sqrt(claims)
+_MIN_CLAIMS = 10.0  # claims before anything but the first guess is followed
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +127,14 @@ class Shadow:
             ready -= taken
             orders.append((now + self.lead, taken))
         self._since += elapsed
-        if self._since >= _CHOOSE_EVERY:
+        if self._since >= _CHOICE_INTERVAL_S:
             self._choose()
 
     def _choose(self) -> None:
         self._age += self._since
-        memory = min(max(self._age / _YOUTH, _SHORTEST), _MEMORY)
-        if self.claims < _REMEMBERED:
-            memory = _MEMORY
+        memory = min(max(self._age / _AGE_TO_MEMORY, _MIN_MEMORY_S), _MAX_MEMORY_S)
+        if self.claims < _MIN_REMEMBERED_CLAIMS:
+            memory = _MAX_MEMORY_S
         keep = 1.0 - min(self._since / memory, 1.0)
         self._since = 0.0
         self.served *= keep
@@ -211,7 +218,7 @@ class Follower:
     def choose(self, shadow: Shadow) -> None:
         """Choose between forecasts and constants, and there the cheapest rule that does not miss too much."""
         claims = shadow.claims
-        if claims < _ENOUGH:
+        if claims < _MIN_CLAIMS:
             self.rule = self._first
             return
         cost, missed = shadow.idle, claims - shadow.served
@@ -232,11 +239,11 @@ class Follower:
             # Not against the constant that meets the target: that one serves more than is asked for, by chance.
             by_costs = self.objective.cold_start_cost is not None
             price = float(cost[constant]) if by_costs else shadow.constant_idle(float(shadow.served[foreseeing]))
-            margin = 0.0 if self._proven else _PROOF + _DOUBT / math.sqrt(claims)
+            margin = 0.0 if self._proven else _FORECAST_MARGIN + _SMALL_SAMPLE_MARGIN / math.sqrt(claims)
             best = foreseeing if cost[foreseeing] <= (1.0 - margin) * price else constant
         self._proven = best < _RULES
         same = (best < _RULES) == (self.rule < _RULES)
-        if not same or not allowed[self.rule] or cost[best] < cost[self.rule] - _MARGIN * abs(cost[self.rule]):
+        if not same or not allowed[self.rule] or cost[best] < cost[self.rule] - _SWITCH_MARGIN * abs(cost[self.rule]):
             self.rule = best
 
     @property

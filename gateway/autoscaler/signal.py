@@ -16,14 +16,14 @@ from gateway.core.interfaces import SessionStore
 from gateway.core.model import RuntimeKey, StartKind
 
 _MISSES = frozenset({StartKind.COLD, StartKind.WAKE_COLD})
-_KEPT = (
-    120.0  # seconds of per-second counts kept to tell own from foreign claims; late flushes are later than this never
-)
-_BACKLOG = 7200  # seconds of unwritten counts kept while the store is away
+# Per-second counts are kept so long, to tell this gateway's claims in the store from those of other replicas. A flush
+# that waits for the store is retried each tick, so a count is in the store well within this time or not at all.
+_COUNTS_KEPT_S = 120.0
+_MAX_BACKLOG_S = 7200  # seconds of unwritten counts kept while the store is away
 
 
 class ClaimSignal:
-    """This gateway's claims, and through the store everybody's."""
+    """This gateway's claims, and through the store those of all replicas."""
 
     def __init__(self, store: SessionStore) -> None:
         self._store = store
@@ -77,17 +77,17 @@ class ClaimSignal:
                 await self._store.record_claims(runtime, dict(counts))
             except StoreUnavailableError:
                 merged = self._unwritten[runtime] + counts
-                oldest = now - _BACKLOG
+                oldest = now - _MAX_BACKLOG_S
                 self._unwritten[runtime] = Counter({second: n for second, n in merged.items() if second >= oldest})
                 raise
             written = self._written[runtime]
             written.update(counts)
-            for second in [s for s in written if s < now - _KEPT]:
+            for second in [s for s in written if s < now - _COUNTS_KEPT_S]:
                 del written[second]
 
     async def sync(self, runtime: RuntimeKey, now: float) -> int:
         """Count what other replicas have written since; returns how many. Raises StoreUnavailableError."""
-        since = now - _KEPT / 2.0
+        since = now - _COUNTS_KEPT_S / 2.0
         stored = dict(await self._store.claim_history(runtime, since, bucket=1))
         own, known = self._written[runtime], self._foreign[runtime]
         news = 0
@@ -97,7 +97,7 @@ class ClaimSignal:
                 news += foreign - known[second]
                 known[second] = foreign
         self._fresh[runtime] += news
-        for second in [s for s in known if s < now - _KEPT]:
+        for second in [s for s in known if s < now - _COUNTS_KEPT_S]:
             del known[second]
         return news
 

@@ -18,7 +18,8 @@ from gateway.autoscaler.replay.lab import Settings, fixed_curve, parse_policies,
 from gateway.autoscaler.replay.pool import Targets, simulate
 from gateway.autoscaler.replay.report import fleet_table
 from gateway.autoscaler.replay.synthetic import make
-from gateway.autoscaler.replay.traces import Trace, read_traces
+from gateway.autoscaler.replay.trace import Trace
+from gateway.autoscaler.replay.traces import read_traces
 from gateway.core.errors import BadRequestError
 from tests.support.autoscaler import poisson
 

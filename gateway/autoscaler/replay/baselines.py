@@ -14,7 +14,7 @@ import numpy as np
 from gateway.autoscaler.forecast import Floats
 from gateway.autoscaler.rates import RATES, erlang_values
 from gateway.autoscaler.replay.pool import Targets
-from gateway.autoscaler.replay.traces import Trace
+from gateway.autoscaler.replay.trace import Trace
 
 Policy = Callable[[Trace, float, float], Targets]  # trace, lead time, knob
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from gateway.autoscaler.replay import plots, report
 from gateway.autoscaler.replay.lab import MISS_RATES, POLICIES, Settings, TraceResult, parse_policies, run_trace
-from gateway.autoscaler.replay.traces import Trace, read_traces
+from gateway.autoscaler.replay.trace import Trace
+from gateway.autoscaler.replay.traces import read_traces
 from gateway.core.errors import BadRequestError
 
 _MISS_HELP = (

@@ -13,7 +13,7 @@ from gateway.autoscaler.replay import baselines
 from gateway.autoscaler.replay.live import LiveLoop
 from gateway.autoscaler.replay.pool import Outcome, Targets, simulate
 from gateway.autoscaler.replay.predictive import Calibration, replay_predictive
-from gateway.autoscaler.replay.traces import Trace
+from gateway.autoscaler.replay.trace import Trace
 from gateway.autoscaler.scaler import ScalerSpec
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.autoscaler.shadow import Objective

@@ -14,12 +14,12 @@ import numpy as np
 
 from gateway.autoscaler.pool import Pool
 from gateway.autoscaler.replay.pool import Targets
-from gateway.autoscaler.runner import POKE_GAP, STATUS_EVERY
+from gateway.autoscaler.runner import MIN_POKE_INTERVAL_S, STATUS_INTERVAL_S
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.core.model import PoolSpec, PoolStatus, Runtime, RuntimeKey
 
 _KEY = RuntimeKey("replay", "replay")
-_KEPT = 64  # lead times that the quantiles are of, as in the local engine's book
+_MAX_LEAD_TIMES = 64  # lead times that the quantiles are of, as in the local engine's book
 
 
 class LiveLoop:
@@ -30,7 +30,7 @@ class LiveLoop:
     def __init__(self, spec: PoolSpec, settings: AutoscalerSettings, lead: float | None, *, begins: float) -> None:
         self.begins = begins
         self._settings = settings
-        self._leads: deque[float] = deque([] if lead is None else [lead], maxlen=_KEPT)
+        self._leads: deque[float] = deque([] if lead is None else [lead], maxlen=_MAX_LEAD_TIMES)
         self._target = spec.size
         runtime = Runtime(key=_KEY, pool=spec)
         self._pool = Pool.make(runtime, settings, self._status(0, 0))
@@ -55,13 +55,13 @@ class LiveLoop:
         self._fresh += 1
         self._missed += ready == 0
         if self._pool.ready < self._fresh or ready == 0:
-            self._next = min(self._next, max(now, self._looked_at + POKE_GAP))
+            self._next = min(self._next, max(now, self._looked_at + MIN_POKE_INTERVAL_S))
         return self._next
 
     def look(self, now: float, ready: int, starting: int) -> tuple[int, float]:
         """A pass of the runner."""
         pool = self._pool
-        if self._fresh or now - pool.looked_at >= STATUS_EVERY:
+        if self._fresh or now - pool.looked_at >= STATUS_INTERVAL_S:
             pool.status, pool.looked_at = self._status(ready, starting), now
         decision = pool.tick(now, self._fresh, self._missed)
         self._fresh = self._missed = 0

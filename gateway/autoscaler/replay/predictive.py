@@ -11,7 +11,7 @@ import numpy as np
 from gateway.autoscaler.demand import Demand
 from gateway.autoscaler.forecast import Forecast
 from gateway.autoscaler.replay.pool import Targets
-from gateway.autoscaler.replay.traces import Trace
+from gateway.autoscaler.replay.trace import Trace
 from gateway.autoscaler.scaler import Decision, Observed, ScalerSpec, decide
 from gateway.autoscaler.shadow import Follower, Objective
 from gateway.autoscaler.window import RollingCount

@@ -12,7 +12,7 @@ import numpy as np
 from gateway.autoscaler.replay.lab import POLICIES, Point, TraceResult
 
 HIT_RATES = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
-_TAUGHT = 100  # claims in the warm-up from which on a trace counts as one that had something to teach
+_MIN_WARMUP_CLAIMS = 100  # claims in the warm-up from which on a trace counts as one that had something to teach
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -84,7 +84,7 @@ def fleet_table(results: Sequence[TraceResult]) -> str:
                 "worst trace",
                 "median trace",
                 "above 1.05",
-                f"above 1.05, with {_TAUGHT} claims or more in the warm-up",
+                f"above 1.05, with {_MIN_WARMUP_CLAIMS} claims or more in the warm-up",
             ]
         ),
         _row(["---"] * 9),
@@ -99,7 +99,7 @@ def fleet_table(results: Sequence[TraceResult]) -> str:
         taught = [
             p.idle_of_fixed
             for r, p in mine
-            if p.idle_of_fixed is not None and len(r.trace.arrivals) - p.outcome.claims >= _TAUGHT
+            if p.idle_of_fixed is not None and len(r.trace.arrivals) - p.outcome.claims >= _MIN_WARMUP_CLAIMS
         ]
         median = float(np.median([share for share, _ in shares])) if shares else 0.0
         lines.append(

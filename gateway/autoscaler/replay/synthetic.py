@@ -20,10 +20,10 @@ from collections.abc import Callable
 import numpy as np
 
 from gateway.autoscaler.forecast import Floats
-from gateway.autoscaler.replay.traces import Trace
+from gateway.autoscaler.replay.trace import Trace
 from gateway.core.errors import BadRequestError
 
-_DAY = 86400.0
+_DAY_S = 86400.0
 
 
 def _thinned(rng: np.random.Generator, span: float, most: float, rate: Callable[[Floats], Floats]) -> Floats:
@@ -62,7 +62,7 @@ def make(name: str, seed: int = 1) -> Trace:
         "daily": (
             6,
             lambda span: _thinned(
-                rng, span, 8.0 / 60.0, lambda t: (4.15 - 3.85 * np.cos(2.0 * math.pi * t / _DAY)) / 60.0
+                rng, span, 8.0 / 60.0, lambda t: (4.15 - 3.85 * np.cos(2.0 * math.pi * t / _DAY_S)) / 60.0
             ),
         ),
         "steps": (3, lambda span: _steps(rng, span)),
@@ -75,8 +75,8 @@ def make(name: str, seed: int = 1) -> Trace:
     if name not in laws:
         raise BadRequestError(f"synthetic:{name} does not exist; there are {', '.join(laws)}")
     days, law = laws[name]
-    arrivals = np.sort(law(days * _DAY))
-    return Trace(f"synthetic-{name}", arrivals, 0.0, days * _DAY)
+    arrivals = np.sort(law(days * _DAY_S))
+    return Trace(f"synthetic-{name}", arrivals, 0.0, days * _DAY_S)
 
 
 def _on(rng: np.random.Generator) -> Floats:

@@ -25,37 +25,17 @@ import json
 import re
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
 from gateway.autoscaler.forecast import Floats
+from gateway.autoscaler.replay import synthetic
+from gateway.autoscaler.replay.trace import Trace
 from gateway.core.errors import BadRequestError
 
 _LOG_TIME = re.compile(r"\[(\d{2}/\w{3}/\d{4}:\d{2}:\d{2}:\d{2} [+-]\d{4})\]")
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Arrivals in [start, end), sorted, seconds since the epoch (or since the trace's start, taken as a midnight)."""
-
-    name: str
-    arrivals: Floats
-    start: float
-    end: float
-    bin_width: float = 60.0  # seconds; the width of the counts that it was made from
-
-    @property
-    def span(self) -> float:
-        """Seconds."""
-        return self.end - self.start
-
-    def cut(self, seconds: float) -> Trace:
-        """Its first part."""
-        end = min(self.end, self.start + seconds)
-        return Trace(self.name, self.arrivals[self.arrivals < end], self.start, end, self.bin_width)
 
 
 def spread(counts: Floats, width: float, start: float, seed: int) -> Floats:
@@ -76,8 +56,6 @@ def read_traces(argument: str, seed: int = 1) -> list[Trace]:
     Raises BadRequestError with the file, the line and what would be right.
     """
     if argument.startswith("synthetic:"):
-        from gateway.autoscaler.replay import synthetic  # it builds on this module's Trace
-
         return [synthetic.make(argument.removeprefix("synthetic:"), seed)]
     path, *options = argument.split(":")
     scale, days = 1.0, None
