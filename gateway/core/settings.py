@@ -103,6 +103,12 @@ class Settings:
     )
     kube_scheduler: str = _setting("", "schedulerName of sandboxes (default: the cluster's)", kind="text")
     kube_runtime_class: str = _setting("", "runtimeClassName of sandboxes (default: the cluster's)", kind="text")
+    kube_trust_manifests: bool = _setting(
+        False,
+        "let runtimes ask for what reaches their node or other workloads: hostPath, privileged, host networks,"
+        " service accounts, Secrets",
+        kind="flag",
+    )
     picod_image: str = _setting("wakegate/picod:0.1.0", "image of CodeInterpreters that name none", kind="text")
     sandbox_start_timeout: float = _setting(
         120.0, "longest time that a pod made for a session may take to get ready", kind="duration", low=1

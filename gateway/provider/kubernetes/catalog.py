@@ -17,6 +17,7 @@ from gateway.core.model import Kind, Runtime, RuntimeKey
 from gateway.provider.kubernetes import names
 from gateway.provider.kubernetes.client import KubeApi, KubeError
 from gateway.provider.kubernetes.reflector import Reflector
+from gateway.provider.kubernetes.trust import untrusted
 from gateway.runtimes.manifest import parse_runtime
 
 log = logging.getLogger(__name__)
@@ -37,8 +38,11 @@ class Declared:
     status: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_declared(obj: Mapping[str, Any]) -> Declared:
-    """A custom resource as it is served. Its manifest keeps what pods are made from; status and history stay out."""
+def read_declared(obj: Mapping[str, Any], *, trusted: bool = False) -> Declared:
+    """A custom resource as it is served; unless `trusted`, within the limits of trust.py.
+
+    Its manifest keeps what pods are made from; status and history stay out.
+    """
     metadata = obj["metadata"]
     kind = Kind(obj["kind"])
     manifest = {
@@ -49,6 +53,9 @@ def read_declared(obj: Mapping[str, Any]) -> Declared:
     }
     problems: list[str] = []
     runtime = parse_runtime(manifest, f"{kind.value} {metadata['name']}", problems, engine="kubernetes")
+    if runtime is not None and not trusted and (refused := untrusted(runtime)):
+        problems += refused
+        runtime = None
     return Declared(
         uid=metadata["uid"],
         version=metadata["resourceVersion"],
@@ -63,14 +70,17 @@ def read_declared(obj: Mapping[str, Any]) -> Declared:
 class WatchedCatalog:
     """The custom resources of some namespaces, besides runtimes from files. One of a name in both: the cluster's."""
 
-    def __init__(self, api: KubeApi, namespaces: Sequence[str], files: Iterable[Runtime] = ()) -> None:
+    def __init__(
+        self, api: KubeApi, namespaces: Sequence[str], files: Iterable[Runtime] = (), *, trusted: bool = False
+    ) -> None:
+        """`trusted`: custom resources may ask for anything that a pod can have."""
         self._files = {runtime.key: runtime for runtime in files}
         self._wanted = dict(self._files)  # as declared
         self._served: dict[RuntimeKey, Runtime] = {}  # as the provider has it: what the core sees
         self.declared: dict[RuntimeKey, Declared] = {}
         self.changed = asyncio.Event()  # a runtime came, went or differs
         self._reflectors = {
-            (namespace, kind): Reflector(api, names.runtimes(kind, namespace), _reader(kind), self._on_change)
+            (namespace, kind): Reflector(api, names.runtimes(kind, namespace), _reader(kind, trusted), self._on_change)
             for namespace in namespaces
             for kind in Kind
         }
@@ -134,12 +144,14 @@ class WatchedCatalog:
             self.changed.set()
 
 
-def _reader(kind: Kind) -> Any:
+def _reader(kind: Kind, trusted: bool) -> Any:
     """Items of a list carry no kind of their own. One that is being deleted is gone for us: while its deletion waits
     (--cascade=foreground, finalizers) we would make its Deployment again each time that the collector takes it.
     """
 
     def read(obj: Mapping[str, Any]) -> Declared | None:
-        return None if "deletionTimestamp" in obj["metadata"] else read_declared({**obj, "kind": kind.value})
+        if "deletionTimestamp" in obj["metadata"]:
+            return None
+        return read_declared({**obj, "kind": kind.value}, trusted=trusted)
 
     return read

@@ -25,6 +25,7 @@ from gateway.provider.kubernetes.catalog import WatchedCatalog
 from gateway.provider.kubernetes.client import KubeError
 from gateway.provider.kubernetes.signing_keys import SharedKeys
 from gateway.provider.kubernetes.status import make_status
+from gateway.provider.kubernetes.trust import untrusted
 from gateway.sandbox.signing_keys import KeyRing
 
 log = logging.getLogger(__name__)
@@ -135,6 +136,8 @@ async def join_cluster(settings: Settings, files: Sequence[Runtime], clock: Cloc
             raise SettingsError(
                 [f"--kube-namespaces {settings.kube_namespaces}: does not have the namespace of {runtime.key}"]
             )
+        if not settings.kube_trust_manifests and (refused := untrusted(runtime)):
+            raise SettingsError([f"{runtime.key}: {problem}" for problem in refused])
     api = await connect(kubeconfig, settings.kube_concurrency)
     try:
         folder = settings.state_dir / "keys"
@@ -150,7 +153,7 @@ async def join_cluster(settings: Settings, files: Sequence[Runtime], clock: Cloc
             settle=settings.key_settle,
         )
         await sharing.open()
-        catalog = WatchedCatalog(api, namespaces, files)
+        catalog = WatchedCatalog(api, namespaces, files, trusted=settings.kube_trust_manifests)
         await catalog.start()
     except KubeError as error:
         await api.aclose()
@@ -161,6 +164,7 @@ async def join_cluster(settings: Settings, files: Sequence[Runtime], clock: Cloc
         scheduler=settings.kube_scheduler,
         runtime_class=settings.kube_runtime_class,
         code_context=settings.code_context,
+        trusted=settings.kube_trust_manifests,
         environment=_foreign_key(keys),
     )
     provider = KubernetesProvider(api, clock, defaults, namespaces, start_timeout=settings.sandbox_start_timeout)

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from gateway.core.model import Kind, Runtime
+from gateway.core.units import parse_quantity
 from gateway.provider.kubernetes import names
 from gateway.provider.kubernetes.pod import PICOD_CONTAINER, PICOD_PORT
 from picod import wire
@@ -34,6 +35,13 @@ LOST_NODE_S = 30
 # deletions give it a second only, and an empty one, as all warm ones are, does not wait.
 LAST_WORDS_S = 20
 _LAST_WORDS = f"ls -A {WORKSPACE} | grep -qv '^\\.wakegate$' && sleep {LAST_WORDS_S} || true"
+
+# What holds where a manifest sets no limit. Processes are the kubelet's to limit (podPidsLimit): RLIMIT_NPROC counts
+# all pods of a node that run as the same user.
+_DEFAULT_RESOURCES = (("memory", "1Gi", "128Mi"), ("cpu", "1", "100m"))  # name, limit, request
+WORKSPACE_BYTES = 5 << 30
+AGENT_DISK_BYTES = 5 << 30  # of an agent's container, and of each emptyDir
+SPARE_DISK_BYTES = 1 << 30
 
 # spec.wakegate.pod: fields of the PodSpec that a CodeInterpreter may set besides AgentCube's own.
 _POD_FIELDS = (
@@ -58,12 +66,15 @@ class PodDefaults:
     scheduler: str = ""
     runtime_class: str = ""
     code_context: str = "warm"  # wire.ENV_CODE_CONTEXT
+    trusted: bool = False  # manifests may ask for anything that a pod can have
     environment: Mapping[str, str] = field(default_factory=dict)  # of picod, e.g. AgentCube's public key
 
 
 def make_template(runtime: Runtime, defaults: PodDefaults) -> Object:
     """The pod template: metadata and spec, with the digest of both in an annotation."""
-    spec = _agent_pod(runtime) if runtime.key.kind is Kind.AGENT_RUNTIME else _interpreter_pod(runtime, defaults)
+    spec = (
+        _agent_pod(runtime, defaults) if runtime.key.kind is Kind.AGENT_RUNTIME else _interpreter_pod(runtime, defaults)
+    )
     own = own_section(runtime)
     spread = (own.get("pod") or {}).get("spread") or defaults.spread
     for name, value in _placement(spread, runtime).items():
@@ -141,9 +152,10 @@ def _interpreter_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
     for field_name in ("command", "args", "imagePullPolicy"):
         if template.get(field_name):
             container[field_name] = template[field_name]
-    container["resources"] = _resources(template.get("resources") or {})
-    size = own.get("workspaceSize") or runtime.limits.workspace_size
-    disk = {"sizeLimit": str(size)} if size else {}
+    size = str(own.get("workspaceSize") or runtime.limits.workspace_size or WORKSPACE_BYTES)
+    # All that the pod writes counts against it: both volumes, logs, and an image's own folders.
+    disk = int(_quantity(size)) + runtime.limits.tmp_size + SPARE_DISK_BYTES
+    container["resources"] = with_limits(template.get("resources") or {}, disk)
     spec: Object = {
         "containers": [container],
         "automountServiceAccountToken": False,
@@ -157,7 +169,7 @@ def _interpreter_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "volumes": [
-            {"name": "workspace", "emptyDir": disk},
+            {"name": "workspace", "emptyDir": {"sizeLimit": size}},
             {"name": "tmp", "emptyDir": {"sizeLimit": str(runtime.limits.tmp_size)}},
             {"name": "keys", "configMap": {"name": names.KEYS_CONFIGMAP, "optional": not runtime.auth}},
         ],
@@ -173,12 +185,17 @@ def _interpreter_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
     return spec
 
 
-def _agent_pod(runtime: Runtime) -> Object:
+def _agent_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
     spec: Object = copy.deepcopy(runtime.manifest["spec"]["podTemplate"]["spec"])
     spec.setdefault("automountServiceAccountToken", False)
     spec.setdefault("enableServiceLinks", False)
     spec.setdefault("terminationGracePeriodSeconds", 5)
-    spec.setdefault("securityContext", {}).setdefault("seccompProfile", {"type": "RuntimeDefault"})
+    security = spec.setdefault("securityContext", {})
+    security.setdefault("seccompProfile", {"type": "RuntimeDefault"})
+    if not defaults.trusted:  # else what trust.py lets through would be more than `restricted`
+        security["runAsNonRoot"] = True
+        for name in ("runAsUser", "runAsGroup", "fsGroup"):
+            security.setdefault(name, USER)
     spec["tolerations"] = [*(spec.get("tolerations") or []), *_lost_node()]
     spec.pop("restartPolicy", None)  # Always: a Deployment's pods have no other
     port = default_port(runtime)
@@ -186,8 +203,17 @@ def _agent_pod(runtime: Runtime) -> Object:
     first.setdefault("ports", [{"containerPort": port, "protocol": "TCP"}])
     # Ready means that it listens: without a probe it would count as ready when its process began.
     first.setdefault("readinessProbe", {"tcpSocket": {"port": port}, "periodSeconds": 1, "failureThreshold": 10})
-    for container in spec["containers"]:
-        container["resources"] = _resources(container.get("resources") or {})
+    for container in (*spec["containers"], *(spec.get("initContainers") or ())):
+        container["resources"] = with_limits(container.get("resources") or {}, AGENT_DISK_BYTES)
+        if not defaults.trusted:
+            own = container.setdefault("securityContext", {})
+            own["allowPrivilegeEscalation"] = False
+            own["capabilities"] = {**(own.get("capabilities") or {}), "drop": ["ALL"]}
+    for volume in spec.get("volumes") or ():
+        if isinstance(volume.get("emptyDir"), dict):
+            volume["emptyDir"].setdefault("sizeLimit", str(AGENT_DISK_BYTES))
+        elif "emptyDir" in volume:  # `emptyDir:` with nothing behind it
+            volume["emptyDir"] = {"sizeLimit": str(AGENT_DISK_BYTES)}
     return spec
 
 
@@ -209,6 +235,28 @@ def _picod_environment(runtime: Runtime, defaults: PodDefaults, given: Sequence[
 
 def _plain(runtime: Runtime) -> list[Object]:
     return [{"name": name, "value": value} for name, value in runtime.environment.items()]
+
+
+def with_limits(resources: Mapping[str, Any], disk: int) -> Object:
+    """Resources with a limit on memory, CPU and disk (bytes) where the manifest has none, so that no sandbox takes its
+    node. A request is made up only beside a limit of ours: without one Kubernetes asks for the whole limit.
+    """
+    made = _resources(resources)
+    limits, requests = made.setdefault("limits", {}), made.setdefault("requests", {})
+    for name, limit, request in (*_DEFAULT_RESOURCES, ("ephemeral-storage", str(disk), "64Mi")):
+        if name in limits:
+            continue
+        given = requests.setdefault(name, request)
+        limits[name] = max(limit, given, key=_quantity)
+    return made
+
+
+def _quantity(text: str) -> float:
+    """0 for what is none: the API server refuses it, in its own words."""
+    try:
+        return parse_quantity(text)
+    except ValueError:
+        return 0.0
 
 
 def _resources(resources: Mapping[str, Any]) -> Object:

@@ -109,7 +109,8 @@ async def test_interpreter_with_every_field_gets_the_pods_it_asks_for(tmp_path: 
         (container,) = spec["containers"]
         assert (container["image"], container["imagePullPolicy"]) == ("registry.example/picod:1", "Always")
         assert container["args"] == ["--workspace", "/workspace"]
-        assert container["resources"]["limits"] == {"cpu": "2", "memory": "4Gi", "nvidia.com/gpu": "1"}
+        limits = {"cpu": "2", "memory": "4Gi", "nvidia.com/gpu": "1", "ephemeral-storage": str((6 << 30) + (256 << 20))}
+        assert container["resources"]["limits"] == limits
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
         assert (spec["automountServiceAccountToken"], spec["securityContext"]["runAsNonRoot"]) == (False, True)
         assert container["readinessProbe"]["httpGet"]["port"] == 8080
@@ -159,7 +160,7 @@ async def test_spread_becomes_kubernetes_own_means(
         assert ("nodeAffinity" in affinity) == nodes
 
 
-async def test_agent_runtime_keeps_its_whole_pod(tmp_path: Path) -> None:
+async def test_agent_runtime_that_is_trusted_keeps_its_whole_pod(tmp_path: Path) -> None:
     """Every field of the PodSpec that its author gave arrives as it was; only what he left open is set."""
     theirs: dict[str, Any] = {
         **PLACED,
@@ -190,7 +191,7 @@ async def test_agent_runtime_keeps_its_whole_pod(tmp_path: Path) -> None:
         "podTemplate": {"labels": {"app": "agent"}, "annotations": {"x": "y"}, "spec": theirs},
         "warmPoolSize": 1,
     }
-    for pod in await pods_of(tmp_path, parsed("AgentRuntime", spec)):
+    for pod in await pods_of(tmp_path, parsed("AgentRuntime", spec), trusted=True):
         assert includes(pod["spec"], {**theirs, "tolerations": [TOLERATION], "containers": []})
         for made, given in zip(pod["spec"]["containers"], theirs["containers"], strict=True):
             resources = {"resources": {"limits": {"nvidia.com/gpu": "1"}}} if "resources" in given else {}
