@@ -14,7 +14,7 @@ from gateway.api.app import Surfaces
 from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.sessions import AdviceSettings, Served, SessionAdvisor
 from gateway.autoscaler.settings import AutoscalerSettings
-from gateway.core.background import cancel, every
+from gateway.core.background import Tasks, cancel, every
 from gateway.core.clock import Clock
 from gateway.core.errors import WakegateError
 from gateway.core.interfaces import Executor, RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
@@ -26,7 +26,7 @@ from gateway.observability.logs import AccessLog
 from gateway.observability.metrics import Metrics
 from gateway.observability.request_record import Observer, Observers
 from gateway.observability.tracing import Tracing
-from gateway.routing.activator import Activator
+from gateway.routing.activator import TRUSTED_S, Activator
 from gateway.routing.exchange import TimeLimits
 from gateway.routing.proxy import Proxy
 from gateway.routing.route import HoldLimits
@@ -83,6 +83,7 @@ class Gateway:
         for what is wrong with the settings of snapshots.
         """
         self._background = background
+        self._notices = Tasks()
         self._holder = me or holder_name()
         self.engine_summary = engine_summary  # what the start banner says of the engine; true once it runs
         self.settings = settings
@@ -208,10 +209,22 @@ class Gateway:
     def leave(self) -> None:
         """Announce that this gateway will end: readiness fails, all else goes on."""
         self.activator.leaving = True
+        if self.sessions.membership.me:
+            self._notices.spawn(self._announce_leaving(), name="notice of leaving")
+
+    @property
+    def notice_s(self) -> float:
+        """Seconds from `leave` to `drain` that other gateways need: they send no more requests here from then on.
+
+        They look up where a session is once in TRUSTED_S; a request sent on what they knew before must find us.
+        """
+        return 2 * TRUSTED_S if self.sessions.membership.me else 0.0
 
     def drain(self) -> None:
         """Take no new work that needs a sandbox to be made; running requests go on."""
-        self.activator.leaving = self.activator.draining = True
+        if not self.activator.leaving:
+            self.leave()
+        self.activator.draining = True
 
     @asynccontextmanager
     async def running(self, address: str = "") -> AsyncIterator[None]:
@@ -234,8 +247,14 @@ class Gateway:
                 membership.address = address
                 await membership.announce()
                 stack.push_async_callback(membership.leave)
+                stack.push_async_callback(self._notices.wait)
+            # Until the last session is hibernated this gateway announces itself: silent, it would be taken for dead and
+            # its sessions restored elsewhere from older snapshots.
+            announcements = asyncio.create_task(every(membership.beat, self._announce), name="announcements")
+            stack.push_async_callback(cancel, announcements)
             await sessions.recovery.recover_all()
             stack.push_async_callback(sessions.hibernator.hibernate_all)
+            stack.push_async_callback(sessions.opener.aclose)
             await self.autoscaler.start()
             stack.push_async_callback(self.autoscaler.aclose)
             stack.push_async_callback(self._last_flush)
@@ -246,7 +265,6 @@ class Gateway:
                 ("sweeper", every(self.settings.sweep_interval, sessions.sweeper.sweep)),
                 ("checkpoints", every(CHECKPOINT_INTERVAL_S, sessions.sweeper.checkpoint)),
                 ("quiet routes", every(UNUSED_ROUTES_INTERVAL_S, self._forget_quiet)),
-                ("announcements", every(membership.beat, self._announce)),
                 ("session advice", every(ADVISE_INTERVAL_S, self._advise)),
                 ("sandbox events", self._follow_events()),
                 ("kept workspaces", self._check_kept()),
@@ -255,6 +273,12 @@ class Gateway:
             ):
                 stack.push_async_callback(cancel, asyncio.create_task(loop, name=name))
             yield
+
+    async def _announce_leaving(self) -> None:
+        try:
+            await self.sessions.membership.announce_leaving()
+        except WakegateError as error:
+            logger.warning("other gateways are not told that this one ends: %s", error)
 
     def _served(self) -> Served:
         """Sessions with a live route: id, runtime, last active at, whether requests are under way."""

@@ -106,7 +106,7 @@ class Activator:
         began = perf_counter()
         self.held += 1
         try:
-            async with self._admission.held(target.runtime):
+            async with self._admission.held(target.runtime, target.session_id):
                 if target.session_id is None:
                     return await self._reserve(target, gone, began)
                 with self._activity.arriving(target.session_id):

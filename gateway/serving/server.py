@@ -56,7 +56,7 @@ class _Server(uvicorn.Server):
         Ending at once would cut requests that are on their way: those in a kept connection's buffers, and those of
         connections that the kernel has taken and we have not.
         """
-        delay = self._gateway.settings.shutdown_delay
+        delay = max(self._gateway.settings.shutdown_delay, self._gateway.notice_s)
         if number != signal.SIGTERM or not delay or self._gateway.activator.leaving:
             self._end(number)
             return

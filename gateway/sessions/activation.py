@@ -11,8 +11,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from gateway.core.background import Tasks
 from gateway.core.clock import Clock
-from gateway.core.errors import RuntimeNotFoundError, StaleWriteError
+from gateway.core.errors import DrainingError, RuntimeNotFoundError, StaleWriteError
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
 from gateway.core.model import Runtime, RuntimeKey, Sandbox, SandboxId, Session, SessionId, SessionState, StartKind
 from gateway.core.units import rfc3339
@@ -67,8 +68,9 @@ class SessionOpener:
         self._transitions = transitions
         self._bindings = bindings
         self._clock = clock
-        self._break_off = cancel_copy
-        self._under_way: set[asyncio.Task[Opened]] = set()
+        self._cancel_copy = cancel_copy
+        self._under_way = Tasks()
+        self._closed = False
         self._woken: list[GapListener] = []
 
     def on_wake(self, listener: GapListener) -> None:
@@ -78,25 +80,28 @@ class SessionOpener:
     async def open(self, session_id: SessionId, *, gone: SandboxId | None = None) -> Opened:
         """The session with a live sandbox: woken if it is hibernated, recovered if its sandbox ended or is `gone`.
 
-        In a task of its own: a caller that is cancelled does not stop it, since a workspace on its way must arrive.
-        Raises: SessionNotFoundError, ElsewhereError, OwnerAwayError, and what Lifecycle.create raises.
+        A caller that is cancelled does not stop it once the session is held: a workspace on its way must arrive.
+        Raises: SessionNotFoundError, ElsewhereError, OwnerAwayError, DrainingError, and what Lifecycle.create raises.
         """
-        opening = asyncio.create_task(self._open(session_id, gone))
-        self._under_way.add(opening)
-        opening.add_done_callback(self._opened)
+        await self._ownership.settle(session_id, gone)
+        if self._closed:
+            raise DrainingError("this gateway is shutting down; connect again", retry_after=1)
+        opening = self._under_way.spawn(self._open(session_id, gone))
+        # Retrieved, so that asyncio does not report an error when every waiter has left.
+        opening.add_done_callback(lambda done: None if done.cancelled() else done.exception() and None)
         return await asyncio.shield(opening)
 
-    def _opened(self, opening: asyncio.Task[Opened]) -> None:
-        self._under_way.discard(opening)
-        if not opening.cancelled():
-            opening.exception()  # retrieved, so that asyncio does not report it when every waiter has left
+    async def aclose(self) -> None:
+        """Open no more sessions, and wait for those that are being opened."""
+        self._closed = True
+        self._ownership.close()
+        await self._under_way.wait()
 
     async def _open(self, session_id: SessionId, gone: SandboxId | None) -> Opened:
         if self._records.shared and (opened := await self._open_live(session_id, gone)) is not None:
             return opened
-        self._break_off(session_id)
-        async with self._records.holding(session_id):
-            session = await self._ownership.require_owned(await self._ownership.require(session_id), gone)
+        self._cancel_copy(session_id)
+        async with self._ownership.holding(session_id, gone) as session:
             here = self._ownership.is_mine(session)
             if session.sandbox is not None and session.state is SessionState.ACTIVE:
                 alive = await self._provider.find(session.sandbox.id) if here else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from gateway.core.clock import Clock
@@ -19,6 +19,7 @@ from gateway.sessions.activity import ClaimListener, WaitListener
 
 MIN_HOLD_S = 10.0
 HOLD_FACTOR = 3.5  # times the expected start: room for a queue of starts before it, still an answer while people wait
+LONGEST_OWNER_WAIT_S = 90.0  # while the gateway that has the session drains (30 s) and hibernates its sessions
 LONGEST_HOLD_S = 60.0  # of a request in a queue that moves
 _LONGEST_RETRY_S = 30.0  # a longer Retry-After would be a guess about other clients
 _RECHECK_BEFORE_S = 0.05  # before its time is over
@@ -79,6 +80,30 @@ class Backlog:
         return (self.waiting + 1) * (now - self._since) / self._served
 
 
+class _Hold:
+    """How long one request is held. Times of the loop."""
+
+    def __init__(self, runtime: RuntimeKey | None, began: float, seconds: float) -> None:
+        self.runtime = runtime
+        self.loop = asyncio.get_running_loop()
+        self.began = began
+        self.until = began + seconds
+        self.timeout = asyncio.timeout_at(self.until)
+        self.check: asyncio.TimerHandle
+
+    def recheck(self, lengthen: Callable[[_Hold], None]) -> None:
+        """Call `lengthen` just before the time is over."""
+        self.check = self.loop.call_at(self.until - _RECHECK_BEFORE_S, lengthen, self)
+
+    def extend(self, until: float, lengthen: Callable[[_Hold], None]) -> None:
+        """Hold it until then; an earlier end than the present one changes nothing."""
+        if until > self.until and not self.timeout.expired():
+            self.until = until
+            self.timeout.reschedule(until)
+            self.check.cancel()
+            self.recheck(lengthen)
+
+
 class Admission:
     """Admission of this gateway, the hold rule, and who listens."""
 
@@ -87,6 +112,7 @@ class Admission:
         self._clock = clock
         self._max_sandboxes = max_sandboxes
         self._claiming = 0
+        self._holds: dict[SessionId | None, set[_Hold]] = {}  # None: of sessions that are not made yet
         self._start_times: dict[RuntimeKey, StartTimes] = {}
         self._backlogs: dict[RuntimeKey, Backlog] = {}
         self._claimed: list[ClaimListener] = []
@@ -120,36 +146,39 @@ class Admission:
         return QueueFullError(f"{text}: others wait too", retry_after=min(max(1.0, expected), _LONGEST_RETRY_S))
 
     @asynccontextmanager
-    async def held(self, runtime: RuntimeKey | None) -> AsyncIterator[None]:
+    async def held(self, runtime: RuntimeKey | None, session_id: SessionId | None = None) -> AsyncIterator[None]:
         """The hold rule around what waits for a sandbox. Raises ActivationTimeoutError, QueueFullError at its end.
 
         What is expected of a start is looked up again at the end: in a storm starts queue, and the first that came
-        through have taught how long they take. A request in the queue is then held on, rather than refused.
+        through have taught how long they take. A request in the queue is then held on, rather than refused. So is one
+        for a session of which `prolong` was called.
         """
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        hold = self.hold_time(runtime)
-        timeout = asyncio.timeout(hold)
-        checks: list[asyncio.TimerHandle] = []
-
-        def extend() -> None:
-            nonlocal hold
-            longer = min(self.hold_time(runtime), max(LONGEST_HOLD_S, hold))
-            if longer > hold:
-                hold = longer
-                timeout.reschedule(began + hold)
-                checks[:] = [loop.call_at(began + hold - _RECHECK_BEFORE_S, extend)]
-
-        checks.append(loop.call_at(began + hold - _RECHECK_BEFORE_S, extend))
+        hold = _Hold(runtime, asyncio.get_running_loop().time(), self.hold_time(runtime))
+        holds = self._holds.setdefault(session_id, set())
+        holds.add(hold)
+        hold.recheck(self._lengthen)
         try:
-            async with timeout:
+            async with hold.timeout:
                 yield
         except TimeoutError:
-            if not timeout.expired():
+            if not hold.timeout.expired():
                 raise
-            raise self.overdue(runtime, loop.time() - began) from None
+            raise self.overdue(runtime, hold.loop.time() - hold.began) from None
         finally:
-            checks[0].cancel()
+            hold.check.cancel()
+            holds.discard(hold)
+            if not holds:
+                self._holds.pop(session_id, None)
+
+    def prolong(self, session_id: SessionId) -> None:
+        """Its requests wait for another gateway to end, not for a sandbox: their hold begins anew, within a bound."""
+        for hold in self._holds.get(session_id, ()):
+            longest = hold.began + LONGEST_OWNER_WAIT_S
+            hold.extend(min(hold.loop.time() + self.hold_time(hold.runtime), longest), self._lengthen)
+
+    def _lengthen(self, hold: _Hold) -> None:
+        longest = max(LONGEST_HOLD_S, hold.until - hold.began)
+        hold.extend(hold.began + min(self.hold_time(hold.runtime), longest), self._lengthen)
 
     async def claim(self, runtime: Runtime, session_id: SessionId, *, bound: int) -> tuple[Sandbox, float]:
         """A sandbox for that session, and the seconds that it took. `bound` sandboxes are in use already.

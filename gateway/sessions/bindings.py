@@ -20,6 +20,9 @@ class Bindings:
         self._sessions: dict[SandboxId, SessionId] = {}
         self._listeners: list[Unbound] = []
 
+    def __contains__(self, sandbox_id: SandboxId) -> bool:
+        return sandbox_id in self._sessions
+
     def __len__(self) -> int:
         return len(self._sessions)
 

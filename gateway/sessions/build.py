@@ -74,9 +74,11 @@ def make_sessions(
     membership = Membership(store, clock, me, takeover_after=settings.takeover_after)
     activity, bindings = Activity(), Bindings()
     transitions = Transitions(records, keeper, executor, clock, settings.hibernated_retention, me)
-    ownership = Ownership(records, membership, transitions, clock)
-    idleness = IdleTracker(records, activity, clock, shared_provider=ownership.shared_provider)
     admission = Admission(provider, clock, max_sandboxes=settings.max_sandboxes)
+    ownership = Ownership(
+        records=records, membership=membership, admission=admission, transitions=transitions, clock=clock
+    )
+    idleness = IdleTracker(records, activity, clock, shared_provider=ownership.shared_provider)
     recovery = Recovery(
         records=records, ownership=ownership, provider=provider, transitions=transitions, bindings=bindings
     )

@@ -53,8 +53,7 @@ class Hibernator:
         Raises: SessionNotFoundError, ElsewhereError, ConflictError while requests are under way or when it has nothing
         to keep, SnapshotError when its workspace cannot be kept: it then stays active, and its record says why.
         """
-        async with self._records.holding(session_id):
-            session = await self._ownership.require_owned(await self._ownership.require(session_id), None)
+        async with self._ownership.holding(session_id) as session:
             if session.state is SessionState.HIBERNATED:
                 return True
             if session.state is not SessionState.ACTIVE or session.sandbox is None:
@@ -84,7 +83,10 @@ class Hibernator:
     async def _hibernate_one(self, session_id: SessionId) -> None:
         async with self._records.holding(session_id):
             session = await self._records.get(session_id)
-            if session is not None and session.state is SessionState.ACTIVE and session.sandbox is not None:
+            if session is None or session.state is not SessionState.ACTIVE or session.sandbox is None:
+                return
+            # Another gateway may have taken it over: its record is not this one's to write.
+            if self._ownership.is_named(session) and session.sandbox.id in self._bindings:
                 await self._keep_and_release(await self._transitions.begin(session))
 
     async def checkpoint(self, session_id: SessionId) -> bool:

@@ -20,7 +20,7 @@ from dataclasses import replace
 from gateway.core.clock import Clock
 from gateway.core.errors import SessionNotFoundError
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
-from gateway.core.model import Runtime, RuntimeKey, Sandbox, Session, SessionId, SessionState
+from gateway.core.model import Runtime, RuntimeKey, Sandbox, Session, SessionId, SessionState, StartKind
 from gateway.sessions.activation import Opened, SessionOpener, require_runtime
 from gateway.sessions.admission import Admission
 from gateway.sessions.bindings import Bindings
@@ -140,8 +140,14 @@ class Lifecycle:
 
     async def wake(self, session_id: SessionId) -> Opened:
         """The session with a live sandbox, within the hold rule. Raises what SessionOpener.open and the rule raise."""
-        async with self._admission.held((await self.get_cached(session_id)).runtime):
-            return await self._opener.open(session_id)
+        async with self._admission.held((await self.get_cached(session_id)).runtime, session_id):
+            opened = await self._opener.open(session_id)
+        if opened.start is not StartKind.LIVE:
+            return opened
+        # Opening a live session changes nothing of its record, but whoever wakes it is about to use it.
+        now = self._clock.now()
+        await self._records.store.touch_many({session_id: now})
+        return replace(opened, session=replace(opened.session, last_active_at=now))
 
     async def get(self, session_id: SessionId) -> Session:
         """The record, with this gateway's fresher knowledge of its activity. Raises SessionNotFoundError."""
@@ -164,15 +170,14 @@ class Lifecycle:
 
         Raises: SessionNotFoundError if it is unknown or ended already, ElsewhereError.
         """
+        if only_if is None:
+            await self._ownership.settle(session_id)
         async with self._records.holding(session_id):
             session = await self._records.get(session_id)
-            if only_if is not None and (
-                session is None or session.state is SessionState.TERMINATED or not only_if(session)
-            ):
+            if only_if is None:
+                session = await self._ownership.require(session_id)
+            elif session is None or session.state is SessionState.TERMINATED or not only_if(session):
                 return False
-            session = (
-                session if only_if is not None and session is not None else await self._ownership.require(session_id)
-            )
             await self._ownership.require_no_live_owner(session)
             await self._terminate(session, reason)
             return True
