@@ -258,6 +258,7 @@ class Gateway:
             await self.autoscaler.start()
             stack.push_async_callback(self.autoscaler.aclose)
             stack.push_async_callback(self._last_flush)
+            stack.push_async_callback(sessions.sweeper.aclose)
             stack.push_async_callback(self.surfaces.aclose)
             for name, loop in (
                 ("exchanges", self.proxy.run_ticker()),

@@ -21,6 +21,9 @@ from gateway.sessions.transitions import Transitions
 
 logger = logging.getLogger(__name__)
 
+END_TIMEOUT_S = 45.0  # with the drain before it (30 s) below systemd's default of 90 s until SIGKILL
+END_CONCURRENCY = 32  # copies into an object store hold up to 32 MB each
+
 
 class Hibernator:
     """Verbs that keep a session's workspace. State: the copies under way, which a request may cancel."""
@@ -44,6 +47,7 @@ class Hibernator:
         self._transitions = transitions
         self._bindings = bindings
         self._keeping: dict[SessionId, asyncio.Task[tuple[Session, str | None]]] = {}
+        self._moving: set[SessionId] = set()  # `keep` has begun; without copies it must come to its end
 
     async def hibernate(self, session_id: SessionId, *, only_if: Callable[[Session], bool] | None = None) -> bool:
         """Keep a session's workspace and release its sandbox. Requests that come from now on wake it, or cancel this.
@@ -69,16 +73,39 @@ class Hibernator:
                 raise ConflictError(f"session {session_id} has requests under way; try again when they are done")
             return await self._keep_and_release(session)
 
-    async def hibernate_all(self) -> None:
-        """Hibernate all sessions bound here, whatever they do: the gateway ends. One that fails holds up no other."""
+    async def hibernate_all(self, timeout: float = END_TIMEOUT_S) -> None:
+        """Hibernate all sessions bound here, whatever they do: the gateway ends. One that fails holds up no other.
+
+        After `timeout` seconds the rest is given up. Their records still name their sandboxes, whose workspaces the
+        engine leaves in its state directory.
+        """
         if self._ownership.shared_provider:
             return  # the sandboxes live on, and other gateways reach them
-        results = await asyncio.gather(
-            *(self._hibernate_one(session_id) for session_id in self._bindings.sessions), return_exceptions=True
-        )
-        for error in results:
-            if isinstance(error, BaseException):
-                logger.warning("a session could not be hibernated, the next start finds its workspace: %s", error)
+        slots = asyncio.Semaphore(END_CONCURRENCY)
+
+        async def one(session_id: SessionId) -> None:
+            async with slots:
+                await self._hibernate_one(session_id)
+
+        tasks = {asyncio.create_task(one(session_id)): session_id for session_id in self._bindings.sessions}
+        if not tasks:
+            return
+        done, late = await asyncio.wait(tasks, timeout=timeout)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
+        for task in done:
+            if (error := task.exception()) is not None:
+                logger.warning(
+                    "session %s could not be hibernated; the next start with this state directory finds its workspace: "
+                    "%s", tasks[task], error,
+                )  # fmt: skip
+        for task in late:
+            logger.warning(
+                "session %s was not hibernated within %g s; the next start with this state directory finds its "
+                "workspace", tasks[task], timeout,
+            )  # fmt: skip
 
     async def _hibernate_one(self, session_id: SessionId) -> None:
         async with self._records.holding(session_id):
@@ -117,9 +144,10 @@ class Hibernator:
             session, reference = await asyncio.shield(keeping)
         except asyncio.CancelledError:
             if not keeping.cancelled():
-                # This verb was cancelled. A copy is cancelled with it; a move must end while the session is held, and
-                # the next open finds the record `hibernating` and continues from there.
-                if self._transitions.leaves_running:
+                # This verb was cancelled. What is in memory is not waited for, as a sandbox may never write it out, and
+                # a copy is cancelled. A move must end while the session is held. The next open finds the record
+                # `hibernating` and continues from there.
+                if self._transitions.leaves_running or session.id not in self._moving:
                     keeping.cancel()
                 await asyncio.wait([keeping])
                 raise
@@ -150,4 +178,8 @@ class Hibernator:
         runtime = self._catalog.get(session.runtime)
         if runtime is not None and runtime.hibernation is HibernationMode.STATE:
             session = await self._transitions.suspend(session)
-        return session, await self._transitions.keep(session)
+        self._moving.add(session.id)
+        try:
+            return session, await self._transitions.keep(session)
+        finally:
+            self._moving.discard(session.id)

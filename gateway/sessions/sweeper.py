@@ -6,8 +6,10 @@ Everything is found through an index of the store; a sweep acts on a bounded num
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 from gateway.core.clock import Clock
 from gateway.core.errors import (
@@ -25,6 +27,7 @@ from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStor
 from gateway.core.model import HibernationMode, SandboxId, Session, SessionId, SessionState
 from gateway.sessions.activity import Activity
 from gateway.sessions.bindings import Bindings
+from gateway.sessions.bounded_tasks import BoundedTasks
 from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.idleness import IdleTracker
 from gateway.sessions.lifecycle import Lifecycle
@@ -36,6 +39,7 @@ from gateway.sessions.restorability import all_sessions
 
 logger = logging.getLogger(__name__)
 
+CONCURRENCY = 32  # of each kind of action; copies into an object store hold up to 32 MB each
 BATCH = 256  # sessions acted on in one sweep of each kind
 LOOKED_AT = 1024  # sessions that one sweep of each kind looks at: some are another gateway's, some cannot sleep
 ORPHANS_EVERY_S = 3600.0
@@ -87,6 +91,8 @@ class Sweeper:
         self._orphans_at = clock.now()
         self._keeper = keeper
         self._activity = activity
+        self._ending, self._hibernating = BoundedTasks(CONCURRENCY), BoundedTasks(CONCURRENCY)
+        self._copying = BoundedTasks(CONCURRENCY)
         self._strays: set[SandboxId] = set()  # sandboxes that no record named at the last look
 
     async def sweep(self) -> int:
@@ -98,13 +104,17 @@ class Sweeper:
             return 0  # nothing is this gateway's alone
         now = self._clock.now()
         store = self._records.store
-        acted = await self._each(store.expired(now), leads, self._end_expired)
-        acted += await self._each(store.idle(now), leads, self._hibernate_idle)
+        acted = await self._each(store.expired(now), leads, self._end_expired, self._ending)
+        acted += await self._each(store.idle(now), leads, self._hibernate_idle, self._hibernating)
         if leads:
             await self._forget(store)
             await self._release_strays()
         await self._delete_orphans(leads)
         return acted
+
+    async def aclose(self) -> None:
+        """Cancel what a sweep began and did not wait for."""
+        await asyncio.gather(*(tasks.aclose() for tasks in (self._ending, self._hibernating, self._copying)))
 
     async def checkpoint(self) -> int:
         """Copy the workspaces of active sessions whose runtime asks for it and whose time has come. Returns how many.
@@ -112,7 +122,6 @@ class Sweeper:
         Only sessions in use since their last copy: the others' is as good as new.
         """
         now = self._clock.now()
-        done = 0
         if all(runtime.checkpoint_interval is None for runtime in self._catalog.all()):
             return 0  # nothing is read for sessions that nobody wants copied
         bound = self._bindings.sessions
@@ -127,12 +136,18 @@ class Sweeper:
             interval = None if runtime is None else runtime.checkpoint_interval
             if interval is None or now - last < interval:
                 continue
-            self._checkpointed[session_id] = now
-            try:
-                done += await self._hibernator.checkpoint(session_id)
-            except WakegateError as error:
-                logger.warning("session %s has no new checkpoint: %s", session_id, error)
-        return done
+            if session_id not in self._copying:
+                if not await self._copying.start(session_id, partial(self._checkpoint, session_id), self._interval):
+                    break
+                self._checkpointed[session_id] = now
+        return await self._copying.settle(self._interval)
+
+    async def _checkpoint(self, session_id: SessionId) -> bool:
+        try:
+            return await self._hibernator.checkpoint(session_id)
+        except WakegateError as error:
+            logger.warning("session %s has no new checkpoint: %s", session_id, error)
+            return False
 
     async def _delete_orphans(self, leads: bool) -> None:
         """Snapshots and parked workspaces that no record names: what a crash between two steps left."""
@@ -157,21 +172,23 @@ class Sweeper:
         return lease is not None
 
     async def _each(
-        self, sessions: AsyncIterator[Session], leads: bool, act: Callable[[Session], Awaitable[bool]]
+        self,
+        sessions: AsyncIterator[Session],
+        leads: bool,
+        act: Callable[[Session], Awaitable[bool]],
+        tasks: BoundedTasks,
     ) -> int:
-        looked = acted = 0
+        """Act on those that are this gateway's. Returns how many actions had an effect; slow ones run on."""
+        looked = started = 0
         async for session in sessions:
             looked += 1
-            if self._ownership.is_named(session) or leads:
-                try:
-                    acted += await act(session)
-                except (StaleWriteError, FencedOutError, ConflictError, SessionNotFoundError):
-                    pass  # somebody used or ended it meanwhile; the next sweep looks again
-                except ElsewhereError:
-                    pass  # its own gateway sweeps it
-            if acted >= BATCH or looked >= LOOKED_AT:
+            if (self._ownership.is_named(session) or leads) and session.id not in tasks:
+                if not await tasks.start(session.id, partial(_if_unchanged, act, session), self._interval):
+                    break
+                started += 1
+            if started >= BATCH or looked >= LOOKED_AT:
                 break
-        return acted
+        return await tasks.settle(self._interval)
 
     async def _end_expired(self, session: Session) -> bool:
         return await self._lifecycle.terminate(
@@ -225,3 +242,12 @@ class Sweeper:
             logger.warning("sandbox %s belongs to no session; it is deleted", sandbox_id)
             await self._provider.release(sandbox_id)
         self._strays = strays - self._strays
+
+
+async def _if_unchanged(act: Callable[[Session], Awaitable[bool]], session: Session) -> bool:
+    try:
+        return await act(session)
+    except (StaleWriteError, FencedOutError, ConflictError, SessionNotFoundError):
+        return False  # it was used or ended meanwhile; the next sweep reads it again
+    except ElsewhereError:
+        return False  # its own gateway sweeps it

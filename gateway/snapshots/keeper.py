@@ -21,6 +21,7 @@ from gateway.core.model import Sandbox, SandboxId, SessionId, SnapshotRef, is_sn
 from gateway.core.settings import Settings
 from gateway.snapshots import make_snapshot_store
 from gateway.snapshots.keys import SnapshotKeys
+from gateway.snapshots.pace import DEFAULT_PACE, PaceLimits, paced
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class SnapshotKeeper:
         clock: Clock,
         *,
         parking: WorkspaceKeeper | None = None,
+        pace: PaceLimits = DEFAULT_PACE,
     ) -> None:
         """`parking`: the engine's own, for what sandboxes that ended on their own left."""
         self._store = store
@@ -55,6 +57,7 @@ class SnapshotKeeper:
         self._executor = executor
         self._clock = clock
         self._parking = parking
+        self._pace = pace
 
     async def keep(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
         """See WorkspaceKeeper. The sandbox runs on, if it runs."""
@@ -127,8 +130,11 @@ class SnapshotKeeper:
         return len(orphans) + parked
 
     async def _copy(self, sandbox: Sandbox, session_id: SessionId) -> str:
-        async with aclosing(self._executor.export(sandbox, session_id)) as chunks:
-            return await self._store.put(session_id, chunks)
+        async with (
+            aclosing(self._executor.export(sandbox, session_id)) as chunks,
+            aclosing(paced(chunks, sandbox.id, self._pace)) as in_time,
+        ):
+            return await self._store.put(session_id, in_time)
 
     def _parked(self, reference: str) -> WorkspaceKeeper:
         if self._parking is None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from gateway.core.errors import (
     SessionNotFoundError,
     StoreUnavailableError,
 )
+from gateway.core.interfaces import Executor
 from gateway.core.model import (
     HibernationMode,
     RuntimeKey,
@@ -27,6 +29,7 @@ from gateway.core.model import (
     SessionId,
     SessionState,
     StartKind,
+    SuspendReport,
 )
 from gateway.core.units import rfc3339
 from gateway.runtimes.catalog import StaticCatalog, default_runtime
@@ -48,13 +51,13 @@ class World:
         self.unbound: list[tuple[SessionId, SandboxId | None]] = []
         self.restart()
 
-    def restart(self, **limits: int) -> None:
+    def restart(self, executor: Executor | None = None, **limits: Any) -> None:
         """A new lifecycle over the same store and provider, as after a restart."""
         sessions = make_sessions(
             store=self.store,
             provider=self.provider,
             keeper=self.provider,
-            executor=MemorylessExecutor(),
+            executor=executor or MemorylessExecutor(),
             catalog=StaticCatalog([self.runtime]),
             clock=self.clock,
             holder="test",
@@ -100,6 +103,57 @@ async def test_ttl_bounds_a_session_within_its_runtime(world: World, ttl: float,
     opened = await world.lifecycle.create(KEY, ttl=ttl, idle_timeout=ttl)
     assert opened.session.expires_at == world.clock.now() + lasts
     assert opened.session.idle_timeout == lasts
+
+
+class StallingExecutor(MemorylessExecutor):
+    """Never answers for one session, as hostile code in a sandbox may choose to."""
+
+    def __init__(self, provider: ScriptedProvider) -> None:
+        super().__init__(provider)
+        self.stalls = SessionId("")
+
+    async def suspend(self, sandbox: Sandbox, session_id: SessionId) -> SuspendReport:
+        if session_id == self.stalls:
+            await asyncio.Event().wait()
+        return await super().suspend(sandbox, session_id)
+
+
+@pytest.fixture
+async def stalling(world: World) -> StallingExecutor:
+    """Sessions of the world hibernate with their state, through this executor; sweeps are short."""
+    world.runtime = replace(world.runtime, hibernation=HibernationMode.STATE)
+    executor = StallingExecutor(world.provider)
+    world.restart(executor, sweep_interval=0.05)
+    await world.provider.apply([world.runtime])
+    return executor
+
+
+async def test_sandbox_that_stalls_holds_up_no_other_session(world: World, stalling: StallingExecutor) -> None:
+    """Sweeps go on: others hibernate and end in their time, while one never answers."""
+    hostile = (await world.lifecycle.create(KEY)).session.id
+    other = (await world.lifecycle.create(KEY)).session.id
+    stalling.stalls = hostile
+    world.clock.advance(901)
+    assert await world.sweeper.sweep() == 1
+    assert (await world.record(other)).state is SessionState.HIBERNATED
+    third = (await world.lifecycle.create(KEY)).session.id
+    world.clock.advance(901)
+    assert await world.sweeper.sweep() == 1
+    assert (await world.record(third)).state is SessionState.HIBERNATED
+    assert (await world.record(hostile)).state is SessionState.HIBERNATING
+    await world.sweeper.aclose()
+
+
+async def test_gateway_ends_while_a_sandbox_stalls(
+    world: World, stalling: StallingExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others hibernate; of the one that stalls the log says where its workspace is."""
+    hostile = (await world.lifecycle.create(KEY)).session.id
+    other = (await world.lifecycle.create(KEY)).session.id
+    stalling.stalls = hostile
+    await world.hibernator.hibernate_all(timeout=0.05)
+    assert (await world.record(other)).state is SessionState.HIBERNATED
+    assert f"session {hostile} was not hibernated within 0.05 s" in caplog.text
 
 
 async def test_registered_session_gets_its_sandbox_with_its_first_use(world: World) -> None:

@@ -1,0 +1,62 @@
+"""Actions on many sessions at a time, at most so many at once: one that takes long holds up neither the others nor the
+caller. What a sandbox answers, and how slowly, is in the hand of the code inside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from gateway.core.model import SessionId
+
+
+class BoundedTasks:
+    """At most `limit` tasks, one per session. An action returns how much it did."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._running: dict[SessionId, asyncio.Task[int]] = {}
+        self._finished: list[asyncio.Task[int]] = []
+
+    def __contains__(self, session_id: SessionId) -> bool:
+        return session_id in self._running
+
+    async def start(self, session_id: SessionId, action: Callable[[], Awaitable[int]], timeout: float) -> bool:
+        """Start it once fewer than `limit` run. False: none ended within `timeout` seconds, and it was not started."""
+        if len(self._running) >= self._limit:
+            await asyncio.wait(self._running.values(), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0)  # its callback
+            if len(self._running) >= self._limit:
+                return False
+
+        async def run() -> int:
+            return await action()
+
+        task = self._running[session_id] = asyncio.create_task(run(), name=f"session {session_id}")
+        task.add_done_callback(lambda _: self._ended(session_id, task))
+        return True
+
+    async def settle(self, timeout: float) -> int:
+        """Wait up to `timeout` seconds for what runs. Returns what finished actions did since the last call.
+
+        Raises the error of one of them; the others are counted in the next call.
+        """
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=timeout)
+            await asyncio.sleep(0)  # their callbacks
+        done = 0
+        while self._finished:
+            done += self._finished.pop().result()
+        return done
+
+    async def aclose(self) -> None:
+        """Cancel what runs, and wait for its end."""
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    def _ended(self, session_id: SessionId, task: asyncio.Task[int]) -> None:
+        del self._running[session_id]
+        if not task.cancelled():
+            self._finished.append(task)
