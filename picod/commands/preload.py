@@ -1,13 +1,13 @@
 """Scripts on a preloaded interpreter: picod's end of it.
 
 `python3 SCRIPT`, `python3 -c` and `python3 -m` of /api/execute run in a child of userside/forkserver.py, which holds
-the runtime's preloaded modules. Decides what may run there (pure), keeps the server running and one child of it
-waiting, and hands orders over. Whatever is unusual, and whatever goes wrong before user code has begun, is answered
-with None: the command is then spawned as any other.
+the runtime's preloaded modules. This keeps the server running with one forked child ready, and hands orders over;
+preload_rules.py decides what may run there. For all else, and whatever fails before user code has begun, the answer
+is None: the command is then spawned like any other.
 
 All of that runs as the session's user, who may kill, stop or take over the server. So nothing it says is believed:
 the pid of a child comes from the kernel (SO_PASSCRED), must be a child of picod's, and its exit status is what waitpid
-says. A server that does not do its part within _PATIENCE is killed and started again, after a pause that doubles.
+says. A server that does not do its part within _STEP_TIMEOUT_S is killed and started again, after a pause that doubles.
 """
 
 from __future__ import annotations
@@ -24,51 +24,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from picod.commands.orders import find_executable
+from picod.commands.preload_rules import is_script, may_share
 from picod.commands.processes import Child, Children
 
 _SERVER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "userside", "forkserver.py")
-_PATIENCE = 2.0  # seconds for each step of a hand-over; a fork takes a few milliseconds
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds before a server that ended is started again
-_MOST_ORDER = 128 << 10  # bytes; the socket takes no more at once
-_MOST_SAID = 64 << 10
+_STEP_TIMEOUT_S = 2.0  # seconds for each step of a hand-over; a fork takes a few milliseconds
+_FIRST_BACKOFF_S, _MAX_BACKOFF_S = 1.0, 60.0  # seconds before a server that ended is started again
+_MAX_ORDER_BYTES = 128 << 10  # bytes; the socket takes no more at once
+_MAX_REPLY_BYTES = 64 << 10
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 _WAITS, _RUNS, _STALE = b"w", b"r", b"s"
 
-# Variables that the interpreter or C libraries read while they load. What Python code of the imports looked at, the
-# server tells.
-_SENSITIVE_NAMES = frozenset((b"HOME", b"LANG", b"LANGUAGE", b"LOCPATH", b"NLSPATH", b"GCONV_PATH"))
-_SENSITIVE_PREFIXES = (
-    b"LD_", b"LC_", b"GLIBC_", b"MALLOC_", b"OMP_", b"GOMP_", b"KMP_", b"OPENBLAS_", b"GOTO_", b"MKL_", b"BLIS_",
-    b"NUMEXPR_", b"NPY_", b"OPENSSL_", b"SSL_",
-)  # fmt: skip
-
-
-def is_script(command: Sequence[bytes]) -> bool:
-    """Whether it is `python3 FILE ...`, `python3 -c CODE ...` or `python3 -m MODULE ...`, without a flag before.
-
-    pip is none: a fresh interpreter sends it to the session's environment (userside/wakegate_workspace.py).
-    """
-    if len(command) < 2 or not command[1]:
-        return False
-    if command[1] in (b"-c", b"-m"):
-        return len(command) > 2 and bool(command[2]) and not (command[1] == b"-m" and command[2] == b"pip")
-    return not command[1].startswith(b"-") and not os.path.basename(command[1]).startswith(b"pip")
-
-
-def may_share(env: Mapping[bytes, bytes], base: Mapping[bytes, bytes], looked_at: frozenset[bytes]) -> bool:
-    """Whether an interpreter that started, and imported, under `base` is what it would be under `env`."""
-    if any(name.startswith(b"PYTHON") for name in env):
-        return False
-    return not any(
-        name in looked_at or name in _SENSITIVE_NAMES or name.startswith(_SENSITIVE_PREFIXES)
-        for name in env.keys() | base.keys()
-        if env.get(name) != base.get(name)
-    )
-
 
 @dataclass(eq=False)
-class _Waiting:
-    """A forked child that has no order yet; `child` is None until it said that it is there."""
+class _ReadyChild:
+    """A forked child that has no order yet; `child` is None until it has said that it is there."""
 
     socket: socket.socket
     child: Child | None = None
@@ -95,10 +65,10 @@ class Preload:
         self._server: Child | None = None
         self._control: socket.socket | None = None
         self._looked_at: frozenset[bytes] | None = None  # None: not ready
-        self._pending: set[_Waiting] = set()
-        self._ready: deque[_Waiting] = deque()
+        self._pending: set[_ReadyChild] = set()
+        self._ready: deque[_ReadyChild] = deque()
         self._wanted: deque[asyncio.Future[bool]] = deque()
-        self._pause = _FIRST_PAUSE
+        self._backoff = _FIRST_BACKOFF_S
         self._started_at = 0.0
         self._killing: set[asyncio.Task[None]] = set()
 
@@ -123,31 +93,31 @@ class Preload:
         if not may_share(env, self._env, self._looked_at):
             return None
         order = marshal.dumps((list(command), list(env.items())), 2)
-        if len(order) > _MOST_ORDER:
+        if len(order) > _MAX_ORDER_BYTES:
             return None
         waiting = await self._next_child()
         if waiting is None or waiting.child is None:
             return None
         child = waiting.child
-        said = b""
+        reply = b""
         try:
             self._children.mark(child)
             socket.send_fds(waiting.socket, [order], [cwd_fd, stdout, stderr])
-            async with asyncio.timeout(_PATIENCE):
-                said = await asyncio.get_running_loop().sock_recv(waiting.socket, 1)
+            async with asyncio.timeout(_STEP_TIMEOUT_S):
+                reply = await asyncio.get_running_loop().sock_recv(waiting.socket, 1)
         except (OSError, TimeoutError):
             pass
         finally:
-            began = await self._let_go(waiting, child, began=said in (_RUNS, _STALE))
+            began = await self._release(waiting, child, began=reply in (_RUNS, _STALE))
         if not began:
             return None
-        if said == _STALE:
+        if reply == _STALE:
             self._end_server()
         else:
             self._keep_one()
         return child
 
-    async def _let_go(self, waiting: _Waiting, child: Child, *, began: bool) -> bool:
+    async def _release(self, waiting: _ReadyChild, child: Child, *, began: bool) -> bool:
         """Close a child's socket; kill it if its user code has not begun. Whether it had begun after all."""
         try:
             if not began:
@@ -165,8 +135,8 @@ class Preload:
 
     # Children that wait for an order.
 
-    async def _next_child(self) -> _Waiting | None:
-        deadline = time.monotonic() + _PATIENCE
+    async def _next_child(self) -> _ReadyChild | None:
+        deadline = time.monotonic() + _STEP_TIMEOUT_S
         while self._looked_at is not None:
             while self._ready:
                 waiting = self._ready.popleft()
@@ -203,7 +173,7 @@ class Preload:
             return False  # no descriptors left
         theirs.setblocking(True)
         with theirs:
-            waiting = _Waiting(ours)
+            waiting = _ReadyChild(ours)
             try:
                 ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
                 socket.send_fds(self._control, [b"f"], [theirs.fileno()])
@@ -215,15 +185,15 @@ class Preload:
         asyncio.get_running_loop().add_reader(ours, self._on_child, waiting)
         return True
 
-    def _on_child(self, waiting: _Waiting) -> None:
+    def _on_child(self, waiting: _ReadyChild) -> None:
         asyncio.get_running_loop().remove_reader(waiting.socket)
         self._pending.discard(waiting)
         try:
-            said, ancillary, _, _ = waiting.socket.recvmsg(1, socket.CMSG_SPACE(_CREDENTIALS.size))
+            reply, ancillary, _, _ = waiting.socket.recvmsg(1, socket.CMSG_SPACE(_CREDENTIALS.size))
         except OSError:
-            said, ancillary = b"", []
+            reply, ancillary = b"", []
         pid = next((_CREDENTIALS.unpack(data)[0] for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS), 0)
-        waiting.child = self._children.adopt(pid) if said == _WAITS else None
+        waiting.child = self._children.adopt(pid) if reply == _WAITS else None
         if waiting.child is None:  # it could not be forked (too many processes), or somebody else speaks
             self._drop(waiting)
         else:
@@ -239,7 +209,7 @@ class Preload:
                 wanted.set_result(came)
                 return
 
-    def _drop(self, waiting: _Waiting) -> None:
+    def _drop(self, waiting: _ReadyChild) -> None:
         """Forget a child; an honest one ends when its socket closes."""
         asyncio.get_running_loop().remove_reader(waiting.socket)
         waiting.socket.close()
@@ -251,7 +221,7 @@ class Preload:
     def _start_server(self) -> None:
         executable = find_executable(b"python3", self._env.get(b"PATH", b""), self._root_fd)
         if executable is None or any(name.startswith(b"PYTHON") for name in self._env):
-            _say("off: commands have no python3 on their PATH, or PYTHON* variables")
+            _log("off: commands have no python3 on their PATH, or PYTHON* variables")
             return
         self._executable = executable
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
@@ -266,7 +236,7 @@ class Preload:
                 keep=(theirs.fileno(),),
             )  # fmt: skip
         except OSError as error:
-            _say(f"off: {executable.decode(errors='replace')} cannot be started: {error.strerror}")
+            _log(f"off: {executable.decode(errors='replace')} cannot be started: {error.strerror}")
             control.close()
             return
         finally:
@@ -283,18 +253,18 @@ class Preload:
         """The server says that it is ready, or why it will not be."""
         assert self._control is not None
         try:
-            said = self._control.recv(_MOST_SAID)
+            reply = self._control.recv(_MAX_REPLY_BYTES)
         except BlockingIOError:
             return
         except OSError:
-            said = b""
-        word, _, names = said.partition(b"\n")
+            reply = b""
+        word, _, names = reply.partition(b"\n")
         asyncio.get_running_loop().remove_reader(self._control)
         if word == b"ready":
             self._looked_at = frozenset(names.split(b"\n"))
             self._order_child()
-        elif said:
-            _say(f"off: {said[:4000].decode(errors='replace')}")
+        elif reply:
+            _log(f"off: {reply[:4000].decode(errors='replace')}")
             self._modules = ()
 
     def _end_server(self) -> None:
@@ -321,10 +291,10 @@ class Preload:
         while self._wanted:
             self._wake_one(came=False)
         if self._modules:
-            served_well = time.monotonic() - self._started_at > _LONGEST_PAUSE
-            self._pause = _FIRST_PAUSE if served_well else min(self._pause * 2, _LONGEST_PAUSE)
-            loop.call_later(self._pause, self._start_server)
+            served_well = time.monotonic() - self._started_at > _MAX_BACKOFF_S
+            self._backoff = _FIRST_BACKOFF_S if served_well else min(self._backoff * 2, _MAX_BACKOFF_S)
+            loop.call_later(self._backoff, self._start_server)
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(f"picod: preload: {text}", file=sys.stderr, flush=True)  # noqa: T201 - the sandbox's log

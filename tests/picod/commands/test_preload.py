@@ -229,7 +229,7 @@ async def test_lying_server_is_not_believed(lie: str, tmp_path: Path, monkeypatc
     async with asyncio.timeout(20):
         while warm._looked_at is None:
             await asyncio.sleep(0)  # each turn: the one that ends is ready for a moment only
-    monkeypatch.setattr(preload, "_PATIENCE", 0.3)
+    monkeypatch.setattr(preload, "_STEP_TIMEOUT_S", 0.3)
     command = [b"python3", b"-c", b"pass"]
     executable = str(PYTHON).encode()
     with open(os.devnull, "wb") as null:

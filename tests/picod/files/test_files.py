@@ -285,23 +285,25 @@ def test_names_may_have_255_bytes(picod: Executor, name: str) -> None:
     url = quote(name)
     key = {"idempotency-key": f"long-{ord(name[0])}"}
     replies = [
-        put_json(picod, f"long/{name}", b"1"),
-        picod.client.post("/api/files", data={"path": f"long/{name}"}, files={"file": (name, b"2")}),
-        picod.client.put(f"/api/files/long/{url}", content=b"3", headers=key),
-        picod.client.put(f"/api/files/long/{url}", content=b"3", headers=key),
+        put_json(picod, f"names255/{name}", b"1"),
+        picod.client.post("/api/files", data={"path": f"names255/{name}"}, files={"file": (name, b"2")}),
+        picod.client.put(f"/api/files/names255/{url}", content=b"3", headers=key),
+        picod.client.put(f"/api/files/names255/{url}", content=b"3", headers=key),
     ]
     assert [reply.status_code for reply in replies] == [200] * 4
-    assert picod.client.get(f"/api/files/long/{url}").content == b"3"
-    assert [entry["name"] for entry in picod.client.get("/api/files?path=long").json()["files"]] == [name]
-    assert picod.client.get("/api/fs/stat", params={"path": f"long/{name}"}).json()["name"] == name
-    assert picod.execute("cat", name, working_dir="long")["stdout"] == "3"
-    moved = picod.client.post("/api/fs/move", json={"from": f"long/{name}", "to": f"long/{name}/../{name[:-1]}x"})
+    assert picod.client.get(f"/api/files/names255/{url}").content == b"3"
+    assert [entry["name"] for entry in picod.client.get("/api/files?path=names255").json()["files"]] == [name]
+    assert picod.client.get("/api/fs/stat", params={"path": f"names255/{name}"}).json()["name"] == name
+    assert picod.execute("cat", name, working_dir="names255")["stdout"] == "3"
+    moved = picod.client.post(
+        "/api/fs/move", json={"from": f"names255/{name}", "to": f"names255/{name}/../{name[:-1]}x"}
+    )
     assert moved.status_code == 200
-    assert picod.client.delete(f"/api/files/long/{quote(name[:-1])}x").status_code == 204
-    assert picod.client.post("/api/fs/mkdir", json={"path": f"long/{name}"}).status_code == 201
-    assert picod.client.delete("/api/files/long?recursive=true").status_code == 204
+    assert picod.client.delete(f"/api/files/names255/{quote(name[:-1])}x").status_code == 204
+    assert picod.client.post("/api/fs/mkdir", json={"path": f"names255/{name}"}).status_code == 201
+    assert picod.client.delete("/api/files/names255?recursive=true").status_code == 204
 
-    refused = put_json(picod, f"long/{name}y", b"")
+    refused = put_json(picod, f"names255/{name}y", b"")
     assert refused.status_code == 400
     assert "more than 255 bytes" in refused.json()["error"]
 

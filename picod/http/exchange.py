@@ -1,0 +1,245 @@
+"""One request and its answer, as ASGI has them: `receive` reads the body, `send` writes HTTP/1.1 (RFC 9112)."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+import traceback
+from abc import abstractmethod
+from http import HTTPStatus
+from typing import Any
+
+from picod.http.flow import FlowControl
+from picod.http.request import ASGIApp, ClientGoneError, Headers, Scope
+from picod.http.tunnel import Tunnel
+
+_HIGH_WATER_BYTES = 256 << 10  # of a body that the app has not read, when the socket is read no more
+_SMALL_BODY_BYTES = 16 << 10  # that go out with the head
+_LINGER_S = 5.0  # and
+_LINGER_BYTES = 64 << 20  # of an unwanted body that are still taken, lest a reset eat the answer on its way
+
+PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+
+class Carrier(FlowControl):
+    """What an exchange needs of its connection."""
+
+    app: ASGIApp
+    tasks: set[asyncio.Task[None]]
+    tunnel: Tunnel | None  # set behind a request that offers an upgrade: what follows is no HTTP
+
+    @property
+    @abstractmethod
+    def has_waiting(self) -> bool:
+        """Whether a pipelined request waits for this exchange to end."""
+
+    @abstractmethod
+    def next(self) -> None:
+        """The present exchange is over: answer the next request, or wait for one."""
+
+
+class _Date:
+    """The Date header's value, made once a second."""
+
+    second = 0
+    value = b""
+
+    @classmethod
+    def now(cls) -> bytes:
+        second = int(time.time())
+        if second != cls.second:
+            cls.second = second
+            cls.value = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(second)).encode()
+        return cls.value
+
+
+class Exchange:
+    """One request and its answer: the ASGI `receive` and `send`."""
+
+    __slots__ = (
+        "answered",
+        "body",
+        "bodyless",
+        "chunked",
+        "connection",
+        "discarded",
+        "ended",
+        "expects",
+        "head",
+        "keep_alive",
+        "left",
+        "scope",
+        "started",
+        "waiter",
+    )
+
+    def __init__(self, connection: Carrier, scope: Scope, *, keep_alive: bool) -> None:
+        self.connection = connection
+        self.scope = scope
+        self.keep_alive = keep_alive
+        self.body = bytearray()
+        self.ended = False  # the request came in whole
+        self.started = self.answered = False
+        self.bodyless = scope["method"] == "HEAD"
+        self.chunked = False
+        self.head = b""  # of the answer, while it waits for its body
+        self.left: int | None = None  # bytes of the promised Content-Length still to come
+        self.discarded = 0
+        self.expects = any(name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"])
+        self.waiter: asyncio.Future[None] | None = None
+
+    def begin(self) -> None:
+        """Start to answer."""
+        task = self.connection.loop.create_task(self.run())
+        self.connection.tasks.add(task)
+        task.add_done_callback(self.connection.tasks.discard)
+
+    async def run(self) -> None:
+        """Call the app; whatever it does, leave the connection in a known state."""
+        try:
+            await self.connection.app(self.scope, self.receive, self.send)
+        except ClientGoneError:
+            pass
+        except Exception:
+            traceback.print_exc(file=sys.stderr)
+        finally:
+            if not self.answered:  # nothing sensible can follow on this connection
+                self.connection.transport.abort()
+
+    def feed(self, data: bytes) -> None:
+        """More of the body came."""
+        if self.answered:
+            self.discarded += len(data)
+            if self.discarded > _LINGER_BYTES:
+                self.connection.transport.abort()
+            return
+        self.body += data
+        if len(self.body) > _HIGH_WATER_BYTES:
+            self.connection.transport.pause_reading()
+        self.wake()
+
+    def feed_end(self) -> None:
+        """The body is complete."""
+        self.ended = True
+        self.wake()
+        if self.answered:
+            self.finish()
+
+    def wake(self) -> None:
+        """Let a waiting `receive` look again."""
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    async def receive(self) -> dict[str, Any]:
+        """ASGI's receive: the next piece of the body; once that is over, waits until the client leaves."""
+        connection = self.connection
+        delivered_end = self.scope.get("picod.delivered", False)
+        if self.expects and not self.started and not self.ended and not connection.closed:
+            connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.expects = False
+        while not (connection.closed or self.answered or self.body or (self.ended and not delivered_end)):
+            self.waiter = connection.loop.create_future()
+            await self.waiter
+            self.waiter = None
+        if connection.closed or self.answered:
+            return {"type": "http.disconnect"}
+        body, self.body = bytes(self.body), bytearray()
+        if not connection.has_waiting:
+            connection.transport.resume_reading()
+        self.scope["picod.delivered"] = self.ended
+        return {"type": "http.request", "body": body, "more_body": not self.ended}
+
+    async def send(self, message: Any) -> None:
+        """ASGI's send. Returns when the client's share of the buffer has room again. Raises ClientGoneError."""
+        if self.connection.closed:
+            raise ClientGoneError
+        if message["type"] == "http.response.start":
+            self._send_head(message["status"], message["headers"])
+            if not message.get("picod.body_follows", False):
+                self._flush_head()
+        else:
+            self._send_body(message.get("body", b""), message.get("more_body", False))
+        if self.connection.is_slow and not self.answered:
+            await self.connection.drain()
+            if self.connection.closed:
+                raise ClientGoneError
+
+    def _send_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        assert not self.started, "the answer has begun already"
+        self.started = True
+        if status in (204, 304):
+            self.bodyless = True
+        if self.expects and not self.ended:
+            self.keep_alive = False  # the client holds its body back, or not: what comes next cannot be told
+        lines = [b"HTTP/1.1 %d %s" % (status, PHRASES.get(status, b""))]
+        for name, value in headers:
+            if name == b"content-length":
+                self.left = int(value)
+            elif name == b"connection" and value.lower() == b"close":
+                self.keep_alive = False
+                continue
+            lines.append(name + b": " + value)
+        if self.left is None and not self.bodyless:
+            if self.scope["http_version"] == "1.0":
+                self.keep_alive = False
+            else:
+                self.chunked = True
+                lines.append(b"transfer-encoding: chunked")
+        lines.append(b"date: " + _Date.now())
+        if not self.keep_alive:
+            lines.append(b"connection: close")
+        self.head = b"\r\n".join(lines) + b"\r\n\r\n"
+
+    def _flush_head(self) -> None:
+        if self.head:
+            self.connection.transport.write(self.head)
+            self.head = b""
+
+    def _send_body(self, body: bytes | memoryview, more: bool) -> None:
+        assert self.started, "the answer's head comes first"
+        write = self.connection.transport.write
+        if self.bodyless or not body or len(body) > _SMALL_BODY_BYTES or self.chunked:
+            self._flush_head()
+        if self.bodyless:
+            pass
+        elif self.chunked:
+            if body:
+                write(b"%x\r\n%b\r\n" % (len(body), bytes(body)))
+            if not more:
+                write(b"0\r\n\r\n")
+        else:
+            if self.left is not None:
+                self.left -= len(body)
+                assert self.left >= 0, "more than the promised Content-Length"
+            if body:
+                head, self.head = self.head, b""
+                write(head + body if head else body)  # as one, the gateway wakes once for it
+        if not more:
+            assert self.bodyless or not self.left, "less than the promised Content-Length"
+            self.answered = True
+            self.finish()
+
+    async def take_over(self, headers: Headers) -> Tunnel:
+        """Answer 101 with these headers; from then on the connection is a tunnel. Raises ClientGoneError."""
+        assert not self.started, "the answer has begun already"
+        while not self.ended:  # the end of a body, if there is one, comes before the tunnel
+            if (await self.receive())["type"] == "http.disconnect":
+                raise ClientGoneError
+        assert self.connection.tunnel is not None, "the parser tells of the upgrade with the request's end"
+        self.started = self.answered = True
+        lines = [b"HTTP/1.1 101 Switching Protocols", *(name + b": " + value for name, value in headers)]
+        self.connection.transport.write(b"\r\n".join(lines) + b"\r\n\r\n")
+        return self.connection.tunnel
+
+    def finish(self) -> None:
+        """Both directions are done, or only the answer: go on, linger, or close."""
+        connection = self.connection
+        if self.ended and self.keep_alive:
+            connection.next()
+        elif self.ended or self.expects:
+            connection.transport.close()
+        else:
+            self.body.clear()
+            connection.transport.resume_reading()
+            connection.arm(_LINGER_S)
