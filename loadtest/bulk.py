@@ -25,8 +25,8 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from loadtest.compare import pss_mb
-from loadtest.proxy_bench import PATH, cpu_seconds
+from loadtest.processes import cpu_seconds, pss_mb, started
+from loadtest.proxy_bench import PATH
 
 _PIECE = bytes(256 * 1024)
 _GROWTH_MB = 32.0  # of memory that counts as flat: buffers of one connection, both ways
@@ -152,16 +152,12 @@ def main() -> int:
         print(listener.getsockname()[1], flush=True)
         uvloop.run(serve(listener))
     with contextlib.ExitStack() as stack:
-        started: list[tuple[subprocess.Popen[str], str]] = []
+        sides: list[tuple[subprocess.Popen[str], str]] = []
         for argv in (["loadtest.bulk", "--serve"], ["loadtest.bench_gateway"]):
-            if started:
-                argv.append(f"127.0.0.1:{started[0][1]}")
-            process = subprocess.Popen([sys.executable, "-m", *argv], stdout=subprocess.PIPE, text=True)
-            stack.callback(process.wait)
-            stack.callback(process.terminate)
-            assert process.stdout is not None
-            started.append((process, process.stdout.readline().strip()))
-        (_, port), (gateway, line) = started
+            if sides:
+                argv.append(f"127.0.0.1:{sides[0][1]}")
+            sides.append(stack.enter_context(started([sys.executable, "-m", *argv])))
+        (_, port), (gateway, line) = sides
         base, session, _ = line.split()
         urls = {"direct": f"http://127.0.0.1:{port}/health", "Wakegate": base + PATH}
         size = args.megabytes << 20

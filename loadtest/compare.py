@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loadtest.proxy_bench import PATH, cpu_seconds, free_port, haproxy_conf, nginx_conf, running, wait_for, wrk
+from loadtest.processes import cpu_of, free_port, pss_mb, running, wait_for
+from loadtest.proxy_bench import PATH, haproxy_conf, nginx_conf, wrk
 
 
 @dataclass(frozen=True)
@@ -45,31 +46,6 @@ class Run:
     errors: int
     cpu: float
     pss: float
-
-
-def family(pid: int) -> list[int]:
-    """A process and all below it."""
-    found = [pid]
-    for each in found:
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{each}/task").iterdir():
-                found += [int(child) for child in (task / "children").read_text().split()]
-    return found
-
-
-def pss_mb(pid: int) -> float:
-    """Proportional set size of a process and all below it, MB."""
-    total = 0
-    for each in family(pid):
-        with contextlib.suppress(OSError):
-            lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
-            total += next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
-    return total / 1024
-
-
-def cpu_of(pid: int | None) -> float:
-    """Processor time of a process and all below it, seconds."""
-    return sum(cpu_seconds(each) for each in family(pid)) if pid is not None else 0.0
 
 
 def load(side: Side, connections: int, seconds: float, rate: float, core: int) -> Run:

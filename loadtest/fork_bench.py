@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +18,9 @@ from typing import Any
 
 import httpx
 
-from loadtest.local import Caller, quantile
+from loadtest.figures import quantile
+from loadtest.local import Caller
+from loadtest.processes import started, url_in
 
 _MANIFEST = """
 apiVersion: runtime.agentcube.volcano.sh/v1alpha1
@@ -76,7 +76,7 @@ def measure(url: str, runs: int) -> int:
         for what in ("true", "python3 -c", *_SCRIPTS):
             command = {"true": ("true",), "python3 -c": ("python3", "-c", "pass")}.get(what, ("python3", what))
             times: dict[str, list[float]] = {name: [] for name in sessions}
-            for _ in range(runs // ROW):
+            for _ in range(max(1, runs // ROW)):
                 for name, session in sessions.items():
                     session.run(*command)
                     times[name] += [session.run(*command)[0] for _ in range(ROW)]
@@ -101,14 +101,8 @@ def main() -> int:
         manifest.write_text("".join(_MANIFEST.format(name=name, preload=preload) for name, preload in made))
         argv = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--state-dir", str(folder / "state")]
         argv += ["--no-default-runtime", "--code-context", "lazy"]  # no kernel that starts meanwhile
-        process = subprocess.Popen([*argv, "--runtime", str(manifest)], stdout=subprocess.PIPE, text=True)
-        try:
-            assert process.stdout is not None
-            url = process.stdout.readline().rsplit(" ", 1)[-1].strip()
-            return min(1, measure(url, args.runs))
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
+        with started([*argv, "--runtime", str(manifest)]) as (_, line):
+            return min(1, measure(url_in(line), args.runs))
 
 
 if __name__ == "__main__":

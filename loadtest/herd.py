@@ -22,13 +22,15 @@ from gateway.core.settings import Settings
 from gateway.provider.local import owner_name
 from gateway.serving.server import serving
 from gateway.store import make_store
-from loadtest.local import create, gateway, pss_mb, quantile, until_full
+from loadtest.figures import quantile
+from loadtest.local import create, gateway, until_full
+from loadtest.processes import own_pss_mb
 from tests.support.redis_server import RedisServer
 
 _NOTE = b"kept"
 _RETENTION_S = 604_800.0
 _TICKS = 50
-_PATIENCE_S = 120.0
+_WAIT_LIMIT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ async def measure_storm(folder: Path, count: int, pool: int) -> int:
         sessions = await asyncio.gather(*(sleeper(client, allowed) for _ in range(count)))
         await until_full(client, pool)
         woken = await all_at_once(str(client.base_url), sessions)
-        print(f"gateway with {count} sessions just woken: {pss_mb(pid):.1f} MB PSS")
+        print(f"gateway with {count} sessions just woken: {own_pss_mb(pid):.1f} MB PSS")
         refused = [(name, each) for name, each in zip(sessions, woken, strict=True) if not each.right]
         await ask_again(str(client.base_url), refused)
         live = await all_at_once(str(client.base_url), sessions)
@@ -140,7 +142,7 @@ async def measure_storm(folder: Path, count: int, pool: int) -> int:
 async def ask_again(url: str, refused: Sequence[tuple[str, Answer]]) -> None:
     """Ask as clients do who heed Retry-After, until all are answered or two minutes are over; print what came of it."""
     began, left, rounds = time.perf_counter(), list(refused), 0
-    while left and time.perf_counter() - began < _PATIENCE_S:
+    while left and time.perf_counter() - began < _WAIT_LIMIT_S:
         await asyncio.sleep(max(each.retry_after for _, each in left))
         answers = await all_at_once(url, [name for name, _ in left])
         left = [(name, each) for (name, _), each in zip(left, answers, strict=True) if not each.right]
@@ -210,7 +212,7 @@ async def _memory(folder: Path, url: str) -> float:
             ).json()
             after = page.get("next")
         await asyncio.sleep(1.0)
-        return pss_mb(pid)
+        return own_pss_mb(pid)
 
 
 async def _ticks(state: Path, url: str) -> tuple[float, float]:

@@ -31,8 +31,8 @@ from gateway.core.model import RuntimeKey
 from gateway.routing.target import Target
 from gateway.serving.server import serving
 from gateway.testing import ScriptedProvider, scripted_gateway
-from loadtest.compare import pss_mb
 from loadtest.k6.lib import echo_server
+from loadtest.processes import pss_mb
 
 _PER_SESSION = 200  # WebSockets; a sandbox has 256 slots
 _KEY = b"x3JJHMbDL1EzLkh9GBhXDw=="

@@ -24,7 +24,9 @@ from typing import Any
 import httpx
 import psutil
 
-from loadtest.local import Caller, gateway, pss_mb, quantile, until_full
+from loadtest.figures import quantile
+from loadtest.local import Caller, gateway, until_full
+from loadtest.processes import own_pss_mb
 
 LINE = "a line of text that has about eighty characters as lines of text usually have"
 TRUE = '["true"] by /api/execute'
@@ -100,7 +102,7 @@ async def memory_and_first_run(folder: Path, context: str) -> tuple[float, float
         await until_full(client, 1)
         if context == "warm":
             await context_stands(pid)
-        memory = sum(pss_mb(each.pid) for each in sandbox_processes(pid))
+        memory = sum(own_pss_mb(each.pid) for each in sandbox_processes(pid))
         session = await new_session(client)
         return memory, await timed(session.code("1+1"))
 

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +29,8 @@ from kubernetes_asyncio import client, config
 from gateway.core.clock import SystemClock
 from gateway.core.model import PoolSpec, Runtime, RuntimeKey, Sandbox, SessionId
 from gateway.provider.kubernetes import KubernetesProvider, PodDefaults, connect
+from loadtest.figures import quantile
+from loadtest.processes import started
 from tests.support.kube.simulator.kubelet import hollow_pod
 from tests.support.serve import serve
 
@@ -45,12 +46,8 @@ SETTLE_S = 2.5  # picod loads what a wake needs a second after its start, its co
 def simulator(folder: Path, *flags: str) -> Iterator[str]:
     """The cluster as a process; yields its URL."""
     argv = [sys.executable, "-m", "tests.support.kube.simulator", str(folder), *flags]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "."}) as process:
-        try:
-            assert process.stdout is not None
-            yield process.stdout.readline().strip()
-        finally:
-            process.terminate()
+    with started(argv, env={**os.environ, "PYTHONPATH": "."}) as (_, url):
+        yield url
 
 
 @contextlib.asynccontextmanager
@@ -82,7 +79,7 @@ def writes(url: str) -> tuple[int, int]:
 def show(what: str, times: Sequence[float], baseline: Sequence[float] | None = None) -> None:
     """p50 and p99 in milliseconds, and the ratio to the baseline's p50."""
     ordered = sorted(times)
-    p50, p99 = statistics.median(ordered) * 1e3, ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))] * 1e3
+    p50, p99 = statistics.median(ordered) * 1e3, quantile(ordered, 0.99) * 1e3
     ratio = f"   x{p50 / (statistics.median(baseline) * 1e3):.2f} of the bare PATCH" if baseline else ""
     print(f"{what:<46} p50 {p50:8.2f} ms   p99 {p99:8.2f} ms{ratio}")
 

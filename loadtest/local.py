@@ -26,11 +26,6 @@ spec: {{template: {{image: none}}, warmPoolSize: {size}}}
 """
 
 
-def quantile(values: list[float], q: float) -> float:
-    """Nearest rank."""
-    return sorted(values)[min(len(values) - 1, int(q * len(values)))]
-
-
 class Caller:
     """One keep-alive connection that sends one request at a time and waits for it without an event loop.
 
@@ -52,12 +47,6 @@ class Caller:
         assert reply.status == 200, said
         answer: dict[str, Any] = json.loads(said)
         return took, answer
-
-
-def pss_mb(pid: int) -> float:
-    """Proportional set size of one process, MB."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
 @contextlib.asynccontextmanager

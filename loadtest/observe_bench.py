@@ -19,7 +19,8 @@ import tempfile
 from pathlib import Path
 
 from loadtest.compare import Run, Side, load
-from loadtest.proxy_bench import PATH, free_port, nginx_conf, running, wait_for
+from loadtest.processes import free_port, running, started, wait_for
+from loadtest.proxy_bench import PATH, nginx_conf
 
 
 def start(stack: contextlib.ExitStack, folder: Path, mine: int, others: int) -> dict[str, Side]:
@@ -44,18 +45,9 @@ def start(stack: contextlib.ExitStack, folder: Path, mine: int, others: int) -> 
     ):
         sampling = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": sampler}
         environment = {**os.environ, **(sampling if sampler else {})}
-        argv = ["taskset", "-c", str(mine), sys.executable, "-m", "loadtest.bench_gateway", f"127.0.0.1:{port}", *flags]
-        gateway = subprocess.Popen(
-            argv,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
-        stack.callback(gateway.communicate)
-        stack.callback(gateway.terminate)
-        assert gateway.stdout is not None
-        url, session, _ = gateway.stdout.readline().split()
+        argv = [sys.executable, "-m", "loadtest.bench_gateway", f"127.0.0.1:{port}", *flags]
+        gateway, line = stack.enter_context(started(argv, core=mine, stderr=subprocess.DEVNULL, env=environment))
+        url, session, _ = line.split()
         sides[name] = Side(url + PATH, [f"x-session-id: {session}"], gateway.pid)
     return sides
 

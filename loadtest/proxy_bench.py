@@ -16,15 +16,14 @@ import os
 import re
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from loadtest.processes import cpu_seconds, free_port, running, wait_for
 
 PATH = "/v1/namespaces/default/code-interpreters/my-interpreter/invocations/health"
 _UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
@@ -39,43 +38,6 @@ class Load:
     p99: float
     errors: int
     cpu_us: float = 0.0  # processor time of the proxy per request, microseconds
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time that a process has used, seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(port: int) -> None:
-    """Until something accepts on the port."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.02)
-    raise SystemExit(f"nothing listens on port {port} after 10 s")
-
-
-@contextlib.contextmanager
-def running(argv: list[str], core: int) -> Iterator[subprocess.Popen[str]]:
-    """A process on one core, ended with the block."""
-    process = subprocess.Popen(
-        ["taskset", "-c", str(core), *argv], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            process.wait(10)
 
 
 def nginx_conf(folder: Path, port: int) -> Path:

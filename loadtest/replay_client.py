@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ import httpx
 
 from gateway.autoscaler.replay.traces import read_traces
 from gateway.core.errors import BadRequestError
+from loadtest.processes import started, url_in
 from loadtest.recording import Recording
 from loadtest.replay_compare import report
 
@@ -112,19 +112,8 @@ def gateway(recording: Recording, log: Path) -> Iterator[str]:
         argv = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--state-dir", f"{folder}/state"]
         argv += ["--runtime", str(manifest), "--no-default-runtime", "--autoscaler-tick", f"{recording.tick}s"]
         argv += ["--log-level", "debug", "--log-format", "json"]
-        with open(log, "w+") as stream:
-            process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=stream, text=True)
-            try:
-                assert process.stdout is not None
-                said = process.stdout.readline()
-                found = re.search(r"http://\S+", said)
-                if found is None:
-                    process.wait(10)
-                    raise BadRequestError(f"the gateway does not start: {log.read_text() or said}")
-                yield found[0]
-            finally:
-                process.terminate()
-                process.communicate(timeout=60)
+        with open(log, "w+") as stream, started(argv, stderr=stream) as (_, line):
+            yield url_in(line)
 
 
 def planned(run: str, args: argparse.Namespace) -> Recording:

@@ -17,31 +17,16 @@ import tempfile
 import time
 from pathlib import Path
 
-import psutil
-
 from gateway.core.clock import SystemClock
 from gateway.core.model import Limits, PoolSpec, Runtime, RuntimeKey, SessionId
 from gateway.provider.local import LocalProvider
 from gateway.sandbox.signing_keys import KeyRing
+from loadtest.figures import quantile
+from loadtest.processes import pss_mb
 
 KEY = RuntimeKey("default", "bench")
 SANDBOX_PYTHON = Path(__file__).resolve().parents[1] / ".venv-sandbox"
 COLD_BAR, PSS_BAR, CLAIM_BAR = 400.0, 45.0, 5.0  # ms, MB, ms
-
-
-def pss(pid: int) -> float:
-    """MB of a process and its descendants."""
-    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    kilobytes = 0
-    for process in family:
-        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
-        kilobytes += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return kilobytes / 1024
-
-
-def quantile(values: list[float], q: float) -> float:
-    """Nearest rank."""
-    return sorted(values)[min(len(values) - 1, int(q * len(values)))]
 
 
 async def full(provider: LocalProvider) -> None:
@@ -72,7 +57,7 @@ async def main(starts: int, warm: int) -> None:
             await provider.resize(KEY, warm)
             await full(provider)
             filling = (time.perf_counter() - begun) * 1000
-            memory = [pss(provider.pid(sandbox.id)) for sandbox in await provider.list()]
+            memory = [pss_mb(provider.pid(sandbox.id)) for sandbox in await provider.list()]
             claims = []
             for number in range(warm):
                 begun = time.perf_counter()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
-import signal
 import subprocess
 import sys
 import threading
@@ -19,11 +17,10 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtest.compare import family
+from loadtest.processes import family, own_pss_mb, started, url_in
 
 K6 = Path(__file__).parent / "k6"
 _SETTLE_S = 15.0  # for sandboxes to go and records to be forgotten after a soak
-_PATIENCE_S = 60.0  # for a gateway to end
 _LONGEST_S = 1200.0  # a script that takes longer hangs; the soak has 10 minutes
 _MANIFEST = """
 apiVersion: runtime.agentcube.volcano.sh/v1alpha1
@@ -92,7 +89,7 @@ class Gateway:
         files = sum(len(names) for _, _, names in os.walk(self.state))
         descriptors = len(os.listdir(f"/proc/{self.pid}/fd"))
         return {
-            "memory MB": _own_pss(self.pid),
+            "memory MB": own_pss_mb(self.pid),
             "descriptors": descriptors,
             "processes": len(family(self.pid)),
             "records": records,
@@ -114,12 +111,6 @@ def _get(url: str) -> str:
         return str(answer.read().decode())
 
 
-def _own_pss(pid: int) -> float:
-    """Of the gateway alone: its sandboxes come and go."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
-
-
 @contextlib.contextmanager
 def gateway(folder: Path, pool: tuple[int, int, int]) -> Iterator[Gateway]:
     """Start one, wait until its pool is full, end it with the block."""
@@ -137,25 +128,10 @@ def gateway(folder: Path, pool: tuple[int, int, int]) -> Iterator[Gateway]:
         "--log-level",
         "warning",
     ]
-    with open(folder / "gateway.log", "w") as log:
-        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, text=True)
-    assert process.stdout is not None
-    try:
-        said = process.stdout.readline()
-        found = re.search(r"http://\S+", said)
-        if found is None:
-            raise SystemExit(f"the gateway did not start: {(folder / 'gateway.log').read_text()}")
-        one = Gateway(found[0], process.pid, state)
+    with open(folder / "gateway.log", "w") as log, started(argv, stderr=log) as (process, line):
+        one = Gateway(url_in(line), process.pid, state)
         until_full(one, pool[1])
         yield one
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(_PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()  # its sandboxes end with it
-            process.wait()
-        process.stdout.close()
 
 
 @contextlib.contextmanager
@@ -163,16 +139,10 @@ def static_gateway(folder: Path) -> Iterator[Gateway]:
     """A gateway whose sandboxes are one static upstream, so that the load meets the gateway and nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack, open(folder / "gateway.log", "w") as log:
-        said = [""]
-        for argv in (["loadtest.peers", "upstream"], ["loadtest.bench_gateway", "127.0.0.1:{}"]):
-            command = [sys.executable, "-m", argv[0], argv[1].format(said[0])]
-            process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True))
-            stack.callback(process.terminate)  # before the wait that Popen's own end is
-            assert process.stdout is not None
-            said = process.stdout.readline().split()
-            if not said:
-                raise SystemExit(f"{argv[0]} did not start: {(folder / 'gateway.log').read_text()}")
-        yield Gateway(said[0], process.pid, folder)
+        _, port = stack.enter_context(started([sys.executable, "-m", "loadtest.peers", "upstream"], stderr=log))
+        argv = [sys.executable, "-m", "loadtest.bench_gateway", f"127.0.0.1:{port}"]
+        process, line = stack.enter_context(started(argv, stderr=log))
+        yield Gateway(line.split()[0], process.pid, folder)
 
 
 def until_full(one: Gateway, size: int) -> None:

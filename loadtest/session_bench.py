@@ -28,8 +28,10 @@ from gateway.core.clock import SystemClock
 from gateway.core.model import RuntimeKey
 from gateway.serving.server import serving
 from gateway.testing import ScriptedProvider, scripted_gateway
+from loadtest.figures import quantile
 from loadtest.herd import measure_herd, measure_many, measure_storm
-from loadtest.local import create, gateway, pss_mb, quantile, until_full
+from loadtest.local import create, gateway, until_full
+from loadtest.processes import own_pss_mb
 
 PARTS = ("create", "sleep", "memory", "herd", "storm", "many")
 
@@ -61,7 +63,7 @@ async def measure_creates(folder: Path, serial: int, burst: int) -> int:
             f"create warm  {burst} at once       p50 {quantile(times, 0.5):7.2f} ms  "
             f"p99 {quantile(times, 0.99):7.2f} ms  {errors} errors, {starts.count('warm')} warm"
         )
-        print(f"gateway with {burst} bound and up to {burst} warm sandboxes: {pss_mb(pid):.1f} MB PSS")
+        print(f"gateway with {burst} bound and up to {burst} warm sandboxes: {own_pss_mb(pid):.1f} MB PSS")
         missed += errors > 0
     return missed
 
@@ -104,7 +106,7 @@ async def measure_memory(folder: Path) -> int:
         for _ in range(1000):
             opened = await held.lifecycle.create(RuntimeKey("default", "my-interpreter"))
             held.activity.of(opened.session.id, clock.now())
-        used = pss_mb(os.getpid())
+        used = own_pss_mb(os.getpid())
         print(f"gateway with 1,000 sessions: {used:.1f} MB PSS (this script's client library included)")
     return int(used > 100)
 

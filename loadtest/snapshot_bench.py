@@ -34,6 +34,7 @@ from gateway.sandbox.signing_keys import KeyRing
 from gateway.sandbox.tokens import TokenIssuer
 from gateway.snapshots import FolderStore, SealedStore, SnapshotKeys
 from gateway.snapshots.keeper import SnapshotKeeper
+from loadtest.figures import quantile
 
 RUNTIME = Runtime(RuntimeKey("default", "bench"), pool=PoolSpec(size=1))
 SESSION = SessionId("bench")
@@ -122,7 +123,7 @@ class Bench:
             for step, tool, bar in (("hibernate", SLEEP, HIBERNATE_BAR), ("wake", WAKE, WAKE_BAR)):
                 times = self.times[f"{name} {step}"]
                 p50, other = statistics.median(times), statistics.median(self.times[tool])
-                p95 = sorted(times)[min(len(times) - 1, int(0.95 * len(times)))]
+                p95 = quantile(times, 0.95)
                 told = ""
                 if not small:
                     told = f"  bar {RATIO_BAR:g} x: {'ok' if p50 <= RATIO_BAR * other else 'MISSED'}"

@@ -21,7 +21,9 @@ from typing import Any
 import httpx
 import orjson
 
-from loadtest.local import gateway, pss_mb, quantile, until_full
+from loadtest.figures import quantile
+from loadtest.local import gateway, until_full
+from loadtest.processes import own_pss_mb
 
 RUN_CODE = "1+1 by /api/run_code"
 EXECUTE = "true by /api/execute"
@@ -94,11 +96,11 @@ async def main(rounds: int) -> None:
             reply = await client.post("/v1/sessions", json={"runtime": "default/warm"})
             one = Kinds(client, reply.json()["id"])
             await one.run_python()
-            before = pss_mb(pid)
+            before = own_pss_mb(pid)
             began = time.perf_counter()
             await one.mcp()
             first = (time.perf_counter() - began) * 1e3
-            grown = pss_mb(pid) - before
+            grown = own_pss_mb(pid) - before
             taken = await measure(
                 {
                     RUN_CODE: one.run_code,

@@ -26,7 +26,8 @@ from typing import Any
 import httpx
 import psutil
 
-from loadtest.proxy_bench import PATH, cpu_seconds, nginx_conf
+from loadtest.processes import cpu_seconds
+from loadtest.proxy_bench import PATH, nginx_conf
 from tests.support.kube.served import INTERPRETER, flags_for
 from tests.support.kube.simulator import Cluster, in_thread
 from tests.support.redis_server import RedisServer, free_port

@@ -1,0 +1,8 @@
+"""Figures out of samples, in one way for all benchmarks."""
+
+from __future__ import annotations
+
+
+def quantile(values: list[float], q: float) -> float:
+    """Nearest rank."""
+    return sorted(values)[min(len(values) - 1, int(q * len(values)))]

@@ -1,0 +1,120 @@
+"""Processes that a benchmark starts, and what they cost: processor time, memory, ports."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+END_LIMIT_S = 60.0  # a gateway hibernates its sessions before it ends
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time that a process has used, seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(port: int) -> None:
+    """Until something accepts on the port."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.02)
+    raise SystemExit(f"nothing listens on port {port} after 10 s")
+
+
+@contextlib.contextmanager
+def started(
+    argv: Sequence[str], *, core: int | None = None, **options: Any
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A program and the first line that it prints; SIGTERM with the block, SIGKILL if that does not end it.
+
+    `core` pins it; `options` go to subprocess.Popen. Raises SystemExit when it ends without having printed a line.
+    """
+    pinned = ["taskset", "-c", str(core)] if core is not None else []
+    process = subprocess.Popen([*pinned, *argv], stdout=subprocess.PIPE, text=True, **options)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline().strip()
+        if not line:
+            raise SystemExit(f"{' '.join(argv[:4])} ended before it was ready, status {process.wait(END_LIMIT_S)}")
+        yield process, line
+    finally:
+        _end(process)
+        process.stdout.close()
+
+
+@contextlib.contextmanager
+def running(argv: list[str], core: int) -> Iterator[subprocess.Popen[str]]:
+    """A program on one core, ended with the block; what it prints is for the caller to read."""
+    process = subprocess.Popen(
+        ["taskset", "-c", str(core), *argv], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        yield process
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(END_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()  # a gateway's sandboxes end with it
+            process.wait()
+
+
+def url_in(line: str) -> str:
+    """The address in the first line of a gateway's banner. Raises SystemExit."""
+    found = re.search(r"http://\S+", line)
+    if found is None:
+        raise SystemExit(f"the gateway did not start; it printed: {line}")
+    return found[0]
+
+
+def family(pid: int) -> list[int]:
+    """A process and all below it."""
+    found = [pid]
+    for each in found:
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{each}/task").iterdir():
+                found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def own_pss_mb(pid: int) -> float:
+    """Proportional set size of one process, MB. Raises OSError."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0) / 1024
+
+
+def pss_mb(pid: int) -> float:
+    """The same of a process and all below it; those that end meanwhile count zero."""
+    total = 0.0
+    for each in family(pid):
+        with contextlib.suppress(OSError):
+            total += own_pss_mb(each)
+    return total
+
+
+def cpu_of(pid: int | None) -> float:
+    """Processor time of a process and all below it, seconds."""
+    return sum(cpu_seconds(each) for each in family(pid)) if pid is not None else 0.0
