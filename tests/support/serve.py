@@ -30,9 +30,9 @@ class Server:
     client: httpx.Client
     log: Path
 
-    def session(self) -> str:
+    def session(self, runtime: str = RUNTIME) -> str:
         """The id of a new session."""
-        reply = self.client.post("/v1/sessions", json={"runtime": RUNTIME})
+        reply = self.client.post("/v1/sessions", json={"runtime": runtime})
         assert reply.status_code == 201, reply.text
         return str(reply.json()["id"])
 

@@ -30,7 +30,7 @@ MODELS = {
     "ServiceAccount": "V1ServiceAccount", "Role": "V1Role", "RoleBinding": "V1RoleBinding", "Namespace": "V1Namespace",
     "NetworkPolicy": "V1NetworkPolicy", "PersistentVolumeClaim": "V1PersistentVolumeClaim",
     "PodDisruptionBudget": "V1PodDisruptionBudget", "HorizontalPodAutoscaler": "V2HorizontalPodAutoscaler",
-    "CustomResourceDefinition": "V1CustomResourceDefinition",
+    "CustomResourceDefinition": "V1CustomResourceDefinition", "Secret": "V1Secret",
 }  # fmt: skip
 
 
@@ -38,9 +38,17 @@ def gateway_pod(overlay: str) -> Any:
     return one(overlay, "Deployment", "wakegate")["spec"]["template"]["spec"]
 
 
+def variables_of(overlay: str) -> dict[str, str]:
+    """The ConfigMap's, and those of the container itself."""
+    given = {
+        each["name"]: each["value"] for each in gateway_pod(overlay)["containers"][0].get("env", ()) if "value" in each
+    }
+    return {**one(overlay, "ConfigMap", "wakegate-settings")["data"], **given}
+
+
 def settings_of(overlay: str) -> Settings:
     """As the gateway in the pod reads them; the Secret's part is made up."""
-    environ = dict(one(overlay, "ConfigMap", "wakegate-settings")["data"])
+    environ = variables_of(overlay)
     environ.setdefault("WAKEGATE_STORE", "redis://redis:6379/0")
     return load({}, environ)
 
@@ -73,7 +81,10 @@ def test_overlay_settings_are_settings_of_the_gateway(overlay: str) -> None:
     assert settings.picod_image == Settings().picod_image == f"wakegate/picod:{__version__}"
     assert container["image"] == f"wakegate/gateway:{__version__}"
     assert settings.kube_gateway_namespace == one(overlay, "Deployment", "wakegate")["metadata"]["namespace"]
-    assert settings.kube_namespaces == one(overlay, "Role", "wakegate-sandboxes", "default")["metadata"]["namespace"]
+    assert (
+        settings.kube_namespaces
+        == one(overlay, "Role", "wakegate-sandboxes", "wakegate-sandboxes")["metadata"]["namespace"]
+    )
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -88,12 +99,12 @@ def test_overlay_drains_longer_than_its_longest_request(overlay: str) -> None:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlay_probes_paths_that_the_gateway_answers(overlay: str) -> None:
     """Probes and scraping ask for routes that exist."""
-    native = (ROOT / "gateway/api/native.py").read_text() + (ROOT / "gateway/observability/metrics.py").read_text()
+    table = (ROOT / "gateway/api/openapi/table.py").read_text()
     container = gateway_pod(overlay)["containers"][0]
     paths = [container[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "liveness", "readiness")]
     notes = one(overlay, "Deployment", "wakegate")["spec"]["template"]["metadata"]["annotations"]
     for path in [*paths, notes["prometheus.io/path"]]:
-        assert f'"{path}"' in native
+        assert f'"{path}"' in table
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -190,7 +201,7 @@ def needed(wanted: tuple[rights.Right, ...]) -> set[tuple[str, str, str, str]]:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlay_grants_the_rights_that_are_needed_and_no_more(overlay: str) -> None:
     """The Roles are what gateway/provider/kubernetes/rights.py lists; no cluster-wide role, no list of secrets."""
-    assert granted(one(overlay, "Role", "wakegate-sandboxes", "default")) == needed(rights.SANDBOXES)
+    assert granted(one(overlay, "Role", "wakegate-sandboxes", "wakegate-sandboxes")) == needed(rights.SANDBOXES)
     assert granted(one(overlay, "Role", "wakegate")) == needed(rights.GATEWAY)
     assert not [d for d in built(overlay) if d["kind"].startswith("ClusterRole")]
 
@@ -198,7 +209,7 @@ def test_overlay_grants_the_rights_that_are_needed_and_no_more(overlay: str) -> 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlay_lets_only_gateways_reach_sandboxes(overlay: str) -> None:
     """The policy selects the pods that we make, denies all, and its exception selects the gateway's."""
-    policy = one(overlay, "NetworkPolicy", "wakegate-sandboxes", "default")["spec"]
+    policy = one(overlay, "NetworkPolicy", "wakegate-sandboxes", "wakegate-sandboxes")["spec"]
     runtime = load_runtimes([MANIFESTS / "overlays/quickstart/my-interpreter.yaml"], engine="kubernetes")[0]
     labels = make_template(runtime, PodDefaults(picod_image="x:1"))["metadata"]["labels"]
     assert policy["podSelector"]["matchLabels"].items() <= labels.items()
@@ -209,6 +220,54 @@ def test_overlay_lets_only_gateways_reach_sandboxes(overlay: str) -> None:
     assert source["podSelector"]["matchLabels"].items() <= pod.items()
     namespace = one(overlay, "Namespace", "wakegate")
     assert source["namespaceSelector"]["matchLabels"].items() <= namespace["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlay_keeps_sandboxes_in_a_restricted_namespace_of_their_own(overlay: str) -> None:
+    """Nothing else is there, and Pod Security refuses whatever asks for more, whoever makes it."""
+    (namespace,) = settings_of(overlay).kube_namespaces.split(",")
+    labels = one(overlay, "Namespace", namespace)["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+    there = {d["kind"] for d in built(overlay) if d["metadata"].get("namespace") == namespace}
+    assert there == {"Role", "RoleBinding", "NetworkPolicy"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlay_lets_gateways_reach_only_what_they_need(overlay: str) -> None:
+    """Sandboxes on any port, other gateways, Redis; of the rest names, HTTPS and the API server."""
+    labels = gateway_labels(overlay).items()
+    policies = [
+        d["spec"] for d in built(overlay)
+        if d["kind"] == "NetworkPolicy"
+        and d["metadata"]["namespace"] == "wakegate"
+        and d["spec"]["podSelector"]["matchLabels"].items() <= labels
+    ]  # fmt: skip
+    assert any("Egress" in policy["policyTypes"] for policy in policies)
+    rules = [rule for policy in policies for rule in policy.get("egress", ())]
+    anywhere = {port["port"] for rule in rules if "to" not in rule for port in rule["ports"]}
+    assert anywhere == {53, 443, 6443} | ({6379, 6380} if overlay == "production" else set())
+    everything = [rule for rule in rules if "ports" not in rule]
+    assert [peer["podSelector"]["matchLabels"] for rule in everything for peer in rule["to"]] == [
+        {names.MANAGED: names.MANAGER}
+    ]
+
+
+def gateway_labels(overlay: str) -> Any:
+    return one(overlay, "Deployment", "wakegate")["spec"]["template"]["metadata"]["labels"]
+
+
+def test_quickstarts_redis_wants_a_password_and_has_no_known_hole() -> None:
+    """The gateway's URL carries the one that Redis is started with; 7.4.6 mends CVE-2025-49844."""
+    (container,) = one("quickstart", "StatefulSet", "wakegate-redis")["spec"]["template"]["spec"]["containers"]
+    gateway = gateway_pod("quickstart")["containers"][0]
+    for each in (container, gateway):
+        (password,) = [variable for variable in each["env"] if variable["name"] == "REDIS_PASSWORD"]
+        assert password["valueFrom"]["secretKeyRef"] == {"name": "wakegate-redis", "key": "password"}
+        assert each["env"][0] == password  # $(REDIS_PASSWORD) works only in what comes after it
+    assert container["args"][:2] == ["--requirepass", "$(REDIS_PASSWORD)"]
+    assert variables_of("quickstart")["WAKEGATE_STORE"].startswith("redis://:$(REDIS_PASSWORD)@")
+    assert one("quickstart", "Secret", "wakegate-redis")["data"]["password"]
+    assert tuple(map(int, container["image"].partition(":")[2].split("."))) >= (7, 4, 6)
 
 
 # Custom resources.

@@ -12,6 +12,8 @@ from tests.support.kube.manifests import built, one
 from tests.support.redis_server import RedisServer
 from tests.support.serve import serve
 
+NAMESPACE = "wakegate-sandboxes"
+
 
 def test_quickstart_gives_a_working_gateway(tmp_path: Path) -> None:
     """On a cluster that has nothing else: a session on my-interpreter runs, sleeps, wakes with its files and ends."""
@@ -27,7 +29,9 @@ def test_quickstart_gives_a_working_gateway(tmp_path: Path) -> None:
         "WAKEGATE_RUNTIME": str(runtimes),
         "WAKEGATE_HOST": "127.0.0.1",
     }
-    given = one("quickstart", "ConfigMap", "wakegate-settings")["data"]
+    container = one("quickstart", "Deployment", "wakegate")["spec"]["template"]["spec"]["containers"][0]
+    variables = {each["name"]: each["value"] for each in container["env"] if "value" in each}
+    given = {**one("quickstart", "ConfigMap", "wakegate-settings")["data"], **variables}
     assert here.keys() < given.keys()
     settings = {**given, **here}
     flags = [
@@ -39,13 +43,13 @@ def test_quickstart_gives_a_working_gateway(tmp_path: Path) -> None:
     try:
         with in_thread() as cluster:
             cluster.api.roles = {role["metadata"]["namespace"]: role["rules"] for role in of_kind("Role")}
-            policy = one("quickstart", "NetworkPolicy", "wakegate-sandboxes", "default")["spec"]
+            policy = one("quickstart", "NetworkPolicy", "wakegate-sandboxes", NAMESPACE)["spec"]
             cluster.call(
-                lambda: cluster.create("networkpolicies", "wakegate-sandboxes", namespace="default", spec=policy)
+                lambda: cluster.create("networkpolicies", "wakegate-sandboxes", namespace=NAMESPACE, spec=policy)
             )
             flags += ["--kubeconfig", str(cluster.kubeconfig(tmp_path))]
             with serve(tmp_path / "state", *flags) as server:
-                session = server.session()
+                session = server.session(f"{NAMESPACE}/my-interpreter")
                 assert server.run(session, "echo kept > note").status_code == 200
                 assert server.client.post(f"/v1/sessions/{session}/hibernate").json()["state"] == "hibernated"
                 reply = server.run(session, "cat note")
@@ -71,6 +75,11 @@ def test_quickstart_asks_for_nothing_that_an_empty_cluster_lacks() -> None:
             if "configMap" in volume:
                 named.append(("ConfigMap", volume["configMap"]["name"]))
         for container in pod["containers"]:
+            named += [
+                ("Secret", variable["valueFrom"]["secretKeyRef"]["name"])
+                for variable in container.get("env", [])
+                if "secretKeyRef" in variable.get("valueFrom", {})
+            ]
             for source in container.get("envFrom", []):
                 for field, kind in (("configMapRef", "ConfigMap"), ("secretRef", "Secret")):
                     if field in source and not source[field].get("optional"):

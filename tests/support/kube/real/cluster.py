@@ -29,7 +29,7 @@ from tests.support.kube.simulator.objects import BY_PLURAL, DEPLOYMENTS, PODS, A
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[4]
-NAMESPACES = ("default", "wakegate")
+NAMESPACES = ("default", "wakegate", "wakegate-sandboxes")
 ACCOUNT = "wakegate"
 _RBAC = "rbac.authorization.k8s.io"
 OTHERS = {
