@@ -21,7 +21,7 @@ from tests.support.kube.simulator.objects import BY_PLURAL
 def cluster() -> Iterator[Cluster]:
     """A cluster in which all is well."""
     with in_thread(hollow=True) as made:
-        spec = one("quickstart", "NetworkPolicy", "wakegate-sandboxes", "default")["spec"]
+        spec = one("quickstart", "NetworkPolicy", "wakegate-sandboxes", "wakegate-sandboxes")["spec"]
         made.call(lambda: made.create("networkpolicies", "wakegate-sandboxes", namespace="default", spec=spec))
         enforce_roles(made)
         yield made
