@@ -19,6 +19,7 @@ import aiohttp
 import orjson
 from kubernetes_asyncio import client, config
 
+from gateway.core.backoff import backoff, jittered
 from gateway.core.errors import SettingsError, UnavailableError
 from gateway.observability.counters import Calls
 
@@ -28,7 +29,7 @@ OPENED = "OPENED"
 MERGE_PATCH = "application/merge-patch+json"
 _REQUEST_TIMEOUT = 15.0  # seconds, the whole exchange of anything but a watch
 _TRIES = 4
-_PAUSE, _PAUSE_MAX = 0.1, 2.0  # seconds between tries, doubled each time, with jitter
+_FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.1, 2.0
 
 # A watch is silent for longer than this only if its connection is dead: servers send a bookmark about every minute.
 _WATCH_SILENCE = 100.0
@@ -159,9 +160,8 @@ class KubeApi:
                 if (begun and counted) or attempt == _TRIES:
                     raise
                 if error.asked_to_wait:
-                    await asyncio.sleep(min(error.asked_to_wait, _PAUSE_MAX))
-            pause = min(_PAUSE_MAX, _PAUSE * 2 ** (attempt - 1))
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+                    await asyncio.sleep(min(error.asked_to_wait, _MAX_BACKOFF_S))
+            await asyncio.sleep(jittered(backoff(attempt, first=_FIRST_BACKOFF_S, longest=_MAX_BACKOFF_S)))
         raise AssertionError("unreachable")
 
     async def _once(

@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.core.backoff import backoff
 from gateway.core.errors import RuntimeNotFoundError
 from gateway.core.model import Runtime, RuntimeKey
 from gateway.provider.kubernetes import names
 from gateway.provider.kubernetes.pod import Pod
 
 GIVE_UP = 3  # failures in a row; PoolStatus.settled counts the same
-_BACKOFF_FIRST, _BACKOFF_MAX = 0.5, 30.0  # seconds
+_FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.5, 30.0
 _LEAD_TIMES = 64
 
 
@@ -176,7 +177,7 @@ class Pool:
         """A cold start failed."""
         self.failures += 1
         self.last_error = reason
-        self.retry_at = now + min(_BACKOFF_MAX, _BACKOFF_FIRST * 2 ** min(self.failures - 1, 16))
+        self.retry_at = now + backoff(self.failures, first=_FIRST_BACKOFF_S, longest=_MAX_BACKOFF_S)
 
     def started(self) -> None:
         """A cold start succeeded."""

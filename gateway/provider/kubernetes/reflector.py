@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any, Generic, Protocol, TypeVar
 
+from gateway.core.backoff import backoff, jittered
 from gateway.provider.kubernetes.client import OPENED, KubeApi, KubeError, WatchExpiredError
 
 log = logging.getLogger(__name__)
 
 PAGE = 500
-_PAUSE, _PAUSE_MAX = 0.2, 30.0  # seconds between tries, doubled each time, with jitter
+_FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.2, 30.0
 _REOPEN = 0.05  # seconds before a stream that ended is opened again: a server that ends all of them is not hammered
 _RESYNC = 1800.0  # seconds after which all is listed anew, so that no slip of a watch lasts longer
 _DEAD_KEPT = 4096
@@ -82,12 +82,11 @@ class Reflector(Generic[R]):
                     log.warning("%s: %s", self._path, error)
                 self.trouble = str(error)
                 failures += 1
-                pause = min(_PAUSE_MAX, _PAUSE * 2 ** min(failures - 1, 10))
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+                await asyncio.sleep(jittered(backoff(failures, first=_FIRST_BACKOFF_S, longest=_MAX_BACKOFF_S)))
             except Exception:
                 log.exception("the watch on %s failed; listing again", self._path)
                 version = ""
-                await asyncio.sleep(_PAUSE_MAX)
+                await asyncio.sleep(_MAX_BACKOFF_S)
 
     async def refresh(self) -> str:
         """List all, and take what is gone out of the copy. Returns the list's version. Raises KubeError.

@@ -15,10 +15,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from gateway.core.backoff import backoff
+
 SandboxT = TypeVar("SandboxT")
 WaiterT = TypeVar("WaiterT")
 
-BACKOFF_MIN_S, BACKOFF_MAX_S = 0.5, 30.0
+FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.5, 30.0
 MAX_FAILED_STARTS = 3  # in a row, before claims are refused; PoolStatus.settled counts the same
 EARLY_DEATH_S = 10.0  # a warm sandbox that dies younger than this counts as a failed start
 MAX_LEAD_TIMES = 64  # start durations kept for the quantiles
@@ -133,4 +135,4 @@ class PoolState(Generic[SandboxT, WaiterT]):
 
     def _back_off(self, now: float, error: str) -> None:
         self.last_error = error
-        self.retry_at = now + min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2 ** min(self.failures - 1, 16))
+        self.retry_at = now + backoff(self.failures, first=FIRST_BACKOFF_S, longest=MAX_BACKOFF_S)
