@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.provider.local.pool_state import BACKOFF_MAX_S, EARLY_DEATH_S, MAX_FAILED_STARTS, PoolState
+from gateway.provider.local.pool_state import EARLY_DEATH_S, MAX_BACKOFF_S, MAX_FAILED_STARTS, PoolState
 
 
 def order(state: PoolState[str, str], now: float = 0.0) -> int:
@@ -82,7 +82,7 @@ def test_pool_doubles_the_pause_and_tries_one_at_a_time() -> None:
         now = state.retry_at
         assert order(state, now) == 1
         state.start_failed(now, "no bwrap")
-    assert pauses == [4.0, 8.0, 16.0, BACKOFF_MAX_S, BACKOFF_MAX_S]
+    assert pauses == [4.0, 8.0, 16.0, MAX_BACKOFF_S, MAX_BACKOFF_S]
     assert (state.failures, state.last_error) == (9, "no bwrap")
     state.start_ordered(1)
     state.start_succeeded("a", 0.1)
