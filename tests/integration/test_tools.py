@@ -102,18 +102,42 @@ def test_tool_calls_take_response_items_and_anthropic_blocks(client: OpenAI, ses
 
 
 def test_tool_calls_retried_do_not_run_twice(server: Server, session: str) -> None:
-    """One after the other, and at once; another argument is another call."""
+    """A retry by its header is answered from memory and says so; another argument is another call."""
     call = chat_call("once", "run_shell", command="sleep 0.2; echo x >> count; wc -l < count")
     again = chat_call("once", "run_shell", command="wc -l < count")
     body = {"session_id": session, "tool_calls": [call, call]}
     first = server.client.post("/v1/tool_calls", json=body).json()["messages"]
     assert [each["content"] for each in first] == ["1", "1"]
-    assert server.client.post("/v1/tool_calls", json=body).json()["messages"] == first
+    retry = server.client.post("/v1/tool_calls", json=body, headers={"x-stainless-retry-count": "1"})
+    assert retry.json()["messages"] == first
+    assert retry.json()["replayed"] == ["once", "once"]
+    assert retry.headers["idempotency-replayed"] == "true"
     header = {"x-session-id": session}
     reply = server.client.post("/v1/tool_calls", json=[again], headers=header)
     assert reply.json()["messages"][0]["content"] == "1"
     assert reply.headers["x-session-id"] == session
     assert reply.headers["x-wakegate-start"] == "live"
+
+
+def test_tool_call_ids_that_each_turn_reuses_are_new_calls(server: Server, session: str) -> None:
+    """Models number their calls from 0 in every message: the same call again is another call, not a memory of one."""
+    again = {"session_id": session, "tool_calls": [chat_call("call_0", "run_python", code="turn += 1; print(turn)")]}
+    write = {"session_id": session, "tool_calls": [chat_call("call_0", "write_file", path="turn", content="mine")]}
+    spoil = {"session_id": session, "tool_calls": [chat_call("call_0", "run_shell", command="echo theirs > turn")]}
+    look = {"session_id": session, "tool_calls": [chat_call("call_0", "run_shell", command="cat turn")]}
+
+    def content(body: dict[str, Any], **headers: str) -> str:
+        reply = server.client.post("/v1/tool_calls", json=body, headers=headers).json()
+        assert reply["replayed"] == []
+        return str(reply["messages"][0]["content"])
+
+    content({**again, "tool_calls": [chat_call("call_0", "run_python", code="turn = 0")]})
+    assert [content(again) for _ in range(3)] == ["1", "2", "3"]
+    for body in (write, spoil, write):
+        content(body)
+    assert content(look) == "mine"
+    # Marked as a retry, but another message came after that answer: it cannot be one of that run.
+    assert content(again, **{"x-stainless-retry-count": "2"}) == "4"
 
 
 def test_tool_calls_run_side_by_side_where_the_tool_allows(client: OpenAI, session: str) -> None:

@@ -72,13 +72,16 @@ def test_call_retried_at_another_gateway_runs_once(servers: tuple[Server, Server
         chat_call("c", "write_file", path="note", content="first"),
     ]
     body = {"session_id": one.session(), "tool_calls": calls}
-    first = one.client.post("/v1/tool_calls", json=body).json()
+    key, retry = {"idempotency-key": "k" * 16}, {"x-stainless-retry-count": "1"}
+    first = one.client.post("/v1/tool_calls", json=body, headers=key).json()
+    again = two.client.post("/v1/tool_calls", json=body, headers=retry).json()
+    assert again == first | {"replayed": ["a", "b", "c"]}
     changed = [chat_call("d", "run_shell", command="echo changed > note; wc -l < ran")]
     assert (
         one.client.post("/v1/tool_calls", json=body | {"tool_calls": changed}).json()["messages"][0]["content"] == "1"
     )
-    assert two.client.post("/v1/tool_calls", json=body).json() == first
-    streamed = two.client.post("/v1/tool_calls", json=body | {"stream": True}).text
+    assert two.client.post("/v1/tool_calls", json=body, headers=key).json() == again
+    streamed = two.client.post("/v1/tool_calls", json=body | {"stream": True}, headers=key).text
     assert streamed.count('"replayed":true') == 3
     assert first["messages"][0]["content"] in streamed
     look = [chat_call("e", "run_shell", command="cat note ran")]
@@ -96,5 +99,6 @@ def test_call_retried_after_its_gateway_came_back_runs_once(tmp_path: Path, end:
         answer = first.client.post("/v1/tool_calls", json=body).json()
         getattr(first, end)()
     with serve(tmp_path / "state", "--warm-pool", "1") as second:
-        assert second.client.post("/v1/tool_calls", json=body).json() == answer
+        retry = second.client.post("/v1/tool_calls", json=body, headers={"x-stainless-retry-count": "1"}).json()
+        assert retry == answer | {"replayed": ["a"]}
         assert second.run(session, "cat ran").json()["stdout"] == "x\n"

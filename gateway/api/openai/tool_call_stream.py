@@ -33,10 +33,13 @@ class EventStream:
         began: dict[str, Any],
         work: Callable[[Observer], Awaitable[dict[str, Any]]],
         show: Callable[[Event], dict[str, Any]],
+        delivering: Callable[[], Awaitable[None]],
     ) -> None:
+        """`delivering` is called before the whole answer is sent to a client that is still there."""
         self._began = began
         self._work = work
         self._show = show
+        self._delivering = delivering
         self._queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(_MAX_QUEUED)
         self._left = False
 
@@ -58,6 +61,8 @@ class EventStream:
                     continue
                 if event is None:
                     break
+                if event["type"] == "tool_calls.completed":
+                    await self._delivering()
                 yield encode(event)
             yield b"data: [DONE]\n\n"
         finally:

@@ -7,6 +7,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -23,7 +24,8 @@ from gateway.api.tools.calls import Call, Shape, ToolCalls, parse_tool_calls
 from gateway.api.tools.catalogue import Tool, ToolFormat, describe, tools_of
 from gateway.api.tools.idempotency import IdempotencyCache
 from gateway.api.tools.results import Image, ToolResult
-from gateway.api.tools.service import Event, Observer, ToolService
+from gateway.api.tools.service import Event, Observer, Outcome, ToolService
+from gateway.api.tools.turns import RetryHints, Turn
 from gateway.core.clock import Clock
 from gateway.core.errors import WakegateError
 from gateway.core.interfaces import RuntimeCatalog, SandboxCaller
@@ -46,6 +48,7 @@ class OpenSession:
     start: StartKind
     restored: str | None
     tools: Mapping[str, Tool]
+    is_new: bool = False  # made for this request
 
     def headers(self) -> dict[str, str]:
         """As the data path's answers have them."""
@@ -96,11 +99,18 @@ class ToolsAPI:
             return JSON({"session_id": named_session(request, asked.session_id), LIST_NAMES[asked.shape]: []})
         session = await self._open(request, asked)
         request.state.session_id = session.session_id
+        turn = await self._service.turns.begin(
+            session.session_id, asked.calls, retry_hints(request), is_new=session.is_new
+        )
         base_url = str(request.base_url)
         if asked.stream:
-            return self._streamed(asked, session, base_url)
-        results = await self._service.run(session.session_id, session.tools, asked.calls)
-        return JSON(await self._document(asked, session, results, base_url), headers=session.headers())
+            return self._streamed(asked, session, turn, base_url)
+        outcomes = await self._service.run(turn, session.tools, asked.calls)
+        document = await self._document(asked, session, outcomes, base_url)
+        if not await request.is_disconnected():  # a client that left may ask again, and finds these results
+            await self._service.turns.end(turn)
+        replayed = {"idempotency-replayed": "true"} if document["replayed"] else {}
+        return JSON(document, headers={**session.headers(), **replayed})
 
     async def _open(self, request: Request, asked: ToolCalls) -> OpenSession:
         """The session, awake. What goes wrong up to here is an HTTP error: nothing was run."""
@@ -117,18 +127,24 @@ class ToolsAPI:
 
     async def _create(self, runtime: Runtime) -> OpenSession:
         opened = await create_session(self._lifecycle, runtime.key)
-        return OpenSession(opened.session.id, opened.start, None, tools_of(runtime))
+        return OpenSession(opened.session.id, opened.start, None, tools_of(runtime), is_new=True)
 
     async def _document(
-        self, asked: ToolCalls, session: OpenSession, results: Sequence[ToolResult], base_url: str
+        self, asked: ToolCalls, session: OpenSession, outcomes: Sequence[Outcome], base_url: str
     ) -> dict[str, Any]:
         messages: list[dict[str, Any]] = []
         files: list[dict[str, Any]] = []
-        for call, result in zip(asked.calls, results, strict=True):
-            links = await self._links(asked.shape, session.session_id, result, base_url)
-            messages.append(message(asked.shape, call, result, links))
+        for call, outcome in zip(asked.calls, outcomes, strict=True):
+            links = await self._links(asked.shape, session.session_id, outcome.result, base_url)
+            messages.append(message(asked.shape, call, outcome.result, links))
             files += [link.document(call.id) for link in links]
-        return {"session_id": session.session_id, LIST_NAMES[asked.shape]: messages, "files": files}
+        replayed = [call.id for call, outcome in zip(asked.calls, outcomes, strict=True) if outcome.replayed]
+        return {
+            "session_id": session.session_id,
+            LIST_NAMES[asked.shape]: messages,
+            "files": files,
+            "replayed": replayed,
+        }
 
     async def _links(self, shape: Shape, session_id: SessionId, result: ToolResult, base_url: str) -> list[Link]:
         """Files for the pictures of a form that takes none. Named by content: the same picture is one file."""
@@ -152,9 +168,9 @@ class ToolsAPI:
             return None
         return Link(content_url(base_url, session_id, path), path, image.mime, len(data))
 
-    def _streamed(self, asked: ToolCalls, session: OpenSession, base_url: str) -> Response:
+    def _streamed(self, asked: ToolCalls, session: OpenSession, turn: Turn, base_url: str) -> Response:
         async def work(observe: Observer) -> dict[str, Any]:
-            results = await self._service.run(session.session_id, session.tools, asked.calls, observe)
+            results = await self._service.run(turn, session.tools, asked.calls, observe)
             return {"type": "tool_calls.completed", **await self._document(asked, session, results, base_url)}
 
         def show(event: Event) -> dict[str, Any]:
@@ -162,8 +178,18 @@ class ToolsAPI:
 
         headers = {**session.headers(), "cache-control": "no-cache", "x-accel-buffering": "no"}
         began = {"type": "tool_calls.started", "session_id": session.session_id}
-        events = EventStream(began, work, show)
+        events = EventStream(began, work, show, partial(self._service.turns.end, turn))
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+
+
+def retry_hints(request: Request) -> RetryHints:
+    """What the request says of earlier attempts. Raises ParamError."""
+    key = request.headers.get("idempotency-key", "")
+    if len(key) > _MAX_KEY_CHARS:
+        raise ParamError("idempotency-key", f"expected at most {_MAX_KEY_CHARS} characters")
+    attempts = request.headers.get("x-stainless-retry-count", "0")  # of the SDKs of OpenAI and Anthropic
+    is_retry = attempts.isascii() and attempts.isdigit() and attempts.strip("0") != ""
+    return RetryHints(key, is_retry)
 
 
 def _idempotency_key(request: Request) -> tuple[str, str] | None:
@@ -185,6 +211,7 @@ def _event_document(event: Event, call: Call) -> dict[str, Any]:
     }  # fmt: skip
     if event.kind == "output":
         shown |= {"stream": event.stream, "delta": event.text}
-    if event.result is not None:
-        shown |= {"text": event.result.text, "failed": event.result.failed, "replayed": event.replayed}
+    if event.outcome is not None:
+        result = event.outcome.result
+        shown |= {"text": result.text, "failed": result.failed, "replayed": event.outcome.replayed}
     return shown

@@ -120,6 +120,7 @@ SCHEMAS: dict[str, Schema] = {
         messages=array_of(obj("role tool_call_id content", role={"const": "tool"}, tool_call_id=TEXT, content=TEXT)),
         output=array_of(obj("type call_id output", type={"const": "function_call_output"}, call_id=TEXT)),
         content=array_of(obj("type tool_use_id content", type={"const": "tool_result"}, tool_use_id=TEXT)),
+        replayed={**array_of(TEXT), "description": "Ids of calls that an earlier attempt at this message ran."},
         files=array_of(obj("tool_call_id url path mime_type bytes", url=TEXT, path=TEXT, mime_type=TEXT, bytes=COUNT)),
     ),
     "NewContainer": obj(

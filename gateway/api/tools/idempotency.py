@@ -1,28 +1,23 @@
-"""What came of recent calls, so that a retried request does not run them twice.
+"""A cache of runs by key: a run under way is shared, and its result is kept for a while.
 
-Whoever asks for what is under way waits for the same run. Results are kept in this gateway's memory, for a while and
-within bounds; a run outlives the client that asked for it. What another gateway ran, or this one in an earlier life,
-picod remembers: the same key goes with the request to it (actions.py).
+Results are kept in this gateway's memory within bounds of time, count and bytes; a run outlives the client that asked
+for it. What another gateway ran, or this one before a restart, picod remembers: the same key goes with the request to
+it (actions.py). Which requests have the same key is decided in turns.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import orjson
-
-from gateway.api.tools.calls import Call
 from gateway.core.clock import Clock
-from gateway.core.model import SessionId
 
 KEEP_S = 600.0
 MAX_ENTRIES = 4096
-MAX_BYTES = 64 << 20
+MAX_KEPT_BYTES = 64 << 20
 
 V = TypeVar("V")
 
@@ -35,7 +30,7 @@ class _Kept(Generic[V]):
 
 
 class IdempotencyCache(Generic[V]):
-    """Runs under way and values of late, the oldest first, by key. `size_of` tells the bytes that a value takes."""
+    """Runs under way and recent values by key, the oldest evicted first. `size_of` is a value's size in bytes."""
 
     def __init__(
         self,
@@ -44,7 +39,7 @@ class IdempotencyCache(Generic[V]):
         *,
         keep: float = KEEP_S,
         max_entries: int = MAX_ENTRIES,
-        max_bytes: int = MAX_BYTES,
+        max_bytes: int = MAX_KEPT_BYTES,
     ) -> None:
         self._clock = clock
         self._size_of = size_of
@@ -59,9 +54,9 @@ class IdempotencyCache(Generic[V]):
         return len(self._running) + len(self._kept)
 
     async def run(self, key: Hashable, work: Callable[[], Awaitable[V]]) -> tuple[V, bool]:
-        """The key's value, and whether it was there already or is another's run. Raises what `work` raises.
+        """The key's value, and whether it is of an earlier or a shared run. Raises what `work` raises.
 
-        A run that raises is forgotten: nothing came of it that could be told again.
+        A run that raises is forgotten, so that the next attempt runs.
         """
         self._forget_old()
         kept = self._kept.get(key)
@@ -72,7 +67,7 @@ class IdempotencyCache(Generic[V]):
         if task is None:
             task = self._running[key] = asyncio.ensure_future(_as_coroutine(work))
             task.add_done_callback(lambda done: self._ended(key, done))
-        # Shielded: the one who leaves first must not end it for the others, nor for its own retry.
+        # Shielded: a client that leaves must not end the run for others, nor for its own retry.
         return await asyncio.shield(task), replayed
 
     async def aclose(self) -> None:
@@ -98,16 +93,6 @@ class IdempotencyCache(Generic[V]):
                 return
             self._bytes -= kept.size
             del self._kept[key]
-
-
-def key_of(session_id: SessionId, call: Call) -> str:
-    """What makes two calls the same: session, id and content, as a text of 32 characters.
-
-    The content, as some local models number their calls from 0 in every message, and a call with other arguments is
-    another call.
-    """
-    content = orjson.dumps([session_id, call.id, call.name, dict(call.arguments)], option=orjson.OPT_SORT_KEYS)
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 async def _as_coroutine(work: Callable[[], Awaitable[V]]) -> V:

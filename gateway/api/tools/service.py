@@ -1,7 +1,7 @@
 """Runs a message's calls in a session: each at most once, in the order that their tools need, results in theirs.
 
-The one place where all tool surfaces (tools/http.py, endpoint.py) meet. A tool that fails is a result; what is raised
-means that nothing was run.
+Both tool surfaces (openai/tool_calls.py, mcp/server.py) run calls through this. A tool that fails is a result; an
+exception means that nothing was run.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from gateway.api.tools.batches import steps
 from gateway.api.tools.calls import Call
 from gateway.api.tools.catalogue import Tool, tools_of
 from gateway.api.tools.declared import run_declared
-from gateway.api.tools.idempotency import IdempotencyCache, key_of
+from gateway.api.tools.idempotency import IdempotencyCache
 from gateway.api.tools.results import ToolResult, failure
 from gateway.api.tools.run_events import Progress
+from gateway.api.tools.turns import Turn, Turns, call_key
 from gateway.core.clock import Clock
 from gateway.core.errors import BadRequestError, SessionNotFoundError, UpstreamConnectError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog, SandboxCaller
@@ -27,25 +28,32 @@ from gateway.sessions.lifecycle import Lifecycle
 
 logger = logging.getLogger(__name__)
 
-_SIDE_BY_SIDE = 8  # calls of one message at once: a sandbox has a core or two
+_MAX_CONCURRENT_CALLS = 8  # of one message: a sandbox has a core or two
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result of a call. `replayed`: it was run by an earlier attempt at the same message."""
+
+    result: ToolResult
+    replayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to call number `index`: it began, printed something, or has a result."""
+    """What happened to call number `index`: it started, printed `text` to `stream`, or is completed."""
 
     index: int
     kind: str  # started | output | completed
     stream: str = ""
     text: str = ""
-    result: ToolResult | None = None
-    replayed: bool = False
+    outcome: Outcome | None = None
 
 
 Observer = Callable[[Event], Awaitable[None]]
 
 
-async def _nobody(_: Event) -> None:
+async def _ignore(_: Event) -> None:
     return None
 
 
@@ -57,6 +65,7 @@ class ToolService:
         self._catalog = catalog
         self._caller = caller
         self.memory = IdempotencyCache[ToolResult](clock, lambda result: result.size)
+        self.turns = Turns(caller)
 
     async def tools(self, session_id: SessionId) -> dict[str, Tool]:
         """The tools of a session, by name; it is left asleep if it sleeps. Raises SessionNotFoundError."""
@@ -66,7 +75,7 @@ class ToolService:
         return self._tools_of(session_id, session.runtime)
 
     async def open(self, session_id: SessionId) -> tuple[Readiness, dict[str, Tool]]:
-        """See to it that the session is awake before anything is run. Raises what the data path raises."""
+        """Wake the session if need be, before anything is run. Raises what the data path raises."""
         readiness = await self._caller.ready(session_id)
         return readiness, self._tools_of(session_id, readiness.runtime)
 
@@ -77,22 +86,22 @@ class ToolService:
 
     async def run(
         self,
-        session_id: SessionId,
+        turn: Turn,
         tools: Mapping[str, Tool],
         calls: Sequence[Call],
         observe: Observer | None = None,
-    ) -> list[ToolResult]:
-        """All calls with these tools, results in the same order. The session must be open."""
-        results: list[ToolResult] = [ToolResult("")] * len(calls)
-        gate = asyncio.Semaphore(_SIDE_BY_SIDE)
+    ) -> list[Outcome]:
+        """Run the calls of a message with these tools; outcomes in the same order. The session must be open."""
+        outcomes = [Outcome(ToolResult(""))] * len(calls)
+        gate = asyncio.Semaphore(_MAX_CONCURRENT_CALLS)
 
         async def run_one(index: int) -> None:
             async with gate:
-                results[index] = await self._observed(session_id, calls[index], index, tools, observe or _nobody)
+                outcomes[index] = await self._run_observed(turn, calls[index], index, tools, observe or _ignore)
 
         for group in steps([_is_ordered(call, tools) for call in calls]):
             await asyncio.gather(*(run_one(index) for index in group))
-        return results
+        return outcomes
 
     async def run_once(
         self, session_id: SessionId, tools: Mapping[str, Tool], call: Call, progress: Progress | None = None
@@ -105,34 +114,30 @@ class ToolService:
         except WakegateError as error:
             return _nothing_run(error)
 
-    async def _observed(
-        self, session_id: SessionId, call: Call, index: int, tools: Mapping[str, Tool], observe: Observer
-    ) -> ToolResult:
+    async def _run_observed(
+        self, turn: Turn, call: Call, index: int, tools: Mapping[str, Tool], observe: Observer
+    ) -> Outcome:
         async def progress(stream: str, text: str) -> None:
             await observe(Event(index, "output", stream, text))
 
         await observe(Event(index, "started"))
         if call.problem is not None:
-            result, replayed = call.problem, False
+            outcome = Outcome(call.problem)
         elif call.name not in tools:
-            result, replayed = _unknown(call, tools), False
+            outcome = Outcome(_unknown(call, tools))
         else:
-            tool = tools[call.name]
-            looked_at = None if observe is _nobody else progress
-            result, replayed = await self._remembered(session_id, call, tool, looked_at)
-        await observe(Event(index, "completed", result=result, replayed=replayed))
-        return result
+            outcome = await self._run_idempotent(turn, call, tools[call.name], None if observe is _ignore else progress)
+        await observe(Event(index, "completed", outcome=outcome))
+        return outcome
 
-    async def _remembered(
-        self, session_id: SessionId, call: Call, tool: Tool, progress: Progress | None
-    ) -> tuple[ToolResult, bool]:
-        key = key_of(session_id, call)
-        sandbox = Sandbox(self._caller, session_id, progress, once=key)
+    async def _run_idempotent(self, turn: Turn, call: Call, tool: Tool, progress: Progress | None) -> Outcome:
+        key = call_key(turn, call)
+        sandbox = Sandbox(self._caller, turn.session_id, progress, once=key)
         try:
             result, replayed = await self.memory.run(key, lambda: _run(sandbox, tool, call))
-            return result, replayed or sandbox.replayed
+            return Outcome(result, replayed or sandbox.replayed)
         except WakegateError as error:
-            return _nothing_run(error), False
+            return Outcome(_nothing_run(error))
 
 
 def _unknown(call: Call, tools: Mapping[str, Tool]) -> ToolResult:

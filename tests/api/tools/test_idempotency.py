@@ -7,16 +7,12 @@ from typing import Any
 
 import pytest
 
-from gateway.api.tools.calls import Call
-from gateway.api.tools.idempotency import IdempotencyCache, key_of
+from gateway.api.tools.idempotency import IdempotencyCache
 from gateway.api.tools.results import ToolResult
 from gateway.core.errors import UnavailableError
-from gateway.core.model import SessionId
 from gateway.testing import ManualClock
 
-SESSION = SessionId("s1")
-CALL = Call("c1", "run_shell", {"command": "date"})
-KEY = key_of(SESSION, CALL)
+KEY = "key"
 
 
 def memory_of(clock: ManualClock, **bounds: Any) -> IdempotencyCache[ToolResult]:
@@ -42,19 +38,13 @@ class Work:
 
 
 async def test_memory_gives_a_retry_the_first_result() -> None:
-    """Same session, id and content: the same result, and said to be so. Anything else is another call."""
+    """The same key: the same result, and the caller learns that it is an earlier one. Another key runs."""
     memory, work = memory_of(ManualClock()), Work()
     first, replayed = await memory.run(KEY, work)
     assert not replayed
     assert await memory.run(KEY, work) == (first, True)
-    for session, call in (
-        (SessionId("s2"), CALL),
-        (SESSION, Call("c2", CALL.name, CALL.arguments)),
-        (SESSION, Call("c1", CALL.name, {"command": "ls"})),
-        (SESSION, Call("c1", "run_python", CALL.arguments)),
-    ):
-        assert (await memory.run(key_of(session, call), work))[1] is False
-    assert work.runs == 5
+    assert (await memory.run("other", work))[1] is False
+    assert work.runs == 2
 
 
 async def test_memory_shares_one_run_and_outlives_who_asked() -> None:
@@ -86,19 +76,19 @@ async def test_memory_is_bounded_in_time_count_and_bytes() -> None:
     """The oldest go first, and all of them after a while."""
     clock, work = ManualClock(), Work()
     memory = memory_of(clock, keep=10, max_entries=3, max_bytes=1 << 20)
-    calls = [Call(f"c{index}", "run_shell", {}) for index in range(5)]
-    for call in calls:
-        await memory.run(key_of(SESSION, call), work)
+    keys = [f"c{index}" for index in range(5)]
+    for key in keys:
+        await memory.run(key, work)
     await asyncio.sleep(0)
     assert len(memory) == 3
-    assert (await memory.run(key_of(SESSION, calls[-1]), work))[1] is True
-    assert (await memory.run(key_of(SESSION, calls[0]), work))[1] is False
+    assert (await memory.run(keys[-1], work))[1] is True
+    assert (await memory.run(keys[0], work))[1] is False
     clock.advance(10.1)
-    assert (await memory.run(key_of(SESSION, calls[-1]), work))[1] is False
+    assert (await memory.run(keys[-1], work))[1] is False
     await asyncio.sleep(0)
     assert len(memory) == 1
     small = memory_of(clock, max_bytes=4000)
-    for call in calls:
-        await small.run(key_of(SESSION, call), work)
+    for key in keys:
+        await small.run(key, work)
     await asyncio.sleep(0)
     assert len(small) == 2

@@ -1,0 +1,179 @@
+"""Which requests are retries: an answer is given from memory only where a client asks for the same run again.
+
+Models reuse call ids (`call_0` in every turn), and ask for the same thing twice because it may have changed, so neither
+an id nor equal arguments make a retry. What does:
+
+    Idempotency-Key: K               the same key with the same message, within ten minutes
+    x-stainless-retry-count: N > 0   the SDKs of OpenAI and Anthropic count their attempts: the same message, as long as
+                                     no other message has come after its answer
+    neither                          the same message while its answer is still due: it runs, or its client left
+
+Each message runs under a key. It is made of the session's *epoch*, a random word that changes whenever an answer is
+delivered: an equal message in the same epoch has the same key, so caches and picod (picod/http/idempotency.py) answer
+it from memory; in the next epoch it is a new run. The epoch lies beside the session's files, so that every gateway and
+the next life of this one decide alike. Rejected: a record written before each run, which costs every call a round trip
+to find a crash that the epoch finds as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import secrets
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import orjson
+
+from gateway.api.tools.calls import Call
+from gateway.core.errors import WakegateError
+from gateway.core.interfaces import SandboxCaller
+from gateway.core.model import SessionId
+
+logger = logging.getLogger(__name__)
+
+FILE = ".wakegate/tool_calls.json"  # in the workspace; not among the files that list_files shows
+_TARGET = f"/api/files/{FILE}"
+_MAX_SESSIONS = 4096
+_MAX_PENDING = 32  # messages of one session without a delivered answer
+_MAX_FILE_BYTES = 16 << 10
+_TIMEOUT_S = 5.0  # the file is small, and a sandbox that does not answer must not hold a call for long
+_HEX = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True)
+class RetryHints:
+    """What a request's headers say of earlier attempts."""
+
+    idempotency_key: str = ""
+    is_retry: bool = False  # x-stainless-retry-count above zero
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a session: equal messages have equal digests, attempts at the same run equal keys."""
+
+    session_id: SessionId
+    digest: str
+    key: str
+
+
+@dataclass(slots=True)
+class TurnState:
+    """What one session's messages have come to. Pure: `new_epoch` is handed in."""
+
+    epoch: str = ""
+    pending: dict[str, str] = field(default_factory=dict)  # digest -> key of messages whose answer is due
+    answered: tuple[str, str] | None = None  # the last delivered one, until another message acknowledges it
+
+    def begin(self, digest: str, hints: RetryHints) -> str:
+        """The key that the message runs under; that of an earlier attempt if this is a retry of it."""
+        answered = self.answered if self.answered is not None and self.answered[0] == digest else None
+        if hints.idempotency_key:
+            key = digest_of("key", hints.idempotency_key, digest)
+        elif hints.is_retry and digest in self.pending:
+            key = self.pending[digest]
+        elif hints.is_retry and answered is not None:
+            key = answered[1]
+        else:
+            key = digest_of("epoch", self.epoch, digest)
+        if answered is None or answered[1] != key:
+            self.answered = None
+        self.pending[digest] = key
+        while len(self.pending) > _MAX_PENDING:
+            del self.pending[next(iter(self.pending))]
+        return key
+
+    def end(self, digest: str, key: str, new_epoch: str) -> None:
+        """The answer is about to be delivered."""
+        self.pending.pop(digest, None)
+        self.answered = (digest, key)
+        self.epoch = new_epoch
+
+    def to_json(self) -> bytes:
+        """As the file in the workspace has it."""
+        return orjson.dumps({"epoch": self.epoch, "pending": self.pending, "answered": self.answered})
+
+    @classmethod
+    def from_json(cls, data: bytes) -> TurnState:
+        """Of the file; an empty state where the session's own code has written something else into it."""
+        try:
+            document = orjson.loads(data)
+            epoch, pending, answered = document["epoch"], document["pending"], document["answered"]
+            words = [*pending.keys(), *pending.values(), *(answered or ()), *([epoch] if epoch else ())]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return cls()
+        if not all(isinstance(each, str) and _HEX.fullmatch(each) for each in words) or len(pending) > _MAX_PENDING:
+            return cls()
+        if answered is None:
+            return cls(epoch or "", dict(pending))
+        if not isinstance(answered, list) or len(answered) != 2:
+            return cls()
+        return cls(epoch or "", dict(pending), (answered[0], answered[1]))
+
+
+class Turns:
+    """The turns of the sessions that this gateway has seen of late, and their files."""
+
+    def __init__(self, caller: SandboxCaller) -> None:
+        self._caller = caller
+        self._states: OrderedDict[SessionId, TurnState] = OrderedDict()
+
+    async def begin(
+        self, session_id: SessionId, calls: Sequence[Call], hints: RetryHints, *, is_new: bool = False
+    ) -> Turn:
+        """A message has come. `is_new`: the session was made for it, so nothing is known of it."""
+        state = self._states.get(session_id)
+        if state is None:
+            read = TurnState() if is_new else await self._read(session_id)
+            state = self._states.setdefault(session_id, read)  # another message may have read it meanwhile
+        self._states.move_to_end(session_id)
+        while len(self._states) > _MAX_SESSIONS:
+            self._states.popitem(last=False)
+        digest = digest_of(*((call.id, call.name, call.arguments, _problem_of(call)) for call in calls))
+        return Turn(session_id, digest, state.begin(digest, hints))
+
+    async def end(self, turn: Turn) -> None:
+        """Note that the answer is about to be delivered: an equal message is a new one from now on.
+
+        Written before the answer is sent, so that the client's next message finds it at any gateway.
+        """
+        state = self._states.setdefault(turn.session_id, TurnState())
+        state.end(turn.digest, turn.key, secrets.token_hex(16))
+        try:
+            reply = await self._caller.call(
+                turn.session_id, "PUT", _TARGET, body=state.to_json(), timeout=_TIMEOUT_S, limit=_MAX_FILE_BYTES
+            )
+        except WakegateError as error:
+            logger.info("session %s: its tool calls could not be noted: %s", turn.session_id, error)
+            return
+        if reply.status not in (200, 201):  # a full disk, say; this gateway knows all the same
+            logger.info("session %s: its tool calls could not be noted: status %s", turn.session_id, reply.status)
+
+    async def _read(self, session_id: SessionId) -> TurnState:
+        try:
+            reply = await self._caller.call(session_id, "GET", _TARGET, timeout=_TIMEOUT_S, limit=_MAX_FILE_BYTES)
+        except WakegateError as error:
+            logger.info("session %s: its earlier tool calls cannot be read: %s", session_id, error)
+            return TurnState()
+        return TurnState.from_json(reply.body) if reply.status == 200 else TurnState()
+
+
+def call_key(turn: Turn, call: Call) -> str:
+    """The key of one call of a turn, 32 hexadecimal digits.
+
+    With the session in it: the workspace's file may hold any key, and must not lead to another session's results.
+    """
+    return digest_of(turn.session_id, turn.key, call.id, call.name, call.arguments)
+
+
+def digest_of(*parts: object) -> str:
+    """A digest of JSON values, 32 hexadecimal digits; the order of an object's keys does not matter."""
+    content = orjson.dumps(parts, default=dict, option=orjson.OPT_SORT_KEYS)
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _problem_of(call: Call) -> str:
+    return "" if call.problem is None else call.problem.text
