@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -16,6 +16,7 @@ from gateway.core.units import parse_duration
 
 MAX_BODY_BYTES = 1 << 20  # a control request has a few hundred
 _MAX_METADATA_BYTES = 16 << 10
+_INLINE_BYTES = 256 << 10  # larger bodies are parsed in a thread
 
 
 class JSON(Response):
@@ -41,11 +42,12 @@ async def read_object(request: Request) -> Mapping[str, Any]:
     return value
 
 
-async def read_json(request: Request, limit: int) -> Any:
+async def read_json(request: Request, limit: int, loads: Callable[[bytes], Any] = orjson.loads) -> Any:
     """The body as JSON, at most `limit` bytes. Raises BadRequestError, TooLargeError, RequestTimeoutError."""
+    body = await read_bytes(request, limit)
     try:
-        return orjson.loads(await read_bytes(request, limit))
-    except orjson.JSONDecodeError as error:
+        return loads(body) if len(body) <= _INLINE_BYTES else await asyncio.to_thread(loads, body)
+    except ValueError as error:
         raise BadRequestError(f"the body is not JSON: {error}") from None
 
 

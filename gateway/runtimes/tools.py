@@ -23,6 +23,7 @@ from typing import Any
 from gateway.core.model import DeclaredTool
 from gateway.core.units import parse_duration
 from gateway.runtimes.files import Files
+from gateway.runtimes.tool_schema import schema_problems
 
 Problem = Callable[[str, str, Any], None]  # (field path, what would be right, what was there)
 
@@ -93,14 +94,8 @@ def _parameters(value: Any, path: str, problem: Problem) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or value.get("type") != "object":
         problem(path, "expected a JSON schema with type: object", value)
         return {}
-    from jsonschema import Draft202012Validator  # a tenth of a second to import, and most runtimes declare no tool
-    from jsonschema.exceptions import SchemaError
-
-    try:
-        Draft202012Validator.check_schema(dict(value))
-    except SchemaError as error:
-        where = ".".join(str(step) for step in error.absolute_path)
-        problem(f"{path}.{where}" if where else path, f"expected JSON schema: {error.message[:200]}", error.instance)
+    for where, expected, found in schema_problems(value):
+        problem(f"{path}.{where}" if where else path, expected, found)
     return dict(value)
 
 

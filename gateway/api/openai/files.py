@@ -13,7 +13,6 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-import orjson
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
@@ -24,12 +23,12 @@ from gateway.api.errors import ErrorShape, Handler, ParamError, error_response
 from gateway.api.http import JSON, session_headers
 from gateway.api.openai.containers import page_of, read_page, require_container
 from gateway.api.openai.file_ids import file_id, path_of
+from gateway.api.sandbox_json import MAX_ANSWER_BYTES, BadAnswerError, count_of, objects_of, parse_object, text_of
 from gateway.core.errors import (
     BadRequestError,
     NotFoundError,
     RequestTimeoutError,
     TooLargeError,
-    UpstreamBrokenError,
     WakegateError,
 )
 from gateway.core.interfaces import SandboxCaller
@@ -42,6 +41,9 @@ _UPLOADED = f"{_RESERVED_FOLDER}/uploaded"  # one empty file for each that a use
 _PER_PAGE = 1000  # entries that picod is asked for at once
 _MAX_PAGES = 20
 _PIECE_BYTES = 1 << 20
+_UPLOAD_TIMEOUT_S = 3600.0
+_MAX_ERROR_CHARS = 500
+_MAX_PATH_CHARS = 4096
 _FORWARDED_HEADERS = ("content-type", "content-length", "content-range", "accept-ranges", "etag", "last-modified")
 
 
@@ -92,14 +94,18 @@ class ContainerFilesAPI:
         try:
             path = _file_name(upload.filename)
             reply = await self._caller.call(
-                session.id, "PUT", f"/api/files/{quote(path)}", body=_pieces(upload), timeout=3600.0
+                session.id,
+                "PUT",
+                f"/api/files/{quote(path)}",
+                body=_pieces(upload),
+                timeout=3600.0,
+                limit=MAX_ANSWER_BYTES,
             )
         finally:
             await upload.close()
-        answer = _require_ok(reply, path)
-        marked = await self._caller.call(session.id, "PUT", f"/api/files/{_UPLOADED}/{file_id(path)}")
-        _require_ok(marked, path)
-        file = File(path, int(answer["size"]), _seconds(answer["modified"]))
+        file = _file(path, await _require_ok(reply, path))
+        marked = await self._ask(session.id, "PUT", f"/api/files/{_UPLOADED}/{file_id(path)}")
+        await _require_ok(marked, path)
         return JSON(_document(session.id, file, from_user=True))
 
     async def _list(self, request: Request) -> Response:
@@ -114,8 +120,8 @@ class ContainerFilesAPI:
 
     async def _retrieve(self, request: Request) -> Response:
         session_id, path = await self._named(request)
-        reply = await self._caller.call(session_id, "GET", f"/api/fs/stat?path={quote(path, safe='')}")
-        found = _require_ok(reply, path) if reply.status != 404 else {}
+        reply = await self._ask(session_id, "GET", f"/api/fs/stat?path={quote(path, safe='')}")
+        found = await _require_ok(reply, path) if reply.status != 404 else {}
         if found.get("type") != "file":
             raise _no_file(request)
         from_user = file_id(path) in await self._uploaded(session_id)
@@ -124,16 +130,16 @@ class ContainerFilesAPI:
     async def _content(self, request: Request) -> Response:
         session_id, path = await self._named(request)
         asked = {name: request.headers[name] for name in ("range", "if-none-match") if name in request.headers}
-        return _Download(self._caller, session_id, f"/api/files/{quote(path)}", asked, _no_file(request))
+        return _Download(self._caller, session_id, path, asked, _no_file(request))
 
     async def _delete(self, request: Request) -> Response:
         session_id, path = await self._named(request)
-        reply = await self._caller.call(session_id, "DELETE", f"/api/files/{quote(path)}")
+        reply = await self._ask(session_id, "DELETE", f"/api/files/{quote(path)}")
         if reply.status == 404:
             raise _no_file(request)
         if reply.status not in (200, 204):
-            _require_ok(reply, path)
-        await self._caller.call(session_id, "DELETE", f"/api/files/{_UPLOADED}/{file_id(path)}")  # absent is fine
+            await _require_ok(reply, path)
+        await self._ask(session_id, "DELETE", f"/api/files/{_UPLOADED}/{file_id(path)}")  # absent is fine
         return JSON({"id": file_id(path), "object": "container.file.deleted", "deleted": True})
 
     async def _named(self, request: Request) -> tuple[SessionId, str]:
@@ -150,34 +156,39 @@ class ContainerFilesAPI:
         files: list[File] = []
         after = ""
         for _ in range(_MAX_PAGES):
-            reply = await self._caller.call(session_id, "GET", f"/api/fs/tree?limit={_PER_PAGE}&after={after}")
-            page = _require_ok(reply, "the workspace")
-            for entry in page.get("entries") or ():
-                path = str(entry.get("path"))
+            reply = await self._ask(session_id, "GET", f"/api/fs/tree?limit={_PER_PAGE}&after={after}")
+            page = await _require_ok(reply, "the workspace")
+            for entry in objects_of(page, "entries"):
+                path = text_of(entry, "path")
                 if entry.get("type") == "file" and not path.startswith(f"{_RESERVED_FOLDER}/"):
                     files.append(_file(path, entry))
-            after = quote(str(page.get("next") or ""), safe="")
+            after = quote(text_of(page, "next", "")[:_MAX_PATH_CHARS], safe="")
             if not after:
                 break
         return files
 
     async def _uploaded(self, session_id: SessionId) -> frozenset[str]:
-        reply = await self._caller.call(session_id, "GET", f"/api/files?path={quote(_UPLOADED, safe='')}")
+        reply = await self._ask(session_id, "GET", f"/api/files?path={quote(_UPLOADED, safe='')}")
         if reply.status != 200:
             return frozenset()
-        return frozenset(str(each.get("name")) for each in _require_ok(reply, _UPLOADED).get("files") or ())
+        return frozenset(text_of(each, "name") for each in objects_of(await _require_ok(reply, _UPLOADED), "files"))
+
+    async def _ask(self, session_id: SessionId, method: str, target: str) -> SandboxReply:
+        """A request whose answer is a small JSON object."""
+        return await self._caller.call(session_id, method, target, limit=MAX_ANSWER_BYTES)
 
 
 class _Download(Response):
-    """A file's bytes as they come from the sandbox; the way there is given back however this ends."""
+    """Streams a file's bytes out of the sandbox; its connection is released however this ends."""
 
     def __init__(
-        self, caller: SandboxCaller, session_id: SessionId, target: str, asked: Mapping[str, str], absent: WakegateError
+        self, caller: SandboxCaller, session_id: SessionId, path: str, asked: Mapping[str, str], absent: WakegateError
     ) -> None:
         super().__init__()
         self._caller = caller
         self._session_id = session_id
-        self._target = target
+        self._target = f"/api/files/{quote(path)}"
+        self._name = path.rpartition("/")[2]
         self._asked = asked
         self._absent = absent
 
@@ -189,7 +200,7 @@ class _Download(Response):
                 if reply.status not in (200, 206, 304, 416):
                     raise self._absent
                 fields = {name: reply.headers[name] for name in _FORWARDED_HEADERS if name in reply.headers}
-                fields |= session_headers(self._session_id)
+                fields |= {**session_headers(self._session_id), **_download_headers(self._name)}
                 headers = [(name.encode(), value.encode("latin-1")) for name, value in fields.items()]
                 started = True
                 await send({"type": "http.response.start", "status": reply.status, "headers": headers})
@@ -200,6 +211,19 @@ class _Download(Response):
             if started:
                 raise  # it can only be cut off, so that the client sees that it is not whole
             await error_response(error, ErrorShape.OPENAI)(scope, receive, send)
+
+
+def _download_headers(name: str) -> dict[str, str]:
+    """What keeps a file from acting as a page of this gateway: code in a sandbox writes HTML and names its type.
+
+    Browsers save it; one that renders it nevertheless (a frame, a plug-in) gives it an opaque origin and no scripts.
+    The name is encoded as RFC 6266 and RFC 8187 have it.
+    """
+    return {
+        "content-disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",
+        "x-content-type-options": "nosniff",
+        "content-security-policy": "sandbox",
+    }
 
 
 async def _read_upload(request: Request) -> UploadFile:
@@ -250,32 +274,25 @@ def _file_name(name: str | None) -> str:
     return last
 
 
-def _require_ok(reply: SandboxReply, path: str) -> Mapping[str, Any]:
-    """picod's JSON. Raises what its refusal means; a hostile sandbox may send anything."""
-    try:
-        value = orjson.loads(reply.body)
-    except orjson.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict):
-        raise UpstreamBrokenError("the sandbox's answer is not a JSON object")
+async def _require_ok(reply: SandboxReply, path: str) -> Mapping[str, Any]:
+    """picod's JSON. Raises what its refusal means, BadAnswerError for what is none of picod's answers."""
+    value = await parse_object(reply.body)
     if reply.status == 200:
         return value
-    said = f"{path}: {value.get('error') or f'status {reply.status}'}"
-    raise WorkspaceFullError(said) if reply.status == 507 else BadRequestError(said)
+    message = f"{path}: {text_of(value, 'error', '')[:_MAX_ERROR_CHARS] or f'status {reply.status}'}"
+    raise WorkspaceFullError(message) if reply.status == 507 else BadRequestError(message)
 
 
 def _file(path: str, entry: Mapping[str, Any]) -> File:
-    try:
-        return File(path, int(entry["size"]), _seconds(entry["modified"]))
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise UpstreamBrokenError("the sandbox's list of files cannot be read") from None
+    """Of an entry with `size` and `modified`. Raises BadAnswerError."""
+    return File(path, count_of(entry, "size"), _seconds(text_of(entry, "modified")))
 
 
-def _seconds(moment: Any) -> int:
+def _seconds(moment: str) -> int:
     try:
         return int(datetime.fromisoformat(moment).timestamp())
-    except (TypeError, ValueError, OverflowError):
-        raise UpstreamBrokenError("the sandbox's answer names no time") from None
+    except (ValueError, OverflowError):
+        raise BadAnswerError("the sandbox's answer: modified is not a time") from None
 
 
 def _document(session_id: SessionId, file: File, *, from_user: bool) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from gateway.api.openai.messages import LIST_NAMES, Link, message, takes_images
 from gateway.api.openai.tool_call_stream import EventStream
 from gateway.api.sessions import choose_runtime, create_session, named_session
 from gateway.api.tools.actions import Sandbox
-from gateway.api.tools.calls import Call, Shape, ToolCalls, parse_tool_calls
+from gateway.api.tools.calls import Call, Shape, ToolCalls, loads_leniently, parse_tool_calls
 from gateway.api.tools.catalogue import Tool, ToolFormat, describe, tools_of
 from gateway.api.tools.idempotency import IdempotencyCache
 from gateway.api.tools.results import Image, ToolResult
@@ -94,7 +94,7 @@ class ToolsAPI:
         return JSON({"tools": describe(list(tools.values()), ToolFormat(form))})
 
     async def _run(self, request: Request) -> Response:
-        asked = parse_tool_calls(await read_json(request, MAX_BODY_BYTES))
+        asked = parse_tool_calls(await read_json(request, MAX_BODY_BYTES, loads_leniently))
         if not asked.calls:
             return JSON({"session_id": named_session(request, asked.session_id), LIST_NAMES[asked.shape]: []})
         session = await self._open(request, asked)

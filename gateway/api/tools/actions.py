@@ -14,6 +14,15 @@ from urllib.parse import quote
 
 import orjson
 
+from gateway.api.sandbox_json import (
+    MAX_ANSWER_BYTES,
+    BadAnswerError,
+    count_of,
+    objects_of,
+    parse_object,
+    parse_object_now,
+    text_of,
+)
 from gateway.api.tools.catalogue import BUILT_IN, DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 from gateway.api.tools.results import IMAGE_TYPES, Image, ToolResult, failure, from_execute, from_run_code
 from gateway.api.tools.run_events import MAX_EVENT_BYTES, Progress, collect
@@ -25,7 +34,7 @@ WORKSPACE = "/workspace"
 MAX_READ = 256 << 10  # bytes of a text file; more does not fit into a model's answer
 MAX_IMAGE = 8 << 20  # bytes of an image file
 MAX_LISTED = 1000  # entries of a folder
-_MAX_REFUSAL = 64 << 10  # bytes of what picod says no with
+_MAX_REFUSAL_BYTES = 64 << 10
 _JSON = {"content-type": "application/json"}
 _GRACE_S = 30.0  # beyond a command's own timeout, for the way there and back
 
@@ -58,14 +67,18 @@ class Sandbox:
         limit = timeout + _GRACE_S
         if self.progress is None:
             reply = await self._caller.call(
-                self._session_id, "POST", path, headers=_JSON | self._once, body=orjson.dumps(body), timeout=limit
+                self._session_id,
+                "POST",
+                path,
+                headers=_JSON | self._once,
+                body=orjson.dumps(body),
+                timeout=limit,
+                limit=MAX_EVENT_BYTES,
             )
             self._note(reply)
-            if reply.headers.get("content-type", "").startswith(
-                "text/event-stream"
-            ):  # the first time somebody looked on
-                return await collect(_pieces(reply.body), _nobody)
-            return _object(reply) if reply.status == 200 else reply
+            if reply.headers.get("content-type", "").startswith("text/event-stream"):
+                return await collect(_pieces(reply.body), _ignore)  # the first attempt was streamed
+            return await parse_object(reply.body) if reply.status == 200 else reply
         try:
             async with asyncio.timeout(limit):
                 return await self._follow(path, orjson.dumps({**body, "stream": True}), self.progress)
@@ -78,24 +91,25 @@ class Sandbox:
             self._note(reply)
             if reply.status == 200 and not reply.headers.get("content-type", "").startswith("application/json"):
                 return await collect(chunks, progress)
-            most = _MAX_REFUSAL if reply.status != 200 else MAX_EVENT_BYTES
-            said = bytearray()
-            async for chunk in chunks:
-                said += chunk[: most - len(said)]
-            whole = replace(reply, body=bytes(said))
-            return _object(whole) if reply.status == 200 else whole  # the first time nobody looked on
+            body = await _read(chunks, MAX_EVENT_BYTES if reply.status == 200 else _MAX_REFUSAL_BYTES)
+            # The first attempt was not streamed, or picod refuses.
+            return await parse_object(body) if reply.status == 200 else replace(reply, body=body)
 
     def _note(self, reply: SandboxReply) -> None:
         self.replayed = self.replayed or "idempotency-replayed" in reply.headers
 
-    async def get(self, path: str, headers: Mapping[str, str] | None = None) -> SandboxReply:
-        """A whole answer, which must be short."""
-        return await self._caller.call(self._session_id, "GET", path, headers=headers)
+    async def get(
+        self, path: str, headers: Mapping[str, str] | None = None, limit: int = MAX_ANSWER_BYTES
+    ) -> SandboxReply:
+        """A whole answer of at most `limit` bytes."""
+        return await self._caller.call(self._session_id, "GET", path, headers=headers, limit=limit)
 
     async def put(self, path: str, body: bytes | AsyncIterator[bytes]) -> SandboxReply:
         """Write a file."""
         once = self._once if isinstance(body, bytes) else {}  # picod would read a stream whole
-        reply = await self._caller.call(self._session_id, "PUT", path, headers=once, body=body, timeout=600.0)
+        reply = await self._caller.call(
+            self._session_id, "PUT", path, headers=once, body=body, timeout=600.0, limit=MAX_ANSWER_BYTES
+        )
         self._note(reply)
         return reply
 
@@ -125,7 +139,7 @@ async def read_file(sandbox: Sandbox, arguments: Mapping[str, Any]) -> ToolResul
     offset, length = _whole(arguments, "offset", 0, 0), _whole(arguments, "length", MAX_READ, 1)
     wants_all = "offset" not in arguments and "length" not in arguments
     most = MAX_IMAGE if wants_all else min(length, MAX_READ)
-    reply = await sandbox.get(file_target(path), {"range": f"bytes={offset}-{offset + most - 1}"})
+    reply = await sandbox.get(file_target(path), {"range": f"bytes={offset}-{offset + most - 1}"}, MAX_IMAGE + 1)
     if reply.status == 416:
         total = reply.headers.get("content-range", "").rpartition("/")[2]
         return ToolResult("(empty file)") if total == "0" else failure("end_of_file", f"the file has {total} bytes")
@@ -168,8 +182,13 @@ async def list_files(sandbox: Sandbox, arguments: Mapping[str, Any]) -> ToolResu
     reply = await sandbox.get(f"/api/files?path={quote(in_workspace(path) or '.', safe='')}")
     if reply.status != 200:
         return _refused(reply, path)
-    entries = _object(reply).get("files") or []
-    lines = [f"{each['name']}/" if each["is_dir"] else f"{each['name']}  {each['size']} bytes" for each in entries]
+    entries = objects_of(await parse_object(reply.body), "files")
+    lines = [
+        f"{text_of(each, 'name')}/"
+        if each.get("is_dir")
+        else f"{text_of(each, 'name')}  {count_of(each, 'size')} bytes"
+        for each in entries
+    ]
     shown = [line for line in lines if not line.startswith(".wakegate")][:MAX_LISTED]
     if len(lines) > MAX_LISTED:
         shown.append(f"[... {len(lines) - MAX_LISTED} more ...]")
@@ -244,31 +263,30 @@ def _shown(value: Any) -> str:
     return "nothing" if value == "" else orjson.dumps(value).decode()[:60]
 
 
-def _object(reply: SandboxReply) -> Mapping[str, Any]:
-    """A JSON object; a sandbox is hostile and may send anything."""
-    try:
-        value = orjson.loads(reply.body)
-    except orjson.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError("the sandbox's answer is not a JSON object")
-    return value
-
-
 async def _pieces(body: bytes) -> AsyncIterator[bytes]:
     yield body
 
 
-async def _nobody(_: str, __: str) -> None:
+async def _read(chunks: AsyncIterator[bytes], limit: int) -> bytes:
+    """The first `limit` bytes."""
+    body = bytearray()
+    async for chunk in chunks:
+        body += chunk
+        if len(body) >= limit:
+            break
+    return bytes(body[:limit])
+
+
+async def _ignore(_: str, __: str) -> None:
     return None
 
 
 def _refused(reply: SandboxReply, path: str = "") -> ToolResult:
     """What picod said no to."""
     try:
-        document = _object(reply)
-        said = str(document.get("error") or "")
-    except ValueError:
+        document = parse_object_now(reply.body[:_MAX_REFUSAL_BYTES])
+        said = text_of(document, "error", "")
+    except BadAnswerError:
         document, said = {}, ""
     if document.get("code") == "INTERRUPTED":
         return failure("sandbox_lost", "the call began before and was cut off; it may or may not have run")

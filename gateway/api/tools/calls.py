@@ -11,6 +11,8 @@ request; what is wrong with the model's arguments is an answer for the model (`C
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,8 +25,8 @@ from gateway.api.tools.results import ToolResult, failure
 from gateway.core.errors import BadRequestError
 
 MAX_CALLS = 128  # as many tools as a request to OpenAI may name
-MAX_ARGUMENTS = 8 << 20  # bytes of one call's arguments, as JSON
-MAX_ID = 256  # characters
+MAX_ARGUMENTS_BYTES = 8 << 20  # of one call's arguments, as JSON
+MAX_ID_CHARS = 256
 
 
 class Shape(StrEnum):
@@ -121,7 +123,7 @@ def _shape_of(item: Any, param: str) -> Shape | None:
 
 
 def _chat(item: Mapping[str, Any], param: str) -> Call:
-    call_id = _text(item, "id", param)
+    call_id = _id(item, "id", param)
     if item.get("type") == "custom":
         custom = item.get("custom")
         name = custom.get("name") if isinstance(custom, dict) else None
@@ -130,42 +132,93 @@ def _chat(item: Mapping[str, Any], param: str) -> Call:
     function = item.get("function")
     if not isinstance(function, dict):
         raise ParamError(f"{param}.function", "expected an object with name and arguments")
-    return _with_text(call_id, _text(function, "name", f"{param}.function"), function, f"{param}.function")
+    name = _text(function, "name", f"{param}.function")
+    return _with_arguments(call_id, name, function.get("arguments"), f"{param}.function")
 
 
 def _responses(item: Mapping[str, Any], param: str) -> Call:
-    return _with_text(_text(item, "call_id", param), _text(item, "name", param), item, param)
+    return _with_arguments(_id(item, "call_id", param), _text(item, "name", param), item.get("arguments"), param)
 
 
 def _anthropic(item: Mapping[str, Any], param: str) -> Call:
-    call_id, name, arguments = _text(item, "id", param), _text(item, "name", param), item.get("input")
-    if not isinstance(arguments, dict):
-        return Call(call_id, name, {}, failure("invalid_arguments", "input: expected a JSON object"))
-    return Call(call_id, name, arguments)
+    return _with_arguments(_id(item, "id", param), _text(item, "name", param), item.get("input"), param)
 
 
 _READERS = {Shape.CHAT: _chat, Shape.RESPONSES: _responses, Shape.ANTHROPIC: _anthropic}
 
 
-def _with_text(call_id: str, name: str, holder: Mapping[str, Any], param: str) -> Call:
-    arguments = holder.get("arguments")
-    if not isinstance(arguments, str):
-        raise ParamError(f"{param}.arguments", "expected the arguments as JSON in a text")
-    if len(arguments) > MAX_ARGUMENTS or len(arguments.encode("utf-8", "surrogatepass")) > MAX_ARGUMENTS:
-        raise ParamError(f"{param}.arguments", f"larger than {MAX_ARGUMENTS} bytes")
-    if not arguments.strip():
-        return Call(call_id, name, {})  # some models call a function without arguments so
+def _with_arguments(call_id: str, name: str, arguments: Any, param: str) -> Call:
+    """A call whose arguments are an object, JSON text of one, or absent, as different models have them."""
+    if isinstance(arguments, str):
+        if (
+            len(arguments) > MAX_ARGUMENTS_BYTES
+            or len(arguments.encode("utf-8", "surrogatepass")) > MAX_ARGUMENTS_BYTES
+        ):
+            raise ParamError(f"{param}.arguments", f"larger than {MAX_ARGUMENTS_BYTES} bytes")
+        try:
+            arguments = _parse_arguments(arguments)
+        except ValueError as error:
+            said = failure("invalid_json", f"the arguments are not JSON: {error}; nothing was run")
+            return Call(call_id, name, {}, said)
+    if arguments is None:
+        return Call(call_id, name, {})
+    if not isinstance(arguments, dict):
+        said = failure("invalid_json", "the arguments must be a JSON object; nothing was run")
+        return Call(call_id, name, {}, said)
     try:
-        value = orjson.loads(arguments)
-    except orjson.JSONDecodeError as error:
-        return Call(call_id, name, {}, failure("invalid_json", f"the arguments are not JSON: {error}; nothing was run"))
-    if not isinstance(value, dict):
-        return Call(call_id, name, {}, failure("invalid_json", "the arguments must be a JSON object; nothing was run"))
-    return Call(call_id, name, value)
+        orjson.dumps(arguments)  # what cannot be written as JSON could be neither passed on nor compared
+    except TypeError as error:
+        said = failure("invalid_json", f"the arguments hold what is not JSON: {error}; nothing was run")
+        return Call(call_id, name, {}, said)
+    return Call(call_id, name, arguments)
+
+
+def _parse_arguments(text: str) -> Any:
+    """The value of a model's JSON text; None for none. Raises ValueError.
+
+    Models leave line breaks within strings as they are, which JSON forbids and whose meaning is plain; and some encode
+    the text twice.
+    """
+    if not text.strip():
+        return None  # some models call a function without arguments so
+    value = loads_leniently(text)
+    if value is None:
+        raise ValueError("null; expected an object")
+    if isinstance(value, str):
+        value = loads_leniently(value)
+    return value
+
+
+def loads_leniently(text: str | bytes) -> Any:
+    """JSON, also with control characters within strings. Raises ValueError.
+
+    Halves of surrogate pairs, which orjson refuses, come through: what holds one is refused alone, not all that came
+    with it.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as refused:
+        try:
+            return json.loads(text, strict=False, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):
+            raise ValueError(str(refused)) from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _id(holder: Mapping[str, Any], key: str, param: str) -> str:
+    """The call's id; one that is absent is made, the same for the same call at the same place of a message."""
+    if holder.get(key) in (None, ""):
+        content = repr((param, sorted(holder.items(), key=str))).encode("utf-8", "surrogatepass")
+        return f"call_{hashlib.blake2b(content, digest_size=12).hexdigest()}"
+    return _text(holder, key, param)
 
 
 def _text(holder: Mapping[str, Any], key: str, param: str) -> str:
+    """Text of a name or an id. A half of a surrogate pair, which no answer could repeat, becomes U+FFFD."""
     value = holder.get(key)
-    if not isinstance(value, str) or not value or len(value) > MAX_ID:
-        raise ParamError(f"{param}.{key}", f"expected text of 1 to {MAX_ID} characters")
-    return value
+    if not isinstance(value, str) or not value or len(value) > MAX_ID_CHARS:
+        raise ParamError(f"{param}.{key}", f"expected text of 1 to {MAX_ID_CHARS} characters")
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -6,17 +6,20 @@ whether it was streamed. A sandbox is hostile: events are bounded, and of endles
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
+from gateway.api.sandbox_json import BadAnswerError, parse_object, text_of
 from gateway.core.errors import UpstreamBrokenError
 
 Progress = Callable[[str, str], Awaitable[None]]  # (stream, text) of output as it comes
 
 MAX_EVENT_BYTES = 24 << 20  # a picture is one event
 MAX_RESULTS_BYTES = 16 << 20  # of all results, as picod keeps them
+MAX_RESULTS = 256  # the same
+_MAX_SAME_DISPLAY = 16  # results that one display_id updates
 _KEPT_CHARS = 128 << 10  # of each end of a stream: more than any model is shown
 
 
@@ -47,51 +50,100 @@ class Ends:
         return self._head + self._tail
 
 
-async def collect(chunks: AsyncIterator[bytes], progress: Progress) -> dict[str, Any]:
-    """Read a run's events to its end. Raises UpstreamBrokenError when they break off, ValueError for nonsense."""
-    streams = {"stdout": Ends(), "stderr": Ends()}
-    results: list[tuple[str, Any]] = []
-    size = 0
-    clearing = False
-    answer: dict[str, Any] = {"error": None}
-    async for name, data, length in read_events(chunks):
-        if not isinstance(data, dict):
-            raise ValueError(f"the event {name} is not an object")
-        if name in streams:
-            text = str(data.get("text") or "")
-            streams[name].add(text)
-            await progress(name, text)
+@dataclass(slots=True)
+class _Shown:
+    """A result and its size in bytes as it came."""
+
+    data: Any
+    size: int
+
+
+class _Collector:
+    """What a run's events have come to. Pure; each event costs the same however many came before it."""
+
+    def __init__(self) -> None:
+        self._streams = {"stdout": Ends(), "stderr": Ends()}
+        self._results: list[_Shown] = []
+        self._displays: dict[str, list[_Shown]] = {}  # by display_id, which updates name
+        self._size = 0
+        self._omitted = 0
+        self._clearing = False
+        self._error: Mapping[str, Any] | None = None
+
+    def add(self, name: str, data: Mapping[str, Any], size: int) -> None:
+        """One event other than `exit`; `size` is its length in bytes."""
+        if name in self._streams:
+            self._streams[name].add(text_of(data, "text", ""))
         elif name == "result":
-            if clearing:
-                results, size, clearing = [], 0, False
-            display, size = str(data.get("display_id") or ""), size + length
-            if data.get("update"):
-                results = [(each, data.get("data") if each == display else old) for each, old in results]
-            elif size <= MAX_RESULTS_BYTES:
-                results.append((display, data.get("data")))
+            self._add_result(data, size)
         elif name == "clear":
-            clearing = bool(data.get("wait"))
-            results, size = (results, size) if clearing else ([], 0)
+            self._clearing = bool(data.get("wait"))
+            if not self._clearing:
+                self._clear()
         elif name == "error":
-            answer["error"] = data
-        elif name == "exit":
-            texts = {stream: ends.text() for stream, ends in streams.items()}
-            return {**answer, **data, **texts, "results": [each for _, each in results]}
+            self._error = data
+
+    def _add_result(self, data: Mapping[str, Any], size: int) -> None:
+        if self._clearing:
+            self._clear()
+        display = text_of(data, "display_id", "")
+        if data.get("update"):
+            for shown in self._displays.get(display, ()):
+                # The place of an old form is taken by the new one: sizes are exchanged, not added up.
+                if self._size - shown.size + size <= MAX_RESULTS_BYTES:
+                    self._size += size - shown.size
+                    shown.data, shown.size = data.get("data"), size
+        elif len(self._results) < MAX_RESULTS and self._size + size <= MAX_RESULTS_BYTES:
+            shown = _Shown(data.get("data"), size)
+            self._results.append(shown)
+            self._size += size
+            if display and len(self._displays.setdefault(display, [])) < _MAX_SAME_DISPLAY:
+                self._displays[display].append(shown)
+        else:
+            self._omitted += 1
+
+    def _clear(self) -> None:
+        self._results, self._displays, self._size, self._clearing = [], {}, 0, False
+
+    def answer(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The whole answer, from what came and the `exit` event."""
+        texts = {stream: ends.text() for stream, ends in self._streams.items()}
+        answer = {"error": self._error, **data, **texts, "results": [each.data for each in self._results]}
+        if self._omitted:
+            answer["results_omitted"] = self._omitted
+        return answer
+
+
+async def collect(chunks: AsyncIterator[bytes], progress: Progress) -> dict[str, Any]:
+    """Read a run's events to its end. Raises UpstreamBrokenError when they break off, BadAnswerError for nonsense."""
+    collector = _Collector()
+    async for name, data, size in read_events(chunks):
+        if name == "exit":
+            return collector.answer(data)
+        collector.add(name, data, size)
+        if name in ("stdout", "stderr"):
+            await progress(name, text_of(data, "text", ""))
     raise UpstreamBrokenError("the sandbox's events broke off before the run's end")
 
 
-async def read_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, Any, int]]:
-    """(event, data, bytes of it) of a stream as WHATWG HTML has it, as far as picod makes use of it."""
+async def read_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, Mapping[str, Any], int]]:
+    """(event, data, bytes of it) of a stream as WHATWG HTML has it, as far as picod makes use of it.
+
+    Raises BadAnswerError for an event that is too large, or whose data is not a JSON object.
+    """
     pending = bytearray()
     async for chunk in chunks:
+        await asyncio.sleep(0)  # a sandbox that always has more to say must not keep other requests from their turn
+        searched = max(0, len(pending) - 1)  # an end may be cut in two
         pending += chunk
-        if b"\n\n" not in chunk and b"\n\n" not in pending[-len(chunk) - 1 :]:
-            if len(pending) > MAX_EVENT_BYTES:
-                raise ValueError(f"an event is larger than {MAX_EVENT_BYTES} bytes")
-            continue
-        *whole, rest = bytes(pending).split(b"\n\n")
-        pending = bytearray(rest)
-        for event in whole:
+        start = 0
+        while (end := pending.find(b"\n\n", max(start, searched))) >= 0:
+            event = bytes(memoryview(pending)[start:end])
+            start = end + 2
             fields = dict(line.split(b": ", 1) for line in event.split(b"\n") if b": " in line and line[:1] != b":")
             if b"data" in fields:
-                yield fields.get(b"event", b"message").decode("latin-1"), orjson.loads(fields[b"data"]), len(event)
+                name = fields.get(b"event", b"message").decode("latin-1")
+                yield name, await parse_object(fields[b"data"]), len(event)
+        del pending[:start]
+        if len(pending) > MAX_EVENT_BYTES:
+            raise BadAnswerError(f"an event of the sandbox is larger than {MAX_EVENT_BYTES} bytes")

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from gateway.api.sandbox_json import BadAnswerError
 from gateway.api.tools.actions import ACTIONS, ArgumentError, Sandbox, check_names
 from gateway.api.tools.batches import steps
 from gateway.api.tools.calls import Call
@@ -161,6 +162,9 @@ async def _run(sandbox: Sandbox, tool: Tool, call: Call) -> ToolResult:
         return await ACTIONS[tool.name](sandbox, call.arguments)
     except ArgumentError as error:
         return failure("invalid_arguments", f"{error}; nothing was run")
+    except BadAnswerError as error:
+        logger.warning("a sandbox's answer to %s cannot be read: %s", tool.name, error)
+        return failure("bad_answer", "the sandbox's answer cannot be read")
     except WakegateError as error:
         if isinstance(error, UpstreamConnectError) or error.status in (404, 429, 503):
             raise

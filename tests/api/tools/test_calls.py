@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.api.errors import ParamError
 from gateway.api.tools.batches import steps
-from gateway.api.tools.calls import MAX_ARGUMENTS, MAX_CALLS, Shape, parse_tool_calls
+from gateway.api.tools.calls import MAX_ARGUMENTS_BYTES, MAX_CALLS, Shape, loads_leniently, parse_tool_calls
 from gateway.core.errors import BadRequestError
 from tests.support.tool_calls import chat_call, item, tool_use
 
@@ -49,8 +49,11 @@ def test_calls_message_without_calls_is_no_error() -> None:
     assert parse_tool_calls({"output": [{"type": "message", "content": []}]}).shape is Shape.RESPONSES
 
 
-@pytest.mark.parametrize("arguments", ["{", "[1]", "null", '{"a": 1} x', '{"a": NaN}', "\ud800"])
-def test_calls_malformed_arguments_are_an_answer_for_the_model(arguments: str) -> None:
+@pytest.mark.parametrize(
+    "arguments", ["{", "[1]", "null", '{"a": 1} x', '{"a": NaN}', "\ud800", '{"a": "\\ud800"}', "[" * 100_000, 5, ["x"],
+                  '"5"', {"a": "\ud800"}]
+)  # fmt: skip
+def test_calls_malformed_arguments_are_an_answer_for_the_model(arguments: Any) -> None:
     """Never an error of the request: the model made the mistake and can mend it."""
     call = {"id": "c1", "type": "function", "function": {"name": "run_shell", "arguments": arguments}}
     problem = parse_tool_calls([call]).calls[0].problem
@@ -59,10 +62,42 @@ def test_calls_malformed_arguments_are_an_answer_for_the_model(arguments: str) -
     assert problem.text.startswith("Error (invalid_json): the arguments")
 
 
-def test_calls_empty_arguments_are_none_at_all() -> None:
-    """Some models send an empty text for a function without parameters."""
-    call = {"id": "c1", "type": "function", "function": {"name": "list_files", "arguments": ""}}
-    assert parse_tool_calls([call]).calls[0].arguments == {}
+@pytest.mark.parametrize("function", [{}, {"arguments": None}, {"arguments": ""}, {"arguments": {}}])
+def test_calls_without_arguments_have_none(function: dict[str, Any]) -> None:
+    """Models leave them out, or send null or an empty text for a function without parameters."""
+    call = {"id": "c1", "type": "function", "function": {"name": "list_files", **function}}
+    asked = parse_tool_calls([call]).calls[0]
+    assert (asked.arguments, asked.problem) == ({}, None)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"code": "a\nb"}, '{"code": "a\nb"}', '{"code": "a\\nb"}', orjson.dumps('{"code": "a\\nb"}').decode()],
+)
+def test_calls_arguments_whose_meaning_is_plain_are_taken(arguments: Any) -> None:
+    """An object, raw line breaks within strings, JSON within JSON."""
+    asked = parse_tool_calls([{"id": "c1", "function": {"name": "run_python", "arguments": arguments}}]).calls[0]
+    assert (asked.arguments, asked.problem) == ({"code": "a\nb"}, None)
+    asked = parse_tool_calls({"content": [{"type": "tool_use", "id": "c", "name": "x", "input": arguments}]}).calls[0]
+    assert asked.arguments == {"code": "a\nb"}
+
+
+def test_calls_without_an_id_get_one() -> None:
+    """Each its own, and the same when the message is sent again."""
+    call = {"function": {"name": "run_shell", "arguments": "{}"}}
+    first, second = ([each.id for each in parse_tool_calls([call, {**call, "id": None}]).calls] for _ in range(2))
+    assert first == second
+    assert len(set(first)) == 2
+    assert all(each.startswith("call_") for each in first)
+
+
+def test_calls_with_half_a_character_spare_the_others() -> None:
+    """In the request's own JSON; what is answered can be written again."""
+    body = b'[{"id": "a\\ud800", "function": {"name": "x", "arguments": {"a": "\\udfff"}}},' + orjson.dumps(CALL) + b"]"
+    broken, whole = parse_tool_calls(loads_leniently(body)).calls
+    assert broken.problem is not None
+    assert orjson.loads(orjson.dumps(broken.id)) == "a\ufffd"
+    assert whole.problem is None
 
 
 @pytest.mark.parametrize(
@@ -72,11 +107,10 @@ def test_calls_empty_arguments_are_none_at_all() -> None:
         ({"tool_calls": {}}, "tool_calls"),
         ({"tool_calls": [5]}, "tool_calls[0]"),
         (
-            {"tool_calls": [CALL, {"type": "function", "function": {"name": "x", "arguments": "{}"}}]},
+            {"tool_calls": [CALL, {"id": 5, "type": "function", "function": {"name": "x", "arguments": "{}"}}]},
             "tool_calls[1].id",
         ),
         ({"tool_calls": [{"id": "a", "type": "function"}]}, "tool_calls[0].function"),
-        ({"tool_calls": [{"id": "a", "function": {"name": "x", "arguments": {}}}]}, "tool_calls[0].function.arguments"),
         ({"tool_calls": [CALL] * (MAX_CALLS + 1)}, "tool_calls"),
         ({"output": [{"type": "function_call", "call_id": 5}]}, "output[0].call_id"),
         ({"message": {"tool_calls": [{}]}}, "message.tool_calls[0]"),
@@ -84,7 +118,7 @@ def test_calls_empty_arguments_are_none_at_all() -> None:
         ({"tool_calls": [CALL], "stream": "yes"}, "stream"),
         ({"tool_calls": [CALL], "session_id": 7}, "session_id"),
         (
-            [{"id": "a", "function": {"name": "x", "arguments": '"' + "x" * MAX_ARGUMENTS + '"'}}],
+            [{"id": "a", "function": {"name": "x", "arguments": '"' + "x" * MAX_ARGUMENTS_BYTES + '"'}}],
             "[0].function.arguments",
         ),
     ],

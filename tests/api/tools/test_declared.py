@@ -114,6 +114,38 @@ def test_declared_arguments_are_checked_against_the_schema() -> None:
             check(tool, wrong)
 
 
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"pattern": "^(a+)+$"}, "a" * 100_000 + "!"),
+        ({"patternProperties": {"^(a|a)*$": {"type": "string"}}, "type": "object"}, {"a" * 50_000 + "!": "", "aa": 5}),
+        ({"patternProperties": {"^(a|aa)+$": {}}, "additionalProperties": False, "type": "object"},
+         {"a" * 50_000 + "!": 1}),
+        ({"type": "array", "uniqueItems": True}, [[index, {"a": "b"}] for index in range(50_000)] + [5, 5.0]),
+    ],
+)  # fmt: skip
+def test_declared_schema_is_applied_in_linear_time(schema: dict[str, Any], value: Any) -> None:
+    """Expressions that Python's own engine takes years for, and lists that were compared each with each."""
+    tool = DeclaredTool("t", "d", {"type": "object", "properties": {"x": schema}}, ("wc",))
+    with pytest.raises(ArgumentError, match=r"^x"):
+        check(tool, {"x": value})
+
+
+@pytest.mark.parametrize(
+    ("schema", "path"),
+    [
+        ({"properties": {"x": {"type": "string", "pattern": "^(?!a)"}}}, "parameters.properties.x.pattern"),
+        ({"patternProperties": {"(a)\\1": {}}}, "parameters.patternProperties"),
+        ({"allOf": [{"pattern": "x{2000}"}]}, "parameters.allOf[0].pattern"),
+        ({"unevaluatedProperties": False}, "parameters.unevaluatedProperties"),
+    ],
+)
+def test_declared_schema_that_cannot_be_applied_in_linear_time_is_refused(schema: dict[str, Any], path: str) -> None:
+    """When the runtime is read, naming the place."""
+    (problem,) = parse({**USUAL, "parameters": {"type": "object", **schema}, "command": ["wc"]})[1]
+    assert path in problem
+
+
 def test_declared_command_is_an_argv_that_no_argument_breaks_out_of() -> None:
     """Each place is one word or a part of one; an absent optional word is left out."""
     tool = DeclaredTool("t", "d", SCHEMA, ("head", "-n", "{n}", "--file={path}", "{path}", "{n}"))

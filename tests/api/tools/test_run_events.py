@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.api.sandbox_json import BadAnswerError
 from gateway.api.tools import run_events
 from gateway.api.tools.run_events import Ends, collect, read_events
 from gateway.core.errors import UpstreamBrokenError
@@ -79,14 +80,22 @@ async def test_following_a_hostile_stream_ends(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UpstreamBrokenError):
         await collect(in_pieces(event("stdout", {"text": "a"}), []), ignore)
     for odd in (b"data: {\n\n", b"event: stdout\ndata: 5\n\n"):
-        with pytest.raises(ValueError, match=r"."):
+        with pytest.raises(BadAnswerError, match=r"."):
             await collect(in_pieces(odd, []), ignore)
     monkeypatch.setattr(run_events, "MAX_EVENT_BYTES", 1000)
     monkeypatch.setattr(run_events, "MAX_RESULTS_BYTES", 200)
-    with pytest.raises(ValueError, match="larger than 1000"):
+    with pytest.raises(BadAnswerError, match="larger than 1000"):
         [each async for each in read_events(in_pieces(b"data: " + b"x" * 3000, [500, 1500, 2500]))]
     many = event("result", {"data": {"text/plain": "x" * 50}}) * 10 + event("exit", {})
     assert len((await collect(in_pieces(many, []), ignore))["results"]) == 1
+
+
+async def test_endless_updates_of_a_display_cost_one_display() -> None:
+    """Time and memory of each update are the same however many came before."""
+    shown = event("result", {"display_id": "d", "data": {"n": 0}})
+    updates = b"".join(event("result", {"display_id": "d", "update": True, "data": {"n": n}}) for n in range(20_000))
+    answer = await collect(in_pieces(shown + updates + event("exit", {}), []), ignore)
+    assert answer["results"] == [{"n": 19_999}]
 
 
 @given(st.lists(st.text(max_size=30), max_size=20))
