@@ -18,16 +18,14 @@ from typing import TYPE_CHECKING
 from picod.commands.exit_status import exit_status, out_of_memory
 from picod.commands.orders import STRUCT, Order, find_executable, open_working_directory, parse_order, timed_out
 from picod.commands.output import Stream
+from picod.commands.output_files import OUTPUT_FOLDER, open_output_file
 from picod.compat.go_format import format_time
-from picod.filesystem.paths import Workspace
 from picod.http.json_fields import parse_object
 from picod.http.request import JSON_TYPE, ClientGoneError, Request, RequestError, os_failure, reason_of, to_json
 
 if TYPE_CHECKING:
     from picod.commands.services import CommandServices
 
-SPILL_FOLDER = ".wakegate/output"
-_SPILLS_KEPT = 16  # files; the oldest goes when one more comes
 _SMALL = 256 << 10  # bytes of output up to which the answer is made in one piece
 
 
@@ -119,9 +117,9 @@ async def _streams(services: CommandServices) -> AsyncIterator[tuple[Result, int
     """Two pipes with a reader on each; leaving takes the rest of the output, or drops all of it after an error."""
     result = Result(0)
     name = os.urandom(8).hex()
-    result.stdout, result.stdout_file, stdout_w = _open_stream(services, f"{SPILL_FOLDER}/{name}.stdout")
+    result.stdout, result.stdout_file, stdout_w = _open_stream(services, f"{OUTPUT_FOLDER}/{name}.stdout")
     try:
-        result.stderr, result.stderr_file, stderr_w = _open_stream(services, f"{SPILL_FOLDER}/{name}.stderr")
+        result.stderr, result.stderr_file, stderr_w = _open_stream(services, f"{OUTPUT_FOLDER}/{name}.stderr")
     except RequestError:
         os.close(stdout_w)
         await result.stdout.close()
@@ -147,33 +145,9 @@ def _open_stream(services: CommandServices, spill: str) -> tuple[Stream, str, in
         read_end,
         limit=config.max_output,
         max_spill=config.max_spill,
-        open_spill=lambda: _open_spill(workspace, spill, config.max_spill),
+        open_spill=lambda: open_output_file(workspace, spill, config.max_spill),
     )
     return stream, spill, write_end
-
-
-def _open_spill(workspace: Workspace, path: str, max_kept: int) -> int:
-    """Make the file that takes a whole stream, and drop the oldest such files. Raises OSError, PathError."""
-    with workspace.resolve(path, make_parents=True) as place:
-        folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place.dir_fd)
-        try:
-            with os.scandir(folder) as entries:
-                found = [(entry.stat(follow_symlinks=False), entry.name) for entry in entries]
-            for name in _outdated([(status.st_mtime_ns, status.st_size, name) for status, name in found], max_kept):
-                os.unlink(name, dir_fd=folder)
-        finally:
-            os.close(folder)
-        return place.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-
-
-def _outdated(spills: list[tuple[int, int, str]], max_kept: int) -> list[str]:
-    """Which (mtime, size, name) must go before one more comes: the newest few stay, `max_kept` bytes at most."""
-    kept = 0
-    for index, (_, size, _) in enumerate(sorted(spills, reverse=True)):
-        kept += size
-        if kept > max_kept or index >= _SPILLS_KEPT - 1:
-            return [name for _, _, name in sorted(spills, reverse=True)[index:]]
-    return []
 
 
 async def _answer(request: Request, result: Result) -> None:

@@ -73,8 +73,8 @@ async def run_code(services: InterpreterServices, request: Request) -> None:
     if following.stream:
         await _stream(services, request, order, context, background=following.background)
         return
-    collected, stop = Collected(services.config.max_output), Stop()
-    running = interpreter.spawn(context.run(order.code, order.timeout, collected, stop))
+    collected, stop = Collected(services.config, services.commands.workspace), Stop()
+    running = interpreter.spawn(_collect(context, order, collected, stop))
     gone = asyncio.create_task(request.gone())
     try:
         await asyncio.wait({running, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -93,6 +93,13 @@ async def run_code(services: InterpreterServices, request: Request) -> None:
     for piece in pieces:
         await request.write(piece, more=True)
     await request.write(b"", more=False)
+
+
+async def _collect(context: Context, order: CodeOrder, collected: Collected, stop: Stop) -> Outcome:
+    try:
+        return await context.run(order.code, order.timeout, collected, stop)
+    finally:
+        await collected.finish()
 
 
 async def _stream(

@@ -25,8 +25,9 @@ _PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__
 _START_PATIENCE = 60.0  # seconds; on a machine that starts many it has to share
 _IDLE_PATIENCE = 1.0  # seconds after the reply; the word that all is done does not come where code closed the channel
 _WELCOME_PATIENCE = 0.5
-_MAX_TEXT = 64 << 10  # characters of an error's message, or of one part of its traceback
-_MAX_PARTS = 200  # of a traceback
+_MAX_TEXT_CHARS = 64 << 10  # of an error's message, or of one part of its traceback
+_MAX_TRACEBACK_CHARS = 1 << 20  # of all parts together
+_MAX_PARTS = 100  # of a traceback
 _SAID = 4096  # bytes of standard error kept for the message when a start fails
 
 
@@ -299,7 +300,7 @@ def _reply(message: Message) -> Reply:
         error = {
             "name": _text(content.get("ename")) or "Error",
             "value": _text(content.get("evalue")),
-            "traceback": [_text(part) for part in trace[:_MAX_PARTS]] if isinstance(trace, list) else [],
+            "traceback": _traceback(trace) if isinstance(trace, list) else [],
         }
     return Reply(
         error,
@@ -308,5 +309,22 @@ def _reply(message: Message) -> Reply:
     )
 
 
+def _traceback(parts: list[Any]) -> list[str]:
+    """The first frames and the last, with the line of the error, when there are too many: those between repeat."""
+    if len(parts) > _MAX_PARTS:
+        first, last = parts[: _MAX_PARTS // 2], parts[-(_MAX_PARTS // 2) :]
+        parts = [*first, f"[... {len(parts) - len(first) - len(last):,} frames left out ...]\n", *last]
+    texts = [_text(part) for part in parts]
+    room = _MAX_TRACEBACK_CHARS // max(1, len(texts))
+    return [_shorten(text, room) for text in texts] if sum(map(len, texts)) > _MAX_TRACEBACK_CHARS else texts
+
+
 def _text(value: object) -> str:
-    return value[:_MAX_TEXT] if isinstance(value, str) else ""
+    return _shorten(value, _MAX_TEXT_CHARS) if isinstance(value, str) else ""
+
+
+def _shorten(text: str, limit: int) -> str:
+    """Beginning and end of a text that is too long."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit // 2]}[... {len(text) - limit:,} characters left out ...]{text[-(limit - limit // 2) :]}"

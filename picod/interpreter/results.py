@@ -1,38 +1,66 @@
-"""What a run printed and showed, kept within bounds for one answer. Pure."""
+"""What a run printed and showed, kept within bounds for one answer."""
 
 from __future__ import annotations
 
-import codecs
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
+from picod.commands.output_files import OUTPUT_FOLDER, open_output_file
+from picod.commands.pipe_reader import PipeReader
 from picod.commands.result_bounds import ResultBounds
+from picod.config import PicodConfig
+from picod.filesystem.paths import Workspace
 from picod.http.request import to_json
-
-_PIECE = 64 << 10  # bytes of output that become JSON at once
+from picod.interpreter.printed import Printed
 
 
 class Collected:
-    """A Listener that keeps everything for one answer: the first `limit` bytes of each stream, results in bounds."""
+    """A Listener that keeps everything for one answer. `finish` must be awaited after the run."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._kept = {"stdout": bytearray(), "stderr": bytearray()}
-        self._more = {"stdout": False, "stderr": False}
+    def __init__(self, config: PicodConfig, workspace: Workspace) -> None:
+        self._pipes: tuple[PipeReader, ...] = ()
+        self._holds = 0  # streams whose file is behind
+        run_id = os.urandom(8).hex()
+        self._streams = {
+            name: self._make_stream(f"{OUTPUT_FOLDER}/{run_id}.{name}", config, workspace)
+            for name in ("stdout", "stderr")
+        }
         self._bounds = ResultBounds()
         self._results: list[tuple[str, dict[str, Any]]] = []
         self._clearing = False
 
-    def set_pipes(self, pipes: Iterable[object]) -> None:
-        """Nothing is held: what has no room is dropped."""
+    def _make_stream(self, path: str, config: PicodConfig, workspace: Workspace) -> Printed:
+        return Printed(
+            config.max_output,
+            path=path,
+            max_file=config.max_spill,
+            open_file=partial(open_output_file, workspace, path, config.max_spill),
+            hold=self._hold,
+        )
+
+    def set_pipes(self, pipes: Iterable[PipeReader]) -> None:
+        """The pipes that are to wait while a file is behind."""
+        self._pipes = tuple(pipes)
+
+    def _hold(self, wait: bool) -> None:
+        self._holds += 1 if wait else -1
+        for pipe in self._pipes:
+            if self._holds:
+                pipe.pause()
+            else:
+                pipe.resume()
 
     def output(self, stream: str, data: bytes) -> None:
-        """Keep what has room."""
-        kept = self._kept[stream]
-        room = self._limit - len(kept)
-        kept += data[:room]
-        if len(data) > room:
-            self._more[stream] = True
+        """Something was printed."""
+        self._streams[stream].take(data)
+
+    async def finish(self) -> None:
+        """Complete the files."""
+        self._pipes = ()  # they are others' now
+        for stream in self._streams.values():
+            await stream.finish()
 
     def result(self, data: Mapping[str, Any] | None, display_id: str, *, update: bool) -> None:
         """Keep it, or put it in the place of the one that it updates."""
@@ -60,22 +88,16 @@ class Collected:
     @property
     def size(self) -> int:
         """About as many bytes as the answer will have at least."""
-        return sum(map(len, self._kept.values())) + self._bounds.size
+        return sum(stream.size for stream in self._streams.values()) + self._bounds.size
 
     def answer(self, rest: Mapping[str, object]) -> Iterator[bytes]:
-        """The answer as JSON, with the fields of `rest`, in pieces: all at once it might be six times as much."""
+        """The answer as JSON, with the fields of `rest`, in pieces."""
+        cut: dict[str, object] = {}
         for name, opening in (("stdout", b'{"stdout":"'), ("stderr", b'","stderr":"')):
             yield opening
-            yield from self._escaped(name)
+            yield from self._streams[name].as_json()
+            cut |= self._streams[name].fields(name)
         yield b'","results":['
         for index, (_, data) in enumerate(self._results):
             yield (b"," if index else b"") + to_json(data)
-        truncated = {f"{name}_truncated": True for name, more in self._more.items() if more}
-        yield b"]," + to_json({**truncated, **self._bounds.said(), **rest})[1:]
-
-    def _escaped(self, name: str) -> Iterator[bytes]:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        kept = self._kept[name]
-        for start in range(0, len(kept), _PIECE):
-            yield to_json(decoder.decode(kept[start : start + _PIECE]))[1:-1]
-        yield to_json(decoder.decode(b"", final=not self._more[name]))[1:-1]
+        yield b"]," + to_json({**cut, **self._bounds.said(), **rest})[1:]

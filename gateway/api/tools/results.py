@@ -15,6 +15,11 @@ import orjson
 MAX_TEXT = 60_000  # characters of one answer: some 15,000 tokens, more than a model can use at once
 MAX_TRACEBACK = 4_000  # characters; its end says what happened
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+_DEFAULT_REPR = re.compile(
+    r"<[\w.]+( object)?( at 0x[0-9a-fA-F]+)?>"
+)  # IPython's Markdown, HTML, JSON and Latex have it
+_MAX_DEFAULT_REPR = 300  # characters
+_TEXT_TYPES = ("text/markdown", "text/latex", "application/json", "text/html", "image/svg+xml")
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 
 
@@ -98,8 +103,10 @@ def from_run_code(answer: Mapping[str, Any]) -> ToolResult:
 
 
 def _plain(result: Mapping[str, Any]) -> str:
-    """The form of a result that reads best as text."""
-    for mime in ("text/plain", "text/markdown", "text/latex", "application/json", "text/html", "image/svg+xml"):
+    """The form of a result that reads best as text; the plain one, unless it names nothing but the object's class."""
+    plain = result.get("text/plain")
+    says_nothing = isinstance(plain, str) and len(plain) < _MAX_DEFAULT_REPR and _DEFAULT_REPR.fullmatch(plain)
+    for mime in (*(_TEXT_TYPES if says_nothing else ()), "text/plain", *_TEXT_TYPES):
         value = result.get(mime)
         if isinstance(value, str):
             return value
@@ -112,7 +119,8 @@ def _notes(answer: Mapping[str, Any]) -> list[str]:
     notes = []
     for stream in ("stdout", "stderr"):
         if answer.get(f"{stream}_truncated"):
-            notes.append(f"{stream} was cut off")
+            kept = answer.get(f"{stream}_file")
+            notes.append(f"{stream} was cut off" + (f"; all of it is in {kept}" if isinstance(kept, str) else ""))
     omitted = answer.get("results_omitted")
     if omitted or answer.get("results_truncated"):
         notes.append(f"results were too large: {omitted} left out" if omitted else "a result was too large and cut off")

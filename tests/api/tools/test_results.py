@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from openai.types.responses.response_input_item_param import FunctionCallOutput
 from pydantic import TypeAdapter
 
@@ -95,3 +96,26 @@ def test_messages_carry_pictures_where_the_form_allows() -> None:
         "content": [{"type": "text", "text": "Error (kind): message"}],
         "is_error": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        ({"text/plain": "<IPython.core.display.Markdown object>", "text/markdown": "# Sum"}, "# Sum"),
+        ({"text/plain": "<IPython.core.display.HTML object>", "text/html": "<b>7</b>"}, "<b>7</b>"),
+        ({"text/plain": "<IPython.core.display.JSON object>", "application/json": {"a": 1}}, '{"a":1}'),
+        ({"text/plain": "<IPython.core.display.Latex object>", "text/latex": "$x$"}, "$x$"),
+        ({"text/plain": "<__main__.Mine at 0x7f00>", "text/html": "<i>mine</i>"}, "<i>mine</i>"),
+        ({"text/plain": "<__main__.Mine object at 0x7f00>"}, "<__main__.Mine object at 0x7f00>"),
+        ({"text/plain": "   price\n0  3", "text/html": "<table></table>"}, "   price\n0  3"),
+    ],
+)
+def test_text_of_a_result_is_the_form_that_says_something(result: dict[str, Any], text: str) -> None:
+    """Markdown, HTML, JSON and LaTeX reach the model where the plain form only names a class."""
+    assert from_run_code({"results": [result]}).text == text
+
+
+def test_long_output_of_code_names_the_file_that_has_all_of_it() -> None:
+    """As a command's does."""
+    text = from_run_code({"stdout": "x", "stdout_truncated": True, "stdout_file": ".wakegate/output/a.stdout"}).text
+    assert "all of it is in .wakegate/output/a.stdout" in text
