@@ -18,9 +18,10 @@ from gateway.core.errors import (
     QueueFullError,
     SessionNotFoundError,
     StoreUnavailableError,
+    WakegateError,
 )
 from gateway.core.interfaces import RuntimeCatalog
-from gateway.core.model import Endpoint, Kind, RuntimeKey, Sandbox, SandboxId, SessionId, StartKind
+from gateway.core.model import Endpoint, Kind, RuntimeKey, Sandbox, SandboxId, SessionId, SessionState, StartKind
 from gateway.observability.counters import Counters
 from gateway.routing.pool import UpstreamPool
 from gateway.routing.route import HoldLimits, Reservation, Route
@@ -37,6 +38,7 @@ from picod.wire import HEALTH_PATH
 
 TRUSTED_S = HEARTBEAT_S  # how long the place of a session that other gateways may move is not asked for again
 TRUSTED_IN_OUTAGE_S = 5.0  # the same while the store does not answer
+_MAX_REASON_BYTES = 123  # of a close frame: 125 (RFC 6455 5.5), less the code
 
 
 class Activator:
@@ -118,6 +120,26 @@ class Activator:
         """Like reserve, after the route's sandbox refused a connection: it is gone, and nothing was sent to it."""
         self.drop(route.session_id, route.sandbox.id)
         return await self.reserve(Target(route.session_id, target.runtime, target.path), gone=route.sandbox.id)
+
+    async def why_closed(self, route: Route) -> tuple[int, str] | None:
+        """The WebSocket close code and reason (RFC 6455 7.4) of a route that was closed; None where the store is away.
+
+        1001 where a new connection gets the session back, 1000 where the session is over, 1014 where its sandbox died.
+        """
+        try:
+            session = await self._lifecycle.get(route.session_id)
+        except SessionNotFoundError:
+            return 1000, "the session has ended"
+        except WakegateError:
+            return None
+        if session.state is SessionState.TERMINATED:
+            reason = f"the session has ended: {session.reason}" if session.reason else "the session has ended"
+            return 1000, reason.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
+        if session.state in (SessionState.HIBERNATING, SessionState.HIBERNATED, SessionState.WAKING):
+            return 1001, "the session was hibernated; connect again to wake it"
+        if session.sandbox is not None and session.sandbox.id != route.sandbox.id:
+            return 1001, "the session has another sandbox now; connect again"
+        return 1014, "the session's sandbox ended; connect again to get another"
 
     def renew_tokens(self) -> None:
         """Another key signs: the next request of each route carries a token of it."""

@@ -26,7 +26,7 @@ _MAX_LENGTH_DIGITS = 18  # an exabyte; Python's int() raises on a few thousand d
 # Request fields that need a look; every other one goes on as it is.
 _SPECIAL = HOP_BY_HOP | {
     b"host", b"authorization", b"expect", b"content-length", b"forwarded", b"x-forwarded-for", b"x-forwarded-host",
-    b"x-forwarded-proto", b"x-request-id", b"x-wakegate-hops", RUNTIME_HEADER, *SESSION_HEADERS,
+    b"x-forwarded-proto", b"x-request-id", b"origin", b"x-wakegate-hops", RUNTIME_HEADER, *SESSION_HEADERS,
 }  # fmt: skip
 
 HOPS_HEADER = b"x-wakegate-hops"  # through how many gateways a request came before this one
@@ -45,7 +45,7 @@ class Request:
     `content_length` None with `chunked` False: the request has no body.
     """
 
-    __slots__ = ("chunked", "content_length", "hops", "id_line", "lines", "runtime", "sent_id", "session")
+    __slots__ = ("chunked", "content_length", "hops", "id_line", "lines", "own_origin", "runtime", "sent_id", "session")
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
@@ -55,6 +55,9 @@ class Request:
         self.id_line = b""  # set by `identify`
         self.content_length: int | None = None
         self.chunked = False
+        self.own_origin = (
+            False  # Origin names the host that the request was sent to; `origin_line` says it to the sandbox
+        )
         self.hops = 0
 
 
@@ -94,7 +97,7 @@ def read_request(headers: Iterable[tuple[bytes, bytes]], client: tuple[str, int]
             special.append((name, value))
     forwarded_for = forwarded = b""
     if special is not None:
-        forwarded_for, forwarded = _read_special(request, special)
+        forwarded_for, forwarded = _read_special(request, special, host)
     ours = _forwarding(client[0] if client else "", host, scheme)
     if forwarded_for or forwarded:
         lines.append(b"x-forwarded-for: %b\r\n" % _joined(forwarded_for, ours[0]))
@@ -115,7 +118,23 @@ def identify(request: Request, traceparent: bytes = b"") -> bytes:
     return request.id_line
 
 
-def _read_special(request: Request, special: list[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
+def origin_line(host: bytes) -> bytes:
+    """The Origin of a request of the host's own pages, for a hop on which the Host field is `host`.
+
+    Servers such as Tornado's (Jupyter, Streamlit) refuse a WebSocket whose Origin does not name their Host. Host
+    changes on the way to a sandbox, so an Origin that named it changes too. Any other stays: a foreign page sent it.
+    """
+    return b"origin: http://%b\r\n" % host
+
+
+def _names_host(origin: bytes, host: bytes) -> bool:
+    """Whether an Origin names a Host, of either scheme (TLS may end in front of us), with or without its usual port."""
+    scheme, slashes, name = origin.lower().partition(b"://")
+    port = {b"http": b":80", b"https": b":443"}.get(scheme)
+    return bool(slashes and port and host) and name.removesuffix(port or b"") == host.lower().removesuffix(port or b"")
+
+
+def _read_special(request: Request, special: list[tuple[bytes, bytes]], host: bytes) -> tuple[bytes, bytes]:
     """The rare fields: returns what the client sent of X-Forwarded-For and Forwarded."""
     forwarded_for = forwarded = b""
     for name, value in special:
@@ -146,6 +165,11 @@ def _read_special(request: Request, special: list[tuple[bytes, bytes]]) -> tuple
         elif name == b"x-request-id":
             if request.sent_id is None:
                 request.sent_id = value
+        elif name == b"origin":
+            if _names_host(value, host):
+                request.own_origin = True
+            else:
+                request.lines.append(b"origin: %b\r\n" % value)
         elif name == HOPS_HEADER:
             request.hops = int(value) if value.isdigit() and len(value) < 3 else MAX_HOPS
         elif name == b"x-forwarded-for":

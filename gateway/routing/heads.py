@@ -6,7 +6,7 @@ headers.py reads what either side sent; here it meets the route, and what is kno
 from __future__ import annotations
 
 from gateway.core.model import StartKind
-from gateway.routing.headers import Headers, Request, next_hop, read_response
+from gateway.routing.headers import Headers, Request, next_hop, origin_line, read_response
 from gateway.routing.responses import Scope
 from gateway.routing.route import Reservation, Route
 from gateway.routing.target import Target
@@ -25,6 +25,8 @@ def request_head(scope: Scope, request: Request, route: Route, target: Target) -
     if route.peer:
         path = scope["raw_path"]
         request.lines.append(next_hop(request))
+    if request.own_origin:
+        request.lines.append(origin_line(route.pool.host))
     return b"%b %b%b HTTP/1.1\r\n%b%b\r\n" % (
         scope["method"].encode("ascii"),
         path,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
+from io import StringIO
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -30,7 +31,9 @@ _OPEN_TIMEOUT_S = 30.0
 _CLOSE_TIMEOUT_S = 2.0  # for the sandbox's part of the closing handshake; its slot is held as long
 _HANDSHAKE = (b"sec-websocket-", b"content-length: ", b"transfer-encoding: ")
 _STATUSES = frozenset(HTTPStatus)  # those that the server knows a phrase for
-_CLOSE_CODES_NOT_SENT = (1005, 1006, 1015)  # RFC 6455 7.4.1: words for "none came", never on the wire
+_CLOSE_CODES_NOT_SENT = (1005, 1006, 1015)  # RFC 6455 7.4.1: they stand for "none came", and are never on the wire
+_CODES_OF_AN_END = (1001, 1012, 1014)  # of a server that ends, or is killed; the session's record knows why
+MAX_MESSAGE_BYTES = 16 << 20  # of one message, either way: it is held whole, as ASGI has no fragments
 
 
 class _Dial(connect):
@@ -116,7 +119,9 @@ class WebSocketProxy:
                 target = Target(target.session_id, target.runtime, raw_path(scope))
                 lines = [*lines, next_hop(request)]
             try:
-                upstream: ClientConnection | WakegateError | InvalidStatus = await _open(scope, route, target, lines)
+                upstream: ClientConnection | WakegateError | InvalidStatus = await _open(
+                    scope, route, target, request, lines
+                )
             except (WakegateError, InvalidStatus) as error:
                 if isinstance(error, UpstreamConnectError) and error.gone and not last:
                     return False
@@ -144,8 +149,8 @@ class WebSocketProxy:
         if isinstance(upstream, InvalidStatus):
             await _pass_refusal(send, upstream, answer)
             return upstream.response.status_code
-        if route.peer and upstream.response is not None:
-            answer = _said_by(upstream.response)
+        if upstream.response is not None:
+            answer = _accepted(upstream.response, route, answer)
         await send({"type": "websocket.accept", "subprotocol": upstream.subprotocol, "headers": answer})
         up = asyncio.create_task(self._pump_up(receive, upstream, route))
         down = asyncio.create_task(self._pump_down(upstream, send, route))
@@ -175,27 +180,46 @@ class WebSocketProxy:
                 return  # the other pump tells the client
 
     async def _pump_down(self, upstream: ClientConnection, send: Send, route: Route) -> None:
-        code, reason = 1000, ""
         try:
-            async for data in upstream:
+            while True:
+                data = await _message(upstream)
                 route.touch(self._clock.now())
-                kind = "text" if isinstance(data, str) else "bytes"
-                await send({"type": "websocket.send", kind: data})
-        except ConnectionClosed:
-            pass
-        if upstream.close_code is not None:
-            code, reason = upstream.close_code, upstream.close_reason or ""
-        # 1006 from upstream means that the sandbox broke off; a client is told so with 1014 (bad gateway).
-        await send(
-            {
-                "type": "websocket.close",
-                "code": 1014 if code == 1006 else 1000 if code == 1005 else code,
-                "reason": reason,
-            }
-        )
+                await send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
+        except ConnectionClosed as closed:
+            code, reason = _closing(closed)
+        if route.closed and not route.peer and code in _CODES_OF_AN_END:
+            code, reason = await self._activator.why_closed(route) or (code, reason)
+        await send({"type": "websocket.close", "code": code, "reason": reason})
 
 
-async def _open(scope: Scope, route: Route, target: Target, lines: list[bytes]) -> ClientConnection:
+async def _message(upstream: ClientConnection) -> str | bytes:
+    """The next message of a sandbox. Raises ConnectionClosed, also for one over MAX_MESSAGE_BYTES.
+
+    Joined here, not by `recv`, which keeps an object per fragment: a message in millions of fragments of one byte or
+    none would take a hundred times its size.
+    """
+    text: StringIO | None = None
+    data = bytearray()
+    async for fragment in upstream.recv_streaming():
+        if isinstance(fragment, str):
+            text = text or StringIO()
+            text.write(fragment)
+        else:
+            data += fragment
+    return bytes(data) if text is None else text.getvalue()
+
+
+def _closing(closed: ConnectionClosed) -> tuple[int, str]:
+    """With which code and reason the client's side ends when the sandbox's side has."""
+    ours, theirs = closed.sent, closed.rcvd
+    if ours is not None and not closed.rcvd_then_sent and ours.code == 1009:
+        return 1009, f"the sandbox sent a message of more than {MAX_MESSAGE_BYTES >> 20} MiB"
+    if theirs is None:
+        return 1014, "the sandbox broke the connection off"  # bad gateway; 1006 is never sent
+    return 1000 if theirs.code == 1005 else theirs.code, theirs.reason
+
+
+async def _open(scope: Scope, route: Route, target: Target, request: Request, lines: list[bytes]) -> ClientConnection:
     """Dial the sandbox. Raises UpstreamConnectError, UpstreamBrokenError, and InvalidStatus when it answers no."""
     headers = [
         tuple(line.decode("latin-1").rstrip("\r\n").split(": ", 1))
@@ -204,12 +228,16 @@ async def _open(scope: Scope, route: Route, target: Target, lines: list[bytes]) 
     ]
     query: bytes = scope["query_string"]
     pool = route.pool_for(target.path)
+    if request.own_origin:
+        # The websockets library leaves port 80 out of Host.
+        headers.append(("origin", "http://" + pool.host.removesuffix(b":80").decode()))
     uri = f"ws://{pool.host.decode()}{target.path.decode('latin-1')}" + (f"?{query.decode('latin-1')}" if query else "")
     options: dict[str, Any] = {
         "additional_headers": headers,
         "subprotocols": [Subprotocol(protocol) for protocol in scope.get("subprotocols", ())] or None,
         "compression": None,  # both hops are local; the client's side negotiates its own
-        "max_size": None,
+        "max_size": MAX_MESSAGE_BYTES,
+        "max_queue": 1,  # messages read ahead; of the default 16 each could have the full size
         "ping_interval": None,  # liveness is the business of the two ends
         "open_timeout": _OPEN_TIMEOUT_S,
         "close_timeout": _CLOSE_TIMEOUT_S,
@@ -238,10 +266,14 @@ async def _refuse(send: Send, error: WakegateError, session: bytes | None, line:
     await _deny(send, error.status, [*headers, id_field(line)], error_body(error))
 
 
-def _said_by(response: Response) -> Headers:
-    """What another gateway says of the session and of the start."""
+def _accepted(response: Response, route: Route, answer: Headers) -> Headers:
+    """The fields of a 101 for the client: the app's own (Set-Cookie), and what there is to know of the session."""
     said = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.raw_items()]
-    return [field for field in read_peer_response(said) if field[0] in GATEWAY_FIELDS]
+    own = [field for field in read_response(said) if not field[0].startswith((b"sec-websocket-", b"content-length"))]
+    if not route.peer:
+        return own + answer
+    # The gateway that has the session knows better than this one how its sandbox came to be.
+    return own + [field for field in read_peer_response(said) if field[0] in GATEWAY_FIELDS]
 
 
 async def _pass_refusal(send: Send, error: InvalidStatus, answer: Headers) -> None:

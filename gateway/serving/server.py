@@ -18,6 +18,7 @@ from gateway.app import Gateway
 from gateway.routing.connection_limit import ConnectionLimit, connection_limit
 from gateway.routing.fast_path import FastPath
 from gateway.routing.protocol import GatewayProtocol, ServerContext
+from gateway.routing.websocket import MAX_MESSAGE_BYTES
 from gateway.serving.sockets import BACKLOG, listen, refuse_new, url_of
 
 _LAST_ARRIVALS_S = 0.1  # for handshakes under way, and for this loop to accept them
@@ -81,7 +82,7 @@ def make_server(gateway: Gateway) -> uvicorn.Server:
         http=functools.partial(GatewayProtocol, context),  # type: ignore[arg-type]  # uvicorn only calls it
         ws="websockets-sansio",
         ws_ping_interval=None,
-        ws_max_size=1 << 30,
+        ws_max_size=MAX_MESSAGE_BYTES,
         loop="uvloop",
         lifespan="off",
         log_config=None,

@@ -2,7 +2,8 @@
 
 The server stands behind a path prefix that it does not know. So what it says of its own addresses is put below that
 prefix: Location, and the Path of cookies (which keeps the cookies of one session's servers from another's). It is told
-the prefix in X-Forwarded-Prefix, and that its host is localhost: development servers refuse other names.
+the prefix in X-Forwarded-Prefix, and that its host is localhost: development servers refuse other names. An Origin that
+named the host before is changed with it: Tornado's servers (Jupyter, Streamlit) refuse a WebSocket otherwise.
 """
 
 from __future__ import annotations
@@ -74,7 +75,12 @@ def request_head(request: Request, visit: Visit) -> bytes:
     lines = [b"%b %b%b HTTP/1.1" % (visit.method.encode(), visit.path, b"?" + query if query else b"")]
     lines.append(b"host: localhost:%d" % visit.port)
     dropped = _NOT_SENT | _nominated(request.scope["headers"])
-    lines += [b"%b: %b" % (name, value) for name, value in request.scope["headers"] if name not in dropped]
+    own_origin = b"http://" + request.header(b"host").encode("latin-1")  # as the gateway writes it
+    for name, value in request.scope["headers"]:
+        if name == b"origin" and value == own_origin:
+            lines.append(b"origin: http://localhost:%d" % visit.port)
+        elif name not in dropped:
+            lines.append(b"%b: %b" % (name, value))
     if visit.prefix:
         lines.append(b"x-forwarded-prefix: " + visit.prefix)
     if visit.chunked:

@@ -68,6 +68,16 @@ async def test_proxy_sends_its_own_credentials_and_forwarding_fields(open_gatewa
     assert seen.get("host") == f"127.0.0.1:{sandbox.endpoint.port}"
 
 
+async def test_origin_follows_host_where_it_named_it(open_gateway: OpenScripted) -> None:
+    """On both paths: a page's own requests look like its own to the sandbox, a foreign page's do not."""
+    gateway, sandbox = await open_gateway()
+    session = await gateway.session()
+    for origin in ("https://h", "http://h:80", "http://h:8080", "http://other"):
+        await gateway.ask(get(session, "/", f"origin: {origin}"))
+    own = f"http://127.0.0.1:{sandbox.endpoint.port}"
+    assert [seen.get("origin") for seen in sandbox.requests] == [own, own, "http://h:8080", "http://other"]
+
+
 async def test_proxy_passes_a_chunked_body_as_it_comes(open_gateway: OpenScripted) -> None:
     """The sandbox sees the first chunk before the client has made the second, and the end when the client ends."""
     arrived: list[bytes] = []
@@ -183,6 +193,75 @@ async def test_answers_without_a_body_pass(open_gateway: OpenScripted, status: s
     assert (empty.start.partition(" ")[2], empty.get("etag"), empty.get("transfer-encoding")) == (status, "x", None)
     assert (await client.ask(get(session))).body == b"after"
     assert sandbox.dials == 1
+
+
+@pytest.mark.parametrize("framing", ["content-length: 5", "transfer-encoding: chunked"])
+async def test_204_with_a_body_is_passed_on_without_its_framing(open_gateway: OpenScripted, framing: str) -> None:
+    """RFC 9110 8.6: a client would wait for a body, or take what follows for one; the connection is not used again."""
+
+    async def script(call: Call) -> None:
+        if call.request.path == "/empty":
+            await call.send(f"HTTP/1.1 204 No Content\n{framing}\nx: y\n\nhello")
+        else:
+            await call.reply(b"after")
+
+    gateway, sandbox = await open_gateway(script)
+    session = await gateway.session()
+    client = await gateway.connect()
+    empty = await client.ask(get(session, "/empty"))
+    assert (empty.status, empty.get("x")) == (204, "y")
+    assert (empty.get("content-length"), empty.get("transfer-encoding")) == (None, None)
+    assert (await client.ask(get(session))).body == b"after"
+    assert sandbox.dials == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "HTTP/1.1 200 OK\ntransfer-encoding: gzip, chunked\n\n0\n\n",
+        "HTTP/1.1 200 OK\ntransfer-encoding: identity\n\nabc",
+        "HTTP/1.1 200 OK\ncontent-length: 1\ntransfer-encoding: chunked\n\n0\n\n",
+        "HTTP/1.1 200 OK\ncontent-length: 1\ncontent-length: 2\n\nab",
+        "HTTP/1.1 200 OK\ncontent-length: -1\n\n",
+        "HTTP/1.1 600 Odd\ncontent-length: 0\n\n",
+        "HTTP/1.1 200 OK\n" + "x: y\n" * 257 + "content-length: 0\n\n",
+        "HTTP/1.1 200 OK\nx: " + "y" * 200_000 + "\ncontent-length: 0\n\n",
+        "HTTP/1.1 101 Switching Protocols\nconnection: upgrade\nupgrade: x\n\n",
+        "SSH-2.0-OpenSSH_9.2\n",
+    ],
+    ids=[
+        "gzip",
+        "identity",
+        "both",
+        "two-lengths",
+        "negative",
+        "status",
+        "many-fields",
+        "long-field",
+        "101",
+        "no-http",
+    ],
+)
+async def test_answer_that_breaks_the_rules_is_a_502(open_gateway: OpenScripted, answer: str) -> None:
+    """What a sandbox answers is checked before a byte of it goes on."""
+    gateway, _ = await open_gateway(lambda call: call.send(answer))
+    session = await gateway.session()
+    told = await gateway.ask(get(session))
+    assert (told.status, told.json["code"]) == (502, "SANDBOX_LOST")
+
+
+async def test_trailer_of_an_answer_that_never_ends_is_cut(open_gateway: OpenScripted) -> None:
+    """It would be held in memory until it ends."""
+
+    async def script(call: Call) -> None:
+        await call.send("HTTP/1.1 200 OK\ntransfer-encoding: chunked\n\n3\nabc\n0\nx: ")
+        await call.send("a" * 300_000)
+
+    gateway, sandbox = await open_gateway(script)
+    client = await gateway.connect()
+    await client.send(get(await gateway.session()) + "\n\n")
+    assert b"0\r\n\r\n" not in await client.closed()
+    await eventually(lambda: sandbox.left == sandbox.dials, "the sandbox's side is cut")
 
 
 async def test_interim_answers_are_passed_over(open_gateway: OpenScripted) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
@@ -298,3 +298,143 @@ async def test_slow_client_holds_the_sandbox_back(tmp_path: Path) -> None:
         assert last < 40 << 20
         client.transport.abort()
         await eventually(lambda: open_slots(gateway) == 0, "the slot is given back")
+
+
+MANY_MIB = 17 << 20
+
+
+@pytest.mark.parametrize("fragments", [1, 40])
+async def test_message_over_16_mib_of_a_sandbox_is_refused(tmp_path: Path, fragments: int) -> None:
+    """Whole or in fragments: the client is closed with 1009 and what is wrong, and the sandbox's side is ended."""
+    ended = asyncio.Event()
+
+    async def handler(connection: ServerConnection) -> None:
+        piece = b"x" * (MANY_MIB // fragments)
+        try:
+            await connection.send([piece] * fragments if fragments > 1 else piece)
+        except ConnectionClosed:
+            pass
+        await connection.wait_closed()
+        ended.set()
+
+    async with through(tmp_path, handler) as (gateway, session):
+        async with dial(gateway, session, max_size=None) as client:
+            await client.wait_closed()
+            assert client.close_code == 1009
+            assert client.close_reason == "the sandbox sent a message of more than 16 MiB"
+        async with asyncio.timeout(20):
+            await ended.wait()
+        await eventually(lambda: open_slots(gateway) == 0, "the slot is given back")
+
+
+async def test_message_over_16_mib_of_a_client_is_refused(tmp_path: Path) -> None:
+    """With 1009; nothing of it reaches the sandbox."""
+    got: list[object] = []
+
+    async def handler(connection: ServerConnection) -> None:
+        async for message in connection:
+            got.append(message)
+
+    async with through(tmp_path, handler) as (gateway, session), dial(gateway, session) as client:
+        with suppress(ConnectionClosed):  # already while it is sent
+            await client.send(b"x" * MANY_MIB)
+        await client.wait_closed()
+        assert client.close_code == 1009
+    assert got == []
+
+
+@pytest.mark.parametrize("kind", [str, bytes])
+async def test_fragments_are_joined(tmp_path: Path, kind: type) -> None:
+    """A message in many small fragments, empty ones among them, arrives as one of the same kind, with no letter cut."""
+    pieces = ["é" * (n % 3) for n in range(2000)]
+
+    async def handler(connection: ServerConnection) -> None:
+        await connection.send(pieces if kind is str else [piece.encode() for piece in pieces])
+        await connection.wait_closed()
+
+    async with through(tmp_path, handler) as (gateway, session), dial(gateway, session) as client:
+        whole = "".join(pieces)
+        assert await client.recv() == (whole if kind is str else whole.encode())
+
+
+@pytest.mark.parametrize(
+    ("origin", "passed_as"),
+    [
+        ("http://{host}", "http://{own}"),
+        ("https://{host}", "http://{own}"),
+        ("HTTP://{host}", "http://{own}"),
+        ("http://evil.example", "http://evil.example"),
+        ("http://{host}.evil.example", "http://{host}.evil.example"),
+        ("http://{name}", "http://{name}"),
+        ("null", "null"),
+    ],
+)
+async def test_origin_follows_host_where_it_named_it(tmp_path: Path, origin: str, passed_as: str) -> None:
+    """A server that compares Origin with Host, as Tornado does, finds them equal for its own pages and for no other."""
+    seen: list[Request] = []
+
+    async def handler(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        seen.append(connection.request)
+
+    async with through(tmp_path, handler) as (gateway, session):
+        host = gateway.url.removeprefix("http://")
+        names = {"host": host, "name": host.partition(":")[0]}
+        async with dial(gateway, session, headers={"origin": origin.format(**names)}) as client:
+            await client.wait_closed()
+        assert seen[0].headers["origin"] == passed_as.format(own=seen[0].headers["host"], **names)
+
+
+async def test_fields_of_the_apps_handshake_reach_the_client(tmp_path: Path) -> None:
+    """Its cookies and other fields of its own; what is ours to say and what belongs to one hop does not pass."""
+
+    def add(connection: ServerConnection, request: Request, response: Response) -> None:
+        for value in ("a=1; Path=/", "b=2"):
+            response.headers["set-cookie"] = value
+        response.headers["x-app"] = "1"
+        response.headers["x-session-id"] = "forged"
+
+    async with through(tmp_path, process_response=add) as (gateway, session), dial(gateway, session) as client:
+        assert client.response is not None
+        fields = client.response.headers
+        assert fields.get_all("set-cookie") == ["a=1; Path=/", "b=2"]
+        assert (fields["x-app"], fields.get_all("x-session-id")) == ("1", [session])
+        assert len(fields.get_all("sec-websocket-accept")) == 1
+
+
+async def _ended(tmp_path: Path, end: Callable[[Served, SessionId], Awaitable[object]]) -> tuple[int | None, str]:
+    """How a client's socket ends when its session does and the sandbox's connections break."""
+    over = asyncio.Event()
+
+    async def handler(connection: ServerConnection) -> None:
+        await connection.send("ready")
+        await over.wait()
+        connection.transport.abort()
+
+    async with through(tmp_path, handler) as (gateway, session), dial(gateway, session) as client:
+        assert await client.recv() == "ready"
+        await end(gateway, SessionId(session))
+        over.set()
+        await client.wait_closed()
+        return client.close_code, client.close_reason or ""
+
+
+async def test_socket_of_a_hibernated_session_is_told_to_come_back(tmp_path: Path) -> None:
+    """1001 with what to do."""
+    code, reason = await _ended(
+        tmp_path, lambda gateway, session: gateway.gateway.sessions.hibernator.hibernate(session)
+    )
+    assert (code, reason) == (1001, "the session was hibernated; connect again to wake it")
+
+
+async def test_socket_of_a_deleted_session_is_told_so(tmp_path: Path) -> None:
+    """1000 with the reason that the session's record has, as much of it as fits."""
+    why = "x" * 200
+
+    async def end(gateway: Served, session: SessionId) -> None:
+        await gateway.gateway.sessions.lifecycle.terminate(session, why)
+
+    code, reason = await _ended(tmp_path, end)
+    assert code == 1000
+    assert reason.startswith("the session has ended: xxx")
+    assert len(reason) == 123

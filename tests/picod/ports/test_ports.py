@@ -92,6 +92,15 @@ def test_request_reaches_the_port_as_it_was_sent(picod: Executor) -> None:
     assert not {"authorization", "te"} & fields.keys()
 
 
+@pytest.mark.parametrize("origin", ["http://sandbox:1", "http://evil.example", "null"])
+def test_origin_follows_host_where_it_named_it(picod: Executor, origin: str) -> None:
+    """A server that compares the two, as Tornado does, finds them equal for its own pages and for no other."""
+    with server(says(OK)) as (port, heads):
+        picod.client.get(f"/api/ports/{port}/", headers={**SESSION, "host": "sandbox:1", "origin": origin})
+    fields = lines(heads[0])
+    assert fields["origin"] == (f"http://{fields['host']}" if origin == "http://sandbox:1" else origin)
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_body_goes_up_and_comes_back_whole(picod: Executor, chunked: bool) -> None:
     """A few megabytes, with a length or in chunks; what the server gets is framed the way it was sent."""
