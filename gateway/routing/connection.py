@@ -305,7 +305,7 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if status > 599:
             raise UpstreamBrokenError(f"the sandbox's answer has the status {status}")
-        # What came with the head may be a body, so the head itself is measured where the data could hold too large a one.
+        # What came with the head may be a body, so the head itself is measured.
         if self._head_size > _MAX_HEAD_BYTES and sum(len(n) + len(v) + 4 for n, v in self.headers) > _MAX_HEAD_BYTES:
             raise UpstreamBrokenError(f"the head of the sandbox's answer is larger than {_MAX_HEAD_BYTES} bytes")
         if len(self.headers) > _MAX_FIELDS:
