@@ -263,6 +263,7 @@ class Gateway:
             for name, loop in (
                 ("exchanges", self.proxy.run_ticker()),
                 ("activity", every(HEARTBEAT_S, sessions.idleness.flush)),
+                ("durations", every(HEARTBEAT_S, sessions.durations.catch_up)),
                 ("sweeper", every(self.settings.sweep_interval, sessions.sweeper.sweep)),
                 ("checkpoints", every(CHECKPOINT_INTERVAL_S, sessions.sweeper.checkpoint)),
                 ("quiet routes", every(UNUSED_ROUTES_INTERVAL_S, self._forget_quiet)),

@@ -20,6 +20,7 @@ from gateway.core.units import rfc3339
 from gateway.sessions.activity import GapListener
 from gateway.sessions.admission import Admission
 from gateway.sessions.bindings import Bindings
+from gateway.sessions.durations import Durations
 from gateway.sessions.ownership import Ownership
 from gateway.sessions.records import Records
 from gateway.sessions.recovery import Recovery
@@ -56,6 +57,7 @@ class SessionOpener:
         catalog: RuntimeCatalog,
         transitions: Transitions,
         bindings: Bindings,
+        durations: Durations,
         clock: Clock,
         cancel_copy: Callable[[SessionId], None],
     ) -> None:
@@ -67,6 +69,7 @@ class SessionOpener:
         self._catalog = catalog
         self._transitions = transitions
         self._bindings = bindings
+        self._durations = durations
         self._clock = clock
         self._cancel_copy = cancel_copy
         self._under_way = Tasks()
@@ -83,6 +86,7 @@ class SessionOpener:
         A caller that is cancelled does not stop it once the session is held: a workspace on its way must arrive.
         Raises: SessionNotFoundError, ElsewhereError, OwnerAwayError, DrainingError, and what Lifecycle.create raises.
         """
+        await self._durations.catch_up()
         await self._ownership.settle(session_id, gone)
         if self._closed:
             raise DrainingError("this gateway is shutting down; connect again", retry_after=1)

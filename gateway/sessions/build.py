@@ -10,6 +10,7 @@ from gateway.sessions.activation import SessionOpener
 from gateway.sessions.activity import Activity
 from gateway.sessions.admission import Admission
 from gateway.sessions.bindings import Bindings
+from gateway.sessions.durations import Durations
 from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.idleness import IdleTracker
 from gateway.sessions.lifecycle import Lifecycle
@@ -42,6 +43,7 @@ class Sessions:
     activity: Activity
     bindings: Bindings
     idleness: IdleTracker
+    durations: Durations
     admission: Admission
     recovery: Recovery
     hibernator: Hibernator
@@ -75,10 +77,17 @@ def make_sessions(
     activity, bindings = Activity(), Bindings()
     transitions = Transitions(records, keeper, executor, clock, settings.hibernated_retention, me)
     admission = Admission(provider, clock, max_sandboxes=settings.max_sandboxes)
-    ownership = Ownership(
-        records=records, membership=membership, admission=admission, transitions=transitions, clock=clock
+    idleness = IdleTracker(
+        records,
+        activity,
+        clock,
+        shared_provider=shared and not me,
+        hibernated_retention=settings.hibernated_retention,
     )
-    idleness = IdleTracker(records, activity, clock, shared_provider=ownership.shared_provider)
+    ownership = Ownership(
+        records=records, membership=membership, admission=admission, idleness=idleness, transitions=transitions
+    )
+    durations = Durations(records=records, ownership=ownership, bindings=bindings, clock=clock)
     recovery = Recovery(
         records=records, ownership=ownership, provider=provider, transitions=transitions, bindings=bindings
     )
@@ -100,6 +109,7 @@ def make_sessions(
         catalog=catalog,
         transitions=transitions,
         bindings=bindings,
+        durations=durations,
         clock=clock,
         cancel_copy=hibernator.cancel_copy,
     )
@@ -120,6 +130,7 @@ def make_sessions(
         hibernator=hibernator,
         idleness=idleness,
         recovery=recovery,
+        durations=durations,
         bindings=bindings,
         records=records,
         ownership=ownership,
@@ -139,6 +150,7 @@ def make_sessions(
         activity=activity,
         bindings=bindings,
         idleness=idleness,
+        durations=durations,
         admission=admission,
         recovery=recovery,
         hibernator=hibernator,

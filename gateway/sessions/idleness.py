@@ -11,12 +11,14 @@ from collections.abc import Awaitable, Callable
 
 from gateway.core.clock import Clock
 from gateway.core.errors import StoreUnavailableError, WakegateError
-from gateway.core.model import Sandbox, Session, SessionId
+from gateway.core.model import Sandbox, Session, SessionId, SessionState
 from gateway.sessions.activity import Activity
 from gateway.sessions.records import Records
 
 HEARTBEAT_S = 1.0  # activity is written so often
 _WORK_CHECK_S = 2.0  # seconds that a sandbox has to say whether it is at work
+
+_AWAKE = (SessionState.ACTIVE, SessionState.HIBERNATING, SessionState.WAKING)
 
 WorkCheck = Callable[[Sandbox, SessionId], Awaitable[bool]]
 
@@ -24,11 +26,20 @@ WorkCheck = Callable[[Sandbox, SessionId], Awaitable[bool]]
 class IdleTracker:
     """Says when a session was last used. `shared_provider`: other gateways serve its sandbox and write heartbeats."""
 
-    def __init__(self, records: Records, activity: Activity, clock: Clock, *, shared_provider: bool) -> None:
+    def __init__(
+        self,
+        records: Records,
+        activity: Activity,
+        clock: Clock,
+        *,
+        shared_provider: bool,
+        hibernated_retention: float,
+    ) -> None:
         self._records = records
         self._activity = activity
         self._clock = clock
         self._shared_provider = shared_provider
+        self._retention = hibernated_retention
         self._work_check: WorkCheck | None = None
 
     def use_work_check(self, check: WorkCheck) -> None:
@@ -54,6 +65,21 @@ class IdleTracker:
         """Whether its idle timeout is over since it was last used."""
         now = self._clock.now()
         return self.last_used(session, now) + session.idle_timeout <= now
+
+    def is_over(self, session: Session) -> bool:
+        """Whether its time is over: the end its user asked for, its maximum duration, or the retention.
+
+        An awake session that was idle before its maximum duration ended is due for hibernation, not for its end: from
+        then on it used up none of that. If no gateway hibernates it, because the one that has it is dead, it is over
+        when the retention would be that counts from the same moment.
+        """
+        now = self._clock.now()
+        if session.expires_at > now:
+            return False
+        if session.state not in _AWAKE or (session.ends_at is not None and session.ends_at <= now):
+            return True
+        idle_at = self.last_used(session, now) + session.idle_timeout
+        return idle_at >= session.expires_at or idle_at + self._retention <= now
 
     def busy(self, session_id: SessionId) -> bool:
         """Whether this gateway has requests under way on it."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from gateway.core.clock import Clock
 from gateway.core.errors import DrainingError, OwnerAwayError, SessionNotFoundError
 from gateway.core.model import SandboxId, Session, SessionId, SessionState, is_snapshot
 from gateway.sessions.admission import Admission
+from gateway.sessions.idleness import IdleTracker
 from gateway.sessions.membership import ElsewhereError, Membership, Peer, peer_sandbox
 from gateway.sessions.records import Records
 from gateway.sessions.transitions import Transitions
@@ -31,8 +31,8 @@ class Ownership:
         records: Records,
         membership: Membership,
         admission: Admission,
+        idleness: IdleTracker,
         transitions: Transitions,
-        clock: Clock,
     ) -> None:
         self.me = membership.me
         self.shared_provider = records.shared and not membership.me
@@ -40,7 +40,7 @@ class Ownership:
         self._membership = membership
         self._admission = admission
         self._transitions = transitions
-        self._clock = clock
+        self._idleness = idleness
         self._closed = False
 
     def is_mine(self, session: Session) -> bool:
@@ -57,7 +57,7 @@ class Ownership:
         if session is None or session.state is SessionState.TERMINATED:
             ended = f": it ended ({session.reason})" if session is not None and session.reason else ""
             raise SessionNotFoundError(f'sessions.agentcube.volcano.sh "{session_id}" not found{ended}')
-        if session.expires_at <= self._clock.now():
+        if self._idleness.is_over(session):
             raise SessionNotFoundError(
                 f'sessions.agentcube.volcano.sh "{session_id}" not found: its maximum duration is over'
             )

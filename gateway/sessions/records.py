@@ -53,6 +53,10 @@ class Records:
         """Write it, under the lease that this gateway has on it, if any. Raises StaleWriteError, FencedOutError."""
         return await self._seen.put(session, lease=self._leases.get(session.id))
 
+    def is_held(self, session_id: SessionId) -> bool:
+        """Whether a verb of this gateway is under way on the session, or waits for it."""
+        return session_id in self._locks
+
     @asynccontextmanager
     async def holding(self, session_id: SessionId) -> AsyncIterator[None]:
         """One verb on a session. Locks exist only while somebody holds or awaits them. Raises StoreUnavailableError."""

@@ -28,6 +28,7 @@ from gateway.core.model import HibernationMode, SandboxId, Session, SessionId, S
 from gateway.sessions.activity import Activity
 from gateway.sessions.bindings import Bindings
 from gateway.sessions.bounded_tasks import BoundedTasks
+from gateway.sessions.durations import Durations
 from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.idleness import IdleTracker
 from gateway.sessions.lifecycle import Lifecycle
@@ -56,6 +57,7 @@ class Sweeper:
         hibernator: Hibernator,
         idleness: IdleTracker,
         recovery: Recovery,
+        durations: Durations,
         bindings: Bindings,
         records: Records,
         ownership: Ownership,
@@ -77,6 +79,7 @@ class Sweeper:
         self._hibernator = hibernator
         self._idleness = idleness
         self._recovery = recovery
+        self._durations = durations
         self._bindings = bindings
         self._records = records
         self._ownership = ownership
@@ -97,6 +100,7 @@ class Sweeper:
 
     async def sweep(self) -> int:
         """Let idle sessions sleep (or end), end expired ones, forget records of long ended ones. Returns how many."""
+        await self._durations.catch_up()
         await self._idleness.flush()
         await self._recovery.forget_ended()
         leads = await self._leads()
@@ -104,8 +108,9 @@ class Sweeper:
             return 0  # nothing is this gateway's alone
         now = self._clock.now()
         store = self._records.store
-        acted = await self._each(store.expired(now), leads, self._end_expired, self._ending)
-        acted += await self._each(store.idle(now), leads, self._hibernate_idle, self._hibernating)
+        # Idle ones first: one that was idle before its maximum duration ended is hibernated, and lives.
+        acted = await self._each(store.idle(now), leads, self._hibernate_idle, self._hibernating)
+        acted += await self._each(store.expired(now), leads, self._end_expired, self._ending)
         if leads:
             await self._forget(store)
             await self._release_strays()
@@ -191,8 +196,11 @@ class Sweeper:
         return await tasks.settle(self._interval)
 
     async def _end_expired(self, session: Session) -> bool:
+        failed = session.id in self._not_before  # its workspace cannot be kept: it goes on using up its duration
         return await self._lifecycle.terminate(
-            session.id, "its maximum duration is over", only_if=lambda s: s.expires_at <= self._clock.now()
+            session.id,
+            "its maximum duration is over",
+            only_if=lambda s: self._idleness.is_over(s) or (failed and s.expires_at <= self._clock.now()),
         )
 
     async def _hibernate_idle(self, session: Session) -> bool:

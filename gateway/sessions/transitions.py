@@ -102,10 +102,7 @@ class Transitions:
             )
         else:
             after = self._lost(session, None, reason or "its sandbox ended while it was being hibernated")
-        end = now + self._retention
-        return await self._put_and_delete_replaced(
-            session, replace(after, limit_at=end, expires_at=bounded(end, after.ends_at))
-        )
+        return await self._put_and_delete_replaced(session, self._retained(after))
 
     async def checkpoint(self, session: Session) -> Session:
         """Keep a copy of an active session, which goes on. Raises as WorkspaceKeeper.keep, and StaleWriteError."""
@@ -175,7 +172,7 @@ class Transitions:
                 logger.warning("session %s: nothing newer than its last snapshot can be kept: %s", session.id, error)
         if session.state is SessionState.HIBERNATING and reference:
             return await self.hibernated(session, reference, reason)
-        return await self._put_and_delete_replaced(session, self._lost(session, reference, reason))
+        return await self._put_and_delete_replaced(session, self._retained(self._lost(session, reference, reason)))
 
     async def delete_kept(self, session: Session) -> None:
         """Delete what is kept of a session whose record is terminated."""
@@ -220,6 +217,11 @@ class Transitions:
             snapshot_at=at,
             owner=self._owner_of(session, left),
         )
+
+    def _retained(self, session: Session) -> Session:
+        """Without a sandbox: it uses up none of its maximum duration, and is kept for the retention from now on."""
+        end = self._clock.now() + self._retention
+        return replace(session, limit_at=end, expires_at=bounded(end, session.ends_at))
 
     def _owner_of(self, session: Session, reference: str | None) -> str:
         """The owner of a session without a sandbox: none where it is a snapshot, or where nothing is left."""

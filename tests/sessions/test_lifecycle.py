@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,64 +17,22 @@ from gateway.core.errors import (
     SessionNotFoundError,
     StoreUnavailableError,
 )
-from gateway.core.interfaces import Executor
 from gateway.core.model import (
     HibernationMode,
     RuntimeKey,
     Sandbox,
     SandboxEvent,
     SandboxId,
-    Session,
     SessionId,
     SessionState,
     StartKind,
     SuspendReport,
 )
 from gateway.core.units import rfc3339
-from gateway.runtimes.catalog import StaticCatalog, default_runtime
-from gateway.sessions.build import SessionSettings, make_sessions
-from gateway.store.sqlite import SqliteStore
-from gateway.testing import ManualClock, MemorylessExecutor, ScriptedProvider
+from gateway.testing import MemorylessExecutor, ScriptedProvider
 from tests.support.scripted import KEY
+from tests.support.session_world import World
 from tests.support.waiting import eventually
-
-
-class World:
-    """Everything around one lifecycle."""
-
-    def __init__(self, folder: Path) -> None:
-        self.clock = ManualClock()
-        self.store = SqliteStore(folder / "wakegate.db", self.clock)
-        self.provider = ScriptedProvider(clock=self.clock)
-        self.runtime = replace(default_runtime(1), hibernation=HibernationMode.OFF)
-        self.unbound: list[tuple[SessionId, SandboxId | None]] = []
-        self.restart()
-
-    def restart(self, executor: Executor | None = None, **limits: Any) -> None:
-        """A new lifecycle over the same store and provider, as after a restart."""
-        sessions = make_sessions(
-            store=self.store,
-            provider=self.provider,
-            keeper=self.provider,
-            executor=executor or MemorylessExecutor(),
-            catalog=StaticCatalog([self.runtime]),
-            clock=self.clock,
-            holder="test",
-            settings=SessionSettings(hibernated_retention=1000.0, terminated_retention=100.0, **limits),
-        )
-        self.activity, self.records, self.bindings = sessions.activity, sessions.records, sessions.bindings
-        self.lifecycle, self.opener, self.hibernator = sessions.lifecycle, sessions.opener, sessions.hibernator
-        self.recovery, self.admission, self.idleness = sessions.recovery, sessions.admission, sessions.idleness
-        self.sweeper = sessions.sweeper
-        self.bindings.on_unbound(lambda session, sandbox: self.unbound.append((session, sandbox)))
-
-    async def record(self, session_id: SessionId) -> Session:
-        found = await self.store.get(session_id)
-        assert found is not None
-        return found
-
-    async def sandboxes(self) -> set[SandboxId]:
-        return {sandbox.id for sandbox in await self.provider.list()}
 
 
 @pytest.fixture
