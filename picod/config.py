@@ -1,6 +1,6 @@
-"""How picod is told what to do: flags, each with an environment variable behind it; the flag wins.
+"""picod's settings: flags, each with an environment variable as its default.
 
-The first thing `python -m picod` does. Everything later gets one frozen PicodConfig, never the environment.
+Read first by `python -m picod`. Everything later gets one frozen PicodConfig, never the environment.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class PicodConfig:
     """The folder that holds the session's files and in which commands start."""
 
     auth: str = "jwt"
-    """`jwt`, or `none` where something else guards the door (tests, a sidecar)."""
+    """`jwt`, or `none` where something else authenticates requests (tests, a sidecar)."""
 
     audience: str = ""
     """The sandbox's id: a token for any other audience is refused."""
@@ -37,7 +37,7 @@ class PicodConfig:
     """A JSON Web Key Set with the gateway's public keys."""
 
     max_output: int = 10_000_000
-    """Kept of each output stream of a command and answered; what is beyond goes to a file in the workspace."""
+    """Kept of each output stream of a command for the answer; a longer stream goes to a file in the workspace."""
 
     max_spill: int = 1 << 30
     """Most that such a file may grow to. A loop that prints for ever must not fill the disk."""
@@ -61,7 +61,7 @@ class PicodConfig:
     """`warm`: a Python context starts with picod; `lazy`: when it is first used; `off`: there are none."""
 
     agent: Mapping[str, Any] | None = None
-    """What wire.ENV_AGENT says: a server that picod starts and stands before (agent.py)."""
+    """The document of wire.ENV_AGENT: a server that picod starts and forwards requests to (ports/agent.py)."""
 
     command_env: Mapping[str, str] = field(default_factory=dict)
     """The whole environment commands start from. Nothing of picod's own environment is added."""

@@ -1,4 +1,4 @@
-"""The words both ends share: the one module of picod that the gateway may import.
+"""What gateway and picod agree on: the one module of picod that the gateway imports.
 
 Tokens: JWS compact, header `kid`, claims `iss`, `aud` (the sandbox's id), `sub` (the session's id), `iat`, `exp`,
 `jti`.
@@ -18,12 +18,12 @@ HEALTH_PATH = "/health"
 RUN_CODE_PATH = "/api/run_code"  # POST: run code in a context
 CONTEXTS_PATH = "/api/contexts"  # code contexts: list, make; below it one by its name
 SNAPSHOT_PATH = "/api/snapshot"  # GET: the workspace as a stream; PUT: a stream becomes the workspace
-SUSPEND_PATH = "/api/suspend"  # POST: write what is in memory into the workspace, as far as it can be
-RESUME_PATH = "/api/resume"  # POST: a workspace that was kept has come; look what it holds
+SUSPEND_PATH = "/api/suspend"  # POST: write the contexts' state into the workspace
+RESUME_PATH = "/api/resume"  # POST: a workspace was restored: expect the contexts whose state it holds
 ACTIVITY_PATH = "/api/activity"  # {"busy": bool}: whether something runs that no request waits for
 TERMINAL_PATH = "/api/terminal"  # a WebSocket
 PORTS_PATH = "/api/ports/"  # {port}/{path}: on to a server that listens in the sandbox
-SESSION_HEADER = "x-agentcube-session-id"  # what the gateway tells of the session in each request
+SESSION_HEADER = "x-agentcube-session-id"  # the session's id, which the gateway sends with each request
 
 
 def port_prefix(session_id: str, port: int) -> str:
@@ -40,7 +40,7 @@ ENV_COMMAND_ENV = "PICOD_COMMAND_ENV"  # JSON object: the whole environment that
 ENV_FORWARD = "PICOD_FORWARD_ENV"  # names of picod's own variables that commands get too: "GREETING,API_URL"
 ENV_PRELOAD = "PICOD_PRELOAD"  # modules that python3 has imported ahead: "numpy,pandas"
 ENV_PORTS = "PICOD_PORTS"  # ports of the sandbox that may be reached: "8000,9000-9100"
-# JSON: a server that picod starts and stands before: command, working_dir, targets [[prefix, port], ...] and probe.
+# JSON of a server that picod starts and forwards to: command, working_dir, targets [[prefix, port], ...] and probe.
 ENV_AGENT = "PICOD_AGENT"
 ENV_CODE_CONTEXT = "PICOD_CODE_CONTEXT"  # warm | lazy | off
 ENV_MAX_OUTPUT = "PICOD_MAX_OUTPUT"  # bytes kept of each stream

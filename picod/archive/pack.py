@@ -33,11 +33,11 @@ _MAX_REGIONS = 100_000  # in one sparse file; what follows goes as it is, holes 
 UPLOAD = re.compile(rb"\.wakegate-[0-9a-f]{16}\.part")  # uploads.Staged
 
 _Identity = tuple[int, int]
-_Seen = dict[_Identity, bytes] | None  # names of files by what they are; None: nobody asks for links and holes
+_Seen = dict[_Identity, bytes] | None  # first names of files by identity; None: hard links and holes are not kept
 
 
 def pack(root_fd: int, *, plain: bool = False) -> Iterator[bytearray]:
-    """The archive in pieces of about 256 KiB. Raises OSError; ESTALE when a file or directory changed under our eyes.
+    """The archive in pieces of about 256 KiB. Raises OSError; ESTALE for what changed while it was read.
 
     Each piece is the caller's only until the next one is asked for. `plain`: for formats that know neither hard links
     nor holes, every name has all of its data.
@@ -125,7 +125,7 @@ def _file(dir_fd: int, name: bytes, path: bytes, seen: _Seen, out: bytearray) ->
         if status.st_size > status.st_blocks * 512 and seen is not None:
             yield from _sparse(fd, status.st_size, member, out)
         elif status.st_size <= _PIECE:
-            data = os.read(fd, status.st_size + 1)  # one look: what is read is what is said
+            data = os.read(fd, status.st_size + 1)  # one read: size and data in the archive agree
             member.size = len(data)
             out += encode(member)
             out += data

@@ -111,8 +111,8 @@ def encode_sparse_map(regions: list[tuple[int, int]]) -> bytes:
 
 def parse_head(block: bytes) -> Head:
     """Read 512 bytes. Raises TarballError."""
-    said = _octal(block[148:156])
-    if said != sum(block[:148]) + 256 + sum(block[156:]):
+    checksum = _octal(block[148:156])
+    if checksum != sum(block[:148]) + 256 + sum(block[156:]):
         raise TarballError("it is no tar archive, or damaged: the checksum of a header is wrong")
     path = _text(block[:100])
     if block[257:263] == b"ustar\0" and block[345]:

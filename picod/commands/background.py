@@ -1,7 +1,7 @@
 """Processes that outlive the request that started them: they run until they end, are ended, or the sandbox ends.
 
 Each has a ring of its latest output and, if asked for, a pipe to its stdin. process_api.py speaks HTTP about them. What
-a session runs here counts as activity (activity.py), so that it is not put to sleep in the middle of it.
+a session runs here counts as activity (activity.py), so that the session is not hibernated in the middle of it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from picod.http.sse import News
 
 MAX_PROCESSES = 32  # kept in all; the oldest that has ended makes room for a new one
 LOG_BYTES = 1 << 20  # of output kept of each
-_READ = 64 << 10
-_STDIN_PATIENCE = 300.0  # seconds that a process may read nothing while somebody writes
-_PAUSE = 0.002  # seconds after a full read: 32 MB/s at most, so that a forgotten `yes` costs little
+_READ_BYTES = 64 << 10
+_STDIN_TIMEOUT_S = 300.0  # that a process may read nothing while a client writes to it
+_FULL_READ_PAUSE_S = 0.002  # 32 MB/s at most, so that a forgotten `yes` costs little
 
 
 class Pump:
@@ -41,7 +41,7 @@ class Pump:
         self._loop.add_reader(fd, self._turn)
 
     def pause(self) -> None:
-        """Read no more for now: whoever writes has to wait."""
+        """Stop reading: once the pipe is full, its writer blocks."""
         self._paused = True
         self._halt()
 
@@ -52,13 +52,13 @@ class Pump:
             self._loop.add_reader(self._fd, self._turn)
 
     def drain(self) -> None:
-        """Take what is there now, at most what a pipe holds."""
+        """Read what is there now, at most as much as a pipe holds."""
         room = 1 << 20
         while room > 0 and self._fd >= 0 and (taken := self._read()):
             room -= taken
 
     def close(self) -> None:
-        """Let go. A second call does nothing."""
+        """Close the descriptor. A second call does nothing."""
         if self._fd >= 0:
             self._halt()
             os.close(self._fd)
@@ -72,9 +72,9 @@ class Pump:
             self._loop.remove_reader(self._fd)
 
     def _turn(self) -> None:
-        if self._read() == _READ and not self._paused and self._fd >= 0:
+        if self._read() == _READ_BYTES and not self._paused and self._fd >= 0:
             self._loop.remove_reader(self._fd)
-            self._timer = self._loop.call_later(_PAUSE, self._again)
+            self._timer = self._loop.call_later(_FULL_READ_PAUSE_S, self._again)
 
     def _again(self) -> None:
         self._timer = None
@@ -82,7 +82,7 @@ class Pump:
 
     def _read(self) -> int:
         try:
-            data = os.read(self._fd, _READ)
+            data = os.read(self._fd, _READ_BYTES)
         except BlockingIOError:
             return 0
         except OSError:  # EIO: the last process of a terminal is gone
@@ -96,7 +96,7 @@ class Pump:
 
 
 class Process:
-    """One of them, running or ended."""
+    """A background process, running or ended, with its latest output."""
 
     def __init__(self, name: str, order: Order, child: Child, pipes: dict[str, int], *, keeps_awake: bool) -> None:
         self.id = os.urandom(4).hex()
@@ -108,7 +108,7 @@ class Process:
         self.news = News()
         self.has_stdin = "stdin" in pipes
         self.stdin_fd = pipes.pop("stdin", -1)
-        self.stdin_room: asyncio.Future[None] | None = None  # whoever writes waits for it while the pipe is full
+        self.stdin_room: asyncio.Future[None] | None = None  # a writer waits for it while the pipe is full
         self.writing = asyncio.Lock()
         self.started_ns = time.time_ns()
         self.ended_ns: int | None = None
@@ -149,7 +149,7 @@ class Process:
     async def write_stdin(self, data: bytes) -> None:
         """Write all of it, waiting while the pipe is full.
 
-        Raises BrokenPipeError when nobody will read it, TimeoutError when nobody does for five minutes.
+        Raises BrokenPipeError when the pipe has no reader, TimeoutError when nothing is read for five minutes.
         """
         view = memoryview(data)
         while view:
@@ -161,7 +161,7 @@ class Process:
                 loop = asyncio.get_running_loop()
                 self.stdin_room = loop.create_future()
                 loop.add_writer(self.stdin_fd, self._has_room)
-                async with asyncio.timeout(_STDIN_PATIENCE):
+                async with asyncio.timeout(_STDIN_TIMEOUT_S):
                     await self.stdin_room
 
     def _has_room(self) -> None:
@@ -172,7 +172,7 @@ class Process:
         self.stdin_room = None
 
     def close(self) -> None:
-        """Let go of its pipes."""
+        """Close its pipes."""
         self.close_stdin()
         for pump in self._pumps:
             pump.close()
@@ -182,7 +182,7 @@ class Process:
         self.news.tell()
 
     def _exited(self) -> None:
-        # All that it wrote itself is in the pipes by now. What children of its still write is read on.
+        # All that it wrote itself is in the pipes by now; what its children still write is read as it comes.
         for pump in self._pumps:
             pump.drain()
         self.ended_ns = time.time_ns()
@@ -192,7 +192,7 @@ class Process:
 
 
 class Background:
-    """All of them, bounded."""
+    """The background processes of one sandbox, MAX_PROCESSES at most."""
 
     def __init__(self, children: Children) -> None:
         self._children = children
@@ -203,7 +203,7 @@ class Background:
         return self._by_id.values()
 
     def get(self, process_id: str) -> Process:
-        """One. Raises RequestError 404."""
+        """A process by its id. Raises RequestError 404."""
         process = self._by_id.get(process_id)
         if process is None:
             raise RequestError(
@@ -214,7 +214,7 @@ class Background:
     def start(
         self, order: Order, executable: bytes, cwd_fd: int, *, name: str, stdin: bool, keeps_awake: bool
     ) -> Process:
-        """Start one. Raises RequestError 429 when too many run, OSError when it cannot be executed."""
+        """Start a process. Raises RequestError 429 when too many run, OSError when it cannot be executed."""
         self._make_room()
         ours: dict[str, int] = {}
         theirs: dict[str, int] = {}
@@ -286,7 +286,7 @@ def read_signal(value: object) -> signal.Signals:
 
 
 def send_signal(child: Child, number: signal.Signals) -> None:
-    """To its process group. To be called while it has not exited: its number still means it."""
+    """Signal its process group. Call it only while it has not exited: later the pid may be another's."""
     try:
         os.killpg(child.pid, number)
     except (ProcessLookupError, PermissionError):

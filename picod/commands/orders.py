@@ -102,5 +102,5 @@ def open_working_directory(workspace: Workspace, path: str) -> int:
 
 
 def timed_out(seconds: float) -> str:
-    """What a command that took too long is said to have done."""
+    """The message for a command that ran into its timeout, in AgentCube's words."""
     return f"Command timed out after {seconds:.0f} seconds"

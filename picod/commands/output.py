@@ -66,7 +66,7 @@ class Stream:
         self.close_now()
 
     def close_now(self) -> None:
-        """Close the pipe, which nobody reads any more. A second call does nothing."""
+        """Close the pipe and drop what is in it. A second call does nothing."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -164,7 +164,7 @@ class Stream:
             while done < len(view):
                 try:
                     done += os.write(self._spill_fd, view[done:])
-                except OSError:  # no room: half a file would pass for the whole, and its room is needed
+                except OSError:  # the disk is full: half a file would pass for the whole, and its space is needed
                     os.ftruncate(self._spill_fd, 0)
                     self.spilled = False
                     self._spill_room = 0

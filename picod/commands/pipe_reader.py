@@ -1,8 +1,8 @@
-"""One output pipe of a process that outlives single runs: read for whoever listens, held back when they are slow.
+"""One output pipe of a process that outlives single runs, read for the present listener at the listener's pace.
 
-Where output.py keeps a command's whole stream, this hands on what comes. While nobody listens (between two runs a
-thread or a daemon may print) a little is kept for the next listener and the rest is dropped slowly, so that what
-prints is neither killed nor blocked.
+Where output.py keeps a command's whole stream, this hands on what comes. Without a listener (between two runs a thread
+or a daemon may print) the first 64 KiB are kept for the next one and the rest is read slowly and dropped, so that the
+process is neither killed by SIGPIPE nor blocked.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import fcntl
 import os
 from collections.abc import Callable
 
-_READ = 128 << 10  # bytes at once; larger buffers would be mapped and unmapped each time (syscalls.keep_heap_small)
-_PIPE = 1 << 20
-_LEFT = 64 << 10  # bytes kept for the next listener
-_DROP_PAUSE = 0.02  # seconds between reads that drop: 3 MB/s at most
+_READ_BYTES = 128 << 10  # at once; larger buffers would be mapped and unmapped each time (syscalls.keep_heap_small)
+_PIPE_BYTES = 1 << 20
+_KEPT_BYTES = 64 << 10  # for the next listener
+_DROP_PAUSE_S = 0.02  # between reads that drop: 3 MB/s at most
 
 Take = Callable[[bytes], None]
 
@@ -28,23 +28,23 @@ class PipeReader:
         self._fd = fd
         self._loop = asyncio.get_running_loop()
         self._take: Take | None = None
-        self._left = b""
+        self._kept = b""
         self._paused = False
         self._reading = False
         self._timer: asyncio.TimerHandle | None = None
         self._watch()
 
     def attach(self, take: Take) -> None:
-        """Hand everything to `take` from now on; first what came while nobody listened."""
+        """Hand everything to `take` from now on; first what was kept without a listener."""
         self._take = take
         self._paused = False
-        left, self._left = self._left, b""
+        left, self._kept = self._kept, b""
         if left:
             take(left)
         self._watch()
 
     def detach(self) -> None:
-        """Nobody listens any more."""
+        """Remove the listener."""
         self._take = None
         self._paused = False
         self._watch()
@@ -62,7 +62,7 @@ class PipeReader:
     def grow(self) -> None:
         """Ask for a bigger pipe: fewer turns of the loop in a flood."""
         try:
-            fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, _PIPE)
+            fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         except OSError:
             pass  # closed, or the user's share of pipe memory is used up; the small one does
 
@@ -75,7 +75,7 @@ class PipeReader:
             room -= taken
 
     def close(self) -> None:
-        """Let go of the pipe. A second call does nothing."""
+        """Close the pipe. A second call does nothing."""
         self._unwatch()
         if self._fd >= 0:
             os.close(self._fd)
@@ -99,7 +99,7 @@ class PipeReader:
 
     def _read(self) -> int:
         try:
-            data = os.read(self._fd, _READ)
+            data = os.read(self._fd, _READ_BYTES)
         except BlockingIOError:
             return 0
         if not data:
@@ -107,9 +107,9 @@ class PipeReader:
             return 0
         if self._take is not None:
             self._take(data)
-        elif len(self._left) < _LEFT:
-            self._left += data[: _LEFT - len(self._left)]
+        elif len(self._kept) < _KEPT_BYTES:
+            self._kept += data[: _KEPT_BYTES - len(self._kept)]
         else:
             self._unwatch()
-            self._timer = self._loop.call_later(_DROP_PAUSE, self._watch)
+            self._timer = self._loop.call_later(_DROP_PAUSE_S, self._watch)
         return len(data)

@@ -194,7 +194,7 @@ class Preload:
             reply, ancillary = b"", []
         pid = next((_CREDENTIALS.unpack(data)[0] for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS), 0)
         waiting.child = self._children.adopt(pid) if reply == _WAITS else None
-        if waiting.child is None:  # it could not be forked (too many processes), or somebody else speaks
+        if waiting.child is None:  # it could not be forked (too many processes), or another process answers
             self._drop(waiting)
         else:
             self._children.quiet.add(waiting.child.pid)
@@ -226,7 +226,7 @@ class Preload:
         self._executable = executable
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         theirs.setblocking(True)
-        read_end, write_end = os.pipe()  # its streams must be pipes, as a command's are, though nobody reads them
+        read_end, write_end = os.pipe()  # its streams must be pipes, as a command's are, though they are not read
         root = os.open("/", os.O_PATH | os.O_CLOEXEC)  # a folder in the workspace would be held
         argv = [b"python3", os.fsencode(_SERVER), b"%d" % theirs.fileno(), executable, b"1"]
         argv += [module.encode() for module in self._modules]
@@ -268,7 +268,7 @@ class Preload:
             self._modules = ()
 
     def _end_server(self) -> None:
-        """It does not do its part: away with it. Another one follows."""
+        """Kill a server that does not answer in time; `_on_end` starts another."""
         self._looked_at = None
         if self._server is not None and not self._server.exited.done():
             task = asyncio.ensure_future(self._children.kill(self._server))

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _STRUCT = "StartProcessRequest"
 _STREAMS = ("stdout", "stderr")
-_LONGEST_WAIT = 300.0
-_MAX_NAME = 200
+_MAX_WAIT_S = 300.0
+_MAX_NAME_CHARS = 200
 
 
 async def list_processes(services: CommandServices, request: Request) -> None:
@@ -41,8 +41,8 @@ async def start_process(services: CommandServices, request: Request) -> None:
     if fields.get("timeout") is not None:
         raise RequestError(400, "timeout: a background process has none; wait for it, and send a signal or delete it")
     name = text_field(fields, _STRUCT, "name") or ""
-    if len(name) > _MAX_NAME:
-        raise RequestError(400, f"name: at most {_MAX_NAME} characters")
+    if len(name) > _MAX_NAME_CHARS:
+        raise RequestError(400, f"name: at most {_MAX_NAME_CHARS} characters")
     stdin, keeps_awake = flag_field(fields, "stdin", default=False), flag_field(fields, "keeps_awake", default=True)
     shown = order.command[0].decode()
     cwd_fd = open_working_directory(services.workspace, order.working_dir)
@@ -151,10 +151,10 @@ async def _logs(services: CommandServices, request: Request, process: Process) -
     if stream not in ("", *_STREAMS):
         raise RequestError(400, f"stream: expected stdout or stderr, not {stream[:40]!r}")
     streams = (stream,) if stream else _STREAMS
-    said = request.header(b"last-event-id") or request.query("offset") or "0"
-    if not said.isascii() or not said.isdigit() or len(said) > 18:
-        raise RequestError(400, f"offset: expected a number of bytes, not {said[:40]!r}")
-    offset = int(said)
+    start = request.header(b"last-event-id") or request.query("offset") or "0"
+    if not start.isascii() or not start.isdigit() or len(start) > 18:
+        raise RequestError(400, f"offset: expected a number of bytes, not {start[:40]!r}")
+    offset = int(start)
     if query_flag(request, "follow"):
         await _follow(request, process, streams, offset)
         return
@@ -197,7 +197,7 @@ async def _follow(request: Request, process: Process, streams: tuple[str, ...], 
 def query_duration(request: Request, name: str, default: str) -> float:
     """Seconds of a duration in the query, five minutes at most. Raises RequestError 400."""
     try:
-        return max(0.0, min(parse_duration(request.query(name) or default), _LONGEST_WAIT))
+        return max(0.0, min(parse_duration(request.query(name) or default), _MAX_WAIT_S))
     except DurationError as error:
         raise RequestError(400, f"{name}: {error}") from error
 

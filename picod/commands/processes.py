@@ -1,4 +1,4 @@
-"""The processes picod starts, and the end of them: all of them, wherever they hid.
+"""Starts the processes of a sandbox, reaps them, and kills whole trees of them, daemons included.
 
 picod is a child subreaper: a daemon that a command leaves behind becomes picod's child, is reaped by it and can be
 found. To know whose it was, each command starts with a private value in its soft RLIMIT_RTTIME, a limit that only
@@ -6,7 +6,7 @@ real-time scheduling heeds. It is inherited over fork, exec and setsid, and noth
 whereas a variable in the environment would be seen by programs and lost to `env -i`. A tree is then: the process
 group, everything with the mark, and everything below the command by parent.
 
-This room is the only one that starts or reaps processes: reaping takes any child (orphans too), so a second reaper
+This module is the only one that starts or reaps processes: reaping takes any child (orphans too), so a second reaper
 such as asyncio's own would lose exit codes to it.
 """
 
@@ -27,7 +27,7 @@ from typing import NamedTuple
 from picod.filesystem import syscalls
 
 _MARK_BASE = 1 << 56
-_KILL_PATIENCE = 5.0  # seconds until what cannot be killed (stuck in the kernel) is left alone
+_KILL_TIMEOUT_S = 5.0  # until what cannot be killed (stuck in the kernel) is left alone
 
 
 @dataclass(eq=False)
@@ -48,7 +48,7 @@ class _Process(NamedTuple):
 
 
 class Children:
-    """Starts, reaps and kills."""
+    """The child processes of one picod, commands and adopted orphans."""
 
     def __init__(self) -> None:
         self.quiet: set[int] = set()
@@ -102,7 +102,7 @@ class Children:
                 resource.setrlimit(resource.RLIMIT_RTTIME, old)
         child = Child(popen.pid, mark, asyncio.get_running_loop().create_future(), popen)
         self._by_pid[child.pid] = child
-        _die_first(popen.pid)
+        _prefer_for_oom_kill(popen.pid)
         return child
 
     def adopt(self, pid: int) -> Child | None:
@@ -127,7 +127,7 @@ class Children:
 
         Each pass may miss what was forked meanwhile, so passes repeat until one finds nothing alive.
         """
-        deadline = time.monotonic() + _KILL_PATIENCE
+        deadline = time.monotonic() + _KILL_TIMEOUT_S
         pause = 0.001
         while time.monotonic() < deadline:
             if not child.exited.done():  # not reaped, so the number still means it
@@ -142,7 +142,7 @@ class Children:
 
     def kill_all(self) -> None:
         """Kill everything picod ever started that still lives, and wait for it. Blocks; for the end only."""
-        deadline = time.monotonic() + _KILL_PATIENCE
+        deadline = time.monotonic() + _KILL_TIMEOUT_S
         while time.monotonic() < deadline:
             for pid in self._by_pid:
                 _kill_group(pid)
@@ -161,7 +161,7 @@ class Children:
 
     def _next_mark(self) -> int | None:
         if resource.getrlimit(resource.RLIMIT_RTTIME)[1] != resource.RLIM_INFINITY:
-            return None  # somebody limited real time in earnest: groups and parents must do
+            return None  # real-time scheduling is limited here: groups and parents must do
         self._started += 1
         return _MARK_BASE | os.getpid() << 24 | self._started & 0xFFFFFF
 
@@ -256,7 +256,7 @@ def _send_kill(pid: int) -> None:
         pass
 
 
-def _die_first(pid: int) -> None:
+def _prefer_for_oom_kill(pid: int) -> None:
     """Where memory runs out, have the kernel end what user code started, never picod, which is often the largest.
 
     From without, as the child has no code of ours: what it forks in its first microseconds may escape this. Local

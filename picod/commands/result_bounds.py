@@ -63,14 +63,14 @@ class ResultBounds:
         if len(self.truncated) < MAX_RESULTS:
             self.truncated.append({"result": self._count, "mime": mime, "size": size, "kept": kept})
 
-    def said(self) -> dict[str, object]:
+    def fields(self) -> dict[str, object]:
         """The fields that tell the caller what is missing; empty when nothing is."""
-        said: dict[str, object] = {}
+        fields: dict[str, object] = {}
         if self.truncated:
-            said["results_truncated"] = self.truncated
+            fields["results_truncated"] = self.truncated
         if self.omitted:
-            said["results_omitted"] = self.omitted
-        return said
+            fields["results_omitted"] = self.omitted
+        return fields
 
 
 def _size(value: Any) -> int | None:

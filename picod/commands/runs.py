@@ -1,9 +1,9 @@
 """Runs that are followed as they happen: /api/execute and /api/run_code with `stream`, and /api/runs to come back.
 
 A run's events are kept for a while, so that a client whose connection broke goes on where it was: by GET
-/api/runs/{id}, or by the same POST again, each with Last-Event-ID. While somebody follows, the pipes wait for them:
-memory is flat at any speed. A client that leaves ends its run, unless that was asked to go on in the background; nobody
-holds such a run up, and of what it says the last few megabytes are kept.
+/api/runs/{id}, or by the same POST again, each with Last-Event-ID. While a client follows, the pipes wait for it:
+memory is flat at any speed. A client that leaves ends its run, unless that was started in the background: such a
+run is never held up, and the last 4 MiB of its events are kept.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class LiveRun:
             self._add(b"error", to_json(fields["error"]))
         rest_fields = {name: value for name, value in fields.items() if name != "error"}
         self.ended_at = time.time()
-        self._add(b"exit", to_json(rest_fields | self._bounds.said()))
+        self._add(b"exit", to_json(rest_fields | self._bounds.fields()))
 
     def stop(self, reason: str) -> None:
         """End it early."""

@@ -26,7 +26,7 @@ from picod.http.request import RequestError
 from picod.http.sse import News
 
 MAX_TERMINALS = 16
-SCROLLBACK = 256 << 10  # bytes of output kept for whoever comes back
+SCROLLBACK_BYTES = 256 << 10  # of output kept for a client that comes back
 _BEHIND = 64 << 10  # bytes that a client may be behind before the shell has to wait for it
 _TYPED = 256 << 10  # bytes that may wait to be typed before the client is not read
 MAX_SIDE = 4096  # columns or rows
@@ -47,7 +47,7 @@ class Terminal:
         self.id = os.urandom(8).hex()  # who knows it may type
         self.order = order
         self.child = child
-        self.output = Ring(SCROLLBACK)
+        self.output = Ring(SCROLLBACK_BYTES)
         self.news = News()
         self.size = size
         self.client: Client | None = None
@@ -114,13 +114,13 @@ class Terminal:
             self._pump.resume()
 
     def detach(self, client: Client) -> None:
-        """The client has left, if it still was the one. The shell waits for nobody any more."""
+        """The client has left; unless another took its place, the shell waits for no client any more."""
         if self.client is client:
             self.client = None
             self._pump.resume()
 
     def close(self) -> None:
-        """Let go of the pseudo-terminal: whoever still uses it gets SIGHUP."""
+        """Close the pseudo-terminal: processes that still use it get SIGHUP."""
         self._pump.close()
         if self._master >= 0:
             asyncio.get_running_loop().remove_writer(self._master)
@@ -130,7 +130,7 @@ class Terminal:
     def _foreground(self) -> int:
         try:
             return os.tcgetpgrp(self._master)
-        except OSError:  # closed, or nobody has it as a terminal any more
+        except OSError:  # closed, or no process has it as its terminal any more
             return -1
 
     def _printed(self, data: bytes) -> None:
@@ -150,7 +150,7 @@ class Terminal:
             except OSError as error:
                 if error.errno != errno.EIO:
                     raise
-                self._typed.clear()  # nobody reads from it any more
+                self._typed.clear()  # no process reads from it any more
         if self._master >= 0:
             loop.remove_writer(self._master)
         if len(self._typed) <= _TYPED:
@@ -165,7 +165,7 @@ class Terminal:
 
 
 class Terminals:
-    """All of them, bounded."""
+    """The terminals of one sandbox, MAX_TERMINALS at most."""
 
     def __init__(self, children: Children) -> None:
         self._children = children
@@ -176,7 +176,7 @@ class Terminals:
         return self._by_id.values()
 
     def get(self, terminal_id: str) -> Terminal:
-        """One. Raises RequestError 404."""
+        """A terminal by its id. Raises RequestError 404."""
         terminal = self._by_id.get(terminal_id)
         if terminal is None:
             raise RequestError(
@@ -185,7 +185,7 @@ class Terminals:
         return terminal
 
     def open(self, order: Order, executable: bytes, cwd_fd: int, size: tuple[int, int], *, is_shell: bool) -> Terminal:
-        """Start one. Raises RequestError 429 when there are too many, OSError when it cannot be started."""
+        """Start a terminal. Raises RequestError 429 when there are too many, OSError when it cannot be started."""
         self._make_room()
         master, slave = os.openpty()
         try:

@@ -4,7 +4,7 @@
             text   = {"type": "resize", "cols": 80, "rows": 24} or {"type": "signal", "signal": "INT"}
     picod:  binary = what is printed
             text   = {"type": "ready", "id", "offset", ...} first, {"type": "exit", "exit_code", "signal"} last,
-                     {"type": "error", "error"} for a text frame that means nothing
+                     {"type": "error", "error"} for a text frame that is none of these
 
 A client that comes back names the terminal (`?id=`) and what it has seen (`?offset=`, counted in printed bytes); it
 gets what it missed, as far as it is kept. One client is attached at a time, the latest: after a broken network the old
@@ -53,8 +53,8 @@ async def open_terminal(services: CommandServices, request: Request) -> None:
     terminal = services.terminals.get(name) if name else _start(services, request, size)
     if name and (request.query("cols") or request.query("rows")):
         terminal.resize(*size)
-    visit = _Visit(terminal, await accept(request, headers), offset)
-    await visit.run()
+    attachment = _Attachment(terminal, await accept(request, headers), offset)
+    await attachment.run()
 
 
 def _number(request: Request, name: str, default: int, *, least: int = 1, most: int) -> int:
@@ -88,7 +88,7 @@ def _start(services: CommandServices, request: Request, size: tuple[int, int]) -
         os.close(cwd_fd)
 
 
-class _Visit:
+class _Attachment:
     """One client at one terminal, from attaching to leaving."""
 
     def __init__(self, terminal: Terminal, socket: Socket, offset: int) -> None:
@@ -101,7 +101,7 @@ class _Visit:
         await self._socket.close(_TAKEN_OVER, "another client has attached to this terminal")
 
     async def run(self) -> None:
-        """Both directions, until the client leaves or the terminal has ended and all was said."""
+        """Both directions, until the client leaves, or the terminal has ended and all its output is sent."""
         terminal = self._terminal
         before, terminal.client = terminal.client, self
         terminal.keep_pace(max(self._seen, terminal.output.start))
@@ -114,7 +114,7 @@ class _Visit:
             if not printing.done() or printing.exception() is not None:
                 return
             await self._socket.close(_NORMAL)
-            await asyncio.wait((typing,), timeout=2.0)  # for the client's good-bye
+            await asyncio.wait((typing,), timeout=2.0)  # for the client's close frame
         finally:
             for task in (typing, printing):
                 task.cancel()

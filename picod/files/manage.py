@@ -204,7 +204,7 @@ def _read_cursor(text: str) -> list[bytes]:
     try:
         path = base64.b64decode(text.encode("ascii"), altchars=b"-_", validate=True)
     except (binascii.Error, UnicodeEncodeError) as error:
-        raise RequestError(400, "after: expected what `next` of the page before said") from error
+        raise RequestError(400, "after: expected the `next` of the page before") from error
     return path.split(b"/") if path else []
 
 

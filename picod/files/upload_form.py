@@ -48,7 +48,7 @@ class _Form:
         self._header = b""
         self._value = b""
         self._disposition: dict[bytes, bytes] = {}
-        self._sink: bytearray | Staged | None = None  # where the present part goes; None: to nobody
+        self._sink: bytearray | Staged | None = None  # where the present part goes; None: it is skipped
         self._full = False
         try:
             self._parser = MultipartParser(

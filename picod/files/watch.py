@@ -1,8 +1,8 @@
 """GET /api/fs/watch: what changes below a directory, as events.
 
 The kernel tells of single directories (inotify), so each one below is watched, and new ones as they come: what was put
-in them before they were watched is found by looking. Everything that a moment brings is told as few changes
-(changes.py). Where the kernel's queue overflowed the client is told so, and everything is looked at again.
+in them before they were watched is found by listing them. The events of 50 ms are merged into few changes
+(changes.py). When the kernel's queue overflows, the client gets `overflow` and every directory is listed again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The workspace's paths, resolved and walked in ways that code running in it cannot lead astray.
+"""The workspace's paths, resolved and walked so that code running in it cannot redirect them outside.
 
 Imports nothing of picod. Start with `paths`.
 """

@@ -1,4 +1,4 @@
-"""Where in the workspace does a path lead? Answered with a directory descriptor and a name, never with a string.
+"""Resolves paths of requests inside the workspace, to an open directory descriptor and a name.
 
 Code in the sandbox may swap a directory for a symlink between any two system calls. So a path is resolved once, to an
 open descriptor of the directory that holds the last name (a Place), and all work happens relative to that descriptor
@@ -31,7 +31,7 @@ _DIRECTORY = os.O_DIRECTORY | os.O_PATH | os.O_CLOEXEC
 
 
 class PathError(ValueError):
-    """The path cannot be meant seriously: not UTF-8, a NUL byte, too long. The message is for the client."""
+    """The path is invalid: not UTF-8, a NUL byte, too long. The message is for the client."""
 
 
 class EscapeError(PathError):
@@ -57,11 +57,11 @@ class Place:
         return os.open(self.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY, mode, dir_fd=self.dir_fd)
 
     def stat(self) -> os.stat_result:
-        """About what is there itself. Raises OSError."""
+        """Status of the file or symlink itself. Raises OSError."""
         return os.stat(self.name, dir_fd=self.dir_fd, follow_symlinks=False)
 
     def close(self) -> None:
-        """Let the directory go. A second call does nothing."""
+        """Close the directory. A second call does nothing."""
         if self.dir_fd >= 0:
             os.close(self.dir_fd)
             self.dir_fd = -1
@@ -76,7 +76,7 @@ class Place:
 
 
 class Workspace:
-    """The folder, held open. All paths of requests go through `resolve`."""
+    """The session's folder, held open. All paths of requests go through `resolve`."""
 
     def __init__(self, root: str, *, use_openat2: bool = True) -> None:
         self.root = os.path.realpath(root)
@@ -85,7 +85,7 @@ class Workspace:
         self._use_openat2 = use_openat2
 
     def close(self) -> None:
-        """Let the folder go."""
+        """Close the folder."""
         os.close(self.fd)
 
     def resolve(self, path: str, *, make_parents: bool = False, follow: bool = True) -> Place:
@@ -134,7 +134,7 @@ class Workspace:
         try:
             linked = stat.S_ISLNK(os.stat(parts[-1], dir_fd=dir_fd, follow_symlinks=False).st_mode)
         except OSError:
-            linked = False  # missing, or not to be looked at: whoever opens it gets the reason
+            linked = False  # missing or not accessible: opening it gives the reason
         if linked and follow:
             os.close(dir_fd)
             return None
@@ -240,7 +240,7 @@ def _make_directory(name: str, dir_fd: int) -> None:
     try:
         os.mkdir(name, 0o755, dir_fd=dir_fd)
     except FileExistsError:
-        pass  # somebody was quicker; what it is, the next look tells
+        pass  # made meanwhile; the next step of the walk sees what it is
 
 
 def _replace(old: int, new: int) -> int:

@@ -1,4 +1,4 @@
-"""A walk through the workspace, one directory at a time, that code running in it cannot lead astray.
+"""A walk through the workspace that code running in it cannot redirect outside, one directory at a time.
 
 Only the present directory is held open, so any depth will do. Down is an open with O_NOFOLLOW; up is `..`, and what is
 found there must be the very directory we came from (device and inode), as fts(3) does it: a directory that was moved
@@ -39,7 +39,7 @@ class SafeWalk:
 
     @property
     def names(self) -> list[bytes]:
-        """The way from the root to here."""
+        """Names of the directories from the root to here."""
         return [level.name for level in self._levels]
 
     @property
@@ -58,13 +58,13 @@ class SafeWalk:
                 os.fchmod(fd, mode | self._needed)
                 loosened = mode
             except PermissionError:
-                pass  # not ours: as its group or as anybody we may yet be welcome
+                pass  # another user's: the bits of group or others may still let us in
         self._levels.append(_Level(name, (here.st_dev, here.st_ino), loosened))
         os.close(self.fd)
         self.fd = fd
 
     def leave(self, finish: Callable[[int], None] | None = None) -> None:
-        """Go up; `finish` gets the descriptor of what is left, as its last guest. Raises OSError ESTALE."""
+        """Go up. `finish` is called with the descriptor of the directory that is left, last. Raises OSError ESTALE."""
         level = self._levels[-1]
         above = os.open("..", _FLAGS, dir_fd=self.fd)
         try:

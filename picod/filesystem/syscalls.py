@@ -1,4 +1,4 @@
-"""The few calls into the C library that Python has no word for: openat2(2), prctl(2), mallopt(3)."""
+"""The few calls into the C library that Python does not offer: openat2(2), prctl(2), mallopt(3)."""
 
 from __future__ import annotations
 

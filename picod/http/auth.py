@@ -1,4 +1,4 @@
-"""Who may ask: the gateway, with a token made for this very sandbox.
+"""Authentication: requests need a JWT that the gateway signed for this very sandbox.
 
 A token is verified once (EdDSA or RS256, chosen by the key and not by the token) and then remembered until it
 expires, so a request on a live session costs a dictionary look-up and no signature.
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from jwt.algorithms import AllowedPublicKeys
 
 _MAX_REMEMBERED = 1024
-_MAX_TOKEN = 8192
-_REREAD_S = 1.0  # a stranger may send unknown kids as fast as he likes
-_LOOK_S = 1.0  # how often it is looked whether the file is another one: a key that was taken out is good for no longer
+_MAX_TOKEN_CHARS = 8192
+_REREAD_INTERVAL_S = 1.0  # at most that often for an unknown kid, which anyone may send
+_CHECK_INTERVAL_S = 1.0  # at which the file is checked for changes: for how long a withdrawn key stays good
 
 
 class _Key(NamedTuple):
@@ -37,26 +37,26 @@ class KeySet:
         self._path = path
         self._keys: dict[str, _Key] = {}
         self._stamp: tuple[int, int, int] | None = None
-        self._read_at = self._looked_at = float("-inf")
+        self._read_at = self._checked_at = float("-inf")
         self.on_change: Callable[[], None] = lambda: None
 
     def get(self, kid: str, now: float) -> _Key | None:
         """The key of that name; an unknown name has the file read again, if it changed or a second has passed."""
         key = self._keys.get(kid)
-        if key is None and (now - self._read_at >= _REREAD_S or self._stamp != _stamp_of(self._path)):
+        if key is None and (now - self._read_at >= _REREAD_INTERVAL_S or self._stamp != _stamp_of(self._path)):
             self.read(now)
             key = self._keys.get(kid)
         return key
 
     def refresh(self, now: float) -> None:
-        """Read the file if it is another one than a moment ago. A mounted ConfigMap changes by its symlinks."""
-        if now - self._looked_at >= _LOOK_S:
-            self._looked_at = now
+        """Read the file again if it changed, checked once a second. A mounted ConfigMap changes by its symlinks."""
+        if now - self._checked_at >= _CHECK_INTERVAL_S:
+            self._checked_at = now
             if self._stamp != _stamp_of(self._path):
                 self.read(now)
 
     def read(self, now: float) -> None:
-        """Take the file's keys in place of what we have. A file that cannot be read leaves all as it was."""
+        """Replace the keys by those of the file. A file that cannot be read changes nothing."""
         self._read_at = now
         stamp = _stamp_of(self._path)
         try:
@@ -98,7 +98,7 @@ def _load_key(entry: dict[str, Any]) -> _Key | None:
 
 
 class Guard:
-    """Lets requests in that carry a good token, refuses the others with 401 and the reason."""
+    """Checks the token of a request; 401 with the reason for one that is missing or not valid."""
 
     def __init__(self, keys_file: str, audience: str) -> None:
         self._keys = KeySet(keys_file)
@@ -107,13 +107,13 @@ class Guard:
         self._good_until: dict[str, float] = {}
 
     def warm(self) -> None:
-        """Do early what the first token would wait for: load the JWT library (some 60 ms) and the keys."""
+        """Load the JWT library (some 60 ms) and the keys, which the first token would wait for. Blocking."""
         import jwt  # noqa: F401
 
         self._keys.read(time.monotonic())
 
     def check(self, request: Request) -> None:
-        """Return, or raise RequestError 401."""
+        """Raises RequestError 401 unless the request carries one valid token."""
         values = request.headers(b"authorization")
         if not values:
             raise RequestError(401, "Missing Authorization header", detail="Request requires JWT authentication")
@@ -139,7 +139,7 @@ class Guard:
     def _verify(self, token: str) -> float:
         import jwt
 
-        if len(token) > _MAX_TOKEN:
+        if len(token) > _MAX_TOKEN_CHARS:
             raise _RefusedError("token is malformed: token is too long")
         if token.count(".") != 2:
             raise _RefusedError("token is malformed: token contains an invalid number of segments")
@@ -177,7 +177,7 @@ class Guard:
 
 
 class _RefusedError(Exception):
-    """Why a token is not good."""
+    """A token is not valid; the message is the reason."""
 
 
 def _reason(error: Exception) -> str:

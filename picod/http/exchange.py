@@ -151,7 +151,7 @@ class Exchange:
         return {"type": "http.request", "body": body, "more_body": not self.ended}
 
     async def send(self, message: Any) -> None:
-        """ASGI's send. Returns when the client's share of the buffer has room again. Raises ClientGoneError."""
+        """ASGI's send. Returns once the write buffer is below its high-water mark. Raises ClientGoneError."""
         if self.connection.closed:
             raise ClientGoneError
         if message["type"] == "http.response.start":
@@ -171,7 +171,7 @@ class Exchange:
         if status in (204, 304):
             self.bodyless = True
         if self.expects and not self.ended:
-            self.keep_alive = False  # the client holds its body back, or not: what comes next cannot be told
+            self.keep_alive = False  # the client holds its body back, or not: what follows cannot be parsed
         lines = [b"HTTP/1.1 %d %s" % (status, PHRASES.get(status, b""))]
         for name, value in headers:
             if name == b"content-length":

@@ -94,7 +94,7 @@ class KeptAnswers:
                         file.write(answer.body)
                 os.rename(temporary, place.name, src_dir_fd=place.dir_fd, dst_dir_fd=place.dir_fd)
         except (OSError, PathError) as error:
-            # No room, or the session's code has put something in the way: then a retry may run again.
+            # The disk is full, or the session's code has put something in the way: then a retry may run again.
             print(f"picod: an answer cannot be kept: {error}", file=sys.stderr, flush=True)  # noqa: T201
 
     def read(self, name: str) -> tuple[dict[str, Any], bytes] | None:

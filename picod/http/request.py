@@ -21,8 +21,8 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 JSON_TYPE = (b"content-type", b"application/json; charset=utf-8")
 
-BODY_IDLE = 300.0
-"""Seconds a body may stand still. A peer that vanished without a word must not hold a temporary file for ever."""
+BODY_IDLE_S = 300.0
+"""Most between two pieces of a body. A peer that vanished without a FIN must not hold a temporary file for ever."""
 
 
 class Tunnel(Protocol):
@@ -59,10 +59,10 @@ class TooLargeError(RequestError):
 
 
 class ClientGoneError(Exception):
-    """The client left; nobody is there to answer."""
+    """The client closed the connection: no answer can be sent."""
 
 
-# What an errno of the file system means to a client. 507 says that room, not permission, is missing.
+# The status for an errno of the file system. 507 (Insufficient Storage) tells a full disk from a missing permission.
 _OS_STATUS = {
     errno.ENOENT: 404,
     errno.ENOSPC: 507,
@@ -91,13 +91,13 @@ _OS_STATUS = {
 
 
 def reason_of(error: OSError) -> str:
-    """The system's words for an error, in Go's lower case: `no space left on device`."""
+    """The system's message for an error, in Go's lower case: `no space left on device`."""
     text = os.strerror(error.errno) if error.errno else str(error)
     return text[:1].lower() + text[1:]
 
 
 def os_failure(error: OSError, doing: str) -> RequestError:
-    """The answer when the file system said no; `doing` opens the sentence, e.g. `Failed to write file: open a/b`."""
+    """The answer to an error of the file system; `doing` opens its message, e.g. `Failed to write file: open a/b`."""
     return RequestError(_OS_STATUS.get(error.errno or 0, 500), f"{doing}: {reason_of(error)}")
 
 
@@ -139,13 +139,13 @@ class Request:
         return self._query.get(name, "")
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes. Raises ClientGoneError, RequestError 408 when it stands still."""
+        """The body as it comes. Raises ClientGoneError, RequestError 408 when none comes for BODY_IDLE_S."""
         while not self.finished:
             try:
-                async with asyncio.timeout(BODY_IDLE):
+                async with asyncio.timeout(BODY_IDLE_S):
                     message = await self._receive()
             except TimeoutError as error:
-                raise RequestError(408, f"no byte of the body came for {BODY_IDLE:.0f} seconds") from error
+                raise RequestError(408, f"no byte of the body came for {BODY_IDLE_S:.0f} seconds") from error
             if message["type"] != "http.request":
                 raise ClientGoneError
             self.finished = not message.get("more_body", False)

@@ -1,6 +1,6 @@
 """Server-sent events over one answer: what happens, as it happens (WHATWG HTML, "Server-sent events").
 
-Used wherever a client follows something: logs, changes of files. Comments in silences keep whoever sits in between from
+Used wherever a client follows something: logs, changes of files. Comments in idle periods keep proxies in between from
 taking the stream for dead; a client that leaves is noticed at once, not at the next event.
 """
 

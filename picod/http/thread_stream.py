@@ -1,6 +1,6 @@
-"""Between the loop and a thread: a body that the thread reads as a file, and work that is waited for to its end.
+"""A request body as a file that a thread reads, and threads that are waited for even when their caller is cancelled.
 
-Used where a thread works on files while bytes come or go: snapshots and archives.
+For handlers whose thread works on files while the body comes or the answer goes: snapshots and archives.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class ThreadStream:
         return piece
 
     def close(self) -> None:
-        """Take no more; whoever waits to put goes on."""
+        """Read no more: a waiting `put` returns."""
         self._closed = True
         self._loop.call_soon_threadsafe(self._room.release)
 

@@ -1,6 +1,6 @@
 """The server's side of a WebSocket, on a connection that server.py hands over (RFC 6455).
 
-Handshake, frames and the closing handshake are those of websockets' Sans-I/O layer; this room moves the bytes. Loaded
+Handshake, frames and the closing handshake are those of websockets' Sans-I/O layer; this module moves the bytes. Loaded
 with the first WebSocket: the library is 45 ms and 4 MB.
 """
 
@@ -25,8 +25,8 @@ def check_handshake(request: Request) -> list[tuple[bytes, bytes]]:
     version = "HTTP/" + str(request.scope["http_version"])
     response = ServerProtocol().accept(Handshake(request.scope["path"], headers, request.method, version))
     if response.status_code != 101 or not request.offers_upgrade:
-        said = bytes(response.body or b"").decode() or "expected a WebSocket handshake"
-        raise RequestError(response.status_code if response.status_code != 101 else 400, said.split("\n")[0])
+        message = bytes(response.body or b"").decode() or "expected a WebSocket handshake"
+        raise RequestError(response.status_code if response.status_code != 101 else 400, message.split("\n")[0])
     return [(name.lower().encode(), value.encode("latin-1")) for name, value in response.headers.raw_items()]
 
 
@@ -47,7 +47,7 @@ class Socket:
 
     @property
     def is_open(self) -> bool:
-        """Neither side has said good-bye."""
+        """Whether neither side has sent a close frame."""
         return self._protocol.state is State.OPEN
 
     async def receive(self) -> str | bytes | None:
@@ -80,7 +80,7 @@ class Socket:
         await self._flush()
 
     async def close(self, code: int, reason: str = "") -> None:
-        """Say good-bye. The client's answer to it is read by `receive`, if somebody still does."""
+        """Send a close frame. The client's own is read by `receive`, if that is called again."""
         if self.is_open:
             self._protocol.send_close(code, reason)
             try:

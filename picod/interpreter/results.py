@@ -100,4 +100,4 @@ class Collected:
         yield b'","results":['
         for index, (_, data) in enumerate(self._results):
             yield (b"," if index else b"") + to_json(data)
-        yield b"]," + to_json({**cut, **self._bounds.said(), **rest})[1:]
+        yield b"]," + to_json({**cut, **self._bounds.fields(), **rest})[1:]

@@ -1,8 +1,8 @@
 """An agent behind picod: on one machine, what in a cluster is a container of its own with an address.
 
 picod starts the agent's command, answers /health once it is ready, and hands every request that carries its token on to
-the port with the longest prefix of its path, as it came. picod's own API is not there: whoever asks such a sandbox to
-run something asks the agent. An agent that ends takes the sandbox with it, and its last words are the reason.
+the port with the longest prefix of its path, as it came. picod's own API is not there: a request to such a sandbox is
+a request to the agent. When the agent ends, picod ends too, with the last lines of its log as the reason.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from picod.http.request import Request, reason_of
 from picod.ports.api import forward
 from picod.ports.heads import Visit
 
-_EARLY = 0.05  # seconds between the first looks; afterwards the probe's own period
-_EARLY_LOOKS = 200
-_LAST_WORDS, _LAST_LINES = 2000, 3  # of its log: bytes looked at, and lines told
-_FAILED = 70  # picod's exit status, EX_SOFTWARE
+_EARLY_POLL_S = 0.05  # between the first probes; afterwards the probe's own period
+_EARLY_POLLS = 200
+_LOG_TAIL_BYTES, _LOG_TAIL_LINES = 2000, 3  # of its log in the reason why it ended
+_EXIT_STATUS = os.EX_SOFTWARE  # of a picod whose agent ended
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class Agent:
     def _ended(self) -> None:
         process = self._process
         assert process is not None
-        words = b"".join(piece.data for piece in process.log.since(process.log.end - _LAST_WORDS))
-        log = " | ".join(words.decode(errors="replace").strip().splitlines()[-_LAST_LINES:])
+        words = b"".join(piece.data for piece in process.log.since(process.log.end - _LOG_TAIL_BYTES))
+        log = " | ".join(words.decode(errors="replace").strip().splitlines()[-_LOG_TAIL_LINES:])
         code = process.child.exited.result()
         how = f"exited with status {code}" if code >= 0 else f"was ended by signal {-code}"
         self._give_up(f"its command {how}: {log or 'no message'}")
@@ -114,13 +114,13 @@ class Agent:
     def _give_up(self, why: str) -> NoReturn:
         print(f"agent: {why}", file=sys.stderr, flush=True)  # noqa: T201 - the gateway shows it
         self._commands.children.kill_all()
-        os._exit(_FAILED)
+        os._exit(_EXIT_STATUS)
 
     async def _prove(self) -> None:
-        looks = 0
+        probes = 0
         while not await self._answers():
-            looks += 1
-            await asyncio.sleep(_EARLY if looks < _EARLY_LOOKS else self._config.period)
+            probes += 1
+            await asyncio.sleep(_EARLY_POLL_S if probes < _EARLY_POLLS else self._config.period)
         self.ready.set()
 
     async def _answers(self) -> bool:

@@ -6,8 +6,8 @@ The sandbox's loopback is its own (a network namespace with nothing else in it),
 only way in. Each request gets a connection of its own and asks the server to close it: a server that handles one
 connection at a time would hang on one that is kept, and dialling loopback costs a tenth of a millisecond.
 
-heads.py has the rules for the heads, this room moves the bytes. An upgrade that the server takes up (a WebSocket)
-is bytes both ways from then on; nobody here looks into them.
+heads.py has the rules for the heads, this module moves the bytes. After an upgrade that the server takes up (a
+WebSocket) they are passed both ways unparsed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from picod.http.request import ClientGoneError, Request, RequestError, Tunnel, r
 from picod.ports.heads import Response, Visit, answer_headers, parse_visit, request_head
 
 _READ = 256 << 10
-_DIAL_TIMEOUT = 5.0  # seconds; a listener whose backlog is full does not answer at once
+_DIAL_TIMEOUT_S = 5.0  # a listener whose backlog is full does not answer at once
 _MAX_HEAD = 128 << 10
-_LOOPBACKS = ("127.0.0.1", "::1")  # a server told to listen on "localhost" may have taken either
-_POLL = 0.05  # seconds between looks at what listens, while somebody waits for it
-_LONGEST_WAIT = 300.0
+_LOOPBACKS = ("127.0.0.1", "::1")  # a server that listens on "localhost" may have either
+_POLL_INTERVAL_S = 0.05  # at which /proc/net is read while a client waits for a port
+_MAX_WAIT_S = 300.0
 _LISTENING = "0A"  # of the state column in /proc/net/tcp
 
 
@@ -38,7 +38,7 @@ async def list_ports(config: PicodConfig, request: Request) -> None:
     if wanted and not (wanted.isascii() and wanted.isdigit() and len(wanted) <= 5):
         raise RequestError(400, f"wait: expected a port number, not {wanted!r}")
     try:
-        seconds = min(parse_duration(patience), _LONGEST_WAIT)
+        seconds = min(parse_duration(patience), _MAX_WAIT_S)
     except DurationError as error:
         raise RequestError(400, f"timeout: {error}") from error
     loop = asyncio.get_running_loop()
@@ -46,7 +46,7 @@ async def list_ports(config: PicodConfig, request: Request) -> None:
     gone = asyncio.ensure_future(request.gone())
     try:
         while wanted and int(wanted) not in listening() and loop.time() < deadline and not gone.done():
-            await asyncio.wait((gone,), timeout=_POLL)
+            await asyncio.wait((gone,), timeout=_POLL_INTERVAL_S)
     finally:
         gone.cancel()
     ports = [{"port": port, "reachable": may_visit(config, port)} for port in sorted(listening())]
@@ -54,7 +54,7 @@ async def list_ports(config: PicodConfig, request: Request) -> None:
 
 
 def listening() -> set[int]:
-    """The TCP ports that somebody listens on in this network namespace."""
+    """The TCP ports that a process listens on in this network namespace."""
     found = set()
     for name in ("tcp", "tcp6"):
         try:
@@ -75,8 +75,8 @@ def may_visit(config: PicodConfig, port: int) -> bool:
 async def bridge(config: PicodConfig, request: Request) -> None:
     """Hand a request on to a port and its answer back.
 
-    404 for a malformed path, 403 for a port that the runtime does not allow, 502 when nobody listens there or what
-    does speaks no HTTP.
+    404 for a malformed path, 403 for a port that the runtime does not allow, 502 when nothing listens there, or
+    the server does not speak HTTP.
     """
     visit = parse_visit(request)
     if not may_visit(config, visit.port):
@@ -103,7 +103,7 @@ async def _dial(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     why = ""
     for host in _LOOPBACKS:
         try:
-            async with asyncio.timeout(_DIAL_TIMEOUT):
+            async with asyncio.timeout(_DIAL_TIMEOUT_S):
                 return await asyncio.open_connection(host, port, limit=_READ)
         except TimeoutError:
             why = "it does not accept connections"
@@ -139,7 +139,7 @@ async def _exchange(request: Request, visit: Visit, reader: asyncio.StreamReader
     except RequestError as error:
         if upload.done():
             upload.result()
-        if request.started:  # breaking off is all that can be said now
+        if request.started:  # a broken connection is the only way left to report it
             raise ClientGoneError from error
         raise
     finally:
@@ -196,8 +196,8 @@ async def _tunnel(client: Tunnel, rest: bytes, reader: asyncio.StreamReader, wri
         client.close()
         writer.close()
         try:
-            async with asyncio.timeout(_DIAL_TIMEOUT):
-                await writer.wait_closed()  # the last words of the client, a close frame perhaps, still go out
+            async with asyncio.timeout(_DIAL_TIMEOUT_S):
+                await writer.wait_closed()  # the client's last bytes, a close frame perhaps, still go out
         except (OSError, TimeoutError):
             pass
 

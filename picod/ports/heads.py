@@ -135,7 +135,7 @@ def _cookie(cookie: bytes, visit: Visit) -> bytes:
     """A cookie for this port alone: its Path below the prefix, and no Domain."""
     if not visit.prefix:
         return cookie
-    said = {found[1].lower(): found[2].strip() for found in _COOKIE_ATTRIBUTE.finditer(cookie)}
-    path = said.get(b"path", b"")
+    attributes = {found[1].lower(): found[2].strip() for found in _COOKIE_ATTRIBUTE.finditer(cookie)}
+    path = attributes.get(b"path", b"")
     bare = _COOKIE_ATTRIBUTE.sub(b"", cookie)
     return bare + b"; Path=" + visit.prefix + (path if path.startswith(b"/") else b"/")

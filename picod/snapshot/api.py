@@ -20,7 +20,7 @@ from picod.filesystem.paths import Workspace
 from picod.http.request import Request, RequestError, os_failure
 from picod.http.thread_stream import ThreadStream, in_thread, settled
 
-# zstandard and the rooms that do the work are imported where they are used: 8 ms that no start should take.
+# zstandard and the modules that do the work are imported where they are used: 8 ms that no start should take.
 
 _LEVEL = 1  # of zstd: three times as fast as its default 3 on text, for a tenth more bytes
 _MAX_WINDOW = 8 << 20  # bytes of memory an archive may make us take; `zstd -19` needs that much
@@ -45,7 +45,7 @@ def load() -> None:
 
 
 async def send_snapshot(services: SnapshotServices, request: Request) -> None:
-    """GET: send the workspace. An error after the first byte ends the connection, so that nobody takes half for all."""
+    """GET: send the workspace. An error after the first byte ends the connection: half must not pass for the whole."""
     async with services.lock:  # two at a time would thaw each other's processes
         pieces = _compressed(services.workspace.fd, services.children.quiet)
         try:

@@ -1,4 +1,4 @@
-"""Hold the session's processes still while their files are read, and let them go on afterwards.
+"""Freezes the session's processes while their files are read, and thaws them afterwards.
 
 SIGSTOP can be neither caught nor ignored, and picod, the subreaper of its sandbox, knows every process that came of a
 command (processes.py). What a user stopped already stays stopped. Parents are stopped before their children and go on
@@ -16,8 +16,8 @@ from typing import Self
 
 from picod.commands.processes import descendants
 
-_PATIENCE = 0.5  # seconds; what does not stop is stuck in the kernel and writes nothing
-_EACH = 0.02  # seconds of it for one process before the next is stopped
+_TIMEOUT_S = 0.5  # what does not stop by then is stuck in the kernel and writes nothing
+_STOP_WAIT_S = 0.02  # for one process before the next is stopped
 _STILL = b"TtZX"  # states of /proc/PID/stat: stopped, traced, dead
 
 
@@ -32,7 +32,7 @@ class Frozen:
         self._stopped: dict[int, int] = {}  # pid -> pidfd, in the order of stopping
 
     def __enter__(self) -> Self:
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _TIMEOUT_S
         try:
             # A pass may miss what was forked meanwhile; a pass that finds all still has missed nothing.
             while True:
@@ -61,7 +61,7 @@ class Frozen:
                     self._stopped[pid] = -1
             _signal(pid, self._stopped[pid], signal.SIGSTOP)
             # kill() returns before its target stands. A shell that still runs when its child stops sees it and says so.
-            patience = time.monotonic() + _EACH
+            patience = time.monotonic() + _STOP_WAIT_S
             while not _is_still(pid) and time.monotonic() < patience:
                 time.sleep(0.0001)
 
