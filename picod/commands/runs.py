@@ -8,6 +8,7 @@ run is never held up, and the last 4 MiB of its events are kept.
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import itertools
 import os
@@ -15,9 +16,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from picod.commands.pipe_reader import PipeReader
+from picod.commands.pending_events import Clear, PendingEvents, Result, Text
 from picod.commands.result_bounds import ResultBounds
 from picod.http.json_fields import wrong_type
 from picod.http.request import ClientGoneError, Request, RequestError, to_json
@@ -34,6 +35,8 @@ _KEPT_ALL = 16 << 20  # of runs that have ended
 _KEPT_SECONDS = 300.0
 _KEPT_RUNS = 64
 _MAX_BACKGROUND = 16
+_INTERVAL_S = 0.05  # between two moments at which events go out, while many happen
+_TEXT_CHARS = 64 << 10  # of text that go out before that
 _HIGH, _LOW = 1 << 20, 256 << 10  # bytes that wait for a client when the pipes are held, and let go again
 _BATCH = 128 << 10  # bytes in one write; larger ones would be mapped and unmapped each time (syscalls.keep_heap_small)
 
@@ -73,6 +76,19 @@ def read_event_id(request: Request) -> tuple[str, int]:
     return run_id, int(number)
 
 
+class Source(Protocol):
+    """What a run's events come from, and can be made to wait: a pipe, a kernel's channel."""
+
+    def pause(self) -> None:
+        """Read no more for now."""
+
+    def resume(self) -> None:
+        """Read again."""
+
+    def grow(self) -> None:
+        """Make ready for a flood."""
+
+
 class LiveRun:
     """One run and its events: start, stdout, stderr, result, clear, error, exit. A Listener of kernel.py.
 
@@ -92,7 +108,10 @@ class LiveRun:
         self._sent = 0  # bytes that the follower has, of all events so far
         self._news = News()
         self._follower: object | None = None
-        self._pipes: tuple[PipeReader, ...] = ()
+        self._sources: tuple[Source, ...] = ()
+        self._pending = PendingEvents()
+        self._flushed_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._held = False
         self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in ("stdout", "stderr")}
         self._bounds = ResultBounds()
@@ -114,33 +133,36 @@ class LiveRun:
         """The first event."""
         self._add(b"start", to_json({"run_id": self.id, **fields}))
 
-    def set_pipes(self, pipes: Iterable[PipeReader]) -> None:
-        """The pipes that are to wait when the follower is slow."""
-        self._pipes = tuple(pipes)
-        for pipe in self._pipes:
-            pipe.grow()
+    def set_pipes(self, pipes: Iterable[Source]) -> None:
+        """What is to wait when the follower is slow, or when more happens than may go out."""
+        self._sources = tuple(pipes)
+        for source in self._sources:
+            source.grow()
         self._balance()
 
     def output(self, stream: str, data: bytes) -> None:
         """Something was printed."""
         text = self._decoders[stream].decode(data)
         if text:
-            self._add(stream.encode(), b'{"text":%b}' % _dumps(text))
+            self._pending.add_text(stream, text)
+            self._flush_soon()
 
     def result(self, data: Mapping[str, Any] | None, display_id: str, *, update: bool) -> None:
         """A result, within the same bounds as in an answer."""
         kept = self._bounds.admit(data)
         if kept is not None:
             self._bounds.release(kept)  # only what one event may hold is bounded; of many, the ring keeps the last
-            more = {"display_id": display_id, "update": update} if display_id else {}
-            self._add(b"result", to_json({"data": kept, **more}))
+            self._pending.add_result(Result(kept, display_id, update))
+            self._flush_soon()
 
     def clear(self, *, wait: bool) -> None:
         """The code takes its results back."""
-        self._add(b"clear", to_json({"wait": wait}))
+        self._pending.add_clear(wait=wait)
+        self._flush_soon()
 
     def end(self, fields: Mapping[str, object]) -> None:
         """The last events: `error` if fields name one, and `exit` with the others."""
+        self._flush()
         for name, decoder in self._decoders.items():
             rest = decoder.decode(b"", final=True)
             if rest:
@@ -193,6 +215,35 @@ class LiveRun:
             self._balance()
         return max(after, first - 1) + len(batch)
 
+    def _flush_soon(self) -> None:
+        """Let what happened go out: now when the last time was a while ago, else together with what comes until then.
+
+        So the first line of a slow program comes at once, and a fast one has 20 times a second.
+        """
+        loop = asyncio.get_running_loop()
+        if self._pending.text_size >= _TEXT_CHARS or loop.time() >= self._flushed_at + _INTERVAL_S:
+            self._flush()
+        else:
+            if self._timer is None:
+                self._timer = loop.call_at(self._flushed_at + _INTERVAL_S, self._flush)
+            self._balance()
+
+    def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._flushed_at = asyncio.get_running_loop().time()
+        for event in self._pending.take():
+            match event:
+                case Text(stream, parts):
+                    self._add(stream.encode(), b'{"text":%b}' % _dumps("".join(parts)))
+                case Result(data, display_id, update):
+                    more = {"display_id": display_id, "update": update} if display_id else {}
+                    self._add(b"result", to_json({"data": data, **more}))
+                case Clear(wait):
+                    self._add(b"clear", to_json({"wait": wait}))
+        self._balance()
+
     def _add(self, kind: bytes, payload: bytes) -> None:
         self._number += 1
         event = b"id: %b:%d\nevent: %b\ndata: %b\n\n" % (self.id.encode(), self._number, kind, payload)
@@ -209,16 +260,17 @@ class LiveRun:
         self._news.tell()
 
     def _balance(self) -> None:
-        """Hold the pipes while a follower has much to take; let them go when it took, or left."""
+        """Hold the sources while a follower has much to take, or much is to go out; let them go when it did."""
         waiting = self._total - self._sent if self._follower is not None else 0
-        if waiting > _HIGH and not self._held:
+        is_full = self._pending.is_full
+        if (waiting > _HIGH or is_full) and not self._held:
             self._held = True
-            for pipe in self._pipes:
-                pipe.pause()
-        elif waiting <= _LOW and self._held:
+            for source in self._sources:
+                source.pause()
+        elif waiting <= _LOW and not is_full and self._held:
             self._held = False
-            for pipe in self._pipes:
-                pipe.resume()
+            for source in self._sources:
+                source.resume()
 
 
 class Runs:

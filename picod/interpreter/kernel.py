@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from picod.commands.exit_status import out_of_memory
 from picod.commands.pipe_reader import PipeReader
 from picod.commands.processes import Child, Children
+from picod.commands.runs import Source
 from picod.interpreter.jupyter import Message, MessageError, execute_request, read_message
 from picod.interpreter.zmtp import ZmtpConnection, ZmtpError
 
@@ -38,8 +39,8 @@ class KernelError(Exception):
 class Listener(Protocol):
     """What hears a run."""
 
-    def set_pipes(self, pipes: Iterable[PipeReader]) -> None:
-        """The pipes that the run prints into, for a listener that may have to hold them."""
+    def set_pipes(self, pipes: Iterable[Source]) -> None:
+        """What the run prints into and shows through, for a listener that may have to hold them."""
 
     def output(self, stream: str, data: bytes) -> None:
         """Something was printed: `stream` is stdout or stderr."""
@@ -152,7 +153,7 @@ class Kernel:
         ends: set[asyncio.Future[Any]] = {run.reply, self.child.exited, self._shell.closed, self._iopub.closed}
         try:
             if listener is not None:
-                listener.set_pipes(self.pipes.values())
+                listener.set_pipes((*self.pipes.values(), self._iopub))
             for name, pipe in self.pipes.items():
                 pipe.attach(_hand_on(listener, name) if listener is not None else _ignore)
             silent = listener is None
@@ -171,6 +172,7 @@ class Kernel:
             return _reply(run.reply.result()) if run.reply.done() else None
         finally:
             self._run = None
+            self._iopub.resume()
             for pipe in self.pipes.values():
                 pipe.detach()
 
@@ -228,11 +230,13 @@ class Kernel:
                 self._shell.send(execute_request(self._key, self._session, "", "", silent=True, expressions={}))
 
     async def _wait_idle(self, run: _Run) -> None:
-        try:
-            async with asyncio.timeout(_IDLE_PATIENCE):
-                await run.idle.wait()
-        except TimeoutError:
-            pass
+        while not run.idle.is_set():
+            try:
+                async with asyncio.timeout(_IDLE_PATIENCE):
+                    await run.idle.wait()
+            except TimeoutError:
+                if not self._iopub.is_paused:  # what the run showed waits for a slow listener; its timeout still counts
+                    return
 
     def _on_shell(self, frames: list[bytes], cut: bool) -> None:
         message, run = self._read(frames, cut), self._run

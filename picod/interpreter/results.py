@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from picod.commands.output_files import OUTPUT_FOLDER, open_output_file
-from picod.commands.pipe_reader import PipeReader
 from picod.commands.result_bounds import ResultBounds
+from picod.commands.runs import Source
 from picod.config import PicodConfig
 from picod.filesystem.paths import Workspace
 from picod.http.request import to_json
@@ -20,7 +20,7 @@ class Collected:
     """A Listener that keeps everything for one answer. `finish` must be awaited after the run."""
 
     def __init__(self, config: PicodConfig, workspace: Workspace) -> None:
-        self._pipes: tuple[PipeReader, ...] = ()
+        self._pipes: tuple[Source, ...] = ()
         self._holds = 0  # streams whose file is behind
         run_id = os.urandom(8).hex()
         self._streams = {
@@ -40,8 +40,8 @@ class Collected:
             hold=self._hold,
         )
 
-    def set_pipes(self, pipes: Iterable[PipeReader]) -> None:
-        """The pipes that are to wait while a file is behind."""
+    def set_pipes(self, pipes: Iterable[Source]) -> None:
+        """The sources that are to wait while a file is behind."""
         self._pipes = tuple(pipes)
 
     def _hold(self, wait: bool) -> None:

@@ -46,6 +46,7 @@ class ZmtpConnection(asyncio.Protocol):
         self._cut = False
         self._skipping = 0  # bytes of a frame that is too large, still to come
         self._skipped_more = False
+        self.is_paused = False
 
     @classmethod
     async def connect(cls, path: str, role: Literal["DEALER", "SUB"], on_message: OnMessage) -> ZmtpConnection:
@@ -73,6 +74,24 @@ class ZmtpConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def pause(self) -> None:
+        """Take no more messages for now; the peer's buffers fill, and it waits."""
+        self.is_paused = True
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Take messages again, first those that came already."""
+        if not self.is_paused:
+            return
+        self.is_paused = False
+        self._take_all()
+        if not self.is_paused and self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def grow(self) -> None:
+        """Nothing to do: a socket's buffers are large."""
+
     # The transport's side.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -93,11 +112,14 @@ class ZmtpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take what came apart; a peer that breaks the protocol loses its connection."""
         self._buffer += data
+        self._take_all()
+
+    def _take_all(self) -> None:
         try:
             if not self._greeted:
                 self._greet()
             if self._greeted:
-                while self._take_frame():
+                while not self.is_paused and self._take_frame():
                     pass
         except ZmtpError:
             self.close()
