@@ -193,6 +193,7 @@ class Gateway:
             explain_pools=lambda: {**self.autoscaler.explain(), "sessions": self.advisor.explain()},
             is_leaving=lambda: self.activator.leaving,
             render_metrics=self.metrics.render,
+            acknowledge=self.activator.acknowledge,
         )
 
     def _connect(self, executor: Executor) -> None:
@@ -255,6 +256,7 @@ class Gateway:
             await sessions.recovery.recover_all()
             stack.push_async_callback(sessions.hibernator.hibernate_all)
             stack.push_async_callback(sessions.opener.aclose)
+            stack.push_async_callback(self.activator.aclose)
             await self.autoscaler.start()
             stack.push_async_callback(self.autoscaler.aclose)
             stack.push_async_callback(self._last_flush)

@@ -29,6 +29,7 @@ from gateway.api.openapi.table import CONTROL
 from gateway.api.tools.service import ToolService
 from gateway.core.clock import Clock
 from gateway.core.interfaces import RuntimeCatalog, SandboxCaller, SandboxProvider, SessionStore
+from gateway.core.model import SessionId
 from gateway.core.settings import Settings
 from gateway.observability.counters import Counters, status_label
 from gateway.sessions.hibernation import Hibernator
@@ -57,8 +58,9 @@ class Surfaces:
         explain_pools: Callable[[], dict[str, Any]],
         is_leaving: Callable[[], bool],
         render_metrics: Callable[[str], Awaitable[tuple[bytes, str]]],
+        acknowledge: Callable[[SessionId, str], None] = lambda session_id, restored: None,
     ) -> None:
-        """The last three are what NativeAPI takes by the same names."""
+        """The last but one are what NativeAPI takes by the same names; `acknowledge` as make_control_app takes it."""
         self._tools = ToolService(lifecycle, catalog, caller, clock)
         self._mcp = MCPEndpoint(self._tools, lifecycle, catalog, settings.allowed_origins)
         handlers: dict[str, Handler] = {
@@ -73,7 +75,9 @@ class Surfaces:
             "get_openapi": _openapi,
         }
         self.routes = make_routes(CONTROL, handlers)
-        self.app = make_control_app(self.routes, counters, body_idle=settings.request_idle_timeout)
+        self.app = make_control_app(
+            self.routes, counters, body_idle=settings.request_idle_timeout, acknowledge=acknowledge
+        )
 
     async def aclose(self) -> None:
         """End what requests have left running: the MCP server, then calls of tools."""
@@ -100,10 +104,17 @@ def make_routes(operations: Mapping[str, Operation], handlers: Mapping[str, Hand
     ]
 
 
-def make_control_app(routes: Sequence[BaseRoute], counters: Counters, *, body_idle: float) -> ASGIApp:
+def make_control_app(
+    routes: Sequence[BaseRoute],
+    counters: Counters,
+    *,
+    body_idle: float,
+    acknowledge: Callable[[SessionId, str], None] = lambda session_id, restored: None,
+) -> ASGIApp:
     """An ASGI app that counts its answers by route.
 
     `body_idle`: seconds that a client may be silent while it owes the rest of its body.
+    `acknowledge(session, restored)` is called when an answer with x-wakegate-restored was delivered.
     """
     app = Starlette(routes=list(routes), exception_handlers={404: _not_found, 405: _not_found})
     app.router.redirect_slashes = False
@@ -114,14 +125,20 @@ def make_control_app(routes: Sequence[BaseRoute], counters: Counters, *, body_id
             # AgentCube's SDK joins a base URL with a trailing slash to "//v1/...".
             scope = {**scope, "path": "/" + scope["path"].lstrip("/")}
         status = 0
+        told: tuple[SessionId, str] | None = None
 
         async def counted(message: Any) -> None:
-            nonlocal status
+            nonlocal status, told
             if message["type"] == "http.response.start":
                 status = message["status"]
+                told = _restored_of(scope, message["headers"])
                 if (request_id := scope.get("state", {}).get("request_id")) is not None:
                     message["headers"].append((b"x-request-id", request_id))
             await send(message)
+            if told is not None and message["type"] == "http.response.body" and not message.get("more_body", False):
+                cycle = scope.get("extensions", {}).get("wakegate.cycle")
+                if cycle is None or not cycle.disconnected:
+                    acknowledge(*told)
 
         try:
             await app(scope, receive, counted)
@@ -133,6 +150,15 @@ def make_control_app(routes: Sequence[BaseRoute], counters: Counters, *, body_id
                 counters.control[method, route, status_label(status)] += 1
 
     return control
+
+
+def _restored_of(scope: Any, headers: Sequence[tuple[bytes, bytes]]) -> tuple[SessionId, str] | None:
+    """The session and the loss that an answer tells of. None also where a gateway asks that has a client to tell."""
+    restored = next((value for name, value in headers if name == b"x-wakegate-restored"), None)
+    session = next((value for name, value in headers if name == b"x-session-id"), None)
+    if restored is None or session is None or any(name == b"x-wakegate-relayed" for name, _ in scope["headers"]):
+        return None
+    return SessionId(session.decode("latin-1")), restored.decode("latin-1")
 
 
 async def _not_found(request: Request, _: Exception) -> Response:

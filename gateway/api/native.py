@@ -132,7 +132,7 @@ class NativeAPI:
     async def _wake(self, request: Request) -> Response:
         session_id = SessionId(request.path_params["session_id"])
         opened = await self._lifecycle.wake(session_id)
-        headers = {"x-wakegate-start": opened.start.value}
+        headers = {**session_headers(session_id), "x-wakegate-start": opened.start.value}
         if opened.restored is not None:
             headers["x-wakegate-restored"] = opened.restored
         return JSON(session_document(opened.session), headers=headers)

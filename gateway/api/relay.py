@@ -9,7 +9,7 @@ from starlette.responses import Response
 from gateway.core.errors import UnavailableError
 from gateway.sessions.membership import ElsewhereError
 
-_ANSWERED = ("content-type", "location", "retry-after", "x-wakegate-start", "x-wakegate-restored")
+_ANSWERED = ("content-type", "location", "retry-after", "x-wakegate-start", "x-wakegate-restored", "x-session-id")
 _PASSED = ("mcp-session-id",)  # says what a DELETE of /mcp is about
 _RELAYED = "x-wakegate-relayed"
 _TIMEOUT_S = 60.0  # a wake over there is held like one here, by its own rule

@@ -272,6 +272,13 @@ class SandboxCaller(Protocol):
     UpstreamBrokenError when it goes away after something was sent. `path` is a percent-encoded request target.
     """
 
+    def acknowledge(self, session_id: SessionId, restored: str) -> None:
+        """An answer that said `restored` (of a Readiness or SandboxReply) was delivered: it is not said again.
+
+        Needed only where that was not the header x-wakegate-restored: answers with the header count by themselves.
+        """
+        ...
+
     async def ready(self, session_id: SessionId) -> Readiness:
         """See to it that the session has a live sandbox. Costs nothing if it has one already."""
         ...

@@ -243,6 +243,7 @@ class Session:
     snapshot: str | None = None  # WorkspaceKeeper's reference to what it is while it has no sandbox
     snapshot_at: float | None = None
     suspended: bool = False  # what was in its sandbox's memory was written into the workspace when it went to sleep
+    restored: str | None = None  # for x-wakegate-restored after a loss, until an answer with it was delivered
     limit_at: float = 0.0  # the end of the maximum duration, or of the retention; 0: written before this was kept
     ends_at: float | None = None  # the end that its user asked for (ttl); bounds expires_at whatever it does
     reason: str = ""  # why it is terminated or lost, or cannot sleep, for people

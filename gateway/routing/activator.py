@@ -8,9 +8,11 @@ time (the hold rule, docs/architecture.md).
 from __future__ import annotations
 
 import asyncio
+import logging
 from time import perf_counter
 from urllib.parse import urlsplit
 
+from gateway.core.background import Tasks
 from gateway.core.clock import Clock
 from gateway.core.errors import (
     BadRequestError,
@@ -35,6 +37,8 @@ from gateway.sessions.idleness import HEARTBEAT_S
 from gateway.sessions.lifecycle import Lifecycle
 from gateway.sessions.membership import ElsewhereError, Peer, peer_sandbox
 from picod.wire import HEALTH_PATH
+
+logger = logging.getLogger(__name__)
 
 TRUSTED_S = HEARTBEAT_S  # how long the place of a session that other gateways may move is not asked for again
 TRUSTED_IN_OUTAGE_S = 5.0  # the same while the store does not answer
@@ -77,6 +81,7 @@ class Activator:
         self._connect_timeout = connect_timeout
         self._flights: dict[SessionId, asyncio.Task[Opened]] = {}
         self._waiting: dict[SessionId, int] = {}
+        self._acknowledgements = Tasks()
         bindings.on_unbound(self.drop)
 
     def live(self, target: Target, now: float) -> Route | None:
@@ -89,7 +94,7 @@ class Activator:
             return None
         if target.runtime is not None and target.runtime != route.runtime:
             raise _not_found(target.session_id, target.runtime)
-        if now >= route.trusted_until and not self.draining:
+        if (now >= route.trusted_until and not self.draining) or route.restored is not None:
             return None
         if now >= route.head_until:
             self._renew_head(route)
@@ -141,6 +146,23 @@ class Activator:
             return 1001, "the session has another sandbox now; connect again"
         return 1014, "the session's sandbox ended; connect again to get another"
 
+    def acknowledge(self, session_id: SessionId, restored: str) -> None:
+        """An answer with that x-wakegate-restored was delivered to its client: the next ones do not carry it."""
+        route = self.routes.get(session_id)
+        if route is not None and route.restored == restored:
+            route.restored = None
+        self._acknowledgements.spawn(self._acknowledge(session_id, restored))
+
+    async def _acknowledge(self, session_id: SessionId, restored: str) -> None:
+        try:
+            await self._lifecycle.acknowledge_restored(session_id, restored)
+        except WakegateError as error:
+            logger.info("session %s: what was restored is said once more: %s", session_id, error)
+
+    async def aclose(self) -> None:
+        """Wait for what is still being written."""
+        await self._acknowledgements.wait()
+
     def renew_tokens(self) -> None:
         """Another key signs: the next request of each route carries a token of it."""
         for route in self.routes.values():
@@ -175,8 +197,11 @@ class Activator:
             if current is not None and not current.closed:
                 if target.runtime is not None and target.runtime != current.runtime:
                     raise _not_found(target.session_id, target.runtime)
+                if current.restored is not None and not current.peer:
+                    # The gateway that delivered the answer may be another one, which wrote that into the record.
+                    current.restored = (await self._lifecycle.get(current.session_id)).restored
                 await current.enter()
-                return Reservation(current, StartKind.LIVE, queue_s=perf_counter() - began)
+                return Reservation(current, StartKind.LIVE, current.restored, queue_s=perf_counter() - began)
             try:
                 opened = await self._join_flight(target.session_id, gone)
             except ElsewhereError as elsewhere:
@@ -214,6 +239,7 @@ class Activator:
                 self._counters.of(session.runtime),
                 branches=self._branches(session.runtime, sandbox.endpoint),
             )
+        route.restored = opened.restored
         if self._shared_provider:
             route.trust_until(self._clock.now() + TRUSTED_S)
         if self._clock.now() >= route.head_until:

@@ -51,8 +51,8 @@ class Exchange:
 
     __slots__ = (
         "_cycle", "_early", "_limits", "_reason", "_receive", "_since", "_task", "_upload", "_watcher", "began",
-        "began_exactly", "connected", "connection", "counted", "id_line", "record", "reservation", "route", "sent",
-        "session", "start", "started", "status", "waits_for",
+        "began_exactly", "connected", "connection", "counted", "id_line", "passed_on", "record", "reservation", "route",
+        "sent", "session", "start", "started", "status", "waits_for",
     )  # fmt: skip
 
     def __init__(
@@ -72,6 +72,7 @@ class Exchange:
             session = target.session_id.encode("ascii")
         self._receive = receive
         self._cycle = cycle
+        self.passed_on = incoming.request.hops > 0  # by another gateway, whose client it is
         self._limits = limits
         self._reason: WakegateError | None = None
         self._early: Message | None = None  # what came of the body while the request was held
@@ -98,6 +99,11 @@ class Exchange:
             self.hold(incoming.route)
         if self.sent:
             self.waits_for = "sandbox"
+
+    @property
+    def client_left(self) -> bool:
+        """Whether the client's connection is known to be closed."""
+        return self._cycle is not None and self._cycle.disconnected
 
     def interrupt(self, reason: WakegateError) -> None:
         """End it from outside, with the reason that its coroutine then raises."""

@@ -25,7 +25,16 @@ from gateway.routing.headers import read_peer_response
 from gateway.routing.heads import request_head, response_fields, stages_of
 from gateway.routing.incoming import Incoming
 from gateway.routing.request_ids import id_field, id_in
-from gateway.routing.responses import ASGIApp, Receive, Scope, Send, send_error, send_not_found, send_redirect
+from gateway.routing.responses import (
+    ASGIApp,
+    Receive,
+    Scope,
+    Send,
+    restored_in,
+    send_error,
+    send_not_found,
+    send_redirect,
+)
 from gateway.routing.route import Reservation, Route
 from gateway.routing.target import NotProxied, Target
 from gateway.routing.ticker import TICK_S, Ticker
@@ -182,6 +191,10 @@ class Proxy:
                 headers.append((b"x-wakegate-restored", reservation.restored.encode("ascii")))
         headers.append(id_field(exchange.id_line))
         await exchange.relay_response(send, headers)
+        restored = restored_in(headers) if route.peer or reservation is not None else None
+        # A gateway that passed the request on knows whether its client was there to read the answer; we do not.
+        if restored is not None and not exchange.client_left and not exchange.passed_on:
+            self._activator.acknowledge(route.session_id, restored)
 
     async def _fail(self, scope: Scope, send: Send, exchange: Exchange, error: WakegateError) -> None:
         """Answer with the error. A response that has begun can only be cut, so that the client sees it is not whole."""

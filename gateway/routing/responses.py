@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 import orjson
@@ -70,3 +70,8 @@ async def send_redirect(send: Send, scope: Scope) -> None:
     location = scope["raw_path"] + b"/" + (b"?" + query if query else b"")
     status = 301 if scope["method"] in ("GET", "HEAD") else 307
     await send_answer(send, status, [(b"location", location)], b"")
+
+
+def restored_in(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """What an answer's x-wakegate-restored says; None without one."""
+    return next((value.decode("latin-1") for name, value in headers if name == b"x-wakegate-restored"), None)

@@ -33,9 +33,26 @@ class Route:
     """A live session's way to its sandbox, with its slots. State: `in_flight` and the queue of those that wait."""
 
     __slots__ = (
-        "_limits", "_queue", "activity", "branches", "closed", "counted", "fields", "head", "head_until",
-        "idle_timeout", "in_flight", "live_lines", "peer", "pool", "runtime", "sandbox", "session_id",
-        "session_id_bytes", "trusted_until",
+        "_limits",
+        "_queue",
+        "activity",
+        "branches",
+        "closed",
+        "counted",
+        "fields",
+        "head",
+        "head_until",
+        "idle_timeout",
+        "in_flight",
+        "live_lines",
+        "peer",
+        "pool",
+        "restored",
+        "runtime",
+        "sandbox",
+        "session_id",
+        "session_id_bytes",
+        "trusted_until",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +86,7 @@ class Route:
         self.in_flight = 0
         self.closed = False
         self.head = b""  # the header lines that every request on this route ends with
+        self.restored: str | None = None  # for x-wakegate-restored, until an answer with it was delivered
         self.trusted_until = float("inf")  # epoch second from which the store must be asked where the session is
         self.head_until = 0.0  # epoch second from which `head` needs a new token
         self._limits = limits

@@ -29,6 +29,10 @@ class Caller:
         self._activator = activator
         self._clock = clock
 
+    def acknowledge(self, session_id: SessionId, restored: str) -> None:
+        """An answer that said `restored` was delivered."""
+        self._activator.acknowledge(session_id, restored)
+
     async def ready(self, session_id: SessionId) -> Readiness:
         """See to it that the session has a live sandbox."""
         reservation = await self._reserve(Target(session_id, None, b"/"))

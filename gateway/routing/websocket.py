@@ -23,7 +23,16 @@ from gateway.routing.activator import Activator
 from gateway.routing.headers import GATEWAY_FIELDS, Request, next_hop, read_peer_response, read_response
 from gateway.routing.incoming import Incoming, raw_path
 from gateway.routing.request_ids import id_field
-from gateway.routing.responses import Headers, Receive, Scope, Send, error_body, error_fields, session_fields
+from gateway.routing.responses import (
+    Headers,
+    Receive,
+    Scope,
+    Send,
+    error_body,
+    error_fields,
+    restored_in,
+    session_fields,
+)
 from gateway.routing.route import Reservation, Route
 from gateway.routing.target import Target
 
@@ -152,6 +161,8 @@ class WebSocketProxy:
         if upstream.response is not None:
             answer = _accepted(upstream.response, route, answer)
         await send({"type": "websocket.accept", "subprotocol": upstream.subprotocol, "headers": answer})
+        if (restored := restored_in(answer)) is not None and not request.hops:
+            self._activator.acknowledge(route.session_id, restored)
         up = asyncio.create_task(self._pump_up(receive, upstream, route))
         down = asyncio.create_task(self._pump_down(upstream, send, route))
         route.counted.websockets += 1

@@ -33,7 +33,10 @@ NOTHING_RESTORED = "none"
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A session with a live sandbox. `restored` is what `x-wakegate-restored` says after a loss; times in seconds."""
+    """A session with a live sandbox. Times in seconds.
+
+    `restored` is what `x-wakegate-restored` has to say of a loss that no answer has told yet.
+    """
 
     session: Session
     sandbox: Sandbox
@@ -111,7 +114,7 @@ class SessionOpener:
                 alive = await self._provider.find(session.sandbox.id) if here else None
                 if alive is not None and alive.id != gone:
                     self._bindings.add(alive.id, session_id)
-                    return Opened(session, alive, StartKind.LIVE)
+                    return Opened(session, alive, StartKind.LIVE, session.restored)
                 reason = "its sandbox does not answer" if here else f"gateway {session.owner}, which had it, is gone"
                 session = await self._recovery.salvage(session, reason)
             if session.state in (SessionState.HIBERNATING, SessionState.WAKING):
@@ -139,7 +142,7 @@ class SessionOpener:
                 return None
         if session.state is not SessionState.ACTIVE:
             return None
-        return Opened(session, alive, StartKind.LIVE)
+        return Opened(session, alive, StartKind.LIVE, session.restored)
 
     async def _revive(self, session: Session) -> Opened:
         """A sandbox for a session that has none: hibernated, or lost with or without its workspace. Lock held."""
@@ -149,12 +152,12 @@ class SessionOpener:
                 listener(session.id, session.runtime, self._clock.now() - session.last_active_at)
         sandbox, claim_s = await self._admission.claim(runtime, session.id, bound=len(self._bindings))
         began = self._clock.monotonic()
-        restored = None
         if session.state is SessionState.LOST:
             restored = NOTHING_RESTORED if session.snapshot_at is None else rfc3339(session.snapshot_at)
             logger.warning(
                 "session %s lost its sandbox (%s); restored: %s", session.id, session.reason or "gone", restored
             )
+            session = replace(session, restored=restored)  # written with the next step
         self._bindings.add(sandbox.id, session.id)
         try:
             if session.snapshot is not None:
@@ -167,7 +170,7 @@ class SessionOpener:
             await asyncio.shield(self._provider.release(sandbox.id))
             raise
         restore_s = self._clock.monotonic() - began
-        return Opened(session, sandbox, session.start or sandbox.start, restored, claim_s, restore_s)
+        return Opened(session, sandbox, session.start or sandbox.start, session.restored, claim_s, restore_s)
 
 
 def require_runtime(catalog: RuntimeCatalog, key: RuntimeKey) -> Runtime:

@@ -163,6 +163,16 @@ class Lifecycle:
             raise SessionNotFoundError(f'sessions.agentcube.volcano.sh "{session_id}" not found')
         return session
 
+    async def acknowledge_restored(self, session_id: SessionId, restored: str) -> None:
+        """An answer with that x-wakegate-restored was delivered: the next ones do not carry it.
+
+        Raises StaleWriteError, FencedOutError, StoreUnavailableError: it is then said once more.
+        """
+        async with self._records.holding(session_id):
+            session = await self._records.get(session_id)
+            if session is not None and session.restored == restored:
+                await self._records.put(replace(session, restored=None))
+
     async def terminate(
         self, session_id: SessionId, reason: str, *, only_if: Callable[[Session], bool] | None = None
     ) -> bool:

@@ -214,7 +214,9 @@ async def test_terminate_deletes_the_sandbox_and_says_so_first(world: World) -> 
 
 
 async def test_lost_sandbox_is_on_record_and_replaced_once(world: World) -> None:
-    """From the event on the record says lost; the next open gets a fresh sandbox, and only that one hears of it."""
+    """From the event on the record says lost; the next open gets a fresh sandbox, and each hears of the loss until one
+    says that it was told.
+    """
     made = await world.lifecycle.create(KEY)
     world.provider.end(made.sandbox.id, "exited with status 137")
     await world.recovery.sandbox_ended(SandboxEvent(made.sandbox.id, made.session.id, "exited with status 137"))
@@ -227,7 +229,24 @@ async def test_lost_sandbox_is_on_record_and_replaced_once(world: World) -> None
     assert (fresh.start, fresh.restored) == (StartKind.WARM, "none")
     record = await world.record(made.session.id)
     assert (record.state, record.sandbox, record.reason) == (SessionState.ACTIVE, fresh.sandbox, "")
+    assert (await world.opener.open(made.session.id)).restored == "none"
+    await world.lifecycle.acknowledge_restored(made.session.id, "2020-01-01T00:00:00Z")  # of an earlier loss
+    assert (await world.opener.open(made.session.id)).restored == "none"
+    await world.lifecycle.acknowledge_restored(made.session.id, "none")
     assert (await world.opener.open(made.session.id)).restored is None
+
+
+async def test_loss_that_nobody_was_told_of_outlives_hibernation(world: World) -> None:
+    """It stays due until it was told, also when the session hibernates and wakes in between."""
+    world.runtime = replace(world.runtime, hibernation=HibernationMode.STATE)
+    world.restart()
+    made = await world.lifecycle.create(KEY)
+    lost_at = rfc3339(world.clock.now())
+    await world.opener.open(made.session.id, gone=made.sandbox.id)
+    await world.hibernator.hibernate(made.session.id)
+    world.clock.advance(60)
+    opened = await world.opener.open(made.session.id)
+    assert (opened.start, opened.restored) == (StartKind.WAKE, lost_at)
 
 
 async def test_end_of_an_earlier_sandbox_does_not_touch_its_successor(world: World) -> None:

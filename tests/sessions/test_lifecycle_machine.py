@@ -305,6 +305,8 @@ class Sessions(RuleBasedStateMachine):
             return
         try:
             self._look(session, opened)
+            if opened.restored is not None:
+                await self._quietly(parts.lifecycle.acknowledge_restored(session, opened.restored))
             await asyncio.sleep(takes)
             engine = self.world.reach(opened.sandbox.id)
             if engine is None and losses == self.losses[session] and not self.jumped:
