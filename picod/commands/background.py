@@ -18,7 +18,7 @@ from picod.commands.processes import Child, Children
 from picod.commands.ring_buffer import Ring
 from picod.compat.go_format import format_time
 from picod.http.request import RequestError
-from picod.http.sse import News
+from picod.http.sse import Notifier
 
 MAX_PROCESSES = 32  # kept in all; the oldest that has ended makes room for a new one
 LOG_BYTES = 1 << 20  # of output kept of each
@@ -46,7 +46,7 @@ class Pump:
         self._halt()
 
     def resume(self) -> None:
-        """Read again."""
+        """Read on after `pause`."""
         if self._paused and self._fd >= 0:
             self._paused = False
             self._loop.add_reader(self._fd, self._turn)
@@ -105,7 +105,7 @@ class Process:
         self.child = child
         self.keeps_awake = keeps_awake
         self.log = Ring(LOG_BYTES)
-        self.news = News()
+        self.changed = Notifier()
         self.has_stdin = "stdin" in pipes
         self.stdin_fd = pipes.pop("stdin", -1)
         self.stdin_room: asyncio.Future[None] | None = None  # a writer waits for it while the pipe is full
@@ -117,11 +117,11 @@ class Process:
 
     @property
     def running(self) -> bool:
-        """It has not exited."""
+        """Whether its exit has not been seen yet."""
         return self.ended_ns is None
 
     def describe(self) -> dict[str, object]:
-        """As the API shows it."""
+        """The process as the API shows it."""
         code = None if self.running else self.child.exited.result()
         return {
             "id": self.id,
@@ -179,7 +179,7 @@ class Process:
 
     def _took(self, stream: str, data: bytes) -> None:
         self.log.append(stream, data)
-        self.news.tell()
+        self.changed.notify_all()
 
     def _exited(self) -> None:
         # All that it wrote itself is in the pipes by now; what its children still write is read as it comes.
@@ -188,7 +188,7 @@ class Process:
         self.ended_ns = time.time_ns()
         if not self.writing.locked():
             self.close_stdin()
-        self.news.tell()
+        self.changed.notify_all()
 
 
 class Background:

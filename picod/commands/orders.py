@@ -21,7 +21,7 @@ STRUCT = "ExecuteRequest"  # what Go's decoder calls the document in its errors
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be run."""
+    """A command that a request wants run: argv, timeout, directory, whole environment."""
 
     command: list[bytes]
     timeout: float  # seconds

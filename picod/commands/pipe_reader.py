@@ -55,7 +55,7 @@ class PipeReader:
         self._unwatch()
 
     def resume(self) -> None:
-        """Read again."""
+        """Read on after `pause`."""
         self._paused = False
         self._watch()
 

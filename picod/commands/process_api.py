@@ -175,7 +175,7 @@ async def _follow(request: Request, process: Process, streams: tuple[str, ...], 
     decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in streams}
     async with EventStream(request) as events:
         while True:
-            running, news = process.running, process.news.wait()
+            running, news = process.running, process.changed.wait()
             if process.log.start > offset:
                 await events.send("gap", {"dropped": process.log.start - offset}, process.log.start)
                 offset = process.log.start

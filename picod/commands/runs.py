@@ -22,7 +22,7 @@ from picod.commands.pending_events import Clear, PendingEvents, Result, Text
 from picod.commands.result_bounds import ResultBounds
 from picod.http.json_fields import wrong_type
 from picod.http.request import ClientGoneError, Request, RequestError, to_json
-from picod.http.sse import EventStream, News
+from picod.http.sse import EventStream, Notifier
 
 _dumps: Callable[[str], bytes]
 try:
@@ -106,7 +106,7 @@ class LiveRun:
         self._number = 0  # of the last event
         self._total = 0  # bytes of all events so far
         self._sent = 0  # bytes that the follower has, of all events so far
-        self._news = News()
+        self._changed = Notifier()
         self._follower: object | None = None
         self._sources: tuple[Source, ...] = ()
         self._pending = PendingEvents()
@@ -130,7 +130,7 @@ class LiveRun:
     # What happens.
 
     def begin(self, **fields: object) -> None:
-        """The first event."""
+        """Add the `start` event: the run's id and `fields`."""
         self._add(b"start", to_json({"run_id": self.id, **fields}))
 
     def set_pipes(self, pipes: Iterable[Source]) -> None:
@@ -141,7 +141,7 @@ class LiveRun:
         self._balance()
 
     def output(self, stream: str, data: bytes) -> None:
-        """Something was printed."""
+        """Add output as a `stdout` or `stderr` event; a character that is cut is kept for the next."""
         text = self._decoders[stream].decode(data)
         if text:
             self._pending.add_text(stream, text)
@@ -174,7 +174,7 @@ class LiveRun:
         self._add(b"exit", to_json(rest_fields | self._bounds.fields()))
 
     def stop(self, reason: str) -> None:
-        """End it early."""
+        """Ask a run that has not ended to end, for `reason`."""
         if self.ended_at is None:
             self._stop(reason)
 
@@ -194,7 +194,7 @@ class LiveRun:
                 if after == self._number:
                     if self.ended_at is not None:
                         return
-                    await stream.until(self._news.wait())
+                    await stream.until(self._changed.wait())
         finally:
             if self._follower is me:
                 self._follower = None
@@ -257,7 +257,7 @@ class LiveRun:
             self._events.popleft()
             self.kept -= len(oldest)
         self._balance()
-        self._news.tell()
+        self._changed.notify_all()
 
     def _balance(self) -> None:
         """Hold the sources while a follower has much to take, or much is to go out; let them go when it did."""
@@ -280,7 +280,7 @@ class Runs:
         self._runs: dict[str, LiveRun] = {}
 
     def all(self) -> list[LiveRun]:
-        """Oldest first."""
+        """The runs that are kept, oldest first."""
         self._forget()
         return list(self._runs.values())
 

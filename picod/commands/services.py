@@ -36,14 +36,14 @@ class CommandServices:
 
     @cached_property
     def background(self) -> Background:
-        """The background processes."""
+        """The background processes, which outlive the requests that start them."""
         from picod.commands.background import Background
 
         return Background(self.children)
 
     @cached_property
     def terminals(self) -> Terminals:
-        """The terminals."""
+        """The pseudo-terminals, with and without a client."""
         from picod.commands.terminal import Terminals
 
         return Terminals(self.children)

@@ -23,7 +23,7 @@ from picod.commands.processes import Child, Children
 from picod.commands.ring_buffer import Ring
 from picod.compat.go_format import format_time
 from picod.http.request import RequestError
-from picod.http.sse import News
+from picod.http.sse import Notifier
 
 MAX_TERMINALS = 16
 SCROLLBACK_BYTES = 256 << 10  # of output kept for a client that comes back
@@ -33,7 +33,7 @@ MAX_SIDE = 4096  # columns or rows
 
 
 class Client(Protocol):
-    """Whoever is attached."""
+    """The client that is attached to a terminal."""
 
     async def taken_over(self) -> None:
         """Somebody else is attached now."""
@@ -48,7 +48,7 @@ class Terminal:
         self.order = order
         self.child = child
         self.output = Ring(SCROLLBACK_BYTES)
-        self.news = News()
+        self.changed = Notifier()
         self.size = size
         self.client: Client | None = None
         self.started_ns = time.time_ns()
@@ -56,14 +56,14 @@ class Terminal:
         self._is_shell = is_shell
         self._taken = 0  # offset up to which the attached client has the output
         self._typed = bytearray()
-        self._room = News()
+        self._room = Notifier()
         self._master = master
         self._pump = Pump(os.dup(master), self._printed)
         os.set_blocking(master, False)
         child.exited.add_done_callback(lambda _: self._exited())
 
     def describe(self) -> dict[str, object]:
-        """As the API shows it."""
+        """The terminal as the API shows it."""
         return {
             "id": self.id,
             "pid": self.child.pid,
@@ -137,7 +137,7 @@ class Terminal:
         self.output.append("", data)
         if self.client is not None:
             self.keep_pace(self._taken)
-        self.news.tell()
+        self.changed.notify_all()
 
     def _write(self) -> None:
         loop = asyncio.get_running_loop()
@@ -154,14 +154,14 @@ class Terminal:
         if self._master >= 0:
             loop.remove_writer(self._master)
         if len(self._typed) <= _TYPED:
-            self._room.tell()
+            self._room.notify_all()
 
     def _exited(self) -> None:
         self._pump.drain()
         self.ended = True
         self.close()
-        self._room.tell()
-        self.news.tell()
+        self._room.notify_all()
+        self.changed.notify_all()
 
 
 class Terminals:

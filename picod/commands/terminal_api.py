@@ -128,7 +128,7 @@ class _Attachment:
             self._seen = terminal.output.start  # it counted another terminal's bytes, so nothing of it can be trusted
         first = True
         while True:
-            ended, news = terminal.ended, terminal.news.wait()
+            ended, news = terminal.ended, terminal.changed.wait()
             pieces = terminal.output.since(self._seen)
             begin = pieces[0].offset if pieces else terminal.output.end
             if first:

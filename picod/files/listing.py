@@ -73,7 +73,7 @@ def _entries(workspace: Workspace, path: str) -> list[dict[str, object]]:
 
 
 def describe(status: os.stat_result, name: bytes) -> dict[str, object]:
-    """One entry of a listing."""
+    """A file as AgentCube's listing shows it: name, size, time, mode, whether it is a directory."""
     return {
         **name_fields("name", name),
         "size": status.st_size,

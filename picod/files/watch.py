@@ -169,7 +169,7 @@ class Watcher:
         return self._changes.take()
 
     def close(self) -> None:
-        """Give everything back."""
+        """Close the inotify queue and the directory."""
         self._queue.close()
         if self._root_fd >= 0:
             os.close(self._root_fd)

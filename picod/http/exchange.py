@@ -90,7 +90,7 @@ class Exchange:
         self.waiter: asyncio.Future[None] | None = None
 
     def begin(self) -> None:
-        """Start to answer."""
+        """Run the app for this request, in a task of the server."""
         task = self.connection.loop.create_task(self.run())
         self.connection.tasks.add(task)
         task.add_done_callback(self.connection.tasks.discard)
@@ -108,7 +108,7 @@ class Exchange:
                 self.connection.transport.abort()
 
     def feed(self, data: bytes) -> None:
-        """More of the body came."""
+        """Take a piece of the body from the parser; after the answer it is counted and dropped."""
         if self.answered:
             self.discarded += len(data)
             if self.discarded > _LINGER_BYTES:
@@ -120,14 +120,14 @@ class Exchange:
         self.wake()
 
     def feed_end(self) -> None:
-        """The body is complete."""
+        """Take the end of the body from the parser."""
         self.ended = True
         self.wake()
         if self.answered:
             self.finish()
 
     def wake(self) -> None:
-        """Let a waiting `receive` look again."""
+        """Wake a waiting `receive`, which looks at the state again."""
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
@@ -233,7 +233,7 @@ class Exchange:
         return self.connection.tunnel
 
     def finish(self) -> None:
-        """Both directions are done, or only the answer: go on, linger, or close."""
+        """The answer is sent: serve the next request, take the rest of the body for a while, or close."""
         connection = self.connection
         if self.ended and self.keep_alive:
             connection.next()

@@ -190,14 +190,14 @@ class Request:
         return tunnel
 
     async def answer(self, status: int, body: bytes, headers: Headers) -> None:
-        """Send a whole answer."""
+        """Send a whole answer, with its Content-Length, in one write when it is small."""
         self.started = True
         head = [*headers, (b"content-length", b"%d" % len(body))]
         await self._send({"type": "http.response.start", "status": status, "headers": head, "picod.body_follows": True})
         await self.write(body, more=False)
 
     async def answer_json(self, status: int, value: object, headers: Headers = ()) -> None:
-        """Send a whole answer as JSON."""
+        """Send a value as compact JSON (to_json), whole."""
         await self.answer(status, to_json(value), (JSON_TYPE, *headers))
 
 

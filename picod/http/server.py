@@ -39,13 +39,13 @@ class Connection(Carrier):
     # The transport's side.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client connected."""
+        """asyncio: a client connected; it has _KEEP_ALIVE_S for its first request."""
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         self.arm(_KEEP_ALIVE_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It left, or we closed: let everything that waits for it look up."""
+        """asyncio: the connection ended, from either side; wakes everything that waits for it."""
         self.closed = True
         self.arm(None)
         for exchange in (self.exchange, self.incoming, *self.waiting):
@@ -85,16 +85,16 @@ class Connection(Carrier):
     # The parser's side.
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """httptools: a request begins."""
         self.url = b""
         self.headers = []
 
     def on_url(self, url: bytes) -> None:
-        """A piece of its target."""
+        """httptools: a piece of the request's target."""
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
+        """httptools: a header, its name made lower case as ASGI has it."""
         self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -128,12 +128,12 @@ class Connection(Carrier):
             self.transport.pause_reading()
 
     def on_body(self, body: bytes) -> None:
-        """A piece of its body."""
+        """httptools: a piece of the request's body."""
         assert self.incoming is not None
         self.incoming.feed(body)
 
     def on_message_complete(self) -> None:
-        """It is there in whole."""
+        """httptools: the request is complete."""
         assert self.incoming is not None
         exchange, self.incoming = self.incoming, None
         exchange.feed_end()

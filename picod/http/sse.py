@@ -70,20 +70,20 @@ class EventStream:
             await self._request.write(b"", more=False)
 
 
-class News:
-    """Wakes all who wait, each time something is new. On the loop's thread only."""
+class Notifier:
+    """A condition without a lock: wakes every waiter at each `notify_all`. On the loop's thread only."""
 
     def __init__(self) -> None:
         self._next: asyncio.Future[None] | None = None
 
-    def tell(self) -> None:
-        """Something is new."""
+    def notify_all(self) -> None:
+        """Wake every waiter."""
         if self._next is not None and not self._next.done():
             self._next.set_result(None)
         self._next = None
 
     def wait(self) -> asyncio.Future[None]:
-        """Done at the next `tell`. Shared by all who wait: not to be cancelled."""
+        """Done at the next `notify_all`. Shared by all who wait: not to be cancelled."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
         return self._next

@@ -39,7 +39,7 @@ class ThreadStream:
         return not self._closed
 
     def end(self) -> None:
-        """The body is complete."""
+        """Mark the end of the body: `read` returns nothing after the last chunk and `tail`."""
         self._chunks.put(None)
 
     def abort(self) -> None:

@@ -261,11 +261,11 @@ class _Answer:
         self.response.headers.clear()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
+        """httptools: a header of the answer."""
         self.response.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """Its head is there."""
+        """httptools: the head is complete; that of an interim answer (1xx) is skipped."""
         status = self._parser.get_status_code()
         if status < 200 and status != 101:
             return
@@ -276,9 +276,9 @@ class _Answer:
         self._complete = self._visit.method == "HEAD" or status == 101
 
     def on_body(self, body: bytes) -> None:
-        """A piece of its body."""
+        """httptools: a piece of the answer's body."""
         self._pieces.append(body)
 
     def on_message_complete(self) -> None:
-        """It is there in whole."""
+        """httptools: the answer is complete."""
         self._complete = self._has_head

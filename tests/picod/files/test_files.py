@@ -40,6 +40,29 @@ def test_json_upload_writes_the_file(picod: Executor) -> None:
     assert (picod.workspace / "up/a/b.bin").read_bytes() == b"\0\xff" * 9
 
 
+def test_errors_name_no_path_of_the_host(picod: Executor) -> None:
+    """Whatever fails, a client reads paths as it gave them, never where the workspace lies on the machine."""
+    (picod.workspace / "out").symlink_to("/etc")
+    (picod.workspace / "odd").mkdir()
+    (picod.workspace / "odd" / "file").write_text("x")
+    get, post, put = picod.client.get, picod.client.post, picod.client.put
+    replies = [
+        *(get(f"/api/files/{path}") for path in ("gone", "odd", "out/passwd", "../x", "odd/file/x", "%00")),
+        *(get(url, params={"path": path}) for url in ("/api/files", "/api/fs/stat", "/api/fs/tree", "/api/fs/archive")
+          for path in ("gone", "out/x", "../x", "odd/file/x")),
+        *(put(f"/api/files/{path}", content=b"x") for path in ("odd", "out/x", "odd/file/x")),
+        *(put("/api/fs/archive", params={"path": path}, content=b"x") for path in (".", "odd/file", "out")),
+        put("/api/snapshot", content=b"x"),
+        post("/api/fs/move", json={"from": "gone", "to": "x"}),
+        post("/api/fs/mkdir", json={"path": "odd/file/x"}),
+        post("/api/execute", json={"command": ["ls"], "working_dir": "odd/file"}),
+        post("/api/processes", json={"command": ["./gone"]}),
+        picod.client.delete("/api/files/gone"),
+    ]  # fmt: skip
+    assert min(reply.status_code for reply in replies) >= 400
+    assert not [reply.text for reply in replies if str(picod.workspace.parent) in reply.text]
+
+
 @pytest.mark.parametrize("mode", ["0999", "abc", "", "01777", None])
 def test_odd_modes_are_0644(picod: Executor, mode: str | None) -> None:
     """What is no octal number up to 0777 is the default."""
