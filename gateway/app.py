@@ -239,6 +239,8 @@ class Gateway:
                 stack.push_async_callback(asyncio.to_thread, self.tracing.close)
             await self.store.start()
             stack.push_async_callback(self.store.aclose)
+            for warning in await self.store.warnings():
+                logger.warning("%s", warning)
             await self.provider.start()
             stack.push_async_callback(self.provider.aclose)
             await self.provider.apply(self.catalog.all())

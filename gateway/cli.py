@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from gateway.app import Gateway
 
 START_FAILED = 2
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,6 +74,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return START_FAILED
     except WakegateError as error:
         print(f"wakegate: {error}", file=sys.stderr)
+        return START_FAILED
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        where = error.filename or "the state directory"
+        print(
+            f"wakegate: {where}: {error.strerror}; free space there, mount it read-write, or name another folder with"
+            " --state-dir (WAKEGATE_STATE_DIR)",
+            file=sys.stderr,
+        )
         return START_FAILED
     except KeyboardInterrupt:
         return 130

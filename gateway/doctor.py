@@ -17,7 +17,7 @@ from urllib.parse import quote
 from gateway.core.clock import SystemClock
 from gateway.core.errors import SettingsError, SnapshotNotFoundError, WakegateError
 from gateway.core.model import Kind, SessionId, SnapshotRef, is_snapshot
-from gateway.core.settings import Settings
+from gateway.core.settings import Settings, make_state_dir, probe_state_dir
 from gateway.sessions.restorability import restore_problems
 from gateway.snapshots import make_snapshot_store
 from gateway.snapshots.keys import SnapshotKeys
@@ -43,6 +43,7 @@ class Finding:
 
 async def examine(settings: Settings) -> AsyncIterator[Finding]:
     """All findings, as they come."""
+    yield await check_state_dir(settings)
     yield await check_store(settings)
     yield await check_snapshots(settings)
     async for finding in check_sleeping(settings):
@@ -66,6 +67,7 @@ async def check_store(settings: Settings) -> Finding:
         await store.start()
         try:
             await store.ping()
+            warnings = await store.warnings()
         finally:
             await store.aclose()
     except WakegateError as error:
@@ -76,7 +78,20 @@ async def check_store(settings: Settings) -> Finding:
             "session store", "sqlite, on this machine only",
             "with more than one gateway set WAKEGATE_STORE=redis://...", grave=False,
         )  # fmt: skip
-    return Finding("session store", f"answers ({took:.0f} ms)")
+    if warnings:
+        return Finding("session store", "takes a write", " ".join(warnings), grave=False)
+    return Finding("session store", f"takes a write ({took:.0f} ms)")
+
+
+async def check_state_dir(settings: Settings) -> Finding:
+    """Can the state directory be written to?"""
+    try:
+        make_state_dir(settings.state_dir)
+    except SettingsError as error:
+        return Finding("state directory", str(error), "name another with --state-dir (WAKEGATE_STATE_DIR)")
+    problem = probe_state_dir(settings.state_dir)
+    fix = "free space there, mount it read-write, or name another with --state-dir (WAKEGATE_STATE_DIR)"
+    return Finding("state directory", problem or "takes a write", fix if problem else "")
 
 
 def _store_url(settings: Settings) -> str:

@@ -66,7 +66,15 @@ class Surfaces:
         handlers: dict[str, Handler] = {
             **AgentCubeAPI(lifecycle).handlers(),
             **NativeAPI(
-                lifecycle, hibernator, store, provider, catalog, explain_pools, is_leaving, render_metrics
+                lifecycle,
+                hibernator,
+                store,
+                provider,
+                catalog,
+                settings.state_dir,
+                explain_pools,
+                is_leaving,
+                render_metrics,
             ).handlers(),
             **ToolsAPI(self._tools, lifecycle, catalog, caller, clock).handlers(),
             **ContainersAPI(lifecycle, store, catalog).handlers(),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -15,6 +17,7 @@ from gateway.api.sessions import DELETED_BY_USER
 from gateway.core.errors import BadRequestError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
 from gateway.core.model import PoolStatus, Runtime, Session, SessionId, SessionState
+from gateway.core.settings import probe_state_dir
 from gateway.core.units import rfc3339
 from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.lifecycle import UNSET, Lifecycle
@@ -30,6 +33,7 @@ class NativeAPI:
         store: SessionStore,
         provider: SandboxProvider,
         catalog: RuntimeCatalog,
+        state_dir: Path,
         explain_pools: Callable[[], dict[str, Any]],
         is_draining: Callable[[], bool],
         render_metrics: Callable[[str], Awaitable[tuple[bytes, str]]],
@@ -41,6 +45,7 @@ class NativeAPI:
         self._store = store
         self._provider = provider
         self._catalog = catalog
+        self._state_dir = state_dir
         self._is_draining = is_draining
         self._pools_settled = False  # whether every pool has had a sandbox since the start
         self._store_answered = False  # whether the store has answered since the start
@@ -171,8 +176,12 @@ class NativeAPI:
         return JSON({"status": "alive"})
 
     async def _readyz(self, _: Request) -> Response:
-        reasons = [*self._draining(), *await self._store_away(), *await self._unsettled()]
-        return JSON({"status": "not ready", "reasons": reasons}, 503) if reasons else JSON({"status": "ready"})
+        away = await self._store_away()
+        unwritable = await asyncio.to_thread(probe_state_dir, self._state_dir)
+        reasons = [*self._draining(), *away, *([unwritable] if unwritable else []), *await self._unsettled()]
+        document = {"status": "not ready", "reasons": reasons} if reasons else {"status": "ready"}
+        warnings = [] if away else await self._store.warnings()
+        return JSON(document | ({"warnings": list(warnings)} if warnings else {}), 503 if reasons else 200)
 
     async def _health_ready(self, _: Request) -> Response:
         """As /readyz, but a store that answered once and is away now does not fail it.

@@ -41,7 +41,13 @@ class SessionStore(Protocol):
         ...
 
     async def ping(self) -> None:
-        """Answer, or raise StoreUnavailableError."""
+        """Write something without a meaning. Raises StoreUnavailableError when that does not work: a store that can
+        only be read (full disk, a replica, over its memory limit) serves no session.
+        """
+        ...
+
+    async def warnings(self) -> Sequence[str]:
+        """What about the store's own settings may lose records, one sentence each. Raises StoreUnavailableError."""
         ...
 
     async def get(self, session_id: SessionId) -> Session | None:

@@ -259,6 +259,19 @@ def make_state_dir(path: Path) -> None:
         raise SettingsError([f"--state-dir {path}: cannot be made: {error.strerror}"]) from error
 
 
+def probe_state_dir(path: Path) -> str:
+    """Try a write of 4 KiB in the state folder. Returns what is wrong, empty if nothing is. Blocks."""
+    probe = path / f".probe-{os.getpid()}"
+    try:
+        try:
+            probe.write_bytes(bytes(4096))
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        return f"the state directory {path} cannot be written to: {error.strerror}"
+    return ""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give the parser one flag per setting, and --config. Values stay text; `load` checks them with all the others."""
     parser.add_argument("--config", metavar="FILE", help="TOML file with settings (also WAKEGATE_CONFIG)")

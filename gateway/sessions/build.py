@@ -18,6 +18,7 @@ from gateway.sessions.membership import Membership
 from gateway.sessions.ownership import Ownership
 from gateway.sessions.records import Records
 from gateway.sessions.recovery import Recovery
+from gateway.sessions.strays import StrayCollector
 from gateway.sessions.sweeper import Sweeper
 from gateway.sessions.transitions import Transitions
 
@@ -125,6 +126,16 @@ def make_sessions(
         opener=opener,
         clock=clock,
     )
+    strays = StrayCollector(
+        records=records,
+        bindings=bindings,
+        provider=provider,
+        keeper=keeper,
+        clock=clock,
+        me=me,
+        interval=settings.sweep_interval,
+        retention=settings.hibernated_retention,
+    )
     sweeper = Sweeper(
         lifecycle=lifecycle,
         hibernator=hibernator,
@@ -134,9 +145,9 @@ def make_sessions(
         bindings=bindings,
         records=records,
         ownership=ownership,
-        provider=provider,
         catalog=catalog,
         keeper=keeper,
+        strays=strays,
         activity=activity,
         clock=clock,
         interval=settings.sweep_interval,

@@ -3,25 +3,27 @@
 Within one gateway a lock does it. Where gateways share a store there is a lease `session:<id>` as well, held and
 renewed while the verb runs; every record written under it carries its fence, which the store compares where the write
 lands. So a gateway that was stopped half-way and goes on later cannot write over what another made of the session.
+
+The last record of each session that is awake or parked here is remembered, and written again if the store lost it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
-from gateway.core.errors import StoreUnavailableError
+from gateway.core.errors import StaleWriteError, StoreUnavailableError
 from gateway.core.interfaces import SessionStore
-from gateway.core.model import Lease, Session, SessionId
+from gateway.core.model import Lease, Session, SessionId, SessionState, is_snapshot
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 LEASE_TTL_S = 10.0  # of a verb on a session, renewed three times as often; after a crash others wait so long
+REMEMBERED = 20_000  # records, of about 2 KB each; what was not written for the longest goes first
 _LOOK_AGAIN_S = 0.02  # while another gateway has the session: a wake takes about as long
 
 
@@ -40,10 +42,17 @@ class Records:
         self._seen = seen or store
         self._locks: dict[SessionId, tuple[asyncio.Lock, int]] = {}
         self._leases: dict[SessionId, Lease] = {}
+        self._remembered: OrderedDict[SessionId, Session] = OrderedDict()  # as written here last, oldest first
+        self._is_here: Callable[[Session], Awaitable[bool]] | None = None
+
+    def rebuild_if(self, is_here: Callable[[Session], Awaitable[bool]]) -> None:
+        """Write a missing record again if `is_here(record)` finds that its sandbox or workspace still is."""
+        self._is_here = is_here
 
     async def get(self, session_id: SessionId) -> Session | None:
-        """The record as it is."""
-        return await self.store.get(session_id)
+        """The record as it is; one that the store lost is written again if it still holds."""
+        session = await self.store.get(session_id)
+        return session if session is not None else await self._rebuild(session_id)
 
     async def peek(self, session_id: SessionId) -> Session | None:
         """The record as it was a moment ago."""
@@ -51,7 +60,32 @@ class Records:
 
     async def put(self, session: Session) -> Session:
         """Write it, under the lease that this gateway has on it, if any. Raises StaleWriteError, FencedOutError."""
-        return await self._seen.put(session, lease=self._leases.get(session.id))
+        written = await self._seen.put(session, lease=self._leases.get(session.id))
+        self._remember(written)
+        return written
+
+    def _remember(self, session: Session) -> None:
+        """What another gateway could not know: a session that has a sandbox, or a workspace parked by this one."""
+        self._remembered.pop(session.id, None)
+        parked = session.snapshot is not None and not is_snapshot(session.snapshot)
+        if session.state is not SessionState.TERMINATED and (session.sandbox is not None or parked):
+            self._remembered[session.id] = session
+            if len(self._remembered) > REMEMBERED:
+                self._remembered.popitem(last=False)
+
+    async def _rebuild(self, session_id: SessionId) -> Session | None:
+        remembered = self._remembered.get(session_id)
+        if remembered is None or self._is_here is None:
+            return None
+        if not await self._is_here(remembered):
+            self._remembered.pop(session_id, None)
+            return None
+        try:
+            written = await self.put(replace(remembered, version=0))
+        except StaleWriteError:
+            return await self.store.get(session_id)  # another verb wrote it again meanwhile
+        logger.warning("session %s had no record in the session store; it is written again from memory", session_id)
+        return written
 
     def is_held(self, session_id: SessionId) -> bool:
         """Whether a verb of this gateway is under way on the session, or waits for it."""
@@ -92,7 +126,7 @@ class Records:
             try:
                 await self.store.release_lease(self._leases.pop(session_id))
             except StoreUnavailableError as error:
-                log.debug("lease %s ends by itself: %s", name, error)
+                logger.debug("lease %s ends by itself: %s", name, error)
 
     async def _renew(self, session_id: SessionId) -> None:
         while True:
@@ -100,7 +134,7 @@ class Records:
             try:
                 renewed = await self.store.renew_lease(self._leases[session_id], LEASE_TTL_S)
             except StoreUnavailableError as error:
-                log.debug("lease on session %s not renewed: %s", session_id, error)
+                logger.debug("lease on session %s not renewed: %s", session_id, error)
                 continue
             if renewed is None:
                 return  # lost: the next write says so

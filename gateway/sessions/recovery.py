@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from gateway.core.errors import StaleWriteError
+from gateway.core.errors import StaleWriteError, WakegateError
 from gateway.core.interfaces import SandboxProvider
 from gateway.core.model import SandboxEvent, SandboxId, Session, SessionId, SessionState
 from gateway.sessions.bindings import Bindings
@@ -70,9 +70,21 @@ class Recovery:
         self._bindings.notify_unbound(session_id, event.sandbox_id)
         async with self._records.holding(session_id):
             session = await self._records.get(session_id)
-            if session is not None and session.sandbox is not None and session.sandbox.id == event.sandbox_id:
+            if session is None:
+                await self._keep_unrecorded(event.sandbox_id, session_id)
+            elif session.sandbox is not None and session.sandbox.id == event.sandbox_id:
                 await self.salvage(session, event.reason)
         await self._provider.release(event.sandbox_id)
+
+    async def _keep_unrecorded(self, sandbox_id: SandboxId, session_id: SessionId) -> None:
+        """Its record is missing, which the store may have lost: keep the workspace for when it comes back."""
+        try:
+            reference = await self._transitions.keep_unrecorded(sandbox_id, session_id)
+        except WakegateError as error:
+            logger.error("session %s has no record, and its workspace cannot be kept: %s", session_id, error)
+            return
+        if reference is not None:
+            logger.error("session %s has no record; its workspace is kept as %s", session_id, reference)
 
     async def salvage(self, session: Session, reason: str) -> Session:
         """Its sandbox ended: write what is left of it. Returns the record as it is then. Lock held."""
@@ -90,8 +102,10 @@ class Recovery:
     async def release_taken_over(self) -> None:
         """Release sandboxes whose sessions others took over while this gateway did not announce itself in time."""
         for sandbox_id, session_id in self._bindings.all():
-            session = await self._records.store.get(session_id)
-            if session is None or session.sandbox is None or session.sandbox.id != sandbox_id:
+            session = await self._records.get(session_id)
+            if session is None:
+                continue  # no proof that another gateway has it (gateway/sessions/strays.py)
+            if session.sandbox is None or session.sandbox.id != sandbox_id:
                 logger.warning("session %s was taken over by another gateway; its sandbox here ends", session_id)
                 self._bindings.notify_unbound(session_id, None)
                 self._bindings.remove(sandbox_id)

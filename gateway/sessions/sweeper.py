@@ -23,8 +23,8 @@ from gateway.core.errors import (
     UpstreamTimeoutError,
     WakegateError,
 )
-from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
-from gateway.core.model import HibernationMode, SandboxId, Session, SessionId, SessionState
+from gateway.core.interfaces import RuntimeCatalog, SessionStore, WorkspaceKeeper
+from gateway.core.model import HibernationMode, Session, SessionId, SessionState
 from gateway.sessions.activity import Activity
 from gateway.sessions.bindings import Bindings
 from gateway.sessions.bounded_tasks import BoundedTasks
@@ -37,6 +37,7 @@ from gateway.sessions.ownership import Ownership
 from gateway.sessions.records import Records
 from gateway.sessions.recovery import Recovery
 from gateway.sessions.restorability import all_sessions
+from gateway.sessions.strays import StrayCollector
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +62,9 @@ class Sweeper:
         bindings: Bindings,
         records: Records,
         ownership: Ownership,
-        provider: SandboxProvider,
         catalog: RuntimeCatalog,
         keeper: WorkspaceKeeper,
+        strays: StrayCollector,
         activity: Activity,
         clock: Clock,
         interval: float = 5.0,
@@ -83,7 +84,6 @@ class Sweeper:
         self._bindings = bindings
         self._records = records
         self._ownership = ownership
-        self._provider = provider
         self._catalog = catalog
         self._clock = clock
         self._interval = interval
@@ -93,16 +93,18 @@ class Sweeper:
         self._checkpointed: dict[SessionId, float] = {}  # when each was last tried
         self._orphans_at = clock.now()
         self._keeper = keeper
+        self._strays = strays
         self._activity = activity
         self._ending, self._hibernating = BoundedTasks(CONCURRENCY), BoundedTasks(CONCURRENCY)
         self._copying = BoundedTasks(CONCURRENCY)
-        self._strays: set[SandboxId] = set()  # sandboxes that no record named at the last look
 
     async def sweep(self) -> int:
         """Let idle sessions sleep (or end), end expired ones, forget records of long ended ones. Returns how many."""
         await self._durations.catch_up()
         await self._idleness.flush()
         await self._recovery.forget_ended()
+        if self._records.shared:
+            await self._strays.rebuild_missing()
         leads = await self._leads()
         if not leads and not self._ownership.me:
             return 0  # nothing is this gateway's alone
@@ -113,13 +115,15 @@ class Sweeper:
         acted += await self._each(store.expired(now), leads, self._end_expired, self._ending)
         if leads:
             await self._forget(store)
-            await self._release_strays()
+        await self._strays.collect()
         await self._delete_orphans(leads)
         return acted
 
     async def aclose(self) -> None:
         """Cancel what a sweep began and did not wait for."""
-        await asyncio.gather(*(tasks.aclose() for tasks in (self._ending, self._hibernating, self._copying)))
+        await asyncio.gather(
+            *(tasks.aclose() for tasks in (self._strays, self._ending, self._hibernating, self._copying))
+        )
 
     async def checkpoint(self) -> int:
         """Copy the workspaces of active sessions whose runtime asks for it and whose time has come. Returns how many.
@@ -230,26 +234,6 @@ class Sweeper:
             forgotten += 1
             if forgotten >= BATCH:
                 break
-
-    async def _release_strays(self) -> None:
-        """Sandboxes bound to a session whose record does not name them, twice in a row: what a dead gateway claimed.
-
-        Only where several gateways share the engine; elsewhere it ends with the one that has it.
-        """
-        if not self._records.shared or self._ownership.me:
-            return
-        strays: set[SandboxId] = set()
-        for sandbox in await self._provider.list():
-            if sandbox.session_id is None:
-                continue
-            session = await self._records.peek(sandbox.session_id)
-            named = session is not None and session.sandbox is not None and session.sandbox.id == sandbox.id
-            if not named or (session is not None and session.state is SessionState.TERMINATED):
-                strays.add(sandbox.id)
-        for sandbox_id in strays & self._strays:
-            logger.warning("sandbox %s belongs to no session; it is deleted", sandbox_id)
-            await self._provider.release(sandbox_id)
-        self._strays = strays - self._strays
 
 
 async def _if_unchanged(act: Callable[[Session], Awaitable[bool]], session: Session) -> bool:

@@ -20,7 +20,16 @@ from dataclasses import replace
 from gateway.core.clock import Clock
 from gateway.core.errors import WakegateError
 from gateway.core.interfaces import Executor, WorkspaceKeeper
-from gateway.core.model import Runtime, Sandbox, Session, SessionState, StartKind, is_snapshot
+from gateway.core.model import (
+    Runtime,
+    Sandbox,
+    SandboxId,
+    Session,
+    SessionId,
+    SessionState,
+    StartKind,
+    is_snapshot,
+)
 from gateway.sessions.records import Records
 
 logger = logging.getLogger(__name__)
@@ -76,6 +85,10 @@ class Transitions:
                 await self._executor.resume(session.sandbox, session.id)
             except WakegateError as error:
                 logger.warning("session %s: variables in memory are not restored: %s", session.id, error)
+
+    async def keep_unrecorded(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """Keep the workspace of a session that has no record. Raises as WorkspaceKeeper.keep does."""
+        return await self._keeper.keep(sandbox_id, session_id)
 
     async def keep(self, session: Session) -> str | None:
         """Keep its workspace; None if nothing is left. Raises as WorkspaceKeeper.keep does."""

@@ -112,8 +112,12 @@ class CachedStore:
         await self.inner.aclose()
 
     async def ping(self) -> None:
-        """Answer, or raise StoreUnavailableError; never from memory."""
+        """Write to the inner store. Raises StoreUnavailableError."""
         await self.inner.ping()
+
+    async def warnings(self) -> Sequence[str]:
+        """What about the inner store's settings may lose records."""
+        return await self.inner.warnings()
 
     def sessions(
         self,

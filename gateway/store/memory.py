@@ -41,8 +41,12 @@ class MemoryStore:
         self._open = False
 
     async def ping(self) -> None:
-        """Answer, or raise StoreUnavailableError."""
+        """Raise StoreUnavailableError unless it is open."""
         await self._turn()
+
+    async def warnings(self) -> Sequence[str]:
+        """None: nobody expects it to keep records."""
+        return ()
 
     async def _turn(self) -> None:
         await self._pause()

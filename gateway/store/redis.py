@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from redis.asyncio import Redis
-from redis.exceptions import AuthenticationError, NoScriptError, ReadOnlyError, RedisError
+from redis.exceptions import AuthenticationError, NoScriptError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -27,6 +27,7 @@ from gateway.core.errors import FencedOutError, StaleWriteError, StoreUnavailabl
 from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
 from gateway.store import claims, codec, redis_scripts
 from gateway.store.redis_client import DEADLINE, Close, make_client, redacted
+from gateway.store.redis_durability import durability_warnings
 
 T = TypeVar("T")
 
@@ -95,8 +96,14 @@ class RedisStore:
             await close()
 
     async def ping(self) -> None:
-        """Ask the server. Raises StoreUnavailableError."""
-        await self._call(lambda redis: redis.ping())
+        """Write one small key. Raises StoreUnavailableError, also for a replica or a server over its memory limit."""
+        await self._call(lambda redis: redis.set(self._root + "probe", 1))
+
+    async def warnings(self) -> Sequence[str]:
+        """Eviction and missing persistence, of one node where there are several. Raises StoreUnavailableError."""
+        memory = await self._call(lambda redis: redis.info("memory"))
+        persistence = await self._call(lambda redis: redis.info("persistence"))
+        return durability_warnings(memory, persistence, await self._call(_save_points))
 
     async def get(self, session_id: SessionId) -> Session | None:
         """The record, or None."""
@@ -339,6 +346,14 @@ class RedisStore:
                     await client.connection_pool.disconnect(inuse_connections=False)
                 why = _why(error, self._deadline)
                 raise StoreUnavailableError(f"session store {redacted(self._url)}{why}") from error
+
+
+async def _save_points(redis: Any) -> str | None:
+    """When the server writes RDB files, as `save` in its configuration; None where CONFIG is not allowed."""
+    try:
+        return str((await redis.config_get("save")).get("save", ""))
+    except ResponseError:  # managed services rename or forbid CONFIG
+        return None
 
 
 _AWAY = (OSError, TimeoutError, RedisConnectionError, RedisTimeoutError)  # the server, as against what it answered

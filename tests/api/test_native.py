@@ -369,6 +369,19 @@ async def test_readyz_tells_of_a_store_that_is_away(open_gateway: OpenScripted) 
     await gateway.gateway.store.start()
 
 
+async def test_readyz_tells_of_a_state_directory_that_takes_no_write(open_gateway: OpenScripted) -> None:
+    """Not writable is not ready: no workspace could be made there."""
+    gateway, _ = await open_gateway()
+    state = gateway.gateway.settings.state_dir
+    async with client_of(gateway) as client:
+        assert (await client.get("/readyz")).json() == {"status": "ready"}
+        state.rename(moved := state.with_name("moved"))
+        reply = await client.get("/readyz")
+        moved.rename(state)
+    assert reply.status_code == 503
+    assert reply.json()["reasons"] == [f"the state directory {state} cannot be written to: No such file or directory"]
+
+
 async def test_gateway_whose_store_goes_away_still_gets_traffic(open_gateway: OpenScripted) -> None:
     """/health/ready, which balancers ask, stands where /readyz tells of the trouble; a drain ends both."""
     gateway, _ = await open_gateway()

@@ -161,3 +161,27 @@ def test_only_the_time_of_a_session_can_be_changed(tmp_path: Path) -> None:
         assert server.client.patch(url, json={"idleTimeout": "100h"}).json()["idleTimeout"] == 28800.0
         assert server.client.patch(url, json={"ttl": 0.2}).status_code == 200
         wait_until(lambda: server.run(session, "true").status_code == 404, "its time is over")
+
+
+def test_sessions_outlive_a_redis_that_comes_back_empty(tmp_path: Path) -> None:
+    """Awake and asleep, after an outage longer than a takeover: each has its files, and its record again."""
+    redis = RedisServer(tmp_path / "redis").start()
+    try:
+        flags = ("--store", redis.url, "--takeover-after", "1s", "--sweep-interval", "0.2s", "--warm-pool", "1")
+        with serve(tmp_path / "state", *flags) as server:
+            awake, asleep = server.session(), server.session()
+            for session in (awake, asleep):
+                assert server.run(session, "echo precious > note").status_code == 200
+            assert server.client.post(f"/v1/sessions/{asleep}/hibernate").json()["state"] == "hibernated"
+            redis.kill()
+            wait_until(lambda: server.client.get("/readyz").status_code == 503, "the outage shows")
+            missed = time.monotonic() + 1.5  # a takeover's time, which only passes
+            wait_until(lambda: time.monotonic() > missed, "the announcements were missed")
+            redis.start()
+            wait_until(lambda: server.client.get("/readyz").status_code == 200, "the store is back")
+            wait_until(lambda: server.client.get(f"/v1/sessions/{awake}").status_code == 200, "its record is back")
+            for session in (awake, asleep):
+                reply = server.run(session, "cat note")
+                assert (reply.status_code, reply.json().get("stdout")) == (200, "precious\n"), reply.text
+    finally:
+        redis.kill()

@@ -174,3 +174,27 @@ def test_state_folder_has_one_gateway(server: Server, tmp_path: Path) -> None:
     assert str(state) in ended.stderr
     assert "Traceback" not in ended.stderr
     assert server.run(session, "echo still").json()["stdout"] == "still\n"
+
+
+@pytest.mark.parametrize("free", [0, 4, 16], ids="{}-KiB-free".format)
+def test_start_on_a_full_disk_ends_in_a_sentence(tmp_path: Path, free: int) -> None:
+    """Wherever it runs out: in the signing keys, in the store."""
+    fill = f"head -c {(300 - free) * 1024} /dev/zero >{tmp_path}/fill"
+    said = start_on(tmp_path, "size=300k", fill)
+    assert "disk is full" in said or "No space left on device; free space there" in said
+
+
+def test_start_on_a_read_only_disk_ends_in_a_sentence(tmp_path: Path) -> None:
+    """With the folder, and what to do."""
+    assert "Read-only file system" in start_on(tmp_path, "ro", "true")
+
+
+def start_on(folder: Path, mount: str, prepare: str) -> str:
+    """What a start says whose state folder is on a file system mounted so. It fails, without a traceback."""
+    serve = f"exec {sys.executable} -m gateway serve --port 0 --warm-pool 0 --state-dir {folder}/state"
+    script = f"mount -t tmpfs -o mode=700,{mount} tmpfs {folder} && {{ {prepare}; {serve}; }}"
+    ended = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, "Traceback" in ended.stderr) == (2, False), ended.stderr
+    return ended.stderr

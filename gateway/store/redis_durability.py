@@ -1,0 +1,29 @@
+"""Which settings of a Redis server lose session records: a decision on what INFO and CONFIG answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def durability_warnings(
+    memory: Mapping[str, Any], persistence: Mapping[str, Any], save_points: str | None
+) -> Sequence[str]:
+    """One sentence per danger.
+
+    `memory`, `persistence`: those sections of INFO. `save_points`: the server's `save` setting, empty when it writes no
+    RDB files; None when it would not say, and then only what is certain is warned of.
+    """
+    found = []
+    policy = str(memory.get("maxmemory_policy", "noeviction"))
+    if policy != "noeviction":
+        found.append(
+            f"Redis evicts keys when its memory is full (maxmemory-policy {policy}), session records among them; set"
+            " maxmemory-policy noeviction"
+        )
+    if int(persistence.get("aof_enabled", 1)) == 0 and save_points == "":
+        found.append(
+            "Redis keeps nothing on disk (appendonly no, no save points), so its restart loses all session records;"
+            " set appendonly yes"
+        )
+    return found

@@ -1,0 +1,143 @@
+"""A store that lost records, and sandboxes that no record names: nothing in use ends, nothing is deleted early."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from gateway.core.errors import SessionNotFoundError
+from gateway.core.model import HibernationMode, SandboxId, Session, SessionId, SessionState
+from gateway.runtimes.catalog import StaticCatalog, default_runtime
+from gateway.sessions.build import Sessions, SessionSettings, make_sessions
+from gateway.sessions.strays import MISSING_GRACE_S
+from gateway.store.memory import MemoryStore
+from gateway.testing import ManualClock, MemorylessExecutor, ScriptedProvider
+from tests.support.scripted import KEY
+
+RETENTION_S = 1000.0
+
+
+class World:
+    """Gateways with engines of their own over one store, as over one Redis."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.store = MemoryStore(self.clock)
+        self.provider = ScriptedProvider(clock=self.clock)
+        self.sessions = self.gateway("one", self.provider)
+
+    def gateway(self, me: str, provider: ScriptedProvider) -> Sessions:
+        runtime = replace(default_runtime(1), hibernation=HibernationMode.WORKSPACE)
+        return make_sessions(
+            store=self.store,
+            provider=provider,
+            keeper=provider,
+            executor=MemorylessExecutor(provider),
+            catalog=StaticCatalog([runtime]),
+            clock=self.clock,
+            holder=me or "holder",
+            settings=SessionSettings(hibernated_retention=RETENTION_S, terminated_retention=100.0, sweep_interval=0.05),
+            shared=True,
+            me=me,
+        )
+
+    async def session(self, content: str = "precious") -> Session:
+        """A new one with something in its workspace."""
+        opened = await self.sessions.lifecycle.create(KEY, metadata={"a": "b"}, tenant="t")
+        self.provider.contents[opened.sandbox.id] = content
+        return opened.session
+
+    async def sandboxes(self) -> set[SandboxId]:
+        return {sandbox.id for sandbox in await self.provider.list()}
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    made = World()
+    await made.store.start()
+    await made.provider.apply([default_runtime(1)])
+    yield made
+    await made.sessions.sweeper.aclose()
+
+
+async def test_lost_record_of_a_live_session_is_written_again(world: World) -> None:
+    """By the next sweep, with all it had, tenant included; the sandbox goes on."""
+    session = await world.session()
+    await world.store.delete(session.id)
+    await world.sessions.sweeper.sweep()
+    assert await world.store.get(session.id) == replace(session, version=1)
+    assert session.sandbox is not None
+    assert await world.sandboxes() == {session.sandbox.id}
+
+
+async def test_missing_record_is_no_proof_of_a_takeover(world: World) -> None:
+    """After an outage of the store, which came back empty: live sessions stay live."""
+    session = await world.session()
+    await world.store.delete(session.id)
+    await world.sessions.recovery.release_taken_over()
+    assert (await world.sessions.lifecycle.get(session.id)).state is SessionState.ACTIVE
+    assert session.sandbox is not None
+    assert world.provider.contents[session.sandbox.id] == "precious"
+
+
+async def test_lost_record_of_a_parked_session_is_written_again(world: World) -> None:
+    """Its next request wakes it with its files."""
+    session = await world.session()
+    await world.sessions.hibernator.hibernate(session.id)
+    await world.store.delete(session.id)
+    opened = await world.sessions.opener.open(session.id)
+    assert world.provider.contents[opened.sandbox.id] == "precious"
+
+
+async def test_sandbox_without_any_record_is_kept_before_it_ends(world: World) -> None:
+    """It does not live on for ever, and its workspace stays for the retention of sleeping sessions."""
+    unknown = SessionId("unknown")
+    sandbox = await world.provider.claim(KEY, unknown)
+    world.provider.contents[sandbox.id] = "precious"
+    await world.sessions.sweeper.sweep()
+    world.clock.advance(MISSING_GRACE_S - 1)
+    await world.sessions.sweeper.sweep()
+    assert await world.sandboxes() == {sandbox.id}
+    world.clock.advance(1)
+    await world.sessions.sweeper.sweep()
+    assert await world.sandboxes() == set()
+    world.clock.advance(RETENTION_S - 1)
+    await world.sessions.sweeper.sweep()
+    assert world.provider.parked[unknown][0] == "precious"
+
+
+async def test_sandbox_that_ends_without_a_record_leaves_its_workspace(world: World) -> None:
+    """The record may be what is missing: nothing is deleted with the sandbox."""
+    session = await world.session()
+    assert session.sandbox is not None
+    await world.store.delete(session.id)
+    events = world.provider.watch()
+    world.provider.end(session.sandbox.id, "out of memory", keeps=True)
+    await world.sessions.recovery.sandbox_ended(await anext(events))
+    assert world.provider.parked[session.id][0] == "precious"
+
+
+async def test_stray_on_an_engine_of_its_own_is_released(world: World) -> None:
+    """Each gateway with an engine looks for its own: a sandbox whose session has another one by now."""
+    session = await world.session()
+    assert session.sandbox is not None
+    other = replace(session.sandbox, id=SandboxId("sb-elsewhere"))
+    await world.store.put(replace(session, owner="two", sandbox=other))
+    await world.sessions.sweeper.sweep()
+    assert await world.sandboxes() == {session.sandbox.id}
+    await world.sessions.sweeper.sweep()
+    assert await world.sandboxes() == set()
+    assert len(world.sessions.bindings) == 0
+
+
+async def test_session_that_another_gateway_ended_stays_ended(world: World) -> None:
+    """Where gateways share an engine: its record was deleted in order, and its sandbox is gone."""
+    first, second = world.gateway("", world.provider), world.gateway("", world.provider)
+    opened = await first.lifecycle.create(KEY)
+    await second.lifecycle.terminate(opened.session.id, "ended by its user")
+    await world.store.delete(opened.session.id)
+    with pytest.raises(SessionNotFoundError):
+        await first.opener.open(opened.session.id)
+    assert await world.store.get(opened.session.id) is None
