@@ -19,29 +19,22 @@ CONTAINER = "spec.podTemplate.spec.containers[0]."
 _REFERENCE = re.compile(r"\$(?:\$|\(([^()]+)\))")
 
 
-def first_container(spec: Mapping[str, Any], reader: Reader) -> Mapping[str, Any]:
-    """An AgentRuntime's own fields, as far as they are not the API server's to check, and its first container."""
-    pod = reader.mapping(reader.mapping(spec, "podTemplate", "spec.", required=True), "spec", "spec.podTemplate.")
-    containers = reader.sequence(pod, "containers", "spec.podTemplate.spec.")
-    if not containers:
-        reader.problem("spec.podTemplate.spec.containers", "expected at least one container", pod.get("containers"))
-    ports = reader.sequence(spec, "targetPort", "spec.")
-    if not ports:
-        reader.problem("spec.targetPort", "expected at least one port", spec.get("targetPort"))
-    for index, entry in enumerate(ports):
-        where = f"spec.targetPort[{index}]"
-        port = entry.get("port") if isinstance(entry, Mapping) else None
-        if type(port) is not int or not 1 <= port <= 65535:
-            reader.problem(f"{where}.port", "expected a port from 1 to 65535", port)
-        elif not str(entry.get("pathPrefix") or "/").startswith("/"):
-            reader.problem(f"{where}.pathPrefix", "expected a path that begins with /", entry["pathPrefix"])
-    return containers[0] if containers and isinstance(containers[0], Mapping) else {}
+def first_container(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of an AgentRuntime; empty where there is none."""
+    containers = spec.get("podTemplate", {}).get("spec", {}).get("containers", ())
+    return (containers and containers[0]) or {}
 
 
-def target_ports(entries: Sequence[Any]) -> tuple[tuple[str, int], ...]:
+def target_ports(entries: Sequence[Any], path: str, reader: Reader) -> tuple[tuple[str, int], ...]:
     """(path prefix, port), the longest prefix first."""
-    known = [each for each in entries if isinstance(each, Mapping) and type(each.get("port")) is int]
-    found = [(str(each.get("pathPrefix") or "/").rstrip("/") or "/", int(each["port"])) for each in known]
+    found = []
+    for index, entry in enumerate(entries):
+        if entry is None or "port" not in entry:
+            continue
+        prefix = entry.get("pathPrefix") or "/"
+        if not prefix.startswith("/"):
+            reader.problem(f"{path}[{index}].pathPrefix", "expected a path that begins with /", prefix)
+        found.append((prefix.rstrip("/") or "/", int(entry["port"])))
     return tuple(sorted(found, key=lambda entry: -len(entry[0])))
 
 
@@ -53,26 +46,26 @@ def several(ports: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
 def parse_agent(
     spec: Mapping[str, Any],
     container: Mapping[str, Any],
-    extra: Mapping[str, Any],
+    targets: tuple[tuple[str, int], ...],
     environment: Mapping[str, str],
     files: Files | None,
     reader: Reader,
 ) -> Agent:
     """What runs in a local sandbox. `files`: those that `spec.wakegate.source` may name."""
-    pod = reader.mapping(reader.mapping(spec, "podTemplate", "spec."), "spec", "spec.podTemplate.")
+    pod = spec.get("podTemplate", {}).get("spec", {})
     for name in ("containers", "initContainers"):
-        more = reader.sequence(pod, name, "spec.podTemplate.spec.")[1 if name == "containers" else 0 :]
+        more = (pod.get(name) or ())[1 if name == "containers" else 0 :]
         if more:
             reader.problem(f"spec.podTemplate.spec.{name}", "the local engine runs one container", f"{len(more)} more")
-    command = (*_texts(container, "command", reader), *_texts(container, "args", reader))
+    command = (*_words(container, "command", reader), *_words(container, "args", reader))
     if not container.get("command"):
         right = "expected the command to run: on one machine the image is not used, nor the command that it names"
         reader.problem(f"{CONTAINER}command", right, container.get("command"))
     return Agent(
         command=tuple(expand(word, environment) for word in command),
-        working_dir=reader.text(container, "workingDir", CONTAINER),
-        source=_source(extra, files, reader),
-        targets=target_ports(reader.sequence(spec, "targetPort", "spec.")),
+        working_dir=container.get("workingDir", ""),
+        source=_source(spec.get("wakegate", {}).get("source", ""), files, reader),
+        targets=targets,
         probe=_probe(container, reader),
     )
 
@@ -82,17 +75,16 @@ def expand(text: str, environment: Mapping[str, str]) -> str:
     return _REFERENCE.sub(lambda found: "$" if found[1] is None else environment.get(found[1], found[0]), text)
 
 
-def _texts(container: Mapping[str, Any], key: str, reader: Reader) -> list[str]:
-    words = reader.sequence(container, key, CONTAINER)
-    for index, word in enumerate(words):
-        if not isinstance(word, str) or "\0" in word:
+def _words(container: Mapping[str, Any], key: str, reader: Reader) -> list[str]:
+    words = [(index, word) for index, word in enumerate(container.get(key, ())) if word is not None]
+    for index, word in words:
+        if "\0" in word:
             reader.problem(f"{CONTAINER}{key}[{index}]", "expected text without NUL; put it in quotes", word)
-    return [str(word) for word in words]
+    return [word for _, word in words]
 
 
-def _source(extra: Mapping[str, Any], files: Files | None, reader: Reader) -> str:
+def _source(name: str, files: Files | None, reader: Reader) -> str:
     """The folder as an absolute path without symbolic links; empty where there is none."""
-    name = reader.text(extra, "source", "spec.wakegate.")
     if not name:
         return ""
     if files is None:
@@ -110,33 +102,32 @@ def _source(extra: Mapping[str, Any], files: Files | None, reader: Reader) -> st
 
 
 def _probe(container: Mapping[str, Any], reader: Reader) -> Probe | None:
-    said = reader.mapping(container, "readinessProbe", CONTAINER)
-    if not said:
+    given = container.get("readinessProbe")
+    if not given:
         return None
-    prefix = f"{CONTAINER}readinessProbe."
-    period = float(reader.whole(said, "periodSeconds", prefix, 10, low=1, high=3600))
-    timeout = float(reader.whole(said, "timeoutSeconds", prefix, 1, low=1, high=3600))
-    if "exec" in said:
-        words = reader.sequence(reader.mapping(said, "exec", prefix), "command", f"{prefix}exec.")
-        return Probe(command=tuple(map(str, words)), period=period, timeout=timeout)
+    prefix = f"{CONTAINER}readinessProbe"
+    period, timeout = float(given.get("periodSeconds", 10)), float(given.get("timeoutSeconds", 1))
+    if "exec" in given:
+        words = [word for word in given["exec"].get("command", ()) if word is not None]
+        return Probe(command=tuple(words), period=period, timeout=timeout)
     for kind in ("httpGet", "tcpSocket"):
-        if kind in said:
-            action = reader.mapping(said, kind, prefix)
-            path = (reader.text(action, "path", f"{prefix}{kind}.") or "/") if kind == "httpGet" else ""
+        if kind in given:
+            action = given[kind]
+            path = action.get("path") or "/" if kind == "httpGet" else ""
             port = _port(action.get("port"), container)
             if not port:
-                reader.problem(f"{prefix}{kind}.port", "expected a port, or the name of one", action.get("port"))
+                reader.problem(f"{prefix}.{kind}.port", "expected a port, or the name of one", action.get("port"))
             return Probe(port=port, path=path, period=period, timeout=timeout)
-    reader.problem(prefix.rstrip("."), "expected httpGet, tcpSocket or exec", dict(said))
+    reader.problem(prefix, "expected httpGet, tcpSocket or exec", given)
     return None
 
 
-def _port(said: Any, container: Mapping[str, Any]) -> int:
+def _port(given: Any, container: Mapping[str, Any]) -> int:
     """A port by number, or by its name among the container's. 0: there is none."""
-    if type(said) is int and 1 <= said <= 65535:
-        return said
+    if type(given) is int and 1 <= given <= 65535:
+        return given
     known = container.get("ports")
     for each in known if isinstance(known, list) else ():
-        if isinstance(each, Mapping) and each.get("name") == said and type(each.get("containerPort")) is int:
+        if isinstance(each, Mapping) and each.get("name") == given and type(each.get("containerPort")) is int:
             return int(each["containerPort"])
     return 0

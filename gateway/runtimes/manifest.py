@@ -1,13 +1,14 @@
 """Runtimes from YAML: AgentCube's manifests as they are, plus our optional `spec.wakegate`.
 
 Reads files or folders, checks everything, and reports every problem at once with file, field path and what would be
-right; nothing starts half. Field names and defaults: group runtime.agentcube.volcano.sh/v1alpha1.
+right; nothing starts half. Types and bounds of fields are schema.py's; here stands what a schema cannot express.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from gateway.runtimes.agent import first_container, parse_agent, several, target
 from gateway.runtimes.documents import find_files, read_documents
 from gateway.runtimes.fields import Reader, named
 from gateway.runtimes.files import Files
+from gateway.runtimes.schema import API_VERSION, PORTS
 from gateway.runtimes.tools import parse_tools
+from gateway.runtimes.validation import checked
 
-API_VERSION = "runtime.agentcube.volcano.sh/v1alpha1"
 _PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _VARIABLE = re.compile(r"[^=\0]+")
-_MAX_WARM = 10_000
 
 
 def parse_modules(text: str) -> tuple[str, ...]:
@@ -85,53 +86,57 @@ def parse_runtime(
     if document.get("apiVersion") != API_VERSION:
         problems.append(f"{where}: apiVersion: expected {API_VERSION}, got {named(document.get('apiVersion'))}")
     reader = Reader(where, problems)
-    metadata = reader.mapping(document, "metadata")
-    spec = reader.mapping(document, "spec")
+    clean = checked(document, Kind(kind), engine, reader)
+    metadata, spec = clean["metadata"], clean["spec"]
     agent = kind == Kind.AGENT_RUNTIME
     # What an image would be told: of an agent its first container, of a code interpreter the template.
     place, variables = ("spec.podTemplate.spec.containers[0].", "env") if agent else ("spec.template.", "environment")
-    template = first_container(spec, reader) if agent else reader.mapping(spec, "template", "spec.", required=True)
-    extra = reader.mapping(spec, "wakegate", "spec.")
+    template = first_container(spec) if agent else spec.get("template", {})
+    extra = spec.get("wakegate", {})
     # In a cluster an agent's container has no picod: nothing that checks a token, nothing that gives its files. What is
     # in its manifest becomes the pod as it is.
     local_agent = agent and engine != "kubernetes"
     if agent and not local_agent:
         template = {}
     environment = _environment(
-        reader.sequence(template, variables, place), place + variables, reader, references=engine == "kubernetes"
+        template.get(variables, ()), place + variables, reader, references=engine == "kubernetes"
+    )
+    _check_egress(extra.get("egress", ()), reader)
+    ports = target_ports(
+        spec.get("targetPort" if agent else "ports", ()), "spec.targetPort" if agent else "spec.ports", reader
     )
     runtime = Runtime(
-        key=RuntimeKey(
-            reader.label(metadata, "namespace", "metadata.", default="default"),
-            reader.label(metadata, "name", "metadata."),
-            Kind(kind),
-        ),
-        image=reader.text(template, "image", place),
+        key=RuntimeKey(metadata.get("namespace", "default"), metadata.get("name", "invalid"), Kind(kind)),
+        image=template.get("image", ""),
         environment=environment,
-        limits=_limits(reader.mapping(template, "resources", place), place, extra, reader),
+        limits=_limits(template.get("resources", {}), place, extra, reader),
         session_timeout=reader.duration(spec, "sessionTimeout", "spec.", 900.0),
         max_session_duration=reader.duration(spec, "maxSessionDuration", "spec.", 28800.0),
         pool=_pool(spec, extra, reader),
-        auth=local_agent
-        or (not agent and reader.choice(spec, "authMode", "spec.", ("picod", "none"), "picod") == "picod"),
-        hibernation=HibernationMode.OFF
-        if agent
-        else HibernationMode(
-            reader.choice(extra, "hibernation", "spec.wakegate.", tuple(HibernationMode), HibernationMode.STATE)
-        ),
+        auth=local_agent or (not agent and spec.get("authMode", "picod") == "picod"),
+        hibernation=HibernationMode.OFF if agent else HibernationMode(extra.get("hibernation", HibernationMode.STATE)),
         checkpoint_interval=reader.duration(extra, "checkpointInterval", "spec.wakegate.", 0.0) or None,
-        python=reader.text(extra, "python", "spec.wakegate.") or None,
+        python=extra.get("python") or None,
         preload=_preload(extra, reader),
         ports=_ports(extra, reader),
-        code_context="off" if agent else _code_context(extra, reader),
-        tools=parse_tools(
-            reader.sequence(extra, "tools", "spec.wakegate."), "spec.wakegate.tools", files, reader.problem
-        ),
-        target_ports=several(target_ports(reader.sequence(spec, "targetPort" if agent else "ports", "spec."))),
-        agent=parse_agent(spec, template, extra, environment, files, reader) if local_agent else None,
+        code_context="off" if agent else extra.get("codeContext", ""),
+        tools=parse_tools(extra.get("tools", ()), "spec.wakegate.tools", files, reader.problem),
+        target_ports=several(ports),
+        agent=parse_agent(spec, template, ports, environment, files, reader) if local_agent else None,
         manifest=dict(document),
     )
     return runtime if len(problems) == before else None
+
+
+def _check_egress(entries: Sequence[Any], reader: Reader) -> None:
+    for index, entry in enumerate(entries):
+        if isinstance(entry, Mapping) or entry == "dns":
+            continue
+        try:
+            ip_network(entry if isinstance(entry, str) else "")
+        except ValueError:
+            right = "expected dns, a CIDR such as 10.0.0.0/8, or an egress rule of a NetworkPolicy"
+            reader.problem(f"spec.wakegate.egress[{index}]", right, entry)
 
 
 def _environment(entries: Sequence[Any], prefix: str, reader: Reader, *, references: bool) -> dict[str, str]:
@@ -139,61 +144,51 @@ def _environment(entries: Sequence[Any], prefix: str, reader: Reader, *, referen
     environment: dict[str, str] = {}
     for index, entry in enumerate(entries):
         path = f"{prefix}[{index}]"
-        name = entry.get("name") if isinstance(entry, Mapping) else None
-        if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
+        if entry is None or "name" not in entry:
+            continue
+        name, value = entry["name"], entry.get("value", "")
+        if not _VARIABLE.fullmatch(name):
             reader.problem(path, "expected a mapping with a name and a value", entry)
         elif "valueFrom" in entry and references:
             continue
         elif "valueFrom" in entry:
-            reader.problem(
-                f"{path}.valueFrom", "only plain values work on the local engine; expected `value`", entry["valueFrom"]
-            )
-        elif not isinstance(entry.get("value", ""), str) or "\0" in entry.get("value", ""):
-            reader.problem(f"{path}.value", "expected text without NUL; put it in quotes", entry["value"])
+            right = "only plain values work on the local engine; expected `value`"
+            reader.problem(f"{path}.valueFrom", right, entry["valueFrom"])
+        elif "\0" in value:
+            reader.problem(f"{path}.value", "expected text without NUL; put it in quotes", value)
         else:
-            environment[name] = entry.get("value", "")
+            environment[name] = value
     return environment
 
 
 def _limits(resources: Mapping[str, Any], place: str, extra: Mapping[str, Any], reader: Reader) -> Limits:
-    limits = reader.mapping(resources, "limits", f"{place}resources.")
-    prefix = f"{place}resources.limits."
-    own = reader.mapping(extra, "limits", "spec.wakegate.")
+    limits, prefix = resources.get("limits", {}), f"{place}resources.limits."
+    own, own_prefix = extra.get("limits", {}), "spec.wakegate.limits."
     defaults = Limits()
     memory = reader.quantity(limits, "memory", prefix)
-    workspace = reader.quantity(own, "workspaceSize", "spec.wakegate.limits.")
+    workspace = reader.quantity(own, "workspaceSize", own_prefix)
     return Limits(
-        memory=int(memory) if memory is not None else None,
+        memory=int(memory) if memory is not None else defaults.memory,
         cpus=reader.quantity(limits, "cpu", prefix),
-        processes=reader.whole(own, "processes", "spec.wakegate.limits.", defaults.processes, low=8, high=1_000_000),
-        file_size=int(reader.quantity(own, "fileSize", "spec.wakegate.limits.") or defaults.file_size),
-        tmp_size=int(reader.quantity(own, "tmpSize", "spec.wakegate.limits.") or defaults.tmp_size),
-        workspace_size=int(workspace) if workspace is not None else None,
+        processes=int(own.get("processes", defaults.processes)),
+        file_size=int(reader.quantity(own, "fileSize", own_prefix) or defaults.file_size),
+        tmp_size=int(reader.quantity(own, "tmpSize", own_prefix) or defaults.tmp_size),
+        workspace_size=int(workspace) if workspace is not None else defaults.workspace_size,
     )
 
 
 def _pool(spec: Mapping[str, Any], extra: Mapping[str, Any], reader: Reader) -> PoolSpec:
-    size = reader.whole(spec, "warmPoolSize", "spec.", 0, low=0, high=_MAX_WARM)
-    pool = reader.mapping(extra, "pool", "spec.wakegate.")
-    prefix = "spec.wakegate.pool."
-    least = reader.whole(pool, "min", prefix, 0, low=0, high=_MAX_WARM)
-    most = reader.whole(pool, "max", prefix, max(size, least), low=0, high=_MAX_WARM)
+    size, pool = int(spec.get("warmPoolSize", 0)), extra.get("pool", {})
+    least = int(pool.get("min", 0))
+    most = int(pool.get("max", max(size, least)))
     if most < least:
-        reader.problem(prefix + "max", f"must not be below min ({least})", most)
-    miss = pool.get("targetMissRate", 0.01)
-    if isinstance(miss, bool) or not isinstance(miss, int | float) or not 0 < miss < 1:
-        reader.problem(prefix + "targetMissRate", "expected a number between 0 and 1, e.g. 0.01", miss)
-        miss = 0.01
-    modes = tuple(mode.value for mode in PoolMode)
+        reader.problem("spec.wakegate.pool.max", f"must not be below min ({least})", most)
+    miss = float(pool.get("targetMissRate", 0.01))
+    if not 0 < miss < 1:  # not a number is neither above nor below a bound of the schema
+        reader.problem("spec.wakegate.pool.targetMissRate", "expected a number between 0 and 1, e.g. 0.01", miss)
     # A manifest of AgentCube's own keeps the pool it asks for; one that speaks of our pool wants it sized.
-    mode = PoolMode(reader.choice(pool, "mode", prefix, modes, PoolMode.PREDICTIVE if pool else PoolMode.FIXED))
-    return PoolSpec(size=size, mode=mode, min=least, max=most, target_miss_rate=float(miss))
-
-
-def _code_context(extra: Mapping[str, Any], reader: Reader) -> str:
-    if "codeContext" not in extra:
-        return ""
-    return reader.choice(extra, "codeContext", "spec.wakegate.", ("warm", "lazy", "off"), "lazy")
+    mode = PoolMode(pool.get("mode", PoolMode.PREDICTIVE if pool else PoolMode.FIXED))
+    return PoolSpec(size=size, mode=mode, min=least, max=most, target_miss_rate=miss)
 
 
 def _is_module(name: str) -> bool:
@@ -201,27 +196,25 @@ def _is_module(name: str) -> bool:
 
 
 def _preload(extra: Mapping[str, Any], reader: Reader) -> tuple[str, ...]:
-    if extra.get("preload") is None:
-        return ()
-    found = []
-    for index, item in enumerate(reader.sequence(extra, "preload", "spec.wakegate.")):
-        if isinstance(item, str) and _is_module(item):
-            found.append(item)
-        else:
-            reader.problem(f"spec.wakegate.preload[{index}]", "expected a Python module such as pandas", item)
-    return tuple(dict.fromkeys(found))
+    found = [(index, name) for index, name in enumerate(extra.get("preload", ())) if name is not None]
+    for index, name in found:
+        if not _is_module(name):
+            reader.problem(f"spec.wakegate.preload[{index}]", "expected a Python module such as pandas", name)
+    return tuple(dict.fromkeys(name for _, name in found))
 
 
 def _ports(extra: Mapping[str, Any], reader: Reader) -> tuple[tuple[int, int], ...]:
-    if extra.get("ports") is None:
+    if "ports" not in extra:
         return HIGH_PORTS
     found = []
-    for index, item in enumerate(reader.sequence(extra, "ports", "spec.wakegate.")):
+    for index, item in enumerate(extra["ports"]):
+        if item is None:
+            continue
         match = _PORTS.fullmatch(item) if isinstance(item, str) else None
         first = int(match[1]) if match else item
         last = int(match[2]) if match else item
         if type(first) is int and type(last) is int and 1 <= first <= last <= 65535:
             found.append((first, last))
         else:
-            reader.problem(f"spec.wakegate.ports[{index}]", "expected a port (8000) or a range (9000-9100)", item)
+            reader.problem(f"spec.wakegate.ports[{index}]", f"expected {PORTS}", item)
     return tuple(found)

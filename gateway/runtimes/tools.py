@@ -23,6 +23,7 @@ from typing import Any
 from gateway.core.model import DeclaredTool
 from gateway.core.units import parse_duration
 from gateway.runtimes.files import Files
+from gateway.runtimes.schema import TOOL_NAME
 from gateway.runtimes.tool_schema import schema_problems
 
 Problem = Callable[[str, str, Any], None]  # (field path, what would be right, what was there)
@@ -32,20 +33,15 @@ PLACE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")  # of an argument in a comma
 # Linux takes at most 128 KiB in one argument of a command (MAX_ARG_STRLEN).
 MAX_ARGUMENT = 120 << 10
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # what OpenAI and Anthropic take for a function's name
-_MAX_TOOLS = 100
 _LONGEST_S = 3600.0
-_FIELDS = ("name", "description", "parameters", "command", "python", "parallel", "timeout")
 
 
 def parse_tools(entries: Sequence[Any], prefix: str, files: Files | None, problem: Problem) -> tuple[DeclaredTool, ...]:
     """All entries; what is wrong is noted. `files`: those that functions may be in, None for none."""
-    if len(entries) > _MAX_TOOLS:
-        problem(prefix, f"expected at most {_MAX_TOOLS} tools", len(entries))
-        return ()
     tools: dict[str, DeclaredTool] = {}
     for index, entry in enumerate(entries):
         path = f"{prefix}[{index}]"
-        tool = _parse(entry, path, files, problem)
+        tool = None if entry is None else _parse(entry, path, files, problem)
         if tool is not None and tool.name in tools:
             problem(f"{path}.name", "expected a name that no other tool has", tool.name)
         elif tool is not None:
@@ -53,24 +49,15 @@ def parse_tools(entries: Sequence[Any], prefix: str, files: Files | None, proble
     return tuple(tools.values())
 
 
-def _parse(entry: Any, path: str, files: Files | None, problem: Problem) -> DeclaredTool | None:
-    if not isinstance(entry, Mapping):
-        problem(path, "expected a mapping", entry)
+def _parse(entry: Mapping[str, Any], path: str, files: Files | None, problem: Problem) -> DeclaredTool | None:
+    name, description = entry["name"], entry["description"].strip()
+    if not _NAME.fullmatch(name) or name in BUILT_IN_NAMES:  # the schema's $ lets a line's end through
+        problem(f"{path}.name", f"expected {TOOL_NAME}", name)
         return None
-    for name in entry:
-        if name not in _FIELDS:
-            problem(f"{path}.{name}", f"unknown field; expected {', '.join(_FIELDS)}", entry[name])
-    name, description = entry.get("name"), entry.get("description")
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in BUILT_IN_NAMES:
-        problem(f"{path}.name", "expected up to 64 letters, digits, _ and -, and no built-in tool's name", name)
-        return None
-    if not isinstance(description, str) or not description.strip() or len(description) > 4096:
-        problem(f"{path}.description", "expected text that tells a model what it does", description)
+    if not description:
+        problem(f"{path}.description", "expected text that tells a model what it does", entry["description"])
         return None
     parameters = _parameters(entry.get("parameters"), f"{path}.parameters", problem)
-    parallel = entry.get("parallel", False)
-    if not isinstance(parallel, bool):
-        problem(f"{path}.parallel", "expected true or false", parallel)
     if ("command" in entry) == ("python" in entry):
         problem(path, "expected either command or python", sorted(map(str, entry)))
         return None
@@ -78,20 +65,20 @@ def _parse(entry: Any, path: str, files: Files | None, problem: Problem) -> Decl
     function, source = _function(entry["python"], f"{path}.python", files, problem) if "python" in entry else ("", "")
     return DeclaredTool(
         name,
-        description.strip(),
+        description,
         parameters,
         command,
         function,
         source,
-        ordered=not parallel,
+        ordered=not entry.get("parallel", False),
         timeout=_timeout(entry.get("timeout"), f"{path}.timeout", problem),
     )
 
 
-def _parameters(value: Any, path: str, problem: Problem) -> Mapping[str, Any]:
+def _parameters(value: Mapping[str, Any] | None, path: str, problem: Problem) -> Mapping[str, Any]:
     if value is None:
         return {"type": "object", "properties": {}, "additionalProperties": False}
-    if not isinstance(value, Mapping) or value.get("type") != "object":
+    if value.get("type") != "object":
         problem(path, "expected a JSON schema with type: object", value)
         return {}
     for where, expected, found in schema_problems(value):
@@ -99,10 +86,9 @@ def _parameters(value: Any, path: str, problem: Problem) -> Mapping[str, Any]:
     return dict(value)
 
 
-def _command(value: Any, parameters: Mapping[str, Any], path: str, problem: Problem) -> tuple[str, ...]:
-    words = value if isinstance(value, list) else []
-    if not words or not all(isinstance(word, str) and "\0" not in word for word in words):
-        problem(path, "expected a list of words, the program first", value)
+def _command(words: Sequence[str], parameters: Mapping[str, Any], path: str, problem: Problem) -> tuple[str, ...]:
+    if any("\0" in word for word in words):
+        problem(path, "expected a list of words, the program first", list(words))
         return ()
     known = parameters.get("properties")
     for word in words:
@@ -112,11 +98,8 @@ def _command(value: Any, parameters: Mapping[str, Any], path: str, problem: Prob
     return tuple(words)
 
 
-def _function(value: Any, path: str, files: Files | None, problem: Problem) -> tuple[str, str]:
+def _function(value: Mapping[str, Any], path: str, files: Files | None, problem: Problem) -> tuple[str, str]:
     """(function, source)."""
-    if not isinstance(value, Mapping) or not isinstance(value.get("function"), str):
-        problem(path, "expected a mapping with function, and file or source", value)
-        return "", ""
     source = value.get("source")
     where = f"{path}.source"
     if source is None:
@@ -161,9 +144,9 @@ def _timeout(value: Any, path: str, problem: Problem) -> float:
         return 60.0
     try:
         seconds = parse_duration(value) if isinstance(value, str) else float(value)
-    except (TypeError, ValueError):
+    except (ValueError, OverflowError):
         seconds = -1.0
-    if isinstance(value, bool) or not 0 < seconds <= _LONGEST_S:
+    if not 0 < seconds <= _LONGEST_S:
         problem(path, "expected a duration above zero, at most 1h", value)
         return 60.0
     return seconds

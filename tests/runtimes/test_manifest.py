@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,9 @@ from hypothesis import strategies as st
 from gateway.core.errors import SettingsError
 from gateway.core.model import Agent, Kind, Limits, PoolMode, Probe, RuntimeKey
 from gateway.runtimes.catalog import StaticCatalog
-from gateway.runtimes.manifest import API_VERSION, load_runtimes, parse_runtime
+from gateway.runtimes.manifest import load_runtimes, parse_runtime
+from gateway.runtimes.schema import API_VERSION, crd
+from tests.support.backtracking import worst_growth
 
 # The shape of the example manifests that AgentCube's users start from: every field that its kind has.
 FULL = """\
@@ -360,3 +365,86 @@ def test_agent_that_one_machine_cannot_run_is_told(tmp_path: Path, old: str, new
     """What a cluster would take and this engine cannot is named, not passed over."""
     path = write(tmp_path, AGENT.replace(old, new, 1))
     assert any(line.startswith(f"{path}: {where}: ") for line in problems(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("wakegate: {", "wakegate: {pol: {min: 1}, ", "spec.wakegate.pol: unknown field; did you mean pool?"),
+        (
+            "targetMissRate",
+            "targetMissrate",
+            "spec.wakegate.pool.targetMissrate: unknown field; did you mean targetMissRate?",
+        ),
+        ("processes", "procs", "spec.wakegate.limits.procs: unknown field; did you mean processes?"),
+        ("command: [wc]", "comand: [wc]", "spec.wakegate.tools[0].comand: unknown field; did you mean command?"),
+        ("wakegate: {", "wakegate: {quite_else: 1, ", "spec.wakegate.quite_else: unknown field"),
+    ],
+)
+def test_unknown_field_of_ours_is_refused_with_the_one_that_was_meant(
+    tmp_path: Path, old: str, new: str, problem: str
+) -> None:
+    """A typing error would otherwise leave a setting at its default without a word."""
+    tool = "{name: t, description: d, command: [wc]}"
+    own = f"{{pool: {{min: 1, max: 2, targetMissRate: 0.1}}, limits: {{processes: 9}}, tools: [{tool}]}}"
+    text = SHORT.replace("{template: {}}", f"{{template: {{}}, wakegate: {own}}}")
+    assert load_runtimes([write(tmp_path, text)])
+
+    path = write(tmp_path, text.replace(old, new))
+    assert problems(path) == [f"{path}: {problem}"]
+
+
+def test_unknown_field_elsewhere_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A later AgentCube may know it; a person may have meant another."""
+    path = write(tmp_path, SHORT.replace("{template: {}}", "{template: {imag: x}, warmPoolsize: 2, later: {}}"))
+    assert load_runtimes([path])[0].pool.size == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: spec.template.imag: unknown field; did you mean image?",
+        f"{path}: spec.warmPoolsize: unknown field; did you mean warmPoolSize?",
+        f"{path}: spec.later: unknown field",
+    ]
+
+
+def test_null_is_as_absent(tmp_path: Path) -> None:
+    """As the API server has it: a field that is named and left empty has its default."""
+    text = SHORT.replace(
+        "{template: {}}", "{template: {image: , environment: }, authMode: , wakegate: {pool: , ports: }}"
+    )
+    [runtime] = load_runtimes([write(tmp_path, text)])
+    assert (runtime.image, runtime.auth, runtime.pool.size) == ("", True, 0)
+
+
+def patterns(schema: object) -> set[str]:
+    """All in a schema."""
+    if isinstance(schema, list):
+        return {pattern for each in schema for pattern in patterns(each)}
+    if not isinstance(schema, dict):
+        return set()
+    own = {schema["pattern"]} if isinstance(schema.get("pattern"), str) else set()
+    return own | {pattern for each in schema.values() for pattern in patterns(each)}
+
+
+@pytest.mark.parametrize("pattern", sorted(patterns([crd(kind) for kind in Kind])))
+def test_pattern_of_a_field_is_matched_in_linear_time(pattern: str) -> None:
+    """They run on what a stranger wrote; each field that has one has a longest length too."""
+    growth, piece = worst_growth(re.compile(pattern), "search")
+    assert growth < 2.5, piece
+
+
+@pytest.mark.parametrize("value", ["9" * 200_000 + "x", "1s" * 100_000])
+def test_long_duration_or_quantity_is_refused_at_once(tmp_path: Path, value: str) -> None:
+    """Of a few hundred kilobytes, in any field that takes one."""
+    own = f"{{checkpointInterval: {value}, limits: {{fileSize: {value}}}}}"
+    text = SHORT.replace("{template: {}}", f"{{template: {{}}, sessionTimeout: {value}, wakegate: {own}}}")
+    found = problems(write(tmp_path, text))
+    assert [line.split(": ")[1] for line in found] == [
+        "spec.sessionTimeout", "spec.wakegate.checkpointInterval", "spec.wakegate.limits.fileSize",
+    ]  # fmt: skip
+    assert all(len(line) < 300 for line in found)
+
+
+def test_crds_are_what_the_schema_says() -> None:
+    """`scripts/crds.py` has been run after the last change."""
+    script = Path(__file__).resolve().parents[2] / "scripts" / "crds.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

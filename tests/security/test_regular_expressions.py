@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 
 from gateway.core.units import parse_duration, parse_quantity
 from picod.compat import go_format
-from tests.support.backtracking import StepCounter, TooManyStepsError
+from tests.support.backtracking import worst_growth
 
 _TOP = Path(__file__).resolve().parents[2]
 _ANYWHERE = ("search", "sub", "subn", "split", "findall", "finditer")
@@ -82,28 +81,10 @@ def _evaluate(call: ast.Call, file: Path, name: str) -> re.Pattern[Any]:
     return pattern
 
 
-def _worst_growth(pattern: re.Pattern[Any], method: str) -> tuple[float, str]:
-    """The largest factor by which steps grow each time a repeated piece is repeated twice as often, and that piece.
-
-    Of two doublings the lesser counts: a repeat that is bounded, such as {0,61}, grows in one of them at most.
-    """
-    counter = StepCounter(pattern)
-    letters = counter.alphabet()
-    pieces = [*letters, *map("".join, itertools.permutations(letters, 2))]
-    worst = (0.0, "")
-    for start, piece, end in itertools.product(("", *letters), pieces, ("", "\x00")):
-        try:
-            some, more, most = (counter.steps(start + piece * size + end, method) for size in (20, 40, 80))
-        except TooManyStepsError:
-            return float("inf"), piece
-        worst = max(worst, (min(more / some, most / more), piece))
-    return worst
-
-
 @pytest.mark.parametrize(("where", "pattern", "method"), [pytest.param(*each, id=each[0]) for each in _patterns()])
 def test_steps_of_a_pattern_grow_no_faster_than_its_input(where: str, pattern: re.Pattern[Any], method: str) -> None:
     """Twice the input is at most twice the steps; quadratic ones take four times as many."""
-    growth, piece = _worst_growth(pattern, method)
+    growth, piece = worst_growth(pattern, method)
 
     assert growth < 2.5, f"{where}: {pattern.pattern!r} under {method} grows {growth:.1f}-fold with {piece!r} doubled"
 
@@ -121,7 +102,7 @@ def test_steps_of_a_pattern_grow_no_faster_than_its_input(where: str, pattern: r
 )
 def test_the_measure_finds_superlinear_patterns(pattern: str, method: str) -> None:
     """Nested, ambiguous and adjacent repeats, and a search that starts anew within a repeat."""
-    assert _worst_growth(re.compile(pattern), method)[0] > 2.5
+    assert worst_growth(re.compile(pattern), method)[0] > 2.5
 
 
 @pytest.mark.parametrize("text", ["9" * 200_000 + "x", "9" * 200_000, "1s" * 100_000, "." * 200_000, "0" * 65 + "s"])

@@ -6,7 +6,9 @@ position is one. Knows what patterns of this project use; anything else raises N
 
 from __future__ import annotations
 
+import itertools
 import re
+import sys
 from collections.abc import Callable, Iterator
 from re import _constants as sre  # typeshed leaves out the parser's modules
 from re import _parser as parser
@@ -131,3 +133,22 @@ class StepCounter:
             if found:
                 return not negated
         return negated
+
+
+def worst_growth(pattern: re.Pattern[Any], method: str) -> tuple[float, str]:
+    """The largest factor by which steps grow each time a repeated piece is repeated twice as often, and that piece.
+
+    Of two doublings the lesser counts: a repeat that is bounded, such as {0,61}, grows in one of them at most.
+    """
+    sys.setrecursionlimit(max(20_000, sys.getrecursionlimit()))  # each character of a repeat is some ten calls
+    counter = StepCounter(pattern)
+    letters = counter.alphabet()
+    pieces = [*letters, *map("".join, itertools.permutations(letters, 2))]
+    worst = (0.0, "")
+    for start, piece, end in itertools.product(("", *letters), pieces, ("", "\x00")):
+        try:
+            some, more, most = (counter.steps(start + piece * size + end, method) for size in (20, 40, 80))
+        except TooManyStepsError:
+            return float("inf"), piece
+        worst = max(worst, (min(more / some, most / more), piece))
+    return worst

@@ -14,7 +14,9 @@ from gateway.api.tools.catalogue import BUILT_IN
 from gateway.api.tools.declared import argv, check
 from gateway.core.model import DeclaredTool
 from gateway.runtimes.files import Files
-from gateway.runtimes.tools import BUILT_IN_NAMES, MAX_ARGUMENT, parse_tools
+from gateway.runtimes.manifest import parse_runtime
+from gateway.runtimes.schema import API_VERSION
+from gateway.runtimes.tools import BUILT_IN_NAMES, MAX_ARGUMENT
 
 SCHEMA = {
     "type": "object",
@@ -29,8 +31,10 @@ SOURCE = "import math\ndef area(r, unit='m'):\n    return {'area': round(math.pi
 def parse(*entries: Any, folder: Path | None = None) -> tuple[tuple[DeclaredTool, ...], list[str]]:
     problems: list[str] = []
     files = None if folder is None else Files(folder)
-    tools = parse_tools(entries, "tools", files, lambda path, right, got: problems.append(f"{path}: {right}"))
-    return tools, problems
+    spec = {"template": {}, "wakegate": {"tools": list(entries)}}
+    document = {"apiVersion": API_VERSION, "kind": "CodeInterpreter", "metadata": {"name": "x"}, "spec": spec}
+    runtime = parse_runtime(document, "m", problems, files=files)
+    return runtime.tools if runtime else (), [problem.removeprefix("m: spec.wakegate.") for problem in problems]
 
 
 def test_declared_tool_is_read_with_its_defaults(tmp_path: Path) -> None:
@@ -98,7 +102,7 @@ def test_declared_function_that_is_wrong_is_named(python: Any, said: str, tmp_pa
 
 def test_declared_twice_is_one_too_many() -> None:
     """A name means one tool."""
-    assert parse(USUAL, USUAL)[1] == ["tools[1].name: expected a name that no other tool has"]
+    assert parse(USUAL, USUAL)[1] == ["tools[1].name: expected a name that no other tool has, got 't'"]
 
 
 def test_declared_arguments_are_checked_against_the_schema() -> None:
