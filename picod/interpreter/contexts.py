@@ -187,8 +187,18 @@ class Context(ABC):
         self._kept, self._expects = None, False
         if kept is None:
             return None
-        report = await self._load(kept) if expects else None
-        kept.drop()
+        if not expects:
+            kept.drop()
+            return None
+        try:
+            report = await self._load(kept)
+        except BaseException:
+            self._kept, self._expects = kept, True  # the next run tries again
+            raise
+        if any(entry["name"] == "*" for entry in report["unsaved"]):
+            kept.set_aside()  # nothing came back, for want of memory or of time perhaps: they are all that there is
+        else:
+            kept.drop()
         return report
 
     def _forget_kept(self) -> None:

@@ -11,7 +11,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from picod.commands.exit_status import out_of_memory
@@ -19,6 +19,7 @@ from picod.commands.pipe_reader import PipeReader
 from picod.commands.processes import Child, Children
 from picod.commands.runs import Source
 from picod.interpreter.jupyter import Message, MessageError, execute_request, read_message
+from picod.interpreter.replies import Reply, read_reply
 from picod.interpreter.zmtp import ZmtpConnection, ZmtpError
 
 READY = b"\0wakegate: ready\n"  # as in userside/kernel.py
@@ -26,9 +27,6 @@ _PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__
 _START_PATIENCE = 60.0  # seconds; on a machine that starts many it has to share
 _IDLE_PATIENCE = 1.0  # seconds after the reply; the word that all is done does not come where code closed the channel
 _WELCOME_PATIENCE = 0.5
-_MAX_TEXT_CHARS = 64 << 10  # of an error's message, or of one part of its traceback
-_MAX_TRACEBACK_CHARS = 1 << 20  # of all parts together
-_MAX_PARTS = 100  # of a traceback
 _SAID = 4096  # bytes of standard error kept for the message when a start fails
 
 
@@ -50,15 +48,6 @@ class Listener(Protocol):
 
     def clear(self, *, wait: bool) -> None:
         """The code takes its results back; with `wait` only when the next comes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """How a run ended. `error` has name, value and traceback. `expressions` are the evaluated ones."""
-
-    error: dict[str, Any] | None
-    execution_count: int | None
-    expressions: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +158,7 @@ class Kernel:
                 await self._wait_idle(run)
             for pipe in self.pipes.values():
                 pipe.drain()
-            return _reply(run.reply.result()) if run.reply.done() else None
+            return read_reply(run.reply.result()) if run.reply.done() else None
         finally:
             self._run = None
             self._iopub.resume()
@@ -288,47 +277,3 @@ def _hand_on(listener: Listener, stream: str) -> Callable[[bytes], None]:
 
 def _ignore(data: bytes) -> None:
     """What a silent run prints is nobody's business."""
-
-
-def _reply(message: Message) -> Reply:
-    content = message.content
-    if content is None:
-        return Reply(
-            {"name": "TooLarge", "value": "the end of the run was too large to be read", "traceback": []}, None
-        )
-    count = content.get("execution_count")
-    expressions = content.get("user_expressions")
-    error = None
-    if content.get("status") != "ok":
-        trace = content.get("traceback")
-        error = {
-            "name": _text(content.get("ename")) or "Error",
-            "value": _text(content.get("evalue")),
-            "traceback": _traceback(trace) if isinstance(trace, list) else [],
-        }
-    return Reply(
-        error,
-        count if isinstance(count, int) and not isinstance(count, bool) else None,
-        expressions if isinstance(expressions, dict) else {},
-    )
-
-
-def _traceback(parts: list[Any]) -> list[str]:
-    """The first frames and the last, with the line of the error, when there are too many: those between repeat."""
-    if len(parts) > _MAX_PARTS:
-        first, last = parts[: _MAX_PARTS // 2], parts[-(_MAX_PARTS // 2) :]
-        parts = [*first, f"[... {len(parts) - len(first) - len(last):,} frames left out ...]\n", *last]
-    texts = [_text(part) for part in parts]
-    room = _MAX_TRACEBACK_CHARS // max(1, len(texts))
-    return [_shorten(text, room) for text in texts] if sum(map(len, texts)) > _MAX_TRACEBACK_CHARS else texts
-
-
-def _text(value: object) -> str:
-    return _shorten(value, _MAX_TEXT_CHARS) if isinstance(value, str) else ""
-
-
-def _shorten(text: str, limit: int) -> str:
-    """Beginning and end of a text that is too long."""
-    if len(text) <= limit:
-        return text
-    return f"{text[: limit // 2]}[... {len(text) - limit:,} characters left out ...]{text[-(limit - limit // 2) :]}"

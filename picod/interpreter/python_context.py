@@ -13,7 +13,8 @@ from typing import Any
 from picod.commands.exit_status import ExitStatus, exit_status
 from picod.commands.stop import Stop, first_of
 from picod.interpreter.contexts import Context, Outcome, Surroundings, stopped, timed_out
-from picod.interpreter.kernel import Ahead, Kernel, KernelError, Listener, Reply
+from picod.interpreter.kernel import Ahead, Kernel, KernelError, Listener
+from picod.interpreter.replies import Reply
 from picod.interpreter.state_files import StateFiles, read_report, remove
 
 _INTERRUPT_PATIENCE = 3.0  # seconds from the interrupt until the process is killed

@@ -45,6 +45,14 @@ class StateFiles:
             except OSError:
                 return
 
+    def set_aside(self) -> None:
+        """Keep them under names that nothing reads back by itself; those of an earlier time are replaced."""
+        for path in (f"{self.base}.json", f"{self.base}.pickle", self.bash):
+            try:
+                os.replace(path, f"{path}.failed")
+            except OSError:
+                pass
+
     def count(self) -> int:
         """How many variables they say that they hold; 1 for bash."""
         try:

@@ -37,11 +37,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from picod.userside import pages, script, sibling
+    from picod.userside import native, pages, script, sibling, steps
 else:
+    import native
     import pages
     import script
     import sibling
+    import steps
 
 for _name in set(sys.modules) - _plain_modules - {"__main__"}:
     del sys.modules[_name]  # ours stay ours: a script that imports them imports them itself
@@ -64,7 +66,7 @@ class Server:
         self.again: list[str] = []
         self.gate = _thread.allocate_lock()
         self.gate.acquire()
-        self.steps = script.Steps()
+        self.steps = steps.Steps()
         self.fresh = script.Fresh(executable)
 
     def serve(self) -> object:
@@ -82,7 +84,7 @@ class Server:
                 os._exit(0)  # picod is gone
             for descriptor in descriptors:
                 if self._fork(descriptor, forks):
-                    return script.DONE
+                    return steps.DONE
 
     def _fork(self, descriptor: int, forks: sibling.Forks) -> bool:
         """Fork a child of picod's. False in the server; True in the child, when its script is ready to run."""
@@ -155,7 +157,7 @@ def main() -> None:
     del sys.path[0]  # the folder of this file
     sys.path_importer_cache.clear()
     # The thread keeps the priority that children must have; it starts before this one lowers its own.
-    server.steps.append(iter(server.serve, script.DONE))
+    server.steps.append(iter(server.serve, steps.DONE))
     _thread.start_new_thread(list, (itertools.chain.from_iterable(server.steps),))
     forever = _thread.allocate_lock()
     forever.acquire()
@@ -170,8 +172,8 @@ def main() -> None:
         server.gate.release()
         forever.acquire()
     server.fresh.remember(_plain_modules)
-    madvise = script.native("madvise")
-    pages.join(lambda start, size, advice: madvise(script.Long(start), script.Long(size), advice))
+    madvise = native.native("madvise")
+    pages.join(lambda start, size, advice: madvise(native.Long(start), native.Long(size), advice))
     gc.collect()
     gc.freeze()  # a collection in a child must not write to, and so copy, what it shares
     server.control.send("\n".join(["ready", *sorted(looked_at)]).encode("utf-8", "surrogateescape"))

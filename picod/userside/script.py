@@ -1,118 +1,44 @@
-"""A forked child becomes `python3 SCRIPT`, and ends as it would. Loaded by forkserver.py, in the python3 of user code.
+"""A forked child becomes `python3 SCRIPT`, as CPython's own main would. Loaded by forkserver.py, as user code.
 
-**No frame below the script.** Tracebacks, sys._getframe and the recursion limit must not see these files. So all of a
-child's life is `list(chain.from_iterable(steps))` as the first call of a thread: C code that calls one step after the
-other. And the C code of `TextIOWrapper.close` serves as a try/except without a frame: it calls `flush` (the script),
-keeps what that raises, calls `buffer.close` (which raises StopIteration: this step is over) and links the former to
-the latter as its __context__.
+    forkserver.py  `Fresh.remember`  in the server, when its imports are done
+                   `Fresh.rehearse`  in the child, while it waits
+                   `Fresh.take`      in the child, when its order came: sets up sys and __main__, and appends the script
+                                     to the steps (steps.py) that the thread runs next
+    ending.py      is the step after it
 
-**The end.** Py_FinalizeEx takes every preloaded module apart, which first copies all the pages that were shared: with
-pandas 35 ms of work. When nothing is left that could notice (`_is_clean`), a child ends after threads, atexit and
-flushes; else it is finalised in full.
-
-What is no ordinary script (a folder, a zip, a syntax error) is left to a fresh python3, by exec in the same process.
+What is no ordinary script (a folder, a zip, a syntax error, a file beside the script that hides a preloaded module) is
+left to a fresh python3, by exec in the same process. Whatever is in doubt goes that way: it costs the time of a start,
+where a difference would cost a user's day.
 """
 
 from __future__ import annotations
 
-import _ctypes
 import _signal  # type: ignore[import-not-found]  # the C part alone: `signal` would import enum
-import atexit
 import builtins
-import gc
-import io
 import os
 import sys
 import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any, NoReturn
 
+    from picod.userside.baseline import Baseline
+    from picod.userside.ending import Ending, is_clean
+    from picod.userside.native import native
+    from picod.userside.process_map import ProcessMap
+    from picod.userside.steps import Caught, Steps
+
     Variables = Sequence[tuple[bytes, bytes]]
+else:
+    from baseline import Baseline
+    from ending import Ending, is_clean
+    from native import native
+    from process_map import ProcessMap
+    from steps import Caught
 
-DONE = object()
-"""What a step returns when it is over."""
-
-_PR_SET_MM, _PR_SET_MM_MAP, _NO_FD = 35, 14, 0xFFFFFFFF
-_FUNCTION: Any = type(lambda: None)
-_WEAK = sys.modules["_weakref"].ref
-_WEAK_SETS = ("_weakrefset", "weakref")  # the callbacks of their references only forget
-_WRITES_AT_ITS_END = ("_dbm", "_gdbm")  # standard extension modules
-
-
-class Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
-    """C's long; ctypes hands results of this very type on as int."""
-
-    _type_ = "l"
-
-
-class _Native(_ctypes.CFuncPtr):
-    """A C function, called with the interpreter's lock held. An int among its arguments is a C int."""
-
-    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_PYTHONAPI
-    _restype_ = Long
-
-
-_library = _ctypes.dlopen(None, os.RTLD_NOW)  # type: ignore[arg-type]
-
-
-def native(name: str) -> Any:
-    """A function of the C library or of the interpreter."""
-    return _Native(_ctypes.dlsym(_library, name))
-
-
-class Steps(list["Iterator[object]"]):
-    """Iterators that are run to their end, one after the other; each may append more."""
-
-    def call(self, step: Callable[[], object]) -> None:
-        """Append one that is done when it returns DONE."""
-        self.append(iter(step, DONE))
-
-
-class _Over(StopIteration):
-    """A step is over; __context__ is what it raised."""
-
-
-class _Buffer:
-    """What a TextIOWrapper wraps here."""
-
-    closed = False
-
-    def __init__(self) -> None:
-        self.over = _Over()
-
-    def readable(self) -> bool:
-        """Nothing is ever read or written."""
-        return False
-
-    writable = seekable = readable
-
-    def close(self) -> NoReturn:
-        """End the step."""
-        raise self.over
-
-
-class Caught:
-    """A call without a frame below it. `step` runs it, `error` tells what it raised."""
-
-    def __init__(self) -> None:
-        self._buffer = _Buffer()
-        self._wrapper = io.TextIOWrapper(self._buffer, encoding="utf-8")  # type: ignore[type-var]
-
-    def step(self, function: Callable[[], object]) -> Iterator[object]:
-        """The step that calls it."""
-        self._wrapper.flush = function  # type: ignore[method-assign, assignment]
-        return iter(self._wrapper.close, DONE)
-
-    def error(self) -> BaseException | None:
-        """What it raised, after the step. To be asked once."""
-        over = self._buffer.over
-        error, over.__context__, over.__traceback__ = over.__context__, None, None
-        self._wrapper.flush = None  # type: ignore[method-assign, assignment]
-        self._buffer.closed = True  # or the wrapper's finaliser would close, and so call, once more
-        return error
+_FUNCTION: Any = type(lambda: None)  # types.FunctionType, without importing types
 
 
 class Fresh:
@@ -121,37 +47,19 @@ class Fresh:
     def __init__(self, executable: str) -> None:
         self.executable = executable
         self.environment = dict(os.environb)
-        self.streams: tuple[object, ...] = (sys.stdin, sys.stdout, sys.stderr)
-        self._known: frozenset[str] = frozenset()  # modules that were there before the script
-        self._last_known = ("", "")
-        self._count_known = 0
+        self.baseline = Baseline()
         self._ahead: set[str] = set()  # modules that a file beside the script would come before
         self._folders: list[tuple[str, int | None]] = []
-        self._process = _ProcessMap()
+        self._process = ProcessMap()
         self._own_module = sys.modules["__main__"]  # the child's replaces it in sys.modules
         self._run = Caught()
-        self._ending = Ending(self, self._run)
+        self._ending = Ending(self.baseline, self._run)
 
     def remember(self, plain: set[str]) -> None:
         """The imports are done; `plain` are the modules that any fresh interpreter has from its start."""
-        self._known = frozenset(sys.modules)
-        latest = reversed(sys.modules)
-        self._last_known, self._count_known = (next(latest), next(latest)), len(sys.modules)
-        self._ahead = {name.partition(".")[0] for name in self._known} - plain
+        self.baseline.remember()
+        self._ahead = {name.partition(".")[0] for name in self.baseline.modules} - plain
         self._folders = [(folder, _changed_at(folder)) for folder in _package_folders()]
-
-    def new_modules(self) -> Iterable[str]:
-        """Names of the modules that came with the script."""
-        # They are the last. To walk through all of them would write to, and so copy, the pages of 800 names: 1.3 ms.
-        names = []
-        latest = reversed(sys.modules)
-        for name in latest:
-            if name == self._last_known[0]:
-                break
-            names.append(name)
-        if next(latest, "") == self._last_known[1] and len(sys.modules) == self._count_known + len(names):
-            return names
-        return set(sys.modules) - self._known  # some were taken out, or put back
 
     def is_stale(self) -> bool:
         """A package came or went since the imports, or a .pth file."""
@@ -166,7 +74,7 @@ class Fresh:
             _compiled("import sys\n", "<string>")
             self._ahead.isdisjoint(entry.partition(".")[0] for entry in os.listdir("/"))
             self.is_stale()
-            _is_clean(self)
+            is_clean(self.baseline)
         except Exception:  # noqa: S110 - nothing was to come of it
             pass
 
@@ -292,182 +200,3 @@ def _changed_at(folder: str) -> int | None:
         return os.stat(folder).st_mtime_ns
     except OSError:
         return None
-
-
-class _ProcessMap:
-    """/proc/PID/cmdline and environ, which `pkill -f`, ps and psutil read, can tell of the script.
-
-    prctl(PR_SET_MM_MAP) needs no privilege as long as it leaves the executable alone. Where the kernel lacks it
-    (CONFIG_CHECKPOINT_RESTORE), the server's own stay.
-    """
-
-    def __init__(self) -> None:
-        self._leaked: list[bytes] = []
-        self._sbrk, self._prctl = native("sbrk"), native("prctl")
-        try:
-            with io.FileIO("/proc/self/stat") as file:
-                fields = file.read(4096).rpartition(b")")[2].split()
-            # start_code, end_code, start_data, end_data, start_brk, start_stack in proc(5); fields[0] is its field 3.
-            self._fields = [int(fields[number - 3]) for number in (26, 27, 45, 46, 47, 28)]
-        except (OSError, ValueError, IndexError):
-            self._fields = []
-
-    def rename(self, argv: Sequence[bytes], environment: Variables) -> None:
-        """Show these."""
-        if not self._fields:
-            return
-        shown = (b"".join(word + b"\0" for word in argv), b"".join(k + b"=" + v + b"\0" for k, v in environment))
-        self._leaked += shown  # the kernel reads them as long as the process lives
-        head = bytes.__basicsize__ - 1  # of the object, before its bytes
-        ends = [value for text in shown for value in (id(text) + head, id(text) + head + len(text))]
-        for _ in range(3):  # the heap's end is part of the map: it must not have moved meanwhile
-            end = self._sbrk(0)
-            fields = [*self._fields[:5], end, self._fields[5], *ends, 0]
-            packed = b"".join(field.to_bytes(8, sys.byteorder) for field in fields)
-            packed += (0).to_bytes(4, sys.byteorder) + _NO_FD.to_bytes(4, sys.byteorder)
-            self._prctl(_PR_SET_MM, Long(_PR_SET_MM_MAP), packed, Long(len(packed)), Long(0))
-            if self._sbrk(0) == end:
-                return
-
-
-class Ending:
-    """From the script's last line to the end of the process."""
-
-    def __init__(self, fresh: Fresh, run: Caught) -> None:
-        self.file_names: dict[str, Any] | None = None  # __main__'s, of a script that is a file
-        self._fresh = fresh
-        self._run = run
-        self._join = Caught()
-        self._code = 0
-        self._interrupted = False
-
-    def after_script(self, steps: Steps) -> object:
-        """What PyErr_Print does with what was raised; threads, atexit and the end are the next steps."""
-        error = self._run.error()
-        if error is not None:
-            self._code = self._print(error)
-            self._interrupted = type(error) is KeyboardInterrupt
-        if self.file_names is not None and not isinstance(error, SystemExit):
-            for name in ("__file__", "__cached__"):
-                self.file_names.pop(name, None)
-        self.file_names = None  # or __main__ would outlive its module at the end
-        del error
-        threading = sys.modules.get("threading")
-        if threading is not None:
-            steps.append(self._join.step(threading._shutdown))
-            steps.call(self._after_threads)
-        steps.append(iter(atexit._run_exitfuncs, None))
-        steps.call(lambda: self._end(steps))
-        return DONE
-
-    def _print(self, error: BaseException) -> int:
-        """Print what a fresh interpreter prints of an exception that left the script; its exit code."""
-        if isinstance(error, SystemExit):
-            return _exit_code(error)
-        if self.file_names is not None:
-            for stream in (sys.stderr, sys.stdout):
-                _flush_quietly(stream)
-        kind, trace = type(error), error.__traceback__
-        sys.last_type, sys.last_value, sys.last_traceback = kind, error, trace
-        hook = getattr(sys, "excepthook", None)
-        sys.audit("sys.excepthook", hook, kind, error, trace)
-        try:
-            if hook is None:
-                sys.stderr.write("sys.excepthook is missing\n")
-                hook = sys.__excepthook__
-            hook(kind, error, trace)
-        except SystemExit as second:
-            return _exit_code(second)
-        except BaseException as second:
-            second.__context__ = None
-            sys.stderr.write("Error in sys.excepthook:\n")
-            own = second.__traceback__  # begins with this frame
-            second = second.with_traceback(own.tb_next if own else None)
-            sys.__excepthook__(type(second), second, second.__traceback__)
-            sys.stderr.write("\nOriginal exception was:\n")
-            sys.__excepthook__(kind, error, trace)
-        return 1
-
-    def _after_threads(self) -> object:
-        """Say what kept us from waiting for threads (an interrupt), as Py_FinalizeEx does."""
-        error = self._join.error()
-        if error is not None:
-            sys.stderr.write(f"Exception ignored in: {sys.modules['threading']!r}\n")
-            sys.__excepthook__(type(error), error, error.__traceback__)
-        return DONE
-
-    def _end(self, steps: Steps) -> object:
-        """End the process; in full if anybody could tell the difference."""
-        try:
-            clean = _is_clean(self._fresh)
-            if clean or self._interrupted:
-                for stream in (sys.stdout, sys.stderr):
-                    if stream is not None and not stream.closed:
-                        stream.flush()
-                native("fflush")(None)
-        except BaseException:
-            clean = False
-        if self._interrupted:
-            _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-            os.kill(os.getpid(), _signal.SIGINT)
-        if clean:
-            os._exit(self._code)
-        self._fresh.streams = ()  # to be flushed by being taken apart, they must not be held
-        steps.append(map(native("Py_Exit"), [self._code]))  # with no frame below what finalisers see
-        return DONE
-
-
-def _flush_quietly(stream: Any) -> None:
-    try:
-        stream.flush()
-    except Exception:  # noqa: S110 - as C's flush_io
-        pass
-
-
-def _exit_code(error: SystemExit) -> int:
-    """What `sys.exit(error.code)` means to the system; a text is printed."""
-    code: object = getattr(error, "code", error)
-    if code is None:
-        return 0
-    if isinstance(code, int):
-        return code & 0xFF if -(1 << 63) <= code < 1 << 63 else 0xFF
-    try:
-        print(code, file=sys.stderr)  # noqa: T201 - the script's own stream
-    except Exception:  # noqa: S110 - as C's _Py_HandleSystemExit
-        pass
-    return 1
-
-
-def _is_clean(fresh: Fresh) -> bool:
-    """Whether taking the interpreter apart would run nothing that anybody could notice.
-
-    That is: no object of the script's has a finaliser (files, generators, sockets, __del__), no weak reference a
-    callback in Python, no class a __del__ (an instance without fields is unknown to the collector), and no extension
-    module came with the script that might write when its objects go.
-    """
-    if (sys.stdin, sys.stdout, sys.stderr) != fresh.streams or gc.callbacks or gc.get_debug():
-        return False
-    if any(_is_foreign_extension(sys.modules[name]) for name in fresh.new_modules()):
-        return False
-    objects = gc.get_objects()  # without what was frozen: all of it is the script's
-    for kind in set(map(type, objects)):
-        if hasattr(kind, "__del__"):
-            return False
-        if issubclass(kind, type) and any(hasattr(o, "__del__") for o in objects if isinstance(o, type)):
-            return False
-        if issubclass(kind, _WEAK) and any(_calls(o) for o in objects if isinstance(o, _WEAK)):
-            return False
-    return True
-
-
-def _calls(reference: Any) -> bool:
-    callback = reference.__callback__
-    return isinstance(callback, _FUNCTION) and callback.__module__ not in _WEAK_SETS
-
-
-def _is_foreign_extension(module: object) -> bool:
-    """An extension module that is not of the standard library, or one of it that writes when its objects go."""
-    spec: Any = getattr(module, "__spec__", None)
-    if type(getattr(spec, "loader", None)).__name__ != "ExtensionFileLoader":
-        return False
-    return spec.name in _WRITES_AT_ITS_END or "lib-dynload" not in str(spec.origin)

@@ -18,9 +18,9 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from picod.userside import script
+    from picod.userside.native import Long, native
 else:
-    import script
+    from native import Long, native
 
 _CLONE, _SET_ROBUST_LIST, _GET_ROBUST_LIST = 56, 273, 274  # of x86_64
 _CLONE_PARENT, _CLONE_CHILD_CLEARTID, _CLONE_CHILD_SETTID = 0x8000, 0x200000, 0x1000000
@@ -38,10 +38,10 @@ class Forks:
     """To be made and used in the thread that forks. `fork` gives None where it is not possible: fork twice then."""
 
     def __init__(self) -> None:
-        self._system_call, prctl = script.native("syscall"), script.native("prctl")
-        self._before, self._after = script.native("PyOS_BeforeFork"), script.native("PyOS_AfterFork_Parent")
-        self._begin = script.native("PyOS_AfterFork_Child")
-        tid, robust, size = script.Long(), script.Long(), script.Long()
+        self._system_call, prctl = native("syscall"), native("prctl")
+        self._before, self._after = native("PyOS_BeforeFork"), native("PyOS_AfterFork_Parent")
+        self._begin = native("PyOS_AfterFork_Child")
+        tid, robust, size = Long(), Long(), Long()
         self._possible = (
             os.uname().machine == "x86_64"
             and sys.maxsize > 1 << 32
@@ -59,9 +59,9 @@ class Forks:
             return None
         flags = _CLONE_PARENT | _CLONE_CHILD_CLEARTID | _CLONE_CHILD_SETTID | _SIGCHLD
         self._before()
-        pid: int = self._system_call(_CLONE, script.Long(flags), None, None, self._tid, None)
+        pid: int = self._system_call(_CLONE, Long(flags), None, None, self._tid, None)
         if pid == 0:
-            self._system_call(_SET_ROBUST_LIST, self._robust, script.Long(_ROBUST_HEAD))
+            self._system_call(_SET_ROBUST_LIST, self._robust, Long(_ROBUST_HEAD))
             self._begin()
             return 0
         self._after()

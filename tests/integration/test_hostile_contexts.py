@@ -162,7 +162,8 @@ def test_floods_are_cut_and_said_and_cost_the_gateway_nothing(server: Server, be
     run_code(server, session, "kept = 1")
     before = psutil.Process(server.process.pid).memory_info().rss
     printed = run_code(server, session, "for _ in range(100): print('x' * 1_000_000)", timeout=50)
-    assert (len(printed["stdout"]), printed["stdout_truncated"], printed["error"]) == (10_000_000, True, None)
+    assert (printed["stdout_truncated"], printed["error"]) == (True, None)
+    assert 10_000_000 < len(printed["stdout"]) < 10_000_200
     large = run_code(server, session, "display({'text/plain': 'x' * 100_000_000}, raw=True)\n'after'", timeout=50)
     assert (large["results"], large["results_omitted"]) == ([{"text/plain": "'after'"}], 1)
     many = run_code(server, session, "for i in range(2_000): display(i)", timeout=50)

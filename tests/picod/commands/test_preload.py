@@ -17,7 +17,7 @@ import pytest
 from picod.commands import preload
 from picod.commands.processes import Children
 from picod.snapshot.freeze import Frozen
-from picod.userside import pages, script
+from picod.userside import baseline, pages
 from tests.support.picod import Executor, picod_process, running
 from tests.support.preloaded import AT_ONCE, PYTHON, preloaded, server, servers, waiting_child
 from tests.support.waiting import wait_until
@@ -362,17 +362,17 @@ def test_script_runs_beside_modules_that_keep_threads() -> None:
 
 def test_modules_of_a_script_are_told_from_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when it took others out of sys.modules, or put them back."""
-    fresh = script.Fresh("python3")
-    fresh.remember(set())
+    before = baseline.Baseline()
+    before.remember()
     last = next(reversed(sys.modules))
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
-    assert set(fresh.new_modules()) == set()
+    assert set(before.new_modules()) == set()
     sys.modules["new"] = sys
-    assert set(fresh.new_modules()) == {"new"}
+    assert set(before.new_modules()) == {"new"}
     sys.modules[last] = sys.modules.pop(last)
-    assert set(fresh.new_modules()) == {"new"}
+    assert set(before.new_modules()) == {"new"}
     del sys.modules["decimal" if "decimal" in sys.modules else "json"]
-    assert set(fresh.new_modules()) == {"new"}
+    assert set(before.new_modules()) == {"new"}
 
 
 def test_only_memory_in_full_use_is_joined_to_large_pages() -> None:

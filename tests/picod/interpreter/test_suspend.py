@@ -252,3 +252,18 @@ def test_objects_inside_of_variables_that_are_lost_are_named(tmp_path: Path) -> 
             assert answer["results"] == [{"text/plain": "7"}]
             names = {entry["name"] for entry in answer["restored"]["unsaved"]}
             assert names == {"things", "(objects of things.Thing)"}
+
+
+def test_state_that_kills_its_reader_is_kept_aside(tmp_path: Path) -> None:
+    """Variables that cannot be read back now are not deleted; the context works without them."""
+    with interpreter_process(tmp_path) as first:
+        (first.workspace / "things.py").write_text("class Thing:\n    def __init__(self): self.x = 1\n")
+        run_code(first, "import things\nthing = things.Thing()")
+        suspend(first)
+        deadly = "import os\nclass Thing:\n    def __setstate__(self, state): os._exit(1)\n"
+        (first.workspace / "things.py").write_text(deadly)
+        kept = (first.workspace / ".wakegate/state/default.pickle").read_bytes()
+        with woken(tmp_path, first) as second:
+            assert run_code(second, "1")["error"]["name"] == "KernelDied"
+            assert (second.workspace / ".wakegate/state/default.pickle.failed").read_bytes() == kept
+            assert run_code(second, "1 + 1")["results"] == [{"text/plain": "2"}]
