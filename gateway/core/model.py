@@ -86,14 +86,15 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one sandbox may use. None: no limit beyond the machine's."""
+    """What one sandbox may use; these are the defaults of a runtime. None: no limit beyond the machine's."""
 
-    memory: int | None = None  # bytes
-    cpus: float | None = None  # cores
+    memory: int | None = 1 << 30  # bytes
+    cpus: float | None = 1.0  # cores
     processes: int = 256  # tasks (threads count)
     file_size: int = 4 << 30  # bytes, the largest single file
     tmp_size: int = 256 << 20  # bytes of /tmp
-    workspace_size: int | None = None  # bytes of the workspace
+    workspace_size: int | None = 5 << 30  # bytes of the workspace
+    workspace_files: int | None = 500_000  # inodes of the workspace: a large JavaScript monorepo has 300,000
 
 
 HIGH_PORTS: tuple[tuple[int, int], ...] = ((1024, 65535),)

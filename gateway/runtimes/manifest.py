@@ -169,7 +169,7 @@ def _limits(resources: Mapping[str, Any], place: str, extra: Mapping[str, Any], 
     workspace = reader.quantity(own, "workspaceSize", own_prefix)
     return Limits(
         memory=int(memory) if memory is not None else defaults.memory,
-        cpus=reader.quantity(limits, "cpu", prefix),
+        cpus=reader.quantity(limits, "cpu", prefix) or defaults.cpus,
         processes=int(own.get("processes", defaults.processes)),
         file_size=int(reader.quantity(own, "fileSize", own_prefix) or defaults.file_size),
         tmp_size=int(reader.quantity(own, "tmpSize", own_prefix) or defaults.tmp_size),

@@ -13,6 +13,7 @@ RESOLVE_BENEATH = 0x08
 
 _SYS_OPENAT2 = 437  # the same number on every architecture that has the call
 _RENAME_NOREPLACE = 1
+_PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
@@ -70,6 +71,16 @@ def become_subreaper() -> None:
     """Make orphaned descendants our children, so that daemons of commands are found and reaped. No-op off Linux."""
     if sys.platform == "linux":
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def deny_inspection() -> None:
+    """Make this process undumpable, so that others of its user cannot trace it or take its memory and descriptors.
+
+    User code runs as the same user; without this it could take the listener by pidfd_getfd(2) and read a token from
+    /proc/PID/mem. Programs that picod executes are dumpable again. No-op off Linux.
+    """
+    if sys.platform == "linux":
+        _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def keep_heap_small() -> None:

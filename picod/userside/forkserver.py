@@ -191,7 +191,10 @@ def import_all(modules: Sequence[str], *, away_from_home: bool) -> set[str]:
     if sys.implementation.name != "cpython" or sys.version_info[:2] not in _TESTED:
         raise NotPossibleError(f"python3 is {sys.implementation.name} {version}; preloading knows CPython 3.11 only")
     os.setpriority(os.PRIO_PROCESS, 0, _NICE)  # on Linux: of this thread
-    noise = os.memfd_create("noise")
+    try:
+        noise = os.memfd_create("noise")
+    except OSError:  # refused where memory that belongs to no process cannot be limited
+        noise = os.open("/tmp", os.O_RDWR | os.O_TMPFILE, 0o600)  # noqa: S108 - a file without a name
     for number in (1, 2):
         os.dup2(noise, number)
     home = os.environ.get("HOME")

@@ -171,7 +171,11 @@ def _plain_source(path: str) -> bytes | None:
 
 def _compiled(source: str | bytes, path: str) -> object:
     """Compile. Raises what compile does, and then has shown no warning: the fresh interpreter will show it."""
-    out, shown = os.dup(2), os.memfd_create("warnings")
+    try:
+        shown = os.memfd_create("warnings")
+    except OSError:  # refused where memory that belongs to no process cannot be limited
+        shown = os.open("/tmp", os.O_RDWR | os.O_TMPFILE, 0o600)  # noqa: S108 - a file without a name
+    out = os.dup(2)
     os.dup2(shown, 2)
     try:
         code = compile(source, path, "exec", dont_inherit=True)

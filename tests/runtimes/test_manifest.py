@@ -89,7 +89,7 @@ def test_manifest_of_agentcube_loads_unmodified(tmp_path: Path) -> None:
 
 
 def test_smallest_manifest_has_agentcubes_defaults(tmp_path: Path) -> None:
-    """15 minutes idle, 8 hours in all, no pool, tokens on, no limits."""
+    """15 minutes idle, 8 hours in all, no pool, tokens on, the default limits."""
     [runtime] = load_runtimes([write(tmp_path, SHORT)])
     assert (runtime.key, runtime.limits, runtime.pool.size) == (RuntimeKey("default", "small"), Limits(), 0)
     assert (runtime.session_timeout, runtime.max_session_duration, runtime.auth) == (900.0, 28800.0, True)

@@ -63,7 +63,9 @@ class IsolationReport:
         filtered = "; system calls filtered" if self.syscalls else ""
         namespaces = f"own user, pid, network, ipc, uts, mount and cgroup namespaces; no network{filtered}"
         first = f"isolation: {f'bubblewrap ({namespaces})' if self.isolation == 'bubblewrap' else 'process (none)'}"
-        limits = "limits: " + "; ".join(f"{name}: {by}" for name, by in self.limits.items())
+        defaults = default_values(Limits())
+        each = (f"{name}: {by} ({defaults[name]})" for name, by in self.limits.items())
+        limits = "limits (defaults; a runtime's manifest may state others): " + "; ".join(each)
         return "\n".join([first, limits, *(f"warning: {text}" for text in self.warnings)])
 
 
@@ -81,7 +83,7 @@ def probe_isolation(isolation: Isolation, in_force: Mapping[str, str]) -> Isolat
     if failure is not None and _run_true(program, disable_userns=False) is None:
         warnings.append(NESTED_WARNING)
         failure = None
-    syscalls = seccomp.program(platform.machine())
+    syscalls = seccomp.program(platform.machine(), bound_shared_memory="memory" not in in_force)
     if failure is None and (syscalls is None or _run_true(program, disable_userns=disable_userns, syscalls=syscalls)):
         warnings.append(NO_FILTER_WARNING)
         syscalls = None
@@ -89,14 +91,29 @@ def probe_isolation(isolation: Isolation, in_force: Mapping[str, str]) -> Isolat
     return IsolationReport(isolation, program, error, tuple(warnings), limits, disable_userns, syscalls)
 
 
+def default_values(limits: Limits) -> dict[str, str]:
+    """The values of these limits for people, by the names of `IsolationReport.limits` (pure)."""
+    assert limits.memory is not None
+    assert limits.workspace_size is not None
+    return {
+        "memory": _size(limits.memory),
+        "processes": str(limits.processes),
+        "cpu": f"{limits.cpus:g} core{'s' if limits.cpus != 1 else ''}",
+        "workspace": f"{_size(limits.workspace_size)}, {limits.workspace_files} files",
+        "file size": _size(limits.file_size),
+        "temporary files": _size(limits.tmp_size),
+    }
+
+
 def limits_in_force(isolation: Isolation, in_force: Mapping[str, str], release: str, *, uid: int) -> dict[str, str]:
     """Limit -> what enforces it (pure)."""
     isolated = isolation == "bubblewrap"
     processes = "rlimit" if isolated and rlimits.may_limit_processes(release, uid=uid) else "not enforced"
     return {
-        "memory": in_force.get("memory", "rlimit, of each process by itself"),
+        "memory": in_force.get("memory", "watched, the sandbox ends (no writable memory control group)"),
         "processes": in_force.get("pids", processes),
         "cpu": in_force.get("cpu", "not enforced (no writable cpu control group)"),
+        "workspace": "watched, the sandbox ends (no project quota)",
         "file size": "rlimit",
         "temporary files": "tmpfs size" if isolated else "not enforced",
     }
@@ -148,6 +165,10 @@ def _run_true(program: Path, *, disable_userns: bool, syscalls: bytes | None = N
                 os.close(each)
     failure = done.stderr.decode(errors="replace").strip()
     return None if done.returncode == 0 else failure or f"exit status {done.returncode}"
+
+
+def _size(value: int) -> str:
+    return f"{value / (1 << 30):g} GiB" if value >= 1 << 30 else f"{value / (1 << 20):g} MiB"
 
 
 def _read_sysctl(path: str) -> str | None:

@@ -15,7 +15,7 @@ from gateway.core.background import Tasks
 from gateway.core.clock import Clock
 from gateway.core.errors import SettingsError
 from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxEvent, SandboxId, SessionId
-from gateway.provider.local import disk_quota, interpreters, safe_delete
+from gateway.provider.local import disk_quota, interpreters, memory_watch, safe_delete
 from gateway.provider.local.cgroups import CgroupTree
 from gateway.provider.local.disk_quota import DiskWatch
 from gateway.provider.local.isolation import Isolation, IsolationReport, probe_isolation
@@ -103,6 +103,8 @@ class LocalProvider:
         self._running = True
         self._tasks.spawn(self._trash.run(state_dir.trash))
         self._tasks.spawn(disk_quota.enforce(self._registry, self._disk, self._clock))
+        if "memory" not in self._groups.in_force:
+            self._tasks.spawn(memory_watch.enforce(self._registry, self._clock))
         self._trash.request()
         self._pools.open()
 

@@ -96,6 +96,13 @@ class SandboxRegistry:
         for sandbox in sandboxes:
             self._ending(sandbox)
 
+    async def end_for(self, sandbox_id: SandboxId, reason: str) -> None:
+        """End a claimed sandbox's processes for what it did; watchers are told the reason and its workspace is kept."""
+        sandbox = self._all.get(sandbox_id)
+        if sandbox is not None and sandbox.state is SandboxState.CLAIMED:
+            sandbox.end_cause = reason
+            await sandbox.process.end()
+
     def _on_exit(self, sandbox: LocalSandbox) -> None:
         """Its processes ended, either after `end` (state ENDED: nothing to do) or unasked."""
         if sandbox.state is SandboxState.ENDED:

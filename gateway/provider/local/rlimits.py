@@ -32,7 +32,8 @@ def plan(limits: Limits, *, memory_cgroup: bool, own_user_namespace: bool) -> di
 
     RLIMIT_DATA, not RLIMIT_AS: runtimes such as Go, V8 and the JVM reserve address space they never touch. It counts
     private writable mappings, thread stacks among them (64 threads of 8 MiB: 512 MiB hardly used); so beside a memory
-    group, which counts what is really used, it is four times higher and only stops absurd requests early.
+    group, which counts what is really used, it is four times higher and only stops absurd requests early. Without
+    one it stops a process that allocates faster than memory_watch.py polls.
     """
     wanted = {
         resource.RLIMIT_CORE: 0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import secrets
 import signal
@@ -14,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from gateway.core.clock import Clock
-from gateway.core.model import Agent, Endpoint, Probe, Runtime, Sandbox, SandboxId, SessionId, StartKind
+from gateway.core.model import Agent, Endpoint, Limits, Probe, Runtime, Sandbox, SandboxId, SessionId, StartKind
 from gateway.provider.local import bwrap, interpreters, process_tags, rlimits
 from gateway.provider.local.cgroups import Cgroup, CgroupTree
 from gateway.provider.local.isolation import IsolationReport
@@ -193,7 +194,7 @@ class SandboxFactory:
                     command, listener, tag, restrict, environment=picod, folder=workspace
                 )
 
-            own = {"MPLCONFIGDIR": bwrap.MATPLOTLIB, **runtime.environment}
+            own = {"MPLCONFIGDIR": bwrap.MATPLOTLIB, **_threads(runtime.limits), **runtime.environment}
             environment = interpreters.command_environment(python, bwrap.WORKSPACE, own)
             packages = [bwrap.PICOD_ROOT, *self._picod_python.packages]
             picod = self._picod_environment(runtime, name, bwrap.WORKSPACE, bwrap.KEYS_FOLDER, packages, environment)
@@ -284,6 +285,11 @@ async def _get_health(path: str) -> bytes:
         except OSError:
             pass  # the peer closed first
     return line.strip()
+
+
+def _threads(limits: Limits) -> dict[str, str]:
+    """Numerical libraries start a thread, with 40 MiB of buffers, for each core of the machine; tell them the limit."""
+    return {} if limits.cpus is None else {"OMP_NUM_THREADS": str(math.ceil(limits.cpus))}
 
 
 def _prefer_as_oom_victim(pid: int) -> None:

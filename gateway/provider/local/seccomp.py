@@ -1,13 +1,13 @@
 """The seccomp filter of a sandbox, as a BPF program for bwrap to load. Pure.
 
-Namespaces keep code from the host's objects, but not from the kernel: a fault in a part of it that no agent needs
-(io_uring, bpf, keyrings, nested namespaces, odd socket families) is the way out. So those parts are closed. What is
-left is, in the main, what Docker's default profile leaves to a container without capabilities; ptrace and the NUMA
-calls stay, because debuggers and numerical code use them.
+Namespaces separate code from the host's objects, but not from the kernel: a fault in a part of it that no agent needs
+(io_uring, bpf, keyrings, nested namespaces, odd socket families) is the way out. So those parts are closed.
 
-A list of what is refused, not of what is allowed: a sandbox runs anybody's programs, and a new harmless call of the C
-library must not break them. Calls that programs probe for (clone3, io_uring) fail as if the kernel did not have them,
-and their users fall back; clone3 takes its flags by a pointer, which a filter cannot follow.
+An allow list: the calls of Linux up to 6.10 (_LAST) that Docker's default profile grants a container without
+capabilities, written as all known numbers without the refused ones. ptrace and the NUMA calls are granted besides,
+because debuggers and numerical code use them. What is newer, or unknown, fails as if the kernel did not have it
+(ENOSYS), so a C library that probes for a new call falls back. clone3 and io_uring fail alike: clone3 takes its flags
+by a pointer, which a filter cannot follow.
 
 Source: seccomp(2); numbers from asm/unistd_64.h and asm-generic/unistd.h.
 """
@@ -33,6 +33,14 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "userfaultfd": (323, 282),
     "lookup_dcookie": (212, 18),
     "kcmp": (312, 272),
+    "pidfd_getfd": (438, 438),  # takes descriptors out of another process
+    "process_madvise": (440, 440),
+    "memfd_secret": (447, 447),  # memory that no reader of /proc sees
+    "statmount": (457, 457),
+    "listmount": (458, 458),
+    "lsm_get_self_attr": (459, 459),
+    "lsm_set_self_attr": (460, 460),
+    "lsm_list_modules": (461, 461),
     "fanotify_init": (300, 262),
     "syslog": (103, 116),
     # Mounts and namespaces: bwrap has made those that are needed.
@@ -73,6 +81,18 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "ustat": (136, None),
     "sysfs": (139, None),
     "nfsservctl": (180, 42),
+    "_sysctl": (156, None),
+    "create_module": (174, None),
+    "get_kernel_syms": (177, None),
+    "query_module": (178, None),
+    "getpmsg": (181, None),
+    "putpmsg": (182, None),
+    "afs_syscall": (183, None),
+    "tuxcall": (184, None),
+    "security": (185, None),
+    "vserver": (236, None),
+    "sethostname": (170, 161),
+    "setdomainname": (171, 162),
 }
 _MISSING: dict[str, tuple[int | None, int | None]] = {
     "io_uring_setup": (425, 425),
@@ -80,6 +100,10 @@ _MISSING: dict[str, tuple[int | None, int | None]] = {
     "io_uring_register": (427, 427),
     "clone3": (435, 435),
 }
+_LAST = 462  # mseal, Linux 6.10: the newest call that was looked at
+_GAPS = {"x86_64": (335, 423), "aarch64": (295, 423)}  # numbers that no call has; both tables agree from 424 on
+_MEMFD_CREATE, _SHMGET = (319, 279), (29, 194)
+_MAX_SEGMENT_BYTES = 16 << 10  # 4096 System V segments (kernel.shmmni) of this size: 64 MiB
 _CLONE, _UNSHARE, _SOCKET, _SOCKETPAIR, _IOCTL = (56, 220), (272, 97), (41, 198), (53, 199), (16, 29)
 _NEW_NAMESPACE = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 _NEW_TIME = 0x80  # of unshare; in clone these bits are the signal of the child's end
@@ -88,14 +112,17 @@ _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # put typed characters into a terminal
 
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
-_LD, _JEQ, _JGE, _JSET, _RET = 0x20, 0x15, 0x35, 0x45, 0x06  # BPF_LD|W|ABS, BPF_JMP|*|K, BPF_RET|K
+_LD, _JEQ, _JGT, _JGE, _JSET, _RET = 0x20, 0x15, 0x25, 0x35, 0x45, 0x06  # BPF_LD|W|ABS, BPF_JMP|*|K, BPF_RET|K
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
 
 _Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
 
 
-def program(machine: str) -> bytes | None:
-    """The filter as an array of struct sock_filter, for `machine` as platform.machine() names it; None: not known."""
+def program(machine: str, *, bound_shared_memory: bool = False) -> bytes | None:
+    """The filter as an array of struct sock_filter, for `machine` as platform.machine() names it; None: not known.
+
+    `bound_shared_memory`: also refuse memory that belongs to no process, where no control group counts it.
+    """
     if machine not in _EM:
         return None
     column = list(_EM).index(machine)
@@ -114,6 +141,12 @@ def program(machine: str) -> bytes | None:
         code += _when(_JEQ, number, errno.EPERM)
     for number in numbers(_MISSING):
         code += _when(_JEQ, number, errno.ENOSYS)
+    code += _when(_JGT, _LAST, errno.ENOSYS)
+    first, last = _GAPS[machine]
+    code += [(_JGE, 0, 2, first), (_JGT, 1, 0, last), (_RET, 0, 0, _ERRNO | errno.ENOSYS)]
+    if bound_shared_memory:
+        code += _when(_JEQ, _MEMFD_CREATE[column], errno.ENOSYS)
+        code += _argument(_SHMGET[column], 1, _when(_JGT, _MAX_SEGMENT_BYTES, errno.ENOMEM), upper_half=True)
     code += _argument(_CLONE[column], 0, _when(_JSET, _NEW_NAMESPACE, errno.EPERM))
     code += _argument(_UNSHARE[column], 0, _when(_JSET, _NEW_NAMESPACE | _NEW_TIME, errno.EPERM))
     families = [step for family in _FAMILIES for step in ((_JEQ, 0, 1, int(family)), (_RET, 0, 0, _ALLOW))]
@@ -134,7 +167,12 @@ def _unless(test: int, operand: int, error: int) -> list[_Instruction]:
     return [(test, 1, 0, operand), (_RET, 0, 0, _ERRNO | error)]
 
 
-def _argument(number: int, index: int, checks: list[_Instruction]) -> list[_Instruction]:
-    """For that call alone: look at the lower half of an argument, and allow what no check refuses."""
+def _argument(number: int, index: int, checks: list[_Instruction], *, upper_half: bool = False) -> list[_Instruction]:
+    """For that call alone: look at the lower half of an argument, and allow what no check refuses.
+
+    `upper_half`: the argument has 64 bits; refuse it when its upper half is not zero.
+    """
     inner = [(_LD, 0, 0, _ARGUMENTS + 8 * index), *checks, (_RET, 0, 0, _ALLOW)]
+    if upper_half:
+        inner = [(_LD, 0, 0, _ARGUMENTS + 8 * index + 4), *_when(_JGT, 0, errno.ENOMEM), *inner]
     return [(_JEQ, 0, len(inner), number), *inner]
