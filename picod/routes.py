@@ -118,7 +118,7 @@ ROUTES = (
     Route(("PUT",), wire.SNAPSHOT_PATH.encode(), _with(_snapshots, restore_snapshot)),
     Route(("GET",), wire.ACTIVITY_PATH.encode(), activity),
     Route(("GET",), b"/api/ports", _late(_config, "picod.ports.api", "list_ports")),
-    Route(ANY, wire.PORTS_PATH.encode(), _late(_config, "picod.ports.api", "bridge")),
+    Route(ANY, wire.PORTS_PATH.encode(), _late(_config, "picod.ports.api", "forward_to_port")),
     Route(("GET",), b"/api/processes", _late(_commands, "picod.commands.process_api", "list_processes")),
     Route(("POST",), b"/api/processes", _late(_commands, "picod.commands.process_api", "start_process")),
     Route(ANY, b"/api/processes/", _late(_commands, "picod.commands.process_api", "process")),

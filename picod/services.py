@@ -8,7 +8,7 @@ import time
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from picod.commands.orders import find_executable
+from picod.commands.command_spec import find_executable
 from picod.commands.services import CommandServices
 from picod.config import PicodConfig
 from picod.files.services import FileServices

@@ -12,8 +12,8 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 
+from picod.commands.command_spec import CommandSpec
 from picod.commands.exit_status import signal_name
-from picod.commands.orders import Order
 from picod.commands.processes import Child, Children
 from picod.commands.ring_buffer import Ring
 from picod.compat.go_format import format_time
@@ -98,10 +98,10 @@ class Pump:
 class Process:
     """A background process, running or ended, with its latest output."""
 
-    def __init__(self, name: str, order: Order, child: Child, pipes: dict[str, int], *, keeps_awake: bool) -> None:
+    def __init__(self, name: str, spec: CommandSpec, child: Child, pipes: dict[str, int], *, keeps_awake: bool) -> None:
         self.id = os.urandom(4).hex()
         self.name = name
-        self.order = order
+        self.spec = spec
         self.child = child
         self.keeps_awake = keeps_awake
         self.log = Ring(LOG_BYTES)
@@ -127,8 +127,8 @@ class Process:
             "id": self.id,
             "name": self.name,
             "pid": self.child.pid,
-            "command": [item.decode("utf-8", "replace") for item in self.order.command],
-            "working_dir": self.order.working_dir,
+            "command": [item.decode("utf-8", "replace") for item in self.spec.command],
+            "working_dir": self.spec.working_dir,
             "state": "running" if self.running else "exited",
             **exit_fields(code),
             "started_at": format_time(self.started_ns),
@@ -212,7 +212,7 @@ class Background:
         return process
 
     def start(
-        self, order: Order, executable: bytes, cwd_fd: int, *, name: str, stdin: bool, keeps_awake: bool
+        self, spec: CommandSpec, executable: bytes, cwd_fd: int, *, name: str, stdin: bool, keeps_awake: bool
     ) -> Process:
         """Start a process. Raises RequestError 429 when too many run, OSError when it cannot be executed."""
         self._make_room()
@@ -226,9 +226,9 @@ class Background:
                 os.set_blocking(ours["stdin"], False)
             child = self._children.spawn(
                 executable,
-                order.command,
+                spec.command,
                 cwd_fd=cwd_fd,
-                env=order.env,
+                env=spec.env,
                 stdout=theirs["stdout"],
                 stderr=theirs["stderr"],
                 stdin=theirs.get("stdin"),
@@ -240,7 +240,7 @@ class Background:
         finally:
             for fd in theirs.values():
                 os.close(fd)
-        process = Process(name, order, child, ours, keeps_awake=keeps_awake)
+        process = Process(name, spec, child, ours, keeps_awake=keeps_awake)
         self._by_id[process.id] = process
         return process
 

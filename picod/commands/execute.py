@@ -1,6 +1,6 @@
 """POST /api/execute: run one command to its end and answer what it printed.
 
-Parses the order (pure), starts the command, waits for whichever comes first: its exit, its timeout, the client's
+Parses the request (pure), starts the command, waits for whichever comes first: its exit, its timeout, the client's
 leaving. The two latter kill the whole tree.
 """
 
@@ -15,8 +15,15 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from picod.commands.command_spec import (
+    STRUCT,
+    CommandSpec,
+    find_executable,
+    open_working_directory,
+    parse_command,
+    timed_out,
+)
 from picod.commands.exit_status import exit_status, out_of_memory
-from picod.commands.orders import STRUCT, Order, find_executable, open_working_directory, parse_order, timed_out
 from picod.commands.output import Stream
 from picod.commands.output_files import OUTPUT_FOLDER, open_output_file
 from picod.compat.go_format import format_time
@@ -47,8 +54,8 @@ class Result:
 async def execute(services: CommandServices, request: Request) -> None:
     """Run the command and answer; 200 even if it fails to start, as AgentCube does."""
     body = await request.body(services.config.max_body)
-    order = parse_order(body, services.config.command_env)
-    cwd_fd = open_working_directory(services.workspace, order.working_dir)
+    spec = parse_command(body, services.config.command_env)
+    cwd_fd = open_working_directory(services.workspace, spec.working_dir)
     try:
         if b'"stream"' in body:  # a word in passing costs the ordinary way nothing
             from picod.commands.runs import read_following
@@ -56,37 +63,37 @@ async def execute(services: CommandServices, request: Request) -> None:
 
             following = read_following(parse_object(body, STRUCT), request, STRUCT)
             if following.stream:
-                await stream_command(services, request, order, cwd_fd, following)
+                await stream_command(services, request, spec, cwd_fd, following)
                 return
-        result = await run(services, request, order, cwd_fd)
+        result = await run(services, request, spec, cwd_fd)
     finally:
         os.close(cwd_fd)
     await _answer(request, result)
 
 
-async def run(services: CommandServices, request: Request, order: Order, cwd_fd: int) -> Result:
+async def run(services: CommandServices, request: Request, spec: CommandSpec, cwd_fd: int) -> Result:
     """Start the command, wait, and say how it went. Raises ClientGoneError after killing it."""
     started_ns = time.time_ns()
-    if order.timeout <= 0:
-        result = Result(124, timed_out(order.timeout))
+    if spec.timeout <= 0:
+        result = Result(124, timed_out(spec.timeout))
     else:
-        name = order.command[0]
-        executable = find_executable(name, order.env.get(b"PATH", b""), cwd_fd)
+        name = spec.command[0]
+        executable = find_executable(name, spec.env.get(b"PATH", b""), cwd_fd)
         if executable is None:
             result = Result(1, f'exec: "{name.decode()}": executable file not found in $PATH')
         else:
-            result = await _run_started(services, request, order, executable, cwd_fd)
+            result = await _run_started(services, request, spec, executable, cwd_fd)
     result.started_ns, result.ended_ns = started_ns, time.time_ns()
     return result
 
 
 async def _run_started(
-    services: CommandServices, request: Request, order: Order, executable: bytes, cwd_fd: int
+    services: CommandServices, request: Request, spec: CommandSpec, executable: bytes, cwd_fd: int
 ) -> Result:
     async with _streams(services) as (result, stdout_w, stderr_w):
         before = out_of_memory.began()
         try:
-            child = await services.start(order, executable, cwd_fd, stdout_w, stderr_w)
+            child = await services.start(spec, executable, cwd_fd, stdout_w, stderr_w)
         except OSError as error:
             result.exit_code, result.note = 1, f"fork/exec {executable.decode()}: {reason_of(error)}"
             return result
@@ -96,7 +103,7 @@ async def _run_started(
         gone = asyncio.create_task(request.gone())
         ends: set[asyncio.Future[int] | asyncio.Task[None]] = {child.exited, gone}
         try:
-            await asyncio.wait(ends, timeout=order.timeout, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(ends, timeout=spec.timeout, return_when=asyncio.FIRST_COMPLETED)
             if child.exited.done():
                 status = exit_status(child.exited.result(), before)
                 result.exit_code, result.signal = status.code, status.signal
@@ -104,7 +111,7 @@ async def _run_started(
             elif gone.done():
                 raise ClientGoneError
             else:
-                result.exit_code, result.note = 124, timed_out(order.timeout)
+                result.exit_code, result.note = 124, timed_out(spec.timeout)
         finally:
             gone.cancel()
             if not child.exited.done():

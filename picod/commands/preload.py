@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from picod.commands.orders import find_executable
+from picod.commands.command_spec import find_executable
 from picod.commands.preload_rules import is_script, may_share
 from picod.commands.processes import Child, Children
 

@@ -10,7 +10,7 @@ from signal import Signals
 from typing import TYPE_CHECKING, Any
 
 from picod.commands.background import Process, exit_fields, read_signal, send_signal
-from picod.commands.orders import find_executable, open_working_directory, parse_order
+from picod.commands.command_spec import find_executable, open_working_directory, parse_command
 from picod.compat.go_format import DurationError, parse_duration
 from picod.http.json_fields import parse_object, text_field, wrong_type
 from picod.http.request import ClientGoneError, Request, RequestError, query_flag, reason_of
@@ -37,20 +37,20 @@ async def start_process(services: CommandServices, request: Request) -> None:
     """
     body = await request.body(services.config.max_body)
     fields = parse_object(body, _STRUCT)
-    order = parse_order(body, services.config.command_env)
+    spec = parse_command(body, services.config.command_env)
     if fields.get("timeout") is not None:
         raise RequestError(400, "timeout: a background process has none; wait for it, and send a signal or delete it")
     name = text_field(fields, _STRUCT, "name") or ""
     if len(name) > _MAX_NAME_CHARS:
         raise RequestError(400, f"name: at most {_MAX_NAME_CHARS} characters")
     stdin, keeps_awake = flag_field(fields, "stdin", default=False), flag_field(fields, "keeps_awake", default=True)
-    shown = order.command[0].decode()
-    cwd_fd = open_working_directory(services.workspace, order.working_dir)
+    shown = spec.command[0].decode()
+    cwd_fd = open_working_directory(services.workspace, spec.working_dir)
     try:
-        executable = find_executable(order.command[0], order.env.get(b"PATH", b""), cwd_fd)
+        executable = find_executable(spec.command[0], spec.env.get(b"PATH", b""), cwd_fd)
         if executable is None:
             raise RequestError(400, f'exec: "{shown}": executable file not found in $PATH')
-        process = services.background.start(order, executable, cwd_fd, name=name, stdin=stdin, keeps_awake=keeps_awake)
+        process = services.background.start(spec, executable, cwd_fd, name=name, stdin=stdin, keeps_awake=keeps_awake)
     except OSError as error:
         raise RequestError(400, f"fork/exec {shown}: {reason_of(error)}") from error
     finally:

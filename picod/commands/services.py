@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from picod.commands.orders import Order, encode_env
+from picod.commands.command_spec import CommandSpec, encode_env
 from picod.commands.preload import Preload
 from picod.commands.processes import Child, Children
 from picod.config import PicodConfig
@@ -55,14 +55,14 @@ class CommandServices:
 
         return Runs()
 
-    async def start(self, order: Order, executable: bytes, cwd_fd: int, stdout: int, stderr: int) -> Child:
+    async def start(self, spec: CommandSpec, executable: bytes, cwd_fd: int, stdout: int, stderr: int) -> Child:
         """Start a command: a script on the preloaded interpreter, if there is one. Raises OSError."""
         child = await self.preload.run(
-            executable, order.command, cwd_fd=cwd_fd, env=order.env, stdout=stdout, stderr=stderr
+            executable, spec.command, cwd_fd=cwd_fd, env=spec.env, stdout=stdout, stderr=stderr
         )
         if child is None:
             child = self.children.spawn(
-                executable, order.command, cwd_fd=cwd_fd, env=order.env, stdout=stdout, stderr=stderr
+                executable, spec.command, cwd_fd=cwd_fd, env=spec.env, stdout=stdout, stderr=stderr
             )
         return child
 

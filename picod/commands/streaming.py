@@ -1,6 +1,6 @@
 """POST /api/execute with `stream: true`: what a command prints, as server-sent events.
 
-The ordinary way (execute.py) collects and answers once; here the order goes to a run that can be followed (runs.py).
+The ordinary way (execute.py) collects and answers once; here the command becomes a run that can be followed (runs.py).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from picod.commands.command_spec import CommandSpec, find_executable, timed_out
 from picod.commands.exit_status import exit_status, out_of_memory
-from picod.commands.orders import Order, find_executable, timed_out
 from picod.commands.pipe_reader import PipeReader
 from picod.commands.runs import Following, LiveRun, serve
 from picod.commands.stop import Stop, first_of
@@ -23,33 +23,33 @@ if TYPE_CHECKING:
 
 
 async def stream_command(
-    services: CommandServices, request: Request, order: Order, cwd_fd: int, following: Following
+    services: CommandServices, request: Request, spec: CommandSpec, cwd_fd: int, following: Following
 ) -> None:
     """Start the command, or go on with one that runs, and answer its events. Raises RequestError."""
     if following.run_id:
         await serve(request, services.runs.require(following.run_id), following.after)
         return
-    name = order.command[0]
-    executable = find_executable(name, order.env.get(b"PATH", b""), cwd_fd)
+    name = spec.command[0]
+    executable = find_executable(name, spec.env.get(b"PATH", b""), cwd_fd)
     if executable is None:
         raise RequestError(400, f'exec: "{name.decode()}": executable file not found in $PATH')
     stop = Stop()
     run = LiveRun(stop.ask, background=following.background)
     services.runs.add(run)
-    child, pipes = await _spawn(services, order, executable, cwd_fd, run)
+    child, pipes = await _spawn(services, spec, executable, cwd_fd, run)
     run.begin(pid=child.pid)
-    services.spawn_task(_wait(services, run, child, pipes, order.timeout, stop))
+    services.spawn_task(_wait(services, run, child, pipes, spec.timeout, stop))
     await serve(request, run)
 
 
 async def _spawn(
-    services: CommandServices, order: Order, executable: bytes, cwd_fd: int, run: LiveRun
+    services: CommandServices, spec: CommandSpec, executable: bytes, cwd_fd: int, run: LiveRun
 ) -> tuple[Child, dict[str, PipeReader]]:
     ends: list[int] = []
     try:
         for _ in ("stdout", "stderr"):
             ends += os.pipe2(os.O_CLOEXEC)
-        child = await services.start(order, executable, cwd_fd, ends[1], ends[3])
+        child = await services.start(spec, executable, cwd_fd, ends[1], ends[3])
     except OSError as error:
         for fd in ends:
             os.close(fd)

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from picod.commands.background import Pump, exit_fields
-from picod.commands.orders import Order
+from picod.commands.command_spec import CommandSpec
 from picod.commands.processes import Child, Children
 from picod.commands.ring_buffer import Ring
 from picod.compat.go_format import format_time
@@ -43,9 +43,9 @@ class Client(Protocol):
 class Terminal:
     """One of them, running or ended."""
 
-    def __init__(self, order: Order, child: Child, master: int, size: tuple[int, int], *, is_shell: bool) -> None:
+    def __init__(self, spec: CommandSpec, child: Child, master: int, size: tuple[int, int], *, is_shell: bool) -> None:
         self.id = os.urandom(8).hex()  # who knows it may type
-        self.order = order
+        self.spec = spec
         self.child = child
         self.output = Ring(SCROLLBACK_BYTES)
         self.changed = Notifier()
@@ -67,7 +67,7 @@ class Terminal:
         return {
             "id": self.id,
             "pid": self.child.pid,
-            "command": [item.decode("utf-8", "replace") for item in self.order.command],
+            "command": [item.decode("utf-8", "replace") for item in self.spec.command],
             "state": "exited" if self.ended else "running",
             **exit_fields(self.child.exited.result() if self.ended else None),
             "attached": self.client is not None,
@@ -184,7 +184,9 @@ class Terminals:
             )
         return terminal
 
-    def open(self, order: Order, executable: bytes, cwd_fd: int, size: tuple[int, int], *, is_shell: bool) -> Terminal:
+    def open(
+        self, spec: CommandSpec, executable: bytes, cwd_fd: int, size: tuple[int, int], *, is_shell: bool
+    ) -> Terminal:
         """Start a terminal. Raises RequestError 429 when there are too many, OSError when it cannot be started."""
         self._make_room()
         master, slave = os.openpty()
@@ -192,9 +194,9 @@ class Terminals:
             set_size(slave, *size)
             child = self._children.spawn(
                 executable,
-                order.command,
+                spec.command,
                 cwd_fd=cwd_fd,
-                env=order.env,
+                env=spec.env,
                 stdin=slave,
                 stdout=slave,
                 stderr=slave,
@@ -205,7 +207,7 @@ class Terminals:
             raise
         finally:
             os.close(slave)
-        terminal = Terminal(order, child, master, size, is_shell=is_shell)
+        terminal = Terminal(spec, child, master, size, is_shell=is_shell)
         self._by_id[terminal.id] = terminal
         return terminal
 

@@ -19,7 +19,7 @@ import os
 from typing import TYPE_CHECKING
 
 from picod.commands.background import exit_fields, read_signal
-from picod.commands.orders import Order, encode_env, find_executable, open_working_directory
+from picod.commands.command_spec import CommandSpec, encode_env, find_executable, open_working_directory
 from picod.commands.terminal import MAX_SIDE, Terminal
 from picod.http.request import Request, RequestError, reason_of, to_json
 from picod.http.websocket import Socket, accept, check_handshake
@@ -80,8 +80,8 @@ def _start(services: CommandServices, request: Request, size: tuple[int, int]) -
             raise RequestError(400, "neither bash nor sh is in PATH")
         env[b"SHELL"] = executable
         argv = [shell, b"-c", command.encode()] if command else [shell]
-        order = Order(command=argv, timeout=0.0, working_dir=cwd, env=env)
-        return services.terminals.open(order, executable, cwd_fd, size, is_shell=not command)
+        spec = CommandSpec(command=argv, timeout=0.0, working_dir=cwd, env=env)
+        return services.terminals.open(spec, executable, cwd_fd, size, is_shell=not command)
     except OSError as error:
         raise RequestError(503, f"no terminal can be opened: {reason_of(error)}") from error
     finally:
@@ -158,17 +158,17 @@ class _Attachment:
 
     def _obey(self, message: str) -> None:
         try:
-            order = json.loads(message)
+            frame = json.loads(message)
         except (ValueError, RecursionError):
-            order = None
-        kind = order.get("type") if isinstance(order, dict) else None
+            frame = None
+        kind = frame.get("type") if isinstance(frame, dict) else None
         if kind == "resize":
-            cols, rows = order.get("cols"), order.get("rows")
+            cols, rows = frame.get("cols"), frame.get("rows")
             if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in (cols, rows)):
                 raise RequestError(400, f"resize: cols and rows are numbers from 1 to {MAX_SIDE}")
             self._terminal.resize(cols, rows)
         elif kind == "signal":
-            self._terminal.signal(read_signal(order.get("signal")))
+            self._terminal.signal(read_signal(frame.get("signal")))
         else:
             raise RequestError(400, 'expected {"type": "resize"} or {"type": "signal"}; what is typed goes as binary')
 

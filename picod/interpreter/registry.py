@@ -9,7 +9,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from picod.commands.orders import encode_env, find_executable
+from picod.commands.command_spec import encode_env, find_executable
 from picod.http.request import RequestError
 from picod.interpreter.bash_context import BashContext
 from picod.interpreter.contexts import MAX_QUEUED, Context, Surroundings

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from picod.commands.background import Process
-from picod.commands.orders import Order, encode_env, find_executable
+from picod.commands.command_spec import CommandSpec, encode_env, find_executable
 from picod.commands.services import CommandServices
 from picod.http.request import Request, reason_of
 from picod.ports.api import forward
-from picod.ports.heads import Visit
+from picod.ports.heads import PortRequest
 
 _EARLY_POLL_S = 0.05  # between the first probes; afterwards the probe's own period
 _EARLY_POLLS = 200
@@ -91,13 +91,13 @@ class Agent:
 
     def _spawn(self, command: list[bytes], cwd_fd: int) -> Process:
         shown = command[0].decode(errors="replace")
-        order = Order(command, 0.0, ".", dict(self._env))
+        spec = CommandSpec(command, 0.0, ".", dict(self._env))
         executable = find_executable(command[0], self._env.get(b"PATH", b""), cwd_fd)
         if executable is None:
             self._give_up(f"{shown}: there is no such program in this sandbox")
         try:
             return self._commands.background.start(
-                order, executable, cwd_fd, name="agent", stdin=False, keeps_awake=False
+                spec, executable, cwd_fd, name="agent", stdin=False, keeps_awake=False
             )
         except OSError as error:
             self._give_up(f"{shown}: {reason_of(error)}")
@@ -167,7 +167,7 @@ async def serve(agent: Agent, request: Request) -> None:
     path: bytes = request.scope["raw_path"]
     await forward(
         request,
-        Visit(
+        PortRequest(
             port=agent.port_of(path),
             path=path,
             method=request.method,

@@ -21,7 +21,7 @@ import httptools
 from picod.compat.go_format import DurationError, parse_duration
 from picod.config import PicodConfig
 from picod.http.request import ClientGoneError, Request, RequestError, Tunnel, reason_of
-from picod.ports.heads import Response, Visit, answer_headers, parse_visit, request_head
+from picod.ports.heads import PortRequest, Response, answer_headers, parse_port_request, request_head
 
 _READ = 256 << 10
 _DIAL_TIMEOUT_S = 5.0  # a listener whose backlog is full does not answer at once
@@ -49,7 +49,7 @@ async def list_ports(config: PicodConfig, request: Request) -> None:
             await asyncio.wait((gone,), timeout=_POLL_INTERVAL_S)
     finally:
         gone.cancel()
-    ports = [{"port": port, "reachable": may_visit(config, port)} for port in sorted(listening())]
+    ports = [{"port": port, "reachable": is_allowed(config, port)} for port in sorted(listening())]
     await request.answer_json(200, {"ports": ports})
 
 
@@ -66,34 +66,34 @@ def listening() -> set[int]:
     return found
 
 
-def may_visit(config: PicodConfig, port: int) -> bool:
+def is_allowed(config: PicodConfig, port: int) -> bool:
     """Whether the runtime lets this port be reached."""
     own = config.fd is None and config.uds is None and port == config.port
     return not own and any(first <= port <= last for first, last in config.ports)
 
 
-async def bridge(config: PicodConfig, request: Request) -> None:
+async def forward_to_port(config: PicodConfig, request: Request) -> None:
     """Hand a request on to a port and its answer back.
 
     404 for a malformed path, 403 for a port that the runtime does not allow, 502 when nothing listens there, or
     the server does not speak HTTP.
     """
-    visit = parse_visit(request)
-    if not may_visit(config, visit.port):
+    target = parse_port_request(request)
+    if not is_allowed(config, target.port):
         allowed = ", ".join(f"{first}-{last}" if first < last else f"{first}" for first, last in config.ports)
         raise RequestError(
             403,
-            f"port {visit.port} may not be reached; the runtime allows {allowed or 'none'}",
+            f"port {target.port} may not be reached; the runtime allows {allowed or 'none'}",
             code="PORT_NOT_ALLOWED",
         )
-    await forward(request, visit)
+    await forward(request, target)
 
 
-async def forward(request: Request, visit: Visit) -> None:
+async def forward(request: Request, target: PortRequest) -> None:
     """Hand a request on to the port that it visits. Raises RequestError 502."""
-    reader, writer = await _dial(visit.port)
+    reader, writer = await _dial(target.port)
     try:
-        await _exchange(request, visit, reader, writer)
+        await _exchange(request, target, reader, writer)
     finally:
         writer.transport.abort()  # all that matters was read; an answer that was cut short must look like it
 
@@ -119,15 +119,17 @@ async def _dial(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     )
 
 
-async def _exchange(request: Request, visit: Visit, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(request_head(request, visit))
-    answer = _Answer(visit, reader)
-    upload = asyncio.ensure_future(_send_body(request, writer, chunked=visit.chunked))
+async def _exchange(
+    request: Request, target: PortRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    writer.write(request_head(request, target))
+    answer = _Answer(target, reader)
+    upload = asyncio.ensure_future(_send_body(request, writer, chunked=target.chunked))
     # Nobody reads on for a client that left.
     upload.add_done_callback(lambda done: None if done.cancelled() else writer.transport.abort())
     try:
         await answer.head()
-        headers = answer_headers(answer.response, visit)
+        headers = answer_headers(answer.response, target)
         if answer.response.status == 101:
             tunnel = await request.upgrade(headers)
         else:
@@ -205,10 +207,10 @@ async def _tunnel(client: Tunnel, rest: bytes, reader: asyncio.StreamReader, wri
 class _Answer:
     """The server's side, read from its connection. A callback object of httptools."""
 
-    def __init__(self, visit: Visit, reader: asyncio.StreamReader) -> None:
+    def __init__(self, target: PortRequest, reader: asyncio.StreamReader) -> None:
         self.response = Response()
         self.rest = b""  # what followed the head of a 101
-        self._visit = visit
+        self._target = target
         self._reader = reader
         self._parser: Any = httptools.HttpResponseParser(self)
         self._seen = 0
@@ -251,7 +253,7 @@ class _Answer:
 
     def _no_http(self, why: str) -> RequestError:
         return RequestError(
-            502, f"the server on port {self._visit.port} cannot be understood: {why}", code="PORT_BAD_ANSWER"
+            502, f"the server on port {self._target.port} cannot be understood: {why}", code="PORT_BAD_ANSWER"
         )
 
     # httptools' side.
@@ -269,11 +271,11 @@ class _Answer:
         status = self._parser.get_status_code()
         if status < 200 and status != 101:
             return
-        if not 200 <= status < 600 and not (status == 101 and self._visit.upgrade):
+        if not 200 <= status < 600 and not (status == 101 and self._target.upgrade):
             raise ValueError(status)  # httptools makes a parser error of it
         self._has_head = True
         self.response.status = status
-        self._complete = self._visit.method == "HEAD" or status == 101
+        self._complete = self._target.method == "HEAD" or status == 101
 
     def on_body(self, body: bytes) -> None:
         """httptools: a piece of the answer's body."""

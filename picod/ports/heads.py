@@ -16,7 +16,7 @@ from picod import wire
 from picod.http.request import Request, RequestError
 
 _PREFIX = wire.PORTS_PATH.encode()
-_VISIT = re.compile(re.escape(_PREFIX) + rb"([1-9][0-9]{0,4})(/.*)?", re.DOTALL)
+_PORT_PATH = re.compile(re.escape(_PREFIX) + rb"([1-9][0-9]{0,4})(/.*)?", re.DOTALL)
 _SESSION = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _HOP_BY_HOP = frozenset((
     b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
@@ -29,7 +29,7 @@ _COOKIE_ATTRIBUTE = re.compile(rb";[ \t]*(path|domain)[ \t]*=[ \t]*([^;]*)", re.
 
 
 @dataclass(frozen=True)
-class Visit:
+class PortRequest:
     """A request to a port. `path` is as the client sent it; `prefix` is where the gateway shows the port, or empty."""
 
     port: int
@@ -53,13 +53,13 @@ class Response:
         return not any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
 
 
-def parse_visit(request: Request) -> Visit:
+def parse_port_request(request: Request) -> PortRequest:
     """Which port is meant, and what of it. Raises RequestError 404."""
-    found = _VISIT.fullmatch(request.scope["raw_path"])
+    found = _PORT_PATH.fullmatch(request.scope["raw_path"])
     if found is None or int(found[1]) > 65535:
         raise RequestError(404, f"expected {wire.PORTS_PATH}PORT/PATH with a port from 1 to 65535", code="NOT_FOUND")
     port, session = int(found[1]), request.header(wire.SESSION_HEADER.encode())
-    return Visit(
+    return PortRequest(
         port=port,
         path=found[2] or b"/",
         method=request.method,
@@ -69,42 +69,42 @@ def parse_visit(request: Request) -> Visit:
     )
 
 
-def request_head(request: Request, visit: Visit) -> bytes:
+def request_head(request: Request, target: PortRequest) -> bytes:
     """The head as the server gets it."""
     query: bytes = request.scope["query_string"]
-    lines = [b"%b %b%b HTTP/1.1" % (visit.method.encode(), visit.path, b"?" + query if query else b"")]
-    lines.append(b"host: localhost:%d" % visit.port)
+    lines = [b"%b %b%b HTTP/1.1" % (target.method.encode(), target.path, b"?" + query if query else b"")]
+    lines.append(b"host: localhost:%d" % target.port)
     dropped = _NOT_SENT | _nominated(request.scope["headers"])
     own_origin = b"http://" + request.header(b"host").encode("latin-1")  # as the gateway writes it
     for name, value in request.scope["headers"]:
         if name == b"origin" and value == own_origin:
-            lines.append(b"origin: http://localhost:%d" % visit.port)
+            lines.append(b"origin: http://localhost:%d" % target.port)
         elif name not in dropped:
             lines.append(b"%b: %b" % (name, value))
-    if visit.prefix:
-        lines.append(b"x-forwarded-prefix: " + visit.prefix)
-    if visit.chunked:
+    if target.prefix:
+        lines.append(b"x-forwarded-prefix: " + target.prefix)
+    if target.chunked:
         lines.append(b"transfer-encoding: chunked")
-    if visit.upgrade:
-        lines += [b"connection: upgrade", b"upgrade: " + visit.upgrade]
+    if target.upgrade:
+        lines += [b"connection: upgrade", b"upgrade: " + target.upgrade]
     else:
         lines.append(b"connection: close")
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
-def answer_headers(response: Response, visit: Visit) -> list[tuple[bytes, bytes]]:
+def answer_headers(response: Response, target: PortRequest) -> list[tuple[bytes, bytes]]:
     """What goes back. Date is picod's to say; of a 101, Upgrade is what the client waits for."""
     dropped = _HOP_BY_HOP | {b"date"} | _nominated(response.headers)
     kept: list[tuple[bytes, bytes]] = []
     for name, value in response.headers:
         if name == b"location":
-            kept.append((name, _below_prefix(value, visit)))
+            kept.append((name, _below_prefix(value, target)))
         elif name == b"set-cookie":
-            kept.append((name, _cookie(value, visit)))
+            kept.append((name, _cookie(value, target)))
         elif name not in dropped:
             kept.append((name, value))
     if response.status == 101:
-        kept += [(b"connection", b"upgrade"), (b"upgrade", visit.upgrade)]
+        kept += [(b"connection", b"upgrade"), (b"upgrade", target.upgrade)]
     return kept
 
 
@@ -114,28 +114,28 @@ def _nominated(headers: list[tuple[bytes, bytes]]) -> set[bytes]:
     return named - {b"content-length"}
 
 
-def _below_prefix(location: bytes, visit: Visit) -> bytes:
+def _below_prefix(location: bytes, target: PortRequest) -> bytes:
     """A redirect to the server itself, as the client must follow it; any other stays."""
-    if not visit.prefix:
+    if not target.prefix:
         return location
     if location.startswith(b"/") and not location.startswith(b"//"):
-        return visit.prefix + location
+        return target.prefix + location
     try:
         url = urlsplit(location.decode("latin-1"))
-        itself = url.scheme in ("http", "ws") and url.hostname in _LOCAL_NAMES and (url.port or 80) == visit.port
+        itself = url.scheme in ("http", "ws") and url.hostname in _LOCAL_NAMES and (url.port or 80) == target.port
     except ValueError:
         return location
     if not itself:
         return location
     rest = url._replace(scheme="", netloc="").geturl()
-    return visit.prefix + (rest if rest.startswith("/") else "/" + rest).encode("latin-1")
+    return target.prefix + (rest if rest.startswith("/") else "/" + rest).encode("latin-1")
 
 
-def _cookie(cookie: bytes, visit: Visit) -> bytes:
+def _cookie(cookie: bytes, target: PortRequest) -> bytes:
     """A cookie for this port alone: its Path below the prefix, and no Domain."""
-    if not visit.prefix:
+    if not target.prefix:
         return cookie
     attributes = {found[1].lower(): found[2].strip() for found in _COOKIE_ATTRIBUTE.finditer(cookie)}
     path = attributes.get(b"path", b"")
     bare = _COOKIE_ATTRIBUTE.sub(b"", cookie)
-    return bare + b"; Path=" + visit.prefix + (path if path.startswith(b"/") else b"/")
+    return bare + b"; Path=" + target.prefix + (path if path.startswith(b"/") else b"/")

@@ -20,7 +20,7 @@ STRUCT = "ExecuteRequest"  # what Go's decoder calls the document in its errors
 
 
 @dataclass(frozen=True)
-class Order:
+class CommandSpec:
     """A command that a request wants run: argv, timeout, directory, whole environment."""
 
     command: list[bytes]
@@ -29,7 +29,7 @@ class Order:
     env: dict[bytes, bytes]
 
 
-def parse_order(body: bytes, base_env: Mapping[str, str]) -> Order:
+def parse_command(body: bytes, base_env: Mapping[str, str]) -> CommandSpec:
     """Read and check the request. Raises RequestError 400."""
     fields = parse_object(body, STRUCT)
     command = texts_field(fields, STRUCT, "command")
@@ -47,7 +47,7 @@ def parse_order(body: bytes, base_env: Mapping[str, str]) -> Order:
     for name in env:
         if not name or "=" in name:
             raise RequestError(400, f"env: {name!r} cannot be the name of a variable")
-    return Order(
+    return CommandSpec(
         command=[_argument(item, f"command[{index}]") for index, item in enumerate(command)],
         timeout=seconds,
         working_dir=working_dir or ".",
