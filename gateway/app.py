@@ -257,6 +257,7 @@ class Gateway:
             stack.push_async_callback(cancel, announcements)
             await sessions.recovery.recover_all()
             stack.push_async_callback(sessions.hibernator.hibernate_all)
+            stack.push_async_callback(sessions.lifecycle.aclose)
             stack.push_async_callback(sessions.opener.aclose)
             stack.push_async_callback(self.activator.aclose)
             await self.autoscaler.start()

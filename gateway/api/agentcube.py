@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from gateway.api.errors import Handler
 from gateway.api.http import JSON, read_metadata, read_object, read_seconds
-from gateway.api.sessions import DELETED_BY_USER
+from gateway.api.sessions import DELETED_BY_USER, create_session
 from gateway.core.errors import (
     ActivationTimeoutError,
     BadRequestError,
@@ -48,7 +48,7 @@ class AgentCubeAPI:
         key = RuntimeKey(_required(body, "namespace"), _required(body, "name"), kind)
         ttl, metadata = read_seconds(body, "ttl"), read_metadata(body)
         try:
-            opened = await self._lifecycle.create(key, ttl=ttl, metadata=metadata)
+            opened = await create_session(request, self._lifecycle, key, ttl=ttl, metadata=metadata)
         except NotFoundError:
             raise NotFoundError(f"{kind.singular.replace('-', ' ')} not found") from None
         except ActivationTimeoutError:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from gateway.api.errors import Handler
 from gateway.api.http import JSON, read_metadata, read_object, read_runtime, read_seconds, session_headers
-from gateway.api.sessions import DELETED_BY_USER
+from gateway.api.sessions import DELETED_BY_USER, create_session
 from gateway.core.errors import BadRequestError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
 from gateway.core.model import PoolStatus, Runtime, Session, SessionId, SessionState
@@ -77,7 +77,9 @@ class NativeAPI:
         key = read_runtime(body.get("runtime"))
         ttl, idle_timeout = read_seconds(body, "ttl"), read_seconds(body, "idleTimeout")
         metadata = read_metadata(body)
-        opened = await self._lifecycle.create(key, ttl=ttl, idle_timeout=idle_timeout, metadata=metadata)
+        opened = await create_session(
+            request, self._lifecycle, key, ttl=ttl, idle_timeout=idle_timeout, metadata=metadata
+        )
         session_id = opened.session.id
         headers = {
             "location": f"/v1/sessions/{session_id}",

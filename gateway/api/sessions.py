@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from starlette.requests import Request
 
 from gateway.api.errors import ParamError
 from gateway.api.http import read_runtime
-from gateway.core.errors import BadRequestError
+from gateway.core.errors import BadRequestError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import Kind, Runtime, RuntimeKey, SessionId
 from gateway.sessions.activation import Opened
@@ -56,15 +57,46 @@ def choose_runtime(catalog: RuntimeCatalog, request: Request, in_body: Any = Non
     return usual or served[0]
 
 
+class ClientLeftError(WakegateError):
+    """The client left before its session was made; the answer reaches nobody."""
+
+    status = 499
+    code = "CLIENT_GONE"
+
+
 async def create_session(
+    request: Request,
     lifecycle: Lifecycle,
     runtime: RuntimeKey,
     *,
+    ttl: float | None = None,
     idle_timeout: float | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Opened:
-    """A new session. Raises what Lifecycle.create raises."""
-    return await lifecycle.create(runtime, idle_timeout=idle_timeout, metadata=metadata)
+    """A new session for the client of this request, whose body must have been read. If the client leaves, it ends.
+
+    Raises ClientLeftError, and what Lifecycle.create raises.
+    """
+    creating = asyncio.create_task(
+        lifecycle.create(runtime, ttl=ttl, idle_timeout=idle_timeout, metadata=metadata), name="create a session"
+    )
+    leaving = asyncio.create_task(_until_left(request), name="watch for a client that leaves")
+    try:
+        await asyncio.wait((creating, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if leaving.done():
+            if creating.done() and creating.exception() is None:
+                await lifecycle.end_unclaimed(creating.result().session.id)
+            raise ClientLeftError("the client left while its session was created")
+        return creating.result()
+    finally:
+        for task in (creating, leaving):
+            task.cancel()
+        await asyncio.gather(creating, leaving, return_exceptions=True)
+
+
+async def _until_left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _names(catalog: RuntimeCatalog) -> str:

@@ -81,7 +81,7 @@ class Activator:
         self._connect_timeout = connect_timeout
         self._flights: dict[SessionId, asyncio.Task[Opened]] = {}
         self._waiting: dict[SessionId, int] = {}
-        self._acknowledgements = Tasks()
+        self._background = Tasks()
         bindings.on_unbound(self.drop)
 
     def live(self, target: Target, now: float) -> Route | None:
@@ -151,7 +151,7 @@ class Activator:
         route = self.routes.get(session_id)
         if route is not None and route.restored == restored:
             route.restored = None
-        self._acknowledgements.spawn(self._acknowledge(session_id, restored))
+        self._background.spawn(self._acknowledge(session_id, restored))
 
     async def _acknowledge(self, session_id: SessionId, restored: str) -> None:
         try:
@@ -159,9 +159,13 @@ class Activator:
         except WakegateError as error:
             logger.info("session %s: what was restored is said once more: %s", session_id, error)
 
+    def end_unclaimed(self, session_id: SessionId) -> None:
+        """End a session that was made for a request whose client left before any answer named it."""
+        self._background.spawn(self._lifecycle.end_unclaimed(session_id))
+
     async def aclose(self) -> None:
         """Wait for what is still being written."""
-        await self._acknowledgements.wait()
+        await self._background.wait()
 
     def renew_tokens(self) -> None:
         """Another key signs: the next request of each route carries a token of it."""

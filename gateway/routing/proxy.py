@@ -130,6 +130,8 @@ class Proxy:
             await self._fail(scope, send, exchange, reason)
         finally:
             self.ticker.discard(exchange)
+            if target.session_id is None and exchange.client_left and not exchange.started and exchange.route:
+                self._activator.end_unclaimed(exchange.route.session_id)
             exchange.close(self._clock.now())
 
     async def _send_request(self, scope: Scope, exchange: Exchange, incoming: Incoming, target: Target) -> None:

@@ -17,8 +17,9 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from gateway.core.background import Tasks
 from gateway.core.clock import Clock
-from gateway.core.errors import SessionNotFoundError
+from gateway.core.errors import SessionNotFoundError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
 from gateway.core.model import Runtime, RuntimeKey, Sandbox, Session, SessionId, SessionState, StartKind
 from gateway.sessions.activation import Opened, SessionOpener, require_runtime
@@ -30,6 +31,9 @@ from gateway.sessions.records import Records
 from gateway.sessions.transitions import Transitions, bounded
 
 logger = logging.getLogger(__name__)
+
+
+UNCLAIMED = "its client left before it knew of the session"  # `reason` of a session that no client can name
 
 
 class Unset:
@@ -66,6 +70,7 @@ class Lifecycle:
         self._idleness = idleness
         self._opener = opener
         self._clock = clock
+        self._bindings_under_way = Tasks()
         self._end_listeners: list[Callable[[SessionId], None]] = []
 
     def on_end(self, listener: Callable[[SessionId], None]) -> None:
@@ -81,7 +86,7 @@ class Lifecycle:
         metadata: Mapping[str, str] | None = None,
         tenant: str = "",
     ) -> Opened:
-        """A new session with a sandbox, claimed within the hold rule.
+        """A new session with a sandbox, claimed within the hold rule. If this is cancelled, no session is left.
 
         `ttl` and `idle_timeout` in seconds; both are bounded by the runtime's maximum duration.
         Raises: RuntimeNotFoundError, QueueFullError at the limit, ActivationTimeoutError, SandboxStartError,
@@ -95,7 +100,13 @@ class Lifecycle:
         session = replace(
             session, state=SessionState.ACTIVE, owner=self._ownership.me, sandbox=sandbox, start=sandbox.start
         )
-        session = await self._bind(session, sandbox)
+        # In a task of its own: cancelled in the middle, the write may have landed or not. What it made is then ended.
+        binding = self._bindings_under_way.spawn(self._bind(session, sandbox))
+        try:
+            session = await asyncio.shield(binding)
+        except asyncio.CancelledError:
+            binding.add_done_callback(self._end_unclaimed)
+            raise
         return Opened(session, sandbox, sandbox.start, claim_s=claim_s)
 
     async def register(self, runtime_key: RuntimeKey, *, metadata: Mapping[str, str] | None = None) -> Session:
@@ -233,6 +244,23 @@ class Lifecycle:
         for listener in self._end_listeners:
             listener(session.id)
         logger.info("session %s ended: %s", session.id, reason)
+
+    async def end_unclaimed(self, session_id: SessionId) -> None:
+        """End a new session whose client left before it could learn the id: no request can ever name it."""
+        try:
+            await self.terminate(session_id, UNCLAIMED)
+        except SessionNotFoundError:
+            pass
+        except WakegateError as error:
+            logger.warning("session %s, which no client knows of, is left to its idle timeout: %s", session_id, error)
+
+    async def aclose(self) -> None:
+        """Wait for sessions that are being created, or ended because their client has left."""
+        await self._bindings_under_way.wait()
+
+    def _end_unclaimed(self, binding: asyncio.Task[Session]) -> None:
+        if not binding.cancelled() and binding.exception() is None:
+            self._bindings_under_way.spawn(self.end_unclaimed(binding.result().id))
 
     async def _bind(self, session: Session, sandbox: Sandbox) -> Session:
         """Write the record that names the sandbox; if that fails the sandbox is released."""

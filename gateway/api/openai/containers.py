@@ -53,6 +53,7 @@ class ContainersAPI:
             runtime = self._with_memory(memory)
         metadata = {"name": name, **({} if memory is None else {"memory_limit": memory})}
         opened = await create_session(
+            request,
             self._lifecycle,
             runtime.key,
             idle_timeout=None if minutes is None else minutes * 60.0,

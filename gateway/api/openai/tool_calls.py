@@ -18,7 +18,7 @@ from gateway.api.http import JSON, read_json, session_headers
 from gateway.api.openai.file_ids import content_url
 from gateway.api.openai.messages import LIST_NAMES, Link, message, takes_images
 from gateway.api.openai.tool_call_stream import EventStream
-from gateway.api.sessions import choose_runtime, create_session, named_session
+from gateway.api.sessions import choose_runtime, named_session
 from gateway.api.tools.actions import Sandbox
 from gateway.api.tools.calls import Call, Shape, ToolCalls, loads_leniently, parse_tool_calls
 from gateway.api.tools.catalogue import Tool, ToolFormat, describe, tools_of
@@ -126,7 +126,7 @@ class ToolsAPI:
         return OpenSession(session_id, readiness.start, readiness.restored, tools)
 
     async def _create(self, runtime: Runtime) -> OpenSession:
-        opened = await create_session(self._lifecycle, runtime.key)
+        opened = await self._lifecycle.create(runtime.key)  # for a retry too: a call outlives its client
         return OpenSession(opened.session.id, opened.start, None, tools_of(runtime), is_new=True)
 
     async def _document(
