@@ -189,11 +189,10 @@ class UpstreamTimeoutError(WakegateError):
 class SnapshotError(WakegateError):
     """A workspace could not be kept, or not be given back.
 
-    `lasting`: to try again soon cannot help. `reason` is what a session's record says of it while it stays awake.
+    `reason` is what a session's record says of it while it stays awake.
     """
 
     code = "SNAPSHOT_FAILED"
-    lasting = False
 
     @property
     def reason(self) -> str:
@@ -228,7 +227,6 @@ class SnapshotTooLargeError(SnapshotError):
 
     status = 413
     code = "SNAPSHOT_TOO_LARGE"
-    lasting = True
 
     def __init__(self, limit: int, size: int) -> None:
         super().__init__(
@@ -252,7 +250,6 @@ class SnapshotUnsupportedError(SnapshotError):
 
     status = 501
     code = "SNAPSHOT_UNSUPPORTED"
-    lasting = True
 
 
 class SnapshotStoreFullError(SnapshotError):

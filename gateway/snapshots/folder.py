@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 
 from gateway.core.errors import SnapshotNotFoundError, SnapshotStoreFullError, SnapshotStoreUnavailableError
 from gateway.core.model import SessionId, SnapshotRef, StoredSnapshot
-from gateway.snapshots.stream import BATCH, KEY, Meter, checked, gathered, in_thread, new_key
+from gateway.snapshots.stream import BATCH_BYTES, KEY_PATTERN, Meter, checked, gathered, in_thread, new_key
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -76,7 +76,7 @@ class FolderStore:
             yield found
 
     def _path(self, key: str) -> Path:
-        if not KEY.fullmatch(key.removesuffix(_PART)):
+        if not KEY_PATTERN.fullmatch(key.removesuffix(_PART)):
             raise SnapshotNotFoundError(f"{key!r} names no snapshot of the folder {self._folder}")
         return self._folder / key
 
@@ -151,7 +151,7 @@ class _Whole:
     def read(self) -> bytes:
         if self._fd < 0:
             self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        return os.read(self._fd, BATCH)
+        return os.read(self._fd, BATCH_BYTES)
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -167,7 +167,7 @@ def _delete(path: Path) -> None:
 
 def _entries(folder: Path) -> list[StoredSnapshot]:
     try:
-        names = [name for name in os.listdir(folder) if KEY.fullmatch(name.removesuffix(_PART))]
+        names = [name for name in os.listdir(folder) if KEY_PATTERN.fullmatch(name.removesuffix(_PART))]
     except FileNotFoundError:
         return []
     found = []

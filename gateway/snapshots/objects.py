@@ -22,15 +22,15 @@ from obstore.store import from_url
 
 from gateway.core.errors import SettingsError, SnapshotError, SnapshotNotFoundError, SnapshotStoreUnavailableError
 from gateway.core.model import SessionId, SnapshotRef, StoredSnapshot
-from gateway.snapshots.stream import BATCH, KEY, Meter, checked, new_key
+from gateway.snapshots.stream import BATCH_BYTES, KEY_PATTERN, Meter, checked, new_key
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
-_PART_SIZE = 8 << 20  # bytes; S3 takes 10,000 parts, so 80 GB
+_PART_BYTES = 8 << 20  # bytes; S3 takes 10,000 parts, so 80 GB
 _CONCURRENCY = 4  # parts on their way at once: 32 MB of memory a put
-_CUT = bytes(2)  # handed in place of a chunk; known by identity
-_UNDONE_IN = 5.0  # seconds; what a store that is silent for longer keeps, `delete_orphans` finds
+_ABORT = bytes(2)  # handed in place of a chunk; known by identity
+_ABORT_TIMEOUT_S = 5.0  # seconds; what a store that is silent for longer keeps, `delete_orphans` finds
 
 # A session waits for a wake, so a store that is away is told soon. The driver's own bounds would be ten tries over
 # three minutes, and 30 s for a whole request, longer than which a snapshot may take; silence is what tells.
@@ -79,20 +79,20 @@ class ObjectStore:
     async def _upload(self, key: str, handed: asyncio.Queue[bytes | None]) -> None:
         async def taken() -> AsyncGenerator[bytes, None]:
             while (chunk := await handed.get()) is not None:
-                if chunk is _CUT:
+                if chunk is _ABORT:
                     raise EOFError  # the driver then aborts
                 yield chunk
 
         await obstore.put_async(
-            self._driver, key, taken(), use_multipart=True, chunk_size=_PART_SIZE, max_concurrency=_CONCURRENCY
+            self._driver, key, taken(), use_multipart=True, chunk_size=_PART_BYTES, max_concurrency=_CONCURRENCY
         )
 
     async def _undo(self, key: str, uploading: asyncio.Future[None], handed: asyncio.Queue[bytes | None]) -> None:
         """Leave nothing of an upload, also if it has all its bytes and the store may be completing it."""
         if not handed.empty():
             handed.get_nowait()
-        handed.put_nowait(_CUT)
-        if not (await asyncio.wait((uploading,), timeout=_UNDONE_IN))[0]:
+        handed.put_nowait(_ABORT)
+        if not (await asyncio.wait((uploading,), timeout=_ABORT_TIMEOUT_S))[0]:
             uploading.cancel()
         elif not uploading.cancelled() and uploading.exception() is None:
             with contextlib.suppress(SnapshotError):
@@ -107,7 +107,7 @@ class ObjectStore:
     async def _read(self, ref: SnapshotRef) -> AsyncGenerator[bytes, None]:
         with self._translated(ref.key):
             found = await obstore.get_async(self._driver, ref.key)
-            pieces = found.stream(min_chunk_size=BATCH).__aiter__()
+            pieces = found.stream(min_chunk_size=BATCH_BYTES).__aiter__()
         while True:
             with self._translated(ref.key):
                 try:
@@ -131,7 +131,7 @@ class ObjectStore:
                 except StopAsyncIteration:
                     return
             for item in page:
-                if KEY.fullmatch(item["path"]):
+                if KEY_PATTERN.fullmatch(item["path"]):
                     yield StoredSnapshot(item["path"], item["size"], item["last_modified"].timestamp())
 
     @contextlib.contextmanager

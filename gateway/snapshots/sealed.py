@@ -29,11 +29,11 @@ from gateway.core.model import SessionId, SnapshotRef, StoredSnapshot
 from gateway.snapshots.keys import SnapshotKeys
 from gateway.snapshots.stream import gathered, in_thread
 
-CHUNK = 64 << 10
-_TAG = 16
+CHUNK_BYTES = 64 << 10
+_TAG_BYTES = 16
 _MAGIC = b"wakegate-seal-1\n"
-_FINGERPRINT, _SALT = 16, 32
-_LONGEST_HEAD = len(_MAGIC) + 1 + 64 + _FINGERPRINT + _SALT
+_FINGERPRINT_BYTES, _SALT_BYTES = 16, 32
+_MAX_HEAD_BYTES = len(_MAGIC) + 1 + 64 + _FINGERPRINT_BYTES + _SALT_BYTES
 
 
 class SealedStore:
@@ -55,7 +55,7 @@ class SealedStore:
         held = bytearray()  # the last chunk must be known as such, so one is always kept back
         async for batch in gathered(chunks):
             held += batch
-            whole = (len(held) - 1) // CHUNK * CHUNK
+            whole = (len(held) - 1) // CHUNK_BYTES * CHUNK_BYTES
             if whole > 0:
                 yield await in_thread(cipher.seal, bytes(held[:whole]), last=False)
                 del held[:whole]
@@ -65,7 +65,7 @@ class SealedStore:
         """See SnapshotStore."""
         held = bytearray()
         async with aclosing(self._inner.get(ref)) as pieces:
-            while len(held) < _LONGEST_HEAD and (piece := await anext(pieces, b"")):
+            while len(held) < _MAX_HEAD_BYTES and (piece := await anext(pieces, b"")):
                 held += piece
             try:
                 cipher = self._opener(ref, held)
@@ -74,7 +74,7 @@ class SealedStore:
                     pass  # a head that makes no sense because the snapshot is damaged is told as that
                 raise
             while True:
-                whole = (len(held) - 1) // (CHUNK + _TAG) * (CHUNK + _TAG)
+                whole = (len(held) - 1) // (CHUNK_BYTES + _TAG_BYTES) * (CHUNK_BYTES + _TAG_BYTES)
                 if whole > 0:
                     yield await in_thread(_opened, ref, cipher, bytes(held[:whole]), last=False)
                     del held[:whole]
@@ -101,7 +101,7 @@ class SealedStore:
             )
         start = len(_MAGIC) + 1
         end = start + held[start - 1]
-        if len(held) < end + _FINGERPRINT + _SALT:
+        if len(held) < end + _FINGERPRINT_BYTES + _SALT_BYTES:
             raise SnapshotCorruptError(f"snapshot {ref.key} is damaged: its head is cut short")
         name = bytes(held[start:end]).decode("ascii", "replace")
         if name not in self._keys.keys:
@@ -109,11 +109,11 @@ class SealedStore:
                 f"snapshot {ref.key} is encrypted with the key {name!r}, which this gateway was not given"
                 f" (it has {', '.join(self._keys.keys)}); add that key behind the present one"
             )
-        if held[end : end + _FINGERPRINT] != self._keys.fingerprint(name):
+        if held[end : end + _FINGERPRINT_BYTES] != self._keys.fingerprint(name):
             raise SnapshotKeyError(
                 f"snapshot {ref.key} is encrypted with another key of the name {name!r} than this gateway was given"
             )
-        head = bytes(held[: end + _FINGERPRINT + _SALT])
+        head = bytes(held[: end + _FINGERPRINT_BYTES + _SALT_BYTES])
         del held[: len(head)]
         return Cipher(self._keys.keys[name], head)
 
@@ -160,19 +160,19 @@ class Cipher:
     """One snapshot's key and the number of its next chunk. Blocking."""
 
     def __init__(self, key: bytes, head: bytes) -> None:
-        derived = HKDF(hashes.SHA256(), 32, salt=head[-_SALT:], info=head).derive(key)
+        derived = HKDF(hashes.SHA256(), 32, salt=head[-_SALT_BYTES:], info=head).derive(key)
         self._aead = AESGCM(derived)
         self._number = 0
 
     def seal(self, data: bytes, *, last: bool) -> bytes:
         """Encrypt whole chunks; with `last`, up to one chunk, none of it possible, that ends the stream."""
-        assert len(data) <= CHUNK if last else len(data) % CHUNK == 0
-        steps = range(0, max(len(data), 1), CHUNK)
-        return b"".join(self._aead.encrypt(self._nonce(last), data[at : at + CHUNK], None) for at in steps)
+        assert len(data) <= CHUNK_BYTES if last else len(data) % CHUNK_BYTES == 0
+        steps = range(0, max(len(data), 1), CHUNK_BYTES)
+        return b"".join(self._aead.encrypt(self._nonce(last), data[at : at + CHUNK_BYTES], None) for at in steps)
 
     def open(self, data: bytes, *, last: bool) -> bytes:
         """The inverse. Raises InvalidTag."""
-        size = CHUNK + _TAG
+        size = CHUNK_BYTES + _TAG_BYTES
         steps = range(0, max(len(data), 1), size)
         return b"".join(self._aead.decrypt(self._nonce(last), data[at : at + size], None) for at in steps)
 
@@ -185,7 +185,7 @@ class Cipher:
 def make_head(keys: SnapshotKeys) -> bytes:
     """A fresh head for the present key."""
     name = keys.current.encode("ascii")
-    return b"".join((_MAGIC, bytes([len(name)]), name, keys.fingerprint(keys.current), os.urandom(_SALT)))
+    return b"".join((_MAGIC, bytes([len(name)]), name, keys.fingerprint(keys.current), os.urandom(_SALT_BYTES)))
 
 
 def _opened(ref: SnapshotRef, cipher: Cipher, data: bytes, *, last: bool) -> bytes:

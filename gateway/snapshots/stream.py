@@ -12,11 +12,11 @@ from typing import ParamSpec, TypeVar
 from gateway.core.errors import SnapshotCorruptError, SnapshotTooLargeError
 from gateway.core.model import SessionId, SnapshotRef
 
-BATCH = 1 << 20  # bytes handed to a thread or a store at once
-KEY = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}")
+BATCH_BYTES = 1 << 20  # bytes handed to a thread or a store at once
+KEY_PATTERN = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}")
 """What `new_key` makes. Anything else in a store is somebody else's, and never listed."""
 
-_INLINE = 64 << 10  # bytes that the loop hashes itself: a turn to a thread costs more
+_INLINE_BYTES = 64 << 10  # bytes that the loop hashes itself: a turn to a thread costs more
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -47,7 +47,7 @@ class Meter:
 
     async def hash_aside(self, data: bytes) -> None:
         """The same; much of it does not hold up the loop."""
-        if len(data) > _INLINE:
+        if len(data) > _INLINE_BYTES:
             await in_thread(self._hash.update, data)
         else:
             self._hash.update(data)
@@ -80,11 +80,11 @@ async def checked(ref: SnapshotRef, chunks: AsyncIterator[bytes]) -> AsyncIterat
 
 
 async def gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytearray]:
-    """The same bytes in pieces of BATCH bytes or a little more."""
+    """The same bytes in pieces of BATCH_BYTES bytes or a little more."""
     batch = bytearray()
     async for chunk in chunks:
         batch += chunk
-        if len(batch) >= BATCH:
+        if len(batch) >= BATCH_BYTES:
             yield batch
             batch = bytearray()
     if batch:

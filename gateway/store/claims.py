@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-HORIZON = {1: 6 * 3600, 60: 14 * 86400}  # bucket width -> how long it is kept, both in seconds
+HORIZON_S = {1: 6 * 3600, 60: 14 * 86400}  # bucket width -> how long it is kept, both in seconds
 
 
 def fold(counts: Mapping[int, int]) -> dict[tuple[int, int], int]:
@@ -17,7 +17,7 @@ def fold(counts: Mapping[int, int]) -> dict[tuple[int, int], int]:
     folded: Counter[tuple[int, int]] = Counter()
     for second, n in counts.items():
         if n > 0:
-            for bucket in HORIZON:
+            for bucket in HORIZON_S:
                 folded[bucket, second - second % bucket] += n
     return dict(folded)
 
@@ -27,6 +27,6 @@ def oldest_start(bucket: int, since: float, now: float) -> int:
 
     Raises ValueError for a bucket width that is not kept.
     """
-    if bucket not in HORIZON:
-        raise ValueError(f"claims are kept in buckets of {' or '.join(map(str, HORIZON))} seconds, not {bucket}")
-    return -int(-max(since, now - HORIZON[bucket]) // 1)
+    if bucket not in HORIZON_S:
+        raise ValueError(f"claims are kept in buckets of {' or '.join(map(str, HORIZON_S))} seconds, not {bucket}")
+    return -int(-max(since, now - HORIZON_S[bucket]) // 1)

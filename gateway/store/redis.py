@@ -26,7 +26,7 @@ from gateway.core.clock import Clock
 from gateway.core.errors import FencedOutError, StaleWriteError, StoreUnavailableError
 from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
 from gateway.store import claims, codec, redis_scripts
-from gateway.store.redis_client import DEADLINE, Close, make_client, redacted
+from gateway.store.redis_client import DEADLINE_S, Close, make_client, redacted
 from gateway.store.redis_durability import durability_warnings
 
 T = TypeVar("T")
@@ -37,10 +37,10 @@ SCHEMA_VERSION = 1
 # CPU to spare 64 took longer than a dial may, and a healthy store was taken for one that is away.
 CONNECTIONS = 16
 PAGE = 100  # records per read while iterating
-TOUCHES = 500  # records per script: about 5 ms of the server, which does nothing else meanwhile
-LEASE_KEPT = 86400.0  # seconds after which a lease that nobody renewed is cleared away
+TOUCHES_PER_SCRIPT = 500  # records per script: about 5 ms of the server, which does nothing else meanwhile
+LEASE_RETENTION_S = 86400.0  # seconds after which a lease that nobody renewed is cleared away
 
-_CHUNK = {1: 3600, 60: 86400}  # bucket width -> seconds of history per key
+_CHUNK_SPAN_S = {1: 3600, 60: 86400}  # bucket width -> seconds of history per key
 _FIELDS = ("v", "at", "record")
 
 
@@ -57,7 +57,7 @@ class RedisStore:
         prefix: str = "wakegate",
         *,
         server_time: bool = True,
-        deadline: float = DEADLINE,
+        deadline: float = DEADLINE_S,
     ) -> None:
         self._url = url
         self._deadline = deadline
@@ -145,7 +145,7 @@ class RedisStore:
     async def touch_many(self, seen: Mapping[SessionId, float]) -> None:
         """Raise last_active_at of each to at least the given time."""
         rest = iter(seen.items())
-        while batch := list(islice(rest, TOUCHES)):
+        while batch := list(islice(rest, TOUCHES_PER_SCRIPT)):
             keys = [*self._keys(batch[0][0])[:4], *(self._record(session_id) for session_id, _ in batch)]
             arguments = [text for session_id, at in batch for text in (session_id, repr(float(at)))]
             await self._run(redis_scripts.TOUCH, keys, arguments)
@@ -221,7 +221,9 @@ class RedisStore:
         """
         asked = self._clock.now()
         keys = [self._root + name for name in ("leases", "lease-ends", "lease-floor")]
-        fence = await self._run(redis_scripts.ACQUIRE, keys, [self._now(), name, holder, repr(ttl), repr(LEASE_KEPT)])
+        fence = await self._run(
+            redis_scripts.ACQUIRE, keys, [self._now(), name, holder, repr(ttl), repr(LEASE_RETENTION_S)]
+        )
         return Lease(name, holder, int(fence), asked + ttl) if fence else None
 
     async def renew_lease(self, lease: Lease, ttl: float) -> Lease | None:
@@ -255,9 +257,14 @@ class RedisStore:
         keys: dict[str, int] = {}
         arguments: list[int] = []
         for (bucket, start), n in claims.fold(counts).items():
-            key = self._chunk(runtime, bucket, start // _CHUNK[bucket])
+            key = self._chunk(runtime, bucket, start // _CHUNK_SPAN_S[bucket])
             # Old history goes by itself: a key outlives its last write by its horizon and its own span.
-            arguments += [keys.setdefault(key, len(keys) + 1), claims.HORIZON[bucket] + _CHUNK[bucket], start, n]
+            arguments += [
+                keys.setdefault(key, len(keys) + 1),
+                claims.HORIZON_S[bucket] + _CHUNK_SPAN_S[bucket],
+                start,
+                n,
+            ]
         if keys:
             await self._run(redis_scripts.CLAIMS, list(keys), arguments)
 
@@ -265,7 +272,7 @@ class RedisStore:
         """(bucket start, claims) of the buckets that began at `since` or later, oldest first."""
         now = self._clock.now()
         oldest = claims.oldest_start(bucket, since, now)
-        span = _CHUNK[bucket]
+        span = _CHUNK_SPAN_S[bucket]
         # One chunk past the present: another replica's clock may be ahead.
         chunks = [self._chunk(runtime, bucket, chunk) for chunk in range(oldest // span, int(now) // span + 2)]
         found = await self._pipe("hgetall", [(key,) for key in chunks])

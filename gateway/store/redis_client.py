@@ -24,16 +24,16 @@ from redis.backoff import NoBackoff
 
 from gateway.core.errors import SettingsError
 
-DEADLINE = 1.0  # seconds for one exchange, dialling included
+DEADLINE_S = 1.0  # seconds for one exchange, dialling included
 # Shares of the deadline after which the driver gives up by itself, so that it can try another node meanwhile.
-_DIAL = 0.5  # within one data centre a dial takes a few milliseconds
-_ANSWER = 0.8  # a script takes well under one millisecond
+_DIAL_SHARE = 0.5  # within one data centre a dial takes a few milliseconds
+_ANSWER_SHARE = 0.8  # a script takes well under one millisecond
 _SENTINEL_PORT = 26379
 
 Close = Callable[[], Awaitable[None]]
 
 
-def make_client(url: str, deadline: float = DEADLINE) -> tuple[Any, Close]:
+def make_client(url: str, deadline: float = DEADLINE_S) -> tuple[Any, Close]:
     """A client (it dials on first use) and what closes it. Raises SettingsError for a URL that is none of the above.
 
     `deadline`: seconds that its user gives each exchange.
@@ -68,8 +68,8 @@ def _options(deadline: float) -> dict[str, Any]:
     # No retries inside the driver: a write whose answer was lost may have landed, and only the caller can look. A
     # connection that went stale while it lay in the pool is noticed, and dialled anew, before anything is sent on it.
     return {
-        "socket_timeout": _ANSWER * deadline,
-        "socket_connect_timeout": _DIAL * deadline,
+        "socket_timeout": _ANSWER_SHARE * deadline,
+        "socket_connect_timeout": _DIAL_SHARE * deadline,
         "socket_keepalive": True,
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,

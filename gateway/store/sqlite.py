@@ -20,8 +20,8 @@ from gateway.store import claims, codec, sqlite_file
 from gateway.store.sqlite_thread import SqliteThread
 
 PAGE = 100  # records per read while iterating: about 3 ms of the thread, so that others get their turn
-PRUNE = 500  # claim rows, leases: at most so many cleared away per write
-LEASE_KEPT = 86400.0  # seconds after which a lease that nobody renewed is cleared away
+PRUNED_PER_WRITE = 500  # claim rows, leases: at most so many cleared away per write
+LEASE_RETENTION_S = 86400.0  # seconds after which a lease that nobody renewed is cleared away
 
 _GET = "SELECT version, last_active_at, record FROM sessions WHERE id = ?"
 _INSERT = """
@@ -230,11 +230,11 @@ class SqliteStore:
                 "ON CONFLICT (runtime, bucket, start) DO UPDATE SET n = n + excluded.n",
                 rows,
             )
-            for bucket, kept in claims.HORIZON.items():
+            for bucket, kept in claims.HORIZON_S.items():
                 db.execute(
                     "DELETE FROM claims WHERE rowid IN "
                     "(SELECT rowid FROM claims WHERE bucket = ? AND start < ? ORDER BY start LIMIT ?)",
-                    (bucket, now - kept, PRUNE),
+                    (bucket, now - kept, PRUNED_PER_WRITE),
                 )
 
         await self._thread.write(record)
@@ -267,7 +267,7 @@ def _check_fence(db: sqlite3.Connection, lease: Lease) -> None:
 def _acquire(db: sqlite3.Connection, wanted: Lease, now: float) -> Lease | None:
     row = db.execute("SELECT holder, fence, expires_at FROM leases WHERE name = ?", (wanted.name,)).fetchone()
     if row is None:
-        _clear_leases(db, now - LEASE_KEPT)
+        _clear_leases(db, now - LEASE_RETENTION_S)
         (floor,) = db.execute("SELECT floor FROM fences").fetchone()
         lease = replace(wanted, fence=floor + 1)
     else:
@@ -293,7 +293,7 @@ def _clear_leases(db: sqlite3.Connection, before: float) -> None:
     gone = db.execute(
         "DELETE FROM leases WHERE name IN (SELECT name FROM leases WHERE expires_at <= ? ORDER BY expires_at LIMIT ?) "
         "RETURNING fence",
-        (before, PRUNE),
+        (before, PRUNED_PER_WRITE),
     ).fetchall()
     if gone:
         db.execute("UPDATE fences SET floor = max(floor, ?)", (max(fence for (fence,) in gone),))

@@ -13,7 +13,7 @@ from gateway.core.errors import StoreUnavailableError, WakegateError
 
 APPLICATION_ID = 0x574B4754  # "WKGT": tells a store from any other sqlite file
 SCHEMA_VERSION = 1
-BUSY_TIMEOUT = 2.0  # seconds to wait for another process's transaction; ours take milliseconds
+BUSY_TIMEOUT_S = 2.0  # seconds to wait for another process's transaction; ours take milliseconds
 
 # `record` is the whole session as JSON. The columns beside it are what is compared or indexed; of these version and
 # last_active_at are newer than the copies inside the record, because a touch writes the column only.
@@ -74,7 +74,7 @@ def connect(path: Path) -> sqlite3.Connection:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except FileExistsError:
             pass
-        connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         try:
             _prepare(connection, path)
         except BaseException:
@@ -163,7 +163,7 @@ def translate(path: Path, error: BaseException) -> BaseException:
     elif name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         text = _damaged(path, str(error))
     elif name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        text = f"session store {path}: another process has kept it locked for more than {BUSY_TIMEOUT:g} s"
+        text = f"session store {path}: another process has kept it locked for more than {BUSY_TIMEOUT_S:g} s"
     elif name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
         text = f"session store {path}: {error}; check that the file and its folder are writable"
     elif name.startswith("SQLITE_IOERR"):

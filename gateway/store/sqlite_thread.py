@@ -19,7 +19,7 @@ from gateway.core.errors import StoreUnavailableError, WakegateError
 
 T = TypeVar("T")
 
-_BATCH = 256  # jobs per transaction: bounds how long the first one waits for its company (about 25 ms)
+_JOBS_PER_BATCH = 256  # jobs per transaction: bounds how long the first one waits for its company (about 25 ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class SqliteThread:
         if first is None:
             return None
         batch = [first]
-        while len(batch) < _BATCH:
+        while len(batch) < _JOBS_PER_BATCH:
             try:
                 job = self._jobs.get_nowait()
             except queue.Empty:

@@ -11,13 +11,13 @@ import pytest
 from gateway.core.errors import SettingsError, SnapshotCorruptError, SnapshotKeyError
 from gateway.core.model import SessionId, SnapshotRef
 from gateway.snapshots import FolderStore, SealedStore, SnapshotKeys, make_snapshot_store
-from gateway.snapshots.sealed import CHUNK
+from gateway.snapshots.sealed import CHUNK_BYTES
 from tests.support.snapshot_streams import pieces, read_all
 
 SESSION = SessionId("s")
 OLD, NEW = os.urandom(32), os.urandom(32)
 HEAD = 16 + 1 + len("old") + 16 + 32
-SEALED_CHUNK = CHUNK + 16
+SEALED_CHUNK = CHUNK_BYTES + 16
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ async def test_nothing_of_the_content_can_be_read(inner: FolderStore) -> None:
 async def test_tampering_is_noticed_by_the_seal(inner: FolderStore, tamper: str) -> None:
     """Chunks moved, left out, repeated, cut off or taken from another snapshot, with a reference that fits."""
     keys = SnapshotKeys("old", {"old": OLD})
-    whole = await sealed_bytes(inner, os.urandom(4 * CHUNK), keys)
-    other = await sealed_bytes(inner, os.urandom(4 * CHUNK), keys)
+    whole = await sealed_bytes(inner, os.urandom(4 * CHUNK_BYTES), keys)
+    other = await sealed_bytes(inner, os.urandom(4 * CHUNK_BYTES), keys)
     head, chunks = whole[:HEAD], [whole[at : at + SEALED_CHUNK] for at in range(HEAD, len(whole), SEALED_CHUNK)]
     assert len(chunks) == 4
     match tamper:
