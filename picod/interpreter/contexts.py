@@ -238,5 +238,5 @@ def timed_out(timeout: float, what: str) -> dict[str, Any]:
 
 
 def stopped(why: str) -> dict[str, Any]:
-    """The error of a run that somebody ended."""
+    """The error of a run that was ended from outside."""
     return {"name": "Interrupted", "value": f"the run was ended: {why}", "traceback": []}

@@ -28,7 +28,7 @@ class MessageError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a kernel said. `content` is None where it was too large to be read."""
+    """A message of a kernel. `content` is None where it was too large to be read."""
 
     kind: str
     parent: str  # msg_id of the request that it belongs to, or empty
@@ -38,7 +38,7 @@ class Message:
 def execute_request(key: bytes, session: str, msg_id: str, code: str, *, silent: bool, expressions: Any) -> list[bytes]:
     """The frames that ask for a run of `code`. `expressions` (name -> Python expression) are evaluated after it.
 
-    Without the date that a header should have: nobody looks at it, and the kernel would parse and print it with each
+    Without the date that a header should have: it is not used, and the kernel would parse and print it with each
     of its messages.
     """
     header = {

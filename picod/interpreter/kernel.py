@@ -24,10 +24,10 @@ from picod.interpreter.zmtp import ZmtpConnection, ZmtpError
 
 READY = b"\0wakegate: ready\n"  # as in userside/kernel.py
 _PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "userside", "kernel.py")
-_START_PATIENCE = 60.0  # seconds; on a machine that starts many it has to share
-_IDLE_PATIENCE = 1.0  # seconds after the reply; the word that all is done does not come where code closed the channel
-_WELCOME_PATIENCE = 0.5
-_SAID = 4096  # bytes of standard error kept for the message when a start fails
+_START_TIMEOUT_S = 60.0  # seconds; on a machine that starts many it has to share
+_IDLE_TIMEOUT_S = 1.0  # seconds after the reply; the word that all is done does not come where code closed the channel
+_WELCOME_TIMEOUT_S = 0.5
+_MAX_START_OUTPUT_BYTES = 4096  # bytes of standard error kept for the message when a start fails
 
 
 class KernelError(Exception):
@@ -52,7 +52,7 @@ class Listener(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """A start that nobody waits for: at low priority, with modules to import besides."""
+    """A start ahead of use: at low priority, with modules to import besides."""
 
     nice: int
     modules: tuple[str, ...] = ()
@@ -117,7 +117,7 @@ class Kernel:
         os.close(ends[3])
         kernel = cls(child, PipeReader(ends[0]), PipeReader(ends[2]), key)
         try:
-            async with asyncio.timeout(_START_PATIENCE):
+            async with asyncio.timeout(_START_TIMEOUT_S):
                 await kernel._wait_ready()
                 await kernel._connect(base)
         except (OSError, ZmtpError, TimeoutError) as error:
@@ -183,16 +183,16 @@ class Kernel:
                 connection.close()
 
     async def _wait_ready(self) -> None:
-        said, errors = bytearray(), bytearray()
+        output, errors = bytearray(), bytearray()
         ready = asyncio.Event()
 
         def look(data: bytes) -> None:
-            said.extend(data[: _SAID - len(said)])
-            if READY in said:
+            output.extend(data[: _MAX_START_OUTPUT_BYTES - len(output)])
+            if READY in output:
                 ready.set()
 
         self.pipes["stdout"].attach(look)
-        self.pipes["stderr"].attach(lambda data: errors.extend(data[: _SAID - len(errors)]))
+        self.pipes["stderr"].attach(lambda data: errors.extend(data[: _MAX_START_OUTPUT_BYTES - len(errors)]))
         waiting = asyncio.ensure_future(ready.wait())
         try:
             ends: set[asyncio.Future[Any]] = {waiting, self.child.exited}
@@ -202,7 +202,9 @@ class Kernel:
         if not ready.is_set():
             self.pipes["stderr"].drain()
             lines = bytes(errors).decode(errors="replace").strip().splitlines()
-            raise KernelError(f"the context's process ended as it started: {lines[-1] if lines else 'it said nothing'}")
+            raise KernelError(
+                f"the context's process ended as it started: {lines[-1] if lines else 'it printed nothing'}"
+            )
         for pipe in self.pipes.values():
             pipe.detach()
 
@@ -213,7 +215,7 @@ class Kernel:
         # do not welcome a subscriber: those are given something to speak about.
         while not self._welcome.is_set():
             try:
-                async with asyncio.timeout(_WELCOME_PATIENCE):
+                async with asyncio.timeout(_WELCOME_TIMEOUT_S):
                     await self._welcome.wait()
             except TimeoutError:
                 self._shell.send(execute_request(self._key, self._session, "", "", silent=True, expressions={}))
@@ -221,7 +223,7 @@ class Kernel:
     async def _wait_idle(self, run: _Run) -> None:
         while not run.idle.is_set():
             try:
-                async with asyncio.timeout(_IDLE_PATIENCE):
+                async with asyncio.timeout(_IDLE_TIMEOUT_S):
                     await run.idle.wait()
             except TimeoutError:
                 if not self._iopub.is_paused:  # what the run showed waits for a slow listener; its timeout still counts
@@ -276,4 +278,4 @@ def _hand_on(listener: Listener, stream: str) -> Callable[[bytes], None]:
 
 
 def _ignore(data: bytes) -> None:
-    """What a silent run prints is nobody's business."""
+    """Drop what a silent run prints."""

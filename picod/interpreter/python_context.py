@@ -17,11 +17,11 @@ from picod.interpreter.kernel import Ahead, Kernel, KernelError, Listener
 from picod.interpreter.replies import Reply
 from picod.interpreter.state_files import StateFiles, read_report, remove
 
-_INTERRUPT_PATIENCE = 3.0  # seconds from the interrupt until the process is killed
-MAX_STATE = 256 << 20  # bytes that a context may write when it is saved
+_INTERRUPT_TIMEOUT_S = 3.0  # seconds from the interrupt until the process is killed
+MAX_STATE_BYTES = 256 << 20  # bytes that a context may write when it is saved
 _EXIT_WAIT_S = 0.5  # from the end of a connection to that of the process
-_SAVE_SECONDS = 10.0
-_LOAD_SECONDS = 60.0
+_SAVE_TIMEOUT_S = 10.0
+_LOAD_TIMEOUT_S = 60.0
 
 
 class PythonContext(Context):
@@ -36,13 +36,13 @@ class PythonContext(Context):
         self._starts = 0
 
     def state(self) -> str:
-        """See above."""
+        """`starting`, `idle`, or `none` while there is no process."""
         if self._starting is not None:
             return "starting"
         return "idle" if self._kernel is not None and self._kernel.alive else "none"
 
     def begin(self, ahead: Ahead | None = None) -> None:
-        """Have the kernel started, without waiting; whoever asks for a run is told when that fails."""
+        """Start the kernel without waiting for it. The next run raises what went wrong."""
         if self._starting is None and (self._kernel is None or not self._kernel.alive):
             self._starting = asyncio.create_task(self._start(ahead))
             self._starting.add_done_callback(_look_at)
@@ -97,7 +97,7 @@ class PythonContext(Context):
                 await kernel.kill(self._around.children)
             else:
                 kernel.interrupt()
-                await asyncio.wait({running}, timeout=_INTERRUPT_PATIENCE)
+                await asyncio.wait({running}, timeout=_INTERRUPT_TIMEOUT_S)
                 if not running.done():
                     await kernel.kill(self._around.children)
         reply = await running
@@ -137,9 +137,9 @@ class PythonContext(Context):
     async def _save(self, files: StateFiles, scratch: str) -> dict[str, Any]:
         if self._kernel is None or not self._kernel.alive:
             return {"saved": 0, "unsaved": []}
-        call = f"save({files.base!r}, {scratch!r}, {MAX_STATE}, {_SAVE_SECONDS})"
+        call = f"save({files.base!r}, {scratch!r}, {MAX_STATE_BYTES}, {_SAVE_TIMEOUT_S})"
         try:
-            fault = await self._ask(call, 2 * _SAVE_SECONDS + _INTERRUPT_PATIENCE)
+            fault = await self._ask(call, 2 * _SAVE_TIMEOUT_S + _INTERRUPT_TIMEOUT_S)
             report = read_report(scratch, "saved")
         finally:
             remove(scratch, f"{scratch}.new", f"{files.base}.pickle.new", f"{files.base}.json.new")
@@ -159,7 +159,7 @@ class PythonContext(Context):
     async def _ask_to_load(self, files: StateFiles, *, is_fresh: bool) -> dict[str, Any]:
         scratch = os.path.join(self._around.folder(), f"{self.id}.loaded")
         try:
-            fault = await self._ask(f"load({files.base!r}, {scratch!r}, is_fresh={is_fresh})", _LOAD_SECONDS)
+            fault = await self._ask(f"load({files.base!r}, {scratch!r}, is_fresh={is_fresh})", _LOAD_TIMEOUT_S)
             report = read_report(scratch, "restored")
         finally:
             remove(scratch, f"{scratch}.new")
@@ -173,16 +173,16 @@ class PythonContext(Context):
         await asyncio.wait({asking}, timeout=seconds)
         if not asking.done():
             kernel.interrupt()
-            await asyncio.wait({asking}, timeout=_INTERRUPT_PATIENCE)
+            await asyncio.wait({asking}, timeout=_INTERRUPT_TIMEOUT_S)
         if not asking.done():
             asking.cancel()
             return "it took too long"
         reply = asking.result()
         if reply is None:
             return f"the context's process {_how(await _ending(kernel))}"
-        said = reply.expressions.get("_")
-        if isinstance(said, dict) and said.get("status") == "error":
-            return f"{said.get('ename')}: {said.get('evalue')}"[:300]
+        answer = reply.expressions.get("_")
+        if isinstance(answer, dict) and answer.get("status") == "error":
+            return f"{answer.get('ename')}: {answer.get('evalue')}"[:300]
         return ""
 
 
@@ -213,6 +213,6 @@ def _how(status: ExitStatus | None) -> str:
 
 
 def _look_at(starting: asyncio.Task[Kernel]) -> None:
-    """Its error is news to nobody: the next run tries again and says it."""
+    """Take note of its error, which the next run raises."""
     if not starting.cancelled():
         starting.exception()

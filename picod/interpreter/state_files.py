@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 FOLDER = ".wakegate/state"
-_MAX_REPORT = 1 << 20  # bytes
+_MAX_REPORT_BYTES = 1 << 20  # bytes
 _MAX_UNSAVED = 500  # names in a report
 
 
@@ -57,7 +57,7 @@ class StateFiles:
         """How many variables they say that they hold; 1 for bash."""
         try:
             with open(f"{self.base}.json", "rb") as file:
-                document = json.loads(file.read(_MAX_REPORT))
+                document = json.loads(file.read(_MAX_REPORT_BYTES))
             return len(document["names"]) + len(document["modules"])
         except (OSError, ValueError, RecursionError, KeyError, TypeError):
             return 1
@@ -77,11 +77,11 @@ def find(folder: str) -> dict[str, str]:
 def read_report(path: str, count: str) -> dict[str, Any] | None:
     """{`count`: n, "unsaved": [{"name", "reason"}]} as a context's process wrote it; None when it is none of that.
 
-    With "stale": true where it said that only a new process can take the state up.
+    With "stale": true where it reports that only a new process can take the state up.
     """
     try:
         with open(path, "rb") as file:
-            document = json.loads(file.read(_MAX_REPORT))
+            document = json.loads(file.read(_MAX_REPORT_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(document, dict) or not isinstance(document.get(count), int):

@@ -14,9 +14,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-MAX_MESSAGE = 16 << 20  # bytes of all frames of a message together
+MAX_MESSAGE_BYTES = 16 << 20  # bytes of all frames of a message together
 _MAX_FRAMES = 64
-_MAX_COMMAND = 4096
+_MAX_COMMAND_BYTES = 4096
 _GREETING = b"\xff\0\0\0\0\0\0\0\1\x7f\3\0" + b"NULL".ljust(20, b"\0") + bytes(32)
 _MORE, _LONG, _COMMAND = 1, 2, 4
 
@@ -163,7 +163,7 @@ class ZmtpConnection(asyncio.Protocol):
         size = int.from_bytes(buffer[1:start], "big")
         if flags & _COMMAND:
             return self._take_command(start, size)
-        if self._held + size > MAX_MESSAGE:
+        if self._held + size > MAX_MESSAGE_BYTES:
             del buffer[:start]
             self._skipping, self._skipped_more, self._cut = size, bool(flags & _MORE), True
             return True
@@ -175,7 +175,7 @@ class ZmtpConnection(asyncio.Protocol):
         return True
 
     def _take_command(self, start: int, size: int) -> bool:
-        if size > _MAX_COMMAND:
+        if size > _MAX_COMMAND_BYTES:
             raise ZmtpError("an oversized command")
         if len(self._buffer) < start + size:
             return False

@@ -4,7 +4,7 @@ Py_FinalizeEx clears every module, the preloaded ones too, which first copies al
 server: with pandas 35 ms, where the script itself takes 5. When nothing is left whose end could be noticed (`is_clean`)
 a child waits for threads, calls atexit's functions, flushes, and leaves; else it is finalised in full. So the fast way
 is taken only where it cannot be told from the slow one; a list of modules that are harmless was rejected, for it would
-have to be right for modules that nobody here has seen.
+have to be right for modules of users that are not known here.
 
 The order is that of Py_RunMain and Py_FinalizeEx in CPython 3.11 (Modules/main.c, Python/pylifecycle.c,
 Python/pythonrun.c), which the corpus of tests compares with.

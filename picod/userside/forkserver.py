@@ -49,7 +49,7 @@ for _name in set(sys.modules) - _plain_modules - {"__main__"}:
     del sys.modules[_name]  # ours stay ours: a script that imports them imports them itself
 
 _TESTED = ((3, 11),)  # of CPython; others take the ordinary path
-_MOST = 1 << 18  # bytes of an order; picod sends less
+_MAX_ORDER_BYTES = 1 << 18  # bytes of an order; picod sends less
 _NICE = 19  # of the thread that imports
 
 
@@ -227,7 +227,7 @@ def import_all(modules: Sequence[str], *, away_from_home: bool) -> set[str]:
     if os.fstat(noise).st_size and not (place and "HOME" in looked_at):
         text = os.pread(noise, 200, 0).decode("utf-8", "replace")
         raise NotPossibleError(f"the imports print, which each script would have to: {text.strip()}")
-    # Pipes, as a command's streams are, for this program may start anew with them; nobody reads them.
+    # Pipes, as a command's streams are, for this program may start anew with them. They are not read.
     reader, writer = os.pipe()
     for number in (1, 2):
         os.dup2(writer, number)
@@ -290,7 +290,7 @@ def _remove_tree(path: str) -> list[str]:
 
 def _receive(connection: _socket.socket, most: int) -> tuple[bytes, list[int]]:
     """One message and the descriptors that came with it. Raises OSError."""
-    data, ancillary, _, _ = connection.recvmsg(_MOST, _socket.CMSG_SPACE(4 * most), _socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, _, _ = connection.recvmsg(_MAX_ORDER_BYTES, _socket.CMSG_SPACE(4 * most), _socket.MSG_CMSG_CLOEXEC)
     descriptors = []
     for level, kind, raw in ancillary:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:

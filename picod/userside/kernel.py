@@ -27,8 +27,10 @@ READY = b"\0wakegate: ready\n"
 # Loaded by IPython for completion, debugging and its history, none of which a context offers. They are hidden while
 # IPython loads and can be imported by the user's code afterwards.
 _HIDDEN = ("debugpy", "jedi", "sqlite3")
-_STACK = 1 << 20
-_SPARE = 64  # the least number of descriptors that are kept aside: out of the way of those that code closes one by one
+_STACK_BYTES = 1 << 20
+_LOWEST_SPARE_FD = (
+    64  # the least number of descriptors that are kept aside: out of the way of those that code closes one by one
+)
 
 
 def main() -> None:
@@ -44,7 +46,7 @@ def main() -> None:
     else:
         _load()
     # Five threads that do next to nothing: under a limit on memory their stacks count as if they were used.
-    threading.stack_size(_STACK)
+    threading.stack_size(_STACK_BYTES)
     app = _make(connection_file, folder)
     threading.stack_size(0)
     # state.py notes what the environment is like before any code has run.
@@ -146,9 +148,9 @@ def _keep_streams() -> Callable[[], None]:
 
     ipykernel flushes them before it replies: with one closed it would not, and the run would last until its timeout.
     """
-    spares = {fd: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _SPARE) for fd in (0, 1, 2)}
+    spares = {fd: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_SPARE_FD) for fd in (0, 1, 2)}
 
-    def mend() -> None:
+    def reopen() -> None:
         for fd, spare in spares.items():
             try:
                 os.fstat(fd)
@@ -164,7 +166,7 @@ def _keep_streams() -> Callable[[], None]:
                 new = open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
                 setattr(sys, name, new)
 
-    return mend
+    return reopen
 
 
 class _NewPackages:

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 _MADV_COLLAPSE = 25  # Linux 6.1; an older one says that it does not know it
-_BLOCK = 2 << 20
-_FULL = 0.9
-_UNNAMED = 5  # words that a line of smaps has without a name
+_BLOCK_BYTES = 2 << 20
+_FULL_RATIO = 0.9
+_UNNAMED_WORDS = 5  # words that a line of smaps has without a name
 
 
 def join(advise: Callable[[int, int, int], object]) -> None:
@@ -24,7 +24,7 @@ def join(advise: Callable[[int, int, int], object]) -> None:
     with open("/proc/self/smaps", encoding="utf-8", errors="replace") as file:
         found = list(full_blocks(file))
     for start in found:
-        advise(start, _BLOCK, _MADV_COLLAPSE)
+        advise(start, _BLOCK_BYTES, _MADV_COLLAPSE)
 
 
 def full_blocks(smaps: Iterable[str]) -> Iterator[int]:
@@ -36,7 +36,7 @@ def full_blocks(smaps: Iterable[str]) -> Iterator[int]:
     for line in smaps:
         words = line.split()
         if not words[0].endswith(":"):  # FROM-TO rw-p ..., and then the size and other facts of it
-            ours = words[1] == "rw-p" and (len(words) == _UNNAMED or words[-1] == "[heap]")
+            ours = words[1] == "rw-p" and (len(words) == _UNNAMED_WORDS or words[-1] == "[heap]")
             start, end = (int(word, 16) for word in words[0].split("-")) if ours else (0, 0)
-        elif words[0] == "Rss:" and int(words[1]) << 10 >= (end - start) * _FULL:
-            yield from range(-(-start // _BLOCK) * _BLOCK, end // _BLOCK * _BLOCK, _BLOCK)
+        elif words[0] == "Rss:" and int(words[1]) << 10 >= (end - start) * _FULL_RATIO:
+            yield from range(-(-start // _BLOCK_BYTES) * _BLOCK_BYTES, end // _BLOCK_BYTES * _BLOCK_BYTES, _BLOCK_BYTES)

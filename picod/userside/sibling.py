@@ -5,8 +5,8 @@ clone(CLONE_PARENT). With pandas each fork copies, and each end takes down, the 
 fork costs as much as the script. os.fork has no such flag, so here the system call is made as the C library makes it,
 and the interpreter told of it as os.fork tells it. What is left out is what libraries registered with pthread_atfork:
 they take their locks before a fork and give them back after it. It is left out only while this process has no threads
-but the two of forkserver.py, so that nobody else holds a lock; a pool of threads (OpenBLAS) ends with the first fork,
-which is an ordinary one.
+but the two of forkserver.py, so that no other thread holds a lock; a pool of threads (OpenBLAS) ends with the first
+fork, which is an ordinary one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CLONE, _SET_ROBUST_LIST, _GET_ROBUST_LIST = 56, 273, 274  # of x86_64
 _CLONE_PARENT, _CLONE_CHILD_CLEARTID, _CLONE_CHILD_SETTID = 0x8000, 0x200000, 0x1000000
 _SIGCHLD = 17
 _PR_GET_TID_ADDRESS = 40
-_ROBUST_HEAD = 24  # bytes
+_ROBUST_HEAD_BYTES = 24  # bytes
 _OUR_THREADS = 2
 
 
@@ -49,7 +49,7 @@ class Forks:
             # glibc keeps the thread's number there, which the kernel writes anew in the child; musl a lock.
             and _Int.from_address(tid.value).value == _thread.get_native_id()
             and self._system_call(_GET_ROBUST_LIST, 0, _ctypes.byref(robust), _ctypes.byref(size)) == 0
-            and size.value == _ROBUST_HEAD
+            and size.value == _ROBUST_HEAD_BYTES
         )
         self._tid, self._robust = tid, robust
 
@@ -61,7 +61,7 @@ class Forks:
         self._before()
         pid: int = self._system_call(_CLONE, Long(flags), None, None, self._tid, None)
         if pid == 0:
-            self._system_call(_SET_ROBUST_LIST, self._robust, Long(_ROBUST_HEAD))
+            self._system_call(_SET_ROBUST_LIST, self._robust, Long(_ROBUST_HEAD_BYTES))
             self._begin()
             return 0
         self._after()

@@ -32,7 +32,7 @@ _FIRST_ENVIRONMENT = dict(os.environ)
 _FIRST_PATH = list(sys.path)
 _FIRST_FOLDER = os.getcwd()
 _HISTORY = re.compile(r"_+|_i+|_i?\d+|_exit_code|_dh|_ih|_oh|In|Out|__\w+__")
-_MAX_SOURCES = 4 << 20  # characters of source text kept for tracebacks and inspect
+_MAX_SOURCES_CHARS = 4 << 20  # characters of source text kept for tracebacks and inspect
 
 
 class LimitError(Exception):
@@ -290,7 +290,7 @@ def _sources(values: Mapping[str, Any]) -> dict[str, str]:
     for value in values.values():
         inner = vars(value).values() if isinstance(value, type) else (value,)
         names |= {each.__code__.co_filename for each in inner if isinstance(each, types.FunctionType)}
-    kept, room = {}, _MAX_SOURCES
+    kept, room = {}, _MAX_SOURCES_CHARS
     for name in names:
         entry = linecache.cache.get(name)
         text = "".join(entry[2]) if entry and len(entry) == 4 and entry[1] is None else ""

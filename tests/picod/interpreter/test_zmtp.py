@@ -96,7 +96,7 @@ async def test_frames_are_read_however_they_are_cut(short_path: Path) -> None:
 
 async def test_message_that_is_too_large_is_passed_over(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not held, it says that it was cut, and the next one is read as ever."""
-    monkeypatch.setattr(zmtp, "MAX_MESSAGE", 1000)
+    monkeypatch.setattr(zmtp, "MAX_MESSAGE_BYTES", 1000)
     large = b"\x01\x02ok" + b"\x03" + (5000).to_bytes(8, "big") + b"x" * 5000 + b"\x00\x03end"
 
     async def play(writer: asyncio.StreamWriter) -> None:
