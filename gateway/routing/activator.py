@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from gateway.core.background import Tasks
 from gateway.core.clock import Clock
 from gateway.core.errors import (
+    ActivationTimeoutError,
     BadRequestError,
     DrainingError,
     QueueFullError,
@@ -110,14 +111,22 @@ class Activator:
             raise DrainingError("this gateway is shutting down; connect again", retry_after=1)
         if self.held >= self._limits.total:
             raise QueueFullError(f"{self.held} requests already wait for sandboxes on this gateway; try again shortly")
-        began = perf_counter()
+        wait = _Wait()
         self.held += 1
         try:
             async with self._admission.held(target.runtime, target.session_id):
                 if target.session_id is None:
-                    return await self._reserve(target, gone, began)
+                    return await self._reserve(target, gone, wait)
                 with self._activity.arriving(target.session_id):
-                    return await self._reserve(target, gone, began)
+                    return await self._reserve(target, gone, wait)
+        except ActivationTimeoutError as error:
+            if not wait.for_slot:
+                raise
+            # The sandbox lives and is busy, which is overload by this session's own requests and no fault of a start.
+            raise QueueFullError(
+                f"all {self._limits.slots} requests that the session's sandbox takes at a time are under way;"
+                " try again shortly"
+            ) from error
         finally:
             self.held -= 1
 
@@ -150,7 +159,7 @@ class Activator:
         """An answer with that x-wakegate-restored was delivered to its client: the next ones do not carry it."""
         route = self.routes.get(session_id)
         if route is not None and route.restored == restored:
-            route.restored = None
+            route.set_restored(None)
         self._background.spawn(self._acknowledge(session_id, restored))
 
     async def _acknowledge(self, session_id: SessionId, restored: str) -> None:
@@ -181,7 +190,7 @@ class Activator:
             if sandbox_id is None:
                 self._activity.forget(session_id)
 
-    async def _reserve(self, target: Target, gone: SandboxId | None, began: float) -> Reservation:
+    async def _reserve(self, target: Target, gone: SandboxId | None, wait: _Wait) -> Reservation:
         if target.session_id is None:
             if target.runtime is None:
                 raise BadRequestError(
@@ -203,30 +212,24 @@ class Activator:
                     raise _not_found(target.session_id, target.runtime)
                 if current.restored is not None and not current.peer:
                     # The gateway that delivered the answer may be another one, which wrote that into the record.
-                    current.restored = (await self._lifecycle.get(current.session_id)).restored
-                await current.enter()
-                return Reservation(current, StartKind.LIVE, current.restored, queue_s=perf_counter() - began)
+                    current.set_restored((await self._lifecycle.get(current.session_id)).restored)
+                return await wait.enter(current)
             try:
                 opened = await self._join_flight(target.session_id, gone)
             except ElsewhereError as elsewhere:
                 route = await self._peer_route(target.session_id, elsewhere.peer)
                 if target.runtime is not None and target.runtime != route.runtime:
                     raise _not_found(target.session_id, target.runtime) from None
-                await route.enter()
-                return Reservation(route, StartKind.LIVE, queue_s=perf_counter() - began)
+                return await wait.enter(route)
             except StoreUnavailableError:
                 if stale is None or stale.closed or gone is not None:
                     raise
                 stale.trust_until(self._clock.now() + TRUSTED_IN_OUTAGE_S)  # no gateway can hibernate it meanwhile
-                await stale.enter()
-                return Reservation(stale, StartKind.LIVE, queue_s=perf_counter() - began)
+                return await wait.enter(stale)
             if target.runtime is not None and target.runtime != opened.session.runtime:
                 raise _not_found(target.session_id, target.runtime)
             route = self._route(opened)
-        await route.enter()
-        waited = perf_counter() - began
-        queue_s = max(0.0, waited - opened.claim_s - opened.restore_s)
-        return Reservation(route, opened.start, opened.restored, queue_s, opened.claim_s, opened.restore_s)
+        return await wait.enter(route, opened)
 
     def _route(self, opened: Opened) -> Route:
         session, sandbox = opened.session, opened.sandbox
@@ -243,7 +246,7 @@ class Activator:
                 self._counters.of(session.runtime),
                 branches=self._branches(session.runtime, sandbox.endpoint),
             )
-        route.restored = opened.restored
+        route.set_restored(opened.restored)
         if self._shared_provider:
             route.trust_until(self._clock.now() + TRUSTED_S)
         if self._clock.now() >= route.head_until:
@@ -323,6 +326,24 @@ class Activator:
         self._flights.pop(session_id, None)
         if not flight.cancelled():
             flight.exception()  # marks it as seen: all requests that waited for it may have left
+
+
+class _Wait:
+    """One held request's wait: first for a sandbox, then (`for_slot`) for a slot of it."""
+
+    def __init__(self) -> None:
+        self.for_slot = False
+        self._began = perf_counter()
+
+    async def enter(self, route: Route, opened: Opened | None = None) -> Reservation:
+        """Take a slot. `opened`: how the sandbox came to be, None: the route was live. Raises QueueFullError."""
+        self.for_slot = True
+        await route.enter()
+        waited = perf_counter() - self._began
+        if opened is None:
+            return Reservation(route, StartKind.LIVE, route.restored, queue_s=waited)
+        queue_s = max(0.0, waited - opened.claim_s - opened.restore_s)
+        return Reservation(route, opened.start, opened.restored, queue_s, opened.claim_s, opened.restore_s)
 
 
 def _first_lines(route: Route) -> bytes:

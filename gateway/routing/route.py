@@ -123,6 +123,10 @@ class Route:
         """All its connections."""
         return [self.pool, *(pool for _, pool in self.branches)]
 
+    def set_restored(self, restored: str | None) -> None:
+        """What answers say in x-wakegate-restored; None once one with it was delivered."""
+        self.restored = restored
+
     def trust_until(self, when: float) -> None:
         """Until that epoch second the session is taken to be where this route leads."""
         self.trusted_until = when

@@ -150,6 +150,22 @@ async def test_slot_queue_is_bounded(tmp_path: Path) -> None:
         waiting.cancel()
 
 
+async def test_request_that_finds_no_free_slot_is_told_to_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the time of the hold rule, but with 429 and Retry-After: the sandbox lives, its session keeps it busy."""
+    monkeypatch.setattr("gateway.sessions.admission.MIN_HOLD_S", 0.2)
+    async with world(tmp_path, slots_per_sandbox=2) as w:
+        session = await w.session()
+        for _ in range(2):
+            await w.reserve(session)
+        with pytest.raises(QueueFullError, match=r"all 2 requests .* are under way") as refused:
+            await w.reserve(session)
+        assert (refused.value.status, refused.value.retry_after) == (429, 1.0)
+        assert w.activator.held == 0
+        assert w.activator.routes[session].in_flight == 2
+
+
 @pytest.mark.parametrize("live", [True, False])
 async def test_session_is_not_found_under_another_runtime(tmp_path: Path, live: bool) -> None:
     """Before and after its route is in memory."""
