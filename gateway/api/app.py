@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from gateway.api.agentcube import AgentCubeAPI
@@ -27,6 +27,7 @@ from gateway.api.openapi.document import Operation, make_document
 from gateway.api.openapi.sandbox import SANDBOX, THROUGH
 from gateway.api.openapi.table import CONTROL
 from gateway.api.tools.service import ToolService
+from gateway.api.unknown import unknown_answer
 from gateway.core.clock import Clock
 from gateway.core.interfaces import RuntimeCatalog, SandboxCaller, SandboxProvider, SessionStore
 from gateway.core.model import SessionId
@@ -124,7 +125,7 @@ def make_control_app(
     `body_idle`: seconds that a client may be silent while it owes the rest of its body.
     `acknowledge(session, restored)` is called when an answer with x-wakegate-restored was delivered.
     """
-    app = Starlette(routes=list(routes), exception_handlers={404: _not_found, 405: _not_found})
+    app = Starlette(routes=list(routes), exception_handlers=dict.fromkeys((404, 405), unknown_answer(routes)))
     app.router.redirect_slashes = False
     app.state.body_idle = body_idle
 
@@ -167,13 +168,6 @@ def _restored_of(scope: Any, headers: Sequence[tuple[bytes, bytes]]) -> tuple[Se
     if restored is None or session is None or any(name == b"x-wakegate-relayed" for name, _ in scope["headers"]):
         return None
     return SessionId(session.decode("latin-1")), restored.decode("latin-1")
-
-
-async def _not_found(request: Request, _: Exception) -> Response:
-    """AgentCube's plain 404 for unknown paths and wrong methods; MCP's clients need a 405 where there is no GET."""
-    if request.url.path == "/mcp":
-        return PlainTextResponse("Method Not Allowed", 405, {"allow": "POST, DELETE"})
-    return PlainTextResponse("404 page not found", 404)
 
 
 @lru_cache(maxsize=1)

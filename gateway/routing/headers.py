@@ -45,7 +45,18 @@ class Request:
     `content_length` None with `chunked` False: the request has no body.
     """
 
-    __slots__ = ("chunked", "content_length", "hops", "id_line", "lines", "own_origin", "runtime", "sent_id", "session")
+    __slots__ = (
+        "chunked",
+        "content_length",
+        "has_host",
+        "hops",
+        "id_line",
+        "lines",
+        "own_origin",
+        "runtime",
+        "sent_id",
+        "session",
+    )
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
@@ -58,6 +69,7 @@ class Request:
         self.own_origin = (
             False  # Origin names the host that the request was sent to; `origin_line` says it to the sandbox
         )
+        self.has_host = False
         self.hops = 0
 
 
@@ -75,8 +87,9 @@ def read_request(headers: Iterable[tuple[bytes, bytes]], client: tuple[str, int]
         if name not in _SPECIAL:
             lines.append(b"%b: %b\r\n" % (name, value))
         elif name == b"host":
-            if host and host != value:
-                raise BadRequestError("two Host headers that differ")
+            if request.has_host:
+                raise BadRequestError("two Host headers; send one")
+            request.has_host = True
             host = value
         elif name in SESSION_HEADERS:
             if request.session is not None and request.session != value:

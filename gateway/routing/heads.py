@@ -11,6 +11,7 @@ from gateway.routing.responses import Scope
 from gateway.routing.route import Reservation, Route
 from gateway.routing.target import Target
 
+EMPTY_QUERY = "wakegate.empty_query"  # in a scope: the target has a "?" with nothing behind it, which ASGI drops
 _SHOWN = {"first_byte": b"upstream"}  # Server-Timing's word for it
 Stages = list[tuple[str, float]]
 
@@ -30,7 +31,7 @@ def request_head(scope: Scope, request: Request, route: Route, target: Target) -
     return b"%b %b%b HTTP/1.1\r\n%b%b\r\n" % (
         scope["method"].encode("ascii"),
         path,
-        b"?" + query if query else b"",
+        b"?" + query if query or EMPTY_QUERY in scope else b"",
         b"".join(request.lines),
         route.head,
     )

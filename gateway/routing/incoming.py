@@ -50,6 +50,8 @@ class Incoming:
             scheme: str = scope["scheme"]
             self.request = request = read_request(scope["headers"], scope["client"], _SCHEMES[scheme])
             self.id_line = identify(request, record.traceparent if record is not None else b"")
+            if not request.has_host and scope["http_version"] == "1.1":
+                raise BadRequestError("an HTTP/1.1 request has a Host header (RFC 9112 3.2); send one")
             self.target = parse(raw_path(scope), request.session, request.runtime)
         except BadRequestError as error:
             self.target = error

@@ -26,6 +26,8 @@ from gateway.routing.body_pipe import BodyPipe, Write
 from gateway.routing.connection_limit import ConnectionLimit, Reclaimable
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.fast_path import FastPath
+from gateway.routing.heads import EMPTY_QUERY
+from gateway.routing.raw_target import encode_line, encode_target, sent_target
 from gateway.routing.responses import error_body, error_fields
 from gateway.routing.upgrade import is_websocket, parser_behind_head, request_parser, websocket_head
 
@@ -77,6 +79,8 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
         )
         self._is_large = False  # the data at hand alone could hold a head over the bound
         self._in_head = True
+        self._in_line = True  # what comes next is, or goes on with, a request line
+        self._line = b""  # what came of that, where it has bytes beyond ASCII or came in pieces
         self._upgrading = False  # the request under way asks for a WebSocket
         self._ignores_upgrade = False  # it asks for another protocol, and llhttp does not see its body
         self._idle_since = self.loop.time()
@@ -117,6 +121,9 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
             self._head_size += len(data)
         else:
             self._framing_size += len(data)
+        starts_in_line = self._in_line
+        if starts_in_line and (self._line or not data.isascii()):
+            data, self._line = encode_line(data, self._line)
         rest: bytes | memoryview = data
         while True:
             try:
@@ -136,6 +143,9 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
                 break
         self._start_fresh()
         if self._in_head:  # still: most heads come in one piece and need no timer
+            if starts_in_line:
+                self._in_line = b"\n" not in data
+                self._line = self._line or data
             if self._head_size > MAX_HEAD_BYTES:
                 self._refuse(HeadTooLargeError(f"the request's head is larger than {MAX_HEAD_BYTES} bytes"))
             elif self._head_timer is None:
@@ -175,6 +185,7 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
         """uvicorn's, less what a proxied request does not need, and with a cycle that writes head and body at once."""
         if self._is_large or self._head_size > MAX_HEAD_BYTES:
             self._check_head_size()
+        target = sent_target(self._line, self.url) if self._line else self.url
         self._head_arrived()
         if len(self.headers) > MAX_FIELDS:
             raise HeadTooLargeError(f"the request has more than {MAX_FIELDS} header fields")
@@ -185,7 +196,7 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
         method = parser.get_method().decode("ascii")
         if method == "CONNECT":
             raise BadRequestError("this is no forward proxy: CONNECT is not served")
-        raw_path, path, query = _split_target(self.url)
+        raw_path, path, query = _split_target(target)
         scope: Any = {
             "type": "http",
             "asgi": _ASGI,
@@ -201,6 +212,8 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
             "headers": self.headers,
             "state": {},
         }
+        if not query and b"?" in target:
+            scope[EMPTY_QUERY] = True
         self.scope = scope
         running = self.cycle
         if parser.should_upgrade():
@@ -239,6 +252,7 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
     def on_message_complete(self) -> None:
         if self._upgrading or self._ignores_upgrade:  # llhttp reports the end where it stops; the body is still to come
             return
+        self._in_line = True
         cycle = self.cycle
         if not cycle.response_complete:
             cycle.more_body = False
@@ -318,7 +332,8 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
         self._head_timer = self.loop.call_later(self._context.head_timeout, self._head_is_late)
 
     def _head_arrived(self) -> None:
-        self._in_head = False
+        self._in_head = self._in_line = False
+        self._line = b""
         self._head_size = 0
         if self._head_timer is not None:
             self._head_timer.cancel()
@@ -356,7 +371,7 @@ def _split_target(url: bytes) -> tuple[bytes, str, bytes]:
     """(raw path, decoded path, query) of a request target. Raises HttpParserInvalidURLError, BadRequestError."""
     if not url.startswith(b"/"):
         # Absolute form (RFC 9112 3.2.2), or one that is no path at all: the rare cases go through the full parser.
-        parsed = httptools.parse_url(url)
+        parsed = httptools.parse_url(encode_target(url))
         if not parsed.schema:
             raise BadRequestError("the request's target is not a path")
         raw, query = parsed.path or b"/", parsed.query or b""

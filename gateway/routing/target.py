@@ -6,7 +6,8 @@ Three forms reach a sandbox:
     /v1/sessions/{id}/ports/{port}/{path}, /v1/sessions/{id}/terminal                         by path alone (browsers)
     any other path with a session header (or x-wakegate-runtime: namespace/name)              plain HTTP
 
-Everything else is for the control surfaces. The path is kept as the client sent it: never decoded, never normalised.
+Everything else is for the control surfaces: requests that name neither, and the gateway's own names (`is_control`). The
+path is kept as the client sent it: never decoded, never normalised.
 """
 
 from __future__ import annotations
@@ -26,9 +27,14 @@ RUNTIME_HEADER = b"x-wakegate-runtime"
 _DATA_PLANE = b"/v1/namespaces/"
 _SESSIONS = b"/v1/sessions/"
 _PORT = re.compile(rb"[1-9][0-9]{0,4}")
-_CONTROL_PATHS = frozenset(
-    (b"/health", b"/health/live", b"/health/ready", b"/healthz", b"/readyz", b"/metrics", b"/mcp", b"/openapi.json")
-)
+# The gateway's own names, which never reach a sandbox by a header: these paths, and what is below /v1/ and these names.
+RESERVED_PATHS = frozenset((
+    b"/health", b"/health/live", b"/health/ready", b"/healthz", b"/readyz", b"/metrics", b"/mcp", b"/openapi.json",
+))  # fmt: skip
+RESERVED_V1 = frozenset((
+    b"agent-runtime", b"autoscaler", b"code-interpreter", b"containers", b"namespaces", b"runtimes", b"sessions",
+    b"tool_calls", b"tools",
+))  # fmt: skip
 _KINDS = {kind.segment.encode(): kind for kind in Kind}
 _SESSION_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _NAME = re.compile(rb"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -117,8 +123,14 @@ _parse_kept = lru_cache(maxsize=2048)(_parse)
 
 
 def is_control(raw_path: bytes) -> bool:
-    """Whether a path belongs to the control surfaces even when a session header is there."""
-    return raw_path in _CONTROL_PATHS or raw_path.startswith((b"/v1/", b"//"))
+    """Whether a path is one of the gateway's own names, also when a session header is there.
+
+    Slashes in front count as one: AgentCube's SDK joins a base URL with a slash at its end to "//v1/...".
+    """
+    path = b"/" + raw_path.lstrip(b"/") if raw_path.startswith(b"//") else raw_path
+    if path.startswith(b"/v1/"):
+        return path[4:].partition(b"/")[0] in RESERVED_V1
+    return path in RESERVED_PATHS
 
 
 @lru_cache(maxsize=4096)

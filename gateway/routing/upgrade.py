@@ -12,14 +12,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from typing import Any, Protocol
-from urllib.parse import quote
 
 import httptools
+
+from gateway.routing.raw_target import encode_target
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 _FRAMING = (b"content-length", b"transfer-encoding")
-_ASCII = "".join(map(chr, range(0x21, 0x7F)))
 
 
 def is_websocket(method: str, version: str, headers: Headers) -> bool:
@@ -34,7 +34,7 @@ def is_websocket(method: str, version: str, headers: Headers) -> bool:
 
 def websocket_head(target: bytes, headers: Headers) -> bytes:
     """The head of such a request for uvicorn's WebSocket protocol, which takes no length and only ASCII in a target."""
-    lines = [b"GET %b HTTP/1.1\r\n" % quote(target, safe=_ASCII).encode("ascii")]
+    lines = [b"GET %b HTTP/1.1\r\n" % encode_target(target)]
     lines += [b"%b: %b\r\n" % field for field in headers if field[0] != b"content-length"]
     return b"".join(lines) + b"\r\n"
 

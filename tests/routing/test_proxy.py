@@ -46,6 +46,44 @@ async def test_proxy_sends_the_path_and_query_as_they_came(open_gateway: OpenScr
     assert [request.path for request in sandbox.requests] == ["/" + odd] * 2
 
 
+ODD_TARGETS = [b"/a?", b"/?", b"/\xc3\xa9?\xff=%20", b"/%C3%A9\xc3\xa9", b"/\xff\xfe/x", b"/a?b?", b'/|^`{}"<>\\']
+
+
+@pytest.mark.parametrize("target", ODD_TARGETS)
+@pytest.mark.parametrize("size", [1, 6, 10_000])
+async def test_odd_targets_pass_unchanged(open_gateway: OpenScripted, target: bytes, size: int) -> None:
+    """Bytes beyond ASCII, a "?" with nothing behind it: as they came, in however many pieces, also for a later request
+    of a connection, and behind a body of such bytes that is not touched either."""
+    gateway, sandbox = await open_gateway()
+    session = (await gateway.session()).encode()
+    client = await gateway.connect()
+    body = b"\xff\xc3\xa9\n" * 3
+    raw = b"POST %b HTTP/1.1\r\nhost: h\r\nx: \xe9\r\nx-session-id: %b\r\ncontent-length: %d\r\n\r\n%b" % (
+        target, session, len(body), body
+    )  # fmt: skip
+    for _ in range(2):
+        for start in range(0, len(raw), size):
+            await client.send(raw[start : start + size])
+            await asyncio.sleep(0)
+        assert (await client.answer()).status == 200
+    for seen in sandbox.requests:
+        assert seen.start.encode("latin-1") == b"POST %b HTTP/1.1" % target
+        assert (seen.body, seen.get("x")) == (body, "\xe9")
+    assert len(sandbox.requests) == 2
+
+
+async def test_request_without_a_host_is_refused(open_gateway: OpenScripted) -> None:
+    """HTTP/1.1 with none or two of them: 400. HTTP/1.0 has none."""
+    gateway, sandbox = await open_gateway()
+    session = await gateway.session()
+    for hosts in ("", "host: h\nhost: h\n"):
+        answer = await gateway.ask(f"GET / HTTP/1.1\n{hosts}x-session-id: {session}")
+        assert (answer.status, answer.json["code"]) == (400, "BAD_REQUEST")
+        assert "Host header" in answer.json["error"]
+    assert (await gateway.ask(f"GET / HTTP/1.0\nx-session-id: {session}")).status == 200
+    assert len(sandbox.requests) == 1
+
+
 async def test_proxy_sends_its_own_credentials_and_forwarding_fields(open_gateway: OpenScripted) -> None:
     """The client's Authorization ends here, a token of ours goes on; who asked is said once, hop-by-hop never."""
     gateway, sandbox = await open_gateway()
@@ -883,19 +921,66 @@ async def test_invocations_without_a_slash_redirects(open_gateway: OpenScripted,
     assert sandbox.requests == []
 
 
-async def test_unknown_paths_get_the_plain_404(open_gateway: OpenScripted) -> None:
+async def test_unknown_paths_of_agentcube_get_the_plain_404(open_gateway: OpenScripted) -> None:
     """Unknown path, known path with a wrong method, and a broken data-plane path: AgentCube's text, never a 405."""
     gateway, _ = await open_gateway()
-    for start in (
-        "GET /nope",
-        "PUT /v1/sessions",
-        "GET /v1/namespaces/a/b/c/invocations/",
-        "GET /v1/code-interpreter",
-        "POST /healthz",
-    ):
+    for start in ("GET /v1/namespaces/a/b/c/invocations/", "GET /v1/code-interpreter", "POST /health"):
         answer = await gateway.ask(f"{start} HTTP/1.1\nhost: h\ncontent-length: 0")
         assert (answer.status, answer.body) == (404, b"404 page not found")
         assert (answer.get("content-type") or "").startswith("text/plain")
+
+
+@pytest.mark.parametrize(
+    ("start", "allowed"),
+    [
+        ("PUT /v1/sessions", "GET, HEAD, POST"),
+        ("POST /healthz", "GET, HEAD"),
+        ("POST /v1/sessions/x", "DELETE, GET, HEAD, PATCH"),
+        ("GET /v1/sessions/x/wake", "POST"),
+        ("GET /mcp", "DELETE, POST"),
+        ("DELETE /v1/tools", "GET, HEAD"),
+    ],
+)
+async def test_wrong_method_is_told_the_right_ones(open_gateway: OpenScripted, start: str, allowed: str) -> None:
+    """405 with Allow, and the same in words, in the shape of that API."""
+    gateway, _ = await open_gateway()
+    answer = await gateway.ask(f"{start} HTTP/1.1\nhost: h\ncontent-length: 0")
+    assert (answer.status, answer.get("allow")) == (405, allowed)
+    assert allowed in str(answer.json["error"])
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "status", "hint"),
+    [
+        ("/api/execute", "", 400, "x-session-id"),
+        ("/api/execute", "", 400, "x-wakegate-runtime"),
+        ("/nope", "", 404, "x-session-id"),
+        ("/v1/chat/completions", "", 404, "x-session-id"),
+        ("/v1/sessions/a/b/c", "x-session-id: s1", 404, "/v1/sessions/ID/ports/PORT"),
+        ("/v1/runtimes/nope", "x-wakegate-runtime: x", 404, "/v1/sessions/ID/ports/PORT"),
+    ],
+)
+async def test_unknown_path_is_answered_with_a_hint(
+    open_gateway: OpenScripted, path: str, fields: str, status: int, hint: str
+) -> None:
+    """In JSON: which header is missing, or how a sandbox's path of a reserved name is reached."""
+    gateway, sandbox = await open_gateway()
+    answer = await gateway.ask(f"GET {path} HTTP/1.1\nhost: h\n{fields}")
+    assert answer.status == status
+    assert hint in answer.json["error"]
+    assert sandbox.requests == []
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "//x", "/v1/models?a=b", "/api/execute", "/v2"])
+async def test_session_header_takes_every_path_that_is_not_the_gateways_to_the_sandbox(
+    open_gateway: OpenScripted, path: str
+) -> None:
+    """With either spelling of the header."""
+    gateway, sandbox = await open_gateway()
+    session = await gateway.session()
+    for name in ("x-session-id", "x-agentcube-session-id"):
+        assert (await gateway.ask(f"POST {path} HTTP/1.1\nhost: h\n{name}: {session}\ncontent-length: 0")).status == 200
+    assert [seen.path for seen in sandbox.requests] == [path, path]
 
 
 async def test_two_session_headers_that_differ_are_refused(open_gateway: OpenScripted) -> None:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gateway.api.openapi.table import CONTROL
 from gateway.core.errors import BadRequestError
 from gateway.core.model import Kind, RuntimeKey, SessionId
-from gateway.routing.target import NotProxied, Target, parse
+from gateway.routing.target import RESERVED_PATHS, RESERVED_V1, NotProxied, Target, is_control, parse
 
 PLANE = b"/v1/namespaces/default/code-interpreters/my-interpreter/invocations"
 WIRE = st.binary(max_size=400)
@@ -82,6 +83,25 @@ def test_parse_reads_the_runtime_from_the_path(kind: Kind) -> None:
 def test_parse_leaves_other_paths_to_the_control_surfaces(path: bytes, outcome: NotProxied) -> None:
     """Prefixes match at segment borders, and a session header does not take a control path away."""
     assert parse(path, b"s1", None) is outcome
+
+
+def test_every_operation_of_the_gateway_has_a_reserved_name() -> None:
+    """So that a session header cannot take its requests away; and no name is reserved without need."""
+    paths = {operation.path.encode() for operation in CONTROL.values()}
+    assert all(is_control(path) and is_control(b"/" + path) for path in paths)
+    assert {path for path in paths if not path.startswith(b"/v1/")} == RESERVED_PATHS
+    assert {path.split(b"/")[2] for path in paths if path.startswith(b"/v1/")} | {b"namespaces"} == RESERVED_V1
+
+
+@pytest.mark.parametrize(
+    "path",
+    [b"/v1/chat/completions", b"/v1/models", b"/v1", b"/v1/", b"/v1/sessionsx", b"//x", b"//", b"//v1/chat",
+     b"/api/execute", b"/x//v1/sessions"],
+)  # fmt: skip
+def test_parse_leaves_all_other_names_to_the_sandbox(path: bytes) -> None:
+    """Where a session or a runtime is named, whatever the path looks like; it goes on as it came."""
+    assert parse(path, b"s1", None) == Target(SessionId("s1"), None, path)
+    assert parse(path, None, b"calc") == Target(None, RuntimeKey("default", "calc"), path)
 
 
 @pytest.mark.parametrize("path", [b"/health", b"/healthzz", b"/v1", b"/v10/x", b"/readyz/", b"/api/execute", b"/"])
