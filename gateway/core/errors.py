@@ -16,6 +16,7 @@
     │   ├── StoreUnavailableError
     │   ├── SandboxStartError                    a sandbox could not be started
     │   ├── OwnerAwayError                       the gateway that alone has this session does not run
+    │   ├── TokenRefusedError                    picod does not believe this gateway's token
     │   └── DrainingError                        this gateway is shutting down
     ├── ActivationTimeoutError 504 ACTIVATION_TIMEOUT  no sandbox was ready within the hold rule
     ├── UpstreamTimeoutError 504 SANDBOX_TIMEOUT       the sandbox was silent for too long
@@ -164,6 +165,12 @@ class OwnerAwayError(UnavailableError):
 
     code = "OWNER_AWAY"
     retry_after = 2.0
+
+
+class TokenRefusedError(UnavailableError):
+    """picod refused this gateway's token before it looked at the request: its clock or its keys differ from ours."""
+
+    code = "SANDBOX_REFUSED_TOKEN"
 
 
 class DrainingError(UnavailableError):

@@ -102,7 +102,8 @@ class FastExchange:
     def answered(self) -> None:
         """Answer the client, if the whole response is here and can be written at once; else hand the request on."""
         connection, cycle, incoming = self.connection, self.cycle, self.incoming
-        if connection.is_whole and not connection.failed and cycle.scope["method"] != "HEAD":
+        is_plain = connection.status != 401 and cycle.scope["method"] != "HEAD"  # 401: it may be of our own token
+        if is_plain and connection.is_whole and not connection.failed:
             lines = response_lines(connection.headers)
             lines.append(self.route.live_lines)
             lines.append(incoming.id_line)

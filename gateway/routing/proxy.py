@@ -120,7 +120,7 @@ class Proxy:
         try:
             if not exchange.sent:
                 await self._send_request(scope, exchange, incoming, target)
-            await self._relay_response(send, exchange)
+            await self._relay_response(send, exchange, target)
         except WakegateError as error:
             await self._fail(scope, send, exchange, error)
         except asyncio.CancelledError:
@@ -172,12 +172,13 @@ class Proxy:
         exchange.use(await reservation.route.dial(target.path), reservation)
         return reservation.route
 
-    async def _relay_response(self, send: Send, exchange: Exchange) -> None:
+    async def _relay_response(self, send: Send, exchange: Exchange, target: Target) -> None:
         """Relay the response of a request that was sent."""
         connection, route, reservation = exchange.connection, exchange.route, exchange.reservation
         assert connection is not None
         assert route is not None
         await connection.response_head()
+        route.check_token_accepted(connection.status, target.path)
         start = exchange.answered()
         stages = stages_of(exchange.began_exactly, reservation, exchange.connected, perf_counter() - exchange.connected)
         for name, seconds in stages:

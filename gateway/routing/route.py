@@ -11,13 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from gateway.core.errors import QueueFullError, UpstreamConnectError
-from gateway.core.model import Sandbox, Session, StartKind
+from gateway.core.errors import QueueFullError, TokenRefusedError, UpstreamConnectError
+from gateway.core.model import Kind, Sandbox, Session, StartKind
 from gateway.observability.counters import RuntimeCounters
 from gateway.routing.connection import UpstreamConnection
 from gateway.routing.pool import UpstreamPool
 from gateway.routing.responses import session_fields
 from gateway.sessions.activity import SessionActivity
+from picod.wire import PORTS_PATH
+
+_PORTS = PORTS_PATH.encode()
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,19 @@ class Route:
         """Have the next request carry a new token, where requests carry one."""
         if self.head_until != float("inf"):
             self.head_until = 0.0
+
+    def check_token_accepted(self, status: int, path: bytes) -> None:
+        """Raises TokenRefusedError for picod's own 401: it speaks of our token, not of what the client sent.
+
+        The next request carries a new token. Behind a port, and in an AgentRuntime, a 401 is the application's.
+        """
+        if status != 401 or self.peer or self.runtime.kind is not Kind.CODE_INTERPRETER or path.startswith(_PORTS):
+            return
+        self.expire_token()
+        raise TokenRefusedError(
+            "the sandbox does not accept this gateway's token (its clock or its keys differ from the gateway's);"
+            " the request was not run, try again shortly"
+        )
 
     def close(self) -> None:
         """No new request is sent here. Requests under way go on; their connections are closed after them."""

@@ -94,6 +94,7 @@ class Caller:
                     connection = await held.pool.dial()
             await _send(connection, _head(method, target.path, headers, body, reservation), body)
             await connection.response_head()
+            reservation.route.check_token_accepted(connection.status, target.path)
             fields = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in connection.headers}
             reply = SandboxReply(connection.status, fields, reservation.start, restored=reservation.restored)
             yield reply, _chunks(connection)

@@ -132,6 +132,8 @@ class WebSocketProxy:
                     scope, route, target, request, lines
                 )
             except (WakegateError, InvalidStatus) as error:
+                if isinstance(error, InvalidStatus):
+                    route.check_token_accepted(error.response.status_code, target.path)
                 if isinstance(error, UpstreamConnectError) and error.gone and not last:
                     return False
                 upstream = error

@@ -72,6 +72,38 @@ async def test_odd_targets_pass_unchanged(open_gateway: OpenScripted, target: by
     assert len(sandbox.requests) == 2
 
 
+@pytest.mark.parametrize("body", [b'{"error":"Invalid token"}', b"x" * 100_000])
+async def test_401_of_picod_is_never_the_clients(open_gateway: OpenScripted, body: bytes) -> None:
+    """It speaks of the gateway's token: 503 with Retry-After, on both paths, and the next request has a new token."""
+    tokens: list[str | None] = []
+
+    async def script(call: Call) -> None:
+        tokens.append(call.request.get("authorization"))
+        await call.body()
+        if len(tokens) in (1, 3):
+            await call.reply(body, "401 Unauthorized", "www-authenticate: Bearer\n")
+        else:
+            await call.reply()
+
+    gateway, _ = await open_gateway(script)
+    session = await gateway.session()
+    for status in (503, 200, 503, 200):
+        answer = await gateway.ask(get(session, "/api/execute", "content-length: 2", "POST"), b"{}")
+        assert answer.status == status
+        assert answer.get("www-authenticate") is None
+        if status == 503:
+            assert (answer.json["code"], answer.get("retry-after")) == ("SANDBOX_REFUSED_TOKEN", "1")
+    assert tokens[0] != tokens[1]
+
+
+async def test_401_of_a_server_behind_a_port_passes(open_gateway: OpenScripted) -> None:
+    """That one is the application's, with its challenge."""
+    gateway, _ = await open_gateway(lambda call: call.reply(b"no", "401 Unauthorized", "www-authenticate: Basic\n"))
+    session = await gateway.session()
+    answer = await gateway.ask(f"GET /v1/sessions/{session}/ports/8000/ HTTP/1.1\nhost: h")
+    assert (answer.status, answer.get("www-authenticate"), answer.body) == (401, "Basic", b"no")
+
+
 async def test_request_without_a_host_is_refused(open_gateway: OpenScripted) -> None:
     """HTTP/1.1 with none or two of them: 400. HTTP/1.0 has none."""
     gateway, sandbox = await open_gateway()

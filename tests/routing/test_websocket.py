@@ -173,7 +173,7 @@ async def test_refusal_of_the_sandbox_passes_with_its_status_and_body(tmp_path: 
         return connection.respond(status, "not today\n")
 
     async with through(tmp_path, process_request=refuse) as (gateway, session):
-        answer = (await refused(dial(gateway, session))).response
+        answer = (await refused(dial(gateway, session, f"/v1/sessions/{session}/ports/8000/"))).response
         assert (answer.status_code, answer.body) == (status, b"not today\n")
         assert answer.headers["x-session-id"] == session
         await eventually(lambda: open_slots(gateway) == 0, "the slot is given back")
