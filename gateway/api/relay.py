@@ -11,16 +11,20 @@ from gateway.sessions.membership import ElsewhereError
 
 _ANSWERED = ("content-type", "location", "retry-after", "x-wakegate-start", "x-wakegate-restored", "x-session-id")
 _PASSED = ("mcp-session-id",)  # says what a DELETE of /mcp is about
-_RELAYED = "x-wakegate-relayed"
+_RELAYED = "x-wakegate-relayed"  # how many gateways have passed it on
+_MAX_HOPS = 8
 _TIMEOUT_S = 60.0  # a wake over there is held like one here, by its own rule
 
 
 async def relay(request: Request, elsewhere: ElsewhereError) -> Response:
     """The answer of the gateway that has the session. Raises UnavailableError when it does not give one."""
     peer = elsewhere.peer
-    if _RELAYED in request.headers:
+    # Handlers decide by the store, so it is passed on again where the session has moved on meanwhile.
+    hops = request.headers.get(_RELAYED, "0")
+    passed = int(hops) if hops.isdecimal() and len(hops) < 3 else _MAX_HOPS
+    if passed >= _MAX_HOPS:
         raise UnavailableError(f"the gateways do not agree who has this session: {elsewhere}")
-    headers = {_RELAYED: "1", "content-type": request.headers.get("content-type", "application/json")}
+    headers = {_RELAYED: str(passed + 1), "content-type": request.headers.get("content-type", "application/json")}
     headers |= {name: request.headers[name] for name in _PASSED if name in request.headers}
     url = httpx.URL(peer.address).copy_with(raw_path=request.url.path.encode())
     try:

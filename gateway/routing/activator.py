@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from time import perf_counter
 from urllib.parse import urlsplit
 
@@ -97,6 +98,8 @@ class Activator:
             raise _not_found(target.session_id, target.runtime)
         if (now >= route.trusted_until and not self.draining) or route.restored is not None:
             return None
+        if route.peer and target.passed_on:
+            return None
         if now >= route.head_until:
             self._renew_head(route)
         return route if route.try_enter() else None
@@ -133,7 +136,7 @@ class Activator:
     async def replace(self, route: Route, target: Target) -> Reservation:
         """Like reserve, after the route's sandbox refused a connection: it is gone, and nothing was sent to it."""
         self.drop(route.session_id, route.sandbox.id)
-        return await self.reserve(Target(route.session_id, target.runtime, target.path), gone=route.sandbox.id)
+        return await self.reserve(replace(target, session_id=route.session_id), gone=route.sandbox.id)
 
     async def why_closed(self, route: Route) -> tuple[int, str] | None:
         """The WebSocket close code and reason (RFC 6455 7.4) of a route that was closed; None where the store is away.
@@ -203,7 +206,11 @@ class Activator:
             # Where other gateways reach the same sandboxes, one of them may hibernate the session. It writes that first
             # and then waits for longer than TRUSTED_S; so nothing is sent to a sandbox whose workspace was copied.
             stale = None
-            if current is not None and self._clock.now() >= current.trusted_until:
+            # A request that was passed on asks the store: the gateway that passed it on has, and two that each remember
+            # the other would send it to and fro.
+            if current is not None and (
+                self._clock.now() >= current.trusted_until or (current.peer and target.passed_on)
+            ):
                 stale, current = current, None
                 if stale.peer:
                     self.drop(stale.session_id)

@@ -20,7 +20,7 @@ HOP_BY_HOP = frozenset((
     b"transfer-encoding", b"upgrade",
 ))  # fmt: skip
 
-MAX_HOPS = 3  # gateways that pass a request on; more only if they contradict each other about who has its session
+MAX_HOPS = 8  # each asks the store who has the session, which moves at most once in the time of a wake
 _MAX_LENGTH_DIGITS = 18  # an exabyte; Python's int() raises on a few thousand digits
 
 # Request fields that need a look; every other one goes on as it is.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from time import perf_counter
 
 from gateway.core.errors import BadRequestError, WakegateError
@@ -53,6 +54,8 @@ class Incoming:
             if not request.has_host and scope["http_version"] == "1.1":
                 raise BadRequestError("an HTTP/1.1 request has a Host header (RFC 9112 3.2); send one")
             self.target = parse(raw_path(scope), request.session, request.runtime)
+            if request.hops and type(self.target) is Target:
+                self.target = replace(self.target, passed_on=True)
         except BadRequestError as error:
             self.target = error
             self.id_line = self.id_line or id_line(None)

@@ -59,6 +59,7 @@ class Target:
     session_id: SessionId | None
     runtime: RuntimeKey | None
     path: bytes
+    passed_on: bool = False  # by another gateway, which read in the store that this one has the session
 
 
 def parse(raw_path: bytes, session: bytes | None, runtime: bytes | None) -> Target | NotProxied:
