@@ -62,7 +62,7 @@ class Surfaces:
         acknowledge: Callable[[SessionId, str], None] = lambda session_id, restored: None,
     ) -> None:
         """The last but one are what NativeAPI takes by the same names; `acknowledge` as make_control_app takes it."""
-        self._tools = ToolService(lifecycle, catalog, caller, clock)
+        self._tools = ToolService(lifecycle, catalog, caller, clock, picture_max_side=settings.picture_max_side)
         self._mcp = MCPEndpoint(self._tools, lifecycle, catalog, settings.allowed_origins)
         handlers: dict[str, Handler] = {
             **AgentCubeAPI(lifecycle).handlers(),

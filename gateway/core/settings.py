@@ -239,6 +239,12 @@ class Settings:
         kind="text",
         metavar="URLS",
     )
+    picture_max_side: int = _setting(
+        1568,
+        "pixels on the long side of the pictures that tools give to models; larger ones are scaled down",
+        kind="int",
+        low=16,
+    )
 
     log_level: str = _setting(
         "info", "least severe log line", kind="text", choices=("debug", "info", "warning", "error")

@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import __version__
 from gateway.api.errors import ParamError
+from gateway.api.file_links import link_of
 from gateway.api.mcp.protocol import MAX_BODY_BYTES, SESSION_HEADER
 from gateway.api.sessions import choose_runtime, named_session
 from gateway.api.tools.calls import Call
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_S = 5.0
 _PROGRESS_INTERVAL_S = 0.2
 _MAX_PROGRESS_CHARS = 2000
+# Clients cap an event at 1 MiB (httpx-sse's readers, Claude's connectors); 64 KiB are left for links and the envelope.
+_MAX_ANSWER_BYTES = (1 << 20) - (64 << 10)
 _INSTRUCTIONS = (
     "An isolated Linux computer of this session's own. Its files, and the variables of run_python, stay from call to "
     "call and while nobody uses it. It has no network. Work in /workspace."
@@ -95,8 +98,10 @@ class ToolServer:
         try:
             _, tools = await self._service.open(session_id)
         except WakegateError as error:
-            return _answer(ToolResult(f"Error ({error.code.lower()}): {error}; nothing was run", failed=True))
-        return _answer(await self._run_reporting(context, session_id, tools, call))
+            return _answer(
+                context, session_id, ToolResult(f"Error ({error.code.lower()}): {error}; nothing was run", failed=True)
+            )
+        return _answer(context, session_id, await self._run_reporting(context, session_id, tools, call))
 
     async def _run_reporting(
         self, context: ServerRequestContext[Any], session_id: SessionId, tools: Mapping[str, Tool], call: Call
@@ -105,7 +110,13 @@ class ToolServer:
         report = _Reporter(context)
         wants = bool(context.meta and context.meta.get("progress_token"))
         task = asyncio.create_task(
-            self._service.run_once(session_id, tools, call, report.add_output if wants else None)
+            self._service.run_once(
+                session_id,
+                tools,
+                call,
+                report.add_output if wants else None,
+                max_bytes=_MAX_ANSWER_BYTES,
+            )
         )
         key = (session_id, context.request_id or "")
         self._running[key] = task
@@ -187,9 +198,12 @@ def _session_of(context: ServerRequestContext[Any]) -> SessionId | None:
     return SessionId(value) if value else None
 
 
-def _answer(result: ToolResult) -> types.CallToolResult:
+def _answer(context: ServerRequestContext[Any], session_id: SessionId, result: ToolResult) -> types.CallToolResult:
     content: list[types.ContentBlock] = []
-    if result.text or not result.images:
-        content.append(types.TextContent(text=result.text))
+    base_url = str(_request_of(context).base_url)
+    lines = [result.text] if result.text or not result.images else []
+    lines += [link_of(base_url, session_id, each).line() for each in result.originals]
+    if lines:
+        content.append(types.TextContent(text="\n".join(lines)))
     content += [types.ImageContent(data=image.data, mime_type=image.mime) for image in result.images]
     return types.CallToolResult(content=content, is_error=result.failed)

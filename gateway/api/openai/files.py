@@ -20,9 +20,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.api.errors import ErrorShape, Handler, ParamError, error_response
+from gateway.api.file_links import file_id, path_of
 from gateway.api.http import JSON, session_headers
 from gateway.api.openai.containers import page_of, read_page, require_container
-from gateway.api.openai.file_ids import file_id, path_of
 from gateway.api.sandbox_json import MAX_ANSWER_BYTES, BadAnswerError, count_of, objects_of, parse_object, text_of
 from gateway.core.errors import (
     BadRequestError,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,20 +12,17 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from gateway.api.errors import Handler, ParamError
+from gateway.api.file_links import link_of
 from gateway.api.http import JSON, read_json, session_headers
-from gateway.api.openai.file_ids import content_url
-from gateway.api.openai.messages import LIST_NAMES, Link, message, takes_images
+from gateway.api.openai.messages import LIST_NAMES, message
 from gateway.api.openai.tool_call_stream import EventStream
 from gateway.api.sessions import choose_runtime, named_session
-from gateway.api.tools.actions import Sandbox
-from gateway.api.tools.calls import Call, Shape, ToolCalls, loads_leniently, parse_tool_calls
+from gateway.api.tools.calls import Call, ToolCalls, loads_leniently, parse_tool_calls
 from gateway.api.tools.catalogue import Tool, ToolFormat, describe, tools_of
 from gateway.api.tools.idempotency import IdempotencyCache
-from gateway.api.tools.results import Image, ToolResult
 from gateway.api.tools.service import Event, Observer, Outcome, ToolService
 from gateway.api.tools.turns import RetryHints, Turn
 from gateway.core.clock import Clock
-from gateway.core.errors import WakegateError
 from gateway.core.interfaces import RuntimeCatalog, SandboxCaller
 from gateway.core.model import Runtime, SessionId, StartKind
 from gateway.sessions.lifecycle import Lifecycle
@@ -36,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 16 << 20  # the files that a model writes are part of it
 _MIN_KEY_CHARS, _MAX_KEY_CHARS = 16, 256  # a key opens the session that it made: it must not be guessed
-_PICTURES = ".wakegate/pictures"  # in the workspace; not among the files that list_files shows
-_EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +99,7 @@ class ToolsAPI:
         if asked.stream:
             return self._streamed(asked, session, turn, base_url)
         outcomes = await self._service.run(turn, session.tools, asked.calls)
-        document = await self._document(asked, session, outcomes, base_url)
+        document = self._document(asked, session, outcomes, base_url)
         if not await request.is_disconnected():  # a client that left may ask again, and finds these results
             await self._service.turns.end(turn)
         replayed = {"idempotency-replayed": "true"} if document["replayed"] else {}
@@ -129,13 +122,13 @@ class ToolsAPI:
         opened = await self._lifecycle.create(runtime.key)  # for a retry too: a call outlives its client
         return OpenSession(opened.session.id, opened.start, None, tools_of(runtime), is_new=True)
 
-    async def _document(
+    def _document(
         self, asked: ToolCalls, session: OpenSession, outcomes: Sequence[Outcome], base_url: str
     ) -> dict[str, Any]:
         messages: list[dict[str, Any]] = []
         files: list[dict[str, Any]] = []
         for call, outcome in zip(asked.calls, outcomes, strict=True):
-            links = await self._links(asked.shape, session.session_id, outcome.result, base_url)
+            links = [link_of(base_url, session.session_id, each) for each in outcome.result.originals]
             messages.append(message(asked.shape, call, outcome.result, links))
             files += [link.document(call.id) for link in links]
         replayed = [call.id for call, outcome in zip(asked.calls, outcomes, strict=True) if outcome.replayed]
@@ -146,32 +139,10 @@ class ToolsAPI:
             "replayed": replayed,
         }
 
-    async def _links(self, shape: Shape, session_id: SessionId, result: ToolResult, base_url: str) -> list[Link]:
-        """Files for the pictures of a form that takes none. Named by content: the same picture is one file."""
-        if takes_images(shape):
-            return []
-        return [link for image in result.images if (link := await self._keep(session_id, image, base_url)) is not None]
-
-    async def _keep(self, session_id: SessionId, image: Image, base_url: str) -> Link | None:
-        try:
-            data = base64.b64decode(image.data, validate=True)
-        except ValueError:
-            return None  # not base64: the sandbox is hostile
-        path = f"{_PICTURES}/{hashlib.sha256(data).hexdigest()[:20]}.{_EXTENSIONS[image.mime]}"
-        try:
-            reply = await Sandbox(self._caller, session_id).put(f"/api/files/{path}", data)
-        except WakegateError as error:
-            logger.warning("session %s: a picture could not be kept: %s", session_id, error)
-            return None
-        if reply.status not in (200, 201):
-            logger.warning("session %s: a picture could not be kept: status %s", session_id, reply.status)
-            return None
-        return Link(content_url(base_url, session_id, path), path, image.mime, len(data))
-
     def _streamed(self, asked: ToolCalls, session: OpenSession, turn: Turn, base_url: str) -> Response:
         async def work(observe: Observer) -> dict[str, Any]:
-            results = await self._service.run(turn, session.tools, asked.calls, observe)
-            return {"type": "tool_calls.completed", **await self._document(asked, session, results, base_url)}
+            outcomes = await self._service.run(turn, session.tools, asked.calls, observe)
+            return {"type": "tool_calls.completed", **self._document(asked, session, outcomes, base_url)}
 
         def show(event: Event) -> dict[str, Any]:
             return _event_document(event, asked.calls[event.index])

@@ -12,8 +12,10 @@ from typing import Any
 
 import orjson
 
-from gateway.api.tools.actions import ArgumentError, Sandbox, execute
+from gateway.api.tools.actions import execute
+from gateway.api.tools.arguments import ArgumentError
 from gateway.api.tools.results import ToolResult
+from gateway.api.tools.sandbox import ToolSandbox
 from gateway.core.model import DeclaredTool
 from gateway.runtimes.tool_schema import first_error
 from gateway.runtimes.tools import MAX_ARGUMENT, PLACE
@@ -30,7 +32,7 @@ if value is not None:
 """
 
 
-async def run_declared(sandbox: Sandbox, tool: DeclaredTool, arguments: Mapping[str, Any]) -> ToolResult:
+async def run_declared(sandbox: ToolSandbox, tool: DeclaredTool, arguments: Mapping[str, Any]) -> ToolResult:
     """One call. Raises ArgumentError where the arguments do not fit the tool's schema."""
     await asyncio.to_thread(check, tool, arguments)  # up to 8 MiB of arguments, by validators written in Python
     return await execute(sandbox, argv(tool, arguments), tool.timeout)

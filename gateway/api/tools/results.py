@@ -12,8 +12,11 @@ from typing import Any
 
 import orjson
 
-MAX_TEXT = 60_000  # characters of one answer: some 15,000 tokens, more than a model can use at once
-MAX_TRACEBACK = 4_000  # characters; its end says what happened
+MAX_TEXT_CHARS = 60_000  # of one answer: some 15,000 tokens, more than a model can use at once
+_SLACK_CHARS = 400  # for the lines that say how much is left out
+_MAX_STDERR_CHARS = MAX_TEXT_CHARS // 4
+_MAX_RESULTS_CHARS = MAX_TEXT_CHARS // 2  # of all values and notes
+MAX_TRACEBACK_CHARS = 4_000
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _DEFAULT_REPR = re.compile(
     r"<[\w.]+( object)?( at 0x[0-9a-fA-F]+)?>"
@@ -29,6 +32,16 @@ class Image:
 
     mime: str
     data: str
+    path: str = ""  # of its file in the workspace, where it has one already
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A file that a picture was made from. `path` is relative to the workspace, `size` in bytes."""
+
+    path: str
+    mime: str
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +51,8 @@ class ToolResult:
     text: str
     images: tuple[Image, ...] = ()
     failed: bool = False
+    originals: tuple[Original, ...] = ()
+    whole: str | None = None  # all of a text that `text` shows in part, until originals.py has written it
 
     @property
     def size(self) -> int:
@@ -46,42 +61,68 @@ class ToolResult:
 
 
 def failure(kind: str, message: str, detail: str = "") -> ToolResult:
-    """A call that failed. `detail` is put below, its end kept if it is long."""
-    text = f"Error ({kind}): {shortened(message, MAX_TRACEBACK)}"
-    return ToolResult(f"{text}\n{_end_of(detail)}" if detail else text, failed=True)
+    """A call that failed. `detail` is put below; of a long one both ends are kept, as of a traceback's frames."""
+    text = f"Error ({kind}): {shortened(message, MAX_TRACEBACK_CHARS)}"
+    return ToolResult(f"{text}\n{shortened(detail, MAX_TRACEBACK_CHARS)}" if detail else text, failed=True)
 
 
-def shortened(text: str, limit: int = MAX_TEXT) -> str:
-    """Text of at most about `limit` characters: beginning and end, and how much was left out between them."""
+def shortened(text: str, limit: int) -> str:
+    """Text of at most about `limit` characters: head and tail, and how much was left out between them.
+
+    The tail is twice as long: the end of long output says what came of it.
+    """
     if len(text) <= limit:
         return text
-    head = limit * 2 // 3
+    head = limit // 3
     tail = limit - head
     return f"{text[:head]}\n[... {len(text) - limit:,} characters left out ...]\n{text[-tail:]}"
 
 
-def from_execute(answer: Mapping[str, Any]) -> ToolResult:
-    """Of picod's answer to /api/execute. Raises ValueError where it is none."""
+class _Text:
+    """An answer's parts, each as it is shown and whole."""
+
+    def __init__(self) -> None:
+        self._shown: list[str] = []
+        self._whole: list[str] = []
+
+    def add(self, text: str, limit: int = MAX_TEXT_CHARS, *, label: str = "") -> None:
+        """One part, with a line above it that says what it is; nothing where the text is empty."""
+        if text:
+            self._shown += [*([label] if label else []), shortened(text, limit)]
+            self._whole += [*([label] if label else []), text]
+
+    def result(self, images: Sequence[Image] = (), *, failed: bool = False, empty: str = "(no output)") -> ToolResult:
+        """All parts in their order, within the bound of an answer."""
+        whole = "\n".join(self._whole)
+        shown = shortened("\n".join(self._shown), MAX_TEXT_CHARS + _SLACK_CHARS)
+        return ToolResult(shown or empty, tuple(images), failed, whole=None if shown == whole else whole)
+
+
+def from_execute(answer: Mapping[str, Any], tails: Mapping[str, str] | None = None) -> ToolResult:
+    """Of picod's answer to /api/execute. Raises ValueError where it is none.
+
+    `tails`: the ends of streams that picod cut off, by name, read from the files that it names.
+    """
     status = answer.get("exit_code")
     if not isinstance(status, int):
         raise ValueError("no exit code")  # a hostile sandbox may answer anything
-    stdout, stderr = _text(answer.get("stdout")), _text(answer.get("stderr"))
-    parts = _streams(stdout, stderr)
+    stderr = _text(answer.get("stderr"))
+    text = _Text()
+    if status != 0:
+        kind = "timeout" if status == 124 and "timed out" in stderr else "exit_status"
+        message = "the command was stopped" if kind == "timeout" else f"the command ended with exit status {status}"
+        text.add(f"Error ({kind}): {message}")
+    _add_streams(text, answer, MAX_TEXT_CHARS, tails or {})
     for stream in ("stdout", "stderr"):
         if answer.get(f"{stream}_truncated"):
-            kept = answer.get(f"{stream}_file")
-            parts.append(f"[{stream} was cut off" + (f"; all of it is in {kept}]" if kept else "]"))
-    body = "\n".join(parts)
-    if status == 0:
-        return ToolResult(body or "(no output)")
-    kind = "timeout" if status == 124 and "timed out" in stderr else "exit_status"
-    message = "the command was stopped" if kind == "timeout" else f"the command ended with exit status {status}"
-    return ToolResult(f"Error ({kind}): {message}\n{body}".rstrip(), failed=True)
+            path = answer.get(f"{stream}_file")
+            text.add(f"[{stream} was cut off" + (f"; all of it is in {path}]" if path else "]"))
+    return text.result(failed=status != 0)
 
 
 def from_run_code(answer: Mapping[str, Any]) -> ToolResult:
     """Of picod's answer to /api/run_code."""
-    texts: list[str] = []
+    values: list[str] = []
     images: list[Image] = []
     for result in answer.get("results") or ():
         if not isinstance(result, Mapping):
@@ -90,16 +131,30 @@ def from_run_code(answer: Mapping[str, Any]) -> ToolResult:
         if found is not None:
             images.append(Image(found, "".join(result[found].split())))
         else:
-            texts.append(_plain(result))
-    parts = _streams(_text(answer.get("stdout")), _text(answer.get("stderr")))
-    parts += [shortened(text) for text in texts if text]
-    parts += [f"[{note}]" for note in _notes(answer)]
+            values.append(_plain(result))
+    text = _Text()
     error = answer.get("error")
     if isinstance(error, Mapping):
         name, value = str(error.get("name") or "Error"), str(error.get("value") or "")
-        told = failure(name, value, _traceback(error.get("traceback")))
-        return ToolResult("\n".join([told.text, *parts]), tuple(images), failed=True)
-    return ToolResult("\n".join(parts) or ("" if images else "(no output)"), tuple(images))
+        text.add(f"Error ({name}): {value}", MAX_TRACEBACK_CHARS)
+        text.add(_traceback(error.get("traceback")), MAX_TRACEBACK_CHARS)
+    shown = "\n".join(value for value in values if value)
+    left = MAX_TEXT_CHARS - min(len(shown), _MAX_RESULTS_CHARS) - (MAX_TRACEBACK_CHARS if error else 0)
+    _add_streams(text, answer, left, {})
+    text.add(shown, _MAX_RESULTS_CHARS)
+    text.add("\n".join(f"[{note}]" for note in _notes(answer)), MAX_TRACEBACK_CHARS)
+    return text.result(images, failed=isinstance(error, Mapping), empty="" if images else "(no output)")
+
+
+def _add_streams(text: _Text, answer: Mapping[str, Any], limit: int, tails: Mapping[str, str]) -> None:
+    """Both streams within `limit` characters; what standard error does not take is standard output's."""
+    stderr_limit = min(limit // 2, _MAX_STDERR_CHARS)
+    stdout_limit = limit - min(len(_text(answer.get("stderr"))), stderr_limit)
+    for stream, most, label in (("stdout", stdout_limit, ""), ("stderr", stderr_limit, "[stderr]")):
+        printed = _text(answer.get(stream)).removesuffix("\n")
+        if tails.get(stream):
+            printed += f"\n[... the middle is left out; the end follows ...]\n{tails[stream]}"
+        text.add(printed, most, label=label)
 
 
 def _plain(result: Mapping[str, Any]) -> str:
@@ -135,23 +190,10 @@ def _notes(answer: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _streams(stdout: str, stderr: str) -> list[str]:
-    parts = []
-    if stdout:
-        parts.append(shortened(stdout.removesuffix("\n")))
-    if stderr:
-        parts.append("[stderr]\n" + shortened(stderr.removesuffix("\n"), MAX_TEXT // 4))
-    return parts
-
-
 def _traceback(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         value = "\n".join(str(line) for line in value)
     return _ANSI.sub("", value).lstrip("-\n ").rstrip() if isinstance(value, str) else ""
-
-
-def _end_of(text: str) -> str:
-    return text if len(text) <= MAX_TRACEBACK else f"[...]\n{text[-MAX_TRACEBACK:]}"
 
 
 def _text(value: Any) -> str:

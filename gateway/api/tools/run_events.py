@@ -7,6 +7,7 @@ whether it was streamed. A sandbox is hostile: events are bounded, and of endles
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,34 +21,40 @@ MAX_EVENT_BYTES = 24 << 20  # a picture is one event
 MAX_RESULTS_BYTES = 16 << 20  # of all results, as picod keeps them
 MAX_RESULTS = 256  # the same
 _MAX_SAME_DISPLAY = 16  # results that one display_id updates
-_KEPT_CHARS = 128 << 10  # of each end of a stream: more than any model is shown
+_KEPT_CHARS = 4 << 20  # of each end of a stream; models are shown less, and a file has the rest
 
 
 class Ends:
-    """The beginning and the end of a text that may be endless."""
+    """The head and the tail of a text that may be endless."""
 
     def __init__(self, kept: int = _KEPT_CHARS) -> None:
         self._kept = kept
-        self._head = ""
-        self._tail = ""
-        self._size = 0
+        self._head: list[str] = []
+        self._space = kept  # left in the head
+        self._tail: deque[str] = deque()
+        self._tail_size = 0
+        self._missing = 0
 
     def add(self, text: str) -> None:
-        """Append text; what is neither head nor tail any more is dropped."""
-        self._size += len(text)
-        room = self._kept - len(self._head)
-        self._head += text[:room] if room else ""
-        rest = text[room:] if room else text
-        if rest:
-            self._tail = (self._tail + rest)[-self._kept :]
+        """Append text; what is neither head nor tail any more is dropped. Costs as much as the text is long."""
+        if self._space:
+            self._head.append(text[: self._space])
+            text = text[self._space :]
+            self._space -= len(self._head[-1])
+        if not text:
+            return
+        self._tail.append(text)
+        self._tail_size += len(text)
+        while self._tail_size - len(self._tail[0]) >= self._kept:
+            dropped = len(self._tail.popleft())
+            self._tail_size -= dropped
+            self._missing += dropped
 
     def text(self) -> str:
-        """All, or both ends with what is missing said between them."""
-        missing = self._size - len(self._head) - len(self._tail)
-        return f"{self._head}\n[... {missing:,} characters left out ...]\n{self._tail}" if missing else self._whole()
-
-    def _whole(self) -> str:
-        return self._head + self._tail
+        """All, or both ends with a line between them that says how much is missing."""
+        head, tail = "".join(self._head), "".join(self._tail)
+        missing = self._missing + max(0, len(tail) - self._kept)
+        return f"{head}\n[... {missing:,} characters left out ...]\n{tail[-self._kept :]}" if missing else head + tail
 
 
 @dataclass(slots=True)

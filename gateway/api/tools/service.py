@@ -11,15 +11,21 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import orjson
+
 from gateway.api.sandbox_json import BadAnswerError
-from gateway.api.tools.actions import ACTIONS, ArgumentError, Sandbox, check_names
+from gateway.api.tools.actions import ACTIONS, check_names
+from gateway.api.tools.arguments import ArgumentError
 from gateway.api.tools.batches import steps
 from gateway.api.tools.calls import Call
 from gateway.api.tools.catalogue import Tool, tools_of
 from gateway.api.tools.declared import run_declared
 from gateway.api.tools.idempotency import IdempotencyCache
+from gateway.api.tools.originals import keep_originals
+from gateway.api.tools.pictures import PictureLimits
 from gateway.api.tools.results import ToolResult, failure
 from gateway.api.tools.run_events import Progress
+from gateway.api.tools.sandbox import ToolSandbox
 from gateway.api.tools.turns import Turn, Turns, call_key
 from gateway.core.clock import Clock
 from gateway.core.errors import BadRequestError, SessionNotFoundError, UpstreamConnectError, WakegateError
@@ -29,6 +35,8 @@ from gateway.sessions.lifecycle import Lifecycle
 
 logger = logging.getLogger(__name__)
 
+MAX_PICTURE_BYTES = 5_000_000  # of one picture as base64: what Anthropic's API takes
+_MAX_PICTURES_BYTES = 20_000_000  # of all pictures of one call
 _MAX_CONCURRENT_CALLS = 8  # of one message: a sandbox has a core or two
 
 
@@ -61,7 +69,16 @@ async def _ignore(_: Event) -> None:
 class ToolService:
     """Runs tool calls in sessions, for all surfaces."""
 
-    def __init__(self, lifecycle: Lifecycle, catalog: RuntimeCatalog, caller: SandboxCaller, clock: Clock) -> None:
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        catalog: RuntimeCatalog,
+        caller: SandboxCaller,
+        clock: Clock,
+        *,
+        picture_max_side: int,
+    ) -> None:
+        self._max_side = picture_max_side
         self._lifecycle = lifecycle
         self._catalog = catalog
         self._caller = caller
@@ -105,13 +122,25 @@ class ToolService:
         return outcomes
 
     async def run_once(
-        self, session_id: SessionId, tools: Mapping[str, Tool], call: Call, progress: Progress | None = None
+        self,
+        session_id: SessionId,
+        tools: Mapping[str, Tool],
+        call: Call,
+        progress: Progress | None = None,
+        *,
+        max_bytes: int,
     ) -> ToolResult:
-        """One call whose id means nothing beyond its request. Cancelling this ends what it runs."""
+        """One call whose id means nothing beyond its request. Cancelling this ends what it runs.
+
+        `max_bytes`: how large text and pictures of the answer may be as JSON.
+        """
         if call.name not in tools:
             return _unknown(call, tools)
+        sandbox = ToolSandbox(self._caller, session_id, progress)
         try:
-            return await _run(Sandbox(self._caller, session_id, progress), tools[call.name], call)
+            result = await _run(sandbox, tools[call.name], call)
+            left = max(0, max_bytes - len(orjson.dumps(result.text)))
+            return await keep_originals(sandbox, result, PictureLimits(self._max_side, left, left))
         except WakegateError as error:
             return _nothing_run(error)
 
@@ -133,9 +162,14 @@ class ToolService:
 
     async def _run_idempotent(self, turn: Turn, call: Call, tool: Tool, progress: Progress | None) -> Outcome:
         key = call_key(turn, call)
-        sandbox = Sandbox(self._caller, turn.session_id, progress, once=key)
+        sandbox = ToolSandbox(self._caller, turn.session_id, progress, key=key)
+        limits = PictureLimits(self._max_side, MAX_PICTURE_BYTES, _MAX_PICTURES_BYTES)
+
+        async def run() -> ToolResult:
+            return await keep_originals(sandbox, await _run(sandbox, tool, call), limits)
+
         try:
-            result, replayed = await self.memory.run(key, lambda: _run(sandbox, tool, call))
+            result, replayed = await self.memory.run(key, run)
             return Outcome(result, replayed or sandbox.replayed)
         except WakegateError as error:
             return Outcome(_nothing_run(error))
@@ -153,7 +187,7 @@ def _is_ordered(call: Call, tools: Mapping[str, Tool]) -> bool:
     return call.name in tools and tools[call.name].ordered
 
 
-async def _run(sandbox: Sandbox, tool: Tool, call: Call) -> ToolResult:
+async def _run(sandbox: ToolSandbox, tool: Tool, call: Call) -> ToolResult:
     """One call to its result. Raises WakegateError only where nothing was sent, so that it may be tried again."""
     try:
         if tool.declared is not None:

@@ -8,7 +8,7 @@ import httpx
 import orjson
 import pytest
 
-from gateway.api.openai.file_ids import file_id
+from gateway.api.file_links import file_id
 from tests.support.scripted import Call, OpenScripted, Script
 
 ON_UVLOOP = True

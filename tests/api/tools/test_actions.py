@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from gateway.api.tools.actions import ArgumentError, check_names, file_target, in_workspace
+from gateway.api.tools.actions import check_names
+from gateway.api.tools.arguments import ArgumentError, file_target, in_workspace
 
 
 @pytest.mark.parametrize(

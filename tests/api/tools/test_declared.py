@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.api.tools.actions import ArgumentError
+from gateway.api.tools.arguments import ArgumentError
 from gateway.api.tools.catalogue import BUILT_IN
 from gateway.api.tools.declared import argv, check
 from gateway.core.model import DeclaredTool

@@ -8,9 +8,18 @@ import pytest
 from openai.types.responses.response_input_item_param import FunctionCallOutput
 from pydantic import TypeAdapter
 
-from gateway.api.openai.messages import Link, message
+from gateway.api.file_links import Link
+from gateway.api.openai.messages import message
 from gateway.api.tools.calls import Call, Shape
-from gateway.api.tools.results import MAX_TEXT, MAX_TRACEBACK, Image, ToolResult, failure, from_execute, from_run_code
+from gateway.api.tools.results import (
+    MAX_TEXT_CHARS,
+    MAX_TRACEBACK_CHARS,
+    Image,
+    ToolResult,
+    failure,
+    from_execute,
+    from_run_code,
+)
 
 PNG = {"image/png": "aGk=\n", "text/plain": "<Figure size 640x480>"}
 CALL = Call("c1", "run_python", {})
@@ -30,10 +39,13 @@ def test_result_of_failing_code_tells_kind_message_and_end_of_traceback() -> Non
     lines = ["\x1b[0;31mTraceback\x1b[0m"] + [f"  line {number}" for number in range(2000)] + ["ValueError: bad"]
     result = from_run_code({"stdout": "so far\n", "error": {"name": "ValueError", "value": "bad", "traceback": lines}})
     assert result.failed
-    assert result.text.startswith("Error (ValueError): bad\n[...]\n")
+    assert result.text.startswith("Error (ValueError): bad\nTraceback\n  line 0\n")
+    assert "characters left out ...]" in result.text
+    assert result.whole is not None
+    assert "line 1000" in result.whole
     assert result.text.endswith("ValueError: bad\nso far")
     assert "\x1b" not in result.text
-    assert len(result.text) < MAX_TRACEBACK + 200
+    assert len(result.text) < MAX_TRACEBACK_CHARS + 200
 
 
 def test_result_of_a_command_tells_status_timeout_and_cuts() -> None:
@@ -52,11 +64,11 @@ def test_result_of_a_command_tells_status_timeout_and_cuts() -> None:
 
 def test_result_long_text_keeps_both_ends_and_says_what_is_missing() -> None:
     """A model must not take a part for the whole."""
-    result = from_execute({"exit_code": 0, "stdout": "A" + "x" * 10 * MAX_TEXT + "Z", "stderr": ""})
+    result = from_execute({"exit_code": 0, "stdout": "A" + "x" * 10 * MAX_TEXT_CHARS + "Z", "stderr": ""})
     assert result.text[0] == "A"
     assert result.text[-1] == "Z"
-    assert f"[... {9 * MAX_TEXT + 2:,} characters left out ...]" in result.text
-    assert len(result.text) < MAX_TEXT + 100
+    assert f"[... {9 * MAX_TEXT_CHARS + 2:,} characters left out ...]" in result.text
+    assert len(result.text) < MAX_TEXT_CHARS + 100
 
 
 def test_result_survives_whatever_a_hostile_sandbox_answers() -> None:
