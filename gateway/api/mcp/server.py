@@ -202,7 +202,7 @@ def _answer(context: ServerRequestContext[Any], session_id: SessionId, result: T
     content: list[types.ContentBlock] = []
     base_url = str(_request_of(context).base_url)
     lines = [result.text] if result.text or not result.images else []
-    lines += [link_of(base_url, session_id, each).line() for each in result.originals]
+    lines += [link_of(base_url, session_id, each).line() for each in result.originals if not each.is_known]
     if lines:
         content.append(types.TextContent(text="\n".join(lines)))
     content += [types.ImageContent(data=image.data, mime_type=image.mime) for image in result.images]

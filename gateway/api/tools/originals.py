@@ -51,6 +51,8 @@ async def keep_originals(sandbox: ToolSandbox, result: ToolResult, limits: Pictu
             notes.append(f"picture {index + 1} is not shown: {fitted.note}; {where}")
             continue
         images.append(fitted.image)
+        if image.path and not fitted.note:
+            originals[-1] = replace(originals[-1], is_known=True)
         left -= len(fitted.image.data)
         if fitted.note or not path:
             notes.append(f"picture {index + 1}: {fitted.note or 'shown'}; {where}")

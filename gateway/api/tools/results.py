@@ -37,11 +37,15 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """A file that a picture was made from. `path` is relative to the workspace, `size` in bytes."""
+    """A file that a picture was made from. `path` is relative to the workspace, `size` in bytes.
+
+    `is_known`: the caller named the file, and gets its very bytes as the picture.
+    """
 
     path: str
     mime: str
     size: int
+    is_known: bool = False
 
 
 @dataclass(frozen=True, slots=True)
