@@ -99,7 +99,7 @@ class Gateway:
     def _records(self) -> Iterator[Any]:
         after = ""
         while True:
-            page = json.loads(_get(f"{self.url}/v1/sessions?limit=1000{after}"))
+            page = json.loads(_get(f"{self.url}/v1/sessions?state=all&limit=1000{after}"))
             yield from page["sessions"]
             if page["next"] is None:
                 return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,19 @@ from starlette.responses import Response
 
 from gateway.api.errors import Handler
 from gateway.api.http import JSON, read_metadata, read_object, read_runtime, read_seconds, session_headers
-from gateway.api.sessions import DELETED_BY_USER, create_session
+from gateway.api.session_list import newest_sessions
+from gateway.api.sessions import DEFAULT_NAME, DELETED_BY_USER, create_session
 from gateway.core.errors import BadRequestError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
-from gateway.core.model import PoolStatus, Runtime, Session, SessionId, SessionState
+from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Session, SessionId, SessionState
 from gateway.core.settings import probe_state_dir
 from gateway.core.units import rfc3339
 from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.lifecycle import UNSET, Lifecycle
+
+_MAX_PAGE_BYTES = 1 << 20
+_LIST_PARAMETERS = ("state", "runtime", "after", "limit")
+_METADATA = "metadata."  # ?metadata.KEY=VALUE
 
 
 class NativeAPI:
@@ -74,7 +79,7 @@ class NativeAPI:
         unknown = sorted(body.keys() - {"runtime", "ttl", "idleTimeout", "metadata"})
         if unknown:
             raise BadRequestError(f"{unknown[0]}: unknown field; expected runtime, ttl, idleTimeout or metadata")
-        key = read_runtime(body.get("runtime"))
+        key = self._default_runtime() if body.get("runtime") is None else read_runtime(body["runtime"])
         ttl, idle_timeout = read_seconds(body, "ttl"), read_seconds(body, "idleTimeout")
         metadata = read_metadata(body)
         opened = await create_session(
@@ -89,24 +94,46 @@ class NativeAPI:
         return JSON(session_document(opened.session), 201, headers)
 
     async def _list(self, request: Request) -> Response:
+        """Sessions, newest first; without `state` those that have not ended."""
         query = request.query_params
-        unknown = sorted(query.keys() - {"state", "runtime", "after", "limit"})
+        metadata = {name.removeprefix(_METADATA): value for name, value in query.items() if name.startswith(_METADATA)}
+        unknown = sorted(name for name in query if name not in _LIST_PARAMETERS and not name.startswith(_METADATA))
         if unknown:
-            raise BadRequestError(f"{unknown[0]}: unknown parameter; expected state, runtime, after or limit")
+            expected = f"{', '.join(_LIST_PARAMETERS)} or {_METADATA}KEY"
+            raise BadRequestError(f"{unknown[0][:64]}: unknown parameter; expected {expected}")
         state = query.get("state")
-        if state is not None and state not in list(SessionState):
-            raise BadRequestError(f"state: expected one of {', '.join(SessionState)}; got {state[:64]!r}")
+        if state is not None and state not in ("all", *SessionState):
+            raise BadRequestError(f"state: expected one of all, {', '.join(SessionState)}; got {state[:64]!r}")
         limit = query.get("limit", "100")
         if len(limit) > 4 or not limit.isascii() or not limit.isdigit() or not 1 <= int(limit) <= 1000:
             raise BadRequestError(f"limit: expected a whole number from 1 to 1000, got {limit[:64]!r}")
         runtime = read_runtime(query["runtime"]) if "runtime" in query else None
         after = SessionId(query["after"]) if "after" in query else None
-        found = self._store.sessions(
-            state=SessionState(state) if state else None, runtime=runtime, after=after, limit=int(limit)
+
+        def wanted(session: Session) -> bool:
+            ended = session.state is SessionState.TERMINATED
+            return (state is not None or not ended) and metadata.items() <= session.metadata.items()
+
+        sessions = await newest_sessions(
+            self._store,
+            wanted,
+            state=None if state in (None, "all") else SessionState(state),
+            runtime=runtime,
+            after=after,
+            limit=int(limit),
         )
-        sessions = [session async for session in found]
-        following = sessions[-1].id if len(sessions) == int(limit) else None
-        return JSON({"sessions": [session_document(session) for session in sessions], "next": following})
+        return JSON(_page(sessions, int(limit)))
+
+    def _default_runtime(self) -> RuntimeKey:
+        """The runtime of a session that names none: the built-in one, or the only one. Raises BadRequestError."""
+        runtimes = [runtime.key for runtime in self._catalog.all()]
+        built_in = RuntimeKey("default", DEFAULT_NAME)
+        if built_in in runtimes:
+            return built_in
+        if len(runtimes) != 1:
+            names = ", ".join(map(str, runtimes[:20])) or "none"
+            raise BadRequestError(f"runtime: missing; name one of {names}")
+        return runtimes[0]
 
     async def _get(self, request: Request) -> Response:
         return JSON(session_document(await self._lifecycle.get(SessionId(request.path_params["session_id"]))))
@@ -226,6 +253,20 @@ class NativeAPI:
                 reasons.append(f"{runtime.key}: no warm sandbox yet, {status.starting} starting{trouble}")
         self._pools_settled = not reasons
         return reasons
+
+
+def _page(sessions: Sequence[Session], limit: int) -> dict[str, Any]:
+    """A page of a list; it ends early where it would grow too large, and `next` leads on."""
+    documents: list[dict[str, Any]] = []
+    size = 0
+    for session in sessions:
+        document = session_document(session)
+        size += len(orjson.dumps(document))
+        if documents and size > _MAX_PAGE_BYTES:
+            break
+        documents.append(document)
+    more = len(documents) < len(sessions) or len(sessions) == limit
+    return {"sessions": documents, "next": documents[-1]["id"] if documents and more else None}
 
 
 def session_document(session: Session) -> dict[str, Any]:

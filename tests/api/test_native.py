@@ -6,12 +6,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import httpx
 import pytest
 
+from gateway.api.native import _page
 from gateway.core.errors import SandboxStartError
 from gateway.core.model import PoolStatus, RuntimeKey
 from gateway.testing import ScriptedProvider
@@ -209,7 +211,6 @@ async def test_native_use_shows_as_activity_at_once(open_gateway: OpenScripted) 
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
-        ({}, "runtime: expected"),
         ({"runtime": ""}, "runtime: expected"),
         ({"runtime": 5}, "runtime: expected"),
         ({"runtime": {"kind": "Nope", "name": "x"}}, "runtime: expected"),
@@ -246,25 +247,56 @@ async def test_native_create_of_an_unknown_runtime_is_404(open_gateway: OpenScri
 
 
 async def test_native_list_pages_and_filters(open_gateway: OpenScripted) -> None:
-    """Every session exactly once over the pages, in order of ids; `next` is null at the end."""
+    """Every session exactly once over the pages, newest first; `next` is null at the end; ended ones where asked."""
     gateway, _ = await open_gateway()
     made = [await gateway.session() for _ in range(7)]
     await gateway.gateway.lifecycle.terminate(made[0], "x")
     async with client_of(gateway) as client:
         seen: list[str] = []
-        parameters: dict[str, str] = {"limit": "3"}
+        parameters: dict[str, str] = {"limit": "3", "state": "all"}
         while True:
             page = (await client.get("/v1/sessions", params=parameters)).json()
             seen += [session["id"] for session in page["sessions"]]
             if page["next"] is None:
                 break
             parameters["after"] = page["next"]
-        assert seen == sorted(made)
+        assert seen == made[::-1]
+        assert [each["id"] for each in (await client.get("/v1/sessions")).json()["sessions"]] == made[:0:-1]
+        ended = (await client.get("/v1/sessions", params={"state": "terminated"})).json()
+        assert [each["id"] for each in ended["sessions"]] == made[:1]
+        gone = await client.get("/v1/sessions", params={"after": "nobody"})
+        assert (gone.status_code, gone.json()["error"][:6]) == (400, "after:")
         active = (await client.get("/v1/sessions", params={"state": "active"})).json()
         assert {session["id"] for session in active["sessions"]} == set(made[1:])
-        for runtime, count in (("my-interpreter", 7), ("default/my-interpreter", 7), ("other/my-interpreter", 0)):
+        for runtime, count in (("my-interpreter", 6), ("default/my-interpreter", 6), ("other/my-interpreter", 0)):
             page = (await client.get("/v1/sessions", params={"runtime": runtime})).json()
             assert len(page["sessions"]) == count
+
+
+async def test_native_list_filters_by_metadata_and_is_bounded_in_bytes(open_gateway: OpenScripted) -> None:
+    """All the keys that are named must have their values; a page ends before it is too large, and leads on."""
+    gateway, _ = await open_gateway()
+    async with client_of(gateway) as client:
+        made = []
+        for number in range(3):
+            metadata = {"user": f"u{number}", "team": "a", **{f"k{index}": "x" * 4000 for index in range(3)}}
+            made.append((await client.post("/v1/sessions", json={"metadata": metadata})).json()["id"])
+        found = (await client.get("/v1/sessions?metadata.user=u1&metadata.team=a")).json()["sessions"]
+        assert [each["id"] for each in found] == [made[1]]
+        assert (await client.get("/v1/sessions?metadata.user=u1&metadata.team=b")).json()["sessions"] == []
+        too_much = await client.post("/v1/sessions", json={"metadata": {f"k{index}": "é" * 2000 for index in range(5)}})
+        assert (too_much.status_code, too_much.json()["error"][:9]) == (400, "metadata:")
+    sessions = [replace(await gateway.gateway.lifecycle.get(each), metadata={"k": "x" * 600_000}) for each in made]
+    page = _page(sessions, 10)
+    assert ([each["id"] for each in page["sessions"]], page["next"]) == (made[:1], made[0])
+
+
+async def test_native_create_without_a_runtime_takes_the_built_in_one(open_gateway: OpenScripted) -> None:
+    """So that an empty object is enough."""
+    gateway, _ = await open_gateway()
+    async with client_of(gateway) as client:
+        reply = await client.post("/v1/sessions", json={})
+        assert (reply.status_code, reply.json()["runtime"]["name"]) == (201, "my-interpreter")
 
 
 @SHARED

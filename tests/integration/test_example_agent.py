@@ -34,7 +34,7 @@ def test_example_agent_reads_a_table_and_plots_it(server: Server, tmp_path: Path
     assert "north    31" in done.stdout
     assert "south    33" in done.stdout
     assert plot.read_bytes().startswith(b"\x89PNG")
-    states = {each["state"] for each in server.client.get("/v1/sessions").json()["sessions"]}
+    states = {each["state"] for each in server.client.get("/v1/sessions?state=all").json()["sessions"]}
     assert states == {"terminated"}
 
 

@@ -75,7 +75,7 @@ SCHEMAS: dict[str, Schema] = {
         "error",
         error=obj("message type param code", message=TEXT, type=TEXT, param=nullable(TEXT), code=nullable(TEXT)),
     ),
-    "NewSession": obj("runtime", runtime=RUNTIME_NAME, ttl=DURATION, idleTimeout=DURATION, metadata=METADATA),
+    "NewSession": obj(runtime=RUNTIME_NAME, ttl=DURATION, idleTimeout=DURATION, metadata=METADATA),
     "SessionChange": obj(ttl=nullable(DURATION), idleTimeout=DURATION, metadata=METADATA),
     "Session": obj(
         "id runtime state createdAt lastActiveAt expiresAt idleTimeout metadata",

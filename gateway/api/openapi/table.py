@@ -31,8 +31,9 @@ NATIVE: Mapping[str, Operation] = {
         Operation("POST", "/v1/sessions", "sessions", "Make a session.", {201: Answer("Made.", ref("Session"))},
               body=ref("NewSession")),
     "list_sessions":
-        Operation("GET", "/v1/sessions", "sessions", "List sessions by id.", _ok("Sessions"), (
-        Parameter("state", "Only those in this state."),
+        Operation("GET", "/v1/sessions", "sessions", "List sessions, newest first.", _ok("Sessions"), (
+        Parameter("state", "Only those in this state, or all; without it those that have not ended."),
+        Parameter("metadata.KEY", "Only those whose metadata has this value under KEY."),
         Parameter("runtime", "Only those of this runtime.", RUNTIME_NAME),
         Parameter("after", "The id that the page before ended with."),
         Parameter("limit", "How many at most.", {"type": "integer", "minimum": 1, "maximum": 1000}),
