@@ -87,6 +87,7 @@ class Fresh:
             return False
         if function is None:
             return False
+        # From here on there is no way back to a fresh interpreter: __main__ and sys are the script's.
         self._process.rename(argv, environment)
         steps.append(self._run.step(function))
         steps.call(lambda: self._ending.after_script(steps))
@@ -104,6 +105,7 @@ class Fresh:
             os._exit(127)
 
     def _set_environment(self, new: Mapping[bytes, bytes]) -> None:
+        # As lists: a script that prints its environment shows the order, in which picod gives it.
         if list(new.items()) == list(self.environment.items()):
             return
         os.environb.clear()
@@ -114,9 +116,11 @@ class Fresh:
     def _prepare(self, arguments: list[str]) -> Callable[[], object] | None:
         """Set sys and __main__ up as the interpreter's main does. Returns what runs the script."""
         cwd = os.getcwd()
+        # Noted by multiprocessing when it was imported, in the server's folder; its children would start there.
         process = sys.modules.get("multiprocessing.process")
         if process is not None:
             process.ORIGINAL_DIR = cwd  # type: ignore[attr-defined]
+        # The names that pymain_run_python (Modules/main.c) gives __main__, in its order, which `print(globals())` shows.
         main = type(sys)("__main__")
         names = main.__dict__
         names["__annotations__"] = {}
@@ -127,6 +131,7 @@ class Fresh:
             code = _compiled(arguments[2] + "\n", "<string>")
             folder, rest, function = "", ["-c", *arguments[3:]], _FUNCTION(code, names)
         elif arguments[1] == "-m":
+            # A fresh interpreter runs this very function, so its frames below the module are what a traceback shows.
             runpy, functools = __import__("runpy"), __import__("functools")
             folder, rest = cwd, ["-m", *arguments[3:]]
             function = functools.partial(runpy._run_module_as_main, arguments[2])
@@ -143,6 +148,7 @@ class Fresh:
         if not self._ahead.isdisjoint(entry.partition(".")[0] for entry in os.listdir(folder or ".")):
             return None  # `import random` with a random.py beside the script must find that
         sys.modules["__main__"] = main
+        # In place: what was imported ahead may hold these very lists.
         sys.argv[:] = rest
         sys.orig_argv[:] = arguments
         sys.path.insert(0, folder)

@@ -76,6 +76,8 @@ def save(base: str, report_to: str, max_bytes: int, seconds: float) -> None:
     try:
         _dump(make, chosen, temporary, max_bytes, started + seconds / 2)
     except Exception:
+        # One by one, to find those that do not pickle: each dump counts shared objects anew, so it takes longer, and
+        # three quarters of the time at most.
         chosen = _picklable(make, values, max_bytes, started + seconds * 0.75, unsaved)
         try:
             _dump(make, chosen, temporary, max_bytes, started + seconds)
@@ -98,6 +100,7 @@ def save(base: str, report_to: str, max_bytes: int, seconds: float) -> None:
     }
     with open(f"{base}.json.new", "w") as file:
         json.dump(document, file)
+    # The .json last: it is what a later wake looks for, and so never names a pickle that is not there.
     os.replace(temporary, f"{base}.pickle")
     os.replace(f"{base}.json.new", f"{base}.json")
     _report(report_to, {"saved": len(chosen) + len(modules), "unsaved": document["unsaved"]})
@@ -160,7 +163,7 @@ def _restore_surroundings(document: Mapping[str, Any], failed: dict[str, str]) -
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    time.tzset()
+    time.tzset()  # the C library looks at TZ once
     try:
         os.chdir(os.path.join(_FIRST_FOLDER, document["cwd"]))
     except OSError as error:
