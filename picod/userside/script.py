@@ -120,7 +120,7 @@ class Fresh:
         process = sys.modules.get("multiprocessing.process")
         if process is not None:
             process.ORIGINAL_DIR = cwd  # type: ignore[attr-defined]
-        # The names that pymain_run_python (Modules/main.c) gives __main__, in its order, which `print(globals())` shows.
+        # The names that pymain_run_python (Modules/main.c) gives __main__.
         main = type(sys)("__main__")
         names = main.__dict__
         names["__annotations__"] = {}
