@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from gateway.app import Gateway, holder_name
@@ -23,6 +24,9 @@ from gateway.sandbox.tokens import TokenIssuer
 from gateway.snapshots.keeper import make_keeper
 from gateway.store import make_store
 
+if TYPE_CHECKING:
+    from gateway.provider.local import LocalProvider
+
 KEYS_S = 5.0  # how often the folder of signing keys is looked at
 
 
@@ -34,20 +38,20 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
     """
     clock = clock or SystemClock()
     problems: list[str] = []
-    runtimes = _runtimes(settings, problems)
+    runtimes = runtimes_of(settings, problems)
     shared = settings.store.partition(":")[0].partition("+")[0] not in ("", "sqlite")
     store_url = settings.store or f"sqlite:///{quote(str((settings.state_dir / 'wakegate.db').absolute()))[1:]}"
     try:
         store = make_store(store_url, clock, prefix=settings.store_prefix)
     except SettingsError as error:
         problems += [f"--store {problem.removeprefix('store URL ')}" for problem in error.problems]
-    python = _sandbox_python(settings, problems)
+    interpreter_of(settings, problems)
     if problems:
         raise SettingsError(problems)
     make_state_dir(settings.state_dir)
     if settings.engine == "kubernetes":
         return await _build_in_cluster(settings, runtimes, store, clock, shared=shared)
-    return _build_local(settings, runtimes, store, clock, python, shared=shared)
+    return _build_local(settings, runtimes, store, clock, shared=shared)
 
 
 def _build_local(
@@ -55,27 +59,16 @@ def _build_local(
     runtimes: Sequence[Runtime],
     store: SessionStore,
     clock: Clock,
-    python: Path | None,
     *,
     shared: bool,
 ) -> Gateway:
-    from gateway.provider.local import LocalProvider, owner_name
+    from gateway.provider.local import owner_name
 
-    keys = KeyRing(settings.state_dir / "keys", settings.token_algorithm)
-    keys.open()
+    provider, keys = local_provider(settings, clock)
 
     async def turn_keys() -> None:
         await asyncio.to_thread(keys.turn, clock.now(), settings.key_rotation)
 
-    provider = LocalProvider(
-        settings.state_dir,
-        keys.public_dir,
-        clock,
-        isolation="process" if settings.isolation == "process" else "bubblewrap",
-        sandbox_python=python,
-        code_context=settings.code_context,
-        disk_reserve=settings.disk_reserve,
-    )
     return Gateway(
         settings,
         runtimes=runtimes,
@@ -88,6 +81,24 @@ def _build_local(
         engine_summary=lambda: provider.report.summary(),
         background=lambda _: (("signing keys", every(KEYS_S, turn_keys)),),
     )
+
+
+def local_provider(settings: Settings, clock: Clock) -> tuple[LocalProvider, KeyRing]:
+    """The local engine over the state directory, and the keys that its sandboxes trust. Raises SettingsError."""
+    from gateway.provider.local import LocalProvider
+
+    keys = KeyRing(settings.state_dir / "keys", settings.token_algorithm)
+    keys.open()
+    provider = LocalProvider(
+        settings.state_dir,
+        keys.public_dir,
+        clock,
+        isolation="process" if settings.isolation == "process" else "bubblewrap",
+        sandbox_python=interpreter_of(settings, []),
+        code_context=settings.code_context,
+        disk_reserve=settings.disk_reserve,
+    )
+    return provider, keys
 
 
 async def _build_in_cluster(
@@ -123,7 +134,7 @@ async def _build_in_cluster(
     return gateway
 
 
-def _runtimes(settings: Settings, problems: list[str]) -> Sequence[Runtime]:
+def runtimes_of(settings: Settings, problems: list[str]) -> Sequence[Runtime]:
     """Those of the manifests that are named, and on one machine the built-in one unless a manifest has its name."""
     runtimes: list[Runtime] = []
     try:
@@ -144,7 +155,7 @@ def _runtimes(settings: Settings, problems: list[str]) -> Sequence[Runtime]:
     return runtimes
 
 
-def _sandbox_python(settings: Settings, problems: list[str]) -> Path | None:
+def interpreter_of(settings: Settings, problems: list[str]) -> Path | None:
     """The environment of user code: as set, else `.venv-sandbox` beside our own, else the system's."""
     if settings.sandbox_python != Path():
         if not (settings.sandbox_python / "bin" / "python3").exists():

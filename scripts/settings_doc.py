@@ -18,7 +18,8 @@ flags win over variables, variables over the file. Durations are written as `30s
 or `4Gi`. A wrong value stops the start, and all wrong ones are named at once.
 
 This page is made by `scripts/settings_doc.py`.
-
+"""
+COLUMNS = """
 | flag | variable | TOML key | default | what it sets |
 |---|---|---|---|---|
 """
@@ -27,17 +28,22 @@ This page is made by `scripts/settings_doc.py`.
 def document() -> str:
     """The page as it should be."""
     sys.path.insert(0, str(ROOT))
+    from gateway.cli.flags import GROUPS, readable_default
     from gateway.core.settings import ENV_PREFIX, Settings
 
-    rows = []
-    for field in fields(Settings):
-        default = "" if field.default in ("", (), Path()) else str(field.default)
-        text = " ".join(field.metadata["help"].split()).replace("|", "\\|")
-        if choices := field.metadata["choices"]:
-            text += f" ({', '.join(choices)})"
-        flag = "--" + field.name.replace("_", "-")
-        rows.append(f"| `{flag}` | `{ENV_PREFIX}{field.name.upper()}` | `{field.name}` | {default} | {text} |\n")
-    return HEAD + "".join(rows)
+    known = {field.name: field for field in fields(Settings)}
+    parts = [HEAD]
+    for title, names in GROUPS.items():
+        parts.append(f"\n## {title[0].upper()}{title[1:]}\n{COLUMNS}")
+        for name in names:
+            field = known[name]
+            default = "" if field.default in ("", (), Path()) else readable_default(field)
+            text = " ".join(field.metadata["help"].split()).replace("|", "\\|")
+            if choices := field.metadata["choices"]:
+                text += f" ({', '.join(choices)})"
+            flag = "--" + name.replace("_", "-")
+            parts.append(f"| `{flag}` | `{ENV_PREFIX}{name.upper()}` | `{name}` | {default} | {text} |\n")
+    return "".join(parts)
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=400)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 # Tests in these folders start sandboxes, kernels, clusters or gateways: `scripts/test fast` leaves them out.
-PROCESS_FOLDERS = ("docs", "integration", "loadtest", "picod", "provider", "security")
+PROCESS_FOLDERS = ("cli", "docs", "integration", "loadtest", "picod", "provider", "security")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -6,12 +6,11 @@ Each field's metadata holds its help text; its flag (`--state-dir`), variable (`
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -278,22 +277,6 @@ def probe_state_dir(path: Path) -> str:
     return ""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give the parser one flag per setting, and --config. Values stay text; `load` checks them with all the others."""
-    parser.add_argument("--config", metavar="FILE", help="TOML file with settings (also WAKEGATE_CONFIG)")
-    for setting in fields(Settings):
-        meta = setting.metadata
-        flag = "--" + setting.name.replace("_", "-")
-        text = meta["help"] + _default_text(setting)
-        if meta["kind"] == "flag":
-            parser.add_argument(flag, action="store_const", const="true", help=text)
-        elif meta["kind"] == "paths":
-            parser.add_argument(flag, action="append", metavar=meta["metavar"], help=text)
-        else:
-            metavar = "|".join(meta["choices"]) or meta["metavar"]
-            parser.add_argument(flag, metavar=metavar, help=text)
-
-
 def load(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     """Merge flags, environment and file into Settings.
 
@@ -317,18 +300,6 @@ def load(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
         raise SettingsError(problems)
     values.setdefault("state_dir", default_state_dir(environ))
     return Settings(**values)
-
-
-def _default_text(setting: Field[Any]) -> str:
-    if setting.default in ((), "", Path(), False) or setting.default is MISSING:
-        return ""
-    value = setting.default
-    match setting.metadata["kind"]:
-        case "duration":
-            value = f"{value:g}s"
-        case "size":
-            value = readable_size(value)
-    return f" (default: {value})"
 
 
 def _file_values(path: str | None, known: Mapping[str, Field[Any]], problems: list[str]) -> dict[str, tuple[str, Any]]:

@@ -7,12 +7,13 @@ to a request carry its `request_id`. The access log goes past the standard libra
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any, BinaryIO, Literal, TextIO
 
 import orjson
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 from gateway.observability.request_record import Record
 
@@ -36,7 +37,7 @@ def configure(level: str, form: LogFormat, stream: TextIO | None = None) -> None
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 *((structlog.processors.format_exc_info,) if form == "json" else ()),
-                _renderer(form, stream.isatty()),
+                _renderer(form, _coloured(stream)),
                 *((lambda _, __, line: line.decode(),) if form == "json" else ()),
             ],
         )
@@ -51,11 +52,11 @@ def configure(level: str, form: LogFormat, stream: TextIO | None = None) -> None
 
 
 class AccessLog:
-    """One line per request: an Observer (routing/observe.py)."""
+    """One line per request: an Observer (observability/request_record.py)."""
 
     def __init__(self, form: LogFormat, stream: BinaryIO | None = None) -> None:
         stream = stream or sys.stderr.buffer
-        chain: list[Processor] = [_stamp, _renderer(form, stream.isatty())]
+        chain: list[Processor] = [_stamp, _renderer(form, _coloured(stream))]
         if form == "console":
             chain.append(lambda _, __, line: str(line).encode())
         # Bound once: the proxy that wrap_logger gives would make a logger anew for each line.
@@ -90,11 +91,34 @@ class AccessLog:
         self._log.info("request", **fields)
 
 
+def _coloured(stream: TextIO | BinaryIO) -> bool:
+    """On a terminal, unless NO_COLOR is set to anything (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+_MULTILINE = frozenset(("exception", "exc_info", "stack"))  # rendered as tracebacks
+
+
+def printable(text: str) -> str:
+    """The text with control characters escaped: a path, or what a sandbox answers, must not write lines of its own or
+    move an operator's cursor. What most lines are is returned as it is.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _escaped(_: object, __: str, event: EventDict) -> EventDict:
+    for key, value in event.items():
+        if type(value) is str and key not in _MULTILINE and not value.isprintable():
+            event[key] = printable(value)
+    return event
+
+
 def _renderer(form: LogFormat, colours: bool) -> Processor:
     if form == "json":
-        return lambda _, __, event: orjson.dumps(event, default=str)
+        return lambda _, __, event: orjson.dumps(event, default=str)  # which escapes by itself
     # Plain tracebacks: the pretty ones that structlog takes where rich is installed hold the event loop for a quarter
     # of a second each, and print local variables, keys among them.
-    return structlog.dev.ConsoleRenderer(
+    console = structlog.dev.ConsoleRenderer(
         colors=colours, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
     )
+    return lambda logger, name, event: console(logger, name, _escaped(logger, name, event))

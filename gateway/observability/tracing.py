@@ -31,9 +31,8 @@ class Tracing:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError as error:
-            raise SettingsError(
-                [f"--otlp-endpoint: {error.name} is not installed; install the extra: pip install 'wakegate[otel]'"]
-            ) from error
+            fix = "in the checkout run .venv/bin/pip install -e '.[otel]'"
+            raise SettingsError([f"--otlp-endpoint: {error.name} is not installed; {fix}"]) from error
         resource = Resource.create({"service.name": "wakegate", "service.version": __version__})
         self._provider = TracerProvider(resource=resource)
         self._provider.add_span_processor(

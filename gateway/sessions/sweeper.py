@@ -165,11 +165,12 @@ class Sweeper:
             return
         self._orphans_at = now
         try:
-            await self._keeper.delete_orphans(self._known, self._orphan_retention)
+            await self._keeper.delete_orphans(self.kept_references, self._orphan_retention)
         except WakegateError as error:
             logger.warning("orphaned snapshots could not be looked for: %s", error)
 
-    async def _known(self) -> AsyncIterator[str]:
+    async def kept_references(self) -> AsyncIterator[str]:
+        """References to workspaces that records of sessions name which have not ended."""
         async for session in all_sessions(self._records.store):
             if session.snapshot is not None and session.state is not SessionState.TERMINATED:
                 yield session.snapshot

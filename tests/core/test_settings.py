@@ -11,14 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.cli.flags import add_flags
 from gateway.core.errors import SettingsError
-from gateway.core.settings import Settings, add_arguments, load
+from gateway.core.settings import Settings, load
 
 
 def read(*flags: str, **environ: str) -> Settings:
     """Settings as the command line would read them."""
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    add_flags(parser)
     return load(vars(parser.parse_args(flags)), {"HOME": "/home/u", **environ})
 
 
@@ -55,7 +56,7 @@ def test_flag_wins_over_environment_over_file_over_default(tmp_path: Path) -> No
 def test_every_setting_has_flag_variable_and_help() -> None:
     """None is reachable in one way only."""
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    add_flags(parser)
     text = parser.format_help()
     for setting in fields(Settings):
         assert "--" + setting.name.replace("_", "-") in text

@@ -11,7 +11,7 @@ import yaml
 from agentcube import AgentRuntimeClient
 from websockets.sync.client import connect
 
-from gateway.cli import banner, first_key
+from gateway.cli.banner import banner, first_key
 from gateway.core.model import Kind, Runtime, RuntimeKey
 from gateway.core.settings import Settings
 from gateway.runtimes.catalog import StaticCatalog

@@ -221,3 +221,31 @@ def test_traceback_in_the_console_shows_no_variables(root_logger: logging.Logger
     assert "a pass failed" in said
     assert "ValueError: 7" in said
     assert "hunter2" not in said
+
+
+def test_control_characters_of_others_cannot_write_lines_or_move_a_cursor(root_logger: logging.Logger) -> None:
+    """A path, or a sandbox's words, with line ends and escape sequences is one line of text."""
+    stream = io.StringIO()
+    logs.configure("info", "console", stream)
+    logging.getLogger("test").warning("sandbox: %s", "first\n2026-01-01 [error] forged\x1b[2J")
+
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 1
+    assert "\x1b" not in lines[0]
+    assert r"first\n2026-01-01 [error] forged\x1b[2J" in lines[0]
+    assert logs.printable("/files/日本語 and spaces") == "/files/日本語 and spaces"
+
+
+def test_no_color_leaves_a_terminal_plain(monkeypatch: pytest.MonkeyPatch, root_logger: logging.Logger) -> None:
+    """By the convention of https://no-color.org."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for value, coloured in (("", True), ("1", False)):
+        monkeypatch.setenv("NO_COLOR", value)
+        stream = Terminal()
+        logs.configure("info", "console", stream)
+        logging.getLogger("test").warning("plain")
+        assert ("\x1b[" in stream.getvalue()) is coloured

@@ -1,0 +1,138 @@
+"""Runs the command that was named: settings are read and checked, then what it needs is imported."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import orjson
+import uvloop
+from structlog.contextvars import bind_contextvars
+
+from gateway.cli.banner import banner_of
+from gateway.cli.parser import parse
+from gateway.core.errors import SettingsError, WakegateError
+from gateway.core.settings import Settings, load
+from gateway.observability import logs
+from gateway.serving import supervisor
+
+logger = logging.getLogger(__name__)
+
+START_FAILED = 2
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
+INTERRUPTED, OUTPUT_CLOSED = 130, 141  # 128 + SIGINT, 128 + SIGPIPE, as shells have it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    arguments = parse(words)
+    try:
+        if arguments.command == "replay":
+            from gateway.autoscaler.replay import cli as laboratory
+
+            return laboratory.run(arguments)
+        settings = load(vars(arguments), os.environ)
+        logs.configure(settings.log_level, "json" if settings.log_format == "json" else "console")
+        if settings.workers > 1:
+            supervisor.check(settings)
+        match arguments.command:
+            case "doctor":
+                return uvloop.run(_examine(settings, as_json=arguments.json))
+            case "prune":
+                return uvloop.run(_prune(settings))
+            case "uninstall":
+                from gateway.cli.upkeep import uninstall
+
+                print("\n".join(uninstall(settings, confirmed=arguments.yes)))
+                return 0
+        if arguments.as_worker:
+            return uvloop.run(_serve_as_worker(settings, arguments.as_worker))
+        if settings.workers > 1:
+            # Workers are started as this process was: by the console script, or by -m from a checkout.
+            started = sys.orig_argv[1:] if argv is None else ("-m", "gateway", *argv)
+            return uvloop.run(supervisor.supervise(settings, [sys.executable, *started]))
+        return uvloop.run(_serve(settings))
+    except SettingsError as error:
+        for problem in error.problems:
+            print(f"wakegate: {problem}", file=sys.stderr)
+        return START_FAILED
+    except WakegateError as error:
+        print(f"wakegate: {error}", file=sys.stderr)
+        return START_FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # who read the output has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OUTPUT_CLOSED
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        where = error.filename or "the state directory"
+        print(
+            f"wakegate: {where}: {error.strerror}; free space there, mount it read-write, or name another folder with"
+            " --state-dir (WAKEGATE_STATE_DIR)",
+            file=sys.stderr,
+        )
+        return START_FAILED
+
+
+async def _examine(settings: Settings, *, as_json: bool) -> int:
+    from gateway.doctor import examine, exit_status
+
+    findings = []
+    async for finding in examine(settings):
+        print(orjson.dumps(finding.as_dict()).decode() if as_json else finding, flush=True)
+        findings.append(finding)
+    return exit_status(findings)
+
+
+async def _prune(settings: Settings) -> int:
+    from gateway.cli.upkeep import prune
+
+    async for line in prune(settings):
+        print(line, flush=True)
+    return 0
+
+
+async def _check_start(settings: Settings) -> None:
+    """What would else show with the first hibernation, or the first call. Raises SettingsError for what is fatal."""
+    from gateway.doctor import startup_findings
+
+    problems = []
+    async for finding in startup_findings(settings):
+        if finding.status == "fail":
+            problems.append(f"{finding.what}: {finding.detail}; {finding.fix}")
+        elif finding.status == "warn":
+            logger.warning("%s: %s; %s", finding.what, finding.detail, finding.fix)
+    if problems:
+        raise SettingsError(problems)
+
+
+async def _serve(settings: Settings) -> int:
+    from gateway.build import build  # the slow import: once the settings are known to be right
+    from gateway.serving.server import serving
+
+    gateway = await build(settings)
+    await _check_start(settings)
+    async with serving(gateway) as (url, ended):
+        print(banner_of(gateway, url, settings), flush=True)
+        await ended
+    return 0
+
+
+async def _serve_as_worker(settings: Settings, number: int) -> int:
+    supervisor.end_with_supervisor(settings.drain_timeout)
+    bind_contextvars(worker=number)  # log lines of all workers come together on one stderr
+    from gateway.build import build
+    from gateway.serving.server import serving
+
+    sockets = supervisor.sockets_of(settings, number)
+    gateway = await build(supervisor.settings_of(settings, number))
+    async with serving(gateway, sockets) as (url, ended):
+        print(banner_of(gateway, url, settings), end=supervisor.READY.decode(), flush=True)
+        await ended
+    return 0

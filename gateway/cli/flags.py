@@ -1,0 +1,86 @@
+"""A flag for each setting, in groups, with its unit and its default."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any
+
+from gateway.core.settings import Settings
+from gateway.core.units import readable_size
+
+# Every setting, by what it is about; a test holds this complete.
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "where it listens": ("host", "port", "workers", "worker_port", "max_connections", "allowed_origins"),
+    "runtimes and sandboxes": (
+        "engine", "runtime", "no_default_runtime", "runtime_sources", "warm_pool", "preload", "code_context",
+        "sandbox_python", "max_sandboxes", "sandbox_start_timeout", "isolation", "disk_reserve",
+    ),
+    "records, and several gateways": (
+        "state_dir", "store", "store_prefix", "advertise", "takeover_after", "sweep_interval", "terminated_retention",
+    ),
+    "hibernation": ("snapshots", "snapshot_max_size", "snapshot_key_file", "hibernated_retention"),
+    "warm pools": (
+        "autoscaler_tick", "cold_start_cost", "max_warm", "wake_cost", "advised_hibernation", "prewake",
+    ),
+    "queues and timeouts": (
+        "hold_per_session", "hold_total", "slots_per_sandbox", "connect_timeout", "request_head_timeout",
+        "request_idle_timeout", "client_read_timeout", "response_idle_timeout", "request_timeout",
+        "keep_alive_timeout", "shutdown_delay", "drain_timeout",
+    ),
+    "tokens": ("token_algorithm", "key_rotation", "key_settle"),
+    "Kubernetes": (
+        "kubeconfig", "kube_namespaces", "kube_gateway_namespace", "kube_concurrency", "kube_spread", "kube_scheduler",
+        "kube_runtime_class", "kube_trust_manifests", "picod_image",
+    ),
+    "logs and traces": ("log_level", "log_format", "access_log", "otlp_endpoint"),
+}  # fmt: skip
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give the parser one flag per setting, and --config. Values stay text; `load` checks them with all the others."""
+    parser.add_argument("--config", metavar="FILE", help="TOML file with settings (also WAKEGATE_CONFIG)")
+    known = {setting.name: setting for setting in fields(Settings)}
+    for title, names in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            _add(group, known[name])
+
+
+def _add(group: argparse._ArgumentGroup, setting: Field[Any]) -> None:
+    meta = setting.metadata
+    flag = "--" + setting.name.replace("_", "-")
+    text = (meta["help"] + _default_text(setting)).replace("%", "%%")
+    if meta["kind"] == "flag":
+        group.add_argument(flag, action="store_const", const="true", help=text)
+    elif meta["kind"] == "paths":
+        group.add_argument(flag, action="append", metavar=meta["metavar"], help=text)
+    else:
+        metavar = {"INT": "N", "TEXT": "NAME"}.get(meta["metavar"], meta["metavar"])
+        group.add_argument(flag, metavar="|".join(meta["choices"]) or metavar, help=text)
+
+
+def _default_text(setting: Field[Any]) -> str:
+    if setting.default in ((), "", Path(), False) or setting.default is MISSING:
+        return ""
+    return f" (default: {readable_default(setting)})"
+
+
+def readable_default(setting: Field[Any]) -> str:
+    """The default as a person would write it: 8h, 4Gi, 512."""
+    value: Any = setting.default
+    match setting.metadata["kind"]:
+        case "duration":
+            return _readable_duration(value)
+        case "size":
+            return readable_size(value)
+    return str(value)
+
+
+def _readable_duration(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("m", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:g}{unit}"
+    return f"{seconds:g}s"

@@ -1,0 +1,91 @@
+"""The command line's grammar: commands, and a flag for each setting in groups, spelled out in full."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from gateway import __version__
+from gateway.cli.flags import add_flags
+
+USAGE_ERROR = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """No abbreviations: a flag that is added later must not change what a script means. Typos get a suggestion."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in a line or two; the whole list of flags is for --help."""
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(USAGE_ERROR)
+
+    def suggestion(self, flag: str) -> str:
+        """`; did you mean --x?`, or nothing."""
+        known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        close = difflib.get_close_matches(flag.partition("=")[0], known, 1)
+        return f"; did you mean {close[0]}?" if close else ""
+
+
+UNITS = "A DURATION is written as 30s, 1m30s or 8h, a SIZE as 512Mi or 4Gi. docs/settings.md lists all settings."
+
+
+def make_parser(words: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and those of its commands by name. `words`: the laboratory is loaded only if they name it."""
+    parser = Parser(prog="wakegate", description="Run and look after a gateway of sandboxes for AI agents.")
+    parser.add_argument("--version", action="version", version=f"wakegate {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
+    serve = commands.add_parser(
+        "serve", usage="wakegate serve [FLAGS]", epilog=UNITS, help="run a gateway",
+        description="Run a gateway. Flags win over WAKEGATE_* variables, those over --config.",
+    )  # fmt: skip
+    serve.add_argument("--as-worker", type=int, default=0, help=argparse.SUPPRESS)  # what supervisor.py starts
+    doctor = commands.add_parser(
+        "doctor", usage="wakegate doctor [FLAGS]", epilog=UNITS, help="check everything that a gateway needs",
+        description="Check everything that a gateway with these settings needs, and say what to fix. "
+        "The exit status is 0 when it would work.",
+    )  # fmt: skip
+    doctor.add_argument("--json", action="store_true", help="one JSON object per finding and line")
+    prune = commands.add_parser(
+        "prune", usage="wakegate prune [FLAGS]", epilog=UNITS, help="delete what no session needs any more",
+        description="End what a killed gateway left behind, and delete what no session needs any more: orphaned "
+        "workspaces and snapshots, records of ended sessions, the trash. No gateway may be running on the state "
+        "directory.",
+    )  # fmt: skip
+    uninstall = commands.add_parser(
+        "uninstall", usage="wakegate uninstall [FLAGS]", epilog=UNITS, help="delete the state directory",
+        description="Delete the state directory with all sessions, records and keys. Snapshots in another place, "
+        "Redis and the checkout stay. No gateway may be running on it.",
+    )  # fmt: skip
+    uninstall.add_argument("--yes", action="store_true", help="do it; without, only say what would be deleted")
+    for command in (serve, doctor, prune, uninstall):
+        add_flags(command)
+    replay = commands.add_parser("replay", help="replay traces of claims through pool policies")
+    if "replay" in words:
+        from gateway.autoscaler.replay import cli as laboratory  # numpy and more, which a gateway does without
+
+        laboratory.add_arguments(replay)
+    return parser, {
+        "serve": serve, "doctor": doctor, "prune": prune, "uninstall": uninstall, "replay": replay,
+    }  # fmt: skip
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Read the command line. Ends the process with status 2, and a suggestion, where a flag does not exist."""
+    parser, commands = make_parser(words)
+    named = next((word for word in words if not word.startswith("-")), None)
+    if named is not None and named not in commands:
+        close = difflib.get_close_matches(named, commands, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        parser.error(f"unknown command {named}{hint} The commands are {', '.join(commands)}")
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        command = commands[arguments.command]
+        flags = [word for word in unknown if word.startswith("-")] or unknown
+        command.error("; ".join(f"unknown argument {flag}{command.suggestion(flag)}" for flag in flags))
+    return arguments

@@ -1,0 +1,43 @@
+"""`wakegate doctor`: looks at everything that a gateway with these settings needs, and says what to fix.
+
+Imports `build` and what lies below it. Start with `examine`; each check yields findings, one line each, and one that
+fails does not stop the others. `startup_findings` are those that `wakegate serve` makes as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from gateway.core.settings import Settings
+from gateway.doctor.finding import Finding, exit_status
+from gateway.doctor.machine import check_interpreter, check_machine, check_port
+from gateway.doctor.storage import check_hibernated, check_snapshots, check_state_dir, check_store
+
+__all__ = ["Finding", "examine", "exit_status", "startup_findings"]
+
+
+async def examine(settings: Settings) -> AsyncIterator[Finding]:
+    """All findings, as they come."""
+    yield await check_state_dir(settings)
+    yield await check_store(settings)
+    yield await check_snapshots(settings)
+    async for finding in check_hibernated(settings):
+        yield finding
+    yield check_port(settings)
+    if settings.engine == "kubernetes":
+        from gateway.doctor.cluster import check_cluster  # its client is slow to load, and not needed for the others
+
+        async for finding in check_cluster(settings):
+            yield finding
+    else:
+        async for finding in check_machine(settings):
+            yield finding
+
+
+async def startup_findings(settings: Settings) -> AsyncIterator[Finding]:
+    """What a gateway would otherwise tell with its first hibernation, or its first call of code."""
+    if settings.snapshots:
+        yield await check_snapshots(settings)
+    if settings.engine == "local":
+        async for finding in check_interpreter(settings):
+            yield finding

@@ -1,0 +1,166 @@
+"""Checks of a cluster: access, version, custom resources, rights, network policy, and the status of runtimes.
+
+Without a way to the API server nothing more can be asked of it; otherwise a check that fails does not stop the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from gateway.core.errors import SettingsError
+from gateway.core.model import Kind
+from gateway.core.settings import Settings
+from gateway.doctor.finding import Finding
+
+OLDEST = (1, 27)  # the oldest Kubernetes whose API has all that is used here in its stable form
+SANDBOX_POLICY = "wakegate-sandboxes"
+
+
+async def check_cluster(settings: Settings) -> AsyncIterator[Finding]:
+    """Access, version, custom resources, rights, network policy, and what stands in the runtimes' status."""
+    from gateway.provider.kubernetes.client import KubeError, connect  # not needed, and slow to load, for the others
+
+    try:
+        api = await connect(settings.kubeconfig if settings.kubeconfig != Path() else None)
+    except SettingsError as error:
+        yield Finding("cluster", "no access", str(error))
+        return
+    try:
+        version = await api.get("/version")
+    except KubeError as error:
+        fix = "check the server's address in the kubeconfig, or the pod's network; then run this again"
+        yield Finding("cluster", str(error), fix)
+        await api.aclose()
+        return
+    try:
+        yield check_version(version)
+        namespaces = [name for name in settings.kube_namespaces.split(",") if name]
+        for namespace in namespaces:
+            async for finding in check_namespace(api, namespace):
+                yield finding
+        yield await check_rights(api, settings.kube_gateway_namespace, own=True)
+        for namespace in sorted({*namespaces, settings.kube_gateway_namespace}):
+            both = namespace in namespaces, namespace == settings.kube_gateway_namespace
+            yield await check_excess(api, namespace, sandboxes=both[0], own=both[1])
+    finally:
+        await api.aclose()
+
+
+def check_version(version: dict[str, Any]) -> Finding:
+    """Is the server new enough?"""
+    major, minor = (int("".join(c for c in str(version.get(part, "0")) if c.isdigit()) or 0)
+                    for part in ("major", "minor"))  # fmt: skip
+    detail = str(version.get("gitVersion", f"{major}.{minor}"))
+    if (major, minor) < OLDEST:
+        return Finding("Kubernetes", detail, f"older than {OLDEST[0]}.{OLDEST[1]}, untried", fatal=False)
+    return Finding("Kubernetes", detail)
+
+
+async def check_namespace(api: Any, namespace: str) -> AsyncIterator[Finding]:
+    """Of one namespace with sandboxes: rights, custom resources, network policy, runtimes."""
+    yield await check_rights(api, namespace, own=False)
+    for kind in Kind:
+        async for finding in check_runtimes(api, namespace, kind):
+            yield finding
+    yield await check_policy(api, namespace)
+
+
+async def check_rights(api: Any, namespace: str, *, own: bool) -> Finding:
+    """May we do there what a gateway must? `own`: the gateway's own namespace."""
+    from gateway.provider.kubernetes import rights
+    from gateway.provider.kubernetes.client import KubeError
+
+    missing = []
+    for right in rights.GATEWAY if own else rights.SANDBOXES:
+        resource, _, sub = right.resource.partition("/")
+        for verb in right.verbs:
+            attributes = {"namespace": namespace, "verb": verb, "group": right.group, "resource": resource}
+            attributes |= {"subresource": sub} if sub else {}
+            attributes |= {"name": right.name} if right.name else {}
+            body = {
+                "apiVersion": "authorization.k8s.io/v1",
+                "kind": "SelfSubjectAccessReview",
+                "spec": {"resourceAttributes": attributes},
+            }
+            try:
+                answer = await api.create("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body)
+            except KubeError as error:
+                return Finding(f"rights in {namespace}", str(error), "the server could not be asked; run this again")
+            if not (answer.get("status") or {}).get("allowed"):
+                missing.append(f"{verb} {right.resource}")
+    if missing:
+        where = "manifests/base" if own else f"manifests/sandboxes with `namespace: {namespace}`"
+        return Finding(f"rights in {namespace}", f"missing: {', '.join(missing)}", f"kubectl apply -k {where}")
+    return Finding(f"rights in {namespace}", "all there")
+
+
+async def check_excess(api: Any, namespace: str, *, sandboxes: bool, own: bool) -> Finding:
+    """May we do more there than a gateway must? `sandboxes`, `own`: what the namespace is for."""
+    from gateway.provider.kubernetes import rights
+    from gateway.provider.kubernetes.client import KubeError
+
+    what = f"least right in {namespace}"
+    wanted = rights.SANDBOXES * sandboxes + rights.GATEWAY * own
+    body = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectRulesReview",
+        "spec": {"namespace": namespace},
+    }
+    try:
+        answer = await api.create("/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", body)
+    except KubeError as error:
+        return Finding(what, str(error), "the server could not be asked; run this again", fatal=False)
+    more = rights.beyond((answer.get("status") or {}).get("resourceRules") or [], wanted)
+    if more:
+        detail = ", ".join(more[:5]) + (f" and {len(more) - 5} more" if len(more) > 5 else "")
+        fix = "as the gateway's account it should not; as your own it may: run this in the gateway's pod to be sure"
+        return Finding(what, f"this account may do more than a gateway needs: {detail}", fix, fatal=False)
+    return Finding(what, "nothing more is granted")
+
+
+async def check_runtimes(api: Any, namespace: str, kind: Kind) -> AsyncIterator[Finding]:
+    """Does the cluster know the kind, and what do its runtimes' conditions say?"""
+    from gateway.provider.kubernetes import names
+    from gateway.provider.kubernetes.client import KubeError
+
+    what = f"{names.plural(kind)} in {namespace}"
+    try:
+        items = (await api.get(names.runtimes(kind, namespace)))["items"]
+    except KubeError as error:
+        if error.http_status == 404:
+            yield Finding(what, "the cluster does not know the kind", "kubectl apply -k manifests/base/crds")
+        else:
+            yield Finding(what, str(error), "see the rights above")
+        return
+    yield Finding(what, f"{len(items)} there")
+    for item in items:
+        conditions = (item.get("status") or {}).get("conditions") or []
+        ready = next((each for each in conditions if each.get("type") == "Ready"), None)
+        name = f"{kind.value} {namespace}/{item['metadata']['name']}"
+        if ready is None:
+            yield Finding(name, "no gateway has written its status", "start one; see its log", fatal=False)
+        elif ready.get("status") == "False":
+            detail = f"{ready.get('reason')}: {ready.get('message')}"
+            yield Finding(name, detail, f"kubectl -n {namespace} describe pods -l wakegate.io/runtime", fatal=False)
+
+
+async def check_policy(api: Any, namespace: str) -> Finding:
+    """Is the policy there that shuts sandboxes in? Whether the network enforces it, the server does not know."""
+    from gateway.provider.kubernetes import names
+    from gateway.provider.kubernetes.client import KubeError
+
+    what = f"network policy in {namespace}"
+    try:
+        policy = await api.get(names.network_policies(namespace, SANDBOX_POLICY))
+    except KubeError as error:
+        if error.http_status == 404:
+            fix = f"sandboxes reach everything; kubectl apply -k manifests/sandboxes with `namespace: {namespace}`"
+            return Finding(what, f"{SANDBOX_POLICY} is not there", fix, fatal=False)
+        return Finding(what, str(error), "see the rights above", fatal=False)
+    types = set(policy["spec"].get("policyTypes") or [])
+    if types != {"Ingress", "Egress"} or policy["spec"].get("egress"):
+        fix = "its policyTypes should be Ingress and Egress, and it should allow no egress"
+        return Finding(what, f"{SANDBOX_POLICY} was changed", fix, fatal=False)
+    return Finding(what, "is there (that the cluster's network enforces policies cannot be seen from here)")
