@@ -81,7 +81,7 @@ def test_doctor_looks_at_all_that_serve_uses_and_reports_for_programs(tmp_path: 
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, done.stdout + done.stderr
     whats = {finding["what"] for finding in found}
-    assert whats >= {"session store", "port", "runtimes", "sandbox python", "isolation", "limits", "sandbox", "disk"}
+    assert whats >= {"session store", "port", "runtimes", "sandbox python", "isolation", "sandbox", "disk"}
     assert {finding["status"] for finding in found} <= {"ok", "warn"}
 
 

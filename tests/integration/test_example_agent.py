@@ -39,13 +39,17 @@ def test_example_agent_reads_a_table_and_plots_it(server: Server, tmp_path: Path
 
 
 def test_readme_lines_for_a_model_run_as_they_stand(server: Server) -> None:
-    """With a message as the SDK hands it out."""
+    """They run the call that stands in them; a message as the SDK hands it out is taken just so."""
     text = (EXAMPLE.parents[1] / "README.md").read_text()
     (lines,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "/tool_calls" in block]
+    space: dict[str, Any] = {}
+    exec(lines.replace("http://127.0.0.1:8080", server.url), space)
+    assert space["tools"][0]["function"]["name"] == "run_python"
+    assert space["reply"]["messages"] == [{"role": "tool", "tool_call_id": "call_0", "content": "42"}]
+
     call = chat_call("a", "run_python", code="6 * 7")
     message = ChatCompletionMessage.model_validate({"role": "assistant", "content": None, "tool_calls": [call]})
-    space: dict[str, Any] = {"message": message, "messages": []}
-    exec(lines.replace("http://127.0.0.1:8080", server.url), space)
+    body = {"session_id": space["session"].id, **message.to_dict()}
+    reply = space["sandbox"].post("/tool_calls", body=body, cast_to=dict)
     space["sandbox"].close()
-    assert space["messages"] == [message, {"role": "tool", "tool_call_id": "a", "content": "42"}]
-    assert space["tools"][0]["function"]["name"] == "run_python"
+    assert reply["messages"] == [{"role": "tool", "tool_call_id": "a", "content": "42"}]

@@ -44,7 +44,9 @@ def test_flag_preloads_plots_into_the_built_in_runtime(tmp_path: Path) -> None:
         session = server.session()
         expected = "True True /tmp/.matplotlib ['plot.png']\n"
         look = "import sys; print('matplotlib.pyplot' in sys.modules)"
-        wait_until(lambda: run(server, session, "python3", "-c", look) == "True\n", "scripts are preloaded")
+        wait_until(
+            lambda: run(server, session, "python3", "-c", look) == "True\n", "scripts are preloaded", within=50.0
+        )
         assert run(server, session, "python3", "-c", PLOT) == expected
 
 
