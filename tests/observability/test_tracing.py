@@ -128,7 +128,7 @@ async def test_without_an_endpoint_nothing_observes_requests(open_gateway: OpenS
 def test_missing_packages_are_said_at_the_start(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message says what to install."""
     monkeypatch.setitem(__import__("sys").modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(SettingsError, match=r"--otlp-endpoint: .* pip install -e '\.\[otel\]'"):
+    with pytest.raises(SettingsError, match=r"--otlp-endpoint: .*pip install -e '\.\[otel\]'"):
         scripted_gateway(tmp_path, ScriptedProvider(), otlp_endpoint="http://127.0.0.1:1")  # type: ignore[arg-type]
 
 
