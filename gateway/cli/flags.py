@@ -16,7 +16,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "where it listens": ("host", "port", "workers", "worker_port", "max_connections", "allowed_origins"),
     "runtimes and sandboxes": (
         "engine", "runtime", "no_default_runtime", "runtime_sources", "warm_pool", "preload", "code_context",
-        "sandbox_python", "max_sandboxes", "sandbox_start_timeout", "isolation", "disk_reserve",
+        "sandbox_python", "picture_max_side", "max_sandboxes", "sandbox_start_timeout", "isolation", "disk_reserve",
     ),
     "records, and several gateways": (
         "state_dir", "store", "store_prefix", "advertise", "takeover_after", "sweep_interval", "terminated_retention",
