@@ -155,7 +155,7 @@ class Lifecycle:
             opened = await self._opener.open(session_id)
         if opened.start is not StartKind.LIVE:
             return opened
-        # Opening a live session changes nothing of its record, but whoever wakes it is about to use it.
+        # Opening a live session changes nothing of its record, but its client is about to use it.
         now = self._clock.now()
         await self._records.store.touch_many({session_id: now})
         return replace(opened, session=replace(opened.session, last_active_at=now))
@@ -233,7 +233,7 @@ class Lifecycle:
         # Routes go first: a request that comes now waits for the lock and then sees the truth.
         self._bindings.notify_unbound(session.id, None)
         # The record is kept for a while from its last moment, which is now: else that of a session that had slept for
-        # longer would be forgotten in the sweep that ended it, and nobody could see why it ended.
+        # longer would be forgotten in the sweep that ended it, and no one could see why it ended.
         now = self._clock.now()
         ended = replace(session, state=SessionState.TERMINATED, reason=reason, sandbox=None, last_active_at=now)
         await self._records.put(ended)

@@ -3,7 +3,7 @@
 An engine of this machine makes sandboxes that only its own gateway reaches. So a session's record names its `owner`
 while it has a sandbox or a parked workspace there, and each gateway announces its address under the lease
 `gateway:<id>`. A request that arrives elsewhere is passed on to the owner (docs/adr/0005-several-gateways.md). Where
-every gateway reaches every sandbox, `me` is empty, records name nobody, and nothing is announced.
+every gateway reaches every sandbox, `me` is empty, records name no owner, and nothing is announced.
 """
 
 from __future__ import annotations
