@@ -32,6 +32,9 @@ def document() -> str:
     from gateway.core.settings import ENV_PREFIX, Settings
 
     known = {field.name: field for field in fields(Settings)}
+    grouped = {name for names in GROUPS.values() for name in names}
+    if missing := known.keys() - grouped:
+        raise SystemExit(f"gateway/cli/flags.py: GROUPS lacks {', '.join(sorted(missing))}")
     parts = [HEAD]
     for title, names in GROUPS.items():
         parts.append(f"\n## {title[0].upper()}{title[1:]}\n{COLUMNS}")
