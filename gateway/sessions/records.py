@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 LEASE_TTL_S = 10.0  # of a verb on a session, renewed three times as often; after a crash others wait so long
 REMEMBERED = 20_000  # records, of about 2 KB each; what was not written for the longest goes first
-_LOOK_AGAIN_S = 0.02  # while another gateway has the session: a wake takes about as long
+_POLL_INTERVAL_S = 0.02  # while another gateway has the session: a wake takes about as long
 
 
 class Records:
@@ -93,7 +93,7 @@ class Records:
 
     @asynccontextmanager
     async def holding(self, session_id: SessionId) -> AsyncIterator[None]:
-        """One verb on a session. Locks exist only while somebody holds or awaits them. Raises StoreUnavailableError."""
+        """One verb on a session. Locks exist only while they are held or awaited. Raises StoreUnavailableError."""
         lock, users = self._locks.get(session_id, (None, 0))
         lock = lock or asyncio.Lock()
         self._locks[session_id] = (lock, users + 1)
@@ -115,7 +115,7 @@ class Records:
     async def _leased(self, session_id: SessionId) -> AsyncIterator[None]:
         name = f"session:{session_id}"
         while (lease := await self.store.acquire_lease(name, self.holder, LEASE_TTL_S)) is None:  # noqa: ASYNC110
-            await asyncio.sleep(_LOOK_AGAIN_S)  # it is another process's: no event of this loop tells of its end
+            await asyncio.sleep(_POLL_INTERVAL_S)  # it is another process's: no event of this loop tells of its end
         self._leases[session_id] = lease
         renewal = asyncio.create_task(self._renew(session_id))
         try:
@@ -137,5 +137,5 @@ class Records:
                 logger.debug("lease on session %s not renewed: %s", session_id, error)
                 continue
             if renewed is None:
-                return  # lost: the next write says so
+                return  # lost: the next write fails
             self._leases[session_id] = renewed

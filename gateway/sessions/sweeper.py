@@ -1,4 +1,4 @@
-"""What happens to sessions that nobody asks for: sleep, the end of their time, checkpoints, and what was left behind.
+"""Periodic work on sessions: hibernate idle ones, end expired ones, checkpoints, and delete what was orphaned.
 
 Every gateway sweeps what it alone reaches. The rest is swept by one of them, the holder of the lease `sweeper`.
 Everything is found through an index of the store; a sweep acts on a bounded number of sessions, so a tick stays short.
@@ -43,8 +43,8 @@ logger = logging.getLogger(__name__)
 
 CONCURRENCY = 32  # of each kind of action; copies into an object store hold up to 32 MB each
 BATCH = 256  # sessions acted on in one sweep of each kind
-LOOKED_AT = 1024  # sessions that one sweep of each kind looks at: some are another gateway's, some cannot sleep
-ORPHANS_EVERY_S = 3600.0
+LOOKED_AT = 1024  # sessions that one sweep of each kind reads: some are another gateway's, some cannot be hibernated
+ORPHANS_INTERVAL_S = 3600.0
 RETRY_S = 300.0  # until a session whose workspace could not be kept is tried again
 
 
@@ -89,7 +89,7 @@ class Sweeper:
         self._interval = interval
         self._terminated_retention = terminated_retention
         self._orphan_retention = orphan_retention
-        self._not_before: dict[SessionId, float] = {}  # sessions that could not sleep
+        self._not_before: dict[SessionId, float] = {}  # sessions that could not be hibernated
         self._checkpointed: dict[SessionId, float] = {}  # when each was last tried
         self._orphans_at = clock.now()
         self._keeper = keeper
@@ -132,7 +132,7 @@ class Sweeper:
         """
         now = self._clock.now()
         if all(runtime.checkpoint_interval is None for runtime in self._catalog.all()):
-            return 0  # nothing is read for sessions that nobody wants copied
+            return 0  # no runtime wants checkpoints: nothing is read
         bound = self._bindings.sessions
         self._checkpointed = {each: at for each, at in self._checkpointed.items() if each in bound}
         for session_id in bound:
@@ -161,7 +161,7 @@ class Sweeper:
     async def _delete_orphans(self, leads: bool) -> None:
         """Snapshots and parked workspaces that no record names: what a crash between two steps left."""
         now = self._clock.now()
-        if not (leads or self._ownership.me) or now - self._orphans_at < ORPHANS_EVERY_S:
+        if not (leads or self._ownership.me) or now - self._orphans_at < ORPHANS_INTERVAL_S:
             return
         self._orphans_at = now
         try:

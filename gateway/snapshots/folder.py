@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 
 from gateway.core.errors import SnapshotNotFoundError, SnapshotStoreFullError, SnapshotStoreUnavailableError
 from gateway.core.model import SessionId, SnapshotRef, StoredSnapshot
-from gateway.snapshots.stream import BATCH_BYTES, KEY_PATTERN, Meter, checked, gathered, in_thread, new_key
+from gateway.snapshots.stream import BATCH_BYTES, KEY_PATTERN, Meter, batched, checked, in_thread, new_key
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -39,10 +39,10 @@ class FolderStore:
         """See SnapshotStore."""
         meter = Meter(self._max_size)
         key = new_key(session_id)
-        part = _Part(self._folder / key)
+        part = _PartialFile(self._folder / key)
         try:
             await self._do(part.open)
-            async for batch in gathered(chunks):
+            async for batch in batched(chunks):
                 meter.count(len(batch))
                 await self._do(part.write, batch, meter)
             await self._do(part.commit)
@@ -58,12 +58,12 @@ class FolderStore:
                 yield piece
 
     async def _read(self, ref: SnapshotRef) -> AsyncGenerator[bytes, None]:
-        whole = _Whole(self._path(ref.key))
+        reader = _FileReader(self._path(ref.key))
         try:
-            while piece := await self._do(whole.read):
+            while piece := await self._do(reader.read):
                 yield piece
         finally:
-            whole.close()
+            reader.close()
 
     async def delete(self, key: str) -> None:
         """See SnapshotStore."""
@@ -81,7 +81,7 @@ class FolderStore:
         return self._folder / key
 
     async def _do(self, work: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
-        """Work in a thread, and say what an OSError means."""
+        """Run it in a thread; an OSError is raised as the SnapshotError that it means."""
         try:
             return await in_thread(work, *arguments, **named)
         except FileNotFoundError as error:
@@ -89,15 +89,15 @@ class FolderStore:
         except OSError as error:
             if error.errno in _FULL:
                 raise SnapshotStoreFullError(
-                    f"the snapshot folder {self._folder} is full ({error.strerror}); make room there"
+                    f"the snapshot folder {self._folder} is full ({error.strerror}); free space there"
                 ) from error
             raise SnapshotStoreUnavailableError(
                 f"the snapshot folder {self._folder} cannot be used: {error.strerror}"
             ) from error
 
 
-class _Part:
-    """A file under way. All calls block and may raise OSError."""
+class _PartialFile:
+    """A snapshot that is being written. All calls block and may raise OSError."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -127,7 +127,7 @@ class _Part:
     def discard(self) -> None:
         """Leave nothing, also after `commit`, whose caller went away before it knew. Raises nothing.
 
-        What cannot be deleted is an orphan that `list` shows; the failure that led here is the one to be told.
+        What cannot be deleted is an orphan that `list` shows; the failure that led here is the one to report.
         """
         with contextlib.suppress(OSError):
             self._close()
@@ -141,8 +141,8 @@ class _Part:
             self._fd = -1
 
 
-class _Whole:
-    """A file to be read, opened by the first read. All calls block."""
+class _FileReader:
+    """A snapshot that is being read, opened by the first read. All calls block."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,9 +1,8 @@
-"""The keeper that copies: a session that sleeps is a snapshot in a store.
+"""The WorkspaceKeeper that copies: a hibernated session is a snapshot in a SnapshotStore.
 
-It stands between the sandbox (through the executor) and the SnapshotStore, and decides nothing of a session's life:
-which step follows which is told in WorkspaceKeeper and in docs/adr/0003-snapshots-and-parking.md. It works for any
-engine. Where the engine can also keep what a sandbox left behind that has ended (the local one can), nothing is lost
-with a sandbox: what is left is parked there, and references of both kinds live side by side.
+It moves bytes between the executor of a sandbox and the store, for any engine; the order of steps is that of
+WorkspaceKeeper and docs/adr/0003-snapshots-and-parking.md. Where the engine can keep the workspace of a sandbox that
+has ended (the local one parks it), nothing is lost with the sandbox, and references of both kinds exist side by side.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ PARTIAL_AGE_S = 3600.0  # much longer than any put goes without a write
 
 
 class Finder(Protocol):
-    """What knows which sandboxes can be asked for their files; a SandboxProvider is one."""
+    """Finds the sandboxes that can export their workspace; a SandboxProvider is one."""
 
     async def find(self, sandbox_id: SandboxId) -> Sandbox | None:
         """The sandbox, or None."""
@@ -71,7 +70,7 @@ class SnapshotKeeper:
         return None if self._parking is None else await self._parking.keep(sandbox_id, session_id)
 
     async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """See WorkspaceKeeper. What a sandbox left that has ended is nobody's to take here."""
+        """See WorkspaceKeeper. The workspace of an ended sandbox is left to `keep`."""
         sandbox = await self._provider.find(sandbox_id)
         return None if sandbox is None else await self._copy(sandbox, session_id)
 
@@ -83,8 +82,8 @@ class SnapshotKeeper:
         if sandbox is None:
             raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was there")
         async with aclosing(self._store.get(SnapshotRef(reference))) as chunks:
-            # The store gives the last piece only when the whole is right, and picod keeps no half: a bad snapshot
-            # cannot become a workspace.
+            # The store yields the last piece only once the whole is verified, and picod discards an incomplete stream:
+            # a damaged snapshot cannot become a workspace.
             await self._executor.restore(sandbox, session_id, chunks)
         return reference
 
@@ -145,7 +144,7 @@ class SnapshotKeeper:
 
 
 def make_keeper(settings: Settings, provider: Finder, executor: Executor, clock: Clock) -> WorkspaceKeeper:
-    """What the settings ask for: the engine's own parking, or snapshots.
+    """The keeper that the settings ask for: the engine's own parking, or snapshots.
 
     Without `snapshots` an engine that cannot park keeps snapshots in the state folder.
     Raises SettingsError with all that is wrong in URL and key file.

@@ -26,7 +26,7 @@ class MemorySnapshots:
             meter.count(len(chunk))
             meter.hash(chunk)
             data += chunk
-        await asyncio.sleep(0)  # whoever was cancelled meanwhile keeps nothing
+        await asyncio.sleep(0)  # a caller that is cancelled keeps nothing
         key = new_key(session_id)
         self.kept[key] = (bytes(data), self._clock.now())
         return meter.ref(key)

@@ -27,13 +27,13 @@ from gateway.snapshots.stream import BATCH_BYTES, KEY_PATTERN, Meter, checked, n
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
-_PART_BYTES = 8 << 20  # bytes; S3 takes 10,000 parts, so 80 GB
-_CONCURRENCY = 4  # parts on their way at once: 32 MB of memory a put
+_PART_BYTES = 8 << 20  # S3 takes 10,000 parts, so 80 GB
+_CONCURRENCY = 4  # parts in flight: 32 MB of memory per put
 _ABORT = bytes(2)  # handed in place of a chunk; known by identity
-_ABORT_TIMEOUT_S = 5.0  # seconds; what a store that is silent for longer keeps, `delete_orphans` finds
+_ABORT_TIMEOUT_S = 5.0  # what a slower store completes all the same, `delete_orphans` finds
 
-# A session waits for a wake, so a store that is away is told soon. The driver's own bounds would be ten tries over
-# three minutes, and 30 s for a whole request, longer than which a snapshot may take; silence is what tells.
+# A request waits for the wake, so an unreachable store must fail soon: the driver's defaults are ten tries over three
+# minutes. Its 30 s for a whole request are too short for a large snapshot, so silence is bounded instead.
 _CLIENT: ClientConfig = {"connect_timeout": "5s", "read_timeout": "60s", "timeout": "1h"}
 _YES = ("1", "true", "on", "y", "yes")
 _RETRIES: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
@@ -63,7 +63,7 @@ class ObjectStore:
         try:
             async for chunk in chunks:
                 meter.count(len(chunk))
-                await meter.hash_aside(chunk)
+                await meter.hash_in_thread(chunk)
                 if uploading.done():
                     break
                 await handed.put(chunk)
@@ -71,7 +71,7 @@ class ObjectStore:
                 await handed.put(None)
             with self._translated(key):
                 await asyncio.shield(uploading)
-        except BaseException:  # a cancel, too: whoever has no reference must have left nothing
+        except BaseException:  # cancellation included: without a reference nothing may stay in the store
             await self._undo(key, uploading, handed)
             raise
         return meter.ref(key)

@@ -27,7 +27,7 @@ from gateway.core.errors import SnapshotCorruptError, SnapshotKeyError
 from gateway.core.interfaces import SnapshotStore
 from gateway.core.model import SessionId, SnapshotRef, StoredSnapshot
 from gateway.snapshots.keys import SnapshotKeys
-from gateway.snapshots.stream import gathered, in_thread
+from gateway.snapshots.stream import batched, in_thread
 
 CHUNK_BYTES = 64 << 10
 _TAG_BYTES = 16
@@ -53,7 +53,7 @@ class SealedStore:
         cipher = Cipher(self._keys.keys[self._keys.current], head)
         yield head
         held = bytearray()  # the last chunk must be known as such, so one is always kept back
-        async for batch in gathered(chunks):
+        async for batch in batched(chunks):
             held += batch
             whole = (len(held) - 1) // CHUNK_BYTES * CHUNK_BYTES
             if whole > 0:
@@ -71,7 +71,7 @@ class SealedStore:
                 cipher = self._opener(ref, held)
             except SnapshotKeyError:
                 async for _ in pieces:
-                    pass  # a head that makes no sense because the snapshot is damaged is told as that
+                    pass  # damage in the head is reported as damage: reading on raises SnapshotCorruptError
                 raise
             while True:
                 whole = (len(held) - 1) // (CHUNK_BYTES + _TAG_BYTES) * (CHUNK_BYTES + _TAG_BYTES)

@@ -1,4 +1,4 @@
-"""What all stores do to the bytes on their way: count, hash, limit, gather."""
+"""What all snapshot stores do to the bytes that pass: count, hash, limit, batch."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import ParamSpec, TypeVar
 from gateway.core.errors import SnapshotCorruptError, SnapshotTooLargeError
 from gateway.core.model import SessionId, SnapshotRef
 
-BATCH_BYTES = 1 << 20  # bytes handed to a thread or a store at once
+BATCH_BYTES = 1 << 20  # handed to a thread or a store at once
 KEY_PATTERN = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}")
-"""What `new_key` makes. Anything else in a store is somebody else's, and never listed."""
+"""What `new_key` makes. Anything else in a store is not a snapshot of ours, and never listed."""
 
-_INLINE_BYTES = 64 << 10  # bytes that the loop hashes itself: a turn to a thread costs more
+_INLINE_BYTES = 64 << 10  # hashed on the loop: a turn to a thread costs more
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
 def new_key(session_id: SessionId) -> str:
-    """A name that was never used: the session's part, as its id may be any text, and a random one."""
+    """A new name: a hash of the session's id, which may be any text, and a random part."""
     return f"{hashlib.sha256(session_id.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}-{secrets.token_hex(16)}"
 
 
@@ -36,29 +36,29 @@ class Meter:
         self._hash = hashlib.sha256()
 
     def count(self, length: int) -> None:
-        """More is about to pass."""
+        """Add to the size, before the bytes are passed on."""
         self.size += length
         if self._max_size is not None and self.size > self._max_size:
             raise SnapshotTooLargeError(self._max_size, self.size)
 
     def hash(self, data: bytes | bytearray) -> None:
-        """It passes. To be called in order; a megabyte takes about a millisecond."""
+        """Add bytes to the hash, in their order; a megabyte takes about a millisecond."""
         self._hash.update(data)
 
-    async def hash_aside(self, data: bytes) -> None:
-        """The same; much of it does not hold up the loop."""
+    async def hash_in_thread(self, data: bytes) -> None:
+        """The same; a large piece in a thread, off the loop."""
         if len(data) > _INLINE_BYTES:
             await in_thread(self._hash.update, data)
         else:
             self._hash.update(data)
 
     def ref(self, key: str) -> SnapshotRef:
-        """What passed, stored under `key`."""
+        """The reference of what passed, stored under `key`."""
         return SnapshotRef.of(key, self.size, self._hash.hexdigest())
 
 
 async def checked(ref: SnapshotRef, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Pass on what is read from a store; the last piece only when the whole is what `ref` says.
+    """Pass on what is read from a store; the last piece only once the whole matches `ref`.
 
     Raises SnapshotCorruptError.
     """
@@ -68,7 +68,7 @@ async def checked(ref: SnapshotRef, chunks: AsyncIterator[bytes]) -> AsyncIterat
         meter.count(len(chunk))
         if meter.size > ref.size:
             break
-        await meter.hash_aside(chunk)
+        await meter.hash_in_thread(chunk)
         if held:
             yield held
         held = chunk
@@ -79,8 +79,8 @@ async def checked(ref: SnapshotRef, chunks: AsyncIterator[bytes]) -> AsyncIterat
         yield held
 
 
-async def gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytearray]:
-    """The same bytes in pieces of BATCH_BYTES bytes or a little more."""
+async def batched(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytearray]:
+    """The same bytes in pieces of BATCH_BYTES or a little more."""
     batch = bytearray()
     async for chunk in chunks:
         batch += chunk
@@ -99,5 +99,5 @@ async def in_thread(work: Callable[_P, _T], *arguments: _P.args, **named: _P.kwa
     except asyncio.CancelledError:
         await asyncio.wait([future])
         if not future.cancelled():
-            future.exception()  # seen
+            future.exception()  # retrieved
         raise

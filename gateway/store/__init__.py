@@ -28,7 +28,7 @@ def make_store(url: str, clock: Clock, *, prefix: str = "wakegate") -> SessionSt
         from gateway.store.redis import RedisStore
         from gateway.store.redis_client import make_client
 
-        make_client(url)  # nothing is dialled: only to have a wrong URL told at the start
+        make_client(url)  # dials nothing: a wrong URL is an error of the start
         return RedisStore(url, clock, prefix)
     parts = urlsplit(url)
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

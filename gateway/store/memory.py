@@ -45,7 +45,7 @@ class MemoryStore:
         await self._turn()
 
     async def warnings(self) -> Sequence[str]:
-        """None: nobody expects it to keep records."""
+        """None."""
         return ()
 
     async def _turn(self) -> None:

@@ -1,10 +1,10 @@
 """The shared session store: Redis, for any number of gateway replicas.
 
 Implements gateway.core.interfaces.SessionStore. Every compare-and-set is one Lua script (redis_scripts). A Redis that
-does not answer becomes StoreUnavailableError within about a second, and nothing here needs to be told when it is back.
+does not answer becomes StoreUnavailableError within about a second; once it answers again, so does the store.
 
-What an answered write survives is the server's affair: set `appendonly yes`, and know that a failover to an
-asynchronous replica may lose the last moments (docs/adr/0002-redis-keys.md).
+What an answered write survives is the server's configuration: set `appendonly yes`. A failover to an asynchronous
+replica may lose the last writes (docs/adr/0002-redis-keys.md).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from gateway.store.redis_durability import durability_warnings
 T = TypeVar("T")
 
 SCHEMA_VERSION = 1
-# Exchanges at one time; more wait their turn. One process keeps Redis no busier with more, but a burst at a new
-# gateway dials them all at once, and the clock of each dial runs on while the process serves the others: with little
-# CPU to spare 64 took longer than a dial may, and a healthy store was taken for one that is away.
+# Exchanges at a time; more wait. More connections keep Redis no busier, but a burst at a new gateway dials them all at
+# once, and the timeout of each dial runs on while the process handles the others: on a busy CPU 64 dials took longer
+# than one may, and a healthy store was reported as unavailable.
 CONNECTIONS = 16
 PAGE = 100  # records per read while iterating
 TOUCHES_PER_SCRIPT = 500  # records per script: about 5 ms of the server, which does nothing else meanwhile
-LEASE_RETENTION_S = 86400.0  # seconds after which a lease that nobody renewed is cleared away
+LEASE_RETENTION_S = 86400.0  # after its end, until a lease is deleted
 
 _CHUNK_SPAN_S = {1: 3600, 60: 86400}  # bucket width -> seconds of history per key
 _FIELDS = ("v", "at", "record")
@@ -215,7 +215,7 @@ class RedisStore:
             seen |= {member for member, at in fresh if at == score}
 
     async def acquire_lease(self, name: str, holder: str, ttl: float) -> Lease | None:
-        """Take the lease if it is free, expired, or already `holder`'s. None: somebody else has it.
+        """Take the lease if it is free, expired, or already `holder`'s. None: another holder has it.
 
         `expires_at` is by the caller's clock, from before it asked: it may end a little early, never late.
         """
@@ -227,7 +227,7 @@ class RedisStore:
         return Lease(name, holder, int(fence), asked + ttl) if fence else None
 
     async def renew_lease(self, lease: Lease, ttl: float) -> Lease | None:
-        """Extend it; one that expired and that nobody took since may be renewed. None: it was lost."""
+        """Extend it; an expired one that was not taken since may be renewed. None: it was lost."""
         asked = self._clock.now()
         return replace(lease, expires_at=asked + ttl) if await self._set_lease(lease, lease.holder, ttl) else None
 
@@ -332,15 +332,15 @@ class RedisStore:
         return await self._call(run)
 
     async def _call(self, exchange: Callable[[Any], Awaitable[T]]) -> T:
-        """One exchange within the deadline. Raises StoreUnavailableError for whatever goes wrong on the way."""
+        """One exchange within the deadline. Raises StoreUnavailableError for every failure."""
         outages = self._outages
         async with self._turns:
             client = self._client
             if client is None:
                 raise StoreUnavailableError("the session store is not open")
             if outages != self._outages:
-                # The server failed somebody while this call waited for its turn. With a dead server each turn takes
-                # the whole deadline; whoever stood in line shares that answer rather than the wait.
+                # Another call failed while this one waited for its turn. With a dead server each turn takes the whole
+                # deadline, so with 160 waiting the last would fail after 10 s; they share the first answer instead.
                 raise StoreUnavailableError(f"session store {redacted(self._url)} does not answer")
             try:
                 async with asyncio.timeout(self._deadline):

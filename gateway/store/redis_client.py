@@ -25,7 +25,7 @@ from redis.backoff import NoBackoff
 from gateway.core.errors import SettingsError
 
 DEADLINE_S = 1.0  # seconds for one exchange, dialling included
-# Shares of the deadline after which the driver gives up by itself, so that it can try another node meanwhile.
+# Shares of the deadline after which the driver itself gives up, so that it can still try another node.
 _DIAL_SHARE = 0.5  # within one data centre a dial takes a few milliseconds
 _ANSWER_SHARE = 0.8  # a script takes well under one millisecond
 _SENTINEL_PORT = 26379
@@ -50,7 +50,7 @@ def make_client(url: str, deadline: float = DEADLINE_S) -> tuple[Any, Close]:
             return cluster, cluster.aclose
         options = _options(deadline)
         if base == "unix":
-            del options["socket_keepalive"]  # a matter of TCP
+            del options["socket_keepalive"]  # an option of TCP sockets only
         client = Redis.from_url(url, **options)
     except ValueError as error:
         raise SettingsError([f"store URL {redacted(url)}: {error}"]) from error
@@ -65,8 +65,8 @@ def redacted(url: str) -> str:
 
 
 def _options(deadline: float) -> dict[str, Any]:
-    # No retries inside the driver: a write whose answer was lost may have landed, and only the caller can look. A
-    # connection that went stale while it lay in the pool is noticed, and dialled anew, before anything is sent on it.
+    # No retries inside the driver: a write whose answer was lost may have landed, and only the caller can find out. A
+    # pooled connection that went stale is detected, and dialled anew, before anything is sent on it.
     return {
         "socket_timeout": _ANSWER_SHARE * deadline,
         "socket_connect_timeout": _DIAL_SHARE * deadline,

@@ -1,7 +1,9 @@
-"""What Redis does in one step: the Lua scripts of the shared store.
+"""The Lua scripts of the shared store: what Redis does atomically.
 
-Every write of a record is one script that moves all its index entries with it, so an index never names a record that
-is gone or tells of a state that was. All keys are declared and share one hash tag (docs/adr/0002-redis-keys.md).
+Every write of a record is one script that moves its index entries along, so an index never names a deleted record or an
+earlier state. Rejected: MULTI/EXEC with WATCH: two round trips, and of 100 writers of one record 99 fail and start
+again. All keys are declared and share one hash tag, so that a cluster
+has them on one node (docs/adr/0002-redis-keys.md).
 
 Keys, below the store's root:
     session:<id>  hash: v (version), state, runtime, at (last active), timeout (idle), expires, record (JSON)
@@ -9,12 +11,13 @@ Keys, below the store's root:
     expiry        sorted set of ids that are not terminated, by expires_at
     terminated    sorted set of terminated ids by last_active_at
     listing       sorted set, all scores 0, of one member per order that can be listed (see `listing_prefix`)
-    leases        hash: name -> "<fence> <expires_at> <holder>"; no holder: given back
+    leases        hash: name -> "<fence> <expires_at> <holder>"; no holder: released
     lease-ends    sorted set of lease names by expires_at
-    lease-floor   at least as high as the fence of any lease that was ever cleared away
+    lease-floor   at least as high as the fence of any deleted lease
     claims:<bucket>:<runtime>:<chunk>  hash: bucket start -> claims
 
-Numbers with a fraction are formatted by %.17g: Lua's own tostring keeps 14 digits, a tenth of a millisecond today.
+Numbers with a fraction are formatted by %.17g: Lua's tostring keeps 14 digits, which makes 1790000000.1235 of
+1790000000.123456 seconds.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from gateway.core.model import RuntimeKey, SessionState
 _INDEX = r"""
 local function number(x) return string.format('%.17g', x) end
 
+-- Idle time ends at + timeout seconds: at 1000.5 with a timeout of 900 is found by `idle` from 1900.5 on. Rejected: key
+-- expiry, which deletes the record that says what to hibernate, and whose events are lost while no gateway listens.
 local function place(id, state, at, timeout, expires)
   if state == 'active' then
     redis.call('ZADD', KEYS[2], number(tonumber(at) + tonumber(timeout)), id)
@@ -39,6 +44,8 @@ local function place(id, state, at, timeout, expires)
   end
 end
 
+-- One sorted set with all scores 0 is ordered by member, so ZRANGEBYLEX pages through it by id from any point. A set
+-- per state and runtime would be four more keys to declare, two of them unknown until the old record was read.
 local function listed(id, state, runtime)
   return 'a\0' .. id, 's\0' .. state .. '\0' .. id, 'r\0' .. runtime .. '\0' .. id,
     'b\0' .. state .. '\0' .. runtime .. '\0' .. id
@@ -48,11 +55,13 @@ end
 # KEYS: session idle expiry terminated listing leases
 # ARGV: id, expected version, next version, state, runtime, at, timeout, expires, record,
 #       lease name or '', its fence, its holder
-# Answers {1, at} or {0, stored version} or {-1, the lease's value}.
+# Returns {1, at} or {0, stored version} or {-1, the lease's value}.
 PUT = (
     _INDEX
     + r"""
 local id, state, runtime, at = ARGV[1], ARGV[4], ARGV[5], ARGV[6]
+-- The fence is compared here and not before the call: a gateway that was stopped between the two would write over what
+-- the next holder made of the session. Example: A has fence 7, stops; B takes fence 8; A's put with 7 is refused.
 if ARGV[10] ~= '' then
   local held = redis.call('HGET', KEYS[6], ARGV[10]) or ''
   local fence, holder = string.match(held, '^(%d+) %S+ (.*)$')
@@ -60,7 +69,8 @@ if ARGV[10] ~= '' then
 end
 local old = redis.call('HMGET', KEYS[1], 'v', 'state', 'runtime', 'at')
 if (old[1] or '0') ~= ARGV[2] then return {0, old[1] or '0'} end
--- A touch does not change the version, so a writer may not know of the latest one: it is kept.
+-- A touch does not change the version (else each second of use would refuse a put under way), so a writer may not know
+-- of the latest one: it read at = 100, a touch wrote 105, its put with 100 keeps 105.
 if old[4] and tonumber(old[4]) > tonumber(at) then at = old[4] end
 if old[1] and (old[2] ~= state or old[3] ~= runtime) then
   redis.call('ZREM', KEYS[5], listed(id, old[2], old[3]))
@@ -104,8 +114,8 @@ return 1
 """
 )
 
-# Leases end by the server's own clock, so that replicas whose clocks disagree agree on who holds what; ARGV's `now` is
-# empty then.
+# Leases end by the server's clock: gateways whose clocks differ by 5 s would otherwise differ by 5 s on who holds a
+# lease of 10. ARGV's `now` is empty then; tests on virtual time give it.
 _TIME = r"""
 local function time(given)
   if given ~= '' then return tonumber(given) end
@@ -121,7 +131,7 @@ end
 """
 
 # KEYS: leases lease-ends lease-floor    ARGV: now or '', name, holder, ttl, seconds to keep ended ones
-# Answers the fence, or 0: somebody else has it.
+# Returns the fence, or 0: another holder has it.
 ACQUIRE = (
     _TIME
     + r"""
@@ -133,10 +143,12 @@ if held then
   fence = tonumber(at)
   local free = who == '' or tonumber(ends) <= now
   if not free and who ~= holder then return 0 end
-  -- Its own holder may still act on the old fence after expiry: taking it anew makes that visible.
+  -- Its own holder may still act on the old fence after expiry: a new one makes those writes fail.
   if free then fence = fence + 1 end
 else
-  -- Forget leases that ended long ago (each session has had one); their fences must not come back.
+  -- Delete leases that ended long ago: each session has had one, so a million sessions would leave a million.
+  -- A lease taken anew under a deleted name must not repeat a fence: the floor is the highest that was deleted. With
+  -- fence 41 deleted the next new lease of any name begins at 42. 100 per call keep the script under a millisecond.
   local old = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - tonumber(ARGV[5]), 'LIMIT', 0, 100)
   local floor = tonumber(redis.call('GET', KEYS[3]) or '0')
   for _, gone in ipairs(old) do
@@ -154,7 +166,7 @@ return fence
 )
 
 # KEYS: leases lease-ends    ARGV: now or '', name, fence, holder, next holder ('' gives it back), ttl
-# Answers 1, or 0: it was lost.
+# Returns 1, or 0: it was lost.
 RENEW = (
     _TIME
     + r"""
@@ -166,7 +178,7 @@ return 1
 )
 
 # KEYS: leases    ARGV: now or '', name
-# Answers {fence, seconds left, holder}, or 0: nobody has it.
+# Returns {fence, seconds left, holder}, or 0: it is free or unknown.
 LEASE = (
     _TIME
     + r"""

@@ -20,8 +20,8 @@ from gateway.store import claims, codec, sqlite_file
 from gateway.store.sqlite_thread import SqliteThread
 
 PAGE = 100  # records per read while iterating: about 3 ms of the thread, so that others get their turn
-PRUNED_PER_WRITE = 500  # claim rows, leases: at most so many cleared away per write
-LEASE_RETENTION_S = 86400.0  # seconds after which a lease that nobody renewed is cleared away
+PRUNED_PER_WRITE = 500  # claim rows and leases that one write deletes at most
+LEASE_RETENTION_S = 86400.0  # after its end, until a lease is deleted
 
 _GET = "SELECT version, last_active_at, record FROM sessions WHERE id = ?"
 _INSERT = """
@@ -195,12 +195,12 @@ class SqliteStore:
                 return
 
     async def acquire_lease(self, name: str, holder: str, ttl: float) -> Lease | None:
-        """Take the lease if it is free, expired, or already `holder`'s. None: somebody else has it."""
+        """Take the lease if it is free, expired, or already `holder`'s. None: another holder has it."""
         now = self._clock.now()
         return await self._thread.write(lambda db: _acquire(db, Lease(name, holder, 0, now + ttl), now))
 
     async def renew_lease(self, lease: Lease, ttl: float) -> Lease | None:
-        """Extend it; one that expired and that nobody took since may be renewed. None: it was lost."""
+        """Extend it; an expired one that was not taken since may be renewed. None: it was lost."""
         renewed = replace(lease, expires_at=self._clock.now() + ttl)
         return renewed if await self._set_lease(lease, renewed.holder, renewed.expires_at) else None
 

@@ -67,7 +67,7 @@ def connect(path: Path) -> sqlite3.Connection:
     """Open or create the store, in autocommit mode. Raises StoreUnavailableError, sqlite3.Error, OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _opening(path):
-        # A session's id is the right to use it: nobody else on the machine may read the file. sqlite gives its -wal
+        # A session's id is the right to use it: no other user of the machine may read the file. sqlite gives its -wal
         # and -shm files the mode of the main one. Only a file that is new is opened here: to close it would drop
         # every lock this process holds on it.
         try:

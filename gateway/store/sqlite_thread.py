@@ -19,7 +19,7 @@ from gateway.core.errors import StoreUnavailableError, WakegateError
 
 T = TypeVar("T")
 
-_JOBS_PER_BATCH = 256  # jobs per transaction: bounds how long the first one waits for its company (about 25 ms)
+_JOBS_PER_BATCH = 256  # one transaction each: the first job waits for the others, about 25 ms for so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class SqliteThread:
                             outcomes.append((job, job.run(connection), None))
                         except WakegateError as error:  # refused before it wrote anything: the others are unharmed
                             outcomes.append((job, None, error))
-            except Exception:  # noqa: S110 — one of them, or the commit, failed: nobody else is to pay for it
+            except Exception:  # noqa: S110 — one job, or the commit, failed: each is run alone below
                 pass
             else:
                 return outcomes
@@ -169,14 +169,14 @@ class _transaction:  # noqa: N801 — reads as the statement it stands for
                 self._connection.execute("ROLLBACK")
 
 
-# Back on the event loop. Whoever waited may have left; that is no reason to fail.
+# Back on the event loop. The caller may have been cancelled meanwhile; that is no error.
 
 
 def _tell(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
     try:
         loop.call_soon_threadsafe(function, *args)
     except RuntimeError:
-        pass  # the loop was closed without aclose: nobody is left to be told
+        pass  # the loop was closed without aclose: no caller is left
 
 
 def _deliver(outcomes: Sequence[_Outcome]) -> None:

@@ -59,7 +59,7 @@ def test_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
 
     assert run.stderr == ""
     assert run.stdout == (
-        f"507 SNAPSHOT_STORE_FULL the snapshot folder {tmp_path} is full (No space left on device); make room there\n"
+        f"507 SNAPSHOT_STORE_FULL the snapshot folder {tmp_path} is full (No space left on device); free space there\n"
         "True\n"
     )
 

@@ -391,8 +391,8 @@ def test_full_snapshot_folder_is_told_and_the_session_stays(tmp_path: Path) -> N
 
     assert run.stderr == ""
     assert run.stdout == (
-        f"507 SNAPSHOT_STORE_FULL the snapshot folder {tmp_path}/snapshots is full (No space left on device); make room"
-        " there\nTrue ['a', 'large']\nTrue\n"
+        f"507 SNAPSHOT_STORE_FULL the snapshot folder {tmp_path}/snapshots is full (No space left on device); free"
+        " space there\nTrue ['a', 'large']\nTrue\n"
     )
 
 
