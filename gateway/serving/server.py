@@ -54,11 +54,14 @@ class _Server(uvicorn.Server):
     def _on_signal(self, number: int) -> None:
         """SIGTERM: give notice first, and end after shutdown_delay. Ctrl-C, or the signal once more: end now.
 
+        Where gateways share a store, Ctrl-C gives the others their notice too.
+
         Ending at once would cut requests that are on their way: those in a kept connection's buffers, and those of
         connections that the kernel has taken and we have not.
         """
-        delay = max(self._gateway.settings.shutdown_delay, self._gateway.notice_s)
-        if number != signal.SIGTERM or not delay or self._gateway.activator.leaving:
+        delay = self._gateway.settings.shutdown_delay if number == signal.SIGTERM else 0.0
+        delay = max(delay, self._gateway.notice_s)
+        if not delay or self._gateway.activator.leaving:
             self._end(number)
             return
         self._gateway.leave()
