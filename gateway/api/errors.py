@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from gateway.api.http import JSON, session_headers
 from gateway.api.relay import relay
-from gateway.core.errors import BadRequestError, WakegateError
+from gateway.core.errors import BadRequestError, WakegateError, public_message
 from gateway.sessions.membership import ElsewhereError
 
 logger = logging.getLogger(__name__)
@@ -86,22 +86,22 @@ def error_document(error: WakegateError, shape: ErrorShape) -> dict[str, Any]:
 
 
 def _native(error: WakegateError) -> dict[str, Any]:
-    return {"error": str(error), "code": error.code}
+    return {"error": public_message(error), "code": error.code}
 
 
 def _agentcube(error: WakegateError) -> dict[str, Any]:
-    return {"message": str(error)}
+    return {"message": public_message(error)}
 
 
 def _openai(error: WakegateError) -> dict[str, Any]:
     kind = _OPENAI_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
     param = getattr(error, "param", None)
-    return {"error": {"message": str(error), "type": kind, "param": param, "code": error.code.lower()}}
+    return {"error": {"message": public_message(error), "type": kind, "param": param, "code": error.code.lower()}}
 
 
 def _mcp(error: WakegateError) -> dict[str, Any]:
     # The HTTP status says what kind of error it is; JSON-RPC has no codes for these.
-    return {"jsonrpc": "2.0", "id": None, "error": {"code": _JSONRPC_INVALID_REQUEST, "message": str(error)}}
+    return {"jsonrpc": "2.0", "id": None, "error": {"code": _JSONRPC_INVALID_REQUEST, "message": public_message(error)}}
 
 
 _DOCUMENTS: Mapping[ErrorShape, Callable[[WakegateError], dict[str, Any]]] = {

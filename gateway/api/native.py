@@ -15,7 +15,7 @@ from gateway.api.errors import Handler
 from gateway.api.http import JSON, read_metadata, read_object, read_runtime, read_seconds, session_headers
 from gateway.api.session_list import newest_sessions
 from gateway.api.sessions import DEFAULT_NAME, DELETED_BY_USER, create_session
-from gateway.core.errors import BadRequestError, WakegateError
+from gateway.core.errors import BadRequestError, WakegateError, public_message
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
 from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Session, SessionId, SessionState
 from gateway.core.settings import probe_state_dir
@@ -234,7 +234,7 @@ class NativeAPI:
         try:
             await self._store.ping()
         except WakegateError as error:
-            return [f"the session store does not answer: {error}"]
+            return [f"the session store does not answer: {public_message(error)}"]
         self._store_answered = True
         return []
 

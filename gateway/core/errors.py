@@ -38,7 +38,12 @@ The two surfaces shape them: the data path as `{"error": text, "code": CODE}`, A
 
 from __future__ import annotations
 
+import re
+
 from gateway.core.units import readable_size
+
+# An absolute path of at least two parts. What clients name themselves, a sandbox's paths and the API's, is none.
+_HOST_PATH = re.compile(r"(?<![\w/.:])(?:file://)?/(?!workspace\b|v1/|api/|mcp\b)[^\s'\",;:()/]+/[^\s'\",;:()]*")
 
 
 class WakegateError(Exception):
@@ -55,6 +60,11 @@ class WakegateError(Exception):
         super().__init__(message)
         if retry_after is not None:
             self.retry_after = retry_after
+
+
+def public_message(error: WakegateError) -> str:
+    """The error's text for clients: where the cause is ours, no path of the gateway's host. Logs have all of it."""
+    return _HOST_PATH.sub("<path>", str(error)) if error.status >= 500 else str(error)
 
 
 class BadRequestError(WakegateError):

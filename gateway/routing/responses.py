@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from gateway.core.errors import WakegateError
+from gateway.core.errors import WakegateError, public_message
 from gateway.routing.request_ids import id_field
 
 Scope = MutableMapping[str, Any]
@@ -39,7 +39,7 @@ def error_fields(error: WakegateError) -> Headers:
 
 def error_body(error: WakegateError) -> bytes:
     """The data path's error shape."""
-    return orjson.dumps({"error": str(error), "code": error.code})
+    return orjson.dumps({"error": public_message(error), "code": error.code})
 
 
 async def send_answer(send: Send, status: int, headers: Headers, body: bytes) -> None:

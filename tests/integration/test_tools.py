@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import io
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ from openai.types.chat import ChatCompletionMessage, ChatCompletionToolMessagePa
 from openai.types.chat.chat_completion_function_tool import ChatCompletionFunctionTool
 from openai.types.responses import FunctionTool
 from openai.types.responses.response_input_item_param import FunctionCallOutput
+from PIL import Image
 from pydantic import TypeAdapter
 
 from tests.support.serve import Server, serve
@@ -200,6 +203,44 @@ def test_tool_calls_figures_are_pictures_in_each_form(client: OpenAI, server: Se
     assert responses["output"][0]["output"][-1]["image_url"] == f"data:image/png;base64,{encoded}"
     blocks = post(client, {"session_id": session, "content": [tool_use("fig", "run_python", **arguments)]})
     assert blocks["content"][0]["content"][-1]["source"]["data"] == encoded
+
+
+def test_tool_calls_long_output_shows_its_end_and_names_a_file_with_all_of_it(server: Server, session: str) -> None:
+    """Of code, of a command, and of one whose output picod cuts off itself."""
+    calls = [
+        chat_call("a", "run_python", code="for n in range(1, 200_001): print(n)"),
+        chat_call("b", "run_shell", command="seq 200000"),
+        chat_call("c", "run_shell", command="seq 2000000"),
+    ]
+    body = {"session_id": session, "tool_calls": calls}
+    reply = server.client.post("/v1/tool_calls", json=body, timeout=60).json()
+    for each, last in zip(reply["messages"], ("200000", "200000", "2000000"), strict=True):
+        text = each["content"]
+        assert text.startswith("1\n2\n")
+        assert f"\n{last}\n[" in text
+        assert len(text) < 61_000
+        path = re.search(r"all of it is in (\.wakegate/output/[\w.-]+)", text)
+        assert path is not None, text[-300:]
+        counted = server.run(session, f"head -1 {path[1]}; wc -l < {path[1]}; grep -cx {last} {path[1]}")
+        first, lines, hits = counted.json()["stdout"].split()
+        assert (first, hits) == ("1", "1")
+        assert int(lines) in (int(last) - 1, int(last))
+
+
+def test_tool_calls_large_pictures_are_scaled_and_their_originals_are_files(server: Server, session: str) -> None:
+    """A model gets what fits; the file is what the code drew."""
+    code = "from PIL import Image\nImage.effect_noise((2400, 1200), 90)"
+    body = {"session_id": session, "output": [item("a", "run_python", code=code)]}
+    reply = server.client.post("/v1/tool_calls", json=body, timeout=60).json()
+    text, picture = reply["output"][0]["output"]
+    assert "scaled from 2400 x 1200 to 1568 x 784 pixels" in text["text"]
+    shown = base64.b64decode(picture["image_url"].partition(",")[2])
+    (file,) = reply["files"]
+    original = server.client.get(file["url"])
+    with Image.open(io.BytesIO(shown)) as small, Image.open(io.BytesIO(original.content)) as large:
+        assert (small.size, large.size) == ((1568, 784), (2400, 1200))
+    assert len(original.content) == file["bytes"]
+    assert original.headers["content-disposition"].startswith("attachment")
 
 
 def test_tool_calls_wake_a_sleeping_session(server: Server) -> None:

@@ -27,9 +27,9 @@ from gateway.api.mcp.protocol import MAX_BODY_BYTES, SESSION_HEADER
 from gateway.api.sessions import choose_runtime, named_session
 from gateway.api.tools.calls import Call
 from gateway.api.tools.catalogue import Tool, ToolFormat, describe, tools_of
-from gateway.api.tools.results import ToolResult
+from gateway.api.tools.results import ToolResult, failure
 from gateway.api.tools.service import ToolService
-from gateway.core.errors import WakegateError
+from gateway.core.errors import WakegateError, public_message
 from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import SessionId
 
@@ -98,9 +98,8 @@ class ToolServer:
         try:
             _, tools = await self._service.open(session_id)
         except WakegateError as error:
-            return _answer(
-                context, session_id, ToolResult(f"Error ({error.code.lower()}): {error}; nothing was run", failed=True)
-            )
+            result = failure(error.code.lower(), f"{public_message(error)}; nothing was run")
+            return _answer(context, session_id, result)
         return _answer(context, session_id, await self._run_reporting(context, session_id, tools, call))
 
     async def _run_reporting(

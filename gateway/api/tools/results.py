@@ -89,11 +89,15 @@ class _Text:
         self._shown: list[str] = []
         self._whole: list[str] = []
 
-    def add(self, text: str, limit: int = MAX_TEXT_CHARS, *, label: str = "") -> None:
-        """One part, with a line above it that says what it is; nothing where the text is empty."""
+    def add(self, text: str, limit: int = MAX_TEXT_CHARS, *, label: str = "", has_file: bool = False) -> None:
+        """One part, with a line above it that says what it is; nothing where the text is empty.
+
+        `has_file`: the whole of it is in a file of its own, which another part names.
+        """
         if text:
-            self._shown += [*([label] if label else []), shortened(text, limit)]
-            self._whole += [*([label] if label else []), text]
+            shown = shortened(text, limit)
+            self._shown += [*([label] if label else []), shown]
+            self._whole += [*([label] if label else []), shown if has_file else text]
 
     def result(self, images: Sequence[Image] = (), *, failed: bool = False, empty: str = "(no output)") -> ToolResult:
         """All parts in their order, within the bound of an answer."""
@@ -156,9 +160,9 @@ def _add_streams(text: _Text, answer: Mapping[str, Any], limit: int, tails: Mapp
     stdout_limit = limit - min(len(_text(answer.get("stderr"))), stderr_limit)
     for stream, most, label in (("stdout", stdout_limit, ""), ("stderr", stderr_limit, "[stderr]")):
         printed = _text(answer.get(stream)).removesuffix("\n")
-        if tails.get(stream):
-            printed += f"\n[... the middle is left out; the end follows ...]\n{tails[stream]}"
-        text.add(printed, most, label=label)
+        if tail := tails.get(stream, "").removesuffix("\n"):
+            printed += f"\n[... the middle is left out; the end follows ...]\n{tail}"
+        text.add(printed, most, label=label, has_file=bool(answer.get(f"{stream}_file")))
 
 
 def _plain(result: Mapping[str, Any]) -> str:

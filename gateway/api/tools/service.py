@@ -28,7 +28,13 @@ from gateway.api.tools.run_events import Progress
 from gateway.api.tools.sandbox import ToolSandbox
 from gateway.api.tools.turns import Turn, Turns, call_key
 from gateway.core.clock import Clock
-from gateway.core.errors import BadRequestError, SessionNotFoundError, UpstreamConnectError, WakegateError
+from gateway.core.errors import (
+    BadRequestError,
+    SessionNotFoundError,
+    UpstreamConnectError,
+    WakegateError,
+    public_message,
+)
 from gateway.core.interfaces import RuntimeCatalog, SandboxCaller
 from gateway.core.model import Kind, Readiness, RuntimeKey, SessionId, SessionState
 from gateway.sessions.lifecycle import Lifecycle
@@ -180,7 +186,7 @@ def _unknown(call: Call, tools: Mapping[str, Tool]) -> ToolResult:
 
 
 def _nothing_run(error: WakegateError) -> ToolResult:
-    return failure(error.code.lower(), f"{error}; nothing was run")
+    return failure(error.code.lower(), f"{public_message(error)}; nothing was run")
 
 
 def _is_ordered(call: Call, tools: Mapping[str, Tool]) -> bool:
@@ -202,7 +208,7 @@ async def _run(sandbox: ToolSandbox, tool: Tool, call: Call) -> ToolResult:
     except WakegateError as error:
         if isinstance(error, UpstreamConnectError) or error.status in (404, 429, 503):
             raise
-        return failure(error.code.lower(), f"{error}; it may or may not have run")
+        return failure(error.code.lower(), f"{public_message(error)}; it may or may not have run")
     except (ValueError, KeyError, TypeError) as error:
         # Code in the sandbox may have taken picod's place: its answer is not to be trusted, nor shown.
         logger.warning("a sandbox's answer to %s cannot be read: %s", tool.name, error)
