@@ -43,13 +43,13 @@ class Incoming:
         self.route: Route | None = None
         self.refusal: WakegateError | None = None
         self.connection: UpstreamConnection | None = None
-        self.request = Request()
         self.id_line = b""
         self.target: Target | NotProxied | BadRequestError
         self._looked_up = False
+        request: Request | None = None
         try:
             scheme: str = scope["scheme"]
-            self.request = request = read_request(scope["headers"], scope["client"], _SCHEMES[scheme])
+            request = read_request(scope["headers"], scope["client"], _SCHEMES[scheme])
             self.id_line = identify(request, record.traceparent if record is not None else b"")
             if not request.has_host and scope["http_version"] == "1.1":
                 raise BadRequestError("an HTTP/1.1 request has a Host header (RFC 9112 3.2); send one")
@@ -58,7 +58,9 @@ class Incoming:
                 self.target = replace(self.target, passed_on=True)
         except BadRequestError as error:
             self.target = error
+            request = request or Request()
             self.id_line = self.id_line or id_line(None)
+        self.request = request
         if record is not None:
             record.request_id = id_in(self.id_line)
 
