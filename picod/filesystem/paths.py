@@ -141,68 +141,93 @@ class Workspace:
         return dir_fd, parts[-1]
 
     def _walk(self, path: str, parts: list[str], make_parents: bool, follow: bool) -> tuple[int, str]:
-        pending = deque(parts)
-        names: list[str] = []  # of the directories above `here`, from the root down
-        here = os.open(".", _DIRECTORY, dir_fd=self.fd)
-        links = steps = 0
+        walk = _Walk(self.fd, parts)
         try:
-            while pending:
-                steps += 1
-                if steps > _MAX_STEPS or links > _MAX_LINKS:
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-                name = pending.popleft()
+            while walk.pending:
+                name = walk.next_name()
                 if name == "..":  # only ever from a symlink's text
-                    if not names:
-                        raise _escape_by_link(path, "..")
-                    # Never openat(".."): a directory moved meanwhile would lead elsewhere. Again from the root.
-                    pending.extendleft(reversed(names[:-1]))
-                    names = []
-                    here = _replace(here, os.open(".", _DIRECTORY, dir_fd=self.fd))
+                    walk.go_up(path)
                     continue
                 try:
-                    found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
+                    found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=walk.fd)
                 except FileNotFoundError:
-                    if not pending:
-                        return here, name
+                    if not walk.pending:
+                        return walk.fd, name
                     if not make_parents:
                         raise
-                    _make_directory(name, here)
-                    pending.appendleft(name)
+                    _make_directory(name, walk.fd)
+                    walk.pending.appendleft(name)
                     continue
                 kind = stat.S_IFMT(os.fstat(found).st_mode)
-                if kind == stat.S_IFLNK and not pending and not follow:
-                    os.close(found)
-                    return here, name
-                if kind == stat.S_IFLNK:
-                    links += 1
-                    try:
-                        target = os.readlink("", dir_fd=found)
-                    finally:
-                        os.close(found)
-                    if target.startswith("/"):
-                        target = self._below_root(path, target)
-                        names = []
-                        here = _replace(here, os.open(".", _DIRECTORY, dir_fd=self.fd))
-                    pending.extendleft(part for part in reversed(target.split("/")) if part not in ("", "."))
-                elif not pending:
-                    os.close(found)
-                    return here, name
-                elif kind == stat.S_IFDIR:
-                    here = _replace(here, found)
-                    names.append(name)
+                if kind == stat.S_IFLNK and (walk.pending or follow):
+                    self._follow(path, walk, found)
+                elif kind == stat.S_IFDIR and walk.pending:
+                    walk.enter(name, found)
                 else:
                     os.close(found)
-                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-            return here, "."  # a link to a directory's `.`, or to the root
+                    if walk.pending:
+                        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+                    return walk.fd, name
+            return walk.fd, "."  # a link to a directory's `.`, or to the root
         except BaseException:
-            os.close(here)
+            os.close(walk.fd)
             raise
+
+    def _follow(self, path: str, walk: _Walk, link_fd: int) -> None:
+        try:
+            target = os.readlink("", dir_fd=link_fd)
+        finally:
+            os.close(link_fd)
+        if target.startswith("/"):
+            target = self._below_root(path, target)
+            walk.restart()
+        walk.add_link(target)
 
     def _below_root(self, path: str, target: str) -> str:
         for root in self._roots:
             if target == root or target.startswith(root + "/"):
                 return target[len(root) :]
         raise _escape_by_link(path, target)
+
+
+class _Walk:
+    """Where a walk over a path stands: `fd`, an open directory, and the names that are `pending` below it."""
+
+    def __init__(self, root_fd: int, parts: list[str]) -> None:
+        self.fd = os.open(".", _DIRECTORY, dir_fd=root_fd)
+        self.pending = deque(parts)
+        self._root_fd = root_fd
+        self._names: list[str] = []  # of the directories from the root to `fd`
+        self._links = self._steps = 0
+
+    def next_name(self) -> str:
+        """Take the next name. Raises OSError ELOOP when there were too many steps or links."""
+        self._steps += 1
+        if self._steps > _MAX_STEPS or self._links > _MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        return self.pending.popleft()
+
+    def enter(self, name: str, fd: int) -> None:
+        """Go down into an open directory, which the walk owns from now on."""
+        self.fd = _replace(self.fd, fd)
+        self._names.append(name)
+
+    def go_up(self, path: str) -> None:
+        """Take `..`, again from the root: openat("..") of a directory that was moved meanwhile leads elsewhere."""
+        if not self._names:
+            raise _escape_by_link(path, "..")
+        self.pending.extendleft(reversed(self._names[:-1]))
+        self.restart()
+
+    def restart(self) -> None:
+        """Go back to the root."""
+        self.fd = _replace(self.fd, os.open(".", _DIRECTORY, dir_fd=self._root_fd))
+        self._names = []
+
+    def add_link(self, target: str) -> None:
+        """Put the names of a symlink's text before the pending ones."""
+        self._links += 1
+        self.pending.extendleft(part for part in reversed(target.split("/")) if part not in ("", "."))
 
 
 def clean(path: str) -> list[str]:
