@@ -1,11 +1,16 @@
-"""Workspaces and the disk below them: who fills it, and when that ends.
+"""Workspaces and the disk below them: a limit for each sandbox, and a reserve that none of them may take.
 
-The file size is limited per file, and an ordinary user has no quota to give to a folder. So the provider looks at the
-disk's free space, which costs nothing, and asks who took it only when much was taken. A sandbox that grows beyond its
-runtime's limit ends, and so does, when the disk is nearly full, the one that grew most: else one session's files would
-stop the records of all. Its session goes on in a fresh sandbox with its files, and may delete some.
+An ordinary user has no quota to give to a folder, and most file systems are mounted without project quotas. So the
+disk's free space and inodes, which cost one call to read, are polled, and the workspaces are measured only when much
+was taken. A sandbox over its runtime's limit ends; with less than the reserve left so does the one that grew most since
+it was claimed or woken, else one session's files would stop the records of all. Its session keeps its files.
 
-Between two looks a sandbox can write more than it may (a second of writing): this bounds the damage, it is no quota.
+What a workspace held when its sandbox was claimed (nothing) or woken (measured when it was parked) is the baseline:
+writing much at once, and then no more, does not pass as having held it always. Who wakes over the limit has GRACE_S to
+delete some, and ends at once on growing.
+
+Between two polls a sandbox can write more than it may: this bounds the damage, it is no quota. The ballast, a file that
+is deleted when the disk is full, leaves room for records and deletions until then.
 """
 
 from __future__ import annotations
@@ -20,173 +25,267 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.core.clock import Clock
-from gateway.core.model import SandboxId
+from gateway.core.model import SandboxId, SessionId
+from gateway.provider.local import process_tree
 from gateway.provider.local.registry import SandboxRegistry
-from gateway.provider.local.sandbox import SandboxState
 
 logger = logging.getLogger(__name__)
 
-POLL_INTERVAL_S = 1.0
-_STEP = 128 << 20  # bytes taken of the disk that make it worth to ask by whom
-_SLOW_LOOK_S = 60.0  # others may free what a sandbox takes, so that the disk does not show it
-_MUCH = 64 << 20  # bytes; who grew by less is not ended for a full disk
+POLL_INTERVAL_S = 0.5
+GRACE_S = 60.0
+BALLAST_BYTES = 16 << 20
+_FULL_INTERVAL_S = 60.0  # others may free what a sandbox takes, so that the disk does not show it
+_STEP_BYTES = 128 << 20  # taken of the disk, that make a measurement worth its cost
+_STEP_FILES = 20_000
+_MIN_STEP_BYTES = 1 << 20
+_MIN_GROWTH_BYTES = 64 << 20  # a sandbox that grew by less is not ended for a full disk
+_MIN_GROWTH_FILES = 5_000
+_FILES_RESERVE = 0.02  # of the disk's inodes
 _DU_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
+class Size:
+    """What a folder holds: bytes on the disk, and inodes."""
+
+    bytes: int = 0
+    files: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
-    """What one sandbox has on the disk. `first`: bytes when it was first looked at, `last`: at the look before."""
+    """One sandbox's workspace now and at its baseline. `grace`: it was woken a moment ago."""
 
-    first: int
-    last: int
-    now: int
+    baseline: Size
+    now: Size
     limit: int | None
+    files_limit: int | None
+    grace: bool = False
 
 
-def offenders(held: Mapping[SandboxId, Held], free: int, reserve: int) -> dict[SandboxId, str]:
-    """Who is to end, and why (pure). Sizes in bytes; who does not grow any more is left alone."""
-    growing = {name: each for name, each in held.items() if each.now > each.last}
-    ending = {
-        name: f"its workspace holds {_mb(each.now)} MB; the runtime allows {_mb(each.limit)} MB (limits.workspaceSize)"
-        for name, each in growing.items()
-        if each.limit is not None and each.now > each.limit
-    }
-    if not ending and free < reserve and growing:
-        name, most = max(growing.items(), key=lambda pair: pair[1].now - pair[1].first)
-        if most.now - most.first >= _MUCH:
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """What is left of the disk. `filling`: less than at the last measurement. `files`: None where not limited."""
+
+    free: int
+    reserve: int
+    files: int | None = None
+    files_reserve: int = 0
+    filling: bool = True
+
+
+def offenders(held: Mapping[SandboxId, Held], disk: Disk) -> dict[SandboxId, str]:
+    """The sandboxes to end, and why (pure)."""
+    ending: dict[SandboxId, str] = {}
+    for name, each in held.items():
+        if _is_over(each.now.bytes, each.baseline.bytes, each.limit, grace=each.grace):
             ending[name] = (
-                f"its workspace grew by {_mb(most.now - most.first)} MB, most of all, and the disk is nearly full "
-                f"({_mb(free)} MB left, reserve {_mb(reserve)} MB)"
+                f"its workspace holds {_mb(each.now.bytes)} MB; the runtime allows {_mb(each.limit)} MB "
+                "(limits.workspaceSize)"
             )
+        elif _is_over(each.now.files, each.baseline.files, each.files_limit, grace=each.grace):
+            ending[name] = f"its workspace holds {each.now.files} files; a sandbox may have {each.files_limit}"
+    if ending:
+        return ending  # their end may suffice
+    if disk.free < disk.reserve:
+        grown = {name: each.now.bytes - each.baseline.bytes for name, each in held.items()}
+        total = {name: each.now.bytes for name, each in held.items()}
+        who, what = _largest(grown, total, _MIN_GROWTH_BYTES, filling=disk.filling)
+        if who is not None:
+            size = _mb(grown[who] if what == "grew by" else total[who])
+            left = f"{_mb(disk.free)} MB left, reserve {_mb(disk.reserve)} MB"
+            ending[who] = f"its workspace {what} {size} MB, most of all, and the disk is nearly full ({left})"
+    elif disk.files is not None and disk.files < disk.files_reserve:
+        grown = {name: each.now.files - each.baseline.files for name, each in held.items()}
+        total = {name: each.now.files for name, each in held.items()}
+        who, what = _largest(grown, total, _MIN_GROWTH_FILES, filling=disk.filling)
+        if who is not None:
+            count = grown[who] if what == "grew by" else total[who]
+            left = f"{disk.files} inodes left, reserve {disk.files_reserve}"
+            ending[who] = f"its workspace {what} {count} files, most of all, and the disk is nearly full ({left})"
     return ending
+
+
+def _is_over(now: int, baseline: int, limit: int | None, *, grace: bool) -> bool:
+    return limit is not None and now > limit and (now > baseline or not grace)
+
+
+def _largest(
+    grown: Mapping[SandboxId, int], total: Mapping[SandboxId, int], least: int, *, filling: bool
+) -> tuple[SandboxId | None, str]:
+    """The sandbox that grew most, quiet now or not; if none grew much, the largest, but only while the disk fills:
+    a disk that others filled long ago must not end one sandbox after another."""
+    for sizes, what in ((grown, "grew by"), (total, "holds")):
+        if what == "holds" and not filling:
+            break
+        name = max(sizes, key=lambda each: sizes[each], default=None)
+        if name is not None and sizes[name] >= least:
+            return name, what
+    return None, ""
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A sandbox to be looked at: its workspace, and the outermost of its processes."""
+    """A sandbox to be measured: its workspace, and the outermost of its processes."""
 
     id: SandboxId
     workspace: Path
     pid: int
     limit: int | None
+    files_limit: int | None = None
 
 
 class DiskWatch:
-    """Remembers what was held at the looks before. Not thread-safe; `look` blocks, and may run in any thread."""
+    """Remembers baselines and what was left at the last measurement. `look` blocks and may run in any thread."""
 
     def __init__(self, folder: Path, reserve: int) -> None:
         self.folder, self._reserve = folder, reserve
-        self._used: int | None = None
+        self._used: Size | None = None
         self._looked_at = float("-inf")
-        self._first: dict[SandboxId, int] = {}
-        self._last: dict[SandboxId, int] = {}
+        self._parked: dict[SessionId, Size] = {}
+        self._baselines: dict[SandboxId, tuple[Size, float | None]] = {}  # None: woken since the last look
 
-    def forget(self, sandbox_id: SandboxId) -> None:
-        """It was given a workspace that another had: that is not growth."""
-        self._first.pop(sandbox_id, None)
-        self._last.pop(sandbox_id, None)
+    def measure_parked(self, session: SessionId, workspace: Path) -> None:
+        """Note what a parked workspace holds: the baseline of the sandbox that gets it. Blocks."""
+        try:
+            self._parked[session] = _sizes([workspace]).get(workspace, Size())
+        except OSError as error:
+            logger.warning("the workspace of session %s cannot be measured: %s", session, error)
+
+    def woken(self, sandbox: SandboxId, session: SessionId) -> None:
+        """The sandbox was given that session's parked workspace."""
+        self._baselines[sandbox] = self._parked.pop(session, Size()), None
+
+    def forget_parked(self, session: SessionId) -> None:
+        """That parked workspace was deleted; absent is success."""
+        self._parked.pop(session, None)
+
+    def is_known(self, session: SessionId) -> bool:
+        """Whether `measure_parked` was called for that session's parked workspace, in this run."""
+        return session in self._parked
 
     def due(self, tenants: Sequence[Tenant], now: float) -> bool:
-        """Whether so much was taken since the last look that it is worth another. `now`: monotonic seconds."""
+        """Whether so much was taken since the last look that another is worth it. `now`: monotonic seconds."""
+        if not tenants:
+            return False
         disk = os.statvfs(self.folder)
-        used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize
-        least = min((each.limit for each in tenants if each.limit is not None), default=_STEP)
-        step = max(1 << 20, min(_STEP, least // 8))
-        if self._used is not None:
-            self._used = min(self._used, used)
-        return bool(tenants) and (
-            self._used is None or used - self._used >= step or now - self._looked_at >= _SLOW_LOOK_S
-        )
+        used = _used(disk)
+        if self._used is None or now - self._looked_at >= _FULL_INTERVAL_S:
+            return True
+        self._used = Size(min(self._used.bytes, used.bytes), min(self._used.files, used.files))
+        least = min((each.limit for each in tenants if each.limit is not None), default=_STEP_BYTES)
+        files = min((each.files_limit for each in tenants if each.files_limit is not None), default=_STEP_FILES)
+        step = max(_MIN_STEP_BYTES, min(_STEP_BYTES, least // 8))
+        if disk.f_bavail * disk.f_frsize < self._reserve:
+            step = _MIN_STEP_BYTES
+        files_step = max(1, min(_STEP_FILES, files // 8))
+        return used.bytes - self._used.bytes >= step or used.files - self._used.files >= files_step
 
     def look(self, tenants: Sequence[Tenant], now: float) -> dict[SandboxId, str]:
-        """Measure all tenants and say who is to end, and why. Raises OSError when the disk cannot be looked at."""
-        self._looked_at = now
+        """Measure all tenants and say who is to end, and why. Raises OSError when the disk cannot be read."""
+        before, self._looked_at = self._used, now
         sizes = _sizes([each.workspace for each in tenants])
         disk = os.statvfs(self.folder)
-        self._used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize
+        self._used = _used(disk)
         held: dict[SandboxId, Held] = {}
         for each in tenants:
             if each.workspace in sizes:
-                size = sizes[each.workspace] + _unlinked(each)
-                first = self._first.get(each.id, size)
-                held[each.id] = Held(first, self._last.get(each.id, size), size, each.limit)
-        self._first = {name: each.first for name, each in held.items()}
-        self._last = {name: each.now for name, each in held.items()}
-        return offenders(held, disk.f_bavail * disk.f_frsize, self._reserve)
+                size, unlinked = sizes[each.workspace], _unlinked(each)
+                baseline, woken_at = self._baselines.get(each.id, (Size(), float("-inf")))
+                woken_at = now if woken_at is None else woken_at
+                self._baselines[each.id] = baseline, woken_at
+                size = Size(size.bytes + unlinked.bytes, size.files + unlinked.files)
+                held[each.id] = Held(baseline, size, each.limit, each.files_limit, grace=now - woken_at < GRACE_S)
+        present = {each.id for each in tenants}
+        self._baselines = {name: each for name, each in self._baselines.items() if name in present or each[1] is None}
+        return offenders(
+            held,
+            Disk(
+                free=disk.f_bavail * disk.f_frsize,
+                reserve=self._reserve,
+                files=disk.f_favail if disk.f_files else None,
+                files_reserve=int(disk.f_files * _FILES_RESERVE),
+                filling=before is None or self._used.bytes > before.bytes or self._used.files > before.files,
+            ),
+        )
 
-
-def _sizes(folders: Sequence[Path]) -> dict[Path, int]:
-    """Bytes on the disk below each folder. By du(1), which is at home in trees of any depth that hostile code makes."""
-    if not folders:
-        return {}
-    command = ["nice", "-n", "10", "du", "-skx", "--", *map(str, folders)]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=_DU_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise OSError(f"du took longer than {_DU_TIMEOUT_S:g} s") from error
-    sizes = {}
-    for line in done.stdout.decode(errors="surrogateescape").splitlines():
-        size, _, folder = line.partition("\t")
-        sizes[Path(folder)] = int(size) << 10
-    return sizes
-
-
-def _unlinked(tenant: Tenant) -> int:
-    """Bytes of files that were deleted and are still open: du does not see them."""
-    try:
-        device = os.stat(tenant.workspace).st_dev
-    except FileNotFoundError:
-        return 0  # it ended meanwhile
-    found: dict[int, int] = {}
-    for pid in _descendants(tenant.pid):
+    def keep_ballast(self) -> None:
+        """Hold BALLAST_BYTES of the disk while it has room, and give them up when it is full. Blocks for a moment."""
+        path = self.folder / "ballast"
+        disk = os.statvfs(self.folder)
+        free = disk.f_bavail * disk.f_frsize
         try:
-            names = os.listdir(f"/proc/{pid}/fd")
-        except OSError:
-            continue
-        for name in names:
-            try:
-                status = os.stat(f"/proc/{pid}/fd/{name}")
-            except OSError:
-                continue
-            if status.st_dev == device and not status.st_nlink and stat.S_ISREG(status.st_mode):
-                found[status.st_ino] = status.st_blocks * 512
-    return sum(found.values())
-
-
-def _descendants(pid: int) -> list[int]:
-    found, waiting = [], [pid]
-    while waiting:
-        each = waiting.pop()
-        found.append(each)
-        try:
-            for task in os.listdir(f"/proc/{each}/task"):
-                with open(f"/proc/{each}/task/{task}/children") as file:
-                    waiting += map(int, file.read().split())
-        except OSError:
-            continue  # it ended meanwhile
-    return found
-
-
-def _mb(size: int | None) -> int:
-    return (size or 0) // 1_000_000
+            if free < BALLAST_BYTES // 4:
+                path.unlink(missing_ok=True)
+            elif free > max(4 * BALLAST_BYTES, self._reserve) and not path.exists():
+                with path.open("wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
+        except OSError as error:
+            logger.warning("the ballast %s cannot be kept: %s", path, error)
 
 
 async def enforce(registry: SandboxRegistry, disk: DiskWatch, clock: Clock) -> None:
-    """End who fills the disk, as though it had ended by itself: its session keeps its files and is told why."""
+    """End sandboxes that fill the disk, until cancelled. Their sessions keep their files and are told the reason."""
     while True:
         await asyncio.sleep(POLL_INTERVAL_S)
         tenants = [
-            Tenant(sandbox.id, sandbox.workspace, sandbox.process.pid, sandbox.runtime.limits.workspace_size)
+            Tenant(
+                sandbox.id,
+                sandbox.workspace,
+                sandbox.process.pid,
+                sandbox.runtime.limits.workspace_size,
+                sandbox.runtime.limits.workspace_files,
+            )
             for sandbox in registry.bound()
         ]
         try:
             now = clock.monotonic()
-            if not disk.due(tenants, now):
-                continue
-            for name, reason in (await asyncio.to_thread(disk.look, tenants, now)).items():
-                sandbox = registry.get(name)
-                if sandbox is not None and sandbox.state is SandboxState.CLAIMED:
-                    sandbox.end_cause = f"was ended: {reason}"
-                    await sandbox.process.end()
+            if disk.due(tenants, now):
+                for name, reason in (await asyncio.to_thread(disk.look, tenants, now)).items():
+                    await registry.end_for(name, f"was ended: {reason}")
+            disk.keep_ballast()
         except (OSError, TimeoutError) as error:
             logger.warning("the disk below %s cannot be watched: %s", disk.folder, error)
+
+
+def _used(disk: os.statvfs_result) -> Size:
+    return Size((disk.f_blocks - disk.f_bfree) * disk.f_frsize, disk.f_files - disk.f_ffree)
+
+
+def _sizes(folders: Sequence[Path]) -> dict[Path, Size]:
+    """What each folder holds. By du(1), which handles trees of any depth that hostile code makes. Raises OSError."""
+    if not folders:
+        return {}
+    used, files = _du("-skx", folders), _du("-sx", folders, "--inodes")
+    return {folder: Size(used[folder] << 10, files.get(folder, 0)) for folder in used}
+
+
+def _du(flags: str, folders: Sequence[Path], *more: str) -> dict[Path, int]:
+    command = ["nice", "-n", "10", "du", flags, *more, "--", *map(str, folders)]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_DU_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"du took longer than {_DU_TIMEOUT_S:g} s") from error
+    found = {}
+    for line in done.stdout.decode(errors="surrogateescape").splitlines():
+        count, _, folder = line.partition("\t")
+        found[Path(folder)] = int(count)
+    return found
+
+
+def _unlinked(tenant: Tenant) -> Size:
+    """Files that were deleted and are still open: du does not see them."""
+    try:
+        device = os.stat(tenant.workspace).st_dev
+    except FileNotFoundError:
+        return Size()  # it ended meanwhile
+    found: dict[int, int] = {}
+    for pid in process_tree.descendants(tenant.pid):
+        for status in process_tree.open_files(pid):
+            if status.st_dev == device and not status.st_nlink and stat.S_ISREG(status.st_mode):
+                found[status.st_ino] = status.st_blocks * 512
+    return Size(sum(found.values()), len(found))
+
+
+def _mb(size: int | None) -> int:
+    return (size or 0) // 1_000_000

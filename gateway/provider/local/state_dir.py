@@ -1,6 +1,7 @@
 """The state directory: one owner at a time, sockets on paths short enough to bind, workspaces, and a trash folder.
 
 STATE/lock          held by the one gateway that owns STATE; names its process
+STATE/ballast       room on a full disk for records and deletions (disk_quota.py)
 STATE/owner         a random name, made once: tags processes and control groups as STATE's
 STATE/run/          sockets (0700); a private folder in the temporary directory when STATE's path is too long
 STATE/etc/          synthetic files of /etc that sandboxes see

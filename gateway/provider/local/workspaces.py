@@ -68,6 +68,8 @@ class Workspaces:
         except OSError as error:
             raise SnapshotError(f"the workspace of session {session_id} cannot be parked: {error}") from error
         self._orphans.pop(sandbox_id, None)
+        if kept:
+            await asyncio.to_thread(self._disk.measure_parked, session_id, self._state_dir.parked / session_id)
         return session_id if kept else None
 
     def _parked(self, sandbox_id: SandboxId, done: asyncio.Task[str | None]) -> None:
@@ -85,8 +87,11 @@ class Workspaces:
             raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was there")
         await self.check(reference)
         try:
-            await asyncio.to_thread(self._state_dir.restore, SessionId(reference), sandbox.workspace)
-            self._disk.forget(sandbox_id)
+            session = SessionId(reference)
+            if not self._disk.is_known(session):  # parked in an earlier run
+                await asyncio.to_thread(self._disk.measure_parked, session, self._state_dir.parked / session)
+            self._disk.woken(sandbox_id, session)  # before the move, which would pass for growth
+            await asyncio.to_thread(self._state_dir.restore, session, sandbox.workspace)
         except OSError as error:
             raise SandboxStartError(f"the workspace of session {reference} cannot be moved: {error}") from error
 
@@ -120,6 +125,7 @@ class Workspaces:
     def delete(self, reference: str) -> None:
         """Delete a parked workspace; absent, or a snapshot elsewhere, is success."""
         if self._state_dir is not None and not is_snapshot(reference):
+            self._disk.forget_parked(SessionId(reference))
             self._discard(self._state_dir, self._state_dir.parked / reference)
 
     def delete_orphan(self, sandbox_id: SandboxId) -> None:

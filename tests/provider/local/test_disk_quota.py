@@ -12,7 +12,7 @@ import pytest
 from gateway.core.clock import SystemClock
 from gateway.core.model import Limits, Sandbox, SandboxEvent, SandboxId, SessionId
 from gateway.provider.local import LocalProvider, disk_quota
-from gateway.provider.local.disk_quota import DiskWatch, Held, Tenant, offenders
+from gateway.provider.local.disk_quota import Disk, DiskWatch, Held, Size, Tenant, offenders
 from tests.support.local_engine import SANDBOX_PYTHON, execute, python, runtime, serving
 
 MB = 1_000_000
@@ -37,35 +37,54 @@ for number in range(10_000):
 """
 
 
-def held(first: int, last: int, now: int, limit: int | None = None) -> Held:
-    return Held(first * MB, last * MB, now * MB, None if limit is None else limit * MB)
+def held(baseline: int, now: int, limit: int | None = None, *, grace: bool = False, files: int = 0) -> Held:
+    return Held(Size(baseline * MB), Size(now * MB, files), None if limit is None else limit * MB, 1000, grace)
 
 
 @pytest.mark.parametrize(
-    ("big", "small", "free", "ends"),
+    ("big", "small", "free", "filling", "ends"),
     [
-        (held(0, 90, 101, 100), held(0, 5, 6, 100), 999, {BIG}),
-        (held(0, 101, 101, 100), held(0, 5, 6, 100), 999, set()),  # over its limit, but it does not grow: it may delete
-        (held(0, 120, 110, 100), held(0, 5, 6, 100), 999, set()),
-        (held(0, 400, 500), held(0, 5, 6), 999, set()),  # no limit is set, and there is space
-        (held(0, 400, 500), held(0, 90, 99), 9, {BIG}),
-        (held(480, 480, 500), held(0, 90, 99), 9, {SMALL}),  # what it was given is not what it took
-        (held(0, 500, 500), held(0, 20, 30), 9, set()),  # the disk is full, by none of those that grow
-        (held(0, 90, 101, 100), held(0, 400, 500), 9, {BIG}),  # its end may make room enough
+        (held(0, 101, 100), held(0, 6, 100), 999, True, {BIG}),
+        (held(0, 101, 100), held(0, 6, 100), 999, False, {BIG}),  # quiet now, but it took that much
+        (held(120, 110, 100, grace=True), held(0, 6, 100), 999, True, set()),  # woken over its limit: it may delete
+        (held(120, 121, 100, grace=True), held(0, 6, 100), 999, True, {BIG}),
+        (held(120, 110, 100), held(0, 6, 100), 999, True, {BIG}),  # it did not
+        (held(0, 500), held(0, 6), 999, True, set()),  # no limit is set, and there is space
+        (held(0, 500), held(0, 99), 9, True, {BIG}),
+        (held(0, 500), held(0, 99), 9, False, {BIG}),  # early growth counts when the disk is full later
+        (held(480, 500), held(0, 99), 9, True, {SMALL}),  # what it was given is not what it took
+        (held(500, 500), held(0, 30), 9, True, {BIG}),  # no one grew much: the largest, while the disk fills
+        (held(500, 500), held(0, 30), 9, False, set()),  # the disk was full before
+        (held(0, 101, 100), held(0, 500), 9, True, {BIG}),  # its end may suffice
+        (held(0, 1, files=1001), held(0, 2), 999, True, {BIG}),  # many empty files
     ],
 )
-def test_offender_is_who_grows_beyond_its_limit_or_fills_the_disk(
-    big: Held, small: Held, free: int, ends: set[SandboxId]
+def test_offender_is_over_its_limit_or_fills_the_disk(
+    big: Held, small: Held, free: int, filling: bool, ends: set[SandboxId]
 ) -> None:
-    """Growth counts, and only while it goes on."""
-    assert set(offenders({BIG: big, SMALL: small}, free * MB, 10 * MB)) == ends
+    """What a workspace held when its sandbox was claimed or woken is the baseline; all above it is growth."""
+    disk = Disk(free * MB, 10 * MB, filling=filling)
+    assert set(offenders({BIG: big, SMALL: small}, disk)) == ends
+
+
+def test_inodes_run_out_like_bytes() -> None:
+    """Below the reserve of inodes the sandbox with the most new files ends."""
+    many = Held(Size(), Size(MB, 9_000), None, None)
+    given = Held(Size(MB, 20_000), Size(MB, 20_100), None, None)
+    ends = offenders({BIG: many, SMALL: given}, Disk(999 * MB, 10 * MB, files=50, files_reserve=100))
+    assert set(ends) == {BIG}
+    assert "grew by 9000 files" in ends[BIG]
 
 
 def test_look_is_due_when_much_was_taken_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Walking through all workspaces costs: a step of the disk's use, or a minute, must have gone by."""
     free = 1000 << 20  # others write to this disk while the test runs
     monkeypatch.setattr(
-        os, "statvfs", lambda _: SimpleNamespace(f_blocks=2000 << 20, f_bfree=free, f_bavail=free, f_frsize=1)
+        os,
+        "statvfs",
+        lambda _: SimpleNamespace(
+            f_blocks=2000 << 20, f_bfree=free, f_bavail=free, f_frsize=1, f_files=0, f_ffree=0, f_favail=0
+        ),
     )
     watch = DiskWatch(tmp_path, 0)
     tenant = Tenant(BIG, tmp_path / "workspace", os.getpid(), 256 << 20)
@@ -110,9 +129,48 @@ async def test_sandbox_over_its_size_ends_and_says_why(tmp_path: Path, code: str
         assert await provider.keep(filler.id, A) == A
 
 
+async def test_woken_workspace_is_no_growth(tmp_path: Path) -> None:
+    """What was parked is measured then, so a wake neither ends its sandbox nor forgives what it holds."""
+    async with serving(tmp_path, runtime(limits=Limits(processes=64, workspace_size=8 << 20))) as provider:
+        first = await provider.claim(runtime().key, A)
+        await python(first, "open('kept', 'wb').write(bytes(7 << 20))")
+        reference = await provider.keep(first.id, A)
+        assert reference is not None
+        second = await provider.claim(runtime().key, A)
+        await provider.restore(reference, second.id, A)
+        baseline, _ = provider._disk._baselines[second.id]
+        assert 7 << 20 <= baseline.bytes <= 8 << 20
+        event = await ended(provider, second, "import os, time; os.posix_fallocate(os.open('more', 66), 0, 2 << 20)\n"
+                            "time.sleep(60)")  # fmt: skip
+        assert "the runtime allows 8 MB" in event.reason
+
+
+async def test_many_empty_files_end_a_sandbox(tmp_path: Path) -> None:
+    """Inodes are limited as bytes are."""
+    async with serving(tmp_path, runtime(limits=Limits(processes=64, workspace_files=2_000))) as provider:
+        filler = await provider.claim(runtime().key, A)
+        event = await ended(provider, filler, "import time\nfor n in range(4000): open(str(n), 'w')\ntime.sleep(60)")
+        assert "a sandbox may have 2000" in event.reason
+
+
+def test_ballast_is_held_and_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records and deletions find room on a full disk until the sandboxes that filled it have ended."""
+    free = 1 << 30
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=free, f_frsize=1))
+    watch = DiskWatch(tmp_path, 1 << 20)
+    watch.keep_ballast()
+    assert (tmp_path / "ballast").stat().st_blocks * 512 >= 16 << 20
+    free = 1 << 20
+    watch.keep_ballast()
+    assert not (tmp_path / "ballast").exists()
+    free = 40 << 20  # not enough to take it back
+    watch.keep_ballast()
+    assert not (tmp_path / "ballast").exists()
+
+
 async def test_sandbox_that_fills_the_disk_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a limit of its own too, once less than the reserve is left."""
-    monkeypatch.setattr(disk_quota, "_STEP", 16 << 20)
+    monkeypatch.setattr(disk_quota, "_STEP_BYTES", 16 << 20)
     environment = SANDBOX_PYTHON if SANDBOX_PYTHON.exists() else None
     provider = LocalProvider(
         tmp_path / "state", tmp_path / "keys", SystemClock(), "bubblewrap", environment, disk_reserve=1 << 60
