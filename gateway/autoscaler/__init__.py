@@ -3,7 +3,8 @@
 The pure half, no I/O and no clock: `window` counts, `rates`, `empirical` and `seasonal` forecast, `mixture` weighs the
 forecasters, `shadow` learns how much to stock, `scaler` decides. The other half lives in a gateway: `signal` gathers
 claims, `runner` ticks on the leader and tells people why, `sessions` advises. `replay` runs the pure half over recorded
-traces. docs/autoscaler.md has the method and what it was measured to do.
+traces. Imports `sessions` and `core`; start with `pool`. docs/autoscaler.md has the method and what it was measured to
+do.
 """
 
 import os

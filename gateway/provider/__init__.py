@@ -1,1 +1,4 @@
-"""Engines that make sandboxes: one package each, behind interfaces.SandboxProvider."""
+"""Engines that make sandboxes: one package each, behind interfaces.SandboxProvider.
+
+They import `core`, `observability`, `runtimes` and `sandbox`, and do not know each other. Start with `local`.
+"""

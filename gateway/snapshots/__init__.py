@@ -1,7 +1,7 @@
 """Where snapshots are kept: a folder or any object store, encrypted if the operator gives keys.
 
 What a snapshot means is the business of picod (which makes and takes them) and of the lifecycle; here it is a stream
-of bytes that must come back as it went in, or not at all.
+of bytes that must come back as it went in, or not at all. Imports `core` only. Start with `make_snapshot_store` below.
 """
 
 from __future__ import annotations

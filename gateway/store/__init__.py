@@ -1,4 +1,7 @@
-"""Where session records, leases and the history of claims are kept: one interface, two engines, a cache in front."""
+"""Session records, leases and the history of claims: one interface, two engines (sqlite, Redis), a cache in front.
+
+Imports `core` only. Start with `make_store` below; what each method promises stands in `core.interfaces.SessionStore`.
+"""
 
 from __future__ import annotations
 

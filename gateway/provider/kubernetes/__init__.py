@@ -1,4 +1,8 @@
-"""Sandboxes as pods: Deployments are warm pools, a claim is one PATCH. provider.py is the way in."""
+"""Sandboxes as pods: Deployments are warm pools, a claim is one PATCH.
+
+Imports what `provider` may. Start with `provider`, which joins the parts; `engine` is what a gateway in a cluster has
+besides it: runtimes as custom resources, shared keys, conditions.
+"""
 
 from __future__ import annotations
 

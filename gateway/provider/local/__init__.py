@@ -1,4 +1,7 @@
-"""Sandboxes on this machine: bubblewrap, control groups, warm pools. provider.py is the way in."""
+"""Sandboxes on this machine: bubblewrap, control groups, warm pools.
+
+Imports `core` and `picod.wire`. Start with `provider`, which joins the parts, then `sandbox`, the work on one.
+"""
 
 from __future__ import annotations
 
