@@ -89,7 +89,7 @@ def parse_runtime(
     clean = checked(document, Kind(kind), engine, reader)
     metadata, spec = clean["metadata"], clean["spec"]
     agent = kind == Kind.AGENT_RUNTIME
-    # What an image would be told: of an agent its first container, of a code interpreter the template.
+    # Where image and variables are: of an agent its first container, of a code interpreter the template.
     place, variables = ("spec.podTemplate.spec.containers[0].", "env") if agent else ("spec.template.", "environment")
     template = first_container(spec) if agent else spec.get("template", {})
     extra = spec.get("wakegate", {})

@@ -94,6 +94,6 @@ class Cache:
         return next((each for each in items if each.name == name), None)
 
     def forget_pods(self) -> None:
-        """Nothing is known of them any more, as nobody follows them."""
+        """Forget all pods; the watches that kept them have ended."""
         for pods in self.pods.values():
             pods.items.clear()

@@ -1,8 +1,8 @@
 """The runtimes of a cluster: CodeInterpreters and AgentRuntimes as they are applied, changed and deleted.
 
 A RuntimeCatalog whose content the watches keep. What cannot be read as a runtime is not served; why stands in the
-object's status (status.py), where whoever applied it looks. A changed object that is wrong leaves the runtime as it
-was served before: a typing error must not end a pool.
+object's status (status.py), where the person who applied it looks. A changed object that is wrong leaves the runtime
+as it was served before: a typing error must not end a pool.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gateway.provider.kubernetes.reflector import Reflector
 from gateway.provider.kubernetes.trust import untrusted
 from gateway.runtimes.manifest import parse_runtime
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _METADATA = ("name", "namespace", "uid")
 
@@ -116,7 +116,7 @@ class WatchedCatalog:
             except KubeError as error:
                 if error.http_status != 404:
                     raise
-                log.warning("the cluster has no %s yet; apply manifests/base/crds", names.plural(kind))
+                logger.warning("the cluster has no %s yet; apply manifests/base/crds", names.plural(kind))
         self.publish(self.wanted())
 
     async def run(self) -> None:
@@ -139,7 +139,7 @@ class WatchedCatalog:
             if new.runtime is not None:
                 self._wanted[key] = new.runtime
             elif old is None or old.problems != new.problems:
-                log.warning("%s", "; ".join(new.problems))
+                logger.warning("%s", "; ".join(new.problems))
         if self._wanted.get(key) != before:
             self.changed.set()
 

@@ -23,17 +23,20 @@ from gateway.core.backoff import backoff, jittered
 from gateway.core.errors import SettingsError, UnavailableError
 from gateway.observability.counters import Calls
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 OPENED = "OPENED"
 MERGE_PATCH = "application/merge-patch+json"
-_REQUEST_TIMEOUT = 15.0  # seconds, the whole exchange of anything but a watch
+_REQUEST_TIMEOUT_S = 15.0  # seconds, the whole exchange of anything but a watch
 _TRIES = 4
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.1, 2.0
 
 # A watch is silent for longer than this only if its connection is dead: servers send a bookmark about every minute.
-_WATCH_SILENCE = 100.0
-_WATCH_LIFE = (240.0, 480.0)  # seconds that we ask the server to keep one open; spread, so that they do not end at once
+_WATCH_IDLE_TIMEOUT_S = 100.0
+_WATCH_LIFETIME_S = (
+    240.0,
+    480.0,
+)  # seconds that we ask the server to keep one open; spread, so that they do not end at once
 
 Object = dict[str, Any]
 
@@ -46,7 +49,7 @@ class KubeError(UnavailableError):
     def __init__(self, http_status: int, reason: str, message: str, retry_after: float | None = None) -> None:
         super().__init__(message, retry_after=retry_after)
         self.http_status, self.reason = http_status, reason
-        self.asked_to_wait = retry_after  # seconds, if the server said so
+        self.asked_to_wait = retry_after  # seconds, from Retry-After
 
 
 class ApiAwayError(KubeError):
@@ -112,10 +115,10 @@ class KubeApi:
 
         Raises WatchExpiredError, KubeError, ApiAwayError.
         """
-        life = random.uniform(*_WATCH_LIFE)  # noqa: S311 - no secret
+        life = random.uniform(*_WATCH_LIFETIME_S)  # noqa: S311 - no secret
         query |= {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version}
         query["timeoutSeconds"] = int(life)
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=_WATCH_SILENCE)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=_WATCH_IDLE_TIMEOUT_S)
         try:
             response = await self._send("GET", path, query, None, "application/json", timeout)
             try:
@@ -167,7 +170,7 @@ class KubeApi:
     async def _once(
         self, method: str, path: str, query: Mapping[str, Any], body: Object | None, content_type: str
     ) -> Object:
-        timeout = aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT, sock_connect=5.0)
+        timeout = aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT_S, sock_connect=5.0)
         try:
             response = await self._send(method, path, query, body, content_type, timeout)
             async with response:
@@ -175,8 +178,8 @@ class KubeApi:
         except aiohttp.ClientConnectorError as error:
             raise ApiAwayError(f"the Kubernetes API server cannot be reached: {error}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            said = str(error) or type(error).__name__
-            raise OutcomeUnknownError(f"the Kubernetes API server did not answer {method} {path}: {said}") from error
+            detail = str(error) or type(error).__name__
+            raise OutcomeUnknownError(f"the Kubernetes API server did not answer {method} {path}: {detail}") from error
         if not 200 <= response.status < 300:
             raise _refusal(response, data)
         answer: Object = orjson.loads(data)

@@ -17,7 +17,7 @@ from gateway.provider.kubernetes.client import ApiAwayError, KubeApi, KubeError,
 from gateway.provider.kubernetes.pod import Pod
 from gateway.provider.kubernetes.pool import Pool
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Release = Callable[[SandboxId], Coroutine[Any, Any, None]]
 
@@ -50,7 +50,7 @@ class ColdStarts:
                 await asyncio.shield(self._release(SandboxId(pod.uid)))
             if not isinstance(error, KubeError | SandboxStartError):
                 raise
-            log.warning("a sandbox of %s could not be started: %s", key, error)
+            logger.warning("a sandbox of %s could not be started: %s", key, error)
             if not isinstance(error, ApiAwayError):
                 pool.failed(self._clock.monotonic(), str(error))
             raise start_error(key, str(error), pool.refusal(self._clock.monotonic())) from error
@@ -102,7 +102,7 @@ class ColdStarts:
             # A pod that fits nowhere may fit in a minute, when the cluster has grown; the others are worth no wait.
             waiter.set_exception(SandboxStartError(pod.trouble))
 
-    def give_up(self) -> None:
+    def cancel_all(self) -> None:
         """End all waits: the gateway is shutting down."""
         for waiter in self._waiting.values():
             if not waiter.done():

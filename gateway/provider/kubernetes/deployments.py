@@ -16,7 +16,7 @@ from gateway.provider.kubernetes.marking import Marks
 from gateway.provider.kubernetes.pool import Pool
 from gateway.provider.kubernetes.template import PodDefaults, make_template
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Deployments:
@@ -35,13 +35,13 @@ class Deployments:
             if error.http_status not in (400, 422):
                 raise
             pool.refused = f"Invalid: {error}"
-            log.warning("%s: %s", runtime.key, error)
+            logger.warning("%s: %s", runtime.key, error)
 
     async def restore(self, key: RuntimeKey, pool: Pool) -> None:
         """Make again what somebody deleted. Raises KubeError."""
         if pool.runtime is not None and pool.deployment is None and not pool.refused:
             # Deleted by hand; or by the garbage collector, for a runtime that was deleted and made again.
-            log.warning("%s: its Deployment was deleted; making it again", key)
+            logger.warning("%s: its Deployment was deleted; making it again", key)
             await self.serve(pool.runtime, pool)
 
     async def drop(self, key: RuntimeKey, pool: Pool) -> None:

@@ -1,4 +1,4 @@
-"""How sandboxes end: by our own hand, which is no news, or otherwise, which whoever watches is told."""
+"""How sandboxes end: released by a gateway, or otherwise, which is published as an event to those that watch."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from gateway.provider.kubernetes.pod import Pod
 from gateway.provider.kubernetes.pool import Pool
 from gateway.provider.watches import Watches
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _GRACE_S = 1  # of a sandbox that is deleted: picod has nothing to finish
-_FORGOTTEN_S = 600.0  # a claimed pod that ended so long ago and that nobody released is deleted
+_ORPHAN_AGE_S = 600.0  # a claimed pod that ended this long ago and was never released is deleted
 
 
 class Endings:
-    """Deletes pods, and tells of those that end without it."""
+    """Deletes pods, and publishes the end of those that were not deleted here."""
 
     def __init__(self, api: KubeApi, clock: Clock, cache: Cache) -> None:
         self._api, self._clock, self._cache = api, clock, cache
-        self._released: set[str] = set()  # by our own hand: their end is no news
+        self._released: set[str] = set()  # UIDs; their end is not published
         self._undeleted: dict[str, Pod] = {}  # whose DELETE the server did not take yet
         self._watches = Watches()
 
@@ -39,18 +39,18 @@ class Endings:
             await self._delete(pod)
 
     def is_released(self, uid: str) -> bool:
-        """Whether it ends by our own hand."""
+        """Whether this gateway deleted it."""
         return uid in self._released
 
     async def delete_again(self) -> None:
-        """What the server did not take."""
+        """Retry the deletions that the API server did not accept."""
         for pod in list(self._undeleted.values()):
             await self._delete(pod)
 
-    async def delete_forgotten(self, pool: Pool) -> None:
-        """Ended pods that everybody forgot."""
+    async def delete_orphans(self, pool: Pool) -> None:
+        """Delete claimed pods that ended a while ago and were never released."""
         for pod in list(pool.claimed.values()):
-            if pod.ended and not pod.deleting and pod.created_at + _FORGOTTEN_S < self._clock.now():
+            if pod.ended and not pod.deleting and pod.created_at + _ORPHAN_AGE_S < self._clock.now():
                 await self._delete(pod)
 
     async def _delete(self, pod: Pod) -> None:
@@ -58,28 +58,28 @@ class Endings:
             await self._api.delete(names.pods(pod.namespace, pod.name), uid=pod.uid, grace=_GRACE_S)
             self._undeleted.pop(pod.uid, None)
         except KubeError as error:
-            log.warning("pod %s could not be deleted, trying again: %s", pod.name, error)
+            logger.warning("pod %s could not be deleted, trying again: %s", pod.name, error)
 
     def watch(self) -> AsyncIterator[SandboxEvent]:
         """Claimed sandboxes that end without `release`, from this call on."""
         return self._watches.begin()
 
     def end_watches(self) -> None:
-        """There will be no more events."""
+        """End all watches: there will be no more events."""
         self._watches.end()
 
     def pod_changed(self, pool: Pool, old: Pod | None, new: Pod | None, *, starting: bool) -> None:
-        """Tell of it if it is an end. `starting`: a claim waits for it, and learns of it by itself."""
+        """Publish the end of a claimed pod. `starting`: a claim waits for it, and sees the end by itself."""
         pod = new or old
         assert pod is not None
         ended = old is not None and old.claimed and not old.gone and (new is None or bool(new.gone))
         if ended and pod.uid not in self._released and not starting:
-            self._tell(pool, pod, new.gone if new is not None else "its pod was deleted")
+            self._publish(pool, pod, new.gone if new is not None else "its pod was deleted")
         if new is None:
             self._undeleted.pop(pod.uid, None)
             self._released.discard(pod.uid)
 
-    def _tell(self, pool: Pool, pod: Pod, reason: str) -> None:
-        log.info("sandbox %s (pod %s) of session %s ended: %s", pod.uid, pod.name, pod.session, reason)
+    def _publish(self, pool: Pool, pod: Pod, reason: str) -> None:
+        logger.info("sandbox %s (pod %s) of session %s ended: %s", pod.uid, pod.name, pod.session, reason)
         pool.lost(self._clock.monotonic(), reason)
         self._watches.publish(SandboxEvent(SandboxId(pod.uid), SessionId(pod.session), reason))

@@ -28,12 +28,12 @@ from gateway.provider.kubernetes.status import make_status
 from gateway.provider.kubernetes.trust import untrusted
 from gateway.sandbox.signing_keys import KeyRing
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 STATUS_LEASE = "kubernetes-status"
-_STATUS_S = 2.0  # between two looks at all statuses: also the most often that one is written
-_LEASE_TTL = 10.0
-_RETRY_S = 2.0
+_STATUS_INTERVAL_S = 2.0  # between two looks at all statuses: also the most often that one is written
+_LEASE_TTL_S = 10.0
+_RETRY_DELAY_S = 2.0
 
 
 class Remains:
@@ -84,24 +84,24 @@ class Cluster:
                 await self.provider.apply(wanted)
                 self.catalog.publish(wanted)
             except KubeError as error:
-                log.warning("runtimes could not be applied, trying again: %s", error)
+                logger.warning("runtimes could not be applied, trying again: %s", error)
                 self.catalog.changed.set()
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(_RETRY_DELAY_S)
 
     async def report(self, store: SessionStore, provider: SandboxProvider, holder: str) -> None:
         """Write the status of every runtime while this gateway holds the lease."""
         lease = None
         while True:
             try:
-                lease = await store.acquire_lease(STATUS_LEASE, holder, _LEASE_TTL)
+                lease = await store.acquire_lease(STATUS_LEASE, holder, _LEASE_TTL_S)
                 if lease is not None:
-                    async with asyncio.timeout(_LEASE_TTL):  # beyond it another gateway leads
+                    async with asyncio.timeout(_LEASE_TTL_S):  # beyond it another gateway leads
                         await self._write_statuses(provider)
             except TimeoutError:
-                log.debug("runtime statuses: not all could be written while this gateway led")
+                logger.debug("runtime statuses: not all could be written while this gateway led")
             except WakegateError as error:
-                log.debug("runtime statuses: %s", error)
-            await asyncio.sleep(_STATUS_S)
+                logger.debug("runtime statuses: %s", error)
+            await asyncio.sleep(_STATUS_INTERVAL_S)
 
     async def _write_statuses(self, provider: SandboxProvider) -> None:
         """Of all runtimes. Each write names the version that it was made from, so that a gateway that led before, and

@@ -1,6 +1,6 @@
 """Marks on warm pods that a shrink or a roll is about to remove, so that none of them is claimed meanwhile.
 
-Whom to mark pool.py decides; a mark that nobody means any more is taken back.
+pool.py decides which pods to mark; a mark that is no longer needed is removed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from gateway.provider.kubernetes.client import KubeApi, KubeError
 from gateway.provider.kubernetes.pod import Pod
 from gateway.provider.kubernetes.pool import Pool
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Marks:
-    """Writes them."""
+    """Adds and removes the annotations that mark victims."""
 
     def __init__(self, api: KubeApi, cache: Cache, tasks: Tasks) -> None:
         self._api, self._cache, self._tasks = api, cache, tasks
@@ -34,25 +34,25 @@ class Marks:
         await asyncio.gather(*(self._annotate(pod, build.make_victim(pod.version)) for pod in pods))
 
     async def spare(self, pool: Pool) -> None:
-        """Take back the marks that are no longer meant. Raises KubeError."""
+        """Remove the marks that are no longer needed. Raises KubeError."""
         for pod in pool.spared():
             await self._annotate(pod, build.make_spared(pod.version))
 
     def look_for_outdated(self, pool: Pool) -> None:
-        """Mark them beside the caller, if there are any and nobody is at it."""
+        """Mark outdated pods in a background task, unless one is running."""
         if self._tasks.running and not pool.marking and pool.outdated():
             pool.marking = True
             self._tasks.spawn(self.mark_outdated(pool))
 
     async def mark_outdated(self, pool: Pool) -> None:
-        """Let nobody claim the old pods that a roll is about to remove."""
+        """Mark the old pods that a roll is about to remove, so that they are not claimed."""
         try:
             while marked := pool.outdated():
                 await self.mark(marked)
                 if pool.outdated() == marked:
                     return  # they changed meanwhile; the watch tells how, and then they are looked at again
         except KubeError as error:
-            log.debug("outdated pods: %s", error)
+            logger.debug("outdated pods: %s", error)
         finally:
             pool.marking = False
 

@@ -33,7 +33,7 @@ SESSION_ID = "wakegate.io/session"  # the whole id: labels hold 63 characters on
 CLAIM = "wakegate.io/claim"  # one claim's own mark: who finds it on a pod knows whose PATCH it was
 START = "wakegate.io/start"  # warm | cold
 RESTARTS = "wakegate.io/restarts"  # of picod's container when it was claimed
-VICTIM = "wakegate.io/victim"  # to be removed by a shrink: nobody may claim it
+VICTIM = "wakegate.io/victim"  # to be removed by a shrink: it may not be claimed
 TEMPLATE = "wakegate.io/template"  # digest of what the pods are made from
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 

@@ -17,7 +17,7 @@ PICOD_PORT = 8080
 PICOD_CONTAINER = "picod"
 
 # A container that waits for one of these will not start by waiting longer.
-_HOPELESS = {
+_FATAL_REASONS = {
     "ImagePullBackOff",
     "InvalidImageName",
     "ErrImageNeverPull",
@@ -152,10 +152,10 @@ def _trouble(status: Mapping[str, Any]) -> str:
     statuses = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
     for container in statuses:
         waiting = (container.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason") in _HOPELESS:
+        if waiting.get("reason") in _FATAL_REASONS:
             last = ((container.get("lastState") or {}).get("terminated") or {}).get("reason")
-            said = waiting.get("message") or ""
-            return ": ".join(filter(None, [str(waiting["reason"]), f"last ended with {last}" if last else "", said]))
+            message = waiting.get("message") or ""
+            return ": ".join(filter(None, [str(waiting["reason"]), f"last ended with {last}" if last else "", message]))
     scheduled = _condition(status, "PodScheduled")
     if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
         return f"Unschedulable: {scheduled.get('message') or 'no node fits'}"
@@ -169,7 +169,7 @@ def _disruption(status: Mapping[str, Any]) -> str:
         return ""
     reason, message = found.get("reason") or "Disruption", found.get("message") or ""
     evicted = reason in ("EvictionByEvictionAPI", "TerminationByKubelet", "DeletionByTaintManager")
-    # A node that says nothing gets taints, and its pods are first said to be unready, then evicted for the taints.
+    # A node that stops reporting gets taints; its pods first become unready and are then evicted for the taints.
     unready = _condition(status, "Ready").get("status") != "True"
     lost = reason == "DeletionByPodGC" or (reason == "DeletionByTaintManager" and unready)
     words = "its node was lost" if lost else "its pod was evicted" if evicted else reason
@@ -199,5 +199,5 @@ def _in_words(reason: str, message: str, status: int | None) -> str:
         "NodeLost": "its node was lost",
         "NodeShutdown": "its node shut down",
     }
-    said = known.get(reason, f"exited with status {status}" if status is not None else reason)
-    return f"{said}: {message}" if message else said
+    words = known.get(reason, f"exited with status {status}" if status is not None else reason)
+    return f"{words}: {message}" if message else words

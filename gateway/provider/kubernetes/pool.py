@@ -1,5 +1,5 @@
 """What is known of one runtime's pods, and the decisions over them: whom to hand out, whom to remove. Plain and
-synchronous; times are Clock.monotonic seconds unless said otherwise."""
+synchronous; times are Clock.monotonic seconds unless stated otherwise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gateway.core.model import Runtime, RuntimeKey
 from gateway.provider.kubernetes import names
 from gateway.provider.kubernetes.pod import Pod
 
-GIVE_UP = 3  # failures in a row; PoolStatus.settled counts the same
+MAX_FAILURES = 3  # failures in a row; PoolStatus.settled counts the same
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.5, 30.0
 _LEAD_TIMES = 64
 
@@ -70,7 +70,7 @@ class Pool:
         self.failures = 0  # cold starts in a row
         self.last_error = ""
         self.marking = False  # a look at outdated pods is under way
-        self.told = ""  # the trouble that is in the log
+        self.logged_trouble = ""  # the last one written to the log
         self.losses = 0
         self.last_loss, self.lost_at = "", 0.0
         self.retry_at: float | None = None
@@ -98,7 +98,7 @@ class Pool:
         return found
 
     def note(self, old: Pod | None, new: Pod | None, now: float, *, live: bool) -> None:
-        """A pod changed. `live`: told by the watch, so that times between two changes mean something."""
+        """A pod changed. `live`: reported by the watch, so that times between two changes mean something."""
         uid = (new or old).uid  # type: ignore[union-attr]  # one of them is there
         self.warm.pop(uid, None)
         self.claimed.pop(uid, None)
@@ -169,7 +169,7 @@ class Pool:
 
     def refusal(self, now: float) -> float | None:
         """Seconds a claim should wait before it asks again, when starting a pod for it is known to be vain."""
-        if self.failures < GIVE_UP or self.retry_at is None or now >= self.retry_at:
+        if self.failures < MAX_FAILURES or self.retry_at is None or now >= self.retry_at:
             return None
         return self.retry_at - now
 

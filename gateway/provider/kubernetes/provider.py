@@ -29,12 +29,15 @@ from gateway.provider.kubernetes.pool import Deployment, Pool, Pools
 from gateway.provider.kubernetes.reflector import Reflector
 from gateway.provider.kubernetes.template import PodDefaults
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-_HOUSEKEEPING_S = 2.0
-_BACK_S, _LOOK_S = 10.0, 0.05  # how long a crashed picod may take to be back, and how often that is looked at
-_CONNECT_S = 2.0
-_RECENT_S = 600.0  # so long the status tells of a sandbox that was lost
+_HOUSEKEEPING_INTERVAL_S = 2.0
+_RESTART_TIMEOUT_S, _POLL_INTERVAL_S = (
+    10.0,
+    0.05,
+)  # how long a crashed picod may take to be back, and how often that is looked at
+_CONNECT_TIMEOUT_S = 2.0
+_LOSS_SHOWN_S = 600.0  # so long the status tells of a sandbox that was lost
 
 
 class KubernetesProvider:
@@ -69,13 +72,13 @@ class KubernetesProvider:
             raise
         self._tasks.running = True
         self._cache.follow()
-        self._tasks.spawn(self._keep_house())
+        self._tasks.spawn(self._run_housekeeping())
 
     async def aclose(self) -> None:
         """Stop following. Pods stay: they are the cluster's, and other gateways' too."""
         if not self._tasks.running:
             return
-        self._cold.give_up()
+        self._cold.cancel_all()
         await self._tasks.aclose()
         self._endings.end_watches()
         self._cache.forget_pods()
@@ -128,7 +131,7 @@ class KubernetesProvider:
             lead_time_p50=pool.lead_time(0.5),
             lead_time_p90=pool.lead_time(0.9),
             losses=pool.losses,
-            last_loss=pool.last_loss if pool.losses and now - pool.lost_at < _RECENT_S else "",
+            last_loss=pool.last_loss if pool.losses and now - pool.lost_at < _LOSS_SHOWN_S else "",
         )
 
     async def find(self, sandbox_id: SandboxId) -> Sandbox | None:
@@ -142,14 +145,14 @@ class KubernetesProvider:
         That is while it is being evicted, and after its picod crashed: the kubelet starts it again on the same
         workspace, which is waited for. A kubelet tells of a crash up to a second late, so the pod is asked, too.
         """
-        ends = self._clock.monotonic() + _BACK_S
+        ends = self._clock.monotonic() + _RESTART_TIMEOUT_S
         while (pod := await self._cache.find(sandbox_id)) is not None and not self._endings.is_released(pod.uid):
             # One that lives is there though a probe of it was not answered in time.
             if (not pod.gone or pod.reachable) and not await _refuses(pod):
                 return pod.sandbox()
             if pod.ended or pod.deleting or self._clock.monotonic() >= ends:
                 return None
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_POLL_INTERVAL_S)
         return None
 
     async def list(self) -> Sequence[Sandbox]:
@@ -188,39 +191,39 @@ class KubernetesProvider:
                 pool.deployment = new
                 self._marks.look_for_outdated(pool)
 
-    async def _keep_house(self) -> None:
-        """Deletions that failed, claims in doubt, marks that are no longer meant, ended pods that everybody forgot,
-        Deployments that somebody deleted."""
+    async def _run_housekeeping(self) -> None:
+        """Retry deletions that failed, settle claims in doubt, remove marks that are no longer needed, delete pods
+        that ended and were never released, restore Deployments that were deleted from outside."""
         while True:
-            await asyncio.sleep(_HOUSEKEEPING_S)
+            await asyncio.sleep(_HOUSEKEEPING_INTERVAL_S)
             try:
-                await self._tidy()
+                await self._clean_up_once()
             except KubeError as error:
-                log.debug("housekeeping: %s", error)
+                logger.debug("housekeeping: %s", error)
 
-    async def _tidy(self) -> None:
+    async def _clean_up_once(self) -> None:
         await self._endings.delete_again()
         await self._claims.settle_doubtful()
         for key, pool in list(self._pools.items()):
-            _tell_trouble(key, pool)
+            _log_trouble(key, pool)
             await self._deployments.restore(key, pool)
             await self._marks.mark_outdated(pool)
             await self._marks.spare(pool)
-            await self._endings.delete_forgotten(pool)
+            await self._endings.delete_orphans(pool)
 
 
-def _tell_trouble(key: RuntimeKey, pool: Pool) -> None:
-    """Once in the log, and once when it is over."""
+def _log_trouble(key: RuntimeKey, pool: Pool) -> None:
+    """Log a pool's trouble once, and once when it is over."""
     trouble = next(iter(pool.troubles), "")
-    if trouble != pool.told:
-        pool.told = trouble
-        log.warning("%s: %s", key, trouble) if trouble else log.info("%s: well again", key)
+    if trouble != pool.logged_trouble:
+        pool.logged_trouble = trouble
+        logger.warning("%s: %s", key, trouble) if trouble else logger.info("%s: recovered", key)
 
 
 async def _refuses(pod: Pod) -> bool:
-    """Whether its machine answers that nobody listens there. Silence is not that: a wait would be no use."""
+    """Whether the connection is refused: the node is there, picod is not. A timeout does not count as refused."""
     try:
-        async with asyncio.timeout(_CONNECT_S):
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
             _, writer = await asyncio.open_connection(pod.ip, pod.port)
     except ConnectionRefusedError:
         return True

@@ -20,12 +20,14 @@ from typing import Any, Generic, Protocol, TypeVar
 from gateway.core.backoff import backoff, jittered
 from gateway.provider.kubernetes.client import OPENED, KubeApi, KubeError, WatchExpiredError
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 PAGE = 500
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.2, 30.0
-_REOPEN = 0.05  # seconds before a stream that ended is opened again: a server that ends all of them is not hammered
-_RESYNC = 1800.0  # seconds after which all is listed anew, so that no slip of a watch lasts longer
+_REOPEN_DELAY_S = (
+    0.05  # seconds before a stream that ended is opened again: a server that ends all of them is not hammered
+)
+_RESYNC_INTERVAL_S = 1800.0  # seconds after which all is listed anew, so that no slip of a watch lasts longer
 _DEAD_KEPT = 4096
 
 
@@ -69,22 +71,22 @@ class Reflector(Generic[R]):
         version, failures, listed = "", 0, 0.0
         while True:
             try:
-                if not version or loop.time() - listed > _RESYNC:
+                if not version or loop.time() - listed > _RESYNC_INTERVAL_S:
                     version, listed = await self.refresh(), loop.time()
                 version = await self._follow(version)
                 failures = 0
-                await asyncio.sleep(_REOPEN)
+                await asyncio.sleep(_REOPEN_DELAY_S)
             except WatchExpiredError:
-                log.info("%s: the watch's version is too old (410); listing again", self._path)
+                logger.info("%s: the watch's version is too old (410); listing again", self._path)
                 version = ""
             except KubeError as error:
                 if str(error) != self.trouble:
-                    log.warning("%s: %s", self._path, error)
+                    logger.warning("%s: %s", self._path, error)
                 self.trouble = str(error)
                 failures += 1
                 await asyncio.sleep(jittered(backoff(failures, first=_FIRST_BACKOFF_S, longest=_MAX_BACKOFF_S)))
             except Exception:
-                log.exception("the watch on %s failed; listing again", self._path)
+                logger.exception("the watch on %s failed; listing again", self._path)
                 version = ""
                 await asyncio.sleep(_MAX_BACKOFF_S)
 
@@ -97,7 +99,7 @@ class Reflector(Generic[R]):
             try:
                 return await self._list()
             except WatchExpiredError:
-                log.info("%s: the list took too long (410); listing again", self._path)
+                logger.info("%s: the list took too long (410); listing again", self._path)
 
     async def _list(self) -> str:
         before = set(self.items)
@@ -143,7 +145,7 @@ class Reflector(Generic[R]):
         async with aclosing(self._api.watch(self._path, version, **self._query)) as events:
             async for kind, obj in events:
                 if self.trouble:
-                    log.info("%s: followed again", self._path)
+                    logger.info("%s: followed again", self._path)
                     self.trouble = ""
                 if kind == OPENED:
                     continue

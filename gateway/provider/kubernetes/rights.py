@@ -41,8 +41,8 @@ GATEWAY: tuple[Right, ...] = (
 )
 """In the gateway's own namespace."""
 
-# What the server lets every account ask about itself.
-_EVERYBODYS = ("authorization.k8s.io", "authentication.k8s.io")
+# Reviews that every account may make about itself.
+_GRANTED_TO_ALL = ("authorization.k8s.io", "authentication.k8s.io")
 
 
 def beyond(rules: Iterable[Mapping[str, Any]], wanted: Sequence[Right]) -> list[str]:
@@ -52,7 +52,7 @@ def beyond(rules: Iterable[Mapping[str, Any]], wanted: Sequence[Right]) -> list[
         names_given = rule.get("resourceNames") or [""]
         for group in rule.get("apiGroups") or []:
             for resource in rule.get("resources") or []:
-                if group not in _EVERYBODYS:
+                if group not in _GRANTED_TO_ALL:
                     found |= {
                         f"{verb} {resource}" + (f" {name}" if name else "")
                         for verb in rule.get("verbs") or []

@@ -1,6 +1,6 @@
 """The signing keys of all gateways of a cluster: one Secret, whose public halves pods see in a ConfigMap.
 
-A key is made, seen, and only then signs: whoever makes one writes it into the Secret; every gateway takes it from
+A key is made, seen, and only then signs: the gateway that makes one writes it into the Secret; every gateway reads it
 there and publishes it; a kubelet shows it to pods about a minute later; after `settle` seconds it signs. Old tokens are
 good as long as their key is in the set, so nothing restarts and no request notices.
 
@@ -26,9 +26,9 @@ from gateway.provider.kubernetes import names
 from gateway.provider.kubernetes.client import KubeApi, KubeError
 from gateway.sandbox.signing_keys import KeyRing
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-_LOOK_S = 20.0  # the longest between two looks at the Secret
+_POLL_INTERVAL_S = 20.0  # the longest between two looks at the Secret
 # An old key goes this long after a newer one has begun to sign: tokens live five minutes, gateways may be slow.
 RETIRE_S = 3600.0
 
@@ -56,20 +56,20 @@ class SharedKeys:
         self._rotation, self._settle = rotation, settle
 
     async def open(self) -> None:
-        """The first gateway's keys become everybody's. Raises KubeError, SettingsError."""
+        """Share the first gateway's keys with all others. Raises KubeError, SettingsError."""
         await self._share(self._ring.open)
         await self.turn()
 
     async def follow(self, on_signer: Callable[[], None]) -> None:
         """Keep in step with the Secret until cancelled. `on_signer`: another key signs, renew the tokens in use."""
-        pause = max(0.2, min(_LOOK_S, self._settle / 4))
+        pause = max(0.2, min(_POLL_INTERVAL_S, self._settle / 4))
         while True:
             await asyncio.sleep(pause)
             try:
                 if await self.turn():
                     on_signer()
             except WakegateError as error:
-                log.warning("signing keys: %s; the known ones go on", error)
+                logger.warning("signing keys: %s; the known ones go on", error)
 
     async def turn(self) -> bool:
         """Take up changes, make the next key or drop old ones when it is time. Whether another key signs now.
@@ -84,17 +84,17 @@ class SharedKeys:
         change: Callable[[], None] | None = None
         if self._rotation and self._ring.signer.algorithm == "EdDSA" and now - newest >= self._rotation:
             change = self._ring.rotate
-            log.info("signing key %s is %.0f s old: making the next", kid, now - newest)
+            logger.info("signing key %s is %.0f s old: making the next", kid, now - newest)
         elif len(ages) > 1 and kid == self._ring.signer.kid and now - newest >= self._settle + RETIRE_S:
             old = [each for _, each in ages[1:]]
             change = lambda: self._ring.drop(old)  # noqa: E731 - read where it is made
-            log.info("signing keys %s sign no more: dropped", ", ".join(old))
+            logger.info("signing keys %s sign no more: dropped", ", ".join(old))
         if change is not None:
             version = await self._share(self._ring.reload, change)
             since = await self._publish(version)
         moved = self._ring.advance(self._clock.now(), since, self._settle)
         if moved:
-            log.info("signing key %s signs from now on", self._ring.signer.kid)
+            logger.info("signing key %s signs from now on", self._ring.signer.kid)
         return moved
 
     async def _share(self, read: Callable[[], Any], change: Callable[[], None] | None = None) -> str:
@@ -162,7 +162,7 @@ def _newer(version: str, than: str) -> bool:
 
 def _take_over(private: Path, data: Mapping[str, str] | None) -> None:
     if data is None:
-        return  # whatever is in the folder becomes everybody's
+        return  # the keys in the folder are shared with all gateways
     private.mkdir(parents=True, exist_ok=True, mode=0o700)
     present = _contents(private)
     for name in present.keys() - data.keys():

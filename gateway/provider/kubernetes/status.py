@@ -70,7 +70,7 @@ def verdict(problems: tuple[str, ...], pool: PoolStatus | None) -> tuple[str, st
         return "True", "SandboxReady", f"{pool.ready} of {pool.target} warm, {pool.claimed} claimed{trouble}"
     if pool.target:
         return "False", "Starting", f"none of {pool.target} sandboxes is ready yet"
-    return "Unknown", "NoSandboxYet", "its pool is empty, and nobody has asked for a sandbox"
+    return "Unknown", "NoSandboxYet", "its pool is empty, and no sandbox has been asked for"
 
 
 def _word(error: str) -> str:

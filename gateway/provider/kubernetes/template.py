@@ -29,12 +29,12 @@ USER = 1000
 SPREADS = ("spread", "pack", "balanced")
 
 # A dead node's pods are evicted after this many seconds in place of Kubernetes' 300: their sessions wake elsewhere.
-LOST_NODE_S = 30
+LOST_NODE_TIMEOUT_S = 30
 
 # A pod that is evicted or drained with files in it stays up for a moment, in which a gateway copies them. Our own
 # deletions give it a second only, and an empty one, as all warm ones are, does not wait.
-LAST_WORDS_S = 20
-_LAST_WORDS = f"ls -A {WORKSPACE} | grep -qv '^\\.wakegate$' && sleep {LAST_WORDS_S} || true"
+EVICTION_COPY_S = 20
+_PRE_STOP = f"ls -A {WORKSPACE} | grep -qv '^\\.wakegate$' && sleep {EVICTION_COPY_S} || true"
 
 # What holds where a manifest sets no limit. Processes are the kubelet's to limit (podPidsLimit): RLIMIT_NPROC counts
 # all pods of a node that run as the same user.
@@ -147,7 +147,7 @@ def _interpreter_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
             {"name": "keys", "mountPath": KEYS_FOLDER, "readOnly": True},
         ],
         "workingDir": WORKSPACE,
-        "lifecycle": {"preStop": {"exec": {"command": ["sh", "-c", _LAST_WORDS]}}},
+        "lifecycle": {"preStop": {"exec": {"command": ["sh", "-c", _PRE_STOP]}}},
     }
     for field_name in ("command", "args", "imagePullPolicy"):
         if template.get(field_name):
@@ -160,7 +160,7 @@ def _interpreter_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
         "containers": [container],
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": LAST_WORDS_S + 5,
+        "terminationGracePeriodSeconds": EVICTION_COPY_S + 5,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER,
@@ -293,7 +293,7 @@ def _lost_node() -> list[Object]:
             "key": f"node.kubernetes.io/{state}",
             "operator": "Exists",
             "effect": "NoExecute",
-            "tolerationSeconds": LOST_NODE_S,
+            "tolerationSeconds": LOST_NODE_TIMEOUT_S,
         }
         for state in ("not-ready", "unreachable")
     ]

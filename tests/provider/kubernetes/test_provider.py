@@ -143,7 +143,7 @@ async def test_claim_that_broke_off_is_settled(kube: Opened, reaches_server: boo
     assert (failed.value.status, failed.value.code) == (503, "SANDBOX_START_FAILED")
     kube.cluster.api.slow_answers, kube.cluster.api.hanging = False, None
     await kube.cluster.start_api()
-    await kube.provider._tidy()
+    await kube.provider._clean_up_once()
     if reaches_server:
         await eventually(lambda: not kube.cluster.pods(**CLAIMED), "the pod that nobody got is deleted")
     else:
@@ -204,7 +204,7 @@ async def test_marks_are_taken_back_when_no_shrink_wants_them(kube: Opened, monk
     assert (await kube.provider.status(KEY)).ready == 0
     async with asyncio.timeout(20):
         while (await kube.provider.status(KEY)).ready == 0:  # the pause before it was the long one
-            await kube.provider._tidy()
+            await kube.provider._clean_up_once()
     assert (await kube.provider.claim(KEY, session(1))).start is StartKind.WARM
 
 
@@ -253,7 +253,7 @@ async def test_api_server_away_stops_no_look_up_and_no_end(kube: Opened) -> None
     with pytest.raises(SandboxStartError, match="cannot be reached"):
         await kube.provider.claim(KEY, session(3))
     await kube.cluster.start_api()
-    await kube.provider._tidy()
+    await kube.provider._clean_up_once()
     await eventually(lambda: len(kube.cluster.pods(**CLAIMED)) == 1, "the released pod is deleted")
 
 
