@@ -197,7 +197,7 @@ async def test_claims_raced_against_shrinks_lose_no_pod(kube: Opened) -> None:
 
 async def test_marks_are_taken_back_when_no_shrink_wants_them(kube: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mark left behind, by a gateway that died between mark and scale, does not hold a warm pod back for ever."""
-    monkeypatch.setattr("gateway.provider.kubernetes.provider._HOUSEKEEPING_S", 0.05)
+    monkeypatch.setattr("gateway.provider.kubernetes.provider._HOUSEKEEPING_INTERVAL_S", 0.05)
     await kube.provider.apply([runtime(1)])
     await kube.full()
     await kube.provider._marks.mark(kube.provider._pools[KEY].ready[:1])
