@@ -85,7 +85,9 @@ class FolderStore:
         try:
             return await in_thread(work, *arguments, **named)
         except FileNotFoundError as error:
-            raise SnapshotNotFoundError(f"snapshot {error.filename} does not exist") from error
+            raise SnapshotNotFoundError(
+                f"snapshot {error.filename} does not exist in the store that --snapshots names"
+            ) from error
         except OSError as error:
             if error.errno in _FULL:
                 raise SnapshotStoreFullError(

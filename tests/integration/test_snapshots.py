@@ -47,7 +47,11 @@ def test_gateway_with_other_snapshot_settings_says_so_and_loses_nothing(tmp_path
         assert server.run(session, "echo precious > note").status_code == 200
         assert server.client.post(f"/v1/sessions/{session}/hibernate").json()["state"] == "hibernated"
     elsewhere = ("--snapshots", f"file://{tmp_path}/elsewhere", *sealing)
-    for flags, named in (((), "--snapshots"), (elsewhere, "elsewhere"), (folder, "--snapshot-key-file")):
+    for flags, named in (
+        ((), "--snapshots"),
+        (elsewhere, "in the store that --snapshots names"),
+        (folder, "--snapshot-key-file"),
+    ):
         with serve(state, *flags, "--warm-pool", "0") as server:
             for _ in range(2):
                 reply = server.run(session, "ls")

@@ -73,11 +73,15 @@ class StepCounter:
             if op in (sre.LITERAL, sre.NOT_LITERAL):
                 yield chr(value)
             elif op is sre.IN:
-                yield next(char for char in map(chr, (*range(33, 127), *range(33), 127)) if self._in(value, char))
+                yield next(
+                    char for char in map(chr, (*range(33, 127), *range(33), *range(127, 256))) if self._in(value, char)
+                )
             elif op in (sre.MAX_REPEAT, sre.MIN_REPEAT):
                 yield from self._characters(value[2])
             elif op is sre.SUBPATTERN:
                 yield from self._characters(value[3])
+            elif op in (sre.ASSERT, sre.ASSERT_NOT):
+                yield from self._characters(value[1])
             elif op is sre.BRANCH:
                 for branch in value[1]:
                     yield from self._characters(branch)
@@ -96,9 +100,23 @@ class StepCounter:
             return self._match(value[3], 0, at, rest)
         if op is sre.BRANCH:
             return any(self._match(branch, 0, at, rest) for branch in value[1])
+        if op in (sre.ASSERT, sre.ASSERT_NOT):
+            direction, body = value
+            begin = at if direction > 0 else at - body.getwidth()[1]  # look-behind has one width
+            seen = begin >= 0 and self._match(body, 0, begin, lambda end: direction > 0 or end == at)
+            return seen is (op is sre.ASSERT) and rest(at)
         if op is sre.AT:
-            return (at == 0 if value in _ANCHORS_AT_START else at == len(self._text)) and rest(at)
+            return self._at(value, at) and rest(at)
         return at < len(self._text) and self._one(op, value, self._text[at]) and rest(at + 1)
+
+    def _at(self, value: Any, at: int) -> bool:
+        if value in (sre.AT_BOUNDARY, sre.AT_NON_BOUNDARY):
+            sides = [
+                0 <= index < len(self._text) and _CATEGORIES[sre.CATEGORY_WORD](self._text[index])
+                for index in (at - 1, at)
+            ]
+            return (sides[0] != sides[1]) is (value is sre.AT_BOUNDARY)
+        return at == 0 if value in _ANCHORS_AT_START else at == len(self._text)
 
     def _repeat(self, value: Any, count: int, at: int, then: _Continue) -> bool:
         least, most, body = value
