@@ -136,7 +136,7 @@ def test_term_lets_commands_finish_and_puts_sessions_to_sleep(tmp_path: Path) ->
 
 
 def test_token_seen_in_one_sandbox_is_worth_nothing_at_another(short_path: Path) -> None:
-    """Code cannot read its picod's memory for a token; and with one it had from elsewhere, another picod answers 401."""
+    """Code cannot read its picod's memory for one; and had it one all the same, another picod would answer 401."""
     with serve(short_path / "state") as server:
         thief, victim = server.session(), server.session()
         # The token is in picod's memory, which is not dumpable.
