@@ -1,6 +1,6 @@
 """What the autoscaler costs: share of a core at 100 runtimes, and tick time against the length of history.
 
-    python loadtest/autoscaler_cost.py [--runtimes 100] [--seconds 120]
+    scripts/bench autoscaler_cost [--runtimes 100] [--seconds 120]
 
 The loop runs with its real store (sqlite in a temporary folder) in accelerated time: `run_once` is called for each
 second of virtual time, and the processor time it takes is divided by that. A tenth of the runtimes is busy (a claim

@@ -1,6 +1,6 @@
 """A large download and upload through the gateway beside the same without it, and what the gateway's memory does.
 
-    python -m loadtest.bulk [--megabytes 1024] [--repeats 2] [--json FILE]
+    scripts/bench bulk [--megabytes 1024] [--repeats 2] [--json FILE]
 
 The upstream is a server that makes and drops bytes as fast as sockets take them; client, upstream and gateway share the
 machine. Bars: at least half of direct, and memory that does not grow with the size of what passes.

@@ -1,6 +1,6 @@
 """A small HTTP/1.1 load generator: closed loop (as fast as answers come) or open loop (a constant rate of arrivals).
 
-    python -m loadtest.client URL --connections 32 --seconds 5 [--rate 2000] [--header "x-session-id: ..."]
+    .venv/bin/python -m loadtest.client URL --connections 32 --seconds 5 [--rate 2000] [--header "x-session-id: ..."]
 
 In the open loop a request's time counts from the moment it was due, whether or not a connection was free for it then:
 a server that stalls cannot make the load wait politely and look fast (coordinated omission). Prints one JSON object.

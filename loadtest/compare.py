@@ -1,6 +1,6 @@
 """Wakegate beside its peers, in one run, before the same upstream, each proxy on the same core.
 
-    python -m loadtest.compare [--seconds 3] [--repeats 3] [--connections 1,32,64] [--rates 500,2000] [--json FILE]
+    scripts/bench compare [--seconds 3] [--repeats 3] [--connections 1,32,64] [--rates 500,2000] [--json FILE]
 
 Closed loop with wrk where it is installed, else with loadtest/client.py; open loop (a constant rate of arrivals) always
 with the latter. Sides take turns within a repeat, so that a change of the machine's speed meets all alike; figures are
@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loadtest.processes import cpu_of, free_port, pss_mb, running, wait_for
+from loadtest.processes import cpu_of, find_program, free_port, pss_mb, require_programs, running, wait_for
 from loadtest.proxy_bench import PATH, haproxy_conf, nginx_conf, wrk
 
 
@@ -51,7 +50,7 @@ class Run:
 def load(side: Side, connections: int, seconds: float, rate: float, core: int) -> Run:
     """One run. `rate` 0: closed loop."""
     before = cpu_of(side.pid)
-    if not rate and shutil.which("wrk"):
+    if not rate and find_program("wrk"):
         told = wrk(side.url, connections, int(seconds), core, side.headers, side.pid or os.getpid())
         figures: dict[str, Any] = {"rate": told.rate, "p50": told.p50, "p99": told.p99, "errors": told.errors}
         figures["requests"] = told.rate * int(seconds)
@@ -89,8 +88,8 @@ def start(stack: contextlib.ExitStack, folder: Path, mine: int, others: int, wan
     """Start the upstream and every proxy that this machine has."""
     port = free_port()
     peers = [sys.executable, "-m", "loadtest.peers"]
-    if shutil.which("nginx"):
-        stack.enter_context(running(["nginx", "-c", str(nginx_conf(folder, port))], others))
+    if nginx := find_program("nginx"):
+        stack.enter_context(running([nginx, "-c", str(nginx_conf(folder, port))], others))
     else:
         process = stack.enter_context(running([*peers, "upstream"], others))
         assert process.stdout is not None
@@ -102,9 +101,10 @@ def start(stack: contextlib.ExitStack, folder: Path, mine: int, others: int, wan
         ("HAProxy", haproxy_conf, ["haproxy", "-f"]),
         ("nginx", nginx_proxy_conf, ["nginx", "-c"]),
     ):
-        if shutil.which(argv[0]) and name in wanted:
+        program = find_program(argv[0])
+        if program and name in wanted:
             port = free_port()
-            process = stack.enter_context(running([*argv, str(conf(folder, port, upstream))], mine))
+            process = stack.enter_context(running([program, *argv[1:], str(conf(folder, port, upstream))], mine))
             wait_for(port)
             sides[name] = Side(f"http://127.0.0.1:{port}/health", [], process.pid)
     for name, peer in (("starlette+httpx", "starlette"), ("aiohttp", "aiohttp")):
@@ -197,15 +197,13 @@ def main() -> int:
     parser.add_argument("--sides", default="HAProxy,nginx,starlette+httpx,aiohttp")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    if shutil.which("taskset") is None:
-        print("missing: taskset; on Debian: apt-get install util-linux", file=sys.stderr)
-        return 2
+    require_programs("taskset")
     cores = sorted(os.sched_getaffinity(0))
     loads = [(int(each), 0.0) for each in args.connections.split(",") if each]
     loads += [(64, float(each)) for each in args.rates.split(",") if each]
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         sides = start(stack, Path(temporary), cores[0], cores[-1], set(args.sides.split(",")))
-        print(f"load {os.getloadavg()[0]:.1f}, closed loop by {'wrk' if shutil.which('wrk') else 'loadtest.client'}")
+        print(f"load {os.getloadavg()[0]:.1f}, closed loop by {'wrk' if find_program('wrk') else 'loadtest.client'}")
         rows = measure(sides, loads, args.seconds, args.repeats, cores[-1])
     found = bars(rows)
     for each in found:

@@ -1,6 +1,6 @@
 """Scripts on a preloaded interpreter beside fresh ones, and the cheapest command, through a gateway in one run.
 
-    .venv/bin/python -m loadtest.fork_bench [--runs 60]
+    scripts/bench fork_bench [--runs 60]
 
 One gateway with two runtimes that differ in `preload: [numpy, pandas]` alone, a live session of each, requests one at a
 time, rows of 20 in turns. Prints p50 and p90 and the ratio to the ordinary path; exits with 1 when a bar is missed.

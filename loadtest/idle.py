@@ -1,6 +1,6 @@
 """What clients that do nothing cost: idle keep-alive connections and open WebSockets, in memory of the gateway.
 
-    python -m loadtest.idle [--clients 5000] [--sockets 1000] [--json FILE]
+    scripts/bench idle [--clients 5000] [--sockets 1000] [--json FILE]
 
 Each client has made one request; each WebSocket has had a message there and back, and has its connection to a sandbox.
 Also: how long a scrape of /metrics takes, and the gateway's memory, with --sessions sessions in memory (10,000).

@@ -1,6 +1,6 @@
 """Code contexts beside the ordinary way to run a command, through a gateway on real sandboxes.
 
-    .venv/bin/python -m loadtest.interpreter_bench [--rounds 200] [--megabytes 1000]
+    scripts/bench interpreter_bench [--rounds 200] [--megabytes 1000]
 
 Prints, each beside a baseline of the same run: p50 and p95 of `1+1` by POST /api/run_code (bar: 5 ms), of `true` in a
 bash context, of ["true"] (bar: 3 ms) and ["python3", "-c", "1+1"] by POST /api/execute; the first run of a session

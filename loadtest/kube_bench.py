@@ -1,6 +1,6 @@
 """The Kubernetes engine on the simulator: claims, writes per claim, wakes, and what 10,000 pods cost.
 
-    python -m loadtest.kube_bench [--latency 0.005] [--pods 10000]
+    scripts/bench kube_bench [--latency 0.005] [--pods 10000]
 
 The API server is a process of its own and waits `--latency` seconds before each answer. Beside a claim stands the bare
 PATCH by kubernetes_asyncio's own CoreV1Api, in the same run: what a claim adds to the one write that it is.

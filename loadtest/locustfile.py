@@ -1,7 +1,7 @@
 """The journeys of Wakegate's users for locust, headless or with its web page, against any gateway.
 
-    locust -f loadtest/locustfile.py --host http://127.0.0.1:8080
-    locust -f loadtest/locustfile.py --host http://127.0.0.1:8080 --headless -u 20 -r 5 -t 1m
+    .venv/bin/locust -f loadtest/locustfile.py --host http://127.0.0.1:8080
+    .venv/bin/locust -f loadtest/locustfile.py --host http://127.0.0.1:8080 --headless -u 20 -r 5 -t 1m
 
 WAKEGATE_LOAD_RUNTIME names the runtime. Requests are named by what they do and by how their sandbox came to be (`run
 [wake]`), because one percentile over live and cold answers says nothing of either. 429 is obeyed, not a failure.

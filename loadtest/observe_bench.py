@@ -1,6 +1,6 @@
 """What observing requests costs: the same gateway with nothing observed, an access log, and OpenTelemetry spans.
 
-    python -m loadtest.observe_bench [--seconds 2] [--repeats 3]
+    scripts/bench observe_bench [--seconds 2] [--repeats 3]
 
 Processor time per request of the gateway's process, beside that of one that observes nothing, in the same run. Spans go
 to a receiver that drops them. Metrics and request ids are always on, so they are in the first line.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from loadtest.compare import Run, Side, load
-from loadtest.processes import free_port, running, started, wait_for
+from loadtest.processes import find_program, free_port, running, started, wait_for
 from loadtest.proxy_bench import PATH, nginx_conf
 
 
@@ -30,8 +29,8 @@ def start(stack: contextlib.ExitStack, folder: Path, mine: int, others: int) -> 
     assert receiver.stdout is not None
     sink = int(receiver.stdout.readline())
     port = free_port()
-    if shutil.which("nginx"):
-        stack.enter_context(running(["nginx", "-c", str(nginx_conf(folder, port))], others))
+    if nginx := find_program("nginx"):
+        stack.enter_context(running([nginx, "-c", str(nginx_conf(folder, port))], others))
         wait_for(port)
     else:
         port = sink

@@ -1,7 +1,7 @@
 """Baselines that need nothing but pip: two streaming proxies as people write them, and a static upstream.
 
-    python -m loadtest.peers starlette|aiohttp HOST:PORT      a proxy before that upstream
-    python -m loadtest.peers upstream                          answers every request with the same small JSON
+    .venv/bin/python -m loadtest.peers starlette|aiohttp HOST:PORT      a proxy before that upstream
+    .venv/bin/python -m loadtest.peers upstream                          answers every request with the same small JSON
 
 Each prints its port. The proxies are honest: keep-alive pools as large as the load, streams both ways, no access log.
 """

@@ -1,6 +1,6 @@
 """What picod's own parts cost beside what a dependency or the standard library would: the figures of ADRs 8 and 10.
 
-    .venv/bin/python -m loadtest.picod_bench [--repeats 7] [--requests 3000]
+    scripts/bench picod_bench [--repeats 7] [--requests 3000]
 
 Server: picod.http.server and uvicorn (httptools, asyncio's loop, no logs), each alone in a process of its own with the
 same ASGI app on a unix socket. Tar: the headers of picod.archive.tar_members beside those of tarfile.

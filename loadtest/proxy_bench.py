@@ -1,6 +1,6 @@
 """Throughput and latency of the data path beside HAProxy, both in front of the same nginx, in one run.
 
-    .venv/bin/python -m loadtest.proxy_bench [--seconds 5] [--repeats 3] [--sandbox]
+    scripts/bench proxy_bench [--seconds 5] [--repeats 3] [--sandbox]
 
 With --sandbox the upstream is picod's /health in a real local sandbox, for both proxies. The proxy under test runs on
 one core; the load and the upstream share the other. Needs wrk, nginx and haproxy (Debian packages of those names); says
@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import statistics
 import subprocess
@@ -23,7 +22,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.processes import cpu_seconds, free_port, running, wait_for
+from loadtest.processes import cpu_seconds, find_program, free_port, require_programs, running, wait_for
 
 PATH = "/v1/namespaces/default/code-interpreters/my-interpreter/invocations/health"
 _UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
@@ -70,7 +69,16 @@ def haproxy_conf(folder: Path, port: int, endpoint: str) -> Path:
 def wrk(url: str, connections: int, seconds: int, core: int, headers: list[str], pid: int) -> Load:
     """One run of wrk; `pid` is the process whose processor time is counted."""
     before = cpu_seconds(pid)
-    argv = ["taskset", "-c", str(core), "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
+    argv = [
+        "taskset",
+        "-c",
+        str(core),
+        find_program("wrk") or "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{seconds}s",
+        "--latency",
+    ]
     for header in headers:
         argv += ["-H", header]
     out = subprocess.run([*argv, url], capture_output=True, text=True, check=True).stdout
@@ -107,14 +115,15 @@ def start(
     static = f"127.0.0.1:{upstream}"
     sides: dict[str, tuple[str, list[str], int]] = {}
     bench = [sys.executable, "-m", "loadtest.bench_gateway"]
+    nginx_path, haproxy_path = require_programs("nginx", "haproxy")
     if not sandbox:
-        nginx = stack.enter_context(running(["nginx", "-c", str(nginx_conf(folder, upstream))], others))
+        nginx = stack.enter_context(running([nginx_path, "-c", str(nginx_conf(folder, upstream))], others))
         wait_for(upstream)
         sides["direct"] = (f"http://{static}/health", [], nginx.pid)
     gateway = stack.enter_context(running([*bench, "local" if sandbox else static], mine))
     assert gateway.stdout is not None
     url, session, endpoint = gateway.stdout.readline().split()
-    haproxy = stack.enter_context(running(["haproxy", "-f", str(haproxy_conf(folder, balancer, endpoint))], mine))
+    haproxy = stack.enter_context(running([haproxy_path, "-f", str(haproxy_conf(folder, balancer, endpoint))], mine))
     wait_for(balancer)
     sides["HAProxy"] = (f"http://127.0.0.1:{balancer}/health", [], haproxy.pid)
     sides["Wakegate"] = (url + PATH, [f"x-session-id: {session}"], gateway.pid)
@@ -129,13 +138,7 @@ def main() -> int:
     parser.add_argument("--connections", default="1,32,64")
     parser.add_argument("--sandbox", action="store_true", help="in front of a real sandbox in place of nginx")
     args = parser.parse_args()
-    missing = [name for name in ("wrk", "nginx", "haproxy", "taskset") if shutil.which(name) is None]
-    if missing:
-        print(
-            f"missing: {', '.join(missing)}; on Debian: apt-get install wrk nginx-light haproxy util-linux",
-            file=sys.stderr,
-        )
-        return 2
+    require_programs("wrk", "nginx", "haproxy", "taskset")
     cores = sorted(os.sched_getaffinity(0))
     mine, others = cores[0], cores[-1]
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:

@@ -1,8 +1,8 @@
 """An open-loop client: makes sessions on a gateway at the times of traces, and compares with the laboratory.
 
-    python -m loadtest.replay_client                                 # a gateway with real sandboxes, started for it
-    python -m loadtest.replay_client twitter,predictive elb,fixed    # of all runs, these
-    python -m loadtest.replay_client --recorded build/agree/*.json   # compare again, without running
+    scripts/bench replay_client                                 # a gateway with real sandboxes, started for it
+    scripts/bench replay_client twitter,predictive elb,fixed    # of all runs, these
+    scripts/bench replay_client --recorded build/agree/*.json   # compare again, without running
 
 Each arrival is a request without a session header, so a new session; the answer's `x-wakegate-start` says whether it
 found a warm sandbox. The session is deleted at once. Meanwhile target and ready sandboxes are read from

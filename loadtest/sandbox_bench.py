@@ -1,6 +1,6 @@
 """How fast a local sandbox starts and is claimed, and how much memory a warm one takes.
 
-    .venv/bin/python loadtest/sandbox_bench.py [--starts 20] [--warm 10]
+    scripts/bench sandbox_bench [--starts 20] [--warm 10]
 
 Prints a table beside the bars we hold ourselves to. Memory is PSS (each shared page divided by the number of processes
 that share it) summed over all processes of a sandbox, bwrap's two included.

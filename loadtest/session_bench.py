@@ -1,6 +1,6 @@
 """Session creation, sleep and wake through the API on real sandboxes, and the gateway's memory.
 
-    .venv/bin/python -m loadtest.session_bench [--part create ...] [--serial 40] [--burst 50]
+    scripts/bench session_bench [--part create ...] [--serial 40] [--burst 50]
 
 Each part can be run alone (--part, more than once; all by default):
 

@@ -1,6 +1,6 @@
 """How long a session takes to sleep and to wake through a keeper of workspaces, beside `tar | zstd` of the same folder.
 
-    .venv/bin/python -m loadtest.snapshot_bench [--rounds 10] [--large 100]
+    scripts/bench snapshot_bench [--rounds 10] [--large 100]
 
 Real sandboxes of the local engine (bubblewrap), a warm pool of one. `hibernate` is `keep` and then the release of the
 sandbox, so with its processes gone; `wake` is the claim of a warm sandbox and `restore` into it. Three keepers: parking

@@ -1,6 +1,6 @@
 """A model's tool calls beside the plain requests that they become, through a gateway on a real sandbox.
 
-    .venv/bin/python -m loadtest.tools_bench [--rounds 200]
+    scripts/bench tools_bench [--rounds 200]
 
 Prints p50 and p99 of `1+1` by POST /api/run_code (the baseline), by a run_python tool call and over MCP; of `true` by
 POST /api/execute and by a run_shell tool call; of eight calls in one message; and what MCP costs the gateway once. The

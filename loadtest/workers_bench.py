@@ -1,6 +1,6 @@
 """What a second worker gives: requests/s and CPU per request of `--workers 1` and `--workers 2` on one live session.
 
-    python -m loadtest.workers_bench [--seconds 5] [--repeats 3] [--connections 64]
+    scripts/bench workers_bench [--seconds 5] [--repeats 3] [--connections 64]
 
 Both gateways run over one simulated cluster and one Redis, and the session's pod is nginx with a fixed answer. They
 take turns within a repeat. Nothing is pinned: load, upstream and workers share the cores, so the figure says what this
@@ -13,10 +13,8 @@ import argparse
 import contextlib
 import os
 import re
-import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -26,7 +24,7 @@ from typing import Any
 import httpx
 import psutil
 
-from loadtest.processes import cpu_seconds
+from loadtest.processes import cpu_seconds, require_programs
 from loadtest.proxy_bench import PATH, nginx_conf
 from tests.support.kube.served import INTERPRETER, flags_for
 from tests.support.kube.simulator import Cluster, in_thread
@@ -42,7 +40,8 @@ def upstream(folder: Path, address: str, port: int) -> Iterator[None]:
     """nginx in the place of the pod's picod."""
     conf = nginx_conf(folder, port)
     conf.write_text(conf.read_text().replace(f"127.0.0.1:{port}", f"{address}:{port}"))
-    with subprocess.Popen(["nginx", "-c", str(conf)], stderr=subprocess.DEVNULL) as nginx:
+    (program,) = require_programs("nginx")
+    with subprocess.Popen([program, "-c", str(conf)], stderr=subprocess.DEVNULL) as nginx:
         try:
             yield
         finally:
@@ -66,7 +65,8 @@ def load(server: Server, session: str, connections: int, seconds: int) -> tuple[
     pids = processes(server)
     before = sum(map(cpu_seconds, pids))
     psutil.cpu_percent()
-    argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-H", f"x-session-id: {session}", server.url + PATH]
+    (wrk,) = require_programs("wrk")
+    argv = [wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "-H", f"x-session-id: {session}", server.url + PATH]
     out = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     busy = psutil.cpu_percent()
     used = sum(map(cpu_seconds, pids)) - before
@@ -125,10 +125,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--connections", type=int, default=64)
     args = parser.parse_args()
-    missing = [name for name in ("wrk", "nginx") if shutil.which(name) is None]
-    if missing:
-        print(f"missing: {', '.join(missing)}; on Debian: apt-get install wrk nginx-light", file=sys.stderr)
-        return 2
+    require_programs("wrk", "nginx")
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {args.connections} connections")
     with tempfile.TemporaryDirectory() as folder:
         measure(Path(folder), args.connections, args.seconds, args.repeats)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from loadtest import report, run, scenarios
+from loadtest import processes, report, run, scenarios
 from loadtest.client import generate
 from tests.support.scripted import Call, OpenScripted
 from tests.support.serve import serve
@@ -50,6 +51,51 @@ def test_k6_script_runs_without_an_error(script: str, gateway_url: str, tmp_path
     counts = scenarios._counts(scenarios.read_summary(summary))
     assert (counts["failed checks"], counts["server_errors"], counts["broken_requests"]) == (0, 0, 0), said
     assert counts["iterations"] >= 1
+
+
+def loadtest_run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`scripts/loadtest` without its set-up."""
+    argv = [sys.executable, "-m", "loadtest.run", *arguments]
+    return subprocess.run(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=55)
+
+
+def test_scenario_runs_against_a_gateway_that_already_runs(gateway_url: str, tmp_path: Path) -> None:
+    """`--url` starts no gateway: the smoke scenario goes to that one, and its report has what was seen there."""
+    done = loadtest_run("--url", f"{gateway_url}/", "--out", str(tmp_path))
+    assert "held   smoke: errors" in done.stdout, done.stdout
+    result = json.loads((tmp_path / "results.json").read_text())["scenarios"]
+    assert list(result) == ["smoke"]
+    assert result["smoke"]["samples"][0]["wakegate_pool_target"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--url", "http://127.0.0.1:9"), "no gateway that is ready answers at http://127.0.0.1:9"),
+        (("--url", "127.0.0.1:8080"), "expected an address such as http://"),
+        (("--url", "http://127.0.0.1:9", "compare"), "compare measures a gateway that it starts itself"),
+    ],
+)
+def test_url_that_cannot_be_loaded_is_refused_in_a_sentence(arguments: tuple[str, ...], named: str) -> None:
+    """No traceback, and nothing has been started."""
+    done = loadtest_run(*arguments)
+    assert done.returncode != 0
+    assert named in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_programs_are_found_beside_python_and_where_servers_are_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty PATH hides neither k6 nor nginx; what is missing is named with the way to install it."""
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    monkeypatch.setattr(processes, "_SERVER_FOLDERS", (str(tmp_path),))
+    server = tmp_path / "nginx"
+    server.write_text("#!/bin/sh\n")
+    server.chmod(0o755)
+    assert processes.require_programs("k6", "nginx") == [str(Path(sys.executable).with_name("k6")), str(server)]
+    with pytest.raises(SystemExit, match=r"haproxy, taskset; .*apt-get install haproxy util-linux"):
+        processes.require_programs("nginx", "haproxy", "taskset")
 
 
 def test_every_k6_script_is_a_scenario_and_is_tried() -> None:
