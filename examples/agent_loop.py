@@ -1,8 +1,8 @@
 """An agent that reads a CSV and plots it, its code run by Wakegate's tool-call endpoint.
 
-    scripts/run &                                   # a gateway on http://127.0.0.1:8080
-    pip install openai
-    python examples/agent_loop.py --url http://127.0.0.1:8080 --save plot.png
+    scripts/run &                                        # a gateway on http://127.0.0.1:8080
+    scripts/install dev                                  # has the openai package
+    .venv/bin/python examples/agent_loop.py --url http://127.0.0.1:8080 --save plot.png
 
 The model is a script, so that this runs without a key and without a network. To put a real one in its place, give
 `run_agent` an `ask` that calls `client.chat.completions.create(model=..., messages=messages, tools=tools)` and returns

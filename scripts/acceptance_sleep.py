@@ -2,7 +2,7 @@
 """Put sessions of a running gateway to sleep and use them on with AgentCube's published SDK, which knows nothing of it.
 
     pip install agentcube-sdk==0.1.0
-    python scripts/acceptance_sleep.py [URL]
+    .venv/bin/python scripts/acceptance_sleep.py [URL]        # after scripts/install dev
 
 URL defaults to ROUTER_URL, else http://127.0.0.1:8080. Environment: CODE_INTERPRETER (my-interpreter), NAMESPACE
 (default). Prints one line per check; exits 0 when every one holds. A runtime without code contexts is not asked for

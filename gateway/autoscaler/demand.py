@@ -136,7 +136,10 @@ class Demand:
         foreseen = max(self.mixture.review_by(now, self.horizon), now + self.tick)
         self._review_at = min(now + min(max(quiet, 1.5 * self.horizon), _MAX_REVIEW_INTERVAL_S), foreseen)
         level, alert = self.wanted_by(self.follower)
-        self._last = Forecast(now, self.horizon, 0.0, q, level, "", _NO_WEIGHTS, alert, self._observed)
+        constant = self.follower.constant
+        self._last = Forecast(
+            now, self.horizon, 0.0, q, level, "", _NO_WEIGHTS, alert, self._observed, constant=constant
+        )
         return self._last
 
     def wanted_by(self, follower: Follower) -> tuple[int, int]:
@@ -163,4 +166,5 @@ class Demand:
             alert=last.alert,
             observed=last.observed,
             expected_misses=max(mean - saved, 0.0) * 3600.0 / last.horizon,
+            constant=last.constant,
         )

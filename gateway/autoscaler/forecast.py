@@ -134,7 +134,8 @@ class Forecast(NamedTuple):
     alert: int = 0  # what to go up to when claims outrun the level
     observed: float = 0.0  # seconds of demand that it rests on
     expected_misses: float = 0.0  # claims per hour expected to find the pool empty at `level`
+    constant: bool = False  # `level` is a constant, found cheaper than following the forecast
 
-    def at(self, level: int, quantile: float, alert: int) -> Forecast:
+    def at(self, level: int, quantile: float, alert: int, *, constant: bool) -> Forecast:
         """The same forecast, read for another objective."""
-        return self._replace(quantile=quantile, level=level, alert=alert)
+        return self._replace(quantile=quantile, level=level, alert=alert, constant=constant)

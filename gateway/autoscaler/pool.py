@@ -10,7 +10,7 @@ from gateway.autoscaler.demand import Demand
 from gateway.autoscaler.forecast import Floats, Forecast
 from gateway.autoscaler.scaler import Decision, Observed, ScalerSpec, decide
 from gateway.autoscaler.settings import AutoscalerSettings
-from gateway.autoscaler.shadow import Objective
+from gateway.autoscaler.shadow import Objective, RuleCost
 from gateway.autoscaler.window import RollingCount
 from gateway.core.model import PoolStatus, Runtime
 
@@ -29,6 +29,18 @@ def lead_of(status: PoolStatus | None, settings: AutoscalerSettings) -> float:
     """The lead time to plan with: nine of ten starts are ready by then."""
     measured = None if status is None else status.lead_time_p90 or status.lead_time_p50
     return settings.default_lead if measured is None else max(measured, 0.05)
+
+
+def _rule_cost(rule: RuleCost) -> dict[str, Any]:
+    """One rule of the shadow pools, for GET /v1/autoscaler."""
+    return {
+        "kind": "constant" if rule.constant else "forecast",
+        "level": rule.level,
+        "quantile": None if rule.quantile is None else round(rule.quantile, 6),
+        "idleSandboxSecondsPerHour": round(rule.idle, 1),
+        "missesPerHour": round(rule.misses, 4),
+        "missRate": None if rule.miss_rate is None else round(rule.miss_rate, 5),
+    }
 
 
 @dataclass(slots=True)
@@ -114,6 +126,7 @@ class Pool:
         """This pool now, for GET /v1/autoscaler. Times are epoch seconds."""
         forecast, status, decision = self.demand.explained(), self.status, self.decision
         rate = self.demand.follower.miss_rate()
+        followed, runner_up = self.demand.follower.compared()
         return {
             "runtime": str(self.runtime.key),
             "mode": self.runtime.pool.mode.value,
@@ -147,8 +160,10 @@ class Pool:
                 "recentClaims": self.demand.recent.total,
                 "expectedMissesPerHour": round(forecast.expected_misses, 4),
             },
-            "quantile": None if forecast is None else round(forecast.quantile, 6),
+            "quantile": None if forecast is None or forecast.constant else round(forecast.quantile, 6),
             "stocking": None if forecast is None else forecast.source,
+            "followedRule": _rule_cost(followed),
+            "runnerUp": None if runner_up is None else _rule_cost(runner_up),
             "experts": None if forecast is None else forecast.weights,
             "objective": {"coldStartCost": self.settings.cold_start_cost}
             if self.settings.cold_start_cost is not None

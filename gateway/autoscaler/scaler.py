@@ -59,7 +59,7 @@ class Decision(NamedTuple):
 
     target: int
     wanted: int
-    rule: str  # forecast | surge | learning | fallback | hold | breaker | fixed | max | min
+    rule: str  # forecast | constant | surge | learning | fallback | hold | breaker | fixed | max | min
     why: str
     lower_since: float | None = None
     lower_to: int = 0
@@ -106,6 +106,12 @@ def _want(spec: ScalerSpec, observed: Observed, forecast: Forecast | None, now: 
         wanted = max(recent, forecast.alert)
         why = f"{recent} claims came within {forecast.horizon:.0f} s and {observed.recent_misses} found the pool empty"
         return wanted, "surge", f"{why}; it goes up to {wanted}."
+    if forecast.constant:
+        return (
+            wanted,
+            "constant",
+            f"A constant pool of {wanted} has done better on the claims so far than the forecast.",
+        )
     return wanted, "forecast", _covers(wanted, forecast.horizon, forecast.quantile)
 
 

@@ -67,6 +67,18 @@ class Objective:
         return lead / (self.cold_start_cost + lead)
 
 
+@dataclass(frozen=True, slots=True)
+class RuleCost:
+    """What one rule would have cost on the remembered claims, whether or not it was followed."""
+
+    constant: bool  # always hold `level`; else stock for `quantile` of horizons
+    level: int  # what it asks for now
+    quantile: float | None
+    idle: float  # sandbox-seconds per hour
+    misses: float  # claims per hour that find the pool empty
+    miss_rate: float | None  # None before the first claim
+
+
 @lru_cache(maxsize=16)
 def _costs(size: int) -> Floats:
     """[n - 1, threshold]: what n sandboxes cost, in claims per horizon."""
@@ -221,16 +233,7 @@ class Follower:
         if claims < _MIN_CLAIMS:
             self.rule = self._first
             return
-        cost, missed = shadow.idle, claims - shadow.served
-        if self.objective.cold_start_cost is not None:
-            cost = cost + self.objective.cold_start_cost * missed
-            allowed = np.ones(len(cost), dtype=bool)
-        else:
-            allowed = missed <= self.objective.target_miss_rate * claims
-            if not allowed.any():
-                allowed = missed <= missed.min()
-        priced = np.where(allowed, cost, np.inf)
-        foreseeing, constant = int(priced[:_RULES].argmin()), _RULES + int(priced[_RULES:].argmin())
+        foreseeing, constant, cost, allowed = self._cheapest(shadow)
         if not allowed[constant]:
             best = foreseeing
         elif not allowed[foreseeing]:
@@ -245,6 +248,49 @@ class Follower:
         same = (best < _RULES) == (self.rule < _RULES)
         if not same or not allowed[self.rule] or cost[best] < cost[self.rule] - _SWITCH_MARGIN * abs(cost[self.rule]):
             self.rule = best
+
+    def _cheapest(self, shadow: Shadow) -> tuple[int, int, Floats, npt.NDArray[np.bool_]]:
+        """(cheapest forecasting rule, cheapest constant, cost of each rule, which of them miss few enough claims)"""
+        cost, missed = shadow.idle, shadow.claims - shadow.served
+        if self.objective.cold_start_cost is not None:
+            cost = cost + self.objective.cold_start_cost * missed
+            allowed = np.ones(len(cost), dtype=bool)
+        else:
+            allowed = missed <= self.objective.target_miss_rate * shadow.claims
+            if not allowed.any():
+                allowed = missed <= missed.min()
+        priced = np.where(allowed, cost, np.inf)
+        return int(priced[:_RULES].argmin()), _RULES + int(priced[_RULES:].argmin()), cost, allowed
+
+    def compared(self) -> tuple[RuleCost, RuleCost | None]:
+        """The followed rule and the best of the other kind (constants beside forecasts, forecasts beside constants).
+
+        There is no other one until as many claims were seen as a choice takes.
+        """
+        shadow = self._shadow
+        followed = self._cost_of(self.rule)
+        if shadow.claims < _MIN_CLAIMS:
+            return followed, None
+        foreseeing, constant, _, _ = self._cheapest(shadow)
+        return followed, self._cost_of(foreseeing if self.constant else constant)
+
+    def _cost_of(self, rule: int) -> RuleCost:
+        shadow = self._shadow
+        missed = max(shadow.claims - float(shadow.served[rule]), 0.0)
+        hours = shadow.span / 3600.0
+        return RuleCost(
+            constant=rule >= _RULES,
+            level=int(shadow.levels[rule]),
+            quantile=_QUANTILES[rule] if rule < _RULES else None,
+            idle=float(shadow.idle[rule]) / hours if hours else 0.0,
+            misses=missed / hours if hours else 0.0,
+            miss_rate=missed / shadow.claims if shadow.claims > 0.0 else None,
+        )
+
+    @property
+    def constant(self) -> bool:
+        """Whether a constant is followed, not the forecast."""
+        return self.rule >= _RULES
 
     @property
     def nearest(self) -> int:

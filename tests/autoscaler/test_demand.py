@@ -11,6 +11,7 @@ from gateway.autoscaler.history import live_since, replay_history
 from gateway.autoscaler.rates import _moves
 from gateway.autoscaler.replay import synthetic
 from gateway.autoscaler.replay.pool import Targets, simulate
+from gateway.autoscaler.scaler import Observed, ScalerSpec, decide
 from gateway.autoscaler.shadow import Objective, Shadow, constant_levels
 from tests.support.autoscaler import poisson
 
@@ -104,6 +105,31 @@ def test_forecasts_are_followed_only_where_they_beat_constants(name: str, forese
     follow(demand, trace.arrivals, 0.0, 43200.0)
 
     assert demand.follower.describe().startswith("quantile" if foreseen else "constant")
+    forecast = demand.forecast(43200.0)
+    assert forecast.constant is not foreseen
+    decision = decide(ScalerSpec(max=10_000), Observed(target=0), forecast, 43200.0)
+    assert decision.rule == ("forecast" if foreseen else "constant")
+
+
+@pytest.mark.parametrize(("name", "foreseen"), [("steps", True), ("batches", False)])
+def test_followed_rule_is_compared_with_the_best_of_the_other_kind(name: str, foreseen: bool) -> None:
+    """What each would cost is per hour of what the shadow pools remember, and the followed one is the cheaper."""
+    demand = made(0.05)
+    followed, other = demand.follower.compared()
+    assert (followed.idle, followed.misses, followed.miss_rate, other) == (0.0, 0.0, None, None)
+    follow(demand, synthetic.make(name).cut(43200.0).arrivals, 0.0, 43200.0)
+    followed, other = demand.follower.compared()
+
+    assert other is not None
+    assert (followed.constant, other.constant) == (not foreseen, foreseen)
+    assert (followed.quantile is None, other.quantile is None) == (not foreseen, foreseen)
+    shadow, rule = demand.shadow, demand.follower.rule
+    assert followed.level == int(shadow.levels[rule])
+    assert followed.idle == pytest.approx(shadow.idle[rule] * 3600.0 / shadow.span)
+    assert followed.misses == pytest.approx((shadow.claims - shadow.served[rule]) * 3600.0 / shadow.span)
+    assert followed.miss_rate == pytest.approx(demand.follower.miss_rate())
+    if foreseen:
+        assert followed.idle < other.idle
 
 
 def test_quiet_runtime_scales_to_zero() -> None:

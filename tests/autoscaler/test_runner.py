@@ -78,6 +78,11 @@ async def test_busy_runtime_gets_a_pool(store: SqliteStore, clock: ManualClock) 
     assert pool["why"].endswith(".")
     assert pool["changes"][0]["to"] == pool["target"]
     assert {"demand", "quantile", "experts", "target", "why", "changes", "leadTime"} <= pool.keys()
+    assert pool["followedRule"]["kind"] == ("constant" if pool["rule"] == "constant" else "forecast")
+    for rule in (pool["followedRule"], pool["runnerUp"]):
+        assert rule.keys() == {"kind", "level", "quantile", "idleSandboxSecondsPerHour", "missesPerHour", "missRate"}
+    assert pool["followedRule"]["kind"] != pool["runnerUp"]["kind"]
+    assert (pool["quantile"] is None) == (pool["rule"] == "constant")
     assert abs(sum(pool["experts"].values()) - 1.0) < 0.05
     assert orjson.loads(orjson.dumps(loop.scaler.explain()))["leader"] is True
 

@@ -111,7 +111,7 @@ def replay_predictive(
             mine = forecast
             if follower is not demand.follower:
                 level, alert = demand.wanted_by(follower)
-                mine = forecast.at(level, follower.quantile, alert)
+                mine = forecast.at(level, follower.quantile, alert, constant=follower.constant)
             pool.look(now, mine, recent, follower.missed if claims else 0)
         if now >= warm:
             warm = math.inf
