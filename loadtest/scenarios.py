@@ -59,7 +59,7 @@ SCENARIOS = {
         Scenario("step", "0 to 1,000 requests/s over live sessions, static upstream", (1, 3, 12), {"RATE": "1000"},
                  {"RATE": "100", "DURATION": "5s"}, static=True),
         Scenario("spike", "200 new sessions at once on a pool of 20", (20, 20, 20), {"USERS": "200"}, {"USERS": "25"}),
-        Scenario("wake_storm", "every sleeping session at once", (5, 10, 20), {"SESSIONS": "30", "REQUESTS": "10"},
+        Scenario("wake_storm", "every hibernated session at once", (5, 10, 20), {"SESSIONS": "30", "REQUESTS": "10"},
                  {"SESSIONS": "4", "REQUESTS": "3"}),
         Scenario("streams", "long streams", (1, 10, 12), {"SECONDS": "20"}, {"VUS": "3", "SECONDS": "3"}),
         Scenario("websocket", "WebSockets to a server in a sandbox", (1, 2, 5), {"VUS": "50", "MESSAGES": "200"},

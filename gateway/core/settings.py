@@ -202,16 +202,16 @@ class Settings:
         30.0, "worth of a wake in idle sandbox-seconds, for advice on sessions", kind="duration", low=0
     )
     advised_hibernation: bool = _setting(
-        False, "let sessions sleep before their timeout when their silences say so", kind="flag"
+        False, "hibernate sessions before their idle timeout when their past idle times advise it", kind="flag"
     )
-    prewake: bool = _setting(False, "wake sleeping sessions ahead of a request that is likely soon", kind="flag")
+    prewake: bool = _setting(False, "wake hibernated sessions ahead of a request that is likely soon", kind="flag")
     max_warm: int = _setting(0, "warm sandboxes over all runtimes; 0: each runtime's pool.max alone", kind="int", low=0)
 
     sweep_interval: float = _setting(
         5.0, "how often idle and expired sessions are looked for", kind="duration", low=0.01
     )
     snapshots: str = _setting(
-        "", "where sleeping sessions are kept: file:///FOLDER, s3://BUCKET/PREFIX, gs://..., az://..."
+        "", "where hibernated sessions are kept: file:///FOLDER, s3://BUCKET/PREFIX, gs://..., az://..."
         " (default: parked by the local engine, which copies nothing)", kind="text", metavar="URL",
     )  # fmt: skip
     snapshot_max_size: int = _setting(
@@ -226,7 +226,7 @@ class Settings:
         kind="path", metavar="FILE",
     )  # fmt: skip
     hibernated_retention: float = _setting(
-        604800.0, "how long a sleeping session is kept before it ends", kind="duration", low=1
+        604800.0, "how long a hibernated session is kept before it ends", kind="duration", low=1
     )
     terminated_retention: float = _setting(
         3600.0, "how long the record of an ended session is kept", kind="duration", low=0
