@@ -26,6 +26,7 @@ from gateway.observability.logs import AccessLog
 from gateway.observability.metrics import Metrics
 from gateway.observability.request_record import Observer, Observers
 from gateway.observability.tracing import Tracing
+from gateway.routing.access import AccessPolicy
 from gateway.routing.activator import TRUSTED_S, Activator
 from gateway.routing.exchange import TimeLimits
 from gateway.routing.proxy import Proxy
@@ -107,7 +108,13 @@ class Gateway:
         self.metrics = self._make_metrics()
         self.surfaces = self._make_surfaces()
         self.proxy = Proxy(
-            self.activator, self.surfaces.app, clock, _time_limits(settings), self.counters, self.observer
+            self.activator,
+            self.surfaces.app,
+            clock,
+            _time_limits(settings),
+            self.counters,
+            _access(settings),
+            self.observer,
         )
         self._connect(executor)
 
@@ -363,6 +370,15 @@ def _autoscaler_settings(settings: Settings, *, shared: bool, me: str) -> Autosc
         # Gateways that cannot reach each other's sandboxes each size their own pools; others share one leader.
         shared=shared and not me,
         lease=f"autoscaler:{me}" if me else "autoscaler",
+    )
+
+
+def _access(settings: Settings) -> AccessPolicy:
+    return AccessPolicy(
+        allowed_origins=settings.allowed_origins,
+        allowed_hosts=settings.allowed_hosts,
+        listens_on=settings.host,
+        advertise=settings.advertise,
     )
 
 

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from gateway.api.agentcube import AgentCubeAPI
-from gateway.api.errors import ErrorShape, Handler, answering_errors
+from gateway.api.errors import ErrorShape, Handler, answering_errors, error_response
 from gateway.api.mcp.endpoint import MCPEndpoint
 from gateway.api.native import NativeAPI
 from gateway.api.openai.containers import ContainersAPI
@@ -27,7 +27,7 @@ from gateway.api.openapi.document import Operation, make_document
 from gateway.api.openapi.sandbox import SANDBOX, THROUGH
 from gateway.api.openapi.table import CONTROL
 from gateway.api.tools.service import ToolService
-from gateway.api.unknown import unknown_answer
+from gateway.api.unknown import shape_of, unknown_answer
 from gateway.core.clock import Clock
 from gateway.core.interfaces import RuntimeCatalog, SandboxCaller, SandboxProvider, SessionStore
 from gateway.core.model import SessionId
@@ -63,7 +63,7 @@ class Surfaces:
     ) -> None:
         """The last but one are what NativeAPI takes by the same names; `acknowledge` as make_control_app takes it."""
         self._tools = ToolService(lifecycle, catalog, caller, clock, picture_max_side=settings.picture_max_side)
-        self._mcp = MCPEndpoint(self._tools, lifecycle, catalog, settings.allowed_origins)
+        self._mcp = MCPEndpoint(self._tools, lifecycle, catalog)
         handlers: dict[str, Handler] = {
             **AgentCubeAPI(lifecycle).handlers(),
             **NativeAPI(
@@ -150,7 +150,11 @@ def make_control_app(
                     acknowledge(*told)
 
         try:
-            await app(scope, receive, counted)
+            refusal = scope.get("state", {}).get("refusal")
+            if refusal is None:
+                await app(scope, receive, counted)
+            else:
+                await error_response(refusal, shape_of(scope["path"]))(scope, receive, counted)
         finally:
             if status:
                 # The route's pattern, never the path, which would be a label value per session: bounded by the table.

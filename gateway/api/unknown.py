@@ -18,6 +18,15 @@ _SANDBOX_API = "/api"
 _HEADERS = "x-session-id: ID, or x-wakegate-runtime: NAMESPACE/NAME for a new session"
 
 
+def shape_of(path: str) -> ErrorShape:
+    """The shape of the errors of the surface that a control path belongs to."""
+    if _is_below(path, _AGENTCUBE):
+        return ErrorShape.AGENTCUBE
+    if _is_below(path, _OPENAI):
+        return ErrorShape.OPENAI
+    return ErrorShape.MCP if path == "/mcp" else ErrorShape.NATIVE
+
+
 class SessionHeaderMissingError(BadRequestError):
     """The path is one of a sandbox, and the request does not say of which."""
 

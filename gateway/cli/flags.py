@@ -13,7 +13,9 @@ from gateway.core.units import readable_size
 
 # Every setting, by what it is about; a test holds this complete.
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "where it listens": ("host", "port", "workers", "worker_port", "max_connections", "allowed_origins"),
+    "where it listens": (
+        "host", "port", "workers", "worker_port", "max_connections", "allowed_origins", "allowed_hosts",
+    ),
     "runtimes and sandboxes": (
         "engine", "runtime", "no_default_runtime", "runtime_sources", "warm_pool", "preload", "code_context",
         "sandbox_python", "picture_max_side", "max_sandboxes", "sandbox_start_timeout", "isolation", "disk_reserve",

@@ -234,9 +234,17 @@ class Settings:
 
     allowed_origins: str = _setting(
         "",
-        "origins of web pages that may use /mcp, comma-separated (pages of this machine always may)",
+        "origins of web pages that may use the gateway and read its answers, comma-separated (its own pages and those"
+        " of this machine may always use it)",
         kind="text",
         metavar="URLS",
+    )
+    allowed_hosts: str = _setting(
+        "",
+        "names in Host that are the gateway's, comma-separated, besides this machine's and --host; * allows any"
+        " (default: any, unless it listens on loopback)",
+        kind="text",
+        metavar="NAMES",
     )
     picture_max_side: int = _setting(
         1568,

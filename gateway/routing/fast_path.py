@@ -16,6 +16,7 @@ from time import perf_counter
 
 from gateway.core.clock import Clock
 from gateway.core.model import StartKind
+from gateway.routing.access import AccessPolicy
 from gateway.routing.activator import Activator
 from gateway.routing.batch import WriteBatch
 from gateway.routing.connection import UpstreamConnection
@@ -32,16 +33,17 @@ from gateway.routing.ticker import Ticker
 class FastPath:
     """Serves whole requests of live sessions. `ticker`: hands those that last to the slow path."""
 
-    def __init__(self, activator: Activator, ticker: Ticker, clock: Clock) -> None:
+    def __init__(self, activator: Activator, ticker: Ticker, clock: Clock, access: AccessPolicy) -> None:
         self.batch = WriteBatch()
         self._activator = activator
         self._ticker = ticker
         self._clock = clock
+        self._access = access
 
     def take(self, cycle: GatewayCycle, now: float) -> Incoming | None:
         """Serve a whole request. None: it is sent; else what is known of it, for the slow path. `now` in loop time."""
         scope, record = cycle.scope, cycle.record
-        incoming = Incoming(scope, record, now)
+        incoming = Incoming(scope, record, now, self._access)
         target = incoming.target
         if type(target) is not Target:
             return incoming

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from gateway.core.errors import BadRequestError, UnavailableError
+from gateway.routing.access import names_host
 from gateway.routing.request_ids import id_line
 from gateway.routing.target import RUNTIME_HEADER, SESSION_HEADERS
 
@@ -26,7 +27,8 @@ _MAX_LENGTH_DIGITS = 18  # an exabyte; Python's int() raises on a few thousand d
 # Request fields that need a look; every other one goes on as it is.
 _SPECIAL = HOP_BY_HOP | {
     b"host", b"authorization", b"expect", b"content-length", b"forwarded", b"x-forwarded-for", b"x-forwarded-host",
-    b"x-forwarded-proto", b"x-request-id", b"origin", b"x-wakegate-hops", RUNTIME_HEADER, *SESSION_HEADERS,
+    b"x-forwarded-proto", b"x-request-id", b"origin", b"sec-fetch-site", b"x-wakegate-hops",
+    RUNTIME_HEADER, *SESSION_HEADERS,
 }  # fmt: skip
 
 HOPS_HEADER = b"x-wakegate-hops"  # through how many gateways a request came before this one
@@ -48,10 +50,12 @@ class Request:
     __slots__ = (
         "chunked",
         "content_length",
-        "has_host",
+        "fetch_site",
         "hops",
+        "host",
         "id_line",
         "lines",
+        "origin",
         "own_origin",
         "runtime",
         "sent_id",
@@ -69,7 +73,9 @@ class Request:
         self.own_origin = (
             False  # Origin names the host that the request was sent to; `origin_line` says it to the sandbox
         )
-        self.has_host = False
+        self.host: bytes | None = None
+        self.origin: bytes | None = None
+        self.fetch_site: bytes | None = None  # Sec-Fetch-Site
         self.hops = 0
 
 
@@ -81,16 +87,14 @@ def read_request(headers: Iterable[tuple[bytes, bytes]], client: tuple[str, int]
     """
     request = Request()
     lines = request.lines
-    host = b""
     special: list[tuple[bytes, bytes]] | None = None
     for name, value in headers:
         if name not in _SPECIAL:
             lines.append(b"%b: %b\r\n" % (name, value))
         elif name == b"host":
-            if request.has_host:
+            if request.host is not None:
                 raise BadRequestError("two Host headers; send one")
-            request.has_host = True
-            host = value
+            request.host = value
         elif name in SESSION_HEADERS:
             if request.session is not None and request.session != value:
                 raise BadRequestError(
@@ -109,6 +113,7 @@ def read_request(headers: Iterable[tuple[bytes, bytes]], client: tuple[str, int]
         else:
             special.append((name, value))
     forwarded_for = forwarded = b""
+    host = request.host or b""
     if special is not None:
         forwarded_for, forwarded = _read_special(request, special, host)
     ours = _forwarding(client[0] if client else "", host, scheme)
@@ -138,13 +143,6 @@ def origin_line(host: bytes) -> bytes:
     changes on the way to a sandbox, so an Origin that named it changes too. Any other stays: a foreign page sent it.
     """
     return b"origin: http://%b\r\n" % host
-
-
-def _names_host(origin: bytes, host: bytes) -> bool:
-    """Whether an Origin names a Host, of either scheme (TLS may end in front of us), with or without its usual port."""
-    scheme, slashes, name = origin.lower().partition(b"://")
-    port = {b"http": b":80", b"https": b":443"}.get(scheme)
-    return bool(slashes and port and host) and name.removesuffix(port or b"") == host.lower().removesuffix(port or b"")
 
 
 def _read_special(request: Request, special: list[tuple[bytes, bytes]], host: bytes) -> tuple[bytes, bytes]:
@@ -178,8 +176,16 @@ def _read_special(request: Request, special: list[tuple[bytes, bytes]], host: by
         elif name == b"x-request-id":
             if request.sent_id is None:
                 request.sent_id = value
+        elif name == b"sec-fetch-site":
+            if request.fetch_site is not None and request.fetch_site != value:
+                raise BadRequestError("two Sec-Fetch-Site headers that differ; send one")
+            request.fetch_site = value
+            request.lines.append(b"sec-fetch-site: %b\r\n" % value)
         elif name == b"origin":
-            if _names_host(value, host):
+            if request.origin is not None:
+                raise BadRequestError("two Origin headers; send one")
+            request.origin = value
+            if names_host(value, host):
                 request.own_origin = True
             else:
                 request.lines.append(b"origin: %b\r\n" % value)

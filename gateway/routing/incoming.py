@@ -7,6 +7,7 @@ from time import perf_counter
 
 from gateway.core.errors import BadRequestError, WakegateError
 from gateway.observability.request_record import Record
+from gateway.routing.access import AccessPolicy
 from gateway.routing.activator import Activator
 from gateway.routing.connection import UpstreamConnection
 from gateway.routing.headers import Request, identify, read_request
@@ -27,16 +28,18 @@ def raw_path(scope: Scope) -> bytes:
 class Incoming:
     """A request as it was read. The fast path makes one and, where it cannot serve the request, hands it on.
 
-    `target`: where it goes, or BadRequestError when it cannot be read; `request` is then empty.
+    `target`: where it goes, or BadRequestError when it cannot be read (`request` is then empty) or is refused.
+    `is_control`: a control surface answers it, also where it is refused.
     `route`: a live session's, with one of its slots taken; `refusal`: why the live session is not for this request.
     `connection`: set once the request has been sent on it.
     """
 
     __slots__ = (
-        "_looked_up", "began", "began_exactly", "connection", "id_line", "refusal", "request", "route", "target",
+        "_looked_up", "began", "began_exactly", "connection", "id_line", "is_control", "refusal", "request", "route",
+        "target",
     )  # fmt: skip
 
-    def __init__(self, scope: Scope, record: Record | None, now: float) -> None:
+    def __init__(self, scope: Scope, record: Record | None, now: float, access: AccessPolicy) -> None:
         """Read the head. `now` in loop time; `record`: the request's, where it is observed."""
         self.began = now
         self.began_exactly = perf_counter()  # uvloop's time has a grain of 1 ms
@@ -46,14 +49,17 @@ class Incoming:
         self.id_line = b""
         self.target: Target | NotProxied | BadRequestError
         self._looked_up = False
+        self.is_control = False
         request: Request | None = None
         try:
             scheme: str = scope["scheme"]
             request = read_request(scope["headers"], scope["client"], _SCHEMES[scheme])
             self.id_line = identify(request, record.traceparent if record is not None else b"")
-            if not request.has_host and scope["http_version"] == "1.1":
+            if request.host is None and scope["http_version"] == "1.1":
                 raise BadRequestError("an HTTP/1.1 request has a Host header (RFC 9112 3.2); send one")
             self.target = parse(raw_path(scope), request.session, request.runtime)
+            self.is_control = self.target is NotProxied.CONTROL
+            access.check(request.host, request.origin, request.fetch_site, scope["headers"])
             if request.hops and type(self.target) is Target:
                 self.target = replace(self.target, passed_on=True)
         except BadRequestError as error:

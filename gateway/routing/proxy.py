@@ -18,6 +18,7 @@ from gateway.core.errors import BadRequestError, UpstreamBrokenError, UpstreamCo
 from gateway.core.model import StartKind
 from gateway.observability.counters import Counters
 from gateway.observability.request_record import Observer
+from gateway.routing.access import AccessPolicy
 from gateway.routing.activator import Activator
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.exchange import ClientGoneError, Exchange, TimeLimits
@@ -55,6 +56,7 @@ class Proxy:
         clock: Clock,
         limits: TimeLimits,
         counters: Counters,
+        access: AccessPolicy,
         observer: Observer | None = None,
     ) -> None:
         self.ticker = Ticker()
@@ -63,7 +65,8 @@ class Proxy:
         self._control = control
         self._clock = clock
         self._limits = limits
-        self._websockets = WebSocketProxy(activator, clock, counters, observer)
+        self.access = access
+        self._websockets = WebSocketProxy(activator, clock, counters, access, observer)
 
     def __repr__(self) -> str:
         return f"<Proxy {len(self.ticker)} exchanges, {len(self._activator.routes)} routes>"
@@ -93,10 +96,15 @@ class Proxy:
         incoming = None if cycle is None else cycle.incoming
         if incoming is None:
             record = None if cycle is None else cycle.record
-            incoming = Incoming(scope, record, asyncio.get_running_loop().time())
+            incoming = Incoming(scope, record, asyncio.get_running_loop().time(), self.access)
         target = incoming.target
         if isinstance(target, BadRequestError):
             self._counters.errors[target.code] += 1
+            if incoming.is_control:
+                # In the shape of the surface that the path belongs to.
+                scope.setdefault("state", {}).update(request_id=id_in(incoming.id_line), refusal=target)
+                await self._control(scope, receive, send)
+                return
             self._counters.unrouted.answer(None, target.status, 0.0)
             await send_error(send, target, None, incoming.id_line)
             return

@@ -19,6 +19,7 @@ from gateway.core.clock import Clock
 from gateway.core.errors import BadRequestError, NotFoundError, UpstreamBrokenError, UpstreamConnectError, WakegateError
 from gateway.observability.counters import Counters
 from gateway.observability.request_record import Observer, Record
+from gateway.routing.access import AccessPolicy
 from gateway.routing.activator import Activator
 from gateway.routing.headers import GATEWAY_FIELDS, Request, next_hop, read_peer_response, read_response
 from gateway.routing.incoming import Incoming, raw_path
@@ -57,8 +58,14 @@ class WebSocketProxy:
     """ASGI app for the websocket scope."""
 
     def __init__(
-        self, activator: Activator, clock: Clock, counters: Counters, observer: Observer | None = None
+        self,
+        activator: Activator,
+        clock: Clock,
+        counters: Counters,
+        access: AccessPolicy,
+        observer: Observer | None = None,
     ) -> None:
+        self._access = access
         self._observer = observer
         self._activator = activator
         self._counters = counters
@@ -78,7 +85,7 @@ class WebSocketProxy:
                 record.finish(self._observer, cut=record.status == 0)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, record: Record | None) -> None:
-        incoming = Incoming(scope, record, asyncio.get_running_loop().time())
+        incoming = Incoming(scope, record, asyncio.get_running_loop().time(), self._access)
         target = incoming.target
         session = incoming.request.session
         try:

@@ -76,7 +76,7 @@ class _Server(uvicorn.Server):
 def make_server(gateway: Gateway) -> uvicorn.Server:
     """A uvicorn server for the gateway."""
     settings = gateway.settings
-    fast_path = FastPath(gateway.activator, gateway.proxy.ticker, gateway.clock)
+    fast_path = FastPath(gateway.activator, gateway.proxy.ticker, gateway.clock, gateway.proxy.access)
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     limit = ConnectionLimit(connection_limit(settings.max_connections, descriptors))
     context = ServerContext(fast_path, limit, settings.request_head_timeout, gateway.observer)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.core.model import SessionId
+from gateway.routing.access import AccessPolicy
 from gateway.routing.incoming import Incoming
 from gateway.routing.target import Target
 
@@ -28,5 +29,5 @@ def scope_of(*headers: tuple[bytes, bytes]) -> dict[str, Any]:
 async def test_target_knows_whether_another_gateway_passed_the_request_on(hops: bytes | None, passed_on: bool) -> None:
     """By the count of gateways that its head carries; a client's own request has none."""
     headers = () if hops is None else ((b"x-wakegate-hops", hops),)
-    incoming = Incoming(scope_of(*headers), None, asyncio.get_running_loop().time())
+    incoming = Incoming(scope_of(*headers), None, asyncio.get_running_loop().time(), AccessPolicy(allowed_hosts="h"))
     assert incoming.target == Target(SessionId("s-1"), None, b"/a", passed_on=passed_on)

@@ -140,12 +140,12 @@ async def test_proxy_sends_its_own_credentials_and_forwarding_fields(open_gatewa
 
 async def test_origin_follows_host_where_it_named_it(open_gateway: OpenScripted) -> None:
     """On both paths: a page's own requests look like its own to the sandbox, a foreign page's do not."""
-    gateway, sandbox = await open_gateway()
+    gateway, sandbox = await open_gateway(allowed_origins="http://other")
     session = await gateway.session()
-    for origin in ("https://h", "http://h:80", "http://h:8080", "http://other"):
+    for origin in ("https://h", "http://h:80", "http://localhost:8080", "http://other"):
         await gateway.ask(get(session, "/", f"origin: {origin}"))
     own = f"http://127.0.0.1:{sandbox.endpoint.port}"
-    assert [seen.get("origin") for seen in sandbox.requests] == [own, own, "http://h:8080", "http://other"]
+    assert [seen.get("origin") for seen in sandbox.requests] == [own, own, "http://localhost:8080", "http://other"]
 
 
 async def test_proxy_passes_a_chunked_body_as_it_comes(open_gateway: OpenScripted) -> None:

@@ -19,7 +19,6 @@ import logging
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import orjson
 from starlette.requests import Request
@@ -37,7 +36,7 @@ from gateway.api.mcp.protocol import (
 )
 from gateway.api.sessions import DELETED_BY_USER, choose_runtime, named_session
 from gateway.api.tools.service import ToolService
-from gateway.core.errors import BadRequestError, SessionNotFoundError
+from gateway.core.errors import SessionNotFoundError
 from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import SessionId, SessionState
 from gateway.sessions.lifecycle import Lifecycle
@@ -49,14 +48,6 @@ logger = logging.getLogger(__name__)
 
 _MARK = "mcp"  # in the metadata of sessions that an MCP client made, and may end
 _SERVER_MODULE = "gateway.api.mcp.server"
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-
-class OriginError(BadRequestError):
-    """A web page that may not use /mcp: it would act as the person before the browser (DNS rebinding)."""
-
-    status = 403
-    code = "ORIGIN_NOT_ALLOWED"
 
 
 class MCPEndpoint:
@@ -66,13 +57,10 @@ class MCPEndpoint:
     does. Clients take the 405 that app.py answers as that.
     """
 
-    def __init__(
-        self, service: ToolService, lifecycle: Lifecycle, catalog: RuntimeCatalog, allowed_origins: str = ""
-    ) -> None:
+    def __init__(self, service: ToolService, lifecycle: Lifecycle, catalog: RuntimeCatalog) -> None:
         self._service = service
         self._lifecycle = lifecycle
         self._catalog = catalog
-        self._origins = frozenset(each.strip().rstrip("/") for each in allowed_origins.split(",") if each.strip())
         self._loading = asyncio.Lock()
         self._server: ToolServer | None = None
         self._importing: asyncio.Task[Any] | None = None
@@ -88,18 +76,7 @@ class MCPEndpoint:
             await asyncio.wait({self._importing})
         await self._stack.aclose()
 
-    def _check_origin(self, origin: str | None) -> None:
-        if origin is None or origin.rstrip("/") in self._origins:
-            return
-        try:
-            if urlsplit(origin).hostname in _LOOPBACK:
-                return
-        except ValueError:  # brackets that hold no address
-            pass
-        raise OriginError(f"pages of {origin[:128]} may not use this; see --allowed-origins")
-
     async def _post(self, request: Request) -> Response:
-        self._check_origin(request.headers.get("origin"))
         body = await read_bytes(request, MAX_BODY_BYTES)
         message = _peek(body)
         session_id = named_session(request) or _mcp_session(request)
@@ -126,7 +103,6 @@ class MCPEndpoint:
 
     async def _end(self, request: Request) -> Response:
         """End the session that `initialize` made; one that the client only named stays."""
-        self._check_origin(request.headers.get("origin"))
         session_id = _mcp_session(request)
         if session_id is None:
             raise ParamError(SESSION_HEADER, "missing; it says which session is to end")

@@ -1,0 +1,163 @@
+"""Which web pages and which names of this host may be used by a browser, decided from a request's head. Pure.
+
+A gateway without authentication trusts whoever reaches its port, and the browser of a person who can reach it fetches
+for any page that this person visits. Two things give such a page away: Origin (or Sec-Fetch-Site, where a browser sends
+no Origin), and, when the page's own name was made to lead here (DNS rebinding), Host. Programs send neither a foreign
+Origin nor a foreign Host, so they are unaffected.
+
+The common request, a program's, costs two comparisons and one set look-up here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from ipaddress import ip_address
+
+from gateway.core.errors import BadRequestError, SettingsError
+
+_DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
+_OWN_FETCHES = frozenset((b"same-origin", b"none"))  # `none`: a person typed the address or opened a bookmark
+_MAX_KNOWN_HOSTS = 1024
+_MAX_SHOWN = 128
+
+
+class OriginError(BadRequestError):
+    """A page of a site that may not use the gateway: it would act as the person before the browser."""
+
+    status = 403
+    code = "ORIGIN_NOT_ALLOWED"
+
+
+class HostError(BadRequestError):
+    """A Host that is none of the gateway's names (RFC 9110 15.5.20)."""
+
+    status = 421
+    code = "HOST_NOT_ALLOWED"
+
+
+class AccessPolicy:
+    """The rule for one gateway.
+
+    `allowed_origins` and `allowed_hosts` are comma-separated, as set. `listens_on`: the address of --host. On loopback
+    only names of this machine are served. Elsewhere any Host is, unless `allowed_hosts` names some: probes and
+    balancers use addresses that the gateway cannot know. `advertise`: the URL at which other gateways reach this one.
+    """
+
+    def __init__(
+        self, *, allowed_origins: str = "", allowed_hosts: str = "", listens_on: str = "127.0.0.1", advertise: str = ""
+    ) -> None:
+        """Raises SettingsError for an origin that is none."""
+        self.origins = frozenset(_read_origins(allowed_origins))
+        hosts = frozenset(host_name(each.strip().encode()) for each in allowed_hosts.split(",") if each.strip())
+        self._checks_hosts = b"*" not in hosts and (bool(hosts) or is_loopback(host_name(listens_on.encode())))
+        own = (listens_on, advertise.partition("://")[2].partition("/")[0])
+        self._hosts = hosts | {host_name(each.encode()) for each in own if each}
+        self._known: set[bytes] = set()  # values of Host that were found to be allowed
+
+    def __repr__(self) -> str:
+        return f"<AccessPolicy origins={sorted(self.origins)} hosts={sorted(self._hosts)}>"
+
+    def check(
+        self,
+        host: bytes | None,
+        origin: bytes | None,
+        fetch_site: bytes | None,
+        headers: Iterable[tuple[bytes, bytes]],
+    ) -> None:
+        """Raise OriginError or HostError for a request that is refused. `host` None: there is none, as in HTTP/1.0."""
+        if self._checks_hosts and host is not None and host not in self._known:
+            self._check_host(host)
+        if origin is not None:
+            if not self.allows_origin(origin, host or b""):
+                raise OriginError(
+                    f"pages of {_shown(origin)} may not use this gateway; --allowed-origins names those that may"
+                )
+        elif fetch_site is not None and fetch_site.lower() not in _OWN_FETCHES:
+            # Links, forms with GET, images and scripts come without an Origin; their Referer has it, and no page can
+            # put another site's there.
+            referer = next((value for name, value in headers if name == b"referer"), b"")
+            if not self.allows_origin(b"/".join(referer.split(b"/", 3)[:3]), host or b""):
+                raise OriginError(
+                    "a page of another site sent the browser here: type the address, or name the page's origin in"
+                    " --allowed-origins"
+                )
+
+    def allows_origin(self, origin: bytes, host: bytes) -> bool:
+        """Whether pages of an origin may use the gateway: its own, this machine's, and those that are set."""
+        if names_host(origin, host):
+            return True
+        scheme, slashes, authority = origin.lower().partition(b"://")
+        if not slashes:
+            return False
+        if is_loopback(host_name(authority)):
+            return True
+        return normalized_origin(scheme, authority) in self.origins
+
+    def shares_with(self, origin: bytes | None) -> bool:
+        """Whether pages of an origin may read answers (CORS): those of --allowed-origins, and no others."""
+        if origin is None or not self.origins:
+            return False
+        scheme, slashes, authority = origin.lower().partition(b"://")
+        return bool(slashes) and normalized_origin(scheme, authority) in self.origins
+
+    def _check_host(self, host: bytes) -> None:
+        name = host_name(host)
+        if name not in self._hosts and not is_loopback(name):
+            raise HostError(f"{_shown(host)} is no name of this gateway; --allowed-hosts names further ones")
+        if len(self._known) < _MAX_KNOWN_HOSTS:
+            self._known.add(host)
+
+
+def host_name(authority: bytes) -> bytes:
+    """The name or address of HOST[:PORT], lower-cased, without brackets and a final dot; empty if it is malformed."""
+    authority = authority.strip().lower()
+    if authority.startswith(b"["):
+        name, bracket, port = authority[1:].partition(b"]")
+        well_formed = bool(bracket) and (not port or (port[:1] == b":" and (port[1:].isdigit() or not port[1:])))
+        return name if well_formed else b""
+    if authority.count(b":") > 1:  # an IPv6 address without brackets, as --host takes it
+        return authority
+    name, colon, port = authority.partition(b":")
+    if b"@" in name or (colon and port and not port.isdigit()):
+        return b""
+    return name.removesuffix(b".")
+
+
+@lru_cache(maxsize=256)
+def is_loopback(name: bytes) -> bool:
+    """Whether a name from `host_name` is of this machine alone: localhost and below it, 127.0.0.0/8, ::1."""
+    if name == b"localhost" or name.endswith(b".localhost"):
+        return True
+    try:
+        return ip_address(name.decode("ascii")).is_loopback
+    except ValueError:  # also UnicodeDecodeError
+        return False
+
+
+def names_host(origin: bytes, host: bytes) -> bool:
+    """Whether an Origin names a Host, of either scheme (TLS may end in front of us), with or without its usual port."""
+    scheme, slashes, name = origin.lower().partition(b"://")
+    port = _DEFAULT_PORTS.get(scheme)
+    return bool(slashes and port and host) and name.removesuffix(port or b"") == host.lower().removesuffix(port or b"")
+
+
+def normalized_origin(scheme: bytes, authority: bytes) -> bytes:
+    """An origin, in parts and lower case, without its scheme's usual port."""
+    return b"%b://%b" % (scheme, authority.removesuffix(_DEFAULT_PORTS.get(scheme, b"\0")))
+
+
+def _read_origins(text: str) -> Iterable[bytes]:
+    for each in text.split(","):
+        if not (origin := each.strip().rstrip("/").lower()):
+            continue
+        scheme, slashes, authority = origin.encode().partition(b"://")
+        if not slashes or not scheme or b"/" in authority or not host_name(authority):
+            raise SettingsError(
+                [f"--allowed-origins: {each.strip()!r} is no origin; expected e.g. https://app.example"]
+            )
+        yield normalized_origin(scheme, authority)
+
+
+def _shown(value: bytes) -> str:
+    return repr(value[:_MAX_SHOWN].decode("latin-1"))
