@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -147,12 +147,32 @@ def runtimes_of(settings: Settings, problems: list[str]) -> Sequence[Runtime]:
         problems.append(f"--preload: {error}")
     if settings.runtime:
         try:
-            named = load_runtimes(settings.runtime, engine=settings.engine, sources=settings.runtime_sources)
+            named = load_runtimes(
+                settings.runtime,
+                engine=settings.engine,
+                sources=settings.runtime_sources,
+                environment=interpreter_of(settings, []),
+                private=() if settings.state_dir == Path() else (settings.state_dir,),
+            )
+            if settings.engine == "local":
+                problems += _environment_problems(settings, named)
             taken = {runtime.key for runtime in named}
             runtimes = [*named, *(runtime for runtime in runtimes if runtime.key not in taken)]
         except SettingsError as error:
             problems += error.problems
     return runtimes
+
+
+def _environment_problems(settings: Settings, runtimes: Sequence[Runtime]) -> Iterator[str]:
+    """What keeps sandboxes from the Python environments that manifests name; found at start, not at the first claim."""
+    from gateway.provider.local.interpreters import python_of
+
+    for runtime in runtimes:
+        if runtime.python is not None:
+            try:
+                python_of(runtime, interpreter_of(settings, []))
+            except (OSError, ValueError) as error:
+                yield f"{runtime.key}: spec.wakegate.python: {error}"
 
 
 def interpreter_of(settings: Settings, problems: list[str]) -> Path | None:

@@ -182,6 +182,7 @@ class Runtime:
     hibernation: HibernationMode = HibernationMode.STATE  # spec.wakegate.hibernation
     checkpoint_interval: float | None = None  # spec.wakegate.checkpointInterval: seconds between copies while active
     python: str | None = None  # spec.wakegate.python: the environment whose python3 user code gets (local engine)
+    python_roots: tuple[str, ...] = ()  # folders in which the base interpreter of `python` may lie
     preload: tuple[
         str, ...
     ] = ()  # spec.wakegate.preload: modules that python3 scripts find imported (picod/commands/preload.py)

@@ -62,7 +62,7 @@ class Settings:
     )  # fmt: skip
     no_default_runtime: bool = _setting(False, "serve the runtimes of --runtime only", kind="flag")
     runtime_sources: tuple[Path, ...] = _setting(
-        (), "folder from which manifests may take spec.wakegate.source, besides their own; may be repeated",
+        (), "folder from which manifests may take spec.wakegate.source and python, besides their own; may be repeated",
         kind="paths", metavar="FOLDER",
     )  # fmt: skip
     state_dir: Path = _setting(

@@ -91,14 +91,10 @@ def _source(name: str, files: Files | None, reader: Reader) -> str:
         reader.problem("spec.wakegate.source", "there are no files beside this manifest; expected none", name)
         return ""
     try:
-        path = files.resolve(name)
-        found = path.is_dir()
+        return str(files.resolve_folder(name))
     except (OSError, ValueError) as error:
-        reader.problem("spec.wakegate.source", str(error), name)
+        reader.problem("spec.wakegate.source", f"{error}; sandboxes see it read-only at /app", name)
         return ""
-    if not found:
-        reader.problem("spec.wakegate.source", "expected a folder, which the sandbox sees read-only at /app", name)
-    return str(path)
 
 
 def _probe(container: Mapping[str, Any], reader: Reader) -> Probe | None:

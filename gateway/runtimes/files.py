@@ -6,22 +6,95 @@ sandboxes. Symbolic links are followed before a path is judged.
 
 from __future__ import annotations
 
+import os
+import pwd
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+# Neither these nor a folder that contains one of them is shown to sandboxes whole. What is below them may be: a
+# manifest in /etc/wakegate/runtimes may bring its files along.
+_PRIVATE = tuple(map(Path, ("/boot", "/etc", "/home", "/root", "/run", "/tmp", "/var")))  # noqa: S108 - named, not used
+_KERNEL = tuple(map(Path, ("/dev", "/proc", "/sys")))  # nothing below these either
+_HOMES = Path("/home")
+
+
+def is_private(folder: Path, private: Iterable[Path] = ()) -> bool:
+    """Whether sandboxes must not see `folder`: the root, a system folder, a home, or one around these; or in `private`.
+
+    `folder` is judged as written and with its symbolic links followed.
+    """
+    hidden = [*_KERNEL, *map(_real, private)]
+    kept = [*_PRIVATE, *_KERNEL, Path(_home())]
+    try:
+        paths = {Path(os.path.normpath(folder)), _real(folder)}
+    except OSError:  # a link that may not be read, such as another user's /proc/PID/root: it may lead anywhere
+        return True
+    for path in paths:
+        if path.parent in (path, _HOMES) or any(each.is_relative_to(path) for each in kept):
+            return True
+        if any(path.is_relative_to(each) for each in hidden):
+            return True
+    return False
+
+
+def _real(path: Path) -> Path:
+    """Absolute, with symbolic links followed; unlike Path.resolve it takes a loop of links. Raises OSError."""
+    return Path(os.path.realpath(path))
+
+
+def _home() -> str:
+    """Of the user that the gateway runs as. $HOME may name any folder; a container's user may have no entry."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir or "/"
+    except KeyError:
+        return "/"
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """`folder` is the manifest's own, which relative paths start from."""
+    """`folder` is the manifest's own, which relative paths start from; `allowed` are those that the operator listed.
+
+    `environment` is the operator's own --sandbox-python, which manifests may name wherever it is. `private` are folders
+    that no sandbox may see, e.g. the gateway's state with its signing keys.
+    """
 
     folder: Path
     allowed: tuple[Path, ...] = ()
+    environment: Path | None = None
+    private: tuple[Path, ...] = ()
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """The folders that everything a manifest names lies in, without symbolic links."""
+        return tuple(_real(each) for each in (self.folder, *self.allowed))
 
     def resolve(self, name: str) -> Path:
         """The absolute path, without symbolic links. Raises ValueError where it is outside; OSError."""
-        path = (self.folder / name).resolve()
-        if not any(path.is_relative_to(each.resolve()) for each in (self.folder, *self.allowed)):
+        path = _real(self.folder / name)
+        if not any(path.is_relative_to(root) for root in self.roots):
             raise ValueError(
                 f"expected a path below the manifest's folder, or below one that --runtime-sources lists; {path} is not"
             )
+        return path
+
+    def resolve_folder(self, name: str) -> Path:
+        """The same for a folder that sandboxes see whole. Raises ValueError also where there is none, or a private one.
+
+        A manifest in a home folder with `source: .` would show that user's SSH keys.
+        """
+        path = self.resolve(name)
+        if not path.is_dir():
+            raise ValueError("expected a folder")
+        if is_private(path, self.private):
+            raise ValueError(f"expected a folder of its own; {path} is private to this machine, or contains what is")
+        return path
+
+    def resolve_environment(self, name: str) -> Path:
+        """The folder of a Python environment. Raises ValueError, OSError."""
+        if self.environment is not None and _real(self.folder / name) == _real(self.environment):
+            return _real(self.environment)
+        path = self.resolve_folder(name)
+        if not os.access(path / "bin" / "python3", os.X_OK):
+            raise ValueError("expected the folder of a Python environment; it has no bin/python3")
         return path

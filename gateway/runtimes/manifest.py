@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 from gateway.core.errors import SettingsError
 from gateway.core.model import HIGH_PORTS, HibernationMode, Kind, Limits, PoolMode, PoolSpec, Runtime, RuntimeKey
-from gateway.runtimes.agent import first_container, parse_agent, several, target_ports
+from gateway.runtimes.agent import CONTAINER, first_container, parse_agent, several, target_ports
 from gateway.runtimes.documents import find_files, read_documents
 from gateway.runtimes.fields import Reader, named
 from gateway.runtimes.files import Files
@@ -23,6 +24,8 @@ from gateway.runtimes.tools import parse_tools
 from gateway.runtimes.validation import checked
 
 _PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
+_RESERVED_DOMAINS = ("wakegate.io", "agentcube.io", "agentcube.volcano.sh")
+_RESERVED = frozenset(("app.kubernetes.io/managed-by", "controller.kubernetes.io/pod-deletion-cost"))
 _VARIABLE = re.compile(r"[^=\0]+")
 
 
@@ -35,10 +38,18 @@ def parse_modules(text: str) -> tuple[str, ...]:
     return names
 
 
-def load_runtimes(paths: Iterable[Path], *, engine: str = "local", sources: Iterable[Path] = ()) -> list[Runtime]:
+def load_runtimes(
+    paths: Iterable[Path],
+    *,
+    engine: str = "local",
+    sources: Iterable[Path] = (),
+    environment: Path | None = None,
+    private: Iterable[Path] = (),
+) -> list[Runtime]:
     """Read manifests from files and folders (*.yaml, *.yml, by name; folders are not entered recursively).
 
-    `sources`: folders besides the manifest's own from which it may take files.
+    `sources`: folders besides the manifest's own from which it may take files. `environment`: the operator's own Python
+    environment, which manifests may name. `private`: folders that no manifest may show to sandboxes.
 
     Documents of other kinds in the same files are passed over: a manifest often brings a Namespace or a Secret along.
 
@@ -47,10 +58,10 @@ def load_runtimes(paths: Iterable[Path], *, engine: str = "local", sources: Iter
     """
     problems: list[str] = []
     found: dict[RuntimeKey, tuple[str, Runtime]] = {}
-    allowed = tuple(sources)
+    allowed, hidden = tuple(sources), tuple(private)
     for file in find_files(paths, problems):
         for where, document in read_documents(file, problems):
-            files = Files(file.parent, allowed)
+            files = Files(file.parent, allowed, environment, hidden)
             runtime = parse_runtime(document, where, problems, engine=engine, files=files)
             if runtime is None:
                 continue
@@ -74,6 +85,27 @@ def parse_runtime(
 
     Appends to `problems`; None if it is not a runtime or is wrong.
     """
+    before = len(problems)
+    kind = _kind_of(document, where, problems)
+    if kind is None:
+        return None
+    reader = Reader(where, problems)
+    clean = checked(document, kind, engine, reader)
+    spec, in_cluster = clean["spec"], engine == "kubernetes"
+    runtime = _common(clean, kind, files, reader, in_cluster=in_cluster)
+    if kind is Kind.CODE_INTERPRETER:
+        runtime = _interpreter(runtime, spec, reader, in_cluster=in_cluster)
+    elif in_cluster:
+        # An agent's container has no picod there: nothing that checks a token, nothing that gives its files. What is in
+        # its manifest becomes the pod as it is (provider/kubernetes/template.py).
+        runtime = replace(runtime, auth=False, hibernation=HibernationMode.OFF, code_context="off")
+    else:
+        runtime = _local_agent(runtime, spec, files, reader)
+    return replace(runtime, manifest=dict(document)) if len(problems) == before else None
+
+
+def _kind_of(document: Any, where: str, problems: list[str]) -> Kind | None:
+    """Which of our kinds a document is; None for another's. A wrong apiVersion is a problem, and the rest is read."""
     if not isinstance(document, Mapping):
         problems.append(f"{where}: expected a mapping, got {named(document)}")
         return None
@@ -82,50 +114,100 @@ def parse_runtime(
         if "kind" not in document:
             problems.append(f"{where}: kind: missing; expected CodeInterpreter or AgentRuntime")
         return None
-    before = len(problems)
     if document.get("apiVersion") != API_VERSION:
         problems.append(f"{where}: apiVersion: expected {API_VERSION}, got {named(document.get('apiVersion'))}")
-    reader = Reader(where, problems)
-    clean = checked(document, Kind(kind), engine, reader)
-    metadata, spec = clean["metadata"], clean["spec"]
-    agent = kind == Kind.AGENT_RUNTIME
-    # Where image and variables are: of an agent its first container, of a code interpreter the template.
-    place, variables = ("spec.podTemplate.spec.containers[0].", "env") if agent else ("spec.template.", "environment")
-    template = first_container(spec) if agent else spec.get("template", {})
+    return Kind(kind)
+
+
+def _common(
+    document: Mapping[str, Any], kind: Kind, files: Files | None, reader: Reader, *, in_cluster: bool
+) -> Runtime:
+    """The fields that both kinds have."""
+    metadata, spec = document["metadata"], document["spec"]
     extra = spec.get("wakegate", {})
-    # In a cluster an agent's container has no picod: nothing that checks a token, nothing that gives its files. What is
-    # in its manifest becomes the pod as it is.
-    local_agent = agent and engine != "kubernetes"
-    if agent and not local_agent:
-        template = {}
-    environment = _environment(
-        template.get(variables, ()), place + variables, reader, references=engine == "kubernetes"
-    )
+    agent = kind is Kind.AGENT_RUNTIME
     _check_egress(extra.get("egress", ()), reader)
+    _check_reserved(spec.get("podTemplate" if agent else "template", {}), kind, reader)
     ports = target_ports(
         spec.get("targetPort" if agent else "ports", ()), "spec.targetPort" if agent else "spec.ports", reader
     )
-    runtime = Runtime(
-        key=RuntimeKey(metadata.get("namespace", "default"), metadata.get("name", "invalid"), Kind(kind)),
-        image=template.get("image", ""),
-        environment=environment,
-        limits=_limits(template.get("resources", {}), place, extra, reader),
+    return Runtime(
+        key=RuntimeKey(metadata.get("namespace", "default"), metadata.get("name", "invalid"), kind),
         session_timeout=reader.duration(spec, "sessionTimeout", "spec.", 900.0),
         max_session_duration=reader.duration(spec, "maxSessionDuration", "spec.", 28800.0),
         pool=_pool(spec, extra, reader),
-        auth=local_agent or (not agent and spec.get("authMode", "picod") == "picod"),
-        hibernation=HibernationMode.OFF if agent else HibernationMode(extra.get("hibernation", HibernationMode.STATE)),
-        checkpoint_interval=reader.duration(extra, "checkpointInterval", "spec.wakegate.", 0.0) or None,
-        python=extra.get("python") or None,
-        preload=_preload(extra, reader),
+        python=None if in_cluster else _python(extra.get("python", ""), files, reader),
+        python_roots=tuple(map(str, files.roots)) if files else (),
         ports=_ports(extra, reader),
-        code_context="off" if agent else extra.get("codeContext", ""),
         tools=parse_tools(extra.get("tools", ()), "spec.wakegate.tools", files, reader.problem),
         target_ports=several(ports),
-        agent=parse_agent(spec, template, ports, environment, files, reader) if local_agent else None,
-        manifest=dict(document),
     )
-    return runtime if len(problems) == before else None
+
+
+def _interpreter(runtime: Runtime, spec: Mapping[str, Any], reader: Reader, *, in_cluster: bool) -> Runtime:
+    """A CodeInterpreter: image, variables and resources are in `spec.template`."""
+    place, template, extra = "spec.template.", spec.get("template", {}), spec.get("wakegate", {})
+    return replace(
+        runtime,
+        image=template.get("image", ""),
+        environment=_environment(template.get("environment", ()), f"{place}environment", reader, references=in_cluster),
+        limits=_limits(template.get("resources", {}), place, extra, reader),
+        auth=spec.get("authMode", "picod") == "picod",
+        hibernation=HibernationMode(extra.get("hibernation", HibernationMode.STATE)),
+        checkpoint_interval=reader.duration(extra, "checkpointInterval", "spec.wakegate.", 0.0) or None,
+        preload=_preload(extra, reader),
+        code_context=extra.get("codeContext", ""),
+    )
+
+
+def _local_agent(runtime: Runtime, spec: Mapping[str, Any], files: Files | None, reader: Reader) -> Runtime:
+    """An AgentRuntime on one machine: image, variables and resources are its first container's."""
+    container = first_container(spec)
+    ports = target_ports(spec.get("targetPort", ()), "spec.targetPort", Reader("", []))  # noted when first read
+    environment = _environment(container.get("env", ()), f"{CONTAINER}env", reader, references=False)
+    return replace(
+        runtime,
+        image=container.get("image", ""),
+        environment=environment,
+        limits=_limits(container.get("resources", {}), CONTAINER, {}, reader),
+        auth=True,  # picod runs before the agent
+        hibernation=HibernationMode.OFF,
+        code_context="off",
+        agent=parse_agent(spec, container, ports, environment, files, reader),
+    )
+
+
+def _python(name: str, files: Files | None, reader: Reader) -> str | None:
+    """The environment's folder as an absolute path without symbolic links."""
+    if not name:
+        return None
+    if files is None:
+        reader.problem("spec.wakegate.python", "there are no files beside this manifest; expected none", name)
+        return None
+    try:
+        return str(files.resolve_environment(name))
+    except (OSError, ValueError) as error:
+        reader.problem("spec.wakegate.python", str(error), name)
+        return None
+
+
+def _check_reserved(template: Mapping[str, Any], kind: Kind, reader: Reader) -> None:
+    """Refuse labels and annotations that gateways write: a pod that is born with them looks like one of a session."""
+    place = "spec.podTemplate" if kind is Kind.AGENT_RUNTIME else "spec.template"
+    for field in ("labels", "annotations"):
+        for key in template.get(field, {}):
+            if is_reserved(str(key)):
+                reader.note(f"{place}.{field}.{str(key)[:100]}", "a name that Wakegate or AgentCube writes; remove it")
+
+
+def is_reserved(key: str) -> bool:
+    """Whether a label or annotation is the gateway's to write.
+
+    Those of wakegate.io and AgentCube's domains, below them too, who manages a pod, and which pod a ReplicaSet deletes
+    first, by which a pool is shrunk (provider/kubernetes/names.py).
+    """
+    prefix = key.partition("/")[0] if "/" in key else ""
+    return key in _RESERVED or any(prefix == each or prefix.endswith(f".{each}") for each in _RESERVED_DOMAINS)
 
 
 def _check_egress(entries: Sequence[Any], reader: Reader) -> None:

@@ -101,13 +101,15 @@ def test_own_fields_are_read(tmp_path: Path) -> None:
         "{template: {}}",
         "{template: {}, authMode: none, warmPoolSize: 3, wakegate: {pool: {mode: predictive, min: 1, max: 9,"
         " targetMissRate: 0.05}, limits: {processes: 64, fileSize: 1Gi, tmpSize: 64Mi, workspaceSize: 2Gi},"
-        " python: /opt/env, ports: [8000, 9000-9100]}}",
+        " python: env, ports: [8000, 9000-9100]}}",
     )
+    (tmp_path / "env" / "bin").mkdir(parents=True)
+    (tmp_path / "env" / "bin" / "python3").symlink_to(sys.executable)
     [runtime] = load_runtimes([write(tmp_path, text)])
     pool = runtime.pool
     assert (pool.size, pool.mode, pool.min, pool.max, pool.target_miss_rate) == (3, PoolMode.PREDICTIVE, 1, 9, 0.05)
     assert runtime.limits == Limits(processes=64, file_size=1 << 30, tmp_size=64 << 20, workspace_size=2 << 30)
-    assert (runtime.auth, runtime.python) == (False, "/opt/env")
+    assert (runtime.auth, runtime.python) == (False, str(tmp_path / "env"))
     assert runtime.ports == ((8000, 8000), (9000, 9100))
 
 

@@ -1,7 +1,7 @@
 """What is made in the cluster for a runtime, around its pod template (template.py). Pure.
 
-The warm pool's Deployment, the NetworkPolicy beside it, pods for cold claims, and the patches that bind and mark warm
-pods.
+The warm pool's Deployment, pods for cold claims, and the patches that bind and mark warm pods. The NetworkPolicy is
+egress.py's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 from gateway.core.model import Runtime, StartKind
 from gateway.provider.kubernetes import names
-from gateway.provider.kubernetes.template import own_section
 
 Object = dict[str, Any]
 
@@ -95,39 +94,6 @@ def make_claim(
     metadata["ownerReferences"] = owner_of(runtime) or None
     # It counts from the pod's start, which may be long ago, not from the claim.
     return {"metadata": metadata, "spec": {"activeDeadlineSeconds": _deadline(running + runtime.max_session_duration)}}
-
-
-def make_egress(runtime: Runtime) -> Object | None:
-    """The NetworkPolicy that lets its sandboxes reach what spec.wakegate.egress allows; None: nothing.
-
-    An entry is `dns` (port 53 of anything in the cluster), a CIDR, or an egress rule as a NetworkPolicy has them.
-    """
-    entries = own_section(runtime).get("egress") or []
-    if not entries:
-        return None
-    labels = names.runtime_labels(runtime.key)
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {
-            "name": names.deployment_name(runtime.key),
-            "namespace": runtime.key.namespace,
-            "labels": labels,
-            **({"ownerReferences": owners} if (owners := owner_of(runtime)) else {}),
-        },
-        "spec": {
-            "podSelector": {"matchLabels": labels},
-            "policyTypes": ["Egress"],
-            "egress": [_egress(entry) for entry in entries],
-        },
-    }
-
-
-def _egress(entry: Any) -> Object:
-    if entry == "dns":
-        ports = [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]
-        return {"to": [{"namespaceSelector": {}}], "ports": ports}
-    return {"to": [{"ipBlock": {"cidr": entry}}]} if isinstance(entry, str) else dict(entry)
 
 
 def make_victim(version: str) -> Object:

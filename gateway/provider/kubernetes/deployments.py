@@ -12,6 +12,7 @@ from gateway.core.model import Runtime, RuntimeKey
 from gateway.provider.kubernetes import build, names
 from gateway.provider.kubernetes.cache import Cache
 from gateway.provider.kubernetes.client import KubeApi, KubeError, OutcomeUnknownError
+from gateway.provider.kubernetes.egress import make_egress
 from gateway.provider.kubernetes.marking import Marks
 from gateway.provider.kubernetes.pool import Pool
 from gateway.provider.kubernetes.template import PodDefaults, make_template
@@ -80,7 +81,7 @@ class Deployments:
 
     async def _allow_egress(self, runtime: Runtime, pool: Pool) -> None:
         """What its sandboxes may reach: in force before the first of them is made."""
-        wanted = build.make_egress(runtime)
+        wanted = make_egress(runtime, trusted=self._defaults.trusted)
         if wanted == pool.egress:
             return
         name, namespace = names.deployment_name(runtime.key), runtime.key.namespace

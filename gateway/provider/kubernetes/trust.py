@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gateway.core.model import Kind, Runtime
+from gateway.provider.kubernetes.egress import refused_egress
 
 _POD_FIELDS = frozenset((
     "activeDeadlineSeconds", "affinity", "automountServiceAccountToken", "containers", "dnsConfig", "dnsPolicy",
@@ -58,6 +59,7 @@ def untrusted(runtime: Runtime) -> list[str]:
         found = list(_environment(template.get("environment"), "spec.template.environment"))
         found += _priority(_mapping(_mapping(spec.get("wakegate")).get("pod")), "spec.wakegate.pod")
         place = "spec.template"
+    found += refused_egress(_mapping(spec.get("wakegate")).get("egress"), "spec.wakegate.egress")
     for name in _mapping(template.get("annotations")):
         if str(name).startswith(_ANNOTATIONS):
             found.append(f"{place}.annotations.{name}")

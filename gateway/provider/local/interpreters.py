@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import picod
+from gateway.core.model import Runtime
 from gateway.provider.local import bwrap
+from gateway.runtimes.files import is_private
 
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
+_SYSTEM_BINS = frozenset(SYSTEM_PATH.split(":"))  # bwrap.py shows them to every sandbox
+_MAX_CONFIG_BYTES = 64 << 10  # pyvenv.cfg has five short lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +40,23 @@ def gateway_python() -> Interpreter:
     return Interpreter(program, tuple(dict.fromkeys((*prefixes, *packages))), tuple(packages))
 
 
-def user_python(environment: Path | None) -> Interpreter:
+def python_of(runtime: Runtime, own: Path | None) -> Interpreter:
+    """The environment that the runtime's manifest names, else `own`, the operator's. Raises ValueError, OSError."""
+    if runtime.python is None or (own is not None and os.path.realpath(runtime.python) == os.path.realpath(own)):
+        return user_python(own)
+    return user_python(Path(runtime.python), roots=runtime.python_roots)
+
+
+def user_python(environment: Path | None, *, roots: Sequence[str] | None = None) -> Interpreter:
     """The environment in folder `environment`; None is the system's python3, or the gateway's bare interpreter.
 
-    A virtual environment is followed to its base interpreter. Raises ValueError when it holds no python3.
+    A virtual environment is followed to its base interpreter. It names that in files of its own, pyvenv.cfg and a
+    symbolic link, and sandboxes see the folder: `home = /secrets/bin` would show them /secrets. With `roots` the
+    environment is a manifest's, and its base must lie in it, in one of these folders, or where sandboxes see a Python
+    anyway. No environment's base is a private folder (files.is_private).
+
+    Raises:
+        ValueError: it holds no python3, or its base may not be shown; OSError where it cannot be read.
     """
     if environment is None:
         if os.access("/usr/bin/python3", os.X_OK):
@@ -50,18 +68,58 @@ def user_python(environment: Path | None) -> Interpreter:
     program = environment / "bin" / "python3"
     if not os.access(program, os.X_OK):
         raise ValueError(f"{environment} is not a Python environment: it has no bin/python3")
-    folders = [str(environment), os.path.realpath(environment)]
+    if is_private(environment):
+        raise ValueError(f"{environment} is, or contains, a private folder of this machine; sandboxes would see it")
+    bases = _base_folders(environment, program)
+    for base in bases:
+        if is_private(Path(base)):
+            raise ValueError(
+                f"the base interpreter of {environment} is in {base}, a private folder of this machine; make the"
+                " environment from another Python"
+            )
+        if roots is not None and not _is_within(base, (str(environment), *roots, *gateway_python().folders)):
+            raise ValueError(
+                f"the base interpreter of {environment} is in {base}, which sandboxes may not see; list it with"
+                " --runtime-sources, or make the environment from /usr/bin/python3"
+            )
+    return Interpreter(str(program), tuple(dict.fromkeys((str(environment), os.path.realpath(environment), *bases))))
+
+
+def _base_folders(environment: Path, program: Path) -> list[str]:
+    """The folders above the `bin` that pyvenv.cfg names, and above the one where bin/python3 really ends, e.g.
+    .../versions/3.11.7/bin/python3.11. Without those that every sandbox has, such as /usr."""
+    homes = [os.path.dirname(os.path.realpath(program))]
     try:
-        lines = (environment / "pyvenv.cfg").read_text().splitlines()
+        with open(environment / "pyvenv.cfg", "rb", opener=_open_file) as stream:
+            lines = stream.read(_MAX_CONFIG_BYTES).decode("utf-8", "replace").splitlines()
     except FileNotFoundError:
         lines = []
     for line in lines:
         key, _, value = line.partition("=")
-        if key.strip() == "home" and value.strip().endswith("/bin"):
-            folders += [os.path.dirname(value.strip()), os.path.dirname(os.path.realpath(value.strip()))]
-    # Where the link really ends, e.g. .../versions/3.11.7/bin/python3.11: the folder above bin.
-    folders.append(os.path.dirname(os.path.dirname(os.path.realpath(program))))
-    return Interpreter(str(program), tuple(dict.fromkeys(folders)))
+        home = os.path.normpath(value.strip())
+        if key.strip() == "home" and os.path.isabs(home) and os.path.basename(home) == "bin":
+            homes.append(home)
+            with contextlib.suppress(OSError):  # a link that may not be read: is_private judges the name
+                homes.append(os.path.realpath(home))
+    # `home = /bin` is common on merged-/usr systems: the folder above it would be the root.
+    return [os.path.dirname(home) for home in homes if not _is_system_bin(home)]
+
+
+def _is_system_bin(folder: str) -> bool:
+    try:
+        return os.path.realpath(folder) in _SYSTEM_BINS
+    except OSError:
+        return False
+
+
+def _open_file(path: str, flags: int) -> int:
+    """A pipe in the file's place opens at once, and then reads as empty."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
+def _is_within(folder: str, roots: Sequence[str]) -> bool:
+    path = Path(os.path.realpath(folder))
+    return any(path.is_relative_to(os.path.realpath(root)) for root in roots)
 
 
 def picod_folder() -> Path:

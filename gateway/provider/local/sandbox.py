@@ -168,7 +168,7 @@ class SandboxFactory:
 
     async def _spawn(self, runtime: Runtime, name: SandboxId, workspace: Path, path: str, group: Cgroup) -> Process:
         tag = process_tags.tag(self._state_dir.owner, name)
-        python = interpreters.user_python(Path(runtime.python) if runtime.python else self._sandbox_python)
+        python = interpreters.python_of(runtime, self._sandbox_python)
         isolated = self._report.isolation == "bubblewrap"
         planned = rlimits.plan(runtime.limits, memory_cgroup="memory" in group.folders, own_user_namespace=isolated)
 

@@ -457,7 +457,8 @@ async def test_runtime_that_is_dropped_takes_its_pool_with_it(kube: Opened) -> N
 async def test_runtime_opens_only_the_egress_it_names(kube: Opened) -> None:
     """A NetworkPolicy for its pods follows spec.wakegate.egress, and goes when that or the runtime goes."""
     policies = BY_PLURAL["networkpolicies"]
-    for egress in (["dns", "10.0.0.0/8"], [{"ports": [{"port": 443}]}]):
+    https = {"to": [{"podSelector": {}}], "ports": [{"port": 443}]}
+    for egress in (["dns", "10.0.0.0/8"], [https]):
         manifest: Any = {"spec": {"template": {}, "wakegate": {"egress": egress}}}
         await kube.provider.apply([runtime(1, manifest=manifest)])
         (policy,) = kube.cluster.objects.all(policies)
@@ -465,7 +466,7 @@ async def test_runtime_opens_only_the_egress_it_names(kube: Opened) -> None:
         await kube.full()
         (pod,) = kube.cluster.pods(**WARM)
         assert policy["spec"]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
-    assert policy["spec"]["egress"] == [{"ports": [{"port": 443, "protocol": "TCP"}]}]
+    assert policy["spec"]["egress"] == [{**https, "ports": [{"port": 443, "protocol": "TCP"}]}]
     await kube.provider.apply([runtime(1)])
     assert kube.cluster.objects.all(policies) == []
 

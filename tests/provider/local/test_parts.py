@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gateway.core.errors import SettingsError
-from gateway.core.model import Limits, SandboxId
+from gateway.core.model import Limits, Runtime, RuntimeKey, SandboxId
 from gateway.provider.local import cgroups, interpreters, isolation, process_tags, rlimits, safe_delete, seccomp
 from gateway.provider.local.cgroups import CgroupTree, Hierarchy
 from gateway.provider.local.start_limiter import StartLimiter
@@ -249,6 +249,71 @@ def test_folder_without_python_is_refused(tmp_path: Path) -> None:
     """The error names the folder and what it lacks."""
     with pytest.raises(ValueError, match=f"{tmp_path} is not a Python environment: it has no bin/python3"):
         interpreters.user_python(tmp_path)
+
+
+def crafted(folder: Path, config: str) -> Path:
+    """A manifest's environment whose pyvenv.cfg says `config`."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python3").symlink_to("/usr/bin/env")
+    (folder / "pyvenv.cfg").write_text(config)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "home", ["/etc/bin", "/root/bin", "/home/bin", "/home/ada/bin", "/x/../etc/bin", "//etc/bin", "/proc/1/root/bin"]
+)
+def test_environment_shows_no_private_folder_through_its_base(tmp_path: Path, home: str) -> None:
+    """Not even the operator's own: `home = /etc/bin` would bind /etc."""
+    environment = crafted(tmp_path / "env", f"home = {home}\n")
+    for roots in (None, [str(tmp_path)]):
+        with pytest.raises(ValueError, match="private folder"):
+            interpreters.user_python(environment, roots=roots)
+
+
+def test_environment_of_a_manifest_shows_no_folder_outside_its_roots(tmp_path: Path) -> None:
+    """By pyvenv.cfg, by a symbolic link there, or by the link that bin/python3 is."""
+    secrets = tmp_path / "secrets"
+    (secrets / "bin").mkdir(parents=True)
+    (secrets / "bin" / "python3").touch(0o755)
+    mine = tmp_path / "mine"
+    by_config = crafted(mine / "a", f"home = {secrets}/bin\n")
+    by_link = crafted(mine / "b", f"home = {mine}/b/base/bin\n")
+    (by_link / "base").symlink_to(secrets)
+    by_program = crafted(mine / "c", "")
+    (by_program / "bin" / "python3").unlink()
+    (by_program / "bin" / "python3").symlink_to(secrets / "bin" / "python3")
+    for environment in (by_config, by_link, by_program):
+        with pytest.raises(ValueError, match="--runtime-sources"):
+            interpreters.user_python(environment, roots=[str(mine)])
+        assert str(secrets) in interpreters.user_python(environment, roots=[str(tmp_path)]).folders
+
+
+@pytest.mark.parametrize("home", ["/bin", "/usr/bin", "/usr/local/bin"])
+def test_environment_of_the_systems_python_binds_no_more_than_itself(tmp_path: Path, home: str) -> None:
+    """`home = /bin` must not bind the folder above it, which is the root."""
+    environment = crafted(tmp_path / "env", f"home = {home}\n")
+    assert interpreters.user_python(environment, roots=[str(tmp_path)]).folders == (str(environment),)
+
+
+def test_strange_pyvenv_cfg_holds_up_nothing(tmp_path: Path) -> None:
+    """A pipe, bytes that are no text, or no end of lines: read in bounds, and at once."""
+    environment = crafted(tmp_path / "env", "home = \n" * 100_000)
+    assert interpreters.user_python(environment, roots=[]).folders == (str(environment),)
+    (environment / "pyvenv.cfg").write_bytes(b"\xff\xfe = \x80\n")
+    assert interpreters.user_python(environment, roots=[]).folders == (str(environment),)
+    (environment / "pyvenv.cfg").unlink()
+    os.mkfifo(environment / "pyvenv.cfg")
+    assert interpreters.user_python(environment, roots=[]).folders == (str(environment),)
+
+
+def test_operators_environment_keeps_its_base_when_a_manifest_names_it(tmp_path: Path) -> None:
+    """What the operator set with --sandbox-python is trusted by whatever name."""
+    (tmp_path / "base" / "bin").mkdir(parents=True)
+    own = crafted(tmp_path / "own", f"home = {tmp_path}/base/bin\n")
+    named = Runtime(RuntimeKey("default", "x"), python=str(own), python_roots=(str(tmp_path / "elsewhere"),))
+    assert interpreters.python_of(named, own) == interpreters.user_python(own)
+    with pytest.raises(ValueError, match="--runtime-sources"):
+        interpreters.python_of(named, None)
 
 
 def test_picod_is_not_searched_for_in_the_workspace(tmp_path: Path) -> None:

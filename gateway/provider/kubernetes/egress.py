@@ -1,0 +1,126 @@
+"""What sandboxes of a runtime may reach (`spec.wakegate.egress`): the NetworkPolicy, and what is kept out of it. Pure.
+
+Whoever may create a runtime must not become the node: a cloud's metadata server gives its credentials to anything that
+asks from there. So an entry that names such an address is refused, and a wider one, such as 0.0.0.0/0 or a rule without
+`to`, gets the addresses as exceptions. `--kube-trust-manifests` lifts both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any
+
+from gateway.core.model import Runtime
+from gateway.provider.kubernetes import names
+from gateway.provider.kubernetes.build import owner_of
+from gateway.provider.kubernetes.template import own_section
+
+Object = dict[str, Any]
+Network = IPv4Network | IPv6Network
+
+# Where clouds answer with the credentials, or the start-up secrets, of the node that asks.
+METADATA: tuple[Network, ...] = tuple(map(ip_network, (
+    "169.254.0.0/16", "fe80::/10",  # link-local: AWS, Azure, Google, OpenStack, ECS tasks, EKS pod identities
+    "fd00:ec2::/32",  # AWS over IPv6
+    "fd20:ce::254/128",  # Google over IPv6
+    "168.63.129.16/32",  # Azure's WireServer
+    "100.100.100.200/32",  # Alibaba
+    "192.0.0.192/32",  # Oracle, earlier instances
+)))  # fmt: skip
+# A NAT64 gateway makes the last 32 bits of these an IPv4 address.
+_NAT64_BITS = int(ip_network("64:ff9b::/96").network_address)
+_NAT64 = tuple(
+    IPv6Network((_NAT64_BITS + int(network.network_address), 96 + network.prefixlen))
+    for network in METADATA
+    if isinstance(network, IPv4Network)
+)
+_EXCEPTIONS = (*METADATA, *_NAT64)
+# IPv4-mapped blocks are refused whole: the API server takes none of them as an exception.
+_REFUSED = (*_EXCEPTIONS, ip_network("::ffff:0:0/96"))
+_ANYWHERE: tuple[Object, ...] = ({"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}})
+
+
+def make_egress(runtime: Runtime, *, trusted: bool = False) -> Object | None:
+    """The NetworkPolicy that lets its sandboxes reach what spec.wakegate.egress allows; None: nothing.
+
+    An entry is `dns` (port 53 of anything in the cluster), a CIDR, or an egress rule as a NetworkPolicy has them.
+    """
+    entries = own_section(runtime).get("egress") or []
+    if not entries:
+        return None
+    labels = names.runtime_labels(runtime.key)
+    rules = [_rule(entry) for entry in entries]
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {
+            "name": names.deployment_name(runtime.key),
+            "namespace": runtime.key.namespace,
+            "labels": labels,
+            **({"ownerReferences": owners} if (owners := owner_of(runtime)) else {}),
+        },
+        "spec": {
+            "podSelector": {"matchLabels": labels},
+            "policyTypes": ["Egress"],
+            "egress": rules if trusted else [_without_metadata(rule) for rule in rules],
+        },
+    }
+
+
+def refused_egress(entries: Any, place: str) -> Iterator[str]:
+    """Paths of entries that name nothing but a metadata server, or an address block that cannot be read."""
+    for index, entry in enumerate(entries if isinstance(entries, list) else ()):
+        if isinstance(entry, str):
+            if entry != "dns" and not _may_open(entry):
+                yield f"{place}[{index}]"
+        elif isinstance(entry, Mapping):
+            peers = entry.get("to")
+            for number, peer in enumerate(peers if isinstance(peers, list) else ()):
+                block = peer.get("ipBlock") if isinstance(peer, Mapping) else None
+                if block is not None and not (isinstance(block, Mapping) and _may_open(block.get("cidr"))):
+                    yield f"{place}[{index}].to[{number}].ipBlock"
+
+
+def _network(cidr: Any) -> Network | None:
+    """The API server takes 10.1.2.3/8 for 10.0.0.0/8. What it reads otherwise than we do (leading zeros) is None."""
+    try:
+        return ip_network(cidr, strict=False) if isinstance(cidr, str) else None
+    except ValueError:
+        return None
+
+
+def _may_open(cidr: Any) -> bool:
+    network = _network(cidr)
+    return network is not None and not any(_covers(blocked, network) for blocked in _REFUSED)
+
+
+def _covers(outer: Network, inner: Network) -> bool:
+    return outer.version == inner.version and outer.supernet_of(inner)  # type: ignore[arg-type]  # of one version
+
+
+def _rule(entry: Any) -> Object:
+    if entry == "dns":
+        ports = [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]
+        return {"to": [{"namespaceSelector": {}}], "ports": ports}
+    return {"to": [{"ipBlock": {"cidr": str(ip_network(entry))}}]} if isinstance(entry, str) else dict(entry)
+
+
+def _without_metadata(rule: Mapping[str, Any]) -> Object:
+    """The rule with METADATA as exceptions of each address block that contains it.
+
+    A rule without `to` is for anywhere. Spelled out that is every pod, which some network plug-ins (Cilium) count to no
+    address block, and every address.
+    """
+    peers = rule.get("to") or [{"namespaceSelector": {}}, *_ANYWHERE]
+    return {**rule, "to": [_peer(peer) for peer in peers]}
+
+
+def _peer(peer: Any) -> Any:
+    block = peer.get("ipBlock") if isinstance(peer, Mapping) else None
+    if not isinstance(block, Mapping) or (network := _network(block.get("cidr"))) is None:
+        return peer
+    given = list(block.get("except") or ())
+    inside = [str(each) for each in _EXCEPTIONS if each != network and _covers(network, each)]
+    added = [each for each in inside if each not in given]
+    return {**peer, "ipBlock": {**block, "except": [*given, *added]}} if added else peer
