@@ -1,4 +1,4 @@
-"""POST /api/run_code, and /api/contexts."""
+"""Handlers of code contexts: POST /api/run_code, and /api/contexts."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from picod.http.request import JSON_TYPE, ClientGoneError, Request, RequestError
 from picod.interpreter.contexts import Context, Outcome
 from picod.interpreter.kernel import KernelError
 from picod.interpreter.python_context import PythonContext
-from picod.interpreter.registry import DEFAULTS, CodeOrder
+from picod.interpreter.registry import DEFAULTS, CodeSpec
 from picod.interpreter.results import Collected
 
 if TYPE_CHECKING:
     from picod.interpreter.services import InterpreterServices
 
-DEFAULT_TIMEOUT = 60.0
+DEFAULT_TIMEOUT_S = 60.0
 _STRUCT = "RunCodeRequest"
-_SMALL = 256 << 10  # bytes up to which an answer is made in one piece
+_ONE_PIECE_BYTES = 256 << 10  # an answer up to this size is built as one piece
 
 
-def parse_code_order(fields: dict[str, Any]) -> CodeOrder:
-    """Check the request. Raises RequestError 400."""
+def parse_code(fields: dict[str, Any]) -> CodeSpec:
+    """The code to run, from a request's JSON fields. Raises RequestError 400."""
     code = text_field(fields, _STRUCT, "code")
     if code is None:
         raise missing(_STRUCT, "code")
@@ -37,8 +37,11 @@ def parse_code_order(fields: dict[str, Any]) -> CodeOrder:
     language = text_field(fields, _STRUCT, "language") or ""
     if language not in ("", *DEFAULTS):
         raise RequestError(400, f"language must be python or bash, not {language!r}")
-    return CodeOrder(
-        code, language, text_field(fields, _STRUCT, "context_id") or "", seconds_field(fields, _STRUCT, DEFAULT_TIMEOUT)
+    return CodeSpec(
+        code,
+        language,
+        text_field(fields, _STRUCT, "context_id") or "",
+        seconds_field(fields, _STRUCT, DEFAULT_TIMEOUT_S),
     )
 
 
@@ -62,31 +65,33 @@ def seconds_field(fields: dict[str, Any], struct: str, default: float) -> float:
 
 
 async def run_code(services: InterpreterServices, request: Request) -> None:
-    """Run code in a context and answer what came of it; 200 also when the code failed."""
+    """Run code in a context and answer with its output and results; 200 also when the code failed."""
     fields = parse_object(await request.body(services.config.max_body), _STRUCT)
-    order, following = parse_code_order(fields), read_following(fields, request, _STRUCT)
+    spec, following = parse_code(fields), read_following(fields, request, _STRUCT)
     interpreter = services.interpreter
     if following.run_id:
         await serve(request, services.commands.runs.require(following.run_id), following.after)
         return
-    context = interpreter.for_order(order)
+    context = interpreter.context_for(spec)
     if following.stream:
-        await _stream(services, request, order, context, background=following.background)
+        await _stream(services, request, spec, context, background=following.background)
         return
     collected, stop = Collected(services.config, services.commands.workspace), Stop()
-    running = interpreter.spawn(_collect(context, order, collected, stop))
+    running = interpreter.spawn(_collect(context, spec, collected, stop))
     gone = asyncio.create_task(request.gone())
     try:
         await asyncio.wait({running, gone}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         gone.cancel()
         if not running.done():
-            stop.ask("the client left")  # the run ends itself, and lets the next one have its turn
+            stop.ask(
+                "the client left"
+            )  # the run's own task sees that, ends it, and releases the context for the next run
     if not running.done():
         raise ClientGoneError
     outcome = _outcome(running)
     pieces = collected.answer({**outcome.fields(), "context_id": context.id})
-    if collected.size <= _SMALL:
+    if collected.size <= _ONE_PIECE_BYTES:
         await request.answer(200, b"".join(pieces), (JSON_TYPE,))
         return
     await request.start(200, (JSON_TYPE,))
@@ -95,15 +100,15 @@ async def run_code(services: InterpreterServices, request: Request) -> None:
     await request.write(b"", more=False)
 
 
-async def _collect(context: Context, order: CodeOrder, collected: Collected, stop: Stop) -> Outcome:
+async def _collect(context: Context, spec: CodeSpec, collected: Collected, stop: Stop) -> Outcome:
     try:
-        return await context.run(order.code, order.timeout, collected, stop)
+        return await context.run(spec.code, spec.timeout, collected, stop)
     finally:
         await collected.finish()
 
 
 async def _stream(
-    services: InterpreterServices, request: Request, order: CodeOrder, context: Context, *, background: bool
+    services: InterpreterServices, request: Request, spec: CodeSpec, context: Context, *, background: bool
 ) -> None:
     stop = Stop()
     run = LiveRun(stop.ask, background=background)
@@ -112,12 +117,12 @@ async def _stream(
 
     async def work() -> None:
         try:
-            outcome = await context.run(order.code, order.timeout, run, stop)
+            outcome = await context.run(spec.code, spec.timeout, run, stop)
             run.end({**outcome.fields(), "context_id": context.id})
         except KernelError as error:
             run.end({"error": {"name": "ContextError", "value": str(error), "traceback": []}, "context_id": context.id})
         finally:
-            if run.ended_at is None:  # a fault of ours: who follows is not to wait for ever
+            if run.ended_at is None:  # a bug in picod: clients that follow the run must not wait forever
                 value = "internal error; the sandbox's log has the details"
                 run.end({"error": {"name": "InternalError", "value": value, "traceback": []}, "context_id": context.id})
 
@@ -133,12 +138,12 @@ def _outcome(running: asyncio.Task[Outcome]) -> Outcome:
 
 
 async def list_contexts(services: InterpreterServices, request: Request) -> None:
-    """GET: all contexts."""
+    """GET /api/contexts: describe all contexts, oldest first."""
     await request.answer_json(200, {"contexts": [context.describe() for context in services.interpreter.all()]})
 
 
 async def create_context(services: InterpreterServices, request: Request) -> None:
-    """POST: a new context; `language` python (default) or bash, `context_id` if it should have a name."""
+    """POST /api/contexts: create one; `language` is python (default) or bash, `context_id` an optional name."""
     fields = parse_object(await request.body(services.config.max_body) or b"{}", "ContextRequest")
     language = text_field(fields, "ContextRequest", "language") or "python"
     if language not in DEFAULTS:
@@ -150,7 +155,7 @@ async def create_context(services: InterpreterServices, request: Request) -> Non
 
 
 async def delete_context(services: InterpreterServices, request: Request) -> None:
-    """DELETE /api/contexts/{id}: end it with all that runs in it."""
+    """DELETE /api/contexts/{id}: end the context and every process that runs in it."""
     context = services.interpreter.require(request.tail.decode(errors="replace"))
     await services.interpreter.delete(context)
     await request.answer(204, b"", ())

@@ -1,7 +1,7 @@
-"""Bash contexts: each run is a bash of its own that begins where the last one ended.
+"""Bash contexts: each run is a new bash that starts with the state in which the last one ended.
 
-Not one long-lived shell: `exit`, `set -e` or a killed command would take it away with all its state. So a run reads
-the state that the last one wrote at its end (folder, variables, functions, aliases, options) and a run that is killed
+Rejected: one long-lived shell, which `exit`, `set -e` or a kill would end with all its state. So each run reads the
+state that the last one wrote at its end (folder, variables, functions, aliases, options), and a run that is killed
 leaves the state as it was. Background jobs keep running; `jobs` and `fg` do not know those of earlier runs.
 """
 
@@ -21,7 +21,7 @@ from picod.interpreter.contexts import Context, Outcome, stopped, timed_out
 from picod.interpreter.kernel import KernelError, Listener
 from picod.interpreter.state_files import StateFiles
 
-# $1 state, $2 code. Variables that bash makes itself, and our own, are not carried over. Options come last: with
+# $1 state, $2 code. Variables that bash sets itself, and those of this script, are not saved. Options come last: with
 # `set -e` in force, reading the rest of the state could end the shell.
 SCRIPT = r"""
 __wg_state=$1 __wg_code=$2
@@ -59,17 +59,17 @@ trap __wg_save EXIT
 
 
 class BashContext(Context):
-    """A file that holds the state, and a bash for each run."""
+    """A context whose state is one file of bash commands, sourced at the start of each run."""
 
     language = "bash"
 
     @property
     def state_file(self) -> str:
-        """Where the state is, outside of the workspace."""
+        """Path of the state file, outside the workspace."""
         return os.path.join(self._around.folder(), f"{self.id}.bash")
 
     def state(self) -> str:
-        """Always idle: there is no process to wait for."""
+        """Always `idle`: between runs there is no process."""
         return "idle"
 
     async def _prepare(self) -> None:
@@ -81,7 +81,7 @@ class BashContext(Context):
         try:
             _write(code_file, code)
         except OSError as fault:
-            raise KernelError(f"the code could not be handed to bash: {fault.strerror}") from fault
+            raise KernelError(f"cannot write the code to a file for bash: {fault.strerror}") from fault
         before = out_of_memory.began()
         child, pipes = self._spawn(code_file)
         try:
@@ -96,7 +96,7 @@ class BashContext(Context):
                 await self._around.children.kill(child)
             for pipe in pipes.values():
                 pipe.drain()
-                pipe.detach()  # what a background job still prints is read and dropped until it ends
+                pipe.detach()  # the output of background jobs is read and dropped, else a full pipe would block them
         status = exit_status(child.exited.result(), before, killed_by_us=bool(why))
         count = self.execution_count + 1
         if why == "timeout":

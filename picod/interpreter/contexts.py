@@ -1,7 +1,7 @@
-"""Code contexts: places where state lives on from one run to the next, several to a session.
+"""Code contexts: state that lives on from one run of code to the next, several to a session.
 
-A Context queues runs, says how each ended, and looks after the state that was kept of it. What runs the code, two kinds
-differ in: PythonContext (python_context.py) and BashContext (bash_context.py).
+A Context queues runs, reports how each ended, and manages the files of its saved state. The subclasses run the code:
+PythonContext (python_context.py) and BashContext (bash_context.py).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from picod.interpreter.state_files import StateFiles
 if TYPE_CHECKING:
     from picod.filesystem.paths import Workspace
 
-MAX_QUEUED = 64  # runs that wait for one context
+MAX_QUEUED = 64  # runs that may wait for one context; further ones get 429
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended. `error` has name, value and traceback; `notice` says that the context began anew, and why.
+    """How a run ended. `error` has name, value and traceback; `notice` says that the context was restarted, and why.
 
-    `restored` is there for the first run after a wake: how many variables came back, and which did not.
+    `restored` is set for the first run after a wake: {"restored": variables, "unsaved": [{"name", "reason"}]}.
     """
 
     error: dict[str, Any] | None
@@ -41,7 +41,7 @@ class Outcome:
     restored: Mapping[str, Any] | None = None
 
     def fields(self) -> dict[str, object]:
-        """The part of the answer that this is."""
+        """This outcome as fields of the answer; those without a value are left out."""
         fields: dict[str, object] = {
             "error": self.error,
             "execution_count": self.execution_count,
@@ -68,11 +68,11 @@ class Surroundings:
     workspace: Workspace
     env: Mapping[bytes, bytes]
     find: Callable[[str], bytes | None]  # a program by name, as commands find it
-    folder: Callable[[], str]  # where sockets and states lie, made when first asked for
+    folder: Callable[[], str]  # of sockets and states, created on the first call
 
 
 class Context(ABC):
-    """One context. `id` names it, `language` says of which kind it is."""
+    """One context: a queue of runs over state that persists. `language` is python or bash."""
 
     language: str
 
@@ -88,12 +88,12 @@ class Context(ABC):
         self._stop: Stop | None = None
         self._notice = ""
         self._deleted = False
-        self._kept: StateFiles | None = None  # what lies in the workspace of it
-        self._expects = False  # ... and has not been read back
+        self._kept: StateFiles | None = None  # its saved state in the workspace
+        self._expects = False  # whether `_kept` is still to be loaded
 
     @property
     def has_state(self) -> bool:
-        """There is something to save."""
+        """Whether `save` would write anything: a run has counted, or saved state is still to be loaded."""
         return self.execution_count > 0 or self._expects
 
     def describe(self) -> dict[str, object]:
@@ -108,7 +108,7 @@ class Context(ABC):
         }
 
     async def run(self, code: str, timeout: float, listener: Listener, stop: Stop) -> Outcome:
-        """Run when it is this run's turn. Raises KernelError when the process cannot be started."""
+        """Run `code` after the runs queued before it. `timeout` is in seconds, without the wait. Raises KernelError."""
         self.waiting += 1
         try:
             await self._turn.acquire()
@@ -120,7 +120,7 @@ class Context(ABC):
             self.busy, self._stop = True, stop
             self.last_used_at = time.time()
             await self._prepare()
-            restored = await self._take_up()
+            restored = await self._load_kept()
             notice, self._notice = self._notice, ""
             started = time.monotonic()
             outcome = await self._run(code, timeout, listener, stop)
@@ -133,14 +133,14 @@ class Context(ABC):
             self._turn.release()
 
     def interrupt(self) -> bool:
-        """Ask the present run to end, its state kept. False when nothing runs."""
+        """Interrupt the present run and keep the state. False when nothing runs."""
         if self._stop is None:
             return False
         self._stop.ask("interrupted")
         return True
 
     async def restart(self) -> None:
-        """Begin anew: what runs is killed, all state is gone. Runs that wait go on in the new one."""
+        """Kill what runs and drop all state. Queued runs then run in the new process."""
         if self._stop is not None:
             self._stop.ask("restarted")
         self._forget_kept()
@@ -149,7 +149,7 @@ class Context(ABC):
         self._notice = ""
 
     async def delete(self) -> None:
-        """End it for good."""
+        """End the context: kill what runs, drop its state, refuse queued runs."""
         self._deleted = True
         if self._stop is not None:
             self._stop.ask("deleted")
@@ -157,21 +157,21 @@ class Context(ABC):
         await self._discard()
 
     def expect(self, files: StateFiles) -> bool:
-        """Read that state back before the next run. False when the context is in use and needs none."""
+        """Load these files before the next run. False when the context is in use or has state of its own."""
         if self.busy or self.has_state:
             return False
         self._kept, self._expects = files, True
         return True
 
     async def save(self, files: StateFiles, scratch: str) -> dict[str, Any]:
-        """Write its state. Returns {"saved": n, "unsaved": [{"name", "reason"}]}. `scratch` names a file to use.
+        """Write its state. Returns {"saved": n, "unsaved": [{"name", "reason"}]}. `scratch` is a path for the report.
 
-        Not while code runs in it: to wait for that might take for ever.
+        A context in which code runs is not saved: waiting for the code could last forever.
         """
         if self._turn.locked():
             return {"saved": 0, "unsaved": [{"name": "*", "reason": "code was running in it"}]}
         async with self._turn:
-            if self._expects:  # not used since it came: its files stand as they are
+            if self._expects:  # not used since the wake: its files are still valid
                 return {"saved": await asyncio.to_thread(files.count), "unsaved": []}
             try:
                 files.make_folder()
@@ -181,8 +181,8 @@ class Context(ABC):
             self._kept = files
             return report
 
-    async def _take_up(self) -> Mapping[str, Any] | None:
-        """Read back what was kept; what is kept of a context that runs on is out of date, and goes."""
+    async def _load_kept(self) -> Mapping[str, Any] | None:
+        """Load the saved state if it is expected; else the context has run since the save: remove the old files."""
         kept, expects = self._kept, self._expects
         self._kept, self._expects = None, False
         if kept is None:
@@ -196,7 +196,7 @@ class Context(ABC):
             self._kept, self._expects = kept, True  # the next run tries again
             raise
         if any(entry["name"] == "*" for entry in report["unsaved"]):
-            kept.set_aside()  # nothing came back, for want of memory or of time perhaps: they are all that there is
+            kept.set_aside()  # nothing was loaded, perhaps for lack of memory or time: these files are the only copy
         else:
             kept.drop()
         return report
@@ -212,27 +212,27 @@ class Context(ABC):
 
     @abstractmethod
     async def _prepare(self) -> None:
-        """Have a process. Raises KernelError."""
+        """Start the process if there is none. Raises KernelError."""
 
     @abstractmethod
     async def _run(self, code: str, timeout: float, listener: Listener, stop: Stop) -> Outcome:
-        """Run now."""
+        """Run `code` in the prepared process; no other run is active."""
 
     @abstractmethod
     async def _discard(self) -> None:
-        """Kill the process, forget the state."""
+        """Kill the process and drop the state outside the workspace."""
 
     @abstractmethod
     async def _save(self, files: StateFiles, scratch: str) -> dict[str, Any]:
-        """Write the state; see `save`. Raises OSError."""
+        """Write the state; returns what `save` returns. Raises OSError."""
 
     @abstractmethod
     async def _load(self, files: StateFiles) -> Mapping[str, Any]:
-        """Read it back. Returns {"restored": n, "unsaved": [...]}."""
+        """Load the state from `files`. Returns {"restored": n, "unsaved": [...]}."""
 
 
 def timed_out(timeout: float, what: str) -> dict[str, Any]:
-    """The error of a run that took too long; `what` became of it and its context."""
+    """The error of a run that exceeded its timeout; `what` says what happened to it and its context."""
     value = f"the code ran longer than {timeout:g} second{'' if timeout == 1 else 's'} and {what}"
     return {"name": "TimeoutError", "value": value, "traceback": []}
 

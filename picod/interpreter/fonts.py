@@ -1,7 +1,7 @@
-"""Matplotlib's list of fonts, put where user code's matplotlib looks for it, so that the first plot need not make it.
+"""Copies Matplotlib's font list to where user code's matplotlib looks for it, so that the first plot does not build it.
 
-Making it takes a second, starts fc-list, and writes into the home folder, which is the session's workspace. So the
-environment of user code may bring a list along (scripts/install makes it); MPLCONFIGDIR names the sandbox's own copy.
+Building it takes a second, starts fc-list, and writes into the home folder, which is the session's workspace. So the
+environment of user code may include a list (scripts/install builds it); MPLCONFIGDIR names the sandbox's own copy.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ VARIABLE = "MPLCONFIGDIR"
 
 
 def put_fonts(python: bytes | None, env: Mapping[str, str]) -> None:
-    """Copy the list of `python`'s environment to where `env` says. Without a list, or a place, nothing is done."""
+    """Copy the list of `python`'s environment to `env[VARIABLE]`. Does nothing if either is missing."""
     target = env.get(VARIABLE)
     if python is None or not target:
         return
@@ -26,4 +26,4 @@ def put_fonts(python: bytes | None, env: Mapping[str, str]) -> None:
             with open(os.path.join(source, name), "rb") as list_, open(os.path.join(target, name), "xb") as copy:
                 copy.write(list_.read())
     except OSError:
-        pass  # matplotlib makes one itself
+        pass  # matplotlib builds one itself

@@ -1,7 +1,7 @@
-"""Jupyter's messages: made, signed, read and checked. Pure.
+"""Build, sign, parse and verify Jupyter messages. Pure.
 
-The kernel is user code, so nothing in a message is believed: its size and the number of its values are bounded before
-it is parsed, and every field is looked at before it is used. The signature keeps other processes of the sandbox out,
+The kernel is user code, so a message is untrusted: its size and the number of its values are bounded before
+it is parsed, and the type of every field is checked. The signature keeps other processes of the sandbox out,
 not the kernel itself.
 
 Source: https://jupyter-client.readthedocs.io/en/stable/messaging.html (protocol 5.3).
@@ -23,12 +23,12 @@ _MAX_ROUTES = 8  # frames before the delimiter
 
 
 class MessageError(Exception):
-    """A message that is not one."""
+    """A message that is malformed, oversized or wrongly signed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message of a kernel. `content` is None where it was too large to be read."""
+    """A message of a kernel. `content` is None if it was too large."""
 
     kind: str
     parent: str  # msg_id of the request that it belongs to, or empty
@@ -38,8 +38,8 @@ class Message:
 def execute_request(key: bytes, session: str, msg_id: str, code: str, *, silent: bool, expressions: Any) -> list[bytes]:
     """The frames that ask for a run of `code`. `expressions` (name -> Python expression) are evaluated after it.
 
-    Without the date that a header should have: it is not used, and the kernel would parse and print it with each
-    of its messages.
+    The header has no date, though the protocol has one: picod does not use it, and the kernel would parse it and repeat
+    it in each of its messages.
     """
     header = {
         "msg_id": msg_id,
@@ -61,7 +61,7 @@ def execute_request(key: bytes, session: str, msg_id: str, code: str, *, silent:
 
 
 def read_message(key: bytes, frames: Sequence[bytes], *, cut: bool) -> Message:
-    """Take frames apart; with `cut` those that were too large stand empty. Raises MessageError."""
+    """Parse frames into a message; with `cut`, oversized frames are empty. Raises MessageError."""
     try:
         start = frames.index(_DELIMITER, 0, _MAX_ROUTES) + 1
     except ValueError as error:
@@ -85,7 +85,7 @@ def sign(key: bytes, parts: Sequence[bytes]) -> bytes:
 
 
 def _object(data: bytes) -> dict[str, Any]:
-    # A megabyte of `[[],[],...` would be thirty of lists.
+    # Bounded before parsing: one megabyte of `[[],[],...` becomes thirty megabytes of lists.
     if data.count(b",") + data.count(b"[") + data.count(b"{") > _MAX_VALUES:
         raise MessageError("too many values")
     try:

@@ -1,7 +1,7 @@
 """A Python kernel: its process, its two channels, and one run at a time.
 
-Above zmtp.py and jupyter.py, below contexts.py. The kernel's code is picod/userside/kernel.py, which runs on the
-python3 of user code; results and the end of a run come through its channels, what is printed through two pipes.
+The kernel's code is picod/userside/kernel.py, which runs on the python3 of user code. Results and the end of a run come
+through its ZeroMQ channels (zmtp.py, jupyter.py), printed output through two pipes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from picod.interpreter.zmtp import ZmtpConnection, ZmtpError
 
 READY = b"\0wakegate: ready\n"  # as in userside/kernel.py
 _PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "userside", "kernel.py")
-_START_TIMEOUT_S = 60.0  # seconds; on a machine that starts many it has to share
-_IDLE_TIMEOUT_S = 1.0  # seconds after the reply; the word that all is done does not come where code closed the channel
+_START_TIMEOUT_S = 60.0  # long, as many sandboxes may start at once on the same cores
+_IDLE_TIMEOUT_S = 1.0  # after the reply; `idle` never comes when code has closed the iopub channel
 _WELCOME_TIMEOUT_S = 0.5
-_MAX_START_OUTPUT_BYTES = 4096  # bytes of standard error kept for the message when a start fails
+_MAX_START_OUTPUT_BYTES = 4096  # of each stream; the last line of stderr is in the error of a failed start
 
 
 class KernelError(Exception):
@@ -35,24 +35,24 @@ class KernelError(Exception):
 
 
 class Listener(Protocol):
-    """What hears a run."""
+    """Receives the output and the results of a run, in order."""
 
     def set_pipes(self, pipes: Iterable[Source]) -> None:
-        """What the run prints into and shows through, for a listener that may have to hold them."""
+        """Called first, with the sources of output and results, which the listener may pause and resume."""
 
     def output(self, stream: str, data: bytes) -> None:
-        """Something was printed: `stream` is stdout or stderr."""
+        """Bytes were printed to `stream`, which is stdout or stderr."""
 
     def result(self, data: Mapping[str, Any] | None, display_id: str, *, update: bool) -> None:
-        """A result, by MIME type; None where it was too large to be read. `update` replaces what has the same id."""
+        """A result as MIME type -> data; None if it was too large. `update` replaces the result of the same id."""
 
     def clear(self, *, wait: bool) -> None:
-        """The code takes its results back; with `wait` only when the next comes."""
+        """The code has cleared its results; with `wait` they stay until the next result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """A start ahead of use: at low priority, with modules to import besides."""
+    """Options of a start ahead of use: the niceness, and modules to import once it serves."""
 
     nice: int
     modules: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class _Run:
 
 
 class Kernel:
-    """One running kernel. Runs must not overlap: contexts.py sees to that."""
+    """One running kernel process. Runs must not overlap; Context's lock ensures that."""
 
     def __init__(self, child: Child, stdout: PipeReader, stderr: PipeReader, key: bytes) -> None:
         self.child = child
@@ -91,7 +91,7 @@ class Kernel:
         base: str,
         ahead: Ahead | None = None,
     ) -> Kernel:
-        """Start one whose files are named `base`-... Raises KernelError."""
+        """Start a kernel with connection file BASE.json and sockets BASE-1, BASE-2, ... Raises KernelError."""
         key = os.urandom(32).hex().encode()
         document: dict[str, object] = {
             "transport": "ipc",
@@ -130,13 +130,13 @@ class Kernel:
 
     @property
     def alive(self) -> bool:
-        """Its process runs and can be spoken to."""
+        """Whether its process runs and both channels are open."""
         return not (self.child.exited.done() or self._shell.closed.done() or self._iopub.closed.done())
 
     async def run(
         self, code: str, listener: Listener | None, *, expressions: Mapping[str, str] | None = None
     ) -> Reply | None:
-        """Run code to its end; None when the kernel ended before. Without a listener silently: it leaves no trace."""
+        """Run code to its end; None when the kernel ended before. Without a listener it is not in the history."""
         run = self._run = _Run(listener)
         self.oom_kills_before = out_of_memory.began()
         ends: set[asyncio.Future[Any]] = {run.reply, self.child.exited, self._shell.closed, self._iopub.closed}
@@ -144,7 +144,7 @@ class Kernel:
             if listener is not None:
                 listener.set_pipes((*self.pipes.values(), self._iopub))
             for name, pipe in self.pipes.items():
-                pipe.attach(_hand_on(listener, name) if listener is not None else _ignore)
+                pipe.attach(_output_to(listener, name) if listener is not None else _ignore)
             silent = listener is None
             request = execute_request(
                 self._key, self._session, run.id, code, silent=silent, expressions=dict(expressions or {})
@@ -166,14 +166,14 @@ class Kernel:
                 pipe.detach()
 
     def interrupt(self) -> None:
-        """KeyboardInterrupt in the running code, SIGINT to the processes it started."""
+        """Send SIGINT to the process group: KeyboardInterrupt in the code, SIGINT in the processes that it started."""
         try:
             os.killpg(self.child.pid, signal.SIGINT)
         except (ProcessLookupError, PermissionError):
             pass
 
     async def kill(self, children: Children) -> None:
-        """End it with all that it started."""
+        """Kill the process and all that it started, and close pipes and channels."""
         await children.kill(self.child)
         for pipe in self.pipes.values():
             pipe.close()
@@ -211,8 +211,8 @@ class Kernel:
     async def _connect(self, base: str) -> None:
         self._iopub = await ZmtpConnection.connect(f"{base}-2", "SUB", self._on_iopub)
         self._shell = await ZmtpConnection.connect(f"{base}-1", "DEALER", self._on_shell)
-        # What is published before the kernel knows of the subscription would be lost. Kernels older than ipykernel 7
-        # do not welcome a subscriber: those are given something to speak about.
+        # ZeroMQ drops what is published before the subscription arrives, so wait for a first message. ipykernel 7 sends
+        # a welcome; older kernels do not, so an empty silent run makes them publish their status.
         while not self._welcome.is_set():
             try:
                 async with asyncio.timeout(_WELCOME_TIMEOUT_S):
@@ -226,7 +226,9 @@ class Kernel:
                 async with asyncio.timeout(_IDLE_TIMEOUT_S):
                     await run.idle.wait()
             except TimeoutError:
-                if not self._iopub.is_paused:  # what the run showed waits for a slow listener; its timeout still counts
+                if (
+                    not self._iopub.is_paused
+                ):  # when paused, `idle` waits behind results for a slow listener; the run's timeout bounds that
                     return
 
     def _on_shell(self, frames: list[bytes], cut: bool) -> None:
@@ -250,7 +252,7 @@ class Kernel:
                 run.idle.set()
             case "execute_result" | "display_data" | "update_display_data" if run.listener is not None:
                 for pipe in self.pipes.values():
-                    pipe.drain()  # what was printed before it comes before it
+                    pipe.drain()  # output printed before a result must reach the listener before it
                 data, transient = content.get("data"), content.get("transient")
                 display_id = transient.get("display_id") if isinstance(transient, dict) else None
                 run.listener.result(
@@ -273,7 +275,7 @@ def _write_json(path: str, document: Mapping[str, object]) -> None:
         json.dump(document, file)
 
 
-def _hand_on(listener: Listener, stream: str) -> Callable[[bytes], None]:
+def _output_to(listener: Listener, stream: str) -> Callable[[bytes], None]:
     return lambda data: listener.output(stream, data)
 
 

@@ -1,8 +1,8 @@
-"""What a run prints on one stream, for an answer of bounded size: lines as a terminal shows them, beginning and end.
+"""One stream's output for an answer of bounded size: beginning and end, with lines as a terminal shows them.
 
-The end of long output is what matters most (the error, the last epoch, the sum), so half of the room is for it. When
-the stream is longer than that, a file in the workspace gets all of it; a thread writes it, and the pipes wait for the
-thread, so that memory stays flat.
+The end of long output matters most (the error, the last epoch, the sum), so half of the limit is for it. Output beyond
+the limit goes to a file in the workspace, in whole. A thread writes it, and the pipes are paused while more than 4 MiB
+wait for the thread, which bounds the memory.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from collections.abc import Callable, Iterator
 
 from picod.http.request import to_json
 
-_MAX_LINE_BYTES = 64 << 10  # of a line that is held until its end is known
-_HIGH_BYTES, _LOW_BYTES = 4 << 20, 1 << 20  # waiting for the file when the pipes are held, and let go again
-_PIECE_BYTES = 64 << 10  # of output that become JSON at once
+_MAX_LINE_BYTES = 64 << 10  # of a line without an end yet; longer ones are folded and passed on
+_HIGH_BYTES, _LOW_BYTES = 4 << 20, 1 << 20  # bytes queued for the file at which the pipes are paused, and resumed
+_PIECE_BYTES = 64 << 10  # of output that are encoded as JSON at a time
 _ERASE = re.compile(r"\x1b\[[02]?K")
 
 
 def fold(line: str) -> str:
-    """What is left of a line on a terminal: each carriage return begins it anew, what is longer shows through.
+    """A line as a terminal shows it: text after a carriage return overwrites the line from its start.
 
-    `10%\\r20%` is `20%`, `abc\\rx` is `xbc`; `ESC [K` and `ESC [2K` erase, as the bars of pip and rich do. Read from
-    the end, where a cell has the last text that was written there, so that the work grows with the length only.
+    `10%\\r20%` is `20%`, `abc\\rx` is `xbc`; `ESC [K` and `ESC [2K` erase, as the bars of pip and rich do. Works
+    from the end: the last text written to a column wins, so each column is decided once and the work is linear.
     """
     shown = ""
     for text in reversed(line.split("\r")):
@@ -44,13 +44,13 @@ def fold(line: str) -> str:
 
 
 class LineFolder:
-    """Folds a stream of bytes. `feed` returns what can change no more, `finish` the rest."""
+    """Folds the lines of a byte stream. `feed` returns lines that are complete, `finish` the rest."""
 
     def __init__(self) -> None:
         self._line = b""  # the last line, whose end has not come
 
     def feed(self, data: bytes) -> bytes:
-        """Take the next bytes."""
+        """Add bytes; returns what later bytes cannot change any more."""
         if b"\r" not in data and b"\r" not in self._line:
             end = data.rfind(b"\n") + 1
             done, self._line = (self._line + data[:end], data[end:]) if end else (b"", self._line + data)
@@ -62,12 +62,12 @@ class LineFolder:
         return done
 
     def finish(self) -> bytes:
-        """The end of the stream has come."""
+        """Returns the last, unfinished line at the end of the stream."""
         line, self._line = self._line, b""
         return _fold_bytes(line)
 
     def _shorten(self) -> bytes:
-        """Fold the line so far, which a bar of many updates never ends. Returns it when it is as long after that."""
+        """Fold an unfinished line (a progress bar of many updates). Returns and drops it if it is still long."""
         earlier, bar, last = self._line.rpartition(b"\r")
         if bar:
             self._line = _fold_bytes(earlier) + b"\r" + last
@@ -85,9 +85,10 @@ def _fold_bytes(line: bytes) -> bytes:
 
 
 class Printed:
-    """One stream. `open_file` makes the file for the whole, and may raise OSError or ValueError; `path` is its name.
+    """The bounded output of one stream. `open_file` opens the file for all of it (OSError, ValueError).
 
-    `hold` is called with True when the pipes are to wait, and with False when they need not any more.
+    `path` is the file's name for the answer. `hold` is called with True to pause the pipes and with False to resume
+    them.
     """
 
     def __init__(
@@ -107,25 +108,25 @@ class Printed:
         return len(self._head) + len(self._tail)
 
     def take(self, data: bytes) -> None:
-        """Something was printed."""
+        """Add bytes that the run printed."""
         self._keep(self._folder.feed(data))
 
     async def finish(self) -> None:
-        """All was printed; the file, if there is one, is complete after this."""
+        """End the stream; the file, if there is one, is complete afterwards."""
         self._keep(self._folder.finish())
-        room = self._limit - self._limit // 2
-        if len(self._tail) > room:
-            del self._tail[:-room]
+        tail_bytes = self._limit - self._limit // 2
+        if len(self._tail) > tail_bytes:
+            del self._tail[:-tail_bytes]
         await self._file.close()
 
     def fields(self, name: str) -> dict[str, object]:
-        """`NAME_truncated` and `NAME_file`, when there is more than the answer has."""
+        """Fields `NAME_truncated` and `NAME_file` of the answer; none when it has all of the output."""
         if self._size <= self._limit:
             return {}
         return {f"{name}_truncated": True} | ({f"{name}_file": self._path} if self._file.is_complete else {})
 
     def as_json(self) -> Iterator[bytes]:
-        """The inside of a JSON string, in pieces: all at once it might be six times as much."""
+        """The output as the inside of a JSON string, in pieces: escaping may need six bytes for one (`\\u0000`)."""
         yield from _escape(self._head, at_end=not self._tail)
         if self._size > self._limit:
             left_out = self._size - len(self._head) - len(self._tail)
@@ -133,7 +134,7 @@ class Printed:
             yield to_json(f"\n[... {left_out:,} bytes left out{where} ...]\n")[1:-1]
         start = 0
         while start < min(4, len(self._tail)) and self._tail[start] & 0xC0 == 0x80:
-            start += 1  # the rest of a character that the cut went through
+            start += 1  # continuation bytes of a UTF-8 character that was cut in two
         yield from _escape(self._tail[start:], at_end=True)
 
     def _keep(self, data: bytes) -> None:
@@ -149,18 +150,18 @@ class Printed:
             return
         self._file.write(data)
         self._tail += data
-        room = self._limit - self._limit // 2
-        if len(self._tail) > 2 * room:  # not each time: a deletion at the front moves all that follows
-            del self._tail[:-room]
+        tail_bytes = self._limit - self._limit // 2
+        if len(self._tail) > 2 * tail_bytes:  # not on each call: a deletion at the front moves all bytes after it
+            del self._tail[:-tail_bytes]
 
 
 class _File:
-    """A file that a thread appends to, up to `max_bytes`; made when the first bytes come."""
+    """A file that a thread appends to, up to `max_bytes`; opened with the first bytes."""
 
     def __init__(self, open_file: Callable[[], int], max_bytes: int, hold: Callable[[bool], None]) -> None:
         self.is_complete = False
         self._open = open_file
-        self._room = max_bytes
+        self._left = max_bytes
         self._hold = hold
         self._fd: int | None = None
         self._failed = False
@@ -170,7 +171,7 @@ class _File:
         self._work: asyncio.Task[None] | None = None
 
     def write(self, data: bytes) -> None:
-        """Append soon."""
+        """Queue bytes for the thread; pauses the pipes when too many are queued."""
         if self._failed:
             return
         self._waiting.append(data)
@@ -207,16 +208,19 @@ class _File:
             self._hold(False)
 
     def _append(self, data: bytes) -> None:
-        """On a thread."""
+        """Write to the file; runs on a thread. A failure truncates the file and ends further writes."""
         try:
             if self._fd is None:
                 self._fd = self._open()
-            with memoryview(data)[: self._room] as view:
+            with memoryview(data)[: self._left] as view:
                 done = 0
                 while done < len(view):
                     done += os.write(self._fd, view[done:])
-                self._room -= done
-        except (OSError, ValueError):  # no room: half a file would pass for the whole, and its room is needed
+                self._left -= done
+        except (
+            OSError,
+            ValueError,
+        ):  # disk full or quota: a partial file would pass for all of the output, and its space is needed
             self._failed = True
             if self._fd is not None:
                 try:

@@ -1,6 +1,6 @@
-"""A Python context: a kernel that starts when it is first needed, is interrupted when it takes too long, and replaced.
+"""A Python context: it starts a kernel on first use, interrupts it at the timeout, and replaces it when it dies.
 
-Above kernel.py, which speaks with the process; contexts.py says what all contexts share.
+kernel.py talks to the process; contexts.py has what all contexts share.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from picod.interpreter.kernel import Ahead, Kernel, KernelError, Listener
 from picod.interpreter.replies import Reply
 from picod.interpreter.state_files import StateFiles, read_report, remove
 
-_INTERRUPT_TIMEOUT_S = 3.0  # seconds from the interrupt until the process is killed
-MAX_STATE_BYTES = 256 << 20  # bytes that a context may write when it is saved
+_INTERRUPT_TIMEOUT_S = 3.0  # from the interrupt until the process is killed
+MAX_STATE_BYTES = 256 << 20  # of one context's pickle
 _EXIT_WAIT_S = 0.5  # from the end of a connection to that of the process
 _SAVE_TIMEOUT_S = 10.0
 _LOAD_TIMEOUT_S = 60.0
 
 
 class PythonContext(Context):
-    """A kernel that starts when it is first needed, or ahead with `begin`."""
+    """A context with one kernel process, started on first use or ahead of it with `begin`."""
 
     language = "python"
 
@@ -45,11 +45,11 @@ class PythonContext(Context):
         """Start the kernel without waiting for it. The next run raises what went wrong."""
         if self._starting is None and (self._kernel is None or not self._kernel.alive):
             self._starting = asyncio.create_task(self._start(ahead))
-            self._starting.add_done_callback(_look_at)
+            self._starting.add_done_callback(_retrieve_error)
 
     async def _start(self, ahead: Ahead | None) -> Kernel:
         try:
-            await self._drop_dead()
+            await self._drop_dead_kernel()
             self._starts += 1
             python = self._around.find("python3")
             if python is None:
@@ -66,13 +66,13 @@ class PythonContext(Context):
         finally:
             self._starting = None
 
-    async def _drop_dead(self) -> None:
-        """The kernel ended between two runs (`exit()` does that, after its answer)."""
+    async def _drop_dead_kernel(self) -> None:
+        """Forget a kernel that ended between two runs (a thread may call os._exit); the next run's notice says so."""
         kernel, self._kernel = self._kernel, None
         if kernel is not None:
-            how = _how(await _ending(kernel))
+            how = _how(await _exit_of(kernel))
             await kernel.kill(self._around.children)
-            self._notice = f"the context began anew, without its variables: its process {how}"
+            self._notice = f"the context was restarted without its variables: its process {how}"
             self.execution_count = 0
 
     async def _prepare(self) -> None:
@@ -82,7 +82,7 @@ class PythonContext(Context):
             if starting is None:
                 return
             await asyncio.wait({starting})
-            if not starting.cancelled():  # a restart meanwhile takes its start away, and has another begin
+            if not starting.cancelled():  # `restart` cancels this start and begins another: wait for that one
                 starting.result()
                 return
         raise KernelError("the context was deleted")
@@ -106,21 +106,21 @@ class PythonContext(Context):
         return _finished(reply, why, timeout)
 
     async def _died(self, kernel: Kernel, why: str, timeout: float) -> Outcome:
-        status = None if why else await _ending(kernel)
+        status = None if why else await _exit_of(kernel)
         await kernel.kill(self._around.children)
         if self._kernel is kernel:
             self._kernel = None
         self.execution_count = 0
-        unheeded = "did not heed the interrupt and was killed with the context's variables"
+        ignored = "ignored the interrupt and was killed; the context's variables are lost"
         if why == "timeout":
-            error = timed_out(timeout, unheeded)
+            error = timed_out(timeout, ignored)
         elif why in ("restarted", "deleted"):
             error = stopped(why)
         else:
-            value = f"the code {unheeded}" if why else f"the context's process {_how(status)}; its variables are lost"
+            value = f"the code {ignored}" if why else f"the context's process {_how(status)}; its variables are lost"
             error = {"name": "KernelDied", "value": value, "traceback": []}
         if why not in ("restarted", "deleted"):
-            self._notice = f"the context began anew, without its variables: {error['value']}"
+            self._notice = f"the context was restarted without its variables: {error['value']}"
         if status is None:
             return Outcome(error, timed_out=why == "timeout")
         return Outcome(error, exit_code=status.code, signal=status.signal)
@@ -148,7 +148,7 @@ class PythonContext(Context):
     async def _load(self, files: StateFiles) -> Mapping[str, Any]:
         report = await self._ask_to_load(files, is_fresh=False)
         if report.pop("stale", None):
-            # The process began before the session's packages came, and holds other versions of some of them.
+            # The process started before the session's packages were there, and has loaded other versions of some.
             await self._discard()
             self.begin()
             await self._prepare()
@@ -166,7 +166,7 @@ class PythonContext(Context):
         return report or {"restored": 0, "unsaved": [{"name": "*", "reason": fault or "its process gave no report"}]}
 
     async def _ask(self, call: str, seconds: float) -> str:
-        """Have the kernel call a function of userside/state.py. Returns what went wrong, or nothing."""
+        """Have the kernel evaluate a call of userside/state.py. Returns what went wrong; empty on success."""
         kernel = self._kernel
         assert kernel is not None
         asking = asyncio.create_task(kernel.run("", None, expressions={"_": f"__import__('_wakegate_state').{call}"}))
@@ -179,7 +179,7 @@ class PythonContext(Context):
             return "it took too long"
         reply = asking.result()
         if reply is None:
-            return f"the context's process {_how(await _ending(kernel))}"
+            return f"the context's process {_how(await _exit_of(kernel))}"
         answer = reply.expressions.get("_")
         if isinstance(answer, dict) and answer.get("status") == "error":
             return f"{answer.get('ename')}: {answer.get('evalue')}"[:300]
@@ -194,10 +194,10 @@ def _finished(reply: Reply, why: str, timeout: float) -> Outcome:
     return Outcome(error, reply.execution_count, timed_out=why == "timeout")
 
 
-async def _ending(kernel: Kernel) -> ExitStatus | None:
+async def _exit_of(kernel: Kernel) -> ExitStatus | None:
     """How its process ended; None when it has not, though its connections have.
 
-    To be asked before we kill it. Its connections end with it, which may be seen a moment before its end is.
+    Call it before killing the process. The end of its connections may be seen slightly before its exit.
     """
     await asyncio.wait({kernel.child.exited}, timeout=_EXIT_WAIT_S)
     if not kernel.child.exited.done():
@@ -206,13 +206,13 @@ async def _ending(kernel: Kernel) -> ExitStatus | None:
 
 
 def _how(status: ExitStatus | None) -> str:
-    """The end of a sentence that begins with `the context's process`."""
+    """How it ended, to follow the words `the context's process`."""
     if status is None:
-        return "broke off its connection, and was ended"
+        return "closed its connection and was killed"
     return f"was {status.sentence()}" if status.signal else f"ended with {status.sentence()}"
 
 
-def _look_at(starting: asyncio.Task[Kernel]) -> None:
-    """Take note of its error, which the next run raises."""
+def _retrieve_error(starting: asyncio.Task[Kernel]) -> None:
+    """Mark the task's exception as retrieved, so that asyncio does not log it; the next run raises it."""
     if not starting.cancelled():
         starting.exception()

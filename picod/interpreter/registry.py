@@ -1,4 +1,4 @@
-"""The contexts of one sandbox, by name: made, found, deleted, and expected back after a wake."""
+"""The contexts of one sandbox by name: create, find and delete them, and expect their state after a wake."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from picod.interpreter.state_files import StateFiles
 if TYPE_CHECKING:
     from picod.commands.services import CommandServices
 
-DEFAULTS = {"python": "default", "bash": "bash"}  # language -> the context that is meant when none is named
+DEFAULTS = {"python": "default", "bash": "bash"}  # language -> context id where a request names none
 _MAX_CONTEXTS = 16
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
-class CodeOrder:
-    """What is to be run, and where. `timeout` is in seconds; `context_id` empty: the language's default one."""
+class CodeSpec:
+    """Code to run in a context. `timeout` is in seconds; an empty `context_id` means the language's default one."""
 
     code: str
     language: str
@@ -49,18 +49,18 @@ class Interpreter:
         self._around = Surroundings(commands.children, commands.workspace, env, self._find, self._make_folder)
 
     def all(self) -> list[Context]:
-        """Those that exist, oldest first."""
+        """All contexts, oldest first."""
         return list(self._contexts.values())
 
     def require(self, context_id: str) -> Context:
-        """One by its name. Raises RequestError 404."""
+        """The context of that name. Raises RequestError 404."""
         context = self._contexts.get(context_id)
         if context is None:
             raise RequestError(404, f"there is no context {context_id!r}; POST /api/contexts makes one")
         return context
 
     def create(self, language: str, context_id: str = "") -> Context:
-        """A new one. Raises RequestError."""
+        """Create a context, with a generated name if none is given. Raises RequestError 400 or 409."""
         if len(self._contexts) >= _MAX_CONTEXTS:
             raise RequestError(409, f"a session has at most {_MAX_CONTEXTS} contexts; delete one first")
         if not context_id:
@@ -75,41 +75,41 @@ class Interpreter:
         self._contexts[context_id] = context
         return context
 
-    def for_order(self, order: CodeOrder) -> Context:
-        """The context that an order means; default ones are made when they are first meant. Raises RequestError."""
+    def context_for(self, spec: CodeSpec) -> Context:
+        """The context that a spec names; default ones are created on first use. Raises RequestError 400, 403, 404, 429."""
         if self._config.code_context == "off":
             raise RequestError(403, "this runtime has no code contexts (codeContext: off); use /api/execute")
-        name = order.context_id or DEFAULTS[order.language or "python"]
+        name = spec.context_id or DEFAULTS[spec.language or "python"]
         if name in DEFAULTS.values() and name not in self._contexts:
             return self.create(next(language for language, default in DEFAULTS.items() if default == name), name)
         context = self.require(name)
-        if order.language and context.language != order.language:
-            raise RequestError(400, f"context {name!r} runs {context.language}, not {order.language}")
+        if spec.language and context.language != spec.language:
+            raise RequestError(400, f"context {name!r} runs {context.language}, not {spec.language}")
         if context.waiting >= MAX_QUEUED:
             raise RequestError(429, f"{MAX_QUEUED} runs wait for context {name!r} already")
         return context
 
     async def delete(self, context: Context) -> None:
-        """End it and forget it."""
+        """Remove a context from the registry and end its processes."""
         self._contexts.pop(context.id, None)
         await context.delete()
 
     def expect(self, files: StateFiles, language: str) -> bool:
-        """A state has come with the workspace: read it back when its context is used. False when that has no use."""
+        """Have a context load these files, which came with the workspace, before its next run. False when it cannot."""
         context = self._contexts.get(files.context_id)
         if context is None:
             try:
                 context = self.create(language, files.context_id)
             except RequestError:
-                return False  # not a name of ours, or one too many
+                return False  # the name is invalid, or there are too many contexts
         return context.language == language and context.expect(files)
 
     def scratch(self, name: str) -> str:
-        """A file outside of the workspace, for what a context's process tells of itself."""
+        """Path of a file outside the workspace into which a context's process writes its report."""
         return os.path.join(self._make_folder(), f"{name}.report")
 
     def warm(self, ahead: Ahead) -> None:
-        """Start the default context, for the first run to find it ready."""
+        """Start the default Python context ahead of its first run."""
         context = self._contexts.get(DEFAULTS["python"])
         if context is None:
             context = self.create("python", DEFAULTS["python"])
@@ -124,7 +124,7 @@ class Interpreter:
         return task
 
     def close(self) -> None:
-        """Remove what lies outside of the workspace; the processes are ended by others."""
+        """Remove the folder of sockets and states outside the workspace. Children.kill_all ends the processes."""
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -134,12 +134,14 @@ class Interpreter:
 
     def _make_folder(self) -> str:
         if not os.path.isdir(self._folder):  # the session's own code may have removed it
-            # Short: a socket's path may have 107 bytes.
+            # Short, because a unix socket's path has at most 107 bytes, and the context's name (64) is part of it.
             tmp = self._config.command_env.get("TMPDIR") or "/tmp"  # noqa: S108 - the sandbox's own
             folder = os.path.join(tmp, f".wakegate-{os.urandom(4).hex()}")
             try:
                 os.mkdir(folder, 0o700)
             except OSError as error:
-                raise KernelError(f"there is no room for a context's sockets in {tmp}: {error.strerror}") from error
+                raise KernelError(
+                    f"cannot create a folder for a context's sockets in {tmp}: {error.strerror}"
+                ) from error
             self._folder = folder
         return self._folder

@@ -1,4 +1,4 @@
-"""How a run ended, from the kernel's reply: each field checked, and of bounded size. Pure."""
+"""Parse a kernel's reply: each field checked and bounded in size. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_PARTS = 100  # of a traceback
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """How a run ended. `error` has name, value and traceback. `expressions` are the evaluated ones."""
+    """The end of a run. `error` has name, value and traceback; `expressions` maps each name to its evaluated value."""
 
     error: dict[str, Any] | None
     execution_count: int | None
@@ -23,7 +23,7 @@ class Reply:
 
 
 def read_reply(message: Message) -> Reply:
-    """Take an execute_reply apart; what is malformed counts as absent."""
+    """Parse an execute_reply; malformed fields count as absent."""
     content = message.content
     if content is None:
         return Reply(
@@ -47,13 +47,13 @@ def read_reply(message: Message) -> Reply:
 
 
 def _traceback(parts: list[Any]) -> list[str]:
-    """The first frames and the last, with the line of the error, when there are too many: those between repeat."""
+    """Keep the first and the last frames when there are too many: in deep recursion those between repeat."""
     if len(parts) > _MAX_PARTS:
         first, last = parts[: _MAX_PARTS // 2], parts[-(_MAX_PARTS // 2) :]
         parts = [*first, f"[... {len(parts) - len(first) - len(last):,} frames left out ...]\n", *last]
     texts = [_text(part) for part in parts]
-    room = _MAX_TRACEBACK_CHARS // max(1, len(texts))
-    return [_shorten(text, room) for text in texts] if sum(map(len, texts)) > _MAX_TRACEBACK_CHARS else texts
+    limit = _MAX_TRACEBACK_CHARS // max(1, len(texts))
+    return [_shorten(text, limit) for text in texts] if sum(map(len, texts)) > _MAX_TRACEBACK_CHARS else texts
 
 
 def _text(value: object) -> str:

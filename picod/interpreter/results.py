@@ -1,4 +1,4 @@
-"""What a run printed and showed, kept within bounds for one answer."""
+"""Collects the output and the results of a run, within bounds, for one JSON answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Collected:
 
     def __init__(self, config: PicodConfig, workspace: Workspace) -> None:
         self._pipes: tuple[Source, ...] = ()
-        self._holds = 0  # streams whose file is behind
+        self._holds = 0  # streams whose file has too much queued
         run_id = os.urandom(8).hex()
         self._streams = {
             name: self._make_stream(f"{OUTPUT_FOLDER}/{run_id}.{name}", config, workspace)
@@ -41,7 +41,7 @@ class Collected:
         )
 
     def set_pipes(self, pipes: Iterable[Source]) -> None:
-        """The sources that are to wait while a file is behind."""
+        """The sources that are paused while a stream's file has too much queued."""
         self._pipes = tuple(pipes)
 
     def _hold(self, wait: bool) -> None:
@@ -53,17 +53,17 @@ class Collected:
                 pipe.resume()
 
     def output(self, stream: str, data: bytes) -> None:
-        """Something was printed."""
+        """Add printed bytes to the stream of that name."""
         self._streams[stream].take(data)
 
     async def finish(self) -> None:
-        """Complete the files."""
-        self._pipes = ()  # they are others' now
+        """End both streams and wait until their files are complete."""
+        self._pipes = ()  # the next run's listener has them now: resuming them here would undo its pause
         for stream in self._streams.values():
             await stream.finish()
 
     def result(self, data: Mapping[str, Any] | None, display_id: str, *, update: bool) -> None:
-        """Keep it, or put it in the place of the one that it updates."""
+        """Add a result, or replace the one that it updates."""
         if self._clearing:
             self.clear(wait=False)
         if update:  # an animation is one result, however long it is
@@ -78,7 +78,7 @@ class Collected:
             self._results.append((display_id, kept))
 
     def clear(self, *, wait: bool) -> None:
-        """Forget the results so far."""
+        """Drop the results so far; with `wait` once the next one comes."""
         self._clearing = wait
         if not wait:
             for _, kept in self._results:
@@ -87,7 +87,7 @@ class Collected:
 
     @property
     def size(self) -> int:
-        """About as many bytes as the answer will have at least."""
+        """A lower bound of the answer's size in bytes: escaping may add to it."""
         return sum(stream.size for stream in self._streams.values()) + self._bounds.size
 
     def answer(self, rest: Mapping[str, object]) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""What the handlers of code contexts share in one picod."""
+"""Objects that the handlers of code contexts share in one picod."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class InterpreterServices:
 
     @property
     def interpreter(self) -> Interpreter:
-        """The contexts."""
+        """The registry of contexts, created on first access."""
         if self._interpreter is None:
             from picod.interpreter.registry import Interpreter
 
@@ -29,7 +29,7 @@ class InterpreterServices:
 
     @property
     def has_interpreter(self) -> bool:
-        """Whether contexts were asked for, so that there may be some."""
+        """Whether the registry exists; without it there are no contexts, and asking this creates none."""
         return self._interpreter is not None
 
     def close(self) -> None:

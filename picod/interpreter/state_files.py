@@ -1,6 +1,7 @@
 """The files that hold a context's state while it has no process, in the session's own workspace.
 
-The code of the session can write there what it likes: nothing that is read here is believed, and nothing is executed.
+The session's code can write anything there, so everything that is read here is checked and bounded, and nothing is
+executed.
 """
 
 from __future__ import annotations
@@ -11,33 +12,33 @@ from dataclasses import dataclass
 from typing import Any
 
 FOLDER = ".wakegate/state"
-_MAX_REPORT_BYTES = 1 << 20  # bytes
+_MAX_REPORT_BYTES = 1 << 20
 _MAX_UNSAVED = 500  # names in a report
 
 
 @dataclass(frozen=True, slots=True)
 class StateFiles:
-    """Where the state of one context lies. `base` and the suffixes are userside/state.py's; bash has one file."""
+    """Paths of one context's saved state: two files of userside/state.py for Python, one for bash."""
 
     folder: str
     context_id: str
 
     @property
     def base(self) -> str:
-        """BASE.json and BASE.pickle are a Python context's."""
+        """Path without suffix: BASE.json and BASE.pickle hold a Python context."""
         return os.path.join(self.folder, self.context_id)
 
     @property
     def bash(self) -> str:
-        """A bash context's."""
+        """Path of the file that holds a bash context."""
         return f"{self.base}.bash"
 
     def make_folder(self) -> None:
-        """So that they can be written. Raises OSError."""
+        """Create the folder of the files. Raises OSError."""
         os.makedirs(self.folder, exist_ok=True)
 
     def drop(self) -> None:
-        """Remove them; absent is success. The last one takes the folders along, when they are empty."""
+        """Remove the files, which may be absent, and then their folders if those are empty."""
         remove(f"{self.base}.json", f"{self.base}.pickle", self.bash)
         for folder in (self.folder, os.path.dirname(self.folder)):
             try:
@@ -46,7 +47,7 @@ class StateFiles:
                 return
 
     def set_aside(self) -> None:
-        """Keep them under names that nothing reads back by itself; those of an earlier time are replaced."""
+        """Rename the files to NAME.failed, which nothing loads by itself; replaces earlier ones."""
         for path in (f"{self.base}.json", f"{self.base}.pickle", self.bash):
             try:
                 os.replace(path, f"{path}.failed")
@@ -54,7 +55,7 @@ class StateFiles:
                 pass
 
     def count(self) -> int:
-        """How many variables they say that they hold; 1 for bash."""
+        """Number of variables according to BASE.json; 1 for bash."""
         try:
             with open(f"{self.base}.json", "rb") as file:
                 document = json.loads(file.read(_MAX_REPORT_BYTES))
@@ -64,7 +65,7 @@ class StateFiles:
 
 
 def find(folder: str) -> dict[str, str]:
-    """Context id -> language, of the states that lie there, as the names of files tell."""
+    """Saved states in a folder, as context id -> language, from the names of the files."""
     try:
         names = sorted(os.listdir(folder))
     except OSError:
@@ -75,9 +76,9 @@ def find(folder: str) -> dict[str, str]:
 
 
 def read_report(path: str, count: str) -> dict[str, Any] | None:
-    """{`count`: n, "unsaved": [{"name", "reason"}]} as a context's process wrote it; None when it is none of that.
+    """{`count`: n, "unsaved": [{"name", "reason"}]} as a context's process wrote it; None when it is malformed.
 
-    With "stale": true where it reports that only a new process can take the state up.
+    Has "stale": true when the process reports that only a new process can load the state.
     """
     try:
         with open(path, "rb") as file:
@@ -97,7 +98,7 @@ def read_report(path: str, count: str) -> dict[str, Any] | None:
 
 
 def remove(*paths: str) -> None:
-    """Unlink files; what cannot be is left."""
+    """Unlink files, ignoring those that are absent or cannot be removed."""
     for path in paths:
         try:
             os.unlink(path)

@@ -1,9 +1,8 @@
-"""POST /api/suspend and /api/resume: what contexts know goes into the workspace before it is kept, and comes back.
+"""POST /api/suspend and /api/resume: save contexts into the workspace before hibernation, and load them after a wake.
 
 A Python context's files are written and read by its own process (userside/state.py), a bash context's is a copy of its
-state. Reading back waits until the context is first used, so that a wake costs nothing for those that are not. The
-files of a context go away once they were read, or once the context ran on: a state that is older than the workspace
-around it must not come back.
+state. A context is loaded when it is first used, so that a wake costs nothing for the others. Its files are removed
+once they are loaded, or once the context has run again: state that is older than the workspace must never be loaded.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _MAX_UNSAVED = 500  # names in an answer
 
 
 async def suspend(services: InterpreterServices, request: Request) -> None:
-    """POST: write what contexts know. Safe to repeat; nothing else changes, and contexts may go on afterwards."""
+    """POST /api/suspend: save all contexts. Safe to repeat; contexts may run on afterwards."""
     await request.body(services.config.max_body)
     folder = os.path.join(services.config.workspace, FOLDER)
     if not services.has_interpreter:
@@ -43,7 +42,7 @@ async def suspend(services: InterpreterServices, request: Request) -> None:
 
 
 async def resume(services: InterpreterServices, request: Request) -> None:
-    """POST: a workspace that was kept has come. Contexts that lie in it are read back when they are first used."""
+    """POST /api/resume: the workspace has been restored. Contexts saved in it are loaded when they are first used."""
     await request.body(services.config.max_body)
     folder = os.path.join(services.config.workspace, FOLDER)
     taken = [

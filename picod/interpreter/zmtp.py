@@ -1,9 +1,9 @@
 """ZMTP 3.0 over a unix socket: one connection to one ZeroMQ socket of a peer that is not trusted.
 
-At the bottom of the code contexts: a kernel speaks ZeroMQ, and its process is user code. libzmq here would be a C++
-parser of hostile bytes and threads of its own in each sandbox, and its asyncio glue costs a turn of the loop per
-message; of the protocol a client needs a greeting, one command and frames. What the peer sends is bounded: a message
-that is too large is passed over without being held, and says so.
+A kernel speaks ZeroMQ, and its process is user code. Rejected: libzmq, which would parse hostile bytes in C++ inside
+picod, start threads in each sandbox, and needs one more iteration of the event loop per message; a client needs only a
+greeting, one command and frames. What the peer sends is bounded: an oversized message is skipped without being held,
+and delivered with a flag.
 
 Source: https://rfc.zeromq.org/spec/23/ (ZMTP 3.0), NULL mechanism, roles DEALER and SUB.
 """
@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-MAX_MESSAGE_BYTES = 16 << 20  # bytes of all frames of a message together
+MAX_MESSAGE_BYTES = 16 << 20  # of all frames of a message together
 _MAX_FRAMES = 64
 _MAX_COMMAND_BYTES = 4096
 _GREETING = b"\xff\0\0\0\0\0\0\0\1\x7f\3\0" + b"NULL".ljust(20, b"\0") + bytes(32)
@@ -22,11 +22,11 @@ _MORE, _LONG, _COMMAND = 1, 2, 4
 
 Frames = list[bytes]
 OnMessage = Callable[[Frames, bool], None]
-"""Called with the frames of each message; the flag says that some were too large and stand empty."""
+"""Called with the frames of each message; the flag says that oversized frames were replaced by empty ones."""
 
 
 class ZmtpError(Exception):
-    """The peer does not speak the protocol, or left."""
+    """The peer has broken the protocol or closed the connection."""
 
 
 class ZmtpConnection(asyncio.Protocol):
@@ -50,7 +50,7 @@ class ZmtpConnection(asyncio.Protocol):
 
     @classmethod
     async def connect(cls, path: str, role: Literal["DEALER", "SUB"], on_message: OnMessage) -> ZmtpConnection:
-        """Dial and shake hands. Raises OSError, ZmtpError."""
+        """Connect and complete the handshake. Raises OSError, ZmtpError."""
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_unix_connection(lambda: cls(role, on_message), path)
         try:
@@ -70,18 +70,18 @@ class ZmtpConnection(asyncio.Protocol):
         )
 
     def close(self) -> None:
-        """End it at once."""
+        """Abort the connection; unsent data is dropped."""
         if self._transport is not None:
             self._transport.abort()
 
     def pause(self) -> None:
-        """Take no more messages for now; the peer's buffers fill, and it waits."""
+        """Stop reading: the socket's buffers fill, and the peer blocks."""
         self.is_paused = True
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        """Take messages again, first those that came already."""
+        """Read again, after delivering messages that are buffered already."""
         if not self.is_paused:
             return
         self.is_paused = False
@@ -90,18 +90,18 @@ class ZmtpConnection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def grow(self) -> None:
-        """Nothing to do: a socket's buffers are large."""
+        """Do nothing: unlike a pipe's, a socket's buffer need not be enlarged."""
 
     # The transport's side.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Say who we are."""
+        """Send the greeting as soon as the socket is connected."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.write(_GREETING)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It ended, from whichever side."""
+        """Resolve `closed`, and fail `ready` if the handshake was not complete."""
         self._buffer.clear()
         self._frames = []
         if not self.ready.done():
@@ -110,7 +110,7 @@ class ZmtpConnection(asyncio.Protocol):
             self.closed.set_result(None)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came apart; a peer that breaks the protocol loses its connection."""
+        """Parse and deliver messages; a peer that breaks the protocol is disconnected."""
         self._buffer += data
         self._take_all()
 
@@ -144,7 +144,7 @@ class ZmtpConnection(asyncio.Protocol):
         self._transport.write(bytes((_COMMAND, len(body))) + body)
 
     def _take_frame(self) -> bool:
-        """One frame out of the buffer. False when it is not there in whole."""
+        """Consume one frame from the buffer. False when it is incomplete."""
         buffer = self._buffer
         if self._skipping:
             gone = min(self._skipping, len(buffer))

@@ -1,9 +1,9 @@
-"""What a cell may do beyond IPython's own kernel, and how its end is told. Loaded by kernel.py, as user code.
+"""Changes to IPython's kernel in what a cell may do and how its end is reported. Loaded by kernel.py, as user code.
 
 - `exit()`, `quit()` and `sys.exit()` end the cell and nothing else: the kernel and its variables stay.
 - An error keeps its name and text where ipykernel would lose them: when the repr of the last expression fails, or the
   error itself cannot be printed. Tracebacks that are shown without ending the cell go to standard error.
-- Text for a pager (`obj?`, `%psource`) is printed, for there is no pager.
+- Text for a pager (`obj?`, `%psource`) is printed, as a context has none.
 - `asyncio.run`, `Runner.run` and `loop.run_until_complete` work, though the kernel's own loop runs.
 - A figure is sent once, also when it is the last expression and still open; `plt.show()` sends figures of the file
   backends (Agg) too.
@@ -24,13 +24,13 @@ _CANNOT_BE_SHOWN = "the run ended with an error that cannot be shown"
 
 
 def install(app: Any, *, before_each: Callable[[], None]) -> None:
-    """Have all of the above done in this kernel; `before_each` is called before each run."""
+    """Install all of the above in this kernel. `before_each` is called before each run."""
     _end_cells(app.shell)
     _print_pager_text(app.shell)
     _allow_event_loops()
     _show_figures_once(app.shell)
     sys.meta_path.insert(0, _AfterMatplotlib())
-    _tell_errors(app.kernel, _ShownErrors(app.shell), before_each)
+    _report_errors(app.kernel, _ShownErrors(app.shell), before_each)
 
 
 # The end of a cell.
@@ -57,11 +57,11 @@ def _end_cells(shell: Any) -> None:
             warn(message, *arguments, **options)
 
     interactiveshell.warn = warn_of_all_else
-    shell.events.register("post_run_cell", _forgive_exit)
+    shell.events.register("post_run_cell", _ignore_status_0)
 
 
-def _forgive_exit(result: Any) -> None:
-    """Status 0 is no error, as a shell sees it."""
+def _ignore_status_0(result: Any) -> None:
+    """Drop the SystemExit of `exit()` and `exit(0)` from the cell's result: status 0 is no error, as in a shell."""
     if result is not None and _is_orderly(result.error_in_exec):
         result.error_in_exec = None
 
@@ -92,7 +92,7 @@ class _ShownErrors:
         shell._format_exception_for_storage = keep_any
 
     def begin(self) -> None:
-        """A cell begins."""
+        """Forget the traceback of the previous cell."""
         self.last = None
 
     def _show(self, kind: type[BaseException], error: BaseException, lines: list[str]) -> None:
@@ -104,7 +104,7 @@ class _ShownErrors:
             self.last = {"ename": kind.__name__, "evalue": _text_of(error), "traceback": lines}
 
     def print_last(self) -> None:
-        """It did not end the cell."""
+        """Print the traceback shown last, if any: the cell went on after it, so it is not the cell's error."""
         if self.last is not None:
             print("\n".join(self.last["traceback"]), file=sys.stderr)  # noqa: T201 - the cell's own stream
             self.last = None
@@ -117,11 +117,11 @@ def _text_of(error: BaseException) -> str:
         return _CANNOT_BE_SHOWN
 
 
-def _tell_errors(kernel: Any, shown: _ShownErrors, before_each: Callable[[], None]) -> None:
-    """Have a run that failed always end with the name, the text and the traceback of what it failed with.
+def _report_errors(kernel: Any, shown: _ShownErrors, before_each: Callable[[], None]) -> None:
+    """Give each failed run's reply the name, the text and the traceback of its error.
 
-    Without this ipykernel says `NoneType: None` of a display that failed, and does not reply at all where the error's
-    own `__str__` fails.
+    Otherwise ipykernel replies `NoneType: None` when a display failed, and sends no reply at all when the error's own
+    `__str__` raises, so that the run would last until its timeout.
     """
     do_execute = kernel.do_execute
 
@@ -166,8 +166,8 @@ def _print_pager_text(shell: Any) -> None:
 def _own_loop_aside() -> Iterator[None]:
     """While the kernel's loop runs a cell, have asyncio believe that no loop runs in this thread.
 
-    It does not go on before the cell ends in any case, so another loop may run meanwhile. nest_asyncio, which runs the
-    kernel's loop recursively instead, would have the next cell begin in the middle of this one.
+    The kernel's loop is blocked until the cell ends anyway, so another loop may run meanwhile. Rejected: nest_asyncio,
+    which runs the kernel's loop recursively, so that the next cell would start in the middle of this one.
     """
     loop = asyncio._get_running_loop()
     if loop is None or threading.current_thread() is not threading.main_thread() or loop is not _kernel_loop[0]:
@@ -183,7 +183,7 @@ def _own_loop_aside() -> Iterator[None]:
         asyncio._set_running_loop(loop)
         if task is not None:
             asyncio.tasks._enter_task(loop, task)
-        asyncio.set_event_loop(policy_loop)  # asyncio.run leaves none
+        asyncio.set_event_loop(policy_loop)  # asyncio.run sets it to None when it ends
 
 
 _kernel_loop: list[asyncio.AbstractEventLoop | None] = [None]
@@ -228,10 +228,10 @@ def _allow_event_loops() -> None:
 
 
 def _show_figures_once(shell: Any) -> None:
-    """Leave out a picture of a figure that this cell has sent already.
+    """Send no picture that is equal to one of the same figure that this cell has sent already.
 
     matplotlib's inline backend sends every open figure at the end of a cell: one that is the last expression as well
-    comes twice. A figure that was changed meanwhile gives another picture, and is sent.
+    would be sent twice. A figure that has changed meanwhile gives another picture, and is sent.
     """
     formatter = shell.display_formatter
     format_object = formatter.format
@@ -250,7 +250,8 @@ def _show_figures_once(shell: Any) -> None:
 
     formatter.format = format_once
     shell.events.register("pre_run_cell", lambda *_: sent.clear())
-    # The inline backend registers the same when it is loaded; with another backend in its place nothing would.
+    # The inline backend registers the same when it is loaded; without it a figure as last expression would be text
+    # only.
     formatter.formatters["image/png"].for_type_by_name("matplotlib.figure", "Figure", _as_png)
 
 
@@ -271,7 +272,7 @@ def _show_figures(_: type, *, block: bool | None = None) -> None:
 
 
 class _AfterMatplotlib:
-    """A finder that waits for matplotlib's backends to be imported, which not every context does, and adapts them."""
+    """A finder that adapts matplotlib's backends once they are imported, as most contexts never load them."""
 
     _MODULE = "matplotlib.backend_bases"
 

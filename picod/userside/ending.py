@@ -1,10 +1,9 @@
 """The end of a script: what CPython's own main does after the last line, without taking the interpreter apart.
 
 Py_FinalizeEx clears every module, the preloaded ones too, which first copies all the pages that were shared with the
-server: with pandas 35 ms, where the script itself takes 5. When nothing is left whose end could be noticed (`is_clean`)
-a child waits for threads, calls atexit's functions, flushes, and leaves; else it is finalised in full. So the fast way
-is taken only where it cannot be told from the slow one; a list of modules that are harmless was rejected, for it would
-have to be right for modules of users that are not known here.
+server: with pandas 35 ms, where the script itself takes 5. When finalisation would have no visible effect (`is_clean`)
+a child waits for threads, calls atexit's functions, flushes and exits; otherwise it is finalised in full. Rejected: a
+list of harmless modules, as it would have to be right for users' modules that are not known here.
 
 The order is that of Py_RunMain and Py_FinalizeEx in CPython 3.11 (Modules/main.c, Python/pylifecycle.c,
 Python/pythonrun.c), which the corpus of tests compares with.
@@ -31,12 +30,12 @@ else:
 
 _FUNCTION: Any = type(lambda: None)
 _WEAK = sys.modules["_weakref"].ref
-_WEAK_SETS = ("_weakrefset", "weakref")  # the callbacks of their references only forget
-_WRITES_AT_ITS_END = ("_dbm", "_gdbm")  # standard extension modules
+_WEAK_SETS = ("_weakrefset", "weakref")  # their callbacks only remove an entry: no visible effect
+_WRITES_AT_ITS_END = ("_dbm", "_gdbm")  # standard extension modules whose objects write files when they are freed
 
 
 class Ending:
-    """From the script's last line to the end of the process."""
+    """What the thread does after the script's last line: each part is a step (steps.py), and may append the next."""
 
     def __init__(self, baseline: Baseline, run: Caught) -> None:
         self.file_names: dict[str, Any] | None = None  # __main__'s, of a script that is a file
@@ -55,7 +54,7 @@ class Ending:
         if self.file_names is not None and not isinstance(error, SystemExit):
             for name in ("__file__", "__cached__"):
                 self.file_names.pop(name, None)
-        self.file_names = None  # or __main__ would outlive its module at the end
+        self.file_names = None  # this reference would keep __main__'s variables alive beyond the module
         del error
         threading = sys.modules.get("threading")
         if threading is not None:
@@ -94,7 +93,7 @@ class Ending:
         return 1
 
     def _after_threads(self) -> object:
-        """Say what kept us from waiting for threads (an interrupt), as Py_FinalizeEx does."""
+        """Print what ended the wait for threads early (an interrupt), as Py_FinalizeEx does."""
         error = self._join.error()
         if error is not None:
             sys.stderr.write(f"Exception ignored in: {sys.modules['threading']!r}\n")
@@ -102,7 +101,7 @@ class Ending:
         return DONE
 
     def _end(self, steps: Steps) -> object:
-        """End the process; in full if something could tell the difference."""
+        """End the process: at once if that has the same visible effect as finalising it, else through Py_Exit."""
         try:
             clean = is_clean(self._baseline)
             if clean or self._interrupted:
@@ -113,11 +112,12 @@ class Ending:
         except BaseException:
             clean = False
         if self._interrupted:
+            # As python3 does: a parent shell sees that SIGINT ended the script, and ends its own loop.
             _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
             os.kill(os.getpid(), _signal.SIGINT)
         if clean:
             os._exit(self._code)
-        self._baseline.streams = ()  # to be flushed by being taken apart, they must not be held
+        self._baseline.streams = ()  # finalisation flushes a stream when its last reference goes
         steps.append(map(native("Py_Exit"), [self._code]))  # with no frame below what finalisers see
         return DONE
 
@@ -144,7 +144,7 @@ def _exit_code(error: SystemExit) -> int:
 
 
 def is_clean(baseline: Baseline) -> bool:
-    """Whether taking the interpreter apart would run nothing that could be noticed.
+    """Whether finalising the interpreter would have no effect that the script or its caller can see.
 
     That is: no object of the script's has a finaliser (files, generators, sockets, __del__), no weak reference a
     callback in Python, no class a __del__ (an instance without fields is unknown to the collector), and no extension
@@ -154,7 +154,7 @@ def is_clean(baseline: Baseline) -> bool:
         return False
     if any(_is_foreign_extension(sys.modules[name]) for name in baseline.new_modules()):
         return False
-    objects = gc.get_objects()  # without what was frozen: all of it is the script's
+    objects = gc.get_objects()  # leaves out frozen objects (forkserver.py), so all of these are the script's
     for kind in set(map(type, objects)):
         if hasattr(kind, "__del__"):
             return False

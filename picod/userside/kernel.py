@@ -1,11 +1,11 @@
-"""A code context's process: IPython's kernel, made lean, on the python3 of user code.
+"""The process of a Python context: IPython's kernel without what picod does not use, on the python3 of user code.
 
     python3 kernel.py CONNECTION_FILE FOLDER [NICE [MODULES]]
 
 CONNECTION_FILE is Jupyter's (transport ipc), FOLDER takes IPython's own files. With NICE it loads at that priority, and
 imports MODULES (a,b.c) afterwards, while it serves already. What code prints goes straight to the
-inherited pipes: the pipe's fullness then slows a flood down, where ipykernel's own streams would queue it in memory
-and drop it. Results, errors and the end of each cell go through the kernel's channels.
+inherited pipes: a full pipe then blocks the code that floods it, where ipykernel's own streams would queue the output
+in memory and drop it. Results, errors and the end of each cell go through the kernel's channels.
 
 A line that is READY on standard output says that all sockets listen.
 """
@@ -28,13 +28,12 @@ READY = b"\0wakegate: ready\n"
 # IPython loads and can be imported by the user's code afterwards.
 _HIDDEN = ("debugpy", "jedi", "sqlite3")
 _STACK_BYTES = 1 << 20
-_LOWEST_SPARE_FD = (
-    64  # the least number of descriptors that are kept aside: out of the way of those that code closes one by one
-)
+# Copies of the standard streams get numbers from here on: code that closes 0, 1, 2, ... in a row stops before them.
+_LOWEST_SPARE_FD = 64
 
 
 def main() -> None:
-    """Load, listen, say so, serve until killed."""
+    """Load IPython, bind the sockets, print READY and serve until killed."""
     connection_file, folder, *rest = sys.argv[1:]
     sys.argv = [""]
     sys.path[0] = ""
@@ -45,7 +44,8 @@ def main() -> None:
         _in_slow_thread(_load, int(rest[0])).join()
     else:
         _load()
-    # Five threads that do next to nothing: under a limit on memory their stacks count as if they were used.
+    # ZeroMQ and ipykernel start five threads that mostly wait. RLIMIT_AS counts their stacks as used: 40 MB at the
+    # default of 8 MB each, 5 MB at this size.
     threading.stack_size(_STACK_BYTES)
     app = _make(connection_file, folder)
     threading.stack_size(0)
@@ -56,7 +56,7 @@ def main() -> None:
         sys.modules.pop(name, None)
     from tornado.ioloop import IOLoop
 
-    # Lines as they come, and in one order with what child processes print.
+    # Written line by line, so that the order is right between prints and the output of child processes.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     # ipykernel answers an interrupt of awaiting code with a callback that does not wake the loop. A loop that handles
     # any signal is woken by all; this one is ignored by default.
@@ -65,12 +65,12 @@ def main() -> None:
     if len(rest) > 1:
         _in_slow_thread(lambda: _import_all(rest[1].split(",")), int(rest[0]))
     serve = app.start
-    while _was_left(serve):
+    while _exits(serve):
         serve = app.io_loop.start
 
 
-def _was_left(serve: Callable[[], None]) -> bool:
-    """Serve. True when the loop was left by `sys.exit` in a task that a cell awaits; the cell itself sees it, too."""
+def _exits(serve: Callable[[], None]) -> bool:
+    """Serve. True when `sys.exit` in a task that a cell awaits has stopped the loop; the cell gets it as well."""
     try:
         serve()
     except SystemExit:
@@ -83,7 +83,7 @@ def _load() -> None:
 
 
 class _NoThread:
-    """In place of ipykernel's thread for the shell channel: false, where it asks whether there is one."""
+    """Stands for ipykernel's shell channel thread; false where ipykernel asks whether there is one."""
 
     parent_thread = threading.main_thread()
 
@@ -91,8 +91,8 @@ class _NoThread:
         return False
 
 
-def _say_less(app: Any) -> None:
-    """Leave out what picod does not read: that a run began, its own code, and log lines below the level.
+def _publish_less(app: Any) -> None:
+    """Publish neither `busy`, nor the run's own code, nor log lines: picod reads none of them.
 
     Each message wakes a thread here and the loop there, and these are two of the five messages of a run.
     """
@@ -109,8 +109,8 @@ def _say_less(app: Any) -> None:
     app.log.setLevel(logging.CRITICAL)
 
 
-def _look_once(shell: Any) -> Callable[[], None]:
-    """Have each cell looked at once. Returns what is to be called before each run.
+def _compile_once(shell: Any) -> Callable[[], None]:
+    """Make IPython rewrite and compile each cell once. Returns a function to be called before each run.
 
     ipykernel has IPython rewrite a cell, and compile it, to find out whether it awaits something; then IPython does
     both again to run it: an eighth of the time of `1+1`, and with a long cell a compilation.
@@ -121,7 +121,7 @@ def _look_once(shell: Any) -> Callable[[], None]:
 
     def transform_cell(raw: str) -> str:
         if raw not in rewritten:
-            forget()
+            clear()
             rewritten[raw] = transform(raw)
             return rewritten[raw]
         return rewritten.pop(raw)
@@ -135,16 +135,16 @@ def _look_once(shell: Any) -> Callable[[], None]:
             awaits[transformed_cell] = known
         return known
 
-    def forget() -> None:
+    def clear() -> None:
         rewritten.clear()
         awaits.clear()
 
     shell.transform_cell, shell.should_run_async = transform_cell, should_run_async
-    return forget
+    return clear
 
 
 def _keep_streams() -> Callable[[], None]:
-    """What gives code that closed its standard streams new ones after each run.
+    """Returns a function, to be called after each run, that reopens standard streams which the code has closed.
 
     ipykernel flushes them before it replies: with one closed it would not, and the run would last until its timeout.
     """
@@ -158,11 +158,11 @@ def _keep_streams() -> Callable[[], None]:
                 try:
                     os.dup2(spare, fd)
                 except OSError:
-                    return  # code has closed the spare ones, too
+                    return  # the code has closed the copies as well
         for name, fd in (("stdout", 1), ("stderr", 2)):
             try:
                 getattr(sys, name).flush()
-            except Exception:  # whatever code has put there
+            except Exception:  # sys.stdout may be any object that the code assigned
                 new = open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
                 setattr(sys, name, new)
 
@@ -172,8 +172,8 @@ def _keep_streams() -> Callable[[], None]:
 class _NewPackages:
     """Called before each cell: makes packages that were installed since the last one importable.
 
-    The import system notes that a folder of sys.path is absent, and what it holds; the first `pip install` of a
-    session makes the folder of its packages.
+    The import system caches which folders of sys.path exist and what they hold; the first `pip install` of a session
+    creates the folder of its packages.
     """
 
     def __init__(self) -> None:
@@ -213,15 +213,15 @@ def _load_beside(name: str) -> Any:
 def _import_all(names: list[str]) -> None:
     for name in names:
         if name.partition(".")[0] == "matplotlib" and not os.path.isdir(os.environ.get("MPLCONFIGDIR", "")):
-            continue  # it would make its list of fonts, and so write into the workspace of a session that is to come
+            continue  # it would write its font list into the workspace, before a session has claimed it
         try:
             importlib.import_module(name)
-        except Exception:  # noqa: S112 - the run that needs it is told
+        except Exception:  # noqa: S112 - the run that imports it gets the error
             continue
 
 
 def _in_slow_thread(work: Callable[[], None], nice: int) -> threading.Thread:
-    """Niceness is each thread's own on Linux, and cannot be taken back: so a thread is slow, and ends."""
+    """Run `work` in a thread at that niceness. On Linux it is per thread and, without privilege, can only be raised."""
 
     def run() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
@@ -243,13 +243,13 @@ def _make(connection_file: str, folder: str):  # type: ignore[no-untyped-def]
     config.InteractiveShell.colors = "nocolor"
     config.Completer.use_jedi = False
     before = os.environ.get("IPYTHONDIR")
-    os.environ["IPYTHONDIR"] = folder  # the only way in that IPython takes for the first of its folders
+    os.environ["IPYTHONDIR"] = folder  # IPython takes its first folder from here only, not from `config`
 
     class OneThread(IPythonKernel):  # type: ignore[misc]
         """Reads requests in the thread that runs them: one run at a time is all that a context has.
 
-        By default a thread reads them and hands each on and its answer back, and each hand-over waits for a thread to
-        wake and for the interpreter's lock: a fifth of the time of `1+1`.
+        By default another thread reads them and passes each request and each reply on. Each of these two switches waits
+        for a thread to wake and for the interpreter's lock: a fifth of the time of `1+1`.
         """
 
         _supports_kernel_subshells = False
@@ -274,8 +274,8 @@ def _make(connection_file: str, folder: str):  # type: ignore[no-untyped-def]
         os.environ["IPYTHONDIR"] = before
     app.shell.events.register("pre_run_cell", _NewPackages())
     app.shell.events.register("post_execute", _keep_streams())
-    _load_beside("cells").install(app, before_each=_look_once(app.shell))
-    _say_less(app)
+    _load_beside("cells").install(app, before_each=_compile_once(app.shell))
+    _publish_less(app)
     return app
 
 

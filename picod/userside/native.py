@@ -1,4 +1,4 @@
-"""Functions of the C library and of the interpreter, called through ctypes' C part alone.
+"""Functions of the C library and of the interpreter, called through `_ctypes`, the C part of ctypes.
 
 The module `ctypes` itself is not used: a script that imports it must find that it does so itself, and its import reads
 variables and starts programs. `_ctypes` has all that is needed for functions whose arguments are numbers and bytes.
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
-    """C's long; ctypes hands results of this very type on as int."""
+    """A C long. As it derives from ctypes' simple type directly, a result of this type arrives as an int."""
 
     _type_ = "l"
 
@@ -31,5 +31,5 @@ _library = _ctypes.dlopen(None, os.RTLD_NOW)  # type: ignore[arg-type]
 
 
 def native(name: str) -> Any:
-    """A function of the C library or of the interpreter."""
+    """Look a C function up by name in the process. Raises OSError when there is none."""
     return _Native(_ctypes.dlsym(_library, name))

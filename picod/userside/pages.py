@@ -1,7 +1,8 @@
 """The warm interpreter's memory in large pages. Used by forkserver.py, in the python3 of user code.
 
-A fork copies, and a child's end takes down, an entry for each page: with pandas 11 000, most of what either costs. Of a
-page of two megabytes it is one for 512. A small page that a child writes to is copied alone, as ever.
+A fork copies a page table entry for each page, and a child's exit removes it: with pandas 11,000 entries, most of what
+either costs. A page of 2 MiB is one entry in place of 512. A write by a child still copies 4 KiB only, because the
+kernel splits the large page first.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-_MADV_COLLAPSE = 25  # Linux 6.1; an older one says that it does not know it
+_MADV_COLLAPSE = 25  # Linux 6.1; older ones return EINVAL, and the pages stay small
 _BLOCK_BYTES = 2 << 20
 _FULL_RATIO = 0.9
-_UNNAMED_WORDS = 5  # words that a line of smaps has without a name
+_UNNAMED_WORDS = 5  # of a line of smaps without a file name: range, permissions, offset, device, inode
 
 
 def join(advise: Callable[[int, int, int], object]) -> None:
-    """Have the kernel keep full regions of this process's memory in large pages, as far as it can.
+    """Ask the kernel to move nearly full regions of this process's memory into large pages.
 
-    `advise` is madvise.
+    `advise` is madvise(2): address, length, advice. Its failures are ignored: the memory then stays as it is.
     """
     with open("/proc/self/smaps", encoding="utf-8", errors="replace") as file:
         found = list(full_blocks(file))
@@ -28,9 +29,10 @@ def join(advise: Callable[[int, int, int], object]) -> None:
 
 
 def full_blocks(smaps: Iterable[str]) -> Iterator[int]:
-    """Where blocks begin that lie in private memory of no file, nearly all of which is used. Pure.
+    """Addresses of 2 MiB blocks in anonymous regions at least 90 % of which is resident, from the lines of smaps. Pure.
 
-    What is not used stays as it is, for a large page is whole: numpy reserves 32 MB for matrix products, say.
+    Regions that are mostly unused are left out, as a large page is allocated as a whole: numpy, say,
+    reserves 32 MB for matrix products.
     """
     start = end = 0
     for line in smaps:

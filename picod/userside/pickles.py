@@ -1,9 +1,9 @@
 """How a context's variables are pickled and read back. Loaded by state.py, inside the kernel, as user code.
 
-Known in the kernel as the module `_wakegate_pickles`: functions in a pickle are made anew by it.
+Known in the kernel as the module `_wakegate_pickles`: pickles name its functions, so they must keep their names.
 
 Functions and classes that the code defined go by value, with cloudpickle where the environment has it. An object that
-cannot be made anew costs itself only: a `Lost` takes its place, inside of lists and other objects too.
+cannot be restored does not affect the others: a `Lost` takes its place, inside lists and other objects too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Make = Callable[[Any], pickle.Pickler]
 
 
 def make_pickler(user_ns: dict[str, Any]) -> Make:
-    """What makes a pickler for a file. Functions whose globals are `user_ns` keep these as their globals."""
+    """Returns a factory of picklers for a file. Functions whose globals are `user_ns` keep them as their globals."""
     try:
         import cloudpickle
     except ImportError:
@@ -39,7 +39,7 @@ def make_pickler(user_ns: dict[str, Any]) -> Make:
 def _plain_pickler(file: Any, user_ns: dict[str, Any]) -> pickle.Pickler:
     class Pickler(pickle.Pickler):
         def reducer_override(self, obj: Any) -> Any:
-            # By name it would pickle, and not load.
+            # The plain pickler would write only the name, and loading would fail: no module defines it then.
             if getattr(obj, "__module__", "") == "__main__" and isinstance(obj, type):
                 raise pickle.PicklingError("classes need cloudpickle in this Python environment")
             if isinstance(obj, types.FunctionType) and obj.__globals__ is user_ns:
@@ -50,7 +50,7 @@ def _plain_pickler(file: Any, user_ns: dict[str, Any]) -> pickle.Pickler:
 
 
 def _reduce_function(function: types.FunctionType) -> tuple[Any, ...]:
-    """An empty function first, what it holds afterwards: it may hold itself."""
+    """Pickle a function in two steps, first empty, then its contents: a recursive function refers to itself."""
     cells = function.__closure__ or ()
     state = {
         "closure": [_contents(cell) for cell in cells],
@@ -69,13 +69,13 @@ def _reduce_function(function: types.FunctionType) -> tuple[Any, ...]:
 
 
 def make_function(code: bytes, cells: int) -> types.FunctionType:
-    """A function of the context, still empty."""
+    """Create a function with its code and empty closure cells. Called by the unpickler."""
     closure = tuple(types.CellType() for _ in range(cells))
     return types.FunctionType(marshal.loads(code), _user_ns(), closure=closure or None)  # noqa: S302 - our own
 
 
 def fill_function(function: types.FunctionType, state: Mapping[str, Any]) -> None:
-    """Its defaults, attributes and closure."""
+    """Set the defaults, attributes and closure of a function that `make_function` created. Called by the unpickler."""
     for cell, content in zip(function.__closure__ or (), state["closure"], strict=True):
         if content:
             cell.cell_contents = content[0]
@@ -91,7 +91,7 @@ def _contents(cell: types.CellType) -> tuple[Any, ...]:
 
 
 class Lost:
-    """Stands for an object that could not be made anew. `what` names its class, `reason` says why."""
+    """Stands for an object that could not be restored. `what` names its class, `reason` says why."""
 
     what = ""
     reason = ""
@@ -104,7 +104,7 @@ class Lost:
         """Accept the arguments of any class."""
 
     def __setstate__(self, state: Any) -> None:
-        """Drop the contents: they are of use to the missing class only."""
+        """Drop the contents, which only the missing class could interpret."""
 
     def _ignore(self, *_: Any) -> None:
         """Drop what the pickle adds to a list or a dictionary of the missing class."""
@@ -117,7 +117,7 @@ class Lost:
 
 
 def read(path: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Read a pickle of variables. Returns them, and what they hold that is lost: class -> reason.
+    """Read a pickle of variables. Returns (name -> value, lost class -> reason).
 
     Raises what pickle does where the file is no pickle. The C unpickler gives up at the first object that fails to
     come back, and with it all variables would be lost; so then all is read once more by the slower Python one, in
@@ -139,7 +139,7 @@ def read(path: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an exception says, in a few words."""
+    """The text of an exception, at most MAX_REASON_CHARS; its class name when the text is empty."""
     text = str(error) or type(error).__name__
     return text if len(text) <= MAX_REASON_CHARS else text[: MAX_REASON_CHARS - 3] + "..."
 
@@ -193,7 +193,8 @@ class _LenientUnpickler(pickle._Unpickler):
             kind = _lost_class(f"{made.__module__}.{made.__qualname__}", error, self._lost)
             del stack[base:]
             stack.append(kind())
-            for number, value in self.memo.items():  # an object that was made, and could not be filled
+            # The object was created and could not be filled: later references to it must be to the `Lost` as well.
+            for number, value in self.memo.items():
                 if value is maker and takes == _OF_BUILD and load is _LOAD_BUILD:
                     self.memo[number] = stack[-1]
 
@@ -212,7 +213,7 @@ for _code, _takes in ((pickle.REDUCE, 2), (pickle.NEWOBJ, 2), (pickle.NEWOBJ_EX,
 
 
 def _user_ns() -> dict[str, Any]:
-    """The variables of the context."""
+    """The variables of the context, in the kernel that unpickles now."""
     from IPython.core.getipython import get_ipython
 
     names: dict[str, Any] = get_ipython().user_ns

@@ -1,4 +1,4 @@
-"""What /proc tells of a process's command line and environment."""
+"""Change the command line and the environment that /proc shows for this process."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _PR_SET_MM, _PR_SET_MM_MAP, _NO_FD = 35, 14, 0xFFFFFFFF
 
 
 class ProcessMap:
-    """/proc/PID/cmdline and environ, which `pkill -f`, ps and psutil read, can tell of the script.
+    """Makes /proc/PID/cmdline and environ, which `pkill -f`, ps and psutil read, show those of the script.
 
     prctl(PR_SET_MM_MAP) needs no privilege as long as it leaves the executable alone. Where the kernel lacks it
-    (CONFIG_CHECKPOINT_RESTORE), the server's own stay.
+    (CONFIG_CHECKPOINT_RESTORE), they go on showing the server's.
     """
 
     def __init__(self) -> None:
@@ -36,14 +36,14 @@ class ProcessMap:
             self._fields = []
 
     def rename(self, argv: Sequence[bytes], environment: Sequence[tuple[bytes, bytes]]) -> None:
-        """Show these."""
+        """Show this command line and environment, which stay in memory for the life of the process."""
         if not self._fields:
             return
         shown = (b"".join(word + b"\0" for word in argv), b"".join(k + b"=" + v + b"\0" for k, v in environment))
-        self._leaked += shown  # the kernel reads them as long as the process lives
+        self._leaked += shown  # never freed: the kernel reads these addresses as long as the process lives
         head = bytes.__basicsize__ - 1  # of the object, before its bytes
         ends = [value for text in shown for value in (id(text) + head, id(text) + head + len(text))]
-        for _ in range(3):  # the heap's end is part of the map: it must not have moved meanwhile
+        for _ in range(3):  # the map includes the end of the heap: again, if an allocation has moved it meanwhile
             end = self._sbrk(0)
             fields = [*self._fields[:5], end, self._fields[5], *ends, 0]
             packed = b"".join(field.to_bytes(8, sys.byteorder) for field in fields)

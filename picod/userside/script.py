@@ -1,4 +1,4 @@
-"""A forked child becomes `python3 SCRIPT`, as CPython's own main would. Loaded by forkserver.py, as user code.
+"""Turns a forked child into `python3 SCRIPT`, as CPython's own main would. Loaded by forkserver.py, as user code.
 
     forkserver.py  `Fresh.remember`  in the server, when its imports are done
                    `Fresh.rehearse`  in the child, while it waits
@@ -6,9 +6,9 @@
                                      to the steps (steps.py) that the thread runs next
     ending.py      is the step after it
 
-What is no ordinary script (a folder, a zip, a syntax error, a file beside the script that hides a preloaded module) is
-left to a fresh python3, by exec in the same process. Whatever is in doubt goes that way: it costs the time of a start,
-where a difference would cost a user's day.
+Anything but an ordinary script (a folder, a zip, a syntax error, a file beside the script that hides a preloaded
+module) is left to a fresh python3, by exec in the same process. So is every case that is uncertain: a fresh start costs
+its time once, a difference from it costs its user a day of debugging.
 """
 
 from __future__ import annotations
@@ -42,13 +42,15 @@ _FUNCTION: Any = type(lambda: None)  # types.FunctionType, without importing typ
 
 
 class Fresh:
-    """What a fresh interpreter of `executable` would be like; made by the server, used by each child."""
+    """Gives a child the state that a fresh interpreter of `executable` has. Made by the server, used by each child."""
 
     def __init__(self, executable: str) -> None:
         self.executable = executable
         self.environment = dict(os.environb)
         self.baseline = Baseline()
-        self._ahead: set[str] = set()  # modules that a file beside the script would come before
+        self._ahead: set[str] = (
+            set()
+        )  # preloaded modules; a file of that name beside the script comes first in sys.path
         self._folders: list[tuple[str, int | None]] = []
         self._process = ProcessMap()
         self._own_module = sys.modules["__main__"]  # the child's replaces it in sys.modules
@@ -56,17 +58,17 @@ class Fresh:
         self._ending = Ending(self.baseline, self._run)
 
     def remember(self, plain: set[str]) -> None:
-        """The imports are done; `plain` are the modules that any fresh interpreter has from its start."""
+        """Record what the imports loaded. `plain` are the modules that every fresh interpreter has at its start."""
         self.baseline.remember()
         self._ahead = {name.partition(".")[0] for name in self.baseline.modules} - plain
         self._folders = [(folder, _changed_at(folder)) for folder in _package_folders()]
 
     def is_stale(self) -> bool:
-        """A package came or went since the imports, or a .pth file."""
+        """Whether a package or a .pth file was added or removed since the imports (mtime of the package folders)."""
         return any(_changed_at(folder) != then for folder, then in self._folders)
 
     def rehearse(self) -> None:
-        """Write to the pages that each script's start and end write to: they are copied while there is time."""
+        """Do what each script's start and end do: the pages that this writes to are copied before the order comes."""
         try:
             path = os.path.realpath(__file__)
             _plain_source(path)
@@ -75,11 +77,11 @@ class Fresh:
             self._ahead.isdisjoint(entry.partition(".")[0] for entry in os.listdir("/"))
             self.is_stale()
             is_clean(self.baseline)
-        except Exception:  # noqa: S110 - nothing was to come of it
+        except Exception:  # noqa: S110 - only the side effect on memory is wanted
             pass
 
     def take(self, argv: Sequence[bytes], environment: Variables, steps: Steps) -> bool:
-        """Become what `argv` says and make the script the next step. False: only a real fresh one can do it."""
+        """Set this process up for `argv` and make the script the next step. False: only a fresh one can run it."""
         self._set_environment(dict(environment))
         try:
             function = self._prepare([os.fsdecode(argument) for argument in argv])
@@ -87,16 +89,18 @@ class Fresh:
             return False
         if function is None:
             return False
-        # From here on there is no way back to a fresh interpreter: __main__ and sys are the script's.
+        # No exec after this point: __main__ and sys are the script's now.
         self._process.rename(argv, environment)
         steps.append(self._run.step(function))
         steps.call(lambda: self._ending.after_script(steps))
-        native("Py_LeaveRecursiveCall")()  # TextIOWrapper.close counts as one level; the script's is to be the first
+        # TextIOWrapper.close, which calls the script (steps.py), counts as one level of recursion, so a script would
+        # have one level less than in a fresh interpreter. This takes that level away again.
+        native("Py_LeaveRecursiveCall")()
         return True
 
     def be_real(self, argv: Sequence[bytes], environment: Variables) -> NoReturn:
-        """Let the real interpreter do it, in this process."""
-        for number in (_signal.SIGPIPE, _signal.SIGXFSZ):  # Python ignores them, and exec would hand that on
+        """Replace this process by a fresh interpreter that runs `argv`; exits with 127 when that is impossible."""
+        for number in (_signal.SIGPIPE, _signal.SIGXFSZ):  # Python ignores them, and exec keeps ignored signals ignored
             _signal.signal(number, _signal.SIG_DFL)
         try:
             os.execve(self.executable, list(argv), dict(environment))
@@ -105,7 +109,7 @@ class Fresh:
             os._exit(127)
 
     def _set_environment(self, new: Mapping[bytes, bytes]) -> None:
-        # As lists: a script that prints its environment shows the order, in which picod gives it.
+        # Compared as lists, because the order counts: a script that prints its environment shows it.
         if list(new.items()) == list(self.environment.items()):
             return
         os.environb.clear()
@@ -116,7 +120,7 @@ class Fresh:
     def _prepare(self, arguments: list[str]) -> Callable[[], object] | None:
         """Set sys and __main__ up as the interpreter's main does. Returns what runs the script."""
         cwd = os.getcwd()
-        # Noted by multiprocessing when it was imported, in the server's folder; its children would start there.
+        # multiprocessing keeps the folder in which it was imported, here the server's; its children would start there.
         process = sys.modules.get("multiprocessing.process")
         if process is not None:
             process.ORIGINAL_DIR = cwd  # type: ignore[attr-defined]
@@ -131,7 +135,7 @@ class Fresh:
             code = _compiled(arguments[2] + "\n", "<string>")
             folder, rest, function = "", ["-c", *arguments[3:]], _FUNCTION(code, names)
         elif arguments[1] == "-m":
-            # A fresh interpreter runs this very function, so its frames below the module are what a traceback shows.
+            # CPython runs `-m` through this function as well, so a traceback shows the same two frames of runpy.
             runpy, functools = __import__("runpy"), __import__("functools")
             folder, rest = cwd, ["-m", *arguments[3:]]
             function = functools.partial(runpy._run_module_as_main, arguments[2])
@@ -146,9 +150,9 @@ class Fresh:
             function = _FUNCTION(_compiled(source, path), names)
             self._ending.file_names = names
         if not self._ahead.isdisjoint(entry.partition(".")[0] for entry in os.listdir(folder or ".")):
-            return None  # `import random` with a random.py beside the script must find that
+            return None  # with a random.py beside the script, `import random` must find that one, not the preloaded
         sys.modules["__main__"] = main
-        # In place: what was imported ahead may hold these very lists.
+        # In place: preloaded modules may have done `from sys import argv`.
         sys.argv[:] = rest
         sys.orig_argv[:] = arguments
         sys.path.insert(0, folder)
@@ -156,8 +160,8 @@ class Fresh:
 
 
 def _plain_source(path: str) -> bytes | None:
-    """The bytes of a script, or None when it is something else than a plain file of Python source. Raises OSError."""
-    # Asked before it is opened: opening a pipe and leaving again would end its writer.
+    """The source of a script, or None when it is not a plain file of Python source. Raises OSError."""
+    # Checked before it is opened: opening and closing a FIFO would give its writer SIGPIPE.
     if path.endswith((".pyc", ".pyo")) or os.stat(path).st_mode & 0o170000 != 0o100000:
         return None
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -165,7 +169,7 @@ def _plain_source(path: str) -> bytes | None:
         source = b"".join(iter(lambda: os.read(descriptor, 1 << 20), b""))
     finally:
         os.close(descriptor)
-    for hook in sys.path_hooks:  # a zip can be run too
+    for hook in sys.path_hooks:  # python3 can run a zip or a folder as well: then a hook accepts the path
         try:
             hook(path)
         except ImportError:
@@ -176,7 +180,7 @@ def _plain_source(path: str) -> bytes | None:
 
 
 def _compiled(source: str | bytes, path: str) -> object:
-    """Compile. Raises what compile does, and then has shown no warning: the fresh interpreter will show it."""
+    """Compile a script. When compile raises, warnings are dropped: the fresh interpreter that runs then prints them."""
     try:
         shown = os.memfd_create("warnings")
     except OSError:  # refused where memory that belongs to no process cannot be limited
@@ -198,7 +202,7 @@ def _compiled(source: str | bytes, path: str) -> object:
 
 
 def _package_folders() -> list[str]:
-    """Where a fresh interpreter looks for .pth files: site-packages, and the user's own even if it is not there yet."""
+    """Folders in which an interpreter looks for .pth files: site-packages, and the user's, which may not exist yet."""
     site = sys.modules.get("site")
     own = getattr(site, "USER_SITE", None) if getattr(site, "ENABLE_USER_SITE", None) else None
     found = [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]

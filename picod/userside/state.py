@@ -1,12 +1,12 @@
-"""What a context knows, written into two files and read back: variables, folder, environment, import path.
+"""Save a Python context into two files and load it: variables, working folder, environment, import path.
 
 Runs inside the kernel, as user code, asked by picod (picod/interpreter/suspend.py): a pickle is a program, so picod
 itself never opens one. Known in the kernel as the module `_wakegate_state`.
 
-Variables that do not pickle are left out and named with the reason. When they are read back, all that their pickle may
-need is there first: environment, working folder, import path, .pth files of packages that the session installed, and
-import caches that know of them. A kernel of a warm sandbox has started, and has looked for those, before the session's
-files came.
+Variables that do not pickle are left out and reported with the reason. Before the others are loaded, everything that
+their pickle may need is restored: environment, working folder, import path, .pth files of packages that the session
+installed, and import caches. The caches are stale because the kernel of a warm sandbox starts before it has the
+session's files.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _MAX_SOURCES_CHARS = 4 << 20  # characters of source text kept for tracebacks an
 
 
 class LimitError(Exception):
-    """Too large, or too slow."""
+    """Saving exceeded the size or the time that a context may use."""
 
 
 class _Bounded(io.RawIOBase):
-    """Takes so many bytes until the deadline, and hands them on to `write_to` unless that is None."""
+    """A file that takes `most` bytes until `deadline` (monotonic seconds) and passes them to `write_to`, if any."""
 
     def __init__(self, most: int, deadline: float, write_to: Any = None) -> None:
         self.size = 0
@@ -49,20 +49,20 @@ class _Bounded(io.RawIOBase):
         self._write_to = write_to
 
     def write(self, data: Any) -> int:
-        """Raises LimitError."""
+        """Count and write `data`. Raises LimitError beyond the size or the deadline."""
         size = memoryview(data).nbytes
         self.size += size
         if self.size > self._most:
             raise LimitError(f"larger than the {self._most >> 20} MiB that a context may keep")
         if time.monotonic() > self._deadline:
-            raise LimitError("there was no time left to save it")
+            raise LimitError("saving it took too long")
         if self._write_to is not None:
             self._write_to.write(data)
         return size
 
 
 def save(base: str, report_to: str, max_bytes: int, seconds: float) -> None:
-    """Write BASE.pickle and BASE.json, each at once or not at all, and the report.
+    """Write BASE.pickle and BASE.json, each atomically, and the report to the file `report_to`.
 
     The report is {"saved": n, "unsaved": [{"name", "reason"}]}.
     """
@@ -76,12 +76,12 @@ def save(base: str, report_to: str, max_bytes: int, seconds: float) -> None:
     try:
         _dump(make, chosen, temporary, max_bytes, started + seconds / 2)
     except Exception:
-        # One by one, to find those that do not pickle: each dump counts shared objects anew, so it takes longer, and
-        # three quarters of the time at most.
+        # One by one, to find those that do not pickle. Each dump repeats shared objects, so this is slower; it may last
+        # until three quarters of the time are over, and the last quarter is for the dump of those that do.
         chosen = _picklable(make, values, max_bytes, started + seconds * 0.75, unsaved)
         try:
             _dump(make, chosen, temporary, max_bytes, started + seconds)
-        except Exception as error:  # each for itself went, all together do not
+        except Exception as error:  # each one pickles by itself, all together do not fit
             unsaved |= dict.fromkeys(chosen, pickles.reason_of(error))
             chosen = {}
             _dump(make, chosen, temporary, max_bytes, started + 2 * seconds)
@@ -100,17 +100,17 @@ def save(base: str, report_to: str, max_bytes: int, seconds: float) -> None:
     }
     with open(f"{base}.json.new", "w") as file:
         json.dump(document, file)
-    # The .json last: it is what a later wake looks for, and so never names a pickle that is not there.
+    # The .json last: a wake looks for it first, so it must never name a pickle that is not there.
     os.replace(temporary, f"{base}.pickle")
     os.replace(f"{base}.json.new", f"{base}.json")
     _report(report_to, {"saved": len(chosen) + len(modules), "unsaved": document["unsaved"]})
 
 
 def load(base: str, report_to: str, *, is_fresh: bool = False) -> None:
-    """Take up what `save` wrote. The report is {"restored": n, "unsaved": [...]}; the latter also names what failed.
+    """Load what `save` wrote. The report is {"restored": n, "unsaved": [...]}; the latter includes what failed to load.
 
     The report is {"stale": [module, ...]}, and nothing is changed, when this process has loaded modules of which the
-    session installed another version: then only a process that starts now, and is `is_fresh`, can take the state up.
+    session installed another version: then only a new process (`is_fresh`) can load the state.
     """
     stale = [] if is_fresh else _replaced_modules()
     if stale:
@@ -145,7 +145,7 @@ def load(base: str, report_to: str, *, is_fresh: bool = False) -> None:
 def _read_values(
     base: str, document: Mapping[str, Any], failed: dict[str, str]
 ) -> tuple[Mapping[str, Any], dict[str, str]]:
-    """The variables, and what inside of them is lost; `failed` gets all of them when there are none."""
+    """Returns (name -> value, lost class -> reason). When the pickle is unreadable, all names are added to `failed`."""
     if document["python"] != list(sys.version_info[:2]):
         failed |= dict.fromkeys(document["names"], "it was saved by another version of Python")
         return {}, {}
@@ -157,7 +157,7 @@ def _read_values(
 
 
 def _restore_surroundings(document: Mapping[str, Any], failed: dict[str, str]) -> None:
-    """Everything that unpickling may look at, in the order in which one needs the other."""
+    """Restore everything that unpickling may read, in the order in which one depends on the other."""
     for name, value in document["environment"].items():
         if value is None:
             os.environ.pop(name, None)
@@ -173,7 +173,7 @@ def _restore_surroundings(document: Mapping[str, Any], failed: dict[str, str]) -
     packages = sys.modules.get("wakegate_workspace")
     if packages is not None:
         packages.read_path_files()
-    # The first import of the process has seen folders to be absent, or empty, that came with the workspace since.
+    # The import system has cached folders as absent or empty that the workspace has brought since.
     importlib.invalidate_caches()
     for name, text in document["sources"].items():
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
@@ -201,7 +201,9 @@ def _portable_path() -> list[Any]:
     One in the workspace, which has another name in another engine, is {"workspace": relative path}.
     """
     entries: list[Any] = []
-    for entry in filter(lambda entry: isinstance(entry, str), sys.path):  # the import system passes all else over
+    for entry in filter(
+        lambda entry: isinstance(entry, str), sys.path
+    ):  # the import system ignores entries that are not strings
         if entry in _FIRST_PATH:
             entries.append(_FIRST_PATH.index(entry))
         elif os.path.isabs(entry) and os.path.commonpath((entry, _FIRST_FOLDER)) == _FIRST_FOLDER:
@@ -212,7 +214,7 @@ def _portable_path() -> list[Any]:
 
 
 def _from_portable(entries: Sequence[Any]) -> list[str]:
-    """The inverse, in a process whose first entries may be others."""
+    """The inverse of `_portable_path`, in a process that may have begun with other entries."""
     path: list[str] = []
     for entry in entries:
         if isinstance(entry, int):
@@ -251,7 +253,7 @@ def _dump(make: pickles.Make, values: Mapping[str, Any], path: str, most: int, d
 def _picklable(
     make: pickles.Make, values: Mapping[str, Any], most: int, deadline: float, unsaved: dict[str, str]
 ) -> dict[str, Any]:
-    """Those that pickle, the smallest first as long as there is room; the others go to `unsaved` with the reason."""
+    """The variables that pickle, smallest first up to `most` bytes; the others go to `unsaved` with the reason."""
     sizes: dict[str, int] = {}
     for name, value in values.items():
         counter = _Bounded(most, deadline)
@@ -260,10 +262,10 @@ def _picklable(
             sizes[name] = counter.size
         except Exception as error:
             unsaved[name] = pickles.reason_of(error)
-    room, kept = most, {}
+    left, kept = most, {}
     for name in sorted(sizes, key=lambda name: sizes[name]):
-        room -= sizes[name] + 2 * len(name)
-        if room < 0:
+        left -= sizes[name] + 2 * len(name)
+        if left < 0:
             unsaved[name] = f"with it the context is larger than the {most >> 20} MiB that it may keep"
         else:
             kept[name] = values[name]
@@ -271,11 +273,11 @@ def _picklable(
 
 
 def _cwd() -> str:
-    """Relative where it lies in the workspace, which has another name in another engine."""
+    """The working folder; relative if it is in the workspace, whose path differs between engines."""
     try:
         folder = os.getcwd()
     except OSError:
-        return "."  # it was removed under us
+        return "."  # it has been removed
     inside = os.path.commonpath((folder, _FIRST_FOLDER)) == _FIRST_FOLDER
     return os.path.relpath(folder, _FIRST_FOLDER) if inside else folder
 
@@ -293,12 +295,12 @@ def _sources(values: Mapping[str, Any]) -> dict[str, str]:
     for value in values.values():
         inner = vars(value).values() if isinstance(value, type) else (value,)
         names |= {each.__code__.co_filename for each in inner if isinstance(each, types.FunctionType)}
-    kept, room = {}, _MAX_SOURCES_CHARS
+    kept, left = {}, _MAX_SOURCES_CHARS
     for name in names:
         entry = linecache.cache.get(name)
         text = "".join(entry[2]) if entry and len(entry) == 4 and entry[1] is None else ""
-        room -= len(text)
-        if text and room > 0:
+        left -= len(text)
+        if text and left > 0:
             kept[name] = text
     return kept
 

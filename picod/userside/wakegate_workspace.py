@@ -1,14 +1,14 @@
-"""Packages that a session installs: into its workspace, and seen by every python3 of the sandbox.
+"""Installs a session's packages into its workspace and makes every python3 of the sandbox see them.
 
 Lies in the site-packages of the interpreter environment beside a .pth file that imports it (scripts/install puts both
 there), so it runs as each python3 starts. The environment is shared by all sandboxes and read-only. On top of it goes
 a small environment in the workspace, made when pip is first run, whose packages come before the shared ones: so `pip
 install` finds what is there already, may replace it by another version, and a session's packages hibernate and wake
-with its files. PIP_TARGET and --user do not do: the one installs every dependency anew, the other is off in an
-environment. So --user is taken to mean what it is for, an installation that needs no root: it goes the same way.
+with its files. Rejected: PIP_TARGET, which installs every dependency again, and --user, which pip refuses in a virtual
+environment. So --user is dropped from the arguments: the installation needs no root anyway.
 
-pip retries an index that it cannot reach for 15 seconds and more. In a sandbox without a network it is told so at the
-start, and answers at once.
+pip retries an index that it cannot reach for 15 seconds and more. In a sandbox without a network it gets
+`--no-index` in its environment, and fails at once with a text that says what can be installed.
 """
 
 import os
@@ -27,7 +27,7 @@ _path_files_read: set[str] = set()
 
 
 def begin() -> None:
-    """Put the session's packages before the shared ones; run pip in the session's environment."""
+    """Put the session's packages before the shared ones; if this is pip, run it in the session's environment."""
     home = os.environ.get("HOME")
     if not home or not os.path.isabs(home):
         return
@@ -46,7 +46,7 @@ def packages_folder() -> str:
 
 
 def read_path_files() -> None:
-    """Do what the .pth files of the session's packages say, those of editable installs for instance; each once."""
+    """Process the .pth files of the session's packages (editable installs have one), each once per process."""
     packages = packages_folder()
     try:
         names = [name for name in os.listdir(packages) if name.endswith(".pth") and name not in _path_files_read]
@@ -74,9 +74,9 @@ def _pip_arguments(argv: list[str]) -> list[str] | None:
 
 
 def _run_pip(overlay: str) -> None:
-    """Become the python3 of the session's environment. Returns only when that cannot be made."""
+    """Execute pip again with the python3 of the session's environment. Returns only when that cannot be created."""
     program = os.path.join(overlay, "bin", "python3")
-    # Neither belongs into the workspace, nor does pip look for its own updates in every session.
+    # pip's cache does not belong in the workspace, and its check for updates would cost each session a request.
     environment = {
         "PIP_CACHE_DIR": os.path.join(os.environ.get("TMPDIR", "/tmp"), ".cache", "pip"),  # noqa: S108
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
@@ -86,7 +86,9 @@ def _run_pip(overlay: str) -> None:
     arguments = _pip_arguments(sys.orig_argv) or []
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
     if command in _USES_AN_INDEX and "--no-index" not in arguments and not _has_network():
-        environment.update({"PIP_NO_INDEX": "1", "PIP_RETRIES": "0"})  # the latter for addresses, of git for instance
+        environment.update(
+            {"PIP_NO_INDEX": "1", "PIP_RETRIES": "0"}
+        )  # PIP_RETRIES is for URLs given as requirements (git+https), which --no-index does not stop
         sys.stderr.write(_OFFLINE)
         sys.stderr.flush()
     argv = [argument for argument in sys.orig_argv[1:] if argument != "--user"]
@@ -98,9 +100,9 @@ def _run_pip(overlay: str) -> None:
 
 
 def _has_network() -> bool:
-    """Whether anything but this sandbox may be reached: there is a proxy, or a route that does not end here.
+    """Whether anything outside this sandbox may be reachable: a proxy is set, or a route leaves the loopback device.
 
-    Reads what the kernel says instead of trying: a connection to an address without an answer takes its time to fail.
+    Reads the kernel's tables instead of connecting, which would wait for its timeout where packets are dropped.
     """
     if any(os.environ.get(name) for name in _PROXIES):
         return True
@@ -111,11 +113,11 @@ def _has_network() -> bool:
         with open("/proc/net/ipv6_route", encoding="ascii") as file:
             return any(line.split()[-1] != "lo" for line in file)
     except OSError:
-        return True  # a kernel that does not say: pip finds out by itself
+        return True  # unknown: pip finds out by itself
 
 
 def _make(overlay: str, program: str) -> None:
-    """An environment as venv(1) makes them, that also sees the packages of the shared one. Raises OSError."""
+    """Create a virtual environment, as `python3 -m venv` does, that also sees the shared packages. Raises OSError."""
     shared = os.path.dirname(os.path.abspath(__file__))
     packages = os.path.join(overlay, "lib", _VERSION, "site-packages")
     base = getattr(sys, "_base_executable", sys.executable)

@@ -90,7 +90,7 @@ def test_death_of_a_context_is_said_and_the_next_run_is_told(picod: Executor) ->
     assert crashed["stdout"] == "last words\n"
     after = run_code(picod, "'lost' in globals()")
     assert after["results"] == [{"text/plain": "False"}]
-    assert "began anew" in after["notice"]
+    assert "was restarted" in after["notice"]
     assert "notice" not in run_code(picod, "1")
 
 
