@@ -76,7 +76,7 @@ class Interpreter:
         return context
 
     def context_for(self, spec: CodeSpec) -> Context:
-        """The context that a spec names; default ones are created on first use. Raises RequestError 400, 403, 404, 429."""
+        """The context that a spec names; default ones are created on first use. Raises RequestError 4xx."""
         if self._config.code_context == "off":
             raise RequestError(403, "this runtime has no code contexts (codeContext: off); use /api/execute")
         name = spec.context_id or DEFAULTS[spec.language or "python"]

@@ -87,11 +87,11 @@ def test_forged_messages_do_no_harm(picod: Executor, forged: str) -> None:
 
 
 def test_broken_channel_is_a_death_of_the_context(picod: Executor) -> None:
-    """A peer that breaks the protocol is not spoken to any more; the context begins anew."""
+    """A kernel that breaks the protocol is disconnected and killed; the next run gets a new one."""
     code = "import time\nget_ipython().kernel.iopub_socket.send_multipart([b''] * 1000)\ntime.sleep(60)"
     answer = run_code(picod, code)
     assert answer["error"]["name"] == "KernelDied"
-    assert "broke off its connection" in answer["error"]["value"]
+    assert "closed its connection" in answer["error"]["value"]
     assert run_code(picod, "4")["results"] == [{"text/plain": "4"}]
 
 
