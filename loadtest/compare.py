@@ -51,9 +51,14 @@ def load(side: Side, connections: int, seconds: float, rate: float, core: int) -
     """One run. `rate` 0: closed loop."""
     before = cpu_of(side.pid)
     if not rate and find_program("wrk"):
-        told = wrk(side.url, connections, int(seconds), core, side.headers, side.pid or os.getpid())
-        figures: dict[str, Any] = {"rate": told.rate, "p50": told.p50, "p99": told.p99, "errors": told.errors}
-        figures["requests"] = told.rate * int(seconds)
+        measured = wrk(side.url, connections, int(seconds), core, side.headers, side.pid or os.getpid())
+        figures: dict[str, Any] = {
+            "rate": measured.rate,
+            "p50": measured.p50,
+            "p99": measured.p99,
+            "errors": measured.errors,
+        }
+        figures["requests"] = measured.rate * int(seconds)
     else:
         argv = [sys.executable, "-m", "loadtest.client", side.url, "--connections", str(connections)]
         argv += ["--seconds", str(seconds), "--rate", str(rate)]

@@ -40,7 +40,7 @@ _BARS = {("script.py", "forked"): 10.0, ("true", "fresh"): 3.0}  # ms, p50
 
 
 class Session:
-    """A session of one runtime."""
+    """A session of one runtime, through the gateway's HTTP API."""
 
     def __init__(self, client: httpx.Client, session: str) -> None:
         self._client, self._id = client, session
@@ -54,7 +54,7 @@ class Session:
         return took, answer
 
     def write(self, name: str, text: str) -> None:
-        """Make a file."""
+        """Write a file into the workspace."""
         reply = self._client.put(f"/api/files/{name}", content=text, headers={"x-session-id": self._id})
         reply.raise_for_status()
 

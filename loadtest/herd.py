@@ -1,4 +1,4 @@
-"""Many at once, for session_bench: requests to one sleeping session, sleeping sessions, records of such."""
+"""Many at once, for session_bench: requests to one hibernated session, to many, and records of them."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ async def sleeper(client: httpx.AsyncClient, allowed: asyncio.Semaphore) -> str:
 
 
 async def measure_herd(folder: Path, count: int) -> int:
-    """Requests at once to one sleeping session, and to the same when it is awake; returns the bars missed."""
+    """Requests at once to one hibernated session, and to the same when it is awake; returns the bars missed."""
     async with gateway(folder, 2) as (client, _):
         session = await sleeper(client, asyncio.Semaphore(1))
         await until_full(client, 2)
@@ -117,13 +117,13 @@ async def measure_herd(folder: Path, count: int) -> int:
         wakes = await claims(client) - before
         live = await all_at_once(str(client.base_url), [session] * count)
     base = print_answers("awake: ", live)
-    print_answers("asleep:", woken, base)
+    print_answers("hibernated:", woken, base)
     print(f"wakes {wakes}, bar 1: {verdict(wakes == 1)}")
     return errors(woken) + errors(live) + (wakes != 1)
 
 
 async def measure_storm(folder: Path, count: int, pool: int) -> int:
-    """Sleeping sessions asked at once, more than the pool holds, and then once more awake; returns the bars missed."""
+    """Hibernated sessions asked at once, more than the pool holds, and again when awake; returns the bars missed."""
     async with gateway(folder, pool) as (client, pid):
         allowed = asyncio.Semaphore(4)
         sessions = await asyncio.gather(*(sleeper(client, allowed) for _ in range(count)))
@@ -134,7 +134,7 @@ async def measure_storm(folder: Path, count: int, pool: int) -> int:
         await ask_again(str(client.base_url), refused)
         live = await all_at_once(str(client.base_url), sessions)
     base = print_answers("awake: ", live)
-    print_answers("asleep:", woken, base)
+    print_answers("hibernated:", woken, base)
     print(f"longest held {max(each.milliseconds for each in woken) / 1e3:.1f} s; past the hold rule is an error")
     return errors(woken) + errors(live)
 
@@ -177,7 +177,7 @@ async def plant(store: SessionStore, count: int, owner: str) -> None:
 
 
 async def measure_many(folder: Path, count: int) -> int:
-    """A gateway over so many sleeping sessions, on each store; returns the bars missed."""
+    """A gateway over so many hibernated sessions, on each store; returns the bars missed."""
     redis = RedisServer(folder / "redis").start()
     try:
         missed = await _measure_store("sqlite", folder / "one", f"sqlite://{folder}/one/wakegate.db", count)

@@ -70,7 +70,7 @@ async def new_session(client: httpx.AsyncClient) -> Session:
 
 
 async def timed(work: Awaitable[Any]) -> float:
-    """Milliseconds."""
+    """Duration of one call in milliseconds."""
     began = time.perf_counter()
     await work
     return (time.perf_counter() - began) * 1e3

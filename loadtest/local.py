@@ -42,10 +42,10 @@ class Caller:
         began = time.perf_counter()
         self._connection.request("POST", path, data, self._headers)
         reply = self._connection.getresponse()
-        said = reply.read()
+        body = reply.read()
         took = (time.perf_counter() - began) * 1e3
-        assert reply.status == 200, said
-        answer: dict[str, Any] = json.loads(said)
+        assert reply.status == 200, body
+        answer: dict[str, Any] = json.loads(body)
         return took, answer
 
 

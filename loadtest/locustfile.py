@@ -111,7 +111,7 @@ class ToolCaller(SessionUser):
 
 
 class Sleeper(SessionUser):
-    """Keeps a session for days and wakes it now and then."""
+    """Keeps a session for days and wakes it at long intervals."""
 
     weight = 2
     wait_time = between(2, 5)

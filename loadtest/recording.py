@@ -19,7 +19,7 @@ _POOL = re.compile(r"^(\S+): pool of (\d+), before it was \d+: (.*)")
 
 @dataclass
 class Recording:
-    """One run."""
+    """Everything recorded in one run."""
 
     name: str  # of the trace
     compress: float  # how many times as fast as it was
@@ -50,12 +50,12 @@ class Recording:
             if not line.startswith("{"):
                 continue
             entry = json.loads(line)
-            said = str(entry.get("event", ""))
+            event = str(entry.get("event", ""))
             at = datetime.fromisoformat(entry["timestamp"]).timestamp() - began
-            if (found := _READY.match(said)) and found[1].endswith(runtime):
+            if (found := _READY.match(event)) and found[1].endswith(runtime):
                 lead = float(found[2])
                 self.starts.append((at - lead, lead, found[3] is None))
-            elif (found := _POOL.match(said)) and found[1].endswith(runtime):
+            elif (found := _POOL.match(event)) and found[1].endswith(runtime):
                 self.orders.append((at, int(found[2]), found[3]))
         self.starts.sort()
 

@@ -50,7 +50,7 @@ def accept(results: dict[str, Any]) -> None:
 
 
 def markdown(results: dict[str, Any], plots: list[str]) -> str:
-    """The report for people."""
+    """The report as Markdown."""
     bars = [bar for result in results["scenarios"].values() for bar in result["bars"]]
     missed = [bar for bar in bars if not bar["held"]]
     lines = [
@@ -77,8 +77,8 @@ def markdown(results: dict[str, Any], plots: list[str]) -> str:
             lines += ["", "| | before | after |", "|---|---|---|"]
             before, after = result["holdings"]["before"], result["holdings"]["after"]
             lines += [f"| {what} | {before[what]:.1f} | {after[what]:.1f} |" for what in before]
-        if result.get("said"):
-            lines += ["```", result["said"].rstrip(), "```"]
+        if result.get("output"):
+            lines += ["```", result["output"].rstrip(), "```"]
     lines += ["", *against_baseline(results), *(f"![{plot}]({plot})" for plot in plots), ""]
     return "\n".join(lines)
 

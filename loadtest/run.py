@@ -40,7 +40,7 @@ def run_tool(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
     done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, timeout=_LONGEST_S)
     if not out.exists():
         raise SystemExit(f"{name} failed with status {done.returncode}:\n{done.stdout}")
-    return {"name": name, "about": about, "said": done.stdout, **json.loads(out.read_text())}
+    return {"name": name, "about": about, "output": done.stdout, **json.loads(out.read_text())}
 
 
 def attempt(name: str, folder: Path, *, quick: bool, url: str | None = None) -> dict[str, Any]:
@@ -52,10 +52,10 @@ def attempt(name: str, folder: Path, *, quick: bool, url: str | None = None) -> 
         runner = run_tool if name in TOOLS else scenarios.run
         return runner(name, folder, quick=quick)
     except (Exception, SystemExit) as error:
-        said = f"{type(error).__name__}: {error}"
-        print(said, flush=True)
+        output = f"{type(error).__name__}: {error}"
+        print(output, flush=True)
         bar = {"text": f"{name}: did not run", "figure": 1.0, "bound": "<= 0", "held": False}
-        return {"name": name, "about": about, "said": said, "bars": [bar]}
+        return {"name": name, "about": about, "output": output, "bars": [bar]}
 
 
 def main() -> int:

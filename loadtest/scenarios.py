@@ -220,13 +220,13 @@ def run(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
         before = one.holdings()
         began = time.monotonic()
         with watching(one, 0.5 if not scenario.leaks else 5.0) as samples:
-            status, said = run_k6(name, one.url, options, folder / "summary.json")
+            status, output = run_k6(name, one.url, options, folder / "summary.json")
         took = time.monotonic() - began
         if scenario.leaks:
             time.sleep(_SETTLE_S)
             until_full(one, scenario.pool[1])  # each warm sandbox is processes and descriptors
         after = one.holdings()
-    result = _result(scenario, options, folder, status, said)
+    result = _result(scenario, options, folder, status, output)
     result |= {"seconds": took, "samples": samples}
     if scenario.leaks:
         result["holdings"] = {"before": before, "after": after}
@@ -241,8 +241,12 @@ def run_against(url: str, name: str, folder: Path, *, quick: bool) -> dict[str, 
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with watching(Gateway(url, 0, folder), 0.5) as samples:
-        status, said = run_k6(name, url, options, folder / "summary.json")
-    return {**_result(scenario, options, folder, status, said), "seconds": time.monotonic() - began, "samples": samples}
+        status, output = run_k6(name, url, options, folder / "summary.json")
+    return {
+        **_result(scenario, options, folder, status, output),
+        "seconds": time.monotonic() - began,
+        "samples": samples,
+    }
 
 
 def check_gateway(url: str) -> None:
@@ -255,12 +259,12 @@ def check_gateway(url: str) -> None:
         raise SystemExit(f"no gateway that is ready answers at {url}/health/ready: {error}") from None
 
 
-def _result(scenario: Scenario, options: dict[str, str], folder: Path, status: int, said: str) -> dict[str, Any]:
+def _result(scenario: Scenario, options: dict[str, str], folder: Path, status: int, output: str) -> dict[str, Any]:
     """What k6 wrote about one run, without what was seen of the gateway. Raises SystemExit if it wrote nothing."""
     name = scenario.script
-    (folder / "k6.txt").write_text(said)
+    (folder / "k6.txt").write_text(output)
     if not (folder / "summary.json").exists():
-        raise SystemExit(f"k6 did not run {name}:\n{said}")
+        raise SystemExit(f"k6 did not run {name}:\n{output}")
     summary = read_summary(folder / "summary.json")
     return {
         "name": name, "about": scenario.about, "options": options, "status": status, "kinds": _kinds(summary),

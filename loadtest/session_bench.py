@@ -71,7 +71,7 @@ async def measure_creates(folder: Path, serial: int, burst: int) -> int:
 async def measure_sleep(folder: Path, rounds: int) -> int:
     """Print how long a session of 1 MB in 100 files takes to sleep and to answer again; returns the bars missed."""
     fill = "for i in $(seq 100); do head -c 10485 /dev/urandom > f$i; done"
-    asleep: list[float] = []
+    hibernated: list[float] = []
     awake: list[float] = []
     live: list[float] = []
     async with gateway(folder, 3) as (client, _):
@@ -82,7 +82,7 @@ async def measure_sleep(folder: Path, rounds: int) -> int:
         for _ in range(rounds):
             began = time.perf_counter()
             (await client.post(f"/v1/sessions/{session}/hibernate")).raise_for_status()
-            asleep.append((time.perf_counter() - began) * 1e3)
+            hibernated.append((time.perf_counter() - began) * 1e3)
             await until_full(client, 3)
             for times, kind in ((awake, "wake"), (live, "live")):
                 began = time.perf_counter()
@@ -92,10 +92,10 @@ async def measure_sleep(folder: Path, rounds: int) -> int:
                         raise SystemExit(f"expected a {kind} answer, got {reply.status_code} {reply.headers}")
                     await reply.aread()
     base = quantile(live, 0.5)
-    for name, times in (("hibernate", asleep), ("wake", awake), ("live", live)):
+    for name, times in (("hibernate", hibernated), ("wake", awake), ("live", live)):
         p50, p95 = quantile(times, 0.5), quantile(times, 0.95)
         print(f"{name:<9} 1 MB in 100 files  p50 {p50:7.2f} ms  p95 {p95:7.2f} ms  {p50 / base:5.1f} x a live answer")
-    return (quantile(awake, 0.5) > 25) + (quantile(awake, 0.95) > 65) + (quantile(asleep, 0.5) > 100)
+    return (quantile(awake, 0.5) > 25) + (quantile(awake, 0.95) > 65) + (quantile(hibernated, 0.5) > 100)
 
 
 async def measure_memory(folder: Path) -> int:

@@ -55,7 +55,7 @@ def fill(workspace: Path, files: int, size: int) -> None:
 
 
 async def timed(work: Callable[[], Awaitable[object]]) -> float:
-    """Milliseconds."""
+    """Duration of one call in milliseconds."""
     begun = time.perf_counter()
     await work()
     return (time.perf_counter() - begun) * 1000
@@ -124,14 +124,14 @@ class Bench:
                 times = self.times[f"{name} {step}"]
                 p50, other = statistics.median(times), statistics.median(self.times[tool])
                 p95 = quantile(times, 0.95)
-                told = ""
+                verdict = ""
                 if not small:
-                    told = f"  bar {RATIO_BAR:g} x: {'ok' if p50 <= RATIO_BAR * other else 'MISSED'}"
+                    verdict = f"  bar {RATIO_BAR:g} x: {'ok' if p50 <= RATIO_BAR * other else 'MISSED'}"
                 elif name == "parking":
-                    told = f"  bar {bar:g} ms: {'ok' if p50 <= bar else 'MISSED'}"
+                    verdict = f"  bar {bar:g} ms: {'ok' if p50 <= bar else 'MISSED'}"
                 print(
                     f"  {name:10} {step:10} p50 {p50:8.1f} ms  p95 {p95:8.1f}  first {times[0]:8.1f} |"
-                    f" {tool:13} {other:8.1f} ms | ratio {p50 / other:5.2f}{told}"
+                    f" {tool:13} {other:8.1f} ms | ratio {p50 / other:5.2f}{verdict}"
                 )
 
 

@@ -49,7 +49,7 @@ class Kinds:
         assert expect in reply.content, reply.text
 
     async def run_code(self) -> None:
-        """The plain request."""
+        """POST /api/run_code, the request that the tool becomes."""
         await self._post("/api/run_code", {"code": "1+1", "language": "python"}, b'"2"')
 
     async def run_python(self) -> None:
@@ -64,7 +64,7 @@ class Kinds:
         await self._post("/mcp", body, b'"2"', **{"accept": accept, "content-type": "application/json"})
 
     async def execute(self) -> None:
-        """A command."""
+        """Run a command as a tool call."""
         await self._post("/api/execute", {"command": ["true"]}, b'"exit_code":0')
 
     async def run_shell(self) -> None:

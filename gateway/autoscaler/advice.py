@@ -1,10 +1,10 @@
-"""Advice on single sessions, from how long sessions of a runtime stay silent: when to hibernate, when to wake ahead.
+"""Advice on single sessions, from how long sessions of a runtime stay idle: when to hibernate, when to wake ahead.
 
 Waiting `d` seconds before hibernating costs min(gap, d) idle sandbox-seconds, plus a wake whenever the gap is longer
 than d. With the gaps of the past the best d is read off directly. That is the ski-rental problem with a known
 distribution (Karlin et al., "Competitive randomized algorithms for nonuniform problems", 1994), used as a keep-alive
-policy with pre-warming window by Shahrad et al., "Serverless in the Wild" (ATC 2020). A session's own silences count
-beside those of its runtime's other sessions. `sessions` gathers the silences and, where settings say so, acts.
+policy with pre-warming window by Shahrad et al., "Serverless in the Wild" (ATC 2020). A session's own gaps count
+beside those of its runtime's other sessions. `sessions` collects the gaps and, if settings say so, acts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RUNTIME_GAPS = 20.0  # gaps that the runtime's distribution counts for beside a
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What to do with a session that has just fallen silent; times in seconds after its last activity."""
+    """What to do with a session that has just become idle; times in seconds after its last activity."""
 
     hibernate_after: float
     wake_at: float | None  # None: wait for the request
@@ -32,19 +32,19 @@ class Advice:
 
 
 class GapHistogram:
-    """Silences of one runtime's sessions, request to request. O(1) per gap, 73 numbers."""
+    """Gaps between requests of one runtime's sessions. O(1) per gap, 73 numbers."""
 
     def __init__(self) -> None:
         self._counts: Floats = np.zeros(len(_EDGES_S) + 1)
 
     def observe(self, gap: float) -> None:
-        """A session was silent for `gap` seconds and came back."""
+        """Count a gap of `gap` seconds, after which the session was used again."""
         self._counts *= _GAP_RETENTION
         self._counts[np.searchsorted(_EDGES_S, gap)] += 1.0
 
     @property
     def seen(self) -> float:
-        """Gaps remembered."""
+        """Number of gaps that still count, after forgetting."""
         return float(self._counts.sum())
 
     def advise(
@@ -57,7 +57,9 @@ class GapHistogram:
         prewake: bool = False,
         wake_time: float = 1.0,
     ) -> Advice:
-        """`default`: the runtime's timeout, also the longest wait advised. `wake_cost`: idle sandbox-seconds one wake
+        """Advice for a session.
+
+        `default`: the runtime's timeout, also the longest wait advised. `wake_cost`: idle sandbox-seconds one wake
         is worth. `own`: this session's latest gaps. `prewake`: also look for a time at which the next request is so
         likely that waking ahead of it pays.
         """

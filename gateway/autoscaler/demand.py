@@ -1,4 +1,4 @@
-"""All that is known and foretold of one runtime's claims: experts, mixture and shadow pools behind two calls."""
+"""Forecasts one runtime's claims: experts, mixture and shadow pools behind `observe` and `forecast`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from gateway.autoscaler.seasonal import Timers, WeekProfile
 from gateway.autoscaler.shadow import Follower, Objective, Shadow
 from gateway.autoscaler.window import RollingCount
 
-_MAX_REVIEW_INTERVAL_S = 60.0  # seconds between looks at a runtime that nobody claims
-_MAX_STEP_S = 60.0  # seconds; a longer silence is taken in steps of this, or as a gap when it is a clock step
+_MAX_REVIEW_INTERVAL_S = 60.0  # between forecasts for a runtime without claims
+_MAX_STEP_S = (
+    60.0  # a longer time without claims is observed in steps of this; beyond an hour it counts as a clock step
+)
 _NO_WEIGHTS: Mapping[str, float] = MappingProxyType({})
 _MIN_COUNTS, _MAX_COUNTS = 32, 4096  # counts a distribution is kept for
 
@@ -77,11 +79,11 @@ class Demand:
 
     @property
     def review_at(self) -> float:
-        """When to look again if nobody claims until then."""
+        """When the next forecast is due if no claim comes before, epoch seconds."""
         return self._review_at
 
     def due(self, now: float, claims: int) -> bool:
-        """Whether anything has changed enough to look again: a claim, or a silence that has gone on."""
+        """Whether anything has changed enough to look again: a claim, or the review time has come."""
         return claims > 0 or now >= self._review_at or self._last is None or (self._now is not None and now < self._now)
 
     def set_lead(self, lead: float) -> None:
@@ -96,7 +98,9 @@ class Demand:
         """`claims` came since the last call (or in the last `elapsed` seconds)."""
         if elapsed is None:
             elapsed = self.tick if self._now is None else now - self._now
-        if elapsed <= 0.0 or elapsed > 3600.0:  # the clock was set, or nobody watched: what lies between is unknown
+        if (
+            elapsed <= 0.0 or elapsed > 3600.0
+        ):  # the clock was set, or nothing was observed: the claims between are unknown
             self.recent.clear()
             elapsed = self.tick
         while elapsed > _MAX_STEP_S:
@@ -148,7 +152,7 @@ class Demand:
         return level, follower.alert(self.mixture.first_values) if self.recent.total > level else level
 
     def explained(self) -> Forecast | None:
-        """The latest forecast with what people want to know and the loop does not: mean, weights, expected misses."""
+        """The latest forecast with the figures that only readers need, not the loop: mean, weights, expected misses."""
         if self._last is None:
             return None
         last = self._last

@@ -90,7 +90,7 @@ class FastSlow(BackwardLooking):
         self._expected = 0.0
 
     def mean_rate(self) -> float:
-        """Claims a second."""
+        """Mean rate over the window, claims per second."""
         return max(self._slow, 0.6 * self._fast + 0.4 * self._slow)
 
     def observe(self, now: float, elapsed: float, claims: int) -> None:

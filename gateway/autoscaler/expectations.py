@@ -20,7 +20,10 @@ class _Expected:
 
 
 class Expectations(Generic[K]):
-    """What each pool was told and has not yet shown. An expectation that is not met in `expiry` seconds is dropped."""
+    """Targets that were ordered and that the provider's status does not show yet.
+
+    An expectation that is not met in `expiry` seconds is dropped.
+    """
 
     def __init__(self, expiry: float = 60.0) -> None:
         self._expiry = expiry
@@ -39,5 +42,5 @@ class Expectations(Generic[K]):
         self._expected[key] = _Expected(target, now)
 
     def failed(self, key: K) -> None:
-        """The order did not arrive."""
+        """Forget an order that the provider refused."""
         self._expected.pop(key, None)

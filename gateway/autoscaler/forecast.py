@@ -43,7 +43,7 @@ class BackwardLooking:
     """For experts that look back only."""
 
     def review_by(self, now: float, horizon: float) -> float:
-        """Never: only claims and silence change what they foretell."""
+        """Infinity: these forecasts change only with claims and with time without claims."""
         return math.inf
 
 
@@ -53,7 +53,7 @@ def quantile_of(probabilities: Floats, q: float) -> int:
 
 
 def quantiles_of(probabilities: Floats, q: float) -> list[int]:
-    """The same of each row."""
+    """`quantile_of` each row of a matrix of distributions."""
     return [int(row.searchsorted(q - 1e-12)) for row in probabilities.cumsum(axis=1)]
 
 
@@ -68,7 +68,7 @@ def pinball(predicted: float, seen: float, q: float) -> float:
 
 @lru_cache(maxsize=64)
 def counts_up_to(size: int) -> Floats:
-    """0.0, 1.0, ... size - 1."""
+    """The array 0.0, 1.0, ... size - 1; cached, so callers must not modify it."""
     return np.arange(size, dtype=np.float64)
 
 
@@ -129,7 +129,7 @@ class Forecast(NamedTuple):
     mean: float  # claims expected within the horizon
     quantile: float  # share of horizons that `level` should cover
     level: int  # sandboxes wanted: ready and starting
-    source: str  # which rule of shadow.py chose the level, for people
+    source: str  # the rule of shadow.py that chose the level, in words
     weights: Mapping[str, float] = MappingProxyType({})  # expert -> share of the mixture
     alert: int = 0  # what to go up to when claims outrun the level
     observed: float = 0.0  # seconds of demand that it rests on

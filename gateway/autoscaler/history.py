@@ -1,7 +1,7 @@
 """Brings a Demand up to date from recorded claims: forecasters remember across restarts without a store of their own.
 
 Two weeks of minutes teach the experts what the days look like (quarter hours, and minutes for the last three days);
-the last hours' seconds are replayed as if live, so that mixture weights and shadow pools are learned anew too. Quiet
+the last hours' seconds are replayed as if live, so that mixture weights and shadow pools are learned again too. Quiet
 runtimes go further back than busy ones: what their shadow pools know rests on few claims.
 A busy runtime costs about a second, in slices, so the event loop is never held for more than a few milliseconds.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from gateway.autoscaler.demand import Demand
 
 Buckets = Sequence[tuple[int, int]]  # (start, claims), oldest first
-_QUIET_STEP_S = 600.0  # seconds of silence taken in one step
+_QUIET_STEP_S = 600.0  # of time without claims that is observed in one step
 _STEPS_A_SLICE = 16  # steps between yields
 _MIN_LIVE_S, _MAX_LIVE_S = 2 * 3600.0, 6 * 3600.0  # seconds that are replayed as if live
 _MAX_LIVE_BUCKETS = 3000  # busy seconds beyond which the least is enough

@@ -1,9 +1,9 @@
 """One forecast out of many: experts weighed by their recent pinball loss at the wanted quantile.
 
-Each closed horizon, what every expert had foretold for it is compared with what came. Weights are exponential in the
-forgotten-by-half-lives sum of losses, and each expert keeps a small share so that it can come back when the traffic
-changes its nature. Sources: Cesa-Bianchi & Lugosi, "Prediction, Learning, and Games" (2006), ch. 2, for exponential
-weights; Herbster & Warmuth (1998) for the fixed share; the linear pool of distributions is Stone (1961).
+When a horizon closes, every expert's forecast for it is compared with the claims that came. Weights are exponential in
+the discounted sum of losses. Each expert keeps a small share, so that its weight can recover when the traffic changes.
+Sources: Cesa-Bianchi & Lugosi, "Prediction, Learning, and Games" (2006), ch. 2, for exponential weights; Herbster &
+Warmuth (1998) for the fixed share; the linear pool of distributions is Stone (1961).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LEARNING_RATE = 2.0  # how sharply losses (in units of the mean loss) turn into
 _MIN_WEIGHT = 0.01  # of the whole, kept by every expert
 _LOSS_MEMORY_S = 6 * 3600.0  # seconds; how long a loss counts
 _SCORE_INTERVAL_S = 120.0  # seconds in the mean between the horizons that are scored
-_GOLDEN_RATIO = 0.6180339887498949  # spreads those evenly over any period, so that no timer falls between them for ever
+_GOLDEN_RATIO = 0.6180339887498949  # steps by it fill (0, 1) evenly, so that scoring never locks to a timer's period
 _MIN_MIXED_WEIGHT = 0.02  # an expert with less weight than this is scored but not mixed in
 
 
@@ -68,7 +68,7 @@ class Mixture:
         self._counts_from = 0.0
 
     def observe(self, now: float, elapsed: float, claims: int) -> None:
-        """Tell every expert, and score what was foretold for the horizon that has closed."""
+        """Pass the claims to every expert, and score the forecasts for the horizon that has closed."""
         for expert in self.experts:
             expert.observe(now, elapsed, claims)
         if self._pending is not None:
@@ -92,7 +92,9 @@ class Mixture:
         self._loss_sum += pinball(mixed, seen, q)
         scale = float(self.losses.sum()) / len(foretold) / max(self._scored, 1.0)
         if scale > 0.0:
-            # In units of the mean loss, and as if for at most 20 horizons: one bad burst does not decide alone.
+            # In units of the mean loss, so that busy and quiet runtimes switch alike. Scaled to at most 20 horizons:
+            # with 200 scored, a tenth of the sum counts, else weights would be all or nothing and one bad burst would
+            # decide.
             gain = -_LEARNING_RATE * (self.losses - self.losses.min()) / scale / max(self._scored / 20.0, 1.0)
             weights = self._prior * np.exp(gain)
             self.weights = _MIN_WEIGHT + (1.0 - _MIN_WEIGHT * len(weights)) * weights / weights.sum()
@@ -163,11 +165,11 @@ class Mixture:
         self._others = None
 
     def shares(self) -> dict[str, float]:
-        """Expert -> weight, for people."""
+        """Expert name -> weight, rounded to three digits."""
         return {expert.name: round(float(w), 3) for expert, w in zip(self.experts, self.weights, strict=True)}
 
     def restart_score(self) -> None:
-        """Begin the tallies of calibration anew (a replay does at the end of its warm-up)."""
+        """Reset the tallies of calibration (a replay does at the end of its warm-up)."""
         self._foretold = self._covered = 0
         self._wanted_sum = self._loss_sum = 0.0
 

@@ -1,4 +1,4 @@
-"""One runtime in the loop: its demand, its last decision and what people may want to know. No I/O."""
+"""One runtime's pool in the loop: its demand, its last decision and the explanation of it. No I/O."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Pool:
     forecast: Forecast | None = None
     status: PoolStatus | None = None
     decision: Decision | None = None
-    error: str = ""  # what the provider said to the last order
+    error: str = ""  # the provider's error for the last order
     cut: str = ""  # what the budget over all runtimes took from it, a sentence
     looked_at: float = -1e18
     changes: deque[Change] = field(default_factory=lambda: deque(maxlen=20))
@@ -73,7 +73,7 @@ class Pool:
 
     @property
     def spec(self) -> ScalerSpec:
-        """What decide() is told of the runtime's YAML."""
+        """The part of the runtime's manifest that decide() needs."""
         pool = self.runtime.pool
         return ScalerSpec(pool.min, pool.max, pool.mode, pool.size, lower_after=self.settings.lower_after)
 
@@ -108,7 +108,7 @@ class Pool:
         )
 
     def moved(self, now: float, target: int, why: str) -> None:
-        """The provider was told a new target."""
+        """Record a target that the provider has accepted."""
         if target != self.target:
             self.changes.append(Change(now, self.target, target, why))
             self.target = target

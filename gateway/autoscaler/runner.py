@@ -33,7 +33,10 @@ MIN_POKE_INTERVAL_S = 0.05  # seconds, at least, between passes
 
 
 class Autoscaler:
-    """`waiting` and `claimed` listen to the lifecycle; `start` and `aclose` are the loop; `explain` is for people."""
+    """Sizes the warm pools of all runtimes while this gateway holds the lease.
+
+    `waiting` and `claimed` listen to the lifecycle; `start` and `aclose` are the loop; `explain` is GET /v1/autoscaler.
+    """
 
     def __init__(
         self,
@@ -81,7 +84,7 @@ class Autoscaler:
         return self._lease is not None and self._clock.monotonic() < self._lease_until
 
     async def start(self) -> None:
-        """Begin to tick."""
+        """Start the background task that runs the passes."""
         self._tasks.spawn(self._loop())
 
     async def aclose(self) -> None:
@@ -160,7 +163,7 @@ class Autoscaler:
         self._lease_until, self._renew_at = mono + ttl, mono + ttl / 3.0
 
     async def _watch_catalog(self, now: float) -> None:
-        """Pools for exactly the runtimes that are served; one whose pool spec changed begins anew, from history."""
+        """Pools for exactly the runtimes that are served; one whose pool spec changed starts again, from history."""
         served = {runtime.key: runtime for runtime in self._catalog.all()}
         for key in [key for key in self.pools if key not in served]:
             del self.pools[key]
@@ -212,7 +215,7 @@ class Autoscaler:
         return decision
 
     async def _act(self, decided: Sequence[tuple[Pool, Decision]], now: float) -> None:
-        """Tell the provider every target that differs from what it was told."""
+        """Send the provider every target that differs from the last one it accepted."""
         targets = {
             pool.runtime.key: decision
             for pool, decision in decided
@@ -237,9 +240,9 @@ class Autoscaler:
             for key, pool in self.pools.items()
             if pool.decision is not None and pool.runtime.pool.mode is not PoolMode.FORECAST_ONLY
         }
-        floors = {key: self.pools[key].runtime.pool.min for key in wanted}
+        minimums = {key: self.pools[key].runtime.pool.min for key in wanted}
         worth = {key: self.pools[key].worth().tolist() for key in wanted} if sum(wanted.values()) > budget else {}
-        return share_budget(budget, wanted, floors, worth)
+        return share_budget(budget, wanted, minimums, worth)
 
     async def _order(self, pool: Pool, target: int, why: str, now: float) -> None:
         key = pool.runtime.key

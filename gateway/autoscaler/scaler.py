@@ -55,7 +55,7 @@ class Observed(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """The new target, what was wanted before limits and guards, and why (one sentence for people)."""
+    """The new target, what was wanted before limits and guards, and why (one sentence, shown to operators)."""
 
     target: int
     wanted: int
@@ -128,7 +128,7 @@ def _is_surge(spec: ScalerSpec, observed: Observed, forecast: Forecast) -> bool:
 
 @lru_cache(maxsize=1024)
 def _covers(wanted: int, horizon: float, quantile: float) -> str:
-    """What is said most often."""
+    """The sentence of rule `forecast`; cached, as most ticks repeat it."""
     return f"{wanted} cover the claims of the next {horizon:.0f} s with quantile {quantile:.4g}."
 
 
@@ -147,17 +147,17 @@ def _raise(spec: ScalerSpec, observed: Observed, up: Decision, target: int, now:
 
 
 def share_budget(
-    budget: int, wanted: Mapping[K, int], floors: Mapping[K, int], worth: Mapping[K, Sequence[float]]
+    budget: int, wanted: Mapping[K, int], minimums: Mapping[K, int], worth: Mapping[K, Sequence[float]]
 ) -> dict[K, int]:
-    """Cut targets to `budget` sandboxes in all: floors first, then one by one to where the next is worth most.
+    """Cut targets to `budget` sandboxes in all: minimums first, then one by one to where the next is worth most.
 
     `worth[k][n]` is what sandbox n + 1 of pool k saves (claims per second kept from a cold start); falling in n, so
     that taking the best next one is optimal (Fox, "Discrete optimization via marginal analysis", 1966). What a pool
-    has no worth for counts zero. Floors are kept even when they alone exceed the budget: they are promises.
+    has no worth for counts zero. Minimums are kept even when they alone exceed the budget: operators rely on them.
     """
     if sum(wanted.values()) <= budget:
         return dict(wanted)
-    given = {key: min(floors.get(key, 0), want) for key, want in wanted.items()}
+    given = {key: min(minimums.get(key, 0), want) for key, want in wanted.items()}
     left = budget - sum(given.values())
 
     def entry(order: int, key: K) -> tuple[float, int, K]:

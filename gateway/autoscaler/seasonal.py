@@ -68,8 +68,8 @@ class WeekProfile(BackwardLooking):
 class Timers:
     """Finds timers and batches: gaps between episodes, and how many claims an episode brings.
 
-    An episode begins with a claim after a silence of more than a horizon. The chance that the next one begins within
-    the horizon is read from the gaps that are longer than the present silence; its size from the sizes so far. Source:
+    An episode begins with a claim after more than a horizon without claims. The chance that the next one begins within
+    the horizon is read from the gaps that are longer than the present one; its size from the sizes so far. Source:
     the inter-arrival histogram of Shahrad et al., "Serverless in the Wild" (USENIX ATC 2020), and IceBreaker's look at
     periodic functions (ASPLOS 2022). It looks `early` seconds further than the horizon, for the tick that orders wait.
     """
@@ -118,12 +118,12 @@ class Timers:
         if len(self._sorted) < 4:
             out[0] = 1.0
             return out
-        silent = now - self._began
-        passed = bisect_right(self._sorted, silent)
-        soon = bisect_right(self._sorted, silent + horizon + self._early) - passed
+        since_began = now - self._began
+        passed = bisect_right(self._sorted, since_began)
+        soon = bisect_right(self._sorted, since_began + horizon + self._early) - passed
         begins = (soon + 0.02) / (len(self._sorted) - passed + 1.0)
         if passed == len(self._sorted):
-            begins = 0.02  # silent for longer than ever: nothing is known
+            begins = 0.02  # longer than every gap so far: nothing is known
         sizes, last, share = list(self._sizes), size - 1, begins / len(self._sizes)
         running = self._size if now - self._began <= horizon else 0
         rest = [each - running for each in sizes if each > running] if running else []

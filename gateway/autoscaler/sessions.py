@@ -1,9 +1,9 @@
-"""Silences of sessions, gathered; advice from them, and acted upon where the settings say so.
+"""Collects the idle gaps of sessions, derives advice from them, and acts on it if the settings say so.
 
-Every few seconds it looks at the sessions that this gateway serves: a session that was used again tells how long it had
-been silent, one that has been silent for longer than its advice may go to sleep before its timeout, and one that sleeps
-may be woken ahead of its next request. A silence that ends a session for good is not counted: it costs no wake. Known
-in memory only; advice begins anew, with the runtime's timeout, when a gateway does.
+Every few seconds it looks at the sessions that this gateway serves: a session that was used again adds its idle
+gap, one that is idle for longer than advised may be hibernated before its timeout, and a hibernated one may be woken
+ahead of its next request. A gap that ends with the session is not counted: it costs no wake. All of this is in memory
+only; after a restart of the gateway the advice is the runtime's timeout again, until enough gaps are known.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from gateway.sessions.idleness import IdleTracker
 
 logger = logging.getLogger(__name__)
 
-_MIN_GAP_S = 1.0  # seconds; shorter silences tell nothing about sleeping
+_MIN_GAP_S = 1.0  # shorter gaps are within one task of the client, and no time to hibernate
 _MAX_OWN_GAPS = 32  # latest gaps of one session that are remembered
 _MAX_SESSIONS = 20_000  # that are remembered, the latest used: about 10 MB
-_MAX_BATCH = 32  # sessions put to sleep or woken in one pass, so that a pass stays short
+_MAX_BATCH = 32  # sessions hibernated or woken in one pass, so that a pass stays short
 
 Served = Iterable[tuple[SessionId, RuntimeKey, float, bool]]  # session, runtime, last active at, busy
 
@@ -37,8 +37,8 @@ class AdviceSettings:
     """`wake_cost`: idle sandbox-seconds that one wake is worth. Both acts are off by default."""
 
     wake_cost: float = 30.0
-    hibernate: bool = False  # let sessions sleep when advised, at the latest at their timeout
-    prewake: bool = False  # wake sleeping sessions ahead of a request that is likely soon
+    hibernate: bool = False  # hibernate sessions when advised, at the latest at their timeout
+    prewake: bool = False  # wake hibernated sessions ahead of a request that is likely soon
 
 
 @dataclass(slots=True)
@@ -47,12 +47,15 @@ class _Seen:
     last: float
     advice: Advice
     gaps: deque[float] = field(default_factory=lambda: deque(maxlen=_MAX_OWN_GAPS))
-    asleep: bool = False
+    hibernated: bool = False
     woken_at: float | None = None  # when it was woken ahead; until it is used
 
 
 class SessionAdvisor:
-    """One gateway's. `run_once` every few seconds; `woken`, `unbound` and `ended` listen to lifecycle."""
+    """Advises on, and hibernates and wakes, the sessions of one gateway.
+
+    `run_once` every few seconds; `woken`, `unbound` and `ended` listen to lifecycle.
+    """
 
     def __init__(
         self,
@@ -67,44 +70,44 @@ class SessionAdvisor:
         self._catalog, self._served, self._settings = catalog, served, settings
         self._histograms: dict[RuntimeKey, GapHistogram] = {}
         self._sessions: OrderedDict[SessionId, _Seen] = OrderedDict()
-        self._ahead: set[SessionId] = set()  # woken ahead, and neither used nor asleep again
+        self._ahead: set[SessionId] = set()  # woken ahead, and neither used nor hibernated since
         self._waking: SessionId | None = None
         self.slept = self.woke = 0  # by advice, since the start
 
-    def woken(self, session_id: SessionId, runtime: RuntimeKey, silent: float) -> None:
-        """A sleeping session is used again after `silent` seconds, unless it is we who wake it."""
+    def woken(self, session_id: SessionId, runtime: RuntimeKey, idle_s: float) -> None:
+        """A hibernated session is woken after `idle_s` seconds: a gap, unless this class wakes it ahead of use."""
         seen = self._sessions.get(session_id)
         if session_id == self._waking:
             return
         if seen is None:
-            self._histogram(runtime).observe(silent)  # it fell asleep before this gateway knew it
+            self._histogram(runtime).observe(idle_s)  # it was hibernated before this gateway knew it
         else:
-            seen.asleep = False  # its next use, seen in the next pass, tells how long it was silent
+            seen.hibernated = False  # the next pass sees its use, and counts the gap
 
     def unbound(self, session_id: SessionId, sandbox_id: SandboxId | None) -> None:
-        """A session sleeps, or is about to end."""
+        """A session has lost its sandbox: it is hibernated, or about to end."""
         seen = self._sessions.get(session_id)
         if seen is not None and sandbox_id is None:
-            seen.asleep = True
+            seen.hibernated = True
             self._ahead.discard(session_id)
 
     def ended(self, session_id: SessionId) -> None:
-        """It will not be used again."""
+        """Forget a session that has ended."""
         self._sessions.pop(session_id, None)
         self._ahead.discard(session_id)
 
     async def run_once(self, now: float) -> None:
-        """Take in what was used since the last pass, then act."""
-        sleepy = self._look(now)
+        """Count the gaps of sessions used since the last pass, then hibernate and wake as advised."""
+        idle = self._look(now)
         if self._settings.hibernate:
-            for session_id in sleepy[:_MAX_BATCH]:
+            for session_id in idle[:_MAX_BATCH]:
                 await self._hibernate(session_id)
         if self._settings.prewake:
             for session_id in self._due(now)[:_MAX_BATCH]:
                 await self._wake(session_id, now)
 
     def advice(self, session_id: SessionId) -> Advice | None:
-        """For a session that this gateway knows."""
+        """The advice for a session; None when this gateway does not know it."""
         seen = self._sessions.get(session_id)
         return None if seen is None else seen.advice
 
@@ -129,8 +132,8 @@ class SessionAdvisor:
         }
 
     def _look(self, now: float) -> list[SessionId]:
-        """Learn from every served session; those that are silent for longer than advised, longest first."""
-        sleepy: list[tuple[float, SessionId]] = []
+        """Learn from every served session; returns those idle for longer than advised, longest first."""
+        idle: list[tuple[float, SessionId]] = []
         for session_id, runtime, last, busy in self._served():
             seen = self._sessions.get(session_id)
             if seen is None:
@@ -140,16 +143,16 @@ class SessionAdvisor:
             if last > seen.last:
                 if last - seen.last >= _MIN_GAP_S:
                     self._observe(seen, last - seen.last)
-                seen.last, seen.woken_at, seen.asleep = last, None, False
+                seen.last, seen.woken_at, seen.hibernated = last, None, False
                 self._ahead.discard(session_id)
                 self._sessions.move_to_end(session_id)
             if not busy and now - seen.last >= seen.advice.hibernate_after and session_id not in self._ahead:
-                sleepy.append((seen.last, session_id))
+                idle.append((seen.last, session_id))
         for session_id in self._ahead:
             seen = self._sessions[session_id]
             if seen.woken_at is not None and now - seen.woken_at >= seen.advice.hibernate_after:
-                sleepy.append((seen.woken_at, session_id))
-        return [session_id for _, session_id in sorted(sleepy)]
+                idle.append((seen.woken_at, session_id))
+        return [session_id for _, session_id in sorted(idle)]
 
     def _observe(self, seen: _Seen, gap: float) -> None:
         self._histogram(seen.runtime).observe(gap)
@@ -172,22 +175,22 @@ class SessionAdvisor:
             return
         after = seen.advice.hibernate_after
 
-        def silent(session: Session) -> bool:
+        def is_idle(session: Session) -> bool:
             return self._idleness.is_idle(replace(session, idle_timeout=min(after, session.idle_timeout)))
 
         try:
-            self.slept += await self._hibernator.hibernate(session_id, only_if=silent)
+            self.slept += await self._hibernator.hibernate(session_id, only_if=is_idle)
         except WakegateError as error:
-            # Its timeout comes later, and the sweeper then says what is wrong with it.
+            # Debug only: the sweeper hibernates it at its timeout, and then reports the error.
             logger.debug("session %s stays awake until its timeout: %s", session_id, error)
 
     def _due(self, now: float) -> list[SessionId]:
-        """Hibernator sessions whose request is likely soon."""
+        """Hibernated sessions whose next request is likely soon."""
         return [
             session_id
             for session_id, seen in self._sessions.items()
-            if seen.asleep
-            and seen.woken_at is None  # once per silence: whether the guess was right or not
+            if seen.hibernated
+            and seen.woken_at is None  # at most once per gap, even if the forecast was wrong
             and seen.advice.wake_at is not None
             and seen.last + seen.advice.wake_at <= now
         ]
@@ -202,7 +205,7 @@ class SessionAdvisor:
         except WakegateError as error:
             logger.debug("session %s is not woken ahead: %s", session_id, error)
         else:
-            seen.asleep = False
+            seen.hibernated = False
             self.woke += 1
             if session_id in self._sessions:
                 self._ahead.add(session_id)

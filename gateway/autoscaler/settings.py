@@ -21,7 +21,7 @@ class AutoscalerSettings:
     sync_every: float = 2.0  # between reads of other replicas' claims
     shared: bool = False  # other gateways use the same store and size the same pools
     lease: str = "autoscaler"  # who holds it sizes the pools
-    default_lead: float = 5.0  # of a runtime whose lead time nobody has measured yet
+    default_lead: float = 5.0  # of a runtime whose lead time is not measured yet
     cold_start_cost: float | None = None  # idle sandbox-seconds; None: targetMissRate decides
     joins: bool = False  # a miss takes the next sandbox that gets ready (local), not one of its own (kubernetes)
     max_warm: int | None = None  # warm sandboxes over all runtimes; None: each runtime's max alone

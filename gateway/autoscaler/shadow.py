@@ -1,4 +1,4 @@
-"""How much to stock: rules tried side by side on the claims that really came, in pools that exist in numbers only.
+"""Choose the stocking rule by simulation: each rule runs a simulated pool on the real claims; the cheapest is followed.
 
 A rule is either "stock while another sandbox saves more than `threshold` claims per horizon" (the threshold is idle
 cost over the cost of a cold start, so 1 - threshold is the newsvendor's quantile), or "always hold n". Every rule
@@ -9,7 +9,7 @@ by more the less has been seen, else a constant. Three things come out of that:
 * the wanted miss rate is met as measured, not as promised by a model that may be wrong;
 * where forecasts are worth nothing (bursts of seconds at random moments) a constant pool is found, and found to be
   the cheapest, so the pool is never much worse than the best fixed one;
-* a target miss rate is shared by worth: quiet hours where a warm sandbox serves nobody are not stocked at any price.
+* a target miss rate is shared by worth: in quiet hours, when a warm sandbox would serve no claim, none is stocked.
 
 Sources: base stock with lost sales as an Erlang loss system, Karush (1957) and Zipkin, "Foundations of Inventory
 Management" (2000), 7.3; following the best of many policies on their counterfactual cost is Hedge (Freund & Schapire
@@ -97,7 +97,7 @@ class Shadow:
     """The rules' pools. `observe` costs a dozen numpy calls on some 60 numbers, whatever the traffic.
 
     A claim that finds the pool empty starts a sandbox of its own, or with `joins` takes the next one that gets ready
-    and orders another for whoever comes after. The tallies do not depend on what the pools are for, so any number of
+    and orders another for a later claim. The tallies do not depend on what the pools are for, so any number of
     followers may read them.
     """
 
@@ -122,7 +122,8 @@ class Shadow:
     def observe(self, now: float, elapsed: float, claims: int) -> None:
         """`claims` came in the `elapsed` seconds that end at `now`, while `levels` stood."""
         orders, ready = self._orders, self._ready
-        # Without joins nobody waits for the pool, so that it never owes: what is ready is not negative.
+        # With joins, claims that wait make `ready` negative (two waiting: -2), which is no idle time. Without joins it
+        # is never negative.
         self.idle += (np.maximum(ready, 0.0) if self._joins else ready) * elapsed
         while orders and orders[0][0] <= now:
             at, arrived = orders.popleft()

@@ -107,6 +107,6 @@ class ClaimSignal:
         self.take(runtime)
 
     def forget(self, runtime: RuntimeKey) -> None:
-        """The runtime is gone."""
+        """Drop the counts of a runtime that was deleted."""
         for table in (self._written, self._foreign, self._fresh, self._fresh_misses, self._counted):
             table.pop(runtime, None)

@@ -172,7 +172,7 @@ class Process:
         self.stdin_room = None
 
     def close(self) -> None:
-        """Close its pipes."""
+        """Close the ends of the process's pipes that picod holds."""
         self.close_stdin()
         for pump in self._pumps:
             pump.close()

@@ -17,7 +17,7 @@ MAX_RESULTS = 64  # between two moments: 1,280 results a second
 
 @dataclass(slots=True)
 class Text:
-    """Printed on one stream."""
+    """Text printed to one stream, not sent yet."""
 
     stream: str
     parts: list[str]
@@ -55,7 +55,7 @@ class PendingEvents:
         return sum(not isinstance(event, Text) for event in self._events) >= MAX_RESULTS
 
     def add_text(self, stream: str, text: str) -> None:
-        """Something was printed."""
+        """Append printed text, to the last event if that is of the same stream."""
         self.text_size += len(text)
         for event in reversed(self._events):
             if not isinstance(event, Text):

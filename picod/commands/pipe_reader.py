@@ -44,7 +44,7 @@ class PipeReader:
         self._watch()
 
     def detach(self) -> None:
-        """Remove the listener."""
+        """Remove the listener; later output is read and dropped."""
         self._take = None
         self._paused = False
         self._watch()

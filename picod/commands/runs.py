@@ -80,10 +80,10 @@ class Source(Protocol):
     """What a run's events come from, and can be made to wait: a pipe, a kernel's channel."""
 
     def pause(self) -> None:
-        """Read no more for now."""
+        """Stop reading until `resume`; the writer then blocks on a full pipe."""
 
     def resume(self) -> None:
-        """Read again."""
+        """Read on after `pause`, from where it stopped."""
 
     def grow(self) -> None:
         """Make ready for a flood."""

@@ -85,7 +85,7 @@ class Workspace:
         self._use_openat2 = use_openat2
 
     def close(self) -> None:
-        """Close the folder."""
+        """Close the descriptor of the workspace folder."""
         os.close(self.fd)
 
     def resolve(self, path: str, *, make_parents: bool = False, follow: bool = True) -> Place:

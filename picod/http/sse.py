@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from picod.http.request import ClientGoneError, Request, to_json
 
-HEARTBEAT = 15.0  # seconds of silence after which a comment goes out
+HEARTBEAT_S = 15.0  # without an event, after which a comment is sent
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -44,9 +44,9 @@ class EventStream:
         deadline = loop.time() + timeout if timeout is not None else float("inf")
         waited = asyncio.ensure_future(news)
         while True:
-            patience = min(HEARTBEAT, deadline - loop.time())
+            timeout_s = min(HEARTBEAT_S, deadline - loop.time())
             done, _ = await asyncio.wait(
-                (waited, self._gone), timeout=max(0.0, patience), return_when=asyncio.FIRST_COMPLETED
+                (waited, self._gone), timeout=max(0.0, timeout_s), return_when=asyncio.FIRST_COMPLETED
             )
             if self._gone in done:
                 raise ClientGoneError
@@ -77,7 +77,7 @@ class Notifier:
         self._next: asyncio.Future[None] | None = None
 
     def notify_all(self) -> None:
-        """Wake every waiter."""
+        """Wake every stream that waits for an event."""
         if self._next is not None and not self._next.done():
             self._next.set_result(None)
         self._next = None

@@ -34,11 +34,11 @@ _LISTENING = "0A"  # of the state column in /proc/net/tcp
 
 async def list_ports(config: PicodConfig, request: Request) -> None:
     """Answer which TCP ports are listened on; `?wait=PORT&timeout=30s` waits until that one is, or time is up."""
-    wanted, patience = request.query("wait"), request.query("timeout") or "30s"
+    wanted, timeout = request.query("wait"), request.query("timeout") or "30s"
     if wanted and not (wanted.isascii() and wanted.isdigit() and len(wanted) <= 5):
         raise RequestError(400, f"wait: expected a port number, not {wanted!r}")
     try:
-        seconds = min(parse_duration(patience), _MAX_WAIT_S)
+        seconds = min(parse_duration(timeout), _MAX_WAIT_S)
     except DurationError as error:
         raise RequestError(400, f"timeout: {error}") from error
     loop = asyncio.get_running_loop()
@@ -125,7 +125,7 @@ async def _exchange(
     writer.write(request_head(request, target))
     answer = _Answer(target, reader)
     upload = asyncio.ensure_future(_send_body(request, writer, chunked=target.chunked))
-    # Nobody reads on for a client that left.
+    # The client has left, so the rest of the answer is not read.
     upload.add_done_callback(lambda done: None if done.cancelled() else writer.transport.abort())
     try:
         await answer.head()

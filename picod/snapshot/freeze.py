@@ -61,8 +61,8 @@ class Frozen:
                     self._stopped[pid] = -1
             _signal(pid, self._stopped[pid], signal.SIGSTOP)
             # kill() returns before its target stands. A shell that still runs when its child stops sees it and says so.
-            patience = time.monotonic() + _STOP_WAIT_S
-            while not _is_still(pid) and time.monotonic() < patience:
+            deadline = time.monotonic() + _STOP_WAIT_S
+            while not _is_still(pid) and time.monotonic() < deadline:
                 time.sleep(0.0001)
 
     def _continue(self) -> None:

@@ -14,14 +14,14 @@ def seen(*gaps: float) -> GapHistogram:
     return histogram
 
 
-def test_short_silences_are_sat_out() -> None:
+def test_short_gaps_are_waited_for() -> None:
     """Sessions that always come back within a minute are not hibernated before that."""
     advice = seen(*np.random.default_rng(1).uniform(20.0, 60.0, 400)).advise(900.0, wake_cost=600.0)
 
     assert 55.0 <= advice.hibernate_after <= 120.0
 
 
-def test_long_silences_are_not_waited_for() -> None:
+def test_long_gaps_are_not_waited_for() -> None:
     """Sessions that stay away for hours are hibernated soon."""
     advice = seen(*np.random.default_rng(1).uniform(7200.0, 20000.0, 400)).advise(900.0, wake_cost=60.0)
 
@@ -44,7 +44,7 @@ def test_waking_ahead_is_off_unless_asked_for() -> None:
     assert 2900.0 <= advice.wake_at <= 3600.0
 
 
-def test_own_silences_outweigh_those_of_others() -> None:
+def test_own_gaps_outweigh_those_of_other_sessions() -> None:
     """A session that always comes back after a minute is sat out, though most of its kind stay away for hours."""
     others = seen(*np.random.default_rng(1).uniform(7200.0, 20000.0, 400))
 

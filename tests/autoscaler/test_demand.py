@@ -233,7 +233,7 @@ def test_history_with_gaps_and_without_anything_is_read() -> None:
         assert forecast.level <= 1 or forecast.observed < 60.0, "decide() holds the starting size for the first minute"
 
 
-def test_silence_in_history_is_learned() -> None:
+def test_time_without_claims_in_history_is_learned() -> None:
     """Four days of silence after a busy hour make a quiet runtime: what is not recorded was without claims."""
     end = 5.0 * 86400.0
     demand = made()

@@ -108,7 +108,7 @@ def test_fast_slow_learns_dispersion() -> None:
     assert 0.96 <= coverage(FastSlow(), gamma_poisson(43200.0), 43200.0, 0.98) <= 1.0
 
 
-def test_week_profile_foretells_the_busy_hour() -> None:
+def test_week_profile_forecasts_the_busy_hour() -> None:
     """After some days, the hour that is always busy is foretold in the quiet before it."""
     expert = WeekProfile()
     for day in range(8):
@@ -132,7 +132,7 @@ def test_timers_foresee_the_next_batch() -> None:
     assert expert.review_by(last + 20.0, HORIZON) == pytest.approx(last + 290.0)
 
 
-def test_timers_stay_silent_on_random_gaps() -> None:
+def test_timers_forecast_nothing_on_random_gaps() -> None:
     """Poisson claims have no timer in them: nobody is asked to look at the clock more often."""
     expert = Timers(HORIZON)
     now = 0.0

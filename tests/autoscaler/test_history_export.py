@@ -45,7 +45,7 @@ async def test_history_refuses_wrong_parameters(open_gateway: OpenScripted, quer
     [(0.0, {"targetMissRate": 0.01}), (50.0, {"coldStartCost": 50.0})],
     ids=["miss rate", "costs"],
 )
-async def test_explanation_says_what_a_pool_is_for(
+async def test_explanation_names_the_objective_of_a_pool(
     open_gateway: OpenScripted, cost: float, objective: dict[str, float]
 ) -> None:
     """The settings say whether a miss rate or costs decide; GET /v1/autoscaler says it of each pool, and why."""

@@ -223,7 +223,7 @@ def test_traces_are_spread_by_a_fixed_seed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("", "not a trace"),
         ("hello\n", "not a trace"),
@@ -235,7 +235,7 @@ def test_traces_are_spread_by_a_fixed_seed(tmp_path: Path) -> None:
         (K6_JSON + "{\n", ":4: not a line of k6"),
     ],
 )
-def test_wrong_traces_are_told_with_place(tmp_path: Path, text: str, said: str) -> None:
+def test_malformed_trace_is_refused_with_file_and_line(tmp_path: Path, text: str, expected: str) -> None:
     """A file that cannot be read is refused with its name, the line and what would be right."""
     path = tmp_path / "bad"
     path.write_text(text)
@@ -243,10 +243,10 @@ def test_wrong_traces_are_told_with_place(tmp_path: Path, text: str, said: str) 
         read_traces(str(path))
 
     assert str(path) in str(caught.value)
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
 
 
-def test_missing_trace_and_wrong_options_are_told(tmp_path: Path) -> None:
+def test_missing_trace_and_unknown_options_are_refused(tmp_path: Path) -> None:
     """A missing file, an unknown option and an unknown policy say what is wrong."""
     for argument in (str(tmp_path / "none.csv"), f"{tmp_path}:speed=3", "synthetic:nothing"):
         with pytest.raises(BadRequestError):

@@ -193,7 +193,7 @@ async def test_signal_forgets_waiting_claims_that_failed(store: SqliteStore, clo
     assert signal_.take(KEY) == (1, 1)
 
 
-async def test_deleted_runtime_is_forgotten_and_begins_anew(store: SqliteStore, clock: ManualClock) -> None:
+async def test_deleted_runtime_is_forgotten_and_starts_without_state(store: SqliteStore, clock: ManualClock) -> None:
     """A runtime that goes away is no longer ordered for; made again it starts from its history."""
     loop = Loop(store, clock, runtime())
     await loop.begin()
@@ -400,7 +400,7 @@ async def test_miss_wakes_the_loop_at_once(store: SqliteStore, clock: ManualCloc
         await loop.scaler.aclose()
 
 
-def test_wrong_settings_are_told_all_at_once() -> None:
+def test_invalid_settings_are_reported_all_at_once() -> None:
     """Every wrong setting is named with its value."""
     with pytest.raises(SettingsError) as caught:
         AutoscalerSettings(tick=0.0, lease_ttl=-1.0, max_warm=-2)

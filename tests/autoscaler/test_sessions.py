@@ -79,7 +79,7 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
-async def test_silent_session_sleeps_when_its_silences_say_so(gateway: Gateway, clock: ManualClock) -> None:
+async def test_idle_session_hibernates_when_its_gaps_advise_it(gateway: Gateway, clock: ManualClock) -> None:
     """Where silences last for minutes, a session sleeps long before its timeout; one just used does not."""
     sessions = Sessions(gateway, clock, hibernate=True, wake_cost=30.0)
     await sessions.teach(600.0)
@@ -105,7 +105,7 @@ async def test_advice_is_not_acted_upon_unless_asked_for(gateway: Gateway, clock
     assert sessions.advisor.slept == 0
 
 
-async def test_sleeping_session_is_woken_ahead_once(gateway: Gateway, clock: ManualClock) -> None:
+async def test_hibernated_session_is_woken_ahead_once(gateway: Gateway, clock: ManualClock) -> None:
     """Where requests come an hour later to the second, a session is awake before; unused, it sleeps again and stays."""
     sessions = Sessions(gateway, clock, hibernate=True, prewake=True, wake_cost=3000.0)
     await sessions.teach(3600.0)
@@ -122,7 +122,7 @@ async def test_sleeping_session_is_woken_ahead_once(gateway: Gateway, clock: Man
     assert sessions.advisor.woke == 1
 
 
-async def test_wake_tells_the_whole_silence(gateway: Gateway, clock: ManualClock) -> None:
+async def test_wake_reports_the_whole_idle_gap(gateway: Gateway, clock: ManualClock) -> None:
     """A silence that a session slept through counts from its last use, and once."""
     sessions = Sessions(gateway, clock)
     session = await sessions.new()

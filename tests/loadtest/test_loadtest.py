@@ -46,10 +46,10 @@ def tried(script: str) -> Any:
 def test_k6_script_runs_without_an_error(script: str, gateway_url: str, tmp_path: Path) -> None:
     """Each script on a small scale: every check holds, no 5xx. Its latency thresholds are for quiet machines."""
     summary = tmp_path / "summary.json"
-    _, said = scenarios.run_k6(script, gateway_url, SMALL[script], summary)
-    assert summary.exists(), said
+    _, output = scenarios.run_k6(script, gateway_url, SMALL[script], summary)
+    assert summary.exists(), output
     counts = scenarios._counts(scenarios.read_summary(summary))
-    assert (counts["failed checks"], counts["server_errors"], counts["broken_requests"]) == (0, 0, 0), said
+    assert (counts["failed checks"], counts["server_errors"], counts["broken_requests"]) == (0, 0, 0), output
     assert counts["iterations"] >= 1
 
 
@@ -143,14 +143,14 @@ RESULT = {
             "bars": [{"text": "spike: errors", "figure": 1.0, "bound": "<= 0", "held": False}],
         },
         "compare": {
-            "about": "peers", "said": "a table", "bars": [],
+            "about": "peers", "output": "a table", "bars": [],
             "rows": [{"connections": 1, "arrivals": 0, "side": "direct", "rate": 5.0, "least": 4.0, "most": 6.0}],
         },
     },
 }  # fmt: skip
 
 
-def test_report_says_what_missed_and_compares_with_the_last_accepted_run(
+def test_report_lists_missed_bars_and_compares_with_the_last_accepted_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tables, plots and ratios; what was accepted is what later runs are compared with."""

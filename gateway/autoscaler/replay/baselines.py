@@ -102,7 +102,7 @@ def seasonal_naive(trace: Trace, lead: float, headroom: float) -> Targets:
 
 
 def oracle(trace: Trace, lead: float, _: float) -> Targets:
-    """Knows every arrival: one sandbox is ordered a lead time ahead of each. The floor that no policy can reach."""
+    """Knows every arrival: one sandbox is ordered a lead time ahead of each. No real policy can do better."""
     ordered, gone = trace.arrivals - lead - 1e-3, trace.arrivals + 1e-3
     at = np.concatenate((ordered, gone))
     step = np.concatenate((np.ones(len(ordered)), -np.ones(len(gone))))
@@ -111,7 +111,7 @@ def oracle(trace: Trace, lead: float, _: float) -> Targets:
 
 
 def known_rates(trace: Trace, lead: float, cold_start_cost: float) -> Targets:
-    """Knows the rate of each bin ahead of time, but not the arrivals within: the floor of any forecast of rates.
+    """Knows the rate of each bin ahead of time, but not the arrivals within: the lower bound of any forecast of rates.
 
     The level of a bin is the best by Erlang's formula when a cold start costs that many idle sandbox-seconds.
     """

@@ -133,7 +133,7 @@ def run_all(traces: list[Trace], settings: Settings, jobs: int) -> list[TraceRes
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status: 0, or 2 when the input is wrong (said on stderr)."""
+    """Exit status: 0, or 2 when the input is wrong (reported on stderr)."""
     try:
         settings = Settings(
             lead=args.runtime_lead,

@@ -1,7 +1,7 @@
 """Lead times as they were on a real engine, for a replay of what it did.
 
 One number does not do on a machine where starts contend: while several start, or others work, each takes longer, and
-just then claims come thick too. So an order in the replay takes as long as what was ordered at that time really took.
+just then claims are frequent too. So an order in the replay takes as long as what was ordered at that time really took.
 """
 
 from __future__ import annotations

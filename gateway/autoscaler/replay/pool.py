@@ -29,7 +29,7 @@ class Targets:
     levels: Floats
 
     def compact(self) -> Targets:
-        """Only the changes."""
+        """Drop entries that repeat the level before them."""
         if not len(self.times):
             return self
         keep = np.concatenate(([True], self.levels[1:] != self.levels[:-1]))
@@ -54,7 +54,7 @@ class Outcome:
 
     @property
     def hit_rate(self) -> float:
-        """1 when nobody came."""
+        """Share of claims served from the pool; 1 without claims."""
         return self.hits / self.claims if self.claims else 1.0
 
     @property

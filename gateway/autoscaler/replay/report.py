@@ -1,4 +1,4 @@
-"""Writes what the laboratory found: a Markdown table for people, JSON for programs."""
+"""Writes what the laboratory found: as a Markdown table, and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def fleet_table(results: Sequence[TraceResult]) -> str:
 
 
 def markdown(results: Sequence[TraceResult]) -> str:
-    """The whole report."""
+    """The whole report as Markdown."""
     s = results[0].settings
     out = [
         "# Replay",
@@ -188,7 +188,7 @@ def _point(point: Point) -> dict[str, Any]:
 
 
 def document(results: Sequence[TraceResult]) -> list[dict[str, Any]]:
-    """The same as JSON."""
+    """The figures of the report as a JSON document."""
     out = []
     for r in results:
         c = r.calibration

@@ -19,7 +19,7 @@ class Trace:
 
     @property
     def span(self) -> float:
-        """Seconds."""
+        """Length of the trace in seconds."""
         return self.end - self.start
 
     def cut(self, seconds: float) -> Trace:

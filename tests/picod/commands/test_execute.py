@@ -53,7 +53,7 @@ def test_result_has_every_field(picod: Executor) -> None:
         ("echo bad >&2; exit 1", 1, "bad\n"),
     ],
 )
-def test_exit_codes_are_told(picod: Executor, script: str, code: int, stderr: str) -> None:
+def test_exit_codes_are_reported(picod: Executor, script: str, code: int, stderr: str) -> None:
     """Codes as they are, without a signal."""
     answer = picod.execute("sh", "-c", script)
 
@@ -85,7 +85,7 @@ def test_death_by_signal_is_named(picod: Executor, script: str, code: int, name:
     assert f"killed by {name}" in answer["stderr"]
 
 
-def test_signals_of_timeouts_are_not_told_as_the_commands_own(picod: Executor) -> None:
+def test_signals_of_timeouts_are_not_reported_as_the_commands_own(picod: Executor) -> None:
     """What picod itself killed has the exit code of a timeout, and no signal."""
     answer = picod.execute("sleep", "60", timeout="100ms")
 
@@ -287,7 +287,7 @@ def test_fifty_commands_run_at_once(picod: Executor) -> None:
     assert picod.children() == []
 
 
-def test_long_output_is_cut_and_said_so() -> None:
+def test_long_output_is_truncated_and_flagged() -> None:
     """Each stream has its own limit; the whole is in the named file."""
     with picod_process("--auth", "none", "--max-output", "10") as picod:
         answer = picod.execute("sh", "-c", "printf 12345678901; printf 1234567890 >&2")

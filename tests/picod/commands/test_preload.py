@@ -170,7 +170,7 @@ def test_killed_or_stopped_helpers_cost_no_command(number: signal.Signals, victi
         wait_until(lambda: picod.execute("python3", "-c", IS_PRELOADED)["stdout"] == "True\n", "it is preloaded again")
 
 
-def test_script_that_kills_its_parent_and_siblings_hurts_nobody_else(picod: Executor) -> None:
+def test_script_that_kills_its_parent_and_siblings_affects_no_other_script(picod: Executor) -> None:
     """Hostile code may end the warm interpreter; picod goes on and makes another."""
     code = """
 import os, signal
@@ -264,7 +264,7 @@ async def test_frozen_session_spares_quiet_helpers() -> None:
         ("import os; open(os.path.expanduser('~/made'), 'w').close()", "the imports write made into the home folder"),
     ],
 )
-def test_module_that_cannot_be_preloaded_is_told_in_the_log(
+def test_module_that_cannot_be_preloaded_is_logged(
     source: str, reason: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The log says why, commands run the ordinary way, and nothing was left in the home folder."""
@@ -360,7 +360,7 @@ def test_script_runs_beside_modules_that_keep_threads() -> None:
             waiting_child(picod)
 
 
-def test_modules_of_a_script_are_told_from_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modules_of_a_script_are_distinguished_from_preloaded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when it took others out of sys.modules, or put them back."""
     before = baseline.Baseline()
     before.remember()

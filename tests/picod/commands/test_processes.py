@@ -212,7 +212,7 @@ def test_number_of_processes_is_bounded(picod: Executor, nap: str) -> None:
     assert (reply.status_code, reply.json()["code"]) == (429, "TOO_MANY_PROCESSES")
 
 
-def test_activity_tells_of_processes_that_keep_the_sandbox_awake(picod: Executor, nap: str) -> None:
+def test_activity_lists_processes_that_keep_the_sandbox_awake(picod: Executor, nap: str) -> None:
     """Those that run, unless they were started not to."""
     assert picod.client.get("/api/activity").json()["busy"] is False
     start(picod, "sleep", nap, keeps_awake=False)

@@ -127,7 +127,7 @@ def test_same_request_with_an_event_id_does_not_run_twice(picod: Executor) -> No
     assert (picod.workspace / "count").read_text() == "once\n"
 
 
-def test_events_that_are_no_longer_kept_are_said(picod: Executor) -> None:
+def test_events_that_are_no_longer_kept_are_reported(picod: Executor) -> None:
     """A background run that printed more than is kept tells how much is missing, and how it ended."""
     body = {"command": ["sh", "-c", "yes a line of text | head -c 20000000"], "background": True}
     connection, begun = start(picod, body)
@@ -141,7 +141,7 @@ def test_events_that_are_no_longer_kept_are_said(picod: Executor) -> None:
     assert heard[-1].data["exit_code"] == 0
 
 
-def test_run_that_is_stopped_says_so(picod: Executor) -> None:
+def test_stopped_run_reports_that_it_was_stopped(picod: Executor) -> None:
     """DELETE ends a run in the background; its events can still be read."""
     connection, begun = start(picod, {"command": ["sleep", "601"], "background": True})
     connection.close()

@@ -129,7 +129,7 @@ def test_signals_reach_the_foreground_and_leave_the_shell(picod: Executor) -> No
     assert terminal["pid"] == picod.client.get("/api/terminals").json()["terminals"][0]["pid"]
 
 
-def test_exit_is_told_and_the_connection_closes(picod: Executor) -> None:
+def test_exit_is_reported_and_the_connection_closes(picod: Executor) -> None:
     """After all that was printed."""
     with attach(picod, "?command=echo%20last;exit%203") as screen:
         assert screen.hear("exit") == {"type": "exit", "exit_code": 3, "signal": None}
@@ -256,7 +256,7 @@ def test_wrong_requests_are_refused_before_the_handshake(picod: Executor, query:
     assert picod.client.get("/api/terminals").json()["terminals"] == []
 
 
-def test_request_without_a_handshake_is_told_so(picod: Executor) -> None:
+def test_request_without_a_handshake_is_refused(picod: Executor) -> None:
     """A plain GET gets 426 or 400, and no terminal."""
     assert picod.client.get("/api/terminal").status_code in (400, 426)
     assert picod.client.get("/api/terminals").json()["terminals"] == []

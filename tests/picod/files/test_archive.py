@@ -265,7 +265,7 @@ def test_zip_whose_directory_is_huge_takes_no_memory(picod: Executor, folder: Pa
     assert picod.memory("VmHWM") - before < 16 << 20
 
 
-def test_what_is_there_is_kept_unless_told(picod: Executor, folder: Path) -> None:
+def test_existing_files_are_kept_without_overwrite(picod: Executor, folder: Path) -> None:
     """A conflict changes nothing; with `overwrite` files are replaced, folders joined, never one by the other."""
     (folder / "in" / "d").mkdir(parents=True)
     (folder / "in" / "d" / "old").write_text("old")

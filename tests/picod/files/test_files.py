@@ -279,7 +279,7 @@ def test_json_bodies_have_a_limit() -> None:
     assert form.status_code == 200
 
 
-def test_listing_is_sorted_and_says_what_each_entry_is(picod: Executor) -> None:
+def test_listing_is_sorted_and_has_the_type_of_each_entry(picod: Executor) -> None:
     """Files, folders, links (not followed), odd names; not recursive; `[]` when empty."""
     folder = picod.workspace / "listed"
     (folder / "sub" / "deeper").mkdir(parents=True)

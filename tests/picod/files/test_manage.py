@@ -101,7 +101,7 @@ def test_paths_out_of_the_workspace_are_refused(
     assert sorted(os.listdir(folder)) == ["a", "out"]
 
 
-def test_move_renames_and_replaces_only_when_told(picod: Executor, folder: Path) -> None:
+def test_move_renames_and_replaces_only_with_overwrite(picod: Executor, folder: Path) -> None:
     """Parents of the new place are made; a link moves as a link."""
     (folder / "a").write_text("a")
     (folder / "b").write_text("b")
@@ -133,7 +133,7 @@ def test_mkdir_makes_parents_and_is_content_with_what_is_there(picod: Executor, 
     ]  # fmt: skip
 
 
-def test_stat_tells_a_link_from_what_it_leads_to(picod: Executor, folder: Path) -> None:
+def test_stat_distinguishes_a_link_from_its_target(picod: Executor, folder: Path) -> None:
     """Itself unless `follow` is asked for; a link out of the workspace is not followed."""
     (folder / "file").write_text("four")
     (folder / "link").symlink_to("file")
@@ -192,7 +192,7 @@ def test_walk_goes_on_behind_any_path(tmp_path_factory: pytest.TempPathFactory, 
     assert behind == [path for path in whole if path.split(b"/") > [b"a", b"\0", b"gone"]]
 
 
-def test_swapping_a_folder_for_a_link_leads_nobody_astray(picod: Executor, folder: Path, tmp_path: Path) -> None:
+def test_swapping_a_folder_for_a_link_does_not_redirect_requests(picod: Executor, folder: Path, tmp_path: Path) -> None:
     """While code swaps it as fast as it can, nothing outside is deleted, moved, listed or made."""
     (folder / "real").mkdir()
     (folder / "real" / "x").write_text("inside")

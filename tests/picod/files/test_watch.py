@@ -70,7 +70,7 @@ def follow(picod: Executor, query: str = "?path=w") -> Iterator[Follower]:
         yield follower
 
 
-def test_changes_are_told_once_each(picod: Executor, folder: Path) -> None:
+def test_each_change_is_reported_once(picod: Executor, folder: Path) -> None:
     """Made, written, deleted; a file written many times in a moment is one change."""
     (folder / "old").write_text("x")
     (folder / "gone").write_text("x")
@@ -95,7 +95,7 @@ def test_new_folders_are_watched_with_what_was_in_them_already(picod: Executor, 
         assert follower.changes("a/b/c/f") == [("modified", "a/b/c/f")]
 
 
-def test_moves_are_told_as_moves_and_followed(picod: Executor, folder: Path) -> None:
+def test_moves_are_reported_as_moves_and_followed(picod: Executor, folder: Path) -> None:
     """Within what is watched; out of it is a deletion, into it a creation."""
     (folder / "d" / "sub").mkdir(parents=True)
     (folder / "f").write_text("x")
@@ -159,7 +159,7 @@ def test_stream_ends_when_its_folder_goes(picod: Executor, folder: Path) -> None
             follower.next()
 
 
-def test_overflow_is_said_and_watching_goes_on(picod: Executor, folder: Path) -> None:
+def test_overflow_is_reported_and_watching_continues(picod: Executor, folder: Path) -> None:
     """More events than the kernel's queue holds while the client reads nothing."""
     room = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     with follow(picod) as follower:

@@ -68,7 +68,7 @@ def test_key_of_another_request_is_refused(picod: Executor) -> None:
     assert execute(picod, "true", "k" * 300).status_code == 400
 
 
-def test_stream_with_a_key_is_told_again(picod: Executor) -> None:
+def test_stream_with_a_key_is_replayed(picod: Executor) -> None:
     """All of its events, as they were."""
     first, again = (execute(picod, "echo x >> streamed; echo a; echo b >&2", "key-5", stream=True) for _ in range(2))
     assert first.text == again.text
@@ -99,7 +99,7 @@ def test_run_with_a_key_goes_on_without_its_client_and_keeps_the_sandbox_busy(pi
     assert picod.client.get("/api/activity").json()["busy"] is False
 
 
-def test_answers_survive_picod_and_what_began_is_said(tmp_path: Path) -> None:
+def test_answers_survive_a_restart_and_unfinished_requests_are_reported(tmp_path: Path) -> None:
     """They lie in the workspace; a request that ended with its sandbox is not run again, nor claimed to be done."""
     with interpreter_process(tmp_path) as first, interpreter_process(tmp_path) as second:
         answer = execute(first, "echo x >> kept; echo said", "key-8").json()

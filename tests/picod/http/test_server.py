@@ -28,7 +28,7 @@ def talk(picod: Executor, *sent: bytes) -> bytes:
         return received
 
 
-def test_health_says_what_agentcube_says(picod: Executor) -> None:
+def test_health_answers_as_agentcube_does(picod: Executor) -> None:
     """Service, status, uptime as a Go duration, version."""
     body = picod.client.get("/health").json()
 
@@ -228,7 +228,7 @@ def test_end_of_the_lifeline_is_the_end_of_all() -> None:
         process.wait()
 
 
-def test_wrong_start_says_why(tmp_path: Path) -> None:
+def test_invalid_start_reports_the_reason(tmp_path: Path) -> None:
     """A workspace that cannot be: status 2 and a sentence, no traceback."""
     (tmp_path / "file").touch()
     command = [

@@ -30,7 +30,7 @@ def test_context_keeps_its_variables(picod: Executor) -> None:
     assert second["error"] is None
 
 
-def test_output_of_code_and_of_its_children_is_told_apart(picod: Executor) -> None:
+def test_stdout_and_stderr_of_code_and_its_children_stay_separate(picod: Executor) -> None:
     """Both streams come back, of Python, of subprocesses and of shell escapes alike, in their order."""
     answer = run_code(
         picod,
@@ -80,7 +80,7 @@ def test_timeout_interrupts_and_keeps_the_variables(picod: Executor) -> None:
     assert run_code(picod, "held")["results"] == [{"text/plain": "1"}]
 
 
-def test_death_of_a_context_is_said_and_the_next_run_is_told(picod: Executor) -> None:
+def test_death_of_a_context_is_reported_and_noted_in_the_next_run(picod: Executor) -> None:
     """A crash is an answer, not a failed request; then a fresh process, whose user knows that it is fresh."""
     run_code(picod, "lost = 1")
     crashed = run_code(picod, "import os, signal\nprint('last words')\nos.kill(os.getpid(), signal.SIGSEGV)")
@@ -198,7 +198,7 @@ def test_code_that_awaits_is_interrupted_too(picod: Executor) -> None:
     assert run_code(picod, "waited")["results"] == [{"text/plain": "1"}]
 
 
-def test_context_that_cannot_start_says_why(tmp_path: Path) -> None:
+def test_context_that_cannot_start_reports_the_reason(tmp_path: Path) -> None:
     """An environment without a kernel is named as the cause; bash goes on, and a python3 that is mended is used."""
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -237,7 +237,7 @@ def test_animation_is_one_result(picod: Executor) -> None:
     assert "results_omitted" not in answer
 
 
-def test_cell_is_rewritten_once_and_by_whoever_asked_to(picod: Executor) -> None:
+def test_cell_is_rewritten_once_and_by_registered_transformers(picod: Executor) -> None:
     """A transformer that code adds sees each cell once and changes what runs; a cell may run itself again."""
     louder = "def louder(lines):\n    seen.append(1)\n    return [line.replace('low', 'HIGH') for line in lines]\n"
     run_code(picod, f"seen = []\n{louder}get_ipython().input_transformers_post.append(louder)")

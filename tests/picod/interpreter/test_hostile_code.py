@@ -24,7 +24,7 @@ def picod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
         yield executor
 
 
-def test_flood_of_output_is_cut_and_said(picod: Executor) -> None:
+def test_flood_of_output_is_truncated_and_flagged(picod: Executor) -> None:
     """Its beginning and end are answered, a file has a part of it: neither memory nor disk fills."""
     before = picod.reset_peak()
     answer = run_code(picod, "while True: print('x' * 1000)", timeout=1)
@@ -35,7 +35,7 @@ def test_flood_of_output_is_cut_and_said(picod: Executor) -> None:
     assert run_code(picod, "2")["results"] == [{"text/plain": "2"}]
 
 
-def test_flood_of_results_is_cut_and_said(picod: Executor) -> None:
+def test_flood_of_results_is_truncated_and_flagged(picod: Executor) -> None:
     """So many are answered, the others counted, and the run ends although the flood drops messages."""
     answer = run_code(picod, "for i in range(3_000): display(i)\n'end'")
     assert len(answer["results"]) == 256
@@ -43,7 +43,7 @@ def test_flood_of_results_is_cut_and_said(picod: Executor) -> None:
     assert answer["error"] is None
 
 
-def test_large_results_are_cut_and_said(picod: Executor) -> None:
+def test_large_results_are_dropped_and_flagged(picod: Executor) -> None:
     """Half of a text is of use, half of a picture is not; what no message can carry is counted."""
     before = picod.reset_peak()
     text = run_code(picod, "print = None\nclass Long:\n    def __repr__(self): return 'x' * 3_000_000\nLong()")
@@ -114,7 +114,7 @@ def test_closed_streams_are_there_again_for_the_next_run(picod: Executor, code: 
     assert run_code(picod, after)["stdout"] == "mark is 4\nchild\n"
 
 
-def test_error_that_cannot_be_shown_is_said_and_keeps_the_variables(picod: Executor) -> None:
+def test_error_without_a_printable_text_is_reported_and_keeps_the_variables(picod: Executor) -> None:
     """An exception whose text raises one ends the run at once, not at its timeout with the context's process."""
     code = "mark = 5\nclass Odd(Exception):\n    def __str__(self): raise Odd\nraise Odd"
     answer = run_code(picod, code, timeout=20)

@@ -125,7 +125,7 @@ def test_session_without_contexts_leaves_no_trace(tmp_path: Path) -> None:
         assert files_of(picod) == {}
 
 
-def test_context_that_is_not_used_between_two_sleeps_is_kept(tmp_path: Path) -> None:
+def test_context_that_is_not_used_between_two_hibernations_is_kept(tmp_path: Path) -> None:
     """A wake for something else does not cost the variables."""
     with interpreter_process(tmp_path) as first:
         run_code(first, "x = 'still here'")
@@ -163,7 +163,7 @@ def test_running_code_is_not_waited_for(tmp_path: Path) -> None:
         thread.join()
 
 
-def test_broken_state_is_told_and_the_context_works(tmp_path: Path) -> None:
+def test_broken_state_is_reported_and_the_context_works(tmp_path: Path) -> None:
     """A pickle that was tampered with costs its variables, not the session."""
     with interpreter_process(tmp_path) as first:
         run_code(first, "x = 1")

@@ -238,7 +238,7 @@ def test_server_on_the_other_loopback_is_found(picod: Executor) -> None:
         pytest.skip("no IPv6 here")
 
 
-def test_port_without_a_listener_is_said_to_have_none(picod: Executor) -> None:
+def test_port_without_a_listener_is_reported_as_such(picod: Executor) -> None:
     """502, and what to do."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -252,7 +252,7 @@ def test_port_without_a_listener_is_said_to_have_none(picod: Executor) -> None:
     "answer",
     [b"-ERR unknown command\r\n", b"", b"HTTP/1.1 999 No\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: " + b"y" * 200_000],
 )
-def test_what_speaks_no_http_is_told_apart(picod: Executor, answer: bytes) -> None:
+def test_server_without_http_gets_its_own_error(picod: Executor, answer: bytes) -> None:
     """A 502 with a reason, never a broken connection."""
     with server(says(answer)) as (port, _):
         reply = picod.client.get(f"/api/ports/{port}/")

@@ -393,7 +393,7 @@ def test_workspace_in_use_is_not_overwritten(source: Executor, target: Executor)
     assert restore(target, archive, replace="yes").status_code == 400
 
 
-def test_full_disk_is_told_and_leaves_the_workspace_empty(source: Executor) -> None:
+def test_full_disk_is_reported_and_leaves_the_workspace_empty(source: Executor) -> None:
     """507, and room for another try."""
     (source.workspace / "big").write_bytes(os.urandom(3 << 20))
     (source.workspace / "aaa").write_bytes(b"first")
