@@ -30,6 +30,7 @@ from gateway.core.model import Endpoint, Kind, Sandbox, SandboxId, SessionId, Su
 from picod import wire
 
 _MAX_ANSWER = 1 << 20  # bytes of an answer that is no snapshot
+_EXPORT_RATE_BYTES = 64 << 10  # a second, the least of an export: 5 GiB take a day at most, not for ever
 _MAX_SAID = 300  # characters of an error that picod gives and we pass on
 _GONE = (ConnectionRefusedError, FileNotFoundError, ConnectionResetError)
 
@@ -56,9 +57,11 @@ class PicodExecutor:
     ) -> None:
         """`silence`: seconds that a sandbox may give or take no byte. picod bears a silence of ours as long.
 
-        `patience`: seconds that it may take over `suspend` or `resume` in all: a session waits for them to sleep.
+        An export may be behind 64 KiB a second by as much, in all.
+        `patience`: seconds that it may take over `suspend`, `resume` or `busy` in all, and over the words of its
+        answer to a restore: a session waits for them to hibernate, and so does the sweep over all sessions.
         """
-        self._patience = patience
+        self._patience, self._silence = patience, silence
         self._catalog = catalog
         self._tokens = tokens
         self._timeout = httpx.Timeout(silence, connect=connect_timeout)
@@ -69,14 +72,28 @@ class PicodExecutor:
         async with self._call("GET", wire.SNAPSHOT_PATH, sandbox, session_id) as reply:
             if reply.status_code != 200:
                 raise _refused(sandbox, "give its workspace", reply.status_code, await _said(reply))
-            async for chunk in reply.aiter_raw():
+            chunks = reply.aiter_raw()
+            received, waited = 0, 0.0  # time that the sandbox took, not what the reader of this stream takes
+            clock = asyncio.get_running_loop().time
+            while True:
+                began = clock()
+                allowed = self._silence + received / _EXPORT_RATE_BYTES - waited
+                async with _deadline(allowed, f"sandbox {sandbox.id} gives its workspace too slowly"):
+                    chunk = await anext(chunks, None)
+                if chunk is None:
+                    return
+                waited += clock() - began
+                received += len(chunk)
                 yield chunk
 
     async def restore(self, sandbox: Sandbox, session_id: SessionId, chunks: AsyncIterator[bytes]) -> None:
         """See Executor. Raises what `chunks` raises; SnapshotCorruptError for an archive that picod refuses."""
         # A warm sandbox may have written something of its own: the workspace is the session's alone, so it goes.
         path = wire.SNAPSHOT_PATH + "?replace=true"
-        async with self._call("PUT", path, sandbox, session_id, content=chunks) as reply:
+        async with (
+            self._call("PUT", path, sandbox, session_id, content=chunks) as reply,
+            _deadline(self._patience, self._unanswered(sandbox, wire.SNAPSHOT_PATH)),
+        ):
             said = await _said(reply)
         if reply.status_code == 400:
             raise SnapshotCorruptError(f"sandbox {sandbox.id} cannot unpack the snapshot: {_error(said)}")
@@ -103,22 +120,26 @@ class PicodExecutor:
 
         What stands in for picod may answer any path, and with a stream that does not end.
         """
-        try:
-            async with asyncio.timeout(self._patience), self._call("POST", path, sandbox, session_id) as reply:
-                kind = reply.headers.get("content-type", "").partition(";")[0].strip().lower()
-                if reply.status_code == 200 and kind != "application/json":
-                    return 404, b""
-                return reply.status_code, await _said(reply)
-        except TimeoutError:
-            raise UpstreamTimeoutError(
-                f"sandbox {sandbox.id} did not answer {path} within {self._patience:g} s"
-            ) from None
+        async with (
+            _deadline(self._patience, self._unanswered(sandbox, path)),
+            self._call("POST", path, sandbox, session_id) as reply,
+        ):
+            kind = reply.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if reply.status_code == 200 and kind != "application/json":
+                return 404, b""
+            return reply.status_code, await _said(reply)
+
+    def _unanswered(self, sandbox: Sandbox, path: str) -> str:
+        return f"sandbox {sandbox.id} did not answer {path} within {self._patience:g} s"
 
     async def busy(self, sandbox: Sandbox, session_id: SessionId) -> bool:
         """Whether something runs there that no request waits for. A picod that cannot tell has nothing."""
         if sandbox.runtime.kind is Kind.AGENT_RUNTIME:
             return False  # it would be the agent that is asked
-        async with self._call("GET", wire.ACTIVITY_PATH, sandbox, session_id) as reply:
+        async with (
+            _deadline(self._patience, self._unanswered(sandbox, wire.ACTIVITY_PATH)),
+            self._call("GET", wire.ACTIVITY_PATH, sandbox, session_id) as reply,
+        ):
             said = await _said(reply)
         return reply.status_code == 200 and _json(said).get("busy") is True
 
@@ -145,6 +166,16 @@ def _origin(endpoint: Endpoint) -> str:
         return "http://picod"
     host = endpoint.host or ""
     return f"http://[{host}]:{endpoint.port}" if ":" in host else f"http://{host}:{endpoint.port}"
+
+
+@asynccontextmanager
+async def _deadline(seconds: float, error: str) -> AsyncIterator[None]:
+    """Give up after `seconds` with UpstreamTimeoutError, however many bytes trickle in meanwhile."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise UpstreamTimeoutError(error) from None
 
 
 @contextmanager

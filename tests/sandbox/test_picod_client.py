@@ -50,6 +50,10 @@ async def resume(executor: PicodExecutor, sandbox: Sandbox) -> None:
     await executor.resume(sandbox, SESSION)
 
 
+async def busy(executor: PicodExecutor, sandbox: Sandbox) -> bool:
+    return await executor.busy(sandbox, SESSION)
+
+
 VERBS = {"export": export, "restore": restore, "suspend": suspend, "resume": resume}
 
 
@@ -192,7 +196,7 @@ async def test_answer_that_is_not_picods_saves_nothing() -> None:
             await executor_of().resume(sandbox, SESSION)
 
 
-@pytest.mark.parametrize("verb", ["suspend", "resume"], indirect=True)
+@pytest.mark.parametrize("verb", [export, restore, suspend, resume, busy])
 async def test_dripping_answer_is_given_up(verb: Verb) -> None:
     """Each byte comes in time, and all of them would take for ever."""
 
@@ -204,8 +208,21 @@ async def test_dripping_answer_is_given_up(verb: Verb) -> None:
             await asyncio.sleep(0.01)
 
     async with answering(script) as sandbox:
-        with pytest.raises(UpstreamTimeoutError, match=r"sb-1 did not answer /api/(suspend|resume) within 0\.3 s"):
-            await verb(executor_of(patience=0.3), sandbox)
+        with pytest.raises(
+            UpstreamTimeoutError, match=r"sb-1 (did not answer /api/\S+ within 0\.3 s|gives its .* too slowly)"
+        ):
+            await verb(executor_of(patience=0.3, silence=0.3), sandbox)
+
+
+async def test_slow_reader_of_an_export_is_not_the_sandboxs_fault() -> None:
+    """A snapshot store that takes longer than the sandbox may: what the sandbox gave at once is read to its end."""
+    async with answering(saying(b"x" * 300_000)) as sandbox:
+        received = 0
+        async for chunk in executor_of(silence=0.3).export(sandbox, SESSION):
+            received += len(chunk)
+            if received == len(chunk):
+                await asyncio.sleep(0.4)  # the store; what is waited for is that time passes
+        assert received == 300_000
 
 
 @pytest.mark.parametrize("verb", ["restore", "suspend", "resume"], indirect=True)
