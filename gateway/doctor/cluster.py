@@ -49,7 +49,7 @@ async def check_cluster(settings: Settings) -> AsyncIterator[Finding]:
 
 
 def check_version(version: dict[str, Any]) -> Finding:
-    """Is the server new enough?"""
+    """Compare the API server's version with the oldest that the manifests work on."""
     major, minor = (int("".join(c for c in str(version.get(part, "0")) if c.isdigit()) or 0)
                     for part in ("major", "minor"))  # fmt: skip
     detail = str(version.get("gitVersion", f"{major}.{minor}"))

@@ -18,7 +18,7 @@ class Finding:
 
     @property
     def status(self) -> str:
-        """ok, warn or fail."""
+        """The word in front of the line: ok, warn (works, with a drawback) or fail."""
         return "ok" if not self.fix else "fail" if self.fatal else "warn"
 
     def __str__(self) -> str:

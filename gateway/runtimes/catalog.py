@@ -14,11 +14,11 @@ class StaticCatalog:
         self._runtimes = {runtime.key: runtime for runtime in runtimes}
 
     def get(self, key: RuntimeKey) -> Runtime | None:
-        """One, or None."""
+        """The runtime of that key; None: no file has it."""
         return self._runtimes.get(key)
 
     def all(self) -> Sequence[Runtime]:
-        """All, by key."""
+        """All runtimes, sorted by key."""
         return [self._runtimes[key] for key in sorted(self._runtimes)]
 
 

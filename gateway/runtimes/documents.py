@@ -1,4 +1,4 @@
-"""YAML files as documents, within bounds: a file that somebody hands over must not cost more than a glance.
+"""YAML files as documents, within bounds: a hostile file must not take the gateway's time or memory.
 
 Size is checked before anything is parsed, depth and number of values while it is parsed, what aliases stand for before
 anything is constructed. `kind: List`, as `kubectl get -o yaml` writes it, counts as the documents in it.

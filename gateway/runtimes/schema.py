@@ -57,7 +57,7 @@ def crd(kind: Kind) -> Schema:
 
 
 def document_schema(kind: Kind) -> Schema:
-    """Of a whole object."""
+    """The OpenAPI schema of a whole custom resource: apiVersion, kind, metadata, spec, status."""
     spec = _agent_runtime() if kind is Kind.AGENT_RUNTIME else _code_interpreter()
     fields = {"apiVersion": _text(), "kind": _text(), "metadata": {"type": "object"}, "spec": spec, "status": _status()}
     return _object(fields, required=["spec"])
@@ -251,13 +251,13 @@ def container() -> Schema:
 
 
 def environment_variable() -> Schema:
-    """As core/v1 has it."""
+    """An EnvVar of Kubernetes' core/v1: a name, and a value or `valueFrom`."""
     value = {"type": "string", EXPECTED: "text without NUL; put it in quotes"}
     return _object({"name": _text(), "value": value, "valueFrom": _anything()}, required=["name"])
 
 
 def duration(description: str = "", **more: Any) -> Schema:
-    """Text such as 15m."""
+    """A duration as text such as 15m, 1h30m or 0.5s; `more` are further keywords of the schema."""
     made = {"type": "string", "pattern": DURATION, "maxLength": MAX_CHARS, **more}
     return _described(made, description, "a duration above zero such as 15m or 8h")
 
@@ -320,7 +320,7 @@ def _list(items: Schema, description: str = "", **more: Any) -> Schema:
 
 
 def _keyed_by(field: str) -> Schema:
-    """Of a list whose entries are told apart by that field when several parties write it."""
+    """Of a list whose entries are identified by that field when several parties write it (server-side apply)."""
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [field]}
 
 

@@ -99,7 +99,7 @@ def _command(words: Sequence[str], parameters: Mapping[str, Any], path: str, pro
 
 
 def _function(value: Mapping[str, Any], path: str, files: Files | None, problem: Problem) -> tuple[str, str]:
-    """(function, source)."""
+    """The function's name and the code that defines it; both empty where something is wrong."""
     source = value.get("source")
     where = f"{path}.source"
     if source is None:

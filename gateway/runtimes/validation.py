@@ -57,7 +57,7 @@ def checked(document: Mapping[str, Any], kind: Kind, engine: str, reader: Reader
         else:
             logger.warning("%s: %s: %s", reader.where, path_of(path), advice)
     for path in wrong:
-        # A tool is one or none: without its command it would be said to lack one.
+        # A tool is one or none: without its command it would be reported to lack one.
         _remove(clean, path[:4] if path[:3] == _TOOLS and len(path) > 3 else path)
     return {"metadata": {}, "spec": {}, **clean}
 

@@ -35,7 +35,7 @@ def owner_of(runtime: Runtime) -> list[Object]:
 
 
 # A pod of the new version takes an old one's place only when it has been ready for this long: time in which gateways
-# see it, and mark an old one that nobody may claim any more. So a roll removes none that is being claimed.
+# see it, and mark an old one as no longer claimable. So a roll removes none that is being claimed.
 ROLLING: Object = {
     "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": 0}},
     "minReadySeconds": 2,

@@ -1,7 +1,7 @@
 """What is known of the cluster: the pods and Deployments of some namespaces, kept by watches (reflector.py).
 
-Whoever writes hands the server's answer back with `learn`, so that a gateway knows of its own writes at once; what
-others do the watches tell. So neither a claim nor `find` ever lists.
+Each write passes the server's answer to `learn`, so that a gateway sees its own writes at once; the writes of others
+arrive by the watches. So neither a claim nor `find` ever lists.
 """
 
 from __future__ import annotations

@@ -86,11 +86,11 @@ class WatchedCatalog:
         }
 
     def get(self, key: RuntimeKey) -> Runtime | None:
-        """One, or None."""
+        """The runtime of that key; None: not declared, not valid, or not yet known to the provider."""
         return self._served.get(key)
 
     def all(self) -> Sequence[Runtime]:
-        """All, by key."""
+        """All runtimes that are served, sorted by key."""
         return [self._served[key] for key in sorted(self._served)]
 
     def wanted(self) -> Sequence[Runtime]:

@@ -24,7 +24,7 @@ _CANDIDATES = 8  # tried for one claim before it becomes a cold start
 
 
 class Claims:
-    """Binds pods to sessions."""
+    """Binds warm pods to sessions, and makes a pod where none is left."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Claims:
         return await self._cold.start(pool, key, session, mark)
 
     async def _bind(self, pool: Pool, candidate: Pod, session: SessionId, mark: str) -> Pod | None:
-        """The one PATCH. None: it is ending, try another. Raises KubeError, with 409 when somebody was faster."""
+        """The one PATCH. None: the pod is ending, try another. Raises KubeError, 409 when another write came first."""
         assert pool.runtime is not None
         patch = build.make_claim(
             pool.runtime,

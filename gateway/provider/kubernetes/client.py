@@ -1,9 +1,9 @@
 """The way to the API server: kubernetes_asyncio for configuration, credentials and transport, plain dicts for objects.
 
 Objects stay the JSON they are: the library's models cost some milliseconds a pod, which a cache of 10,000 cannot pay.
-Requests are bounded in number and in time. What is retried: reads, and anything that the server said it did not begin
+Requests are bounded in number and in time. What is retried: reads, and anything that the server reports as not begun
 (429, 503 with Retry-After, 409 to a POST for a quota that changed meanwhile). A write that broke off may have happened;
-`OutcomeUnknownError` says so, and callers look.
+it raises `OutcomeUnknownError`, and callers read the object to find out.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class KubeApi:
         self.calls = Calls()  # how long requests take, and which fail, by `verb resource`
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close all connections, those of watches too."""
         await self._connection.close()
 
     async def get(self, path: str, **query: Any) -> Object:

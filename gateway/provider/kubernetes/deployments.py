@@ -27,7 +27,7 @@ class Deployments:
         self._api, self._defaults, self._cache, self._marks = api, defaults, cache, marks
 
     async def serve(self, runtime: Runtime, pool: Pool) -> None:
-        """What the server refuses as invalid is the pool's trouble. Raises KubeError."""
+        """Create or update what the runtime needs; a refusal as invalid is kept in `pool.refused`. Raises KubeError."""
         try:
             async with pool.changing:
                 await self._bring_about(runtime, pool)
@@ -39,14 +39,14 @@ class Deployments:
             logger.warning("%s: %s", runtime.key, error)
 
     async def restore(self, key: RuntimeKey, pool: Pool) -> None:
-        """Make again what somebody deleted. Raises KubeError."""
+        """Recreate a Deployment that was deleted from outside. Raises KubeError."""
         if pool.runtime is not None and pool.deployment is None and not pool.refused:
             # Deleted by hand; or by the garbage collector, for a runtime that was deleted and made again.
             logger.warning("%s: its Deployment was deleted; making it again", key)
             await self.serve(pool.runtime, pool)
 
     async def drop(self, key: RuntimeKey, pool: Pool) -> None:
-        """Serve it no longer. Raises KubeError."""
+        """Delete the runtime's Deployment and NetworkPolicy. Raises KubeError."""
         async with pool.changing:
             pool.runtime = None
             await self._api.delete(names.deployments(key.namespace, names.deployment_name(key)))
@@ -54,7 +54,7 @@ class Deployments:
             pool.egress = None
 
     async def resize(self, key: RuntimeKey, pool: Pool, warm: int) -> None:
-        """Who is to go is marked first, so that no pod being claimed is chosen. Raises KubeError."""
+        """Scale to `warm` pods. Those to go are marked first, so that none is being claimed. Raises KubeError."""
         async with pool.changing:
             if pool.deployment is None or pool.deployment.replicas == max(0, warm):
                 return

@@ -1,8 +1,8 @@
 """What sandboxes of a runtime may reach (`spec.wakegate.egress`): the NetworkPolicy, and what is kept out of it. Pure.
 
-Whoever may create a runtime must not become the node: a cloud's metadata server gives its credentials to anything that
-asks from there. So an entry that names such an address is refused, and a wider one, such as 0.0.0.0/0 or a rule without
-`to`, gets the addresses as exceptions. `--kube-trust-manifests` lifts both.
+A user who may create runtimes must not get the node's rights: a cloud's metadata server gives the node's credentials
+to every process on it. So an entry that names such an address is refused, and a wider one, such as 0.0.0.0/0
+or a rule without `to`, gets the addresses as exceptions. `--kube-trust-manifests` lifts both.
 """
 
 from __future__ import annotations

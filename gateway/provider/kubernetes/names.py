@@ -58,7 +58,7 @@ def deployment_name(key: RuntimeKey) -> str:
 
 
 def cold_name(key: RuntimeKey, suffix: str) -> str:
-    """A pod made for one claim."""
+    """The name of a pod that is made for one claim; `suffix` makes it unique."""
     return f"{_fit(key.name, 44)}-{_SHORT[key.kind]}-{suffix}"
 
 
@@ -74,7 +74,7 @@ def label_value(text: str) -> str:
 
 
 def pods(namespace: str, name: str = "") -> str:
-    """Path of pods, or of one."""
+    """Path of a namespace's pods, or of the one with that name."""
     return f"/api/v1/namespaces/{namespace}/pods" + (f"/{name}" if name else "")
 
 

@@ -56,7 +56,7 @@ def read_deployment(obj: Mapping[str, Any]) -> Deployment:
 
 
 class Pool:
-    """One runtime's pods."""
+    """What this gateway knows of one runtime: its warm and claimed pods, its Deployment, and its start failures."""
 
     def __init__(self) -> None:
         self.runtime: Runtime | None = None  # None: not served (any more)
@@ -80,7 +80,7 @@ class Pool:
 
     @property
     def target(self) -> int:
-        """Wanted warm pods."""
+        """Replicas that the Deployment asks for."""
         return self.deployment.replicas if self.deployment is not None else 0
 
     @property
@@ -112,10 +112,10 @@ class Pool:
                 self._lead_times.append(now - born)
 
     def take(self, refused: Mapping[str, str]) -> Pod | None:
-        """A candidate for a claim; nobody else here gets it until `give_back`.
+        """A candidate for a claim; no other claim of this gateway gets it until `give_back`.
 
-        `refused`: version by UID at which the server already said Conflict. While a roll is under way what is left of
-        the earlier version goes first: it is about to end anyway, and the roll counts on those of the present one.
+        `refused`: version by UID at which the server has answered Conflict. During a roll what is left of the earlier
+        version goes first: it is about to end anyway, and the roll counts on those of the present one.
         By chance among equals: gateways that claim at the same time should not all try the same one.
         """
         ready = [pod for pod in self.ready if refused.get(pod.uid) != pod.version]
@@ -174,13 +174,13 @@ class Pool:
         return self.retry_at - now
 
     def failed(self, now: float, reason: str) -> None:
-        """A cold start failed."""
+        """Count a failed cold start at `now`; several in a row pause further attempts."""
         self.failures += 1
         self.last_error = reason
         self.retry_at = now + backoff(self.failures, first=_FIRST_BACKOFF_S, longest=_MAX_BACKOFF_S)
 
     def started(self) -> None:
-        """A cold start succeeded."""
+        """Forget the failures in a row: the runtime starts again."""
         self.failures, self.last_error, self.retry_at = 0, "", None
 
     def lead_time(self, q: float) -> float | None:

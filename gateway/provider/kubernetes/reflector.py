@@ -32,7 +32,7 @@ _DEAD_KEPT = 4096
 
 
 class Record(Protocol):
-    """What the copy holds."""
+    """An object as a reflector's copy keeps it: parsed, and comparable by version."""
 
     @property
     def uid(self) -> str:

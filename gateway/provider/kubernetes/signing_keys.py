@@ -100,7 +100,7 @@ class SharedKeys:
     async def _share(self, read: Callable[[], Any], change: Callable[[], None] | None = None) -> str:
         """Make the folder and the Secret the same; its resourceVersion. The Secret counts, where there is one.
 
-        `read` has the ring read the folder. `change` is made to both, unless somebody else changed the Secret first.
+        `read` has the ring read the folder. `change` is made to both, unless another gateway changed the Secret first.
         """
         path = f"{self._secrets}/{names.KEYS_SECRET}"
         known = None if change is None else self._ring.kids
@@ -196,7 +196,7 @@ async def _get(api: KubeApi, path: str) -> dict[str, Any] | None:
 
 
 async def _wrote(write: Awaitable[dict[str, Any]]) -> dict[str, Any] | None:
-    """What was written; None: somebody else was faster, look again."""
+    """The object as written; None: another gateway wrote first, and the caller reads again."""
     try:
         return await write
     except KubeError as error:

@@ -121,8 +121,44 @@ def target_ports(runtime: Runtime) -> list[Mapping[str, Any]]:
 
 
 def _interpreter_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
+    """The PodSpec of a CodeInterpreter, as Pod Security's `restricted` profile wants it."""
     template = (runtime.manifest.get("spec") or {}).get("template") or {}
     own = own_section(runtime).get("pod") or {}
+    size = str(own.get("workspaceSize") or runtime.limits.workspace_size or WORKSPACE_BYTES)
+    container = _picod_container(runtime, defaults, template)
+    # All that the pod writes counts against it: both volumes, logs, and an image's own folders.
+    disk = int(_quantity(size)) + runtime.limits.tmp_size + SPARE_DISK_BYTES
+    container["resources"] = with_limits(template.get("resources") or {}, disk)
+    spec: Object = {
+        "containers": [container],
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": EVICTION_COPY_S + 5,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumes": [
+            {"name": "workspace", "emptyDir": {"sizeLimit": size}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": str(runtime.limits.tmp_size)}},
+            {"name": "keys", "configMap": {"name": names.KEYS_CONFIGMAP, "optional": not runtime.auth}},
+        ],
+        "tolerations": [*(own.get("tolerations") or []), *_lost_node()],
+    }
+    for field_name in _POD_FIELDS:
+        if own.get(field_name) and field_name != "tolerations":
+            spec[field_name] = copy.deepcopy(own[field_name])
+    for field_name in ("runtimeClassName", "imagePullSecrets"):  # AgentCube's own fields win over spec.wakegate.pod
+        if template.get(field_name):
+            spec[field_name] = template[field_name]
+    return spec
+
+
+def _picod_container(runtime: Runtime, defaults: PodDefaults, template: Mapping[str, Any]) -> Object:
+    """The one container of a CodeInterpreter, without its resources. `template`: the manifest's `spec.template`."""
     port = default_port(runtime)
     given = template.get("environment") or _plain(runtime)
     container: Object = {
@@ -152,37 +188,7 @@ def _interpreter_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
     for field_name in ("command", "args", "imagePullPolicy"):
         if template.get(field_name):
             container[field_name] = template[field_name]
-    size = str(own.get("workspaceSize") or runtime.limits.workspace_size or WORKSPACE_BYTES)
-    # All that the pod writes counts against it: both volumes, logs, and an image's own folders.
-    disk = int(_quantity(size)) + runtime.limits.tmp_size + SPARE_DISK_BYTES
-    container["resources"] = with_limits(template.get("resources") or {}, disk)
-    spec: Object = {
-        "containers": [container],
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": EVICTION_COPY_S + 5,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "volumes": [
-            {"name": "workspace", "emptyDir": {"sizeLimit": size}},
-            {"name": "tmp", "emptyDir": {"sizeLimit": str(runtime.limits.tmp_size)}},
-            {"name": "keys", "configMap": {"name": names.KEYS_CONFIGMAP, "optional": not runtime.auth}},
-        ],
-        "tolerations": [*(own.get("tolerations") or []), *_lost_node()],
-    }
-    for field_name in _POD_FIELDS:
-        if own.get(field_name) and field_name != "tolerations":
-            spec[field_name] = copy.deepcopy(own[field_name])
-    if template.get("runtimeClassName"):
-        spec["runtimeClassName"] = template["runtimeClassName"]
-    if template.get("imagePullSecrets"):
-        spec["imagePullSecrets"] = template["imagePullSecrets"]
-    return spec
+    return container
 
 
 def _agent_pod(runtime: Runtime, defaults: PodDefaults) -> Object:

@@ -1,9 +1,9 @@
 """What a runtime's manifest may ask of its pods without being trusted. Pure.
 
-Whoever may create an AgentRuntime would otherwise own the node: by a hostPath, a privileged container, the host's
+A user who may create AgentRuntimes would otherwise control the node: by a hostPath, a privileged container, the host's
 network, another's service account, or a Secret of the namespace. What is allowed is Pod Security's `restricted` profile
 (https://kubernetes.io/docs/concepts/security/pod-security-standards/) and no Secrets. Fields are taken from a list, so
-that one which a later Kubernetes adds is refused until somebody has looked at it. `--kube-trust-manifests` lifts all.
+that one which a later Kubernetes adds is refused until it has been reviewed. `--kube-trust-manifests` lifts all.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _priority(pod: Mapping[str, Any], place: str) -> Iterator[str]:
 
 
 def _security(context: Any, place: str) -> Iterator[str]:
-    """Of a pod or a container."""
+    """Paths of what is refused in the securityContext of a pod or a container."""
     given = _mapping(context)
     yield from (f"{place}.{name}" for name in given if name not in _SECURITY_FIELDS)
     for name in ("privileged", "allowPrivilegeEscalation"):
