@@ -1,4 +1,4 @@
-"""What a person sees when a gateway has started."""
+"""The banner that `wakegate serve` prints once it listens: the URL, the runtimes, and commands to copy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def banner_of(gateway: Gateway, url: str, settings: Settings) -> str:
 
 
 def first_key(catalog: RuntimeCatalog) -> RuntimeKey:
-    """Of what is served, rather what runs commands than an agent; in a cluster there may be nothing yet."""
+    """The runtime for the banner's examples: a code interpreter if one is served. A cluster may have none yet."""
     keys = sorted((runtime.key for runtime in catalog.all()), key=lambda key: key.kind is Kind.AGENT_RUNTIME)
     return keys[0] if keys else RuntimeKey("default", "my-interpreter")
 
@@ -31,7 +31,7 @@ def banner(url: str, settings: Settings, runtimes: Sequence[str], engine: Sequen
     name = f"{first.namespace}/{first.name}"
     invoke = f"{url}/v1/namespaces/{first.namespace}/{first.kind.segment}/{first.name}/invocations/"
     pick = "python3 -c 'import json,sys; print(json.load(sys.stdin)[\"id\"])'"
-    lines = [f"  curl -si {invoke}"]  # what an agent takes beyond that is its own affair
+    lines = [f"  curl -si {invoke}"]  # an agent's paths and bodies are not known here
     if first.kind is not Kind.AGENT_RUNTIME:
         lines = [
             f"""  curl -s {invoke}api/execute -d '{{"command": ["python3", "-c", "print(\\"Hello\\")"]}}'""",

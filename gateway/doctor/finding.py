@@ -31,5 +31,5 @@ class Finding:
 
 
 def exit_status(findings: Iterable[Finding]) -> int:
-    """0 when a gateway would work."""
+    """The exit status of `wakegate doctor`: 1 where something keeps a gateway from working, else 0."""
     return int(any(finding.status == "fail" for finding in findings))
