@@ -1,0 +1,82 @@
+"""What a stranger sends to each control surface: documents of all shapes, and names that are no names."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.support.scripted import SHARED, ScriptedSandbox, Served
+
+ON_UVLOOP = True
+
+BODIES = {
+    "deep-list": b"[" * 400_000,
+    "deep-object": b'{"a":' * 200_000,
+    "deep-and-closed": b"[" * 900 + b"]" * 900,
+    "deep-in-a-field": b'{"metadata":' + b"[" * 5000 + b"]" * 5000 + b"}",
+    "not-a-number": b'{"metadata":{"a":NaN}}',
+    "long-number": b'{"ttl":' + b"9" * 5000 + b"}",
+    "long-exponent": b'{"ttl":1e999999999,"idleTimeout":-1e999999999}',
+    "lone-surrogate": b'{"metadata":{"a":"\\ud800"},"name":"\\udfff"}',
+    "no-utf-8": b'{"name":"\xff\xfe"}',
+    "text": b'"x"',
+    "null": b"null",
+    "true": b"true",
+    "nothing": b"",
+    "byte-order-mark": b"\xef\xbb\xbf5",
+    "lists-for-texts": b'{"runtime":[[]],"name":[],"namespace":{},"ttl":[],"metadata":[],"tool_calls":{"a":[]}}',
+    "many-keys": b"{" + b",".join(b'"%d":0' % each for each in range(50_000)) + b"}",
+    "same-key": b"{" + b",".join(b'"runtime":[]' for _ in range(20_000)) + b"}",
+}
+NAMES = ("..%2f..%2fetc%2fpasswd", "%00", "a%0d%0ax-evil:%201", "%2e%2e", "%ff", "a" * 3000, "*", "%F0%9F%98%80", "%25")
+PLACEHOLDER = re.compile(r"\{[a-zA-Z_]+\}")
+
+
+async def paths(client: httpx.AsyncClient, method: str) -> list[str]:
+    """Paths of the gateway's own document that take this method, so that a new one is attacked as well."""
+    document = (await client.get("/openapi.json")).json()
+    return sorted(path for path, operations in document["paths"].items() if method in operations)
+
+
+@SHARED
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+async def test_bad_document_is_the_senders_fault_on_every_path(
+    kept_gateway: tuple[Served, ScriptedSandbox], body: bytes
+) -> None:
+    """A 4xx in place of a traceback, whatever is deep, long, doubled or of another type; the gateway answers on."""
+    gateway, _ = kept_gateway
+    headers = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
+    async with httpx.AsyncClient(base_url=gateway.url) as client:
+        for method in ("post", "put", "patch"):
+            for path in await paths(client, method):
+                filled = PLACEHOLDER.sub("no-such-name", path)
+                answer = await client.request(method, filled, content=body, headers=headers)
+                assert 400 <= answer.status_code < 500, (method, path, answer.status_code, answer.text[:300])
+                assert len(answer.content) < 16 << 10, (path, "the document is not sent back whole")
+        assert (await client.get("/healthz")).status_code == 200
+
+
+@SHARED
+@pytest.mark.parametrize("name", NAMES, ids=[each[:12] for each in NAMES])
+async def test_hostile_name_in_a_path_is_not_found_or_refused(
+    kept_gateway: tuple[Served, ScriptedSandbox], name: str
+) -> None:
+    """Dots, line ends, NUL and long names in each parameter: a 4xx without a field of the sender's making."""
+    gateway, sandbox = kept_gateway
+    before = len(sandbox.requests)
+    host, port = urlsplit(gateway.url).hostname, urlsplit(gateway.url).port
+    async with httpx.AsyncClient(base_url=gateway.url) as client:
+        found = [(method, path) for method in ("get", "post", "delete") for path in await paths(client, method)]
+    for method, path in found:
+        if PLACEHOLDER.search(path) is None:
+            continue
+        target = PLACEHOLDER.sub(lambda _: name, path)
+        answer = await gateway.ask(
+            f"{method.upper()} {target} HTTP/1.1\nhost: {host}:{port}\ncontent-length: 0\nconnection: close\n\n"
+        )
+        assert 400 <= answer.status < 500, (method, path, answer)
+        assert answer.all("x-evil") == []
+    assert len(sandbox.requests) == before
