@@ -379,6 +379,7 @@ def _access(settings: Settings) -> AccessPolicy:
         allowed_hosts=settings.allowed_hosts,
         listens_on=settings.host,
         advertise=settings.advertise,
+        strip_headers=settings.strip_headers,
     )
 
 

@@ -246,6 +246,15 @@ class Settings:
         kind="text",
         metavar="NAMES",
     )
+    strip_headers: str = _setting(
+        "x-api-key,api-key,x-auth-request-user,x-auth-request-email,x-auth-request-groups,x-auth-request-access-token,"
+        "x-auth-request-preferred-username,x-auth-request-redirect,x-forwarded-access-token,x-forwarded-user,"
+        "x-forwarded-email,x-forwarded-groups,x-forwarded-preferred-username,x-amzn-oidc-accesstoken,"
+        "x-amzn-oidc-data,x-amzn-oidc-identity,x-goog-iap-jwt-assertion,cf-access-jwt-assertion,remote-user",
+        "request headers that reach no sandbox, comma-separated, in place of the default",
+        kind="text",
+        metavar="NAMES",
+    )
     picture_max_side: int = _setting(
         1568,
         "pixels on the long side of the pictures that tools give to models; larger ones are scaled down",

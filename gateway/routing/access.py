@@ -42,12 +42,20 @@ class AccessPolicy:
     `allowed_origins` and `allowed_hosts` are comma-separated, as set. `listens_on`: the address of --host. On loopback
     only names of this machine are served. Elsewhere any Host is, unless `allowed_hosts` names some: probes and
     balancers use addresses that the gateway cannot know. `advertise`: the URL at which other gateways reach this one.
+    `strip_headers`: comma-separated; `stripped` are the names of request fields that reach no sandbox.
     """
 
     def __init__(
-        self, *, allowed_origins: str = "", allowed_hosts: str = "", listens_on: str = "127.0.0.1", advertise: str = ""
+        self,
+        *,
+        allowed_origins: str = "",
+        allowed_hosts: str = "",
+        listens_on: str = "127.0.0.1",
+        advertise: str = "",
+        strip_headers: str = "",
     ) -> None:
         """Raises SettingsError for an origin that is none."""
+        self.stripped = frozenset(each.strip().lower().encode() for each in strip_headers.split(",") if each.strip())
         self.origins = frozenset(_read_origins(allowed_origins))
         hosts = frozenset(host_name(each.strip().encode()) for each in allowed_hosts.split(",") if each.strip())
         self._checks_hosts = b"*" not in hosts and (bool(hosts) or is_loopback(host_name(listens_on.encode())))

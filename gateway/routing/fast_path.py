@@ -23,7 +23,7 @@ from gateway.routing.connection import UpstreamConnection
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.exchange import WATCH_AFTER_S, last_chunks
 from gateway.routing.headers import response_lines
-from gateway.routing.heads import request_head
+from gateway.routing.heads import is_picods, request_head
 from gateway.routing.incoming import Incoming
 from gateway.routing.route import Route
 from gateway.routing.target import Target
@@ -107,6 +107,11 @@ class FastExchange:
         is_plain = connection.status != 401 and cycle.scope["method"] != "HEAD"  # 401: it may be of our own token
         if is_plain and connection.is_whole and not connection.failed:
             lines = response_lines(connection.headers)
+            if lines is None:
+                self._fast_path.hand_on(self)
+                return
+            if is_picods(self.route, self.incoming.target):  # type: ignore[arg-type]
+                lines.insert(0, b"x-content-type-options: nosniff\r\n")
             lines.append(self.route.live_lines)
             lines.append(incoming.id_line)
             took = perf_counter() - incoming.began_exactly

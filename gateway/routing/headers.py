@@ -24,7 +24,20 @@ HOP_BY_HOP = frozenset((
 MAX_HOPS = 8  # each asks the store who has the session, which moves at most once in the time of a wake
 _MAX_LENGTH_DIGITS = 18  # an exabyte; Python's int() raises on a few thousand digits
 
-# Request fields that need a look; every other one goes on as it is.
+# What picod makes use of. A CodeInterpreter runs hostile code and gets no other field of a client's, so no credentials.
+_PLAIN = frozenset((
+    b"accept", b"accept-charset", b"accept-encoding", b"accept-language", b"cache-control", b"content-disposition",
+    b"content-encoding", b"content-language", b"content-range", b"content-type", b"idempotency-key", b"if-match",
+    b"if-modified-since", b"if-none-match", b"if-range", b"if-unmodified-since", b"pragma", b"prefer", b"range",
+    b"sec-websocket-extensions", b"sec-websocket-key", b"sec-websocket-protocol", b"sec-websocket-version",
+    b"traceparent", b"tracestate", b"user-agent", b"x-wakegate-relayed",
+))  # fmt: skip
+# Cookies by which people are known to a gateway, or to what authenticates them in front of it. No app of a sandbox can
+# have set one with __Host-: that name needs Path=/.
+_FOREIGN_COOKIES = (
+    b"__Host-", b"_oauth2_proxy", b"CF_Authorization", b"AWSELBAuth", b"GCP_IAP", b"GCP_IAAP", b"authelia_session",
+)  # fmt: skip
+# Request fields that need a look.
 _SPECIAL = HOP_BY_HOP | {
     b"host", b"authorization", b"expect", b"content-length", b"forwarded", b"x-forwarded-for", b"x-forwarded-host",
     b"x-forwarded-proto", b"x-request-id", b"origin", b"sec-fetch-site", b"x-wakegate-hops",
@@ -36,20 +49,28 @@ HOPS_HEADER = b"x-wakegate-hops"  # through how many gateways a request came bef
 # Response fields that are ours to write, besides hop-by-hop ones.
 GATEWAY_FIELDS = frozenset((*SESSION_HEADERS, b"x-wakegate-start", b"x-wakegate-restored"))
 # Date too: the server writes its own into every answer, and a field that has one value must not come twice.
-_RESPONSE_DROPPED = HOP_BY_HOP | GATEWAY_FIELDS | {b"x-request-id", b"date"}
+# And what speaks for the whole origin, which is the gateway's: a service worker's scope above its script's folder, the
+# data of other pages, TLS policies, other addresses to reach it at, error reports about all of it.
+_OF_THE_ORIGIN = frozenset((
+    b"alt-svc", b"clear-site-data", b"nel", b"public-key-pins", b"public-key-pins-report-only", b"report-to",
+    b"service-worker-allowed", b"strict-transport-security",
+))  # fmt: skip
+_RESPONSE_DROPPED = HOP_BY_HOP | GATEWAY_FIELDS | _OF_THE_ORIGIN | {b"x-request-id", b"date"}
 _FRAMING_AND_DROPPED = _RESPONSE_DROPPED | {b"content-length"}
 
 
 class Request:
     """What one pass over a request's headers yields.
 
-    `lines` are finished header lines for the sandbox; session and authorization are not among them.
+    `lines` are finished header lines for the sandbox; session and authorization are not among them. `extra` are those
+    of fields that picod has no use for.
     `content_length` None with `chunked` False: the request has no body.
     """
 
     __slots__ = (
         "chunked",
         "content_length",
+        "extra",
         "fetch_site",
         "hops",
         "host",
@@ -64,6 +85,7 @@ class Request:
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
+        self.extra: list[bytes] = []  # for AgentRuntimes and ports only
         self.session: bytes | None = None
         self.runtime: bytes | None = None
         self.sent_id: bytes | None = None  # the client's x-request-id; the first, if there are several
@@ -79,8 +101,13 @@ class Request:
         self.hops = 0
 
 
-def read_request(headers: Iterable[tuple[bytes, bytes]], client: tuple[str, int] | None, scheme: str) -> Request:
-    """Read lower-cased ASGI headers.
+def read_request(
+    headers: Iterable[tuple[bytes, bytes]],
+    client: tuple[str, int] | None,
+    scheme: str,
+    stripped: frozenset[bytes] = frozenset(),
+) -> Request:
+    """Read lower-cased ASGI headers. `stripped`: names of fields that reach no sandbox.
 
     Raises:
         BadRequestError: contradicting session ids or hosts, or a body framing that we do not speak.
@@ -89,7 +116,7 @@ def read_request(headers: Iterable[tuple[bytes, bytes]], client: tuple[str, int]
     lines = request.lines
     special: list[tuple[bytes, bytes]] | None = None
     for name, value in headers:
-        if name not in _SPECIAL:
+        if name in _PLAIN and name not in stripped:
             lines.append(b"%b: %b\r\n" % (name, value))
         elif name == b"host":
             if request.host is not None:
@@ -108,6 +135,9 @@ def read_request(headers: Iterable[tuple[bytes, bytes]], client: tuple[str, int]
                 raise BadRequestError("Content-Length is not a number of bytes")
             request.content_length = int(value)
             lines.append(b"content-length: %b\r\n" % value)
+        elif name not in _SPECIAL:
+            if name not in stripped:
+                _read_extra(request, name, value)
         elif special is None:
             special = [(name, value)]
         else:
@@ -145,6 +175,18 @@ def origin_line(host: bytes) -> bytes:
     return b"origin: http://%b\r\n" % host
 
 
+def _read_extra(request: Request, name: bytes, value: bytes) -> None:
+    if name == b"cookie":
+        value = b"; ".join(
+            pair
+            for pair in (each.strip() for each in value.split(b";"))
+            if pair and not pair.startswith(_FOREIGN_COOKIES)
+        )
+        if not value:
+            return
+    request.extra.append(b"%b: %b\r\n" % (name, value))
+
+
 def _read_special(request: Request, special: list[tuple[bytes, bytes]], host: bytes) -> tuple[bytes, bytes]:
     """The rare fields: returns what the client sent of X-Forwarded-For and Forwarded."""
     forwarded_for = forwarded = b""
@@ -162,6 +204,7 @@ def _read_special(request: Request, special: list[tuple[bytes, bytes]], host: by
                 nominated -= {b"content-length", b"transfer-encoding"}
                 prefixes = tuple(token + b": " for token in nominated)
                 request.lines[:] = [line for line in request.lines if not line.startswith(prefixes)]
+                request.extra[:] = [line for line in request.extra if not line.startswith(prefixes)]
         elif name == b"transfer-encoding":
             if request.chunked:
                 raise BadRequestError("two Transfer-Encoding headers; send one")
@@ -249,14 +292,49 @@ def read_peer_response(headers: Headers) -> Headers:
     ]
 
 
-def response_lines(headers: Headers) -> list[bytes]:
-    """Like read_response, as finished lines without a length, for a response that is whole."""
+def response_lines(headers: Headers) -> list[bytes] | None:
+    """Like read_response, as finished lines without a length, for a response that is whole. None: it sets cookies."""
     lines: list[bytes] = []
     for name, value in headers:
         lower = name.lower()
+        if lower == b"set-cookie":
+            return None
         if lower not in _FRAMING_AND_DROPPED:
             lines.append(b"%b: %b\r\n" % (lower, value))
         elif lower == b"connection" and value.lower() not in (b"keep-alive", b"close"):
             kept = read_response(headers)  # it nominates fields: the rare case takes the careful way
             return [b"%b: %b\r\n" % field for field in kept if field[0] != b"content-length"]
     return lines
+
+
+def confine_cookies(fields: Headers, mount: bytes | None) -> Headers:
+    """A response's fields, with its cookies for the paths below `mount` and this host alone; None: it may set none."""
+    confined: Headers = []
+    for name, value in fields:
+        if name != b"set-cookie":
+            confined.append((name, value))
+        elif mount is not None and (cookie := _below(value, mount)):
+            confined.append((name, cookie))
+    return confined
+
+
+def _below(cookie: bytes, mount: bytes) -> bytes:
+    """The cookie with its Path below `mount` and no Domain; empty for one that needs the Path /."""
+    pair, *attributes = cookie.split(b";")
+    if mount and pair.strip().lower().startswith(b"__host-"):
+        return b""
+    path = b"/" if mount else b""
+    kept = [pair]
+    for attribute in attributes:
+        name, _, value = attribute.partition(b"=")
+        match name.strip().lower():
+            case b"path":
+                value = value.strip()
+                path = value if value.startswith(b"/") else path  # the last one counts (RFC 6265 5.3)
+            case b"domain":
+                pass
+            case _:
+                kept.append(attribute)
+    if path:
+        kept.append(b" Path=" + (path if path == mount or path.startswith(mount + b"/") else mount + path))
+    return b";".join(kept)

@@ -5,13 +5,15 @@ headers.py reads what either side sent; here it meets the route, and what is kno
 
 from __future__ import annotations
 
-from gateway.core.model import StartKind
-from gateway.routing.headers import Headers, Request, next_hop, origin_line, read_response
+from gateway.core.model import Kind, StartKind
+from gateway.routing.headers import Headers, Request, confine_cookies, next_hop, origin_line, read_response
 from gateway.routing.responses import Scope
 from gateway.routing.route import Reservation, Route
 from gateway.routing.target import Target
+from picod.wire import PORTS_PATH
 
 EMPTY_QUERY = "wakegate.empty_query"  # in a scope: the target has a "?" with nothing behind it, which ASGI drops
+_PORTS = PORTS_PATH.encode()
 _SHOWN = {"first_byte": b"upstream"}  # Server-Timing's word for it
 Stages = list[tuple[str, float]]
 
@@ -26,6 +28,8 @@ def request_head(scope: Scope, request: Request, route: Route, target: Target) -
     if route.peer:
         path = scope["raw_path"]
         request.lines.append(next_hop(request))
+    if request.extra and (route.peer or not is_picods(route, target)):
+        request.lines += request.extra
     if request.own_origin:
         request.lines.append(origin_line(route.pool.host))
     return b"%b %b%b HTTP/1.1\r\n%b%b\r\n" % (
@@ -37,9 +41,34 @@ def request_head(scope: Scope, request: Request, route: Route, target: Target) -
     )
 
 
-def response_fields(headers: Headers, route: Route, start: StartKind, stages: Stages) -> Headers:
-    """What goes on to the client of the sandbox's fields; whose it is, how its sandbox came to be, where time went."""
+def is_picods(route: Route, target: Target) -> bool:
+    """Whether picod itself answers, and not an agent or a server behind one of the sandbox's ports."""
+    return route.runtime.kind is Kind.CODE_INTERPRETER and not target.path.startswith(_PORTS)
+
+
+def sandbox_fields(headers: Headers, scope: Scope, route: Route, target: Target) -> Headers:
+    """What goes on to the client of the fields that the sandbox sent: nothing that speaks for the gateway's origin.
+
+    A service worker needs no look at its request: without Service-Worker-Allowed it gets what is below its script.
+    """
     fields = read_response(headers)
+    if is_picods(route, target):
+        fields = [field for field in confine_cookies(fields, None) if field[0] != b"x-content-type-options"]
+        fields.append((b"x-content-type-options", b"nosniff"))
+        return fields
+    raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
+    if target.path.startswith(_PORTS):
+        app_path = b"/" + target.path.removeprefix(_PORTS).partition(b"/")[2]
+    else:
+        app_path = target.path
+    return confine_cookies(fields, raw_path.removesuffix(app_path))
+
+
+def response_fields(
+    headers: Headers, scope: Scope, route: Route, target: Target, start: StartKind, stages: Stages
+) -> Headers:
+    """What goes on to the client of the sandbox's fields; whose it is, how its sandbox came to be, where time went."""
+    fields = sandbox_fields(headers, scope, route, target)
     fields += route.fields
     shown = [b"%b;dur=%.3f" % (_SHOWN.get(name) or name.encode("ascii"), seconds * 1e3) for name, seconds in stages]
     fields.append((b"server-timing", b", ".join(shown)))

@@ -53,7 +53,7 @@ class Incoming:
         request: Request | None = None
         try:
             scheme: str = scope["scheme"]
-            request = read_request(scope["headers"], scope["client"], _SCHEMES[scheme])
+            request = read_request(scope["headers"], scope["client"], _SCHEMES[scheme], access.stripped)
             self.id_line = identify(request, record.traceparent if record is not None else b"")
             if request.host is None and scope["http_version"] == "1.1":
                 raise BadRequestError("an HTTP/1.1 request has a Host header (RFC 9112 3.2); send one")

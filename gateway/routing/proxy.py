@@ -128,7 +128,7 @@ class Proxy:
         try:
             if not exchange.sent:
                 await self._send_request(scope, exchange, incoming, target)
-            await self._relay_response(send, exchange, target)
+            await self._relay_response(scope, send, exchange, target)
         except WakegateError as error:
             await self._fail(scope, send, exchange, error)
         except asyncio.CancelledError:
@@ -180,7 +180,7 @@ class Proxy:
         exchange.use(await reservation.route.dial(target.path), reservation)
         return reservation.route
 
-    async def _relay_response(self, send: Send, exchange: Exchange, target: Target) -> None:
+    async def _relay_response(self, scope: Scope, send: Send, exchange: Exchange, target: Target) -> None:
         """Relay the response of a request that was sent."""
         connection, route, reservation = exchange.connection, exchange.route, exchange.reservation
         assert connection is not None
@@ -197,7 +197,7 @@ class Proxy:
         if route.peer:
             headers = read_peer_response(connection.headers)
         else:
-            headers = response_fields(connection.headers, route, start, stages)
+            headers = response_fields(connection.headers, scope, route, target, start, stages)
             if reservation is not None and reservation.restored is not None:
                 headers.append((b"x-wakegate-restored", reservation.restored.encode("ascii")))
         headers.append(id_field(exchange.id_line))

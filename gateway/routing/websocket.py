@@ -22,6 +22,7 @@ from gateway.observability.request_record import Observer, Record
 from gateway.routing.access import AccessPolicy
 from gateway.routing.activator import Activator
 from gateway.routing.headers import GATEWAY_FIELDS, Request, next_hop, read_peer_response, read_response
+from gateway.routing.heads import is_picods, sandbox_fields
 from gateway.routing.incoming import Incoming, raw_path
 from gateway.routing.request_ids import id_field
 from gateway.routing.responses import (
@@ -130,7 +131,7 @@ class WebSocketProxy:
             answer.append(id_field(request.id_line))
             if record is not None:
                 record.saw(route.session_id, route.runtime, reservation.start)
-            lines = request.lines
+            lines = request.lines if is_picods(route, target) and not route.peer else [*request.lines, *request.extra]
             if route.peer:
                 target = Target(target.session_id, target.runtime, raw_path(scope))
                 lines = [*lines, next_hop(request)]
@@ -144,7 +145,7 @@ class WebSocketProxy:
                 if isinstance(error, UpstreamConnectError) and error.gone and not last:
                     return False
                 upstream = error
-            status = await self._converse(receive, send, route, upstream, request, answer)
+            status = await self._converse(scope, receive, send, route, target, upstream, request, answer)
             route.counted.answered[reservation.start.value, status] += 1
             if record is not None:
                 record.status = status
@@ -152,9 +153,11 @@ class WebSocketProxy:
 
     async def _converse(
         self,
+        scope: Scope,
         receive: Receive,
         send: Send,
         route: Route,
+        target: Target,
         upstream: ClientConnection | WakegateError | InvalidStatus,
         request: Request,
         answer: Headers,
@@ -165,10 +168,10 @@ class WebSocketProxy:
             await _refuse(send, upstream, route.session_id_bytes, request.id_line)
             return upstream.status
         if isinstance(upstream, InvalidStatus):
-            await _pass_refusal(send, upstream, answer)
+            await _pass_refusal(scope, send, route, target, upstream, answer)
             return upstream.response.status_code
         if upstream.response is not None:
-            answer = _accepted(upstream.response, route, answer)
+            answer = _accepted(scope, upstream.response, route, target, answer)
         await send({"type": "websocket.accept", "subprotocol": upstream.subprotocol, "headers": answer})
         if (restored := restored_in(answer)) is not None and not request.hops:
             self._activator.acknowledge(route.session_id, restored)
@@ -286,21 +289,31 @@ async def _refuse(send: Send, error: WakegateError, session: bytes | None, line:
     await _deny(send, error.status, [*headers, id_field(line)], error_body(error))
 
 
-def _accepted(response: Response, route: Route, answer: Headers) -> Headers:
+def _accepted(scope: Scope, response: Response, route: Route, target: Target, answer: Headers) -> Headers:
     """The fields of a 101 for the client: the app's own (Set-Cookie), and what there is to know of the session."""
     said = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.raw_items()]
-    own = [field for field in read_response(said) if not field[0].startswith((b"sec-websocket-", b"content-length"))]
+    own = [
+        field
+        for field in _own_fields(said, scope, route, target)
+        if not field[0].startswith((b"sec-websocket-", b"content-length"))
+    ]
     if not route.peer:
         return own + answer
     # The gateway that has the session knows better than this one how its sandbox came to be.
     return own + [field for field in read_peer_response(said) if field[0] in GATEWAY_FIELDS]
 
 
-async def _pass_refusal(send: Send, error: InvalidStatus, answer: Headers) -> None:
+def _own_fields(said: Headers, scope: Scope, route: Route, target: Target) -> Headers:
+    return read_response(said) if route.peer else sandbox_fields(said, scope, route, target)
+
+
+async def _pass_refusal(
+    scope: Scope, send: Send, route: Route, target: Target, error: InvalidStatus, answer: Headers
+) -> None:
     """What the sandbox said in place of an upgrade, as its own answer."""
     response = error.response
     said = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.raw_items()]
-    fields = [field for field in read_response(said) if field[0] != b"content-length"]
+    fields = [field for field in _own_fields(said, scope, route, target) if field[0] != b"content-length"]
     status = response.status_code if response.status_code in _STATUSES else 502
     await _deny(send, status, fields + answer, bytes(response.body or b""))
 

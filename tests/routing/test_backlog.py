@@ -58,8 +58,8 @@ async def test_starts_that_nobody_gets_are_no_overload(open_gateway: OpenScripte
     gateway, _ = await open_gateway()
     gateway.provider.hold = asyncio.Event()
     answers = await asyncio.gather(
-        gateway.ask(f"GET /a HTTP/1.1\nhost: a\nx-wakegate-runtime: {KEY.name}"),
-        gateway.ask("POST /v1/sessions HTTP/1.1\nhost: a\ncontent-length: 28", b'{"runtime":"my-interpreter"}'),
+        gateway.ask(f"GET /a HTTP/1.1\nhost: h\nx-wakegate-runtime: {KEY.name}"),
+        gateway.ask("POST /v1/sessions HTTP/1.1\nhost: h\ncontent-length: 28", b'{"runtime":"my-interpreter"}'),
     )
     assert [(answer.status, answer.json["code"]) for answer in answers] == [(504, "ACTIVATION_TIMEOUT")] * 2
 

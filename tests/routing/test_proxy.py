@@ -58,7 +58,7 @@ async def test_odd_targets_pass_unchanged(open_gateway: OpenScripted, target: by
     session = (await gateway.session()).encode()
     client = await gateway.connect()
     body = b"\xff\xc3\xa9\n" * 3
-    raw = b"POST %b HTTP/1.1\r\nhost: h\r\nx: \xe9\r\nx-session-id: %b\r\ncontent-length: %d\r\n\r\n%b" % (
+    raw = b"POST %b HTTP/1.1\r\nhost: h\r\nuser-agent: \xe9\r\nx-session-id: %b\r\ncontent-length: %d\r\n\r\n%b" % (
         target, session, len(body), body
     )  # fmt: skip
     for _ in range(2):
@@ -68,7 +68,7 @@ async def test_odd_targets_pass_unchanged(open_gateway: OpenScripted, target: by
         assert (await client.answer()).status == 200
     for seen in sandbox.requests:
         assert seen.start.encode("latin-1") == b"POST %b HTTP/1.1" % target
-        assert (seen.body, seen.get("x")) == (body, "\xe9")
+        assert (seen.body, seen.get("user-agent")) == (body, "\xe9")
     assert len(sandbox.requests) == 2
 
 
@@ -128,7 +128,7 @@ async def test_proxy_sends_its_own_credentials_and_forwarding_fields(open_gatewa
     assert scheme == "Bearer"
     assert token.count(".") == 2
     assert (seen.get("cookie"), seen.get("x-hop"), seen.get("te"), seen.get("x-session-id")) == (
-        "a=1",
+        None,
         None,
         None,
         None,

@@ -83,7 +83,7 @@ async def test_handshake_carries_path_token_and_subprotocol(tmp_path: Path) -> N
             assert client.response.headers["x-wakegate-start"] in ("live", "warm")
     assert seen[0].path == "/a%2Fb;c?d=e"
     assert seen[0].headers["authorization"].startswith("Bearer ey")
-    assert seen[0].headers["cookie"] == "k=v"
+    assert "cookie" not in seen[0].headers  # picod's own paths get no credentials
     assert seen[0].headers["x-forwarded-for"] == "127.0.0.1"
     assert seen[0].headers["x-agentcube-session-id"] == session
 
@@ -392,12 +392,14 @@ async def test_fields_of_the_apps_handshake_reach_the_client(tmp_path: Path) -> 
         response.headers["x-app"] = "1"
         response.headers["x-session-id"] = "forged"
 
-    async with through(tmp_path, process_response=add) as (gateway, session), dial(gateway, session) as client:
-        assert client.response is not None
-        fields = client.response.headers
-        assert fields.get_all("set-cookie") == ["a=1; Path=/", "b=2"]
-        assert (fields["x-app"], fields.get_all("x-session-id")) == ("1", [session])
-        assert len(fields.get_all("sec-websocket-accept")) == 1
+    async with through(tmp_path, process_response=add) as (gateway, session):
+        path = f"/v1/sessions/{session}/ports/8000/"
+        async with dial(gateway, session, path) as client:
+            assert client.response is not None
+            fields = client.response.headers
+            assert fields.get_all("set-cookie") == [f"a=1; Path={path}", f"b=2; Path={path}"]
+            assert (fields["x-app"], fields.get_all("x-session-id")) == ("1", [session])
+            assert len(fields.get_all("sec-websocket-accept")) == 1
 
 
 async def _ended(tmp_path: Path, end: Callable[[Served, SessionId], Awaitable[object]]) -> tuple[int | None, str]:
