@@ -248,7 +248,7 @@ def scripted_gateway(state_dir: Path, provider: EngineLike, **changes: Any) -> G
     clock: Clock = changes.pop("clock", None) or SystemClock()
     runtimes = changes.pop("runtimes", None) or [default_runtime(3)]
     store = changes.pop("store", None) or SqliteStore(state_dir / "wakegate.db", clock)
-    settings = Settings(**{"port": 0, "state_dir": state_dir, "allowed_hosts": "a,h", **changes})
+    settings = Settings(**{"port": 0, "state_dir": state_dir, "allowed_hosts": "a,b,gateway,h,x", **changes})
     keys = KeyRing(state_dir / "keys", settings.token_algorithm)
     keys.open()
     return Gateway(
