@@ -50,7 +50,7 @@ async def all_at_once(url: str, sessions: Sequence[str]) -> list[Answer]:
     links = [await asyncio.open_connection(parts.hostname, parts.port) for _ in sessions]
     began = time.perf_counter()
     for (_, writer), session in zip(links, sessions, strict=True):
-        writer.write(b"GET /api/files/note HTTP/1.1\r\nhost: a\r\nx-session-id: %b\r\n\r\n" % session.encode())
+        writer.write(b"GET /api/files/note HTTP/1.1\r\nhost: localhost\r\nx-session-id: %b\r\n\r\n" % session.encode())
     answers = await asyncio.gather(*(_answer(reader, began) for reader, _ in links))
     for _, writer in links:
         writer.transport.abort()

@@ -17,7 +17,7 @@ import psutil
 from tests.support.serve import Server, serve
 from tests.support.waiting import LIMIT_S, wait_until
 
-ASK = b"GET /healthz HTTP/1.1\r\nhost: gateway\r\n\r\n"
+ASK = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
 def connect(server: Server) -> socket.socket:
