@@ -94,7 +94,9 @@ def transfer(url: str, session: str, size: int, *, upload: bool) -> float:
     parts = urlsplit(url)
     path = parts.path.replace("health", "bulk")
     framing = f"content-length: {size}" if upload else f"x-size: {size}"
-    head = f"{'PUT' if upload else 'GET'} {path} HTTP/1.1\r\nhost: localhost\r\nx-session-id: {session}\r\n{framing}\r\n\r\n"
+    head = (
+        f"{'PUT' if upload else 'GET'} {path} HTTP/1.1\r\nhost: [::1]\r\nx-session-id: {session}\r\n{framing}\r\n\r\n"
+    )
     buffer = bytearray(1 << 20)
     began = time.perf_counter()
     with socket.create_connection((parts.hostname, parts.port)) as link:

@@ -57,7 +57,9 @@ async def opened(url: str, path: str, session: str, extra: bytes = b"") -> Any:
     """A connection that has sent a request and read the head of its answer."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-    writer.write(b"GET %b HTTP/1.1\r\nhost: localhost\r\nx-session-id: %b\r\n%b\r\n" % (path.encode(), session.encode(), extra))
+    writer.write(
+        b"GET %b HTTP/1.1\r\nhost: localhost\r\nx-session-id: %b\r\n%b\r\n" % (path.encode(), session.encode(), extra)
+    )
     head = await reader.readuntil(b"\r\n\r\n")
     return head, reader, writer
 
