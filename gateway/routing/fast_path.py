@@ -110,9 +110,8 @@ class FastExchange:
             if lines is None:
                 self._fast_path.hand_on(self)
                 return
-            if is_picods(self.route, self.incoming.target):  # type: ignore[arg-type]
-                lines.insert(0, b"x-content-type-options: nosniff\r\n")
-            lines.append(self.route.live_lines)
+            route, target = self.route, incoming.target
+            lines.append(route.picod_lines if is_picods(route, target) else route.live_lines)  # type: ignore[arg-type]
             lines.append(incoming.id_line)
             took = perf_counter() - incoming.began_exactly
             lines.append(b"server-timing: upstream;dur=%.3f\r\n" % (took * 1e3))

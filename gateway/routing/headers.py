@@ -57,6 +57,7 @@ _OF_THE_ORIGIN = frozenset((
 ))  # fmt: skip
 _RESPONSE_DROPPED = HOP_BY_HOP | GATEWAY_FIELDS | _OF_THE_ORIGIN | {b"x-request-id", b"date"}
 _FRAMING_AND_DROPPED = _RESPONSE_DROPPED | {b"content-length"}
+_NOT_PLAIN_IN_RESPONSES = _FRAMING_AND_DROPPED | {b"set-cookie"}
 
 
 class Request:
@@ -109,14 +110,17 @@ def read_request(
 ) -> Request:
     """Read lower-cased ASGI headers. `stripped`: names of fields that reach no sandbox.
 
+    One set look-up settles most fields of a program's request: their order here is that of their frequency.
+
     Raises:
         BadRequestError: contradicting session ids or hosts, or a body framing that we do not speak.
     """
     request = Request()
     lines = request.lines
     special: list[tuple[bytes, bytes]] | None = None
+    plain = _plain_without(stripped)
     for name, value in headers:
-        if name in _PLAIN and name not in stripped:
+        if name in plain:
             lines.append(b"%b: %b\r\n" % (name, value))
         elif name == b"host":
             if request.host is not None:
@@ -154,6 +158,11 @@ def read_request(
     else:
         lines.append(ours[2])
     return request
+
+
+@lru_cache(maxsize=64)  # one for each policy of this process
+def _plain_without(stripped: frozenset[bytes]) -> frozenset[bytes]:
+    return _PLAIN - stripped
 
 
 def identify(request: Request, traceparent: bytes = b"") -> bytes:
@@ -297,10 +306,10 @@ def response_lines(headers: Headers) -> list[bytes] | None:
     lines: list[bytes] = []
     for name, value in headers:
         lower = name.lower()
-        if lower == b"set-cookie":
-            return None
-        if lower not in _FRAMING_AND_DROPPED:
+        if lower not in _NOT_PLAIN_IN_RESPONSES:
             lines.append(b"%b: %b\r\n" % (lower, value))
+        elif lower == b"set-cookie":
+            return None
         elif lower == b"connection" and value.lower() not in (b"keep-alive", b"close"):
             kept = read_response(headers)  # it nominates fields: the rare case takes the careful way
             return [b"%b: %b\r\n" % field for field in kept if field[0] != b"content-length"]

@@ -49,6 +49,7 @@ class Route:
         "in_flight",
         "live_lines",
         "peer",
+        "picod_lines",
         "pool",
         "restored",
         "runtime",
@@ -86,6 +87,7 @@ class Route:
         self.fields = session_fields(self.session_id_bytes)  # for every answer on this route
         live = [*self.fields, (b"x-wakegate-start", b"live")]
         self.live_lines = b"".join(b"%b: %b\r\n" % field for field in live)  # the same, for the fast path
+        self.picod_lines = self.live_lines + b"x-content-type-options: nosniff\r\n"  # of picod's own answers
         self.in_flight = 0
         self.closed = False
         self.head = b""  # the header lines that every request on this route ends with
