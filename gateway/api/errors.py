@@ -73,8 +73,8 @@ def error_response(error: WakegateError, shape: ErrorShape, session_id: str | No
     if error.status >= 500:
         logger.warning("%s %s: %s", error.status, error.code, error)
     headers = session_headers(session_id)
-    if error.retry_after is not None:
-        headers["retry-after"] = str(max(1, round(error.retry_after)))
+    if (seconds := error.retry_after_seconds) is not None:
+        headers["retry-after"] = str(seconds)
     if error.status in (408, 413):
         headers["connection"] = "close"  # the rest of the request's body may still come
     return JSON(error_document(error, shape), error.status, headers)

@@ -10,7 +10,7 @@ from gateway.core.errors import UnavailableError
 from gateway.sessions.membership import ElsewhereError
 
 _ANSWERED = ("content-type", "location", "retry-after", "x-wakegate-start", "x-wakegate-restored", "x-session-id")
-_PASSED = ("mcp-session-id",)  # says what a DELETE of /mcp is about
+_PASSED = ("accept", "idempotency-key", "mcp-session-id")  # the last says what a DELETE of /mcp is about
 _RELAYED = "x-wakegate-relayed"  # how many gateways have passed it on
 _MAX_HOPS = 8
 _TIMEOUT_S = 60.0  # a wake over there is held like one here, by its own rule
@@ -26,7 +26,7 @@ async def relay(request: Request, elsewhere: ElsewhereError) -> Response:
         raise UnavailableError(f"the gateways do not agree who has this session: {elsewhere}")
     headers = {_RELAYED: str(passed + 1), "content-type": request.headers.get("content-type", "application/json")}
     headers |= {name: request.headers[name] for name in _PASSED if name in request.headers}
-    url = httpx.URL(peer.address).copy_with(raw_path=request.url.path.encode())
+    url = httpx.URL(peer.address).copy_with(raw_path=_sent_target(request))
     try:
         async with httpx.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as client:
             answer = await client.request(
@@ -38,3 +38,10 @@ async def relay(request: Request, elsewhere: ElsewhereError) -> Response:
         ) from error
     kept = {name: answer.headers[name] for name in _ANSWERED if name in answer.headers}
     return Response(answer.content, answer.status_code, kept)
+
+
+def _sent_target(request: Request) -> bytes:
+    """Path and query as the client sent them: decoded and encoded again, a segment with `%2F` would be two."""
+    path: bytes = request.scope.get("raw_path") or request.url.path.encode()
+    query: bytes = request.scope["query_string"]
+    return path + b"?" + query if query else path

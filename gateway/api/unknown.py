@@ -53,7 +53,7 @@ def unknown_answer(routes: Sequence[BaseRoute]) -> Callable[[Request, Exception]
             if route.matches(request.scope)[0] is not Match.NONE
             for method in getattr(route, "methods", None) or ()
         }
-        shape = ErrorShape.OPENAI if _is_below(path, _OPENAI) else ErrorShape.NATIVE
+        shape = shape_of(path)
         if allowed:
             names = ", ".join(sorted(allowed))
             response = error_response(MethodNotAllowedError(f"{request.method} is not for {path}; use {names}"), shape)

@@ -38,6 +38,7 @@ The two surfaces shape them: the data path as `{"error": text, "code": CODE}`, A
 
 from __future__ import annotations
 
+import math
 import re
 
 from gateway.core.units import readable_size
@@ -60,6 +61,11 @@ class WakegateError(Exception):
         super().__init__(message)
         if retry_after is not None:
             self.retry_after = retry_after
+
+    @property
+    def retry_after_seconds(self) -> int | None:
+        """The value of Retry-After: whole seconds, at least one, and never earlier than `retry_after`."""
+        return None if self.retry_after is None else max(1, math.ceil(self.retry_after))
 
 
 def public_message(error: WakegateError) -> str:

@@ -61,9 +61,9 @@ class EventStream:
                     continue
                 if event is None:
                     break
-                if event["type"] == "tool_calls.completed":
-                    await self._delivering()
                 yield encode(event)
+                if event["type"] == "tool_calls.completed":
+                    await self._delivering()  # not before: a client that is cut off meanwhile may ask again
             yield b"data: [DONE]\n\n"
         finally:
             self._left = True
