@@ -26,6 +26,7 @@ from gateway.api.openai.tool_calls import ToolsAPI
 from gateway.api.openapi.document import Operation, make_document
 from gateway.api.openapi.sandbox import SANDBOX, THROUGH
 from gateway.api.openapi.table import CONTROL
+from gateway.api.restored import NotingCaller
 from gateway.api.tools.service import ToolService
 from gateway.api.unknown import shape_of, unknown_answer
 from gateway.core.clock import Clock
@@ -62,8 +63,9 @@ class Surfaces:
         acknowledge: Callable[[SessionId, str], None] = lambda session_id, restored: None,
     ) -> None:
         """The last but one are what NativeAPI takes by the same names; `acknowledge` as make_control_app takes it."""
-        self._tools = ToolService(lifecycle, catalog, caller, clock, picture_max_side=settings.picture_max_side)
-        self._mcp = MCPEndpoint(self._tools, lifecycle, catalog)
+        noting = NotingCaller(caller)
+        self._tools = ToolService(lifecycle, catalog, noting, clock, picture_max_side=settings.picture_max_side)
+        self._mcp = MCPEndpoint(self._tools, lifecycle, catalog, caller.acknowledge)
         handlers: dict[str, Handler] = {
             **AgentCubeAPI(lifecycle).handlers(),
             **NativeAPI(
@@ -77,9 +79,9 @@ class Surfaces:
                 is_leaving,
                 render_metrics,
             ).handlers(),
-            **ToolsAPI(self._tools, lifecycle, catalog, caller, clock).handlers(),
+            **ToolsAPI(self._tools, lifecycle, catalog, noting, clock).handlers(),
             **ContainersAPI(lifecycle, store, catalog).handlers(),
-            **ContainerFilesAPI(lifecycle, caller).handlers(),
+            **ContainerFilesAPI(lifecycle, noting).handlers(),
             **self._mcp.handlers(),
             "get_openapi": _openapi,
         }

@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from gateway.api.http import JSON, session_headers
 from gateway.api.relay import relay
+from gateway.api.restored import new_note
 from gateway.core.errors import BadRequestError, WakegateError, public_message
 from gateway.sessions.membership import ElsewhereError
 
@@ -52,9 +53,18 @@ class ParamError(BadRequestError):
 
 
 def answering_errors(handler: Handler, shape: ErrorShape) -> Handler:
-    """The handler, with its WakegateErrors answered in that shape; a session of another gateway is answered there."""
+    """The handler, with its WakegateErrors answered in that shape; a session of another gateway is answered there.
+
+    Every answer, errors included, tells of a loss that the handler's calls to the sandbox found.
+    """
 
     async def answer(request: Request) -> Response:
+        note = new_note()
+        response = await respond(request)
+        response.headers.update(note.headers())
+        return response
+
+    async def respond(request: Request) -> Response:
         try:
             try:
                 return await handler(request)

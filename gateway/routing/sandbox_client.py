@@ -16,6 +16,7 @@ from gateway.core.errors import UpstreamBrokenError, UpstreamConnectError, Upstr
 from gateway.core.model import Readiness, SandboxReply, SessionId, StartKind
 from gateway.routing.activator import Activator
 from gateway.routing.connection import CHUNKED, UpstreamConnection
+from gateway.routing.responses import restored_in
 from gateway.routing.route import Reservation, Route
 from gateway.routing.target import Target
 
@@ -96,7 +97,10 @@ class Caller:
             await connection.response_head()
             reservation.route.check_token_accepted(connection.status, target.path)
             fields = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in connection.headers}
-            reply = SandboxReply(connection.status, fields, reservation.start, restored=reservation.restored)
+            restored = reservation.restored
+            if reservation.route.peer:  # its gateway found the loss; from a sandbox that header means nothing
+                restored = restored_in(connection.headers)
+            reply = SandboxReply(connection.status, fields, reservation.start, restored=restored)
             yield reply, _chunks(connection)
         except BaseException:
             if connection is not None:

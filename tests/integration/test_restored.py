@@ -6,8 +6,12 @@ import contextlib
 from pathlib import Path
 
 import httpx
+import httpx2
 import pytest
+from mcp import Client, types
+from mcp.client.streamable_http import streamable_http_client
 
+from gateway.api.file_links import file_id
 from tests.support.serve import Server, processes_of, serve
 from tests.support.two_gateways import two
 from tests.support.waiting import wait_until
@@ -29,6 +33,30 @@ def leave_during(server: Server, session: str) -> None:
     body = {"command": ["sh", "-c", "touch found; sleep 1"]}
     with pytest.raises(httpx.TimeoutException):
         httpx.post(f"{server.url}/api/execute", json=body, headers={"x-session-id": session}, timeout=0.5)
+
+
+def ask(server: Server, session: str, door: str) -> httpx.Response:
+    """One request on the session as a container."""
+    if door == "calls":
+        call = {"id": "call_1", "type": "function", "function": {"name": "run_shell", "arguments": '{"command": "ls"}'}}
+        body = {"tool_calls": [call]}
+        return server.client.post("/v1/tool_calls", json=body, headers={"x-session-id": session})
+    path = f"files/{file_id('note')}/content" if door == "content" else door
+    if door == "absent":
+        path = f"files/{file_id('absent')}"
+    return server.client.get(f"/v1/containers/{session}/{path}")
+
+
+async def call_by_mcp(server: Server, session: str) -> tuple[str, str | None]:
+    """The text of a shell call's result, and what its _meta says of a loss."""
+    async with (
+        httpx2.AsyncClient(headers={"x-session-id": session}, timeout=30) as http,
+        Client(streamable_http_client(f"{server.url}/mcp", http_client=http)) as client,
+    ):
+        result = await client.call_tool("run_shell", {"command": "cat note"})
+    (content,) = result.content
+    assert isinstance(content, types.TextContent)
+    return content.text, (result.meta or {}).get("wakegate/restored")
 
 
 def test_loss_is_told_to_the_next_client_when_the_first_has_left(tmp_path: Path) -> None:
@@ -62,3 +90,41 @@ def test_loss_is_told_through_another_gateway(tmp_path: Path) -> None:
         assert "x-wakegate-restored" in b.run(session, "cat note").headers
         wait_until(lambda: "x-wakegate-restored" not in b.run(session, "true").headers, "it was told")
         assert "x-wakegate-restored" not in a.run(session, "true").headers
+
+
+async def test_loss_is_told_in_a_tool_result_over_mcp_once(tmp_path: Path) -> None:
+    """The model reads a line of it, a program finds it in _meta; the next answers of all doors are silent."""
+    with serve(tmp_path / "state", "--warm-pool", "1") as server:
+        session = server.session()
+        lose_sandbox(server, tmp_path / "state", session)
+        text, told = await call_by_mcp(server, session)
+        assert told not in (None, "none")
+        assert text == (
+            f"kept\n[the session's sandbox was lost; its files are those of {told}: later changes and variables"
+            " in memory are gone]"
+        )
+        wait_until(lambda: "x-wakegate-restored" not in server.run(session, "true").headers, "it was told")
+        assert await call_by_mcp(server, session) == ("kept", None)
+
+
+@pytest.mark.parametrize("door", ["files", "absent", "content", "calls"])
+def test_loss_is_told_by_every_answer_on_a_container_once(tmp_path: Path, door: str) -> None:
+    """Lists, errors, downloads and tool calls alike."""
+    with serve(tmp_path / "state", "--warm-pool", "1") as server:
+        session = server.session()
+        lose_sandbox(server, tmp_path / "state", session)
+        assert "x-wakegate-restored" in ask(server, session, door).headers
+        wait_until(lambda: "x-wakegate-restored" not in ask(server, session, door).headers, "it was told")
+        assert "x-wakegate-restored" not in server.run(session, "true").headers
+
+
+async def test_loss_is_told_over_mcp_and_in_file_lists_through_another_gateway(tmp_path: Path) -> None:
+    """The gateway that has the session finds the loss; the one that its client asked tells of it."""
+    with two(tmp_path) as (a, b, _):
+        session = a.session()
+        lose_sandbox(a, tmp_path / "a", session)
+        assert "x-wakegate-restored" in ask(b, session, "files").headers
+        wait_until(lambda: "x-wakegate-restored" not in ask(b, session, "files").headers, "it was told")
+        lose_sandbox(a, tmp_path / "a", session)
+        assert (await call_by_mcp(b, session))[1] is not None
+        wait_until(lambda: "x-wakegate-restored" not in b.run(session, "true").headers, "it was told")

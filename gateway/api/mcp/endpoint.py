@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ from gateway.api.mcp.protocol import (
     UNSUPPORTED_VERSION,
     VERSION_HEADER,
 )
+from gateway.api.restored import LossNote
 from gateway.api.sessions import DELETED_BY_USER, choose_runtime, named_session
 from gateway.api.tools.service import ToolService
 from gateway.core.errors import SessionNotFoundError
@@ -57,7 +58,15 @@ class MCPEndpoint:
     does. Clients take the 405 that app.py answers as that.
     """
 
-    def __init__(self, service: ToolService, lifecycle: Lifecycle, catalog: RuntimeCatalog) -> None:
+    def __init__(
+        self,
+        service: ToolService,
+        lifecycle: Lifecycle,
+        catalog: RuntimeCatalog,
+        acknowledge: Callable[[SessionId, str], None],
+    ) -> None:
+        """`acknowledge(session, restored)` is called when a result that tells of a loss was delivered."""
+        self._acknowledge = acknowledge
         self._service = service
         self._lifecycle = lifecycle
         self._catalog = catalog
@@ -93,7 +102,7 @@ class MCPEndpoint:
         server = await self._loaded()
         if message.get("method") == "notifications/cancelled":
             server.cancel(session_id, message.get("params"))
-        return _Handled(server, body, headers)
+        return _Handled(server, body, headers, self._acknowledge)
 
     async def _make(self, request: Request) -> SessionId:
         """A session for a client that has just come; `/mcp?runtime=` says which kind."""
@@ -131,14 +140,33 @@ class MCPEndpoint:
 class _Handled(Response):
     """The SDK's answer to a message whose body was read already."""
 
-    def __init__(self, server: ToolServer, body: bytes, more_headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        server: ToolServer,
+        body: bytes,
+        more_headers: Mapping[str, str],
+        acknowledge: Callable[[SessionId, str], None],
+    ) -> None:
         super().__init__()
+        self._acknowledge = acknowledge
         self._server = server
         self._request_body = body
         self._more_headers = more_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._server.handle(scope, _replay(self._request_body, receive), _with_headers(send, self._more_headers))
+        state = scope.setdefault("state", {})
+        sending = _with_headers(send, self._more_headers)
+
+        async def delivering(message: Message) -> None:
+            await sending(message)
+            note: LossNote | None = state.get("loss_note")
+            if message["type"] != "http.response.body" or message.get("more_body", False) or note is None:
+                return
+            cycle = scope.get("extensions", {}).get("wakegate.cycle")
+            if note.session_id is not None and note.restored is not None and not (cycle and cycle.disconnected):
+                self._acknowledge(note.session_id, note.restored)
+
+        await self._server.handle(scope, _replay(self._request_body, receive), delivering)
 
 
 def _peek(body: bytes) -> Mapping[str, Any]:

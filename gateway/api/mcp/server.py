@@ -23,7 +23,8 @@ from starlette.types import Receive, Scope, Send
 from gateway import __version__
 from gateway.api.errors import ParamError
 from gateway.api.file_links import link_of
-from gateway.api.mcp.protocol import MAX_BODY_BYTES, SESSION_HEADER
+from gateway.api.mcp.protocol import MAX_BODY_BYTES, RESTORED_META, SESSION_HEADER
+from gateway.api.restored import LossNote, new_note
 from gateway.api.sessions import choose_runtime, named_session
 from gateway.api.tools.calls import Call
 from gateway.api.tools.catalogue import Tool, ToolFormat, describe, tools_of
@@ -95,12 +96,15 @@ class ToolServer:
         if session_id is None:
             raise MCPError(types.INVALID_REQUEST, "no session: send initialize first, or name one with x-session-id")
         call = Call(str(context.request_id), params.name, params.arguments or {})
+        note = new_note()
         try:
             _, tools = await self._service.open(session_id)
         except WakegateError as error:
             result = failure(error.code.lower(), f"{public_message(error)}; nothing was run")
-            return _answer(context, session_id, result)
-        return _answer(context, session_id, await self._run_reporting(context, session_id, tools, call))
+        else:
+            result = await self._run_reporting(context, session_id, tools, call)
+        _request_of(context).state.loss_note = note  # endpoint.py acknowledges it once the answer is delivered
+        return _answer(context, session_id, result, note)
 
     async def _run_reporting(
         self, context: ServerRequestContext[Any], session_id: SessionId, tools: Mapping[str, Tool], call: Call
@@ -197,12 +201,17 @@ def _session_of(context: ServerRequestContext[Any]) -> SessionId | None:
     return SessionId(value) if value else None
 
 
-def _answer(context: ServerRequestContext[Any], session_id: SessionId, result: ToolResult) -> types.CallToolResult:
+def _answer(
+    context: ServerRequestContext[Any], session_id: SessionId, result: ToolResult, note: LossNote
+) -> types.CallToolResult:
     content: list[types.ContentBlock] = []
     base_url = str(_request_of(context).base_url)
     lines = [result.text] if result.text or not result.images else []
     lines += [link_of(base_url, session_id, each).line() for each in result.originals if not each.is_known]
+    if note.restored is not None:
+        lines.append(note.text())
     if lines:
         content.append(types.TextContent(text="\n".join(lines)))
     content += [types.ImageContent(data=image.data, mime_type=image.mime) for image in result.images]
-    return types.CallToolResult(content=content, is_error=result.failed)
+    meta = {} if note.restored is None else {RESTORED_META: note.restored}
+    return types.CallToolResult(content=content, is_error=result.failed, _meta=meta or None)

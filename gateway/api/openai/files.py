@@ -23,6 +23,7 @@ from gateway.api.errors import ErrorShape, Handler, ParamError, error_response
 from gateway.api.file_links import file_id, path_of
 from gateway.api.http import JSON, session_headers
 from gateway.api.openai.containers import page_of, read_page, require_container
+from gateway.api.restored import current_note
 from gateway.api.sandbox_json import MAX_ANSWER_BYTES, BadAnswerError, count_of, objects_of, parse_object, text_of
 from gateway.core.errors import (
     BadRequestError,
@@ -201,6 +202,7 @@ class _Download(Response):
                     raise self._absent
                 fields = {name: reply.headers[name] for name in _FORWARDED_HEADERS if name in reply.headers}
                 fields |= {**session_headers(self._session_id), **_download_headers(self._name)}
+                fields |= current_note().headers()
                 headers = [(name.encode(), value.encode("latin-1")) for name, value in fields.items()]
                 started = True
                 await send({"type": "http.response.start", "status": reply.status, "headers": headers})
@@ -210,7 +212,9 @@ class _Download(Response):
         except WakegateError as error:
             if started:
                 raise  # it can only be cut off, so that the client sees that it is not whole
-            await error_response(error, ErrorShape.OPENAI)(scope, receive, send)
+            response = error_response(error, ErrorShape.OPENAI)
+            response.headers.update(current_note().headers())
+            await response(scope, receive, send)
 
 
 def _download_headers(name: str) -> dict[str, str]:
