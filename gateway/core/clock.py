@@ -1,4 +1,4 @@
-"""Time as a dependency: the one room that reads the machine's clock."""
+"""Time as a dependency: the one module that reads the machine's clock."""
 
 from __future__ import annotations
 

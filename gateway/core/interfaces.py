@@ -324,11 +324,11 @@ class RuntimeCatalog(Protocol):
     """The runtimes that are served: fixed from files, or watched in a cluster."""
 
     def get(self, key: RuntimeKey) -> Runtime | None:
-        """One, or None."""
+        """The runtime of that key, or None where it is not served."""
         ...
 
     def all(self) -> Sequence[Runtime]:
-        """All, by key."""
+        """Every runtime that is served, sorted by key."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The nouns: frozen dataclasses and id types that every room shares. No I/O, no clock, no imports from above.
+"""The nouns: frozen dataclasses and id types that every package shares. No I/O, no clock, no imports from above.
 
 Times are seconds since the Unix epoch as float, sizes bytes, durations seconds.
 """
@@ -264,7 +264,7 @@ class SnapshotRef(str):
 
     @classmethod
     def of(cls, key: str, size: int, sha256: str) -> SnapshotRef:
-        """Put one together."""
+        """The reference of a stored snapshot: its key, its size in bytes, its SHA-256 in hex."""
         return cls(f"{key}#{size}-{sha256}")
 
     @property

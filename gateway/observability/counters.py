@@ -1,4 +1,4 @@
-"""What has been counted since the start: rooms write plain numbers here, `/metrics` reads them
+"""What has been counted since the start: the other packages write plain numbers here, `/metrics` reads them
 (gateway/observability/metrics.py).
 
 Why not the client library's own counters: incrementing one with labels takes a lock and builds a tuple of strings,
@@ -36,7 +36,7 @@ class Histogram:
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
-        """One value more."""
+        """Count a value into its bucket and into the sum."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
@@ -99,7 +99,7 @@ class Calls:
         self.errors: defaultdict[tuple[str, str], int] = defaultdict(int)  # by (operation, class of the error)
 
     def failed(self, operation: str, error: Exception) -> None:
-        """A call raised."""
+        """Count a failed call by the class of its error."""
         self.errors[operation, type(error).__name__] += 1
 
     @contextmanager

@@ -22,7 +22,7 @@ from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
 from gateway.core.model import PoolStatus, RuntimeKey, SessionId, StartKind
 from gateway.observability.counters import Calls, Counters, Histogram
 
-LAG_EVERY = 0.25  # seconds between looks at the event loop
+LAG_INTERVAL_S = 0.25  # seconds between looks at the event loop
 
 
 class RouteLoad(Protocol):
@@ -141,8 +141,8 @@ class Metrics:
     async def watch_loop(self) -> None:
         """Measure how late the event loop is, until cancelled."""
         while True:
-            due = perf_counter() + LAG_EVERY
-            await asyncio.sleep(LAG_EVERY)
+            due = perf_counter() + LAG_INTERVAL_S
+            await asyncio.sleep(LAG_INTERVAL_S)
             # uvloop's timers may ring up to a millisecond early.
             self._counters.loop_lag.observe(max(0.0, perf_counter() - due))
 

@@ -31,7 +31,7 @@ from picod import wire
 
 _MAX_ANSWER = 1 << 20  # bytes of an answer that is no snapshot
 _EXPORT_RATE_BYTES = 64 << 10  # a second, the least of an export: 5 GiB take a day at most, not for ever
-_MAX_SAID = 300  # characters of an error that picod gives and we pass on
+_MAX_ERROR_CHARS = 300  # characters of an error that picod gives and we pass on
 _GONE = (ConnectionRefusedError, FileNotFoundError, ConnectionResetError)
 
 
@@ -71,7 +71,7 @@ class PicodExecutor:
         """See Executor. Raises SnapshotUnsupportedError, SnapshotError, and what a broken connection is."""
         async with self._call("GET", wire.SNAPSHOT_PATH, sandbox, session_id) as reply:
             if reply.status_code != 200:
-                raise _refused(sandbox, "give its workspace", reply.status_code, await _said(reply))
+                raise _refused(sandbox, "give its workspace", reply.status_code, await _error_text(reply))
             chunks = reply.aiter_raw()
             received, waited = 0, 0.0  # time that the sandbox took, not what the reader of this stream takes
             clock = asyncio.get_running_loop().time
@@ -94,7 +94,7 @@ class PicodExecutor:
             self._call("PUT", path, sandbox, session_id, content=chunks) as reply,
             _deadline(self._patience, self._unanswered(sandbox, wire.SNAPSHOT_PATH)),
         ):
-            said = await _said(reply)
+            said = await _error_text(reply)
         if reply.status_code == 400:
             raise SnapshotCorruptError(f"sandbox {sandbox.id} cannot unpack the snapshot: {_error(said)}")
         if reply.status_code != 200:
@@ -127,7 +127,7 @@ class PicodExecutor:
             kind = reply.headers.get("content-type", "").partition(";")[0].strip().lower()
             if reply.status_code == 200 and kind != "application/json":
                 return 404, b""
-            return reply.status_code, await _said(reply)
+            return reply.status_code, await _error_text(reply)
 
     def _unanswered(self, sandbox: Sandbox, path: str) -> str:
         return f"sandbox {sandbox.id} did not answer {path} within {self._patience:g} s"
@@ -140,7 +140,7 @@ class PicodExecutor:
             _deadline(self._patience, self._unanswered(sandbox, wire.ACTIVITY_PATH)),
             self._call("GET", wire.ACTIVITY_PATH, sandbox, session_id) as reply,
         ):
-            said = await _said(reply)
+            said = await _error_text(reply)
         return reply.status_code == 200 and _json(said).get("busy") is True
 
     @asynccontextmanager
@@ -202,7 +202,7 @@ def _is_gone(error: BaseException | None) -> bool:
     return False
 
 
-async def _said(reply: httpx.Response) -> bytes:
+async def _error_text(reply: httpx.Response) -> bytes:
     """The answer's body up to the bound, as it came."""
     said = bytearray()
     async for chunk in reply.aiter_raw():
@@ -223,8 +223,8 @@ def _json(said: bytes) -> dict[str, Any]:
 def _error(said: bytes) -> str:
     """What picod gives as the reason, fit for one line of a log."""
     text = _json(said).get("error")
-    text = text if isinstance(text, str) else said[: 4 * _MAX_SAID].decode("utf-8", "replace")
-    return "".join(each if each.isprintable() else " " for each in text[:_MAX_SAID]).strip() or "no reason given"
+    text = text if isinstance(text, str) else said[: 4 * _MAX_ERROR_CHARS].decode("utf-8", "replace")
+    return "".join(each if each.isprintable() else " " for each in text[:_MAX_ERROR_CHARS]).strip() or "no reason given"
 
 
 def _refused(sandbox: Sandbox, what: str, status: int, said: bytes) -> WakegateError:
@@ -245,7 +245,7 @@ def _report(said: bytes) -> SuspendReport:
     document = _json(said)
     saved, entries = document.get("saved"), document.get("unsaved")
     unsaved = tuple(
-        Unsaved(*(str(entry.get(key, ""))[:_MAX_SAID] for key in ("context", "name", "reason")))
+        Unsaved(*(str(entry.get(key, ""))[:_MAX_ERROR_CHARS] for key in ("context", "name", "reason")))
         for entry in (entries if isinstance(entries, list) else ())
         if isinstance(entry, dict)
     )

@@ -24,7 +24,7 @@ from gateway.core.errors import SettingsError
 from gateway.core.settings import Settings, make_state_dir
 from gateway.serving.sockets import bind, reserve
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MOST = 64
 READY = b"\0"  # ends the banner of a worker, which is how the supervisor knows that it answers
@@ -170,7 +170,7 @@ class Supervisor:
             status = await process.wait()
             if not self._ending.is_set():
                 if status < 0:
-                    log.error("worker %d was ended by signal %d before it answered", number, -status)
+                    logger.error("worker %d was ended by signal %d before it answered", number, -status)
                 self._failed = max(status, 1)
                 self._end()
         return banner or ""
@@ -187,7 +187,7 @@ class Supervisor:
                 return
             pause = pause_before_restart(pause, loop.time() - began)
             how = f"by signal {-status}" if status < 0 else f"with status {status}"
-            log.error("worker %d (pid %d) ended %s; it starts again in %g s", number, process.pid, how, pause)
+            logger.error("worker %d (pid %d) ended %s; it starts again in %g s", number, process.pid, how, pause)
             try:
                 async with asyncio.timeout(pause):
                     await self._ending.wait()
@@ -197,10 +197,10 @@ class Supervisor:
             try:
                 process = await self._start(number)
             except OSError as error:  # no process or no memory left at the moment
-                log.error("worker %d cannot be started: %s", number, error)
+                logger.error("worker %d cannot be started: %s", number, error)
                 continue
             if await _banner(process) is not None:
-                log.warning("worker %d (pid %d) answers again", number, process.pid)
+                logger.warning("worker %d (pid %d) answers again", number, process.pid)
 
     async def _start(self, number: int) -> Process:
         # A session of its own: Ctrl-C in a terminal reaches the supervisor, which tells each worker once.
@@ -225,7 +225,7 @@ class Supervisor:
         except TimeoutError:
             for process in processes:
                 if process.returncode is None:
-                    log.error("worker with pid %d did not end within %g s and is killed", process.pid, self._grace)
+                    logger.error("worker with pid %d did not end within %g s and is killed", process.pid, self._grace)
                     _signal(process, signal.SIGKILL)
                     await process.wait()
 

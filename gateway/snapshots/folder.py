@@ -36,7 +36,7 @@ class FolderStore:
         return f"<FolderStore {self._folder}>"
 
     async def put(self, session_id: SessionId, chunks: AsyncIterator[bytes]) -> SnapshotRef:
-        """See SnapshotStore."""
+        """Store the stream durably under a new key, or nothing of it."""
         meter = Meter(self._max_size)
         key = new_key(session_id)
         part = _PartialFile(self._folder / key)
@@ -52,7 +52,7 @@ class FolderStore:
         return meter.ref(key)
 
     async def get(self, ref: SnapshotRef) -> AsyncGenerator[bytes, None]:
-        """See SnapshotStore."""
+        """Yield the bytes as they were put; raises before the last one where they are not."""
         async with aclosing(self._read(ref)) as pieces:
             async for piece in checked(ref, pieces):
                 yield piece
@@ -66,12 +66,12 @@ class FolderStore:
             reader.close()
 
     async def delete(self, key: str) -> None:
-        """See SnapshotStore."""
+        """Delete a snapshot; an absent one is success."""
         path = self._path(key)
         await self._do(_delete, path)
 
     async def list(self) -> AsyncGenerator[StoredSnapshot, None]:
-        """See SnapshotStore."""
+        """Yield every stored snapshot, unfinished ones included."""
         for found in await self._do(_entries, self._folder):
             yield found
 

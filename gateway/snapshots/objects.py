@@ -53,7 +53,7 @@ class ObjectStore:
             ) from error
 
     async def put(self, session_id: SessionId, chunks: AsyncIterator[bytes]) -> SnapshotRef:
-        """See SnapshotStore."""
+        """Store the stream durably under a new key, or nothing of it."""
         meter = Meter(self._max_size)
         key = new_key(session_id)
         handed: asyncio.Queue[bytes | None] = asyncio.Queue(1)
@@ -99,7 +99,7 @@ class ObjectStore:
                 await self.delete(key)
 
     async def get(self, ref: SnapshotRef) -> AsyncGenerator[bytes, None]:
-        """See SnapshotStore."""
+        """Yield the bytes as they were put; raises before the last one where they are not."""
         async with aclosing(self._read(ref)) as pieces:
             async for piece in checked(ref, pieces):
                 yield piece
@@ -117,12 +117,12 @@ class ObjectStore:
             yield piece
 
     async def delete(self, key: str) -> None:
-        """See SnapshotStore."""
+        """Delete a snapshot; an absent one is success."""
         with self._translated(key), contextlib.suppress(FileNotFoundError):
             await obstore.delete_async(self._driver, key)
 
     async def list(self) -> AsyncGenerator[StoredSnapshot, None]:
-        """See SnapshotStore."""
+        """Yield every stored snapshot, unfinished ones included."""
         pages = obstore.list(self._driver).__aiter__()
         while True:
             with self._translated("the list"):

@@ -44,7 +44,7 @@ class SealedStore:
         self._keys = keys
 
     async def put(self, session_id: SessionId, chunks: AsyncIterator[bytes]) -> SnapshotRef:
-        """See SnapshotStore."""
+        """Store the stream durably under a new key, or nothing of it."""
         async with aclosing(self._seal(chunks)) as sealed:
             return await self._inner.put(session_id, sealed)
 
@@ -62,7 +62,7 @@ class SealedStore:
         yield await in_thread(cipher.seal, bytes(held), last=True)
 
     async def get(self, ref: SnapshotRef) -> AsyncGenerator[bytes, None]:
-        """See SnapshotStore."""
+        """Yield the bytes as they were put; raises before the last one where they are not."""
         held = bytearray()
         async with aclosing(self._inner.get(ref)) as pieces:
             while len(held) < _MAX_HEAD_BYTES and (piece := await anext(pieces, b"")):
@@ -86,11 +86,11 @@ class SealedStore:
             yield rest
 
     async def delete(self, key: str) -> None:
-        """See SnapshotStore."""
+        """Delete a snapshot; an absent one is success."""
         await self._inner.delete(key)
 
     def list(self) -> AsyncIterator[StoredSnapshot]:
-        """See SnapshotStore."""
+        """Yield every stored snapshot, unfinished ones included."""
         return self._inner.list()
 
     def _opener(self, ref: SnapshotRef, held: bytearray) -> Cipher:
@@ -128,11 +128,11 @@ class UnsealedStore:
         return f"<UnsealedStore {self._inner!r}>"
 
     async def put(self, session_id: SessionId, chunks: AsyncIterator[bytes]) -> SnapshotRef:
-        """See SnapshotStore."""
+        """Store the stream durably under a new key, or nothing of it."""
         return await self._inner.put(session_id, chunks)
 
     async def get(self, ref: SnapshotRef) -> AsyncGenerator[bytes, None]:
-        """See SnapshotStore."""
+        """Yield the bytes as they were put; raises before the last one where they are not."""
         head = b""
         async with aclosing(self._inner.get(ref)) as pieces:
             while len(head) < len(_MAGIC) and (piece := await anext(pieces, b"")):
@@ -148,11 +148,11 @@ class UnsealedStore:
                 yield piece
 
     async def delete(self, key: str) -> None:
-        """See SnapshotStore."""
+        """Delete a snapshot; an absent one is success."""
         await self._inner.delete(key)
 
     def list(self) -> AsyncIterator[StoredSnapshot]:
-        """See SnapshotStore."""
+        """Yield every stored snapshot, unfinished ones included."""
         return self._inner.list()
 
 

@@ -95,7 +95,7 @@ async def test_agentcube_create_refuses_in_its_words(
 
 @SHARED
 @pytest.mark.parametrize("ttl", [0, -1, True, "soon", [], {}, 1e300, "1e9h", 10**30])
-async def test_wrong_ttl_is_told(kept_gateway: tuple[Served, ScriptedSandbox], ttl: Any) -> None:
+async def test_wrong_ttl_is_reported(kept_gateway: tuple[Served, ScriptedSandbox], ttl: Any) -> None:
     """On both surfaces, naming the field."""
     gateway, _ = kept_gateway
     before = gateway.provider.claims

@@ -171,7 +171,7 @@ async def test_wake_of_unknown_end_can_be_undone(subject: Subject) -> None:
     assert await subject.wake(again) == "content"
 
 
-async def test_unknown_reference_is_told(subject: Subject) -> None:
+async def test_unknown_reference_is_reported(subject: Subject) -> None:
     """By name, whichever kind it is of; the sandbox stays empty."""
     sandbox = await subject.sandbox()
     for reference in ("5b0e1b63-7a2f-4f0f-9c45-00000000dead", f"{'0' * 32}-{'1' * 32}#3-{'2' * 64}"):

@@ -153,7 +153,7 @@ def test_places_that_cannot_be_used_are_told_in_a_sentence(tmp_path: Path, flags
     assert "Traceback" not in ended.stderr
 
 
-def test_port_in_use_is_told(tmp_path: Path) -> None:
+def test_port_in_use_is_reported(tmp_path: Path) -> None:
     """With the address and the flag to choose another."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -123,7 +123,7 @@ def test_any_bytes_are_judged(host: bytes, origin: bytes, site: bytes | None) ->
 
 
 @pytest.mark.parametrize("text", ["app.example", "https://", "https://a/b", "*", "null"])
-def test_setting_that_is_no_origin_is_told(text: str) -> None:
+def test_setting_that_is_no_origin_is_reported(text: str) -> None:
     """A mistake would otherwise refuse what it was to allow."""
     with pytest.raises(SettingsError, match="--allowed-origins"):
         AccessPolicy(allowed_origins=text)

@@ -218,7 +218,7 @@ async def test_answers_carry_session_start_kind_and_timing(open_gateway: OpenScr
     assert any("upstream;dur=" in value for value in second.all("server-timing"))
 
 
-async def test_cold_start_is_said(open_gateway: OpenScripted) -> None:
+async def test_cold_start_is_reported(open_gateway: OpenScripted) -> None:
     """With an empty pool the first answer says cold."""
     gateway, _ = await open_gateway()
     for runtime in gateway.gateway.catalog.all():

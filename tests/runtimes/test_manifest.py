@@ -363,7 +363,7 @@ def test_agent_of_one_machine_is_its_containers_command(tmp_path: Path) -> None:
         ("source: .", "source: nowhere", "spec.wakegate.source"),
     ],
 )
-def test_agent_that_one_machine_cannot_run_is_told(tmp_path: Path, old: str, new: str, where: str) -> None:
+def test_agent_that_one_machine_cannot_run_is_reported(tmp_path: Path, old: str, new: str, where: str) -> None:
     """What a cluster would take and this engine cannot is named, not passed over."""
     path = write(tmp_path, AGENT.replace(old, new, 1))
     assert any(line.startswith(f"{path}: {where}: ") for line in problems(tmp_path))

@@ -95,7 +95,7 @@ async def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "snapshots" / "notes.txt").read_text() == "mine"
 
 
-async def test_unusable_folder_is_told(tmp_path: Path) -> None:
+async def test_unusable_folder_is_reported(tmp_path: Path) -> None:
     """Something that is no folder is in its place: 503 with its path."""
     (tmp_path / "file").touch()
     store = FolderStore(tmp_path / "file" / "snapshots")

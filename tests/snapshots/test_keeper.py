@@ -268,7 +268,7 @@ async def test_picod_that_dies_during_a_wake_costs_a_sandbox_only(
     assert (target.workspace / "noise").read_bytes() == data
 
 
-async def test_workspace_without_room_is_told(tmp_path: Path, source: Executor) -> None:
+async def test_workspace_without_room_is_reported(tmp_path: Path, source: Executor) -> None:
     """The new sandbox's disk is too small: its own words, an empty workspace, and the snapshot as it was."""
 
     def small(workspace: Path) -> Sequence[str]:
@@ -346,7 +346,7 @@ async def test_lost_sandbox_is_saved_by_the_engine_that_can(tmp_path: Path) -> N
         assert await subject.wake(again) == "newer than the snapshot"
 
 
-async def test_parked_workspace_without_an_engine_that_parks_is_told(world: World) -> None:
+async def test_parked_workspace_without_an_engine_that_parks_is_reported(world: World) -> None:
     """After a change of engines: named, and where it can be woken; the record goes on naming it."""
     sandbox = await world.claim()
     with pytest.raises(SnapshotNotFoundError, match=f"{SESSION} was parked by another engine"):

@@ -164,7 +164,7 @@ async def test_store_that_fails_in_the_middle_of_a_get_never_ends_well(server: O
         await read_all(store, ref)
 
 
-async def test_store_that_is_away_is_told(store: SnapshotStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_store_that_is_away_is_reported(store: SnapshotStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody listens: 503 with the store's URL, from each verb."""
     monkeypatch.setenv("AWS_ENDPOINT", "http://127.0.0.1:9")
     away = make_snapshot_store("s3://bucket/away")

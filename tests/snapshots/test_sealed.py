@@ -148,7 +148,7 @@ def test_wrong_keys_are_all_told_at_once() -> None:
             SnapshotKeys.parse(nothing, "K")
 
 
-def test_missing_key_file_is_told(tmp_path: Path) -> None:
+def test_missing_key_file_is_reported(tmp_path: Path) -> None:
     """With its path."""
     with pytest.raises(SettingsError, match="nokeys: the snapshot keys cannot be read"):
         SnapshotKeys.read(tmp_path / "nokeys")

@@ -481,7 +481,7 @@ def _formed(admin: redis.Redis) -> bool:
 @pytest.mark.parametrize(
     "url", ["redis+sentinel://127.0.0.1:26379", "redis+sentinel://,/main", "redis+else://x", "redis://h:port/0"]
 )
-async def test_wrong_url_is_told(url: str) -> None:
+async def test_wrong_url_is_reported(url: str) -> None:
     """Before anything is dialled, with the URL in the text."""
     with pytest.raises(SettingsError, match="store URL"):
         await RedisStore(url, SystemClock()).start()

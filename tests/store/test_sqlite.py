@@ -216,7 +216,7 @@ async def test_damage_found_later_is_told_as_such(store: SqliteStore, path: Path
         await store.get(SessionId("s1"))
 
 
-async def test_unreachable_path_is_told(tmp_path: Path) -> None:
+async def test_unreachable_path_is_reported(tmp_path: Path) -> None:
     """A file where the folder should be, a folder where the file should be."""
     (tmp_path / "file").write_text("")
     assert "file/sessions.db: File exists; check the folder" in await refusal(tmp_path / "file" / "sessions.db")
@@ -224,7 +224,7 @@ async def test_unreachable_path_is_told(tmp_path: Path) -> None:
     assert "folder: unable to open database file; check" in await refusal(tmp_path / "folder")
 
 
-async def test_locked_file_is_told(store: SqliteStore, path: Path) -> None:
+async def test_locked_file_is_reported(store: SqliteStore, path: Path) -> None:
     """Another process that never lets go: an error after the busy timeout, and all is well once it did."""
     db = sqlite3.connect(path, isolation_level=None)
     db.execute("BEGIN IMMEDIATE")

@@ -298,7 +298,7 @@ async def test_cpu_share_is_limited(tmp_path: Path) -> None:
         assert float(await python(sandbox, code)) < 0.6
 
 
-async def test_killed_picod_ends_the_sandbox_and_is_told(tmp_path: Path) -> None:
+async def test_killed_picod_ends_the_sandbox_and_is_reported(tmp_path: Path) -> None:
     """Code that kills picod has ended its own sandbox, and every watcher is notified with the reason."""
     async with serving(tmp_path, runtime()) as provider:
         events = provider.watch()
