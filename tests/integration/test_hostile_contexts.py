@@ -84,7 +84,7 @@ LOST = [  # code that costs the context, what its caller is told
      "KernelDied", ""),
     ("sys.setrecursionlimit(10**9)\nclass A:\n  def __getattr__(self, name): return getattr(self, name)\nA().x",
      "KernelDied", "SIGSEGV"),
-    ("sum(range(10**12))", "TimeoutError", "was killed with the context's variables"),
+    ("sum(range(10**12))", "TimeoutError", "killed; the context's variables are lost"),
     pytest.param("signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: time.sleep(1)", "TimeoutError", "killed",
                  marks=pytest.mark.slow),
     ("signal.signal(signal.SIGINT, signal.SIG_DFL)\ntime.sleep(60)", "TimeoutError", "was killed"),
