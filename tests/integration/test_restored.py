@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from pathlib import Path
 
@@ -92,19 +93,19 @@ def test_loss_is_told_through_another_gateway(tmp_path: Path) -> None:
         assert "x-wakegate-restored" not in a.run(session, "true").headers
 
 
-async def test_loss_is_told_in_a_tool_result_over_mcp_once(tmp_path: Path) -> None:
+def test_loss_is_told_in_a_tool_result_over_mcp_once(tmp_path: Path) -> None:
     """The model reads a line of it, a program finds it in _meta; the next answers of all doors are silent."""
     with serve(tmp_path / "state", "--warm-pool", "1") as server:
         session = server.session()
         lose_sandbox(server, tmp_path / "state", session)
-        text, told = await call_by_mcp(server, session)
+        text, told = asyncio.run(call_by_mcp(server, session))
         assert told not in (None, "none")
         assert text == (
             f"kept\n[the session's sandbox was lost; its files are those of {told}: later changes and variables"
             " in memory are gone]"
         )
-        wait_until(lambda: "x-wakegate-restored" not in server.run(session, "true").headers, "it was told")
-        assert await call_by_mcp(server, session) == ("kept", None)
+        wait_until(lambda: asyncio.run(call_by_mcp(server, session)) == ("kept", None), "it was told")
+        assert "x-wakegate-restored" not in server.run(session, "true").headers
 
 
 @pytest.mark.parametrize("door", ["files", "absent", "content", "calls"])
@@ -118,7 +119,7 @@ def test_loss_is_told_by_every_answer_on_a_container_once(tmp_path: Path, door: 
         assert "x-wakegate-restored" not in server.run(session, "true").headers
 
 
-async def test_loss_is_told_over_mcp_and_in_file_lists_through_another_gateway(tmp_path: Path) -> None:
+def test_loss_is_told_over_mcp_and_in_file_lists_through_another_gateway(tmp_path: Path) -> None:
     """The gateway that has the session finds the loss; the one that its client asked tells of it."""
     with two(tmp_path) as (a, b, _):
         session = a.session()
@@ -126,5 +127,5 @@ async def test_loss_is_told_over_mcp_and_in_file_lists_through_another_gateway(t
         assert "x-wakegate-restored" in ask(b, session, "files").headers
         wait_until(lambda: "x-wakegate-restored" not in ask(b, session, "files").headers, "it was told")
         lose_sandbox(a, tmp_path / "a", session)
-        assert (await call_by_mcp(b, session))[1] is not None
-        wait_until(lambda: "x-wakegate-restored" not in b.run(session, "true").headers, "it was told")
+        assert asyncio.run(call_by_mcp(b, session))[1] is not None
+        wait_until(lambda: asyncio.run(call_by_mcp(b, session))[1] is None, "it was told")
