@@ -43,6 +43,8 @@ ETC_SYNTHETIC = {
 # Files of a fresh /proc that describe, or reach, the whole machine. As root's child without capabilities the sandbox
 # still has the kernel's uid 0, which is enough to open those that are guarded by their mode only.
 PROC_MASKED = (
+    "cmdline",  # parameters of the host's kernel
+    "config.gz",
     "kallsyms",
     "kcore",
     "keys",

@@ -229,6 +229,19 @@ async def test_fork_bomb_leaves_neighbours_alone(tmp_path: Path) -> None:
         assert int(await python(neighbour, count)) == 3
 
 
+async def test_facts_of_the_hosts_kernel_are_masked(tmp_path: Path) -> None:
+    """Its parameters, its configuration, its symbols and its memory read as empty or not at all."""
+    names = ("cmdline", "config.gz", "kallsyms", "kcore")
+    code = (
+        f"for name in {names}:\n"
+        "    try: print(len(open('/proc/' + name, 'rb').read(64)))\n"
+        "    except OSError: print(0)\n"
+    )
+    async with serving(tmp_path, runtime()) as provider:
+        sandbox = await provider.claim(runtime().key, A)
+        assert await python(sandbox, code) == "0\n" * len(names)
+
+
 async def test_process_count_is_limited(tmp_path: Path) -> None:
     """A sandbox allowed 20 processes cannot have 21."""
     async with serving(tmp_path, runtime(limits=Limits(processes=20))) as provider:
