@@ -234,8 +234,8 @@ class Settings:
 
     allowed_origins: str = _setting(
         "",
-        "origins of web pages that may use the gateway and read its answers, comma-separated (its own pages and those"
-        " of this machine may always use it)",
+        "origins of web pages that may use the gateway, comma-separated (its own pages and those of this machine always"
+        " may)",
         kind="text",
         metavar="URLS",
     )

@@ -102,13 +102,6 @@ class AccessPolicy:
             return True
         return normalized_origin(scheme, authority) in self.origins
 
-    def shares_with(self, origin: bytes | None) -> bool:
-        """Whether pages of an origin may read answers (CORS): those of --allowed-origins, and no others."""
-        if origin is None or not self.origins:
-            return False
-        scheme, slashes, authority = origin.lower().partition(b"://")
-        return bool(slashes) and normalized_origin(scheme, authority) in self.origins
-
     def _check_host(self, host: bytes) -> None:
         name = host_name(host)
         if name not in self._hosts and not is_loopback(name):
