@@ -30,7 +30,8 @@ _BACKLOG = 1024
 def main() -> int:
     """Serve until SIGTERM, SIGINT or the end of the lifeline. Returns the exit status."""
     config = PicodConfig.from_args(sys.argv[1:], os.environ)
-    syscalls.deny_inspection()
+    if not config.inspectable:
+        syscalls.deny_inspection()
     syscalls.keep_heap_small()
     try:
         os.makedirs(config.workspace, exist_ok=True)

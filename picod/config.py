@@ -78,6 +78,9 @@ class PicodConfig:
     lifeline_fd: int | None = None
     """Read end of a pipe whose other end the parent holds: end of file means the parent is gone."""
 
+    inspectable: bool = False
+    """Leave this process open to debuggers and /proc of its user: to measure picod itself, never beside user code."""
+
     @classmethod
     def from_args(cls, argv: Sequence[str], environ: Mapping[str, str]) -> PicodConfig:
         """Read flags and environment. Exits with status 2 and one clear line when something is wrong."""
@@ -113,6 +116,7 @@ class PicodConfig:
             host=args.host,
             port=args.port,
             lifeline_fd=args.lifeline_fd,
+            inspectable=args.inspectable,
         )
 
 
@@ -146,6 +150,8 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--preload", default=get(wire.ENV_PRELOAD, ""), help=f"modules, as in numpy,pandas; also {wire.ENV_PRELOAD}")
     add("--preload-delay", type=float, default=PicodConfig.preload_delay, help="seconds until they are imported")
     add("--ports", default=get(wire.ENV_PORTS, "1024-65535"), help=f"that may be reached; also {wire.ENV_PORTS}")
+    # Of flags alone: an environment variable could be set by an image or a manifest.
+    add("--inspectable", action="store_true", help="let debuggers of this user in; never beside untrusted code")
     add("--lifeline-fd", type=int, help="a pipe; its end of file ends picod and all it started")
     return parser
 

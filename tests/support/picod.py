@@ -97,7 +97,7 @@ def picod_process(
             listener.listen(128)
             command = [*wrapper(workspace), sys.executable, "-m", "picod", "--fd", str(listener.fileno())]
             process = subprocess.Popen(
-                [*command, "--workspace", str(workspace), *flags],
+                [*command, "--inspectable", "--workspace", str(workspace), *flags],
                 cwd=ROOT,
                 env={"PATH": os.environ["PATH"], **(environ or {})},
                 pass_fds=[listener.fileno()],

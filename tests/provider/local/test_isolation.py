@@ -31,6 +31,7 @@ async def test_sandbox_cannot_see_the_hosts_files(tmp_path: Path) -> None:
         "/sys",
     ]
     hidden += [str(ROOT / "gateway"), str(ROOT / "tests"), str(ROOT / ".git"), "/root/.bashrc", "/root/.profile"]
+    hidden = [path for path in hidden if path != f"/{ROOT.parts[1]}"]  # the way to the checkout's own interpreter shows
     assert os.path.exists(hidden[0])
     async with serving(tmp_path, runtime()) as provider:
         sandbox = await provider.claim(runtime().key, A)
