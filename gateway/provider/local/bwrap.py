@@ -81,6 +81,7 @@ class BwrapConfig:
     environment: Mapping[str, str]  # the whole environment of the first process
     limits: Limits
     disable_userns: bool = True
+    hidden: tuple[str, ...] = ()  # folders on the host that no bind may show: they are empty inside
 
 
 def find_bwrap() -> Path | None:
@@ -151,6 +152,9 @@ def arguments(config: BwrapConfig, command: Sequence[str]) -> list[str]:
     args += ["--dir", "/var", "--symlink", "../tmp", "/var/tmp"]  # noqa: S108
     for inside, source in minimal_binds(config.readonly, config.host).items():
         args += ["--ro-bind", source, inside]
+        # A state directory beside its manifest has the signing keys, and the sockets of other sandboxes.
+        for covered in covered_paths(inside, source, config.hidden):
+            args += ["--size", "4096", "--tmpfs", covered, "--remount-ro", covered]
     args += ["--bind", config.workspace, WORKSPACE]
     # bwrap's own root and /dev are tmpfs without a size limit: code that could write there could fill the memory.
     # /proc: the files below /proc/sys are guarded by owner and mode alone. When root runs the gateway, the kernel takes
@@ -161,6 +165,12 @@ def arguments(config: BwrapConfig, command: Sequence[str]) -> list[str]:
     for name, value in config.environment.items():
         args += ["--setenv", name, value]
     return [*args, "--chdir", WORKSPACE, "--", *command]
+
+
+def covered_paths(inside: str, source: str, hidden: Sequence[str]) -> list[str]:
+    """Where a bind of the host folder `source` at `inside` would show one of the `hidden` folders, links followed."""
+    real = os.path.realpath(source).rstrip("/")
+    return [inside + path[len(real) :] for path in hidden if path != real and _within(path, real)]
 
 
 def _within(path: str, folder: str) -> bool:

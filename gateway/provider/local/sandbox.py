@@ -207,7 +207,13 @@ class SandboxFactory:
             if runtime.agent is not None and runtime.agent.source:
                 readonly[bwrap.AGENT_FOLDER] = runtime.agent.source
             config = bwrap.BwrapConfig(
-                self._host, readonly, str(workspace), picod, runtime.limits, self._report.disable_userns
+                self._host,
+                readonly,
+                str(workspace),
+                picod,
+                runtime.limits,
+                self._report.disable_userns,
+                hidden=(str(self._state_dir.path),),
             )
             assert self._report.bwrap is not None
             return await Process.start_bubblewrap(
