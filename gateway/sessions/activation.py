@@ -24,7 +24,7 @@ from gateway.sessions.durations import Durations
 from gateway.sessions.ownership import Ownership
 from gateway.sessions.records import Records
 from gateway.sessions.recovery import Recovery
-from gateway.sessions.transitions import Transitions
+from gateway.sessions.transitions import RollbackError, Transitions
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +165,9 @@ class SessionOpener:
             else:
                 active = self._transitions.activated(session, runtime)
                 session = await self._records.put(replace(active, sandbox=sandbox, start=sandbox.start))
+        except RollbackError:
+            self._bindings.remove(sandbox.id)
+            raise
         except BaseException:
             self._bindings.remove(sandbox.id)
             await asyncio.shield(self._provider.release(sandbox.id))

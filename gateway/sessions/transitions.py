@@ -18,7 +18,7 @@ import logging
 from dataclasses import replace
 
 from gateway.core.clock import Clock
-from gateway.core.errors import WakegateError
+from gateway.core.errors import SnapshotError, WakegateError
 from gateway.core.interfaces import Executor, WorkspaceKeeper
 from gateway.core.model import (
     Runtime,
@@ -33,6 +33,10 @@ from gateway.core.model import (
 from gateway.sessions.records import Records
 
 logger = logging.getLogger(__name__)
+
+
+class RollbackError(SnapshotError):
+    """A wake failed half-way and could not be undone. The next open tries again."""
 
 
 class Transitions:
@@ -115,7 +119,7 @@ class Transitions:
             )
         else:
             after = self._lost(session, None, reason or "its sandbox ended while it was being hibernated")
-        return await self._put_and_delete_replaced(session, self._retained(after))
+        return await self._put_and_delete_replaced(session, self._retained(session, after))
 
     async def checkpoint(self, session: Session) -> Session:
         """Keep a copy of an active session, which goes on. Raises as WorkspaceKeeper.keep, and StaleWriteError."""
@@ -134,24 +138,26 @@ class Transitions:
     async def restore(self, session: Session, sandbox: Sandbox, runtime: Runtime) -> Session:
         """Give a hibernated session the claimed sandbox and its workspace. Raises SandboxStartError, StaleWriteError.
 
-        If the workspace cannot be restored the session is hibernated again, and whole.
+        If that fails the session is hibernated again, and whole. RollbackError: that failed too, and the sandbox, which
+        the record still names, may have some of the workspace. It is not to be released.
         """
         assert session.snapshot is not None
         session = await self._records.put(replace(session, state=SessionState.WAKING, sandbox=sandbox, owner=self._me))
         try:
             remains = await self._keeper.restore(session.snapshot or "", sandbox.id, session.id)
+            await self.resume(session)
+            wake = StartKind.WAKE if sandbox.start is StartKind.WARM else StartKind.WAKE_COLD
+            active = replace(
+                self.activated(session, runtime),
+                start=wake,
+                snapshot=remains,
+                snapshot_at=session.snapshot_at if remains else None,
+            )
+            return await self._records.put(active)
         except Exception as error:
+            # Also where only the record failed: a workspace that was moved would be released with the sandbox.
             await self._roll_back(session, f"could not be woken: {error}")
             raise
-        await self.resume(session)
-        wake = StartKind.WAKE if sandbox.start is StartKind.WARM else StartKind.WAKE_COLD
-        active = replace(
-            self.activated(session, runtime),
-            start=wake,
-            snapshot=remains,
-            snapshot_at=session.snapshot_at if remains else None,
-        )
-        return await self._records.put(active)
 
     def activated(self, session: Session, runtime: Runtime) -> Session:
         """The record of a session that starts in its sandbox now: its maximum duration counts from here."""
@@ -185,7 +191,8 @@ class Transitions:
                 logger.warning("session %s: nothing newer than its last snapshot can be kept: %s", session.id, error)
         if session.state is SessionState.HIBERNATING and reference:
             return await self.hibernated(session, reference, reason)
-        return await self._put_and_delete_replaced(session, self._retained(self._lost(session, reference, reason)))
+        lost = self._lost(session, reference, reason)
+        return await self._put_and_delete_replaced(session, self._retained(session, lost))
 
     async def delete_kept(self, session: Session) -> None:
         """Delete what is kept of a session whose record is terminated."""
@@ -204,10 +211,13 @@ class Transitions:
             logger.warning("snapshot %s could not be deleted: %s", reference, error)
 
     async def _roll_back(self, session: Session, reason: str) -> Session:
-        """It did not wake: hibernated again, as of the same moment as before."""
+        """It did not wake: hibernated again, as of the same moment as before, and kept no longer than before."""
         assert session.sandbox is not None
         assert session.snapshot is not None
-        reference = await self._keeper.rollback(session.snapshot, session.sandbox.id, session.id)
+        try:
+            reference = await self._keeper.rollback(session.snapshot, session.sandbox.id, session.id)
+        except Exception as error:
+            raise RollbackError(f"session {session.id} {reason}; to undo that failed as well: {error}") from error
         return await self.hibernated(session, reference, reason, at=session.snapshot_at)
 
     async def _put_and_delete_replaced(self, before: Session, after: Session) -> Session:
@@ -231,10 +241,15 @@ class Transitions:
             owner=self._owner_of(session, left),
         )
 
-    def _retained(self, session: Session) -> Session:
-        """Without a sandbox: it uses up none of its maximum duration, and is kept for the retention from now on."""
+    def _retained(self, before: Session, after: Session) -> Session:
+        """Without a sandbox: it uses up none of its maximum duration, and is kept for the retention from now on.
+
+        One that was waking has the end of its retention already: wakes that fail again and again do not put it off.
+        """
+        if before.state is SessionState.WAKING:
+            return after
         end = self._clock.now() + self._retention
-        return replace(session, limit_at=end, expires_at=bounded(end, session.ends_at))
+        return replace(after, limit_at=end, expires_at=bounded(end, after.ends_at))
 
     def _owner_of(self, session: Session, reference: str | None) -> str:
         """The owner of a session without a sandbox: none where it is a snapshot, or where nothing is left."""
