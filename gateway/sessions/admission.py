@@ -19,7 +19,9 @@ from gateway.sessions.activity import ClaimListener, WaitListener
 
 MIN_HOLD_S = 10.0
 HOLD_FACTOR = 3.5  # times the expected start: room for a queue of starts before it, still an answer while people wait
-LONGEST_OWNER_WAIT_S = 90.0  # while the gateway that has the session drains (30 s) and hibernates its sessions
+# Of a request whose session another gateway has: that drains (30 s) and hibernates its sessions, or it is dead and all
+# that it had is started here at once.
+LONGEST_OWNER_WAIT_S = 90.0
 LONGEST_HOLD_S = 60.0  # of a request in a queue that moves
 _LONGEST_RETRY_S = 30.0  # a longer Retry-After would be a guess about other clients
 _RECHECK_BEFORE_S = 0.05  # before its time is over
@@ -88,6 +90,7 @@ class _Hold:
         self.loop = asyncio.get_running_loop()
         self.began = began
         self.until = began + seconds
+        self.awaits_owner = False  # may take LONGEST_OWNER_WAIT_S in all
         self.timeout = asyncio.timeout_at(self.until)
         self.check: asyncio.TimerHandle
 
@@ -137,8 +140,7 @@ class Admission:
         When others who queued were served meanwhile it is overload, so 429 with the time that the queue takes; when
         none was, starts fail or hang: 504.
         """
-        queues = self._backlogs.items()
-        moving = [each for key, each in queues if each.moves and (key == runtime or (runtime is None and each.waiting))]
+        moving = self._moving(runtime)
         text = f"no sandbox was ready within {waited:.1f} s; the request was not sent to one"
         if not moving:
             return ActivationTimeoutError(text, retry_after=1)
@@ -171,14 +173,33 @@ class Admission:
                 self._holds.pop(session_id, None)
 
     def prolong(self, session_id: SessionId) -> None:
-        """Its requests wait for another gateway to end, not for a sandbox: their hold begins anew, within a bound."""
+        """Its requests wait for another gateway, dead or about to end: their hold begins anew, within a bound."""
         for hold in self._holds.get(session_id, ()):
-            longest = hold.began + LONGEST_OWNER_WAIT_S
-            hold.extend(min(hold.loop.time() + self.hold_time(hold.runtime), longest), self._lengthen)
+            hold.awaits_owner = True
+            self._hold_anew(hold)
+
+    def _hold_anew(self, hold: _Hold) -> None:
+        longest = hold.began + LONGEST_OWNER_WAIT_S
+        hold.extend(min(hold.loop.time() + self.hold_time(hold.runtime), longest), self._lengthen)
 
     def _lengthen(self, hold: _Hold) -> None:
+        if hold.awaits_owner and self._moving(hold.runtime):
+            # Its session is one of many that are taken over: it is slow, and not for a client to ask again.
+            self._hold_anew(hold)
+            return
         longest = max(LONGEST_HOLD_S, hold.until - hold.began)
         hold.extend(hold.began + min(self.hold_time(hold.runtime), longest), self._lengthen)
+
+    def _moving(self, runtime: RuntimeKey | None) -> list[Backlog]:
+        """The queues of this runtime (None: of any) in which starts work."""
+        queues = self._backlogs.items()
+        return [each for key, each in queues if each.moves and (key == runtime or (runtime is None and each.waiting))]
+
+    def _time_left(self, runtime: RuntimeKey, session_id: SessionId) -> float:
+        """Seconds for which a request that claims a sandbox for the session now may be held for it."""
+        now = asyncio.get_running_loop().time()
+        taken_over = [each for each in self._holds.get(session_id, ()) if each.awaits_owner]
+        return max([self.hold_time(runtime), *(each.began + LONGEST_OWNER_WAIT_S - now for each in taken_over)])
 
     async def claim(self, runtime: Runtime, session_id: SessionId, *, bound: int) -> tuple[Sandbox, float]:
         """A sandbox for that session, and the seconds that it took. `bound` sandboxes are in use already.
@@ -192,7 +213,7 @@ class Admission:
             )
         began = self._clock.monotonic()
         backlog = self._backlogs.setdefault(runtime.key, Backlog())
-        expected, hold = backlog.expected_wait(began), self.hold_time(runtime.key)
+        expected, hold = backlog.expected_wait(began), self._time_left(runtime.key, session_id)
         if expected is not None and expected > hold:
             raise QueueFullError(
                 f"{backlog.waiting} sessions wait for a sandbox of {runtime.key}, which takes about {expected:.0f} s; "

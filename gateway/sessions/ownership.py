@@ -105,6 +105,7 @@ class Ownership:
                 return
             peer = await self._membership.find(session.owner)
             if not peer.alive:
+                self._admission.prolong(session_id)  # perhaps one of many that it had, which are all started here now
                 return
             if first is None or first.id != peer.id:
                 first = peer

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
+import pytest
 from websockets.sync.client import connect
 
 from tests.support.redis_server import RedisServer
@@ -185,3 +188,23 @@ def test_sessions_outlive_a_redis_that_comes_back_empty(tmp_path: Path) -> None:
                 assert (reply.status_code, reply.json().get("stdout")) == (200, "precious\n"), reply.text
     finally:
         redis.kill()
+
+
+@pytest.mark.slow
+def test_forty_sessions_of_a_killed_gateway_are_taken_over_by_slower_answers_alone(tmp_path: Path) -> None:
+    """kill -9 of one of two gateways: a request for each of its sessions at once, and none is refused."""
+    with two(tmp_path, "--snapshots", f"file://{tmp_path}/snapshots") as (a, b, _), ThreadPoolExecutor(40) as threads:
+        sessions = [a.session() for _ in range(40)]
+        for number, session in enumerate(sessions):
+            assert a.run(session, f"echo {number} > note").status_code == 200
+            assert a.client.post(f"/v1/sessions/{session}/hibernate").status_code == 200
+            assert a.run(session, "true").status_code == 200
+        a.kill()
+
+        def ask(session: str) -> tuple[int, str]:
+            with httpx.Client(base_url=b.url, timeout=100.0) as client:
+                body = {"command": ["cat", "note"]}
+                reply = client.post("/api/execute", json=body, headers={"x-session-id": session})
+                return reply.status_code, reply.json().get("stdout", reply.text).strip()
+
+        assert list(threads.map(ask, sessions)) == [(200, str(number)) for number in range(40)]
