@@ -176,12 +176,17 @@ def _environment_problems(settings: Settings, runtimes: Sequence[Runtime]) -> It
 
 
 def interpreter_of(settings: Settings, problems: list[str]) -> Path | None:
-    """The environment of user code: as set, else `.venv-sandbox` beside our own, else the system's."""
+    """The environment of user code: as set, else `.venv-sandbox` beside our own, else the system's.
+
+    What keeps sandboxes from the one that is set goes to `problems`: no sandbox could start.
+    """
+    from gateway.provider.local.interpreters import user_python
+
     if settings.sandbox_python != Path():
-        if not (settings.sandbox_python / "bin" / "python3").exists():
-            problems.append(
-                f"--sandbox-python {settings.sandbox_python}: no bin/python3 in it; expected an environment's folder"
-            )
+        try:
+            user_python(settings.sandbox_python)
+        except (OSError, ValueError) as error:
+            problems.append(f"--sandbox-python {settings.sandbox_python}: {error}")
         return settings.sandbox_python
     beside = Path(sys.prefix).parent / ".venv-sandbox"
     return beside if (beside / "bin" / "python3").exists() else None

@@ -97,6 +97,18 @@ def test_doctor_says_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
         assert line in done.stdout, done.stdout
 
 
+@pytest.mark.parametrize("command", ["serve", "doctor"])
+def test_sandbox_python_that_no_sandbox_may_see_is_named_at_start(tmp_path: Path, command: str) -> None:
+    """A base in a private folder would otherwise fail every sandbox, one by one, behind a gateway that looks well."""
+    (tmp_path / "env" / "bin").mkdir(parents=True)
+    (tmp_path / "env" / "bin" / "python3").symlink_to(sys.executable)
+    (tmp_path / "env" / "pyvenv.cfg").write_text("home = /tmp/bin\n")
+    state = str(tmp_path / "state")
+    ended = wakegate(command, "--port", "0", "--sandbox-python", str(tmp_path / "env"), "--state-dir", state)
+    assert ended.returncode == (2 if command == "serve" else 1)
+    assert f"--sandbox-python {tmp_path}/env: the base interpreter" in ended.stderr + ended.stdout
+
+
 def test_start_says_that_code_contexts_have_no_kernel(tmp_path: Path) -> None:
     """And what to install; it starts all the same. A module to preload that is not there is named too."""
     bare = tmp_path / "bare"
