@@ -380,6 +380,7 @@ def _access(settings: Settings) -> AccessPolicy:
         listens_on=settings.host,
         advertise=settings.advertise,
         strip_headers=settings.strip_headers,
+        trusted_proxies=settings.trusted_proxies,
     )
 
 

@@ -26,6 +26,7 @@ async def relay(request: Request, elsewhere: ElsewhereError) -> Response:
         raise UnavailableError(f"the gateways do not agree who has this session: {elsewhere}")
     headers = {_RELAYED: str(passed + 1), "content-type": request.headers.get("content-type", "application/json")}
     headers |= {name: request.headers[name] for name in _PASSED if name in request.headers}
+    headers |= _forwarding(request)
     url = httpx.URL(peer.address).copy_with(raw_path=_sent_target(request))
     try:
         async with httpx.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as client:
@@ -38,6 +39,13 @@ async def relay(request: Request, elsewhere: ElsewhereError) -> Response:
         ) from error
     kept = {name: answer.headers[name] for name in _ANSWERED if name in answer.headers}
     return Response(answer.content, answer.status_code, kept)
+
+
+def _forwarding(request: Request) -> dict[str, str]:
+    """Who asks, and the name and scheme that links in the answer need; believed where the gateways trust each other."""
+    fields = {"x-forwarded-for": request.client.host if request.client else "unknown"}
+    fields |= {"x-forwarded-host": request.headers["host"]} if "host" in request.headers else {}
+    return fields | {"x-forwarded-proto": request.url.scheme}
 
 
 def _sent_target(request: Request) -> bytes:

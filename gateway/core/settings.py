@@ -255,6 +255,13 @@ class Settings:
         kind="text",
         metavar="NAMES",
     )
+    trusted_proxies: str = _setting(
+        "",
+        "addresses and networks of the proxies in front, comma-separated, whose X-Forwarded-* and Forwarded fields say"
+        " who the client is and by which name and scheme it came (default: nobody's word is taken)",
+        kind="text",
+        metavar="NETWORKS",
+    )
     picture_max_side: int = _setting(
         1568,
         "pixels on the long side of the pictures that tools give to models; larger ones are scaled down",

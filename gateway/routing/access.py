@@ -15,6 +15,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 
 from gateway.core.errors import BadRequestError, SettingsError
+from gateway.routing.forwarded import read_proxies
 
 _DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
 _OWN_FETCHES = frozenset((b"same-origin", b"none"))  # `none`: a person typed the address or opened a bookmark
@@ -43,6 +44,7 @@ class AccessPolicy:
     only names of this machine are served. Elsewhere any Host is, unless `allowed_hosts` names some: probes and
     balancers use addresses that the gateway cannot know. `advertise`: the URL at which other gateways reach this one.
     `strip_headers`: comma-separated; `stripped` are the names of request fields that reach no sandbox.
+    `trusted_proxies`: comma-separated networks; `proxies` is None without any.
     """
 
     def __init__(
@@ -53,9 +55,11 @@ class AccessPolicy:
         listens_on: str = "127.0.0.1",
         advertise: str = "",
         strip_headers: str = "",
+        trusted_proxies: str = "",
     ) -> None:
-        """Raises SettingsError for an origin that is none."""
+        """Raises SettingsError for an origin or a network that is none."""
         self.stripped = frozenset(each.strip().lower().encode() for each in strip_headers.split(",") if each.strip())
+        self.proxies = read_proxies(trusted_proxies)
         self.origins = frozenset(_read_origins(allowed_origins))
         hosts = frozenset(host_name(each.strip().encode()) for each in allowed_hosts.split(",") if each.strip())
         self._checks_hosts = b"*" not in hosts and (bool(hosts) or is_loopback(host_name(listens_on.encode())))

@@ -1,7 +1,8 @@
 """Header rules, pure: what of a request goes on to the sandbox, and what of a response goes back.
 
 Hop-by-hop fields end here (RFC 9110 section 7.6.1), the client's Authorization is consumed, forwarding fields are
-appended once (RFC 7239 and the X-Forwarded-* habit). One pass over the list does all of it: this runs per request.
+written anew (RFC 7239 and the X-Forwarded-* habit; forwarded.py says what is believed of those that came). One pass
+over the list does all of it: this runs per request.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from functools import lru_cache
 
 from gateway.core.errors import BadRequestError, UnavailableError
 from gateway.routing.access import names_host
+from gateway.routing.forwarded import FIELDS as FORWARDING_FIELDS
+from gateway.routing.forwarded import Forwarded, TrustedProxies, read_forwarded
 from gateway.routing.request_ids import id_line
 from gateway.routing.target import RUNTIME_HEADER, SESSION_HEADERS
 
@@ -38,10 +41,9 @@ _FOREIGN_COOKIES = (
     b"__Host-", b"_oauth2_proxy", b"CF_Authorization", b"AWSELBAuth", b"GCP_IAP", b"GCP_IAAP", b"authelia_session",
 )  # fmt: skip
 # Request fields that need a look.
-_SPECIAL = HOP_BY_HOP | {
-    b"host", b"authorization", b"expect", b"content-length", b"forwarded", b"x-forwarded-for", b"x-forwarded-host",
-    b"x-forwarded-proto", b"x-request-id", b"origin", b"sec-fetch-site", b"x-wakegate-hops",
-    RUNTIME_HEADER, *SESSION_HEADERS,
+_SPECIAL = HOP_BY_HOP | FORWARDING_FIELDS | {
+    b"host", b"authorization", b"expect", b"content-length", b"x-request-id", b"origin", b"sec-fetch-site",
+    b"x-wakegate-hops", RUNTIME_HEADER, *SESSION_HEADERS,
 }  # fmt: skip
 
 HOPS_HEADER = b"x-wakegate-hops"  # through how many gateways a request came before this one
@@ -66,6 +68,8 @@ class Request:
     `lines` are finished header lines for the sandbox; session and authorization are not among them. `extra` are those
     of fields that picod has no use for.
     `content_length` None with `chunked` False: the request has no body.
+    `host` is the one that the client meant: the Host field, or what a trusted proxy says it was.
+    `forwarded`: what is believed of where the request began; None where nobody who is trusted said anything.
     """
 
     __slots__ = (
@@ -73,6 +77,7 @@ class Request:
         "content_length",
         "extra",
         "fetch_site",
+        "forwarded",
         "hops",
         "host",
         "id_line",
@@ -100,6 +105,7 @@ class Request:
         self.origin: bytes | None = None
         self.fetch_site: bytes | None = None  # Sec-Fetch-Site
         self.hops = 0
+        self.forwarded: Forwarded | None = None
 
 
 def read_request(
@@ -107,8 +113,9 @@ def read_request(
     client: tuple[str, int] | None,
     scheme: str,
     stripped: frozenset[bytes] = frozenset(),
+    proxies: TrustedProxies | None = None,
 ) -> Request:
-    """Read lower-cased ASGI headers. `stripped`: names of fields that reach no sandbox.
+    """Read lower-cased ASGI headers. `stripped`: names of fields that reach no sandbox. `client`: who sent them to us.
 
     One set look-up settles most fields of a program's request: their order here is that of their frequency.
 
@@ -146,17 +153,14 @@ def read_request(
             special = [(name, value)]
         else:
             special.append((name, value))
-    forwarded_for = forwarded = b""
-    host = request.host or b""
+    peer = client[0] if client else ""
     if special is not None:
-        forwarded_for, forwarded = _read_special(request, special, host)
-    ours = _forwarding(client[0] if client else "", host, scheme)
-    if forwarded_for or forwarded:
-        lines.append(b"x-forwarded-for: %b\r\n" % _joined(forwarded_for, ours[0]))
-        lines.append(b"forwarded: %b\r\n" % _joined(forwarded, ours[1]))
-        lines.append(ours[3])
+        _read_special(request, special, peer, proxies)
+    forwarded = request.forwarded
+    if forwarded is None:
+        lines.append(_forwarding((peer,), request.host or b"", scheme))
     else:
-        lines.append(ours[2])
+        lines.append(_forwarding(forwarded.chain, request.host or b"", forwarded.scheme or scheme))
     return request
 
 
@@ -196,9 +200,11 @@ def _read_extra(request: Request, name: bytes, value: bytes) -> None:
     request.extra.append(b"%b: %b\r\n" % (name, value))
 
 
-def _read_special(request: Request, special: list[tuple[bytes, bytes]], host: bytes) -> tuple[bytes, bytes]:
-    """The rare fields: returns what the client sent of X-Forwarded-For and Forwarded."""
-    forwarded_for = forwarded = b""
+def _read_special(
+    request: Request, special: list[tuple[bytes, bytes]], peer: str, proxies: TrustedProxies | None
+) -> None:
+    """The rare fields."""
+    claims: dict[bytes, list[bytes]] = {}
     for name, value in special:
         if name == b"connection":
             nominated = {token.strip().lower() for token in value.split(b",")} - {
@@ -237,34 +243,45 @@ def _read_special(request: Request, special: list[tuple[bytes, bytes]], host: by
             if request.origin is not None:
                 raise BadRequestError("two Origin headers; send one")
             request.origin = value
-            if names_host(value, host):
-                request.own_origin = True
-            else:
-                request.lines.append(b"origin: %b\r\n" % value)
         elif name == HOPS_HEADER:
             request.hops = int(value) if value.isdigit() and len(value) < 3 else MAX_HOPS
-        elif name == b"x-forwarded-for":
-            forwarded_for = _joined(forwarded_for, value)
-        elif name == b"forwarded":
-            forwarded = _joined(forwarded, value)
+        elif name in FORWARDING_FIELDS:
+            claims.setdefault(name, []).append(value)
     if request.chunked and request.content_length is not None:
         raise BadRequestError("both Content-Length and Transfer-Encoding; send one of them")
-    return forwarded_for, forwarded
+    if claims and proxies is not None and proxies.trust(peer):
+        _believe(request, read_forwarded(claims, peer, proxies, passed_on=request.hops > 0))
+    if request.origin is not None:
+        if names_host(request.origin, request.host or b""):
+            request.own_origin = True
+        else:
+            request.lines.append(b"origin: %b\r\n" % request.origin)
 
 
-def _joined(first: bytes, second: bytes) -> bytes:
-    return first + b", " + second if first else second
+def _believe(request: Request, forwarded: Forwarded) -> None:
+    """Take over what is believed. The host only where there is a Host field: HTTP/1.1 must not do without."""
+    request.forwarded = forwarded
+    if not forwarded.host or request.host is None:
+        return
+    if request.hops and request.origin is not None and names_host(request.origin, request.host):
+        # The gateway that passed it on found the page to be its own, and named it by the address that it dialled.
+        request.origin = b"http://%b" % forwarded.host
+    request.host = forwarded.host
 
 
 @lru_cache(maxsize=1024)
-def _forwarding(address: str, host: bytes, scheme: str) -> tuple[bytes, bytes, bytes, bytes]:
-    """Our own (X-Forwarded-For, Forwarded) values, all four fields as lines, and the two host and proto lines."""
-    node = f'"[{address}]"' if ":" in address else address or "unknown"
+def _forwarding(chain: tuple[str, ...], host: bytes, scheme: str) -> bytes:
+    """The forwarding fields as lines. `chain`: the addresses that the request came through, the client's first."""
     quoted = host.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
-    element = b'for=%b;host="%b";proto=%b' % (node.encode(), quoted, scheme.encode())
-    rest = b"x-forwarded-host: %b\r\nx-forwarded-proto: %b\r\n" % (host, scheme.encode())
-    shown = address.encode() or b"unknown"
-    return shown, element, b"x-forwarded-for: %b\r\nforwarded: %b\r\n%b" % (shown, element, rest), rest
+    shown = [address.encode() or b"unknown" for address in chain]
+    nodes = [b'for="[%b]"' % node if b":" in node else b"for=%b" % node for node in shown]
+    nodes[0] += b';host="%b";proto=%b' % (quoted, scheme.encode())
+    return b"x-forwarded-for: %b\r\nforwarded: %b\r\nx-forwarded-host: %b\r\nx-forwarded-proto: %b\r\n" % (
+        b", ".join(shown),
+        b", ".join(nodes),
+        host,
+        scheme.encode(),
+    )
 
 
 def read_response(headers: Headers) -> Headers:

@@ -10,6 +10,7 @@ from gateway.observability.request_record import Record
 from gateway.routing.access import AccessPolicy
 from gateway.routing.activator import Activator
 from gateway.routing.connection import UpstreamConnection
+from gateway.routing.forwarded import Forwarded
 from gateway.routing.headers import Request, identify, read_request
 from gateway.routing.request_ids import id_in, id_line
 from gateway.routing.responses import Scope
@@ -17,12 +18,24 @@ from gateway.routing.route import Route
 from gateway.routing.target import NotProxied, Target, parse
 
 _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+_SCOPE_SCHEMES = {
+    ("http", "http"): "http", ("http", "https"): "https", ("websocket", "http"): "ws", ("websocket", "https"): "wss",
+}  # fmt: skip
 
 
 def raw_path(scope: Scope) -> bytes:
     """The path as the client sent it. ASGI servers need not keep it; uvicorn does."""
     path: bytes = scope.get("raw_path") or scope["path"].encode()
     return path
+
+
+def _write_client(scope: Scope, request: Request, forwarded: Forwarded) -> None:
+    """Let the scope say what is believed, so that logs, spans and links need not know of proxies."""
+    scope["client"] = (forwarded.client, 0)
+    if forwarded.scheme:
+        scope["scheme"] = _SCOPE_SCHEMES[scope["type"], forwarded.scheme]
+    if forwarded.host and request.host is not None:
+        scope["headers"] = [(name, request.host if name == b"host" else value) for name, value in scope["headers"]]
 
 
 class Incoming:
@@ -53,8 +66,10 @@ class Incoming:
         request: Request | None = None
         try:
             scheme: str = scope["scheme"]
-            request = read_request(scope["headers"], scope["client"], _SCHEMES[scheme], access.stripped)
+            request = read_request(scope["headers"], scope["client"], _SCHEMES[scheme], access.stripped, access.proxies)
             self.id_line = identify(request, record.traceparent if record is not None else b"")
+            if request.forwarded is not None:
+                _write_client(scope, request, request.forwarded)
             if request.host is None and scope["http_version"] == "1.1":
                 raise BadRequestError("an HTTP/1.1 request has a Host header (RFC 9112 3.2); send one")
             self.target = parse(raw_path(scope), request.session, request.runtime)

@@ -118,6 +118,25 @@ async def test_access_log_has_one_line_per_request(open_gateway: OpenScripted, a
     ]
 
 
+async def test_access_log_names_the_client_behind_a_trusted_proxy(
+    open_gateway: OpenScripted, access: io.BytesIO
+) -> None:
+    """And who dialled us where no trusted proxy did, whatever that one claims; on requests, refusals and WebSockets."""
+    asked = "connection: upgrade\nupgrade: websocket\nsec-websocket-version: 13\n"
+    asked += "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\n"
+    for setting, client in (("127.0.0.1", "203.0.113.9"), ("10.0.0.0/8", "127.0.0.1")):
+        access.truncate(0)
+        access.seek(0)
+        gateway, _ = await open_gateway(access_log=True, log_format="json", trusted_proxies=setting)
+        session = await gateway.session()
+        for path in ("/a", "/a", "/v1/sessions", "/v1/namespaces/x", "/v1/sessions/-/ports/0/"):
+            named = f"x-session-id: {session}\n" if path == "/a" else ""
+            await gateway.ask(f"GET {path} HTTP/1.1\nhost: a\n{named}x-forwarded-for: 203.0.113.9\n")
+        await gateway.ask(f"GET /none HTTP/1.1\nhost: a\n{asked}x-forwarded-for: 203.0.113.9\n")
+        await reaches(lambda: len(lines_of(access)), 6, "a line for each request")
+        assert {line["client"] for line in lines_of(access)} == {client}
+
+
 async def test_access_log_tells_of_clients_that_left(open_gateway: OpenScripted, access: io.BytesIO) -> None:
     """No answer was begun: 499, and cut; one that was begun keeps its status and is cut."""
 

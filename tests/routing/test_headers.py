@@ -126,23 +126,20 @@ def test_read_request_passes_every_other_field_as_it_came(fields: Fields) -> Non
 
 
 @given(fields=FIELDS)
-def test_read_request_appends_forwarding_exactly_once(fields: Fields) -> None:
-    """What the client claimed stays in front; our own element is last, and each field is there once."""
+def test_read_request_writes_forwarding_itself(fields: Fields) -> None:
+    """Each field is there once and tells what we saw: nothing of what the client claimed goes on."""
     fields = [(name, value) for name, value in fields if name != b"host"]
     try:
         request = read_request([(b"host", b"gate:8080"), *fields], CLIENT, "http")
     except BadRequestError:
         return
-    line = dict(sent(request))
     for name, own in (
         (b"x-forwarded-for", b"192.0.2.7"),
         (b"forwarded", b'for=192.0.2.7;host="gate:8080";proto=http'),
+        (b"x-forwarded-host", b"gate:8080"),
+        (b"x-forwarded-proto", b"http"),
     ):
-        assert names(request).count(name) == 1
-        claimed = [value for key, value in fields if key == name and value]
-        assert line[name] == b", ".join([*claimed, own])
-    assert [value for name, value in sent(request) if name == b"x-forwarded-host"] == [b"gate:8080"]
-    assert [value for name, value in sent(request) if name == b"x-forwarded-proto"] == [b"http"]
+        assert [value for key, value in sent(request) if key == name] == [own]
 
 
 def test_read_request_writes_ipv6_nodes_as_rfc_7239_wants() -> None:
