@@ -3,7 +3,8 @@
     WakegateError
     ├── BadRequestError 400 BAD_REQUEST          the request cannot be understood
     │   └── TooLargeError 413 TOO_LARGE          it is larger than we take
-    ├── UnauthorizedError 401 UNAUTHORIZED
+    ├── UnauthorizedError 401 UNAUTHORIZED        no valid credential came with the request
+    ├── PermissionDeniedError 403 FORBIDDEN       the credential is valid, and may not do this
     ├── NotFoundError 404 NOT_FOUND
     │   ├── SessionNotFoundError                 no such session, or not under this runtime
     │   └── RuntimeNotFoundError
@@ -88,10 +89,17 @@ class TooLargeError(BadRequestError):
 
 
 class UnauthorizedError(WakegateError):
-    """The caller did not prove who it is."""
+    """No valid credential came with the request: none, an unknown, expired or revoked one."""
 
     status = 401
     code = "UNAUTHORIZED"
+
+
+class PermissionDeniedError(WakegateError):
+    """The credential is valid, but may not do this."""
+
+    status = 403
+    code = "FORBIDDEN"
 
 
 class NotFoundError(WakegateError):

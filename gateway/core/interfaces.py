@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, M
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, runtime_checkable
 
+from gateway.core.documents import DocumentStore
 from gateway.core.model import (
     Lease,
     PoolStatus,
@@ -31,6 +32,11 @@ from gateway.core.model import (
 
 class SessionStore(Protocol):
     """Session records, leases and the history of claims."""
+
+    @property
+    def documents(self) -> DocumentStore:
+        """The small named records that are kept beside sessions. Open while the store is."""
+        ...
 
     async def start(self) -> None:
         """Open it. Raises StoreUnavailableError with the reason."""

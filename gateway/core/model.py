@@ -13,6 +13,8 @@ from typing import Any, NewType
 SessionId = NewType("SessionId", str)
 SandboxId = NewType("SandboxId", str)
 
+DEFAULT_TENANT = "default"  # of sessions made without authentication, and of keys that name no other
+
 
 class Kind(StrEnum):
     """What a runtime offers; the values are the Kubernetes kinds."""
@@ -238,7 +240,8 @@ class Session:
     expires_at: float  # end of the maximum duration
     idle_timeout: float
     version: int = 0
-    tenant: str = ""
+    tenant: str = DEFAULT_TENANT
+    user: str = ""  # the person of the tenant who made it, where the identity names one
     owner: str = ""  # the only gateway that reaches its sandbox or its parked workspace; "": every gateway does
     sandbox: Sandbox | None = None
     start: StartKind | None = None  # how its present sandbox was bound

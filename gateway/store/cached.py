@@ -15,6 +15,7 @@ from typing import Any
 
 from aiocache import SimpleMemoryCache
 
+from gateway.core.documents import DocumentStore
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
 
@@ -100,6 +101,11 @@ class CachedStore:
             await self._records.delete(oldest)
 
     # The rest is the inner store's.
+
+    @property
+    def documents(self) -> DocumentStore:
+        """The inner store's, never from memory."""
+        return self.inner.documents
 
     async def start(self) -> None:
         """Open the inner store."""

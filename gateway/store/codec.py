@@ -17,7 +17,8 @@ from typing import Any
 
 import orjson
 
-from gateway.core.errors import BadRequestError
+from gateway.core.documents import Document
+from gateway.core.errors import BadRequestError, StaleWriteError
 from gateway.core.model import Session
 
 _TIMES = ("created_at", "last_active_at", "expires_at", "idle_timeout")
@@ -51,6 +52,13 @@ def decode(record: bytes | str, *, version: int, last_active_at: float) -> Sessi
         return typing.cast("Session", _reader(Session)(fields))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a session record: {type(error).__name__}: {error}") from error
+
+
+def stale_document(document: Document) -> StaleWriteError:
+    """The refusal of a document that was written by somebody else since it was read."""
+    return StaleWriteError(
+        f"{document.kind} {document.name!r} changed since version {document.version} was read; read it again"
+    )
 
 
 def _plain(value: Any) -> Any:

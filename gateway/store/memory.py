@@ -12,9 +12,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import replace
 
 from gateway.core.clock import Clock
+from gateway.core.documents import Document, DocumentStore
 from gateway.core.errors import FencedOutError, StaleWriteError, StoreUnavailableError
 from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
 from gateway.store import claims, codec
+from gateway.store.codec import stale_document
 
 
 async def _at_once() -> None:
@@ -31,6 +33,7 @@ class MemoryStore:
         self._records: dict[SessionId, Session] = {}
         self._leases: dict[str, Lease] = {}
         self._claims: dict[RuntimeKey, Counter[tuple[int, int]]] = {}
+        self.documents: DocumentStore = MemoryDocuments(self._turn)
 
     async def start(self) -> None:
         """Open it."""
@@ -177,3 +180,46 @@ class MemoryStore:
         await self._turn()
         kept = self._claims.get(runtime, Counter())
         return sorted((start, n) for (width, start), n in kept.items() if width == bucket and start >= oldest)
+
+
+class MemoryDocuments:
+    """Documents in a dictionary. `turn` is awaited in each call, and raises once the store is closed."""
+
+    def __init__(self, turn: Callable[[], Awaitable[None]]) -> None:
+        self._turn = turn
+        self._kept: dict[tuple[str, str], Document] = {}
+        self._revisions: Counter[str] = Counter()
+
+    async def get(self, kind: str, name: str) -> Document | None:
+        """The document, or None."""
+        await self._turn()
+        return self._kept.get((kind, name))
+
+    async def put(self, document: Document) -> Document:
+        """Write it if the version allows it. Raises StaleWriteError."""
+        await self._turn()
+        key = (document.kind, document.name)
+        old = self._kept.get(key)
+        if (0 if old is None else old.version) != document.version:
+            raise stale_document(document)
+        self._kept[key] = written = replace(document, version=document.version + 1)
+        self._revisions[document.kind] += 1
+        return written
+
+    async def delete(self, kind: str, name: str) -> bool:
+        """Forget it. Returns whether it was there."""
+        await self._turn()
+        if self._kept.pop((kind, name), None) is None:
+            return False
+        self._revisions[kind] += 1
+        return True
+
+    async def list(self, kind: str) -> Sequence[Document]:
+        """All documents of a kind, by name."""
+        await self._turn()
+        return [self._kept[key] for key in sorted(self._kept) if key[0] == kind]
+
+    async def revision(self, kind: str) -> int:
+        """A number that grows with each change of a kind."""
+        await self._turn()
+        return self._revisions[kind]

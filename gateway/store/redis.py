@@ -23,10 +23,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gateway.core.clock import Clock
+from gateway.core.documents import DocumentStore
 from gateway.core.errors import FencedOutError, StaleWriteError, StoreUnavailableError
 from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
 from gateway.store import claims, codec, redis_scripts
 from gateway.store.redis_client import DEADLINE_S, Close, make_client, redacted
+from gateway.store.redis_documents import RedisDocuments
 from gateway.store.redis_durability import durability_warnings
 
 T = TypeVar("T")
@@ -68,6 +70,7 @@ class RedisStore:
         self._close: Close | None = None
         self._turns = asyncio.Semaphore(CONNECTIONS)
         self._outages = 0
+        self.documents: DocumentStore = RedisDocuments(self._root, self._call, self._run)
 
     def __repr__(self) -> str:
         return f"<RedisStore {redacted(self._url)} {self._root}>"

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from gateway.core.clock import Clock
+from gateway.core.documents import DocumentStore
 from gateway.core.errors import FencedOutError, StaleWriteError
 from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
 from gateway.store import claims, codec, sqlite_file
+from gateway.store.sqlite_documents import SqliteDocuments
 from gateway.store.sqlite_thread import SqliteThread
 
 PAGE = 100  # records per read while iterating: about 3 ms of the thread, so that others get their turn
@@ -79,6 +81,7 @@ class SqliteStore:
         self._path = path
         self._clock = clock
         self._thread = SqliteThread(partial(sqlite_file.connect, path), partial(sqlite_file.translate, path))
+        self.documents: DocumentStore = SqliteDocuments(self._thread)
 
     def __repr__(self) -> str:
         return f"<SqliteStore {self._path}>"

@@ -62,6 +62,21 @@ _SCHEMA = (
     "CREATE INDEX claims_age ON claims (bucket, start)",
 )
 
+# Tables that came later. An older Wakegate ignores them, so they do not raise the schema's version, and it can still
+# open the file.
+_ADDITIONS = (
+    """
+    CREATE TABLE IF NOT EXISTS documents (
+      kind TEXT NOT NULL,
+      name TEXT NOT NULL,
+      version INTEGER NOT NULL,
+      value BLOB NOT NULL,
+      PRIMARY KEY (kind, name)
+    ) STRICT, WITHOUT ROWID
+    """,
+    "CREATE TABLE IF NOT EXISTS revisions (kind TEXT PRIMARY KEY NOT NULL, n INTEGER NOT NULL) STRICT",
+)
+
 
 def connect(path: Path) -> sqlite3.Connection:
     """Open or create the store, in autocommit mode. Raises StoreUnavailableError, sqlite3.Error, OSError."""
@@ -145,6 +160,8 @@ def _create_or_check(connection: sqlite3.Connection, path: Path) -> None:
             f"session store {path}: written by a newer Wakegate (schema {version}, this one knows {SCHEMA_VERSION}); "
             "run that version, or name a different file for the store"
         )
+    for statement in _ADDITIONS:
+        connection.execute(statement)
 
 
 def translate(path: Path, error: BaseException) -> BaseException:
