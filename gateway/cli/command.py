@@ -15,7 +15,8 @@ from structlog.contextvars import bind_contextvars
 from gateway.cli.banner import banner_of
 from gateway.cli.parser import parse
 from gateway.core.errors import SettingsError, WakegateError
-from gateway.core.settings import Settings, load
+from gateway.core.settings import Settings
+from gateway.core.settings_load import load
 from gateway.observability import logs
 from gateway.serving import supervisor
 

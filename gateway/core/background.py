@@ -1,4 +1,4 @@
-"""Background work: loops that run as long as the gateway does, and tasks that outlive the call that began them."""
+"""Background work: loops that run as long as the gateway does, and tasks that outlive the call that started them."""
 
 from __future__ import annotations
 
@@ -13,50 +13,55 @@ logger = logging.getLogger(__name__)
 
 
 async def every(interval: float, verb: Callable[[], Awaitable[Any]]) -> None:
-    """Run a verb every `interval` seconds. A failure is logged once, until it changes, and tried again next time."""
-    trouble = ""
+    """Run a verb every `interval` seconds, starting one interval from now. A failure does not stop the loop.
+
+    A WakegateError is logged when its text differs from that of the previous run: a store that is down for an hour
+    gives one line, not one every 5 s. Any other exception is a bug and ends the loop.
+    """
+    last_error = ""
     while True:
         await asyncio.sleep(interval)
         try:
             await verb()
-            trouble = ""
+            last_error = ""
         except WakegateError as error:
-            if str(error) != trouble:
+            if str(error) != last_error:
                 logger.warning("%s: %s", verb.__name__, error)
-            trouble = str(error)
+            last_error = str(error)
 
 
 async def cancel(task: asyncio.Task[None]) -> None:
-    """End a loop and wait for its end; one that had failed says so now."""
+    """Cancel a loop and wait until it has ended. If it had already failed, log the exception here."""
     task.cancel()
     try:
         await task
     except asyncio.CancelledError:
         pass
     except Exception:
-        logger.exception("background task %s had failed", task.get_name())
+        logger.exception("background task %s failed", task.get_name())
 
 
 class Tasks:
-    """Tasks of one owner, all of which end with it. Each is held until it is done: the event loop itself would not."""
+    """The tasks of one owner, cancelled when the owner closes."""
 
     def __init__(self) -> None:
         self.running = False  # for owners that start and stop: set by them once they have started
+        # The event loop keeps weak references only: a task that nothing else refers to may be collected mid-run.
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, Any], *, name: str | None = None) -> asyncio.Task[Any]:
-        """Run it beside the caller. A failure that is never awaited is the caller's to look for."""
+        """Run a coroutine concurrently. Its exception is not logged here: the caller awaits the task or checks it."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def wait(self) -> None:
-        """Until those that run now are done, however they end."""
+        """Wait for the tasks that are running now, whether they succeed, fail or are cancelled."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def aclose(self) -> None:
-        """Cancel them, and wait for their end."""
+        """Cancel every task and wait until each has ended."""
         self.running = False
         for task in list(self._tasks):
             task.cancel()

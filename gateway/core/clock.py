@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Wall time and a time that never steps back, both in seconds."""
+    """Wall-clock time and monotonic time, both in seconds."""
 
     def now(self) -> float:
         """Seconds since the Unix epoch."""
@@ -19,7 +19,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's clock."""
+    """The operating system's clock; tests use `gateway.testing.ManualClock` instead."""
 
     now = staticmethod(time.time)
     monotonic = staticmethod(time.monotonic)

@@ -2,32 +2,32 @@
 
     WakegateError
     ├── BadRequestError 400 BAD_REQUEST          the request cannot be understood
-    │   └── TooLargeError 413 TOO_LARGE          it is larger than we take
-    ├── UnauthorizedError 401 UNAUTHORIZED        no valid credential came with the request
-    ├── PermissionDeniedError 403 FORBIDDEN       the credential is valid, and may not do this
+    │   └── TooLargeError 413 TOO_LARGE          it exceeds a size limit
+    ├── UnauthorizedError 401 UNAUTHORIZED       the request carries no valid credential
+    ├── PermissionDeniedError 403 FORBIDDEN      the credential is valid but does not allow this
     ├── NotFoundError 404 NOT_FOUND
     │   ├── SessionNotFoundError                 no such session, or not under this runtime
     │   └── RuntimeNotFoundError
-    ├── RequestTimeoutError 408 REQUEST_TIMEOUT  the client was silent while it owed us its request
+    ├── RequestTimeoutError 408 REQUEST_TIMEOUT  the client did not finish sending its request in time
     ├── ConflictError 409 CONFLICT               the session is not in a state that allows this
     ├── QueueFullError 429 OVERLOADED            a bounded queue is full (Retry-After)
     ├── UpstreamConnectError 502 SANDBOX_UNREACHABLE   nothing was sent; safe to try again
-    ├── UpstreamBrokenError 502 SANDBOX_LOST     the sandbox went away while it was answering
-    ├── UnavailableError 503 UNAVAILABLE         a part we need is away (Retry-After)
+    ├── UpstreamBrokenError 502 SANDBOX_LOST     the connection to the sandbox broke mid-request; not retried
+    ├── UnavailableError 503 UNAVAILABLE         a dependency is unavailable (Retry-After)
     │   ├── StoreUnavailableError
     │   ├── SandboxStartError                    a sandbox could not be started
-    │   ├── OwnerAwayError                       the gateway that alone has this session does not run
-    │   ├── TokenRefusedError                    picod does not believe this gateway's token
+    │   ├── OwnerAwayError                       the gateway that owns this session is not running
+    │   ├── TokenRefusedError                    picod rejects this gateway's token
     │   └── DrainingError                        this gateway is shutting down
     ├── ActivationTimeoutError 504 ACTIVATION_TIMEOUT  no sandbox was ready within the hold rule
-    ├── UpstreamTimeoutError 504 SANDBOX_TIMEOUT       the sandbox was silent for too long
-    ├── SnapshotError 500 SNAPSHOT_FAILED        a workspace could not be kept or given back
+    ├── UpstreamTimeoutError 504 SANDBOX_TIMEOUT       the exchange with the sandbox hit an idle timeout
+    ├── SnapshotError 500 SNAPSHOT_FAILED        a workspace could not be kept or restored
     │   ├── SnapshotNotFoundError                it is not in the store
-    │   ├── SnapshotCorruptError                 what is in the store is not what was put there
-    │   ├── SnapshotKeyError                     it is encrypted with a key we were not given
-    │   ├── SnapshotTooLargeError 413            it is over the limit; the session stays awake
-    │   ├── SnapshotUnsupportedError 501         what runs in the sandbox cannot make or take snapshots
-    │   ├── SnapshotStoreFullError 507           the store has no room
+    │   ├── SnapshotCorruptError                 the stored bytes differ from those that were written
+    │   ├── SnapshotKeyError                     it is encrypted with a key that this gateway does not have
+    │   ├── SnapshotTooLargeError 413            it exceeds the limit; the session keeps its sandbox
+    │   ├── SnapshotUnsupportedError 501         the executor in the sandbox does not support snapshots
+    │   ├── SnapshotStoreFullError 507           the store is full
     │   └── SnapshotStoreUnavailableError 503    the store does not answer (Retry-After)
     ├── StaleWriteError                          the record changed since it was read (internal)
     ├── FencedOutError                           a newer lease holder exists (internal)
@@ -44,14 +44,15 @@ import re
 
 from gateway.core.units import readable_size
 
-# An absolute path of at least two parts. What clients name themselves, a sandbox's paths and the API's, is none.
+# An absolute path of at least two parts, other than those that clients use themselves: the workspace and API routes.
+# Slashes after a word, a colon or a dot do not count, so `http://host/v1/x` and `a/b/c` stay readable.
 _HOST_PATH = re.compile(r"(?<![\w/.:])(?:file://)?/(?!workspace\b|v1/|api/|mcp\b)[^\s'\",;:()/]+/[^\s'\",;:()]*")
 
 
 class WakegateError(Exception):
-    """Base of all errors of ours.
+    """Base of all errors that the gateway raises itself.
 
-    `status` is an HTTP status, `code` a stable word for programs, `retry_after` seconds or None.
+    `status` is an HTTP status, `code` a stable identifier for programs, `retry_after` seconds or None.
     """
 
     status = 500
@@ -70,7 +71,7 @@ class WakegateError(Exception):
 
 
 def public_message(error: WakegateError) -> str:
-    """The error's text for clients: where the cause is ours, no path of the gateway's host. Logs have all of it."""
+    """The error's text for clients. A 5xx may name files of the gateway's host; those go to the logs only."""
     return _HOST_PATH.sub("<path>", str(error)) if error.status >= 500 else str(error)
 
 
@@ -82,28 +83,28 @@ class BadRequestError(WakegateError):
 
 
 class TooLargeError(BadRequestError):
-    """The request is larger than we take; the message says how large it may be."""
+    """The request exceeds a size limit; the message names the limit."""
 
     status = 413
     code = "TOO_LARGE"
 
 
 class UnauthorizedError(WakegateError):
-    """No valid credential came with the request: none, an unknown, expired or revoked one."""
+    """The request carries no valid credential: none, or an unknown, expired or revoked one."""
 
     status = 401
     code = "UNAUTHORIZED"
 
 
 class PermissionDeniedError(WakegateError):
-    """The credential is valid, but may not do this."""
+    """The credential is valid but does not allow this operation."""
 
     status = 403
     code = "FORBIDDEN"
 
 
 class NotFoundError(WakegateError):
-    """Nothing is under that name."""
+    """The URL or identifier does not exist."""
 
     status = 404
     code = "NOT_FOUND"
@@ -116,27 +117,27 @@ class SessionNotFoundError(NotFoundError):
 
 
 class RuntimeNotFoundError(NotFoundError):
-    """No such runtime."""
+    """No runtime of that kind, namespace and name is served."""
 
     code = "RUNTIME_NOT_FOUND"
 
 
 class RequestTimeoutError(WakegateError):
-    """The client was silent for too long while it owed us its request."""
+    """The client took too long to send its request, or stopped sending the body for longer than the idle timeout."""
 
     status = 408
     code = "REQUEST_TIMEOUT"
 
 
 class ConflictError(WakegateError):
-    """The session's present state does not allow this."""
+    """The session's current state does not allow this."""
 
     status = 409
     code = "CONFLICT"
 
 
 class QueueFullError(WakegateError):
-    """A bounded queue is full; the caller should come back."""
+    """A bounded queue is full; the caller should retry after `retry_after` seconds."""
 
     status = 429
     code = "OVERLOADED"
@@ -146,15 +147,16 @@ class QueueFullError(WakegateError):
 class UpstreamConnectError(WakegateError):
     """The sandbox could not be dialled; nothing of the request was sent.
 
-    `gone`: nobody listens there any more, so the session may have another sandbox. A timeout is not that.
+    `no_listener`: the endpoint refused the connection or no longer exists, so the session may have another sandbox by
+    now and the record is worth reading again. A timeout does not say that: a busy sandbox also times out.
     """
 
     status = 502
     code = "SANDBOX_UNREACHABLE"
 
-    def __init__(self, message: str, *, gone: bool = False) -> None:
+    def __init__(self, message: str, *, no_listener: bool = False) -> None:
         super().__init__(message)
-        self.gone = gone
+        self.no_listener = no_listener
 
 
 class UpstreamBrokenError(WakegateError):
@@ -165,7 +167,7 @@ class UpstreamBrokenError(WakegateError):
 
 
 class UnavailableError(WakegateError):
-    """A part that this request needs is away."""
+    """A dependency of this request is unavailable; retrying may succeed."""
 
     status = 503
     code = "UNAVAILABLE"
@@ -185,20 +187,20 @@ class SandboxStartError(UnavailableError):
 
 
 class OwnerAwayError(UnavailableError):
-    """What the session is lies with another gateway, which does not run."""
+    """Only another gateway can reach the session's sandbox or parked workspace, and that gateway is not running."""
 
     code = "OWNER_AWAY"
     retry_after = 2.0
 
 
 class TokenRefusedError(UnavailableError):
-    """picod refused this gateway's token before it looked at the request: its clock or its keys differ from ours."""
+    """picod rejected this gateway's token before it read the request: their clocks or key sets differ."""
 
     code = "SANDBOX_REFUSED_TOKEN"
 
 
 class DrainingError(UnavailableError):
-    """This gateway is shutting down and takes no new work."""
+    """This gateway is shutting down and accepts no new work."""
 
     code = "DRAINING"
 
@@ -211,24 +213,24 @@ class ActivationTimeoutError(WakegateError):
 
 
 class UpstreamTimeoutError(WakegateError):
-    """The sandbox, or the client, was silent for longer than the idle timeout of that direction."""
+    """The sandbox sent or accepted no byte for longer than the idle timeout."""
 
     status = 504
     code = "SANDBOX_TIMEOUT"
 
 
 class SnapshotError(WakegateError):
-    """A workspace could not be kept, or not be given back.
+    """A workspace could not be kept or restored.
 
-    `reason` is what a session's record says of it while it stays awake.
+    `reason` goes into the record of a session that keeps its sandbox because of this error.
     """
 
     code = "SNAPSHOT_FAILED"
 
     @property
     def reason(self) -> str:
-        """A clause for people: why the session does not sleep."""
-        return f"cannot sleep: {self}"
+        """Why the session was not hibernated, as its API representation shows it."""
+        return f"cannot hibernate: {self}"
 
 
 class SnapshotNotFoundError(SnapshotError):
@@ -238,22 +240,22 @@ class SnapshotNotFoundError(SnapshotError):
 
 
 class SnapshotCorruptError(SnapshotError):
-    """What the store holds is not what was put there: cut short, longer, or changed."""
+    """The stored bytes differ from those that were written: truncated, longer, or modified."""
 
     code = "SNAPSHOT_CORRUPT"
 
 
 class SnapshotKeyError(SnapshotError):
-    """The snapshot is encrypted with a key that this gateway was not given."""
+    """The snapshot is encrypted with a key that this gateway does not have."""
 
     code = "SNAPSHOT_KEY_MISSING"
 
 
 class SnapshotTooLargeError(SnapshotError):
-    """The snapshot is over the size limit; nothing was kept.
+    """The snapshot exceeds the size limit; nothing was kept.
 
-    `limit` is what is allowed and `size` how much of it there was when it was refused, both in bytes as stored, that
-    is compressed. How large it would have become is not known: nobody waits for the rest.
+    `limit` and `size` are bytes as stored, that is, compressed. `size` counts what had arrived when the limit was
+    passed; the full size is unknown, because the rest is not read.
     """
 
     status = 413
@@ -269,29 +271,29 @@ class SnapshotTooLargeError(SnapshotError):
 
     @property
     def reason(self) -> str:
-        """Why it stays awake, and what its user can do."""
+        """As for any SnapshotError, with the fix that a user can apply."""
         return (
-            f"cannot sleep and stays awake until its maximum duration: its files make a snapshot of more than"
-            f" {readable_size(self.limit)}, which is the limit; delete some of them"
+            f"cannot hibernate and keeps its sandbox until its maximum duration: a snapshot of its files exceeds the"
+            f" limit of {readable_size(self.limit)}; delete some of them"
         )
 
 
 class SnapshotUnsupportedError(SnapshotError):
-    """What answers in the sandbox knows no snapshots: an executor other than our picod, or an older one."""
+    """The executor in the sandbox does not support snapshots: it is not Wakegate's picod, or an older one."""
 
     status = 501
     code = "SNAPSHOT_UNSUPPORTED"
 
 
 class SnapshotStoreFullError(SnapshotError):
-    """The store has no room; nothing was kept."""
+    """The snapshot store is full; nothing was kept."""
 
     status = 507
     code = "SNAPSHOT_STORE_FULL"
 
 
 class SnapshotStoreUnavailableError(SnapshotError):
-    """The store does not answer."""
+    """The snapshot store does not answer."""
 
     status = 503
     code = "SNAPSHOT_STORE_UNAVAILABLE"
@@ -299,21 +301,21 @@ class SnapshotStoreUnavailableError(SnapshotError):
 
 
 class StaleWriteError(WakegateError):
-    """The record changed since it was read. Whoever sees this reads again and decides anew."""
+    """The record changed since it was read. The caller reads it again and repeats its decision."""
 
     status = 409
     code = "STALE_WRITE"
 
 
 class FencedOutError(WakegateError):
-    """The lease was lost to a newer holder; the write was refused where it would have landed."""
+    """The lease has a newer holder; the store rejected the write in the transaction that would have applied it."""
 
     status = 409
     code = "FENCED_OUT"
 
 
 class SettingsError(WakegateError):
-    """Settings or runtime files are wrong. `problems` holds one sentence each: where, what, what would be right."""
+    """Settings or runtime files are invalid. Each of `problems` says where, what is wrong and how to fix it."""
 
     code = "SETTINGS"
 

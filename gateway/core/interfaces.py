@@ -1,7 +1,7 @@
-"""The seams. The core (routing, autoscaler, api, lifecycle) sees the world through these Protocols only.
+"""The Protocols through which routing, autoscaler, api and sessions reach stores, engines and sandboxes.
 
-Each has one contract suite under tests/contract that runs over every implementation, the shipped fakes of
-gateway/testing.py included.
+Stores, providers, keepers and snapshot stores each have one contract suite under tests/contract. It runs against every
+implementation, including the fakes that ship in gateway/testing.py.
 """
 
 from __future__ import annotations
@@ -39,25 +39,27 @@ class SessionStore(Protocol):
         ...
 
     async def start(self) -> None:
-        """Open it. Raises StoreUnavailableError with the reason."""
+        """Open the store. Raises StoreUnavailableError with the reason."""
         ...
 
     async def aclose(self) -> None:
-        """Write out what is buffered and close."""
+        """Finish pending writes and close."""
         ...
 
     async def ping(self) -> None:
-        """Write something without a meaning. Raises StoreUnavailableError when that does not work: a store that can
-        only be read (full disk, a replica, over its memory limit) serves no session.
+        """Make a write that changes no record. Raises StoreUnavailableError if it fails.
+
+        A read would not do: a store that cannot be written to (full disk, a replica, over its memory limit) can serve
+        no session.
         """
         ...
 
     async def warnings(self) -> Sequence[str]:
-        """What about the store's own settings may lose records, one sentence each. Raises StoreUnavailableError."""
+        """Settings of the store's server that can lose records, one sentence each. Raises StoreUnavailableError."""
         ...
 
     async def get(self, session_id: SessionId) -> Session | None:
-        """The record, or None."""
+        """The record as last written, or None if there is none."""
         ...
 
     async def put(self, session: Session, *, lease: Lease | None = None) -> Session:
@@ -69,11 +71,14 @@ class SessionStore(Protocol):
         ...
 
     async def delete(self, session_id: SessionId) -> None:
-        """Forget a record; absent is success."""
+        """Delete a record. An absent one is not an error."""
         ...
 
     async def touch_many(self, seen: Mapping[SessionId, float]) -> None:
-        """Raise last_active_at of each to at least the given time. No version change; unknown ids are ignored."""
+        """Raise last_active_at of each to at least the given time. Unknown ids are ignored.
+
+        Versions stay: if touches changed them, every second of use would make a concurrent `put` stale.
+        """
         ...
 
     def sessions(
@@ -100,24 +105,24 @@ class SessionStore(Protocol):
         ...
 
     async def acquire_lease(self, name: str, holder: str, ttl: float) -> Lease | None:
-        """Take the lease if it is free, expired, or already `holder`'s. None: somebody else has it.
+        """Take the lease if it is free, expired, or already `holder`'s. None: another holder has it.
 
-        The fence grows by one on every change of hands, and for one name never repeats.
+        The fence grows with every change of holder, and never repeats for a name.
         """
         ...
 
     async def renew_lease(self, lease: Lease, ttl: float) -> Lease | None:
-        """Extend it. None: it was lost."""
+        """Extend the lease. None: another holder took it."""
         ...
 
     async def release_lease(self, lease: Lease) -> None:
-        """Give it back if it is still ours; anything else is success."""
+        """Release the lease if it is still the caller's; otherwise do nothing."""
         ...
 
     async def lease(self, name: str) -> Lease | None:
-        """The lease as it stands; one that has ended shows by its `expires_at`. None: free, or forgotten.
+        """The current lease, which may have expired (compare `expires_at`). None: released, or deleted since.
 
-        `expires_at` is by the caller's clock, whoever took the lease and by whichever clock it ends.
+        `expires_at` is in the caller's clock, even where the store's server decides when the lease ends.
         """
         ...
 
@@ -131,29 +136,30 @@ class SessionStore(Protocol):
 
 
 class SandboxProvider(Protocol):
-    """Makes sandboxes and keeps warm ones ready."""
+    """Starts sandboxes, binds them to sessions and keeps warm pools filled."""
 
     async def start(self) -> None:
-        """Clear what an earlier life left behind, and begin to fill pools."""
+        """Clean up what an earlier process left behind, and start filling the pools."""
         ...
 
     async def aclose(self) -> None:
-        """End what this gateway owns."""
+        """End the sandboxes that this gateway owns."""
         ...
 
     async def apply(self, runtimes: Iterable[Runtime]) -> None:
-        """The runtimes to serve from now on; a warm pool begins at its spec's size."""
+        """Replace the set of runtimes that are served; each warm pool starts at its spec's size."""
         ...
 
     async def claim(self, runtime: RuntimeKey, session_id: SessionId) -> Sandbox:
-        """Bind a sandbox to the session: a warm one at once, else a cold one; `Sandbox.start` says which.
+        """Bind a sandbox to the session: a warm one if there is one, else a cold one; `Sandbox.start` says which.
 
-        A sandbox is bound at most once in its life. Raises SandboxStartError, RuntimeNotFoundError.
+        A sandbox is bound at most once, so that no session sees what another left. Raises SandboxStartError,
+        RuntimeNotFoundError.
         """
         ...
 
     async def release(self, sandbox_id: SandboxId) -> None:
-        """Delete it with all it holds. Absent is success. Never handed to another session."""
+        """Delete the sandbox and its files; it is never reused. An absent one is not an error."""
         ...
 
     async def resize(self, runtime: RuntimeKey, warm: int) -> None:
@@ -161,138 +167,141 @@ class SandboxProvider(Protocol):
         ...
 
     async def status(self, runtime: RuntimeKey) -> PoolStatus:
-        """The pool now. Raises RuntimeNotFoundError."""
+        """The pool's current state. Raises RuntimeNotFoundError."""
         ...
 
     async def find(self, sandbox_id: SandboxId) -> Sandbox | None:
-        """The sandbox if it exists and has not ended, from memory."""
+        """The sandbox, or None if it does not exist or has ended. Answered from memory, without I/O."""
         ...
 
     async def list(self) -> Sequence[Sandbox]:
-        """All sandboxes that exist, warm ones included (their session_id is None)."""
+        """All sandboxes that exist, including warm ones (their session_id is None)."""
         ...
 
     def watch(self) -> AsyncIterator[SandboxEvent]:
-        """Sandboxes that ended on their own, as it happens."""
+        """Yield an event for each sandbox that ends without being released, as it happens."""
         ...
 
 
 @runtime_checkable
 class WorkspaceKeeper(Protocol):
-    """Keeps what a session is while it has no sandbox (docs/adr/0003-snapshots-and-parking.md).
+    """Keeps the workspace of a session that has no sandbox (docs/adr/0003-snapshots-and-parking.md).
 
-    The local engine parks a workspace by renaming its folder, which ends the sandbox and uses the parked folder up
-    when it is given back. gateway/snapshots copies it into a store, which does neither. The order of steps that loses
-    nothing with either: `keep`, then the record names the reference, then the sandbox is released; and for a wake:
-    a sandbox is claimed, the record says `waking` and still names the reference, `restore`, then the record says
-    `active` and names what `restore` returned.
+    There are two kinds. The local engine parks a workspace by renaming its folder: `keep` ends the sandbox, and
+    `restore` consumes the parked folder. gateway/snapshots copies the workspace into a store: `keep` leaves the sandbox
+    running, and a snapshot can be restored any number of times.
+
+    The order of steps that loses nothing with either kind. Hibernation: `keep`, write the reference into the record,
+    release the sandbox. Wake: claim a sandbox, write `waking` into the record, which still names the reference,
+    `restore`, write `active` and the reference that `restore` returned.
     """
 
     @property
     def leaves_running(self) -> bool:
-        """`keep` leaves the sandbox running: it may be cancelled, and then nothing has happened."""
+        """Whether `keep` leaves the sandbox running, so that cancelling it changes nothing."""
         ...
 
     async def keep(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """Keep the sandbox's workspace durably as it is now, whether it runs or just ended. Returns a reference.
+        """Store the sandbox's workspace durably as it is now, whether it runs or just ended. Returns a reference.
 
-        None: sandbox and workspace are gone; an earlier reference stays as good as it was. If it fails or is cancelled
-        nothing was lost, and to call it again is right. No earlier reference is touched.
+        None: neither sandbox nor workspace exists. Earlier references stay valid in every case. After a failure or a
+        cancellation nothing is lost, and the call may be repeated.
         Raises SnapshotError, UpstreamConnectError, UpstreamBrokenError, UpstreamTimeoutError.
         """
         ...
 
     async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """Like `keep`, of a sandbox that goes on. None: it is gone, or this keeper cannot copy."""
+        """Like `keep`, for a sandbox that must keep running. None: it has ended, or this keeper cannot copy."""
         ...
 
     async def restore(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """Put a kept workspace into a fresh sandbox. Returns the reference if it is good for another time, else None.
+        """Put a kept workspace into a fresh sandbox. Returns the reference if it can be restored again, else None.
 
-        If it fails the sandbox is not to be used; `rollback` tells what the session is then.
+        After a failure the sandbox must not be used; `rollback` returns the reference that is still valid.
         Raises SnapshotError, SandboxStartError, UpstreamConnectError, UpstreamBrokenError, UpstreamTimeoutError.
         """
         ...
 
     async def check(self, reference: str) -> None:
-        """Raise what `restore` would raise before it changes anything, as far as the beginning of what is kept shows.
+        """Check that a `restore` can start: the workspace exists and its key is known. Only its head is read.
 
         Raises SnapshotNotFoundError, SnapshotKeyError, SnapshotStoreUnavailableError.
         """
         ...
 
     async def rollback(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """Undo a `restore` that failed, or whose outcome is unknown. Returns the reference to try next; None: gone.
+        """Undo a `restore` that failed, or whose outcome is unknown. Returns the reference to try next; None: lost.
 
-        What this keeper has no part of (a snapshot of another store, a workspace parked elsewhere) keeps its reference:
-        only whoever has it may decide that it is gone. To be called only when no request has reached the sandbox since.
-        The caller then releases the sandbox.
+        A reference that belongs to another keeper (a snapshot of another store, a workspace parked elsewhere) is
+        returned unchanged: only its own keeper can tell that it is lost. Call this only while no request has reached
+        the sandbox since `restore`. The caller then releases the sandbox.
         """
         ...
 
     async def delete(self, reference: str) -> None:
-        """Delete a kept workspace, which no record names any more; absent is success. Raises SnapshotError."""
+        """Delete a kept workspace that no record names. An absent one is not an error. Raises SnapshotError."""
         ...
 
     async def retain_abandoned(self) -> None:
-        """Set aside what sandboxes of an earlier gateway left and no record names, until `delete_orphans` takes it.
+        """Set aside workspaces that an earlier gateway's sandboxes left and no record names; `keep` still finds them.
 
-        Called once records are true after a start. Not deleted at once: the records may be what is missing, when the
-        store came back empty or is another one by mistake; `keep` still finds it by its sandbox.
+        Called after a start, once the records have been corrected. `delete_orphans` removes them later. Deleting them
+        here was rejected: the records may be what is missing, if the store came back empty or is the wrong one.
         """
         ...
 
     async def delete_orphans(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
         """Delete what was kept or set aside at least `older_than` seconds ago and no record names. Returns how many.
 
-        `known` gives the references that records of sessions name which have not ended. It is asked after what there is
-        was listed, so nothing that a record named all the time is deleted. `older_than` must cover the time from `keep`
-        to the record, and the time in which an operator may bring lost records back. Raises SnapshotError, and what
-        `known` raises.
+        `known` yields the references that records of live sessions name. It is read after the kept workspaces are
+        listed: in the other order, a workspace kept in between would be listed but not known, and deleted.
+        `older_than` must cover the time from `keep` to the write of the record, and the time an operator may need to
+        restore lost records. Raises SnapshotError, and what `known` raises.
         """
         ...
 
 
 class Executor(Protocol):
-    """What the gateway itself asks of picod in a sandbox. Errors as in `keep` and `restore`."""
+    """The requests that the gateway itself sends to picod in a sandbox. Errors as for `WorkspaceKeeper.keep`."""
 
     def export(self, sandbox: Sandbox, session_id: SessionId) -> AsyncGenerator[bytes, None]:
-        """The workspace as a stream. Whoever reads to its end without an error has all of it."""
+        """The workspace as a stream, complete once it ends without an error."""
         ...
 
     async def restore(self, sandbox: Sandbox, session_id: SessionId, chunks: AsyncIterator[bytes]) -> None:
-        """Make what `export` gave the workspace, in place of what is there. After an error the workspace is empty."""
+        """Replace the workspace by a stream that `export` produced. After an error the workspace is empty."""
         ...
 
     async def suspend(self, sandbox: Sandbox, session_id: SessionId) -> SuspendReport:
-        """Have what is in memory written into the workspace. Changes nothing else; may be called again."""
+        """Have picod write its in-memory state into the workspace. Changes nothing else and may be repeated."""
         ...
 
     async def resume(self, sandbox: Sandbox, session_id: SessionId) -> None:
-        """Tell that a kept workspace has come, with what `suspend` wrote in it."""
+        """Tell picod that the workspace was restored, so that it loads the state `suspend` wrote."""
         ...
 
     async def busy(self, sandbox: Sandbox, session_id: SessionId) -> bool:
-        """Whether something runs there that no request waits for."""
+        """Whether the sandbox does work that no open request waits for, such as a background process."""
         ...
 
 
 class SandboxCaller(Protocol):
-    """Requests of the gateway's own to a session's sandbox, which they wake like any other request.
+    """Requests that the gateway itself sends to a session's sandbox; they wake it like a client's request.
 
-    All raise SessionNotFoundError, the errors of a sandbox that cannot be had in time (nothing was sent then), and
-    UpstreamBrokenError when it goes away after something was sent. `path` is a percent-encoded request target.
+    All raise SessionNotFoundError, the errors of the activator when no sandbox is ready in time (nothing was sent
+    then), and UpstreamBrokenError when the connection breaks after something was sent. `path` is a percent-encoded
+    request target.
     """
 
     def acknowledge(self, session_id: SessionId, restored: str) -> None:
-        """An answer that said `restored` (of a Readiness or SandboxReply) was delivered: it is not said again.
+        """Record that a client received `restored` (from a Readiness or SandboxReply), so that it is not sent again.
 
-        Needed only where that was not the header x-wakegate-restored: answers with the header count by themselves.
+        Needed only by surfaces that report it in a body: a delivered x-wakegate-restored header counts by itself.
         """
         ...
 
     async def ready(self, session_id: SessionId) -> Readiness:
-        """See to it that the session has a live sandbox. Costs nothing if it has one already."""
+        """Make sure that the session has a live sandbox. Free if it has one already."""
         ...
 
     async def call(
@@ -306,10 +315,10 @@ class SandboxCaller(Protocol):
         timeout: float = 60.0,
         limit: int = 64 << 20,
     ) -> SandboxReply:
-        """Send, and read the whole answer, at most `limit` bytes.
+        """Send a request and read the whole response, at most `limit` bytes.
 
-        Raises UpstreamTimeoutError after `timeout` seconds, and UpstreamBrokenError for an answer that is too long; in
-        both cases the sandbox sees a client that left and ends what it ran.
+        Raises UpstreamTimeoutError after `timeout` seconds, and UpstreamBrokenError for a longer response; in both
+        cases the connection is closed, and picod ends what the request started.
         """
         ...
 
@@ -322,7 +331,10 @@ class SandboxCaller(Protocol):
         headers: Mapping[str, str] | None = None,
         body: bytes | AsyncIterator[bytes] = b"",
     ) -> AbstractAsyncContextManager[tuple[SandboxReply, AsyncIterator[bytes]]]:
-        """Send, and hand out the answer's head and its body as it comes. Leaving early ends what was run."""
+        """Send a request and stream the response: its head, and its body as it arrives.
+
+        Leaving the context early closes the connection, and picod ends what the request started.
+        """
         ...
 
 
@@ -330,36 +342,42 @@ class RuntimeCatalog(Protocol):
     """The runtimes that are served: fixed from files, or watched in a cluster."""
 
     def get(self, key: RuntimeKey) -> Runtime | None:
-        """The runtime of that key, or None where it is not served."""
+        """The runtime with that key, or None if it is not served."""
         ...
 
     def all(self) -> Sequence[Runtime]:
-        """Every runtime that is served, sorted by key."""
+        """All served runtimes, sorted by key."""
         ...
 
 
 class SnapshotStore(Protocol):
-    """Keeps snapshots as streams of bytes. A put is atomic and never touches an earlier snapshot of the session."""
+    """Stores snapshots as byte streams. A put is atomic and leaves the session's earlier snapshots alone."""
 
     async def put(self, session_id: SessionId, chunks: AsyncIterator[bytes]) -> SnapshotRef:
-        """Keep the stream durably. If it fails, or this is cancelled, nothing is kept and nothing was changed.
+        """Store the stream durably under a new key. After a failure or a cancellation nothing is stored.
 
         Raises SnapshotTooLargeError, SnapshotStoreFullError, SnapshotStoreUnavailableError, and what `chunks` raises.
         """
         ...
 
     def get(self, ref: SnapshotRef) -> AsyncGenerator[bytes, None]:
-        """The stream again. Whoever reads to the end without an error has what was put, and nothing else.
+        """The stored stream, verified once it ends without an error.
 
-        Pieces come before the whole was checked; the last one does not. So what was made of them counts only after
-        the end. Raises SnapshotNotFoundError, SnapshotCorruptError, SnapshotKeyError, SnapshotStoreUnavailableError.
+        Pieces are yielded before the whole is verified, except the last one, so a reader must discard its work if this
+        raises. Raises SnapshotNotFoundError, SnapshotCorruptError, SnapshotKeyError, SnapshotStoreUnavailableError.
         """
         ...
 
     async def delete(self, key: str) -> None:
-        """Forget a snapshot, by its `SnapshotRef.key`; absent is success. Raises SnapshotStoreUnavailableError."""
+        """Delete a snapshot by its `SnapshotRef.key`. An absent one is not an error.
+
+        Raises SnapshotStoreUnavailableError.
+        """
         ...
 
     def list(self) -> AsyncIterator[StoredSnapshot]:
-        """All there is, in no order. A put that is under way, or died, may show; its time tells which."""
+        """All stored objects, in no particular order, including partial ones of a put that is running or has died.
+
+        `StoredSnapshot.at` tells the two apart: a running put has written recently.
+        """
         ...

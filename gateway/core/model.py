@@ -1,6 +1,6 @@
-"""The nouns: frozen dataclasses and id types that every package shares. No I/O, no clock, no imports from above.
+"""The domain types: frozen dataclasses and id types that every package shares. No I/O, no clock.
 
-Times are seconds since the Unix epoch as float, sizes bytes, durations seconds.
+Times are float seconds since the Unix epoch, durations float seconds, sizes bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ class Kind(StrEnum):
 
 
 class SessionState(StrEnum):
-    """Where a session stands. A record never says more than is true (docs/architecture.md, "A session's life")."""
+    """Where a session is in its life cycle (docs/architecture.md, "A wake", has the table).
+
+    A record never claims more than is true: it says `active` only after the workspace is in the sandbox.
+    """
 
     CREATING = "creating"
     ACTIVE = "active"
@@ -46,7 +49,7 @@ class SessionState(StrEnum):
 
 
 class StartKind(StrEnum):
-    """How the sandbox behind a request came to be; sent to clients as `x-wakegate-start`."""
+    """How a request got its sandbox; sent to clients as `x-wakegate-start`."""
 
     LIVE = "live"
     WARM = "warm"
@@ -57,7 +60,7 @@ class StartKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class RuntimeKey:
-    """Names one runtime."""
+    """Identifies a runtime; its text form is `code-interpreters/NAMESPACE/NAME` or `agent-runtimes/...`."""
 
     namespace: str
     name: str
@@ -88,7 +91,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one sandbox may use; these are the defaults of a runtime. None: no limit beyond the machine's."""
+    """Resource limits of one sandbox, with a runtime's defaults. None: no limit beyond the machine's."""
 
     memory: int | None = 1 << 30  # bytes
     cpus: float | None = 1.0  # cores
@@ -112,7 +115,7 @@ class PoolMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
-    """spec.warmPoolSize and spec.wakegate.pool."""
+    """A runtime's warm pool, from spec.warmPoolSize and spec.wakegate.pool."""
 
     size: int = 0  # the starting point; with mode fixed, the size
     mode: PoolMode = PoolMode.FIXED
@@ -122,11 +125,11 @@ class PoolSpec:
 
 
 class HibernationMode(StrEnum):
-    """What an idle session keeps (spec.wakegate.hibernation)."""
+    """What an idle session keeps when it is hibernated (spec.wakegate.hibernation)."""
 
-    OFF = "off"  # nothing: it ends
+    OFF = "off"  # nothing: it is terminated
     WORKSPACE = "workspace"  # its files
-    STATE = "state"  # its files, and of what code contexts have in memory what can be pickled
+    STATE = "state"  # its files, and those variables of its code contexts that can be pickled
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,7 @@ class DeclaredTool:
     """A tool for models that a runtime offers (spec.wakegate.tools): a command, or a function of a Python file.
 
     `parameters` is a JSON schema of an object. In `command`, `{name}` stands for an argument. A function is called with
-    the arguments as keywords; `source` is the file's content as it was read.
+    the arguments as keywords; `source` is the content of its file.
     """
 
     name: str
@@ -143,13 +146,16 @@ class DeclaredTool:
     command: tuple[str, ...] = ()
     function: str = ""
     source: str = ""
-    ordered: bool = True  # waits for the calls before it in a message, and those after it wait
+    ordered: bool = True  # runs after the calls before it in a message, and before those after it
     timeout: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """When an agent is ready: a command succeeds, an HTTP path answers, or a port accepts. Times in seconds."""
+    """How to tell that an agent is ready: a command succeeds, an HTTP path answers, or a port accepts.
+
+    `period` and `timeout` are seconds.
+    """
 
     command: tuple[str, ...] = ()
     port: int = 0
@@ -160,7 +166,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """What an AgentRuntime runs where no image is pulled. `source`: a folder of the host, or empty."""
+    """What an AgentRuntime runs on the local engine, which pulls no image. `source`: a folder of the host, or empty."""
 
     command: tuple[str, ...]
     targets: tuple[tuple[str, int], ...]  # (path prefix, port), the longest prefix first
@@ -174,26 +180,25 @@ class Runtime:
     """A template: what to run and how its sessions live. Made from YAML by gateway/runtimes/manifest.py."""
 
     key: RuntimeKey
-    image: str = ""  # recorded; the local engine does not use it
+    image: str = ""  # the local engine ignores it
     environment: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = Limits()
     session_timeout: float = 900.0  # idle seconds
     max_session_duration: float = 28800.0
     pool: PoolSpec = PoolSpec()
-    auth: bool = True  # authMode picod; False: no token is sent
+    auth: bool = True  # spec.authMode picod; False: requests carry no token
     hibernation: HibernationMode = HibernationMode.STATE  # spec.wakegate.hibernation
     checkpoint_interval: float | None = None  # spec.wakegate.checkpointInterval: seconds between copies while active
-    python: str | None = None  # spec.wakegate.python: the environment whose python3 user code gets (local engine)
-    python_roots: tuple[str, ...] = ()  # folders in which the base interpreter of `python` may lie
-    preload: tuple[
-        str, ...
-    ] = ()  # spec.wakegate.preload: modules that python3 scripts find imported (picod/commands/preload.py)
-    ports: tuple[tuple[int, int], ...] = HIGH_PORTS  # spec.wakegate.ports: ranges that may be reached, ends included
+    python: str | None = None  # spec.wakegate.python: the environment of user code's python3 (local engine)
+    python_roots: tuple[str, ...] = ()  # the base interpreter of `python` must be below one of these folders
+    # spec.wakegate.preload: modules that are imported before a python3 script starts (picod/commands/preload.py).
+    preload: tuple[str, ...] = ()
+    ports: tuple[tuple[int, int], ...] = HIGH_PORTS  # spec.wakegate.ports: inclusive ranges that clients may reach
     tools: tuple[DeclaredTool, ...] = ()  # spec.wakegate.tools
-    code_context: str = ""  # spec.wakegate.codeContext: warm, lazy or off; empty: as the gateway's setting says
+    code_context: str = ""  # spec.wakegate.codeContext: warm, lazy or off; empty: the gateway's setting applies
     target_ports: tuple[tuple[str, int], ...] = ()  # (path prefix, port) where a sandbox has several; longest first
     agent: Agent | None = None  # of an AgentRuntime on the local engine
-    manifest: Mapping[str, Any] = field(default_factory=dict)  # the document as it was read
+    manifest: Mapping[str, Any] = field(default_factory=dict)  # the parsed YAML document
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,14 +208,14 @@ class Sandbox:
     id: SandboxId
     runtime: RuntimeKey
     endpoint: Endpoint
-    start: StartKind  # WARM or COLD: how the claim that bound it found it
+    start: StartKind  # WARM or COLD
     created_at: float
     session_id: SessionId | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """A session that has a live sandbox, and how it came to have it."""
+    """A session with a live sandbox, and how it got that sandbox."""
 
     runtime: RuntimeKey
     start: StartKind
@@ -219,7 +224,7 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True)
 class SandboxReply:
-    """What a sandbox answered to a call of the gateway's own. Header names in lower case."""
+    """A sandbox's response to a request that the gateway itself sent. Header names are lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -230,7 +235,7 @@ class SandboxReply:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A caller's sticky handle. `version` counts writes; 0 is a record that was never stored."""
+    """A client's sticky handle, as the store keeps it. `version` counts writes; 0: not stored yet."""
 
     id: SessionId
     runtime: RuntimeKey
@@ -242,68 +247,71 @@ class Session:
     version: int = 0
     tenant: str = DEFAULT_TENANT
     user: str = ""  # the person of the tenant who made it, where the identity names one
-    owner: str = ""  # the only gateway that reaches its sandbox or its parked workspace; "": every gateway does
+    owner: str = ""  # the only gateway that reaches its sandbox or parked workspace; "": every gateway does
     sandbox: Sandbox | None = None
-    start: StartKind | None = None  # how its present sandbox was bound
-    snapshot: str | None = None  # WorkspaceKeeper's reference to what it is while it has no sandbox
+    start: StartKind | None = None  # how its current sandbox was bound
+    snapshot: str | None = None  # the WorkspaceKeeper's reference to its kept workspace
     snapshot_at: float | None = None
-    suspended: bool = False  # what was in its sandbox's memory was written into the workspace when it went to sleep
-    restored: str | None = None  # for x-wakegate-restored after a loss, until an answer with it was delivered
-    limit_at: float = 0.0  # the end of the maximum duration, or of the retention; 0: written before this was kept
-    ends_at: float | None = None  # the end that its user asked for (ttl); bounds expires_at whatever it does
-    reason: str = ""  # why it is terminated or lost, or cannot sleep, for people
+    suspended: bool = False  # its in-memory state was written into the workspace before it was hibernated
+    restored: str | None = None  # for x-wakegate-restored after a loss, until a response with it was delivered
+    limit_at: float = 0.0  # end of the maximum duration or of the retention; 0: a record older than this field
+    ends_at: float | None = None  # the end that its user requested (ttl); an upper bound of expires_at
+    reason: str = ""  # why it is terminated, lost, or cannot hibernate; shown to people
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def idle_at(self) -> float:
-        """When it counts as idle if nothing happens until then."""
+        """When the idle timeout passes, unless there is activity before."""
         return self.last_active_at + self.idle_timeout
 
 
 class SnapshotRef(str):
-    """Where a snapshot is and what it must be: `KEY#SIZE-SHA256`, size in bytes. A plain text to whoever keeps it."""
+    """A snapshot's key and the digest it is verified with: `KEY#SIZE-SHA256`, size in bytes.
+
+    A str, so that records and keepers pass it on without parsing it.
+    """
 
     __slots__ = ()
 
     @classmethod
     def of(cls, key: str, size: int, sha256: str) -> SnapshotRef:
-        """The reference of a stored snapshot: its key, its size in bytes, its SHA-256 in hex."""
+        """Build the reference from key, size in bytes and SHA-256 in hex."""
         return cls(f"{key}#{size}-{sha256}")
 
     @property
     def key(self) -> str:
-        """Its name in the store; StoredSnapshot has the same."""
+        """Its name in the store, equal to `StoredSnapshot.key`."""
         return self.rpartition("#")[0]
 
     @property
     def size(self) -> int:
-        """Bytes as stored."""
+        """Size in bytes as stored, that is, compressed and perhaps encrypted."""
         return int(self.rpartition("#")[2].partition("-")[0])
 
     @property
     def sha256(self) -> str:
-        """Of the bytes as stored, in hex."""
+        """The digest of the bytes as stored, in hex."""
         return self.rpartition("-")[2]
 
 
 def is_snapshot(reference: str | None) -> bool:
-    """Whether a kept workspace is a SnapshotRef; what an engine parks is named by the session's id, without a `#`."""
+    """Whether a reference is a SnapshotRef. A parked workspace's reference is the session's id, which has no `#`."""
     return reference is not None and "#" in reference
 
 
 @dataclass(frozen=True, slots=True)
 class StoredSnapshot:
-    """Something in a snapshot store, half-written things included: what the sweep for orphans looks at."""
+    """An object in a snapshot store, complete or partial, as the orphan sweep lists it."""
 
     key: str
     size: int
     at: float  # when it was last written
-    partial: bool = False  # of a put that is under way or died: never to be restored
+    partial: bool = False  # of a put that is still running or has died; never restored
 
 
 @dataclass(frozen=True, slots=True)
 class Unsaved:
-    """A variable of a code context that a sleeping session cannot take along."""
+    """A variable of a code context that could not be saved for hibernation, e.g. an open socket."""
 
     context: str
     name: str
@@ -312,7 +320,7 @@ class Unsaved:
 
 @dataclass(frozen=True, slots=True)
 class SuspendReport:
-    """What a sandbox wrote into its workspace before the workspace is kept: how many variables, and which not."""
+    """The result of saving in-memory state into the workspace: how many variables, and which could not be saved."""
 
     saved: int = 0
     unsaved: tuple[Unsaved, ...] = ()
@@ -320,7 +328,7 @@ class SuspendReport:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to act on `name` until `expires_at`. `fence` only grows: a write with an older one is refused."""
+    """The right to act on `name` until `expires_at`. Fences only grow; a write with an older one is refused."""
 
     name: str
     holder: str
@@ -330,30 +338,33 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """A warm pool as the provider sees it now."""
+    """A snapshot of a warm pool's state: counts of sandboxes, and what recent starts and losses say."""
 
     runtime: RuntimeKey
     target: int
     ready: int
     starting: int
     claimed: int
-    failures: int  # start failures in a row
+    failures: int  # consecutive start failures
     last_error: str = ""
     retry_at: float | None = None  # when the next start is tried, while backing off
-    lead_time_p50: float | None = None  # seconds from create ordered to ready
+    lead_time_p50: float | None = None  # seconds from ordering a sandbox to its being ready
     lead_time_p90: float | None = None
-    losses: int = 0  # sandboxes of sessions that ended on their own, as far as this gateway knows
-    last_loss: str = ""  # why the last one did, while that is recent
+    losses: int = 0  # sessions' sandboxes that ended without being released, as counted by this gateway
+    last_loss: str = ""  # why the last one ended, while that is recent
 
     @property
     def settled(self) -> bool:
-        """It has its first sandbox, wants none, or has given up for now: no reason to hold /readyz back."""
+        """Whether /readyz may report this pool as ready: it has a sandbox, wants none, or keeps failing to start one.
+
+        Failing pools count, so that one runtime with a broken image does not take the gateway out of a load balancer.
+        """
         return self.ready > 0 or self.claimed > 0 or self.target == 0 or self.failures >= 3
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxEvent:
-    """Something happened to a sandbox without our asking."""
+    """A sandbox ended without being released."""
 
     sandbox_id: SandboxId
     session_id: SessionId | None

@@ -1,4 +1,4 @@
-"""The notations that users write and read: Go durations ("1m30s"), Kubernetes quantities ("512Mi"), times, sizes.
+"""Parsing and printing of units: Go durations ("1m30s"), Kubernetes quantities ("512Mi"), times, sizes.
 
 Sources: Go `time.ParseDuration`; Kubernetes `resource.Quantity` serialisation format; RFC 3339.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
-MAX_CHARS = 64  # of a duration or a quantity: the longest sensible one has some twenty
+MAX_CHARS = 64  # of a duration or a quantity; realistic ones have up to about twenty
 
 _UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 # Only ever matched at a given position. A search would try again from each digit of a long number that has no unit,
@@ -25,7 +25,7 @@ _FACTORS = {
 def parse_duration(text: str) -> float:
     """Seconds of a Go duration such as "15m", "2.5s", "1h30m" or "0", of at most 64 characters.
 
-    Raises ValueError that shows what would be right.
+    Raises ValueError with an example of the right form.
     """
     if text == "0":
         return 0.0
@@ -44,7 +44,7 @@ def parse_duration(text: str) -> float:
 def parse_quantity(text: str) -> float:
     """The number a Kubernetes quantity stands for, e.g. "512Mi" -> 536870912.0, "250m" -> 0.25.
 
-    Takes at most 64 characters. Raises ValueError that shows what would be right.
+    Accepts at most 64 characters. Raises ValueError with an example of the right form.
     """
     match = _QUANTITY.fullmatch(text) if len(text) <= MAX_CHARS else None
     if match is None:
@@ -52,18 +52,19 @@ def parse_quantity(text: str) -> float:
             f"{_shown(text)} is not a quantity; write a number with an optional suffix, e.g. 512Mi, 2Gi or 500m"
         )
     number, suffix = match[1], match[2] or ""
+    # "2e3" and "2E3" are exponents, "2E" and "2Ei" are exa and exbi.
     if suffix[:1] in ("e", "E") and len(suffix) > 1 and suffix != "Ei":
         return float(number + suffix)
     return float(number) * _FACTORS[suffix]
 
 
 def _shown(text: str) -> str:
-    """Text of any length as an error quotes it."""
+    """Text of any length, quoted and truncated for an error message."""
     return repr(text) if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]!r}... (more than {MAX_CHARS} characters)"
 
 
 def readable_size(size: int) -> str:
-    """Bytes for people: 4294967296 -> "4 GiB", 1500 -> "1.5 KiB"."""
+    """A size in binary units, four digits: 4294967296 -> "4 GiB", 1500 -> "1.465 KiB"."""
     value, unit = float(size), "bytes"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if value < 1024:

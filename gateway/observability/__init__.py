@@ -1,4 +1,4 @@
-"""What a gateway tells its operators: metrics, logs and traces.
+"""Metrics, logs and traces.
 
-Imports `core` only. Start with `counters`, where the other packages count, and `metrics`, which renders `/metrics`.
+Imports `core` only. Start with `counters`, which the other packages write to, and `metrics`, which renders `/metrics`.
 """

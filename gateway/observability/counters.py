@@ -1,10 +1,8 @@
-"""What has been counted since the start: the other packages write plain numbers here, `/metrics` reads them
-(gateway/observability/metrics.py).
+"""Counters and histograms since the start of the process. Other packages write plain numbers; `metrics` renders them.
 
-Why not the client library's own counters: incrementing one with labels takes a lock and builds a tuple of strings,
-which is felt on the fast path. A dictionary of ints and a list of buckets are not, and are turned into the exposition
-format when somebody asks. Labels are bounded: runtimes that are served, start kinds, statuses, names of ours; never a
-session, never a path.
+Rejected: the counters of prometheus_client. Incrementing one with labels takes a lock and builds a tuple of strings,
+which shows on the fast path. A dictionary of ints and a list of buckets do not; a scrape converts them. Labels are
+bounded: served runtimes, start kinds, statuses and names from this code; never a session, never a path.
 """
 
 from __future__ import annotations
@@ -18,19 +16,25 @@ from time import perf_counter
 
 from gateway.core.model import RuntimeKey, StartKind
 
-SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
-BYTES = tuple(float(1 << shift) for shift in range(10, 33, 2))  # 1 KiB .. 4 GiB
-LAG = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+# Upper bounds of buckets. A request on a warm route takes under a millisecond, a cold start seconds: hence the range.
+DURATION_BUCKETS_S = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
+)  # fmt: skip
+SIZE_BUCKETS_BYTES = tuple(float(1 << shift) for shift in range(10, 33, 2))  # 1 KiB .. 4 GiB
+LAG_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
-_KNOWN_STATUSES = frozenset(int(status) for status in HTTPStatus) | {499}
+_KNOWN_STATUSES = frozenset(int(status) for status in HTTPStatus) | {499}  # 499: the client closed the request (nginx)
 
 
 class Histogram:
-    """Counts of values up to each bound, and beyond the last; and their sum."""
+    """Counts of observed values per bucket, and their sum. The last bucket has no upper bound.
+
+    Counts are not cumulative, so that observing a value changes one of them; `metrics` adds them up.
+    """
 
     __slots__ = ("bounds", "counts", "sum")
 
-    def __init__(self, bounds: tuple[float, ...] = SECONDS) -> None:
+    def __init__(self, bounds: tuple[float, ...] = DURATION_BUCKETS_S) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
@@ -42,11 +46,11 @@ class Histogram:
 
     @property
     def total(self) -> int:
-        """How many values there were."""
+        """The number of observed values."""
         return sum(self.counts)
 
     def plus(self, other: Histogram) -> Histogram:
-        """Both together. They must have the same bounds."""
+        """The sum of two histograms, which must have the same bounds."""
         merged = Histogram(self.bounds)
         merged.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
         merged.sum = self.sum + other.sum
@@ -56,8 +60,8 @@ class Histogram:
 class RuntimeCounters:
     """Requests of one runtime.
 
-    The fast path writes `live` (by status) and `quick` only: there the first byte and the last come together, so one
-    observation is both of them.
+    The fast path writes only `live` (by status) and `quick`. Its responses are whole when they arrive, so first and
+    last byte coincide and one observation serves for both durations.
     """
 
     __slots__ = ("answered", "durations", "live", "quick", "websockets")
@@ -70,13 +74,13 @@ class RuntimeCounters:
         self.websockets = 0  # open now
 
     def answer(self, start: StartKind | None, status: int, seconds: float) -> None:
-        """A request that did not take the fast path is over. `start` None: it never had a sandbox."""
+        """Count a finished request of the slow path. `start` None: it never had a sandbox."""
         kind = start.value if start is not None else "none"
         self.answered[kind, status] += 1
         self.durations[kind].observe(seconds)
 
     def requests(self) -> dict[tuple[str, str], int]:
-        """Requests by (start kind, status), both lanes together; statuses that have no name count by their hundred."""
+        """Requests of both paths by (start kind, status label)."""
         merged: defaultdict[tuple[str, str], int] = defaultdict(int)
         for status, count in self.live.items():
             merged[StartKind.LIVE.value, status_label(status)] += count
@@ -85,14 +89,14 @@ class RuntimeCounters:
         return merged
 
     def times(self) -> dict[str, Histogram]:
-        """Durations by start kind, both lanes together."""
+        """Durations of both paths by start kind."""
         merged = dict(self.durations)
         merged[StartKind.LIVE.value] = merged.get(StartKind.LIVE.value, Histogram()).plus(self.quick)
         return merged
 
 
 class Calls:
-    """Calls to a part of ours or to a service, by operation: how long they took, and which failed."""
+    """Calls to a store, a keeper or a service, by operation: durations, and failures by class of error."""
 
     def __init__(self) -> None:
         self.durations: defaultdict[str, Histogram] = defaultdict(Histogram)
@@ -104,7 +108,7 @@ class Calls:
 
     @contextmanager
     def timed(self, operation: str) -> Iterator[None]:
-        """Count the block as one call, whatever comes of it."""
+        """Time the block as one call, whether it succeeds or raises."""
         began = perf_counter()
         try:
             yield
@@ -116,41 +120,43 @@ class Calls:
 
 
 class Counters:
-    """All counters of one gateway."""
+    """All counters of a gateway, by what they count. One instance per process."""
 
     def __init__(self) -> None:
         self.runtimes: dict[RuntimeKey, RuntimeCounters] = {}
-        self.unrouted = RuntimeCounters()  # requests that named no runtime we serve
+        self.unrouted = RuntimeCounters()  # requests for runtimes that are not served
         self.stages: defaultdict[tuple[str, str], Histogram] = defaultdict(Histogram)  # by (stage, start kind)
         self.claims: defaultdict[tuple[RuntimeKey, StartKind], int] = defaultdict(int)
-        self.errors: defaultdict[str, int] = defaultdict(int)  # answers that were errors of ours, by code
+        self.errors: defaultdict[str, int] = defaultdict(int)  # error responses from the gateway itself, by code
         self.control: defaultdict[tuple[str, str, str], int] = defaultdict(int)  # by (method, route, status)
         self.store = Calls()
-        self.keeper = Calls()  # keeping and giving back workspaces: hibernation and waking
+        self.keeper = Calls()  # keeping and restoring workspaces
         self.kubernetes = Calls()  # requests to the API server, by `verb resource`
-        self.snapshot_bytes: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(BYTES))  # by operation
-        self.loop_lag = Histogram(LAG)
+        self.snapshot_bytes: defaultdict[str, Histogram] = defaultdict(
+            lambda: Histogram(SIZE_BUCKETS_BYTES)
+        )  # by operation
+        self.loop_lag = Histogram(LAG_BUCKETS_S)
 
     def of(self, runtime: RuntimeKey) -> RuntimeCounters:
-        """A served runtime's counters, made if absent."""
+        """The counters of a served runtime, created on first use."""
         found = self.runtimes.get(runtime)
         if found is None:
             found = self.runtimes[runtime] = RuntimeCounters()
         return found
 
     def find(self, runtime: RuntimeKey | None) -> RuntimeCounters:
-        """Like `of`, but a name that a client made up gets no counters of its own."""
+        """Like `of`, but an unknown runtime gets `unrouted`: clients must not be able to create label values."""
         return self.runtimes.get(runtime, self.unrouted) if runtime is not None else self.unrouted
 
     def claimed(self, runtime: RuntimeKey, start: StartKind, _: float) -> None:
-        """A session was given a sandbox (a `stats.ClaimListener`)."""
+        """Count a claim. The last argument is the time it took, which a ClaimListener also gets."""
         self.claims[runtime, start] += 1
 
     def stage(self, name: str, start: StartKind, seconds: float) -> None:
-        """A stage of a request took that long."""
+        """Observe the duration of one stage of a request, such as `queue` or `restore`."""
         self.stages[name, start.value].observe(seconds)
 
 
 def status_label(status: int) -> str:
-    """A status as a label: those with a name as they are, others as `4xx`, so that a sandbox cannot make up labels."""
+    """A status as a label: registered ones as they are, others as `4xx`, so that sandboxes cannot create labels."""
     return str(status) if status in _KNOWN_STATUSES else f"{status // 100}xx"

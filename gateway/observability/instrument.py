@@ -1,7 +1,7 @@
-"""A clock beside any seam of interfaces.py: how long each of its calls takes, and which fail.
+"""Instrumentation of any Protocol of interfaces.py: the duration of each call, and which calls fail.
 
-One wrapper for all of them: a store, a keeper of workspaces and a client of an API differ in their verbs only, and none
-of them is called on the fast path.
+One dynamic wrapper serves a store, a keeper and an API client alike: they differ only in their methods, and the fast
+path calls none of them, so the cost of the indirection does not matter.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 from gateway.observability.counters import Calls
 
 PartT = TypeVar("PartT")
-_UNTIMED = frozenset(("start", "aclose"))  # once in a life; their time says nothing of calls
+_UNTIMED = frozenset(("start", "aclose"))  # called once per process, so a histogram of them means nothing
 
 
 def metered(
@@ -23,10 +23,10 @@ def metered(
     on_result: Callable[[str, Any], None] | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> PartT:
-    """The part, with every call of its coroutines and async iterators counted in `calls` under the verb's name.
+    """Wrap `part` so that calls of its coroutines and async iterators are counted in `calls` under the method's name.
 
-    `on_result(verb, answer)` is told of coroutines that ended well. `labels` gives other names than the verb's own:
-    dashboards outlive a method's name.
+    `on_result(method, result)` is called after a coroutine succeeded. `labels` maps a method to another label: when a
+    method is renamed, dashboards keep the old one.
     """
     return cast("PartT", _Metered(part, calls, on_result, labels or {}))
 
@@ -48,7 +48,7 @@ class _Metered:
             timed = self._timed_coroutine(name, attribute)
         else:
             timed = self._timed_iterator(name, attribute)
-        setattr(self, name, timed)  # asked for once: later look-ups find it in the instance
+        setattr(self, name, timed)  # the next lookup finds it in the instance and does not reach __getattr__
         return timed
 
     def _timed_coroutine(self, name: str, verb: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,7 +74,7 @@ class _Metered:
 
 
 async def _timed(name: str, items: AsyncIterator[Any], calls: Calls) -> AsyncIterator[Any]:
-    """The items. Only the time that making them takes counts, not that of whoever uses them in between."""
+    """Pass on the items, timing only how long the source takes, not what the consumer does between two items."""
     spent = 0.0
     try:
         while True:

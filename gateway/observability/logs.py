@@ -1,7 +1,7 @@
-"""Log lines, for people (console) or for programs (JSON, one object a line), on stderr; and the access log.
+"""Logging to stderr, for people (console) or for programs (JSON, one object per line), and the access log.
 
-Library and gateway code log through the standard library; structlog renders all of it in one shape. Lines that belong
-to a request carry its `request_id`. The access log goes past the standard library: it is written once per request.
+Gateway and libraries log through the standard library; structlog renders all of it in one format. Lines that belong to
+a request carry its `request_id`. The access log bypasses the standard library, because it writes a line per request.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _stamp: Processor = structlog.processors.TimeStamper(fmt="iso", utc=True)
 
 
 def configure(level: str, form: LogFormat, stream: TextIO | None = None) -> None:
-    """Send everything that is logged to the stream (default stderr) in one shape."""
+    """Replace the root logger's handlers by one that renders to `stream` (default stderr)."""
     stream = stream or sys.stderr
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
@@ -48,7 +48,8 @@ def configure(level: str, form: LogFormat, stream: TextIO | None = None) -> None
     root.addHandler(handler)
     root.setLevel(level.upper())
     if root.level > logging.DEBUG:
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # our own control calls: a line each tells nobody anything
+        # httpx logs each request at INFO, which here are the gateway's own calls to picod.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 class AccessLog:
@@ -59,14 +60,14 @@ class AccessLog:
         chain: list[Processor] = [_stamp, _renderer(form, _coloured(stream))]
         if form == "console":
             chain.append(lambda _, __, line: str(line).encode())
-        # Bound once: the proxy that wrap_logger gives would make a logger anew for each line.
+        # Bound once: the lazy proxy that wrap_logger returns would build a logger for each line.
         self._log = structlog.wrap_logger(structlog.BytesLogger(stream), processors=chain).bind()
 
     def began(self, record: Record) -> None:
-        """Nothing is written yet."""
+        """Do nothing: the line is written when the response is complete."""
 
     def finished(self, record: Record) -> None:
-        """Write the line. The query is left out: it may hold what is nobody's business."""
+        """Write the line. The query string is left out: it may contain credentials, as signed URLs do."""
         scope = record.scope
         fields: dict[str, Any] = {
             "level": "info",
@@ -92,7 +93,7 @@ class AccessLog:
 
 
 def _coloured(stream: TextIO | BinaryIO) -> bool:
-    """On a terminal, unless NO_COLOR is set to anything (https://no-color.org)."""
+    """Whether to colour: on a terminal, unless NO_COLOR is set and not empty (https://no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
@@ -100,8 +101,10 @@ _MULTILINE = frozenset(("exception", "exc_info", "stack"))  # rendered as traceb
 
 
 def printable(text: str) -> str:
-    """The text with control characters escaped: a path, or what a sandbox answers, must not write lines of its own or
-    move an operator's cursor. What most lines are is returned as it is.
+    """The text with control characters escaped.
+
+    Paths and texts from a sandbox are logged; they must not forge log lines or send escape sequences to an operator's
+    terminal. Printable text, the usual case, is returned unchanged.
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
@@ -115,9 +118,9 @@ def _escaped(_: object, __: str, event: EventDict) -> EventDict:
 
 def _renderer(form: LogFormat, colours: bool) -> Processor:
     if form == "json":
-        return lambda _, __, event: orjson.dumps(event, default=str)  # which escapes by itself
-    # Plain tracebacks: the pretty ones that structlog takes where rich is installed hold the event loop for a quarter
-    # of a second each, and print local variables, keys among them.
+        return lambda _, __, event: orjson.dumps(event, default=str)  # JSON strings are escaped anyway
+    # Plain tracebacks: those that structlog formats with rich, where that is installed, block the event loop for a
+    # quarter of a second each and print local variables, among them keys.
     console = structlog.dev.ConsoleRenderer(
         colors=colours, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
     )

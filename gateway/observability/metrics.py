@@ -1,8 +1,7 @@
-"""`/metrics`: what the gateway counted and what stands now, as Prometheus reads it.
+"""`/metrics` in the Prometheus exposition formats.
 
-Nothing is kept here. A scrape turns gateway/observability/counters.py into families, and asks the parts for what they
-hold at the moment. The names are a contract: the dashboard and the alerts of manifests/monitoring are held against them
-by a test.
+No state is kept here. A scrape renders gateway/observability/counters.py and reads gauges from the live parts. Metric
+names are a contract: a test compares them with the dashboard and the alerts in manifests/monitoring.
 """
 
 from __future__ import annotations
@@ -22,29 +21,29 @@ from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
 from gateway.core.model import PoolStatus, RuntimeKey, SessionId, StartKind
 from gateway.observability.counters import Calls, Counters, Histogram
 
-LAG_INTERVAL_S = 0.25  # seconds between looks at the event loop
+LAG_INTERVAL_S = 0.25  # between two measurements of the event loop's lag
 
 
 class RouteLoad(Protocol):
-    """A live session's route: how many requests are under way on it."""
+    """The load of one route (routing.route.Route)."""
 
     @property
     def runtime(self) -> RuntimeKey:
-        """The session's runtime."""
+        """The runtime of the route's session."""
         ...
 
     @property
     def in_flight(self) -> int:
-        """Requests and WebSockets under way."""
+        """Requests and WebSockets that have not ended."""
         ...
 
 
 class RouteTable(Protocol):
-    """The routes of live sessions, and requests that wait for one (routing.activator.Activator)."""
+    """Routes of live sessions, and requests waiting for one (routing.activator.Activator)."""
 
     @property
     def routes(self) -> Mapping[SessionId, RouteLoad]:
-        """By session."""
+        """Routes by session id."""
         ...
 
     @property
@@ -54,21 +53,21 @@ class RouteTable(Protocol):
 
     @property
     def leaving(self) -> bool:
-        """Whether this gateway shuts down soon."""
+        """Whether this gateway has announced its shutdown."""
         ...
 
 
 class ForecastLevel(Protocol):
-    """How many warm sandboxes a forecast asks for, and which share of horizons that covers."""
+    """A forecast of demand for warm sandboxes (autoscaler.forecast)."""
 
     @property
     def level(self) -> float:
-        """Warm sandboxes."""
+        """The number of warm sandboxes, before limits and guards."""
         ...
 
     @property
     def quantile(self) -> float:
-        """From 0 to 1."""
+        """The share of horizons that the level covers, 0 to 1."""
         ...
 
 
@@ -77,35 +76,35 @@ class ForecastPool(Protocol):
 
     @property
     def forecast(self) -> ForecastLevel | None:
-        """The latest; None before the first."""
+        """The latest forecast; None before the first."""
         ...
 
 
 class PoolForecasts(Protocol):
-    """What the autoscaler holds (autoscaler.runner.Autoscaler)."""
+    """The state of the autoscaler (autoscaler.runner.Autoscaler)."""
 
     @property
     def pools(self) -> Mapping[RuntimeKey, ForecastPool]:
-        """By runtime."""
+        """Pools by runtime."""
         ...
 
     @property
     def leads(self) -> bool:
-        """Whether this gateway is the one that sizes pools."""
+        """Whether this gateway holds the lease to resize pools."""
         ...
 
 
 class TokenCount(Protocol):
-    """How many tokens were signed (sandbox.tokens.TokenIssuer)."""
+    """The number of signed tokens (sandbox.tokens.TokenIssuer)."""
 
     @property
     def signed(self) -> int:
-        """Tokens signed since the start."""
+        """Tokens signed since the process started."""
         ...
 
 
 class Metrics:
-    """`render` answers a scrape; `watch_loop` runs beside the gateway."""
+    """`render` answers a scrape; `watch_loop` measures the event loop's lag in the background."""
 
     def __init__(
         self,
@@ -119,22 +118,22 @@ class Metrics:
         *,
         engine: str,
     ) -> None:
-        """`bound`: the sandboxes that this gateway has bound to sessions."""
+        """`bound`: a collection of the sandboxes that this gateway has bound to sessions."""
         self._counters = counters
         self._catalog, self._provider, self._bound = catalog, provider, bound
         self._routes, self._forecasts, self._tokens = routes, forecasts, tokens
         self._engine = engine
-        self._process = ProcessCollector(registry=None)  # not in the global registry
+        self._process = ProcessCollector(registry=None)  # not registered globally: `render` collects it
 
     async def render(self, accept: str) -> tuple[bytes, str]:
-        """(body, content type) of an answer, in the text format or in OpenMetrics as `accept` asks."""
+        """(body, content type), in the text format or in OpenMetrics, as the Accept header `accept` asks."""
         pools: dict[RuntimeKey, PoolStatus] = {}
         for runtime in self._catalog.all():
-            self._counters.of(runtime.key)  # a runtime without requests shows its zeros
+            self._counters.of(runtime.key)  # a runtime without requests is exposed with zeros
             try:
                 pools[runtime.key] = await self._provider.status(runtime.key)
             except RuntimeNotFoundError:
-                continue  # it left the catalog a moment ago
+                continue  # it was removed from the catalog since
         encode, content_type = choose_encoder(accept)
         return encode(_Families([*self._now(pools), *self._counted(), *self._process.collect()])), content_type
 
@@ -143,11 +142,11 @@ class Metrics:
         while True:
             due = perf_counter() + LAG_INTERVAL_S
             await asyncio.sleep(LAG_INTERVAL_S)
-            # uvloop's timers may ring up to a millisecond early.
+            # uvloop's timers may fire up to a millisecond early.
             self._counters.loop_lag.observe(max(0.0, perf_counter() - due))
 
     def _now(self, pools: Mapping[RuntimeKey, PoolStatus]) -> Iterator[Metric]:
-        """What stands at this moment."""
+        """Gauges, read from the live parts."""
         info = GaugeMetricFamily("wakegate_build_info", "Always 1; says what runs", labels=["version", "engine"])
         info.add_metric([__version__, self._engine], 1)
         yield info
@@ -198,7 +197,7 @@ class Metrics:
         yield GaugeMetricFamily("wakegate_autoscaler_leads", "1 on the gateway that moves pools", self._forecasts.leads)
 
     def _counted(self) -> Iterator[Metric]:
-        """What was counted since the start."""
+        """Counters and histograms since the process started."""
         counters = self._counters
         named = [*((str(key), each) for key, each in counters.runtimes.items()), ("", counters.unrouted)]
         requests = CounterMetricFamily(
@@ -241,7 +240,7 @@ class Metrics:
         yield lag
 
     def _claims(self) -> Iterator[Metric]:
-        """Claims by how the provider found the sandbox; those that found no warm one are misses."""
+        """Claims by start kind. A cold claim is a pool miss."""
         claims = CounterMetricFamily("wakegate_claims", "Sandboxes bound to sessions", labels=["runtime", "start"])
         misses = CounterMetricFamily("wakegate_pool_misses", "Claims that found the pool empty", labels=["runtime"])
         for key in self._counters.runtimes:
@@ -253,7 +252,7 @@ class Metrics:
 
 
 class _Families:
-    """What the encoders want of a registry."""
+    """The part of a CollectorRegistry that prometheus_client's encoders use."""
 
     def __init__(self, families: Sequence[Metric]) -> None:
         self._families = families
@@ -263,7 +262,7 @@ class _Families:
 
 
 def _gauges(name: str, text: str, values: Mapping[str, float]) -> Metric:
-    """One value per runtime."""
+    """A gauge family with one sample per runtime."""
     family = GaugeMetricFamily(name, text, labels=["runtime"])
     for key, value in values.items():
         family.add_metric([key], value)
@@ -291,7 +290,7 @@ def _histograms(name: str, text: str, labels: list[str]) -> HistogramMetricFamil
 
 def _add(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
     buckets: list[tuple[str, float]] = []
-    seen = 0
+    seen = 0  # Prometheus' buckets are cumulative, Histogram's are not
     for bound, count in zip((*histogram.bounds, None), histogram.counts, strict=True):
         seen += count
         buckets.append(("+Inf" if bound is None else f"{bound:g}", seen))

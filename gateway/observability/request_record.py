@@ -1,7 +1,7 @@
-"""What is remembered of one request while somebody wants to know: the access log, tracing. Off: no record is made.
+"""The record of one request, for the access log and tracing. With both off, no record is created.
 
-The server's cycle begins a record with the request's head and finishes it with the last byte of the answer; the proxy
-notes on it what it learns in between.
+The server's cycle creates the record when a request's head arrives and finishes it with the last byte of the response;
+the proxy fills in what it learns in between: session, runtime, start kind, stages.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gateway.core.model import RuntimeKey, SessionId, StartKind
 
 
 class Record:
-    """One request, as far as it is known. Times in seconds, sizes in bytes."""
+    """What is known about a request so far. Times in seconds, sizes in bytes."""
 
     __slots__ = (
         "began", "cut", "request_id", "runtime", "scope", "sent", "session", "span", "stages", "start", "status",
@@ -28,52 +28,52 @@ class Record:
         self.session: SessionId | None = None
         self.runtime: RuntimeKey | None = None
         self.start: StartKind | None = None
-        self.status = 0  # 0: no answer was begun
-        self.sent = 0  # bytes of body, framing included where it is chunked
-        self.cut = False  # the answer was broken off, or the client left
-        self.stages: Sequence[tuple[str, float]] = ()  # in their order
-        self.span: Any = None  # tracing's own
-        self.traceparent = b""  # the header that goes on in place of the client's, when there is a span
+        self.status = 0  # 0: no response was started
+        self.sent = 0  # bytes of the body, including chunked framing
+        self.cut = False  # the response was aborted, or the client disconnected
+        self.stages: Sequence[tuple[str, float]] = ()  # (name, seconds) in order
+        self.span: Any = None  # set and read by Tracing
+        self.traceparent = b""  # replaces the client's traceparent header if there is a span
 
     def saw(self, session: SessionId | None, runtime: RuntimeKey | None, start: StartKind | None) -> None:
-        """Whose request it is, and how its sandbox came to be."""
+        """Set the session, its runtime and the start kind, once they are resolved."""
         self.session, self.runtime, self.start = session, runtime, start
 
     def finish(self, observer: Observer, *, cut: bool = False) -> None:
-        """The answer is sent, or (`cut`) will never be whole."""
+        """Notify the observer that the response is complete, or (`cut`) was aborted."""
         self.cut = cut
         observer.finished(self)
 
     @property
     def seconds(self) -> float:
-        """From its head until now."""
+        """Time since the request's head arrived."""
         return perf_counter() - self.began
 
 
 class Observer(Protocol):
-    """Wants to know of requests. Called on the event loop: must not block."""
+    """Receives the start and end of each request. Called on the event loop, so it must not block."""
 
     def began(self, record: Record) -> None:
-        """Its head is here."""
+        """Called when the request's head has been parsed."""
         ...
 
     def finished(self, record: Record) -> None:
-        """Its answer is sent, or will never be."""
+        """Called once, when the response is complete or has been aborted."""
         ...
 
 
 class Observers:
-    """Several as one."""
+    """Combines several observers into one."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = observers
 
     def began(self, record: Record) -> None:
-        """Tell all, the first one first."""
+        """Notify the observers in order: tracing comes first, and sets the trace id that the access log prints."""
         for observer in self._observers:
             observer.began(record)
 
     def finished(self, record: Record) -> None:
-        """Tell all, the first one first."""
+        """Notify the observers in the same order as `began`."""
         for observer in self._observers:
             observer.finished(record)

@@ -1,8 +1,8 @@
-"""OpenTelemetry spans, when an OTLP endpoint is set; the packages come with the extra `otel`.
+"""OpenTelemetry spans, if an OTLP endpoint is set; needs the extra `otel`.
 
-One server span per request, a child of the caller's when a `traceparent` came with it (W3C Trace Context), and below it
-one span per stage that took time: queue, claim, restore, connect, first byte. The sandbox is sent the server span's
-`traceparent`. Sampling is the SDK's: OTEL_TRACES_SAMPLER and its argument.
+Each request has one server span, a child of the caller's if the request has a `traceparent` header (W3C Trace Context).
+Below it is a span per stage that took time: queue, claim, restore, connect, first byte. The sandbox receives the server
+span's `traceparent`. Sampling is left to the SDK: OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _NS = 1_000_000_000
 
 
 class Tracing:
-    """An Observer (routing/observe.py) that makes spans and sends them in batches, from a thread of the SDK's."""
+    """An Observer (observability/request_record.py) that creates spans. A thread of the SDK exports them in batches."""
 
     def __init__(self, endpoint: str, clock: Clock) -> None:
-        """`endpoint` is the base URL of an OTLP/HTTP receiver. Raises SettingsError when the packages are missing."""
+        """`endpoint` is the base URL of an OTLP/HTTP receiver. Raises SettingsError if the extra is not installed."""
         try:
             from opentelemetry import trace
             from opentelemetry.context import Context
@@ -41,11 +41,13 @@ class Tracing:
         self._tracer = self._provider.get_tracer("wakegate", __version__)
         self._propagator = TraceContextTextMapPropagator()
         self._trace = trace
-        self._none = Context()  # explicitly nobody's child
+        # A request without a traceparent starts a trace. Without a context, start_span would take the current span of
+        # this task as the parent.
+        self._none = Context()
         self._clock = clock
 
     def began(self, record: Record) -> None:
-        """Start the server span; its context is what the sandbox gets."""
+        """Start the server span, and set the `traceparent` that the sandbox receives."""
         scope = record.scope
         carrier = {
             name.decode(): value.decode("latin-1")
@@ -62,7 +64,10 @@ class Tracing:
         record.traceparent = b"00-%032x-%016x-%02x" % (context.trace_id, context.span_id, context.trace_flags)
 
     def finished(self, record: Record) -> None:
-        """Say what it was, and end it with its stages."""
+        """Set the span's name and attributes, and end it and its stages.
+
+        Stages are recorded as durations only, so their spans are laid end to end from the start of the request.
+        """
         span = record.span
         if not span.is_recording():
             return
@@ -83,7 +88,7 @@ class Tracing:
         span.end(end)
 
     def close(self) -> None:
-        """Send what is left. Blocks until it is sent or given up."""
+        """Export the spans that are left. Blocks until they are sent or the SDK gives up."""
         self._provider.shutdown()
 
     def _now(self) -> int:
@@ -91,7 +96,7 @@ class Tracing:
 
 
 def _attributes(record: Record) -> dict[str, Any]:
-    """Names of OpenTelemetry's HTTP conventions, and ours under `wakegate.`."""
+    """Attributes by OpenTelemetry's HTTP semantic conventions, and Wakegate's own under `wakegate.`."""
     scope = record.scope
     attributes: dict[str, Any] = {
         "http.request.method": scope.get("method", "WEBSOCKET"),

@@ -79,7 +79,7 @@ class UpstreamPool:
             async with asyncio.timeout(self._connect_timeout):
                 await connection.response_head()
         except UpstreamBrokenError as error:
-            raise UpstreamConnectError("the sandbox has ended", gone=True) from error
+            raise UpstreamConnectError("the sandbox has ended", no_listener=True) from error
         except TimeoutError:
             pass  # accepted and not closed: it lives, and is busy
         finally:
@@ -102,9 +102,9 @@ class UpstreamPool:
                 f"the sandbox did not accept a connection within {self._connect_timeout:g} s"
             ) from None
         except OSError as error:
-            gone = isinstance(error, ConnectionRefusedError | FileNotFoundError | ConnectionResetError)
+            no_listener = isinstance(error, ConnectionRefusedError | FileNotFoundError | ConnectionResetError)
             raise UpstreamConnectError(
-                f"the sandbox cannot be reached: {error.strerror or error}", gone=gone
+                f"the sandbox cannot be reached: {error.strerror or error}", no_listener=no_listener
             ) from error
         self.open += 1
         return protocol

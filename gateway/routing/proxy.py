@@ -171,7 +171,7 @@ class Proxy:
             exchange.use(await route.dial(target.path), reservation or Reservation(route, StartKind.LIVE))
             return route
         except UpstreamConnectError as error:
-            if not error.gone:
+            if not error.no_listener:
                 raise
             logger.warning("session %s: %s; it is replaced", route.session_id, error)
         exchange.leave_route(self._clock.now())

@@ -110,14 +110,14 @@ class Route:
     async def dial(self, path: bytes) -> UpstreamConnection:
         """A new connection to the port that a path belongs to. Raises UpstreamConnectError; nothing was sent then.
 
-        It says `gone` only where nobody listens on the sandbox's own port either: a second server of an agent that has
-        not begun yet, or has crashed, costs the session neither its sandbox nor what the first one remembers.
+        `no_listener` is set only if nothing listens on the sandbox's own port either: a second server of an agent that
+        has not started yet, or has crashed, costs the session neither its sandbox nor what the first one remembers.
         """
         pool = self.pool_for(path)
         try:
             return await pool.dial()
         except UpstreamConnectError as error:
-            if not error.gone or pool.endpoint == self.pool.endpoint:
+            if not error.no_listener or pool.endpoint == self.pool.endpoint:
                 raise
             (await self.pool.dial()).abort()
             raise UpstreamConnectError(

@@ -85,7 +85,7 @@ class Caller:
                 try:
                     connection = await reservation.route.pool.dial()
                 except UpstreamConnectError as error:
-                    if not error.gone:
+                    if not error.no_listener:
                         raise
                     logger.warning("session %s: %s; it is replaced", session_id, error)
                     reservation.route.leave(self._clock.now())

@@ -142,7 +142,7 @@ class WebSocketProxy:
             except (WakegateError, InvalidStatus) as error:
                 if isinstance(error, InvalidStatus):
                     route.check_token_accepted(error.response.status_code, target.path)
-                if isinstance(error, UpstreamConnectError) and error.gone and not last:
+                if isinstance(error, UpstreamConnectError) and error.no_listener and not last:
                     return False
                 upstream = error
             status = await self._converse(scope, receive, send, route, target, upstream, request, answer)
@@ -276,8 +276,8 @@ async def _open(scope: Scope, route: Route, target: Target, request: Request, li
         raise
     except (OSError, TimeoutError) as error:
         # Where it has several ports, one on which nobody listens says nothing of the others.
-        gone = isinstance(error, ConnectionRefusedError | FileNotFoundError) and endpoint == route.pool.endpoint
-        raise UpstreamConnectError(f"the sandbox cannot be reached: {error}", gone=gone) from error
+        no_listener = isinstance(error, ConnectionRefusedError | FileNotFoundError) and endpoint == route.pool.endpoint
+        raise UpstreamConnectError(f"the sandbox cannot be reached: {error}", no_listener=no_listener) from error
     except (InvalidHandshake, ValueError) as error:
         raise UpstreamBrokenError(f"the sandbox did not agree to a WebSocket: {error}") from error
 

@@ -1,4 +1,4 @@
-"""What the gateway itself asks of picod, and the keys and tokens that prove who is asking.
+"""The gateway's own client of picod, and the keys and tokens that authenticate the gateway to it.
 
 Imports `core` and `picod.wire`. Start with `picod_client`.
 """

@@ -1,8 +1,10 @@
-"""What the gateway itself asks of picod: the workspace as a stream and back, and what is in memory into files.
+"""The gateway's own requests to picod: export and restore a workspace, suspend and resume in-memory state, ask if busy.
 
-The callers are the keeper of snapshots and the steps of sleep and wake. Users' requests take another way (routing/);
-these are few, and each has a connection of its own, so that nothing of it stays at a sandbox. What answers is a
-sandbox, so hostile: answers are read up to a bound, redirects are not followed, and nothing is decoded that may unfold.
+The callers are the snapshot keeper and the steps of hibernation and wake; users' requests go through routing/. These
+requests are rare, so each opens a connection and closes it, and no idle connection keeps a sandbox's descriptor.
+
+The peer is a sandbox and therefore hostile: responses are read up to a bound, redirects are not followed, and no
+content encoding is decoded, which rules out compression bombs.
 """
 
 from __future__ import annotations
@@ -29,22 +31,22 @@ from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import Endpoint, Kind, Sandbox, SandboxId, SessionId, SuspendReport, Unsaved
 from picod import wire
 
-_MAX_ANSWER = 1 << 20  # bytes of an answer that is no snapshot
-_EXPORT_RATE_BYTES = 64 << 10  # a second, the least of an export: 5 GiB take a day at most, not for ever
-_MAX_ERROR_CHARS = 300  # characters of an error that picod gives and we pass on
-_GONE = (ConnectionRefusedError, FileNotFoundError, ConnectionResetError)
+_MAX_ANSWER_BYTES = 1 << 20  # of a response that is not a snapshot
+_MIN_EXPORT_RATE_BYTES = 64 << 10  # per second: at this rate 5 GiB, the default workspace limit, take 23 hours
+_MAX_ERROR_CHARS = 300  # of picod's error text in ours
+_NO_LISTENER = (ConnectionRefusedError, FileNotFoundError, ConnectionResetError)
 
 
 class Tokens(Protocol):
-    """What makes tokens for picod; gateway.sandbox.tokens.TokenIssuer does."""
+    """Issues tokens for picod, as gateway.sandbox.tokens.TokenIssuer does."""
 
     def issue(self, sandbox_id: SandboxId, session_id: SessionId) -> tuple[bytes, float]:
-        """A token for that sandbox, and until when it may be used."""
+        """A token for that sandbox, and the epoch second until which it may be used."""
         ...
 
 
 class PicodExecutor:
-    """The Executor over HTTP. One for a gateway; it holds nothing open between calls."""
+    """An Executor over HTTP. One per gateway; it keeps no connection open between calls."""
 
     def __init__(
         self,
@@ -52,33 +54,37 @@ class PicodExecutor:
         tokens: Tokens,
         *,
         connect_timeout: float = 5.0,
-        silence: float = 300.0,
-        patience: float = 60.0,
+        idle_timeout: float = 300.0,
+        answer_timeout: float = 60.0,
     ) -> None:
-        """`silence`: seconds that a sandbox may give or take no byte. picod bears a silence of ours as long.
+        """All timeouts are seconds.
 
-        An export may be behind 64 KiB a second by as much, in all.
-        `patience`: seconds that it may take over `suspend`, `resume` or `busy` in all, and over the words of its
-        answer to a restore: a session waits for them to hibernate, and so does the sweep over all sessions.
+        `idle_timeout`: how long a sandbox may send or accept no byte; picod's own idle timeout is as long. It is also
+        how far an export may fall behind 64 KiB per second in total.
+        `answer_timeout`: how long `suspend`, `resume`, `busy` and the response to a restore may take in total. The
+        sweep over all sessions waits for them, so one sandbox that sends a byte a minute must not hold it up.
         """
-        self._patience, self._silence = patience, silence
+        self._answer_timeout, self._idle_timeout = answer_timeout, idle_timeout
         self._catalog = catalog
         self._tokens = tokens
-        self._timeout = httpx.Timeout(silence, connect=connect_timeout)
-        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used: made once, as httpx makes one per transport
+        self._timeout = httpx.Timeout(idle_timeout, connect=connect_timeout)
+        # Never used: all requests are plain HTTP. Without it httpx loads the CA bundle for each transport, 17 ms.
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
     async def export(self, sandbox: Sandbox, session_id: SessionId) -> AsyncGenerator[bytes, None]:
-        """See Executor. Raises SnapshotUnsupportedError, SnapshotError, and what a broken connection is."""
+        """Stream the workspace. Raises SnapshotUnsupportedError, SnapshotError, and the errors of a connection."""
         async with self._call("GET", wire.SNAPSHOT_PATH, sandbox, session_id) as reply:
             if reply.status_code != 200:
-                raise _refused(sandbox, "give its workspace", reply.status_code, await _error_text(reply))
+                raise _refused(sandbox, "export its workspace", reply.status_code, await _read_bounded(reply))
             chunks = reply.aiter_raw()
-            received, waited = 0, 0.0  # time that the sandbox took, not what the reader of this stream takes
+            received, waited = 0, 0.0  # only the time spent waiting for the sandbox, not that of this stream's reader
             clock = asyncio.get_running_loop().time
             while True:
                 began = clock()
-                allowed = self._silence + received / _EXPORT_RATE_BYTES - waited
-                async with _deadline(allowed, f"sandbox {sandbox.id} gives its workspace too slowly"):
+                # An idle timeout alone would let a sandbox that sends a byte every 299 s run for ever. Example: after
+                # 64 MiB received, 300 + 1024 s may have been spent waiting.
+                allowed = self._idle_timeout + received / _MIN_EXPORT_RATE_BYTES - waited
+                async with _deadline(allowed, f"sandbox {sandbox.id} exports its workspace too slowly"):
                     chunk = await anext(chunks, None)
                 if chunk is None:
                     return
@@ -87,61 +93,61 @@ class PicodExecutor:
                 yield chunk
 
     async def restore(self, sandbox: Sandbox, session_id: SessionId, chunks: AsyncIterator[bytes]) -> None:
-        """See Executor. Raises what `chunks` raises; SnapshotCorruptError for an archive that picod refuses."""
-        # A warm sandbox may have written something of its own: the workspace is the session's alone, so it goes.
+        """Replace the workspace. Raises what `chunks` raises, and SnapshotCorruptError if picod rejects the archive."""
+        # `replace`: a warm sandbox may have written files before it was claimed, which are not the session's.
         path = wire.SNAPSHOT_PATH + "?replace=true"
         async with (
             self._call("PUT", path, sandbox, session_id, content=chunks) as reply,
-            _deadline(self._patience, self._unanswered(sandbox, wire.SNAPSHOT_PATH)),
+            _deadline(self._answer_timeout, self._unanswered(sandbox, wire.SNAPSHOT_PATH)),
         ):
-            said = await _error_text(reply)
+            body = await _read_bounded(reply)
         if reply.status_code == 400:
-            raise SnapshotCorruptError(f"sandbox {sandbox.id} cannot unpack the snapshot: {_error(said)}")
+            raise SnapshotCorruptError(f"sandbox {sandbox.id} cannot unpack the snapshot: {_error(body)}")
         if reply.status_code != 200:
-            raise _refused(sandbox, "take the workspace", reply.status_code, said)
+            raise _refused(sandbox, "import the workspace", reply.status_code, body)
 
     async def suspend(self, sandbox: Sandbox, session_id: SessionId) -> SuspendReport:
-        """See Executor. A picod without that route has nothing to save."""
-        status, said = await self._tell(wire.SUSPEND_PATH, sandbox, session_id)
+        """Save in-memory state into the workspace. An executor without that route has nothing to save."""
+        status, body = await self._post(wire.SUSPEND_PATH, sandbox, session_id)
         if status == 404:
             return SuspendReport()
         if status != 200:
-            raise _refused(sandbox, "save what is in its memory", status, said)
-        return _report(said)
+            raise _refused(sandbox, "save its in-memory state", status, body)
+        return _report(body)
 
     async def resume(self, sandbox: Sandbox, session_id: SessionId) -> None:
-        """See Executor. A picod without that route has nothing to look for."""
-        status, said = await self._tell(wire.RESUME_PATH, sandbox, session_id)
+        """Load the state that `suspend` saved. An executor without that route has nothing to load."""
+        status, body = await self._post(wire.RESUME_PATH, sandbox, session_id)
         if status not in (200, 204, 404):
-            raise _refused(sandbox, "take up what was in memory", status, said)
+            raise _refused(sandbox, "load its in-memory state", status, body)
 
-    async def _tell(self, path: str, sandbox: Sandbox, session_id: SessionId) -> tuple[int, bytes]:
-        """Status and body of a POST. Success in another form than JSON is not picod's: as if the route were missing.
+    async def _post(self, path: str, sandbox: Sandbox, session_id: SessionId) -> tuple[int, bytes]:
+        """Status and body of a POST. A 200 that is not JSON counts as 404: picod did not send it.
 
-        What stands in for picod may answer any path, and with a stream that does not end.
+        An image with another server in picod's place may answer any path, even with a stream that never ends.
         """
         async with (
-            _deadline(self._patience, self._unanswered(sandbox, path)),
+            _deadline(self._answer_timeout, self._unanswered(sandbox, path)),
             self._call("POST", path, sandbox, session_id) as reply,
         ):
             kind = reply.headers.get("content-type", "").partition(";")[0].strip().lower()
             if reply.status_code == 200 and kind != "application/json":
                 return 404, b""
-            return reply.status_code, await _error_text(reply)
+            return reply.status_code, await _read_bounded(reply)
 
     def _unanswered(self, sandbox: Sandbox, path: str) -> str:
-        return f"sandbox {sandbox.id} did not answer {path} within {self._patience:g} s"
+        return f"sandbox {sandbox.id} did not answer {path} within {self._answer_timeout:g} s"
 
     async def busy(self, sandbox: Sandbox, session_id: SessionId) -> bool:
-        """Whether something runs there that no request waits for. A picod that cannot tell has nothing."""
+        """Whether work runs that no open request waits for. False for an executor without that route."""
         if sandbox.runtime.kind is Kind.AGENT_RUNTIME:
-            return False  # it would be the agent that is asked
+            return False  # the request would reach the agent, which has its own routes
         async with (
-            _deadline(self._patience, self._unanswered(sandbox, wire.ACTIVITY_PATH)),
+            _deadline(self._answer_timeout, self._unanswered(sandbox, wire.ACTIVITY_PATH)),
             self._call("GET", wire.ACTIVITY_PATH, sandbox, session_id) as reply,
         ):
-            said = await _error_text(reply)
-        return reply.status_code == 200 and _json(said).get("busy") is True
+            body = await _read_bounded(reply)
+        return reply.status_code == 200 and _json(body).get("busy") is True
 
     @asynccontextmanager
     async def _call(
@@ -170,7 +176,7 @@ def _origin(endpoint: Endpoint) -> str:
 
 @asynccontextmanager
 async def _deadline(seconds: float, error: str) -> AsyncIterator[None]:
-    """Give up after `seconds` with UpstreamTimeoutError, however many bytes trickle in meanwhile."""
+    """Raise UpstreamTimeoutError after `seconds`, even while bytes still arrive."""
     try:
         async with asyncio.timeout(seconds):
             yield
@@ -180,69 +186,72 @@ async def _deadline(seconds: float, error: str) -> AsyncIterator[None]:
 
 @contextmanager
 def _translated(sandbox: Sandbox) -> Iterator[None]:
-    """Say in our errors what httpx's mean."""
+    """Map httpx's exceptions to the gateway's."""
     try:
         yield
     except httpx.ConnectTimeout as error:
         raise UpstreamConnectError(f"sandbox {sandbox.id} did not accept a connection in time") from error
     except httpx.ConnectError as error:
-        raise UpstreamConnectError(f"sandbox {sandbox.id} cannot be reached: {error}", gone=_is_gone(error)) from error
+        raise UpstreamConnectError(
+            f"sandbox {sandbox.id} cannot be reached: {error}", no_listener=_has_no_listener(error)
+        ) from error
     except httpx.TimeoutException as error:
-        raise UpstreamTimeoutError(f"sandbox {sandbox.id} gave or took no byte for too long") from error
+        raise UpstreamTimeoutError(f"sandbox {sandbox.id} hit the idle timeout") from error
     except httpx.TransportError as error:
-        raise UpstreamBrokenError(f"sandbox {sandbox.id} went away while it was asked: {error}") from error
+        raise UpstreamBrokenError(f"sandbox {sandbox.id} closed the connection mid-request: {error}") from error
 
 
-def _is_gone(error: BaseException | None) -> bool:
-    """Whether nobody listens there any more, which httpx knows only by its cause's cause."""
+def _has_no_listener(error: BaseException | None) -> bool:
+    """Whether the endpoint refused the connection or does not exist. httpx keeps that only in the chain of causes."""
     while error is not None:
-        if isinstance(error, _GONE):
+        if isinstance(error, _NO_LISTENER):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
-async def _error_text(reply: httpx.Response) -> bytes:
-    """The answer's body up to the bound, as it came."""
-    said = bytearray()
+async def _read_bounded(reply: httpx.Response) -> bytes:
+    """The first `_MAX_ANSWER_BYTES` of a response's body, undecoded."""
+    body = bytearray()
     async for chunk in reply.aiter_raw():
-        said += chunk
-        if len(said) > _MAX_ANSWER:
+        body += chunk
+        if len(body) > _MAX_ANSWER_BYTES:
             break
-    return bytes(said[:_MAX_ANSWER])
+    return bytes(body[:_MAX_ANSWER_BYTES])
 
 
-def _json(said: bytes) -> dict[str, Any]:
+def _json(body: bytes) -> dict[str, Any]:
     try:
-        document = orjson.loads(said)
+        document = orjson.loads(body)
     except orjson.JSONDecodeError:
         return {}
     return document if isinstance(document, dict) else {}
 
 
-def _error(said: bytes) -> str:
-    """What picod gives as the reason, fit for one line of a log."""
-    text = _json(said).get("error")
-    text = text if isinstance(text, str) else said[: 4 * _MAX_ERROR_CHARS].decode("utf-8", "replace")
+def _error(body: bytes) -> str:
+    """The error text of a response, truncated and printable, so that a sandbox cannot forge log lines."""
+    text = _json(body).get("error")
+    # A UTF-8 character has up to four bytes.
+    text = text if isinstance(text, str) else body[: 4 * _MAX_ERROR_CHARS].decode("utf-8", "replace")
     return "".join(each if each.isprintable() else " " for each in text[:_MAX_ERROR_CHARS]).strip() or "no reason given"
 
 
-def _refused(sandbox: Sandbox, what: str, status: int, said: bytes) -> WakegateError:
+def _refused(sandbox: Sandbox, what: str, status: int, body: bytes) -> WakegateError:
     if status in (404, 405, 501):
         return SnapshotUnsupportedError(
-            f"sandbox {sandbox.id} of {sandbox.runtime} cannot {what}: its executor knows no snapshots; use an image"
-            " with Wakegate's picod, or set spec.wakegate.hibernation to off"
+            f"sandbox {sandbox.id} of {sandbox.runtime} cannot {what}: its executor does not support snapshots; use an"
+            " image with Wakegate's picod, or set spec.wakegate.hibernation to off"
         )
     if status == 401:
         return SnapshotError(
-            f"sandbox {sandbox.id} refuses this gateway's token: {_error(said)}; it must see this gateway's key set"
+            f"sandbox {sandbox.id} rejects this gateway's token: {_error(body)}; it needs this gateway's key set"
         )
-    return SnapshotError(f"sandbox {sandbox.id} cannot {what}: {_error(said)} (status {status})")
+    return SnapshotError(f"sandbox {sandbox.id} cannot {what}: {_error(body)} (status {status})")
 
 
-def _report(said: bytes) -> SuspendReport:
-    """Read leniently: what a sandbox tells of its variables is for people, and no decision rests on it."""
-    document = _json(said)
+def _report(body: bytes) -> SuspendReport:
+    """Parse leniently: the list of unsaved variables is shown to people, and no decision depends on it."""
+    document = _json(body)
     saved, entries = document.get("saved"), document.get("unsaved")
     unsaved = tuple(
         Unsaved(*(str(entry.get(key, ""))[:_MAX_ERROR_CHARS] for key in ("context", "name", "reason")))

@@ -1,10 +1,10 @@
-"""The gateway's signing keys. The private key never leaves its folder; public keys go to sandboxes as a key set.
+"""The gateway's signing keys. Private keys never leave their folder; public keys go to sandboxes as a key set.
 
-    STATE/keys/private/<kid>.pem   0600, newest by name is the one that signs, unless `advance` says otherwise
-    STATE/keys/public/jwks.json    every public key whose tokens may still be alive
+    STATE/keys/private/<kid>.pem   0600; the newest by name signs, unless `advance` selected another
+    STATE/keys/public/jwks.json    every public key whose tokens may still be valid
 
-The folder may change under a running gateway. Sandboxes see the `public` folder only.
-Source of the key set's form: RFC 7517, RFC 8037 (OKP), RFC 7638 (thumbprint).
+The folder may change while the gateway runs, since replicas share keys. Sandboxes see the `public` folder only.
+Sources of the key set's format: RFC 7517, RFC 8037 (OKP), RFC 7638 (thumbprint).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from gateway.core.errors import SettingsError
 from picod import wire
 
 PrivateKey = ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
-_KEPT_KEYS = 3
+_KEPT_KEYS = 3  # tokens live for five minutes, so only two rotations within that time would need an older key
 
 
 @dataclass(frozen=True)
 class SigningKey:
-    """One private key and how it is named in tokens."""
+    """A private key, its algorithm, and the key id that tokens carry."""
 
     kid: str
     algorithm: str
@@ -52,22 +52,22 @@ class SigningKey:
 
 
 class KeyRing:
-    """The keys in a folder; made on first use, rotated on demand."""
+    """The signing keys in a folder: created on first use, rotated on demand."""
 
     def __init__(self, folder: Path, algorithm: str = "EdDSA") -> None:
         self._private = folder / "private"
         self.public_dir = folder / "public"
         self._algorithm = algorithm
         self._keys: list[SigningKey] = []
-        self._chosen = ""  # the kid that signs; "": the newest
+        self._selected = ""  # the kid that signs; "": the newest
 
     def open(self) -> None:
-        """Read the keys, make the first, publish the key set. Raises SettingsError for an unusable key or folder."""
+        """Read the keys, create the first, publish the key set. Raises SettingsError for an unusable key or folder."""
         for folder, mode in ((self._private, 0o700), (self.public_dir, 0o755)):
             try:
                 folder.mkdir(parents=True, exist_ok=True, mode=mode)
             except OSError as error:
-                raise SettingsError([f"{folder}: cannot be made for the signing keys: {error.strerror}"]) from error
+                raise SettingsError([f"{folder}: cannot be created for the signing keys: {error.strerror}"]) from error
         self._keys = [self._read(path) for path in sorted(self._private.glob("*.pem"))]
         if not self._keys or self._keys[-1].algorithm != self._algorithm:
             self.rotate()
@@ -75,20 +75,22 @@ class KeyRing:
 
     @property
     def signer(self) -> SigningKey:
-        """The key that signs now."""
-        return next((key for key in self._keys if key.kid == self._chosen), self._keys[-1])
+        """The key that signs new tokens: the one that `advance` selected, else the newest."""
+        return next((key for key in self._keys if key.kid == self._selected), self._keys[-1])
 
     @property
     def kids(self) -> list[str]:
-        """All keys' names, in their order."""
+        """The ids of all keys, oldest first."""
         return [key.kid for key in self._keys]
 
     def reload(self) -> bool:
-        """Read the folder again; whether its keys differ. Raises SettingsError for one that is unusable or empty, and
-        then everything stays as it was."""
+        """Read the folder again. Returns whether its keys changed.
+
+        Raises SettingsError for an unusable key or an empty folder, and keeps the keys in memory then.
+        """
         found = [self._read(path) for path in sorted(self._private.glob("*.pem"))]
         if not found:
-            raise SettingsError([f"{self._private}: holds no signing key any more; the known ones go on"])
+            raise SettingsError([f"{self._private}: contains no signing key; the keys in memory stay in use"])
         if [_identity(key) for key in found] == [_identity(key) for key in self._keys]:
             return False
         self._keys = found
@@ -96,34 +98,37 @@ class KeyRing:
         return True
 
     def advance(self, now: float, since: Mapping[str, float], settle: float) -> bool:
-        """Choose who signs: of the keys that sandboxes could see for `settle` seconds the one that came last. Whether
-        that is another one than before.
+        """Select the key that signs: the newest that sandboxes have seen for `settle` seconds. True if it changed.
 
-        `since`: by kid, epoch seconds from which sandboxes could see it. None that long: the one that they see longest.
+        `since`: by kid, epoch seconds from which sandboxes could see the key. If none has been visible that long, the
+        one that has been visible longest signs. Example: settle 180, keys A since 0 and B since 100: A signs at 200,
+        B at 280.
         """
-        # RS256 was asked for, if it was, because a foreign picod reads nothing else.
+        # With RS256 only RSA keys count: it is set because the executors verify nothing else.
         usable = [key for key in self._keys if self._algorithm in ("EdDSA", key.algorithm)] or self._keys
         ages = sorted(((since.get(key.kid, now), key.kid) for key in usable), reverse=True)
         settled = [kid for at, kid in ages if at + settle <= now]
-        before, self._chosen = self._chosen or self.signer.kid, settled[0] if settled else ages[-1][1]
-        return self._chosen != before
+        before, self._selected = self._selected or self.signer.kid, settled[0] if settled else ages[-1][1]
+        return self._selected != before
 
     def turn(self, now: float, rotation: float) -> None:
-        """For a folder that nobody shares: take up what changed in it, and make the next key when the newest is
-        `rotation` seconds old (0: never). Raises SettingsError."""
+        """Reload the folder, and rotate when the newest key is `rotation` seconds old (0: never).
+
+        For a folder that no other gateway shares. Raises SettingsError.
+        """
         self.reload()
         newest = self._private / f"{self._keys[-1].kid}.pem"
         if rotation and now - newest.stat().st_mtime >= rotation:
             self.rotate()
 
     def drop(self, kids: Collection[str]) -> None:
-        """Delete keys; their tokens are worth nothing from now on."""
+        """Delete keys from the folder and the key set, which invalidates their tokens."""
         for kid in kids:
             (self._private / f"{kid}.pem").unlink(missing_ok=True)
         self.reload()
 
     def rotate(self) -> None:
-        """Make a new signing key. Older ones stay in the key set while their tokens may be alive."""
+        """Create a signing key. Older ones stay in the key set, up to three keys, while their tokens may be valid."""
         key: PrivateKey
         if self._algorithm == "EdDSA":
             key = ed25519.Ed25519PrivateKey.generate()
@@ -132,6 +137,7 @@ class KeyRing:
         pem = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
+        # Names sort by age: the serial comes first, and the thumbprint keeps two gateways' keys of one serial apart.
         serial = 1 + max((int(path.stem.split("-")[0]) for path in self._private.glob("[0-9]*-*.pem")), default=0)
         path = self._private / f"{serial:06d}-{_thumbprint(key)[:16]}.pem"
         _write_atomically(path, pem, 0o600)
@@ -150,7 +156,7 @@ class KeyRing:
             key = serialization.load_pem_private_key(path.read_bytes(), password=None)
         except (OSError, ValueError, TypeError) as error:
             raise SettingsError(
-                [f"{path}: is not a readable private key ({error}); move it away to have a new one made"]
+                [f"{path}: is not a readable private key ({error}); move it away, and a new one is created"]
             ) from error
         if not isinstance(key, ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey):
             raise SettingsError([f"{path}: expected an Ed25519 or RSA key"])
@@ -182,6 +188,7 @@ def _base64url(data: bytes) -> str:
 
 
 def _write_atomically(path: Path, data: bytes, mode: int) -> None:
+    # Readers (picod, other gateways) see the old file or the new one. The mode is set before any content is written.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
         os.fchmod(file.fileno(), mode)

@@ -1,4 +1,4 @@
-"""Short-lived tokens for picod, cached per sandbox: no signature on the hot path (docs/architecture.md, "Trust")."""
+"""Short-lived tokens for picod. Routes cache them, so the fast path signs nothing (docs/architecture.md, "Trust")."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from gateway.core.clock import Clock
 from gateway.core.model import SandboxId, SessionId
 
 LIFETIME_S = 300.0
-RENEW_BEFORE_S = 60.0  # a token handed out is good for at least this long: queueing and clock difference fit in
+# A token is renewed this long before it expires: it must outlive the time a request queues plus the clock skew between
+# gateway and sandbox.
+RENEW_BEFORE_S = 60.0
 
 
 class Signer(Protocol):
-    """What can sign a token; gateway.sandbox.signing_keys.SigningKey does."""
+    """Signs tokens, as gateway.sandbox.signing_keys.SigningKey does."""
 
     def sign(self, *, audience: str, subject: str, issued_at: float, lifetime: float) -> str:
         """A token in JWS compact form."""
@@ -20,16 +22,16 @@ class Signer(Protocol):
 
 
 class SignerSource(Protocol):
-    """Where the newest signer is found; gateway.sandbox.signing_keys.KeyRing is one."""
+    """Holds the current signer, as gateway.sandbox.signing_keys.KeyRing does."""
 
     @property
     def signer(self) -> Signer:
-        """The key that signs now."""
+        """The key that signs new tokens; another one after a rotation."""
         ...
 
 
 class TokenIssuer:
-    """Signs tokens and counts the signatures."""
+    """Issues tokens for sandboxes. `signed` counts them, for /metrics."""
 
     def __init__(self, keys: SignerSource, clock: Clock) -> None:
         self._keys = keys
@@ -37,7 +39,7 @@ class TokenIssuer:
         self.signed = 0
 
     def issue(self, sandbox_id: SandboxId, session_id: SessionId) -> tuple[bytes, float]:
-        """A token for that sandbox, and the epoch second from which a new one should be asked for."""
+        """A token for that sandbox, and the epoch second from which a new one should be issued."""
         now = self._clock.now()
         token = self._keys.signer.sign(audience=sandbox_id, subject=session_id, issued_at=now, lifetime=LIFETIME_S)
         self.signed += 1

@@ -65,7 +65,7 @@ class SnapshotKeeper:
             try:
                 return await self._copy(sandbox, session_id)
             except UpstreamConnectError as error:
-                if not error.gone:
+                if not error.no_listener:
                     raise
         return None if self._parking is None else await self._parking.keep(sandbox_id, session_id)
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from gateway.cli.flags import add_flags
 from gateway.core.errors import SettingsError
-from gateway.core.settings import Settings, load
+from gateway.core.settings import Settings
+from gateway.core.settings_load import load
 
 
 def read(*flags: str, **environ: str) -> Settings:
@@ -166,7 +167,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_home_of_an_unknown_user_is_a_problem_that_names_the_setting() -> None:
     """`~name` where no such user exists is refused like any other bad value."""
-    with pytest.raises(SettingsError, match="no home directory is known for ~nosuchuser"):
+    with pytest.raises(SettingsError, match="~nosuchuser has no home directory"):
         load({}, {"WAKEGATE_STATE_DIR": "~nosuchuser/state"})
 
 

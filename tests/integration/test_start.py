@@ -140,8 +140,8 @@ def test_things_that_are_not_there_are_all_named(tmp_path: Path) -> None:
         (["--host", "a..b"], "cannot listen on a..b"),
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
         (["--store", "sqlite:////proc/nope/x.db"], "/proc/nope/x.db"),
-        (["--state-dir", "/proc/nope"], "--state-dir /proc/nope: cannot be made"),
-        (["--state-dir", "/dev/null"], "--state-dir /dev/null: cannot be made"),
+        (["--state-dir", "/proc/nope"], "--state-dir /proc/nope: cannot be created"),
+        (["--state-dir", "/dev/null"], "--state-dir /dev/null: cannot be created"),
     ],
     ids=["host-name", "host-address", "store-path", "state-dir", "state-file"],
 )

@@ -12,7 +12,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from gateway.core.errors import SettingsError
-from gateway.core.settings import Settings, load
+from gateway.core.settings import Settings
+from gateway.core.settings_load import load
 from gateway.testing import ScriptedProvider, scripted_gateway
 from tests.support.scripted import KEY, OpenScripted
 from tests.support.waiting import eventually

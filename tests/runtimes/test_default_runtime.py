@@ -8,7 +8,7 @@ import pytest
 
 from gateway.build import build
 from gateway.core.errors import SettingsError
-from gateway.core.settings import load
+from gateway.core.settings_load import load
 
 MANIFEST = """
 apiVersion: runtime.agentcube.volcano.sh/v1alpha1

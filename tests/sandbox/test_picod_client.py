@@ -97,7 +97,7 @@ async def test_real_sandbox_takes_the_gateways_word(tmp_path: Path) -> None:
         stranger.open()
         refused = PicodExecutor(StaticCatalog([RUNTIME]), TokenIssuer(stranger, SystemClock()))
         for each in (export, restore):
-            with pytest.raises(SnapshotError, match=r"refuses this gateway's token: Invalid token; .* key set"):
+            with pytest.raises(SnapshotError, match=r"rejects this gateway's token: Invalid token; .* key set"):
                 await each(refused, new)
         assert subject.read(new) == "content"
 
@@ -209,16 +209,16 @@ async def test_dripping_answer_is_given_up(verb: Verb) -> None:
 
     async with answering(script) as sandbox:
         with pytest.raises(
-            UpstreamTimeoutError, match=r"sb-1 (did not answer /api/\S+ within 0\.3 s|gives its .* too slowly)"
+            UpstreamTimeoutError, match=r"sb-1 (did not answer /api/\S+ within 0\.3 s|exports its .* too slowly)"
         ):
-            await verb(executor_of(patience=0.3, silence=0.3), sandbox)
+            await verb(executor_of(answer_timeout=0.3, idle_timeout=0.3), sandbox)
 
 
 async def test_slow_reader_of_an_export_is_not_the_sandboxs_fault() -> None:
     """A snapshot store that takes longer than the sandbox may: what the sandbox gave at once is read to its end."""
     async with answering(saying(b"x" * 300_000)) as sandbox:
         received = 0
-        async for chunk in executor_of(silence=0.3).export(sandbox, SESSION):
+        async for chunk in executor_of(idle_timeout=0.3).export(sandbox, SESSION):
             received += len(chunk)
             if received == len(chunk):
                 await asyncio.sleep(0.4)  # the store; what is waited for is that time passes
@@ -266,7 +266,7 @@ async def test_cut_export_is_no_export() -> None:
 
     for script in (chunked, counted, nothing):
         async with answering(script) as sandbox:
-            with pytest.raises(UpstreamBrokenError, match="sandbox sb-1 went away"):
+            with pytest.raises(UpstreamBrokenError, match="sandbox sb-1 closed the connection"):
                 await export(executor_of(), sandbox)
 
 
@@ -277,8 +277,8 @@ async def test_silent_sandbox_is_given_up(verb: Verb) -> None:
         await asyncio.Event().wait()
 
     async with answering(script) as sandbox:
-        with pytest.raises(UpstreamTimeoutError, match="sb-1 gave or took no byte for too long"):
-            await verb(executor_of(silence=0.2), sandbox)
+        with pytest.raises(UpstreamTimeoutError, match="sb-1 hit the idle timeout"):
+            await verb(executor_of(idle_timeout=0.2), sandbox)
 
 
 async def test_sandbox_that_listens_no_more_is_gone(verb: Verb, short_path: Path) -> None:
@@ -294,7 +294,7 @@ async def test_sandbox_that_listens_no_more_is_gone(verb: Verb, short_path: Path
     for endpoint in (Endpoint(uds=str(short_path / "closed.sock")), Endpoint(uds="/nowhere.sock"), closed.endpoint):
         with pytest.raises(UpstreamConnectError, match="sandbox sb-1 cannot be reached") as caught:
             await verb(executor_of(), sandbox_at(endpoint))
-        assert caught.value.gone
+        assert caught.value.no_listener
 
 
 async def test_source_of_a_restore_fails_in_its_own_words() -> None:

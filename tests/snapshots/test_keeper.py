@@ -167,8 +167,8 @@ async def test_workspace_over_the_limit_stays_awake_with_a_reason(tmp_path: Path
     assert caught.value.limit == MEGABYTE
     assert MEGABYTE < caught.value.size < 4 * MEGABYTE
     assert caught.value.reason == (
-        "cannot sleep and stays awake until its maximum duration: its files make a snapshot of more than 1 MiB, which"
-        " is the limit; delete some of them"
+        "cannot hibernate and keeps its sandbox until its maximum duration: a snapshot of its files exceeds the limit"
+        " of 1 MiB; delete some of them"
     )
     assert world.kept() == []
 
@@ -236,7 +236,7 @@ async def test_sandbox_that_dies_while_it_is_kept_keeps_the_earlier_snapshot(tmp
                 yield chunk
 
         world.store.on_put = killing
-        with pytest.raises(UpstreamBrokenError, match=f"sandbox {sandbox.id} went away"):
+        with pytest.raises(UpstreamBrokenError, match=f"sandbox {sandbox.id} closed the connection"):
             await world.keeper.keep(sandbox.id, SESSION)
         assert world.kept() == [first.key]
         doomed.process.wait()
@@ -259,7 +259,7 @@ async def test_picod_that_dies_during_a_wake_costs_a_sandbox_only(
                 yield chunk
 
         world.store.on_get = killing
-        with pytest.raises(UpstreamBrokenError, match=f"sandbox {new.id} went away"):
+        with pytest.raises(UpstreamBrokenError, match=f"sandbox {new.id} closed the connection"):
             await world.keeper.restore(ref, new.id, SESSION)
 
     world.store.on_get = None
@@ -279,7 +279,7 @@ async def test_workspace_without_room_is_reported(tmp_path: Path, source: Execut
         noise(source, 16 * MEGABYTE)
         ref = await world.keep(await world.claim())
         new = await world.claim()
-        with pytest.raises(SnapshotError, match=f"sandbox {new.id} cannot take the workspace: .*no space left"):
+        with pytest.raises(SnapshotError, match=f"sandbox {new.id} cannot import the workspace: .*no space left"):
             await world.keeper.restore(ref, new.id, SESSION)
         assert cramped.execute("ls", "-A")["stdout"] == ""
     assert world.kept() == [ref.key]

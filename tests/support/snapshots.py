@@ -41,7 +41,7 @@ class NoTokens:
 
 
 def executor_of(runtime: Runtime = OPEN, **limits: float) -> PicodExecutor:
-    return PicodExecutor(StaticCatalog([runtime]), NoTokens(), **{"silence": 30.0, **limits})
+    return PicodExecutor(StaticCatalog([runtime]), NoTokens(), **{"idle_timeout": 30.0, **limits})
 
 
 def sandbox_at(endpoint: Endpoint, name: str = "sb-1") -> Sandbox:

@@ -16,7 +16,8 @@ import yaml
 
 from gateway import __version__
 from gateway.core.model import Kind
-from gateway.core.settings import ENV_PREFIX, Settings, load
+from gateway.core.settings import ENV_PREFIX, Settings
+from gateway.core.settings_load import load
 from gateway.core.units import parse_duration
 from gateway.provider.kubernetes import names, rights
 from gateway.provider.kubernetes.template import PodDefaults, make_template
