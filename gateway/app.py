@@ -37,7 +37,7 @@ from gateway.sandbox.picod_client import PicodExecutor
 from gateway.sandbox.signing_keys import KeyRing
 from gateway.sandbox.tokens import TokenIssuer
 from gateway.sessions.build import Sessions, SessionSettings, make_sessions
-from gateway.sessions.idleness import HEARTBEAT_S
+from gateway.sessions.idleness import HEARTBEAT_INTERVAL_S
 from gateway.sessions.restorability import restore_problems
 from gateway.snapshots.keeper import make_keeper
 
@@ -260,7 +260,9 @@ class Gateway:
                 stack.push_async_callback(self._notices.wait)
             # Until the last session is hibernated this gateway announces itself: silent, it would be taken for dead and
             # its sessions restored elsewhere from older snapshots.
-            announcements = asyncio.create_task(every(membership.beat, self._announce), name="announcements")
+            announcements = asyncio.create_task(
+                every(membership.heartbeat_interval, self._announce), name="announcements"
+            )
             stack.push_async_callback(cancel, announcements)
             await sessions.recovery.recover_all()
             stack.push_async_callback(sessions.hibernator.hibernate_all)
@@ -274,8 +276,8 @@ class Gateway:
             stack.push_async_callback(self.surfaces.aclose)
             for name, loop in (
                 ("exchanges", self.proxy.run_ticker()),
-                ("activity", every(HEARTBEAT_S, sessions.idleness.flush)),
-                ("durations", every(HEARTBEAT_S, sessions.durations.catch_up)),
+                ("activity", every(HEARTBEAT_INTERVAL_S, sessions.idleness.flush)),
+                ("durations", every(HEARTBEAT_INTERVAL_S, sessions.durations.catch_up)),
                 ("sweeper", every(self.settings.sweep_interval, sessions.sweeper.sweep)),
                 ("checkpoints", every(CHECKPOINT_INTERVAL_S, sessions.sweeper.checkpoint)),
                 ("quiet routes", every(UNUSED_ROUTES_INTERVAL_S, self._forget_quiet)),

@@ -35,14 +35,14 @@ from gateway.sessions.activation import Opened, SessionOpener
 from gateway.sessions.activity import Activity, SessionActivity
 from gateway.sessions.admission import Admission
 from gateway.sessions.bindings import Bindings
-from gateway.sessions.idleness import HEARTBEAT_S
+from gateway.sessions.idleness import HEARTBEAT_INTERVAL_S
 from gateway.sessions.lifecycle import Lifecycle
 from gateway.sessions.membership import ElsewhereError, Peer, peer_sandbox
 from picod.wire import HEALTH_PATH
 
 logger = logging.getLogger(__name__)
 
-TRUSTED_S = HEARTBEAT_S  # how long the place of a session that other gateways may move is not asked for again
+TRUSTED_S = HEARTBEAT_INTERVAL_S  # how long the place of a session that other gateways may move is not asked for again
 TRUSTED_IN_OUTAGE_S = 5.0  # the same while the store does not answer
 _MAX_REASON_BYTES = 123  # of a close frame: 125 (RFC 6455 5.5), less the code
 
@@ -104,8 +104,8 @@ class Activator:
             self._renew_head(route)
         return route if route.try_enter() else None
 
-    async def reserve(self, target: Target, *, gone: SandboxId | None = None) -> Reservation:
-        """A slot on a live sandbox for this target, made if need be. `gone`: a sandbox that no longer listens.
+    async def reserve(self, target: Target, *, unreachable: SandboxId | None = None) -> Reservation:
+        """A slot on a live sandbox for this target. `unreachable`: one that refused a connection is replaced.
 
         Raises: SessionNotFoundError, RuntimeNotFoundError, QueueFullError, ActivationTimeoutError, and what lifecycle
         raises when no sandbox can be had.
@@ -119,9 +119,9 @@ class Activator:
         try:
             async with self._admission.held(target.runtime, target.session_id):
                 if target.session_id is None:
-                    return await self._reserve(target, gone, wait)
+                    return await self._reserve(target, unreachable, wait)
                 with self._activity.arriving(target.session_id):
-                    return await self._reserve(target, gone, wait)
+                    return await self._reserve(target, unreachable, wait)
         except ActivationTimeoutError as error:
             if not wait.for_slot:
                 raise
@@ -136,7 +136,7 @@ class Activator:
     async def replace(self, route: Route, target: Target) -> Reservation:
         """Like reserve, after the route's sandbox refused a connection: it is gone, and nothing was sent to it."""
         self.drop(route.session_id, route.sandbox.id)
-        return await self.reserve(replace(target, session_id=route.session_id), gone=route.sandbox.id)
+        return await self.reserve(replace(target, session_id=route.session_id), unreachable=route.sandbox.id)
 
     async def why_closed(self, route: Route) -> tuple[int, str] | None:
         """The WebSocket close code and reason (RFC 6455 7.4) of a route that was closed; None where the store is away.
@@ -193,7 +193,7 @@ class Activator:
             if sandbox_id is None:
                 self._activity.forget(session_id)
 
-    async def _reserve(self, target: Target, gone: SandboxId | None, wait: _Wait) -> Reservation:
+    async def _reserve(self, target: Target, unreachable: SandboxId | None, wait: _Wait) -> Reservation:
         if target.session_id is None:
             if target.runtime is None:
                 raise BadRequestError(
@@ -222,14 +222,14 @@ class Activator:
                     current.set_restored((await self._lifecycle.get(current.session_id)).restored)
                 return await wait.enter(current)
             try:
-                opened = await self._join_flight(target.session_id, gone)
+                opened = await self._join_flight(target.session_id, unreachable)
             except ElsewhereError as elsewhere:
                 route = await self._peer_route(target.session_id, elsewhere.peer)
                 if target.runtime is not None and target.runtime != route.runtime:
                     raise _not_found(target.session_id, target.runtime) from None
                 return await wait.enter(route)
             except StoreUnavailableError:
-                if stale is None or stale.closed or gone is not None:
+                if stale is None or stale.closed or unreachable is not None:
                     raise
                 stale.trust_until(self._clock.now() + TRUSTED_IN_OUTAGE_S)  # no gateway can hibernate it meanwhile
                 return await wait.enter(stale)
@@ -312,13 +312,15 @@ class Activator:
         token, until = self._tokens.issue(route.sandbox.id, route.session_id)
         route.set_head(b"%bauthorization: Bearer %b\r\n" % (lines, token), until)
 
-    async def _join_flight(self, session_id: SessionId, gone: SandboxId | None) -> Opened:
+    async def _join_flight(self, session_id: SessionId, unreachable: SandboxId | None) -> Opened:
         waiting = self._waiting.get(session_id, 0)
         if waiting >= self._limits.per_session:
             raise QueueFullError(f"{waiting} requests already wait for this session's sandbox; try again shortly")
         flight = self._flights.get(session_id)
         if flight is None:
-            flight = self._flights[session_id] = asyncio.create_task(self._opener.open(session_id, gone=gone))
+            flight = self._flights[session_id] = asyncio.create_task(
+                self._opener.open(session_id, unreachable=unreachable)
+            )
             flight.add_done_callback(lambda done: self._land(session_id, done))
         self._waiting[session_id] = waiting + 1
         try:

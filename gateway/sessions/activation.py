@@ -1,7 +1,7 @@
-"""Gives a known session a live sandbox: the one it has, or a new one when it is hibernated or lost its own.
+"""Gives a session a live sandbox: the one that it has, or a new one if it is hibernated or has lost its sandbox.
 
-The activator asks for it whenever a request has no route (gateway/routing/activator.py). Where gateways share sandboxes
-a session that is awake is opened without a change of its record, and so without holding it.
+The activator calls this when a request finds no route (gateway/routing/activator.py). Where gateways share sandboxes, a
+session that is awake is opened without writing its record, and therefore without taking its lease.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NOTHING_RESTORED = "none"
 class Opened:
     """A session with a live sandbox. Times in seconds.
 
-    `restored` is what `x-wakegate-restored` has to say of a loss that no answer has told yet.
+    `restored` is the value of `x-wakegate-restored`, until an answer that carries it has been delivered.
     """
 
     session: Session
@@ -47,7 +47,7 @@ class Opened:
 
 
 class SessionOpener:
-    """Opens sessions. `cancel_copy(session)` stops a copy of its workspace that is made to hibernate it."""
+    """Opens sessions. `cancel_copy(session)` stops a hibernation that is still copying the workspace."""
 
     def __init__(
         self,
@@ -80,64 +80,69 @@ class SessionOpener:
         self._woken: list[GapListener] = []
 
     def on_wake(self, listener: GapListener) -> None:
-        """Call `listener(session, runtime, seconds)` when a hibernated session is used, so long after its last use."""
+        """Call `listener(session, runtime, seconds)` when a hibernated session wakes; `seconds` since its last use."""
         self._woken.append(listener)
 
-    async def open(self, session_id: SessionId, *, gone: SandboxId | None = None) -> Opened:
-        """The session with a live sandbox: woken if it is hibernated, recovered if its sandbox ended or is `gone`.
+    async def open(self, session_id: SessionId, *, unreachable: SandboxId | None = None) -> Opened:
+        """Return the session with a live sandbox: woken if hibernated, recovered if its sandbox ended.
 
-        A caller that is cancelled does not stop it once the session is held: a workspace on its way must arrive.
+        `unreachable` is a sandbox that refused a connection, which counts as ended. Cancelling the caller does not stop
+        an opening that holds the session: a workspace that is being moved must arrive.
         Raises: SessionNotFoundError, ElsewhereError, OwnerAwayError, DrainingError, and what Lifecycle.create raises.
         """
         await self._durations.catch_up()
-        await self._ownership.settle(session_id, gone)
+        await self._ownership.settle(session_id, unreachable)
         if self._closed:
             raise DrainingError("this gateway is shutting down; connect again", retry_after=1)
-        opening = self._under_way.spawn(self._open(session_id, gone))
-        # Retrieved, so that asyncio does not report an error when every waiter has left.
+        opening = self._under_way.spawn(self._open(session_id, unreachable))
+        # The exception is retrieved here because every waiter may have left, and asyncio would then report it.
         opening.add_done_callback(lambda done: None if done.cancelled() else done.exception() and None)
         return await asyncio.shield(opening)
 
     async def aclose(self) -> None:
-        """Open no more sessions, and wait for those that are being opened."""
+        """Refuse further calls of `open`, and wait for those under way."""
         self._closed = True
         self._ownership.close()
         await self._under_way.wait()
 
-    async def _open(self, session_id: SessionId, gone: SandboxId | None) -> Opened:
-        if self._records.shared and (opened := await self._open_live(session_id, gone)) is not None:
+    async def _open(self, session_id: SessionId, unreachable: SandboxId | None) -> Opened:
+        if self._records.shared and (opened := await self._open_live(session_id, unreachable)) is not None:
             return opened
         self._cancel_copy(session_id)
-        async with self._ownership.holding(session_id, gone) as session:
+        async with self._ownership.holding(session_id, unreachable) as session:
             here = self._ownership.is_mine(session)
             if session.sandbox is not None and session.state is SessionState.ACTIVE:
                 alive = await self._provider.find(session.sandbox.id) if here else None
-                if alive is not None and alive.id != gone:
+                if alive is not None and alive.id != unreachable:
                     self._bindings.add(alive.id, session_id)
                     return Opened(session, alive, StartKind.LIVE, session.restored)
-                reason = "its sandbox does not answer" if here else f"gateway {session.owner}, which had it, is gone"
+                reason = "its sandbox does not answer" if here else f"its gateway {session.owner} is not running"
                 session = await self._recovery.salvage(session, reason)
             if session.state in (SessionState.HIBERNATING, SessionState.WAKING):
-                # A verb stopped half-way, because the store was unreachable for example.
+                # An earlier operation stopped between two steps, for example because the store was unreachable.
                 session = await self._recovery.salvage(session, "")
             return await self._revive(session)
 
-    async def _open_live(self, session_id: SessionId, gone: SandboxId | None) -> Opened | None:
-        """The session if it is awake where every gateway reaches it; None: it takes a change of its record.
+    async def _open_live(self, session_id: SessionId, unreachable: SandboxId | None) -> Opened | None:
+        """The session if it is awake and every gateway reaches its sandbox; None: opening it has to write its record.
 
-        The touch comes before the read. So a gateway that hibernates it at this moment sees the touch in what its
-        write returns, and leaves it awake; or its write came first, and is what is read here.
+        The record is touched first and read second; a gateway that hibernates the session writes first and looks at the
+        touch in the result of its write second. So at least one of the two sees the other: either that gateway finds
+        the touch and leaves the session awake, or its write came first and is read here. With the order reversed on
+        either side, both could miss each other and a request would reach a sandbox that is being copied.
         """
         await self._records.store.touch_many({session_id: self._clock.now()})
         session = await self._ownership.require(session_id)
-        if session.sandbox is None or not self._ownership.is_mine(session) or session.sandbox.id == gone:
+        if session.sandbox is None or not self._ownership.is_mine(session) or session.sandbox.id == unreachable:
             return None
         alive = await self._provider.find(session.sandbox.id)
         if alive is None:
             return None
         if session.state is SessionState.HIBERNATING and self._transitions.leaves_running:
             try:
-                session = await self._transitions.cancel(session)  # the gateway that copies it then finds this record
+                session = await self._transitions.cancel(
+                    session
+                )  # the write of the gateway that copies it is then stale
             except StaleWriteError:
                 return None
         if session.state is not SessionState.ACTIVE:
@@ -145,7 +150,7 @@ class SessionOpener:
         return Opened(session, alive, StartKind.LIVE, session.restored)
 
     async def _revive(self, session: Session) -> Opened:
-        """A sandbox for a session that has none: hibernated, or lost with or without its workspace. Lock held."""
+        """Claim a sandbox for a session without one, and restore its workspace if there is one. Lock held."""
         runtime = require_runtime(self._catalog, session.runtime)
         if session.state is SessionState.HIBERNATED:
             for listener in self._woken:
@@ -155,9 +160,9 @@ class SessionOpener:
         if session.state is SessionState.LOST:
             restored = NOTHING_RESTORED if session.snapshot_at is None else rfc3339(session.snapshot_at)
             logger.warning(
-                "session %s lost its sandbox (%s); restored: %s", session.id, session.reason or "gone", restored
+                "session %s lost its sandbox (%s); restored: %s", session.id, session.reason or "unknown", restored
             )
-            session = replace(session, restored=restored)  # written with the next step
+            session = replace(session, restored=restored)  # written by the next transition
         self._bindings.add(sandbox.id, session.id)
         try:
             if session.snapshot is not None:
@@ -166,6 +171,7 @@ class SessionOpener:
                 active = self._transitions.activated(session, runtime)
                 session = await self._records.put(replace(active, sandbox=sandbox, start=sandbox.start))
         except RollbackError:
+            # The sandbox stays: its record still names it, and a part of the workspace may be in it.
             self._bindings.remove(sandbox.id)
             raise
         except BaseException:
@@ -177,7 +183,7 @@ class SessionOpener:
 
 
 def require_runtime(catalog: RuntimeCatalog, key: RuntimeKey) -> Runtime:
-    """The runtime of that name. Raises RuntimeNotFoundError."""
+    """Look up a runtime. Raises RuntimeNotFoundError, with the text that AgentCube's API has for it."""
     runtime = catalog.get(key)
     if runtime is None:
         plural = key.kind.lower() + "s"

@@ -1,4 +1,4 @@
-"""What the data path writes and the control loops read: who is active, and how many claims there were. Memory only."""
+"""Activity of sessions: written by the data path, read by the sweeper and the autoscaler. In memory only."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ GapListener = Callable[[SessionId, RuntimeKey, float], None]
 class SessionActivity:
     """One session's activity on this gateway.
 
-    `in_flight` counts requests that make it busy whatever their bytes do: a running command is activity. `last` is the
-    epoch second of the latest byte either way.
+    `in_flight` counts requests under way, even those that transfer nothing: a running command is activity. `last` is
+    the epoch second of the latest byte in either direction; `written` is the `last` that the store has.
     """
 
     __slots__ = ("in_flight", "last", "written")
@@ -29,7 +29,7 @@ class SessionActivity:
 
 
 class Activity:
-    """Activity of all sessions that this gateway serves."""
+    """Activity of all sessions served by this gateway."""
 
     def __init__(self) -> None:
         self._sessions: dict[SessionId, SessionActivity] = {}
@@ -39,9 +39,9 @@ class Activity:
     def arriving(self, session_id: SessionId) -> Iterator[None]:
         """Count a request as under way while it waits for the session's sandbox.
 
-        Between the moment in which the session is found awake and the one in which the request takes its slot, the
-        event loop may run a verb that waited for the session: without this count it would hibernate the session under
-        the request, and a write that comes after the copy of the workspace would be lost.
+        Between finding the session awake and taking a slot, the event loop may run an operation that waited for the
+        session. Without this count it could hibernate the session there: the request would then write to a workspace
+        that is already copied, and the write would be lost.
         """
         self._arriving[session_id] += 1
         try:
@@ -52,23 +52,23 @@ class Activity:
                 del self._arriving[session_id]
 
     def of(self, session_id: SessionId, now: float) -> SessionActivity:
-        """The session's entry, made if absent."""
+        """The session's entry, created if absent."""
         entry = self._sessions.get(session_id)
         if entry is None:
             entry = self._sessions[session_id] = SessionActivity(now)
         return entry
 
     def forget(self, session_id: SessionId) -> None:
-        """The session has ended or is served elsewhere."""
+        """Drop the entry of a session that has ended or moved to another gateway."""
         self._sessions.pop(session_id, None)
 
     def busy(self, session_id: SessionId) -> bool:
-        """Whether requests are in flight, or on their way to its sandbox."""
+        """Whether requests are in flight, or wait for its sandbox."""
         entry = self._sessions.get(session_id)
         return session_id in self._arriving or (entry is not None and entry.in_flight > 0)
 
     def latest(self, session_id: SessionId, now: float) -> float | None:
-        """When it was last active as far as this gateway knows; `now` while a request is in flight or arriving."""
+        """When this gateway last saw it active; `now` while a request is in flight or arriving, None if never."""
         if session_id in self._arriving:
             return now
         entry = self._sessions.get(session_id)
@@ -77,7 +77,7 @@ class Activity:
         return now if entry.in_flight else entry.last
 
     def take_unwritten(self, now: float) -> Mapping[SessionId, float]:
-        """Times that the store has not seen, one per session; sessions with requests in flight are heart-beaten."""
+        """Times that the store does not have yet, one per session; `now` for sessions with requests in flight."""
         seen: dict[SessionId, float] = {}
         for session_id, entry in self._sessions.items():
             if entry.in_flight:
@@ -87,7 +87,7 @@ class Activity:
         return seen
 
     def give_back(self, seen: Mapping[SessionId, float]) -> None:
-        """The store did not take them: they count as unwritten again."""
+        """Mark them as unwritten again, after the store failed to take them."""
         for session_id in seen:
             if session_id in self._sessions:
                 self._sessions[session_id].written = 0.0

@@ -1,7 +1,7 @@
-"""Which sandboxes this gateway has bound to sessions, and who is told at once when a session stops having one.
+"""Which sandboxes this gateway has bound to sessions, and listeners for the moment when a session loses its sandbox.
 
-In memory only, and no decision rests on it: what a session has is said by its record. It is what this gateway counts
-against its limit, looks after for checkpoints, and puts to sleep before it ends.
+In memory only: the record decides what a session has. This is what the gateway counts against its limit, takes
+checkpoints of, and hibernates before it shuts down.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Unbound = Callable[[SessionId, SandboxId | None], None]
 
 
 class Bindings:
-    """Sandboxes and the session of each. Nothing here waits."""
+    """Maps sandboxes to their sessions. All of it is synchronous."""
 
     def __init__(self) -> None:
         self._sessions: dict[SandboxId, SessionId] = {}
@@ -28,26 +28,29 @@ class Bindings:
 
     @property
     def sessions(self) -> set[SessionId]:
-        """Sessions that this gateway gave a sandbox, or found one of."""
+        """Sessions whose sandbox this gateway claimed, or found at its start."""
         return set(self._sessions.values())
 
     def all(self) -> list[tuple[SandboxId, SessionId]]:
-        """Those of this moment: a list of its own, as bindings change while it is gone through."""
+        """A copy of the present pairs: bindings change while callers iterate and await."""
         return list(self._sessions.items())
 
     def add(self, sandbox_id: SandboxId, session_id: SessionId) -> None:
-        """The session has that sandbox."""
+        """Record that the session has this sandbox."""
         self._sessions[sandbox_id] = session_id
 
     def remove(self, sandbox_id: SandboxId) -> SessionId | None:
-        """It has it no more. Returns which session had; None if it was not bound here. Nobody is told."""
+        """Drop a sandbox without notifying listeners. Returns its session; None if it was not bound here."""
         return self._sessions.pop(sandbox_id, None)
 
     def on_unbound(self, listener: Unbound) -> None:
-        """Call `listener(session, sandbox)` whenever `notify_unbound` is."""
+        """Call `listener(session, sandbox)` on each `notify_unbound`."""
         self._listeners.append(listener)
 
     def notify_unbound(self, session_id: SessionId, sandbox_id: SandboxId | None) -> None:
-        """Tell the listeners that a session stops having that sandbox (None: for good); before its record says so."""
+        """Tell listeners that a session loses that sandbox (None: whichever it has), before its record is written.
+
+        Routes are closed by it, so a request that comes during the write waits for the record and then reads it.
+        """
         for listener in self._listeners:
             listener(session_id, sandbox_id)

@@ -1,5 +1,6 @@
-"""Actions on many sessions at a time, at most so many at once: one that takes long holds up neither the others nor the
-caller. What a sandbox answers, and how slowly, is in the hand of the code inside.
+"""Runs actions on sessions concurrently, up to a limit, so that a slow one delays neither the others nor the caller.
+
+An action may wait for an answer of a sandbox, and the code inside it decides how slowly that comes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from gateway.core.model import SessionId
 
 
 class BoundedTasks:
-    """At most `limit` tasks, one per session. An action returns how much it did."""
+    """At most `limit` tasks, one per session. An action returns a number; `settle` adds them up."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -22,10 +23,10 @@ class BoundedTasks:
         return session_id in self._running
 
     async def start(self, session_id: SessionId, action: Callable[[], Awaitable[int]], timeout: float) -> bool:
-        """Start it once fewer than `limit` run. False: none ended within `timeout` seconds, and it was not started."""
+        """Start `action` once fewer than `limit` run. False: not started, as none ended within `timeout` seconds."""
         if len(self._running) >= self._limit:
             await asyncio.wait(self._running.values(), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.sleep(0)  # its callback
+            await asyncio.sleep(0)  # let its done callback run, which takes it out of `_running`
             if len(self._running) >= self._limit:
                 return False
 
@@ -37,20 +38,20 @@ class BoundedTasks:
         return True
 
     async def settle(self, timeout: float) -> int:
-        """Wait up to `timeout` seconds for what runs. Returns what finished actions did since the last call.
+        """Wait up to `timeout` seconds for running actions. Returns the sum of the results since the last call.
 
         Raises the error of one of them; the others are counted in the next call.
         """
         if self._running:
             await asyncio.wait(self._running.values(), timeout=timeout)
-            await asyncio.sleep(0)  # their callbacks
+            await asyncio.sleep(0)  # let their done callbacks run
         done = 0
         while self._finished:
             done += self._finished.pop().result()
         return done
 
     async def aclose(self) -> None:
-        """Cancel what runs, and wait for its end."""
+        """Cancel running actions and wait until they have ended."""
         running = list(self._running.values())
         for task in running:
             task.cancel()

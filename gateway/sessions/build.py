@@ -1,4 +1,8 @@
-"""Makes the parts that sessions are handled with, and joins them. The only module that knows them all."""
+"""Wires the parts of sessions together. The only module that imports all of them.
+
+In three groups, each built on the ones before: what every operation needs (`_Base`), the operations on one session
+(`_Operations`), and the sweeper over all sessions.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +19,17 @@ from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.idleness import IdleTracker
 from gateway.sessions.lifecycle import Lifecycle
 from gateway.sessions.membership import Membership
+from gateway.sessions.orphans import OrphanCollector
 from gateway.sessions.ownership import Ownership
 from gateway.sessions.records import Records
 from gateway.sessions.recovery import Recovery
-from gateway.sessions.strays import StrayCollector
 from gateway.sessions.sweeper import Sweeper
 from gateway.sessions.transitions import Transitions
 
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """What an operator chooses. Durations in seconds; each is explained in docs/operations.md."""
+    """The operator's settings. Durations in seconds; docs/operations.md explains each."""
 
     takeover_after: float = 8.0
     max_sandboxes: int = 512
@@ -36,7 +40,7 @@ class SessionSettings:
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
-    """The parts of one gateway. Callers are given those that they use, not all of this."""
+    """The parts of one gateway. Callers are given the parts that they use (docs/adr/0007-parts-of-sessions.md)."""
 
     records: Records
     membership: Membership
@@ -53,6 +57,43 @@ class Sessions:
     sweeper: Sweeper
 
 
+@dataclass(frozen=True, slots=True)
+class _Outside:
+    """What sessions use and do not make: the Protocols of gateway/core/interfaces.py."""
+
+    store: SessionStore
+    provider: SandboxProvider
+    keeper: WorkspaceKeeper
+    executor: Executor
+    catalog: RuntimeCatalog
+    clock: Clock
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """Records, and what decides whether an operation on one may run."""
+
+    records: Records
+    membership: Membership
+    ownership: Ownership
+    activity: Activity
+    bindings: Bindings
+    idleness: IdleTracker
+    durations: Durations
+    admission: Admission
+    transitions: Transitions
+
+
+@dataclass(frozen=True, slots=True)
+class _Operations:
+    """Everything that changes one session's record."""
+
+    recovery: Recovery
+    hibernator: Hibernator
+    opener: SessionOpener
+    lifecycle: Lifecycle
+
+
 def make_sessions(
     *,
     store: SessionStore,
@@ -67,105 +108,129 @@ def make_sessions(
     me: str = "",
     cached_store: SessionStore | None = None,
 ) -> Sessions:
-    """The parts, over a store and an engine.
+    """Make all parts over a store and an engine.
 
     `holder` names this gateway in leases. `shared`: other gateways use the same store. `me`: this gateway's id where
-    others cannot reach its sandboxes. `cached_store`: the store behind a short-lived cache, for reads on which nothing
-    is decided.
+    others cannot reach its sandboxes. `cached_store`: the store behind a short-lived cache, for reads that no decision
+    depends on.
     """
-    records = Records(store, holder, shared=shared, seen=cached_store)
-    membership = Membership(store, clock, me, takeover_after=settings.takeover_after)
+    outside = _Outside(store, provider, keeper, executor, catalog, clock)
+    records = Records(store, holder, shared=shared, cached=cached_store)
+    base = _make_base(outside, records, settings, me)
+    operations = _make_operations(outside, base)
+    return Sessions(
+        records=records,
+        membership=base.membership,
+        ownership=base.ownership,
+        activity=base.activity,
+        bindings=base.bindings,
+        idleness=base.idleness,
+        durations=base.durations,
+        admission=base.admission,
+        recovery=operations.recovery,
+        hibernator=operations.hibernator,
+        opener=operations.opener,
+        lifecycle=operations.lifecycle,
+        sweeper=_make_sweeper(outside, base, operations, settings),
+    )
+
+
+def _make_base(outside: _Outside, records: Records, settings: SessionSettings, me: str) -> _Base:
+    clock, retention = outside.clock, settings.hibernated_retention
     activity, bindings = Activity(), Bindings()
-    transitions = Transitions(records, keeper, executor, clock, settings.hibernated_retention, me)
-    admission = Admission(provider, clock, max_sandboxes=settings.max_sandboxes)
+    membership = Membership(outside.store, clock, me, takeover_after=settings.takeover_after)
+    admission = Admission(outside.provider, clock, max_sandboxes=settings.max_sandboxes)
+    transitions = Transitions(records, outside.keeper, outside.executor, clock, retention, me)
     idleness = IdleTracker(
-        records,
-        activity,
-        clock,
-        shared_provider=shared and not me,
-        hibernated_retention=settings.hibernated_retention,
+        records, activity, clock, shared_provider=records.shared and not me, hibernated_retention=retention
     )
     ownership = Ownership(
         records=records, membership=membership, admission=admission, idleness=idleness, transitions=transitions
     )
-    durations = Durations(records=records, ownership=ownership, bindings=bindings, clock=clock)
-    recovery = Recovery(
-        records=records, ownership=ownership, provider=provider, transitions=transitions, bindings=bindings
-    )
-    hibernator = Hibernator(
-        records=records,
-        ownership=ownership,
-        idleness=idleness,
-        provider=provider,
-        catalog=catalog,
-        transitions=transitions,
-        bindings=bindings,
-    )
-    opener = SessionOpener(
-        records=records,
-        ownership=ownership,
-        recovery=recovery,
-        provider=provider,
-        admission=admission,
-        catalog=catalog,
-        transitions=transitions,
-        bindings=bindings,
-        durations=durations,
-        clock=clock,
-        cancel_copy=hibernator.cancel_copy,
-    )
-    lifecycle = Lifecycle(
-        records=records,
-        ownership=ownership,
-        provider=provider,
-        admission=admission,
-        catalog=catalog,
-        transitions=transitions,
-        bindings=bindings,
-        idleness=idleness,
-        opener=opener,
-        clock=clock,
-    )
-    strays = StrayCollector(
-        records=records,
-        bindings=bindings,
-        provider=provider,
-        keeper=keeper,
-        clock=clock,
-        me=me,
-        interval=settings.sweep_interval,
-        retention=settings.hibernated_retention,
-    )
-    sweeper = Sweeper(
-        lifecycle=lifecycle,
-        hibernator=hibernator,
-        idleness=idleness,
-        recovery=recovery,
-        durations=durations,
-        bindings=bindings,
-        records=records,
-        ownership=ownership,
-        catalog=catalog,
-        keeper=keeper,
-        strays=strays,
-        activity=activity,
-        clock=clock,
-        interval=settings.sweep_interval,
-        terminated_retention=settings.terminated_retention,
-        orphan_retention=settings.hibernated_retention,
-    )
-    return Sessions(
+    return _Base(
         records=records,
         membership=membership,
         ownership=ownership,
         activity=activity,
         bindings=bindings,
         idleness=idleness,
-        durations=durations,
+        durations=Durations(records=records, ownership=ownership, bindings=bindings, clock=clock),
         admission=admission,
+        transitions=transitions,
+    )
+
+
+def _make_operations(outside: _Outside, base: _Base) -> _Operations:
+    recovery = Recovery(
+        records=base.records,
+        ownership=base.ownership,
+        provider=outside.provider,
+        transitions=base.transitions,
+        bindings=base.bindings,
+    )
+    hibernator = Hibernator(
+        records=base.records,
+        ownership=base.ownership,
+        idleness=base.idleness,
+        provider=outside.provider,
+        catalog=outside.catalog,
+        transitions=base.transitions,
+        bindings=base.bindings,
+    )
+    opener = SessionOpener(
+        records=base.records,
+        ownership=base.ownership,
         recovery=recovery,
-        hibernator=hibernator,
+        provider=outside.provider,
+        admission=base.admission,
+        catalog=outside.catalog,
+        transitions=base.transitions,
+        bindings=base.bindings,
+        durations=base.durations,
+        clock=outside.clock,
+        cancel_copy=hibernator.cancel_copy,
+    )
+    lifecycle = Lifecycle(
+        records=base.records,
+        ownership=base.ownership,
+        provider=outside.provider,
+        admission=base.admission,
+        catalog=outside.catalog,
+        transitions=base.transitions,
+        bindings=base.bindings,
+        idleness=base.idleness,
         opener=opener,
-        lifecycle=lifecycle,
-        sweeper=sweeper,
+        clock=outside.clock,
+    )
+    return _Operations(recovery, hibernator, opener, lifecycle)
+
+
+def _make_sweeper(outside: _Outside, base: _Base, operations: _Operations, settings: SessionSettings) -> Sweeper:
+    orphans = OrphanCollector(
+        records=base.records,
+        bindings=base.bindings,
+        provider=outside.provider,
+        keeper=outside.keeper,
+        clock=outside.clock,
+        me=base.membership.me,
+        interval=settings.sweep_interval,
+        retention=settings.hibernated_retention,
+    )
+    return Sweeper(
+        lifecycle=operations.lifecycle,
+        hibernator=operations.hibernator,
+        idleness=base.idleness,
+        recovery=operations.recovery,
+        durations=base.durations,
+        bindings=base.bindings,
+        records=base.records,
+        ownership=base.ownership,
+        catalog=outside.catalog,
+        keeper=outside.keeper,
+        orphans=orphans,
+        activity=base.activity,
+        clock=outside.clock,
+        interval=settings.sweep_interval,
+        terminated_retention=settings.terminated_retention,
+        orphan_retention=settings.hibernated_retention,
     )

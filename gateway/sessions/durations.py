@@ -1,8 +1,8 @@
-"""Gives sessions back the time in which this gateway did not run: a suspended machine, a stopped process.
+"""Extends sessions by the time in which this gateway did not run: a suspended machine, a stopped process.
 
-Deadlines of records are points in time, which pass while nothing runs. A gateway that notices a gap between two looks
-at the clock moves the deadlines of the sandboxes that it has by that gap. What a killed gateway had needs none of it:
-its sessions are recorded as lost at the next start, and have the retention of a hibernated session from there on.
+A record's deadline is a point in time, which passes even while nothing runs. A gateway that finds a gap between two
+readings of the clock moves the deadlines of its sandboxes by that gap. Sessions of a gateway that was killed do not
+need it: the next start records them as lost, and their retention counts from then.
 """
 
 from __future__ import annotations
@@ -21,41 +21,42 @@ from gateway.sessions.transitions import bounded
 
 logger = logging.getLogger(__name__)
 
-# Looked at once a second; an overloaded loop is late by less. To take a stall of 4 s for a pause costs nothing: the
-# sessions live 4 s longer.
+# The clock is read once a second, and an overloaded event loop is late by less than 2 s. A false positive is harmless:
+# a stall of 4 s that is taken for a pause extends sessions by 4 s.
 MIN_PAUSE_S = 3.0
 
 
 class Durations:
-    """`catch_up` is called once a second, and before what rests on a deadline. State: gaps that are not written yet."""
+    """Detects pauses. `catch_up` is called once a second, and before any decision that reads a deadline."""
 
     def __init__(self, *, records: Records, ownership: Ownership, bindings: Bindings, clock: Clock) -> None:
         self._records = records
         self._ownership = ownership
         self._bindings = bindings
         self._clock = clock
-        self._looked_at = clock.now()
-        self._owed: dict[SessionId, float] = {}
+        self._last_check = clock.now()
+        self._owed: dict[SessionId, float] = {}  # seconds that a session's record does not have yet
         self._lock = asyncio.Lock()
 
     async def catch_up(self) -> None:
         """Move the deadlines of sessions bound here by the time since the last call, if that was a pause.
 
-        The end that a user asked for (ttl) is a point in time and stays. Raises StoreUnavailableError; what is not
-        written then is at the next call.
+        The end that a user set (ttl) is a point in time and does not move. Raises StoreUnavailableError; the next call
+        then writes the rest.
         """
         now = self._clock.now()
-        gap, self._looked_at = now - self._looked_at, now
+        gap, self._last_check = now - self._last_check, now
         if gap >= MIN_PAUSE_S and not self._ownership.shared_provider:  # sandboxes elsewhere went on running
             sessions = self._bindings.sessions
             if sessions:
-                logger.warning("nothing ran for %.0f s: %d sessions get that time back", gap, len(sessions))
+                logger.warning("this gateway did not run for %.0f s; extending %d sessions by that", gap, len(sessions))
             for session_id in sessions:
                 self._owed[session_id] = self._owed.get(session_id, 0.0) + gap
         if self._owed or self._lock.locked():
             async with self._lock:
                 for session_id in list(self._owed):
-                    # A verb may take as long as a sandbox pleases, and this call must not: next time, then.
+                    # The operation that holds it may wait for a sandbox for minutes, and requests wait for this call.
+                    # The next call, a second later, tries again.
                     if not self._records.is_held(session_id):
                         await self._extend(session_id, self._owed[session_id])
                         del self._owed[session_id]
@@ -64,9 +65,9 @@ class Durations:
         async with self._records.holding(session_id):
             session = await self._records.get(session_id)
             if session is None or session.sandbox is None or session.sandbox.id not in self._bindings:
-                return  # it was hibernated, ended or taken over meanwhile: its deadline is another one now
+                return  # it was hibernated, ended or taken over, which set a new deadline
             limit = (session.limit_at or session.expires_at) + seconds
             try:
                 await self._records.put(replace(session, limit_at=limit, expires_at=bounded(limit, session.ends_at)))
             except (StaleWriteError, FencedOutError):
-                logger.info("session %s changed hands before its deadline was moved", session_id)
+                logger.info("session %s moved to another gateway before its deadline was extended", session_id)

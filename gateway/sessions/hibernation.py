@@ -1,7 +1,8 @@
-"""Hibernates sessions: when one may be, what stops it, and the steps of gateway/sessions/transitions.py in their order.
+"""Hibernates sessions: checks whether it may, takes the steps of gateway/sessions/transitions.py, handles failures.
 
-A user asks for it, the sweeper for idle sessions, and the gateway for all of them when it ends. A workspace that is
-moved must arrive; one that is copied leaves the sandbox running, so a request that comes meanwhile cancels the copy.
+Called for one session by users, for idle ones by the sweeper, and for all of them when the gateway shuts down. A move
+of a workspace (parking) must run to its end. A copy (snapshot) leaves the sandbox running, so a request that comes
+meanwhile cancels the copy and is served.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from gateway.sessions.transitions import Transitions
 
 logger = logging.getLogger(__name__)
 
-END_TIMEOUT_S = 45.0  # with the drain before it (30 s) below systemd's default of 90 s until SIGKILL
-END_CONCURRENCY = 32  # copies into an object store hold up to 32 MB each
+END_TIMEOUT_S = 45.0  # after a drain of 30 s, so 75 s in all: below systemd's default of 90 s until SIGKILL
+END_CONCURRENCY = 32  # a copy into an object store takes up to 32 MB, so 1 GB at most
 
 
 class Hibernator:
-    """Verbs that keep a session's workspace. State: the copies under way, which a request may cancel."""
+    """Hibernates sessions and takes checkpoints. Its state: the copies under way, which a request may cancel."""
 
     def __init__(
         self,
@@ -47,23 +48,25 @@ class Hibernator:
         self._transitions = transitions
         self._bindings = bindings
         self._keeping: dict[SessionId, asyncio.Task[tuple[Session, str | None]]] = {}
-        self._moving: set[SessionId] = set()  # `keep` has begun; without copies it must come to its end
+        self._moving: set[SessionId] = set()  # `keep` has begun; a move must not be cancelled from here on
 
     async def hibernate(self, session_id: SessionId, *, only_if: Callable[[Session], bool] | None = None) -> bool:
-        """Keep a session's workspace and release its sandbox. Requests that come from now on wake it, or cancel this.
+        """Keep a session's workspace and release its sandbox. Returns whether the session is hibernated now.
 
-        `only_if` is asked of the fresh record; False leaves it active. Returns whether it is hibernated now. Without
-        `only_if` a user asked, who is told what speaks against it.
-        Raises: SessionNotFoundError, ElsewhereError, ConflictError while requests are under way or when it has nothing
-        to keep, SnapshotError when its workspace cannot be kept: it then stays active, and its record says why.
+        `only_if` is evaluated on the record read under the lock; if it is False the session stays active. Without it
+        a user asked, and gets an error instead.
+        Raises: SessionNotFoundError, ElsewhereError, ConflictError while requests are under way or when the session is
+        not active, SnapshotError when its workspace cannot be kept: it then stays active, and its record says why.
         """
         async with self._ownership.holding(session_id) as session:
             if session.state is SessionState.HIBERNATED:
                 return True
             if session.state is not SessionState.ACTIVE or session.sandbox is None:
                 raise ConflictError(f"session {session_id} is {session.state}; only an active one can be hibernated")
-            if only_if is not None and (not only_if(session) or await self._idleness.at_work(session)):
+            if only_if is not None and (not only_if(session) or await self._idleness.has_background_work(session)):
                 return False
+            # The record is written before the activity is read, the other way round than a gateway that opens the
+            # session (SessionOpener._open_live): one of the two sees the other.
             session = await self._transitions.begin(session)
             busy = (only_if is None and await self._idleness.busy_elsewhere(session)) or self._idleness.busy(session_id)
             if busy or (only_if is not None and not only_if(session)):
@@ -74,13 +77,13 @@ class Hibernator:
             return await self._keep_and_release(session)
 
     async def hibernate_all(self, timeout: float = END_TIMEOUT_S) -> None:
-        """Hibernate all sessions bound here, whatever they do: the gateway ends. One that fails holds up no other.
+        """Hibernate all sessions bound here, even busy ones, because the gateway shuts down.
 
-        After `timeout` seconds the rest is given up. Their records still name their sandboxes, whose workspaces the
-        engine leaves in its state directory.
+        Sessions that are not hibernated after `timeout` seconds are left: their records still name their sandboxes,
+        and the engine leaves the workspaces of those in its state directory.
         """
         if self._ownership.shared_provider:
-            return  # the sandboxes live on, and other gateways reach them
+            return  # the sandboxes run on, and other gateways reach them
         slots = asyncio.Semaphore(END_CONCURRENCY)
 
         async def one(session_id: SessionId) -> None:
@@ -112,12 +115,12 @@ class Hibernator:
             session = await self._records.get(session_id)
             if session is None or session.state is not SessionState.ACTIVE or session.sandbox is None:
                 return
-            # Another gateway may have taken it over: its record is not this one's to write.
-            if self._ownership.is_named(session) and session.sandbox.id in self._bindings:
+            # Not if another gateway has taken it over: then the record is for that one to write.
+            if self._ownership.owns(session) and session.sandbox.id in self._bindings:
                 await self._keep_and_release(await self._transitions.begin(session))
 
     async def checkpoint(self, session_id: SessionId) -> bool:
-        """Keep a copy of an active session's workspace, in case its sandbox is lost. Returns whether it has one.
+        """Copy an active session's workspace, in case its sandbox is lost. Returns whether the session has a copy.
 
         Raises: SessionNotFoundError, SnapshotError, StoreUnavailableError.
         """
@@ -128,12 +131,15 @@ class Hibernator:
             return (await self._transitions.checkpoint(session)).snapshot is not None
 
     def cancel_copy(self, session_id: SessionId) -> None:
-        """A request came: a copy of its workspace is given up, and it stays active. A move is not stopped."""
+        """Stop a hibernation that is copying, because a request came: the session stays active. A move goes on."""
         if (keeping := self._keeping.get(session_id)) is not None:
-            keeping.cancel()  # its sandbox is still there
+            keeping.cancel()
 
     async def _keep_and_release(self, session: Session) -> bool:
-        """From `hibernating` to `hibernated`. Nothing is awaited between the last check of its activity and here."""
+        """Take a session from `hibernating` to `hibernated`. Returns False if a request stopped it.
+
+        Callers must not await between their last check of its activity and this call, or a request could slip in.
+        """
         self._bindings.notify_unbound(session.id, None)
         sandbox = session.sandbox
         assert sandbox is not None
@@ -144,9 +150,9 @@ class Hibernator:
             session, reference = await asyncio.shield(keeping)
         except asyncio.CancelledError:
             if not keeping.cancelled():
-                # This verb was cancelled. What is in memory is not waited for, as a sandbox may never write it out, and
-                # a copy is cancelled. A move must end while the session is held. The next open finds the record
-                # `hibernating` and continues from there.
+                # This task was cancelled, not the copy. `suspend` and a copy are cancelled too: a hostile sandbox may
+                # never finish them. A move must end while the session is held, or a half of the workspace could be
+                # restored. The next open finds the record `hibernating` and continues from there.
                 if self._transitions.leaves_running or session.id not in self._moving:
                     keeping.cancel()
                 await asyncio.wait([keeping])
@@ -154,7 +160,7 @@ class Hibernator:
             await self._transitions.cancel(session)
             return False
         except WakegateError as error:
-            if await self._provider.find(sandbox.id) is not None:  # it is awake, with all it has
+            if await self._provider.find(sandbox.id) is not None:  # it still runs, with its whole workspace
                 reason = error.reason if isinstance(error, SnapshotError) else f"cannot be hibernated: {error}"
                 await self._transitions.cancel(session, reason)
             raise
@@ -164,14 +170,13 @@ class Hibernator:
             session = await self._transitions.hibernated(session, reference)
         except StaleWriteError:
             if reference is not None and self._transitions.leaves_running:
-                await self._transitions.delete_snapshot(
-                    reference
-                )  # a request on another gateway was quicker: it stays awake
+                # A request on another gateway wrote `active` meanwhile: the session stays awake, the copy is stale.
+                await self._transitions.delete_snapshot(reference)
                 return False
             raise
         self._bindings.remove(sandbox.id)
         await self._provider.release(sandbox.id)
-        logger.info("session %s is hibernated", session.id)
+        logger.info("session %s hibernated", session.id)
         return session.state is SessionState.HIBERNATED
 
     async def _keep(self, session: Session) -> tuple[Session, str | None]:

@@ -1,7 +1,7 @@
-"""Whether a session is in use: by what this gateway sees, by what its record tells of the others, by its sandbox.
+"""Decides whether a session is in use, from three sources: this gateway's requests, the record, the sandbox.
 
-gateway/sessions/activity.py counts in memory what goes through here; it reaches the record once in HEARTBEAT_S. So a
-record tells of every gateway's requests, late by a beat or two.
+gateway/sessions/activity.py counts this gateway's requests in memory; every HEARTBEAT_INTERVAL_S they are written to
+the records. So a record shows the requests of all gateways, one or two heartbeats late.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from gateway.core.model import Sandbox, Session, SessionId, SessionState
 from gateway.sessions.activity import Activity
 from gateway.sessions.records import Records
 
-HEARTBEAT_S = 1.0  # activity is written so often
-_WORK_CHECK_S = 2.0  # seconds that a sandbox has to say whether it is at work
+HEARTBEAT_INTERVAL_S = 1.0  # between two writes of buffered activity
+_WORK_CHECK_TIMEOUT_S = 2.0  # for picod's answer to the work check
 
 _AWAKE = (SessionState.ACTIVE, SessionState.HIBERNATING, SessionState.WAKING)
 
@@ -24,7 +24,10 @@ WorkCheck = Callable[[Sandbox, SessionId], Awaitable[bool]]
 
 
 class IdleTracker:
-    """Says when a session was last used. `shared_provider`: other gateways serve its sandbox and write heartbeats."""
+    """Knows when a session was last used.
+
+    `shared_provider`: other gateways reach the same sandboxes, serve the session and write heartbeats of their own.
+    """
 
     def __init__(
         self,
@@ -43,11 +46,11 @@ class IdleTracker:
         self._work_check: WorkCheck | None = None
 
     def use_work_check(self, check: WorkCheck) -> None:
-        """Let `at_work` ask `check(sandbox, session)` before an idle session is hibernated or ends."""
+        """Set the check that `has_background_work` calls before an idle session is hibernated or ended."""
         self._work_check = check
 
     async def flush(self) -> None:
-        """Write buffered activity to the store in one batch; what it does not take is tried again next time."""
+        """Write buffered activity to the store in one batch. After a failure it is written by the next call."""
         seen = self._activity.take_unwritten(self._clock.now())
         if not seen:
             return
@@ -58,20 +61,20 @@ class IdleTracker:
             raise
 
     def last_used(self, session: Session, now: float) -> float:
-        """Epoch seconds, by the record and by what this gateway saw since; `now` while a request is in flight."""
+        """The later of the record's time and this gateway's, in epoch seconds; `now` while a request is in flight."""
         return max(session.last_active_at, self._activity.latest(session.id, now) or 0.0)
 
     def is_idle(self, session: Session) -> bool:
-        """Whether its idle timeout is over since it was last used."""
+        """Whether it has been unused for its idle timeout."""
         now = self._clock.now()
         return self.last_used(session, now) + session.idle_timeout <= now
 
-    def is_over(self, session: Session) -> bool:
-        """Whether its time is over: the end its user asked for, its maximum duration, or the retention.
+    def is_expired(self, session: Session) -> bool:
+        """Whether it has passed the end that its user set, its maximum duration, or the retention.
 
-        An awake session that was idle before its maximum duration ended is due for hibernation, not for its end: from
-        then on it used up none of that. If no gateway hibernates it, because the one that has it is dead, it is over
-        when the retention would be that counts from the same moment.
+        An awake session that became idle before it reached its maximum duration has not expired: it is due for
+        hibernation, and idle time does not count towards that duration. If nobody hibernates it, because its owner is
+        dead, it expires when the retention has passed since it became idle, as if it had been hibernated then.
         """
         now = self._clock.now()
         if session.expires_at > now:
@@ -82,33 +85,36 @@ class IdleTracker:
         return idle_at >= session.expires_at or idle_at + self._retention <= now
 
     def busy(self, session_id: SessionId) -> bool:
-        """Whether this gateway has requests under way on it."""
+        """Whether this gateway has requests under way on the session."""
         return self._activity.busy(session_id)
 
     async def busy_elsewhere(self, session: Session) -> bool:
-        """Whether another gateway has requests under way on it: their heartbeats reach the record every second."""
+        """Whether another gateway has requests under way on it, judged by heartbeats in the record.
+
+        Takes 4 s where the session was used within the last 3 s, and no time otherwise.
+        """
         now = self._clock.now()
-        if not self._shared_provider or session.last_active_at + 3 * HEARTBEAT_S < now:
+        if not self._shared_provider or session.last_active_at + 3 * HEARTBEAT_INTERVAL_S < now:
             return False
-        if session.last_active_at > now + HEARTBEAT_S:
-            return True  # the clock was set back: heartbeats do not show until it has caught up
-        # The first beat may tell of requests that have ended; only one that is under way shows in a later one as well.
-        # Beats come late from a gateway that has much to do: there is time for more than two.
-        await asyncio.sleep(1.5 * HEARTBEAT_S)
+        if session.last_active_at > now + HEARTBEAT_INTERVAL_S:
+            return True  # the clock was set back: until it has caught up, heartbeats do not change the record
+        # The first heartbeat may be of a request that has ended; one that is still under way shows in a later heartbeat
+        # as well. A loaded gateway writes late, so there is time for more than two: 1.5 s, then 2.5 s.
+        await asyncio.sleep(1.5 * HEARTBEAT_INTERVAL_S)
         first = await self._records.get(session.id)
-        await asyncio.sleep(2.5 * HEARTBEAT_S)
+        await asyncio.sleep(2.5 * HEARTBEAT_INTERVAL_S)
         second = await self._records.get(session.id)
         return first is not None and second is not None and second.last_active_at > first.last_active_at
 
-    async def at_work(self, session: Session) -> bool:
-        """Whether something runs in its sandbox that no request waits for. Then it counts as used now."""
+    async def has_background_work(self, session: Session) -> bool:
+        """Whether something runs in its sandbox that no request waits for; if so the session counts as used now."""
         if self._work_check is None or session.sandbox is None:
             return False
         try:
-            async with asyncio.timeout(_WORK_CHECK_S):
-                at_work = await self._work_check(session.sandbox, session.id)
+            async with asyncio.timeout(_WORK_CHECK_TIMEOUT_S):
+                has_background_work = await self._work_check(session.sandbox, session.id)
         except (WakegateError, TimeoutError):
-            return False  # gone, or an executor of another kind: nothing speaks against hibernation
-        if at_work:
+            return False  # the sandbox has ended, or its executor has no such check: hibernate it as an idle one
+        if has_background_work:
             await self._records.store.touch_many({session.id: self._clock.now()})
-        return at_work
+        return has_background_work

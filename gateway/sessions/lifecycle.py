@@ -1,12 +1,12 @@
 """A session's record from its creation to its end: create, register, wake, update, read, terminate.
 
-Each verb writes the record in the store and acts on the provider in the order that never lets a record say more than is
-true: a record names a sandbox only once it is bound, and a sandbox is deleted only once no record names it. Verbs on
-one session are serialised by a lock (gateway/sessions/records.py); between gateways the store's version decides who
-won.
+Each operation orders its writes to the store and its calls to the provider so that a record is true at every moment: it
+names a sandbox only once that is bound, and a sandbox is deleted only once no record names it. Operations on one
+session are serialised by a lock and a lease (gateway/sessions/records.py); between gateways, the version that a record
+was read with decides which of two writes wins.
 
-The other verbs are parts of their own, which callers are given (docs/adr/0007-parts-of-sessions.md): `SessionOpener`
-(activation.py), `Hibernator` (hibernation.py) and `Recovery` (recovery.py).
+The other operations are separate classes that callers are given directly (docs/adr/0007-parts-of-sessions.md):
+`SessionOpener` (activation.py), `Hibernator` (hibernation.py) and `Recovery` (recovery.py).
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ from gateway.sessions.transitions import Transitions, bounded
 
 logger = logging.getLogger(__name__)
 
-
-UNCLAIMED = "its client left before it knew of the session"  # `reason` of a session that no client can name
+UNCLAIMED = "its client disconnected before it had the session's id"  # `reason` of a session that no client can name
 
 
 class Unset:
-    """The type of UNSET: an argument that was not given, where None means something."""
+    """The type of UNSET, the default of an argument for which None has a meaning."""
 
 
 UNSET = Unset()
@@ -74,7 +73,7 @@ class Lifecycle:
         self._end_listeners: list[Callable[[SessionId], None]] = []
 
     def on_end(self, listener: Callable[[SessionId], None]) -> None:
-        """Call `listener(session)` when this gateway has ended a session."""
+        """Call `listener(session)` after this gateway has ended a session."""
         self._end_listeners.append(listener)
 
     async def create(
@@ -86,7 +85,7 @@ class Lifecycle:
         metadata: Mapping[str, str] | None = None,
         tenant: str = "",
     ) -> Opened:
-        """A new session with a sandbox, claimed within the hold rule. If this is cancelled, no session is left.
+        """Create a session with a sandbox, claimed within the hold rule. Cancelling it leaves no session behind.
 
         `ttl` and `idle_timeout` in seconds; both are bounded by the runtime's maximum duration.
         Raises: RuntimeNotFoundError, QueueFullError at the limit, ActivationTimeoutError, SandboxStartError,
@@ -100,7 +99,8 @@ class Lifecycle:
         session = replace(
             session, state=SessionState.ACTIVE, owner=self._ownership.me, sandbox=sandbox, start=sandbox.start
         )
-        # In a task of its own: cancelled in the middle, the write may have landed or not. What it made is then ended.
+        # In a separate task, because a write that is cancelled may have reached the store or not. So it always runs to
+        # its end, and if the caller was cancelled meanwhile, the session is ended again.
         binding = self._bindings_under_way.spawn(self._bind(session, sandbox))
         try:
             session = await asyncio.shield(binding)
@@ -110,9 +110,9 @@ class Lifecycle:
         return Opened(session, sandbox, sandbox.start, claim_s=claim_s)
 
     async def register(self, runtime_key: RuntimeKey, *, metadata: Mapping[str, str] | None = None) -> Session:
-        """A new session whose sandbox is claimed when it is first opened: for clients that may never need one.
+        """Create a session that claims a sandbox when it is first opened, for clients that may never need one.
 
-        Any gateway may open it. Raises: RuntimeNotFoundError, StoreUnavailableError.
+        It has no owner, so any gateway may open it. Raises: RuntimeNotFoundError, StoreUnavailableError.
         """
         runtime = require_runtime(self._catalog, runtime_key)
         return await self._records.put(self._record(_new_id(), runtime, metadata=metadata))
@@ -125,9 +125,9 @@ class Lifecycle:
         idle_timeout: float | Unset = UNSET,
         metadata: Mapping[str, str] | None = None,
     ) -> Session:
-        """Change what a session was created with. `ttl` counts from now, None: no end but the runtime's own.
+        """Change what a session was created with. `ttl` counts from now; None: it ends by the runtime's maximum alone.
 
-        `metadata` replaces what was there. Raises: SessionNotFoundError, StoreUnavailableError.
+        `metadata` replaces the present metadata. Raises: SessionNotFoundError, StoreUnavailableError.
         """
         async with self._records.holding(session_id):
             session = await self._ownership.require(session_id)
@@ -150,34 +150,34 @@ class Lifecycle:
             )
 
     async def wake(self, session_id: SessionId) -> Opened:
-        """The session with a live sandbox, within the hold rule. Raises what SessionOpener.open and the rule raise."""
+        """Give the session a live sandbox, within the hold rule. Raises what SessionOpener.open and that rule raise."""
         async with self._admission.held((await self.get_cached(session_id)).runtime, session_id):
             opened = await self._opener.open(session_id)
         if opened.start is not StartKind.LIVE:
             return opened
-        # Opening a live session changes nothing of its record, but its client is about to use it.
+        # Opening a live session writes no record, but its client is about to use it: restart its idle timeout.
         now = self._clock.now()
         await self._records.store.touch_many({session_id: now})
         return replace(opened, session=replace(opened.session, last_active_at=now))
 
     async def get(self, session_id: SessionId) -> Session:
-        """The record, with this gateway's fresher knowledge of its activity. Raises SessionNotFoundError."""
+        """The record, with this gateway's activity that is not written yet. Raises SessionNotFoundError."""
         session = await self._records.get(session_id)
         if session is None:
             raise SessionNotFoundError(f'sessions.agentcube.volcano.sh "{session_id}" not found')
         return replace(session, last_active_at=self._idleness.last_used(session, self._clock.now()))
 
     async def get_cached(self, session_id: SessionId) -> Session:
-        """The record as it was a moment ago, for what never changes in it. Raises SessionNotFoundError."""
+        """The cached record, for its fields that never change. Raises SessionNotFoundError."""
         session = await self._records.peek(session_id)
         if session is None:
             raise SessionNotFoundError(f'sessions.agentcube.volcano.sh "{session_id}" not found')
         return session
 
     async def acknowledge_restored(self, session_id: SessionId, restored: str) -> None:
-        """An answer with that x-wakegate-restored was delivered: the next ones do not carry it.
+        """Clear `restored` after an answer with that x-wakegate-restored was delivered.
 
-        Raises StaleWriteError, FencedOutError, StoreUnavailableError: it is then said once more.
+        Raises StaleWriteError, FencedOutError, StoreUnavailableError; the next answer then carries the header again.
         """
         async with self._records.holding(session_id):
             session = await self._records.get(session_id)
@@ -187,9 +187,10 @@ class Lifecycle:
     async def terminate(
         self, session_id: SessionId, reason: str, *, only_if: Callable[[Session], bool] | None = None
     ) -> bool:
-        """End a session and delete its sandbox. `only_if` is asked of the fresh record. Returns whether it ended now.
+        """End a session and delete its sandbox. Returns whether this call ended it.
 
-        Raises: SessionNotFoundError if it is unknown or ended already, ElsewhereError.
+        `only_if` is evaluated on the record read under the lock: it may have changed since the caller read it.
+        Raises: SessionNotFoundError if it is unknown or has already ended, ElsewhereError.
         """
         if only_if is None:
             await self._ownership.settle(session_id)
@@ -212,7 +213,7 @@ class Lifecycle:
         metadata: Mapping[str, str] | None = None,
         tenant: str = "",
     ) -> Session:
-        """Of a session that begins now, without a sandbox yet."""
+        """The record of a session that begins now and has no sandbox yet."""
         now = self._clock.now()
         longest = runtime.max_session_duration
         return Session(
@@ -230,10 +231,10 @@ class Lifecycle:
         )
 
     async def _terminate(self, session: Session, reason: str) -> None:
-        # Routes go first: a request that comes now waits for the lock and then sees the truth.
+        # Routes are closed first: a request that comes now waits for the lock and then reads the new record.
         self._bindings.notify_unbound(session.id, None)
-        # The record is kept for a while from its last moment, which is now: else that of a session that had slept for
-        # longer would be forgotten in the sweep that ended it, and no one could see why it ended.
+        # The retention of a terminated record counts from `last_active_at`. Left as it is, the record of a session that
+        # was hibernated for two hours would be deleted in the sweep that ends it, and nobody could see why it ended.
         now = self._clock.now()
         ended = replace(session, state=SessionState.TERMINATED, reason=reason, sandbox=None, last_active_at=now)
         await self._records.put(ended)
@@ -246,16 +247,20 @@ class Lifecycle:
         logger.info("session %s ended: %s", session.id, reason)
 
     async def end_unclaimed(self, session_id: SessionId) -> None:
-        """End a new session whose client left before it could learn the id: no request can ever name it."""
+        """End a new session whose client left before it received the id, so that no request can ever name it."""
         try:
             await self.terminate(session_id, UNCLAIMED)
         except SessionNotFoundError:
             pass
         except WakegateError as error:
-            logger.warning("session %s, which no client knows of, is left to its idle timeout: %s", session_id, error)
+            logger.warning(
+                "session %s, whose id no client has, could not be ended; its idle timeout ends it: %s",
+                session_id,
+                error,
+            )
 
     async def aclose(self) -> None:
-        """Wait for sessions that are being created, or ended because their client has left."""
+        """Wait for sessions that are being created, or being ended because their client has left."""
         await self._bindings_under_way.wait()
 
     def _end_unclaimed(self, binding: asyncio.Task[Session]) -> None:
@@ -263,7 +268,7 @@ class Lifecycle:
             self._bindings_under_way.spawn(self.end_unclaimed(binding.result().id))
 
     async def _bind(self, session: Session, sandbox: Sandbox) -> Session:
-        """Write the record that names the sandbox; if that fails the sandbox is released."""
+        """Write the record that names the sandbox, or release the sandbox if that fails."""
         self._bindings.add(sandbox.id, session.id)
         try:
             return await self._records.put(session)

@@ -1,9 +1,9 @@
-"""Which gateway has what, when several share one store.
+"""Which gateways are alive, and where they listen, when several share one store.
 
-An engine of this machine makes sandboxes that only its own gateway reaches. So a session's record names its `owner`
-while it has a sandbox or a parked workspace there, and each gateway announces its address under the lease
-`gateway:<id>`. A request that arrives elsewhere is passed on to the owner (docs/adr/0005-several-gateways.md). Where
-every gateway reaches every sandbox, `me` is empty, records name no owner, and nothing is announced.
+Sandboxes of the local engine are reachable only by their own gateway. So a session's record names its `owner` while it
+has a sandbox or a parked workspace there, and each gateway announces its address under the lease `gateway:<id>`. A
+request that arrives at another gateway is forwarded to the owner (docs/adr/0005-several-gateways.md). Where every
+gateway reaches every sandbox, `me` is empty, records name no owner, and nothing is announced.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from gateway.core.errors import WakegateError
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import Lease, SandboxId
 
-BEATS = 4  # announcements per `takeover_after`: two may be lost without a takeover
+# With the default `takeover_after` of 8 s a gateway announces itself every 2 s: two announcements in a row may be lost.
+HEARTBEATS_PER_TAKEOVER = 4
+POLL_INTERVAL_S = 0.25  # between two reads of another gateway's announcement, at most
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another gateway. `seen` grows with each of its announcements; `alive` says that the last one still holds.
+    """Another gateway. `seen` grows with each of its announcements; `alive`: the latest one has not expired.
 
-    `leaving`: it ends in order, and hibernates its sessions before it does. Nothing new is sent to it.
+    `leaving`: it is shutting down and hibernates its sessions first. Nothing new is sent to it.
     """
 
     id: str
@@ -34,7 +36,7 @@ class Peer:
 
 
 class Membership:
-    """This gateway among the others. `address` is where they reach it, once it listens."""
+    """Announces this gateway and looks up others. `address` is where they reach this one, once it listens."""
 
     def __init__(self, store: SessionStore, clock: Clock, me: str, *, takeover_after: float) -> None:
         self.me = me
@@ -49,7 +51,7 @@ class Membership:
         return f"<Membership me={self.me!r} at {self.address}>"
 
     async def find(self, owner: str) -> Peer:
-        """The gateway that has this id. Raises StoreUnavailableError."""
+        """Look up a gateway by its id; one that is unknown is not alive. Raises StoreUnavailableError."""
         lease = await self._store.lease(_name(owner))
         if lease is None:
             return Peer(owner, "", 0.0, alive=False)
@@ -60,7 +62,7 @@ class Membership:
         return Peer(owner, lease.holder, lease.expires_at, alive=alive, leaving=leaving)
 
     async def announce(self) -> bool:
-        """Say once more that this gateway is here. False: it had been silent for so long that others may have acted."""
+        """Renew this gateway's announcement. False: it had expired, so others may have taken sessions over."""
         name = _name(self.me)
         now = self._clock.now()
         in_time = self._lease is not None and now < self._lease.expires_at
@@ -69,7 +71,8 @@ class Membership:
         if self._lease is not None:
             self._lease = await self._store.renew_lease(self._lease, self._takeover_after)
         if self._lease is None:
-            # An id is one state folder's, and a state folder one process's: an earlier process of this id is dead.
+            # The id belongs to the state folder, which one process at a time may lock. So a lease that is still held
+            # under it is from an earlier process, which is dead: release it and do not wait until it expires.
             for stale in (name,) if self._leaving else (name, _leaving_name(self.me)):
                 earlier = await self._store.lease(stale)
                 if earlier is not None:
@@ -78,16 +81,16 @@ class Membership:
         return in_time
 
     async def announce_leaving(self) -> None:
-        """Tell the others that this gateway is about to end: they hold requests for its sessions until it has.
+        """Announce that this gateway is shutting down: the others hold requests for its sessions until it has.
 
-        A lease beside the announcement, not another holder of it: to change hands it would have to be free for a
-        moment, in which this gateway would look dead.
+        This is a second lease. Writing it into the holder of the first would mean to release that lease and acquire it
+        again, and in between this gateway would look dead.
         """
         self._leaving = True
         await self.announce()
 
     async def leave(self) -> None:
-        """End the announcements: this gateway has no sessions any more."""
+        """Withdraw the announcements, once this gateway has no sessions left."""
         lease, self._lease = self._lease, None
         if lease is not None:
             await self._store.release_lease(lease)
@@ -96,28 +99,28 @@ class Membership:
             await self._store.release_lease(notice)
 
     @property
-    def beat(self) -> float:
+    def heartbeat_interval(self) -> float:
         """Seconds between announcements."""
-        return self._takeover_after / BEATS
+        return self._takeover_after / HEARTBEATS_PER_TAKEOVER
 
-    async def wait_beat(self) -> None:
-        """The pause between two reads of what becomes of another gateway."""
-        await asyncio.sleep(min(0.25, self.beat))
+    async def wait_poll_interval(self) -> None:
+        """Sleep between two reads of another gateway's announcement: it is in the store, and nothing signals it."""
+        await asyncio.sleep(min(POLL_INTERVAL_S, self.heartbeat_interval))
 
 
 class ElsewhereError(WakegateError):
-    """What is asked for is another gateway's to do; the request goes there. Never reaches a client."""
+    """Another gateway owns the session, and the request is forwarded there. Clients never see this error."""
 
     status = 421
     code = "ELSEWHERE"
 
     def __init__(self, peer: Peer) -> None:
-        super().__init__(f"gateway {peer.id} at {peer.address} has this session")
+        super().__init__(f"gateway {peer.id} at {peer.address} owns this session")
         self.peer = peer
 
 
 def peer_sandbox(peer: Peer) -> SandboxId:
-    """What stands for a session's sandbox while another gateway has it."""
+    """The id that a route has in place of a sandbox's while another gateway owns the session."""
     return SandboxId(f"gateway:{peer.id}")
 
 

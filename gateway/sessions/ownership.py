@@ -1,7 +1,7 @@
-"""What a verb may act on: a session that there is, and that no other gateway has.
+"""Decides whether this gateway may act on a session: it exists, and no other gateway owns it.
 
-A record's `owner` is the gateway that alone reaches its sandbox or parked workspace (gateway/sessions/transitions.py);
-where every gateway reaches every sandbox it names none.
+A record's `owner` is the only gateway that reaches the session's sandbox or parked workspace
+(gateway/sessions/transitions.py). It is empty where every gateway reaches every sandbox.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gateway.sessions.transitions import Transitions
 
 
 class Ownership:
-    """The one place that says whether this gateway may act on a session.
+    """The only code that decides whether this gateway may act on a session.
 
     `me`: this gateway's id in records; empty where all gateways reach the same sandboxes, or where there is only one.
     `shared_provider`: whether other gateways reach the same sandboxes.
@@ -44,22 +44,25 @@ class Ownership:
         self._closed = False
 
     def is_mine(self, session: Session) -> bool:
-        """Whether this gateway may act on it without asking anybody."""
+        """Whether no other gateway owns the session, so that this one may act on it without asking."""
         return session.owner in ("", self.me)
 
-    def is_named(self, session: Session) -> bool:
-        """Whether the record names this gateway as the owner. Where records name none, every gateway is."""
+    def owns(self, session: Session) -> bool:
+        """Whether the record names this gateway as the owner.
+
+        A session without an owner is owned by the gateways that have no id themselves: those of a shared engine.
+        """
         return session.owner == self.me
 
     async def require(self, session_id: SessionId) -> Session:
-        """The record of a session that has not ended. Raises SessionNotFoundError, which says what came of it."""
+        """The record of a session that has not ended. Raises SessionNotFoundError, with the reason if it ended."""
         session = await self._records.get(session_id)
         if session is None or session.state is SessionState.TERMINATED:
             ended = f": it ended ({session.reason})" if session is not None and session.reason else ""
             raise SessionNotFoundError(f'sessions.agentcube.volcano.sh "{session_id}" not found{ended}')
-        if self._idleness.is_over(session):
+        if self._idleness.is_expired(session):
             raise SessionNotFoundError(
-                f'sessions.agentcube.volcano.sh "{session_id}" not found: its maximum duration is over'
+                f'sessions.agentcube.volcano.sh "{session_id}" not found: it reached its maximum duration'
             )
         return session
 
@@ -71,30 +74,31 @@ class Ownership:
                 raise ElsewhereError(peer)
 
     def close(self) -> None:
-        """Wait for no other gateway any more: two that end at once must not wait for each other."""
+        """Stop waiting for other gateways: two that shut down at once must not wait for each other."""
         self._closed = True
 
     @asynccontextmanager
-    async def holding(self, session_id: SessionId, gone: SandboxId | None = None) -> AsyncIterator[Session]:
+    async def holding(self, session_id: SessionId, unreachable: SandboxId | None = None) -> AsyncIterator[Session]:
         """Hold a session that this gateway may act on, and yield its record.
 
-        Raises SessionNotFoundError, ElsewhereError while its owner is alive, OwnerAwayError when that is dead and has
-        the only workspace.
+        Raises SessionNotFoundError, ElsewhereError while its owner is alive, OwnerAwayError when the owner is dead and
+        has the only copy of the workspace.
         """
+        # Repeated because `settle` runs without the lease: between the two another gateway may have taken the session.
         while True:
-            await self.settle(session_id, gone)
+            await self.settle(session_id, unreachable)
             async with self._records.holding(session_id):
                 session = await self.require(session_id)
                 if await self._may_act(session):
                     yield session
                     return
 
-    async def settle(self, session_id: SessionId, gone: SandboxId | None = None) -> None:
-        """Wait while the session's owner ends in order, or (it is `gone`: refuses connections) may be restarting.
+    async def settle(self, session_id: SessionId, unreachable: SandboxId | None = None) -> None:
+        """Wait while the session's owner shuts down, or, when it refused a connection (`unreachable`), restarts.
 
-        To be called without holding the session: the owner that is waited for has to hold it to hibernate it, so to
-        wait under its lease blocked both until the owner was taken for dead. Requests held for the session meanwhile
-        are held for longer. Raises ElsewhereError when the owner is alive and stays.
+        Call it without holding the session. The owner needs the session's lease to hibernate it, so waiting under that
+        lease would block both gateways until the owner counts as dead (`takeover_after`, 8 s by default). Requests
+        that are held for the session get more time meanwhile. Raises ElsewhereError when the owner is alive and stays.
         """
         if not self.me:
             return
@@ -105,29 +109,34 @@ class Ownership:
                 return
             peer = await self._membership.find(session.owner)
             if not peer.alive:
-                self._admission.prolong(session_id)  # perhaps one of many that it had, which are all started here now
+                self._admission.prolong(session_id)  # it may be one of many that all start here now
                 return
             if first is None or first.id != peer.id:
                 first = peer
-            # Half a beat: the same announcement read twice differs by the time of the readings.
-            announced_again = peer.seen > first.seen + self._membership.beat / 2
-            if not peer.leaving and (gone != peer_sandbox(peer) or announced_again):
+            # Stores compute an expiry from a remaining time, so one announcement read twice differs by a little. A
+            # later announcement differs by a heartbeat interval; half of it tells the two apart.
+            announced_again = peer.seen > first.seen + self._membership.heartbeat_interval / 2
+            if not peer.leaving and (unreachable != peer_sandbox(peer) or announced_again):
                 raise ElsewhereError(peer)
             if self._closed:
                 raise DrainingError("this gateway is shutting down; connect again", retry_after=1)
             self._admission.prolong(session_id)
-            await self._membership.wait_beat()
+            await self._membership.wait_poll_interval()
 
     async def _may_act(self, session: Session) -> bool:
-        """Whether it is this gateway's, or its owner is dead. False: another took it since `settle`. Session held."""
+        """Whether no other gateway owns it, or its owner is dead. Called while the session is held.
+
+        False: another gateway has taken it since `settle`.
+        """
         if self.is_mine(session):
             return True
         peer = await self._membership.find(session.owner)
         if peer.alive:
             return False
+        # A keeper that copies may have a snapshot of it in the shared store; a parked workspace only its owner reaches.
         if is_snapshot(session.snapshot) or (session.sandbox is not None and self._transitions.leaves_running):
             return True
         raise OwnerAwayError(
-            f"the workspace of session {session.id} is kept by gateway {peer.id}, which does not run; start it "
+            f"the workspace of session {session.id} is kept by gateway {peer.id}, which is not running; start it "
             "again, or keep snapshots where all gateways reach them (--snapshots)"
         )

@@ -1,10 +1,12 @@
-"""Session records as the lifecycle uses them: one verb at a time on a session, over all gateways that share a store.
+"""Session records: read, write, and serialise operations on one session over all gateways that share a store.
 
-Within one gateway a lock does it. Where gateways share a store there is a lease `session:<id>` as well, held and
-renewed while the verb runs; every record written under it carries its fence, which the store compares where the write
-lands. So a gateway that was stopped half-way and goes on later cannot write over what another made of the session.
+Within one gateway a lock serialises them. Where gateways share a store, an operation also holds and renews the lease
+`session:<id>`; every record written under it carries the lease's fence, which the store compares in the script that
+writes. So a gateway that is suspended in the middle of an operation and resumes after its lease has expired cannot
+overwrite what another gateway has written meanwhile.
 
-The last record of each session that is awake or parked here is remembered, and written again if the store lost it.
+The last record of each session that is awake or parked on this gateway stays in memory, and is written again if the
+store lost it.
 """
 
 from __future__ import annotations
@@ -22,55 +24,60 @@ from gateway.core.model import Lease, Session, SessionId, SessionState, is_snaps
 
 logger = logging.getLogger(__name__)
 
-LEASE_TTL_S = 10.0  # of a verb on a session, renewed three times as often; after a crash others wait so long
-REMEMBERED = 20_000  # records, of about 2 KB each; what was not written for the longest goes first
-_POLL_INTERVAL_S = 0.02  # while another gateway has the session: a wake takes about as long
+# Renewed every third of it, so one renewal may fail. After a crash, other gateways wait this long for the session.
+LEASE_TTL_S = 10.0
+# Records of about 2 KB, so 40 MB at most; the one written longest ago is dropped first.
+MAX_REMEMBERED = 20_000
+_POLL_INTERVAL_S = 0.02  # while another gateway holds the session; a wake takes about as long
 
 
 class Records:
     """Reads and writes session records. `shared`: other gateways use the same store.
 
-    `seen` is a cache in front of `store`, for reads on which nothing is decided.
+    `cached` is a cache in front of `store`, for reads that no decision depends on.
     """
 
     def __init__(
-        self, store: SessionStore, holder: str, *, shared: bool = False, seen: SessionStore | None = None
+        self, store: SessionStore, holder: str, *, shared: bool = False, cached: SessionStore | None = None
     ) -> None:
         self.store = store
         self.shared = shared
         self.holder = holder
-        self._seen = seen or store
-        self._locks: dict[SessionId, tuple[asyncio.Lock, int]] = {}
+        self._cached = cached or store
+        self._locks: dict[SessionId, tuple[asyncio.Lock, int]] = {}  # with the number that hold it or wait for it
         self._leases: dict[SessionId, Lease] = {}
         self._remembered: OrderedDict[SessionId, Session] = OrderedDict()  # as written here last, oldest first
         self._is_here: Callable[[Session], Awaitable[bool]] | None = None
 
     def rebuild_if(self, is_here: Callable[[Session], Awaitable[bool]]) -> None:
-        """Write a missing record again if `is_here(record)` finds that its sandbox or workspace still is."""
+        """Write a missing record again if `is_here(record)` finds its sandbox or workspace on this gateway."""
         self._is_here = is_here
 
     async def get(self, session_id: SessionId) -> Session | None:
-        """The record as it is; one that the store lost is written again if it still holds."""
+        """The current record. One that the store lost is written again, if its sandbox or workspace is still here."""
         session = await self.store.get(session_id)
         return session if session is not None else await self._rebuild(session_id)
 
     async def peek(self, session_id: SessionId) -> Session | None:
-        """The record as it was a moment ago."""
-        return await self._seen.get(session_id)
+        """The record from the cache, which may be a few seconds old."""
+        return await self._cached.get(session_id)
 
     async def put(self, session: Session) -> Session:
-        """Write it, under the lease that this gateway has on it, if any. Raises StaleWriteError, FencedOutError."""
-        written = await self._seen.put(session, lease=self._leases.get(session.id))
+        """Write the record, with the fence of this gateway's lease if it holds one.
+
+        Raises StaleWriteError, FencedOutError.
+        """
+        written = await self._cached.put(session, lease=self._leases.get(session.id))
         self._remember(written)
         return written
 
     def _remember(self, session: Session) -> None:
-        """What another gateway could not know: a session that has a sandbox, or a workspace parked by this one."""
+        """Keep in memory what nobody else could restore: a session with a sandbox, or a workspace parked here."""
         self._remembered.pop(session.id, None)
         parked = session.snapshot is not None and not is_snapshot(session.snapshot)
         if session.state is not SessionState.TERMINATED and (session.sandbox is not None or parked):
             self._remembered[session.id] = session
-            if len(self._remembered) > REMEMBERED:
+            if len(self._remembered) > MAX_REMEMBERED:
                 self._remembered.popitem(last=False)
 
     async def _rebuild(self, session_id: SessionId) -> Session | None:
@@ -83,17 +90,18 @@ class Records:
         try:
             written = await self.put(replace(remembered, version=0))
         except StaleWriteError:
-            return await self.store.get(session_id)  # another verb wrote it again meanwhile
-        logger.warning("session %s had no record in the session store; it is written again from memory", session_id)
+            return await self.store.get(session_id)  # another operation has already written it again
+        logger.warning("session %s had no record in the session store; rewrote it from memory", session_id)
         return written
 
     def is_held(self, session_id: SessionId) -> bool:
-        """Whether a verb of this gateway is under way on the session, or waits for it."""
+        """Whether an operation of this gateway runs on the session, or waits for it."""
         return session_id in self._locks
 
     @asynccontextmanager
     async def holding(self, session_id: SessionId) -> AsyncIterator[None]:
-        """One verb on a session. Locks exist only while they are held or awaited. Raises StoreUnavailableError."""
+        """Hold the session for one operation. Raises StoreUnavailableError."""
+        # A lock exists only while somebody holds it or waits for it, so sessions that ended leave nothing in memory.
         lock, users = self._locks.get(session_id, (None, 0))
         lock = lock or asyncio.Lock()
         self._locks[session_id] = (lock, users + 1)
@@ -115,7 +123,7 @@ class Records:
     async def _leased(self, session_id: SessionId) -> AsyncIterator[None]:
         name = f"session:{session_id}"
         while (lease := await self.store.acquire_lease(name, self.holder, LEASE_TTL_S)) is None:  # noqa: ASYNC110
-            await asyncio.sleep(_POLL_INTERVAL_S)  # it is another process's: no event of this loop tells of its end
+            await asyncio.sleep(_POLL_INTERVAL_S)  # polled: another process holds it, so no event here can signal it
         self._leases[session_id] = lease
         renewal = asyncio.create_task(self._renew(session_id))
         try:
@@ -126,7 +134,7 @@ class Records:
             try:
                 await self.store.release_lease(self._leases.pop(session_id))
             except StoreUnavailableError as error:
-                logger.debug("lease %s ends by itself: %s", name, error)
+                logger.debug("lease %s was not released and expires by itself: %s", name, error)
 
     async def _renew(self, session_id: SessionId) -> None:
         while True:
@@ -137,5 +145,7 @@ class Records:
                 logger.debug("lease on session %s not renewed: %s", session_id, error)
                 continue
             if renewed is None:
-                return  # lost: the next write fails
+                # Expired, and perhaps another gateway's by now. The operation need not be stopped: the next record that
+                # it writes carries the old fence, and the store refuses it.
+                return
             self._leases[session_id] = renewed

@@ -1,7 +1,8 @@
-"""What becomes of a session whose sandbox ended, or went to another gateway, without a verb of this one.
+"""Handles sandboxes that ended on their own, and sessions that another gateway took over.
 
-It is found at the start, by an event of the engine, by a request that comes, or by a look at all of them. What is left
-is written into the record at once; the next request recovers the session (gateway/sessions/activation.py).
+They are found at the start, by an event of the engine, by a request, or by comparing bindings with records. What is
+left of the workspace is written into the record at once; the next request gives the session a new sandbox
+(gateway/sessions/activation.py).
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 class Recovery:
-    """Makes records and bindings true again. `salvage` alone wants the session to be held already."""
+    """Brings records and bindings in line with the sandboxes that exist.
+
+    `salvage` must be called while the session is held; the other methods hold it themselves.
+    """
 
     def __init__(
         self,
@@ -39,13 +43,16 @@ class Recovery:
         self._bindings = bindings
 
     async def recover_all(self) -> None:
-        """At the start: make records true after an earlier process, and delete workspaces that no record names."""
+        """Correct the records that an earlier process left; called once, at the start.
+
+        Workspaces that no record names are set aside afterwards, and deleted after the retention.
+        """
         for state in (SessionState.ACTIVE, SessionState.HIBERNATING, SessionState.WAKING):
             after: SessionId | None = None
             while True:
                 page = [s async for s in self._records.store.sessions(state=state, after=after, limit=500)]
                 for session in page:
-                    if self._ownership.is_named(session) and session.sandbox is not None:
+                    if self._ownership.owns(session) and session.sandbox is not None:
                         await self._recover(session, session.sandbox.id)
                 if len(page) < 500:
                     break
@@ -53,17 +60,17 @@ class Recovery:
         await self._transitions.retain_abandoned()
 
     async def _recover(self, listed: Session, sandbox_id: SandboxId) -> None:
-        """The session has its sandbox still, or what is left of it is kept."""
+        """Bind the sandbox again if it still runs, or keep what is left of its workspace."""
         if await self._provider.find(sandbox_id) is not None:
             self._bindings.add(sandbox_id, listed.id)
             return
         async with self._records.holding(listed.id):
             session = await self._records.get(listed.id)
             if session is not None and session.sandbox is not None and session.sandbox.id == sandbox_id:
-                await self.salvage(session, "its sandbox ended with the gateway, or without its knowing")
+                await self.salvage(session, "its sandbox ended with the gateway, or while no gateway ran")
 
     async def sandbox_ended(self, event: SandboxEvent) -> None:
-        """A sandbox ended on its own: say so in the record at once."""
+        """Record at once that a sandbox ended on its own, and keep what is left of its workspace."""
         session_id = self._bindings.remove(event.sandbox_id) or event.session_id
         if session_id is None:
             return
@@ -77,7 +84,7 @@ class Recovery:
         await self._provider.release(event.sandbox_id)
 
     async def _keep_unrecorded(self, sandbox_id: SandboxId, session_id: SessionId) -> None:
-        """Its record is missing, which the store may have lost: keep the workspace for when it comes back."""
+        """Keep the workspace of a session without a record: the store may have lost it and get it back."""
         try:
             reference = await self._transitions.keep_unrecorded(sandbox_id, session_id)
         except WakegateError as error:
@@ -87,7 +94,7 @@ class Recovery:
             logger.error("session %s has no record; its workspace is kept as %s", session_id, reference)
 
     async def salvage(self, session: Session, reason: str) -> Session:
-        """Its sandbox ended: write what is left of it. Returns the record as it is then. Lock held."""
+        """Keep what is left after the sandbox ended, and return the new record. Called while the session is held."""
         if session.sandbox is not None:
             self._bindings.remove(session.sandbox.id)
             try:
@@ -96,23 +103,23 @@ class Recovery:
                 salvaged = await self._ownership.require(session.id)  # another gateway already recorded it
         else:
             salvaged = await self._records.put(replace(session, state=SessionState.LOST, reason=reason))
-        logger.warning("session %s lost its sandbox: %s; it is %s", session.id, reason or "gone", salvaged.state)
+        logger.warning("session %s lost its sandbox: %s; it is %s", session.id, reason or "unknown", salvaged.state)
         return salvaged
 
     async def release_taken_over(self) -> None:
-        """Release sandboxes whose sessions others took over while this gateway did not announce itself in time."""
+        """Release sandboxes whose sessions others took over because this gateway's announcement had expired."""
         for sandbox_id, session_id in self._bindings.all():
             session = await self._records.get(session_id)
             if session is None:
-                continue  # no proof that another gateway has it (gateway/sessions/strays.py)
+                continue  # the store may have lost it, which does not prove a takeover (gateway/sessions/orphans.py)
             if session.sandbox is None or session.sandbox.id != sandbox_id:
-                logger.warning("session %s was taken over by another gateway; its sandbox here ends", session_id)
+                logger.warning("session %s was taken over by another gateway; releasing its sandbox here", session_id)
                 self._bindings.notify_unbound(session_id, None)
                 self._bindings.remove(sandbox_id)
                 await self._provider.release(sandbox_id)
 
     async def forget_ended(self) -> None:
-        """Stop counting sandboxes that another gateway, which reaches them too, has ended."""
+        """Drop bindings of sandboxes that another gateway of the same engine has ended."""
         if self._ownership.shared_provider:
             for sandbox_id, _ in self._bindings.all():
                 if await self._provider.find(sandbox_id) is None:

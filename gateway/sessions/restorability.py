@@ -1,8 +1,8 @@
-"""Whether sleeping sessions can wake with the present settings: looked at once after a start, and by `wakegate doctor`.
+"""Whether hibernated sessions can wake with the present settings: checked once after a start, and by `wakegate doctor`.
 
-A gateway may come up with another snapshot store, other keys or another state directory than the one its sessions'
-workspaces were kept with. Nothing is lost by that, and no record is changed; but without a word the operator would
-learn of it from the first user whose session does not wake.
+A gateway may be started with a different snapshot store, other keys or another state directory than its sessions'
+workspaces were kept with. That loses nothing and changes no record; but without this check the operator would hear of
+it from the first user whose session does not wake.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ async def all_sessions(store: SessionStore) -> AsyncIterator[Session]:
 
 
 async def restore_problems(store: SessionStore, check: Callable[[str], Awaitable[None]], me: str) -> AsyncIterator[str]:
-    """What hinders sessions without a sandbox from waking: one sentence for snapshots, one for parked workspaces.
+    """Why sessions without a sandbox cannot wake: at most one sentence for snapshots and one for parked workspaces.
 
-    The first record of each kind is tried by `check` (WorkspaceKeeper.check); what hinders one hinders all. `me` is
-    this gateway's id (gateway.sessions.membership): a workspace that another gateway parked is not looked for.
+    `check` (WorkspaceKeeper.check) tries the first record of each kind: a wrong store, key or directory fails for all
+    of them. `me` is this gateway's id (gateway.sessions.membership); workspaces that other gateways parked are skipped.
     """
     tried: set[bool] = set()
     async for session in all_sessions(store):

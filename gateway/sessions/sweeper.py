@@ -1,7 +1,7 @@
-"""Periodic work on sessions: hibernate idle ones, end expired ones, checkpoints, and delete what was orphaned.
+"""Periodic work on sessions: hibernates idle ones, ends expired ones, takes checkpoints, deletes orphans.
 
-Every gateway sweeps what it alone reaches. The rest is swept by one of them, the holder of the lease `sweeper`.
-Everything is found through an index of the store; a sweep acts on a bounded number of sessions, so a tick stays short.
+Every gateway sweeps the sessions that it owns. Those without an owner are swept by the holder of the lease `sweeper`.
+Sessions are found through indexes of the store, and one sweep acts on a bounded number of them, so it stays short.
 """
 
 from __future__ import annotations
@@ -33,23 +33,24 @@ from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.idleness import IdleTracker
 from gateway.sessions.lifecycle import Lifecycle
 from gateway.sessions.membership import ElsewhereError
+from gateway.sessions.orphans import OrphanCollector
 from gateway.sessions.ownership import Ownership
 from gateway.sessions.records import Records
 from gateway.sessions.recovery import Recovery
 from gateway.sessions.restorability import all_sessions
-from gateway.sessions.strays import StrayCollector
 
 logger = logging.getLogger(__name__)
 
-CONCURRENCY = 32  # of each kind of action; copies into an object store hold up to 32 MB each
-BATCH = 256  # sessions acted on in one sweep of each kind
-LOOKED_AT = 1024  # sessions that one sweep of each kind reads: some are another gateway's, some cannot be hibernated
-ORPHANS_INTERVAL_S = 3600.0
-RETRY_S = 300.0  # until a session whose workspace could not be kept is tried again
+CONCURRENCY = 32  # of each kind of action; a copy into an object store takes up to 32 MB, so 1 GB at most
+BATCH_SIZE = 256  # sessions that one sweep hibernates, ends or forgets
+# Sessions that one sweep reads to find a batch: some belong to other gateways, some cannot be hibernated now.
+SCAN_LIMIT = 1024
+ORPHAN_SCAN_INTERVAL_S = 3600.0
+RETRY_S = 300.0  # before hibernation is tried again, after a workspace could not be kept
 
 
 class Sweeper:
-    """`sweep` is called again and again."""
+    """One pass is `sweep`, which a background task calls every `interval` seconds; `checkpoint` likewise."""
 
     def __init__(
         self,
@@ -64,17 +65,17 @@ class Sweeper:
         ownership: Ownership,
         catalog: RuntimeCatalog,
         keeper: WorkspaceKeeper,
-        strays: StrayCollector,
+        orphans: OrphanCollector,
         activity: Activity,
         clock: Clock,
         interval: float = 5.0,
         terminated_retention: float = 3600.0,
         orphan_retention: float = 604_800.0,
     ) -> None:
-        """Times in seconds. `orphan_retention`: how long a workspace is kept that no record names.
+        """Times in seconds. `orphan_retention`: how long a workspace that no record names is kept.
 
-        As long as that of a sleeping session: after a store came back empty, or was another one by mistake, every
-        workspace is such an orphan, until the operator brings the records back.
+        It equals the retention of hibernated sessions: when the store comes back empty, or is the wrong one, every
+        workspace is an orphan until the operator restores the records.
         """
         self._lifecycle = lifecycle
         self._hibernator = hibernator
@@ -89,50 +90,53 @@ class Sweeper:
         self._interval = interval
         self._terminated_retention = terminated_retention
         self._orphan_retention = orphan_retention
-        self._not_before: dict[SessionId, float] = {}  # sessions that could not be hibernated
-        self._checkpointed: dict[SessionId, float] = {}  # when each was last tried
-        self._orphans_at = clock.now()
+        self._not_before: dict[SessionId, float] = {}  # when to try again, for sessions that could not be hibernated
+        self._checkpointed: dict[SessionId, float] = {}  # when a checkpoint of each was last tried
+        self._orphan_scan_at = clock.now()
         self._keeper = keeper
-        self._strays = strays
+        self._orphans = orphans
         self._activity = activity
         self._ending, self._hibernating = BoundedTasks(CONCURRENCY), BoundedTasks(CONCURRENCY)
         self._copying = BoundedTasks(CONCURRENCY)
 
     async def sweep(self) -> int:
-        """Let idle sessions sleep (or end), end expired ones, forget records of long ended ones. Returns how many."""
+        """Hibernate or end idle sessions, end expired ones, delete old records of ended ones.
+
+        Returns how many sessions were hibernated or ended. What is slow runs on and is counted by a later sweep.
+        """
         await self._durations.catch_up()
         await self._idleness.flush()
         await self._recovery.forget_ended()
         if self._records.shared:
-            await self._strays.rebuild_missing()
-        leads = await self._leads()
-        if not leads and not self._ownership.me:
-            return 0  # nothing is this gateway's alone
+            await self._orphans.rebuild_missing()
+        is_leader = await self._is_leader()
+        if not is_leader and not self._ownership.me:
+            return 0  # without an id this gateway owns no session, and another one has the sweeper's lease
         now = self._clock.now()
         store = self._records.store
-        # Idle ones first: one that was idle before its maximum duration ended is hibernated, and lives.
-        acted = await self._each(store.idle(now), leads, self._hibernate_idle, self._hibernating)
-        acted += await self._each(store.expired(now), leads, self._end_expired, self._ending)
-        if leads:
+        # Idle sessions first: one that was idle before it reached its maximum duration is hibernated and not ended.
+        acted = await self._each(store.idle(now), is_leader, self._hibernate_idle, self._hibernating)
+        acted += await self._each(store.expired(now), is_leader, self._end_expired, self._ending)
+        if is_leader:
             await self._forget(store)
-        await self._strays.collect()
-        await self._delete_orphans(leads)
+        await self._orphans.collect()
+        await self._delete_orphans(is_leader)
         return acted
 
     async def aclose(self) -> None:
-        """Cancel what a sweep began and did not wait for."""
+        """Cancel actions that a sweep started and that still run."""
         await asyncio.gather(
-            *(tasks.aclose() for tasks in (self._strays, self._ending, self._hibernating, self._copying))
+            *(tasks.aclose() for tasks in (self._orphans, self._ending, self._hibernating, self._copying))
         )
 
     async def checkpoint(self) -> int:
-        """Copy the workspaces of active sessions whose runtime asks for it and whose time has come. Returns how many.
+        """Copy workspaces of active sessions whose runtime's checkpoint interval has elapsed. Returns how many.
 
-        Only sessions in use since their last copy: the others' is as good as new.
+        Sessions that were not used since their last checkpoint are skipped: a new copy would equal the old one.
         """
         now = self._clock.now()
         if all(runtime.checkpoint_interval is None for runtime in self._catalog.all()):
-            return 0  # no runtime wants checkpoints: nothing is read
+            return 0  # the common case, in which no record is read
         bound = self._bindings.sessions
         self._checkpointed = {each: at for each, at in self._checkpointed.items() if each in bound}
         for session_id in bound:
@@ -158,24 +162,24 @@ class Sweeper:
             logger.warning("session %s has no new checkpoint: %s", session_id, error)
             return False
 
-    async def _delete_orphans(self, leads: bool) -> None:
-        """Snapshots and parked workspaces that no record names: what a crash between two steps left."""
+    async def _delete_orphans(self, is_leader: bool) -> None:
+        """Delete snapshots and parked workspaces that no record names, as a crash between two steps leaves them."""
         now = self._clock.now()
-        if not (leads or self._ownership.me) or now - self._orphans_at < ORPHANS_INTERVAL_S:
+        if not (is_leader or self._ownership.me) or now - self._orphan_scan_at < ORPHAN_SCAN_INTERVAL_S:
             return
-        self._orphans_at = now
+        self._orphan_scan_at = now
         try:
             await self._keeper.delete_orphans(self.kept_references, self._orphan_retention)
         except WakegateError as error:
             logger.warning("orphaned snapshots could not be looked for: %s", error)
 
     async def kept_references(self) -> AsyncIterator[str]:
-        """References to workspaces that records of sessions name which have not ended."""
+        """References to workspaces named by the records of sessions that have not ended."""
         async for session in all_sessions(self._records.store):
             if session.snapshot is not None and session.state is not SessionState.TERMINATED:
                 yield session.snapshot
 
-    async def _leads(self) -> bool:
+    async def _is_leader(self) -> bool:
         if not self._records.shared:
             return True
         lease = await self._records.store.acquire_lease("sweeper", self._records.holder, 3 * self._interval)
@@ -184,36 +188,38 @@ class Sweeper:
     async def _each(
         self,
         sessions: AsyncIterator[Session],
-        leads: bool,
+        is_leader: bool,
         act: Callable[[Session], Awaitable[bool]],
         tasks: BoundedTasks,
     ) -> int:
-        """Act on those that are this gateway's. Returns how many actions had an effect; slow ones run on."""
-        looked = started = 0
+        """Act on the sessions that this gateway sweeps. Returns how many actions had an effect; slow ones run on."""
+        scanned = started = 0
         async for session in sessions:
-            looked += 1
-            if (self._ownership.is_named(session) or leads) and session.id not in tasks:
+            scanned += 1
+            if (self._ownership.owns(session) or is_leader) and session.id not in tasks:
                 if not await tasks.start(session.id, partial(_if_unchanged, act, session), self._interval):
                     break
                 started += 1
-            if started >= BATCH or looked >= LOOKED_AT:
+            if started >= BATCH_SIZE or scanned >= SCAN_LIMIT:
                 break
         return await tasks.settle(self._interval)
 
     async def _end_expired(self, session: Session) -> bool:
-        failed = session.id in self._not_before  # its workspace cannot be kept: it goes on using up its duration
+        # An idle session is exempt from its maximum duration because it is about to be hibernated. One that cannot be
+        # is not exempt: it would occupy a sandbox for the whole retention of hibernated sessions (7 days).
+        failed = session.id in self._not_before
         return await self._lifecycle.terminate(
             session.id,
-            "its maximum duration is over",
-            only_if=lambda s: self._idleness.is_over(s) or (failed and s.expires_at <= self._clock.now()),
+            "it reached its maximum duration",
+            only_if=lambda s: self._idleness.is_expired(s) or (failed and s.expires_at <= self._clock.now()),
         )
 
     async def _hibernate_idle(self, session: Session) -> bool:
         if not self._ownership.is_mine(session):
-            return False  # its gateway lets it sleep; if that is dead, the next request or its end comes first
+            return False  # its owner hibernates it; if the owner is dead, the next request or expiry handles it
         runtime = self._catalog.get(session.runtime)
         if runtime is None or runtime.hibernation is HibernationMode.OFF:
-            if await self._idleness.at_work(session):
+            if await self._idleness.has_background_work(session):
                 return False
             reason = f"idle for {session.idle_timeout:g} s"
             return await self._lifecycle.terminate(session.id, reason, only_if=self._idleness.is_idle)
@@ -223,7 +229,7 @@ class Sweeper:
         try:
             return await self._hibernator.hibernate(session.id, only_if=self._idleness.is_idle)
         except (SnapshotError, UpstreamConnectError, UpstreamBrokenError, UpstreamTimeoutError) as error:
-            logger.warning("session %s stays awake: %s", session.id, error)
+            logger.warning("session %s could not be hibernated and stays awake: %s", session.id, error)
             self._not_before[session.id] = self._clock.now() + RETRY_S
             return False
 
@@ -233,7 +239,7 @@ class Sweeper:
             await store.delete(session.id)
             self._not_before.pop(session.id, None)
             forgotten += 1
-            if forgotten >= BATCH:
+            if forgotten >= BATCH_SIZE:
                 break
 
 
@@ -241,6 +247,6 @@ async def _if_unchanged(act: Callable[[Session], Awaitable[bool]], session: Sess
     try:
         return await act(session)
     except (StaleWriteError, FencedOutError, ConflictError, SessionNotFoundError):
-        return False  # it was used or ended meanwhile; the next sweep reads it again
+        return False  # it was used or ended since it was read; the next sweep reads it again
     except ElsewhereError:
-        return False  # its own gateway sweeps it
+        return False  # its owner sweeps it

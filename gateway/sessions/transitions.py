@@ -1,15 +1,17 @@
-"""The steps of a record as a session hibernates, wakes, or loses its sandbox.
+"""The states of a session's record, and the steps between them when it hibernates, wakes or loses its sandbox.
 
-They are taken while the session is held (gateway/sessions/hibernation.py, activation.py, recovery.py). After each step
-the record is true, so that a gateway that finds it after a crash knows what to do (`salvage`):
+Callers hold the session (gateway/sessions/hibernation.py, activation.py, recovery.py). The record is true after every
+step, so a gateway that finds it after a crash can continue from it (`salvage`):
 
-    active -> hibernating   the sandbox may still run; its workspace is at the sandbox or kept
-           -> hibernated    kept: costs nothing; only then is the sandbox deleted
-           -> waking        the named sandbox is getting the workspace; what is kept is still named
-           -> active        the sandbox has it; the record names what is still kept besides, if the keeper copies
+    active -> hibernating   the sandbox may still run; the workspace is in the sandbox, or kept
+           -> hibernated    the workspace is kept; only now is the sandbox deleted
+           -> waking        the named sandbox is receiving the workspace; the kept one is still named
+           -> active        the sandbox has the workspace; a keeper that copies also leaves the snapshot named
 
-A record's `owner` is the gateway without which nothing can be done: it alone reaches the sandbox, or a parked
-workspace. Every gateway reaches a snapshot, so a session that is only a snapshot has no owner.
+The steps and what a crash leaves after each are in docs/adr/0003-snapshots-and-parking.md.
+
+A record's `owner` is the only gateway that reaches the sandbox or the parked workspace. Every gateway reaches a
+snapshot, so a session that is only a snapshot has no owner.
 """
 
 from __future__ import annotations
@@ -36,11 +38,14 @@ logger = logging.getLogger(__name__)
 
 
 class RollbackError(SnapshotError):
-    """A wake failed half-way and could not be undone. The next open tries again."""
+    """A restore failed and could not be undone either. The record stays `waking`; the next open tries to undo it."""
 
 
 class Transitions:
-    """The steps, over records and a keeper of workspaces. `me` as in gateway.sessions.membership."""
+    """Writes records and moves workspaces, in the order above. `me` as in gateway.sessions.membership.
+
+    `retention`: seconds that a session without a sandbox is kept.
+    """
 
     def __init__(
         self,
@@ -60,30 +65,30 @@ class Transitions:
 
     @property
     def leaves_running(self) -> bool:
-        """Whether keeping leaves the sandbox as it is, so that it can be broken off."""
+        """Whether `keep` copies and leaves the sandbox running, so that it can be cancelled."""
         return self._keeper.leaves_running
 
     async def begin(self, session: Session) -> Session:
-        """Record that its workspace is about to be kept; nothing has happened yet. Raises StaleWriteError."""
+        """Record that the session is about to be hibernated, before anything is done. Raises StaleWriteError."""
         return await self._records.put(replace(session, state=SessionState.HIBERNATING))
 
     async def cancel(self, session: Session, reason: str = "") -> Session:
-        """It stays active: a request came, or hibernation failed for `reason`. Raises StaleWriteError."""
+        """Set it back to active: a request came, or hibernation failed for `reason`. Raises StaleWriteError."""
         return await self._records.put(replace(session, state=SessionState.ACTIVE, reason=reason))
 
     async def suspend(self, session: Session) -> Session:
-        """Save what is only in its sandbox's memory into the workspace. `hibernated` writes the record."""
+        """Have picod save the memory of code contexts into the workspace. The result is written by `hibernated`."""
         assert session.sandbox is not None
         try:
             report = await self._executor.suspend(session.sandbox, session.id)
         except WakegateError as error:
-            # Files matter more: a sandbox whose memory cannot be saved is still hibernated with them.
+            # Not an error: the files are worth more, and a session that stayed awake would cost a sandbox.
             logger.warning("session %s: variables in memory are not saved: %s", session.id, error)
             return replace(session, suspended=False)
         return replace(session, suspended=report.saved > 0 or bool(report.unsaved))
 
     async def resume(self, session: Session) -> None:
-        """Its workspace is there again: picod may look for what `suspend` wrote."""
+        """Have picod load what `suspend` saved, once the workspace is restored."""
         if session.suspended and session.sandbox is not None:
             try:
                 await self._executor.resume(session.sandbox, session.id)
@@ -95,16 +100,16 @@ class Transitions:
         return await self._keeper.keep(sandbox_id, session_id)
 
     async def keep(self, session: Session) -> str | None:
-        """Keep its workspace; None if nothing is left. Raises as WorkspaceKeeper.keep does."""
+        """Keep its workspace and return the reference; None if nothing is left. Raises as WorkspaceKeeper.keep does."""
         assert session.sandbox is not None
         return await self._keeper.keep(session.sandbox.id, session.id)
 
     async def hibernated(
         self, session: Session, reference: str | None, reason: str = "", at: float | None = None
     ) -> Session:
-        """Its workspace is kept as `reference`, of the moment `at`; the record says so, and an earlier copy may go.
+        """Record that its workspace is kept as `reference`, as of `at` (now), then delete the snapshot it replaces.
 
-        Without a reference it is `lost`, with what was kept before.
+        Without a reference the session is recorded as lost, with the snapshot that it had before.
         """
         now = self._clock.now()
         if reference:
@@ -122,7 +127,7 @@ class Transitions:
         return await self._put_and_delete_replaced(session, self._retained(session, after))
 
     async def checkpoint(self, session: Session) -> Session:
-        """Keep a copy of an active session, which goes on. Raises as WorkspaceKeeper.keep, and StaleWriteError."""
+        """Copy the workspace of a session that stays active. Raises as WorkspaceKeeper.keep, and StaleWriteError."""
         assert session.sandbox is not None
         reference = await self._keeper.checkpoint(session.sandbox.id, session.id)
         if reference is None:
@@ -138,8 +143,8 @@ class Transitions:
     async def restore(self, session: Session, sandbox: Sandbox, runtime: Runtime) -> Session:
         """Give a hibernated session the claimed sandbox and its workspace. Raises SandboxStartError, StaleWriteError.
 
-        If that fails the session is hibernated again, and whole. RollbackError: that failed too, and the sandbox, which
-        the record still names, may have some of the workspace. It is not to be released.
+        If that fails, the session is hibernated again with its whole workspace. RollbackError: undoing failed as well,
+        and the sandbox must not be released: the record still names it, and a part of the workspace may be in it.
         """
         assert session.snapshot is not None
         session = await self._records.put(replace(session, state=SessionState.WAKING, sandbox=sandbox, owner=self._me))
@@ -155,12 +160,12 @@ class Transitions:
             )
             return await self._records.put(active)
         except Exception as error:
-            # Also where only the record failed: a workspace that was moved would be released with the sandbox.
-            await self._roll_back(session, f"could not be woken: {error}")
+            # Also when only the record failed: a parked workspace is in the sandbox by now, and would end with it.
+            await self._roll_back(session, f"cannot be woken: {error}")
             raise
 
     def activated(self, session: Session, runtime: Runtime) -> Session:
-        """The record of a session that starts in its sandbox now: its maximum duration counts from here."""
+        """The record of a session that becomes active now; its maximum duration counts from here."""
         now = self._clock.now()
         end = now + runtime.max_session_duration
         return replace(
@@ -174,12 +179,15 @@ class Transitions:
         )
 
     async def salvage(self, session: Session, reason: str, *, reachable: bool = True) -> Session:
-        """Its sandbox ended on its own: keep the workspace if it is still there, and record what happened.
+        """Keep the workspace after the sandbox ended on its own, if it is still there, and record what happened.
 
-        `reachable` False: the sandbox was another gateway's, and what is left there cannot be had.
+        `reachable` False: the sandbox was another gateway's, which is dead, and so are the files there. By state:
+
+            waking        rolled back to hibernated: no request reached the sandbox, so the kept workspace is complete
+            hibernating   hibernated if the workspace can be kept, else lost
+            active        lost, with the workspace that could be kept, else with the last snapshot
         """
         assert session.sandbox is not None
-        # It was waking and no request has reached it: what it was hibernated from is still all there is.
         if session.state is SessionState.WAKING and (reachable or is_snapshot(session.snapshot)):
             return await self._roll_back(session, reason)
         reference = None
@@ -187,48 +195,51 @@ class Transitions:
             try:
                 reference = await self.keep(session)
             except WakegateError as error:
-                # picod does not export it: an unusable sandbox counts as ended, and its last snapshot stands.
-                logger.warning("session %s: nothing newer than its last snapshot can be kept: %s", session.id, error)
+                # Its picod cannot export it. Raised, this would leave a session that can neither be used nor recovered.
+                logger.warning("session %s: falls back to its last snapshot: %s", session.id, error)
         if session.state is SessionState.HIBERNATING and reference:
             return await self.hibernated(session, reference, reason)
         lost = self._lost(session, reference, reason)
         return await self._put_and_delete_replaced(session, self._retained(session, lost))
 
     async def delete_kept(self, session: Session) -> None:
-        """Delete what is kept of a session whose record is terminated."""
+        """Delete the kept workspace of a session whose record is terminated."""
         if session.snapshot is not None:
             await self.delete_snapshot(session.snapshot)
 
     async def retain_abandoned(self) -> None:
-        """Set aside workspaces of ended sandboxes that no record names; called once all records are true."""
+        """Set aside workspaces of ended sandboxes that no record names; called after all records are corrected."""
         await self._keeper.retain_abandoned()
 
     async def delete_snapshot(self, reference: str) -> None:
-        """Delete what no record names. If that fails now it is an orphan, which the sweeper finds."""
+        """Delete a workspace that no record names. If that fails it is an orphan, which the sweeper deletes later."""
         try:
             await self._keeper.delete(reference)
         except WakegateError as error:
             logger.warning("snapshot %s could not be deleted: %s", reference, error)
 
     async def _roll_back(self, session: Session, reason: str) -> Session:
-        """It did not wake: hibernated again, as of the same moment as before, and kept no longer than before."""
+        """Undo a restore that failed: hibernated again, with the time and the retention of its workspace unchanged."""
         assert session.sandbox is not None
         assert session.snapshot is not None
         try:
             reference = await self._keeper.rollback(session.snapshot, session.sandbox.id, session.id)
         except Exception as error:
-            raise RollbackError(f"session {session.id} {reason}; to undo that failed as well: {error}") from error
+            raise RollbackError(f"session {session.id} {reason}; undoing that failed as well: {error}") from error
         return await self.hibernated(session, reference, reason, at=session.snapshot_at)
 
     async def _put_and_delete_replaced(self, before: Session, after: Session) -> Session:
-        """Write the record, then delete the snapshot that only the earlier record named: it has a durable successor."""
+        """Write the record, then delete the snapshot that only the earlier record named.
+
+        In the other order a crash between the two would leave a record that names a deleted snapshot.
+        """
         written = await self._records.put(after)
         if before.snapshot not in (None, written.snapshot):
             await self.delete_snapshot(before.snapshot)
         return written
 
     def _lost(self, session: Session, reference: str | None, reason: str) -> Session:
-        """Without a sandbox: what is left is what could be kept of it, else what was kept before."""
+        """The record of a session that lost its sandbox, with `reference` or else with its earlier snapshot."""
         at = self._clock.now() if reference else session.snapshot_at if session.snapshot else None
         left = reference or session.snapshot
         return replace(
@@ -242,9 +253,9 @@ class Transitions:
         )
 
     def _retained(self, before: Session, after: Session) -> Session:
-        """Without a sandbox: it uses up none of its maximum duration, and is kept for the retention from now on.
+        """Restart the deadline: without a sandbox, time counts towards the retention, not the maximum duration.
 
-        One that was waking has the end of its retention already: wakes that fail again and again do not put it off.
+        Not when it was waking: its retention runs already, and wakes that fail repeatedly must not extend it.
         """
         if before.state is SessionState.WAKING:
             return after
@@ -252,10 +263,10 @@ class Transitions:
         return replace(after, limit_at=end, expires_at=bounded(end, after.ends_at))
 
     def _owner_of(self, session: Session, reference: str | None) -> str:
-        """The owner of a session without a sandbox: none where it is a snapshot, or where nothing is left."""
+        """The owner of a session without a sandbox: none if it is a snapshot, or if nothing is left."""
         return "" if reference is None or is_snapshot(reference) else session.owner
 
 
 def bounded(end: float, asked: float | None) -> float:
-    """The earlier of two ends."""
+    """The earlier of a session's end and the end that its user asked for, if any."""
     return end if asked is None else min(end, asked)

@@ -47,7 +47,7 @@ async def test_session_that_is_used_after_a_pause_has_what_was_left_of_its_durat
     await step(world, made.session.id, 7 * 3600.0 - 1)
     assert (await world.record(made.session.id)).state is SessionState.ACTIVE
     await step(world, made.session.id, 2)
-    assert (await world.record(made.session.id)).reason == "its maximum duration is over"
+    assert (await world.record(made.session.id)).reason == "it reached its maximum duration"
 
 
 async def test_request_under_way_during_a_pause_is_not_cut_off_by_it(world: World) -> None:

@@ -121,7 +121,7 @@ async def test_notice_of_a_loss_outlives_a_failed_wake(world: World) -> None:
     world.provider.contents[made.sandbox.id] = "precious"
     world.provider.end(made.sandbox.id, "killed", keeps=True)
     with failing_restore(world), pytest.raises(SandboxStartError):
-        await world.opener.open(made.session.id, gone=made.sandbox.id)
+        await world.opener.open(made.session.id, unreachable=made.sandbox.id)
     told = (await world.record(made.session.id)).restored
     assert told is not None
     assert told != "none"
@@ -150,7 +150,7 @@ async def test_wake_that_cannot_be_undone_leaves_the_workspace_where_it_is(world
     with (
         store_refusing(world, SessionState.ACTIVE),
         mock.patch.object(world.provider, "rollback", rollback),
-        pytest.raises(SnapshotError, match="to undo that failed as well"),
+        pytest.raises(SnapshotError, match="undoing that failed as well"),
     ):
         await world.opener.open(session)
     assert (await world.record(session)).state is SessionState.WAKING

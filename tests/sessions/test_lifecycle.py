@@ -196,7 +196,7 @@ async def test_open_refuses_unknown_ended_and_expired_sessions(world: World) -> 
         await world.opener.open(ended)
     expired = (await world.lifecycle.create(KEY, ttl=10)).session.id
     world.clock.advance(10)
-    with pytest.raises(SessionNotFoundError, match="its maximum duration is over"):
+    with pytest.raises(SessionNotFoundError, match="it reached its maximum duration"):
         await world.opener.open(expired)
 
 
@@ -242,7 +242,7 @@ async def test_loss_that_nobody_was_told_of_outlives_hibernation(world: World) -
     world.restart()
     made = await world.lifecycle.create(KEY)
     lost_at = rfc3339(world.clock.now())
-    await world.opener.open(made.session.id, gone=made.sandbox.id)
+    await world.opener.open(made.session.id, unreachable=made.sandbox.id)
     await world.hibernator.hibernate(made.session.id)
     world.clock.advance(60)
     opened = await world.opener.open(made.session.id)
@@ -252,7 +252,7 @@ async def test_loss_that_nobody_was_told_of_outlives_hibernation(world: World) -
 async def test_end_of_an_earlier_sandbox_does_not_touch_its_successor(world: World) -> None:
     """An event that comes late, after the session was given another one, changes nothing."""
     made = await world.lifecycle.create(KEY)
-    fresh = await world.opener.open(made.session.id, gone=made.sandbox.id)
+    fresh = await world.opener.open(made.session.id, unreachable=made.sandbox.id)
     await world.recovery.sandbox_ended(SandboxEvent(made.sandbox.id, made.session.id, "late"))
     assert (await world.record(made.session.id)).sandbox == fresh.sandbox
     assert await world.sandboxes() == {fresh.sandbox.id}
@@ -261,10 +261,10 @@ async def test_end_of_an_earlier_sandbox_does_not_touch_its_successor(world: Wor
 async def test_sandbox_that_refuses_is_replaced_and_released(world: World) -> None:
     """`gone` names the one that nobody answers on; it ends, and what was kept of it is told by its time."""
     made = await world.lifecycle.create(KEY)
-    fresh = await world.opener.open(made.session.id, gone=made.sandbox.id)
+    fresh = await world.opener.open(made.session.id, unreachable=made.sandbox.id)
     assert fresh.restored == rfc3339(world.clock.now())
     assert await world.sandboxes() == {fresh.sandbox.id}
-    again = await world.opener.open(made.session.id, gone=made.sandbox.id)
+    again = await world.opener.open(made.session.id, unreachable=made.sandbox.id)
     assert (again.sandbox, again.start) == (fresh.sandbox, StartKind.LIVE)
 
 
@@ -288,7 +288,7 @@ async def test_replacing_a_sandbox_needs_no_room_for_two(world: World) -> None:
     """At the limit a session whose own sandbox is gone still gets its fresh one."""
     world.restart(max_sandboxes=1)
     made = await world.lifecycle.create(KEY)
-    fresh = await world.opener.open(made.session.id, gone=made.sandbox.id)
+    fresh = await world.opener.open(made.session.id, unreachable=made.sandbox.id)
     assert fresh.sandbox.id != made.sandbox.id
     assert len(world.bindings) == 1
 
@@ -349,7 +349,7 @@ async def test_expired_session_is_ended_even_when_busy(world: World) -> None:
     world.activity.of(made.session.id, world.clock.now()).in_flight = 1
     world.clock.advance(100)
     assert await world.sweeper.sweep() == 1
-    assert (await world.record(made.session.id)).reason == "its maximum duration is over"
+    assert (await world.record(made.session.id)).reason == "it reached its maximum duration"
 
 
 async def test_ended_record_is_kept_for_a_while_and_then_forgotten(world: World) -> None:
@@ -369,10 +369,10 @@ async def test_end_of_a_session_that_was_long_unused_can_be_seen(world: World) -
     made = await world.lifecycle.register(KEY)
     world.clock.advance(28800)
     assert await world.sweeper.sweep() == 1
-    assert (await world.record(made.id)).reason == "its maximum duration is over"
+    assert (await world.record(made.id)).reason == "it reached its maximum duration"
     world.clock.advance(99)
     await world.sweeper.sweep()
-    with pytest.raises(SessionNotFoundError, match=r"it ended \(its maximum duration is over\)"):
+    with pytest.raises(SessionNotFoundError, match=r"it ended \(it reached its maximum duration\)"):
         await world.opener.open(made.id)
     world.clock.advance(1)
     await world.sweeper.sweep()

@@ -11,7 +11,7 @@ import pytest
 from gateway.core.errors import ActivationTimeoutError, QueueFullError
 from gateway.core.model import SandboxId, SessionId
 from gateway.runtimes.catalog import StaticCatalog, default_runtime
-from gateway.sessions.admission import LONGEST_OWNER_WAIT_S
+from gateway.sessions.admission import MAX_OWNER_WAIT_S
 from gateway.sessions.build import Sessions, SessionSettings, make_sessions
 from gateway.store.memory import MemoryStore
 from gateway.testing import MemorylessExecutor, ScriptedProvider
@@ -46,7 +46,7 @@ class World:
         began = loop.time()
         try:
             async with self.heir.admission.held(None, session):
-                await self.heir.opener.open(session, gone=gone)
+                await self.heir.opener.open(session, unreachable=gone)
         except Exception as error:
             return error
         return loop.time() - began
@@ -133,4 +133,4 @@ async def test_takeover_beyond_its_longest_time_is_overload(world: World) -> Non
     refused = [each for each in answers if not isinstance(each, float)]
     assert 0 < len(refused) < SESSIONS
     assert {type(each) for each in refused} == {QueueFullError}
-    assert max(each for each in answers if isinstance(each, float)) <= LONGEST_OWNER_WAIT_S
+    assert max(each for each in answers if isinstance(each, float)) <= MAX_OWNER_WAIT_S

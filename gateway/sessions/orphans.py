@@ -1,10 +1,10 @@
-"""Sandboxes that no session's record names, and records that are missing.
+"""Releases sandboxes that no session's record names, and handles records that are missing.
 
-A sandbox whose session's record names another one, or says that the session ended, is a stray: what a dead gateway
-claimed, or what another gateway took over. It is released. A record that is missing proves nothing: Redis may have come
-back empty, evicted it, or be another database by mistake, and its session may be in use. So a gateway writes records
-that it remembers again (gateway/sessions/records.py), and where none does, the workspace is kept for as long as that of
-a sleeping session before its sandbox ends.
+A sandbox is an orphan when its session's record names another sandbox, or says that the session ended: a dead gateway
+claimed it, or another gateway took the session over. It is released. A missing record proves nothing: Redis may have
+come back empty, have evicted it, or be the wrong database, and the session may be in use. So a gateway writes records
+that it has in memory again (gateway/sessions/records.py). If none does within MISSING_GRACE_S, the workspace is kept
+for as long as that of a hibernated session, and then the sandbox ends.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from gateway.sessions.records import Records
 
 logger = logging.getLogger(__name__)
 
-MISSING_GRACE_S = 60.0  # for the gateway that remembers a missing record to write it again: it looks at each sweep
+# The gateway that has a missing record in memory checks for it at each sweep (5 s), so it gets about twelve tries.
+MISSING_GRACE_S = 60.0
 CONCURRENCY = 4
-RETRY_S = 300.0  # until a workspace that could not be kept is tried again
+RETRY_S = 300.0  # before keeping a workspace is tried again, after it failed
 
 
-class StrayCollector:
-    """Looks at all sandboxes again and again, and says which missing records may be written again."""
+class OrphanCollector:
+    """Compares all sandboxes with their records once per sweep, and decides which missing records to write again."""
 
     def __init__(
         self,
@@ -42,8 +43,8 @@ class StrayCollector:
         interval: float,
         retention: float,
     ) -> None:
-        """`interval`: seconds between looks. `retention`: seconds after which a workspace that cannot be kept is given
-        up with its sandbox. `me` as in gateway.sessions.membership.
+        """`interval`: seconds between passes. `retention`: seconds after which a sandbox is released although its
+        workspace cannot be kept. `me` as in gateway.sessions.membership.
         """
         self._records = records
         self._bindings = bindings
@@ -53,20 +54,20 @@ class StrayCollector:
         self._me = me
         self._interval = interval
         self._retention = retention
-        self._strays: set[SandboxId] = set()  # at the last look
-        self._missing: dict[SandboxId, float] = {}  # whose session has no record, and since when
-        self._not_before: dict[SandboxId, float] = {}  # whose workspace could not be kept
+        self._orphans: set[SandboxId] = set()  # found by the previous pass
+        self._missing: dict[SandboxId, float] = {}  # sandboxes whose session has no record, and since when
+        self._not_before: dict[SandboxId, float] = {}  # when to try again, for workspaces that could not be kept
         self._keeping = BoundedTasks(CONCURRENCY)
         records.rebuild_if(self._is_here)
 
     async def rebuild_missing(self) -> None:
-        """Write records of this gateway's live sessions again that the store has lost."""
+        """Write again the records of this gateway's live sessions that the store has lost."""
         for session_id in self._bindings.sessions:
             await self._read(session_id)
 
     async def collect(self) -> None:
-        """Release strays; keep and release sandboxes whose record has been missing for MISSING_GRACE_S."""
-        strays: set[SandboxId] = set()
+        """Release orphans; keep and release sandboxes whose record has been missing for MISSING_GRACE_S."""
+        orphans: set[SandboxId] = set()
         missing: dict[SandboxId, Sandbox] = {}
         for sandbox in await self._provider.list():
             if sandbox.session_id is None:
@@ -75,16 +76,16 @@ class StrayCollector:
             if session is None:
                 missing[sandbox.id] = sandbox
             elif session.sandbox is None or session.sandbox.id != sandbox.id or _ended(session):
-                strays.add(sandbox.id)
-        # Twice in a row: a claim comes a moment before the record that names its sandbox.
-        for sandbox_id in strays & self._strays:
-            logger.warning("sandbox %s belongs to no session; it is deleted", sandbox_id)
+                orphans.add(sandbox.id)
+        # Only what two passes in a row have found: a claim binds the sandbox a moment before its record is written.
+        for sandbox_id in orphans & self._orphans:
+            logger.warning("sandbox %s belongs to no session; deleting it", sandbox_id)
             await self._release(sandbox_id)
-        self._strays = strays - self._strays
+        self._orphans = orphans - self._orphans
         await self._keep_missing(missing)
 
     async def aclose(self) -> None:
-        """Cancel what is being kept."""
+        """Cancel copies of workspaces that are still running."""
         await self._keeping.aclose()
 
     async def _keep_missing(self, missing: dict[SandboxId, Sandbox]) -> None:
@@ -113,16 +114,16 @@ class StrayCollector:
                     return False
                 reference = None
             logger.error(
-                "session %s has no record in the session store, so its sandbox %s ends; its workspace is %s",
+                "session %s has no record in the session store; releasing its sandbox %s, workspace %s",
                 session_id,
                 sandbox_id,
-                f"kept as {reference}" if reference else "gone",
+                f"kept as {reference}" if reference else "lost",
             )
             await self._release(sandbox_id)
             return True
 
     async def _read(self, session_id: SessionId) -> Session | None:
-        """The record as it was a moment ago; a missing one is read past the cache, and rebuilt if it may be."""
+        """The cached record; when there is none, the store's, which is rebuilt if it is missing there as well."""
         session = await self._records.peek(session_id)
         return session if session is not None else await self._records.get(session_id)
 
@@ -133,9 +134,9 @@ class StrayCollector:
         await self._provider.release(sandbox_id)
 
     async def _is_here(self, remembered: Session) -> bool:
-        """Whether what a remembered record says still holds: its sandbox lives, or its workspace is parked here.
+        """Whether a record in memory still holds: its sandbox lives, or its workspace is parked here.
 
-        Without that it may be a session that another gateway ended, whose record was deleted in order.
+        Otherwise another gateway may have ended the session, and its record was deleted on purpose.
         """
         if remembered.expires_at <= self._clock.now():
             return False

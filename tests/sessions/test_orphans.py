@@ -11,7 +11,7 @@ from gateway.core.errors import SessionNotFoundError
 from gateway.core.model import HibernationMode, SandboxId, Session, SessionId, SessionState
 from gateway.runtimes.catalog import StaticCatalog, default_runtime
 from gateway.sessions.build import Sessions, SessionSettings, make_sessions
-from gateway.sessions.strays import MISSING_GRACE_S
+from gateway.sessions.orphans import MISSING_GRACE_S
 from gateway.store.memory import MemoryStore
 from gateway.testing import ManualClock, MemorylessExecutor, ScriptedProvider
 from tests.support.scripted import KEY
