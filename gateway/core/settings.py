@@ -265,8 +265,8 @@ class Settings:
 
     allowed_origins: str = _setting(
         "",
-        "origins of web pages that may use the gateway, comma-separated (its own pages and those of this machine are"
-        " always allowed)",
+        "origins of web pages that may use the gateway and read its answers (CORS), comma-separated (its own pages"
+        " always may; those of this machine may use it)",
         kind="text",
         metavar="URLS",
     )

@@ -76,8 +76,11 @@ class AccessPolicy:
         origin: bytes | None,
         fetch_site: bytes | None,
         headers: Iterable[tuple[bytes, bytes]],
-    ) -> None:
-        """Raise OriginError or HostError for a request that is refused. `host` None: there is none, as in HTTP/1.0."""
+    ) -> bytes | None:
+        """The origin of a page that may read the answer, None where no other site's page asks.
+
+        `host` None: there is none, as in HTTP/1.0. Raises OriginError or HostError for a request that is refused.
+        """
         if self._checks_hosts and host is not None and host not in self._known:
             self._check_host(host)
         if origin is not None:
@@ -85,6 +88,7 @@ class AccessPolicy:
                 raise OriginError(
                     f"pages of {_shown(origin)} may not use this gateway; --allowed-origins names those that may"
                 )
+            return self._reader(origin, host or b"")
         elif fetch_site is not None and fetch_site.lower() not in _OWN_FETCHES:
             # Links, forms with GET, images and scripts come without an Origin; their Referer has it, and no page can
             # put another site's there.
@@ -94,16 +98,26 @@ class AccessPolicy:
                     "a page of another site sent the browser here: type the address, or name the page's origin in"
                     " --allowed-origins"
                 )
+        return None
+
+    def reader_among(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+        """The origin of a page that may read why a request with such fields is refused."""
+        fields = {name: value for name, value in headers if name in (b"host", b"origin")}
+        return self._reader(fields[b"origin"], fields.get(b"host", b"")) if b"origin" in fields else None
 
     def allows_origin(self, origin: bytes, host: bytes) -> bool:
         """Whether pages of an origin may use the gateway: its own, this machine's, and those that are set."""
         if names_host(origin, host):
             return True
-        scheme, slashes, authority = origin.lower().partition(b"://")
-        if not slashes:
-            return False
-        if is_loopback(host_name(authority)):
-            return True
+        _, slashes, authority = origin.lower().partition(b"://")
+        return bool(slashes) and (is_loopback(host_name(authority)) or self._is_listed(origin))
+
+    def _reader(self, origin: bytes, host: bytes) -> bytes | None:
+        """An origin that may read: one that is set. Others of this machine may ask, as any program here may."""
+        return origin if self._is_listed(origin) and not names_host(origin, host) else None
+
+    def _is_listed(self, origin: bytes) -> bool:
+        scheme, _, authority = origin.lower().partition(b"://")
         return normalized_origin(scheme, authority) in self.origins
 
     def _check_host(self, host: bytes) -> None:

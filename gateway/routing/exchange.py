@@ -52,7 +52,7 @@ class Exchange:
     __slots__ = (
         "_cycle", "_early", "_limits", "_reason", "_receive", "_since", "_task", "_upload", "_watcher", "began",
         "began_exactly", "connected", "connection", "counted", "id_line", "passed_on", "record", "reservation", "route",
-        "sent", "session", "start", "started", "status", "waits_for",
+        "sends_only", "sent", "session", "start", "started", "status", "waits_for",
     )  # fmt: skip
 
     def __init__(
@@ -72,6 +72,7 @@ class Exchange:
             session = target.session_id.encode("ascii")
         self._receive = receive
         self._cycle = cycle
+        self.sends_only = incoming.reader is not None  # `send` adds to the answer, so no way around it
         self.passed_on = incoming.request.hops > 0  # by another gateway, whose client it is
         self._limits = limits
         self._reason: WakegateError | None = None
@@ -148,6 +149,7 @@ class Exchange:
         assert connection is not None
         if (
             self._cycle is not None
+            and not self.sends_only
             and connection.is_whole
             and self._cycle.respond(connection.status, headers, connection.whole_body())
         ):

@@ -6,7 +6,8 @@ Rejected: callbacks for all requests, as a body that is still coming, a full slo
 a state of their own here; the slow path (proxy.py) has those as plain awaits. So the fast path serves what needs no
 wait but the one for the answer, and hands everything else on, with what it found out, at one of two points:
 
-    before anything is sent   no live route, no free slot, no idle connection, another gateway's session, an error
+    before anything is sent   no live route, no free slot, no idle connection, another gateway's session, an error,
+                              a page of another site that may read the answer
     after the request is sent the answer lasts over WATCH_AFTER_S, is not whole at once, is cut off, or is one to HEAD
 """
 
@@ -45,7 +46,7 @@ class FastPath:
         scope, record = cycle.scope, cycle.record
         incoming = Incoming(scope, record, now, self._access)
         target = incoming.target
-        if type(target) is not Target:
+        if type(target) is not Target or incoming.reader is not None:
             return incoming
         route = incoming.live_route(self._activator, self._clock.now())
         if route is None or route.peer:

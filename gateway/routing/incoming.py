@@ -10,6 +10,7 @@ from gateway.observability.request_record import Record
 from gateway.routing.access import AccessPolicy
 from gateway.routing.activator import Activator
 from gateway.routing.connection import UpstreamConnection
+from gateway.routing.cors import is_preflight
 from gateway.routing.forwarded import Forwarded
 from gateway.routing.headers import Request, identify, read_request
 from gateway.routing.request_ids import id_in, id_line
@@ -42,14 +43,15 @@ class Incoming:
     """A request as it was read. The fast path makes one and, where it cannot serve the request, hands it on.
 
     `target`: where it goes, or BadRequestError when it cannot be read (`request` is then empty) or is refused.
+    `reader`: the origin of another site's page that may read the answer, which then takes the slow path.
     `is_control`: a control surface answers it, also where it is refused.
     `route`: a live session's, with one of its slots taken; `refusal`: why the live session is not for this request.
     `connection`: set once the request has been sent on it.
     """
 
     __slots__ = (
-        "_looked_up", "began", "began_exactly", "connection", "id_line", "is_control", "refusal", "request", "route",
-        "target",
+        "_looked_up", "began", "began_exactly", "connection", "id_line", "is_control", "reader", "refusal", "request",
+        "route", "target",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, record: Record | None, now: float, access: AccessPolicy) -> None:
@@ -62,6 +64,7 @@ class Incoming:
         self.id_line = b""
         self.target: Target | NotProxied | BadRequestError
         self._looked_up = False
+        self.reader: bytes | None = None
         self.is_control = False
         request: Request | None = None
         try:
@@ -74,11 +77,14 @@ class Incoming:
                 raise BadRequestError("an HTTP/1.1 request has a Host header (RFC 9112 3.2); send one")
             self.target = parse(raw_path(scope), request.session, request.runtime)
             self.is_control = self.target is NotProxied.CONTROL
-            access.check(request.host, request.origin, request.fetch_site, scope["headers"])
+            self.reader = access.check(request.host, request.origin, request.fetch_site, scope["headers"])
+            if self.reader is not None and is_preflight(scope.get("method", ""), scope["headers"]):
+                self.target, self.is_control = NotProxied.PREFLIGHT, False
             if request.hops and type(self.target) is Target:
                 self.target = replace(self.target, passed_on=True)
         except BadRequestError as error:
             self.target = error
+            self.reader = access.reader_among(scope["headers"])
             request = request or Request()
             self.id_line = self.id_line or id_line(None)
         self.request = request

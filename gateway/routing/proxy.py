@@ -20,6 +20,7 @@ from gateway.observability.counters import Counters
 from gateway.observability.request_record import Observer
 from gateway.routing.access import AccessPolicy
 from gateway.routing.activator import Activator
+from gateway.routing.cors import answer_preflight, readable
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.exchange import ClientGoneError, Exchange, TimeLimits
 from gateway.routing.headers import read_peer_response
@@ -98,6 +99,12 @@ class Proxy:
             record = None if cycle is None else cycle.record
             incoming = Incoming(scope, record, asyncio.get_running_loop().time(), self.access)
         target = incoming.target
+        if incoming.reader is not None:
+            if target is NotProxied.PREFLIGHT:
+                self._counters.unrouted.answer(None, 204, 0.0)
+                await answer_preflight(send, incoming.reader, scope["headers"], incoming.id_line)
+                return
+            send = readable(send, incoming.reader)
         if isinstance(target, BadRequestError):
             self._counters.errors[target.code] += 1
             if incoming.is_control:

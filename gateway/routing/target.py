@@ -45,6 +45,7 @@ class NotProxied(Enum):
 
     CONTROL = "control"  # a control surface's path
     NO_ROUTE = "no route"  # below the data plane's prefix, but not of its form
+    PREFLIGHT = "preflight"  # a browser's question ahead of a page's request (cors.py)
     ADD_SLASH = "add slash"  # .../invocations or .../ports/8000 without the slash that relative paths need
 
 

@@ -64,7 +64,7 @@ class ToolServer:
         self.manager = StreamableHTTPSessionManager(self._server, stateless=True, max_request_body_size=MAX_BODY_BYTES)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one HTTP request whose Origin, session and version endpoint.py has checked."""
+        """Answer one HTTP request whose session and version endpoint.py has checked."""
         await self.manager.handle_request(scope, receive, send)
 
     def cancel(self, session_id: SessionId | None, params: Any) -> None:
