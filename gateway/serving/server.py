@@ -1,4 +1,7 @@
-"""Serving a gateway: uvicorn around its listening sockets, signals and drain."""
+"""Serves a gateway with uvicorn: listening sockets, signals, and the order of a shutdown.
+
+SIGTERM: announce the shutdown (readiness fails), keep accepting requests for shutdown_delay, drain, end.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,11 @@ from gateway.routing.protocol import GatewayProtocol, ServerContext
 from gateway.routing.websocket import MAX_MESSAGE_BYTES
 from gateway.serving.sockets import BACKLOG, listen, refuse_new, url_of
 
-_LAST_ARRIVALS_S = 0.1  # for handshakes under way, and for this loop to accept them
+_LAST_ARRIVALS_S = 0.1  # for handshakes in progress to finish, and for this loop to accept them
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, whose SIGTERM means drain and then a normal end (uvicorn's own ends by the signal again)."""
+    """uvicorn's server with a drain on SIGTERM and exit status 0 after it; uvicorn re-raises the signal instead."""
 
     def __init__(self, config: uvicorn.Config, gateway: Gateway, context: ServerContext) -> None:
         super().__init__(config)
@@ -44,7 +47,7 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening, end connections. Where notice was given, what is connected already is taken in first."""
+        """Stop listening and close connections. After an announced shutdown, first accept the backlog."""
         if self._context.leaving:
             for listener in sockets or ():
                 refuse_new(listener)
@@ -52,12 +55,12 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _on_signal(self, number: int) -> None:
-        """SIGTERM: give notice first, and end after shutdown_delay. Ctrl-C, or the signal once more: end now.
+        """SIGTERM: announce the shutdown, end after shutdown_delay. Ctrl-C or a second signal: end now.
 
-        Where gateways share a store, Ctrl-C gives the others their notice too.
+        Where gateways share a store, Ctrl-C also waits until the others have seen the announcement.
 
-        Ending at once would cut requests that are on their way: those in a kept connection's buffers, and those of
-        connections that the kernel has taken and we have not.
+        Ending at once would lose requests in transit: those in the buffers of kept-alive connections, and those of
+        connections that the kernel has completed and this process has not accepted.
         """
         delay = self._gateway.settings.shutdown_delay if number == signal.SIGTERM else 0.0
         delay = max(delay, self._gateway.notice_s)
@@ -74,7 +77,7 @@ class _Server(uvicorn.Server):
 
 
 def make_server(gateway: Gateway) -> uvicorn.Server:
-    """A uvicorn server for the gateway."""
+    """A uvicorn server with the gateway's own HTTP protocol (routing/protocol.py). It does not listen yet."""
     settings = gateway.settings
     fast_path = FastPath(gateway.activator, gateway.proxy.ticker, gateway.clock, gateway.proxy.access)
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -84,13 +87,13 @@ def make_server(gateway: Gateway) -> uvicorn.Server:
         gateway.proxy,
         http=functools.partial(GatewayProtocol, context),  # type: ignore[arg-type]  # uvicorn only calls it
         ws="websockets-sansio",
-        ws_ping_interval=None,
+        ws_ping_interval=None,  # pings are end to end: the sandbox's server sends its own
         ws_max_size=MAX_MESSAGE_BYTES,
         loop="uvloop",
         lifespan="off",
         log_config=None,
-        access_log=False,  # gateway/observability/logs.py writes ours
-        proxy_headers=False,  # X-Forwarded-* of a client is data to pass on, not to believe
+        access_log=False,  # gateway/observability/logs.py writes it
+        proxy_headers=False,  # routing/access.py decides which peers' X-Forwarded-* count
         server_header=False,
         backlog=BACKLOG,
         timeout_keep_alive=int(settings.keep_alive_timeout),
@@ -100,11 +103,11 @@ def make_server(gateway: Gateway) -> uvicorn.Server:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc's allocator keep what large pieces of bodies free, up to 64 MB, in place of giving it back each time.
+    """Have glibc's allocator keep up to 64 MB of freed memory instead of returning it to the kernel.
 
-    Each piece of a large body is a fresh 256 KB. By default the allocator hands such memory back to the kernel and
-    faults it in again, page by page: some 20,000 faults per GB of download, and about a hundred with this
-    (loadtest/bulk.py prints them). Elsewhere than on glibc this does nothing.
+    Each chunk of a large body is a fresh 256 KB. By default the allocator returns such memory with munmap and faults
+    it in again page by page: some 20,000 page faults per GB of download, against about a hundred with this
+    (loadtest/bulk.py prints them). Does nothing without glibc.
     """
     mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of mallopt(3)
     with contextlib.suppress(OSError, AttributeError):
@@ -117,11 +120,11 @@ def keep_freed_memory() -> None:
 async def serving(
     gateway: Gateway, sockets: Sequence[socket.socket] = ()
 ) -> AsyncIterator[tuple[str, asyncio.Task[None]]]:
-    """Run the gateway's parts and serve it in the running loop.
+    """Start the gateway's parts and serve it in the running loop.
 
-    Yields the base URL, once requests are answered, and the task that ends when the server does (on SIGTERM, after the
-    drain). Leaving the block drains and ends everything. Raises SettingsError for the address, WakegateError for parts.
-    `sockets`: bound ones to listen on, once all is ready, in place of the settings' address; the URL is the first's.
+    Yields, once requests are answered, the base URL and the task that ends with the server (on SIGTERM, after the
+    drain). Leaving the block drains and stops everything. `sockets`: bound sockets to listen on instead of the
+    settings' address; the URL is that of the first. Raises SettingsError for the address, WakegateError for parts.
     """
     settings = gateway.settings
     sockets = sockets or [listen(settings.host, settings.port)]
@@ -131,8 +134,9 @@ async def serving(
         server = make_server(gateway)
         task = asyncio.create_task(server.serve(sockets=list(sockets)))
         while not server.started and not task.done():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)  # uvicorn tells of its start by this flag only
-        # What lives now lives on: the collector need not look at it again and again, nor so often.
+            await asyncio.sleep(0.005)  # uvicorn has no event for its start, only this flag
+        # What is allocated by now lives as long as the process: exclude it from garbage collections, and have them run
+        # every 20,000 allocations instead of every 700.
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
         try:

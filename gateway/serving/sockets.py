@@ -1,4 +1,4 @@
-"""The sockets that a gateway is reached through: bound here, served by server.py, shared by supervisor.py."""
+"""Listening sockets: bound here, served by server.py, shared between workers by supervisor.py."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from contextlib import suppress
 
 from gateway.core.errors import SettingsError
 
-BACKLOG = 4096
-# A client that vanished without a word (no FIN, no RST) is noticed after 60 + 4 x 15 s, not after the two hours of the
-# kernel's defaults: its request or WebSocket would keep a session awake meanwhile.
+BACKLOG = 4096  # connections; the kernel caps it at net.core.somaxconn
+# A client that disappears without FIN or RST (power loss, a dropped NAT entry) is detected after 60 + 4 x 15 s instead
+# of the kernel's default of over two hours, in which its request or WebSocket would keep a session active.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 60, 15, 4
-_SO_ATTACH_FILTER = 26  # Linux's; the socket module has no name for it
-# (code, jump if true, if false, constant) of classic BPF on a TCP segment: no byte of one that has SYN set, else all.
+_SO_ATTACH_FILTER = 26  # from Linux's asm-generic/socket.h; Python's socket module does not define it
+# Classic BPF as (code, jump if true, jump if false, constant), run on each TCP segment: load byte 13 (the flags), test
+# 0x02 (SYN), drop the segment if it is set, else accept all of it.
 _NO_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens, for one process alone. Raises SettingsError that names the address."""
+    """A listening socket that no other process shares. Raises SettingsError that names the address."""
     listener = bind(host, port)
     listener.listen(BACKLOG)
     return listener
 
 
 def reserve(host: str, port: int) -> socket.socket:
-    """Keep a port (0: a free one) for processes that share it: bound, never listening, so no connection comes to it.
+    """Reserve a port (0: a free one) for workers: the socket is bound but never listens, so it gets no connections.
 
-    Raises SettingsError when somebody listens there already, also when that one would share.
+    Raises SettingsError if another process uses the port, even one that shares it: SO_REUSEPORT alone would let two
+    gateways of one user split each other's connections unnoticed. So the port is first bound without it.
     """
     with bind(host, port) as alone:
         port = alone.getsockname()[1]
@@ -40,8 +42,8 @@ def reserve(host: str, port: int) -> socket.socket:
 def bind(host: str, port: int, *, shared: bool = False, flag: str = "--port") -> socket.socket:
     """A bound socket that does not listen yet. Raises SettingsError that names the address and the flag to change it.
 
-    `shared`: with SO_REUSEPORT. The kernel spreads new connections over all sockets of that port that listen, so a
-    process that is not ready must not listen.
+    `shared` sets SO_REUSEPORT: the kernel spreads new connections over all listening sockets of the port, so a worker
+    must not listen before it is ready.
     """
     bound = None
     try:
@@ -54,7 +56,7 @@ def bind(host: str, port: int, *, shared: bool = False, flag: str = "--port") ->
         if bound.family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         bound.bind((host, port))
-    except (OSError, UnicodeError) as error:  # UnicodeError: a host name that no resolver would take
+    except (OSError, UnicodeError) as error:  # UnicodeError: a host name that IDNA cannot encode
         if bound is not None:
             bound.close()
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno and error.errno > 0 else error
@@ -63,7 +65,7 @@ def bind(host: str, port: int, *, shared: bool = False, flag: str = "--port") ->
 
 
 def _keep_alive(listener: socket.socket) -> None:
-    """TCP keepalive for the connections that a listener accepts: on Linux they inherit these options (tcp(7))."""
+    """Enable TCP keepalive on the listener; on Linux, accepted connections inherit these options (tcp(7))."""
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if sys.platform == "linux":
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
@@ -72,23 +74,23 @@ def _keep_alive(listener: socket.socket) -> None:
 
 
 def refuse_new(listener: socket.socket) -> None:
-    """Let nobody begin to connect any more; who has begun gets through, and is still to be accepted.
+    """Drop new SYN segments, while handshakes in progress complete and can still be accepted. Linux only.
 
-    A socket that just stops listening resets what the kernel has connected and nobody has accepted yet, and that may
-    be requests on their way. With this, and a moment of accepting after it, there are none: who comes now is not
-    answered, tries again a second later, and is refused or answered by whoever has the port then. Elsewhere than on
-    Linux this does nothing. Source: Linux's Documentation/networking/filter.rst.
+    Closing a listening socket resets the connections that the kernel has completed and the process has not accepted,
+    and they may carry requests. After this call and a moment of accepting there are none. A client that connects in
+    between gets no answer and retransmits its SYN after a second; by then the port is closed, or another process has
+    it. Source: Linux's Documentation/networking/filter.rst.
     """
     if sys.platform != "linux":
         return
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in _NO_SYN))
-    with suppress(OSError):  # a kernel without filters
+    with suppress(OSError):  # a kernel built without socket filters
         listener.setsockopt(
             socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(_NO_SYN), ctypes.addressof(code))
         )
 
 
 def url_of(listener: socket.socket) -> str:
-    """The base URL of a listening socket."""
+    """The base URL of a listening socket, with its actual port where 0 was asked for."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,9 +1,9 @@
-"""Several equal gateway processes on one port (`--workers N`), and the small process that keeps them running.
+"""Several gateway processes on one port (`--workers N`), and the supervisor that keeps them running.
 
-The supervisor serves nothing. It keeps the port, starts each worker as the process that it is itself with two more
-flags, ends all in order, and starts again what dies. Workers share the port by SO_REUSEPORT: the kernel gives each new
-connection to one of those that listen. They know nothing of each other but the store, as replicas on machines of their
-own do; so this is for engines whose sandboxes every process reaches.
+The supervisor serves no requests. It reserves the port, starts each worker with its own command line plus two flags,
+restarts workers that die and stops all of them in order. Workers share the port with SO_REUSEPORT: the kernel gives
+each new connection to one of the listening processes. Like replicas on separate machines, workers share nothing but the
+store, so they need an engine whose sandboxes every process can reach.
 """
 
 from __future__ import annotations
@@ -26,39 +26,40 @@ from gateway.serving.sockets import bind, reserve
 
 logger = logging.getLogger(__name__)
 
-MOST = 64
-READY = b"\0"  # ends the banner of a worker, which is how the supervisor knows that it answers
-_SHORTEST_S, _LONGEST_S, _STEADY_S = 1.0, 30.0, 60.0
-_AFTER_DRAIN_S = 30.0  # for what a worker does once its last request is answered
-_LARGEST_BANNER = 1 << 20
+MAX_WORKERS = 64
+READY = b"\0"  # ends a worker's banner on stdout, and tells the supervisor that the worker answers
+_MIN_RESTART_DELAY_S, _MAX_RESTART_DELAY_S = 1.0, 30.0
+_STABLE_AFTER_S = 60.0  # a worker that ran this long starts again after the shortest delay
+_AFTER_DRAIN_S = 30.0  # for what a worker does after its last request: hibernate sessions, flush, leave
+_MAX_BANNER_BYTES = 1 << 20
 
 
 def check(settings: Settings) -> None:
-    """Raises SettingsError with all reasons for which these settings cannot be served by several workers."""
+    """Raise SettingsError with every reason why these settings do not work with several workers."""
     problems = []
     flag = f"--workers {settings.workers}"
-    if settings.workers > MOST:
-        problems.append(f"{flag}: at most {MOST}; beyond that run further gateways over the same store")
+    if settings.workers > MAX_WORKERS:
+        problems.append(f"{flag}: at most {MAX_WORKERS}; beyond that run further gateways on the same store")
     if settings.engine == "local":
         problems.append(
-            f"{flag}: local sandboxes are reached by one process only, so each worker would fill a pool of its own and "
-            "pass most requests on to another. Leave --workers out, or use --engine kubernetes"
+            f"{flag}: a local sandbox can be reached by one process only, so each worker would fill its own pool and "
+            "forward most requests to another worker. Leave --workers out, or use --engine kubernetes"
         )
     if settings.store.partition(":")[0] in ("", "sqlite"):
-        problems.append(f"{flag}: needs a store that all workers share; name one, as in --store redis://HOST/0")
+        problems.append(f"{flag}: needs a store that all workers share, such as --store redis://HOST/0")
     if settings.worker_port:
         last = settings.worker_port + settings.workers - 1
         if last > 65535 or settings.worker_port <= settings.port <= last:
             problems.append(
-                f"--worker-port {settings.worker_port}: the workers' own ports would be {settings.worker_port} to "
-                f"{last}; choose ports up to 65535, without --port {settings.port} among them"
+                f"--worker-port {settings.worker_port}: the workers' extra ports would be {settings.worker_port} to "
+                f"{last}; choose a range that ends at 65535 or below and does not contain --port {settings.port}"
             )
     if problems:
         raise SettingsError(problems)
 
 
 def settings_of(settings: Settings, number: int) -> Settings:
-    """What worker `number` (from 1) runs with: a state folder of its own, snapshots where all have them."""
+    """The settings of worker `number` (from 1): a separate state folder, and the shared place for snapshots."""
     return replace(
         settings,
         state_dir=settings.state_dir / f"worker-{number}",
@@ -67,7 +68,7 @@ def settings_of(settings: Settings, number: int) -> Settings:
 
 
 def sockets_of(settings: Settings, number: int) -> list[socket.socket]:
-    """Where worker `number` is to listen once it is ready: the shared port, and its own where asked for.
+    """The sockets of worker `number`, bound but not listening: the shared port, and its extra port if there is one.
 
     Raises SettingsError that names the address.
     """
@@ -78,17 +79,19 @@ def sockets_of(settings: Settings, number: int) -> list[socket.socket]:
 
 
 def end_with_supervisor(drain_timeout: float) -> None:
-    """See to it, in a worker, that it does not outlive its supervisor, however that one ends.
+    """Called in a worker: make sure that it does not outlive its supervisor, even one killed by SIGKILL.
 
-    Its standard input is a pipe that nobody writes to. When the other end is gone it drains, as on SIGTERM; then it
-    ends, whatever state its event loop is in. A thread, so that this holds when the loop does not turn.
+    The worker's standard input is a pipe that the supervisor holds and never writes to, so a read returns when the
+    supervisor is dead. The worker then drains as on SIGTERM and exits after the drain timeout in any case. The read is
+    in a thread, so that this works while the event loop is blocked. PR_SET_PDEATHSIG would not do: it is sent when the
+    parent's thread ends, not its process, and a worker that calls prctl too late misses it.
     """
 
     def watch() -> None:
         try:
             os.read(0, 1)
         except OSError:
-            pass  # as good as its end
+            pass  # a closed stdin counts as the supervisor's end
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(drain_timeout + _AFTER_DRAIN_S)
         os._exit(1)
@@ -99,15 +102,15 @@ def end_with_supervisor(drain_timeout: float) -> None:
 def pause_before_restart(last_pause: float, lived: float) -> float:
     """Seconds until a worker that ended is started again. `lived`: how long it ran, in seconds.
 
-    1, 2, 4 ... 30 while it dies young; 1 again once one has lived for a minute.
+    1, 2, 4 ... 30 while it dies within a minute; 1 again after it ran for longer.
     """
-    if not last_pause or lived >= _STEADY_S:
-        return _SHORTEST_S
-    return min(2 * last_pause, _LONGEST_S)
+    if not last_pause or lived >= _STABLE_AFTER_S:
+        return _MIN_RESTART_DELAY_S
+    return min(2 * last_pause, _MAX_RESTART_DELAY_S)
 
 
 async def supervise(settings: Settings, program: Sequence[str]) -> int:
-    """Run the workers until SIGTERM or SIGINT; returns the exit status. `program`: the command of this process.
+    """Run the workers until SIGTERM or SIGINT; returns the exit status. `program`: this process's command line.
 
     Raises SettingsError for the port and the state folder.
     """
@@ -118,7 +121,7 @@ async def supervise(settings: Settings, program: Sequence[str]) -> int:
 
 
 class Supervisor:
-    """The workers by number. `grace`: seconds that they may take to end once they were told to."""
+    """Starts, watches and stops the workers. `grace`: seconds from SIGTERM until a worker is killed."""
 
     def __init__(self, command: Sequence[str], count: int, grace: float) -> None:
         self._command = command
@@ -129,7 +132,7 @@ class Supervisor:
         self._failed = 0  # the status of a worker that ended before all were ready
 
     async def run(self) -> int:
-        """Start all, say so, keep them running, end them in order."""
+        """Start all workers, print the banner once they answer, restart those that die, stop all on a signal."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
@@ -137,21 +140,21 @@ class Supervisor:
             group.create_task(self._serve())
             await self._ending.wait()
             await self._wait_for_all()
-        # By SIGTERM end those that were still starting.
+        # A worker that was still starting has no SIGTERM handler yet, so it ends with -SIGTERM.
         in_order = all(process.returncode in (0, -signal.SIGTERM) for process in self._processes.values())
         return self._failed or int(not in_order)
 
     async def _serve(self) -> None:
-        # The first alone: what is wrong with the settings it says for all, and once.
+        # The first worker starts alone: a problem with the settings is then reported once, not N times.
         banner = await self._first_start(1)
         if not self._ending.is_set():
             await asyncio.gather(*(self._first_start(number) for number in self._numbers[1:]))
         if not self._ending.is_set():
-            print(banner, flush=True)  # noqa: T201  # the command line's, said by the first worker
+            print(banner, flush=True)  # noqa: T201  # the first worker's, whose URL is that of all
             await asyncio.gather(*(self._keep(number) for number in self._numbers))
 
     def _on_signal(self, number: int) -> None:
-        # A worker that is still starting ends by SIGTERM without a word, and by SIGINT with a traceback.
+        # A worker that is still starting ends silently on SIGTERM, but with a traceback on SIGINT.
         self._end(number if self._ending.is_set() else signal.SIGTERM)
 
     def _end(self, number: int = signal.SIGTERM) -> None:
@@ -162,7 +165,7 @@ class Supervisor:
     async def _first_start(self, number: int) -> str:
         """Start a worker for the first time and wait until it answers; returns its banner.
 
-        One that ends before ends all: it has said why, and trying again would hide it.
+        If it ends before that, all workers are stopped: it has logged the reason, which restarts would bury.
         """
         process = await self._start(number)
         banner = await _banner(process)
@@ -176,7 +179,7 @@ class Supervisor:
         return banner or ""
 
     async def _keep(self, number: int) -> None:
-        """Start a worker again whenever it ends, until all are to end."""
+        """Restart a worker whenever it ends, until the supervisor is stopped."""
         loop = asyncio.get_running_loop()
         pause = 0.0
         began = loop.time()
@@ -203,21 +206,21 @@ class Supervisor:
                 logger.warning("worker %d (pid %d) answers again", number, process.pid)
 
     async def _start(self, number: int) -> Process:
-        # A session of its own: Ctrl-C in a terminal reaches the supervisor, which tells each worker once.
+        # A new session: Ctrl-C in a terminal then reaches the supervisor only, which signals each worker once.
         process = self._processes[number] = await asyncio.create_subprocess_exec(
             *self._command,
             *("--as-worker", str(number)),
             stdin=PIPE,
             stdout=PIPE,
             start_new_session=True,
-            limit=_LARGEST_BANNER,
+            limit=_MAX_BANNER_BYTES,
         )
         if self._ending.is_set():
-            _signal(process, signal.SIGTERM)  # the order came while it was being started
+            _signal(process, signal.SIGTERM)  # the supervisor was stopped while this worker was being started
         return process
 
     async def _wait_for_all(self) -> None:
-        """Until all have ended, by force when the grace is over."""
+        """Wait until all workers have ended; kill those that are left after the grace period."""
         processes = list(self._processes.values())
         try:
             async with asyncio.timeout(self._grace):
@@ -232,12 +235,12 @@ class Supervisor:
 
 def _signal(process: Process, number: int) -> None:
     if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):  # it ended a moment ago
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
             process.send_signal(number)
 
 
 async def _banner(process: Process) -> str | None:
-    """What a worker says once it answers; None when it ended before."""
+    """A worker's banner, read up to READY; None if the worker ended before it answered."""
     assert process.stdout is not None
     try:
         return (await process.stdout.readuntil(READY)).removesuffix(READY).decode()
