@@ -25,9 +25,9 @@ FORMATS = {
 }
 """Each format, which is also the extension, and its content type."""
 
-_PIECE = 256 << 10
+_PIECE_BYTES = 256 << 10
 _LEVEL_GZIP, _LEVEL_ZSTD = 4, 1
-_MAX_WINDOW = 8 << 20  # bytes of memory a zstd archive may make us take; `zstd -19` needs that much
+_MAX_WINDOW_BYTES = 8 << 20  # bytes of memory a zstd archive may make us take; `zstd -19` needs that much
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"  # how they begin
 
 Read = Callable[[int], bytes | memoryview]
@@ -43,7 +43,7 @@ def write_archive(root_fd: int, form: str) -> Generator[bytes, None, None]:
     out = bytearray()
     for piece in pack(root_fd):
         out += compress(piece)
-        if len(out) >= _PIECE:
+        if len(out) >= _PIECE_BYTES:
             yield bytes(out)
             out.clear()
     yield bytes(out) + finish()
@@ -76,11 +76,11 @@ def read_tar(first: bytes, read: Read) -> ReadInto:
     if first.startswith(_ZSTD):
         import zstandard
 
-        stream = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(
+        stream = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES).stream_reader(
             cast("IO[bytes]", _Reading(whole)), read_across_frames=True
         )
         return stream.readinto
-    return reader(iter(lambda: bytes(whole(_PIECE)), b""))
+    return reader(iter(lambda: bytes(whole(_PIECE_BYTES)), b""))
 
 
 class _Readable(Protocol):
@@ -100,15 +100,15 @@ class _Reading(_Readable):
 def _gunzip(read: Read) -> Iterator[bytes]:
     """Member after member, never much at a time, however well it is packed. Raises TarballError when it is cut off."""
     stream = zlib.decompressobj(wbits=31)
-    data = bytes(read(_PIECE))
+    data = bytes(read(_PIECE_BYTES))
     while data:
-        yield stream.decompress(data, _PIECE)
+        yield stream.decompress(data, _PIECE_BYTES)
         data = stream.unused_data if stream.eof else stream.unconsumed_tail
         if stream.eof:
-            data = data or bytes(read(_PIECE))
+            data = data or bytes(read(_PIECE_BYTES))
             if not data.startswith(_GZIP[:1]):
                 return  # the end, or the zeros that fill a tape's block
             stream = zlib.decompressobj(wbits=31)
-        data = data or bytes(read(_PIECE))
+        data = data or bytes(read(_PIECE_BYTES))
     if not stream.eof:
         raise TarballError("it ends too early")

@@ -27,8 +27,8 @@ from picod.archive.tar_members import (
 )
 from picod.filesystem.safe_walk import READ, SafeWalk, open_file
 
-_PIECE = 256 << 10
-_MAX_XATTRS = 1 << 20  # bytes of attributes of one file; ext4 has room for 4 KiB, XFS for 64 KiB each
+_PIECE_BYTES = 256 << 10
+_MAX_XATTR_BYTES = 1 << 20  # bytes of attributes of one file; ext4 has room for 4 KiB, XFS for 64 KiB each
 _MAX_REGIONS = 100_000  # in one sparse file; what follows goes as it is, holes written out
 UPLOAD = re.compile(rb"\.wakegate-[0-9a-f]{16}\.part")  # uploads.Staged
 
@@ -70,7 +70,7 @@ def pack(root_fd: int, *, plain: bool = False) -> Iterator[bytearray]:
                     out += _special(walk.fd, name, path, status, seen)
             except FileNotFoundError:
                 continue  # deleted since its directory was read
-            if len(out) >= _PIECE:
+            if len(out) >= _PIECE_BYTES:
                 yield out
                 out.clear()
     yield out + END
@@ -124,7 +124,7 @@ def _file(dir_fd: int, name: bytes, path: bytes, seen: _Seen, out: bytearray) ->
         member.xattrs = _xattrs(fd)
         if status.st_size > status.st_blocks * 512 and seen is not None:
             yield from _sparse(fd, status.st_size, member, out)
-        elif status.st_size <= _PIECE:
+        elif status.st_size <= _PIECE_BYTES:
             data = os.read(fd, status.st_size + 1)  # one read: size and data in the archive agree
             member.size = len(data)
             out += encode(member)
@@ -172,13 +172,13 @@ def _regions(fd: int, size: int) -> Iterator[tuple[int, int]]:
 
 def _region(fd: int, offset: int, length: int, path: bytes, out: bytearray) -> Iterator[bytearray]:
     while length:
-        data = os.pread(fd, min(_PIECE, length), offset)
+        data = os.pread(fd, min(_PIECE_BYTES, length), offset)
         if not data:
             raise _changed(path)
         out += data
         offset += len(data)
         length -= len(data)
-        if len(out) >= _PIECE:
+        if len(out) >= _PIECE_BYTES:
             yield out
             out.clear()
 
@@ -191,7 +191,7 @@ def _xattrs(fd: int) -> dict[bytes, bytes]:
         if error.errno in (errno.ENOTSUP, errno.ENODATA, errno.EPERM):
             return {}
         raise
-    if sum(map(len, found.values())) > _MAX_XATTRS:
+    if sum(map(len, found.values())) > _MAX_XATTR_BYTES:
         raise OSError(errno.E2BIG, "a file has more than 1 MiB of extended attributes")
     return found
 

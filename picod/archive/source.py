@@ -9,7 +9,7 @@ from picod.archive.tar_members import TarballError
 ReadInto = Callable[[memoryview], int]
 """Fills a buffer as far as it can and returns how many bytes that were; 0 is the end."""
 
-_PIECE = 256 << 10
+_PIECE_BYTES = 256 << 10
 
 
 class TooLargeArchiveError(TarballError):
@@ -21,7 +21,7 @@ class Source:
 
     def __init__(self, read_into: ReadInto) -> None:
         self._read_into = read_into
-        self._buffer = memoryview(bytearray(_PIECE))
+        self._buffer = memoryview(bytearray(_PIECE_BYTES))
         self._start = self._end = 0
 
     def some(self, most: int) -> memoryview:

@@ -22,9 +22,9 @@ KINDS = {FILE, HARD_LINK, SYMLINK, DIRECTORY, FIFO}
 EXTENDED, GLOBAL = b"x", b"g"
 LONG_NAME, LONG_LINK = b"L", b"K"  # GNU's own way to say what has over 100 bytes; read, never written
 
-_SECOND = 1_000_000_000
+_NS_PER_S = 1_000_000_000
 _MAX_OCTAL = 8**11  # what eleven octal digits cannot say
-_MAX_TIME = 10**15 - 1  # seconds, either side of 1970
+_MAX_TIME_S = 10**15 - 1  # seconds, either side of 1970
 _XATTR = b"SCHILY.xattr."
 
 
@@ -76,7 +76,7 @@ def encode(member: Member) -> bytes:
         records.append(_record(b"path", path))
     if len(link) > 100:
         records.append(_record(b"linkpath", link))
-    seconds, rest = divmod(member.mtime_ns, _SECOND)
+    seconds, rest = divmod(member.mtime_ns, _NS_PER_S)
     if rest or not 0 <= seconds < _MAX_OCTAL:
         records.append(_record(b"mtime", _format_time(member.mtime_ns)))
         seconds = min(max(seconds, 0), _MAX_OCTAL - 1)
@@ -123,7 +123,7 @@ def parse_head(block: bytes) -> Head:
         path,
         _octal(block[100:108]) & 0o7777,
         _size(block[124:136]),
-        min(max(_octal(block[136:148]), -_MAX_TIME), _MAX_TIME),
+        min(max(_octal(block[136:148]), -_MAX_TIME_S), _MAX_TIME_S),
         _text(block[157:257]),
     )
 
@@ -150,7 +150,7 @@ def member_of(head: Head, records: dict[bytes, bytes]) -> Member:
         path=records.get(b"path", head.path),
         kind=head.kind,
         mode=head.mode,
-        mtime_ns=_parse_time(records[b"mtime"]) if b"mtime" in records else head.mtime * _SECOND,
+        mtime_ns=_parse_time(records[b"mtime"]) if b"mtime" in records else head.mtime * _NS_PER_S,
         size=_decimal(records[b"size"], "size") if b"size" in records else head.size,
         link=records.get(b"linkpath", head.link),
     )
@@ -185,7 +185,7 @@ def _record(key: bytes, value: bytes) -> bytes:
 
 
 def _format_time(ns: int) -> bytes:
-    seconds, rest = divmod(abs(ns), _SECOND)
+    seconds, rest = divmod(abs(ns), _NS_PER_S)
     return b"%b%d.%09d" % (b"-" if ns < 0 else b"", seconds, rest)
 
 
@@ -193,7 +193,7 @@ def _parse_time(text: bytes) -> int:
     whole, _, fraction = text.removeprefix(b"-").partition(b".")
     if not whole.isdigit() or len(whole) > 15 or (fraction and not fraction.isdigit()):
         raise TarballError(f"a time is no number: {_shown(text)}")
-    ns = int(whole) * _SECOND + int(fraction[:9].ljust(9, b"0"))
+    ns = int(whole) * _NS_PER_S + int(fraction[:9].ljust(9, b"0"))
     return -ns if text.startswith(b"-") else ns
 
 

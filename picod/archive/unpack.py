@@ -31,9 +31,9 @@ from picod.archive.tar_members import (
 )
 from picod.filesystem.safe_walk import READ, WRITE, SafeWalk, change_mode
 
-_MAX_EXTENDED = 4 << 20
-_MAX_PATH = 1 << 20  # bytes: deeper than any path a command could name, and a bound
-_MAX_MAP = 4 << 20  # bytes of a sparse map
+_MAX_EXTENDED_BYTES = 4 << 20
+_MAX_PATH_BYTES = 1 << 20  # bytes: deeper than any path a command could name, and a bound
+_MAX_MAP_BYTES = 4 << 20  # bytes of a sparse map
 
 _Final = tuple[int | None, int | None, dict[bytes, bytes]]  # mode, time in ns, attributes; None: as it is
 
@@ -76,8 +76,8 @@ def _extended(source: Source, size: int) -> dict[bytes, bytes]:
 
 
 def _extended_data(source: Source, size: int) -> bytes:
-    if size > _MAX_EXTENDED:
-        raise TarballError(f"an extended header has {size} bytes, at most {_MAX_EXTENDED} are taken")
+    if size > _MAX_EXTENDED_BYTES:
+        raise TarballError(f"an extended header has {size} bytes, at most {_MAX_EXTENDED_BYTES} are taken")
     data = source.take(size)
     source.take(padding(size))
     return data
@@ -87,7 +87,7 @@ def _parts(path: bytes) -> list[bytes]:
     """A member's name, taken apart; none for the workspace itself. Raises TarballError."""
     if path.startswith(b"/"):
         raise _refused(path, "is absolute")
-    if b"\0" in path or len(path) > _MAX_PATH:
+    if b"\0" in path or len(path) > _MAX_PATH_BYTES:
         raise _refused(path, "is no name of a file")
     parts = [part for part in path.split(b"/") if part not in (b"", b".")]
     if b".." in parts:
@@ -262,7 +262,7 @@ def _sparse_map(member: Member, source: Source) -> tuple[list[tuple[int, int]], 
     def number() -> int:
         nonlocal used, text
         while b"\n" not in text:
-            if len(text) > 20 or used > min(_MAX_MAP, member.size):
+            if len(text) > 20 or used > min(_MAX_MAP_BYTES, member.size):
                 raise _refused(member.path, "has a sparse map that makes no sense")
             text += source.take(BLOCK)
             used += BLOCK

@@ -36,15 +36,15 @@ from picod.archive.tar_members import (
 if TYPE_CHECKING:
     from zipfile import ZipFile, ZipInfo
 
-_PIECE = 256 << 10
-_MAX_DIRECTORY = 8 << 20  # bytes: some hundred thousand names, each of which becomes an object
-_MAX_LINK = 4096
+_PIECE_BYTES = 256 << 10
+_MAX_DIRECTORY_BYTES = 8 << 20  # bytes: some hundred thousand names, each of which becomes an object
+_MAX_LINK_BYTES = 4096
 _STORED, _DEFLATED = 0, 8  # the two methods that need little memory to undo
 _ENCRYPTED, _UTF8 = 1, 1 << 11  # flags
 _UNIX = 3
-_FIRST, _LAST = 315_532_800, 4_354_819_198  # a zip's times: 1980 to 2107
+_FIRST_TIME_S, _LAST_TIME_S = 315_532_800, 4_354_819_198  # a zip's times: 1980 to 2107
 _MAGIC = (b"PK\3\4", b"PK\5\6")
-_SECOND = 1_000_000_000
+_NS_PER_S = 1_000_000_000
 
 
 def is_zip(first: bytes) -> bool:
@@ -71,10 +71,10 @@ def zipped(root_fd: int) -> Iterator[bytes]:
                         piece = source.some(left)
                         left -= len(piece)
                         entry.write(piece)
-                        if len(out.buffer) >= _PIECE:
+                        if len(out.buffer) >= _PIECE_BYTES:
                             yield out.take()
             source.take(padding(member.size))
-            if len(out.buffer) >= _PIECE:
+            if len(out.buffer) >= _PIECE_BYTES:
                 yield out.take()
     yield out.take()
 
@@ -115,7 +115,7 @@ def _info(member: Member) -> ZipInfo:
     from zipfile import ZIP_DEFLATED, ZipInfo
 
     kind = {DIRECTORY: stat.S_IFDIR, SYMLINK: stat.S_IFLNK}.get(member.kind, stat.S_IFREG)
-    seconds = min(max(member.mtime_ns // _SECOND, _FIRST), _LAST)
+    seconds = min(max(member.mtime_ns // _NS_PER_S, _FIRST_TIME_S), _LAST_TIME_S)
     name = member.path.rstrip(b"/") + (b"/" if member.kind == DIRECTORY else b"")
     info = ZipInfo(name.decode("utf-8", "backslashreplace"), time.gmtime(seconds)[:6])
     info.create_system = _UNIX
@@ -151,8 +151,8 @@ class _Bounded(io.FileIO):
     def read(self, size: int | None = -1, /) -> bytes:
         left = max(0, self._size - self.tell())
         wanted = left if size is None or size < 0 else min(size, left)
-        if wanted > _MAX_DIRECTORY:
-            raise TarballError(f"its directory is larger than {_MAX_DIRECTORY} bytes; send a tar")
+        if wanted > _MAX_DIRECTORY_BYTES:
+            raise TarballError(f"its directory is larger than {_MAX_DIRECTORY_BYTES} bytes; send a tar")
         return super().read(wanted) or b""
 
 
@@ -163,7 +163,7 @@ def _as_tar(archive: ZipFile, info: ZipInfo) -> Iterator[bytes]:
     if info.compress_type not in (_STORED, _DEFLATED):
         raise TarballError(f"{shown} is compressed with a method other than deflate")
     mode = info.external_attr >> 16 if info.create_system == _UNIX else 0
-    member = Member(_name(info), mode=mode & 0o777, mtime_ns=_seconds(info) * _SECOND)
+    member = Member(_name(info), mode=mode & 0o777, mtime_ns=_seconds(info) * _NS_PER_S)
     if info.is_dir():
         member.kind, member.mode = DIRECTORY, member.mode or 0o755
         member.path = member.path.rstrip(b"/")
@@ -172,8 +172,8 @@ def _as_tar(archive: ZipFile, info: ZipInfo) -> Iterator[bytes]:
     if stat.S_ISLNK(mode):
         member.kind = SYMLINK
         with archive.open(info) as entry:
-            member.link = entry.read(_MAX_LINK + 1)
-        if len(member.link) > _MAX_LINK:
+            member.link = entry.read(_MAX_LINK_BYTES + 1)
+        if len(member.link) > _MAX_LINK_BYTES:
             raise TarballError(f"{shown} is a link that is too long")
         yield encode(member)
         return
@@ -181,7 +181,7 @@ def _as_tar(archive: ZipFile, info: ZipInfo) -> Iterator[bytes]:
     yield encode(member)
     left = member.size
     with archive.open(info) as entry:
-        while piece := entry.read(_PIECE):
+        while piece := entry.read(_PIECE_BYTES):
             left -= len(piece)
             if left < 0:
                 break
@@ -202,4 +202,4 @@ def _seconds(info: ZipInfo) -> int:
     try:
         return calendar.timegm((*info.date_time, 0, 0, 0))
     except ValueError:
-        return _FIRST  # a month 0 or the like
+        return _FIRST_TIME_S  # a month 0 or the like

@@ -24,7 +24,7 @@ MAX_PROCESSES = 32  # kept in all; the oldest that has ended makes room for a ne
 LOG_BYTES = 1 << 20  # of output kept of each
 _READ_BYTES = 64 << 10
 _STDIN_TIMEOUT_S = 300.0  # that a process may read nothing while a client writes to it
-_FULL_READ_PAUSE_S = 0.002  # 32 MB/s at most, so that a forgotten `yes` costs little
+_FULL_READ_DELAY_S = 0.002  # 32 MB/s at most, so that a forgotten `yes` costs little
 
 
 class Pump:
@@ -74,7 +74,7 @@ class Pump:
     def _turn(self) -> None:
         if self._read() == _READ_BYTES and not self._paused and self._fd >= 0:
             self._loop.remove_reader(self._fd)
-            self._timer = self._loop.call_later(_FULL_READ_PAUSE_S, self._again)
+            self._timer = self._loop.call_later(_FULL_READ_DELAY_S, self._again)
 
     def _again(self) -> None:
         self._timer = None

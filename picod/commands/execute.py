@@ -33,7 +33,7 @@ from picod.http.request import JSON_TYPE, ClientGoneError, Request, RequestError
 if TYPE_CHECKING:
     from picod.commands.services import CommandServices
 
-_SMALL = 256 << 10  # bytes of output up to which the answer is made in one piece
+_SMALL_BYTES = 256 << 10  # bytes of output up to which the answer is made in one piece
 
 
 @dataclass
@@ -58,7 +58,7 @@ async def execute(services: CommandServices, request: Request) -> None:
     cwd_fd = open_working_directory(services.workspace, spec.working_dir)
     try:
         if b'"stream"' in body:  # a word in passing costs the ordinary way nothing
-            from picod.commands.runs import read_following
+            from picod.commands.following import read_following
             from picod.commands.streaming import stream_command
 
             following = read_following(parse_object(body, STRUCT), request, STRUCT)
@@ -159,7 +159,7 @@ def _open_stream(services: CommandServices, spill: str) -> tuple[Stream, str, in
 
 async def _answer(request: Request, result: Result) -> None:
     streams = [stream for stream in (result.stdout, result.stderr) if stream is not None]
-    if sum(len(stream.kept) for stream in streams) <= _SMALL:
+    if sum(len(stream.kept) for stream in streams) <= _SMALL_BYTES:
         await request.answer(200, b"".join(_as_json(result)), (JSON_TYPE,))
         return
     # Ten megabytes of NUL bytes are sixty of JSON: made and sent in pieces, they are never all there at once.

@@ -15,10 +15,10 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-_READ = 64 << 10
-_SPILL_PIPE = 1 << 20  # a bigger pipe while spilling: fewer turns between loop and thread
-_SPILL_TURN = 16 << 20  # bytes after which a spilling thread lets other streams have it
-_SINK_PAUSE = 0.02  # seconds between reads of a sink: 3 MB/s at most, so that a forgotten `yes &` costs nothing
+_READ_BYTES = 64 << 10
+_SPILL_PIPE_BYTES = 1 << 20  # a bigger pipe while spilling: fewer turns between loop and thread
+_SPILL_TURN_BYTES = 16 << 20  # bytes after which a spilling thread lets other streams have it
+_SINK_INTERVAL_S = 0.02  # seconds between reads of a sink: 3 MB/s at most, so that a forgotten `yes &` costs nothing
 
 
 class Stream:
@@ -74,8 +74,8 @@ class Stream:
     def text(self) -> Iterator[str]:
         """What was kept, in pieces; bytes that are no UTF-8 become U+FFFD."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for start in range(0, len(self.kept), _READ):
-            yield decoder.decode(self.kept[start : start + _READ])
+        for start in range(0, len(self.kept), _READ_BYTES):
+            yield decoder.decode(self.kept[start : start + _READ_BYTES])
         yield decoder.decode(b"", final=not self.truncated)  # a character cut in two by the limit is dropped
 
     async def _stop(self) -> None:
@@ -90,7 +90,7 @@ class Stream:
         if self._spiller is not None:
             return 0
         try:
-            data = os.read(self._fd, _READ)
+            data = os.read(self._fd, _READ_BYTES)
         except BlockingIOError:
             return 0
         if not data:
@@ -107,14 +107,14 @@ class Stream:
 
     async def _spill(self, rest: bytes) -> None:
         try:
-            fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, _SPILL_PIPE)
+            fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, _SPILL_PIPE_BYTES)
         except OSError:
             pass  # the user's share of pipe memory is used up; the small one does
         try:
             await asyncio.to_thread(self._begin_spill, rest)
             while not self._at_end:
                 last = self._stopping.is_set()
-                await asyncio.to_thread(self._drain, _SPILL_PIPE if last else _SPILL_TURN)
+                await asyncio.to_thread(self._drain, _SPILL_PIPE_BYTES if last else _SPILL_TURN_BYTES)
                 if last:
                     break
                 await self._readable_or_stopping()
@@ -149,7 +149,7 @@ class Stream:
         """Move what is in the pipe to the file; on a thread."""
         while most > 0:
             try:
-                data = os.read(self._fd, _READ)
+                data = os.read(self._fd, _READ_BYTES)
             except BlockingIOError:
                 return
             if not data:
@@ -188,10 +188,10 @@ class _Sink:
     def _drop(self) -> None:
         self._loop.remove_reader(self._fd)
         try:
-            data = os.read(self._fd, _READ)
+            data = os.read(self._fd, _READ_BYTES)
         except BlockingIOError:
             data = b"-"
         if data:
-            self._loop.call_later(_SINK_PAUSE, self._loop.add_reader, self._fd, self._drop)
+            self._loop.call_later(_SINK_INTERVAL_S, self._loop.add_reader, self._fd, self._drop)
         else:
             os.close(self._fd)

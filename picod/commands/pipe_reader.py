@@ -15,7 +15,7 @@ from collections.abc import Callable
 _READ_BYTES = 128 << 10  # at once; larger buffers would be mapped and unmapped each time (syscalls.keep_heap_small)
 _PIPE_BYTES = 1 << 20
 _KEPT_BYTES = 64 << 10  # for the next listener
-_DROP_PAUSE_S = 0.02  # between reads that drop: 3 MB/s at most
+_DROP_INTERVAL_S = 0.02  # between reads that drop: 3 MB/s at most
 
 Take = Callable[[bytes], None]
 
@@ -111,5 +111,5 @@ class PipeReader:
             self._kept += data[: _KEPT_BYTES - len(self._kept)]
         else:
             self._unwatch()
-            self._timer = self._loop.call_later(_DROP_PAUSE_S, self._watch)
+            self._timer = self._loop.call_later(_DROP_INTERVAL_S, self._watch)
         return len(data)

@@ -8,7 +8,7 @@ from typing import Any
 
 MAX_RESULTS = 256
 MAX_RESULT_BYTES = 16 << 20  # of all results together, as JSON
-_MAX_TEXT = 1 << 20  # characters of one text representation
+_MAX_TEXT_CHARS = 1 << 20  # characters of one text representation
 _CUTTABLE = (
     "text/plain",
     "text/markdown",
@@ -40,7 +40,7 @@ class ResultBounds:
             size = _size(value)
             if size is None:
                 continue
-            cut = min(size, _MAX_TEXT) if isinstance(value, str) and mime in _CUTTABLE else size
+            cut = min(size, _MAX_TEXT_CHARS) if isinstance(value, str) and mime in _CUTTABLE else size
             if self._bytes + cut > MAX_RESULT_BYTES:
                 self._note(mime, size, 0)
                 continue

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-_MERGED = 4096  # bytes up to which pieces of one stream become one: a thousand prints of a byte are no thousand objects
+_MERGE_BYTES = (
+    4096  # bytes up to which pieces of one stream become one: a thousand prints of a byte are no thousand objects
+)
 
 
 class Piece(NamedTuple):
@@ -29,7 +31,7 @@ class Ring:
         if not data:
             return
         last = self._pieces[-1] if self._pieces else None
-        if last is not None and last.stream == stream and len(last.data) + len(data) <= _MERGED:
+        if last is not None and last.stream == stream and len(last.data) + len(data) <= _MERGE_BYTES:
             self._pieces[-1] = Piece(last.offset, stream, last.data + data)
         else:
             self._pieces.append(Piece(self.end, stream, data))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from picod.commands.runs import read_event_id, serve
+from picod.commands.following import read_event_id
+from picod.commands.runs import serve
 from picod.http.request import Request, RequestError
 
 if TYPE_CHECKING:

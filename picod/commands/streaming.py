@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from picod.commands.command_spec import CommandSpec, find_executable, timed_out
 from picod.commands.exit_status import exit_status, out_of_memory
+from picod.commands.following import Following
+from picod.commands.live_run import LiveRun
 from picod.commands.pipe_reader import PipeReader
-from picod.commands.runs import Following, LiveRun, serve
+from picod.commands.runs import serve
 from picod.commands.stop import Stop, first_of
 from picod.compat.go_format import format_time
 from picod.http.request import Request, RequestError, os_failure

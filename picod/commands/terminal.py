@@ -27,8 +27,8 @@ from picod.http.sse import Notifier
 
 MAX_TERMINALS = 16
 SCROLLBACK_BYTES = 256 << 10  # of output kept for a client that comes back
-_BEHIND = 64 << 10  # bytes that a client may be behind before the shell has to wait for it
-_TYPED = 256 << 10  # bytes that may wait to be typed before the client is not read
+_MAX_BEHIND_BYTES = 64 << 10  # bytes that a client may be behind before the shell has to wait for it
+_MAX_TYPED_BYTES = 256 << 10  # bytes that may wait to be typed before the client is not read
 MAX_SIDE = 4096  # columns or rows
 
 
@@ -102,13 +102,13 @@ class Terminal:
         """As if typed; waits while much that was typed is not read."""
         self._typed += data
         self._write()
-        while len(self._typed) > _TYPED and not self.ended:
+        while len(self._typed) > _MAX_TYPED_BYTES and not self.ended:
             await self._room.wait()
 
     def keep_pace(self, offset: int) -> None:
         """The attached client has got all before `offset`: let the shell wait for one that is slow."""
         self._taken = offset
-        if self.output.end - offset > _BEHIND:
+        if self.output.end - offset > _MAX_BEHIND_BYTES:
             self._pump.pause()
         else:
             self._pump.resume()
@@ -153,7 +153,7 @@ class Terminal:
                 self._typed.clear()  # no process reads from it any more
         if self._master >= 0:
             loop.remove_writer(self._master)
-        if len(self._typed) <= _TYPED:
+        if len(self._typed) <= _MAX_TYPED_BYTES:
             self._room.notify_all()
 
     def _exited(self) -> None:

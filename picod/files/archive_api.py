@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from picod.files.services import FileServices
 
 _MAX_FILES = 500_000
-_MAGIC = 4  # bytes that tell the format
-_PIECE = 256 << 10
+_MAGIC_BYTES = 4  # bytes that tell the format
+_PIECE_BYTES = 256 << 10
 
 
 async def send_archive(services: FileServices, request: Request) -> None:
@@ -111,7 +111,7 @@ def _unpack_and_merge(target: int, name: str, upload: ThreadStream, limit: int, 
     spool = -1
     try:
         first = b""
-        while len(first) < _MAGIC and (more := upload.read(_PIECE)):
+        while len(first) < _MAGIC_BYTES and (more := upload.read(_PIECE_BYTES)):
             first += more
         if is_zip(first):
             spool = _spool(staged, first, upload, limit)
@@ -154,7 +154,7 @@ def _spool(staged: int, first: bytes, upload: ThreadStream, limit: int) -> int:
                 raise TooLargeArchiveError(f"it is larger than {limit} bytes")
             while data:
                 data = data[os.write(fd, data) :]
-            data = memoryview(upload.read(_PIECE))
+            data = memoryview(upload.read(_PIECE_BYTES))
         os.lseek(fd, 0, os.SEEK_SET)
     except BaseException:
         os.close(fd)
@@ -164,6 +164,6 @@ def _spool(staged: int, first: bytes, upload: ThreadStream, limit: int) -> int:
 
 def _drain(stream: ReadInto) -> None:
     """Read what follows the archive's end: zeros, mostly. A client that cannot send it all takes no answer."""
-    buffer = memoryview(bytearray(_PIECE))
+    buffer = memoryview(bytearray(_PIECE_BYTES))
     while stream(buffer):
         pass

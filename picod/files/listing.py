@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from picod.files.services import FileServices
     from picod.filesystem.paths import Workspace
 
-_CHUNK = 1 << 20
-_INLINE = 128 << 10  # bytes that the loop reads itself: a turn to a thread costs more than the read
+_CHUNK_BYTES = 1 << 20
+_INLINE_BYTES = 128 << 10  # bytes that the loop reads itself: a turn to a thread costs more than the read
 _MIME = mimetypes.MimeTypes(filenames=())  # the built-in table: the same answer on every system
 _PACKED = {
     "gzip": "application/gzip",
@@ -159,8 +159,10 @@ async def _send_file(request: Request, fd: int, name: str) -> None:
 async def _send_bytes(request: Request, fd: int, start: int, length: int) -> None:
     end = start + length
     while start < end:
-        want = min(_CHUNK, end - start)
-        data = os.pread(fd, want, start) if length <= _INLINE else await asyncio.to_thread(os.pread, fd, want, start)
+        want = min(_CHUNK_BYTES, end - start)
+        data = (
+            os.pread(fd, want, start) if length <= _INLINE_BYTES else await asyncio.to_thread(os.pread, fd, want, start)
+        )
         if not data:
             raise OSError(f"the file became shorter while it was sent: {end - start} bytes are missing")
         start += len(data)

@@ -22,7 +22,7 @@ from picod.http.request import Request, RequestError, os_failure, reason_of
 if TYPE_CHECKING:
     from picod.files.services import FileServices
 
-_BATCH = 1 << 20  # bytes collected before a thread writes them
+_BATCH_BYTES = 1 << 20  # bytes collected before a thread writes them
 INLINE_BYTES = 256 << 10  # that the loop writes itself; they only reach the page cache
 
 
@@ -48,7 +48,7 @@ class Staged:
     def add(self, data: bytes | memoryview) -> bool:
         """Collect a piece; True when it is time to `flush`."""
         self._pending += data
-        return len(self._pending) >= _BATCH
+        return len(self._pending) >= _BATCH_BYTES
 
     async def flush(self) -> None:
         """Write what was collected. Raises OSError."""

@@ -17,7 +17,7 @@ from picod.http.request import Request, RequestError
 if TYPE_CHECKING:
     from picod.files.services import FileServices
 
-_MAX_FIELD = 64 << 10  # bytes of a field's text
+_MAX_FIELD_BYTES = 64 << 10  # bytes of a field's text
 _FIELDS = (b"path", b"mode")
 
 
@@ -138,8 +138,10 @@ class _Form:
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         if isinstance(self._sink, bytearray):
             self._sink += data[start:end]
-            if len(self._sink) > _MAX_FIELD:
-                raise RequestError(400, f"Failed to parse multipart form: a field has more than {_MAX_FIELD} bytes")
+            if len(self._sink) > _MAX_FIELD_BYTES:
+                raise RequestError(
+                    400, f"Failed to parse multipart form: a field has more than {_MAX_FIELD_BYTES} bytes"
+                )
         elif self._sink is not None:
             self._full = self._sink.add(memoryview(data)[start:end])
 

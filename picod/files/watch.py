@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 MAX_WATCHERS = 8  # clients; a user has 128 queues on most machines, and may have many sandboxes there
 _MAX_DIRECTORIES = 8192  # of one client
-_MOMENT = 0.05  # seconds that events are collected for
-_READ = 256 << 10  # bytes of events taken at once: some thousands
+_COLLECT_S = 0.05  # seconds that events are collected for
+_READ_BYTES = 256 << 10  # bytes of events taken at once: some thousands
 _EVENTS = (
     inotify.MODIFY | inotify.ATTRIB | inotify.CLOSE_WRITE | inotify.MOVED_FROM | inotify.MOVED_TO | inotify.CREATE
     | inotify.DELETE
@@ -84,7 +84,7 @@ async def _tell(request: Request, watcher: Watcher) -> None:
                 await events.until(readable)
             finally:
                 loop.remove_reader(watcher.fd)
-            await asyncio.sleep(_MOMENT)
+            await asyncio.sleep(_COLLECT_S)
             changes = await in_thread(watcher.take)
             if watcher.overflowed:
                 await events.send("overflow", {"error": "more changed than could be told; list the directory again"})
@@ -157,7 +157,7 @@ class Watcher:
         heard = -1
         while heard and not self.gone:
             heard = 0
-            for happened in self._queue.read(_READ):
+            for happened in self._queue.read(_READ_BYTES):
                 heard += 1
                 self._hear(happened)
             if heard > 1000:

@@ -24,7 +24,7 @@ from typing import Self
 
 from picod.filesystem import syscalls
 
-_MAX_PATH = 4096  # PATH_MAX: no command could name a longer one
+_MAX_PATH_BYTES = 4096  # PATH_MAX: no command could name a longer one
 _MAX_LINKS = 40  # as the kernel's own limit
 _MAX_STEPS = 8192  # a link of many `a/..` makes each of them start again from the root
 _DIRECTORY = os.O_DIRECTORY | os.O_PATH | os.O_CLOEXEC
@@ -238,8 +238,8 @@ def clean(path: str) -> list[str]:
         raise PathError("the path is not valid UTF-8") from error
     if b"\0" in encoded:
         raise PathError("the path contains a NUL byte")
-    if len(encoded) >= _MAX_PATH:
-        raise PathError(f"the path is too long: {len(encoded)} bytes, at most {_MAX_PATH - 1}")
+    if len(encoded) >= _MAX_PATH_BYTES:
+        raise PathError(f"the path is too long: {len(encoded)} bytes, at most {_MAX_PATH_BYTES - 1}")
     parts: list[str] = []
     for part in path.split("/"):
         if part == "..":

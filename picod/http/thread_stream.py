@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from picod.http.request import ClientGoneError
 
-_QUEUED = 8  # chunks of a body that wait for the thread
+_MAX_QUEUED_CHUNKS = 8  # chunks of a body that wait for the thread
 _T = TypeVar("_T")
 
 
@@ -24,7 +24,7 @@ class ThreadStream:
         self.tail = b""  # read after the last chunk
         self._loop = loop
         self._chunks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._room = asyncio.Semaphore(_QUEUED)
+        self._room = asyncio.Semaphore(_MAX_QUEUED_CHUNKS)
         self._rest = memoryview(b"")
         self._ended = False
         self._aborted = threading.Event()

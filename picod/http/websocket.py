@@ -14,7 +14,7 @@ from websockets.server import ServerProtocol
 
 from picod.http.request import ClientGoneError, Request, RequestError, Tunnel
 
-_MAX_MESSAGE = 1 << 20
+_MAX_MESSAGE_BYTES = 1 << 20
 
 
 def check_handshake(request: Request) -> list[tuple[bytes, bytes]]:
@@ -40,7 +40,7 @@ class Socket:
 
     def __init__(self, tunnel: Tunnel) -> None:
         self._tunnel = tunnel
-        self._protocol = ServerProtocol(state=OPEN, max_size=_MAX_MESSAGE)
+        self._protocol = ServerProtocol(state=OPEN, max_size=_MAX_MESSAGE_BYTES)
         self._messages: list[str | bytes] = []
         self._parts: list[bytes] = []
         self._opcode = Opcode.BINARY

@@ -6,7 +6,9 @@ import asyncio
 import math
 from typing import TYPE_CHECKING, Any
 
-from picod.commands.runs import LiveRun, read_following, serve
+from picod.commands.following import read_following
+from picod.commands.live_run import LiveRun
+from picod.commands.runs import serve
 from picod.commands.stop import Stop
 from picod.compat.go_format import DurationError, parse_duration
 from picod.http.json_fields import missing, parse_object, text_field, wrong_type

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from picod.commands.exit_status import out_of_memory
+from picod.commands.live_run import Source
 from picod.commands.pipe_reader import PipeReader
 from picod.commands.processes import Child, Children
-from picod.commands.runs import Source
 from picod.interpreter.jupyter import Message, MessageError, execute_request, read_message
 from picod.interpreter.replies import Reply, read_reply
 from picod.interpreter.zmtp import ZmtpConnection, ZmtpError

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+from picod.commands.live_run import Source
 from picod.commands.output_files import OUTPUT_FOLDER, open_output_file
 from picod.commands.result_bounds import ResultBounds
-from picod.commands.runs import Source
 from picod.config import PicodConfig
 from picod.filesystem.paths import Workspace
 from picod.http.request import to_json

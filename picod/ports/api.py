@@ -23,9 +23,9 @@ from picod.config import PicodConfig
 from picod.http.request import ClientGoneError, Request, RequestError, Tunnel, reason_of
 from picod.ports.heads import PortRequest, Response, answer_headers, parse_port_request, request_head
 
-_READ = 256 << 10
+_READ_BYTES = 256 << 10
 _DIAL_TIMEOUT_S = 5.0  # a listener whose backlog is full does not answer at once
-_MAX_HEAD = 128 << 10
+_MAX_HEAD_BYTES = 128 << 10
 _LOOPBACKS = ("127.0.0.1", "::1")  # a server that listens on "localhost" may have either
 _POLL_INTERVAL_S = 0.05  # at which /proc/net is read while a client waits for a port
 _MAX_WAIT_S = 300.0
@@ -104,7 +104,7 @@ async def _dial(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     for host in _LOOPBACKS:
         try:
             async with asyncio.timeout(_DIAL_TIMEOUT_S):
-                return await asyncio.open_connection(host, port, limit=_READ)
+                return await asyncio.open_connection(host, port, limit=_READ_BYTES)
         except TimeoutError:
             why = "it does not accept connections"
             break
@@ -187,9 +187,9 @@ async def _tunnel(client: Tunnel, rest: bytes, reader: asyncio.StreamReader, wri
     async def down(data: bytes) -> None:
         while data:
             await client.write(data)
-            data = await reader.read(_READ)
+            data = await reader.read(_READ_BYTES)
 
-    pumps = [asyncio.ensure_future(up()), asyncio.ensure_future(down(rest or await reader.read(_READ)))]
+    pumps = [asyncio.ensure_future(up()), asyncio.ensure_future(down(rest or await reader.read(_READ_BYTES)))]
     try:
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -221,7 +221,7 @@ class _Answer:
         """Read until `response` is complete; interim answers (1xx) are passed over. Raises RequestError 502."""
         while not self._has_head:
             await self._more()
-            if not self._has_head and self._seen > _MAX_HEAD:
+            if not self._has_head and self._seen > _MAX_HEAD_BYTES:
                 raise self._no_http("its head is too large")
 
     async def body(self) -> bytes:
@@ -234,7 +234,7 @@ class _Answer:
 
     async def _more(self) -> None:
         try:
-            data = await self._reader.read(_READ)
+            data = await self._reader.read(_READ_BYTES)
         except ConnectionError:
             data = b""
         if not data:

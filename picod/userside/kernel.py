@@ -49,8 +49,9 @@ def main() -> None:
     threading.stack_size(_STACK_BYTES)
     app = _make(connection_file, folder)
     threading.stack_size(0)
-    # state.py notes what the environment is like before any code has run.
+    # surroundings.py notes what the environment is like before any code has run.
     _load_beside("pickles")
+    _load_beside("surroundings")
     _load_beside("state")
     for name in hidden:
         sys.modules.pop(name, None)

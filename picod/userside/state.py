@@ -1,4 +1,4 @@
-"""Save a Python context into two files and load it: variables, working folder, environment, import path.
+"""Save a Python context into two files and load it: variables (pickles.py), then what surrounds them (surroundings.py).
 
 Runs inside the kernel, as user code, asked by picod (picod/interpreter/suspend.py): a pickle is a program, so picod
 itself never opens one. Known in the kernel as the module `_wakegate_state`.
@@ -20,17 +20,15 @@ import re
 import sys
 import time
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from picod.userside import pickles
+    from picod.userside import pickles, surroundings
 else:
     import _wakegate_pickles as pickles
+    import _wakegate_surroundings as surroundings
 
-_FIRST_ENVIRONMENT = dict(os.environ)
-_FIRST_PATH = list(sys.path)
-_FIRST_FOLDER = os.getcwd()
 _HISTORY = re.compile(r"_+|_i+|_i?\d+|_exit_code|_dh|_ih|_oh|In|Out|__\w+__")
 _MAX_SOURCES_CHARS = 4 << 20  # characters of source text kept for tracebacks and inspect
 
@@ -90,11 +88,7 @@ def save(base: str, report_to: str, max_bytes: int, seconds: float) -> None:
         "modules": modules,
         "names": sorted(chosen),
         "unsaved": [{"name": name, "reason": reason} for name, reason in unsaved.items()],
-        "cwd": _cwd(),
-        "environment": _environment_changes(),
-        "import_path": _portable_path(),
-        "first_path": len(_FIRST_PATH),
-        "recursion_limit": sys.getrecursionlimit(),
+        **surroundings.describe(),
         "execution_count": shell.execution_count,
         "sources": _sources(chosen),
     }
@@ -112,7 +106,7 @@ def load(base: str, report_to: str, *, is_fresh: bool = False) -> None:
     The report is {"stale": [module, ...]}, and nothing is changed, when this process has loaded modules of which the
     session installed another version: then only a new process (`is_fresh`) can load the state.
     """
-    stale = [] if is_fresh else _replaced_modules()
+    stale = [] if is_fresh else surroundings.replaced_modules()
     if stale:
         _report(report_to, {"restored": 0, "stale": stale})
         return
@@ -120,7 +114,9 @@ def load(base: str, report_to: str, *, is_fresh: bool = False) -> None:
     with open(f"{base}.json") as file:
         document = json.load(file)
     failed: dict[str, str] = {entry["name"]: entry["reason"] for entry in document["unsaved"]}
-    _restore_surroundings(document, failed)
+    surroundings.restore(document, failed)
+    for name, text in document["sources"].items():
+        linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     restored = 0
     for name, module in document["modules"].items():
         try:
@@ -154,76 +150,6 @@ def _read_values(
     except Exception as error:
         failed |= dict.fromkeys(document["names"], pickles.reason_of(error))
         return {}, {}
-
-
-def _restore_surroundings(document: Mapping[str, Any], failed: dict[str, str]) -> None:
-    """Restore everything that unpickling may read, in the order in which one depends on the other."""
-    for name, value in document["environment"].items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-    time.tzset()  # the C library looks at TZ once
-    try:
-        os.chdir(os.path.join(_FIRST_FOLDER, document["cwd"]))
-    except OSError as error:
-        failed["(working directory)"] = pickles.reason_of(error)
-    sys.path[:] = _from_portable(document["import_path"]) + _FIRST_PATH[document["first_path"] :]
-    sys.setrecursionlimit(max(document["recursion_limit"], sys.getrecursionlimit()))
-    packages = sys.modules.get("wakegate_workspace")
-    if packages is not None:
-        packages.read_path_files()
-    # The import system has cached folders as absent or empty that the workspace has brought since.
-    importlib.invalidate_caches()
-    for name, text in document["sources"].items():
-        linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
-
-
-def _replaced_modules() -> list[str]:
-    """Loaded modules that now would come from the session's own packages: preloaded, or the kernel's own."""
-    workspace = sys.modules.get("wakegate_workspace")
-    folder = workspace.packages_folder() if workspace is not None else ""
-    try:
-        names = {entry.partition(".")[0] for entry in os.listdir(folder)} if folder else set()
-    except OSError:
-        return []
-    replaced = []
-    for name in sorted(names & set(sys.modules)):
-        origin = getattr(getattr(sys.modules[name], "__spec__", None), "origin", None)
-        if isinstance(origin, str) and not origin.startswith(f"{folder}/"):
-            replaced.append(name)
-    return replaced
-
-
-def _portable_path() -> list[Any]:
-    """sys.path with its order: a number for an entry that the process began with, else the entry.
-
-    One in the workspace, which has another name in another engine, is {"workspace": relative path}.
-    """
-    entries: list[Any] = []
-    for entry in filter(
-        lambda entry: isinstance(entry, str), sys.path
-    ):  # the import system ignores entries that are not strings
-        if entry in _FIRST_PATH:
-            entries.append(_FIRST_PATH.index(entry))
-        elif os.path.isabs(entry) and os.path.commonpath((entry, _FIRST_FOLDER)) == _FIRST_FOLDER:
-            entries.append({"workspace": os.path.relpath(entry, _FIRST_FOLDER)})
-        else:
-            entries.append(entry)
-    return entries
-
-
-def _from_portable(entries: Sequence[Any]) -> list[str]:
-    """The inverse of `_portable_path`, in a process that may have begun with other entries."""
-    path: list[str] = []
-    for entry in entries:
-        if isinstance(entry, int):
-            path += _FIRST_PATH[entry : entry + 1]
-        elif isinstance(entry, dict):
-            path.append(os.path.join(_FIRST_FOLDER, entry["workspace"]))
-        else:
-            path.append(entry)
-    return path
 
 
 def _shell() -> Any:
@@ -270,23 +196,6 @@ def _picklable(
         else:
             kept[name] = values[name]
     return {name: value for name, value in values.items() if name in kept}
-
-
-def _cwd() -> str:
-    """The working folder; relative if it is in the workspace, whose path differs between engines."""
-    try:
-        folder = os.getcwd()
-    except OSError:
-        return "."  # it has been removed
-    inside = os.path.commonpath((folder, _FIRST_FOLDER)) == _FIRST_FOLDER
-    return os.path.relpath(folder, _FIRST_FOLDER) if inside else folder
-
-
-def _environment_changes() -> dict[str, str | None]:
-    changed: dict[str, str | None] = {
-        name: value for name, value in os.environ.items() if _FIRST_ENVIRONMENT.get(name) != value
-    }
-    return changed | {name: None for name in _FIRST_ENVIRONMENT if name not in os.environ}
 
 
 def _sources(values: Mapping[str, Any]) -> dict[str, str]:
