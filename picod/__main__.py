@@ -1,11 +1,12 @@
-"""`python -m picod`: listen, serve, and end without leaving anything behind."""
+"""`python -m picod`: listen and serve, and at the end leave no process and no temporary file behind."""
 
 from __future__ import annotations
 
 import sys
 
 if "ssl" not in sys.modules:
-    # asyncio does without ssl where there is none. picod never speaks TLS, and OpenSSL is 17 ms and 4 MB a sandbox.
+    # asyncio works without ssl if it cannot be imported. picod never speaks TLS, and OpenSSL costs each sandbox 17 ms
+    # and 4 MB.
     sys.modules["ssl"] = None  # type: ignore[assignment]
     import asyncio
 
@@ -25,6 +26,7 @@ from picod.http.server import Connection
 from picod.services import Services
 
 _BACKLOG = 1024
+_CANCEL_TIMEOUT_S = 1.0  # for requests that are cancelled at the end
 
 
 def main() -> int:
@@ -38,7 +40,7 @@ def main() -> int:
         app = Picod(config)
         listener = _listen(config)
     except OSError as error:
-        print(f"picod: cannot start: {error}", file=sys.stderr)  # noqa: T201 - the one place to say it
+        print(f"picod: cannot start: {error}", file=sys.stderr)  # noqa: T201 - the sandbox's log
         return 2
     asyncio.run(_serve(app, listener, config.lifeline_fd))
     return 0
@@ -75,18 +77,18 @@ async def _serve(app: Picod, listener: socket.socket, lifeline: int | None) -> N
     server = await loop.create_server(lambda: Connection(app, tasks), sock=listener, backlog=_BACKLOG)
     app.start()
     gc.collect()
-    gc.freeze()  # what was loaded stays: later collections need not look at it
+    gc.freeze()  # what was imported stays for good: later collections skip it
     await stop.wait()
     server.close()
     app.services.kill_all()
-    for task in tasks:  # each removes its temporary file on its way out
+    for task in tasks:  # a cancelled request removes its temporary file
         task.cancel()
-    await asyncio.wait(tasks, timeout=1.0) if tasks else None
+    await asyncio.wait(tasks, timeout=_CANCEL_TIMEOUT_S) if tasks else None
     app.services.close()
 
 
 def _watch_lifeline(loop: asyncio.AbstractEventLoop, services: Services, lifeline: int) -> None:
-    """End everything, at once, when the parent's end of the lifeline closes, however the parent died."""
+    """Kill everything and exit at once when the lifeline closes: the parent has ended, even if by kill -9."""
     os.set_blocking(lifeline, False)
 
     def on_readable() -> None:

@@ -1,4 +1,4 @@
-"""The two things that the gateway asks of a sandbox itself: GET /health and GET /api/activity."""
+"""What the gateway itself asks of a sandbox: GET /health and GET /api/activity."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ async def health(services: Services, request: Request) -> None:
 
 
 async def activity(services: Services, request: Request) -> None:
-    """GET /api/activity: is this sandbox at work although no request is in flight? Asked before it is hibernated.
+    """GET /api/activity: whether something runs that no request waits for. Asked before a session is hibernated.
 
-    `busy`, and why: ids of background processes that keep it awake, of terminals in which a command runs, and of
-    runs that go on without a client; how many requests with a key do (`unattended`).
+    `busy`, and why: ids of background processes that keep the session awake, of terminals in which a command runs and
+    of background runs; and the number of requests with an Idempotency-Key whose client has left (`unattended`).
     """
     parts = services.commands.busy()
     unattended = services.unattended

@@ -16,7 +16,7 @@ from picod.services import Services
 
 
 class Picod:
-    """One picod. Raises OSError if its workspace cannot be opened."""
+    """picod as an ASGI app. Raises OSError if the workspace cannot be opened."""
 
     def __init__(self, config: PicodConfig) -> None:
         self.services = Services(config)
@@ -24,13 +24,13 @@ class Picod:
         self._warming: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin what the first request should not wait for. On the loop, once the server listens."""
+        """Begin what the first request should not wait for. Call it on the loop, once the server listens."""
         if self._guard is not None:
             self._warming = asyncio.ensure_future(asyncio.to_thread(self._guard.warm))
         self.services.start()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request. Raises ClientGoneError, and whatever breaks an answer that has begun."""
+        """Answer one request. Raises ClientGoneError, and any error after the answer has begun."""
         path = unquote_to_bytes(scope["raw_path"])
         services = self.services
         route = find_route(scope["method"], path) if services.agent is None else agent_route(scope, path)
@@ -67,6 +67,6 @@ class Picod:
 async def _refuse(request: Request, error: RequestError) -> None:
     if request.started:
         raise error
-    # The rest of a body that is too large is not wanted.
+    # The rest of a body that is too large is not read: the connection is closed after the answer.
     headers = ((b"connection", b"close"),) if isinstance(error, TooLargeError) else ()
     await request.answer_json(error.status, error.body, headers)

@@ -1,6 +1,6 @@
 """picod's settings: flags, each with an environment variable as its default.
 
-Read first by `python -m picod`. Everything later gets one frozen PicodConfig, never the environment.
+`python -m picod` reads them once. Everything else gets one frozen PicodConfig and never reads the environment.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ ENV_MAX_UNPACK = "PICOD_MAX_UNPACK"
 
 @dataclass(frozen=True, kw_only=True)
 class PicodConfig:
-    """All settings. Sizes are bytes."""
+    """All settings of one picod. Sizes are in bytes."""
 
     workspace: str = "/workspace"
     """The folder that holds the session's files and in which commands start."""
 
     auth: str = "jwt"
-    """`jwt`, or `none` where something else authenticates requests (tests, a sidecar)."""
+    """`jwt`, or `none` if something else authenticates requests (tests, a sidecar)."""
 
     audience: str = ""
     """The sandbox's id: a token for any other audience is refused."""
@@ -37,34 +37,36 @@ class PicodConfig:
     """A JSON Web Key Set with the gateway's public keys."""
 
     max_output: int = 10_000_000
-    """Kept of each output stream of a command for the answer; a longer stream goes to a file in the workspace."""
+    """How much of each output stream of a command is answered; a longer stream is written to a file in the workspace.
+    """
 
     max_spill: int = 1 << 30
-    """Most that such a file may grow to. A loop that prints for ever must not fill the disk."""
+    """The largest size of such a file. A loop that prints for ever must not fill the disk."""
 
     max_body: int = 32 << 20
-    """Largest JSON body. Such bodies are held in memory; multipart and raw uploads go to disk without a limit here."""
+    """The largest JSON body, which is held in memory. Multipart and raw uploads go to disk and have no limit here."""
 
     max_unpack: int = 8 << 30
-    """Most that an archive may unpack to, and a zip may have itself. A small archive can hold petabytes of zeros."""
+    """The largest size that an archive may unpack to, and of a zip itself. A small archive can hold petabytes of zeros.
+    """
 
     preload: Sequence[str] = ()
-    """Modules that scripts of the commands' own python3 find imported (preload.py). Empty: no such interpreter runs."""
+    """Modules that are imported ahead for scripts on the commands' python3 (preload.py). Empty: there are none."""
 
     preload_delay: float = 1.0
-    """Seconds from the start until these are imported, so that a start does not pay for it."""
+    """Seconds from the start until they are imported, so that the start itself stays fast."""
 
     ports: Sequence[tuple[int, int]] = ((1024, 65535),)
-    """First and last of each range of ports that /api/ports leads to. A TCP port of picod's own is never among them."""
+    """First and last port of each range that /api/ports forwards to. picod's own TCP port is always excluded."""
 
     code_context: str = "lazy"
-    """`warm`: a Python context starts with picod; `lazy`: when it is first used; `off`: there are none."""
+    """`warm`: a Python context starts with picod; `lazy`: on first use; `off`: there are none."""
 
     agent: Mapping[str, Any] | None = None
     """The document of wire.ENV_AGENT: a server that picod starts and forwards requests to (ports/agent.py)."""
 
     command_env: Mapping[str, str] = field(default_factory=dict)
-    """The whole environment commands start from. Nothing of picod's own environment is added."""
+    """The whole environment that commands start with. Nothing of picod's own environment is added."""
 
     fd: int | None = None
     """A listening socket inherited from the parent."""
@@ -76,14 +78,14 @@ class PicodConfig:
     port: int = 8080
 
     lifeline_fd: int | None = None
-    """Read end of a pipe whose other end the parent holds: end of file means the parent is gone."""
+    """The read end of a pipe whose other end the parent holds: end of file means that the parent has ended."""
 
     inspectable: bool = False
-    """Leave this process open to debuggers and /proc of its user: to measure picod itself, never beside user code."""
+    """Allow debuggers and /proc of the same user to inspect this process: to measure picod, never beside user code."""
 
     @classmethod
     def from_args(cls, argv: Sequence[str], environ: Mapping[str, str]) -> PicodConfig:
-        """Read flags and environment. Exits with status 2 and one clear line when something is wrong."""
+        """Read flags and environment. Exits with status 2 and a message if a value is not valid."""
         parser = _parser(environ)
         args = parser.parse_args(argv)
         if args.auth not in ("jwt", "none"):
@@ -150,7 +152,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--preload", default=get(wire.ENV_PRELOAD, ""), help=f"modules, as in numpy,pandas; also {wire.ENV_PRELOAD}")
     add("--preload-delay", type=float, default=PicodConfig.preload_delay, help="seconds until they are imported")
     add("--ports", default=get(wire.ENV_PORTS, "1024-65535"), help=f"that may be reached; also {wire.ENV_PORTS}")
-    # Of flags alone: an environment variable could be set by an image or a manifest.
+    # Flags only: an environment variable could be set by an image or a manifest.
     add("--inspectable", action="store_true", help="let debuggers of this user in; never beside untrusted code")
     add("--lifeline-fd", type=int, help="a pipe; its end of file ends picod and all it started")
     return parser

@@ -1,4 +1,4 @@
-"""The route table. A new surface is a module with handlers, and lines in ROUTES."""
+"""The route table of picod's API. A new endpoint is a handler in a module of its package, and a line in ROUTES."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ ANY: tuple[str, ...] = ()  # in a route: every method
 
 
 class Route(NamedTuple):
-    """Methods and path of a handler. A path that ends in `/` takes all below it; the rest is `request.tail`."""
+    """Methods and path of a handler. A path that ends in `/` matches all paths below it; the rest is `request.tail`."""
 
     methods: tuple[str, ...]
     path: bytes
     handler: Handler
     open: bool = False  # answers without a token
-    idempotent: bool = False  # with an Idempotency-Key it runs once (http/idempotency.py)
+    idempotent: bool = False  # runs once per Idempotency-Key (http/idempotency.py)
 
 
 def _commands(services: Services) -> CommandServices:
@@ -59,12 +59,12 @@ def _config(services: Services) -> PicodConfig:
 
 
 def _agent(services: Services) -> Agent:
-    assert services.agent is not None  # or its route is not used
+    assert services.agent is not None  # Picod uses this route only if there is an agent
     return services.agent
 
 
 def _with(part: Callable[[Services], T], handler: Callable[[T, Request], Awaitable[None]]) -> Handler:
-    """A handler that gets its own part of the services."""
+    """A handler that gets its own part of the services, and cannot depend on the others."""
 
     def handle(services: Services, request: Request) -> Awaitable[None]:
         return handler(part(services), request)
@@ -73,7 +73,7 @@ def _with(part: Callable[[Services], T], handler: Callable[[T, Request], Awaitab
 
 
 def _late(part: Callable[[Services], object], module: str, name: str) -> Handler:
-    """A handler whose module is loaded at its first call: no session needs all of them, and each start would pay."""
+    """A handler whose module is imported on its first call: importing all of them would slow down every start."""
 
     async def handle(services: Services, request: Request) -> None:
         handler: Callable[[Any, Request], Awaitable[None]] = getattr(import_module(module), name)
@@ -133,7 +133,7 @@ _HEALTH, _AGENT = ROUTES[0], Route(ANY, b"", _late(_agent, "picod.ports.agent", 
 
 
 def find_route(method: str, path: bytes) -> Route | None:
-    """The route of a request to picod's own API, or None."""
+    """The route of a request to picod's own API, or None: 404."""
     exact = _EXACT.get((method, path))
     if exact is not None:
         return exact
@@ -144,6 +144,6 @@ def find_route(method: str, path: bytes) -> Route | None:
 
 
 def agent_route(scope: Scope, path: bytes) -> Route:
-    """The route of a request where picod stands before an agent: with a token, every path is the agent's."""
+    """The route of a request to a sandbox with an agent: with a token every path is the agent's, /health included."""
     authorized = any(name == b"authorization" for name, _ in scope["headers"])
     return _HEALTH if path == _HEALTH.path and not authorized else _AGENT

@@ -1,4 +1,4 @@
-"""The parts of one picod, made from its settings: what handlers are given, started and closed together."""
+"""The parts of one picod, created from its settings: handlers get them, and they are started and closed together."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from picod.http.idempotency import IdempotentRequests
     from picod.ports.agent import Agent
 
-_SNAPSHOT_LOAD_DELAY_S = 1.0
+_SNAPSHOT_LOAD_DELAY_S = 1.0  # after the start, so that imports do not compete with it
 _CONTEXT_DELAY_S = 0.5
 _CONTEXT_NICE = 10  # a warm pool that fills must not slow down the sandboxes that work
 _IDLE_CORE_POLL_S, _MAX_IDLE_CORE_POLLS = 0.5, 20
 
 
 class Services:
-    """Raises OSError if the workspace cannot be opened."""
+    """All services of one picod. Raises OSError if the workspace cannot be opened."""
 
     def __init__(self, config: PicodConfig) -> None:
         self.config = config
@@ -49,22 +49,22 @@ class Services:
 
     @cached_property
     def idempotency(self) -> IdempotentRequests:
-        """The requests that have an Idempotency-Key; loaded and made when the first comes."""
+        """The requests with an Idempotency-Key; imported and created when the first one comes."""
         from picod.http.idempotency import IdempotentRequests
 
         return IdempotentRequests(self.commands.workspace, self.config.max_body)
 
     @property
     def unattended(self) -> int:
-        """How many requests with an Idempotency-Key run on although their client has left."""
+        """How many requests with an Idempotency-Key are running although their client has left."""
         return self.idempotency.unattended if "idempotency" in vars(self) else 0
 
     def start(self) -> None:
-        """Begin what the first request should not wait for. On the loop, once the server listens."""
+        """Begin what the first request should not wait for. Call it on the loop, once the server listens."""
         path = self.config.command_env.get("PATH", "").encode()
         put_fonts(find_executable(b"python3", path, self.commands.workspace.fd), self.config.command_env)
         self.commands.preload.start()
-        # A session that wakes up on this sandbox should not wait for imports; a cold start should not pay for them.
+        # A session that wakes on this sandbox should not wait for imports, nor should a cold start.
         loop = asyncio.get_running_loop()
         loop.call_later(_SNAPSHOT_LOAD_DELAY_S, loop.run_in_executor, None, load)
         if self.agent is not None:
@@ -75,8 +75,8 @@ class Services:
     async def _warm_context(self) -> None:
         """Start the default context ahead of its use, when a core is idle.
 
-        It costs more CPU than the rest of a sandbox's start, and short sessions use it least. Niceness alone does not
-        keep it behind: where the kernel groups processes by session, it counts within the sandbox only.
+        It costs more CPU time than the rest of a sandbox's start, and short sessions rarely use it. Niceness alone does
+        not give way to other sandboxes: with autogroups of the scheduler it counts within one session only.
         """
         from picod.interpreter.kernel import Ahead
 
@@ -88,16 +88,16 @@ class Services:
         self.interpreter.interpreter.warm(Ahead(_CONTEXT_NICE, tuple(self.config.preload)))
 
     def kill_all(self) -> None:
-        """Kill every process that a session started. Blocking; for the end only."""
+        """Kill every process that a session started. Blocking; for picod's end only."""
         self.commands.children.kill_all()
 
     def close(self) -> None:
-        """Remove what lies outside of the workspace."""
+        """Remove files outside of the workspace: sockets and folders of kernels."""
         self.interpreter.close()
 
 
 def runnable() -> int:
-    """How many threads of the whole machine run or would, this one among them. 0 where the kernel does not say."""
+    """How many threads of the whole machine are running or runnable, including this one; 0 if unknown."""
     try:
         with open("/proc/loadavg") as file:
             return int(file.read().split()[3].partition("/")[0])

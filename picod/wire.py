@@ -1,4 +1,4 @@
-"""What gateway and picod agree on: the one module of picod that the gateway imports.
+"""The contract between gateway and picod: the only module of picod that the gateway imports.
 
 Tokens: JWS compact, header `kid`, claims `iss`, `aud` (the sandbox's id), `sub` (the session's id), `iat`, `exp`,
 `jti`.
@@ -11,8 +11,8 @@ ALGORITHMS = ("EdDSA", "RS256")
 LEEWAY_S = 30
 """How far the clocks of gateway and sandbox may differ, either way, before tokens are refused.
 
-Nodes without NTP are seconds apart, virtual machines that were paused more. A token is good for one sandbox, so what
-the leeway costs is that a stolen one lives for 5.5 minutes instead of 5."""
+Nodes without NTP differ by seconds, virtual machines that were paused by more. The price is small, as a token is valid
+for one sandbox only: a stolen one is valid for 5.5 minutes instead of 5."""
 
 HEALTH_PATH = "/health"
 RUN_CODE_PATH = "/api/run_code"  # POST: run code in a context
@@ -27,7 +27,7 @@ SESSION_HEADER = "x-agentcube-session-id"  # the session's id, which the gateway
 
 
 def port_prefix(session_id: str, port: int) -> str:
-    """Where the gateway shows a port of a session; what it links to lies below."""
+    """The gateway's path of a session's port; everything that the server links to is below it."""
     return f"/v1/sessions/{session_id}/ports/{port}"
 
 

@@ -1,4 +1,4 @@
-"""Tar and zip streams of directories, in and out. Blocking; callers run it in threads.
+"""Tar and zip streams: pack a directory into one, unpack one into a directory. Blocking; callers use threads.
 
-Imports `filesystem` only. Start with `formats`.
+Imports `filesystem` only. Start with `formats`; `pack` and `unpack` do the work on files.
 """

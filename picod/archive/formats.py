@@ -1,7 +1,7 @@
 """Archives of directories as streams of bytes, both ways. Blocking; archive_api.py runs them in threads.
 
-A tar stream is always in the middle: pack.py writes it and unpack.py reads it, and all care about paths, links and
-modes is there. Around it stand gzip, zstd, and zip (zip_format.py) in terms of tar. Memory is flat, whatever the size.
+Every format goes through a tar stream, which pack.py writes and unpack.py reads: paths, links and modes are handled
+there only. gzip and zstd compress it, and zip_format.py converts it from and to zip. Memory is flat, whatever the size.
 Formats: POSIX pax and GNU tar (tar_members.py), RFC 1952 (gzip), RFC 8878 (zstd).
 """
 
@@ -23,19 +23,19 @@ FORMATS = {
     "tar.zst": "application/zstd",
     "zip": "application/zip",
 }
-"""Each format, which is also the extension, and its content type."""
+"""The content type of each format; the format's name is also the file extension."""
 
 _PIECE_BYTES = 256 << 10
-_LEVEL_GZIP, _LEVEL_ZSTD = 4, 1
-_MAX_WINDOW_BYTES = 8 << 20  # bytes of memory a zstd archive may make us take; `zstd -19` needs that much
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"  # how they begin
+_LEVEL_GZIP, _LEVEL_ZSTD = 4, 1  # fast ones: a download waits for the compression
+_MAX_WINDOW_BYTES = 8 << 20  # of memory that a zstd archive can make us allocate; `zstd -19` needs that much
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"  # their magic numbers
 
 Read = Callable[[int], bytes | memoryview]
-"""Up to so many bytes of an upload; none at the end."""
+"""Returns up to the given number of bytes of an upload; none at the end."""
 
 
 def write_archive(root_fd: int, form: str) -> Generator[bytes, None, None]:
-    """A directory as an archive, in pieces; some are empty. Raises OSError as pack does."""
+    """Pack a directory into an archive, in pieces, some of them empty. Raises OSError as pack does."""
     if form == "zip":
         yield from zipped(root_fd)
         return
@@ -62,9 +62,9 @@ def _compressor(form: str) -> tuple[Callable[[bytearray], bytes | bytearray], Ca
 
 
 def read_tar(first: bytes, read: Read) -> ReadInto:
-    """The tar stream in an upload, of which `first` was read already, whatever it is compressed with.
+    """The tar stream in an upload, plain or decompressed; `first` is what was read of the upload already.
 
-    What it returns raises TarballError, zlib.error and zstandard.ZstdError.
+    Reading from it raises TarballError, zlib.error and zstandard.ZstdError.
     """
     head = io.BytesIO(first)
 
@@ -88,7 +88,7 @@ class _Readable(Protocol):
 
 
 class _Reading(_Readable):
-    """A function as an object to read from."""
+    """Wraps a function in the `read` method that zstandard expects."""
 
     def __init__(self, read: Read) -> None:
         self._read = read
@@ -98,7 +98,7 @@ class _Reading(_Readable):
 
 
 def _gunzip(read: Read) -> Iterator[bytes]:
-    """Member after member, never much at a time, however well it is packed. Raises TarballError when it is cut off."""
+    """Decompress all members, at most _PIECE_BYTES at a time. Raises TarballError if the data ends too early."""
     stream = zlib.decompressobj(wbits=31)
     data = bytes(read(_PIECE_BYTES))
     while data:

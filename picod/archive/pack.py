@@ -1,8 +1,8 @@
-"""The workspace as a tar stream: a walk that yields pieces of the archive. Blocking; api.py runs it in a thread.
+"""Packs a directory into a tar stream: a walk that yields pieces of the archive. Blocking; api.py runs it in a thread.
 
-All kinds of files, their modes and times, hard links, holes and user.* attributes. Left out: sockets (dead without
-their process), owners (there is one), what is mounted below (volumes outlive the sandbox), uploads still under way.
-Memory is flat but for the names in the directories on the way down and for files with several names.
+It holds all kinds of files, their modes and times, hard links, holes and user.* attributes. Left out: sockets (useless
+without their process), owners (there is only one), mounted volumes (they outlive the sandbox), unfinished uploads.
+Memory is flat except for the names in the open directories and for files with several names.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from picod.archive.tar_members import (
 from picod.filesystem.safe_walk import READ, SafeWalk, open_file
 
 _PIECE_BYTES = 256 << 10
-_MAX_XATTR_BYTES = 1 << 20  # bytes of attributes of one file; ext4 has room for 4 KiB, XFS for 64 KiB each
-_MAX_REGIONS = 100_000  # in one sparse file; what follows goes as it is, holes written out
-UPLOAD = re.compile(rb"\.wakegate-[0-9a-f]{16}\.part")  # uploads.Staged
+_MAX_XATTR_BYTES = 1 << 20  # of attributes of one file; ext4 has room for 4 KiB, XFS for 64 KiB each
+_MAX_REGIONS = 100_000  # in one sparse file; after them, holes are written out as zeros
+UPLOAD = re.compile(rb"\.wakegate-[0-9a-f]{16}\.part")  # names of files/staging.py and files/archive_api.py
 
 _Identity = tuple[int, int]
 _Seen = dict[_Identity, bytes] | None  # first names of files by identity; None: hard links and holes are not kept
 
 
 def pack(root_fd: int, *, plain: bool = False) -> Iterator[bytearray]:
-    """The archive in pieces of about 256 KiB. Raises OSError; ESTALE for what changed while it was read.
+    """The archive in pieces of about 256 KiB. Raises OSError, ESTALE for a file that changed while it was read.
 
-    Each piece is the caller's only until the next one is asked for. `plain`: for formats that know neither hard links
-    nor holes, every name has all of its data.
+    A piece is valid until the next one is requested: the buffer is used again. `plain`, for formats without hard links
+    and holes: every name has all of its data.
     """
     out = bytearray()
     seen: _Seen = None if plain else {}
@@ -77,7 +77,7 @@ def pack(root_fd: int, *, plain: bool = False) -> Iterator[bytearray]:
 
 
 def _names(fd: int) -> list[bytes]:
-    """In order from the end, so that the same tree makes the same archive."""
+    """The names in a directory in reverse order (the walk pops them): one tree always makes the same archive."""
     return sorted(
         (os.fsencode(name) for name in os.listdir(fd) if not UPLOAD.fullmatch(os.fsencode(name))), reverse=True
     )
@@ -102,7 +102,7 @@ def _special(dir_fd: int, name: bytes, path: bytes, status: os.stat_result, seen
 
 
 def _first_name(status: os.stat_result, path: bytes, seen: _Seen) -> bytes | None:
-    """The name a file was packed under already, if it was."""
+    """The name under which a file with several names was packed before, if any."""
     if status.st_nlink == 1 or seen is None:
         return None
     first = seen.setdefault((status.st_dev, status.st_ino), path)
@@ -152,7 +152,7 @@ def _sparse(fd: int, size: int, member: Member, out: bytearray) -> Iterator[byte
 
 
 def _regions(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where a file has data. The last region ends the file, if only as an empty one, as GNU tar expects it."""
+    """Offset and length of each part with data. The last one, perhaps empty, ends the file, as GNU tar expects."""
     end = count = 0
     while end < size:
         count += 1

@@ -1,4 +1,4 @@
-"""The bytes of an archive that is read, whatever brings them: pieces, a decompressor, an upload."""
+"""Reads the bytes of an archive, which come in pieces from an upload, a decompressor or a file."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterator
 from picod.archive.tar_members import TarballError
 
 ReadInto = Callable[[memoryview], int]
-"""Fills a buffer as far as it can and returns how many bytes that were; 0 is the end."""
+"""Fills a buffer as far as it can and returns the number of bytes; 0 at the end."""
 
 _PIECE_BYTES = 256 << 10
 
 
 class TooLargeArchiveError(TarballError):
-    """It unpacks to more than may be."""
+    """The archive unpacks to more than the limit."""
 
 
 class Source:
-    """The archive's bytes, through one buffer. `read_into` fills what it is given, as far as it can; 0 is the end."""
+    """The archive's bytes, read through one buffer of _PIECE_BYTES."""
 
     def __init__(self, read_into: ReadInto) -> None:
         self._read_into = read_into
@@ -45,7 +45,7 @@ class Source:
         return bytes(whole)
 
     def expect_end(self, tail: bytes) -> None:
-        """Read on over zeros; nothing but `tail` may follow. Raises TarballError."""
+        """Read to the end: only zeros and then `tail` may follow. Raises TarballError."""
         last = bytearray()
         while self._start < self._end or (count := self._read_into(self._buffer)):
             if self._start == self._end:
@@ -60,7 +60,7 @@ class Source:
 
 
 def reader(pieces: Iterator[bytes]) -> ReadInto:
-    """Pieces as something that fills buffers."""
+    """A ReadInto that takes its bytes from an iterator of pieces."""
     rest = memoryview(b"")
 
     def read_into(buffer: memoryview) -> int:
@@ -79,7 +79,7 @@ def reader(pieces: Iterator[bytes]) -> ReadInto:
 
 
 def counted(read_into: ReadInto, limit: int) -> ReadInto:
-    """The same, but TooLargeArchiveError once more than `limit` bytes came out: the packed size tells nothing."""
+    """A ReadInto that raises TooLargeArchiveError after `limit` bytes: the packed size bounds nothing."""
     count = 0
 
     def read(buffer: memoryview) -> int:

@@ -1,13 +1,13 @@
-"""The members of a tar archive as bytes, both ways; no file is touched here. pack.py and unpack.py use it.
+"""Encodes and parses the members of a tar archive, for pack.py and unpack.py. Pure: no file is touched here.
 
-POSIX pax interchange format (IEEE 1003.1, `pax`): a 512-byte ustar header, before it an extended header ("x") when
-something does not fit: a time with nanoseconds, a name over 100 bytes, 8 GiB of data. Sparse files are GNU's
-sparse format 1.0 (GNU tar manual, appendix "Storing Sparse Files"): the map of data regions stands in decimal lines
-at the beginning of the data. Attributes are `SCHILY.xattr.NAME`, `=` and `%` in NAME as %3D and %25, as GNU tar has it.
-So `zstd -d | tar -x` reads what we write, and we read what `tar --format=posix` writes.
+POSIX pax interchange format (IEEE 1003.1, `pax`): a 512-byte ustar header, preceded by an extended header ("x") when
+something does not fit into it: a time with nanoseconds, a name over 100 bytes, 8 GiB of data. Sparse files are in GNU's
+sparse format 1.0 (GNU tar manual, appendix "Storing Sparse Files"): the map of data regions comes as decimal lines at
+the beginning of the data. Attributes are `SCHILY.xattr.NAME`, with `=` and `%` in NAME as %3D and %25, as in GNU tar.
+So `zstd -d | tar -x` reads what picod writes, and picod reads what `tar --format=posix` writes.
 
-Names are bytes throughout: Linux knows no encoding of names. Global headers ("g") are read over; their keys
-`WAKEGATE.*` are free for what a session carries beyond files.
+Names are bytes throughout, since Linux defines no encoding for them. Global headers ("g") are skipped; their keys
+`WAKEGATE.*` are reserved for what a session has besides files. Why this is not the tarfile module: docs/adr/0008.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ END = bytes(2 * BLOCK)
 FILE, HARD_LINK, SYMLINK, DIRECTORY, FIFO = b"0", b"1", b"2", b"5", b"6"
 KINDS = {FILE, HARD_LINK, SYMLINK, DIRECTORY, FIFO}
 EXTENDED, GLOBAL = b"x", b"g"
-LONG_NAME, LONG_LINK = b"L", b"K"  # GNU's own way to say what has over 100 bytes; read, never written
+LONG_NAME, LONG_LINK = b"L", b"K"  # GNU's own extension for names over 100 bytes; read, never written
 
 _NS_PER_S = 1_000_000_000
-_MAX_OCTAL = 8**11  # what eleven octal digits cannot say
-_MAX_TIME_S = 10**15 - 1  # seconds, either side of 1970
+_MAX_OCTAL = 8**11  # the first number that eleven octal digits cannot express
+_MAX_TIME_S = 10**15 - 1  # before and after 1970
 _XATTR = b"SCHILY.xattr."
 
 
 class TarballError(ValueError):
-    """The archive is broken or holds what no workspace may. The message is for the client."""
+    """The archive is broken, or holds something that a workspace cannot. The message is for the client."""
 
 
 @dataclass(slots=True)
 class Member:
-    """One file of any kind. `size` counts the bytes of data that follow in the archive, a sparse map included.
+    """One file of any kind. `size` is the number of data bytes that follow in the archive, including a sparse map.
 
-    `real_size` is the size of a sparse file, None of any other. `link` is a symlink's text or the first name of a
+    `real_size` is the size of a sparse file, None for any other. `link` is a symlink's target, or the first name of a
     hard link.
     """
 
@@ -51,7 +51,7 @@ class Member:
 
 
 class Head(NamedTuple):
-    """What the 512 bytes themselves say."""
+    """The fields of a ustar header, without those of an extended header before it."""
 
     kind: bytes
     path: bytes
@@ -62,12 +62,12 @@ class Head(NamedTuple):
 
 
 def padding(size: int) -> int:
-    """How many zero bytes follow `size` bytes of data."""
+    """The number of zero bytes after `size` bytes of data, up to a whole block."""
     return -size % BLOCK
 
 
 def encode(member: Member) -> bytes:
-    """The header, or headers, of a member. Its data and their padding come after."""
+    """The header of a member, with an extended header before it if one is needed. Data and padding come after."""
     records: list[bytes] = []
     path, link = member.path, member.link
     if member.kind == DIRECTORY:
@@ -110,7 +110,7 @@ def encode_sparse_map(regions: list[tuple[int, int]]) -> bytes:
 
 
 def parse_head(block: bytes) -> Head:
-    """Read 512 bytes. Raises TarballError."""
+    """Parse a ustar header of 512 bytes. Raises TarballError."""
     checksum = _octal(block[148:156])
     if checksum != sum(block[:148]) + 256 + sum(block[156:]):
         raise TarballError("it is no tar archive, or damaged: the checksum of a header is wrong")
@@ -129,7 +129,7 @@ def parse_head(block: bytes) -> Head:
 
 
 def parse_records(data: bytes) -> dict[bytes, bytes]:
-    """The records of an extended header. Raises TarballError."""
+    """Parse the records of an extended header. Raises TarballError."""
     records: dict[bytes, bytes] = {}
     while data:
         digits, _, _ = data.partition(b" ")
@@ -145,7 +145,7 @@ def parse_records(data: bytes) -> dict[bytes, bytes]:
 
 
 def member_of(head: Head, records: dict[bytes, bytes]) -> Member:
-    """What a header and the extended header before it say together. Raises TarballError."""
+    """The member of a header and the records of the extended header before it. Raises TarballError."""
     member = Member(
         path=records.get(b"path", head.path),
         kind=head.kind,
@@ -177,7 +177,7 @@ def _head(kind: bytes, path: bytes, mode: int, size: int, seconds: int, link: by
 
 
 def _record(key: bytes, value: bytes) -> bytes:
-    # The length counts its own digits: of 98 bytes with the space and the line end, two digits make 100, so three.
+    # The length includes its own digits: 97 bytes and two digits are 99, but 98 and two are 100, which needs three.
     rest = len(key) + len(value) + 3
     length = rest + len(str(rest))
     length = rest + len(str(length))
@@ -211,7 +211,7 @@ def _size(field: bytes) -> int:
 
 
 def _octal(field: bytes) -> int:
-    if field[0] & 0x80:  # GNU tar writes what octal digits cannot say in base 256, negative numbers as complements
+    if field[0] & 0x80:  # GNU tar writes larger and negative numbers in base 256, as two's complements
         number = int.from_bytes(field, "big")
         return number - (1 << 8 * len(field)) if field[0] & 0x40 else number - (1 << 8 * len(field) - 1)
     digits = field.split(b"\0", 1)[0].strip()

@@ -1,8 +1,8 @@
-"""A tar stream becomes the workspace. Blocking; api.py runs it in a thread.
+"""Unpacks a tar stream into a directory. Blocking; api.py runs it in a thread.
 
-The archive is not trusted, nor is the folder it goes into: code may run there. Each name is made with O_EXCL in a
-directory that is held open and was reached from the root without following a symlink, so whatever an archive says
-(`..`, absolute names, a symlink and then a file below it), it lands in the workspace or nowhere.
+Neither the archive nor the target is trusted: code may be running there. Each file is created with O_EXCL in an open
+directory that was reached from the root without following a symlink. So whatever the archive says (`..`, absolute
+names, a symlink and then a file below it), a file is created inside the target or not at all.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from picod.archive.tar_members import (
 from picod.filesystem.safe_walk import READ, WRITE, SafeWalk, change_mode
 
 _MAX_EXTENDED_BYTES = 4 << 20
-_MAX_PATH_BYTES = 1 << 20  # bytes: deeper than any path a command could name, and a bound
-_MAX_MAP_BYTES = 4 << 20  # bytes of a sparse map
+_MAX_PATH_BYTES = 1 << 20  # 256 times PATH_MAX: code can create deeper trees with mkdirat than it can name
+_MAX_MAP_BYTES = 4 << 20  # of a sparse map
 
-_Final = tuple[int | None, int | None, dict[bytes, bytes]]  # mode, time in ns, attributes; None: as it is
+_Final = tuple[int | None, int | None, dict[bytes, bytes]]  # mode, time in ns, attributes; None: unchanged
 
 
 def unpack(root_fd: int, source: Source, *, max_files: int | None = None) -> tuple[int, int]:
-    """Make everything up to the archive's end mark. Returns how many files and bytes of data that were.
+    """Unpack everything up to the archive's end mark. Returns the number of files and of bytes of data.
 
-    Raises TarballError, and OSError of the file system; what was made until then stays.
+    Raises TarballError, and OSError of the file system; what was created until then stays.
     """
     files = size = 0
     records: dict[bytes, bytes] = {}
@@ -77,14 +77,14 @@ def _extended(source: Source, size: int) -> dict[bytes, bytes]:
 
 def _extended_data(source: Source, size: int) -> bytes:
     if size > _MAX_EXTENDED_BYTES:
-        raise TarballError(f"an extended header has {size} bytes, at most {_MAX_EXTENDED_BYTES} are taken")
+        raise TarballError(f"an extended header has {size} bytes, at most {_MAX_EXTENDED_BYTES} are accepted")
     data = source.take(size)
     source.take(padding(size))
     return data
 
 
 def _parts(path: bytes) -> list[bytes]:
-    """A member's name, taken apart; none for the workspace itself. Raises TarballError."""
+    """The parts of a member's path; none for the workspace itself. Raises TarballError."""
     if path.startswith(b"/"):
         raise _refused(path, "is absolute")
     if b"\0" in path or len(path) > _MAX_PATH_BYTES:
@@ -100,13 +100,16 @@ def _refused(path: bytes, why: str) -> TarballError:
 
 
 class _Builder:
-    """Makes members one after the other. A directory gets its mode and time when the archive leaves it."""
+    """Creates one member after another. A directory gets its mode and time when the walk leaves it.
+
+    Not before: a read-only mode would block its own contents, and each file created in it would change its time.
+    """
 
     def __init__(self, root_fd: int) -> None:
         self._root_fd = root_fd
         self._walk = SafeWalk(root_fd, WRITE)
         self._here: list[bytes] = []
-        self._final: list[_Final | None] = []  # of each level; None: is left as it is
+        self._final: list[_Final | None] = []  # for each level; None: unchanged
 
     def __enter__(self) -> _Builder:
         return self
@@ -117,10 +120,10 @@ class _Builder:
                 self._go([])
 
     def make(self, member: Member, source: Source) -> None:
-        """Make one, taking its data from the source. Raises TarballError, OSError."""
+        """Create one member, reading its data from the source. Raises TarballError, OSError."""
         parts = _parts(member.path)
         if member.kind not in KINDS:
-            raise _refused(member.path, f"is of a kind (type {member.kind!r}) that no workspace holds")
+            raise _refused(member.path, f"is of a kind (type {member.kind!r}) that a workspace cannot hold")
         if member.kind != FILE and member.size:
             raise _refused(member.path, "has data, but is no file")
         if member.kind == DIRECTORY:
@@ -175,7 +178,7 @@ class _Builder:
             self._final[-1] = (member.mode, member.mtime_ns, member.xattrs)
 
     def _go(self, parts: list[bytes]) -> None:
-        """Move to a directory: up to what both ways share, then down, making what is missing."""
+        """Move to a directory: up to the common parent, then down, creating what is missing."""
         shared = 0
         while shared < min(len(parts), len(self._here)) and parts[shared] == self._here[shared]:
             shared += 1
@@ -189,7 +192,7 @@ class _Builder:
     def _enter(self, name: bytes) -> None:
         try:
             os.mkdir(name, 0o700, dir_fd=self._walk.fd)
-            final: _Final | None = (0o755, None, {})  # of a parent that the archive does not name
+            final: _Final | None = (0o755, None, {})  # for a parent that the archive does not name
         except FileExistsError:
             final = None
         try:
@@ -255,7 +258,7 @@ def _sparse(fd: int, member: Member, source: Source) -> None:
 
 
 def _sparse_map(member: Member, source: Source) -> tuple[list[tuple[int, int]], int]:
-    """The regions, and how many bytes of the data the map took."""
+    """The regions with data, and the number of bytes of the map itself."""
     used = 0
     text = b""
 
@@ -275,7 +278,7 @@ def _sparse_map(member: Member, source: Source) -> tuple[list[tuple[int, int]], 
 
 
 def _set_xattrs(fd: int, xattrs: dict[bytes, bytes]) -> None:
-    """The user.* ones. A file system that has none at all is no reason to refuse the files."""
+    """Set the user.* attributes. A file system without attributes is no error: the files matter more."""
     try:
         for name, value in xattrs.items():
             if name.startswith(b"user."):

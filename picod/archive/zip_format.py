@@ -1,7 +1,7 @@
-"""Zip archives in terms of tar, both ways: `zipped` writes one as a stream, `zip_as_tar` reads one from a file.
+"""Converts between zip and tar: `zipped` packs a directory into a zip stream, `zip_as_tar` reads a zip from a file.
 
-A zip ends with its directory, so one that is uploaded has to be on disk before it can be read; zipfile reads it, but
-its directory may not be larger than what we would hold. Source of the format: PKWARE's APPNOTE 6.3.
+A zip ends with its directory, so an upload has to be on disk before it can be read. zipfile reads it, with a bound on
+the size of the directory, which it holds in memory. Source of the format: PKWARE's APPNOTE 6.3.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from zipfile import ZipFile, ZipInfo
 
 _PIECE_BYTES = 256 << 10
-_MAX_DIRECTORY_BYTES = 8 << 20  # bytes: some hundred thousand names, each of which becomes an object
+_MAX_DIRECTORY_BYTES = 8 << 20  # some hundred thousand names, each of which becomes an object
 _MAX_LINK_BYTES = 4096
-_STORED, _DEFLATED = 0, 8  # the two methods that need little memory to undo
+_STORED, _DEFLATED = 0, 8  # the two methods whose decompression needs little memory
 _ENCRYPTED, _UTF8 = 1, 1 << 11  # flags
 _UNIX = 3
-_FIRST_TIME_S, _LAST_TIME_S = 315_532_800, 4_354_819_198  # a zip's times: 1980 to 2107
+_FIRST_TIME_S, _LAST_TIME_S = 315_532_800, 4_354_819_198  # the times that a zip can express: 1980 to 2107
 _MAGIC = (b"PK\3\4", b"PK\5\6")
 _NS_PER_S = 1_000_000_000
 
@@ -53,9 +53,9 @@ def is_zip(first: bytes) -> bool:
 
 
 def zipped(root_fd: int) -> Iterator[bytes]:
-    """A directory as a zip, in pieces. Raises OSError as pack does.
+    """Pack a directory into a zip, in pieces. Raises OSError as pack does.
 
-    What zip cannot say is left out: pipes, attributes, owners. A file with several names is there several times.
+    What zip cannot express is left out: FIFOs, attributes, owners. A file with several names is stored several times.
     """
     from zipfile import ZIP_DEFLATED, ZipFile
 
@@ -80,7 +80,7 @@ def zipped(root_fd: int) -> Iterator[bytes]:
 
 
 class _Out(io.RawIOBase):
-    """Where zipfile writes to: bytes that are taken away, so there is no going back."""
+    """What zipfile writes to: a buffer that is emptied meanwhile, so it cannot seek."""
 
     def __init__(self) -> None:
         self.buffer = bytearray()
@@ -99,7 +99,7 @@ class _Out(io.RawIOBase):
 
 
 def _members(source: Source) -> Iterator[Member]:
-    """The members of a stream that pack made; the caller takes the data of each before it asks for the next."""
+    """The members of a stream from pack; the caller reads the data of each before it requests the next."""
     records: dict[bytes, bytes] = {}
     while any(block := source.take(BLOCK)):
         head = parse_head(block)
@@ -125,7 +125,7 @@ def _info(member: Member) -> ZipInfo:
 
 
 def zip_as_tar(fd: int) -> Iterator[bytes]:
-    """A zip in an open file as a tar stream, in pieces. Raises TarballError for one that is broken or odd."""
+    """Convert a zip in an open file to a tar stream, in pieces. Raises TarballError if it is broken or unsupported."""
     import struct
     import zlib
     from zipfile import BadZipFile, ZipFile
@@ -142,7 +142,7 @@ def zip_as_tar(fd: int) -> Iterator[bytes]:
 
 
 class _Bounded(io.FileIO):
-    """The file. zipfile reads the directory in one piece, of whatever size the archive says."""
+    """The file, with a bound on one read: zipfile reads the directory at once, of whatever size the archive claims."""
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd, "rb", closefd=False)
@@ -192,7 +192,7 @@ def _as_tar(archive: ZipFile, info: ZipInfo) -> Iterator[bytes]:
 
 
 def _name(info: ZipInfo) -> bytes:
-    """The name's bytes. Unix programs write what the file system has, without a flag, and zipfile reads it as cp437."""
+    """A name as bytes. Unix programs store those of the file system without a flag; zipfile decodes them as cp437."""
     if not info.flag_bits & _UTF8 and info.create_system == _UNIX:
         return info.filename.encode("cp437")
     return info.filename.encode("utf-8", "surrogateescape")
@@ -202,4 +202,4 @@ def _seconds(info: ZipInfo) -> int:
     try:
         return calendar.timegm((*info.date_time, 0, 0, 0))
     except ValueError:
-        return _FIRST_TIME_S  # a month 0 or the like
+        return _FIRST_TIME_S  # for example a month 0

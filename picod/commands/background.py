@@ -1,6 +1,6 @@
-"""Processes that outlive the request that started them: they run until they end, are ended, or the sandbox ends.
+"""Processes that outlive the request that started them: they run until they exit, are killed, or the sandbox ends.
 
-Each has a ring of its latest output and, if asked for, a pipe to its stdin. process_api.py speaks HTTP about them. What
+Each has a ring of its latest output and, if asked for, a pipe to its stdin. process_api.py is their HTTP surface. What
 a session runs here counts as activity (activity.py), so that the session is not hibernated in the middle of it.
 """
 
@@ -23,7 +23,7 @@ from picod.http.sse import Notifier
 MAX_PROCESSES = 32  # kept in all; the oldest that has ended makes room for a new one
 LOG_BYTES = 1 << 20  # of output kept of each
 _READ_BYTES = 64 << 10
-_STDIN_TIMEOUT_S = 300.0  # that a process may read nothing while a client writes to it
+_STDIN_TIMEOUT_S = 300.0  # for how long a process may read nothing while a client writes to it
 _FULL_READ_DELAY_S = 0.002  # 32 MB/s at most, so that a forgotten `yes` costs little
 
 
@@ -46,7 +46,7 @@ class Pump:
         self._halt()
 
     def resume(self) -> None:
-        """Read on after `pause`."""
+        """Continue reading after `pause`, if it is paused."""
         if self._paused and self._fd >= 0:
             self._paused = False
             self._loop.add_reader(self._fd, self._turn)
@@ -117,7 +117,7 @@ class Process:
 
     @property
     def running(self) -> bool:
-        """Whether its exit has not been seen yet."""
+        """Whether it has not exited, as far as picod has noticed."""
         return self.ended_ns is None
 
     def describe(self) -> dict[str, object]:
@@ -139,7 +139,7 @@ class Process:
         }
 
     def close_stdin(self) -> None:
-        """Its stdin is at end of file from now on."""
+        """Close its stdin: it reads end of file from now on."""
         if self.stdin_fd >= 0:
             asyncio.get_running_loop().remove_writer(self.stdin_fd)
             os.close(self.stdin_fd)
@@ -199,7 +199,7 @@ class Background:
         self._by_id: dict[str, Process] = {}
 
     def all(self) -> Iterable[Process]:
-        """In the order they were started."""
+        """All processes that are kept, in the order they were started."""
         return self._by_id.values()
 
     def get(self, process_id: str) -> Process:
@@ -245,11 +245,11 @@ class Background:
         return process
 
     async def end(self, process: Process) -> None:
-        """Kill it and its whole tree."""
+        """Kill a process and its whole tree; its log stays."""
         await self._children.kill(process.child)
 
     async def forget(self, process: Process) -> None:
-        """Kill it, and drop its log."""
+        """Kill a process and its whole tree, and remove it with its log."""
         self._by_id.pop(process.id, None)
         await self.end(process)
         process.close()
@@ -267,7 +267,7 @@ class Background:
 
 
 def exit_fields(code: int | None) -> dict[str, object]:
-    """How something ended, from Popen's notation: 128 + its number for a signal, nothing while it runs."""
+    """`exit_code` and `signal` from Popen's notation: 128 + its number for a signal, both null while it runs."""
     if code is None or code >= 0:
         return {"exit_code": code, "signal": None}
     return {"exit_code": 128 - code, "signal": signal_name(-code)}
@@ -286,7 +286,7 @@ def read_signal(value: object) -> signal.Signals:
 
 
 def send_signal(child: Child, number: signal.Signals) -> None:
-    """Signal its process group. Call it only while it has not exited: later the pid may be another's."""
+    """Signal a command's process group. Only while it has not exited: later the pid may be another process's."""
     try:
         os.killpg(child.pid, number)
     except (ProcessLookupError, PermissionError):

@@ -1,4 +1,4 @@
-"""What a request wants to be run: parsed and checked, its program and its working directory found.
+"""What a request asks to be run: parsed and validated, with its program and its working directory looked up.
 
 The same for /api/execute, background processes and terminals.
 """
@@ -21,7 +21,7 @@ STRUCT = "ExecuteRequest"  # what Go's decoder calls the document in its errors
 
 @dataclass(frozen=True)
 class CommandSpec:
-    """A command that a request wants run: argv, timeout, directory, whole environment."""
+    """A command to run: argv, timeout, directory, whole environment."""
 
     command: list[bytes]
     timeout: float  # seconds
@@ -66,14 +66,15 @@ def _argument(text: str, field: str) -> bytes:
 
 
 def encode_env(env: Mapping[str, str]) -> dict[bytes, bytes]:
-    """An environment of picod's settings as a command gets it."""
+    """An environment from picod's settings as the bytes that a command is started with."""
     return {name.encode(): value.encode() for name, value in env.items()}
 
 
 def find_executable(name: bytes, path: bytes, cwd_fd: int) -> bytes | None:
-    """Where a command's program is: names with a slash stay as they are, others are looked up in `path`.
+    """The file of a command's program: names with a slash stay as they are, others are looked up in `path`.
 
-    None if it is nowhere. Relative entries of `path` are passed over, lest a file of the session shadow a command.
+    None if there is none. Relative entries of `path` are skipped: through them a file in the session's working
+    directory could shadow a command.
     """
     if b"/" in name:
         return name
@@ -92,7 +93,7 @@ def _may_execute(path: bytes, cwd_fd: int) -> bool:
 
 
 def open_working_directory(workspace: Workspace, path: str) -> int:
-    """A descriptor of the directory a command starts in, made if it is missing. Raises RequestError."""
+    """A descriptor of the directory in which a command starts, created if it is missing. Raises RequestError."""
     try:
         return workspace.open_directory(path, make=True)
     except PathError as error:
@@ -102,5 +103,5 @@ def open_working_directory(workspace: Workspace, path: str) -> int:
 
 
 def timed_out(seconds: float) -> str:
-    """The message for a command that ran into its timeout, in AgentCube's words."""
+    """The message for a command that exceeded its timeout, in AgentCube's words."""
     return f"Command timed out after {seconds:.0f} seconds"

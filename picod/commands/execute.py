@@ -1,7 +1,7 @@
 """POST /api/execute: run one command to its end and answer what it printed.
 
-Parses the request (pure), starts the command, waits for whichever comes first: its exit, its timeout, the client's
-leaving. The two latter kill the whole tree.
+The command ends with its exit, its timeout or the client's disconnect, whichever is first; the latter two kill its
+whole process tree.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SMALL_BYTES = 256 << 10  # bytes of output up to which the answer is made in on
 
 @dataclass
 class Result:
-    """What came of it. `note` is ours, put at the end of stderr."""
+    """How a command ended, and its output. `note` is picod's own text, appended to stderr."""
 
     exit_code: int
     note: str = ""
@@ -57,7 +57,7 @@ async def execute(services: CommandServices, request: Request) -> None:
     spec = parse_command(body, services.config.command_env)
     cwd_fd = open_working_directory(services.workspace, spec.working_dir)
     try:
-        if b'"stream"' in body:  # a word in passing costs the ordinary way nothing
+        if b'"stream"' in body:  # a search costs microseconds, the import of what follows milliseconds
             from picod.commands.following import read_following
             from picod.commands.streaming import stream_command
 
@@ -72,7 +72,7 @@ async def execute(services: CommandServices, request: Request) -> None:
 
 
 async def run(services: CommandServices, request: Request, spec: CommandSpec, cwd_fd: int) -> Result:
-    """Start the command, wait, and say how it went. Raises ClientGoneError after killing it."""
+    """Start the command and wait for its end. Raises ClientGoneError when the client leaves; the command is killed."""
     started_ns = time.time_ns()
     if spec.timeout <= 0:
         result = Result(124, timed_out(spec.timeout))
@@ -121,7 +121,7 @@ async def _run_started(
 
 @contextlib.asynccontextmanager
 async def _streams(services: CommandServices) -> AsyncIterator[tuple[Result, int, int]]:
-    """Two pipes with a reader on each; leaving takes the rest of the output, or drops all of it after an error."""
+    """Two pipes with a reader on each. Leaving reads the rest of the output, or drops all of it after an error."""
     result = Result(0)
     name = os.urandom(8).hex()
     result.stdout, result.stdout_file, stdout_w = _open_stream(services, f"{OUTPUT_FOLDER}/{name}.stdout")
@@ -162,7 +162,8 @@ async def _answer(request: Request, result: Result) -> None:
     if sum(len(stream.kept) for stream in streams) <= _SMALL_BYTES:
         await request.answer(200, b"".join(_as_json(result)), (JSON_TYPE,))
         return
-    # Ten megabytes of NUL bytes are sixty of JSON: made and sent in pieces, they are never all there at once.
+    # Ten megabytes of NUL bytes are sixty of JSON (\u0000 each): encoded and sent in pieces, so that memory never holds
+    # all of it at once.
     await request.start(200, (JSON_TYPE,))
     for piece in _as_json(result):
         await request.write(piece, more=True)

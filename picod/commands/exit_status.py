@@ -1,7 +1,7 @@
 """How a process ended, in the one form that every answer uses: exit code, name of the signal, and a sentence.
 
 A process that a signal ended has the exit code 128 + its number, as shells report it (POSIX, "Exit Status for
-Commands"); AgentCube's executor answers Go's -1 there, which tells nothing.
+Commands"). AgentCube's executor answers Go's -1 there, which does not say which signal it was.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import signal
 import time
 from dataclasses import dataclass
 
-# What an exit code of a shell or a wrapper means that is above 128: its child was ended by one of these. SIGINT and
-# SIGTERM are left out, for programs exit with 130 and 143 by themselves when they are asked to end.
+# Signals that an exit code above 128 stands for: that is how a shell or a wrapper reports its child's end. SIGINT and
+# SIGTERM are left out, since programs exit with 130 and 143 by themselves when they are asked to end.
 _REPORTED = (
     signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGKILL, signal.SIGSEGV, signal.SIGSYS,
     signal.SIGXCPU, signal.SIGXFSZ,
 )  # fmt: skip
-_COUNT_AGE_S = 1.0
+_MAX_COUNT_AGE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class ExitStatus:
         return {"exit_code": self.code, "signal": self.signal} if self.signal else {"exit_code": self.code}
 
     def sentence(self) -> str:
-        """`exit status 3`, `killed by SIGKILL (out of memory)`."""
+        """For a person: `exit status 3`, `killed by SIGKILL (out of memory)`."""
         if not self.signal:
             return f"exit status {self.code}"
         return f"killed by {self.signal}" + (f" ({self.cause})" if self.cause else "")
@@ -47,10 +47,11 @@ def signal_name(number: int) -> str:
 
 
 class OutOfMemory:
-    """Tells whether the kernel killed for want of memory since a process was started.
+    """Whether the kernel has killed a process to free memory since a given moment.
 
-    The counter is the machine's (/proc/vmstat): the sandbox's own control group is not visible in it. So another
-    sandbox that runs out of memory in the same moment counts as well, which a SIGKILL without a known sender outweighs.
+    The counter is the machine's (/proc/vmstat), since a sandbox cannot see that of its own control group. So another
+    sandbox that runs out of memory at the same time counts as well. The guess is right far more often than it is wrong:
+    few other senders of SIGKILL exist in a sandbox, and picod knows when it was the sender.
     """
 
     def __init__(self) -> None:
@@ -60,7 +61,7 @@ class OutOfMemory:
     def began(self) -> int | None:
         """The count before a process starts, at most a second old: reading it costs 50 us. None where it is unknown."""
         now = time.monotonic()
-        if now - self._counted_at > _COUNT_AGE_S:
+        if now - self._counted_at > _MAX_COUNT_AGE_S:
             self._count, self._counted_at = _oom_kills(), now
         return self._count
 
@@ -76,9 +77,9 @@ out_of_memory = OutOfMemory()
 
 
 def exit_status(returncode: int, before: int | None, *, killed_by_us: bool = False) -> ExitStatus:
-    """Of a process that ended with `returncode`, in Popen's notation, and began at `out_of_memory.began()` = `before`.
+    """How a process ended, from `returncode` in Popen's notation and the `out_of_memory.began()` before it started.
 
-    With `killed_by_us` the signal is known to be picod's own, and is not explained.
+    With `killed_by_us` the signal is known to be picod's own, and gets no cause.
     """
     if returncode >= 0:
         number = returncode - 128

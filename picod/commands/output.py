@@ -1,9 +1,9 @@
 """One output stream of a command: kept up to a limit, the whole of it in a file beyond that, memory flat.
 
-Three stages of a stream. *Keeping*: the loop reads the pipe into memory. *Spilling*: more came than is answered, so a
-thread writes all of it to a file in the workspace while the pipe's fullness slows the command down. *Sinking*: the
-command ended but a child it left behind still holds the pipe; closing our end would kill that child at its next print,
-so what it prints is read slowly and dropped.
+A stream has three stages. *Keeping*: the loop reads the pipe into memory. *Spilling*: there is more than the answer has
+room for, so a thread writes all of it to a file in the workspace, and the full pipe slows the command down. *Sinking*:
+the command has ended but a child that it left behind still holds the pipe; closing our end would kill that child at its
+next print, so what it prints is read slowly and dropped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Literal
 _READ_BYTES = 64 << 10
 _SPILL_PIPE_BYTES = 1 << 20  # a bigger pipe while spilling: fewer turns between loop and thread
 _SPILL_TURN_BYTES = 16 << 20  # bytes after which a spilling thread lets other streams have it
-_SINK_INTERVAL_S = 0.02  # seconds between reads of a sink: 3 MB/s at most, so that a forgotten `yes &` costs nothing
+_SINK_INTERVAL_S = 0.02  # between reads of a sink: 3 MB/s at most, so that a forgotten `yes &` costs little
 
 
 class Stream:
@@ -45,9 +45,9 @@ class Stream:
         self._loop.add_reader(fd, self._keep)
 
     async def finish(self) -> None:
-        """Take what is in the pipe now, then let go: the command has ended.
+        """Read what is in the pipe now and stop: the command has ended.
 
-        All that the command itself wrote is in the pipe by now; what children of its still add is not waited for.
+        Everything that the command itself wrote is in the pipe by now; what its children still print is not waited for.
         """
         if self._spiller is None:
             room = fcntl.fcntl(self._fd, fcntl.F_GETPIPE_SZ)
@@ -61,7 +61,7 @@ class Stream:
             self._fd = -1
 
     async def close(self) -> None:
-        """Stop at once; what was read is not wanted."""
+        """Stop at once, without reading what is left in the pipe."""
         await self._stop()
         self.close_now()
 
@@ -109,7 +109,7 @@ class Stream:
         try:
             fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, _SPILL_PIPE_BYTES)
         except OSError:
-            pass  # the user's share of pipe memory is used up; the small one does
+            pass  # the user's share of pipe memory is used up: the pipe keeps its size
         try:
             await asyncio.to_thread(self._begin_spill, rest)
             while not self._at_end:
@@ -164,7 +164,7 @@ class Stream:
             while done < len(view):
                 try:
                     done += os.write(self._spill_fd, view[done:])
-                except OSError:  # the disk is full: half a file would pass for the whole, and its space is needed
+                except OSError:  # the disk is full: half a file could be taken for the whole, and its space is needed
                     os.ftruncate(self._spill_fd, 0)
                     self.spilled = False
                     self._spill_room = 0
@@ -178,7 +178,7 @@ def _settle(future: asyncio.Future[None]) -> None:
 
 
 class _Sink:
-    """Reads a pipe slowly to nowhere until its last writer is gone. Kept alive by the loop."""
+    """Reads a pipe slowly and drops the data, until its last writer is gone. The loop holds the only reference."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd

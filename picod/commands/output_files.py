@@ -1,4 +1,4 @@
-"""Files in the workspace that hold the whole output of a run whose answer has room for a part of it."""
+"""Files in the workspace with the whole output of a run, of which the answer has room for a part only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MAX_FILES = 16  # the oldest is deleted when one more is made
 
 
 def open_output_file(workspace: Workspace, path: str, max_kept: int) -> int:
-    """Make the file that takes a whole stream, and delete the oldest such files. Raises OSError, PathError."""
+    """Create the file for one stream, after deleting the oldest such files. Raises OSError, PathError."""
     with workspace.resolve(path, make_parents=True) as place:
         folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place.dir_fd)
         try:

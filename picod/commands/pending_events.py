@@ -1,9 +1,9 @@
-"""Events of a run between two moments at which they go out: combined, so that their rate has a bound. Pure.
+"""Events of a run that wait for the next flush, combined so that their rate has a bound. Pure.
 
-Code can print a byte or update a display a hundred thousand times a second; each as an event of its own would keep the
-gateway, and the client behind it, busy for the sake of states that nobody sees. What goes out 20 times a second is the
-text in one piece for each stream, the last state of each display, and of an animation (clear, show, clear, show) the
-last picture.
+Code can print a byte or update a display a hundred thousand times a second. An event for each would keep the gateway
+and the client busy with states that are replaced before a person can see them. So a flush, 20 times a second, sends the
+text of each stream in one piece, the last state of each display, and the last picture of an animation (clear, show,
+clear, show).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-MAX_RESULTS = 64  # between two moments: 1,280 results a second
+MAX_RESULTS = 64  # of one flush: with 20 flushes a second, 1,280 results a second
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class Result:
 
 @dataclass(slots=True)
 class Clear:
-    """The results so far are taken back; with `wait` only when the next one comes."""
+    """Removes the results so far; with `wait` only when the next one comes."""
 
     wait: bool
 
@@ -44,14 +44,14 @@ Event = Text | Result | Clear
 
 @dataclass
 class PendingEvents:
-    """In the order in which they happened, except that text joins the last text of its stream after the last result."""
+    """Events in the order in which they happened; text joins earlier text of its stream if no result lies between."""
 
     text_size: int = 0  # characters
     _events: list[Event] = field(default_factory=list)
 
     @property
     def is_full(self) -> bool:
-        """No further result should be read before these have gone out."""
+        """Whether no further result should be read before the next flush."""
         return sum(not isinstance(event, Text) for event in self._events) >= MAX_RESULTS
 
     def add_text(self, stream: str, text: str) -> None:
@@ -66,31 +66,32 @@ class PendingEvents:
         self._events.append(Text(stream, [text]))
 
     def add_result(self, result: Result) -> None:
-        """Something was shown. An update takes the place of an earlier state that has not gone out."""
+        """Append a result. An update replaces an earlier state of the same display that is still waiting."""
         if result.update:
             for event in self._events:
                 if isinstance(event, Result) and event.display_id == result.display_id:
                     event.data = result.data
                     return
         elif any(isinstance(event, Clear) for event in self._events):
+            # What an earlier `clear` removes would be replaced as soon as it is shown.
             last = max(index for index, event in enumerate(self._events) if isinstance(event, Clear))
-            self._take_back(last)
+            self._drop_results(last)
         self._events.append(result)
 
     def add_clear(self, *, wait: bool) -> None:
-        """The code takes its results back."""
+        """Append a clear. Results that are still waiting are dropped, unless it waits for the next one."""
         if not wait:
-            self._take_back(len(self._events))
+            self._drop_results(len(self._events))
         elif self._events and isinstance(self._events[-1], Clear):
             return
         self._events.append(Clear(wait))
 
     def take(self) -> list[Event]:
-        """All of them; none is left."""
+        """Return all events and keep none."""
         events, self._events, self.text_size = self._events, [], 0
         return events
 
-    def _take_back(self, end: int) -> None:
-        """Leave out results, and what cleared earlier ones, before index `end`: nobody has seen them."""
+    def _drop_results(self, end: int) -> None:
+        """Drop results and clears before index `end`: no client has received them."""
         before = [event for event in self._events[:end] if isinstance(event, Text)]
         self._events = before + self._events[end:]

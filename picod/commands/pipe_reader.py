@@ -1,8 +1,8 @@
 """One output pipe of a process that outlives single runs, read for the present listener at the listener's pace.
 
-Where output.py keeps a command's whole stream, this hands on what comes. Without a listener (between two runs a thread
-or a daemon may print) the first 64 KiB are kept for the next one and the rest is read slowly and dropped, so that the
-process is neither killed by SIGPIPE nor blocked.
+Where output.py keeps a command's whole stream, this passes it on as it comes. Without a listener (between two runs a
+thread or a daemon may print) the first 64 KiB are kept for the next one and the rest is read slowly and dropped, so
+that the process is neither killed by SIGPIPE nor blocked.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class PipeReader:
         self._watch()
 
     def attach(self, take: Take) -> None:
-        """Hand everything to `take` from now on; first what was kept without a listener."""
+        """Pass everything to `take` from now on, first what was kept while there was no listener."""
         self._take = take
         self._paused = False
         left, self._kept = self._kept, b""
@@ -50,12 +50,12 @@ class PipeReader:
         self._watch()
 
     def pause(self) -> None:
-        """Read no more for now: the pipe fills, and its writer waits."""
+        """Stop reading: once the pipe is full, its writer blocks."""
         self._paused = True
         self._unwatch()
 
     def resume(self) -> None:
-        """Read on after `pause`."""
+        """Continue reading after `pause`."""
         self._paused = False
         self._watch()
 
@@ -64,10 +64,10 @@ class PipeReader:
         try:
             fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         except OSError:
-            pass  # closed, or the user's share of pipe memory is used up; the small one does
+            pass  # closed, or the user's share of pipe memory is used up: the pipe keeps its size
 
     def drain(self) -> None:
-        """Take what is in the pipe now, at most what fits in."""
+        """Read what is in the pipe now, at most its capacity: a child may go on writing for ever."""
         if self._fd < 0:
             return
         room = fcntl.fcntl(self._fd, fcntl.F_GETPIPE_SZ)

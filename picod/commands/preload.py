@@ -1,13 +1,13 @@
-"""Scripts on a preloaded interpreter: picod's end of it.
+"""Scripts on a preloaded interpreter: picod's side of the fork server.
 
-`python3 SCRIPT`, `python3 -c` and `python3 -m` of /api/execute run in a child of userside/forkserver.py, which holds
-the runtime's preloaded modules. This keeps the server running with one forked child ready, and hands orders over;
-preload_rules.py decides what may run there. For all else, and whatever fails before user code has begun, the answer
-is None: the command is then spawned like any other.
+`python3 SCRIPT`, `python3 -c` and `python3 -m` of /api/execute run in a child of userside/forkserver.py, which has
+imported the runtime's preloaded modules. This module keeps the server running with one forked child ready, and sends
+it orders; preload_rules.py decides what may run there. For everything else, and for whatever fails before user code has
+begun, `run` returns None and the command is spawned like any other.
 
-All of that runs as the session's user, who may kill, stop or take over the server. So nothing it says is believed:
-the pid of a child comes from the kernel (SO_PASSCRED), must be a child of picod's, and its exit status is what waitpid
-says. A server that does not do its part within _STEP_TIMEOUT_S is killed and started again, after a pause that doubles.
+The server runs as the session's user, who may kill, stop or take it over. So nothing that it reports is trusted: the
+pid of a child comes from the kernel (SO_PASSCRED) and must be a child of picod, and its exit status is what waitpid
+returns. A server that does not answer within _STEP_TIMEOUT_S is killed and started again after a delay that doubles.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from picod.commands.preload_rules import is_script, may_share
 from picod.commands.processes import Child, Children
 
 _SERVER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "userside", "forkserver.py")
-_STEP_TIMEOUT_S = 2.0  # seconds for each step of a hand-over; a fork takes a few milliseconds
-_FIRST_BACKOFF_S, _MAX_BACKOFF_S = 1.0, 60.0  # seconds before a server that ended is started again
-_MAX_ORDER_BYTES = 128 << 10  # bytes; the socket takes no more at once
+_STEP_TIMEOUT_S = 2.0  # for each step of handing an order over; a fork takes a few milliseconds
+_FIRST_BACKOFF_S, _MAX_BACKOFF_S = 1.0, 60.0  # before a server that ended is started again
+_MAX_ORDER_BYTES = 128 << 10  # the socket takes no larger message
 _MAX_REPLY_BYTES = 64 << 10
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 _WAITS, _RUNS, _STALE = b"w", b"r", b"s"
@@ -38,7 +38,7 @@ _WAITS, _RUNS, _STALE = b"w", b"r", b"s"
 
 @dataclass(eq=False)
 class _ReadyChild:
-    """A forked child that has no order yet; `child` is None until it has said that it is there."""
+    """A forked child that has no order yet; `child` is None until it has reported."""
 
     socket: socket.socket
     child: Child | None = None
@@ -73,7 +73,7 @@ class Preload:
         self._killing: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        """Have the server started when the sandbox has come up. Without modules there is none."""
+        """Schedule the server's start for after the sandbox's own. Without modules there is no server."""
         if self._modules:
             asyncio.get_running_loop().call_later(self._delay, self._start_server)
 
@@ -87,7 +87,7 @@ class Preload:
         stdout: int,
         stderr: int,
     ) -> Child | None:
-        """Run a script in a forked child, as Children.spawn would run it; None: it did not begin, spawn it."""
+        """Run a script in a forked child, as Children.spawn would; None if it did not begin and must be spawned."""
         if self._looked_at is None or executable != self._executable or not is_script(command):
             return None
         if not may_share(env, self._env, self._looked_at):
@@ -118,14 +118,12 @@ class Preload:
         return child
 
     async def _release(self, waiting: _ReadyChild, child: Child, *, began: bool) -> bool:
-        """Close a child's socket; kill it if its user code has not begun. Whether it had begun after all."""
+        """Close a child's socket; kill it if its user code has not begun. Returns whether it had begun after all."""
         try:
             if not began:
                 await self._children.kill(child)
-                began = waiting.socket.recv(1) in (
-                    _RUNS,
-                    _STALE,
-                )  # it did just now: then it was killed, as far as anyone knows
+                # User code that began just before the kill may have done something: it must not run a second time.
+                began = waiting.socket.recv(1) in (_RUNS, _STALE)
         except OSError:
             pass
         finally:
@@ -160,12 +158,12 @@ class Preload:
         return None
 
     def _keep_one(self) -> None:
-        """Have one child waiting beyond those that are waited for."""
+        """Have one child ready beyond those that commands are waiting for."""
         if self._looked_at is not None and len(self._ready) + len(self._pending) <= len(self._wanted):
             self._order_child()
 
     def _order_child(self) -> bool:
-        """Have one more forked. False: not possible now."""
+        """Ask the server to fork one more child. Returns whether it could be asked."""
         assert self._control is not None
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
@@ -194,7 +192,7 @@ class Preload:
             reply, ancillary = b"", []
         pid = next((_CREDENTIALS.unpack(data)[0] for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS), 0)
         waiting.child = self._children.adopt(pid) if reply == _WAITS else None
-        if waiting.child is None:  # it could not be forked (too many processes), or another process answers
+        if waiting.child is None:  # the fork failed (too many processes), or another process answered
             self._drop(waiting)
         else:
             self._children.quiet.add(waiting.child.pid)
@@ -202,7 +200,7 @@ class Preload:
         self._wake_one(came=waiting.child is not None)
 
     def _wake_one(self, *, came: bool) -> None:
-        """Let the first of those that wait go on: a child came, or none will."""
+        """Wake the first command that waits for a child: one is ready, or (not `came`) none will be."""
         while self._wanted:
             wanted = self._wanted.popleft()
             if not wanted.done():
@@ -210,7 +208,7 @@ class Preload:
                 return
 
     def _drop(self, waiting: _ReadyChild) -> None:
-        """Forget a child; an honest one ends when its socket closes."""
+        """Close a child's socket, upon which a child that was not tampered with exits."""
         asyncio.get_running_loop().remove_reader(waiting.socket)
         waiting.socket.close()
         if waiting.child is not None:
@@ -227,7 +225,7 @@ class Preload:
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         theirs.setblocking(True)
         read_end, write_end = os.pipe()  # its streams must be pipes, as a command's are, though they are not read
-        root = os.open("/", os.O_PATH | os.O_CLOEXEC)  # a folder in the workspace would be held
+        root = os.open("/", os.O_PATH | os.O_CLOEXEC)  # one in the workspace would keep that folder busy
         argv = [b"python3", os.fsencode(_SERVER), b"%d" % theirs.fileno(), executable, b"1"]
         argv += [module.encode() for module in self._modules]
         try:
@@ -250,7 +248,7 @@ class Preload:
         asyncio.get_running_loop().add_reader(control, self._on_control)
 
     def _on_control(self) -> None:
-        """The server says that it is ready, or why it will not be."""
+        """Read the server's first message: that it is ready, or why it cannot be."""
         assert self._control is not None
         try:
             reply = self._control.recv(_MAX_REPLY_BYTES)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-# Variables that the interpreter or C libraries read while they load. What Python code of the imports looked at, the
-# server tells.
+# Variables that the interpreter or C libraries read while they load. Those that the Python code of preloaded modules
+# has read come from the fork server, which records them (userside/preload_imports.py).
 _SENSITIVE_NAMES = frozenset((b"HOME", b"LANG", b"LANGUAGE", b"LOCPATH", b"NLSPATH", b"GCONV_PATH"))
 _SENSITIVE_PREFIXES = (
     b"LD_", b"LC_", b"GLIBC_", b"MALLOC_", b"OMP_", b"GOMP_", b"KMP_", b"OPENBLAS_", b"GOTO_", b"MKL_", b"BLIS_",
@@ -15,9 +15,9 @@ _SENSITIVE_PREFIXES = (
 
 
 def is_script(command: Sequence[bytes]) -> bool:
-    """Whether it is `python3 FILE ...`, `python3 -c CODE ...` or `python3 -m MODULE ...`, without a flag before.
+    """Whether a command is `python3 FILE ...`, `python3 -c CODE ...` or `python3 -m MODULE ...`, without other flags.
 
-    pip is none: a fresh interpreter sends it to the session's environment (userside/wakegate_workspace.py).
+    pip is excluded: a fresh interpreter directs it to the session's packages (userside/wakegate_workspace.py).
     """
     if len(command) < 2 or not command[1]:
         return False
@@ -27,7 +27,7 @@ def is_script(command: Sequence[bytes]) -> bool:
 
 
 def may_share(env: Mapping[bytes, bytes], base: Mapping[bytes, bytes], looked_at: frozenset[bytes]) -> bool:
-    """Whether an interpreter that started, and imported, under `base` is what it would be under `env`."""
+    """Whether an interpreter that has started and imported under `base` can stand for one that starts under `env`."""
     if any(name.startswith(b"PYTHON") for name in env):
         return False
     return not any(

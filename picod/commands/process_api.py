@@ -31,9 +31,9 @@ async def list_processes(services: CommandServices, request: Request) -> None:
 
 
 async def start_process(services: CommandServices, request: Request) -> None:
-    """POST /api/processes: as /api/execute takes it, with `name`, `stdin` and `keeps_awake`.
+    """POST /api/processes: the body of /api/execute without `timeout`, plus `name`, `stdin` and `keeps_awake`.
 
-    201 with the process; 400 when it cannot be started at all, 429 when too many run.
+    201 with the process; 400 when it cannot be started, 429 when too many run.
     """
     body = await request.body(services.config.max_body)
     fields = parse_object(body, _STRUCT)
@@ -98,7 +98,7 @@ async def _wait(services: CommandServices, request: Request, process: Process) -
     gone = asyncio.create_task(request.gone())
     try:
         await asyncio.wait((process.child.exited, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.sleep(0)  # its own callback on the exit comes first
+        await asyncio.sleep(0)  # lets Process._exited run first, which sets the state that is answered
         if gone.done():
             raise ClientGoneError
     finally:
@@ -107,7 +107,7 @@ async def _wait(services: CommandServices, request: Request, process: Process) -
 
 
 async def _signal(services: CommandServices, request: Request, process: Process) -> None:
-    """{"signal": "TERM"}: to its process group; KILL reaches whatever it started, wherever that hid."""
+    """{"signal": "TERM"}: to its process group; KILL also reaches what it started in other groups and sessions."""
     fields = parse_object(await request.body(services.config.max_body), "SignalRequest")
     number = read_signal(fields.get("signal"))
     if not process.running:
@@ -121,7 +121,7 @@ async def _signal(services: CommandServices, request: Request, process: Process)
 
 
 async def _stdin(services: CommandServices, request: Request, process: Process) -> None:
-    """The body goes to its stdin as it comes; `?eof=true` closes that behind it. Answers how much was written."""
+    """Write the body to its stdin as it arrives, then close that with `?eof=true`. Answers how much was written."""
     if not process.has_stdin:
         raise RequestError(409, 'the process was started without a stdin; start it with "stdin": true', code="NO_STDIN")
     written = 0
@@ -146,7 +146,7 @@ async def _stdin(services: CommandServices, request: Request, process: Process) 
 
 
 async def _logs(services: CommandServices, request: Request, process: Process) -> None:
-    """What is kept of its output from `?offset=` on; `?stream=` for one of both; `?follow=true` as events."""
+    """Answer the output that is kept from `?offset=` on; `?stream=` chooses one stream, `?follow=true` sends events."""
     stream = request.query("stream")
     if stream not in ("", *_STREAMS):
         raise RequestError(400, f"stream: expected stdout or stderr, not {stream[:40]!r}")
@@ -168,9 +168,9 @@ async def _logs(services: CommandServices, request: Request, process: Process) -
 
 
 async def _follow(request: Request, process: Process, streams: tuple[str, ...], offset: int) -> None:
-    """Events stdout and stderr {"text"}, gap {"dropped"} where the ring was quicker, exit {"exit_code", "signal"}.
+    """Events stdout and stderr {"text"}, gap {"dropped"} for output that was overwritten, exit {"exit_code", "signal"}.
 
-    The id of an event is the offset behind it, so that Last-Event-ID goes on there.
+    The id of an event is the offset of the byte after it, so that Last-Event-ID continues there.
     """
     decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in streams}
     async with EventStream(request) as events:
@@ -179,10 +179,10 @@ async def _follow(request: Request, process: Process, streams: tuple[str, ...], 
             if process.log.start > offset:
                 await events.send("gap", {"dropped": process.log.start - offset}, process.log.start)
                 offset = process.log.start
-                continue  # more may have gone while that was sent
+                continue  # more may have been overwritten while that was sent
             for piece in process.log.since(offset):
                 if piece.offset > offset:
-                    break  # what was to come next has gone meanwhile
+                    break  # the next piece was overwritten while this one was sent
                 offset = piece.offset + len(piece.data)
                 if piece.stream in decoders:
                     await events.send(piece.stream, {"text": decoders[piece.stream].decode(piece.data)}, offset)

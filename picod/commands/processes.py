@@ -2,9 +2,10 @@
 
 picod is a child subreaper: a daemon that a command leaves behind becomes picod's child, is reaped by it and can be
 found. To know whose it was, each command starts with a private value in its soft RLIMIT_RTTIME, a limit that only
-real-time scheduling heeds. It is inherited over fork, exec and setsid, and nothing a program does by habit changes it,
-whereas a variable in the environment would be seen by programs and lost to `env -i`. A tree is then: the process
-group, everything with the mark, and everything below the command by parent.
+real-time scheduling heeds. It is inherited over fork, exec and setsid, and programs have no reason to change it. A
+variable in the environment would be visible to programs and lost with `env -i`; a control group of each command needs
+rights that picod does not have. A tree is then: the process group, everything with the mark, and everything below the
+command by parent.
 
 This module is the only one that starts or reaps processes: reaping takes any child (orphans too), so a second reaper
 such as asyncio's own would lose exit codes to it.
@@ -52,7 +53,8 @@ class Children:
 
     def __init__(self) -> None:
         self.quiet: set[int] = set()
-        """Pids of picod's own helpers that run no user code and touch no file of the session."""
+        """Pids of picod's own helpers: they run no user code and touch no file of the session, so a snapshot need not
+        freeze them."""
         self._by_pid: dict[int, Child] = {}
         self._started = 0
         self._attached = False
@@ -71,11 +73,11 @@ class Children:
         terminal: bool = False,
         keep: Sequence[int] = (),
     ) -> Child:
-        """Start a command in a session and process group of its own, stdin at end of file unless one is given.
+        """Start a command in its own session and process group; without `stdin` it reads end of file.
 
         With `terminal`, stdin is a terminal, which becomes the one that controls the new session. `keep`: further
         descriptors that it inherits, under the same numbers.
-        To be called on the loop's thread. Raises OSError if it cannot be executed.
+        Call it on the loop's thread only. Raises OSError if it cannot be executed.
         """
         if not self._attached:
             self._attach()
@@ -106,7 +108,7 @@ class Children:
         return child
 
     def adopt(self, pid: int) -> Child | None:
-        """Take charge of a process that became picod's child by being orphaned; None if it is not that, or ended."""
+        """Wait for a process that became picod's child by being orphaned; None if it is not that, or has ended."""
         if pid <= 1 or pid in self._by_pid or pid == os.getpid():
             return None
         process = _look_at(str(pid))
@@ -141,7 +143,7 @@ class Children:
             pause = min(pause * 2, 0.05)
 
     def kill_all(self) -> None:
-        """Kill everything picod ever started that still lives, and wait for it. Blocks; for the end only."""
+        """Kill everything that picod started and that still lives, and wait for it. Blocks; for picod's end only."""
         deadline = time.monotonic() + _KILL_TIMEOUT_S
         while time.monotonic() < deadline:
             for pid in self._by_pid:
@@ -161,7 +163,7 @@ class Children:
 
     def _next_mark(self) -> int | None:
         if resource.getrlimit(resource.RLIMIT_RTTIME)[1] != resource.RLIM_INFINITY:
-            return None  # real-time scheduling is limited here: groups and parents must do
+            return None  # real-time scheduling is limited here: trees are found by group and parent alone
         self._started += 1
         return _MARK_BASE | os.getpid() << 24 | self._started & 0xFFFFFF
 
@@ -177,13 +179,13 @@ class Children:
             if child is not None:
                 code = os.waitstatus_to_exitcode(status)
                 if child.popen is not None:
-                    child.popen.returncode = code  # or Popen would look for it when it is collected
+                    child.popen.returncode = code  # otherwise Popen's __del__ would wait for the pid again
                 if not child.exited.done():
                     child.exited.set_result(code)
 
 
 def descendants() -> list[int]:
-    """Every living process that came of a command, parents before their children. Reads /proc; blocking."""
+    """The pid of every living process that a command started, parents before their children. Reads /proc; blocking."""
     return [process.pid for process in _members(os.getpid(), None)]
 
 
@@ -205,14 +207,14 @@ def _members(root: int, mark: int | None) -> list[_Process]:
 
 
 def _all_processes() -> Iterator[_Process]:
-    """What /proc shows now, the dead ones left out."""
+    """Every process that /proc shows, without zombies."""
     for name in os.listdir("/proc"):
         if name.isdigit() and (process := _look_at(name)) is not None:
             yield process
 
 
 def _look_at(name: str) -> _Process | None:
-    """What /proc shows of a living process."""
+    """One process as /proc shows it; None if it has ended."""
     try:
         with open(f"/proc/{name}/stat", "rb", buffering=0) as file:
             # pid (command, which may hold anything) state ppid pgrp ...
@@ -237,7 +239,7 @@ def _kill(process: _Process) -> None:
         handle = os.pidfd_open(process.pid)
     except ProcessLookupError:
         return
-    except OSError:  # no pidfds here: the number must do
+    except OSError:  # no pidfds here: the pid may have been reused, but there is nothing better
         _send_kill(process.pid)
         return
     try:
@@ -257,10 +259,10 @@ def _send_kill(pid: int) -> None:
 
 
 def _prefer_for_oom_kill(pid: int) -> None:
-    """Where memory runs out, have the kernel end what user code started, never picod, which is often the largest.
+    """When memory runs out, have the kernel kill what user code started, not picod, which is often the largest.
 
-    From without, as the child has no code of ours: what it forks in its first microseconds may escape this. Local
-    sandboxes have a read-only /proc: there the kernel chooses by size alone.
+    picod sets it from outside, since no code of picod runs in the child: what the child forks in its first microseconds
+    may escape this. Local sandboxes have a read-only /proc, where the kernel chooses by size alone.
     """
     try:
         fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)

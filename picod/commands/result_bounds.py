@@ -17,7 +17,7 @@ _CUTTABLE = (
 
 
 class ResultBounds:
-    """Keeps results below the bounds, and says what it took away."""
+    """Cuts or omits results that exceed the bounds, and records what was cut and omitted."""
 
     def __init__(self) -> None:
         self.truncated: list[dict[str, object]] = []
@@ -31,7 +31,7 @@ class ResultBounds:
         return self._bytes
 
     def admit(self, data: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        """The result as it may be answered, or None when nothing of it may."""
+        """The part of a result that fits the bounds, or None if nothing does."""
         if data is None or self._count >= MAX_RESULTS:
             self.omitted += 1
             return None
@@ -55,7 +55,7 @@ class ResultBounds:
         return kept
 
     def release(self, kept: Mapping[str, Any]) -> None:
-        """An admitted result is not to be answered after all."""
+        """Stop counting an admitted result, which is not part of the answer after all."""
         self._count -= 1
         self._bytes -= sum(_size(value) or 0 for value in kept.values())
 
@@ -64,7 +64,7 @@ class ResultBounds:
             self.truncated.append({"result": self._count, "mime": mime, "size": size, "kept": kept})
 
     def fields(self) -> dict[str, object]:
-        """The fields that tell the caller what is missing; empty when nothing is."""
+        """Fields of the answer that say what is missing; empty when nothing is."""
         fields: dict[str, object] = {}
         if self.truncated:
             fields["results_truncated"] = self.truncated
@@ -74,7 +74,7 @@ class ResultBounds:
 
 
 def _size(value: Any) -> int | None:
-    """Characters of a text, or of a value as JSON; None where JSON has no words for it."""
+    """Characters of a text, or of a value as JSON; None for a value that JSON cannot express."""
     if isinstance(value, str):
         return len(value)
     try:

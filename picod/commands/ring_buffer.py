@@ -1,13 +1,12 @@
-"""The latest bytes of several streams, in the order they came, bounded. Pure; logs and scrollback are made of it."""
+"""The latest bytes of several streams, in the order they came, bounded. Used for logs and scrollback. Pure."""
 
 from __future__ import annotations
 
 from collections import deque
 from typing import NamedTuple
 
-_MERGE_BYTES = (
-    4096  # bytes up to which pieces of one stream become one: a thousand prints of a byte are no thousand objects
-)
+# Pieces of one stream are merged up to this size: otherwise a thousand prints of one byte would be a thousand objects.
+_MERGE_BYTES = 4096
 
 
 class Piece(NamedTuple):
@@ -19,7 +18,7 @@ class Piece(NamedTuple):
 
 
 class Ring:
-    """Keeps the last `limit` bytes. `start` and `end` are the offsets of the first byte kept and behind the last."""
+    """Keeps the last `limit` bytes. `start` is the offset of the first byte that is kept, `end` of the next to come."""
 
     def __init__(self, limit: int) -> None:
         self.start = self.end = 0
@@ -27,7 +26,7 @@ class Ring:
         self._pieces: deque[Piece] = deque()
 
     def append(self, stream: str, data: bytes) -> None:
-        """Add to a stream; the oldest bytes go when it is too much."""
+        """Append to a stream; the oldest bytes of all streams are dropped beyond the limit."""
         if not data:
             return
         last = self._pieces[-1] if self._pieces else None
@@ -44,7 +43,7 @@ class Ring:
             self.start = self._pieces[0].offset
 
     def since(self, offset: int) -> list[Piece]:
-        """What is kept from an offset on; it begins later when the bytes there have gone already."""
+        """What is kept from `offset` on; the first piece begins later if the bytes there were dropped."""
         found: list[Piece] = []
         for piece in reversed(self._pieces):
             if piece.offset + len(piece.data) <= offset:

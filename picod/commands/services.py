@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 class CommandServices:
-    """Processes of one sandbox. Background processes, terminals and runs are loaded and made when first used.
+    """The processes of one sandbox. Background processes, terminals and runs are imported and created on first use.
 
-    Most sessions use none of the three, and each would cost every start its import.
+    Most sessions use none of the three, and their imports would slow down every start.
     """
 
     def __init__(self, config: PicodConfig, workspace: Workspace) -> None:
@@ -73,9 +73,9 @@ class CommandServices:
         task.add_done_callback(self._tasks.discard)
 
     def busy(self) -> dict[str, list[str]]:
-        """Ids of what works although no request waits for it: `processes`, `terminals`, `runs`.
+        """Ids of what runs although no request waits for it: `processes`, `terminals`, `runs`.
 
-        Looks only at what was made: to ask must not load a module.
+        Looks only at what was created: to ask must not import a module.
         """
         made = vars(self)  # where cached_property keeps its values
         processes = made["background"].all() if "background" in made else ()

@@ -14,13 +14,13 @@ class Stop:
         self.asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def ask(self, reason: str) -> None:
-        """`interrupted`, `restarted`, `left`: what the run's error will be named after."""
+        """Ask the run to end for `reason`: `interrupted`, `restarted` or `left`, after which its error is named."""
         if not self.asked.done():
             self.reason = reason
             self.asked.set_result(None)
 
 
 async def first_of(running: asyncio.Future[Any], stop: Stop, timeout: float) -> str:
-    """Wait for a run. Why it should end early: `timeout`, the stop's reason, or empty when it ended by itself."""
+    """Wait for a run. Returns why to end it early: `timeout` or the stop's reason; empty when it ended by itself."""
     await asyncio.wait({running, stop.asked}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     return "" if running.done() else stop.reason or "timeout"

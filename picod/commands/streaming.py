@@ -1,6 +1,6 @@
 """POST /api/execute with `stream: true`: what a command prints, as server-sent events.
 
-The ordinary way (execute.py) collects and answers once; here the command becomes a run that can be followed (runs.py).
+execute.py collects the output and answers once; here the command becomes a run that can be followed (live_run.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 async def stream_command(
     services: CommandServices, request: Request, spec: CommandSpec, cwd_fd: int, following: Following
 ) -> None:
-    """Start the command, or go on with one that runs, and answer its events. Raises RequestError."""
+    """Start the command, or follow a run that was started before, and answer its events. Raises RequestError."""
     if following.run_id:
         await serve(request, services.runs.require(following.run_id), following.after)
         return

@@ -1,7 +1,7 @@
-"""Terminals: a shell on a pseudo-terminal that goes on when its client leaves, and is there when it comes back.
+"""Terminals: a shell on a pseudo-terminal that keeps running when its client leaves, until the client comes back.
 
-State of a terminal: its shell, the latest output, what is still to be typed, and the one client that is attached.
-terminal_api.py speaks WebSocket and HTTP about them.
+State of a terminal: its shell, its latest output, input that is not written yet, and the one client that is attached.
+terminal_api.py is their HTTP and WebSocket surface.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from picod.http.sse import Notifier
 
 MAX_TERMINALS = 16
 SCROLLBACK_BYTES = 256 << 10  # of output kept for a client that comes back
-_MAX_BEHIND_BYTES = 64 << 10  # bytes that a client may be behind before the shell has to wait for it
-_MAX_TYPED_BYTES = 256 << 10  # bytes that may wait to be typed before the client is not read
+_MAX_BEHIND_BYTES = 64 << 10  # that a client may lag behind before the shell has to wait for it
+_MAX_TYPED_BYTES = 256 << 10  # of input that is not written yet, before the client is read no more
 MAX_SIDE = 4096  # columns or rows
 
 
@@ -36,15 +36,15 @@ class Client(Protocol):
     """The client that is attached to a terminal."""
 
     async def taken_over(self) -> None:
-        """Somebody else is attached now."""
+        """Leave: another client is attached now."""
         ...
 
 
 class Terminal:
-    """One of them, running or ended."""
+    """A pseudo-terminal with its shell or command, running or ended."""
 
     def __init__(self, spec: CommandSpec, child: Child, master: int, size: tuple[int, int], *, is_shell: bool) -> None:
-        self.id = os.urandom(8).hex()  # who knows it may type
+        self.id = os.urandom(8).hex()  # long enough not to be guessed: who knows it may type
         self.spec = spec
         self.child = child
         self.output = Ring(SCROLLBACK_BYTES)
@@ -84,13 +84,13 @@ class Terminal:
         return not self.ended and (not self._is_shell or self._foreground() != self.child.pid)
 
     def resize(self, cols: int, rows: int) -> None:
-        """The window has another size; who runs in it gets SIGWINCH."""
+        """Set the size of the window; the foreground process group gets SIGWINCH."""
         if not self.ended:
             self.size = (cols, rows)
             set_size(self._master, cols, rows)
 
     def signal(self, number: signal.Signals) -> None:
-        """To the foreground process group, as the keyboard does it."""
+        """Send a signal to the foreground process group, as Ctrl-C does."""
         group = self._foreground()
         if group > 0:
             try:
@@ -99,14 +99,14 @@ class Terminal:
                 pass
 
     async def type(self, data: bytes) -> None:
-        """As if typed; waits while much that was typed is not read."""
+        """Write input as if it were typed; waits while more than _MAX_TYPED_BYTES are not written."""
         self._typed += data
         self._write()
         while len(self._typed) > _MAX_TYPED_BYTES and not self.ended:
             await self._room.wait()
 
     def keep_pace(self, offset: int) -> None:
-        """The attached client has got all before `offset`: let the shell wait for one that is slow."""
+        """Note that the attached client has everything before `offset`, and have the shell wait for a slow one."""
         self._taken = offset
         if self.output.end - offset > _MAX_BEHIND_BYTES:
             self._pump.pause()
@@ -114,7 +114,7 @@ class Terminal:
             self._pump.resume()
 
     def detach(self, client: Client) -> None:
-        """The client has left; unless another took its place, the shell waits for no client any more."""
+        """Remove a client that has left; unless another took its place, the shell no longer waits for one."""
         if self.client is client:
             self.client = None
             self._pump.resume()
@@ -172,7 +172,7 @@ class Terminals:
         self._by_id: dict[str, Terminal] = {}
 
     def all(self) -> Iterable[Terminal]:
-        """In the order they were opened."""
+        """All terminals, in the order they were opened."""
         return self._by_id.values()
 
     def get(self, terminal_id: str) -> Terminal:
@@ -212,7 +212,7 @@ class Terminals:
         return terminal
 
     async def end(self, terminal: Terminal) -> None:
-        """Kill all that runs in it, and forget it."""
+        """Kill everything that runs in a terminal, and remove it."""
         self._by_id.pop(terminal.id, None)
         await self._children.kill(terminal.child)
         terminal.close()

@@ -1,14 +1,14 @@
 """/api/terminal as a WebSocket, /api/terminals as a list.
 
-    client: binary = what is typed
+    client: binary = input
             text   = {"type": "resize", "cols": 80, "rows": 24} or {"type": "signal", "signal": "INT"}
-    picod:  binary = what is printed
+    picod:  binary = output
             text   = {"type": "ready", "id", "offset", ...} first, {"type": "exit", "exit_code", "signal"} last,
                      {"type": "error", "error"} for a text frame that is none of these
 
-A client that comes back names the terminal (`?id=`) and what it has seen (`?offset=`, counted in printed bytes); it
-gets what it missed, as far as it is kept. One client is attached at a time, the latest: after a broken network the old
-connection may look alive for minutes.
+A client that comes back names the terminal (`?id=`) and how many bytes of output it has (`?offset=`); it gets the rest,
+as far as it is kept. One client is attached at a time, the latest: after a network failure the old connection may look
+alive for minutes.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _SHELLS = (b"bash", b"sh")
 _TAKEN_OVER = 4001  # close code: another client is attached now
 _NORMAL = 1000
+_CLOSE_TIMEOUT_S = 2.0
 
 
 async def list_terminals(services: CommandServices, request: Request) -> None:
@@ -38,7 +39,7 @@ async def list_terminals(services: CommandServices, request: Request) -> None:
 
 
 async def end_terminal(services: CommandServices, request: Request) -> None:
-    """DELETE /api/terminals/{id}: kill all that runs in it."""
+    """DELETE /api/terminals/{id}: kill everything that runs in it."""
     terminal = services.terminals.get(request.tail.decode("utf-8", "replace"))
     await services.terminals.end(terminal)
     await request.answer_json(200, terminal.describe())
@@ -105,7 +106,7 @@ class _Attachment:
         terminal = self._terminal
         before, terminal.client = terminal.client, self
         terminal.keep_pace(max(self._seen, terminal.output.start))
-        typing = asyncio.create_task(self._hear())
+        typing = asyncio.create_task(self._receive())
         printing = asyncio.create_task(self._print())
         try:
             if before is not None:
@@ -114,7 +115,7 @@ class _Attachment:
             if not printing.done() or printing.exception() is not None:
                 return
             await self._socket.close(_NORMAL)
-            await asyncio.wait((typing,), timeout=2.0)  # for the client's close frame
+            await asyncio.wait((typing,), timeout=_CLOSE_TIMEOUT_S)  # for the client's close frame
         finally:
             for task in (typing, printing):
                 task.cancel()
@@ -125,7 +126,7 @@ class _Attachment:
     async def _print(self) -> None:
         terminal = self._terminal
         if self._seen > terminal.output.end:
-            self._seen = terminal.output.start  # it counted another terminal's bytes, so nothing of it can be trusted
+            self._seen = terminal.output.start  # the offset is of another terminal: send everything that is kept
         first = True
         while True:
             ended, news = terminal.ended, terminal.changed.wait()
@@ -133,7 +134,7 @@ class _Attachment:
             begin = pieces[0].offset if pieces else terminal.output.end
             if first:
                 dropped = max(0, begin - self._seen)
-                await self._say({"type": "ready", **terminal.describe(), "offset": begin, "dropped": dropped})
+                await self._send_json({"type": "ready", **terminal.describe(), "offset": begin, "dropped": dropped})
                 first = False
             for piece in pieces:
                 await self._socket.send(piece.data)
@@ -141,22 +142,22 @@ class _Attachment:
                 if terminal.client is self:
                     terminal.keep_pace(self._seen)
             if ended and self._seen >= terminal.output.end:
-                await self._say({"type": "exit", **exit_fields(terminal.child.exited.result())})
+                await self._send_json({"type": "exit", **exit_fields(terminal.child.exited.result())})
                 return
             if self._seen >= terminal.output.end:
                 await asyncio.shield(news)
 
-    async def _hear(self) -> None:
+    async def _receive(self) -> None:
         while (message := await self._socket.receive()) is not None:
             if isinstance(message, bytes):
                 await self._terminal.type(message)
                 continue
             try:
-                self._obey(message)
+                self._control(message)
             except RequestError as error:
-                await self._say({"type": "error", "error": str(error)})
+                await self._send_json({"type": "error", "error": str(error)})
 
-    def _obey(self, message: str) -> None:
+    def _control(self, message: str) -> None:
         try:
             frame = json.loads(message)
         except (ValueError, RecursionError):
@@ -172,5 +173,5 @@ class _Attachment:
         else:
             raise RequestError(400, 'expected {"type": "resize"} or {"type": "signal"}; what is typed goes as binary')
 
-    async def _say(self, what: dict[str, object]) -> None:
-        await self._socket.send(to_json(what).decode())
+    async def _send_json(self, frame: dict[str, object]) -> None:
+        await self._socket.send(to_json(frame).decode())

@@ -1,4 +1,4 @@
-"""Notations of AgentCube's Go executor that its clients rely on.
+"""Notations of AgentCube's Go executor that its clients parse and send.
 
-Imports nothing of picod. `go_format` has durations, times and file modes.
+Imports nothing of picod. Start with `go_format`: durations, times and file modes.
 """

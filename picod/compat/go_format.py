@@ -1,4 +1,4 @@
-"""The notations of Go that AgentCube's clients see: durations, times, file modes. Pure."""
+"""Go's notations for durations, times and file modes, which AgentCube's clients parse and send. Pure."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _UNITS_NS = {
 }
 _TERM = re.compile(r"([0-9]*)(?:\.([0-9]*))?([^0-9.]*)")
 _MAX_NS = (1 << 63) - 1
-_MAX_CHARS = 64  # of a duration; it may come from a body of many megabytes
+_MAX_CHARS = 64  # of a duration, which may come from a body of many megabytes
 
 
 class DurationError(ValueError):
-    """The text is no duration; the message is the one Go's time.ParseDuration gives."""
+    """The text is not a duration; the message is that of Go's time.ParseDuration."""
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a duration such as `30s`, `500ms`, `2.5s`, `1m30s`, `-1s`, `0`. Raises DurationError.
+    """The seconds in a duration such as `30s`, `500ms`, `2.5s`, `1m30s`, `-1s`, `0`. Raises DurationError.
 
-    The grammar is that of Go's time.ParseDuration, for text of at most 64 characters.
+    The grammar is that of Go's time.ParseDuration, for a text of at most 64 characters.
     """
     if len(text) > _MAX_CHARS:
         raise DurationError(f'time: invalid duration "{text[:_MAX_CHARS]}..."')
@@ -59,7 +59,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """As Go prints a duration: `996.6ms`, `1m30.5s`, `2h0m0s`, `0s`."""
+    """A duration as Go prints it: `996.6ms`, `1m30.5s`, `2h0m0s`, `0s`."""
     ns = round(seconds * 1e9)
     if ns == 0:
         return "0s"
@@ -83,7 +83,7 @@ def _trimmed(ns: int, unit: int) -> str:
 
 
 def format_time(ns: int) -> str:
-    """Nanoseconds since the epoch as RFC 3339 in UTC, trailing zeros of the fraction dropped."""
+    """Nanoseconds since the epoch as RFC 3339 in UTC, without trailing zeros in the fraction."""
     seconds, rest = divmod(ns, 1_000_000_000)
     fraction = f".{rest:09d}".rstrip("0") if rest else ""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + fraction + "Z"
@@ -100,7 +100,7 @@ _TYPE_LETTERS = (
 
 
 def format_mode(mode: int) -> str:
-    """As Go's fs.FileMode prints: type letters first (`d`, `L`, ..., `u`, `g`, `t`), then nine permission letters."""
+    """A mode as Go prints an fs.FileMode: type letters (`d`, `L`, ..., `u`, `g`, `t`), then nine permission letters."""
     letters = next((letter for kind, letter in _TYPE_LETTERS if stat.S_IFMT(mode) == kind), "")
     head, tail = letters[:1], letters[1:]
     setids = ("u" if mode & stat.S_ISUID else "") + ("g" if mode & stat.S_ISGID else "")

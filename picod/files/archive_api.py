@@ -1,7 +1,7 @@
-"""/api/fs/archive: a directory goes out as an archive, or an archive is unpacked into a directory.
+"""/api/fs/archive: send a directory as an archive, or unpack an archive into a directory.
 
-Both stream. What comes in is unpacked beside its place, in a folder of its own, and moved in when all of it is there: a
-broken archive, a full disk or a client that leaves changes nothing.
+Both are streamed. An upload is unpacked into a temporary folder inside the target and moved into place when it is
+complete: a broken archive, a full disk or a client that leaves changes nothing.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from picod.files.services import FileServices
 
 _MAX_FILES = 500_000
-_MAGIC_BYTES = 4  # bytes that tell the format
+_MAGIC_BYTES = 4  # at the start, enough to recognise the format
 _PIECE_BYTES = 256 << 10
 
 
 async def send_archive(services: FileServices, request: Request) -> None:
-    """GET ?path=.&format=tar.gz: a directory, as it is found; a file that shrinks while it is read breaks it off."""
+    """GET ?path=.&format=tar.gz: send a directory. A file that shrinks while it is read cuts the archive off."""
     path, form = request.query("path") or ".", request.query("format") or "tar.gz"
     if form not in FORMATS:
         raise RequestError(400, f"format: expected one of {', '.join(FORMATS)}, not {form[:40]!r}")
@@ -56,14 +56,15 @@ async def send_archive(services: FileServices, request: Request) -> None:
     except OSError as error:
         raise os_failure(error, f"Failed to read {path}") from error
     finally:
-        await in_thread(pieces.close)  # gives back the modes of what it had to open
+        await in_thread(pieces.close)  # restores the mode of directories that had to be made readable
         os.close(root)
 
 
 async def receive_archive(services: FileServices, request: Request) -> None:
-    """PUT ?path=.&overwrite=false: the body, a tar (plain, gzip or zstd) or a zip, is unpacked into a directory.
+    """PUT ?path=.&overwrite=false: unpack the body, a tar (plain, gzip or zstd) or a zip, into a directory.
 
-    400 for an archive that is broken or wants out of it, 409 when something is there already, 413 when it is too much.
+    400 for an archive that is broken or leads out of the directory, 409 when a file exists already, 413 when it
+    unpacks to too much.
     """
     path, overwrite = required_path(request), query_flag(request, "overwrite")
     target = _open(services, path, make=True)
@@ -97,7 +98,7 @@ async def _unpack(services: FileServices, request: Request, target: int, name: s
     try:
         async for chunk in request.chunks():
             if work.done() or not await upload.put(chunk):
-                break  # it failed: the rest is not wanted
+                break  # it has failed: the rest of the body is not needed
         upload.end()
         return await asyncio.shield(work)
     finally:
@@ -106,7 +107,7 @@ async def _unpack(services: FileServices, request: Request, target: int, name: s
 
 
 def _unpack_and_merge(target: int, name: str, upload: ThreadStream, limit: int, overwrite: bool) -> tuple[int, int]:
-    """All that touches files. Raises RequestError, OSError."""
+    """The part of receive_archive that touches files, for a thread. Raises RequestError, OSError."""
     staged = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=target)
     spool = -1
     try:
@@ -132,7 +133,7 @@ def _unpack_and_merge(target: int, name: str, upload: ThreadStream, limit: int, 
             409, f"{error} is there already; nothing was unpacked. ?overwrite=true replaces files", code="EXISTS"
         ) from error
     except Exception as error:
-        if type(error).__name__ != "ZstdError":  # of a library that may not be loaded
+        if type(error).__name__ != "ZstdError":  # by name: the library is imported for zstd archives only
             raise
         raise RequestError(400, f"the archive is refused: {error}") from error
     finally:
@@ -143,7 +144,7 @@ def _unpack_and_merge(target: int, name: str, upload: ThreadStream, limit: int, 
 
 
 def _spool(staged: int, first: bytes, upload: ThreadStream, limit: int) -> int:
-    """The upload as a file without a name. Raises OSError, TooLargeArchiveError."""
+    """Write the upload to an unlinked file: a zip is read from its end. Raises OSError, TooLargeArchiveError."""
     fd = os.open(".zip", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=staged)
     try:
         os.unlink(".zip", dir_fd=staged)
@@ -163,7 +164,7 @@ def _spool(staged: int, first: bytes, upload: ThreadStream, limit: int) -> int:
 
 
 def _drain(stream: ReadInto) -> None:
-    """Read what follows the archive's end: zeros, mostly. A client that cannot send it all takes no answer."""
+    """Read what follows the archive's end, mostly zeros: many clients read an answer only after sending everything."""
     buffer = memoryview(bytearray(_PIECE_BYTES))
     while stream(buffer):
         pass

@@ -1,4 +1,4 @@
-"""Many events of a moment as few changes: what a client needs to know to see what is there now. Pure."""
+"""Combines the file events of a short period into the fewest changes that bring a client up to date. Pure."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ CREATED, MODIFIED, DELETED, MOVED = "created", "modified", "deleted", "moved"
 
 @dataclass
 class Change:
-    """What became of a path. `source`: where it was before it moved. `modified`: and then its content changed too.
+    """What happened to a path. `source`: its path before a move. `modified`: its content changed as well.
 
-    `over`: it came by a move, perhaps over something that was there before.
+    `over`: it was moved here, possibly over a file that existed before.
     """
 
     kind: str
@@ -23,7 +23,7 @@ class Change:
 
 
 class Changes:
-    """Collects until `take`.
+    """The changes since the last `take`. Of two that concern one path, the table says what is kept:
 
     before \\ now   created    modified   deleted
     nothing        created    modified   deleted
@@ -37,7 +37,7 @@ class Changes:
         self._by_path: dict[bytes, Change] = {}
 
     def note(self, kind: str, path: bytes, *, is_dir: bool, over: bool = False) -> None:
-        """CREATED, MODIFIED or DELETED. `over`: created by a move from a place that is not watched."""
+        """Add a change that is CREATED, MODIFIED or DELETED. `over`: created by a move from an unwatched place."""
         if kind == DELETED and is_dir:
             for change in self._below(path):
                 self._drop(change)
@@ -54,7 +54,7 @@ class Changes:
             before.modified = True
 
     def move(self, source: bytes, path: bytes, *, is_dir: bool) -> None:
-        """From one watched place to another. What was made and moved in the same moment was made where it is now."""
+        """Add a move between two watched places. A file that was created and moved in one period is CREATED there."""
         replaced, before = self._by_path.get(path), self._by_path.pop(source, None)
         if replaced is not None:
             self._drop(replaced)
@@ -74,7 +74,7 @@ class Changes:
             self._by_path[inside.path] = inside
 
     def take(self) -> list[Change]:
-        """All of them, in the order in which their paths were first heard of."""
+        """Return all changes, in the order in which their paths first appeared, and start anew."""
         found = list(self._by_path.values())
         self._by_path.clear()
         return found
@@ -83,13 +83,13 @@ class Changes:
         return [change for key, change in self._by_path.items() if key.startswith(path + b"/")]
 
     def _drop(self, change: Change) -> None:
-        """Nobody will hear of it, but what it moved is not where it was."""
+        """Drop a change that is not to be reported; the source of a move is still vacated."""
         del self._by_path[change.path]
         if change.source is not None:
             self._vacate(change.source, change.is_dir)
 
     def _vacate(self, path: bytes, is_dir: bool) -> None:
-        """What was there, or may have been, is not there any more; something new may be."""
+        """Record that whatever was at `path` is gone. A file created there since is reported as modified."""
         now = self._by_path.get(path)
         if now is None:
             self._by_path[path] = Change(DELETED, path, is_dir)

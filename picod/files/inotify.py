@@ -1,4 +1,4 @@
-"""inotify(7) by ctypes: what happens in directories that are held by a descriptor, never by a name."""
+"""inotify(7) through ctypes. Directories are named by descriptor: a path could be redirected meanwhile."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Happened(NamedTuple):
-    """One event: in the watched directory number `watch`, to `name` (empty: to itself). `cookie` joins a move's two."""
+    """One event in the directory `watch`, about `name` (empty: itself). `cookie` links the two events of a move."""
 
     watch: int
     mask: int
@@ -27,22 +27,22 @@ class Happened(NamedTuple):
 
 
 class Inotify:
-    """A queue of events. Raises OSError: EMFILE where the user has too many queues."""
+    """A queue of events. Raises OSError, EMFILE if the user has too many queues."""
 
     def __init__(self) -> None:
         self.fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
 
     def add(self, directory_fd: int, mask: int) -> int:
-        """Watch a directory; the same one has the same number. Raises OSError: ENOSPC where the user has too many."""
+        """Watch a directory and return its number, the same one each time. Raises OSError, ENOSPC beyond the limit."""
         path = b"/proc/self/fd/%d" % directory_fd
         return _checked(_libc.inotify_add_watch(self.fd, ctypes.c_char_p(path), mask | _ONLY_DIR | _EXCLUDE_UNLINKED))
 
     def remove(self, watch: int) -> None:
-        """Watch it no more; one that is gone already is none the worse."""
+        """Stop watching a directory. Does nothing if it is not watched."""
         _libc.inotify_rm_watch(self.fd, watch)
 
     def read(self, size: int) -> Iterator[Happened]:
-        """What has come, about `size` bytes of it at most; nothing if there is none."""
+        """The events that are waiting, at most about `size` bytes of them."""
         try:
             data = os.read(self.fd, size)
         except BlockingIOError:
@@ -55,7 +55,7 @@ class Inotify:
             start += length
 
     def close(self) -> None:
-        """Give the queue back. A second call does nothing."""
+        """Close the queue with all its watches. A second call does nothing."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -1,4 +1,4 @@
-"""GET /api/files: list a directory, download a file."""
+"""GET /api/files lists a directory; GET and HEAD /api/files/{path} send a file, or a range of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from picod.filesystem.paths import Workspace
 
 _CHUNK_BYTES = 1 << 20
-_INLINE_BYTES = 128 << 10  # bytes that the loop reads itself: a turn to a thread costs more than the read
+_INLINE_BYTES = 128 << 10  # that the loop reads itself: the switch to a thread would cost more than the read
 _MIME = mimetypes.MimeTypes(filenames=())  # the built-in table: the same answer on every system
 _PACKED = {
     "gzip": "application/gzip",
@@ -32,7 +32,7 @@ _PACKED = {
 
 
 class ByteRange(NamedTuple):
-    """A part of a file: first byte, and how many."""
+    """A part of a file: the offset of its first byte, and its length."""
 
     start: int
     length: int
@@ -73,7 +73,7 @@ def _entries(workspace: Workspace, path: str) -> list[dict[str, object]]:
 
 
 def describe(status: os.stat_result, name: bytes) -> dict[str, object]:
-    """A file as AgentCube's listing shows it: name, size, time, mode, whether it is a directory."""
+    """A file in AgentCube's form: name, size, time, mode, whether it is a directory."""
     return {
         **name_fields("name", name),
         "size": status.st_size,
@@ -84,7 +84,7 @@ def describe(status: os.stat_result, name: bytes) -> dict[str, object]:
 
 
 def decode_path(raw: bytes) -> str:
-    """The path in a URL, already percent-decoded. Raises RequestError 400 if it is no UTF-8."""
+    """The path in a URL, already percent-decoded. Raises RequestError 400 if it is not UTF-8."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -104,7 +104,7 @@ async def download(services: FileServices, request: Request) -> None:
 def _open_file(workspace: Workspace, path: str) -> int:
     try:
         with workspace.resolve(path) as place:
-            # Non-blocking: to open a pipe for reading would else wait for its writer.
+            # Non-blocking: opening a FIFO would otherwise wait for its writer.
             fd = place.open(os.O_RDONLY | os.O_NONBLOCK)
     except PathError as error:
         raise RequestError(400, str(error)) from error
@@ -170,7 +170,7 @@ async def _send_bytes(request: Request, fd: int, start: int, length: int) -> Non
 
 
 def parse_range(header: str, size: int) -> ByteRange | None:
-    """The part a Range header asks for (RFC 9110, 14.2); None to send it all, as for several ranges or nonsense.
+    """The part that a Range header asks for (RFC 9110, 14.2); None, for all of it, if it is malformed or a list.
 
     Raises LookupError when the range lies beyond the file.
     """
@@ -220,8 +220,8 @@ def _parse_date(text: str) -> int | None:
 
 
 def content_type(name: str) -> str:
-    """By the name's extension, `application/octet-stream` if that tells nothing."""
-    kind, packed = _MIME.guess_type("x/" + name)  # never to be taken for a URL
+    """The media type for a file name's extension, `application/octet-stream` if that is unknown."""
+    kind, packed = _MIME.guess_type("x/" + name)  # otherwise a name such as `data:,x` would be read as a URL
     if packed:
         return _PACKED.get(packed, "application/octet-stream")
     kind = kind or "application/octet-stream"
@@ -229,7 +229,7 @@ def content_type(name: str) -> str:
 
 
 def disposition(name: str) -> bytes:
-    """Content-Disposition for any name (RFC 6266): a plain form, and an exact one where the plain one cannot be."""
+    """Content-Disposition for any name (RFC 6266): in ASCII, and exactly in `filename*` where they differ."""
     plain = "".join(letter if " " <= letter <= "~" and letter not in '"\\%' else "_" for letter in name)
     value = f'attachment; filename="{plain}"'
     if plain != name:

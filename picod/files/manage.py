@@ -1,7 +1,7 @@
 """Files beyond reading and writing: stat, mkdir, move, delete, and a recursive list in pages.
 
-The paths of a request are resolved once (paths.py) and all work is done relative to the directories found there, so
-that code in the sandbox cannot lead it out of the workspace, whatever it swaps meanwhile.
+The paths of a request are resolved once (paths.py) and all work is done relative to the open directories found there,
+so that code in the sandbox cannot redirect it out of the workspace by replacing a directory with a symlink meanwhile.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _T = TypeVar("_T")
 
 
 async def stat_file(services: FileServices, request: Request) -> None:
-    """GET /api/fs/stat?path=: what is there; a symlink itself, unless `follow=true`."""
+    """GET /api/fs/stat?path=: describe a file; a symlink itself, unless `follow=true`."""
     path, follow = required_path(request), query_flag(request, "follow")
 
     def look() -> dict[str, object]:
@@ -53,9 +53,9 @@ async def stat_file(services: FileServices, request: Request) -> None:
 
 
 async def make_directory(services: FileServices, request: Request) -> None:
-    """POST /api/fs/mkdir {"path", "parents": true, "mode": "0755"}: 201; 200 when it is a directory already.
+    """POST /api/fs/mkdir {"path", "parents": true, "mode": "0755"}: 201, or 200 if the directory exists.
 
-    Without `parents` a parent that is missing is 404, and a directory that exists is 409.
+    Without `parents` a missing parent is 404 and an existing directory 409, as mkdir(1) does with and without -p.
     """
     fields = parse_object(await request.body(services.config.max_body), "MkdirRequest")
     path = _path_field(fields, "MkdirRequest", "path")
@@ -81,7 +81,7 @@ async def make_directory(services: FileServices, request: Request) -> None:
 
 
 async def move(services: FileServices, request: Request) -> None:
-    """POST /api/fs/move {"from", "to", "overwrite": false}: rename in one step; `to` is the whole new path.
+    """POST /api/fs/move {"from", "to", "overwrite": false}: rename atomically; `to` is the whole new path.
 
     409 when `to` exists and `overwrite` is not set, or is a directory that is not empty.
     """
@@ -92,7 +92,7 @@ async def move(services: FileServices, request: Request) -> None:
     def rename() -> dict[str, object]:
         with services.workspace.resolve(old, follow=False) as source:
             _refuse_root(source)
-            source.stat()  # it exists: else the parents of `to` would be made for nothing
+            source.stat()  # raises if it does not exist, before the parents of `to` are made for nothing
             with services.workspace.resolve(new, make_parents=True, follow=False) as target:
                 _refuse_root(target)
                 rename_place(source, target, overwrite=overwrite)
@@ -102,7 +102,7 @@ async def move(services: FileServices, request: Request) -> None:
 
 
 async def delete(services: FileServices, request: Request) -> None:
-    """DELETE /api/files/{path}: a file, a symlink itself, an empty directory; with `?recursive=true` any directory."""
+    """DELETE /api/files/{path}: a file, a symlink or an empty directory; with `?recursive=true` any directory."""
     path, recursive = decode_path(request.tail), query_flag(request, "recursive")
 
     def drop() -> None:
@@ -121,9 +121,9 @@ async def delete(services: FileServices, request: Request) -> None:
 
 
 async def list_tree(services: FileServices, request: Request) -> None:
-    """GET /api/fs/tree?path=.&depth=&limit=1000&after=: all below a directory, parents first, in the order of names.
+    """GET /api/fs/tree?path=.&depth=&limit=1000&after=: everything below a directory, parents first, sorted by name.
 
-    `next` of an answer is the `after` of the next page, null on the last one.
+    `next` in an answer is the `after` of the next page, null on the last one.
     """
     path = request.query("path") or "."
     limit = read_number(request, "limit", _PAGE, most=_MAX_PAGE)
@@ -145,7 +145,7 @@ async def list_tree(services: FileServices, request: Request) -> None:
 
 
 def rename_place(source: Place, target: Place, *, overwrite: bool) -> None:
-    """Rename in one step. Raises OSError; FileExistsError when something is there and not to be replaced."""
+    """Rename atomically. Raises OSError; FileExistsError if the target exists and `overwrite` is not set."""
     if overwrite:
         os.rename(source.name, target.name, src_dir_fd=source.dir_fd, dst_dir_fd=target.dir_fd)
     else:
@@ -153,7 +153,7 @@ def rename_place(source: Place, target: Place, *, overwrite: bool) -> None:
 
 
 def describe(place: Place, status: os.stat_result) -> dict[str, object]:
-    """A file of any kind as the API shows it."""
+    """A file of any kind as the API shows it, a symlink with its target."""
     name = place.path.rpartition("/")[2]
     target: dict[str, object] = {"target": None}
     if stat.S_ISLNK(status.st_mode):
@@ -162,7 +162,7 @@ def describe(place: Place, status: os.stat_result) -> dict[str, object]:
 
 
 def describe_status(status: os.stat_result) -> dict[str, object]:
-    """What does not depend on where it is."""
+    """The fields that come from a file's status alone: type, size, mode, time."""
     return {
         "type": _TYPES.get(stat.S_IFMT(status.st_mode), "other"),
         "is_dir": stat.S_ISDIR(status.st_mode),
@@ -173,7 +173,7 @@ def describe_status(status: os.stat_result) -> dict[str, object]:
 
 
 async def guarded(work: Callable[[], _T], doing: str) -> _T:
-    """Do it on a thread; what goes wrong becomes a RequestError that opens with `doing`."""
+    """Run `work` on a thread. Raises RequestError for a PathError or OSError; its message begins with `doing`."""
     try:
         return await asyncio.to_thread(work)
     except PathError as error:
@@ -183,7 +183,7 @@ async def guarded(work: Callable[[], _T], doing: str) -> _T:
 
 
 def required_path(request: Request) -> str:
-    """`path` of the query. Raises RequestError 400."""
+    """The query parameter `path`. Raises RequestError 400 if it is missing."""
     path = request.query("path")
     if not path:
         raise RequestError(400, "Missing 'path' query parameter")
@@ -191,7 +191,7 @@ def required_path(request: Request) -> str:
 
 
 def read_number(request: Request, name: str, default: int, *, most: int) -> int:
-    """A number of the query, from 1. Raises RequestError 400."""
+    """A query parameter that is a number from 1 to `most`. Raises RequestError 400."""
     text = request.query(name)
     if not text:
         return default

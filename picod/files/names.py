@@ -6,9 +6,9 @@ from urllib.parse import quote_from_bytes
 
 
 def name_fields(field: str, raw: bytes) -> dict[str, object]:
-    """`field` with the name as text; where that loses bytes, `{field}_encoded` has all of them, percent-encoded.
+    """`field` with the name as text; if it is not UTF-8, also `{field}_encoded`, the exact bytes percent-encoded.
 
-    The text shows U+FFFD for each byte that is not UTF-8, so two names may look alike.
+    The text has U+FFFD for bytes that are not UTF-8, so two different names may look alike.
     """
     try:
         return {field: raw.decode("utf-8")}

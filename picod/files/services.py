@@ -10,7 +10,7 @@ from picod.filesystem.paths import Workspace
 
 @dataclass
 class FileServices:
-    """The workspace and its limits; `watchers` counts the clients that follow changes now."""
+    """The workspace and its limits; `watchers` is the number of clients that are following changes."""
 
     config: PicodConfig
     workspace: Workspace

@@ -1,7 +1,7 @@
-"""Files written whole or not at all: into a temporary file first, which a rename puts in place.
+"""Files that are written whole or not at all: to a temporary file first, which is then renamed into place.
 
-The temporary file is in the directory where the file will stay, when that is known. So a reader never sees half a
-file, and a client that leaves or a disk that fills leaves nothing behind.
+The temporary file is in the directory of the target, if that is known, so that the rename stays on one file system. A
+reader never sees half a file, and a client that leaves or a full disk leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from picod.http.request import Request, RequestError, os_failure, reason_of
 if TYPE_CHECKING:
     from picod.files.services import FileServices
 
-_BATCH_BYTES = 1 << 20  # bytes collected before a thread writes them
-INLINE_BYTES = 256 << 10  # that the loop writes itself; they only reach the page cache
+_BATCH_BYTES = 1 << 20  # that are collected before a thread writes them
+INLINE_BYTES = 256 << 10  # that the loop writes itself: into the page cache, which takes less time than a thread switch
 
 
 class Staged:
@@ -46,7 +46,7 @@ class Staged:
         self._pending = bytearray()
 
     def add(self, data: bytes | memoryview) -> bool:
-        """Collect a piece; True when it is time to `flush`."""
+        """Collect a piece. Returns whether it is time to `flush`."""
         self._pending += data
         return len(self._pending) >= _BATCH_BYTES
 
@@ -65,11 +65,11 @@ class Staged:
                 done += os.write(self._fd, view[done:])
 
     def is_near(self, place: Place) -> bool:
-        """Whether a rename gets it to `place`, or it takes a copy."""
+        """Whether `place` is on the same file system, so that a rename is enough."""
         return os.fstat(self._dir_fd).st_dev == os.fstat(place.dir_fd).st_dev
 
     def commit(self, place: Place, mode: int) -> os.stat_result:
-        """Put the file at `place`; a file that was there before hands on its mode. Raises OSError."""
+        """Move the file to `place`; the mode of a file that it replaces is kept. Raises OSError."""
         kept = mode_at(place)
         os.fchmod(self._fd, kept if kept is not None else mode & ~_umask())
         try:
@@ -82,7 +82,7 @@ class Staged:
         return os.fstat(self._fd)
 
     def _copy_to(self, place: Place, mode: int) -> os.stat_result:
-        """The place is on another file system (a mounted volume): stage once more over there."""
+        """Copy to a place on another file system (a mounted volume), where it is staged again."""
         with Staged(place.dir_fd) as nearer:
             os.lseek(self._fd, 0, os.SEEK_SET)
             while os.sendfile(nearer._fd, self._fd, None, 1 << 24):
@@ -99,7 +99,7 @@ class Staged:
             if not self._committed:
                 os.unlink(self._name, dir_fd=self._dir_fd)
         except FileNotFoundError:
-            pass  # the session's own code was quicker
+            pass  # the session's own code has deleted it
         finally:
             os.close(self._fd)
             os.close(self._dir_fd)
@@ -132,7 +132,7 @@ def parse_mode(text: str | None) -> int:
 
 
 def open_place(services: FileServices, path: str) -> Place:
-    """Where an upload goes; missing parents are made. Raises RequestError."""
+    """Resolve the target of an upload, creating missing parents. Raises RequestError."""
     try:
         place = services.workspace.resolve(path, make_parents=True)
     except PathError as error:
@@ -149,7 +149,7 @@ def open_place(services: FileServices, path: str) -> Place:
 
 
 def stage(dir_fd: int, path: str) -> Staged:
-    """Begin a temporary file. Raises RequestError."""
+    """Create the temporary file of an upload to `path`. Raises RequestError."""
     try:
         return Staged(dir_fd)
     except OSError as error:
@@ -157,7 +157,7 @@ def stage(dir_fd: int, path: str) -> Staged:
 
 
 async def flush(staged: Staged, path: str) -> None:
-    """Write out. Raises RequestError: 507 when the disk or the quota is full."""
+    """Write what was collected. Raises RequestError, 507 if the disk or the quota is full."""
     try:
         await staged.flush()
     except OSError as error:
@@ -165,7 +165,7 @@ async def flush(staged: Staged, path: str) -> None:
 
 
 async def finish(request: Request, staged: Staged, place: Place, mode: int) -> None:
-    """Write the rest, put the file in its place, answer."""
+    """Write the rest, move the file into place and answer. Raises RequestError."""
     await flush(staged, place.path)
     try:
         if staged.is_near(place):

@@ -1,7 +1,7 @@
-"""All below a directory, in an order that pages can be cut from. Blocking; manage.py runs it in a thread.
+"""Everything below a directory, in an order that allows for pages. Blocking; manage.py runs it in a thread.
 
-Depth first, a directory before what is in it, names in the order of their bytes. So the place of any path among all
-others is known from the path alone, and a page can begin behind one that is not there any more.
+Depth first, a directory before its contents, names in the order of their bytes. So the position of a path among all
+others follows from the path alone, and a page can begin after a path that has been deleted.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class Entry(NamedTuple):
 
 
 def walk(root_fd: int, after: list[bytes], *, limit: int, depth: int) -> list[Entry]:
-    """At most `limit` entries behind the path `after` (its names; none: from the beginning), `depth` levels deep.
+    """At most `limit` entries after the path `after` (its names; none: from the beginning), `depth` levels deep.
 
-    Symlinks are entries and never followed. What is deleted meanwhile is left out. Raises OSError; ESTALE when a
-    directory was moved from under us.
+    Symlinks are listed and never followed. What is deleted meanwhile is left out. Raises OSError, ESTALE if a
+    directory is moved during the walk.
     """
     found: list[Entry] = []
     with SafeWalk(root_fd, 0) as position:
         pending = [_names(position.fd, after[:1])]
-        along = [True]  # of each level: its directory lies on the way to `after`
+        along = [True]  # for each level, whether its directory lies on the path to `after`
         while len(found) < limit:
             if not pending[-1]:
                 pending.pop()
@@ -62,6 +62,6 @@ def walk(root_fd: int, after: list[bytes], *, limit: int, depth: int) -> list[En
 
 
 def _names(fd: int, first: list[bytes]) -> list[bytes]:
-    """The names in a directory from `first` on, in order from the end."""
+    """The names in a directory from `first` on, in reverse order: the walk pops them from the end."""
     names = (os.fsencode(name) for name in os.listdir(fd))
     return sorted((name for name in names if not first or name >= first[0]), reverse=True)

@@ -1,6 +1,6 @@
-"""The form of an upload: fields `path` and `mode`, and the part `file`, streamed to disk as it comes.
+"""The form of an upload: fields `path` and `mode`, and the part `file`, which is streamed to disk.
 
-`path` may come after the file. Then the bytes wait in the workspace's root and are renamed into place at the end.
+`path` may come after the file. Then the file is staged in the workspace's root and moved into place at the end.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from picod.http.request import Request, RequestError
 if TYPE_CHECKING:
     from picod.files.services import FileServices
 
-_MAX_FIELD_BYTES = 64 << 10  # bytes of a field's text
+_MAX_FIELD_BYTES = 64 << 10
 _FIELDS = (b"path", b"mode")
 
 
 async def upload_form(services: FileServices, request: Request) -> None:
-    """Take the form and write its file. Raises RequestError, ClientGoneError."""
+    """Parse the form and write its file. Raises RequestError, ClientGoneError."""
     _, options = parse_options_header(request.header(b"content-type"))
     boundary = options.get(b"boundary")
     if not boundary:
@@ -37,7 +37,7 @@ async def upload_form(services: FileServices, request: Request) -> None:
 
 
 class _Form:
-    """What of the form has come so far. Leaving the context removes what was not put in place."""
+    """The part of the form that has arrived. Leaving the context removes a file that is not in place."""
 
     def __init__(self, services: FileServices, boundary: bytes) -> None:
         self.fields: dict[bytes, bytes] = {}
@@ -64,11 +64,11 @@ class _Form:
                     "on_end": self._end,
                 },
             )
-        except FormParserError as error:  # a boundary longer than the 70 characters of RFC 2046, or so
+        except FormParserError as error:  # for example a boundary longer than the 70 characters of RFC 2046
             raise RequestError(400, f"Failed to parse multipart form: {error}") from error
 
     def feed(self, chunk: bytes) -> bool:
-        """Parse a piece of the body; True when the staged file should be flushed. Raises RequestError."""
+        """Parse a piece of the body. Returns whether to flush the staged file. Raises RequestError."""
         self._full = False
         try:
             self._parser.write(chunk)
@@ -77,7 +77,7 @@ class _Form:
         return self._full
 
     def complete(self) -> tuple[Staged, Place]:
-        """Staged file and target, once the body is over. Raises RequestError for what is missing."""
+        """The staged file and its target, after the whole body. Raises RequestError for what is missing."""
         if not self._ended:
             raise RequestError(400, "Failed to parse multipart form: unexpected end, the closing boundary is missing")
         if not self.fields.get(b"path"):
@@ -103,7 +103,7 @@ class _Form:
         except UnicodeDecodeError as error:
             raise RequestError(400, "the path is not valid UTF-8") from error
 
-    # The parser's side.
+    # Called by the parser.
 
     def _part_begin(self) -> None:
         self._disposition = {}

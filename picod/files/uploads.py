@@ -1,4 +1,4 @@
-"""POST and PUT /api/files: write one file, from JSON, from a form, or from the raw body."""
+"""POST and PUT /api/files: write one file, from JSON, a form or the raw body."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/]")
 
 
 def decode_base64(text: str) -> bytes:
-    """Standard base64 with padding; line ends are ignored. Raises RequestError 400 with the place of the fault."""
+    """Decode standard base64 with padding; line ends are ignored. Raises RequestError 400 with the first bad index."""
     try:
         return binascii.a2b_base64(text.replace("\r", "").replace("\n", "").encode("ascii"), strict_mode=True)
     except (binascii.Error, UnicodeEncodeError) as error:
@@ -30,7 +30,7 @@ def decode_base64(text: str) -> bytes:
 
 
 async def upload(services: FileServices, request: Request) -> None:
-    """POST: a form with a file part, or JSON with base64."""
+    """POST /api/files: a form with a file part, or JSON with base64."""
     if request.header(b"content-type").lower().startswith("multipart/form-data"):
         from picod.files.upload_form import upload_form
 

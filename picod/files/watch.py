@@ -1,8 +1,9 @@
-"""GET /api/fs/watch: what changes below a directory, as events.
+"""GET /api/fs/watch: changes below a directory, as events.
 
-The kernel tells of single directories (inotify), so each one below is watched, and new ones as they come: what was put
-in them before they were watched is found by listing them. The events of 50 ms are merged into few changes
-(changes.py). When the kernel's queue overflows, the client gets `overflow` and every directory is listed again.
+inotify reports on single directories, so each one below is watched, and new ones as they appear: what was put into them
+before that is found by listing them. The events of 50 ms are merged into few changes (changes.py). When the kernel's
+queue overflows, the client gets `overflow` and every directory is listed again. fanotify would report on a whole file
+system, but needs CAP_SYS_ADMIN.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from picod.http.thread_stream import in_thread
 if TYPE_CHECKING:
     from picod.files.services import FileServices
 
-MAX_WATCHERS = 8  # clients; a user has 128 queues on most machines, and may have many sandboxes there
+MAX_WATCHERS = 8  # of one sandbox; a user has 128 queues on most machines, which many sandboxes may share
 _MAX_DIRECTORIES = 8192  # of one client
-_COLLECT_S = 0.05  # seconds that events are collected for
-_READ_BYTES = 256 << 10  # bytes of events taken at once: some thousands
+_COLLECT_S = 0.05  # for which events are collected before they are merged
+_READ_BYTES = 256 << 10  # of events in one read: some thousands
+_MAX_EVENTS = 1000  # merged before the changes are sent, while events keep coming
 _EVENTS = (
     inotify.MODIFY | inotify.ATTRIB | inotify.CLOSE_WRITE | inotify.MOVED_FROM | inotify.MOVED_TO | inotify.CREATE
     | inotify.DELETE
@@ -37,9 +39,9 @@ _EVENTS = (
 
 
 async def watch(services: FileServices, request: Request) -> None:
-    """Events `ready` first, then `change` {"type", "path", "is_dir"}, `overflow`, `incomplete`; `gone` at last.
+    """Send `ready`, then `change` {"type", "path", "is_dir"}, `overflow` and `incomplete`, and `gone` at the end.
 
-    404 for a directory that is not there, 429 when too many watch, 503 when the kernel has no more watches.
+    404 for a directory that does not exist, 429 for too many watchers, 503 when the kernel has no more watches.
     """
     path = request.query("path") or "."
     recursive = not request.query("recursive") or query_flag(request, "recursive")
@@ -49,7 +51,7 @@ async def watch(services: FileServices, request: Request) -> None:
     watcher: Watcher | None = None
     try:
         watcher = await in_thread(lambda: _open(services, path, recursive))
-        await _tell(request, watcher)
+        await _send_events(request, watcher)
     except PathError as error:
         raise RequestError(400, str(error)) from error
     except OSError as error:
@@ -73,7 +75,7 @@ def _open(services: FileServices, path: str, recursive: bool) -> Watcher:
     return watcher
 
 
-async def _tell(request: Request, watcher: Watcher) -> None:
+async def _send_events(request: Request, watcher: Watcher) -> None:
     loop = asyncio.get_running_loop()
     async with EventStream(request) as events:
         await events.send("ready", {"directories": watcher.directories})
@@ -87,7 +89,9 @@ async def _tell(request: Request, watcher: Watcher) -> None:
             await asyncio.sleep(_COLLECT_S)
             changes = await in_thread(watcher.take)
             if watcher.overflowed:
-                await events.send("overflow", {"error": "more changed than could be told; list the directory again"})
+                await events.send(
+                    "overflow", {"error": "there were too many changes to report; list the directory again"}
+                )
             if watcher.incomplete:
                 await events.send(
                     "incomplete", {"error": "some directories are not watched", "watched": watcher.directories}
@@ -112,9 +116,9 @@ def _describe(change: Change) -> dict[str, object]:
 
 
 class Watcher:
-    """Watches below a directory, whose descriptor it owns. One thread at a time.
+    """The watches below a directory, whose descriptor it owns. For one thread at a time.
 
-    `overflowed`, `incomplete` and `gone` are what there is to say besides changes.
+    `overflowed`, `incomplete` and `gone` are to be reported besides the changes.
     """
 
     def __init__(self, root_fd: int, *, recursive: bool) -> None:
@@ -134,7 +138,7 @@ class Watcher:
 
     @property
     def fd(self) -> int:
-        """Readable when `take` has something to take."""
+        """The descriptor that is readable when `take` has something to return."""
         return self._queue.fd
 
     @property
@@ -143,28 +147,30 @@ class Watcher:
         return len(self._paths)
 
     def begin(self, place: Place) -> None:
-        """Watch all there is at the root's place. Raises OSError."""
+        """Watch the root, and everything below it if recursive. Raises OSError."""
         if place.name != ".":
-            # That the root is deleted is heard above it only: to itself it lives on, as we hold it open.
+            # The deletion of the root is reported by the directory above only: the root itself exists on, as long as
+            # it is open here.
             above = inotify.DELETE | inotify.MOVED_FROM | inotify.MOVED_TO
             self._above, self._name = self._queue.add(place.dir_fd, above), place.name.encode()
         self._paths[self._queue.add(self._root_fd, _EVENTS)] = b""
         if self._recursive:
-            self._watch_below(b"", tell=False)
+            self._watch_below(b"", report=False)
 
     def take(self) -> list[Change]:
-        """What has changed since the last time. Raises OSError."""
-        heard = -1
-        while heard and not self.gone:
-            heard = 0
+        """The changes since the last call. Raises OSError."""
+        count = -1
+        while count and not self.gone:
+            count = 0
             for happened in self._queue.read(_READ_BYTES):
-                heard += 1
-                self._hear(happened)
-            if heard > 1000:
-                break  # it goes on: tell what there is
-        if not heard:
+                count += 1
+                self._handle(happened)
+            if count > _MAX_EVENTS:
+                break  # events keep coming: send what there is
+        if not count:
+            # The queue is empty, so the second half of these moves will not come.
             for path, is_dir in self._leaving.values():
-                self._left(path, is_dir)  # to a place that is not watched
+                self._moved_out(path, is_dir)
             self._leaving.clear()
         return self._changes.take()
 
@@ -175,12 +181,12 @@ class Watcher:
             os.close(self._root_fd)
             self._root_fd = -1
 
-    def _hear(self, happened: Happened) -> None:
+    def _handle(self, happened: Happened) -> None:
         mask = happened.mask
         if mask & inotify.OVERFLOW:
             self.overflowed = True
             if self._recursive:
-                self._watch_below(b"", tell=False)
+                self._watch_below(b"", report=False)
             return
         if happened.watch == self._above:
             self.gone = self.gone or happened.name == self._name
@@ -200,7 +206,7 @@ class Watcher:
         elif mask & (inotify.CREATE | inotify.MOVED_TO):
             self._changes.note(CREATED, path, is_dir=is_dir, over=bool(mask & inotify.MOVED_TO))
             if is_dir and self._recursive:
-                self._watch_below(path, tell=True)
+                self._watch_below(path, report=True)
         elif mask & inotify.DELETE:
             self._changes.note(DELETED, path, is_dir=is_dir)
         elif not is_dir:
@@ -212,7 +218,7 @@ class Watcher:
             for watch, watched in self._below(source):
                 self._paths[watch] = path + watched[len(source) :]
 
-    def _left(self, path: bytes, is_dir: bool) -> None:
+    def _moved_out(self, path: bytes, is_dir: bool) -> None:
         self._changes.note(DELETED, path, is_dir=is_dir)
         if is_dir:
             for watch, _ in self._below(path):
@@ -226,34 +232,34 @@ class Watcher:
             if watched == path or watched.startswith(path + b"/")
         ]
 
-    def _watch_below(self, path: bytes, *, tell: bool) -> None:
-        """Watch a directory and those below it; with `tell`, what is in it already counts as created."""
+    def _watch_below(self, path: bytes, *, report: bool) -> None:
+        """Watch a directory and those below it; with `report`, what is in it already is reported as created."""
         try:
             with SafeWalk(self._root_fd, 0) as walk:
                 for name in filter(None, path.split(b"/")):
                     walk.enter(name)
                 base = walk.depth
-                pending = [self._look(walk, tell)]
+                pending = [self._watch_here(walk, report)]
                 while pending:
                     if pending[-1]:
                         try:
                             walk.enter(pending[-1].pop())
                         except (FileNotFoundError, NotADirectoryError, PermissionError):
-                            continue  # gone, or not ours to look at
-                        pending.append(self._look(walk, tell))
+                            continue  # deleted meanwhile, or another user's
+                        pending.append(self._watch_here(walk, report))
                     else:
                         pending.pop()
                         if walk.depth > base:
                             walk.leave()
         except FileNotFoundError:
-            pass  # gone again
+            pass  # deleted meanwhile
         except OSError as error:
             if error.errno not in (errno.ESTALE, errno.ENOTDIR, errno.EACCES):
                 raise
-            self.incomplete = True  # it was moved from under us: what comes of that is heard, what was in it may not be
+            self.incomplete = True  # it was moved during the walk: the move is reported, its contents may not be
 
-    def _look(self, walk: SafeWalk, tell: bool) -> list[bytes]:
-        """Watch where the walk stands; returns the directories in it."""
+    def _watch_here(self, walk: SafeWalk, report: bool) -> list[bytes]:
+        """Watch the directory where the walk is. Returns the names of the directories in it."""
         path = b"/".join(walk.names)
         if walk.depth:
             if len(self._paths) >= _MAX_DIRECTORIES:
@@ -272,7 +278,7 @@ class Watcher:
                 name, is_dir = os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)
                 if UPLOAD.fullmatch(name):
                     continue
-                if tell:
+                if report:
                     self._changes.note(CREATED, path + b"/" + name, is_dir=is_dir)
                 if is_dir:
                     inside.append(name)

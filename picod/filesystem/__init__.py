@@ -1,4 +1,4 @@
-"""The workspace's paths, resolved and walked so that code running in it cannot redirect them outside.
+"""Resolves and walks paths of the workspace so that code running in it cannot redirect them outside.
 
-Imports nothing of picod. Start with `paths`.
+Imports nothing of picod. Start with `paths`, which resolves the path of a request; `safe_walk` walks whole trees.
 """

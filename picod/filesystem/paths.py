@@ -1,16 +1,16 @@
 """Resolves paths of requests inside the workspace, to an open directory descriptor and a name.
 
-Code in the sandbox may swap a directory for a symlink between any two system calls. So a path is resolved once, to an
-open descriptor of the directory that holds the last name (a Place), and all work happens relative to that descriptor
+Code in the sandbox can replace a directory with a symlink between any two system calls. So a path is resolved once, to
+an open descriptor of the directory that holds the last name (a Place), and all work is done relative to that descriptor
 with O_NOFOLLOW. A string that was checked is never resolved a second time.
 
-Rules: `/x` means `x` in the workspace. `.` and `..` of the request are removed as text first, as AgentCube does, and a
+Rules: `/x` means `x` in the workspace. `.` and `..` of the request are removed as text first, as in AgentCube, and a
 relative path that then still begins with `..` is refused. Symlinks are followed while they stay inside; absolute ones
-only if they name the workspace itself. Everything else is an EscapeError.
+only if they lead into the workspace. Everything else is an EscapeError.
 
-Two ways, one meaning: openat2(2) with RESOLVE_BENEATH where the kernel has it and the path is plain; otherwise, and
-for all that is odd (absolute links, missing directories to be made, old kernels), a walk over the components. The walk
-alone would do; openat2 saves three system calls a component.
+There are two implementations with the same result: openat2(2) with RESOLVE_BENEATH for plain paths on kernels that have
+it, and a walk over the components for the rest (absolute symlinks, directories to create, old kernels). The walk alone
+would be enough; openat2 saves three system calls per component.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Self
 from picod.filesystem import syscalls
 
 _MAX_PATH_BYTES = 4096  # PATH_MAX: no command could name a longer one
-_MAX_LINKS = 40  # as the kernel's own limit
-_MAX_STEPS = 8192  # a link of many `a/..` makes each of them start again from the root
+_MAX_LINKS = 40  # the kernel's own limit
+_MAX_STEPS = 8192  # each `..` of a symlink starts again from the root, so a link of many `a/..` costs many steps
 _DIRECTORY = os.O_DIRECTORY | os.O_PATH | os.O_CLOEXEC
 
 
@@ -41,8 +41,8 @@ class EscapeError(PathError):
 class Place:
     """A name in an open directory of the workspace. Close it, or use it as a context manager.
 
-    `name` is `.` when the place is the workspace itself. It is no symlink at the time of resolution, unless the caller
-    said so, and `open` refuses to follow one that was put there since. `path` is the cleaned path, for people.
+    `name` is `.` if the place is the workspace itself. It is not a symlink when it is resolved, unless the caller
+    allows it, and `open` does not follow one that was put there since. `path` is the cleaned path, for messages.
     """
 
     __slots__ = ("dir_fd", "name", "path")
@@ -53,11 +53,11 @@ class Place:
         self.path = path
 
     def open(self, flags: int, mode: int = 0o777) -> int:
-        """Open what is there. Raises OSError; ELOOP if it has just become a symlink."""
+        """Open the file. Raises OSError, ELOOP if it has become a symlink since."""
         return os.open(self.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY, mode, dir_fd=self.dir_fd)
 
     def stat(self) -> os.stat_result:
-        """Status of the file or symlink itself. Raises OSError."""
+        """The status of the file, or of the symlink itself. Raises OSError."""
         return os.stat(self.name, dir_fd=self.dir_fd, follow_symlinks=False)
 
     def close(self) -> None:
@@ -89,9 +89,9 @@ class Workspace:
         os.close(self.fd)
 
     def resolve(self, path: str, *, make_parents: bool = False, follow: bool = True) -> Place:
-        """The place a path names; the last name need not exist. Without `follow` it may be a symlink itself.
+        """The place that a path names; the last name need not exist. Without `follow` it may be a symlink.
 
-        Raises PathError, EscapeError, and OSError for a parent that is missing (unless `make_parents`), is no
+        Raises PathError, EscapeError, and OSError for a parent that is missing (unless `make_parents`), is not a
         directory or may not be entered.
         """
         parts = clean(path)
@@ -101,7 +101,7 @@ class Workspace:
         return Place(dir_fd, name, shown)
 
     def open_directory(self, path: str, *, make: bool = False) -> int:
-        """A descriptor of a directory, as with O_PATH; with `make`, it and its parents are made if missing.
+        """An O_PATH descriptor of a directory; with `make`, it and its parents are created if missing.
 
         Raises what `resolve` raises, and NotADirectoryError, FileNotFoundError.
         """
@@ -116,7 +116,7 @@ class Workspace:
                 except NotADirectoryError:
                     if not stat.S_ISLNK(place.stat().st_mode):
                         raise
-                    # It was swapped for a symlink since: look again where that leads.
+                    # It was replaced with a symlink meanwhile: resolve that one.
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
     def _resolve_plain(self, parts: list[str], follow: bool) -> tuple[int, str] | None:
@@ -128,7 +128,7 @@ class Workspace:
                 self.fd, parent.encode(), _DIRECTORY, syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS
             )
         except OSError as error:
-            if error.errno in (errno.ENOSYS, errno.EPERM):  # EPERM: a seccomp filter that does not know the call
+            if error.errno in (errno.ENOSYS, errno.EPERM):  # EPERM: from a seccomp filter that predates the call
                 self._use_openat2 = False
             return None
         try:
@@ -145,7 +145,7 @@ class Workspace:
         try:
             while walk.pending:
                 name = walk.next_name()
-                if name == "..":  # only ever from a symlink's text
+                if name == "..":  # from the target of a symlink; those of the request were removed as text
                     walk.go_up(path)
                     continue
                 try:
@@ -191,7 +191,7 @@ class Workspace:
 
 
 class _Walk:
-    """Where a walk over a path stands: `fd`, an open directory, and the names that are `pending` below it."""
+    """The state of a walk over a path: `fd`, an open directory, and the names that are `pending` below it."""
 
     def __init__(self, root_fd: int, parts: list[str]) -> None:
         self.fd = os.open(".", _DIRECTORY, dir_fd=root_fd)
@@ -201,37 +201,37 @@ class _Walk:
         self._links = self._steps = 0
 
     def next_name(self) -> str:
-        """Take the next name. Raises OSError ELOOP when there were too many steps or links."""
+        """Remove and return the next name. Raises OSError ELOOP after too many steps or links."""
         self._steps += 1
         if self._steps > _MAX_STEPS or self._links > _MAX_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         return self.pending.popleft()
 
     def enter(self, name: str, fd: int) -> None:
-        """Go down into an open directory, which the walk owns from now on."""
+        """Go down into an open directory; the walk owns its descriptor from now on."""
         self.fd = _replace(self.fd, fd)
         self._names.append(name)
 
     def go_up(self, path: str) -> None:
-        """Take `..`, again from the root: openat("..") of a directory that was moved meanwhile leads elsewhere."""
+        """Go to the parent, again from the root: openat("..") leads elsewhere if the directory was moved meanwhile."""
         if not self._names:
             raise _escape_by_link(path, "..")
         self.pending.extendleft(reversed(self._names[:-1]))
         self.restart()
 
     def restart(self) -> None:
-        """Go back to the root."""
+        """Go back to the root; the pending names stay."""
         self.fd = _replace(self.fd, os.open(".", _DIRECTORY, dir_fd=self._root_fd))
         self._names = []
 
     def add_link(self, target: str) -> None:
-        """Put the names of a symlink's text before the pending ones."""
+        """Put the names in a symlink's target before the pending ones."""
         self._links += 1
         self.pending.extendleft(part for part in reversed(target.split("/")) if part not in ("", "."))
 
 
 def clean(path: str) -> list[str]:
-    """A path's parts, `.` and `..` removed as text; none for the workspace itself. Raises PathError, EscapeError."""
+    """The parts of a path, without `.` and `..`; none for the workspace itself. Raises PathError, EscapeError."""
     try:
         encoded = path.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -245,7 +245,7 @@ def clean(path: str) -> list[str]:
         if part == "..":
             if parts:
                 parts.pop()
-            elif not path.startswith("/"):  # above the root there is the root, as with `cd /..`
+            elif not path.startswith("/"):  # the parent of the root is the root, as with `cd /..`
                 raise EscapeError(
                     f"access denied: path '{path}' escapes workspace jail (relative path traversal: {path})"
                 )
@@ -265,7 +265,7 @@ def _make_directory(name: str, dir_fd: int) -> None:
     try:
         os.mkdir(name, 0o755, dir_fd=dir_fd)
     except FileExistsError:
-        pass  # made meanwhile; the next step of the walk sees what it is
+        pass  # created meanwhile; the next step of the walk checks what it is
 
 
 def _replace(old: int, new: int) -> int:

@@ -1,8 +1,8 @@
-"""A walk through the workspace that code running in it cannot redirect outside, one directory at a time.
+"""A walk through the workspace, one directory at a time, that code running in it cannot redirect outside.
 
-Only the present directory is held open, so any depth will do. Down is an open with O_NOFOLLOW; up is `..`, and what is
-found there must be the very directory we came from (device and inode), as fts(3) does it: a directory that was moved
-meanwhile ends the walk with an error. Below the packing and the unpacking of snapshots.
+Only the present directory is held open, so any depth is possible. Going down is an open with O_NOFOLLOW. Going up opens
+`..`, which must be the directory that the walk came from (device and inode), as in fts(3): a directory that was moved
+meanwhile ends the walk with an error. Archives are packed and unpacked on top of it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class _Level(NamedTuple):
     name: bytes
     above: tuple[int, int]  # device and inode of the directory it was entered from
-    loosened: int | None  # the mode to give back
+    loosened: int | None  # the mode to restore, if it was changed
 
 
 class SafeWalk:
-    """Stands in a directory (`fd`), `names` below the root. Leaving the context gives back every mode it changed.
+    """A walk that is in the directory `fd`, `names` below the root. Leaving the context restores every changed mode.
 
-    `needed` are the permissions without which nothing can be done in a directory: READ, or WRITE.
+    `needed` are the permissions that the work in a directory needs: READ or WRITE. They are added where its owner, the
+    session's user, has removed them: a folder with mode 0 must not keep a session from hibernating.
     """
 
     def __init__(self, root_fd: int, needed: int) -> None:
@@ -39,32 +40,32 @@ class SafeWalk:
 
     @property
     def names(self) -> list[bytes]:
-        """Names of the directories from the root to here."""
+        """The names of the directories from the root to the present one."""
         return [level.name for level in self._levels]
 
     @property
     def depth(self) -> int:
-        """How many levels below the root."""
+        """The number of levels below the root."""
         return len(self._levels)
 
     def enter(self, name: bytes) -> None:
-        """Go down. A directory of ours whose mode is in the way gets a wider one until we leave. Raises OSError."""
+        """Go down; `needed` permissions that are missing are added until `leave`, where possible. Raises OSError."""
         here = os.fstat(self.fd)
         fd, loosened = _open_loosened(name, self.fd, _FLAGS, self._needed)
         mode = stat.S_IMODE(os.fstat(fd).st_mode)
         if loosened is None and mode & self._needed != self._needed:
-            # It opens, but without the x bit no name in it does, `..` included.
+            # It can be opened, but without the x bit no name in it can, not even `..`.
             try:
                 os.fchmod(fd, mode | self._needed)
                 loosened = mode
             except PermissionError:
-                pass  # another user's: the bits of group or others may still let us in
+                pass  # another user's: the bits of group or others may still allow access
         self._levels.append(_Level(name, (here.st_dev, here.st_ino), loosened))
         os.close(self.fd)
         self.fd = fd
 
     def leave(self, finish: Callable[[int], None] | None = None) -> None:
-        """Go up. `finish` is called with the descriptor of the directory that is left, last. Raises OSError ESTALE."""
+        """Go up, after calling `finish` with the descriptor of the directory that is left. Raises OSError ESTALE."""
         level = self._levels[-1]
         above = os.open("..", _FLAGS, dir_fd=self.fd)
         try:
@@ -83,7 +84,7 @@ class SafeWalk:
         self._levels.pop()
 
     def is_mount(self) -> bool:
-        """Whether something else than the root's file system is mounted here."""
+        """Whether the present directory lies on another mount than the root."""
         return mount_of(self.fd) != self.mount
 
     def __enter__(self) -> Self:
@@ -103,11 +104,11 @@ class SafeWalk:
 
 
 def open_file(name: bytes, dir_fd: int) -> int:
-    """Open a regular file for reading; one of ours that may not be read is made readable for the moment.
+    """Open a regular file for reading; if its mode forbids that, it is changed for the length of the call.
 
-    Raises OSError: ELOOP for a symlink that took its place.
+    Raises OSError, ELOOP if a symlink has taken its place.
     """
-    # Non-blocking: a pipe that took its place would else wait for a writer.
+    # Non-blocking: if a FIFO has taken its place, opening it would otherwise wait for a writer.
     fd, loosened = _open_loosened(name, dir_fd, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o400)
     if loosened is not None:
         os.fchmod(fd, loosened)
@@ -115,7 +116,7 @@ def open_file(name: bytes, dir_fd: int) -> int:
 
 
 def change_mode(name: bytes, dir_fd: int, mode: int) -> None:
-    """Change the mode of what cannot be opened, a pipe. Raises OSError."""
+    """Change the mode of a file that cannot be opened, such as a FIFO. Raises OSError."""
     path_fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         os.chmod(f"/proc/self/fd/{path_fd}", mode)
@@ -124,7 +125,7 @@ def change_mode(name: bytes, dir_fd: int, mode: int) -> None:
 
 
 def mount_of(fd: int) -> int:
-    """Which mount a descriptor lies on; its device where the kernel does not tell mounts."""
+    """The id of the mount that a descriptor lies on; its device if the kernel does not report mounts."""
     try:
         with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as file:
             for line in file.read(4096).splitlines():
@@ -142,13 +143,13 @@ def is_empty(root_fd: int) -> bool:
 
 
 def clear(root_fd: int) -> None:
-    """Remove all below a directory, mounted volumes excepted. Raises OSError."""
+    """Remove everything below a directory except mounted volumes. Raises OSError."""
     with SafeWalk(root_fd, WRITE) as walk:
         _remove_all(walk, os.listdir(walk.fd))
 
 
 def remove(name: bytes, dir_fd: int) -> None:
-    """Remove a file, or a directory with all below it, mounted volumes excepted. Raises OSError."""
+    """Remove a file, or a directory with everything below it except mounted volumes. Raises OSError."""
     os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     with SafeWalk(dir_fd, WRITE) as walk:
         _remove_all(walk, [os.fsdecode(name)])
@@ -184,7 +185,7 @@ def _is_mounted(walk: SafeWalk, name: bytes) -> bool:
 
 
 def _unlink(name: bytes, dir_fd: int) -> bool:
-    """False if it is a directory."""
+    """Remove a file that may be gone already. Returns False, and does nothing, if it is a directory."""
     try:
         os.unlink(name, dir_fd=dir_fd)
     except IsADirectoryError:
@@ -195,9 +196,9 @@ def _unlink(name: bytes, dir_fd: int) -> bool:
 
 
 def _open_loosened(name: bytes, dir_fd: int, flags: int, needed: int) -> tuple[int, int | None]:
-    """Open; if permission is missing, add `needed` to the mode first. Returns the mode to give back, or None.
+    """Open a file, adding `needed` to its mode if that is refused. Returns the mode to restore, or None.
 
-    The mode is changed through a descriptor that stands for this very file: by name it could hit a symlink's target.
+    The mode is changed through a descriptor of this very file: by name it could be that of a symlink's target.
     """
     try:
         return os.open(name, flags, dir_fd=dir_fd), None
@@ -207,7 +208,7 @@ def _open_loosened(name: bytes, dir_fd: int, flags: int, needed: int) -> tuple[i
     try:
         mode = stat.S_IMODE(os.fstat(path_fd).st_mode)
         if mode & needed == needed:
-            raise refused  # it is not the mode that stands in the way
+            raise refused  # the mode is not the reason
         os.chmod(f"/proc/self/fd/{path_fd}", mode | needed)
         return os.open(name, flags, dir_fd=dir_fd), mode
     finally:

@@ -1,4 +1,4 @@
-"""The few calls into the C library that Python does not offer: openat2(2), prctl(2), mallopt(3)."""
+"""Calls into the C library that Python has no function for: openat2(2), renameat2(2), prctl(2), mallopt(3)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import errno
 import os
 import sys
 
-# Ways of openat2 to resolve a path, from linux/openat2.h.
+# How openat2 resolves a path, from linux/openat2.h.
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_BENEATH = 0x08
 
@@ -26,9 +26,9 @@ class _OpenHow(ctypes.Structure):
 
 
 def openat2(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:
-    """Open `path` below `dir_fd` under the given RESOLVE_* rules; a descriptor that closes on exec.
+    """Open `path` below `dir_fd` under the given RESOLVE_* rules; the descriptor is closed on exec.
 
-    Raises OSError; ENOSYS where the kernel (before 5.6, or gVisor) or a seccomp filter does not offer the call.
+    Raises OSError, ENOSYS if the kernel (before 5.6, or gVisor) does not have the call.
     """
     if sys.platform != "linux":
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -47,9 +47,10 @@ def openat2(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:
 
 
 def rename_new(old: bytes, old_dir: int, new: bytes, new_dir: int) -> None:
-    """Rename, replacing nothing: renameat2(2) with RENAME_NOREPLACE, one step.
+    """Rename without replacing anything, atomically: renameat2(2) with RENAME_NOREPLACE.
 
-    Where the kernel or the file system has no such step, a look comes first. Raises FileExistsError, OSError.
+    If the kernel or the file system does not have that, stat and rename instead, which a file created in between can
+    defeat. Raises FileExistsError, OSError.
     """
     renameat2 = getattr(_libc, "renameat2", None)
     number = errno.ENOSYS
@@ -68,30 +69,30 @@ def rename_new(old: bytes, old_dir: int, new: bytes, new_dir: int) -> None:
 
 
 def become_subreaper() -> None:
-    """Make orphaned descendants our children, so that daemons of commands are found and reaped. No-op off Linux."""
+    """Make orphaned descendants children of this process: picod finds and reaps daemons. Does nothing off Linux."""
     if sys.platform == "linux":
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def deny_inspection() -> None:
-    """Make this process undumpable, so that others of its user cannot trace it or take its memory and descriptors.
+    """Make this process undumpable, so that others of its user cannot trace it or read its memory and descriptors.
 
-    User code runs as the same user; without this it could take the listener by pidfd_getfd(2) and read a token from
-    /proc/PID/mem. Programs that picod executes are dumpable again. No-op off Linux.
+    User code runs as the same user; without this it could take the listener with pidfd_getfd(2) and read a token from
+    /proc/PID/mem. Programs that picod executes are dumpable again. Does nothing off Linux.
     """
     if sys.platform == "linux":
         _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def keep_heap_small() -> None:
-    """Give big buffers back to the system when they are freed.
+    """Return large buffers to the system when they are freed.
 
-    glibc raises its mmap threshold to the size of each big block freed (up to 32 MiB) and then keeps such blocks: one
-    10 MB answer would stay in a sandbox's memory for good. Setting the threshold ends that. Two arenas are enough
-    for one loop and a few file threads.
+    glibc raises its mmap threshold to the size of each large block that is freed (up to 32 MiB) and then keeps such
+    blocks: after one answer of 10 MB a sandbox would keep that memory. Setting the threshold disables this. Two arenas
+    are enough for one loop and a few file threads.
     """
     mallopt = getattr(_libc, "mallopt", None)
-    if mallopt is not None:  # musl has none, and no such habit
+    if mallopt is not None:  # musl has none, nor a threshold that grows
         mallopt(_M_MMAP_THRESHOLD, 256 << 10)
         mallopt(_M_TRIM_THRESHOLD, 512 << 10)
         mallopt(_M_ARENA_MAX, 2)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _MAX_REMEMBERED = 1024
 _MAX_TOKEN_CHARS = 8192
-_REREAD_INTERVAL_S = 1.0  # at most that often for an unknown kid, which anyone may send
-_CHECK_INTERVAL_S = 1.0  # at which the file is checked for changes: for how long a withdrawn key stays good
+_REREAD_INTERVAL_S = 1.0  # between two reads for an unknown kid, which anybody can send
+_CHECK_INTERVAL_S = 1.0  # between two checks of the file: how long a withdrawn key may stay valid
 
 
 class _Key(NamedTuple):
@@ -41,7 +41,7 @@ class KeySet:
         self.on_change: Callable[[], None] = lambda: None
 
     def get(self, kid: str, now: float) -> _Key | None:
-        """The key of that name; an unknown name has the file read again, if it changed or a second has passed."""
+        """The key with this id; for an unknown one the file is read again, if it changed or a second has passed."""
         key = self._keys.get(kid)
         if key is None and (now - self._read_at >= _REREAD_INTERVAL_S or self._stamp != _stamp_of(self._path)):
             self.read(now)
@@ -49,14 +49,17 @@ class KeySet:
         return key
 
     def refresh(self, now: float) -> None:
-        """Read the file again if it changed, checked once a second. A mounted ConfigMap changes by its symlinks."""
+        """Read the file again if it changed, which is checked once a second.
+
+        By stat, not inotify: a mounted ConfigMap changes by a symlink above the file.
+        """
         if now - self._checked_at >= _CHECK_INTERVAL_S:
             self._checked_at = now
             if self._stamp != _stamp_of(self._path):
                 self.read(now)
 
     def read(self, now: float) -> None:
-        """Replace the keys by those of the file. A file that cannot be read changes nothing."""
+        """Replace the keys by those of the file. If it cannot be read, the keys stay and the reason is logged."""
         self._read_at = now
         stamp = _stamp_of(self._path)
         try:
@@ -80,7 +83,7 @@ def _stamp_of(path: str) -> tuple[int, int, int] | None:
 
 
 def _load_key(entry: dict[str, Any]) -> _Key | None:
-    """The key of a JWKS entry, or None for kinds we do not use: a key set may hold keys meant for others."""
+    """The key of a JWKS entry, or None for a kind that is not used here: a key set may hold keys for others."""
     from jwt.algorithms import OKPAlgorithm, RSAAlgorithm
     from jwt.exceptions import InvalidKeyError
 
@@ -98,7 +101,7 @@ def _load_key(entry: dict[str, Any]) -> _Key | None:
 
 
 class Guard:
-    """Checks the token of a request; 401 with the reason for one that is missing or not valid."""
+    """Checks the token of a request, and remembers valid ones until they expire."""
 
     def __init__(self, keys_file: str, audience: str) -> None:
         self._keys = KeySet(keys_file)
@@ -107,7 +110,7 @@ class Guard:
         self._good_until: dict[str, float] = {}
 
     def warm(self) -> None:
-        """Load the JWT library (some 60 ms) and the keys, which the first token would wait for. Blocking."""
+        """Load the JWT library (about 60 ms) and the keys, so that the first request does not wait. Blocking."""
         import jwt  # noqa: F401
 
         self._keys.read(time.monotonic())
@@ -177,11 +180,11 @@ class Guard:
 
 
 class _RefusedError(Exception):
-    """A token is not valid; the message is the reason."""
+    """The token is not valid; the message says why."""
 
 
 def _reason(error: Exception) -> str:
-    """PyJWT's error in the words AgentCube's executor uses."""
+    """The message of AgentCube's executor for an error of PyJWT."""
     import jwt
 
     match error:

@@ -14,10 +14,12 @@ from picod.http.flow import FlowControl
 from picod.http.request import ASGIApp, ClientGoneError, Headers, Scope
 from picod.http.tunnel import Tunnel
 
-_HIGH_WATER_BYTES = 256 << 10  # of a body that the app has not read, when the socket is read no more
-_SMALL_BODY_BYTES = 16 << 10  # that go out with the head
-_LINGER_S = 5.0  # and
-_LINGER_BYTES = 64 << 20  # of an unwanted body that are still taken, lest a reset eat the answer on its way
+_HIGH_WATER_BYTES = 256 << 10  # of a body that the app has not read, above which the socket is not read
+_SMALL_BODY_BYTES = 16 << 10  # at most in one write with the head
+# A body that nobody reads is still received after the answer, within these bounds: closing a socket with unread data
+# sends a reset, which can destroy the answer before the client has read it (RFC 9112, 9.6).
+_LINGER_S = 5.0
+_LINGER_BYTES = 64 << 20
 
 PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
@@ -27,7 +29,7 @@ class Carrier(FlowControl):
 
     app: ASGIApp
     tasks: set[asyncio.Task[None]]
-    tunnel: Tunnel | None  # set behind a request that offers an upgrade: what follows is no HTTP
+    tunnel: Tunnel | None  # set after a request that offers an upgrade: what follows may not be HTTP
 
     @property
     @abstractmethod
@@ -108,7 +110,7 @@ class Exchange:
                 self.connection.transport.abort()
 
     def feed(self, data: bytes) -> None:
-        """Take a piece of the body from the parser; after the answer it is counted and dropped."""
+        """Add a piece of the body; after the answer it is counted and dropped."""
         if self.answered:
             self.discarded += len(data)
             if self.discarded > _LINGER_BYTES:
@@ -120,14 +122,14 @@ class Exchange:
         self.wake()
 
     def feed_end(self) -> None:
-        """Take the end of the body from the parser."""
+        """Note that the body is complete."""
         self.ended = True
         self.wake()
         if self.answered:
             self.finish()
 
     def wake(self) -> None:
-        """Wake a waiting `receive`, which looks at the state again."""
+        """Wake a waiting `receive`, which then checks the state again."""
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
@@ -171,7 +173,7 @@ class Exchange:
         if status in (204, 304):
             self.bodyless = True
         if self.expects and not self.ended:
-            self.keep_alive = False  # the client holds its body back, or not: what follows cannot be parsed
+            self.keep_alive = False  # it is unknown whether the client still sends its body: what follows is ambiguous
         lines = [b"HTTP/1.1 %d %s" % (status, PHRASES.get(status, b""))]
         for name, value in headers:
             if name == b"content-length":
@@ -226,14 +228,14 @@ class Exchange:
         while not self.ended:  # the end of a body, if there is one, comes before the tunnel
             if (await self.receive())["type"] == "http.disconnect":
                 raise ClientGoneError
-        assert self.connection.tunnel is not None, "the parser tells of the upgrade with the request's end"
+        assert self.connection.tunnel is not None, "the parser reports the upgrade with the request's end"
         self.started = self.answered = True
         lines = [b"HTTP/1.1 101 Switching Protocols", *(name + b": " + value for name, value in headers)]
         self.connection.transport.write(b"\r\n".join(lines) + b"\r\n\r\n")
         return self.connection.tunnel
 
     def finish(self) -> None:
-        """The answer is sent: serve the next request, take the rest of the body for a while, or close."""
+        """After the answer: serve the next request, receive the rest of the body for a while, or close."""
         connection = self.connection
         if self.ended and self.keep_alive:
             connection.next()

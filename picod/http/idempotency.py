@@ -1,8 +1,8 @@
-"""Requests with an Idempotency-Key: asked again with the same key, they are not run again but answered the same.
+"""Requests with an Idempotency-Key: a second request with the same key is not run, but gets the first one's answer.
 
-A handler runs here in a task of its own, so that it outlives a client that leaves, and its answer is kept
-(kept_answers.py) before its end is sent. A session that comes back from an older snapshot has forgotten both the work
-and the answer.
+A handler runs here in its own task, so that it outlives a client that leaves, and its answer is kept (kept_answers.py)
+before its end is sent. A session that is restored from an older snapshot has lost both the work and the answer, so the
+two never contradict each other.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Handler = Callable[[Request], Awaitable[None]]
 
 
 class _Flight:
-    """One request under way: its answer so far, and the client that asked first, while it stays."""
+    """One request that is running: its answer so far, and the client that asked first, until it leaves."""
 
     def __init__(self, digest: str, client: Request) -> None:
         self.answer = Answer(digest)
@@ -35,7 +35,7 @@ class _Flight:
         self.task: asyncio.Task[None]
 
     async def pass_on(self, message: MutableMapping[str, Any]) -> None:
-        """To the first client, at its pace; one that has left may ask for all of it again."""
+        """Send a message to the first client, at its pace; one that has left can ask for the whole answer again."""
         client = self.client
         if client is None:
             return
@@ -49,7 +49,7 @@ class _Flight:
 
 
 class IdempotentRequests:
-    """The requests with a key of one picod. On the loop's thread only."""
+    """All requests with a key that one picod gets. On the loop's thread only."""
 
     def __init__(self, workspace: Workspace, max_body: int) -> None:
         self._max_body = max_body
@@ -58,7 +58,7 @@ class IdempotentRequests:
 
     @property
     def unattended(self) -> int:
-        """How many run on although their client has left."""
+        """How many requests are running although their client has left."""
         return sum(each.client is None for each in self._running.values())
 
     async def run(self, request: Request, handler: Handler, key: str) -> None:
@@ -77,7 +77,7 @@ class IdempotentRequests:
         await _finished(request, flight)
         if flight.client is request:
             if not flight.answer.complete:
-                raise ClientGoneError  # a fault of ours amid the answer: it must not pass for a whole one
+                raise ClientGoneError  # the handler failed after its answer had begun: cut it off, so that this shows
             return
         _check(flight.answer.digest, digest)
         if not flight.answer.complete:
@@ -127,7 +127,7 @@ class IdempotentRequests:
         async def send(message: MutableMapping[str, Any]) -> None:
             flight.answer.record(message)
             if flight.answer.complete:
-                # Before its end is sent: a client that saw it must find it again.
+                # Before its end is sent: a client that has the whole answer gets the same one again.
                 self._kept.finish(name, flight.answer)
             await flight.pass_on(message)
 
@@ -135,7 +135,7 @@ class IdempotentRequests:
 
 
 def _digest(request: Request, body: bytes) -> str:
-    """What was asked. Whether its answer was to be streamed is not part of it."""
+    """A hash of what was asked, without `stream`: a retry may ask for the same answer in the other form."""
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError):
@@ -162,7 +162,7 @@ async def _replay(request: Request, kept: tuple[dict[str, Any], bytes], digest: 
 
 
 async def _finished(request: Request, flight: _Flight) -> None:
-    """Until the answer is complete. Raises ClientGoneError."""
+    """Wait until the answer is complete. Raises ClientGoneError."""
     gone = asyncio.create_task(request.gone())
     try:
         await asyncio.wait({flight.task, gone}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""JSON bodies: what is in them, checked field by field, refused in the words AgentCube's clients know. Pure."""
+"""JSON bodies, parsed and validated field by field; errors have the text of AgentCube's Go executor. Pure."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def text_field(fields: dict[str, Any], struct: str, name: str) -> str | None:
 
 
 def texts_field(fields: dict[str, Any], struct: str, name: str) -> list[str] | None:
-    """A list of strings, or None if absent or null."""
+    """A list of strings, or None if absent or null. Raises RequestError 400 for any other type."""
     value = fields.get(name)
     if value is None:
         return None
@@ -54,7 +54,7 @@ def texts_field(fields: dict[str, Any], struct: str, name: str) -> list[str] | N
 
 
 def text_map_field(fields: dict[str, Any], struct: str, name: str) -> dict[str, str]:
-    """An object of strings; absent or null is empty."""
+    """An object of strings, empty if absent or null. Raises RequestError 400 for any other type."""
     value = fields.get(name)
     if value is None:
         return {}
@@ -67,7 +67,7 @@ def text_map_field(fields: dict[str, Any], struct: str, name: str) -> dict[str, 
 
 
 def missing(struct: str, name: str) -> RequestError:
-    """The refusal for a required field that is not there."""
+    """The error for a required field that is missing."""
     label = name.capitalize()
     return RequestError(
         400, f"Key: '{struct}.{label}' Error:Field validation for '{label}' failed on the 'required' tag"
@@ -75,7 +75,7 @@ def missing(struct: str, name: str) -> RequestError:
 
 
 def wrong_type(value: object, struct: str, name: str, wanted: str) -> RequestError:
-    """The refusal for a field of another type."""
+    """The error for a field whose type is not `wanted`."""
     seen = _GO_NAMES.get(type(value), "null")
     return RequestError(400, f"json: cannot unmarshal {seen} into Go struct field {struct}.{name} of type {wanted}")
 

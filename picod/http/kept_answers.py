@@ -1,7 +1,8 @@
 """Answers to requests with an Idempotency-Key, kept as files in the workspace for a while.
 
-Files, so that they hibernate, wake and survive a gateway that is killed as the work does that the request did. The
-session's own code may write there what it likes: what is read is checked, and a forged answer harms that session only.
+They are files so that they share the fate of the work that the request did: both hibernate, wake and survive a killed
+gateway. The session's own code can write anything there: what is read is checked, and a forged answer harms that
+session only.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from picod.http.request import to_json
 
 FOLDER = ".wakegate/answers"
 KEEP_S = 600.0
-MAX_ANSWER_BYTES = 16 << 20  # of one answer that is kept; of a larger one only that it was given
+MAX_ANSWER_BYTES = 16 << 20  # of one answer that is kept; a larger one is only noted as given
 _MAX_TOTAL_BYTES = 64 << 20
 _MAX_FILES = 256
 _MAX_HEAD_BYTES = 64 << 10
 _TIDY_EVERY = 32  # requests
-_LARGE_BYTES = 1 << 20  # of an answer after which the folder is tidied at once
+_LARGE_BYTES = 1 << 20  # of an answer, above which the folder is tidied at once
 
 
 class Answer:
@@ -39,7 +40,7 @@ class Answer:
         self.complete = False
 
     def record(self, message: MutableMapping[str, Any]) -> None:
-        """Take a message of ASGI's send."""
+        """Add a message that was passed to ASGI's send."""
         if message["type"] == "http.response.start":
             self.status, self.headers = message["status"], list(message["headers"])
         else:
@@ -63,7 +64,7 @@ class KeptAnswers:
         self._begun = 0
 
     def begin(self, name: str, digest: str) -> None:
-        """Note that a request begins. A file that stays like this is of a request that ended with its sandbox."""
+        """Note that a request begins. A file that stays like this belongs to a request whose sandbox ended first."""
         if self._begun % _TIDY_EVERY == 0:
             self._tidy()
         self._begun += 1
@@ -94,14 +95,14 @@ class KeptAnswers:
                         file.write(answer.body)
                 os.rename(temporary, place.name, src_dir_fd=place.dir_fd, dst_dir_fd=place.dir_fd)
         except (OSError, PathError) as error:
-            # The disk is full, or the session's code has put something in the way: then a retry may run again.
+            # The disk is full, or the session's code has put something in the way: then a retry runs the request again.
             print(f"picod: an answer cannot be kept: {error}", file=sys.stderr, flush=True)  # noqa: T201
 
     def read(self, name: str) -> tuple[dict[str, Any], bytes] | None:
-        """What is kept of a request, its head and its body; None: nothing, or nothing that could be read."""
+        """Head and body of what is kept of a request; None if there is nothing, or it is too old or damaged."""
         try:
             with self._place(name) as place:
-                fd = place.open(os.O_RDONLY | os.O_NONBLOCK)  # a pipe put there would hold us
+                fd = place.open(os.O_RDONLY | os.O_NONBLOCK)  # opening a FIFO would otherwise block
             with open(fd, "rb") as file:
                 status = os.fstat(fd)
                 if not stat.S_ISREG(status.st_mode) or status.st_mtime < time.time() - KEEP_S:
@@ -113,7 +114,7 @@ class KeptAnswers:
         return (document, body) if _is_head(document) else None
 
     def _tidy(self) -> None:
-        """Drop what is old, and the oldest of what is too much."""
+        """Delete answers that are too old, and the oldest beyond the limits on bytes and files."""
         now = time.time()
         try:
             with self._place("any") as place:
@@ -131,7 +132,7 @@ class KeptAnswers:
                 if stale and name not in self._running:
                     _remove(name, folder)
         except OSError:
-            pass  # the folder is the session's: it may make that impossible
+            pass  # the session's own code may change the folder's mode or remove it
         finally:
             os.close(folder)
 
@@ -143,7 +144,7 @@ def _remove(name: str, folder: int) -> None:
     try:
         os.unlink(name, dir_fd=folder)
     except OSError:
-        pass  # a folder that code put there, say
+        pass  # for example a folder that the session's code has put there
 
 
 def _head(digest: str, answer: Answer | None) -> bytes:
@@ -155,7 +156,7 @@ def _head(digest: str, answer: Answer | None) -> bytes:
 
 
 def _is_head(document: Any) -> bool:
-    """Whether it is what `_head` wrote, as far as its use needs."""
+    """Whether a document has the fields and types that `_head` writes, as far as they are used."""
     if not isinstance(document, dict) or not isinstance(document.get("digest"), str):
         return False
     if "status" not in document:

@@ -1,6 +1,6 @@
-"""One request and its answer, over plain ASGI: what the handlers see of HTTP.
+"""One request and its answer over plain ASGI, as handlers see them; server.py is below, the handlers are above.
 
-Above server.py, below the handlers. No routing framework: an import of one costs more than all of picod's own code.
+There is no web framework: importing one takes longer than importing all of picod.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ Headers = Iterable[tuple[bytes, bytes]]
 JSON_TYPE = (b"content-type", b"application/json; charset=utf-8")
 
 BODY_IDLE_S = 300.0
-"""Most between two pieces of a body. A peer that vanished without a FIN must not hold a temporary file for ever."""
+"""Longest time between two pieces of a body. A peer that vanished without a FIN must not hold a temporary file for
+ever."""
 
 
 class Tunnel(Protocol):
     """An upgraded connection (server.py has the real one)."""
 
     async def read(self) -> bytes:
-        """What came, at least one byte; nothing once the client has left."""
+        """The bytes that have arrived, at least one; empty once the client has left."""
         ...
 
     async def write(self, data: bytes) -> None:
-        """Send, and wait until the client takes it. Raises ClientGoneError."""
+        """Send, and wait while the write buffer is full. Raises ClientGoneError."""
         ...
 
     def close(self) -> None:
-        """End it once what was written is sent."""
+        """Close the connection once what was written is sent."""
         ...
 
 
@@ -62,7 +63,8 @@ class ClientGoneError(Exception):
     """The client closed the connection: no answer can be sent."""
 
 
-# The status for an errno of the file system. 507 (Insufficient Storage) tells a full disk from a missing permission.
+# The status for an errno of the file system. 507 (Insufficient Storage) is for a full disk or quota: with a 403 or a
+# 500 a client could not tell that deleting files helps.
 _OS_STATUS = {
     errno.ENOENT: 404,
     errno.ENOSPC: 507,
@@ -129,7 +131,7 @@ class Request:
         return values[0].decode("latin-1") if values else ""
 
     def query(self, name: str) -> str:
-        """The first value of a query parameter, or an empty text. Bad UTF-8 in it is refused with 400."""
+        """The first value of a query parameter, or an empty text. Raises RequestError 400 for bad UTF-8."""
         if self._query is None:
             try:
                 pairs = parse_qsl(self.scope["query_string"].decode("ascii"), keep_blank_values=True, errors="strict")
@@ -139,7 +141,7 @@ class Request:
         return self._query.get(name, "")
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes. Raises ClientGoneError, RequestError 408 when none comes for BODY_IDLE_S."""
+        """The body as it arrives. Raises ClientGoneError, and RequestError 408 after BODY_IDLE_S without a byte."""
         while not self.finished:
             try:
                 async with asyncio.timeout(BODY_IDLE_S):
@@ -165,7 +167,7 @@ class Request:
         return bytes(whole)
 
     async def gone(self) -> None:
-        """Return when the client has left. To be called after the body was read."""
+        """Return when the client has left. Call it after the body was read."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
@@ -175,16 +177,16 @@ class Request:
         await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
 
     async def write(self, body: bytes | memoryview, *, more: bool) -> None:
-        """Send a piece of the body and wait until the client takes it. Raises ClientGoneError."""
+        """Send a piece of the body and wait while the write buffer is full. Raises ClientGoneError."""
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
     @property
     def offers_upgrade(self) -> bool:
-        """Whether the client would speak another protocol on this connection."""
+        """Whether the client offers to change to another protocol on this connection."""
         return "picod.take_over" in self.scope
 
     async def upgrade(self, headers: Headers) -> Tunnel:
-        """Take the offered upgrade up: answer 101, and have the connection as bytes. Raises ClientGoneError."""
+        """Accept the offered upgrade: answer 101 and return the connection as bytes. Raises ClientGoneError."""
         self.started = True
         tunnel: Tunnel = await self.scope["picod.take_over"](headers)
         return tunnel
@@ -202,7 +204,7 @@ class Request:
 
 
 def query_flag(request: Request, name: str) -> bool:
-    """`true` or `false` (also when absent) of the query. Raises RequestError 400."""
+    """A query parameter that is `true` or `false`; False if absent. Raises RequestError 400."""
     value = request.query(name)
     if value not in ("", "true", "false"):
         raise RequestError(400, f"{name} must be true or false, not {value[:40]!r}")
@@ -210,5 +212,5 @@ def query_flag(request: Request, name: str) -> bool:
 
 
 def to_json(value: object) -> bytes:
-    """Compact JSON. Half a surrogate pair, which no UTF-8 can carry, becomes a question mark."""
+    """A value as compact JSON. A lone surrogate, which UTF-8 cannot express, becomes a question mark."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")

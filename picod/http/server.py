@@ -1,7 +1,7 @@
-"""HTTP/1.1 for one ASGI app: httptools parses, an asyncio.Protocol carries.
+"""HTTP/1.1 for one ASGI app: an asyncio.Protocol around httptools' parser.
 
 docs/adr/0010-picod-server.md says why this is not uvicorn. Flow control goes both ways: the socket is not read while
-the app has a quarter of a megabyte of body to read, and `send` waits while the client does not take what was written.
+256 KiB of the body wait for the app, and `send` waits while the transport's buffer is full.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from picod.http.request import ASGIApp, Scope
 from picod.http.tunnel import Tunnel
 
 _MAX_HEAD_BYTES = 256 << 10
-_KEEP_ALIVE_S = 600.0  # longer than the gateway keeps a connection, so that it is the one that closes
+_KEEP_ALIVE_S = 600.0  # longer than the gateway keeps idle connections: it closes them, never while it sends a request
 
 
 class Connection(Carrier):
@@ -36,7 +36,7 @@ class Connection(Carrier):
         self.url = b""
         self.headers: list[tuple[bytes, bytes]] = []
 
-    # The transport's side.
+    # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio: a client connected; it has _KEEP_ALIVE_S for its first request."""
@@ -56,7 +56,7 @@ class Connection(Carrier):
         self.resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        """Parse; what is no HTTP is refused."""
+        """asyncio: parse what came; 400 for what is not HTTP, 431 for a head that is too large."""
         if self.tunnel is not None:
             self.tunnel.feed(data)
             return
@@ -65,8 +65,8 @@ class Connection(Carrier):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # The request was handed on as it stands. Unless its handler takes the offer up (Exchange.take_over), the
-            # connection ends after its answer.
+            # The request is being handled already. Unless its handler accepts the upgrade (Exchange.take_over), the
+            # connection is closed after the answer.
             self.tunnel = Tunnel(self)
             self.tunnel.feed(data[upgrade.args[0] :])
         except httptools.HttpParserError:
@@ -76,13 +76,13 @@ class Connection(Carrier):
                 self.refuse(431, b"The request's head is too large.")
 
     def refuse(self, status: int, text: bytes) -> None:
-        """Say why, if no other answer is under way, and close."""
+        """Answer with the reason, unless another answer has begun, and close."""
         if self.exchange is None:
             head = b"HTTP/1.1 %d %s\r\ncontent-type: text/plain; charset=utf-8\r\n" % (status, PHRASES[status])
             self.transport.write(head + b"connection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(text), text))
         self.transport.close()
 
-    # The parser's side.
+    # Called by httptools.
 
     def on_message_begin(self) -> None:
         """httptools: a request begins."""
@@ -98,7 +98,7 @@ class Connection(Carrier):
         self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """Its head is there: answer it, or queue it behind the one being answered."""
+        """httptools: the head is complete. Begin the exchange, or queue it behind the one being answered."""
         raw_path, _, query = self.url.partition(b"?")
         version = self.parser.get_http_version()
         scope: Scope = {
@@ -113,7 +113,7 @@ class Connection(Carrier):
             "root_path": "",
             "headers": self.headers,
         }
-        # After an offered upgrade, which we never take up, the parser reads no further request.
+        # After an offered upgrade the parser reads no further request, whether or not the offer is accepted.
         keep_alive = version != "1.0" and self.parser.should_keep_alive() and not self.parser.should_upgrade()
         self.arm(None)
         self.head_bytes = 0
@@ -138,15 +138,15 @@ class Connection(Carrier):
         exchange, self.incoming = self.incoming, None
         exchange.feed_end()
 
-    # The exchange's side.
+    # Called by the exchange.
 
     @property
     def has_waiting(self) -> bool:
-        """Whether a pipelined request waits."""
+        """Whether a pipelined request is waiting for its turn."""
         return bool(self.waiting)
 
     def next(self) -> None:
-        """The present exchange is over: answer the next request, or wait for one."""
+        """Begin the next exchange, or wait for a request; the present one is complete."""
         self.exchange = None
         if self.waiting:
             self.exchange = self.waiting.popleft()

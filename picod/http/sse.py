@@ -1,7 +1,7 @@
-"""Server-sent events over one answer: what happens, as it happens (WHATWG HTML, "Server-sent events").
+"""Server-sent events as one answer (WHATWG HTML, "Server-sent events").
 
-Used wherever a client follows something: logs, changes of files. Comments in idle periods keep proxies in between from
-taking the stream for dead; a client that leaves is noticed at once, not at the next event.
+Used wherever a client follows something: logs, runs, changes of files. Comments in idle periods keep proxies from
+closing the stream as idle; a client that leaves is noticed at once, not with the next event.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ HEARTBEAT_S = 15.0  # without an event, after which a comment is sent
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),  # nginx would else collect events
+    (b"x-accel-buffering", b"no"),  # nginx would otherwise collect events in its buffer
 )
 
 
@@ -29,12 +29,12 @@ class EventStream:
         self._gone: asyncio.Task[None] | None = None
 
     async def send(self, event: str, data: object, number: int | None = None) -> None:
-        """One event; `data` goes as JSON on one line. `number` is its id, for Last-Event-ID. Raises ClientGoneError."""
+        """Send one event, `data` as JSON on one line, with `number` as its id, if any. Raises ClientGoneError."""
         name = b"event: %b\n" % event.encode() + (b"id: %d\n" % number if number is not None else b"")
         await self._request.write(b"%bdata: %b\n\n" % (name, to_json(data)), more=True)
 
     async def raw(self, events: bytes) -> None:
-        """Events that are made already. Raises ClientGoneError."""
+        """Send events that are already encoded. Raises ClientGoneError."""
         await self._request.write(events, more=True)
 
     async def until(self, news: Awaitable[Any], *, timeout: float | None = None) -> bool:
@@ -83,7 +83,7 @@ class Notifier:
         self._next = None
 
     def wait(self) -> asyncio.Future[None]:
-        """Done at the next `notify_all`. Shared by all who wait: not to be cancelled."""
+        """A future that is done at the next `notify_all`. All waiters share it, so none may cancel it."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
         return self._next

@@ -1,6 +1,6 @@
 """A request body as a file that a thread reads, and threads that are waited for even when their caller is cancelled.
 
-For handlers whose thread works on files while the body comes or the answer goes: snapshots and archives.
+For handlers whose thread works on files while the body arrives or the answer is sent: snapshots and archives.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class ThreadStream:
         self._aborted = threading.Event()
         self._closed = False
 
-    # The loop's side.
+    # Called on the loop.
 
     async def put(self, chunk: bytes) -> bool:
-        """Hand over a chunk, waiting while too many wait. False: the thread takes no more."""
+        """Queue a chunk, waiting while the queue is full. Returns whether the thread still reads."""
         await self._room.acquire()
         self._chunks.put(chunk)
         return not self._closed
@@ -43,11 +43,11 @@ class ThreadStream:
         self._chunks.put(None)
 
     def abort(self) -> None:
-        """Nothing more will come, and what came is not all. Without effect after `end` was read."""
+        """Mark the body as cut off: `read` raises ClientGoneError. Without effect after `end` was read."""
         self._aborted.set()
         self._chunks.put(None)
 
-    # The thread's side.
+    # Called on the thread.
 
     def read(self, size: int) -> bytes | memoryview:
         """Up to `size` bytes; none at the end. Raises ClientGoneError when the body was cut off."""
@@ -65,13 +65,13 @@ class ThreadStream:
         return piece
 
     def close(self) -> None:
-        """Read no more: a waiting `put` returns."""
+        """Stop reading: a waiting `put` returns."""
         self._closed = True
         self._loop.call_soon_threadsafe(self._room.release)
 
 
 async def in_thread(work: Callable[[], _T]) -> _T:
-    """Like to_thread, but a cancelled caller waits until the thread is done with what they share."""
+    """Like to_thread, but a cancelled caller waits for the thread, which uses the caller's descriptors."""
     future = asyncio.ensure_future(asyncio.to_thread(work))
     try:
         return await asyncio.shield(future)
@@ -81,11 +81,11 @@ async def in_thread(work: Callable[[], _T]) -> _T:
 
 
 async def settled(future: asyncio.Future[_T]) -> None:
-    """Wait until it is done, whatever happens to us meanwhile; what it raises counts as seen."""
+    """Wait until a future is done, even if the caller is cancelled meanwhile; its exception counts as retrieved."""
     while not future.done():
         try:
             await asyncio.wait([future])
         except asyncio.CancelledError:
             continue
     if not future.cancelled():
-        future.exception()  # seen
+        future.exception()  # otherwise asyncio logs "exception was never retrieved"

@@ -1,4 +1,4 @@
-"""Bytes both ways on a connection that was upgraded (RFC 9110, 7.8), with flow control both ways."""
+"""A connection after an upgrade (RFC 9110, 7.8): bytes in both directions, each with flow control."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 from picod.http.flow import FlowControl
 from picod.http.request import ClientGoneError
 
-_HIGH_WATER_BYTES = 256 << 10  # of what came and is not read, when the socket is read no more
+_HIGH_WATER_BYTES = 256 << 10  # that have arrived and were not read, above which the socket is not read
 
 
 class Tunnel:
@@ -21,19 +21,19 @@ class Tunnel:
         self._waiter: asyncio.Future[None] | None = None
 
     def feed(self, data: bytes) -> None:
-        """More came from the client."""
+        """Add bytes that came from the client."""
         self._buffer += data
         if len(self._buffer) > _HIGH_WATER_BYTES:
             self._connection.transport.pause_reading()
         self.wake()
 
     def wake(self) -> None:
-        """Let a waiting `read` look again."""
+        """Wake a waiting `read`, which then checks the state again."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def read(self) -> bytes:
-        """What came since the last time, at least one byte; nothing once the client has left."""
+        """The bytes that have arrived since the last call, at least one; empty once the client has left."""
         connection = self._connection
         while not self._buffer and not connection.closed:
             self._waiter = connection.loop.create_future()
@@ -45,7 +45,7 @@ class Tunnel:
         return data
 
     async def write(self, data: bytes) -> None:
-        """Send, and wait until the client takes it. Raises ClientGoneError."""
+        """Send, and wait while the write buffer is full. Raises ClientGoneError."""
         connection = self._connection
         if not connection.closed:
             connection.transport.write(data)
@@ -54,5 +54,5 @@ class Tunnel:
             raise ClientGoneError
 
     def close(self) -> None:
-        """End it once what was written is sent."""
+        """Close the connection once what was written is sent."""
         self._connection.transport.close()

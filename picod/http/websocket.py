@@ -1,7 +1,7 @@
-"""The server's side of a WebSocket, on a connection that server.py hands over (RFC 6455).
+"""The server's side of a WebSocket (RFC 6455), on a connection that was upgraded.
 
-Handshake, frames and the closing handshake are those of websockets' Sans-I/O layer; this module moves the bytes. Loaded
-with the first WebSocket: the library is 45 ms and 4 MB.
+Handshake, frames and the closing handshake are those of websockets' Sans-I/O layer; this module moves the bytes. It is
+imported with the first WebSocket, since the library costs 45 ms and 4 MB.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MAX_MESSAGE_BYTES = 1 << 20
 
 
 def check_handshake(request: Request) -> list[tuple[bytes, bytes]]:
-    """The headers that accept it. Raises RequestError 400, 405, 426 for what is no WebSocket handshake."""
+    """The headers that accept a handshake. Raises RequestError 400, 405, 426 for what is not a WebSocket handshake."""
     headers = Headers()
     for name, value in request.scope["headers"]:
         headers[name.decode("latin-1")] = value.decode("latin-1")
@@ -31,12 +31,12 @@ def check_handshake(request: Request) -> list[tuple[bytes, bytes]]:
 
 
 async def accept(request: Request, headers: list[tuple[bytes, bytes]]) -> Socket:
-    """Take the handshake up that was checked. Raises ClientGoneError."""
+    """Accept a handshake with the headers that `check_handshake` returned. Raises ClientGoneError."""
     return Socket(await request.upgrade(headers))
 
 
 class Socket:
-    """An open WebSocket. One may receive while others send."""
+    """An open WebSocket. One task may receive while others send."""
 
     def __init__(self, tunnel: Tunnel) -> None:
         self._tunnel = tunnel
@@ -51,7 +51,7 @@ class Socket:
         return self._protocol.state is State.OPEN
 
     async def receive(self) -> str | bytes | None:
-        """The next message; None once the client has closed, broken the protocol or left."""
+        """The next message; None once the client has closed the socket, violated the protocol or left."""
         while not self._messages:
             if not self.is_open:
                 return None
@@ -70,7 +70,7 @@ class Socket:
         return self._messages.pop(0)
 
     async def send(self, message: str | bytes) -> None:
-        """Send one, and wait until the client takes it. Raises ClientGoneError."""
+        """Send a message, and wait while the write buffer is full. Raises ClientGoneError."""
         if not self.is_open:
             raise ClientGoneError
         if isinstance(message, str):
@@ -103,7 +103,7 @@ class Socket:
         if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
             self._opcode = frame.opcode
         elif frame.opcode is not Opcode.CONT:
-            return  # pings were answered, and what a close means shows in the state
+            return  # the library answers pings, and a close shows in its state
         self._parts.append(bytes(frame.data))
         if frame.fin:
             whole = b"".join(self._parts)

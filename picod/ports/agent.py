@@ -1,8 +1,8 @@
-"""An agent behind picod: on one machine, what in a cluster is a container of its own with an address.
+"""An agent behind picod. In a cluster an agent is a container with its own address; on one machine picod starts it.
 
-picod starts the agent's command, answers /health once it is ready, and hands every request that carries its token on to
-the port with the longest prefix of its path, as it came. picod's own API is not there: a request to such a sandbox is
-a request to the agent. When the agent ends, picod ends too, with the last lines of its log as the reason.
+picod starts the agent's command, answers /health once it is ready, and forwards every request with a token, unchanged,
+to the port whose prefix of the path is longest. picod's own API does not exist there: a request to such a sandbox is a
+request to the agent. When the agent exits, picod exits too, with the last lines of the agent's log as the reason.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from picod.http.request import Request, reason_of
 from picod.ports.api import forward
 from picod.ports.heads import PortRequest
 
-_EARLY_POLL_S = 0.05  # between the first probes; afterwards the probe's own period
+_EARLY_POLL_S = 0.05  # between the first 200 probes (ten seconds), then the probe's own period, usually seconds
 _EARLY_POLLS = 200
-_LOG_TAIL_BYTES, _LOG_TAIL_LINES = 2000, 3  # of its log in the reason why it ended
-_EXIT_STATUS = os.EX_SOFTWARE  # of a picod whose agent ended
+_LOG_TAIL_BYTES, _LOG_TAIL_LINES = 2000, 3  # of the agent's log, in the reason for its exit
+_EXIT_STATUS = os.EX_SOFTWARE  # of a picod whose agent has exited
 
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """`targets`: (path prefix, port), the longest prefix first. One of the probe's `command` and `port` is there."""
+    """`targets`: (path prefix, port), the longest prefix first. The probe is a command, or a port and a path."""
 
     command: list[bytes]
     working_dir: str
@@ -42,7 +42,7 @@ class AgentConfig:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> AgentConfig:
-        """From what wire.ENV_AGENT holds. Raises KeyError, TypeError for what is not such a document."""
+        """Read the document in wire.ENV_AGENT. Raises KeyError or TypeError if it is not such a document."""
         probe = document["probe"]
         return cls(
             command=[os.fsencode(word) for word in document["command"]],
@@ -57,7 +57,7 @@ class AgentConfig:
 
 
 class Agent:
-    """The one agent of this sandbox. `ready` is set when its probe has succeeded once."""
+    """The agent of this sandbox. `ready` is set when its probe has succeeded once."""
 
     def __init__(self, commands: CommandServices, config: AgentConfig) -> None:
         self.ready = asyncio.Event()
@@ -65,24 +65,24 @@ class Agent:
         self._config = config
         self._env = encode_env(commands.config.command_env)
         self._folder = config.working_dir or commands.config.workspace
-        self._proving: asyncio.Task[None] | None = None
+        self._probing: asyncio.Task[None] | None = None
         self._process: Process | None = None
 
     def start(self) -> None:
-        """Run it. What cannot be run ends picod, with the reason."""
+        """Start the command and its probe. If it cannot be started, picod exits with the reason."""
         try:
             cwd_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            self._give_up(f"its working directory {self._folder}: {reason_of(error)}")
+            self._exit(f"its working directory {self._folder}: {reason_of(error)}")
         try:
             process = self._process = self._spawn(self._config.command, cwd_fd)
         finally:
             os.close(cwd_fd)
         process.child.exited.add_done_callback(lambda _: asyncio.get_running_loop().call_soon(self._ended))
-        self._proving = asyncio.ensure_future(self._prove())
+        self._probing = asyncio.ensure_future(self._probe_until_ready())
 
     def port_of(self, path: bytes) -> int:
-        """The port of the longest prefix that ends where a segment of the path does."""
+        """The port of the longest prefix of the path, in whole segments: `/a` is no prefix of `/ab`."""
         path = path.partition(b"?")[0]
         for prefix, port in self._config.targets:
             if prefix == b"/" or path == prefix or path.startswith(prefix + b"/"):
@@ -94,13 +94,13 @@ class Agent:
         spec = CommandSpec(command, 0.0, ".", dict(self._env))
         executable = find_executable(command[0], self._env.get(b"PATH", b""), cwd_fd)
         if executable is None:
-            self._give_up(f"{shown}: there is no such program in this sandbox")
+            self._exit(f"{shown}: there is no such program in this sandbox")
         try:
             return self._commands.background.start(
                 spec, executable, cwd_fd, name="agent", stdin=False, keeps_awake=False
             )
         except OSError as error:
-            self._give_up(f"{shown}: {reason_of(error)}")
+            self._exit(f"{shown}: {reason_of(error)}")
 
     def _ended(self) -> None:
         process = self._process
@@ -109,26 +109,26 @@ class Agent:
         log = " | ".join(words.decode(errors="replace").strip().splitlines()[-_LOG_TAIL_LINES:])
         code = process.child.exited.result()
         how = f"exited with status {code}" if code >= 0 else f"was ended by signal {-code}"
-        self._give_up(f"its command {how}: {log or 'no message'}")
+        self._exit(f"its command {how}: {log or 'no message'}")
 
-    def _give_up(self, why: str) -> NoReturn:
+    def _exit(self, why: str) -> NoReturn:
         print(f"agent: {why}", file=sys.stderr, flush=True)  # noqa: T201 - the gateway shows it
         self._commands.children.kill_all()
         os._exit(_EXIT_STATUS)
 
-    async def _prove(self) -> None:
+    async def _probe_until_ready(self) -> None:
         probes = 0
-        while not await self._answers():
+        while not await self._probe():
             probes += 1
             await asyncio.sleep(_EARLY_POLL_S if probes < _EARLY_POLLS else self._config.period)
         self.ready.set()
 
-    async def _answers(self) -> bool:
+    async def _probe(self) -> bool:
         config = self._config
         try:
             async with asyncio.timeout(config.timeout):
                 if config.probe_command:
-                    return await self._runs(config.probe_command)
+                    return await self._succeeds(config.probe_command)
                 reader, writer = await asyncio.open_connection("localhost", config.probe_port)
                 try:
                     if not config.probe_path:
@@ -141,8 +141,8 @@ class Agent:
         except (OSError, TimeoutError):
             return False
 
-    async def _runs(self, command: list[bytes]) -> bool:
-        """Whether a command ends with status 0. Raises OSError when it cannot be run."""
+    async def _succeeds(self, command: list[bytes]) -> bool:
+        """Whether a command exits with status 0. Raises OSError if it cannot be started."""
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         cwd_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -163,7 +163,7 @@ class Agent:
 
 
 async def serve(agent: Agent, request: Request) -> None:
-    """Any request with a token: to the agent, under the path that it has."""
+    """Forward any request with a token to the agent, with its path unchanged."""
     path: bytes = request.scope["raw_path"]
     await forward(
         request,

@@ -1,13 +1,13 @@
-"""/api/ports: from the gateway to a server that code has started in this sandbox.
+"""/api/ports: forwards requests from the gateway to a server that code has started in this sandbox.
 
     client -> gateway /v1/sessions/{id}/ports/{port}/x -> picod /api/ports/{port}/x -> localhost:{port}/x
 
-The sandbox's loopback is its own (a network namespace with nothing else in it), so picod, which lives in there, is the
-only way in. Each request gets a connection of its own and asks the server to close it: a server that handles one
-connection at a time would hang on one that is kept, and dialling loopback costs a tenth of a millisecond.
+A sandbox has its own loopback interface, in a network namespace without any other, so picod, which runs in it, is the
+only way in. Each request gets a new connection and asks the server to close it: a server that handles one connection at
+a time would hang on one that is kept open, and dialling loopback costs a tenth of a millisecond.
 
-heads.py has the rules for the heads, this module moves the bytes. After an upgrade that the server takes up (a
-WebSocket) they are passed both ways unparsed.
+heads.py rewrites the heads, this module moves the bytes. After an upgrade that the server accepts (a WebSocket) they
+are passed both ways unparsed.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from picod.ports.heads import PortRequest, Response, answer_headers, parse_port_
 _READ_BYTES = 256 << 10
 _DIAL_TIMEOUT_S = 5.0  # a listener whose backlog is full does not answer at once
 _MAX_HEAD_BYTES = 128 << 10
-_LOOPBACKS = ("127.0.0.1", "::1")  # a server that listens on "localhost" may have either
+_LOOPBACKS = ("127.0.0.1", "::1")  # a server that listens on "localhost" may have bound either
 _POLL_INTERVAL_S = 0.05  # at which /proc/net is read while a client waits for a port
 _MAX_WAIT_S = 300.0
-_LISTENING = "0A"  # of the state column in /proc/net/tcp
+_LISTENING = "0A"  # TCP_LISTEN in the state column of /proc/net/tcp
 
 
 async def list_ports(config: PicodConfig, request: Request) -> None:
-    """Answer which TCP ports are listened on; `?wait=PORT&timeout=30s` waits until that one is, or time is up."""
+    """Answer the TCP ports that are listened on; `?wait=PORT&timeout=30s` waits for that one, or for the timeout."""
     wanted, timeout = request.query("wait"), request.query("timeout") or "30s"
     if wanted and not (wanted.isascii() and wanted.isdigit() and len(wanted) <= 5):
         raise RequestError(400, f"wait: expected a port number, not {wanted!r}")
@@ -54,7 +54,7 @@ async def list_ports(config: PicodConfig, request: Request) -> None:
 
 
 def listening() -> set[int]:
-    """The TCP ports that a process listens on in this network namespace."""
+    """The TCP ports that any process in this network namespace listens on."""
     found = set()
     for name in ("tcp", "tcp6"):
         try:
@@ -67,16 +67,16 @@ def listening() -> set[int]:
 
 
 def is_allowed(config: PicodConfig, port: int) -> bool:
-    """Whether the runtime lets this port be reached."""
+    """Whether the runtime allows requests to this port; picod's own is never allowed."""
     own = config.fd is None and config.uds is None and port == config.port
     return not own and any(first <= port <= last for first, last in config.ports)
 
 
 async def forward_to_port(config: PicodConfig, request: Request) -> None:
-    """Hand a request on to a port and its answer back.
+    """Forward a request to a port, and its answer back.
 
-    404 for a malformed path, 403 for a port that the runtime does not allow, 502 when nothing listens there, or
-    the server does not speak HTTP.
+    404 for a malformed path, 403 for a port that the runtime does not allow, 502 when nothing listens there or the
+    server does not speak HTTP.
     """
     target = parse_port_request(request)
     if not is_allowed(config, target.port):
@@ -90,16 +90,16 @@ async def forward_to_port(config: PicodConfig, request: Request) -> None:
 
 
 async def forward(request: Request, target: PortRequest) -> None:
-    """Hand a request on to the port that it visits. Raises RequestError 502."""
+    """Forward a request to `target`, and its answer back. Raises RequestError 502."""
     reader, writer = await _dial(target.port)
     try:
         await _exchange(request, target, reader, writer)
     finally:
-        writer.transport.abort()  # all that matters was read; an answer that was cut short must look like it
+        writer.transport.abort()  # the answer was read, or is cut off and must look so to the server as well
 
 
 async def _dial(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect. Raises RequestError 502."""
+    """Connect to a port on either loopback address. Raises RequestError 502."""
     why = ""
     for host in _LOOPBACKS:
         try:
@@ -125,7 +125,7 @@ async def _exchange(
     writer.write(request_head(request, target))
     answer = _Answer(target, reader)
     upload = asyncio.ensure_future(_send_body(request, writer, chunked=target.chunked))
-    # The client has left, so the rest of the answer is not read.
+    # It ends by itself only when the client has left: then the rest of the answer is not read.
     upload.add_done_callback(lambda done: None if done.cancelled() else writer.transport.abort())
     try:
         await answer.head()
@@ -141,7 +141,7 @@ async def _exchange(
     except RequestError as error:
         if upload.done():
             upload.result()
-        if request.started:  # a broken connection is the only way left to report it
+        if request.started:  # after the head only a broken connection can report the failure
             raise ClientGoneError from error
         raise
     finally:
@@ -150,7 +150,7 @@ async def _exchange(
 
 
 async def _cancelled(task: asyncio.Future[None]) -> None:
-    """End a task of ours; what it raises is of no interest any more."""
+    """Cancel a task and wait for it; its exception is dropped."""
     if not task.done():
         task.cancel()
     await asyncio.wait((task,))
@@ -159,9 +159,9 @@ async def _cancelled(task: asyncio.Future[None]) -> None:
 
 
 async def _send_body(request: Request, writer: asyncio.StreamWriter, *, chunked: bool) -> None:
-    """Send the body, then watch for the client's leaving: ends with ClientGoneError, or RequestError for a bad body.
+    """Send the body, then wait until the client leaves. Raises ClientGoneError, or RequestError for a bad body.
 
-    A server that takes no more may have answered already, so a broken pipe is no failure: its answer tells.
+    A broken pipe is no failure here: a server may answer before it has read the body, and its answer says why.
     """
     try:
         async for chunk in request.chunks():
@@ -177,7 +177,7 @@ async def _send_body(request: Request, writer: asyncio.StreamWriter, *, chunked:
 
 
 async def _tunnel(client: Tunnel, rest: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Bytes both ways until one side ends."""
+    """Pass bytes both ways until one side closes the connection."""
 
     async def up() -> None:
         while data := await client.read():
@@ -199,17 +199,17 @@ async def _tunnel(client: Tunnel, rest: bytes, reader: asyncio.StreamReader, wri
         writer.close()
         try:
             async with asyncio.timeout(_DIAL_TIMEOUT_S):
-                await writer.wait_closed()  # the client's last bytes, a close frame perhaps, still go out
+                await writer.wait_closed()  # the client's last bytes, for example a close frame, are still sent
         except (OSError, TimeoutError):
             pass
 
 
 class _Answer:
-    """The server's side, read from its connection. A callback object of httptools."""
+    """The server's answer, read from its connection. A callback object for httptools."""
 
     def __init__(self, target: PortRequest, reader: asyncio.StreamReader) -> None:
         self.response = Response()
-        self.rest = b""  # what followed the head of a 101
+        self.rest = b""  # bytes that came after the head of a 101
         self._target = target
         self._reader = reader
         self._parser: Any = httptools.HttpResponseParser(self)
@@ -218,14 +218,14 @@ class _Answer:
         self._pieces: list[bytes] = []
 
     async def head(self) -> None:
-        """Read until `response` is complete; interim answers (1xx) are passed over. Raises RequestError 502."""
+        """Read until `response` is complete; interim answers (1xx) are skipped. Raises RequestError 502."""
         while not self._has_head:
             await self._more()
             if not self._has_head and self._seen > _MAX_HEAD_BYTES:
-                raise self._no_http("its head is too large")
+                raise self._bad_answer("its head is too large")
 
     async def body(self) -> bytes:
-        """The next piece, empty at the end. Raises RequestError when it was cut short."""
+        """The next piece, empty at the end. Raises RequestError if the body is cut off."""
         while not self._pieces and not self._complete:
             await self._more()
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
@@ -241,25 +241,25 @@ class _Answer:
             if self._has_head and self.response.until_close:
                 self._complete = True
                 return
-            raise self._no_http("it closed the connection before its answer was complete")
+            raise self._bad_answer("it closed the connection before its answer was complete")
         self._seen += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self.rest = data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
-            if not self._complete:  # of an answer without a body, what follows is not read
-                raise self._no_http("it does not speak HTTP/1.1") from error
+            if not self._complete:  # what follows a complete answer is of no interest
+                raise self._bad_answer("it does not speak HTTP/1.1") from error
 
-    def _no_http(self, why: str) -> RequestError:
+    def _bad_answer(self, why: str) -> RequestError:
         return RequestError(
             502, f"the server on port {self._target.port} cannot be understood: {why}", code="PORT_BAD_ANSWER"
         )
 
-    # httptools' side.
+    # Called by httptools.
 
     def on_message_begin(self) -> None:
-        """An answer begins, an interim one perhaps."""
+        """httptools: an answer begins, possibly after an interim one."""
         self.response.headers.clear()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -272,7 +272,7 @@ class _Answer:
         if status < 200 and status != 101:
             return
         if not 200 <= status < 600 and not (status == 101 and self._target.upgrade):
-            raise ValueError(status)  # httptools makes a parser error of it
+            raise ValueError(status)  # httptools turns it into an HttpParserError
         self._has_head = True
         self.response.status = status
         self._complete = self._target.method == "HEAD" or status == 101

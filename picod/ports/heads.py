@@ -1,9 +1,9 @@
-"""What of a request's head goes on to a server in the sandbox, and what of its answer's head comes back. Pure.
+"""Rewrites the head of a request to a server in the sandbox, and the head of its answer. Pure.
 
-The server stands behind a path prefix that it does not know. So what it says of its own addresses is put below that
-prefix: Location, and the Path of cookies (which keeps the cookies of one session's servers from another's). It is told
-the prefix in X-Forwarded-Prefix, and that its host is localhost: development servers refuse other names. An Origin that
-named the host before is changed with it: Tornado's servers (Jupyter, Streamlit) refuse a WebSocket otherwise.
+Clients reach the server below a path prefix that it does not know. So its own addresses in answers are put below that
+prefix: Location, and the Path of cookies (which separates the cookies of different sessions' servers). The server gets
+the prefix in X-Forwarded-Prefix, and localhost as its host, since development servers refuse other names. An Origin
+that names the original host is changed likewise: Tornado's servers (Jupyter, Streamlit) would refuse a WebSocket.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ _HOP_BY_HOP = frozenset((
     b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
     b"transfer-encoding", b"upgrade",
 ))  # fmt: skip
-# The token is for picod alone; Expect was answered by picod; Host and the prefix are ours to say.
+# The token is for picod only, picod answers Expect itself, and it sets Host and the prefix.
 _NOT_SENT = _HOP_BY_HOP | {b"authorization", b"expect", b"host", b"x-forwarded-prefix"}
-_LOCAL_NAMES = ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # noqa: S104 - what servers call themselves
+_LOCAL_NAMES = ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # noqa: S104 - hosts in a server's own redirects
 _COOKIE_ATTRIBUTE = re.compile(rb";[ \t]*(path|domain)[ \t]*=[ \t]*([^;]*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class PortRequest:
-    """A request to a port. `path` is as the client sent it; `prefix` is where the gateway shows the port, or empty."""
+    """A request to a port. `path` is as the client sent it; `prefix` is the gateway's path of the port, or empty."""
 
     port: int
     path: bytes
     method: str
     prefix: bytes
-    upgrade: bytes  # the protocol that the client would rather speak, or empty
+    upgrade: bytes  # the protocol that the client offers to change to, or empty
     chunked: bool
 
 
 @dataclass
 class Response:
-    """The head of an answer; names in lower case."""
+    """The head of an answer; header names are in lower case."""
 
     status: int = 0
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     @property
     def until_close(self) -> bool:
-        """Whether its body ends with the connection (RFC 9112, 6.3)."""
+        """Whether the end of the connection is the end of its body (RFC 9112, 6.3)."""
         return not any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
 
 
 def parse_port_request(request: Request) -> PortRequest:
-    """Which port is meant, and what of it. Raises RequestError 404."""
+    """The port, path and prefix of a request to /api/ports. Raises RequestError 404."""
     found = _PORT_PATH.fullmatch(request.scope["raw_path"])
     if found is None or int(found[1]) > 65535:
         raise RequestError(404, f"expected {wire.PORTS_PATH}PORT/PATH with a port from 1 to 65535", code="NOT_FOUND")
@@ -70,12 +70,12 @@ def parse_port_request(request: Request) -> PortRequest:
 
 
 def request_head(request: Request, target: PortRequest) -> bytes:
-    """The head as the server gets it."""
+    """The head of a request as it is sent to the server."""
     query: bytes = request.scope["query_string"]
     lines = [b"%b %b%b HTTP/1.1" % (target.method.encode(), target.path, b"?" + query if query else b"")]
     lines.append(b"host: localhost:%d" % target.port)
     dropped = _NOT_SENT | _nominated(request.scope["headers"])
-    own_origin = b"http://" + request.header(b"host").encode("latin-1")  # as the gateway writes it
+    own_origin = b"http://" + request.header(b"host").encode("latin-1")  # what the gateway sends for its own origin
     for name, value in request.scope["headers"]:
         if name == b"origin" and value == own_origin:
             lines.append(b"origin: http://localhost:%d" % target.port)
@@ -93,7 +93,7 @@ def request_head(request: Request, target: PortRequest) -> bytes:
 
 
 def answer_headers(response: Response, target: PortRequest) -> list[tuple[bytes, bytes]]:
-    """What goes back. Date is picod's to say; of a 101, Upgrade is what the client waits for."""
+    """The headers of an answer as they are sent to the client. picod adds Date itself; a 101 needs Upgrade."""
     dropped = _HOP_BY_HOP | {b"date"} | _nominated(response.headers)
     kept: list[tuple[bytes, bytes]] = []
     for name, value in response.headers:
@@ -109,13 +109,13 @@ def answer_headers(response: Response, target: PortRequest) -> list[tuple[bytes,
 
 
 def _nominated(headers: list[tuple[bytes, bytes]]) -> set[bytes]:
-    """Fields that Connection names are for one hop only; framing cannot be named away."""
+    """The header fields that Connection lists, which are for one hop only. Never Content-Length: it frames the body."""
     named = {token.strip().lower() for name, value in headers if name == b"connection" for token in value.split(b",")}
     return named - {b"content-length"}
 
 
 def _below_prefix(location: bytes, target: PortRequest) -> bytes:
-    """A redirect to the server itself, as the client must follow it; any other stays."""
+    """Location for the client: below the prefix if it leads to the server itself, otherwise unchanged."""
     if not target.prefix:
         return location
     if location.startswith(b"/") and not location.startswith(b"//"):
@@ -132,7 +132,7 @@ def _below_prefix(location: bytes, target: PortRequest) -> bytes:
 
 
 def _cookie(cookie: bytes, target: PortRequest) -> bytes:
-    """A cookie for this port alone: its Path below the prefix, and no Domain."""
+    """Set-Cookie for the client, restricted to this port: its Path below the prefix, without Domain."""
     if not target.prefix:
         return cookie
     attributes = {found[1].lower(): found[2].strip() for found in _COOKIE_ATTRIBUTE.finditer(cookie)}

@@ -1,4 +1,4 @@
-"""The whole workspace as one stream, and back, with the session's processes frozen.
+"""Sends the whole workspace as one stream, while the session's processes are frozen, and restores it from one.
 
 Imports `archive`, `commands`, `http` and `filesystem`. Start with `api`.
 """

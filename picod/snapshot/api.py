@@ -1,10 +1,10 @@
-"""GET and PUT /api/snapshot: the workspace as one stream, and back.
+"""GET and PUT /api/snapshot: send the workspace as one stream, and restore it from one.
 
-The stream is a zstd-compressed tar (tar_members.py says which). GET holds the session's processes still while it reads,
-so what is sent is one moment of the workspace. PUT answers success when every byte has been checked and every file is
-there; anything else leaves the workspace empty.
+The stream is a zstd-compressed tar (its format is in tar_members.py). GET freezes the session's processes while it
+reads, so the files belong to one point in time. PUT answers success only when every byte was checked and every file was
+created; any failure leaves the workspace empty.
 
-All work on files is done by a thread, in turns with the loop: memory is flat both ways, whatever the size.
+A thread does all work on files, in turns with the loop: memory is flat both ways, whatever the size.
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ from picod.filesystem.paths import Workspace
 from picod.http.request import Request, RequestError, os_failure
 from picod.http.thread_stream import ThreadStream, in_thread, settled
 
-# zstandard and the modules that do the work are imported where they are used: 8 ms that no start should take.
+# zstandard and the modules that do the work are imported where they are used: 8 ms that a start need not take.
 
 _LEVEL = 1  # of zstd: three times as fast as its default 3 on text, for a tenth more bytes
-_MAX_WINDOW_BYTES = 8 << 20  # bytes of memory an archive may make us take; `zstd -19` needs that much
-_TURN_OUT_BYTES = 256 << 10  # compressed bytes, or
-_TURN_IN_BYTES = 8 << 20  # bytes of the workspace after which the thread hands over
+_MAX_WINDOW_BYTES = 8 << 20  # of memory that an archive can make us allocate; `zstd -19` needs that much
+# The thread's turn ends after this many compressed bytes, or bytes of the workspace: well-compressed files must not
+# keep a client that has left unnoticed.
+_TURN_OUT_BYTES = 256 << 10
+_TURN_IN_BYTES = 8 << 20
 _SENTINEL = b"wakegate:end"
 _CONTENT_TYPE = (b"content-type", b"application/zstd")
 
 
 @dataclass(frozen=True)
 class SnapshotServices:
-    """What a snapshot reads and whom it freezes; `lock` lets one snapshot or restore run at a time."""
+    """What a snapshot reads and which processes it freezes; `lock` allows one snapshot or restore at a time."""
 
     workspace: Workspace
     children: Children
@@ -40,12 +42,12 @@ class SnapshotServices:
 
 
 def load() -> None:
-    """Import what a snapshot or a restore needs: 8 ms and 0.4 MB. Blocking; a sandbox that waits does it ahead."""
+    """Import what a snapshot or a restore needs: 8 ms and 0.4 MB. Blocking; an idle sandbox does it ahead."""
     import zstandard  # noqa: F401
 
 
 async def send_snapshot(services: SnapshotServices, request: Request) -> None:
-    """GET: send the workspace. An error after the first byte ends the connection: half must not pass for the whole."""
+    """GET: send the workspace. An error after the first byte aborts the connection, so that the client notices it."""
     async with services.lock:  # two at a time would thaw each other's processes
         pieces = _compressed(services.workspace.fd, services.children.quiet)
         try:
@@ -62,10 +64,10 @@ async def send_snapshot(services: SnapshotServices, request: Request) -> None:
 
 
 async def restore_snapshot(services: SnapshotServices, request: Request) -> None:
-    """PUT: make the body the workspace, which must be empty; `?replace=true` empties it first.
+    """PUT: unpack the body into the workspace, which must be empty; `?replace=true` empties it first.
 
-    400 for an archive that is broken or wants out of the workspace, 409 if the workspace is not empty, 507 if it is
-    too small; after each of them, and when the client leaves, the workspace is empty (after 409: as it was).
+    400 for an archive that is broken or leads out of the workspace, 409 if the workspace is not empty, 507 if the disk
+    is full. After an error, and when the client leaves, the workspace is empty (after 409: unchanged).
     """
     replace = request.query("replace")
     if replace not in ("", "true", "false"):
@@ -77,7 +79,7 @@ async def restore_snapshot(services: SnapshotServices, request: Request) -> None
         try:
             async for chunk in request.chunks():
                 if work.done() or not await upload.put(chunk):
-                    break  # it failed: the rest is not wanted
+                    break  # it has failed: the rest of the body is not needed
             upload.end()
             files, size = await asyncio.shield(work)
         except OSError as error:
@@ -89,7 +91,7 @@ async def restore_snapshot(services: SnapshotServices, request: Request) -> None
 
 
 def _compressed(root: int, spared: Collection[int]) -> Generator[bytes, None, None]:
-    """The snapshot in pieces; some are empty, to show that it goes on."""
+    """The snapshot in pieces, some of them empty, so that the loop gets its turn."""
     import zstandard
 
     from picod.archive.pack import pack
@@ -111,7 +113,7 @@ def _compressed(root: int, spared: Collection[int]) -> Generator[bytes, None, No
 
 
 def _restore(root: int, upload: ThreadStream, replace: bool) -> tuple[int, int]:
-    """All of PUT that touches files. Raises RequestError, OSError."""
+    """The part of PUT that touches files, for a thread. Raises RequestError, OSError."""
     import zstandard
 
     from picod.archive.source import Source
@@ -125,8 +127,8 @@ def _restore(root: int, upload: ThreadStream, replace: bool) -> tuple[int, int]:
         elif not is_empty(root):
             raise RequestError(409, "the workspace is not empty; ?replace=true replaces what is there")
         try:
-            # Of a frame that was cut short zstandard only says that there is no more. So a frame of our own follows
-            # the last byte: behind a whole frame it comes out as it went in, inside a broken one it does not.
+            # For a frame that is cut off zstandard reports no error, only the end. So another frame is appended after
+            # the last byte: its content is read back after a complete frame, but not after a broken one.
             upload.tail = zstandard.ZstdCompressor().compress(_SENTINEL)
             stream = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES).stream_reader(
                 cast("IO[bytes]", upload), read_across_frames=True

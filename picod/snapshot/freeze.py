@@ -1,8 +1,9 @@
 """Freezes the session's processes while their files are read, and thaws them afterwards.
 
-SIGSTOP can be neither caught nor ignored, and picod, the subreaper of its sandbox, knows every process that came of a
-command (processes.py). What a user stopped already stays stopped. Parents are stopped before their children and go on
-after them, so that no shell with job control sees a child of its stopped and prints about it.
+SIGSTOP can be neither caught nor ignored, and picod, the subreaper of its sandbox, finds every process that a command
+started (processes.py). The freezer of control groups would be one write, but a sandbox cannot reach its own group.
+Processes that the user has stopped stay stopped. Parents are stopped before their children and continued after them:
+otherwise a shell with job control would notice that its child is stopped, and print it.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from typing import Self
 
 from picod.commands.processes import descendants
 
-_TIMEOUT_S = 0.5  # what does not stop by then is stuck in the kernel and writes nothing
-_STOP_WAIT_S = 0.02  # for one process before the next is stopped
-_STILL = b"TtZX"  # states of /proc/PID/stat: stopped, traced, dead
+_TIMEOUT_S = 0.5  # a process that has not stopped by then is stuck in the kernel and writes nothing
+_STOP_TIMEOUT_S = 0.02  # for one process, before the next one is stopped
+_STOPPED_STATES = b"TtZX"  # in /proc/PID/stat: stopped, traced, zombie, dead
 
 
 class Frozen:
-    """A context in which no process below picod runs. Blocking (some hundred microseconds a process).
+    """A context in which no process below picod runs. Blocking, for some hundred microseconds per process.
 
-    `spared` go on: helpers that touch no file of the session (a stopped one would keep commands from starting).
+    `spared` keep running: helpers that touch no file of the session (a stopped one would block new commands).
     """
 
     def __init__(self, spared: Collection[int] = ()) -> None:
@@ -34,12 +35,12 @@ class Frozen:
     def __enter__(self) -> Self:
         deadline = time.monotonic() + _TIMEOUT_S
         try:
-            # A pass may miss what was forked meanwhile; a pass that finds all still has missed nothing.
+            # A pass may miss what was forked meanwhile; a pass that finds everything stopped has missed nothing.
             while True:
-                moving = [pid for pid in descendants() if pid not in self._spared and not _is_still(pid)]
-                if not moving or time.monotonic() > deadline:
+                running = [pid for pid in descendants() if pid not in self._spared and not _is_stopped(pid)]
+                if not running or time.monotonic() > deadline:
                     return self
-                self._stop(moving)
+                self._stop(running)
                 time.sleep(0.0002)
         except BaseException:
             self._continue()
@@ -57,12 +58,12 @@ class Frozen:
                     self._stopped[pid] = os.pidfd_open(pid)
                 except ProcessLookupError:
                     continue
-                except OSError:  # no pidfds here: the number must do
+                except OSError:  # no pidfds here: the pid may have been reused, but there is nothing better
                     self._stopped[pid] = -1
             _signal(pid, self._stopped[pid], signal.SIGSTOP)
-            # kill() returns before its target stands. A shell that still runs when its child stops sees it and says so.
-            deadline = time.monotonic() + _STOP_WAIT_S
-            while not _is_still(pid) and time.monotonic() < deadline:
+            # kill() returns before its target has stopped. A shell that still runs when its child stops reports that.
+            deadline = time.monotonic() + _STOP_TIMEOUT_S
+            while not _is_stopped(pid) and time.monotonic() < deadline:
                 time.sleep(0.0001)
 
     def _continue(self) -> None:
@@ -83,10 +84,10 @@ def _signal(pid: int, pidfd: int, number: signal.Signals) -> None:
         pass  # it ended meanwhile
 
 
-def _is_still(pid: int) -> bool:
-    """Whether all threads of a process stand."""
+def _is_stopped(pid: int) -> bool:
+    """Whether all threads of a process are stopped, or it has ended."""
     try:
-        return all(_state(pid, thread) in _STILL for thread in os.listdir(f"/proc/{pid}/task"))
+        return all(_state(pid, thread) in _STOPPED_STATES for thread in os.listdir(f"/proc/{pid}/task"))
     except OSError:
         return True  # gone
 
