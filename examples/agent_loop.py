@@ -4,9 +4,9 @@
     scripts/install dev                                  # has the openai package
     .venv/bin/python examples/agent_loop.py --url http://127.0.0.1:8080 --save plot.png
 
-The model is a script, so that this runs without a key and without a network. To put a real one in its place, give
-`run_agent` an `ask` that calls `client.chat.completions.create(model=..., messages=messages, tools=tools)` and returns
-`.choices[0].message.to_dict()`: nothing else changes.
+The model is a script, so the example needs no API key and no network. To use a real model, pass `run_agent` an `ask`
+that calls `client.chat.completions.create(model=..., messages=messages, tools=tools)` and returns
+`.choices[0].message.to_dict()`; the rest stays the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Ask = Callable[[list[Message], list[dict[str, Any]]], Message]
 
 
 class ScriptedModel:
-    """Plays a model: each turn depends on what the tools answered in the one before."""
+    """Stands for a model: each message depends on the results of the tool calls before it."""
 
     def __call__(self, messages: list[Message], tools: list[dict[str, Any]]) -> Message:
         """The next assistant message."""
@@ -42,7 +42,7 @@ class ScriptedModel:
             return self._call(("run_python", {"code": code}))
         if len(answers) == 3:
             assert "south" in answers[2], answers[2]
-            # df is still there: the session keeps its variables.
+            # df still exists: a session keeps its variables between calls.
             code = "df.pivot(index='month', columns='region', values='units').plot(marker='o');"
             return self._call(("run_python", {"code": code}))
         return {"role": "assistant", "content": f"Units by region:\n{answers[2]}\nThe plot: {answers[3]}"}
@@ -59,7 +59,7 @@ class ScriptedModel:
 
 
 def run_agent(sandbox: OpenAI, ask: Ask, question: str, save: Path | None = None) -> str:
-    """Ask until the model answers in words. Saves the last picture that its code drew. Returns the answer."""
+    """Run tool calls until the model answers with text, and return that. Saves the last picture of its code."""
     session = sandbox.containers.create(name="agent-loop")
     try:
         sandbox.containers.files.create(session.id, file=("sales.csv", SALES.encode()))
@@ -83,7 +83,7 @@ def run_agent(sandbox: OpenAI, ask: Ask, question: str, save: Path | None = None
 
 
 def main() -> None:
-    """From the command line."""
+    """Run the example against the gateway at --url."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--url", default="http://127.0.0.1:8080", help="where the gateway listens")
     parser.add_argument("--save", type=Path, default=Path("plot.png"), help="where the plot goes")

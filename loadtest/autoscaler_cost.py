@@ -1,10 +1,10 @@
-"""What the autoscaler costs: share of a core at 100 runtimes, and tick time against the length of history.
+"""The cost of the autoscaler: its share of a core at 100 runtimes, and the time of a tick by length of history.
 
     scripts/bench autoscaler_cost [--runtimes 100] [--seconds 120]
 
 The loop runs with its real store (sqlite in a temporary folder) in accelerated time: `run_once` is called for each
-second of virtual time, and the processor time it takes is divided by that. A tenth of the runtimes is busy (a claim
-each two seconds), the others see one claim a minute: a hundred runtimes with about 400 claims a minute in all.
+second of virtual time, and its processor time is divided by that. A tenth of the runtimes is busy (a claim every two
+seconds), the others see one claim a minute: a hundred runtimes with about 400 claims a minute in total.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Catalog:
 
 
 async def loop_cost(count: int, seconds: int, folder: Path) -> tuple[float, float]:
-    """(share of a core, slowest pass in milliseconds) with `count` runtimes."""
+    """Share of a core, and milliseconds of the slowest pass, with `count` runtimes."""
     rng = np.random.default_rng(1)
     spec = PoolSpec(mode=PoolMode.PREDICTIVE, max=50, size=1)
     runtimes = [Runtime(key=RuntimeKey("load", f"r{n:03d}"), pool=spec) for n in range(count)]
@@ -69,8 +69,8 @@ async def loop_cost(count: int, seconds: int, folder: Path) -> tuple[float, floa
     return spent / seconds, 1000.0 * slowest
 
 
-class Looked:
-    """A demand with `days` of history behind it, to be looked at (with a claim) again and again."""
+class DemandWithHistory:
+    """A Demand that has learned `days` of history, to be observed and forecast repeatedly."""
 
     def __init__(self, days: float) -> None:
         self._rng = np.random.default_rng(1)
@@ -81,27 +81,28 @@ class Looked:
             self._demand.learn(self._now, 60.0, int(self._rng.poisson(2.0)))
         self._demand.forecast(self._now)
 
-    def cost(self, looks: int = 100) -> float:
-        """Microseconds of processor time per look."""
+    def cost(self, ticks: int = 100) -> float:
+        """Microseconds of processor time per tick with a claim."""
         began = time.process_time()
-        for _ in range(looks):
+        for _ in range(ticks):
             self._now += 1.0 + float(self._rng.integers(0, 20))
             self._demand.observe(self._now, 1)
             self._demand.forecast(self._now)
-        return 1e6 * (time.process_time() - began) / looks
+        return 1e6 * (time.process_time() - began) / ticks
 
 
 def tick_costs(days: Sequence[float], rounds: int = 15) -> list[float]:
-    """Microseconds of one look at a runtime, after so many days of history each.
+    """Microseconds of one tick of a runtime, for each length of history.
 
-    In turns, and the least of all rounds: what other processes do to caches and clock rate is not ours to measure.
+    The lengths take turns, and the least of all rounds counts: other processes' effect on caches and clock rate should
+    not.
     """
-    looked = [Looked(each) for each in days]
-    return np.min([[each.cost() for each in looked] for _ in range(rounds)], axis=0).tolist()  # type: ignore[no-any-return]
+    demands = [DemandWithHistory(each) for each in days]
+    return np.min([[each.cost() for each in demands] for _ in range(rounds)], axis=0).tolist()  # type: ignore[no-any-return]
 
 
 def main() -> None:
-    """Print both."""
+    """Print the loop's share of a core and the table of tick times."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--runtimes", type=int, default=100)
     parser.add_argument("--seconds", type=int, default=120)
@@ -112,7 +113,7 @@ def main() -> None:
     days = (0.1, 1.0, 7.0, 14.0)
     costs = tick_costs(days)
     for span, cost in zip(days, costs, strict=True):
-        print(f"one look after {span:4g} days of history: {cost:5.0f} us ({cost / costs[0]:.2f} x the first)")
+        print(f"one tick after {span:4g} days of history: {cost:5.0f} us ({cost / costs[0]:.2f} x the first)")
 
 
 if __name__ == "__main__":

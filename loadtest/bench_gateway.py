@@ -1,7 +1,7 @@
 """A gateway on a scripted provider, for benchmarks: every session's sandbox is the given endpoint.
 
-With `local` in place of an endpoint the sandboxes are real. Prints `URL session-id endpoint` when it answers, and at
-the end the counts that the bars speak of: store calls and signatures.
+With `local` instead of an endpoint the sandboxes are real. Prints `URL session-id endpoint` when it is ready, and at
+the end the number of store calls and signatures, for which benchmarks have bars.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gateway.testing import ScriptedProvider, scripted_gateway
 
 
 async def serve(endpoint: Endpoint | None, folder: Path, settings: dict[str, Any]) -> None:
-    """Serve until SIGTERM. `endpoint` None: a real local sandbox. `settings` as of gateway/core/settings.py."""
+    """Serve until SIGTERM. `endpoint` None: a real local sandbox. `settings` are those of gateway/core/settings.py."""
     clock = SystemClock()
     provider: SandboxProvider
     if endpoint is None:
@@ -42,7 +42,7 @@ async def serve(endpoint: Endpoint | None, folder: Path, settings: dict[str, Any
         gateway.counters.store.durations.clear()
         signed = gateway.tokens.signed
         where = opened.sandbox.endpoint
-        # HAProxy's word for a unix socket is unix@PATH.
+        # HAProxy's notation of a unix socket is unix@PATH.
         print(url, opened.session.id, f"unix@{where.uds}" if where.uds else where, flush=True)
         await ended
         calls = {verb: times.total for verb, times in gateway.counters.store.durations.items()}

@@ -1,9 +1,9 @@
-"""A large download and upload through the gateway beside the same without it, and what the gateway's memory does.
+"""Large downloads and uploads through the gateway, compared with direct ones, and the gateway's memory meanwhile.
 
     scripts/bench bulk [--megabytes 1024] [--repeats 2] [--json FILE]
 
-The upstream is a server that makes and drops bytes as fast as sockets take them; client, upstream and gateway share the
-machine. Bars: at least half of direct, and memory that does not grow with the size of what passes.
+The upstream is a server that makes and drops bytes as fast as sockets allow; client, upstream and gateway share the
+machine. Bars: at least half of the direct throughput, and memory that does not grow with the size of the transfer.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Source(asyncio.Protocol):
         self._paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ready."""
+        """asyncio: keep the transport."""
         self._transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
-        """Some of a request."""
+        """asyncio: parse the request, then count its body or send the answer's."""
         assert self._transport is not None
         if not self._left_in:
             self._head += data
@@ -67,11 +67,11 @@ class Source(asyncio.Protocol):
             self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
 
     def pause_writing(self) -> None:
-        """The socket is full."""
+        """asyncio: the write buffer is full."""
         self._paused = True
 
     def resume_writing(self) -> None:
-        """There is room again."""
+        """asyncio: the write buffer has room again."""
         self._paused = False
         self._fill()
 
@@ -90,7 +90,7 @@ async def serve(listener: socket.socket) -> None:
 
 
 def transfer(url: str, session: str, size: int, *, upload: bool) -> float:
-    """Move `size` bytes; returns MB/s."""
+    """Download or upload `size` bytes. Returns MB/s."""
     parts = urlsplit(url)
     path = parts.path.replace("health", "bulk")
     framing = f"content-length: {size}" if upload else f"x-size: {size}"
@@ -119,13 +119,13 @@ def transfer(url: str, session: str, size: int, *, upload: bool) -> float:
 
 
 def minor_faults(pid: int) -> int:
-    """Pages that a process had to be given without reading from a disk."""
+    """The minor page faults of a process so far: pages that it got without reading from a disk."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
 
 
 @contextlib.contextmanager
 def peak_memory(pid: int) -> Any:
-    """The largest PSS of a process within the block, MB, in a list of one."""
+    """A context that yields a list of one: the largest PSS of a process within the block, in MB."""
     peak, ended = [pss_mb(pid)], threading.Event()
 
     def watch() -> None:
@@ -142,7 +142,7 @@ def peak_memory(pid: int) -> Any:
 
 
 def main() -> int:
-    """Run, print, write."""
+    """Run the transfers, print the table and write --json. Returns the exit status, 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=2)

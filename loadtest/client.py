@@ -1,9 +1,9 @@
-"""A small HTTP/1.1 load generator: closed loop (as fast as answers come) or open loop (a constant rate of arrivals).
+"""A small HTTP/1.1 load generator: closed loop (as fast as answers arrive) or open loop (a constant arrival rate).
 
     .venv/bin/python -m loadtest.client URL --connections 32 --seconds 5 [--rate 2000] [--header "x-session-id: ..."]
 
-In the open loop a request's time counts from the moment it was due, whether or not a connection was free for it then:
-a server that stalls cannot make the load wait politely and look fast (coordinated omission). Prints one JSON object.
+In the open loop a request's time counts from the moment it was due, whether or not a connection was free then:
+otherwise a server that stalls would delay the load and look fast (coordinated omission). Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TICK_S = 0.001
 
 
 class Load:
-    """What was sent and what came back. Times in seconds from being due to the last byte."""
+    """The state of one load run and its results. Times are seconds from due to the last byte."""
 
     def __init__(self, request: bytes) -> None:
         self.request = request
@@ -36,7 +36,7 @@ class Load:
         self.running = True
 
     def free(self, connection: Connection) -> None:
-        """A connection has had its answer."""
+        """Use a connection that has received its answer for the next request, or keep it idle."""
         if not self.running:
             return
         if self.closed_loop:
@@ -47,7 +47,7 @@ class Load:
             self.idle.append(connection)
 
     def arrive(self, at: float) -> None:
-        """A request of the open loop is due."""
+        """Send a request of the open loop that is due, or queue it until a connection is free."""
         if self.idle:
             self.idle.popleft().send(at)
         else:
@@ -65,26 +65,26 @@ class Connection(asyncio.Protocol):
         self._status = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ready."""
+        """asyncio: keep the transport."""
         self._transport = transport  # type: ignore[assignment]
 
     def send(self, due: float) -> None:
-        """Send the request that was due then."""
+        """Send a request that was due at the time `due`."""
         self._due = due
         self._parser = self._parser or httptools.HttpResponseParser(self)
         assert self._transport is not None
         self._transport.write(self._load.request)
 
     def data_received(self, data: bytes) -> None:
-        """Some of the answer."""
+        """asyncio: parse a piece of the answer."""
         self._parser.feed_data(data)
 
     def on_headers_complete(self) -> None:
-        """Its status is here."""
+        """httptools: the head is complete."""
         self._status = self._parser.get_status_code()
 
     def on_message_complete(self) -> None:
-        """All of it is here."""
+        """httptools: the answer is complete; record its time."""
         load = self._load
         if load.running:
             load.times.append(perf_counter() - self._due)
@@ -92,13 +92,13 @@ class Connection(asyncio.Protocol):
             load.free(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It should not be."""
+        """asyncio: a lost connection is an error while the load runs."""
         if self._load.running:
             self._load.errors += 1
 
 
 async def generate(url: str, connections: int, seconds: float, rate: float, headers: list[str]) -> dict[str, Any]:
-    """Load `url`; rate 0 is the closed loop. Returns requests/s, quantiles in milliseconds, errors."""
+    """Send load to `url`; rate 0 is the closed loop. Returns requests/s, quantiles in milliseconds, errors."""
     parts = urlsplit(url)
     assert parts.hostname is not None
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -128,7 +128,7 @@ async def generate(url: str, connections: int, seconds: float, rate: float, head
 
 
 def summary(load: Load, took: float, *, late: int) -> dict[str, Any]:
-    """Figures of a run. `late`: arrivals that were never sent, which count as errors."""
+    """The figures of a run. `late`: arrivals that were never sent, which count as errors."""
     times = sorted(load.times)
     if not times:
         return {"rate": 0.0, "p50": float("nan"), "p99": float("nan"), "errors": load.errors + late, "requests": 0}
@@ -137,7 +137,7 @@ def summary(load: Load, took: float, *, late: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Parse, load, print."""
+    """Run the load that the arguments describe, and print its figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url")
     parser.add_argument("--connections", type=int, default=32)

@@ -1,11 +1,11 @@
-"""Wakegate beside its peers, in one run, before the same upstream, each proxy on the same core.
+"""Wakegate compared with other proxies: in one run, in front of the same upstream, each on the same core.
 
     scripts/bench compare [--seconds 3] [--repeats 3] [--connections 1,32,64] [--rates 500,2000] [--json FILE]
 
-Closed loop with wrk where it is installed, else with loadtest/client.py; open loop (a constant rate of arrivals) always
-with the latter. Sides take turns within a repeat, so that a change of the machine's speed meets all alike; figures are
-medians over repeats, with the least and the most rate beside them. CPU is the proxy's own, in ms per 1,000 requests.
-HAProxy and nginx (Debian packages of those names) take part where they are installed.
+The closed loop uses wrk if it is installed, else loadtest/client.py; the open loop (a constant arrival rate) always
+uses the latter. Sides take turns within a repeat, so that a change of the machine's speed affects all of them; figures
+are medians over repeats, with the least and the highest rate. CPU is the proxy's own, in ms per 1,000 requests. HAProxy
+and nginx (Debian packages of those names) are included if they are installed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from loadtest.proxy_bench import PATH, haproxy_conf, nginx_conf, wrk
 
 @dataclass(frozen=True)
 class Side:
-    """What is loaded: where, with which header lines, and the process whose time and memory count (None: nobody's)."""
+    """A target of the load: URL, header lines, and the process whose time and memory are measured, if any."""
 
     url: str
     headers: list[str]
@@ -48,7 +48,7 @@ class Run:
 
 
 def load(side: Side, connections: int, seconds: float, rate: float, core: int) -> Run:
-    """One run. `rate` 0: closed loop."""
+    """Run one load against one side. `rate` 0 is the closed loop."""
     before = cpu_of(side.pid)
     if not rate and find_program("wrk"):
         measured = wrk(side.url, connections, int(seconds), core, side.headers, side.pid or os.getpid())
@@ -90,7 +90,7 @@ def nginx_proxy_conf(folder: Path, port: int, upstream: str) -> Path:
 
 
 def start(stack: contextlib.ExitStack, folder: Path, mine: int, others: int, wanted: set[str]) -> dict[str, Side]:
-    """Start the upstream and every proxy that this machine has."""
+    """Start the upstream, the wanted proxies that are installed, and a gateway."""
     port = free_port()
     peers = [sys.executable, "-m", "loadtest.peers"]
     if nginx := find_program("nginx"):
@@ -152,7 +152,7 @@ def measure(
 
 
 def show(row: dict[str, Any]) -> None:
-    """One line of the table."""
+    """Print one row of the table."""
     how = f"{row['arrivals']:.0f}/s" if row["arrivals"] else "closed"
     print(
         f"{row['connections']:>4} {how:>7} {row['side']:<16} {row['rate']:>8.0f} ({row['least']:.0f}-{row['most']:.0f})"
@@ -163,7 +163,7 @@ def show(row: dict[str, Any]) -> None:
 
 
 def bars(rows: list[Any]) -> list[dict[str, Any]]:
-    """The bars that these rows speak of: text, figure, bound, held."""
+    """The bars for which the rows have figures: text, figure, bound, held."""
 
     def cell(connections: int, side: str, name: str) -> float | None:
         for row in rows:
@@ -193,7 +193,7 @@ def bars(rows: list[Any]) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    """Run, print, write."""
+    """Run all loads, print the table and write --json. Returns the exit status, 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--repeats", type=int, default=3)

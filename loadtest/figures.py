@@ -1,4 +1,4 @@
-"""Figures out of samples, in one way for all benchmarks."""
+"""Statistics of samples, the same for all benchmarks."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Scripts on a preloaded interpreter beside fresh ones, and the cheapest command, through a gateway in one run.
+"""Scripts on a preloaded interpreter compared with fresh ones, and the cheapest command, through a gateway in one run.
 
     scripts/bench fork_bench [--runs 60]
 
-One gateway with two runtimes that differ in `preload: [numpy, pandas]` alone, a live session of each, requests one at a
-time, rows of 20 in turns. Prints p50 and p90 and the ratio to the ordinary path; exits with 1 when a bar is missed.
+One gateway with two runtimes that differ in `preload: [numpy, pandas]` only, a live session of each, one request at a
+time, in turns of 20. Prints p50 and p90 and the ratio to a fresh interpreter; exits with 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Session:
         self._caller = Caller(str(client.base_url), session)
 
     def run(self, *command: str) -> tuple[float, dict[str, Any]]:
-        """Milliseconds and the answer of one command."""
+        """Run one command, which must succeed. Returns milliseconds and the answer."""
         took, answer = self._caller.post("/api/execute", {"command": command})
         if answer["exit_code"]:
             raise SystemExit(f"{command}: {answer}")
@@ -60,7 +60,7 @@ class Session:
 
 
 def measure(url: str, runs: int) -> int:
-    """Print the table; returns how many bars were missed."""
+    """Print the table. Returns how many bars were missed."""
     with httpx.Client(base_url=url, timeout=60) as client:
         sessions: dict[str, Session] = {}
         for name in ("fresh", "forked"):

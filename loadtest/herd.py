@@ -1,4 +1,4 @@
-"""Many at once, for session_bench: requests to one hibernated session, to many, and records of them."""
+"""Many at once, for session_bench: requests to one hibernated session, to many, and a store with many records."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from tests.support.redis_server import RedisServer
 _NOTE = b"kept"
 _RETENTION_S = 604_800.0
 _TICKS = 50
-_WAIT_LIMIT_S = 120.0
+_RETRY_LIMIT_S = 120.0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer. `milliseconds` from when all were sent to its last byte; status 0: the connection broke."""
+    """One answer. `milliseconds` from sending all requests to its last byte; status 0: the connection broke."""
 
     status: int
     start: str
@@ -45,7 +45,7 @@ class Answer:
 
 
 async def all_at_once(url: str, sessions: Sequence[str]) -> list[Answer]:
-    """GET the file `note` of each session, all at the same moment, each on a connection that is open already."""
+    """GET the file `note` of each session, all at the same time, each on a connection that is open already."""
     parts = urlsplit(url)
     links = [await asyncio.open_connection(parts.hostname, parts.port) for _ in sessions]
     began = time.perf_counter()
@@ -70,7 +70,7 @@ async def _answer(reader: asyncio.StreamReader, began: float) -> Answer:
 
 
 def print_answers(name: str, answers: Sequence[Answer], base: float | None = None) -> float:
-    """One line per start kind. Returns the median of all."""
+    """Print one line for each start kind. Returns the median of all answers."""
     for kind in sorted({each.start for each in answers}):
         times = [each.milliseconds for each in answers if each.start == kind]
         p50, p99 = quantile(times, 0.5), quantile(times, 0.99)
@@ -80,25 +80,25 @@ def print_answers(name: str, answers: Sequence[Answer], base: float | None = Non
 
 
 def errors(answers: Sequence[Answer]) -> int:
-    """Print how many are none of 200 with the file's bytes, bar 0; returns whether the bar was missed."""
+    """Print how many answers are not a 200 with the file's bytes (bar: 0). Returns 1 if the bar was missed."""
     wrong = Counter(each.status for each in answers if each.status != 200 or not each.right)
     print(f"errors {wrong.total()}{f' by status {dict(wrong)}' if wrong else ''}, bar 0: {verdict(not wrong)}")
     return int(bool(wrong))
 
 
 def verdict(held: bool) -> str:
-    """Word for a bar."""
+    """How a bar's result is printed: `held` or `MISSED`."""
     return "held" if held else "MISSED"
 
 
 async def claims(client: httpx.AsyncClient) -> int:
-    """Sandboxes that the gateway has bound to sessions since its start."""
+    """The number of claims since the gateway's start, from its metrics."""
     families = text_string_to_metric_families((await client.get("/metrics")).text)
     return int(sum(s.value for each in families for s in each.samples if s.name == "wakegate_claims_total"))
 
 
-async def sleeper(client: httpx.AsyncClient, allowed: asyncio.Semaphore) -> str:
-    """The id of a session that sleeps on its note."""
+async def hibernated_session(client: httpx.AsyncClient, allowed: asyncio.Semaphore) -> str:
+    """The id of a new session that has the file `note` and is hibernated."""
     async with allowed:
         _, _, session = await create(client, "warm")
         headers = {"x-session-id": session}
@@ -108,52 +108,53 @@ async def sleeper(client: httpx.AsyncClient, allowed: asyncio.Semaphore) -> str:
 
 
 async def measure_herd(folder: Path, count: int) -> int:
-    """Requests at once to one hibernated session, and to the same when it is awake; returns the bars missed."""
+    """Send requests at once to one hibernated session, and again while it is active. Returns the bars missed."""
     async with gateway(folder, 2) as (client, _):
-        session = await sleeper(client, asyncio.Semaphore(1))
+        session = await hibernated_session(client, asyncio.Semaphore(1))
         await until_full(client, 2)
         before = await claims(client)
         woken = await all_at_once(str(client.base_url), [session] * count)
         wakes = await claims(client) - before
         live = await all_at_once(str(client.base_url), [session] * count)
-    base = print_answers("awake: ", live)
+    base = print_answers("active:", live)
     print_answers("hibernated:", woken, base)
     print(f"wakes {wakes}, bar 1: {verdict(wakes == 1)}")
     return errors(woken) + errors(live) + (wakes != 1)
 
 
 async def measure_storm(folder: Path, count: int, pool: int) -> int:
-    """Hibernated sessions asked at once, more than the pool holds, and again when awake; returns the bars missed."""
+    """Send a request to each of many hibernated sessions at once, more than the pool holds, and again while they are
+    active. Returns the bars missed."""
     async with gateway(folder, pool) as (client, pid):
         allowed = asyncio.Semaphore(4)
-        sessions = await asyncio.gather(*(sleeper(client, allowed) for _ in range(count)))
+        sessions = await asyncio.gather(*(hibernated_session(client, allowed) for _ in range(count)))
         await until_full(client, pool)
         woken = await all_at_once(str(client.base_url), sessions)
         print(f"gateway with {count} sessions just woken: {own_pss_mb(pid):.1f} MB PSS")
         refused = [(name, each) for name, each in zip(sessions, woken, strict=True) if not each.right]
         await ask_again(str(client.base_url), refused)
         live = await all_at_once(str(client.base_url), sessions)
-    base = print_answers("awake: ", live)
+    base = print_answers("active:", live)
     print_answers("hibernated:", woken, base)
     print(f"longest held {max(each.milliseconds for each in woken) / 1e3:.1f} s; past the hold rule is an error")
     return errors(woken) + errors(live)
 
 
 async def ask_again(url: str, refused: Sequence[tuple[str, Answer]]) -> None:
-    """Ask as clients do who heed Retry-After, until all are answered or two minutes are over; print what came of it."""
+    """Retry refused requests after Retry-After, until all are answered or for two minutes, and print the result."""
     began, left, rounds = time.perf_counter(), list(refused), 0
-    while left and time.perf_counter() - began < _WAIT_LIMIT_S:
+    while left and time.perf_counter() - began < _RETRY_LIMIT_S:
         await asyncio.sleep(max(each.retry_after for _, each in left))
         answers = await all_at_once(url, [name for name, _ in left])
         left = [(name, each) for (name, _), each in zip(left, answers, strict=True) if not each.right]
         rounds += 1
     if refused:
         took = time.perf_counter() - began
-        print(f"refused {len(refused)}; {rounds} rounds of asking again in {took:.0f} s, as told: {len(left)} left")
+        print(f"refused {len(refused)}; {rounds} rounds of retries after Retry-After in {took:.0f} s: {len(left)} left")
 
 
 async def plant(store: SessionStore, count: int, owner: str) -> None:
-    """Records of sessions that have slept for an hour, each parked, to be kept for a week more or less."""
+    """Write records of sessions that were hibernated (parked) an hour ago, each with another expiry around a week."""
     now = SystemClock().now()
     for index in range(count):
         name = SessionId(str(uuid.uuid4()))
@@ -177,7 +178,7 @@ async def plant(store: SessionStore, count: int, owner: str) -> None:
 
 
 async def measure_many(folder: Path, count: int) -> int:
-    """A gateway over so many hibernated sessions, on each store; returns the bars missed."""
+    """Measure a gateway with `count` hibernated sessions, on each store. Returns the bars missed."""
     redis = RedisServer(folder / "redis").start()
     try:
         missed = await _measure_store("sqlite", folder / "one", f"sqlite://{folder}/one/wakegate.db", count)
@@ -203,7 +204,7 @@ async def _measure_store(name: str, folder: Path, url: str, count: int) -> int:
 
 
 async def _memory(folder: Path, url: str) -> float:
-    """PSS in MB of a gateway process that has swept and has listed every page, most of the ways a record is read."""
+    """PSS in MB of a gateway process after a sweep and a listing of all pages, which read every record."""
     async with gateway(folder, 0, "--store", url, "--sweep-interval", "0.2") as (client, pid):
         after: str | None = ""
         while after is not None:
@@ -216,7 +217,7 @@ async def _memory(folder: Path, url: str) -> float:
 
 
 async def _ticks(state: Path, url: str) -> tuple[float, float]:
-    """(median, longest) milliseconds of one sweep, in a gateway wired as `serve` wires it."""
+    """Median and longest milliseconds of one sweep, in a gateway that is built as `serve` builds it."""
     settings = Settings(state_dir=state, port=0, store=url, warm_pool=0, sweep_interval=3600.0)
     async with serving(held := await build(settings)):
         times = []

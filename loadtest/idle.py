@@ -1,9 +1,9 @@
-"""What clients that do nothing cost: idle keep-alive connections and open WebSockets, in memory of the gateway.
+"""The memory that idle clients cost the gateway: keep-alive connections and open WebSockets without traffic.
 
     scripts/bench idle [--clients 5000] [--sockets 1000] [--json FILE]
 
-Each client has made one request; each WebSocket has had a message there and back, and has its connection to a sandbox.
-Also: how long a scrape of /metrics takes, and the gateway's memory, with --sessions sessions in memory (10,000).
+Each client has made one request; each WebSocket has exchanged one message and has its connection to a sandbox. Also:
+how long a scrape of /metrics takes, and the gateway's memory, with --sessions sessions in memory (10,000).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _KEY = b"x3JJHMbDL1EzLkh9GBhXDw=="
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """The sandbox: WebSockets are echoed, anything else is told `ok`."""
+    """Serve one connection as the sandbox: WebSockets are echoed, any other request gets `ok`."""
     try:
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
@@ -54,7 +54,7 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 async def opened(url: str, path: str, session: str, extra: bytes = b"") -> Any:
-    """A connection that has sent a request and read the head of its answer."""
+    """Send a request on a new connection. Returns the head of its answer, reader and writer."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     writer.write(
@@ -65,7 +65,7 @@ async def opened(url: str, path: str, session: str, extra: bytes = b"") -> Any:
 
 
 async def idle_clients(url: str, session: str, count: int) -> list[Any]:
-    """Connections that have had their answer and stay."""
+    """Open connections that have received an answer and stay open."""
     links: list[Any] = []
     for _ in range(0, count, 100):
         links += await asyncio.gather(*(opened(url, "/a", session) for _ in range(min(100, count - len(links)))))
@@ -76,7 +76,7 @@ async def idle_clients(url: str, session: str, count: int) -> list[Any]:
 
 
 async def open_sockets(url: str, sessions: list[str], count: int) -> list[Any]:
-    """WebSockets that have had a message there and back."""
+    """Open WebSockets that have sent and received one message."""
     extra = (
         b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: %b\r\n" % _KEY
     )
@@ -93,7 +93,7 @@ async def open_sockets(url: str, sessions: list[str], count: int) -> list[Any]:
 
 
 async def connections(clients: int, sockets: int) -> dict[str, Any]:
-    """Memory of a gateway process before and with them."""
+    """Measure a gateway's memory without and with idle connections, and print it. Returns the bar."""
     server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=4096)
     port = server.sockets[0].getsockname()[1]
     argv = [sys.executable, "-m", "loadtest.bench_gateway", f"127.0.0.1:{port}"]
@@ -127,7 +127,7 @@ async def connections(clients: int, sockets: int) -> dict[str, Any]:
 
 
 async def scrapes(sessions: int) -> list[dict[str, Any]]:
-    """Time of a scrape, and memory of this process, with that many live sessions."""
+    """Measure the time of a scrape, and this process's memory, with `sessions` live sessions. Returns the bars."""
     with tempfile.TemporaryDirectory() as folder:
         gateway = scripted_gateway(Path(folder), ScriptedProvider(), max_sandboxes=sessions)
         async with serving(gateway) as (url, _), httpx.AsyncClient(base_url=url) as client:
@@ -150,7 +150,7 @@ async def scrapes(sessions: int) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    """Run, print, write."""
+    """Run both parts, print them and write --json. Returns the exit status, 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=5000)
     parser.add_argument("--sockets", type=int, default=1000)

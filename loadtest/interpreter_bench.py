@@ -1,12 +1,12 @@
-"""Code contexts beside the ordinary way to run a command, through a gateway on real sandboxes.
+"""Code contexts compared with ordinary commands, through a gateway on real sandboxes.
 
     scripts/bench interpreter_bench [--rounds 200] [--megabytes 1000]
 
-Prints, each beside a baseline of the same run: p50 and p95 of `1+1` by POST /api/run_code (bar: 5 ms), of `true` in a
-bash context, of ["true"] (bar: 3 ms) and ["python3", "-c", "1+1"] by POST /api/execute; the first run of a session
-whose sandbox has a warm context, and of one that has none; memory (PSS) of a warm sandbox with and without the context
-(bar: 90 MB); output of a command as events (bar: 200 MB/s) beside a file of the same size, with picod's peak memory;
-and what it takes to suspend a context and to have its variables again.
+Prints, each with a baseline of the same run: p50 and p95 of `1+1` by POST /api/run_code (bar: 5 ms), of `true` in a
+bash context, of ["true"] (bar: 3 ms) and ["python3", "-c", "1+1"] by POST /api/execute; the first run of a session with
+and without a warm context; memory (PSS) of a warm sandbox with and without the context (bar: 90 MB); the throughput of
+a command's output as events (bar: 200 MB/s) compared with a file of the same size, with picod's peak memory; and the
+time to suspend a context and to restore its variables.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PSS_BAR, STREAM_BAR = 90.0, 200.0
 
 
 class Session:
-    """One session's requests."""
+    """Requests on one session; those that fail raise AssertionError."""
 
     def __init__(self, client: httpx.AsyncClient, session: str) -> None:
         self.client = client
@@ -44,7 +44,7 @@ class Session:
         self.id = session
 
     async def post(self, path: str, body: Any) -> dict[str, Any]:
-        """A POST that must succeed."""
+        """Send a POST that must be answered with 200."""
         reply = await self.client.post(path, json=body, headers=self.headers)
         assert reply.status_code == 200, reply.text
         answer: dict[str, Any] = reply.json()
@@ -77,17 +77,17 @@ async def timed(work: Awaitable[Any]) -> float:
 
 
 def sandbox_processes(pid: int) -> list[psutil.Process]:
-    """Everything below the gateway."""
+    """All processes below the gateway."""
     return psutil.Process(pid).children(recursive=True)
 
 
 def picods(pid: int) -> list[int]:
-    """The executors below the gateway."""
+    """The pids of the picods below the gateway."""
     return [each.pid for each in sandbox_processes(pid) if "picod" in each.cmdline() and "bwrap" not in each.name()]
 
 
-async def context_stands(pid: int) -> None:
-    """Until the kernel of the warm sandbox has loaded and rests."""
+async def context_ready(pid: int) -> None:
+    """Wait until the kernel of the warm sandbox is loaded and idle."""
     while True:
         kernels = [each for each in sandbox_processes(pid) if any("kernel.py" in part for part in each.cmdline())]
         if kernels and kernels[0].num_threads() > 6:
@@ -97,18 +97,18 @@ async def context_stands(pid: int) -> None:
 
 
 async def memory_and_first_run(folder: Path, context: str) -> tuple[float, float]:
-    """(PSS of one warm sandbox in MB, milliseconds of its session's first run) with that codeContext."""
+    """PSS of one warm sandbox in MB, and milliseconds of its session's first run, with that codeContext."""
     async with gateway(folder, 1, "--code-context", context) as (client, pid):
         await until_full(client, 1)
         if context == "warm":
-            await context_stands(pid)
+            await context_ready(pid)
         memory = sum(own_pss_mb(each.pid) for each in sandbox_processes(pid))
         session = await new_session(client)
         return memory, await timed(session.code("1+1"))
 
 
 def latencies(caller: Caller, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each kind. They take turns, a row of requests each: no caches emptied by others."""
+    """Milliseconds of each kind of request. They take turns of ROW requests, so that none evicts another's caches."""
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
         TRUE: ("/api/execute", {"command": ["true"]}),
         '["python3", "-c", "1+1"]': ("/api/execute", {"command": ["python3", "-c", "1+1"]}),
@@ -127,7 +127,7 @@ def latencies(caller: Caller, rounds: int) -> dict[str, list[float]]:
 
 
 def receive(url: str, head: str, body: bytes) -> int:
-    """Bytes of an answer, read as fast as they come: what a client in Python would do with them is not the question."""
+    """Read an answer as fast as it arrives and drop it. Returns the number of bytes."""
     import socket
     from urllib.parse import urlsplit
 
@@ -143,7 +143,7 @@ def receive(url: str, head: str, body: bytes) -> int:
 
 
 async def throughput(session: Session, pid: int, megabytes: int) -> None:
-    """Print the stream's speed beside a file's."""
+    """Print the throughput of streamed output compared with that of a file."""
     (picod,) = picods(pid)
     size = megabytes * 1_000_000
     url = str(session.client.base_url)
@@ -175,28 +175,28 @@ async def throughput(session: Session, pid: int, megabytes: int) -> None:
 
 
 def resident(pid: int, field: str) -> float:
-    """MB of a field of /proc/PID/status."""
+    """A field of /proc/PID/status, such as VmRSS, in MB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def bar(excess: float) -> str:
-    """Whether a value that is so far over its bar holds it."""
+    """How a bar's result is printed; `excess` is the distance above the bar."""
     return "ok" if excess <= 0 else "MISSED"
 
 
-async def sleep_and_wake(session: Session) -> None:
-    """Print what a context's state costs."""
+async def suspend_and_resume(session: Session) -> None:
+    """Print the time to suspend a context by the size of its variables."""
     await session.code("import numpy as np\nx = np.ones(1)")
     for name, code in (("one number", "x = 1"), ("an array of 50 MB", "x = np.ones(50_000_000 // 8)")):
         await session.code(code)
         save = await timed(session.post("/api/suspend", {}))
         nothing = await timed(session.post("/api/resume", {}))
-        print(f"suspend with {name:<21} {save:8.1f} ms   (resume where nothing is to be done: {nothing:.1f} ms)")
+        print(f"suspend with {name:<21} {save:8.1f} ms   (resume with nothing to restore: {nothing:.1f} ms)")
 
 
 async def main(rounds: int, megabytes: int) -> None:
-    """Run and print."""
+    """Run all parts and print their tables."""
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as folder:
         lazy, cold_first = await memory_and_first_run(Path(folder), "lazy")
@@ -215,7 +215,7 @@ async def main(rounds: int, megabytes: int) -> None:
                 held = f"   {bar(p50 - BARS[name])}" if name in BARS else ""
                 print(f"{name:<34} {p50:8.2f} ms p50 {p95:8.2f} ms p95   {p50 / base:4.2f}{held}")
             await throughput(session, pid, megabytes)
-            await sleep_and_wake(session)
+            await suspend_and_resume(session)
 
 
 if __name__ == "__main__":

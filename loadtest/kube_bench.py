@@ -1,9 +1,9 @@
-"""The Kubernetes engine on the simulator: claims, writes per claim, wakes, and what 10,000 pods cost.
+"""The Kubernetes engine on the simulator: claims, writes per claim, wakes, and the memory of 10,000 pods.
 
     scripts/bench kube_bench [--latency 0.005] [--pods 10000]
 
-The API server is a process of its own and waits `--latency` seconds before each answer. Beside a claim stands the bare
-PATCH by kubernetes_asyncio's own CoreV1Api, in the same run: what a claim adds to the one write that it is.
+The API server runs in its own process and waits `--latency` seconds before each answer. The baseline of a claim is the
+bare PATCH by kubernetes_asyncio's own CoreV1Api, in the same run: a claim is one write.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ SERIAL = 100
 AT_ONCE = 50
 WAKES = 15
 MB = 1_000_000
-SETTLE_S = 2.5  # picod loads what a wake needs a second after its start, its code context as well
+SETTLE_S = 2.5  # picod imports what a wake needs, and starts its code context, a second after its own start
 
 
 @contextlib.contextmanager
 def simulator(folder: Path, *flags: str) -> Iterator[str]:
-    """The cluster as a process; yields its URL."""
+    """Run the simulated cluster as a process. Yields its URL."""
     argv = [sys.executable, "-m", "tests.support.kube.simulator", str(folder), *flags]
     with started(argv, env={**os.environ, "PYTHONPATH": "."}) as (_, url):
         yield url
@@ -52,7 +52,7 @@ def simulator(folder: Path, *flags: str) -> Iterator[str]:
 
 @contextlib.asynccontextmanager
 async def provider(folder: Path, *, warm: int) -> AsyncIterator[KubernetesProvider]:
-    """A provider with a full pool."""
+    """Run a provider and fill its warm pool."""
     api = await connect(folder / "kubeconfig")
     one = KubernetesProvider(api, SystemClock(), PodDefaults("wakegate/picod:0.1.0"), ["default"])
     await one.start()
@@ -65,19 +65,19 @@ async def provider(folder: Path, *, warm: int) -> AsyncIterator[KubernetesProvid
 
 
 async def full(one: KubernetesProvider, warm: int) -> None:
-    """Until the pool is."""
+    """Wait until the warm pool has `warm` ready pods."""
     while (await one.status(KEY)).ready < warm:
         await asyncio.sleep(0.02)
 
 
 def writes(url: str) -> tuple[int, int]:
-    """PATCHes and creates of pods by clients so far, and conflicts."""
+    """The number of PATCHes and creates of pods by clients so far, and of conflicts."""
     counts = httpx.get(f"{url}/simulator/counts").json()
     return counts.get("patch pods", 0) + counts.get("create pods", 0), counts["conflicts"]
 
 
 def show(what: str, times: Sequence[float], baseline: Sequence[float] | None = None) -> None:
-    """p50 and p99 in milliseconds, and the ratio to the baseline's p50."""
+    """Print p50 and p99 in milliseconds, and the ratio to the baseline's p50."""
     ordered = sorted(times)
     p50, p99 = statistics.median(ordered) * 1e3, quantile(ordered, 0.99) * 1e3
     ratio = f"   x{p50 / (statistics.median(baseline) * 1e3):.2f} of the bare PATCH" if baseline else ""
@@ -85,14 +85,14 @@ def show(what: str, times: Sequence[float], baseline: Sequence[float] | None = N
 
 
 async def timed(verb: Callable[[], Awaitable[Any]]) -> tuple[float, Any]:
-    """Seconds, and the result."""
+    """Await `verb`. Returns its duration in seconds and its result."""
     began = time.perf_counter()
     result = await verb()
     return time.perf_counter() - began, result
 
 
 async def bare_patches(folder: Path, url: str, uids: set[str]) -> list[float]:
-    """What one guarded PATCH costs with the library's own API and models."""
+    """Seconds of each guarded PATCH with the library's own API and models."""
     listed = httpx.get(f"{url}/api/v1/namespaces/default/pods").json()["items"]
     names = [pod["metadata"]["name"] for pod in listed if pod["metadata"]["uid"] in uids]
     await config.load_kube_config(config_file=str(folder / "kubeconfig"))
@@ -111,7 +111,7 @@ async def bare_patches(folder: Path, url: str, uids: set[str]) -> list[float]:
 
 
 async def claims(latency: float) -> None:
-    """One after another, 50 at once, and 25 + 25 from two gateways."""
+    """Measure claims one after another, 50 at once, and 25 + 25 from two gateways."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         with simulator(folder, "--hollow", "--latency", str(latency)) as url:
@@ -138,7 +138,7 @@ async def claims(latency: float) -> None:
 
 
 async def at_once(url: str, what: str, gateways: Sequence[KubernetesProvider]) -> None:
-    """AT_ONCE claims together."""
+    """Measure AT_ONCE claims that are made at the same time, and count their writes and conflicts."""
     before = writes(url)
     calls = [
         timed(lambda n=n: gateways[n % len(gateways)].claim(KEY, SessionId(f"{what[:3]}-{n}")))  # type: ignore[misc]
@@ -155,7 +155,7 @@ async def at_once(url: str, what: str, gateways: Sequence[KubernetesProvider]) -
 
 
 def wakes(latency: float) -> None:
-    """Through a whole gateway with real picods: asleep with a 1 MB workspace, woken onto a warm pod by a request."""
+    """Measure a gateway with real picods: hibernate a session with 1 MB, then wake it on a warm pod by a request."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         runtime = folder / "runtime.yaml"
@@ -165,11 +165,11 @@ def wakes(latency: float) -> None:
             with serve(folder / "state", *flags) as server:
                 session = server.session()
                 server.run(session, f"head -c {MB} /dev/urandom > blob")
-                sleeps, found = [], []
+                hibernations, found = [], []
                 for _ in range(WAKES):
                     began = time.perf_counter()
                     server.client.post(f"/v1/sessions/{session}/hibernate").raise_for_status()
-                    sleeps.append(time.perf_counter() - began)
+                    hibernations.append(time.perf_counter() - began)
                     _wait_warm(server.client)
                     began = time.perf_counter()
                     reply = server.run(session, "wc -c < blob")
@@ -177,12 +177,12 @@ def wakes(latency: float) -> None:
                     assert reply.json()["stdout"].strip() == str(MB)
                     if reply.headers["x-wakegate-start"] == "wake":
                         found.append(took)
-                show("hibernate, 1 MB", sleeps)
+                show("hibernate, 1 MB", hibernations)
                 show(f"wake onto a warm pod, 1 MB, with the request ({len(found)})", found)
 
 
 def _wait_warm(asks: httpx.Client) -> None:
-    """Until the pool is full and its newest pod has settled: on this machine all pods share the gateway's cores."""
+    """Wait until the pool is full and its newest pod is idle, as all pods share the gateway's cores here."""
     while asks.get("/v1/runtimes").json()["runtimes"][0]["pool"]["starting"]:
         time.sleep(0.02)
     time.sleep(SETTLE_S)
@@ -198,7 +198,7 @@ def _manifest(warm: int) -> dict[str, Any]:
 
 
 def many_pods(count: int) -> None:
-    """The resident memory of a gateway with so many pods in its cache, beside one with none."""
+    """Measure the resident memory of a gateway with `count` pods in its cache, and of one with none."""
     for pods in (0, count):
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
@@ -221,7 +221,7 @@ def many_pods(count: int) -> None:
 
 
 async def events(count: int) -> None:
-    """The time that the provider takes for one watch event, from the line to the books, with so many pods known."""
+    """Measure how long the provider takes for one watch event, from the line to the cache, with `count` pods known."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         with simulator(folder, "--hollow", "--pods", str(count), "--runtime", KEY.name):
@@ -239,7 +239,7 @@ async def events(count: int) -> None:
 
 
 def main() -> None:
-    """Run all, one after another."""
+    """Run all parts, or the one that --only names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--latency", type=float, default=0.005, help="of the API server, seconds")
     parser.add_argument("--only", choices=("claims", "wakes", "events", "memory"), help="one part of it")

@@ -1,4 +1,4 @@
-"""What the benches of sessions share: a real gateway process on this machine, and how its figures are read."""
+"""Shared by the benchmarks of sessions: a real gateway process on this machine, and requests to it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ spec: {{template: {{image: none}}, warmPoolSize: {size}}}
 class Caller:
     """One keep-alive connection that sends one request at a time and waits for it without an event loop.
 
-    For times of a few milliseconds: httpx takes one to two of its own per request, on the same cores.
+    For times of a few milliseconds: httpx itself takes one to two milliseconds per request, on the same cores.
     """
 
     def __init__(self, url: str, session: str) -> None:
@@ -37,7 +37,7 @@ class Caller:
         self._headers = {"x-session-id": session, "content-type": "application/json"}
 
     def post(self, path: str, body: Any) -> tuple[float, dict[str, Any]]:
-        """(milliseconds, answer) of a request, which must succeed."""
+        """Send a POST that must be answered with 200. Returns milliseconds and the answer."""
         data = json.dumps(body)
         began = time.perf_counter()
         self._connection.request("POST", path, data, self._headers)
@@ -51,7 +51,7 @@ class Caller:
 
 @contextlib.asynccontextmanager
 async def gateway(folder: Path, pool: int, *flags: str) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
-    """A real gateway process with the runtimes `warm` and `cold`; yields a client and its pid."""
+    """Run a gateway process with the runtimes `warm` and `cold`. Yields a client and the process's pid."""
     manifest = folder / "runtimes.yaml"
     manifest.write_text(_MANIFEST.format(name="warm", size=pool) + _MANIFEST.format(name="cold", size=0))
     argv = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--state-dir", str(folder / "state")]
@@ -76,7 +76,7 @@ async def gateway(folder: Path, pool: int, *flags: str) -> AsyncIterator[tuple[h
 
 
 async def until_full(client: httpx.AsyncClient, pool: int) -> None:
-    """Until the warm pool holds that many, and the machine is done with starting them."""
+    """Wait until the warm pool has `pool` ready sandboxes."""
     while True:
         runtimes = (await client.get("/v1/runtimes")).json()["runtimes"]
         if all(each["pool"]["ready"] >= pool for each in runtimes if each["name"] == "warm"):
@@ -85,7 +85,7 @@ async def until_full(client: httpx.AsyncClient, pool: int) -> None:
 
 
 async def create(client: httpx.AsyncClient, name: str) -> tuple[float, str, str]:
-    """(milliseconds, start kind, session id) of one create."""
+    """Create a session. Returns milliseconds, start kind and session id."""
     began = time.perf_counter()
     reply = await client.post("/v1/sessions", json={"runtime": f"default/{name}"})
     took = (time.perf_counter() - began) * 1e3

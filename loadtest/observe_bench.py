@@ -1,9 +1,9 @@
-"""What observing requests costs: the same gateway with nothing observed, an access log, and OpenTelemetry spans.
+"""The cost of observing requests: the same gateway without logs, with an access log, and with OpenTelemetry spans.
 
     scripts/bench observe_bench [--seconds 2] [--repeats 3]
 
-Processor time per request of the gateway's process, beside that of one that observes nothing, in the same run. Spans go
-to a receiver that drops them. Metrics and request ids are always on, so they are in the first line.
+Processor time per request of the gateway's process, compared with a gateway that observes nothing, in the same run.
+Spans go to a receiver that drops them. Metrics and request ids are always on, so the first line includes them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from loadtest.proxy_bench import PATH, nginx_conf
 
 
 def start(stack: contextlib.ExitStack, folder: Path, mine: int, others: int) -> dict[str, Side]:
-    """The upstream, the receiver, and a gateway for each way of observing."""
+    """Start the upstream, the receiver of spans, and a gateway for each way of observing."""
     peers = [sys.executable, "-m", "loadtest.peers", "upstream"]
     receiver = stack.enter_context(running(peers, others))
     assert receiver.stdout is not None
@@ -52,7 +52,7 @@ def start(stack: contextlib.ExitStack, folder: Path, mine: int, others: int) -> 
 
 
 def main() -> int:
-    """Run and print."""
+    """Run the load against each gateway and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--repeats", type=int, default=3)

@@ -1,9 +1,9 @@
-"""Baselines that need nothing but pip: two streaming proxies as people write them, and a static upstream.
+"""Baselines that need nothing but pip: two streaming proxies as they are commonly written, and a static upstream.
 
     .venv/bin/python -m loadtest.peers starlette|aiohttp HOST:PORT      a proxy before that upstream
     .venv/bin/python -m loadtest.peers upstream                          answers every request with the same small JSON
 
-Each prints its port. The proxies are honest: keep-alive pools as large as the load, streams both ways, no access log.
+Each prints its port. The comparison is fair: keep-alive pools as large as the load, streaming both ways, no access log.
 """
 
 from __future__ import annotations
@@ -95,15 +95,15 @@ class Static(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ready."""
+        """asyncio: keep the transport."""
         self._transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
-        """Some of a request."""
+        """asyncio: parse a piece of a request."""
         self._parser.feed_data(data)
 
     def on_message_complete(self) -> None:
-        """A request is here."""
+        """httptools: a request is complete; answer it."""
         assert self._transport is not None
         self._transport.write(_WHOLE)
 
@@ -115,7 +115,7 @@ async def serve_static(listener: socket.socket) -> None:
 
 
 def main() -> None:
-    """Parse, print the port, serve."""
+    """Print the port and serve until the process ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("starlette", "aiohttp", "upstream"))
     parser.add_argument("upstream", nargs="?", default="")

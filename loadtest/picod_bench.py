@@ -1,9 +1,9 @@
-"""What picod's own parts cost beside what a dependency or the standard library would: the figures of ADRs 8 and 10.
+"""The cost of picod's own parts compared with a dependency or the standard library: the figures of ADRs 8 and 10.
 
     scripts/bench picod_bench [--repeats 7] [--requests 3000]
 
-Server: picod.http.server and uvicorn (httptools, asyncio's loop, no logs), each alone in a process of its own with the
-same ASGI app on a unix socket. Tar: the headers of picod.archive.tar_members beside those of tarfile.
+Server: picod.http.server and uvicorn (httptools, asyncio's loop, no logs), each in its own process with the same ASGI
+app on a unix socket. Tar: the headers of picod.archive.tar_members and those of tarfile.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _REQUEST = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
 _BODY = b'{"status":"ok"}'
 _MEMBERS = 20_000
 
-# Each program is told the descriptor of a listening socket. picod leaves out ssl, as its __main__ does.
+# Each program gets the descriptor of a listening socket. picod runs without ssl, as its __main__ does.
 _APP = f"""
 import os, socket, sys
 async def app(scope, receive, send):
@@ -69,7 +69,7 @@ uvicorn.Server(config).run(sockets=[listener])
 
 
 def measure_server(program: str, requests: int) -> tuple[float, float, float, float]:
-    """Milliseconds from the start to the first answer, MiB of private memory, and us: median and mean of a request."""
+    """Milliseconds from start to first answer, MiB of private memory, median and mean microseconds of a request."""
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
         path = os.path.join(folder, "socket")
         listener.bind(path)
@@ -114,7 +114,7 @@ def _private_mib(pid: int) -> float:
 
 
 def write_members() -> bytes:
-    """An archive of empty files, with times to the nanosecond, by picod's code."""
+    """An archive of empty files, with times to the nanosecond, written by picod."""
     return b"".join(encode(_member(number)) for number in range(_MEMBERS)) + END
 
 
@@ -123,7 +123,7 @@ def _member(number: int) -> Member:
 
 
 def write_tarfile() -> bytes:
-    """The same by tarfile. Times are floats there: they come back up to 128 ns wrong."""
+    """The same archive written by tarfile. Its times are floats: they are up to 128 ns wrong when read back."""
     out = []
     for number in range(_MEMBERS):
         info = tarfile.TarInfo(f"folder/file-{number}")
@@ -133,7 +133,7 @@ def write_tarfile() -> bytes:
 
 
 def read_members(archive: bytes) -> int:
-    """How many members an archive has, each parsed by picod's code."""
+    """The number of members in an archive, each parsed by picod."""
     source = Source(io.BytesIO(archive).readinto)
     records: dict[bytes, bytes] = {}
     count = 0
@@ -149,13 +149,13 @@ def read_members(archive: bytes) -> int:
 
 
 def read_tarfile(archive: bytes) -> int:
-    """The same by tarfile's stream mode, which keeps each member that it has read."""
+    """The same by tarfile in stream mode, which keeps every member in memory."""
     with tarfile.open(fileobj=io.BytesIO(archive), mode="r|") as tar:
         return sum(1 for _ in tar)
 
 
 def _time_of(work: Any, repeats: int, *arguments: Any) -> float:
-    """Microseconds a member, the best of several runs."""
+    """Microseconds per member, the best of several runs."""
     best = float("inf")
     for _ in range(repeats):
         begin = time.perf_counter()
@@ -165,13 +165,13 @@ def _time_of(work: Any, repeats: int, *arguments: Any) -> float:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Measure the servers and the archives, and print a table of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--requests", type=int, default=3000)
     options = parser.parse_args()
     rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in _SERVERS}
-    for _ in range(options.repeats):  # in turn, so that other work on the machine meets both
+    for _ in range(options.repeats):  # in turns, so that other work on the machine affects both
         for name, program in _SERVERS.items():
             rows[name].append(measure_server(program, options.requests))
     print(f"{'server':10} {'start ms':>9} {'private MiB':>12} {'p50 us':>8} {'mean us':>8}")

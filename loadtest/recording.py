@@ -1,6 +1,6 @@
-"""What was seen of a gateway while a trace was played on it: claims, pool, starts. Written as JSON, read back.
+"""A record of a gateway while a trace was replayed on it: claims, pool, starts. Saved and loaded as JSON.
 
-Times are seconds since the first arrival could have come; leads and waits are seconds.
+Times are seconds since the beginning of the replayed part of the trace; lead times and waits are seconds.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ class Recording:
     """Everything recorded in one run."""
 
     name: str  # of the trace
-    compress: float  # how many times as fast as it was
-    arrivals: list[float]  # when requests were meant to be sent
+    compress: float  # how many times as fast as the original
+    arrivals: list[float]  # when requests were due
     seconds: float  # length of the run
-    warm_up: float  # of it, the part that is not compared
+    warm_up: float  # the part at the beginning that is not compared
     tick: float  # of the gateway's autoscaler
     mode: str  # fixed | predictive
     size: int  # warmPoolSize
     max: int
     miss_rate: float  # targetMissRate
-    joins: bool  # a miss takes the next sandbox that gets ready
+    joins: bool  # a miss gets the next sandbox that becomes ready
     claims: list[tuple[float, str, float, float]] = field(default_factory=list)  # (sent, start kind, wait, answered in)
     pool: list[tuple[float, int, int, int, float, float]] = field(
         default_factory=list
     )  # (time, target, ready, starting, p50 and p90 of lead times or 0)
-    starts: list[tuple[float, float, bool]] = field(default_factory=list)  # (ordered, lead, somebody wanted it)
+    starts: list[tuple[float, float, bool]] = field(default_factory=list)  # (ordered, lead time, a claim was waiting)
     orders: list[tuple[float, int, str]] = field(default_factory=list)  # (time, target, why)
     errors: dict[str, int] = field(default_factory=dict)
 
     def failed(self, error: str) -> None:
-        """A request had no good answer."""
+        """Count a request that failed, by its error."""
         self.errors = dict(Counter(self.errors) + Counter([error]))
 
     def read_log(self, lines: Iterable[str], runtime: str, began: float) -> None:
-        """Take starts and orders from a gateway's log in JSON. `began`: epoch seconds of time 0."""
+        """Read starts and orders from a gateway's JSON log. `began`: epoch seconds of time 0."""
         for line in lines:
             if not line.startswith("{"):
                 continue
@@ -60,7 +60,7 @@ class Recording:
         self.starts.sort()
 
     def save(self, path: Path) -> None:
-        """Write it."""
+        """Write the recording to a JSON file."""
         path.write_text(json.dumps(asdict(self)))
 
     @classmethod

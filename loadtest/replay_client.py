@@ -1,13 +1,13 @@
-"""An open-loop client: makes sessions on a gateway at the times of traces, and compares with the laboratory.
+"""An open-loop client: creates sessions on a gateway at the times of traces, and compares with the laboratory.
 
-    scripts/bench replay_client                                 # a gateway with real sandboxes, started for it
-    scripts/bench replay_client twitter,predictive elb,fixed    # of all runs, these
+    scripts/bench replay_client                                 # all runs, each on a new gateway with real sandboxes
+    scripts/bench replay_client twitter,predictive elb,fixed    # these runs
     scripts/bench replay_client --recorded build/agree/*.json   # compare again, without running
 
-Each arrival is a request without a session header, so a new session; the answer's `x-wakegate-start` says whether it
-found a warm sandbox. The session is deleted at once. Meanwhile target and ready sandboxes are read from
-`GET /v1/runtimes`, and starts and orders from the gateway's log. What is then compared with what, and how, is in
-replay_compare.py. Open loop: a request is sent at its time whether or not earlier ones were answered.
+Each arrival is a request without a session header, so it creates a session; the answer's `x-wakegate-start` says
+whether a warm sandbox was ready. The session is deleted at once. Meanwhile target and ready sandboxes are read from
+`GET /v1/runtimes`, and afterwards starts and orders from the gateway's log. replay_compare.py compares the two. Open
+loop: a request is sent at its time whether or not earlier ones were answered.
 """
 
 from __future__ import annotations
@@ -45,16 +45,17 @@ spec:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a trace that is played, and the pool for it. Compressed so that nearly one claim comes in a second: a
-    start costs a fifth of a second of CPU and takes half a second here, and starts that contend for two cores would
-    make the runs a test of the machine.
+    """A part of a trace that is replayed, and the pool for it.
+
+    It is compressed to nearly one claim a second: a start uses a fifth of a second of CPU and takes half a second here,
+    and starts that compete for two cores would make the runs a test of the machine.
     """
 
     trace: str
     compress: float
     skip: float  # seconds of the compressed trace
     size: int  # of the fixed pool
-    miss_rate: float = 0.2  # misses enough to count
+    miss_rate: float = 0.2  # high enough for a count of misses that chance does not dominate
 
 
 PARTS = {
@@ -65,7 +66,7 @@ RUNS = tuple(f"{part},{mode}" for part in PARTS for mode in ("fixed", "predictiv
 
 
 async def claim(client: httpx.AsyncClient, path: str, began: float, recording: Recording) -> None:
-    """One new session, ended at once."""
+    """Create one session, record its claim, and end it at once."""
     at = time.monotonic()
     try:
         answer = await client.get(path)
@@ -85,10 +86,10 @@ async def claim(client: httpx.AsyncClient, path: str, began: float, recording: R
 
 
 async def watch(client: httpx.AsyncClient, began: float, recording: Recording, every: float) -> None:
-    """Write down the runtime's pool until cancelled."""
+    """Record the runtime's pool until cancelled."""
     while True:
-        # From the provider itself: what the autoscaler shows of a pool is of its last look, and it looks at claims, so
-        # just when a sandbox is missing (that read as half the idle).
+        # From the provider itself. The autoscaler's metrics are of its last tick, which a claim often triggers, so just
+        # when a sandbox has been taken: they showed half of the idle time.
         answer = await client.get("/v1/runtimes")
         now = time.monotonic() - began
         for each in answer.json()["runtimes"]:
@@ -101,7 +102,7 @@ async def watch(client: httpx.AsyncClient, began: float, recording: Recording, e
 
 @contextlib.contextmanager
 def gateway(recording: Recording, log: Path) -> Iterator[str]:
-    """The URL of a gateway of our own with real local sandboxes, which ends with the block."""
+    """Run a gateway with real local sandboxes for the length of a block. Yields its URL."""
     with tempfile.TemporaryDirectory() as folder:
         manifest = Path(folder) / "runtime.yaml"
         manifest.write_text(
@@ -117,7 +118,7 @@ def gateway(recording: Recording, log: Path) -> Iterator[str]:
 
 
 def planned(run: str, args: argparse.Namespace) -> Recording:
-    """A run that has not been made yet. Raises BadRequestError."""
+    """The recording of a run before it begins. Raises BadRequestError for a name that does not exist."""
     name, _, mode = run.partition(",")
     part = PARTS.get(name)
     if part is None or mode not in ("fixed", "predictive"):
@@ -141,7 +142,7 @@ def planned(run: str, args: argparse.Namespace) -> Recording:
 
 
 async def play(recording: Recording, url: str) -> float:
-    """Play the arrivals. Returns when time 0 was, epoch seconds."""
+    """Replay the arrivals on a gateway. Returns the epoch seconds of time 0."""
     namespace, name = _RUNTIME.split("/")
     path = f"/v1/namespaces/{namespace}/code-interpreters/{name}/invocations/health"
     limits = httpx.Limits(max_connections=None)
@@ -163,7 +164,7 @@ async def play(recording: Recording, url: str) -> float:
 
 
 def record(run: str, args: argparse.Namespace) -> Recording:
-    """Make a run; it is kept in the folder `--out` too."""
+    """Make a run, and save its recording in the folder `--out`."""
     recording = planned(run, args)
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / f"{run.replace(',', '-')}.log"
@@ -176,7 +177,7 @@ def record(run: str, args: argparse.Namespace) -> Recording:
 
 
 def main() -> int:
-    """Exit status 0, 1 when laboratory and gateway differ or requests failed, 2 when the input is wrong."""
+    """Returns the exit status: 1 if laboratory and gateway differ or requests failed, 2 if the input is not valid."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", default=RUNS, metavar="PART,MODE", help=f"default: {' '.join(RUNS)}")
     parser.add_argument(

@@ -1,14 +1,14 @@
-"""Lays a recorded run of a gateway beside the laboratory's account of the same claims.
+"""Compares a recorded run of a gateway with the laboratory's results for the same claims.
 
-Three accounts are given of the claims at the times when they really were sent:
+There are three results for the claims at the times when they really were sent:
 
 * **measured**: the gateway and its sandboxes;
-* **same targets**: the laboratory's pool under the targets that the gateway had ordered, so that only the pool differs;
-* **laboratory**: the loop in virtual time (replay/live.py), which is told the claims and how long starts took.
+* **same targets**: the laboratory's pool with the targets that the gateway ordered, so that only the pool differs;
+* **laboratory**: the loop in virtual time (replay/live.py), which gets the claims and the lead times.
 
-The words mean the same in all of them. A *miss* is a claim that finds no sandbox ready (`x-wakegate-start: cold`).
-*Idle* are sandbox-seconds of ready sandboxes, and of starts that nobody wanted when they were ready. *Orders* are
-starts. *Wait* is the time from the claim to its sandbox (`claim` in Server-Timing), the mean over all claims, hits too.
+Terms: a *miss* is a claim that finds no ready sandbox (`x-wakegate-start: cold`). *Idle* are the sandbox-seconds of
+ready sandboxes, and of starts for which no claim was waiting in the end. *Orders* are starts. *Wait* is the mean time
+from a claim to its sandbox (`claim` in Server-Timing) over all claims, including hits.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from gateway.core.model import PoolMode, PoolSpec
 from loadtest.recording import Recording
 
 TOLERANCE = 0.2
-_TRAVEL = 0.03  # seconds, at most, from the client's sending a request to the gateway's claim for it
+_MAX_TRAVEL_S = 0.03  # from the client's sending a request to the gateway's claim for it
 _MISSES = ("cold", "wake-cold")
 _NAMES = ("misses", "idle, sandbox-seconds", "orders", "mean wait, ms")
 
 
 @dataclass(frozen=True)
 class Account:
-    """Totals of the part that is compared."""
+    """The totals of a run, without its warm-up."""
 
     misses: float
     idle: float  # sandbox-seconds
@@ -43,11 +43,11 @@ class Account:
 
 
 def measured(run: Recording) -> Account:
-    """What the gateway did."""
+    """The totals of what the gateway did."""
     claims = [each for each in run.claims if each[0] >= run.warm_up]
     times = np.array([each[0] for each in run.pool] + [run.seconds])
     ready = np.array([each[2] for each in run.pool], dtype=np.float64)
-    held = np.diff(np.clip(times, run.warm_up, run.seconds))  # each look stands until the next
+    held = np.diff(np.clip(times, run.warm_up, run.seconds))  # each sample is valid until the next one
     unwanted = sum(lead for ordered, lead, wanted in run.starts if not wanted and run.warm_up < ordered + lead)
     return Account(
         sum(start in _MISSES for _, start, _, _ in claims),
@@ -67,12 +67,12 @@ def _account(outcome: Outcome) -> Account:
 
 
 def leads_of(run: Recording) -> RecordedLeads:
-    """How long the starts of the run took."""
+    """The lead times of the run's starts."""
     return RecordedLeads(np.array([each[0] for each in run.starts]), np.array([each[1] for each in run.starts]))
 
 
 def simulated(run: Recording, targets: Targets | Control, late: Floats | float = 0.0) -> Account:
-    """The laboratory's pool on the claims as they were sent, or `late` by so many seconds, with leads as they were."""
+    """The totals of the laboratory's pool for the claims, each `late` by so many seconds, with the run's lead times."""
     leads = leads_of(run)
     sent: Floats = np.sort(np.array([each[0] for each in run.claims]) + late)
     lead = leads.median(run.warm_up)
@@ -82,34 +82,37 @@ def simulated(run: Recording, targets: Targets | Control, late: Floats | float =
 
 
 def ordered_targets(run: Recording) -> Targets:
-    """What the gateway told its pool; before the first order it had its starting size."""
+    """The targets that the gateway ordered; before the first one the pool has its initial size."""
     times, levels = [-60.0, *(at for at, _, _ in run.orders)], [run.size, *(target for _, target, _ in run.orders)]
     return Targets(np.array(times), np.array(levels, dtype=np.float64))
 
 
 def loop(run: Recording, phase: float = 0.0) -> LiveLoop:
-    """The laboratory's gateway. `phase`: of its looks, as a part of a tick."""
+    """The laboratory's gateway. `phase`: the offset of its ticks, as a fraction of a tick."""
     spec = PoolSpec(size=run.size, min=0, max=run.max, target_miss_rate=run.miss_rate, mode=PoolMode(run.mode))
     settings = AutoscalerSettings(tick=run.tick, joins=run.joins)
     return LiveLoop(spec, settings, None, begins=-(0.5 + phase) * run.tick - 0.3)
 
 
 def laboratory(run: Recording, times: int = 40) -> tuple[Account, Account, Account]:
-    """(mean, least, most) of what the laboratory finds when looks and claims come some milliseconds sooner or later.
+    """Mean, least and most of the laboratory's totals, with ticks and claims some milliseconds earlier or later.
 
-    Which rule a pool follows is chosen once a minute among rules that did about equally well so far, so it can hang on
-    which of two claims a look came between, and nobody knows when the gateway looked. A run is one draw of many, and
-    so would a single replay be.
+    A pool's rule is chosen once a minute among rules that did about equally well so far, so it can depend on whether a
+    tick came before or after a claim, and the gateway's exact ticks are unknown. A run is one sample of many, as a
+    single replay would be.
     """
     rng = np.random.default_rng(1)
     found = np.array(
-        [astuple(simulated(run, loop(run, i / times), rng.random(len(run.claims)) * _TRAVEL)) for i in range(times)]
+        [
+            astuple(simulated(run, loop(run, i / times), rng.random(len(run.claims)) * _MAX_TRAVEL_S))
+            for i in range(times)
+        ]
     )
     return Account(*found.mean(axis=0)), Account(*found.min(axis=0)), Account(*found.max(axis=0))
 
 
 def report(run: Recording) -> bool:
-    """Print the accounts; whether laboratory and gateway agree and no request failed."""
+    """Print the totals. Returns whether laboratory and gateway agree and no request failed."""
     seen, same = measured(run), simulated(run, ordered_targets(run))
     lab, least, most = laboratory(run)
     leads = [lead for ordered, lead, _ in run.starts if ordered >= run.warm_up]
@@ -122,7 +125,7 @@ def report(run: Recording) -> bool:
     errors = ", ".join(f"{n} x {error}" for error, n in run.errors.items()) or "none"
     print(f"{claims} claims in {run.seconds - run.warm_up:g} s after {run.warm_up:g} s of warm-up; errors: {errors}")
     print(f"lead times of {len(leads)} starts, s: p50 {p50:.2f}, p90 {p90:.2f}, p99 {p99:.2f}")
-    print(f"misses: {rate:.1%}; by chance alone {seen.misses:.0f} may be {off:.0f} off (95 %)")
+    print(f"misses: {rate:.1%}; {seen.misses:.0f} may differ by {off:.0f} by chance (95 %)")
     print(f"{'':24}{'measured':>9}{'same targets':>14}{'laboratory':>12}{'least..most':>15}{'ratio':>7}  within 20 %")
     agree = True
     for name, field in zip(

@@ -1,4 +1,4 @@
-"""The report of `scripts/loadtest`: Markdown, JSON and plots, and ratios to what was last accepted."""
+"""The report of `scripts/loadtest`: Markdown, JSON and plots, and ratios to the last accepted run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BASELINE = Path(__file__).with_name("baseline.json")
 
 
 def machine() -> str:
-    """What it ran on, in a line."""
+    """The machine's cores, memory and Python version in one line."""
     model = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.machine(),
@@ -23,7 +23,7 @@ def machine() -> str:
 
 
 def figures(results: dict[str, Any]) -> dict[str, float]:
-    """The figures that are compared with the last accepted ones, by name. Of times and ratios only: they carry over."""
+    """The figures that are compared with the last accepted run, by name: times and ratios only."""
     found: dict[str, float] = {}
     for name, result in results["scenarios"].items():
         for kind, times in result.get("kinds", {}).items():
@@ -36,7 +36,7 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
-    """report.md, results.json and the plots that this environment can draw."""
+    """Write report.md, results.json and, if matplotlib is installed, the plots."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     plots = draw(results, folder)
@@ -44,13 +44,13 @@ def write(results: dict[str, Any], folder: Path) -> None:
 
 
 def accept(results: dict[str, Any]) -> None:
-    """Later runs are compared with this one."""
+    """Save the figures of this run, with which later runs are compared."""
     document = {"machine": results["machine"], "load": results["load"], "figures": figures(results)}
     BASELINE.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def markdown(results: dict[str, Any], plots: list[str]) -> str:
-    """The report as Markdown."""
+    """The whole report as Markdown, with links to the plots."""
     bars = [bar for result in results["scenarios"].values() for bar in result["bars"]]
     missed = [bar for bar in bars if not bar["held"]]
     lines = [
@@ -93,7 +93,7 @@ def _options(result: dict[str, Any]) -> str:
 
 
 def against_baseline(results: dict[str, Any]) -> list[str]:
-    """A table of ratios to the last accepted figures; more than 1 is slower for times."""
+    """A table of ratios to the last accepted figures; for times, more than 1 is slower."""
     if not BASELINE.exists():
         return []
     accepted = json.loads(BASELINE.read_text())
@@ -105,7 +105,7 @@ def against_baseline(results: dict[str, Any]) -> list[str]:
     ]
     head = f"Accepted on {accepted['machine']}, load average {accepted['load'][0]:.1f} to {accepted['load'][1]:.1f}."
     return [
-        "## Beside the last accepted run",
+        "## Compared with the last accepted run",
         "",
         head,
         "",
@@ -117,7 +117,7 @@ def against_baseline(results: dict[str, Any]) -> list[str]:
 
 
 def draw(results: dict[str, Any], folder: Path) -> list[str]:
-    """The plots, by file name; none without matplotlib (the extra `plots`)."""
+    """Draw the plots and return their file names; none without matplotlib (the extra `plots`)."""
     try:
         import matplotlib as mpl
 
@@ -136,7 +136,7 @@ def draw(results: dict[str, Any], folder: Path) -> list[str]:
 
 
 def _latency(results: dict[str, Any], figure: Any) -> bool:
-    """Percentiles by start kind, one group of bars per scenario and kind."""
+    """Percentiles, one group of bars for each scenario and start kind."""
     rows = [
         (f"{name}\n{kind}", times)
         for name, result in results["scenarios"].items()
@@ -157,7 +157,7 @@ def _latency(results: dict[str, Any], figure: Any) -> bool:
 
 
 def _throughput(results: dict[str, Any], figure: Any) -> bool:
-    """Requests a second against connections, closed loop, one line per side."""
+    """Requests per second by connections in the closed loop, one line for each side."""
     rows = [row for row in results["scenarios"].get("compare", {}).get("rows", ()) if not row["arrivals"]]
     if not rows:
         return False
@@ -178,7 +178,7 @@ def _throughput(results: dict[str, Any], figure: Any) -> bool:
 
 
 def _pool(results: dict[str, Any], figure: Any) -> bool:
-    """The warm pool and what the forecast asked for, in every scenario that sampled it."""
+    """The warm pool and the forecast over time, for every scenario that sampled them."""
     shown = {name: result["samples"] for name, result in results["scenarios"].items() if result.get("samples")}
     shown = {name: shown[name] for name in ("sessions", "spike", "wake_storm", "soak") if name in shown}
     if not shown:

@@ -1,11 +1,11 @@
-"""`scripts/loadtest [SCENARIO ...|all]`: starts what it needs, runs, stops it, and writes report/.
+"""`scripts/loadtest [SCENARIO ...|all]`: runs load tests, each on its own gateway, and writes report/.
 
-    scripts/loadtest --quick                                 every scenario for seconds
-    scripts/loadtest spike soak                              these
-    scripts/loadtest --url http://127.0.0.1:8080 [spike]     against a gateway that already runs (smoke by default)
+    scripts/loadtest --quick                                 every scenario for a few seconds
+    scripts/loadtest spike soak                              these scenarios
+    scripts/loadtest --url http://127.0.0.1:8080 [spike]     against a running gateway (smoke by default)
 
 Scenarios: those of loadtest/scenarios.py (k6 against a gateway with real sandboxes), and compare, bulk, idle (the data
-path alone). `--quick` runs each for seconds; `--accept` makes this run the one that later ones are compared with.
+path only). `--quick` runs each for a few seconds; `--accept` saves the figures with which later runs are compared.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import Any
 
 from loadtest import report, scenarios
 
-_LONGEST_S = 900.0  # a script that takes longer hangs; compare takes about 5 minutes
+_TIMEOUT_S = 900.0  # compare, the longest, takes about 5 minutes
 
 TOOLS: dict[str, tuple[str, list[str], list[str]]] = {
-    "compare": ("the data path beside its peers", [], ["--seconds", "1", "--repeats", "1", "--rates", "500"]),
+    "compare": ("the data path and other proxies", [], ["--seconds", "1", "--repeats", "1", "--rates", "500"]),
     "bulk": ("1 GB down and up", [], ["--megabytes", "64", "--repeats", "1"]),
     "idle": ("connections that do nothing, and a scrape", [],
              ["--clients", "300", "--sockets", "50", "--sessions", "300"]),
@@ -32,19 +32,19 @@ TOOLS: dict[str, tuple[str, list[str], list[str]]] = {
 
 
 def run_tool(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
-    """One of the scripts that measure the data path alone."""
+    """Run one of the scripts that measure the data path only. Raises SystemExit if it writes no figures."""
     about, full, short = TOOLS[name]
     folder.mkdir(parents=True, exist_ok=True)
     out = folder / "figures.json"
     argv = [sys.executable, "-m", f"loadtest.{name}", "--json", str(out), *(short if quick else full)]
-    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, timeout=_LONGEST_S)
+    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, timeout=_TIMEOUT_S)
     if not out.exists():
         raise SystemExit(f"{name} failed with status {done.returncode}:\n{done.stdout}")
     return {"name": name, "about": about, "output": done.stdout, **json.loads(out.read_text())}
 
 
 def attempt(name: str, folder: Path, *, quick: bool, url: str | None = None) -> dict[str, Any]:
-    """One scenario; what keeps it from running at all is a missed bar with the reason, and the others still run."""
+    """Run one scenario. One that fails to run becomes a missed bar with the reason, so that the others still run."""
     about = TOOLS[name][0] if name in TOOLS else scenarios.SCENARIOS[name].about
     try:
         if url is not None:
@@ -59,17 +59,17 @@ def attempt(name: str, folder: Path, *, quick: bool, url: str | None = None) -> 
 
 
 def main() -> int:
-    """Run the scenarios that were named; status 1 when a bar was missed."""
+    """Run the named scenarios. Returns the exit status, 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [*TOOLS, *scenarios.SCENARIOS]
     parser.add_argument("scenario", nargs="*", metavar="SCENARIO", help=f"all, {', '.join(names)}")
     parser.add_argument(
         "--url",
         type=lambda text: text.rstrip("/"),
-        help="of a gateway that already runs; without it one is started for each scenario. "
+        help="of a running gateway; without it one is started for each scenario. "
         "RUNTIME=NAMESPACE/NAME in the environment names another runtime than default/my-interpreter",
     )
-    parser.add_argument("--quick", action="store_true", help="seconds each: does it work at all")
+    parser.add_argument("--quick", action="store_true", help="a few seconds for each scenario")
     parser.add_argument("--accept", action="store_true", help="write loadtest/baseline.json")
     parser.add_argument("--out", type=Path, default=Path("report"))
     args = parser.parse_args()
@@ -78,9 +78,11 @@ def main() -> int:
         parser.error(f"unknown scenario {unknown[0]!r}; expected all, {', '.join(names)}")
     if args.url is not None:
         if args.accept:
-            parser.error("--accept is for the machine's own runs; it does not go with --url")
+            parser.error(
+                "--accept cannot be combined with --url: the figures of a remote gateway are not of this machine"
+            )
         if alone := [name for name in args.scenario if name in TOOLS]:
-            parser.error(f"{alone[0]} measures a gateway that it starts itself; it does not go with --url")
+            parser.error(f"{alone[0]} measures a gateway that it starts itself; it cannot be combined with --url")
         names = list(scenarios.SCENARIOS)
         scenarios.check_gateway(args.url)
     scenario = args.scenario or (["all"] if args.url is None else ["smoke"])
@@ -94,7 +96,7 @@ def main() -> int:
                 held = "held" if bar["held"] else "MISSED"
                 print(f"  {held:<6} {bar['text']}: {bar['figure']:.2f} (bar {bar['bound']})", flush=True)
             results["load"][1] = os.getloadavg()[0]
-            report.write(results, args.out)  # after each, so that a run that is broken off has its report
+            report.write(results, args.out)  # after each scenario, so that an interrupted run has a report
     if args.accept:
         report.accept(results)
     print(f"wrote {args.out / 'report.md'}")

@@ -1,9 +1,9 @@
-"""How fast a local sandbox starts and is claimed, and how much memory a warm one takes.
+"""How fast a local sandbox starts and is claimed, and how much memory a warm one uses.
 
     scripts/bench sandbox_bench [--starts 20] [--warm 10]
 
-Prints a table beside the bars we hold ourselves to. Memory is PSS (each shared page divided by the number of processes
-that share it) summed over all processes of a sandbox, bwrap's two included.
+Prints a table with the bars. Memory is PSS (each shared page divided by the number of processes that share it), summed
+over all processes of a sandbox, including the two of bwrap.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COLD_BAR, PSS_BAR, CLAIM_BAR = 400.0, 45.0, 5.0  # ms, MB, ms
 
 
 async def full(provider: LocalProvider) -> None:
-    """Wait until the pool is as large as it should be."""
+    """Wait until the pool has reached its target. Raises SystemExit if a sandbox fails to start."""
     while (status := await provider.status(KEY)).ready < status.target:
         if status.last_error:
             raise SystemExit(status.last_error)
@@ -38,7 +38,7 @@ async def full(provider: LocalProvider) -> None:
 
 
 async def main(starts: int, warm: int) -> None:
-    """Measure and print."""
+    """Measure cold and warm claims and the memory of warm sandboxes, and print the table."""
     with tempfile.TemporaryDirectory(prefix="wakegate-bench-") as folder:
         keys = KeyRing(Path(folder, "keys"), "EdDSA")
         keys.open()

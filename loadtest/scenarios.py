@@ -1,6 +1,6 @@
-"""The scenarios of `scripts/loadtest`: a gateway of its own for each, the load, and what was seen meanwhile.
+"""The scenarios of `scripts/loadtest`: each has its own gateway, its load, and samples of the gateway meanwhile.
 
-`run` starts that gateway; `run_against` sends the same load to one that runs already.
+`run` starts that gateway; `run_against` sends the same load to a running one.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from loadtest.processes import family, own_pss_mb, require_programs, started, url_in
 
 K6 = Path(__file__).parent / "k6"
-_SETTLE_S = 15.0  # for sandboxes to go and records to be forgotten after a soak
-_LONGEST_S = 1200.0  # a script that takes longer hangs; the soak has 10 minutes
+_SETTLE_S = 15.0  # until sandboxes have ended and records have expired after a soak
+_TIMEOUT_S = 1200.0  # the soak, the longest, takes 10 minutes
 _MANIFEST = """
 apiVersion: runtime.agentcube.volcano.sh/v1alpha1
 kind: CodeInterpreter
@@ -38,21 +38,21 @@ spec:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A k6 script with what it is given, for a full and for a quick run; `pool` is (min, start size, max)."""
+    """A k6 script with its variables for a full and for a quick run; `pool` is (min, initial size, max)."""
 
     script: str
     about: str
     pool: tuple[int, int, int]
     full: dict[str, str] = field(default_factory=dict)
     quick: dict[str, str] = field(default_factory=dict)
-    leaks: bool = False  # compare the gateway before and after
-    static: bool = False  # no sandboxes: every session's is the static upstream of loadtest/peers.py
+    leaks: bool = False  # compare the gateway's resources before and after
+    static: bool = False  # no sandboxes: every session uses the static upstream of loadtest/peers.py
 
 
 SCENARIOS = {
     each.script: each
     for each in (
-        Scenario("smoke", "once through everything", (1, 2, 5)),
+        Scenario("smoke", "each operation once", (1, 2, 5)),
         Scenario("sessions", "a session per user", (2, 5, 20), {"VUS": "10", "DURATION": "40s"},
                  {"VUS": "3", "RAMP": "2s", "DURATION": "5s"}),
         Scenario("tools", "steady tool calls", (1, 10, 12), {"RATE": "20"}, {"RATE": "5", "DURATION": "5s"}),
@@ -79,7 +79,7 @@ class Gateway:
     state: Path
 
     def metrics(self) -> dict[str, float]:
-        """Samples by `name{label="value",...}`; pools and forecasts are summed over runtimes."""
+        """The gateway's metrics by name, summed over all labels."""
         found: dict[str, float] = {}
         for each in text_string_to_metric_families(_get(f"{self.url}/metrics")):
             for sample in each.samples:
@@ -87,7 +87,7 @@ class Gateway:
         return found
 
     def holdings(self) -> dict[str, float]:
-        """What a leak would show in: memory, descriptors, processes, session records, files in the state folder."""
+        """Resources that a leak would increase: memory, descriptors, processes, session records, files of state."""
         records = sum(1 for _ in self._records())
         files = sum(len(names) for _, _, names in os.walk(self.state))
         descriptors = len(os.listdir(f"/proc/{self.pid}/fd"))
@@ -116,7 +116,7 @@ def _get(url: str) -> str:
 
 @contextlib.contextmanager
 def gateway(folder: Path, pool: tuple[int, int, int]) -> Iterator[Gateway]:
-    """Start one, wait until its pool is full, end it with the block."""
+    """Run a gateway for the length of a block, after its pool is full."""
     folder.mkdir(parents=True, exist_ok=True)
     manifest = folder / "runtime.yaml"
     manifest.write_text(_MANIFEST.format(low=pool[0], pool=pool[1], most=pool[2]))
@@ -139,7 +139,7 @@ def gateway(folder: Path, pool: tuple[int, int, int]) -> Iterator[Gateway]:
 
 @contextlib.contextmanager
 def static_gateway(folder: Path) -> Iterator[Gateway]:
-    """A gateway whose sandboxes are one static upstream, so that the load meets the gateway and nothing else."""
+    """Run a gateway whose sandboxes are one static upstream, so that the load measures the gateway only."""
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack, open(folder / "gateway.log", "w") as log:
         _, port = stack.enter_context(started([sys.executable, "-m", "loadtest.peers", "upstream"], stderr=log))
@@ -149,7 +149,7 @@ def static_gateway(folder: Path) -> Iterator[Gateway]:
 
 
 def until_full(one: Gateway, size: int) -> None:
-    """Wait until so many warm sandboxes are ready."""
+    """Wait until `size` warm sandboxes are ready. Raises SystemExit after 120 s."""
     deadline = time.monotonic() + 120
     while one.metrics().get("wakegate_pool_ready", 0) < size:
         if time.monotonic() > deadline:
@@ -159,9 +159,9 @@ def until_full(one: Gateway, size: int) -> None:
 
 @contextlib.contextmanager
 def watching(one: Gateway, every: float) -> Iterator[list[dict[str, float]]]:
-    """Samples of the gateway within the block: seconds since its begin, pool, requests, memory.
+    """Sample the gateway during a block: seconds since its beginning, pool, requests, memory.
 
-    None come from a gateway whose /metrics cannot be read.
+    There are no samples of a gateway whose /metrics cannot be read.
     """
     samples: list[dict[str, float]] = []
     ended = threading.Event()
@@ -192,7 +192,7 @@ def watching(one: Gateway, every: float) -> Iterator[list[dict[str, float]]]:
 
 
 def run_k6(script: str, url: str, environment: dict[str, str], summary: Path) -> tuple[int, str]:
-    """One script against one gateway. Returns k6's exit status (99: a threshold was crossed) and what it printed."""
+    """Run one script against one gateway. Returns k6's exit status (99: a threshold was crossed) and its output."""
     (k6,) = require_programs("k6")
     argv = [k6, "run", "--quiet", "--no-usage-report", "--summary-export", str(summary), str(K6 / f"{script}.js")]
     for name, value in environment.items():
@@ -203,17 +203,17 @@ def run_k6(script: str, url: str, environment: dict[str, str], summary: Path) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=_LONGEST_S,
+        timeout=_TIMEOUT_S,
     )
     return done.returncode, done.stdout
 
 
 def run(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
-    """One scenario from nothing to its figures."""
+    """Run one scenario on a new gateway. Returns its figures."""
     scenario = SCENARIOS[name]
     options = scenario.quick if quick else scenario.full
     with static_gateway(folder) if scenario.static else gateway(folder, scenario.pool) as one:
-        if scenario.leaks:  # what is made once and kept is no leak
+        if scenario.leaks:  # a warm-up first: what is allocated once and kept is not a leak
             run_k6(name, one.url, {**options, "DURATION": "10s"}, folder / "warm-up.json")
             time.sleep(_SETTLE_S)
             until_full(one, scenario.pool[1])
@@ -224,7 +224,7 @@ def run(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
         took = time.monotonic() - began
         if scenario.leaks:
             time.sleep(_SETTLE_S)
-            until_full(one, scenario.pool[1])  # each warm sandbox is processes and descriptors
+            until_full(one, scenario.pool[1])  # each warm sandbox has processes and descriptors
         after = one.holdings()
     result = _result(scenario, options, folder, status, output)
     result |= {"seconds": took, "samples": samples}
@@ -235,7 +235,7 @@ def run(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
 
 
 def run_against(url: str, name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
-    """One scenario against a gateway that runs already. Its process is not looked at, so leaks are not."""
+    """Run one scenario against a running gateway. Its process cannot be inspected, so leaks are not checked."""
     scenario = SCENARIOS[name]
     options = scenario.quick if quick else scenario.full
     folder.mkdir(parents=True, exist_ok=True)
@@ -250,7 +250,7 @@ def run_against(url: str, name: str, folder: Path, *, quick: bool) -> dict[str, 
 
 
 def check_gateway(url: str) -> None:
-    """Raises SystemExit unless a gateway that can serve requests answers at this URL."""
+    """Raises SystemExit unless a gateway that is ready answers at this URL."""
     if not url.startswith(("http://", "https://")):
         raise SystemExit(f"--url {url}: expected an address such as http://127.0.0.1:8080")
     try:
@@ -260,7 +260,7 @@ def check_gateway(url: str) -> None:
 
 
 def _result(scenario: Scenario, options: dict[str, str], folder: Path, status: int, output: str) -> dict[str, Any]:
-    """What k6 wrote about one run, without what was seen of the gateway. Raises SystemExit if it wrote nothing."""
+    """The figures of one run from k6's summary, without samples of the gateway. Raises SystemExit if there is none."""
     name = scenario.script
     (folder / "k6.txt").write_text(output)
     if not (folder / "summary.json").exists():
@@ -279,7 +279,7 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def _kinds(summary: dict[str, Any]) -> dict[str, Any]:
-    """Times by start kind, ms."""
+    """Count and percentiles in milliseconds, by start kind."""
     return {
         name.removeprefix("start_").replace("_", "-"): {
             "count": each["count"], "p50": each["med"], "p95": each["p(95)"], "p99": each["p(99)"], "max": each["max"],
@@ -301,7 +301,7 @@ def _counts(summary: dict[str, Any]) -> dict[str, float]:
 
 
 def _bars(name: str, status: int, summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Errors, and thresholds of the script."""
+    """The bars of one run: no errors, and no threshold of the script crossed."""
     errors = sum(_counts(summary).get(each, 0) for each in ("server_errors", "broken_requests", "failed checks"))
     return [
         {"text": f"{name}: errors", "figure": errors, "bound": "<= 0", "held": errors == 0},
@@ -311,7 +311,7 @@ def _bars(name: str, status: int, summary: dict[str, Any]) -> list[dict[str, Any
 
 
 def _leaks(name: str, before: dict[str, float], after: dict[str, float]) -> list[dict[str, Any]]:
-    """What a soak must not leave."""
+    """The bars of a soak: how much each resource may have grown."""
     bars: list[dict[str, Any]] = []
     for what, most in (("memory MB", 10.0), ("descriptors", 5), ("processes", 6), ("records", 0), ("files", 5)):
         grown = after[what] - before[what]

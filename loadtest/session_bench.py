@@ -1,15 +1,15 @@
-"""Session creation, sleep and wake through the API on real sandboxes, and the gateway's memory.
+"""Creating, hibernating and waking sessions through the API on real sandboxes, and the gateway's memory.
 
     scripts/bench session_bench [--part create ...] [--serial 40] [--burst 50]
 
 Each part can be run alone (--part, more than once; all by default):
 
-create  creates one at a time from a warm pool, beside cold ones in the same run (the baseline), and a concurrent burst
-sleep   how long a session takes to sleep and, from request to first byte, to wake, beside answers of a live one
-memory  the gateway's memory with 1,000 live sessions
-herd    --herd 1000 requests at once to one sleeping session, beside the same to the live one: one wake, no errors
-storm   --sleepers 200 sleeping sessions asked at once with a pool of --pool 20: no errors, by start kind
-many    --records 10000 sleeping sessions in the store: the gateway's memory, a tick of the sweeper (sqlite and Redis)
+create     one create at a time from a warm pool, with cold ones in the same run as the baseline, and a concurrent burst
+hibernate  the time to hibernate a session and, from request to first byte, to wake it, compared with a live answer
+memory     the gateway's memory with 1,000 live sessions
+herd       --herd 1000 requests at once to one hibernated session, compared with a live one: one wake, no errors
+storm      --hibernated 200 sessions that get a request at once, with a pool of --pool 20: no errors, by start kind
+many       --records 10000 hibernated sessions in the store: the gateway's memory, a tick of the sweeper (both stores)
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from loadtest.herd import measure_herd, measure_many, measure_storm
 from loadtest.local import create, gateway, until_full
 from loadtest.processes import own_pss_mb
 
-PARTS = ("create", "sleep", "memory", "herd", "storm", "many")
+PARTS = ("create", "hibernate", "memory", "herd", "storm", "many")
 
 
 async def measure_creates(folder: Path, serial: int, burst: int) -> int:
-    """Print the creates' table; returns how many bars were missed."""
+    """Print the table of creates. Returns how many bars were missed."""
     missed = 0
     async with gateway(folder, burst) as (client, pid):
         await until_full(client, burst)
@@ -68,11 +68,11 @@ async def measure_creates(folder: Path, serial: int, burst: int) -> int:
     return missed
 
 
-async def measure_sleep(folder: Path, rounds: int) -> int:
-    """Print how long a session of 1 MB in 100 files takes to sleep and to answer again; returns the bars missed."""
+async def measure_hibernation(folder: Path, rounds: int) -> int:
+    """Print how long a session with 1 MB in 100 files takes to hibernate and to wake. Returns the bars missed."""
     fill = "for i in $(seq 100); do head -c 10485 /dev/urandom > f$i; done"
     hibernated: list[float] = []
-    awake: list[float] = []
+    woken: list[float] = []
     live: list[float] = []
     async with gateway(folder, 3) as (client, _):
         await until_full(client, 3)
@@ -84,7 +84,7 @@ async def measure_sleep(folder: Path, rounds: int) -> int:
             (await client.post(f"/v1/sessions/{session}/hibernate")).raise_for_status()
             hibernated.append((time.perf_counter() - began) * 1e3)
             await until_full(client, 3)
-            for times, kind in ((awake, "wake"), (live, "live")):
+            for times, kind in ((woken, "wake"), (live, "live")):
                 began = time.perf_counter()
                 async with client.stream("GET", "/api/files/f100", headers=header) as reply:
                     times.append((time.perf_counter() - began) * 1e3)
@@ -92,14 +92,14 @@ async def measure_sleep(folder: Path, rounds: int) -> int:
                         raise SystemExit(f"expected a {kind} answer, got {reply.status_code} {reply.headers}")
                     await reply.aread()
     base = quantile(live, 0.5)
-    for name, times in (("hibernate", hibernated), ("wake", awake), ("live", live)):
+    for name, times in (("hibernate", hibernated), ("wake", woken), ("live", live)):
         p50, p95 = quantile(times, 0.5), quantile(times, 0.95)
         print(f"{name:<9} 1 MB in 100 files  p50 {p50:7.2f} ms  p95 {p95:7.2f} ms  {p50 / base:5.1f} x a live answer")
-    return (quantile(awake, 0.5) > 25) + (quantile(awake, 0.95) > 65) + (quantile(hibernated, 0.5) > 100)
+    return (quantile(woken, 0.5) > 25) + (quantile(woken, 0.95) > 65) + (quantile(hibernated, 0.5) > 100)
 
 
 async def measure_memory(folder: Path) -> int:
-    """Print the gateway's memory with 1,000 sessions in its store and memory."""
+    """Print the gateway's memory with 1,000 sessions in its store and memory. Returns the bars missed."""
     held = scripted_gateway(folder, ScriptedProvider(), max_sandboxes=1000)
     async with serving(held):
         clock = SystemClock()
@@ -112,28 +112,28 @@ async def measure_memory(folder: Path) -> int:
 
 
 async def measure(part: str, folder: Path, args: argparse.Namespace) -> int:
-    """Run one part in a folder of its own; returns the bars missed."""
+    """Run one part in its own folder. Returns the bars missed."""
     match part:
         case "create":
             return await measure_creates(folder, args.serial, args.burst)
-        case "sleep":
-            return await measure_sleep(folder, args.serial)
+        case "hibernate":
+            return await measure_hibernation(folder, args.serial)
         case "memory":
             return await measure_memory(folder)
         case "herd":
             return await measure_herd(folder, args.herd)
         case "storm":
-            return await measure_storm(folder, args.sleepers, args.pool)
+            return await measure_storm(folder, args.hibernated, args.pool)
         case _:
             return await measure_many(folder, args.records)
 
 
 async def main() -> int:
-    """Run what was asked for."""
+    """Run the parts that --part names. Returns the exit status, 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", action="append", choices=PARTS)
     for name, default in (
-        ("serial", 40), ("burst", 50), ("herd", 1000), ("sleepers", 200), ("pool", 20), ("records", 10_000)
+        ("serial", 40), ("burst", 50), ("herd", 1000), ("hibernated", 200), ("pool", 20), ("records", 10_000)
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()

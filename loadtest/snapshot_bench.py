@@ -1,13 +1,13 @@
-"""How long a session takes to sleep and to wake through a keeper of workspaces, beside `tar | zstd` of the same folder.
+"""How long each keeper takes to hibernate and wake a session, compared with `tar | zstd` of the same folder.
 
     scripts/bench snapshot_bench [--rounds 10] [--large 100]
 
 Real sandboxes of the local engine (bubblewrap), a warm pool of one. `hibernate` is `keep` and then the release of the
-sandbox, so with its processes gone; `wake` is the claim of a warm sandbox and `restore` into it. Three keepers: parking
-(renamed folders), snapshots in a folder, and the same encrypted. Each round wakes what the round before put to sleep.
-The same folder goes through `tar -c | zstd` into a file, brought to the disk as the store does it, and `zstd -d | tar
--x` out of it, both of Debian, at zstd's default level, in the same rounds. `first` is the first round. Ratios are
-medians over medians; the bars are those we hold ourselves to.
+sandbox, including the end of its processes; `wake` is the claim of a warm sandbox and `restore` into it. There are
+three keepers: parking (renamed folders), snapshots in a folder, and the same encrypted. Each round wakes what it has
+hibernated. In the same rounds the folder goes through `tar -c | zstd` into a file, synced as the store does it, and
+through `zstd -d | tar -x`, with Debian's programs at zstd's default level. `first` is the first round. Ratios are
+medians over medians.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from loadtest.figures import quantile
 RUNTIME = Runtime(RuntimeKey("default", "bench"), pool=PoolSpec(size=1))
 SESSION = SessionId("bench")
 RATIO_BAR = 3.0  # times tar | zstd, of the large workspace
-HIBERNATE_BAR, WAKE_BAR = 100.0, 25.0  # ms, of the small one, for the keeper that the local engine has by default
-SLEEP, WAKE = "tar | zstd", "zstd -d | tar"
+HIBERNATE_BAR, WAKE_BAR = 100.0, 25.0  # ms, of the small one, for the local engine's default keeper
+PACK, UNPACK = "tar | zstd", "zstd -d | tar"
 
 
 def fill(workspace: Path, files: int, size: int) -> None:
-    """Half of each file is text, half is noise: it shrinks to about half, as workspaces do."""
+    """Write files of which half is text and half random: they compress to about half, as workspaces do."""
     rng = random.Random(7)
     words = [rng.randbytes(rng.randint(2, 9)).hex() for _ in range(2000)]
     for number in range(files):
@@ -55,26 +55,26 @@ def fill(workspace: Path, files: int, size: int) -> None:
 
 
 async def timed(work: Callable[[], Awaitable[object]]) -> float:
-    """Duration of one call in milliseconds."""
+    """Await one call. Returns its duration in milliseconds."""
     begun = time.perf_counter()
     await work()
     return (time.perf_counter() - begun) * 1000
 
 
 def shell(script: str, *arguments: object) -> float:
-    """Milliseconds of a pipeline, its processes' start included."""
+    """Run a pipeline. Returns its duration in milliseconds, including the start of its processes."""
     begun = time.perf_counter()
     subprocess.run(["bash", "-ec", f"set -o pipefail; {script}", "bash", *map(str, arguments)], check=True)
     return (time.perf_counter() - begun) * 1000
 
 
 class Bench:
-    """One provider and a workspace that goes to sleep and wakes, again and again."""
+    """One provider and one workspace that is hibernated and woken repeatedly."""
 
     def __init__(self, folder: Path, provider: LocalProvider, executor: PicodExecutor) -> None:
         self.folder = folder
         self.provider = provider
-        self.times: dict[str, list[float]] = {SLEEP: [], WAKE: []}
+        self.times: dict[str, list[float]] = {PACK: [], UNPACK: []}
         clock, store = SystemClock(), FolderStore(folder / "snapshots")
         sealed = SealedStore(store, SnapshotKeys("bench", {"bench": os.urandom(32)}))
         self.keepers: dict[str, WorkspaceKeeper] = {
@@ -84,13 +84,13 @@ class Bench:
         }
 
     async def ready(self) -> None:
-        """The pool is full, and its sandbox has had the moment in which it loads what a wake needs."""
+        """Wait until the pool is full and its sandbox has imported what a wake needs (a second after its start)."""
         while (await self.provider.status(RUNTIME.key)).ready < 1:
             await asyncio.sleep(0.01)
         await asyncio.sleep(1.5)
 
     async def cycle(self, name: str, sandbox: Sandbox) -> Sandbox:
-        """To sleep and awake again with one keeper; the sandbox that has the workspace now."""
+        """Hibernate and wake with one keeper. Returns the sandbox that has the workspace afterwards."""
         keeper, kept, woken = self.keepers[name], [""], [sandbox]
 
         async def hibernate() -> None:
@@ -110,17 +110,17 @@ class Bench:
         return woken[0]
 
     def baseline(self, workspace: Path) -> None:
-        """What two tools do with the same folder."""
+        """Pack and unpack the same folder with tar and zstd."""
         archive, out = self.folder / "archive.tar.zst", self.folder / "out"
         out.mkdir()
-        self.times[SLEEP].append(shell('tar -C "$1" -cf - . | zstd -qf > "$2"; sync "$2"', workspace, archive))
-        self.times[WAKE].append(shell('zstd -dqc "$2" | tar -C "$1" -xpf -', out, archive))
+        self.times[PACK].append(shell('tar -C "$1" -cf - . | zstd -qf > "$2"; sync "$2"', workspace, archive))
+        self.times[UNPACK].append(shell('zstd -dqc "$2" | tar -C "$1" -xpf -', out, archive))
         shutil.rmtree(out)
 
     def table(self, *, small: bool) -> None:
-        """Medians, the 95th percentile, and each beside the tools' median."""
+        """Print median, 95th percentile and first time of each step, and the ratio to the tools' median."""
         for name in self.keepers:
-            for step, tool, bar in (("hibernate", SLEEP, HIBERNATE_BAR), ("wake", WAKE, WAKE_BAR)):
+            for step, tool, bar in (("hibernate", PACK, HIBERNATE_BAR), ("wake", UNPACK, WAKE_BAR)):
                 times = self.times[f"{name} {step}"]
                 p50, other = statistics.median(times), statistics.median(self.times[tool])
                 p95 = quantile(times, 0.95)
@@ -136,7 +136,7 @@ class Bench:
 
 
 async def measure(folder: Path, name: str, files: int, size: int, rounds: int) -> None:
-    """One workspace, all ways."""
+    """Measure one workspace with all keepers and with the tools."""
     keys, clock = KeyRing(folder / "keys"), SystemClock()
     keys.open()
     provider = LocalProvider(folder / "state", keys.public_dir, clock)
@@ -162,7 +162,7 @@ async def measure(folder: Path, name: str, files: int, size: int, rounds: int) -
 
 
 async def main(rounds: int, large: int) -> None:
-    """Measure and print."""
+    """Measure a small and a large workspace, and print a table of each."""
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {rounds} rounds")
     for name, files, size in (("1 MB in 100 files", 100, 10_000), (f"{large} MB in 100 files", 100, large * 10_000)):
         with tempfile.TemporaryDirectory(prefix="wakegate-bench-") as folder:
@@ -170,7 +170,7 @@ async def main(rounds: int, large: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Measure how sessions sleep and wake.")
+    parser = argparse.ArgumentParser(description="Measure how sessions hibernate and wake.")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--large", type=int, default=100, help="MB of the larger workspace")
     arguments = parser.parse_args()

@@ -1,10 +1,10 @@
-"""A model's tool calls beside the plain requests that they become, through a gateway on a real sandbox.
+"""A model's tool calls compared with the plain requests that they become, through a gateway on a real sandbox.
 
     scripts/bench tools_bench [--rounds 200]
 
 Prints p50 and p99 of `1+1` by POST /api/run_code (the baseline), by a run_python tool call and over MCP; of `true` by
-POST /api/execute and by a run_shell tool call; of eight calls in one message; and what MCP costs the gateway once. The
-kinds take turns, so that what else the machine does falls on all of them alike.
+POST /api/execute and by a run_shell tool call; of eight calls in one message; and what the first MCP request costs the
+gateway. The kinds take turns, so that other work on the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _numbers = itertools.count()
 
 
 def call(name: str, **arguments: Any) -> dict[str, Any]:
-    """A tool call with an id of its own, so that none is a retry."""
+    """A tool call with a new id, so that none is taken for a retry."""
     function = {"name": name, "arguments": orjson.dumps(arguments).decode()}
     return {"id": f"call_{next(_numbers)}", "type": "function", "function": function}
 
@@ -53,31 +53,31 @@ class Kinds:
         await self._post("/api/run_code", {"code": "1+1", "language": "python"}, b'"2"')
 
     async def run_python(self) -> None:
-        """The same as a tool call."""
+        """POST /v1/tool_calls with a run_python call of the same code."""
         await self._post("/v1/tool_calls", [call("run_python", code="1+1")], b'"content":"2"')
 
     async def mcp(self) -> None:
-        """The same over MCP, as a bare request."""
+        """POST /mcp with the same call, without a session of the protocol."""
         params = {"name": "run_python", "arguments": {"code": "1+1"}}
         body = {"jsonrpc": "2.0", "id": next(_numbers), "method": "tools/call", "params": params}
         accept = "application/json, text/event-stream"
         await self._post("/mcp", body, b'"2"', **{"accept": accept, "content-type": "application/json"})
 
     async def execute(self) -> None:
-        """Run a command as a tool call."""
+        """POST /api/execute, the request that run_shell becomes."""
         await self._post("/api/execute", {"command": ["true"]}, b'"exit_code":0')
 
     async def run_shell(self) -> None:
-        """A command line as a tool call: it has a shell besides."""
+        """POST /v1/tool_calls with a run_shell call, which starts a shell as well."""
         await self._post("/v1/tool_calls", [call("run_shell", command="true")], b"no output")
 
     async def eight(self) -> None:
-        """Eight of them in one message, side by side."""
+        """POST /v1/tool_calls with eight run_shell calls, which run concurrently."""
         await self._post("/v1/tool_calls", [call("run_shell", command="true") for _ in range(8)], b"no output")
 
 
 async def measure(kinds: dict[str, Callable[[], Awaitable[None]]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each kind, in turn."""
+    """Milliseconds of each kind of request. The kinds take turns."""
     taken: dict[str, list[float]] = {name: [] for name in kinds}
     for number in range(rounds + 5):
         for name, send in kinds.items():
@@ -89,7 +89,7 @@ async def measure(kinds: dict[str, Callable[[], Awaitable[None]]], rounds: int) 
 
 
 async def main(rounds: int) -> None:
-    """Run and print."""
+    """Measure all kinds on one session and print the table."""
     with tempfile.TemporaryDirectory() as folder:
         async with gateway(Path(folder), 1) as (client, pid):
             await until_full(client, 1)
@@ -122,6 +122,6 @@ async def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Tool calls beside the plain requests that they become.")
+    parser = argparse.ArgumentParser(description="Tool calls compared with the plain requests that they become.")
     parser.add_argument("--rounds", type=int, default=200)
     asyncio.run(main(parser.parse_args().rounds))

@@ -1,9 +1,9 @@
-"""What a second worker gives: requests/s and CPU per request of `--workers 1` and `--workers 2` on one live session.
+"""The gain of a second worker: requests/s and CPU per request of `--workers 1` and `--workers 2` on one live session.
 
     scripts/bench workers_bench [--seconds 5] [--repeats 3] [--connections 64]
 
-Both gateways run over one simulated cluster and one Redis, and the session's pod is nginx with a fixed answer. They
-take turns within a repeat. Nothing is pinned: load, upstream and workers share the cores, so the figure says what this
+Both gateways use one simulated cluster and one Redis, and the session's pod is nginx with a fixed answer. They take
+turns within a repeat. Nothing is pinned: load, upstream and workers share the cores, so the figure shows what this
 machine has left for a second worker, and `busy` how much of the machine each side used. Needs wrk and nginx.
 """
 
@@ -37,7 +37,7 @@ SIDES = (1, 2)
 
 @contextlib.contextmanager
 def upstream(folder: Path, address: str, port: int) -> Iterator[None]:
-    """nginx in the place of the pod's picod."""
+    """Run nginx at the address of the pod's picod."""
     conf = nginx_conf(folder, port)
     conf.write_text(conf.read_text().replace(f"127.0.0.1:{port}", f"{address}:{port}"))
     (program,) = require_programs("nginx")
@@ -49,19 +49,19 @@ def upstream(folder: Path, address: str, port: int) -> Iterator[None]:
 
 
 def session_of(server: Server, cluster: Cluster) -> tuple[str, str]:
-    """A new session, and the address of its pod."""
+    """Create a session. Returns its id and the address of its pod."""
     session = server.session()
     (pod,) = cluster.call(lambda: cluster.pods(**{"wakegate.io/pool": "claimed"}))
     return session, str(pod["status"]["podIP"])
 
 
 def processes(server: Server) -> list[int]:
-    """Those that answer: the workers, or the one gateway itself."""
+    """The pids of the processes that answer requests: the workers, or the gateway itself."""
     return [child.pid for child in psutil.Process(server.process.pid).children()] or [server.process.pid]
 
 
 def load(server: Server, session: str, connections: int, seconds: int) -> tuple[float, float, int, float]:
-    """(requests/s, CPU microseconds per request of all workers, errors, share of the machine that was busy)."""
+    """Run wrk. Returns requests/s, CPU microseconds per request of all workers, errors, and percent of CPU in use."""
     pids = processes(server)
     before = sum(map(cpu_seconds, pids))
     psutil.cpu_percent()
@@ -80,7 +80,7 @@ def load(server: Server, session: str, connections: int, seconds: int) -> tuple[
 
 
 def measure(folder: Path, connections: int, seconds: int, repeats: int) -> None:
-    """Start all, let the sides take turns, print the medians."""
+    """Start everything, measure the sides in turns, and print the medians."""
     redis = RedisServer(folder / "redis").start()
     port = free_port()
     spec: dict[str, Any] = {**INTERPRETER, "warmPoolSize": 1}
@@ -114,12 +114,12 @@ def measure(folder: Path, connections: int, seconds: int, repeats: int) -> None:
 
 
 def answers(url: str, session: str) -> bool:
-    """Whether the session's pod does."""
+    """Whether the session's pod answers a request through the gateway."""
     return httpx.get(url + PATH, headers={"x-session-id": session}).status_code == 200
 
 
 def main() -> int:
-    """Run it."""
+    """Run the comparison and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)

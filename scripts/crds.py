@@ -1,4 +1,4 @@
-"""Write manifests/base/crds from the schema of manifests. `--check` fails where a file is not what it would write.
+"""Write manifests/base/crds from the schema of manifests. `--check` fails if a file differs from what would be written.
 
 .venv/bin/python scripts/crds.py [--check]
 """
@@ -20,14 +20,14 @@ ABOUT = {
 
 
 class _Dumper(yaml.SafeDumper):
-    """Without anchors: what is the same object in Python is written out in each place."""
+    """Writes no anchors: an object that is used twice in Python is written out twice."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
 
 def documents() -> dict[Path, str]:
-    """The files as they should be."""
+    """The content of each file, from the schema."""
     sys.path.insert(0, str(ROOT))
     from gateway.core.model import Kind
     from gateway.runtimes.schema import crd
@@ -40,7 +40,7 @@ def documents() -> dict[Path, str]:
 
 
 def main() -> int:
-    """Write or compare; the exit status is 1 where --check finds a difference."""
+    """Write the files, or compare them with --check. Returns the exit status, 1 for a difference."""
     status = 0
     for path, wanted in documents().items():
         if "--check" not in sys.argv[1:]:

@@ -1,4 +1,4 @@
-"""Write docs/settings.md from the settings' own metadata. `--check` fails where the file is not what it would write.
+"""Write docs/settings.md from the settings' metadata. `--check` fails if the file differs from what would be written.
 
 .venv/bin/python scripts/settings_doc.py [--check]
 """
@@ -26,7 +26,7 @@ COLUMNS = """
 
 
 def document() -> str:
-    """The page as it should be."""
+    """The page's content. Raises SystemExit if a setting belongs to no group."""
     sys.path.insert(0, str(ROOT))
     from gateway.cli.flags import GROUPS, readable_default
     from gateway.core.settings import ENV_PREFIX, Settings
@@ -50,7 +50,7 @@ def document() -> str:
 
 
 def main() -> int:
-    """Write or compare; the exit status is 1 where --check finds a difference."""
+    """Write the page, or compare it with --check. Returns the exit status, 1 for a difference."""
     wanted = document()
     if "--check" in sys.argv[1:]:
         if not TARGET.exists() or TARGET.read_text() != wanted:

@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/structure.py [--check] [--functions N]
 
-Imports under `if TYPE_CHECKING` and inside functions count like any other: a cycle is a cycle to whoever reads it.
+Imports under `if TYPE_CHECKING` and inside functions count like any other: the reader has to follow them all the same.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def unit(module: str) -> str:
-    """The package, or the module right below the top, that a module belongs to."""
+    """The package or module, one level below the top, that a module belongs to."""
     return ".".join(module.split(".")[:2])
 
 
 def cycles(edges: Mapping[str, set[str]]) -> list[list[str]]:
-    """Strongly connected parts of more than one node, by Tarjan's algorithm (SIAM J. Comput. 1972)."""
+    """Strongly connected components of more than one node, by Tarjan's algorithm (SIAM J. Comput. 1972)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -55,7 +55,7 @@ def cycles(edges: Mapping[str, set[str]]) -> list[list[str]]:
 
 
 def layers(edges: Mapping[str, set[str]]) -> list[list[str]]:
-    """Nodes by their longest way down; empty where there is a cycle."""
+    """Nodes by their longest path down, the lowest layer first; empty if there is a cycle."""
     depth: dict[str, int] = {}
     try:
         for node in TopologicalSorter(edges).static_order():
@@ -83,14 +83,14 @@ def read_imports() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
     modules: dict[str, set[str]] = {}
     units: dict[str, set[str]] = defaultdict(set)
     for module in sorted(graph.modules):
-        # `from gateway import __version__` is no edge: the top itself imports nothing.
+        # `from gateway import __version__` does not count: the top package itself imports nothing.
         modules[module] = set(graph.find_modules_directly_imported_by(module)) - set(TOP)
         units[unit(module)] |= {unit(other) for other in modules[module]} - {unit(module)}
     return modules, units
 
 
 def print_packages(top: str, modules: Mapping[str, set[str]], units: Mapping[str, set[str]]) -> None:
-    """One line a package, the highest layer first."""
+    """Print one line for each package, the highest layer first."""
     inner = {
         name: {other for other in others if other.startswith(f"{top}.")}
         for name, others in units.items()
@@ -107,7 +107,7 @@ def print_packages(top: str, modules: Mapping[str, set[str]], units: Mapping[str
 
 
 def main() -> int:
-    """Print; the exit status is 1 with --check where modules or packages import each other in a circle."""
+    """Print the structure. Returns the exit status, 1 with --check if there is an import cycle."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--check", action="store_true", help="print cycles only, and fail on one")
     options.add_argument("--functions", type=int, default=20, metavar="N", help="how many of the longest functions")

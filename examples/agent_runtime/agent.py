@@ -1,12 +1,12 @@
-"""A small agent as an AgentRuntime: HTTP on one port, a conversation that lives as long as its session.
+"""A small agent as an AgentRuntime: an HTTP server whose conversation lasts as long as its session.
 
     scripts/run --runtime examples/agent_runtime/agent.yaml
     python -c 'from agentcube import AgentRuntimeClient
     agent = AgentRuntimeClient("greeter", router_url="http://127.0.0.1:8080")
     print(agent.invoke({"message": "I am Ada"}), agent.invoke({"message": "Who am I?"}))'
 
-GET / answers 200 (AgentCube's client begins with it), POST / takes {"message": "..."}. A real agent would ask a model
-where this one looks for a name; nothing else changes. Only the standard library, so that it runs anywhere.
+GET / answers 200 (AgentCube's client requests it first), POST / expects {"message": "..."}. A real agent would ask a
+model where this one looks for a name; the rest stays the same. It uses the standard library only.
 """
 
 import json
@@ -18,7 +18,7 @@ said: list[str] = []
 
 
 def answer(message: str) -> str:
-    """What it says, from all that was said to it before."""
+    """The agent's reply, which depends on all messages so far."""
     said.append(message)
     names = [found[1] for each in said if (found := re.search(r"I am (\w+)", each))]
     if message.rstrip("?").lower() == "who am i":
@@ -27,21 +27,21 @@ def answer(message: str) -> str:
 
 
 class Agent(BaseHTTPRequestHandler):
-    """One request."""
+    """The HTTP handler; the server creates one for each request."""
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """Somebody is there."""
-        self._say({"turns": len(said)})
+        """Answer that the agent is ready, with the number of messages so far."""
+        self._send_json({"turns": len(said)})
 
     def do_POST(self) -> None:
-        """A turn of the conversation."""
+        """Answer one message of the conversation."""
         body = json.loads(self.rfile.read(int(self.headers.get("content-length") or 0)) or b"{}")
         reply = answer(str(body.get("message", "")))
-        self._say({"reply": reply, "turns": len(said), "session": self.headers.get("x-agentcube-session-id")})
+        self._send_json({"reply": reply, "turns": len(said), "session": self.headers.get("x-agentcube-session-id")})
 
-    def _say(self, value: dict[str, object]) -> None:
+    def _send_json(self, value: dict[str, object]) -> None:
         data = json.dumps(value).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")

@@ -1,1 +1,1 @@
-"""Scripts for k6; the Python in here runs inside sandboxes."""
+"""Scripts for k6, one for each scenario of loadtest/scenarios.py; the Python in lib/ runs inside sandboxes."""

@@ -1,4 +1,4 @@
-// One session per user: create, run, think, run again, end. VUS users, who come over RAMP and stay for DURATION.
+// One session per user: create, run, think, run again, end. VUS users arrive over RAMP and stay for DURATION.
 import { sleep } from 'k6';
 import { STRICT, TREND_STATS, create, number, remove, run } from './lib/wakegate.js';
 

@@ -1,4 +1,4 @@
-// Once through everything: does this gateway work at all? A few seconds.
+// Each operation once, in a few seconds: whether this gateway works.
 import { check } from 'k6';
 import { STRICT, TREND_STATS, ask, create, hibernate, ping, remove, run } from './lib/wakegate.js';
 
@@ -14,10 +14,10 @@ export default function () {
   hibernate(session);
   const got = ask('GET', '/api/files/data.csv', null, { session, name: 'read file' });
   check(got, {
-    'file outlives the sleep': (r) => r.status === 200 && r.body === '1,2\n3,4\n',
-    'answer tells of the wake': (r) => (r.headers['X-Wakegate-Start'] || '').startsWith('wake'),
+    'file exists after hibernation': (r) => r.status === 200 && r.body === '1,2\n3,4\n',
+    'start kind of the answer is wake': (r) => (r.headers['X-Wakegate-Start'] || '').startsWith('wake'),
   });
   remove(session);
   const gone = ask('GET', '/api/files/data.csv', null, { session, name: 'read file' });
-  check(gone, { 'ended session is gone': (r) => r.status === 404 });
+  check(gone, { 'ended session answers 404': (r) => r.status === 404 });
 }

@@ -1,5 +1,5 @@
-// Hours, if you like: VUS users create, run, let sessions sleep, wake them, end them, for DURATION. Watch the leak table
-// that `scripts/loadtest soak` prints beside it.
+// VUS users create, use, hibernate, wake and end sessions for DURATION, which may be hours. `scripts/loadtest soak` also
+// compares the gateway's memory, descriptors, processes, records and files before and after.
 import { sleep } from 'k6';
 import { STRICT, TREND_STATS, create, hibernate, number, ping, remove, run } from './lib/wakegate.js';
 

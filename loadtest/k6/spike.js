@@ -1,4 +1,4 @@
-// USERS new sessions at the same moment, many more than the pool has: slower, 429 with Retry-After perhaps, never a 5xx.
+// USERS new sessions at the same time, many more than the pool has: slow answers and 429 are allowed, a 5xx is not.
 import { STRICT, TREND_STATS, create, number, remove, run } from './lib/wakegate.js';
 
 const users = number('USERS', 200);

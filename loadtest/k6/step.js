@@ -1,4 +1,4 @@
-// From nothing to RATE requests a second at once, over live sessions: no error, and no request that is not even sent.
+// From zero to RATE requests per second at once, over live sessions: no error, and no request that could not be sent.
 import { STRICT, TREND_STATS, create, number, ping, remove } from './lib/wakegate.js';
 
 export const options = {

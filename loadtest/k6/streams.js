@@ -1,4 +1,4 @@
-// Long streams: VUS followers of a process that writes a line every 100 ms for SECONDS. Every line arrives, in order.
+// Long streams: VUS clients follow a process that writes a line every 100 ms for SECONDS. Every line arrives, in order.
 import { check } from 'k6';
 import { STRICT, TREND_STATS, ask, create, number, remove } from './lib/wakegate.js';
 
@@ -19,8 +19,8 @@ export default function () {
     const path = `/api/processes/${started.json('id')}/logs?follow=true`;
     const stream = ask('GET', path, null, { session, name: 'follow', timeout: `${seconds * 5 + 60}s` });
     check(stream, {
-      'stream came to its end': (r) => r.status === 200 && r.body.includes('event: exit'),
-      'every line is there': (r) => (r.body.match(/line \d+/g) || []).join() === expected(),
+      'stream ends with the exit event': (r) => r.status === 200 && r.body.includes('event: exit'),
+      'every line arrives in order': (r) => (r.body.match(/line \d+/g) || []).join() === expected(),
     });
   }
   remove(session);

@@ -1,4 +1,4 @@
-// Steady tool calls: RATE a second (arriving as they like, however long earlier ones take) over SESSIONS live sessions.
+// Steady tool calls: RATE per second in an open loop, over SESSIONS live sessions.
 import { STRICT, TREND_STATS, create, number, remove, run } from './lib/wakegate.js';
 
 const rate = number('RATE', 20);

@@ -1,4 +1,4 @@
-// SESSIONS sleeping sessions are all wanted at once, each by REQUESTS requests: all answer, each session wakes once.
+// SESSIONS hibernated sessions get REQUESTS requests each at once: all are answered, each session wakes once.
 import { check } from 'k6';
 import { Counter } from 'k6/metrics';
 import { STRICT, TREND_STATS, ask, create, hibernate, number, remove, run } from './lib/wakegate.js';

@@ -1,4 +1,4 @@
-// WebSockets to a server that code runs in the sandbox: VUS sockets, each sends MESSAGES and gets every one back.
+// WebSockets to a server that runs in the sandbox: VUS sockets, each sends MESSAGES and receives an echo of each.
 import { WebSocket } from 'k6/experimental/websockets';
 import { check } from 'k6';
 import { Counter, Trend } from 'k6/metrics';

@@ -1,6 +1,6 @@
-"""A WebSocket server that says back what it hears (RFC 6455, text and binary, no fragments). Standard library only.
+"""A WebSocket server that echoes messages (RFC 6455, text and binary, no fragments). Standard library only.
 
-It runs inside a sandbox, as the code of a user would: `python3 echo_server.py PORT`.
+It runs inside a sandbox, as a user's code would: `python3 echo_server.py PORT`.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
 async def frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    """The next frame: (opcode, data)."""
+    """Read one frame. Returns opcode and unmasked data."""
     first, second = await reader.readexactly(2)
     size = second & 127
     if size > 125:
@@ -23,7 +23,7 @@ async def frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 
 
 def framed(opcode: int, data: bytes) -> bytes:
-    """A whole frame, unmasked."""
+    """Encode one final, unmasked frame of less than 64 KiB."""
     size = len(data)
     head = bytes([128 | opcode])
     head += bytes([size]) if size < 126 else bytes([126]) + size.to_bytes(2, "big")
@@ -46,7 +46,7 @@ async def upgrade(head: bytes, reader: asyncio.StreamReader, writer: asyncio.Str
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """One client."""
+    """Serve one client until it leaves."""
     try:
         await upgrade(await reader.readuntil(b"\r\n\r\n"), reader, writer)
     except (asyncio.IncompleteReadError, ConnectionError, KeyError):
@@ -55,7 +55,7 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def main() -> None:
-    """Listen and serve."""
+    """Listen on the port in the first argument and serve for ever."""
     server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]))
     await server.serve_forever()
 
