@@ -152,6 +152,10 @@ class ScriptedProvider:
             self.parked[session_id] = (self.contents.pop(sandbox_id, ""), self._clock.now())
         return session_id if session_id in self.parked else None
 
+    async def park(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """What `keep` does."""
+        return await self.keep(sandbox_id, session_id)
+
     async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
         """It parks, and so does not copy."""
         return None

@@ -210,6 +210,13 @@ class WorkspaceKeeper(Protocol):
         """
         ...
 
+    async def park(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """Like `keep`, at once and without a copy: the sandbox ends, and only this gateway reaches what is kept.
+
+        None: the engine cannot do that, or nothing is left. Raises SnapshotError.
+        """
+        ...
+
     async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
         """Like `keep`, for a sandbox that must keep running. None: it has ended, or this keeper cannot copy."""
         ...

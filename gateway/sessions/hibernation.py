@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from gateway.core.errors import ConflictError, SnapshotError, StaleWriteError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
@@ -22,8 +23,10 @@ from gateway.sessions.transitions import Transitions
 
 logger = logging.getLogger(__name__)
 
-END_TIMEOUT_S = 45.0  # after a drain of 30 s, so 75 s in all: below systemd's default of 90 s until SIGKILL
-END_CONCURRENCY = 32  # a copy into an object store takes up to 32 MB, so 1 GB at most
+END_TIMEOUT_S = 40.0  # with the two below and the drain (30 s) under 90 s, after which systemd sends SIGKILL
+CANCEL_TIMEOUT_S = 6.0  # of a copy: longer than a snapshot store takes to discard one that was not finished
+PARK_TIMEOUT_S = 5.0
+END_CONCURRENCY = 32  # copies into an object store hold up to 32 MB each
 
 
 class Hibernator:
@@ -79,8 +82,8 @@ class Hibernator:
     async def hibernate_all(self, timeout: float = END_TIMEOUT_S) -> None:
         """Hibernate all sessions bound here, even busy ones, because the gateway shuts down.
 
-        Sessions that are not hibernated after `timeout` seconds are left: their records still name their sandboxes,
-        and the engine leaves the workspaces of those in its state directory.
+        What could not be copied after `timeout` seconds is parked: only this gateway's next start has it then. Left as
+        it is, its record would name a dead gateway, and another one would take the session back to its last snapshot.
         """
         if self._ownership.shared_provider:
             return  # the sandboxes run on, and other gateways reach them
@@ -98,26 +101,55 @@ class Hibernator:
             task.cancel()
         if late:
             await asyncio.wait(late)
-        for task in done:
-            if (error := task.exception()) is not None:
-                logger.warning(
-                    "session %s could not be hibernated; the next start with this state directory finds its workspace: "
-                    "%s", tasks[task], error,
-                )  # fmt: skip
-        for task in late:
-            logger.warning(
-                "session %s was not hibernated within %g s; the next start with this state directory finds its "
-                "workspace", tasks[task], timeout,
-            )  # fmt: skip
+        failures = {tasks[task]: str(error) for task in done if (error := task.exception()) is not None}
+        failures |= {tasks[task]: f"it was not hibernated within {timeout:g} s" for task in late}
+        await asyncio.gather(*(self._park(session_id, why) for session_id, why in failures.items()))
 
     async def _hibernate_one(self, session_id: SessionId) -> None:
         async with self._records.holding(session_id):
-            session = await self._records.get(session_id)
-            if session is None or session.state is not SessionState.ACTIVE or session.sandbox is None:
+            session = await self._awake_here(session_id)
+            if session is None:
                 return
-            # Not if another gateway has taken it over: then the record is for that one to write.
-            if self._ownership.owns(session) and session.sandbox.id in self._bindings:
-                await self._keep_and_release(await self._transitions.begin(session))
+            if session.state is SessionState.ACTIVE:
+                session = await self._transitions.begin(session)
+            await self._keep_and_release(session)
+
+    async def _awake_here(self, session_id: SessionId) -> Session | None:
+        """The record if the session has its sandbox here, also where an earlier hibernation was broken off.
+
+        Another gateway may have taken it over: its record is not this one's to write.
+        """
+        session = await self._records.get(session_id)
+        if session is None or session.state not in (SessionState.ACTIVE, SessionState.HIBERNATING):
+            return None
+        here = session.sandbox is not None and session.sandbox.id in self._bindings
+        return session if here and self._ownership.owns(session) else None
+
+    async def _park(self, session_id: SessionId, why: str) -> None:
+        """The gateway ends without a copy of this session: keep its workspace here, have the record say so, and log it.
+
+        Whatever fails, the engine leaves the workspace in the state directory.
+        """
+        try:
+            async with asyncio.timeout(PARK_TIMEOUT_S), self._records.holding(session_id):
+                session = await self._awake_here(session_id)
+                if session is None:
+                    return
+                # Whether picod came to write out what is in memory is not known here: it may look.
+                session = replace(session, suspended=session.suspended or self._keeps_state(session))
+                parked = await self._transitions.park(session, f"{why}; its workspace stayed with its gateway")
+        except (WakegateError, TimeoutError) as error:
+            parked = None
+            why += f"; nor could its workspace be parked: {error!r}"
+        logger.warning(
+            "session %s is not hibernated as this gateway ends: %s; the next start with this state directory finds its "
+            "workspace%s", session_id, why,
+            ", and other gateways do not wake it before" if parked is not None else "",
+        )  # fmt: skip
+
+    def _keeps_state(self, session: Session) -> bool:
+        runtime = self._catalog.get(session.runtime)
+        return runtime is not None and runtime.hibernation is HibernationMode.STATE
 
     async def checkpoint(self, session_id: SessionId) -> bool:
         """Copy an active session's workspace, in case its sandbox is lost. Returns whether the session has a copy.
@@ -155,7 +187,10 @@ class Hibernator:
                 # restored. The next open finds the record `hibernating` and continues from there.
                 if self._transitions.leaves_running or session.id not in self._moving:
                     keeping.cancel()
-                await asyncio.wait([keeping])
+                    # Not for ever: a store on a network file system that is away ends no call.
+                    await asyncio.wait([keeping], timeout=CANCEL_TIMEOUT_S)
+                else:
+                    await asyncio.wait([keeping])
                 raise
             await self._transitions.cancel(session)
             return False
@@ -180,8 +215,7 @@ class Hibernator:
         return session.state is SessionState.HIBERNATED
 
     async def _keep(self, session: Session) -> tuple[Session, str | None]:
-        runtime = self._catalog.get(session.runtime)
-        if runtime is not None and runtime.hibernation is HibernationMode.STATE:
+        if self._keeps_state(session):
             session = await self._transitions.suspend(session)
         self._moving.add(session.id)
         try:

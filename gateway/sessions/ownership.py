@@ -136,7 +136,8 @@ class Ownership:
         # A keeper that copies may have a snapshot of it in the shared store; a parked workspace only its owner reaches.
         if is_snapshot(session.snapshot) or (session.sandbox is not None and self._transitions.leaves_running):
             return True
+        reason = f" ({session.reason})" if session.reason else ""
         raise OwnerAwayError(
-            f"the workspace of session {session.id} is kept by gateway {peer.id}, which is not running; start it "
-            "again, or keep snapshots where all gateways reach them (--snapshots)"
+            f"the workspace of session {session.id} is kept by gateway {peer.id}, which is not running{reason}; start "
+            "it again, or keep snapshots where all gateways reach them (--snapshots)"
         )

@@ -111,20 +111,24 @@ class Transitions:
 
         Without a reference the session is recorded as lost, with the snapshot that it had before.
         """
-        now = self._clock.now()
         if reference:
-            after = replace(
-                session,
-                state=SessionState.HIBERNATED,
-                sandbox=None,
-                snapshot=reference,
-                snapshot_at=now if at is None else at,
-                reason=reason,
-                owner=self._owner_of(session, reference),
-            )
+            after = self._hibernated(session, reference, reason, self._clock.now() if at is None else at)
         else:
             after = self._lost(session, None, reason or "its sandbox ended while it was being hibernated")
         return await self._put_and_delete_replaced(session, self._retained(session, after))
+
+    async def park(self, session: Session, reason: str) -> Session | None:
+        """Hibernate it here, where only this gateway wakes it; None where the engine cannot park. Raises SnapshotError.
+
+        Its last snapshot stays in the store until it counts as an orphan: if this machine never comes back, that is
+        all there is.
+        """
+        assert session.sandbox is not None
+        reference = await self._keeper.park(session.sandbox.id, session.id)
+        if reference is None:
+            return None
+        after = self._hibernated(session, reference, reason, self._clock.now())
+        return await self._records.put(self._retained(session, after))
 
     async def checkpoint(self, session: Session) -> Session:
         """Copy the workspace of a session that stays active. Raises as WorkspaceKeeper.keep, and StaleWriteError."""
@@ -237,6 +241,18 @@ class Transitions:
         if before.snapshot not in (None, written.snapshot):
             await self.delete_snapshot(before.snapshot)
         return written
+
+    def _hibernated(self, session: Session, reference: str, reason: str, at: float) -> Session:
+        """Without a sandbox: it is what is kept as `reference`, of the moment `at`."""
+        return replace(
+            session,
+            state=SessionState.HIBERNATED,
+            sandbox=None,
+            snapshot=reference,
+            snapshot_at=at,
+            reason=reason,
+            owner=self._owner_of(session, reference),
+        )
 
     def _lost(self, session: Session, reference: str | None, reason: str) -> Session:
         """The record of a session that lost its sandbox, with `reference` or else with its earlier snapshot."""

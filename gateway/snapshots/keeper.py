@@ -69,6 +69,10 @@ class SnapshotKeeper:
                     raise
         return None if self._parking is None else await self._parking.keep(sandbox_id, session_id)
 
+    async def park(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """See WorkspaceKeeper."""
+        return None if self._parking is None else await self._parking.park(sandbox_id, session_id)
+
     async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
         """See WorkspaceKeeper. The workspace of an ended sandbox is left to `keep`."""
         sandbox = await self._provider.find(sandbox_id)

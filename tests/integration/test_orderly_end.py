@@ -84,3 +84,29 @@ def test_sessions_of_a_gateway_that_ends_in_order_go_on_at_the_other(tmp_path: P
                 check(b, writer)
     finally:
         redis.kill()
+
+
+def test_session_that_cannot_be_copied_waits_for_its_gateway_and_is_not_taken_back(tmp_path: Path) -> None:
+    """Its workspace is over the limit of snapshots by the time its gateway ends: nobody wakes it from an older one."""
+    redis = RedisServer(tmp_path / "redis", "--appendonly", "yes").start()
+    common = ["--store", redis.url, "--takeover-after", "1s", "--warm-pool", "1"]
+    common += ["--snapshots", f"file://{tmp_path}/snapshots", "--snapshot-max-size", "1Mi"]
+    try:
+        with serve(tmp_path / "b", *common) as b:
+            with serve(tmp_path / "a", *common) as a:
+                session = a.session()
+                assert a.run(session, "echo older > note").status_code == 200
+                assert a.client.post(f"/v1/sessions/{session}/hibernate").status_code == 200
+                assert a.run(session, "echo newer > note; head -c 3000000 /dev/urandom > big").status_code == 200
+                assert a.terminate() == 0
+                assert f"session {session} is not hibernated as this gateway ends" in a.log.read_text()
+            away = b.run(session, "cat note")
+            assert (away.status_code, away.json()["code"]) == (503, "OWNER_AWAY"), away.text
+            assert "its workspace stayed with its gateway" in away.json()["error"]
+            with serve(tmp_path / "a", *common) as again:
+                for server in (b, again):
+                    reply = server.run(session, "cat note; wc -c < big")
+                    assert (reply.status_code, reply.json()["stdout"]) == (200, "newer\n3000000\n"), reply.text
+                    assert "x-wakegate-restored" not in reply.headers
+    finally:
+        redis.kill()

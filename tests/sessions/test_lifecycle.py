@@ -110,7 +110,9 @@ async def test_gateway_ends_while_a_sandbox_stalls(
     stalling.stalls = hostile
     await world.hibernator.hibernate_all(timeout=0.05)
     assert (await world.record(other)).state is SessionState.HIBERNATED
-    assert f"session {hostile} was not hibernated within 0.05 s" in caplog.text
+    assert (
+        f"session {hostile} is not hibernated as this gateway ends: it was not hibernated within 0.05 s" in caplog.text
+    )
 
 
 async def test_registered_session_gets_its_sandbox_with_its_first_use(world: World) -> None:

@@ -170,6 +170,10 @@ class LocalProvider:
         """
         return await self._workspaces.keep(sandbox_id, session_id)
 
+    async def park(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+        """What `keep` does."""
+        return await self.keep(sandbox_id, session_id)
+
     async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
         """None: a running sandbox's workspace cannot be renamed away, and nothing is copied here."""
         return None
