@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ Fields = list[tuple[str, str]]
 
 
 async def reaches(read: Callable[[], object], value: object, what: str) -> None:
-    """Wait until what is read has the value."""
+    """Wait until `read()` returns `value`; `what` names it in the failure."""
     await eventually(lambda: read() == value, what)
 
 
@@ -305,3 +306,20 @@ class OpenScripted(Protocol):
 
 
 SHARED = pytest.mark.asyncio(loop_scope="module")
+
+
+def slots_free(gateway: Served) -> bool:
+    """Whether no request is in flight on any route."""
+    return all(route.in_flight == 0 for route in gateway.gateway.activator.routes.values())
+
+
+async def slow_reader(gateway: Served, session: str, path: str = "/") -> socket.socket:
+    """A raw client that has sent a GET and reads nothing; its receive buffer is 64 KiB."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    host, _, port = gateway.url.removeprefix("http://").rpartition(":")
+    loop = asyncio.get_running_loop()
+    sock.setblocking(False)
+    await loop.sock_connect(sock, (host, int(port)))
+    await loop.sock_sendall(sock, get(session, path, "\n").replace("\n", "\r\n").encode() + b"\r\n")
+    return sock
