@@ -94,8 +94,9 @@ class Activator:
         route = self.routes.get(target.session_id)  # type: ignore[arg-type]  # None is never a key
         if route is None:
             return None
-        if target.runtime is not None and target.runtime != route.runtime:
-            raise _not_found(target.session_id, target.runtime)
+        runtime = target.runtime
+        if runtime is not None and runtime is not route.runtime and runtime != route.runtime:
+            raise _not_found(target.session_id, runtime)
         if (now >= route.trusted_until and not self.draining) or route.restored is not None:
             return None
         if route.peer and target.passed_on:

@@ -46,26 +46,35 @@ class UpstreamConnection(asyncio.Protocol):
     """One connection, used by one exchange at a time."""
 
     __slots__ = (
-        "_body", "_body_size", "_complete", "_drained", "_error", "_head_done", "_head_size", "_is_head", "_keep_alive",
-        "_loop", "_owed", "_owner", "_parser", "_paused", "_until_close", "_waiter", "headers", "idle_since",
-        "on_answer", "progress", "status", "transport",
+        "_body", "_body_size", "_drained", "_head_size", "_is_head", "_keep_alive", "_loop", "_owed", "_owner",
+        "_parser", "_paused", "_until_close", "_waiter", "error", "headers", "is_whole", "on_answer", "progress",
+        "status", "transport",
     )  # fmt: skip
 
     def __init__(self, owner: ConnectionOwner, loop: asyncio.AbstractEventLoop) -> None:
         self._owner = owner
         self._loop = loop
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made, before the pool hands the connection out
-        self.idle_since = 0.0
         self.progress = 0.0  # loop time of the last byte either way
+        self.error: Exception | None = None  # why the connection can carry nothing more
+        self.on_answer: Callable[[], None] | None = None  # called once, when the response's head or a failure is here
+        self.status = 0  # 0 until the head of the final response is here
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.is_whole = False  # all of the response is here
         self._parser: Any = httptools.HttpResponseParser(self)
+        self._is_head = False
+        self._head_size = 0
+        self._body: list[bytes] = []
+        self._body_size = 0
+        self._owed = 0
+        self._keep_alive = False
+        self._until_close = False
         self._paused = False
         self._drained: asyncio.Future[None] | None = None
-        self._error: Exception | None = None
-        self.on_answer: Callable[[], None] | None = None  # called once, when the response's head or a failure is here
-        self._reset(is_head=False)
+        self._waiter: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
-        state = "closed" if self._error else "complete" if self._complete else "busy"
+        state = "closed" if self.error else "complete" if self.is_whole else "busy"
         return f"<UpstreamConnection {self._owner.endpoint} {state}>"
 
     # The exchange, from the caller's side.
@@ -76,9 +85,14 @@ class UpstreamConnection(asyncio.Protocol):
         `owed`: bytes of the body that the head promises and that follow by `write` or `push`, or CHUNKED. With `batch`
         the request is whole, and goes out with the other writes of this turn of the loop.
         """
-        if self._error is not None:
-            raise self._error
-        self._reset(is_head=is_head)
+        if self.error is not None:
+            raise self.error
+        # What an exchange leaves as it found it, or as `finish` requires it, is not set again: this is the hot path.
+        self.status = self._head_size = self._body_size = 0
+        self.headers = []
+        self._body = []
+        self.is_whole = False
+        self._is_head = is_head
         self._owed = owed
         self.progress = self._loop.time()
         if batch is None:
@@ -88,8 +102,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     async def write(self, data: bytes) -> None:
         """Send more of the body; waits while the sandbox does not take it. Raises UpstreamBrokenError."""
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         self.transport.write(data)
         if self._owed > 0:
             self._owed -= len(data)
@@ -106,8 +120,8 @@ class UpstreamConnection(asyncio.Protocol):
 
         Between `buffer_nothing` and `buffer_normally` only, and not for a chunked body. Raises UpstreamBrokenError.
         """
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         self.transport.write(data)
         self._owed -= len(data)
         self.progress = self._loop.time()
@@ -115,30 +129,20 @@ class UpstreamConnection(asyncio.Protocol):
 
     def buffer_nothing(self) -> None:
         """Have `push` return a future as soon as one byte was not taken by the socket."""
-        if self._error is None:
+        if self.error is None:
             self.transport.set_write_buffer_limits(high=0)
 
     def buffer_normally(self) -> None:
         """Go back to the transport's own limits."""
-        if self._error is None:
+        if self.error is None:
             self.transport.set_write_buffer_limits()
 
     async def response_head(self) -> None:
         """Wait until `status` and `headers` hold the final response's head. Raises UpstreamBrokenError."""
-        while not self._head_done:
-            if self._error is not None:
-                raise self._error
+        while not self.status:
+            if self.error is not None:
+                raise self.error
             await self._wait()
-
-    @property
-    def failed(self) -> bool:
-        """Whether the connection is lost or broken."""
-        return self._error is not None
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all of the response is here."""
-        return self._complete
 
     def whole_body(self) -> bytes:
         """The body of a whole response. It stays: `read` gives it too."""
@@ -148,13 +152,13 @@ class UpstreamConnection(asyncio.Protocol):
     @property
     def has_body(self) -> bool:
         """Whether `read` would answer at once."""
-        return bool(self._body) or self._complete
+        return bool(self._body) or self.is_whole
 
     async def read(self) -> tuple[bytes, bool]:
         """The next piece of the body, and whether more may come. Raises UpstreamBrokenError on a cut-off body."""
-        while not self._body and not self._complete:
-            if self._error is not None:
-                raise self._error
+        while not self._body and not self.is_whole:
+            if self.error is not None:
+                raise self.error
             await self._wait()
         body = self._body
         data = body[0] if len(body) == 1 else b"".join(body)
@@ -163,7 +167,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self._paused:
             self._paused = False
             self.transport.resume_reading()
-        return data, not self._complete
+        return data, not self.is_whole
 
     def finish(self) -> None:
         """End the exchange: keep the connection if both sides may go on, else close it.
@@ -171,42 +175,26 @@ class UpstreamConnection(asyncio.Protocol):
         Never kept: one on which fewer bytes of a request went than its head promised. The sandbox would read the head
         of the next request as the rest of that body.
         """
-        reusable = (
-            self._complete
+        if (
+            self.is_whole
             and self._keep_alive
             and not self._owed
             and not self._until_close
-            and self._error is None
+            and self.error is None
             and self._drained is None
-        )
-        if reusable:
+            and self._owner.keep(self)
+        ):
             if self._is_head:
                 # llhttp was waiting for the body that Content-Length announced; a fresh parser is not.
                 self._parser = httptools.HttpResponseParser(self)
-            self.idle_since = self._loop.time()
-        if not reusable or not self._owner.keep(self):
+        else:
             self.abort()
 
     def abort(self) -> None:
         """Cut the connection; picod sees a client that left and ends what it runs."""
-        if self._error is None:
-            self._error = UpstreamBrokenError("the gateway closed its connection to the sandbox")
+        if self.error is None:
+            self.error = UpstreamBrokenError("the gateway closed its connection to the sandbox")
         self.transport.abort()
-
-    def _reset(self, *, is_head: bool) -> None:
-        self._is_head = is_head
-        self._head_done = False
-        self._complete = False
-        self._keep_alive = False
-        self._until_close = False
-        self._head_size = 0
-        self._owed = 0
-        self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
-        self._body: list[bytes] = []
-        self._body_size = 0
-        self._paused = False
-        self._waiter: asyncio.Future[None] | None = None
 
     async def _wait(self) -> None:
         self._waiter = self._loop.create_future()
@@ -225,10 +213,10 @@ class UpstreamConnection(asyncio.Protocol):
             waiter.set_result(None)
 
     def _fail(self, error: Exception) -> None:
-        if self._error is None:
-            self._error = error
+        if self.error is None:
+            self.error = error
         if self._drained is not None and not self._drained.done():
-            self._drained.set_exception(self._error)
+            self._drained.set_exception(self.error)
             self._drained = None
         self._wake()
 
@@ -247,21 +235,21 @@ class UpstreamConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            if self._complete:  # bytes beyond the answer: the answer stands, the connection does not
+            if self.is_whole:  # bytes beyond the answer: the answer stands, the connection does not
                 self._keep_alive = False
                 self._wake()
                 self.transport.close()
                 return
             self._break_off(_parser_problem(error))
             return
-        if self._head_size > _MAX_HEAD_BYTES and not self._complete:
+        if self._head_size > _MAX_HEAD_BYTES and not self.is_whole:
             self._break_off(
                 UpstreamBrokenError(f"more than {_MAX_HEAD_BYTES} bytes of the sandbox's answer are head or framing")
             )
             return
-        if self._head_done:
+        if self.status:
             self._wake()
-            if self._body_size > _HIGH_WATER_BYTES and not self._paused and not self._complete:
+            if self._body_size > _HIGH_WATER_BYTES and not self._paused and not self.is_whole:
                 self._paused = True
                 self.transport.pause_reading()
 
@@ -269,9 +257,9 @@ class UpstreamConnection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._head_done and self._until_close and not self._complete and exc is None:
-            self._complete = True  # RFC 9112 6.3 case 8: such a body ends where the connection does
-        self._owner.lost(self, broke=self._error is None and not self._complete)
+        if self.status and self._until_close and not self.is_whole and exc is None:
+            self.is_whole = True  # RFC 9112 6.3 case 8: such a body ends where the connection does
+        self._owner.lost(self, broke=self.error is None and not self.is_whole)
         self._fail(UpstreamBrokenError("the sandbox closed the connection before its answer was complete"))
 
     def pause_writing(self) -> None:
@@ -287,11 +275,11 @@ class UpstreamConnection(asyncio.Protocol):
     # httptools
 
     def on_message_begin(self) -> None:
-        if self._complete:
+        if self.is_whole:
             raise UpstreamBrokenError("the sandbox sent an answer to no request")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._head_done:  # a trailer, which RFC 9110 6.5.1 forbids to merge into the header
+        if self.status:  # a trailer, which RFC 9110 6.5.1 forbids to merge into the header
             return
         # Compared by length (17) first: this runs for each field of each answer.
         if len(name) == 17 and name.lower() == _TRANSFER_ENCODING and value.lower() != b"chunked":
@@ -311,12 +299,11 @@ class UpstreamConnection(asyncio.Protocol):
         if len(self.headers) > _MAX_FIELDS:
             raise UpstreamBrokenError(f"the sandbox's answer has more than {_MAX_FIELDS} header fields")
         self.status = status
-        self._head_done = True
         # Asked now: llhttp forgets it with the message's end. An answer before the request's end means that the sandbox
         # did not read the body, so what it does with the rest of it is not known.
         self._keep_alive = self._parser.should_keep_alive() and not self._owed
         if self._is_head:
-            self._complete = True
+            self.is_whole = True
             self._keep_alive = not self._owed and b"close" not in [
                 v.lower() for n, v in self.headers if n.lower() == b"connection"
             ]
@@ -340,8 +327,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._head_size = 0
 
     def on_message_complete(self) -> None:
-        if self._head_done:
-            self._complete = True
+        if self.status:
+            self.is_whole = True
         else:  # an interim 1xx answer: forget it and wait for the final one
             self.headers = []
 

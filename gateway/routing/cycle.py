@@ -29,11 +29,8 @@ class ClientConnection(Protocol):
     flow: FlowControl
     loop: asyncio.AbstractEventLoop
     logger: logging.Logger
-    access_logger: logging.Logger
-    access_log: bool
     server_state: ServerState
     tasks: set[asyncio.Task[None]]
-    expect_100_continue: bool
     observer: Observer | None  # told of each request
 
     def on_response_complete(self) -> None:
@@ -48,33 +45,30 @@ class ClientConnection(Protocol):
 class GatewayCycle(RequestResponseCycle):
     """One request and its response. The head is written with the first piece of the body: one call, not two.
 
+    Most requests are answered without a task, so what only a task needs is set by `start`, or has the class's value.
+
     Header fields are not searched for forbidden bytes again: they come from llhttp, which refused them, or from us.
     """
 
+    task: asyncio.Task[None] | None = None
+    incoming: Incoming | None = None  # what the fast path found out, when it handed the request on
+    chunked_encoding: bool | None = None
+    expected_content_length = 0
+    _head = b""
+
     def __init__(self, protocol: ClientConnection, scope: Any, *, keep_alive: bool) -> None:
-        # Not uvicorn's __init__: its event is made by the first wait, which few requests have.
+        # Not uvicorn's __init__: its event is made by the first wait, and what only a task needs by `start`.
         self._protocol = protocol
         self.scope: Any = scope
         self.transport = protocol.transport
         self.flow = protocol.flow
-        self.logger = protocol.logger
-        self.access_logger = protocol.access_logger
-        self.access_log = protocol.access_log
-        self.default_headers = protocol.server_state.default_headers
-        self.on_response = protocol.on_response_complete
-        self.task: asyncio.Task[None] | None = None
         self.disconnected = False
         self.keep_alive = keep_alive
-        self.waiting_for_100_continue = protocol.expect_100_continue
-        self.body: Any = bytearray()  # or bytes, when it came in one piece
+        self.body: Any = b""  # or a bytearray, once it came in more than one piece
         self.more_body = True
         self.response_started = False
         self.response_complete = False
-        self.chunked_encoding: bool | None = None
-        self.expected_content_length = 0
         self._event: asyncio.Event | None = None
-        self._head = b""
-        self.incoming: Incoming | None = None  # what the fast path found out, when it handed the request on
         self.record: Record | None = None  # only where requests are observed
         if protocol.observer is not None:
             self.record = Record(scope)
@@ -96,7 +90,7 @@ class GatewayCycle(RequestResponseCycle):
 
     def take_body(self) -> bytes:
         """Receive what is here of the body, without waiting."""
-        here, self.body = bytes(self.body), bytearray()
+        here, self.body = bytes(self.body), b""
         if self._event is not None and self.more_body and not self.disconnected:
             self._event.clear()
         return here
@@ -107,13 +101,19 @@ class GatewayCycle(RequestResponseCycle):
 
     def start(self, incoming: Incoming | None = None) -> None:
         """Run the app for this request in a task of its own. `incoming`: what the fast path knows of it."""
+        protocol = self._protocol
         self.incoming = incoming
         if incoming is not None and incoming.connection is not None:
-            self.body = bytearray()  # the fast path sent it
+            self.body = b""  # the fast path sent it
+        self.logger = protocol.logger
+        self.on_response = protocol.on_response_complete
+        self.waiting_for_100_continue = any(
+            name == b"expect" and value.lower() == b"100-continue" for name, value in self.scope["headers"]
+        )
         self.scope["extensions"] = {"wakegate.cycle": self, "websocket.http.response": {}}
         # The task leaves the set by itself in run_asgi: a done callback would cost a turn of the loop.
-        self.task = self._protocol.loop.create_task(self.run_asgi(self._protocol.app))
-        self._protocol.tasks.add(self.task)
+        self.task = protocol.loop.create_task(self.run_asgi(protocol.app))
+        protocol.tasks.add(self.task)
 
     def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
         """A whole response in one call. False: the client does not keep up; the caller has to `send`."""
@@ -134,15 +134,14 @@ class GatewayCycle(RequestResponseCycle):
             return False
         self.response_started = self.response_complete = True
         if not self.disconnected:
-            for name, value in self.default_headers:
+            for name, value in self._protocol.server_state.default_headers:
                 lines.append(b"%b: %b\r\n" % (name, value))
             head = b"%b%bcontent-length: %d\r\n\r\n" % (STATUS_LINE[status], b"".join(lines), len(body))
             batch.write(self.transport, head + body)
             if self.record is not None:
                 self.record.status, self.record.sent = status, len(body)
                 self._done()
-        self.wake()
-        self.on_response()
+        self._protocol.on_response_complete()
         return True
 
     def cut(self) -> None:
@@ -204,7 +203,7 @@ class GatewayCycle(RequestResponseCycle):
         self.waiting_for_100_continue = False
         lines = [STATUS_LINE[status]]
         has_connection = False
-        for name, value in (*self.default_headers, *headers):
+        for name, value in (*self._protocol.server_state.default_headers, *headers):
             if name == b"content-length":
                 self.expected_content_length = int(value)
                 self.chunked_encoding = False

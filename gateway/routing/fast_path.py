@@ -7,8 +7,8 @@ a state of their own here; the slow path (proxy.py) has those as plain awaits. S
 wait but the one for the answer, and hands everything else on, with what it found out, at one of two points:
 
     before anything is sent   no live route, no free slot, no idle connection, another gateway's session, an error,
-                              a page of another site that may read the answer
-    after the request is sent the answer lasts over WATCH_AFTER_S, is not whole at once, is cut off, or is one to HEAD
+                              a page of another site that may read the answer, HEAD
+    after the request is sent the answer lasts over WATCH_AFTER_S, is not whole at once, or is cut off
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 from time import perf_counter
 
 from gateway.core.clock import Clock
+from gateway.core.errors import WakegateError
 from gateway.core.model import StartKind
 from gateway.routing.access import AccessPolicy
 from gateway.routing.activator import Activator
@@ -24,7 +25,7 @@ from gateway.routing.connection import UpstreamConnection
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.exchange import WATCH_AFTER_S, last_chunks
 from gateway.routing.headers import response_lines
-from gateway.routing.heads import is_picods, request_head
+from gateway.routing.heads import PORTS, request_head
 from gateway.routing.incoming import Incoming
 from gateway.routing.route import Route
 from gateway.routing.target import Target
@@ -46,27 +47,29 @@ class FastPath:
         scope, record = cycle.scope, cycle.record
         incoming = Incoming(scope, record, now, self._access)
         target = incoming.target
-        if type(target) is not Target or incoming.reader is not None:
+        if type(target) is not Target or incoming.reader is not None or scope["method"] == "HEAD":
             return incoming
-        route = incoming.live_route(self._activator, self._clock.now())
+        try:
+            incoming.route = route = self._activator.live(target, self._clock.now())
+        except WakegateError:  # the slow path asks again, and answers with it
+            return incoming
         if route is None or route.peer:
             return incoming
         connection = (route.pool if not route.branches else route.pool_for(target.path)).take()
         if connection is None:
             return incoming
+        incoming.connection = connection
         if record is not None:
             record.saw(route.session_id, route.runtime, StartKind.LIVE)
-        exchange = FastExchange(self, cycle, incoming, route, connection)
-        connection.on_answer = exchange.answered
-        request = incoming.request
-        body = bytes(cycle.body)
-        # 0 unless the client announced more than it sent, which then must not pass as a whole request.
-        owed = 0 if request.chunked else (request.content_length or 0) - len(body)
+        request, body = incoming.request, cycle.body
         if request.chunked:
-            body = last_chunks(body)
-        head = request_head(scope, request, route, target)
-        connection.begin(head + body, owed=owed, is_head=scope["method"] == "HEAD", batch=self.batch)
-        incoming.sent_on(connection)
+            owed, body = 0, last_chunks(body)
+        else:
+            # 0 unless the client announced more than it sent, which then must not pass as a whole request.
+            owed = (request.content_length or 0) - len(body)
+        exchange = FastExchange(self, cycle, incoming, route, target.path, connection)
+        connection.on_answer = exchange.answered
+        connection.begin(request_head(scope, request, route, target) + body, owed=owed, batch=self.batch)
         self._ticker.add(exchange)
         return None
 
@@ -86,7 +89,7 @@ class FastPath:
 class FastExchange:
     """A request that is sent. `answered` is called once its response's head, or the connection's end, is here."""
 
-    __slots__ = ("_fast_path", "connection", "cycle", "incoming", "route")
+    __slots__ = ("_fast_path", "_path", "connection", "cycle", "incoming", "route")
 
     def __init__(
         self,
@@ -94,34 +97,35 @@ class FastExchange:
         cycle: GatewayCycle,
         incoming: Incoming,
         route: Route,
+        path: bytes,
         connection: UpstreamConnection,
     ) -> None:
         self._fast_path = fast_path
         self.cycle = cycle
         self.incoming = incoming
         self.route = route
+        self._path = path
         self.connection = connection
 
     def answered(self) -> None:
         """Answer the client, if the whole response is here and can be written at once; else hand the request on."""
-        connection, cycle, incoming = self.connection, self.cycle, self.incoming
-        is_plain = connection.status != 401 and cycle.scope["method"] != "HEAD"  # 401: it may be of our own token
-        if is_plain and connection.is_whole and not connection.failed:
+        connection = self.connection
+        # 401: it may be of our own token.
+        if connection.is_whole and connection.error is None and connection.status != 401:
             lines = response_lines(connection.headers)
-            if lines is None:
-                self._fast_path.hand_on(self)
-                return
-            route, target = self.route, incoming.target
-            lines.append(route.picod_lines if is_picods(route, target) else route.live_lines)  # type: ignore[arg-type]
-            lines.append(incoming.id_line)
-            took = perf_counter() - incoming.began_exactly
-            lines.append(b"server-timing: upstream;dur=%.3f\r\n" % (took * 1e3))
-            if cycle.respond_lines(connection.status, lines, connection.whole_body(), self._fast_path.batch):
-                counted = self.route.counted
-                counted.live[connection.status] += 1
-                counted.quick.observe(took)
-                self._fast_path.end(self)
-                return
+            if lines is not None:
+                route, incoming = self.route, self.incoming
+                took = perf_counter() - incoming.began_exactly
+                lines += (
+                    route.port_lines if self._path.startswith(PORTS) else route.live_lines,
+                    incoming.id_line,
+                    b"server-timing: upstream;dur=%.3f\r\n" % (took * 1e3),
+                )
+                if self.cycle.respond_lines(connection.status, lines, connection.whole_body(), self._fast_path.batch):
+                    route.counted.live[connection.status] += 1
+                    route.counted.quick.observe(took)
+                    self._fast_path.end(self)
+                    return
         self._fast_path.hand_on(self)
 
     def tick(self, now: float) -> None:

@@ -14,7 +14,6 @@ from gateway.core.errors import BadRequestError, UnavailableError
 from gateway.routing.access import names_host
 from gateway.routing.forwarded import FIELDS as FORWARDING_FIELDS
 from gateway.routing.forwarded import Forwarded, TrustedProxies, read_forwarded
-from gateway.routing.request_ids import id_line
 from gateway.routing.target import RUNTIME_HEADER, SESSION_HEADERS
 
 Headers = list[tuple[bytes, bytes]]
@@ -80,7 +79,6 @@ class Request:
         "forwarded",
         "hops",
         "host",
-        "id_line",
         "lines",
         "origin",
         "own_origin",
@@ -95,7 +93,6 @@ class Request:
         self.session: bytes | None = None
         self.runtime: bytes | None = None
         self.sent_id: bytes | None = None  # the client's x-request-id; the first, if there are several
-        self.id_line = b""  # set by `identify`
         self.content_length: int | None = None
         self.chunked = False
         self.own_origin = (
@@ -169,14 +166,10 @@ def _plain_without(stripped: frozenset[bytes]) -> frozenset[bytes]:
     return _PLAIN - stripped
 
 
-def identify(request: Request, traceparent: bytes = b"") -> bytes:
-    """Give the request its id, a line for the sandbox; returns it. `traceparent` goes on in place of the client's."""
-    request.id_line = id_line(request.sent_id)
-    request.lines.append(request.id_line)
-    if traceparent:
-        request.lines[:] = [line for line in request.lines if not line.startswith(b"traceparent: ")]
-        request.lines.append(b"traceparent: %b\r\n" % traceparent)
-    return request.id_line
+def replace_traceparent(request: Request, traceparent: bytes) -> None:
+    """Have the sandbox see the gateway's span as its parent, and not the client's."""
+    request.lines[:] = [line for line in request.lines if not line.startswith(b"traceparent: ")]
+    request.lines.append(b"traceparent: %b\r\n" % traceparent)
 
 
 def origin_line(host: bytes) -> bytes:

@@ -13,7 +13,7 @@ from gateway.routing.target import Target
 from picod.wire import PORTS_PATH
 
 EMPTY_QUERY = "wakegate.empty_query"  # in a scope: the target has a "?" with nothing behind it, which ASGI drops
-_PORTS = PORTS_PATH.encode()
+PORTS = PORTS_PATH.encode()
 _SHOWN = {"first_byte": b"upstream"}  # Server-Timing's word for it
 Stages = list[tuple[str, float]]
 
@@ -43,7 +43,7 @@ def request_head(scope: Scope, request: Request, route: Route, target: Target) -
 
 def is_picods(route: Route, target: Target) -> bool:
     """Whether picod itself answers, and not an agent or a server behind one of the sandbox's ports."""
-    return route.runtime.kind is Kind.CODE_INTERPRETER and not target.path.startswith(_PORTS)
+    return route.runtime.kind is Kind.CODE_INTERPRETER and not target.path.startswith(PORTS)
 
 
 def sandbox_fields(headers: Headers, scope: Scope, route: Route, target: Target) -> Headers:
@@ -57,8 +57,8 @@ def sandbox_fields(headers: Headers, scope: Scope, route: Route, target: Target)
         fields.append((b"x-content-type-options", b"nosniff"))
         return fields
     raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
-    if target.path.startswith(_PORTS):
-        app_path = b"/" + target.path.removeprefix(_PORTS).partition(b"/")[2]
+    if target.path.startswith(PORTS):
+        app_path = b"/" + target.path.removeprefix(PORTS).partition(b"/")[2]
     else:
         app_path = target.path
     return confine_cookies(fields, raw_path.removesuffix(app_path))

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from time import perf_counter
 
-from gateway.core.errors import BadRequestError, WakegateError
+from gateway.core.errors import BadRequestError
 from gateway.observability.request_record import Record
 from gateway.routing.access import AccessPolicy
-from gateway.routing.activator import Activator
 from gateway.routing.connection import UpstreamConnection
 from gateway.routing.cors import is_preflight
 from gateway.routing.forwarded import Forwarded
-from gateway.routing.headers import Request, identify, read_request
+from gateway.routing.headers import Request, read_request, replace_traceparent
 from gateway.routing.request_ids import id_in, id_line
 from gateway.routing.responses import Scope
 from gateway.routing.route import Route
@@ -45,13 +44,12 @@ class Incoming:
     `target`: where it goes, or BadRequestError when it cannot be read (`request` is then empty) or is refused.
     `reader`: the origin of another site's page that may read the answer, which then takes the slow path.
     `is_control`: a control surface answers it, also where it is refused.
-    `route`: a live session's, with one of its slots taken; `refusal`: why the live session is not for this request.
+    `route`: a live session's, with one of its slots taken.
     `connection`: set once the request has been sent on it.
     """
 
     __slots__ = (
-        "_looked_up", "began", "began_exactly", "connection", "id_line", "is_control", "reader", "refusal", "request",
-        "route", "target",
+        "began", "began_exactly", "connection", "id_line", "is_control", "reader", "request", "route", "target",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, record: Record | None, now: float, access: AccessPolicy) -> None:
@@ -59,18 +57,18 @@ class Incoming:
         self.began = now
         self.began_exactly = perf_counter()  # uvloop's time has a grain of 1 ms
         self.route: Route | None = None
-        self.refusal: WakegateError | None = None
         self.connection: UpstreamConnection | None = None
-        self.id_line = b""
         self.target: Target | NotProxied | BadRequestError
-        self._looked_up = False
         self.reader: bytes | None = None
         self.is_control = False
         request: Request | None = None
         try:
-            scheme: str = scope["scheme"]
-            request = read_request(scope["headers"], scope["client"], _SCHEMES[scheme], access.stripped, access.proxies)
-            self.id_line = identify(request, record.traceparent if record is not None else b"")
+            scheme = _SCHEMES[scope["scheme"]]
+            request = read_request(scope["headers"], scope["client"], scheme, access.stripped, access.proxies)
+            self.id_line = id_line(request.sent_id)
+            request.lines.append(self.id_line)
+            if record is not None and record.traceparent:
+                replace_traceparent(request, record.traceparent)
             if request.forwarded is not None:
                 _write_client(scope, request, request.forwarded)
             if request.host is None and scope["http_version"] == "1.1":
@@ -85,25 +83,9 @@ class Incoming:
         except BadRequestError as error:
             self.target = error
             self.reader = access.reader_among(scope["headers"])
-            request = request or Request()
-            self.id_line = self.id_line or id_line(None)
+            if request is None:
+                request = Request()
+                self.id_line = id_line(None)
         self.request = request
         if record is not None:
             record.request_id = id_in(self.id_line)
-
-    def live_route(self, activator: Activator, now: float) -> Route | None:
-        """The route of a live session, with a slot taken; looked up once. `now` in epoch seconds.
-
-        None: there is none, or no slot is free, or `refusal` says why the session is not for this request.
-        """
-        if not self._looked_up and type(self.target) is Target:
-            self._looked_up = True
-            try:
-                self.route = activator.live(self.target, now)
-            except WakegateError as error:
-                self.refusal = error
-        return self.route
-
-    def sent_on(self, connection: UpstreamConnection) -> None:
-        """The whole request has been written to this connection; its answer is still to come."""
-        self.connection = connection

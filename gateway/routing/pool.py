@@ -111,7 +111,7 @@ class UpstreamPool:
 
     def trim(self, now: float) -> None:
         """Close connections that have been idle for long. `now` in loop time."""
-        while self.idle and now - self.idle[0].idle_since > _IDLE_S:
+        while self.idle and now - self.idle[0].progress > _IDLE_S:
             self.idle.pop(0).abort()
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -69,16 +70,14 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._context = context
+        self._take = context.fast_path.take
         self.observer = context.observer
         self._leaving = False
         self.cycle: GatewayCycle = None  # type: ignore[assignment]  # uvicorn's value for no request yet
         self._head_timer: asyncio.TimerHandle | None = None
-        self._head_size = 0
-        self._framing_size = (
-            0  # bytes since the latest piece of body; httptools joins the pieces of a trailer in memory
-        )
-        self._is_large = False  # the data at hand alone could hold a head over the bound
-        self._in_head = True
+        self._data_size = 0  # bytes of the data at hand
+        self._head_size = 0  # bytes of a head that is not whole; 1 where it began amid other data; 0: there is none
+        self._framing_size = 0  # bytes since the latest piece of body: httptools joins the pieces of a trailer
         self._in_line = True  # what comes next is, or goes on with, a request line
         self._line = b""  # what came of that, where it has bytes beyond ASCII or came in pieces
         self._upgrading = False  # the request under way asks for a WebSocket
@@ -107,7 +106,7 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
         self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_arrived()
+        self._cancel_head_timer()
         self._unset_keepalive_if_required()
         for cycle in (self._running, *self._waiting):
             if cycle is not None and not cycle.response_complete:
@@ -116,12 +115,12 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._is_large = len(data) > MAX_HEAD_BYTES
-        if self._in_head:
-            self._head_size += len(data)
-        else:
-            self._framing_size += len(data)
+        self._data_size = len(data)
         starts_in_line = self._in_line
+        if self._head_size:
+            self._head_size += len(data)
+        elif not starts_in_line:
+            self._framing_size += len(data)
         if starts_in_line and (self._line or not data.isascii()):
             data, self._line = encode_line(data, self._line)
         rest: bytes | memoryview = data
@@ -141,21 +140,28 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
                 return
             else:
                 break
-        self._start_fresh()
-        if self._in_head:  # still: most heads come in one piece and need no timer
-            if starts_in_line:
-                self._in_line = b"\n" not in data
-                self._line = self._line or data
-            if self._head_size > MAX_HEAD_BYTES:
-                self._refuse(HeadTooLargeError(f"the request's head is larger than {MAX_HEAD_BYTES} bytes"))
-            elif self._head_timer is None:
-                self._await_head()
+        if self._fresh is not None:
+            self._start_fresh(self._fresh)
+        if self._head_size:
+            self._await_rest_of_head(data, starts_in_line=starts_in_line)
         elif self._framing_size > MAX_HEAD_BYTES:
             self._refuse(HeadTooLargeError(f"more than {MAX_HEAD_BYTES} bytes of the body are trailers or framing"))
 
+    def _await_rest_of_head(self, data: bytes, *, starts_in_line: bool) -> None:
+        """The data ended within a head, as few do: bound its size, and the time until the rest is here."""
+        if starts_in_line:
+            self._in_line = b"\n" not in data
+            self._line = self._line or data
+            if self._head_size == 1 and b"\r\n\r\n" not in data:
+                self._head_size = len(data)
+        if self._head_size > MAX_HEAD_BYTES:
+            self._refuse(HeadTooLargeError(f"the request's head is larger than {MAX_HEAD_BYTES} bytes"))
+        elif self._head_timer is None:
+            self._await_head()
+
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection over to uvicorn's WebSocket protocol, with the head that was read."""
-        self._head_arrived()
+        self._cancel_head_timer()
         self._unset_keepalive_if_required()
         self.connections.discard(self)
         protocol = self.ws_protocol_class(  # type: ignore[call-arg, misc]  # uvicorn types it as asyncio.Protocol
@@ -167,26 +173,25 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
 
     def on_message_begin(self) -> None:
         self.url = b""
-        self.expect_100_continue = False
         self.headers = []
         self._framing_size = 0
-        self._in_head = True
-        self._head_size = self._head_size or 1  # some of it is here
+        self._head_size = 1
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:  # a trailer, which RFC 9110 6.5.1 forbids to merge into the header
-            return
-        name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
-        self.headers.append((name, value))
+        if self._head_size:  # else a trailer, which RFC 9110 6.5.1 forbids to merge into the header
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """uvicorn's, less what a proxied request does not need, and with a cycle that writes head and body at once."""
-        if self._is_large or self._head_size > MAX_HEAD_BYTES:
+        if self._data_size > MAX_HEAD_BYTES or self._head_size > MAX_HEAD_BYTES:
             self._check_head_size()
-        target = sent_target(self._line, self.url) if self._line else self.url
-        self._head_arrived()
+        target = self.url
+        if self._line:
+            target, self._line = sent_target(self._line, target), b""
+        self._in_line = False
+        self._head_size = 0
+        if self._head_timer is not None:
+            self._cancel_head_timer()
         if len(self.headers) > MAX_FIELDS:
             raise HeadTooLargeError(f"the request has more than {MAX_FIELDS} header fields")
         parser = self.parser
@@ -196,7 +201,7 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
         method = parser.get_method().decode("ascii")
         if method == "CONNECT":
             raise BadRequestError("this is no forward proxy: CONNECT is not served")
-        raw_path, path, query = _split_target(target)
+        raw_path, path, query = _split_kept(target) if len(target) < 256 else _split_target(target)
         scope: Any = {
             "type": "http",
             "asgi": _ASGI,
@@ -271,21 +276,22 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
         self.parser = request_parser(self)
         self.on_message_complete()
 
-    def _start_fresh(self) -> None:
+    def _start_fresh(self, cycle: GatewayCycle) -> None:
         """Begin with the request whose head the latest data completed."""
-        cycle, self._fresh = self._fresh, None
-        if cycle is None or cycle.disconnected:
+        self._fresh = None
+        if cycle.disconnected:
             return
         if cycle.more_body:
             cycle.start()
-        elif (incoming := self._context.fast_path.take(cycle, self.loop.time())) is not None:
+        elif (incoming := self._take(cycle, self.loop.time())) is not None:
             cycle.start(incoming)
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self._waiting:
             self._running = self._waiting.pop()
             self._running.start()
@@ -316,7 +322,7 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
         self.timeout_keep_alive_task = None
         if self.transport.is_closing():
             return
-        idle = not self._in_head and self.cycle.response_complete
+        idle = not self._head_size and self.cycle.response_complete
         left = self.timeout_keep_alive - (self.loop.time() - self._idle_since) if idle else self.timeout_keep_alive
         if left <= 0:
             self.transport.close()
@@ -331,17 +337,14 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(self._context.head_timeout, self._head_is_late)
 
-    def _head_arrived(self) -> None:
-        self._in_head = self._in_line = False
-        self._line = b""
-        self._head_size = 0
+    def _cancel_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
     def _head_is_late(self) -> None:
         self._head_timer = None
-        if self._in_head and self._head_size:
+        if self._head_size:
             self._refuse(
                 RequestTimeoutError(f"the request's head did not arrive within {self._context.head_timeout:g} s")
             )
@@ -379,6 +382,9 @@ def _split_target(url: bytes) -> tuple[bytes, str, bytes]:
         raw, _, query = url.partition(b"#")[0].partition(b"?")
     path = raw.decode("latin-1")
     return raw, unquote(path) if "%" in path else path, query
+
+
+_split_kept = lru_cache(maxsize=1024)(_split_target)  # clients call the same few short targets again and again
 
 
 def _parser_problem(error: httptools.HttpParserError) -> WakegateError:

@@ -153,9 +153,7 @@ class Proxy:
         """From a target to a request that is sent, or as much of it as is here."""
         if exchange.record is not None:
             exchange.record.saw(target.session_id, target.runtime, None)
-        route = incoming.live_route(self._activator, self._clock.now())
-        if incoming.refusal is not None:
-            raise incoming.refusal
+        route = incoming.route or self._activator.live(target, self._clock.now())
         reservation: Reservation | None = None
         if route is None:
             reservation = await self._activator.reserve(target)

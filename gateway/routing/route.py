@@ -49,8 +49,8 @@ class Route:
         "in_flight",
         "live_lines",
         "peer",
-        "picod_lines",
         "pool",
+        "port_lines",
         "restored",
         "runtime",
         "sandbox",
@@ -86,8 +86,10 @@ class Route:
         self.counted = counted
         self.fields = session_fields(self.session_id_bytes)  # for every answer on this route
         live = [*self.fields, (b"x-wakegate-start", b"live")]
-        self.live_lines = b"".join(b"%b: %b\r\n" % field for field in live)  # the same, for the fast path
-        self.picod_lines = self.live_lines + b"x-content-type-options: nosniff\r\n"  # of picod's own answers
+        # The same for the fast path; `port_lines` where a server behind one of the sandbox's ports answers.
+        self.live_lines = self.port_lines = b"".join(b"%b: %b\r\n" % field for field in live)
+        if session.runtime.kind is Kind.CODE_INTERPRETER:  # else it is an agent that answers, not picod
+            self.live_lines += b"x-content-type-options: nosniff\r\n"
         self.in_flight = 0
         self.closed = False
         self.head = b""  # the header lines that every request on this route ends with
@@ -198,9 +200,13 @@ class Route:
 
     def leave(self, now: float) -> None:
         """Give the slot back. `now` in epoch seconds."""
-        self.activity.in_flight -= 1
-        self.activity.last = now
-        self._hand_over()
+        activity = self.activity
+        activity.in_flight -= 1
+        activity.last = now
+        if self._queue:
+            self._hand_over()
+        else:
+            self.in_flight -= 1
 
     @contextmanager
     def hold_for_socket(self) -> Iterator[None]:

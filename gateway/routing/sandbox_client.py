@@ -139,7 +139,7 @@ async def _send(connection: UpstreamConnection, head: bytes, body: bytes | Async
         return
     connection.begin(head, owed=CHUNKED)
     async for chunk in body:
-        if connection.status or connection.failed:
+        if connection.status or connection.error:
             return  # the caller reads the answer; `finish` closes a connection that still owes a body
         if chunk:
             await connection.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))

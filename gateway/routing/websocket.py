@@ -98,10 +98,10 @@ class WebSocketProxy:
                 )
             session = target.session_id.encode("ascii") if target.session_id else None
             reservation = await self._activator.reserve(target)
-            if not await self._attempt(scope, receive, send, incoming.request, target, reservation, record):
+            if not await self._attempt(scope, receive, send, incoming, target, reservation, record):
                 # Nothing was sent to a sandbox that is gone: it is replaced once, as for any request.
                 reservation = await self._activator.replace(reservation.route, target)
-                await self._attempt(scope, receive, send, incoming.request, target, reservation, record, last=True)
+                await self._attempt(scope, receive, send, incoming, target, reservation, record, last=True)
         except WakegateError as error:
             self._counters.errors[error.code] += 1
             if record is not None:
@@ -113,7 +113,7 @@ class WebSocketProxy:
         scope: Scope,
         receive: Receive,
         send: Send,
-        request: Request,
+        incoming: Incoming,
         target: Target,
         reservation: Reservation,
         record: Record | None,
@@ -121,14 +121,14 @@ class WebSocketProxy:
         last: bool = False,
     ) -> bool:
         """A conversation over this reservation. False: its sandbox is gone, and the client was told nothing yet."""
-        route = reservation.route
+        route, request = reservation.route, incoming.request
         with route.hold_for_socket():
             answer: Headers = [
                 *session_fields(route.session_id_bytes), (b"x-wakegate-start", reservation.start.value.encode())
             ]  # fmt: skip
             if reservation.restored is not None:
                 answer.append((b"x-wakegate-restored", reservation.restored.encode("ascii")))
-            answer.append(id_field(request.id_line))
+            answer.append(id_field(incoming.id_line))
             if record is not None:
                 record.saw(route.session_id, route.runtime, reservation.start)
             lines = request.lines if is_picods(route, target) and not route.peer else [*request.lines, *request.extra]
@@ -145,7 +145,7 @@ class WebSocketProxy:
                 if isinstance(error, UpstreamConnectError) and error.no_listener and not last:
                     return False
                 upstream = error
-            status = await self._converse(scope, receive, send, route, target, upstream, request, answer)
+            status = await self._converse(scope, receive, send, route, target, upstream, incoming, answer)
             route.counted.answered[reservation.start.value, status] += 1
             if record is not None:
                 record.status = status
@@ -159,13 +159,13 @@ class WebSocketProxy:
         route: Route,
         target: Target,
         upstream: ClientConnection | WakegateError | InvalidStatus,
-        request: Request,
+        incoming: Incoming,
         answer: Headers,
     ) -> int:
         """The whole conversation, or why there is none; returns the status of the handshake."""
         if isinstance(upstream, WakegateError):
             self._counters.errors[upstream.code] += 1
-            await _refuse(send, upstream, route.session_id_bytes, request.id_line)
+            await _refuse(send, upstream, route.session_id_bytes, incoming.id_line)
             return upstream.status
         if isinstance(upstream, InvalidStatus):
             await _pass_refusal(scope, send, route, target, upstream, answer)
@@ -173,7 +173,7 @@ class WebSocketProxy:
         if upstream.response is not None:
             answer = _accepted(scope, upstream.response, route, target, answer)
         await send({"type": "websocket.accept", "subprotocol": upstream.subprotocol, "headers": answer})
-        if (restored := restored_in(answer)) is not None and not request.hops:
+        if (restored := restored_in(answer)) is not None and not incoming.request.hops:
             self._activator.acknowledge(route.session_id, restored)
         up = asyncio.create_task(self._pump_up(receive, upstream, route))
         down = asyncio.create_task(self._pump_down(upstream, send, route))
