@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.sessions import AdviceSettings, Served, SessionAdvisor
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.core.background import Tasks, cancel, every
+from gateway.core.certificates import POLL_S, default_peer_context, make_certificates
 from gateway.core.clock import Clock
 from gateway.core.errors import WakegateError
 from gateway.core.interfaces import Executor, RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
@@ -90,6 +92,7 @@ class Gateway:
         self.settings = settings
         self.clock = clock
         self.catalog: RuntimeCatalog = catalog or StaticCatalog(runtimes)
+        self.certificates = make_certificates(settings, clock)
         self.counters = Counters()
         self.tracing = Tracing(settings.otlp_endpoint, clock) if settings.otlp_endpoint else None
         self.observer = _observer(settings, self.tracing)
@@ -155,7 +158,11 @@ class Gateway:
             limits=HoldLimits(settings.hold_per_session, settings.hold_total, settings.slots_per_sandbox),
             connect_timeout=settings.connect_timeout,
             shared_provider=sessions.ownership.shared_provider,
+            peer_tls=self._peer_tls,
         )
+
+    def _peer_tls(self) -> ssl.SSLContext:
+        return default_peer_context() if self.certificates is None else self.certificates.peers
 
     def _make_autoscaler(self, *, shared: bool, me: str) -> Autoscaler:
         settings = _autoscaler_settings(self.settings, shared=shared, me=me)
@@ -285,10 +292,20 @@ class Gateway:
                 ("sandbox events", self._follow_events()),
                 ("kept workspaces", self._check_kept()),
                 ("loop lag", self.metrics.watch_loop()),
+                *self._certificate_loop(),
                 *self._background(self),
             ):
                 stack.push_async_callback(cancel, asyncio.create_task(loop, name=name))
             yield
+
+    def _certificate_loop(self) -> Sequence[tuple[str, Coroutine[Any, Any, None]]]:
+        if (certificates := self.certificates) is None:
+            return ()
+
+        async def reload() -> None:
+            await asyncio.to_thread(certificates.reload_if_changed)
+
+        return (("certificates", every(POLL_S, reload)),)
 
     async def _announce_leaving(self) -> None:
         try:

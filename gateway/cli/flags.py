@@ -14,8 +14,8 @@ from gateway.core.units import readable_size
 # Every setting, by what it is about; a test holds this complete.
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "where it listens": (
-        "host", "port", "workers", "worker_port", "max_connections", "allowed_origins", "allowed_hosts",
-        "strip_headers", "trusted_proxies",
+        "host", "port", "workers", "worker_port", "tls_cert", "tls_key", "tls_client_ca",
+        "max_connections", "allowed_origins", "allowed_hosts", "strip_headers", "trusted_proxies",
     ),
     "runtimes and sandboxes": (
         "engine", "runtime", "no_default_runtime", "runtime_sources", "warm_pool", "preload", "code_context",

@@ -69,6 +69,15 @@ class Settings:
         low=0,
         high=65535,
     )
+    tls_cert: Path = _setting(
+        Path(), "certificate for https, PEM, followed by those that issued it; looked at for changes every 5 s",
+        kind="path", metavar="FILE",
+    )  # fmt: skip
+    tls_key: Path = _setting(Path(), "private key of --tls-cert, PEM, not encrypted", kind="path", metavar="FILE")
+    tls_client_ca: Path = _setting(
+        Path(), "certificates that issue clients' certificates, PEM; clients without one are then refused",
+        kind="path", metavar="FILE",
+    )  # fmt: skip
     runtime: tuple[Path, ...] = _setting(
         (), "runtime manifest or a folder of manifests, in addition to the built-in my-interpreter; may be repeated",
         kind="paths", metavar="FILE_OR_FOLDER",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from gateway.core.settings import Settings
+from gateway.doctor.certificates import check_certificates
 from gateway.doctor.finding import Finding, exit_status
 from gateway.doctor.machine import check_interpreter, check_machine, check_port
 from gateway.doctor.storage import check_hibernated, check_snapshots, check_state_dir, check_store
@@ -24,6 +25,8 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
     async for finding in check_hibernated(settings):
         yield finding
     yield check_port(settings)
+    for found in check_certificates(settings):
+        yield found
     if settings.engine == "kubernetes":
         from gateway.doctor.cluster import check_cluster  # its client is slow to load, and not needed for the others
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
+from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
 from urllib.parse import urlsplit
 
 from gateway.core.background import Tasks
+from gateway.core.certificates import default_peer_context
 from gateway.core.clock import Clock
 from gateway.core.errors import (
     ActivationTimeoutError,
@@ -65,6 +68,7 @@ class Activator:
         limits: HoldLimits,
         connect_timeout: float,
         shared_provider: bool = False,
+        peer_tls: Callable[[], ssl.SSLContext] = default_peer_context,
     ) -> None:
         self.routes: dict[SessionId, Route] = {}
         self.held = 0
@@ -73,6 +77,7 @@ class Activator:
         self._lifecycle = lifecycle
         self._opener = opener
         self._admission = admission
+        self._peer_tls = peer_tls  # for gateways whose address is an https one
         self._shared_provider = shared_provider  # other gateways reach the same sandboxes
         self._catalog = catalog
         self._tokens = tokens
@@ -280,9 +285,10 @@ class Activator:
         route = self.routes.get(session_id)
         if route is None or route.sandbox.id != peer_sandbox(peer):
             address = urlsplit(peer.address)
-            endpoint = Endpoint(host=address.hostname, port=address.port or 80)
+            secure = address.scheme == "https"
+            endpoint = Endpoint(host=address.hostname, port=address.port or (443 if secure else 80))
             sandbox = Sandbox(peer_sandbox(peer), session.runtime, endpoint, StartKind.LIVE, now, session_id)
-            pool = UpstreamPool(endpoint, connect_timeout=self._connect_timeout)
+            pool = UpstreamPool(endpoint, connect_timeout=self._connect_timeout, tls=self._peer_tls if secure else None)
             route = Route(
                 session,
                 sandbox,

@@ -6,6 +6,8 @@ One pool per endpoint, as one pool shared by many origins searches all of its co
 from __future__ import annotations
 
 import asyncio
+import ssl
+from collections.abc import Callable
 from typing import Any
 
 from gateway.core.errors import UpstreamBrokenError, UpstreamConnectError
@@ -20,12 +22,21 @@ class UpstreamPool:
 
     A process that is killed closes its listener after its connections, so a client that saw one break and tries again
     at once may still be accepted, to be cut off a second time. `probe` is a path that is answered at once and without
-    effect; where there is one, it is asked for before the first request after a break.
+    effect; where there is one, it is asked for before the first request after a break. `tls`: what to dial with, for
+    gateways that listen with TLS; asked for each time, as certificates are renewed.
     """
 
-    def __init__(self, endpoint: Endpoint, *, connect_timeout: float, probe: bytes = b"") -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        connect_timeout: float,
+        probe: bytes = b"",
+        tls: Callable[[], ssl.SSLContext] | None = None,
+    ) -> None:
         self.endpoint = endpoint
         self._probe_path = probe
+        self.tls = tls
         self._suspect = False
         self.idle: list[UpstreamConnection] = []
         self.open = 0
@@ -93,7 +104,9 @@ class UpstreamPool:
         if endpoint.uds:
             connecting = loop.create_unix_connection(lambda: protocol, endpoint.uds)
         else:
-            connecting = loop.create_connection(lambda: protocol, endpoint.host or "", endpoint.port)
+            connecting = loop.create_connection(
+                lambda: protocol, endpoint.host or "", endpoint.port, ssl=self.tls and self.tls()
+            )
         try:
             async with asyncio.timeout(self._connect_timeout):
                 await connecting

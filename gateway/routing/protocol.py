@@ -21,6 +21,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from gateway.core.certificates import ClientCertificate
 from gateway.core.errors import BadRequestError, RequestTimeoutError, WakegateError
 from gateway.observability.request_record import Observer
 from gateway.routing.body_pipe import BodyPipe, Write
@@ -47,6 +48,7 @@ class ServerContext:
     limit: ConnectionLimit
     head_timeout: float
     observer: Observer | None = None
+    client_certificate: Callable[[asyncio.BaseTransport], ClientCertificate] | None = None  # where clients need one
     leaving: bool = False  # the gateway will end: each answer is the last on its connection
 
 
@@ -73,6 +75,7 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
         self._take = context.fast_path.take
         self.observer = context.observer
         self._leaving = False
+        self._client_certificate: ClientCertificate | None = None
         self.cycle: GatewayCycle = None  # type: ignore[assignment]  # uvicorn's value for no request yet
         self._head_timer: asyncio.TimerHandle | None = None
         self._data_size = 0  # bytes of the data at hand
@@ -91,6 +94,8 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
         super().connection_made(transport)
         try:
             self._context.limit.admit(self.connections, len(self.connections), self.loop.time())
+            if self._context.client_certificate is not None:
+                self._client_certificate = self._context.client_certificate(transport)
         except WakegateError as error:
             self._refuse(error)
         else:
@@ -165,7 +170,7 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
         self._unset_keepalive_if_required()
         self.connections.discard(self)
         protocol = self.ws_protocol_class(  # type: ignore[call-arg, misc]  # uvicorn types it as asyncio.Protocol
-            config=self.config, server_state=self.server_state, app_state=self.app_state
+            config=self.config, server_state=self.server_state, app_state=self._connection_state()
         )
         protocol.connection_made(self.transport)
         protocol.data_received(websocket_head(self.url, self.headers))
@@ -215,7 +220,7 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
             "raw_path": raw_path,
             "query_string": query,
             "headers": self.headers,
-            "state": {},
+            "state": {} if self._client_certificate is None else self._connection_state(),
         }
         if not query and b"?" in target:
             scope[EMPTY_QUERY] = True
@@ -235,6 +240,10 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
         else:
             self.flow.pause_reading()
             self._waiting.appendleft(cycle)
+
+    def _connection_state(self) -> dict[str, Any]:
+        """What requests of this connection find in `scope["state"]`."""
+        return {} if self._client_certificate is None else {"client_certificate": self._client_certificate}
 
     def on_body(self, body: bytes) -> None:
         cycle = self.cycle

@@ -252,9 +252,15 @@ async def _open(scope: Scope, route: Route, target: Target, request: Request, li
     query: bytes = scope["query_string"]
     pool = route.pool_for(target.path)
     if request.own_origin:
-        # The websockets library leaves port 80 out of Host.
-        headers.append(("origin", "http://" + pool.host.removesuffix(b":80").decode()))
-    uri = f"ws://{pool.host.decode()}{target.path.decode('latin-1')}" + (f"?{query.decode('latin-1')}" if query else "")
+        # The websockets library leaves the scheme's usual port out of Host.
+        usual = b":80" if pool.tls is None else b":443"
+        headers.append(
+            ("origin", ("http" if pool.tls is None else "https") + f"://{pool.host.removesuffix(usual).decode()}")
+        )
+    scheme = "ws" if pool.tls is None else "wss"
+    uri = f"{scheme}://{pool.host.decode()}{target.path.decode('latin-1')}" + (
+        f"?{query.decode('latin-1')}" if query else ""
+    )
     options: dict[str, Any] = {
         "additional_headers": headers,
         "subprotocols": [Subprotocol(protocol) for protocol in scope.get("subprotocols", ())] or None,
@@ -267,6 +273,8 @@ async def _open(scope: Scope, route: Route, target: Target, request: Request, li
         "user_agent_header": None,
         "proxy": None,
     }
+    if pool.tls is not None:
+        options["ssl"] = pool.tls()
     endpoint = pool.endpoint
     try:
         if endpoint.uds:

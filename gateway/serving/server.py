@@ -13,16 +13,18 @@ import gc
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 
 import uvicorn
 
 from gateway.app import Gateway
+from gateway.core.certificates import Certificates, ClientCertificate, read_client_certificate
 from gateway.routing.connection_limit import ConnectionLimit, connection_limit
 from gateway.routing.fast_path import FastPath
 from gateway.routing.protocol import GatewayProtocol, ServerContext
 from gateway.routing.websocket import MAX_MESSAGE_BYTES
 from gateway.serving.sockets import BACKLOG, listen, refuse_new, url_of
+from gateway.serving.tls_listener import TLSListener, handshake_limit
 
 _LAST_ARRIVALS_S = 0.1  # for handshakes in progress to finish, and for this loop to accept them
 
@@ -45,6 +47,18 @@ class _Server(uvicorn.Server):
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's own; with TLS, the same over listeners of ours."""
+        certificates = self._gateway.certificates
+        if certificates is None:
+            await super().startup(sockets)
+            return
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        factory = functools.partial(make, config=self.config, server_state=self.server_state, app_state={})
+        most = handshake_limit(self._context.limit.limit)
+        self.servers = [TLSListener(listener, factory, certificates, most) for listener in sockets or ()]  # type: ignore[misc]  # it calls close and wait_closed
+        self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening and close connections. After an announced shutdown, first accept the backlog."""
@@ -82,7 +96,13 @@ def make_server(gateway: Gateway) -> uvicorn.Server:
     fast_path = FastPath(gateway.activator, gateway.proxy.ticker, gateway.clock, gateway.proxy.access)
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     limit = ConnectionLimit(connection_limit(settings.max_connections, descriptors))
-    context = ServerContext(fast_path, limit, settings.request_head_timeout, gateway.observer)
+    context = ServerContext(
+        fast_path,
+        limit,
+        settings.request_head_timeout,
+        gateway.observer,
+        client_certificate=_client_certificate_reader(gateway.certificates),
+    )
     config = uvicorn.Config(
         gateway.proxy,
         http=functools.partial(GatewayProtocol, context),  # type: ignore[arg-type]  # uvicorn only calls it
@@ -100,6 +120,14 @@ def make_server(gateway: Gateway) -> uvicorn.Server:
         timeout_graceful_shutdown=max(1, int(settings.drain_timeout)),
     )
     return _Server(config, gateway, context)
+
+
+def _client_certificate_reader(
+    certificates: Certificates | None,
+) -> Callable[[asyncio.BaseTransport], ClientCertificate] | None:
+    if certificates is None or not certificates.verifies_clients:
+        return None
+    return lambda transport: read_client_certificate(transport.get_extra_info("ssl_object").getpeercert(True))
 
 
 def keep_freed_memory() -> None:
@@ -128,7 +156,7 @@ async def serving(
     """
     settings = gateway.settings
     sockets = sockets or [listen(settings.host, settings.port)]
-    url = url_of(sockets[0])
+    url = url_of(sockets[0], tls=gateway.certificates is not None)
     keep_freed_memory()
     async with gateway.running(settings.advertise or url):
         server = make_server(gateway)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -58,8 +59,13 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(state: Path, *flags: str, program: str = "gateway", port: int = 0) -> Iterator[Server]:
-    """Start `wakegate serve` (on a free port), wait until it is ready, and end it with the block."""
+def serve(
+    state: Path, *flags: str, program: str = "gateway", port: int = 0, tls: ssl.SSLContext | None = None
+) -> Iterator[Server]:
+    """Start `wakegate serve` (on a free port), wait until it is ready, and end it with the block.
+
+    `tls`: what the client uses where the flags turn TLS on.
+    """
     log = state.parent / f"{state.name}.log"
     argv = [sys.executable, "-m", program, "serve", "--port", str(port), "--state-dir", str(state)]
     # A kernel in each sandbox, and a notice before the end, only where a test asks for it.
@@ -72,9 +78,9 @@ def serve(state: Path, *flags: str, program: str = "gateway", port: int = 0) -> 
     try:
         assert process.stdout is not None
         said = process.stdout.readline()
-        found = re.search(r"http://\S+", said)
+        found = re.search(r"https?://\S+", said)
         assert found is not None, said + log.read_text()
-        with httpx.Client(base_url=found[0], timeout=LIMIT_S) as client:
+        with httpx.Client(base_url=found[0], timeout=LIMIT_S, verify=tls or True) as client:
             wait_until(lambda: client.get("/readyz").status_code == 200, "the gateway is ready")
             yield Server(process, found[0], client, log)
     finally:

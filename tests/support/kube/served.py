@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,21 @@ INTERPRETER: dict[str, Any] = {
 
 @contextlib.contextmanager
 def in_cluster(
-    folder: Path, *flags: str, spec: dict[str, Any] | None = None, **options: Any
+    folder: Path,
+    *flags: str,
+    spec: dict[str, Any] | None = None,
+    tls: ssl.SSLContext | None = None,
+    **options: Any,
 ) -> Iterator[tuple[Server, Cluster]]:
-    """A gateway that serves the CodeInterpreter my-interpreter of an own cluster. `options` are the Cluster's."""
+    """A gateway that serves the CodeInterpreter my-interpreter of an own cluster. `options` are the Cluster's.
+
+    `tls`: as `serve` takes it.
+    """
     with in_thread(**options) as cluster:
         made = spec or INTERPRETER
         cluster.call(lambda: cluster.create("codeinterpreters", "my-interpreter", namespace="default", spec=made))
         enforce_roles(cluster)
-        with serve(folder / "state", *flags_for(cluster, folder), *flags) as server:
+        with serve(folder / "state", *flags_for(cluster, folder), *flags, tls=tls) as server:
             yield server, cluster
 
 
