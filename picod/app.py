@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 from picod.config import PicodConfig
 from picod.http.auth import Guard
-from picod.http.request import ClientGoneError, Receive, Request, RequestError, Scope, Send, TooLargeError
+from picod.http.request import ClientGoneError, Receive, Request, RequestError, Scope, Send
 from picod.routes import agent_route, find_route
 from picod.services import Services
 
@@ -67,6 +67,4 @@ class Picod:
 async def _refuse(request: Request, error: RequestError) -> None:
     if request.started:
         raise error
-    # The rest of a body that is too large is not read: the connection is closed after the answer.
-    headers = ((b"connection", b"close"),) if isinstance(error, TooLargeError) else ()
-    await request.answer_json(error.status, error.body, headers)
+    await request.answer_json(error.status, error.body, error.headers)

@@ -23,6 +23,8 @@ RESUME_PATH = "/api/resume"  # POST: a workspace was restored: expect the contex
 ACTIVITY_PATH = "/api/activity"  # {"busy": bool}: whether something runs that no request waits for
 TERMINAL_PATH = "/api/terminal"  # a WebSocket
 PORTS_PATH = "/api/ports/"  # {port}/{path}: on to a server that listens in the sandbox
+# On an answer: picod itself refuses the token (401). Taken out of what servers in the sandbox answer.
+REFUSED_HEADER = "x-wakegate-refused"
 SESSION_HEADER = "x-agentcube-session-id"  # the session's id, which the gateway sends with each request
 
 

@@ -15,6 +15,7 @@ from gateway.routing.access import names_host
 from gateway.routing.forwarded import FIELDS as FORWARDING_FIELDS
 from gateway.routing.forwarded import Forwarded, TrustedProxies, read_forwarded
 from gateway.routing.target import RUNTIME_HEADER, SESSION_HEADERS
+from picod.wire import REFUSED_HEADER
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -56,7 +57,9 @@ _OF_THE_ORIGIN = frozenset((
     b"alt-svc", b"clear-site-data", b"nel", b"public-key-pins", b"public-key-pins-report-only", b"report-to",
     b"service-worker-allowed", b"strict-transport-security",
 ))  # fmt: skip
-_RESPONSE_DROPPED = HOP_BY_HOP | GATEWAY_FIELDS | _OF_THE_ORIGIN | {b"x-request-id", b"date"}
+_RESPONSE_DROPPED = HOP_BY_HOP | GATEWAY_FIELDS | _OF_THE_ORIGIN | {
+    b"x-request-id", b"date", REFUSED_HEADER.encode(),
+}  # fmt: skip
 _FRAMING_AND_DROPPED = _RESPONSE_DROPPED | {b"content-length"}
 _NOT_PLAIN_IN_RESPONSES = _FRAMING_AND_DROPPED | {b"set-cookie"}
 

@@ -191,7 +191,7 @@ class Proxy:
         assert connection is not None
         assert route is not None
         await connection.response_head()
-        route.check_token_accepted(connection.status, target.path)
+        route.check_token_accepted(connection.status, connection.headers, target.path)
         start = exchange.answered()
         stages = stages_of(exchange.began_exactly, reservation, exchange.connected, perf_counter() - exchange.connected)
         for name, seconds in stages:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,9 +18,10 @@ from gateway.routing.connection import UpstreamConnection
 from gateway.routing.pool import UpstreamPool
 from gateway.routing.responses import session_fields
 from gateway.sessions.activity import SessionActivity
-from picod.wire import PORTS_PATH
+from picod.wire import PORTS_PATH, REFUSED_HEADER
 
 _PORTS = PORTS_PATH.encode()
+_REFUSED = REFUSED_HEADER.encode()
 
 
 @dataclass(frozen=True)
@@ -147,12 +148,16 @@ class Route:
         if self.head_until != float("inf"):
             self.head_until = 0.0
 
-    def check_token_accepted(self, status: int, path: bytes) -> None:
+    def check_token_accepted(self, status: int, headers: Iterable[tuple[bytes, bytes]], path: bytes) -> None:
         """Raises TokenRefusedError for picod's own 401: it speaks of our token, not of what the client sent.
 
-        The next request carries a new token. Behind a port, and in an AgentRuntime, a 401 is the application's.
+        The next request carries a new token. Behind a port, and in an AgentRuntime, a 401 is the application's unless
+        picod has marked it, which takes its mark out of what applications answer.
         """
-        if status != 401 or self.peer or self.runtime.kind is not Kind.CODE_INTERPRETER or path.startswith(_PORTS):
+        if status != 401 or self.peer:
+            return
+        is_apps = self.runtime.kind is not Kind.CODE_INTERPRETER or path.startswith(_PORTS)
+        if is_apps and all(name.lower() != _REFUSED for name, _ in headers):
             return
         self.expire_token()
         raise TokenRefusedError(

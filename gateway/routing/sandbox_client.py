@@ -95,7 +95,7 @@ class Caller:
                     connection = await held.pool.dial()
             await _send(connection, _head(method, target.path, headers, body, reservation), body)
             await connection.response_head()
-            reservation.route.check_token_accepted(connection.status, target.path)
+            reservation.route.check_token_accepted(connection.status, connection.headers, target.path)
             fields = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in connection.headers}
             restored = reservation.restored
             if reservation.route.peer:  # its gateway found the loss; from a sandbox that header means nothing

@@ -141,7 +141,9 @@ class WebSocketProxy:
                 )
             except (WakegateError, InvalidStatus) as error:
                 if isinstance(error, InvalidStatus):
-                    route.check_token_accepted(error.response.status_code, target.path)
+                    refusal = error.response
+                    fields = [(name.encode(), value.encode()) for name, value in refusal.headers.raw_items()]
+                    route.check_token_accepted(refusal.status_code, fields, target.path)
                 if isinstance(error, UpstreamConnectError) and error.no_listener and not last:
                     return False
                 upstream = error

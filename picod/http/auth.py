@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from picod.http.request import Request, RequestError
-from picod.wire import ALGORITHMS, ISSUER, LEEWAY_S
+from picod.wire import ALGORITHMS, ISSUER, LEEWAY_S, REFUSED_HEADER
 
 if TYPE_CHECKING:
     from jwt.algorithms import AllowedPublicKeys
@@ -100,6 +100,15 @@ def _load_key(entry: dict[str, Any]) -> _Key | None:
     return None
 
 
+class UnauthorizedError(RequestError):
+    """401, marked as picod's own: an application behind a port answers 401 too."""
+
+    headers = ((REFUSED_HEADER.encode(), b"token"),)
+
+    def __init__(self, error: str, *, detail: str) -> None:
+        super().__init__(401, error, detail=detail)
+
+
 class Guard:
     """Checks the token of a request, and remembers valid ones until they expire."""
 
@@ -116,13 +125,13 @@ class Guard:
         self._keys.read(time.monotonic())
 
     def check(self, request: Request) -> None:
-        """Raises RequestError 401 unless the request carries one valid token."""
+        """Raises UnauthorizedError unless the request carries one valid token."""
         values = request.headers(b"authorization")
         if not values:
-            raise RequestError(401, "Missing Authorization header", detail="Request requires JWT authentication")
+            raise UnauthorizedError("Missing Authorization header", detail="Request requires JWT authentication")
         scheme, _, token = values[0].decode("latin-1").partition(" ")
         if len(values) > 1 or scheme != "Bearer" or not token or " " in token:
-            raise RequestError(401, "Invalid Authorization header format", detail="Use Bearer <token>")
+            raise UnauthorizedError("Invalid Authorization header format", detail="Use Bearer <token>")
         self._keys.refresh(time.monotonic())
         now = time.time()
         if now < self._good_until.get(token, 0.0):
@@ -131,7 +140,7 @@ class Guard:
         try:
             good_until = self._verify(token)
         except _RefusedError as refused:
-            raise RequestError(401, "Invalid token", detail=f"JWT verification failed: {refused}") from refused
+            raise UnauthorizedError("Invalid token", detail=f"JWT verification failed: {refused}") from refused
         if len(self._good_until) >= _MAX_REMEMBERED:
             del self._good_until[next(iter(self._good_until))]  # the oldest
         self._good_until[token] = good_until

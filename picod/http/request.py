@@ -45,6 +45,8 @@ class Tunnel(Protocol):
 class RequestError(Exception):
     """An answer that is not a success: its status and its JSON body."""
 
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
     def __init__(self, status: int, error: str, **more: object) -> None:
         super().__init__(error)
         self.status = status
@@ -53,6 +55,8 @@ class RequestError(Exception):
 
 class TooLargeError(RequestError):
     """413 in AgentCube's words, which carry no `code`. The rest of the body is not read."""
+
+    headers = ((b"connection", b"close"),)
 
     def __init__(self, limit: int) -> None:
         super().__init__(413, "request body too large")

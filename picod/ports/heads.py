@@ -24,6 +24,7 @@ _HOP_BY_HOP = frozenset((
 ))  # fmt: skip
 # The token is for picod only, picod answers Expect itself, and it sets Host and the prefix.
 _NOT_SENT = _HOP_BY_HOP | {b"authorization", b"expect", b"host", b"x-forwarded-prefix"}
+_NOT_ANSWERED = _HOP_BY_HOP | {b"date", wire.REFUSED_HEADER.encode()}
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # noqa: S104 - hosts in a server's own redirects
 _COOKIE_ATTRIBUTE = re.compile(rb";[ \t]*(path|domain)[ \t]*=[ \t]*([^;]*)", re.IGNORECASE)
 
@@ -94,7 +95,7 @@ def request_head(request: Request, target: PortRequest) -> bytes:
 
 def answer_headers(response: Response, target: PortRequest) -> list[tuple[bytes, bytes]]:
     """The headers of an answer as they are sent to the client. picod adds Date itself; a 101 needs Upgrade."""
-    dropped = _HOP_BY_HOP | {b"date"} | _nominated(response.headers)
+    dropped = _NOT_ANSWERED | _nominated(response.headers)
     kept: list[tuple[bytes, bytes]] = []
     for name, value in response.headers:
         if name == b"location":

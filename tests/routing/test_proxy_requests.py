@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
+from gateway.core.model import Kind, RuntimeKey
+from gateway.runtimes.catalog import default_runtime
 from tests.support.scripted import Call, OpenScripted, get, reaches
 from tests.support.waiting import eventually
 
@@ -91,6 +94,33 @@ async def test_401_of_a_server_behind_a_port_passes(open_gateway: OpenScripted) 
     session = await gateway.session()
     answer = await gateway.ask(f"GET /v1/sessions/{session}/ports/8000/ HTTP/1.1\nhost: h")
     assert (answer.status, answer.get("www-authenticate"), answer.body) == (401, "Basic", b"no")
+
+
+@pytest.mark.parametrize("door", ["port", "agent"])
+async def test_401_of_picod_before_a_port_or_an_agent_is_not_the_applications(
+    open_gateway: OpenScripted, door: str
+) -> None:
+    """picod marks its own: the gateway answers 503, and sends a new token next time. No client sees the mark."""
+    tokens: list[str | None] = []
+
+    async def script(call: Call) -> None:
+        tokens.append(call.request.get("authorization"))
+        if len(tokens) == 1:
+            await call.reply(b"{}", "401 Unauthorized", "X-Wakegate-Refused: token\n")
+        else:
+            await call.reply(b"app", "200 OK", "x-wakegate-refused: token\n")
+
+    kind = Kind.AGENT_RUNTIME if door == "agent" else Kind.CODE_INTERPRETER
+    runtime = replace(default_runtime(1), key=RuntimeKey("default", "served", kind))
+    gateway, _ = await open_gateway(script, runtimes=[runtime])
+    session = (await gateway.gateway.lifecycle.create(runtime.key)).session.id
+    head = f"GET /v1/sessions/{session}/ports/8000/ HTTP/1.1\nhost: h" if door == "port" else get(session, "/x")
+    answer = await gateway.ask(head)
+    assert (answer.status, answer.json["code"]) == (503, "SANDBOX_REFUSED_TOKEN")
+    assert answer.get("retry-after") == "1"
+    answer = await gateway.ask(head)
+    assert (answer.status, answer.body, answer.get("x-wakegate-refused")) == (200, b"app", None)
+    assert tokens[0] != tokens[1]
 
 
 async def test_request_without_a_host_is_refused(open_gateway: OpenScripted) -> None:

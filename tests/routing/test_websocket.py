@@ -179,6 +179,20 @@ async def test_refusal_of_the_sandbox_passes_with_its_status_and_body(tmp_path: 
         await eventually(lambda: open_slots(gateway) == 0, "the slot is given back")
 
 
+async def test_refusal_of_our_token_before_a_port_is_not_the_applications(tmp_path: Path) -> None:
+    """picod marks its own 401: the client hears 503, and when to try again."""
+
+    def refuse(connection: ServerConnection, _: Request) -> Response:
+        answer = connection.respond(HTTPStatus.UNAUTHORIZED, "{}")
+        answer.headers["x-wakegate-refused"] = "token"
+        return answer
+
+    async with through(tmp_path, process_request=refuse) as (gateway, session):
+        answer = (await refused(dial(gateway, session, f"/v1/sessions/{session}/ports/8000/"))).response
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert "x-wakegate-refused" not in answer.headers
+
+
 async def test_redirect_of_the_sandbox_is_passed_on_and_never_followed(
     tmp_path: Path, open_gateway: OpenScripted
 ) -> None:

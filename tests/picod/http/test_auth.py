@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 from jwt.algorithms import OKPAlgorithm, RSAAlgorithm
 
-from picod.wire import LEEWAY_S
+from picod.wire import LEEWAY_S, REFUSED_HEADER
 from tests.support.picod import Executor, picod_process
 
 ED, OTHER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
@@ -164,6 +165,31 @@ def test_clocks_a_minute_apart_refuse_a_token_that_is_not_good_now(guarded: Exec
 
     assert status == 401
     assert ("expired" if skew < 0 else "before issued") in body["detail"]
+
+
+def on_a_port(executor: Executor, bearer: str) -> httpx.Response:
+    """A request to a port on which nothing listens: 502 where the token is accepted."""
+    return executor.client.get("/api/ports/64999/", headers={"authorization": f"Bearer {bearer}"})
+
+
+@pytest.mark.parametrize("skew", [-30, 30])
+def test_clocks_half_a_minute_apart_refuse_no_request_to_a_port(guarded: Executor, skew: int) -> None:
+    """A token's first second and its last are good behind a port too; no such answer bears picod's mark."""
+    now = int(time.time()) + skew
+    for bearer in (token(iat=now, nbf=now, exp=now + 300), token(iat=now - 299, nbf=now - 299, exp=now + 2)):
+        reply = on_a_port(guarded, bearer)
+        assert (reply.status_code, reply.json()["code"]) == (502, "PORT_NOT_LISTENING")
+        assert REFUSED_HEADER not in reply.headers
+
+
+@pytest.mark.parametrize("claim", ["iat", "nbf", "exp"])
+def test_refusal_of_a_token_is_marked_as_picods_own(guarded: Executor, claim: str) -> None:
+    """Behind a port an application answers 401 too; the gateway tells the two apart by the mark."""
+    now = int(time.time())
+    claims: dict[str, Any] = {claim: now + (-LEEWAY_S - 5 if claim == "exp" else LEEWAY_S + 5)}
+    reply = on_a_port(guarded, token(**claims))
+    assert (reply.status_code, reply.headers[REFUSED_HEADER]) == (401, "token")
+    assert guarded.client.get("/api/ports/64999/").headers[REFUSED_HEADER] == "token"
 
 
 def test_remembered_token_still_expires(guarded: Executor) -> None:

@@ -229,6 +229,17 @@ def test_cookies_are_for_the_port_alone(picod: Executor) -> None:
     assert cookies == [f"a=1; HttpOnly; Path={prefix}/app", f"b=2; Path={prefix}/"]
 
 
+@pytest.mark.parametrize("name", ["x-wakegate-refused", "X-Wakegate-Refused"])
+def test_mark_of_picods_own_refusals_cannot_be_forged(picod: Executor, name: str) -> None:
+    """A server that answers it with its 401, once or twice: the client sees the 401, without the mark."""
+    head = f"HTTP/1.1 401 Unauthorized\r\nwww-authenticate: Basic\r\n{name}: token\r\n"
+    for more in ("", f"{name}: 1\r\n", "connection: close\r\n"):
+        with server(says(f"{head}{more}content-length: 2\r\n\r\nno".encode())) as (port, _):
+            reply = picod.client.get(f"/api/ports/{port}/", headers=SESSION)
+        assert (reply.status_code, reply.content, reply.headers["www-authenticate"]) == (401, b"no", "Basic")
+        assert "x-wakegate-refused" not in reply.headers
+
+
 def test_server_on_the_other_loopback_is_found(picod: Executor) -> None:
     """`localhost` may mean ::1 to whoever listens."""
     try:
