@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from gateway.core.clock import Clock
 from gateway.core.errors import SandboxStartError, SettingsError, SnapshotNotFoundError, UpstreamConnectError
@@ -32,6 +32,15 @@ class Finder(Protocol):
 
     async def find(self, sandbox_id: SandboxId) -> Sandbox | None:
         """The sandbox, or None."""
+        ...
+
+
+@runtime_checkable
+class DiskWatcher(Protocol):
+    """An engine that ends sandboxes for what they write."""
+
+    def restoring(self, sandbox_id: SandboxId) -> AbstractAsyncContextManager[None]:
+        """Within, what is written to the sandbox's workspace is not its code's doing."""
         ...
 
 
@@ -56,6 +65,8 @@ class SnapshotKeeper:
         self._executor = executor
         self._clock = clock
         self._parking = parking
+        self._restoring: Callable[[SandboxId], AbstractAsyncContextManager[None]]
+        self._restoring = provider.restoring if isinstance(provider, DiskWatcher) else lambda _: nullcontext()
         self._pace = pace
 
     async def keep(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
@@ -85,7 +96,7 @@ class SnapshotKeeper:
         sandbox = await self._provider.find(sandbox_id)
         if sandbox is None:
             raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was there")
-        async with aclosing(self._store.get(SnapshotRef(reference))) as chunks:
+        async with aclosing(self._store.get(SnapshotRef(reference))) as chunks, self._restoring(sandbox_id):
             # The store yields the last piece only once the whole is verified, and picod discards an incomplete stream:
             # a damaged snapshot cannot become a workspace.
             await self._executor.restore(sandbox, session_id, chunks)

@@ -402,3 +402,14 @@ async def test_sessions_are_told_apart_in_the_store(world: World, source: Execut
     refs = [await world.keeper.keep(sandbox.id, SessionId(f"session-{number}")) for number in range(3)]
     assert len({str(ref)[:32] for ref in refs}) == 3
     assert len(world.kept()) == 3
+
+
+async def test_restored_snapshot_is_no_growth_of_the_sandbox(tmp_path: Path) -> None:
+    """The engine that ends sandboxes for what they write is told what was unpacked into this one."""
+    async with local(tmp_path) as (provider, executor, subject):
+        subject.keeper = SnapshotKeeper(World(tmp_path, ()).store, provider, executor, SystemClock(), parking=provider)
+        snapshot = await subject.asleep("x" * (3 * MEGABYTE))
+        sandbox = await subject.sandbox()
+        await subject.keeper.restore(snapshot, sandbox.id, SESSION)
+        baseline, _ = provider._disk._baselines[sandbox.id]
+        assert 3 * MEGABYTE <= baseline.bytes <= 4 * MEGABYTE

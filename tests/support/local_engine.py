@@ -29,11 +29,13 @@ def runtime(*, warm: int = 0, key: RuntimeKey = KEY, **fields: Any) -> Runtime:
 
 @asynccontextmanager
 async def serving(
-    folder: Path, *runtimes: Runtime, isolation: Isolation = "bubblewrap"
+    folder: Path, *runtimes: Runtime, isolation: Isolation = "bubblewrap", disk_reserve: int = 0
 ) -> AsyncIterator[LocalProvider]:
     """A started provider with its state in `folder`; nothing of it is left at the end."""
     python = SANDBOX_PYTHON if SANDBOX_PYTHON.exists() else None
-    provider = LocalProvider(folder / "state", folder / "keys", SystemClock(), isolation, python)
+    provider = LocalProvider(
+        folder / "state", folder / "keys", SystemClock(), isolation, python, disk_reserve=disk_reserve
+    )
     await provider.apply(runtimes)
     await provider.start()
     try:

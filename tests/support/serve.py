@@ -9,7 +9,7 @@ import signal
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,14 +60,20 @@ class Server:
 
 @contextlib.contextmanager
 def serve(
-    state: Path, *flags: str, program: str = "gateway", port: int = 0, tls: ssl.SSLContext | None = None
+    state: Path,
+    *flags: str,
+    program: str = "gateway",
+    port: int = 0,
+    tls: ssl.SSLContext | None = None,
+    wrapper: Sequence[str] = (),
 ) -> Iterator[Server]:
     """Start `wakegate serve` (on a free port), wait until it is ready, and end it with the block.
 
-    `tls`: what the client uses where the flags turn TLS on.
+    `tls`: what the client uses where the flags turn TLS on. `wrapper`: a command that runs it, such as
+    support.picod.with_mounts.
     """
     log = state.parent / f"{state.name}.log"
-    argv = [sys.executable, "-m", program, "serve", "--port", str(port), "--state-dir", str(state)]
+    argv = [*wrapper, sys.executable, "-m", program, "serve", "--port", str(port), "--state-dir", str(state)]
     # A kernel in each sandbox, and a notice before the end, only where a test asks for it.
     argv += ["--code-context", "lazy", "--shutdown-delay", "0", *flags]
     if "--runtime" in flags:  # and only those that the test names

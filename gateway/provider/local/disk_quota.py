@@ -18,15 +18,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import stat
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.core.clock import Clock
 from gateway.core.model import SandboxId, SessionId
-from gateway.provider.local import process_tree
+from gateway.provider.local import disk_usage
+from gateway.provider.local.disk_usage import Size
 from gateway.provider.local.registry import SandboxRegistry
 
 logger = logging.getLogger(__name__)
@@ -41,15 +40,14 @@ _MIN_STEP_BYTES = 1 << 20
 _MIN_GROWTH_BYTES = 64 << 20  # a sandbox that grew by less is not ended for a full disk
 _MIN_GROWTH_FILES = 5_000
 _FILES_RESERVE = 0.02  # of the disk's inodes
-_DU_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
-    """What a folder holds: bytes on the disk, and inodes."""
+class Ending:
+    """Why a sandbox is to end. `shrink`: its files are deleted down to its limit, for the disk has no room for more."""
 
-    bytes: int = 0
-    files: int = 0
+    reason: str
+    shrink: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,27 +72,30 @@ class Disk:
     filling: bool = True
 
 
-def offenders(held: Mapping[SandboxId, Held], disk: Disk) -> dict[SandboxId, str]:
+def offenders(held: Mapping[SandboxId, Held], disk: Disk) -> dict[SandboxId, Ending]:
     """The sandboxes to end, and why (pure)."""
-    ending: dict[SandboxId, str] = {}
+    ending: dict[SandboxId, Ending] = {}
+    short = disk.free < disk.reserve
     for name, each in held.items():
         if _is_over(each.now.bytes, each.baseline.bytes, each.limit, grace=each.grace):
-            ending[name] = (
+            cut = "; the disk is nearly full, so its largest files are deleted until the rest fits" if short else ""
+            ending[name] = Ending(
                 f"its workspace holds {_mb(each.now.bytes)} MB; the runtime allows {_mb(each.limit)} MB "
-                "(limits.workspaceSize)"
+                f"(limits.workspaceSize){cut}",
+                shrink=short,
             )
         elif _is_over(each.now.files, each.baseline.files, each.files_limit, grace=each.grace):
-            ending[name] = f"its workspace holds {each.now.files} files; a sandbox may have {each.files_limit}"
+            ending[name] = Ending(f"its workspace holds {each.now.files} files; a sandbox may have {each.files_limit}")
     if ending:
         return ending  # their end may suffice
-    if disk.free < disk.reserve:
+    if short:
         grown = {name: each.now.bytes - each.baseline.bytes for name, each in held.items()}
         total = {name: each.now.bytes for name, each in held.items()}
         who, what = _largest(grown, total, _MIN_GROWTH_BYTES, filling=disk.filling)
         if who is not None:
             size = _mb(grown[who] if what == "grew by" else total[who])
             left = f"{_mb(disk.free)} MB left, reserve {_mb(disk.reserve)} MB"
-            ending[who] = f"its workspace {what} {size} MB, most of all, and the disk is nearly full ({left})"
+            ending[who] = Ending(f"its workspace {what} {size} MB, most of all, and the disk is nearly full ({left})")
     elif disk.files is not None and disk.files < disk.files_reserve:
         grown = {name: each.now.files - each.baseline.files for name, each in held.items()}
         total = {name: each.now.files for name, each in held.items()}
@@ -102,7 +103,9 @@ def offenders(held: Mapping[SandboxId, Held], disk: Disk) -> dict[SandboxId, str
         if who is not None:
             count = grown[who] if what == "grew by" else total[who]
             left = f"{disk.files} inodes left, reserve {disk.files_reserve}"
-            ending[who] = f"its workspace {what} {count} files, most of all, and the disk is nearly full ({left})"
+            ending[who] = Ending(
+                f"its workspace {what} {count} files, most of all, and the disk is nearly full ({left})"
+            )
     return ending
 
 
@@ -140,21 +143,35 @@ class DiskWatch:
 
     def __init__(self, folder: Path, reserve: int) -> None:
         self.folder, self._reserve = folder, reserve
+        self.reader: tuple[str, ...] = ()  # of disk_usage
         self._used: Size | None = None
         self._looked_at = float("-inf")
         self._parked: dict[SessionId, Size] = {}
         self._baselines: dict[SandboxId, tuple[Size, float | None]] = {}  # None: woken since the last look
+        self._filling: set[SandboxId] = set()  # a snapshot is being unpacked into them
 
     def measure_parked(self, session: SessionId, workspace: Path) -> None:
         """Note what a parked workspace holds: the baseline of the sandbox that gets it. Blocks."""
         try:
-            self._parked[session] = _sizes([workspace]).get(workspace, Size())
+            self._parked[session] = disk_usage.sizes([workspace], self.reader).get(workspace, Size())
         except OSError as error:
             logger.warning("the workspace of session %s cannot be measured: %s", session, error)
 
     def woken(self, sandbox: SandboxId, session: SessionId) -> None:
         """The sandbox was given that session's parked workspace."""
         self._baselines[sandbox] = self._parked.pop(session, Size()), None
+
+    def begin_restore(self, sandbox: SandboxId) -> None:
+        """From now on a snapshot fills the sandbox's workspace: nothing of that is growth."""
+        self._filling.add(sandbox)
+
+    def end_restore(self, sandbox: SandboxId, workspace: Path) -> None:
+        """What the workspace holds now is the baseline. Blocks."""
+        try:
+            self._baselines[sandbox] = disk_usage.sizes([workspace], self.reader).get(workspace, Size()), None
+        except OSError as error:
+            logger.warning("the workspace of sandbox %s cannot be measured: %s", sandbox, error)
+        self._filling.discard(sandbox)
 
     def forget_parked(self, session: SessionId) -> None:
         """That parked workspace was deleted; absent is success."""
@@ -181,21 +198,24 @@ class DiskWatch:
         files_step = max(1, min(_STEP_FILES, files // 8))
         return used.bytes - self._used.bytes >= step or used.files - self._used.files >= files_step
 
-    def look(self, tenants: Sequence[Tenant], now: float) -> dict[SandboxId, str]:
+    def look(self, tenants: Sequence[Tenant], now: float) -> dict[SandboxId, Ending]:
         """Measure all tenants and say who is to end, and why. Raises OSError when the disk cannot be read."""
         before, self._looked_at = self._used, now
-        sizes = _sizes([each.workspace for each in tenants])
+        sizes = disk_usage.sizes([each.workspace for each in tenants], self.reader)
         disk = os.statvfs(self.folder)
         self._used = _used(disk)
         held: dict[SandboxId, Held] = {}
         for each in tenants:
             if each.workspace in sizes:
-                size, unlinked = sizes[each.workspace], _unlinked(each)
+                size, unlinked = sizes[each.workspace], disk_usage.unlinked(each.workspace, each.pid)
                 baseline, woken_at = self._baselines.get(each.id, (Size(), float("-inf")))
                 woken_at = now if woken_at is None else woken_at
                 self._baselines[each.id] = baseline, woken_at
                 size = Size(size.bytes + unlinked.bytes, size.files + unlinked.files)
-                held[each.id] = Held(baseline, size, each.limit, each.files_limit, grace=now - woken_at < GRACE_S)
+                grace = now - woken_at < GRACE_S
+                if each.id in self._filling:
+                    baseline, grace = size, True
+                held[each.id] = Held(baseline, size, each.limit, each.files_limit, grace=grace)
         present = {each.id for each in tenants}
         self._baselines = {name: each for name, each in self._baselines.items() if name in present or each[1] is None}
         return offenders(
@@ -241,50 +261,27 @@ async def enforce(registry: SandboxRegistry, disk: DiskWatch, clock: Clock) -> N
         try:
             now = clock.monotonic()
             if disk.due(tenants, now):
-                for name, reason in (await asyncio.to_thread(disk.look, tenants, now)).items():
-                    await registry.end_for(name, f"was ended: {reason}")
+                for name, ending in (await asyncio.to_thread(disk.look, tenants, now)).items():
+                    tenant = next(each for each in tenants if each.id == name)
+                    await _end(registry, tenant, ending)
             disk.keep_ballast()
         except (OSError, TimeoutError) as error:
             logger.warning("the disk below %s cannot be watched: %s", disk.folder, error)
 
 
+async def _end(registry: SandboxRegistry, tenant: Tenant, ending: Ending) -> None:
+    # Open now: once the sandbox has ended its workspace may be moved, to be parked or woken.
+    workspace = os.open(tenant.workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        await registry.end_for(tenant.id, f"was ended: {ending.reason}")
+        if ending.shrink and tenant.limit is not None:
+            await asyncio.to_thread(disk_usage.shrink, workspace, tenant.limit)
+    finally:
+        os.close(workspace)
+
+
 def _used(disk: os.statvfs_result) -> Size:
     return Size((disk.f_blocks - disk.f_bfree) * disk.f_frsize, disk.f_files - disk.f_ffree)
-
-
-def _sizes(folders: Sequence[Path]) -> dict[Path, Size]:
-    """What each folder holds. By du(1), which handles trees of any depth that hostile code makes. Raises OSError."""
-    if not folders:
-        return {}
-    used, files = _du("-skx", folders), _du("-sx", folders, "--inodes")
-    return {folder: Size(used[folder] << 10, files.get(folder, 0)) for folder in used}
-
-
-def _du(flags: str, folders: Sequence[Path], *more: str) -> dict[Path, int]:
-    command = ["nice", "-n", "10", "du", flags, *more, "--", *map(str, folders)]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=_DU_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise OSError(f"du took longer than {_DU_TIMEOUT_S:g} s") from error
-    found = {}
-    for line in done.stdout.decode(errors="surrogateescape").splitlines():
-        count, _, folder = line.partition("\t")
-        found[Path(folder)] = int(count)
-    return found
-
-
-def _unlinked(tenant: Tenant) -> Size:
-    """Files that were deleted and are still open: du does not see them."""
-    try:
-        device = os.stat(tenant.workspace).st_dev
-    except FileNotFoundError:
-        return Size()  # it ended meanwhile
-    found: dict[int, int] = {}
-    for pid in process_tree.descendants(tenant.pid):
-        for status in process_tree.open_files(pid):
-            if status.st_dev == device and not status.st_nlink and stat.S_ISREG(status.st_mode):
-                found[status.st_ino] = status.st_blocks * 512
-    return Size(sum(found.values()), len(found))
 
 
 def _mb(size: int | None) -> int:

@@ -53,6 +53,7 @@ class Process:
         self._popen = popen
         self._lifeline = lifeline
         self._inner: int | None = None  # pidfd of the namespace's first process
+        self._ending = asyncio.Lock()
         self._pidfd = os.pidfd_open(popen.pid)
         self.exited: asyncio.Future[int] = self._loop.create_future()
         self._loop.add_reader(self._pidfd, self._on_exit)
@@ -190,11 +191,14 @@ class Process:
             except ProcessLookupError:
                 pass  # it ended by itself in between
         await asyncio.wait_for(asyncio.shield(self.exited), _END_TIMEOUT_S)
-        if self._inner is not None:
-            # Usually gone before bwrap; if bwrap itself was killed, its child follows a moment later.
-            await asyncio.wait_for(_readable(self._inner), _END_TIMEOUT_S)
-            os.close(self._inner)
-            self._inner = None
+        async with (
+            self._ending
+        ):  # an event loop has one reader for a descriptor: a second call would displace the first
+            if self._inner is not None:
+                # Usually gone before bwrap; if bwrap itself was killed, its child follows a moment later.
+                await asyncio.wait_for(_readable(self._inner), _END_TIMEOUT_S)
+                os.close(self._inner)
+                self._inner = None
         self._close_errors()
 
     def _on_exit(self) -> None:

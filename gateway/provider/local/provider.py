@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import compileall
+import os
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from gateway.core.background import Tasks
 from gateway.core.clock import Clock
 from gateway.core.errors import SettingsError
 from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxEvent, SandboxId, SessionId
-from gateway.provider.local import disk_quota, interpreters, memory_watch, safe_delete
+from gateway.provider.local import disk_quota, disk_usage, interpreters, memory_watch, safe_delete
 from gateway.provider.local.cgroups import CgroupTree
 from gateway.provider.local.disk_quota import DiskWatch
 from gateway.provider.local.isolation import Isolation, IsolationReport, probe_isolation
@@ -84,6 +86,7 @@ class LocalProvider:
             self.report = await asyncio.to_thread(probe_isolation, self._isolation, self._groups.in_force)
             if not self.report.ok:
                 raise SettingsError([self.report.error])
+            self._disk.reader = disk_usage.reader(self.report.bwrap, uid=os.geteuid())
         except BaseException:
             state_dir.close()
             self._state_dir = None
@@ -201,6 +204,19 @@ class LocalProvider:
     async def delete_orphans(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
         """Delete parked and abandoned workspaces that no record names. See WorkspaceKeeper."""
         return await self._workspaces.delete_orphans(known, older_than)
+
+    # For snapshots/keeper.py.
+
+    @asynccontextmanager
+    async def restoring(self, sandbox_id: SandboxId) -> AsyncIterator[None]:
+        """Within, a snapshot fills the sandbox's workspace, which is no growth of it."""
+        self._disk.begin_restore(sandbox_id)
+        try:
+            yield
+        finally:
+            sandbox = self._registry.get(sandbox_id)
+            if sandbox is not None:
+                await asyncio.to_thread(self._disk.end_restore, sandbox_id, sandbox.workspace)
 
     # For tools and tests.
 

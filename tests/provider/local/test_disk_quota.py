@@ -11,9 +11,11 @@ import pytest
 
 from gateway.core.clock import SystemClock
 from gateway.core.model import Limits, Sandbox, SandboxEvent, SandboxId, SessionId
-from gateway.provider.local import LocalProvider, disk_quota
-from gateway.provider.local.disk_quota import Disk, DiskWatch, Held, Size, Tenant, offenders
+from gateway.provider.local import LocalProvider, disk_quota, disk_usage
+from gateway.provider.local.disk_quota import Disk, DiskWatch, Held, Tenant, offenders
+from gateway.provider.local.disk_usage import Size
 from tests.support.local_engine import SANDBOX_PYTHON, execute, python, runtime, serving
+from tests.support.waiting import eventually
 
 MB = 1_000_000
 A, B = SessionId("session-a"), SessionId("session-b")
@@ -73,7 +75,7 @@ def test_inodes_run_out_like_bytes() -> None:
     given = Held(Size(MB, 20_000), Size(MB, 20_100), None, None)
     ends = offenders({BIG: many, SMALL: given}, Disk(999 * MB, 10 * MB, files=50, files_reserve=100))
     assert set(ends) == {BIG}
-    assert "grew by 9000 files" in ends[BIG]
+    assert "grew by 9000 files" in ends[BIG].reason
 
 
 def test_look_is_due_when_much_was_taken_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,3 +185,73 @@ async def test_sandbox_that_fills_the_disk_ends(tmp_path: Path, monkeypatch: pyt
         assert "the disk is nearly full" in event.reason
     finally:
         await provider.aclose()
+
+
+UNSEEN = """
+import os, time
+os.mkdir("unseen")
+os.chmod("unseen", 0o300)
+open("unseen/file", "wb").write(bytes(12 << 20))
+time.sleep(60)
+"""
+
+
+async def test_folder_that_may_not_be_listed_counts(tmp_path: Path) -> None:
+    """Code can write below a folder of mode 0300; du(1) of an ordinary user could not look into it."""
+    async with serving(tmp_path, runtime(limits=Limits(processes=64, workspace_size=8 << 20))) as provider:
+        filler = await provider.claim(runtime().key, A)
+        event = await ended(provider, filler, UNSEEN)
+        assert "the runtime allows 8 MB" in event.reason
+
+
+def test_disk_that_cannot_be_measured_is_no_empty_one(tmp_path: Path) -> None:
+    """A du that does not start says nothing of any folder; the limits would silently be off."""
+    with pytest.raises(OSError, match="nosuch"):
+        disk_usage.sizes([tmp_path], ("env", "--chdir=/nosuch"))
+    assert disk_usage.sizes([tmp_path / "ended meanwhile"]) == {}
+
+
+def test_unpacking_a_snapshot_is_no_growth(tmp_path: Path) -> None:
+    """Over the limit when it was kept, a session must wake all the same, to delete some; then it has the grace."""
+    tenant = Tenant(BIG, tmp_path / "workspace", os.getpid(), 1 << 20)
+    tenant.workspace.mkdir()
+    watch = DiskWatch(tmp_path, 0)
+    watch.begin_restore(BIG)
+    (tenant.workspace / "file").write_bytes(bytes(2 << 20))
+    assert watch.look([tenant], 0.0) == {}
+    assert watch.look([tenant], 100.0) == {}  # it may take longer than the grace
+    watch.end_restore(BIG, tenant.workspace)
+    assert watch.look([tenant], 101.0) == {}
+    (tenant.workspace / "more").write_bytes(bytes(1 << 20))
+    assert set(watch.look([tenant], 102.0)) == {BIG}
+
+
+async def test_workspace_over_its_limit_is_cut_when_the_disk_has_no_room(tmp_path: Path) -> None:
+    """What one sandbox took at once must not keep the disk full for all until its session is deleted."""
+    size = 8 << 20
+    (tmp_path / "outside").write_bytes(bytes(size))
+    limits = Limits(processes=64, workspace_size=size)
+    async with serving(tmp_path, runtime(limits=limits), disk_reserve=1 << 60) as provider:
+        filler = await provider.claim(runtime().key, A)
+        code = f"""
+import os, time
+open("small", "w").write("kept")
+os.symlink("{tmp_path}/outside", "link")
+for depth in range(60):
+    os.mkdir("d" * 100)
+    os.chdir("d" * 100)
+for number in range(9):
+    open(str(number), "wb").write(bytes({size // 3}))
+time.sleep(60)
+"""
+        event = await ended(provider, filler, code)
+        assert "its largest files are deleted" in event.reason
+        assert await provider.keep(filler.id, A) == A
+        parked = tmp_path / "state" / "parked" / A
+
+        async def fits() -> bool:
+            return disk_usage.sizes([parked])[parked].bytes <= size
+
+        await eventually(fits, "the workspace fits its limit")
+        assert (parked / "small").read_text() == "kept"
+        assert (tmp_path / "outside").stat().st_size == size

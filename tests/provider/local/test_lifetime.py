@@ -123,6 +123,13 @@ async def test_closed_provider_leaves_nothing(tmp_path: Path) -> None:
     assert not (state / "run").exists() or not list((state / "run").iterdir())
 
 
+async def test_process_that_is_ended_twice_at_once_is_gone_for_both(tmp_path: Path) -> None:
+    """As when it is ended for what it wrote, and removed because it has ended: neither waits for a lost wake-up."""
+    async with serving(tmp_path, runtime()) as provider:
+        process = provider._registry.get((await provider.claim(KEY, SESSION)).id).process  # type: ignore[union-attr]
+        await asyncio.gather(process.end(), process.end(), process.end())
+
+
 async def test_second_owner_of_a_state_directory_is_refused(tmp_path: Path) -> None:
     """Two gateways on one state directory would end each other's sandboxes; the second hears who is there."""
     async with serving(tmp_path, runtime()):
