@@ -1,6 +1,6 @@
-"""Session records, leases and the history of claims: one interface, two engines (sqlite, Redis), a cache in front.
+"""Session records, leases and the history of claims, in sqlite or Redis, with a cache for shared stores.
 
-Imports `core` only. Start with `make_store` below; what each method promises stands in `core.interfaces.SessionStore`.
+Imports `core` only. Start with `make_store` below; `core.interfaces.SessionStore` documents each method.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from gateway.core.interfaces import SessionStore
 
 
 def make_store(url: str, clock: Clock, *, prefix: str = "wakegate") -> SessionStore:
-    """The store a URL names, not yet open: `sqlite:///absolute/path` (or `sqlite:relative/path`), or Redis.
+    """Create the store that a URL names, without opening it: `sqlite:///PATH`, `sqlite:RELATIVE/PATH`, or Redis.
 
-    Redis takes the forms of redis_client; `prefix` begins its keys. Raises SettingsError for any other URL.
+    redis_client lists the forms of Redis URLs; `prefix` starts all keys. Raises SettingsError for any other URL.
     """
-    # Drivers are loaded when they are asked for: redis-py alone costs a gateway on sqlite start time and memory.
+    # Drivers are imported on demand: redis-py would cost a gateway on sqlite start time and memory.
     scheme = url.partition(":")[0]
     if scheme == "sqlite":
         from gateway.store.sqlite import SqliteStore
@@ -31,7 +31,7 @@ def make_store(url: str, clock: Clock, *, prefix: str = "wakegate") -> SessionSt
         from gateway.store.redis import RedisStore
         from gateway.store.redis_client import make_client
 
-        make_client(url)  # dials nothing: a wrong URL is an error of the start
+        make_client(url)  # does not connect, but raises for a wrong URL, so that the start fails and not a request
         return RedisStore(url, clock, prefix)
     parts = urlsplit(url)
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -1,9 +1,9 @@
-"""A cache in front of a shared store: the same session is asked for many times and changes seldom.
+"""A read cache in front of a shared store, for sessions that are read often and change rarely.
 
-Implements gateway.core.interfaces.SessionStore. Only `get` is answered from memory. Another replica's write is seen
-after `ttl` at the latest; acting on an older record is safe, because `put` compares versions in the store, and a
-refused one drops the copy here. A caller that finds a record wrong (nothing listens at its endpoint) calls `invalidate`
-and reads again. What aiocache lacks for this: docs/adr/0008-hand-written-parts.md.
+Implements gateway.core.interfaces.SessionStore. Only `get` is answered from memory. Another replica's write is visible
+after `ttl` at the latest. Acting on an older record is safe: `put` compares versions in the store, and a rejected one
+drops the cached copy. A caller that finds a record outdated (nothing listens at its endpoint) calls `invalidate` and
+reads again. docs/adr/0008-hand-written-parts.md lists what aiocache lacks for this.
 """
 
 from __future__ import annotations
@@ -22,30 +22,32 @@ from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionSta
 
 @dataclass(slots=True)
 class _Copy:
-    record: Session
+    record: Session  # replaced in place by a touch, which must not restart the TTL
 
 
 class CachedStore:
-    """Keeps up to `size` records of `inner` for `ttl` seconds each; the least recently used is evicted."""
+    """Caches up to `size` records of `inner` for `ttl` seconds each; the least recently used is evicted."""
 
     def __init__(self, inner: SessionStore, ttl: float = 5.0, *, size: int = 10_000) -> None:
         self.inner = inner
         self._size = size
-        # timeout=None: aiocache's default starts a task per look-up to time a dict: 86 us instead of 14 us.
+        # timeout=None: aiocache's default wraps each lookup in a task with a timeout: 86 us instead of 14 us.
         self._records: Any = SimpleMemoryCache(ttl=ttl, timeout=None)
         self._order: OrderedDict[SessionId, None] = OrderedDict()  # least recently used first; may name expired records
-        self._loading: dict[SessionId, object] = {}  # reads under way that no write has outdated
+        # Reads in progress. A write removes its session's entry, and the read then does not cache what it got:
+        # otherwise a read that started before the write and ends after it would cache the old record for a whole TTL.
+        self._loading: dict[SessionId, object] = {}
 
     def __repr__(self) -> str:
         return f"<CachedStore {self.inner!r} [{len(self._order)} of {self._size}]>"
 
     async def get(self, session_id: SessionId) -> Session | None:
-        """The record, as it was at most `ttl` ago; absence is not remembered."""
+        """The record as it was at most `ttl` ago. Absence is not cached: another replica may create it."""
         copy: _Copy | None = await self._records.get(session_id)
         if copy is not None:
             self._order.move_to_end(session_id)
             return copy.record
-        self._order.pop(session_id, None)  # expired
+        self._order.pop(session_id, None)  # it has expired: SimpleMemoryCache drops it by a timer of its own
         load = self._loading[session_id] = object()
         try:
             record = await self.inner.get(session_id)
@@ -57,11 +59,12 @@ class CachedStore:
                 del self._loading[session_id]
 
     async def put(self, session: Session, *, lease: Lease | None = None) -> Session:
-        """As the inner store's; what it answers is what `get` answers from now on."""
+        """Write to the inner store; `get` returns the new record from then on."""
         try:
             stored = await self.inner.put(session, lease=lease)
         except BaseException:
-            # Stale: the copy here may be what the caller acted on. Any other failure: the write may have landed.
+            # StaleWriteError: the caller may have acted on the cached copy. Any other error: the write may have been
+            # applied although its answer was lost.
             await self.invalidate(session.id)
             raise
         self._loading.pop(session.id, None)
@@ -71,14 +74,14 @@ class CachedStore:
         return stored
 
     async def delete(self, session_id: SessionId) -> None:
-        """Forget a record; absent is success."""
+        """Delete the record in the inner store, and its copy even if that fails."""
         try:
             await self.inner.delete(session_id)
         finally:
             await self.invalidate(session_id)
 
     async def invalidate(self, session_id: SessionId) -> None:
-        """Drop the copy: the next `get` asks the store."""
+        """Drop the cached copy, so that the next `get` reads from the store."""
         self._loading.pop(session_id, None)
         self._order.pop(session_id, None)
         await self._records.delete(session_id)
@@ -89,7 +92,7 @@ class CachedStore:
         for session_id, at in seen.items():
             copy: _Copy | None = await self._records.get(session_id)
             if copy is not None and copy.record.last_active_at < at:
-                # In place: a touch does not confirm the rest of the record, so it must not extend its TTL.
+                # In place: a touch says nothing about the rest of the record, so it must not extend its TTL.
                 copy.record = replace(copy.record, last_active_at=at)
 
     async def _keep(self, record: Session) -> None:
@@ -100,21 +103,21 @@ class CachedStore:
             oldest, _ = self._order.popitem(last=False)
             await self._records.delete(oldest)
 
-    # The rest is the inner store's.
+    # Everything below is passed through to the inner store.
 
     @property
     def documents(self) -> DocumentStore:
-        """The inner store's, never from memory."""
+        """The inner store's documents, which are not cached here."""
         return self.inner.documents
 
     async def start(self) -> None:
-        """Open the inner store."""
+        """Open the inner store. Raises StoreUnavailableError."""
         await self.inner.start()
 
     async def aclose(self) -> None:
-        """Close the inner store."""
+        """Drop all copies and close the inner store."""
         for session_id in list(self._order):
-            await self.invalidate(session_id)  # cancels its timer, too
+            await self.invalidate(session_id)  # also cancels the copy's expiry timer
         await self.inner.aclose()
 
     async def ping(self) -> None:
@@ -122,7 +125,7 @@ class CachedStore:
         await self.inner.ping()
 
     async def warnings(self) -> Sequence[str]:
-        """What about the inner store's settings may lose records."""
+        """The inner store's warnings about settings that can lose records."""
         return await self.inner.warnings()
 
     def sessions(
@@ -153,15 +156,15 @@ class CachedStore:
         return await self.inner.acquire_lease(name, holder, ttl)
 
     async def renew_lease(self, lease: Lease, ttl: float) -> Lease | None:
-        """Extend it. None: it was lost."""
+        """Extend the lease. None: another holder took it."""
         return await self.inner.renew_lease(lease, ttl)
 
     async def release_lease(self, lease: Lease) -> None:
-        """Give it back if it is still ours; anything else is success."""
+        """Release the lease if it is still the caller's."""
         await self.inner.release_lease(lease)
 
     async def lease(self, name: str) -> Lease | None:
-        """The lease as it stands, never from memory."""
+        """The current lease, never from the cache."""
         return await self.inner.lease(name)
 
     async def record_claims(self, runtime: RuntimeKey, counts: Mapping[int, int]) -> None:

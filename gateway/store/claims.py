@@ -1,7 +1,7 @@
-"""How the history of claims is kept, the same in every store.
+"""The layout of the claim history, the same in every store.
 
-Each claim counts in its second and in its minute. Seconds are kept for six hours (what a forecaster learns its short
-rhythm from), minutes for fourteen days (two weeks, so that every weekday is seen twice).
+Each claim counts in a bucket of a second and in one of a minute. Seconds are kept for six hours (forecasters learn
+short rhythms from them), minutes for fourteen days (so that each weekday occurs twice).
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ def fold(counts: Mapping[int, int]) -> dict[tuple[int, int], int]:
 
 
 def oldest_start(bucket: int, since: float, now: float) -> int:
-    """The first bucket start that belongs in an answer: none that began before `since` or is past its horizon.
+    """The earliest bucket start to return: not before `since`, and within the horizon.
 
     Raises ValueError for a bucket width that is not kept.
     """
     if bucket not in HORIZON_S:
         raise ValueError(f"claims are kept in buckets of {' or '.join(map(str, HORIZON_S))} seconds, not {bucket}")
+    # -int(-x // 1) rounds up: a bucket that began before `since` counts claims from before it.
     return -int(-max(since, now - HORIZON_S[bucket]) // 1)

@@ -1,7 +1,8 @@
-"""Session records to JSON and back, for every store alike.
+"""Encodes session records as JSON, the same for every store.
 
-Driven by the dataclasses' own fields, so that a field added to `Session` travels without a word here: a record written
-before the field existed reads back with its default, and a field that only a newer gateway knows is ignored.
+Driven by the fields of the dataclasses, so a field added to `Session` needs no change here. A record written before the
+field existed is read with the field's default; a field that only a newer gateway has is ignored. Gateways of two
+versions can therefore share a store during an upgrade.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _TIMES = ("created_at", "last_active_at", "expires_at", "idle_timeout")
 def encode(session: Session) -> bytes:
     """The record as one JSON object, UTF-8.
 
-    Raises BadRequestError where it cannot be kept: text that is not Unicode (a lone surrogate), or a time that is not
-    finite, which JSON would turn into null without a word.
+    Raises BadRequestError for text that is not Unicode (a lone surrogate), and for a time that is not finite, which
+    orjson would silently write as null.
     """
     for name in _TIMES:
         value = getattr(session, name)
@@ -41,9 +42,9 @@ def encode(session: Session) -> bytes:
 
 
 def decode(record: bytes | str, *, version: int, last_active_at: float) -> Session:
-    """The inverse of `encode`; version and last activity come from where the store keeps them beside the record.
+    """The inverse of `encode`. The store keeps version and last activity beside the record, and passes them in.
 
-    Raises ValueError when it is not such a record.
+    Raises ValueError for anything that is not a session record.
     """
     try:
         fields = orjson.loads(record)
@@ -63,13 +64,13 @@ def stale_document(document: Document) -> StaleWriteError:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return dict(value)  # a mapping proxy, for one
+        return dict(value)  # such as a MappingProxyType
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
 @functools.cache
 def _reader(hint: Any) -> Callable[[Any], Any]:
-    """A function from parsed JSON to a value of the type `hint`; built once per type."""
+    """A function that converts parsed JSON to the type `hint`, built once per type."""
     if isinstance(hint, typing.NewType):
         return _reader(hint.__supertype__)
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
@@ -80,7 +81,7 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
         return _dataclass_reader(typing.cast("type[Any]", hint))
     if isinstance(hint, type) and (issubclass(hint, Enum) or hint is float):
         return hint
-    return lambda value: value  # str, int, bool, and JSON's own objects and lists
+    return lambda value: value  # str, int, bool, and plain objects and lists
 
 
 def _dataclass_reader(cls: type[Any]) -> Callable[[Any], Any]:

@@ -1,7 +1,7 @@
-"""A session store that is gone with its process: for tests, where time is virtual and a real store's threads are not.
+"""An in-memory session store for tests in virtual time, which a real store's threads and sockets do not follow.
 
-Implements gateway.core.interfaces.SessionStore and passes its contract suite. Several lifecycles may share one, as
-gateways share a Redis; `pause` is awaited in each call, so that their steps interleave as over a network.
+Implements gateway.core.interfaces.SessionStore and passes its contract suite. Several gateways may share one, as they
+would a Redis; `pause` is awaited in each call, so that their steps interleave as they do over a network.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class MemoryStore:
         self.documents: DocumentStore = MemoryDocuments(self._turn)
 
     async def start(self) -> None:
-        """Open it."""
+        """Allow calls, which raise StoreUnavailableError before."""
         self._open = True
 
     async def aclose(self) -> None:
-        """Close it."""
+        """Reject further calls; the records stay, as they would in a server."""
         self._open = False
 
     async def ping(self) -> None:
@@ -48,7 +48,7 @@ class MemoryStore:
         await self._turn()
 
     async def warnings(self) -> Sequence[str]:
-        """None."""
+        """No warnings: nothing here can lose a record while the process runs."""
         return ()
 
     async def _turn(self) -> None:
@@ -57,7 +57,7 @@ class MemoryStore:
             raise StoreUnavailableError("the session store is not open")
 
     async def get(self, session_id: SessionId) -> Session | None:
-        """The record, or None."""
+        """The record as last written, or None if there is none."""
         await self._turn()
         return self._records.get(session_id)
 
@@ -75,13 +75,13 @@ class MemoryStore:
         if (0 if old is None else old.version) != session.version:
             raise StaleWriteError(f"session {session.id}: the record changed since version {session.version} was read")
         latest = max(session.last_active_at, old.last_active_at if old is not None else session.last_active_at)
-        # Through its stored form: what no other store could keep must not pass here.
+        # Decode what was encoded: a record that another store could not represent must fail here as well.
         stored = codec.decode(record, version=session.version + 1, last_active_at=latest)
         self._records[session.id] = stored
         return stored
 
     async def delete(self, session_id: SessionId) -> None:
-        """Forget a record; absent is success."""
+        """Delete a record. An absent one is not an error."""
         await self._turn()
         self._records.pop(session_id, None)
 
@@ -150,7 +150,7 @@ class MemoryStore:
         return lease
 
     async def renew_lease(self, lease: Lease, ttl: float) -> Lease | None:
-        """Extend it. None: it was lost."""
+        """Extend the lease. None: another holder took it."""
         await self._turn()
         if not self._holds(lease):
             return None
@@ -158,13 +158,13 @@ class MemoryStore:
         return renewed
 
     async def release_lease(self, lease: Lease) -> None:
-        """Give it back if it is still ours; anything else is success."""
+        """Release the lease if it is still the caller's."""
         await self._turn()
         if self._holds(lease):
             self._leases[lease.name] = replace(lease, holder="", expires_at=self._clock.now())
 
     async def lease(self, name: str) -> Lease | None:
-        """The lease as it stands; None: free."""
+        """The current lease. None: free."""
         await self._turn()
         held = self._leases.get(name)
         return None if held is None or held.holder == "" else held

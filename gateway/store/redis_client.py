@@ -1,13 +1,13 @@
-"""From a URL to a Redis client that fails fast: one server, TLS, Sentinel or a cluster.
+"""Creates a Redis client that fails fast from a URL: one server, TLS, Sentinel or a cluster.
 
 redis://[[user]:password@]host[:port][/db]           one server
 rediss://...                                         the same over TLS; ?ssl_ca_certs=FILE names a private CA
 unix://[[user]:password@]/path/to.sock[?db=0]        a unix socket
 redis+sentinel://[[user]:password@]host[:port],host[:port]/master[/db]
-                                                     the master as Sentinel names it; the password is the server's,
-                                                     ?sentinel_password= that of the sentinels
+                                                     the master that Sentinel reports; the password is the server's,
+                                                     ?sentinel_password= is for the sentinels
 redis+cluster://[[user]:password@]host[:port]        a cluster, by any of its nodes
-rediss+sentinel:// and rediss+cluster://             these over TLS
+rediss+sentinel:// and rediss+cluster://             the same over TLS
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from redis.backoff import NoBackoff
 
 from gateway.core.errors import SettingsError
 
-DEADLINE_S = 1.0  # seconds for one exchange, dialling included
+DEADLINE_S = 1.0  # for one exchange, including connecting
 # Shares of the deadline after which the driver itself gives up, so that it can still try another node.
-_DIAL_SHARE = 0.5  # within one data centre a dial takes a few milliseconds
-_ANSWER_SHARE = 0.8  # a script takes well under one millisecond
+_DIAL_SHARE = 0.5  # connecting within a data centre takes a few milliseconds
+_ANSWER_SHARE = 0.8  # a script takes well under a millisecond
 _SENTINEL_PORT = 26379
 
 Close = Callable[[], Awaitable[None]]
 
 
 def make_client(url: str, deadline: float = DEADLINE_S) -> tuple[Any, Close]:
-    """A client (it dials on first use) and what closes it. Raises SettingsError for a URL that is none of the above.
+    """A client, which connects on first use, and a function that closes it. Raises SettingsError for a wrong URL.
 
-    `deadline`: seconds that its user gives each exchange.
+    `deadline`: seconds that the caller allows for each exchange.
     """
     scheme = url.partition("://")[0]
     base, _, topology = scheme.partition("+")
@@ -50,7 +50,7 @@ def make_client(url: str, deadline: float = DEADLINE_S) -> tuple[Any, Close]:
             return cluster, cluster.aclose
         options = _options(deadline)
         if base == "unix":
-            del options["socket_keepalive"]  # an option of TCP sockets only
+            del options["socket_keepalive"]  # unix sockets do not have this option
         client = Redis.from_url(url, **options)
     except ValueError as error:
         raise SettingsError([f"store URL {redacted(url)}: {error}"]) from error
@@ -58,15 +58,15 @@ def make_client(url: str, deadline: float = DEADLINE_S) -> tuple[Any, Close]:
 
 
 def redacted(url: str) -> str:
-    """The URL without its password or options, fit for messages."""
+    """The URL without password and options, for log lines and errors."""
     parts = urlsplit(url)
     _, at, hosts = parts.netloc.rpartition("@")
     return f"{parts.scheme}://{'***@' if at else ''}{hosts}{parts.path}"
 
 
 def _options(deadline: float) -> dict[str, Any]:
-    # No retries inside the driver: a write whose answer was lost may have landed, and only the caller can find out. A
-    # pooled connection that went stale is detected, and dialled anew, before anything is sent on it.
+    # No retries in the driver: a write whose answer was lost may have been applied, and only the caller can find out.
+    # The driver still detects a stale pooled connection, and reconnects, before it sends anything.
     return {
         "socket_timeout": _ANSWER_SHARE * deadline,
         "socket_connect_timeout": _DIAL_SHARE * deadline,
@@ -83,7 +83,7 @@ def _sentinel(url: str, deadline: float, *, tls: bool) -> tuple[Any, Close]:
     master, _, db = parts.path.strip("/").partition("/")
     if not master:
         raise ValueError("name the master after the sentinels, as in redis+sentinel://host:26379/mymaster")
-    # The driver reads options and credentials from a plain URL; the host in it is never dialled.
+    # The driver parses options and credentials from a plain URL; its host is never connected to.
     plain = parse_url(
         f"{'rediss' if tls else 'redis'}://{credentials}{'@' if credentials else ''}unused/{db}?{parts.query}"
     )

@@ -1,4 +1,4 @@
-"""Which settings of a Redis server lose session records: a decision on what INFO and CONFIG answer."""
+"""Decides from INFO and CONFIG which settings of a Redis server can lose session records. No I/O."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 def durability_warnings(
     memory: Mapping[str, Any], persistence: Mapping[str, Any], save_points: str | None
 ) -> Sequence[str]:
-    """One sentence per danger.
+    """One sentence for each setting that can lose records.
 
-    `memory`, `persistence`: those sections of INFO. `save_points`: the server's `save` setting, empty when it writes no
-    RDB files; None when it would not say, and then only what is certain is warned of.
+    `memory` and `persistence` are those sections of INFO. `save_points` is the server's `save` setting: empty if it
+    writes no RDB files, None if CONFIG is forbidden, in which case there is no warning about persistence.
     """
     found = []
     policy = str(memory.get("maxmemory_policy", "noeviction"))

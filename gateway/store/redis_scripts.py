@@ -1,9 +1,9 @@
-"""The Lua scripts of the shared store: what Redis does atomically.
+"""The Lua scripts of the shared store, which Redis runs atomically.
 
-Every write of a record is one script that moves its index entries along, so an index never names a deleted record or an
-earlier state. Rejected: MULTI/EXEC with WATCH: two round trips, and of 100 writers of one record 99 fail and start
-again. All keys are declared and share one hash tag, so that a cluster
-has them on one node (docs/adr/0002-redis-keys.md).
+Every write of a record is one script that also updates its index entries, so an index never names a deleted record or
+an earlier state. Rejected: MULTI/EXEC with WATCH, which takes two round trips, and of 100 concurrent writers of one
+record 99 fail and start again. All keys are declared and share one hash tag, so that a cluster keeps them on one node
+(docs/adr/0002-redis-keys.md).
 
 Keys, below the store's root:
     session:<id>  hash: v (version), state, runtime, at (last active), timeout (idle), expires, record (JSON)
@@ -27,8 +27,9 @@ from gateway.core.model import RuntimeKey, SessionState
 _INDEX = r"""
 local function number(x) return string.format('%.17g', x) end
 
--- Idle time ends at + timeout seconds: at 1000.5 with a timeout of 900 is found by `idle` from 1900.5 on. Rejected: key
--- expiry, which deletes the record that says what to hibernate, and whose events are lost while no gateway listens.
+-- The idle timeout passes at `at` + `timeout`: a session last active at 1000.5 with a timeout of 900 is found by `idle`
+-- from 1900.5 on. Rejected: key expiry, which deletes the record that says what to hibernate, and whose notifications
+-- are lost while no gateway is subscribed.
 local function place(id, state, at, timeout, expires)
   if state == 'active' then
     redis.call('ZADD', KEYS[2], number(tonumber(at) + tonumber(timeout)), id)
@@ -60,8 +61,8 @@ PUT = (
     _INDEX
     + r"""
 local id, state, runtime, at = ARGV[1], ARGV[4], ARGV[5], ARGV[6]
--- The fence is compared here and not before the call: a gateway that was stopped between the two would write over what
--- the next holder made of the session. Example: A has fence 7, stops; B takes fence 8; A's put with 7 is refused.
+-- The fence is compared here and not before the call: a gateway that is suspended between the two would overwrite what
+-- the next holder wrote. Example: A holds fence 7 and is stopped; B acquires fence 8; A's put with 7 is rejected.
 if ARGV[10] ~= '' then
   local held = redis.call('HGET', KEYS[6], ARGV[10]) or ''
   local fence, holder = string.match(held, '^(%d+) %S+ (.*)$')
@@ -69,8 +70,8 @@ if ARGV[10] ~= '' then
 end
 local old = redis.call('HMGET', KEYS[1], 'v', 'state', 'runtime', 'at')
 if (old[1] or '0') ~= ARGV[2] then return {0, old[1] or '0'} end
--- A touch does not change the version (else each second of use would refuse a put under way), so a writer may not know
--- of the latest one: it read at = 100, a touch wrote 105, its put with 100 keeps 105.
+-- A touch does not change the version (otherwise each second of use would make a concurrent put stale), so a writer may
+-- hold an older time: it read at = 100, a touch wrote 105, and its put with 100 keeps 105.
 if old[4] and tonumber(old[4]) > tonumber(at) then at = old[4] end
 if old[1] and (old[2] ~= state or old[3] ~= runtime) then
   redis.call('ZREM', KEYS[5], listed(id, old[2], old[3]))
@@ -114,8 +115,8 @@ return 1
 """
 )
 
-# Leases end by the server's clock: gateways whose clocks differ by 5 s would otherwise differ by 5 s on who holds a
-# lease of 10. ARGV's `now` is empty then; tests on virtual time give it.
+# Leases expire by the server's clock. With the gateways' clocks, two that are 5 s apart would disagree for 5 s on who
+# holds a lease of 10 s. `now` in ARGV is empty for the server's clock; tests in virtual time pass theirs.
 _TIME = r"""
 local function time(given)
   if given ~= '' then return tonumber(given) end
@@ -143,12 +144,12 @@ if held then
   fence = tonumber(at)
   local free = who == '' or tonumber(ends) <= now
   if not free and who ~= holder then return 0 end
-  -- Its own holder may still act on the old fence after expiry: a new one makes those writes fail.
+  -- After expiry even the same holder gets a new fence, so that writes it still has in flight with the old one fail.
   if free then fence = fence + 1 end
 else
-  -- Delete leases that ended long ago: each session has had one, so a million sessions would leave a million.
-  -- A lease taken anew under a deleted name must not repeat a fence: the floor is the highest that was deleted. With
-  -- fence 41 deleted the next new lease of any name begins at 42. 100 per call keep the script under a millisecond.
+  -- Delete leases that expired long ago: each session has had one, so a million sessions would leave a million. A new
+  -- lease under a deleted name must not repeat a fence, so `floor` is the highest fence ever deleted: once fence 41 is
+  -- deleted, the next new lease of any name starts at 42. At most 100 per call keep the script under a millisecond.
   local old = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - tonumber(ARGV[5]), 'LIMIT', 0, 100)
   local floor = tonumber(redis.call('GET', KEYS[3]) or '0')
   for _, gone in ipairs(old) do
@@ -200,7 +201,7 @@ return 1
 
 
 def listing_prefix(state: SessionState | None, runtime: RuntimeKey | None) -> str:
-    """What the members of `listing` begin with in this order; the id follows. Neither words nor keys hold a NUL."""
+    """The prefix of `listing` members in the order for this filter; the id follows. States and keys contain no NUL."""
     if state is not None and runtime is not None:
         return f"b\0{state.value}\0{runtime}\0"
     if state is not None:

@@ -1,7 +1,7 @@
-"""The embedded session store: one sqlite file, durable, no server to start.
+"""The embedded session store: one sqlite file, durable, without a server.
 
-Implements gateway.core.interfaces.SessionStore. Made for one gateway on one machine; a second one that opens the same
-file is safe as well, since versions and fences are compared inside the transaction that writes.
+Implements gateway.core.interfaces.SessionStore. Intended for one gateway on one machine. A second process on the same
+file is safe too: versions and fences are compared inside the transaction that writes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from gateway.store import claims, codec, sqlite_file
 from gateway.store.sqlite_documents import SqliteDocuments
 from gateway.store.sqlite_thread import SqliteThread
 
-PAGE = 100  # records per read while iterating: about 3 ms of the thread, so that others get their turn
-PRUNED_PER_WRITE = 500  # claim rows and leases that one write deletes at most
-LEASE_RETENTION_S = 86400.0  # after its end, until a lease is deleted
+PAGE = 100  # records per read while iterating: about 3 ms of the thread, after which other jobs run
+PRUNED_PER_WRITE = 500  # old claim rows or leases that one write deletes at most, which bounds its transaction
+LEASE_RETENTION_S = 86400.0  # from a lease's expiry until it is deleted
 
 _GET = "SELECT version, last_active_at, record FROM sessions WHERE id = ?"
 _INSERT = """
@@ -31,7 +31,7 @@ INSERT INTO sessions (version, state, runtime, last_active_at, idle_timeout, exp
 VALUES (1, :state, :runtime, :last_active_at, :idle_timeout, :expires_at, :record, :id)
 ON CONFLICT (id) DO NOTHING RETURNING last_active_at
 """
-# A touch does not change the version, so a writer may not know of the latest one: it is kept.
+# A touch does not change the version, so a writer may hold an older last_active_at: max() keeps the later one.
 _UPDATE = """
 UPDATE sessions SET version = version + 1, state = :state, runtime = :runtime,
   last_active_at = max(last_active_at, :last_active_at), idle_timeout = :idle_timeout, expires_at = :expires_at,
@@ -40,8 +40,9 @@ WHERE id = :id AND version = :version RETURNING last_active_at
 """
 _TOUCH = "UPDATE sessions SET last_active_at = ?1 WHERE id = ?2 AND last_active_at < ?1"
 
-# Keyset paging: each page starts after the last row of the one before, whatever happened to that row meanwhile. The
-# indices are named because sqlite, left alone, takes sessions_by_state_and_runtime for `state = 'active'` and sorts.
+# Keyset paging: each page starts after the last row of the page before, even if that row is deleted. With OFFSET, a
+# sweep that ends the sessions it reads would skip others. INDEXED BY, because sqlite's planner otherwise chooses
+# sessions_by_state_and_runtime for `state = 'active'` and sorts the result.
 IDLE = """
 SELECT version, last_active_at, record, idle_at, id FROM sessions INDEXED BY sessions_idle
 WHERE state = 'active' AND idle_at <= ? AND (idle_at, id) > (?, ?) ORDER BY idle_at, id LIMIT ?
@@ -57,7 +58,7 @@ WHERE state = 'terminated' AND last_active_at <= ? AND (last_active_at, id) > (?
 
 
 def listing(*, state: SessionState | None, runtime: RuntimeKey | None) -> tuple[str, list[str]]:
-    """The statement that lists records by id, and its leading arguments; then come `after` and a limit."""
+    """The statement that lists records by id, and its first arguments; the caller appends `after` and a limit."""
     filters, arguments = "", []
     if state is not None:
         filters += "state = ? AND "
@@ -74,7 +75,7 @@ def listing(*, state: SessionState | None, runtime: RuntimeKey | None) -> tuple[
 class SqliteStore:
     """Session records, leases and claims in the file `path`.
 
-    Leases end by `clock`: all users of one file are on one machine and share its time.
+    Leases expire by `clock`: all processes that use the file run on one machine and share its clock.
     """
 
     def __init__(self, path: Path, clock: Clock) -> None:
@@ -94,20 +95,21 @@ class SqliteStore:
         await self._thread.start()
 
     async def aclose(self) -> None:
-        """Finish what was handed in and close; safe to call twice."""
+        """Finish pending calls and close the file. Safe to call twice."""
         await self._thread.aclose()
 
     async def ping(self) -> None:
-        """Write to the file without changing what is in it. Raises StoreUnavailableError."""
-        # An UPDATE to the same value goes through the log like any other, so a full or read-only disk shows.
+        """Write to the file without changing a record. Raises StoreUnavailableError."""
+        # An UPDATE to the same value goes through the write-ahead log like any other, so it fails on a full or
+        # read-only disk.
         await self._thread.write(lambda db: db.execute("UPDATE fences SET floor = floor").rowcount)
 
     async def warnings(self) -> Sequence[str]:
-        """None: a file keeps what is committed to it."""
+        """No warnings: sqlite needs no configuration to be durable."""
         return ()
 
     async def get(self, session_id: SessionId) -> Session | None:
-        """The record, or None."""
+        """The record as last written, or None. Raises StoreUnavailableError."""
 
         def get(db: sqlite3.Connection) -> Session | None:
             row = db.execute(_GET, (session_id,)).fetchone()
@@ -118,8 +120,8 @@ class SqliteStore:
     async def put(self, session: Session, *, lease: Lease | None = None) -> Session:
         """Write the record if the stored version is still `session.version`.
 
-        A last activity that was touched in since the record was read is kept. Raises StaleWriteError, FencedOutError,
-        StoreUnavailableError, and BadRequestError for what has no JSON form.
+        If a touch raised last_active_at since the record was read, the later time is kept. Raises StaleWriteError,
+        FencedOutError, StoreUnavailableError, and BadRequestError for a record without a JSON form.
         """
         values = {
             "id": session.id,
@@ -146,7 +148,7 @@ class SqliteStore:
         return replace(session, version=session.version + 1, last_active_at=last_active_at)
 
     async def delete(self, session_id: SessionId) -> None:
-        """Forget a record; absent is success."""
+        """Delete a record. An absent one is not an error."""
         await self._thread.write(lambda db: db.execute("DELETE FROM sessions WHERE id = ?", (session_id,)).rowcount)
 
     async def touch_many(self, seen: Mapping[SessionId, float]) -> None:
@@ -203,16 +205,16 @@ class SqliteStore:
         return await self._thread.write(lambda db: _acquire(db, Lease(name, holder, 0, now + ttl), now))
 
     async def renew_lease(self, lease: Lease, ttl: float) -> Lease | None:
-        """Extend it; an expired one that was not taken since may be renewed. None: it was lost."""
+        """Extend the lease, even an expired one if nobody has taken it since. None: another holder took it."""
         renewed = replace(lease, expires_at=self._clock.now() + ttl)
         return renewed if await self._set_lease(lease, renewed.holder, renewed.expires_at) else None
 
     async def release_lease(self, lease: Lease) -> None:
-        """Give it back if it is still ours; anything else is success."""
+        """Release the lease if it is still the caller's."""
         await self._set_lease(lease, "", self._clock.now())
 
     async def lease(self, name: str) -> Lease | None:
-        """The lease as it stands; None: free, or forgotten."""
+        """The current lease. None: released, or deleted since."""
         statement = "SELECT name, holder, fence, expires_at FROM leases WHERE name = ? AND holder <> ''"
         row = await self._thread.read(lambda db: db.execute(statement, (name,)).fetchone())
         return None if row is None else Lease(*row)
@@ -256,7 +258,7 @@ def _session(row: Sequence[Any]) -> Session:
 def _rows(
     statement: str, arguments: Sequence[Any]
 ) -> Callable[[sqlite3.Connection], list[tuple[Session, tuple[Any, ...]]]]:
-    """A read that gives each session with its place in the order (the columns after the record)."""
+    """A read that returns each session with its position for keyset paging: the columns after the record."""
     return lambda db: [(_session(row), tuple(row[3:])) for row in db.execute(statement, arguments)]
 
 
@@ -278,7 +280,7 @@ def _acquire(db: sqlite3.Connection, wanted: Lease, now: float) -> Lease | None:
         free = holder == "" or expires_at <= now
         if not free and holder != wanted.holder:
             return None
-        # Its own holder may still act on the old fence after expiry: taking it anew makes that visible.
+        # After expiry even the same holder gets a new fence, so that writes it still has queued with the old one fail.
         lease = replace(wanted, fence=fence + 1 if free else fence)
     db.execute(
         "INSERT INTO leases VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
@@ -289,9 +291,9 @@ def _acquire(db: sqlite3.Connection, wanted: Lease, now: float) -> Lease | None:
 
 
 def _clear_leases(db: sqlite3.Connection, before: float) -> None:
-    """Forget leases that ended long ago: sessions come and go, and each has had one.
+    """Delete leases that expired before `before`: each session has had one, so they would accumulate.
 
-    Their fences must not come back, so the floor from which a new name starts is raised past them.
+    A fence must not repeat, so the floor that fences of new names start above is raised to the highest deleted one.
     """
     gone = db.execute(
         "DELETE FROM leases WHERE name IN (SELECT name FROM leases WHERE expires_at <= ? ORDER BY expires_at LIMIT ?) "

@@ -1,4 +1,4 @@
-"""The sqlite file: how it is opened, what is in it, and what its failures mean to a person."""
+"""The sqlite file: how it is opened, its schema, and the error messages for its failures."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 from gateway.core.errors import StoreUnavailableError, WakegateError
 
-APPLICATION_ID = 0x574B4754  # "WKGT": tells a store from any other sqlite file
+APPLICATION_ID = 0x574B4754  # "WKGT", which distinguishes a store from other programs' sqlite files
 SCHEMA_VERSION = 1
-BUSY_TIMEOUT_S = 2.0  # seconds to wait for another process's transaction; ours take milliseconds
+BUSY_TIMEOUT_S = 2.0  # how long to wait for another process's transaction; this program's take milliseconds
 
-# `record` is the whole session as JSON. The columns beside it are what is compared or indexed; of these version and
-# last_active_at are newer than the copies inside the record, because a touch writes the column only.
+# `record` is the whole session as JSON. The other columns are those that statements compare or index. version and
+# last_active_at may be newer than their copies in the record, because a touch writes only the column.
 _SCHEMA = (
     """
     CREATE TABLE sessions (
@@ -31,7 +31,8 @@ _SCHEMA = (
       idle_at REAL AS (last_active_at + idle_timeout) VIRTUAL
     ) STRICT
     """,
-    # Each index serves one method of SessionStore, in its order; partial ones hold only the rows that can be asked for.
+    # Each index serves one method of SessionStore and has its order. Partial indexes contain only rows that the method
+    # can return, so writes of other rows do not touch them.
     "CREATE INDEX sessions_idle ON sessions (idle_at, id) WHERE state = 'active'",
     "CREATE INDEX sessions_expiry ON sessions (expires_at, id) WHERE state <> 'terminated'",
     "CREATE INDEX sessions_terminated ON sessions (last_active_at, id) WHERE state = 'terminated'",
@@ -47,7 +48,7 @@ _SCHEMA = (
     ) STRICT
     """,
     "CREATE INDEX leases_expiry ON leases (expires_at)",
-    # One row: at least as high as the fence of any lease that was ever cleared away.
+    # One row: at least as high as the fence of any lease that was ever deleted.
     "CREATE TABLE fences (floor INTEGER NOT NULL) STRICT",
     "INSERT INTO fences VALUES (0)",
     """
@@ -79,12 +80,12 @@ _ADDITIONS = (
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open or create the store, in autocommit mode. Raises StoreUnavailableError, sqlite3.Error, OSError."""
+    """Open or create the store in autocommit mode. Raises StoreUnavailableError, sqlite3.Error, OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _opening(path):
-        # A session's id is the right to use it: no other user of the machine may read the file. sqlite gives its -wal
-        # and -shm files the mode of the main one. Only a file that is new is opened here: to close it would drop
-        # every lock this process holds on it.
+        # Session ids are credentials, so no other user of the machine may read the file; sqlite creates its -wal and
+        # -shm files with the mode of the main one. An existing file is not opened here: closing any descriptor of a
+        # file drops all POSIX locks that the process holds on it, including sqlite's.
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except FileExistsError:
@@ -105,7 +106,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 @contextlib.contextmanager
 def _opening(path: Path) -> Iterator[None]:
-    """One process at a time: the change to write-ahead logging answers a second one "locked" without waiting."""
+    """Let one process at a time open the file: switching to WAL fails with "locked" at once, without busy timeout."""
     lock = os.open(f"{path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -115,11 +116,11 @@ def _opening(path: Path) -> Iterator[None]:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    # NORMAL in WAL: a commit is in the operating system's hands when it is answered, so it survives the death of this
-    # process by any signal. A power loss may cost the commits since the last checkpoint (never the file's integrity).
-    # FULL would close that gap at the price of one fsync per commit.
+    # NORMAL with WAL: an answered commit has been written to the page cache, so it survives a crash of this process. A
+    # power failure may lose the commits since the last checkpoint, but does not corrupt the file. Rejected: FULL, which
+    # costs an fsync per commit.
     connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("BEGIN IMMEDIATE")  # two gateways that start at once: the second waits and finds it done
+    connection.execute("BEGIN IMMEDIATE")  # of two gateways that start at once, the second waits and finds the schema
     try:
         _create_or_check(connection, path)
         connection.execute("COMMIT")
@@ -130,13 +131,14 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise StoreUnavailableError(
-            f"session store {path}: its file system cannot hold sqlite's write-ahead log (shared memory is needed, "
-            "which network file systems lack); put the state folder on a local disk"
+            f"session store {path}: its file system does not support sqlite's write-ahead log, which needs shared "
+            "memory (network file systems lack it); put the state folder on a local disk"
         )
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:
-    # 10 ms for ten thousand sessions. Better at the start than by the one request whose record is gone.
+    # 10 ms for ten thousand sessions. Damage that is found at the start is reported to the operator; later it would
+    # fail the requests of those sessions whose records are damaged.
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise StoreUnavailableError(_damaged(path, verdict))
@@ -165,22 +167,24 @@ def _create_or_check(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def translate(path: Path, error: BaseException) -> BaseException:
-    """What sqlite or the file system raised, as StoreUnavailableError with the path and what to do."""
+    """Convert errors of sqlite and the file system to StoreUnavailableError, with the path and how to fix it."""
     if isinstance(error, WakegateError):
         return error
     if isinstance(error, OSError):
         return _chained(f"session store {path}: {error.strerror or error}; check the folder and its permissions", error)
-    if isinstance(error, ValueError):  # the codec: a record that is none
+    if isinstance(error, ValueError):  # from the codec: a row that is not a session record
         return _chained(_damaged(path, str(error)), error)
     if not isinstance(error, sqlite3.Error):
         return error
     name = getattr(error, "sqlite_errorname", "")
     if name == "SQLITE_FULL":
-        text = f"session store {path}: the disk is full; free space on its file system and it goes on by itself"
+        text = (
+            f"session store {path}: the disk is full; free space on its file system, and the store recovers by itself"
+        )
     elif name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         text = _damaged(path, str(error))
     elif name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        text = f"session store {path}: another process has kept it locked for more than {BUSY_TIMEOUT_S:g} s"
+        text = f"session store {path}: another process has held its lock for more than {BUSY_TIMEOUT_S:g} s"
     elif name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
         text = f"session store {path}: {error}; check that the file and its folder are writable"
     elif name.startswith("SQLITE_IOERR"):
@@ -192,8 +196,8 @@ def translate(path: Path, error: BaseException) -> BaseException:
 
 def _damaged(path: Path, what: str) -> str:
     return (
-        f"session store {path} is damaged ({what}); stop the gateway, put a backup in its place or move it away "
-        f"together with {path.name}-wal and {path.name}-shm, and start again (without one, its sessions are unknown)"
+        f"session store {path} is damaged ({what}); stop the gateway, replace the file by a backup or move it away "
+        f"together with {path.name}-wal and {path.name}-shm, and start again (without a backup its sessions are lost)"
     )
 
 

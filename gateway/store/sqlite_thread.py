@@ -1,8 +1,8 @@
-"""One thread that owns one sqlite connection, and the group commit in front of it.
+"""A thread that owns a sqlite connection and commits writes in groups.
 
-The event loop hands in functions and awaits their answers. Whatever waits when the thread comes round is taken as one
-batch: reads are answered first, then all writes share one transaction, so fifty sessions that are created at the same
-moment cost one commit. A write is answered after its transaction is committed, never before.
+The event loop submits functions and awaits their results. The thread takes all queued jobs as one batch: it runs the
+reads, then all writes in one transaction, so fifty sessions created at the same moment cost one commit. A write is
+answered after its transaction is committed, never before. asyncio.to_thread for each call could not group writes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gateway.core.errors import StoreUnavailableError, WakegateError
 
 T = TypeVar("T")
 
-_JOBS_PER_BATCH = 256  # one transaction each: the first job waits for the others, about 25 ms for so many
+_JOBS_PER_BATCH = 256  # the first write of a batch waits for the others: about 25 ms for this many
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,12 @@ _Outcome = tuple[_Job, Any, BaseException | None]
 
 
 class SqliteThread:
-    """Runs functions on a sqlite connection of its own.
+    """Runs functions on a sqlite connection that only this thread uses.
 
-    `connect` is called on the thread and gives a connection in autocommit mode. `translate` turns what sqlite raises
-    into what callers are to see. Functions may be run twice (a batch that fails as a whole is tried one by one), so
-    they must keep their effects inside the database; an error of ours must be raised before the function wrote.
+    `connect` is called on the thread and returns a connection in autocommit mode. `translate` maps sqlite's exceptions
+    to those that callers see. A function may run twice (the jobs of a batch that fails are repeated one by one), so it
+    must have no effects outside the database. It must raise a WakegateError before its first write: the job is then
+    dropped from the batch without a rollback.
     """
 
     def __init__(
@@ -54,25 +55,25 @@ class SqliteThread:
             return
         loop = asyncio.get_running_loop()
         opened: asyncio.Future[None] = loop.create_future()
-        # A daemon: what was answered is committed, so an exit without aclose has nothing to wait for.
+        # A daemon thread: answered writes are committed, so an exit without aclose has nothing to wait for.
         thread = threading.Thread(target=self._main, args=(loop, opened), name="sqlite", daemon=True)
         thread.start()
         await opened
         self._thread = thread
 
     async def aclose(self) -> None:
-        """Finish what was handed in, then close the connection."""
+        """Run the jobs that are queued, then close the connection."""
         thread, self._thread = self._thread, None
         if thread is not None:
             self._jobs.put(None)
             await asyncio.to_thread(thread.join)
 
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """What the function returns, outside any transaction."""
+        """Run a function that only reads, outside any transaction, and return its result."""
         return await self._submit(function, writes=False)
 
     async def write(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """What the function returns, once the transaction it ran in is committed."""
+        """Run a function in a transaction, and return its result after the commit."""
         return await self._submit(function, writes=True)
 
     async def _submit(self, function: Callable[[sqlite3.Connection], T], *, writes: bool) -> T:
@@ -88,9 +89,9 @@ class SqliteThread:
         try:
             connection = self._connect()
         except BaseException as error:
-            _tell(loop, _fail, opened, self._translate(error))
+            _post(loop, _fail, opened, self._translate(error))
             return
-        _tell(loop, _succeed, opened)
+        _post(loop, _succeed, opened)
         try:
             while (batch := self._next_batch()) is not None:
                 self._serve(loop, connection, batch)
@@ -98,7 +99,7 @@ class SqliteThread:
             connection.close()
 
     def _next_batch(self) -> Sequence[_Job] | None:
-        """At least one job; None when it is time to stop (and then nothing is left in the queue)."""
+        """Block until there is a job, then take all that are queued. None: stop, and the queue is empty."""
         first = self._jobs.get()
         if first is None:
             return None
@@ -109,7 +110,7 @@ class SqliteThread:
             except queue.Empty:
                 break
             if job is None:
-                self._jobs.put(None)  # seen too early: it is the last thing in the queue and stays so
+                self._jobs.put(None)  # the stop marker comes after all jobs: put it back, and run this batch first
                 break
             batch.append(job)
         return batch
@@ -118,12 +119,12 @@ class SqliteThread:
         reads = [job for job in batch if not job.writes]
         writes = [job for job in batch if job.writes]
         if reads:
-            _tell(loop, _deliver, [self._alone(connection, job) for job in reads])
+            _post(loop, _deliver, [self._alone(connection, job) for job in reads])
         if writes:
-            _tell(loop, _deliver, self._together(connection, writes))
+            _post(loop, _deliver, self._together(connection, writes))
 
     def _alone(self, connection: sqlite3.Connection, job: _Job) -> _Outcome:
-        """Run one job; a write in a transaction of its own."""
+        """Run one job; a write gets a separate transaction."""
         try:
             if not job.writes:
                 return job, job.run(connection), None
@@ -134,6 +135,7 @@ class SqliteThread:
         return job, value, None
 
     def _together(self, connection: sqlite3.Connection, jobs: Sequence[_Job]) -> list[_Outcome]:
+        """Run writes in one transaction; if it fails, repeat each one alone, so that a bad job fails alone."""
         if len(jobs) > 1:
             try:
                 outcomes: list[_Outcome] = []
@@ -141,9 +143,9 @@ class SqliteThread:
                     for job in jobs:
                         try:
                             outcomes.append((job, job.run(connection), None))
-                        except WakegateError as error:  # refused before it wrote anything: the others are unharmed
+                        except WakegateError as error:  # raised before the job's first write: nothing to undo
                             outcomes.append((job, None, error))
-            except Exception:  # noqa: S110 — one job, or the commit, failed: each is run alone below
+            except Exception:  # noqa: S110 — one job or the commit failed: each is run alone below
                 pass
             else:
                 return outcomes
@@ -151,13 +153,14 @@ class SqliteThread:
 
 
 class _transaction:  # noqa: N801 — reads as the statement it stands for
-    """BEGIN IMMEDIATE ... COMMIT, or ROLLBACK when anything was raised, the COMMIT itself included."""
+    """BEGIN IMMEDIATE ... COMMIT, or ROLLBACK if the block or the COMMIT raises."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
     def __enter__(self) -> None:
-        # IMMEDIATE takes the write lock now: a transaction that began as a reader could not wait for it later.
+        # IMMEDIATE takes the write lock now. A deferred transaction takes it at its first write, and if another process
+        # wrote in between that fails with SQLITE_BUSY at once, without the busy timeout.
         self._connection.execute("BEGIN IMMEDIATE")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -165,18 +168,18 @@ class _transaction:  # noqa: N801 — reads as the statement it stands for
             if kind is None:
                 self._connection.execute("COMMIT")
         finally:
-            if self._connection.in_transaction:  # a full disk may have rolled back already
+            if self._connection.in_transaction:  # not if sqlite has rolled back itself, as on a full disk
                 self._connection.execute("ROLLBACK")
 
 
-# Back on the event loop. The caller may have been cancelled meanwhile; that is no error.
+# Delivery to the event loop. A caller that was cancelled in the meantime is not an error.
 
 
-def _tell(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
+def _post(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
     try:
         loop.call_soon_threadsafe(function, *args)
     except RuntimeError:
-        pass  # the loop was closed without aclose: no caller is left
+        pass  # the loop was closed without aclose: there is no caller left
 
 
 def _deliver(outcomes: Sequence[_Outcome]) -> None:

@@ -22,7 +22,8 @@ from cryptography.x509.oid import NameOID
 from gateway.core.clock import SystemClock
 from gateway.core.errors import FencedOutError, SettingsError, StaleWriteError, StoreUnavailableError
 from gateway.core.model import RuntimeKey, SessionId, SessionState
-from gateway.store.redis import CONNECTIONS, RedisStore
+from gateway.store.redis import RedisStore
+from gateway.store.redis_exchanges import CONNECTIONS
 from gateway.testing import ManualClock
 from tests.support.records import RUNTIME, T0, session
 from tests.support.redis_server import RedisServer, SentinelServer, cluster_port

@@ -47,7 +47,7 @@ async def test_real_server_tells_of_its_settings_and_of_a_full_memory(tmp_path: 
             assert len(await store.warnings()) == number
             await store.ping()
             if not number:
-                await store._call(lambda redis: redis.config_set("maxmemory", 1))
+                await store._redis.call(lambda redis: redis.config_set("maxmemory", 1))
                 assert await store.get(SessionId("absent")) is None
                 with pytest.raises(StoreUnavailableError, match="maxmemory"):
                     await store.ping()
