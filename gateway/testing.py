@@ -163,7 +163,7 @@ class ScriptedProvider:
     async def restore(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> None:
         """Give the contents to the sandbox; the reference is used up."""
         if sandbox_id not in self._sandboxes:
-            raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was there")
+            raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was restored")
         await self.check(reference)
         self.contents[sandbox_id], _ = self.parked.pop(reference)
         self._restored[sandbox_id] = reference

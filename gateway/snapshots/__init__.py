@@ -1,7 +1,7 @@
-"""Where snapshots are kept: a folder or any object store, encrypted if the operator gives keys.
+"""Snapshot stores: a folder or an object store, encrypted if the operator provides keys; and the keeper that uses them.
 
-What a snapshot means is the business of picod (which makes and takes them) and of the lifecycle; here it is a stream
-of bytes that must come back as it went in, or not at all. Imports `core` only. Start with `make_snapshot_store` below.
+A snapshot's content is picod's business. Here it is a stream of bytes that is returned exactly as it was stored, or not
+at all. Imports `core` only. Start with `make_snapshot_store` below, then `keeper`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ __all__ = ["FolderStore", "SealedStore", "SnapshotKeys", "make_snapshot_store"]
 
 
 def make_snapshot_store(url: str, *, max_size: int | None = None, keys: SnapshotKeys | None = None) -> SnapshotStore:
-    """The store a URL names: `file:///path` or a plain path, or `s3://`, `gs://`, `az://` with bucket and prefix.
+    """Create the store that a URL names: `file:///path` or a plain path; `s3://`, `gs://`, `az://` + bucket and prefix.
 
-    `max_size` counts bytes as stored; None: no limit. With `keys`, all that is put is encrypted and only what is
-    encrypted is given back. Credentials of object stores come from where their own tools look (AWS_*, GOOGLE_*,
-    AZURE_* variables, instance roles). Raises SettingsError.
+    `max_size` limits the bytes as stored; None: no limit. With `keys`, snapshots are encrypted, and unencrypted ones
+    are rejected. Credentials of object stores come from their usual sources (AWS_*, GOOGLE_*, AZURE_* variables,
+    instance roles). Raises SettingsError.
     """
     parts = urlsplit(url)
     store: SnapshotStore
@@ -33,7 +33,7 @@ def make_snapshot_store(url: str, *, max_size: int | None = None, keys: Snapshot
             raise SettingsError([f"snapshot store {url}: name a folder, as in file:///var/lib/wakegate/snapshots"])
         store = FolderStore(Path(path), max_size=max_size)
     else:
-        from gateway.snapshots.objects import ObjectStore  # 4 MB that a folder does not need
+        from gateway.snapshots.objects import ObjectStore  # obstore takes 4 MB of memory, which a folder does not need
 
         store = ObjectStore(url, max_size=max_size)
     return UnsealedStore(store) if keys is None else SealedStore(store, keys)

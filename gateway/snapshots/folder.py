@@ -1,7 +1,7 @@
-"""Snapshots as files in a folder.
+"""Snapshots as files in a folder, which several gateways may share.
 
-A put writes `<name>.part`, brings it to the disk, renames it, and brings the rename to the disk. A process that dies
-in between leaves a `.part` file, which `list` shows like any other orphan. Several gateways may share the folder.
+A put writes `<key>.part`, syncs it, renames it to `<key>`, and syncs the folder, so that a name without `.part` is
+always a complete snapshot. A process that dies in between leaves a `.part` file, which `list` reports as partial.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class FolderStore:
-    """A SnapshotStore on a file system. The folder is made when the first snapshot comes."""
+    """A SnapshotStore on a file system. The folder is created by the first put."""
 
     def __init__(self, folder: Path, *, max_size: int | None = None) -> None:
         self._folder = folder
@@ -36,7 +36,7 @@ class FolderStore:
         return f"<FolderStore {self._folder}>"
 
     async def put(self, session_id: SessionId, chunks: AsyncIterator[bytes]) -> SnapshotRef:
-        """Store the stream durably under a new key, or nothing of it."""
+        """Store the stream durably under a new key, or nothing of it. Raises what SnapshotStore.put does."""
         meter = Meter(self._max_size)
         key = new_key(session_id)
         part = _PartialFile(self._folder / key)
@@ -52,7 +52,7 @@ class FolderStore:
         return meter.ref(key)
 
     async def get(self, ref: SnapshotRef) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes as they were put; raises before the last one where they are not."""
+        """Yield the stored bytes. Raises before the last piece if they are not those that were stored."""
         async with aclosing(self._read(ref)) as pieces:
             async for piece in checked(ref, pieces):
                 yield piece
@@ -66,22 +66,23 @@ class FolderStore:
             reader.close()
 
     async def delete(self, key: str) -> None:
-        """Delete a snapshot; an absent one is success."""
+        """Delete a snapshot. An absent one is not an error."""
         path = self._path(key)
         await self._do(_delete, path)
 
     async def list(self) -> AsyncGenerator[StoredSnapshot, None]:
-        """Yield every stored snapshot, unfinished ones included."""
+        """Yield every snapshot, including partial ones."""
         for found in await self._do(_entries, self._folder):
             yield found
 
     def _path(self, key: str) -> Path:
         if not KEY_PATTERN.fullmatch(key.removesuffix(_PART)):
-            raise SnapshotNotFoundError(f"{key!r} names no snapshot of the folder {self._folder}")
+            # Also what stops a key such as `../keys` that came from a tampered record.
+            raise SnapshotNotFoundError(f"{key!r} is not a snapshot of the folder {self._folder}")
         return self._folder / key
 
     async def _do(self, work: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
-        """Run it in a thread; an OSError is raised as the SnapshotError that it means."""
+        """Run blocking work in a thread, and map an OSError to a SnapshotError."""
         try:
             return await in_thread(work, *arguments, **named)
         except FileNotFoundError as error:
@@ -99,7 +100,7 @@ class FolderStore:
 
 
 class _PartialFile:
-    """A snapshot that is being written. All calls block and may raise OSError."""
+    """A snapshot that is being written. All methods block and may raise OSError."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -119,6 +120,7 @@ class _PartialFile:
     def commit(self) -> None:
         os.fsync(self._fd)
         os.rename(self._part, self._path)
+        # Without a sync of the folder a power failure may undo the rename, after a record names the snapshot.
         folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(folder)
@@ -127,9 +129,10 @@ class _PartialFile:
         self._close()
 
     def discard(self) -> None:
-        """Leave nothing, also after `commit`, whose caller went away before it knew. Raises nothing.
+        """Delete the file, even after `commit`: the caller may have been cancelled before it got the reference.
 
-        What cannot be deleted is an orphan that `list` shows; the failure that led here is the one to report.
+        Never raises: the failure that led here is the one to report, and a file that cannot be deleted is an orphan,
+        which `delete_orphans` finds.
         """
         with contextlib.suppress(OSError):
             self._close()
@@ -144,7 +147,7 @@ class _PartialFile:
 
 
 class _FileReader:
-    """A snapshot that is being read, opened by the first read. All calls block."""
+    """A snapshot that is being read; the first `read` opens it. All methods block."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -177,6 +180,6 @@ def _entries(folder: Path) -> list[StoredSnapshot]:
         try:
             status = os.stat(folder / name)
         except FileNotFoundError:
-            continue  # deleted, or completed, meanwhile
+            continue  # deleted or renamed since the listing
         found.append(StoredSnapshot(name, status.st_size, status.st_mtime, partial=name.endswith(_PART)))
     return found

@@ -1,8 +1,8 @@
-"""The WorkspaceKeeper that copies: a hibernated session is a snapshot in a SnapshotStore.
+"""The WorkspaceKeeper that copies workspaces into a SnapshotStore, for any engine.
 
-It moves bytes between the executor of a sandbox and the store, for any engine; the order of steps is that of
-WorkspaceKeeper and docs/adr/0003-snapshots-and-parking.md. Where the engine can keep the workspace of a sandbox that
-has ended (the local one parks it), nothing is lost with the sandbox, and references of both kinds exist side by side.
+It streams between a sandbox's executor and the store. interfaces.WorkspaceKeeper and
+docs/adr/0003-snapshots-and-parking.md describe the order of steps. The local engine can also park the workspace of a
+sandbox that has already ended; so with both, records contain references of both kinds, which `is_snapshot` tells apart.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from gateway.snapshots.pace import DEFAULT_PACE, PaceLimits, paced
 
 logger = logging.getLogger(__name__)
 
-PARTIAL_AGE_S = 3600.0  # much longer than any put goes without a write
+PARTIAL_AGE_S = 3600.0  # since the last write; a running put writes at least every few minutes (`pace`)
 
 
 class Finder(Protocol):
-    """Finds the sandboxes that can export their workspace; a SandboxProvider is one."""
+    """Finds sandboxes that can export their workspace, as a SandboxProvider does."""
 
     async def find(self, sandbox_id: SandboxId) -> Sandbox | None:
-        """The sandbox, or None."""
+        """The sandbox, or None if it does not exist or has ended."""
         ...
 
 
@@ -59,7 +59,7 @@ class SnapshotKeeper:
         parking: WorkspaceKeeper | None = None,
         pace: PaceLimits = DEFAULT_PACE,
     ) -> None:
-        """`parking`: the engine's own, for what sandboxes that ended on their own left."""
+        """`parking`: the engine's own keeper, for workspaces of sandboxes that ended before they were kept."""
         self._store = store
         self._provider = provider
         self._executor = executor
@@ -70,7 +70,7 @@ class SnapshotKeeper:
         self._pace = pace
 
     async def keep(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """See WorkspaceKeeper. The sandbox runs on, if it runs."""
+        """Copy the workspace, or park it if the sandbox has ended. A running sandbox keeps running."""
         sandbox = await self._provider.find(sandbox_id)
         if sandbox is not None:
             try:
@@ -85,25 +85,25 @@ class SnapshotKeeper:
         return None if self._parking is None else await self._parking.park(sandbox_id, session_id)
 
     async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """See WorkspaceKeeper. The workspace of an ended sandbox is left to `keep`."""
+        """Copy the workspace of a running sandbox. None if it has ended: that workspace is left to `keep`."""
         sandbox = await self._provider.find(sandbox_id)
         return None if sandbox is None else await self._copy(sandbox, session_id)
 
     async def restore(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """See WorkspaceKeeper. The snapshot stays: it is what the session is saved from if this sandbox is lost."""
+        """Restore a snapshot or a parked workspace. A snapshot stays, in case this sandbox is lost."""
         if not is_snapshot(reference):
             return await self._parked(reference).restore(reference, sandbox_id, session_id)
         sandbox = await self._provider.find(sandbox_id)
         if sandbox is None:
-            raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was there")
+            raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was restored")
         async with aclosing(self._store.get(SnapshotRef(reference))) as chunks, self._restoring(sandbox_id):
-            # The store yields the last piece only once the whole is verified, and picod discards an incomplete stream:
-            # a damaged snapshot cannot become a workspace.
+            # The store yields the last piece only after it has verified the whole, and picod discards an incomplete
+            # stream, so a damaged snapshot cannot become a workspace.
             await self._executor.restore(sandbox, session_id, chunks)
         return reference
 
     async def check(self, reference: str) -> None:
-        """See WorkspaceKeeper."""
+        """Read the first piece of the snapshot, which contains the name of its key."""
         if not is_snapshot(reference):
             await self._parked(reference).check(reference)
             return
@@ -111,25 +111,25 @@ class SnapshotKeeper:
             await anext(chunks, b"")
 
     async def rollback(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """See WorkspaceKeeper. A snapshot is what it was; what may be in the sandbox is a copy."""
+        """Return a snapshot's reference unchanged, since a restore only copied it; have a parked workspace put back."""
         if is_snapshot(reference) or self._parking is None:
             return reference
         return await self._parking.rollback(reference, sandbox_id, session_id)
 
     async def delete(self, reference: str) -> None:
-        """See WorkspaceKeeper."""
+        """Delete a snapshot from the store, or a parked workspace from the engine's folder."""
         if is_snapshot(reference):
             await self._store.delete(SnapshotRef(reference).key)
         elif self._parking is not None:
             await self._parking.delete(reference)
 
     async def retain_abandoned(self) -> None:
-        """See WorkspaceKeeper."""
+        """Pass on to the engine's keeper; a snapshot store has nothing that belongs to a sandbox."""
         if self._parking is not None:
             await self._parking.retain_abandoned()
 
     async def delete_orphans(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
-        """See WorkspaceKeeper. Partial snapshots of puts that died restore nothing, so they go after an hour."""
+        """Delete orphans of both kinds. Partial snapshots cannot be restored, so they are deleted after an hour."""
         now = self._clock.now()
         ages = {False: older_than, True: min(older_than, PARTIAL_AGE_S)}
         orphans = {found.key async for found in self._store.list() if found.at <= now - ages[found.partial]}
@@ -139,7 +139,7 @@ class SnapshotKeeper:
         for key in orphans:
             await self._store.delete(key)
         if orphans:
-            logger.warning("deleted %d snapshots that no session's record names", len(orphans))
+            logger.warning("deleted %d orphaned snapshots", len(orphans))
         parked = 0 if self._parking is None else await self._parking.delete_orphans(known, older_than)
         return len(orphans) + parked
 
@@ -153,16 +153,16 @@ class SnapshotKeeper:
     def _parked(self, reference: str) -> WorkspaceKeeper:
         if self._parking is None:
             raise SnapshotNotFoundError(
-                f"workspace {reference} was parked by another engine and is no snapshot; wake its session there first"
+                f"workspace {reference} was parked by another engine and is not a snapshot; wake its session there"
             )
         return self._parking
 
 
 def make_keeper(settings: Settings, provider: Finder, executor: Executor, clock: Clock) -> WorkspaceKeeper:
-    """The keeper that the settings ask for: the engine's own parking, or snapshots.
+    """Create the keeper that the settings ask for: the engine's own parking, or a SnapshotKeeper.
 
-    Without `snapshots` an engine that cannot park keeps snapshots in the state folder.
-    Raises SettingsError with all that is wrong in URL and key file.
+    If `snapshots` is not set and the engine cannot park, snapshots go to the state folder. Raises SettingsError with
+    every problem of the URL and the key file.
     """
     parking = provider if isinstance(provider, WorkspaceKeeper) else None
     sealed = settings.snapshot_key_file != Path()

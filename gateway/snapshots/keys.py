@@ -1,7 +1,7 @@
-"""The keys snapshots are encrypted with, as an operator writes them.
+"""The key file for encrypted snapshots.
 
-One key a line (or separated by commas): `NAME:BASE64`, 32 bytes each; the first encrypts, all decrypt. To rotate, put
-a new line first and take an old one away when no snapshot needs it any more. `openssl rand -base64 32` makes one.
+One key per line (or separated by commas): `NAME:BASE64`, 32 bytes each. The first encrypts, all decrypt. To rotate, add
+a new line at the top, and remove an old one once no snapshot uses it. `openssl rand -base64 32` generates a key.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 @dataclass(frozen=True)
 class SnapshotKeys:
-    """Keys by name. `current` is the name of the one that encrypts. The keys themselves show in no text of ours."""
+    """Keys by name. `current` names the one that encrypts. repr() and errors never contain the keys."""
 
     current: str
     keys: Mapping[str, bytes] = field(repr=False)
 
     def fingerprint(self, name: str) -> bytes:
-        """Sixteen bytes that tell a key from another of the same name, and tell nothing else about it."""
+        """Sixteen bytes that distinguish a key from another one of the same name without revealing it."""
         return hashlib.sha256(b"wakegate snapshot key\0" + self.keys[name]).digest()[:16]
 
     @classmethod
     def parse(cls, text: str, source: str) -> SnapshotKeys:
-        """Read them; `source` says in errors where the text came from. Raises SettingsError with all that is wrong."""
+        """Parse the text of a key file; errors name `source`. Raises SettingsError with every problem."""
         keys: dict[str, bytes] = {}
         problems = []
         for number, line in enumerate(re.split(r"[\n,]", text), 1):
@@ -48,34 +48,34 @@ class SnapshotKeys:
                 name = "default"
             key = _decode(encoded)
             if not _NAME.fullmatch(name):
-                problems.append(f"{where}: a name has up to 64 letters, digits, dots, dashes and underscores")
+                problems.append(f"{where}: a name must have up to 64 letters, digits, dots, dashes and underscores")
             elif key is None:
                 problems.append(
-                    f"{where} ({name}): must be base64 of {KEY_BYTES} bytes; openssl rand -base64 32 makes one"
+                    f"{where} ({name}): must be base64 of {KEY_BYTES} bytes; openssl rand -base64 32 generates one"
                 )
             elif name in keys:
-                problems.append(f"{where}: the name {name} is there twice")
+                problems.append(f"{where}: the name {name} occurs twice")
             else:
                 keys[name] = key
         if not keys and not problems:
-            problems.append(f"{source}: holds no key; openssl rand -base64 32 makes one")
+            problems.append(f"{source}: contains no key; openssl rand -base64 32 generates one")
         if problems:
             raise SettingsError(problems)
         return cls(next(iter(keys)), keys)
 
     @classmethod
     def read(cls, path: Path) -> SnapshotKeys:
-        """Read them from a file that is closed to others. Raises SettingsError."""
+        """Read a key file that other users cannot read. Raises SettingsError."""
         try:
             with open(path, encoding="ascii") as file:
                 mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
                 text = file.read()
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError([f"{path}: the snapshot keys cannot be read: {error}"]) from error
-        # Its group may read it: that is how Kubernetes gives a Secret to a process that is not root (fsGroup).
+        # Group read is allowed: with fsGroup, Kubernetes gives a mounted Secret to a non-root process that way.
         if mode & 0o027:
             raise SettingsError(
-                [f"{path}: others may read or change the snapshot keys (mode {mode:04o}); chmod 600 {path}"]
+                [f"{path}: other users can read or change the snapshot keys (mode {mode:04o}); chmod 600 {path}"]
             )
         return cls.parse(text, str(path))
 

@@ -1,4 +1,4 @@
-"""A snapshot store that is gone with its process: for tests in virtual time. Passes the contract suite."""
+"""An in-memory snapshot store, for tests in virtual time. Passes the contract suite."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.snapshots.stream import Meter, checked, new_key
 
 
 class MemorySnapshots:
-    """Implements gateway.core.interfaces.SnapshotStore. `kept` may be tampered with by a test that means to."""
+    """Implements gateway.core.interfaces.SnapshotStore. Tests may change `kept` to simulate damage."""
 
     def __init__(self, clock: Clock, max_size: int | None = None) -> None:
         self.kept: dict[str, tuple[bytes, float]] = {}
@@ -20,19 +20,19 @@ class MemorySnapshots:
         self._max_size = max_size
 
     async def put(self, session_id: SessionId, chunks: AsyncIterator[bytes]) -> SnapshotRef:
-        """Keep the stream. Raises SnapshotTooLargeError, and what `chunks` raises."""
+        """Store the stream. Raises SnapshotTooLargeError, and what `chunks` raises."""
         meter, data = Meter(self._max_size), bytearray()
         async for chunk in chunks:
             meter.count(len(chunk))
             meter.hash(chunk)
             data += chunk
-        await asyncio.sleep(0)  # a caller that is cancelled keeps nothing
+        await asyncio.sleep(0)  # a cancellation takes effect here, before anything is stored
         key = new_key(session_id)
         self.kept[key] = (bytes(data), self._clock.now())
         return meter.ref(key)
 
     async def get(self, ref: SnapshotRef) -> AsyncGenerator[bytes, None]:
-        """The stream again. Raises SnapshotNotFoundError, SnapshotCorruptError."""
+        """Yield the stored stream. Raises SnapshotNotFoundError, SnapshotCorruptError."""
         if ref.key not in self.kept:
             raise SnapshotNotFoundError(f"snapshot {ref.key} is not in memory")
         data, _ = self.kept[ref.key]
@@ -45,10 +45,10 @@ class MemorySnapshots:
             yield chunk
 
     async def delete(self, key: str) -> None:
-        """Forget it; absent is success."""
+        """Delete a snapshot. An absent one is not an error."""
         self.kept.pop(key, None)
 
     async def list(self) -> AsyncIterator[StoredSnapshot]:
-        """All there is."""
+        """All snapshots, in the order they were stored; none is ever partial."""
         for key, (data, at) in tuple(self.kept.items()):
             yield StoredSnapshot(key, len(data), at)

@@ -1,8 +1,8 @@
-"""Snapshots in an object store (S3 and what speaks like it, Google Cloud Storage, Azure) through obstore.
+"""Snapshots in an object store (S3 and compatible stores, Google Cloud Storage, Azure) through obstore.
 
-A put is one multipart upload, completed at the end or aborted; readers see an object whole or not at all. What a
-gateway that was killed had uploaded stays invisible and is the business of the bucket's lifecycle rule for incomplete
-uploads (AWS: AbortIncompleteMultipartUpload).
+A put is one multipart upload, which is completed at the end or aborted; readers see a whole object or none. The parts
+that a killed gateway uploaded are never listed; the bucket's lifecycle rule for incomplete uploads deletes them
+(AWS: AbortIncompleteMultipartUpload).
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from gateway.snapshots.stream import BATCH_BYTES, KEY_PATTERN, Meter, checked, n
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
-_PART_BYTES = 8 << 20  # S3 takes 10,000 parts, so 80 GB
+_PART_BYTES = 8 << 20  # S3 allows 10,000 parts, so 80 GB
 _CONCURRENCY = 4  # parts in flight: 32 MB of memory per put
-_ABORT = bytes(2)  # handed in place of a chunk; known by identity
-_ABORT_TIMEOUT_S = 5.0  # what a slower store completes all the same, `delete_orphans` finds
+_ABORT = bytes(2)  # queued instead of a chunk; compared by identity
+_ABORT_TIMEOUT_S = 5.0  # an upload that a slower store still completes is an orphan, which `delete_orphans` finds
 
-# A request waits for the wake, so an unreachable store must fail soon: the driver's defaults are ten tries over three
-# minutes. Its 30 s for a whole request are too short for a large snapshot, so silence is bounded instead.
+# A request waits for the wake, so an unreachable store must fail quickly: the driver's defaults are ten tries over
+# three minutes. Its timeout of 30 s for a whole request is too short for a large snapshot: a read timeout limits the
+# idle time instead.
 _CLIENT: ClientConfig = {"connect_timeout": "5s", "read_timeout": "60s", "timeout": "1h"}
 _YES = ("1", "true", "on", "y", "yes")
 _RETRIES: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
 
 
 class ObjectStore:
-    """A SnapshotStore on an object store. `driver` in place of the URL's own is for tests that share one."""
+    """A SnapshotStore on an object store. Tests pass a `driver` to share one between stores."""
 
     def __init__(self, url: str, *, max_size: int | None = None, driver: Driver | None = None) -> None:
         self._url = url
@@ -49,17 +50,18 @@ class ObjectStore:
             self._driver = driver or _open(url)
         except (exceptions.BaseError, ValueError) as error:
             raise SettingsError(
-                [f"snapshot store {url}: {_first_line(error)}; take s3://BUCKET/PREFIX, gs://, az:// or a folder"]
+                [f"snapshot store {url}: {_first_line(error)}; use s3://BUCKET/PREFIX, gs://, az:// or a folder"]
             ) from error
 
     async def put(self, session_id: SessionId, chunks: AsyncIterator[bytes]) -> SnapshotRef:
-        """Store the stream durably under a new key, or nothing of it."""
+        """Store the stream durably under a new key, or nothing of it. Raises what SnapshotStore.put does."""
         meter = Meter(self._max_size)
         key = new_key(session_id)
         handed: asyncio.Queue[bytes | None] = asyncio.Queue(1)
         uploading = asyncio.ensure_future(self._upload(key, handed))
-        # The source is read here and not by the driver, whose reading a cancel would leave running for a while.
-        uploading.add_done_callback(lambda _: handed.empty() or handed.get_nowait())  # lets go of who waits to hand
+        # `chunks` is read here and passed on by a queue: the driver would continue to read it for a while after a
+        # cancellation. When the upload ends early, the callback makes room, so that a put() on the queue returns.
+        uploading.add_done_callback(lambda _: handed.empty() or handed.get_nowait())
         try:
             async for chunk in chunks:
                 meter.count(len(chunk))
@@ -71,7 +73,7 @@ class ObjectStore:
                 await handed.put(None)
             with self._translated(key):
                 await asyncio.shield(uploading)
-        except BaseException:  # cancellation included: without a reference nothing may stay in the store
+        except BaseException:  # including cancellation: the caller gets no reference, so nothing may stay in the store
             await self._undo(key, uploading, handed)
             raise
         return meter.ref(key)
@@ -80,7 +82,7 @@ class ObjectStore:
         async def taken() -> AsyncGenerator[bytes, None]:
             while (chunk := await handed.get()) is not None:
                 if chunk is _ABORT:
-                    raise EOFError  # the driver then aborts
+                    raise EOFError  # makes the driver abort the multipart upload
                 yield chunk
 
         await obstore.put_async(
@@ -88,7 +90,7 @@ class ObjectStore:
         )
 
     async def _undo(self, key: str, uploading: asyncio.Future[None], handed: asyncio.Queue[bytes | None]) -> None:
-        """Leave nothing of an upload, also if it has all its bytes and the store may be completing it."""
+        """Remove an upload, even one that has all its bytes and that the store may be completing."""
         if not handed.empty():
             handed.get_nowait()
         handed.put_nowait(_ABORT)
@@ -99,7 +101,7 @@ class ObjectStore:
                 await self.delete(key)
 
     async def get(self, ref: SnapshotRef) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes as they were put; raises before the last one where they are not."""
+        """Yield the stored bytes. Raises before the last piece if they are not those that were stored."""
         async with aclosing(self._read(ref)) as pieces:
             async for piece in checked(ref, pieces):
                 yield piece
@@ -117,12 +119,12 @@ class ObjectStore:
             yield piece
 
     async def delete(self, key: str) -> None:
-        """Delete a snapshot; an absent one is success."""
+        """Delete a snapshot. An absent one is not an error."""
         with self._translated(key), contextlib.suppress(FileNotFoundError):
             await obstore.delete_async(self._driver, key)
 
     async def list(self) -> AsyncGenerator[StoredSnapshot, None]:
-        """Yield every stored snapshot, unfinished ones included."""
+        """Yield every snapshot. Incomplete uploads are not objects yet, so none is partial."""
         pages = obstore.list(self._driver).__aiter__()
         while True:
             with self._translated("the list"):
@@ -149,10 +151,11 @@ class ObjectStore:
 
 
 def _open(url: str) -> Driver:
-    """The driver of a URL. Raises BaseError of obstore, ValueError."""
+    """Create the driver for a URL. Raises obstore's BaseError, ValueError."""
     if url.startswith("memory:"):
         return from_url(url)
-    # Options given here hide those in the driver's variables, so this one, for stores without TLS, is read by us.
+    # Client options passed here override the driver's environment variables, so this one, which stores without TLS
+    # need, is read here.
     allowed = any(os.environ.get(f"{cloud}_ALLOW_HTTP", "").lower() in _YES for cloud in ("AWS", "AZURE", "GOOGLE"))
     return from_url(url, client_options={**_CLIENT, "allow_http": allowed}, retry_config=_RETRIES)
 

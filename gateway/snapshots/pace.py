@@ -1,7 +1,8 @@
-"""How slowly a sandbox may hand out its workspace.
+"""The minimum rate at which a sandbox must export its workspace.
 
-The executor bounds silence between two bytes, not the whole: a sandbox that drips a byte each 20 s would be exported
-for ever. Only time spent waiting for the sandbox counts, not what the snapshot store takes to write.
+The executor's idle timeout limits the time between two bytes, and its own minimum rate is meant for exports of hours.
+A hibernation must end sooner: with only an idle timeout, a sandbox that sends a byte every 20 s would keep it running
+for ever. Only time spent waiting for the sandbox counts, not the time that the snapshot store takes to write.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from gateway.core.model import SandboxId
 
 @dataclass(frozen=True, slots=True)
 class PaceLimits:
-    """At `least_rate` after `grace_s` seconds, and at most `total_s` seconds in all.
+    """At least `least_rate` after `grace_s` seconds, and at most `total_s` seconds in total.
 
-    picod packs a workspace of small files at 20 MB/s and more; a tenth of that, on a machine with much else to do, is
-    still eight times the least rate. The total lets 4 GiB, the default limit of a snapshot, through at 7 MB/s.
+    picod packs a workspace of small files at 20 MB/s or more; a tenth of that, on a busy machine, is still eight times
+    the least rate. 4 GiB, the default limit of a snapshot, fit into the total at 7 MB/s.
     """
 
     grace_s: float = 30.0
@@ -27,7 +28,10 @@ class PaceLimits:
     total_s: float = 600.0
 
     def allowed(self, received: int) -> float:
-        """Seconds that may have been waited for the next piece to come after `received` bytes."""
+        """Total seconds that may be spent waiting until the piece after `received` bytes.
+
+        Example: after 10 MiB it is 30 + 40 s.
+        """
         return min(self.total_s, self.grace_s + received / self.least_rate)
 
 
@@ -35,7 +39,7 @@ DEFAULT_PACE = PaceLimits()
 
 
 async def paced(chunks: AsyncIterator[bytes], sandbox_id: SandboxId, limits: PaceLimits) -> AsyncGenerator[bytes, None]:
-    """The chunks of a sandbox's workspace. Raises UpstreamTimeoutError when they come too slowly."""
+    """Pass on the chunks of a sandbox's workspace. Raises UpstreamTimeoutError when they arrive too slowly."""
     loop = asyncio.get_running_loop()
     waited, received = 0.0, 0
     while True:
@@ -47,8 +51,8 @@ async def paced(chunks: AsyncIterator[bytes], sandbox_id: SandboxId, limits: Pac
             return
         except TimeoutError:
             raise UpstreamTimeoutError(
-                f"sandbox {sandbox_id} gave {received} bytes of its workspace within {loop.time() - began + waited:.0f}"
-                " s, which is too slow to go on"
+                f"sandbox {sandbox_id} exports its workspace too slowly: {received} bytes in"
+                f" {loop.time() - began + waited:.0f} s"
             ) from None
         waited += loop.time() - began
         received += len(chunk)

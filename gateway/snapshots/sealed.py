@@ -1,15 +1,15 @@
-"""Encryption at rest: a store around another, AES-256-GCM in chunks.
+"""Encryption at rest: a SnapshotStore that wraps another one, with AES-256-GCM in chunks.
 
 The STREAM construction (Hoang, Reyhanitabar, Rogaway, Vizár: "Online Authenticated-Encryption and its Nonce-Reuse
-Misuse-Resistance", CRYPTO 2015), in the shape that Google Tink's AES-GCM-HKDF streaming gave it:
+Misuse-Resistance", CRYPTO 2015), with the layout of Google Tink's AES-GCM-HKDF streaming AEAD:
 
     head    "wakegate-seal-1\\n" | name of the key (1 byte length) | its fingerprint (16) | salt (32)
     chunk   AES-256-GCM(64 KiB of the stream, less in the last) with its tag (16)
 
-Each snapshot has a key of its own, HKDF-SHA256(operator's key, salt, head), so a nonce may count from zero:
-7 zero bytes | number of the chunk (4) | 1 for the last chunk, else 0. A chunk moved, left out, repeated or taken from
-another snapshot has the wrong nonce or key; a stream cut at a chunk's border lacks the chunk that says it is the last.
-2**32 chunks are 256 TiB. No chunk is given out before its tag was checked.
+Each snapshot has its own key, HKDF-SHA256(operator's key, salt, head), so nonces may count from zero:
+7 zero bytes | number of the chunk (4) | 1 for the last chunk, else 0. A chunk that was moved, omitted, repeated or
+taken from another snapshot has the wrong nonce or key; a stream truncated between two chunks lacks the last one.
+2**32 chunks are 256 TiB. A chunk is yielded only after its tag was verified.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MAX_HEAD_BYTES = len(_MAGIC) + 1 + 64 + _FINGERPRINT_BYTES + _SALT_BYTES
 
 
 class SealedStore:
-    """A SnapshotStore that encrypts what it gives to `inner`. The limit of `inner` counts encrypted bytes."""
+    """A SnapshotStore that encrypts snapshots and stores them in `inner`, whose size limit counts encrypted bytes."""
 
     def __init__(self, inner: SnapshotStore, keys: SnapshotKeys) -> None:
         self._inner = inner
@@ -52,7 +52,7 @@ class SealedStore:
         head = make_head(self._keys)
         cipher = Cipher(self._keys.keys[self._keys.current], head)
         yield head
-        held = bytearray()  # the last chunk must be known as such, so one is always kept back
+        held = bytearray()  # the last chunk is marked as such, so one is always held back until the stream ends
         async for batch in batched(chunks):
             held += batch
             whole = (len(held) - 1) // CHUNK_BYTES * CHUNK_BYTES
@@ -71,7 +71,7 @@ class SealedStore:
                 cipher = self._opener(ref, held)
             except SnapshotKeyError:
                 async for _ in pieces:
-                    pass  # damage in the head is reported as damage: reading on raises SnapshotCorruptError
+                    pass  # if the head is damaged, reading on raises SnapshotCorruptError instead
                 raise
             while True:
                 whole = (len(held) - 1) // (CHUNK_BYTES + _TAG_BYTES) * (CHUNK_BYTES + _TAG_BYTES)
@@ -94,24 +94,24 @@ class SealedStore:
         return self._inner.list()
 
     def _opener(self, ref: SnapshotRef, held: bytearray) -> Cipher:
-        """Read the head off and find the key. Raises SnapshotKeyError, SnapshotCorruptError."""
+        """Remove the head from `held` and create the cipher. Raises SnapshotKeyError, SnapshotCorruptError."""
         if held[: len(_MAGIC)] != _MAGIC:
             raise SnapshotKeyError(
-                f"snapshot {ref.key} is not encrypted, or not by Wakegate; a gateway with keys takes no other"
+                f"snapshot {ref.key} is not encrypted by Wakegate; a gateway with keys accepts no other snapshots"
             )
         start = len(_MAGIC) + 1
         end = start + held[start - 1]
         if len(held) < end + _FINGERPRINT_BYTES + _SALT_BYTES:
-            raise SnapshotCorruptError(f"snapshot {ref.key} is damaged: its head is cut short")
+            raise SnapshotCorruptError(f"snapshot {ref.key} is damaged: its head is truncated")
         name = bytes(held[start:end]).decode("ascii", "replace")
         if name not in self._keys.keys:
             raise SnapshotKeyError(
-                f"snapshot {ref.key} is encrypted with the key {name!r}, which this gateway was not given"
-                f" (it has {', '.join(self._keys.keys)}); add that key behind the present one"
+                f"snapshot {ref.key} is encrypted with the key {name!r}, which this gateway does not have"
+                f" (it has {', '.join(self._keys.keys)}); add that key after the current one"
             )
         if held[end : end + _FINGERPRINT_BYTES] != self._keys.fingerprint(name):
             raise SnapshotKeyError(
-                f"snapshot {ref.key} is encrypted with another key of the name {name!r} than this gateway was given"
+                f"snapshot {ref.key} is encrypted with another key named {name!r} than the one that this gateway has"
             )
         head = bytes(held[: end + _FINGERPRINT_BYTES + _SALT_BYTES])
         del held[: len(head)]
@@ -119,7 +119,7 @@ class SealedStore:
 
 
 class UnsealedStore:
-    """A SnapshotStore without keys: it refuses what a SealedStore wrote, which a sandbox would take for damaged."""
+    """A SnapshotStore without keys. It rejects encrypted snapshots, which picod would report as damaged."""
 
     def __init__(self, inner: SnapshotStore) -> None:
         self._inner = inner
@@ -139,8 +139,8 @@ class UnsealedStore:
                 head += piece
             if head.startswith(_MAGIC):
                 raise SnapshotKeyError(
-                    f"snapshot {ref.key} is encrypted, and this gateway runs without keys; start it with the"
-                    " --snapshot-key-file (WAKEGATE_SNAPSHOT_KEY_FILE) that holds its key"
+                    f"snapshot {ref.key} is encrypted, and this gateway has no keys; start it with the"
+                    " --snapshot-key-file (WAKEGATE_SNAPSHOT_KEY_FILE) that contains its key"
                 )
             if head:
                 yield head
@@ -157,7 +157,7 @@ class UnsealedStore:
 
 
 class Cipher:
-    """One snapshot's key and the number of its next chunk. Blocking."""
+    """Encrypts or decrypts the chunks of one snapshot in order. All methods block."""
 
     def __init__(self, key: bytes, head: bytes) -> None:
         derived = HKDF(hashes.SHA256(), 32, salt=head[-_SALT_BYTES:], info=head).derive(key)
@@ -165,25 +165,25 @@ class Cipher:
         self._number = 0
 
     def seal(self, data: bytes, *, last: bool) -> bytes:
-        """Encrypt whole chunks; with `last`, up to one chunk, none of it possible, that ends the stream."""
+        """Encrypt whole chunks; with `last`, the final chunk, which may be shorter or empty."""
         assert len(data) <= CHUNK_BYTES if last else len(data) % CHUNK_BYTES == 0
         steps = range(0, max(len(data), 1), CHUNK_BYTES)
         return b"".join(self._aead.encrypt(self._nonce(last), data[at : at + CHUNK_BYTES], None) for at in steps)
 
     def open(self, data: bytes, *, last: bool) -> bytes:
-        """The inverse. Raises InvalidTag."""
+        """Decrypt what `seal` returned. Raises InvalidTag."""
         size = CHUNK_BYTES + _TAG_BYTES
         steps = range(0, max(len(data), 1), size)
         return b"".join(self._aead.decrypt(self._nonce(last), data[at : at + size], None) for at in steps)
 
     def _nonce(self, last: bool) -> bytes:
-        nonce = bytes(7) + self._number.to_bytes(4, "big") + bytes([last])  # OverflowError long after any limit
+        nonce = bytes(7) + self._number.to_bytes(4, "big") + bytes([last])  # OverflowError after 256 TiB
         self._number += 1
         return nonce
 
 
 def make_head(keys: SnapshotKeys) -> bytes:
-    """A fresh head for the present key."""
+    """A head for a new snapshot: the current key's name and fingerprint, and a random salt."""
     name = keys.current.encode("ascii")
     return b"".join((_MAGIC, bytes([len(name)]), name, keys.fingerprint(keys.current), os.urandom(_SALT_BYTES)))
 
@@ -193,5 +193,5 @@ def _opened(ref: SnapshotRef, cipher: Cipher, data: bytes, *, last: bool) -> byt
         return cipher.open(data, last=last)
     except InvalidTag:
         raise SnapshotCorruptError(
-            f"snapshot {ref.key} is damaged: a part of it does not match its seal, or is missing"
+            f"snapshot {ref.key} is damaged: a chunk fails authentication, or is missing"
         ) from None

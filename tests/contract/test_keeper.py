@@ -114,7 +114,7 @@ async def test_keeper_gives_back_what_it_kept(subject: Subject) -> None:
     assert await subject.wake(second) == "second"
 
 
-async def test_keeper_says_whether_the_sandbox_runs_on(subject: Subject) -> None:
+async def test_keeper_declares_whether_the_sandbox_keeps_running(subject: Subject) -> None:
     """As `leaves_running` has it, after `keep`; releasing it then is success either way and takes nothing away."""
     sandbox = await subject.sandbox("content")
     reference = await subject.keeper.keep(sandbox.id, SESSION)
@@ -125,7 +125,7 @@ async def test_keeper_says_whether_the_sandbox_runs_on(subject: Subject) -> None
     assert await subject.wake(reference) == "content"
 
 
-async def test_keeper_says_whether_a_reference_is_used_up(subject: Subject) -> None:
+async def test_keeper_returns_whether_a_reference_can_be_restored_again(subject: Subject) -> None:
     """What `restore` returns can be given once more; if it returns nothing, that was the last time."""
     reference = await subject.asleep("content")
     sandbox = await subject.sandbox()
@@ -152,7 +152,7 @@ async def test_failed_wake_leaves_what_is_kept(subject: Subject) -> None:
     reference = await subject.asleep("content")
     sandbox = await subject.sandbox()
     await subject.provider.release(sandbox.id)
-    with pytest.raises(SandboxStartError, match="ended before its workspace was there"):
+    with pytest.raises(SandboxStartError, match="ended before its workspace was restored"):
         await subject.keeper.restore(reference, sandbox.id, SESSION)
 
     again = await subject.keeper.rollback(reference, sandbox.id, SESSION)

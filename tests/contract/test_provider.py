@@ -159,7 +159,7 @@ async def test_provider_drops_a_runtime_that_is_no_longer_applied(subject: Subje
         await subject.provider.claim(KEY, SessionId("s1"))
 
 
-async def test_provider_tells_when_a_sandbox_ends_on_its_own(subject: Subject) -> None:
+async def test_provider_reports_a_sandbox_that_ends_on_its_own(subject: Subject) -> None:
     """Who watches hears the sandbox, its session and a reason; it is gone from then on."""
     await subject.provider.apply([runtime(0)])
     events = subject.provider.watch()

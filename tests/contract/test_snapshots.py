@@ -89,7 +89,7 @@ async def test_cuts_of_the_stream_do_not_matter(kit: Kit) -> None:
         assert await read_all(kit.store, ref) == b"".join(parts)
 
 
-async def test_reference_says_what_is_stored(kit: Kit) -> None:
+async def test_reference_has_size_and_hash_of_what_is_stored(kit: Kit) -> None:
     """Key, size and hash of the bytes as they lie there; the text alone is enough to get it."""
     ref = await kit.store.put(SESSION, pieces(b"abc" * 1000))
     stored = kit.read(ref.key)
@@ -124,7 +124,7 @@ async def test_empty_store_lists_nothing(kit: Kit) -> None:
     assert await listed(kit.store) == []
 
 
-async def test_list_tells_size_and_time(kit: Kit, tmp_path: Path) -> None:
+async def test_list_has_size_and_time(kit: Kit, tmp_path: Path) -> None:
     """What the sweep for orphans decides by."""
     (tmp_path / "now").touch()
     ref = await kit.store.put(SESSION, pieces(b"x" * 100))

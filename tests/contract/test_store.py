@@ -140,7 +140,7 @@ async def test_put_refuses_to_create_twice(store: SessionStore) -> None:
     found = await store.get(SessionId("s1"))
 
     assert found is not None
-    assert found.tenant == ""
+    assert found.tenant == session().tenant
 
 
 @pytest.mark.parametrize("version", [1, 3])

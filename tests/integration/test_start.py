@@ -49,7 +49,7 @@ def test_gateway_of_one_machine_loads_no_driver_and_no_laboratory(
     assert not loaded & {"redis", "aiocache", "gateway.autoscaler.replay.cli"}
 
 
-def test_banner_tells_what_is_served_and_three_lines_that_work(tmp_path: Path) -> None:
+def test_banner_lists_what_is_served_and_three_commands_that_work(tmp_path: Path) -> None:
     """A newcomer pastes them one after the other into a shell and sees output of a sandbox."""
     state = tmp_path / "state"
     with serve(state, "--warm-pool", "1") as server:
@@ -145,7 +145,7 @@ def test_things_that_are_not_there_are_all_named(tmp_path: Path) -> None:
     ],
     ids=["host-name", "host-address", "store-path", "state-dir", "state-file"],
 )
-def test_places_that_cannot_be_used_are_told_in_a_sentence(tmp_path: Path, flags: list[str], part: str) -> None:
+def test_unusable_paths_are_reported_in_a_sentence(tmp_path: Path, flags: list[str], part: str) -> None:
     """Status 2, and what to change."""
     ended = run(tmp_path, "--port", "0", *flags)
     assert ended.returncode == 2, ended.stderr

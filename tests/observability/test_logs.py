@@ -137,7 +137,7 @@ async def test_access_log_names_the_client_behind_a_trusted_proxy(
         assert {line["client"] for line in lines_of(access)} == {client}
 
 
-async def test_access_log_tells_of_clients_that_left(open_gateway: OpenScripted, access: io.BytesIO) -> None:
+async def test_access_log_has_a_line_for_clients_that_left(open_gateway: OpenScripted, access: io.BytesIO) -> None:
     """No answer was begun: 499, and cut; one that was begun keeps its status and is cut."""
 
     async def script(call: Call) -> None:
@@ -159,7 +159,7 @@ async def test_access_log_tells_of_clients_that_left(open_gateway: OpenScripted,
     assert told == [("/silent", 499, True, session), ("/begun", 200, True, session)]
 
 
-async def test_access_log_tells_of_websockets(open_gateway: OpenScripted, access: io.BytesIO) -> None:
+async def test_access_log_has_a_line_for_websockets(open_gateway: OpenScripted, access: io.BytesIO) -> None:
     """A refused handshake is a line with the status that the client saw."""
     gateway, _ = await open_gateway(access_log=True, log_format="json")
     with pytest.raises(InvalidStatus) as refused:

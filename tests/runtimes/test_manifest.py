@@ -199,7 +199,7 @@ spec:
         (SHORT.replace("{name: small}", "{name: 2024-01-01}"), "metadata.name"),
     ],
 )
-def test_strange_yaml_is_told_in_a_sentence(tmp_path: Path, content: str | bytes, problem: str) -> None:
+def test_strange_yaml_is_reported_in_a_sentence(tmp_path: Path, content: str | bytes, problem: str) -> None:
     """Empty, binary, recursive, hostile or nearly right: a short problem that names the file, never a traceback."""
     path = write(tmp_path, content)
     found = problems(path)

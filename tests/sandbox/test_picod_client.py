@@ -134,7 +134,7 @@ async def test_suspend_reports_what_could_not_be_saved() -> None:
             assert await executor_of().suspend(sandbox, SESSION) == SuspendReport()
 
 
-async def test_sandbox_is_busy_only_if_it_says_so() -> None:
+async def test_sandbox_is_busy_only_if_picod_reports_it() -> None:
     """In the agreed words; an older picod, nonsense and refusals are none of them."""
     for body, status, busy in (
         (b'{"busy": true}', "200 OK", True),
@@ -155,7 +155,7 @@ async def test_executor_without_suspend_has_nothing_to_save() -> None:
 
 
 @pytest.mark.parametrize("verb", ["export", "restore"], indirect=True)
-async def test_executor_without_snapshots_is_told_with_what_to_do(verb: Verb) -> None:
+async def test_executor_without_snapshots_is_an_error_that_says_what_to_do(verb: Verb) -> None:
     """501 SNAPSHOT_UNSUPPORTED, naming the runtime and the setting."""
     async with answering(saying(b"no", "404 Not Found")) as sandbox:
         with pytest.raises(SnapshotUnsupportedError, match=r"default/kept .*wakegate\.hibernation to off") as caught:

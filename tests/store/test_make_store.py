@@ -62,7 +62,7 @@ def test_redis_urls_name_redis(url: str) -> None:
         "redis://:pw@h:port",
     ],
 )
-def test_wrong_url_is_told_without_its_password(url: str) -> None:
+def test_wrong_url_is_reported_without_its_password(url: str) -> None:
     """A setting that cannot be meant stops the start."""
     with pytest.raises(SettingsError, match="store URL") as caught:
         make_store(url, ManualClock())

@@ -57,7 +57,7 @@ async def answers(store: RedisStore) -> bool:
 # A server that goes away
 
 
-async def test_killed_server_is_told_and_its_return_noticed(store: RedisStore, redis_server: RedisServer) -> None:
+async def test_killed_server_is_an_error_until_it_is_back(store: RedisStore, redis_server: RedisServer) -> None:
     """Each call says that the store is away; as soon as it is back, the very next call is served, records and all."""
     stored = await store.put(session())
     lease = await store.acquire_lease("leader", "a", 60)
@@ -334,7 +334,7 @@ async def test_unix_socket_serves(tmp_path: Path, short_path: Path) -> None:
         server.kill()
 
 
-async def test_password_is_used_and_never_told(tmp_path: Path) -> None:
+async def test_password_is_used_and_never_printed(tmp_path: Path) -> None:
     """The right one works; a wrong or missing one is told as such, without the password in the text."""
     server = RedisServer(tmp_path / "redis", "--requirepass", "s3cret/?").start()
     try:

@@ -36,7 +36,7 @@ def test_dangers_are_named_with_their_setting(
     assert all(word in warning for word, warning in zip(words, warnings, strict=True))
 
 
-async def test_real_server_tells_of_its_settings_and_of_a_full_memory(tmp_path: Path) -> None:
+async def test_real_server_is_checked_for_its_settings_and_a_full_memory(tmp_path: Path) -> None:
     """Warned of as it is set; once its memory is full a ping fails, though it answers reads."""
     options = ("--maxmemory-policy", "noeviction", "--appendonly", "yes")
     for flags, number in ((options, 0), (("--maxmemory-policy", "allkeys-lru"), 2)):

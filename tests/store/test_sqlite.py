@@ -205,7 +205,7 @@ async def test_damaged_file_is_refused(store: SqliteStore, path: Path) -> None:
     assert "is damaged" in await refusal(path)
 
 
-async def test_damage_found_later_is_told_as_such(store: SqliteStore, path: Path) -> None:
+async def test_damage_found_later_is_reported_as_damage(store: SqliteStore, path: Path) -> None:
     """A record that is none is the store's failure, never a traceback of the codec."""
     await store.put(session())
     with sqlite3.connect(path) as db:
@@ -319,7 +319,7 @@ async def test_store_waits_while_another_process_opens_the_file(path: Path) -> N
     await store.aclose()
 
 
-async def test_full_disk_is_told_and_heals(tmp_path: Path) -> None:
+async def test_full_disk_is_an_error_until_there_is_space(tmp_path: Path) -> None:
     """On a real 1 MB disk: writes are refused with the reason, reads go on, and room brings writes back."""
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -84,7 +84,7 @@ class Workspaces:
         """
         sandbox = self._registry.get(sandbox_id)
         if sandbox is None or self._state_dir is None:
-            raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was there")
+            raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was restored")
         await self.check(reference)
         try:
             session = SessionId(reference)

@@ -79,7 +79,7 @@ async def test_next_life_keeps_a_workspace_that_no_record_names(tmp_path: Path) 
         assert await provider.delete_orphans(no_references, -60.0) == 2  # this one, and that of the first life
 
 
-async def test_next_life_tells_a_begun_restore_from_one_that_never_was(tmp_path: Path) -> None:
+async def test_next_start_distinguishes_an_interrupted_restore_from_none(tmp_path: Path) -> None:
     """After a crash: a workspace that had been moved to the sandbox is parked again; without one nothing is."""
     other = SessionId("other")
     async with serving(tmp_path, runtime()) as provider:

@@ -88,7 +88,7 @@ async def test_broken_runtime_backs_off_visibly_and_recovers(tmp_path: Path) -> 
         assert (await provider.claim(KEY, SessionId("s1"))).start is StartKind.WARM
 
 
-async def test_failed_start_tells_what_picod_said(tmp_path: Path) -> None:
+async def test_failed_start_reports_what_picod_printed(tmp_path: Path) -> None:
     """The reason carries the exit status and the last words of the sandbox; nothing of it is left on disk."""
     async with serving(tmp_path, replace(runtime(), auth=True, limits=Limits(memory=1 << 20))) as provider:
         with pytest.raises(SandboxStartError, match=r"default/hostile could not be started: .*exited with status \d+"):
