@@ -24,7 +24,7 @@ from gateway.sessions.lifecycle import Lifecycle
 
 
 class AgentCubeAPI:
-    """The handlers of both kinds' creation and deletion, and of AgentCube's health checks."""
+    """Handlers that create and delete sessions of both kinds, and AgentCube's health checks."""
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
@@ -53,7 +53,7 @@ class AgentCubeAPI:
             raise NotFoundError(f"{kind.singular.replace('-', ' ')} not found") from None
         except ActivationTimeoutError:
             raise ActivationTimeoutError("sandbox creation timed out") from None
-        # Clients cannot dial a sandbox; its entry point is this gateway, which routes by the session header.
+        # Clients cannot dial a sandbox, so the entry point is this gateway, which routes by the session header.
         entry = {"path": "/", "protocol": request.url.scheme.upper(), "endpoint": request.url.netloc}
         return JSON({
             "kind": "Sandbox" if opened.start is StartKind.COLD else "SandboxClaim",

@@ -1,7 +1,7 @@
-"""All control surfaces of a gateway as one ASGI app, which stands behind the data path.
+"""All control surfaces of a gateway as one ASGI app. The data path passes requests on that are not for a sandbox.
 
-Start here: `Surfaces` makes each API from the parts it speaks for, and joins their handlers with the operations of
-`openapi/table.py` to routes.
+`Surfaces` makes each API from the parts that it needs, and pairs their handlers with the operations of
+`openapi/table.py` to make routes.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from starlette.routing import BaseRoute, Route
 
 from gateway.api.agentcube import AgentCubeAPI
 from gateway.api.errors import ErrorShape, Handler, answering_errors, error_response
+from gateway.api.health import HealthAPI
+from gateway.api.loss_report import LossReportingCaller
 from gateway.api.mcp.endpoint import MCPEndpoint
 from gateway.api.native import NativeAPI
 from gateway.api.openai.containers import ContainersAPI
 from gateway.api.openai.files import ContainerFilesAPI
 from gateway.api.openai.tool_calls import ToolsAPI
 from gateway.api.openapi.document import Operation, make_document
-from gateway.api.openapi.sandbox import SANDBOX, THROUGH
+from gateway.api.openapi.sandbox import PASS_THROUGH, SANDBOX
 from gateway.api.openapi.table import CONTROL
-from gateway.api.restored import NotingCaller
 from gateway.api.tools.service import ToolService
 from gateway.api.unknown import shape_of, unknown_answer
 from gateway.core.clock import Clock
@@ -43,7 +44,7 @@ _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 class Surfaces:
-    """The control surfaces. `app` is the ASGI app, `routes` what it answers."""
+    """The control surfaces of one gateway: `app` is the ASGI app, made of `routes`."""
 
     def __init__(
         self,
@@ -62,26 +63,26 @@ class Surfaces:
         render_metrics: Callable[[str], Awaitable[tuple[bytes, str]]],
         acknowledge: Callable[[SessionId, str], None] = lambda session_id, restored: None,
     ) -> None:
-        """The last but one are what NativeAPI takes by the same names; `acknowledge` as make_control_app takes it."""
-        noting = NotingCaller(caller)
-        self._tools = ToolService(lifecycle, catalog, noting, clock, picture_max_side=settings.picture_max_side)
+        """`is_leaving`: whether this gateway drains. The other callables as in NativeAPI, HealthAPI and below."""
+        reporting_caller = LossReportingCaller(caller)
+        self._tools = ToolService(
+            lifecycle, catalog, reporting_caller, clock, picture_max_side=settings.picture_max_side
+        )
         self._mcp = MCPEndpoint(self._tools, lifecycle, catalog, caller.acknowledge)
         handlers: dict[str, Handler] = {
             **AgentCubeAPI(lifecycle).handlers(),
-            **NativeAPI(
-                lifecycle,
-                hibernator,
+            **NativeAPI(lifecycle, hibernator, store, provider, catalog, explain_pools).handlers(),
+            **HealthAPI(
                 store,
                 provider,
                 catalog,
                 settings.state_dir,
-                explain_pools,
-                is_leaving,
-                render_metrics,
+                is_draining=is_leaving,
+                render_metrics=render_metrics,
             ).handlers(),
-            **ToolsAPI(self._tools, lifecycle, catalog, noting, clock).handlers(),
+            **ToolsAPI(self._tools, lifecycle, catalog, reporting_caller, clock).handlers(),
             **ContainersAPI(lifecycle, store, catalog).handlers(),
-            **ContainerFilesAPI(lifecycle, noting).handlers(),
+            **ContainerFilesAPI(lifecycle, reporting_caller).handlers(),
             **self._mcp.handlers(),
             "get_openapi": _openapi,
         }
@@ -91,15 +92,15 @@ class Surfaces:
         )
 
     async def aclose(self) -> None:
-        """End what requests have left running: the MCP server, then calls of tools."""
+        """Stop what outlives requests: the MCP server, then tool calls under way."""
         try:
             await self._mcp.aclose()
         finally:
-            await self._tools.memory.aclose()
+            await self._tools.results.aclose()
 
 
 def make_routes(operations: Mapping[str, Operation], handlers: Mapping[str, Handler]) -> list[Route]:
-    """A route for each operation, its errors answered in the operation's shape.
+    """Pair operations with handlers; errors are answered in the operation's shape.
 
     Raises ValueError unless every operation has a handler and every handler an operation.
     """
@@ -122,10 +123,10 @@ def make_control_app(
     body_idle: float,
     acknowledge: Callable[[SessionId, str], None] = lambda session_id, restored: None,
 ) -> ASGIApp:
-    """An ASGI app that counts its answers by route.
+    """Make the ASGI app, which also counts its answers by route.
 
-    `body_idle`: seconds that a client may be silent while it owes the rest of its body.
-    `acknowledge(session, restored)` is called when an answer with x-wakegate-restored was delivered.
+    `body_idle`: idle timeout in seconds while a request's body is read.
+    `acknowledge(session, restored)` is called once an answer with x-wakegate-restored has been delivered.
     """
     app = Starlette(routes=list(routes), exception_handlers=dict.fromkeys((404, 405), unknown_answer(routes)))
     app.router.redirect_slashes = False
@@ -136,20 +137,20 @@ def make_control_app(
             # AgentCube's SDK joins a base URL with a trailing slash to "//v1/...".
             scope = {**scope, "path": "/" + scope["path"].lstrip("/")}
         status = 0
-        told: tuple[SessionId, str] | None = None
+        restored: tuple[SessionId, str] | None = None
 
         async def counted(message: Any) -> None:
-            nonlocal status, told
+            nonlocal status, restored
             if message["type"] == "http.response.start":
                 status = message["status"]
-                told = _restored_of(scope, message["headers"])
+                restored = _restored_of(scope, message["headers"])
                 if (request_id := scope.get("state", {}).get("request_id")) is not None:
                     message["headers"].append((b"x-request-id", request_id))
             await send(message)
-            if told is not None and message["type"] == "http.response.body" and not message.get("more_body", False):
+            if restored is not None and message["type"] == "http.response.body" and not message.get("more_body", False):
                 cycle = scope.get("extensions", {}).get("wakegate.cycle")
                 if cycle is None or not cycle.disconnected:
-                    acknowledge(*told)
+                    acknowledge(*restored)
 
         try:
             refusal = scope.get("state", {}).get("refusal")
@@ -159,7 +160,7 @@ def make_control_app(
                 await error_response(refusal, shape_of(scope["path"]))(scope, receive, counted)
         finally:
             if status:
-                # The route's pattern, never the path, which would be a label value per session: bounded by the table.
+                # The route's pattern and not the path: session ids in a label would make a time series per session.
                 route = getattr(scope.get("route"), "path", "none")
                 method = scope["method"] if scope["method"] in _METHODS else "other"
                 counters.control[method, route, status_label(status)] += 1
@@ -168,7 +169,10 @@ def make_control_app(
 
 
 def _restored_of(scope: Any, headers: Sequence[tuple[bytes, bytes]]) -> tuple[SessionId, str] | None:
-    """The session and the loss that an answer tells of. None also where a gateway asks that has a client to tell."""
+    """The session and the value of x-wakegate-restored of an answer; None without that header.
+
+    Also None for a request that another gateway relayed: that one acknowledges once its client has the answer.
+    """
     restored = next((value for name, value in headers if name == b"x-wakegate-restored"), None)
     session = next((value for name, value in headers if name == b"x-session-id"), None)
     if restored is None or session is None or any(name == b"x-wakegate-relayed" for name, _ in scope["headers"]):
@@ -178,7 +182,7 @@ def _restored_of(scope: Any, headers: Sequence[tuple[bytes, bytes]]) -> tuple[Se
 
 @lru_cache(maxsize=1)
 def _openapi_json() -> bytes:
-    return orjson.dumps(make_document((*CONTROL.values(), *SANDBOX, *THROUGH)))
+    return orjson.dumps(make_document((*CONTROL.values(), *SANDBOX, *PASS_THROUGH)))
 
 
 async def _openapi(_: Request) -> Response:

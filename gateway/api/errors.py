@@ -1,7 +1,7 @@
-"""Errors as HTTP answers: one shape per surface, all made here.
+"""Turns errors into HTTP answers, in the shape of each surface.
 
-A handler of any surface raises a WakegateError; `answering_errors` turns it into an answer, and passes a request on
-when its session belongs to another gateway. The data path makes its own (gateway/routing/responses.py).
+Handlers raise a WakegateError; `answering_errors` answers it, and relays the request if another gateway owns its
+session. The data path has its own error answers (gateway/routing/responses.py).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.api.http import JSON, session_headers
+from gateway.api.loss_report import new_loss_report
 from gateway.api.relay import relay
-from gateway.api.restored import new_note
 from gateway.core.errors import BadRequestError, WakegateError, public_message
 from gateway.sessions.membership import ElsewhereError
 
@@ -45,7 +45,7 @@ class ErrorShape(StrEnum):
 
 
 class ParamError(BadRequestError):
-    """One field of the request is wrong. `param` is its path, e.g. `tool_calls[0].id`."""
+    """A field of the request is invalid. `param` is its path, e.g. `tool_calls[0].id`."""
 
     def __init__(self, param: str, message: str) -> None:
         super().__init__(f"{param}: {message}")
@@ -53,15 +53,15 @@ class ParamError(BadRequestError):
 
 
 def answering_errors(handler: Handler, shape: ErrorShape) -> Handler:
-    """The handler, with its WakegateErrors answered in that shape; a session of another gateway is answered there.
+    """Wrap a handler: errors are answered in that shape, and requests for another gateway's session are relayed.
 
-    Every answer, errors included, tells of a loss that the handler's calls to the sandbox found.
+    Every answer, errors included, carries x-wakegate-restored if a call to the sandbox has found a loss.
     """
 
     async def answer(request: Request) -> Response:
-        note = new_note()
+        report = new_loss_report()
         response = await respond(request)
-        response.headers.update(note.headers())
+        response.headers.update(report.headers())
         return response
 
     async def respond(request: Request) -> Response:
@@ -71,7 +71,7 @@ def answering_errors(handler: Handler, shape: ErrorShape) -> Handler:
             except ElsewhereError as elsewhere:
                 return await relay(request, elsewhere)
         except WakegateError as error:
-            # An unknown session's id must not come back as if it were usable.
+            # Clients take the session header of an answer for a session that they can use, which this one is not.
             session_id = None if error.status == 404 else getattr(request.state, "session_id", None)
             return error_response(error, shape, session_id)
 
@@ -79,7 +79,7 @@ def answering_errors(handler: Handler, shape: ErrorShape) -> Handler:
 
 
 def error_response(error: WakegateError, shape: ErrorShape, session_id: str | None = None) -> Response:
-    """The answer to a request that failed, with the session header once a session is known."""
+    """The answer to a failed request, with the session header if the session is known."""
     if error.status >= 500:
         logger.warning("%s %s: %s", error.status, error.code, error)
     headers = session_headers(session_id)

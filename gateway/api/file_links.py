@@ -1,4 +1,4 @@
-"""Ids and links of a session's files. An id is the path itself, encoded, so that nothing has to be kept."""
+"""Ids and links of a session's files. An id is the encoded path, so no table of ids has to be stored anywhere."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _PREFIX = "cfile_"
 
 
 def file_id(path: str) -> str:
-    """The id of a path relative to the workspace."""
+    """Encode a path relative to the workspace as a file id."""
     return _PREFIX + base64.urlsafe_b64encode(path.encode()).rstrip(b"=").decode()
 
 
 def path_of(identifier: str) -> str | None:
-    """The path again; None if that can be no id of ours, or names what is not below the workspace."""
+    """Decode a file id; None if it is malformed or names nothing below the workspace."""
     if not identifier.startswith(_PREFIX) or len(identifier) > 8192:
         return None
     text = identifier.removeprefix(_PREFIX)
@@ -45,14 +45,15 @@ class Link:
     size: int  # bytes
 
     def document(self, call_id: str) -> dict[str, Any]:
-        """One entry of the answer's `files`."""
+        """The link as an entry of the answer's `files`."""
         return {"tool_call_id": call_id, "url": self.url, "path": self.path, "mime_type": self.mime, "bytes": self.size}
 
     def line(self) -> str:
-        """As text shows it."""
+        """The link as a line of text for a model."""
+        # A space before the comma: clients that detect URLs in text would take the comma as part of it.
         return f"[{self.mime}, {self.size} bytes: {self.url} , in the workspace as {self.path}]"
 
 
 def link_of(base_url: str, session_id: str, original: Original) -> Link:
-    """Where a picture's file is served."""
+    """The link to the file that a picture was made from."""
     return Link(content_url(base_url, session_id, original.path), original.path, original.mime, original.size)

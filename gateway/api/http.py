@@ -1,4 +1,4 @@
-"""Reading requests and writing answers: what all control surfaces share of HTTP and JSON."""
+"""Reads bodies and fields of requests and writes JSON answers, for all control surfaces."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from gateway.core.errors import BadRequestError, RequestTimeoutError, TooLargeEr
 from gateway.core.model import Kind, RuntimeKey
 from gateway.core.units import parse_duration
 
-MAX_BODY_BYTES = 1 << 20  # a control request has a few hundred
+MAX_BODY_BYTES = 1 << 20  # control requests are a few hundred bytes
 _MAX_METADATA_BYTES = 16 << 10
-_INLINE_BYTES = 256 << 10  # larger bodies are parsed in a thread
+_INLINE_BYTES = 256 << 10  # larger bodies are parsed in a thread, which would cost a small one more than parsing does
 
 
 class JSON(Response):
@@ -25,12 +25,12 @@ class JSON(Response):
     media_type = "application/json; charset=utf-8"
 
     def render(self, content: Any) -> bytes:
-        """The content as JSON in UTF-8. Raises TypeError for what JSON cannot hold."""
+        """Encode the content in UTF-8. Raises TypeError for values that JSON does not have."""
         return orjson.dumps(content)
 
 
 def session_headers(session_id: str | None) -> dict[str, str]:
-    """Both spellings of the session header; empty without a session."""
+    """Both spellings of the session header, ours and AgentCube's; empty without a session."""
     return {} if session_id is None else {"x-session-id": session_id, "x-agentcube-session-id": session_id}
 
 
@@ -59,6 +59,7 @@ async def read_bytes(request: Request, limit: int) -> bytes:
     try:
         async with asyncio.timeout(idle) as deadline:
             async for chunk in request.stream():
+                # Per chunk, not for the whole body: a slow upload is fine, a connection that sends nothing is not.
                 deadline.reschedule(loop.time() + idle)
                 body += chunk
                 if len(body) > limit:
@@ -67,7 +68,7 @@ async def read_bytes(request: Request, limit: int) -> bytes:
         raise RequestTimeoutError(f"no byte of the request's body came for {idle:g} s") from None
     except ClientDisconnect:
         raise BadRequestError("the client left while sending its request") from None
-    request.state.body = bytes(body)  # for `relay`, should the session be another gateway's
+    request.state.body = bytes(body)  # `relay` sends it again if another gateway owns the session
     return bytes(body)
 
 
@@ -88,7 +89,7 @@ def read_seconds(body: Mapping[str, Any], name: str) -> float | None:
 
 
 def read_metadata(body: Mapping[str, Any]) -> dict[str, str]:
-    """`metadata` as text to text; numbers and booleans are taken as their JSON text. Raises BadRequestError."""
+    """`metadata` as a map of strings; numbers and booleans become their JSON text. Raises BadRequestError."""
     value = body.get("metadata")
     if value is None:
         return {}

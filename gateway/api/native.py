@@ -1,10 +1,8 @@
-"""Wakegate's own control API: sessions, runtimes, health. Errors: `{"error": text, "code": CODE}`."""
+"""Wakegate's own control API: sessions, runtimes and their pools. Errors: `{"error": text, "code": CODE}`."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -15,21 +13,20 @@ from gateway.api.errors import Handler
 from gateway.api.http import JSON, read_metadata, read_object, read_runtime, read_seconds, session_headers
 from gateway.api.session_list import newest_sessions
 from gateway.api.sessions import DEFAULT_NAME, DELETED_BY_USER, create_session
-from gateway.core.errors import BadRequestError, WakegateError, public_message
+from gateway.core.errors import BadRequestError
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
 from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Session, SessionId, SessionState
-from gateway.core.settings import probe_state_dir
 from gateway.core.units import rfc3339
 from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.lifecycle import UNSET, Lifecycle
 
-_MAX_PAGE_BYTES = 1 << 20
+_MAX_PAGE_BYTES = 1 << 20  # a record has up to 16 KiB of metadata, so 1,000 of them could be 16 MB
 _LIST_PARAMETERS = ("state", "runtime", "after", "limit")
 _METADATA = "metadata."  # ?metadata.KEY=VALUE
 
 
 class NativeAPI:
-    """Handlers over lifecycle, store and provider."""
+    """Handlers for sessions and runtimes. `explain_pools` returns the autoscaler's explanation of each pool."""
 
     def __init__(
         self,
@@ -38,22 +35,14 @@ class NativeAPI:
         store: SessionStore,
         provider: SandboxProvider,
         catalog: RuntimeCatalog,
-        state_dir: Path,
         explain_pools: Callable[[], dict[str, Any]],
-        is_draining: Callable[[], bool],
-        render_metrics: Callable[[str], Awaitable[tuple[bytes, str]]],
     ) -> None:
-        self._render_metrics = render_metrics
         self._explain_pools = explain_pools
         self._lifecycle = lifecycle
         self._hibernator = hibernator
         self._store = store
         self._provider = provider
         self._catalog = catalog
-        self._state_dir = state_dir
-        self._is_draining = is_draining
-        self._pools_settled = False  # whether every pool has had a sandbox since the start
-        self._store_answered = False  # whether the store has answered since the start
 
     def handlers(self) -> dict[str, Handler]:
         """The handler of each operation of openapi/table.py, by its name."""
@@ -68,10 +57,6 @@ class NativeAPI:
             "list_runtimes": self._runtimes,
             "explain_autoscaler": self._autoscaler,
             "export_claim_history": self._history,
-            "render_metrics": self._metrics,
-            "check_liveness": self._healthz,
-            "check_readiness": self._readyz,
-            "check_agentcube_readiness": self._health_ready,
         }
 
     async def _create(self, request: Request) -> Response:
@@ -94,7 +79,7 @@ class NativeAPI:
         return JSON(session_document(opened.session), 201, headers)
 
     async def _list(self, request: Request) -> Response:
-        """Sessions, newest first; without `state` those that have not ended."""
+        """List sessions, newest first; without `state`, those that have not ended."""
         query = request.query_params
         metadata = {name.removeprefix(_METADATA): value for name, value in query.items() if name.startswith(_METADATA)}
         unknown = sorted(name for name in query if name not in _LIST_PARAMETERS and not name.startswith(_METADATA))
@@ -125,7 +110,7 @@ class NativeAPI:
         return JSON(_page(sessions, int(limit)))
 
     def _default_runtime(self) -> RuntimeKey:
-        """The runtime of a session that names none: the built-in one, or the only one. Raises BadRequestError."""
+        """The runtime for a request that names none: the built-in one, or the only one. Raises BadRequestError."""
         runtimes = [runtime.key for runtime in self._catalog.all()]
         built_in = RuntimeKey("default", DEFAULT_NAME)
         if built_in in runtimes:
@@ -179,7 +164,7 @@ class NativeAPI:
         return JSON(self._explain_pools())
 
     async def _history(self, request: Request) -> Response:
-        """Recorded claims as `wakegate replay` reads them: a line of JSON per runtime."""
+        """Export recorded claims in the format of `wakegate replay`: a line of JSON per runtime."""
         query = request.query_params
         unknown = sorted(query.keys() - {"runtime", "bucket"})
         if unknown:
@@ -197,66 +182,9 @@ class NativeAPI:
             lines.append(orjson.dumps({"runtime": str(key), "bucket": int(bucket), "counts": counts}) + b"\n")
         return Response(b"".join(lines), headers={"content-type": "application/x-ndjson"})
 
-    async def _metrics(self, request: Request) -> Response:
-        body, content_type = await self._render_metrics(request.headers.get("accept", ""))
-        return Response(body, headers={"content-type": content_type})
-
-    async def _healthz(self, _: Request) -> Response:
-        return JSON({"status": "alive"})
-
-    async def _readyz(self, _: Request) -> Response:
-        away = await self._store_away()
-        unwritable = await asyncio.to_thread(probe_state_dir, self._state_dir)
-        reasons = [*self._draining(), *away, *([unwritable] if unwritable else []), *await self._unsettled()]
-        document = {"status": "not ready", "reasons": reasons} if reasons else {"status": "ready"}
-        warnings = [] if away else await self._store.warnings()
-        return JSON(document | ({"warnings": list(warnings)} if warnings else {}), 503 if reasons else 200)
-
-    async def _health_ready(self, _: Request) -> Response:
-        """As /readyz, but a store that answered once and is away now does not fail it.
-
-        Live sessions are served without the store, and all replicas lose it together: if each took itself out of the
-        load balancer, none would be left.
-        """
-        reasons = [
-            *self._draining(),
-            *([] if self._store_answered else await self._store_away()),
-            *await self._unsettled(),
-        ]
-        if reasons:
-            return JSON({"error": "; ".join(reasons), "status": "not ready"}, 503)
-        return JSON({"status": "ready"})
-
-    def _draining(self) -> list[str]:
-        return ["this gateway is shutting down"] if self._is_draining() else []
-
-    async def _store_away(self) -> list[str]:
-        try:
-            await self._store.ping()
-        except WakegateError as error:
-            return [f"the session store does not answer: {public_message(error)}"]
-        self._store_answered = True
-        return []
-
-    async def _unsettled(self) -> list[str]:
-        """Pools that have no sandbox yet, asked until all have had one.
-
-        A runtime that is added later, whose image is still being pulled, must not make a serving gateway unready.
-        """
-        if self._pools_settled:
-            return []
-        reasons = []
-        for runtime in self._catalog.all():
-            status = await self._provider.status(runtime.key)
-            if not status.settled:
-                trouble = f"; last failure: {status.last_error}" if status.last_error else ""
-                reasons.append(f"{runtime.key}: no warm sandbox yet, {status.starting} starting{trouble}")
-        self._pools_settled = not reasons
-        return reasons
-
 
 def _page(sessions: Sequence[Session], limit: int) -> dict[str, Any]:
-    """A page of a list; it ends early where it would grow too large, and `next` leads on."""
+    """One page of a list. It ends early at _MAX_PAGE_BYTES; `next` is the `after` of the following page."""
     documents: list[dict[str, Any]] = []
     size = 0
     for session in sessions:
@@ -270,7 +198,7 @@ def _page(sessions: Sequence[Session], limit: int) -> dict[str, Any]:
 
 
 def session_document(session: Session) -> dict[str, Any]:
-    """A session as the API shows it. Times are RFC 3339."""
+    """A session as a JSON object of this API. Times are in RFC 3339."""
     return {
         "id": session.id,
         "runtime": {"namespace": session.runtime.namespace, "name": session.runtime.name, "kind": session.runtime.kind},
@@ -288,7 +216,7 @@ def session_document(session: Session) -> dict[str, Any]:
 
 
 def runtime_document(runtime: Runtime, status: PoolStatus) -> dict[str, Any]:
-    """A runtime and its pool as the API shows them."""
+    """A runtime and its warm pool as a JSON object of this API."""
     return {
         "namespace": runtime.key.namespace,
         "name": runtime.key.name,

@@ -1,4 +1,4 @@
-"""Control requests on a session that another gateway has are that gateway's to answer: they go there as they came."""
+"""Relays a control request to the gateway that owns its session, and returns that gateway's answer."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from starlette.responses import Response
 from gateway.core.errors import UnavailableError
 from gateway.sessions.membership import ElsewhereError
 
-_ANSWERED = ("content-type", "location", "retry-after", "x-wakegate-start", "x-wakegate-restored", "x-session-id")
-_PASSED = ("accept", "idempotency-key", "mcp-session-id")  # the last says what a DELETE of /mcp is about
-_RELAYED = "x-wakegate-relayed"  # how many gateways have passed it on
-_MAX_HOPS = 8
-_TIMEOUT_S = 60.0  # a wake over there is held like one here, by its own rule
+_RESPONSE_HEADERS = (
+    "content-type", "location", "retry-after", "x-wakegate-start", "x-wakegate-restored", "x-session-id"
+)  # fmt: skip
+_REQUEST_HEADERS = ("accept", "idempotency-key", "mcp-session-id")  # the last names the session of a DELETE of /mcp
+_RELAYED = "x-wakegate-relayed"  # how many gateways have relayed it
+_MAX_HOPS = 8  # a session would have to move eight times during one request
+_TIMEOUT_S = 60.0  # longer than the owner holds most wakes by its own rule
 
 
 async def relay(request: Request, elsewhere: ElsewhereError) -> Response:
-    """The answer of the gateway that has the session. Raises UnavailableError when it does not give one."""
+    """Return the owner's answer. Raises UnavailableError when it does not answer."""
     peer = elsewhere.peer
-    # Handlers decide by the store, so it is passed on again where the session has moved on meanwhile.
+    # The owner's handler reads the record again, so if the session has moved since, the request is relayed once more.
     hops = request.headers.get(_RELAYED, "0")
-    passed = int(hops) if hops.isdecimal() and len(hops) < 3 else _MAX_HOPS
-    if passed >= _MAX_HOPS:
-        raise UnavailableError(f"the gateways do not agree who has this session: {elsewhere}")
-    headers = {_RELAYED: str(passed + 1), "content-type": request.headers.get("content-type", "application/json")}
-    headers |= {name: request.headers[name] for name in _PASSED if name in request.headers}
+    hops_so_far = int(hops) if hops.isdecimal() and len(hops) < 3 else _MAX_HOPS
+    if hops_so_far >= _MAX_HOPS:
+        raise UnavailableError(f"the gateways do not agree on the owner of this session: {elsewhere}")
+    headers = {_RELAYED: str(hops_so_far + 1), "content-type": request.headers.get("content-type", "application/json")}
+    headers |= {name: request.headers[name] for name in _REQUEST_HEADERS if name in request.headers}
     headers |= _forwarding(request)
     url = httpx.URL(peer.address).copy_with(raw_path=_sent_target(request))
     try:
@@ -35,9 +37,9 @@ async def relay(request: Request, elsewhere: ElsewhereError) -> Response:
             )
     except httpx.HTTPError as error:
         raise UnavailableError(
-            f"gateway {peer.id} at {peer.address}, which has this session, does not answer: {error!r}", retry_after=2
+            f"gateway {peer.id} at {peer.address}, which owns this session, does not answer: {error!r}", retry_after=2
         ) from error
-    kept = {name: answer.headers[name] for name in _ANSWERED if name in answer.headers}
+    kept = {name: answer.headers[name] for name in _RESPONSE_HEADERS if name in answer.headers}
     return Response(answer.content, answer.status_code, kept)
 
 
@@ -49,7 +51,7 @@ def _forwarding(request: Request) -> dict[str, str]:
 
 
 def _sent_target(request: Request) -> bytes:
-    """Path and query as the client sent them: decoded and encoded again, a segment with `%2F` would be two."""
+    """Path and query as sent: decoding and encoding them again would turn one segment with `%2F` into two."""
     path: bytes = request.scope.get("raw_path") or request.url.path.encode()
     query: bytes = request.scope["query_string"]
     return path + b"?" + query if query else path

@@ -1,8 +1,8 @@
-"""Reads the JSON that a sandbox answers. Code in it may have taken picod's place, so this is hostile input.
+"""Parses JSON answers of a sandbox. Code in it may have replaced picod, so they are hostile input.
 
-Parsing is bounded by what it costs: 60 MiB of `[],` held the event loop for 11 s and took 2 GB, while 16 MiB of base64
-take milliseconds. So beside bytes, values are counted before anything is parsed, and large answers are parsed in a
-thread.
+The bound is on the cost of parsing, which depends on values more than on bytes: 60 MiB of `[],` blocked the event loop
+for 11 s and took 2 GB, while 16 MiB of base64 take milliseconds. So the values are counted before parsing, and large
+answers are parsed in a thread.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ INLINE_BYTES = 256 << 10  # up to here parsing takes at most a few milliseconds
 
 
 class BadAnswerError(UpstreamBrokenError):
-    """The sandbox answered something else than picod would."""
+    """The sandbox's answer is not one that picod gives."""
 
     code = "SANDBOX_BAD_ANSWER"
 
@@ -45,10 +45,11 @@ def parse_object_now(data: bytes) -> Mapping[str, Any]:
 
 
 def count_values(data: bytes) -> int:
-    """About how many values a JSON text holds, in linear time; what is within strings does not count.
+    """Estimate how many values a JSON text holds, in linear time. Contents of strings do not count.
 
-    A string with its quotes is one value; an escaped quote ends none. Each pass is a search in C.
+    `["a,b", [1, 2]]` has one string, and outside of strings two commas and two brackets: 4.
     """
+    # Each pass is one search in C. Escaped backslashes go first, since the quote in `\\"` does end its string.
     quotes = data.replace(b"\\\\", b"").replace(b'\\"', b"")
     strings = quotes.count(b'"') // 2
     if strings > MAX_VALUES:

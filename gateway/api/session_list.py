@@ -1,7 +1,7 @@
-"""Lists of sessions, newest first, a page at a time. The store lists by id, so each page is a scan of the records.
+"""Lists sessions, newest first, one page at a time. The store lists by id, so each page scans all records.
 
-A scan keeps no more than one page in memory, and gives way to other requests between the store's pages. Rejected: an
-order in the store, which each write of each session would pay for, while lists are looked at by people.
+A scan keeps at most one page in memory, in a heap, and other requests run between the store's pages. Rejected: an index
+by time in the store, whose cost every write of every session would pay, while few people look at lists.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ async def newest_sessions(
     after: SessionId | None = None,
     limit: int,
 ) -> list[Session]:
-    """Sessions that are `wanted`, the newest first, at most `limit` after the session `after`.
+    """The `limit` newest sessions for which `wanted` is true, of those that follow the session `after`.
 
-    Raises BadRequestError where `after` is no session any more.
+    Raises BadRequestError if the record of `after` no longer exists.
     """
     before = None
     if after is not None:
         last = await store.get(after)
         if last is None:
-            raise BadRequestError(f"after: there is no session {after[:128]}; begin again without it")
+            raise BadRequestError(f"after: there is no session {after[:128]}; start again without it")
         before = _order(last)
     newest: list[tuple[tuple[float, str], Session]] = []
     position: SessionId | None = None

@@ -1,4 +1,4 @@
-"""Which session a request of the tool surfaces is for: the one it names, or a new one on the runtime it means."""
+"""Finds the session that a request of the tool surfaces names, or creates one on the runtime that it chooses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def named_session(request: Request, in_body: str | None = None) -> SessionId | None:
-    """The session that headers and body name. Raises ParamError where they differ or it can be no id."""
+    """The session named by headers or body. Raises ParamError if they differ or the id is malformed."""
     named = {value for name in SESSION_HEADERS for value in request.headers.getlist(name)}
     named |= {in_body} if in_body is not None else set()
     if len(named) > 1:
@@ -38,7 +38,10 @@ def named_session(request: Request, in_body: str | None = None) -> SessionId | N
 
 
 def choose_runtime(catalog: RuntimeCatalog, request: Request, in_body: Any = None) -> Runtime:
-    """The code interpreter for a new session: as named, else my-interpreter, else the only one. Raises ParamError."""
+    """The code interpreter for a new session: the named one, else my-interpreter, else the only one.
+
+    Raises ParamError.
+    """
     named = in_body if in_body is not None else request.headers.get(RUNTIME_HEADER)
     if named is not None:
         try:
@@ -58,7 +61,7 @@ def choose_runtime(catalog: RuntimeCatalog, request: Request, in_body: Any = Non
 
 
 class ClientLeftError(WakegateError):
-    """The client left before its session was made; the answer reaches nobody."""
+    """The client disconnected before its session was created. 499 as in nginx: only logs and metrics see it."""
 
     status = 499
     code = "CLIENT_GONE"
@@ -73,9 +76,10 @@ async def create_session(
     idle_timeout: float | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Opened:
-    """A new session for the client of this request, whose body must have been read. If the client leaves, it ends.
+    """Create a session for the client of this request, and end it again if the client disconnects meanwhile.
 
-    Raises ClientLeftError, and what Lifecycle.create raises.
+    The request's body must have been read: after it, the next message that ASGI delivers is the disconnect. Raises
+    ClientLeftError, and what Lifecycle.create raises.
     """
     creating = asyncio.create_task(
         lifecycle.create(runtime, ttl=ttl, idle_timeout=idle_timeout, metadata=metadata), name="create a session"

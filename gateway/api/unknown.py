@@ -1,4 +1,4 @@
-"""Answers to requests that no operation is for: another method of a known path, and unknown paths, with a hint."""
+"""Answers requests that match no operation: unknown paths, and known paths with another method."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute, Match
 from gateway.api.errors import ErrorShape, error_response
 from gateway.core.errors import BadRequestError, NotFoundError, WakegateError
 
-# AgentCube's router answers an unknown path and a wrong method alike, in plain text; its clients know that.
+# AgentCube's router gives the same plain-text answer to an unknown path and to a wrong method, and so do we.
 _AGENTCUBE = ("/v1/code-interpreter", "/v1/agent-runtime", "/v1/namespaces", "/health")
 _OPENAI = ("/v1/containers", "/v1/tools", "/v1/tool_calls")
 _SANDBOX_API = "/api"
@@ -19,7 +19,7 @@ _HEADERS = "x-session-id: ID, or x-wakegate-runtime: NAMESPACE/NAME for a new se
 
 
 def shape_of(path: str) -> ErrorShape:
-    """The shape of the errors of the surface that a control path belongs to."""
+    """The error shape of the surface that a path belongs to, also where the path itself is unknown."""
     if _is_below(path, _AGENTCUBE):
         return ErrorShape.AGENTCUBE
     if _is_below(path, _OPENAI):
@@ -28,20 +28,20 @@ def shape_of(path: str) -> ErrorShape:
 
 
 class SessionHeaderMissingError(BadRequestError):
-    """The path is one of a sandbox, and the request does not say of which."""
+    """The path exists in sandboxes only, and the request does not name a session."""
 
     code = "SESSION_HEADER_MISSING"
 
 
 class MethodNotAllowedError(WakegateError):
-    """The path is known, and not with this method."""
+    """The path exists, but not with this method; the answer's Allow header lists the methods."""
 
     status = 405
     code = "METHOD_NOT_ALLOWED"
 
 
 def unknown_answer(routes: Sequence[BaseRoute]) -> Callable[[Request, Exception], Awaitable[Response]]:
-    """The handler of starlette's 404 and 405, for an app of these routes."""
+    """Make the handler for starlette's 404 and 405 of an app with these routes."""
 
     async def answer(request: Request, _: Exception) -> Response:
         path = request.url.path
@@ -56,7 +56,8 @@ def unknown_answer(routes: Sequence[BaseRoute]) -> Callable[[Request, Exception]
         shape = shape_of(path)
         if allowed:
             names = ", ".join(sorted(allowed))
-            response = error_response(MethodNotAllowedError(f"{request.method} is not for {path}; use {names}"), shape)
+            error = MethodNotAllowedError(f"{request.method} is not allowed for {path}; use {names}")
+            response = error_response(error, shape)
             response.headers["allow"] = names
             return response
         return error_response(_not_found(path, is_named=_names_sandbox(request)), shape)
@@ -65,10 +66,11 @@ def unknown_answer(routes: Sequence[BaseRoute]) -> Callable[[Request, Exception]
 
 
 def _not_found(path: str, *, is_named: bool) -> WakegateError:
-    if is_named:  # else the request would not have come here
+    # With a session the data path sends any path to the sandbox, except names that the gateway's own API reserves.
+    if is_named:
         return NotFoundError(
-            f"the gateway's own API has no {path}; names below it never reach a sandbox. Reach a server of a sandbox"
-            " that uses this name at /v1/sessions/ID/ports/PORT/..., an agent at .../invocations/..."
+            f"the gateway's own API has no {path}, and paths below it never reach a sandbox. Reach a server in a"
+            " sandbox that uses this path at /v1/sessions/ID/ports/PORT/..., an agent at .../invocations/..."
         )
     if _is_below(path, (_SANDBOX_API,)):
         return SessionHeaderMissingError(f"{path} is a path of a sandbox: send {_HEADERS}")

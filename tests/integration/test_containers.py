@@ -84,11 +84,11 @@ def test_containers_live_as_the_sdk_expects(client: OpenAI, server: Server) -> N
 
 
 def test_containers_get_a_runtime_with_the_memory_asked_for(client: OpenAI, server: Server) -> None:
-    """The usual one if it has enough, else the smallest that has, else the caller is told."""
+    """The usual one if it has enough, else the smallest that has, else an error that names what is missing."""
     large = client.containers.create(name="c", memory_limit="4g")
     assert server.state(large.id)["runtime"]["name"] == "large"
     client.containers.delete(large.id)
-    with pytest.raises(openai.BadRequestError, match="no runtime is served that has 64g"):
+    with pytest.raises(openai.BadRequestError, match="no runtime here has 64g"):
         client.containers.create(name="c", memory_limit="64g")
 
 

@@ -21,13 +21,13 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from gateway.api.openapi.document import make_document
-from gateway.api.openapi.sandbox import SANDBOX, THROUGH
+from gateway.api.openapi.sandbox import PASS_THROUGH, SANDBOX
 from gateway.api.openapi.table import CONTROL
 from gateway.testing import ScriptedProvider, scripted_gateway
 from picod.routes import ANY, ROUTES
 from tests.support.serve import Server, serve
 
-DOCUMENT = make_document((*CONTROL.values(), *SANDBOX, *THROUGH))
+DOCUMENT = make_document((*CONTROL.values(), *SANDBOX, *PASS_THROUGH))
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 # What the gateway does with a sandbox on its own account, and what is no plain request.
 ENDLESS = {"/api/fs/watch"}  # an answer to wait for in vain

@@ -1,4 +1,4 @@
-"""The Model Context Protocol at /mcp: which session a client means, and the SDK's server behind it.
+"""The Model Context Protocol at /mcp: finds the client's session, and answers with the official SDK's server.
 
-Imports `api.tools` and the shared helpers of `api`. Start with `endpoint`; `server` is loaded when a client comes.
+Imports `api.tools` and the shared helpers of `api`. Start with `endpoint`; it imports `server` for the first client.
 """

@@ -1,14 +1,14 @@
 """The tools as an MCP server at /mcp (Model Context Protocol, streamable HTTP), by the official SDK.
 
-Which session a call means: the `x-session-id` header where a client can send one; else the MCP session, whose id *is* a
-session's id. So it sleeps and wakes like any other, and every replica and the next life of this gateway know it; the
-SDK runs without a memory of its own. An MCP session is made by `initialize` and ends with the client's DELETE. Its
-sandbox is claimed by the first call: many a client connects to all servers that it knows and then calls none.
+A call runs in the session of the `x-session-id` header, if the client sends one; else in the MCP session, whose id *is*
+a session's id. So it hibernates and wakes like any other session, and any replica can serve it, also after a restart;
+the SDK runs stateless. `initialize` creates an MCP session and the client's DELETE ends it. Its sandbox is claimed by
+the first call: many clients connect to all servers in their configuration and then call none of their tools.
 
-Clients of the protocol's newest kind (2026-07-28) send no handshake and have no MCP session. With `x-session-id` they
-are served so; without, they are told that only the handshake is spoken here, which they fall back to.
+Clients of the protocol's 2026-07-28 revision send no handshake and have no MCP session. With `x-session-id` they are
+served as well; without it they get an error that lists the versions with a handshake, to which they fall back.
 
-The SDK takes most of a second and 30 MB to import, so that is done when the first client comes (server.py).
+Importing the SDK takes most of a second and 30 MB, so that is done when the first client comes (server.py).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from gateway.api.errors import Handler, ParamError
 from gateway.api.http import JSON, read_bytes, session_headers
+from gateway.api.loss_report import LossReport
 from gateway.api.mcp.protocol import (
     HANDSHAKE_VERSIONS,
     MAX_BODY_BYTES,
@@ -34,7 +35,6 @@ from gateway.api.mcp.protocol import (
     UNSUPPORTED_VERSION,
     VERSION_HEADER,
 )
-from gateway.api.restored import LossNote
 from gateway.api.sessions import DELETED_BY_USER, choose_runtime, named_session
 from gateway.api.tools.service import ToolService
 from gateway.core.errors import SessionNotFoundError
@@ -47,15 +47,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MARK = "mcp"  # in the metadata of sessions that an MCP client made, and may end
+_CREATED_BY_MCP = "mcp"  # metadata key of sessions that an MCP client created, and may therefore end
 _SERVER_MODULE = "gateway.api.mcp.server"
 
 
 class MCPEndpoint:
     """The handlers of /mcp: POST sends a message, DELETE ends an MCP session.
 
-    There is no GET: it would open a stream for messages that a server sends on its own account, and this one never
-    does. Clients take the 405 that app.py answers as that.
+    There is no GET, which would open a stream for messages that a server sends unasked: this one sends none. Clients
+    understand the 405 that app.py answers.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class MCPEndpoint:
         catalog: RuntimeCatalog,
         acknowledge: Callable[[SessionId, str], None],
     ) -> None:
-        """`acknowledge(session, restored)` is called when a result that tells of a loss was delivered."""
+        """`acknowledge(session, restored)` is called once a result that reports a loss has been delivered."""
         self._acknowledge = acknowledge
         self._service = service
         self._lifecycle = lifecycle
@@ -80,7 +80,7 @@ class MCPEndpoint:
         return {"post_mcp_message": self._post, "end_mcp_session": self._end}
 
     async def aclose(self) -> None:
-        """End the server, if one was started."""
+        """Stop the SDK's server, if one was started."""
         if self._importing is not None:
             await asyncio.wait({self._importing})
         await self._stack.aclose()
@@ -91,39 +91,41 @@ class MCPEndpoint:
         session_id = named_session(request) or _mcp_session(request)
         version = request.headers.get(VERSION_HEADER)
         if version is not None and version not in HANDSHAKE_VERSIONS and named_session(request) is None:
-            return _handshake_only(message, version)
+            return _handshake_required(message, version)
         headers: Mapping[str, str] = {}
         if message.get("method") == "initialize":
-            self._import_early()
-            session_id = session_id or await self._make(request)
+            self._import_in_background()
+            session_id = session_id or await self._create_session(request)
             headers = {SESSION_HEADER: session_id, **session_headers(session_id)}
         if session_id is not None:
-            await self._service.tools(session_id)  # gone: 404, and the client begins anew
+            await self._service.tools(
+                session_id
+            )  # raises for a session that has ended: 404, and the client starts anew
         server = await self._loaded()
         if message.get("method") == "notifications/cancelled":
             server.cancel(session_id, message.get("params"))
-        return _Handled(server, body, headers, self._acknowledge)
+        return _SDKResponse(server, body, headers, self._acknowledge)
 
-    async def _make(self, request: Request) -> SessionId:
-        """A session for a client that has just come; `/mcp?runtime=` says which kind."""
+    async def _create_session(self, request: Request) -> SessionId:
+        """Create the session of a new client, without a sandbox; `/mcp?runtime=` chooses the runtime."""
         runtime = choose_runtime(self._catalog, request, request.query_params.get("runtime"))
-        session = await self._lifecycle.register(runtime.key, metadata={_MARK: "1", "name": "MCP client"})
+        session = await self._lifecycle.register(runtime.key, metadata={_CREATED_BY_MCP: "1", "name": "MCP client"})
         return session.id
 
     async def _end(self, request: Request) -> Response:
-        """End the session that `initialize` made; one that the client only named stays."""
+        """End the session that `initialize` created; one that the client only named is left alone."""
         session_id = _mcp_session(request)
         if session_id is None:
-            raise ParamError(SESSION_HEADER, "missing; it says which session is to end")
+            raise ParamError(SESSION_HEADER, "missing; it names the session to end")
         session = await self._lifecycle.get(session_id)
         if session.state is SessionState.TERMINATED:
             raise SessionNotFoundError(f"session {session_id} has ended")
-        if _MARK in session.metadata:
+        if _CREATED_BY_MCP in session.metadata:
             await self._lifecycle.terminate(session_id, DELETED_BY_USER)
         return Response(status_code=204)
 
-    def _import_early(self) -> None:
-        """Import the SDK in a thread while the first client's session is written."""
+    def _import_in_background(self) -> None:
+        """Import the SDK in a thread while the record of the first client's session is written."""
         if self._server is None and self._importing is None:
             self._importing = asyncio.create_task(asyncio.to_thread(importlib.import_module, _SERVER_MODULE))
 
@@ -137,8 +139,8 @@ class MCPEndpoint:
         return server
 
 
-class _Handled(Response):
-    """The SDK's answer to a message whose body was read already."""
+class _SDKResponse(Response):
+    """The SDK's answer to a message whose body has already been read."""
 
     def __init__(
         self,
@@ -159,18 +161,18 @@ class _Handled(Response):
 
         async def delivering(message: Message) -> None:
             await sending(message)
-            note: LossNote | None = state.get("loss_note")
-            if message["type"] != "http.response.body" or message.get("more_body", False) or note is None:
+            report: LossReport | None = state.get("loss_report")
+            if message["type"] != "http.response.body" or message.get("more_body", False) or report is None:
                 return
             cycle = scope.get("extensions", {}).get("wakegate.cycle")
-            if note.session_id is not None and note.restored is not None and not (cycle and cycle.disconnected):
-                self._acknowledge(note.session_id, note.restored)
+            if report.session_id is not None and report.restored is not None and not (cycle and cycle.disconnected):
+                self._acknowledge(report.session_id, report.restored)
 
         await self._server.handle(scope, _replay(self._request_body, receive), delivering)
 
 
 def _peek(body: bytes) -> Mapping[str, Any]:
-    """The message as far as we need it; the SDK says what is wrong with a wrong one."""
+    """Parse the message for routing; empty if it is malformed, which the SDK answers."""
     try:
         message = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -183,10 +185,10 @@ def _mcp_session(request: Request) -> SessionId | None:
     return SessionId(value) if value else None
 
 
-def _handshake_only(message: Mapping[str, Any], version: str) -> Response:
+def _handshake_required(message: Mapping[str, Any], version: str) -> Response:
     error = {
         "code": UNSUPPORTED_VERSION,
-        "message": "sessions are by handshake here: send initialize, or name a session with x-session-id",
+        "message": "sessions need a handshake here: send initialize, or name a session with x-session-id",
         "data": {"supported": list(HANDSHAKE_VERSIONS), "requested": version[:64]},
     }
     return JSON({"jsonrpc": "2.0", "id": _id_of(message), "error": error}, 400)
@@ -198,7 +200,7 @@ def _id_of(message: Mapping[str, Any]) -> str | int | None:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body that was read already, then what comes after it."""
+    """A `receive` that yields the body once more, then whatever the client sends next."""
     first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> Message:

@@ -1,7 +1,6 @@
-"""The MCP server behind endpoint.py: the one module that imports the `mcp` SDK, which is loaded when the first client
-comes.
+"""The MCP server behind endpoint.py, and the only module that imports the `mcp` SDK.
 
-No request leaves anything behind in the SDK (`stateless`): what a session is, is the session.
+The SDK runs stateless: it keeps nothing between requests, since all state is in the session and its record.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from starlette.types import Receive, Scope, Send
 from gateway import __version__
 from gateway.api.errors import ParamError
 from gateway.api.file_links import link_of
+from gateway.api.loss_report import LossReport, new_loss_report
 from gateway.api.mcp.protocol import MAX_BODY_BYTES, RESTORED_META, SESSION_HEADER
-from gateway.api.restored import LossNote, new_note
 from gateway.api.sessions import choose_runtime, named_session
 from gateway.api.tools.calls import Call
 from gateway.api.tools.catalogue import Tool, ToolFormat, describe, tools_of
@@ -36,7 +35,7 @@ from gateway.core.model import SessionId
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_S = 5.0
+HEARTBEAT_S = 5.0  # between progress notifications, which keep a client's request timeout from expiring
 _PROGRESS_INTERVAL_S = 0.2
 _MAX_PROGRESS_CHARS = 2000
 # Clients cap an event at 1 MiB (httpx-sse's readers, Claude's connectors); 64 KiB are left for links and the envelope.
@@ -48,7 +47,7 @@ _INSTRUCTIONS = (
 
 
 class ToolServer:
-    """Tools over MCP. State: the calls under way, so that a client can cancel one."""
+    """Lists and runs tools over MCP. Its state: the calls under way, so that a client can cancel one."""
 
     def __init__(self, service: ToolService, catalog: RuntimeCatalog) -> None:
         self._service = service
@@ -64,11 +63,11 @@ class ToolServer:
         self.manager = StreamableHTTPSessionManager(self._server, stateless=True, max_request_body_size=MAX_BODY_BYTES)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one HTTP request whose session and version endpoint.py has checked."""
+        """Answer an HTTP request whose session and version endpoint.py has checked."""
         await self.manager.handle_request(scope, receive, send)
 
     def cancel(self, session_id: SessionId | None, params: Any) -> None:
-        """End a call under way, as `notifications/cancelled` asks: a request of its own, which names the call's id."""
+        """Cancel a call, as `notifications/cancelled` asks: a separate HTTP request with the call's JSON-RPC id."""
         request_id = params.get("requestId") if isinstance(params, dict) else None
         if session_id is not None and isinstance(request_id, str | int):
             task = self._running.get((session_id, request_id))
@@ -96,20 +95,20 @@ class ToolServer:
         if session_id is None:
             raise MCPError(types.INVALID_REQUEST, "no session: send initialize first, or name one with x-session-id")
         call = Call(str(context.request_id), params.name, params.arguments or {})
-        note = new_note()
+        report = new_loss_report()
         try:
             _, tools = await self._service.open(session_id)
         except WakegateError as error:
             result = failure(error.code.lower(), f"{public_message(error)}; nothing was run")
         else:
             result = await self._run_reporting(context, session_id, tools, call)
-        _request_of(context).state.loss_note = note  # endpoint.py acknowledges it once the answer is delivered
-        return _answer(context, session_id, result, note)
+        _request_of(context).state.loss_report = report  # endpoint.py acknowledges it once the answer is delivered
+        return _answer(context, session_id, result, report)
 
     async def _run_reporting(
         self, context: ServerRequestContext[Any], session_id: SessionId, tools: Mapping[str, Tool], call: Call
     ) -> ToolResult:
-        """Run a call, reporting every few seconds that it still runs; end it when the client cancels or leaves."""
+        """Run a call with a progress notification every few seconds; cancel it when the client cancels or leaves."""
         report = _Reporter(context)
         wants = bool(context.meta and context.meta.get("progress_token"))
         task = asyncio.create_task(
@@ -138,7 +137,7 @@ class ToolServer:
 
 
 class _Reporter:
-    """Progress of one call: the end of what it prints, at most five times a second."""
+    """Sends the progress of one call: the end of its output, at most five times a second."""
 
     def __init__(self, context: ServerRequestContext[Any]) -> None:
         self._context = context
@@ -147,7 +146,7 @@ class _Reporter:
         self._next = 0.0
 
     async def add_output(self, _: str, text: str) -> None:
-        """Note printed text; the latest of it is sent once the interval is over."""
+        """Add output. It is sent at once if the interval has passed, else with the next output after that."""
         self._text = (self._text + text)[-_MAX_PROGRESS_CHARS:]
         now = asyncio.get_running_loop().time()
         if now >= self._next:
@@ -156,16 +155,17 @@ class _Reporter:
             await self.send(text)
 
     async def send(self, message: str) -> None:
-        """Send a progress notification with a count that grows by one each time."""
+        """Send a progress notification. Its count grows by one each time, as MCP demands that progress increases."""
         self._steps += 1
         await self._context.session.report_progress(self._steps, message=message)
 
 
 @asynccontextmanager
 async def serving(service: ToolService, catalog: RuntimeCatalog) -> AsyncIterator[ToolServer]:
-    """A server that runs until the block is left.
+    """Run a server until the block is left.
 
-    The SDK's task group has to be left by the task that entered it, so it gets a task of its own.
+    The SDK's task group has to be exited by the task that entered it, and requests of different tasks enter here, so it
+    runs in a separate task.
     """
     server = ToolServer(service, catalog)
     ready, stop = asyncio.Event(), asyncio.Event()
@@ -202,16 +202,16 @@ def _session_of(context: ServerRequestContext[Any]) -> SessionId | None:
 
 
 def _answer(
-    context: ServerRequestContext[Any], session_id: SessionId, result: ToolResult, note: LossNote
+    context: ServerRequestContext[Any], session_id: SessionId, result: ToolResult, report: LossReport
 ) -> types.CallToolResult:
     content: list[types.ContentBlock] = []
     base_url = str(_request_of(context).base_url)
     lines = [result.text] if result.text or not result.images else []
     lines += [link_of(base_url, session_id, each).line() for each in result.originals if not each.is_known]
-    if note.restored is not None:
-        lines.append(note.text())
+    if report.restored is not None:
+        lines.append(report.text())
     if lines:
         content.append(types.TextContent(text="\n".join(lines)))
     content += [types.ImageContent(data=image.data, mime_type=image.mime) for image in result.images]
-    meta = {} if note.restored is None else {RESTORED_META: note.restored}
+    meta = {} if report.restored is None else {RESTORED_META: report.restored}
     return types.CallToolResult(content=content, is_error=result.failed, _meta=meta or None)

@@ -1,4 +1,4 @@
-"""The OpenAI dialect: containers and their files, and a model's tool calls as messages.
+"""OpenAI's API: containers and their files, and tool calls in OpenAI's and Anthropic's message formats.
 
-Imports `api.tools` and the shared helpers of `api`. Start with `tool_calls`.
+Imports `api.tools` and the shared helpers of `api`. Start with `tool_calls`, or with `containers`.
 """

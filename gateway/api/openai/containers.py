@@ -1,7 +1,7 @@
-"""OpenAI's Containers API: a container is a session. What the `openai` SDK's `client.containers` speaks.
+"""OpenAI's Containers API, for `client.containers` of the `openai` SDK. A container is a session.
 
-An expired container of OpenAI's is lost; one of ours goes to sleep after `expires_after` and wakes on its next use, so
-it is `running` all the while. It is `expired` once its session has ended.
+OpenAI deletes a container that expires. One of ours is hibernated after `expires_after` and wakes on its next use, so
+its status stays `running`. It is `expired` once its session has ended.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from gateway.sessions.lifecycle import Lifecycle
 MEMORY_LIMITS: Mapping[str, int] = {"1g": 1 << 30, "4g": 4 << 30, "16g": 16 << 30, "64g": 64 << 30}
 _FIELDS = ("name", "expires_after", "file_ids", "memory_limit", "network_policy", "skills")
 _MAX_MINUTES = 7 * 24 * 60
-_MAX_SCANNED = 20_000  # records read for one list
+_MAX_SCANNED = 20_000  # records read for one list; the store has no index by kind or name
 _PAGE = 500
 
 
 class ContainersAPI:
-    """The handlers of containers: each one is a session of a code interpreter."""
+    """Handlers that create, list, read and delete sessions of code interpreters as containers."""
 
     def __init__(self, lifecycle: Lifecycle, store: SessionStore, catalog: RuntimeCatalog) -> None:
         self._lifecycle = lifecycle
@@ -86,16 +86,16 @@ class ContainersAPI:
         return JSON({"id": session.id, "object": "container.deleted", "deleted": True})
 
     def _with_memory(self, memory: str) -> Runtime:
-        """The smallest runtime that has so much. Raises ParamError."""
+        """The runtime with the least memory that has at least this much. Raises ParamError."""
         fitting = [each for each in self._catalog.all() if each.key.kind is Kind.CODE_INTERPRETER]
         fitting = [each for each in fitting if _holds(each, memory)]
         if not fitting:
-            raise ParamError("memory_limit", f"no runtime is served that has {memory}; leave it out, or ask for less")
+            raise ParamError("memory_limit", f"no runtime here has {memory}; omit it, or ask for less")
         return heapq.nsmallest(1, fitting, key=lambda each: (each.limits.memory or float("inf"), each.key))[0]
 
 
 def read_container(body: Mapping[str, Any]) -> tuple[str, float | None, str | None]:
-    """Name, minutes until it may expire, and memory limit. Raises ParamError for what is wrong or cannot be had."""
+    """Name, minutes until it expires, and memory limit. Raises ParamError for invalid or unsupported fields."""
     unknown = sorted(body.keys() - set(_FIELDS))
     if unknown:
         raise ParamError(unknown[0][:64], f"unknown field; expected {', '.join(_FIELDS)}")
@@ -110,7 +110,7 @@ def read_container(body: Mapping[str, Any]) -> tuple[str, float | None, str | No
         raise ParamError("memory_limit", f"expected one of {', '.join(MEMORY_LIMITS)}")
     policy = body.get("network_policy")
     if policy is not None and (not isinstance(policy, dict) or policy.get("type") != "disabled"):
-        raise ParamError("network_policy", 'only {"type": "disabled"} can be had: sandboxes have no network')
+        raise ParamError("network_policy", 'only {"type": "disabled"} is supported: sandboxes have no network')
     return name, _read_minutes(body.get("expires_after")), memory
 
 
@@ -128,7 +128,7 @@ def _read_minutes(value: Any) -> float | None:
 
 
 def read_page(request: Request, more: Sequence[str] = ()) -> tuple[str | None, int, str]:
-    """`after`, `limit` and `order` of a list. Raises ParamError."""
+    """Read `after`, `limit` and `order` of a list request. Raises ParamError."""
     query = request.query_params
     known = ("after", "limit", "order", *more)
     for name in query:
@@ -143,7 +143,10 @@ def read_page(request: Request, more: Sequence[str] = ()) -> tuple[str | None, i
 
 
 def page_of(documents: Sequence[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
-    """One page of a list as OpenAI's clients turn it. An `after` that is gone begins again: nothing is passed over."""
+    """One page of a list in OpenAI's form.
+
+    If `after` no longer exists the list starts from the beginning: entries come twice, but none is skipped.
+    """
     ids = [each["id"] for each in documents]
     start = ids.index(after) + 1 if after in ids else 0
     page = documents[start : start + limit]
@@ -157,7 +160,7 @@ def page_of(documents: Sequence[dict[str, Any]], after: str | None, limit: int) 
 
 
 async def require_container(lifecycle: Lifecycle, request: Request, *, ended: bool = False) -> Session:
-    """The session of the path; with `ended` also one that ended by itself. Raises SessionNotFoundError."""
+    """The session named by the path; `ended`: also one that was not ended by its user. Raises SessionNotFoundError."""
     container_id = SessionId(request.path_params["container_id"])
     try:
         session = await lifecycle.get(container_id)
@@ -169,12 +172,12 @@ async def require_container(lifecycle: Lifecycle, request: Request, *, ended: bo
 
 
 def is_container(session: Session) -> bool:
-    """Whether it can be used: any session of a code interpreter that has not ended."""
+    """Whether a session is usable as a container: it runs a code interpreter and has not ended."""
     return session.state is not SessionState.TERMINATED and session.runtime.kind is Kind.CODE_INTERPRETER
 
 
 def container_document(session: Session) -> dict[str, Any]:
-    """A session as a container. Times in whole seconds since the epoch."""
+    """A session as a container object of OpenAI's API. Times in whole seconds since the epoch."""
     return {
         "id": session.id,
         "object": "container",

@@ -1,7 +1,7 @@
-"""Results as messages, ready to append: role-`tool` messages, `function_call_output` items, `tool_result` blocks.
+"""Renders results as messages to append: role-`tool` messages, `function_call_output` items, `tool_result` blocks.
 
-Pictures are content parts where the form has them. Messages of chat.completions take text only in a tool's answer, so
-there the text holds the link of its file.
+Pictures are content parts if the form has them. A tool's answer in chat.completions can only be text, so there the text
+has a link to the picture's file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LIST_NAMES: Mapping[Shape, str] = {Shape.CHAT: "messages", Shape.RESPONSES: "out
 
 
 def message(shape: Shape, call: Call, result: ToolResult, links: Sequence[Link]) -> dict[str, Any]:
-    """One result in the form of its call. `links`: where the originals of its pictures are."""
+    """One result in the form of its call. `links`: to the originals of its pictures."""
     return _FORMS[shape](call, result, links)
 
 

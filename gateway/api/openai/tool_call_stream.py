@@ -1,7 +1,7 @@
-"""Progress of a run as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+"""Streams the progress of a run as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 
-Each event's data is an object with a `type`, as in OpenAI's streams, and the stream ends with `[DONE]`. The run goes
-on when its client leaves, which can ask again and gets the results of the same run.
+Each event's data is an object with a `type`, as in OpenAI's streams, and the stream ends with `[DONE]`. When the client
+disconnects the run continues, and sending the request again returns the results of that run.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from gateway.core.errors import WakegateError
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_S = 15.0  # below the idle timeouts of proxies on the way
-_MAX_QUEUED = 256  # events for a slow client; beyond them the run waits too
+HEARTBEAT_S = 15.0  # below the idle timeouts of proxies, of which 60 s is common
+_MAX_QUEUED = 256  # events for a slow client; beyond that the run waits for it
 
-_running: set[asyncio.Task[None]] = set()  # the loop holds tasks weakly
+_running: set[asyncio.Task[None]] = set()  # the event loop has only weak references to tasks
 
 
 class EventStream:
-    """An async iterator of encoded events; the run begins with the first step and does not end with the last."""
+    """An async iterator of encoded events. Iterating starts the run; abandoning the iterator does not stop it."""
 
     def __init__(
         self,
-        began: dict[str, Any],
+        first_event: dict[str, Any],
         work: Callable[[Observer], Awaitable[dict[str, Any]]],
         show: Callable[[Event], dict[str, Any]],
         delivering: Callable[[], Awaitable[None]],
     ) -> None:
-        """`delivering` is called before the whole answer is sent to a client that is still there."""
-        self._began = began
+        """`delivering` is called after the last event was sent to a client that is still connected."""
+        self._first_event = first_event
         self._work = work
         self._show = show
         self._delivering = delivering
         self._queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(_MAX_QUEUED)
-        self._left = False
+        self._disconnected = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self._events()
@@ -51,7 +51,7 @@ class EventStream:
         _running.add(task)
         task.add_done_callback(_running.discard)
         try:
-            yield encode(self._began)
+            yield encode(self._first_event)
             while True:
                 try:
                     async with asyncio.timeout(HEARTBEAT_S):
@@ -63,11 +63,13 @@ class EventStream:
                     break
                 yield encode(event)
                 if event["type"] == "tool_calls.completed":
-                    await self._delivering()  # not before: a client that is cut off meanwhile may ask again
+                    # Not earlier: it starts a new epoch (tools/turns.py), in which a client that was cut off before it
+                    # received the answer would run its calls a second time.
+                    await self._delivering()
             yield b"data: [DONE]\n\n"
         finally:
-            self._left = True
-            while not self._queue.empty():  # a run that waits for the full queue goes on
+            self._disconnected = True
+            while not self._queue.empty():  # the run may be waiting for space in the queue
                 self._queue.get_nowait()
 
     async def _run(self) -> None:
@@ -86,10 +88,10 @@ class EventStream:
         await self._put(self._show(event))
 
     async def _put(self, event: dict[str, Any] | None) -> None:
-        if not self._left:
+        if not self._disconnected:
             await self._queue.put(event)
 
 
 def encode(event: dict[str, Any]) -> bytes:
-    """One event as bytes, named by its `type`."""
+    """Encode one event, named by its `type`."""
     return b"event: %b\ndata: %b\n\n" % (str(event["type"]).encode(), orjson.dumps(event))

@@ -1,4 +1,4 @@
-"""`GET /v1/tools` and `POST /v1/tool_calls`: an agent pastes the list, and posts what its model asked for."""
+"""`GET /v1/tools` and `POST /v1/tool_calls`: the tools for a model, and the calls that the model then makes."""
 
 from __future__ import annotations
 
@@ -29,28 +29,29 @@ from gateway.sessions.lifecycle import Lifecycle
 
 logger = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 16 << 20  # the files that a model writes are part of it
-_MIN_KEY_CHARS, _MAX_KEY_CHARS = 16, 256  # a key opens the session that it made: it must not be guessed
+MAX_BODY_BYTES = 16 << 20  # it includes the files that the model writes
+# Whoever sends the key gets the session that was created with it, so it must be long enough not to be guessed.
+_MIN_KEY_CHARS, _MAX_KEY_CHARS = 16, 256
 
 
 @dataclass(frozen=True, slots=True)
 class OpenSession:
-    """The session that calls run in, and how it came to be awake."""
+    """The session that calls run in, with its tools and how its sandbox was started."""
 
     session_id: SessionId
     start: StartKind
     restored: str | None
     tools: Mapping[str, Tool]
-    is_new: bool = False  # made for this request
+    is_new: bool = False  # created for this request
 
     def headers(self) -> dict[str, str]:
-        """As the data path's answers have them."""
+        """The headers that answers of the data path also have."""
         restored = {} if self.restored is None else {"x-wakegate-restored": self.restored}
         return {**session_headers(self.session_id), "x-wakegate-start": self.start.value, **restored}
 
 
 class ToolsAPI:
-    """The handlers of the tools list and of tool calls as OpenAI's and Anthropic's messages have them."""
+    """Handlers that list tools, and run tool calls in the message formats of OpenAI and Anthropic."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class ToolsAPI:
         self._lifecycle = lifecycle
         self._catalog = catalog
         self._caller = caller
-        # Sessions that requests with an Idempotency-Key made, lest a retry make another.
+        # Sessions created by requests with an Idempotency-Key, so that a retry does not create another one.
         self._sessions = IdempotencyCache[OpenSession](clock, lambda _: 1024)
 
     def handlers(self) -> dict[str, Handler]:
@@ -100,13 +101,14 @@ class ToolsAPI:
             return self._streamed(asked, session, turn, base_url)
         outcomes = await self._service.run(turn, session.tools, asked.calls)
         document = self._document(asked, session, outcomes, base_url)
-        if not await request.is_disconnected():  # a client that left may ask again, and finds these results
+        # A client that has disconnected may retry, and must then get these results: its turn has not ended.
+        if not await request.is_disconnected():
             await self._service.turns.end(turn)
         replayed = {"idempotency-replayed": "true"} if document["replayed"] else {}
         return JSON(document, headers={**session.headers(), **replayed})
 
     async def _open(self, request: Request, asked: ToolCalls) -> OpenSession:
-        """The session, awake. What goes wrong up to here is an HTTP error: nothing was run."""
+        """Find or create the session and wake it. Errors up to here are HTTP errors, as nothing was run."""
         session_id = named_session(request, asked.session_id)
         if session_id is None:
             runtime = choose_runtime(self._catalog, request, asked.runtime)
@@ -119,7 +121,8 @@ class ToolsAPI:
         return OpenSession(session_id, readiness.start, readiness.restored, tools)
 
     async def _create(self, runtime: Runtime) -> OpenSession:
-        opened = await self._lifecycle.create(runtime.key)  # for a retry too: a call outlives its client
+        # Not `api.sessions.create_session`, which ends the session when the client leaves: a call outlives its client.
+        opened = await self._lifecycle.create(runtime.key)
         return OpenSession(opened.session.id, opened.start, None, tools_of(runtime), is_new=True)
 
     def _document(
@@ -148,13 +151,13 @@ class ToolsAPI:
             return _event_document(event, asked.calls[event.index])
 
         headers = {**session.headers(), "cache-control": "no-cache", "x-accel-buffering": "no"}
-        began = {"type": "tool_calls.started", "session_id": session.session_id}
-        events = EventStream(began, work, show, partial(self._service.turns.end, turn))
+        first_event = {"type": "tool_calls.started", "session_id": session.session_id}
+        events = EventStream(first_event, work, show, partial(self._service.turns.end, turn))
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
 def retry_hints(request: Request) -> RetryHints:
-    """What the request says of earlier attempts. Raises ParamError."""
+    """What the headers say about earlier attempts. Raises ParamError."""
     key = request.headers.get("idempotency-key", "")
     if len(key) > _MAX_KEY_CHARS:
         raise ParamError("idempotency-key", f"expected at most {_MAX_KEY_CHARS} characters")
@@ -164,7 +167,7 @@ def retry_hints(request: Request) -> RetryHints:
 
 
 def _idempotency_key(request: Request) -> tuple[str, str] | None:
-    """What makes two requests that name no session the same. Raises ParamError."""
+    """The key under which a request without a session creates one; None without the header. Raises ParamError."""
     key = request.headers.get("idempotency-key")
     if key is None:
         return None
@@ -172,11 +175,12 @@ def _idempotency_key(request: Request) -> tuple[str, str] | None:
         raise ParamError(
             "idempotency-key", f"expected {_MIN_KEY_CHARS} to {_MAX_KEY_CHARS} characters that cannot be guessed"
         )
+    # With the client's credentials: the same key from another client must not open the first one's session.
     return request.headers.get("authorization", ""), key
 
 
 def _event_document(event: Event, call: Call) -> dict[str, Any]:
-    """One progress event. The messages themselves come whole in the last one."""
+    """One progress event. The complete messages are in the last event of the stream."""
     shown: dict[str, Any] = {
         "type": f"tool_call.{event.kind}", "index": event.index, "tool_call_id": call.id, "name": call.name
     }  # fmt: skip

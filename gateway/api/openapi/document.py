@@ -1,4 +1,4 @@
-"""From a table of operations to an OpenAPI document (https://spec.openapis.org/oas/v3.1.1)."""
+"""Makes an OpenAPI document (https://spec.openapis.org/oas/v3.1.1) from a table of operations."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from gateway.api.openapi.schemas import SCHEMAS, TEXT, Schema, ref
 JSON = "application/json"
 _PATH_PARAMETER = re.compile(r"\{([a-z_]+)\}")
 _REASONS = {
-    400: "The request cannot be understood; the message says what and where.",
-    403: "Not from this web page.",
-    404: "It does not exist, or no longer.",
-    405: "Not with this method.",
-    408: "The rest of the request did not come in time.",
-    409: "Its present state does not allow this.",
-    413: "The request is larger than allowed.",
-    422: "The Idempotency-Key stands for another request.",
-    429: "A bounded queue is full; Retry-After says when to try again.",
-    500: "An internal error; the gateway's log has the details.",
-    502: "The sandbox went away, or cannot be reached.",
-    503: "A part that this needs does not answer; Retry-After says when to try again.",
-    504: "No sandbox was ready in time, or it was silent for too long.",
-    507: "No space left.",
+    400: "The request is invalid; the message says what is wrong, and where.",
+    403: "The web page's origin is not allowed.",
+    404: "It does not exist, or no longer exists.",
+    405: "The path does not have this method.",
+    408: "The rest of the request did not arrive in time.",
+    409: "The session's state does not allow this.",
+    413: "The request is too large.",
+    422: "The Idempotency-Key was used for another request.",
+    429: "A queue is full; Retry-After says when to try again.",
+    500: "Internal error; the gateway's log has the details.",
+    502: "The sandbox ended, or cannot be reached.",
+    503: "A service that this needs does not answer; Retry-After says when to try again.",
+    504: "No sandbox was ready in time, or it exceeded the idle timeout.",
+    507: "No space left in the workspace.",
 }
 _ALWAYS = (400, 408, 413, 500, 503)
 IDEMPOTENCY_KEY = "idempotency-key"
@@ -35,7 +35,7 @@ _WITH_SESSION = (404, 409, 429, 502, 504, 507)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer with one status: JSON of a schema, another content type, or no body."""
+    """A response: JSON of a schema, another content type, or no body."""
 
     description: str
     schema: Schema | None = None
@@ -55,10 +55,10 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method of one path. `error` names the schema of its errors; empty: it has none of its own.
+    """One method of one path. `error` names the schema of its errors; empty: no error answers are documented.
 
-    `sandbox`: it needs a session, or a sandbox, and fails in their ways. A path
-    with a variable part also answers the plain 404 of an unknown path.
+    `sandbox`: it needs a session or a sandbox, so the errors of those are documented as well. A path with a variable
+    part can also answer the plain-text 404 of an unknown path.
     """
 
     method: str
@@ -71,16 +71,16 @@ class Operation:
     body_type: str = JSON
     error: str = "Error"
     sandbox: bool = True
-    more: tuple[Answer, ...] = ()  # of the first status, in other content types
+    more: tuple[Answer, ...] = ()  # other content types of the first status
 
     @property
     def key(self) -> tuple[str, str]:
-        """(method, path), which is unique in the document."""
+        """(method, path), unique in the document."""
         return self.method, self.path
 
 
 def make_document(operations: Sequence[Operation]) -> dict[str, Any]:
-    """The whole document, of JSON types only; paths in the order of `operations`."""
+    """The whole document in JSON types; paths are in the order of `operations`."""
     paths: dict[str, dict[str, Any]] = {}
     for each in operations:
         paths.setdefault(each.path, {})[each.method.lower()] = _operation(each)

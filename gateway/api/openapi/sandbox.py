@@ -1,6 +1,6 @@
-"""What picod answers through the gateway, as far as a document can say it; docs/picod-api.md has the rest.
+"""picod's API as seen through the gateway, as far as OpenAPI can describe it; docs/picod-api.md has the rest.
 
-These paths are the sandbox's: any path with a session header goes there, so other programs may answer others.
+Requests with a session header go to the sandbox whatever their path, so a sandbox may have more paths than these.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 from gateway.api.openapi.document import IDEMPOTENCY_KEY, Answer, Operation, Parameter
 from gateway.api.openapi.schemas import EVENTS, TEXT, Schema, ref
 
-_SESSION = Parameter("x-session-id", "The session whose sandbox this is for.", where="header", required=True)
-_ONCE = Parameter(IDEMPOTENCY_KEY, "With the same one again: answered, not run again.", where="header")
-_DONE = {"type": "object"}
-_EVENTS = Answer("With stream: what happens, as it happens.", EVENTS, "text/event-stream")
-_ANYTHING = Answer("What the sandbox answers.", None, "*/*")
+_SESSION = Parameter("x-session-id", "The session whose sandbox gets the request.", where="header", required=True)
+_IDEMPOTENCY_KEY = Parameter(
+    IDEMPOTENCY_KEY, "A retry with the same key is answered but not run again.", where="header"
+)
+_OBJECT = {"type": "object"}
+_EVENTS = Answer("With stream: events as they happen.", EVENTS, "text/event-stream")
+_ANYTHING = Answer("The sandbox's answer.", None, "*/*")
 
 
 def _op(
@@ -32,68 +34,71 @@ def _op(
 
 
 _FOLDER = Parameter("path", "A folder of the workspace.", required=True)
-_RECURSIVE = Parameter("recursive", "A directory with all that is in it.", {"enum": ["true", "false"]})
+_RECURSIVE = Parameter("recursive", "A directory with all its contents.", {"enum": ["true", "false"]})
 _MODE = Parameter("mode", "Permission bits, octal.")
 
 SANDBOX: tuple[Operation, ...] = (
-    Operation("POST", "/api/execute", "sandbox", "Run a command to its end.",
-              {200: Answer("How it went.", ref("Executed"))}, (_SESSION, _ONCE), ref("Execute"), error="SandboxError",
-              more=(_EVENTS,)),
+    Operation("POST", "/api/execute", "sandbox", "Run a command and wait for it.",
+              {200: Answer("Its output and exit status.", ref("Executed"))},
+              (_SESSION, _IDEMPOTENCY_KEY), ref("Execute"), error="SandboxError", more=(_EVENTS,)),
     Operation("POST", "/api/run_code", "sandbox", "Run code in a context that keeps its state.",
-              {200: Answer("What came of it.", ref("CodeResult"))}, (_SESSION, _ONCE), ref("RunCode"),
+              {200: Answer("Its output and results.", ref("CodeResult"))}, (_SESSION, _IDEMPOTENCY_KEY), ref("RunCode"),
               error="SandboxError", more=(_EVENTS,)),
-    _op("GET", "/api/runs", "List runs that can be followed.", _DONE),
+    _op("GET", "/api/runs", "List runs that can be followed.", _OBJECT),
     Operation("GET", "/api/runs/{run_id}", "sandbox", "Follow a run: its events, after Last-Event-ID.",
               {200: Answer("Events.", EVENTS, "text/event-stream")}, (_SESSION,), error="SandboxError"),
     _op("DELETE", "/api/runs/{run_id}", "End a run.", None, status=204),
-    _op("GET", "/api/contexts", "List code contexts.", _DONE),
-    _op("POST", "/api/contexts", "Make a code context.", _DONE, status=201, body=_DONE),
+    _op("GET", "/api/contexts", "List code contexts.", _OBJECT),
+    _op("POST", "/api/contexts", "Create a code context.", _OBJECT, status=201, body=_OBJECT),
     _op("DELETE", "/api/contexts/{context_id}", "End a code context.", None, status=204),
-    _op("POST", "/api/contexts/{context_id}/interrupt", "Interrupt what it runs.", _DONE),
-    _op("POST", "/api/contexts/{context_id}/restart", "Begin it anew.", _DONE),
+    _op("POST", "/api/contexts/{context_id}/interrupt", "Interrupt the code that it runs.", _OBJECT),
+    _op("POST", "/api/contexts/{context_id}/restart", "Restart it.", _OBJECT),
     _op("GET", "/api/files", "List a folder.", ref("Files"), _FOLDER),
-    _op("POST", "/api/files", "Write a file: JSON with base64, or a form.", _DONE, body=_DONE),
+    _op("POST", "/api/files", "Write a file: JSON with base64, or a form.", _OBJECT, body=_OBJECT),
     Operation("GET", "/api/files/{path}", "sandbox", "Read a file, or a part of it.",
-              {200: _ANYTHING, 206: _ANYTHING, 304: Answer("As it was."), 416: Answer("Beyond its end.")}, (_SESSION,),
+              {200: _ANYTHING, 206: _ANYTHING, 304: Answer("Not modified."),
+               416: Answer("The range is beyond its end.")}, (_SESSION,),
               error="SandboxError"),
-    _op("PUT", "/api/files/{path}", "Write a file of any size.", ref("Written"), _MODE, _ONCE, body={},
+    _op("PUT", "/api/files/{path}", "Write a file of any size.", ref("Written"), _MODE, _IDEMPOTENCY_KEY, body={},
         body_type="application/octet-stream"),
     _op("DELETE", "/api/files/{path}", "Delete a file or a directory.", None, _RECURSIVE, status=204),
-    _op("GET", "/api/fs/stat", "Look at a file.", _DONE, _FOLDER),
-    _op("GET", "/api/fs/tree", "All below a directory, in pages.", _DONE, Parameter("path", "Below this one.")),
-    _op("POST", "/api/fs/mkdir", "Make a directory.", _DONE, body=_DONE),
-    _op("POST", "/api/fs/move", "Move or rename, in one step.", _DONE, body=_DONE),
-    Operation("GET", "/api/fs/watch", "sandbox", "What changes below a directory, as it happens; it does not end.",
+    _op("GET", "/api/fs/stat", "Get a file's metadata.", _OBJECT, _FOLDER),
+    _op("GET", "/api/fs/tree", "List all files below a directory, in pages.", _OBJECT,
+        Parameter("path", "The directory.")),
+    _op("POST", "/api/fs/mkdir", "Create a directory.", _OBJECT, body=_OBJECT),
+    _op("POST", "/api/fs/move", "Move or rename atomically.", _OBJECT, body=_OBJECT),
+    Operation("GET", "/api/fs/watch", "sandbox", "Stream changes below a directory; the stream does not end.",
               {200: Answer("Events.", EVENTS, "text/event-stream")}, (_SESSION, _FOLDER, _RECURSIVE),
               error="SandboxError"),
-    Operation("GET", "/api/fs/archive", "sandbox", "A directory as one archive.", {200: _ANYTHING},
-              (_SESSION, _FOLDER, Parameter("format", "Which kind.", {"enum": ["tar", "tar.gz", "tar.zst", "zip"]})),
+    Operation("GET", "/api/fs/archive", "sandbox", "Download a directory as an archive.", {200: _ANYTHING},
+              (_SESSION, _FOLDER,
+               Parameter("format", "The archive's format.", {"enum": ["tar", "tar.gz", "tar.zst", "zip"]})),
               error="SandboxError"),
-    _op("PUT", "/api/fs/archive", "Unpack an archive, all of it or nothing.", _DONE, _FOLDER, body={},
+    _op("PUT", "/api/fs/archive", "Unpack an archive atomically.", _OBJECT, _FOLDER, body={},
         body_type="application/octet-stream"),
-    _op("GET", "/api/processes", "List background processes.", _DONE),
-    _op("POST", "/api/processes", "Start one.", _DONE, status=201, body=_DONE),
-    _op("GET", "/api/processes/{process_id}", "Look at one.", _DONE),
-    _op("DELETE", "/api/processes/{process_id}", "End one with its whole tree.", None, status=204),
-    _op("GET", "/api/processes/{process_id}/logs", "Its output, once or as it comes.", _DONE),
-    _op("GET", "/api/processes/{process_id}/wait", "Wait for its end.", _DONE),
-    _op("POST", "/api/processes/{process_id}/stdin", "Write to its input.", _DONE, body={},
+    _op("GET", "/api/processes", "List background processes.", _OBJECT),
+    _op("POST", "/api/processes", "Start a background process.", _OBJECT, status=201, body=_OBJECT),
+    _op("GET", "/api/processes/{process_id}", "Get a background process.", _OBJECT),
+    _op("DELETE", "/api/processes/{process_id}", "End it and all its descendants.", None, status=204),
+    _op("GET", "/api/processes/{process_id}/logs", "Get or follow its output.", _OBJECT),
+    _op("GET", "/api/processes/{process_id}/wait", "Wait until it has ended.", _OBJECT),
+    _op("POST", "/api/processes/{process_id}/stdin", "Write to its standard input.", _OBJECT, body={},
         body_type="application/octet-stream"),
-    _op("POST", "/api/processes/{process_id}/signal", "Send a signal.", _DONE, body=_DONE),
-    _op("GET", "/api/terminals", "List terminals.", _DONE),
+    _op("POST", "/api/processes/{process_id}/signal", "Send a signal.", _OBJECT, body=_OBJECT),
+    _op("GET", "/api/terminals", "List terminals.", _OBJECT),
     _op("DELETE", "/api/terminals/{terminal_id}", "End a terminal.", None, status=204),
-    _op("GET", "/api/ports", "Which ports are listened on.", _DONE),
+    _op("GET", "/api/ports", "List the ports that servers listen on.", _OBJECT),
 )  # fmt: skip
 
-# Paths that lead to whatever listens, with any method: GET stands for all.
-THROUGH: tuple[Operation, ...] = (
+# Paths of arbitrary servers in a sandbox. They take any method; GET is documented in place of all.
+PASS_THROUGH: tuple[Operation, ...] = (
     Operation("GET", "/v1/namespaces/{namespace}/code-interpreters/{name}/invocations/{path}", "agentcube",
-              "Anything in a session's sandbox; without a session header one is made.", {200: _ANYTHING},
+              "Any request to a session's sandbox; without a session header a session is created.", {200: _ANYTHING},
               (Parameter("x-agentcube-session-id", "The session.", TEXT, "header"),)),
     Operation("GET", "/v1/namespaces/{namespace}/agent-runtimes/{name}/invocations/{path}", "agentcube",
-              "Anything of a session's agent; without a session header one is made.", {200: _ANYTHING},
+              "Any request to a session's agent; without a session header a session is created.", {200: _ANYTHING},
               (Parameter("x-agentcube-session-id", "The session.", TEXT, "header"),)),
     Operation("GET", "/v1/sessions/{session_id}/ports/{port}/{path}", "sandbox",
               "A server that code started in the sandbox.",
-              {200: _ANYTHING, 403: Answer("Not this port.", ref("Error"))}),
+              {200: _ANYTHING, 403: Answer("This port is not exposed.", ref("Error"))}),
 )  # fmt: skip

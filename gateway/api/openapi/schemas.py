@@ -1,4 +1,4 @@
-"""Shapes of bodies, named as in the document. They say what a client may rely on; further fields may come."""
+"""Schemas of bodies, named as in the document. Clients can rely on these fields; more may be added."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ RUNTIME_NAME: Schema = {
 
 
 def ref(name: str) -> Schema:
-    """A reference to one of SCHEMAS by its name, as the document resolves it."""
+    """A reference to one of SCHEMAS by its name."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
 def obj(required: str = "", /, **properties: Schema) -> Schema:
-    """An object; `required` are names between blanks."""
+    """An object; `required`: names of fields, separated by spaces."""
     schema: Schema = {"type": "object", "properties": properties}
     return {**schema, "required": required.split()} if required else schema
 
 
 def array_of(items: Schema) -> Schema:
-    """An array of any length with items of one schema."""
+    """An array of any length, with all items of one schema."""
     return {"type": "array", "items": items}
 
 
 def nullable(schema: Schema) -> Schema:
-    """The schema, or null in its place: the field is always there, which OpenAI's clients expect."""
+    """The schema, or null: the field is always present, as OpenAI's clients expect."""
     return {"anyOf": [schema, {"type": "null"}]}
 
 
@@ -54,14 +54,14 @@ _CALL = obj(
 )
 _ITEM = obj("type call_id name arguments", type={"const": "function_call"}, call_id=TEXT, name=TEXT, arguments=TEXT)
 _BLOCK = obj("type id name input", type={"const": "tool_use"}, id=TEXT, name=TEXT, input={"type": "object"})
-_BESIDE: dict[str, Schema] = {
+_COMMON_FIELDS: dict[str, Schema] = {
     "session_id": {"type": "string", "description": "The session to run in; a new one is made if absent."},
     "runtime": RUNTIME_NAME,
     "stream": {"type": "boolean", "description": "Answer progress as server-sent events."},
 }
-_FOLLOWED: dict[str, Schema] = {
+_STREAM_FIELDS: dict[str, Schema] = {
     "stream": {"type": "boolean", "description": "Answer server-sent events as it happens."},
-    "background": {"type": "boolean", "description": "With stream: it goes on when the client leaves."},
+    "background": {"type": "boolean", "description": "With stream: it continues when the client disconnects."},
 }
 _PAGE = "object data first_id last_id has_more"
 
@@ -107,9 +107,9 @@ SCHEMAS: dict[str, Schema] = {
     "Tools": obj("tools", tools=array_of({"type": "object"})),
     "ToolCalls": {
         "anyOf": [
-            obj("tool_calls", role=TEXT, tool_calls=array_of(_CALL), **_BESIDE),
-            obj("output", output=array_of(_ITEM), **_BESIDE),
-            obj("content", role={"const": "assistant"}, content=array_of(_BLOCK), **_BESIDE),
+            obj("tool_calls", role=TEXT, tool_calls=array_of(_CALL), **_COMMON_FIELDS),
+            obj("output", output=array_of(_ITEM), **_COMMON_FIELDS),
+            obj("content", role={"const": "assistant"}, content=array_of(_BLOCK), **_COMMON_FIELDS),
             array_of(_CALL),
             array_of(_ITEM),
         ]
@@ -173,7 +173,7 @@ SCHEMAS: dict[str, Schema] = {
         timeout={"type": "string", "examples": ["30s"]},
         working_dir=TEXT,
         env={"type": "object", "additionalProperties": TEXT},
-        **_FOLLOWED,
+        **_STREAM_FIELDS,
     ),
     "Executed": obj(
         "stdout stderr exit_code duration", stdout=TEXT, stderr=TEXT, exit_code={"type": "integer"}, duration=NUMBER
@@ -184,7 +184,7 @@ SCHEMAS: dict[str, Schema] = {
         language={"enum": ["python", "bash"]},
         context_id=TEXT,
         timeout=DURATION,
-        **_FOLLOWED,
+        **_STREAM_FIELDS,
     ),
     "CodeResult": obj(
         "stdout stderr results error",

@@ -1,6 +1,7 @@
-"""The operations of the gateway's own surfaces: name -> method, path and description, in the order of the document.
+"""The route table: each operation of the control surfaces by name, in the order of the document.
 
-The one route table: `api/app.py` makes the router from it, `document.py` /openapi.json.
+`api/app.py` makes the router from it and `document.py` makes /openapi.json, so neither can have a path that the other
+lacks.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from gateway.api.openapi.document import Answer, Operation, Parameter
 from gateway.api.openapi.schemas import EVENTS, RUNTIME_NAME, ref
 from gateway.core.model import Kind
 
-SESSION = Parameter("x-session-id", "The session that this is for.", where="header")
-RUNTIME = Parameter("x-wakegate-runtime", "The runtime of a session that is made.", RUNTIME_NAME, "header")
+SESSION = Parameter("x-session-id", "The session to use.", where="header")
+RUNTIME = Parameter("x-wakegate-runtime", "The runtime of a new session.", RUNTIME_NAME, "header")
 _LIMIT = {"type": "integer", "minimum": 1, "maximum": 100}
 _PAGE = (
-    Parameter("after", "The id that the page before ended with."),
+    Parameter("after", "The last id of the previous page."),
     Parameter("limit", "How many at most, 20 if absent.", _LIMIT),
     Parameter("order", "By the time of creation.", {"enum": ["asc", "desc"]}),
 )
@@ -28,18 +29,18 @@ def _ok(schema: str, description: str = "Done.") -> dict[int, Answer]:
 
 NATIVE: Mapping[str, Operation] = {
     "create_session":
-        Operation("POST", "/v1/sessions", "sessions", "Make a session.", {201: Answer("Made.", ref("Session"))},
+        Operation("POST", "/v1/sessions", "sessions", "Create a session.", {201: Answer("Created.", ref("Session"))},
               body=ref("NewSession")),
     "list_sessions":
         Operation("GET", "/v1/sessions", "sessions", "List sessions, newest first.", _ok("Sessions"), (
         Parameter("state", "Only those in this state, or all; without it those that have not ended."),
         Parameter("metadata.KEY", "Only those whose metadata has this value under KEY."),
         Parameter("runtime", "Only those of this runtime.", RUNTIME_NAME),
-        Parameter("after", "The id that the page before ended with."),
+        Parameter("after", "The last id of the previous page."),
         Parameter("limit", "How many at most.", {"type": "integer", "minimum": 1, "maximum": 1000}),
     ), sandbox=False),
     "get_session":
-        Operation("GET", "/v1/sessions/{session_id}", "sessions", "Look at a session.", _ok("Session")),
+        Operation("GET", "/v1/sessions/{session_id}", "sessions", "Get a session.", _ok("Session")),
     "update_session":
         Operation("PATCH", "/v1/sessions/{session_id}", "sessions", "Change its ttl, idle timeout or metadata.",
               _ok("Session"), body=ref("SessionChange")),
@@ -51,12 +52,13 @@ NATIVE: Mapping[str, Operation] = {
     "wake_session":
         Operation("POST", "/v1/sessions/{session_id}/wake", "sessions", "Wake a session now.", _ok("Session")),
     "list_runtimes":
-        Operation("GET", "/v1/runtimes", "runtimes", "Runtimes and their warm pools.", _ok("Runtimes"), sandbox=False),
+        Operation("GET", "/v1/runtimes", "runtimes", "List runtimes and their warm pools.", _ok("Runtimes"),
+                  sandbox=False),
     "explain_autoscaler":
-        Operation("GET", "/v1/autoscaler", "runtimes", "Why each warm pool has the size it has.",
+        Operation("GET", "/v1/autoscaler", "runtimes", "Explain the size of each warm pool.",
               {200: Answer("By runtime.", {"type": "object"})}, sandbox=False),
     "export_claim_history":
-        Operation("GET", "/v1/autoscaler/history", "runtimes", "Recorded claims, a line of JSON per runtime.",
+        Operation("GET", "/v1/autoscaler/history", "runtimes", "Export recorded claims, a line of JSON per runtime.",
               {200: Answer("`{runtime, bucket, counts: [[second, claims], ...]}`, oldest first.", _TEXT,
                            "application/x-ndjson")}, (
         Parameter("runtime", "Only of this runtime.", RUNTIME_NAME),
@@ -66,14 +68,14 @@ NATIVE: Mapping[str, Operation] = {
 
 HEALTH: Mapping[str, Operation] = {
     "check_liveness":
-        Operation("GET", "/healthz", "health", "This process lives.", _ok("Status"), sandbox=False),
+        Operation("GET", "/healthz", "health", "Whether this process is alive.", _ok("Status"), sandbox=False),
     "check_readiness":
-        Operation("GET", "/readyz", "health", "Whether all is well, and why not.",
-              {200: Answer("It is.", ref("Status")), 503: Answer("Not now.", ref("NotReady"))}, error="",
+        Operation("GET", "/readyz", "health", "Whether this gateway is ready, with the reasons if not.",
+              {200: Answer("Ready.", ref("Status")), 503: Answer("Not ready.", ref("NotReady"))}, error="",
               sandbox=False),
     "render_metrics":
-        Operation("GET", "/metrics", "health", "Counters in Prometheus' text form.",
-              {200: Answer("All of them.", _TEXT, "text/plain")}, sandbox=False),
+        Operation("GET", "/metrics", "health", "Metrics in Prometheus' text format.",
+              {200: Answer("All metrics.", _TEXT, "text/plain")}, sandbox=False),
     "get_openapi":
         Operation("GET", "/openapi.json", "health", "This document.", {200: Answer("OpenAPI 3.1.", {"type": "object"})},
               error="", sandbox=False),
@@ -84,8 +86,8 @@ HEALTH: Mapping[str, Operation] = {
                   sandbox=False),
     "check_agentcube_readiness":
         Operation("GET", "/health/ready", "health",
-              "AgentCube's readiness check: a store that goes away later does not fail it.",
-              {200: Answer("Ready.", ref("Status")), 503: Answer("Not now.", ref("NotReady"))}, error="",
+              "AgentCube's readiness check; a later outage of the store does not fail it.",
+              {200: Answer("Ready.", ref("Status")), 503: Answer("Not ready.", ref("NotReady"))}, error="",
               sandbox=False),
 }  # fmt: skip
 
@@ -96,7 +98,7 @@ def _agentcube(kind: Kind) -> dict[str, Operation]:
         "POST",
         path,
         "agentcube",
-        f"Make a session of a {kind.singular}.",
+        f"Create a session of a {kind.singular}.",
         _ok("Sandbox"),
         body=ref("NewSandbox"),
         error="Message",
@@ -111,42 +113,44 @@ AGENTCUBE: Mapping[str, Operation] = {**_agentcube(Kind.CODE_INTERPRETER), **_ag
 
 TOOLS: Mapping[str, Operation] = {
     "list_tools":
-        Operation("GET", "/v1/tools", "tools", "The tools list to give to a model.", _ok("Tools"), (
-        Parameter("format", "Whose form.", {"enum": ["chat", "responses", "anthropic", "mcp"]}),
-        Parameter("runtime", "Whose tools.", RUNTIME_NAME), SESSION, RUNTIME,
+        Operation("GET", "/v1/tools", "tools", "List the tools to give to a model.", _ok("Tools"), (
+        Parameter("format", "The model API whose form the list has.",
+                  {"enum": ["chat", "responses", "anthropic", "mcp"]}),
+        Parameter("runtime", "The runtime whose tools to list.", RUNTIME_NAME), SESSION, RUNTIME,
     ), error="OpenAIError"),
     "run_tool_calls":
-        Operation("POST", "/v1/tool_calls", "tools", "Run what a model asked for; the answers are ready to append.",
+        Operation("POST", "/v1/tool_calls", "tools", "Run a model's tool calls; the answers are messages to append.",
               _ok("ToolAnswers"), (SESSION, RUNTIME, Parameter(
-                  "idempotency-key", "Without a session: a retry with the same key finds the session that it made.",
+                  "idempotency-key", "Without a session: a retry with the same key uses the session created first.",
                   {"type": "string", "minLength": 16, "maxLength": 256}, "header",
               )), body=ref("ToolCalls"), error="OpenAIError",
               more=(Answer("Progress.", EVENTS, "text/event-stream"),)),
     "post_mcp_message":
         Operation("POST", "/mcp", "tools", "The tools over MCP (streamable HTTP).",
-              {200: Answer("The answer.", ref("MCPMessage")), 202: Answer("Taken."),
-               406: Answer("Accept lacks what may come.", ref("MCPMessage")),
-               415: Answer("Not JSON.", ref("MCPMessage")),
-               403: Answer("Not from this web page.", ref("MCPMessage"))},
-              (SESSION, RUNTIME, Parameter("runtime", "Of the session that initialize makes.", RUNTIME_NAME)),
+              {200: Answer("The answer.", ref("MCPMessage")), 202: Answer("Accepted."),
+               406: Answer("Accept lacks a content type of the answer.", ref("MCPMessage")),
+               415: Answer("The body is not JSON.", ref("MCPMessage")),
+               403: Answer("The web page's origin is not allowed.", ref("MCPMessage"))},
+              (SESSION, RUNTIME, Parameter("runtime", "Of the session that initialize creates.", RUNTIME_NAME)),
               body=ref("MCPMessage"), error="MCPMessage", more=(Answer("Answers.", EVENTS, "text/event-stream"),)),
     "end_mcp_session":
         Operation("DELETE", "/mcp", "tools", "End an MCP session.",
-              {204: Answer("Ended."), 403: Answer("Not from this web page.", ref("MCPMessage"))},
-              (Parameter("mcp-session-id", "Which.", where="header", required=True),), error="MCPMessage"),
+              {204: Answer("Ended."), 403: Answer("The web page's origin is not allowed.", ref("MCPMessage"))},
+              (Parameter("mcp-session-id", "The session to end.", where="header", required=True),),
+              error="MCPMessage"),
 }  # fmt: skip
 
 _FILES = "/v1/containers/{container_id}/files"
 _BYTES = Answer("The bytes.", None, "application/octet-stream")
 CONTAINERS: Mapping[str, Operation] = {
     "create_container":
-        Operation("POST", "/v1/containers", "containers", "Make a container: a session.", _ok("Container"), (RUNTIME,),
+        Operation("POST", "/v1/containers", "containers", "Create a container.", _ok("Container"), (RUNTIME,),
               body=ref("NewContainer"), error="OpenAIError"),
     "list_containers":
         Operation("GET", "/v1/containers", "containers", "List containers.", _ok("Containers"),
               (*_PAGE, Parameter("name", "Only those of this name.")), error="OpenAIError", sandbox=False),
     "get_container":
-        Operation("GET", "/v1/containers/{container_id}", "containers", "Look at a container.", _ok("Container"),
+        Operation("GET", "/v1/containers/{container_id}", "containers", "Get a container.", _ok("Container"),
               error="OpenAIError"),
     "delete_container":
         Operation("DELETE", "/v1/containers/{container_id}", "containers", "End a container.", _ok("Deleted"),
@@ -157,13 +161,13 @@ CONTAINERS: Mapping[str, Operation] = {
     "list_container_files":
         Operation("GET", _FILES, "containers", "List files.", _ok("ContainerFiles"), _PAGE, error="OpenAIError"),
     "get_container_file":
-        Operation("GET", _FILES + "/{file_id}", "containers", "Look at a file.", _ok("ContainerFile"),
+        Operation("GET", _FILES + "/{file_id}", "containers", "Get a file's metadata.", _ok("ContainerFile"),
                   error="OpenAIError"),
     "delete_container_file":
         Operation("DELETE", _FILES + "/{file_id}", "containers", "Delete a file.", _ok("Deleted"), error="OpenAIError"),
     "get_container_file_content":
         Operation("GET", _FILES + "/{file_id}/content", "containers", "Read a file.",
-              {200: _BYTES, 206: _BYTES, 304: Answer("As it was."), 416: Answer("Beyond the file's end.")},
+              {200: _BYTES, 206: _BYTES, 304: Answer("Not modified."), 416: Answer("The range is beyond its end.")},
               error="OpenAIError", more=(Answer("", None, "*/*"),)),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Tools for models: which there are, what a model's calls mean, how they run, and the answer that a model reads.
+"""Tools for models: lists them, parses a model's calls, runs each at most once, renders results for the model.
 
-Imports the shared helpers of `api` only; the surfaces (`openai`, `mcp`) stand on it. Start with `service`.
+Imports the shared helpers of `api` only; the surfaces `openai` and `mcp` are built on it. Start with `service`.
 """

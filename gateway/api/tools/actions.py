@@ -1,4 +1,4 @@
-"""The built-in tools: one call of a model becomes a request to picod, and picod's answer a ToolResult."""
+"""The built-in tools: each turns a call's arguments into a request to picod, and picod's answer into a ToolResult."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ Action = Callable[["ToolSandbox", Mapping[str, Any]], Awaitable[ToolResult]]
 
 
 async def run_python(sandbox: ToolSandbox, arguments: Mapping[str, Any]) -> ToolResult:
-    """Code in the session's own context."""
+    """Run code in the session's Python context, which keeps its variables."""
     timeout = read_timeout(arguments)
     body = {"code": read_text(arguments, "code"), "language": "python", "timeout": f"{timeout:g}s"}
-    # As a stream: picod's whole answer keeps the first 10 MB only, and the end of long output is what matters.
+    # Streamed even if nobody watches: a whole answer has only the first 10 MB, and errors are at the end of the output.
     answer = await sandbox.start("/api/run_code", body, timeout, stream=True)
     return _refused(answer) if isinstance(answer, SandboxReply) else from_run_code(answer)
 
 
 async def run_shell(sandbox: ToolSandbox, arguments: Mapping[str, Any]) -> ToolResult:
-    """A command line in a shell of its own."""
+    """Run a command line in a new shell."""
     return await execute(sandbox, ["bash", "-c", read_text(arguments, "command")], read_timeout(arguments))
 
 
 async def execute(sandbox: ToolSandbox, command: list[str], timeout: float) -> ToolResult:
-    """A command by its argv, as declared tools run it too. What picod cut off is completed by the end of its file."""
+    """Run a command, for declared tools as well. The end of output that picod cut off is read from its file."""
     answer = await sandbox.start("/api/execute", {"command": command, "timeout": f"{timeout:g}s"}, timeout)
     if isinstance(answer, SandboxReply):
         return _refused(answer)
@@ -58,17 +58,17 @@ async def execute(sandbox: ToolSandbox, command: list[str], timeout: float) -> T
 
 
 async def _tail_of(sandbox: ToolSandbox, path: str) -> str:
-    """The end of a text file, at most what one answer shows; empty where it cannot be read."""
+    """The last MAX_TEXT_CHARS bytes of a text file; empty if it cannot be read."""
     try:
         reply = await sandbox.get(file_target(path), {"range": f"bytes=-{MAX_TEXT_CHARS}"})
-    except ArgumentError:  # the sandbox names what is no file of the workspace
+    except ArgumentError:  # the sandbox named a path outside of the workspace
         return ""
-    # The first bytes may be the rest of a character that was cut in two.
+    # The range may begin inside a character: drop what is left of it, which decodes to U+FFFD.
     return reply.body[:MAX_TEXT_CHARS].decode("utf-8", "replace").lstrip("\ufffd") if reply.status == 206 else ""
 
 
 async def read_file(sandbox: ToolSandbox, arguments: Mapping[str, Any]) -> ToolResult:
-    """A file, or a part of it that begins and ends with whole characters; a picture as a picture."""
+    """Read a text file, or a part of it on character boundaries; an image file is returned as an image."""
     path = read_text(arguments, "path")
     offset, length = read_whole(arguments, "offset", 0, 0), read_whole(arguments, "length", MAX_READ_BYTES, 1)
     wants_all = arguments.get("offset") is None and arguments.get("length") is None
@@ -89,13 +89,13 @@ async def read_file(sandbox: ToolSandbox, arguments: Mapping[str, Any]) -> ToolR
 
 
 def _as_text(data: bytes, offset: int, size: int, kind: str) -> ToolResult:
-    """A page of a text file, with what there is to say of it. The encoding may have to be guessed, so in a thread."""
+    """Decode a page of a text file, with notes. Runs in a thread: the encoding may have to be guessed."""
     page = decode_page(data, offset, size)
     if page is None:
         return failure("binary_file", f"{kind or 'the file'}, {size} bytes, is not text; open it with run_python")
     notes = list(page.notes)
     if page.start > offset:
-        notes.append(f"byte {offset} is within a character; this begins at byte {page.start}")
+        notes.append(f"byte {offset} is inside a character; this begins at byte {page.start}")
     if page.end < size:
         notes.append(f"... bytes {page.start} to {page.end} of {size}; read on with offset {page.end} ...")
     text = page.text or ("" if notes else "(empty file)")
@@ -103,12 +103,12 @@ def _as_text(data: bytes, offset: int, size: int, kind: str) -> ToolResult:
 
 
 async def write_file(sandbox: ToolSandbox, arguments: Mapping[str, Any]) -> ToolResult:
-    """A text file, whole or not at all."""
+    """Write a text file. picod replaces the old file only once the new one is complete."""
     path, content = read_text(arguments, "path"), read_text(arguments, "content", empty=True)
     try:
         data = content.encode("utf-8")
     except UnicodeEncodeError:
-        raise ArgumentError("content: holds half of a surrogate pair, which is no character") from None
+        raise ArgumentError("content: contains an unpaired surrogate, which is not a character") from None
     reply = await sandbox.put(file_target(path), data)
     if reply.status not in (200, 201):
         return _refused(reply, path)
@@ -145,7 +145,7 @@ _KNOWN = {tool.name: frozenset(tool.parameters["properties"]) for tool in BUILT_
 
 
 def check_names(tool: str, arguments: Mapping[str, Any]) -> None:
-    """Raises ArgumentError for an argument that the built-in tool does not have."""
+    """Raise ArgumentError for an argument that the built-in tool does not have."""
     for name in arguments:
         if name not in _KNOWN[tool]:
             expected = ", ".join(sorted(_KNOWN[tool]))
@@ -153,7 +153,7 @@ def check_names(tool: str, arguments: Mapping[str, Any]) -> None:
 
 
 def _refused(reply: SandboxReply, path: str = "") -> ToolResult:
-    """A refusal of picod's as a failure that tells the model what was wrong."""
+    """Turn an error answer of picod into a failure whose text the model can act on."""
     try:
         document = parse_object_now(reply.body[:MAX_REFUSAL_BYTES])
         message = text_of(document, "error", "")

@@ -1,4 +1,4 @@
-"""Reads the arguments of a model's call. What is wrong with one is told to the model. Pure."""
+"""Reads and checks the arguments of a model's call. Errors are worded for the model, which can correct itself. Pure."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _MAX_PATH_CHARS = 4096
 
 
 class ArgumentError(ValueError):
-    """An argument of a model's call is wrong; the text is for the model."""
+    """An argument of a model's call is invalid. The model reads the text, so it names the argument and what to send."""
 
 
 def read_text(arguments: Mapping[str, Any], name: str, *, empty: bool = False) -> str:
-    """A required text; with `empty` it may be so. Raises ArgumentError."""
+    """A required string; `empty`: the empty string is allowed. Raises ArgumentError."""
     value = arguments.get(name)
     if value is None:
         raise ArgumentError(f"{name}: missing; expected text")
@@ -34,12 +34,12 @@ def read_whole(arguments: Mapping[str, Any], name: str, default: int, low: int) 
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**60:
-        raise ArgumentError(f"{name}: expected a whole number from {low} on, got {_shown(value)}")
+        raise ArgumentError(f"{name}: expected a whole number of at least {low}, got {_shown(value)}")
     return value
 
 
 def read_timeout(arguments: Mapping[str, Any]) -> float:
-    """Seconds that a run may take. Raises ArgumentError."""
+    """The `timeout` of a run in seconds, DEFAULT_TIMEOUT_S if absent. Raises ArgumentError."""
     value = arguments.get("timeout")
     if value is None:
         return DEFAULT_TIMEOUT_S
@@ -53,7 +53,7 @@ def _shown(value: Any) -> str:
 
 
 def in_workspace(path: str) -> str:
-    """A path relative to the workspace, which models name in full as often as not. Raises ArgumentError for others."""
+    """Make a path relative to the workspace: models send `/workspace/a` and `a` alike. Raises ArgumentError."""
     relative = path.removeprefix(WORKSPACE).lstrip("/") if f"{path}/".startswith(f"{WORKSPACE}/") else path
     if relative.startswith("/"):
         raise ArgumentError(f"path: {path[:200]} is not below {WORKSPACE}; use run_shell for other places")
@@ -61,11 +61,11 @@ def in_workspace(path: str) -> str:
 
 
 def file_target(path: str) -> str:
-    """The request target of a file. Raises ArgumentError."""
+    """The request target of a file in picod's API. Raises ArgumentError."""
     relative = in_workspace(path)
     if not relative or "\0" in relative or len(relative) > _MAX_PATH_CHARS:
         raise ArgumentError("path: expected the path of a file in the workspace")
     try:
         return "/api/files/" + quote(relative)
     except UnicodeEncodeError:
-        raise ArgumentError("path: holds half of a surrogate pair, which is no character") from None
+        raise ArgumentError("path: contains an unpaired surrogate, which is not a character") from None

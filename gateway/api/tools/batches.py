@@ -1,8 +1,9 @@
-"""Which calls of one message run at the same time: pure.
+"""Groups the calls of one message into batches that run concurrently. Pure.
 
-A model that asks for several calls at once means them in order where order matters: a file written by the first is
-there for the second. So an ordered call is a fence: it waits for all before it, and all after it wait for it. Between
-two fences calls run side by side. [read, shell, python, read, read] becomes [[0, 1], [2], [3, 4]].
+A model that sends several calls expects their effects in order: a file that the first writes is there for the second.
+So an ordered call is a barrier: it waits for all calls before it, and those after it wait for it. Calls between two
+barriers run concurrently. [read, shell, python, read, read] becomes [[0, 1], [2], [3, 4]]. Rejected: one after the
+other, which is simpler, but ten reads of 1 s would then take 10 s.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 
 def steps(ordered: Sequence[bool]) -> list[list[int]]:
-    """Indexes of the calls, grouped: groups run one after another, the calls of a group side by side."""
+    """Indexes of the calls in batches: batches run one after another, the calls of a batch concurrently."""
     groups: list[list[int]] = []
     open_group: list[int] | None = None
     for index, is_ordered in enumerate(ordered):

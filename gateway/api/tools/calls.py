@@ -1,12 +1,12 @@
-"""What a client may post to have a model's tool calls run: any of four forms, parsed into one. Pure.
+"""Parses a model's tool calls from any of the four forms that a client may post. Pure.
 
     a whole assistant message      {"role": "assistant", "tool_calls": [...]}   also below "message"
     a list of tool calls           [{"id", "type": "function", "function": {"name", "arguments"}}]
     items of the Responses API     {"output": [{"type": "function_call", "call_id", "name", "arguments"}, ...]}
     an Anthropic message           {"role": "assistant", "content": [{"type": "tool_use", "id", "name", "input"}, ...]}
 
-An object may carry `session_id`, `runtime` and `stream` beside it. What is wrong with the form is an error of the
-request; what is wrong with the model's arguments is an answer for the model (`Call.problem`).
+An object may also have `session_id`, `runtime` and `stream`. An invalid form is an error of the request, because the
+client built it; invalid arguments are an answer for the model (`Call.problem`), which wrote them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from gateway.api.errors import ParamError
 from gateway.api.tools.results import ToolResult, failure
 from gateway.core.errors import BadRequestError
 
-MAX_CALLS = 128  # as many tools as a request to OpenAI may name
+MAX_CALLS = 128  # as many as OpenAI allows tools in a request
 MAX_ARGUMENTS_BYTES = 8 << 20  # of one call's arguments, as JSON
 MAX_ID_CHARS = 256
 
 
 class Shape(StrEnum):
-    """Which form the calls had; the answers have the same."""
+    """The form in which calls were sent, and results are returned."""
 
     CHAT = "chat"
     RESPONSES = "responses"
@@ -39,7 +39,7 @@ class Shape(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a model. With `problem` its arguments could not be read, and that is the answer."""
+    """One call of a model. `problem`: its arguments are invalid, and this is the answer in place of a run."""
 
     id: str
     name: str
@@ -49,7 +49,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class ToolCalls:
-    """The calls of one request in their order, and where they are to run; `runtime` is unchecked JSON."""
+    """The calls of one request in order, and the session or runtime to use; `runtime` is unchecked JSON."""
 
     shape: Shape
     calls: tuple[Call, ...]
@@ -59,7 +59,7 @@ class ToolCalls:
 
 
 def parse_tool_calls(body: Any) -> ToolCalls:
-    """From a decoded JSON body. Raises BadRequestError, ParamError."""
+    """Parse a decoded JSON body. Raises BadRequestError, ParamError."""
     where, items, shape = _items(body)
     calls: list[Call] = []
     seen: Shape | None = None
@@ -84,7 +84,7 @@ def parse_tool_calls(body: Any) -> ToolCalls:
 
 
 def _items(body: Any) -> tuple[str, list[Any], Shape]:
-    """The list that holds the calls, its name for errors, and the form of the answer if it holds none."""
+    """The list with the calls, its path for errors, and the form of the answer if the list is empty."""
     if isinstance(body, list):
         return "", body, Shape.CHAT
     if not isinstance(body, dict):
@@ -102,12 +102,12 @@ def _items(body: Any) -> tuple[str, list[Any], Shape]:
     if body.get("type") in ("function_call", "tool_use") or isinstance(body.get("function"), dict):
         return "", [body], Shape.CHAT
     if body.get("role") == "assistant":
-        return "tool_calls", [], Shape.CHAT  # a message that calls nothing is a message all the same
+        return "tool_calls", [], Shape.CHAT  # an agent loop may post every message, also those without calls
     raise ParamError("tool_calls", "missing; expected a list of tool calls, or an assistant message that has one")
 
 
 def _shape_of(item: Any, param: str) -> Shape | None:
-    """The form of one item; None for what stands beside calls in a model's answer, such as text and reasoning."""
+    """The form of one item; None for other parts of a model's answer, such as text and reasoning."""
     if not isinstance(item, dict):
         raise ParamError(param, "expected an object")
     kind = item.get("type")
@@ -127,8 +127,8 @@ def _chat(item: Mapping[str, Any], param: str) -> Call:
     if item.get("type") == "custom":
         custom = item.get("custom")
         name = custom.get("name") if isinstance(custom, dict) else None
-        said = failure("unsupported_tool_type", "custom tools are not run here; call a function tool")
-        return Call(call_id, str(name), {}, said)
+        problem = failure("unsupported_tool_type", "custom tools are not run here; call a function tool")
+        return Call(call_id, str(name), {}, problem)
     function = item.get("function")
     if not isinstance(function, dict):
         raise ParamError(f"{param}.function", "expected an object with name and arguments")
@@ -148,7 +148,7 @@ _READERS = {Shape.CHAT: _chat, Shape.RESPONSES: _responses, Shape.ANTHROPIC: _an
 
 
 def _with_arguments(call_id: str, name: str, arguments: Any, param: str) -> Call:
-    """A call whose arguments are an object, JSON text of one, or absent, as different models have them."""
+    """Make a call from arguments that are an object, its JSON text, or absent: models differ in this."""
     if isinstance(arguments, str):
         if (
             len(arguments) > MAX_ARGUMENTS_BYTES
@@ -158,29 +158,29 @@ def _with_arguments(call_id: str, name: str, arguments: Any, param: str) -> Call
         try:
             arguments = _parse_arguments(arguments)
         except ValueError as error:
-            said = failure("invalid_json", f"the arguments are not JSON: {error}; nothing was run")
-            return Call(call_id, name, {}, said)
+            # The model's mistake and not the client's: as a result it reaches the model, which can correct it.
+            problem = failure("invalid_json", f"the arguments are not JSON: {error}; nothing was run")
+            return Call(call_id, name, {}, problem)
     if arguments is None:
         return Call(call_id, name, {})
     if not isinstance(arguments, dict):
-        said = failure("invalid_json", "the arguments must be a JSON object; nothing was run")
-        return Call(call_id, name, {}, said)
+        problem = failure("invalid_json", "the arguments must be a JSON object; nothing was run")
+        return Call(call_id, name, {}, problem)
     try:
-        orjson.dumps(arguments)  # what cannot be written as JSON could be neither passed on nor compared
+        orjson.dumps(arguments)  # unpaired surrogates, for example, could neither be sent on nor hashed for the key
     except TypeError as error:
-        said = failure("invalid_json", f"the arguments hold what is not JSON: {error}; nothing was run")
-        return Call(call_id, name, {}, said)
+        problem = failure("invalid_json", f"the arguments contain what JSON cannot: {error}; nothing was run")
+        return Call(call_id, name, {}, problem)
     return Call(call_id, name, arguments)
 
 
 def _parse_arguments(text: str) -> Any:
-    """The value of a model's JSON text; None for none. Raises ValueError.
+    """Decode a model's JSON text; None if it is empty. Raises ValueError.
 
-    Models leave line breaks within strings as they are, which JSON forbids and whose meaning is plain; and some encode
-    the text twice.
+    Two common mistakes are accepted: raw line breaks inside strings, which JSON forbids, and text encoded twice.
     """
     if not text.strip():
-        return None  # some models call a function without arguments so
+        return None  # some models send this for a function without arguments
     value = loads_leniently(text)
     if value is None:
         raise ValueError("null; expected an object")
@@ -190,10 +190,10 @@ def _parse_arguments(text: str) -> Any:
 
 
 def loads_leniently(text: str | bytes) -> Any:
-    """JSON, also with control characters within strings. Raises ValueError.
+    """Decode JSON, also with control characters inside strings. Raises ValueError.
 
-    Halves of surrogate pairs, which orjson refuses, come through: what holds one is refused alone, not all that came
-    with it.
+    Unpaired surrogates, which orjson refuses, are let through: then only the call that contains one fails, and not all
+    calls of the message.
     """
     try:
         return orjson.loads(text)
@@ -209,7 +209,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _id(holder: Mapping[str, Any], key: str, param: str) -> str:
-    """The call's id; one that is absent is made, the same for the same call at the same place of a message."""
+    """The call's id. A missing one is derived from content and position, so that a retry gets the same id."""
     if holder.get(key) in (None, ""):
         content = repr((param, sorted(holder.items(), key=str))).encode("utf-8", "surrogatepass")
         return f"call_{hashlib.blake2b(content, digest_size=12).hexdigest()}"
@@ -217,7 +217,7 @@ def _id(holder: Mapping[str, Any], key: str, param: str) -> str:
 
 
 def _text(holder: Mapping[str, Any], key: str, param: str) -> str:
-    """Text of a name or an id. A half of a surrogate pair, which no answer could repeat, becomes U+FFFD."""
+    """A name or an id. Unpaired surrogates become U+FFFD, since the answer repeats it and could not be encoded."""
     value = holder.get(key)
     if not isinstance(value, str) or not value or len(value) > MAX_ID_CHARS:
         raise ParamError(f"{param}.{key}", f"expected text of 1 to {MAX_ID_CHARS} characters")

@@ -1,4 +1,4 @@
-"""What tools there are, and how each kind of client wants to be told of them. Pure."""
+"""The tools of a runtime, and their descriptions in the form of each model API. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEFAULT_TIMEOUT_S = 60
 
 
 class ToolFormat(StrEnum):
-    """The API whose form a list of tools has."""
+    """The model API in whose form tools are listed."""
 
     CHAT = "chat"  # OpenAI chat.completions
     RESPONSES = "responses"  # OpenAI responses
@@ -24,7 +24,7 @@ class ToolFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One tool. `ordered`: a call waits for those before it, and those after it wait (tools/plan.py)."""
+    """One tool. `ordered`: a call waits for the calls before it, and those after wait for it (tools/batches.py)."""
 
     name: str
     description: str
@@ -103,7 +103,7 @@ def tools_of(runtime: Runtime | None) -> dict[str, Tool]:
 
 
 def describe(tools: Sequence[Tool], form: ToolFormat) -> list[dict[str, Any]]:
-    """The list as that kind of client takes it."""
+    """Describe tools in the form of one model API."""
     return [_FORMS[form](tool) for tool in tools]
 
 
@@ -113,7 +113,7 @@ def _chat(tool: Tool) -> dict[str, Any]:
 
 
 def _responses(tool: Tool) -> dict[str, Any]:
-    # `strict` has to be there; true would want every optional argument required.
+    # The API demands `strict`, and true would require every optional argument.
     return {"type": "function", "name": tool.name, "description": tool.description, "parameters": tool.parameters,
             "strict": False}  # fmt: skip
 

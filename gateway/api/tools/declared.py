@@ -1,7 +1,7 @@
-"""Tools that a runtime declares (spec.wakegate.tools): from a model's arguments to an argv.
+"""Runs tools that a runtime declares (spec.wakegate.tools): checks a model's arguments and builds the command.
 
-A command is an argv, never shell text, so no argument can break out of its place. A Python function runs in a fresh
-interpreter of the sandbox; what it returns is printed, as JSON unless it is text.
+A command is an argv and never shell text, so no argument can change the command. A Python function runs in a new
+interpreter in the sandbox, and its return value is printed, as JSON unless it is a string.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ if value is not None:
 
 
 async def run_declared(sandbox: ToolSandbox, tool: DeclaredTool, arguments: Mapping[str, Any]) -> ToolResult:
-    """One call. Raises ArgumentError where the arguments do not fit the tool's schema."""
+    """Run a call. Raises ArgumentError if the arguments do not match the tool's schema."""
     await asyncio.to_thread(check, tool, arguments)  # up to 8 MiB of arguments, by validators written in Python
     return await execute(sandbox, argv(tool, arguments), tool.timeout)
 
 
 def check(tool: DeclaredTool, arguments: Mapping[str, Any]) -> None:
-    """Check the arguments against the tool's schema. Raises ArgumentError that names the place."""
+    """Check the arguments against the tool's schema. Raises ArgumentError with the path of the first error."""
     error = first_error(tool.parameters, dict(arguments))
     if error is not None:
         raise ArgumentError(error)
 
 
 def argv(tool: DeclaredTool, arguments: Mapping[str, Any]) -> list[str]:
-    """The command to run. Raises ArgumentError for what no command could take."""
+    """Build the command. Raises ArgumentError for arguments that execve refuses: NUL, or too long."""
     if tool.function:
         words = ["python3", "-c", _CALL_FUNCTION, tool.source, tool.function, orjson.dumps(dict(arguments)).decode()]
     else:
@@ -58,7 +58,7 @@ def argv(tool: DeclaredTool, arguments: Mapping[str, Any]) -> list[str]:
 
 
 def _filled(word: str, arguments: Mapping[str, Any]) -> str | None:
-    """One word of the template; None where it is nothing but a place whose argument is absent."""
+    """One word of the template with its placeholders replaced; None if it is one placeholder without an argument."""
     whole = PLACE.fullmatch(word)
     if whole is not None and arguments.get(whole[1]) is None:
         return None

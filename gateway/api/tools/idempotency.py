@@ -1,8 +1,9 @@
-"""A cache of runs by key: a run under way is shared, and its result is kept for a while.
+"""A cache of runs by key: requests share a run under way, and its result is kept for a while.
 
-Results are kept in this gateway's memory within bounds of time, count and bytes; a run outlives the client that asked
-for it. What another gateway ran, or this one before a restart, picod remembers: the same key goes with the request to
-it (actions.py). Which requests have the same key is decided in turns.py.
+A run continues when the client that started it leaves: its retry finds the run, or its result. Results are kept in this
+gateway's memory, bounded by time, count and bytes. For runs of other gateways, or from before a restart, picod keeps
+answers by the same key, which is sent with each request to it (sandbox.py). turns.py decides which requests have the
+same key.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Generic, TypeVar
 
 from gateway.core.clock import Clock
 
-KEEP_S = 600.0
+KEEP_S = 600.0  # how long an Idempotency-Key is good for (turns.py)
 MAX_ENTRIES = 4096
 MAX_KEPT_BYTES = 64 << 20
 
@@ -54,9 +55,9 @@ class IdempotencyCache(Generic[V]):
         return len(self._running) + len(self._kept)
 
     async def run(self, key: Hashable, work: Callable[[], Awaitable[V]]) -> tuple[V, bool]:
-        """The key's value, and whether it is of an earlier or a shared run. Raises what `work` raises.
+        """Return the key's value, and whether an earlier or a concurrent run made it. Raises what `work` raises.
 
-        A run that raises is forgotten, so that the next attempt runs.
+        A run that raises is not kept, so the next attempt runs again.
         """
         self._forget_old()
         kept = self._kept.get(key)
@@ -67,11 +68,11 @@ class IdempotencyCache(Generic[V]):
         if task is None:
             task = self._running[key] = asyncio.ensure_future(_as_coroutine(work))
             task.add_done_callback(lambda done: self._ended(key, done))
-        # Shielded: a client that leaves must not end the run for others, nor for its own retry.
+        # Shielded: a client that disconnects must not cancel the run for others that wait, nor for its own retry.
         return await asyncio.shield(task), replayed
 
     async def aclose(self) -> None:
-        """Cancel the runs under way and wait for their end."""
+        """Cancel the runs under way and wait until they have ended."""
         tasks = list(self._running.values())
         for task in tasks:
             task.cancel()

@@ -1,7 +1,7 @@
-"""Files beside an answer: the whole of what it shows in part, so that nothing is left out without a file.
+"""Writes what an answer shows in part to files in the workspace, so that the model can read the rest.
 
-Long output is shown by its head and its tail, pictures are scaled to fit their receiver; what they were lies in the
-workspace, named by content: the same picture is one file.
+Long output is shown by its head and tail, and pictures are scaled to fit their receiver. The files are named by a hash
+of their content, so the same picture shown ten times is one file.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from gateway.core.errors import WakegateError
 logger = logging.getLogger(__name__)
 
 PICTURES = ".wakegate/pictures"  # in the workspace; not among the files that list_files shows
-OUTPUT = ".wakegate/output"  # where picod puts output as well
+OUTPUT = ".wakegate/output"  # picod writes long output of commands there as well
 _EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp"}
-_MAX_SHOWN = 20  # pictures in one answer: what the strictest of the models' APIs takes
+_MAX_SHOWN = 20  # pictures in one answer: the strictest limit of the models' APIs
 
 
 async def keep_originals(sandbox: ToolSandbox, result: ToolResult, limits: PictureLimits) -> ToolResult:
-    """The result as its receiver gets it: pictures that fit, and a line of text for each file and what it holds."""
+    """Fit a result to its receiver: pictures are scaled, and a line of text names each file that has an original."""
     notes: list[str] = []
     images: list[Image] = []
     originals: list[Original] = []
@@ -45,6 +45,8 @@ async def keep_originals(sandbox: ToolSandbox, result: ToolResult, limits: Pictu
         if index >= _MAX_SHOWN:
             notes.append(f"picture {index + 1} is not shown: an answer holds {_MAX_SHOWN} at most; {where}")
             continue
+        # An equal share of what is left, so the first of five pictures cannot use up the space of the other four; what
+        # a small one does not need goes to those after it.
         share = left // (min(len(result.images), _MAX_SHOWN) - index)
         fitted = await fit(data, image.mime, limits.max_side, min(limits.max_base64_bytes, share))
         if fitted.image is None:
@@ -66,7 +68,7 @@ async def keep_originals(sandbox: ToolSandbox, result: ToolResult, limits: Pictu
 
 
 async def _put(sandbox: ToolSandbox, path: str, data: bytes) -> str:
-    """The path; empty where it could not be written, because the disk is full, say."""
+    """Write a file and return its path; empty if that failed, for example because the disk is full."""
     try:
         reply = await sandbox.put(f"/api/files/{path}", data, once=False)
     except WakegateError as error:

@@ -1,9 +1,9 @@
-"""Pictures made to fit their receiver: models refuse large ones, and MCP's clients cap an event.
+"""Scales pictures to the limits of their receiver: models refuse large ones, and MCP clients cap an event.
 
-A picture comes out of a sandbox, so it is hostile input to a decoder: the formats are few, bytes and pixels are bounded
-before anything is decoded, and decoding happens in a thread, one picture at a time. What is larger than 1568 pixels on
-the long side is scaled down by models anyway (https://docs.anthropic.com/en/docs/build-with-claude/vision), so sending
-more only costs time.
+A picture comes from a sandbox, so it is hostile input for a decoder: few formats are accepted, bytes and pixels are
+bounded before decoding, and decoding runs in a thread, one picture at a time. Models scale down what is larger than
+1568 pixels on the long side (https://docs.anthropic.com/en/docs/build-with-claude/vision), so sending more only costs
+time.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from gateway.api.tools.results import Image
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-MAX_PIXELS = 50_000_000  # of a picture that is decoded: some 200 MB as RGBA
+MAX_PIXELS = 50_000_000  # of a picture that is decoded: at 4 bytes each in RGBA, 200 MB
 MAX_SOURCE_BYTES = 16 << 20
 _FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/gif": "GIF", "image/webp": "WEBP"}
-_JPEG_QUALITIES = (90, 75, 50)  # tried one after the other
+_JPEG_QUALITIES = (90, 75, 50)  # tried in this order
 _SHRINK = 0.8  # of the sides at most, while even the lowest quality is too large
 
 _decoding = asyncio.Semaphore(1)  # two pictures at the bound at once would take 400 MB
@@ -33,7 +33,7 @@ _decoding = asyncio.Semaphore(1)  # two pictures at the bound at once would take
 
 @dataclass(frozen=True, slots=True)
 class PictureLimits:
-    """What a receiver takes: pixels on the long side, bytes as base64 of one picture and of all in an answer."""
+    """A receiver's limits: pixels on the long side, bytes as base64 of one picture and of all in an answer."""
 
     max_side: int
     max_base64_bytes: int
@@ -42,14 +42,14 @@ class PictureLimits:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A picture that fits, or None; `note` says what was done to it or why it is missing, empty for nothing."""
+    """A picture that fits, or None. `note`: how it was changed or why it is missing; empty if it is unchanged."""
 
     image: Image | None
     note: str = ""
 
 
 async def fit(data: bytes, mime: str, max_side: int, max_base64_bytes: int) -> Fitted:
-    """A picture within both limits. One that fits already is passed on as it is, once its head was read."""
+    """Scale a picture to both limits. One that fits already is returned unchanged, after reading its header."""
     if len(data) > MAX_SOURCE_BYTES:
         return Fitted(None, f"it is larger than {MAX_SOURCE_BYTES >> 20} MiB")
     async with _decoding:
@@ -57,7 +57,7 @@ async def fit(data: bytes, mime: str, max_side: int, max_base64_bytes: int) -> F
 
 
 def fit_now(data: bytes, mime: str, max_side: int, max_base64_bytes: int) -> Fitted:
-    """As `fit`, on this thread."""
+    """The work of `fit`, on the calling thread."""
     from PIL import Image as Pillow  # 40 ms and 10 MB, and most sessions show no picture
 
     try:
@@ -69,14 +69,14 @@ def fit_now(data: bytes, mime: str, max_side: int, max_base64_bytes: int) -> Fit
                     return Fitted(None, f"{width} x {height} pixels are more than {MAX_PIXELS // 1_000_000} million")
                 if max(width, height) <= max_side and _base64_size(data) <= max_base64_bytes:
                     return Fitted(Image(mime, base64.b64encode(data).decode()))
-                picture.draft("RGB", (max_side, max_side))  # a JPEG is decoded to about that size at once
+                picture.draft("RGB", (max_side, max_side))  # JPEG only: decodes at about that size, which saves time
                 return _scaled(picture, (width, height), max_side, max_base64_bytes)
-    except Exception as error:  # Pillow's decoders raise whatever they like on what is no picture
+    except Exception as error:  # Pillow's decoders raise many kinds of exceptions for malformed data
         return Fitted(None, f"it cannot be read as {mime}: {type(error).__name__}")
 
 
 def _scaled(picture: Picture, size: tuple[int, int], max_side: int, max_base64_bytes: int) -> Fitted:
-    """The largest that fits, by smaller sides and, where that saves more, as JPEG."""
+    """Find the largest version that fits, by smaller sides and by JPEG compression."""
     from PIL import Image as Pillow
 
     lossless = picture.format != "JPEG"
@@ -92,12 +92,13 @@ def _scaled(picture: Picture, size: tuple[int, int], max_side: int, max_base64_b
                 return Fitted(Image(mime, base64.b64encode(data).decode()), note)
         if max(sides) <= 16:
             return Fitted(None, "there is no space left for it in this answer")
-        # Bytes go with the square of a side; the lowest quality's size says how far there is to go.
+        # Bytes grow with the square of a side, so the size at the lowest quality shows how far to shrink: at four times
+        # the limit, sqrt(1/4) halves the sides. The 0.8 guarantees progress where that estimate is too optimistic.
         factor *= min(_SHRINK, max(0.2, math.sqrt(max_base64_bytes / _base64_size(data))))
 
 
 def _encodings(picture: Picture, *, lossless: bool) -> Iterator[tuple[str, bytes]]:
-    """(MIME type, bytes) from the best to the smallest. Transparency becomes white where the format has none."""
+    """(MIME type, bytes) from the best quality to the smallest size. JPEG has no transparency: it becomes white."""
     from PIL import Image as Pillow
 
     if lossless:

@@ -1,6 +1,6 @@
-"""What came of a call, and the words that a model reads of it. Pure.
+"""Renders results of calls as the text that a model reads. Pure.
 
-A failure begins with `Error (KIND): message`, so that a model sees at once that, and why, its call failed.
+A failure begins with `Error (KIND): message`, so that the model sees at once that its call failed, and why.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-MAX_TEXT_CHARS = 60_000  # of one answer: some 15,000 tokens, more than a model can use at once
+MAX_TEXT_CHARS = 60_000  # of one answer: about 15,000 tokens at 4 characters each
 _SLACK_CHARS = 400  # for the lines that say how much is left out
 _MAX_STDERR_CHARS = MAX_TEXT_CHARS // 4
 _MAX_RESULTS_CHARS = MAX_TEXT_CHARS // 2  # of all values and notes
@@ -28,7 +28,7 @@ IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A picture as base64 `data` of MIME type `mime`."""
+    """A picture: base64 `data` of MIME type `mime`."""
 
     mime: str
     data: str
@@ -37,9 +37,9 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """A file that a picture was made from. `path` is relative to the workspace, `size` in bytes.
+    """The file that a picture was made from. `path` is relative to the workspace, `size` in bytes.
 
-    `is_known`: the caller named the file, and gets its very bytes as the picture.
+    `is_known`: the caller named the file and gets its bytes unchanged, so the text need not mention it.
     """
 
     path: str
@@ -50,7 +50,7 @@ class Original:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What a model reads of one call: text and pictures; `failed` where the call did not do what it asked."""
+    """The answer to one call: text and pictures. `failed`: the call did not do what the model asked."""
 
     text: str
     images: tuple[Image, ...] = ()
@@ -60,20 +60,20 @@ class ToolResult:
 
     @property
     def size(self) -> int:
-        """About how much memory it takes, in bytes."""
+        """An estimate of the memory that it takes, in bytes."""
         return 512 + len(self.text) + sum(len(image.data) for image in self.images)
 
 
 def failure(kind: str, message: str, detail: str = "") -> ToolResult:
-    """A call that failed. `detail` is put below; of a long one both ends are kept, as of a traceback's frames."""
+    """The result of a call that failed. `detail` follows below the message, shortened in the middle."""
     text = f"Error ({kind}): {shortened(message, MAX_TRACEBACK_CHARS)}"
     return ToolResult(f"{text}\n{shortened(detail, MAX_TRACEBACK_CHARS)}" if detail else text, failed=True)
 
 
 def shortened(text: str, limit: int) -> str:
-    """Text of at most about `limit` characters: head and tail, and how much was left out between them.
+    """Shorten text to about `limit` characters: head, tail, and between them how many characters are left out.
 
-    The tail is twice as long: the end of long output says what came of it.
+    The tail is twice as long as the head, because results and errors are at the end of long output.
     """
     if len(text) <= limit:
         return text
@@ -83,16 +83,16 @@ def shortened(text: str, limit: int) -> str:
 
 
 class _Text:
-    """An answer's parts, each as it is shown and whole."""
+    """Builds an answer from parts, once shortened and once whole."""
 
     def __init__(self) -> None:
         self._shown: list[str] = []
         self._whole: list[str] = []
 
     def add(self, text: str, limit: int = MAX_TEXT_CHARS, *, label: str = "", has_file: bool = False) -> None:
-        """One part, with a line above it that says what it is; nothing where the text is empty.
+        """Add a part under an optional label; an empty text adds nothing.
 
-        `has_file`: the whole of it is in a file of its own, which another part names.
+        `has_file`: picod has written the whole part to a file, which another part names.
         """
         if text:
             shown = shortened(text, limit)
@@ -100,16 +100,16 @@ class _Text:
             self._whole += [*([label] if label else []), shown if has_file else text]
 
     def result(self, images: Sequence[Image] = (), *, failed: bool = False, empty: str = "(no output)") -> ToolResult:
-        """All parts in their order, within the bound of an answer."""
+        """Join the parts in order, within the bound of an answer."""
         whole = "\n".join(self._whole)
         shown = shortened("\n".join(self._shown), MAX_TEXT_CHARS + _SLACK_CHARS)
         return ToolResult(shown or empty, tuple(images), failed, whole=None if shown == whole else whole)
 
 
 def from_execute(answer: Mapping[str, Any], tails: Mapping[str, str] | None = None) -> ToolResult:
-    """Of picod's answer to /api/execute. Raises ValueError where it is none.
+    """Render picod's answer to /api/execute. Raises ValueError if it is malformed.
 
-    `tails`: the ends of streams that picod cut off, by name, read from the files that it names.
+    `tails`: by stream, the end of output that picod cut off, read from the file that it names.
     """
     status = answer.get("exit_code")
     if not isinstance(status, int):
@@ -129,7 +129,7 @@ def from_execute(answer: Mapping[str, Any], tails: Mapping[str, str] | None = No
 
 
 def from_run_code(answer: Mapping[str, Any]) -> ToolResult:
-    """Of picod's answer to /api/run_code."""
+    """Render picod's answer to /api/run_code."""
     values: list[str] = []
     images: list[Image] = []
     for result in answer.get("results") or ():
@@ -155,7 +155,7 @@ def from_run_code(answer: Mapping[str, Any]) -> ToolResult:
 
 
 def _add_streams(text: _Text, answer: Mapping[str, Any], limit: int, tails: Mapping[str, str]) -> None:
-    """Both streams within `limit` characters; what standard error does not take is standard output's."""
+    """Add both streams within `limit` characters; stdout gets what stderr leaves."""
     stderr_limit = min(limit // 2, _MAX_STDERR_CHARS)
     stdout_limit = limit - min(len(_text(answer.get("stderr"))), stderr_limit)
     for stream, most, label in (("stdout", stdout_limit, ""), ("stderr", stderr_limit, "[stderr]")):
@@ -166,7 +166,7 @@ def _add_streams(text: _Text, answer: Mapping[str, Any], limit: int, tails: Mapp
 
 
 def _plain(result: Mapping[str, Any]) -> str:
-    """The form of a result that reads best as text; the plain one, unless it names nothing but the object's class."""
+    """The most readable text of a result: text/plain, unless that is a default repr such as `<C object at 0x7f>`."""
     plain = result.get("text/plain")
     says_nothing = isinstance(plain, str) and len(plain) < _MAX_DEFAULT_REPR and _DEFAULT_REPR.fullmatch(plain)
     for mime in (*(_TEXT_TYPES if says_nothing else ()), "text/plain", *_TEXT_TYPES):
@@ -194,7 +194,7 @@ def _notes(answer: Mapping[str, Any]) -> list[str]:
         lost = restored.get("unsaved")
         names = [str(each.get("name") if isinstance(each, Mapping) else each) for each in lost or ()]
         if names:
-            notes.append(f"the session slept; these variables could not be kept: {', '.join(names[:50])}")
+            notes.append(f"the session was hibernated; these variables are lost: {', '.join(names[:50])}")
     return notes
 
 

@@ -1,7 +1,7 @@
-"""Reads the server-sent events of a run of picod's (`"stream": true`): progress as they come, one answer in the end.
+"""Reads the server-sent events of a run (`"stream": true`): reports progress and assembles one answer.
 
-The answer has the form of the one that picod gives without streaming, so that what a model reads does not depend on
-whether it was streamed. A sandbox is hostile: events are bounded, and of endless output both ends are kept.
+The answer has the same form as picod's answer without streaming, so that the model's text does not depend on whether a
+client watched. A sandbox is hostile: events are bounded, and of endless output the two ends are kept.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _KEPT_CHARS = 4 << 20  # of each end of a stream; models are shown less, and a f
 
 
 class Ends:
-    """The head and the tail of a text that may be endless."""
+    """Keeps the head and the tail of a text that may be endless."""
 
     def __init__(self, kept: int = _KEPT_CHARS) -> None:
         self._kept = kept
@@ -36,7 +36,7 @@ class Ends:
         self._missing = 0
 
     def add(self, text: str) -> None:
-        """Append text; what is neither head nor tail any more is dropped. Costs as much as the text is long."""
+        """Append text, and drop what is neither head nor tail any more. Takes time linear in the text's length."""
         if self._space:
             self._head.append(text[: self._space])
             text = text[self._space :]
@@ -51,7 +51,7 @@ class Ends:
             self._missing += dropped
 
     def text(self) -> str:
-        """All, or both ends with a line between them that says how much is missing."""
+        """The whole text, or both ends with a line between them that says how much is left out."""
         head, tail = "".join(self._head), "".join(self._tail)
         missing = self._missing + max(0, len(tail) - self._kept)
         return f"{head}\n[... {missing:,} characters left out ...]\n{tail[-self._kept :]}" if missing else head + tail
@@ -59,14 +59,14 @@ class Ends:
 
 @dataclass(slots=True)
 class _Shown:
-    """A result and its size in bytes as it came."""
+    """A result, and the size in bytes of its event."""
 
     data: Any
     size: int
 
 
 class _Collector:
-    """What a run's events have come to. Pure; each event costs the same however many came before it."""
+    """Accumulates the events of one run. Pure. An event's cost does not depend on how many came before it."""
 
     def __init__(self) -> None:
         self._streams = {"stdout": Ends(), "stderr": Ends()}
@@ -78,7 +78,7 @@ class _Collector:
         self._error: Mapping[str, Any] | None = None
 
     def add(self, name: str, data: Mapping[str, Any], size: int) -> None:
-        """One event other than `exit`; `size` is its length in bytes."""
+        """Add an event other than `exit`; `size` is its length in bytes."""
         if name in self._streams:
             self._streams[name].add(text_of(data, "text", ""))
         elif name == "result":
@@ -96,7 +96,7 @@ class _Collector:
         display = text_of(data, "display_id", "")
         if data.get("update"):
             for shown in self._displays.get(display, ()):
-                # The place of an old form is taken by the new one: sizes are exchanged, not added up.
+                # The update replaces the earlier data, so only the difference in size counts against the bound.
                 if self._size - shown.size + size <= MAX_RESULTS_BYTES:
                     self._size += size - shown.size
                     shown.data, shown.size = data.get("data"), size
@@ -113,7 +113,7 @@ class _Collector:
         self._results, self._displays, self._size, self._clearing = [], {}, 0, False
 
     def answer(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """The whole answer, from what came and the `exit` event."""
+        """The whole answer, from all events and the data of `exit`."""
         texts = {stream: ends.text() for stream, ends in self._streams.items()}
         answer = {"error": self._error, **data, **texts, "results": [each.data for each in self._results]}
         if self._omitted:
@@ -122,7 +122,7 @@ class _Collector:
 
 
 async def collect(chunks: AsyncIterator[bytes], progress: Progress) -> dict[str, Any]:
-    """Read a run's events to its end. Raises UpstreamBrokenError when they break off, BadAnswerError for nonsense."""
+    """Read a run's events until its exit. Raises UpstreamBrokenError if they end before that, BadAnswerError."""
     collector = _Collector()
     async for name, data, size in read_events(chunks):
         if name == "exit":
@@ -130,18 +130,18 @@ async def collect(chunks: AsyncIterator[bytes], progress: Progress) -> dict[str,
         collector.add(name, data, size)
         if name in ("stdout", "stderr"):
             await progress(name, text_of(data, "text", ""))
-    raise UpstreamBrokenError("the sandbox's events broke off before the run's end")
+    raise UpstreamBrokenError("the sandbox's event stream ended before the run did")
 
 
 async def read_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, Mapping[str, Any], int]]:
-    """(event, data, bytes of it) of a stream as WHATWG HTML has it, as far as picod makes use of it.
+    """Parse server-sent events into (event, data, size in bytes), in the subset of the format that picod writes.
 
     Raises BadAnswerError for an event that is too large, or whose data is not a JSON object.
     """
     pending = bytearray()
     async for chunk in chunks:
-        await asyncio.sleep(0)  # a sandbox that always has more to say must not keep other requests from their turn
-        searched = max(0, len(pending) - 1)  # an end may be cut in two
+        await asyncio.sleep(0)  # with endless output a chunk is always ready: let other requests run in between
+        searched = max(0, len(pending) - 1)  # the two newlines may be in different chunks
         pending += chunk
         start = 0
         while (end := pending.find(b"\n\n", max(start, searched))) >= 0:

@@ -1,7 +1,11 @@
-"""Runs a message's calls in a session: each at most once, in the order that their tools need, results in theirs.
+"""Runs the calls of one message in a session: each at most once, in an order that is safe for their tools.
 
-Both tool surfaces (openai/tool_calls.py, mcp/server.py) run calls through this. A tool that fails is a result; an
-exception means that nothing was run.
+Both tool surfaces (openai/tool_calls.py, mcp/server.py) use this. A tool that fails is a result for the model; an
+exception means that nothing was run. A call that is retried must not run twice, so it has three safeguards:
+
+    turns        decides whether a message is a retry, and gives equal attempts the same key
+    idempotency  shares a run under way on this gateway, and keeps its result for a while
+    sandbox      sends the key with the request; picod answers from its record if it has run it before
 """
 
 from __future__ import annotations
@@ -41,14 +45,14 @@ from gateway.sessions.lifecycle import Lifecycle
 
 logger = logging.getLogger(__name__)
 
-MAX_PICTURE_BYTES = 5_000_000  # of one picture as base64: what Anthropic's API takes
-_MAX_PICTURES_BYTES = 20_000_000  # of all pictures of one call
+MAX_PICTURE_BYTES = 5_000_000  # of one picture as base64: the limit of Anthropic's API
+_MAX_PICTURES_BYTES = 20_000_000  # of all pictures of one call, as base64
 _MAX_CONCURRENT_CALLS = 8  # of one message: a sandbox has a core or two
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result of a call. `replayed`: it was run by an earlier attempt at the same message."""
+    """The result of a call. `replayed`: an earlier attempt at the same message ran it."""
 
     result: ToolResult
     replayed: bool = False
@@ -73,7 +77,7 @@ async def _ignore(_: Event) -> None:
 
 
 class ToolService:
-    """Runs tool calls in sessions, for all surfaces."""
+    """Runs tool calls in sessions, for all surfaces. `picture_max_side` in pixels."""
 
     def __init__(
         self,
@@ -88,24 +92,24 @@ class ToolService:
         self._lifecycle = lifecycle
         self._catalog = catalog
         self._caller = caller
-        self.memory = IdempotencyCache[ToolResult](clock, lambda result: result.size)
+        self.results = IdempotencyCache[ToolResult](clock, lambda result: result.size)
         self.turns = Turns(caller)
 
     async def tools(self, session_id: SessionId) -> dict[str, Tool]:
-        """The tools of a session, by name; it is left asleep if it sleeps. Raises SessionNotFoundError."""
+        """The tools of a session by name, without waking it. Raises SessionNotFoundError."""
         session = await self._lifecycle.get(session_id)
         if session.state is SessionState.TERMINATED:
             raise SessionNotFoundError(f"session {session_id} has ended: {session.reason}")
         return self._tools_of(session_id, session.runtime)
 
     async def open(self, session_id: SessionId) -> tuple[Readiness, dict[str, Tool]]:
-        """Wake the session if need be, before anything is run. Raises what the data path raises."""
+        """Wake the session if it is hibernated, and return its tools. Raises what the data path raises."""
         readiness = await self._caller.ready(session_id)
         return readiness, self._tools_of(session_id, readiness.runtime)
 
     def _tools_of(self, session_id: SessionId, runtime: RuntimeKey) -> dict[str, Tool]:
         if runtime.kind is not Kind.CODE_INTERPRETER:
-            raise BadRequestError(f"session {session_id} runs {runtime}, which has no tools; take another runtime")
+            raise BadRequestError(f"session {session_id} runs {runtime}, which has no tools; use another runtime")
         return tools_of(self._catalog.get(runtime))
 
     async def run(
@@ -136,9 +140,9 @@ class ToolService:
         *,
         max_bytes: int,
     ) -> ToolResult:
-        """One call whose id means nothing beyond its request. Cancelling this ends what it runs.
+        """Run a call without idempotency, as its id is unique to its request only. Cancelling this cancels the run.
 
-        `max_bytes`: how large text and pictures of the answer may be as JSON.
+        `max_bytes`: the bound on text and pictures of the answer, as JSON.
         """
         if call.name not in tools:
             return _unknown(call, tools)
@@ -175,7 +179,7 @@ class ToolService:
             return await keep_originals(sandbox, await _run(sandbox, tool, call), limits)
 
         try:
-            result, replayed = await self.memory.run(key, run)
+            result, replayed = await self.results.run(key, run)
             return Outcome(result, replayed or sandbox.replayed)
         except WakegateError as error:
             return Outcome(_nothing_run(error))
@@ -194,7 +198,7 @@ def _is_ordered(call: Call, tools: Mapping[str, Tool]) -> bool:
 
 
 async def _run(sandbox: ToolSandbox, tool: Tool, call: Call) -> ToolResult:
-    """One call to its result. Raises WakegateError only where nothing was sent, so that it may be tried again."""
+    """Run one call. Raises WakegateError only if nothing was sent: then the caller's retry may run it."""
     try:
         if tool.declared is not None:
             return await run_declared(sandbox, tool.declared, call.arguments)
@@ -210,6 +214,6 @@ async def _run(sandbox: ToolSandbox, tool: Tool, call: Call) -> ToolResult:
             raise
         return failure(error.code.lower(), f"{public_message(error)}; it may or may not have run")
     except (ValueError, KeyError, TypeError) as error:
-        # Code in the sandbox may have taken picod's place: its answer is not to be trusted, nor shown.
+        # Code in the sandbox may have replaced picod, so the answer is neither trusted nor shown to the model.
         logger.warning("a sandbox's answer to %s cannot be read: %s", tool.name, error)
         return failure("bad_answer", "the sandbox's answer cannot be read")

@@ -1,4 +1,4 @@
-"""A page of a text file as a model reads it: whole characters, and no byte replaced without a note. Pure."""
+"""Decodes pages of text files for a model: whole characters only, and a note for every byte that is not text. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xf
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Text, the bytes of the file that it stands for, and what is to be said of it."""
+    """Decoded text, the range of bytes in the file that it covers, and notes on how it was decoded."""
 
     text: str
     start: int
@@ -21,7 +21,7 @@ class Page:
 
 
 def decode_page(data: bytes, offset: int, size: int) -> Page | None:
-    """A part of a file of `size` bytes that begins at `offset`. None where it is no text."""
+    """Decode a part of a file of `size` bytes that begins at `offset`. None: it is binary."""
     bom = next((encoding for mark, encoding in _BOMS if offset == 0 and data.startswith(mark)), None)
     if bom in ("utf-16", "utf-32"):
         width = 2 if bom == "utf-16" else 4
@@ -49,7 +49,10 @@ def decode_page(data: bytes, offset: int, size: int) -> Page | None:
 
 
 def _borders(data: bytes, offset: int, more: bool) -> tuple[int, int]:
-    """Where the first whole character begins and the last one ends, as UTF-8; at most 3 bytes from the edges."""
+    """Where the first whole UTF-8 character begins and the last one ends, at most 3 bytes from the edges.
+
+    A continuation byte is 10xxxxxx; a lead byte's high bits give the character's length, 2 to 4.
+    """
     start = 0
     while offset > 0 and start < min(3, len(data)) and data[start] & 0xC0 == 0x80:
         start += 1
@@ -64,7 +67,7 @@ def _borders(data: bytes, offset: int, more: bool) -> tuple[int, int]:
 
 
 def _count_broken(data: bytes) -> tuple[int, int]:
-    """Bytes that are not UTF-8, and characters beyond ASCII that are."""
+    """Count bytes that are not UTF-8, and characters beyond ASCII that are. Their ratio decides for UTF-8 or not."""
     text = data.decode("utf-8", "surrogateescape")
     broken = sum("\udc80" <= each <= "\udcff" for each in text)
     return broken, sum(each > "\x7f" for each in text) - broken

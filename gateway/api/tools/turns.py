@@ -1,18 +1,23 @@
-"""Which requests are retries: an answer is given from memory only where a client asks for the same run again.
+"""Decides which requests are retries, so that a call is answered from a cache only if its client asks for it again.
 
-Models reuse call ids (`call_0` in every turn), and ask for the same thing twice because it may have changed, so neither
-an id nor equal arguments make a retry. What does:
+Models reuse call ids (`call_0` in every turn), and repeat a call because its result may have changed, so neither an
+equal id nor equal arguments make a retry. A message is a retry of an equal earlier one in these cases:
 
-    Idempotency-Key: K               the same key with the same message, within ten minutes
-    x-stainless-retry-count: N > 0   the SDKs of OpenAI and Anthropic count their attempts: the same message, as long as
-                                     no other message has come after its answer
-    neither                          the same message while its answer is still due: it runs, or its client left
+    Idempotency-Key: K               both have the same key, within ten minutes
+    x-stainless-retry-count: N > 0   counted by the SDKs of OpenAI and Anthropic; no other message has come since the
+                                     answer to the earlier one
+    neither                          the earlier one is not answered yet: it still runs, or its client has left
 
-Each message runs under a key. It is made of the session's *epoch*, a random word that changes whenever an answer is
-delivered: an equal message in the same epoch has the same key, so caches and picod (picod/http/idempotency.py) answer
-it from memory; in the next epoch it is a new run. The epoch lies beside the session's files, so that every gateway and
-the next life of this one decide alike. Rejected: a record written before each run, which costs every call a round trip
-to find a crash that the epoch finds as well.
+Each message runs under a key, derived from the message and the session's *epoch*, a random number that changes whenever
+an answer is delivered. An equal message in the same epoch has the same key, so caches and picod
+(picod/http/idempotency.py) answer it without running it; in the next epoch it is a new run:
+
+    epoch 1   ls (runs, client disconnects)   ls (same key: replayed, delivered)
+    epoch 2   ls (new key: runs again)
+
+The epoch is stored beside the session's files, so that other gateways, and this one after a restart, decide alike.
+Rejected: to write a record before each run. Every call would pay a round trip for it, and it would find nothing that
+the epoch does not find.
 """
 
 from __future__ import annotations
@@ -39,13 +44,13 @@ _TARGET = f"/api/files/{FILE}"
 _MAX_SESSIONS = 4096
 _MAX_PENDING = 32  # messages of one session without a delivered answer
 _MAX_FILE_BYTES = 16 << 10
-_TIMEOUT_S = 5.0  # the file is small, and a sandbox that does not answer must not hold a call for long
+_TIMEOUT_S = 5.0  # the file is small, and a sandbox that does not answer must not delay a call for long
 _HEX = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
 class RetryHints:
-    """What a request's headers say of earlier attempts."""
+    """What a request's headers say about earlier attempts."""
 
     idempotency_key: str = ""
     is_retry: bool = False  # x-stainless-retry-count above zero
@@ -53,7 +58,7 @@ class RetryHints:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message of a session: equal messages have equal digests, attempts at the same run equal keys."""
+    """One message of a session. Equal messages have equal digests; attempts at the same run have equal keys."""
 
     session_id: SessionId
     digest: str
@@ -62,14 +67,14 @@ class Turn:
 
 @dataclass(slots=True)
 class TurnState:
-    """What one session's messages have come to. Pure: `new_epoch` is handed in."""
+    """The unanswered messages of one session and the last answered one. Pure: `new_epoch` is an argument."""
 
     epoch: str = ""
     pending: dict[str, str] = field(default_factory=dict)  # digest -> key of messages whose answer is due
     answered: tuple[str, str] | None = None  # the last delivered one, until another message acknowledges it
 
     def begin(self, digest: str, hints: RetryHints) -> str:
-        """The key that the message runs under; that of an earlier attempt if this is a retry of it."""
+        """Return the key of a message: a new one, or that of the attempt which it retries."""
         answered = self.answered if self.answered is not None and self.answered[0] == digest else None
         if hints.idempotency_key:
             key = digest_of("key", hints.idempotency_key, digest)
@@ -80,25 +85,27 @@ class TurnState:
         else:
             key = digest_of("epoch", self.epoch, digest)
         if answered is None or answered[1] != key:
-            self.answered = None
+            self.answered = (
+                None  # another message shows that the client has the answer, so it cannot be retried any more
+            )
         self.pending[digest] = key
         while len(self.pending) > _MAX_PENDING:
             del self.pending[next(iter(self.pending))]
         return key
 
     def end(self, digest: str, key: str, new_epoch: str) -> None:
-        """The answer is about to be delivered."""
+        """Record that the answer is about to be delivered, and start a new epoch."""
         self.pending.pop(digest, None)
         self.answered = (digest, key)
         self.epoch = new_epoch
 
     def to_json(self) -> bytes:
-        """As the file in the workspace has it."""
+        """Encode the state for the file in the workspace."""
         return orjson.dumps({"epoch": self.epoch, "pending": self.pending, "answered": self.answered})
 
     @classmethod
     def from_json(cls, data: bytes) -> TurnState:
-        """Of the file; an empty state where the session's own code has written something else into it."""
+        """Decode the file. Code of the session can write to it, so anything malformed gives an empty state."""
         try:
             document = orjson.loads(data)
             epoch, pending, answered = document["epoch"], document["pending"], document["answered"]
@@ -115,7 +122,7 @@ class TurnState:
 
 
 class Turns:
-    """The turns of the sessions that this gateway has seen of late, and their files."""
+    """The states of recently used sessions, each cached here and stored in a file of its session."""
 
     def __init__(self, caller: SandboxCaller) -> None:
         self._caller = caller
@@ -124,11 +131,11 @@ class Turns:
     async def begin(
         self, session_id: SessionId, calls: Sequence[Call], hints: RetryHints, *, is_new: bool = False
     ) -> Turn:
-        """A message has come. `is_new`: the session was made for it, so nothing is known of it."""
+        """Start a message. `is_new`: the session was created for it, so it has no file to read."""
         state = self._states.get(session_id)
         if state is None:
             read = TurnState() if is_new else await self._read(session_id)
-            state = self._states.setdefault(session_id, read)  # another message may have read it meanwhile
+            state = self._states.setdefault(session_id, read)  # a concurrent message may have stored its state first
         self._states.move_to_end(session_id)
         while len(self._states) > _MAX_SESSIONS:
             self._states.popitem(last=False)
@@ -136,9 +143,9 @@ class Turns:
         return Turn(session_id, digest, state.begin(digest, hints))
 
     async def end(self, turn: Turn) -> None:
-        """Note that the answer is about to be delivered: an equal message is a new one from now on.
+        """Record that the answer is about to be delivered: an equal message is a new run from now on.
 
-        Written before the answer is sent, so that the client's next message finds it at any gateway.
+        The file is written before the answer is sent, so that the client's next message finds it at any gateway.
         """
         state = self._states.setdefault(turn.session_id, TurnState())
         state.end(turn.digest, turn.key, secrets.token_hex(16))
@@ -147,16 +154,18 @@ class Turns:
                 turn.session_id, "PUT", _TARGET, body=state.to_json(), timeout=_TIMEOUT_S, limit=_MAX_FILE_BYTES
             )
         except WakegateError as error:
-            logger.info("session %s: its tool calls could not be noted: %s", turn.session_id, error)
+            logger.info("session %s: the state of its tool calls was not written: %s", turn.session_id, error)
             return
-        if reply.status not in (200, 201):  # a full disk, say; this gateway knows all the same
-            logger.info("session %s: its tool calls could not be noted: status %s", turn.session_id, reply.status)
+        if reply.status not in (200, 201):  # for example a full disk; this gateway still has the state in memory
+            logger.info(
+                "session %s: the state of its tool calls was not written: status %s", turn.session_id, reply.status
+            )
 
     async def _read(self, session_id: SessionId) -> TurnState:
         try:
             reply = await self._caller.call(session_id, "GET", _TARGET, timeout=_TIMEOUT_S, limit=_MAX_FILE_BYTES)
         except WakegateError as error:
-            logger.info("session %s: its earlier tool calls cannot be read: %s", session_id, error)
+            logger.info("session %s: the state of its tool calls cannot be read: %s", session_id, error)
             return TurnState()
         return TurnState.from_json(reply.body) if reply.status == 200 else TurnState()
 
@@ -164,13 +173,14 @@ class Turns:
 def call_key(turn: Turn, call: Call) -> str:
     """The key of one call of a turn, 32 hexadecimal digits.
 
-    With the session in it: the workspace's file may hold any key, and must not lead to another session's results.
+    It includes the session's id: the turn's key may come from the file, which code of the session can set to the key of
+    another session's turn to read that one's results.
     """
     return digest_of(turn.session_id, turn.key, call.id, call.name, call.arguments)
 
 
 def digest_of(*parts: object) -> str:
-    """A digest of JSON values, 32 hexadecimal digits; the order of an object's keys does not matter."""
+    """A hash of JSON values, 32 hexadecimal digits; the order of an object's keys does not matter."""
     content = orjson.dumps(parts, default=dict, option=orjson.OPT_SORT_KEYS)
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 

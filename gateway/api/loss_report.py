@@ -1,7 +1,7 @@
-"""Notes the losses of sandboxes that an answer has to tell of, on surfaces that ask picod several times per request.
+"""Collects what x-wakegate-restored of an answer must say, on surfaces that call picod several times per request.
 
-Any of those calls may find the loss, so it is noted in the context of the request (contextvars, which tasks inherit)
-instead of being handed through every function between the call and the answer.
+Any of those calls may find that the session's sandbox was lost. The report is kept in a context variable of the request
+(tasks inherit it), so that it need not be a parameter of every function between the call and the answer.
 """
 
 from __future__ import annotations
@@ -18,64 +18,64 @@ from gateway.sessions.activation import NOTHING_RESTORED
 
 
 @dataclass(slots=True)
-class LossNote:
-    """The loss that the calls of one request found. `restored` is as in x-wakegate-restored; None without a loss."""
+class LossReport:
+    """The loss found by the calls of one request. `restored` is the value of x-wakegate-restored; None: no loss."""
 
     session_id: SessionId | None = None
     restored: str | None = None
 
     def add(self, session_id: SessionId, restored: str | None) -> None:
-        """Note what one readiness or reply says."""
+        """Add the `restored` of one readiness or reply; None changes nothing."""
         if restored is not None:
             self.session_id, self.restored = session_id, restored
 
     def headers(self) -> dict[str, str]:
-        """The headers that tell of it, by which gateway/api/app.py acknowledges it; empty without a loss."""
+        """The headers of the answer, which gateway/api/app.py acknowledges on delivery; empty without a loss."""
         if self.restored is None:
             return {}
         return {**session_headers(self.session_id), "x-wakegate-restored": self.restored}
 
     def text(self) -> str:
-        """The same as a line for a model; empty without a loss."""
+        """A line for a model with the same information; empty without a loss."""
         if self.restored is None:
             return ""
         if self.restored == NOTHING_RESTORED:
             return "[the session's sandbox was lost with all files and variables; this is a new, empty one]"
         return (
             f"[the session's sandbox was lost; its files are those of {self.restored}: later changes and variables"
-            " in memory are gone]"
+            " in memory are lost]"
         )
 
 
-_note: ContextVar[LossNote | None] = ContextVar("loss_note", default=None)
+_report: ContextVar[LossReport | None] = ContextVar("loss_report", default=None)
 
 
-def new_note() -> LossNote:
-    """The note of a request that begins. It stays in effect while the answer is streamed, after the handler."""
-    note = LossNote()
-    _note.set(note)
-    return note
+def new_loss_report() -> LossReport:
+    """Start the report of a request. It stays current while the answer is streamed, after the handler has returned."""
+    report = LossReport()
+    _report.set(report)
+    return report
 
 
-def current_note() -> LossNote:
-    """The note of the request under way; an empty one outside of any."""
-    return _note.get() or LossNote()
+def current_loss_report() -> LossReport:
+    """The report of the current request; a new one outside of requests."""
+    return _report.get() or LossReport()
 
 
-class NotingCaller:
-    """A SandboxCaller that adds what each call says of a loss to the note of the request."""
+class LossReportingCaller:
+    """A SandboxCaller that adds losses found by its calls to the report of the current request."""
 
     def __init__(self, caller: SandboxCaller) -> None:
         self._caller = caller
 
     def acknowledge(self, session_id: SessionId, restored: str) -> None:
-        """An answer that said `restored` was delivered."""
+        """Forward the acknowledgement of an answer that was delivered with `restored`."""
         self._caller.acknowledge(session_id, restored)
 
     async def ready(self, session_id: SessionId) -> Readiness:
-        """As the caller inside; notes a loss."""
+        """Forward to the wrapped caller; a loss is added to the report."""
         readiness = await self._caller.ready(session_id)
-        current_note().add(session_id, readiness.restored)
+        current_loss_report().add(session_id, readiness.restored)
         return readiness
 
     async def call(
@@ -89,11 +89,11 @@ class NotingCaller:
         timeout: float = 60.0,
         limit: int = 64 << 20,
     ) -> SandboxReply:
-        """As the caller inside; notes a loss."""
+        """Forward to the wrapped caller; a loss is added to the report."""
         reply = await self._caller.call(
             session_id, method, path, headers=headers, body=body, timeout=timeout, limit=limit
         )
-        current_note().add(session_id, reply.restored)
+        current_loss_report().add(session_id, reply.restored)
         return reply
 
     @asynccontextmanager
@@ -106,7 +106,7 @@ class NotingCaller:
         headers: Mapping[str, str] | None = None,
         body: bytes | AsyncIterator[bytes] = b"",
     ) -> AsyncIterator[tuple[SandboxReply, AsyncIterator[bytes]]]:
-        """As the caller inside; notes a loss before the first chunk."""
+        """Forward to the wrapped caller; a loss is added to the report before the first chunk."""
         async with self._caller.stream(session_id, method, path, headers=headers, body=body) as (reply, chunks):
-            current_note().add(session_id, reply.restored)
+            current_loss_report().add(session_id, reply.restored)
             yield reply, chunks
