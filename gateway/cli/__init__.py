@@ -1,6 +1,6 @@
-"""The command `wakegate`: serve, doctor, prune, uninstall, replay.
+"""The command line `wakegate`: serve, doctor, prune, uninstall, replay.
 
-Imports everything below it, what is slow to load only where a command needs it. Start with `command`.
+May import every other package; slow imports are inside the functions that need them. Start with `command`.
 """
 
 from __future__ import annotations

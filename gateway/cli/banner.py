@@ -15,19 +15,22 @@ if TYPE_CHECKING:
 
 
 def banner_of(gateway: Gateway, url: str, settings: Settings) -> str:
-    """The banner of a gateway that runs."""
+    """The banner of a running gateway: its engine's summary is complete only then."""
     runtimes = [f"{runtime.key}, warm pool of {runtime.pool.size}" for runtime in gateway.catalog.all()]
     return banner(url, settings, runtimes, gateway.engine_summary().splitlines(), first_key(gateway.catalog))
 
 
 def first_key(catalog: RuntimeCatalog) -> RuntimeKey:
-    """The runtime for the banner's examples: a code interpreter if one is served. A cluster may have none yet."""
+    """The runtime for the banner's examples: a code interpreter if one is served. A cluster may not have any yet."""
     keys = sorted((runtime.key for runtime in catalog.all()), key=lambda key: key.kind is Kind.AGENT_RUNTIME)
     return keys[0] if keys else RuntimeKey("default", "my-interpreter")
 
 
 def banner(url: str, settings: Settings, runtimes: Sequence[str], engine: Sequence[str], first: RuntimeKey) -> str:
-    """What a person sees at the start: where it listens, what it serves, how it isolates, and lines to copy."""
+    """The URL, the runtimes, isolation and limits, the state folder, and commands to copy.
+
+    `engine` has lines `WORD: TEXT`; a word that repeats is printed once, so its texts form a list.
+    """
     name = f"{first.namespace}/{first.name}"
     invoke = f"{url}/v1/namespaces/{first.namespace}/{first.kind.segment}/{first.name}/invocations/"
     pick = "python3 -c 'import json,sys; print(json.load(sys.stdin)[\"id\"])'"
@@ -38,12 +41,11 @@ def banner(url: str, settings: Settings, runtimes: Sequence[str], engine: Sequen
             f"""  S=$(curl -s {url}/v1/sessions -d '{{"runtime": "{name}"}}' | {pick})""",
             f"""  curl -s {url}/api/execute -H "x-session-id: $S" -d '{{"command": ["uname", "-a"]}}'""",
         ]
-    return "\n".join([
-        f"Wakegate {__version__} listens on {url}",
-        *(f"  {'serves' if not i else '':<10} {line}" for i, line in enumerate(runtimes)),
-        *(f"  {word:<10} {text}" for word, _, text in (line.partition(": ") for line in engine)),
-        f"  {'state':<10} {settings.state_dir}",
-        *([f"  {'workers':<10} {settings.workers} processes share this port"] if settings.workers > 1 else []),
-        "Try it:",
-        *lines,
-    ])  # fmt: skip
+    facts = [("serves", line) for line in runtimes]
+    facts += [(word, text) for word, _, text in (line.partition(": ") for line in engine)]
+    facts.append(("state", str(settings.state_dir)))
+    if settings.workers > 1:
+        facts.append(("workers", f"{settings.workers} processes share this port"))
+    before = ["", *(word for word, _ in facts)]
+    table = [f"  {'' if word == last else word:<10} {text}" for (word, text), last in zip(facts, before, strict=False)]
+    return "\n".join([f"Wakegate {__version__} listens on {url}", *table, "Try it:", *lines])

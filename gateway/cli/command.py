@@ -1,4 +1,4 @@
-"""Runs the command that was named: settings are read and checked, then what it needs is imported."""
+"""Runs a command: loads and checks the settings first, then imports what the command needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 START_FAILED = 2
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
-INTERRUPTED, OUTPUT_CLOSED = 130, 141  # 128 + SIGINT, 128 + SIGPIPE, as shells have it
+INTERRUPTED, OUTPUT_CLOSED = 130, 141  # 128 + SIGINT, 128 + SIGPIPE, as shells report them
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.as_worker:
             return uvloop.run(_serve_as_worker(settings, arguments.as_worker))
         if settings.workers > 1:
-            # Workers are started as this process was: by the console script, or by -m from a checkout.
+            # Workers are started like this process: by the console script, or by -m from a checkout.
             started = sys.orig_argv[1:] if argv is None else ("-m", "gateway", *argv)
             return uvloop.run(supervisor.supervise(settings, [sys.executable, *started]))
         return uvloop.run(_serve(settings))
@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return START_FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # who read the output has left, as `| head` does
+    except BrokenPipeError:  # the reader of the output has exited, as in `wakegate doctor | head -1`
+        # The interpreter flushes stdout at exit, which would print another BrokenPipeError.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OUTPUT_CLOSED
     except OSError as error:
@@ -100,7 +101,7 @@ async def _prune(settings: Settings) -> int:
 
 
 async def _check_start(settings: Settings) -> None:
-    """What would else show with the first hibernation, or the first call. Raises SettingsError for what is fatal."""
+    """Find now what would otherwise fail the first hibernation or call. Raises SettingsError for fatal findings."""
     from gateway.doctor import startup_findings
 
     problems = []
@@ -114,7 +115,7 @@ async def _check_start(settings: Settings) -> None:
 
 
 async def _serve(settings: Settings) -> int:
-    from gateway.build import build  # the slow import: once the settings are known to be right
+    from gateway.build import build  # slow, so imported only after the settings were checked
     from gateway.serving.server import serving
 
     gateway = await build(settings)
@@ -127,7 +128,7 @@ async def _serve(settings: Settings) -> int:
 
 async def _serve_as_worker(settings: Settings, number: int) -> int:
     supervisor.end_with_supervisor(settings.drain_timeout)
-    bind_contextvars(worker=number)  # log lines of all workers come together on one stderr
+    bind_contextvars(worker=number)  # all workers log to the same stderr
     from gateway.build import build
     from gateway.serving.server import serving
 

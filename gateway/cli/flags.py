@@ -1,4 +1,4 @@
-"""A flag for each setting, in groups, with its unit and its default."""
+"""Command line flags: one for each setting, in groups, with its unit and default."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from gateway.core.settings import Settings
 from gateway.core.units import readable_size
 
-# Every setting, by what it is about; a test holds this complete.
+# Every setting by topic; a test checks that none is missing.
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "where it listens": (
         "host", "port", "workers", "worker_port", "tls_cert", "tls_key", "tls_client_ca",
@@ -43,7 +43,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Give the parser one flag per setting, and --config. Values stay text; `load` checks them with all the others."""
+    """Add a flag per setting, and --config. Values stay text: `load` parses all sources and reports all errors."""
     parser.add_argument("--config", metavar="FILE", help="TOML file with settings (also WAKEGATE_CONFIG)")
     known = {setting.name: setting for setting in fields(Settings)}
     for title, names in GROUPS.items():

@@ -1,4 +1,4 @@
-"""The command line's grammar: commands, and a flag for each setting in groups, spelled out in full."""
+"""The argument parser: commands, and for each setting a flag, which cannot be abbreviated."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ USAGE_ERROR = 2
 
 
 class Parser(argparse.ArgumentParser):
-    """No abbreviations: a flag that is added later must not change what a script means. Typos get a suggestion."""
+    """An ArgumentParser without abbreviations, so that a new flag never changes what a script means."""
 
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **options})  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong in a line or two; the whole list of flags is for --help."""
+        """Print one line and exit. argparse would print the usage of all flags before it, several screens."""
         print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(USAGE_ERROR)
 
     def suggestion(self, flag: str) -> str:
-        """`; did you mean --x?`, or nothing."""
+        """`; did you mean --x?` for the closest known flag, or an empty text."""
         known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
         close = difflib.get_close_matches(flag.partition("=")[0], known, 1)
         return f"; did you mean {close[0]}?" if close else ""
@@ -36,7 +36,7 @@ UNITS = "A DURATION is written as 30s, 1m30s or 8h, a SIZE as 512Mi or 4Gi. docs
 
 
 def make_parser(words: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
-    """The parser, and those of its commands by name. `words`: the laboratory is loaded only if they name it."""
+    """The parser, and those of its commands by name. `words`: `replay` is imported only if they contain it."""
     parser = Parser(prog="wakegate", description="Run and look after a gateway of sandboxes for AI agents.")
     parser.add_argument("--version", action="version", version=f"wakegate {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
@@ -76,7 +76,7 @@ def make_parser(words: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Read the command line. Ends the process with status 2, and a suggestion, where a flag does not exist."""
+    """Parse the command line. For an unknown flag or command, exit with status 2 and a suggestion."""
     parser, commands = make_parser(words)
     named = next((word for word in words if not word.startswith("-")), None)
     if named is not None and named not in commands:

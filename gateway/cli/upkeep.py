@@ -1,4 +1,4 @@
-"""`wakegate prune` and `wakegate uninstall`: the state directory of the local engine, tidied or deleted."""
+"""`wakegate prune` and `wakegate uninstall`: clean up or delete the state directory of the local engine."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from gateway.core.units import readable_size
 
 
 async def prune(settings: Settings) -> AsyncIterator[str]:
-    """Tidy up, and report line by line. Raises SettingsError where a gateway runs on the state directory.
+    """Clean up, and report line by line. Raises SettingsError if a gateway runs on the state directory.
 
-    A workspace that no record names is deleted only once it is as old as a hibernated session may get: the record may
-    have been lost with a store that came back empty, and then the workspace is all there is of its session.
+    An orphaned workspace is deleted only at the age at which a hibernated session expires: its record may have been
+    lost with the store, and the workspace is then all that is left of the session.
     """
     if settings.engine != "local":
         raise SettingsError(["wakegate prune is for the local engine; in a cluster the gateways tidy up by themselves"])
@@ -26,7 +26,7 @@ async def prune(settings: Settings) -> AsyncIterator[str]:
     try:
         await gateway.provider.start()  # ends the processes and control groups of a gateway that was killed
         try:
-            await gateway.sessions.recovery.recover_all()  # and what they left goes to the sessions that it belongs to
+            await gateway.sessions.recovery.recover_all()  # so that records name the workspaces that are still needed
             limit = gateway.clock.now() - settings.terminated_retention
             ended = [session.id async for session in gateway.store.terminated(limit)]
             for session_id in ended:
@@ -44,7 +44,7 @@ async def prune(settings: Settings) -> AsyncIterator[str]:
 
 
 def uninstall(settings: Settings, *, confirmed: bool) -> list[str]:
-    """Delete the state directory; lines that report what was, or would be. Raises SettingsError if a gateway runs."""
+    """Delete the state directory if `confirmed`. Returns the lines to print. Raises SettingsError if a gateway runs."""
     from gateway.provider.local.safe_delete import delete_children
     from gateway.provider.local.state_dir import StateDir
 
@@ -53,9 +53,9 @@ def uninstall(settings: Settings, *, confirmed: bool) -> list[str]:
         return [f"{state} does not exist; nothing to delete"]
     if not (state / "owner").exists():
         raise SettingsError(
-            [f"{state} is no state directory of a gateway: it has no file `owner`; nothing was deleted"]
+            [f"{state} is not a gateway's state directory: it has no file `owner`; nothing was deleted"]
         )
-    StateDir.open(state).close()  # no gateway runs on it
+    StateDir.open(state).close()  # raises if a gateway holds the lock
     what = f"{state} ({readable_size(_size_of(state))}: sessions, records, keys)"
     if not confirmed:
         return [f"would delete {what}", "add --yes to do it"]
@@ -71,11 +71,11 @@ def uninstall(settings: Settings, *, confirmed: bool) -> list[str]:
 
 
 def _size_of(folder: Path) -> int:
-    """Bytes of disk that it takes, without following links."""
+    """The disk space that a folder uses, in bytes, without following links."""
     total = 0
     for path in folder.rglob("*"):
         try:
             total += path.lstat().st_blocks * 512
         except OSError:
-            pass  # it went away meanwhile
+            pass  # deleted since the listing
     return total

@@ -60,6 +60,8 @@ def test_banner_lists_what_is_served_and_three_commands_that_work(tmp_path: Path
         text = "\n".join(lines)
         for word in ("code-interpreters/default/my-interpreter", "isolation", str(state)):
             assert word in text
+        assert [line.split()[0] for line in lines].count("limits") == 1
+        assert max(len(line) for line in lines if "curl" not in line and "warning" not in line) < 160
         ran = subprocess.run(
             ["bash", "-euc", "\n".join(line for line in lines if "curl" in line)],
             env={"PATH": os.environ["PATH"]},

@@ -59,14 +59,17 @@ class IsolationReport:
         return not self.error
 
     def summary(self) -> str:
-        """For the start banner: one line for the isolation, one for the limits, one for each warning."""
+        """For the start banner and the doctor: a line for the isolation, for each limit and for each warning.
+
+        Each line is `WORD: TEXT`; the banner prints equal words in a row once.
+        """
         filtered = "; system calls filtered" if self.syscalls else ""
         namespaces = f"own user, pid, network, ipc, uts, mount and cgroup namespaces; no network{filtered}"
         first = f"isolation: {f'bubblewrap ({namespaces})' if self.isolation == 'bubblewrap' else 'process (none)'}"
         defaults = default_values(Limits())
-        each = (f"{name}: {by} ({defaults[name]})" for name, by in self.limits.items())
-        limits = "limits (defaults; a runtime's manifest may state others): " + "; ".join(each)
-        return "\n".join([first, limits, *(f"warning: {text}" for text in self.warnings)])
+        limits = [f"limits: {name}: {by} ({defaults[name]})" for name, by in self.limits.items()]
+        note = "limits: these are the defaults; a runtime's manifest can change them"
+        return "\n".join([first, *limits, note, *(f"warning: {text}" for text in self.warnings)])
 
 
 def probe_isolation(isolation: Isolation, in_force: Mapping[str, str]) -> IsolationReport:

@@ -192,8 +192,8 @@ def test_this_machines_isolation_is_tried_for_real() -> None:
     assert report.ok, report.error
     assert "bubblewrap" in report.summary()
     assert ("system calls filtered" in report.summary()) == (seccomp.program(platform.machine()) is not None)
-    assert "memory: cgroup v1" in report.summary()
-    assert "cpu: not enforced" in report.summary()
+    assert "limits: memory: cgroup v1 (1 GiB)\n" in report.summary()
+    assert "limits: cpu: not enforced" in report.summary()
     assert ("runs as root" in report.summary()) == (os.geteuid() == 0)
 
 
