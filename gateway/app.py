@@ -21,7 +21,9 @@ from gateway.core.clock import Clock
 from gateway.core.errors import WakegateError
 from gateway.core.interfaces import Executor, RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
 from gateway.core.model import Runtime, SnapshotRef
-from gateway.core.settings import Settings
+from gateway.core.settings import Settings, requires_identity
+from gateway.identity.authenticator import open_authenticator
+from gateway.identity.directory import FOLLOW_INTERVAL_S
 from gateway.observability.counters import Counters
 from gateway.observability.instrument import metered
 from gateway.observability.logs import AccessLog
@@ -110,13 +112,14 @@ class Gateway:
         self.advisor = self._make_advisor()
         self.metrics = self._make_metrics()
         self.surfaces = self._make_surfaces()
+        self.access = _access(settings)
         self.proxy = Proxy(
             self.activator,
             self.surfaces.app,
             clock,
             _time_limits(settings),
             self.counters,
-            _access(settings),
+            self.access,
             self.observer,
         )
         self._connect(executor)
@@ -255,6 +258,12 @@ class Gateway:
             stack.push_async_callback(self.store.aclose)
             for warning in await self.store.warnings():
                 logger.warning("%s", warning)
+            if requires_identity(settings := self.settings):
+                authenticator = await open_authenticator(self.store.documents, self.clock, settings.admin_key_file)
+                self.access.authenticate_with(authenticator)
+                self.surfaces.keys.authenticator = authenticator
+                following = asyncio.create_task(every(FOLLOW_INTERVAL_S, authenticator.follow), name="API keys")
+                stack.push_async_callback(cancel, following)
             await self.provider.start()
             stack.push_async_callback(self.provider.aclose)
             await self.provider.apply(self.catalog.all())
@@ -400,6 +409,7 @@ def _access(settings: Settings) -> AccessPolicy:
         advertise=settings.advertise,
         strip_headers=settings.strip_headers,
         trusted_proxies=settings.trusted_proxies,
+        authenticated=requires_identity(settings),
     )
 
 

@@ -15,7 +15,8 @@ from gateway.core.clock import Clock, SystemClock
 from gateway.core.errors import SettingsError
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import Runtime
-from gateway.core.settings import Settings, make_state_dir
+from gateway.core.settings import Settings, make_state_dir, requires_identity
+from gateway.routing.access import host_name, is_loopback
 from gateway.runtimes.catalog import default_runtime
 from gateway.runtimes.manifest import load_runtimes, parse_modules
 from gateway.sandbox.picod_client import PicodExecutor
@@ -40,18 +41,24 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
     problems: list[str] = []
     runtimes = runtimes_of(settings, problems)
     shared = settings.store.partition(":")[0].partition("+")[0] not in ("", "sqlite")
-    store_url = settings.store or f"sqlite:///{quote(str((settings.state_dir / 'wakegate.db').absolute()))[1:]}"
     try:
-        store = make_store(store_url, clock, prefix=settings.store_prefix)
+        store = store_of(settings, clock)
     except SettingsError as error:
         problems += [f"--store {problem.removeprefix('store URL ')}" for problem in error.problems]
     interpreter_of(settings, problems)
+    problems += _exposure_problems(settings)
     if problems:
         raise SettingsError(problems)
     make_state_dir(settings.state_dir)
     if settings.engine == "kubernetes":
         return await _build_in_cluster(settings, runtimes, store, clock, shared=shared)
     return _build_local(settings, runtimes, store, clock, shared=shared)
+
+
+def store_of(settings: Settings, clock: Clock) -> SessionStore:
+    """The session store that the settings name, not yet open. Raises SettingsError."""
+    url = settings.store or f"sqlite:///{quote(str((settings.state_dir / 'wakegate.db').absolute()))[1:]}"
+    return make_store(url, clock, prefix=settings.store_prefix)
 
 
 def _build_local(
@@ -161,6 +168,16 @@ def runtimes_of(settings: Settings, problems: list[str]) -> Sequence[Runtime]:
         except SettingsError as error:
             problems += error.problems
     return runtimes
+
+
+def _exposure_problems(settings: Settings) -> Iterator[str]:
+    """A gateway that anybody in the network could use, unless that is wanted in so many words."""
+    if requires_identity(settings) or settings.insecure_no_auth or is_loopback(host_name(settings.host.encode())):
+        return
+    yield (
+        f"--host {settings.host}: anybody who reaches this address could run code here, since requests need no key; "
+        "add --auth (make keys with: wakegate keys create), or --insecure-no-auth if the network lets nobody in"
+    )
 
 
 def _environment_problems(settings: Settings, runtimes: Sequence[Runtime]) -> Iterator[str]:

@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute, Route
 from gateway.api.agentcube import AgentCubeAPI
 from gateway.api.errors import ErrorShape, Handler, answering_errors, error_response
 from gateway.api.health import HealthAPI
+from gateway.api.keys import KeysAPI
 from gateway.api.loss_report import LossReportingCaller
 from gateway.api.mcp.endpoint import MCPEndpoint
 from gateway.api.native import NativeAPI
@@ -28,6 +29,7 @@ from gateway.api.openai.tool_calls import ToolsAPI
 from gateway.api.openapi.document import Operation, make_document
 from gateway.api.openapi.sandbox import PASS_THROUGH, SANDBOX
 from gateway.api.openapi.table import CONTROL
+from gateway.api.permissions import PERMISSIONS, requiring
 from gateway.api.tools.service import ToolService
 from gateway.api.unknown import shape_of, unknown_answer
 from gateway.core.clock import Clock
@@ -69,7 +71,9 @@ class Surfaces:
             lifecycle, catalog, reporting_caller, clock, picture_max_side=settings.picture_max_side
         )
         self._mcp = MCPEndpoint(self._tools, lifecycle, catalog, caller.acknowledge)
+        self.keys = KeysAPI(lifecycle)
         handlers: dict[str, Handler] = {
+            **self.keys.handlers(),
             **AgentCubeAPI(lifecycle).handlers(),
             **NativeAPI(lifecycle, hibernator, store, provider, catalog, explain_pools).handlers(),
             **HealthAPI(
@@ -102,14 +106,17 @@ class Surfaces:
 def make_routes(operations: Mapping[str, Operation], handlers: Mapping[str, Handler]) -> list[Route]:
     """Pair operations with handlers; errors are answered in the operation's shape.
 
-    Raises ValueError unless every operation has a handler and every handler an operation.
+    Raises ValueError unless every operation has a handler and every handler an operation, and KeyError for an operation
+    that has no permission.
     """
     if unmatched := operations.keys() ^ handlers.keys():
         raise ValueError(f"operations without a handler, or handlers without an operation: {sorted(unmatched)}")
     return [
         Route(
             operation.path,
-            answering_errors(handlers[name], ErrorShape(operation.error or ErrorShape.NATIVE)),
+            answering_errors(
+                requiring(PERMISSIONS[name], handlers[name]), ErrorShape(operation.error or ErrorShape.NATIVE)
+            ),
             methods=[operation.method],
         )
         for name, operation in operations.items()

@@ -83,6 +83,8 @@ def error_response(error: WakegateError, shape: ErrorShape, session_id: str | No
     if error.status >= 500:
         logger.warning("%s %s: %s", error.status, error.code, error)
     headers = session_headers(session_id)
+    if error.status == 401:
+        headers["www-authenticate"] = 'Bearer realm="wakegate"'
     if (seconds := error.retry_after_seconds) is not None:
         headers["retry-after"] = str(seconds)
     if error.status in (408, 413):

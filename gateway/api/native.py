@@ -14,6 +14,7 @@ from gateway.api.http import JSON, read_metadata, read_object, read_runtime, rea
 from gateway.api.session_list import newest_sessions
 from gateway.api.sessions import DEFAULT_NAME, DELETED_BY_USER, create_session
 from gateway.core.errors import BadRequestError
+from gateway.core.identity import current
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
 from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Session, SessionId, SessionState
 from gateway.core.units import rfc3339
@@ -95,9 +96,15 @@ class NativeAPI:
         runtime = read_runtime(query["runtime"]) if "runtime" in query else None
         after = SessionId(query["after"]) if "after" in query else None
 
+        caller = current()
+
         def wanted(session: Session) -> bool:
             ended = session.state is SessionState.TERMINATED
-            return (state is not None or not ended) and metadata.items() <= session.metadata.items()
+            return (
+                (state is not None or not ended)
+                and caller.sees(session)
+                and metadata.items() <= session.metadata.items()
+            )
 
         sessions = await newest_sessions(
             self._store,

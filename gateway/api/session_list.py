@@ -10,6 +10,7 @@ import heapq
 from collections.abc import Callable
 
 from gateway.core.errors import BadRequestError
+from gateway.core.identity import current
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import RuntimeKey, Session, SessionId, SessionState
 
@@ -32,7 +33,7 @@ async def newest_sessions(
     before = None
     if after is not None:
         last = await store.get(after)
-        if last is None:
+        if last is None or not current().sees(last):
             raise BadRequestError(f"after: there is no session {after[:128]}; start again without it")
         before = _order(last)
     newest: list[tuple[tuple[float, str], Session]] = []

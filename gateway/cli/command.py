@@ -45,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return uvloop.run(_examine(settings, as_json=arguments.json))
             case "prune":
                 return uvloop.run(_prune(settings))
+            case "keys":
+                from gateway.cli.keys import run as run_keys
+
+                return uvloop.run(run_keys(settings, arguments))
             case "uninstall":
                 from gateway.cli.upkeep import uninstall
 

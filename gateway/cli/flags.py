@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "warm pools": (
         "autoscaler_tick", "cold_start_cost", "max_warm", "wake_cost", "advised_hibernation", "prewake",
     ),
+    "who may use it": ("auth", "admin_key_file", "insecure_no_auth"),
     "queues and timeouts": (
         "hold_per_session", "hold_total", "slots_per_sandbox", "connect_timeout", "request_head_timeout",
         "request_idle_timeout", "client_read_timeout", "response_idle_timeout", "request_timeout",
@@ -42,14 +43,19 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag per setting, and --config. Values stay text: `load` parses all sources and reports all errors."""
+def add_flags(parser: argparse.ArgumentParser, only: Collection[str] | None = None) -> None:
+    """Add a flag per setting (or for those of `only`), and --config.
+
+    Values stay text: `load` parses all sources and reports all errors.
+    """
     parser.add_argument("--config", metavar="FILE", help="TOML file with settings (also WAKEGATE_CONFIG)")
     known = {setting.name: setting for setting in fields(Settings)}
     for title, names in GROUPS.items():
-        group = parser.add_argument_group(title)
-        for name in names:
-            _add(group, known[name])
+        wanted = [name for name in names if only is None or name in only]
+        if wanted:
+            group = parser.add_argument_group(title)
+            for name in wanted:
+                _add(group, known[name])
 
 
 def _add(group: argparse._ArgumentGroup, setting: Field[Any]) -> None:

@@ -65,14 +65,44 @@ def make_parser(words: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
     uninstall.add_argument("--yes", action="store_true", help="do it; without, only say what would be deleted")
     for command in (serve, doctor, prune, uninstall):
         add_flags(command)
+    keys = _add_keys(commands)
     replay = commands.add_parser("replay", help="replay traces of claims through pool policies")
     if "replay" in words:
         from gateway.autoscaler.replay import cli as laboratory  # numpy and more, which a gateway does without
 
         laboratory.add_arguments(replay)
     return parser, {
-        "serve": serve, "doctor": doctor, "prune": prune, "uninstall": uninstall, "replay": replay,
+        "serve": serve, "doctor": doctor, "prune": prune, "uninstall": uninstall, "keys": keys, "replay": replay,
     }  # fmt: skip
+
+
+def _add_keys(commands: argparse._SubParsersAction[Parser]) -> Parser:
+    """`wakegate keys` and its verbs, which act on the session store, so that no gateway need be running."""
+    keys = commands.add_parser("keys", help="make, list and end API keys")
+    verbs = keys.add_subparsers(dest="verb", required=True, parser_class=Parser, metavar="VERB")
+    create = verbs.add_parser("create", help="make a key, and print it once", epilog=UNITS)
+    create.add_argument("--role", required=True, choices=("admin", "operator", "member", "viewer"))
+    create.add_argument("--tenant", default="default", help="whose sessions it sees (default: default)")
+    create.add_argument("--name", default="", help="for people, to know it by")
+    create.add_argument(
+        "--user", default="", help="the person whose sessions are to be hidden from the tenant's others"
+    )
+    create.add_argument("--expires", metavar="DURATION", help="how long it is good for, e.g. 90d (default: for ever)")
+    create.add_argument(
+        "--runtime", dest="scopes", action="append", default=[], metavar="NAMESPACE/NAME",
+        help="the only runtime that it may use; may be repeated",
+    )  # fmt: skip
+    listing = verbs.add_parser("list", help="list keys")
+    listing.add_argument("--tenant", dest="of_tenant", help="only those of this tenant")
+    listing.add_argument("--json", action="store_true", help="one JSON object per key and line")
+    revoke = verbs.add_parser("revoke", help="end a key, at every gateway within two seconds")
+    revoke.add_argument("key_id", metavar="ID")
+    rotate = verbs.add_parser("rotate", help="make a key with the same rights, and end the old one", epilog=UNITS)
+    rotate.add_argument("key_id", metavar="ID")
+    rotate.add_argument("--overlap", metavar="DURATION", help="how long the old one goes on (default: not at all)")
+    for verb in (create, listing, revoke, rotate):
+        add_flags(verb, ("state_dir", "store", "store_prefix", "log_level"))
+    return keys
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

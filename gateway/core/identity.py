@@ -118,6 +118,7 @@ class Identity:
 
 SYSTEM = Identity(Role.ADMIN, subject="system")  # the gateway's own work: sweeps, recovery, the autoscaler
 ANONYMOUS = Identity(Role.ADMIN, subject="anonymous")  # everybody, on a gateway without authentication
+NOBODY = Identity(Role.SESSION, tenant="", subject="nobody", scope=SessionScope(SessionId("")))  # sees no session
 
 _CALLER: ContextVar[Identity] = ContextVar("wakegate_caller", default=SYSTEM)
 

@@ -302,6 +302,19 @@ class Settings:
         kind="text",
         metavar="NETWORKS",
     )
+    auth: bool = _setting(
+        False,
+        "ask every request for an API key or token, which `wakegate keys create` makes; implied by --admin-key-file",
+        kind="flag",
+    )
+    admin_key_file: Path = _setting(
+        Path(), "file with a key of the role admin, to make the first ones with; read again when it changes",
+        kind="path", metavar="FILE",
+    )  # fmt: skip
+    insecure_no_auth: bool = _setting(
+        False, "listen beyond this machine without authentication: anybody who reaches the port may do anything",
+        kind="flag",
+    )  # fmt: skip
     picture_max_side: int = _setting(
         1568,
         "longest side, in pixels, of pictures that tools return to models; larger ones are scaled down",
@@ -318,6 +331,11 @@ class Settings:
         "", "OTLP/HTTP receiver for OpenTelemetry spans, e.g. http://127.0.0.1:4318 (needs the extra `otel`)",
         kind="text", metavar="URL",
     )  # fmt: skip
+
+
+def requires_identity(settings: Settings) -> bool:
+    """Whether requests have to say who they come from."""
+    return settings.auth or settings.admin_key_file != Path()
 
 
 def make_state_dir(path: Path) -> None:

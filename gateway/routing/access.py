@@ -14,7 +14,9 @@ from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import ip_address
 
-from gateway.core.errors import BadRequestError, SettingsError
+from gateway.core.errors import BadRequestError, SettingsError, UnavailableError
+from gateway.core.identity import ANONYMOUS, Identity
+from gateway.identity.authenticator import Authenticator
 from gateway.routing.forwarded import read_proxies
 
 _DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
@@ -44,6 +46,7 @@ class AccessPolicy:
     only names of this machine are served. Elsewhere any Host is, unless `allowed_hosts` names some: probes and
     balancers use addresses that the gateway cannot know. `advertise`: the URL at which other gateways reach this one.
     `strip_headers`: comma-separated; `stripped` are the names of request fields that reach no sandbox.
+    `authenticated`: every request has to say who it comes from; until `authenticate_with`, none is served.
     `trusted_proxies`: comma-separated networks; `proxies` is None without any.
     """
 
@@ -56,16 +59,41 @@ class AccessPolicy:
         advertise: str = "",
         strip_headers: str = "",
         trusted_proxies: str = "",
+        authenticated: bool = False,
     ) -> None:
         """Raises SettingsError for an origin or a network that is none."""
         self.stripped = frozenset(each.strip().lower().encode() for each in strip_headers.split(",") if each.strip())
+        if authenticated:
+            self.stripped |= {b"x-api-key"}  # it is a key of ours then, and no application's
         self.proxies = read_proxies(trusted_proxies)
+        self._authenticated = authenticated
+        self._authenticator: Authenticator | None = None
         self.origins = frozenset(_read_origins(allowed_origins))
         hosts = frozenset(host_name(each.strip().encode()) for each in allowed_hosts.split(",") if each.strip())
         self._checks_hosts = b"*" not in hosts and (bool(hosts) or is_loopback(host_name(listens_on.encode())))
         own = (listens_on, advertise.partition("://")[2].partition("/")[0])
         self._hosts = hosts | {host_name(each.encode()) for each in own if each}
         self._known: set[bytes] = set()  # values of Host that were found to be allowed
+
+    def authenticate_with(self, authenticator: Authenticator) -> None:
+        """Ask this one who requests come from."""
+        self._authenticator = authenticator
+
+    def identify(self, credential: bytes | None) -> Identity | None:
+        """Who a request comes from, as far as memory knows; None: it has to be authenticated."""
+        if not self._authenticated:
+            return ANONYMOUS
+        if credential is None or self._authenticator is None:
+            return None
+        return self._authenticator.lookup(credential)
+
+    async def authenticate(self, credential: bytes | None) -> Identity:
+        """Who a request comes from. Raises UnauthorizedError, UnavailableError."""
+        if not self._authenticated:
+            return ANONYMOUS
+        if self._authenticator is None:
+            raise UnavailableError("this gateway is starting; try again shortly")
+        return await self._authenticator.authenticate(credential)
 
     def __repr__(self) -> str:
         return f"<AccessPolicy origins={sorted(self.origins)} hosts={sorted(self._hosts)}>"

@@ -27,6 +27,8 @@ from gateway.core.errors import (
     StoreUnavailableError,
     WakegateError,
 )
+from gateway.core.identity import ANONYMOUS, Identity
+from gateway.core.identity import current as current_caller
 from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import Endpoint, Kind, RuntimeKey, Sandbox, SandboxId, SessionId, SessionState, StartKind
 from gateway.observability.counters import Counters
@@ -41,6 +43,7 @@ from gateway.sessions.bindings import Bindings
 from gateway.sessions.idleness import HEARTBEAT_INTERVAL_S
 from gateway.sessions.lifecycle import Lifecycle
 from gateway.sessions.membership import ElsewhereError, Peer, peer_sandbox
+from gateway.sessions.records import unknown_session
 from picod.wire import HEALTH_PATH
 
 logger = logging.getLogger(__name__)
@@ -91,14 +94,17 @@ class Activator:
         self._background = Tasks()
         bindings.on_unbound(self.drop)
 
-    def live(self, target: Target, now: float) -> Route | None:
+    def live(self, target: Target, now: float, caller: Identity | None = None) -> Route | None:
         """The route of a live session with a slot taken; None: the caller has to `reserve` one.
 
-        Raises SessionNotFoundError if the session is not this runtime's.
+        `caller`: for whom, where that is not the current one. Raises SessionNotFoundError if the session is not this
+        runtime's, or not one that exists for the caller.
         """
         route = self.routes.get(target.session_id)  # type: ignore[arg-type]  # None is never a key
         if route is None:
             return None
+        if caller is not ANONYMOUS:
+            _require_visible(route, caller or current_caller())
         runtime = target.runtime
         if runtime is not None and runtime is not route.runtime and runtime != route.runtime:
             raise _not_found(target.session_id, runtime)
@@ -209,6 +215,8 @@ class Activator:
             route = self._route(opened)
         else:
             current = self.routes.get(target.session_id)
+            if current is not None:
+                _require_visible(current, current_caller())
             # Where other gateways reach the same sandboxes, one of them may hibernate the session. It writes that first
             # and then waits for longer than TRUSTED_S; so nothing is sent to a sandbox whose workspace was copied.
             stale = None
@@ -365,6 +373,12 @@ class _Wait:
 def _first_lines(route: Route) -> bytes:
     """The header lines of every request on a route, without a token."""
     return b"host: %b\r\nx-agentcube-session-id: %b\r\n" % (route.pool.host, route.session_id_bytes)
+
+
+def _require_visible(route: Route, caller: Identity) -> None:
+    """Raise SessionNotFoundError, as for a session that does not exist, unless the route's exists for the caller."""
+    if not caller.sees_session_of(route.tenant, route.user, route.runtime, route.session_id):
+        raise unknown_session(route.session_id)
 
 
 def _not_found(session_id: SessionId | None, runtime: RuntimeKey) -> SessionNotFoundError:

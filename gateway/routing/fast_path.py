@@ -17,7 +17,9 @@ from time import perf_counter
 
 from gateway.core.clock import Clock
 from gateway.core.errors import WakegateError
+from gateway.core.identity import ANONYMOUS
 from gateway.core.model import StartKind
+from gateway.identity.scope import require_use
 from gateway.routing.access import AccessPolicy
 from gateway.routing.activator import Activator
 from gateway.routing.batch import WriteBatch
@@ -49,8 +51,13 @@ class FastPath:
         target = incoming.target
         if type(target) is not Target or incoming.reader is not None or scope["method"] == "HEAD":
             return incoming
+        identity = incoming.identity
+        if identity is None:
+            return incoming
         try:
-            incoming.route = route = self._activator.live(target, self._clock.now())
+            if identity is not ANONYMOUS:
+                require_use(identity, target.path)
+            incoming.route = route = self._activator.live(target, self._clock.now(), identity)
         except WakegateError:  # the slow path asks again, and answers with it
             return incoming
         if route is None or route.peer:

@@ -42,8 +42,8 @@ _FOREIGN_COOKIES = (
 )  # fmt: skip
 # Request fields that need a look.
 _SPECIAL = HOP_BY_HOP | FORWARDING_FIELDS | {
-    b"host", b"authorization", b"expect", b"content-length", b"x-request-id", b"origin", b"sec-fetch-site",
-    b"x-wakegate-hops", RUNTIME_HEADER, *SESSION_HEADERS,
+    b"host", b"authorization", b"expect", b"content-length", b"x-request-id", b"x-api-key", b"origin",
+    b"sec-fetch-site", b"x-wakegate-hops", RUNTIME_HEADER, *SESSION_HEADERS,
 }  # fmt: skip
 
 HOPS_HEADER = b"x-wakegate-hops"  # through how many gateways a request came before this one
@@ -77,6 +77,7 @@ class Request:
     __slots__ = (
         "chunked",
         "content_length",
+        "credential",
         "extra",
         "fetch_site",
         "forwarded",
@@ -98,6 +99,7 @@ class Request:
         self.sent_id: bytes | None = None  # the client's x-request-id; the first, if there are several
         self.content_length: int | None = None
         self.chunked = False
+        self.credential: bytes | None = None  # the bearer token, else the API key
         self.own_origin = (
             False  # Origin names the host that the request was sent to; `origin_line` says it to the sandbox
         )
@@ -155,7 +157,7 @@ def read_request(
             special.append((name, value))
     peer = client[0] if client else ""
     if special is not None:
-        _read_special(request, special, peer, proxies)
+        _read_special(request, special, peer, proxies, stripped)
     forwarded = request.forwarded
     if forwarded is None:
         lines.append(_forwarding((peer,), request.host or b"", scheme))
@@ -197,10 +199,15 @@ def _read_extra(request: Request, name: bytes, value: bytes) -> None:
 
 
 def _read_special(
-    request: Request, special: list[tuple[bytes, bytes]], peer: str, proxies: TrustedProxies | None
+    request: Request,
+    special: list[tuple[bytes, bytes]],
+    peer: str,
+    proxies: TrustedProxies | None,
+    stripped: frozenset[bytes],
 ) -> None:
     """The rare fields."""
     claims: dict[bytes, list[bytes]] = {}
+    is_bearer = False
     for name, value in special:
         if name == b"connection":
             nominated = {token.strip().lower() for token in value.split(b",")} - {
@@ -223,6 +230,17 @@ def _read_special(
                 raise BadRequestError("Transfer-Encoding other than chunked is not supported")
             request.chunked = True
             request.lines.append(b"transfer-encoding: chunked\r\n")
+        elif name == b"authorization":
+            scheme, _, token = value.partition(b" ")
+            if scheme.lower() == b"bearer":
+                if is_bearer:
+                    raise BadRequestError("two Authorization headers; send one")
+                request.credential, is_bearer = token.strip(), True
+        elif name == b"x-api-key":
+            if not is_bearer:
+                request.credential = value.strip()
+            if name not in stripped:  # without authentication it may be the application's own
+                _read_extra(request, name, value)
         elif name == RUNTIME_HEADER:
             if request.runtime is not None and request.runtime != value:
                 raise BadRequestError("two x-wakegate-runtime headers that differ")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from time import perf_counter
 
 from gateway.core.errors import BadRequestError
+from gateway.core.identity import Identity
 from gateway.observability.request_record import Record
 from gateway.routing.access import AccessPolicy
 from gateway.routing.connection import UpstreamConnection
@@ -45,11 +46,13 @@ class Incoming:
     `reader`: the origin of another site's page that may read the answer, which then takes the slow path.
     `is_control`: a control surface answers it, also where it is refused.
     `route`: a live session's, with one of its slots taken.
+    `identity`: who sent it; None: `AccessPolicy.authenticate` has to be asked.
     `connection`: set once the request has been sent on it.
     """
 
     __slots__ = (
-        "began", "began_exactly", "connection", "id_line", "is_control", "reader", "request", "route", "target",
+        "began", "began_exactly", "connection", "id_line", "identity", "is_control", "reader", "request", "route",
+        "target",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, record: Record | None, now: float, access: AccessPolicy) -> None:
@@ -61,6 +64,7 @@ class Incoming:
         self.target: Target | NotProxied | BadRequestError
         self.reader: bytes | None = None
         self.is_control = False
+        self.identity: Identity | None = None
         request: Request | None = None
         try:
             scheme = _SCHEMES[scope["scheme"]]
@@ -73,6 +77,7 @@ class Incoming:
                 _write_client(scope, request, request.forwarded)
             if request.host is None and scope["http_version"] == "1.1":
                 raise BadRequestError("an HTTP/1.1 request has a Host header (RFC 9112 3.2); send one")
+            self.identity = access.identify(request.credential)
             self.target = parse(raw_path(scope), request.session, request.runtime)
             self.is_control = self.target is NotProxied.CONTROL
             self.reader = access.check(request.host, request.origin, request.fetch_site, scope["headers"])

@@ -15,7 +15,9 @@ from structlog.contextvars import bind_contextvars
 
 from gateway.core.clock import Clock
 from gateway.core.errors import BadRequestError, UpstreamBrokenError, UpstreamConnectError, WakegateError
+from gateway.core.identity import NOBODY, act_as, current
 from gateway.core.model import StartKind
+from gateway.identity.scope import require_use
 from gateway.observability.counters import Counters
 from gateway.observability.request_record import Observer
 from gateway.routing.access import AccessPolicy
@@ -117,7 +119,15 @@ class Proxy:
             return
         request_id = id_in(incoming.id_line)
         bind_contextvars(request_id=request_id.decode())  # log lines of this request's task carry it
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        try:
+            identity = incoming.identity or await self.access.authenticate(incoming.request.credential)
+        except WakegateError as error:
+            await self._unauthenticated(scope, receive, send, incoming, error)
+            return
+        incoming.identity = state["identity"] = identity
+        act_as(identity)  # whatever this task and those that it starts do, is done for this caller
         if isinstance(target, Target):
             counted = self._counters.find(target.runtime)
             exchange = Exchange(receive, incoming, cycle, counted, self._limits)
@@ -128,6 +138,19 @@ class Proxy:
             await send_redirect(send, scope)
         else:
             await send_not_found(send)
+
+    async def _unauthenticated(
+        self, scope: Scope, receive: Receive, send: Send, incoming: Incoming, error: WakegateError
+    ) -> None:
+        """Answer a request that comes from nobody who is known. Some operations of the control surfaces are public."""
+        act_as(NOBODY)
+        if incoming.target is NotProxied.CONTROL:
+            scope["state"].update(identity=NOBODY, unauthenticated=error)
+            await self._control(scope, receive, send)
+            return
+        self._counters.errors[error.code] += 1
+        self._counters.unrouted.answer(None, error.status, 0.0)
+        await send_error(send, error, None, incoming.id_line)
 
     async def _serve(self, scope: Scope, send: Send, exchange: Exchange, incoming: Incoming, target: Target) -> None:
         """Carry an exchange to its end. Whatever happens, the client is answered and what is held is given back."""
@@ -153,7 +176,10 @@ class Proxy:
         """From a target to a request that is sent, or as much of it as is here."""
         if exchange.record is not None:
             exchange.record.saw(target.session_id, target.runtime, None)
-        route = incoming.route or self._activator.live(target, self._clock.now())
+        route = incoming.route
+        if route is None:
+            require_use(current(), target.path)
+            route = self._activator.live(target, self._clock.now())
         reservation: Reservation | None = None
         if route is None:
             reservation = await self._activator.reserve(target)

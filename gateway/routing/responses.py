@@ -32,6 +32,8 @@ def error_fields(error: WakegateError) -> Headers:
     if error.status in (400, 408):
         # What we could not read, or not to its end, leaves bytes on the connection that are nobody's.
         fields.append((b"connection", b"close"))
+    if error.status == 401:
+        fields.append((b"www-authenticate", b'Bearer realm="wakegate"'))
     if (seconds := error.retry_after_seconds) is not None:
         fields.append((b"retry-after", b"%d" % seconds))
     return fields

@@ -57,7 +57,9 @@ class Route:
         "sandbox",
         "session_id",
         "session_id_bytes",
+        "tenant",
         "trusted_until",
+        "user",
     )  # fmt: skip
 
     def __init__(
@@ -78,6 +80,8 @@ class Route:
         self.session_id = session.id
         self.session_id_bytes = session.id.encode("ascii")
         self.runtime = session.runtime
+        self.tenant = session.tenant
+        self.user = session.user
         self.idle_timeout = session.idle_timeout
         self.peer = peer
         self.sandbox = sandbox

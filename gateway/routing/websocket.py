@@ -17,6 +17,8 @@ from websockets.typing import Subprotocol
 
 from gateway.core.clock import Clock
 from gateway.core.errors import BadRequestError, NotFoundError, UpstreamBrokenError, UpstreamConnectError, WakegateError
+from gateway.core.identity import act_as
+from gateway.identity.scope import require_use
 from gateway.observability.counters import Counters
 from gateway.observability.request_record import Observer, Record
 from gateway.routing.access import AccessPolicy
@@ -97,6 +99,9 @@ class WebSocketProxy:
                     "no sandbox is behind this path; a WebSocket needs a session header, an invocations or a ports path"
                 )
             session = target.session_id.encode("ascii") if target.session_id else None
+            identity = incoming.identity or await self._access.authenticate(incoming.request.credential)
+            require_use(identity, target.path)
+            act_as(identity)
             reservation = await self._activator.reserve(target)
             if not await self._attempt(scope, receive, send, incoming, target, reservation, record):
                 # Nothing was sent to a sandbox that is gone: it is replaced once, as for any request.

@@ -19,7 +19,8 @@ from dataclasses import replace
 
 from gateway.core.background import Tasks
 from gateway.core.clock import Clock
-from gateway.core.errors import SessionNotFoundError, WakegateError
+from gateway.core.errors import PermissionDeniedError, SessionNotFoundError, WakegateError
+from gateway.core.identity import Permission, current
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
 from gateway.core.model import Runtime, RuntimeKey, Sandbox, Session, SessionId, SessionState, StartKind
 from gateway.sessions.activation import Opened, SessionOpener, require_runtime
@@ -27,7 +28,7 @@ from gateway.sessions.admission import Admission
 from gateway.sessions.bindings import Bindings
 from gateway.sessions.idleness import IdleTracker
 from gateway.sessions.ownership import Ownership
-from gateway.sessions.records import Records
+from gateway.sessions.records import Records, unknown_session
 from gateway.sessions.transitions import Transitions, bounded
 
 logger = logging.getLogger(__name__)
@@ -83,19 +84,21 @@ class Lifecycle:
         ttl: float | None = None,
         idle_timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
-        tenant: str = "",
     ) -> Opened:
-        """Create a session with a sandbox, claimed within the hold rule. Cancelling it leaves no session behind.
+        """Create a session of the current caller's with a sandbox, claimed within the hold rule.
+
+        Cancelling it leaves no session behind.
 
         `ttl` and `idle_timeout` in seconds; both are bounded by the runtime's maximum duration.
         Raises: RuntimeNotFoundError, QueueFullError at the limit, ActivationTimeoutError, SandboxStartError,
         StoreUnavailableError.
         """
         runtime = require_runtime(self._catalog, runtime_key)
+        _require_creation(runtime_key)
         session_id = _new_id()
         async with self._admission.held(runtime_key):
             sandbox, claim_s = await self._admission.claim(runtime, session_id, bound=len(self._bindings))
-        session = self._record(session_id, runtime, ttl, idle_timeout, metadata, tenant)
+        session = self._record(session_id, runtime, ttl, idle_timeout, metadata)
         session = replace(
             session, state=SessionState.ACTIVE, owner=self._ownership.me, sandbox=sandbox, start=sandbox.start
         )
@@ -115,6 +118,7 @@ class Lifecycle:
         It has no owner, so any gateway may open it. Raises: RuntimeNotFoundError, StoreUnavailableError.
         """
         runtime = require_runtime(self._catalog, runtime_key)
+        _require_creation(runtime_key)
         return await self._records.put(self._record(_new_id(), runtime, metadata=metadata))
 
     async def update(
@@ -164,14 +168,14 @@ class Lifecycle:
         """The record, with this gateway's activity that is not written yet. Raises SessionNotFoundError."""
         session = await self._records.get(session_id)
         if session is None:
-            raise SessionNotFoundError(f'sessions.agentcube.volcano.sh "{session_id}" not found')
+            raise unknown_session(session_id)
         return replace(session, last_active_at=self._idleness.last_used(session, self._clock.now()))
 
     async def get_cached(self, session_id: SessionId) -> Session:
         """The cached record, for its fields that never change. Raises SessionNotFoundError."""
         session = await self._records.peek(session_id)
         if session is None:
-            raise SessionNotFoundError(f'sessions.agentcube.volcano.sh "{session_id}" not found')
+            raise unknown_session(session_id)
         return session
 
     async def acknowledge_restored(self, session_id: SessionId, restored: str) -> None:
@@ -211,9 +215,9 @@ class Lifecycle:
         ttl: float | None = None,
         idle_timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
-        tenant: str = "",
     ) -> Session:
-        """The record of a session that begins now and has no sandbox yet."""
+        """The record of a session of the current caller's that begins now and has no sandbox yet."""
+        caller = current()
         now = self._clock.now()
         longest = runtime.max_session_duration
         return Session(
@@ -226,7 +230,8 @@ class Lifecycle:
             limit_at=now + longest,
             ends_at=None if ttl is None else now + ttl,
             idle_timeout=min(idle_timeout or runtime.session_timeout, longest),
-            tenant=tenant,
+            tenant=caller.tenant,
+            user=caller.user,
             metadata=dict(metadata or {}),
         )
 
@@ -276,6 +281,16 @@ class Lifecycle:
             self._bindings.remove(sandbox.id)
             await asyncio.shield(self._provider.release(sandbox.id))
             raise
+
+
+def _require_creation(runtime: RuntimeKey) -> None:
+    """Raise PermissionDeniedError unless the current caller may make sessions of a runtime."""
+    caller = current()
+    caller.require(Permission.CREATE_SESSIONS)
+    if not caller.uses(runtime):
+        raise PermissionDeniedError(
+            f"this credential may not use {runtime}; it is limited to {sorted(caller.runtimes)}"
+        )
 
 
 def _new_id() -> SessionId:

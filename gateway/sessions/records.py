@@ -18,7 +18,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from gateway.core.errors import StaleWriteError, StoreUnavailableError
+from gateway.core.errors import SessionNotFoundError, StaleWriteError, StoreUnavailableError
+from gateway.core.identity import current
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import Lease, Session, SessionId, SessionState, is_snapshot
 
@@ -29,6 +30,15 @@ LEASE_TTL_S = 10.0
 # Records of about 2 KB, so 40 MB at most; the one written longest ago is dropped first.
 MAX_REMEMBERED = 20_000
 _POLL_INTERVAL_S = 0.02  # while another gateway holds the session; a wake takes about as long
+
+
+def unknown_session(session_id: SessionId) -> SessionNotFoundError:
+    """There is no such session, as far as the caller is concerned. In the words of AgentCube's API."""
+    return SessionNotFoundError(f'sessions.agentcube.volcano.sh "{session_id}" not found')
+
+
+def _visible(session: Session | None) -> Session | None:
+    return session if session is not None and current().sees(session) else None
 
 
 class Records:
@@ -54,13 +64,16 @@ class Records:
         self._is_here = is_here
 
     async def get(self, session_id: SessionId) -> Session | None:
-        """The current record. One that the store lost is written again, if its sandbox or workspace is still here."""
+        """The current record. One that the store lost is written again, if its sandbox or workspace is still here.
+
+        A record that the current caller may not see is as if it were not there, so that nobody above has to ask.
+        """
         session = await self.store.get(session_id)
-        return session if session is not None else await self._rebuild(session_id)
+        return _visible(session if session is not None else await self._rebuild(session_id))
 
     async def peek(self, session_id: SessionId) -> Session | None:
-        """The record from the cache, which may be a few seconds old."""
-        return await self._cached.get(session_id)
+        """The record from the cache, which may be a few seconds old, if the current caller may see it."""
+        return _visible(await self._cached.get(session_id))
 
     async def put(self, session: Session) -> Session:
         """Write the record, with the fence of this gateway's lease if it holds one.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,10 @@ from gateway.routing.access import AccessPolicy, HostError, OriginError, host_na
 from tests.support.scripted import OpenScripted, get
 
 ON_UVLOOP = True
-SETTINGS = {"allowed_origins": "https://app.example, http://other:8080/", "allowed_hosts": "gate.example"}
+SETTINGS: dict[str, Any] = {
+    "allowed_origins": "https://app.example, http://other:8080/",
+    "allowed_hosts": "gate.example",
+}
 BAD_HOSTS = [
     "evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "127.0.0.1@evil.example",
     "localhost:80:80", "[::1", "[::2]", "[::1]x", "10.0.0.1", "0.0.0.0", "", "localhost:x", "notlocalhost",

@@ -17,6 +17,7 @@ from gateway.core.errors import (
     SessionNotFoundError,
     StoreUnavailableError,
 )
+from gateway.core.identity import Identity, Role, acting_as
 from gateway.core.model import (
     HibernationMode,
     RuntimeKey,
@@ -46,12 +47,13 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 async def test_created_session_is_on_record_with_its_sandbox(world: World) -> None:
     """The record names the sandbox, the start kind and both ends of its time; metadata is kept."""
-    opened = await world.lifecycle.create(KEY, metadata={"a": "b"}, tenant="t")
+    with acting_as(Identity(Role.MEMBER, "t", user="ann")):
+        opened = await world.lifecycle.create(KEY, metadata={"a": "b"})
     record = await world.record(opened.session.id)
     assert record == opened.session
     assert (record.state, record.sandbox, record.start) == (SessionState.ACTIVE, opened.sandbox, StartKind.WARM)
     assert (record.expires_at - world.clock.now(), record.idle_timeout) == (28800.0, 900.0)
-    assert (record.metadata, record.tenant, opened.restored) == ({"a": "b"}, "t", None)
+    assert (record.metadata, record.tenant, record.user, opened.restored) == ({"a": "b"}, "t", "ann", None)
 
 
 @pytest.mark.parametrize(("ttl", "lasts"), [(60.0, 60.0), (10**9, 28800.0)])

@@ -45,7 +45,7 @@ class World:
 
     async def session(self, content: str = "precious") -> Session:
         """A new one with something in its workspace."""
-        opened = await self.sessions.lifecycle.create(KEY, metadata={"a": "b"}, tenant="t")
+        opened = await self.sessions.lifecycle.create(KEY, metadata={"a": "b"})
         self.provider.contents[opened.sandbox.id] = content
         return opened.session
 

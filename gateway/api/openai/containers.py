@@ -17,6 +17,7 @@ from gateway.api.errors import Handler, ParamError
 from gateway.api.http import JSON, read_object, session_headers
 from gateway.api.sessions import DELETED_BY_USER, choose_runtime, create_session
 from gateway.core.errors import SessionNotFoundError
+from gateway.core.identity import current
 from gateway.core.interfaces import RuntimeCatalog, SessionStore
 from gateway.core.model import Kind, Runtime, Session, SessionId, SessionState
 from gateway.sessions.lifecycle import Lifecycle
@@ -65,11 +66,12 @@ class ContainersAPI:
     async def _list(self, request: Request) -> Response:
         after, limit, order = read_page(request, ("name",))
         name = request.query_params.get("name")
+        caller = current()
         found: list[Session] = []
         last: SessionId | None = None
         for _ in range(_MAX_SCANNED // _PAGE):
             page = [session async for session in self._store.sessions(after=last, limit=_PAGE)]
-            found += [each for each in page if is_container(each) and name in (None, _name(each))]
+            found += [each for each in page if is_container(each) and caller.sees(each) and name in (None, _name(each))]
             if len(page) < _PAGE:
                 break
             last = page[-1].id

@@ -46,6 +46,18 @@ def nullable(schema: Schema) -> Schema:
 
 EVENTS: Schema = {**obj(event=TEXT, data=TEXT, id=TEXT), "description": "Server-sent events, each with these fields."}
 _LISTED_FILE = obj("name size modified mode is_dir", name=TEXT, name_encoded=TEXT, size=COUNT, is_dir=FLAG)
+_ROLE: Schema = {"enum": ["admin", "operator", "member", "viewer"]}
+_KEY: dict[str, Schema] = {
+    "id": TEXT,
+    "role": _ROLE,
+    "tenant": TEXT,
+    "name": TEXT,
+    "user": TEXT,
+    "runtimes": array_of(TEXT),
+    "createdAt": MOMENT,
+    "expiresAt": nullable(MOMENT),
+    "lastUsedAt": nullable(MOMENT),
+}
 _CALL = obj(
     "id function",
     id={"type": "string", "minLength": 1, "maxLength": 256},
@@ -90,6 +102,30 @@ SCHEMAS: dict[str, Schema] = {
         sandboxId=nullable(TEXT),
         reason=TEXT,
         metadata=METADATA,
+    ),
+    "NewSessionToken": obj(ttl=DURATION, paths=array_of(TEXT), ports=array_of({"type": "integer"})),
+    "SessionToken": obj("token expiresAt", token=TEXT, expiresAt=MOMENT),
+    "NewKey": obj(
+        "role",
+        role=_ROLE,
+        tenant=TEXT,
+        name=TEXT,
+        user=TEXT,
+        runtimes=array_of(TEXT),
+        expires=DURATION,
+    ),
+    "Key": obj("id role tenant createdAt", **_KEY),
+    "NewKeyAnswer": obj("key id role tenant createdAt", key=TEXT, **_KEY),
+    "Keys": obj("keys", keys=array_of(ref("Key"))),
+    "Rotation": obj(overlap=DURATION),
+    "Caller": obj(
+        "subject tenant role",
+        subject=TEXT,
+        tenant=TEXT,
+        user=TEXT,
+        role=TEXT,
+        runtimes=array_of(TEXT),
+        expiresAt=nullable(MOMENT),
     ),
     "Sessions": obj("sessions next", sessions=array_of(ref("Session")), next=nullable(TEXT)),
     "Runtimes": obj("runtimes", runtimes=array_of(obj("namespace name kind pool", pool={"type": "object"}))),

@@ -66,6 +66,26 @@ NATIVE: Mapping[str, Operation] = {
     ), sandbox=False),
 }  # fmt: skip
 
+KEYS: Mapping[str, Operation] = {
+    "create_session_token":
+        Operation("POST", "/v1/sessions/{session_id}/tokens", "keys", "Make a token that is good for one session.",
+                  {201: Answer("Made.", ref("SessionToken"))}, body=ref("NewSessionToken"), sandbox=False),
+    "create_key":
+        Operation("POST", "/v1/keys", "keys", "Make an API key. The answer is the only one that shows it.",
+                  {201: Answer("Made.", ref("NewKeyAnswer"))}, body=ref("NewKey"), sandbox=False),
+    "list_keys":
+        Operation("GET", "/v1/keys", "keys", "List API keys, the oldest first.", _ok("Keys"),
+                  (Parameter("tenant", "Only those of this tenant."),), sandbox=False),
+    "revoke_key":
+        Operation("DELETE", "/v1/keys/{key_id}", "keys", "Revoke an API key, everywhere within two seconds.",
+                  {204: Answer("Revoked.")}, sandbox=False),
+    "rotate_key":
+        Operation("POST", "/v1/keys/{key_id}/rotate", "keys", "Make a key with the same rights and end the old one.",
+                  {201: Answer("Made.", ref("NewKeyAnswer"))}, body=ref("Rotation"), sandbox=False),
+    "get_caller":
+        Operation("GET", "/v1/caller", "keys", "Who the gateway takes you for.", _ok("Caller"), sandbox=False),
+}  # fmt: skip
+
 HEALTH: Mapping[str, Operation] = {
     "check_liveness":
         Operation("GET", "/healthz", "health", "Whether this process is alive.", _ok("Status"), sandbox=False),
@@ -172,4 +192,4 @@ CONTAINERS: Mapping[str, Operation] = {
 }  # fmt: skip
 
 # Every operation of the control surfaces by name: the router (api/app.py) and /openapi.json are both made from this.
-CONTROL: Mapping[str, Operation] = {**NATIVE, **TOOLS, **CONTAINERS, **AGENTCUBE, **HEALTH}
+CONTROL: Mapping[str, Operation] = {**NATIVE, **KEYS, **TOOLS, **CONTAINERS, **AGENTCUBE, **HEALTH}

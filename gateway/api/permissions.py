@@ -1,0 +1,74 @@
+"""Which permission each operation of the control surfaces needs. docs/security.md shows it as a table of roles.
+
+`make_routes` refuses an operation that is missing here, so none is ever open by omission. Requests into sandboxes need
+USE_SESSIONS (gateway/identity/scope.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.api.errors import Handler
+from gateway.core.errors import UnauthorizedError
+from gateway.core.identity import Permission, current
+
+PERMISSIONS: Mapping[str, Permission] = {
+    "check_liveness": Permission.PUBLIC,
+    "check_readiness": Permission.PUBLIC,
+    "check_agentcube_health": Permission.PUBLIC,
+    "check_agentcube_liveness": Permission.PUBLIC,
+    "check_agentcube_readiness": Permission.PUBLIC,
+    "get_openapi": Permission.PUBLIC,
+    "render_metrics": Permission.READ_METRICS,
+    "create_session": Permission.CREATE_SESSIONS,
+    "list_sessions": Permission.READ_SESSIONS,
+    "get_session": Permission.READ_SESSIONS,
+    "update_session": Permission.MANAGE_SESSIONS,
+    "delete_session": Permission.MANAGE_SESSIONS,
+    "hibernate_session": Permission.MANAGE_SESSIONS,
+    "wake_session": Permission.MANAGE_SESSIONS,
+    "create_session_token": Permission.MANAGE_SESSIONS,
+    "list_runtimes": Permission.READ_RUNTIMES,
+    "explain_autoscaler": Permission.READ_POOLS,
+    "export_claim_history": Permission.READ_POOLS,
+    "create_key": Permission.MANAGE_KEYS,
+    "list_keys": Permission.MANAGE_KEYS,
+    "revoke_key": Permission.MANAGE_KEYS,
+    "rotate_key": Permission.MANAGE_KEYS,
+    "get_caller": Permission.READ_SESSIONS,
+    "create_code_interpreter": Permission.CREATE_SESSIONS,
+    "create_agent_runtime": Permission.CREATE_SESSIONS,
+    "delete_code_interpreter": Permission.MANAGE_SESSIONS,
+    "delete_agent_runtime": Permission.MANAGE_SESSIONS,
+    "list_tools": Permission.READ_RUNTIMES,
+    "run_tool_calls": Permission.USE_SESSIONS,
+    "post_mcp_message": Permission.USE_SESSIONS,
+    "end_mcp_session": Permission.USE_SESSIONS,
+    "create_container": Permission.CREATE_SESSIONS,
+    "list_containers": Permission.READ_SESSIONS,
+    "get_container": Permission.READ_SESSIONS,
+    "delete_container": Permission.MANAGE_SESSIONS,
+    "create_container_file": Permission.USE_SESSIONS,
+    "list_container_files": Permission.USE_SESSIONS,
+    "get_container_file": Permission.USE_SESSIONS,
+    "delete_container_file": Permission.USE_SESSIONS,
+    "get_container_file_content": Permission.USE_SESSIONS,
+}
+
+
+def requiring(permission: Permission, handler: Handler) -> Handler:
+    """The handler, for callers that have the permission. Others get UnauthorizedError or PermissionDeniedError."""
+    if permission is Permission.PUBLIC:
+        return handler
+
+    async def guarded(request: Request) -> Response:
+        unauthenticated: UnauthorizedError | None = request.scope.get("state", {}).get("unauthenticated")
+        if unauthenticated is not None:
+            raise unauthenticated
+        current().require(permission)
+        return await handler(request)
+
+    return guarded

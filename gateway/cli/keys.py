@@ -1,0 +1,94 @@
+"""`wakegate keys`: make, list, revoke and rotate API keys, in the session store that the settings name."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import orjson
+
+from gateway.build import store_of
+from gateway.core.clock import SystemClock
+from gateway.core.errors import SettingsError
+from gateway.core.identity import Role
+from gateway.core.settings import Settings, make_state_dir
+from gateway.core.units import parse_duration, rfc3339
+from gateway.identity.directory import KeyDirectory, open_directory
+from gateway.identity.keys import APIKey
+
+_COLUMNS = "{:<10} {:<9} {:<16} {:<24} {:<21} {:<21} {}"
+
+
+async def run(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Run one verb; returns the exit status. Raises WakegateError."""
+    async with _directory(settings) as directory:
+        match arguments.verb:
+            case "create":
+                made = await directory.create(
+                    role=Role(arguments.role),
+                    tenant=arguments.tenant,
+                    name=arguments.name,
+                    user=arguments.user,
+                    runtimes=arguments.scopes,
+                    lifetime=_seconds("--expires", arguments.expires),
+                )
+                _show(*made)
+            case "list":
+                _list(await directory.list(arguments.of_tenant), as_json=arguments.json)
+            case "revoke":
+                key = await directory.revoke(arguments.key_id)
+                print(f"revoked {key.id} ({key.role} of {key.tenant})")
+            case "rotate":
+                overlap = _seconds("--overlap", arguments.overlap) or 0.0
+                _show(*await directory.rotate(arguments.key_id, overlap=overlap))
+    return 0
+
+
+@asynccontextmanager
+async def _directory(settings: Settings) -> AsyncIterator[KeyDirectory]:
+    clock = SystemClock()
+    make_state_dir(settings.state_dir)
+    store = store_of(settings, clock)
+    await store.start()
+    try:
+        yield await open_directory(store.documents, clock)
+    finally:
+        await store.aclose()
+
+
+def _show(text: str, key: APIKey) -> None:
+    """The key alone on standard output, for scripts; what it is, beside it."""
+    ends = "never expires" if key.expires_at is None else f"expires {rfc3339(key.expires_at)}"
+    print(f"key {key.id}: {key.role} of {key.tenant}, {ends}. It is shown this once:", file=sys.stderr)
+    print(text)
+
+
+def _list(found: Sequence[APIKey], *, as_json: bool) -> None:
+    if not as_json:
+        print(_COLUMNS.format("ID", "ROLE", "TENANT", "NAME", "EXPIRES", "LAST USED", "RUNTIMES"))
+    for key in found:
+        expires = "" if key.expires_at is None else rfc3339(key.expires_at)
+        used = "" if key.last_used_at is None else rfc3339(key.last_used_at)
+        runtimes = sorted(key.runtimes)
+        if as_json:
+            print(orjson.dumps({
+                "id": key.id, "role": key.role, "tenant": key.tenant, "name": key.name, "user": key.user,
+                "runtimes": runtimes, "expiresAt": expires or None, "lastUsedAt": used or None,
+            }).decode())  # fmt: skip
+        else:
+            row = (key.id, key.role, key.tenant, key.name, expires or "never", used or "never", ",".join(runtimes))
+            print(_COLUMNS.format(*row).rstrip())
+
+
+def _seconds(flag: str, text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        seconds = parse_duration(text)
+    except ValueError:
+        seconds = -1.0
+    if seconds <= 0:
+        raise SettingsError([f"{flag}: expected a duration above zero such as 90d or 12h, got {text[:64]!r}"])
+    return seconds

@@ -1,0 +1,132 @@
+"""From the credential of a request to an identity, from memory.
+
+A credential that was verified is remembered under a keyed hash of it, so the requests after the first cost one hash
+(1 us) and one look-up: no store, no signature. What is remembered goes when it expires, all of it whenever a key is
+revoked, and once a minute, so that a key's last use is noted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+from collections import OrderedDict
+from pathlib import Path
+from typing import Protocol
+
+from gateway.core.clock import Clock
+from gateway.core.documents import DocumentStore
+from gateway.core.errors import StoreUnavailableError, UnauthorizedError
+from gateway.core.identity import Identity
+from gateway.core.model import Session
+from gateway.identity import session_tokens
+from gateway.identity.directory import KeyDirectory, open_directory
+from gateway.identity.shared_secret import SharedSecret, load_secret
+
+logger = logging.getLogger(__name__)
+
+MAX_CREDENTIAL_BYTES = 8192  # of a token with many groups
+_MAX_KNOWN = 20_000
+_DIGEST_BYTES = 16
+_REMEMBERED_S = 60.0
+_MISSING = "send an API key as 'Authorization: Bearer wk_...' or 'X-API-Key: wk_...'; `wakegate keys create` makes one"
+
+
+class TokenVerifier(Protocol):
+    """Verifies tokens of another issuer: OpenID Connect."""
+
+    def accepts(self, token: str) -> bool:
+        """Whether a token looks like one of its issuer's, without a check."""
+        ...
+
+    async def verify(self, token: str) -> Identity:
+        """Who a token stands for. Raises UnauthorizedError; UnavailableError when its keys cannot be had."""
+        ...
+
+
+class Authenticator:
+    """Knows who requests come from. Made once the store is open."""
+
+    def __init__(
+        self, directory: KeyDirectory, secret: SharedSecret, clock: Clock, verifier: TokenVerifier | None = None
+    ) -> None:
+        self.directory = directory
+        self._session_key = secret.key("session tokens")
+        self._clock = clock
+        self._verifier = verifier
+        self._salt = secrets.token_bytes(_DIGEST_BYTES)
+        self._known: OrderedDict[bytes, Identity] = OrderedDict()
+        self._forget_at = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Authenticator {len(self._known)} credentials known>"
+
+    def lookup(self, credential: bytes) -> Identity | None:
+        """The identity of a credential that was verified a while ago; None: ask `authenticate`."""
+        return self._known.get(hashlib.blake2b(credential, digest_size=_DIGEST_BYTES, key=self._salt).digest())
+
+    async def authenticate(self, credential: bytes | None) -> Identity:
+        """Who a request comes from, by its bearer token or API key.
+
+        Raises UnauthorizedError, which says what is wrong; UnavailableError when an issuer's keys cannot be had.
+        """
+        if credential is None or not credential:
+            raise UnauthorizedError(f"this gateway asks who you are: {_MISSING}")
+        if len(credential) > MAX_CREDENTIAL_BYTES:
+            raise UnauthorizedError(f"the credential is longer than {MAX_CREDENTIAL_BYTES} bytes")
+        known = self.lookup(credential)
+        if known is not None and known.expires_at > self._clock.now():
+            return known
+        identity = await self._verify(credential.decode("latin-1"))
+        self._known[hashlib.blake2b(credential, digest_size=_DIGEST_BYTES, key=self._salt).digest()] = identity
+        if len(self._known) > _MAX_KNOWN:
+            self._known.popitem(last=False)
+        return identity
+
+    def issue_session_token(
+        self, session: Session, lifetime: float, *, subject: str, paths: tuple[str, ...], ports: tuple[int, ...]
+    ) -> tuple[str, float]:
+        """A token that is good for one session, and when it expires. Raises BadRequestError."""
+        now = self._clock.now()
+        token = session_tokens.issue(
+            session, self._session_key, now, lifetime, subject=subject, paths=paths, ports=ports
+        )
+        return token, now + lifetime
+
+    async def follow(self) -> None:
+        """Forget what has expired or was revoked. To be called each directory.FOLLOW_INTERVAL_S."""
+        try:
+            if await self.directory.follow():
+                self.forget_all()
+        except StoreUnavailableError as error:
+            logger.debug("API keys are as they were: %s", error)
+        now = self._clock.now()
+        if now >= self._forget_at:
+            self._forget_at = now + _REMEMBERED_S
+            self.forget_all()
+        for digest in [digest for digest, identity in self._known.items() if identity.expires_at <= now]:
+            del self._known[digest]
+
+    def forget_all(self) -> None:
+        """Verify every credential anew: one may have been revoked."""
+        self._known.clear()
+
+    async def _verify(self, credential: str) -> Identity:
+        if credential.startswith(session_tokens.PREFIX):
+            return session_tokens.verify(credential, self._session_key, self._clock.now())
+        key = self.directory.find(credential)
+        if key is not None:
+            return key.identity()
+        if self._verifier is not None and self._verifier.accepts(credential):
+            return await self._verifier.verify(credential)
+        raise UnauthorizedError(f"the API key or token is unknown, expired or revoked; {_MISSING}")
+
+
+async def open_authenticator(documents: DocumentStore, clock: Clock, admin_key_file: Path) -> Authenticator:
+    """An authenticator over a store's keys. `admin_key_file`: an empty path for none.
+
+    Raises SettingsError for an unusable file, StoreUnavailableError.
+    """
+    secret = await load_secret(documents)
+    file = None if admin_key_file == Path() else admin_key_file
+    return Authenticator(await open_directory(documents, clock, file), secret, clock)
