@@ -63,7 +63,7 @@ def test_typo_gets_a_suggestion_and_no_abbreviation_is_taken(
 
 
 def test_help_names_units_and_defaults_as_a_person_writes_them(capsys: pytest.CaptureFixture[str]) -> None:
-    """168h, not 604800.0."""
+    """A default is printed as 168h, not as 604800.0."""
     with pytest.raises(SystemExit):
         parse(["serve", "--help"])
 
@@ -85,7 +85,7 @@ def test_doctor_looks_at_all_that_serve_uses_and_reports_for_programs(tmp_path: 
     assert {finding["status"] for finding in found} <= {"ok", "warn"}
 
 
-def test_doctor_says_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
+def test_doctor_reports_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
     """A manifest that is not there, a Python that is none, a port that is taken."""
     with serve(tmp_path / "running") as server:
         port = server.url.rpartition(":")[2]
@@ -109,7 +109,7 @@ def test_sandbox_python_that_no_sandbox_may_see_is_named_at_start(tmp_path: Path
     assert f"--sandbox-python {tmp_path}/env: the base interpreter" in ended.stderr + ended.stdout
 
 
-def test_start_says_that_code_contexts_have_no_kernel(tmp_path: Path) -> None:
+def test_start_warns_that_code_contexts_have_no_kernel(tmp_path: Path) -> None:
     """And what to install; it starts all the same. A module to preload that is not there is named too."""
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
@@ -154,7 +154,7 @@ def test_prune_keeps_sessions_and_ends_what_a_killed_gateway_left(tmp_path: Path
         assert server.run(session, "cat file").json()["stdout"] == "kept\n"
 
 
-def test_uninstall_deletes_the_state_directory_when_told_to(tmp_path: Path) -> None:
+def test_uninstall_deletes_the_state_directory_with_yes(tmp_path: Path) -> None:
     """Only then, only a state directory, and not while a gateway runs on it."""
     state = tmp_path / "state"
     with serve(state, "--warm-pool", "0") as server:

@@ -236,7 +236,7 @@ async def test_abandoned_get_lets_go(kit: Kit) -> None:
 
 
 async def test_many_puts_and_gets_at_once(kit: Kit) -> None:
-    """They do not mix."""
+    """Concurrent puts and gets do not mix their data."""
 
     async def there_and_back(number: int) -> bool:
         data = os.urandom(100_000 + number)

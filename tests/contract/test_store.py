@@ -44,7 +44,7 @@ def clock() -> ManualClock:
 async def store(
     request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock, shared_redis: RedisServer
 ) -> AsyncIterator[SessionStore]:
-    """A store, open and empty."""
+    """An open, empty store of each kind."""
     made: SessionStore
     if "redis" in request.param:
         made = RedisStore(shared_redis.url, clock, next(_prefixes), server_time=False, deadline=20.0)
@@ -67,11 +67,11 @@ async def ids(found: AsyncIterator[Session]) -> list[str]:
 
 
 async def test_store_answers_ping(store: SessionStore) -> None:
-    """An open store answers."""
+    """`ping` returns while the store is open."""
     await store.ping()
 
 
-async def test_closed_store_says_so(store: SessionStore) -> None:
+async def test_closed_store_refuses_calls(store: SessionStore) -> None:
     """After aclose, which may come twice, every call is refused rather than left hanging."""
     await store.aclose()
     await store.aclose()
@@ -187,7 +187,7 @@ async def test_racing_creations_have_one_winner(store: SessionStore) -> None:
     assert sum(isinstance(each, Session) for each in outcomes) == 1
 
 
-async def test_refused_puts_harm_nobody_who_waits_with_them(store: SessionStore) -> None:
+async def test_refused_puts_do_not_affect_others_in_the_batch(store: SessionStore) -> None:
     """Writes handed in together are answered each on its own: stale, unwritable and good ones side by side."""
     await store.put(session("taken"))
     batch = [session(f"n{n}") for n in range(20)]
@@ -409,7 +409,7 @@ async def test_lease_has_one_holder(store: SessionStore, clock: ManualClock) -> 
 
 
 async def test_racing_acquisitions_have_one_winner(store: SessionStore) -> None:
-    """However many ask at once."""
+    """Of 30 concurrent acquisitions of a lease one succeeds."""
     outcomes = await asyncio.gather(*(store.acquire_lease("leader", f"g{n}", 10) for n in range(30)))
 
     assert sum(each is not None for each in outcomes) == 1

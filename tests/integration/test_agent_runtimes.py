@@ -192,7 +192,9 @@ def test_agent_that_crashes_is_begun_anew_for_its_session(tmp_path: Path) -> Non
         ({"workingDir": "/nowhere"}, "working directory /nowhere"),
     ],
 )
-def test_agent_that_cannot_start_says_why(tmp_path: Path, container: dict[str, Any], why: str) -> None:
+def test_agent_that_cannot_start_is_reported_with_the_reason(
+    tmp_path: Path, container: dict[str, Any], why: str
+) -> None:
     """In the answer to who asked for a session, and at /v1/runtimes."""
     with serve(tmp_path / "state", "--runtime", manifest(tmp_path, **container)) as server:
         reply = call(server, "/")

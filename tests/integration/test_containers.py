@@ -92,7 +92,7 @@ def test_containers_get_a_runtime_with_the_memory_asked_for(client: OpenAI, serv
         client.containers.create(name="c", memory_limit="64g")
 
 
-def test_container_sleeps_where_others_expire(client: OpenAI, server: Server) -> None:
+def test_container_hibernates_instead_of_expiring(client: OpenAI, server: Server) -> None:
     """It says that it runs, and its files are there."""
     container = client.containers.create(name="sleeper")
     made = client.containers.files.create(container.id, file=("a.txt", b"kept"))

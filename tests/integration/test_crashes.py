@@ -89,7 +89,7 @@ def crash_at(tmp_path: Path, steps: range, *flags: str) -> int:
 
 
 @pytest.mark.parametrize("step", [3, 8])
-def test_kill_in_mid_sleep_loses_no_answered_write(tmp_path: Path, step: int) -> None:
+def test_kill_during_hibernation_loses_no_answered_write(tmp_path: Path, step: int) -> None:
     """A gateway killed as a session goes to sleep, at a few of the steps: the next life has its files."""
     assert crash_at(tmp_path, range(step, step + 1)) == 1
 

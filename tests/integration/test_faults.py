@@ -39,7 +39,7 @@ def _environ(process: psutil.Process) -> str:
         return ""
 
 
-def test_sleep_and_wake_keep_every_byte(tmp_path: Path) -> None:
+def test_hibernation_keeps_every_byte(tmp_path: Path) -> None:
     """Files, modes, times and links are the same after a sleep, and the wake says what it was."""
     with serve(tmp_path / "state") as server:
         session = server.session()
@@ -115,7 +115,7 @@ def test_sandbox_killed_mid_request_is_502_once_and_keeps_its_files(tmp_path: Pa
         assert told.headers["x-wakegate-restored"].startswith("20")
 
 
-def test_term_lets_commands_finish_and_puts_sessions_to_sleep(tmp_path: Path) -> None:
+def test_sigterm_lets_commands_finish_and_hibernates_sessions(tmp_path: Path) -> None:
     """SIGTERM: what runs goes on to its end, then the gateway ends with status 0, and sessions are there next time."""
     state = tmp_path / "state"
     with serve(state) as server:

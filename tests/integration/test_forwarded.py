@@ -48,7 +48,7 @@ def seen_through(server: Server, session: str, **headers: str) -> dict[str, list
     }
 
 
-def test_every_gateway_tells_a_sandbox_the_same_of_a_client(tmp_path: Path) -> None:
+def test_every_gateway_sends_a_sandbox_the_same_client(tmp_path: Path) -> None:
     """Through the one that has the session, and through the other, which passes the request on."""
     flags = ("--trusted-proxies", "127.0.0.1", "--allowed-hosts", "gate.example")
     with two(tmp_path, *flags, "--access-log", "--log-format", "json") as (a, b, _):

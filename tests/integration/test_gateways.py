@@ -87,7 +87,7 @@ def test_session_moves_to_the_gateway_that_lives_when_snapshots_are_shared(tmp_p
         assert (reply.status_code, reply.headers["x-wakegate-start"]) == (200, "live")
 
 
-def test_sleeping_session_wakes_wherever_it_is_asked_for(tmp_path: Path) -> None:
+def test_hibernated_session_wakes_at_any_gateway(tmp_path: Path) -> None:
     """With shared snapshots a session that sleeps is nobody's: the gateway that is asked wakes it on its own engine."""
     with two(tmp_path, "--snapshots", f"file://{tmp_path}/snapshots") as (a, b, _):
         session = a.session()

@@ -9,7 +9,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.serve import serve
 
 
-async def test_herd_at_a_sleeping_session_causes_one_wake(tmp_path: Path) -> None:
+async def test_herd_at_a_hibernated_session_causes_one_wake(tmp_path: Path) -> None:
     """A hundred requests at once: one sandbox is claimed, every request is answered, and each sees the file."""
     with serve(tmp_path / "state") as server:
         session = asleep(server, "kept")

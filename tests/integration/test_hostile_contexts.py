@@ -37,7 +37,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(state: Path) -> Iterator[Server]:
-    """One gateway for all."""
+    """One gateway for all tests of this module."""
     runtimes = state.parent / "runtimes.yaml"
     runtimes.write_text(RUNTIMES)
     with serve(state, "--runtime", str(runtimes)) as started:
@@ -93,7 +93,7 @@ LOST = [  # code that costs the context, what its caller is told
 
 
 @pytest.mark.parametrize(("code", "name", "value"), LOST)
-def test_code_that_ends_its_context_is_told_of_and_the_next_call_works(
+def test_code_that_ends_its_context_is_reported_and_the_next_call_works(
     server: Server, session: str, beside: str, code: str, name: str, value: str
 ) -> None:
     """Killed, crashed, out of memory, without its sockets, or deaf to the interrupt."""
@@ -104,7 +104,7 @@ def test_code_that_ends_its_context_is_told_of_and_the_next_call_works(
     check_next(server, session, beside, lost=True)
 
 
-def test_code_that_takes_all_memory_is_told_of(server: Server, session: str, beside: str) -> None:
+def test_code_that_takes_all_memory_is_reported(server: Server, session: str, beside: str) -> None:
     """It is killed where a control group limits the sandbox, and gets a MemoryError where resource limits do."""
     run_code(server, session, "kept = 1")
     code = "held = []\ntry:\n  while True: held.append(b'x' * 10_000_000)\nfinally: held.clear()"
@@ -142,7 +142,7 @@ def test_code_that_is_stopped_or_fails_keeps_its_context(
     check_next(server, session, beside, lost=False)
 
 
-def test_output_of_a_thread_after_its_run_is_told_with_a_later_one(server: Server, session: str) -> None:
+def test_output_of_a_thread_after_its_run_is_in_a_later_one(server: Server, session: str) -> None:
     """What is printed while nobody listens is not lost, and no run is held up by it."""
     run_code(server, session, "import threading, time")
     run_code(server, session, "threading.Thread(target=lambda: (time.sleep(0.05), print('late'))).start()")
@@ -156,7 +156,7 @@ def test_output_of_a_thread_after_its_run_is_told_with_a_later_one(server: Serve
     wait_until(heard, "the thread's words come with a later run")
 
 
-def test_floods_are_cut_and_said_and_cost_the_gateway_nothing(server: Server, beside: str) -> None:
+def test_floods_are_cut_and_marked_and_cost_the_gateway_nothing(server: Server, beside: str) -> None:
     """100 MB of prints, a result of 100 MB, two thousand results."""
     session = server.session()
     run_code(server, session, "kept = 1")

@@ -101,7 +101,7 @@ async def test_mcp_pictures_are_image_content(server: Server) -> None:
         assert (content.mime_type, base64.b64decode(content.data)) == ("image/png", base64.b64decode(PICTURE))
 
 
-async def test_mcp_progress_tells_what_is_printed(server: Server) -> None:
+async def test_mcp_progress_has_the_output(server: Server) -> None:
     """While the call runs; the answer is the whole of it."""
     told: list[str] = []
 

@@ -98,12 +98,12 @@ class Sender:
 
 @pytest.fixture(scope="module")
 def sender(server: Server) -> Sender:
-    """One session to ask about."""
+    """Sends requests on one session of the gateway."""
     return Sender(server)
 
 
 def operations() -> list[Any]:
-    """All of them."""
+    """All operations of the document, except those that never end."""
     schema: Any = schemathesis.openapi.from_dict(DOCUMENT)
     found = [each.ok() for each in schema.get_all_operations()]
     return [each for each in found if each.path not in ENDLESS]

@@ -47,7 +47,7 @@ def check(server: Server, writer: Writer) -> None:
 
 
 @pytest.mark.parametrize("notice", ["0", "1s"])
-def test_sessions_of_a_gateway_that_ends_in_order_go_on_at_the_other(tmp_path: Path, notice: str) -> None:
+def test_sessions_of_a_gateway_that_stops_continue_at_the_other(tmp_path: Path, notice: str) -> None:
     """A long command at the owner ends as usual; clients at the other gateway see slower answers, and nothing else."""
     redis = RedisServer(tmp_path / "redis", "--appendonly", "yes").start()
     common = ["--store", redis.url, "--takeover-after", "8s", "--warm-pool", "1"]

@@ -86,7 +86,7 @@ def test_websocket_server_in_a_sandbox_echoes(server: Server, session: str) -> N
             assert client.recv(20) == message
 
 
-def test_port_without_a_server_is_a_502_that_says_so(server: Server, session: str) -> None:
+def test_port_without_a_server_is_a_502_with_the_reason(server: Server, session: str) -> None:
     """With a code to tell it from a sandbox that is gone; for a WebSocket too."""
     answer = server.client.get(f"/v1/sessions/{session}/ports/8001/")
     assert (answer.status_code, answer.json()["code"]) == (502, "PORT_NOT_LISTENING")

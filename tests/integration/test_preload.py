@@ -22,7 +22,7 @@ print("decimal" in sys.modules, os.getcwd(), os.getpgrp() == os.getpid(), sorted
 
 
 def run(server: Server, session: str, *command: str) -> str:
-    """What a command prints."""
+    """Run a command, which must succeed. Returns what it printed."""
     answer = server.client.post("/api/execute", json={"command": command}, headers={"x-session-id": session}).json()
     assert answer["exit_code"] == 0, answer
     return str(answer["stdout"])

@@ -60,7 +60,7 @@ async def call_by_mcp(server: Server, session: str) -> tuple[str, str | None]:
     return content.text, (result.meta or {}).get("wakegate/restored")
 
 
-def test_loss_is_told_to_the_next_client_when_the_first_has_left(tmp_path: Path) -> None:
+def test_loss_is_reported_to_the_next_client_if_the_first_has_left(tmp_path: Path) -> None:
     """It stays due until an answer with it was delivered, and is not repeated after that."""
     with serve(tmp_path / "state", "--warm-pool", "1") as server:
         session = server.session()
@@ -72,7 +72,7 @@ def test_loss_is_told_to_the_next_client_when_the_first_has_left(tmp_path: Path)
         assert "x-wakegate-restored" not in server.run(session, "cat note").headers
 
 
-def test_loss_is_told_by_a_wake_and_then_no_more(tmp_path: Path) -> None:
+def test_loss_is_reported_by_a_wake_once(tmp_path: Path) -> None:
     """POST /wake carries the header as the data path does."""
     with serve(tmp_path / "state", "--warm-pool", "1") as server:
         session = server.session()
@@ -82,7 +82,7 @@ def test_loss_is_told_by_a_wake_and_then_no_more(tmp_path: Path) -> None:
         wait_until(lambda: "x-wakegate-restored" not in server.run(session, "true").headers, "it was told")
 
 
-def test_loss_is_told_through_another_gateway(tmp_path: Path) -> None:
+def test_loss_is_reported_through_another_gateway(tmp_path: Path) -> None:
     """The client of the gateway that passes requests on is the one that counts."""
     with two(tmp_path) as (a, b, _):
         session = a.session()
@@ -93,7 +93,7 @@ def test_loss_is_told_through_another_gateway(tmp_path: Path) -> None:
         assert "x-wakegate-restored" not in a.run(session, "true").headers
 
 
-def test_loss_is_told_in_a_tool_result_over_mcp_once(tmp_path: Path) -> None:
+def test_loss_is_reported_in_a_tool_result_over_mcp_once(tmp_path: Path) -> None:
     """The model reads a line of it, a program finds it in _meta; the next answers of all doors are silent."""
     with serve(tmp_path / "state", "--warm-pool", "1") as server:
         session = server.session()
@@ -109,7 +109,7 @@ def test_loss_is_told_in_a_tool_result_over_mcp_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("door", ["files", "absent", "content", "calls"])
-def test_loss_is_told_by_every_answer_on_a_container_once(tmp_path: Path, door: str) -> None:
+def test_loss_is_reported_by_every_answer_on_a_container_once(tmp_path: Path, door: str) -> None:
     """Lists, errors, downloads and tool calls alike."""
     with serve(tmp_path / "state", "--warm-pool", "1") as server:
         session = server.session()
@@ -119,7 +119,7 @@ def test_loss_is_told_by_every_answer_on_a_container_once(tmp_path: Path, door: 
         assert "x-wakegate-restored" not in server.run(session, "true").headers
 
 
-def test_loss_is_told_over_mcp_and_in_file_lists_through_another_gateway(tmp_path: Path) -> None:
+def test_loss_is_reported_over_mcp_and_in_file_lists_through_another_gateway(tmp_path: Path) -> None:
     """The gateway that has the session finds the loss; the one that its client asked tells of it."""
     with two(tmp_path) as (a, b, _):
         session = a.session()

@@ -16,7 +16,7 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One gateway for all."""
+    """One gateway for all tests of this module."""
     with serve(tmp_path_factory.mktemp("gateway") / "state", "--warm-pool", "1") as started:
         yield started
 
@@ -40,7 +40,7 @@ def test_session_keeps_variables_and_shows_tables(server: Server) -> None:
     assert shell["stdout"].splitlines()[1] == "/workspace"
 
 
-def test_variables_survive_the_sleep_of_a_session(server: Server) -> None:
+def test_variables_survive_hibernation(server: Server) -> None:
     """Suspended, hibernated and woken onto another sandbox, the context knows what it knew and says what it lost."""
     session = server.session()
     run_code(server, session, "import threading\nkept = [1, 2]\nlock = threading.Lock()")
@@ -90,7 +90,7 @@ def make_wheel(folder: Path, name: str, version: str, more: str = "") -> Path:
     return path
 
 
-def test_installed_package_is_the_sessions_own_and_survives_its_sleep(server: Server, tmp_path: Path) -> None:
+def test_installed_package_is_the_sessions_own_and_survives_hibernation(server: Server, tmp_path: Path) -> None:
     """pip puts it into the workspace, over what the shared environment has; scripts, contexts and programs see it."""
     session = server.session()
     headers = {"x-session-id": session}
@@ -151,7 +151,9 @@ PIP = [
 
 
 @pytest.mark.parametrize(("command", "status", "says"), PIP)
-def test_pip_says_at_once_what_it_may(server: Server, tmp_path: Path, command: str, status: int, says: str) -> None:
+def test_pip_retries_nothing_without_a_network(
+    server: Server, tmp_path: Path, command: str, status: int, says: str
+) -> None:
     """--user goes where packages go; an index that cannot be reached is not tried again and again."""
     session = server.session()
     wheel = make_wheel(tmp_path, "mine", "1.0")

@@ -25,7 +25,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[httpx.Client]:
-    """A client of one session."""
+    """A client whose requests go to one session."""
     with httpx.Client(base_url=server.url, headers={"x-session-id": server.session()}, timeout=30.0) as client:
         yield client
 
@@ -119,7 +119,7 @@ def test_session_at_work_stays_awake_until_the_work_is_done(tmp_path: Path) -> N
         wait_until(lambda: server.state(session)["state"] == "hibernated", "it sleeps when the work is done")
 
 
-def test_processes_end_when_their_session_sleeps(server: Server) -> None:
+def test_processes_end_when_their_session_hibernates(server: Server) -> None:
     """A session that was put to sleep wakes without them; its files are there."""
     session = server.session()
     headers = {"x-session-id": session}

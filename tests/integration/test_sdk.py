@@ -30,7 +30,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def client(server: Server) -> Iterator[CodeInterpreterClient]:
-    """A session by the SDK."""
+    """A session that was created through the SDK."""
     with CodeInterpreterClient(router_url=server.url, workload_manager_url=server.url + "/") as opened:
         yield opened
     warnings.resetwarnings()
@@ -98,7 +98,7 @@ def test_sdk_sees_stopped_sessions_and_unknown_runtimes_as_404(server: Server) -
     assert "not found" in refusal.text
 
 
-def test_sdk_session_sleeps_and_wakes_unnoticed(server: Server, client: CodeInterpreterClient) -> None:
+def test_sdk_session_hibernates_and_wakes_transparently(server: Server, client: CodeInterpreterClient) -> None:
     """A session that was put to sleep answers the next call of the SDK with its files, and the call just works."""
     client.write_file("kept", "note.txt")
     assert server.client.post(f"/v1/sessions/{client.session_id}/hibernate").json()["state"] == "hibernated"

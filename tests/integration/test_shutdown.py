@@ -28,7 +28,7 @@ def connect(server: Server) -> socket.socket:
 
 
 def answer(client: socket.socket) -> bytes:
-    """One answer to ASK, whole."""
+    """Read one whole answer to ASK."""
     held = b""
     while not held.endswith(b'{"status":"alive"}'):
         more = client.recv(65536)

@@ -105,12 +105,12 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield started
 
 
-def test_answers_say_nothing_twice(server: Server) -> None:
+def test_answers_repeat_no_header(server: Server) -> None:
     """All kinds of answers of one gateway."""
     check_all(server, begin(server))
 
 
-def test_answers_by_way_of_another_gateway_say_nothing_twice(tmp_path: Path) -> None:
+def test_answers_through_another_gateway_repeat_no_header(tmp_path: Path) -> None:
     """The same, where each request is passed on to the gateway that has the session."""
     with two(tmp_path) as (a, b, _):
         session = begin(a)

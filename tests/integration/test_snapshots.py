@@ -9,7 +9,7 @@ from tests.support.serve import serve
 from tests.support.waiting import wait_until
 
 
-def test_session_sleeps_as_a_sealed_snapshot_and_outlives_the_gateway(tmp_path: Path) -> None:
+def test_session_hibernates_as_a_sealed_snapshot_and_outlives_the_gateway(tmp_path: Path) -> None:
     """Its files lie encrypted in the folder that was named, wake after kill -9, and follow what is written since."""
     keys = tmp_path / "keys"
     keys.touch(0o600)
@@ -35,7 +35,7 @@ def test_session_sleeps_as_a_sealed_snapshot_and_outlives_the_gateway(tmp_path: 
         assert list(folder.iterdir()) == []
 
 
-def test_gateway_with_other_snapshot_settings_says_so_and_loses_nothing(tmp_path: Path) -> None:
+def test_gateway_with_other_snapshot_settings_reports_it_and_loses_nothing(tmp_path: Path) -> None:
     """Without --snapshots, with another folder, without keys: each names its setting; with the right ones it wakes."""
     keys = tmp_path / "keys"
     keys.touch(0o600)

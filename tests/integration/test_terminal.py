@@ -30,14 +30,14 @@ def attach(server: Server, session: str, query: str = "") -> ClientConnection:
 
 
 def ready(socket: ClientConnection) -> dict[str, Any]:
-    """The first frame."""
+    """Read the first frame, which must be `ready`."""
     told: dict[str, Any] = json.loads(socket.recv(LIMIT))
     assert told["type"] == "ready"
     return told
 
 
 def until(socket: ClientConnection, text: bytes) -> bytes:
-    """Read until it is printed."""
+    """Read until the terminal has printed `text`."""
     printed = b""
     while text not in printed:
         message = socket.recv(LIMIT)

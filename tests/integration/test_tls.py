@@ -74,7 +74,7 @@ def test_large_bodies_pass_both_ways(server: Server) -> None:
     assert server.client.get("/api/files/big", headers=headers).content == content
 
 
-def test_sandbox_is_told_that_its_client_came_by_https(server: Server) -> None:
+def test_sandbox_sees_that_its_client_used_https(server: Server) -> None:
     """So that links of what runs there are right."""
     session = server.session()
     server.run(session, f"cat > echo.py <<'END'\n{ECHO_HEAD}\nEND\npython3 echo.py >/dev/null 2>&1 &")

@@ -43,7 +43,7 @@ def session(server: Server) -> str:
 
 
 def post(client: OpenAI, body: Any) -> dict[str, Any]:
-    """POST /v1/tool_calls."""
+    """Send a body to POST /v1/tool_calls."""
     reply: dict[str, Any] = client.post("/tool_calls", body=body, cast_to=dict[str, Any])
     return reply
 
@@ -155,7 +155,7 @@ def test_tool_calls_run_side_by_side_where_the_tool_allows(client: OpenAI, sessi
     ]
 
 
-def test_tool_calls_stream_tells_progress_and_ends_with_the_messages(client: OpenAI, session: str) -> None:
+def test_tool_calls_stream_has_progress_and_ends_with_the_messages(client: OpenAI, session: str) -> None:
     """As the SDK's own stream reads it; output comes while the call runs, and the file tells it to go on."""
     calls = [
         chat_call(
@@ -243,7 +243,7 @@ def test_tool_calls_large_pictures_are_scaled_and_their_originals_are_files(serv
     assert original.headers["content-disposition"].startswith("attachment")
 
 
-def test_tool_calls_wake_a_sleeping_session(server: Server) -> None:
+def test_tool_calls_wake_a_hibernated_session(server: Server) -> None:
     """The files are there, and the answer says that it woke."""
     session = server.session()
     body = {"session_id": session, "tool_calls": [chat_call("a", "write_file", path="kept", content="safe")]}

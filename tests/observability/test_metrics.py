@@ -26,7 +26,7 @@ RUNTIME = str(KEY)
 
 
 class Scrape:
-    """One answer of /metrics."""
+    """One answer of /metrics, parsed."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -155,7 +155,7 @@ async def test_held_requests_and_pools_show_while_they_last(open_gateway: OpenSc
     assert after("wakegate_autoscaler_leads") == 1
 
 
-async def test_sleep_and_wake_are_timed(open_gateway: OpenScripted) -> None:
+async def test_hibernations_and_wakes_are_timed(open_gateway: OpenScripted) -> None:
     """Keeping a workspace and giving it back each count, and the woken request has its own kind."""
     gateway, _ = await open_gateway()
     session = await gateway.session()
@@ -190,7 +190,7 @@ async def test_websockets_are_counted_and_shown_while_open(tmp_path: Path) -> No
     assert after("wakegate_requests_total", runtime=RUNTIME, start="live", status="101") == 1
 
 
-async def test_a_gateway_that_drains_says_so(open_gateway: OpenScripted) -> None:
+async def test_draining_gateway_has_a_metric(open_gateway: OpenScripted) -> None:
     """From the signal to its end, so that nobody alarms about what a roll-out does."""
     gateway, _ = await open_gateway()
     before = await scrape(gateway)

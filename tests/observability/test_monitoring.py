@@ -84,7 +84,7 @@ async def test_every_metric_of_ours_is_on_the_dashboard(open_gateway: OpenScript
 
 
 @pytest.mark.parametrize("rule", alert_rules(), ids=lambda rule: rule["alert"])
-def test_alerts_say_what_happened_and_what_it_means(rule: dict[str, Any]) -> None:
+def test_alerts_have_summary_and_description(rule: dict[str, Any]) -> None:
     """Each has a severity, a summary for the page and a description for who opens it."""
     assert rule["labels"]["severity"] in ("critical", "warning")
     assert {"summary", "description"} <= rule["annotations"].keys()

@@ -39,7 +39,7 @@ class Receiver:
                 self.end_headers()
 
             def log_message(self, *args: object) -> None:
-                """Nothing."""
+                """Do not log requests to stderr."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -126,7 +126,7 @@ async def test_without_an_endpoint_nothing_observes_requests(open_gateway: OpenS
     assert gateway.gateway.tracing is None
 
 
-def test_missing_packages_are_said_at_the_start(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_reported_at_the_start(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message says what to install."""
     monkeypatch.setitem(__import__("sys").modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(SettingsError, match=r"--otlp-endpoint: .*pip install -e '\.\[otel\]'"):
@@ -134,6 +134,6 @@ def test_missing_packages_are_said_at_the_start(tmp_path: object, monkeypatch: p
 
 
 def test_endpoint_is_a_setting() -> None:
-    """By variable as by flag."""
+    """The variable WAKEGATE_OTLP_ENDPOINT sets it."""
     settings: Settings = load({}, {"WAKEGATE_OTLP_ENDPOINT": "http://127.0.0.1:4318"})
     assert settings.otlp_endpoint == "http://127.0.0.1:4318"

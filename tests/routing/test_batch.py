@@ -27,7 +27,7 @@ async def pair() -> AsyncIterator[tuple[asyncio.WriteTransport, asyncio.StreamRe
 
 
 async def test_writes_arrive_in_their_order(pair: tuple[asyncio.WriteTransport, asyncio.StreamReader]) -> None:
-    """All of a turn, in one go."""
+    """All writes of a turn of the loop are sent in one write."""
     transport, reader = pair
     batch = WriteBatch()
     for piece in (b"one ", b"two ", b"three"):

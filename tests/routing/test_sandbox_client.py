@@ -116,7 +116,7 @@ async def test_caller_replaces_a_sandbox_that_is_gone_and_counts_slots_right(tmp
 
 
 async def test_caller_unknown_session_is_not_found(open_gateway: OpenScripted) -> None:
-    """As on the data path."""
+    """It raises the same error as the data path."""
     gateway, _ = await open_gateway()
     with pytest.raises(SessionNotFoundError):
         await caller_of(gateway).ready(SessionId("nope"))

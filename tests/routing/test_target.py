@@ -137,7 +137,7 @@ def test_parse_leads_a_sessions_terminal_to_picod() -> None:
     ],
 )
 def test_parse_refuses_ports_that_cannot_be_meant(path: bytes, session: bytes | None, match: str) -> None:
-    """With what would be right."""
+    """The error says what a valid port is."""
     with pytest.raises(BadRequestError, match=match):
         parse(path, session, None)
 

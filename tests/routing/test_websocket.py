@@ -101,7 +101,7 @@ async def test_handshake_without_session_makes_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("code", "reason"), [(1000, "bye"), (1001, ""), (4321, "own code"), (1011, "broken")])
 async def test_close_code_of_the_sandbox_reaches_the_client(tmp_path: Path, code: int, reason: str) -> None:
-    """With its reason."""
+    """Close code and reason are forwarded to the client."""
 
     async def handler(connection: ServerConnection) -> None:
         await connection.close(code, reason)
@@ -113,7 +113,7 @@ async def test_close_code_of_the_sandbox_reaches_the_client(tmp_path: Path, code
 
 @pytest.mark.parametrize(("code", "reason"), [(1000, "bye"), (4321, "own code")])
 async def test_close_code_of_the_client_reaches_the_sandbox(tmp_path: Path, code: int, reason: str) -> None:
-    """With its reason."""
+    """Close code and reason are forwarded to the sandbox."""
     closed: asyncio.Queue[tuple[int | None, str | None]] = asyncio.Queue()
 
     async def handler(connection: ServerConnection) -> None:
@@ -434,7 +434,7 @@ async def _ended(tmp_path: Path, end: Callable[[Served, SessionId], Awaitable[ob
 
 
 async def test_socket_of_a_hibernated_session_is_told_to_come_back(tmp_path: Path) -> None:
-    """1001 with what to do."""
+    """It is closed with 1001 and the advice to connect again."""
     code, reason = await _ended(
         tmp_path, lambda gateway, session: gateway.gateway.sessions.hibernator.hibernate(session)
     )

@@ -265,7 +265,7 @@ def test_source_outside_of_the_manifests_folder_is_refused(tmp_path: Path, sourc
 
 @pytest.mark.parametrize("name", ["../secret.py", "/etc/passwd", "link.py", "pipe"])
 def test_file_of_a_tool_outside_of_the_manifests_folder_is_refused(tmp_path: Path, name: str) -> None:
-    """Nor is a pipe waited for."""
+    """Neither through a link nor by its path; opening a FIFO does not block."""
     folder = tmp_path / "manifests"
     folder.mkdir()
     (tmp_path / "secret.py").write_text("def f(): pass")
@@ -417,7 +417,7 @@ def test_null_is_as_absent(tmp_path: Path) -> None:
 
 
 def patterns(schema: object) -> set[str]:
-    """All in a schema."""
+    """All regular expressions in a schema."""
     if isinstance(schema, list):
         return {pattern for each in schema for pattern in patterns(each)}
     if not isinstance(schema, dict):

@@ -25,7 +25,7 @@ def ring(folder: Path, algorithm: str = "EdDSA") -> KeyRing:
 
 
 def published(keys: KeyRing) -> dict[str, dict[str, str]]:
-    """The key set by key id."""
+    """The keys in the published key set, by key id."""
     return {key["kid"]: key for key in orjson.loads((keys.public_dir / "jwks.json").read_bytes())["keys"]}
 
 

@@ -103,7 +103,7 @@ async def test_whole_sandbox_is_held_to_its_memory_without_control_groups(tmp_pa
 
 
 @pytest.mark.usefixtures("without_groups")
-async def test_hog_is_killed_and_its_sandbox_goes_on(tmp_path: Path) -> None:
+async def test_hog_is_killed_and_its_sandbox_survives(tmp_path: Path) -> None:
     """Shared memory, which no resource limit counts, of one process: that one ends."""
     async with serving(tmp_path, runtime(limits=LIMITS)) as provider:
         sandbox = await provider.claim(runtime().key, A)

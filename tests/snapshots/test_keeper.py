@@ -107,7 +107,7 @@ async def test_what_a_warm_sandbox_wrote_of_its_own_goes(world: World, source: E
 
 
 @pytest.mark.parametrize("damage", ["first", "middle", "last", "cut", "missing"])
-async def test_damaged_snapshot_is_refused_and_can_be_mended(
+async def test_damaged_snapshot_is_refused_and_can_be_repaired(
     world: World, source: Executor, target: Executor, damage: str
 ) -> None:
     """Not a byte of it stays in the sandbox; the file is not touched, and once it is mended the session wakes."""
@@ -287,7 +287,7 @@ async def test_workspace_without_room_is_reported(tmp_path: Path, source: Execut
     assert world.kept() == [ref.key]
 
 
-async def test_cancelled_keep_lets_the_session_go_on(world: World, source: Executor) -> None:
+async def test_cancelled_keep_leaves_the_session_running(world: World, source: Executor) -> None:
     """Its processes are not held still any longer, nothing is in the store, and it can be kept again."""
     noise(source, 16 * MEGABYTE)
     sandbox = await world.claim()

@@ -62,7 +62,7 @@ async def test_snapshots_live_in_a_bucket(server: Objects, store: SnapshotStore)
     assert sorted(server.objects) == ["other", "some/prefix/notes.txt"]
 
 
-async def test_real_workspace_sleeps_in_a_bucket(server: Objects, store: SnapshotStore, tmp_path: Path) -> None:
+async def test_real_workspace_is_kept_in_a_bucket(server: Objects, store: SnapshotStore, tmp_path: Path) -> None:
     """Sealed, from one sandbox into another."""
     with picod_process("--auth", "none") as old, picod_process("--auth", "none") as new:
         world = World(tmp_path, (old, new))
@@ -176,7 +176,7 @@ async def test_store_that_is_away_is_reported(store: SnapshotStore, monkeypatch:
 
 
 async def test_cancelled_put_leaves_no_object(server: Objects, store: SnapshotStore) -> None:
-    """Whatever parts had gone."""
+    """A put that is cancelled after some parts leaves neither object nor parts."""
     reached = asyncio.Event()
 
     async def source() -> AsyncIterator[bytes]:

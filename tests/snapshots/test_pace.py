@@ -16,7 +16,7 @@ SANDBOX = SandboxId("sb-1")
 
 
 async def drip(pause: float, pieces: int = 1000) -> AsyncGenerator[bytes, None]:
-    """A byte now and then."""
+    """Yield one byte every `pause` seconds."""
     for _ in range(pieces):
         await asyncio.sleep(pause)
         yield b"x"

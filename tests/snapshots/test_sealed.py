@@ -149,7 +149,7 @@ def test_wrong_keys_are_all_reported_at_once() -> None:
 
 
 def test_missing_key_file_is_reported(tmp_path: Path) -> None:
-    """With its path."""
+    """The error names the path of the key file."""
     with pytest.raises(SettingsError, match="nokeys: the snapshot keys cannot be read"):
         SnapshotKeys.read(tmp_path / "nokeys")
 

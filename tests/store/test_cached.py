@@ -49,7 +49,7 @@ async def cached(inner: SlowReads) -> AsyncIterator[CachedStore]:
     await store.aclose()
 
 
-async def test_second_read_asks_nobody(cached: CachedStore, inner: SlowReads) -> None:
+async def test_second_read_makes_no_call(cached: CachedStore, inner: SlowReads) -> None:
     """A record that was read, or written here, is answered from memory."""
     await inner.put(session("theirs"))
     await cached.put(session("ours"))

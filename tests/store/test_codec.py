@@ -21,7 +21,7 @@ def again(record: bytes) -> Session:
 
 @given(sessions)
 def test_encoded_record_decodes_to_itself(record: Session) -> None:
-    """Any record, in any state."""
+    """Holds for any record in any state."""
     assert codec.decode(codec.encode(record), version=0, last_active_at=record.last_active_at) == record
 
 

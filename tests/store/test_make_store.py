@@ -1,4 +1,4 @@
-"""From a URL to a store."""
+"""make_store: from a URL to a store, and errors for wrong URLs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def test_sqlite_url_names_a_file(tmp_path: Path) -> None:
 
 
 def test_sqlite_url_may_be_relative() -> None:
-    """To the working directory."""
+    """The path is relative to the working directory."""
     assert f"{os.sep}" not in repr(make_store("sqlite:sessions.db", ManualClock()))
 
 

@@ -39,7 +39,7 @@ async def store(redis_server: RedisServer) -> AsyncIterator[RedisStore]:
 
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10.0) -> None:
-    """Poll until it holds."""
+    """Poll until a condition holds. Raises AssertionError after `seconds`."""
     deadline = time.monotonic() + seconds
     while not await condition():
         assert time.monotonic() < deadline, "it never came true"
@@ -326,7 +326,7 @@ async def works(url: str) -> None:
 
 
 async def test_unix_socket_serves(tmp_path: Path, short_path: Path) -> None:
-    """unix:///path/to.sock."""
+    """A URL unix:///path/to.sock?db=N works."""
     server = RedisServer(tmp_path / "redis", "--unixsocket", str(short_path / "redis.sock")).start()
     try:
         await works(f"unix://{short_path}/redis.sock?db=2")
@@ -489,7 +489,7 @@ async def test_wrong_url_is_reported(url: str) -> None:
 
 
 def test_store_names_its_server_without_secrets() -> None:
-    """Its repr is fit for logs."""
+    """The repr, which is logged, has the address and no password."""
     shown = repr(RedisStore("redis://user:pw@10.0.0.1:6379/1?sentinel_password=pw2", ManualClock()))
     assert "10.0.0.1:6379" in shown
     assert "pw" not in shown

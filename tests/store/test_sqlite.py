@@ -171,7 +171,7 @@ async def test_newer_file_is_refused(store: SqliteStore, path: Path) -> None:
 
 
 async def test_another_programs_database_is_refused(path: Path) -> None:
-    """And left as it was."""
+    """The error says so, and the file is not changed."""
     path.parent.mkdir()
     with sqlite3.connect(path) as db:
         db.execute("CREATE TABLE theirs (x)")

@@ -27,7 +27,7 @@ _ANCHORS_AT_START = (sre.AT_BEGINNING, sre.AT_BEGINNING_STRING)
 
 
 class TooManyStepsError(Exception):
-    """The budget is spent."""
+    """Matching has taken more steps than the budget."""
 
 
 class StepCounter:

@@ -14,7 +14,7 @@ from tests.support.local_engine import KEY, execute, filled, runtime, serving
 
 
 async def main(folder: Path, isolation: str, word: str) -> None:
-    """Never returns."""
+    """Start a provider and a command in a sandbox, then wait for ever to be killed."""
     async with serving(
         folder, runtime(warm=2), isolation="process" if isolation == "process" else "bubblewrap"
     ) as provider:

@@ -32,7 +32,7 @@ def run_code(picod: Executor, code: str, **fields: Any) -> dict[str, Any]:
 
 
 class Event(NamedTuple):
-    """One server-sent event."""
+    """One server-sent event, its data parsed."""
 
     id: str
     kind: str

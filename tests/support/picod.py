@@ -64,7 +64,7 @@ class Executor:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
     def children(self) -> list[int]:
-        """Its child processes."""
+        """The pids of picod's child processes."""
         return [child.pid for child in psutil.Process(self.process.pid).children()]
 
     def memory(self, field: str = "VmRSS") -> int:

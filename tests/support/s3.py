@@ -94,7 +94,7 @@ class Objects:
         return 404, _xml("Error", Code="NoSuchKey", Message="The specified key does not exist."), []
 
     def _list(self, query: dict[str, list[str]]) -> bytes:
-        """Two keys a page."""
+        """Answer ListObjectsV2 with two keys per page, so that clients have to page."""
         prefix, after = query.get("prefix", [""])[0], query.get("continuation-token", [""])[0]
         keys = sorted(key for key in self.objects if key.startswith(prefix) and key > after)
         more = len(keys) > 2

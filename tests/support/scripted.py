@@ -74,7 +74,7 @@ class Message:
 
 
 class Wire:
-    """One end of a connection."""
+    """One end of a connection, to send and read raw HTTP."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -130,15 +130,15 @@ class Wire:
             await self.writer.wait_closed()
 
     def abort(self) -> None:
-        """Leave without a word."""
+        """Close the connection at once, without sending what is buffered."""
         self.writer.transport.abort()
 
 
 class Client(Wire):
-    """A client of the gateway."""
+    """A client that sends raw HTTP to the gateway."""
 
     async def answer(self, *, method: str = "GET") -> Message:
-        """The next response."""
+        """Read the next response whole."""
         head = await self.head()
         return await self.fill(head, bodyless=method == "HEAD" or head.status in (204, 304))
 
@@ -167,7 +167,7 @@ Script = Callable[[Call], Awaitable[None]]
 
 
 async def say_ok(call: Call) -> None:
-    """The plainest sandbox."""
+    """The default script: read the body, answer 200 with `ok`."""
     await call.body()
     await call.reply()
 

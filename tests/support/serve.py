@@ -32,7 +32,7 @@ class Server:
     log: Path
 
     def session(self, runtime: str = RUNTIME) -> str:
-        """The id of a new session."""
+        """Create a session. Returns its id."""
         reply = self.client.post("/v1/sessions", json={"runtime": runtime})
         assert reply.status_code == 201, reply.text
         return str(reply.json()["id"])
@@ -48,7 +48,7 @@ class Server:
         return document
 
     def kill(self) -> None:
-        """kill -9."""
+        """Kill the gateway with SIGKILL and wait for its end."""
         self.process.kill()
         self.process.wait()
 

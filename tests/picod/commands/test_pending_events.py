@@ -62,13 +62,13 @@ def test_many_results_are_full() -> None:
 
 @pytest.fixture(scope="module")
 def picod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
-    """One picod for all."""
+    """One picod for all tests of this module."""
     with interpreter_process(tmp_path_factory.mktemp("home")) as executor:
         yield executor
 
 
 def stream(picod: Executor, code: str, **fields: object) -> list[Event]:
-    """All events of a run."""
+    """Run code with `stream` and return all events."""
     with picod.client.stream("POST", "/api/run_code", json={"code": code, "stream": True, **fields}) as reply:
         return list(events(reply))
 

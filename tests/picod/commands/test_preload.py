@@ -336,7 +336,7 @@ def environment(folder: Path) -> Path:
 
 
 def site_of(folder: Path) -> Path:
-    """Its site-packages."""
+    """The site-packages of the virtual environment in a folder."""
     return next((folder / "venv" / "lib").glob("python*/site-packages"))
 
 

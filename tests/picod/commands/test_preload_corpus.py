@@ -54,7 +54,7 @@ class Case:
         return case
 
     def command(self) -> list[str]:
-        """What is executed."""
+        """The argv of /api/execute for this case."""
         if self.how == "-c":
             return ["python3", "-c", self.source.decode(), *self.args]
         return ["python3", *(["-m", self.name] if self.how else [f"{self.name}.py"]), *self.args]
@@ -130,7 +130,7 @@ def test_script_runs_alike_beside_plots(
 def test_script_runs_alike_beside_plots_at_length(
     plain_beside_plots: Executor, forked_beside_plots: Executor, path: Path
 ) -> None:
-    """The rest of them."""
+    """The scripts of the corpus that the fast test leaves out."""
     check(plain_beside_plots, forked_beside_plots, path)
 
 

@@ -30,7 +30,7 @@ def clear(picod: Executor) -> Iterator[None]:
 
 
 def start(picod: Executor, *command: str, **fields: Any) -> dict[str, Any]:
-    """Start one and return it."""
+    """Start a background process and return the API's description of it."""
     reply = picod.client.post("/api/processes", json={"command": command, **fields})
     assert reply.status_code == 201, reply.text
     process: dict[str, Any] = reply.json()
@@ -39,13 +39,13 @@ def start(picod: Executor, *command: str, **fields: Any) -> dict[str, Any]:
 
 
 def wait(picod: Executor, process: dict[str, Any], timeout: str = "20s") -> dict[str, Any]:
-    """Until it has exited."""
+    """Wait until a process has exited. Returns its description."""
     answer: dict[str, Any] = picod.client.get(f"/api/processes/{process['id']}/wait?timeout={timeout}").json()
     return answer
 
 
 def logs(picod: Executor, process: dict[str, Any], query: str = "") -> dict[str, Any]:
-    """What it has printed."""
+    """The kept output of a process, with the fields of the API."""
     reply = picod.client.get(f"/api/processes/{process['id']}/logs{query}")
     assert reply.status_code == 200, reply.text
     answer: dict[str, Any] = reply.json()
@@ -84,7 +84,7 @@ def test_wait_answers_with_the_exit_or_when_time_is_up(picod: Executor, nap: str
     assert ended["ended_at"] >= ended["started_at"]
 
 
-def test_logs_keep_both_streams_and_go_on_from_an_offset(picod: Executor) -> None:
+def test_logs_keep_both_streams_and_continue_from_an_offset(picod: Executor) -> None:
     """Each by name; `next` is where the next look begins."""
     process = start(picod, "sh", "-c", "echo out; echo err >&2")
     wait(picod, process)
@@ -166,7 +166,7 @@ def test_stdin_writer_is_let_go_when_the_process_ends(picod: Executor, nap: str)
 
 
 def test_process_without_stdin_refuses_it(picod: Executor, nap: str) -> None:
-    """And says how to get one."""
+    """A process that was started without stdin answers 409 NO_STDIN."""
     process = start(picod, "sleep", nap)
     reply = picod.client.post(f"/api/processes/{process['id']}/stdin", content=b"x")
     assert (reply.status_code, reply.json()["code"]) == (409, "NO_STDIN")

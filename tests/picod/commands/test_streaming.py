@@ -18,7 +18,7 @@ UNTIL_GO = "echo first; while [ ! -e go ]; do sleep 0.01; done; echo second >&2;
 
 @pytest.fixture(scope="module")
 def picod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
-    """One picod for all."""
+    """One picod for all tests of this module."""
     with interpreter_process(tmp_path_factory.mktemp("home")) as executor:
         yield executor
 
@@ -30,7 +30,7 @@ def no_leftovers(picod: Executor) -> None:
 
 
 def follow(picod: Executor, path: str, body: Mapping[str, Any] | None = None, after: str = "") -> list[Event]:
-    """All events of a stream."""
+    """All events of a stream, from the request to its end."""
     method = "GET" if body is None else "POST"
     with picod.client.stream(method, path, json=body, headers={"last-event-id": after} if after else {}) as reply:
         assert reply.status_code == 200, reply.read()
@@ -103,7 +103,7 @@ def test_client_that_leaves_ends_its_run(picod: Executor, path: str) -> None:
     assert follow(picod, "/api/run_code", {"code": "1", "stream": True})[-1].kind == "exit"
 
 
-def test_background_run_goes_on_and_is_taken_up_where_it_was(picod: Executor) -> None:
+def test_background_run_continues_and_is_followed_from_an_event_id(picod: Executor) -> None:
     """Its client leaves and comes back with the last id: nothing twice, nothing missing; meanwhile it is activity."""
     connection, begun = start(picod, {"command": ["sh", "-c", UNTIL_GO], "background": True})
     connection.close()

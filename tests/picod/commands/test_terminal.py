@@ -142,7 +142,7 @@ def test_exit_is_reported_and_the_connection_closes(picod: Executor) -> None:
         assert again.printed == b"last\r\n"
 
 
-def test_terminal_goes_on_without_a_client_and_shows_what_was_missed(picod: Executor) -> None:
+def test_terminal_keeps_running_without_a_client_and_sends_what_was_missed(picod: Executor) -> None:
     """From the offset that the client has, nothing twice and nothing lost."""
     with attach(picod) as screen:
         screen.type("PS1=; read line; echo after $line\n")
@@ -199,7 +199,7 @@ def test_paste_larger_than_the_kernel_holds_arrives_whole(picod: Executor) -> No
 
 
 def _cksum(data: bytes) -> int:
-    """POSIX cksum."""
+    """The checksum that cksum(1) prints (POSIX, CRC-32)."""
     crc = 0
     table = []
     for index in range(256):
@@ -234,7 +234,7 @@ def test_delete_ends_all_that_runs_in_it(picod: Executor) -> None:
      '{"type": "signal", "signal": "NOPE"}', '{"type": "other"}', "[" * 100_000],
 )  # fmt: skip
 def test_text_that_means_nothing_is_answered_and_changes_nothing(picod: Executor, frame: str) -> None:
-    """The terminal goes on."""
+    """An unknown text frame gets an `error` frame, and the terminal still works."""
     with attach(picod) as screen:
         screen.socket.send(frame)
         assert screen.hear("error")["error"]

@@ -27,7 +27,7 @@ FORMATS = ("tar", "tar.gz", "tar.zst", "zip")
 
 @pytest.fixture
 def folder(picod: Executor) -> Path:
-    """The workspace, emptied."""
+    """The workspace, emptied before each test."""
     empty_folder(picod.workspace)
     return picod.workspace
 
@@ -48,14 +48,14 @@ def sample(root: Path) -> None:
 
 
 def get(picod: Executor, form: str, path: str = ".") -> bytes:
-    """An archive of a folder."""
+    """Download a folder as an archive."""
     reply = picod.client.get("/api/fs/archive", params={"path": path, "format": form})
     assert reply.status_code == 200, reply.text
     return reply.content
 
 
 def put(picod: Executor, data: Any, path: str = "in", **params: str) -> httpx.Response:
-    """Unpack one."""
+    """Upload an archive to be unpacked into a folder."""
     return picod.client.put("/api/fs/archive", params={"path": path, **params}, content=data)
 
 
@@ -85,7 +85,7 @@ def zip_of(*members: tuple[str, bytes]) -> bytes:
 
 
 def link(kind: bytes, target: str) -> Callable[[tarfile.TarInfo], None]:
-    """Make a member a link."""
+    """A change for tar_of that turns a member into a link."""
 
     def change(info: tarfile.TarInfo) -> None:
         info.type, info.linkname = kind, target
@@ -228,7 +228,7 @@ def test_broken_archives_change_nothing(picod: Executor, folder: Path, data: byt
 
 
 def test_damaged_content_of_a_zip_is_found(picod: Executor, folder: Path) -> None:
-    """By its checksum."""
+    """A wrong checksum is 400, and nothing is unpacked."""
     data = bytearray(zip_of(("a", b"some content that is stored")))
     data[45] ^= 0xFF
     assert put(picod, bytes(data)).status_code == 400
@@ -315,7 +315,7 @@ def test_client_that_leaves_half_way_leaves_nothing(picod: Executor, folder: Pat
     ],
 )  # fmt: skip
 def test_wrong_requests_are_refused(picod: Executor, folder: Path, method: str, query: str, status: int) -> None:
-    """With a sentence."""
+    """Each gets its status and a message."""
     (folder / "file").write_text("x")
     reply = picod.client.request(method, f"/api/fs/archive{query}", content=tar_of(("a", b"x")))
     assert reply.status_code == status

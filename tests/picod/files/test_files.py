@@ -22,7 +22,7 @@ from tests.support.waiting import wait_until
 
 
 def put_json(picod: Executor, path: str, content: bytes, **more: Any) -> httpx.Response:
-    """Upload in the JSON form."""
+    """Upload a file in the JSON form, with base64."""
     return picod.client.post("/api/files", json={"path": path, "content": base64.b64encode(content).decode(), **more})
 
 
@@ -121,7 +121,7 @@ def test_empty_files_can_be_written(picod: Executor, form: str) -> None:
     ],
 )
 def test_wrong_json_uploads_are_refused(picod: Executor, body: dict[str, Any], error: str) -> None:
-    """400 with what was wrong."""
+    """Each gets 400 with AgentCube's message."""
     reply = picod.client.post("/api/files", json=body)
 
     assert (400, {"code": 400, "error": error}) == (reply.status_code, reply.json())
@@ -167,7 +167,7 @@ def test_symlinks_out_of_the_workspace_are_refused_both_ways(picod: Executor, tm
 
 
 def test_upload_through_an_inner_symlink_writes_its_target(picod: Executor) -> None:
-    """The link stays a link."""
+    """The target of the symlink is written, and the symlink stays one."""
     (picod.workspace / "inner").mkdir()
     (picod.workspace / "alias").symlink_to("inner/target")
     put_json(picod, "alias", b"through")

@@ -30,17 +30,17 @@ def folder(picod: Executor, tmp_path: Path) -> Path:
 
 
 def delete(picod: Executor, path: str, query: str = "") -> int:
-    """The status of a deletion."""
+    """Delete a path. Returns the status."""
     return picod.client.delete(f"/api/files/{path}{query}").status_code
 
 
 def move(picod: Executor, old: str, new: str, **fields: Any) -> Any:
-    """The answer to a move."""
+    """Move a path. Returns the answer."""
     return picod.client.post("/api/fs/move", json={"from": old, "to": new, **fields})
 
 
 def tree(picod: Executor, **params: Any) -> list[str]:
-    """All paths, page by page."""
+    """All paths below a directory, read page by page."""
     paths: list[str] = []
     while True:
         reply = picod.client.get("/api/fs/tree", params=params)
@@ -78,7 +78,7 @@ def test_delete_of_a_tree_follows_no_link_out_of_it(picod: Executor, folder: Pat
 
 @pytest.mark.parametrize("path", ["", ".", "a/..", "/"])
 def test_workspace_itself_cannot_be_deleted_or_moved(picod: Executor, folder: Path, path: str) -> None:
-    """By whatever name."""
+    """Every path that means the workspace itself is refused with 400."""
     assert delete(picod, path.replace(".", "%2e"), "?recursive=true") == 400
     assert move(picod, path or ".", "b").status_code == 400
     assert move(picod, "out", path or ".").status_code == 400
@@ -173,7 +173,7 @@ def test_tree_refuses_parameters_that_make_no_sense(picod: Executor, folder: Pat
 
 @given(tree=trees, limit=st.integers(1, 5))
 @settings(max_examples=60, deadline=None)
-def test_walk_goes_on_behind_any_path(tmp_path_factory: pytest.TempPathFactory, tree: Any, limit: int) -> None:
+def test_walk_continues_after_any_path(tmp_path_factory: pytest.TempPathFactory, tree: Any, limit: int) -> None:
     """Pages of any size join to the whole, for any tree and any names; also when the last entry is deleted."""
     root = tmp_path_factory.mktemp("walk")
     grow(root, tree)

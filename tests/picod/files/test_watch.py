@@ -32,13 +32,13 @@ def folder(picod: Executor) -> Path:
 
 
 class Follower:
-    """A client of the stream."""
+    """Reads the events of one watch."""
 
     def __init__(self, lines: Iterator[str]) -> None:
         self._lines = lines
 
     def next(self) -> tuple[str, dict[str, Any]]:
-        """The next event."""
+        """Read the next event. Raises EOFError at the end."""
         name = ""
         for line in self._lines:
             key, _, value = line.partition(": ")
@@ -62,7 +62,7 @@ class Follower:
 
 @contextlib.contextmanager
 def follow(picod: Executor, query: str = "?path=w") -> Iterator[Follower]:
-    """Watch, from `ready` on."""
+    """Watch a directory; yields after the event `ready`."""
     with picod.client.stream("GET", f"/api/fs/watch{query}", timeout=30) as reply:
         assert reply.status_code == 200, reply.read()
         follower = Follower(reply.iter_lines())
@@ -116,7 +116,7 @@ def test_moves_are_reported_as_moves_and_followed(picod: Executor, folder: Path)
 
 
 def test_uploads_and_archives_show_their_result_only(picod: Executor, folder: Path) -> None:
-    """No temporary names."""
+    """The temporary files of uploads and archives are never reported."""
     with follow(picod) as follower:
         picod.client.put("/api/files/w/up", content=b"x" * 100_000)
         assert follower.changes("up") == [("created", "up")]
@@ -151,7 +151,7 @@ def test_links_are_not_followed_out(picod: Executor, folder: Path, tmp_path: Pat
 
 
 def test_stream_ends_when_its_folder_goes(picod: Executor, folder: Path) -> None:
-    """With a word about it."""
+    """When the watched folder is deleted, the stream ends with the event `gone`."""
     with follow(picod) as follower:
         folder.rmdir()
         assert follower.next()[0] == "gone"
@@ -198,7 +198,7 @@ def test_number_of_watchers_is_bounded_and_given_back(picod: Executor, folder: P
     ("query", "status"), [("?path=none", 404), ("?path=../x", 400), ("?recursive=1", 400), ("?path=w/f", 400)]
 )
 def test_wrong_requests_are_refused(picod: Executor, folder: Path, query: str, status: int) -> None:
-    """Before the stream begins."""
+    """Each gets its status instead of a stream."""
     (folder / "f").write_text("")
     assert picod.client.get(f"/api/fs/watch{query}").status_code == status
 

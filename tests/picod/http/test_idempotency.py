@@ -84,7 +84,7 @@ def test_refused_request_may_be_asked_again(picod: Executor) -> None:
     assert picod.client.post("/api/run_code", **asked).status_code == 200  # type: ignore[arg-type]
 
 
-def test_run_with_a_key_goes_on_without_its_client_and_keeps_the_sandbox_busy(picod: Executor) -> None:
+def test_run_with_a_key_continues_without_its_client_and_keeps_the_sandbox_busy(picod: Executor) -> None:
     """Whoever asks again while it runs waits for the same run."""
     script = "echo x >> left; while ! test -e go; do sleep 0.02; done; echo done"
     leave(picod, script, "key-7")
@@ -138,7 +138,7 @@ def test_what_code_puts_among_the_answers_does_no_harm(picod: Executor) -> None:
 
 
 def test_old_and_too_many_answers_go(picod: Executor) -> None:
-    """Ten minutes, 256 of them."""
+    """Answers older than ten minutes are not used, and at most 256 are kept."""
     execute(picod, "echo x >> aged", "key-11")
     folder = picod.workspace / FOLDER
     newest = max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)

@@ -13,7 +13,7 @@ from tests.support.picod import Executor
 
 @pytest.fixture(scope="module")
 def picod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
-    """One picod for all."""
+    """One picod for all tests of this module."""
     with interpreter_process(tmp_path_factory.mktemp("home")) as executor:
         yield executor
 

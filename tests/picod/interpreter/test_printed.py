@@ -73,7 +73,7 @@ async def test_long_output_keeps_its_beginning_and_its_end(tmp_path: Path) -> No
 
 @pytest.fixture(scope="module")
 def picod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
-    """One picod for all."""
+    """One picod for all tests of this module."""
     with interpreter_process(tmp_path_factory.mktemp("home")) as executor:
         yield executor
 

@@ -54,12 +54,12 @@ def server(talk: Talk, host: str = "127.0.0.1") -> Iterator[tuple[int, list[byte
 
 
 def says(answer: bytes) -> Talk:
-    """A server with one answer."""
+    """A server that sends one fixed answer."""
     return lambda connection, _: connection.sendall(answer)
 
 
 def lines(head: bytes) -> dict[str, str]:
-    """The fields of a head."""
+    """The header fields of a head, by name."""
     pairs = (line.split(b": ", 1) for line in head.split(b"\r\n\r\n")[0].split(b"\r\n")[1:])
     return {name.decode(): value.decode() for name, value in pairs}
 
@@ -250,7 +250,7 @@ def test_server_on_the_other_loopback_is_found(picod: Executor) -> None:
 
 
 def test_port_without_a_listener_is_reported_as_such(picod: Executor) -> None:
-    """502, and what to do."""
+    """502 PORT_NOT_LISTENING, with the advice to start a server."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         reply = picod.client.get(f"/api/ports/{unused.getsockname()[1]}/")
@@ -319,5 +319,5 @@ def test_waiting_for_a_port_ends_when_it_listens(picod: Executor) -> None:
 
 @pytest.mark.parametrize("query", ["wait=x", "wait=-1", "timeout=x", "wait=123456"])
 def test_waiting_for_nonsense_is_refused(picod: Executor, query: str) -> None:
-    """With 400."""
+    """A `wait` or `timeout` that is not valid gets 400."""
     assert picod.client.get(f"/api/ports?{query}").status_code == 400

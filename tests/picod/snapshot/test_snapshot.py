@@ -498,7 +498,7 @@ def unchunked(answer: bytes) -> Iterator[bytes]:
         rest = rest[int(size, 16) + 2 :]
 
 
-def test_client_that_leaves_lets_commands_go_on(source: Executor) -> None:
+def test_client_that_leaves_thaws_commands(source: Executor) -> None:
     """They are thawed as soon as nobody reads any more, and what a user stopped stays stopped."""
     for number in range(4):
         (source.workspace / f"big{number}").write_bytes(os.urandom(4 << 20))
@@ -606,7 +606,7 @@ def test_damaged_records_are_refused(data: bytes) -> None:
         parse_records(data)
 
 
-def test_members_say_what_they_were_given() -> None:
+def test_members_are_parsed_as_they_were_encoded() -> None:
     """Every length of a name and an attribute, around the places where a record's length gains a digit."""
     for length in (*range(80, 130), *range(960, 1010), *range(9960, 10010)):
         member = Member(b"p" * length, SYMLINK, 0o777, -1, link=b"\xff" * length, xattrs={b"user.%3D=%": b"v" * length})

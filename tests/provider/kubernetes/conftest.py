@@ -13,18 +13,18 @@ from tests.support.serve import Server
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Cluster]]:
-    """The two of them."""
+    """One gateway and its cluster for all tests of a module."""
     with in_cluster(tmp_path_factory.mktemp("kube")) as opened:
         yield opened
 
 
 @pytest.fixture
 def server(both: tuple[Server, Cluster]) -> Server:
-    """The gateway."""
+    """The gateway of `both`."""
     return both[0]
 
 
 @pytest.fixture
 def cluster(both: tuple[Server, Cluster]) -> Cluster:
-    """The cluster."""
+    """The cluster of `both`."""
     return both[1]

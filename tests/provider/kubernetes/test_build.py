@@ -118,7 +118,7 @@ async def test_interpreter_with_every_field_gets_the_pods_it_asks_for(tmp_path: 
         assert audience["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.uid"
 
 
-async def test_interpreter_that_says_nothing_gets_the_settings(tmp_path: Path) -> None:
+async def test_interpreter_without_own_values_gets_the_settings(tmp_path: Path) -> None:
     """--kube-scheduler, --kube-runtime-class, --kube-spread and --picod-image hold for who names none."""
     runtime = parsed("CodeInterpreter", {"warmPoolSize": 1, "template": {}})
     options = {"scheduler": "volcano", "runtime_class": "kata", "spread": "balanced"}

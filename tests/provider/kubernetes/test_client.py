@@ -70,7 +70,7 @@ async def test_write_that_broke_off_is_not_tried_again(cluster: Cluster, api: Ku
     assert cluster.api.counts["create", "configmaps"] == 1
 
 
-async def test_refusal_is_not_tried_again_and_says_why(cluster: Cluster, api: KubeApi) -> None:
+async def test_refusal_is_not_retried_and_has_the_reason(cluster: Cluster, api: KubeApi) -> None:
     """403 and 409 would be the same a second time: the server's words come at once."""
     await api.create(CONFIGMAPS, BODY)
     with pytest.raises(KubeError, match='configmaps "one" already exists') as taken:

@@ -52,7 +52,7 @@ def make_kubectl(cluster: Any, folder: Path) -> Kubectl:
 
 
 def full(server: Server) -> None:
-    """Wait until the pool is."""
+    """Wait until the warm pool has its two ready pods."""
 
     def holds() -> bool:
         pool = pool_of(server, "my-interpreter")

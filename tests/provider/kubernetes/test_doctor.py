@@ -36,7 +36,7 @@ def doctor(folder: Path, *flags: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_doctor_finds_nothing_to_mend_in_a_good_cluster(cluster: Cluster, tmp_path: Path) -> None:
+def test_doctor_reports_no_problem_in_a_good_cluster(cluster: Cluster, tmp_path: Path) -> None:
     """All checks pass; what is only a warning is marked so, and the exit status is 0."""
     snapshots = ["--snapshots", f"file://{tmp_path}/snapshots"]
     status, said = doctor(
@@ -77,7 +77,7 @@ def test_doctor_names_each_thing_that_is_wrong_and_its_cure(cluster: Cluster, tm
     assert (MANIFESTS / "sandboxes" / "kustomization.yaml").exists()
 
 
-def test_doctor_says_what_is_granted_beyond_need(cluster: Cluster, tmp_path: Path) -> None:
+def test_doctor_reports_rights_beyond_need(cluster: Cluster, tmp_path: Path) -> None:
     """A Role that somebody widened is a warning that names what it gives."""
     assert cluster.api.roles is not None
     wide = {"apiGroups": [""], "resources": ["secrets"], "verbs": ["list"]}
@@ -91,7 +91,7 @@ def test_doctor_says_what_is_granted_beyond_need(cluster: Cluster, tmp_path: Pat
     assert "warn  least right in wakegate: this account may do more than a gateway needs: list secrets\n" in said
 
 
-def test_doctor_says_how_to_reach_a_cluster(tmp_path: Path) -> None:
+def test_doctor_explains_how_to_reach_a_cluster(tmp_path: Path) -> None:
     """No kubeconfig, and one whose server is away: what to do, no traceback."""
     status, said = doctor(tmp_path, "--engine", "kubernetes", "--kubeconfig", str(tmp_path / "none"))
     assert status == 1

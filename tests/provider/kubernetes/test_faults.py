@@ -22,7 +22,7 @@ def pod_of(server: Server, cluster: Cluster, session: str) -> Any:
     return pod
 
 
-def test_sleep_and_wake_keep_every_byte(server: Server) -> None:
+def test_hibernation_keeps_every_byte(server: Server) -> None:
     """Files, modes, times and links are the same on another pod, and the wake says what it was."""
     session = server.session()
     assert server.run(session, TREE).json()["exit_code"] == 0
@@ -35,7 +35,7 @@ def test_sleep_and_wake_keep_every_byte(server: Server) -> None:
     assert "x-wakegate-restored" not in woken.headers
 
 
-async def test_herd_at_a_sleeping_session_causes_one_wake(server: Server) -> None:
+async def test_herd_at_a_hibernated_session_causes_one_wake(server: Server) -> None:
     """A hundred requests at once: one pod is claimed, every request is answered, and each sees the file."""
     session = asleep(server, "kept")
     before = claims(server)

@@ -87,7 +87,7 @@ def build(folder: Path, image: str) -> Build:
 
 
 def copy(source: Path, target: Path) -> None:
-    """As COPY does."""
+    """Copy as a Dockerfile's COPY does."""
     target.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(["cp", "-r", source, target], check=True)
 

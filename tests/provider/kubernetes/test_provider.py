@@ -227,7 +227,7 @@ async def test_watch_that_expired_lists_again(kube: Opened) -> None:
     await kube.full()
 
 
-async def test_watch_that_is_cut_goes_on_where_it_stood(kube: Opened) -> None:
+async def test_watch_that_is_cut_resumes_where_it_was(kube: Opened) -> None:
     """A stream that ends is opened again from the last version, without a list."""
     await kube.provider.apply([runtime(1)])
     await kube.full()
@@ -257,7 +257,7 @@ async def test_api_server_away_stops_no_look_up_and_no_end(kube: Opened) -> None
     await eventually(lambda: len(kube.cluster.pods(**CLAIMED)) == 1, "the released pod is deleted")
 
 
-async def test_find_asks_the_server_for_a_pod_it_never_heard_of(kube: Opened, tmp_path: Path) -> None:
+async def test_find_asks_the_server_for_an_unknown_pod(kube: Opened, tmp_path: Path) -> None:
     """A sandbox that another gateway just made is found though the watch has not told of it."""
     other = await kube.gateway()
     try:
@@ -320,7 +320,7 @@ async def test_pod_that_fits_no_node_is_refused_when_its_time_is_over(tmp_path: 
 
 
 @pytest.mark.parametrize("how", ["evicted", "deleted", "failed", "lost"])
-async def test_claimed_pod_that_ends_is_told_with_its_reason(kube: Opened, how: str) -> None:
+async def test_claimed_pod_that_ends_is_reported_with_its_reason(kube: Opened, how: str) -> None:
     """Eviction, deletion and failure of a claimed pod reach who watches; it is not found any more."""
     await kube.provider.apply([runtime(0)])
     events = kube.provider.watch()
@@ -504,7 +504,7 @@ def undo(kube: Opened, image: str) -> None:
     kube.cluster.objects.update(DEPLOYMENTS, "default", deployment(kube)["metadata"]["name"], back)
 
 
-async def test_server_that_refuses_access_is_said_at_the_start(tmp_path: Path) -> None:
+async def test_server_that_refuses_access_fails_the_start(tmp_path: Path) -> None:
     """Without the right to list pods the provider does not start, and says which right is missing."""
     async with opened(tmp_path) as kube:
         kube.cluster.api.denied.add(("list", "pods"))

@@ -50,7 +50,7 @@ def test_session_keeps_its_files_when_its_pod_goes(server: Server, cluster: Clus
     told_everywhere(server, cluster, session, said)
 
 
-def test_session_on_a_lost_node_goes_on_from_its_last_snapshot(server: Server, cluster: Cluster) -> None:
+def test_session_on_a_lost_node_continues_from_its_last_snapshot(server: Server, cluster: Cluster) -> None:
     """A node that vanishes takes what was not kept; the session wakes elsewhere with what was."""
     session = written(server, "kept")
     assert server.client.post(f"/v1/sessions/{session}/hibernate").json()["state"] == "hibernated"
@@ -105,7 +105,7 @@ def test_session_serves_through_a_dropped_and_expired_watch(server: Server, clus
     assert server.client.get("/readyz").status_code == 200
 
 
-def test_used_up_quota_is_told_everywhere_and_harms_no_live_session(server: Server, cluster: Cluster) -> None:
+def test_exhausted_quota_is_reported_everywhere_and_affects_no_live_session(server: Server, cluster: Cluster) -> None:
     """503 with the server's words and Retry-After for who needs a new pod; live sessions go on; the status, the log and
     /v1/runtimes say which quota; freed, sessions are made again."""
     session = written(server, "here")
@@ -139,7 +139,7 @@ def test_manifest_environment_reaches_commands_and_nothing_else_does(server: Ser
     assert "KUBERNETES_" not in said
 
 
-def test_status_of_a_runtime_tells_the_truth(server: Server, cluster: Cluster) -> None:
+def test_status_of_a_runtime_is_current(server: Server, cluster: Cluster) -> None:
     """Ready only with a ready sandbox; an image that cannot be pulled is the reason there, in /v1/runtimes and in the
     answer to a claim; mended, it becomes Ready. A spec that is wrong says so and leaves what was served."""
 

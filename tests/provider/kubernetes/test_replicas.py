@@ -141,7 +141,7 @@ def test_replica_that_drains_fails_no_request(replicas: tuple[list[Server], Clus
 
 
 def go_on(cluster: Cluster) -> None:
-    """Let them end."""
+    """Let the slow commands of all pods end."""
     for path in cluster.call(lambda: cluster.kubelet.volumes("workspace")):
         (path / "go-on").touch()
 
@@ -157,7 +157,7 @@ async def test_herd_at_two_replicas_causes_one_wake(replicas: tuple[list[Server]
     assert len(cluster.call(lambda: cluster.pods(**{"wakegate.io/pool": "claimed"}))) == 1
 
 
-def test_session_sleeps_at_one_replica_and_wakes_at_another(replicas: tuple[list[Server], Cluster]) -> None:
+def test_session_hibernates_at_one_replica_and_wakes_at_another(replicas: tuple[list[Server], Cluster]) -> None:
     """Any replica makes, uses, puts to sleep and wakes any session; tokens of each are believed by every pod."""
     one, two = replicas[0]
     session = one.session()

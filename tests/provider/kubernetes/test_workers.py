@@ -74,7 +74,7 @@ def two_workers(folder: Path) -> Iterator[Workers]:
 
 
 def two_free_ports() -> int:
-    """The first of two."""
+    """The first of two free ports in a row."""
     while True:
         port = free_port()
         with socket.socket() as probe:
@@ -159,7 +159,7 @@ def test_killed_supervisor_leaves_no_worker(tmp_path: Path) -> None:
         wait_until(lambda: gone(pids), "the workers ended")
 
 
-def test_settings_that_are_wrong_are_said_once_and_end_the_start(tmp_path: Path) -> None:
+def test_wrong_settings_are_reported_once_and_end_the_start(tmp_path: Path) -> None:
     """What only a worker finds out ends the supervisor with the status of a wrong setting; nothing is tried again."""
     flags = ["--engine", "kubernetes", "--kubeconfig", str(tmp_path / "none"), "--store", "redis://127.0.0.1:1/0"]
     flags += ["--workers", "2", "--port", "0", "--state-dir", str(tmp_path / "state")]

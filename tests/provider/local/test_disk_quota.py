@@ -120,7 +120,7 @@ async def ended(provider: LocalProvider, sandbox: Sandbox, code: str) -> Sandbox
 
 
 @pytest.mark.parametrize("code", [FILL, FILL_UNSEEN], ids=["files", "deleted files"])
-async def test_sandbox_over_its_size_ends_and_says_why(tmp_path: Path, code: str) -> None:
+async def test_sandbox_over_its_size_ends_with_the_reason(tmp_path: Path, code: str) -> None:
     """Files that were deleted and are still open count; the neighbour works on, the workspace is kept."""
     async with serving(tmp_path, runtime(limits=Limits(processes=64, workspace_size=48 << 20))) as provider:
         filler, neighbour = await provider.claim(runtime().key, A), await provider.claim(runtime().key, B)

@@ -48,7 +48,7 @@ def test_survey_stands_below_our_own_group(tmp_path: Path) -> None:
     assert cgroups.survey(mount, "0::/gone\n")["memory"] == Hierarchy(2, tmp_path)
 
 
-def test_tree_without_writable_controllers_enforces_nothing_and_says_so(tmp_path: Path) -> None:
+def test_tree_without_writable_controllers_enforces_nothing_and_reports_it(tmp_path: Path) -> None:
     """On a machine without cgroups all calls are harmless."""
     tree = CgroupTree("test", {"memory": Hierarchy(1, tmp_path / "missing")})
     assert tree.in_force == {}

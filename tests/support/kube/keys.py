@@ -14,7 +14,7 @@ from tests.support.kube.simulator.objects import BY_PLURAL
 
 
 def private_keys(cluster: Cluster) -> dict[str, str]:
-    """What is in the Secret."""
+    """The PEM files in the Secret of signing keys, by name."""
     data: dict[str, str] = cluster.objects.get(BY_PLURAL["secrets"], "wakegate", names.KEYS_SECRET)["data"]
     return data
 

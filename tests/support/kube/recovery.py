@@ -27,7 +27,7 @@ def makes_session(server: Server, runtime: str) -> int:
 
 
 def written(server: Server, text: str) -> str:
-    """A session with a file."""
+    """Create a session with the file `note`."""
     session = server.session()
     assert server.run(session, f"echo {text} > note").status_code == 200
     return session

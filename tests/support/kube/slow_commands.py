@@ -19,5 +19,5 @@ def patient(gateway: Server, session: str) -> str:
 
 
 def slow_commands(cluster: Cluster) -> int:
-    """How many of those run."""
+    """The number of slow commands that are running in the cluster's pods."""
     return sum((path / "waits").exists() for path in cluster.call(lambda: cluster.kubelet.volumes("workspace")))

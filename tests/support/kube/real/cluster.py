@@ -168,7 +168,7 @@ class RealCluster:
         _wait(lambda: not pods(), "the garbage collector works again")
 
     async def stop_api(self) -> None:
-        """kill -9."""
+        """Kill the API server with SIGKILL."""
         self.plane.stop_api()
 
     def create(self, plural: str, name: str, *, namespace: str = "", labels: Any = None, **rest: Any) -> Object:
@@ -196,7 +196,7 @@ class RealCluster:
         ]  # fmt: skip
 
     def delete(self, plural: str, namespace: str, name: str) -> None:
-        """Delete as kubectl would."""
+        """Delete an object as `kubectl delete` does."""
         self.objects.delete(BY_PLURAL[plural], namespace, name)
 
     def evict(self, namespace: str, name: str) -> None:

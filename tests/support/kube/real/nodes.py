@@ -54,7 +54,7 @@ class Nodes:
         self.names.append(name)
 
     def register(self, name: str, more: Mapping[str, str] = _NONE, room: Mapping[str, str] = _NONE) -> None:
-        """As a kubelet that starts."""
+        """Register a node, as a starting kubelet does."""
         labels = {
             "kubernetes.io/hostname": name,
             "kubernetes.io/os": "linux",

@@ -38,11 +38,11 @@ class Store:
         self._client = client
 
     def close(self) -> None:
-        """Of its connections."""
+        """Close the connections to the API server."""
         self._client.close()
 
     def ask(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> Object:
-        """Raises ApiError."""
+        """Send a request, again if the server answers 429. Raises ApiError."""
         content = None if body is None else orjson.dumps(body)
         for _ in range(_TRIES):
             reply = self._client.request(method, path, content=content, headers={"content-type": content_type})
@@ -64,7 +64,7 @@ class Store:
         return [{"kind": kind.kind, "apiVersion": kind.api_version, **item} for item in items]
 
     def create(self, kind: Kind, namespace: str, body: Object) -> Object:
-        """Raises ApiError."""
+        """Create an object. Raises ApiError."""
         whole = {"kind": kind.kind, "apiVersion": kind.api_version, **body}
         return self.ask("POST", path_of(kind, namespace), whole)
 
@@ -128,7 +128,7 @@ class Mirror:
         self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
-        """Follow until `aclose`."""
+        """Watch pods, config maps and secrets until `aclose`."""
         self._session = aiohttp.ClientSession(
             self._url, headers={"authorization": f"Bearer {self._token}"},
             connector=aiohttp.TCPConnector(ssl=self._tls, limit=0),
@@ -137,7 +137,7 @@ class Mirror:
             self._spawn(self._follow(BY_PLURAL[plural]))
 
     async def aclose(self) -> None:
-        """Write no more."""
+        """Stop watching and writing, and close the connections."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -51,7 +51,7 @@ class Plane:
 
     @property
     def url(self) -> str:
-        """Of the API server."""
+        """The URL of the API server."""
         return f"https://127.0.0.1:{self.port}"
 
     def kubeconfig(self, token: str, path: Path) -> Path:
@@ -69,7 +69,7 @@ class Plane:
         return path
 
     def log(self, name: str) -> str:
-        """What a program said."""
+        """What a program has logged so far."""
         return (self._folder / f"{name}.log").read_text(errors="replace")
 
     def start(self) -> None:
@@ -130,7 +130,7 @@ class Plane:
         httpx.post(f"{base}/compaction", json={"revision": head, "physical": True}).raise_for_status()
 
     def stop(self) -> None:
-        """End all."""
+        """Stop all programs, the last started first."""
         for name in reversed(list(self._processes)):
             self._stop(name)
 
@@ -248,7 +248,7 @@ def _free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def running(programs: Path, folder: Path) -> Iterator[Plane]:
-    """A control plane's life."""
+    """Run a control plane for the length of a block."""
     plane = Plane(programs, folder)
     try:
         plane.start()

@@ -32,7 +32,7 @@ BOOKMARK_S = 1.0  # a real server sends one about every minute
 
 
 class Call(NamedTuple):
-    """One request, parsed."""
+    """One request to the API, parsed."""
 
     method: str
     kind: Kind
@@ -55,7 +55,7 @@ class Asked(NamedTuple):
 
 
 class ApiServer:
-    """An ASGI app over Objects."""
+    """The API server: an ASGI app over Objects."""
 
     def __init__(self, objects: Objects, admit: Callable[[Kind, Object], None]) -> None:
         """`admit(kind, object)` raises ApiError for what a quota forbids."""
@@ -86,7 +86,7 @@ class ApiServer:
         )  # fmt: skip
 
     async def __call__(self, scope: Any, receive: Any, send: Send) -> None:
-        """ASGI."""
+        """Answer one request, after its faults and RBAC have been applied."""
         if scope["type"] != "http":
             return
         body = b""

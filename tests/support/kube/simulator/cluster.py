@@ -42,7 +42,7 @@ class Cluster:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Cluster]:
-        """The cluster's life."""
+        """Run API server, controllers and kubelet for the length of a block."""
         self._loop = asyncio.get_running_loop()
         self.create("namespaces", "default")
         for index in range(self._nodes):
@@ -102,7 +102,7 @@ class Cluster:
         ]  # fmt: skip
 
     def delete(self, plural: str, namespace: str, name: str) -> None:
-        """Delete as kubectl would."""
+        """Delete an object as `kubectl delete` does."""
         delete(self.objects, BY_PLURAL[plural], namespace, name)
 
     def evict(self, namespace: str, name: str) -> None:

@@ -81,7 +81,7 @@ class Kubelet:
         self._running[uid].task.cancel()
 
     async def aclose(self) -> None:
-        """End every process."""
+        """End every pod's process and delete their volumes."""
         tasks = [running.task for running in self._running.values()]
         for task in tasks:
             task.cancel()

@@ -27,7 +27,7 @@ class ApiError(Exception):
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind the server knows."""
+    """A kind of object that the API server has."""
 
     group: str  # "" is core
     version: str
@@ -85,7 +85,7 @@ def now_text(later: float = 0) -> str:
 
 
 def merge(base: Any, patch: Any) -> Any:
-    """RFC 7386."""
+    """Apply a JSON merge patch (RFC 7386). Returns the result."""
     if not isinstance(patch, dict):
         return copy.deepcopy(patch)
     result = dict(base) if isinstance(base, dict) else {}
@@ -121,7 +121,7 @@ class Objects:
         self._listeners.append(listener)
 
     def get(self, kind: Kind, namespace: str, name: str) -> Object:
-        """Raises ApiError 404."""
+        """An object by its name. Raises ApiError 404."""
         found = self._tables[kind].objects.get((namespace, name))
         if found is None:
             group = f".{kind.group}" if kind.group else ""

@@ -60,7 +60,7 @@ def check_update(kind: Kind, old: Object, new: Object) -> None:
 
 
 def fill(kind: Kind, obj: Object) -> None:
-    """Set defaults in place."""
+    """Set the API server's defaults in a new object, in place."""
     if kind.kind == "Pod":
         _fill_pod(obj["spec"])
         obj["status"] = {"phase": "Pending", "qosClass": "BestEffort"}
@@ -120,7 +120,7 @@ def _fill_pod(spec: Object) -> None:
 
 
 def matches(wanted: Mapping[str, Any], labels: Mapping[str, Any]) -> bool:
-    """matchLabels."""
+    """Whether labels fulfil the matchLabels of a selector."""
     return all(labels.get(key) == value for key, value in wanted.items())
 
 
