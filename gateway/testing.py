@@ -247,11 +247,13 @@ class EngineLike(SandboxProvider, WorkspaceKeeper, Protocol):
 def scripted_gateway(state_dir: Path, provider: EngineLike, **changes: Any) -> Gateway:
     """A gateway with real store, keys and data path over the given provider, on a free port of 127.0.0.1.
 
-    `changes` are settings, and `runtimes`, `store` or `clock`. Serve it with `gateway.serving.server.serving`.
+    `changes` are settings, and `runtimes`, `store` or `clock`; with `me` it is one of several over that store.
+    Serve it with `gateway.serving.server.serving`.
     """
     clock: Clock = changes.pop("clock", None) or SystemClock()
     runtimes = changes.pop("runtimes", None) or [default_runtime(3)]
     store = changes.pop("store", None) or SqliteStore(state_dir / "wakegate.db", clock)
+    me = changes.pop("me", "")
     settings = Settings(**{"port": 0, "state_dir": state_dir, "allowed_hosts": "a,b,gateway,h,x", **changes})
     keys = KeyRing(state_dir / "keys", settings.token_algorithm)
     keys.open()
@@ -264,4 +266,6 @@ def scripted_gateway(state_dir: Path, provider: EngineLike, **changes: Any) -> G
         executor=MemorylessExecutor(),
         keys=keys,
         clock=clock,
+        shared=bool(me),
+        me=me,
     )
