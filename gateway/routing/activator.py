@@ -106,15 +106,23 @@ class Activator:
         if caller is not ANONYMOUS:
             _require_visible(route, caller or current_caller())
         runtime = target.runtime
-        if runtime is not None and runtime is not route.runtime and runtime != route.runtime:
-            raise _not_found(target.session_id, runtime)
+        if runtime is not None and runtime is not route.runtime:
+            if runtime != route.runtime:
+                raise _not_found(target.session_id, runtime)
+            route.runtime = runtime  # the same object is found equal at once, and the parsed target is cached
+        if now >= route.direct_until and not self._is_current(route, target, now):
+            return None
+        return route if route.try_enter() else None
+
+    def _is_current(self, route: Route, target: Target, now: float) -> bool:
+        """Whether a request may go on a route whose `direct_until` has come, without asking the store."""
         if (now >= route.trusted_until and not self.draining) or route.restored is not None:
-            return None
+            return False
         if route.peer and target.passed_on:
-            return None
+            return False
         if now >= route.head_until:
             self._renew_head(route)
-        return route if route.try_enter() else None
+        return True
 
     async def reserve(self, target: Target, *, unreachable: SandboxId | None = None) -> Reservation:
         """A slot on a live sandbox for this target. `unreachable`: one that refused a connection is replaced.

@@ -11,7 +11,7 @@ import asyncio
 
 
 class WriteBatch:
-    """Collects writes and flushes them when the callbacks that are ready now have run.
+    """Collects writes and flushes them when the callbacks that are ready now have run. Made in the loop that it serves.
 
     Only whole messages on transports that nobody else writes to in the meantime may go through here.
     """
@@ -19,14 +19,12 @@ class WriteBatch:
     __slots__ = ("_loop", "_writes")
 
     def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop = asyncio.get_running_loop()
         self._writes: list[tuple[asyncio.WriteTransport, bytes]] = []
 
     def write(self, transport: asyncio.WriteTransport, data: bytes) -> None:
         """Write soon."""
         if not self._writes:
-            if self._loop is None:
-                self._loop = asyncio.get_running_loop()
             self._loop.call_soon(self.flush)
         self._writes.append((transport, data))
 

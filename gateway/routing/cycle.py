@@ -52,6 +52,7 @@ class GatewayCycle(RequestResponseCycle):
 
     task: asyncio.Task[None] | None = None
     incoming: Incoming | None = None  # what the fast path found out, when it handed the request on
+    response_started = False
     chunked_encoding: bool | None = None
     expected_content_length = 0
     _head = b""
@@ -60,13 +61,10 @@ class GatewayCycle(RequestResponseCycle):
         # Not uvicorn's __init__: its event is made by the first wait, and what only a task needs by `start`.
         self._protocol = protocol
         self.scope: Any = scope
-        self.transport = protocol.transport
-        self.flow = protocol.flow
         self.disconnected = False
         self.keep_alive = keep_alive
         self.body: Any = b""  # or a bytearray, once it came in more than one piece
         self.more_body = True
-        self.response_started = False
         self.response_complete = False
         self._event: asyncio.Event | None = None
         self.record: Record | None = None  # only where requests are observed
@@ -105,6 +103,8 @@ class GatewayCycle(RequestResponseCycle):
         self.incoming = incoming
         if incoming is not None and incoming.connection is not None:
             self.body = b""  # the fast path sent it
+        self.transport = protocol.transport
+        self.flow = protocol.flow
         self.logger = protocol.logger
         self.on_response = protocol.on_response_complete
         self.waiting_for_100_continue = any(
@@ -130,24 +130,25 @@ class GatewayCycle(RequestResponseCycle):
         False: the client does not keep up, wants the connection closed, or must not be sent a body, which the slow path
         deals with.
         """
-        if self.flow.write_paused or not self.keep_alive or status < 200 or status in (204, 304):
+        protocol = self._protocol
+        if protocol.flow.write_paused or not self.keep_alive or status in (204, 304):
             return False
-        self.response_started = self.response_complete = True
+        self.response_complete = True
         if not self.disconnected:
-            for name, value in self._protocol.server_state.default_headers:
+            for name, value in protocol.server_state.default_headers:
                 lines.append(b"%b: %b\r\n" % (name, value))
             head = b"%b%bcontent-length: %d\r\n\r\n" % (STATUS_LINE[status], b"".join(lines), len(body))
-            batch.write(self.transport, head + body)
+            batch.write(protocol.transport, head + body)
             if self.record is not None:
                 self.record.status, self.record.sent = status, len(body)
                 self._done()
-        self._protocol.on_response_complete()
+        protocol.on_response_complete()
         return True
 
     def cut(self) -> None:
         """Abort the connection, so that the client sees that its response is not whole."""
         self.lost()
-        self.transport.abort()
+        self._protocol.transport.abort()
 
     def lost(self) -> None:
         """The connection is gone, or about to be."""

@@ -61,7 +61,8 @@ _RESPONSE_DROPPED = HOP_BY_HOP | GATEWAY_FIELDS | _OF_THE_ORIGIN | {
     b"x-request-id", b"date", REFUSED_HEADER.encode(),
 }  # fmt: skip
 _FRAMING_AND_DROPPED = _RESPONSE_DROPPED | {b"content-length"}
-_NOT_PLAIN_IN_RESPONSES = _FRAMING_AND_DROPPED | {b"set-cookie"}
+_SPECIAL_IN_RESPONSES = frozenset((b"connection", b"set-cookie"))
+_NOT_PLAIN_IN_RESPONSES = _FRAMING_AND_DROPPED | _SPECIAL_IN_RESPONSES
 
 
 class Request:
@@ -339,11 +340,12 @@ def response_lines(headers: Headers) -> list[bytes] | None:
         lower = name.lower()
         if lower not in _NOT_PLAIN_IN_RESPONSES:
             lines.append(b"%b: %b\r\n" % (lower, value))
-        elif lower == b"set-cookie":
-            return None
-        elif lower == b"connection" and value.lower() not in (b"keep-alive", b"close"):
-            kept = read_response(headers)  # it nominates fields: the rare case takes the careful way
-            return [b"%b: %b\r\n" % field for field in kept if field[0] != b"content-length"]
+        elif lower in _SPECIAL_IN_RESPONSES:
+            if lower == b"set-cookie":
+                return None
+            if value.lower() not in (b"keep-alive", b"close"):
+                kept = read_response(headers)  # it nominates fields: the rare case takes the careful way
+                return [b"%b: %b\r\n" % field for field in kept if field[0] != b"content-length"]
     return lines
 
 

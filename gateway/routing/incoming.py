@@ -44,15 +44,15 @@ class Incoming:
 
     `target`: where it goes, or BadRequestError when it cannot be read (`request` is then empty) or is refused.
     `reader`: the origin of another site's page that may read the answer, which then takes the slow path.
-    `is_control`: a control surface answers it, also where it is refused.
+    `was_control`: a control surface's own path, which was refused: the answer is in that surface's shape.
     `route`: a live session's, with one of its slots taken.
     `identity`: who sent it; None: `AccessPolicy.authenticate` has to be asked.
     `connection`: set once the request has been sent on it.
     """
 
     __slots__ = (
-        "began", "began_exactly", "connection", "id_line", "identity", "is_control", "reader", "request", "route",
-        "target",
+        "began", "began_exactly", "connection", "id_line", "identity", "reader", "request", "route", "target",
+        "was_control",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, record: Record | None, now: float, access: AccessPolicy) -> None:
@@ -61,11 +61,11 @@ class Incoming:
         self.began_exactly = perf_counter()  # uvloop's time has a grain of 1 ms
         self.route: Route | None = None
         self.connection: UpstreamConnection | None = None
-        self.target: Target | NotProxied | BadRequestError
         self.reader: bytes | None = None
-        self.is_control = False
         self.identity: Identity | None = None
+        self.was_control = False
         request: Request | None = None
+        target: Target | NotProxied | BadRequestError | None = None
         try:
             scheme = _SCHEMES[scope["scheme"]]
             request = read_request(scope["headers"], scope["client"], scheme, access.stripped, access.proxies)
@@ -78,19 +78,20 @@ class Incoming:
             if request.host is None and scope["http_version"] == "1.1":
                 raise BadRequestError("an HTTP/1.1 request has a Host header (RFC 9112 3.2); send one")
             self.identity = access.identify(request.credential)
-            self.target = parse(raw_path(scope), request.session, request.runtime)
-            self.is_control = self.target is NotProxied.CONTROL
+            target = parse(raw_path(scope), request.session, request.runtime)
             self.reader = access.check(request.host, request.origin, request.fetch_site, scope["headers"])
             if self.reader is not None and is_preflight(scope.get("method", ""), scope["headers"]):
-                self.target, self.is_control = NotProxied.PREFLIGHT, False
-            if request.hops and type(self.target) is Target:
-                self.target = replace(self.target, passed_on=True)
+                target = NotProxied.PREFLIGHT
+            if request.hops and type(target) is Target:
+                target = replace(target, passed_on=True)
         except BadRequestError as error:
-            self.target = error
+            self.was_control = target is NotProxied.CONTROL
+            target = error
             self.reader = access.reader_among(scope["headers"])
             if request is None:
                 request = Request()
                 self.id_line = id_line(None)
         self.request = request
+        self.target = target
         if record is not None:
             record.request_id = id_in(self.id_line)

@@ -74,12 +74,11 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
         self._context = context
         self._take = context.fast_path.take
         self.observer = context.observer
-        self._leaving = False
         self._client_certificate: ClientCertificate | None = None
         self.cycle: GatewayCycle = None  # type: ignore[assignment]  # uvicorn's value for no request yet
         self._head_timer: asyncio.TimerHandle | None = None
         self._data_size = 0  # bytes of the data at hand
-        self._head_size = 0  # bytes of a head that is not whole; 1 where it began amid other data; 0: there is none
+        self._head_size = 0  # bytes of the data in which the present head came so far; 0 once it is whole
         self._framing_size = 0  # bytes since the latest piece of body: httptools joins the pieces of a trailer
         self._in_line = True  # what comes next is, or goes on with, a request line
         self._line = b""  # what came of that, where it has bytes beyond ASCII or came in pieces
@@ -157,8 +156,8 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
         if starts_in_line:
             self._in_line = b"\n" not in data
             self._line = self._line or data
-            if self._head_size == 1 and b"\r\n\r\n" not in data:
-                self._head_size = len(data)
+        if self._head_size == self._data_size and (not starts_in_line or b"\r\n\r\n" in data):
+            self._head_size = 1  # it began behind something else; how far behind, the parser does not say
         if self._head_size > MAX_HEAD_BYTES:
             self._refuse(HeadTooLargeError(f"the request's head is larger than {MAX_HEAD_BYTES} bytes"))
         elif self._head_timer is None:
@@ -180,7 +179,7 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
         self.url = b""
         self.headers = []
         self._framing_size = 0
-        self._head_size = 1
+        self._head_size = self._data_size
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._head_size:  # else a trailer, which RFC 9110 6.5.1 forbids to merge into the header
@@ -188,7 +187,7 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
 
     def on_headers_complete(self) -> None:
         """uvicorn's, less what a proxied request does not need, and with a cycle that writes head and body at once."""
-        if self._data_size > MAX_HEAD_BYTES or self._head_size > MAX_HEAD_BYTES:
+        if self._head_size > MAX_HEAD_BYTES:
             self._check_head_size()
         target = self.url
         if self._line:
@@ -224,7 +223,6 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
         }
         if not query and b"?" in target:
             scope[EMPTY_QUERY] = True
-        self.scope = scope
         running = self.cycle
         if parser.should_upgrade():
             # Not behind a request that is still being answered: its answer would come after the handshake's.
@@ -233,7 +231,7 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
             if self._upgrading:
                 return
             self._ignores_upgrade = True
-        keep_alive = version != "1.0" and not (self._leaving or self._context.leaving) and parser.should_keep_alive()
+        keep_alive = version != "1.0" and not self._context.leaving and parser.should_keep_alive()
         self.cycle = cycle = GatewayCycle(self, scope, keep_alive=keep_alive)
         if running is None or running.response_complete:
             self._running = self._fresh = cycle
@@ -296,7 +294,6 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
             cycle.start(incoming)
 
     def on_response_complete(self) -> None:
-        self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
         if self.flow.read_paused:
@@ -314,7 +311,7 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
 
     def shutdown(self) -> None:
         """The server ends. A request that is here, or on its way, is answered, and its answer is the last."""
-        self._leaving = True
+        self._context.leaving = True
         if self._is_between_requests():
             self.loop.call_later(_LAST_READ_S, self._close_if_silent)
         elif self.cycle is not None:

@@ -109,7 +109,7 @@ class Proxy:
             send = readable(send, incoming.reader)
         if isinstance(target, BadRequestError):
             self._counters.errors[target.code] += 1
-            if incoming.is_control:
+            if incoming.was_control:
                 # In the shape of the surface that the path belongs to.
                 scope.setdefault("state", {}).update(request_id=id_in(incoming.id_line), refusal=target)
                 await self._control(scope, receive, send)

@@ -39,10 +39,12 @@ class Route:
     __slots__ = (
         "_limits",
         "_queue",
+        "_slots",
         "activity",
         "branches",
         "closed",
         "counted",
+        "direct_until",
         "fields",
         "head",
         "head_until",
@@ -101,7 +103,9 @@ class Route:
         self.restored: str | None = None  # for x-wakegate-restored, until an answer with it was delivered
         self.trusted_until = float("inf")  # epoch second from which the store must be asked where the session is
         self.head_until = 0.0  # epoch second from which `head` needs a new token
+        self.direct_until = 0.0  # epoch second until which requests are sent without a look at any of these
         self._limits = limits
+        self._slots = limits.slots
         self._queue: deque[asyncio.Future[None]] = deque()
 
     def __repr__(self) -> str:
@@ -138,19 +142,27 @@ class Route:
     def set_restored(self, restored: str | None) -> None:
         """What answers say in x-wakegate-restored; None once one with it was delivered."""
         self.restored = restored
+        self._set_direct()
 
     def trust_until(self, when: float) -> None:
         """Until that epoch second the session is taken to be where this route leads."""
         self.trusted_until = when
+        self._set_direct()
 
     def set_head(self, lines: bytes, until: float) -> None:
         """The header lines that every request ends with from now on; the token in them is good `until` then."""
         self.head, self.head_until = lines, until
+        self._set_direct()
 
     def expire_token(self) -> None:
         """Have the next request carry a new token, where requests carry one."""
         if self.head_until != float("inf"):
             self.head_until = 0.0
+            self._set_direct()
+
+    def _set_direct(self) -> None:
+        needs_a_look = self.peer or self.restored is not None
+        self.direct_until = 0.0 if needs_a_look else min(self.trusted_until, self.head_until)
 
     def check_token_accepted(self, status: int, headers: Iterable[tuple[bytes, bytes]], path: bytes) -> None:
         """Raises TokenRefusedError for picod's own 401: it speaks of our token, not of what the client sent.
@@ -181,7 +193,7 @@ class Route:
 
     def try_enter(self) -> bool:
         """Take a slot if one is free. Requests that wait are handed their slots by `leave`, so none is free then."""
-        if self.in_flight >= self._limits.slots or self.closed:
+        if self.in_flight >= self._slots or self.closed:
             return False
         self.in_flight += 1
         self.activity.in_flight += 1
