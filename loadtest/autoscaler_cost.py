@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from gateway.autoscaler.demand import Demand
+from gateway.autoscaler.follower import Objective
 from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.settings import AutoscalerSettings
-from gateway.autoscaler.shadow import Objective
 from gateway.core.model import PoolMode, PoolSpec, Runtime, RuntimeKey, StartKind
 from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock, ScriptedProvider

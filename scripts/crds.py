@@ -30,7 +30,7 @@ def documents() -> dict[Path, str]:
     """The content of each file, from the schema."""
     sys.path.insert(0, str(ROOT))
     from gateway.core.model import Kind
-    from gateway.runtimes.schema import crd
+    from gateway.runtimes.crd import crd
 
     return {
         FOLDER / f"{kind.value.lower()}s.yaml": HEAD.format(about=ABOUT[kind.value])

@@ -9,11 +9,12 @@ from types import MappingProxyType
 import numpy as np
 
 from gateway.autoscaler.empirical import FastSlow, RollingQuantile
+from gateway.autoscaler.follower import Follower, Objective
 from gateway.autoscaler.forecast import Floats, Forecast, Forecaster
 from gateway.autoscaler.mixture import Mixture
 from gateway.autoscaler.rates import RateBelief
 from gateway.autoscaler.seasonal import Timers, WeekProfile
-from gateway.autoscaler.shadow import Follower, Objective, Shadow
+from gateway.autoscaler.shadow import Shadow
 from gateway.autoscaler.window import RollingCount
 
 _MAX_REVIEW_INTERVAL_S = 60.0  # between forecasts for a runtime without claims
@@ -87,7 +88,7 @@ class Demand:
         return claims > 0 or now >= self._review_at or self._last is None or (self._now is not None and now < self._now)
 
     def set_lead(self, lead: float) -> None:
-        """The measured lead time; small changes are ignored."""
+        """Set the measured lead time, which also sets the horizon. A change of up to 10 % is ignored."""
         if abs(lead / self.lead - 1.0) > 0.1:
             self.lead = self.shadow.lead = lead
             self.horizon = round(lead + self.tick / 2.0, 3)
@@ -113,7 +114,7 @@ class Demand:
             self._claimed_at = now
 
     def learn(self, now: float, elapsed: float, claims: int) -> None:
-        """Take in old counts of long buckets: the experts learn, the shadow pools do not (they need single seconds)."""
+        """Add old counts of long buckets. Only the experts learn from them: shadow pools need single seconds."""
         self.recent.add(now, claims)
         self.mixture.observe(now, elapsed, claims)
         self._observed += elapsed

@@ -1,8 +1,7 @@
-"""Intent, written down before acting on a slow provider, so that nothing is ordered twice while it catches up.
+"""Records orders before they are sent, so that nothing is ordered twice while a slow provider catches up.
 
-`resize` sets a level and is idempotent where the provider answers at once. Where it answers through a watch (a
-cluster), the status may show the old target for a while; without a memory of what was ordered every tick would order
-again.
+`resize` sets a level, so repeating it is harmless where the status shows the new target at once. In a cluster the
+status comes from a watch and shows the old target for a while; without this record every tick would order again.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class Expectations(Generic[K]):
         return wanted != (shown if expected is None else expected.target)
 
     def ordered(self, key: K, target: int, now: float) -> None:
-        """About to tell the provider this."""
+        """Record an order that is about to be sent."""
         self._expected[key] = _Expected(target, now)
 
     def failed(self, key: K) -> None:

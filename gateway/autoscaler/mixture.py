@@ -1,7 +1,13 @@
-"""One forecast out of many: experts weighed by their recent pinball loss at the wanted quantile.
+"""Mixes many forecasts into one: experts are weighted by their recent pinball loss at the wanted quantile.
 
 When a horizon closes, every expert's forecast for it is compared with the claims that came. Weights are exponential in
 the discounted sum of losses. Each expert keeps a small share, so that its weight can recover when the traffic changes.
+
+The pinball loss at quantile q charges q per claim above the forecast and 1 - q per sandbox below it. At q = 0.99, to
+forecast 3 when 5 claims come costs 2 * 0.99 = 1.98; to forecast 5 when 3 come costs 2 * 0.01 = 0.02. Its mean is least
+for the true quantile, so the expert that is best at what the pool needs gains weight. Squared error would reward the
+expert with the best mean, however wrong its tail is.
+
 Sources: Cesa-Bianchi & Lugosi, "Prediction, Learning, and Games" (2006), ch. 2, for exponential weights; Herbster &
 Warmuth (1998) for the fixed share; the linear pool of distributions is Stone (1961).
 """
@@ -25,17 +31,19 @@ from gateway.autoscaler.forecast import (
 from gateway.autoscaler.rates import RateBelief
 
 _LEARNING_RATE = 2.0  # how sharply losses (in units of the mean loss) turn into weights
-_MIN_WEIGHT = 0.01  # of the whole, kept by every expert
-_LOSS_MEMORY_S = 6 * 3600.0  # seconds; how long a loss counts
-_SCORE_INTERVAL_S = 120.0  # seconds in the mean between the horizons that are scored
-_GOLDEN_RATIO = 0.6180339887498949  # steps by it fill (0, 1) evenly, so that scoring never locks to a timer's period
-_MIN_MIXED_WEIGHT = 0.02  # an expert with less weight than this is scored but not mixed in
+_MIN_WEIGHT = 0.01  # share that every expert keeps; from 0 a weight could never grow again
+_LOSS_MEMORY_S = 6 * 3600.0  # time constant with which losses are discounted
+_SCORE_INTERVAL_S = 120.0  # mean time between scored horizons
+# Steps of the golden ratio fill (0, 1) evenly, so the times of scoring never lock to the period of a timer's claims.
+_GOLDEN_RATIO = 0.6180339887498949
+# Below this an expert is scored but not mixed in: at the floor of 0.01 it would cost time and change nothing.
+_MIN_MIXED_WEIGHT = 0.02
 
 
 class Mixture:
-    """The experts, their weights, one mixed forecast. The first is asked every time, the others when stale.
+    """Holds experts with weights and mixes their forecasts. The first is evaluated each time, the others when stale.
 
-    What is foretold at a tick is scored on the horizon that begins `delay` seconds later, when orders have gone out.
+    A forecast is scored on the horizon that begins `delay` seconds later, when the orders that follow it are out.
     """
 
     def __init__(
@@ -68,7 +76,7 @@ class Mixture:
         self._counts_from = 0.0
 
     def observe(self, now: float, elapsed: float, claims: int) -> None:
-        """Pass the claims to every expert, and score the forecasts for the horizon that has closed."""
+        """Pass claims to every expert, and score their forecasts once the pending horizon has closed."""
         for expert in self.experts:
             expert.observe(now, elapsed, claims)
         if self._pending is not None:
@@ -93,8 +101,8 @@ class Mixture:
         scale = float(self.losses.sum()) / len(foretold) / max(self._scored, 1.0)
         if scale > 0.0:
             # In units of the mean loss, so that busy and quiet runtimes switch alike. Scaled to at most 20 horizons:
-            # with 200 scored, a tenth of the sum counts, else weights would be all or nothing and one bad burst would
-            # decide.
+            # with 200 scored, a tenth of the sum counts. Unscaled, the sums grow so far apart that one expert would
+            # have all the weight, and one burst could move it from one expert to another.
             gain = -_LEARNING_RATE * (self.losses - self.losses.min()) / scale / max(self._scored / 20.0, 1.0)
             weights = self._prior * np.exp(gain)
             self.weights = _MIN_WEIGHT + (1.0 - _MIN_WEIGHT * len(weights)) * weights / weights.sum()
@@ -139,14 +147,14 @@ class Mixture:
         return mixed
 
     def review_by(self, now: float, horizon: float) -> float:
-        """When the forecast will change by itself, because an expert foresees an event; infinity if never."""
+        """When the forecast changes without new claims, because an expert expects an event; infinity if never."""
         soonest = math.inf
         for expert in self._foreseeing:
             soonest = min(soonest, expert.review_by(now, horizon))
         return soonest
 
     def _open(self, now: float, horizon: float, size: int, q: float) -> None:
-        """Write down what each expert and the mixture foretell for the horizon that begins now."""
+        """Record the forecasts of each expert and of the mixture for the next horizon, to be scored when it closes."""
         each = np.array([expert.probabilities(now, horizon, size) for expert in self.experts])
         mixed = np.array(self._mixed).dot(each)
         self._counts_from = now + self._delay
@@ -157,7 +165,7 @@ class Mixture:
         self._counted = 0
 
     def _weigh(self) -> None:
-        """The weights that are mixed with: those that matter, summing to 1."""
+        """Drop weights below _MIN_MIXED_WEIGHT and scale the rest to a sum of 1."""
         raw = [w if w >= _MIN_MIXED_WEIGHT else 0.0 for w in self.weights.tolist()]
         total = sum(raw)
         self._mixed = [w / total for w in raw]

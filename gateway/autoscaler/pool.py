@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.autoscaler.demand import Demand
+from gateway.autoscaler.follower import Objective, RuleCost
 from gateway.autoscaler.forecast import Floats, Forecast
 from gateway.autoscaler.scaler import Decision, Observed, ScalerSpec, decide
 from gateway.autoscaler.settings import AutoscalerSettings
-from gateway.autoscaler.shadow import Objective, RuleCost
 from gateway.autoscaler.window import RollingCount
 from gateway.core.model import PoolStatus, Runtime
 
@@ -78,7 +78,7 @@ class Pool:
         return ScalerSpec(pool.min, pool.max, pool.mode, pool.size, lower_after=self.settings.lower_after)
 
     def tick(self, now: float, claims: int, misses: int) -> Decision | None:
-        """Take in what came since the last tick; a decision if anything is due, else None."""
+        """Count the claims since the last tick. Returns a decision if one is due, else None."""
         self.misses.add(now, misses)
         due = self.demand.due(now, claims)
         stale = self.status is not None and self.status.failures > 0
@@ -132,7 +132,7 @@ class Pool:
             "mode": self.runtime.pool.mode.value,
             "target": self.target,
             "wanted": decision.wanted if decision else self.target,
-            "why": decision.why + self.cut if decision else "It has not been looked at yet.",
+            "why": decision.why + self.cut if decision else "No decision has been made yet.",
             "rule": decision.rule if decision else "hold",
             "min": self.runtime.pool.min,
             "max": self.runtime.pool.max,

@@ -1,8 +1,8 @@
-"""The loop: observe -> forecast -> decide -> act, once a tick and when poked, on the gateway that holds the lease.
+"""The loop: observe -> forecast -> decide -> act, at each tick and when poked, on the gateway that holds the lease.
 
-Every gateway counts its claims and writes them down; only the leader moves pools. A leader that dies is followed
-after `lease_ttl`; the follower knows all it needs from the recorded claims. Orders are levels, so an order that a dead
-leader had half done is simply given again.
+Every gateway counts its claims and writes them to the store; only the leader resizes pools. When a leader dies, another
+takes over after `lease_ttl` and learns from the recorded claims. Orders are levels and not differences, so an order
+that a dead leader may or may not have sent can be repeated.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ class Autoscaler:
         self._problem = ""
 
     def waiting(self, runtime: RuntimeKey, change: int, at: float) -> None:
-        """A claim begins or is over. One that finds no sandbox ready, by what is known, wakes the loop at once."""
+        """Count a claim that begins (1) or is over (-1). If more wait than sandboxes are ready, poke the loop."""
         fresh = self.signal.waiting(runtime, change, at)
         if change > 0 and (pool := self.pools.get(runtime)) is not None and pool.ready < fresh:
             self.poke()
 
     def claimed(self, runtime: RuntimeKey, start: StartKind, at: float) -> None:
-        """A session was given a sandbox. A pool miss wakes the loop at once, if its waiting did not."""
+        """Count a claim that got its sandbox. A pool miss pokes the loop, unless `waiting` already has."""
         if self.signal.claimed(runtime, start):
             self.poke()
 
@@ -88,7 +88,7 @@ class Autoscaler:
         self._tasks.spawn(self._loop())
 
     async def aclose(self) -> None:
-        """Stop, write out what is counted, give the lease back."""
+        """Stop the loop, write counted claims, and release the lease."""
         await self._tasks.aclose()
         try:
             await self.signal.flush(self._clock.now())
@@ -128,7 +128,7 @@ class Autoscaler:
         try:
             await self._flush(now)
         except StoreUnavailableError as error:
-            self._report(str(error))
+            self._report(str(error))  # counts wait in memory; the pools are sized from memory as well
         await self._lead()
         if not self.leads:
             self.pools.clear()
@@ -150,7 +150,7 @@ class Autoscaler:
             self._report("")
 
     async def _lead(self) -> None:
-        """Take or keep the lease; it counts from before the call, so that we never think we have it for too long."""
+        """Acquire or renew the lease. Its time counts from before the call, so it is never assumed for too long."""
         mono, ttl = self._clock.monotonic(), self._settings.lease_ttl
         if mono < self._renew_at:
             return

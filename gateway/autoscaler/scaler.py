@@ -1,4 +1,4 @@
-"""The decision: one pool's target from what is wanted of it, what is seen and what is foretold. Pure.
+"""Decides one pool's target, from its spec, its present state and the forecast. Pure.
 
     forecast fresh -> its level        stale or absent -> what the last horizons needed, plus one
     less than a minute seen            -> the starting size
@@ -26,7 +26,7 @@ K = TypeVar("K")
 
 @dataclass(frozen=True, slots=True)
 class ScalerSpec:
-    """What a pool is allowed and meant to do; counts are sandboxes, times seconds."""
+    """The limits and options of a pool; counts are sandboxes, times seconds."""
 
     min: int = 0
     max: int = 0
@@ -40,7 +40,7 @@ class ScalerSpec:
 
 
 class Observed(NamedTuple):
-    """The pool now, and what the last decision left behind."""
+    """The pool's present state, and the state that the last decision returned."""
 
     target: int
     ready: int = 0
@@ -67,7 +67,7 @@ class Decision(NamedTuple):
 
 
 def decide(spec: ScalerSpec, observed: Observed, forecast: Forecast | None, now: float) -> Decision:
-    """The target of one pool. Sentences are made here too, so that they cannot disagree with the numbers."""
+    """Decide the target of one pool. The explanation is made here as well, so that it always matches the numbers."""
     if spec.mode is PoolMode.FIXED:
         size = max(spec.fixed, 0)
         return Decision(size, size, "fixed", f"The pool is fixed at {size}.")
@@ -133,7 +133,7 @@ def _covers(wanted: int, horizon: float, quantile: float) -> str:
 
 
 def _raise(spec: ScalerSpec, observed: Observed, up: Decision, target: int, now: float) -> Decision:
-    """A step up, unless creates fail: then one order per cooldown, to see whether they work again."""
+    """Raise the target, unless creates fail: then by one sandbox per cooldown, to test whether they work again."""
     if observed.failures < spec.failures_open:
         return up
     failing = f"Creates failed {observed.failures} times in a row"

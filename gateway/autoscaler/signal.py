@@ -1,9 +1,9 @@
-"""Claims as they happen: counted per second in memory, written to the store in batches, read back from all replicas.
+"""Counts claims per second in memory, writes them to the store in batches, and reads those of all replicas.
 
-The data path calls `waiting` as a claim begins and ends, and `claimed` when it has its sandbox; those are dictionary
-updates. A claim counts from its beginning: one that finds the pool empty has its sandbox only a lead time later, and
-demand that is known so late cannot be met. The leader takes what came since its last look: its own claims from memory
-at once, the other replicas' from the store a second or two later.
+The data path calls `waiting` when a claim begins and ends, and `claimed` when it has its sandbox; both only update
+dictionaries. A claim counts when it begins: one that finds the pool empty gets its sandbox a lead time later, which is
+too late to order for the claims that follow. The leader takes the counts since its last pass: its own from memory,
+those of other replicas from the store, a second or two later.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MISSES = frozenset({StartKind.COLD, StartKind.WAKE_COLD})
 # Per-second counts are kept so long, to tell this gateway's claims in the store from those of other replicas. A flush
 # that waits for the store is retried each tick, so a count is in the store well within this time or not at all.
 _COUNTS_KEPT_S = 120.0
-_MAX_BACKLOG_S = 7200  # seconds of unwritten counts kept while the store is away
+_MAX_BACKLOG_S = 7200  # unwritten counts older than this are dropped during an outage of the store
 
 
 class ClaimSignal:
@@ -36,9 +36,7 @@ class ClaimSignal:
         self._counted: Counter[RuntimeKey] = Counter()  # of those, how many were taken as misses already
 
     def waiting(self, runtime: RuntimeKey, change: int, at: float) -> int:
-        """A claim begins (1) and is counted, `at` in epoch seconds, or it is over (-1). Returns how many came since
-        the last take.
-        """
+        """Count a claim that begins (1), `at` in epoch seconds, or is over (-1). Returns the claims since `take`."""
         self._waiting[runtime] += change
         if change > 0:
             self._unwritten[runtime][math.floor(at)] += 1
@@ -48,7 +46,7 @@ class ClaimSignal:
         return self._fresh[runtime]
 
     def claimed(self, runtime: RuntimeKey, start: StartKind) -> bool:
-        """A claim has its sandbox. True: it had found the pool empty, and had not been taken as a miss so far."""
+        """A claim has its sandbox. Returns True if it is a miss that `take` has not counted yet."""
         if start not in _MISSES:
             return False
         if self._counted[runtime] > 0:
@@ -67,7 +65,7 @@ class ClaimSignal:
         return self._fresh.pop(runtime, 0), self._fresh_misses.pop(runtime, 0) + max(late, 0)
 
     async def flush(self, now: float) -> None:
-        """Write what is unwritten. Counts that the store does not take are kept and written later.
+        """Write unwritten counts to the store. After a failure they are kept for the next call.
 
         Raises StoreUnavailableError.
         """
@@ -102,7 +100,7 @@ class ClaimSignal:
         return news
 
     async def skip(self, runtime: RuntimeKey, now: float) -> None:
-        """Take all that is stored as known, as after a restore from history. Raises StoreUnavailableError."""
+        """Mark all stored claims as counted, after a restore from history. Raises StoreUnavailableError."""
         await self.sync(runtime, now)
         self.take(runtime)
 

@@ -1,8 +1,7 @@
-"""AgentRuntimes: what of a pod's description the local engine runs, and which path leads to which port.
+"""Parses AgentRuntimes: the parts of a pod's description that the local engine runs, and the routes to its ports.
 
-In a cluster the manifest becomes a pod as it is. On one machine no image is pulled: the first container's command runs
-in a sandbox of ours, with picod before it (picod/ports/agent.py), and `spec.wakegate.source` stands for the image's
-files.
+In a cluster the manifest's pod is used unchanged. The local engine pulls no image: it runs the first container's
+command in a sandbox behind picod (picod/ports/agent.py), with `spec.wakegate.source` in place of the image's files.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ _REFERENCE = re.compile(r"\$(?:\$|\(([^()]+)\))")
 
 
 def first_container(spec: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of an AgentRuntime; empty where there is none."""
+    """The first container of an AgentRuntime; empty if there is none."""
     containers = spec.get("podTemplate", {}).get("spec", {}).get("containers", ())
     return (containers and containers[0]) or {}
 
 
 def target_ports(entries: Sequence[Any], path: str, reader: Reader) -> tuple[tuple[str, int], ...]:
-    """(path prefix, port), the longest prefix first."""
+    """(path prefix, port) of each entry, the longest prefix first, so that the first match is the most specific."""
     found = []
     for index, entry in enumerate(entries):
         if entry is None or "port" not in entry:
@@ -39,7 +38,7 @@ def target_ports(entries: Sequence[Any], path: str, reader: Reader) -> tuple[tup
 
 
 def several(ports: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
-    """The same where there is a choice; empty where one port takes all."""
+    """The ports if there are several; empty if one port takes all requests, which then need no routing."""
     return ports if len(ports) > 1 else ()
 
 
@@ -51,7 +50,7 @@ def parse_agent(
     files: Files | None,
     reader: Reader,
 ) -> Agent:
-    """What runs in a local sandbox. `files`: those that `spec.wakegate.source` may name."""
+    """The agent to run in a local sandbox. `files`: those that `spec.wakegate.source` may name."""
     pod = spec.get("podTemplate", {}).get("spec", {})
     for name in ("containers", "initContainers"):
         more = (pod.get(name) or ())[1 if name == "containers" else 0 :]
@@ -71,7 +70,7 @@ def parse_agent(
 
 
 def expand(text: str, environment: Mapping[str, str]) -> str:
-    """$(NAME) as in a pod's command: the variable where there is one, else as it stands; $$ is a dollar."""
+    """Expand $(NAME) as Kubernetes does in a pod's command; an unknown name is left as it is, and $$ is a dollar."""
     return _REFERENCE.sub(lambda found: "$" if found[1] is None else environment.get(found[1], found[0]), text)
 
 
@@ -84,7 +83,7 @@ def _words(container: Mapping[str, Any], key: str, reader: Reader) -> list[str]:
 
 
 def _source(name: str, files: Files | None, reader: Reader) -> str:
-    """The folder as an absolute path without symbolic links; empty where there is none."""
+    """The folder as an absolute path without symbolic links; empty if none is named or it is invalid."""
     if not name:
         return ""
     if files is None:
@@ -119,7 +118,7 @@ def _probe(container: Mapping[str, Any], reader: Reader) -> Probe | None:
 
 
 def _port(given: Any, container: Mapping[str, Any]) -> int:
-    """A port by number, or by its name among the container's. 0: there is none."""
+    """A port by number, or by its name among the container's ports; 0 if there is none."""
     if type(given) is int and 1 <= given <= 65535:
         return given
     known = container.get("ports")

@@ -1,4 +1,4 @@
-"""Runtimes that are known before the gateway starts: those of its files, and the built-in one."""
+"""A catalog of runtimes that does not change while the gateway runs: from files, or the built-in one."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from gateway.core.model import PoolSpec, Runtime, RuntimeKey
 
 
 class StaticCatalog:
-    """The runtimes read at start. A RuntimeCatalog."""
+    """A RuntimeCatalog of the runtimes that were read at the start."""
 
     def __init__(self, runtimes: Iterable[Runtime]) -> None:
         self._runtimes = {runtime.key: runtime for runtime in runtimes}
 
     def get(self, key: RuntimeKey) -> Runtime | None:
-        """The runtime of that key; None: no file has it."""
+        """The runtime with that key; None if no file defines it."""
         return self._runtimes.get(key)
 
     def all(self) -> Sequence[Runtime]:

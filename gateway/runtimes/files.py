@@ -1,7 +1,7 @@
-"""Files and folders that a manifest may name: those below its own folder, or below one that the operator listed.
+"""Restricts the files and folders that a manifest may name to its own folder and those that the operator listed.
 
-A manifest is often someone else's, and a gateway may run as root: `source: ../../../etc` would show /etc/shadow to
-sandboxes. Symbolic links are followed before a path is judged.
+A manifest is often written by somebody else, and a gateway may run as root: `source: ../../../etc` would show
+/etc/shadow to sandboxes. Symbolic links are followed before a path is checked.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-# Neither these nor a folder that contains one of them is shown to sandboxes whole. What is below them may be: a
-# manifest in /etc/wakegate/runtimes may bring its files along.
+# Sandboxes never see these folders, nor a folder that contains one of them. Folders below them are allowed: a manifest
+# in /etc/wakegate/runtimes may have its files beside it.
 _PRIVATE = tuple(map(Path, ("/boot", "/etc", "/home", "/root", "/run", "/tmp", "/var")))  # noqa: S108 - named, not used
 _KERNEL = tuple(map(Path, ("/dev", "/proc", "/sys")))  # nothing below these either
 _HOMES = Path("/home")
@@ -22,7 +22,7 @@ _HOMES = Path("/home")
 def is_private(folder: Path, private: Iterable[Path] = ()) -> bool:
     """Whether sandboxes must not see `folder`: the root, a system folder, a home, or one around these; or in `private`.
 
-    `folder` is judged as written and with its symbolic links followed.
+    `folder` is checked as written, and with its symbolic links followed.
     """
     hidden = [*_KERNEL, *map(_real, private)]
     kept = [*_PRIVATE, *_KERNEL, Path(_home())]
@@ -39,12 +39,12 @@ def is_private(folder: Path, private: Iterable[Path] = ()) -> bool:
 
 
 def _real(path: Path) -> Path:
-    """Absolute, with symbolic links followed; unlike Path.resolve it takes a loop of links. Raises OSError."""
+    """Make a path absolute and follow symbolic links; unlike Path.resolve, accepts a loop of links. Raises OSError."""
     return Path(os.path.realpath(path))
 
 
 def _home() -> str:
-    """Of the user that the gateway runs as. $HOME may name any folder; a container's user may have no entry."""
+    """The home of the gateway's user, not $HOME, which may be any folder. A container's user may have no entry."""
     try:
         return pwd.getpwuid(os.getuid()).pw_dir or "/"
     except KeyError:
@@ -66,7 +66,7 @@ class Files:
 
     @property
     def roots(self) -> tuple[Path, ...]:
-        """The folders that everything a manifest names lies in, without symbolic links."""
+        """The folders in which a manifest may name files, without symbolic links."""
         return tuple(_real(each) for each in (self.folder, *self.allowed))
 
     def resolve(self, name: str) -> Path:
@@ -79,15 +79,15 @@ class Files:
         return path
 
     def resolve_folder(self, name: str) -> Path:
-        """The same for a folder that sandboxes see whole. Raises ValueError also where there is none, or a private one.
+        """Like `resolve`, for a folder that sandboxes see. Raises ValueError also if it is private or no folder.
 
-        A manifest in a home folder with `source: .` would show that user's SSH keys.
+        Otherwise a manifest in a home folder with `source: .` would show that user's SSH keys.
         """
         path = self.resolve(name)
         if not path.is_dir():
             raise ValueError("expected a folder")
         if is_private(path, self.private):
-            raise ValueError(f"expected a folder of its own; {path} is private to this machine, or contains what is")
+            raise ValueError(f"expected a dedicated folder; {path} is private to this machine, or contains what is")
         return path
 
     def resolve_environment(self, name: str) -> Path:

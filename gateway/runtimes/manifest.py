@@ -1,7 +1,7 @@
-"""Runtimes from YAML: AgentCube's manifests as they are, plus our optional `spec.wakegate`.
+"""Reads runtimes from YAML: AgentCube's manifests, unchanged, with the optional section `spec.wakegate`.
 
-Reads files or folders, checks everything, and reports every problem at once with file, field path and what would be
-right; nothing starts half. Types and bounds of fields are schema.py's; here stands what a schema cannot express.
+Checks all files and reports all problems at once, each with file, field path and what is expected; if there is one,
+nothing starts. Types and bounds of fields are in schema.py; the checks here are those that a schema cannot express.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _VARIABLE = re.compile(r"[^=\0]+")
 
 
 def parse_modules(text: str) -> tuple[str, ...]:
-    """Modules as in `numpy,matplotlib.pyplot`. Raises ValueError that names what is none."""
+    """Parse names of modules such as `numpy,matplotlib.pyplot`. Raises ValueError with the first invalid one."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
         if not _is_module(name):
@@ -51,7 +51,7 @@ def load_runtimes(
     `sources`: folders besides the manifest's own from which it may take files. `environment`: the operator's own Python
     environment, which manifests may name. `private`: folders that no manifest may show to sandboxes.
 
-    Documents of other kinds in the same files are passed over: a manifest often brings a Namespace or a Secret along.
+    Documents of other kinds in the same files are skipped: a manifest often includes a Namespace or a Secret.
 
     Raises:
         SettingsError: with every problem in every file.
@@ -81,9 +81,9 @@ def load_runtimes(
 def parse_runtime(
     document: Any, where: str, problems: list[str], *, engine: str = "local", files: Files | None = None
 ) -> Runtime | None:
-    """One manifest document for an engine (`local`, `kubernetes`). `files`: those that it may name, None for none.
+    """Parse one document for an engine (`local`, `kubernetes`). `files`: those that it may name, None for none.
 
-    Appends to `problems`; None if it is not a runtime or is wrong.
+    Appends to `problems`. Returns None if it is invalid, or of another kind.
     """
     before = len(problems)
     kind = _kind_of(document, where, problems)
@@ -96,8 +96,8 @@ def parse_runtime(
     if kind is Kind.CODE_INTERPRETER:
         runtime = _interpreter(runtime, spec, reader, in_cluster=in_cluster)
     elif in_cluster:
-        # An agent's container has no picod there: nothing that checks a token, nothing that gives its files. What is in
-        # its manifest becomes the pod as it is (provider/kubernetes/template.py).
+        # In a cluster an agent's container has no picod, so nothing there checks tokens or exports files. Its pod is
+        # made of the manifest directly (provider/kubernetes/template.py).
         runtime = replace(runtime, auth=False, hibernation=HibernationMode.OFF, code_context="off")
     else:
         runtime = _local_agent(runtime, spec, files, reader)
@@ -105,7 +105,7 @@ def parse_runtime(
 
 
 def _kind_of(document: Any, where: str, problems: list[str]) -> Kind | None:
-    """Which of our kinds a document is; None for another's. A wrong apiVersion is a problem, and the rest is read."""
+    """The kind of a runtime; None for other kinds. A wrong apiVersion is a problem, but the rest is still checked."""
     if not isinstance(document, Mapping):
         problems.append(f"{where}: expected a mapping, got {named(document)}")
         return None
@@ -122,7 +122,7 @@ def _kind_of(document: Any, where: str, problems: list[str]) -> Kind | None:
 def _common(
     document: Mapping[str, Any], kind: Kind, files: Files | None, reader: Reader, *, in_cluster: bool
 ) -> Runtime:
-    """The fields that both kinds have."""
+    """Read the fields that both kinds have."""
     metadata, spec = document["metadata"], document["spec"]
     extra = spec.get("wakegate", {})
     agent = kind is Kind.AGENT_RUNTIME
@@ -145,7 +145,7 @@ def _common(
 
 
 def _interpreter(runtime: Runtime, spec: Mapping[str, Any], reader: Reader, *, in_cluster: bool) -> Runtime:
-    """A CodeInterpreter: image, variables and resources are in `spec.template`."""
+    """Read a CodeInterpreter's own fields: image, variables and resources are in `spec.template`."""
     place, template, extra = "spec.template.", spec.get("template", {}), spec.get("wakegate", {})
     return replace(
         runtime,
@@ -161,7 +161,7 @@ def _interpreter(runtime: Runtime, spec: Mapping[str, Any], reader: Reader, *, i
 
 
 def _local_agent(runtime: Runtime, spec: Mapping[str, Any], files: Files | None, reader: Reader) -> Runtime:
-    """An AgentRuntime on one machine: image, variables and resources are its first container's."""
+    """Read an AgentRuntime for the local engine: image, variables and resources are in its first container."""
     container = first_container(spec)
     ports = target_ports(spec.get("targetPort", ()), "spec.targetPort", Reader("", []))  # noted when first read
     environment = _environment(container.get("env", ()), f"{CONTAINER}env", reader, references=False)
@@ -178,7 +178,7 @@ def _local_agent(runtime: Runtime, spec: Mapping[str, Any], files: Files | None,
 
 
 def _python(name: str, files: Files | None, reader: Reader) -> str | None:
-    """The environment's folder as an absolute path without symbolic links."""
+    """The folder of the Python environment as an absolute path without symbolic links; None if none is named."""
     if not name:
         return None
     if files is None:
@@ -192,7 +192,7 @@ def _python(name: str, files: Files | None, reader: Reader) -> str | None:
 
 
 def _check_reserved(template: Mapping[str, Any], kind: Kind, reader: Reader) -> None:
-    """Refuse labels and annotations that gateways write: a pod that is born with them looks like one of a session."""
+    """Refuse labels and annotations that gateways write: a new pod with them would look like a claimed one."""
     place = "spec.podTemplate" if kind is Kind.AGENT_RUNTIME else "spec.template"
     for field in ("labels", "annotations"):
         for key in template.get(field, {}):
@@ -201,10 +201,10 @@ def _check_reserved(template: Mapping[str, Any], kind: Kind, reader: Reader) -> 
 
 
 def is_reserved(key: str) -> bool:
-    """Whether a label or annotation is the gateway's to write.
+    """Whether only gateways may write a label or annotation.
 
-    Those of wakegate.io and AgentCube's domains, below them too, who manages a pod, and which pod a ReplicaSet deletes
-    first, by which a pool is shrunk (provider/kubernetes/names.py).
+    Those are the domains of Wakegate and AgentCube with their subdomains, the label that names a pod's manager, and the
+    deletion cost, by which a ReplicaSet chooses the pods to delete first (provider/kubernetes/names.py).
     """
     prefix = key.partition("/")[0] if "/" in key else ""
     return key in _RESERVED or any(prefix == each or prefix.endswith(f".{each}") for each in _RESERVED_DOMAINS)
@@ -222,7 +222,7 @@ def _check_egress(entries: Sequence[Any], reader: Reader) -> None:
 
 
 def _environment(entries: Sequence[Any], prefix: str, reader: Reader, *, references: bool) -> dict[str, str]:
-    """The plain values of a list at `prefix`. With `references`, `valueFrom` passes: manifests make the pods."""
+    """The plain values of a list at `prefix`. `references`: `valueFrom` is allowed, as Kubernetes resolves it."""
     environment: dict[str, str] = {}
     for index, entry in enumerate(entries):
         path = f"{prefix}[{index}]"
@@ -266,9 +266,9 @@ def _pool(spec: Mapping[str, Any], extra: Mapping[str, Any], reader: Reader) -> 
     if most < least:
         reader.problem("spec.wakegate.pool.max", f"must not be below min ({least})", most)
     miss = float(pool.get("targetMissRate", 0.01))
-    if not 0 < miss < 1:  # not a number is neither above nor below a bound of the schema
+    if not 0 < miss < 1:  # NaN passes the schema, since it is neither below the minimum nor above the maximum
         reader.problem("spec.wakegate.pool.targetMissRate", "expected a number between 0 and 1, e.g. 0.01", miss)
-    # A manifest of AgentCube's own keeps the pool it asks for; one that speaks of our pool wants it sized.
+    # AgentCube's manifests have only warmPoolSize, and keep that size. Whoever sets `pool` wants it sized by forecast.
     mode = PoolMode(pool.get("mode", PoolMode.PREDICTIVE if pool else PoolMode.FIXED))
     return PoolSpec(size=size, mode=mode, min=least, max=most, target_miss_rate=miss)
 

@@ -1,7 +1,7 @@
-"""JSON schemas of declared tools: checked when a runtime is read, and applied to what a model sends.
+"""JSON schemas of declared tools: checked when a runtime is read, applied to the arguments that a model sends.
 
 Regular expressions run in RE2 (google-re2), whose time is linear: Python's `re` takes 31 s for `^(a+)+$` on 28
-characters. What RE2 cannot express (look-around, back-references) is refused when the runtime is read.
+characters. Patterns that RE2 does not support (look-around, back-references) are refused when the runtime is read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MAX_PATTERN_CHARS = 1000
 
 
 def schema_problems(schema: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """(path in the schema, what would be right, what is there) of whatever keeps it from being applied."""
+    """Yield (path in the schema, what is expected, what was found) of each problem that prevents its use."""
     # jsonschema takes a tenth of a second to import, and most runtimes declare no tool.
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import SchemaError
@@ -65,9 +65,9 @@ def _join(path: str, name: str) -> str:
 
 
 def first_error(schema: Mapping[str, Any], value: Any) -> str | None:
-    """What is wrong with a value, its place first, at most 600 characters; None if it fits the schema.
+    """The first error of a value, its path first, at most 600 characters; None if it matches the schema.
 
-    Time grows linearly with the value, for each keyword of the schema.
+    Takes time linear in the size of the value, for each keyword of the schema.
     """
     from referencing import Registry
 
@@ -81,7 +81,7 @@ def first_error(schema: Mapping[str, Any], value: Any) -> str | None:
 
 @lru_cache(maxsize=1)
 def _validator() -> Any:
-    """Draft 2020-12 with the keywords replaced that match with `re` or compare each item with each other."""
+    """Draft 2020-12, with replacements for keywords that use `re` or compare all pairs of items."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import ValidationError
     from jsonschema.validators import extend
@@ -127,7 +127,7 @@ def _validator() -> Any:
 
 
 def _normalized(value: Any) -> Any:
-    """JSON takes 1.0 and 1 for the same number."""
+    """Turn 1.0 into 1, which JSON schema counts as the same number."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:
         return int(value)
     if isinstance(value, list):
@@ -143,7 +143,7 @@ def _matches(pattern: str, text: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def _compiled(pattern: str) -> Any:
-    """The expression in RE2, anywhere in the text as JSON schema has it. Raises ValueError."""
+    """Compile a pattern in RE2. It may match anywhere in the text, as in JSON schema. Raises ValueError."""
     import re2
 
     options = re2.Options()

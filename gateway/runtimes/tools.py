@@ -1,4 +1,4 @@
-"""Tools for models from a runtime's manifest (spec.wakegate.tools): parsed and checked when the runtime is read.
+"""Parses and checks the tools for models that a runtime declares (spec.wakegate.tools), when the runtime is read.
 
 tools:
   - name: count_words
@@ -33,11 +33,11 @@ PLACE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")  # of an argument in a comma
 # Linux takes at most 128 KiB in one argument of a command (MAX_ARG_STRLEN).
 MAX_ARGUMENT = 120 << 10
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # what OpenAI and Anthropic take for a function's name
-_LONGEST_S = 3600.0
+_MAX_TIMEOUT_S = 3600.0
 
 
 def parse_tools(entries: Sequence[Any], prefix: str, files: Files | None, problem: Problem) -> tuple[DeclaredTool, ...]:
-    """All entries; what is wrong is noted. `files`: those that functions may be in, None for none."""
+    """Parse all entries; problems go to `problem`. `files`: those that may define functions, None for none."""
     tools: dict[str, DeclaredTool] = {}
     for index, entry in enumerate(entries):
         path = f"{prefix}[{index}]"
@@ -99,7 +99,7 @@ def _command(words: Sequence[str], parameters: Mapping[str, Any], path: str, pro
 
 
 def _function(value: Mapping[str, Any], path: str, files: Files | None, problem: Problem) -> tuple[str, str]:
-    """The function's name and the code that defines it; both empty where something is wrong."""
+    """The function's name and the code that defines it; both empty if either is invalid."""
     source = value.get("source")
     where = f"{path}.source"
     if source is None:
@@ -130,7 +130,7 @@ def _read(name: Any, path: str, files: Files | None, problem: Problem) -> str:
     else:
         try:
             file = files.resolve(name)
-            if file.exists() and not file.is_file():  # a pipe would hold the start
+            if file.exists() and not file.is_file():  # opening a named pipe would block the start of the gateway
                 raise ValueError("expected a file")
             with file.open("rb") as stream:
                 return stream.read(MAX_ARGUMENT + 1).decode("utf-8")
@@ -146,7 +146,7 @@ def _timeout(value: Any, path: str, problem: Problem) -> float:
         seconds = parse_duration(value) if isinstance(value, str) else float(value)
     except (ValueError, OverflowError):
         seconds = -1.0
-    if not 0 < seconds <= _LONGEST_S:
+    if not 0 < seconds <= _MAX_TIMEOUT_S:
         problem(path, "expected a duration above zero, at most 1h", value)
         return 60.0
     return seconds

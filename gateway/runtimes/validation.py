@@ -1,7 +1,7 @@
-"""Applies the schema to one manifest: every problem by its field's path, and the document without what is wrong.
+"""Applies the schema to one manifest: reports every problem by its field's path, and removes invalid fields.
 
-What is read afterwards needs no look at types: a field that has the wrong one is noted, and then as absent as one that
-is not there. So all problems come to light at once, those that no schema can express too.
+Code that reads the document afterwards need not check types: a field of the wrong type is reported and then absent. So
+one run reports all problems, including those that a schema cannot express.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 from gateway.core.model import Kind
 from gateway.runtimes.fields import Reader, path_of
-from gateway.runtimes.schema import EXPECTED, INT_OR_STRING, PRESERVE, Schema, container, document_schema
+from gateway.runtimes.schema import container, document_schema
+from gateway.runtimes.schema_parts import EXPECTED, INT_OR_STRING, PRESERVE, Schema
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +26,10 @@ _DNS_LABEL = {
     "pattern": "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$",
     EXPECTED: "a DNS label (a-z, 0-9 and -, at most 63)",
 }
-_OWN: Path = ("spec", "wakegate")  # unknown fields here are mistakes; elsewhere a later AgentCube may have them
+# An unknown field below this is an error. Elsewhere it is a warning: a later version of AgentCube may define it.
+_OWN: Path = ("spec", "wakegate")
 _TOOLS: Path = (*_OWN, "tools")
-_LIKE = 0.65  # of 1: procs is like processes (0.71), later is not like template (0.62)
+_MIN_SIMILARITY = 0.65  # of difflib's 0 to 1: procs suggests processes (0.71), later does not suggest template (0.62)
 _TYPES = {
     "object": "a mapping",
     "array": "a list",
@@ -39,7 +41,7 @@ _TYPES = {
 
 
 def checked(document: Mapping[str, Any], kind: Kind, engine: str, reader: Reader) -> dict[str, Any]:
-    """The document without nulls and without what the schema refuses, which is noted with `reader`."""
+    """The document without nulls and without invalid fields, which are reported to `reader`."""
     clean: dict[str, Any] = {"metadata": {}, "spec": {}, **_without_nulls(document)}
     validator = _validator(kind, engine)
     schema = validator.schema
@@ -57,7 +59,7 @@ def checked(document: Mapping[str, Any], kind: Kind, engine: str, reader: Reader
         else:
             logger.warning("%s: %s: %s", reader.where, path_of(path), advice)
     for path in wrong:
-        # A tool is one or none: without its command it would be reported to lack one.
+        # An invalid tool is removed whole: without its `command` it would be reported a second time, as lacking one.
         _remove(clean, path[:4] if path[:3] == _TOOLS and len(path) > 3 else path)
     return {"metadata": {}, "spec": {}, **clean}
 
@@ -85,7 +87,7 @@ def _validator(kind: Kind, engine: str) -> Any:
 
 
 def _as_json_schema(schema: Any) -> Any:
-    """OpenAPI 3.0 as JSON Schema. What has a default is not required, as the API server fills it in before it looks."""
+    """Convert OpenAPI 3.0 to JSON Schema. Fields with a default are optional: the API server fills them in first."""
     if isinstance(schema, list):
         return [_as_json_schema(each) for each in schema]
     if not isinstance(schema, dict):
@@ -94,7 +96,7 @@ def _as_json_schema(schema: Any) -> Any:
     for bound in ("Minimum", "Maximum"):
         if schema.get(f"exclusive{bound}") is True:
             made[f"exclusive{bound}"] = schema[bound.lower()]
-    if schema.get(INT_OR_STRING):  # YAML's `cpu: 0.5` is meant
+    if schema.get(INT_OR_STRING):  # Kubernetes takes integers only, but `cpu: 0.5` in YAML is common
         made["anyOf"] = [{"type": "number"}, {"type": "string"}]
     if "required" in schema:
         made["required"] = [name for name in schema["required"] if "default" not in schema["properties"].get(name, {})]
@@ -102,7 +104,7 @@ def _as_json_schema(schema: Any) -> Any:
 
 
 def _problems(error: Any) -> Iterator[tuple[Path, str, Any]]:
-    """(path, what would be right, what is there) of one error of jsonschema's."""
+    """Yield (path, what is expected, what was found) for one error of jsonschema."""
     schema, path = error.schema, tuple(error.absolute_path)
     if error.validator == "required":
         for name in schema["required"]:
@@ -113,7 +115,7 @@ def _problems(error: Any) -> Iterator[tuple[Path, str, Any]]:
 
 
 def _expected(schema: Schema, message: str) -> str:
-    """What a schema takes, in words."""
+    """Describe what a schema accepts, for "expected ..." in messages."""
     if EXPECTED in schema:
         return str(schema[EXPECTED])
     if "enum" in schema:
@@ -127,7 +129,7 @@ def _expected(schema: Schema, message: str) -> str:
 
 
 def _unknown_fields(value: Any, schema: Schema, path: Path) -> Iterator[tuple[Path, str]]:
-    """(path, the known field that is most like it, or "")."""
+    """Yield (path, the most similar known field or "") of each unknown field."""
     known = schema.get("properties")
     if isinstance(value, Mapping):
         inner = schema.get("additionalProperties")
@@ -137,14 +139,14 @@ def _unknown_fields(value: Any, schema: Schema, path: Path) -> Iterator[tuple[Pa
             elif isinstance(inner, dict):
                 yield from _unknown_fields(each, inner, (*path, key))
             elif known is not None and not schema.get(PRESERVE):
-                yield (*path, key), next(iter(difflib.get_close_matches(str(key)[:64], known, 1, _LIKE)), "")
+                yield (*path, key), next(iter(difflib.get_close_matches(str(key)[:64], known, 1, _MIN_SIMILARITY)), "")
     elif isinstance(value, list) and "items" in schema:
         for index, each in enumerate(value):
             yield from _unknown_fields(each, schema["items"], (*path, index))
 
 
 def _without_nulls(value: Any) -> Any:
-    """A deep copy in which a field that is null is absent."""
+    """A deep copy without fields that are null, which Kubernetes treats as absent."""
     if isinstance(value, Mapping):
         return {key: _without_nulls(each) for key, each in value.items() if each is not None}
     if isinstance(value, list):
@@ -153,7 +155,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _remove(document: Any, path: Sequence[str | int]) -> None:
-    """Take out a field; an entry of a list becomes None, so that the others keep their numbers."""
+    """Remove a field. An entry of a list becomes None, so that the indexes of the others stay valid in messages."""
     for step in path[:-1]:
         if isinstance(document, dict):
             document = document.get(step)

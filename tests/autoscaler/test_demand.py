@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from gateway.autoscaler.demand import Demand
+from gateway.autoscaler.follower import Objective
 from gateway.autoscaler.forecast import Floats
 from gateway.autoscaler.history import live_since, replay_history
 from gateway.autoscaler.rates import _moves
 from gateway.autoscaler.replay import synthetic
 from gateway.autoscaler.replay.pool import Targets, simulate
 from gateway.autoscaler.scaler import Observed, ScalerSpec, decide
-from gateway.autoscaler.shadow import Objective, Shadow, constant_levels
+from gateway.autoscaler.shadow import Shadow, constant_levels
 from tests.support.autoscaler import poisson
 
 LEAD = 10.0

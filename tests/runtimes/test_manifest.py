@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from gateway.core.errors import SettingsError
 from gateway.core.model import Agent, Kind, Limits, PoolMode, Probe, RuntimeKey
 from gateway.runtimes.catalog import StaticCatalog
+from gateway.runtimes.crd import crd
 from gateway.runtimes.manifest import load_runtimes, parse_runtime
-from gateway.runtimes.schema import API_VERSION, crd
+from gateway.runtimes.schema import API_VERSION
 from tests.support.backtracking import worst_growth
 
 # The shape of the example manifests that AgentCube's users start from: every field that its kind has.

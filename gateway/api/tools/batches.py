@@ -2,8 +2,8 @@
 
 A model that sends several calls expects their effects in order: a file that the first writes is there for the second.
 So an ordered call is a barrier: it waits for all calls before it, and those after it wait for it. Calls between two
-barriers run concurrently. [read, shell, python, read, read] becomes [[0, 1], [2], [3, 4]]. Rejected: one after the
-other, which is simpler, but ten reads of 1 s would then take 10 s.
+barriers run concurrently. [read, shell, python, read, read] becomes [[0, 1], [2], [3, 4]]. One after another would be
+simpler, but ten reads of 1 s each would take 10 s.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ class _Bar:
         sys.stderr.write(f"{start}{self._done / self._total:4.0%} {name}: {ticks}, seconds of processor time: {took}\n")
 
     def close(self) -> None:
-        """Leave the line."""
+        """End the progress line of a terminal."""
         if self._terminal:
             sys.stderr.write("\n")
 

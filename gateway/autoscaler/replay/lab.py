@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from gateway.autoscaler.follower import Objective
 from gateway.autoscaler.forecast import Floats
 from gateway.autoscaler.replay import baselines
 from gateway.autoscaler.replay.live import LiveLoop
@@ -16,7 +17,6 @@ from gateway.autoscaler.replay.predictive import Calibration, replay_predictive
 from gateway.autoscaler.replay.trace import Trace
 from gateway.autoscaler.scaler import ScalerSpec
 from gateway.autoscaler.settings import AutoscalerSettings
-from gateway.autoscaler.shadow import Objective
 from gateway.core.errors import BadRequestError
 from gateway.core.model import PoolMode, PoolSpec
 

@@ -15,7 +15,7 @@ class RecordedLeads:
     """Starts that were recorded: when each was ordered, and after how many seconds it was ready."""
 
     def __init__(self, ordered: Floats, seconds: Floats) -> None:
-        """Any order; at least one."""
+        """Starts in any order, and at least one of them."""
         by_time = np.argsort(ordered, kind="stable")
         self._ordered, self._seconds = ordered[by_time], seconds[by_time]
         by_end = np.argsort(self._ordered + self._seconds)

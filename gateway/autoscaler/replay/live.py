@@ -59,7 +59,7 @@ class LiveLoop:
         return self._next
 
     def look(self, now: float, ready: int, starting: int) -> tuple[int, float]:
-        """A pass of the runner."""
+        """Run one pass as the runner does. Returns the target and the time of the next pass."""
         pool = self._pool
         if self._fresh or now - pool.looked_at >= STATUS_INTERVAL_S:
             pool.status, pool.looked_at = self._status(ready, starting), now
@@ -73,7 +73,7 @@ class LiveLoop:
         return self._target, self._next
 
     def targets(self) -> Targets:
-        """What it ordered so far."""
+        """The targets that it has ordered so far."""
         return Targets(
             np.array([at for at, _ in self._changes]), np.array([n for _, n in self._changes], dtype=np.float64)
         )

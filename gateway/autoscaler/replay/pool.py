@@ -92,7 +92,7 @@ class Control(Protocol):
 
 
 class _Schedule:
-    """Targets that were set beforehand, as a control that looks at nothing."""
+    """A control that plays back targets computed beforehand."""
 
     def __init__(self, targets: Targets) -> None:
         compact = targets.compact()
@@ -101,7 +101,7 @@ class _Schedule:
         self._at = 0
 
     def look(self, now: float, ready: int, starting: int) -> tuple[int, float]:
-        """The next level."""
+        """Return the next target, and the time of the one after it."""
         level, self._at = self._levels[self._at], self._at + 1
         return level, self._times[self._at] if self._at < len(self._times) else math.inf
 

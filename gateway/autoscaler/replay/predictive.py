@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from gateway.autoscaler.demand import Demand
+from gateway.autoscaler.follower import Follower, Objective
 from gateway.autoscaler.forecast import Forecast
 from gateway.autoscaler.replay.pool import Targets
 from gateway.autoscaler.replay.trace import Trace
 from gateway.autoscaler.scaler import Decision, Observed, ScalerSpec, decide
-from gateway.autoscaler.shadow import Follower, Objective
 from gateway.autoscaler.window import RollingCount
 
 Progress = Callable[[float], None]
@@ -43,7 +43,7 @@ class _Pool:
         self._levels: list[int] = []
 
     def look(self, now: float, forecast: Forecast, recent: int, missed: int) -> None:
-        """A new forecast."""
+        """Decide on a new forecast; `missed` claims found the pool empty since the last one."""
         self._forecast, self._recent = forecast, recent
         self.misses.add(now, missed)
         self._decide(now)
@@ -65,7 +65,7 @@ class _Pool:
             self._levels.append(self._last.target)
 
     def targets(self) -> Targets:
-        """What it ordered."""
+        """The targets that it has ordered."""
         return Targets(np.array(self._times), np.array(self._levels, dtype=np.float64))
 
 

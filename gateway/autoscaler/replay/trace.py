@@ -23,6 +23,6 @@ class Trace:
         return self.end - self.start
 
     def cut(self, seconds: float) -> Trace:
-        """Its first part."""
+        """The first `seconds` of the trace."""
         end = min(self.end, self.start + seconds)
         return Trace(self.name, self.arrivals[self.arrivals < end], self.start, end, self.bin_width)

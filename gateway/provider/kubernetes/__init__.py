@@ -1,7 +1,7 @@
 """Sandboxes as pods: Deployments are warm pools, a claim is one PATCH.
 
-Imports what `provider` may. Start with `provider`, which joins the parts; `engine` is what a gateway in a cluster has
-besides it: runtimes as custom resources, shared keys, conditions.
+Imports `observability`, `runtimes`, `sandbox` and `core`. Start with `provider`, which wires the parts; `engine` has
+the rest of a gateway in a cluster: runtimes as custom resources, shared keys, conditions.
 """
 
 from __future__ import annotations

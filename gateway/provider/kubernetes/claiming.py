@@ -1,7 +1,7 @@
-"""Claims: a warm pod by one PATCH, else a cold start (coldstart.py).
+"""Claims a warm pod by one PATCH, or starts one for the session (coldstart.py).
 
-The PATCH names the resourceVersion of the pod as we know it. So of two gateways that want the same one the later is
-refused, and tries another.
+The PATCH carries the resourceVersion that this gateway has seen. Of two gateways that claim the same pod, the second
+gets 409 and tries another. A lease per pool would add two writes to each claim, and gateways would wait for each other.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Claims:
     async def claim(self, runtime: RuntimeKey, session: SessionId) -> Pod:
         """A warm pod by one PATCH, else a pod made for this session. Raises RuntimeNotFoundError, SandboxStartError."""
         self._pools.require(runtime)
-        # To its end even if the caller leaves: a PATCH cannot be taken back, and what it bound must be released then.
+        # Not cancelled with the caller: a PATCH cannot be undone, and the pod that it bound must then be released.
         task: asyncio.Task[Pod] = self._tasks.spawn(self._claim(runtime, session))
         try:
             return await asyncio.shield(task)
@@ -95,7 +95,7 @@ class Claims:
         try:
             answer = await self._api.patch(path, patch)
         except OutcomeUnknownError:
-            # It may have been done. Whether it was, the pod itself says; if it cannot be asked now, it is asked later.
+            # The server may have applied it. The pod shows whether it did; if it cannot be read now, it is read later.
             try:
                 answer = await self._api.get(path)
             except KubeError:
@@ -107,7 +107,7 @@ class Claims:
         return None if pod.gone else pod
 
     async def _look_again(self, key: RuntimeKey, refused: Mapping[str, str]) -> bool:
-        """All candidates were refused: perhaps only the kubelet had written their status. Returns whether to go on."""
+        """Read refused candidates again: a status update by the kubelet causes 409 too. Returns whether to retry."""
         pods = self._cache.pods[key.namespace]
         stale = [pod for uid, pod in pods.items.items() if refused.get(uid) == pod.version and pod.claimable]
         for pod in stale:
@@ -119,12 +119,12 @@ class Claims:
         return bool(stale)
 
     async def settle_doubtful(self) -> None:
-        """Ask about the claims that broke off. Raises KubeError."""
+        """Find out what became of claims whose PATCH had an unknown outcome. Raises KubeError."""
         for mark, pod in list(self._doubtful.items()):
             await self._settle(mark, pod)
 
     async def _settle(self, mark: str, pod: Pod) -> None:
-        """Delete a pod that our broken claim did bind; leave one that it did not. Raises KubeError."""
+        """Release the pod if the claim did bind it; leave it alone if not. Raises KubeError."""
         try:
             present = read_pod(await self._api.get(names.pods(pod.namespace, pod.name)))
         except KubeError as error:

@@ -81,7 +81,7 @@ class KubeApi:
         await self._connection.close()
 
     async def get(self, path: str, **query: Any) -> Object:
-        """Raises KubeError."""
+        """Read an object or a list. Raises KubeError."""
         return await self._ask("GET", path, query=query)
 
     async def create(self, path: str, body: Object) -> Object:

@@ -1,4 +1,4 @@
-"""How sandboxes end: released by a gateway, or otherwise, which is published as an event to those that watch."""
+"""Deletes pods that a gateway releases, and publishes an event when a claimed pod ends in any other way."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Endings:
         self._watches = Watches()
 
     async def release(self, sandbox_id: SandboxId) -> None:
-        """Delete its pod. Absent is success; a server that is away is asked again until it takes the deletion."""
+        """Delete its pod; an absent one is success. If the server fails, the deletion is retried until it succeeds."""
         pod = await self._cache.find(sandbox_id)
         if pod is not None:
             self._released.add(pod.uid)

@@ -67,7 +67,7 @@ class Cluster:
         self._api.calls = calls
 
     def summary(self) -> str:
-        """For the start banner."""
+        """One line about this engine for the start banner."""
         return f"engine: kubernetes, namespaces {self._settings.kube_namespaces}"
 
     async def follow(self) -> None:

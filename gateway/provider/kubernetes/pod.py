@@ -177,7 +177,7 @@ def _disruption(status: Mapping[str, Any]) -> str:
 
 
 def _ended(status: Mapping[str, Any], container: Mapping[str, Any]) -> str:
-    """Why the pod ended."""
+    """Why the pod ended, in words; empty while it runs."""
     if status.get("phase") in ("Failed", "Succeeded"):
         terminated = (container.get("state") or {}).get("terminated") or {}
         reason = status.get("reason") or terminated.get("reason") or status["phase"]

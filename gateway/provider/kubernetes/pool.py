@@ -85,7 +85,7 @@ class Pool:
 
     @property
     def ready(self) -> list[Pod]:
-        """Those that a claim may have."""
+        """Warm pods that can be claimed now."""
         return [pod for uid, pod in self.warm.items() if pod.claimable and uid not in self._taken]
 
     @property
@@ -112,11 +112,11 @@ class Pool:
                 self._lead_times.append(now - born)
 
     def take(self, refused: Mapping[str, str]) -> Pod | None:
-        """A candidate for a claim; no other claim of this gateway gets it until `give_back`.
+        """Choose a candidate for a claim; no other claim of this gateway gets it until `give_back`.
 
-        `refused`: version by UID at which the server has answered Conflict. During a roll what is left of the earlier
-        version goes first: it is about to end anyway, and the roll counts on those of the present one.
-        By chance among equals: gateways that claim at the same time should not all try the same one.
+        `refused`: the version of each UID at which the server answered 409. During a rollout, pods of the old template
+        come first: they are about to end anyway, and the rollout waits for ready pods of the new one. Among equals the
+        choice is random, so that gateways which claim at the same time rarely collide.
         """
         ready = [pod for pod in self.ready if refused.get(pod.uid) != pod.version]
         chosen = [pod for pod in ready if not self._is_present(pod)] or ready
@@ -127,11 +127,11 @@ class Pool:
         return pod
 
     def give_back(self, pod: Pod) -> None:
-        """The try is over, however it went."""
+        """Release a candidate after an attempt, successful or not."""
         self._taken.discard(pod.uid)
 
     def victims(self, warm: int) -> list[Pod]:
-        """Whom to mark so that `warm` remain: those that are not ready yet, then the youngest."""
+        """Pods to mark so that `warm` remain: those that are not ready yet first, then the youngest."""
         alive = [pod for pod in self.warm.values() if not pod.deleting and not pod.victim and not pod.ended]
         count = len(alive) - warm
         ranked = sorted(
@@ -162,13 +162,13 @@ class Pool:
         return [pod for pod in alive if pod.victim and self._is_present(pod)]
 
     def lost(self, now: float, reason: str) -> None:
-        """A claimed pod ended by no hand of ours."""
+        """Count a claimed pod that ended without being released."""
         self.losses, self.last_loss, self.lost_at = self.losses + 1, reason, now
 
     # Cold starts.
 
     def refusal(self, now: float) -> float | None:
-        """Seconds a claim should wait before it asks again, when starting a pod for it is known to be vain."""
+        """Seconds until starts are tried again after repeated failures; None while they may be tried."""
         if self.failures < MAX_FAILURES or self.retry_at is None or now >= self.retry_at:
             return None
         return self.retry_at - now
@@ -192,13 +192,13 @@ class Pool:
 
 
 class Pools(defaultdict[RuntimeKey, Pool]):
-    """Those of all runtimes, also of some that are served no longer but have pods yet."""
+    """Pools by runtime, including runtimes that were deleted while pods of theirs still run."""
 
     def __init__(self) -> None:
         super().__init__(Pool)
 
     def require(self, key: RuntimeKey) -> Pool:
-        """Raises RuntimeNotFoundError if the runtime is not served."""
+        """The pool of a runtime. Raises RuntimeNotFoundError if it is not served."""
         pool = self.get(key)
         if pool is None or pool.runtime is None:
             raise RuntimeNotFoundError(f"{key} not found")

@@ -36,12 +36,12 @@ class Record(Protocol):
 
     @property
     def uid(self) -> str:
-        """The object's UID."""
+        """The object's UID, under which the copy keeps it."""
         ...
 
     @property
     def version(self) -> str:
-        """Its resourceVersion."""
+        """Its resourceVersion, which changes with each write."""
         ...
 
 

@@ -1,8 +1,8 @@
-"""The pod template of a runtime, from its manifest. Pure.
+"""Makes the pod template of a runtime from its manifest. Pure.
 
-A CodeInterpreter's manifest is AgentCube's; the pod around it is ours: no privileges, a read-only root, no token of
-the cluster, picod's keys mounted. An AgentRuntime brings its own pod, of which only what it leaves open is set.
-What is made of the template, Deployments and pods for cold claims, is build.py's.
+For a CodeInterpreter the gateway writes the whole pod: no privileges, a read-only root, no token of the cluster,
+picod's keys mounted. An AgentRuntime has a pod of its own, in which only absent fields are set. build.py makes
+Deployments and pods for cold starts from the template, pod_resources.py has the limits.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 import orjson
 
 from gateway.core.model import Kind, Runtime
-from gateway.core.units import parse_quantity
 from gateway.provider.kubernetes import names
 from gateway.provider.kubernetes.pod import PICOD_CONTAINER, PICOD_PORT
+from gateway.provider.kubernetes.pod_resources import quantity, with_limits
 from picod import wire
 
 Object = dict[str, Any]
@@ -36,9 +36,6 @@ LOST_NODE_TIMEOUT_S = 30
 EVICTION_COPY_S = 20
 _PRE_STOP = f"ls -A {WORKSPACE} | grep -qv '^\\.wakegate$' && sleep {EVICTION_COPY_S} || true"
 
-# What holds where a manifest sets no limit. Processes are the kubelet's to limit (podPidsLimit): RLIMIT_NPROC counts
-# all pods of a node that run as the same user.
-_DEFAULT_RESOURCES = (("memory", "1Gi", "128Mi"), ("cpu", "1", "100m"))  # name, limit, request
 WORKSPACE_BYTES = 5 << 30
 AGENT_DISK_BYTES = 5 << 30  # of an agent's container, and of each emptyDir
 SPARE_DISK_BYTES = 1 << 30
@@ -59,7 +56,7 @@ _POD_FIELDS = (
 
 @dataclass(frozen=True, slots=True)
 class PodDefaults:
-    """What holds for every runtime that says nothing else."""
+    """Defaults for runtimes whose manifest does not set these."""
 
     picod_image: str
     spread: str = "spread"  # one of SPREADS
@@ -78,7 +75,7 @@ def make_template(runtime: Runtime, defaults: PodDefaults) -> Object:
     own = own_section(runtime)
     spread = (own.get("pod") or {}).get("spread") or defaults.spread
     for name, value in _placement(spread, runtime).items():
-        if name == "affinity":  # beside a node affinity of its own; a pod affinity of its own is taken instead
+        if name == "affinity":  # merged by kind: the manifest's node affinity is kept, its pod affinity replaces ours
             spec["affinity"] = {**value, **(spec.get("affinity") or {})}
         else:
             spec.setdefault(name, value)
@@ -101,12 +98,12 @@ def make_template(runtime: Runtime, defaults: PodDefaults) -> Object:
 
 
 def digest(template: Mapping[str, Any]) -> str:
-    """A short name for the content."""
+    """A short hash of the template, by which a rollout is recognised."""
     return hashlib.sha256(orjson.dumps(template, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
 def default_port(runtime: Runtime) -> int:
-    """Of the target ports the one for `/`, else the first; picod's where there are none."""
+    """The target port for `/`, else the first one; picod's port if there are none."""
     ports = target_ports(runtime)
     for entry in ports:
         if (entry.get("pathPrefix") or "/") == "/":
@@ -127,7 +124,7 @@ def _interpreter_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
     size = str(own.get("workspaceSize") or runtime.limits.workspace_size or WORKSPACE_BYTES)
     container = _picod_container(runtime, defaults, template)
     # All that the pod writes counts against it: both volumes, logs, and an image's own folders.
-    disk = int(_quantity(size)) + runtime.limits.tmp_size + SPARE_DISK_BYTES
+    disk = int(quantity(size)) + runtime.limits.tmp_size + SPARE_DISK_BYTES
     container["resources"] = with_limits(template.get("resources") or {}, disk)
     spec: Object = {
         "containers": [container],
@@ -243,39 +240,8 @@ def _plain(runtime: Runtime) -> list[Object]:
     return [{"name": name, "value": value} for name, value in runtime.environment.items()]
 
 
-def with_limits(resources: Mapping[str, Any], disk: int) -> Object:
-    """Resources with a limit on memory, CPU and disk (bytes) where the manifest has none, so that no sandbox takes its
-    node. A request is made up only beside a limit of ours: without one Kubernetes asks for the whole limit.
-    """
-    made = _resources(resources)
-    limits, requests = made.setdefault("limits", {}), made.setdefault("requests", {})
-    for name, limit, request in (*_DEFAULT_RESOURCES, ("ephemeral-storage", str(disk), "64Mi")):
-        if name in limits:
-            continue
-        given = requests.setdefault(name, request)
-        limits[name] = max(limit, given, key=_quantity)
-    return made
-
-
-def _quantity(text: str) -> float:
-    """0 for what is none: the API server refuses it, in its own words."""
-    try:
-        return parse_quantity(text)
-    except ValueError:
-        return 0.0
-
-
-def _resources(resources: Mapping[str, Any]) -> Object:
-    """With quantities as text, as the API's schema has them; YAML turns `cpu: 1` into a number."""
-    made: Object = dict(copy.deepcopy(dict(resources)))
-    for kind in ("limits", "requests"):
-        if made.get(kind):
-            made[kind] = {name: str(quantity) for name, quantity in made[kind].items()}
-    return made
-
-
 def _placement(spread: str, runtime: Runtime) -> Object:
-    """How a runtime's pods lie over the nodes, in Kubernetes' own terms. All are wishes: none keeps a pod pending."""
+    """How a runtime's pods are distributed over nodes. All terms are preferences: none keeps a pod pending."""
     own = {"matchLabels": {names.RUNTIME: names.runtime_labels(runtime.key)[names.RUNTIME]}}
     if spread == "pack":  # few nodes, so that a cluster autoscaler can take the others away
         term = {"labelSelector": {"matchLabels": {names.MANAGED: names.MANAGER}}, "topologyKey": _HOST}
@@ -306,5 +272,5 @@ def _lost_node() -> list[Object]:
 
 
 def own_section(runtime: Runtime) -> Mapping[str, Any]:
-    """The manifest's `spec.wakegate`: what it says besides AgentCube's own fields; may be empty."""
+    """The manifest's `spec.wakegate`, with the fields that AgentCube does not have; may be empty."""
     return (runtime.manifest.get("spec") or {}).get("wakegate") or {}

@@ -1,0 +1,173 @@
+"""Chooses the stocking rule to follow, by what each rule's shadow pool has cost (shadow.py).
+
+A forecasting rule is followed where it is cheaper than the constants that serve as many claims, by a margin that is
+larger the fewer claims have been seen; else a constant. Three things follow:
+
+* the target miss rate is met as measured, and not as predicted by a model that may be wrong;
+* where forecasts are worth nothing (bursts of seconds at random moments) the best constant is found and used, so the
+  pool is never much worse than the best fixed one;
+* a target miss rate is spread by worth: in quiet hours, when a warm sandbox would serve no claim, none is stocked.
+
+Sources: following the best of many policies on their counterfactual cost is Hedge (Freund & Schapire 1997), with lazy
+switching (Kalai & Vempala 2005).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gateway.autoscaler.forecast import Floats
+from gateway.autoscaler.shadow import QUANTILES, RULES, THRESHOLDS, Shadow
+
+# Another rule must be this much cheaper to be followed: each switch orders or ends sandboxes, and costs that differ by
+# less than 3 % change places with a few claims.
+_SWITCH_MARGIN = 0.03
+# Forecasts must be this much cheaper than constants, and more by _SMALL_SAMPLE_MARGIN / sqrt(claims): by 8 % at 100
+# claims, by 4 % at 2,500.
+_FORECAST_MARGIN, _SMALL_SAMPLE_MARGIN = 0.03, 0.5
+_MIN_CLAIMS = 10.0  # before these, the first rule is followed
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What a pool minimises.
+
+    With `cold_start_cost` (in idle sandbox-seconds): idle time plus the cost of cold starts. Without it: idle time,
+    subject to `target_miss_rate`.
+    """
+
+    target_miss_rate: float = 0.01
+    cold_start_cost: float | None = None
+
+    def first_threshold(self, lead: float) -> float:
+        """The first rule's threshold: the newsvendor's critical ratio, or the target miss rate, right within 2x."""
+        if self.cold_start_cost is None:
+            return max(self.target_miss_rate, 1e-5)
+        return lead / (self.cold_start_cost + lead)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleCost:
+    """What one rule would have cost on the remembered claims, followed or not."""
+
+    constant: bool  # always hold `level`; else stock for `quantile` of horizons
+    level: int  # what it asks for now
+    quantile: float | None
+    idle: float  # sandbox-seconds per hour
+    misses: float  # claims per hour that find the pool empty
+    miss_rate: float | None  # None before the first claim
+
+
+class Follower:
+    """Follows the rule that a shadow found cheapest for one objective."""
+
+    def __init__(self, objective: Objective, shadow: Shadow) -> None:
+        self.objective = objective
+        self._shadow = shadow
+        self._first = self.rule = int(np.abs(np.log(THRESHOLDS / objective.first_threshold(shadow.lead))).argmin())
+        self._first_threshold = float(THRESHOLDS[self._first])
+        self._proven = False  # whether forecasts have been found better than constants
+        shadow.followers.append(self)
+
+    def choose(self, shadow: Shadow) -> None:
+        """Choose forecasts or constants, and among them the cheapest rule within the target miss rate."""
+        claims = shadow.claims
+        if claims < _MIN_CLAIMS:
+            self.rule = self._first
+            return
+        foreseeing, constant, cost, allowed = self._cheapest(shadow)
+        if not allowed[constant]:
+            best = foreseeing
+        elif not allowed[foreseeing]:
+            best = constant
+        else:
+            # Compared at the same number of served claims. The constant that meets the target may by chance serve more
+            # than the target asks for, and would lose the comparison for it.
+            by_costs = self.objective.cold_start_cost is not None
+            price = float(cost[constant]) if by_costs else shadow.constant_idle(float(shadow.served[foreseeing]))
+            margin = 0.0 if self._proven else _FORECAST_MARGIN + _SMALL_SAMPLE_MARGIN / math.sqrt(claims)
+            best = foreseeing if cost[foreseeing] <= (1.0 - margin) * price else constant
+        self._proven = best < RULES
+        same = (best < RULES) == (self.rule < RULES)
+        if not same or not allowed[self.rule] or cost[best] < cost[self.rule] - _SWITCH_MARGIN * abs(cost[self.rule]):
+            self.rule = best
+
+    def _cheapest(self, shadow: Shadow) -> tuple[int, int, Floats, npt.NDArray[np.bool_]]:
+        """(cheapest forecasting rule, cheapest constant, cost of each rule, which of them miss few enough claims)"""
+        cost, missed = shadow.idle, shadow.claims - shadow.served
+        if self.objective.cold_start_cost is not None:
+            cost = cost + self.objective.cold_start_cost * missed
+            allowed = np.ones(len(cost), dtype=bool)
+        else:
+            allowed = missed <= self.objective.target_miss_rate * shadow.claims
+            if not allowed.any():
+                allowed = missed <= missed.min()
+        priced = np.where(allowed, cost, np.inf)
+        return int(priced[:RULES].argmin()), RULES + int(priced[RULES:].argmin()), cost, allowed
+
+    def compared(self) -> tuple[RuleCost, RuleCost | None]:
+        """The followed rule and the best of the other kind (constants beside forecasts, forecasts beside constants).
+
+        There is no other one until as many claims were seen as a choice takes.
+        """
+        shadow = self._shadow
+        followed = self._cost_of(self.rule)
+        if shadow.claims < _MIN_CLAIMS:
+            return followed, None
+        foreseeing, constant, _, _ = self._cheapest(shadow)
+        return followed, self._cost_of(foreseeing if self.constant else constant)
+
+    def _cost_of(self, rule: int) -> RuleCost:
+        shadow = self._shadow
+        missed = max(shadow.claims - float(shadow.served[rule]), 0.0)
+        hours = shadow.span / 3600.0
+        return RuleCost(
+            constant=rule >= RULES,
+            level=int(shadow.levels[rule]),
+            quantile=QUANTILES[rule] if rule < RULES else None,
+            idle=float(shadow.idle[rule]) / hours if hours else 0.0,
+            misses=missed / hours if hours else 0.0,
+            miss_rate=missed / shadow.claims if shadow.claims > 0.0 else None,
+        )
+
+    @property
+    def constant(self) -> bool:
+        """Whether a constant is followed, not the forecast."""
+        return self.rule >= RULES
+
+    @property
+    def nearest(self) -> int:
+        """The index in THRESHOLDS of the rule that is followed; of the first guess while a constant is."""
+        return self.rule if self.rule < len(THRESHOLDS) else self._first
+
+    @property
+    def level(self) -> int:
+        """What the followed rule asks for now."""
+        return int(self._shadow.levels[self.rule])
+
+    def alert(self, values: Floats) -> int:
+        """What the first guess asks for, with these values: in a surge neither constants nor slow experts are right."""
+        return int(np.count_nonzero(values > self._first_threshold))
+
+    @property
+    def missed(self) -> int:
+        """What the followed rule would have missed of the latest tick's claims."""
+        return int(self._shadow.missed[self.rule])
+
+    @property
+    def quantile(self) -> float:
+        """The share of horizons that the followed rule stocks for (of the first guess while a constant is followed)."""
+        return QUANTILES[self.nearest]
+
+    def miss_rate(self) -> float | None:
+        """What the followed rule would have missed of the remembered claims; None before the first claim."""
+        claims = self._shadow.claims
+        return 1.0 - float(self._shadow.served[self.rule]) / claims if claims > 0 else None
+
+    def describe(self) -> str:
+        """The followed rule in words."""
+        return f"quantile {self.quantile:.5g}" if self.rule < len(THRESHOLDS) else f"constant {self.level}"
