@@ -1,4 +1,4 @@
-"""A gateway: all its parts, wired, started and ended. The store and the engine are handed in (build.py)."""
+"""A gateway: creates its parts, connects them, starts and stops them. build.py passes in the store and the engine."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ from gateway.snapshots.keeper import make_keeper
 logger = logging.getLogger(__name__)
 
 ADVISE_INTERVAL_S = 5.0
-CHECKPOINT_INTERVAL_S = 1.0  # between checks of which sessions are due for one
+CHECKPOINT_INTERVAL_S = 1.0  # between checks of which sessions are due for a checkpoint
 UNUSED_ROUTES_INTERVAL_S = 2.0
-# Label values of wakegate_keeper_* from before these methods had their present names.
+# Label values of wakegate_keeper_*, a contract with dashboards: they stay when the methods are renamed.
 KEEPER_LABELS = {
     "restore": "unpark",
     "rollback": "put_back",
@@ -58,11 +58,11 @@ KEEPER_LABELS = {
     "retain_abandoned": "drop_leftovers",
     "delete_orphans": "leftovers",
 }
-CACHED_RECORD_TTL_S = 2.0  # for reads on which nothing is decided
+CACHED_RECORD_TTL_S = 2.0  # for reads that no decision depends on
 
 
 class Gateway:
-    """All parts of one gateway, wired. `proxy` is the ASGI app to serve while `running()` is entered."""
+    """The parts of one gateway. `proxy` is the ASGI app to serve while `running()` is entered."""
 
     def __init__(
         self,
@@ -81,16 +81,16 @@ class Gateway:
         catalog: RuntimeCatalog | None = None,
         background: Callable[[Gateway], Sequence[tuple[str, Coroutine[Any, Any, None]]]] = lambda _: (),
     ) -> None:
-        """`shared`: other gateways use the same store. `me`: this gateway's id, where they cannot reach its sandboxes.
+        """`shared`: other gateways use the same store. `me`: this gateway's id, if they cannot reach its sandboxes.
 
-        `keeper`: None makes the one that the settings ask for; `executor`: None makes the one over picod's API.
+        `keeper`: None creates the one that the settings ask for; `executor`: None creates a PicodExecutor.
         `catalog` in place of fixed `runtimes`; `background` makes loops to run besides, by name. Raises SettingsError
         for what is wrong with the settings of snapshots.
         """
         self._background = background
         self._notices = Tasks()
         self._holder = me or holder_name()
-        self.engine_summary = engine_summary  # what the start banner says of the engine; true once it runs
+        self.engine_summary = engine_summary  # the engine's lines of the start banner; complete once it runs
         self.settings = settings
         self.clock = clock
         self.catalog: RuntimeCatalog = catalog or StaticCatalog(runtimes)
@@ -214,7 +214,7 @@ class Gateway:
         )
 
     def _connect(self, executor: Executor) -> None:
-        """Subscribe the parts that learn from sessions, and the sandbox's word on whether it is at work."""
+        """Subscribe the autoscaler, the advisor and the counters to sessions' events, and set the idleness check."""
         sessions = self.sessions
         sessions.idleness.use_work_check(executor.busy)
         sessions.opener.on_wake(self.advisor.woken)
@@ -225,28 +225,28 @@ class Gateway:
         sessions.admission.on_claim(self.counters.claimed)
 
     def leave(self) -> None:
-        """Announce that this gateway will end: readiness fails, all else goes on."""
+        """Announce the shutdown: readiness fails and other gateways are notified; requests are still accepted."""
         self.activator.leaving = True
         if self.sessions.membership.me:
             self._notices.spawn(self._announce_leaving(), name="notice of leaving")
 
     @property
     def notice_s(self) -> float:
-        """Seconds from `leave` to `drain` that other gateways need: they send no more requests here from then on.
+        """Seconds from `leave` to `drain` after which other gateways forward no more requests to this one.
 
-        They look up where a session is once in TRUSTED_S; a request sent on what they knew before must find us.
+        They cache a session's owner for TRUSTED_S, so a request that was sent on a cached owner must still be served.
         """
         return 2 * TRUSTED_S if self.sessions.membership.me else 0.0
 
     def drain(self) -> None:
-        """Take no new work that needs a sandbox to be made; running requests go on."""
+        """Reject requests that need a new sandbox; requests in flight continue."""
         if not self.activator.leaving:
             self.leave()
         self.activator.draining = True
 
     @asynccontextmanager
     async def running(self, address: str = "") -> AsyncIterator[None]:
-        """Start the parts, and end them with the block. `address`: the URL at which other gateways reach this one.
+        """Start the parts, and stop them in reverse order with the block. `address`: this gateway's URL for other ones.
 
         Raises WakegateError when a part cannot start.
         """
@@ -268,7 +268,7 @@ class Gateway:
             stack.push_async_callback(self.provider.aclose)
             await self.provider.apply(self.catalog.all())
             for runtime in self.catalog.all():
-                self.counters.of(runtime.key)  # known from now on, so that even its first failures count as its own
+                self.counters.of(runtime.key)  # so that failures before its first success count for this runtime
             if membership.me:
                 membership.address = address
                 await membership.announce()
@@ -320,7 +320,7 @@ class Gateway:
         try:
             await self.sessions.membership.announce_leaving()
         except WakegateError as error:
-            logger.warning("other gateways are not told that this one ends: %s", error)
+            logger.warning("cannot notify other gateways of this shutdown: %s", error)
 
     def _served(self) -> Served:
         """Sessions with a live route: id, runtime, last active at, whether requests are under way."""
@@ -340,12 +340,12 @@ class Gateway:
             await self.sessions.recovery.release_taken_over()
 
     async def _check_kept(self) -> None:
-        """Say once, in the log, when sleeping sessions cannot wake with these settings."""
+        """Log a warning for each reason why hibernated sessions cannot wake with these settings. Runs once."""
         try:
             async for problem in restore_problems(self.store, self.keeper.check, self.sessions.membership.me):
                 logger.warning("%s", problem)
         except WakegateError as error:
-            logger.warning("whether sleeping sessions can wake could not be looked at: %s", error)
+            logger.warning("cannot check whether hibernated sessions can wake: %s", error)
 
     async def _follow_events(self) -> None:
         async for event in self.provider.watch():
@@ -354,11 +354,14 @@ class Gateway:
             except WakegateError as error:
                 # The next request on the session finds its sandbox gone, and corrects the record.
                 logger.warning(
-                    "sandbox %s ended (%s), its record could not be written: %s", event.sandbox_id, event.reason, error
+                    "sandbox %s ended (%s), cannot write its session's record: %s",
+                    event.sandbox_id,
+                    event.reason,
+                    error,
                 )
 
     def _kept(self, verb: str, answer: object) -> None:
-        """Count the size of a snapshot that the keeper made; its reference has it."""
+        """Observe the size of a snapshot after `keep` or `checkpoint`; the reference contains it."""
         if verb in ("keep", "checkpoint") and isinstance(answer, str) and "#" in answer:
             self.counters.snapshot_bytes[verb].observe(SnapshotRef(answer).size)
 
@@ -366,23 +369,23 @@ class Gateway:
         try:
             await self.sessions.idleness.flush()
         except WakegateError as error:
-            logger.warning("the last activity could not be written: %s", error)
+            logger.warning("cannot write the last activity of sessions: %s", error)
 
 
 def holder_name() -> str:
-    """This gateway as the holder of leases."""
+    """This process's name as a holder of leases: host name and pid."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _cached(store: SessionStore) -> SessionStore:
-    """Reads that may be a moment old: what other gateways write is seen after the TTL."""
-    from gateway.store.cached import CachedStore  # it brings Redis's driver along, which one machine does without
+    """A store for reads that may be as old as the TTL."""
+    from gateway.store.cached import CachedStore  # imports aiocache, which a gateway with its own store does not need
 
     return CachedStore(store, ttl=CACHED_RECORD_TTL_S)
 
 
 def _observer(settings: Settings, tracing: Tracing | None) -> Observer | None:
-    """What records each request: traces, the access log. None when neither is on, which then costs nothing."""
+    """The observers of requests: tracing, the access log. None if both are off, so that no records are created."""
     wanted: list[Observer] = [] if tracing is None else [tracing]
     if settings.access_log:
         wanted.append(AccessLog("json" if settings.log_format == "json" else "console"))

@@ -1,4 +1,4 @@
-"""From settings to a gateway: which runtimes, which store and which engine they ask for. app.py wires the rest."""
+"""Builds a gateway from settings: selects runtimes, store and engine. app.py connects the parts."""
 
 from __future__ import annotations
 
@@ -28,14 +28,13 @@ from gateway.store import make_store
 if TYPE_CHECKING:
     from gateway.provider.local import LocalProvider
 
-KEYS_S = 5.0  # how often the folder of signing keys is looked at
+KEYS_INTERVAL_S = 5.0  # between checks of the folder of signing keys for changes and due rotations
 
 
 async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
-    """A gateway from settings.
+    """Build a gateway that is not running yet.
 
-    Raises:
-        SettingsError: with every problem of runtimes, store URL and engine at once.
+    Raises SettingsError with every problem of runtimes, store URL and engine.
     """
     clock = clock or SystemClock()
     problems: list[str] = []
@@ -86,12 +85,12 @@ def _build_local(
         clock=clock,
         me=owner_name(settings.state_dir) if shared else "",
         engine_summary=lambda: provider.report.summary(),
-        background=lambda _: (("signing keys", every(KEYS_S, turn_keys)),),
+        background=lambda _: (("signing keys", every(KEYS_INTERVAL_S, turn_keys)),),
     )
 
 
 def local_provider(settings: Settings, clock: Clock) -> tuple[LocalProvider, KeyRing]:
-    """The local engine over the state directory, and the keys that its sandboxes trust. Raises SettingsError."""
+    """The local engine on the state directory, and the signing keys that its sandboxes accept. Raises SettingsError."""
     from gateway.provider.local import LocalProvider
 
     keys = KeyRing(settings.state_dir / "keys", settings.token_algorithm)
@@ -142,7 +141,10 @@ async def _build_in_cluster(
 
 
 def runtimes_of(settings: Settings, problems: list[str]) -> Sequence[Runtime]:
-    """Those of the manifests that are named, and on one machine the built-in one unless a manifest has its name."""
+    """The manifests' runtimes and, on the local engine, the built-in one unless a manifest replaces it.
+
+    Adds what is wrong to `problems`.
+    """
     runtimes: list[Runtime] = []
     try:
         default = default_runtime(settings.warm_pool, parse_modules(settings.preload))
@@ -181,7 +183,7 @@ def _exposure_problems(settings: Settings) -> Iterator[str]:
 
 
 def _environment_problems(settings: Settings, runtimes: Sequence[Runtime]) -> Iterator[str]:
-    """What keeps sandboxes from the Python environments that manifests name; found at start, not at the first claim."""
+    """Problems of the Python environments that manifests name, which would otherwise fail the first claim."""
     from gateway.provider.local.interpreters import python_of
 
     for runtime in runtimes:

@@ -1,4 +1,8 @@
-"""Fakes that ship with the package, for tests here and elsewhere."""
+"""Fakes for tests: a clock set by hand, an engine without processes, an executor without picod.
+
+They ship with the package, so that other projects can test against a gateway, and pass the contract suites of the real
+parts. Imports `app` and what lies below it. Start with `scripted_gateway`.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +41,7 @@ from gateway.store.sqlite import SqliteStore
 
 
 class ManualClock:
-    """A Clock that stands still until it is told to advance."""
+    """A Clock whose time changes only by `advance`."""
 
     def __init__(self, start: float = 1_700_000_000.0) -> None:
         self._now = start
@@ -52,24 +56,24 @@ class ManualClock:
         return self._monotonic
 
     def advance(self, seconds: float) -> None:
-        """Let time pass. Negative: the wall clock was set back; the monotonic one never is."""
+        """Move both clocks forward. A negative value sets back the wall clock only."""
         self._now += seconds
         self._monotonic += max(seconds, 0.0)
 
 
 class ScriptedProvider:
-    """A SandboxProvider whose sandboxes are records only: each has the endpoint that the script gives.
+    """A SandboxProvider and WorkspaceKeeper without processes: a sandbox is a record with a given endpoint.
 
-    `endpoints` are handed out in turn, the last one again and again. `warm` claims come from the pool, further ones are
-    cold. `fail_with` makes claims raise. `end(sandbox_id, reason)` lets a sandbox end on its own.
+    `endpoints` are used in turn, and the last one repeatedly. `fail_with` makes claims raise. `end(sandbox_id, reason)`
+    simulates a sandbox that ends by itself.
     """
 
     def __init__(self, *endpoints: Endpoint, clock: Clock | None = None) -> None:
         self.leaves_running = False
         self.endpoints = list(endpoints) or [Endpoint(uds="/nonexistent/sandbox.sock")]
         self.fail_with: WakegateError | None = None
-        self.hold: asyncio.Event | None = None  # claims wait for it when set
-        self.cold_seconds = 0.0  # what a cold claim takes; they come one after the other
+        self.hold: asyncio.Event | None = None  # if there is one, claims wait for it
+        self.cold_seconds = 0.0  # the duration of a cold claim; they run one after the other
         self._starting = asyncio.Lock()
         self.claims = 0
         self._clock = clock or SystemClock()
@@ -77,25 +81,25 @@ class ScriptedProvider:
         self._targets: dict[RuntimeKey, int] = {}
         self._sandboxes: dict[SandboxId, Sandbox] = {}
         self._events: asyncio.Queue[SandboxEvent] = asyncio.Queue()
-        self.contents: dict[SandboxId, str] = {}  # what stands for the files in each workspace; missing means empty
-        self.parked: dict[str, tuple[str, float]] = {}  # by reference: contents, and when they were parked
-        self._ended: set[SandboxId] = set()
-        self._restored: dict[SandboxId, str] = {}  # sandboxes whose contents came from what was parked
+        self.contents: dict[SandboxId, str] = {}  # a text in place of each workspace's files; missing means empty
+        self.parked: dict[str, tuple[str, float]] = {}  # reference -> contents, and when they were parked
+        self._ended: set[SandboxId] = set()  # ended by themselves, with a workspace that can still be kept
+        self._restored: dict[SandboxId, str] = {}  # sandbox -> the reference that it was restored from
 
     async def start(self) -> None:
-        """Nothing to clear."""
+        """Do nothing: there is no earlier process to clean up after."""
 
     async def aclose(self) -> None:
-        """All sandboxes end."""
+        """Drop all sandboxes; parked workspaces stay."""
         self._sandboxes.clear()
 
     async def apply(self, runtimes: Iterable[Runtime]) -> None:
-        """Pools are full at once."""
+        """Set the runtimes, with pools that are full immediately."""
         self._targets = {runtime.key: runtime.pool.size for runtime in runtimes}
         self._warm = dict(self._targets)
 
     async def claim(self, runtime: RuntimeKey, session_id: SessionId) -> Sandbox:
-        """A warm record while there are any; the pool fills again at once."""
+        """Create a sandbox: warm if the pool's size is above 0, since the pool never drains, else cold."""
         if runtime not in self._targets:
             raise RuntimeNotFoundError(f"{runtime} is not served")
         if self.hold is not None:
@@ -114,39 +118,39 @@ class ScriptedProvider:
         return sandbox
 
     async def release(self, sandbox_id: SandboxId) -> None:
-        """Forget it; absent is success."""
+        """Drop the sandbox and its contents. An absent one is not an error."""
         self._sandboxes.pop(sandbox_id, None)
         self._ended.discard(sandbox_id)
         self.contents.pop(sandbox_id, None)
 
     async def resize(self, runtime: RuntimeKey, warm: int) -> None:
-        """The pool has that size at once."""
+        """Set the pool's size, which takes effect immediately."""
         if runtime not in self._targets:
             raise RuntimeNotFoundError(f"{runtime} is not served")
         self._targets[runtime] = self._warm[runtime] = warm
 
     async def status(self, runtime: RuntimeKey) -> PoolStatus:
-        """The pool as scripted."""
+        """A pool that always has its target size."""
         if runtime not in self._targets:
             raise RuntimeNotFoundError(f"{runtime} is not served")
         claimed = sum(1 for each in self._sandboxes.values() if each.runtime == runtime)
         return PoolStatus(runtime, self._targets[runtime], self._warm[runtime], 0, claimed, 0)
 
     async def find(self, sandbox_id: SandboxId) -> Sandbox | None:
-        """From memory."""
+        """The sandbox, or None if it was released or has ended."""
         return self._sandboxes.get(sandbox_id)
 
     async def list(self) -> Sequence[Sandbox]:
-        """The bound ones; warm ones are only counted."""
+        """The bound sandboxes; warm ones are numbers only."""
         return list(self._sandboxes.values())
 
     async def watch(self) -> AsyncIterator[SandboxEvent]:
-        """What `end` was told."""
+        """Yield an event for each call of `end`."""
         while True:
             yield await self._events.get()
 
     async def keep(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """End the sandbox and keep its contents, also if it ended with `keeps`."""
+        """End the sandbox and park its contents, also those of one that ended with `keeps`."""
         if self._sandboxes.pop(sandbox_id, None) is not None or sandbox_id in self._ended:
             self._ended.discard(sandbox_id)
             self.parked[session_id] = (self.contents.pop(sandbox_id, ""), self._clock.now())
@@ -157,11 +161,11 @@ class ScriptedProvider:
         return await self.keep(sandbox_id, session_id)
 
     async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """It parks, and so does not copy."""
+        """None: this keeper parks, and does not copy."""
         return None
 
     async def restore(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> None:
-        """Give the contents to the sandbox; the reference is used up."""
+        """Move the contents into the sandbox, which consumes the reference."""
         if sandbox_id not in self._sandboxes:
             raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was restored")
         await self.check(reference)
@@ -169,25 +173,25 @@ class ScriptedProvider:
         self._restored[sandbox_id] = reference
 
     async def check(self, reference: str) -> None:
-        """Whether it is parked. Raises SnapshotNotFoundError."""
+        """Raise SnapshotNotFoundError unless the reference is parked."""
         if reference not in self.parked:
             raise SnapshotNotFoundError(f"nothing is parked as {reference}")
 
     async def rollback(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """Whichever of the two has the contents; if neither has, the reference stays what it was."""
+        """Park the contents again if `restore` moved them; otherwise return the reference unchanged."""
         if reference in self.parked or self._restored.get(sandbox_id) != reference:
             return reference
         return await self.keep(sandbox_id, session_id)
 
     async def delete(self, reference: str) -> None:
-        """Forget it; absent is success."""
+        """Delete a parked workspace. An absent one is not an error."""
         self.parked.pop(reference, None)
 
     async def retain_abandoned(self) -> None:
-        """What ended stays as it is: `keep` finds it."""
+        """Do nothing: `keep` finds sandboxes that have ended."""
 
     async def delete_orphans(self, known: Callable[[], AsyncIterator[str]], older_than: float) -> int:
-        """Forget what was parked and no record names."""
+        """Delete parked workspaces that are old enough and that no record names."""
         limit = self._clock.now() - older_than
         orphans = {reference for reference, (_, at) in self.parked.items() if at <= limit}
         async for reference in known():
@@ -197,7 +201,7 @@ class ScriptedProvider:
         return len(orphans)
 
     def end(self, sandbox_id: SandboxId, reason: str, *, keeps: bool = False) -> None:
-        """A sandbox ends on its own; with `keeps` its workspace can still be parked."""
+        """Simulate a sandbox that ends by itself; with `keeps` its workspace can still be parked."""
         sandbox = self._sandboxes.pop(sandbox_id)
         if keeps:
             self._ended.add(sandbox_id)
@@ -205,13 +209,13 @@ class ScriptedProvider:
 
 
 class MemorylessExecutor:
-    """An Executor over a scripted provider's `contents`; nothing is in any sandbox's memory."""
+    """An Executor on a ScriptedProvider's `contents`. Its sandboxes have no in-memory state and are never busy."""
 
     def __init__(self, provider: ScriptedProvider | None = None) -> None:
         self._provider = provider
 
     async def export(self, sandbox: Sandbox, session_id: SessionId) -> AsyncGenerator[bytes, None]:
-        """The contents. Raises UpstreamBrokenError when the sandbox ends before all was given."""
+        """Yield the contents in two pieces. Raises UpstreamBrokenError if the sandbox ends in between."""
         content = "" if self._provider is None else self._provider.contents.get(sandbox.id, "")
         for half in (content[: len(content) // 2], content[len(content) // 2 :]):
             await asyncio.sleep(0.01)
@@ -220,7 +224,7 @@ class MemorylessExecutor:
             yield half.encode()
 
     async def restore(self, sandbox: Sandbox, session_id: SessionId, chunks: AsyncIterator[bytes]) -> None:
-        """Make what comes the contents."""
+        """Replace the contents. Raises UpstreamBrokenError if the sandbox has ended."""
         content = b"".join([chunk async for chunk in chunks])
         await asyncio.sleep(0.01)
         if self._provider is not None:
@@ -229,23 +233,23 @@ class MemorylessExecutor:
             self._provider.contents[sandbox.id] = content.decode()
 
     async def suspend(self, sandbox: Sandbox, session_id: SessionId) -> SuspendReport:
-        """Nothing to save."""
+        """Report that there was nothing to save."""
         return SuspendReport()
 
     async def resume(self, sandbox: Sandbox, session_id: SessionId) -> None:
-        """Nothing to take up."""
+        """Do nothing: there is no saved state."""
 
     async def busy(self, sandbox: Sandbox, session_id: SessionId) -> bool:
-        """Nothing runs."""
+        """False: no background work is ever running."""
         return False
 
 
 class EngineLike(SandboxProvider, WorkspaceKeeper, Protocol):
-    """What a test gateway runs on: makes sandboxes and keeps workspaces."""
+    """An engine that also keeps workspaces, as a ScriptedProvider and a LocalProvider do."""
 
 
 def scripted_gateway(state_dir: Path, provider: EngineLike, **changes: Any) -> Gateway:
-    """A gateway with real store, keys and data path over the given provider, on a free port of 127.0.0.1.
+    """A gateway with a real store, keys and data path on the given provider, on a free port of 127.0.0.1.
 
     `changes` are settings, and `runtimes`, `store` or `clock`; with `me` it is one of several over that store.
     Serve it with `gateway.serving.server.serving`.

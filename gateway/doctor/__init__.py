@@ -1,7 +1,7 @@
-"""`wakegate doctor`: looks at everything that a gateway with these settings needs, and says what to fix.
+"""`wakegate doctor`: checks everything that a gateway with these settings needs, and says how to fix it.
 
-Imports `build` and what lies below it. Start with `examine`; each check yields findings, one line each, and one that
-fails does not stop the others. `startup_findings` are those that `wakegate serve` makes as well.
+Imports `build` and the packages below it. Start with `examine`: each check yields findings, one line each, and a check
+that fails does not stop the others. `startup_findings` are the checks that `wakegate serve` makes as well.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Finding", "examine", "exit_status", "startup_findings"]
 
 
 async def examine(settings: Settings) -> AsyncIterator[Finding]:
-    """All findings, as they come."""
+    """Run every check and yield its findings as they are made."""
     yield await check_state_dir(settings)
     yield await check_store(settings)
     yield await check_snapshots(settings)
@@ -38,7 +38,7 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def startup_findings(settings: Settings) -> AsyncIterator[Finding]:
-    """What a gateway would otherwise tell with its first hibernation, or its first call of code."""
+    """Checks of what would otherwise fail at the first hibernation or the first call of code."""
     if settings.snapshots:
         yield await check_snapshots(settings)
     if settings.engine == "local":

@@ -1,6 +1,6 @@
 """Checks of a cluster: access, version, custom resources, rights, network policy, and the status of runtimes.
 
-Without a way to the API server nothing more can be asked of it; otherwise a check that fails does not stop the others.
+Without access to the API server the other checks are skipped; otherwise a check that fails does not stop the others.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ SANDBOX_POLICY = "wakegate-sandboxes"
 
 
 async def check_cluster(settings: Settings) -> AsyncIterator[Finding]:
-    """Access, version, custom resources, rights, network policy, and what stands in the runtimes' status."""
-    from gateway.provider.kubernetes.client import KubeError, connect  # not needed, and slow to load, for the others
+    """Run all checks of the cluster that the kubeconfig, or the pod's service account, gives access to."""
+    from gateway.provider.kubernetes.client import KubeError, connect  # slow to import, and only needed here
 
     try:
         api = await connect(settings.kubeconfig if settings.kubeconfig != Path() else None)
@@ -59,7 +59,7 @@ def check_version(version: dict[str, Any]) -> Finding:
 
 
 async def check_namespace(api: Any, namespace: str) -> AsyncIterator[Finding]:
-    """Of one namespace with sandboxes: rights, custom resources, network policy, runtimes."""
+    """Check a namespace with sandboxes: rights, custom resources, network policy, runtimes."""
     yield await check_rights(api, namespace, own=False)
     for kind in Kind:
         async for finding in check_runtimes(api, namespace, kind):
@@ -68,7 +68,7 @@ async def check_namespace(api: Any, namespace: str) -> AsyncIterator[Finding]:
 
 
 async def check_rights(api: Any, namespace: str, *, own: bool) -> Finding:
-    """May we do there what a gateway must? `own`: the gateway's own namespace."""
+    """Check that the account has the rights a gateway needs. `own`: in the gateway's own namespace."""
     from gateway.provider.kubernetes import rights
     from gateway.provider.kubernetes.client import KubeError
 
@@ -97,7 +97,7 @@ async def check_rights(api: Any, namespace: str, *, own: bool) -> Finding:
 
 
 async def check_excess(api: Any, namespace: str, *, sandboxes: bool, own: bool) -> Finding:
-    """May we do more there than a gateway must? `sandboxes`, `own`: what the namespace is for."""
+    """Check that the account has no further rights. `sandboxes`, `own`: what the namespace is used for."""
     from gateway.provider.kubernetes import rights
     from gateway.provider.kubernetes.client import KubeError
 
@@ -121,7 +121,7 @@ async def check_excess(api: Any, namespace: str, *, sandboxes: bool, own: bool) 
 
 
 async def check_runtimes(api: Any, namespace: str, kind: Kind) -> AsyncIterator[Finding]:
-    """Does the cluster know the kind, and what do its runtimes' conditions say?"""
+    """Check that the cluster has the custom resource, and report runtimes that are not ready."""
     from gateway.provider.kubernetes import names
     from gateway.provider.kubernetes.client import KubeError
 
@@ -147,7 +147,7 @@ async def check_runtimes(api: Any, namespace: str, kind: Kind) -> AsyncIterator[
 
 
 async def check_policy(api: Any, namespace: str) -> Finding:
-    """Is the policy there that shuts sandboxes in? Whether the network enforces it, the server does not know."""
+    """Check the network policy of sandboxes. The API server does not know whether the network enforces it."""
     from gateway.provider.kubernetes import names
     from gateway.provider.kubernetes.client import KubeError
 

@@ -1,4 +1,4 @@
-"""What a check found: one line of the report."""
+"""The result of a check: one line of the doctor's report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was looked at, and what came of it. `fix` is empty when all is well; `fatal`: a gateway would not work."""
+    """What was checked and the result. `fix` is empty if there is no problem; `fatal`: a gateway would not work."""
 
     what: str
     detail: str
@@ -18,7 +18,7 @@ class Finding:
 
     @property
     def status(self) -> str:
-        """The word in front of the line: ok, warn (works, with a drawback) or fail."""
+        """ok, warn (a gateway works, with a drawback) or fail."""
         return "ok" if not self.fix else "fail" if self.fatal else "warn"
 
     def __str__(self) -> str:
@@ -26,10 +26,10 @@ class Finding:
         return f"{mark}  {self.what}: {self.detail}" + (f"\n      {self.fix}" if self.fix else "")
 
     def as_dict(self) -> dict[str, Any]:
-        """For programs: `wakegate doctor --json`."""
+        """The object that `wakegate doctor --json` prints."""
         return {"what": self.what, "status": self.status, "detail": self.detail, "fix": self.fix}
 
 
 def exit_status(findings: Iterable[Finding]) -> int:
-    """The exit status of `wakegate doctor`: 1 where something keeps a gateway from working, else 0."""
+    """The exit status of `wakegate doctor`: 1 if there is a fatal finding, else 0."""
     return int(any(finding.status == "fail" for finding in findings))

@@ -26,15 +26,15 @@ from gateway.serving.sockets import listen
 if TYPE_CHECKING:
     from gateway.provider.local import LocalProvider
 
-MIN_DESCRIPTORS = 4096  # a client connection and one to its sandbox: two each, and about ten for each sandbox
+MIN_DESCRIPTORS = 4096  # each request takes two, a client's connection and one to the sandbox; each sandbox about ten
 INTERPRETER_TIMEOUT_S = 30.0
 FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts")
-# What plots in most of the world's scripts need: a part of a file's name -> the package that has it.
+# Fonts that plots with CJK text or emoji need: (part of a font file's name, Debian package).
 FONTS = {"CJK": ("cjk", "fonts-noto-cjk"), "emoji": ("emoji", "fonts-noto-color-emoji")}
 
 
 def check_port(settings: Settings) -> Finding:
-    """Can the gateway listen where it should?"""
+    """Check that the gateway can listen on its host and port."""
     try:
         listen(settings.host, settings.port).close()
     except SettingsError as error:
@@ -43,11 +43,11 @@ def check_port(settings: Settings) -> Finding:
 
 
 async def check_machine(settings: Settings) -> AsyncIterator[Finding]:
-    """Everything that `wakegate serve` uses of this machine, up to a sandbox that is started and ended again."""
+    """Check everything that `wakegate serve` uses of this machine, including the start of one sandbox."""
     problems: list[str] = []
     runtimes = runtimes_of(settings, problems)
     for problem in problems:
-        yield Finding("runtimes", problem, "correct the manifest or the flag that is named")
+        yield Finding("runtimes", problem, "correct that manifest or flag")
     if not problems:
         yield Finding("runtimes", f"{len(runtimes)}: {', '.join(str(runtime.key) for runtime in runtimes)}")
     async for finding in check_interpreter(settings):
@@ -60,14 +60,14 @@ async def check_machine(settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def check_sandboxes(settings: Settings, runtimes: Sequence[Runtime]) -> AsyncIterator[Finding]:
-    """Isolation and limits as the start banner names them, and one sandbox from its start to its end."""
-    # In a folder of its own: the state directory belongs to the gateway that may be running.
+    """Check isolation and limits, as the start banner lists them, and start and end one sandbox."""
+    # In a temporary folder: a running gateway may hold the lock of the state directory.
     with tempfile.TemporaryDirectory(prefix="wakegate-doctor-") as folder:
         provider, _ = local_provider(replace(settings, state_dir=Path(folder)), SystemClock())
         try:
             await provider.start()
         except SettingsError as error:
-            yield Finding("isolation", str(error), "do what it says, then run this again")
+            yield Finding("isolation", str(error), "follow that advice, then run the doctor again")
             return
         try:
             for line in provider.report.summary().splitlines():
@@ -87,10 +87,10 @@ async def _start_one(provider: LocalProvider, runtime: Runtime) -> Finding:
     try:
         sandbox = await provider.claim(runtime.key, SessionId("doctor"))
     except WakegateError as error:
-        return Finding("sandbox", str(error), "the gateway's log has the sandbox's own words; --log-level debug")
+        return Finding("sandbox", str(error), "run again with --log-level debug to see the sandbox's own output")
     took = (time.perf_counter() - began) * 1e3
     await provider.release(sandbox.id)
-    return Finding("sandbox", f"starts and answers ({took:.0f} ms cold)")
+    return Finding("sandbox", f"starts and answers (cold start {took:.0f} ms)")
 
 
 _PROBE = """
@@ -101,7 +101,7 @@ print(sys.version.split()[0], *missing)
 
 
 async def check_interpreter(settings: Settings) -> AsyncIterator[Finding]:
-    """Has user code's Python what code contexts and `--preload` need?"""
+    """Check that user code's Python has the packages that code contexts and `--preload` need."""
     problems: list[str] = []
     folder = interpreter_of(settings, problems)
     for problem in problems:
@@ -137,18 +137,18 @@ async def check_interpreter(settings: Settings) -> AsyncIterator[Finding]:
 
 
 def check_disk(settings: Settings) -> Finding:
-    """Is there room for workspaces?"""
+    """Check the free space for workspaces against the reserve."""
     free = shutil.disk_usage(settings.state_dir).free
     shown = f"{readable_size(free)} free in {settings.state_dir}"
     if settings.disk_reserve and free < 2 * settings.disk_reserve:
         reserve = readable_size(settings.disk_reserve)
-        fix = f"make room, or lower --disk-reserve ({reserve}): below it the sandbox that fills the disk is ended"
+        fix = f"free space, or lower --disk-reserve ({reserve}): below it the sandbox that fills the disk is ended"
         return Finding("disk", shown, fix, fatal=free < settings.disk_reserve)
     return Finding("disk", shown)
 
 
 def check_descriptors() -> Finding:
-    """May the gateway have enough files and sockets open?"""
+    """Check the limit of open files and sockets."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < MIN_DESCRIPTORS:
         return Finding("descriptors", f"{soft} at most", f"ulimit -n {4 * MIN_DESCRIPTORS}", fatal=False)
@@ -156,7 +156,7 @@ def check_descriptors() -> Finding:
 
 
 def check_fonts() -> Finding:
-    """Can plots show Chinese, Japanese, Korean and emoji? Sandboxes see the system's fonts."""
+    """Check for CJK and emoji fonts: sandboxes see the system's, and plots without them show boxes."""
     names = " ".join(name.lower() for top in FONT_FOLDERS for _, _, files in os.walk(top) for name in files)
     missing = {what: package for what, (part, package) in FONTS.items() if part not in names}
     if missing:

@@ -1,4 +1,4 @@
-"""Checks of what a gateway keeps: the session store, snapshots, and whether hibernated sessions could wake."""
+"""Checks of what a gateway stores: session records, snapshots, and whether hibernated sessions can wake."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gateway.store import make_store
 
 
 async def check_store(settings: Settings) -> Finding:
-    """Does the session store answer?"""
+    """Check that the session store accepts a write, and for settings that can lose records."""
     url = _store_url(settings)
     try:
         store = make_store(url, SystemClock(), prefix=settings.store_prefix)
@@ -45,7 +45,7 @@ async def check_store(settings: Settings) -> Finding:
 
 
 async def check_state_dir(settings: Settings) -> Finding:
-    """Can the state directory be written to?"""
+    """Check that the state directory accepts a write."""
     try:
         make_state_dir(settings.state_dir)
     except SettingsError as error:
@@ -60,7 +60,7 @@ def _store_url(settings: Settings) -> str:
 
 
 async def check_snapshots(settings: Settings) -> Finding:
-    """Can a snapshot be put, read and deleted?"""
+    """Put, read and delete a small snapshot."""
     if not settings.snapshots and settings.engine == "local":
         return Finding("snapshots", "none needed: workspaces are parked in the state folder")
     url = settings.snapshots or str(settings.state_dir / "snapshots")
@@ -74,7 +74,7 @@ async def check_snapshots(settings: Settings) -> Finding:
         fix = "check --snapshots (WAKEGATE_SNAPSHOTS): the folder's owner, or the bucket's name, region and rights"
         return Finding("snapshots", str(error), fix)
     if read != b"wakegate":
-        return Finding("snapshots", "what was put came back changed", f"do not use {url}")
+        return Finding("snapshots", "the bytes read differ from those written", f"do not use {url}")
     if settings.engine == "kubernetes" and not settings.snapshots:
         return Finding(
             "snapshots", "in the state folder, which ends with the pod",
@@ -84,7 +84,7 @@ async def check_snapshots(settings: Settings) -> Finding:
 
 
 async def check_hibernated(settings: Settings) -> AsyncIterator[Finding]:
-    """Can hibernated sessions wake with these settings?"""
+    """Check that hibernated sessions can wake with these settings, by the head of each one's snapshot."""
     what = "hibernated sessions"
     try:
         snapshots = None
@@ -94,11 +94,11 @@ async def check_hibernated(settings: Settings) -> AsyncIterator[Finding]:
         store = make_store(_store_url(settings), SystemClock(), prefix=settings.store_prefix)
         await store.start()
     except WakegateError:
-        return  # the checks above say so
+        return  # the checks of the store and of snapshots report it
 
     async def check(reference: str) -> None:
         if not is_snapshot(reference):
-            return  # whether it is parked the engine knows, and the gateway says at its start
+            return  # only the engine knows what is parked; the gateway checks it at its start
         if snapshots is None:
             raise SnapshotNotFoundError("its workspace is a snapshot, and no --snapshots (WAKEGATE_SNAPSHOTS) is set")
         async with aclosing(snapshots.get(SnapshotRef(reference))) as pieces:
