@@ -168,6 +168,7 @@ def main() -> int:
         for upload in (False, True):
             name = "upload" if upload else "download"
             speeds: dict[str, list[float]] = {side: [] for side in urls}
+            # Before and after, not per transfer: a gateway's memory is expected to be flat, whatever passes.
             before, used, faults = pss_mb(gateway.pid), cpu_seconds(gateway.pid), minor_faults(gateway.pid)
             with peak_memory(gateway.pid) as peak:
                 for _ in range(args.repeats):

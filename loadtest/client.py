@@ -114,6 +114,7 @@ async def generate(url: str, connections: int, seconds: float, rate: float, head
     for connection in made:
         load.free(connection)
     if rate:
+        # Due times follow from the start, not from the previous request: a late tick sends what it missed at once.
         sent = 0
         while (now := perf_counter()) < began + seconds:
             while sent / rate <= now - began:

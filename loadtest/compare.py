@@ -50,6 +50,7 @@ class Run:
 def load(side: Side, connections: int, seconds: float, rate: float, core: int) -> Run:
     """Run one load against one side. `rate` 0 is the closed loop."""
     before = cpu_of(side.pid)
+    # wrk is written in C and uses less of the cores that load and proxy share; it has no open loop.
     if not rate and find_program("wrk"):
         measured = wrk(side.url, connections, int(seconds), core, side.headers, side.pid or os.getpid())
         figures: dict[str, Any] = {

@@ -121,7 +121,7 @@ def latencies(caller: Caller, rounds: int) -> dict[str, list[float]]:
             for number in range(ROW + 2):
                 took, answer = caller.post(path, body)
                 assert not answer.get("error"), answer
-                if number >= 2:
+                if number >= 2:  # the first two of a turn refill caches
                     taken[name].append(took)
     return taken
 

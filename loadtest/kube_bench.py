@@ -175,7 +175,7 @@ def wakes(latency: float) -> None:
                     reply = server.run(session, "wc -c < blob")
                     took = time.perf_counter() - began
                     assert reply.json()["stdout"].strip() == str(MB)
-                    if reply.headers["x-wakegate-start"] == "wake":
+                    if reply.headers["x-wakegate-start"] == "wake":  # not wake-cold, whose time is that of a new pod
                         found.append(took)
                 show("hibernate, 1 MB", hibernations)
                 show(f"wake onto a warm pod, 1 MB, with the request ({len(found)})", found)

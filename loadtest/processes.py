@@ -120,7 +120,7 @@ def url_in(line: str) -> str:
 def family(pid: int) -> list[int]:
     """The pids of a process and all its descendants."""
     found = [pid]
-    for each in found:
+    for each in found:  # grows while it is read: children are appended behind their parent
         with contextlib.suppress(OSError):
             for task in Path(f"/proc/{each}/task").iterdir():
                 found += [int(child) for child in (task / "children").read_text().split()]

@@ -30,7 +30,7 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
             found[f"{name} {kind} p50 ms"] = times["p50"]
             found[f"{name} {kind} p99 ms"] = times["p99"]
         for bar in result["bars"]:
-            if bar["figure"] and ":" not in bar["text"]:
+            if bar["figure"] and ":" not in bar["text"]:  # bars with a colon count errors of one scenario
                 found[bar["text"]] = bar["figure"]
     return {name: round(value, 3) for name, value in found.items()}
 

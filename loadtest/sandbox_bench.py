@@ -63,7 +63,7 @@ async def main(starts: int, warm: int) -> None:
                 begun = time.perf_counter()
                 await provider.claim(KEY, SessionId(f"warm-{number}"))
                 claims.append((time.perf_counter() - begun) * 1000)
-                await full(provider)
+                await full(provider)  # the refill must not compete with the next claim
         finally:
             await provider.aclose()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {starts} cold starts, {warm} warm sandboxes")

@@ -104,7 +104,7 @@ class Bench:
             await keeper.restore(kept[0], woken[0].id, SESSION)
 
         self.times.setdefault(f"{name} hibernate", []).append(await timed(hibernate))
-        await self.ready()
+        await self.ready()  # a wake on a sandbox that is still importing would measure its imports
         self.times.setdefault(f"{name} wake", []).append(await timed(wake))
         await keeper.delete(kept[0])
         return woken[0]

@@ -83,7 +83,7 @@ async def measure(kinds: dict[str, Callable[[], Awaitable[None]]], rounds: int) 
         for name, send in kinds.items():
             began = time.perf_counter()
             await send()
-            if number >= 5:
+            if number >= 5:  # the first five are a warm-up
                 taken[name].append((time.perf_counter() - began) * 1e3)
     return taken
 

@@ -64,7 +64,7 @@ def load(server: Server, session: str, connections: int, seconds: int) -> tuple[
     """Run wrk. Returns requests/s, CPU microseconds per request of all workers, errors, and percent of CPU in use."""
     pids = processes(server)
     before = sum(map(cpu_seconds, pids))
-    psutil.cpu_percent()
+    psutil.cpu_percent()  # begins the interval that the next call reports on
     (wrk,) = require_programs("wrk")
     argv = [wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "-H", f"x-session-id: {session}", server.url + PATH]
     out = subprocess.run(argv, capture_output=True, text=True, check=True).stdout

@@ -41,7 +41,7 @@ class Picod:
         try:
             if self._guard is not None and not route.open:
                 if self._warming is not None:
-                    await asyncio.shield(self._warming)
+                    await asyncio.shield(self._warming)  # a request that leaves must not cancel it for the others
                 self._guard.check(request)
             key = request.header(b"idempotency-key") if route.idempotent else ""
             if key:

@@ -88,6 +88,7 @@ class PicodConfig:
         """Read flags and environment. Exits with status 2 and a message if a value is not valid."""
         parser = _parser(environ)
         args = parser.parse_args(argv)
+        # argparse checks `choices` of flags only, not of defaults that come from the environment.
         if args.auth not in ("jwt", "none"):
             parser.error(f"--auth (or {wire.ENV_AUTH}) must be jwt or none, not {args.auth!r}")
         if args.code_context not in ("warm", "lazy", "off"):

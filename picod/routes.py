@@ -127,6 +127,7 @@ ROUTES = (
     Route(("DELETE",), b"/api/terminals/", _late(_commands, "picod.commands.terminal_api", "end_terminal")),
 )
 
+# Exact paths by a dictionary, the few prefixes in turn: a router's regular expressions would be compiled at each start.
 _EXACT = {(method, route.path): route for route in ROUTES for method in route.methods}
 _BELOW = tuple(route for route in ROUTES if route.path.endswith(b"/"))
 _HEALTH, _AGENT = ROUTES[0], Route(ANY, b"", _late(_agent, "picod.ports.agent", "serve"))

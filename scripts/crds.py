@@ -28,7 +28,7 @@ class _Dumper(yaml.SafeDumper):
 
 def documents() -> dict[Path, str]:
     """The content of each file, from the schema."""
-    sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(ROOT))  # the script runs by its path, without the package installed
     from gateway.core.model import Kind
     from gateway.runtimes.crd import crd
 

@@ -99,6 +99,7 @@ class _Reading(_Readable):
 
 def _gunzip(read: Read) -> Iterator[bytes]:
     """Decompress all members, at most _PIECE_BYTES at a time. Raises TarballError if the data ends too early."""
+    # The bound on the output matters: deflate can expand a piece of 256 KiB to more than 250 MiB (1032:1 at most).
     stream = zlib.decompressobj(wbits=31)
     data = bytes(read(_PIECE_BYTES))
     while data:

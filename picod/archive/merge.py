@@ -35,6 +35,7 @@ def merge(staged_fd: int, target_fd: int, *, overwrite: bool) -> None:
 def _pass(staged_fd: int, target_fd: int, prefix: bytes, *, overwrite: bool, act: bool, depth: int) -> None:
     if depth > _MAX_DEPTH:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    # Sorted, so that of several conflicts the same one is reported each time.
     for name in sorted(os.fsencode(name) for name in os.listdir(staged_fd)):
         ours = os.stat(name, dir_fd=staged_fd, follow_symlinks=False)
         theirs = _stat(name, target_fd)

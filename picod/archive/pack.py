@@ -122,6 +122,7 @@ def _file(dir_fd: int, name: bytes, path: bytes, seen: _Seen, out: bytearray) ->
             out += encode(member)
             return
         member.xattrs = _xattrs(fd)
+        # Fewer blocks than its size needs: it has holes (or is compressed by the file system, which costs a map only).
         if status.st_size > status.st_blocks * 512 and seen is not None:
             yield from _sparse(fd, status.st_size, member, out)
         elif status.st_size <= _PIECE_BYTES:

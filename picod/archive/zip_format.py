@@ -144,6 +144,7 @@ def zip_as_tar(fd: int) -> Iterator[bytes]:
 class _Bounded(io.FileIO):
     """The file, with a bound on one read: zipfile reads the directory at once, of whatever size the archive claims."""
 
+    # zipfile.ZipFile has no option for such a bound.
     def __init__(self, fd: int) -> None:
         super().__init__(fd, "rb", closefd=False)
         self._size = os.fstat(fd).st_size

@@ -72,6 +72,7 @@ class Pump:
             self._loop.remove_reader(self._fd)
 
     def _turn(self) -> None:
+        # A full read means that more is waiting: the delay leaves the loop to other requests meanwhile.
         if self._read() == _READ_BYTES and not self._paused and self._fd >= 0:
             self._loop.remove_reader(self._fd)
             self._timer = self._loop.call_later(_FULL_READ_DELAY_S, self._again)
@@ -186,7 +187,7 @@ class Process:
         for pump in self._pumps:
             pump.drain()
         self.ended_ns = time.time_ns()
-        if not self.writing.locked():
+        if not self.writing.locked():  # otherwise the request that writes to it closes it when it notices
             self.close_stdin()
         self.changed.notify_all()
 

@@ -45,7 +45,7 @@ def parse_command(body: bytes, base_env: Mapping[str, str]) -> CommandSpec:
     except DurationError as error:
         raise RequestError(400, f"Invalid timeout format: {error}") from error
     for name in env:
-        if not name or "=" in name:
+        if not name or "=" in name:  # execve would accept it and the command see another variable
             raise RequestError(400, f"env: {name!r} cannot be the name of a variable")
     return CommandSpec(
         command=[_argument(item, f"command[{index}]") for index, item in enumerate(command)],

@@ -103,6 +103,7 @@ async def _run_started(
         gone = asyncio.create_task(request.gone())
         ends: set[asyncio.Future[int] | asyncio.Task[None]] = {child.exited, gone}
         try:
+            # Not wait_for: it would cancel `exited` at the timeout, and the kill below needs it.
             await asyncio.wait(ends, timeout=spec.timeout, return_when=asyncio.FIRST_COMPLETED)
             if child.exited.done():
                 status = exit_status(child.exited.result(), before)
@@ -146,7 +147,7 @@ def _open_stream(services: CommandServices, spill: str) -> tuple[Stream, str, in
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
     except OSError as error:
         raise os_failure(error, "Failed to run the command: pipe") from error
-    os.set_blocking(read_end, False)
+    os.set_blocking(read_end, False)  # the write end stays blocking: programs do not expect EAGAIN from print
     config, workspace = services.config, services.workspace
     stream = Stream(
         read_end,

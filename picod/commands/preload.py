@@ -101,7 +101,7 @@ class Preload:
         child = waiting.child
         reply = b""
         try:
-            self._children.mark(child)
+            self._children.mark(child)  # before its order: what the script forks inherits the mark
             socket.send_fds(waiting.socket, [order], [cwd_fd, stdout, stderr])
             async with asyncio.timeout(_STEP_TIMEOUT_S):
                 reply = await asyncio.get_running_loop().sock_recv(waiting.socket, 1)

@@ -172,6 +172,7 @@ async def _follow(request: Request, process: Process, streams: tuple[str, ...], 
 
     The id of an event is the offset of the byte after it, so that Last-Event-ID continues there.
     """
+    # One decoder per stream: a character that is split between two pieces is decoded whole.
     decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in streams}
     async with EventStream(request) as events:
         while True:

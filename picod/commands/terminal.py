@@ -58,7 +58,7 @@ class Terminal:
         self._typed = bytearray()
         self._room = Notifier()
         self._master = master
-        self._pump = Pump(os.dup(master), self._printed)
+        self._pump = Pump(os.dup(master), self._printed)  # a copy: reading ends and closes apart from writing
         os.set_blocking(master, False)
         child.exited.add_done_callback(lambda _: self._exited())
 
@@ -143,6 +143,7 @@ class Terminal:
         loop = asyncio.get_running_loop()
         while self._typed and self._master >= 0:
             try:
+                # The line discipline's buffer has 4096 bytes: a larger slice would be copied for nothing.
                 del self._typed[: os.write(self._master, self._typed[:4096])]
             except BlockingIOError:
                 loop.add_writer(self._master, self._write)

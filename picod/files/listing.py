@@ -64,7 +64,7 @@ def _entries(workspace: Workspace, path: str) -> list[dict[str, object]]:
                 try:
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
-                    continue  # deleted since
+                    continue  # deleted since scandir read its name
                 name = os.fsencode(entry.name)
                 found.append((name, describe(status, name)))
     finally:
@@ -122,6 +122,7 @@ def _open_file(workspace: Workspace, path: str) -> int:
 
 async def _send_file(request: Request, fd: int, name: str) -> None:
     status = os.fstat(fd)
+    # As nginx makes it: time and size. A hash of the content would be exact and would read the whole file first.
     size, etag = status.st_size, b'"%x-%x"' % (status.st_mtime_ns, status.st_size)
     headers = [
         (b"accept-ranges", b"bytes"),
@@ -164,6 +165,7 @@ async def _send_bytes(request: Request, fd: int, start: int, length: int) -> Non
             os.pread(fd, want, start) if length <= _INLINE_BYTES else await asyncio.to_thread(os.pread, fd, want, start)
         )
         if not data:
+            # Content-Length was sent: only a broken connection tells the client that the file is not whole.
             raise OSError(f"the file became shorter while it was sent: {end - start} bytes are missing")
         start += len(data)
         await request.write(data, more=True)

@@ -81,6 +81,7 @@ class Staged:
             return self._copy_to(place, mode)
         return os.fstat(self._fd)
 
+    # shutil.copy is not used: it opens by name, which code in the sandbox could have replaced with a symlink.
     def _copy_to(self, place: Place, mode: int) -> os.stat_result:
         """Copy to a place on another file system (a mounted volume), where it is staged again."""
         with Staged(place.dir_fd) as nearer:
@@ -108,6 +109,7 @@ class Staged:
 @functools.cache
 def _umask() -> int:
     """The process's umask, which can only be read by setting it."""
+    # Not atomic: another thread could create a file with the umask 022 in between, which is the usual one anyway.
     umask = os.umask(0o022)
     os.umask(umask)
     return umask

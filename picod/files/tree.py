@@ -39,6 +39,7 @@ def walk(root_fd: int, after: list[bytes], *, limit: int, depth: int) -> list[En
                     break
                 position.leave()
                 continue
+            # A name on the path to `after` was on an earlier page: it is entered, but not listed again.
             name, level = pending[-1].pop(), position.depth
             on_way = along[-1] and level < len(after) and name == after[level]
             path = b"/".join([*position.names, name])

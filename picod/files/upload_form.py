@@ -126,7 +126,7 @@ class _Form:
         if b"filename" in self._disposition:
             if name == b"file" and self.staged is None:
                 self._sink = self.staged = self._stage()
-        elif name in _FIELDS and name not in self.fields:
+        elif name in _FIELDS and name not in self.fields:  # the first of two counts, as in Go's FormValue
             self._sink = bytearray()
 
     def _stage(self) -> Staged:

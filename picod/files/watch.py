@@ -86,6 +86,7 @@ async def _send_events(request: Request, watcher: Watcher) -> None:
                 await events.until(readable)
             finally:
                 loop.remove_reader(watcher.fd)
+            # Then everything since is read at once: the create, writes and close of one file become one change.
             await asyncio.sleep(_COLLECT_S)
             changes = await in_thread(watcher.take)
             if watcher.overflowed:
@@ -196,7 +197,7 @@ class Watcher:
             return
         folder = self._paths.get(happened.watch)
         if folder is None or not happened.name or UPLOAD.fullmatch(happened.name):
-            return
+            return  # of a directory that is watched no more, of a directory itself, or of an unfinished upload
         path = folder + b"/" + happened.name if folder else happened.name
         is_dir = bool(mask & inotify.IS_DIR)
         if mask & inotify.MOVED_FROM:

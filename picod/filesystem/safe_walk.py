@@ -150,7 +150,7 @@ def clear(root_fd: int) -> None:
 
 def remove(name: bytes, dir_fd: int) -> None:
     """Remove a file, or a directory with everything below it except mounted volumes. Raises OSError."""
-    os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    os.stat(name, dir_fd=dir_fd, follow_symlinks=False)  # raises FileNotFoundError, which _unlink ignores
     with SafeWalk(dir_fd, WRITE) as walk:
         _remove_all(walk, [os.fsdecode(name)])
 

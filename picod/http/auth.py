@@ -88,7 +88,7 @@ def _load_key(entry: dict[str, Any]) -> _Key | None:
     from jwt.exceptions import InvalidKeyError
 
     if not isinstance(entry.get("kid"), str) or "d" in entry:
-        return None
+        return None  # "d" marks a private key, which must not be where sandboxes can read it: it is not used
     public = {name: value for name, value in entry.items() if isinstance(value, str)}
     try:
         if entry.get("kty") == "OKP" and entry.get("crv") == "Ed25519":
@@ -132,6 +132,7 @@ class Guard:
         scheme, _, token = values[0].decode("latin-1").partition(" ")
         if len(values) > 1 or scheme != "Bearer" or not token or " " in token:
             raise UnauthorizedError("Invalid Authorization header format", detail="Use Bearer <token>")
+        # Two clocks: how old the keys are must not depend on changes of the wall clock, which `exp` is compared with.
         self._keys.refresh(time.monotonic())
         now = time.time()
         if now < self._good_until.get(token, 0.0):
@@ -159,6 +160,8 @@ class Guard:
             header = jwt.get_unverified_header(token)
         except jwt.PyJWTError as error:
             raise _RefusedError(f"token is malformed: {error}") from error
+        # The header is not verified yet: it chooses the key, which decides the algorithm. Trusting `alg` would
+        # accept a token that is signed by HMAC with an RSA public key as its secret.
         algorithm, kid = header.get("alg"), header.get("kid")
         if algorithm not in ALGORITHMS:
             raise _RefusedError(

@@ -140,6 +140,8 @@ class Exchange:
         if self.expects and not self.started and not self.ended and not connection.closed:
             connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.expects = False
+        # After the end of the body this waits for the disconnect, as ASGI defines it: handlers use that to notice a
+        # client that leaves while a command runs.
         while not (connection.closed or self.answered or self.body or (self.ended and not delivered_end)):
             self.waiter = connection.loop.create_future()
             await self.waiter
@@ -184,7 +186,7 @@ class Exchange:
             lines.append(name + b": " + value)
         if self.left is None and not self.bodyless:
             if self.scope["http_version"] == "1.0":
-                self.keep_alive = False
+                self.keep_alive = False  # it has no chunks: the end of the connection is the end of the body
             else:
                 self.chunked = True
                 lines.append(b"transfer-encoding: chunked")

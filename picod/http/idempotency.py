@@ -67,6 +67,7 @@ class IdempotentRequests:
             raise RequestError(400, f"Idempotency-Key may have {_MAX_KEY_CHARS} characters at most")
         body = await request.body(self._max_body)
         name, digest = hashlib.blake2b(key.encode("latin-1"), digest_size=16).hexdigest(), _digest(request, body)
+        # No await between this look-up and `_begin`: of two equal requests at once, one finds the other's flight.
         flight = self._running.get(name)
         if flight is None:
             kept = self._kept.read(name)

@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 
 from picod.http.request import RequestError
 
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder()  # for raw_decode: like Go's json.Decoder it ignores what follows the first value
 _GO_NAMES = {dict: "object", list: "array", str: "string", bool: "bool", int: "number", float: "number"}
 
 

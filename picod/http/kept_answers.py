@@ -82,6 +82,7 @@ class KeptAnswers:
                 if answer is not None and answer.is_refusal:
                     os.unlink(place.name, dir_fd=place.dir_fd)
                     return
+                # Written whole and renamed: a sandbox that is killed in between leaves the note of `begin`, never half.
                 temporary = f"{place.name}.new"
                 fd = os.open(
                     temporary,

@@ -124,6 +124,7 @@ class Connection(Carrier):
             self.exchange = self.incoming
             self.exchange.begin()
         else:
+            # Reading stops with the first queued request: otherwise a client could queue as many as memory holds.
             self.waiting.append(self.incoming)
             self.transport.pause_reading()
 

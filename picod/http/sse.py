@@ -42,6 +42,7 @@ class EventStream:
         assert self._gone is not None, "the stream is entered first"
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout if timeout is not None else float("inf")
+        # Not cancelled when this returns: a Notifier's future is shared by all that follow.
         waited = asyncio.ensure_future(news)
         while True:
             timeout_s = min(HEARTBEAT_S, deadline - loop.time())

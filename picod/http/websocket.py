@@ -23,6 +23,7 @@ def check_handshake(request: Request) -> list[tuple[bytes, bytes]]:
     for name, value in request.scope["headers"]:
         headers[name.decode("latin-1")] = value.decode("latin-1")
     version = "HTTP/" + str(request.scope["http_version"])
+    # No `origins` argument: the gateway has checked Origin, and pages of other sites cannot reach picod itself.
     response = ServerProtocol().accept(Handshake(request.scope["path"], headers, request.method, version))
     if response.status_code != 101 or not request.offers_upgrade:
         message = bytes(response.body or b"").decode() or "expected a WebSocket handshake"

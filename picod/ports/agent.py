@@ -78,6 +78,7 @@ class Agent:
             process = self._process = self._spawn(self._config.command, cwd_fd)
         finally:
             os.close(cwd_fd)
+        # In the next turn of the loop: Process._exited, which reads the rest of the log, runs first.
         process.child.exited.add_done_callback(lambda _: asyncio.get_running_loop().call_soon(self._ended))
         self._probing = asyncio.ensure_future(self._probe_until_ready())
 

@@ -35,6 +35,7 @@ _LISTENING = "0A"  # TCP_LISTEN in the state column of /proc/net/tcp
 async def list_ports(config: PicodConfig, request: Request) -> None:
     """Answer the TCP ports that are listened on; `?wait=PORT&timeout=30s` waits for that one, or for the timeout."""
     wanted, timeout = request.query("wait"), request.query("timeout") or "30s"
+    # isdigit alone accepts digits such as "\u00b2", which int() refuses.
     if wanted and not (wanted.isascii() and wanted.isdigit() and len(wanted) <= 5):
         raise RequestError(400, f"wait: expected a port number, not {wanted!r}")
     try:
@@ -45,6 +46,8 @@ async def list_ports(config: PicodConfig, request: Request) -> None:
     deadline = loop.time() + seconds
     gone = asyncio.ensure_future(request.gone())
     try:
+        # Polled: the kernel has no notification for a port that is opened, and a trial connection would be seen by the
+        # server as a client that sends nothing.
         while wanted and int(wanted) not in listening() and loop.time() < deadline and not gone.done():
             await asyncio.wait((gone,), timeout=_POLL_INTERVAL_S)
     finally:

@@ -111,6 +111,7 @@ def answer_headers(response: Response, target: PortRequest) -> list[tuple[bytes,
 
 def _nominated(headers: list[tuple[bytes, bytes]]) -> set[bytes]:
     """The header fields that Connection lists, which are for one hop only. Never Content-Length: it frames the body."""
+    # RFC 9110, 7.6.1.
     named = {token.strip().lower() for name, value in headers if name == b"connection" for token in value.split(b",")}
     return named - {b"content-length"}
 
