@@ -47,7 +47,7 @@ def install(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_environments_that_are_up_to_date_are_left_alone(tmp_path: Path) -> None:
-    """In a folder with odd characters too, and without a word."""
+    """In a folder with unusual characters too, and without output."""
     done = install(checkout(tmp_path / "a [b] $c.d"))
     assert (done.returncode, done.stderr) == (0, "")
 

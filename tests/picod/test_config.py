@@ -36,7 +36,7 @@ def test_command_environment_is_replaced_whole() -> None:
     [("", ()), ("8000", ((8000, 8000),)), ("80, 9000-9100", ((80, 80), (9000, 9100))), (None, ((1024, 65535),))],
 )
 def test_ports_are_a_list_of_numbers_and_ranges(text: str | None, ranges: tuple[tuple[int, int], ...]) -> None:
-    """An empty list allows none; without a word all above 1023 are."""
+    """An empty list allows none; the default is all ports above 1023."""
     environ = {} if text is None else {"PICOD_PORTS": text}
 
     assert PicodConfig.from_args(["--auth", "none"], environ).ports == ranges

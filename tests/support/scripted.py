@@ -256,7 +256,7 @@ class Served:
         return client
 
     async def ask(self, text: str, body: bytes = b"") -> Message:
-        """One request on a connection of its own."""
+        """Send one request on a new connection."""
         client = await self.connect()
         try:
             return await client.ask(text, body)

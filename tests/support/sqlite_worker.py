@@ -1,4 +1,4 @@
-"""A process of its own that uses a sqlite store, for tests that kill it, race it or fill its disk.
+"""A separate process that uses a sqlite store, for tests that kill it, race it or fill its disk.
 
 Usage: sqlite_worker.py write PATH PREFIX | race PATH ID N | fill PATH
 It prints one line for each answered write, and only once it was answered.
@@ -50,7 +50,7 @@ async def race(store: SqliteStore, session_id: str, times: int) -> None:
 
 
 async def fill(store: SqliteStore, ballast: Path) -> None:
-    """Write until the disk is full, make room, and go on."""
+    """Write until the disk is full, free space, and continue."""
     answered = 0
     try:
         while True:

@@ -132,7 +132,7 @@ def test_environment_is_the_base_and_what_was_asked_for() -> None:
 
 
 def test_commands_inherit_nothing_else_of_picods(picod: Executor) -> None:
-    """No descriptors but three (the fourth is ls's own), stdin at its end, a session of its own."""
+    """Three descriptors only (the fourth is ls's own), stdin at end of file, a new session."""
     assert picod.execute("sh", "-c", "cat; ls /proc/self/fd | tr '\\n' ' '")["stdout"] == "0 1 2 3 "
     code = "import os; print(os.getsid(0) == os.getpgid(0) == os.getpid())"
     assert picod.execute(sys.executable, "-c", code)["stdout"] == "True\n"

@@ -41,7 +41,7 @@ def is_preloaded(picod: Executor, *command: str, **fields: object) -> bool:
 
 @pytest.mark.parametrize("command", [("python3", "-c", "pass"), ("python3", "x.py", "-v"), ("python3", "-m", "x")])
 def test_scripts_run_in_a_forked_child_of_picods(picod: Executor, command: tuple[str, ...]) -> None:
-    """All three forms, as a direct child of picod in a session of its own, with the modules there."""
+    """All three forms run as a direct child of picod in a new session, with the modules imported."""
     (picod.workspace / "x.py").write_text("import os, sys; print(os.getppid(), os.getsid(0) == os.getpid())")
     assert is_preloaded(picod, *command)
     assert picod.execute("python3", "-c", IS_PRELOADED)["stdout"] == "True\n"
@@ -113,7 +113,7 @@ def test_many_scripts_at_once_all_run(picod: Executor) -> None:
 
 
 def test_timeout_kills_a_scripts_whole_tree(picod: Executor) -> None:
-    """Children in sessions of their own included; what was printed is answered."""
+    """Including children in other sessions; what was printed is answered."""
     nap = f"300.{int.from_bytes(os.urandom(4), 'big')}"
     code = f"""
 import subprocess, sys, time
@@ -129,7 +129,7 @@ time.sleep(300)
 
 
 def test_daemon_of_a_script_lives_on(picod: Executor) -> None:
-    """What a script leaves behind goes on, and its end is nobody's mistake."""
+    """A daemon that a script leaves behind keeps running, and its exit is not taken for another process's."""
     code = "import subprocess; print(subprocess.Popen(['sleep', '300']).pid)"
     pid = int(picod.execute("python3", "-c", code)["stdout"])
     assert psutil.Process(pid).ppid() == picod.process.pid
@@ -171,7 +171,7 @@ def test_killed_or_stopped_helpers_cost_no_command(number: signal.Signals, victi
 
 
 def test_script_that_kills_its_parent_and_siblings_affects_no_other_script(picod: Executor) -> None:
-    """Hostile code may end the warm interpreter; picod goes on and makes another."""
+    """Hostile code may kill the warm interpreter; picod keeps serving and starts another."""
     code = """
 import os, signal
 for name in os.listdir("/proc"):

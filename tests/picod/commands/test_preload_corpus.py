@@ -61,7 +61,7 @@ class Case:
 
 
 def run(picod: Executor, case: Case) -> dict[str, Any]:
-    """Run a case in a folder of its own: output, exit code and files, with what differs by its nature made equal."""
+    """Run a case in its own folder. Returns output, exit code and files, with unavoidable differences removed."""
     folder = picod.workspace / case.name
     folder.mkdir()
     if case.how != "-c":
@@ -77,7 +77,7 @@ def run(picod: Executor, case: Case) -> dict[str, Any]:
 
 
 def alike(text: str, picod: Executor) -> str:
-    """Addresses and the workspace's place are nobody's business."""
+    """Replace what differs between any two runs: addresses and the workspace's path."""
     return re.sub(r"0x[0-9a-f]+", "0x", text).replace(str(picod.workspace.parent), "FOLDER")
 
 

@@ -108,7 +108,7 @@ def test_flood_keeps_the_latest_output_in_bounded_memory(picod: Executor) -> Non
 
 
 def test_follower_sees_output_as_it_comes_and_then_the_exit(picod: Executor) -> None:
-    """Server-sent events, with ids that Last-Event-ID goes on from."""
+    """Server-sent events, with ids from which Last-Event-ID continues."""
     process = start(picod, "sh", "-c", "echo one; read line; echo two >&2; exit 7", stdin=True)
     url = f"/api/processes/{process['id']}/logs?follow=true"
     with picod.client.stream("GET", url) as reply:
@@ -185,7 +185,7 @@ def test_signal_reaches_the_process_group(picod: Executor, nap: str, name: objec
 
 
 def test_kill_and_delete_reach_what_left_the_group(picod: Executor, nap: str) -> None:
-    """A daemon with a session of its own dies with its process."""
+    """A daemon in another session is killed with its process."""
     code = (
         f"import os, time\nif os.fork() == 0:\n  os.setsid()\n  os.execvp('sleep', ['sleep', '{nap}'])\ntime.sleep(300)"
     )

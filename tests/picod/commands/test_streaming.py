@@ -25,7 +25,7 @@ def picod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
 
 @pytest.fixture(autouse=True)
 def no_leftovers(picod: Executor) -> None:
-    """Each test gives its own sign to go on."""
+    """Each test creates its own `go` file, for which its command waits."""
     (picod.workspace / "go").unlink(missing_ok=True)
 
 
@@ -160,7 +160,7 @@ def test_timeout_ends_a_streamed_command(picod: Executor) -> None:
 
 
 def test_slow_client_holds_the_command_and_memory_stays_flat(picod: Executor) -> None:
-    """100 MB printed at a client that reads in small bites: all of it comes, and picod holds next to none of it."""
+    """100 MB printed to a client that reads slowly: all of it arrives, and picod's memory stays flat."""
     before = picod.reset_peak()
     connection, _ = start(picod, {"command": ["sh", "-c", "yes some seventy characters of text | head -c 100000000"]})
     received, tail = 0, b""

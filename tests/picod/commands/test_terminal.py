@@ -94,7 +94,7 @@ def test_shell_runs_on_a_terminal_of_its_own(picod: Executor) -> None:
 
 
 def test_size_is_what_was_asked_for_and_follows(picod: Executor) -> None:
-    """At the start and by a resize, of which the program is told."""
+    """At the start and after a resize, which sends the program SIGWINCH."""
     with attach(picod, "?cols=100&rows=30") as screen:
         screen.type("stty size; trap 'echo resized' WINCH\n")
         screen.until(b"30 100\r\n")
@@ -157,7 +157,7 @@ def test_terminal_keeps_running_without_a_client_and_sends_what_was_missed(picod
 
 
 def test_latest_client_takes_the_terminal_over(picod: Executor) -> None:
-    """The one before is told with a close code of its own; what is typed by the new one arrives."""
+    """The previous client is closed with code 4001; input of the new one arrives."""
     with attach(picod) as first, attach(picod, f"?id={first.id}") as second:
         first.until_closed()
         assert first.socket.close_code == 4001

@@ -502,7 +502,7 @@ def test_clients_that_leave_in_the_middle_leave_nothing(picod: Executor) -> None
 
 
 def test_client_that_does_not_read_holds_up_only_itself(picod: Executor) -> None:
-    """A download nobody takes stays small in memory while others are served."""
+    """A download whose client does not read uses little memory, and other requests are served."""
     (picod.workspace / "long").write_bytes(bytes(128 << 20))
     before = picod.reset_peak()
     with picod.connect() as lazy:
@@ -519,7 +519,7 @@ def on_a_small_disk(workspace: Path) -> list[str]:
 
 
 def test_full_disk_is_507_and_picod_lives_on() -> None:
-    """Each form of upload says so, leaves nothing, and the next small one works; output beyond the disk is cut."""
+    """Each form of upload answers 507, leaves nothing, and the next small one works; output beyond the disk is cut."""
     with picod_process("--auth", "none", wrapper=on_a_small_disk) as picod:
         big = bytes(2 << 20)
         replies = [

@@ -1,4 +1,4 @@
-"""/api/fs/watch over a real picod: what changes is told, in few words, wherever it moves."""
+"""/api/fs/watch over a real picod: every change is reported, combined into few events."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_uploads_and_archives_show_their_result_only(picod: Executor, folder: Pa
 
 
 def test_one_folder_alone_can_be_watched(picod: Executor, folder: Path) -> None:
-    """`recursive=false` hears of its own entries only."""
+    """`recursive=false` reports changes of the directory's own entries only."""
     (folder / "sub").mkdir()
     with follow(picod, "?path=w&recursive=false") as follower:
         (folder / "sub" / "x").write_text("x")

@@ -44,7 +44,7 @@ def lines(picod: Executor, name: str) -> int:
 
 
 def test_request_with_a_key_runs_once(picod: Executor) -> None:
-    """Commands, code and files: the second answer is the first one's, and says so."""
+    """Commands, code and files: the second answer is the first one, with `idempotency-replayed: true`."""
     first, again = (execute(picod, "echo x >> once; date +%N", "key-1") for _ in range(2))
     assert (first.json(), first.headers["content-type"]) == (again.json(), again.headers["content-type"])
     assert ("idempotency-replayed" in first.headers, again.headers["idempotency-replayed"]) == (False, "true")

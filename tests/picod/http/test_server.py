@@ -84,7 +84,7 @@ def test_pipelined_requests_are_answered_in_order(picod: Executor) -> None:
     ],
 )
 def test_broken_http_is_refused_and_closed(picod: Executor, request_bytes: bytes) -> None:
-    """A 4xx, the end of the connection, and picod goes on."""
+    """A 4xx, then the connection is closed, and picod keeps serving."""
     assert talk(picod, request_bytes)[:10] == b"HTTP/1.1 4"
     assert picod.client.get("/health").status_code == 200
 
@@ -151,7 +151,7 @@ def test_upgrade_is_not_taken_up(picod: Executor) -> None:
 
 
 def test_two_hundred_clients_at_once_are_served(picod: Executor) -> None:
-    """Each on a connection of its own, all open together."""
+    """Each on its own connection, all open at the same time."""
     before = picod.descriptors()
     connections = [picod.connect() for _ in range(200)]
     for connection in connections:

@@ -1,4 +1,4 @@
-"""What a cell may do and how its end is told, over a real picod and a real kernel."""
+"""What a cell may do and how its end is reported, over a real picod and a real kernel."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_error_without_a_text_keeps_its_name_and_traceback(picod: Executor) -> N
 
 
 def test_traceback_that_does_not_end_the_cell_is_printed(picod: Executor) -> None:
-    """display() of something broken and %run of a failing script go on, and say what went wrong."""
+    """display() of a broken object and %run of a failing script do not end the cell, and print the error."""
     code = "class Broken:\n    def __repr__(self): raise ValueError('no repr')\ndisplay(Broken())\nprint('went on')"
     answer = run_code(picod, code)
     assert (answer["stdout"], answer["error"]) == ("went on\n", None)

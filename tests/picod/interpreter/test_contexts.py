@@ -16,7 +16,7 @@ from tests.support.picod import Executor
 
 @pytest.fixture(scope="module")
 def picod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
-    """One picod for all; tests that hurt a context make one of their own."""
+    """One picod for all tests of this module; tests that damage a context create another one."""
     with interpreter_process(tmp_path_factory.mktemp("home")) as executor:
         yield executor
 
@@ -73,7 +73,7 @@ def test_error_has_name_value_and_traceback_without_colours(picod: Executor) -> 
 
 
 def test_timeout_interrupts_and_keeps_the_variables(picod: Executor) -> None:
-    """Code that heeds the interrupt loses nothing but its time."""
+    """Code that ends at the interrupt keeps its variables."""
     answer = run_code(picod, "import time\nheld = 1\ntime.sleep(60)", timeout=0.3)
     assert answer["timed_out"] is True
     assert answer["error"]["name"] == "TimeoutError"
@@ -108,7 +108,7 @@ def test_interrupt_ends_the_run_and_nothing_else(picod: Executor) -> None:
 
 
 def test_contexts_do_not_see_each_other(picod: Executor) -> None:
-    """Several contexts, each with variables of its own; a deleted one is gone."""
+    """Several contexts have separate variables; a deleted one no longer exists."""
     made = picod.client.post("/api/contexts", json={"language": "python"})
     assert made.status_code == 201
     other = made.json()["id"]
@@ -199,7 +199,7 @@ def test_code_that_awaits_is_interrupted_too(picod: Executor) -> None:
 
 
 def test_context_that_cannot_start_reports_the_reason(tmp_path: Path) -> None:
-    """An environment without a kernel is named as the cause; bash goes on, and a python3 that is mended is used."""
+    """An environment without a kernel is named as the cause; bash works, and a repaired python3 is used."""
     programs = tmp_path / "bin"
     programs.mkdir()
     python = programs / "python3"
@@ -251,7 +251,7 @@ def test_cell_is_rewritten_once_and_by_registered_transformers(picod: Executor) 
 
 
 def test_no_result_is_lost_while_picod_is_slow(picod: Executor) -> None:
-    """Code that shows thousands of results waits for an executor that stands still, and each of them is counted."""
+    """Code that shows thousands of results waits for an executor that is stopped, and each of them is counted."""
     stand_still = (
         "import os, signal, threading\nos.kill(os.getppid(), signal.SIGSTOP)\n"
         "threading.Timer(0.5, os.kill, (os.getppid(), signal.SIGCONT)).start()"

@@ -106,7 +106,7 @@ def test_broken_channel_is_a_death_of_the_context(picod: Executor) -> None:
     ],
 )
 def test_closed_streams_are_there_again_for_the_next_run(picod: Executor, code: str) -> None:
-    """The run ends in order, and what the next one prints, or its children print, is heard."""
+    """The run ends normally, and the output of the next one and of its children is read."""
     run_code(picod, "mark = 4")
     answer = run_code(picod, code, timeout=20)
     assert (answer["error"], answer.get("timed_out")) == (None, None), answer
@@ -124,7 +124,7 @@ def test_error_without_a_printable_text_is_reported_and_keeps_the_variables(pico
 
 
 def test_children_that_hide_are_gone_when_the_run_is_killed(picod: Executor) -> None:
-    """Sessions and groups of their own, a parent that ignores the interrupt: nothing outlives a run that is killed."""
+    """New sessions and groups, a parent that ignores the interrupt: no process outlives a run that is killed."""
     code = """
 import os, signal, subprocess, sys, time
 for _ in range(20):

@@ -103,7 +103,7 @@ def test_what_pickles_comes_back_and_the_rest_is_named(tmp_path: Path) -> None:
 
 
 def test_suspend_changes_nothing_else_and_may_be_repeated(tmp_path: Path) -> None:
-    """The context goes on as it was; a second save says the same; what is kept goes when the context runs on."""
+    """The context keeps its variables; a second save gives the same; the saved state is deleted when code runs."""
     with interpreter_process(tmp_path) as picod:
         run_code(picod, "x = 1")
         before = files_of(picod)

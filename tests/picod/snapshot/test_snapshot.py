@@ -63,7 +63,7 @@ def restore(picod: Executor, archive: bytes, **query: str) -> httpx.Response:
 
 
 def packed(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
-    """An archive of somebody else's making."""
+    """Write an archive with another program."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for info, data in members:
@@ -462,7 +462,7 @@ def counting(picod: Executor, path: str, token: str) -> threading.Thread:
 
 
 def test_commands_stand_still_while_it_is_read(source: Executor) -> None:
-    """A client that takes its time sees one moment: nothing is written from first byte to last; then all go on."""
+    """A slow client gets the files of one point in time: processes are frozen from the first byte to the last."""
     for number in range(4):
         (source.workspace / f"big{number}").write_bytes(os.urandom(4 << 20))
     (source.workspace / "made").mkdir()
@@ -499,7 +499,7 @@ def unchunked(answer: bytes) -> Iterator[bytes]:
 
 
 def test_client_that_leaves_thaws_commands(source: Executor) -> None:
-    """They are thawed as soon as nobody reads any more, and what a user stopped stays stopped."""
+    """They are thawed as soon as the client has left, and processes that the user had stopped stay stopped."""
     for number in range(4):
         (source.workspace / f"big{number}").write_bytes(os.urandom(4 << 20))
     threads = [

@@ -21,5 +21,5 @@ def make_cluster(**options: Any) -> simulator.Cluster:
 
 
 def in_thread(**options: Any) -> AbstractContextManager[simulator.Cluster]:
-    """The same on a loop of its own, for tests of whole processes."""
+    """The same on its own event loop, for tests of whole processes."""
     return simulator.in_thread(make_cluster, **options)

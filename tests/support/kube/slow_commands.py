@@ -10,7 +10,7 @@ from tests.support.waiting import LIMIT_S
 
 
 def patient(gateway: Server, session: str) -> str:
-    """A command that lasts until it is told to end."""
+    """A command that runs until the test creates the file `go-on`."""
     with httpx.Client(base_url=gateway.url, timeout=LIMIT_S) as client:
         script = "touch waits; while [ ! -e go-on ]; do sleep 0.05; done; echo done"
         headers = {"x-session-id": session}

@@ -172,7 +172,7 @@ class RealCluster:
         self.plane.stop_api()
 
     def create(self, plural: str, name: str, *, namespace: str = "", labels: Any = None, **rest: Any) -> Object:
-        """Put an object there as somebody with all rights would."""
+        """Create an object as a user with all rights would."""
         metadata: Object = {"name": name, **({"labels": labels} if labels else {})}
         return self.objects.create(BY_PLURAL[plural], namespace, {"metadata": metadata, **rest})
 

@@ -1,4 +1,4 @@
-"""A whole cluster: server, controllers, kubelet; in the running loop, or in a thread of its own."""
+"""A whole cluster: server, controllers, kubelet; in the running loop, or in a separate thread."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Cluster:
         await self._serving
 
     def create(self, plural: str, name: str, *, namespace: str = "", labels: Any = None, **rest: Any) -> Object:
-        """Put an object there as somebody with all rights would."""
+        """Create an object as a user with all rights would."""
         metadata: Object = {"name": name, **({"labels": labels} if labels else {})}
         body = {"metadata": metadata, **rest}
         rules.fill(BY_PLURAL[plural], body)
@@ -185,7 +185,7 @@ class _Quiet(uvicorn.Server):
 
 @contextlib.contextmanager
 def in_thread(make: Callable[..., Cluster] = Cluster, **options: Any) -> Iterator[Cluster]:
-    """A cluster on a loop of its own, for tests of whole processes."""
+    """A cluster on its own event loop, for tests of whole processes."""
     started, stop = threading.Event(), threading.Event()
     held: list[Cluster] = []
     made = make(**options)

@@ -1,4 +1,4 @@
-"""Scheduler and kubelet: pods get a node, an address of their own in 127/8, and a real picod that is probed.
+"""Scheduler and kubelet: pods get a node, an address in 127/8, and a real picod that is probed.
 
 Containers run in bubblewrap on the machine's own files, so that the mounts of the pod's spec are real: emptyDirs,
 ConfigMaps, the workspace. A container without `command` runs what our image's entry point is: picod on all addresses,
@@ -76,7 +76,7 @@ class Kubelet:
         return [path for path in self._folder.glob(f"*/{name}") if path.is_dir()]
 
     def lose(self, uid: str) -> None:
-        """The pod's machine is gone: its processes end, and nobody looks after it any more."""
+        """The pod's machine has failed: its processes end, and the kubelet no longer manages it."""
         self._lost.add(uid)
         self._running[uid].task.cancel()
 
@@ -464,7 +464,7 @@ async def _answers(address: str, port: int, path: str, *, any_answer: bool) -> b
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:
-    """All of its group: bwrap's child is told of its parent's death only once it has asked to be."""
+    """Kill its process group: bwrap's child gets its parent's death signal only after it has asked for it."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
