@@ -157,7 +157,7 @@ class ScriptedProvider:
         return session_id if session_id in self.parked else None
 
     async def park(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """What `keep` does."""
+        """Keep the workspace although the sandbox ends: here the same as `keep`."""
         return await self.keep(sandbox_id, session_id)
 
     async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:

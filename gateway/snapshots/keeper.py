@@ -81,7 +81,7 @@ class SnapshotKeeper:
         return None if self._parking is None else await self._parking.keep(sandbox_id, session_id)
 
     async def park(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """See WorkspaceKeeper."""
+        """Have the engine park the workspace, without a copy into the store."""
         return None if self._parking is None else await self._parking.park(sandbox_id, session_id)
 
     async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:

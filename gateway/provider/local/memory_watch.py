@@ -55,7 +55,7 @@ class Usage:
 
     @property
     def total(self) -> int:
-        """Bytes in all."""
+        """All bytes that count towards the limit."""
         sockets = max(0, self.sockets - FREE_SOCKETS) * MAX_SOCKET_BYTES
         return sum(self.processes.values()) + self.own + self.files + sockets
 

@@ -59,7 +59,7 @@ class Pools:
         self._running = False
 
     def open(self) -> None:
-        """Begin to fill the pools."""
+        """Start to fill every pool to its target."""
         self._running = True
         for pool in self._pools.values():
             self._fill(pool)

@@ -174,7 +174,7 @@ class LocalProvider:
         return await self._workspaces.keep(sandbox_id, session_id)
 
     async def park(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """What `keep` does."""
+        """Keep the workspace although the sandbox ends: here the same as `keep`."""
         return await self.keep(sandbox_id, session_id)
 
     async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:

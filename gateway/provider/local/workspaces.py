@@ -152,8 +152,8 @@ class Workspaces:
                 self._orphans[sandbox_id] = held[sandbox_id] = kept
         if held:
             logger.warning(
-                "%d workspaces in %s are of sandboxes that no session's record names; they are kept as long as those"
-                " of sleeping sessions",
+                "%d workspaces in %s belong to no session that has a record; they are kept as long as those of"
+                " hibernated sessions",
                 len(held),
                 self._state_dir.abandoned,
             )
