@@ -158,7 +158,7 @@ async def test_agentcube_health_answers(
     assert sandbox.requests == []
 
 
-async def test_agentcube_start_failure_says_why(open_gateway: OpenScripted) -> None:
+async def test_agentcube_start_failure_has_a_reason(open_gateway: OpenScripted) -> None:
     """503 with Retry-After, in this surface's shape."""
     gateway, _ = await open_gateway()
     gateway.provider.fail_with = SandboxStartError("bwrap is missing")
@@ -381,7 +381,7 @@ async def test_readyz_stays_when_a_runtime_is_added_later(tmp_path: Any) -> None
             assert (await client.get("/readyz")).status_code == status
 
 
-async def test_readyz_tells_of_a_store_that_is_away(open_gateway: OpenScripted) -> None:
+async def test_readyz_reports_an_unavailable_store(open_gateway: OpenScripted) -> None:
     """And so does what needs it, with 503 and Retry-After; /healthz stays well."""
     gateway, _ = await open_gateway()
     await gateway.gateway.store.aclose()
@@ -401,7 +401,7 @@ async def test_readyz_tells_of_a_store_that_is_away(open_gateway: OpenScripted) 
     await gateway.gateway.store.start()
 
 
-async def test_readyz_tells_of_a_state_directory_that_takes_no_write(open_gateway: OpenScripted) -> None:
+async def test_readyz_reports_an_unwritable_state_directory(open_gateway: OpenScripted) -> None:
     """Not writable is not ready: no workspace could be made there."""
     gateway, _ = await open_gateway()
     state = gateway.gateway.settings.state_dir
@@ -428,7 +428,7 @@ async def test_gateway_whose_store_goes_away_still_gets_traffic(open_gateway: Op
     await gateway.gateway.store.start()
 
 
-async def test_readyz_tells_of_the_drain(open_gateway: OpenScripted) -> None:
+async def test_readyz_reports_a_drain(open_gateway: OpenScripted) -> None:
     """A balancer stops sending before the listener goes away."""
     gateway, _ = await open_gateway()
     async with client_of(gateway) as client:
@@ -439,7 +439,7 @@ async def test_readyz_tells_of_the_drain(open_gateway: OpenScripted) -> None:
         assert (reply.status_code, reply.json()["code"]) == (503, "DRAINING")
 
 
-async def test_slow_body_of_a_control_request_is_told_408(open_gateway: OpenScripted) -> None:
+async def test_slow_body_of_a_control_request_gets_408(open_gateway: OpenScripted) -> None:
     """A client that promises a body and sends none does not hold the connection for ever."""
     gateway, _ = await open_gateway(request_idle_timeout=0.3)
     for path, key in (("/v1/sessions", "error"), ("/v1/code-interpreter", "message")):

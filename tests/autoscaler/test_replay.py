@@ -1,4 +1,4 @@
-"""The laboratory: the simulator is right, traces of every format are read, wrong ones are told, reports are whole."""
+"""The laboratory: the simulator is right, traces of every format are read, wrong ones refused, reports are whole."""
 
 from __future__ import annotations
 

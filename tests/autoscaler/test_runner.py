@@ -88,7 +88,7 @@ async def test_busy_runtime_gets_a_pool(store: SqliteStore, clock: ManualClock) 
 
 
 async def test_same_target_is_ordered_once_while_the_provider_lags(store: SqliteStore, clock: ManualClock) -> None:
-    """A provider whose status shows old targets is not told the same twice within the expiry."""
+    """A provider whose status shows old targets does not get the same order twice within the expiry."""
     loop = Loop(store, clock, runtime(mode=PoolMode.FIXED, size=6))
     await loop.begin()
     loop.provider.resizes.clear()
@@ -180,7 +180,7 @@ async def test_signal_counts_a_claim_from_its_beginning(store: SqliteStore, cloc
 
 
 async def test_signal_forgets_waiting_claims_that_failed(store: SqliteStore, clock: ManualClock) -> None:
-    """After ten claims that never got a sandbox, the next miss is told like the first."""
+    """After ten claims that never got a sandbox, the next miss is counted like the first."""
     signal_, now = ClaimSignal(store), clock.now()
     for _ in range(10):
         signal_.waiting(KEY, 1, now)

@@ -102,7 +102,7 @@ def test_loss_is_reported_in_a_tool_result_over_mcp_once(tmp_path: Path) -> None
         assert told not in (None, "none")
         assert text == (
             f"kept\n[the session's sandbox was lost; its files are those of {told}: later changes and variables"
-            " in memory are gone]"
+            " in memory are lost]"
         )
         wait_until(lambda: asyncio.run(call_by_mcp(server, session)) == ("kept", None), "it was told")
         assert "x-wakegate-restored" not in server.run(session, "true").headers

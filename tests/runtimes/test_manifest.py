@@ -130,7 +130,7 @@ def test_catalog_answers_by_key_in_order(tmp_path: Path) -> None:
 
 
 def test_every_error_is_named_at_once_with_file_and_field(tmp_path: Path) -> None:
-    """Over all files and documents, so that one look mends them all."""
+    """Over all files and documents, so that one pass is enough to fix them all."""
     first = write(tmp_path, """\
 apiVersion: v2
 kind: CodeInterpreter

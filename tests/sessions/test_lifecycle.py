@@ -118,9 +118,9 @@ async def test_gateway_ends_while_a_sandbox_stalls(
 
 
 async def test_registered_session_gets_its_sandbox_with_its_first_use(world: World) -> None:
-    """Not before, however long it is idle; nobody is told that anything was lost or woken."""
+    """Not before, however long it is idle, and no loss or wake is reported."""
     woken: list[SessionId] = []
-    world.opener.on_wake(lambda session, runtime, silence: woken.append(session))
+    world.opener.on_wake(lambda session, runtime, idle_s: woken.append(session))
     made = await world.lifecycle.register(KEY, metadata={"a": "b"})
     assert (made.state, made.sandbox, made.owner, made.metadata) == (SessionState.CREATING, None, "", {"a": "b"})
     world.clock.advance(20000)
@@ -172,7 +172,7 @@ async def test_failed_start_leaves_no_record(world: World) -> None:
 
 
 async def test_sandbox_whose_record_cannot_be_written_is_released(world: World) -> None:
-    """A store that is away costs the caller an error, never a sandbox that nobody knows."""
+    """An unavailable store causes an error, and never leaks a sandbox."""
     await world.store.aclose()
     with pytest.raises(StoreUnavailableError):
         await world.lifecycle.create(KEY)
@@ -183,7 +183,7 @@ async def test_sandbox_whose_record_cannot_be_written_is_released(world: World) 
 
 
 async def test_open_finds_the_live_sandbox(world: World) -> None:
-    """The same one, said to be live, without another claim."""
+    """The same sandbox, reported as live, without another claim."""
     made = await world.lifecycle.create(KEY)
     opened = await world.opener.open(made.session.id)
     assert (opened.sandbox, opened.start, opened.restored) == (made.sandbox, StartKind.LIVE, None)
@@ -204,8 +204,8 @@ async def test_open_refuses_unknown_ended_and_expired_sessions(world: World) -> 
         await world.opener.open(expired)
 
 
-async def test_terminate_deletes_the_sandbox_and_says_so_first(world: World) -> None:
-    """Routes are told, the record says why, the sandbox is gone; a second time it is not found."""
+async def test_terminate_writes_the_record_before_it_deletes_the_sandbox(world: World) -> None:
+    """Routes are closed, the record has the reason, the sandbox is deleted; a second call raises not found."""
     made = await world.lifecycle.create(KEY)
     await world.lifecycle.terminate(made.session.id, "enough")
     record = await world.record(made.session.id)
@@ -240,8 +240,8 @@ async def test_lost_sandbox_is_on_record_and_replaced_once(world: World) -> None
     assert (await world.opener.open(made.session.id)).restored is None
 
 
-async def test_loss_that_nobody_was_told_of_outlives_hibernation(world: World) -> None:
-    """It stays due until it was told, also when the session hibernates and wakes in between."""
+async def test_unacknowledged_loss_outlives_hibernation(world: World) -> None:
+    """It is reported until acknowledged, also when the session hibernates and wakes in between."""
     world.runtime = replace(world.runtime, hibernation=HibernationMode.STATE)
     world.restart()
     made = await world.lifecycle.create(KEY)
@@ -263,7 +263,7 @@ async def test_end_of_an_earlier_sandbox_does_not_touch_its_successor(world: Wor
 
 
 async def test_sandbox_that_refuses_is_replaced_and_released(world: World) -> None:
-    """`gone` names the one that nobody answers on; it ends, and what was kept of it is told by its time."""
+    """`unreachable` names a sandbox that refuses connections; it ends, and the loss has the time of its snapshot."""
     made = await world.lifecycle.create(KEY)
     fresh = await world.opener.open(made.session.id, unreachable=made.sandbox.id)
     assert fresh.restored == rfc3339(world.clock.now())
@@ -272,7 +272,7 @@ async def test_sandbox_that_refuses_is_replaced_and_released(world: World) -> No
     assert (again.sandbox, again.start) == (fresh.sandbox, StartKind.LIVE)
 
 
-async def test_limit_of_sandboxes_is_told_and_freed_by_an_end(world: World) -> None:
+async def test_sandbox_limit_refuses_claims_until_a_session_ends(world: World) -> None:
     """At the limit 429 with Retry-After, also while claims are under way; an ended session makes room."""
     world.restart(max_sandboxes=2)
     first = await world.lifecycle.create(KEY)
@@ -324,7 +324,7 @@ async def test_request_in_flight_keeps_a_session(world: World) -> None:
     assert await world.sweeper.sweep() == 1
 
 
-async def test_sessions_that_nobody_wants_copied_are_not_read(world: World) -> None:
+async def test_checkpoint_reads_no_session_without_an_interval(world: World) -> None:
     """A look for sessions to copy costs the store nothing where no runtime asks for it, however many are in use."""
     made = await world.lifecycle.create(KEY)
     assert await world.sweeper.checkpoint() == 0
@@ -402,7 +402,7 @@ async def test_restart_marks_sessions_lost_whose_sandbox_is_gone(world: World) -
     assert (await world.opener.open(lost[0].session.id)).restored == "none"
 
 
-async def test_claims_are_told_from_their_beginning(world: World) -> None:
+async def test_waiting_listeners_are_called_when_a_claim_begins(world: World) -> None:
     """Whoever listens hears of a claim while it waits, and again when it has its sandbox or has failed."""
     heard: list[int] = []
     world.admission.on_waiting(lambda _, change, __: heard.append(change))
@@ -438,7 +438,7 @@ async def test_verbs_on_one_session_take_turns(world: World) -> None:
     assert world.records._locks == {}
 
 
-async def test_claims_are_told_to_listeners_and_lengthen_the_hold(world: World) -> None:
+async def test_claims_are_reported_to_listeners_and_lengthen_the_hold(world: World) -> None:
     """Who learns from claims hears each; slow starts make requests wait longer before they are given up."""
     heard: list[tuple[RuntimeKey, StartKind, float]] = []
     world.admission.on_claim(lambda *claim: heard.append(claim))
@@ -454,7 +454,7 @@ async def test_claims_are_told_to_listeners_and_lengthen_the_hold(world: World) 
 
 
 @pytest.mark.parametrize("mode", [HibernationMode.OFF, HibernationMode.STATE])
-async def test_session_at_work_is_not_put_to_sleep(world: World, mode: HibernationMode) -> None:
+async def test_session_with_background_work_is_not_hibernated(world: World, mode: HibernationMode) -> None:
     """While its sandbox says that something runs there; afterwards a whole idle timeout passes first."""
     world.runtime = replace(world.runtime, hibernation=mode)
     world.restart()
@@ -480,7 +480,7 @@ async def test_session_at_work_is_not_put_to_sleep(world: World, mode: Hibernati
 
 
 @pytest.mark.parametrize("error", [SandboxStartError("away"), TimeoutError()])
-async def test_sandbox_that_cannot_be_asked_keeps_nobody_awake(world: World, error: Exception) -> None:
+async def test_failed_work_check_does_not_prevent_hibernation(world: World, error: Exception) -> None:
     """It may be gone."""
 
     async def check(sandbox: Sandbox, session_id: SessionId) -> bool:

@@ -121,7 +121,7 @@ class Sessions(RuleBasedStateMachine):
         self.world: World | None = None
         self.ids: list[SessionId] = []
         self.possible: dict[SessionId, list[str]] = {}  # what the workspace may hold: the last answered write first
-        self.killed: set[SessionId] = set()  # lost a sandbox since the last answer that said so
+        self.killed: set[SessionId] = set()  # lost a sandbox since the last answer that reported it
         self.tasks: set[asyncio.Task[None]] = set()
         self.wrong: list[str] = []
         self.writes = 0
@@ -166,7 +166,7 @@ class Sessions(RuleBasedStateMachine):
 
     @rule(gateway=st.integers(0, 1), which=st.integers(0, 1), after=st.sampled_from([0.0, 0.005, 0.02, 1.0]))
     def hibernate(self, gateway: int, which: int, after: float) -> None:
-        """Told to sleep, a moment after whatever else is told."""
+        """Hibernate it, a moment after all other actions."""
         if self.ids:
             self.spawn(self._hibernate(gateway, self.ids[which % len(self.ids)], after))
 
@@ -219,7 +219,7 @@ class Sessions(RuleBasedStateMachine):
         """The wall clock is set; all gateways of the world share it."""
         assert self.world is not None
         self.world.clock.jump += seconds
-        # A gateway that seems to have been silent for long is taken for dead, and what it had is taken over.
+        # A gateway that seems to have sent no heartbeat for long counts as dead, and its sessions are taken over.
         self.jumped = self.jumped or (seconds > 8.0 and not self.world.shared_provider)
         self.run(self._announce())
 
@@ -321,7 +321,7 @@ class Sessions(RuleBasedStateMachine):
             activity.last = self.world.clock.now()
 
     def _look(self, session: SessionId, opened: Opened) -> None:
-        """What is in the workspace is the last write that was answered, or a loss was possible and is told."""
+        """What is in the workspace is the last write that was answered, or a loss was possible and is reported."""
         assert self.world is not None
         engine = self.world.reach(opened.sandbox.id)
         if engine is None:

@@ -92,7 +92,7 @@ async def test_lost_record_of_a_parked_session_is_written_again(world: World) ->
 
 
 async def test_sandbox_without_any_record_is_kept_before_it_ends(world: World) -> None:
-    """It does not live on for ever, and its workspace stays for the retention of sleeping sessions."""
+    """It does not live on for ever, and its workspace stays for the retention of hibernated sessions."""
     unknown = SessionId("unknown")
     sandbox = await world.provider.claim(KEY, unknown)
     world.provider.contents[sandbox.id] = "precious"

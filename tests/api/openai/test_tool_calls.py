@@ -62,7 +62,7 @@ async def content(client: httpx.AsyncClient, body: Any, **headers: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("answer", "status", "said"),
+    ("answer", "status", "expected"),
     [
         (b"not JSON", "200 OK", "Error (bad_answer)"),
         (b"[]", "200 OK", "Error (bad_answer)"),
@@ -72,7 +72,7 @@ async def content(client: httpx.AsyncClient, body: Any, **headers: str) -> str:
     ],
 )
 async def test_odd_answers_of_a_sandbox_are_failures_for_the_model(
-    open_gateway: OpenScripted, answer: bytes, status: str, said: str
+    open_gateway: OpenScripted, answer: bytes, status: str, expected: str
 ) -> None:
     """Whatever took picod's place says."""
 
@@ -82,10 +82,10 @@ async def test_odd_answers_of_a_sandbox_are_failures_for_the_model(
 
     gateway, _ = await open_gateway(commands(script))
     async with client_of(gateway) as client:
-        assert (await content(client, [chat_call("a", "run_shell", command="x")])).startswith(said)
+        assert (await content(client, [chat_call("a", "run_shell", command="x")])).startswith(expected)
 
 
-async def test_sandbox_that_dies_is_told_and_not_run_again(open_gateway: OpenScripted) -> None:
+async def test_call_in_a_sandbox_that_dies_fails_and_is_not_run_again(open_gateway: OpenScripted) -> None:
     """The call may have run, so its retry gets the same answer, and the sandbox no second request."""
 
     async def script(call: Call) -> None:
@@ -97,9 +97,9 @@ async def test_sandbox_that_dies_is_told_and_not_run_again(open_gateway: OpenScr
     async with client_of(gateway) as client:
         for attempt in ("0", "1"):
             headers = {"x-session-id": session, "x-stainless-retry-count": attempt}
-            said = await content(client, [chat_call("a", "run_shell", command="x")], **headers)
-            assert said.startswith("Error (sandbox_lost)")
-            assert said.endswith("it may or may not have run")
+            answer = await content(client, [chat_call("a", "run_shell", command="x")], **headers)
+            assert answer.startswith("Error (sandbox_lost)")
+            assert answer.endswith("it may or may not have run")
     assert executions(sandbox) == 1
 
 
@@ -128,7 +128,7 @@ async def test_client_that_leaves_finds_the_result_when_it_asks_again(open_gatew
     assert executions(sandbox) == 1
 
 
-async def test_stream_is_not_silent_for_long(open_gateway: OpenScripted, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_quiet_stream_sends_heartbeats(open_gateway: OpenScripted, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that says nothing has comments sent, so that nobody on the way takes the stream for dead."""
     monkeypatch.setattr(tool_call_stream, "HEARTBEAT_S", 0.02)
     go = asyncio.Event()

@@ -29,7 +29,7 @@ def test_paths_are_relative_to_the_workspace(path: str, relative: str) -> None:
 @pytest.mark.parametrize(
     "path", ["/tmp/x", "/workspaces/x", "/etc/passwd", "", "/workspace", "a\0b", "\ud800", "x" * 5000]
 )
-def test_paths_that_lead_elsewhere_are_told_to_the_model(path: str) -> None:
+def test_paths_outside_the_workspace_are_refused(path: str) -> None:
     """Rather than read another file of the same name."""
     with pytest.raises(ArgumentError, match="path: "):
         file_target(path)
@@ -41,7 +41,7 @@ def test_paths_are_encoded() -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"codes": "1"}, {"code": "1", "context": "x"}])
-def test_unknown_arguments_are_told_with_those_there_are(arguments: dict[str, Any]) -> None:
+def test_unknown_arguments_are_refused_with_the_known_ones(arguments: dict[str, Any]) -> None:
     """A model that spells one wrong should not wonder why it had no effect."""
     with pytest.raises(ArgumentError, match="unknown argument; run_python takes code, timeout"):
         check_names("run_python", arguments)

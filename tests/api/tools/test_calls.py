@@ -44,7 +44,7 @@ def test_calls_every_form_means_the_same(body: Any, shape: Shape) -> None:
 
 
 def test_calls_message_without_calls_is_no_error() -> None:
-    """So that a loop may post whatever its model said."""
+    """So that a loop can post every message of its model."""
     assert parse_tool_calls({"role": "assistant", "content": "done"}).calls == ()
     assert parse_tool_calls({"output": [{"type": "message", "content": []}]}).shape is Shape.RESPONSES
 
@@ -54,7 +54,7 @@ def test_calls_message_without_calls_is_no_error() -> None:
                   '"5"', {"a": "\ud800"}]
 )  # fmt: skip
 def test_calls_malformed_arguments_are_an_answer_for_the_model(arguments: Any) -> None:
-    """Never an error of the request: the model made the mistake and can mend it."""
+    """Never an error of the request: the model made the mistake and can correct it."""
     call = {"id": "c1", "type": "function", "function": {"name": "run_shell", "arguments": arguments}}
     problem = parse_tool_calls([call]).calls[0].problem
     assert problem is not None

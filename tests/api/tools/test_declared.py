@@ -60,7 +60,7 @@ def test_declared_names_keep_clear_of_the_built_in_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"name": "run_python"}, "tools[0].name"),
         ({"name": "a b"}, "tools[0].name"),
@@ -75,15 +75,15 @@ def test_declared_names_keep_clear_of_the_built_in_ones() -> None:
         ({"parallel": "yes"}, "tools[0].parallel"),
     ],
 )
-def test_declared_tool_that_is_wrong_is_named(change: dict[str, Any], said: str) -> None:
+def test_declared_tool_that_is_wrong_is_named(change: dict[str, Any], message: str) -> None:
     """With the field's path."""
     _, problems = parse({**USUAL, **change})
     assert len(problems) == 1
-    assert said in problems[0]
+    assert message in problems[0]
 
 
 @pytest.mark.parametrize(
-    ("python", "said"),
+    ("python", "message"),
     [
         ({"function": "f"}, "python.file"),
         ({"file": "absent.py", "function": "f"}, "cannot be read: No such file"),
@@ -93,11 +93,11 @@ def test_declared_tool_that_is_wrong_is_named(change: dict[str, Any], said: str)
         ([], "expected a mapping with function"),
     ],
 )
-def test_declared_function_that_is_wrong_is_named(python: Any, said: str, tmp_path: Path) -> None:
+def test_declared_function_that_is_wrong_is_named(python: Any, message: str, tmp_path: Path) -> None:
     """Before anything starts, not when a model calls it."""
     _, problems = parse({"name": "t", "description": "d", "python": python}, folder=tmp_path)
     assert len(problems) == 1
-    assert said in problems[0]
+    assert message in problems[0]
 
 
 def test_declared_twice_is_one_too_many() -> None:
@@ -106,15 +106,15 @@ def test_declared_twice_is_one_too_many() -> None:
 
 
 def test_declared_arguments_are_checked_against_the_schema() -> None:
-    """What is wrong is said with its place; a reference leads nowhere."""
+    """Errors have the path of the argument; a reference resolves to nothing outside of the schema."""
     tool = DeclaredTool("t", "d", SCHEMA, ("wc",))
     check(tool, {"path": "x", "n": 2})
-    for wrong, said in (
+    for wrong, message in (
         ({}, "'path' is a required property"),
         ({"path": 5}, "path: 5 is not"),
         ({"path": "x", "n": 0}, "n:"),
     ):
-        with pytest.raises(ArgumentError, match=said):
+        with pytest.raises(ArgumentError, match=message):
             check(tool, wrong)
 
 

@@ -34,7 +34,7 @@ def test_result_of_code_reads_like_a_session() -> None:
     assert from_run_code({"results": [PNG]}).text == ""
 
 
-def test_result_of_failing_code_tells_kind_message_and_end_of_traceback() -> None:
+def test_result_of_failing_code_has_kind_message_and_end_of_traceback() -> None:
     """Without the colours of a terminal, and with what was printed before."""
     lines = ["\x1b[0;31mTraceback\x1b[0m"] + [f"  line {number}" for number in range(2000)] + ["ValueError: bad"]
     result = from_run_code({"stdout": "so far\n", "error": {"name": "ValueError", "value": "bad", "traceback": lines}})
@@ -48,7 +48,7 @@ def test_result_of_failing_code_tells_kind_message_and_end_of_traceback() -> Non
     assert len(result.text) < MAX_TRACEBACK_CHARS + 200
 
 
-def test_result_of_a_command_tells_status_timeout_and_cuts() -> None:
+def test_result_of_a_command_has_status_timeout_and_truncation() -> None:
     """A status other than 0 is a failure with its output."""
     assert from_execute({"exit_code": 0, "stdout": "ok\n", "stderr": ""}) == ToolResult("ok")
     failed = from_execute({"exit_code": 3, "stdout": "", "stderr": "no\n"})
@@ -62,7 +62,7 @@ def test_result_of_a_command_tells_status_timeout_and_cuts() -> None:
     assert cut.text.endswith("[stdout was cut off; all of it is in .wakegate/o]")
 
 
-def test_result_long_text_keeps_both_ends_and_says_what_is_missing() -> None:
+def test_result_long_text_keeps_both_ends_and_counts_what_is_left_out() -> None:
     """A model must not take a part for the whole."""
     result = from_execute({"exit_code": 0, "stdout": "A" + "x" * 10 * MAX_TEXT_CHARS + "Z", "stderr": ""})
     assert result.text[0] == "A"
@@ -122,7 +122,7 @@ def test_messages_carry_pictures_where_the_form_allows() -> None:
         ({"text/plain": "   price\n0  3", "text/html": "<table></table>"}, "   price\n0  3"),
     ],
 )
-def test_text_of_a_result_is_the_form_that_says_something(result: dict[str, Any], text: str) -> None:
+def test_text_of_a_result_is_its_most_readable_form(result: dict[str, Any], text: str) -> None:
     """Markdown, HTML, JSON and LaTeX reach the model where the plain form only names a class."""
     assert from_run_code({"results": [result]}).text == text
 

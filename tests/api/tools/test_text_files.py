@@ -27,7 +27,7 @@ def test_pages_of_utf8_join_to_the_file(text: str, length: int) -> None:
     assert "".join(parts) == text
 
 
-def test_page_that_begins_within_a_character_says_where_it_begins() -> None:
+def test_page_that_begins_within_a_character_has_its_true_start() -> None:
     """The bytes before are those of another page."""
     data = "é".encode() * 5
     page = decode_page(data[1:], 1, len(data))
