@@ -186,8 +186,8 @@ GOOD = Settings(workers=2, engine="kubernetes", store="redis://h/0", port=8080)
         ({"store": ""}, "--store redis://HOST/0"),
         ({"store": "sqlite:///a/b"}, "--store redis://HOST/0"),
         ({"workers": 65}, "at most 64"),
-        ({"worker_port": 8079}, "without --port 8080"),
-        ({"worker_port": 65535}, "up to 65535"),
+        ({"worker_port": 8079}, "does not contain --port 8080"),
+        ({"worker_port": 65535}, "ends at 65535 or below"),
     ],
 )
 def test_workers_are_refused_where_they_could_not_work(changed: dict[str, object], said: str) -> None:
