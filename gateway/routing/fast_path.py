@@ -26,9 +26,9 @@ from gateway.routing.batch import WriteBatch
 from gateway.routing.connection import UpstreamConnection
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.exchange import WATCH_AFTER_S, last_chunks
-from gateway.routing.headers import response_lines
 from gateway.routing.heads import PORTS, request_head
 from gateway.routing.incoming import Incoming
+from gateway.routing.response_headers import response_lines
 from gateway.routing.route import Route
 from gateway.routing.target import Target
 from gateway.routing.ticker import Ticker

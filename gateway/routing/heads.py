@@ -1,12 +1,13 @@
 """The head that a sandbox is sent, and the fields that its client gets back with an answer. No I/O.
 
-headers.py reads what either side sent; here it meets the route, and what is known of how long each stage took.
+headers.py and response_headers.py read what either side sent; here it meets the route, and the times of the stages.
 """
 
 from __future__ import annotations
 
 from gateway.core.model import Kind, StartKind
-from gateway.routing.headers import Headers, Request, confine_cookies, next_hop, origin_line, read_response
+from gateway.routing.headers import Headers, Request, next_hop, origin_line
+from gateway.routing.response_headers import confine_cookies, read_response
 from gateway.routing.responses import Scope
 from gateway.routing.route import Reservation, Route
 from gateway.routing.target import Target

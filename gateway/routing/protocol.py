@@ -11,9 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
-from urllib.parse import unquote
 
 import httptools
 from uvicorn.config import Config
@@ -29,7 +27,7 @@ from gateway.routing.connection_limit import ConnectionLimit, Reclaimable
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.fast_path import FastPath
 from gateway.routing.heads import EMPTY_QUERY
-from gateway.routing.raw_target import encode_line, encode_target, sent_target
+from gateway.routing.raw_target import encode_line, sent_target, split_target
 from gateway.routing.responses import error_body, error_fields
 from gateway.routing.upgrade import is_websocket, parser_behind_head, request_parser, websocket_head
 
@@ -205,7 +203,7 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
         method = parser.get_method().decode("ascii")
         if method == "CONNECT":
             raise BadRequestError("this is no forward proxy: CONNECT is not served")
-        raw_path, path, query = _split_kept(target) if len(target) < 256 else _split_target(target)
+        raw_path, path, query = split_target(target)
         scope: Any = {
             "type": "http",
             "asgi": _ASGI,
@@ -374,23 +372,6 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
             % (STATUS_LINE[error.status], lines, len(body), body)
         )
         self.transport.close()
-
-
-def _split_target(url: bytes) -> tuple[bytes, str, bytes]:
-    """(raw path, decoded path, query) of a request target. Raises HttpParserInvalidURLError, BadRequestError."""
-    if not url.startswith(b"/"):
-        # Absolute form (RFC 9112 3.2.2), or one that is no path at all: the rare cases go through the full parser.
-        parsed = httptools.parse_url(encode_target(url))
-        if not parsed.schema:
-            raise BadRequestError("the request's target is not a path")
-        raw, query = parsed.path or b"/", parsed.query or b""
-    else:
-        raw, _, query = url.partition(b"#")[0].partition(b"?")
-    path = raw.decode("latin-1")
-    return raw, unquote(path) if "%" in path else path, query
-
-
-_split_kept = lru_cache(maxsize=1024)(_split_target)  # clients call the same few short targets again and again
 
 
 def _parser_problem(error: httptools.HttpParserError) -> WakegateError:

@@ -25,10 +25,10 @@ from gateway.routing.activator import Activator
 from gateway.routing.cors import answer_preflight, readable
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.exchange import ClientGoneError, Exchange, TimeLimits
-from gateway.routing.headers import read_peer_response
 from gateway.routing.heads import request_head, response_fields, stages_of
 from gateway.routing.incoming import Incoming
 from gateway.routing.request_ids import id_field, id_in
+from gateway.routing.response_headers import read_peer_response
 from gateway.routing.responses import (
     ASGIApp,
     Receive,

@@ -23,10 +23,11 @@ from gateway.observability.counters import Counters
 from gateway.observability.request_record import Observer, Record
 from gateway.routing.access import AccessPolicy
 from gateway.routing.activator import Activator
-from gateway.routing.headers import GATEWAY_FIELDS, Request, next_hop, read_peer_response, read_response
+from gateway.routing.headers import Request, next_hop
 from gateway.routing.heads import is_picods, sandbox_fields
 from gateway.routing.incoming import Incoming, raw_path
 from gateway.routing.request_ids import id_field
+from gateway.routing.response_headers import GATEWAY_FIELDS, read_peer_response, read_response
 from gateway.routing.responses import (
     Headers,
     Receive,

@@ -152,9 +152,7 @@ async def test_slot_queue_is_bounded(tmp_path: Path) -> None:
         waiting.cancel()
 
 
-async def test_request_that_finds_no_free_slot_is_told_to_come_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_request_that_finds_no_free_slot_gets_429(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the time of the hold rule, but with 429 and Retry-After: the sandbox lives, its session keeps it busy."""
     monkeypatch.setattr("gateway.sessions.admission.MIN_HOLD_S", 0.2)
     async with world(tmp_path, slots_per_sandbox=2) as w:

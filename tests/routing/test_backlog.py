@@ -29,7 +29,7 @@ def slow(gateway: Served, seconds: float) -> None:
     gateway.provider.cold_seconds = seconds
 
 
-async def test_spike_that_starts_cannot_keep_up_with_is_told_to_come_back(tmp_path: Path, short_hold: None) -> None:
+async def test_spike_that_starts_cannot_keep_up_with_gets_429(tmp_path: Path, short_hold: None) -> None:
     """Some are served within the hold; all others hear 429 and when to come back, whether they waited or not."""
     async with served(tmp_path, ScriptedProvider(), runtimes=[default_runtime(0)]) as gateway:
         slow(gateway, 0.1)

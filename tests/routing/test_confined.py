@@ -6,7 +6,8 @@ import pytest
 
 from gateway.core.settings import Settings
 from gateway.routing.access import AccessPolicy
-from gateway.routing.headers import confine_cookies, read_request
+from gateway.routing.headers import read_request
+from gateway.routing.response_headers import confine_cookies
 from tests.support.scripted import Call, OpenScripted, get
 
 ON_UVLOOP = True

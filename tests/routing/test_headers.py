@@ -7,7 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.core.errors import BadRequestError
-from gateway.routing.headers import HOP_BY_HOP, Request, read_request, read_response
+from gateway.routing.headers import HOP_BY_HOP, Request, read_request
+from gateway.routing.response_headers import read_response
 from gateway.routing.target import SESSION_HEADERS
 
 CLIENT = ("192.0.2.7", 5000)

@@ -137,7 +137,7 @@ async def test_absolute_form_names_a_path_and_no_other_host(open_gateway: OpenSc
     assert sandbox.requests[0].start == "GET /a/b?c HTTP/1.1"
 
 
-async def test_slow_head_is_told_408(open_gateway: OpenScripted) -> None:
+async def test_slow_head_gets_408(open_gateway: OpenScripted) -> None:
     """A client that drips its head is answered once the time is over, though its bytes never stop."""
     gateway, sandbox = await open_gateway(request_head_timeout=0.4)
     client = await gateway.connect()
@@ -156,7 +156,7 @@ async def test_slow_head_is_told_408(open_gateway: OpenScripted) -> None:
     assert sandbox.requests == []
 
 
-async def test_slow_head_of_a_later_request_is_told_408(open_gateway: OpenScripted) -> None:
+async def test_slow_head_of_a_later_request_gets_408(open_gateway: OpenScripted) -> None:
     """The bound holds for each request of a connection."""
     gateway, _ = await open_gateway(request_head_timeout=0.3)
     client = await gateway.connect()
@@ -186,6 +186,18 @@ async def test_head_in_small_pieces_is_read(open_gateway: OpenScripted) -> None:
         await asyncio.sleep(0)
     assert (await client.answer()).status == 200
     assert sandbox.requests[0].body == b"abc"
+
+
+async def test_large_head_of_a_later_request_in_pieces_gets_431(open_gateway: OpenScripted) -> None:
+    """The first piece counts, also where an earlier request came on the connection."""
+    gateway, _ = await open_gateway()
+    client = await gateway.connect()
+    assert (await client.ask("GET /healthz HTTP/1.1\nhost: h")).status == 200
+    await client.send(b"GET /healthz HTTP/1.1\r\nhost: h\r\nx-a: " + b"a" * 60_000)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await client.send(b"b" * 8_000 + b"\r\n\r\n")
+    assert (await client.answer()).status == 431
 
 
 async def test_upgrade_to_anything_but_websocket_is_ignored(open_gateway: OpenScripted) -> None:

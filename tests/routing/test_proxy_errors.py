@@ -88,7 +88,7 @@ async def test_unknown_paths_of_agentcube_get_the_plain_404(open_gateway: OpenSc
         ("DELETE /v1/tools", "GET, HEAD"),
     ],
 )
-async def test_wrong_method_is_told_the_right_ones(open_gateway: OpenScripted, start: str, allowed: str) -> None:
+async def test_wrong_method_gets_405_and_allow(open_gateway: OpenScripted, start: str, allowed: str) -> None:
     """405 with Allow, and the same in words, in the shape of that API."""
     gateway, _ = await open_gateway()
     answer = await gateway.ask(f"{start} HTTP/1.1\nhost: h\ncontent-length: 0")

@@ -11,7 +11,7 @@ ON_UVLOOP = True
 MB = 1 << 20
 
 
-async def test_silent_uploader_is_told_408(open_gateway: OpenScripted) -> None:
+async def test_silent_uploader_gets_408(open_gateway: OpenScripted) -> None:
     """A body that stops coming ends after the idle time of that direction, also once part of it was sent on."""
 
     async def script(call: Call) -> None:

@@ -17,7 +17,7 @@ from tests.support.waiting import eventually
 ON_UVLOOP = True
 
 
-async def test_sandbox_that_refuses_is_replaced_and_the_client_is_told_once(open_gateway: OpenScripted) -> None:
+async def test_sandbox_that_refuses_is_replaced_and_one_answer_says_so(open_gateway: OpenScripted) -> None:
     """Nothing was sent to the dead one, so a fresh one gets the request; the answer says what was restored."""
     gateway, old = await open_gateway()
     session = await gateway.session()

@@ -145,7 +145,7 @@ async def test_client_that_vanishes_ends_the_sandbox_side(tmp_path: Path) -> Non
         await eventually(lambda: open_slots(gateway) == 0, "the slot is given back")
 
 
-async def test_sandbox_that_dies_is_told_as_bad_gateway(tmp_path: Path) -> None:
+async def test_sandbox_that_dies_closes_its_sockets_with_1014(tmp_path: Path) -> None:
     """1014, and never a normal end."""
 
     async def handler(connection: ServerConnection) -> None:
@@ -433,7 +433,7 @@ async def _ended(tmp_path: Path, end: Callable[[Served, SessionId], Awaitable[ob
         return client.close_code, client.close_reason or ""
 
 
-async def test_socket_of_a_hibernated_session_is_told_to_come_back(tmp_path: Path) -> None:
+async def test_socket_of_a_hibernated_session_closes_with_1001(tmp_path: Path) -> None:
     """It is closed with 1001 and the advice to connect again."""
     code, reason = await _ended(
         tmp_path, lambda gateway, session: gateway.gateway.sessions.hibernator.hibernate(session)
@@ -441,7 +441,7 @@ async def test_socket_of_a_hibernated_session_is_told_to_come_back(tmp_path: Pat
     assert (code, reason) == (1001, "the session was hibernated; connect again to wake it")
 
 
-async def test_socket_of_a_deleted_session_is_told_so(tmp_path: Path) -> None:
+async def test_socket_of_a_deleted_session_closes_with_1000(tmp_path: Path) -> None:
     """1000 with the reason that the session's record has, as much of it as fits."""
     why = "x" * 200
 
