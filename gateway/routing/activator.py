@@ -13,7 +13,6 @@ import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
-from urllib.parse import urlsplit
 
 from gateway.core.background import Tasks
 from gateway.core.certificates import default_peer_context
@@ -30,21 +29,20 @@ from gateway.core.errors import (
 from gateway.core.identity import ANONYMOUS, Identity
 from gateway.core.identity import current as current_caller
 from gateway.core.interfaces import RuntimeCatalog
-from gateway.core.model import Endpoint, Kind, RuntimeKey, Sandbox, SandboxId, SessionId, SessionState, StartKind
+from gateway.core.model import RuntimeKey, SandboxId, SessionId, SessionState, StartKind
 from gateway.observability.counters import Counters
-from gateway.routing.pool import UpstreamPool
 from gateway.routing.route import HoldLimits, Reservation, Route
+from gateway.routing.route_builder import RouteBuilder
 from gateway.routing.target import Target
 from gateway.sandbox.tokens import TokenIssuer
 from gateway.sessions.activation import Opened, SessionOpener
-from gateway.sessions.activity import Activity, SessionActivity
+from gateway.sessions.activity import Activity
 from gateway.sessions.admission import Admission
 from gateway.sessions.bindings import Bindings
 from gateway.sessions.idleness import HEARTBEAT_INTERVAL_S
 from gateway.sessions.lifecycle import Lifecycle
 from gateway.sessions.membership import ElsewhereError, Peer, peer_sandbox
 from gateway.sessions.records import unknown_session
-from picod.wire import HEALTH_PATH
 
 logger = logging.getLogger(__name__)
 
@@ -80,15 +78,20 @@ class Activator:
         self._lifecycle = lifecycle
         self._opener = opener
         self._admission = admission
-        self._peer_tls = peer_tls  # for gateways whose address is an https one
         self._shared_provider = shared_provider  # other gateways reach the same sandboxes
-        self._catalog = catalog
-        self._tokens = tokens
+        self._builder = RouteBuilder(
+            catalog,
+            tokens,
+            activity,
+            clock,
+            counters,
+            limits=limits,
+            connect_timeout=connect_timeout,
+            peer_tls=peer_tls,
+        )
         self._activity = activity
         self._clock = clock
-        self._counters = counters
         self._limits = limits
-        self._connect_timeout = connect_timeout
         self._flights: dict[SessionId, asyncio.Task[Opened]] = {}
         self._waiting: dict[SessionId, int] = {}
         self._background = Tasks()
@@ -121,7 +124,7 @@ class Activator:
         if route.peer and target.passed_on:
             return False
         if now >= route.head_until:
-            self._renew_head(route)
+            self._builder.renew_head(route)
         return True
 
     async def reserve(self, target: Target, *, unreachable: SandboxId | None = None) -> Reservation:
@@ -264,59 +267,21 @@ class Activator:
         session, sandbox = opened.session, opened.sandbox
         route = self.routes.get(session.id)
         if route is None or route.sandbox.id != sandbox.id:
-            # Only picod is known to answer for its health without side effects; an agent's server may do anything.
-            probe = HEALTH_PATH.encode() if session.runtime.kind is Kind.CODE_INTERPRETER else b""
-            route = self.routes[session.id] = Route(
-                session,
-                sandbox,
-                UpstreamPool(sandbox.endpoint, connect_timeout=self._connect_timeout, probe=probe),
-                self._activity.of(session.id, self._clock.now()),
-                self._limits,
-                self._counters.of(session.runtime),
-                branches=self._branches(session.runtime, sandbox.endpoint),
-            )
+            route = self.routes[session.id] = self._builder.build(session, sandbox)
         route.set_restored(opened.restored)
         if self._shared_provider:
             route.trust_until(self._clock.now() + TRUSTED_S)
         if self._clock.now() >= route.head_until:
-            self._renew_head(route)
+            self._builder.renew_head(route)
         return route
-
-    def _branches(self, key: RuntimeKey, endpoint: Endpoint) -> tuple[tuple[bytes, UpstreamPool], ...]:
-        runtime = self._catalog.get(key)
-        if runtime is None or not runtime.target_ports or endpoint.host is None:
-            return ()
-        return tuple(
-            (
-                prefix.encode(),
-                UpstreamPool(Endpoint(host=endpoint.host, port=port), connect_timeout=self._connect_timeout),
-            )
-            for prefix, port in runtime.target_ports
-        )
 
     async def _peer_route(self, session_id: SessionId, peer: Peer) -> Route:
         """The route to the gateway that has the session, which counts its activity and limits its slots."""
         session = await self._lifecycle.get_cached(session_id)
-        now = self._clock.now()
         route = self.routes.get(session_id)
         if route is None or route.sandbox.id != peer_sandbox(peer):
-            address = urlsplit(peer.address)
-            secure = address.scheme == "https"
-            endpoint = Endpoint(host=address.hostname, port=address.port or (443 if secure else 80))
-            sandbox = Sandbox(peer_sandbox(peer), session.runtime, endpoint, StartKind.LIVE, now, session_id)
-            pool = UpstreamPool(endpoint, connect_timeout=self._connect_timeout, tls=self._peer_tls if secure else None)
-            route = Route(
-                session,
-                sandbox,
-                pool,
-                SessionActivity(now),
-                self._limits,
-                self._counters.of(session.runtime),
-                peer=True,
-            )
-            self.routes[session_id] = route
-        route.set_head(_first_lines(route), float("inf"))  # the other gateway signs
-        route.trust_until(now + TRUSTED_S)
+            route = self.routes[session_id] = self._builder.build_to_peer(session, peer)
+        route.trust_until(self._clock.now() + TRUSTED_S)
         return route
 
     def forget_quiet(self) -> None:
@@ -325,15 +290,6 @@ class Activator:
         for route in list(self.routes.values()):
             if not route.in_flight and now - route.activity.last > route.idle_timeout / 2:
                 self.drop(route.session_id, route.sandbox.id)
-
-    def _renew_head(self, route: Route) -> None:
-        lines = _first_lines(route)
-        runtime = self._catalog.get(route.runtime)
-        if runtime is not None and not runtime.auth:
-            route.set_head(lines, float("inf"))
-            return
-        token, until = self._tokens.issue(route.sandbox.id, route.session_id)
-        route.set_head(b"%bauthorization: Bearer %b\r\n" % (lines, token), until)
 
     async def _join_flight(self, session_id: SessionId, unreachable: SandboxId | None) -> Opened:
         waiting = self._waiting.get(session_id, 0)
@@ -376,11 +332,6 @@ class _Wait:
             return Reservation(route, StartKind.LIVE, route.restored, queue_s=waited)
         queue_s = max(0.0, waited - opened.claim_s - opened.restore_s)
         return Reservation(route, opened.start, opened.restored, queue_s, opened.claim_s, opened.restore_s)
-
-
-def _first_lines(route: Route) -> bytes:
-    """The header lines of every request on a route, without a token."""
-    return b"host: %b\r\nx-agentcube-session-id: %b\r\n" % (route.pool.host, route.session_id_bytes)
 
 
 def _require_visible(route: Route, caller: Identity) -> None:
