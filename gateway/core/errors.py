@@ -9,6 +9,7 @@
     │   ├── SessionNotFoundError                 no such session, or not under this runtime
     │   └── RuntimeNotFoundError
     ├── RequestTimeoutError 408 REQUEST_TIMEOUT  the client did not finish sending its request in time
+    ├── IdempotencyKeyReusedError 422            the key came with another request before
     ├── ConflictError 409 CONFLICT               the session is not in a state that allows this
     ├── QueueFullError 429 OVERLOADED            a bounded queue is full (Retry-After)
     ├── UpstreamConnectError 502 SANDBOX_UNREACHABLE   nothing was sent; safe to try again
@@ -127,6 +128,13 @@ class RequestTimeoutError(WakegateError):
 
     status = 408
     code = "REQUEST_TIMEOUT"
+
+
+class IdempotencyKeyReusedError(WakegateError):
+    """The Idempotency-Key came with another request before, so what it asks for is not known."""
+
+    status = 422
+    code = "IDEMPOTENCY_KEY_REUSED"
 
 
 class ConflictError(WakegateError):

@@ -93,7 +93,7 @@ class ToolService:
         self._catalog = catalog
         self._caller = caller
         self.results = IdempotencyCache[ToolResult](clock, lambda result: result.size)
-        self.turns = Turns(caller)
+        self.turns = Turns(caller, clock)
 
     async def tools(self, session_id: SessionId) -> dict[str, Tool]:
         """The tools of a session by name, without waking it. Raises SessionNotFoundError."""

@@ -3,7 +3,8 @@
 Models reuse call ids (`call_0` in every turn), and repeat a call because its result may have changed, so neither an
 equal id nor equal arguments make a retry. A message is a retry of an equal earlier one in these cases:
 
-    Idempotency-Key: K               both have the same key, within ten minutes
+    Idempotency-Key: K               both have the same key, within ten minutes, whatever came between them; another
+                                     message under that key is refused
     x-stainless-retry-count: N > 0   counted by the SDKs of OpenAI and Anthropic; no other message has come since the
                                      answer to the earlier one
     neither                          the earlier one is not answered yet: it still runs, or its client has left
@@ -33,7 +34,8 @@ from dataclasses import dataclass, field
 import orjson
 
 from gateway.api.tools.calls import Call
-from gateway.core.errors import WakegateError
+from gateway.core.clock import Clock
+from gateway.core.errors import IdempotencyKeyReusedError, WakegateError
 from gateway.core.interfaces import SandboxCaller
 from gateway.core.model import SessionId
 
@@ -43,6 +45,8 @@ FILE = ".wakegate/tool_calls.json"  # in the workspace; not among the files that
 _TARGET = f"/api/files/{FILE}"
 _MAX_SESSIONS = 4096
 _MAX_PENDING = 32  # messages of one session without a delivered answer
+KEY_LIFETIME_S = 600.0  # of an Idempotency-Key: as long as results are kept, here and in picod
+_MAX_KEYED = 32  # Idempotency-Keys of one session
 _MAX_FILE_BYTES = 16 << 10
 _TIMEOUT_S = 5.0  # the file is small, and a sandbox that does not answer must not delay a call for long
 _HEX = re.compile(r"[0-9a-f]{32}")
@@ -67,14 +71,20 @@ class Turn:
 
 @dataclass(slots=True)
 class TurnState:
-    """The unanswered messages of one session and the last answered one. Pure: `new_epoch` is an argument."""
+    """The unanswered messages of one session and the last answered one. Pure: time and `new_epoch` are arguments."""
 
     epoch: str = ""
     pending: dict[str, str] = field(default_factory=dict)  # digest -> key of messages whose answer is due
     answered: tuple[str, str] | None = None  # the last delivered one, until another message acknowledges it
+    keyed: dict[str, tuple[str, float]] = field(default_factory=dict)  # Idempotency-Key -> digest, until when it holds
 
-    def begin(self, digest: str, hints: RetryHints) -> str:
-        """Return the key of a message: a new one, or that of the attempt which it retries."""
+    def begin(self, digest: str, hints: RetryHints, now: float) -> str:
+        """Return the key of a message: a new one, or that of the attempt which it retries. `now` in epoch seconds.
+
+        Raises IdempotencyKeyReusedError.
+        """
+        if hints.idempotency_key:
+            self._claim(digest_of("key", hints.idempotency_key), digest, now)
         answered = self.answered if self.answered is not None and self.answered[0] == digest else None
         if hints.idempotency_key:
             key = digest_of("key", hints.idempotency_key, digest)
@@ -93,6 +103,20 @@ class TurnState:
             del self.pending[next(iter(self.pending))]
         return key
 
+    def _claim(self, idempotency_key: str, digest: str, now: float) -> None:
+        """Bind the key to this message for as long as results are kept, from its first use on."""
+        bound, until = self.keyed.get(idempotency_key, (digest, 0.0))
+        if until > now:
+            if bound != digest:
+                raise IdempotencyKeyReusedError(
+                    "this Idempotency-Key was used for other tool calls in this session; use a new one for each message"
+                )
+            return
+        self.keyed.pop(idempotency_key, None)
+        self.keyed[idempotency_key] = (digest, now + KEY_LIFETIME_S)
+        while len(self.keyed) > _MAX_KEYED:
+            del self.keyed[next(iter(self.keyed))]
+
     def end(self, digest: str, key: str, new_epoch: str) -> None:
         """Record that the answer is about to be delivered, and start a new epoch."""
         self.pending.pop(digest, None)
@@ -101,7 +125,9 @@ class TurnState:
 
     def to_json(self) -> bytes:
         """Encode the state for the file in the workspace."""
-        return orjson.dumps({"epoch": self.epoch, "pending": self.pending, "answered": self.answered})
+        return orjson.dumps(
+            {"epoch": self.epoch, "pending": self.pending, "answered": self.answered, "keyed": self.keyed}
+        )
 
     @classmethod
     def from_json(cls, data: bytes) -> TurnState:
@@ -109,29 +135,37 @@ class TurnState:
         try:
             document = orjson.loads(data)
             epoch, pending, answered = document["epoch"], document["pending"], document["answered"]
+            keyed = {key: (digest, float(until)) for key, (digest, until) in document.get("keyed", {}).items()}
             words = [*pending.keys(), *pending.values(), *(answered or ()), *([epoch] if epoch else ())]
-        except (ValueError, KeyError, TypeError, AttributeError):
+            words += [*keyed.keys(), *(digest for digest, _ in keyed.values())]
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return cls()
         if not all(isinstance(each, str) and _HEX.fullmatch(each) for each in words) or len(pending) > _MAX_PENDING:
             return cls()
+        if len(keyed) > _MAX_KEYED:
+            return cls()
         if answered is None:
-            return cls(epoch or "", dict(pending))
+            return cls(epoch or "", dict(pending), None, keyed)
         if not isinstance(answered, list) or len(answered) != 2:
             return cls()
-        return cls(epoch or "", dict(pending), (answered[0], answered[1]))
+        return cls(epoch or "", dict(pending), (answered[0], answered[1]), keyed)
 
 
 class Turns:
     """The states of recently used sessions, each cached here and stored in a file of its session."""
 
-    def __init__(self, caller: SandboxCaller) -> None:
+    def __init__(self, caller: SandboxCaller, clock: Clock) -> None:
         self._caller = caller
+        self._clock = clock
         self._states: OrderedDict[SessionId, TurnState] = OrderedDict()
 
     async def begin(
         self, session_id: SessionId, calls: Sequence[Call], hints: RetryHints, *, is_new: bool = False
     ) -> Turn:
-        """Start a message. `is_new`: the session was created for it, so it has no file to read."""
+        """Start a message. `is_new`: the session was created for it, so it has no file to read.
+
+        Raises IdempotencyKeyReusedError.
+        """
         state = self._states.get(session_id)
         if state is None:
             read = TurnState() if is_new else await self._read(session_id)
@@ -140,7 +174,7 @@ class Turns:
         while len(self._states) > _MAX_SESSIONS:
             self._states.popitem(last=False)
         digest = digest_of(*((call.id, call.name, call.arguments, _problem_of(call)) for call in calls))
-        return Turn(session_id, digest, state.begin(digest, hints))
+        return Turn(session_id, digest, state.begin(digest, hints, self._clock.now()))
 
     async def end(self, turn: Turn) -> None:
         """Record that the answer is about to be delivered: an equal message is a new run from now on.

@@ -16,7 +16,7 @@ from gateway.api.openai import tool_call_stream
 from gateway.core.model import Kind, RuntimeKey
 from gateway.runtimes.catalog import default_runtime
 from tests.support.scripted import Call, OpenScripted, Script, ScriptedSandbox, Served
-from tests.support.tool_calls import chat_call, item
+from tests.support.tool_calls import chat_call, item, tool_use
 from tests.support.waiting import eventually
 
 ON_UVLOOP = True
@@ -205,3 +205,39 @@ async def test_headers_and_body_that_name_two_sessions_are_refused(open_gateway:
     async with client_of(gateway) as client:
         reply = await client.post("/v1/tool_calls", json=body, headers={"x-session-id": "b"})
         assert (reply.status_code, reply.json()["error"]["param"]) == (400, "session_id")
+
+
+@pytest.mark.parametrize("shape", ["chat", "responses", "anthropic"])
+async def test_reused_call_ids_run_anew_in_each_turn(open_gateway: OpenScripted, shape: str) -> None:
+    """Models number their calls from call_0: an equal message after its answer is a new turn, in every shape."""
+    gateway, sandbox = await open_gateway(commands(run_ok))
+    session = await gateway.session()
+    call = {
+        "chat": {"tool_calls": [chat_call("call_0", "run_shell", command="date")]},
+        "responses": {"output": [item("call_0", "run_shell", command="date")]},
+        "anthropic": {"content": [tool_use("call_0", "run_shell", command="date")]},
+    }[shape]
+    async with client_of(gateway) as client:
+        for count in range(1, 4):
+            reply = await client.post("/v1/tool_calls", json={"session_id": session, **call})
+            assert (reply.status_code, reply.json()["replayed"]) == (200, [])
+            assert executions(sandbox) == count
+
+
+async def test_idempotency_key_answers_its_message_alone(open_gateway: OpenScripted) -> None:
+    """The same message is answered from memory also after other turns; another one under that key is refused, unrun."""
+    gateway, sandbox = await open_gateway(commands(run_ok))
+    session = await gateway.session()
+    first, other = (
+        {"session_id": session, "tool_calls": [chat_call("call_0", "run_shell", command=command)]}
+        for command in ("date", "ls")
+    )
+    keyed = {"idempotency-key": "k" * 16}
+    async with client_of(gateway) as client:
+        assert (await client.post("/v1/tool_calls", json=first, headers=keyed)).json()["replayed"] == []
+        assert (await client.post("/v1/tool_calls", json=other)).json()["replayed"] == []
+        again = await client.post("/v1/tool_calls", json=first, headers=keyed)
+        assert (again.json()["replayed"], again.headers["idempotency-replayed"]) == (["call_0"], "true")
+        refused = await client.post("/v1/tool_calls", json=other, headers=keyed)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "idempotency_key_reused")
+        assert executions(sandbox) == 2
