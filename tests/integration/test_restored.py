@@ -14,19 +14,25 @@ from mcp.client.streamable_http import streamable_http_client
 
 from gateway.api.file_links import file_id
 from tests.support.serve import Server, processes_of, serve
+from tests.support.tool_calls import chat_call
 from tests.support.two_gateways import two
-from tests.support.waiting import wait_until
+from tests.support.waiting import eventually, wait_until
 
 
 def lose_sandbox(server: Server, state: Path, session: str) -> None:
     """kill -9 of everything in the session's sandbox."""
     pid = int(server.run(session, "echo kept > note; cat /proc/sys/kernel/random/uuid > id; echo 1").json()["stdout"])
     assert pid == 1
+    kill_sandboxes(server, state)
+    wait_until(lambda: server.state(session)["state"] == "lost", "the loss is on record")
+
+
+def kill_sandboxes(server: Server, state: Path) -> None:
+    """kill -9 of everything in all sandboxes."""
     for process in processes_of(state):
         if process.pid != server.process.pid:
             with contextlib.suppress(Exception):
                 process.kill()
-    wait_until(lambda: server.state(session)["state"] == "lost", "the loss is on record")
 
 
 def leave_during(server: Server, session: str) -> None:
@@ -129,3 +135,49 @@ def test_loss_is_reported_over_mcp_and_in_file_lists_through_another_gateway(tmp
         lose_sandbox(a, tmp_path / "a", session)
         assert asyncio.run(call_by_mcp(b, session))[1] is not None
         wait_until(lambda: asyncio.run(call_by_mcp(b, session))[1] is None, "it was told")
+
+
+def test_loss_that_a_stream_finds_after_its_head_stays_due(tmp_path: Path) -> None:
+    """Nobody was told: the head of the stream had gone out before its first call lost the sandbox."""
+    with serve(tmp_path / "state", "--warm-pool", "1") as server:
+        session = server.session()
+        calls = [
+            chat_call("call_0", "run_shell", command="echo kept > note; touch began; sleep 60"),
+            chat_call("call_1", "write_file", path="later", content="written"),
+        ]
+        body = {"stream": True, "session_id": session, "tool_calls": calls}
+        with server.client.stream("POST", "/v1/tool_calls", json=body) as stream:
+            assert "x-wakegate-restored" not in stream.headers
+            wait_until(lambda: server.run(session, "test -e began").json()["exit_code"] == 0, "the first call runs")
+            kill_sandboxes(server, tmp_path / "state")
+            events = "".join(stream.iter_text())
+        assert "sandbox_lost" in events
+        assert events.endswith("data: [DONE]\n\n")
+        told = server.run(session, "cat note later")
+        assert told.json()["stdout"] == "kept\nwritten"
+        assert told.headers["x-wakegate-restored"] != "none"
+        wait_until(lambda: "x-wakegate-restored" not in server.run(session, "true").headers, "it was told")
+
+
+def test_loss_is_still_due_when_an_mcp_client_leaves_during_its_call(tmp_path: Path) -> None:
+    """Its result would have reported the loss: the next client's does."""
+
+    async def leave(server: Server, session: str) -> None:
+        async with (
+            httpx2.AsyncClient(headers={"x-session-id": session}, timeout=30) as http,
+            Client(streamable_http_client(f"{server.url}/mcp", http_client=http)) as client,
+        ):
+            call = asyncio.create_task(client.call_tool("run_shell", {"command": "touch found; sleep 2"}))
+            await eventually(found, "the call runs")
+            call.cancel()
+
+    def found() -> bool:
+        return next((tmp_path / "state").glob("**/found"), None) is not None
+
+    with serve(tmp_path / "state", "--warm-pool", "1") as server:
+        session = server.session()
+        lose_sandbox(server, tmp_path / "state", session)
+        asyncio.run(leave(server, session))
+        text, told = asyncio.run(call_by_mcp(server, session))
+        assert told not in (None, "none"), text
+        wait_until(lambda: asyncio.run(call_by_mcp(server, session)) == ("kept", None), "it was told")
