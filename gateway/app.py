@@ -413,6 +413,7 @@ def _access(settings: Settings) -> AccessPolicy:
         strip_headers=settings.strip_headers,
         trusted_proxies=settings.trusted_proxies,
         authenticated=requires_identity(settings),
+        domain=settings.domain,
     )
 
 

@@ -27,6 +27,8 @@ PORTS_PATH = "/api/ports/"  # {port}/{path}: on to a server that listens in the 
 REFUSED_HEADER = "x-wakegate-refused"
 SESSION_HEADER = "x-agentcube-session-id"  # the session's id, which the gateway sends with each request
 
+MOUNT_HEADER = "x-wakegate-mount"  # "/": the gateway shows the port at the root of a host of its own
+
 
 def port_prefix(session_id: str, port: int) -> str:
     """The gateway's path of a session's port; everything that the server links to is below it."""

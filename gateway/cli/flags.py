@@ -15,7 +15,7 @@ from gateway.core.units import readable_size
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "where it listens": (
         "host", "port", "workers", "worker_port", "tls_cert", "tls_key", "tls_client_ca",
-        "max_connections", "allowed_origins", "allowed_hosts", "strip_headers", "trusted_proxies",
+        "max_connections", "allowed_origins", "allowed_hosts", "strip_headers", "trusted_proxies", "domain",
     ),
     "runtimes and sandboxes": (
         "engine", "runtime", "no_default_runtime", "runtime_sources", "warm_pool", "preload", "code_context",

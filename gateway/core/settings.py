@@ -295,6 +295,13 @@ class Settings:
         kind="text",
         metavar="NAMES",
     )
+    domain: str = _setting(
+        "",
+        "domain below which ports of sessions have host names, https://PORT-SESSION.DOMAIN; no other name below it is"
+        " served (default: ports are reached by path only)",
+        kind="text",
+        metavar="NAME",
+    )
     trusted_proxies: str = _setting(
         "",
         "addresses and networks of the proxies in front, comma-separated, whose X-Forwarded-* and Forwarded fields say"

@@ -18,6 +18,7 @@ from gateway.core.errors import BadRequestError, SettingsError, UnavailableError
 from gateway.core.identity import ANONYMOUS, Identity
 from gateway.identity.authenticator import Authenticator
 from gateway.routing.forwarded import read_proxies
+from gateway.routing.port_hosts import PortHost, PortHostError, read_domain
 
 _DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
 _OWN_FETCHES = frozenset((b"same-origin", b"none"))  # `none`: a person typed the address or opened a bookmark
@@ -48,6 +49,7 @@ class AccessPolicy:
     `strip_headers`: comma-separated; `stripped` are the names of request fields that reach no sandbox.
     `authenticated`: every request has to say who it comes from; until `authenticate_with`, none is served.
     `trusted_proxies`: comma-separated networks; `proxies` is None without any.
+    `domain`: below it are the names of ports; `ports` is None without one.
     """
 
     def __init__(
@@ -60,8 +62,9 @@ class AccessPolicy:
         strip_headers: str = "",
         trusted_proxies: str = "",
         authenticated: bool = False,
+        domain: str = "",
     ) -> None:
-        """Raises SettingsError for an origin or a network that is none."""
+        """Raises SettingsError for an origin, a network or a domain that is none, and for an own name below it."""
         self.stripped = frozenset(each.strip().lower().encode() for each in strip_headers.split(",") if each.strip())
         if authenticated:
             self.stripped |= {b"x-api-key"}  # it is a key of ours then, and no application's
@@ -73,6 +76,12 @@ class AccessPolicy:
         self._checks_hosts = b"*" not in hosts and (bool(hosts) or is_loopback(host_name(listens_on.encode())))
         own = (listens_on, advertise.partition("://")[2].partition("/")[0])
         self._hosts = hosts | {host_name(each.encode()) for each in own if each}
+        self.ports = read_domain(domain)
+        for name in sorted(self._hosts):
+            if self.ports is not None and self.ports.cover(name):
+                raise SettingsError(
+                    [f"--domain: {name.decode()} is below it, where the gateway itself is never reached"]
+                )
         self._known: set[bytes] = set()  # values of Host that were found to be allowed
 
     def authenticate_with(self, authenticator: Authenticator) -> None:
@@ -128,6 +137,24 @@ class AccessPolicy:
                 )
         return None
 
+    def port_host(self, host: bytes | None, sent_host: bytes | None) -> PortHost | None:
+        """The port that a request is for by its host; None where that is not below the domain.
+
+        `sent_host`: the Host field, where a trusted proxy names another. A page of a sandbox can send X-Forwarded-Host
+        to its own server, so through a proxy that passes it on it must not lead out of the domain.
+        Raises PortHostError, HostError.
+        """
+        if self.ports is None or not host:
+            return None
+        name = host_name(host)
+        if not name:
+            raise HostError(f"{_shown(host)} is no host name")
+        if self.ports.cover(name):
+            return self.ports.read(name)
+        if sent_host is not None and self.ports.cover(host_name(sent_host)):
+            raise PortHostError(f"Host is {_shown(sent_host)}, and X-Forwarded-Host or Forwarded names {_shown(host)}")
+        return None
+
     def reader_among(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
         """The origin of a page that may read why a request with such fields is refused."""
         fields = {name: value for name, value in headers if name in (b"host", b"origin")}
@@ -138,7 +165,10 @@ class AccessPolicy:
         if names_host(origin, host):
             return True
         _, slashes, authority = origin.lower().partition(b"://")
-        return bool(slashes) and (is_loopback(host_name(authority)) or self._is_listed(origin))
+        name = host_name(authority)
+        # A page of a sandbox is no page of this machine, whatever its name resolves to: --domain wakegate.localhost.
+        is_ours = is_loopback(name) and not (self.ports is not None and self.ports.cover(name))
+        return bool(slashes) and (is_ours or self._is_listed(origin))
 
     def _reader(self, origin: bytes, host: bytes) -> bytes | None:
         """An origin that may read: one that is set. Others of this machine may ask, as any program here may."""
@@ -150,6 +180,8 @@ class AccessPolicy:
 
     def _check_host(self, host: bytes) -> None:
         name = host_name(host)
+        if self.ports is not None and self.ports.cover(name):
+            return
         if name not in self._hosts and not is_loopback(name):
             raise HostError(f"{_shown(host)} is no name of this gateway; --allowed-hosts names further ones")
         if len(self._known) < _MAX_KNOWN_HOSTS:

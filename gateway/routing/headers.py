@@ -15,6 +15,7 @@ from gateway.routing.access import names_host
 from gateway.routing.forwarded import FIELDS as FORWARDING_FIELDS
 from gateway.routing.forwarded import Forwarded, TrustedProxies, read_forwarded
 from gateway.routing.target import RUNTIME_HEADER, SESSION_HEADERS
+from picod.wire import MOUNT_HEADER
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -35,16 +36,18 @@ _PLAIN = frozenset((
     b"traceparent", b"tracestate", b"user-agent", b"x-wakegate-relayed",
 ))  # fmt: skip
 # Cookies by which people are known to a gateway, or to what authenticates them in front of it. No app of a sandbox can
-# have set one with __Host-: that name needs Path=/.
+# have set one with __Host- unless it has a host of its own: that name needs Path=/.
+_HOST_COOKIE = b"__Host-"
 _FOREIGN_COOKIES = (
-    b"__Host-", b"_oauth2_proxy", b"CF_Authorization", b"AWSELBAuth", b"GCP_IAP", b"GCP_IAAP", b"authelia_session",
+    b"_oauth2_proxy", b"CF_Authorization", b"AWSELBAuth", b"GCP_IAP", b"GCP_IAAP", b"authelia_session",
 )  # fmt: skip
 # Request fields that need a look.
 _SPECIAL = HOP_BY_HOP | FORWARDING_FIELDS | {
     b"host", b"authorization", b"expect", b"content-length", b"x-request-id", b"x-api-key", b"origin",
-    b"sec-fetch-site", b"x-wakegate-hops", RUNTIME_HEADER, *SESSION_HEADERS,
+    b"sec-fetch-site", b"x-wakegate-hops", MOUNT_HEADER.encode(), RUNTIME_HEADER, *SESSION_HEADERS,
 }  # fmt: skip
 
+_MOUNT_LINE = b"%b: /\r\n" % MOUNT_HEADER.encode()
 HOPS_HEADER = b"x-wakegate-hops"  # through how many gateways a request came before this one
 
 
@@ -67,10 +70,12 @@ class Request:
         "forwarded",
         "hops",
         "host",
+        "host_cookies",
         "lines",
         "origin",
         "own_origin",
         "runtime",
+        "sent_host",
         "sent_id",
         "session",
     )
@@ -92,6 +97,8 @@ class Request:
         self.fetch_site: bytes | None = None  # Sec-Fetch-Site
         self.hops = 0
         self.forwarded: Forwarded | None = None
+        self.sent_host: bytes | None = None  # the Host field, where `host` is not it
+        self.host_cookies: list[bytes] = []  # named __Host-; see `admit_host_cookies`
 
 
 def read_request(
@@ -172,14 +179,23 @@ def origin_line(host: bytes) -> bytes:
 
 def _read_extra(request: Request, name: bytes, value: bytes) -> None:
     if name == b"cookie":
-        value = b"; ".join(
-            pair
-            for pair in (each.strip() for each in value.split(b";"))
-            if pair and not pair.startswith(_FOREIGN_COOKIES)
-        )
+        pairs = [pair for each in value.split(b";") if (pair := each.strip())]
+        pairs = [pair for pair in pairs if not pair.removeprefix(_HOST_COOKIE).startswith(_FOREIGN_COOKIES)]
+        request.host_cookies += [pair for pair in pairs if pair.startswith(_HOST_COOKIE)]
+        value = b"; ".join(pair for pair in pairs if not pair.startswith(_HOST_COOKIE))
         if not value:
             return
     request.extra.append(b"%b: %b\r\n" % (name, value))
+
+
+def mount_at_root(request: Request) -> None:
+    """The request is for a server with a host of its own: tell picod, and let the host's own cookies through."""
+    request.lines.append(_MOUNT_LINE)
+    if request.host_cookies:
+        is_cookie = b"cookie: "
+        pairs = [line.removeprefix(is_cookie).rstrip() for line in request.extra if line.startswith(is_cookie)]
+        request.extra[:] = [line for line in request.extra if not line.startswith(is_cookie)]
+        request.extra.append(b"cookie: %b\r\n" % b"; ".join([*pairs, *request.host_cookies]))
 
 
 def _read_special(
@@ -264,7 +280,7 @@ def _believe(request: Request, forwarded: Forwarded) -> None:
     if request.hops and request.origin is not None and names_host(request.origin, request.host):
         # The gateway that passed it on found the page to be its own, and named it by the address that it dialled.
         request.origin = b"http://%b" % forwarded.host
-    request.host = forwarded.host
+    request.host, request.sent_host = forwarded.host, request.host
 
 
 @lru_cache(maxsize=1024)

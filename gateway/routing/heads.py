@@ -11,7 +11,7 @@ from gateway.routing.response_headers import confine_cookies, read_response
 from gateway.routing.responses import Scope
 from gateway.routing.route import Reservation, Route
 from gateway.routing.target import Target
-from picod.wire import PORTS_PATH
+from picod.wire import PORTS_PATH, port_prefix
 
 EMPTY_QUERY = "wakegate.empty_query"  # in a scope: the target has a "?" with nothing behind it, which ASGI drops
 PORTS = PORTS_PATH.encode()
@@ -25,21 +25,37 @@ def request_head(scope: Scope, request: Request, route: Route, target: Target) -
     Raises UnavailableError for a request that went in circles between gateways.
     """
     query: bytes = scope["query_string"]
-    path = target.path
+    path, host, last = target.path, route.pool.host, route.head
     if route.peer:
-        path = scope["raw_path"]
+        path = peer_path(scope, target)
         request.lines.append(next_hop(request))
+        if target.port_host:
+            last = last.replace(b"host: %b\r\n" % host, b"host: %b\r\n" % target.port_host, 1)
+            host = target.port_host
     if request.extra and (route.peer or not is_picods(route, target)):
         request.lines += request.extra
     if request.own_origin:
-        request.lines.append(origin_line(route.pool.host))
+        request.lines.append(origin_line(host))
     return b"%b %b%b HTTP/1.1\r\n%b%b\r\n" % (
         scope["method"].encode("ascii"),
         path,
         b"?" + query if query or EMPTY_QUERY in scope else b"",
         b"".join(request.lines),
-        route.head,
+        last,
     )
+
+
+def peer_path(scope: Scope, target: Target) -> bytes:
+    """The path for another gateway: as sent, or by path as well for a port that has a host of its own.
+
+    Host goes there too, and says that the server is at its root. A gateway that is not told of the domain takes the
+    request by its path, so it never reaches a control surface there.
+    """
+    if not target.port_host:
+        raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
+        return raw_path
+    port, _, rest = target.path.removeprefix(PORTS).partition(b"/")
+    return b"%b/%b" % (port_prefix(target.session_id or "", int(port)).encode(), rest)
 
 
 def is_picods(route: Route, target: Target) -> bool:
@@ -57,6 +73,8 @@ def sandbox_fields(headers: Headers, scope: Scope, route: Route, target: Target)
         fields = [field for field in confine_cookies(fields, None) if field[0] != b"x-content-type-options"]
         fields.append((b"x-content-type-options", b"nosniff"))
         return fields
+    if target.port_host:
+        return confine_cookies(fields, b"")
     raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
     if target.path.startswith(PORTS):
         app_path = b"/" + target.path.removeprefix(PORTS).partition(b"/")[2]

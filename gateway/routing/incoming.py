@@ -12,11 +12,11 @@ from gateway.routing.access import AccessPolicy
 from gateway.routing.connection import UpstreamConnection
 from gateway.routing.cors import is_preflight
 from gateway.routing.forwarded import Forwarded
-from gateway.routing.headers import Request, read_request, replace_traceparent
+from gateway.routing.headers import Request, mount_at_root, read_request, replace_traceparent
 from gateway.routing.request_ids import id_in, id_line
 from gateway.routing.responses import Scope
 from gateway.routing.route import Route
-from gateway.routing.target import NotProxied, Target, parse
+from gateway.routing.target import NotProxied, Target, parse, parse_port_host
 
 _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 _SCOPE_SCHEMES = {
@@ -37,6 +37,16 @@ def _write_client(scope: Scope, request: Request, forwarded: Forwarded) -> None:
         scope["scheme"] = _SCOPE_SCHEMES[scope["type"], forwarded.scheme]
     if forwarded.host and request.host is not None:
         scope["headers"] = [(name, request.host if name == b"host" else value) for name, value in scope["headers"]]
+
+
+def _parse_with_host(scope: Scope, request: Request, access: AccessPolicy) -> Target | NotProxied:
+    """Like `parse`, where a host may name a port."""
+    named = access.port_host(request.host, request.sent_host)
+    if named is None:
+        return parse(raw_path(scope), request.session, request.runtime)
+    mount_at_root(request)
+    host = request.host or b""
+    return parse_port_host(named, host, raw_path(scope), request.session, request.runtime, passed_on=request.hops > 0)
 
 
 class Incoming:
@@ -78,7 +88,10 @@ class Incoming:
             if request.host is None and scope["http_version"] == "1.1":
                 raise BadRequestError("an HTTP/1.1 request has a Host header (RFC 9112 3.2); send one")
             self.identity = access.identify(request.credential)
-            target = parse(raw_path(scope), request.session, request.runtime)
+            if access.ports is None:
+                target = parse(raw_path(scope), request.session, request.runtime)
+            else:
+                target = _parse_with_host(scope, request, access)
             self.reader = access.check(request.host, request.origin, request.fetch_site, scope["headers"])
             if self.reader is not None and is_preflight(scope.get("method", ""), scope["headers"]):
                 target = NotProxied.PREFLIGHT

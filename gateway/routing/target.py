@@ -1,10 +1,12 @@
 """Where a request wants to go: pure parsing of path and session headers into a Target.
 
-Three forms reach a sandbox:
+Three forms of path reach a sandbox:
 
     /v1/namespaces/{namespace}/{code-interpreters|agent-runtimes}/{name}/invocations/{path}   AgentCube's data plane
     /v1/sessions/{id}/ports/{port}/{path}, /v1/sessions/{id}/terminal                         by path alone (browsers)
     any other path with a session header (or x-wakegate-runtime: namespace/name)              plain HTTP
+
+and, where --domain is set, any path under a host name of a port (port_hosts.py, `parse_port_host`).
 
 Everything else is for the control surfaces: requests that name neither, and the gateway's own names (`is_control`). The
 path is kept as the client sent it: never decoded, never normalised.
@@ -19,7 +21,8 @@ from functools import lru_cache
 
 from gateway.core.errors import BadRequestError
 from gateway.core.model import Kind, RuntimeKey, SessionId
-from picod.wire import PORTS_PATH, TERMINAL_PATH
+from gateway.routing.port_hosts import PortHost
+from picod.wire import PORTS_PATH, TERMINAL_PATH, port_prefix
 
 SESSION_HEADERS = (b"x-session-id", b"x-agentcube-session-id")
 RUNTIME_HEADER = b"x-wakegate-runtime"
@@ -62,6 +65,7 @@ class Target:
     runtime: RuntimeKey | None
     path: bytes
     passed_on: bool = False  # by another gateway, which read in the store that this one has the session
+    port_host: bytes = b""  # the host, where that names the port: the server is then shown at its root
 
 
 def parse(raw_path: bytes, session: bytes | None, runtime: bytes | None) -> Target | NotProxied:
@@ -106,9 +110,24 @@ def _parse_port(parts: list[bytes], session: bytes | None, runtime: bytes | None
     return Target(found, _named(runtime), path)
 
 
+def parse_port_host(
+    named: PortHost, host: bytes, raw_path: bytes, session: bytes | None, runtime: bytes | None, *, passed_on: bool
+) -> Target:
+    """The target of a request whose host names a port. `passed_on`: another gateway may have sent it by path as well.
+
+    Raises BadRequestError for a session header that contradicts.
+    """
+    found = _same_session(named.session, session)
+    prefix = port_prefix(found, int(named.port)).encode()
+    if passed_on and raw_path.startswith(prefix + b"/"):
+        raw_path = raw_path.removeprefix(prefix)
+    path = b"%b%b%b" % (PORTS_PATH.encode(), named.port, raw_path)
+    return Target(found, _named(runtime), path, passed_on=passed_on, port_host=host)
+
+
 def _same_session(in_path: bytes, in_header: bytes | None) -> SessionId:
     if in_header is not None and in_header != in_path:
-        raise BadRequestError("the session header names another session than the path; send one of them")
+        raise BadRequestError("the session header names another session than the address; send one of them")
     return _session_id(in_path)
 
 

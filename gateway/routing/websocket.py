@@ -6,6 +6,7 @@ Traffic either way is activity; an open but silent socket is not (docs/architect
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from http import HTTPStatus
 from io import StringIO
 from typing import Any
@@ -24,8 +25,8 @@ from gateway.observability.request_record import Observer, Record
 from gateway.routing.access import AccessPolicy
 from gateway.routing.activator import Activator
 from gateway.routing.headers import Request, next_hop
-from gateway.routing.heads import is_picods, sandbox_fields
-from gateway.routing.incoming import Incoming, raw_path
+from gateway.routing.heads import is_picods, peer_path, sandbox_fields
+from gateway.routing.incoming import Incoming
 from gateway.routing.request_ids import id_field
 from gateway.routing.response_headers import GATEWAY_FIELDS, read_peer_response, read_response
 from gateway.routing.responses import (
@@ -139,7 +140,7 @@ class WebSocketProxy:
                 record.saw(route.session_id, route.runtime, reservation.start)
             lines = request.lines if is_picods(route, target) and not route.peer else [*request.lines, *request.extra]
             if route.peer:
-                target = Target(target.session_id, target.runtime, raw_path(scope))
+                target = replace(target, path=peer_path(scope, target))
                 lines = [*lines, next_hop(request)]
             try:
                 upstream: ClientConnection | WakegateError | InvalidStatus = await _open(
@@ -259,14 +260,15 @@ async def _open(scope: Scope, route: Route, target: Target, request: Request, li
     ]
     query: bytes = scope["query_string"]
     pool = route.pool_for(target.path)
+    host = target.port_host if route.peer and target.port_host else pool.host
     if request.own_origin:
         # The websockets library leaves the scheme's usual port out of Host.
         usual = b":80" if pool.tls is None else b":443"
         headers.append(
-            ("origin", ("http" if pool.tls is None else "https") + f"://{pool.host.removesuffix(usual).decode()}")
+            ("origin", ("http" if pool.tls is None else "https") + f"://{host.removesuffix(usual).decode()}")
         )
     scheme = "ws" if pool.tls is None else "wss"
-    uri = f"{scheme}://{pool.host.decode()}{target.path.decode('latin-1')}" + (
+    uri = f"{scheme}://{host.decode()}{target.path.decode('latin-1')}" + (
         f"?{query.decode('latin-1')}" if query else ""
     )
     options: dict[str, Any] = {
@@ -282,12 +284,12 @@ async def _open(scope: Scope, route: Route, target: Target, request: Request, li
         "proxy": None,
     }
     if pool.tls is not None:
-        options["ssl"] = pool.tls()
+        options |= {"ssl": pool.tls(), "server_hostname": pool.endpoint.host}
     endpoint = pool.endpoint
     try:
         if endpoint.uds:
             return await _Dial(uri, unix=True, path=endpoint.uds, **options)
-        return await _Dial(uri, **options)
+        return await _Dial(uri, host=endpoint.host, port=endpoint.port, **options)  # the URI may name a port's host
     except InvalidStatus:
         raise
     except (OSError, TimeoutError) as error:

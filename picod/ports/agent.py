@@ -172,7 +172,7 @@ async def serve(agent: Agent, request: Request) -> None:
             port=agent.port_of(path),
             path=path,
             method=request.method,
-            prefix=b"",
+            prefix=None,
             upgrade=request.header(b"upgrade").encode("latin-1") if request.offers_upgrade else b"",
             chunked=bool(request.headers(b"transfer-encoding")),
         ),

@@ -1,9 +1,10 @@
 """Rewrites the head of a request to a server in the sandbox, and the head of its answer. Pure.
 
-Clients reach the server below a path prefix that it does not know. So its own addresses in answers are put below that
-prefix: Location, and the Path of cookies (which separates the cookies of different sessions' servers). The server gets
-the prefix in X-Forwarded-Prefix, and localhost as its host, since development servers refuse other names. An Origin
-that names the original host is changed likewise: Tornado's servers (Jupyter, Streamlit) would refuse a WebSocket.
+Clients reach the server below a path prefix that it does not know, unless the gateway gives it a host of its own. So
+its own addresses in answers are put below that prefix: Location, and the Path of cookies (which separates the cookies
+of different sessions' servers). The server gets the prefix in X-Forwarded-Prefix, and localhost as its host, since
+development servers refuse other names. An Origin that names the original host is changed likewise: Tornado's servers
+(Jupyter, Streamlit) would refuse a WebSocket.
 """
 
 from __future__ import annotations
@@ -18,25 +19,30 @@ from picod.http.request import Request, RequestError
 _PREFIX = wire.PORTS_PATH.encode()
 _PORT_PATH = re.compile(re.escape(_PREFIX) + rb"([1-9][0-9]{0,4})(/.*)?", re.DOTALL)
 _SESSION = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_MOUNT = wire.MOUNT_HEADER.encode()
 _HOP_BY_HOP = frozenset((
     b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
     b"transfer-encoding", b"upgrade",
 ))  # fmt: skip
 # The token is for picod only, picod answers Expect itself, and it sets Host and the prefix.
-_NOT_SENT = _HOP_BY_HOP | {b"authorization", b"expect", b"host", b"x-forwarded-prefix"}
+_NOT_SENT = _HOP_BY_HOP | {b"authorization", b"expect", b"host", b"x-forwarded-prefix", _MOUNT}
 _NOT_ANSWERED = _HOP_BY_HOP | {b"date", wire.REFUSED_HEADER.encode()}
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # noqa: S104 - hosts in a server's own redirects
+_COOKIE_DOMAIN = re.compile(rb";[ \t]*domain[ \t]*=[ \t]*[^;]*", re.IGNORECASE)
 _COOKIE_ATTRIBUTE = re.compile(rb";[ \t]*(path|domain)[ \t]*=[ \t]*([^;]*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class PortRequest:
-    """A request to a port. `path` is as the client sent it; `prefix` is the gateway's path of the port, or empty."""
+    """A request to a port. `path` is as the client sent it.
+
+    `prefix` is the gateway's path of the port: empty at the root of a host of its own, None where it is not known.
+    """
 
     port: int
     path: bytes
     method: str
-    prefix: bytes
+    prefix: bytes | None
     upgrade: bytes  # the protocol that the client offers to change to, or empty
     chunked: bool
 
@@ -64,10 +70,14 @@ def parse_port_request(request: Request) -> PortRequest:
         port=port,
         path=found[2] or b"/",
         method=request.method,
-        prefix=wire.port_prefix(session, port).encode() if _SESSION.fullmatch(session) else b"",
+        prefix=b"" if request.header(_MOUNT) == "/" else _prefix(session, port),
         upgrade=request.header(b"upgrade").encode("latin-1") if request.offers_upgrade else b"",
         chunked=bool(request.headers(b"transfer-encoding")),
     )
+
+
+def _prefix(session: str, port: int) -> bytes | None:
+    return wire.port_prefix(session, port).encode() if _SESSION.fullmatch(session) else None
 
 
 def request_head(request: Request, target: PortRequest) -> bytes:
@@ -118,7 +128,7 @@ def _nominated(headers: list[tuple[bytes, bytes]]) -> set[bytes]:
 
 def _below_prefix(location: bytes, target: PortRequest) -> bytes:
     """Location for the client: below the prefix if it leads to the server itself, otherwise unchanged."""
-    if not target.prefix:
+    if target.prefix is None:
         return location
     if location.startswith(b"/") and not location.startswith(b"//"):
         return target.prefix + location
@@ -135,8 +145,10 @@ def _below_prefix(location: bytes, target: PortRequest) -> bytes:
 
 def _cookie(cookie: bytes, target: PortRequest) -> bytes:
     """Set-Cookie for the client, restricted to this port: its Path below the prefix, without Domain."""
-    if not target.prefix:
+    if target.prefix is None:
         return cookie
+    if not target.prefix:
+        return _COOKIE_DOMAIN.sub(b"", cookie)
     attributes = {found[1].lower(): found[2].strip() for found in _COOKIE_ATTRIBUTE.finditer(cookie)}
     path = attributes.get(b"path", b"")
     bare = _COOKIE_ATTRIBUTE.sub(b"", cookie)

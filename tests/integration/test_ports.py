@@ -8,8 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from tests.support.serve import Server, serve
+from tests.support.two_gateways import two
 
 # The handshake and frames by hand: the interpreter of user code has no WebSocket library.
 ECHO = """
@@ -137,6 +139,54 @@ def test_upload_to_a_port_is_streamed(server: Server, session: str) -> None:
     server.client.get("/api/ports?wait=8002", headers={"x-session-id": session})
     answer = server.client.post(f"/v1/sessions/{session}/ports/8002/", content=bytes(8 << 20))
     assert answer.text == str(8 << 20)
+
+
+REDIRECTING = """
+import http.server, json
+class App(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/":
+            self.send_response(302)
+            self.send_header("location", "http://localhost:8003/v1/sessions?x=1")
+            self.send_header("set-cookie", "seen=1; Domain=sandboxes.example; Path=/")
+            body = b""
+        else:
+            self.send_response(200)
+            fields = {name.lower(): self.headers[name] for name in self.headers}
+            body = json.dumps({"path": self.path, **fields}).encode()
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+http.server.ThreadingHTTPServer(("127.0.0.1", 8003), App).serve_forever()
+"""
+
+
+def test_port_with_a_host_of_its_own_is_a_site_of_its_own(tmp_path: Path) -> None:
+    """Its redirects, cookies, paths, Origin and WebSockets, also through a gateway that passes the request on."""
+    with two(tmp_path, "--domain", "sandboxes.example") as (a, b, _):
+        session = a.session()
+        code = f"cat > app.py <<'END'\n{REDIRECTING}END\ncat > echo.py <<'END'\n{ECHO}\nEND\n"
+        a.run(session, code + "python3 app.py >/dev/null 2>&1 & python3 echo.py >/dev/null 2>&1 &")
+        for port in (8003, 9001):
+            a.client.get(f"/api/ports?wait={port}", headers={"x-session-id": session})
+        for server in (a, b):
+            host = f"8003-{session}.sandboxes.example"
+            page = {"host": host, "origin": f"https://{host}", "cookie": "__Host-a=1"}
+            answer = server.client.get("/", headers=page)
+            assert (answer.status_code, answer.headers["location"]) == (302, "/v1/sessions?x=1")
+            assert answer.headers["set-cookie"] == "seen=1; Path=/"
+            seen = server.client.get(answer.headers["location"], headers=page).json()
+            assert seen["path"] == "/v1/sessions?x=1"
+            assert (seen["x-forwarded-host"], seen["origin"]) == (host, "http://localhost:8003")
+            assert seen["cookie"] == "__Host-a=1"
+            assert not {"x-forwarded-prefix", "x-wakegate-mount"} & seen.keys()
+            missing = server.client.get("/", headers={"host": f"8004-{session}.sandboxes.example"})
+            assert (missing.status_code, missing.json()["code"]) == (502, "PORT_NOT_LISTENING")
+            url = f"ws://9001-{session}.sandboxes.example/chat"
+            dialled = (httpx.URL(server.url).host, httpx.URL(server.url).port)
+            with connect(url, origin=Origin(url[:-5].replace("ws", "https")), address=dialled, proxy=None) as client:
+                client.send("hello")
+                assert client.recv(20) == "hello"
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "x", "-1", "08000", ""])

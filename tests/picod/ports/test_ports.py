@@ -240,6 +240,27 @@ def test_mark_of_picods_own_refusals_cannot_be_forged(picod: Executor, name: str
         assert "x-wakegate-refused" not in reply.headers
 
 
+@pytest.mark.parametrize(
+    ("sent", "seen"),
+    [("/login?next=1", "/login?next=1"), ("http://localhost:{port}/x", "/x"), ("http://127.0.0.1:{port}", "/"),
+     ("http://localhost:1/x", "http://localhost:1/x"), ("//other.example/x", "//other.example/x"), ("next", "next")],
+)  # fmt: skip
+def test_server_with_a_host_of_its_own_is_at_its_root(picod: Executor, sent: str, seen: str) -> None:
+    """Redirects to itself lead to that host, cookies keep their Path, and no prefix is told."""
+
+    def talk(connection: socket.socket, _: bytes) -> None:
+        location = sent.format(port=connection.getsockname()[1]).encode()
+        cookies = b"Set-Cookie: a=1; Path=/app; HttpOnly\r\nSet-Cookie: b=2; domain=example.com; Secure\r\n"
+        connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: %b\r\n%bContent-Length: 0\r\n\r\n" % (location, cookies))
+
+    with server(talk) as (port, heads):
+        reply = picod.client.get(f"/api/ports/{port}/", headers={**SESSION, "x-wakegate-mount": "/"})
+    assert reply.headers["location"] == seen.format(port=port)
+    assert reply.headers.get_list("set-cookie") == ["a=1; Path=/app; HttpOnly", "b=2; Secure"]
+    assert b"prefix" not in heads[0].lower()
+    assert b"mount" not in heads[0].lower()
+
+
 def test_server_on_the_other_loopback_is_found(picod: Executor) -> None:
     """`localhost` may mean ::1 to whoever listens."""
     try:
