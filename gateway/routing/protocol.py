@@ -16,7 +16,7 @@ from typing import Any
 import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from gateway.core.certificates import ClientCertificate
@@ -28,7 +28,7 @@ from gateway.routing.cycle import GatewayCycle
 from gateway.routing.fast_path import FastPath
 from gateway.routing.heads import EMPTY_QUERY
 from gateway.routing.raw_target import encode_line, sent_target, split_target
-from gateway.routing.responses import error_body, error_fields
+from gateway.routing.refusals import HeadTooLargeError, last_answer, parser_problem
 from gateway.routing.upgrade import is_websocket, parser_behind_head, request_parser, websocket_head
 
 MAX_HEAD_BYTES = 64 * 1024  # bytes of request line and headers
@@ -48,13 +48,6 @@ class ServerContext:
     observer: Observer | None = None
     client_certificate: Callable[[asyncio.BaseTransport], ClientCertificate] | None = None  # where clients need one
     leaving: bool = False  # the gateway will end: each answer is the last on its connection
-
-
-class HeadTooLargeError(WakegateError):
-    """A request head over the bounds."""
-
-    status = 431
-    code = "HEAD_TOO_LARGE"
 
 
 class GatewayProtocol(HttpToolsProtocol, Reclaimable):
@@ -137,7 +130,7 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
                 self.parser = parser_behind_head(self, self.headers)
                 rest = memoryview(rest)[stop.args[0] :]
             except httptools.HttpParserError as error:
-                self._refuse(_parser_problem(error))
+                self._refuse(parser_problem(error))
                 self._fresh = None
                 return
             else:
@@ -363,21 +356,6 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
         if cycle is not None and not cycle.response_complete and cycle is not self._fresh:
             cycle.cut()
             return
-        body = error_body(error)
-        fields = [field for field in error_fields(error) if field[0] != b"connection"]
-        lines = b"".join(b"%b: %b\r\n" % field for field in fields)
         self._context.fast_path.batch.flush()  # answers to earlier requests on this connection go first
-        self.transport.write(
-            b"%b%bcontent-length: %d\r\nconnection: close\r\n\r\n%b"
-            % (STATUS_LINE[error.status], lines, len(body), body)
-        )
+        self.transport.write(last_answer(error))
         self.transport.close()
-
-
-def _parser_problem(error: httptools.HttpParserError) -> WakegateError:
-    cause = error.__context__
-    if isinstance(error, httptools.HttpParserCallbackError) and isinstance(cause, WakegateError):
-        return cause
-    if isinstance(error, httptools.HttpParserCallbackError):
-        return BadRequestError("the request's target is not a path")
-    return BadRequestError(f"the request is not well-formed HTTP/1.1: {error}")

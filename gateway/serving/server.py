@@ -22,7 +22,7 @@ from gateway.core.certificates import Certificates, ClientCertificate, read_clie
 from gateway.routing.connection_limit import ConnectionLimit, connection_limit
 from gateway.routing.fast_path import FastPath
 from gateway.routing.protocol import GatewayProtocol, ServerContext
-from gateway.routing.websocket import MAX_MESSAGE_BYTES
+from gateway.routing.websocket_dial import MAX_MESSAGE_BYTES
 from gateway.serving.sockets import BACKLOG, listen, refuse_new, url_of
 from gateway.serving.tls_listener import TLSListener, handshake_limit
 

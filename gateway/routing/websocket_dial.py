@@ -1,0 +1,77 @@
+"""The sandbox's side of a WebSocket: a client connection with the handshake's fields as the client sent them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidHandshake, InvalidStatus
+from websockets.typing import Subprotocol
+
+from gateway.core.errors import UpstreamBrokenError, UpstreamConnectError
+from gateway.routing.headers import Request
+from gateway.routing.responses import Scope
+from gateway.routing.route import Route
+from gateway.routing.target import Target
+
+MAX_MESSAGE_BYTES = 16 << 20  # of one message, either way: it is held whole, as ASGI has no fragments
+_OPEN_TIMEOUT_S = 30.0
+_CLOSE_TIMEOUT_S = 2.0  # for the sandbox's part of the closing handshake; its slot is held as long
+_HANDSHAKE = (b"sec-websocket-", b"content-length: ", b"transfer-encoding: ")
+
+
+class _Dial(connect):
+    """A client connection that follows no redirect: a sandbox must not send us, with its token, to another address."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        """The redirect is the answer."""
+        return exc
+
+
+async def dial(scope: Scope, route: Route, target: Target, request: Request, lines: list[bytes]) -> ClientConnection:
+    """Dial the sandbox. Raises UpstreamConnectError, UpstreamBrokenError, and InvalidStatus when it answers no."""
+    headers = [
+        tuple(line.decode("latin-1").rstrip("\r\n").split(": ", 1))
+        for line in b"".join([*lines, route.head]).split(b"\r\n")
+        if line and not line.startswith((*_HANDSHAKE, b"host: "))
+    ]
+    query: bytes = scope["query_string"]
+    pool = route.pool_for(target.path)
+    host = target.port_host if route.peer and target.port_host else pool.host
+    if request.own_origin:
+        # The websockets library leaves the scheme's usual port out of Host.
+        usual = b":80" if pool.tls is None else b":443"
+        headers.append(
+            ("origin", ("http" if pool.tls is None else "https") + f"://{host.removesuffix(usual).decode()}")
+        )
+    scheme = "ws" if pool.tls is None else "wss"
+    uri = f"{scheme}://{host.decode()}{target.path.decode('latin-1')}" + (
+        f"?{query.decode('latin-1')}" if query else ""
+    )
+    options: dict[str, Any] = {
+        "additional_headers": headers,
+        "subprotocols": [Subprotocol(protocol) for protocol in scope.get("subprotocols", ())] or None,
+        "compression": None,  # both hops are local; the client's side negotiates its own
+        "max_size": MAX_MESSAGE_BYTES,
+        "max_queue": 1,  # messages read ahead; of the default 16 each could have the full size
+        "ping_interval": None,  # liveness is the business of the two ends
+        "open_timeout": _OPEN_TIMEOUT_S,
+        "close_timeout": _CLOSE_TIMEOUT_S,
+        "user_agent_header": None,
+        "proxy": None,
+    }
+    if pool.tls is not None:
+        options |= {"ssl": pool.tls(), "server_hostname": pool.endpoint.host}
+    endpoint = pool.endpoint
+    try:
+        if endpoint.uds:
+            return await _Dial(uri, unix=True, path=endpoint.uds, **options)
+        return await _Dial(uri, host=endpoint.host, port=endpoint.port, **options)  # the URI may name a port's host
+    except InvalidStatus:
+        raise
+    except (OSError, TimeoutError) as error:
+        # Where it has several ports, one on which nobody listens says nothing of the others.
+        no_listener = isinstance(error, ConnectionRefusedError | FileNotFoundError) and endpoint == route.pool.endpoint
+        raise UpstreamConnectError(f"the sandbox cannot be reached: {error}", no_listener=no_listener) from error
+    except (InvalidHandshake, ValueError) as error:
+        raise UpstreamBrokenError(f"the sandbox did not agree to a WebSocket: {error}") from error
