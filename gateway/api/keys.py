@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from gateway.api.errors import Handler
 from gateway.api.http import JSON, read_object, read_seconds
-from gateway.core.errors import BadRequestError, ConflictError, PermissionDeniedError, SessionNotFoundError
+from gateway.core.errors import BadRequestError, ConflictError, SessionNotFoundError
 from gateway.core.identity import Role, current
 from gateway.core.model import DEFAULT_TENANT, SessionId, SessionState
 from gateway.core.units import rfc3339
@@ -85,9 +85,6 @@ class KeysAPI:
 
     async def _create_token(self, request: Request) -> Response:
         authenticator = self._required()
-        if current().role is Role.OPERATOR:
-            # It would reach what is in the session, which an operator may not.
-            raise PermissionDeniedError("the role operator may not use sessions, so it cannot hand out the use of one")
         body = await read_object(request)
         _refuse_unknown(body, {"ttl", "paths", "ports"})
         session_id = SessionId(request.path_params["session_id"])

@@ -30,7 +30,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     "delete_session": Permission.MANAGE_SESSIONS,
     "hibernate_session": Permission.MANAGE_SESSIONS,
     "wake_session": Permission.MANAGE_SESSIONS,
-    "create_session_token": Permission.MANAGE_SESSIONS,
+    "create_session_token": Permission.SHARE_SESSIONS,
     "list_runtimes": Permission.READ_RUNTIMES,
     "explain_autoscaler": Permission.READ_POOLS,
     "export_claim_history": Permission.READ_POOLS,

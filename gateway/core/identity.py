@@ -37,6 +37,7 @@ class Permission(StrEnum):
     READ_SESSIONS = "read sessions"
     CREATE_SESSIONS = "create sessions"
     MANAGE_SESSIONS = "manage sessions"  # update, hibernate, wake, end
+    SHARE_SESSIONS = "share sessions"  # make tokens with which somebody else uses one
     USE_SESSIONS = "use sessions"  # run code and commands, read and write files, reach ports
     READ_RUNTIMES = "read runtimes"
     READ_POOLS = "read pools"  # warm pools, their history and why they have their size
@@ -52,7 +53,8 @@ _READER = frozenset((
 ROLES: dict[Role, frozenset[Permission]] = {
     Role.ADMIN: frozenset(Permission),
     Role.OPERATOR: _READER | {Permission.MANAGE_SESSIONS, Permission.READ_POOLS, Permission.READ_METRICS},
-    Role.MEMBER: _READER | {Permission.CREATE_SESSIONS, Permission.MANAGE_SESSIONS, Permission.USE_SESSIONS},
+    Role.MEMBER: _READER | {Permission.CREATE_SESSIONS, Permission.MANAGE_SESSIONS, Permission.SHARE_SESSIONS,
+                           Permission.USE_SESSIONS},
     Role.VIEWER: _READER,
     Role.SESSION: frozenset((Permission.USE_SESSIONS, Permission.READ_SESSIONS)),
 }  # fmt: skip

@@ -16,6 +16,7 @@ import pytest
 from gateway.api.native import _page
 from gateway.core.errors import SandboxStartError
 from gateway.core.model import PoolStatus, RuntimeKey
+from gateway.runtimes.catalog import default_runtime
 from gateway.testing import ScriptedProvider
 from tests.support.scripted import KEY, SHARED, OpenScripted, ScriptedSandbox, Served, served
 
@@ -44,7 +45,9 @@ async def test_agentcube_create_answers_what_its_sdk_reads(open_gateway: OpenScr
         assert body["kind"] == "SandboxClaim"
         host = gateway.url.removeprefix("http://")
         assert body["entryPoints"] == [{"path": "/", "protocol": "HTTP", "endpoint": host}]
-        await gateway.provider.resize(KEY, 0)
+    # A pool of its own that is empty from the start: one that is resized, the autoscaler may fill again meanwhile.
+    gateway, _ = await open_gateway(runtimes=[default_runtime(0)])
+    async with client_of(gateway) as client:
         assert (await client.post("/v1/code-interpreter", json=NAMED)).json()["kind"] == "Sandbox"
 
 

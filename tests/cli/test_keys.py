@@ -1,0 +1,84 @@
+"""`wakegate keys` against a store on disk, and a gateway of the same store that asks for them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+
+from tests.support.serve import serve
+from tests.support.waiting import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def keys(state: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run `wakegate keys` to its end."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WAKEGATE_")}
+    command = [sys.executable, "-m", "gateway", "keys", *words, "--state-dir", str(state)]
+    return subprocess.run(command, capture_output=True, text=True, env=clean, cwd=ROOT, timeout=50)
+
+
+def test_key_works_at_a_running_gateway_until_it_is_revoked(tmp_path: Path) -> None:
+    """Made and ended by the command, while the gateway runs; it sees both within its next looks at the store."""
+    state = tmp_path / "state"
+    admin = keys(state, "create", "--role", "admin")
+    assert admin.returncode == 0, admin.stderr
+    with serve(state, "--auth") as server:
+        made = keys(state, "create", "--role", "member", "--tenant", "acme", "--expires", "90d", "--name", "bot")
+        key = made.stdout.strip()
+        assert "member of acme" in made.stderr
+        headers = {"authorization": f"Bearer {key}"}
+        wait_until(lambda: server.client.get("/v1/caller", headers=headers).status_code == 200, "the key is known")
+        created = server.client.post("/v1/sessions", json={}, headers={"x-api-key": key})
+        assert created.status_code == 201, created.text
+        run = {"command": ["sh", "-c", "echo hello; env"]}
+        reply = server.client.post("/api/execute", json=run, headers={**headers, "x-session-id": created.json()["id"]})
+        assert "hello" in reply.json()["stdout"]
+        assert key not in reply.text
+
+        listed = [json.loads(line) for line in keys(state, "list", "--json").stdout.splitlines()]
+        assert [(each["role"], each["tenant"], each["name"]) for each in listed] == [
+            ("admin", "default", ""), ("member", "acme", "bot"),
+        ]  # fmt: skip
+        assert key not in keys(state, "list").stdout
+        rotated = keys(state, "rotate", listed[1]["id"]).stdout.strip()
+        wait_until(lambda: server.client.get("/v1/caller", headers=headers).status_code == 401, "the old key ended")
+        headers = {"authorization": f"Bearer {rotated}"}
+        assert server.client.get("/v1/caller", headers=headers).json()["tenant"] == "acme"
+        by_admin = {"authorization": f"Bearer {admin.stdout.strip()}"}
+        ids = [each["id"] for each in server.client.get("/v1/keys", headers=by_admin).json()["keys"]]
+        assert server.client.delete(f"/v1/keys/{ids[-1]}", headers=by_admin).status_code == 204
+        assert server.client.get("/v1/caller", headers=headers).status_code == 401
+        assert httpx.get(server.url + "/v1/caller").status_code == 401
+
+
+def test_wrong_words_are_refused_with_what_is_right(tmp_path: Path) -> None:
+    """In a line, with status 2."""
+    for words, hint in (
+        (("create", "--role", "emperor"), "invalid choice"),
+        (("create", "--role", "member", "--tenant", "A B"), "tenant: expected a name"),
+        (("create", "--role", "member", "--expires", "soon"), "--expires: expected a duration"),
+        (("create", "--role", "member", "--runtime", "a/b/c"), "names no runtime"),
+        (("revoke", "nothing"), "no API key 'nothing'"),
+        (("lst",), "invalid choice"),
+    ):
+        ended = keys(tmp_path / "state", *words)
+        assert ended.returncode == 2
+        assert hint in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
+def test_gateway_beyond_this_machine_asks_for_keys_or_for_so_many_words(tmp_path: Path) -> None:
+    """The refusal names both switches."""
+    command = [sys.executable, "-m", "gateway", "serve", "--host", "0.0.0.0", "--port", "0"]
+    ended = subprocess.run(
+        [*command, "--state-dir", str(tmp_path / "state")], capture_output=True, text=True, cwd=ROOT, timeout=50
+    )
+    assert ended.returncode == 2
+    assert "--auth" in ended.stderr
+    assert "--insecure-no-auth" in ended.stderr

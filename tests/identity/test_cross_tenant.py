@@ -1,0 +1,105 @@
+"""Another tenant's ids, tried at every path of /openapi.json and of the data path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+
+from gateway.api.openapi.table import CONTROL
+from gateway.api.permissions import PERMISSIONS
+from gateway.core.identity import ROLES, Identity, Permission, Role, acting_as
+from gateway.core.model import SessionId
+from tests.support.scripted import OpenScripted, Served
+
+ON_UVLOOP = True
+METHODS = ("get", "post", "put", "patch", "delete", "head")
+LISTS = {
+    ("get", "/v1/sessions"), ("get", "/v1/containers"), ("get", "/v1/runtimes"), ("get", "/v1/tools"),
+    ("get", "/v1/caller"),
+}  # fmt: skip
+MAKES = {"/v1/sessions", "/v1/containers", "/v1/code-interpreter", "/v1/agent-runtime", "/v1/tool_calls", "/mcp"}
+PUBLIC = {"/healthz", "/readyz", "/health", "/health/live", "/health/ready", "/openapi.json"}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "run_python", "arguments": '{"code": "1"}'}}
+BODIES: dict[str, Any] = {
+    "/v1/tool_calls": {"tool_calls": [CALL]},
+    "/mcp": {"jsonrpc": "2.0", "id": 1, "method": "tools/list"},
+}
+
+
+async def key_of(gateway: Served, tenant: str, role: Role = Role.MEMBER) -> str:
+    authenticator = gateway.gateway.surfaces.keys.authenticator
+    assert authenticator is not None
+    return (await authenticator.directory.create(role=role, tenant=tenant))[0]
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(method, path) of everything that is described."""
+    for path, item in document["paths"].items():
+        yield from ((method, path) for method in item if method in METHODS)
+
+
+def filled(path: str, session: SessionId) -> str:
+    """The path with another tenant's session wherever one is named."""
+    for name in ("session_id", "container_id", "sandbox_id"):
+        path = path.replace(f"{{{name}}}", session)
+    return (
+        path.replace("{port}", "8000").replace("{namespace}", "default").replace("{name}", "my-interpreter")
+        .replace("{path}", "api/files").replace("{", "").replace("}", "")
+    )  # fmt: skip
+
+
+async def test_no_path_shows_uses_or_changes_another_tenants_session(open_gateway: OpenScripted) -> None:
+    """Whatever is asked answers as for a session that does not exist; the sandbox hears nothing, the record stays."""
+    gateway, sandbox = await open_gateway(auth=True)
+    with acting_as(Identity(Role.MEMBER, "acme")):
+        session = await gateway.session(metadata={"openai": "container", "name": "secret-name"})
+    before = await gateway.gateway.store.get(session)
+    headers = {"authorization": f"Bearer {await key_of(gateway, 'other')}", "host": "h"}
+    async with httpx.AsyncClient(base_url=gateway.url, headers=headers, trust_env=False) as client:
+        document = (await client.get("/openapi.json")).json()
+        tried = 0
+        for method, path in operations(document):
+            named = {} if path in MAKES and "tool" not in path and path != "/mcp" else {"x-session-id": session}
+            body = BODIES.get(path, {})
+            reply = await client.request(method, filled(path, session), headers=named, content=orjson.dumps(body))
+            tried += 1
+            what = f"{method} {path}: {reply.status_code} {reply.text[:200]}"
+            assert "secret-name" not in reply.text, what
+            if (method, path) in LISTS or path in PUBLIC or (method == "post" and path in MAKES and not named):
+                assert session not in reply.text or reply.status_code == 404, what
+                continue
+            assert reply.status_code in (400, 403, 404, 405, 409, 422), what
+        assert tried > 60
+        for path in ("/", "/api/execute", f"/v1/sessions/{session}/ports/8000/", f"/v1/sessions/{session}/terminal"):
+            assert (await client.get(path, headers={"x-session-id": session})).status_code == 404
+        data_plane = "/v1/namespaces/default/code-interpreters/my-interpreter/invocations/api/files"
+        assert (await client.get(data_plane, headers={"x-agentcube-session-id": session})).status_code == 404
+        after = (await client.get("/v1/sessions", params={"after": session})).json()
+        assert after["code"] == "BAD_REQUEST"
+    assert sandbox.requests == []
+    assert await gateway.gateway.store.get(session) == before
+
+
+@pytest.mark.parametrize("role", [Role.VIEWER, Role.MEMBER, Role.OPERATOR, Role.ADMIN])
+async def test_role_is_let_in_where_its_permissions_say(open_gateway: OpenScripted, role: Role) -> None:
+    """403 exactly where the table has no permission for the role, at every operation; nobody is let in without one."""
+    gateway, _ = await open_gateway(auth=True)
+    key = await key_of(gateway, "acme", role)
+    async with httpx.AsyncClient(base_url=gateway.url, headers={"host": "h"}, trust_env=False) as client:
+        for name, operation in CONTROL.items():
+            method = operation.method
+            path = filled(operation.path, SessionId("no-such-session"))
+            content = orjson.dumps(BODIES.get(path, {}))
+            reply = await client.request(method, path, headers={"authorization": f"Bearer {key}"}, content=content)
+            nobody = await client.request(method, path, content=content)
+            permission = PERMISSIONS[name]
+            if permission is Permission.PUBLIC:
+                assert nobody.status_code == 200
+                continue
+            assert nobody.status_code == 401, name
+            expected = permission in ROLES[role]
+            assert (reply.status_code != 403) == expected, f"{name}: {reply.status_code} {reply.text}"
