@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from gateway.core.errors import BadRequestError, RequestTimeoutError, TooLargeError
 from gateway.core.model import Kind, RuntimeKey
-from gateway.core.units import parse_duration
+from gateway.core.units import parse_lifetime
 
 MAX_BODY_BYTES = 1 << 20  # control requests are a few hundred bytes
 _MAX_METADATA_BYTES = 16 << 10
@@ -78,7 +78,7 @@ def read_seconds(body: Mapping[str, Any], name: str) -> float | None:
     if value is None:
         return None
     try:
-        seconds = parse_duration(value) if isinstance(value, str) else float(value)
+        seconds = parse_lifetime(value) if isinstance(value, str) else float(value)
     except (TypeError, ValueError):
         seconds = -1.0
     if isinstance(value, bool) or not 0 < seconds < 1e9:

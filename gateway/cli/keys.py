@@ -14,7 +14,7 @@ from gateway.core.clock import SystemClock
 from gateway.core.errors import SettingsError
 from gateway.core.identity import Role
 from gateway.core.settings import Settings, make_state_dir
-from gateway.core.units import parse_duration, rfc3339
+from gateway.core.units import parse_lifetime, rfc3339
 from gateway.identity.directory import KeyDirectory, open_directory
 from gateway.identity.keys import APIKey
 
@@ -86,7 +86,7 @@ def _seconds(flag: str, text: str | None) -> float | None:
     if text is None:
         return None
     try:
-        seconds = parse_duration(text)
+        seconds = parse_lifetime(text)
     except ValueError:
         seconds = -1.0
     if seconds <= 0:

@@ -14,6 +14,7 @@ _UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m":
 # Only ever matched at a given position. A search would try again from each digit of a long number that has no unit,
 # which takes time quadratic in its length: 11 s for 16,000 digits.
 _DURATION_TERM = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
+_DAYS = re.compile(r"([0-9]{1,5})d")
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+|[EPTGMk]i?|Ki|m|u|n)?")
 _FACTORS = {
     "": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3,
@@ -39,6 +40,16 @@ def parse_duration(text: str) -> float:
         if position == len(text):
             return total
     raise ValueError(f"{_shown(text)} is not a duration; write a number with a unit, e.g. 30s, 15m or 1h30m")
+
+
+def parse_lifetime(text: str) -> float:
+    """Seconds of a duration that may also be whole days, such as "90d".
+
+    Days are not part of Go's durations, which manifests use, because a day need not have 24 hours; here it has.
+    Raises ValueError.
+    """
+    days = _DAYS.fullmatch(text)
+    return float(days[1]) * 86400.0 if days is not None else parse_duration(text)
 
 
 def parse_quantity(text: str) -> float:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.units import parse_duration, parse_quantity, readable_size
+from gateway.core.units import parse_duration, parse_lifetime, parse_quantity, readable_size
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,11 @@ def test_units_answer_any_text_with_a_number_or_a_value_error(text: str) -> None
 def test_readable_size_is_short(size: int, text: str) -> None:
     """Four digits and the largest unit that leaves at least one before the point."""
     assert readable_size(size) == text
+
+
+def test_lifetime_may_be_whole_days() -> None:
+    """Beside what a duration may be; nothing is mixed with days."""
+    assert (parse_lifetime("90d"), parse_lifetime("1h30m")) == (7776000.0, 5400.0)
+    for text in ("1d12h", "d", "1.5d", "100000d", "-1d"):
+        with pytest.raises(ValueError, match="not a duration"):
+            parse_lifetime(text)
