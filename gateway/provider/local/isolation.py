@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from gateway.core.model import Limits
-from gateway.provider.local import bwrap, rlimits, seccomp
+from gateway.provider.local import bwrap, namespace_limits, rlimits, seccomp
 from gateway.provider.local.process import anonymous_file
 
 Isolation = Literal["bubblewrap", "process"]
@@ -52,6 +52,7 @@ class IsolationReport:
     limits: Mapping[str, str] = field(default_factory=dict)  # limit -> by what it is enforced, for people
     disable_userns: bool = True
     syscalls: bytes | None = None  # the filter that bwrap loads
+    namespace_limits: bool = False  # of namespace_limits.py
 
     @property
     def ok(self) -> bool:
@@ -91,7 +92,10 @@ def probe_isolation(isolation: Isolation, in_force: Mapping[str, str]) -> Isolat
         warnings.append(NO_FILTER_WARNING)
         syscalls = None
     error = "" if failure is None else explain(failure, program, _read_sysctl, in_container=_in_container())
-    return IsolationReport(isolation, program, error, tuple(warnings), limits, disable_userns, syscalls)
+    bounded = not error and namespace_limits.may_be_set(program)
+    if bounded:
+        limits["file watches"] = "user namespace"
+    return IsolationReport(isolation, program, error, tuple(warnings), limits, disable_userns, syscalls, bounded)
 
 
 def default_values(limits: Limits) -> dict[str, str]:
@@ -105,6 +109,7 @@ def default_values(limits: Limits) -> dict[str, str]:
         "workspace": f"{_size(limits.workspace_size)}, {limits.workspace_files} files",
         "file size": _size(limits.file_size),
         "temporary files": _size(limits.tmp_size),
+        "file watches": f"{namespace_limits.INOTIFY_WATCHES} in {namespace_limits.INOTIFY_INSTANCES} inotify instances",
     }
 
 
@@ -119,6 +124,7 @@ def limits_in_force(isolation: Isolation, in_force: Mapping[str, str], release: 
         "workspace": "watched, the sandbox ends (no project quota)",
         "file size": "rlimit",
         "temporary files": "tmpfs size" if isolated else "not enforced",
+        "file watches": "not enforced (all sandboxes share what the kernel grants to the gateway's user)",
     }
 
 

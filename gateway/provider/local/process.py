@@ -18,7 +18,7 @@ import select
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from gateway.provider.local import process_tags
@@ -30,7 +30,7 @@ _READ_BYTES, _READ_INTERVAL_S = (
 )  # at most 320 kB/s: code in the sandbox can write there as fast as it likes
 _END_TIMEOUT_S = 10.0
 
-Restrict = Callable[[int], None]  # called with the pid of the held process; raises OSError
+Restrict = Callable[[int], Awaitable[None]]  # called with the pid of the held process; raises OSError
 
 
 class StartFailedError(Exception):
@@ -114,7 +114,7 @@ class Process:
                     raise StartFailedError(await process.failure())
                 child = int(json.loads(info_json)["child-pid"])
                 process._inner = os.pidfd_open(child)
-                restrict(child)
+                await restrict(child)
                 os.write(release, b"x")
             except BaseException:
                 await process.end()
@@ -151,7 +151,7 @@ class Process:
             fds.keep(held_lifeline, errors)
             process = cls(popen, held_lifeline, errors, tag)
             try:
-                restrict(popen.pid)
+                await restrict(popen.pid)
                 os.write(release, b"\n")
             except BaseException:
                 await process.end()

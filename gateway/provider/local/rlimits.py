@@ -13,6 +13,9 @@ from gateway.core.model import Limits
 from gateway.provider.local.cgroups import OVERHEAD_TASKS
 
 OPEN_FILES = 4096
+# The kernel grants these to a user, not to a process, and all sandboxes have one user outside: without bounds of their
+# own, one could queue so many signals (timers among them) that no other may queue any.
+PENDING_SIGNALS, MESSAGE_QUEUE_BYTES, LOCKED_BYTES = 2048, 256 << 10, 8 << 20
 
 
 def may_limit_processes(kernel_release: str, *, uid: int) -> bool:
@@ -39,6 +42,9 @@ def plan(limits: Limits, *, memory_cgroup: bool, own_user_namespace: bool) -> di
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: limits.file_size,
         resource.RLIMIT_NOFILE: OPEN_FILES,
+        resource.RLIMIT_SIGPENDING: PENDING_SIGNALS,
+        resource.RLIMIT_MSGQUEUE: MESSAGE_QUEUE_BYTES,
+        resource.RLIMIT_MEMLOCK: LOCKED_BYTES,
     }
     if limits.memory is not None:
         wanted[resource.RLIMIT_DATA] = limits.memory * (4 if memory_cgroup else 1)

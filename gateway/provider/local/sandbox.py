@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gateway.core.clock import Clock
 from gateway.core.model import Agent, Endpoint, Limits, Probe, Runtime, Sandbox, SandboxId, SessionId, StartKind
-from gateway.provider.local import bwrap, interpreters, process_tags, rlimits
+from gateway.provider.local import bwrap, interpreters, namespace_limits, process_tags, rlimits
 from gateway.provider.local.cgroups import Cgroup, CgroupTree
 from gateway.provider.local.isolation import IsolationReport
 from gateway.provider.local.process import Process, StartFailedError, describe_exit
@@ -172,10 +172,13 @@ class SandboxFactory:
         isolated = self._report.isolation == "bubblewrap"
         planned = rlimits.plan(runtime.limits, memory_cgroup="memory" in group.folders, own_user_namespace=isolated)
 
-        def restrict(pid: int) -> None:
+        async def restrict(pid: int) -> None:
             group.join(pid)
             rlimits.apply(pid, planned)
             _prefer_as_oom_victim(pid)
+            if self._report.namespace_limits:
+                assert self._report.bwrap is not None
+                await namespace_limits.apply(self._report.bwrap, pid)
 
         def command(listener: int, lifeline: int) -> list[str]:
             return interpreters.picod_command(self._picod_python, listener=listener, lifeline=lifeline)

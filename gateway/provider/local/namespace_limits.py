@@ -1,0 +1,62 @@
+"""Limits that the kernel counts per user namespace, set in a sandbox's own before its code runs.
+
+The sandboxes of a gateway have one user outside. What the kernel grants to a user (128 inotify instances, most often)
+one sandbox could take, and file watchers would fail in all others. Each level of user namespaces has limits of its
+own, counted beside those above: written into the sandbox's namespace, they are a bound for it alone.
+
+They are written by a second bwrap that enters the namespace: the right to (CAP_SYS_RESOURCE there) does not survive an
+exec after setns(2), which rules out nsenter(1). About 15 ms, while the sandbox is held.
+Source: the kernel's admin-guide/sysctl/user.rst; user_namespaces(7).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+# An editor's or a bundler's watcher takes one instance, and a watch for each folder of its tree.
+INOTIFY_INSTANCES, INOTIFY_WATCHES = 16, 16_384
+LIMITS: Mapping[str, int] = {
+    "max_inotify_instances": INOTIFY_INSTANCES,
+    "max_inotify_watches": INOTIFY_WATCHES,
+}
+_TIMEOUT_S = 10.0
+
+
+def may_be_set(bwrap: Path) -> bool:
+    """Whether this kernel and bwrap can do it: tried in a namespace made for that. Blocks for some 15 ms."""
+    command = _command(bwrap, ["--unshare-user"])
+    try:
+        done = subprocess.run(command, capture_output=True, env={}, timeout=_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+async def apply(bwrap: Path, pid: int) -> None:
+    """Set LIMITS in the user namespace of process `pid`. Raises OSError."""
+    namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        writer = await asyncio.create_subprocess_exec(
+            *_command(bwrap, ["--userns", str(namespace)]),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={},
+            pass_fds=(namespace,),
+        )
+    finally:
+        os.close(namespace)
+    _, errors = await writer.communicate()
+    if writer.returncode:
+        said = errors.decode(errors="replace").strip()
+        raise OSError(f"the limits of its user namespace cannot be set: {said or f'status {writer.returncode}'}")
+
+
+def _command(bwrap: Path, namespace: Sequence[str]) -> list[str]:
+    writes = " && ".join(f"echo {value} > /proc/sys/user/{name}" for name, value in LIMITS.items())
+    flags = ["--die-with-parent", "--dev-bind", "/", "/", "--cap-add", "CAP_SYS_RESOURCE"]
+    return [str(bwrap), *namespace, *flags, "--", "/bin/sh", "-c", writes]

@@ -1,0 +1,56 @@
+"""What the kernel grants to a user as a whole: one sandbox must not take it from the others, nor from the gateway."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.core.model import SessionId
+from gateway.provider.local import namespace_limits, rlimits
+from tests.support.local_engine import python, runtime, serving
+
+A, B = SessionId("session-a"), SessionId("session-b")
+WATCH = """
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+taken = 0
+while libc.inotify_init1(0) >= 0:
+    taken += 1
+print(taken, errno.errorcode[ctypes.get_errno()])
+"""
+SIGNALS = """
+import ctypes, errno, os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN])
+libc = ctypes.CDLL(None, use_errno=True)
+sent = 0
+while libc.sigqueue(os.getpid(), int(signal.SIGRTMIN), ctypes.c_void_p(0)) == 0:
+    sent += 1
+print(sent, errno.errorcode[ctypes.get_errno()])
+"""
+
+
+async def test_sandbox_takes_its_own_share_of_file_watchers_only(tmp_path: Path) -> None:
+    """One that opens all it can leaves another its own; the kernel counts both for one user outside."""
+    async with serving(tmp_path, runtime()) as provider:
+        if not provider.report.namespace_limits:
+            pytest.skip("this kernel lets nobody set limits of a user namespace")
+        greedy, other = await provider.claim(runtime().key, A), await provider.claim(runtime().key, B)
+        own, shared = (
+            namespace_limits.INOTIFY_INSTANCES,
+            int(Path("/proc/sys/fs/inotify/max_user_instances").read_text()),
+        )
+        for sandbox in (greedy, other):
+            taken, error = (await python(sandbox, WATCH)).split()
+            assert 0 < int(taken) <= own < shared
+            assert error == "EMFILE"
+        assert "file watches: user namespace (16384 in 16 inotify instances)" in provider.report.summary()
+
+
+async def test_sandbox_queues_its_own_share_of_signals_only(tmp_path: Path) -> None:
+    """Real-time signals and timers that wait are counted for the user, too."""
+    async with serving(tmp_path, runtime()) as provider:
+        sandbox = await provider.claim(runtime().key, A)
+        sent, error = (await python(sandbox, SIGNALS)).split()
+        assert 0 < int(sent) <= rlimits.PENDING_SIGNALS
+        assert error == "EAGAIN"
