@@ -19,6 +19,7 @@ from picod.archive.tar_members import (
     FIFO,
     FILE,
     HARD_LINK,
+    SET_ID_BITS,
     SYMLINK,
     Member,
     encode,
@@ -116,7 +117,7 @@ def _file(dir_fd: int, name: bytes, path: bytes, seen: _Seen, out: bytearray) ->
         if not stat.S_ISREG(status.st_mode):
             raise _changed(path)
         first = _first_name(status, path, seen)
-        member = Member(path, FILE, stat.S_IMODE(status.st_mode), status.st_mtime_ns)
+        member = Member(path, FILE, stat.S_IMODE(status.st_mode) & ~SET_ID_BITS, status.st_mtime_ns)
         if first is not None:
             member.kind, member.link = HARD_LINK, first
             out += encode(member)

@@ -12,6 +12,7 @@ Names are bytes throughout, since Linux defines no encoding for them. Global hea
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,6 +22,10 @@ FILE, HARD_LINK, SYMLINK, DIRECTORY, FIFO = b"0", b"1", b"2", b"5", b"6"
 KINDS = {FILE, HARD_LINK, SYMLINK, DIRECTORY, FIFO}
 EXTENDED, GLOBAL = b"x", b"g"
 LONG_NAME, LONG_LINK = b"L", b"K"  # GNU's own extension for names over 100 bytes; read, never written
+
+# The bits that make a program run as its owner. Nothing in a sandbox heeds them, but whoever unpacks one of its files
+# as root elsewhere would get a program that runs as root.
+SET_ID_BITS = stat.S_ISUID | stat.S_ISGID
 
 _NS_PER_S = 1_000_000_000
 _MAX_OCTAL = 8**11  # the first number that eleven octal digits cannot express

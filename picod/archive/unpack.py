@@ -21,6 +21,7 @@ from picod.archive.tar_members import (
     KINDS,
     LONG_LINK,
     LONG_NAME,
+    SET_ID_BITS,
     SYMLINK,
     Member,
     TarballError,
@@ -227,7 +228,7 @@ def _file(dir_fd: int, name: bytes, member: Member, source: Source) -> None:
             _sparse(fd, member, source)
         source.take(padding(member.size))
         _set_xattrs(fd, member.xattrs)
-        os.fchmod(fd, member.mode)
+        os.fchmod(fd, member.mode & ~SET_ID_BITS)
         os.utime(fd, ns=(member.mtime_ns, member.mtime_ns))
     finally:
         os.close(fd)

@@ -45,6 +45,9 @@ ETC_SYNTHETIC = {
 PROC_MASKED = (
     "cmdline",  # parameters of the host's kernel
     "config.gz",
+    "interrupts",
+    "iomem",
+    "ioports",
     "kallsyms",
     "kcore",
     "keys",
@@ -54,11 +57,16 @@ PROC_MASKED = (
     "kpagecount",
     "kpageflags",
     "latency_stats",
+    "pagetypeinfo",
     "sched_debug",
     "slabinfo",
     "timer_list",
+    "timer_stats",
     "vmallocinfo",
 )
+
+# Folders of it that name devices and drivers of the machine: empty inside.
+PROC_COVERED = ("acpi", "asound", "bus", "driver", "fs", "irq", "scsi")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,7 @@ class HostRoot:
     symlinks: tuple[tuple[str, str], ...]  # (target, path), e.g. ("usr/bin", "/bin")
     etc: tuple[str, ...]  # files and folders below /etc, bound at the same path
     proc_masked: tuple[str, ...]  # names below /proc that exist here and are hidden
+    proc_covered: tuple[str, ...] = ()  # folders below /proc that exist here and are empty inside
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +118,7 @@ def inspect_host() -> HostRoot:
         symlinks=tuple(symlinks),
         etc=tuple(path for path in ETC_FROM_HOST if os.path.exists(path)),
         proc_masked=tuple(name for name in PROC_MASKED if os.path.exists(f"/proc/{name}")),
+        proc_covered=tuple(name for name in PROC_COVERED if os.path.isdir(f"/proc/{name}")),
     )
 
 
@@ -147,6 +157,8 @@ def arguments(config: BwrapConfig, command: Sequence[str]) -> list[str]:
     args += ["--proc", "/proc"]
     for name in config.host.proc_masked:
         args += ["--ro-bind", "/dev/null", f"/proc/{name}"]
+    for name in config.host.proc_covered:
+        args += ["--size", "4096", "--tmpfs", f"/proc/{name}", "--remount-ro", f"/proc/{name}"]
     args += ["--dev", "/dev", "--perms", "1777", "--size", str(SHM_BYTES), "--tmpfs", "/dev/shm"]  # noqa: S108
     args += ["--perms", "1777", "--size", str(config.limits.tmp_size), "--tmpfs", "/tmp"]  # noqa: S108
     args += ["--dir", "/var", "--symlink", "../tmp", "/var/tmp"]  # noqa: S108

@@ -5,9 +5,10 @@ Namespaces separate code from the host's objects, but not from the kernel: a fau
 
 An allow list: the calls of Linux up to 6.10 (_LAST) that Docker's default profile grants a container without
 capabilities, written as all known numbers without the refused ones. ptrace and the NUMA calls are granted besides,
-because debuggers and numerical code use them. What is newer, or unknown, fails as if the kernel did not have it
-(ENOSYS), so a C library that probes for a new call falls back. clone3 and io_uring fail alike: clone3 takes its flags
-by a pointer, which a filter cannot follow.
+because debuggers and numerical code use them. fallocate may free room but not take it: one call would fill the disk
+before it is measured, while what is written takes its time; C libraries then write the blocks. What is newer, or
+unknown, fails as if the kernel did not have it (ENOSYS), so a C library that probes for a new call falls back. clone3
+and io_uring fail alike: clone3 takes its flags by a pointer, which a filter cannot follow.
 
 Source: seccomp(2); numbers from asm/unistd_64.h and asm-generic/unistd.h.
 """
@@ -35,6 +36,8 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "kcmp": (312, 272),
     "pidfd_getfd": (438, 438),  # takes descriptors out of another process
     "process_madvise": (440, 440),
+    "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
     "memfd_secret": (447, 447),  # memory that no reader of /proc sees
     "statmount": (457, 457),
     "listmount": (458, 458),
@@ -109,6 +112,8 @@ _NEW_NAMESPACE = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, 
 _NEW_TIME = 0x80  # of unshare; in clone these bits are the signal of the child's end
 # Network namespaces do not hold back AF_VSOCK, which reaches the hypervisor; AF_ALG is the kernel's own cryptography.
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
+_FALLOCATE = (285, 47)
+_FREES_ROOM = 0x02 | 0x08  # FALLOC_FL_PUNCH_HOLE, FALLOC_FL_COLLAPSE_RANGE
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # put typed characters into a terminal
 
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
@@ -153,6 +158,7 @@ def program(machine: str, *, bound_shared_memory: bool = False) -> bytes | None:
     families.append((_RET, 0, 0, _ERRNO | errno.EAFNOSUPPORT))
     for number in (_SOCKET[column], _SOCKETPAIR[column]):
         code += _argument(number, 0, families)
+    code += _argument(_FALLOCATE[column], 1, [(_JSET, 1, 0, _FREES_ROOM), (_RET, 0, 0, _ERRNO | errno.EOPNOTSUPP)])
     pushes = [*_when(_JEQ, _TIOCSTI, errno.EPERM), *_when(_JEQ, _TIOCLINUX, errno.EPERM)]
     code += _argument(_IOCTL[column], 1, pushes)
     code.append((_RET, 0, 0, _ALLOW))

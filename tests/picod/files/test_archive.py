@@ -265,6 +265,20 @@ def test_zip_whose_directory_is_huge_takes_no_memory(picod: Executor, folder: Pa
     assert picod.memory("VmHWM") - before < 16 << 20
 
 
+def test_set_id_bits_of_files_go_neither_out_nor_in(picod: Executor, folder: Path) -> None:
+    """Who unpacks a sandbox's files as root must not get a program of its making that runs as root."""
+    (folder / "tool").write_text("")
+    (folder / "tool").chmod(0o6755)
+    with tarfile.open(fileobj=io.BytesIO(get(picod, "tar"))) as archive:
+        assert {each.name: each.mode for each in archive if each.isreg()} == {"tool": 0o755}
+
+    def set_id(info: tarfile.TarInfo) -> None:
+        info.mode = 0o6755
+
+    assert put(picod, tar_of(("theirs", set_id))).status_code == 200
+    assert stat.S_IMODE((folder / "in" / "theirs").stat().st_mode) == 0o755
+
+
 def test_existing_files_are_kept_without_overwrite(picod: Executor, folder: Path) -> None:
     """A conflict changes nothing; with `overwrite` files are replaced, folders joined, never one by the other."""
     (folder / "in" / "d").mkdir(parents=True)

@@ -158,6 +158,24 @@ print(seen > 100)
         assert await python(sandbox, code) == "True"
 
 
+async def test_sandbox_sees_no_devices_or_drivers_of_the_machine(tmp_path: Path) -> None:
+    """Disks, buses, interrupts and file systems of the host are none of its business: empty where they are there."""
+    async with serving(tmp_path, runtime()) as provider:
+        sandbox = await provider.claim(runtime().key, A)
+        code = """
+import os
+for name in ("acpi", "asound", "bus", "driver", "fs", "irq", "scsi"):
+    if os.path.isdir("/proc/" + name) and os.listdir("/proc/" + name):
+        print(name)
+for name in ("interrupts", "iomem", "ioports", "pagetypeinfo", "kcore", "keys"):
+    try:
+        print(name, open("/proc/" + name, "rb").read(1))
+    except OSError:
+        pass  # a device in its place, which may not be opened
+"""
+        assert await python(sandbox, code) == ""
+
+
 async def test_sandbox_cannot_mount_or_make_namespaces(tmp_path: Path) -> None:
     """It holds no capability and cannot get one by a user namespace of its own."""
     async with serving(tmp_path, runtime()) as provider:

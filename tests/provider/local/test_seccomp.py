@@ -63,6 +63,26 @@ print(call({unshare}, 0x10000000), call({unshare}, 0x80), call({clone}, 0x100000
 
 
 @needs_filter
+async def test_room_on_the_disk_is_taken_by_writing_only(tmp_path: Path) -> None:
+    """One fallocate would fill the disk at once; files get their blocks all the same, and may give some back."""
+    async with serving(tmp_path, runtime()) as provider:
+        sandbox = await provider.claim(runtime().key, A)
+        code = f"""{ASK}
+import os
+fd = os.open("file", os.O_RDWR | os.O_CREAT)
+fallocate = libc.fallocate
+fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
+def room(mode):
+    done = fallocate(fd, mode, 0, 1 << 20)
+    return errno.errorcode[ctypes.get_errno()] if done < 0 else "allowed"
+print(room(0), room(1), room(16))
+os.posix_fallocate(fd, 0, 1 << 20)
+print(os.fstat(fd).st_blocks * 512 >= 1 << 20, room(3), os.fstat(fd).st_blocks)
+"""
+        assert await python(sandbox, code) == "ENOTSUP ENOTSUP ENOTSUP\nTrue allowed 0"
+
+
+@needs_filter
 async def test_sandbox_gets_ordinary_sockets_only(tmp_path: Path) -> None:
     """Unix, IP and netlink; not the hypervisor's (AF_VSOCK, which no network namespace holds back), nor the others."""
     async with serving(tmp_path, runtime()) as provider:
@@ -115,6 +135,7 @@ def test_numbers_are_the_kernels(machine: str) -> None:
     column = list(seccomp._EM).index(machine)
     calls = {name: numbers[column] for name, numbers in (seccomp._REFUSED | seccomp._MISSING).items()}
     calls |= {"clone": seccomp._CLONE[column], "unshare": seccomp._UNSHARE[column], "ioctl": seccomp._IOCTL[column]}
+    calls |= {"fallocate": seccomp._FALLOCATE[column]}
     calls |= {"socket": seccomp._SOCKET[column], "socketpair": seccomp._SOCKETPAIR[column]}
     assert {name: int(known[name]) for name, number in calls.items() if number is not None and name in known} == {
         name: number for name, number in calls.items() if number is not None and name in known
