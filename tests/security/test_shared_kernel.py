@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from gateway.core.model import SessionId
 from gateway.provider.local import namespace_limits, rlimits
+from gateway.provider.local.bwrap import find_bwrap
 from tests.support.local_engine import python, runtime, serving
 
 A, B = SessionId("session-a"), SessionId("session-b")
@@ -54,3 +59,24 @@ async def test_sandbox_queues_its_own_share_of_signals_only(tmp_path: Path) -> N
         sent, error = (await python(sandbox, SIGNALS)).split()
         assert 0 < int(sent) <= rlimits.PENDING_SIGNALS
         assert error == "EAGAIN"
+
+
+async def test_namespace_without_a_map_is_waited_for(tmp_path: Path) -> None:
+    """bwrap makes its second namespace while the first is looked at; the limits are set once it can be entered."""
+    bwrap = find_bwrap()
+    if bwrap is None or not namespace_limits.may_be_set(bwrap):
+        pytest.skip("this kernel lets nobody set limits of a user namespace")
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    unmapped = ["unshare", "--user", sys.executable, "-c", code]
+    with subprocess.Popen(unmapped, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        setting = asyncio.create_task(namespace_limits.apply(bwrap, process.pid))
+        done, _ = await asyncio.wait([setting], timeout=0.1)
+        assert not done
+        own = Path(f"/proc/{process.pid}")
+        (own / "setgroups").write_text("deny")
+        (own / "gid_map").write_text(f"1000 {os.getegid()} 1")
+        (own / "uid_map").write_text(f"1000 {os.geteuid()} 1")
+        await setting
+        process.kill()

@@ -68,6 +68,10 @@ PROC_MASKED = (
 # Folders of it that name devices and drivers of the machine: empty inside.
 PROC_COVERED = ("acpi", "asound", "bus", "driver", "fs", "irq", "scsi")
 
+# All of /sys that a sandbox sees: how many processors there are. lscpu and numerical libraries read them, and stop
+# without; /proc/cpuinfo says as much. What else lies beside them tells how busy the machine is.
+CPU_FILES = tuple(f"/sys/devices/system/cpu/{name}" for name in ("possible", "present", "online"))
+
 
 @dataclass(frozen=True, slots=True)
 class HostRoot:
@@ -77,6 +81,7 @@ class HostRoot:
     symlinks: tuple[tuple[str, str], ...]  # (target, path), e.g. ("usr/bin", "/bin")
     etc: tuple[str, ...]  # files and folders below /etc, bound at the same path
     proc_masked: tuple[str, ...]  # names below /proc that exist here and are hidden
+    cpus: tuple[str, ...] = ()  # those of CPU_FILES that exist here
     proc_covered: tuple[str, ...] = ()  # folders below /proc that exist here and are empty inside
 
 
@@ -118,6 +123,7 @@ def inspect_host() -> HostRoot:
         symlinks=tuple(symlinks),
         etc=tuple(path for path in ETC_FROM_HOST if os.path.exists(path)),
         proc_masked=tuple(name for name in PROC_MASKED if os.path.exists(f"/proc/{name}")),
+        cpus=tuple(path for path in CPU_FILES if os.path.exists(path)),
         proc_covered=tuple(name for name in PROC_COVERED if os.path.isdir(f"/proc/{name}")),
     )
 
@@ -152,7 +158,7 @@ def arguments(config: BwrapConfig, command: Sequence[str]) -> list[str]:
         args += ["--ro-bind", folder, folder]
     for target, path in config.host.symlinks:
         args += ["--symlink", target, path]
-    for path in config.host.etc:
+    for path in (*config.host.etc, *config.host.cpus):
         args += ["--ro-bind", path, path]
     args += ["--proc", "/proc"]
     for name in config.host.proc_masked:

@@ -24,6 +24,7 @@ LIMITS: Mapping[str, int] = {
     "max_inotify_watches": INOTIFY_WATCHES,
 }
 _TIMEOUT_S = 10.0
+_POLL_S = 0.001  # bwrap takes less from making a namespace to mapping its users
 
 
 def may_be_set(bwrap: Path) -> bool:
@@ -38,7 +39,7 @@ def may_be_set(bwrap: Path) -> bool:
 
 async def apply(bwrap: Path, pid: int) -> None:
     """Set LIMITS in the user namespace of process `pid`. Raises OSError."""
-    namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    namespace = await _enterable(pid)
     try:
         writer = await asyncio.create_subprocess_exec(
             *_command(bwrap, ["--userns", str(namespace)]),
@@ -54,6 +55,26 @@ async def apply(bwrap: Path, pid: int) -> None:
     if writer.returncode:
         said = errors.decode(errors="replace").strip()
         raise OSError(f"the limits of its user namespace cannot be set: {said or f'status {writer.returncode}'}")
+
+
+async def _enterable(pid: int) -> int:
+    """A descriptor of its user namespace, or of the one above. Raises OSError.
+
+    bwrap makes a second one inside the first while it is looked at. As long as a namespace has no map of users its files
+    have no owner, and nothing can be mounted in it. The map is read after the namespace was opened: so it is that of
+    this namespace, or of one inside it.
+    """
+    for _ in range(round(_TIMEOUT_S / _POLL_S)):
+        namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if Path(f"/proc/{pid}/uid_map").read_bytes() and Path(f"/proc/{pid}/gid_map").read_bytes():
+                return namespace
+        except OSError:
+            os.close(namespace)
+            raise
+        os.close(namespace)
+        await asyncio.sleep(_POLL_S)
+    raise OSError("its user namespace got no map of users")
 
 
 def _command(bwrap: Path, namespace: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -174,6 +175,23 @@ for name in ("interrupts", "iomem", "ioports", "pagetypeinfo", "kcore", "keys"):
         pass  # a device in its place, which may not be opened
 """
         assert await python(sandbox, code) == ""
+
+
+async def test_sandbox_sees_of_sys_how_many_processors_there_are(tmp_path: Path) -> None:
+    """lscpu works, and nothing else of the machine's devices is there, nor can be written."""
+    async with serving(tmp_path, runtime()) as provider:
+        sandbox = await provider.claim(runtime().key, A)
+        code = """
+import os
+for top, _, files in os.walk("/sys"):
+    for name in files:
+        print(name, open(os.path.join(top, name)).read().strip(), os.access(os.path.join(top, name), os.W_OK))
+"""
+        seen = {line.split()[0]: line.split()[1:] for line in (await python(sandbox, code)).splitlines()}
+        names = [name for name in ("possible", "present", "online") if Path("/sys/devices/system/cpu", name).exists()]
+        assert seen == {name: [Path("/sys/devices/system/cpu", name).read_text().strip(), "False"] for name in names}
+        if names and shutil.which("lscpu"):
+            assert "CPU(s):" in (await execute(sandbox, "lscpu"))["stdout"]
 
 
 async def test_sandbox_cannot_mount_or_make_namespaces(tmp_path: Path) -> None:
