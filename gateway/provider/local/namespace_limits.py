@@ -57,17 +57,21 @@ async def apply(bwrap: Path, pid: int) -> None:
         raise OSError(f"the limits of its user namespace cannot be set: {said or f'status {writer.returncode}'}")
 
 
+def _is_mapped(pid: int) -> bool:
+    return all(Path(f"/proc/{pid}/{name}").read_bytes() for name in ("uid_map", "gid_map"))
+
+
 async def _enterable(pid: int) -> int:
     """A descriptor of its user namespace, or of the one above. Raises OSError.
 
-    bwrap makes a second one inside the first while it is looked at. As long as a namespace has no map of users its files
-    have no owner, and nothing can be mounted in it. The map is read after the namespace was opened: so it is that of
-    this namespace, or of one inside it.
+    bwrap makes a second one inside the first while it is looked at. As long as a namespace has no map of users its
+    files have no owner, and nothing can be mounted in it. The map is read after the namespace was opened: so it is that
+    of this namespace, or of one inside it.
     """
     for _ in range(round(_TIMEOUT_S / _POLL_S)):
         namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            if Path(f"/proc/{pid}/uid_map").read_bytes() and Path(f"/proc/{pid}/gid_map").read_bytes():
+            if _is_mapped(pid):
                 return namespace
         except OSError:
             os.close(namespace)
