@@ -147,7 +147,7 @@ class AccessPolicy:
         if self.ports is None or not host:
             return None
         name = host_name(host)
-        if not name:
+        if not name or (b":" in name and not host.strip().startswith(b"[")):  # an IPv6 address has brackets in Host
             raise HostError(f"{_shown(host)} is no host name")
         if self.ports.cover(name):
             return self.ports.read(name)

@@ -95,7 +95,9 @@ async def test_other_names_below_the_domain_are_404_with_the_reason(
 ) -> None:
     """Never a control surface, on any path; also where any Host is served."""
     for address in ("127.0.0.1", "0.0.0.0"):
-        gateway, sandbox, host = await ports(open_gateway, host=address)
+        gateway, sandbox, host = await ports(
+            open_gateway, host=address, allowed_hosts="h" if address == "127.0.0.1" else "*"
+        )
         name = f"{label.format(id=host.partition('-')[2].partition('.')[0])}.{DOMAIN}"
         for path in ("/", "/v1/sessions", "/mcp", "/healthz"):
             answer = await gateway.ask(f"GET {path} HTTP/1.1\nhost: {name}\n")
@@ -121,7 +123,7 @@ async def test_name_of_no_session_is_404_with_the_reason(open_gateway: OpenScrip
 )
 async def test_malformed_hosts_do_not_get_around(open_gateway: OpenScripted, host: str) -> None:
     """Also on an address where any Host is served."""
-    gateway, sandbox, _ = await ports(open_gateway, host="0.0.0.0")
+    gateway, sandbox, _ = await ports(open_gateway, host="0.0.0.0", allowed_hosts="*")
     answer = await gateway.ask(f"GET /v1/sessions HTTP/1.1\nhost: {host}\n")
     assert answer.status in (404, 421)
     assert not sandbox.requests
