@@ -24,6 +24,8 @@ from gateway.core.model import Runtime, SnapshotRef
 from gateway.core.settings import Settings, requires_identity
 from gateway.identity.authenticator import open_authenticator
 from gateway.identity.directory import FOLLOW_INTERVAL_S
+from gateway.identity.peers import PeerSigner
+from gateway.identity.shared_secret import load_secret
 from gateway.observability.counters import Counters
 from gateway.observability.instrument import metered
 from gateway.observability.logs import AccessLog
@@ -94,6 +96,7 @@ class Gateway:
         self.settings = settings
         self.clock = clock
         self.catalog: RuntimeCatalog = catalog or StaticCatalog(runtimes)
+        self.peers = PeerSigner(clock)
         self.certificates = make_certificates(settings, clock)
         self.counters = Counters()
         self.tracing = Tracing(settings.otlp_endpoint, clock) if settings.otlp_endpoint else None
@@ -113,6 +116,8 @@ class Gateway:
         self.metrics = self._make_metrics()
         self.surfaces = self._make_surfaces()
         self.access = _access(settings)
+        if self.sessions.membership.me:
+            self.access.peers = self.peers
         self.proxy = Proxy(
             self.activator,
             self.surfaces.app,
@@ -160,6 +165,7 @@ class Gateway:
             counters=self.counters,
             limits=HoldLimits(settings.hold_per_session, settings.hold_total, settings.slots_per_sandbox),
             connect_timeout=settings.connect_timeout,
+            peers=self.peers,
             shared_provider=sessions.ownership.shared_provider,
             peer_tls=self._peer_tls,
         )
@@ -210,6 +216,7 @@ class Gateway:
             explain_pools=lambda: {**self.autoscaler.explain(), "sessions": self.advisor.explain()},
             is_leaving=lambda: self.activator.leaving,
             render_metrics=self.metrics.render,
+            peers=self.peers,
             acknowledge=self.activator.acknowledge,
         )
 
@@ -258,6 +265,8 @@ class Gateway:
             stack.push_async_callback(self.store.aclose)
             for warning in await self.store.warnings():
                 logger.warning("%s", warning)
+            if membership.me:
+                self.peers.open(await load_secret(self.store.documents))
             if requires_identity(settings := self.settings):
                 authenticator = await open_authenticator(self.store.documents, self.clock, settings.admin_key_file)
                 self.access.authenticate_with(authenticator)

@@ -30,12 +30,14 @@ from gateway.api.openapi.document import Operation, make_document
 from gateway.api.openapi.sandbox import PASS_THROUGH, SANDBOX
 from gateway.api.openapi.table import CONTROL
 from gateway.api.permissions import PERMISSIONS, requiring
+from gateway.api.relay import is_relayed
 from gateway.api.tools.service import ToolService
 from gateway.api.unknown import shape_of, unknown_answer
 from gateway.core.clock import Clock
 from gateway.core.interfaces import RuntimeCatalog, SandboxCaller, SandboxProvider, SessionStore
 from gateway.core.model import SessionId
 from gateway.core.settings import Settings
+from gateway.identity.peers import PeerSigner
 from gateway.observability.counters import Counters, status_label
 from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.lifecycle import Lifecycle
@@ -63,6 +65,7 @@ class Surfaces:
         explain_pools: Callable[[], dict[str, Any]],
         is_leaving: Callable[[], bool],
         render_metrics: Callable[[str], Awaitable[tuple[bytes, str]]],
+        peers: PeerSigner,
         acknowledge: Callable[[SessionId, str], None] = lambda session_id, restored: None,
     ) -> None:
         """`is_leaving`: whether this gateway drains. The other callables as in NativeAPI, HealthAPI and below."""
@@ -92,7 +95,7 @@ class Surfaces:
         }
         self.routes = make_routes(CONTROL, handlers)
         self.app = make_control_app(
-            self.routes, counters, body_idle=settings.request_idle_timeout, acknowledge=acknowledge
+            self.routes, counters, body_idle=settings.request_idle_timeout, peers=peers, acknowledge=acknowledge
         )
 
     async def aclose(self) -> None:
@@ -128,16 +131,19 @@ def make_control_app(
     counters: Counters,
     *,
     body_idle: float,
+    peers: PeerSigner,
     acknowledge: Callable[[SessionId, str], None] = lambda session_id, restored: None,
 ) -> ASGIApp:
     """Make the ASGI app, which also counts its answers by route.
 
     `body_idle`: idle timeout in seconds while a request's body is read.
+    `peers` signs what is passed on to the gateway that has a session.
     `acknowledge(session, restored)` is called once an answer with x-wakegate-restored has been delivered.
     """
     app = Starlette(routes=list(routes), exception_handlers=dict.fromkeys((404, 405), unknown_answer(routes)))
     app.router.redirect_slashes = False
     app.state.body_idle = body_idle
+    app.state.peers = peers
 
     async def control(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["path"].startswith("//"):
@@ -182,7 +188,7 @@ def _restored_of(scope: Any, headers: Sequence[tuple[bytes, bytes]]) -> tuple[Se
     """
     restored = next((value for name, value in headers if name == b"x-wakegate-restored"), None)
     session = next((value for name, value in headers if name == b"x-session-id"), None)
-    if restored is None or session is None or any(name == b"x-wakegate-relayed" for name, _ in scope["headers"]):
+    if restored is None or session is None or is_relayed(scope):
         return None
     return SessionId(session.decode("latin-1")), restored.decode("latin-1")
 

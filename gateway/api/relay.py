@@ -5,8 +5,11 @@ from __future__ import annotations
 import httpx
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from gateway.core.errors import UnavailableError
+from gateway.core.identity import current
+from gateway.identity.peers import PEER_HEADER, PeerSigner
 from gateway.sessions.membership import ElsewhereError
 
 _RESPONSE_HEADERS = (
@@ -22,14 +25,17 @@ async def relay(request: Request, elsewhere: ElsewhereError) -> Response:
     """Return the owner's answer. Raises UnavailableError when it does not answer."""
     peer = elsewhere.peer
     # The owner's handler reads the record again, so if the session has moved since, the request is relayed once more.
-    hops = request.headers.get(_RELAYED, "0")
+    hops = request.headers.get(_RELAYED, "0") if is_relayed(request.scope) else "0"
     hops_so_far = int(hops) if hops.isdecimal() and len(hops) < 3 else _MAX_HOPS
     if hops_so_far >= _MAX_HOPS:
         raise UnavailableError(f"the gateways do not agree on the owner of this session: {elsewhere}")
     headers = {_RELAYED: str(hops_so_far + 1), "content-type": request.headers.get("content-type", "application/json")}
     headers |= {name: request.headers[name] for name in _REQUEST_HEADERS if name in request.headers}
     headers |= _forwarding(request)
-    url = httpx.URL(peer.address).copy_with(raw_path=_sent_target(request))
+    target = _sent_target(request)
+    signer: PeerSigner = request.app.state.peers
+    headers[PEER_HEADER] = signer.sign(current(), request.method, target.partition(b"?")[0]).decode()
+    url = httpx.URL(peer.address).copy_with(raw_path=target)
     try:
         async with httpx.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as client:
             answer = await client.request(
@@ -41,6 +47,11 @@ async def relay(request: Request, elsewhere: ElsewhereError) -> Response:
         ) from error
     kept = {name: answer.headers[name] for name in _RESPONSE_HEADERS if name in answer.headers}
     return Response(answer.content, answer.status_code, kept)
+
+
+def is_relayed(scope: Scope) -> bool:
+    """Whether another gateway of this store, and no client, sent the request."""
+    return bool(scope.get("state", {}).get("peer"))
 
 
 def _forwarding(request: Request) -> dict[str, str]:

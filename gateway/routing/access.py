@@ -17,6 +17,7 @@ from ipaddress import ip_address
 from gateway.core.errors import BadRequestError, SettingsError, UnavailableError
 from gateway.core.identity import ANONYMOUS, Identity
 from gateway.identity.authenticator import Authenticator
+from gateway.identity.peers import PeerSigner
 from gateway.routing.forwarded import read_proxies
 from gateway.routing.port_hosts import PortHost, PortHostError, read_domain
 
@@ -70,6 +71,7 @@ class AccessPolicy:
             self.stripped |= {b"x-api-key"}  # it is a key of ours then, and no application's
         self.proxies = read_proxies(trusted_proxies)
         self._authenticated = authenticated
+        self.peers: PeerSigner | None = None  # verifies what other gateways say of requests that they pass on
         self._authenticator: Authenticator | None = None
         self.origins = frozenset(_read_origins(allowed_origins))
         hosts = frozenset(host_name(each.strip().encode()) for each in allowed_hosts.split(",") if each.strip())

@@ -30,6 +30,7 @@ from gateway.core.identity import ANONYMOUS, Identity
 from gateway.core.identity import current as current_caller
 from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import RuntimeKey, SandboxId, SessionId, SessionState, StartKind
+from gateway.identity.peers import PeerSigner
 from gateway.observability.counters import Counters
 from gateway.routing.route import HoldLimits, Reservation, Route
 from gateway.routing.route_builder import RouteBuilder
@@ -68,6 +69,7 @@ class Activator:
         *,
         limits: HoldLimits,
         connect_timeout: float,
+        peers: PeerSigner,
         shared_provider: bool = False,
         peer_tls: Callable[[], ssl.SSLContext] = default_peer_context,
     ) -> None:
@@ -87,6 +89,7 @@ class Activator:
             counters,
             limits=limits,
             connect_timeout=connect_timeout,
+            peers=peers,
             peer_tls=peer_tls,
         )
         self._activity = activity

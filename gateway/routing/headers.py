@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from gateway.core.errors import BadRequestError, UnavailableError
+from gateway.identity.peers import PEER_HEADER
 from gateway.routing.access import names_host
 from gateway.routing.forwarded import FIELDS as FORWARDING_FIELDS
 from gateway.routing.forwarded import Forwarded, TrustedProxies, read_forwarded
@@ -44,10 +45,12 @@ _FOREIGN_COOKIES = (
 # Request fields that need a look.
 _SPECIAL = HOP_BY_HOP | FORWARDING_FIELDS | {
     b"host", b"authorization", b"expect", b"content-length", b"x-request-id", b"x-api-key", b"origin",
-    b"sec-fetch-site", b"x-wakegate-hops", MOUNT_HEADER.encode(), RUNTIME_HEADER, *SESSION_HEADERS,
+    b"sec-fetch-site", b"x-wakegate-hops", PEER_HEADER.encode(), MOUNT_HEADER.encode(), RUNTIME_HEADER,
+    *SESSION_HEADERS,
 }  # fmt: skip
 
 _MOUNT_LINE = b"%b: /\r\n" % MOUNT_HEADER.encode()
+_PEER_HEADER = PEER_HEADER.encode()
 HOPS_HEADER = b"x-wakegate-hops"  # through how many gateways a request came before this one
 
 
@@ -74,6 +77,7 @@ class Request:
         "lines",
         "origin",
         "own_origin",
+        "peer",
         "runtime",
         "sent_host",
         "sent_id",
@@ -96,6 +100,7 @@ class Request:
         self.origin: bytes | None = None
         self.fetch_site: bytes | None = None  # Sec-Fetch-Site
         self.hops = 0
+        self.peer: bytes | None = None  # what another gateway signed of it
         self.forwarded: Forwarded | None = None
         self.sent_host: bytes | None = None  # the Host field, where `host` is not it
         self.host_cookies: list[bytes] = []  # named __Host-; see `admit_host_cookies`
@@ -257,6 +262,8 @@ def _read_special(
             if request.origin is not None:
                 raise BadRequestError("two Origin headers; send one")
             request.origin = value
+        elif name == _PEER_HEADER:
+            request.peer = value
         elif name == HOPS_HEADER:
             request.hops = int(value) if value.isdigit() and len(value) < 3 else MAX_HOPS
         elif name in FORWARDING_FIELDS:
@@ -298,8 +305,11 @@ def _forwarding(chain: tuple[str, ...], host: bytes, scheme: str) -> bytes:
     )
 
 
-def next_hop(request: Request) -> bytes:
-    """The line that counts the gateways on a request's way. Raises UnavailableError beyond MAX_HOPS."""
+def next_hop(request: Request, signature: bytes) -> bytes:
+    """The lines for the next gateway: how many a request has passed, and for whom it is.
+
+    Raises UnavailableError beyond MAX_HOPS.
+    """
     if request.hops >= MAX_HOPS:
         raise UnavailableError(f"the gateways do not agree who has this session ({request.hops} passed the request on)")
-    return b"%b: %d\r\n" % (HOPS_HEADER, request.hops + 1)
+    return b"%b: %d\r\n%b: %b\r\n" % (HOPS_HEADER, request.hops + 1, _PEER_HEADER, signature)

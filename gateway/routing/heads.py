@@ -5,6 +5,7 @@ headers.py and response_headers.py read what either side sent; here it meets the
 
 from __future__ import annotations
 
+from gateway.core.identity import current
 from gateway.core.model import Kind, StartKind
 from gateway.routing.headers import Headers, Request, next_hop, origin_line
 from gateway.routing.response_headers import confine_cookies, read_response
@@ -28,7 +29,7 @@ def request_head(scope: Scope, request: Request, route: Route, target: Target) -
     path, host, last = target.path, route.pool.host, route.head
     if route.peer:
         path = peer_path(scope, target)
-        request.lines.append(next_hop(request))
+        request.lines.append(next_hop(request, route.peer.sign(current(), scope["method"], path)))
         if target.port_host:
             last = last.replace(b"host: %b\r\n" % host, b"host: %b\r\n" % target.port_host, 1)
             host = target.port_host

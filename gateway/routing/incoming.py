@@ -88,6 +88,8 @@ class Incoming:
             if request.host is None and scope["http_version"] == "1.1":
                 raise BadRequestError("an HTTP/1.1 request has a Host header (RFC 9112 3.2); send one")
             self.identity = access.identify(request.credential)
+            if request.peer is not None or request.hops:
+                self._read_peer(scope, request, access)
             if access.ports is None:
                 target = parse(raw_path(scope), request.session, request.runtime)
             else:
@@ -108,3 +110,15 @@ class Incoming:
         self.target = target
         if record is not None:
             record.request_id = id_in(self.id_line)
+
+    def _read_peer(self, scope: Scope, request: Request, access: AccessPolicy) -> None:
+        """Believe what another gateway says of the request if it signed that; else take it for a client's own."""
+        method = scope.get("method", "GET")  # a WebSocket has none
+        identity = None
+        if request.peer is not None and access.peers is not None:
+            identity = access.peers.verify(request.peer, method, raw_path(scope))
+        if identity is None:
+            request.hops = 0
+            return
+        self.identity = identity
+        scope.setdefault("state", {})["peer"] = True

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from gateway.core.errors import QueueFullError, TokenRefusedError, UpstreamConnectError
 from gateway.core.model import Kind, Sandbox, Session, StartKind
+from gateway.identity.peers import PeerSigner
 from gateway.observability.counters import RuntimeCounters
 from gateway.routing.connection import UpstreamConnection
 from gateway.routing.pool import UpstreamPool
@@ -74,10 +75,10 @@ class Route:
         counted: RuntimeCounters,
         *,
         branches: tuple[tuple[bytes, UpstreamPool], ...] = (),
-        peer: bool = False,
+        peer: PeerSigner | None = None,
     ) -> None:
-        """`branches`: pools of further ports by path prefix, the longest first. `peer`: it leads to the gateway that
-        has the session, and paths go there as the client sent them.
+        """`branches`: pools of further ports by path prefix, the longest first. `peer`: where it leads to the gateway
+        that has the session, what signs requests for it; paths go there as the client sent them.
         """
         self.session_id = session.id
         self.session_id_bytes = session.id.encode("ascii")

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from gateway.core.clock import Clock
 from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import Endpoint, Kind, RuntimeKey, Sandbox, Session, StartKind
+from gateway.identity.peers import PeerSigner
 from gateway.observability.counters import Counters
 from gateway.routing.pool import UpstreamPool
 from gateway.routing.route import HoldLimits, Route
@@ -31,6 +32,7 @@ class RouteBuilder:
         *,
         limits: HoldLimits,
         connect_timeout: float,
+        peers: PeerSigner,
         peer_tls: Callable[[], ssl.SSLContext],
     ) -> None:
         self._catalog = catalog
@@ -40,6 +42,7 @@ class RouteBuilder:
         self._counters = counters
         self._limits = limits
         self._connect_timeout = connect_timeout
+        self._peers = peers
         self._peer_tls = peer_tls
 
     def build(self, session: Session, sandbox: Sandbox) -> Route:
@@ -65,7 +68,7 @@ class RouteBuilder:
         sandbox = Sandbox(peer_sandbox(peer), session.runtime, endpoint, StartKind.LIVE, now, session.id)
         pool = UpstreamPool(endpoint, connect_timeout=self._connect_timeout, tls=self._peer_tls if secure else None)
         counted = self._counters.of(session.runtime)
-        route = Route(session, sandbox, pool, SessionActivity(now), self._limits, counted, peer=True)
+        route = Route(session, sandbox, pool, SessionActivity(now), self._limits, counted, peer=self._peers)
         route.set_head(_first_lines(route), float("inf"))
         return route
 

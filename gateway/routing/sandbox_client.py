@@ -13,7 +13,9 @@ from contextlib import asynccontextmanager
 
 from gateway.core.clock import Clock
 from gateway.core.errors import UpstreamBrokenError, UpstreamConnectError, UpstreamTimeoutError
+from gateway.core.identity import current
 from gateway.core.model import Readiness, SandboxReply, SessionId, StartKind
+from gateway.identity.peers import PEER_HEADER
 from gateway.routing.activator import Activator
 from gateway.routing.connection import CHUNKED, UpstreamConnection
 from gateway.routing.responses import restored_in
@@ -129,7 +131,10 @@ def _head(
         lines += "transfer-encoding: chunked\r\n"
     elif body or method in ("POST", "PUT"):
         lines += f"content-length: {len(body)}\r\n"
-    return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method.encode(), path, lines.encode("latin-1"), reservation.route.head)
+    route = reservation.route
+    if route.peer:
+        lines += f"{PEER_HEADER}: {route.peer.sign(current(), method, path.partition(b'?')[0]).decode()}\r\n"
+    return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method.encode(), path, lines.encode("latin-1"), route.head)
 
 
 async def _send(connection: UpstreamConnection, head: bytes, body: bytes | AsyncIterator[bytes]) -> None:

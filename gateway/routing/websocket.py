@@ -16,7 +16,7 @@ from websockets.http11 import Response
 
 from gateway.core.clock import Clock
 from gateway.core.errors import BadRequestError, NotFoundError, UpstreamConnectError, WakegateError
-from gateway.core.identity import act_as
+from gateway.core.identity import act_as, current
 from gateway.identity.scope import require_use
 from gateway.observability.counters import Counters
 from gateway.observability.request_record import Observer, Record
@@ -128,7 +128,7 @@ class WebSocketProxy:
             lines = request.lines if is_picods(route, target) and not route.peer else [*request.lines, *request.extra]
             if route.peer:
                 target = replace(target, path=peer_path(scope, target))
-                lines = [*lines, next_hop(request)]
+                lines = [*lines, next_hop(request, route.peer.sign(current(), "GET", target.path))]
             try:
                 upstream: ClientConnection | WakegateError | InvalidStatus = await dial(
                     scope, route, target, request, lines

@@ -6,7 +6,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gateway.core.clock import SystemClock
 from gateway.core.errors import SettingsError
+from gateway.core.identity import ANONYMOUS
+from gateway.identity.peers import PeerSigner
+from gateway.identity.shared_secret import SharedSecret
 from gateway.routing.forwarded import MAX_ENTRIES, node_address, read_forwarded, read_proxies
 from tests.support.scripted import Message, OpenScripted, get
 
@@ -97,8 +101,11 @@ async def test_gateway_passes_on_what_another_gateway_found(open_gateway: OpenSc
     """The gateway between is no proxy of the client's: the chain ends before it, and its own pages stay its own."""
     gateway, sandbox = await open_gateway(trusted_proxies=f"{LOOPBACK},10.0.0.0/8", allowed_hosts="gate.example,h")
     session = await gateway.session()
+    gateway.gateway.access.peers = signer = PeerSigner(SystemClock())
+    signer.open(SharedSecret(b"secret"))
     sent = (
-        "x-wakegate-hops: 1\norigin: http://h\nx-forwarded-for: 203.0.113.9, 10.0.0.2\nx-forwarded-proto: https\n"
+        f"x-wakegate-hops: 1\nx-wakegate-peer: {signer.sign(ANONYMOUS, 'GET', b'/').decode()}\n"
+        "origin: http://h\nx-forwarded-for: 203.0.113.9, 10.0.0.2\nx-forwarded-proto: https\n"
         'x-forwarded-host: gate.example\nforwarded: for=203.0.113.9;host="gate.example";proto=https, for=10.0.0.2\n'
     )
     answer = await gateway.ask(get(session, "/", sent))

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from gateway.core.clock import SystemClock
+from gateway.core.identity import ANONYMOUS
 from gateway.core.model import SessionId
+from gateway.identity.peers import PeerSigner
+from gateway.identity.shared_secret import SharedSecret
 from gateway.routing.access import AccessPolicy
 from gateway.routing.incoming import Incoming
 from gateway.routing.target import Target
@@ -33,10 +36,19 @@ def scope_of(*headers: tuple[bytes, bytes]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("hops", "passed_on"), [(None, False), (b"0", False), (b"1", True), (b"7", True)])
-async def test_target_knows_whether_another_gateway_passed_the_request_on(hops: bytes | None, passed_on: bool) -> None:
-    """By the count of gateways that its head carries; a client's own request has none."""
-    headers = () if hops is None else ((b"x-wakegate-hops", hops),)
-    incoming = Incoming(scope_of(*headers), None, asyncio.get_running_loop().time(), AccessPolicy(allowed_hosts="h"))
+@pytest.mark.parametrize("signed", [True, False])
+async def test_target_knows_whether_another_gateway_passed_the_request_on(
+    hops: bytes | None, passed_on: bool, signed: bool
+) -> None:
+    """By the count of gateways that its head carries; only where one of them signed it is that believed."""
+    access = AccessPolicy(allowed_hosts="h")
+    access.peers = PeerSigner(SystemClock())
+    access.peers.open(SharedSecret(b"secret"))
+    headers = [] if hops is None else [(b"x-wakegate-hops", hops)]
+    if signed:
+        headers.append((b"x-wakegate-peer", access.peers.sign(ANONYMOUS, "GET", b"/a")))
+    passed_on = passed_on and signed
+    incoming = Incoming(scope_of(*headers), None, asyncio.get_running_loop().time(), access)
     assert incoming.target == Target(SessionId("s-1"), None, b"/a", passed_on=passed_on)
 
 
@@ -61,7 +73,9 @@ async def test_request_that_was_passed_on_is_not_passed_on_again_by_memory(tmp_p
             remembered = gateway.gateway.activator.routes[session]
             remembered.trust_until(float("inf"))
             assert (await gateway.ask(get(session))).body == b"former owner", "a client's request goes by memory"
-            passed_on = await gateway.ask(get(session, extra="x-wakegate-hops: 1\n"))
+            signature = gateway.gateway.peers.sign(ANONYMOUS, "GET", b"/").decode()
+            extra = f"x-wakegate-hops: 1\nx-wakegate-peer: {signature}\n"
+            passed_on = await gateway.ask(get(session, extra=extra))
             assert (passed_on.status, passed_on.body) == (200, b"ok"), passed_on
             assert len(own.requests) == 1
     finally:

@@ -1,0 +1,84 @@
+"""What gateways that share a store tell each other about a request that one passes on: for whom it is.
+
+The gateway that took the request from its client knows the identity; the one that has the session must not ask the
+client again, whose key goes no further. So the first signs the identity, with the request's method and path and the
+time, by a key that both derive from the store's secret. Without that signature a request counts as a client's own,
+whatever its fields say of other gateways.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from gateway.core.clock import Clock
+from gateway.core.errors import UnavailableError
+from gateway.core.identity import Identity, Role, SessionScope
+from gateway.core.model import SessionId
+from gateway.identity.shared_secret import SharedSecret
+
+PEER_HEADER = "x-wakegate-peer"
+MAX_SKEW_S = 60.0  # between two gateways' clocks, and the time on the way
+_MAX_BYTES = 8192
+
+
+class PeerSigner:
+    """Signs and verifies. Before `open` it does neither: there is no store yet."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._key = b""
+
+    def open(self, secret: SharedSecret) -> None:
+        """Use the store's secret."""
+        self._key = secret.key("requests between gateways")
+
+    def sign(self, identity: Identity, method: str, path: bytes) -> bytes:
+        """The value of PEER_HEADER. `path` is the request target without a query. Raises UnavailableError."""
+        if not self._key:
+            raise UnavailableError("this gateway is starting; try again shortly", retry_after=1)
+        payload = base64.urlsafe_b64encode(orjson.dumps({"at": self._clock.now(), "for": _document(identity)}))
+        return b"%b.%b" % (payload, self._mac(payload, method, path))
+
+    def verify(self, value: bytes, method: str, path: bytes) -> Identity | None:
+        """For whom a request is that another gateway passed on; None: none of this store signed it, or not now."""
+        payload, _, mac = value.partition(b".")
+        if not self._key or len(value) > _MAX_BYTES or not hmac.compare_digest(mac, self._mac(payload, method, path)):
+            return None
+        signed = orjson.loads(base64.urlsafe_b64decode(payload))  # ours: the signature says so
+        return _identity(signed["for"]) if abs(self._clock.now() - signed["at"]) <= MAX_SKEW_S else None
+
+    def _mac(self, payload: bytes, method: str, path: bytes) -> bytes:
+        signed = b"%b\n%b\n%b" % (payload, method.encode(), path)
+        return base64.urlsafe_b64encode(hmac.new(self._key, signed, hashlib.sha256).digest())
+
+
+def _document(identity: Identity) -> dict[str, Any]:
+    scope = identity.scope
+    return {
+        "role": identity.role,
+        "tenant": identity.tenant,
+        "subject": identity.subject,
+        "user": identity.user,
+        "key": identity.key_id,
+        "runtimes": sorted(identity.runtimes),
+        "scope": None if scope is None else [scope.session_id, list(scope.paths), list(scope.ports)],
+    }
+
+
+def _identity(document: Mapping[str, Any]) -> Identity:
+    scope = document["scope"]
+    return Identity(
+        Role(document["role"]),
+        document["tenant"],
+        document["subject"],
+        document["user"],
+        document["key"],
+        frozenset(document["runtimes"]),
+        None if scope is None else SessionScope(SessionId(scope[0]), tuple(scope[1]), tuple(scope[2])),
+    )
