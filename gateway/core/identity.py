@@ -2,7 +2,7 @@
 
 Every request is made by an `Identity`. Authentication (gateway/identity) finds it, the surfaces check its permissions,
 and session records that are not its own do not exist for it (gateway/sessions/records.py asks `current()`).
-docs/security.md has the roles as a table; docs/adr/0014-identities.md says why the caller is a context variable.
+docs/security.md has the roles as a table; docs/adr/0015-identities.md says why the caller is a context variable.
 """
 
 from __future__ import annotations
