@@ -51,6 +51,9 @@ class TrustedProxies:
         return _is_within(self._networks, address)
 
 
+NO_PROXIES = TrustedProxies(())
+
+
 def read_proxies(text: str) -> TrustedProxies | None:
     """The setting: networks and addresses with commas between; None where there are none. Raises SettingsError."""
     networks = []

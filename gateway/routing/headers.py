@@ -7,14 +7,15 @@ over the list does all of it: this runs per request.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 from gateway.core.errors import BadRequestError, UnavailableError
+from gateway.core.identity import Identity
 from gateway.identity.peers import PEER_HEADER
 from gateway.routing.access import names_host
 from gateway.routing.forwarded import FIELDS as FORWARDING_FIELDS
-from gateway.routing.forwarded import Forwarded, TrustedProxies, read_forwarded
+from gateway.routing.forwarded import NO_PROXIES, Forwarded, TrustedProxies, read_forwarded
 from gateway.routing.target import RUNTIME_HEADER, SESSION_HEADERS
 from picod.wire import MOUNT_HEADER
 
@@ -50,6 +51,8 @@ _SPECIAL = HOP_BY_HOP | FORWARDING_FIELDS | {
 }  # fmt: skip
 
 _MOUNT_LINE = b"%b: /\r\n" % MOUNT_HEADER.encode()
+Verify = Callable[[bytes], Identity | None]
+
 _PEER_HEADER = PEER_HEADER.encode()
 HOPS_HEADER = b"x-wakegate-hops"  # through how many gateways a request came before this one
 
@@ -77,7 +80,7 @@ class Request:
         "lines",
         "origin",
         "own_origin",
-        "peer",
+        "passed_on_for",
         "runtime",
         "sent_host",
         "sent_id",
@@ -100,7 +103,7 @@ class Request:
         self.origin: bytes | None = None
         self.fetch_site: bytes | None = None  # Sec-Fetch-Site
         self.hops = 0
-        self.peer: bytes | None = None  # what another gateway signed of it
+        self.passed_on_for: Identity | None = None  # for whom another gateway passed it on
         self.forwarded: Forwarded | None = None
         self.sent_host: bytes | None = None  # the Host field, where `host` is not it
         self.host_cookies: list[bytes] = []  # named __Host-; see `admit_host_cookies`
@@ -112,8 +115,10 @@ def read_request(
     scheme: str,
     stripped: frozenset[bytes] = frozenset(),
     proxies: TrustedProxies | None = None,
+    verify: Verify | None = None,
 ) -> Request:
     """Read lower-cased ASGI headers. `stripped`: names of fields that reach no sandbox. `client`: who sent them to us.
+    `verify`: for whom a request is that another gateway signed; without it, every request is a client's own.
 
     One set look-up settles most fields of a program's request: their order here is that of their frequency.
 
@@ -153,7 +158,7 @@ def read_request(
             special.append((name, value))
     peer = client[0] if client else ""
     if special is not None:
-        _read_special(request, special, peer, proxies, stripped)
+        _read_special(request, special, peer, proxies, stripped, verify)
     forwarded = request.forwarded
     if forwarded is None:
         lines.append(_forwarding((peer,), request.host or b"", scheme))
@@ -209,10 +214,11 @@ def _read_special(
     peer: str,
     proxies: TrustedProxies | None,
     stripped: frozenset[bytes],
+    verify: Verify | None,
 ) -> None:
     """The rare fields."""
     claims: dict[bytes, list[bytes]] = {}
-    is_bearer = False
+    is_bearer, signature = False, b""
     for name, value in special:
         if name == b"connection":
             nominated = {token.strip().lower() for token in value.split(b",")} - {
@@ -263,14 +269,20 @@ def _read_special(
                 raise BadRequestError("two Origin headers; send one")
             request.origin = value
         elif name == _PEER_HEADER:
-            request.peer = value
+            signature = value
         elif name == HOPS_HEADER:
             request.hops = int(value) if value.isdigit() and len(value) < 3 else MAX_HOPS
         elif name in FORWARDING_FIELDS:
             claims.setdefault(name, []).append(value)
     if request.chunked and request.content_length is not None:
         raise BadRequestError("both Content-Length and Transfer-Encoding; send one of them")
-    if claims and proxies is not None and proxies.trust(peer):
+    if signature and verify is not None:
+        request.passed_on_for = verify(signature)
+    if request.passed_on_for is None:
+        request.hops = 0  # a client may say anything
+    elif proxies is None:
+        proxies = NO_PROXIES
+    if claims and proxies is not None and (request.passed_on_for is not None or proxies.trust(peer)):
         _believe(request, read_forwarded(claims, peer, proxies, passed_on=request.hops > 0))
     if request.origin is not None:
         if names_host(request.origin, request.host or b""):

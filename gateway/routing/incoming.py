@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 
 from gateway.core.errors import BadRequestError
@@ -78,7 +79,10 @@ class Incoming:
         target: Target | NotProxied | BadRequestError | None = None
         try:
             scheme = _SCHEMES[scope["scheme"]]
-            request = read_request(scope["headers"], scope["client"], scheme, access.stripped, access.proxies)
+            verify = None
+            if (peers := access.peers) is not None:
+                verify = partial(peers.verify, method=scope.get("method", "GET"), path=raw_path(scope))
+            request = read_request(scope["headers"], scope["client"], scheme, access.stripped, access.proxies, verify)
             self.id_line = id_line(request.sent_id)
             request.lines.append(self.id_line)
             if record is not None and record.traceparent:
@@ -87,9 +91,11 @@ class Incoming:
                 _write_client(scope, request, request.forwarded)
             if request.host is None and scope["http_version"] == "1.1":
                 raise BadRequestError("an HTTP/1.1 request has a Host header (RFC 9112 3.2); send one")
-            self.identity = access.identify(request.credential)
-            if request.peer is not None or request.hops:
-                self._read_peer(scope, request, access)
+            self.identity = request.passed_on_for
+            if self.identity is None:
+                self.identity = access.identify(request.credential)
+            else:
+                scope.setdefault("state", {})["peer"] = True
             if access.ports is None:
                 target = parse(raw_path(scope), request.session, request.runtime)
             else:
@@ -110,15 +116,3 @@ class Incoming:
         self.target = target
         if record is not None:
             record.request_id = id_in(self.id_line)
-
-    def _read_peer(self, scope: Scope, request: Request, access: AccessPolicy) -> None:
-        """Believe what another gateway says of the request if it signed that; else take it for a client's own."""
-        method = scope.get("method", "GET")  # a WebSocket has none
-        identity = None
-        if request.peer is not None and access.peers is not None:
-            identity = access.peers.verify(request.peer, method, raw_path(scope))
-        if identity is None:
-            request.hops = 0
-            return
-        self.identity = identity
-        scope.setdefault("state", {})["peer"] = True
