@@ -28,6 +28,7 @@ from gateway.core.model import (
     StoredSnapshot,
     SuspendReport,
 )
+from gateway.core.usage import UsageStore
 
 
 class SessionStore(Protocol):
@@ -36,6 +37,11 @@ class SessionStore(Protocol):
     @property
     def documents(self) -> DocumentStore:
         """The small named records that are kept beside sessions. Open while the store is."""
+        ...
+
+    @property
+    def usage(self) -> UsageStore:
+        """What tenants have used, kept beside sessions. Open while the store is."""
         ...
 
     async def start(self) -> None:

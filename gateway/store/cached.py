@@ -18,6 +18,7 @@ from aiocache import SimpleMemoryCache
 from gateway.core.documents import DocumentStore
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
+from gateway.core.usage import UsageStore
 
 
 @dataclass(slots=True)
@@ -109,6 +110,11 @@ class CachedStore:
     def documents(self) -> DocumentStore:
         """The inner store's documents, which are not cached here."""
         return self.inner.documents
+
+    @property
+    def usage(self) -> UsageStore:
+        """The inner store's usage, which is not cached here."""
+        return self.inner.usage
 
     async def start(self) -> None:
         """Open the inner store. Raises StoreUnavailableError."""

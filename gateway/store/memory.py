@@ -15,8 +15,10 @@ from gateway.core.clock import Clock
 from gateway.core.documents import Document, DocumentStore
 from gateway.core.errors import FencedOutError, StaleWriteError, StoreUnavailableError
 from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
+from gateway.core.usage import UsageStore
 from gateway.store import claims, codec
 from gateway.store.codec import stale_document
+from gateway.store.memory_usage import MemoryUsage
 
 
 async def _at_once() -> None:
@@ -34,6 +36,7 @@ class MemoryStore:
         self._leases: dict[str, Lease] = {}
         self._claims: dict[RuntimeKey, Counter[tuple[int, int]]] = {}
         self.documents: DocumentStore = MemoryDocuments(self._turn)
+        self.usage: UsageStore = MemoryUsage(self._turn, clock)
 
     async def start(self) -> None:
         """Allow calls, which raise StoreUnavailableError before."""

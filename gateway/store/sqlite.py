@@ -17,9 +17,11 @@ from gateway.core.clock import Clock
 from gateway.core.documents import DocumentStore
 from gateway.core.errors import FencedOutError, StaleWriteError
 from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
+from gateway.core.usage import UsageStore
 from gateway.store import claims, codec, sqlite_file
 from gateway.store.sqlite_documents import SqliteDocuments
 from gateway.store.sqlite_thread import SqliteThread
+from gateway.store.sqlite_usage import SqliteUsage
 
 PAGE = 100  # records per read while iterating: about 3 ms of the thread, after which other jobs run
 PRUNED_PER_WRITE = 500  # old claim rows or leases that one write deletes at most, which bounds its transaction
@@ -83,6 +85,7 @@ class SqliteStore:
         self._clock = clock
         self._thread = SqliteThread(partial(sqlite_file.connect, path), partial(sqlite_file.translate, path))
         self.documents: DocumentStore = SqliteDocuments(self._thread)
+        self.usage: UsageStore = SqliteUsage(self._thread, clock)
 
     def __repr__(self) -> str:
         return f"<SqliteStore {self._path}>"

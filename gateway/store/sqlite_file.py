@@ -76,6 +76,25 @@ _ADDITIONS = (
     ) STRICT, WITHOUT ROWID
     """,
     "CREATE TABLE IF NOT EXISTS revisions (kind TEXT PRIMARY KEY NOT NULL, n INTEGER NOT NULL) STRICT",
+    """
+    CREATE TABLE IF NOT EXISTS usage (
+      by_session INTEGER NOT NULL,
+      hour INTEGER NOT NULL,
+      tenant TEXT NOT NULL,
+      runtime TEXT NOT NULL,
+      size TEXT NOT NULL,
+      session TEXT NOT NULL,
+      amounts BLOB NOT NULL,
+      PRIMARY KEY (by_session, hour, tenant, runtime, size, session)
+    ) STRICT, WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE IF NOT EXISTS usage_writers (
+      writer TEXT PRIMARY KEY NOT NULL,
+      sequence INTEGER NOT NULL,
+      at REAL NOT NULL
+    ) STRICT
+    """,
 )
 
 

@@ -1,0 +1,78 @@
+"""What tenants have used, as it is kept: amounts by hour, tenant, runtime, size and session. The seam to the stores.
+
+gateway/usage measures, prices and reports it; docs/usage.md explains the quantities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+HOUR_S = 3600
+SESSION_RETENTION_S = 35 * 86400  # of rows by session: a month's bill, and some days to look into it
+TOTAL_RETENTION_S = 400 * 86400  # of rows without a session: a year, and the month to compare it with
+WRITER_RETENTION_S = 8 * 86400  # how long the last batch of a writer is remembered, that is, may be repeated
+
+
+class Quantity(StrEnum):
+    """What is counted. The values are stored."""
+
+    SANDBOX_SECONDS = "sandbox_seconds"
+    IDLE_SECONDS = "idle_seconds"  # of these, those in which the session was not in use
+    HIBERNATED_SECONDS = "hibernated_seconds"  # in which the session had no sandbox, thanks to hibernation
+    WARM_SECONDS = "warm_seconds"  # of sandboxes without a session, in the warm pool
+    CPU_SECONDS = "cpu_seconds"  # really used, as are
+    MEMORY_BYTE_SECONDS = "memory_byte_seconds"
+    STORED_BYTE_SECONDS = "stored_byte_seconds"  # of kept workspaces
+    EGRESS_BYTES = "egress_bytes"  # bodies and WebSocket messages sent to clients
+    REQUESTS = "requests"
+    STARTS_WARM = "starts_warm"
+    STARTS_COLD = "starts_cold"
+    STARTS_WAKE = "starts_wake"
+    STARTS_WAKE_COLD = "starts_wake_cold"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class UsageKey:
+    """What an amount is of. `hour`: the epoch second at which an hour begins (UTC).
+
+    `session` is empty in totals, which are kept longer; each amount of a session is in both rows. `tenant` is empty for
+    warm pools, which belong to nobody. `size` as in gateway/usage/meter.py.
+    """
+
+    hour: int
+    tenant: str
+    runtime: str
+    size: str = ""
+    session: str = ""
+
+    @property
+    def expires_at(self) -> int:
+        """The epoch second from which it may be deleted."""
+        return self.hour + (SESSION_RETENTION_S if self.session else TOTAL_RETENTION_S)
+
+
+Amounts = Mapping[str, float]
+Rows = Mapping[UsageKey, Amounts]
+
+
+class UsageStore(Protocol):
+    """Amounts by key. Every call raises StoreUnavailableError."""
+
+    async def add(self, writer: str, sequence: int, rows: Rows) -> bool:
+        """Durably add the amounts, all or none. False: this batch, or a later one of this writer, is there already.
+
+        So a batch whose outcome is unknown is sent again, and counts once. A writer's sequence numbers grow from 1.
+        """
+        ...
+
+    def read(self, since: int, until: int, *, sessions: bool, tenant: str | None = None) -> AsyncIterator[
+        tuple[UsageKey, Amounts]
+    ]:  # fmt: skip
+        """Rows of the hours from `since` on and before `until`, by hour: those of sessions, or the totals.
+
+        With `tenant`, only its rows.
+        """
+        ...
