@@ -18,7 +18,7 @@ from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.core.background import Tasks, cancel, every
 from gateway.core.certificates import POLL_S, default_peer_context, make_certificates
 from gateway.core.clock import Clock
-from gateway.core.errors import WakegateError
+from gateway.core.errors import StoreUnavailableError, WakegateError
 from gateway.core.interfaces import Executor, RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
 from gateway.core.model import Runtime, SnapshotRef
 from gateway.core.settings import Settings, requires_identity
@@ -26,6 +26,7 @@ from gateway.identity.authenticator import open_authenticator
 from gateway.identity.directory import FOLLOW_INTERVAL_S
 from gateway.identity.peers import PeerSigner
 from gateway.identity.shared_secret import load_secret
+from gateway.identity.tenants import TenantDirectory, read_tenants_file
 from gateway.observability.counters import Counters
 from gateway.observability.instrument import metered
 from gateway.observability.logs import AccessLog
@@ -52,6 +53,8 @@ logger = logging.getLogger(__name__)
 ADVISE_INTERVAL_S = 5.0
 CHECKPOINT_INTERVAL_S = 1.0  # between checks of which sessions are due for a checkpoint
 UNUSED_ROUTES_INTERVAL_S = 2.0
+REFILL_INTERVAL_S = 0.05  # of the tokens for tenants' requests: the grain of a rate
+GATEWAY_TTL_S = 3.5  # of a gateway among which rates are shared: it may miss two announcements
 # Label values of wakegate_keeper_*, a contract with dashboards: they stay when the methods are renamed.
 KEEPER_LABELS = {
     "restore": "unpark",
@@ -102,6 +105,7 @@ class Gateway:
         self.tracing = Tracing(settings.otlp_endpoint, clock) if settings.otlp_endpoint else None
         self.observer = _observer(settings, self.tracing)
         self.store = metered(store, self.counters.store)
+        self.tenants = TenantDirectory(self.store.documents, read_tenants_file(settings.tenants))
         self.provider = provider
         self.tokens = TokenIssuer(keys, clock)
         executor = executor or PicodExecutor(self.catalog, self.tokens, connect_timeout=settings.connect_timeout)
@@ -213,6 +217,7 @@ class Gateway:
             caller=Caller(self.activator, self.clock),
             clock=self.clock,
             counters=self.counters,
+            tenants=self.tenants,
             explain_pools=lambda: {**self.autoscaler.explain(), "sessions": self.advisor.explain()},
             is_leaving=lambda: self.activator.leaving,
             render_metrics=self.metrics.render,
@@ -267,10 +272,19 @@ class Gateway:
                 logger.warning("%s", warning)
             if membership.me:
                 self.peers.open(await load_secret(self.store.documents))
+            await self.tenants.follow()
+            stack.push_async_callback(
+                cancel, asyncio.create_task(every(FOLLOW_INTERVAL_S, self._follow_tenants), name="tenants")
+            )
+            stack.push_async_callback(
+                cancel, asyncio.create_task(every(REFILL_INTERVAL_S, self._refill_budgets), name="request budgets")
+            )
             if requires_identity(settings := self.settings):
-                authenticator = await open_authenticator(self.store.documents, self.clock, settings.admin_key_file)
+                authenticator = await open_authenticator(
+                    self.store.documents, self.clock, settings.admin_key_file, self.tenants
+                )
                 self.access.authenticate_with(authenticator)
-                self.surfaces.keys.authenticator = authenticator
+                self.surfaces.keys.authenticator = self.surfaces.tenants.authenticator = authenticator
                 following = asyncio.create_task(every(FOLLOW_INTERVAL_S, authenticator.follow), name="API keys")
                 stack.push_async_callback(cancel, following)
             await self.provider.start()
@@ -324,6 +338,21 @@ class Gateway:
             await asyncio.to_thread(certificates.reload_if_changed)
 
         return (("certificates", every(POLL_S, reload)),)
+
+    async def _follow_tenants(self) -> None:
+        """Take over limits that were changed anywhere, and this gateway's part of each tenant's rate."""
+        try:
+            authenticator = self.surfaces.tenants.authenticator
+            if await self.tenants.follow() and authenticator is not None:
+                authenticator.forget_all()  # identities carry what counts their requests
+            if self.tenants.has_rates:
+                alive = await self.store.quotas.count_gateways(self._holder, GATEWAY_TTL_S)
+                self.tenants.share_among(alive)
+        except StoreUnavailableError as error:
+            logger.debug("tenants' limits are as they were: %s", error)
+
+    async def _refill_budgets(self) -> None:
+        self.tenants.refill(self.clock.monotonic())
 
     async def _announce_leaving(self) -> None:
         try:

@@ -31,6 +31,7 @@ from gateway.api.openapi.sandbox import PASS_THROUGH, SANDBOX
 from gateway.api.openapi.table import CONTROL
 from gateway.api.permissions import PERMISSIONS, requiring
 from gateway.api.relay import is_relayed
+from gateway.api.tenants import TenantsAPI
 from gateway.api.tools.service import ToolService
 from gateway.api.unknown import shape_of, unknown_answer
 from gateway.core.clock import Clock
@@ -38,6 +39,7 @@ from gateway.core.interfaces import RuntimeCatalog, SandboxCaller, SandboxProvid
 from gateway.core.model import SessionId
 from gateway.core.settings import Settings
 from gateway.identity.peers import PeerSigner
+from gateway.identity.tenants import TenantDirectory
 from gateway.observability.counters import Counters, status_label
 from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.lifecycle import Lifecycle
@@ -61,6 +63,7 @@ class Surfaces:
         caller: SandboxCaller,
         clock: Clock,
         counters: Counters,
+        tenants: TenantDirectory,
         *,
         explain_pools: Callable[[], dict[str, Any]],
         is_leaving: Callable[[], bool],
@@ -75,8 +78,10 @@ class Surfaces:
         )
         self._mcp = MCPEndpoint(self._tools, lifecycle, catalog, caller.acknowledge)
         self.keys = KeysAPI(lifecycle)
+        self.tenants = TenantsAPI(tenants, store, lifecycle)
         handlers: dict[str, Handler] = {
             **self.keys.handlers(),
+            **self.tenants.handlers(),
             **AgentCubeAPI(lifecycle).handlers(),
             **NativeAPI(lifecycle, hibernator, store, provider, catalog, explain_pools).handlers(),
             **HealthAPI(

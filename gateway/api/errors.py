@@ -82,7 +82,7 @@ def error_response(error: WakegateError, shape: ErrorShape, session_id: str | No
     """The answer to a failed request, with the session header if the session is known."""
     if error.status >= 500:
         logger.warning("%s %s: %s", error.status, error.code, error)
-    headers = session_headers(session_id)
+    headers = session_headers(session_id) | error.fields
     if error.status == 401:
         headers["www-authenticate"] = 'Bearer realm="wakegate"'
     if (seconds := error.retry_after_seconds) is not None:
@@ -98,7 +98,7 @@ def error_document(error: WakegateError, shape: ErrorShape) -> dict[str, Any]:
 
 
 def _native(error: WakegateError) -> dict[str, Any]:
-    return {"error": public_message(error), "code": error.code}
+    return {"error": public_message(error), "code": error.code, **error.details}
 
 
 def _agentcube(error: WakegateError) -> dict[str, Any]:

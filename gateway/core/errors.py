@@ -12,6 +12,9 @@
     ├── IdempotencyKeyReusedError 422            the key came with another request before
     ├── ConflictError 409 CONFLICT               the session is not in a state that allows this
     ├── QueueFullError 429 OVERLOADED            a bounded queue is full (Retry-After)
+    ├── QuotaExceededError 429 QUOTA_EXCEEDED    the tenant uses what it may (Retry-After, RateLimit-*)
+    ├── RateLimitError 429 RATE_LIMITED          the tenant asks too often (Retry-After, RateLimit-*)
+    ├── QuotaForbiddenError 403 QUOTA_FORBIDDEN  the tenant's limits do not allow this at any time
     ├── UpstreamConnectError 502 SANDBOX_UNREACHABLE   nothing was sent; safe to try again
     ├── UpstreamBrokenError 502 SANDBOX_LOST     the connection to the sandbox broke mid-request; not retried
     ├── UnavailableError 503 UNAVAILABLE         a dependency is unavailable (Retry-After)
@@ -42,6 +45,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 from gateway.core.units import readable_size
 
@@ -64,6 +68,16 @@ class WakegateError(Exception):
         super().__init__(message)
         if retry_after is not None:
             self.retry_after = retry_after
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What a native answer's body says for programs, beside the text and the code."""
+        return {}
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Header fields of its answer, besides Retry-After."""
+        return {}
 
     @property
     def retry_after_seconds(self) -> int | None:
@@ -150,6 +164,66 @@ class QueueFullError(WakegateError):
     status = 429
     code = "OVERLOADED"
     retry_after = 1.0
+
+
+class LimitError(WakegateError):
+    """A limit of the tenant's. `limit`, `value` and `used` are its name, what it allows and what is in use of that.
+
+    Its answers carry the fields of draft-ietf-httpapi-ratelimit-headers where waiting helps.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        limit: str,
+        value: float | str,
+        used: float | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.limit = limit
+        self.value = value
+        self.used = used
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """For the body of a native answer, beside the text."""
+        return {"limit": self.limit, "value": self.value, **({} if self.used is None else {"used": self.used})}
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """As in WakegateError. Nothing remains, or there would be no error."""
+        if self.retry_after is None or isinstance(self.value, str):
+            return {}
+        return {
+            "ratelimit-limit": f"{self.value:g}",
+            "ratelimit-remaining": "0",
+            "ratelimit-reset": str(self.retry_after_seconds),
+        }
+
+
+class QuotaExceededError(LimitError):
+    """The tenant's sessions hold what its limits allow; some may end or hibernate."""
+
+    status = 429
+    code = "QUOTA_EXCEEDED"
+    retry_after = 5.0
+
+
+class RateLimitError(LimitError):
+    """The tenant's requests, or creations of sessions, come faster than its limits allow."""
+
+    status = 429
+    code = "RATE_LIMITED"
+    retry_after = 1.0
+
+
+class QuotaForbiddenError(LimitError):
+    """The tenant's limits do not allow this, however long it waits."""
+
+    status = 403
+    code = "QUOTA_FORBIDDEN"
 
 
 class UpstreamConnectError(WakegateError):

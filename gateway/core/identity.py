@@ -11,10 +11,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
-from gateway.core.errors import PermissionDeniedError
+from gateway.core.errors import PermissionDeniedError, WakegateError
 from gateway.core.model import DEFAULT_TENANT, Kind, RuntimeKey, Session, SessionId
 
 _TENANT = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -70,6 +71,16 @@ class SessionScope:
     ports: tuple[int, ...] = ()
 
 
+class RequestBudget(Protocol):
+    """How many requests a tenant may still send here: the data path takes one from `left`, or answers `refusal`."""
+
+    left: float
+
+    def refusal(self) -> WakegateError:
+        """The error of a request when less than one is left."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Who a request acts for. `expires_at` in epoch seconds."""
@@ -82,6 +93,7 @@ class Identity:
     runtimes: frozenset[str] = frozenset()  # "namespace/name" that it may use; empty: all
     scope: SessionScope | None = None  # of a session token
     expires_at: float = float("inf")
+    budget: RequestBudget | None = field(default=None, compare=False, repr=False)  # None: requests are not counted
 
     def may(self, permission: Permission) -> bool:
         """Whether its role has this permission."""

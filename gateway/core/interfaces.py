@@ -28,6 +28,7 @@ from gateway.core.model import (
     StoredSnapshot,
     SuspendReport,
 )
+from gateway.core.quota import QuotaLedger
 from gateway.core.usage import UsageStore
 
 
@@ -42,6 +43,11 @@ class SessionStore(Protocol):
     @property
     def usage(self) -> UsageStore:
         """What tenants have used, kept beside sessions. Open while the store is."""
+        ...
+
+    @property
+    def quotas(self) -> QuotaLedger:
+        """What the sessions of each tenant hold. Open while the store is."""
         ...
 
     async def start(self) -> None:

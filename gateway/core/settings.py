@@ -318,6 +318,10 @@ class Settings:
         Path(), "file with a key of the role admin, to make the first ones with; read again when it changes",
         kind="path", metavar="FILE",
     )  # fmt: skip
+    tenants: Path = _setting(
+        Path(), "limits of tenants, YAML or TOML: `defaults`, and `tenants` by name; what the API sets replaces them",
+        kind="path", metavar="FILE",
+    )  # fmt: skip
     insecure_no_auth: bool = _setting(
         False, "listen beyond this machine without authentication: anybody who reaches the port may do anything",
         kind="flag",

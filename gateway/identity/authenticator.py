@@ -11,6 +11,7 @@ import hashlib
 import logging
 import secrets
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from gateway.core.model import Session
 from gateway.identity import session_tokens
 from gateway.identity.directory import KeyDirectory, open_directory
 from gateway.identity.shared_secret import SharedSecret, load_secret
+from gateway.identity.tenants import TenantDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +50,18 @@ class Authenticator:
     """Knows who requests come from. Made once the store is open."""
 
     def __init__(
-        self, directory: KeyDirectory, secret: SharedSecret, clock: Clock, verifier: TokenVerifier | None = None
+        self,
+        directory: KeyDirectory,
+        secret: SharedSecret,
+        clock: Clock,
+        verifier: TokenVerifier | None = None,
+        tenants: TenantDirectory | None = None,
     ) -> None:
         self.directory = directory
         self._session_key = secret.key("session tokens")
         self._clock = clock
         self._verifier = verifier
+        self._tenants = tenants
         self._salt = secrets.token_bytes(_DIGEST_BYTES)
         self._known: OrderedDict[bytes, Identity] = OrderedDict()
         self._forget_at = 0.0
@@ -77,7 +85,7 @@ class Authenticator:
         known = self.lookup(credential)
         if known is not None and known.expires_at > self._clock.now():
             return known
-        identity = await self._verify(credential.decode("latin-1"))
+        identity = self._budgeted(await self._verify(credential.decode("latin-1")))
         self._known[hashlib.blake2b(credential, digest_size=_DIGEST_BYTES, key=self._salt).digest()] = identity
         if len(self._known) > _MAX_KNOWN:
             self._known.popitem(last=False)
@@ -111,6 +119,16 @@ class Authenticator:
         """Verify every credential anew: one may have been revoked."""
         self._known.clear()
 
+    def _budgeted(self, identity: Identity) -> Identity:
+        """With what counts its tenant's requests. Not those of roles that act for all tenants: they set the limits."""
+        if self._tenants is None:
+            return identity
+        if self._tenants.is_deleted(identity.tenant):
+            raise UnauthorizedError(f"the tenant {identity.tenant} was deleted")
+        if identity.sees_all_tenants:
+            return identity
+        return replace(identity, budget=self._tenants.budget(identity.tenant))
+
     async def _verify(self, credential: str) -> Identity:
         if credential.startswith(session_tokens.PREFIX):
             return session_tokens.verify(credential, self._session_key, self._clock.now())
@@ -122,11 +140,13 @@ class Authenticator:
         raise UnauthorizedError(f"the API key or token is unknown, expired or revoked; {_MISSING}")
 
 
-async def open_authenticator(documents: DocumentStore, clock: Clock, admin_key_file: Path) -> Authenticator:
+async def open_authenticator(
+    documents: DocumentStore, clock: Clock, admin_key_file: Path, tenants: TenantDirectory | None = None
+) -> Authenticator:
     """An authenticator over a store's keys. `admin_key_file`: an empty path for none.
 
     Raises SettingsError for an unusable file, StoreUnavailableError.
     """
     secret = await load_secret(documents)
     file = None if admin_key_file == Path() else admin_key_file
-    return Authenticator(await open_directory(documents, clock, file), secret, clock)
+    return Authenticator(await open_directory(documents, clock, file), secret, clock, tenants=tenants)

@@ -36,12 +36,13 @@ def error_fields(error: WakegateError) -> Headers:
         fields.append((b"www-authenticate", b'Bearer realm="wakegate"'))
     if (seconds := error.retry_after_seconds) is not None:
         fields.append((b"retry-after", b"%d" % seconds))
+    fields += [(name.encode(), value.encode()) for name, value in error.fields.items()]
     return fields
 
 
 def error_body(error: WakegateError) -> bytes:
     """The data path's error shape."""
-    return orjson.dumps({"error": public_message(error), "code": error.code})
+    return orjson.dumps({"error": public_message(error), "code": error.code, **error.details})
 
 
 async def send_answer(send: Send, status: int, headers: Headers, body: bytes) -> None:

@@ -18,6 +18,7 @@ from aiocache import SimpleMemoryCache
 from gateway.core.documents import DocumentStore
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
+from gateway.core.quota import QuotaLedger
 from gateway.core.usage import UsageStore
 
 
@@ -115,6 +116,11 @@ class CachedStore:
     def usage(self) -> UsageStore:
         """The inner store's usage, which is not cached here."""
         return self.inner.usage
+
+    @property
+    def quotas(self) -> QuotaLedger:
+        """The inner store's ledger, which is not cached here."""
+        return self.inner.quotas
 
     async def start(self) -> None:
         """Open the inner store. Raises StoreUnavailableError."""

@@ -21,7 +21,9 @@ import orjson
 from gateway.core.documents import Document
 from gateway.core.errors import BadRequestError, StaleWriteError
 from gateway.core.model import Session
+from gateway.core.quota import Amounts, Resource
 
+_RESOURCES = frozenset(Resource)
 _TIMES = ("created_at", "last_active_at", "expires_at", "idle_timeout")
 
 
@@ -60,6 +62,17 @@ def stale_document(document: Document) -> StaleWriteError:
     return StaleWriteError(
         f"{document.kind} {document.name!r} changed since version {document.version} was read; read it again"
     )
+
+
+def pack_amounts(amounts: Amounts) -> str:
+    """What a session holds, as text that a script of the store reads too: "sandboxes=1 memory=1073741824"."""
+    return " ".join(f"{resource.value}={amount}" for resource, amount in amounts.items() if amount)
+
+
+def unpack_amounts(text: str) -> Amounts:
+    """The inverse. Resources that only a newer gateway counts are left out."""
+    pairs = (pair.partition("=") for pair in text.split())
+    return {Resource(name): int(amount) for name, _, amount in pairs if name in _RESOURCES and amount != "0"}
 
 
 def _plain(value: Any) -> Any:

@@ -15,9 +15,11 @@ from gateway.core.clock import Clock
 from gateway.core.documents import Document, DocumentStore
 from gateway.core.errors import FencedOutError, StaleWriteError, StoreUnavailableError
 from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
+from gateway.core.quota import QuotaLedger
 from gateway.core.usage import UsageStore
 from gateway.store import claims, codec
 from gateway.store.codec import stale_document
+from gateway.store.memory_quotas import MemoryQuotas
 from gateway.store.memory_usage import MemoryUsage
 
 
@@ -37,6 +39,7 @@ class MemoryStore:
         self._claims: dict[RuntimeKey, Counter[tuple[int, int]]] = {}
         self.documents: DocumentStore = MemoryDocuments(self._turn)
         self.usage: UsageStore = MemoryUsage(self._turn, clock)
+        self.quotas: QuotaLedger = MemoryQuotas(self._turn, clock)
 
     async def start(self) -> None:
         """Allow calls, which raise StoreUnavailableError before."""

@@ -17,9 +17,11 @@ from gateway.core.clock import Clock
 from gateway.core.documents import DocumentStore
 from gateway.core.errors import FencedOutError, StaleWriteError
 from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
+from gateway.core.quota import QuotaLedger
 from gateway.core.usage import UsageStore
 from gateway.store import claims, codec, sqlite_file
 from gateway.store.sqlite_documents import SqliteDocuments
+from gateway.store.sqlite_quotas import SqliteQuotas
 from gateway.store.sqlite_thread import SqliteThread
 from gateway.store.sqlite_usage import SqliteUsage
 
@@ -86,6 +88,7 @@ class SqliteStore:
         self._thread = SqliteThread(partial(sqlite_file.connect, path), partial(sqlite_file.translate, path))
         self.documents: DocumentStore = SqliteDocuments(self._thread)
         self.usage: UsageStore = SqliteUsage(self._thread, clock)
+        self.quotas: QuotaLedger = SqliteQuotas(self._thread, clock)
 
     def __repr__(self) -> str:
         return f"<SqliteStore {self._path}>"

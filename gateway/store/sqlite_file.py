@@ -75,6 +75,26 @@ _ADDITIONS = (
       PRIMARY KEY (kind, name)
     ) STRICT, WITHOUT ROWID
     """,
+    """
+    CREATE TABLE IF NOT EXISTS quota_entries (
+      tenant TEXT NOT NULL,
+      session TEXT NOT NULL,
+      amounts TEXT NOT NULL,
+      mark INTEGER NOT NULL,
+      until REAL NOT NULL,
+      PRIMARY KEY (tenant, session)
+    ) STRICT, WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE IF NOT EXISTS quota_used (
+      tenant TEXT NOT NULL,
+      resource TEXT NOT NULL,
+      n INTEGER NOT NULL,
+      PRIMARY KEY (tenant, resource)
+    ) STRICT, WITHOUT ROWID
+    """,
+    "CREATE TABLE IF NOT EXISTS quota_rates (tenant TEXT PRIMARY KEY NOT NULL, full_at REAL NOT NULL) STRICT",
+    "CREATE TABLE IF NOT EXISTS quota_gateways (holder TEXT PRIMARY KEY NOT NULL, until REAL NOT NULL) STRICT",
     "CREATE TABLE IF NOT EXISTS revisions (kind TEXT PRIMARY KEY NOT NULL, n INTEGER NOT NULL) STRICT",
     """
     CREATE TABLE IF NOT EXISTS usage (

@@ -14,23 +14,24 @@ JSON = "application/json"
 _PATH_PARAMETER = re.compile(r"\{([a-z_]+)\}")
 _REASONS = {
     400: "The request is invalid; the message says what is wrong, and where.",
-    403: "The web page's origin is not allowed.",
+    401: "This gateway asks who you are: the API key or token is missing or not valid.",
+    403: "The credential, its tenant's limits, or the web page's origin do not allow this.",
     404: "It does not exist, or no longer exists.",
     405: "The path does not have this method.",
     408: "The rest of the request did not arrive in time.",
-    409: "The session's state does not allow this.",
+    409: "The session's state, or a gateway without authentication, does not allow this.",
     413: "The request is too large.",
     422: "The Idempotency-Key was used for another request.",
-    429: "A queue is full; Retry-After says when to try again.",
+    429: "A queue is full, or the tenant uses what it may; Retry-After says when to try again.",
     500: "Internal error; the gateway's log has the details.",
     502: "The sandbox ended, or cannot be reached.",
     503: "A service that this needs does not answer; Retry-After says when to try again.",
     504: "No sandbox was ready in time, or it exceeded the idle timeout.",
     507: "No space left in the workspace.",
 }
-_ALWAYS = (400, 408, 413, 500, 503)
+_ALWAYS = (400, 401, 403, 408, 409, 413, 429, 500, 503)
 IDEMPOTENCY_KEY = "idempotency-key"
-_WITH_SESSION = (404, 409, 429, 502, 504, 507)
+_WITH_SESSION = (404, 502, 504, 507)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,8 @@ def _responses(each: Operation) -> dict[str, Any]:
         first.setdefault("content", {}).update(_content(other)["content"])
     if each.error:
         with_key = (422,) if any(one.name == IDEMPOTENCY_KEY for one in each.parameters) else ()
-        for status in (*_ALWAYS, *(_WITH_SESSION if each.sandbox else ()), *with_key):
+        named = (404,) if _PATH_PARAMETER.search(each.path) else ()
+        for status in (*_ALWAYS, *named, *(_WITH_SESSION if each.sandbox else ()), *with_key):
             error = Answer(_REASONS[status], ref(each.error))
             responses.setdefault(str(status), {"description": error.description, **_content(error)})
     if _PATH_PARAMETER.search(each.path):

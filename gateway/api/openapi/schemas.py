@@ -58,6 +58,22 @@ _KEY: dict[str, Schema] = {
     "expiresAt": nullable(MOMENT),
     "lastUsedAt": nullable(MOMENT),
 }
+_QUANTITY: Schema = {
+    "description": "A number, or a quantity such as 500m or 64Gi.",
+    "anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "examples": ["64Gi"]}],
+}
+_LIMITS: Schema = {
+    **obj(
+        sessions=COUNT, sandboxes=COUNT, vcpu=_QUANTITY, memory=_QUANTITY, gpus=COUNT, hibernatedSessions=COUNT,
+        storedBytes=_QUANTITY,
+        requestsPerSecond={"type": "number", "minimum": 0.001},
+        requestBurst={"type": "integer", "minimum": 1},
+        createsPerMinute={"type": "number", "minimum": 0.001},
+        maxDuration=DURATION,
+        runtimes=array_of(TEXT),
+    ),
+    "description": "What is absent is not limited.",
+}  # fmt: skip
 _CALL = obj(
     "id function",
     id={"type": "string", "minLength": 1, "maxLength": 256},
@@ -118,6 +134,13 @@ SCHEMAS: dict[str, Schema] = {
     "NewKeyAnswer": obj("key id role tenant createdAt", key=TEXT, **_KEY),
     "Keys": obj("keys", keys=array_of(ref("Key"))),
     "Rotation": obj(overlap=DURATION),
+    "Limits": _LIMITS,
+    "NewTenant": obj(limits=ref("Limits")),
+    "Tenant": obj("name limits used", name=TEXT, limits=ref("Limits"), used={
+        "description": "What its sessions hold; empty while nothing of that is limited.",
+        "type": "object", "additionalProperties": NUMBER,
+    }),
+    "Tenants": obj("tenants", tenants=array_of(ref("Tenant"))),
     "Caller": obj(
         "subject tenant role",
         subject=TEXT,

@@ -86,6 +86,26 @@ KEYS: Mapping[str, Operation] = {
         Operation("GET", "/v1/caller", "keys", "Who the gateway takes you for.", _ok("Caller"), sandbox=False),
 }  # fmt: skip
 
+TENANTS: Mapping[str, Operation] = {
+    "list_tenants":
+        Operation("GET", "/v1/tenants", "tenants", "List tenants with their limits and what they use.",
+                  _ok("Tenants"), sandbox=False),
+    "get_own_tenant":
+        Operation("GET", "/v1/tenants/self", "tenants", "The caller's own tenant.", _ok("Tenant"), sandbox=False),
+    "get_tenant":
+        Operation("GET", "/v1/tenants/{tenant}", "tenants", "Get a tenant's limits and what it uses.", _ok("Tenant"),
+                  sandbox=False),
+    "put_tenant":
+        Operation("PUT", "/v1/tenants/{tenant}", "tenants", "Set a tenant's limits: all of them, at every gateway "
+                  "within two seconds.", {**_ok("Tenant"), 201: Answer("Made.", ref("Tenant"))}, body=ref("NewTenant"),
+                  sandbox=False),
+    "delete_tenant":
+        Operation("DELETE", "/v1/tenants/{tenant}", "tenants", "Revoke a tenant's keys and refuse its tokens.",
+                  {204: Answer("Deleted.")},
+                  (Parameter("sessions", "What happens to its sessions; keep: they end by their own timeouts.",
+                             {"enum": ["keep", "end"]}),), sandbox=False),
+}  # fmt: skip
+
 HEALTH: Mapping[str, Operation] = {
     "check_liveness":
         Operation("GET", "/healthz", "health", "Whether this process is alive.", _ok("Status"), sandbox=False),
@@ -192,4 +212,4 @@ CONTAINERS: Mapping[str, Operation] = {
 }  # fmt: skip
 
 # Every operation of the control surfaces by name: the router (api/app.py) and /openapi.json are both made from this.
-CONTROL: Mapping[str, Operation] = {**NATIVE, **KEYS, **TOOLS, **CONTAINERS, **AGENTCUBE, **HEALTH}
+CONTROL: Mapping[str, Operation] = {**NATIVE, **KEYS, **TENANTS, **TOOLS, **CONTAINERS, **AGENTCUBE, **HEALTH}

@@ -1,0 +1,115 @@
+"""What a tenant's sessions hold, and the ledger in which it is counted. The seam to the stores.
+
+The ledger has an entry per session with what that holds: reserving twice or releasing twice changes nothing, and what a
+gateway that died has reserved can be found and released. gateway/sessions/quotas.py decides what to reserve and when;
+docs/adr/0017-quotas.md says why it is counted in the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from gateway.core.model import SessionId
+
+
+class Resource(StrEnum):
+    """What is counted, in whole numbers. The values are the fields of limits in the API."""
+
+    SESSIONS = "sessions"  # that have not ended, with or without a sandbox
+    SANDBOXES = "sandboxes"
+    VCPU = "vcpu"  # in thousandths, so that sums are exact
+    MEMORY = "memory"  # bytes
+    GPUS = "gpus"
+    HIBERNATED = "hibernatedSessions"  # without a sandbox
+    STORED = "storedBytes"  # of snapshots
+
+
+Amounts = Mapping[Resource, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """Which limit a reservation would exceed. `used`: without what was asked for."""
+
+    resource: Resource
+    limit: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a session holds. `mark` changes with every change of the entry, and never repeats for a tenant.
+
+    `until`: when an entry that no record has confirmed may be dropped; 0: a record has confirmed it.
+    """
+
+    session_id: SessionId
+    amounts: Amounts
+    mark: int
+    until: float = 0.0
+
+
+class QuotaLedger(Protocol):
+    """Counts what the sessions of tenants hold, over all gateways. Every call raises StoreUnavailableError."""
+
+    async def reserve(
+        self, tenant: str, session_id: SessionId, amounts: Amounts, limits: Amounts, until: float
+    ) -> Excess | None:
+        """Let a session hold `amounts` in place of what it held, unless that exceeds a limit; then nothing changes.
+
+        Only what grows is compared: what a session holds already is not taken from it by a limit that was lowered.
+        Atomic over all gateways.
+        """
+        ...
+
+    async def settle(self, tenant: str, session_id: SessionId, amounts: Amounts, *, mark: int | None = None) -> bool:
+        """Let a session hold `amounts`, confirmed and whatever the limits are; empty: forget it.
+
+        With `mark`, only if its entry still has that mark (0: there is none). Returns whether it was done.
+        """
+        ...
+
+    async def used(self, tenant: str) -> Amounts:
+        """The sum of a tenant's entries; what is zero may be missing."""
+        ...
+
+    async def entries(self, tenant: str) -> Sequence[Entry]:
+        """All entries of a tenant."""
+        ...
+
+    async def tenants(self) -> Sequence[str]:
+        """The tenants that have entries, by name."""
+        ...
+
+    async def take(self, tenant: str, interval: float, burst: int) -> float:
+        """Take one token of a bucket of `burst` that gets one each `interval` seconds.
+
+        Returns 0, or, where there is none, the seconds until there is.
+        """
+        ...
+
+    async def count_gateways(self, holder: str, ttl: float) -> int:
+        """Note that gateway `holder` is alive for `ttl` seconds. Returns how many are."""
+        ...
+
+
+def excess_of(held: Amounts, wanted: Amounts, used: Amounts, limits: Amounts) -> Excess | None:
+    """The first limit that a session exceeds when it holds `wanted` in place of `held`; `used` includes `held`."""
+    for resource, amount in wanted.items():
+        grown, limit = amount - held.get(resource, 0), limits.get(resource)
+        if limit is not None and grown > 0 and used.get(resource, 0) + grown > limit:
+            return Excess(resource, limit, used.get(resource, 0))
+    return None
+
+
+def next_token(ready_at: float, now: float, interval: float, burst: int) -> tuple[float, float]:
+    """The generic cell rate algorithm: when the bucket will be full, after taking a token; and the wait, 0 if taken.
+
+    Example: interval 10 s, burst 2, empty at 100: full again at 120. At 105 the bucket holds half a token: wait 5 s.
+    """
+    full_at = max(ready_at, now) + interval
+    wait = full_at - now - interval * burst
+    return (ready_at, wait) if wait > 1e-9 else (full_at, 0.0)

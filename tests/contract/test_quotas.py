@@ -1,0 +1,187 @@
+"""What every store promises about the quota ledger: one suite over memory, sqlite and Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.core.errors import StoreUnavailableError
+from gateway.core.interfaces import SessionStore
+from gateway.core.model import SessionId
+from gateway.core.quota import Amounts, Excess, QuotaLedger, Resource
+from gateway.store.cached import CachedStore
+from gateway.store.memory import MemoryStore
+from gateway.store.redis import RedisStore
+from gateway.store.sqlite import SqliteStore
+from gateway.testing import ManualClock
+from tests.support.records import T0
+from tests.support.redis_server import RedisServer
+
+_prefixes = (f"quotas-{n}" for n in itertools.count())
+ONE, TWO = SessionId("one"), SessionId("two")
+AWAKE: Amounts = {Resource.SESSIONS: 1, Resource.SANDBOXES: 1, Resource.MEMORY: 1 << 50}
+ASLEEP: Amounts = {Resource.SESSIONS: 1, Resource.HIBERNATED: 1, Resource.STORED: 7}
+
+
+@pytest.fixture(scope="module")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One server for the whole suite; each test has a prefix of its own."""
+    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(T0)
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis", "cached-sqlite"])
+async def store(
+    request: pytest.FixtureRequest, tmp_path: Path, shared_redis: RedisServer, clock: ManualClock
+) -> AsyncIterator[SessionStore]:
+    """A store, open and empty."""
+    made: SessionStore
+    if request.param == "redis":
+        made = RedisStore(shared_redis.url, clock, next(_prefixes), deadline=20.0, server_time=False)
+    elif request.param == "memory":
+        made = MemoryStore(clock)
+    else:
+        made = SqliteStore(tmp_path / "sessions.db", clock)
+    if request.param == "cached-sqlite":
+        made = CachedStore(made)
+    await made.start()
+    yield made
+    await made.aclose()
+
+
+@pytest.fixture
+def ledger(store: SessionStore) -> QuotaLedger:
+    """The ledger of that store."""
+    return store.quotas
+
+
+async def used(ledger: QuotaLedger, tenant: str = "acme") -> dict[Resource, int]:
+    return {resource: n for resource, n in (await ledger.used(tenant)).items() if n}
+
+
+async def test_reservation_counts_once_however_often_it_is_made(ledger: QuotaLedger) -> None:
+    """Sums and entries say the same, in numbers beyond 32 bits; other tenants have nothing."""
+    for _ in range(3):
+        assert await ledger.reserve("acme", ONE, AWAKE, {Resource.SANDBOXES: 1}, T0 + 60.5) is None
+
+    assert await used(ledger) == AWAKE
+    (entry,) = await ledger.entries("acme")
+    assert (entry.session_id, entry.amounts, entry.until) == (ONE, AWAKE, T0 + 60.5)
+    assert await ledger.tenants() == ["acme"]
+    assert await used(ledger, "other") == {}
+
+
+async def test_reservation_over_a_limit_changes_nothing_and_says_which(ledger: QuotaLedger) -> None:
+    """The first limit in the order of the amounts, its value and what is used."""
+    limits = {Resource.SANDBOXES: 1, Resource.MEMORY: 1 << 50}
+    await ledger.reserve("acme", ONE, AWAKE, limits, T0)
+
+    assert await ledger.reserve("acme", TWO, AWAKE, limits, T0) == Excess(Resource.SANDBOXES, 1, 1)
+    assert await ledger.reserve("acme", TWO, AWAKE, {Resource.MEMORY: 1 << 50}, T0) == Excess(
+        Resource.MEMORY, 1 << 50, 1 << 50
+    )
+    assert [entry.session_id for entry in await ledger.entries("acme")] == [ONE]
+    assert await used(ledger) == AWAKE
+
+
+async def test_session_moves_between_what_it_holds_awake_and_asleep(ledger: QuotaLedger) -> None:
+    """What it no longer holds is free at once; waking needs room again."""
+    limits = {Resource.SANDBOXES: 1}
+    await ledger.reserve("acme", ONE, AWAKE, limits, T0)
+    await ledger.settle("acme", ONE, ASLEEP)
+    assert await used(ledger) == ASLEEP
+
+    assert await ledger.reserve("acme", TWO, AWAKE, limits, T0) is None
+    assert await ledger.reserve("acme", ONE, AWAKE, limits, T0) == Excess(Resource.SANDBOXES, 1, 1)
+    await ledger.settle("acme", TWO, {})
+    assert await ledger.reserve("acme", ONE, AWAKE, limits, T0) is None
+    assert await used(ledger) == AWAKE
+
+
+async def test_limit_below_what_is_used_takes_nothing_away(ledger: QuotaLedger) -> None:
+    """A session keeps what it holds, and may hold less; another one gets nothing."""
+    await ledger.reserve("acme", ONE, AWAKE, {}, T0)
+    none = dict.fromkeys(Resource, 0)
+
+    assert await ledger.reserve("acme", ONE, AWAKE, none, T0) is None
+    assert await ledger.reserve("acme", ONE, {Resource.SESSIONS: 1}, none, T0) is None
+    assert await ledger.reserve("acme", TWO, {Resource.SESSIONS: 1}, none, T0) == Excess(Resource.SESSIONS, 0, 1)
+
+
+async def test_settling_ignores_limits_and_confirms(ledger: QuotaLedger) -> None:
+    """It says what is so; emptied, nothing of the session is left."""
+    await ledger.reserve("acme", ONE, AWAKE, {}, T0 + 60)
+    assert await ledger.settle("acme", ONE, AWAKE)
+    (entry,) = await ledger.entries("acme")
+    assert entry.until == 0.0
+
+    for _ in range(2):
+        assert await ledger.settle("acme", ONE, {})
+    assert (await ledger.entries("acme"), await used(ledger), await ledger.tenants()) == ([], {}, [])
+
+
+async def test_settling_by_an_old_mark_does_nothing(ledger: QuotaLedger) -> None:
+    """Also where the entry was forgotten and made anew in between with the same content."""
+    await ledger.reserve("acme", ONE, AWAKE, {}, T0)
+    (entry,) = await ledger.entries("acme")
+    assert not await ledger.settle("acme", ONE, {}, mark=entry.mark + 1)
+    assert not await ledger.settle("acme", ONE, {}, mark=0)
+    await ledger.settle("acme", ONE, {})
+    await ledger.reserve("acme", ONE, AWAKE, {}, T0)
+
+    assert not await ledger.settle("acme", ONE, {}, mark=entry.mark)
+    assert await used(ledger) == AWAKE
+    (entry,) = await ledger.entries("acme")
+    assert await ledger.settle("acme", ONE, {}, mark=entry.mark)
+    assert await ledger.settle("acme", ONE, ASLEEP, mark=0)
+
+
+async def test_of_a_burst_exactly_as_many_are_let_in_as_fit(ledger: QuotaLedger) -> None:
+    """200 at once, 7 places."""
+    results = await asyncio.gather(
+        *(ledger.reserve("acme", SessionId(f"s{n}"), AWAKE, {Resource.SANDBOXES: 7}, T0) for n in range(200))
+    )
+
+    assert results.count(None) == 7
+    assert (await ledger.used("acme"))[Resource.SANDBOXES] == 7
+
+
+async def test_bucket_gives_its_burst_and_then_one_per_interval(ledger: QuotaLedger, clock: ManualClock) -> None:
+    """The wait is exact, asking for nothing costs nothing, and tenants do not share."""
+    assert [await ledger.take("acme", 10.0, 2) for _ in range(4)] == [0.0, 0.0, 10.0, 10.0]
+    assert await ledger.take("other", 10.0, 2) == 0.0
+    clock.advance(9.0)
+    assert await ledger.take("acme", 10.0, 2) == pytest.approx(1.0)
+    clock.advance(1.0)
+    assert await ledger.take("acme", 10.0, 2) == 0.0
+    clock.advance(1000.0)
+    assert [await ledger.take("acme", 10.0, 2) for _ in range(3)] == [0.0, 0.0, 10.0]
+
+
+async def test_gateways_that_are_silent_are_not_counted(ledger: QuotaLedger, clock: ManualClock) -> None:
+    """Each counts itself."""
+    assert await ledger.count_gateways("a", 3.0) == 1
+    assert await ledger.count_gateways("b", 3.0) == 2
+    assert await ledger.count_gateways("a", 3.0) == 2
+    clock.advance(2.0)
+    await ledger.count_gateways("a", 3.0)
+    clock.advance(2.0)
+    assert await ledger.count_gateways("a", 3.0) == 1
+
+
+async def test_closed_store_refuses(store: SessionStore) -> None:
+    """The ledger is open while its store is."""
+    await store.aclose()
+
+    with pytest.raises(StoreUnavailableError):
+        await store.quotas.used("acme")
