@@ -14,6 +14,7 @@ from starlette.responses import Response
 from gateway.api.errors import Handler
 from gateway.core.errors import UnauthorizedError
 from gateway.core.identity import Permission, current
+from gateway.identity.scope import require_use
 
 PERMISSIONS: Mapping[str, Permission] = {
     "check_liveness": Permission.PUBLIC,
@@ -73,7 +74,10 @@ def requiring(permission: Permission, handler: Handler) -> Handler:
         unauthenticated: UnauthorizedError | None = request.scope.get("state", {}).get("unauthenticated")
         if unauthenticated is not None:
             raise unauthenticated
-        current().require(permission)
+        if permission is Permission.USE_SESSIONS:
+            require_use(current(), request.scope.get("raw_path") or request.url.path.encode())
+        else:
+            current().require(permission)
         return await handler(request)
 
     return guarded

@@ -41,6 +41,7 @@ _PLAIN = frozenset((
 # have set one with __Host- unless it has a host of its own: that name needs Path=/.
 _HOST_COOKIE = b"__Host-"
 _FOREIGN_COOKIES = (
+    b"wakegate_session=",
     b"_oauth2_proxy", b"CF_Authorization", b"AWSELBAuth", b"GCP_IAP", b"GCP_IAAP", b"authelia_session",
 )  # fmt: skip
 # Request fields that need a look.

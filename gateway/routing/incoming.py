@@ -18,6 +18,7 @@ from gateway.routing.request_ids import id_in, id_line
 from gateway.routing.responses import Scope
 from gateway.routing.route import Route
 from gateway.routing.target import NotProxied, Target, parse, parse_port_host
+from gateway.routing.url_tokens import cookie_token, take_query_token
 
 _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 _SCOPE_SCHEMES = {
@@ -58,12 +59,13 @@ class Incoming:
     `was_control`: a control surface's own path, which was refused: the answer is in that surface's shape.
     `route`: a live session's, with one of its slots taken.
     `identity`: who sent it; None: `AccessPolicy.authenticate` has to be asked.
+    `url_token`: the session token that was in its URL, which is then its credential.
     `connection`: set once the request has been sent on it.
     """
 
     __slots__ = (
         "began", "began_exactly", "connection", "id_line", "identity", "reader", "request", "route", "target",
-        "was_control",
+        "url_token", "was_control",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, record: Record | None, now: float, access: AccessPolicy) -> None:
@@ -75,6 +77,7 @@ class Incoming:
         self.reader: bytes | None = None
         self.identity: Identity | None = None
         self.was_control = False
+        self.url_token: bytes | None = None
         request: Request | None = None
         target: Target | NotProxied | BadRequestError | None = None
         try:
@@ -96,6 +99,8 @@ class Incoming:
                 self.identity = access.identify(request.credential)
             else:
                 scope.setdefault("state", {})["peer"] = True
+            if self.identity is None:
+                self._read_browsers_token(scope, request)
             if access.ports is None:
                 target = parse(raw_path(scope), request.session, request.runtime)
             else:
@@ -116,3 +121,9 @@ class Incoming:
         self.target = target
         if record is not None:
             record.request_id = id_in(self.id_line)
+
+    def _read_browsers_token(self, scope: Scope, request: Request) -> None:
+        """Take the credential from the URL or a cookie. Raises BadRequestError for what does not belong into a URL."""
+        self.url_token = take_query_token(scope)
+        if request.credential is None:
+            request.credential = self.url_token or cookie_token(scope["headers"])

@@ -35,6 +35,7 @@ from gateway.routing.responses import (
     Scope,
     Send,
     restored_in,
+    send_answer,
     send_error,
     send_not_found,
     send_redirect,
@@ -42,6 +43,7 @@ from gateway.routing.responses import (
 from gateway.routing.route import Reservation, Route
 from gateway.routing.target import NotProxied, Target
 from gateway.routing.ticker import TICK_S, Ticker
+from gateway.routing.url_tokens import is_page_of_port, redirect_fields
 from gateway.routing.websocket import WebSocketProxy
 
 logger = logging.getLogger(__name__)
@@ -128,7 +130,10 @@ class Proxy:
             return
         incoming.identity = state["identity"] = identity
         act_as(identity)  # whatever this task and those that it starts do, is done for this caller
-        if isinstance(target, Target):
+        if isinstance(target, Target) and incoming.url_token is not None and is_page_of_port(scope, target):
+            fields = redirect_fields(scope, target, incoming.url_token)
+            await send_answer(send, 303, [*fields, id_field(incoming.id_line)], b"")
+        elif isinstance(target, Target):
             counted = self._counters.find(target.runtime)
             exchange = Exchange(receive, incoming, cycle, counted, self._limits)
             await self._serve(scope, send, exchange, incoming, target)

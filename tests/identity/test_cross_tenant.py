@@ -14,6 +14,7 @@ from gateway.api.permissions import PERMISSIONS
 from gateway.core.identity import ROLES, Identity, Permission, Role, acting_as
 from gateway.core.model import SessionId
 from tests.support.scripted import OpenScripted, Served
+from tests.support.waiting import LIMIT_S
 
 ON_UVLOOP = True
 METHODS = ("get", "post", "put", "patch", "delete", "head")
@@ -59,7 +60,7 @@ async def test_no_path_shows_uses_or_changes_another_tenants_session(open_gatewa
         session = await gateway.session(metadata={"openai": "container", "name": "secret-name"})
     before = await gateway.gateway.store.get(session)
     headers = {"authorization": f"Bearer {await key_of(gateway, 'other')}", "host": "h"}
-    async with httpx.AsyncClient(base_url=gateway.url, headers=headers, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, headers=headers, trust_env=False, timeout=LIMIT_S) as client:
         document = (await client.get("/openapi.json")).json()
         tried = 0
         for method, path in operations(document):
@@ -89,7 +90,9 @@ async def test_role_is_let_in_where_its_permissions_say(open_gateway: OpenScript
     """403 exactly where the table has no permission for the role, at every operation; nobody is let in without one."""
     gateway, _ = await open_gateway(auth=True)
     key = await key_of(gateway, "acme", role)
-    async with httpx.AsyncClient(base_url=gateway.url, headers={"host": "h"}, trust_env=False) as client:
+    async with httpx.AsyncClient(
+        base_url=gateway.url, headers={"host": "h"}, trust_env=False, timeout=LIMIT_S
+    ) as client:
         for name, operation in CONTROL.items():
             method = operation.method
             path = filled(operation.path, SessionId("no-such-session"))

@@ -1,0 +1,79 @@
+"""Session tokens where a browser can put one: in a URL, and then in a cookie. Pure.
+
+A page cannot send a header with a link, an image or a WebSocket. So a link may carry the token of a session as
+`?wakegate_token=wst_...`. The first page that is opened so, on a port of a session, is answered with a redirect to the
+same URL without the token and with the token in a cookie, for that session's paths (or the port's host) alone: URLs
+end up in histories, logs and Referer fields, and the page's own links have no token. Neither reaches the sandbox.
+Only session tokens are taken from a URL. An API key there is refused, since it opens all that its tenant has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gateway.core.errors import BadRequestError
+from gateway.identity import session_tokens
+from gateway.routing.responses import Scope
+from gateway.routing.target import Target
+from picod.wire import PORTS_PATH
+
+QUERY_NAME = b"wakegate_token"
+COOKIE_NAME = b"wakegate_session"
+_PREFIX = session_tokens.PREFIX.encode()
+_KEY_PREFIX = b"wk_"
+_PORTS = PORTS_PATH.encode()
+
+
+def take_query_token(scope: Scope) -> bytes | None:
+    """Take the token out of a request's query, so that nobody behind us sees it; None: it has none.
+
+    Raises BadRequestError for anything but one session token.
+    """
+    query: bytes = scope["query_string"]
+    if QUERY_NAME not in query:
+        return None
+    pairs = query.split(b"&")
+    found = [pair.partition(b"=")[2] for pair in pairs if pair.partition(b"=")[0] == QUERY_NAME]
+    if not found:
+        return None
+    scope["query_string"] = b"&".join(pair for pair in pairs if pair.partition(b"=")[0] != QUERY_NAME)
+    if len(found) > 1 or not found[0].startswith(_PREFIX):
+        what = "an API key" if found[0].startswith(_KEY_PREFIX) else "this"
+        raise BadRequestError(
+            f"wakegate_token: {what} does not belong into a URL, which browsers and logs keep; make a token for the"
+            " session at POST /v1/sessions/{id}/tokens"
+        )
+    return found[0]
+
+
+def cookie_token(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    """The token that an earlier redirect put into a cookie."""
+    for name, value in headers:
+        if name != b"cookie":
+            continue
+        for pair in value.split(b";"):
+            key, _, token = pair.strip().partition(b"=")
+            if key == COOKIE_NAME and token.startswith(_PREFIX):
+                return token
+    return None
+
+
+def is_page_of_port(scope: Scope, target: Target) -> bool:
+    """Whether a browser opens a page of a server behind a port, as against fetching a part of one."""
+    if scope.get("method") != "GET" or not target.path.startswith(_PORTS):
+        return False
+    headers = dict(scope["headers"])
+    mode = headers.get(b"sec-fetch-mode")
+    return mode == b"navigate" if mode is not None else b"text/html" in headers.get(b"accept", b"")
+
+
+def redirect_fields(scope: Scope, target: Target, token: bytes) -> list[tuple[bytes, bytes]]:
+    """Location and Set-Cookie of the redirect to the same page without the token in its URL."""
+    query: bytes = scope["query_string"]
+    path: bytes = scope["raw_path"]
+    mount = b"/" if target.port_host else b"/v1/sessions/%b/" % (target.session_id or "").encode()
+    secure = b"; Secure" if scope["scheme"] == "https" else b""
+    cookie = b"%b=%b; Path=%b; HttpOnly; SameSite=Lax%b" % (COOKIE_NAME, token, mount, secure)
+    # A path that begins with two slashes would be another host's.
+    location = b"/" + path.lstrip(b"/") + (b"?" + query if query else b"")
+    return [(b"location", location), (b"set-cookie", cookie), (b"cache-control", b"no-store")]
