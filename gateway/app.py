@@ -18,12 +18,14 @@ from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.core.background import Tasks, cancel, every
 from gateway.core.certificates import POLL_S, default_peer_context, make_certificates
 from gateway.core.clock import Clock
-from gateway.core.errors import StoreUnavailableError, WakegateError
+from gateway.core.errors import StoreUnavailableError, UnavailableError, WakegateError
 from gateway.core.interfaces import Executor, RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
 from gateway.core.model import Runtime, SnapshotRef
 from gateway.core.settings import Settings, requires_identity
 from gateway.identity.authenticator import open_authenticator
 from gateway.identity.directory import FOLLOW_INTERVAL_S
+from gateway.identity.oidc import make_verifier
+from gateway.identity.oidc_keys import REFRESH_INTERVAL_S
 from gateway.identity.peers import PeerSigner
 from gateway.identity.shared_secret import load_secret
 from gateway.identity.tenants import TenantDirectory, read_tenants_file
@@ -101,6 +103,7 @@ class Gateway:
         self.catalog: RuntimeCatalog = catalog or StaticCatalog(runtimes)
         self.peers = PeerSigner(clock)
         self.certificates = make_certificates(settings, clock)
+        self._oidc = make_verifier(settings, clock)
         self.counters = Counters()
         self.tracing = Tracing(settings.otlp_endpoint, clock) if settings.otlp_endpoint else None
         self.observer = _observer(settings, self.tracing)
@@ -281,7 +284,7 @@ class Gateway:
             )
             if requires_identity(settings := self.settings):
                 authenticator = await open_authenticator(
-                    self.store.documents, self.clock, settings.admin_key_file, self.tenants
+                    self.store.documents, self.clock, settings.admin_key_file, self.tenants, self._oidc
                 )
                 self.access.authenticate_with(authenticator)
                 self.surfaces.keys.authenticator = self.surfaces.tenants.authenticator = authenticator
@@ -325,6 +328,7 @@ class Gateway:
                 ("kept workspaces", self._check_kept()),
                 ("loop lag", self.metrics.watch_loop()),
                 *self._certificate_loop(),
+                *self._issuer_loop(),
                 *self._background(self),
             ):
                 stack.push_async_callback(cancel, asyncio.create_task(loop, name=name))
@@ -353,6 +357,19 @@ class Gateway:
 
     async def _refill_budgets(self) -> None:
         self.tenants.refill(self.clock.monotonic())
+
+    def _issuer_loop(self) -> Sequence[tuple[str, Coroutine[Any, Any, None]]]:
+        if (verifier := self._oidc) is None:
+            return ()
+
+        async def follow() -> None:
+            try:
+                await verifier.refresh()
+            except UnavailableError as error:  # it may start with the gateway, and later
+                logger.warning("%s", error)
+            await every(REFRESH_INTERVAL_S, verifier.refresh)
+
+        return (("keys of issuers", follow()),)
 
     async def _announce_leaving(self) -> None:
         try:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from gateway.app import Gateway, holder_name
+from gateway.core.addresses import is_loopback
 from gateway.core.background import every
 from gateway.core.clock import Clock, SystemClock
 from gateway.core.errors import SettingsError
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import Runtime
 from gateway.core.settings import Settings, make_state_dir, requires_identity
-from gateway.routing.access import host_name, is_loopback
+from gateway.routing.access import host_name
 from gateway.runtimes.catalog import default_runtime
 from gateway.runtimes.manifest import load_runtimes, parse_modules
 from gateway.sandbox.picod_client import PicodExecutor
@@ -178,7 +179,8 @@ def _exposure_problems(settings: Settings) -> Iterator[str]:
         return
     yield (
         f"--host {settings.host}: anybody who reaches this address could run code here, since requests need no key; "
-        "add --auth (make keys with: wakegate keys create), or --insecure-no-auth if the network lets nobody in"
+        "add --auth (make keys with: wakegate keys create) or --oidc-issuer, or --insecure-no-auth if the network lets"
+        " nobody in"
     )
 
 

@@ -28,7 +28,10 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "warm pools": (
         "autoscaler_tick", "cold_start_cost", "max_warm", "wake_cost", "advised_hibernation", "prewake",
     ),
-    "who may use it": ("auth", "admin_key_file", "tenants", "insecure_no_auth"),
+    "who may use it": (
+        "auth", "admin_key_file", "tenants", "insecure_no_auth", "oidc_issuer", "oidc_audience", "oidc_tenant_claim",
+        "oidc_roles_claim", "oidc_role_map", "oidc_user_claim", "oidc_jwks_url", "oidc_ca",
+    ),
     "queues and timeouts": (
         "hold_per_session", "hold_total", "slots_per_sandbox", "connect_timeout", "request_head_timeout",
         "request_idle_timeout", "client_read_timeout", "response_idle_timeout", "request_timeout",

@@ -311,7 +311,8 @@ class Settings:
     )
     auth: bool = _setting(
         False,
-        "ask every request for an API key or token, which `wakegate keys create` makes; implied by --admin-key-file",
+        "ask every request for an API key or token, which `wakegate keys create` makes; implied by --admin-key-file"
+        " and --oidc-issuer",
         kind="flag",
     )
     admin_key_file: Path = _setting(
@@ -326,6 +327,47 @@ class Settings:
         False, "listen beyond this machine without authentication: anybody who reaches the port may do anything",
         kind="flag",
     )  # fmt: skip
+    oidc_issuer: str = _setting(
+        "",
+        "OpenID Connect issuers whose tokens are taken, comma-separated, as their tokens' claim iss names them; implies"
+        " --auth; needs --oidc-role-map",
+        kind="text",
+        metavar="URLS",
+    )
+    oidc_audience: str = _setting(
+        "wakegate", "names of this gateway in tokens' claim aud, comma-separated; others' are refused", kind="text"
+    )
+    oidc_tenant_claim: str = _setting(
+        "tenant",
+        "claims that name the tenant, comma-separated, the first that a token has; dots lead into objects; =NAME for"
+        " one tenant",
+        kind="text",
+        metavar="CLAIMS",
+    )
+    oidc_roles_claim: str = _setting(
+        "groups", "claims with groups for --oidc-role-map, comma-separated, the first that a token has", kind="text",
+        metavar="CLAIMS",
+    )  # fmt: skip
+    oidc_role_map: str = _setting(
+        "",
+        "roles by group, comma-separated GROUP=ROLE; a final * stands for any ending; of several roles the most"
+        " powerful counts, without one nothing is allowed",
+        kind="text",
+        metavar="PAIRS",
+    )
+    oidc_user_claim: str = _setting(
+        "sub",
+        "claim that names the person, whose sessions the tenant's others do not see; `=` for nobody: they are the"
+        " tenant's",
+        kind="text",
+        metavar="CLAIM",
+    )
+    oidc_jwks_url: str = _setting(
+        "", "key set of the only --oidc-issuer (default: from its discovery document)", kind="text", metavar="URL"
+    )
+    oidc_ca: Path = _setting(
+        Path(), "certificates to trust for --oidc-issuer besides the usual ones, PEM", kind="path", metavar="FILE"
+    )
     picture_max_side: int = _setting(
         1568,
         "longest side, in pixels, of pictures that tools return to models; larger ones are scaled down",
@@ -346,7 +388,7 @@ class Settings:
 
 def requires_identity(settings: Settings) -> bool:
     """Whether requests have to say who they come from."""
-    return settings.auth or settings.admin_key_file != Path()
+    return settings.auth or settings.admin_key_file != Path() or bool(settings.oidc_issuer)
 
 
 def make_state_dir(path: Path) -> None:

@@ -42,7 +42,11 @@ class TokenVerifier(Protocol):
         ...
 
     async def verify(self, token: str) -> Identity:
-        """Who a token stands for. Raises UnauthorizedError; UnavailableError when its keys cannot be had."""
+        """Who a token stands for.
+
+        Raises UnauthorizedError; PermissionDeniedError for one that gives no role here; UnavailableError when its keys
+        cannot be had.
+        """
         ...
 
 
@@ -76,7 +80,8 @@ class Authenticator:
     async def authenticate(self, credential: bytes | None) -> Identity:
         """Who a request comes from, by its bearer token or API key.
 
-        Raises UnauthorizedError, which says what is wrong; UnavailableError when an issuer's keys cannot be had.
+        Raises UnauthorizedError, which says what is wrong; PermissionDeniedError for a token of another issuer that
+        gives no role here; UnavailableError when that issuer's keys cannot be had.
         """
         if credential is None or not credential:
             raise UnauthorizedError(f"this gateway asks who you are: {_MISSING}")
@@ -141,12 +146,16 @@ class Authenticator:
 
 
 async def open_authenticator(
-    documents: DocumentStore, clock: Clock, admin_key_file: Path, tenants: TenantDirectory | None = None
+    documents: DocumentStore,
+    clock: Clock,
+    admin_key_file: Path,
+    tenants: TenantDirectory | None = None,
+    verifier: TokenVerifier | None = None,
 ) -> Authenticator:
-    """An authenticator over a store's keys. `admin_key_file`: an empty path for none.
+    """An authenticator over a store's keys. `admin_key_file`: an empty path for none; `verifier`: of other issuers.
 
     Raises SettingsError for an unusable file, StoreUnavailableError.
     """
     secret = await load_secret(documents)
     file = None if admin_key_file == Path() else admin_key_file
-    return Authenticator(await open_directory(documents, clock, file), secret, clock, tenants=tenants)
+    return Authenticator(await open_directory(documents, clock, file), secret, clock, verifier, tenants)

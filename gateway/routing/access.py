@@ -11,9 +11,8 @@ The common request, a program's, costs two comparisons and one set look-up here.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
-from ipaddress import ip_address
 
+from gateway.core.addresses import is_loopback
 from gateway.core.errors import BadRequestError, SettingsError, UnavailableError
 from gateway.core.identity import ANONYMOUS, Identity
 from gateway.identity.authenticator import Authenticator
@@ -203,17 +202,6 @@ def host_name(authority: bytes) -> bytes:
     if b"@" in name or (colon and port and not port.isdigit()):
         return b""
     return name.removesuffix(b".")
-
-
-@lru_cache(maxsize=256)
-def is_loopback(name: bytes) -> bool:
-    """Whether a name from `host_name` is of this machine alone: localhost and below it, 127.0.0.0/8, ::1."""
-    if name == b"localhost" or name.endswith(b".localhost"):
-        return True
-    try:
-        return ip_address(name.decode("ascii")).is_loopback
-    except ValueError:  # also UnicodeDecodeError
-        return False
 
 
 def names_host(origin: bytes, host: bytes) -> bool:
