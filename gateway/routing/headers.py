@@ -7,11 +7,13 @@ over the list does all of it: this runs per request.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 from gateway.core.errors import BadRequestError, UnavailableError
 from gateway.core.identity import Identity
+from gateway.identity import keys, session_tokens
 from gateway.identity.peers import PEER_HEADER
 from gateway.routing.access import names_host
 from gateway.routing.forwarded import FIELDS as FORWARDING_FIELDS
@@ -52,6 +54,7 @@ _SPECIAL = HOP_BY_HOP | FORWARDING_FIELDS | {
 }  # fmt: skip
 
 _MOUNT_LINE = b"%b: /\r\n" % MOUNT_HEADER.encode()
+_OUR_PREFIXES = (keys.PREFIX.encode(), session_tokens.PREFIX.encode())
 Verify = Callable[[bytes], Identity | None]
 
 _PEER_HEADER = PEER_HEADER.encode()
@@ -96,7 +99,7 @@ class Request:
         self.sent_id: bytes | None = None  # the client's x-request-id; the first, if there are several
         self.content_length: int | None = None
         self.chunked = False
-        self.credential: bytes | None = None  # the bearer token, else the API key
+        self.credential: bytes | None = None  # the bearer token, else what Basic has, else the API key
         self.own_origin = (
             False  # Origin names the host that the request was sent to; `origin_line` says it to the sandbox
         )
@@ -199,6 +202,19 @@ def _read_extra(request: Request, name: bytes, value: bytes) -> None:
     request.extra.append(b"%b: %b\r\n" % (name, value))
 
 
+def _key_in_basic(encoded: bytes) -> bytes | None:
+    """The API key or session token in Basic credentials (RFC 7617), as the password or the user name; None: neither is.
+
+    For clients that know only this: curl -u, .netrc, and AgentCube's SDK, whose requests to a session carry what is in
+    the URL that it is given (https://key:wk_...@gateway) and nothing else.
+    """
+    try:
+        user, _, password = base64.b64decode(encoded.strip(), validate=True).partition(b":")
+    except ValueError:
+        return None
+    return next((each for each in (password, user) if each.startswith(_OUR_PREFIXES)), None)
+
+
 def mount_at_root(request: Request) -> None:
     """The request is for a server with a host of its own: tell picod, and let the host's own cookies through."""
     request.lines.append(_MOUNT_LINE)
@@ -248,6 +264,8 @@ def _read_special(
                 if is_bearer:
                     raise BadRequestError("two Authorization headers; send one")
                 request.credential, is_bearer = token.strip(), True
+            elif scheme.lower() == b"basic" and (key := _key_in_basic(token)):
+                request.credential, is_bearer = key, True
         elif name == b"x-api-key":
             if not is_bearer:
                 request.credential = value.strip()
