@@ -16,7 +16,7 @@ import yaml
 
 from gateway import __version__
 from gateway.core.model import Kind
-from gateway.core.settings import ENV_PREFIX, Settings
+from gateway.core.settings import ENV_PREFIX, Settings, requires_identity
 from gateway.core.settings_load import load
 from gateway.core.units import parse_duration
 from gateway.provider.kubernetes import names, rights
@@ -103,9 +103,39 @@ def test_overlay_probes_paths_that_the_gateway_answers(overlay: str) -> None:
     table = (ROOT / "gateway/api/openapi/table.py").read_text()
     container = gateway_pod(overlay)["containers"][0]
     paths = [container[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "liveness", "readiness")]
-    notes = one(overlay, "Deployment", "wakegate")["spec"]["template"]["metadata"]["annotations"]
-    for path in [*paths, notes["prometheus.io/path"]]:
+    job = yaml.safe_load((MANIFESTS / "monitoring/scrape.yaml").read_text())
+    for path in [*paths, job["metrics_path"]]:
         assert f'"{path}"' in table
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlay_asks_who_comes_and_starts_with_a_key_of_your_own_only(overlay: str) -> None:
+    """The admin's key is a Secret that must be there, that no manifest brings, and that the gateway's user can read."""
+    settings, pod = settings_of(overlay), gateway_pod(overlay)
+    assert requires_identity(settings)
+    assert not settings.insecure_no_auth
+    (mount,) = [
+        m for m in pod["containers"][0]["volumeMounts"] if m["mountPath"] == str(settings.admin_key_file.parent)
+    ]
+    (volume,) = [v for v in pod["volumes"] if v["name"] == mount["name"]]
+    assert volume["secret"] == {"secretName": "wakegate-admin-key", "defaultMode": 0o440}
+    assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsGroup"]
+    assert not [d for d in built(overlay) if d["metadata"]["name"] == "wakegate-admin-key"]
+
+
+def test_scrape_job_finds_the_gateways_pods() -> None:
+    """By the labels and the port's name that they have, with the key in a file."""
+    job = yaml.safe_load((MANIFESTS / "monitoring/scrape.yaml").read_text())
+    made = one("quickstart", "Deployment", "wakegate")["spec"]["template"]
+    labels = made["metadata"]["labels"]
+    port = made["spec"]["containers"][0]["ports"][0]["name"]
+    keep = job["relabel_configs"][0]
+    found = (labels["app.kubernetes.io/name"], labels["app.kubernetes.io/component"], port)
+    assert keep["source_labels"][0] == "__meta_kubernetes_pod_label_app_kubernetes_io_name"
+    assert keep["regex"] == ";".join(found)
+    assert job["kubernetes_sd_configs"][0]["namespaces"]["names"] == ["wakegate"]
+    assert job["job_name"] == "wakegate"
+    assert job["authorization"]["credentials_file"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tests.support.kube.clusters import in_thread
-from tests.support.kube.manifests import built, one
+from tests.support.kube.manifests import MANIFESTS, built, one
 from tests.support.redis_server import RedisServer
 from tests.support.serve import serve
 
@@ -28,7 +29,10 @@ def test_quickstart_gives_a_working_gateway(tmp_path: Path) -> None:
         "WAKEGATE_SNAPSHOTS": f"file://{tmp_path}/snapshots",
         "WAKEGATE_RUNTIME": str(runtimes),
         "WAKEGATE_HOST": "127.0.0.1",
+        "WAKEGATE_ADMIN_KEY_FILE": str(tmp_path / "key"),
     }
+    admin = {"authorization": f"Bearer {secrets.token_hex(32)}"}  # as the Secret has it
+    (tmp_path / "key").write_text(admin["authorization"].removeprefix("Bearer "))
     container = one("quickstart", "Deployment", "wakegate")["spec"]["template"]["spec"]["containers"][0]
     variables = {each["name"]: each["value"] for each in container["env"] if "value" in each}
     given = {**one("quickstart", "ConfigMap", "wakegate-settings")["data"], **variables}
@@ -49,6 +53,12 @@ def test_quickstart_gives_a_working_gateway(tmp_path: Path) -> None:
             )
             flags += ["--kubeconfig", str(cluster.kubeconfig(tmp_path))]
             with serve(tmp_path / "state", *flags) as server:
+                assert server.client.get("/v1/sessions").status_code == 401
+                server.client.headers.update(admin)
+                made = server.client.post("/v1/keys", json={"role": "operator", "name": "prometheus"}).json()
+                scraped = {"authorization": f"Bearer {made['key']}"}
+                assert server.client.get("/metrics", headers=scraped).status_code == 200
+                assert server.client.get("/metrics", headers={"authorization": ""}).status_code == 401
                 session = server.session(f"{NAMESPACE}/my-interpreter")
                 assert server.run(session, "echo kept > note").status_code == 200
                 assert server.client.post(f"/v1/sessions/{session}/hibernate").json()["state"] == "hibernated"
@@ -68,10 +78,18 @@ def test_quickstart_asks_for_nothing_that_an_empty_cluster_lacks() -> None:
     there = {(d["kind"], d["metadata"]["name"]) for d in built("quickstart")}
     for document in (*of_kind("Deployment"), *of_kind("StatefulSet")):
         pod = document["spec"]["template"]["spec"]
+        # The admin's key is yours to make: the first line that a reader sees says how.
+        yours = {("Secret", "wakegate-admin-key")}
+        assert (
+            "create secret generic wakegate-admin-key"
+            in (MANIFESTS / "overlays/quickstart/kustomization.yaml").read_text()
+        )
         named = [("ServiceAccount", pod.get("serviceAccountName", ""))] if "serviceAccountName" in pod else []
         for volume in pod.get("volumes", []):
             if "persistentVolumeClaim" in volume:
                 named.append(("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]))
+            if "secret" in volume:
+                named.append(("Secret", volume["secret"]["secretName"]))
             if "configMap" in volume:
                 named.append(("ConfigMap", volume["configMap"]["name"]))
         for container in pod["containers"]:
@@ -84,7 +102,7 @@ def test_quickstart_asks_for_nothing_that_an_empty_cluster_lacks() -> None:
                 for field, kind in (("configMapRef", "ConfigMap"), ("secretRef", "Secret")):
                     if field in source and not source[field].get("optional"):
                         named.append((kind, source[field]["name"]))
-        assert set(named) <= there
+        assert set(named) <= there | yours
     brought = {d["spec"]["names"]["kind"] for d in of_kind("CustomResourceDefinition")}
     assert not {d["kind"] for d in built("quickstart")} & brought
     (runtime,) = one("quickstart", "ConfigMap", "wakegate-runtimes")["data"].values()
