@@ -17,8 +17,8 @@ from gateway.observability.request_record import Record
 from gateway.routing.body_pipe import PIPE_FROM_BYTES
 from gateway.routing.connection import CHUNKED, UpstreamConnection
 from gateway.routing.cycle import GatewayCycle
-from gateway.routing.headers import Headers, Request
 from gateway.routing.incoming import Incoming
+from gateway.routing.request_fields import Headers, Request
 from gateway.routing.responses import Message, Receive, Send
 from gateway.routing.route import Reservation, Route
 from gateway.routing.target import Target

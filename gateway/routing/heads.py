@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from gateway.core.identity import current
 from gateway.core.model import Kind, StartKind
-from gateway.routing.headers import Headers, Request, next_hop, origin_line
+from gateway.routing.headers import next_hop, origin_line
+from gateway.routing.request_fields import Headers, Request
 from gateway.routing.response_headers import confine_cookies, read_response
 from gateway.routing.responses import Scope
 from gateway.routing.route import Reservation, Route

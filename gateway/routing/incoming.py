@@ -13,7 +13,8 @@ from gateway.routing.access import AccessPolicy
 from gateway.routing.connection import UpstreamConnection
 from gateway.routing.cors import is_preflight
 from gateway.routing.forwarded import Forwarded
-from gateway.routing.headers import Request, mount_at_root, read_request, replace_traceparent
+from gateway.routing.headers import read_request, replace_traceparent
+from gateway.routing.request_fields import Request, mount_at_root
 from gateway.routing.request_ids import id_in, id_line
 from gateway.routing.responses import Scope
 from gateway.routing.route import Route

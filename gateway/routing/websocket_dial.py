@@ -9,7 +9,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
 
 from gateway.core.errors import UpstreamBrokenError, UpstreamConnectError
-from gateway.routing.headers import Request
+from gateway.routing.request_fields import Request
 from gateway.routing.responses import Scope
 from gateway.routing.route import Route
 from gateway.routing.target import Target

@@ -7,7 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.core.errors import BadRequestError
-from gateway.routing.headers import HOP_BY_HOP, Request, read_request
+from gateway.routing.headers import HOP_BY_HOP, read_request
+from gateway.routing.request_fields import Request
 from gateway.routing.response_headers import read_response
 from gateway.routing.target import SESSION_HEADERS
 
