@@ -35,6 +35,12 @@ NESTED_WARNING = (
     "one reaches more of the kernel"
 )
 
+# What the kernel counts for an outside user alone, one sandbox can use up for the others (docs/adr/0014).
+SHARED_USER = (
+    "all sandboxes share the gateway's user outside: pipe buffers, epoll watches and descriptors in flight between "
+    "processes are counted for all of them together"
+)
+
 NO_FILTER_WARNING = (
     "system calls are not filtered here (no seccomp in this kernel, or a machine that the filter does not know): "
     "sandboxes are isolated, but code in one reaches all of the kernel"
@@ -70,7 +76,9 @@ class IsolationReport:
         defaults = default_values(Limits())
         limits = [f"limits: {name}: {by} ({defaults[name]})" for name, by in self.limits.items()]
         note = "limits: these are the defaults; a runtime's manifest can change them"
-        return "\n".join([first, *limits, note, *(f"warning: {text}" for text in self.warnings)])
+        return "\n".join(
+            [first, f"users: {SHARED_USER}", *limits, note, *(f"warning: {text}" for text in self.warnings)]
+        )
 
 
 def probe_isolation(isolation: Isolation, in_force: Mapping[str, str]) -> IsolationReport:

@@ -191,6 +191,7 @@ def test_this_machines_isolation_is_tried_for_real() -> None:
     report = isolation.probe_isolation("bubblewrap", {"memory": "cgroup v1"})
     assert report.ok, report.error
     assert "bubblewrap" in report.summary()
+    assert "users: all sandboxes share the gateway's user outside" in report.summary()
     assert ("system calls filtered" in report.summary()) == (seccomp.program(platform.machine()) is not None)
     assert "limits: memory: cgroup v1 (1 GiB)\n" in report.summary()
     assert "limits: cpu: not enforced" in report.summary()
