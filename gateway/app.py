@@ -11,7 +11,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+from gateway import __version__
 from gateway.api.app import Surfaces
+from gateway.audit.build import make_audit_log
+from gateway.audit.event import Actor, AuditEvent
+from gateway.audit.log import AuditLog
 from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.sessions import AdviceSettings, Served, SessionAdvisor
 from gateway.autoscaler.settings import AutoscalerSettings
@@ -19,6 +23,7 @@ from gateway.core.background import Tasks, cancel, every
 from gateway.core.certificates import POLL_S, default_peer_context, make_certificates
 from gateway.core.clock import Clock
 from gateway.core.errors import StoreUnavailableError, UnavailableError, WakegateError
+from gateway.core.identity import SYSTEM
 from gateway.core.interfaces import Executor, RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
 from gateway.core.model import Runtime, SnapshotRef
 from gateway.core.settings import Settings, requires_identity
@@ -37,6 +42,7 @@ from gateway.observability.request_record import Observer, Observers
 from gateway.observability.tracing import Tracing
 from gateway.routing.access import AccessPolicy
 from gateway.routing.activator import TRUSTED_S, Activator
+from gateway.routing.audited import AuditObserver
 from gateway.routing.exchange import TimeLimits
 from gateway.routing.proxy import Proxy
 from gateway.routing.route import HoldLimits
@@ -106,7 +112,9 @@ class Gateway:
         self._oidc = make_verifier(settings, clock)
         self.counters = Counters()
         self.tracing = Tracing(settings.otlp_endpoint, clock) if settings.otlp_endpoint else None
-        self.observer = _observer(settings, self.tracing)
+        self.audit = make_audit_log(settings, clock)
+        self.access = _access(settings)
+        self.observer = _observer(settings, self.tracing, self.audit, clock, self.access)
         self.store = metered(store, self.counters.store)
         self.tenants = TenantDirectory(self.store.documents, read_tenants_file(settings.tenants))
         self.provider = provider
@@ -122,7 +130,6 @@ class Gateway:
         self.advisor = self._make_advisor()
         self.metrics = self._make_metrics()
         self.surfaces = self._make_surfaces()
-        self.access = _access(settings)
         if self.sessions.membership.me:
             self.access.peers = self.peers
         self.proxy = Proxy(
@@ -226,6 +233,7 @@ class Gateway:
             render_metrics=self.metrics.render,
             peers=self.peers,
             acknowledge=self.activator.acknowledge,
+            audit=self.audit,
         )
 
     def _connect(self, executor: Executor) -> None:
@@ -269,6 +277,11 @@ class Gateway:
         async with AsyncExitStack() as stack:
             if self.tracing is not None:
                 stack.push_async_callback(asyncio.to_thread, self.tracing.close)
+            if self.audit is not None:
+                await asyncio.to_thread(self.audit.start)
+                stack.push_async_callback(self.audit.aclose)
+                stack.callback(self._record_system, "gateway.end")
+                self._record_system("gateway.start", version=__version__)
             await self.store.start()
             stack.push_async_callback(self.store.aclose)
             for warning in await self.store.warnings():
@@ -371,6 +384,12 @@ class Gateway:
 
         return (("keys of issuers", follow()),)
 
+    def _record_system(self, action: str, session: str = "", **detail: str) -> None:
+        """Put what happened by itself into the audit trail."""
+        if self.audit is not None:
+            actor = Actor(subject=SYSTEM.subject, role=SYSTEM.role)
+            self.audit.record(AuditEvent(self.clock.now(), action, actor, 0, session=session, detail=detail))
+
     async def _announce_leaving(self) -> None:
         try:
             await self.sessions.membership.announce_leaving()
@@ -404,6 +423,7 @@ class Gateway:
 
     async def _follow_events(self) -> None:
         async for event in self.provider.watch():
+            self._record_system("sandbox.ended", event.session_id or "", sandbox=event.sandbox_id, reason=event.reason)
             try:
                 await self.sessions.recovery.sandbox_ended(event)
             except WakegateError as error:
@@ -439,9 +459,16 @@ def _cached(store: SessionStore) -> SessionStore:
     return CachedStore(store, ttl=CACHED_RECORD_TTL_S)
 
 
-def _observer(settings: Settings, tracing: Tracing | None) -> Observer | None:
-    """The observers of requests: tracing, the access log. None if both are off, so that no records are created."""
-    wanted: list[Observer] = [] if tracing is None else [tracing]
+def _observer(
+    settings: Settings, tracing: Tracing | None, audit: AuditLog | None, clock: Clock, access: AccessPolicy
+) -> Observer | None:
+    """What records each request: the audit trail, traces, the access log. None when none is on: then it is free.
+
+    The audit trail is first, as it may refuse a request, of which the others must not have heard then.
+    """
+    wanted: list[Observer] = [] if audit is None else [AuditObserver(audit, clock, access)]
+    if tracing is not None:
+        wanted.append(tracing)
     if settings.access_log:
         wanted.append(AccessLog("json" if settings.log_format == "json" else "console"))
     return Observers(wanted) if wanted else None

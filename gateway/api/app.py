@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -17,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from gateway.api.agentcube import AgentCubeAPI
+from gateway.api.audited import audited
 from gateway.api.errors import ErrorShape, Handler, answering_errors, error_response
 from gateway.api.health import HealthAPI
 from gateway.api.keys import KeysAPI
@@ -34,6 +36,7 @@ from gateway.api.relay import is_relayed
 from gateway.api.tenants import TenantsAPI
 from gateway.api.tools.service import ToolService
 from gateway.api.unknown import shape_of, unknown_answer
+from gateway.audit.log import AuditLog
 from gateway.core.clock import Clock
 from gateway.core.interfaces import RuntimeCatalog, SandboxCaller, SandboxProvider, SessionStore
 from gateway.core.model import SessionId
@@ -70,6 +73,7 @@ class Surfaces:
         render_metrics: Callable[[str], Awaitable[tuple[bytes, str]]],
         peers: PeerSigner,
         acknowledge: Callable[[SessionId, str], None] = lambda session_id, restored: None,
+        audit: AuditLog | None = None,
     ) -> None:
         """`is_leaving`: whether this gateway drains. The other callables as in NativeAPI, HealthAPI and below."""
         reporting_caller = LossReportingCaller(caller)
@@ -91,6 +95,7 @@ class Surfaces:
                 settings.state_dir,
                 is_draining=is_leaving,
                 render_metrics=render_metrics,
+                unready=lambda: audit.unready if audit is not None else "",
             ).handlers(),
             **ToolsAPI(self._tools, lifecycle, catalog, reporting_caller, clock).handlers(),
             **ContainersAPI(lifecycle, store, catalog).handlers(),
@@ -98,7 +103,11 @@ class Surfaces:
             **self._mcp.handlers(),
             "get_openapi": _openapi,
         }
-        self.routes = make_routes(CONTROL, handlers)
+        if audit is not None:
+            audited_by = functools.partial(audited, audit=audit, clock=clock)
+            self.routes = make_routes(CONTROL, handlers, audited_by)
+        else:
+            self.routes = make_routes(CONTROL, handlers)
         self.app = make_control_app(
             self.routes, counters, body_idle=settings.request_idle_timeout, peers=peers, acknowledge=acknowledge
         )
@@ -111,8 +120,14 @@ class Surfaces:
             await self._tools.results.aclose()
 
 
-def make_routes(operations: Mapping[str, Operation], handlers: Mapping[str, Handler]) -> list[Route]:
+def make_routes(
+    operations: Mapping[str, Operation],
+    handlers: Mapping[str, Handler],
+    wrapped: Callable[[str, Handler], Handler] = lambda name, handler: handler,
+) -> list[Route]:
     """Pair operations with handlers; errors are answered in the operation's shape.
+
+    `wrapped(operation, handler)`: what to do besides, seeing errors as exceptions.
 
     Raises ValueError unless every operation has a handler and every handler an operation, and KeyError for an operation
     that has no permission.
@@ -123,7 +138,8 @@ def make_routes(operations: Mapping[str, Operation], handlers: Mapping[str, Hand
         Route(
             operation.path,
             answering_errors(
-                requiring(PERMISSIONS[name], handlers[name]), ErrorShape(operation.error or ErrorShape.NATIVE)
+                wrapped(name, requiring(PERMISSIONS[name], handlers[name])),
+                ErrorShape(operation.error or ErrorShape.NATIVE),
             ),
             methods=[operation.method],
         )

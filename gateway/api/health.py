@@ -19,7 +19,8 @@ from gateway.core.settings import probe_state_dir
 class HealthAPI:
     """Handlers of the health checks and of /metrics.
 
-    `render_metrics` takes an Accept header and returns a body with its content type.
+    `render_metrics` takes an Accept header and returns a body with its content type. `unready`: a reason of another
+    part's, the audit trail's, for which this gateway cannot serve; empty: there is none.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class HealthAPI:
         *,
         is_draining: Callable[[], bool],
         render_metrics: Callable[[str], Awaitable[tuple[bytes, str]]],
+        unready: Callable[[], str] = str,
     ) -> None:
         self._store = store
         self._provider = provider
@@ -38,6 +40,7 @@ class HealthAPI:
         self._state_dir = state_dir
         self._is_draining = is_draining
         self._render_metrics = render_metrics
+        self._unready = unready
         self._pools_settled = False  # whether every pool has had a sandbox since the start
         self._store_answered = False  # whether the store has answered since the start
 
@@ -64,6 +67,7 @@ class HealthAPI:
             *self._draining(),
             *store_problems,
             *([unwritable] if unwritable else []),
+            *filter(None, [self._unready()]),
             *await self._pools_without_sandbox(),
         ]
         document = {"status": "not ready", "reasons": reasons} if reasons else {"status": "ready"}

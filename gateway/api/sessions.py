@@ -91,7 +91,9 @@ async def create_session(
             if creating.done() and creating.exception() is None:
                 await lifecycle.end_unclaimed(creating.result().session.id)
             raise ClientLeftError("the client left while its session was created")
-        return creating.result()
+        opened = creating.result()
+        request.state.created = opened.session
+        return opened
     finally:
         for task in (creating, leaving):
             task.cancel()

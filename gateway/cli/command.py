@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import logging
 import os
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return laboratory.run(arguments)
         settings = load(vars(arguments), os.environ)
         logs.configure(settings.log_level, "json" if settings.log_format == "json" else "console")
+        if arguments.command == "audit":
+            return _audit(arguments, settings)
         if settings.workers > 1:
             supervisor.check(settings)
         match arguments.command:
@@ -84,6 +87,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return START_FAILED
+
+
+def _audit(arguments: argparse.Namespace, settings: Settings) -> int:
+    from gateway.cli.audit import show_key, verify_files
+
+    if arguments.verb == "key":
+        print(show_key(settings.state_dir))
+        return 0
+    lines, status = verify_files(arguments, settings.state_dir)
+    print("\n".join(lines))
+    return status
 
 
 async def _examine(settings: Settings, *, as_json: bool) -> int:

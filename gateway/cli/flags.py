@@ -43,6 +43,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "kube_runtime_class", "kube_trust_manifests", "picod_image",
     ),
     "logs and traces": ("log_level", "log_format", "access_log", "otlp_endpoint"),
+    "audit trail": ("audit_log", "audit_max_bytes", "audit_keep", "audit_on_error", "audit_content"),
 }  # fmt: skip
 
 

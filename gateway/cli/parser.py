@@ -66,13 +66,19 @@ def make_parser(words: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
     for command in (serve, doctor, prune, uninstall):
         add_flags(command)
     keys = _add_keys(commands)
+    audit = commands.add_parser("audit", help="the audit trail: its public key, and whether files are as written")
+    if "audit" in words:
+        from gateway.cli.audit import add_arguments
+
+        add_arguments(audit)
     replay = commands.add_parser("replay", help="replay traces of claims through pool policies")
     if "replay" in words:
         from gateway.autoscaler.replay import cli as laboratory  # numpy and more, which a gateway does without
 
         laboratory.add_arguments(replay)
     return parser, {
-        "serve": serve, "doctor": doctor, "prune": prune, "uninstall": uninstall, "keys": keys, "replay": replay,
+        "serve": serve, "doctor": doctor, "prune": prune, "uninstall": uninstall, "keys": keys, "audit": audit,
+        "replay": replay,
     }  # fmt: skip
 
 

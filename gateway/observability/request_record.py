@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import Any, Protocol
 
+from gateway.core.identity import Identity
 from gateway.core.model import RuntimeKey, SessionId, StartKind
 
 
@@ -17,14 +18,16 @@ class Record:
     """What is known about a request so far. Times in seconds, sizes in bytes."""
 
     __slots__ = (
-        "began", "cut", "request_id", "runtime", "scope", "sent", "session", "span", "stages", "start", "status",
-        "traceparent",
+        "began", "cut", "identity", "path", "request_id", "runtime", "scope", "sent", "session", "span", "stages",
+        "start", "status", "traceparent",
     )  # fmt: skip
 
     def __init__(self, scope: Any) -> None:
         self.scope = scope
         self.began = perf_counter()
         self.request_id = b""
+        self.identity: Identity | None = None  # who sent it, once that is known
+        self.path = b""  # the sandbox's, where it is for one
         self.session: SessionId | None = None
         self.runtime: RuntimeKey | None = None
         self.start: StartKind | None = None

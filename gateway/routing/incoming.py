@@ -122,6 +122,10 @@ class Incoming:
         self.target = target
         if record is not None:
             record.request_id = id_in(self.id_line)
+            record.identity = self.identity
+            if type(target) is Target:
+                record.path = target.path
+                record.saw(target.session_id, target.runtime, None)
 
     def _read_browsers_token(self, scope: Scope, request: Request) -> None:
         """Take the credential from the URL or a cookie. Raises BadRequestError for what does not belong into a URL."""

@@ -25,7 +25,7 @@ from gateway.routing.activator import Activator
 from gateway.routing.headers import next_hop
 from gateway.routing.heads import is_picods, peer_path, sandbox_fields
 from gateway.routing.incoming import Incoming
-from gateway.routing.request_ids import id_field
+from gateway.routing.request_ids import id_field, id_line
 from gateway.routing.response_headers import GATEWAY_FIELDS, read_peer_response, read_response
 from gateway.routing.responses import (
     Headers,
@@ -69,7 +69,11 @@ class WebSocketProxy:
         record: Record | None = None
         if self._observer is not None:
             record = Record(scope)
-            self._observer.began(record)
+            try:
+                self._observer.began(record)
+            except WakegateError as error:
+                await _refuse(send, error, None, id_line(None))
+                return
         try:
             await self._serve(scope, receive, send, record)
         finally:
@@ -89,6 +93,8 @@ class WebSocketProxy:
                 )
             session = target.session_id.encode("ascii") if target.session_id else None
             identity = incoming.identity or await self._access.authenticate(incoming.request.credential)
+            if record is not None:
+                record.identity = identity
             require_use(identity, target.path)
             act_as(identity)
             reservation = await self._activator.reserve(target)

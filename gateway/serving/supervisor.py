@@ -47,6 +47,8 @@ def check(settings: Settings) -> None:
         )
     if settings.store.partition(":")[0] in ("", "sqlite"):
         problems.append(f"{flag}: needs a store that all workers share, such as --store redis://HOST/0")
+    if settings.audit_log == "-":
+        problems.append(f"{flag}: --audit-log - is for one process; name a file, of which each worker has its own")
     if settings.worker_port:
         last = settings.worker_port + settings.workers - 1
         if last > 65535 or settings.worker_port <= settings.port <= last:
@@ -64,6 +66,7 @@ def settings_of(settings: Settings, number: int) -> Settings:
         settings,
         state_dir=settings.state_dir / f"worker-{number}",
         snapshots=settings.snapshots or str(settings.state_dir.absolute() / "snapshots"),
+        audit_log=settings.audit_log and f"{settings.audit_log}.worker-{number}",
     )
 
 

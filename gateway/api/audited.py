@@ -1,0 +1,140 @@
+"""What the control surfaces put into the audit trail: one line for each operation that changes something or runs code.
+
+Whatever is refused for who asks, or for a quota, is in the trail too, also where the operation itself would not be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import sha256
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.api.errors import Handler
+from gateway.audit.event import Actor, AuditEvent
+from gateway.audit.log import AuditLog
+from gateway.core.clock import Clock
+from gateway.core.errors import WakegateError
+from gateway.core.identity import current
+from gateway.sessions.membership import ElsewhereError
+
+# By operation of openapi/table.py. Those that are not here only read.
+ACTIONS: Mapping[str, str] = {
+    "create_session": "session.create",
+    "create_code_interpreter": "session.create",
+    "create_agent_runtime": "session.create",
+    "create_container": "session.create",
+    "update_session": "session.update",
+    "delete_session": "session.delete",
+    "delete_code_interpreter": "session.delete",
+    "delete_agent_runtime": "session.delete",
+    "delete_container": "session.delete",
+    "end_mcp_session": "session.delete",
+    "hibernate_session": "session.hibernate",
+    "wake_session": "session.wake",
+    "create_session_token": "session.token",
+    "create_key": "key.create",
+    "revoke_key": "key.revoke",
+    "rotate_key": "key.rotate",
+    "put_tenant": "tenant.put",
+    "delete_tenant": "tenant.delete",
+    "run_tool_calls": "tool.call",
+    "post_mcp_message": "tool.call",
+    "create_container_file": "file.write",
+    "delete_container_file": "file.delete",
+}
+_WITH_CONTENT = frozenset(("tool.call",))
+
+
+def audited(operation: str, handler: Handler, audit: AuditLog, clock: Clock) -> Handler:
+    """The handler of an operation, whose outcome is put into the trail.
+
+    Raises AuditUnavailableError, before anything is done, where it has to be and cannot be.
+    """
+    action = ACTIONS.get(operation)
+
+    async def recorded(request: Request) -> Response:
+        if action is not None:
+            audit.check()
+        try:
+            response = await handler(request)
+        except ElsewhereError:
+            raise  # the gateway that has the session does it, and records it
+        except WakegateError as error:
+            denied = denial_of(error)
+            if denied or action is not None:
+                audit.record(_event(operation, denied or action or "", request, error.status, error.code))
+            raise
+        if action is not None and _is_call(operation, request):
+            audit.record(_event(operation, action, request, response.status_code, "", response))
+        return response
+
+    def _event(
+        operation: str, action: str, request: Request, status: int, code: str, response: Response | None = None
+    ) -> AuditEvent:
+        detail: dict[str, str | int | float | bool] = {"operation": operation}
+        body: bytes = getattr(request.state, "body", b"")
+        if action in _WITH_CONTENT and body:
+            detail |= {"bytes": len(body), "sha256": sha256(body).hexdigest()}
+            if audit.text:
+                detail["text"] = body[:65536].decode("utf-8", "replace")
+        if (key_id := request.path_params.get("key_id")) is not None:
+            detail["key_id"] = str(key_id)
+        created = getattr(request.state, "created", None)
+        return AuditEvent(
+            at=clock.now(),
+            action=action,
+            actor=actor_of(request),
+            status=status,
+            code=code,
+            session=_session_of(request, response),
+            runtime=str(created.runtime) if created is not None else "",
+            request_id=(request.scope.get("state", {}).get("request_id") or b"").decode("latin-1"),
+            detail=detail,
+        )
+
+    return recorded
+
+
+def denial_of(error: WakegateError) -> str:
+    """The action of an error that is a refusal of who asked; empty for any other."""
+    if error.status in (401, 403):
+        return "auth.denied"
+    return "quota.denied" if error.code.startswith("QUOTA") else ""
+
+
+def actor_of(request: Request) -> Actor:
+    """Who sent a request."""
+    identity = request.scope.get("state", {}).get("identity") or current()
+    client = request.scope.get("client")
+    return Actor(
+        subject=identity.subject,
+        tenant=identity.tenant,
+        role=str(identity.role),
+        key_id=identity.key_id,
+        address=client[0] if client else "",
+    )
+
+
+def _session_of(request: Request, response: Response | None) -> str:
+    for name in ("session_id", "container_id"):
+        if (named := request.path_params.get(name)) is not None:
+            return str(named)
+    created = getattr(request.state, "created", None)
+    known = created.id if created is not None else getattr(request.state, "session_id", None)
+    if known is None and response is not None:
+        known = response.headers.get("x-session-id")
+    return str(known or request.headers.get("x-session-id") or request.headers.get("mcp-session-id") or "")
+
+
+def _is_call(operation: str, request: Request) -> bool:
+    """Whether it does something: of MCP's messages, only calls of tools and the beginning of a session do."""
+    if operation != "post_mcp_message":
+        return True
+    try:
+        message = orjson.loads(getattr(request.state, "body", b""))
+    except orjson.JSONDecodeError:
+        return True
+    return not isinstance(message, dict) or message.get("method") in ("tools/call", "initialize")
