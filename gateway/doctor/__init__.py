@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from gateway.core.settings import Settings
+from gateway.doctor.access import check_access
 from gateway.doctor.certificates import check_certificates
 from gateway.doctor.finding import Finding, exit_status
 from gateway.doctor.machine import check_interpreter, check_machine, check_port
@@ -27,6 +28,8 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
     yield check_port(settings)
     for found in check_certificates(settings):
         yield found
+    async for finding in check_access(settings):
+        yield finding
     if settings.engine == "kubernetes":
         from gateway.doctor.cluster import check_cluster  # its client is slow to load, and not needed for the others
 

@@ -201,14 +201,7 @@ class KeyDirectory:
         path = self._bootstrap_file
         if path is None:
             return
-        try:
-            text = path.read_text().strip()
-            stat = path.stat()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError([f"--admin-key-file {path}: {error}"]) from error
-        if len(text) < _MIN_BOOTSTRAP_CHARS or not text.isascii() or any(char.isspace() for char in text):
-            expected = f"one line of at least {_MIN_BOOTSTRAP_CHARS} ASCII characters, e.g. from: openssl rand -hex 32"
-            raise SettingsError([f"--admin-key-file {path}: expected {expected}"])
+        text, stat = read_admin_key(path)
         self._bootstrap = keys.digest(text, self._secret)
         self._bootstrap_stat = _identity_of(stat)
 
@@ -225,6 +218,19 @@ class KeyDirectory:
             logger.warning("the admin key stays as it was: %s", error)
             return False
         return True
+
+
+def read_admin_key(path: Path) -> tuple[str, os.stat_result]:
+    """The key in --admin-key-file, and the file's state. Raises SettingsError with what is wrong. Blocks."""
+    try:
+        text = path.read_text().strip()
+        stat = path.stat()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError([f"--admin-key-file {path}: {error}"]) from error
+    if len(text) < _MIN_BOOTSTRAP_CHARS or not text.isascii() or any(char.isspace() for char in text):
+        expected = f"one line of at least {_MIN_BOOTSTRAP_CHARS} ASCII characters, e.g. from: openssl rand -hex 32"
+        raise SettingsError([f"--admin-key-file {path}: expected {expected}"])
+    return text, stat
 
 
 def _identity_of(stat: os.stat_result) -> tuple[int, int, int]:

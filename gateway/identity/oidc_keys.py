@@ -48,6 +48,14 @@ class PublicKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Published:
+    """What an issuer answered: its keys, and the Date of that answer (RFC 9110 6.6.1), empty without one."""
+
+    keys: Sequence[PublicKey]
+    date: str
+
+
+@dataclass(frozen=True, slots=True)
 class Access:
     """How an issuer is reached. Files are read for each fetch, since they are renewed; empty paths: none."""
 
@@ -116,7 +124,7 @@ class IssuerKeys:
         self._tried_at = self._clock.monotonic()
         try:
             async with asyncio.timeout(_FETCH_TIMEOUT_S):
-                self._keys = await fetch_keys(self.issuer, self._access)
+                self._keys = (await fetch_keys(self.issuer, self._access)).keys
             self._failure = ""
         except TimeoutError:
             self._failure = f"no answer within {_FETCH_TIMEOUT_S:g} s"
@@ -182,7 +190,7 @@ def url_problem(url: str) -> str:
     return ""
 
 
-async def fetch_keys(issuer: str, access: Access) -> Sequence[PublicKey]:
+async def fetch_keys(issuer: str, access: Access) -> Published:
     """Ask an issuer for its keys. Raises UnavailableError with what is wrong."""
     headers = {"accept": "application/json", **await asyncio.to_thread(_credentials, access)}
     try:
@@ -192,22 +200,25 @@ async def fetch_keys(issuer: str, access: Access) -> Sequence[PublicKey]:
     async with httpx.AsyncClient(verify=context, timeout=_FETCH_TIMEOUT_S, headers=headers) as client:
         url = access.jwks_url
         if not url:
-            document = await _get(client, issuer.rstrip("/") + "/.well-known/openid-configuration")
+            document, _ = await _get(client, issuer.rstrip("/") + "/.well-known/openid-configuration")
             if document.get("issuer") != issuer:
                 shown = repr(document.get("issuer"))[:_MAX_SHOWN]
                 raise UnavailableError(f"its discovery document names another issuer, {shown}: set that one")
             url = document.get("jwks_uri", "")
             if not isinstance(url, str) or (problem := url_problem(url)):
                 raise UnavailableError(f"its discovery document's jwks_uri: {problem if isinstance(url, str) else url}")
-        return read_keys(await _get(client, url))
+        document, date = await _get(client, url)
+        return Published(read_keys(document), date)
 
 
-async def _get(client: httpx.AsyncClient, url: str) -> Mapping[str, Any]:
+async def _get(client: httpx.AsyncClient, url: str) -> tuple[Mapping[str, Any], str]:
+    """A JSON object, and the answer's Date."""
     content = bytearray()
     try:
         async with client.stream("GET", url) as response:
             if response.status_code != 200:
                 raise UnavailableError(f"GET {url}: status {response.status_code}")
+            date = response.headers.get("date", "")
             async for chunk in response.aiter_bytes():
                 content += chunk
                 if len(content) > _MAX_DOCUMENT_BYTES:
@@ -220,7 +231,7 @@ async def _get(client: httpx.AsyncClient, url: str) -> Mapping[str, Any]:
         document = None
     if not isinstance(document, dict):
         raise UnavailableError(f"GET {url}: the answer is no JSON object")
-    return document
+    return document, date
 
 
 def _credentials(access: Access) -> Mapping[str, str]:
