@@ -85,6 +85,11 @@ class AccessPolicy:
                 )
         self._known: set[bytes] = set()  # values of Host that were found to be allowed
 
+    @property
+    def is_authenticated(self) -> bool:
+        """Whether requests have to say who they come from."""
+        return self._authenticated
+
     def authenticate_with(self, authenticator: Authenticator) -> None:
         """Ask this one who requests come from."""
         self._authenticator = authenticator

@@ -19,7 +19,7 @@ from gateway.routing.request_ids import id_in, id_line
 from gateway.routing.responses import Scope
 from gateway.routing.route import Route
 from gateway.routing.target import NotProxied, Target, parse, parse_port_host
-from gateway.routing.url_tokens import cookie_token, take_query_token
+from gateway.routing.url_tokens import cookie_token, refuse_keys, take_query_token
 
 _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 _SCOPE_SCHEMES = {
@@ -106,6 +106,8 @@ class Incoming:
                 target = parse(raw_path(scope), request.session, request.runtime)
             else:
                 target = _parse_with_host(scope, request, access)
+            if target is NotProxied.CONTROL and access.is_authenticated and scope["query_string"]:
+                refuse_keys(scope["query_string"])
             self.reader = access.check(request.host, request.origin, request.fetch_site, scope["headers"])
             if self.reader is not None and is_preflight(scope.get("method", ""), scope["headers"]):
                 target = NotProxied.PREFLIGHT

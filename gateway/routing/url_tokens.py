@@ -9,7 +9,9 @@ Only session tokens are taken from a URL. An API key there is refused, since it 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from urllib.parse import unquote_to_bytes
 
 from gateway.core.errors import BadRequestError
 from gateway.identity import session_tokens
@@ -21,6 +23,8 @@ QUERY_NAME = b"wakegate_token"
 COOKIE_NAME = b"wakegate_session"
 _PREFIX = session_tokens.PREFIX.encode()
 _KEY_PREFIX = b"wk_"
+_KEY = re.compile(rb"wk_[0-9A-Za-z]{8}_[0-9A-Za-z]{38}")
+_KEY_NAMES = frozenset((b"api_key", b"api-key", b"apikey", b"x-api-key", b"access_token", b"authorization"))
 _PORTS = PORTS_PATH.encode()
 
 
@@ -44,6 +48,25 @@ def take_query_token(scope: Scope) -> bytes | None:
             " session at POST /v1/sessions/{id}/tokens"
         )
     return found[0]
+
+
+def refuse_keys(query: bytes) -> None:
+    """Raise BadRequestError for a query with a key or a token in it, by its name or its form.
+
+    For the gateway's own paths; the query of any other is the application's.
+    """
+    decoded = unquote_to_bytes(query)
+    names = {pair.partition(b"=")[0].lower() for pair in decoded.split(b"&")}
+    if found := names & _KEY_NAMES:
+        what = f"the query has {min(found).decode()}"
+    elif _KEY.search(decoded):
+        what = "the query has an API key"
+    else:
+        return
+    raise BadRequestError(
+        f"{what}: keys do not belong into a URL, which browsers, proxies and logs keep; send it as"
+        " 'Authorization: Bearer ...', and revoke the one that was sent so"
+    )
 
 
 def cookie_token(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
