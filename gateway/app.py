@@ -160,9 +160,11 @@ class Gateway:
                 hibernated_retention=settings.hibernated_retention,
                 terminated_retention=settings.terminated_retention,
                 sweep_interval=settings.sweep_interval,
+                claims_at_once=_claims_at_once(settings),
             ),
             shared=shared,
             me=me,
+            tenants=self.tenants,
         )
 
     def _make_activator(self) -> Activator:
@@ -450,6 +452,14 @@ class Gateway:
 def holder_name() -> str:
     """This process's name as a holder of leases: host name and pid."""
     return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _claims_at_once(settings: Settings) -> int:
+    """Claims that the engine is given at once: on this machine as many as it starts at once, so that none queues there.
+
+    A cluster starts more. Fewer than 256 there, and pods of one broken image would keep those of others waiting.
+    """
+    return 4 * (os.cpu_count() or 1) if settings.engine == "local" else 256
 
 
 def _cached(store: SessionStore) -> SessionStore:

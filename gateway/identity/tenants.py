@@ -263,6 +263,12 @@ class TenantDirectory:
         stored = self._stored.get(tenant)
         return stored if stored is not None else self._file.tenants.get(tenant, self._file.defaults)
 
+    @property
+    def limits_amounts(self) -> bool:
+        """Whether what sessions hold is limited for any tenant."""
+        known = (self._file.defaults, *self._file.tenants.values(), *self._stored.values())
+        return any(limits is not None and limits.amounts for limits in known)
+
     def is_deleted(self, tenant: str) -> bool:
         """Whether a tenant was deleted, and not made anew since: nobody may act for it."""
         return tenant in self._stored and self._stored[tenant] is None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from gateway.core.background import Tasks
 from gateway.core.clock import Clock
-from gateway.core.errors import DrainingError, RuntimeNotFoundError, StaleWriteError
+from gateway.core.errors import DrainingError, FencedOutError, RuntimeNotFoundError, StaleWriteError
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
 from gateway.core.model import Runtime, RuntimeKey, Sandbox, SandboxId, Session, SessionId, SessionState, StartKind
 from gateway.core.units import rfc3339
@@ -22,6 +22,7 @@ from gateway.sessions.admission import Admission
 from gateway.sessions.bindings import Bindings
 from gateway.sessions.durations import Durations
 from gateway.sessions.ownership import Ownership
+from gateway.sessions.quotas import RESERVATION_S, Quotas
 from gateway.sessions.records import Records
 from gateway.sessions.recovery import Recovery
 from gateway.sessions.transitions import RollbackError, Transitions
@@ -61,6 +62,7 @@ class SessionOpener:
         transitions: Transitions,
         bindings: Bindings,
         durations: Durations,
+        quotas: Quotas,
         clock: Clock,
         cancel_copy: Callable[[SessionId], None],
     ) -> None:
@@ -73,6 +75,7 @@ class SessionOpener:
         self._transitions = transitions
         self._bindings = bindings
         self._durations = durations
+        self._quotas = quotas
         self._clock = clock
         self._cancel_copy = cancel_copy
         self._under_way = Tasks()
@@ -114,7 +117,7 @@ class SessionOpener:
             if session.sandbox is not None and session.state is SessionState.ACTIVE:
                 alive = await self._provider.find(session.sandbox.id) if here else None
                 if alive is not None and alive.id != unreachable:
-                    self._bindings.add(alive.id, session_id)
+                    self._bindings.add(alive.id, session_id, session.tenant)
                     return Opened(session, alive, StartKind.LIVE, session.restored)
                 reason = "its sandbox does not answer" if here else f"its gateway {session.owner} is not running"
                 session = await self._recovery.salvage(session, reason)
@@ -152,10 +155,7 @@ class SessionOpener:
     async def _revive(self, session: Session) -> Opened:
         """Claim a sandbox for a session without one, and restore its workspace if there is one. Lock held."""
         runtime = require_runtime(self._catalog, session.runtime)
-        if session.state is SessionState.HIBERNATED:
-            for listener in self._woken:
-                listener(session.id, session.runtime, self._clock.now() - session.last_active_at)
-        sandbox, claim_s = await self._admission.claim(runtime, session.id, bound=len(self._bindings))
+        sandbox, claim_s = await self._claim(session, runtime)
         began = self._clock.monotonic()
         if session.state is SessionState.LOST:
             restored = NOTHING_RESTORED if session.snapshot_at is None else rfc3339(session.snapshot_at)
@@ -163,7 +163,7 @@ class SessionOpener:
                 "session %s lost its sandbox (%s); restored: %s", session.id, session.reason or "unknown", restored
             )
             session = replace(session, restored=restored)  # written by the next transition
-        self._bindings.add(sandbox.id, session.id)
+        self._bindings.add(sandbox.id, session.id, session.tenant)
         try:
             if session.snapshot is not None:
                 session = await self._transitions.restore(session, sandbox, runtime)
@@ -174,12 +174,36 @@ class SessionOpener:
             # The sandbox stays: its record still names it, and a part of the workspace may be in it.
             self._bindings.remove(sandbox.id)
             raise
-        except BaseException:
+        except BaseException as error:
             self._bindings.remove(sandbox.id)
             await asyncio.shield(self._provider.release(sandbox.id))
+            if not isinstance(error, StaleWriteError | FencedOutError):
+                # Else another gateway wrote the record, and has reserved what that says.
+                await self._quotas.settled(session)
             raise
         restore_s = self._clock.monotonic() - began
         return Opened(session, sandbox, session.start or sandbox.start, session.restored, claim_s, restore_s)
+
+    async def _claim(self, session: Session, runtime: Runtime) -> tuple[Sandbox, float]:
+        """A sandbox for a session without one, within its tenant's quota. A refusal leaves it as it was."""
+        await self._quotas.reserve_sandbox(session.tenant, session.id, runtime, session)
+        if session.state is SessionState.HIBERNATED:
+            for listener in self._woken:
+                listener(session.id, session.runtime, self._clock.now() - session.last_active_at)
+        try:
+            sandbox, took = await self._admission.claim(
+                runtime, session.id, tenant=session.tenant, bound=len(self._bindings)
+            )
+            if took > RESERVATION_S / 2:
+                try:
+                    await self._quotas.reserve_sandbox(session.tenant, session.id, runtime, session)
+                except BaseException:
+                    await asyncio.shield(self._provider.release(sandbox.id))
+                    raise
+        except BaseException:
+            await self._quotas.settled(session)
+            raise
+        return sandbox, took
 
 
 def require_runtime(catalog: RuntimeCatalog, key: RuntimeKey) -> Runtime:

@@ -16,6 +16,7 @@ from gateway.core.errors import ActivationTimeoutError, QueueFullError, Wakegate
 from gateway.core.interfaces import SandboxProvider
 from gateway.core.model import Runtime, RuntimeKey, Sandbox, SessionId, StartKind
 from gateway.sessions.activity import ClaimListener, WaitListener
+from gateway.sessions.fairness import FairQueue
 
 MIN_HOLD_S = 10.0
 # Times the expected start: room for a few starts queued before this one, and still an answer while somebody waits. With
@@ -114,8 +115,9 @@ class _Hold:
 class Admission:
     """Applies the limits and the hold rule of this gateway, and notifies listeners of claims."""
 
-    def __init__(self, provider: SandboxProvider, clock: Clock, *, max_sandboxes: int = 512) -> None:
+    def __init__(self, provider: SandboxProvider, clock: Clock, queue: FairQueue, *, max_sandboxes: int = 512) -> None:
         self._provider = provider
+        self._queue = queue
         self._clock = clock
         self._max_sandboxes = max_sandboxes
         self._claiming = 0
@@ -208,7 +210,7 @@ class Admission:
         taken_over = [each for each in self._holds.get(session_id, ()) if each.awaits_owner]
         return max([self.hold_time(runtime), *(each.began + MAX_OWNER_WAIT_S - now for each in taken_over)])
 
-    async def claim(self, runtime: Runtime, session_id: SessionId, *, bound: int) -> tuple[Sandbox, float]:
+    async def claim(self, runtime: Runtime, session_id: SessionId, *, tenant: str, bound: int) -> tuple[Sandbox, float]:
         """Claim a sandbox for a session. Returns it and the seconds that this took. `bound` sandboxes are in use.
 
         Raises: QueueFullError at the limit of sandboxes, or when the claim would take longer than requests are held;
@@ -234,7 +236,7 @@ class Admission:
         backlog.joined(began)
         started = False
         try:
-            sandbox = await self._provider.claim(runtime.key, session_id)
+            sandbox = await self._claim(runtime.key, session_id, tenant)
             started = sandbox.start is StartKind.COLD  # a claim from the warm pool shows nothing of how fast starts are
         finally:
             self._claiming -= 1
@@ -245,6 +247,14 @@ class Admission:
         for listener in self._claimed:
             listener(runtime.key, sandbox.start, self._clock.now())
         return sandbox, took
+
+    async def _claim(self, runtime: RuntimeKey, session_id: SessionId, tenant: str) -> Sandbox:
+        """Claim from the engine, in the order of tenants' shares while more claims wait than starts run at once."""
+        if self._queue.is_full and (await self._provider.status(runtime)).ready > 0:
+            # What runs are cold starts, perhaps all of another tenant. A warm sandbox takes nothing from them.
+            return await self._provider.claim(runtime, session_id)
+        async with self._queue.slot(tenant):
+            return await self._provider.claim(runtime, session_id)
 
     def _notify_waiting(self, runtime: RuntimeKey, change: int) -> None:
         for listener in self._waiting:

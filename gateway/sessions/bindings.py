@@ -6,6 +6,7 @@ checkpoints of, and hibernates before it shuts down.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from gateway.core.model import SandboxId, SessionId
@@ -18,6 +19,8 @@ class Bindings:
 
     def __init__(self) -> None:
         self._sessions: dict[SandboxId, SessionId] = {}
+        self._tenants: dict[SandboxId, str] = {}
+        self._counts: Counter[str] = Counter()  # sandboxes by tenant
         self._listeners: list[Unbound] = []
 
     def __contains__(self, sandbox_id: SandboxId) -> bool:
@@ -35,12 +38,24 @@ class Bindings:
         """A copy of the present pairs: bindings change while callers iterate and await."""
         return list(self._sessions.items())
 
-    def add(self, sandbox_id: SandboxId, session_id: SessionId) -> None:
-        """Record that the session has this sandbox."""
+    def add(self, sandbox_id: SandboxId, session_id: SessionId, tenant: str) -> None:
+        """Record that the session, which is of that tenant, has this sandbox."""
+        self.remove(sandbox_id)
         self._sessions[sandbox_id] = session_id
+        self._tenants[sandbox_id] = tenant
+        self._counts[tenant] += 1
+
+    def count(self, tenant: str) -> int:
+        """How many sandboxes sessions of a tenant have here."""
+        return self._counts[tenant]
 
     def remove(self, sandbox_id: SandboxId) -> SessionId | None:
         """Drop a sandbox without notifying listeners. Returns its session; None if it was not bound here."""
+        tenant = self._tenants.pop(sandbox_id, None)
+        if tenant is not None:
+            self._counts[tenant] -= 1
+            if not self._counts[tenant]:
+                del self._counts[tenant]
         return self._sessions.pop(sandbox_id, None)
 
     def on_unbound(self, listener: Unbound) -> None:

@@ -6,21 +6,27 @@ In three groups, each built on the ones before: what every operation needs (`_Ba
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway.core.clock import Clock
 from gateway.core.interfaces import Executor, RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
+from gateway.core.quota import Resource
+from gateway.identity.tenants import TenantDirectory
 from gateway.sessions.activation import SessionOpener
 from gateway.sessions.activity import Activity
 from gateway.sessions.admission import Admission
 from gateway.sessions.bindings import Bindings
 from gateway.sessions.durations import Durations
+from gateway.sessions.fairness import FairQueue
 from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.idleness import IdleTracker
 from gateway.sessions.lifecycle import Lifecycle
 from gateway.sessions.membership import Membership
 from gateway.sessions.orphans import OrphanCollector
 from gateway.sessions.ownership import Ownership
+from gateway.sessions.quota_audit import QuotaAudit
+from gateway.sessions.quotas import Quotas
 from gateway.sessions.records import Records
 from gateway.sessions.recovery import Recovery
 from gateway.sessions.sweeper import Sweeper
@@ -36,6 +42,7 @@ class SessionSettings:
     hibernated_retention: float = 7 * 86400.0
     terminated_retention: float = 3600.0
     sweep_interval: float = 5.0
+    claims_at_once: int = 64  # that the engine serves; further ones wait in the order of tenants' shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,8 @@ class _Outside:
     keeper: WorkspaceKeeper
     executor: Executor
     catalog: RuntimeCatalog
+    tenants: TenantDirectory
+    quotas: Quotas
     clock: Clock
 
 
@@ -107,15 +116,18 @@ def make_sessions(
     shared: bool = False,
     me: str = "",
     cached_store: SessionStore | None = None,
+    tenants: TenantDirectory | None = None,
 ) -> Sessions:
     """Make all parts over a store and an engine.
 
     `holder` names this gateway in leases. `shared`: other gateways use the same store. `me`: this gateway's id where
     others cannot reach its sandboxes. `cached_store`: the store behind a short-lived cache, for reads that no decision
-    depends on.
+    depends on. `tenants`: whose limits apply; None: there are none.
     """
-    outside = _Outside(store, provider, keeper, executor, catalog, clock)
-    records = Records(store, holder, shared=shared, cached=cached_store)
+    tenants = tenants or TenantDirectory(store.documents)
+    quotas = Quotas(store.quotas, tenants, catalog, clock)
+    outside = _Outside(store, provider, keeper, executor, catalog, tenants, quotas, clock)
+    records = Records(store, holder, quotas, shared=shared, cached=cached_store)
     base = _make_base(outside, records, settings, me)
     operations = _make_operations(outside, base)
     return Sessions(
@@ -139,8 +151,9 @@ def _make_base(outside: _Outside, records: Records, settings: SessionSettings, m
     clock, retention = outside.clock, settings.hibernated_retention
     activity, bindings = Activity(), Bindings()
     membership = Membership(outside.store, clock, me, takeover_after=settings.takeover_after)
-    admission = Admission(outside.provider, clock, max_sandboxes=settings.max_sandboxes)
-    transitions = Transitions(records, outside.keeper, outside.executor, clock, retention, me)
+    queue = FairQueue(settings.claims_at_once, _load_of(outside.tenants, bindings, settings.max_sandboxes))
+    admission = Admission(outside.provider, clock, queue, max_sandboxes=settings.max_sandboxes)
+    transitions = Transitions(records, outside.keeper, outside.executor, clock, retention, outside.quotas, me)
     idleness = IdleTracker(
         records, activity, clock, shared_provider=records.shared and not me, hibernated_retention=retention
     )
@@ -160,6 +173,16 @@ def _make_base(outside: _Outside, records: Records, settings: SessionSettings, m
     )
 
 
+def _load_of(tenants: TenantDirectory, bindings: Bindings, max_sandboxes: int) -> Callable[[str, int], float]:
+    """The part of its share that a tenant uses here, with a number of sandboxes more than it has."""
+
+    def load(tenant: str, more: int) -> float:
+        share = tenants.limits(tenant).amounts.get(Resource.SANDBOXES, max_sandboxes)
+        return (bindings.count(tenant) + more) / max(1, share)
+
+    return load
+
+
 def _make_operations(outside: _Outside, base: _Base) -> _Operations:
     recovery = Recovery(
         records=base.records,
@@ -176,6 +199,7 @@ def _make_operations(outside: _Outside, base: _Base) -> _Operations:
         catalog=outside.catalog,
         transitions=base.transitions,
         bindings=base.bindings,
+        quotas=outside.quotas,
     )
     opener = SessionOpener(
         records=base.records,
@@ -187,6 +211,7 @@ def _make_operations(outside: _Outside, base: _Base) -> _Operations:
         transitions=base.transitions,
         bindings=base.bindings,
         durations=base.durations,
+        quotas=outside.quotas,
         clock=outside.clock,
         cancel_copy=hibernator.cancel_copy,
     )
@@ -200,6 +225,7 @@ def _make_operations(outside: _Outside, base: _Base) -> _Operations:
         bindings=base.bindings,
         idleness=base.idleness,
         opener=opener,
+        quotas=outside.quotas,
         clock=outside.clock,
     )
     return _Operations(recovery, hibernator, opener, lifecycle)
@@ -228,6 +254,7 @@ def _make_sweeper(outside: _Outside, base: _Base, operations: _Operations, setti
         catalog=outside.catalog,
         keeper=outside.keeper,
         orphans=orphans,
+        audit=QuotaAudit(outside.store.quotas, outside.tenants, base.records, outside.catalog, outside.clock),
         activity=base.activity,
         clock=outside.clock,
         interval=settings.sweep_interval,

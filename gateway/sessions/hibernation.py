@@ -12,12 +12,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from gateway.core.errors import ConflictError, SnapshotError, StaleWriteError, WakegateError
+from gateway.core.errors import ConflictError, LimitError, SnapshotError, StaleWriteError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
 from gateway.core.model import HibernationMode, Session, SessionId, SessionState
 from gateway.sessions.bindings import Bindings
 from gateway.sessions.idleness import IdleTracker
 from gateway.sessions.ownership import Ownership
+from gateway.sessions.quotas import Quotas
 from gateway.sessions.records import Records
 from gateway.sessions.transitions import Transitions
 
@@ -42,6 +43,7 @@ class Hibernator:
         catalog: RuntimeCatalog,
         transitions: Transitions,
         bindings: Bindings,
+        quotas: Quotas,
     ) -> None:
         self._records = records
         self._ownership = ownership
@@ -50,6 +52,7 @@ class Hibernator:
         self._catalog = catalog
         self._transitions = transitions
         self._bindings = bindings
+        self._quotas = quotas
         self._keeping: dict[SessionId, asyncio.Task[tuple[Session, str | None]]] = {}
         self._moving: set[SessionId] = set()  # `keep` has begun; a move must not be cancelled from here on
 
@@ -59,7 +62,8 @@ class Hibernator:
         `only_if` is evaluated on the record read under the lock; if it is False the session stays active. Without it
         a user asked, and gets an error instead.
         Raises: SessionNotFoundError, ElsewhereError, ConflictError while requests are under way or when the session is
-        not active, SnapshotError when its workspace cannot be kept: it then stays active, and its record says why.
+        not active, LimitError when its tenant may not keep it, SnapshotError when its workspace cannot be kept: it then
+        stays active, and its record says why.
         """
         async with self._ownership.holding(session_id) as session:
             if session.state is SessionState.HIBERNATED:
@@ -70,6 +74,7 @@ class Hibernator:
                 return False
             # The record is written before the activity is read, the other way round than a gateway that opens the
             # session (SessionOpener._open_live): one of the two sees the other.
+            await self._quotas.reserve_hibernation(session, copies=self._transitions.leaves_running)
             session = await self._transitions.begin(session)
             busy = (only_if is None and await self._idleness.busy_elsewhere(session)) or self._idleness.busy(session_id)
             if busy or (only_if is not None and not only_if(session)):
@@ -201,6 +206,7 @@ class Hibernator:
             raise
         finally:
             self._keeping.pop(session.id, None)
+        await self._require_stored(session, reference)
         try:
             session = await self._transitions.hibernated(session, reference)
         except StaleWriteError:
@@ -213,6 +219,15 @@ class Hibernator:
         await self._provider.release(sandbox.id)
         logger.info("session %s hibernated", session.id)
         return session.state is SessionState.HIBERNATED
+
+    async def _require_stored(self, session: Session, reference: str | None) -> None:
+        """Delete a snapshot that exceeds its tenant's quota, and let the session stay awake: raises LimitError."""
+        try:
+            await self._quotas.reserve_stored(session, reference)
+        except LimitError as error:
+            await self._transitions.delete_snapshot(reference or "")
+            await self._transitions.cancel(session, f"cannot hibernate: {error}")
+            raise
 
     async def _keep(self, session: Session) -> tuple[Session, str | None]:
         if self._keeps_state(session):

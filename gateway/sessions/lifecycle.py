@@ -28,6 +28,7 @@ from gateway.sessions.admission import Admission
 from gateway.sessions.bindings import Bindings
 from gateway.sessions.idleness import IdleTracker
 from gateway.sessions.ownership import Ownership
+from gateway.sessions.quotas import RESERVATION_S, Quotas
 from gateway.sessions.records import Records, unknown_session
 from gateway.sessions.transitions import Transitions, bounded
 
@@ -58,6 +59,7 @@ class Lifecycle:
         bindings: Bindings,
         idleness: IdleTracker,
         opener: SessionOpener,
+        quotas: Quotas,
         clock: Clock,
     ) -> None:
         self._records = records
@@ -69,6 +71,7 @@ class Lifecycle:
         self._bindings = bindings
         self._idleness = idleness
         self._opener = opener
+        self._quotas = quotas
         self._clock = clock
         self._bindings_under_way = Tasks()
         self._end_listeners: list[Callable[[SessionId], None]] = []
@@ -90,14 +93,13 @@ class Lifecycle:
         Cancelling it leaves no session behind.
 
         `ttl` and `idle_timeout` in seconds; both are bounded by the runtime's maximum duration.
-        Raises: RuntimeNotFoundError, QueueFullError at the limit, ActivationTimeoutError, SandboxStartError,
-        StoreUnavailableError.
+        Raises: RuntimeNotFoundError, LimitError, QueueFullError at the gateway's limit, ActivationTimeoutError,
+        SandboxStartError, StoreUnavailableError.
         """
         runtime = require_runtime(self._catalog, runtime_key)
         _require_creation(runtime_key)
         session_id = _new_id()
-        async with self._admission.held(runtime_key):
-            sandbox, claim_s = await self._admission.claim(runtime, session_id, bound=len(self._bindings))
+        sandbox, claim_s = await self._claim(runtime, session_id, ttl)
         session = self._record(session_id, runtime, ttl, idle_timeout, metadata)
         session = replace(
             session, state=SessionState.ACTIVE, owner=self._ownership.me, sandbox=sandbox, start=sandbox.start
@@ -112,14 +114,38 @@ class Lifecycle:
             raise
         return Opened(session, sandbox, sandbox.start, claim_s=claim_s)
 
+    async def _claim(self, runtime: Runtime, session_id: SessionId, ttl: float | None) -> tuple[Sandbox, float]:
+        """A sandbox for a new session of the current caller's, within its tenant's quota and the hold rule."""
+        tenant = current().tenant
+        await self._quotas.admit(tenant, runtime, ttl)
+        await self._quotas.reserve_sandbox(tenant, session_id, runtime)
+        try:
+            async with self._admission.held(runtime.key):
+                sandbox, took = await self._admission.claim(
+                    runtime, session_id, tenant=tenant, bound=len(self._bindings)
+                )
+        except BaseException:
+            await self._quotas.release(tenant, session_id)
+            raise
+        if took > RESERVATION_S / 2:
+            try:
+                await self._quotas.reserve_sandbox(tenant, session_id, runtime)
+            except BaseException:
+                await asyncio.shield(self._provider.release(sandbox.id))
+                raise
+        return sandbox, took
+
     async def register(self, runtime_key: RuntimeKey, *, metadata: Mapping[str, str] | None = None) -> Session:
         """Create a session that claims a sandbox when it is first opened, for clients that may never need one.
 
-        It has no owner, so any gateway may open it. Raises: RuntimeNotFoundError, StoreUnavailableError.
+        It has no owner, so any gateway may open it. Raises: RuntimeNotFoundError, LimitError, StoreUnavailableError.
         """
         runtime = require_runtime(self._catalog, runtime_key)
         _require_creation(runtime_key)
-        return await self._records.put(self._record(_new_id(), runtime, metadata=metadata))
+        session = self._record(_new_id(), runtime, metadata=metadata)
+        await self._quotas.admit(session.tenant, runtime, None)
+        await self._quotas.reserve_session(session.tenant, session.id, runtime)
+        return await self._records.put(session)
 
     async def update(
         self,
@@ -219,7 +245,7 @@ class Lifecycle:
         """The record of a session of the current caller's that begins now and has no sandbox yet."""
         caller = current()
         now = self._clock.now()
-        longest = runtime.max_session_duration
+        longest = self._quotas.longest(caller.tenant, runtime)
         return Session(
             id=session_id,
             runtime=runtime.key,
@@ -274,12 +300,13 @@ class Lifecycle:
 
     async def _bind(self, session: Session, sandbox: Sandbox) -> Session:
         """Write the record that names the sandbox, or release the sandbox if that fails."""
-        self._bindings.add(sandbox.id, session.id)
+        self._bindings.add(sandbox.id, session.id, session.tenant)
         try:
             return await self._records.put(session)
         except BaseException:
             self._bindings.remove(sandbox.id)
             await asyncio.shield(self._provider.release(sandbox.id))
+            await self._quotas.release(session.tenant, session.id)
             raise
 
 

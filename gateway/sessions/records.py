@@ -22,6 +22,7 @@ from gateway.core.errors import SessionNotFoundError, StaleWriteError, StoreUnav
 from gateway.core.identity import current
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import Lease, Session, SessionId, SessionState, is_snapshot
+from gateway.sessions.quotas import Quotas
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +49,18 @@ class Records:
     """
 
     def __init__(
-        self, store: SessionStore, holder: str, *, shared: bool = False, cached: SessionStore | None = None
+        self,
+        store: SessionStore,
+        holder: str,
+        quotas: Quotas,
+        *,
+        shared: bool = False,
+        cached: SessionStore | None = None,
     ) -> None:
         self.store = store
         self.shared = shared
         self.holder = holder
+        self._quotas = quotas
         self._cached = cached or store
         self._locks: dict[SessionId, tuple[asyncio.Lock, int]] = {}  # with the number that hold it or wait for it
         self._leases: dict[SessionId, Lease] = {}
@@ -82,6 +90,7 @@ class Records:
         """
         written = await self._cached.put(session, lease=self._leases.get(session.id))
         self._remember(written)
+        await self._quotas.settled(written)
         return written
 
     def _remember(self, session: Session) -> None:

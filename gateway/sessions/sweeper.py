@@ -15,6 +15,7 @@ from gateway.core.clock import Clock
 from gateway.core.errors import (
     ConflictError,
     FencedOutError,
+    LimitError,
     SessionNotFoundError,
     SnapshotError,
     StaleWriteError,
@@ -35,6 +36,7 @@ from gateway.sessions.lifecycle import Lifecycle
 from gateway.sessions.membership import ElsewhereError
 from gateway.sessions.orphans import OrphanCollector
 from gateway.sessions.ownership import Ownership
+from gateway.sessions.quota_audit import QuotaAudit
 from gateway.sessions.records import Records
 from gateway.sessions.recovery import Recovery
 from gateway.sessions.restorability import all_sessions
@@ -66,6 +68,7 @@ class Sweeper:
         catalog: RuntimeCatalog,
         keeper: WorkspaceKeeper,
         orphans: OrphanCollector,
+        audit: QuotaAudit,
         activity: Activity,
         clock: Clock,
         interval: float = 5.0,
@@ -95,6 +98,7 @@ class Sweeper:
         self._orphan_scan_at = clock.now()
         self._keeper = keeper
         self._orphans = orphans
+        self._audit = audit
         self._activity = activity
         self._ending, self._hibernating = BoundedTasks(CONCURRENCY), BoundedTasks(CONCURRENCY)
         self._copying = BoundedTasks(CONCURRENCY)
@@ -118,6 +122,7 @@ class Sweeper:
         acted = await self._each(store.idle(now), is_leader, self._hibernate_idle, self._hibernating)
         acted += await self._each(store.expired(now), is_leader, self._end_expired, self._ending)
         if is_leader:
+            await self._audit.run_if_due()
             await self._forget(store)
         await self._orphans.collect()
         await self._delete_orphans(is_leader)
@@ -228,7 +233,7 @@ class Sweeper:
         self._not_before.pop(session.id, None)
         try:
             return await self._hibernator.hibernate(session.id, only_if=self._idleness.is_idle)
-        except (SnapshotError, UpstreamConnectError, UpstreamBrokenError, UpstreamTimeoutError) as error:
+        except (LimitError, SnapshotError, UpstreamConnectError, UpstreamBrokenError, UpstreamTimeoutError) as error:
             logger.warning("session %s could not be hibernated and stays awake: %s", session.id, error)
             self._not_before[session.id] = self._clock.now() + RETRY_S
             return False

@@ -32,6 +32,7 @@ from gateway.core.model import (
     StartKind,
     is_snapshot,
 )
+from gateway.sessions.quotas import Quotas
 from gateway.sessions.records import Records
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Transitions:
         executor: Executor,
         clock: Clock,
         retention: float,
+        quotas: Quotas,
         me: str = "",
     ) -> None:
         self._records = records
@@ -61,6 +63,7 @@ class Transitions:
         self._executor = executor
         self._clock = clock
         self._retention = retention
+        self._quotas = quotas
         self._me = me
 
     @property
@@ -171,7 +174,7 @@ class Transitions:
     def activated(self, session: Session, runtime: Runtime) -> Session:
         """The record of a session that becomes active now; its maximum duration counts from here."""
         now = self._clock.now()
-        end = now + runtime.max_session_duration
+        end = now + self._quotas.longest(session.tenant, runtime)
         return replace(
             session,
             state=SessionState.ACTIVE,

@@ -8,6 +8,7 @@ from typing import Any
 
 from gateway.core.interfaces import Executor
 from gateway.core.model import HibernationMode, SandboxId, Session, SessionId
+from gateway.identity.tenants import TenantDirectory
 from gateway.runtimes.catalog import StaticCatalog, default_runtime
 from gateway.sessions.build import SessionSettings, make_sessions
 from gateway.store.sqlite import SqliteStore
@@ -22,6 +23,7 @@ class World:
         self.store = SqliteStore(folder / "wakegate.db", self.clock)
         self.provider = ScriptedProvider(clock=self.clock)
         self.runtime = replace(default_runtime(1), hibernation=HibernationMode.OFF)
+        self.tenants = TenantDirectory(self.store.documents)
         self.unbound: list[tuple[SessionId, SandboxId | None]] = []
         self.restart()
 
@@ -35,6 +37,7 @@ class World:
             catalog=StaticCatalog([self.runtime]),
             clock=self.clock,
             holder="test",
+            tenants=self.tenants,
             settings=SessionSettings(hibernated_retention=1000.0, terminated_retention=100.0, **limits),
         )
         self.activity, self.records, self.bindings = sessions.activity, sessions.records, sessions.bindings

@@ -1,0 +1,240 @@
+"""What each session holds of its tenant's quota, and when that is reserved, moved and released.
+
+Whatever grows is reserved in the ledger before it happens: a sandbox before it is claimed, a hibernated session before
+its workspace is kept. Whatever a record says once it is written is settled, also beyond a limit, since it is so
+(`Records.put` calls `settled`). What a gateway that died leaves between the two ends by itself: a reservation that no
+record has confirmed within RESERVATION_S (gateway/sessions/quota_audit.py).
+
+A tenant without limits costs no call of the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.core.clock import Clock
+from gateway.core.errors import LimitError, QuotaExceededError, QuotaForbiddenError, RateLimitError, WakegateError
+from gateway.core.interfaces import RuntimeCatalog
+from gateway.core.model import Runtime, RuntimeKey, Session, SessionId, SessionState, SnapshotRef, is_snapshot
+from gateway.core.quota import Amounts, Excess, QuotaLedger, Resource
+from gateway.core.units import parse_quantity, readable_size
+from gateway.identity.tenants import TenantDirectory, TenantLimits
+
+logger = logging.getLogger(__name__)
+
+RESERVATION_S = 120.0  # of a claim; one that takes longer reserves again before its record is written
+# A client that is refused and asks again at once costs the store nothing for this long.
+REFUSAL_MEMORY_S = 0.1
+MAX_REFUSALS = 1024
+_ASLEEP = (SessionState.HIBERNATED, SessionState.LOST)
+_SIZES = (Resource.MEMORY, Resource.STORED)
+
+
+class Quotas:
+    """Reserves and settles what sessions hold. `tenants` knows the limits, `ledger` what is used."""
+
+    def __init__(self, ledger: QuotaLedger, tenants: TenantDirectory, catalog: RuntimeCatalog, clock: Clock) -> None:
+        self._ledger = ledger
+        self._tenants = tenants
+        self._catalog = catalog
+        self._clock = clock
+        self._refusals: dict[tuple[str, RuntimeKey], tuple[float, LimitError]] = {}
+
+    def limits(self, tenant: str) -> TenantLimits:
+        """What a tenant may use."""
+        return self._tenants.limits(tenant)
+
+    def longest(self, tenant: str, runtime: Runtime) -> float:
+        """Seconds that a session of a tenant may last."""
+        return min(runtime.max_session_duration, self.limits(tenant).max_duration or float("inf"))
+
+    async def admit(self, tenant: str, runtime: Runtime, ttl: float | None) -> None:
+        """Check what does not depend on other sessions, and the rate of creations.
+
+        Raises QuotaForbiddenError, RateLimitError.
+        """
+        limits = self.limits(tenant)
+        if not limits:
+            return
+        if not limits.allows(runtime.key):
+            name = f"{runtime.key.namespace}/{runtime.key.name}"
+            allowed = ", ".join(sorted(limits.runtimes))
+            raise QuotaForbiddenError(
+                f"runtimes: this tenant may not use {name}; it may use {allowed}", limit="runtimes", value=allowed
+            )
+        if ttl is not None and limits.max_duration is not None and ttl > limits.max_duration:
+            raise QuotaForbiddenError(
+                f"maxDuration: sessions of this tenant may last {limits.max_duration:g} s, not {ttl:g} s",
+                limit="maxDuration", value=limits.max_duration,
+            )  # fmt: skip
+        if (refused := self._refused(tenant, runtime.key)) is not None:
+            raise refused
+        if limits.creates_per_minute is not None:
+            burst = max(1, int(limits.creates_per_minute))
+            wait = await self._ledger.take(tenant, 60.0 / limits.creates_per_minute, burst)
+            if wait:
+                value = limits.creates_per_minute
+                raise self._remember(tenant, runtime.key, RateLimitError(
+                    f"createsPerMinute: this tenant may create {value:g} sessions per minute; next in {wait:.1f} s",
+                    limit="createsPerMinute", value=value, used=value, retry_after=wait,
+                ))  # fmt: skip
+
+    async def reserve_session(self, tenant: str, session_id: SessionId, runtime: Runtime) -> None:
+        """For a session that has no sandbox yet. Raises QuotaExceededError, QuotaForbiddenError."""
+        await self._reserve(tenant, session_id, runtime, {Resource.SESSIONS: 1})
+
+    async def reserve_sandbox(
+        self, tenant: str, session_id: SessionId, runtime: Runtime, session: Session | None = None
+    ) -> None:
+        """For a session that is about to claim a sandbox; `session` is its record, where there is one.
+
+        Raises QuotaExceededError, QuotaForbiddenError.
+        """
+        await self._reserve(tenant, session_id, runtime, {**awake_amounts(runtime), **_stored(session)})
+
+    async def reserve_hibernation(self, session: Session, *, copies: bool) -> None:
+        """For a session that is about to be hibernated: it goes on to hold its sandbox until that is released.
+
+        `copies`: its workspace will be kept as a snapshot. How large that is shows only afterwards (`reserve_stored`),
+        so here it is enough that a byte has room. Raises QuotaExceededError.
+        """
+        runtime = self._catalog.get(session.runtime)
+        stored = _stored(session).get(Resource.STORED, 0) + copies
+        amounts = {**awake_amounts(runtime), Resource.HIBERNATED: 1, Resource.STORED: stored}
+        await self._reserve(session.tenant, session.id, runtime, amounts)
+
+    async def reserve_stored(self, session: Session, reference: str | None) -> None:
+        """For a snapshot that was taken and that no record names yet. Raises QuotaExceededError."""
+        if is_snapshot(reference):
+            runtime = self._catalog.get(session.runtime)
+            amounts = {
+                **awake_amounts(runtime), Resource.HIBERNATED: 1, Resource.STORED: SnapshotRef(reference or "").size
+            }  # fmt: skip
+            await self._reserve(session.tenant, session.id, runtime, amounts)
+
+    async def release(self, tenant: str, session_id: SessionId) -> None:
+        """Give back what was reserved for a session of which there will be no record."""
+        await self._settle(tenant, session_id, {})
+
+    async def settled(self, session: Session) -> None:
+        """Have the ledger say what the record says, which was just written. It never fails for want of the store."""
+        await self._settle(session.tenant, session.id, amounts_of(session, self._catalog.get(session.runtime)))
+
+    async def _settle(self, tenant: str, session_id: SessionId, amounts: Amounts) -> None:
+        if not self.limits(tenant).amounts:
+            return
+        for key in [key for key in self._refusals if key[0] == tenant]:
+            del self._refusals[key]
+        try:
+            # Shielded: it is called where a sandbox was just released because the caller was cancelled.
+            await asyncio.shield(self._ledger.settle(tenant, session_id, amounts))
+        except WakegateError as error:
+            logger.warning("session %s: its quota is settled by a later audit: %s", session_id, error)
+
+    async def _reserve(self, tenant: str, session_id: SessionId, runtime: Runtime | None, amounts: Amounts) -> None:
+        limits = self.limits(tenant).amounts
+        if not limits:
+            return
+        _require_possible(limits, runtime, amounts)
+        until = self._clock.now() + RESERVATION_S
+        excess = await self._ledger.reserve(tenant, session_id, amounts, limits, until)
+        if excess is not None:
+            error = _exceeded(excess)
+            raise error if runtime is None else self._remember(tenant, runtime.key, error)
+
+    def _refused(self, tenant: str, runtime: RuntimeKey) -> LimitError | None:
+        until, error = self._refusals.get((tenant, runtime), (0.0, None))
+        return error if until > self._clock.monotonic() else None
+
+    def _remember(self, tenant: str, runtime: RuntimeKey, error: LimitError) -> LimitError:
+        if len(self._refusals) >= MAX_REFUSALS:
+            self._refusals.clear()
+        self._refusals[tenant, runtime] = (self._clock.monotonic() + REFUSAL_MEMORY_S, error)
+        return error
+
+
+def amounts_of(session: Session, runtime: Runtime | None) -> Amounts:
+    """What a session holds by its record. `runtime` None: it is not served any more."""
+    if session.state is SessionState.TERMINATED:
+        return {}
+    if session.sandbox is None:
+        asleep = session.state in _ASLEEP and session.snapshot is not None
+        return {Resource.SESSIONS: 1, **({Resource.HIBERNATED: 1} if asleep else {}), **_stored(session)}
+    hibernating = {Resource.HIBERNATED: 1} if session.state is SessionState.HIBERNATING else {}
+    return {**awake_amounts(runtime), **hibernating, **_stored(session)}
+
+
+def awake_amounts(runtime: Runtime | None) -> dict[Resource, int]:
+    """What a session with a sandbox of a runtime holds."""
+    amounts = {Resource.SESSIONS: 1, Resource.SANDBOXES: 1}
+    if runtime is None:
+        return amounts
+    amounts[Resource.VCPU] = round((runtime.limits.cpus or 0.0) * 1000)
+    amounts[Resource.MEMORY] = runtime.limits.memory or 0
+    amounts[Resource.GPUS] = gpus_of(runtime)
+    return {resource: amount for resource, amount in amounts.items() if amount}
+
+
+def gpus_of(runtime: Runtime) -> int:
+    """GPUs of one sandbox: the limits named */gpu of the manifest's containers, e.g. nvidia.com/gpu."""
+    spec = _mapping(runtime.manifest.get("spec"))
+    template = _mapping(spec.get("template"))
+    pod = _mapping(_mapping(spec.get("podTemplate")).get("spec"))
+    containers = pod.get("containers")
+    total = 0.0
+    for each in (template, *(containers if isinstance(containers, list) else ())):
+        for name, value in _mapping(_mapping(_mapping(each).get("resources")).get("limits")).items():
+            if str(name).endswith("/gpu"):
+                total += parse_quantity(str(value))
+    return int(total)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _stored(session: Session | None) -> dict[Resource, int]:
+    if session is None or session.snapshot is None or not is_snapshot(session.snapshot):
+        return {}
+    return {Resource.STORED: SnapshotRef(session.snapshot).size}
+
+
+def _require_possible(limits: Amounts, runtime: Runtime | None, amounts: Amounts) -> None:
+    """Raise QuotaForbiddenError for what does not fit even when nothing else runs: waiting would not help."""
+    for resource, amount in amounts.items():
+        limit = limits.get(resource)
+        if limit is not None and amount > limit:
+            raise QuotaForbiddenError(
+                f"{resource}: this tenant may use {_shown(resource, limit)}, and one session needs "
+                f"{_shown(resource, amount)}",
+                limit=resource.value, value=_value(resource, limit), used=0,
+            )  # fmt: skip
+    unbounded = {Resource.VCPU: "cpus", Resource.MEMORY: "memory"}
+    if runtime is not None and Resource.SANDBOXES in amounts:
+        for resource, name in unbounded.items():
+            if resource in limits and getattr(runtime.limits, name) is None:
+                raise QuotaForbiddenError(
+                    f"{resource}: this tenant may use {_shown(resource, limits[resource])}, and sandboxes of "
+                    f"{runtime.key} have no limit of that",
+                    limit=resource.value, value=_value(resource, limits[resource]),
+                )  # fmt: skip
+
+
+def _exceeded(excess: Excess) -> QuotaExceededError:
+    resource = excess.resource
+    return QuotaExceededError(
+        f"{resource}: this tenant may use {_shown(resource, excess.limit)} and uses {_shown(resource, excess.used)}; "
+        "end or hibernate a session, or try again later",
+        limit=resource.value, value=_value(resource, excess.limit), used=_value(resource, excess.used),
+    )  # fmt: skip
+
+
+def _value(resource: Resource, amount: int) -> float:
+    return amount / 1000 if resource is Resource.VCPU else amount
+
+
+def _shown(resource: Resource, amount: int) -> str:
+    return readable_size(amount) if resource in _SIZES else f"{_value(resource, amount):g}"
