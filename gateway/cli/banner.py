@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gateway import __version__
 from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import Kind, RuntimeKey
-from gateway.core.settings import Settings
+from gateway.core.settings import Settings, requires_identity
 
 if TYPE_CHECKING:
     from gateway.app import Gateway
@@ -32,20 +33,42 @@ def banner(url: str, settings: Settings, runtimes: Sequence[str], engine: Sequen
     `engine` has lines `WORD: TEXT`; a word that repeats is printed once, so its texts form a list.
     """
     name = f"{first.namespace}/{first.name}"
+    curl = 'curl -s -H "authorization: Bearer $KEY"' if requires_identity(settings) else "curl -s"
     invoke = f"{url}/v1/namespaces/{first.namespace}/{first.kind.segment}/{first.name}/invocations/"
     pick = "python3 -c 'import json,sys; print(json.load(sys.stdin)[\"id\"])'"
-    lines = [f"  curl -si {invoke}"]  # an agent's paths and bodies are not known here
+    lines = [f"  {curl} -i {invoke}"]  # an agent's paths and bodies are not known here
     if first.kind is not Kind.AGENT_RUNTIME:
         lines = [
-            f"""  curl -s {invoke}api/execute -d '{{"command": ["python3", "-c", "print(\\"Hello\\")"]}}'""",
-            f"""  S=$(curl -s {url}/v1/sessions -d '{{"runtime": "{name}"}}' | {pick})""",
-            f"""  curl -s {url}/api/execute -H "x-session-id: $S" -d '{{"command": ["uname", "-a"]}}'""",
+            f"""  {curl} {invoke}api/execute -d '{{"command": ["python3", "-c", "print(\\"Hello\\")"]}}'""",
+            f"""  S=$({curl} {url}/v1/sessions -d '{{"runtime": "{name}"}}' | {pick})""",
+            f"""  {curl} {url}/api/execute -H "x-session-id: $S" -d '{{"command": ["uname", "-a"]}}'""",
         ]
+    if requires_identity(settings):
+        lines.insert(0, f"  KEY=$(.venv/bin/wakegate keys create --role member{_store_flags(settings)})")
     facts = [("serves", line) for line in runtimes]
     facts += [(word, text) for word, _, text in (line.partition(": ") for line in engine)]
+    facts.append(("access", _access(settings)))
     facts.append(("state", str(settings.state_dir)))
     if settings.workers > 1:
         facts.append(("workers", f"{settings.workers} processes share this port"))
     before = ["", *(word for word, _ in facts)]
     table = [f"  {'' if word == last else word:<10} {text}" for (word, text), last in zip(facts, before, strict=False)]
     return "\n".join([f"Wakegate {__version__} listens on {url}", *table, "Try it:", *lines])
+
+
+def _access(settings: Settings) -> str:
+    """Who may use the gateway."""
+    if requires_identity(settings):
+        return "requests need an API key or a token (docs/security.md)"
+    if settings.insecure_no_auth:
+        return "WARNING: anybody who reaches this address may run code here (--insecure-no-auth)"
+    return "anybody on this machine; requests need no key"
+
+
+def _store_flags(settings: Settings) -> str:
+    """The flags by which another command finds the same store."""
+    if settings.store:
+        return (
+            f' --store "$WAKEGATE_STORE" --store-prefix {shlex.quote(settings.store_prefix)}'  # it may have a password
+        )
+    return f" --state-dir {shlex.quote(str(settings.state_dir))}"

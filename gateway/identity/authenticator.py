@@ -20,7 +20,7 @@ from gateway.core.documents import DocumentStore
 from gateway.core.errors import StoreUnavailableError, UnauthorizedError
 from gateway.core.identity import Identity
 from gateway.core.model import Session
-from gateway.identity import session_tokens
+from gateway.identity import keys, session_tokens
 from gateway.identity.directory import KeyDirectory, open_directory
 from gateway.identity.shared_secret import SharedSecret, load_secret
 from gateway.identity.tenants import TenantDirectory
@@ -31,6 +31,7 @@ MAX_CREDENTIAL_BYTES = 8192  # of a token with many groups
 _MAX_KNOWN = 20_000
 _DIGEST_BYTES = 16
 _REMEMBERED_S = 60.0
+_LOOK_AGAIN_INTERVAL_S = 0.2
 _MISSING = "send an API key as 'Authorization: Bearer wk_...' or 'X-API-Key: wk_...'; `wakegate keys create` makes one"
 
 
@@ -69,6 +70,7 @@ class Authenticator:
         self._salt = secrets.token_bytes(_DIGEST_BYTES)
         self._known: OrderedDict[bytes, Identity] = OrderedDict()
         self._forget_at = 0.0
+        self._look_again_at = 0.0
 
     def __repr__(self) -> str:
         return f"<Authenticator {len(self._known)} credentials known>"
@@ -138,6 +140,11 @@ class Authenticator:
         if credential.startswith(session_tokens.PREFIX):
             return session_tokens.verify(credential, self._session_key, self._clock.now())
         key = self.directory.find(credential)
+        if key is None and keys.id_of(credential) is not None and self._clock.now() >= self._look_again_at:
+            # Perhaps it was made a moment ago, by a command or another gateway. However many ask, one looks.
+            self._look_again_at = self._clock.now() + _LOOK_AGAIN_INTERVAL_S
+            await self.follow()
+            key = self.directory.find(credential)
         if key is not None:
             return key.identity()
         if self._verifier is not None and self._verifier.accepts(credential):

@@ -10,6 +10,7 @@ import websockets
 from gateway.core.identity import Identity, Role, acting_as
 from gateway.core.model import SessionId
 from gateway.identity.authenticator import Authenticator
+from gateway.identity.directory import open_directory
 from tests.support.scripted import Message, OpenScripted, ScriptedSandbox, Served, get
 
 ON_UVLOOP = True
@@ -161,3 +162,11 @@ async def test_gateway_without_authentication_asks_nobody(open_gateway: OpenScri
     session = await gateway.session()
     assert (await gateway.ask(get(session, "/x", "authorization: Bearer nonsense\n"))).status == 200
     assert sandbox.requests[-1].get("authorization") != "Bearer nonsense"
+
+
+async def test_key_that_was_just_made_elsewhere_is_known_at_once(world: World) -> None:
+    """A command makes one, and its user does not wait for the gateway's next look at the store."""
+    session = await world.session()
+    made_by_command = await open_directory(world.gateway.gateway.store.documents, world.gateway.gateway.clock)
+    key, _ = await made_by_command.create(role=Role.MEMBER, tenant="acme")
+    assert (await world.ask(session, key)).status == 200

@@ -17,6 +17,8 @@ import pytest
 from tests.support.serve import RUNTIME, Server, serve
 from tests.support.waiting import wait_until
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -49,10 +51,11 @@ def test_gateway_of_one_machine_loads_no_driver_and_no_laboratory(
     assert not loaded & {"redis", "aiocache", "gateway.autoscaler.replay.cli"}
 
 
-def test_banner_lists_what_is_served_and_three_commands_that_work(tmp_path: Path) -> None:
-    """A newcomer pastes them one after the other into a shell and sees output of a sandbox."""
+@pytest.mark.parametrize("flags", [(), ("--auth",)])
+def test_banner_lists_what_is_served_and_commands_that_work(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """A newcomer pastes them one after the other into a shell and sees output of a sandbox; a key is made first."""
     state = tmp_path / "state"
-    with serve(state, "--warm-pool", "1") as server:
+    with serve(state, "--warm-pool", "1", *flags) as server:
         assert server.process.stdout is not None
         lines: list[str] = []
         while len([line for line in lines if "curl" in line]) < 3:
@@ -61,10 +64,12 @@ def test_banner_lists_what_is_served_and_three_commands_that_work(tmp_path: Path
         for word in ("code-interpreters/default/my-interpreter", "isolation", str(state)):
             assert word in text
         assert [line.split()[0] for line in lines].count("limits") == 1
-        assert max(len(line) for line in lines if "curl" not in line and "warning" not in line) < 160
+        commands = [line for line in lines if "curl" in line or "KEY=" in line]
+        assert max(len(line) for line in lines if line not in commands and "warning" not in line) < 160
         ran = subprocess.run(
-            ["bash", "-euc", "\n".join(line for line in lines if "curl" in line)],
+            ["bash", "-euc", "\n".join(commands)],
             env={"PATH": os.environ["PATH"]},
+            cwd=ROOT,
             capture_output=True,
             text=True,
             timeout=40,
@@ -139,8 +144,8 @@ def test_things_that_are_not_there_are_all_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "part"),
     [
-        (["--host", "a..b"], "cannot listen on a..b"),
-        (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
+        (["--host", "a..b", "--insecure-no-auth"], "cannot listen on a..b"),
+        (["--host", "192.0.2.1", "--insecure-no-auth"], "cannot listen on 192.0.2.1"),
         (["--store", "sqlite:////proc/nope/x.db"], "/proc/nope/x.db"),
         (["--state-dir", "/proc/nope"], "--state-dir /proc/nope: cannot be created"),
         (["--state-dir", "/dev/null"], "--state-dir /dev/null: cannot be created"),

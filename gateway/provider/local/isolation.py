@@ -37,8 +37,7 @@ NESTED_WARNING = (
 
 # What the kernel counts for an outside user alone, one sandbox can use up for the others (docs/adr/0014).
 SHARED_USER = (
-    "all sandboxes share the gateway's user outside: pipe buffers, epoll watches and descriptors in flight between "
-    "processes are counted for all of them together"
+    "all sandboxes share the gateway's user outside: pipes, epoll watches and descriptors in flight count for all"
 )
 
 NO_FILTER_WARNING = (
