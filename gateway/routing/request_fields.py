@@ -31,6 +31,7 @@ _FOREIGN_COOKIES = (
 )  # fmt: skip
 _MOUNT_LINE = b"%b: /\r\n" % MOUNT_HEADER.encode()
 _OUR_PREFIXES = (keys.PREFIX.encode(), session_tokens.PREFIX.encode())
+_JWT_PREFIX = b"eyJ"  # base64url of `{"`: a token of OpenID Connect
 _NO_FIELDS = frozenset((b"keep-alive", b"close", b"upgrade", b""))  # what Connection has that names no field
 
 
@@ -102,7 +103,7 @@ def read_extra(request: Request, name: bytes, value: bytes) -> None:
 
 
 def _key_in_basic(encoded: bytes) -> bytes | None:
-    """The API key or session token in Basic credentials (RFC 7617), as the password or the user name; None: neither is.
+    """The API key or token in Basic credentials (RFC 7617), as the password or (ours) the user name; None: neither is.
 
     For clients that know only this: curl -u, .netrc, and AgentCube's SDK, whose requests to a session carry what is in
     the URL that it is given (https://key:wk_...@gateway) and nothing else.
@@ -111,6 +112,8 @@ def _key_in_basic(encoded: bytes) -> bytes | None:
         user, _, password = base64.b64decode(encoded.strip(), validate=True).partition(b":")
     except ValueError:
         return None
+    if password.startswith(_JWT_PREFIX) and password.count(b".") == 2:
+        return password
     return next((each for each in (password, user) if each.startswith(_OUR_PREFIXES)), None)
 
 

@@ -102,7 +102,7 @@ async def test_other_issuers_never_see_the_pods_token(pod: Path) -> None:
 
 @pytest.mark.processes
 def test_agentcubes_sdk_uses_its_pods_token(tmp_path: Path) -> None:
-    """Unmodified: `auth_token` creates and ends sessions, and its requests session carries it into the sandbox."""
+    """Unmodified: `auth_token` creates and ends sessions, and the router's URL has it for requests to the sandbox."""
     with cluster_issuer(ClusterIssuer()) as cluster:
         flags = {
             "--oidc-issuer": cluster.url, "--oidc-tenant-claim": "kubernetes.io.namespace", "--oidc-roles-claim": "sub",
@@ -110,12 +110,8 @@ def test_agentcubes_sdk_uses_its_pods_token(tmp_path: Path) -> None:
         }  # fmt: skip
         with serve(tmp_path / "state", *(part for pair in flags.items() for part in pair)) as server:
             token = cluster.token("agents", "agent")
-            with CodeInterpreterClient(
-                router_url=server.url, workload_manager_url=server.url, auth_token=token
-            ) as client:
-                with pytest.raises(requests.HTTPError, match="401"):
-                    client.execute_command("echo no")
-                client.dp_client.session.headers["Authorization"] = f"Bearer {token}"
+            router = server.url.replace("://", f"://pod:{token}@")
+            with CodeInterpreterClient(router_url=router, workload_manager_url=server.url, auth_token=token) as client:
                 assert client.execute_command("echo yes") == "yes\n"
                 caller = server.client.get("/v1/caller", headers={"authorization": f"Bearer {token}"}).json()
                 assert caller["tenant"] == "agents"
