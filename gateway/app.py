@@ -7,8 +7,10 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from gateway import __version__
@@ -55,6 +57,9 @@ from gateway.sessions.build import Sessions, SessionSettings, make_sessions
 from gateway.sessions.idleness import HEARTBEAT_INTERVAL_S
 from gateway.sessions.restorability import restore_problems
 from gateway.snapshots.keeper import make_keeper
+from gateway.usage.meter import Meter
+from gateway.usage.prices import load_prices
+from gateway.usage.recorder import SAMPLE_INTERVAL_S, Place, Requests, UsageRecorder
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +131,7 @@ class Gateway:
         self.lifecycle = self.sessions.lifecycle
         self.activity = self.sessions.activity
         self.activator = self._make_activator()
+        self.usage = self._make_usage(shared=shared, me=me)
         self.autoscaler = self._make_autoscaler(shared=shared, me=me)
         self.advisor = self._make_advisor()
         self.metrics = self._make_metrics()
@@ -186,6 +192,28 @@ class Gateway:
             peer_tls=self._peer_tls,
         )
 
+    def _make_usage(self, *, shared: bool, me: str) -> UsageRecorder:
+        # After `takeover_after` without a heartbeat others may have taken sessions over, and count their time.
+        longest_gap = self.settings.takeover_after / 2 if me else float("inf")
+        return UsageRecorder(
+            Meter(longest_gap=longest_gap),
+            self.store,
+            self.provider,
+            self.catalog,
+            self.clock,
+            Place(uuid.uuid4().hex, self._holder, me, shared),
+            interval=self.settings.usage_interval,
+            take_requests=self._take_requests,
+            last_used=self.activity.latest,
+        )
+
+    def _usage_sample_s(self) -> float:
+        return min(SAMPLE_INTERVAL_S, self.settings.takeover_after / 4)
+
+    def _take_requests(self) -> Iterator[Requests]:
+        for entry, requests, egress_bytes in self.counters.traffic.take():
+            yield Requests(entry.session_id, entry.tenant, entry.runtime, requests, egress_bytes)
+
     def _peer_tls(self) -> ssl.SSLContext:
         return default_peer_context() if self.certificates is None else self.certificates.peers
 
@@ -230,6 +258,7 @@ class Gateway:
             clock=self.clock,
             counters=self.counters,
             tenants=self.tenants,
+            prices=load_prices(self.settings.prices) if self.settings.prices != Path() else None,
             explain_pools=lambda: {**self.autoscaler.explain(), "sessions": self.advisor.explain()},
             is_leaving=lambda: self.activator.leaving,
             render_metrics=self.metrics.render,
@@ -244,6 +273,8 @@ class Gateway:
         sessions.idleness.use_work_check(executor.busy)
         sessions.opener.on_wake(self.advisor.woken)
         sessions.bindings.on_unbound(self.advisor.unbound)
+        sessions.bindings.on_bound(self.usage.bound)
+        sessions.bindings.on_removed(self.usage.removed)
         sessions.lifecycle.on_end(self.advisor.ended)
         sessions.admission.on_waiting(self.autoscaler.waiting)
         sessions.admission.on_claim(self.autoscaler.claimed)
@@ -308,6 +339,7 @@ class Gateway:
             await self.provider.start()
             stack.push_async_callback(self.provider.aclose)
             await self.provider.apply(self.catalog.all())
+            stack.push_async_callback(self._last_usage)
             for runtime in self.catalog.all():
                 self.counters.of(runtime.key)  # so that failures before its first success count for this runtime
             if membership.me:
@@ -335,6 +367,8 @@ class Gateway:
                 ("exchanges", self.proxy.run_ticker()),
                 ("activity", every(HEARTBEAT_INTERVAL_S, sessions.idleness.flush)),
                 ("durations", every(HEARTBEAT_INTERVAL_S, sessions.durations.catch_up)),
+                ("usage", every(self._usage_sample_s(), self.usage.tick)),
+                ("usage records", every(self.settings.usage_interval, self.usage.flush)),
                 ("sweeper", every(self.settings.sweep_interval, sessions.sweeper.sweep)),
                 ("checkpoints", every(CHECKPOINT_INTERVAL_S, sessions.sweeper.checkpoint)),
                 ("quiet routes", every(UNUSED_ROUTES_INTERVAL_S, self._forget_quiet)),
@@ -441,6 +475,12 @@ class Gateway:
         """Observe the size of a snapshot after `keep` or `checkpoint`; the reference contains it."""
         if verb in ("keep", "checkpoint") and isinstance(answer, str) and "#" in answer:
             self.counters.snapshot_bytes[verb].observe(SnapshotRef(answer).size)
+
+    async def _last_usage(self) -> None:
+        try:
+            await self.usage.flush()
+        except WakegateError as error:
+            logger.warning("cannot write the last usage of tenants: %s", error)
 
     async def _last_flush(self) -> None:
         try:

@@ -36,6 +36,7 @@ from gateway.api.relay import is_relayed
 from gateway.api.tenants import TenantsAPI
 from gateway.api.tools.service import ToolService
 from gateway.api.unknown import shape_of, unknown_answer
+from gateway.api.usage import UsageAPI
 from gateway.audit.log import AuditLog
 from gateway.core.clock import Clock
 from gateway.core.interfaces import RuntimeCatalog, SandboxCaller, SandboxProvider, SessionStore
@@ -46,6 +47,7 @@ from gateway.identity.tenants import TenantDirectory
 from gateway.observability.counters import Counters, status_label
 from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.lifecycle import Lifecycle
+from gateway.usage.prices import Prices
 
 ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -68,6 +70,7 @@ class Surfaces:
         counters: Counters,
         tenants: TenantDirectory,
         *,
+        prices: Prices | None = None,
         explain_pools: Callable[[], dict[str, Any]],
         is_leaving: Callable[[], bool],
         render_metrics: Callable[[str], Awaitable[tuple[bytes, str]]],
@@ -97,6 +100,7 @@ class Surfaces:
                 render_metrics=render_metrics,
                 unready=lambda: audit.unready if audit is not None else "",
             ).handlers(),
+            **UsageAPI(store, clock, prices).handlers(),
             **ToolsAPI(self._tools, lifecycle, catalog, reporting_caller, clock).handlers(),
             **ContainersAPI(lifecycle, store, catalog).handlers(),
             **ContainerFilesAPI(lifecycle, reporting_caller).handlers(),

@@ -35,6 +35,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     "list_runtimes": Permission.READ_RUNTIMES,
     "explain_autoscaler": Permission.READ_POOLS,
     "export_claim_history": Permission.READ_POOLS,
+    "get_usage": Permission.READ_USAGE,
     "create_key": Permission.MANAGE_KEYS,
     "list_keys": Permission.MANAGE_KEYS,
     "revoke_key": Permission.MANAGE_KEYS,

@@ -29,7 +29,7 @@ from gateway.core.model import (
     SuspendReport,
 )
 from gateway.core.quota import QuotaLedger
-from gateway.core.usage import UsageStore
+from gateway.core.usage import SandboxUsage, UsageStore
 
 
 class SessionStore(Protocol):
@@ -192,6 +192,19 @@ class SandboxProvider(Protocol):
 
     def watch(self) -> AsyncIterator[SandboxEvent]:
         """Yield an event for each sandbox that ends without being released, as it happens."""
+        ...
+
+
+@runtime_checkable
+class EngineMeter(Protocol):
+    """What an engine can measure of its sandboxes, for usage metering. Not every engine can."""
+
+    async def usage(self, sandboxes: Sequence[SandboxId]) -> Mapping[SandboxId, SandboxUsage]:
+        """What each uses, or used before it ended a moment ago. Unknown ones are left out."""
+        ...
+
+    async def parked_bytes(self, reference: str) -> int:
+        """The size of a parked workspace; 0 if it is not here, or not measured yet."""
         ...
 
 

@@ -375,6 +375,16 @@ class Settings:
         low=16,
     )
 
+    usage_interval: float = _setting(
+        10.0,
+        "interval between writes of what tenants have used; a gateway that is killed loses at most this much",
+        kind="duration",
+        low=0.1,
+    )
+    prices: Path = _setting(
+        Path(), "TOML file of prices, with which /v1/usage shows costs; docs/usage.md has an example",
+        kind="path", metavar="FILE",
+    )  # fmt: skip
     log_level: str = _setting(
         "info", "lowest severity that is logged", kind="text", choices=("debug", "info", "warning", "error")
     )

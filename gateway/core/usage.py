@@ -54,6 +54,18 @@ class UsageKey:
         return self.hour + (SESSION_RETENTION_S if self.session else TOTAL_RETENTION_S)
 
 
+@dataclass(frozen=True, slots=True)
+class SandboxUsage:
+    """What a sandbox really uses: CPU time since it was bound, or busy cores where only that is known; bytes now.
+
+    `memory_bytes` is None for one that has ended: its last CPU time counts, its memory is free.
+    """
+
+    cpu_s: float | None = None
+    memory_bytes: float | None = None
+    cores: float | None = None
+
+
 Amounts = Mapping[str, float]
 Rows = Mapping[UsageKey, Amounts]
 

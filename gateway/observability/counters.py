@@ -15,6 +15,7 @@ from http import HTTPStatus
 from time import perf_counter
 
 from gateway.core.model import RuntimeKey, StartKind
+from gateway.observability.traffic import Traffic
 
 # Upper bounds of buckets. A request on a warm route takes under a millisecond, a cold start seconds: hence the range.
 DURATION_BUCKETS_S = (
@@ -136,6 +137,7 @@ class Counters:
             lambda: Histogram(SIZE_BUCKETS_BYTES)
         )  # by operation
         self.loop_lag = Histogram(LAG_BUCKETS_S)
+        self.traffic = Traffic()
 
     def of(self, runtime: RuntimeKey) -> RuntimeCounters:
         """The counters of a served runtime, created on first use."""

@@ -151,8 +151,9 @@ class Exchange:
             self._cycle is not None
             and not self.sends_only
             and connection.is_whole
-            and self._cycle.respond(connection.status, headers, connection.whole_body())
+            and self._cycle.respond(connection.status, headers, body := connection.whole_body())
         ):
+            self._count_bytes(len(body))
             return
         loop = asyncio.get_running_loop()
         self.started = True
@@ -165,7 +166,12 @@ class Exchange:
             self.waits_for = "sandbox"  # its idle timeout counts from the connection's last byte
             data, more = await connection.read()
             self.waits_for, self._since = "client read", loop.time()
+            self._count_bytes(len(data))
             await send({"type": "http.response.body", "body": data, "more_body": more})
+
+    def _count_bytes(self, count: int) -> None:
+        if self.route is not None:
+            self.route.traffic.egress_bytes += count
 
     def hold(self, route: Route, reservation: Reservation | None = None) -> None:
         """It has a slot on this route from now on; `reservation` says how, unless the route was live."""

@@ -128,9 +128,11 @@ class FastExchange:
                     incoming.id_line,
                     b"server-timing: upstream;dur=%.3f\r\n" % (took * 1e3),
                 )
-                if self.cycle.respond_lines(connection.status, lines, connection.whole_body(), self._fast_path.batch):
+                body = connection.whole_body()
+                if self.cycle.respond_lines(connection.status, lines, body, self._fast_path.batch):
                     route.counted.live[connection.status] += 1
                     route.counted.quick.observe(took)
+                    route.traffic.egress_bytes += len(body)
                     self._fast_path.end(self)
                     return
         self._fast_path.hand_on(self)

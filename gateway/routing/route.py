@@ -15,6 +15,7 @@ from gateway.core.errors import QueueFullError, TokenRefusedError, UpstreamConne
 from gateway.core.model import Kind, Sandbox, Session, StartKind
 from gateway.identity.peers import PeerSigner
 from gateway.observability.counters import RuntimeCounters
+from gateway.observability.traffic import SessionTraffic
 from gateway.routing.connection import UpstreamConnection
 from gateway.routing.pool import UpstreamPool
 from gateway.routing.responses import session_fields
@@ -61,6 +62,7 @@ class Route:
         "session_id",
         "session_id_bytes",
         "tenant",
+        "traffic",
         "trusted_until",
         "user",
     )  # fmt: skip
@@ -73,6 +75,7 @@ class Route:
         activity: SessionActivity,
         limits: HoldLimits,
         counted: RuntimeCounters,
+        traffic: SessionTraffic,
         *,
         branches: tuple[tuple[bytes, UpstreamPool], ...] = (),
         peer: PeerSigner | None = None,
@@ -92,6 +95,8 @@ class Route:
         self.branches = branches
         self.activity = activity
         self.counted = counted
+        self.traffic = traffic
+        traffic.routes += 1
         self.fields = session_fields(self.session_id_bytes)  # for every answer on this route
         live = [*self.fields, (b"x-wakegate-start", b"live")]
         # The same for the fast path; `port_lines` where a server behind one of the sandbox's ports answers.
@@ -184,6 +189,8 @@ class Route:
 
     def close(self) -> None:
         """No new request is sent here. Requests under way go on; their connections are closed after them."""
+        if not self.closed and not self.in_flight:
+            self.traffic.routes -= 1
         self.closed = True
         for pool in self.pools():
             pool.close()
@@ -225,10 +232,11 @@ class Route:
         activity = self.activity
         activity.in_flight -= 1
         activity.last = now
+        self.traffic.requests += 1
         if self._queue:
             self._hand_over()
         else:
-            self.in_flight -= 1
+            self._free_slot()
 
     @contextmanager
     def hold_for_socket(self) -> Iterator[None]:
@@ -246,7 +254,12 @@ class Route:
             if not turn.done():
                 turn.set_result(None)
                 return
+        self._free_slot()
+
+    def _free_slot(self) -> None:
         self.in_flight -= 1
+        if self.closed and not self.in_flight:
+            self.traffic.routes -= 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import Endpoint, Kind, RuntimeKey, Sandbox, Session, StartKind
 from gateway.identity.peers import PeerSigner
 from gateway.observability.counters import Counters
+from gateway.observability.traffic import SessionTraffic
 from gateway.routing.pool import UpstreamPool
 from gateway.routing.route import HoldLimits, Route
 from gateway.sandbox.tokens import TokenIssuer
@@ -56,6 +57,7 @@ class RouteBuilder:
             self._activity.of(session.id, self._clock.now()),
             self._limits,
             self._counters.of(session.runtime),
+            self._counters.traffic.of(session),
             branches=self._branches(session.runtime, sandbox.endpoint),
         )
 
@@ -68,7 +70,8 @@ class RouteBuilder:
         sandbox = Sandbox(peer_sandbox(peer), session.runtime, endpoint, StartKind.LIVE, now, session.id)
         pool = UpstreamPool(endpoint, connect_timeout=self._connect_timeout, tls=self._peer_tls if secure else None)
         counted = self._counters.of(session.runtime)
-        route = Route(session, sandbox, pool, SessionActivity(now), self._limits, counted, peer=self._peers)
+        activity, traffic = SessionActivity(now), SessionTraffic(session)
+        route = Route(session, sandbox, pool, activity, self._limits, counted, traffic, peer=self._peers)
         route.set_head(_first_lines(route), float("inf"))
         return route
 

@@ -209,6 +209,7 @@ class WebSocketProxy:
             while True:
                 data = await _message(upstream)
                 route.touch(self._clock.now())
+                route.traffic.egress_bytes += len(data)
                 await send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
         except ConnectionClosed as closed:
             code, reason = _closing(closed)

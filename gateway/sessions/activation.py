@@ -117,7 +117,7 @@ class SessionOpener:
             if session.sandbox is not None and session.state is SessionState.ACTIVE:
                 alive = await self._provider.find(session.sandbox.id) if here else None
                 if alive is not None and alive.id != unreachable:
-                    self._bindings.add(alive.id, session_id, session.tenant)
+                    self._bindings.add(alive.id, session)
                     return Opened(session, alive, StartKind.LIVE, session.restored)
                 reason = "its sandbox does not answer" if here else f"its gateway {session.owner} is not running"
                 session = await self._recovery.salvage(session, reason)
@@ -163,7 +163,7 @@ class SessionOpener:
                 "session %s lost its sandbox (%s); restored: %s", session.id, session.reason or "unknown", restored
             )
             session = replace(session, restored=restored)  # written by the next transition
-        self._bindings.add(sandbox.id, session.id, session.tenant)
+        self._bindings.add(sandbox.id, session, _start_of(session, sandbox))
         try:
             if session.snapshot is not None:
                 session = await self._transitions.restore(session, sandbox, runtime)
@@ -204,6 +204,12 @@ class SessionOpener:
             await self._quotas.settled(session)
             raise
         return sandbox, took
+
+
+def _start_of(session: Session, sandbox: Sandbox) -> StartKind:
+    if session.snapshot is None:
+        return sandbox.start
+    return StartKind.WAKE if sandbox.start is StartKind.WARM else StartKind.WAKE_COLD
 
 
 def require_runtime(catalog: RuntimeCatalog, key: RuntimeKey) -> Runtime:

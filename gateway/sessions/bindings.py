@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from gateway.core.model import SandboxId, SessionId
+from gateway.core.model import SandboxId, Session, SessionId, StartKind
 
 Unbound = Callable[[SessionId, SandboxId | None], None]
+Bound = Callable[[Session, SandboxId, StartKind | None], None]
 
 
 class Bindings:
@@ -22,6 +23,8 @@ class Bindings:
         self._tenants: dict[SandboxId, str] = {}
         self._counts: Counter[str] = Counter()  # sandboxes by tenant
         self._listeners: list[Unbound] = []
+        self._bound: list[Bound] = []
+        self._removed: list[Callable[[SandboxId], None]] = []
 
     def __contains__(self, sandbox_id: SandboxId) -> bool:
         return sandbox_id in self._sessions
@@ -38,25 +41,40 @@ class Bindings:
         """A copy of the present pairs: bindings change while callers iterate and await."""
         return list(self._sessions.items())
 
-    def add(self, sandbox_id: SandboxId, session_id: SessionId, tenant: str) -> None:
-        """Record that the session, which is of that tenant, has this sandbox."""
-        self.remove(sandbox_id)
-        self._sessions[sandbox_id] = session_id
-        self._tenants[sandbox_id] = tenant
-        self._counts[tenant] += 1
+    def add(self, sandbox_id: SandboxId, session: Session, start: StartKind | None = None) -> None:
+        """Record that the session has this sandbox. `start`: it was claimed for the session just now, in this way."""
+        if sandbox_id in self._sessions:
+            return
+        self._sessions[sandbox_id] = session.id
+        self._tenants[sandbox_id] = session.tenant
+        self._counts[session.tenant] += 1
+        for listener in self._bound:
+            listener(session, sandbox_id, start)
 
     def count(self, tenant: str) -> int:
         """How many sandboxes sessions of a tenant have here."""
         return self._counts[tenant]
 
     def remove(self, sandbox_id: SandboxId) -> SessionId | None:
-        """Drop a sandbox without notifying listeners. Returns its session; None if it was not bound here."""
-        tenant = self._tenants.pop(sandbox_id, None)
-        if tenant is not None:
-            self._counts[tenant] -= 1
-            if not self._counts[tenant]:
-                del self._counts[tenant]
-        return self._sessions.pop(sandbox_id, None)
+        """Drop a sandbox without telling those of `on_unbound`. Returns its session; None if it was not bound here."""
+        session_id = self._sessions.pop(sandbox_id, None)
+        if session_id is None:
+            return None
+        tenant = self._tenants.pop(sandbox_id)
+        self._counts[tenant] -= 1
+        if not self._counts[tenant]:
+            del self._counts[tenant]
+        for listener in self._removed:
+            listener(sandbox_id)
+        return session_id
+
+    def on_bound(self, listener: Bound) -> None:
+        """Call `listener(session, sandbox, start)` on each `add` of a sandbox that was not bound here."""
+        self._bound.append(listener)
+
+    def on_removed(self, listener: Callable[[SandboxId], None]) -> None:
+        """Call `listener(sandbox)` on each `remove` of one that was."""
+        self._removed.append(listener)
 
     def on_unbound(self, listener: Unbound) -> None:
         """Call `listener(session, sandbox)` on each `notify_unbound`."""

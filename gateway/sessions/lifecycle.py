@@ -300,7 +300,7 @@ class Lifecycle:
 
     async def _bind(self, session: Session, sandbox: Sandbox) -> Session:
         """Write the record that names the sandbox, or release the sandbox if that fails."""
-        self._bindings.add(sandbox.id, session.id, session.tenant)
+        self._bindings.add(sandbox.id, session, sandbox.start)
         try:
             return await self._records.put(session)
         except BaseException:

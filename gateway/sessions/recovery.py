@@ -62,7 +62,7 @@ class Recovery:
     async def _recover(self, listed: Session, sandbox_id: SandboxId) -> None:
         """Bind the sandbox again if it still runs, or keep what is left of its workspace."""
         if await self._provider.find(sandbox_id) is not None:
-            self._bindings.add(sandbox_id, listed.id, listed.tenant)
+            self._bindings.add(sandbox_id, listed)
             return
         async with self._records.holding(listed.id):
             session = await self._records.get(listed.id)

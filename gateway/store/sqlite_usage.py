@@ -90,4 +90,6 @@ def _rows(arguments: Sequence[Any]) -> Callable[[sqlite3.Connection], list[Seque
 
 
 def _sum(kept: Mapping[str, float], amounts: Amounts) -> dict[str, float]:
-    return {name: kept.get(name, 0.0) + amounts.get(name, 0.0) for name in (*kept, *(amounts.keys() - kept.keys()))}
+    # str(): orjson takes no key of a subclass of it, as Quantity is one.
+    names = (*kept, *(amounts.keys() - kept.keys()))
+    return {str(name): kept.get(name, 0.0) + amounts.get(name, 0.0) for name in names}

@@ -94,6 +94,11 @@ class Meter:
         return [*self._held, *self._ended]
 
     @property
+    def ended(self) -> list[SandboxId]:
+        """Those of `measurable` that are not held any more."""
+        return list(self._ended)
+
+    @property
     def held(self) -> dict[SandboxId, Account]:
         """The sandboxes whose time counts."""
         return {sandbox_id: held.account for sandbox_id, held in self._held.items()}
@@ -130,11 +135,20 @@ class Meter:
         self._held.clear()
         self._ended.clear()
 
-    def measured(self, sandbox_id: SandboxId, cpu_s: float | None, memory_bytes: float | None, now: Moment) -> None:
+    def measured(
+        self,
+        sandbox_id: SandboxId,
+        cpu_s: float | None,
+        memory_bytes: float | None,
+        now: Moment,
+        *,
+        cores: float | None = None,
+    ) -> None:
         """Count what the sandbox used in the time that was counted since its last measurement.
 
         `cpu_s`: seconds of CPU since it was bound. `memory_bytes`: what it holds now, taken for the whole interval;
-        None: it has ended, and is taken to have held what it did before.
+        None: it has ended, and is taken to have held what it did before. `cores`: in place of `cpu_s`, where an engine
+        tells how many cores it keeps busy on average.
         """
         held = self._held.get(sandbox_id) or self._ended.get(sandbox_id)
         if held is None:
@@ -144,6 +158,8 @@ class Meter:
         if cpu_s is not None and cpu_s > held.cpu_s:
             self.span(held.account, Quantity.CPU_SECONDS, cpu_s - held.cpu_s, now.wall, over=passed)
             held.cpu_s = cpu_s
+        elif cores is not None:
+            self.span(held.account, Quantity.CPU_SECONDS, cores * passed, now.wall, over=passed)
         self.span(held.account, Quantity.MEMORY_BYTE_SECONDS, held.memory * passed, now.wall, over=passed)
 
     def forget_ended(self, sandboxes: Sequence[SandboxId]) -> None:

@@ -13,7 +13,7 @@ import redis
 
 from gateway.core.errors import StoreUnavailableError
 from gateway.core.interfaces import SessionStore
-from gateway.core.usage import HOUR_S, SESSION_RETENTION_S, TOTAL_RETENTION_S, UsageKey, UsageStore
+from gateway.core.usage import HOUR_S, SESSION_RETENTION_S, TOTAL_RETENTION_S, Quantity, UsageKey, UsageStore
 from gateway.store.cached import CachedStore
 from gateway.store.memory import MemoryStore
 from gateway.store.redis import RedisStore
@@ -78,7 +78,7 @@ async def rows(usage: UsageStore, since: int = 0, until: int = HOUR + HOUR_S, **
 
 async def test_amounts_of_one_row_add_up(usage: UsageStore) -> None:
     """Batches add to what is there, quantity by quantity, whoever wrote them."""
-    assert await usage.add("a", 1, {key(): {"requests": 2.0, "cpu_seconds": 0.25}})
+    assert await usage.add("a", 1, {key(): {Quantity.REQUESTS: 2.0, Quantity.CPU_SECONDS: 0.25}})
     assert await usage.add("b", 1, {key(): {"requests": 3.0, "idle_seconds": 1.5}})
 
     assert await rows(usage) == {key(): {"requests": 5.0, "cpu_seconds": 0.25, "idle_seconds": 1.5}}

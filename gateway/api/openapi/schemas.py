@@ -74,6 +74,10 @@ _LIMITS: Schema = {
     ),
     "description": "What is absent is not limited.",
 }  # fmt: skip
+_USED = (
+    "sandboxSeconds idleSeconds hibernatedSeconds warmPoolSeconds cpuSeconds memoryByteSeconds egressBytes requests "
+    "startsWarm startsCold startsWake startsWakeCold vcpuSeconds memoryLimitByteSeconds gpuSeconds storedByteHours"
+)
 _CALL = obj(
     "id function",
     id={"type": "string", "minLength": 1, "maxLength": 256},
@@ -149,6 +153,18 @@ SCHEMAS: dict[str, Schema] = {
         role=TEXT,
         runtimes=array_of(TEXT),
         expiresAt=nullable(MOMENT),
+    ),
+    "Usage": obj(
+        "from to usage",
+        **{"from": MOMENT, "to": MOMENT, "currency": TEXT},
+        usage=array_of(
+            obj(
+                _USED,
+                **dict.fromkeys(("tenant", "runtime", "size", "session", "day", "hour"), TEXT),
+                **dict.fromkeys(_USED.split(), NUMBER),
+                **dict.fromkeys(("cost", "costWithoutHibernation", "idleCost", "warmPoolCost"), NUMBER),
+            )
+        ),
     ),
     "Sessions": obj("sessions next", sessions=array_of(ref("Session")), next=nullable(TEXT)),
     "Runtimes": obj("runtimes", runtimes=array_of(obj("namespace name kind pool", pool={"type": "object"}))),

@@ -66,6 +66,17 @@ NATIVE: Mapping[str, Operation] = {
     ), sandbox=False),
 }  # fmt: skip
 
+USAGE: Mapping[str, Operation] = {
+    "get_usage":
+        Operation("GET", "/v1/usage", "usage", "What tenants have used, and what it costs.", _ok("Usage"), (
+        Parameter("from", "RFC 3339, or seconds since 1970; rounded down to the hour. A day before `to` if absent."),
+        Parameter("to", "The same, rounded up; now if absent."),
+        Parameter("group_by", "Some of tenant, runtime, size, session, day, hour, comma-separated; tenant if absent."),
+        Parameter("tenant", "Only of this tenant."),
+        Parameter("format", "json if absent.", {"enum": ["json", "csv"]}),
+    ), sandbox=False, more=(Answer("The rows of `usage`, with a header line.", _TEXT, "text/csv"),)),
+}  # fmt: skip
+
 KEYS: Mapping[str, Operation] = {
     "create_session_token":
         Operation("POST", "/v1/sessions/{session_id}/tokens", "keys", "Make a token that is good for one session.",
@@ -212,4 +223,4 @@ CONTAINERS: Mapping[str, Operation] = {
 }  # fmt: skip
 
 # Every operation of the control surfaces by name: the router (api/app.py) and /openapi.json are both made from this.
-CONTROL: Mapping[str, Operation] = {**NATIVE, **KEYS, **TENANTS, **TOOLS, **CONTAINERS, **AGENTCUBE, **HEALTH}
+CONTROL: Mapping[str, Operation] = {**NATIVE, **USAGE, **KEYS, **TENANTS, **TOOLS, **CONTAINERS, **AGENTCUBE, **HEALTH}
