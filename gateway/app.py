@@ -66,7 +66,7 @@ logger = logging.getLogger(__name__)
 ADVISE_INTERVAL_S = 5.0
 CHECKPOINT_INTERVAL_S = 1.0  # between checks of which sessions are due for a checkpoint
 UNUSED_ROUTES_INTERVAL_S = 2.0
-REFILL_INTERVAL_S = 0.05  # of the tokens for tenants' requests: the grain of a rate
+REFILL_INTERVAL_S = 0.1  # of the tokens for tenants' requests: the grain of a rate
 GATEWAY_TTL_S = 3.5  # of a gateway among which rates are shared: it may miss two announcements
 # Label values of wakegate_keeper_*, a contract with dashboards: they stay when the methods are renamed.
 KEEPER_LABELS = {

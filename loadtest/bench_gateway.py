@@ -1,7 +1,7 @@
 """A gateway on a scripted provider, for benchmarks: every session's sandbox is the given endpoint.
 
-With `local` instead of an endpoint the sandboxes are real. Prints `URL session-id endpoint` when it is ready, and at
-the end the number of store calls and signatures, for which benchmarks have bars.
+With `local` instead of an endpoint the sandboxes are real. Prints `URL session-id endpoint [key]` when it is ready,
+and at the end the number of store calls and signatures, for which benchmarks have bars.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from typing import Any
 
 import uvloop
 
+from gateway.app import Gateway
 from gateway.core.clock import SystemClock
+from gateway.core.identity import Role
 from gateway.core.interfaces import SandboxProvider
-from gateway.core.model import Endpoint, RuntimeKey
+from gateway.core.model import DEFAULT_TENANT, Endpoint, RuntimeKey
+from gateway.identity.tenants import parse_limits
 from gateway.provider.local import LocalProvider
 from gateway.routing.target import Target
 from gateway.serving.server import serving
@@ -25,7 +28,7 @@ from gateway.sessions.activation import Opened
 from gateway.testing import ScriptedProvider, scripted_gateway
 
 
-async def serve(endpoint: Endpoint | None, folder: Path, settings: dict[str, Any]) -> None:
+async def serve(endpoint: Endpoint | None, folder: Path, settings: dict[str, Any], *, rated: bool) -> None:
     """Serve until SIGTERM. `endpoint` None: a real local sandbox. `settings` are those of gateway/core/settings.py."""
     clock = SystemClock()
     provider: SandboxProvider
@@ -43,10 +46,21 @@ async def serve(endpoint: Endpoint | None, folder: Path, settings: dict[str, Any
         signed = gateway.tokens.signed
         where = opened.sandbox.endpoint
         # HAProxy's notation of a unix socket is unix@PATH.
-        print(url, opened.session.id, f"unix@{where.uds}" if where.uds else where, flush=True)
+        key = [await make_key(gateway, rated=rated)] if gateway.settings.auth else []
+        print(url, opened.session.id, f"unix@{where.uds}" if where.uds else where, *key, flush=True)
         await ended
         calls = {verb: times.total for verb, times in gateway.counters.store.durations.items()}
         print(json.dumps({"store": calls, "signed": gateway.tokens.signed - signed}), flush=True)
+
+
+async def make_key(gateway: Gateway, *, rated: bool) -> str:
+    """A key of the session's tenant; `rated`: which may send more requests per second than any load has."""
+    if rated:
+        await gateway.tenants.put(DEFAULT_TENANT, parse_limits({"requestsPerSecond": 1e9}))
+    authenticator = gateway.surfaces.keys.authenticator
+    assert authenticator is not None
+    key, _ = await authenticator.directory.create(role=Role.MEMBER)
+    return key
 
 
 def main() -> None:
@@ -55,14 +69,21 @@ def main() -> None:
     parser.add_argument("endpoint", help="HOST:PORT of an upstream, or `local` for a real sandbox")
     parser.add_argument("--access-log", action="store_true")
     parser.add_argument("--otlp-endpoint", default="")
+    parser.add_argument("--auth", action="store_true", help="ask for a key, which is printed too")
+    parser.add_argument("--rate", action="store_true", help="with --auth: count the tenant's requests")
     args = parser.parse_args()
     text = args.endpoint
-    settings = {"access_log": args.access_log, "log_format": "json", "otlp_endpoint": args.otlp_endpoint}
+    settings = {
+        "access_log": args.access_log,
+        "log_format": "json",
+        "otlp_endpoint": args.otlp_endpoint,
+        "auth": args.auth,
+    }
     host, _, port = text.rpartition(":")
     endpoint = None if text == "local" else Endpoint(host=host, port=int(port))
     logging.basicConfig(level="WARNING")
     with tempfile.TemporaryDirectory() as folder:
-        uvloop.run(serve(endpoint, Path(folder), settings))
+        uvloop.run(serve(endpoint, Path(folder), settings, rated=args.rate))
 
 
 if __name__ == "__main__":

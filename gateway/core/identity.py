@@ -95,6 +95,13 @@ class Identity:
     expires_at: float = float("inf")
     budget: RequestBudget | None = field(default=None, compare=False, repr=False)  # None: requests are not counted
 
+    def spend(self) -> None:
+        """Count a request of its tenant's. Raises RateLimitError when that asks too often."""
+        if self.budget is not None:
+            if self.budget.left < 1:
+                raise self.budget.refusal()
+            self.budget.left -= 1
+
     def may(self, permission: Permission) -> bool:
         """Whether its role has this permission."""
         return permission is Permission.PUBLIC or permission in ROLES[self.role]

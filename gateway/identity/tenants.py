@@ -229,7 +229,7 @@ class TenantDirectory:
         self._stored: dict[str, TenantLimits | None] = {}  # None: the tenant was deleted
         self._budgets: dict[str, Budget] = {}
         self._gateways = 1
-        self._refilled = 0.0
+        self._refilled: float | None = None
 
     def __repr__(self) -> str:
         return f"<TenantDirectory of {len(self.names())} tenants>"
@@ -320,7 +320,8 @@ class TenantDirectory:
 
     def refill(self, now: float) -> None:
         """Add to each budget what came in since the last call. `now` is of a monotonic clock."""
-        since, self._refilled = now - self._refilled, now
+        since = 0.0 if self._refilled is None else now - self._refilled
+        self._refilled = now
         for budget in self._budgets.values():
             budget.refill(since)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from time import perf_counter
 
-from gateway.core.errors import BadRequestError
+from gateway.core.errors import BadRequestError, LimitError, WakegateError
 from gateway.core.identity import Identity
 from gateway.observability.request_record import Record
 from gateway.routing.access import AccessPolicy
@@ -55,7 +55,7 @@ def _parse_with_host(scope: Scope, request: Request, access: AccessPolicy) -> Ta
 class Incoming:
     """A request as it was read. The fast path makes one and, where it cannot serve the request, hands it on.
 
-    `target`: where it goes, or BadRequestError when it cannot be read (`request` is then empty) or is refused.
+    `target`: where it goes, or the error of a request that cannot be read (`request` is then empty) or is refused.
     `reader`: the origin of another site's page that may read the answer, which then takes the slow path.
     `was_control`: a control surface's own path, which was refused: the answer is in that surface's shape.
     `route`: a live session's, with one of its slots taken.
@@ -80,7 +80,7 @@ class Incoming:
         self.was_control = False
         self.url_token: bytes | None = None
         request: Request | None = None
-        target: Target | NotProxied | BadRequestError | None = None
+        target: Target | NotProxied | WakegateError | None = None
         try:
             scheme = _SCHEMES[scope["scheme"]]
             verify = None
@@ -113,7 +113,9 @@ class Incoming:
                 target = NotProxied.PREFLIGHT
             if request.hops and type(target) is Target:
                 target = replace(target, passed_on=True)
-        except BadRequestError as error:
+            if self.identity is not None and self.identity.budget is not None and request.passed_on_for is None:
+                self.identity.spend()  # what another gateway passes on, that one has counted
+        except (BadRequestError, LimitError) as error:
             self.was_control = target is NotProxied.CONTROL
             target = error
             self.reader = access.reader_among(scope["headers"])

@@ -14,7 +14,7 @@ from typing import Any
 from structlog.contextvars import bind_contextvars
 
 from gateway.core.clock import Clock
-from gateway.core.errors import BadRequestError, UpstreamBrokenError, UpstreamConnectError, WakegateError
+from gateway.core.errors import UpstreamBrokenError, UpstreamConnectError, WakegateError
 from gateway.core.identity import NOBODY, act_as, current
 from gateway.core.model import StartKind
 from gateway.identity.scope import require_use
@@ -109,7 +109,7 @@ class Proxy:
                 await answer_preflight(send, incoming.reader, scope["headers"], incoming.id_line)
                 return
             send = readable(send, incoming.reader)
-        if isinstance(target, BadRequestError):
+        if isinstance(target, WakegateError):
             self._counters.errors[target.code] += 1
             if incoming.was_control:
                 # In the shape of the surface that the path belongs to.
@@ -124,7 +124,10 @@ class Proxy:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         try:
-            identity = incoming.identity or await self.access.authenticate(incoming.request.credential)
+            identity = incoming.identity
+            if identity is None:
+                identity = await self.access.authenticate(incoming.request.credential)
+                identity.spend()
         except WakegateError as error:
             await self._unauthenticated(scope, receive, send, incoming, error)
             return

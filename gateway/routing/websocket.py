@@ -85,14 +85,17 @@ class WebSocketProxy:
         target = incoming.target
         session = incoming.request.session
         try:
-            if isinstance(target, BadRequestError):
+            if isinstance(target, WakegateError):
                 raise target
             if not isinstance(target, Target):
                 raise NotFoundError(
                     "no sandbox is behind this path; a WebSocket needs a session header, an invocations or a ports path"
                 )
             session = target.session_id.encode("ascii") if target.session_id else None
-            identity = incoming.identity or await self._access.authenticate(incoming.request.credential)
+            identity = incoming.identity
+            if identity is None:
+                identity = await self._access.authenticate(incoming.request.credential)
+                identity.spend()
             if record is not None:
                 record.identity = identity
             require_use(identity, target.path)

@@ -62,6 +62,7 @@ class Sessions:
     opener: SessionOpener
     lifecycle: Lifecycle
     sweeper: Sweeper
+    audit: QuotaAudit
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,7 @@ def make_sessions(
     records = Records(store, holder, quotas, shared=shared, cached=cached_store)
     base = _make_base(outside, records, settings, me)
     operations = _make_operations(outside, base)
+    audit = QuotaAudit(store.quotas, tenants, records, catalog, clock)
     return Sessions(
         records=records,
         membership=base.membership,
@@ -143,7 +145,8 @@ def make_sessions(
         hibernator=operations.hibernator,
         opener=operations.opener,
         lifecycle=operations.lifecycle,
-        sweeper=_make_sweeper(outside, base, operations, settings),
+        sweeper=_make_sweeper(outside, base, operations, audit, settings),
+        audit=audit,
     )
 
 
@@ -231,7 +234,9 @@ def _make_operations(outside: _Outside, base: _Base) -> _Operations:
     return _Operations(recovery, hibernator, opener, lifecycle)
 
 
-def _make_sweeper(outside: _Outside, base: _Base, operations: _Operations, settings: SessionSettings) -> Sweeper:
+def _make_sweeper(
+    outside: _Outside, base: _Base, operations: _Operations, audit: QuotaAudit, settings: SessionSettings
+) -> Sweeper:
     orphans = OrphanCollector(
         records=base.records,
         bindings=base.bindings,
@@ -254,7 +259,7 @@ def _make_sweeper(outside: _Outside, base: _Base, operations: _Operations, setti
         catalog=outside.catalog,
         keeper=outside.keeper,
         orphans=orphans,
-        audit=QuotaAudit(outside.store.quotas, outside.tenants, base.records, outside.catalog, outside.clock),
+        audit=audit,
         activity=base.activity,
         clock=outside.clock,
         interval=settings.sweep_interval,
