@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 import time
@@ -21,7 +22,7 @@ from gateway.core.errors import PermissionDeniedError, SettingsError, Unauthoriz
 from gateway.core.identity import Role
 from gateway.core.settings import Settings, requires_identity
 from gateway.identity.oidc import OIDCVerifier, make_verifier
-from gateway.identity.oidc_keys import ALGORITHMS, url_problem
+from gateway.identity.oidc_keys import ALGORITHMS, read_keys, url_problem
 from gateway.testing import ManualClock
 from tests.support.oidc_server import Provider, provider
 from tests.support.scripted import OpenScripted, get
@@ -77,7 +78,12 @@ async def test_gateway_serves_who_has_a_token_and_asks_for_one(server: Provider,
     status, body = await ask(token)
     assert status == 200
     assert '"acme"' in body
+    assert '"subject":"oidc:ann@' in body.replace(" ", "")
     assert (await ask(""))[0] == 401
+    known = gateway.gateway.surfaces.keys.authenticator
+    assert known is not None
+    assert known.lookup(token.encode()) is not None  # so the next request costs no signature
+    assert (await ask("eyJ" + "x" * 8200 + ".y.z"))[0] == 401
     assert (await ask(server.token("ann", audience="another", tenant="acme", groups=["devs"])))[0] == 401
     status, body = await ask(server.token("bob", tenant="acme", groups=["guests"]))
     assert status == 403
@@ -291,6 +297,33 @@ def test_no_token_without_the_issuers_key_is_anybody(
 
 
 rsa_key = rsa.generate_private_key(65537, 2048)
+fields = st.dictionaries(
+    st.sampled_from(["kty", "crv", "n", "e", "x", "y", "kid", "alg", "use", "d", "k"]),
+    json_values | st.sampled_from(["RSA", "EC", "OKP", "oct", "P-256", "Ed25519", "sig", "AQAB", "RS256", "HS256"]),
+)
+
+
+@given(st.dictionaries(st.just("keys"), json_values | st.lists(fields, max_size=5)))
+def test_key_set_of_any_content_is_read_or_refused(document: dict[str, Any]) -> None:
+    """What is no key is left out; without one it is an error of ours, and so the issuer is away."""
+    with contextlib.suppress(UnavailableError):
+        read_keys(document)
+
+
+@pytest.mark.parametrize("bits", [1024, 2048])
+def test_key_set_has_keys_that_are_long_enough_and_public(bits: int) -> None:
+    """Short ones, secrets, and those for other uses are left out."""
+    key = rsa.generate_private_key(65537, bits)
+    good = jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key(), as_dict=True) | {"kid": "good"}
+    private = jwt.algorithms.RSAAlgorithm.to_jwk(key, as_dict=True) | {"kid": "private"}
+    others = [private, {"kty": "oct", "k": "c2VjcmV0", "kid": "s"}, good | {"use": "enc"}, good | {"alg": "HS256"}]
+    if bits < 2048:
+        with pytest.raises(UnavailableError):
+            read_keys({"keys": [good, *others]})
+    else:
+        assert [each.kid for each in read_keys({"keys": [good, *others]})] == ["good"]
+    with pytest.raises(UnavailableError):
+        read_keys({"keys": [good] * 65})
 
 
 def _public(kid: str, key: Any, algorithm: str) -> Any:
