@@ -6,6 +6,7 @@ a request carry its `request_id`. The access log bypasses the standard library, 
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -119,9 +120,14 @@ def _escaped(_: object, __: str, event: EventDict) -> EventDict:
 def _renderer(form: LogFormat, colours: bool) -> Processor:
     if form == "json":
         return lambda _, __, event: orjson.dumps(event, default=str)  # JSON strings are escaped anyway
+
+    def traceback(stream: TextIO, exception: structlog.typing.ExcInfo) -> None:
+        # The reason may be a sandbox's words: a line of them, indented, does not pass for one of the log.
+        written = io.StringIO()
+        structlog.dev.plain_traceback(written, exception)
+        stream.write("\n".join("  " + printable(line) if line else "" for line in written.getvalue().split("\n")))
+
     # Plain tracebacks: those that structlog formats with rich, where that is installed, block the event loop for a
     # quarter of a second each and print local variables, among them keys.
-    console = structlog.dev.ConsoleRenderer(
-        colors=colours, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
-    )
+    console = structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=0, exception_formatter=traceback)
     return lambda logger, name, event: console(logger, name, _escaped(logger, name, event))
