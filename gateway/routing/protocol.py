@@ -48,6 +48,7 @@ class ServerContext:
     observer: Observer | None = None
     client_certificate: Callable[[asyncio.BaseTransport], ClientCertificate] | None = None  # where clients need one
     leaving: bool = False  # the gateway will end: each answer is the last on its connection
+    accepted_late: Callable[[asyncio.BaseTransport], None] | None = None  # set once new connections are refused
 
 
 class GatewayProtocol(HttpToolsProtocol, Reclaimable):
@@ -82,6 +83,8 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if self._context.accepted_late is not None:
+            self._context.accepted_late(transport)
         try:
             self._context.limit.admit(self.connections, len(self.connections), self.loop.time())
             if self._context.client_certificate is not None:

@@ -23,10 +23,12 @@ from gateway.routing.connection_limit import ConnectionLimit, connection_limit
 from gateway.routing.fast_path import FastPath
 from gateway.routing.protocol import GatewayProtocol, ServerContext
 from gateway.routing.websocket_dial import MAX_MESSAGE_BYTES
-from gateway.serving.sockets import BACKLOG, listen, refuse_new, url_of
+from gateway.serving.sockets import BACKLOG, accept_any_hop_limit, listen, refuse_new, url_of
 from gateway.serving.tls_listener import TLSListener, handshake_limit
 
-_LAST_ARRIVALS_S = 0.1  # for handshakes in progress to finish, and for this loop to accept them
+# For handshakes in progress to finish, for this loop to accept them, and for a segment dropped before that
+# (accept_any_hop_limit) to be sent again: Linux does so after 0.2 s.
+_LAST_ARRIVALS_S = 0.3
 
 
 class _Server(uvicorn.Server):
@@ -63,6 +65,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening and close connections. After an announced shutdown, first accept the backlog."""
         if self._context.leaving:
+            self._context.accepted_late = _accept_any_hop_limit
             for listener in sockets or ():
                 refuse_new(listener)
             await asyncio.sleep(_LAST_ARRIVALS_S)
@@ -120,6 +123,10 @@ def make_server(gateway: Gateway) -> uvicorn.Server:
         timeout_graceful_shutdown=max(1, int(settings.drain_timeout)),
     )
     return _Server(config, gateway, context)
+
+
+def _accept_any_hop_limit(transport: asyncio.BaseTransport) -> None:
+    accept_any_hop_limit(transport.get_extra_info("socket"))
 
 
 def _client_certificate_reader(

@@ -19,6 +19,8 @@ _SO_ATTACH_FILTER = 26  # from Linux's asm-generic/socket.h; Python's socket mod
 # Classic BPF as (code, jump if true, jump if false, constant), run on each TCP segment: load byte 13 (the flags), test
 # 0x02 (SYN), drop the segment if it is set, else accept all of it.
 _NO_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+_IP_MINTTL, _IPV6_MINHOPCOUNT = 21, 73  # from Linux's in.h and in6.h
+_MAX_HOPS = 255
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -80,14 +82,33 @@ def refuse_new(listener: socket.socket) -> None:
     and they may carry requests. After this call and a moment of accepting there are none. A client that connects in
     between gets no answer and retransmits its SYN after a second; by then the port is closed, or another process has
     it. Source: Linux's Documentation/networking/filter.rst.
+
+    Some kernels allow filters only with CAP_NET_ADMIN. There the listener demands the greatest hop limit (ip(7):
+    IP_MINTTL), which any process may: clients send with 64 or 128, and the kernel does not ask it of the segment that
+    completes a handshake. Connections completed from then on inherit the demand: see `accept_any_hop_limit`.
     """
     if sys.platform != "linux":
         return
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in _NO_SYN))
-    with suppress(OSError):  # a kernel built without socket filters
-        listener.setsockopt(
-            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(_NO_SYN), ctypes.addressof(code))
-        )
+    program = struct.pack("@HP", len(_NO_SYN), ctypes.addressof(code))
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+    except OSError:  # not allowed, or a kernel built without socket filters
+        _demand_hop_limit(listener, _MAX_HOPS)
+
+
+def accept_any_hop_limit(connection: socket.socket) -> None:
+    """Let a connection be heard that was accepted after `refuse_new`: else the kernel drops what its client sends."""
+    if sys.platform == "linux":
+        _demand_hop_limit(connection, 0)
+
+
+def _demand_hop_limit(sock: socket.socket, least: int) -> None:
+    with suppress(OSError):  # the connection is gone
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT, least)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_MINTTL, least)
 
 
 def url_of(listener: socket.socket, *, tls: bool = False) -> str:

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable
 
 from gateway.core.certificates import Certificates
-from gateway.serving.sockets import BACKLOG
+from gateway.serving.sockets import BACKLOG, accept_any_hop_limit
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +93,7 @@ class TLSListener:
         client.setblocking(False)
         try:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            accept_any_hop_limit(client)  # here, not only in the protocol: the handshake needs to hear the client
             await self._loop.connect_accepted_socket(
                 self._factory,
                 client,

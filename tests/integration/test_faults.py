@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import signal
 import subprocess
@@ -22,21 +23,13 @@ from tests.support.serve import processes_of, serve
 from tests.support.waiting import wait_until
 
 
-def picod_of(sandbox: str) -> psutil.Process:
-    """The picod of a sandbox: the one process that was told this audience."""
-    (found,) = [
-        process
-        for process in psutil.process_iter()
-        if process.is_running() and f"PICOD_AUDIENCE={sandbox}" in _environ(process)
-    ]
-    return found
-
-
-def _environ(process: psutil.Process) -> str:
-    try:
-        return Path(f"/proc/{process.pid}/environ").read_bytes().decode(errors="replace")
-    except OSError:
-        return ""
+def picod_that_runs(gateway: int, command: str) -> psutil.Process:
+    """The picod, below the gateway of that pid, whose sandbox runs this command. Its environment is not readable."""
+    for process in psutil.Process(gateway).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if command in " ".join(process.cmdline()):
+                return next(parent for parent in process.parents() if "--lifeline-fd" in parent.cmdline())
+    raise AssertionError(f"nothing runs {command!r}")
 
 
 def test_hibernation_keeps_every_byte(tmp_path: Path) -> None:
@@ -103,10 +96,9 @@ def test_sandbox_killed_mid_request_is_502_once_and_keeps_its_files(tmp_path: Pa
         answers: list[httpx.Response] = []
         asking = threading.Thread(target=lambda: answers.append(server.run(session, "touch started; sleep 60")))
         asking.start()
-        sandbox = server.state(session)["sandboxId"]
-        workspace = tmp_path / "state" / "workspaces" / sandbox
+        workspace = tmp_path / "state" / "workspaces" / server.state(session)["sandboxId"]
         wait_until((workspace / "started").exists, "the command runs")
-        os.kill(picod_of(sandbox).pid, signal.SIGKILL)
+        os.kill(picod_that_runs(server.process.pid, "sleep 60").pid, signal.SIGKILL)
         asking.join()
         assert answers[0].status_code == 502
         assert answers[0].headers["x-session-id"] == session
