@@ -177,6 +177,10 @@ class DiskWatch:
         """That parked workspace was deleted; absent is success."""
         self._parked.pop(session, None)
 
+    def parked_bytes(self, session: SessionId) -> int:
+        """What that session's parked workspace holds, as last measured."""
+        return self._parked.get(session, Size()).bytes
+
     def is_known(self, session: SessionId) -> bool:
         """Whether `measure_parked` was called for that session's parked workspace, in this run."""
         return session in self._parked

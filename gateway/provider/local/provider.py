@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import compileall
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,17 +18,20 @@ from gateway.core.background import Tasks
 from gateway.core.clock import Clock
 from gateway.core.errors import SettingsError
 from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxEvent, SandboxId, SessionId
-from gateway.provider.local import disk_quota, disk_usage, interpreters, memory_watch, safe_delete
+from gateway.core.usage import SandboxUsage
+from gateway.provider.local import consumption, disk_quota, disk_usage, interpreters, memory_watch, safe_delete
 from gateway.provider.local.cgroups import CgroupTree
 from gateway.provider.local.disk_quota import DiskWatch
 from gateway.provider.local.isolation import Isolation, IsolationReport, probe_isolation
 from gateway.provider.local.pools import Pools
 from gateway.provider.local.registry import SandboxRegistry
 from gateway.provider.local.safe_delete import TrashCollector
-from gateway.provider.local.sandbox import SandboxFactory
+from gateway.provider.local.sandbox import LocalSandbox, SandboxFactory
 from gateway.provider.local.startup_cleanup import end_orphans
 from gateway.provider.local.state_dir import StateDir
 from gateway.provider.local.workspaces import Workspaces
+
+_MAX_GONE = 4096  # ended sandboxes whose last CPU time is known; it is asked for within an interval or two
 
 
 class LocalProvider:
@@ -69,6 +73,8 @@ class LocalProvider:
         self._registry.on_ending(self._pools.forget)
         self._registry.on_gone(self._workspaces.adopt)
         self._registry.on_gone(self._pools.refill)
+        self._registry.on_gone(self._note_gone)
+        self._gone: OrderedDict[SandboxId, SandboxUsage] = OrderedDict()  # those that ended last, the oldest first
         self._running = False
         self._state_dir: StateDir | None = None
         self._groups: CgroupTree | None = None
@@ -164,6 +170,24 @@ class LocalProvider:
         """Claimed sandboxes that end by themselves, from this call on. Ends with aclose()."""
         return self._registry.watch()
 
+    # EngineMeter.
+
+    async def usage(self, sandboxes: Sequence[SandboxId]) -> Mapping[SandboxId, SandboxUsage]:
+        """CPU time since each was bound, and its memory now."""
+        running = [each for name in sandboxes if (each := self._registry.get(name)) is not None and each.is_alive]
+        measured = await asyncio.to_thread(lambda: {each.id: _measured(each) for each in running})
+        return {name: usage for name in sandboxes if (usage := self._gone.get(name) or measured.get(name)) is not None}
+
+    async def parked_bytes(self, reference: str) -> int:
+        """The size of a parked workspace, measured now if an earlier run parked it."""
+        return await self._workspaces.parked_bytes(SessionId(reference))
+
+    def _note_gone(self, sandbox: LocalSandbox) -> None:
+        if sandbox.session_id is not None:
+            self._gone[sandbox.id] = SandboxUsage(sandbox.cpu_bound_s)
+            while len(self._gone) > _MAX_GONE:
+                self._gone.popitem(last=False)
+
     # WorkspaceKeeper.
 
     async def keep(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
@@ -231,6 +255,14 @@ class LocalProvider:
         if sandbox is None:
             raise KeyError(sandbox_id)
         return sandbox.process.pid
+
+
+def _measured(sandbox: LocalSandbox) -> SandboxUsage:
+    """Blocks."""
+    memory = consumption.memory_bytes(sandbox.group)
+    if memory is None:
+        memory = memory_watch.measure(sandbox.process.pid).total
+    return SandboxUsage(sandbox.read_cpu(), memory)
 
 
 def _prepare(state_dir: StateDir) -> CgroupTree:

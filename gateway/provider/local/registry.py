@@ -122,6 +122,7 @@ class SandboxRegistry:
         sandbox.state = SandboxState.ENDED
         task = self._endings.get(sandbox.id)
         if task is None:
+            sandbox.read_cpu()  # while its processes are there
             for callback in self._on_ending:
                 callback(sandbox)
             task = self._endings[sandbox.id] = asyncio.get_running_loop().create_task(self._remove(sandbox))

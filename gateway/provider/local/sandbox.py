@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gateway.core.clock import Clock
 from gateway.core.model import Agent, Endpoint, Limits, Probe, Runtime, Sandbox, SandboxId, SessionId, StartKind
-from gateway.provider.local import bwrap, interpreters, namespace_limits, process_tags, rlimits
+from gateway.provider.local import bwrap, consumption, interpreters, namespace_limits, process_tags, rlimits
 from gateway.provider.local.cgroups import Cgroup, CgroupTree
 from gateway.provider.local.isolation import IsolationReport
 from gateway.provider.local.process import Process, StartFailedError, describe_exit
@@ -51,6 +51,8 @@ class LocalSandbox:
     start: StartKind = StartKind.WARM
     session_id: SessionId | None = None
     keeps_workspace: bool = False  # its end leaves the workspace in place
+    cpu_unbound_s: float = 0.0  # CPU time before it was bound
+    cpu_bound_s: float = 0.0  # and since, as last read
     end_cause: str = ""  # why the provider ended its processes, for the session's owner
 
     @property
@@ -63,11 +65,19 @@ class LocalSandbox:
         if self.state is not SandboxState.WARM:
             raise RuntimeError(f"sandbox {self.id} is {self.state} and cannot be bound to session {session}")
         self.state, self.session_id, self.start = SandboxState.CLAIMED, session, start
+        self.cpu_unbound_s = consumption.cpu_s(self.group, self.process.pid)
         return self.describe()
 
     def describe(self) -> Sandbox:
         """As the SandboxProvider interface has it."""
         return Sandbox(self.id, self.runtime.key, self.endpoint, self.start, self.created_at, self.session_id)
+
+    def read_cpu(self) -> float:
+        """Seconds of CPU since it was bound. Never less than before: what nobody waited for takes its time away."""
+        if self.session_id is not None:
+            now = consumption.cpu_s(self.group, self.process.pid)
+            self.cpu_bound_s = max(self.cpu_bound_s, now - self.cpu_unbound_s)
+        return self.cpu_bound_s
 
     def end_reason(self) -> str:
         """Why it exited unasked, for people. Call it before its control group is removed."""

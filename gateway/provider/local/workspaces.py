@@ -128,6 +128,14 @@ class Workspaces:
             self._disk.forget_parked(SessionId(reference))
             self._discard(self._state_dir, self._state_dir.parked / reference)
 
+    async def parked_bytes(self, session: SessionId) -> int:
+        """The size of a parked workspace; 0 if it is not here."""
+        if self._state_dir is None:
+            return 0
+        if not self._disk.is_known(session):
+            await asyncio.to_thread(self._disk.measure_parked, session, self._state_dir.parked / session)
+        return self._disk.parked_bytes(session)
+
     def delete_orphan(self, sandbox_id: SandboxId) -> None:
         """Delete the workspace of an ended sandbox that was not kept; absent is success."""
         workspace = self._orphans.pop(sandbox_id, None)
