@@ -42,6 +42,12 @@ class Scrape:
         return self._values.get((name, frozenset(labels.items())), 0.0)
 
 
+async def empty_pool(gateway: Served) -> None:
+    """Have new sessions start cold from now on. The autoscaler stops: its next pass would fill the pool again."""
+    await gateway.gateway.autoscaler.aclose()
+    await gateway.provider.resize(KEY, 0)
+
+
 async def scrape(gateway: Served) -> Scrape:
     answer = await gateway.ask("GET /metrics HTTP/1.1\nhost: a")
     assert (answer.status, answer.get("content-type")) == (200, "text/plain; version=0.0.4; charset=utf-8")
@@ -59,7 +65,7 @@ async def test_requests_are_counted_by_runtime_start_kind_and_status(open_gatewa
     client = await gateway.connect()
     new = f"GET /a HTTP/1.1\nhost: a\nx-wakegate-runtime: {KEY.name}"
     session = (await client.ask(new)).get("x-session-id")
-    await gateway.provider.resize(KEY, 0)
+    await empty_pool(gateway)
     await client.ask(new)
     for path in ("/a", "/a", "/gone"):
         await client.ask(f"GET {path} HTTP/1.1\nhost: a\nx-session-id: {session}")
@@ -231,7 +237,7 @@ async def test_labels_do_not_grow_with_sessions_or_names_that_clients_make_up(op
 
     await visit(0)
     await scrape(gateway)
-    await gateway.provider.resize(KEY, 0)
+    await empty_pool(gateway)
     session = await visit(1)
     few = samples_of_clients(await scrape(gateway))
     for number in range(2, 40):
