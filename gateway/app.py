@@ -205,6 +205,7 @@ class Gateway:
             interval=self.settings.usage_interval,
             take_requests=self._take_requests,
             last_used=self.activity.latest,
+            on_taken=self.counters.tenants.count,
         )
 
     def _usage_sample_s(self) -> float:

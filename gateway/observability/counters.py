@@ -15,6 +15,7 @@ from http import HTTPStatus
 from time import perf_counter
 
 from gateway.core.model import RuntimeKey, StartKind
+from gateway.core.usage import Rows
 from gateway.observability.traffic import Traffic
 
 # Upper bounds of buckets. A request on a warm route takes under a millisecond, a cold start seconds: hence the range.
@@ -22,6 +23,8 @@ DURATION_BUCKETS_S = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
 )  # fmt: skip
 SIZE_BUCKETS_BYTES = tuple(float(1 << shift) for shift in range(10, 33, 2))  # 1 KiB .. 4 GiB
+MAX_TENANTS = 100  # with labels of their own
+OTHER_TENANTS = "(other)"
 LAG_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
 _KNOWN_STATUSES = frozenset(int(status) for status in HTTPStatus) | {499}  # 499: the client closed the request (nginx)
@@ -120,6 +123,23 @@ class Calls:
             self.durations[operation].observe(perf_counter() - began)
 
 
+class TenantTotals:
+    """What each of at most MAX_TENANTS tenants has used since the start of the process, by quantity (core/usage.py)."""
+
+    def __init__(self) -> None:
+        self.by_tenant: dict[str, defaultdict[str, float]] = {}
+
+    def count(self, rows: Rows) -> None:
+        """Add rows as they are written to the store. Tenants beyond the bound share the label `(other)`."""
+        for key, amounts in rows.items():
+            if key.session or not key.tenant:
+                continue  # it is in the totals too; warm pools are nobody's
+            known = key.tenant in self.by_tenant or len(self.by_tenant) < MAX_TENANTS
+            totals = self.by_tenant.setdefault(key.tenant if known else OTHER_TENANTS, defaultdict(float))
+            for quantity, amount in amounts.items():
+                totals[quantity] += amount
+
+
 class Counters:
     """All counters of a gateway, by what they count. One instance per process."""
 
@@ -138,6 +158,7 @@ class Counters:
         )  # by operation
         self.loop_lag = Histogram(LAG_BUCKETS_S)
         self.traffic = Traffic()
+        self.tenants = TenantTotals()
 
     def of(self, runtime: RuntimeKey) -> RuntimeCounters:
         """The counters of a served runtime, created on first use."""

@@ -19,6 +19,7 @@ from gateway import __version__
 from gateway.core.errors import RuntimeNotFoundError
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
 from gateway.core.model import PoolStatus, RuntimeKey, SessionId, StartKind
+from gateway.core.usage import Quantity
 from gateway.observability.counters import Calls, Counters, Histogram
 
 LAG_INTERVAL_S = 0.25  # between two measurements of the event loop's lag
@@ -227,6 +228,7 @@ class Metrics:
             counters.control,
         )  # fmt: skip
         yield from self._claims()
+        yield from self._tenants()
         yield CounterMetricFamily("wakegate_token_signings", "Tokens signed for sandboxes", self._tokens.signed)
         yield from _calls("store", "Calls to the session store", counters.store)
         yield from _calls("keeper", "Keeping workspaces (keep) and giving them back (restore)", counters.keeper)
@@ -238,6 +240,20 @@ class Metrics:
         lag = _histograms("wakegate_event_loop_lag_seconds", "How late the event loop was", [])
         _add(lag, [], counters.loop_lag)
         yield lag
+
+    def _tenants(self) -> Iterator[Metric]:
+        """What tenants have used through this gateway; /v1/usage has it by runtime and session."""
+        for quantity, name, text in (
+            (Quantity.SANDBOX_SECONDS, "sandbox_seconds", "Time with a sandbox"),
+            (Quantity.CPU_SECONDS, "cpu_seconds", "CPU time that sandboxes used"),
+            (Quantity.MEMORY_BYTE_SECONDS, "memory_byte_seconds", "Memory that sandboxes used, times seconds"),
+            (Quantity.EGRESS_BYTES, "egress_bytes", "Bytes of answers to clients"),
+            (Quantity.REQUESTS, "requests", "Requests to sandboxes"),
+        ):
+            family = CounterMetricFamily(f"wakegate_tenant_{name}", text, labels=["tenant"])
+            for tenant, totals in self._counters.tenants.by_tenant.items():
+                family.add_metric([tenant], totals.get(quantity, 0.0))
+            yield family
 
     def _claims(self) -> Iterator[Metric]:
         """Claims by start kind. A cold claim is a pool miss."""

@@ -38,9 +38,7 @@ def test_totals_survive_kill_9_within_one_interval(tmp_path: Path) -> None:
     lived = time.monotonic() - began
     with serve(tmp_path / "state", *FLAGS) as server:
         kept = used(server, session)
-        assert {name: kept[name] for name in ("cpuSeconds", "requests", "egressBytes")} == {
-            name: before[name] for name in ("cpuSeconds", "requests", "egressBytes")
-        }
+        assert all(kept[name] >= before[name] for name in ("cpuSeconds", "requests", "egressBytes", "sandboxSeconds"))
         assert server.run(session, "true").status_code == 200
         wait_until(lambda: used(server, session)["startsWake"] + used(server, session)["startsWakeCold"], "the wake")
         wait_until(lambda: used(server, session)["requests"] >= 2, "the second request is written")

@@ -49,6 +49,7 @@ async def exported(open_gateway: OpenScripted) -> dict[str, set[str]]:
     counters.snapshot_bytes["keep"].observe(1.0)
     await gateway.ask(f"GET /a HTTP/1.1\nhost: a\nx-wakegate-runtime: {KEY.name}")
     await gateway.ask("GET /v1/sessions HTTP/1.1\nhost: a")
+    await gateway.gateway.usage.flush()  # which names the tenants
     found: dict[str, set[str]] = {}
     answer = await gateway.ask("GET /metrics HTTP/1.1\nhost: a")
     for family in text_string_to_metric_families(answer.body.decode()):

@@ -1,0 +1,29 @@
+"""Totals by tenant: bounded, and each amount in them once."""
+
+from __future__ import annotations
+
+from gateway.core.usage import Quantity, UsageKey
+from gateway.observability.counters import MAX_TENANTS, OTHER_TENANTS, TenantTotals
+
+
+def test_tenants_beyond_the_bound_share_a_label() -> None:
+    """However many tenants there are, a scrape has a bounded number of series, and their sum is whole."""
+    totals = TenantTotals()
+    for _ in range(2):
+        totals.count({UsageKey(0, f"t{n}", "r"): {Quantity.REQUESTS: 1.0} for n in range(MAX_TENANTS + 50)})
+
+    assert len(totals.by_tenant) == MAX_TENANTS + 1
+    assert totals.by_tenant["t0"][Quantity.REQUESTS] == 2.0
+    assert totals.by_tenant[OTHER_TENANTS][Quantity.REQUESTS] == 100.0
+
+
+def test_rows_of_sessions_and_warm_pools_are_no_tenants() -> None:
+    """A session's amounts are in the totals already, and warm pools belong to nobody."""
+    totals = TenantTotals()
+    totals.count({
+        UsageKey(0, "acme", "r"): {Quantity.REQUESTS: 1.0},
+        UsageKey(0, "acme", "r", "", "s1"): {Quantity.REQUESTS: 1.0},
+        UsageKey(0, "", "r"): {Quantity.WARM_SECONDS: 9.0},
+    })  # fmt: skip
+
+    assert {tenant: dict(amounts) for tenant, amounts in totals.by_tenant.items()} == {"acme": {"requests": 1.0}}
