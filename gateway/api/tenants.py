@@ -97,7 +97,7 @@ class TenantsAPI:
     async def _document(self, name: str) -> dict[str, Any]:
         limits = self._tenants.limits(name)
         used = await self._store.quotas.used(name) if limits.amounts else {}
-        counted = {each.value: float(used.get(each, 0)) for each in Resource} if limits.amounts else {}
+        counted: dict[str, float] = {each.value: used.get(each, 0) for each in Resource} if limits.amounts else {}
         if counted:
             counted[Resource.VCPU.value] /= 1000
         return {"name": name, "limits": limits.document(), "used": counted}
