@@ -84,6 +84,8 @@ def live_through(server: Server, seen: Seen) -> None:
         seen.until("requests_in_flight")
     seen.until("requests", "request_duration_seconds", "stage_duration_seconds", "routes", "token_signings")
     url = server.url.replace("http", "ws") + f"/v1/sessions/{session}/terminal"
+    used = ("sandbox_seconds", "cpu_seconds", "memory_byte_seconds", "requests", "egress_bytes")
+    seen.until(*(f"tenant_{name}" for name in used))
     with connect(url, proxy=None):
         seen.until("websockets_open")
     client.post(f"/v1/sessions/{session}/hibernate").raise_for_status()
@@ -110,7 +112,9 @@ def test_every_family_moves_for_a_reason(tmp_path: Path) -> None:
     redis = RedisServer(tmp_path / "redis").start()
     flags = ["--store", redis.url, "--snapshots", f"file://{tmp_path}/snapshots", "--snapshot-max-size", "64Ki"]
     try:
-        with serve(tmp_path / "state", *flags, "--runtime", str(manifest), "--max-sandboxes", "4") as server:
+        with serve(
+            tmp_path / "state", *flags, "--runtime", str(manifest), "--max-sandboxes", "4", "--usage-interval", "1s"
+        ) as server:
             local = Seen(server)
             live_through(server, local)
             for process in processes_of(tmp_path / "state"):
