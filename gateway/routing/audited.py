@@ -6,7 +6,6 @@ answer. Bodies are not looked at: they pass through, and may be of any size.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,10 +17,10 @@ from gateway.core.identity import NOBODY, Identity
 from gateway.observability.request_record import Record
 from gateway.routing.access import AccessPolicy, host_name
 from gateway.routing.target import RUNTIME_HEADER, SESSION_HEADERS, Target, parse
+from picod.wire import PORTS_PATH, TERMINAL_PATH
 
 _READS = frozenset(("GET", "HEAD", "OPTIONS"))
-_PORT = re.compile(rb"/ports/([0-9]{1,5})(?:/|$)")
-_TERMINAL = b"/terminal"
+_PORTS, _TERMINAL = PORTS_PATH.encode(), TERMINAL_PATH.encode()
 # Paths of picod, the longest first, to what a request that is no read does there.
 _ACTIONS: tuple[tuple[bytes, str], ...] = (
     (b"/api/run_code", "code.run"),
@@ -37,9 +36,9 @@ _ACTIONS: tuple[tuple[bytes, str], ...] = (
 
 def action_of(method: str, path: bytes) -> str:
     """What a request for a sandbox does there; empty: it only reads. `path`: the sandbox's."""
-    if _PORT.search(path) is not None:
+    if path.startswith(_PORTS):
         return "port.open"
-    if path.endswith(_TERMINAL):
+    if path == _TERMINAL:
         return "terminal.open"
     if method in _READS:
         return ""
@@ -56,7 +55,12 @@ class AuditObserver:
 
     def began(self, record: Record) -> None:
         """Raises AuditUnavailableError for a request that has to be in the trail, and cannot be."""
-        if self._audit.unready and (self._is_port_host(record.scope) or _target_of(record.scope) is not None):
+        if not self._audit.unready:
+            return
+        scope = record.scope
+        target = _target_of(scope)
+        acts = target is not None and action_of(scope.get("method", "WEBSOCKET"), target.path)
+        if acts or self._is_port_host(scope):
             self._audit.check()
 
     def _is_port_host(self, scope: Any) -> bool:

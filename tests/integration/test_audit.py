@@ -189,6 +189,7 @@ def test_gateway_refuses_what_it_cannot_record(tmp_path: Path) -> None:
         assert (refused.status_code, refused.json()["code"]) == (503, "AUDIT_UNAVAILABLE")
         assert "audit trail" in server.client.get("/readyz").text
         assert server.client.get("/v1/sessions").status_code == 200
+        assert server.client.get("/api/files/none", headers={"x-session-id": session}).status_code == 404
         moved.rename(folder)
         wait_until(lambda: server.client.get("/readyz").status_code == 200, "it can be written again")
         assert server.run(session, "true").status_code == 200
