@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from gateway.autoscaler.expectations import Expectations
@@ -109,10 +110,10 @@ class Autoscaler:
                 logger.exception("a pass of the autoscaler failed; pools stay as they are")
                 self._problem = "a pass failed; see the log"
             await asyncio.sleep(min(MIN_POKE_INTERVAL_S, self._settings.tick))
-            try:
-                await asyncio.wait_for(self._poked.wait(), max(self._settings.tick - MIN_POKE_INTERVAL_S, 0.0))
-            except TimeoutError:
-                pass
+            # Not wait_for: Python 3.11's swallows a cancellation that comes with a poke, and `aclose` waits for ever.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(self._settings.tick - MIN_POKE_INTERVAL_S, 0.0)):
+                    await self._poked.wait()
             self._poked.clear()
 
     def _report(self, problem: str) -> None:

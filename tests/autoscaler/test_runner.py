@@ -25,7 +25,7 @@ from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock
 from tests.support.autoscaler import KEY, Catalog, Pools, claim, runtime
 from tests.support.redis_server import RedisServer
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT_S, eventually
 
 
 @pytest.fixture
@@ -406,3 +406,14 @@ def test_invalid_settings_are_reported_all_at_once() -> None:
         AutoscalerSettings(tick=0.0, lease_ttl=-1.0, max_warm=-2)
 
     assert len(caught.value.problems) == 3
+
+
+async def test_closing_ends_the_loop_at_the_moment_of_a_pool_miss(store: SqliteStore, clock: ManualClock) -> None:
+    """The gateway does not end before the loop does. In Python 3.11 asyncio.wait_for swallows this cancellation."""
+    scaler = Loop(store, clock, runtime(), tick=3600.0).scaler
+    await scaler.start()
+    await eventually(lambda: scaler._poked._waiters, "the loop waits for its tick")
+    scaler.poke()
+    closing = asyncio.create_task(scaler.aclose())
+    ended, _ = await asyncio.wait([closing], timeout=LIMIT_S)
+    assert ended
