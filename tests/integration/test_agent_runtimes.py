@@ -90,7 +90,7 @@ def test_banner_offers_an_agent_what_it_can_answer() -> None:
     """It runs no commands; where a code interpreter is served, too, that one is shown."""
     agent = RuntimeKey("default", "greeter", Kind.AGENT_RUNTIME)
     said = banner("http://h", Settings(), [], [], agent)
-    assert "curl -si http://h/v1/namespaces/default/agent-runtimes/greeter/invocations/\n" in said + "\n"
+    assert "curl -s -i http://h/v1/namespaces/default/agent-runtimes/greeter/invocations/\n" in said + "\n"
     assert "execute" not in said
     interpreter = RuntimeKey("default", "zz")
     assert first_key(StaticCatalog([Runtime(agent), Runtime(interpreter)])) == interpreter
