@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+from starlette.applications import Starlette
 from starlette.requests import Request
 
 from gateway.api.relay import relay
+from gateway.core.clock import SystemClock
+from gateway.core.identity import SYSTEM
+from gateway.identity.peers import PeerSigner
+from gateway.identity.shared_secret import SharedSecret
 from gateway.sessions.membership import ElsewhereError, Peer
 from tests.support.waiting import LIMIT_S
 
@@ -25,8 +30,13 @@ async def test_request_is_passed_on_with_its_query_and_its_path_as_sent() -> Non
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         peer = Peer("b", f"http://127.0.0.1:{port}", 0.0, alive=True)
+        signer = PeerSigner(SystemClock())
+        signer.open(SharedSecret(b"secret"))
+        app = Starlette()
+        app.state.peers = signer
         scope = {
             "type": "http",
+            "app": app,
             "method": "POST",
             "path": "/v1/sessions/a/b/wake",
             "raw_path": b"/v1/sessions/a%2Fb/wake",
@@ -36,6 +46,8 @@ async def test_request_is_passed_on_with_its_query_and_its_path_as_sent() -> Non
         async with asyncio.timeout(LIMIT_S):
             reply = await relay(Request(scope), ElsewhereError(peer))
 
+    (signature,) = [line[17:] for line in seen.split(b"\r\n") if line.lower().startswith(b"x-wakegate-peer: ")]
+    assert signer.verify(signature, "POST", b"/v1/sessions/a%2Fb/wake") == SYSTEM
     head = seen.decode().lower()
     assert reply.status_code == 200
     assert head.startswith("post /v1/sessions/a%2fb/wake?after=x%20y&limit=3 http/1.1")
