@@ -25,7 +25,7 @@ from picod.interpreter.zmtp import ZmtpConnection, ZmtpError
 READY = b"\0wakegate: ready\n"  # as in userside/kernel.py
 _PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "userside", "kernel.py")
 _START_TIMEOUT_S = 60.0  # long, as many sandboxes may start at once on the same cores
-_IDLE_TIMEOUT_S = 1.0  # after the reply; `idle` never comes when code has closed the iopub channel
+_IDLE_TIMEOUT_S = 1.0  # without a byte, after the reply: `idle` never comes when code has closed the iopub channel
 _WELCOME_TIMEOUT_S = 0.5
 _MAX_START_OUTPUT_BYTES = 4096  # of each stream; the last line of stderr is in the error of a failed start
 
@@ -221,14 +221,18 @@ class Kernel:
                 self._shell.send(execute_request(self._key, self._session, "", "", silent=True, expressions={}))
 
     async def _wait_idle(self, run: _Run) -> None:
+        """Wait until everything that the run published is here; `idle` is the last of it.
+
+        It may be behind 30 MB of results for a slow listener. While those come, or wait in a paused socket, only the
+        run's own timeout limits it. Rejected: one second in all, which lost results on a busy machine.
+        """
         while not run.idle.is_set():
+            before = self._iopub.progress
             try:
                 async with asyncio.timeout(_IDLE_TIMEOUT_S):
                     await run.idle.wait()
             except TimeoutError:
-                if (
-                    not self._iopub.is_paused
-                ):  # when paused, `idle` waits behind results for a slow listener; the run's timeout bounds that
+                if not self._iopub.is_paused and self._iopub.progress == before:
                     return
 
     def _on_shell(self, frames: list[bytes], cut: bool) -> None:

@@ -47,6 +47,7 @@ class ZmtpConnection(asyncio.Protocol):
         self._skipping = 0  # bytes of a frame that is too large, still to come
         self._skipped_more = False
         self.is_paused = False
+        self.progress = 0  # grows with each byte that comes, and each time that reading goes on
 
     @classmethod
     async def connect(cls, path: str, role: Literal["DEALER", "SUB"], on_message: OnMessage) -> ZmtpConnection:
@@ -85,6 +86,7 @@ class ZmtpConnection(asyncio.Protocol):
         if not self.is_paused:
             return
         self.is_paused = False
+        self.progress += 1
         self._take_all()
         if not self.is_paused and self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
@@ -111,6 +113,7 @@ class ZmtpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse and deliver messages; a peer that breaks the protocol is disconnected."""
+        self.progress += len(data)
         self._buffer += data
         self._take_all()
 
