@@ -25,6 +25,8 @@ spec: {{template: {{image: none}}, warmPoolSize: {size}}}
 ---
 """
 
+_FULL_TIMEOUT_S = 120.0  # of a warm pool on a machine that does other work
+
 
 class Caller:
     """One keep-alive connection that sends one request at a time and waits for it without an event loop.
@@ -76,11 +78,15 @@ async def gateway(folder: Path, pool: int, *flags: str) -> AsyncIterator[tuple[h
 
 
 async def until_full(client: httpx.AsyncClient, pool: int) -> None:
-    """Wait until the warm pool has `pool` ready sandboxes."""
+    """Wait until the warm pool has `pool` ready sandboxes. Raises TimeoutError with how many there are."""
+    ends = time.monotonic() + _FULL_TIMEOUT_S
     while True:
         runtimes = (await client.get("/v1/runtimes")).json()["runtimes"]
         if all(each["pool"]["ready"] >= pool for each in runtimes if each["name"] == "warm"):
             return
+        if time.monotonic() > ends:
+            ready = [each["pool"]["ready"] for each in runtimes if each["name"] == "warm"]
+            raise TimeoutError(f"the warm pool has {ready} of {pool} sandboxes after {_FULL_TIMEOUT_S:g} s")
         await asyncio.sleep(0.1)
 
 
