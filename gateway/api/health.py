@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from gateway.api.errors import Handler
 from gateway.api.http import JSON
-from gateway.core.errors import WakegateError, public_message
+from gateway.core.errors import WakegateError, public_message, without_host_paths
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
 from gateway.core.settings import probe_state_dir
 
@@ -70,6 +70,7 @@ class HealthAPI:
             *filter(None, [self._unready()]),
             *await self._pools_without_sandbox(),
         ]
+        reasons = [without_host_paths(reason) for reason in reasons]  # probes need no key
         document = {"status": "not ready", "reasons": reasons} if reasons else {"status": "ready"}
         warnings = [] if store_problems else await self._store.warnings()
         return JSON(document | ({"warnings": list(warnings)} if warnings else {}), 503 if reasons else 200)
@@ -86,7 +87,7 @@ class HealthAPI:
             *await self._pools_without_sandbox(),
         ]
         if reasons:
-            return JSON({"error": "; ".join(reasons), "status": "not ready"}, 503)
+            return JSON({"error": without_host_paths("; ".join(reasons)), "status": "not ready"}, 503)
         return JSON({"status": "ready"})
 
     def _draining(self) -> list[str]:

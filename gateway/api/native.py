@@ -13,7 +13,7 @@ from gateway.api.errors import Handler
 from gateway.api.http import JSON, read_metadata, read_object, read_runtime, read_seconds, session_headers
 from gateway.api.session_list import newest_sessions
 from gateway.api.sessions import DEFAULT_NAME, DELETED_BY_USER, create_session
-from gateway.core.errors import BadRequestError
+from gateway.core.errors import BadRequestError, without_host_paths
 from gateway.core.identity import current
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
 from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Session, SessionId, SessionState
@@ -238,10 +238,10 @@ def runtime_document(runtime: Runtime, status: PoolStatus) -> dict[str, Any]:
             "starting": status.starting,
             "claimed": status.claimed,
             "failures": status.failures,
-            "lastError": status.last_error,
+            "lastError": without_host_paths(status.last_error),
             "retryAt": None if status.retry_at is None else rfc3339(status.retry_at),
             "losses": status.losses,
-            "lastLoss": status.last_loss,
+            "lastLoss": without_host_paths(status.last_loss),
             "leadTimeP50": status.lead_time_p50,
             "leadTimeP90": status.lead_time_p90,
         },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from gateway.core.errors import WakegateError
@@ -15,8 +16,9 @@ logger = logging.getLogger(__name__)
 async def every(interval: float, verb: Callable[[], Awaitable[Any]]) -> None:
     """Run a verb every `interval` seconds, starting one interval from now. A failure does not stop the loop.
 
-    A WakegateError is logged when its text differs from that of the previous run: a store that is down for an hour
-    gives one line, not one every 5 s. Any other exception is a bug and ends the loop.
+    It is logged when its text differs from that of the previous run: a store that is down for an hour gives one line,
+    not one every 5 s. An exception that is no WakegateError is a bug, so its traceback is logged; the loop goes on,
+    since a sweep that stops unseen fills the disk days later.
     """
     last_error = ""
     while True:
@@ -26,8 +28,18 @@ async def every(interval: float, verb: Callable[[], Awaitable[Any]]) -> None:
             last_error = ""
         except WakegateError as error:
             if str(error) != last_error:
-                logger.warning("%s: %s", verb.__name__, error)
+                logger.warning("%s: %s", _name(verb), error)
             last_error = str(error)
+        except Exception as error:
+            if repr(error) != last_error:
+                logger.exception("%s failed", _name(verb))
+            last_error = repr(error)
+
+
+def _name(verb: Callable[..., Any]) -> str:
+    if isinstance(verb, partial):
+        verb = verb.func
+    return getattr(verb, "__name__", repr(verb))
 
 
 async def cancel(task: asyncio.Task[None]) -> None:

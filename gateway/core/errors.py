@@ -87,7 +87,12 @@ class WakegateError(Exception):
 
 def public_message(error: WakegateError) -> str:
     """The error's text for clients. A 5xx may name files of the gateway's host; those go to the logs only."""
-    return _HOST_PATH.sub("<path>", str(error)) if error.status >= 500 else str(error)
+    return without_host_paths(str(error)) if error.status >= 500 else str(error)
+
+
+def without_host_paths(text: str) -> str:
+    """A text for clients that may quote an error of this host, without the paths in it."""
+    return _HOST_PATH.sub("<path>", text)
 
 
 class BadRequestError(WakegateError):

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
@@ -414,7 +415,7 @@ async def test_readyz_reports_an_unwritable_state_directory(open_gateway: OpenSc
         reply = await client.get("/readyz")
         moved.rename(state)
     assert reply.status_code == 503
-    assert reply.json()["reasons"] == [f"the state directory {state} cannot be written to: No such file or directory"]
+    assert reply.json()["reasons"] == ["the state directory <path> cannot be written to: No such file or directory"]
 
 
 async def test_gateway_whose_store_goes_away_still_gets_traffic(open_gateway: OpenScripted) -> None:
@@ -483,3 +484,23 @@ async def test_ended_session_leaves_no_advice_behind(open_gateway: OpenScripted)
         assert advisor.advice(session) is not None
         assert (await client.delete(f"/v1/sessions/{session}")).status_code in (200, 204)
         assert advisor.advice(session) is None
+
+
+async def test_failure_of_a_pool_is_shown_without_paths_of_the_host(
+    open_gateway: OpenScripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In lists of runtimes, which members may read, and to probes, which need no key."""
+    gateway, _ = await open_gateway()
+    provider = gateway.gateway.provider
+    status = await provider.status(KEY)
+    failing = replace(
+        status, ready=0, claimed=0, failures=1, target=1, last_error="bwrap: /opt/wg/bin/bwrap: no such file"
+    )
+    monkeypatch.setattr(
+        gateway.provider, "status", AsyncMock(return_value=replace(failing, last_loss="/opt/wg/x: full"))
+    )
+    async with client_of(gateway) as client:
+        (shown,) = [each for each in (await client.get("/v1/runtimes")).json()["runtimes"] if each["name"] == KEY.name]
+        assert shown["pool"]["lastError"] == "bwrap: <path>: no such file"
+        assert shown["pool"]["lastLoss"] == "<path>: full"
+        assert "/opt/wg" not in (await client.get("/readyz")).text
