@@ -1,4 +1,4 @@
-"""Builds a gateway from settings: selects runtimes, store and engine. app.py connects the parts."""
+"""Builds a gateway from settings: selects runtimes, store and engine. gateway.app connects the parts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from gateway.app import Gateway, holder_name
+from gateway.app.gateway import Gateway, holder_name
 from gateway.core.addresses import is_loopback
 from gateway.core.background import every
 from gateway.core.clock import Clock, SystemClock

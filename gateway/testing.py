@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, S
 from pathlib import Path
 from typing import Any, Protocol
 
-from gateway.app import Gateway
+from gateway.app.gateway import Gateway
 from gateway.core.clock import Clock, SystemClock
 from gateway.core.errors import (
     RuntimeNotFoundError,

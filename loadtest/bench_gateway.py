@@ -15,7 +15,7 @@ from typing import Any
 
 import uvloop
 
-from gateway.app import Gateway
+from gateway.app.gateway import Gateway
 from gateway.core.clock import SystemClock
 from gateway.core.identity import Role
 from gateway.core.interfaces import SandboxProvider

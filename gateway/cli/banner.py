@@ -12,7 +12,7 @@ from gateway.core.model import Kind, RuntimeKey
 from gateway.core.settings import Settings, requires_identity
 
 if TYPE_CHECKING:
-    from gateway.app import Gateway
+    from gateway.app.gateway import Gateway
 
 
 def banner_of(gateway: Gateway, url: str, settings: Settings) -> str:

@@ -17,7 +17,8 @@ from collections.abc import AsyncIterator, Callable, Generator, Sequence
 
 import uvicorn
 
-from gateway.app import Gateway
+from gateway.app.gateway import Gateway
+from gateway.app.lifespan import running
 from gateway.core.certificates import Certificates, ClientCertificate, read_client_certificate
 from gateway.routing.connection_limit import ConnectionLimit, connection_limit
 from gateway.routing.fast_path import FastPath
@@ -165,7 +166,7 @@ async def serving(
     sockets = sockets or [listen(settings.host, settings.port)]
     url = url_of(sockets[0], tls=gateway.certificates is not None)
     keep_freed_memory()
-    async with gateway.running(settings.advertise or url):
+    async with running(gateway, settings.advertise or url):
         server = make_server(gateway)
         task = asyncio.create_task(server.serve(sockets=list(sockets)))
         while not server.started and not task.done():  # noqa: ASYNC110

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.app import Gateway
+from gateway.app.gateway import Gateway
 from gateway.autoscaler.sessions import AdviceSettings, SessionAdvisor
 from gateway.core.model import RuntimeKey, SessionId, SessionState
 from gateway.runtimes.catalog import default_runtime

@@ -24,7 +24,7 @@ ON_UVLOOP = True
 def access(monkeypatch: pytest.MonkeyPatch) -> io.BytesIO:
     """Where access logs made from now on go."""
     written = io.BytesIO()
-    monkeypatch.setattr("gateway.app.AccessLog", lambda form: logs.AccessLog(form, written))
+    monkeypatch.setattr("gateway.app.parts.AccessLog", lambda form: logs.AccessLog(form, written))
     return written
 
 

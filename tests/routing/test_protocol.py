@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from gateway.app import Gateway
+from gateway.app.gateway import Gateway
 from gateway.serving.server import make_server
 from tests.support.scripted import SHARED, Call, OpenScripted, ScriptedSandbox, Served, scripted
 from tests.support.waiting import eventually

@@ -26,7 +26,7 @@ def log(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     written = io.BytesIO()
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    monkeypatch.setattr("gateway.app.AccessLog", lambda form: logs.AccessLog(form, written))
+    monkeypatch.setattr("gateway.app.parts.AccessLog", lambda form: logs.AccessLog(form, written))
     logs.configure("debug", request.param, io.TextIOWrapper(written, "utf-8", write_through=True))
     written.name = request.param
     yield written

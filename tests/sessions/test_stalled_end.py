@@ -86,7 +86,7 @@ class World:
         return found
 
     async def end(self) -> None:
-        """The rest of an orderly end, as gateway/app.py has it."""
+        """The rest of an orderly end, as gateway/app/lifespan.py has it."""
         await self.ending.hibernator.hibernate_all(timeout=SHORT_S)
         await self.ending.membership.leave()
 

@@ -17,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 import gateway.build
-from gateway.app import Gateway
+from gateway.app.gateway import Gateway
 from gateway.cli import main
 from gateway.core.settings import Settings
 from gateway.sandbox.signing_keys import KeyRing

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import orjson
 import pytest
 
-from gateway.app import Gateway
+from gateway.app.gateway import Gateway
 from gateway.core.model import Endpoint, RuntimeKey, SessionId
 from gateway.serving.server import serving
 from gateway.testing import EngineLike, ScriptedProvider, scripted_gateway

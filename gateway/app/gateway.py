@@ -1,0 +1,316 @@
+"""A gateway: creates its parts, connects them, starts and stops them. build.py passes in the store and the engine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import ssl
+import uuid
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gateway.api.app import Surfaces
+from gateway.app.parts import (
+    access_policy,
+    autoscaler_settings,
+    cached_store,
+    claims_at_once,
+    make_observer,
+    time_limits,
+)
+from gateway.audit.build import make_audit_log
+from gateway.audit.event import Actor, AuditEvent
+from gateway.autoscaler.runner import Autoscaler
+from gateway.autoscaler.sessions import AdviceSettings, Served, SessionAdvisor
+from gateway.core.background import Tasks
+from gateway.core.certificates import default_peer_context, make_certificates
+from gateway.core.clock import Clock
+from gateway.core.errors import WakegateError
+from gateway.core.identity import SYSTEM
+from gateway.core.interfaces import Executor, RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
+from gateway.core.model import Runtime, SnapshotRef
+from gateway.core.settings import Settings
+from gateway.identity.oidc import make_verifier
+from gateway.identity.peers import PeerSigner
+from gateway.identity.tenants import TenantDirectory, read_tenants_file
+from gateway.observability.counters import Counters
+from gateway.observability.instrument import metered
+from gateway.observability.metrics import Metrics
+from gateway.observability.tracing import Tracing
+from gateway.routing.activator import TRUSTED_S, Activator
+from gateway.routing.proxy import Proxy
+from gateway.routing.route import HoldLimits
+from gateway.routing.sandbox_client import Caller
+from gateway.runtimes.catalog import StaticCatalog
+from gateway.sandbox.picod_client import PicodExecutor
+from gateway.sandbox.signing_keys import KeyRing
+from gateway.sandbox.tokens import TokenIssuer
+from gateway.sessions.build import Sessions, SessionSettings, make_sessions
+from gateway.snapshots.keeper import make_keeper
+from gateway.usage.meter import Meter
+from gateway.usage.prices import load_prices
+from gateway.usage.recorder import SAMPLE_INTERVAL_S, Place, Requests, UsageRecorder
+
+logger = logging.getLogger(__name__)
+
+# Label values of wakegate_keeper_*, a contract with dashboards: they stay when the methods are renamed.
+KEEPER_LABELS = {
+    "restore": "unpark",
+    "rollback": "put_back",
+    "delete": "drop_parked",
+    "retain_abandoned": "drop_leftovers",
+    "delete_orphans": "leftovers",
+}
+
+
+class Gateway:
+    """The parts of one gateway. `proxy` is the ASGI app to serve while `lifespan.running` is entered."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        runtimes: Sequence[Runtime],
+        store: SessionStore,
+        provider: SandboxProvider,
+        keeper: WorkspaceKeeper | None = None,
+        executor: Executor | None = None,
+        keys: KeyRing,
+        clock: Clock,
+        shared: bool = False,
+        me: str = "",
+        engine_summary: Callable[[], str] = str,
+        catalog: RuntimeCatalog | None = None,
+        background: Callable[[Gateway], Sequence[tuple[str, Coroutine[Any, Any, None]]]] = lambda _: (),
+    ) -> None:
+        """`shared`: other gateways use the same store. `me`: this gateway's id, if they cannot reach its sandboxes.
+
+        `keeper`: None creates the one that the settings ask for; `executor`: None creates a PicodExecutor.
+        `catalog` in place of fixed `runtimes`; `background` makes loops to run besides, by name. Raises SettingsError
+        for what is wrong with the settings of snapshots.
+        """
+        self.background = background
+        self.notices = Tasks()
+        self.holder = me or holder_name()
+        self.engine_summary = engine_summary  # the engine's lines of the start banner; complete once it runs
+        self.settings = settings
+        self.clock = clock
+        self.catalog: RuntimeCatalog = catalog or StaticCatalog(runtimes)
+        self.peers = PeerSigner(clock)
+        self.certificates = make_certificates(settings, clock)
+        self.issuers = make_verifier(settings, clock)
+        self.counters = Counters()
+        self.tracing = Tracing(settings.otlp_endpoint, clock) if settings.otlp_endpoint else None
+        self.audit = make_audit_log(settings, clock)
+        self.access = access_policy(settings)
+        self.observer = make_observer(settings, self.tracing, self.audit, clock, self.access)
+        self.store = metered(store, self.counters.store)
+        self.tenants = TenantDirectory(self.store.documents, read_tenants_file(settings.tenants))
+        self.provider = provider
+        self.tokens = TokenIssuer(keys, clock)
+        executor = executor or PicodExecutor(self.catalog, self.tokens, connect_timeout=settings.connect_timeout)
+        keeper = keeper or make_keeper(settings, provider, executor, clock)
+        self.keeper = metered(keeper, self.counters.keeper, self._kept, KEEPER_LABELS)
+        self.sessions = self._make_sessions(executor, shared=shared, me=me)
+        self.lifecycle = self.sessions.lifecycle
+        self.activity = self.sessions.activity
+        self.activator = self._make_activator()
+        self.usage = self._make_usage(shared=shared, me=me)
+        self.autoscaler = self._make_autoscaler(shared=shared, me=me)
+        self.advisor = self._make_advisor()
+        self.metrics = self._make_metrics()
+        self.surfaces = self._make_surfaces()
+        if self.sessions.membership.me:
+            self.access.peers = self.peers
+        self.proxy = Proxy(
+            self.activator,
+            self.surfaces.app,
+            clock,
+            time_limits(settings),
+            self.counters,
+            self.access,
+            self.observer,
+        )
+        self._connect(executor)
+
+    def _make_sessions(self, executor: Executor, *, shared: bool, me: str) -> Sessions:
+        settings = self.settings
+        return make_sessions(
+            store=self.store,
+            cached_store=cached_store(self.store) if shared else None,
+            provider=self.provider,
+            keeper=self.keeper,
+            executor=executor,
+            catalog=self.catalog,
+            clock=self.clock,
+            holder=self.holder,
+            settings=SessionSettings(
+                takeover_after=settings.takeover_after,
+                max_sandboxes=settings.max_sandboxes,
+                hibernated_retention=settings.hibernated_retention,
+                terminated_retention=settings.terminated_retention,
+                sweep_interval=settings.sweep_interval,
+                claims_at_once=claims_at_once(settings),
+            ),
+            shared=shared,
+            me=me,
+            tenants=self.tenants,
+        )
+
+    def _make_activator(self) -> Activator:
+        settings, sessions = self.settings, self.sessions
+        return Activator(
+            lifecycle=sessions.lifecycle,
+            opener=sessions.opener,
+            admission=sessions.admission,
+            bindings=sessions.bindings,
+            catalog=self.catalog,
+            tokens=self.tokens,
+            activity=sessions.activity,
+            clock=self.clock,
+            counters=self.counters,
+            limits=HoldLimits(settings.hold_per_session, settings.hold_total, settings.slots_per_sandbox),
+            connect_timeout=settings.connect_timeout,
+            peers=self.peers,
+            shared_provider=sessions.ownership.shared_provider,
+            peer_tls=self._peer_tls,
+        )
+
+    def _make_usage(self, *, shared: bool, me: str) -> UsageRecorder:
+        # After `takeover_after` without a heartbeat others may have taken sessions over, and count their time.
+        longest_gap = self.settings.takeover_after / 2 if me else float("inf")
+        return UsageRecorder(
+            Meter(longest_gap=longest_gap),
+            self.store,
+            self.provider,
+            self.catalog,
+            self.clock,
+            Place(uuid.uuid4().hex, self.holder, me, shared),
+            interval=self.settings.usage_interval,
+            take_requests=self._take_requests,
+            last_used=self.activity.latest,
+            on_taken=self.counters.tenants.count,
+        )
+
+    def usage_sample_s(self) -> float:
+        """Seconds between two looks at what sandboxes use: several within the time after which others take over."""
+        return min(SAMPLE_INTERVAL_S, self.settings.takeover_after / 4)
+
+    def _take_requests(self) -> Iterator[Requests]:
+        for entry, requests, egress_bytes in self.counters.traffic.take():
+            yield Requests(entry.session_id, entry.tenant, entry.runtime, requests, egress_bytes)
+
+    def _peer_tls(self) -> ssl.SSLContext:
+        return default_peer_context() if self.certificates is None else self.certificates.peers
+
+    def _make_autoscaler(self, *, shared: bool, me: str) -> Autoscaler:
+        settings = autoscaler_settings(self.settings, shared=shared, me=me)
+        return Autoscaler(self.catalog, self.store, self.provider, self.clock, settings, holder=self.holder)
+
+    def _make_advisor(self) -> SessionAdvisor:
+        settings, sessions = self.settings, self.sessions
+        return SessionAdvisor(
+            hibernator=sessions.hibernator,
+            opener=sessions.opener,
+            idleness=sessions.idleness,
+            catalog=self.catalog,
+            served=self._served,
+            settings=AdviceSettings(
+                wake_cost=settings.wake_cost, hibernate=settings.advised_hibernation, prewake=settings.prewake
+            ),
+        )
+
+    def _make_metrics(self) -> Metrics:
+        return Metrics(
+            counters=self.counters,
+            catalog=self.catalog,
+            provider=self.provider,
+            bound=self.sessions.bindings,
+            routes=self.activator,
+            forecasts=self.autoscaler,
+            tokens=self.tokens,
+            engine=self.settings.engine,
+        )
+
+    def _make_surfaces(self) -> Surfaces:
+        return Surfaces(
+            self.settings,
+            lifecycle=self.sessions.lifecycle,
+            hibernator=self.sessions.hibernator,
+            store=self.store,
+            provider=self.provider,
+            catalog=self.catalog,
+            caller=Caller(self.activator, self.clock),
+            clock=self.clock,
+            counters=self.counters,
+            tenants=self.tenants,
+            prices=load_prices(self.settings.prices) if self.settings.prices != Path() else None,
+            explain_pools=lambda: {**self.autoscaler.explain(), "sessions": self.advisor.explain()},
+            is_leaving=lambda: self.activator.leaving,
+            render_metrics=self.metrics.render,
+            peers=self.peers,
+            acknowledge=self.activator.acknowledge,
+            audit=self.audit,
+        )
+
+    def _connect(self, executor: Executor) -> None:
+        """Subscribe the autoscaler, the advisor and the counters to sessions' events, and set the idleness check."""
+        sessions = self.sessions
+        sessions.idleness.use_work_check(executor.busy)
+        sessions.opener.on_wake(self.advisor.woken)
+        sessions.bindings.on_unbound(self.advisor.unbound)
+        sessions.bindings.on_bound(self.usage.bound)
+        sessions.bindings.on_removed(self.usage.removed)
+        sessions.lifecycle.on_end(self.advisor.ended)
+        sessions.admission.on_waiting(self.autoscaler.waiting)
+        sessions.admission.on_claim(self.autoscaler.claimed)
+        sessions.admission.on_claim(self.counters.claimed)
+
+    def leave(self) -> None:
+        """Announce the shutdown: readiness fails and other gateways are notified; requests are still accepted."""
+        self.activator.leaving = True
+        if self.sessions.membership.me:
+            self.notices.spawn(self._announce_leaving(), name="notice of leaving")
+
+    @property
+    def notice_s(self) -> float:
+        """Seconds from `leave` to `drain` after which other gateways forward no more requests to this one.
+
+        They cache a session's owner for TRUSTED_S, so a request that was sent on a cached owner must still be served.
+        """
+        return 2 * TRUSTED_S if self.sessions.membership.me else 0.0
+
+    def drain(self) -> None:
+        """Reject requests that need a new sandbox; requests in flight continue."""
+        if not self.activator.leaving:
+            self.leave()
+        self.activator.draining = True
+
+    def record_event(self, action: str, session: str = "", **detail: str) -> None:
+        """Put what happened by itself into the audit trail."""
+        if self.audit is not None:
+            actor = Actor(subject=SYSTEM.subject, role=SYSTEM.role)
+            self.audit.record(AuditEvent(self.clock.now(), action, actor, 0, session=session, detail=detail))
+
+    async def _announce_leaving(self) -> None:
+        try:
+            await self.sessions.membership.announce_leaving()
+        except WakegateError as error:
+            logger.warning("cannot notify other gateways of this shutdown: %s", error)
+
+    def _served(self) -> Served:
+        """Sessions with a live route: id, runtime, last active at, whether requests are under way."""
+        for route in self.activator.routes.values():
+            yield route.session_id, route.runtime, route.activity.last, route.activity.in_flight > 0
+
+    def _kept(self, verb: str, answer: object) -> None:
+        """Observe the size of a snapshot after `keep` or `checkpoint`; the reference contains it."""
+        if verb in ("keep", "checkpoint") and isinstance(answer, str) and "#" in answer:
+            self.counters.snapshot_bytes[verb].observe(SnapshotRef(answer).size)
+
+
+def holder_name() -> str:
+    """This process's name as a holder of leases: host name and pid."""
+    return f"{socket.gethostname()}:{os.getpid()}"

@@ -1,0 +1,223 @@
+"""Starts the parts of a gateway, keeps its background loops running, and ends all of it in reverse order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Any
+
+from gateway import __version__
+from gateway.app.gateway import Gateway
+from gateway.core.background import cancel, every
+from gateway.core.certificates import POLL_S
+from gateway.core.errors import StoreUnavailableError, UnavailableError, WakegateError
+from gateway.core.settings import requires_identity
+from gateway.identity.authenticator import open_authenticator
+from gateway.identity.directory import FOLLOW_INTERVAL_S
+from gateway.identity.oidc_keys import REFRESH_INTERVAL_S
+from gateway.identity.shared_secret import load_secret
+from gateway.sessions.idleness import HEARTBEAT_INTERVAL_S
+from gateway.sessions.restorability import restore_problems
+
+logger = logging.getLogger(__name__)
+
+ADVISE_INTERVAL_S = 5.0
+CHECKPOINT_INTERVAL_S = 1.0  # between checks of which sessions are due for a checkpoint
+UNUSED_ROUTES_INTERVAL_S = 2.0
+REFILL_INTERVAL_S = 0.1  # of the tokens for tenants' requests: the grain of a rate
+GATEWAY_TTL_S = 3.5  # of a gateway among which rates are shared: it may miss two announcements
+
+
+@asynccontextmanager
+async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
+    """Start the parts, and stop them in reverse order with the block. `address`: this gateway's URL for other ones.
+
+    Raises WakegateError when a part cannot start.
+    """
+    sessions, membership = gateway.sessions, gateway.sessions.membership
+    async with AsyncExitStack() as stack:
+        if gateway.tracing is not None:
+            stack.push_async_callback(asyncio.to_thread, gateway.tracing.close)
+        if gateway.audit is not None:
+            await asyncio.to_thread(gateway.audit.start)
+            stack.push_async_callback(gateway.audit.aclose)
+            stack.callback(gateway.record_event, "gateway.end")
+            gateway.record_event("gateway.start", version=__version__)
+        await gateway.store.start()
+        stack.push_async_callback(gateway.store.aclose)
+        for warning in await gateway.store.warnings():
+            logger.warning("%s", warning)
+        if membership.me:
+            gateway.peers.open(await load_secret(gateway.store.documents))
+        await _start_identities(gateway, stack)
+        await gateway.provider.start()
+        stack.push_async_callback(gateway.provider.aclose)
+        await gateway.provider.apply(gateway.catalog.all())
+        stack.push_async_callback(partial(_last_usage, gateway))
+        for runtime in gateway.catalog.all():
+            gateway.counters.of(runtime.key)  # so that failures before its first success count for this runtime
+        if membership.me:
+            membership.address = address
+            await membership.announce()
+            stack.push_async_callback(membership.leave)
+            stack.push_async_callback(gateway.notices.wait)
+        # Until the last session is hibernated this gateway announces itself: silent, it would be taken for dead and
+        # its sessions restored elsewhere from older snapshots.
+        announcements = asyncio.create_task(
+            every(membership.heartbeat_interval, partial(_announce, gateway)), name="announcements"
+        )
+        stack.push_async_callback(cancel, announcements)
+        await sessions.recovery.recover_all()
+        stack.push_async_callback(sessions.hibernator.hibernate_all)
+        stack.push_async_callback(sessions.lifecycle.aclose)
+        stack.push_async_callback(sessions.opener.aclose)
+        stack.push_async_callback(gateway.activator.aclose)
+        await gateway.autoscaler.start()
+        stack.push_async_callback(gateway.autoscaler.aclose)
+        stack.push_async_callback(partial(_last_flush, gateway))
+        stack.push_async_callback(sessions.sweeper.aclose)
+        stack.push_async_callback(gateway.surfaces.aclose)
+        for name, loop in _loops(gateway):
+            stack.push_async_callback(cancel, asyncio.create_task(loop, name=name))
+        yield
+
+
+async def _start_identities(gateway: Gateway, stack: AsyncExitStack) -> None:
+    """Tenants and, where requests need one, keys: from the store, and followed there from now on."""
+    await gateway.tenants.follow()
+    loops = [
+        ("tenants", every(FOLLOW_INTERVAL_S, partial(_follow_tenants, gateway))),
+        ("request budgets", every(REFILL_INTERVAL_S, partial(_refill_budgets, gateway))),
+    ]
+    if requires_identity(gateway.settings):
+        authenticator = await open_authenticator(
+            gateway.store.documents,
+            gateway.clock,
+            gateway.settings.admin_key_file,
+            gateway.tenants,
+            gateway.issuers,
+        )
+        gateway.access.authenticate_with(authenticator)
+        gateway.surfaces.keys.authenticator = gateway.surfaces.tenants.authenticator = authenticator
+        loops.append(("API keys", every(FOLLOW_INTERVAL_S, authenticator.follow)))
+    for name, loop in loops:
+        stack.push_async_callback(cancel, asyncio.create_task(loop, name=name))
+
+
+def _loops(gateway: Gateway) -> Sequence[tuple[str, Coroutine[Any, Any, None]]]:
+    """What runs for as long as the gateway does, by name."""
+    sessions = gateway.sessions
+    return (
+        ("exchanges", gateway.proxy.run_ticker()),
+        ("activity", every(HEARTBEAT_INTERVAL_S, sessions.idleness.flush)),
+        ("durations", every(HEARTBEAT_INTERVAL_S, sessions.durations.catch_up)),
+        ("usage", every(gateway.usage_sample_s(), gateway.usage.tick)),
+        ("usage records", every(gateway.settings.usage_interval, gateway.usage.flush)),
+        ("sweeper", every(gateway.settings.sweep_interval, sessions.sweeper.sweep)),
+        ("checkpoints", every(CHECKPOINT_INTERVAL_S, sessions.sweeper.checkpoint)),
+        ("quiet routes", every(UNUSED_ROUTES_INTERVAL_S, partial(_forget_quiet, gateway))),
+        ("session advice", every(ADVISE_INTERVAL_S, partial(_advise, gateway))),
+        ("sandbox events", _follow_events(gateway)),
+        ("kept workspaces", _check_kept(gateway)),
+        ("loop lag", gateway.metrics.watch_loop()),
+        *_certificate_loop(gateway),
+        *_issuer_loop(gateway),
+        *gateway.background(gateway),
+    )
+
+
+def _certificate_loop(gateway: Gateway) -> Sequence[tuple[str, Coroutine[Any, Any, None]]]:
+    if (certificates := gateway.certificates) is None:
+        return ()
+
+    async def reload() -> None:
+        await asyncio.to_thread(certificates.reload_if_changed)
+
+    return (("certificates", every(POLL_S, reload)),)
+
+
+async def _follow_tenants(gateway: Gateway) -> None:
+    """Take over limits that were changed anywhere, and this gateway's part of each tenant's rate."""
+    try:
+        authenticator = gateway.surfaces.tenants.authenticator
+        if await gateway.tenants.follow() and authenticator is not None:
+            authenticator.forget_all()  # identities carry what counts their requests
+        if gateway.tenants.has_rates:
+            alive = await gateway.store.quotas.count_gateways(gateway.holder, GATEWAY_TTL_S)
+            gateway.tenants.share_among(alive)
+    except StoreUnavailableError as error:
+        logger.debug("tenants' limits are as they were: %s", error)
+
+
+async def _refill_budgets(gateway: Gateway) -> None:
+    gateway.tenants.refill(gateway.clock.monotonic())
+
+
+def _issuer_loop(gateway: Gateway) -> Sequence[tuple[str, Coroutine[Any, Any, None]]]:
+    if (verifier := gateway.issuers) is None:
+        return ()
+
+    async def follow() -> None:
+        try:
+            await verifier.refresh()
+        except UnavailableError as error:  # it may start with the gateway, and later
+            logger.warning("%s", error)
+        await every(REFRESH_INTERVAL_S, verifier.refresh)
+
+    return (("keys of issuers", follow()),)
+
+
+async def _advise(gateway: Gateway) -> None:
+    await gateway.advisor.run_once(gateway.clock.now())
+
+
+async def _forget_quiet(gateway: Gateway) -> None:
+    if gateway.sessions.ownership.shared_provider:
+        gateway.activator.forget_quiet()
+
+
+async def _announce(gateway: Gateway) -> None:
+    membership = gateway.sessions.membership
+    if membership.me and not await membership.announce():
+        await gateway.sessions.recovery.release_taken_over()
+
+
+async def _check_kept(gateway: Gateway) -> None:
+    """Log a warning for each reason why hibernated sessions cannot wake with these settings. Runs once."""
+    try:
+        async for problem in restore_problems(gateway.store, gateway.keeper.check, gateway.sessions.membership.me):
+            logger.warning("%s", problem)
+    except WakegateError as error:
+        logger.warning("cannot check whether hibernated sessions can wake: %s", error)
+
+
+async def _follow_events(gateway: Gateway) -> None:
+    async for event in gateway.provider.watch():
+        gateway.record_event("sandbox.ended", event.session_id or "", sandbox=event.sandbox_id, reason=event.reason)
+        try:
+            await gateway.sessions.recovery.sandbox_ended(event)
+        except WakegateError as error:
+            # The next request on the session finds its sandbox gone, and corrects the record.
+            logger.warning(
+                "sandbox %s ended (%s), cannot write its session's record: %s",
+                event.sandbox_id,
+                event.reason,
+                error,
+            )
+
+
+async def _last_usage(gateway: Gateway) -> None:
+    try:
+        await gateway.usage.flush()
+    except WakegateError as error:
+        logger.warning("cannot write the last usage of tenants: %s", error)
+
+
+async def _last_flush(gateway: Gateway) -> None:
+    try:
+        await gateway.sessions.idleness.flush()
+    except WakegateError as error:
+        logger.warning("cannot write the last activity of sessions: %s", error)
