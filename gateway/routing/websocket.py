@@ -44,6 +44,9 @@ from gateway.routing.websocket_dial import MAX_MESSAGE_BYTES, dial
 _STATUSES = frozenset(HTTPStatus)  # those that the server knows a phrase for
 _CLOSE_CODES_NOT_SENT = (1005, 1006, 1015)  # RFC 6455 7.4.1: they stand for "none came", and are never on the wire
 _CODES_OF_AN_END = (1001, 1012, 1014)  # of a server that ends, or is killed; the session's record knows why
+# For one message to a sandbox that does not read. Meanwhile nothing is read of the client either, so a client that has
+# left is not noticed, and without a limit its slot would never be given back.
+_SEND_TIMEOUT_S = 60.0
 
 
 class WebSocketProxy:
@@ -189,11 +192,15 @@ class WebSocketProxy:
             route.counted.websockets -= 1
             for pump in (up, down):
                 pump.cancel()
-            await asyncio.gather(up, down, return_exceptions=True)
+            ended, _ = await asyncio.gather(up, down, return_exceptions=True)
+            if isinstance(ended, TimeoutError):
+                upstream.transport.abort()  # it would not read a close frame either
+                await send({"type": "websocket.close", "code": 1011, "reason": "the sandbox does not read messages"})
             await upstream.close()
         return 101
 
     async def _pump_up(self, receive: Receive, upstream: ClientConnection, route: Route) -> None:
+        """Raises TimeoutError when the sandbox takes nothing for _SEND_TIMEOUT_S."""
         while True:
             message = await receive()
             if message["type"] == "websocket.disconnect":
@@ -203,7 +210,8 @@ class WebSocketProxy:
             route.touch(self._clock.now())
             data = message.get("bytes")
             try:
-                await upstream.send(data if data is not None else message["text"])
+                async with asyncio.timeout(_SEND_TIMEOUT_S):
+                    await upstream.send(data if data is not None else message["text"])
             except ConnectionClosed:
                 return  # the other pump tells the client
 
