@@ -29,7 +29,7 @@ _NAMED = re.compile(
 )
 _QUERY = re.compile(r"(?i)([?&](?:sig|signature|key|code|auth|jwt|x-amz-[\w-]{1,32})=)[^\s\"'&;,#]+")
 # What is a secret by its form.
-_OUR_KEY = re.compile(r"\bwk_[A-Za-z0-9_-]+")
+_OUR_KEY = re.compile(r"\b(?:wk_[A-Za-z0-9_-]+|wst_[A-Za-z0-9._-]+)")  # API keys, and tokens of sessions
 _JWT = re.compile(r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*")
 _VENDOR_KEY = re.compile(
     r"\b(?:(?:sk|pk|rk)[-_][A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|(?:AKIA|ASIA)[A-Z0-9]{16}"

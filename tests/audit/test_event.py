@@ -96,3 +96,11 @@ def test_largest_event_fits_a_line() -> None:
     fields = event_fields(event)
     assert len(encode(Position(), "event", fields)) < MAX_LINE_BYTES
     assert len(fields["detail"]) <= MAX_ENTRIES + 1
+
+
+def test_session_token_is_hidden_wherever_it_stands() -> None:
+    """Its JWT begins behind a prefix, where one alone would not be looked for."""
+    token = "wst_eyJhbGciOiJIUzI1NiJ9.eyJhdWQiOiJ4In0.abcDEF123_-"
+    for text in (f"echo {token} now", token, f"url?t={token}&x=1", f"[{token}]"):
+        assert "eyJ" not in redact(text)
+        assert "abcDEF" not in redact(text)
