@@ -68,8 +68,8 @@ PROC_MASKED = (
 # Folders of it that name devices and drivers of the machine: empty inside.
 PROC_COVERED = ("acpi", "asound", "bus", "driver", "fs", "irq", "scsi")
 
-# All of /sys that a sandbox sees: how many processors there are. lscpu and numerical libraries read them, and stop
-# without; /proc/cpuinfo says as much. What else lies beside them tells how busy the machine is.
+# All of /sys that a sandbox sees: how many processors there are. lscpu and numerical libraries fail without them, and
+# /proc/cpuinfo shows the same. Their neighbours are left out: they show how busy the machine is.
 CPU_FILES = tuple(f"/sys/devices/system/cpu/{name}" for name in ("possible", "present", "online"))
 
 
@@ -147,12 +147,15 @@ def minimal_binds(wanted: Mapping[str, str], host: HostRoot) -> dict[str, str]:
 def arguments(config: BwrapConfig, command: Sequence[str]) -> list[str]:
     """bwrap's arguments, without the program's own name, for `command` in the sandbox `config`.
 
-    `--disable-userns` needs `--unshare-user` by name; started as root, bwrap keeps capabilities without `--cap-drop`.
+    Whether this machine's bwrap accepts them is probed by isolation.py.
     """
+    # --unshare-user by name, although it is the default for an ordinary user: --disable-userns insists on it.
     args = ["--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup"]
     if config.disable_userns:
         args += ["--disable-userns"]
     args += ["--uid", str(USER_ID), "--gid", str(USER_ID), "--hostname", "sandbox"]
+    # --new-session: code cannot type into the terminal that the gateway was started from. --cap-drop: started as root,
+    # bwrap would leave the sandbox all capabilities.
     args += ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
     for folder in config.host.folders:
         args += ["--ro-bind", folder, folder]

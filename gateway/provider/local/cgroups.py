@@ -44,6 +44,9 @@ def survey(mountinfo: str, membership: str) -> dict[str, Hierarchy]:
     found: dict[str, Hierarchy] = {}
     unified: Hierarchy | None = None
     for line in mountinfo.splitlines():
+        # e.g. `36 35 0:31 /docker/ab /sys/fs/cgroup/memory rw master:1 - cgroup cgroup rw,memory`. The number of fields
+        # before the dash varies, so the second half is split off first; version 1 names its controllers in the last
+        # field.
         before, _, after = line.partition(" - ")
         fields, tail = before.split(), after.split()
         root, mountpoint, kind, options = fields[3], Path(fields[4]), tail[0], tail[-1].split(",")
@@ -54,6 +57,7 @@ def survey(mountinfo: str, membership: str) -> dict[str, Hierarchy]:
                 if name in options:
                     found[name] = Hierarchy(1, _below(mountpoint, root, own.get(name, "/")))
     if unified:
+        # Hybrid systems mount both. A controller is in one of them only, and where version 1 has it version 2 does not.
         for name in CONTROLLERS:
             found.setdefault(name, unified)
     return found
@@ -75,6 +79,7 @@ class CgroupTree:
                 if hierarchy.version == 2:
                     _write(base / "cgroup.subtree_control", f"+{controller}")
             except OSError as error:
+                # Not a warning: the others may still be usable, and the isolation report names each limit's state.
                 logger.debug("no %s groups below %s: %s", controller, hierarchy.parent, error)
                 continue
             self._bases[controller] = base
@@ -94,7 +99,7 @@ class CgroupTree:
         group = Cgroup({controller: base / name for controller, base in self._bases.items()})
         try:
             for controller, folder in group.folders.items():
-                folder.mkdir(exist_ok=True)
+                folder.mkdir(exist_ok=True)  # in version 2 the folder of the controller before it
                 _limit(controller, folder, limits, v2=self.in_force[controller].endswith("2"))
         except OSError:
             group.remove()
@@ -127,7 +132,7 @@ class Cgroup:
         folder = self.folders.get("memory")
         if folder is None:
             return 0
-        for name in ("memory.events", "memory.oom_control"):
+        for name in ("memory.events", "memory.oom_control"):  # version 2, version 1
             try:
                 lines = (folder / name).read_text().splitlines()
             except OSError:
@@ -153,6 +158,7 @@ class Cgroup:
 
         The group is read again once a process is pinned: a pid that is still in it is a process of this sandbox.
         """
+        # cgroup.kill would do all of this in one write, but version 1 and kernels before 5.14 do not have it.
         pinned: dict[int, int] = {}
         for pid in self.pids():
             try:
@@ -216,6 +222,7 @@ def _limit(controller: str, folder: Path, limits: Limits, *, v2: bool) -> None:
     if controller == "memory" and limits.memory is not None:
         _write(folder / ("memory.max" if v2 else "memory.limit_in_bytes"), str(limits.memory))
         # Without these a sandbox would swap instead of meeting its limit. Kernels without swap accounting lack them.
+        # After the limit: version 1 counts memory and swap together, and refuses a sum below the limit of memory.
         swap = ("memory.swap.max", "0") if v2 else ("memory.memsw.limit_in_bytes", str(limits.memory))
         if (folder / swap[0]).exists():
             _write(folder / swap[0], swap[1])

@@ -19,6 +19,7 @@ def cpu_s(group: Cgroup, pid: int) -> float:
     """Seconds of CPU since the sandbox started; 0 if it has ended and had no group. `pid`: its outermost process."""
     folder = group.folders.get("cpu")
     if folder is not None:
+        # Version 1 has a cpu.stat too, without usage_usec: there the time is in cpuacct, which is mounted with cpu.
         used = _number(folder / "cpu.stat", "usage_usec")
         if used is not None:
             return used / 1e6
@@ -60,4 +61,4 @@ def _process_cpu_s(pid: int) -> float:
     except OSError:
         return 0.0  # it ended meanwhile
     fields = stat.rpartition(")")[2].split()  # from the third on: the second is a name, with any characters
-    return sum(map(int, fields[11:15])) / _TICKS_PER_S
+    return sum(map(int, fields[11:15])) / _TICKS_PER_S  # utime, stime, cutime, cstime: the 14th to the 17th

@@ -5,12 +5,7 @@ disk's free space and inodes, which cost one call to read, are polled, and the w
 was taken. A sandbox over its runtime's limit ends; with less than the reserve left so does the one that grew most since
 it was claimed or woken, else one session's files would stop the records of all. Its session keeps its files.
 
-What a workspace held when its sandbox was claimed (nothing) or woken (measured when it was parked) is the baseline:
-writing much at once, and then no more, does not pass as having held it always. Who wakes over the limit has GRACE_S to
-delete some, and ends at once on growing.
-
-Between two polls a sandbox can write more than it may: this bounds the damage, it is no quota. The ballast, a file that
-is deleted when the disk is full, leaves room for records and deletions until then.
+Between two polls a sandbox can write more than it may: this bounds the damage, it is no quota.
 """
 
 from __future__ import annotations
@@ -31,10 +26,14 @@ from gateway.provider.local.registry import SandboxRegistry
 logger = logging.getLogger(__name__)
 
 POLL_INTERVAL_S = 0.5
-GRACE_S = 60.0
+GRACE_S = 60.0  # a session that wakes over its limit has this long to delete some, and ends at once if it grows
+# A file that is deleted when the disk is full: room for records and for deletions, which write too, until sandboxes
+# that were ended have given back theirs.
 BALLAST_BYTES = 16 << 20
 _FULL_INTERVAL_S = 60.0  # free space may not fall while others delete what a sandbox writes
-_STEP_BYTES = 128 << 20  # taken of the disk, that make a measurement worth its cost
+# What must have been taken of the disk to make a measurement (du over all workspaces) worth its cost. Less, down to
+# _MIN_STEP_BYTES, where the smallest limit is small: an eighth of it. A limit of 64 MiB is measured every 8 MiB.
+_STEP_BYTES = 128 << 20
 _STEP_FILES = 20_000
 _MIN_STEP_BYTES = 1 << 20
 _MIN_GROWTH_BYTES = 64 << 20  # a sandbox that grew by less is not ended for a full disk
@@ -128,7 +127,7 @@ def _largest(
 
 
 @dataclass(frozen=True, slots=True)
-class Tenant:
+class Watched:
     """A sandbox to be measured: its workspace, and the outermost of its processes."""
 
     id: SandboxId
@@ -139,15 +138,18 @@ class Tenant:
 
 
 class DiskWatch:
-    """Remembers baselines and what was left at the last measurement. `look` blocks and may run in any thread."""
+    """Remembers baselines and what was left at the last measurement. `measure` blocks and may run in any thread."""
 
     def __init__(self, folder: Path, reserve: int) -> None:
         self.folder, self._reserve = folder, reserve
         self.reader: tuple[str, ...] = ()  # of disk_usage
         self._used: Size | None = None
-        self._looked_at = float("-inf")
+        self._measured_at = float("-inf")
         self._parked: dict[SessionId, Size] = {}
-        self._baselines: dict[SandboxId, tuple[Size, float | None]] = {}  # None: woken since the last look
+        # What a workspace held when its sandbox was claimed (nothing) or woken (measured when it was parked), and when
+        # it woke; None: since the last measurement. Not what it held last time: code that writes much at once and then
+        # stops would pass as having held it always.
+        self._baselines: dict[SandboxId, tuple[Size, float | None]] = {}
         self._filling: set[SandboxId] = set()  # a snapshot is being unpacked into them
 
     def measure_parked(self, session: SessionId, workspace: Path) -> None:
@@ -185,31 +187,32 @@ class DiskWatch:
         """Whether `measure_parked` was called for that session's parked workspace, in this run."""
         return session in self._parked
 
-    def due(self, tenants: Sequence[Tenant], now: float) -> bool:
-        """Whether so much was taken since the last look that another is worth it. `now`: monotonic seconds."""
-        if not tenants:
+    def due(self, watched: Sequence[Watched], now: float) -> bool:
+        """Whether so much was taken since the last measurement that another is worth it. `now`: monotonic seconds."""
+        if not watched:
             return False
         disk = os.statvfs(self.folder)
         used = _used(disk)
-        if self._used is None or now - self._looked_at >= _FULL_INTERVAL_S:
+        if self._used is None or now - self._measured_at >= _FULL_INTERVAL_S:
             return True
+        # From the lowest point since the last measurement: what others delete does not hide what a sandbox then writes.
         self._used = Size(min(self._used.bytes, used.bytes), min(self._used.files, used.files))
-        least = min((each.limit for each in tenants if each.limit is not None), default=_STEP_BYTES)
-        files = min((each.files_limit for each in tenants if each.files_limit is not None), default=_STEP_FILES)
+        least = min((each.limit for each in watched if each.limit is not None), default=_STEP_BYTES)
+        files = min((each.files_limit for each in watched if each.files_limit is not None), default=_STEP_FILES)
         step = max(_MIN_STEP_BYTES, min(_STEP_BYTES, least // 8))
         if disk.f_bavail * disk.f_frsize < self._reserve:
-            step = _MIN_STEP_BYTES
+            step = _MIN_STEP_BYTES  # 128 MiB more may be all that is left
         files_step = max(1, min(_STEP_FILES, files // 8))
         return used.bytes - self._used.bytes >= step or used.files - self._used.files >= files_step
 
-    def look(self, tenants: Sequence[Tenant], now: float) -> dict[SandboxId, Ending]:
-        """Measure all tenants and say who is to end, and why. Raises OSError when the disk cannot be read."""
-        before, self._looked_at = self._used, now
-        sizes = disk_usage.sizes([each.workspace for each in tenants], self.reader)
+    def measure(self, watched: Sequence[Watched], now: float) -> dict[SandboxId, Ending]:
+        """Measure all; return which sandboxes to end and why. Raises OSError when the disk cannot be read."""
+        before, self._measured_at = self._used, now
+        sizes = disk_usage.sizes([each.workspace for each in watched], self.reader)
         disk = os.statvfs(self.folder)
         self._used = _used(disk)
         held: dict[SandboxId, Held] = {}
-        for each in tenants:
+        for each in watched:
             if each.workspace in sizes:
                 size, unlinked = sizes[each.workspace], disk_usage.unlinked(each.workspace, each.pid)
                 baseline, woken_at = self._baselines.get(each.id, (Size(), float("-inf")))
@@ -220,7 +223,8 @@ class DiskWatch:
                 if each.id in self._filling:
                     baseline, grace = size, True
                 held[each.id] = Held(baseline, size, each.limit, each.files_limit, grace=grace)
-        present = {each.id for each in tenants}
+        # A sandbox woken since `watched` was listed is not in it yet, and its baseline must outlive this measurement.
+        present = {each.id for each in watched}
         self._baselines = {name: each for name, each in self._baselines.items() if name in present or each[1] is None}
         return offenders(
             held,
@@ -239,9 +243,11 @@ class DiskWatch:
         disk = os.statvfs(self.folder)
         free = disk.f_bavail * disk.f_frsize
         try:
+            # Given up at 4 MiB free and taken again at 64 MiB or more: nearer bounds would make it come and go.
             if free < BALLAST_BYTES // 4:
                 path.unlink(missing_ok=True)
             elif free > max(4 * BALLAST_BYTES, self._reserve) and not path.exists():
+                # Allocated, not only sized: a sparse file takes no room, and its deletion would free none.
                 with path.open("wb") as file:
                     os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
         except OSError as error:
@@ -249,11 +255,11 @@ class DiskWatch:
 
 
 async def enforce(registry: SandboxRegistry, disk: DiskWatch, clock: Clock) -> None:
-    """End sandboxes that fill the disk, until cancelled. Their sessions keep their files and are told the reason."""
+    """End sandboxes that fill the disk, until cancelled. Their sessions keep their files and report the reason."""
     while True:
         await asyncio.sleep(POLL_INTERVAL_S)
-        tenants = [
-            Tenant(
+        watched = [
+            Watched(
                 sandbox.id,
                 sandbox.workspace,
                 sandbox.process.pid,
@@ -264,22 +270,22 @@ async def enforce(registry: SandboxRegistry, disk: DiskWatch, clock: Clock) -> N
         ]
         try:
             now = clock.monotonic()
-            if disk.due(tenants, now):
-                for name, ending in (await asyncio.to_thread(disk.look, tenants, now)).items():
-                    tenant = next(each for each in tenants if each.id == name)
-                    await _end(registry, tenant, ending)
+            if disk.due(watched, now):
+                for name, ending in (await asyncio.to_thread(disk.measure, watched, now)).items():
+                    offender = next(each for each in watched if each.id == name)
+                    await _end(registry, offender, ending)
             disk.keep_ballast()
         except (OSError, TimeoutError) as error:
             logger.warning("the disk below %s cannot be watched: %s", disk.folder, error)
 
 
-async def _end(registry: SandboxRegistry, tenant: Tenant, ending: Ending) -> None:
+async def _end(registry: SandboxRegistry, offender: Watched, ending: Ending) -> None:
     # Open now: once the sandbox has ended its workspace may be moved, to be parked or woken.
-    workspace = os.open(tenant.workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    workspace = os.open(offender.workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        await registry.end_for(tenant.id, f"was ended: {ending.reason}")
-        if ending.shrink and tenant.limit is not None:
-            await asyncio.to_thread(disk_usage.shrink, workspace, tenant.limit)
+        await registry.end_for(offender.id, f"was ended: {ending.reason}")
+        if ending.shrink and offender.limit is not None:
+            await asyncio.to_thread(disk_usage.shrink, workspace, offender.limit)
     finally:
         os.close(workspace)
 

@@ -113,7 +113,7 @@ def _is_system_bin(folder: str) -> bool:
 
 
 def _open_file(path: str, flags: int) -> int:
-    """A pipe in the file's place opens at once, and then reads as empty."""
+    """An opener that does not block: the folder may be a stranger's, with a named pipe where the file should be."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 

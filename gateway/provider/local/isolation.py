@@ -16,7 +16,7 @@ from typing import Literal
 
 from gateway.core.model import Limits
 from gateway.provider.local import bwrap, namespace_limits, rlimits, seccomp
-from gateway.provider.local.process import anonymous_file
+from gateway.provider.local.descriptors import anonymous_file
 
 Isolation = Literal["bubblewrap", "process"]
 
@@ -89,6 +89,8 @@ def probe_isolation(isolation: Isolation, in_force: Mapping[str, str]) -> Isolat
     if program is None:
         return IsolationReport(isolation, error=explain("", None, _read_sysctl, in_container=False), limits=limits)
     warnings = [ROOT_WARNING] if os.geteuid() == 0 else []
+    # The strictest form first: where only sandboxes with nested user namespaces start, those are used and the report
+    # warns; likewise without the filter. Where not even those start, the start of the gateway fails.
     failure = _run_true(program, disable_userns=True)
     disable_userns = failure is None
     if failure is not None and _run_true(program, disable_userns=False) is None:

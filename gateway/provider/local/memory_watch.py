@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 POLL_INTERVAL_S = 0.2
 FULL_INTERVAL_S = 5.0  # memory that others free hides what a sandbox takes
-FREE_SOCKETS = 64
+FREE_SOCKETS = 64  # the connections of an ordinary program, most of whose buffers are empty
 OWN_PROCESSES = 3  # of a sandbox: bwrap, the first process of its pid namespace, picod
 MAX_SOCKET_BYTES = 208 << 10  # net.core.wmem_default
 _MAX_STEP_BYTES = 64 << 20
@@ -83,6 +83,8 @@ def over_limit(usages: Mapping[SandboxId, Usage], limits: Mapping[SandboxId, int
     for name, usage in usages.items():
         excess = usage.total - limits[name]
         if excess > 0:
+            # Its end suffices only if it holds as much as must be freed. If not, the excess is spread over many:
+            # killing some would leave a program half alive, which is harder to explain than a sandbox that ended.
             largest = max(usage.processes.items(), key=lambda pair: pair[1], default=(0, 0))
             reason = f"out of memory: it uses {usage.total >> 20} MiB, its limit is {limits[name] >> 20} MiB"
             found[name] = Excess(reason, largest[0] if largest[1] >= excess else None)
@@ -103,6 +105,7 @@ class MemoryWatch:
         # An eighth of the smallest limit: a sandbox is noticed before it is far over.
         step = max(_MIN_STEP_BYTES, min(_MAX_STEP_BYTES, min(each.limit for each in watched) // 8))
         if self._available is not None:
+            # From the highest point since the last measurement, so that what others free does not hide growth.
             self._available = max(self._available, available)
         return (
             self._available is None or self._available - available >= step or now - self._measured_at >= FULL_INTERVAL_S
@@ -162,6 +165,7 @@ def measure(pid: int) -> Usage:
         if len(files) < len(_TMPFS):
             files |= _tmpfs(each, host_root)
     sizes = {each: _pss(each) for each in processes}
+    # Parents come first, so the first three are ours. They count, but are no victims: the sandbox would end anyway.
     own = sum(sizes.pop(each, 0) for each in processes[:OWN_PROCESSES])
     return Usage(sizes, sum(files.values()), len(sockets), own)
 

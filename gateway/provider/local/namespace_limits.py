@@ -53,8 +53,8 @@ async def apply(bwrap: Path, pid: int) -> None:
         os.close(namespace)
     _, errors = await writer.communicate()
     if writer.returncode:
-        said = errors.decode(errors="replace").strip()
-        raise OSError(f"the limits of its user namespace cannot be set: {said or f'status {writer.returncode}'}")
+        detail = errors.decode(errors="replace").strip()
+        raise OSError(f"the limits of its user namespace cannot be set: {detail or f'status {writer.returncode}'}")
 
 
 def _is_mapped(pid: int) -> bool:
@@ -62,13 +62,11 @@ def _is_mapped(pid: int) -> bool:
 
 
 async def _enterable(pid: int) -> int:
-    """A descriptor of its user namespace, or of the one above. Raises OSError.
-
-    bwrap makes a second one inside the first while it is looked at. As long as a namespace has no map of users its
-    files have no owner, and nothing can be mounted in it. The map is read after the namespace was opened: so it is that
-    of this namespace, or of one inside it.
-    """
+    """A descriptor of its user namespace, or of the one above. Raises OSError after _TIMEOUT_S."""
     for _ in range(round(_TIMEOUT_S / _POLL_S)):
+        # bwrap makes a second namespace inside the first while this one is looked at. Until a namespace has a map of
+        # users its files have no owner, and nothing can be mounted in it. The map is read after the namespace was
+        # opened, so it is that of this namespace or of one inside it; in the other order it could be an older one's.
         namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         try:
             if _is_mapped(pid):
@@ -82,6 +80,7 @@ async def _enterable(pid: int) -> int:
 
 
 def _command(bwrap: Path, namespace: Sequence[str]) -> list[str]:
+    # /proc/sys/user shows each reader the limits of its own user namespace: the host's /proc serves, once inside.
     writes = " && ".join(f"echo {value} > /proc/sys/user/{name}" for name, value in LIMITS.items())
     flags = ["--die-with-parent", "--dev-bind", "/", "/", "--cap-add", "CAP_SYS_RESOURCE"]
     return [str(bwrap), *namespace, *flags, "--", "/bin/sh", "-c", writes]

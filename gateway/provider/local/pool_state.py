@@ -47,10 +47,11 @@ class PoolState(Generic[SandboxT, WaiterT]):
 
     def wanted(self, now: float) -> int:
         """How many starts to order now."""
+        # e.g. target 3, 1 ready, 1 starting, 2 waiters: 2 + 3 - 1 - 1 = 3 more. Within a pause only the waiters count.
         backing_off = self.retry_at is not None and now < self.retry_at
         need = len(self.waiters) + (0 if backing_off else self.target) - len(self.ready) - self.starting
         if self.start_failures:
-            need = min(need, 1 - self.starting)
+            need = min(need, 1 - self.starting)  # a start that may fail again is not tried ten times at once
         return max(0, need)
 
     def surplus(self) -> int:
@@ -65,6 +66,7 @@ class PoolState(Generic[SandboxT, WaiterT]):
 
     def take(self, is_alive: Callable[[SandboxT], bool]) -> SandboxT | None:
         """The warm sandbox that has been ready longest, or None. It leaves the pool, so it is handed out once."""
+        # A loop: one may have ended in this very step of the event loop, before `exited` could be called for it.
         while self.ready:
             sandbox = self.ready.popleft()
             if is_alive(sandbox):

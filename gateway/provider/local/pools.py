@@ -55,6 +55,7 @@ class Pools:
         """Starts run as `tasks`, whose owner cancels them after `close`."""
         self._registry, self._tasks, self._clock = registry, tasks, clock
         self._pools: dict[RuntimeKey, _Pool] = {}
+        # Two per core: while one start waits for its process, or for the disk, the other computes.
         self._limiter = StartLimiter(refills=2 * (os.cpu_count() or 1))
         self._running = False
 
@@ -85,6 +86,8 @@ class Pools:
             if old is None:
                 self._pools[key] = _Pool(runtime, PoolState(runtime.pool.size))
             elif old.runtime != runtime:
+                # The autoscaler's target stays unless the manifest changed the size itself: applying a manifest with a
+                # new image must not shrink a pool that was sized for the traffic of now.
                 resized = old.runtime.pool.size != runtime.pool.size
                 target = runtime.pool.size if resized else old.state.target
                 self._registry.end_soon(old.state.resize(0))
@@ -190,6 +193,7 @@ class Pools:
             if not urgent:
                 await asyncio.sleep(_REFILL_DELAY_S)
             async with self._limiter.slot(urgent=urgent):
+                # Asked again when its turn comes: a shrink, or a released claim, may have made the start needless.
                 if pool.state.surplus() or not self._serves(pool, runtime):
                     pool.state.start_withdrawn()
                 else:

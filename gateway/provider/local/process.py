@@ -14,20 +14,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from gateway.provider.local import process_tags
+from gateway.provider.local.descriptors import Descriptors, anonymous_file, kill, read_to_end, readable
 
 MAX_ERROR_BYTES = 4096  # of standard error, kept for error messages
-_READ_BYTES, _READ_INTERVAL_S = (
-    16 << 10,
-    0.05,
-)  # at most 320 kB/s: code in the sandbox can write there as fast as it likes
+# At most 320 kB/s: code in the sandbox can write to its standard error as fast as it likes.
+_READ_BYTES, _READ_INTERVAL_S = 16 << 10, 0.05
 _END_TIMEOUT_S = 10.0
 
 Restrict = Callable[[int], Awaitable[None]]  # called with the pid of the held process; raises OSError
@@ -35,14 +33,6 @@ Restrict = Callable[[int], Awaitable[None]]  # called with the pid of the held p
 
 class StartFailedError(Exception):
     """A sandbox did not start; the text says why."""
-
-
-def anonymous_file(name: str, content: bytes) -> int:
-    """A memfd with this content, at offset 0: input for a program that reads from a descriptor."""
-    fd = os.memfd_create(name)
-    os.write(fd, content)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
 
 
 class Process:
@@ -54,6 +44,8 @@ class Process:
         self._lifeline = lifeline
         self._inner: int | None = None  # pidfd of the namespace's first process
         self._ending = asyncio.Lock()
+        # A pidfd is readable once its process has ended: no signal handler, and no thread per child, as asyncio's own
+        # watcher has on Python 3.11.
         self._pidfd = os.pidfd_open(popen.pid)
         self.exited: asyncio.Future[int] = self._loop.create_future()
         self._loop.add_reader(self._pidfd, self._on_exit)
@@ -80,18 +72,16 @@ class Process:
     ) -> Process:
         """Start bwrap. `arguments(listener_fd, lifeline_fd)` are its arguments, `--`, and picod's command line.
 
-        `syscalls` is the filter of seccomp.py.
-
-        The arguments go through an anonymous file, so that `ps` in the sandbox does not show the host's paths.
-        Raises StartFailedError, OSError.
+        `syscalls` is the filter of seccomp.py. Raises StartFailedError, OSError.
         """
-        with _Descriptors() as fds:
+        with Descriptors() as fds:
             lifeline, held_lifeline = fds.pipe()
             block, release = fds.pipe()
             info, info_write = fds.pipe()
             errors, errors_write = fds.pipe()
             args = arguments(listener.fileno(), lifeline)
             split = args.index("--")
+            # Through an anonymous file, so that `ps` in the sandbox does not show the host's paths.
             hidden = fds.add(anonymous_file("arguments", "\0".join(args[:split]).encode() + b"\0"))
             handshake = ["--args", str(hidden), "--info-fd", str(info_write), "--block-fd", str(block)]
             filters = () if syscalls is None else (fds.add(anonymous_file("syscalls", syscalls)),)
@@ -109,10 +99,11 @@ class Process:
             process = cls(popen, held_lifeline, errors, tag)
             fds.close(lifeline, block, info_write, errors_write, hidden, *filters)
             try:
-                info_json = await _read_to_end(info)
+                info_json = await read_to_end(info)
                 if not info_json:
                     raise StartFailedError(await process.failure())
                 child = int(json.loads(info_json)["child-pid"])
+                # Pinned while it stops at --block-fd: it cannot have ended, so the number is still its own.
                 process._inner = os.pidfd_open(child)
                 await restrict(child)
                 os.write(release, b"x")
@@ -133,10 +124,12 @@ class Process:
         folder: Path,
     ) -> Process:
         """Start picod without isolation: its own session, limits and lifeline only. Raises OSError."""
-        with _Descriptors() as fds:
+        with Descriptors() as fds:
             lifeline, held_lifeline = fds.pipe()
             block, release = fds.pipe()
             errors, errors_write = fds.pipe()
+            # `read` fails when the gateway dies before it has written, and then nothing is started. The program does
+            # not inherit the pipe, else code would have an open end of it as standard input.
             held = ["/bin/sh", "-c", 'read -r _ && exec "$@" </dev/null', "sandbox"]
             popen = subprocess.Popen(  # noqa: ASYNC220 - as above
                 [*held, *arguments(listener.fileno(), lifeline)],
@@ -184,19 +177,18 @@ class Process:
             os.close(self._lifeline)
             self._lifeline = -1
         if self._inner is not None:
-            _kill(self._inner)  # the kernel then kills the namespace; bwrap, outside of it, sees that and exits
+            kill(self._inner)  # the kernel then kills the namespace; bwrap, outside of it, sees that and exits
         elif not self.exited.done():
             try:
                 os.killpg(self._popen.pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass  # it ended by itself in between
         await asyncio.wait_for(asyncio.shield(self.exited), _END_TIMEOUT_S)
-        async with (
-            self._ending
-        ):  # an event loop has one reader for a descriptor: a second call would displace the first
+        # An event loop has one reader for a descriptor: a second call at the same time would displace the first.
+        async with self._ending:
             if self._inner is not None:
                 # Usually gone before bwrap; if bwrap itself was killed, its child follows a moment later.
-                await asyncio.wait_for(_readable(self._inner), _END_TIMEOUT_S)
+                await asyncio.wait_for(readable(self._inner), _END_TIMEOUT_S)
                 os.close(self._inner)
                 self._inner = None
         self._close_errors()
@@ -204,7 +196,7 @@ class Process:
     def _on_exit(self) -> None:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
-        status = self._popen.wait()  # has ended: does not block
+        status = self._popen.wait()  # has ended: does not block, and leaves no zombie
         self.exited.set_result(status if status >= 0 else 128 - status)
 
     def _on_errors(self) -> None:
@@ -215,6 +207,7 @@ class Process:
         except BlockingIOError:
             return
         self._tail = (self._tail + data)[-MAX_ERROR_BYTES:]
+        # Not read for a moment: the pipe fills, and a program that floods it waits at its own write.
         self._loop.remove_reader(self._errors)
         if data:
             self._loop.call_later(_READ_INTERVAL_S, self._resume_errors)
@@ -240,77 +233,3 @@ def describe_exit(status: int) -> str:
         except ValueError:
             pass  # a status of its own choosing, not a signal
     return f"exited with status {status}"
-
-
-class _Descriptors:
-    """Closes what was opened within, except what was kept."""
-
-    def __init__(self) -> None:
-        self._open: set[int] = set()
-
-    def __enter__(self) -> _Descriptors:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close(*self._open)
-
-    def pipe(self) -> tuple[int, int]:
-        ends = os.pipe()
-        self._open.update(ends)
-        return ends
-
-    def add(self, fd: int) -> int:
-        self._open.add(fd)
-        return fd
-
-    def keep(self, *fds: int) -> None:
-        self._open.difference_update(fds)
-
-    def close(self, *fds: int) -> None:
-        for fd in fds:
-            self._open.discard(fd)
-            os.close(fd)
-
-
-def _kill(pidfd: int) -> None:
-    try:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it ended by itself
-
-
-async def _readable(fd: int) -> None:
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(fd, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(fd)
-
-
-async def _read_to_end(fd: int) -> bytes:
-    os.set_blocking(fd, False)
-    parts: list[bytes] = []
-    while True:
-        await _readable(fd)
-        part = os.read(fd, 4096)
-        if not part:
-            return b"".join(parts)
-        parts.append(part)
-
-
-def wait_gone(pidfds: Sequence[int], timeout: float) -> bool:
-    """Block until all have ended, at most `timeout` seconds. For the start of the gateway, before it serves."""
-    poll = select.poll()
-    for fd in pidfds:
-        poll.register(fd, select.POLLIN)
-    left = set(pidfds)
-    while left:
-        ended = poll.poll(timeout * 1000)
-        if not ended:
-            return False
-        for fd, _ in ended:
-            poll.unregister(fd)
-            left.discard(fd)
-    return True

@@ -20,7 +20,7 @@ def descendants(pid: int) -> list[int]:
         each = waiting.popleft()
         found.append(each)
         try:
-            for task in os.listdir(f"/proc/{each}/task"):
+            for task in os.listdir(f"/proc/{each}/task"):  # a child is listed at the thread that forked it
                 with open(f"/proc/{each}/task/{task}/children") as file:
                     waiting += map(int, file.read().split())
         except OSError:

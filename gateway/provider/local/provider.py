@@ -112,7 +112,7 @@ class LocalProvider:
         self._running = True
         self._tasks.spawn(self._trash.run(state_dir.trash))
         self._tasks.spawn(disk_quota.enforce(self._registry, self._disk, self._clock))
-        if "memory" not in self._groups.in_force:
+        if "memory" not in self._groups.in_force:  # else the kernel holds the limit, without the gap between two polls
             self._tasks.spawn(memory_watch.enforce(self._registry, self._clock))
         self._trash.request()
         self._pools.open()
@@ -122,6 +122,8 @@ class LocalProvider:
         if not self._running:
             return
         self._running = False
+        # No start is ordered any more; those under way are cancelled and undone; parking that has begun completes;
+        # only then does the rest end, as an end does not wait for a workspace to be parked.
         self._pools.close()
         await self._tasks.aclose()
         await self._workspaces.settle()
@@ -174,6 +176,7 @@ class LocalProvider:
 
     async def usage(self, sandboxes: Sequence[SandboxId]) -> Mapping[SandboxId, SandboxUsage]:
         """CPU time since each was bound, and its memory now."""
+        # _gone is read after the measurement: one that ended meanwhile is there by then, with its last count.
         running = [each for name in sandboxes if (each := self._registry.get(name)) is not None and each.is_alive]
         measured = await asyncio.to_thread(lambda: {each.id: _measured(each) for each in running})
         return {name: usage for name in sandboxes if (usage := self._gone.get(name) or measured.get(name)) is not None}

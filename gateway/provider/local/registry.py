@@ -97,7 +97,7 @@ class SandboxRegistry:
             self._ending(sandbox)
 
     async def end_for(self, sandbox_id: SandboxId, reason: str) -> None:
-        """End a claimed sandbox's processes for what it did; watchers are told the reason and its workspace is kept."""
+        """End a claimed sandbox's processes for what it did; watchers get the reason, and its workspace is kept."""
         sandbox = self._all.get(sandbox_id)
         if sandbox is not None and sandbox.state is SandboxState.CLAIMED:
             sandbox.end_cause = reason
@@ -119,6 +119,7 @@ class SandboxRegistry:
 
     def _ending(self, sandbox: LocalSandbox) -> asyncio.Task[None]:
         """The one task that ends this sandbox; from here on it cannot be claimed."""
+        # Before anything is awaited: a claim in the next step of the event loop must not find it warm.
         sandbox.state = SandboxState.ENDED
         task = self._endings.get(sandbox.id)
         if task is None:
@@ -137,6 +138,7 @@ class SandboxRegistry:
                 "sandbox %s could not be removed: %s; the next start of the gateway removes it", sandbox.id, error
             )
         finally:
+            # Although it may not be gone: who waits for its end, a parking session say, must not wait for ever.
             self._all.pop(sandbox.id, None)
             self._endings.pop(sandbox.id, None)
             self._trash.request()

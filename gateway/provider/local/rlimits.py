@@ -12,7 +12,7 @@ import resource
 from gateway.core.model import Limits
 from gateway.provider.local.cgroups import OVERHEAD_TASKS
 
-OPEN_FILES = 4096
+OPEN_FILES = 4096  # above what servers and bundlers open (1024 is too few for them), far below the host's total
 # The kernel grants these to a user, not to a process, and all sandboxes have one user outside: without bounds of their
 # own, one could queue so many signals (timers among them) that no other may queue any.
 PENDING_SIGNALS, MESSAGE_QUEUE_BYTES, LOCKED_BYTES = 2048, 256 << 10, 8 << 20
@@ -31,13 +31,7 @@ def may_limit_processes(kernel_release: str, *, uid: int) -> bool:
 
 
 def plan(limits: Limits, *, memory_cgroup: bool, own_user_namespace: bool) -> dict[int, int]:
-    """Resource -> limit (soft and hard alike) for a sandbox with these limits (pure but for the kernel's version).
-
-    RLIMIT_DATA, not RLIMIT_AS: runtimes such as Go, V8 and the JVM reserve address space they never touch. It counts
-    private writable mappings, thread stacks among them (64 threads of 8 MiB: 512 MiB hardly used); so beside a memory
-    group, which counts what is really used, it is four times higher and only stops absurd requests early. Without
-    one it stops a process that allocates faster than memory_watch.py polls.
-    """
+    """Resource -> limit (soft and hard alike) for a sandbox with these limits (pure but for the kernel's version)."""
     wanted = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: limits.file_size,
@@ -47,6 +41,10 @@ def plan(limits: Limits, *, memory_cgroup: bool, own_user_namespace: bool) -> di
         resource.RLIMIT_MEMLOCK: LOCKED_BYTES,
     }
     if limits.memory is not None:
+        # RLIMIT_DATA, not RLIMIT_AS: runtimes such as Go, V8 and the JVM reserve address space they never touch. It
+        # counts private writable mappings, thread stacks among them (64 threads of 8 MiB: 512 MiB hardly used); so
+        # beside a memory group, which counts what is really used, it is four times higher and only stops absurd
+        # requests early. Without one it stops a process that allocates faster than memory_watch.py polls.
         wanted[resource.RLIMIT_DATA] = limits.memory * (4 if memory_cgroup else 1)
     if own_user_namespace and may_limit_processes(os.uname().release, uid=os.geteuid()):
         wanted[resource.RLIMIT_NPROC] = limits.processes + OVERHEAD_TASKS

@@ -29,6 +29,7 @@ def delete_children(parent: str) -> None:
     try:
         stuck: set[bytes] = set()
         counter = 0
+        # Until a listing has nothing new: _delete_one moves folders up into `top` while it is being emptied.
         while names := [name for name in map(os.fsencode, os.listdir(top)) if name not in stuck]:
             for name in names:
                 try:
@@ -80,6 +81,8 @@ def _move_up(top: int, folder: int, child: bytes, counter: int) -> int:
 
 def _open_writable(parent: int, name: bytes) -> int:
     """Open a folder for reading after a chmod to 0700: its owner may have made it unreadable."""
+    # O_PATH needs no right to read the folder, and pins it: a chmod by name would follow a link put in its place.
+    # fchmod(2) refuses such a descriptor, its path below /proc does not.
     handle = os.open(name, os.O_PATH | _FOLDER, dir_fd=parent)
     try:
         os.chmod(f"/proc/self/fd/{handle}", 0o700)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import math
 import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from gateway.core.clock import Clock
-from gateway.core.model import Agent, Endpoint, Limits, Probe, Runtime, Sandbox, SandboxId, SessionId, StartKind
-from gateway.provider.local import bwrap, consumption, interpreters, namespace_limits, process_tags, rlimits
+from gateway.core.model import Endpoint, Runtime, Sandbox, SandboxId, SessionId, StartKind
+from gateway.provider.local import (
+    bwrap,
+    consumption,
+    environments,
+    health,
+    interpreters,
+    namespace_limits,
+    process_tags,
+    rlimits,
+)
 from gateway.provider.local.cgroups import Cgroup, CgroupTree
 from gateway.provider.local.isolation import IsolationReport
 from gateway.provider.local.process import Process, StartFailedError, describe_exit
 from gateway.provider.local.state_dir import StateDir
-from picod import wire
 
 BACKLOG = 1024  # connections that wait in the kernel until picod accepts
 KEYS_FILE = "jwks.json"
@@ -127,7 +132,7 @@ class SandboxFactory:
             group = self._groups.make(name, runtime.limits)
             process = await self._spawn(runtime, name, workspace, path, group)
             sandbox = LocalSandbox(name, runtime, Endpoint(uds=path), workspace, process, group, created_at, born)
-            await self._check_health(sandbox)
+            await health.check(path, process, self._start_timeout)
         except BaseException as error:
             await self._remove(process, group, path, workspace)
             if isinstance(error, (OSError, ValueError)):
@@ -160,6 +165,7 @@ class SandboxFactory:
                 if self._report.isolation == "process":
                     self._end_escaped(group, workspace)
         finally:
+            # A process in an uninterruptible call keeps its group: tried again with each later removal.
             self._stuck = [other for other in (*self._stuck, group) if not other.remove()]
             try:
                 os.unlink(path)
@@ -183,7 +189,7 @@ class SandboxFactory:
         planned = rlimits.plan(runtime.limits, memory_cgroup="memory" in group.folders, own_user_namespace=isolated)
 
         async def restrict(pid: int) -> None:
-            group.join(pid)
+            group.join(pid)  # first: what the process allocates from here on is charged to its group
             rlimits.apply(pid, planned)
             _prefer_as_oom_victim(pid)
             if self._report.namespace_limits:
@@ -194,6 +200,8 @@ class SandboxFactory:
             return interpreters.picod_command(self._picod_python, listener=listener, lifeline=lifeline)
 
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            # Made here and inherited: no folder of the host is writable inside, and the first client can connect before
+            # picod runs. Leaving the block closes our copy, so that a connection fails once picod has ended.
             listener.bind(path)
             listener.listen(BACKLOG)
             if not isolated:
@@ -201,16 +209,32 @@ class SandboxFactory:
                 environment = interpreters.command_environment(
                     python, inside, {**runtime.environment, process_tags.VARIABLE: tag}
                 )
-                packages = [str(interpreters.picod_folder().parent), *self._picod_python.packages]
-                picod = self._picod_environment(runtime, name, inside, str(self._keys), packages, environment)
+                picod = environments.for_picod(
+                    runtime,
+                    name,
+                    workspace=inside,
+                    keys_file=str(self._keys / KEYS_FILE),
+                    packages=[str(interpreters.picod_folder().parent), *self._picod_python.packages],
+                    commands=environment,
+                    code_context=self._code_context,
+                    source=runtime.agent.source if runtime.agent is not None else "",
+                )
                 return await Process.start_unconfined(
                     command, listener, tag, restrict, environment=picod, folder=workspace
                 )
 
-            own = {"MPLCONFIGDIR": bwrap.MATPLOTLIB, **_threads(runtime.limits), **runtime.environment}
+            own = {"MPLCONFIGDIR": bwrap.MATPLOTLIB, **environments.thread_count(runtime.limits), **runtime.environment}
             environment = interpreters.command_environment(python, bwrap.WORKSPACE, own)
-            packages = [bwrap.PICOD_ROOT, *self._picod_python.packages]
-            picod = self._picod_environment(runtime, name, bwrap.WORKSPACE, bwrap.KEYS_FOLDER, packages, environment)
+            picod = environments.for_picod(
+                runtime,
+                name,
+                workspace=bwrap.WORKSPACE,
+                keys_file=f"{bwrap.KEYS_FOLDER}/{KEYS_FILE}",
+                packages=[bwrap.PICOD_ROOT, *self._picod_python.packages],
+                commands=environment,
+                code_context=self._code_context,
+                source=bwrap.AGENT_FOLDER,
+            )
             etc = {f"/etc/{file}": str(self._state_dir.etc / file) for file in bwrap.ETC_SYNTHETIC}
             readonly = {
                 **interpreters.readonly_binds(self._picod_python, python),
@@ -237,78 +261,6 @@ class SandboxFactory:
                 restrict,
                 syscalls=self._report.syscalls,
             )
-
-    def _picod_environment(
-        self,
-        runtime: Runtime,
-        name: SandboxId,
-        workspace: str,
-        keys: str,
-        packages: list[str],
-        environment: Mapping[str, str],
-    ) -> dict[str, str]:
-        return {
-            "PATH": interpreters.SYSTEM_PATH,
-            "LANG": "C.UTF-8",
-            "PYTHONPATH": ":".join(packages),
-            wire.ENV_AUDIENCE: name,
-            wire.ENV_KEYS_FILE: f"{keys}/{KEYS_FILE}",
-            wire.ENV_AUTH: "jwt" if runtime.auth else "none",
-            wire.ENV_WORKSPACE: workspace,
-            wire.ENV_CODE_CONTEXT: runtime.code_context or self._code_context,
-            wire.ENV_AGENT: "" if runtime.agent is None else self._agent(runtime.agent),
-            wire.ENV_PRELOAD: ",".join(runtime.preload),
-            wire.ENV_PORTS: ",".join(f"{first}-{last}" for first, last in runtime.ports),
-            wire.ENV_COMMAND_ENV: json.dumps(dict(environment)),
-        }
-
-    def _agent(self, agent: Agent) -> str:
-        """The value of ENV_AGENT. Without isolation the agent runs from its source folder."""
-        isolated = self._report.isolation == "bubblewrap"
-        probe = agent.probe or Probe(port=agent.targets[-1][1])
-        return json.dumps({
-            "command": agent.command,
-            "working_dir": agent.working_dir or (bwrap.AGENT_FOLDER if agent.source and isolated else agent.source),
-            "targets": agent.targets,
-            "probe": asdict(probe),
-        })  # fmt: skip
-
-    async def _check_health(self, sandbox: LocalSandbox) -> None:
-        """One GET /health. The connection waits in the kernel until picod accepts it, so nothing is polled."""
-        assert sandbox.endpoint.uds is not None
-        try:
-            async with asyncio.timeout(self._start_timeout):
-                status = await _get_health(sandbox.endpoint.uds)
-        except TimeoutError:
-            output = sandbox.process.error_output() or "no message"
-            raise StartFailedError(f"it did not answer within {self._start_timeout:g} s: {output}") from None
-        except OSError:
-            status = b""
-        if b" 200 " in status:
-            return
-        if status:
-            raise StartFailedError(f"its health check answered {status.decode(errors='replace')!r}")
-        raise StartFailedError(await sandbox.process.failure())
-
-
-async def _get_health(path: str) -> bytes:
-    """The status line, empty when the connection ended without one."""
-    reader, writer = await asyncio.open_unix_connection(path)
-    try:
-        writer.write(f"GET {wire.HEALTH_PATH} HTTP/1.1\r\nHost: picod\r\nConnection: close\r\n\r\n".encode())
-        line = await reader.readline()
-    finally:
-        writer.close()
-        try:
-            await writer.wait_closed()
-        except OSError:
-            pass  # the peer closed first
-    return line.strip()
-
-
-def _threads(limits: Limits) -> dict[str, str]:
-    """Numerical libraries start a thread, with 40 MiB of buffers, for each core of the machine; tell them the limit."""
-    return {} if limits.cpus is None else {"OMP_NUM_THREADS": str(math.ceil(limits.cpus))}
 
 
 def _prefer_as_oom_victim(pid: int) -> None:

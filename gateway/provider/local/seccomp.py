@@ -3,9 +3,7 @@
 Namespaces separate code from the host's objects, but not from the kernel: a fault in a part of it that no agent needs
 (io_uring, bpf, keyrings, nested namespaces, odd socket families) is the way out. So only what system_calls.py lists is
 granted. Other calls up to Linux 6.10 fail with EPERM. What is newer, or unknown, fails as if the kernel did not have it
-(ENOSYS), so a C library that probes for a new call falls back. clone3 fails alike: it takes its flags by a pointer,
-which a filter cannot follow. fallocate may free room but not take it: one call would fill the disk before it is
-measured, while what is written takes its time; C libraries then write the blocks.
+(ENOSYS), so a C library that probes for a new call falls back.
 
 Source: seccomp(2).
 """
@@ -53,6 +51,8 @@ def program(machine: str, *, bound_shared_memory: bool = False) -> bytes | None:
     ]
     if machine == "x86_64":
         code += _when(_JGE, _X32, errno.ENOSYS)
+    # clone3 among them: it takes its flags by a pointer, which a filter cannot follow, so new namespaces could not be
+    # told from new threads. C libraries then use clone, whose flags are an argument.
     for number in system_calls.numbers(system_calls.MISSING, column).values():
         code += _when(_JEQ, number, errno.ENOSYS)
     code += _when(_JGT, system_calls.LAST, errno.ENOSYS)
@@ -77,6 +77,8 @@ def _checked(numbers: dict[str, int], bound_shared_memory: bool) -> Iterator[_In
     for name in ("socket", "socketpair"):
         yield from _argument(numbers[name], 0, _one_of(map(int, _FAMILIES), errno.EAFNOSUPPORT))
     yield from _argument(numbers["personality"], 0, _one_of(_PERSONALITIES, errno.EPERM))
+    # fallocate may free room but not take it: one call would fill the disk before it is measured (disk_quota.py), where
+    # writing takes its time. At EOPNOTSUPP C libraries write the blocks instead.
     frees = [(_JSET, 1, 0, _FREES_ROOM), (_RET, 0, 0, _ERRNO | errno.EOPNOTSUPP)]
     yield from _argument(numbers["fallocate"], 1, frees)
     yield from _argument(
@@ -113,6 +115,8 @@ def _argument(number: int, index: int, checks: list[_Instruction], *, upper_half
 
     `upper_half`: the argument has 64 bits; refuse it when its upper half is not zero.
     """
+    # Every way through `inner` returns: the accumulator holds an argument then, and the comparisons that follow expect
+    # the call's number. The jump over it must stay below 256 instructions, one byte in struct sock_filter.
     inner = [(_LD, 0, 0, _ARGUMENTS + 8 * index), *checks, (_RET, 0, 0, _ALLOW)]
     if upper_half:
         inner = [(_LD, 0, 0, _ARGUMENTS + 8 * index + 4), *_when(_JGT, 0, errno.ENOMEM), *inner]

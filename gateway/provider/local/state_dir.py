@@ -54,6 +54,7 @@ class StateDir:
         except OSError as error:
             raise SettingsError([f"state directory {state}: {error.strerror}; name another with --state-dir"]) from None
         try:
+            # The kernel drops it with the process; a file with a pid would be a stale lock after a kill -9.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             holder = os.read(lock, 200).decode(errors="replace").strip() or "another process"
@@ -89,7 +90,7 @@ class StateDir:
     def discard(self, workspace: Path) -> None:
         """Move a workspace out of the way at once (a rename); TrashCollector deletes it. Absent is success."""
         try:
-            os.chmod(workspace, 0o700)
+            os.chmod(workspace, 0o700)  # a moved folder gets a new "..", so it must be writable; code may have shut it
             os.rename(workspace, self.trash / f"{workspace.name}.{secrets.token_hex(4)}")
         except FileNotFoundError:
             pass
@@ -125,7 +126,7 @@ class StateDir:
         os.stat(source)  # before the mark: without a parked workspace there is nothing to roll back
         (self.restoring / workspace.name).touch()
         safe_delete.move_children(source, workspace)
-        source.rmdir()
+        source.rmdir()  # last: as long as it is there, or the mark is, the parked workspace is found
 
     def has_part_of(self, session: SessionId, sandbox: SandboxId) -> bool:
         """Whether a parked workspace is there, or `restore` has moved it, or some of it, to that sandbox."""
@@ -150,7 +151,7 @@ class StateDir:
             return target
         os.chmod(workspace, 0o700)
         try:
-            workspace.rmdir()
+            workspace.rmdir()  # the test for emptiness too, without a listing that something could slip in behind
         except OSError:
             os.rename(workspace, target)
             return target

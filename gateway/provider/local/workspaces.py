@@ -51,6 +51,8 @@ class Workspaces:
 
         Cancelling the caller does not stop it; a second call waits for the first, or finds it done.
         """
+        # A task of its own, shielded: with the rename half done, a caller that gives up must not leave a sandbox that
+        # has ended and a workspace that nobody parked.
         task = self._keeping.get(sandbox_id)
         if task is None:
             task = self._keeping[sandbox_id] = asyncio.create_task(self._park(sandbox_id, session_id))
@@ -67,7 +69,7 @@ class Workspaces:
             kept = await asyncio.to_thread(self._state_dir.park, self._orphans.get(sandbox_id), session_id)
         except OSError as error:
             raise SnapshotError(f"the workspace of session {session_id} cannot be parked: {error}") from error
-        self._orphans.pop(sandbox_id, None)
+        self._orphans.pop(sandbox_id, None)  # only now: after a failure a second call finds the workspace here
         if kept:
             await asyncio.to_thread(self._disk.measure_parked, session_id, self._state_dir.parked / session_id)
         return session_id if kept else None

@@ -12,7 +12,7 @@ import pytest
 from gateway.core.clock import SystemClock
 from gateway.core.model import Limits, Sandbox, SandboxEvent, SandboxId, SessionId
 from gateway.provider.local import LocalProvider, disk_quota, disk_usage
-from gateway.provider.local.disk_quota import Disk, DiskWatch, Held, Tenant, offenders
+from gateway.provider.local.disk_quota import Disk, DiskWatch, Held, Watched, offenders
 from gateway.provider.local.disk_usage import Size
 from tests.support.local_engine import SANDBOX_PYTHON, execute, python, runtime, serving
 from tests.support.waiting import eventually
@@ -78,7 +78,7 @@ def test_inodes_run_out_like_bytes() -> None:
     assert "grew by 9000 files" in ends[BIG].reason
 
 
-def test_look_is_due_when_much_was_taken_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measurement_is_due_when_much_was_taken_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Walking through all workspaces costs: a step of the disk's use, or a minute, must have gone by."""
     free = 1000 << 20  # others write to this disk while the test runs
     monkeypatch.setattr(
@@ -89,24 +89,24 @@ def test_look_is_due_when_much_was_taken_of_the_disk(tmp_path: Path, monkeypatch
         ),
     )
     watch = DiskWatch(tmp_path, 0)
-    tenant = Tenant(BIG, tmp_path / "workspace", os.getpid(), 256 << 20)
-    tenant.workspace.mkdir()
+    watched = Watched(BIG, tmp_path / "workspace", os.getpid(), 256 << 20)
+    watched.workspace.mkdir()
     assert not watch.due([], 0.0)
-    assert watch.due([tenant], 0.0)
-    watch.look([tenant], 0.0)
-    assert not watch.due([tenant], 1.0)
+    assert watch.due([watched], 0.0)
+    watch.measure([watched], 0.0)
+    assert not watch.due([watched], 1.0)
     free -= 31 << 20  # an eighth of the limit is the step
-    assert not watch.due([tenant], 2.0)
+    assert not watch.due([watched], 2.0)
     free -= 1 << 20
-    assert watch.due([tenant], 3.0)
-    watch.look([tenant], 3.0)
-    assert not watch.due([tenant], 4.0)
+    assert watch.due([watched], 3.0)
+    watch.measure([watched], 3.0)
+    assert not watch.due([watched], 4.0)
     free += 100 << 20  # much was freed: growth counts from there
-    assert not watch.due([tenant], 5.0)
+    assert not watch.due([watched], 5.0)
     free -= 32 << 20
-    assert watch.due([tenant], 6.0)
-    watch.look([tenant], 6.0)
-    assert watch.due([tenant], 66.0)
+    assert watch.due([watched], 6.0)
+    watch.measure([watched], 6.0)
+    assert watch.due([watched], 66.0)
 
 
 async def ended(provider: LocalProvider, sandbox: Sandbox, code: str) -> SandboxEvent:
@@ -213,17 +213,17 @@ def test_disk_that_cannot_be_measured_is_no_empty_one(tmp_path: Path) -> None:
 
 def test_unpacking_a_snapshot_is_no_growth(tmp_path: Path) -> None:
     """Over the limit when it was kept, a session must wake all the same, to delete some; then it has the grace."""
-    tenant = Tenant(BIG, tmp_path / "workspace", os.getpid(), 1 << 20)
-    tenant.workspace.mkdir()
+    watched = Watched(BIG, tmp_path / "workspace", os.getpid(), 1 << 20)
+    watched.workspace.mkdir()
     watch = DiskWatch(tmp_path, 0)
     watch.begin_restore(BIG)
-    (tenant.workspace / "file").write_bytes(bytes(2 << 20))
-    assert watch.look([tenant], 0.0) == {}
-    assert watch.look([tenant], 100.0) == {}  # it may take longer than the grace
-    watch.end_restore(BIG, tenant.workspace)
-    assert watch.look([tenant], 101.0) == {}
-    (tenant.workspace / "more").write_bytes(bytes(1 << 20))
-    assert set(watch.look([tenant], 102.0)) == {BIG}
+    (watched.workspace / "file").write_bytes(bytes(2 << 20))
+    assert watch.measure([watched], 0.0) == {}
+    assert watch.measure([watched], 100.0) == {}  # it may take longer than the grace
+    watch.end_restore(BIG, watched.workspace)
+    assert watch.measure([watched], 101.0) == {}
+    (watched.workspace / "more").write_bytes(bytes(1 << 20))
+    assert set(watch.measure([watched], 102.0)) == {BIG}
 
 
 async def test_workspace_over_its_limit_is_cut_when_the_disk_has_no_room(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""Whether picod in a sandbox that was just started answers, and if not, why."""
+
+from __future__ import annotations
+
+import asyncio
+
+from gateway.provider.local.process import Process, StartFailedError
+from picod import wire
+
+
+async def check(socket: str, process: Process, timeout: float) -> None:
+    """One GET /health over the unix socket. Raises StartFailedError with the reason, after `timeout` seconds at most.
+
+    Nothing is polled: the gateway made the listening socket, so the connection waits in the kernel until picod accepts.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            status = await _status_line(socket)
+    except TimeoutError:
+        output = process.error_output() or "no message"
+        raise StartFailedError(f"it did not answer within {timeout:g} s: {output}") from None
+    except OSError:
+        status = b""
+    if b" 200 " in status:
+        return
+    if status:
+        raise StartFailedError(f"its health check answered {status.decode(errors='replace')!r}")
+    # The kernel resets what waits when the last holder of the listening socket ends: picod exited before it accepted.
+    raise StartFailedError(await process.failure())
+
+
+async def _status_line(path: str) -> bytes:
+    """The first line of the answer, empty when the connection ended without one."""
+    # By hand: one line is read of what a sandbox sends, and no HTTP client parses the rest.
+    reader, writer = await asyncio.open_unix_connection(path)
+    try:
+        writer.write(f"GET {wire.HEALTH_PATH} HTTP/1.1\r\nHost: picod\r\nConnection: close\r\n\r\n".encode())
+        line = await reader.readline()
+    finally:
+        writer.close()
+        try:
+            await writer.wait_closed()
+        except OSError:
+            pass  # the peer closed first
+    return line.strip()
