@@ -59,6 +59,7 @@ def make_deployment(runtime: Runtime, template: Object, replicas: int) -> Object
         "metadata": metadata,
         "spec": {
             "replicas": replicas,
+            # apps/v1 refuses to change a selector, so nothing is in it that a new version of the runtime could change.
             "selector": {"matchLabels": {**labels, names.POOL: names.WARM}},
             "template": template,
             **ROLLING,
@@ -85,6 +86,8 @@ def make_claim(
 ) -> Object:
     """The merge patch that binds a warm pod: out of the selector, stamped, bounded. `running`: its seconds so far."""
     metadata: Object = {
+        # Makes the patch conditional: 409 if anybody has written the pod since we read it, another gateway or the
+        # kubelet.
         "resourceVersion": version,
         "labels": claim_labels(session, name),
         "annotations": claim_notes(session, claim, StartKind.WARM, restarts),
@@ -98,6 +101,8 @@ def make_claim(
 
 def make_victim(version: str) -> Object:
     """The merge patch that marks a warm pod for a shrink: unclaimable, and the first that the ReplicaSet removes."""
+    # Of pods that are alike in phase and readiness, a ReplicaSet removes the one of the lowest cost first; others have
+    # 0.
     return _notes(version, {names.VICTIM: "true", names.DELETION_COST: "-1000"})
 
 
@@ -126,6 +131,7 @@ def claim_notes(session: str, claim: str, start: StartKind, restarts: int) -> di
 
 
 def _deadline(seconds: float) -> int:
+    # The API server refuses more than an int32 holds, and a runtime may allow sessions of more than 68 years.
     return min(2**31 - 1, int(seconds) + DEADLINE_SLACK_S)
 
 

@@ -31,6 +31,7 @@ class Cache:
         on_deployment: Callable[[Deployment | None, Deployment | None], None],
     ) -> None:
         self._tasks = tasks
+        # By label: other pods of the namespace then cost neither memory nor events.
         self.pods = {
             namespace: Reflector(api, names.pods(namespace), read_pod, on_pod, labelSelector=names.SELECTOR)
             for namespace in namespaces
@@ -75,9 +76,12 @@ class Cache:
         for attempt in range(2):
             for pods in self.pods.values():
                 pod = pods.items.get(sandbox_id)
+                # A UID that was deleted never comes back, so requests for a session that has ended do not list again.
                 if pod is not None or pods.is_dead(sandbox_id):
                     return pod
             if attempt == 0 and self._tasks.running:
+                # One list for all that ask meanwhile: a burst of requests for a session that another gateway has just
+                # woken lists once. Shielded, because a client that leaves must not end the list for the others.
                 if self._refreshing is None or self._refreshing.done():
                     self._refreshing = self._tasks.spawn(self._refresh())
                 await asyncio.shield(self._refreshing)
@@ -90,6 +94,7 @@ class Cache:
     def deployment(self, key: RuntimeKey) -> Deployment | None:
         """A runtime's, if there is one."""
         name = names.deployment_name(key)
+        # A scan, as the copy is kept by UID: there is one Deployment per runtime, and few runtimes.
         items = self.deployments[key.namespace].items.values() if key.namespace in self.deployments else ()
         return next((each for each in items if each.name == name), None)
 

@@ -22,6 +22,8 @@ from gateway.runtimes.manifest import parse_runtime
 
 logger = logging.getLogger(__name__)
 
+# What pods are made from. resourceVersion and managedFields are not: our own writes of the status change them, and each
+# would make the runtime look changed and be applied again.
 _METADATA = ("name", "namespace", "uid")
 
 
@@ -75,6 +77,8 @@ class WatchedCatalog:
     ) -> None:
         """`trusted`: custom resources may ask for anything that a pod can have."""
         self._files = {runtime.key: runtime for runtime in files}
+        # Two tables, because a request may come for a runtime as soon as it is visible: a new one is served after the
+        # provider has made its pool, a deleted one is withdrawn before the pool is taken down.
         self._wanted = dict(self._files)  # as declared
         self._served: dict[RuntimeKey, Runtime] = {}  # as the provider has it: what the core sees
         self.declared: dict[RuntimeKey, Declared] = {}
@@ -114,6 +118,7 @@ class WatchedCatalog:
             try:
                 await reflector.refresh()
             except KubeError as error:
+                # 404: the custom resource definitions are not installed. `run` lists again until they are.
                 if error.http_status != 404:
                     raise
                 logger.warning("the cluster has no %s yet; apply manifests/base/crds", names.plural(kind))
@@ -132,6 +137,7 @@ class WatchedCatalog:
                 return  # deleted and made again: the new one is known already
             del self.declared[key]
             self._wanted.pop(key, None)
+            # A custom resource hid the runtime of this name from a file; without it the file's is served again.
             if key in self._files:
                 self._wanted[key] = self._files[key]
         else:
@@ -139,6 +145,7 @@ class WatchedCatalog:
             if new.runtime is not None:
                 self._wanted[key] = new.runtime
             elif old is None or old.problems != new.problems:
+                # Once per fault and not per event: our own write of the status causes an event as well.
                 logger.warning("%s", "; ".join(new.problems))
         if self._wanted.get(key) != before:
             self.changed.set()

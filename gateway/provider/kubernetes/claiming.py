@@ -20,6 +20,8 @@ from gateway.provider.kubernetes.coldstart import ColdStarts, Release, start_err
 from gateway.provider.kubernetes.pod import Pod, read_pod
 from gateway.provider.kubernetes.pool import Pool, Pools
 
+# Gateways choose at random: two that claim from 10 pods at the same time collide in one of 10 claims. Eight refusals in
+# a row therefore mean that hardly any pod is left, and further round trips would only delay the cold start.
 _CANDIDATES = 8  # tried for one claim before it becomes a cold start
 
 
@@ -57,6 +59,7 @@ class Claims:
 
     async def _claim(self, key: RuntimeKey, session: SessionId) -> Pod:
         pool = self._pools.require(key)
+        # Written with the claim: after a PATCH whose outcome is unknown, it tells whose claim is on the pod.
         mark = uuid.uuid4().hex
         refused: dict[str, str] = {}
         for attempt in range(_CANDIDATES):
@@ -68,6 +71,8 @@ class Claims:
             try:
                 pod = await self._bind(pool, candidate, session, mark)
             except KubeError as error:
+                # Deleted, or written by somebody else: that is about this pod only. Any other error would meet the next
+                # one too.
                 if error.http_status not in (404, 409):
                     raise start_error(key, str(error)) from error
                 refused[candidate.uid] = candidate.version
@@ -104,6 +109,7 @@ class Claims:
         pod = self._cache.learn(answer)
         if pod is None or pod.claim != mark:
             raise KubeError(409, "Conflict", f"pod {candidate.name} changed while it was being claimed")
+        # Ours, but ending: possible where the pod was read again after an unknown outcome.
         return None if pod.gone else pod
 
     async def _look_again(self, key: RuntimeKey, refused: Mapping[str, str]) -> bool:
@@ -131,6 +137,7 @@ class Claims:
             if error.http_status != 404:
                 raise
             present = None
+        # Absent, or claimed by another: then the PATCH did not take effect, and nothing is to be released.
         if present is not None and present.claim == mark:
             await self._release(SandboxId(present.uid))
         self._doubtful.pop(mark, None)

@@ -25,18 +25,18 @@ from gateway.observability.counters import Calls
 
 logger = logging.getLogger(__name__)
 
+# Not a type of the API: the first event of `watch`, by which a reflector knows that it is up to date again.
 OPENED = "OPENED"
 MERGE_PATCH = "application/merge-patch+json"
-_REQUEST_TIMEOUT_S = 15.0  # seconds, the whole exchange of anything but a watch
+_REQUEST_TIMEOUT_S = 15.0  # the whole exchange of anything but a watch
 _TRIES = 4
+# Waits between the four tries: up to 0.1, 0.2 and 0.4 s, so a claim hears of an outage within a second.
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.1, 2.0
 
 # A watch is silent for longer than this only if its connection is dead: servers send a bookmark about every minute.
 _WATCH_IDLE_TIMEOUT_S = 100.0
-_WATCH_LIFETIME_S = (
-    240.0,
-    480.0,
-)  # seconds that we ask the server to keep one open; spread, so that they do not end at once
+# How long we ask the server to keep one open: a random time in this range, so that not all of them end at once.
+_WATCH_LIFETIME_S = (240.0, 480.0)
 
 Object = dict[str, Any]
 
@@ -98,8 +98,10 @@ class KubeApi:
 
     async def delete(self, path: str, *, uid: str | None = None, grace: int | None = None) -> None:
         """Absent, or by now another object of that name, is success. `grace` in seconds. Raises KubeError."""
+        # Background: the answer does not wait until what the object owns (ReplicaSets, pods) is gone.
         body: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         if uid is not None:
+            # The same name may belong to another object by now; without the UID that one would be deleted.
             body["preconditions"] = {"uid": uid}
         if grace is not None:
             body["gracePeriodSeconds"] = grace
@@ -125,6 +127,7 @@ class KubeApi:
                 if response.status != 200:
                     raise _refusal(response, await response.read())
                 yield OPENED, {}
+                # One event is a line; a chunk may end in the middle of one.
                 rest = b""
                 async for piece in response.content.iter_any():
                     *lines, rest = (rest + piece).split(b"\n")
@@ -150,6 +153,8 @@ class KubeApi:
         repeatable = repeatable or method == "GET"
         for attempt in range(1, _TRIES + 1):
             try:
+                # A slot is held for one try, not for the wait between two: requests that wait would hold up those that
+                # could go.
                 async with self._slots:
                     with self.calls.timed(f"{method.lower()} {_resource(path)}"):
                         return await self._once(method, path, query or {}, body, content_type)
@@ -175,6 +180,8 @@ class KubeApi:
             response = await self._send(method, path, query, body, content_type, timeout)
             async with response:
                 data = await response.read()
+        # No connection was made, so nothing was sent, and any request may be tried again. From the first byte on, the
+        # server may have acted although its answer is missing: the next clause.
         except aiohttp.ClientConnectorError as error:
             raise ApiAwayError(f"the Kubernetes API server cannot be reached: {error}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -200,7 +207,9 @@ class KubeApi:
             query_params=list(query.items()),
             header_params={"Accept": "application/json", "Content-Type": content_type},
             body=body,
+            # The library reads a pod's token again from its file as the kubelet rotates it.
             auth_settings=["BearerToken"],
+            # The bytes as they come: the library would make its models of them (see above).
             _preload_content=False,
             _request_timeout=timeout,
         )
@@ -226,6 +235,8 @@ async def connect(kubeconfig: Path | None, concurrency: int = 32) -> KubeApi:
         raise SettingsError(
             [f"{where}: no way to a cluster: {error}; run in a pod, or name a kubeconfig file with --kubeconfig"]
         ) from error
+    # A gateway keeps four watches per namespace (pods, Deployments, both kinds of runtimes): 64 connections are 16
+    # namespaces.
     # Watches hold a connection each for as long as we live; requests must not wait for one of those.
     configuration.connection_pool_maxsize = concurrency + 64
     return KubeApi(client.ApiClient(configuration), concurrency)
@@ -243,6 +254,8 @@ def _event(line: bytes) -> tuple[str, Object]:
     event = orjson.loads(line)
     kind, obj = event["type"], event["object"]
     if kind == "ERROR":
+        # The status was 200 when the stream began, so a version that expires later is reported as an event. One that is
+        # too old from the start is answered with status 410 (_refusal).
         if obj.get("code") == 410:
             raise WatchExpiredError
         raise KubeError(int(obj.get("code") or 500), obj.get("reason") or "", obj.get("message") or "watch error")

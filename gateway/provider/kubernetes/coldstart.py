@@ -37,6 +37,8 @@ class ColdStarts:
         """
         now = self._clock.monotonic()
         pause = pool.refusal(now)
+        # After three failures in a row the answer is immediate. Otherwise each client that waits would make one more
+        # pod that cannot start, and hold its request for the whole timeout.
         if pause is not None:
             raise start_error(key, pool.last_error, pause)
         if pool.runtime is None:
@@ -46,11 +48,14 @@ class ColdStarts:
             pod = await self._create(pool.runtime, pool.template, session, mark)
             ready = await self._until_ready(pod)
         except BaseException as error:
+            # Also when the claim was cancelled: nobody else knows of the pod. Shielded, so that a second cancellation
+            # during the shutdown does not leave it behind.
             if pod is not None:
                 await asyncio.shield(self._release(SandboxId(pod.uid)))
             if not isinstance(error, KubeError | SandboxStartError):
                 raise
             logger.warning("a sandbox of %s could not be started: %s", key, error)
+            # An API server that is away tells nothing about the runtime, so it does not count against it.
             if not isinstance(error, ApiAwayError):
                 pool.failed(self._clock.monotonic(), str(error))
             raise start_error(key, str(error), pool.refusal(self._clock.monotonic())) from error
@@ -63,6 +68,7 @@ class ColdStarts:
         try:
             answer = await self._api.create(names.pods(runtime.key.namespace), body)
         except OutcomeUnknownError:
+            # The name has 40 random bits, so a pod of that name is the one that we asked for.
             answer = await self._api.get(names.pods(runtime.key.namespace, name))  # 404: it was not made
         pod = self._cache.learn(answer)
         if pod is None:
@@ -74,6 +80,7 @@ class ColdStarts:
         waiter = self._waiting[pod.uid] = asyncio.get_running_loop().create_future()
         pods = self._cache.pods[pod.namespace]
         try:
+            # The pod may have become ready before the waiter existed: that event has passed and will not come again.
             self.pod_changed(pod.uid, pods.items.get(pod.uid))
             async with asyncio.timeout(self._timeout):
                 ready: Pod = await waiter
@@ -111,4 +118,5 @@ class ColdStarts:
 
 def start_error(runtime: RuntimeKey, reason: str, pause: float | None = None) -> SandboxStartError:
     """What a claim that got no sandbox raises. `pause`: seconds before another is worth a try, if that is known."""
+    # Retry-After is in whole seconds: less than one would be sent as 0, an invitation to try again at once.
     return SandboxStartError(f"a sandbox of {runtime} could not be started: {reason}", retry_after=max(1.0, pause or 0))

@@ -33,6 +33,8 @@ class Deployments:
                 await self._bring_about(runtime, pool)
             pool.refused = ""
         except KubeError as error:
+            # The server's judgement of the object itself: the same again cannot succeed until the runtime is changed.
+            # All else, such as 403 and 5xx, is raised, and engine.py tries again.
             if error.http_status not in (400, 422):
                 raise
             pool.refused = f"Invalid: {error}"
@@ -48,6 +50,7 @@ class Deployments:
     async def drop(self, key: RuntimeKey, pool: Pool) -> None:
         """Delete the runtime's Deployment and NetworkPolicy. Raises KubeError."""
         async with pool.changing:
+            # First, so that no claim begins on a pool that is being taken down.
             pool.runtime = None
             await self._api.delete(names.deployments(key.namespace, names.deployment_name(key)))
             await self._api.delete(names.network_policies(key.namespace, names.deployment_name(key)))
@@ -60,9 +63,13 @@ class Deployments:
                 return
             if warm < pool.deployment.replicas:
                 await self._marks.mark(pool.victims(max(0, warm)))
+            # The subresource changes the number and nothing else, so it cannot undo a new template of another gateway.
+            # It needs no version: of two sizes that gateways ask for, the last one holds.
             path = names.deployments(key.namespace, names.deployment_name(key), "scale")
             scale = await self._api.patch(path, {"spec": {"replicas": max(0, warm)}})
             if pool.deployment is not None:  # else it was deleted meanwhile
+                # Taken in at once: until the watch brings the event, the next resize would be compared with the old
+                # number.
                 version, replicas = scale["metadata"]["resourceVersion"], int(scale["spec"].get("replicas") or 0)
                 known = replace(pool.deployment, version=version, replicas=replicas)
                 self._cache.deployments[key.namespace].put(known)
@@ -73,6 +80,8 @@ class Deployments:
         await self._allow_egress(runtime, pool)
         digest = pool.template["metadata"]["annotations"][names.TEMPLATE]
         pool.deployment = pool.deployment or self._cache.deployment(runtime.key)
+        # Only a changed warmPoolSize sets the number of replicas. A new image keeps the one that the autoscaler has
+        # ordered.
         resized = earlier is not None and earlier.pool.size != runtime.pool.size
         if pool.deployment is None:
             await self._create(runtime, pool)
@@ -104,6 +113,7 @@ class Deployments:
         except KubeError as error:
             if error.reason != "AlreadyExists" and not isinstance(error, OutcomeUnknownError):
                 raise
+            # Another gateway was first, or our own request took effect although its answer is missing.
             answer = await self._api.get(names.deployments(runtime.key.namespace, body["metadata"]["name"]))
         self._cache.deployments[runtime.key.namespace].learn(answer)
 
@@ -111,6 +121,7 @@ class Deployments:
         """By PUT: a merge patch could not take away what the new template no longer has."""
         path = names.deployments(runtime.key.namespace, names.deployment_name(runtime.key))
         while True:
+            # Again until nobody writes in between: the Deployment's controller writes its status at any time.
             present = await self._api.get(path)
             present["spec"] |= {"template": pool.template, **build.ROLLING}
             present["metadata"]["labels"][names.APPLIED] = pool.template["metadata"]["annotations"][names.TEMPLATE]

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 STATUS_LEASE = "kubernetes-status"
 _STATUS_INTERVAL_S = 2.0  # between two looks at all statuses: also the most often that one is written
+# Five intervals: a slow pass does not lose the lease, and a leader that died is replaced within this time.
 _LEASE_TTL_S = 10.0
 _RETRY_DELAY_S = 2.0
 
@@ -77,8 +78,10 @@ class Cluster:
     async def _apply_changes(self) -> None:
         while True:
             await self.catalog.changed.wait()
+            # Before the read: a change that comes while `apply` runs sets it again, and is not lost.
             self.catalog.changed.clear()
             wanted = self.catalog.wanted()
+            # A deleted runtime gets no more requests before its pool is taken down.
             self.catalog.withdraw()
             try:
                 await self.provider.apply(wanted)
@@ -93,6 +96,7 @@ class Cluster:
         lease = None
         while True:
             try:
+                # The holder gets its own lease again: this also renews it.
                 lease = await store.acquire_lease(STATUS_LEASE, holder, _LEASE_TTL_S)
                 if lease is not None:
                     async with asyncio.timeout(_LEASE_TTL_S):  # beyond it another gateway leads
@@ -112,6 +116,7 @@ class Cluster:
             status = make_status(declared.status, declared.generation, declared.problems, pool, now)
             if status != declared.status:
                 path = names.runtimes(key.kind, key.namespace, key.name, "status")
+                # In a merge patch null removes a field: a runtime that is not served any more has no pool.
                 body = {"metadata": {"resourceVersion": declared.version}, "status": {"pool": None, **status}}
                 try:
                     await self._api.patch(path, body)
@@ -142,6 +147,8 @@ async def join_cluster(settings: Settings, files: Sequence[Runtime], clock: Cloc
     try:
         folder = settings.state_dir / "keys"
         keys = KeyRing(folder, settings.token_algorithm)
+        # Keys before pods: a pod mounts the ConfigMap with the public keys, and waits in ContainerCreating until it
+        # exists.
         sharing = SharedKeys(
             api,
             keys,
@@ -173,6 +180,7 @@ async def join_cluster(settings: Settings, files: Sequence[Runtime], clock: Cloc
 
 def _foreign_key(keys: KeyRing) -> dict[str, str]:
     """The public key as AgentCube's own picod reads it. It knows RS256 only, and one key."""
+    # Given at the pod's start, so it cannot follow a rotation; signing_keys.py does not rotate RS256 keys.
     if keys.signer.algorithm != "RS256":
         return {}
     pem = keys.signer.private.public_key().public_bytes(

@@ -16,6 +16,7 @@ from gateway.provider.kubernetes import names
 PICOD_PORT = 8080
 PICOD_CONTAINER = "picod"
 
+# ErrImagePull is not here: it comes with the first failed pull, and ImagePullBackOff once the kubelet has tried again.
 # A container that waits for one of these will not start by waiting longer.
 _FATAL_REASONS = {
     "ImagePullBackOff",
@@ -122,6 +123,7 @@ def read_pod(obj: Mapping[str, Any]) -> Pod | None:
         node=spec.get("nodeName") or "",
         trouble=_trouble(status),
         ended=_ended(status, container),
+        # A restart while warm is harmless, as nothing had run in it. After the claim, what ran in it is lost.
         restarted=_last_end(container) if claimed and restarts > int(notes.get(names.RESTARTS, "0")) else "",
         restarts=restarts,
         disruption=_disruption(status),
@@ -137,6 +139,7 @@ def read_time(text: str | None) -> float:
 
 def _picod(statuses: list[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The status of picod's container; of an AgentRuntime, whose pods have none of that name, the first."""
+    # A webhook may add a container of its own (a service mesh's sidecar) and put it first.
     for status in statuses:
         if status.get("name") == PICOD_CONTAINER:
             return status

@@ -32,12 +32,11 @@ from gateway.provider.kubernetes.template import PodDefaults
 logger = logging.getLogger(__name__)
 
 _HOUSEKEEPING_INTERVAL_S = 2.0
-_RESTART_TIMEOUT_S, _POLL_INTERVAL_S = (
-    10.0,
-    0.05,
-)  # how long a crashed picod may take to be back, and how often that is looked at
+# How long a crashed picod may take to be back, and how often that is looked at. A kubelet starts a container again at
+# once after its first crash, and only after 10 s, 20 s and so on if it goes on crashing: then nothing is waited for.
+_RESTART_TIMEOUT_S, _POLL_INTERVAL_S = 10.0, 0.05
 _CONNECT_TIMEOUT_S = 2.0
-_LOSS_SHOWN_S = 600.0  # so long the status tells of a sandbox that was lost
+_LOSS_SHOWN_S = 600.0  # how long the status reports a sandbox that was lost
 
 
 class KubernetesProvider:
@@ -122,6 +121,7 @@ class KubernetesProvider:
             runtime=runtime,
             target=pool.target,
             ready=ready,
+            # From the target and not from the pods that exist: where a quota is used up, the ReplicaSet has made none.
             starting=max(0, pool.target - ready),
             claimed=sum(not pod.gone for pod in pool.claimed.values()),
             # The kubelet tells of trouble after several tries of its own: that counts as having given up for now.
@@ -178,6 +178,7 @@ class KubernetesProvider:
         pod = new or old
         assert pod is not None
         pool = self._pools[pod.runtime]
+        # The pool first: the others decide by what it knows.
         pool.note(old, new, self._clock.monotonic(), live=self._tasks.running)
         self._marks.look_for_outdated(pool)
         self._cold.pod_changed(pod.uid, new)
@@ -187,6 +188,7 @@ class KubernetesProvider:
         for key, pool in self._pools.items():
             either = new or old
             assert either is not None
+            # Compared and not parsed: the name of a long runtime is cut and ends in a digest.
             if key.namespace == either.namespace and names.deployment_name(key) == either.name:
                 pool.deployment = new
                 self._marks.look_for_outdated(pool)
@@ -202,6 +204,7 @@ class KubernetesProvider:
                 logger.debug("housekeeping: %s", error)
 
     async def _clean_up_once(self) -> None:
+        # Deletions first: they free what new pods need.
         await self._endings.delete_again()
         await self._claims.settle_doubtful()
         for key, pool in list(self._pools.items()):

@@ -22,12 +22,14 @@ from gateway.provider.kubernetes.client import OPENED, KubeApi, KubeError, Watch
 
 logger = logging.getLogger(__name__)
 
+# As client-go's pager asks for.
 PAGE = 500
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.2, 30.0
-_REOPEN_DELAY_S = (
-    0.05  # seconds before a stream that ended is opened again: a server that ends all of them is not hammered
-)
+# Before a stream that ended is opened again: a server that ends all of them at once gets 20 requests a second, no more.
+_REOPEN_DELAY_S = 0.05
 _RESYNC_INTERVAL_S = 1800.0  # seconds after which all is listed anew, so that no slip of a watch lasts longer
+# UIDs of deleted objects. An event that was overtaken by a newer one comes within moments; 4,096 deletions take half an
+# hour even at two a second.
 _DEAD_KEPT = 4096
 
 
@@ -85,6 +87,7 @@ class Reflector(Generic[R]):
                 self.trouble = str(error)
                 failures += 1
                 await asyncio.sleep(jittered(backoff(failures, first=_FIRST_BACKOFF_S, longest=_MAX_BACKOFF_S)))
+            # A bug, or an object of an unexpected shape. Without this clause the copy would stay as it is for ever.
             except Exception:
                 logger.exception("the watch on %s failed; listing again", self._path)
                 version = ""
@@ -114,6 +117,8 @@ class Reflector(Generic[R]):
             if not token:
                 break
             query["continue"] = token
+        # Only of what was known before the list began: what the watch or a write of ours has brought meanwhile is newer
+        # than the list and may be missing in it.
         for uid in before - seen:
             self._forget(uid)
         self.trouble = ""
@@ -135,6 +140,7 @@ class Reflector(Generic[R]):
         old = self.items.get(new.uid)
         if old is not None and _older(new.version, old.version):
             return old
+        # A list brings everything again; what is equal is no news.
         if new != old:
             self.items[new.uid] = new
             self._on_change(old, new)
@@ -152,6 +158,8 @@ class Reflector(Generic[R]):
                 version = obj["metadata"]["resourceVersion"]
                 if kind == "DELETED":
                     self._forget(obj["metadata"]["uid"])
+                # A bookmark has a version and no object: it moves the point to go on from, so that a quiet watch does
+                # not expire.
                 elif kind != "BOOKMARK":
                     self.learn(obj)
         return version

@@ -22,6 +22,8 @@ class Right(NamedTuple):
 
 _RUNTIMES = ("codeinterpreters", "agentruntimes")
 
+# Secrets and ConfigMaps are limited to one name, except for `create`: RBAC takes the name from the path, and a POST has
+# none there (https://kubernetes.io/docs/reference/access-authn-authz/rbac/#referring-to-resources).
 SANDBOXES: tuple[Right, ...] = (
     Right("", "pods", ("get", "list", "watch", "create", "patch", "delete")),
     Right("apps", "deployments", ("get", "list", "watch", "create", "update", "delete")),

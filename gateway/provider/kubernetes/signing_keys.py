@@ -28,6 +28,7 @@ from gateway.sandbox.signing_keys import KeyRing
 
 logger = logging.getLogger(__name__)
 
+# Polled: keys change every few days, and `get` of this one Secret is then all that the gateway's Role has to grant.
 _POLL_INTERVAL_S = 20.0  # the longest between two looks at the Secret
 # An old key goes this long after a newer one has begun to sign: tokens live five minutes, gateways may be slow.
 RETIRE_S = 3600.0
@@ -62,6 +63,8 @@ class SharedKeys:
 
     async def follow(self, on_signer: Callable[[], None]) -> None:
         """Keep in step with the Secret until cancelled. `on_signer`: another key signs, renew the tokens in use."""
+        # Four looks or more within `settle`: with 180 s, a key is known to every gateway for 160 s or longer before it
+        # signs.
         pause = max(0.2, min(_POLL_INTERVAL_S, self._settle / 4))
         while True:
             await asyncio.sleep(pause)
@@ -79,12 +82,15 @@ class SharedKeys:
         version = await self._share(self._ring.reload)
         since = await self._publish(version)
         now = self._clock.now()
+        # The newest first. `now` for a key that is published nowhere yet.
         ages = sorted(((since.get(kid, now), kid) for kid in self._ring.kids), reverse=True)
         newest, kid = ages[0]
         change: Callable[[], None] | None = None
+        # RS256 is for AgentCube's own picod, which knows one key, from its start on (engine.py).
         if self._rotation and self._ring.signer.algorithm == "EdDSA" and now - newest >= self._rotation:
             change = self._ring.rotate
             logger.info("signing key %s is %.0f s old: making the next", kid, now - newest)
+        # While the newest does not sign yet, tokens of the old one are still being made.
         elif len(ages) > 1 and kid == self._ring.signer.kid and now - newest >= self._settle + RETIRE_S:
             old = [each for _, each in ages[1:]]
             change = lambda: self._ring.drop(old)  # noqa: E731 - read where it is made
@@ -105,9 +111,12 @@ class SharedKeys:
         path = f"{self._secrets}/{names.KEYS_SECRET}"
         known = None if change is None else self._ring.kids
         while True:
+            # Read, merge, write with the version that was read; who loses against another gateway begins again.
             secret = await _get(self._api, path)
             await asyncio.to_thread(_take_over, self._private, (secret or {}).get("data"))
             await asyncio.to_thread(read)
+            # Other kids than before: another gateway has made the change that was due, and a second one would be one
+            # too many.
             if change is not None and self._ring.kids == known:
                 await asyncio.to_thread(change)
             data = await asyncio.to_thread(_contents, self._private)
@@ -169,7 +178,10 @@ def _take_over(private: Path, data: Mapping[str, str] | None) -> None:
         (private / name).unlink()
     for name, text in data.items():
         if present.get(name) != text and name.endswith(".pem"):
+            # People write this Secret as well: `.name` keeps every key of it inside the folder.
             file = private / Path(name).name
+            # With its mode before its content: a chmod afterwards would leave a moment in which others can read the
+            # key.
             file.touch(mode=0o600)
             file.write_bytes(base64.b64decode(text))
 

@@ -13,6 +13,7 @@ from typing import Any
 from gateway.core.model import PoolStatus
 
 LOST = "SandboxLost"  # the condition's type
+# What the API accepts as a reason (metav1.Condition), without `_`, `,` and `:`.
 _REASON = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 
 
@@ -28,6 +29,7 @@ def make_status(
     conditions = [condition]
     if pool is not None:
         conditions.append(_lost(present, generation, pool, now))
+    # A merge patch replaces a list whole, so conditions of other writers are sent along.
     mine = {each["type"] for each in conditions}
     others = [each for each in present.get("conditions") or [] if each.get("type") not in mine]
     status: dict[str, Any] = {"conditions": [*others, *conditions], "ready": holds == "True"}
@@ -59,6 +61,13 @@ def _condition(
 
 def verdict(problems: tuple[str, ...], pool: PoolStatus | None) -> tuple[str, str, str]:
     """The Ready condition: status, reason (one word), message."""
+    # problems  pool                                   Ready
+    # some      any                                    False    InvalidSpec
+    # none      None                                   Unknown  Starting
+    # none      an error, none ready                   False    the error's first word
+    # none      ready or claimed ones, or ever one     True     SandboxReady
+    # none      none so far, target above 0            False    Starting
+    # none      none so far, target 0                  Unknown  NoSandboxYet
     if problems:
         return "False", "InvalidSpec", "; ".join(problems)
     if pool is None:

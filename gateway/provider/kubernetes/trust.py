@@ -14,6 +14,7 @@ from typing import Any
 from gateway.core.model import Kind, Runtime
 from gateway.provider.kubernetes.egress import refused_egress
 
+# Not here, for example: hostNetwork, hostPID, hostIPC, serviceAccountName, and nodeName, which passes by the scheduler.
 _POD_FIELDS = frozenset((
     "activeDeadlineSeconds", "affinity", "automountServiceAccountToken", "containers", "dnsConfig", "dnsPolicy",
     "enableServiceLinks", "hostAliases", "hostname", "imagePullSecrets", "initContainers", "nodeSelector", "os",
@@ -32,7 +33,9 @@ _SECURITY_FIELDS = frozenset((
     "readOnlyRootFilesystem", "runAsGroup", "runAsNonRoot", "runAsUser", "seccompProfile", "supplementalGroups",
     "supplementalGroupsPolicy",
 ))  # fmt: skip
+# Not here: hostPath, secret, projected (it can hold a token of the API server), nfs, csi and all other drivers.
 _VOLUME_SOURCES = frozenset(("configMap", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim"))
+# Not here: secretKeyRef.
 _VALUE_SOURCES = frozenset(("configMapKeyRef", "fieldRef", "resourceFieldRef"))
 _PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 # Read by container runtimes and network plug-ins as orders: another profile, another network, another hypervisor.
@@ -91,8 +94,10 @@ def _container(container: Mapping[str, Any], place: str) -> Iterator[str]:
             f"{place}.envFrom[{index}].{name}" for name in _mapping(source) if name not in ("prefix", "configMapRef")
         )
     for index, port in enumerate(_sequence(container.get("ports"))):
+        # A port of the node: two pods could not be on one node, and it is reachable from outside of the cluster.
         yield from (f"{place}.ports[{index}].{name}" for name in ("hostPort", "hostIP") if _mapping(port).get(name))
     for index, mount in enumerate(_sequence(container.get("volumeMounts"))):
+        # Bidirectional shows the container's mounts to the node and to the other pods on it.
         if _mapping(mount).get("mountPropagation") not in (None, "None"):
             yield f"{place}.volumeMounts[{index}].mountPropagation"
     lifecycle = _mapping(container.get("lifecycle"))
@@ -132,8 +137,10 @@ def _security(context: Any, place: str) -> Iterator[str]:
             yield f"{place}.{name}"
     if 0 in _sequence(given.get("supplementalGroups")):
         yield f"{place}.supplementalGroups"
+    # Unconfined is what remains.
     if _mapping(given.get("seccompProfile")).get("type") not in (None, "RuntimeDefault", "Localhost"):
         yield f"{place}.seccompProfile.type"
+    # The one capability that `restricted` lets a container add.
     if any(name != "NET_BIND_SERVICE" for name in _sequence(_mapping(given.get("capabilities")).get("add"))):
         yield f"{place}.capabilities.add"
 
