@@ -65,7 +65,7 @@ class GapHistogram:
         """
         total = self.seen
         if total < _MIN_GAPS:
-            return Advice(default, None, f"{total:.0f} gaps seen; from {_MIN_GAPS:.0f} on it will advise")
+            return Advice(default, None, f"{total:.0f} idle gaps seen; it advises from {_MIN_GAPS:.0f} on")
         share = self._counts / total
         if own:
             mine = np.bincount(np.searchsorted(_EDGES_S, own), minlength=len(share))
@@ -81,7 +81,7 @@ class GapHistogram:
         best = int(np.where(allowed, cost, np.inf).argmin())
         after = float(_EDGES_S[best])
         shorter = 1.0 - float(longer[best])
-        why = f"{shorter:.0%} of silences are shorter than {after:.0f} s; a wake is worth {wake_cost:.0f} s of idling"
+        why = f"{shorter:.0%} of idle gaps are shorter than {after:.0f} s; a wake is worth {wake_cost:.0f} s of idling"
         return Advice(after, self._wake_at(share, best, wake_cost, wake_time) if prewake else None, why)
 
     def _wake_at(self, share: Floats, after: int, wake_cost: float, wake_time: float) -> float | None:

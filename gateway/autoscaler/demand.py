@@ -18,9 +18,8 @@ from gateway.autoscaler.shadow import Shadow
 from gateway.autoscaler.window import RollingCount
 
 _MAX_REVIEW_INTERVAL_S = 60.0  # between forecasts for a runtime without claims
-_MAX_STEP_S = (
-    60.0  # a longer time without claims is observed in steps of this; beyond an hour it counts as a clock step
-)
+# A longer time without claims is observed in steps of this; beyond an hour it counts as a step of the clock.
+_MAX_STEP_S = 60.0
 _NO_WEIGHTS: Mapping[str, float] = MappingProxyType({})
 _MIN_COUNTS, _MAX_COUNTS = 32, 4096  # counts a distribution is kept for
 
@@ -89,6 +88,8 @@ class Demand:
 
     def set_lead(self, lead: float) -> None:
         """Set the measured lead time, which also sets the horizon. A change of up to 10 % is ignored."""
+        # Quantiles of measured lead times move a little with each start, and each horizon needs tables of its own
+        # (rates.py): without the margin they would be computed again all the time.
         if abs(lead / self.lead - 1.0) > 0.1:
             self.lead = self.shadow.lead = lead
             self.horizon = round(lead + self.tick / 2.0, 3)
@@ -99,9 +100,8 @@ class Demand:
         """`claims` came since the last call (or in the last `elapsed` seconds)."""
         if elapsed is None:
             elapsed = self.tick if self._now is None else now - self._now
-        if (
-            elapsed <= 0.0 or elapsed > 3600.0
-        ):  # the clock was set, or nothing was observed: the claims between are unknown
+        if elapsed <= 0.0 or elapsed > 3600.0:
+            # The clock was set, or nothing was observed: the claims between are unknown.
             self.recent.clear()
             elapsed = self.tick
         while elapsed > _MAX_STEP_S:
@@ -132,6 +132,8 @@ class Demand:
         self._values = self.mixture.values(now, self.horizon, self._size, q)
         self.shadow.update(now, self._values)
         top = self.shadow.top
+        # Doubled above 0.7 of the size, after which `top` is above 0.35 of it; halved below 0.15, after which it is
+        # below 0.3: neither step ever causes the other.
         if top > 0.7 * self._size and self._size < self._largest:
             self._size = min(2 * self._size, self._largest)
             return self.forecast(now)
@@ -139,6 +141,8 @@ class Demand:
             self._size //= 2
         quiet = now - self._claimed_at
         foreseen = max(self.mixture.review_by(now, self.horizon), now + self.tick)
+        # After 20 s without a claim in 20 s, after 40 s in 40 s, at most in a minute: a runtime that nobody uses costs
+        # little.
         self._review_at = min(now + min(max(quiet, 1.5 * self.horizon), _MAX_REVIEW_INTERVAL_S), foreseen)
         level, alert = self.wanted_by(self.follower)
         constant = self.follower.constant

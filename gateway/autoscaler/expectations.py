@@ -34,6 +34,8 @@ class Expectations(Generic[K]):
         if expected is not None and (shown == expected.target or not 0.0 <= now - expected.since < self._expiry):
             del self._expected[key]
             expected = None
+        # Target 3 ordered, the status shows 2: to order 3 again is refused, 4 is let through. Once the status shows 3,
+        # it is the measure again.
         return wanted != (shown if expected is None else expected.target)
 
     def ordered(self, key: K, target: int, now: float) -> None:

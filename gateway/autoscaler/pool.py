@@ -28,6 +28,7 @@ class Change:
 def lead_of(status: PoolStatus | None, settings: AutoscalerSettings) -> float:
     """The lead time to plan with: nine of ten starts are ready by then."""
     measured = None if status is None else status.lead_time_p90 or status.lead_time_p50
+    # Above zero, as Demand.set_lead divides by it; starts of less are measured in tests only.
     return settings.default_lead if measured is None else max(measured, 0.05)
 
 
@@ -81,6 +82,8 @@ class Pool:
         """Count the claims since the last tick. Returns a decision if one is due, else None."""
         self.misses.add(now, misses)
         due = self.demand.due(now, claims)
+        # The breaker's cooldown, and the time for which a lower level must stand, run out without any claim: then
+        # decide() is asked at each tick.
         stale = self.status is not None and self.status.failures > 0
         if not due and not stale and self.decision is not None and self.decision.lower_since is None:
             return None

@@ -109,6 +109,7 @@ class Autoscaler:
                 # The loop must outlive a bug in one pass: pools then stay as they are, which is safe, and visible.
                 logger.exception("a pass of the autoscaler failed; pools stay as they are")
                 self._problem = "a pass failed; see the log"
+            # A burst of misses pokes at each of them: they share at most 20 passes a second.
             await asyncio.sleep(min(MIN_POKE_INTERVAL_S, self._settings.tick))
             # Not wait_for: Python 3.11's swallows a cancellation that comes with a poke, and `aclose` waits for ever.
             with suppress(TimeoutError):
@@ -161,6 +162,7 @@ class Autoscaler:
         if lease is not None and self._lease is None:
             logger.info("leads the autoscaler with fence %d", lease.fence)
         self._lease = lease
+        # A third: two renewals may fail before the lease is lost.
         self._lease_until, self._renew_at = mono + ttl, mono + ttl / 3.0
 
     async def _watch_catalog(self, now: float) -> None:
@@ -250,6 +252,7 @@ class Autoscaler:
         shown = pool.status.target if pool.status is not None else pool.target
         if not self._expectations.should_order(key, target, shown, now) or not self.leads:
             return
+        # Before the call: a status that comes by a watch while `resize` runs must not order a second time.
         self._expectations.ordered(key, target, now)
         try:
             await self._provider.resize(key, target)

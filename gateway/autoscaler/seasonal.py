@@ -60,6 +60,9 @@ class WeekProfile(BackwardLooking):
         day = self._day[quarter % _QUARTERS_A_DAY]
         by_day = (day[0] + overall * _QUARTER_HOUR_S) / (day[1] + _QUARTER_HOUR_S)
         week = self._week[quarter % _QUARTERS_A_WEEK]
+        # The gamma posterior of this slot's rate: its claims and seconds, and a prior worth one quarter hour at the
+        # day's rate. A Poisson count with a gamma rate is negative binomial, with dispersion mean / shape; 0.2 more for
+        # bursts within the quarter hour.
         shape = week[0] + by_day * _QUARTER_HOUR_S + 0.5
         rate = shape / (week[1] + _QUARTER_HOUR_S)
         return negative_binomial(float(rate) * horizon, max(float(rate * horizon / shape), 0.02) + 0.2, size)
@@ -106,6 +109,7 @@ class Timers:
     def review_by(self, now: float, horizon: float) -> float:
         """A horizon before the next time at which an episode has begun before, if gaps are even enough for a timer."""
         spread, median = self._even
+        # The spread is the interquartile range. A timer of 600 s with a second of jitter has one of a second or two.
         if spread > 2.0 * horizon or spread > median / 4.0:
             return math.inf
         gaps = self._sorted
@@ -121,6 +125,9 @@ class Timers:
         since_began = now - self._began
         passed = bisect_right(self._sorted, since_began)
         soon = bisect_right(self._sorted, since_began + horizon + self._early) - passed
+        # Of the gaps that are longer than the time since the last episode began, the share that ends within the
+        # horizon. With 10 gaps of which 8 have passed and one ends soon: 1.02 / 3 = 34 %. One gap and 0.02 of an end
+        # are added, so that few gaps never give 0 or 1.
         begins = (soon + 0.02) / (len(self._sorted) - passed + 1.0)
         if passed == len(self._sorted):
             begins = 0.02  # longer than every gap so far: nothing is known

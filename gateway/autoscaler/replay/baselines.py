@@ -41,6 +41,7 @@ def keda(trace: Trace, lead: float, headroom: float) -> Targets:
     """KEDA on a rate metric: ceil(rate over 1 min x lead x headroom), polled each 15 s, cooldown 300 s."""
     at = np.arange(trace.start, trace.end, 15.0)
     wanted = np.ceil(_counts_before(trace, at, 60.0) / 60.0 * lead * headroom)
+    # 300 s of cooldown at polls of 15 s are 20 steps back, and the present one.
     return Targets(at, _falling_max(wanted, 21))
 
 
@@ -52,6 +53,8 @@ def kpa(trace: Trace, lead: float, headroom: float) -> Targets:
     at = np.arange(trace.start, trace.end, 2.0)
     stable = _counts_before(trace, at, 60.0) / 60.0 * lead * headroom
     burst = _counts_before(trace, at, 6.0) / 6.0 * lead * headroom
+    # Twice the stable demand, and at least 2: Knative's panic threshold of 200 %, against pools of less than one
+    # sandbox.
     panic = np.where(burst >= 2.0 * np.maximum(stable, 1.0), burst, 0.0)
     return Targets(at, np.ceil(np.maximum(stable, _falling_max(panic, 30))))
 
@@ -66,6 +69,8 @@ def hpa(trace: Trace, lead: float, utilisation: float) -> Targets:
     size, window, out = 1.0, np.ones(20), np.empty(len(at))
     for i, u in enumerate(used.tolist()):
         share = min(u / size, 1.0) / utilisation
+        # The controller's defaults: a tolerance of 10 %, and upwards at most the double or 4 pods more, whichever is
+        # larger, in 15 s. Downwards the highest of the last 300 s holds: 20 polls.
         wanted = max(np.ceil(size * share - 1e-9), 1.0) if abs(share - 1.0) > 0.1 else size
         window[i % 20] = wanted
         size = float(min(max(window.max(), 1.0), max(2.0 * size, size + 4.0)))
@@ -81,6 +86,8 @@ def histogram(trace: Trace, lead: float, q: float) -> Targets:
     hour = 60 * per_minute
     padded = np.concatenate((np.full(hour, samples[0]), samples))
     windows = np.lib.stride_tricks.sliding_window_view(padded, hour)[::per_minute][: len(at)]
+    # In parts of 2,000 windows, since np.quantile copies them: at 360 counts (an hour at a lead time of 10 s) 6 MB
+    # each.
     levels = np.concatenate(
         [np.quantile(part, q, axis=1, method="higher") for part in np.array_split(windows, len(windows) // 2000 + 1)]
     )
@@ -103,6 +110,7 @@ def seasonal_naive(trace: Trace, lead: float, headroom: float) -> Targets:
 
 def oracle(trace: Trace, lead: float, _: float) -> Targets:
     """Knows every arrival: one sandbox is ordered a lead time ahead of each. No real policy can do better."""
+    # A millisecond on either side, so that a sandbox is there before its claim, and its place is gone after it.
     ordered, gone = trace.arrivals - lead - 1e-3, trace.arrivals + 1e-3
     at = np.concatenate((ordered, gone))
     step = np.concatenate((np.ones(len(ordered)), -np.ones(len(gone))))
@@ -124,6 +132,8 @@ def known_rates(trace: Trace, lead: float, cold_start_cost: float) -> Targets:
     while searching.any():
         n += 1
         after = load * blocked / (n + load * blocked)
+        # Sandbox n is worth holding while the claims that it saves per second, each worth the cost of a cold start and
+        # the lead time for which its sandbox is not idle, exceed the one sandbox-second that it costs per second.
         searching &= unique * (blocked - after) * (cold_start_cost + lead) > 1.0
         levels[searching] = n
         blocked = after
@@ -137,6 +147,7 @@ def known_changes(trace: Trace, lead: float, cold_start_cost: float) -> Targets:
     Bayes' rule over RATES, from the bin's beginning, with what the whole trace's rates are in hindsight as the prior.
     The level is the best by Erlang's formula when a cold start costs that many idle sandbox-seconds.
     """
+    # 300 looks per bin, but none more often than the live loop's tick of a second.
     width, step = trace.bin_width, max(trace.bin_width / 300.0, 1.0)
     bins, ticks = math.ceil(trace.span / width), math.ceil(width / step)
     counts = np.histogram(trace.arrivals, trace.start + np.arange(bins + 1) * width)[0]

@@ -21,6 +21,7 @@ _MISS_HELP = (
 
 def _seconds(text: str) -> float:
     """`10`, `10s`, `500ms`, `2m` to seconds."""
+    # In this order: `500ms` ends in `s` as well.
     for suffix, factor in (("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("", 1.0)):
         if suffix and not text.endswith(suffix):
             continue
@@ -121,11 +122,13 @@ def run_all(traces: list[Trace], settings: Settings, jobs: int) -> list[TraceRes
     results: list[TraceResult] = []
     if jobs > 1:
         with ProcessPoolExecutor(jobs) as pool:
+            # In the order of the traces, whichever is ready first: two runs of one command print the same report.
             for result in pool.map(_quietly, traces, [settings] * len(traces)):
                 results.append(result)
                 bar.finish(result)
     else:
         for trace in traces:
+            # `span` is bound here: a closure would read the variable of the loop when it is called.
             results.append(run_trace(trace, settings, lambda name, share, span=trace.span: bar.show(name, share, span)))  # type: ignore[misc]
             bar.finish(results[-1])
     bar.close()
@@ -147,6 +150,8 @@ def run(args: argparse.Namespace) -> int:
         if args.max < 1 or args.jobs < 1:
             raise BadRequestError("--max and --jobs must be 1 or more")
         traces = [trace for argument in args.traces for trace in read_traces(argument, args.seed)]
+        # A fleet of functions has members that are called once a week; one without a claim to score is named and left
+        # out.
         scored = [trace for trace in traces if (trace.arrivals >= trace.start + settings.warm_up * trace.span).any()]
         for trace in traces:
             if trace not in scored:

@@ -76,6 +76,8 @@ class TraceResult:
     def frontier(self, policy: str) -> tuple[Floats, Floats]:
         """(hit rate, mean idle), rising, of what the policy and mixtures of its knobs reach at the least idle."""
         points = sorted((p.outcome.hit_rate, p.outcome.mean_idle) for p in self.points if p.policy == policy)
+        # The lower convex hull. Two settings of the knob, used in turns, reach every point on the line between them, so
+        # a point on or above that line is no reason to choose its setting.
         hull: list[tuple[float, float]] = [(0.0, 0.0)]
         for hit, idle in points:
             while len(hull) > 1 and (hull[-1][1] >= idle or _above(hull[-2], hull[-1], (hit, idle))):
@@ -102,6 +104,7 @@ def fixed_curve(trace: Trace, lead: float, scored_from: float, *, joins: bool = 
     hits, idle, size = [0.0], [0.0], 0
     span = trace.end - scored_from
     serve = _joined if joins else _served
+    # Sizes are tried one by one, as the hit rate has no formula for arrivals that are given; each is one pass.
     while hits[-1] < 0.99995 and size < 4096:
         size += 1
         served, waited, claims = serve(trace.arrivals, size, lead, scored_from)
@@ -115,6 +118,7 @@ def fixed_curve(trace: Trace, lead: float, scored_from: float, *, joins: bool = 
 
 def _joined(arrivals: Floats, size: int, lead: float, scored_from: float) -> tuple[int, float, int]:
     """(claims served warm, seconds waited, claims): a claim takes what was ordered `size` claims before it."""
+    # With size 2, claim 0 and 1 take what is there at the start, claim 2 what claim 0 ordered, and so on.
     ready_at = np.concatenate((np.full(min(size, len(arrivals)), -np.inf), arrivals[:-size] + lead))
     scored = arrivals >= scored_from
     waits = np.maximum(ready_at - arrivals, 0.0)[scored]
@@ -127,6 +131,8 @@ def _served(arrivals: Floats, size: int, lead: float, scored_from: float) -> tup
     for now in arrivals.tolist():
         counted = now >= scored_from
         claims += counted
+        # The ring holds when each sandbox is ready, in the order of the orders. Lead times are equal, so the next entry
+        # is always the one that is ready first, and no heap is needed.
         if ring[at] <= now:
             ring[at] = now + lead
             at = at + 1 if at + 1 < size else 0
@@ -155,6 +161,7 @@ def run_trace(trace: Trace, settings: Settings, progress: Progress) -> TraceResu
         points.append(Point(policy, knob, outcome, outcome.mean_idle / base if base > 0 else None, shown))
 
     for policy in settings.policies:
+        # Processor time: with --jobs, wall time would count what the other traces take.
         began = time.process_time()
         if policy == "predictive":
             spec = ScalerSpec(max=settings.most, mode=PoolMode.PREDICTIVE)
@@ -198,6 +205,7 @@ def _sizes(policy: str, curve: Curve) -> Sequence[float]:
     _, _, size = policy.partition(":")
     if size not in ("", "*"):
         return (float(size),)
+    # The curve already has every size; these are simulated for the columns that it lacks, such as the waits.
     found = {int(np.searchsorted(curve.hits, rate)) for rate in (0.9, 0.95, 0.98, 0.99, 0.995, 0.999)}
     return sorted(float(min(n, len(curve.hits) - 1)) for n in found)
 

@@ -25,6 +25,7 @@ class RecordedLeads:
     def at(self, now: float, count: int) -> list[float]:
         """Lead times of `count` orders given at once: those of the starts that were ordered nearest to `now`."""
         right = int(np.searchsorted(self._ordered, now))
+        # The nearest `count` lie among the `count` before and the `count` after: no need to sort them all.
         near = self._ordered[max(right - count, 0) : right + count]
         best = np.argsort(np.abs(near - now), kind="stable")[:count] + max(right - count, 0)
         found: list[float] = self._seconds[best].tolist()
@@ -37,6 +38,7 @@ class RecordedLeads:
 
     def planned(self, now: float, q: float = 0.9, kept: int = 64) -> float:
         """The quantile (nearest rank) of the latest `kept` starts that were ready by `now`; of the first before."""
+        # By the time at which they were ready: a gateway knows a lead time only once its start is over.
         until = max(int(np.searchsorted(self._ready, now, side="right")), 1)
         latest = np.sort(self._by_end[max(until - kept, 0) : until])
         return float(latest[min(len(latest) - 1, int(q * len(latest)))])

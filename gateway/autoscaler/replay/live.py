@@ -55,12 +55,14 @@ class LiveLoop:
         self._fresh += 1
         self._missed += ready == 0
         if self._pool.ready < self._fresh or ready == 0:
+            # As Autoscaler.poke does: at once, but no sooner than the interval after the last pass.
             self._next = min(self._next, max(now, self._looked_at + MIN_POKE_INTERVAL_S))
         return self._next
 
     def look(self, now: float, ready: int, starting: int) -> tuple[int, float]:
         """Run one pass as the runner does. Returns the target and the time of the next pass."""
         pool = self._pool
+        # As Autoscaler._decide does; between looks the loop works with an old status, and so must this.
         if self._fresh or now - pool.looked_at >= STATUS_INTERVAL_S:
             pool.status, pool.looked_at = self._status(ready, starting), now
         decision = pool.tick(now, self._fresh, self._missed)

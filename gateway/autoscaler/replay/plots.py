@@ -26,6 +26,7 @@ def _pyplot() -> Any:
         raise BadRequestError(
             "plots need matplotlib: pip install 'wakegate[plots]' (or leave them out with --no-plots)"
         ) from None
+    # Before pyplot is imported: it would else look for a display.
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -35,6 +36,7 @@ def _pyplot() -> Any:
 def draw(results: Sequence[TraceResult], folder: Path) -> list[Path]:
     """`frontier.png` for all traces that stand alone, `<trace>.png` for each of them. Raises BadRequestError."""
     plt = _pyplot()
+    # Members of a fleet (FILE/FUNCTION) are dozens; a table sums them up (report.py).
     alone = [r for r in results if "/" not in r.trace.name]
     files = [_frontiers(plt, alone, folder / "frontier.png")] if alone else []
     return files + [
@@ -46,9 +48,11 @@ def draw(results: Sequence[TraceResult], folder: Path) -> list[Path]:
 
 def _frontiers(plt: Any, results: Sequence[TraceResult], path: Path) -> Path:
     columns = min(len(results), 2)
+    # Rounded up.
     rows = -(-len(results) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(7.2 * columns, 4.6 * rows), squeeze=False)
     for ax, result in zip(axes.flat, results, strict=False):
+        # A logarithmic axis has no zero: below one miss in 20,000 all is drawn at the edge.
         misses = np.maximum(1.0 - result.curve.hits, 5e-5)
         ax.plot(misses, result.curve.idle, color="0.4", lw=2, label="fixed, best in hindsight")
         for number, policy in enumerate(p for p in POLICIES if p not in ("fixed", "oracle")):

@@ -69,6 +69,8 @@ class Outcome:
 
     def wait(self, q: float) -> float:
         """The `q` quantile of the wait for a sandbox, seconds; a hit waits for nothing."""
+        # Hits wait for nothing, so they are the lowest ranks: with 90 hits of 100 claims, the 95 % quantile is the
+        # sixth of the ten waits.
         rank = q * self.claims - self.hits
         return float(np.sort(self.waits)[min(int(rank), len(self.waits) - 1)]) if rank > 0 and len(self.waits) else 0.0
 
@@ -129,6 +131,8 @@ def simulate(
     before, at_claim, change = 0.0, 0, schedule.begins
     while True:
         claim = claims_at[at_claim]
+        # The next of three kinds of events. At equal times a start is over first, then the target changes, then the
+        # claim comes: it finds what got ready at that very moment.
         now = min(claim, change, starting[0][0] if starting else end)
         if now > scored_from:
             passed = now - max(before, scored_from)
@@ -144,6 +148,7 @@ def simulate(
             if waiting:
                 if (since := waiting.popleft()) >= scored_from:
                     waits.append(now - since)
+            # The local engine lets surplus starts run on, and throws them away here.
             elif not joins or ready < target:
                 ready += 1
             elif now > scored_from:
@@ -174,6 +179,7 @@ def simulate(
                     waiting.append(now)
                 elif counted:
                     waits.append(lead if leads is None else leads.at(now, 1)[0])
+        # After each event, as the engines do: a claim is replaced at once and does not wait for the next look.
         short = target + len(waiting) - ready - len(starting)
         if short > 0:
             if leads is None:
@@ -183,5 +189,6 @@ def simulate(
                     insort(starting, (now + each, now))
             orders += short if now >= scored_from else 0
     miss_times = np.array(missed)
+    # For each miss, how many lie in the lead time up to it. Misses at 1, 2, 3 and 30 s with a lead time of 10 s: 3.
     worst = int((np.arange(len(missed)) - np.searchsorted(miss_times, miss_times - lead)).max()) + 1 if missed else 0
     return Outcome(claims, hits, idle, held, end - scored_from, orders, worst, miss_times, np.array(waits))

@@ -89,6 +89,7 @@ def replay_predictive(
     demand = Demand(objectives[0], lead=lead, tick=tick, most=spec.max, joins=joins)
     followers = [demand.follower] + [Follower(objective, demand.shadow) for objective in objectives[1:]]
     pools = [_Pool(follower, spec, RollingCount(demand.horizon)) for follower in followers]
+    # A claim is seen at the end of the tick in which it came, as the live loop sees it.
     ticks = np.floor((trace.arrivals - trace.start) / tick) + 1.0
     busy, counts = np.unique(ticks, return_counts=True)
     busy_at, claims_at = (trace.start + busy * tick).tolist(), counts.tolist()
@@ -109,6 +110,7 @@ def replay_predictive(
             pool.misses.span = demand.horizon
             follower = pool.follower
             mine = forecast
+            # The forecast is made once; for the other objectives only the rule that reads a level from it differs.
             if follower is not demand.follower:
                 level, alert = demand.wanted_by(follower)
                 mine = forecast.at(level, follower.quantile, alert, constant=follower.constant)
@@ -116,6 +118,7 @@ def replay_predictive(
         if now >= warm:
             warm = math.inf
             demand.mixture.restart_score()
+        # The next tick at which there is something to do: one with claims, or the first after the review time.
         now = min(busy_at[at], max(now + tick, trace.start + math.ceil((demand.review_at - trace.start) / tick) * tick))
         for pool in pools:
             pool.lower_before(now, tick)

@@ -91,8 +91,10 @@ def fleet_table(results: Sequence[TraceResult]) -> str:
     ]
     for rate in results[0].settings.miss_rates:
         mine = [(r, p) for r in results for p in r.points if p.policy == "predictive" and p.knob == rate]
+        # One rate over all claims: a mean of rates would weigh a function with 3 claims like one with 3,000.
         claims, hits = sum(p.outcome.claims for _, p in mine), sum(p.outcome.hits for _, p in mine)
         idle = sum(p.outcome.mean_idle for _, p in mine)
+        # Each trace at its own hit rate, so the fixed pools miss exactly as many claims, trace by trace.
         base = sum(r.curve.idle_at(p.outcome.hit_rate) for r, p in mine)
         shares = [(p.idle_of_fixed, r.trace.name) for r, p in mine if p.idle_of_fixed is not None]
         worst = max(shares, default=(0.0, "-"))
@@ -133,6 +135,7 @@ def markdown(results: Sequence[TraceResult]) -> str:
         ),
         "",
     ]
+    # Traces of one file of functions are named FILE/FUNCTION; any other trace is a fleet of one.
     fleets: dict[str, list[TraceResult]] = {}
     for result in results:
         fleets.setdefault(result.trace.name.partition("/")[0], []).append(result)

@@ -28,6 +28,7 @@ _DAY_S = 86400.0
 
 def _thinned(rng: np.random.Generator, span: float, most: float, rate: Callable[[Floats], Floats]) -> Floats:
     """A Poisson process with a rate that varies (Lewis & Shedler's thinning, 1979)."""
+    # Points at the highest rate, of which each is kept with probability rate / highest rate.
     at = np.sort(rng.random(rng.poisson(most * span)) * span)
     return at[rng.random(len(at)) * most < rate(at)]
 
@@ -38,6 +39,7 @@ def _bursts(rng: np.random.Generator, span: float, gap: float, burst: Callable[[
     while at < span:
         offsets = burst()
         parts.append(at + offsets)
+        # The gap is from the end of a burst, or long bursts would overlap.
         at += float(offsets.max(initial=0.0)) + float(rng.exponential(gap))
     out = np.sort(np.concatenate(parts)) if parts else np.zeros(0)
     return out[out < span]
@@ -62,7 +64,11 @@ def make(name: str, seed: int = 1) -> Trace:
         "daily": (
             6,
             lambda span: _thinned(
-                rng, span, 8.0 / 60.0, lambda t: (4.15 - 3.85 * np.cos(2.0 * math.pi * t / _DAY_S)) / 60.0
+                # 0.3 claims a minute at midnight (4.15 - 3.85), 8 at noon (4.15 + 3.85).
+                rng,
+                span,
+                8.0 / 60.0,
+                lambda t: (4.15 - 3.85 * np.cos(2.0 * math.pi * t / _DAY_S)) / 60.0,
             ),
         ),
         "steps": (3, lambda span: _steps(rng, span)),
@@ -85,5 +91,6 @@ def _on(rng: np.random.Generator) -> Floats:
 
 
 def _spike(rng: np.random.Generator) -> Floats:
+    # Medians exp(2.0) = 7.4 s and exp(1.8) = 6 claims a second.
     length = float(rng.lognormal(2.0, 0.8))
     return np.sort(rng.random(rng.poisson(length * float(rng.lognormal(1.8, 0.6)))) * length)

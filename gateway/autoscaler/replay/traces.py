@@ -47,6 +47,7 @@ def spread(counts: Floats, width: float, start: float, seed: int) -> Floats:
 
 def thin(counts: Floats, scale: float, seed: int) -> Floats:
     """Counts times `scale`, the fraction rounded up as often as it is large, so that the mean is kept."""
+    # 0.4 claims become one in two bins of five: rounding each bin would lose quiet runtimes altogether.
     return counts if scale == 1.0 else np.floor(counts * scale + np.random.default_rng(seed).random(len(counts)))
 
 
@@ -100,6 +101,7 @@ def _reader_of(path: str, text: str) -> _Read:
     if first.startswith("Timestamp,User Count"):
         return _locust
     if first.startswith("{"):
+        # Both are JSON lines.
         return _history if '"counts"' in head else _k6_json
     if _LOG_TIME.search(first):
         return _access_log
@@ -129,6 +131,7 @@ def _iso(value: str) -> float:
 def _whole(name: str, arrivals: Floats, scale: float, seed: int) -> list[Trace]:
     if not len(arrivals):
         return []
+    # Single arrivals are dropped at random. They cannot be multiplied without inventing how they come together.
     if scale < 1.0:
         arrivals = arrivals[np.random.default_rng(seed).random(len(arrivals)) < scale]
     arrivals = np.sort(arrivals)
@@ -152,6 +155,7 @@ def _binned(path: str, name: str, text: str, scale: float, seed: int) -> list[Tr
     if len(times) < 2:
         raise BadRequestError(f"{path}: needs at least two bins to know their width")
     width = float(np.median(np.diff(times)))
+    # Another seed than for the spread: the two draws must not be correlated.
     arrivals = spread(thin(values, scale, seed + 6), width, float(times[0]), seed)
     return [Trace(name, arrivals, float(times[0]), float(times[0]) + len(times) * width, width)]
 
@@ -190,6 +194,7 @@ def _locust(path: str, name: str, text: str, scale: float, seed: int) -> list[Tr
     totals = np.array([_at(path, i + 2, row.get("Total Request Count"), float) for i, row in enumerate(rows)])
     if len(times) < 2:
         raise BadRequestError(f"{path}: needs at least two Aggregated rows")
+    # Totals only grow; a row with less is of a run that was started again, and counts nothing.
     counts = thin(np.maximum(np.diff(totals, prepend=0.0), 0.0), scale, seed + 6)
     pieces = [
         spread(np.array([count]), 1.0, float(at) - 1.0, seed + i)
@@ -212,6 +217,7 @@ def _access_log(path: str, name: str, text: str, scale: float, seed: int) -> lis
         if at - seen.get(visitor, -1e18) > 900.0:
             times.append(at)
         seen[visitor] = at
+    # The log has whole seconds. The fraction is drawn, or all sessions of a second would come at once.
     return _whole(name, np.array(times) + np.random.default_rng(seed).random(len(times)), scale, seed)
 
 
