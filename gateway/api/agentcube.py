@@ -44,6 +44,7 @@ class AgentCubeAPI:
         try:
             body = await read_object(request)
         except BadRequestError:
+            # The texts of AgentCube's WorkloadManager, here and below: a client that compares them sees no difference.
             raise BadRequestError("Invalid request body") from None
         key = RuntimeKey(_required(body, "namespace"), _required(body, "name"), kind)
         ttl, metadata = read_seconds(body, "ttl"), read_metadata(body)
@@ -56,6 +57,7 @@ class AgentCubeAPI:
         # Clients cannot dial a sandbox, so the entry point is this gateway, which routes by the session header.
         entry = {"path": "/", "protocol": request.url.scheme.upper(), "endpoint": request.url.netloc}
         return JSON({
+            # AgentCube's words: a SandboxClaim is what took a sandbox from a warm pool.
             "kind": "Sandbox" if opened.start is StartKind.COLD else "SandboxClaim",
             "sessionId": opened.session.id,
             "sandboxId": opened.sandbox.id,

@@ -51,6 +51,8 @@ from gateway.usage.prices import Prices
 
 ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
 
+# A client may send any word as its method. Others than these share one label, so that it cannot make a time series
+# each.
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
@@ -166,6 +168,8 @@ def make_control_app(
     `acknowledge(session, restored)` is called once an answer with x-wakegate-restored has been delivered.
     """
     app = Starlette(routes=list(routes), exception_handlers=dict.fromkeys((404, 405), unknown_answer(routes)))
+    # A path with a slash behind it is another path. Starlette would redirect to the one without, and clients that do
+    # not follow a redirect of a POST would fail with an answer that names no error.
     app.router.redirect_slashes = False
     app.state.body_idle = body_idle
     app.state.peers = peers
@@ -186,11 +190,15 @@ def make_control_app(
                     message["headers"].append((b"x-request-id", request_id))
             await send(message)
             if restored is not None and message["type"] == "http.response.body" and not message.get("more_body", False):
+                # A client that left before the last byte has not read the report of a loss, so its next answer must
+                # repeat it.
                 cycle = scope.get("extensions", {}).get("wakegate.cycle")
                 if cycle is None or not cycle.disconnected:
                     acknowledge(*restored)
 
         try:
+            # The data path has refused the request already; it comes here for the error's shape only
+            # (routing/proxy.py).
             refusal = scope.get("state", {}).get("refusal")
             if refusal is None:
                 await app(scope, receive, counted)

@@ -1,6 +1,6 @@
 """What the control surfaces put into the audit trail: one line for each operation that changes something or runs code.
 
-Whatever is refused for who asks, or for a quota, is in the trail too, also where the operation itself would not be.
+A refusal for the caller's credentials, or for a quota, is recorded as well, also of operations that only read.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ _WITH_CONTENT = frozenset(("tool.call",))
 
 
 def audited(operation: str, handler: Handler, audit: AuditLog, clock: Clock) -> Handler:
-    """The handler of an operation, whose outcome is put into the trail.
+    """Wrap the handler of an operation: its outcome is recorded in the audit trail.
 
-    Raises AuditUnavailableError, before anything is done, where it has to be and cannot be.
+    Raises AuditUnavailableError, before anything is done, if a record is required and cannot be written.
     """
     action = ACTIONS.get(operation)
 
@@ -61,9 +61,11 @@ def audited(operation: str, handler: Handler, audit: AuditLog, clock: Clock) -> 
         try:
             response = await handler(request)
         except ElsewhereError:
-            raise  # the gateway that has the session does it, and records it
+            raise  # the gateway that owns the session runs the operation and records it
         except WakegateError as error:
             denied = denial_of(error)
+            # Refusals are recorded for operations that only read as well: who tried keys or other tenants' ids shows
+            # there.
             if denied or action is not None:
                 audit.record(_event(operation, denied or action or "", request, error.status, error.code))
             raise
@@ -79,6 +81,8 @@ def audited(operation: str, handler: Handler, audit: AuditLog, clock: Clock) -> 
         if action in _WITH_CONTENT and body:
             detail |= {"bytes": len(body), "sha256": sha256(body).hexdigest()}
             if audit.text:
+                # 64 KiB: as JSON with every character escaped, a line still fits into the bound of the trail
+                # (audit/chain.py).
                 detail["text"] = body[:65536].decode("utf-8", "replace")
         if (key_id := request.path_params.get("key_id")) is not None:
             detail["key_id"] = str(key_id)
@@ -99,14 +103,14 @@ def audited(operation: str, handler: Handler, audit: AuditLog, clock: Clock) -> 
 
 
 def denial_of(error: WakegateError) -> str:
-    """The action of an error that is a refusal of who asked; empty for any other."""
+    """The action recorded for an error that refuses the caller or exceeds a quota; empty for any other error."""
     if error.status in (401, 403):
         return "auth.denied"
     return "quota.denied" if error.code.startswith("QUOTA") else ""
 
 
 def actor_of(request: Request) -> Actor:
-    """Who sent a request."""
+    """The caller of a request, as the audit trail records it."""
     identity = request.scope.get("state", {}).get("identity") or current()
     client = request.scope.get("client")
     return Actor(
@@ -119,6 +123,8 @@ def actor_of(request: Request) -> Actor:
 
 
 def _session_of(request: Request, response: Response | None) -> str:
+    # From what is certain to what is claimed: the path, what the handler found or created, the answer, the request's
+    # headers.
     for name in ("session_id", "container_id"):
         if (named := request.path_params.get(name)) is not None:
             return str(named)
@@ -130,10 +136,11 @@ def _session_of(request: Request, response: Response | None) -> str:
 
 
 def _is_call(operation: str, request: Request) -> bool:
-    """Whether it does something: of MCP's messages, only calls of tools and the beginning of a session do."""
+    """Whether it is recorded: of MCP's messages, only calls of tools and the beginning of a session are."""
     if operation != "post_mcp_message":
         return True
     try:
+        # Malformed messages are recorded as calls: what they were meant to be is unknown.
         message = orjson.loads(getattr(request.state, "body", b""))
     except orjson.JSONDecodeError:
         return True

@@ -19,6 +19,7 @@ def file_id(path: str) -> str:
 
 def path_of(identifier: str) -> str | None:
     """Decode a file id; None if it is malformed or names nothing below the workspace."""
+    # A path has at most 4,096 bytes, which base64 makes 5,462 characters.
     if not identifier.startswith(_PREFIX) or len(identifier) > 8192:
         return None
     text = identifier.removeprefix(_PREFIX)

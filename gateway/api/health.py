@@ -62,6 +62,7 @@ class HealthAPI:
 
     async def _readyz(self, _: Request) -> Response:
         store_problems = await self._store_problems()
+        # In a thread: it writes a file, which a full or remote disk may hold up.
         unwritable = await asyncio.to_thread(probe_state_dir, self._state_dir)
         reasons = [
             *self._draining(),
@@ -72,6 +73,8 @@ class HealthAPI:
         ]
         reasons = [without_host_paths(reason) for reason in reasons]  # probes need no key
         document = {"status": "not ready", "reasons": reasons} if reasons else {"status": "ready"}
+        # The store is asked for warnings only if it has just answered: a probe has to be answered within its own
+        # timeout.
         warnings = [] if store_problems else await self._store.warnings()
         return JSON(document | ({"warnings": list(warnings)} if warnings else {}), 503 if reasons else 200)
 

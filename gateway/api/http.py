@@ -81,6 +81,7 @@ def read_seconds(body: Mapping[str, Any], name: str) -> float | None:
         seconds = parse_lifetime(value) if isinstance(value, str) else float(value)
     except (TypeError, ValueError):
         seconds = -1.0
+    # float(True) is 1.0, and 1e9 s are 31 years.
     if isinstance(value, bool) or not 0 < seconds < 1e9:
         raise BadRequestError(
             f"{name}: expected a duration above zero, in seconds or as text such as 15m; got {repr(value)[:64]}"

@@ -1,4 +1,4 @@
-"""API keys and session tokens over HTTP: made, listed, revoked, rotated. Errors: `{"error": text, "code": CODE}`."""
+"""API keys and session tokens over HTTP: create, list, revoke, rotate. Errors: `{"error": text, "code": CODE}`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ from gateway.identity.keys import APIKey
 from gateway.sessions.lifecycle import Lifecycle
 
 DEFAULT_TOKEN_LIFETIME_S = 3600.0
+# After a leak, the usual reason to rotate, an old key that stays valid is the danger. Who wants time to roll out the
+# new one asks for it.
 _DEFAULT_OVERLAP_S = 0.0
+# For answers that hold a key, or list who has one: no cache on the way may keep them.
 _NO_STORE = {"cache-control": "no-store"}
 
 
 class KeysAPI:
-    """Handlers over the gateway's authenticator; `authenticator` None: the gateway asks nobody who they are."""
+    """Handlers over the gateway's authenticator; `authenticator` None: the gateway runs without authentication."""
 
     def __init__(self, lifecycle: Lifecycle) -> None:
+        # Set when the gateway's parts are wired, if authentication is on.
         self.authenticator: Authenticator | None = None
         self._lifecycle = lifecycle
 
@@ -89,9 +93,11 @@ class KeysAPI:
         _refuse_unknown(body, {"ttl", "paths", "ports"})
         session_id = SessionId(request.path_params["session_id"])
         session = await self._lifecycle.get(session_id)
+        # Its record is kept for a while, but a token for it could never be used.
         if session.state is SessionState.TERMINATED:
             raise SessionNotFoundError(f"session {session_id} has ended")
         ports = body.get("ports", [])
+        # By type and not by isinstance: True is an int too.
         if not isinstance(ports, list) or not all(type(port) is int for port in ports):
             raise BadRequestError("ports: expected a list of numbers")
         lifetime = read_seconds(body, "ttl")
@@ -130,6 +136,7 @@ def key_document(key: APIKey) -> dict[str, Any]:
 
 
 def _refuse_unknown(body: Mapping[str, Any], known: set[str]) -> None:
+    # Refused and not ignored: a key made with `expire` in place of `expires` would be valid for ever.
     unknown = sorted(body.keys() - known)
     if unknown:
         raise BadRequestError(f"{unknown[0][:64]}: unknown field; expected {', '.join(sorted(known))}")

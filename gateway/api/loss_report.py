@@ -26,6 +26,7 @@ class LossReport:
 
     def add(self, session_id: SessionId, restored: str | None) -> None:
         """Add the `restored` of one readiness or reply; None changes nothing."""
+        # The latest loss counts: the state that the files are in now is that of the last restore.
         if restored is not None:
             self.session_id, self.restored = session_id, restored
 
@@ -39,6 +40,7 @@ class LossReport:
         """A line for a model with the same information; empty without a loss."""
         if self.restored is None:
             return ""
+        # In words, as a model sees the text of a result and no headers.
         if self.restored == NOTHING_RESTORED:
             return "[the session's sandbox was lost with all files and variables; this is a new, empty one]"
         return (
@@ -59,6 +61,7 @@ def new_loss_report() -> LossReport:
 
 def current_loss_report() -> LossReport:
     """The report of the current request; a new one outside of requests."""
+    # Background work has no answer to add headers to; what it finds is reported again by the next request.
     return _report.get() or LossReport()
 
 

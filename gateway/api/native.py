@@ -91,6 +91,7 @@ class NativeAPI:
         if state is not None and state not in ("all", *SessionState):
             raise BadRequestError(f"state: expected one of all, {', '.join(SessionState)}; got {state[:64]!r}")
         limit = query.get("limit", "100")
+        # isascii, because "²".isdigit() is true and int("²") fails.
         if len(limit) > 4 or not limit.isascii() or not limit.isdigit() or not 1 <= int(limit) <= 1000:
             raise BadRequestError(f"limit: expected a whole number from 1 to 1000, got {limit[:64]!r}")
         runtime = read_runtime(query["runtime"]) if "runtime" in query else None
@@ -123,6 +124,7 @@ class NativeAPI:
         if built_in in runtimes:
             return built_in
         if len(runtimes) != 1:
+            # Bounded: a cluster may serve hundreds, and the message goes to a log as well.
             names = ", ".join(map(str, runtimes[:20])) or "none"
             raise BadRequestError(f"runtime: missing; name one of {names}")
         return runtimes[0]
@@ -136,10 +138,12 @@ class NativeAPI:
         if unknown:
             raise BadRequestError(f"{unknown[0]}: cannot be changed; expected ttl, idleTimeout or metadata")
         ttl, idle_timeout = read_seconds(body, "ttl"), read_seconds(body, "idleTimeout")
+        # null means "no limit of its own" for ttl. An idle timeout has no such meaning: every session has one.
         if "idleTimeout" in body and idle_timeout is None:
             raise BadRequestError("idleTimeout: expected a duration above zero, got null")
         session = await self._lifecycle.update(
             SessionId(request.path_params["session_id"]),
+            # An absent field leaves the value as it is; null takes the session's own end away.
             ttl=ttl if "ttl" in body else UNSET,
             idle_timeout=UNSET if idle_timeout is None else idle_timeout,
             metadata=read_metadata(body) if "metadata" in body else None,
@@ -153,6 +157,7 @@ class NativeAPI:
     async def _hibernate(self, request: Request) -> Response:
         session_id = SessionId(request.path_params["session_id"])
         await self._hibernator.hibernate(session_id)
+        # Read again: a request may have woken the session in the meantime, and the answer should show that.
         return JSON(session_document(await self._lifecycle.get(session_id)))
 
     async def _wake(self, request: Request) -> Response:
@@ -182,6 +187,7 @@ class NativeAPI:
         runtimes = [runtime.key for runtime in self._catalog.all()]
         if "runtime" in query:
             asked = read_runtime(query["runtime"])
+            # Claims of a code interpreter and of an agent of the same name are two histories, and both are exported.
             runtimes = [key for key in runtimes if (key.namespace, key.name) == (asked.namespace, asked.name)]
         lines = []
         for key in runtimes:
@@ -197,9 +203,11 @@ def _page(sessions: Sequence[Session], limit: int) -> dict[str, Any]:
     for session in sessions:
         document = session_document(session)
         size += len(orjson.dumps(document))
+        # At least one, or a client could never get past a large record.
         if documents and size > _MAX_PAGE_BYTES:
             break
         documents.append(document)
+    # A full page may be the last one: the client then gets an empty page, and stops.
     more = len(documents) < len(sessions) or len(sessions) == limit
     return {"sessions": documents, "next": documents[-1]["id"] if documents and more else None}
 

@@ -72,10 +72,13 @@ def requiring(permission: Permission, handler: Handler) -> Handler:
         return handler
 
     async def guarded(request: Request) -> Response:
+        # Public operations are answered without a valid key, so the data path keeps the error for the others to raise.
         unauthenticated: UnauthorizedError | None = request.scope.get("state", {}).get("unauthenticated")
         if unauthenticated is not None:
             raise unauthenticated
         if permission is Permission.USE_SESSIONS:
+            # The path as it was sent: decoded, `%2F` and `..` could make a path that the token does not name look like
+            # one it does.
             require_use(current(), request.scope.get("raw_path") or request.url.path.encode())
         else:
             current().require(permission)

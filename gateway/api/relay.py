@@ -55,7 +55,7 @@ def is_relayed(scope: Scope) -> bool:
 
 
 def _forwarding(request: Request) -> dict[str, str]:
-    """Who asks, and the name and scheme that links in the answer need; believed where the gateways trust each other."""
+    """The client's address, and the host and scheme that links in the answer need. The owner trusts a peer's."""
     fields = {"x-forwarded-for": request.client.host if request.client else "unknown"}
     fields |= {"x-forwarded-host": request.headers["host"]} if "host" in request.headers else {}
     return fields | {"x-forwarded-proto": request.url.scheme}

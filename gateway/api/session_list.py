@@ -43,6 +43,8 @@ async def newest_sessions(
         for session in page:
             order = _order(session)
             if (before is None or order < before) and wanted(session):
+                # The heap's top is the oldest session of the page: a newer one takes its place, an older one falls out
+                # at once.
                 push = heapq.heappush if len(newest) < limit else heapq.heappushpop
                 push(newest, (order, session))
         if len(page) < _SCAN_PAGE:
@@ -51,4 +53,5 @@ async def newest_sessions(
 
 
 def _order(session: Session) -> tuple[float, str]:
+    # The id decides between sessions of the same instant: a page must end at one place only.
     return session.created_at, session.id

@@ -53,6 +53,7 @@ def choose_runtime(catalog: RuntimeCatalog, request: Request, in_body: Any = Non
             text = f"no code interpreter {key.namespace}/{key.name} is served; there are {_names(catalog)}"
             raise ParamError("runtime", text)
         return runtime
+    # As AgentCube's SDK does, whose default name this is.
     usual = catalog.get(RuntimeKey("default", DEFAULT_NAME))
     served = _with_tools(catalog)
     if usual is None and len(served) != 1:
@@ -84,10 +85,13 @@ async def create_session(
     creating = asyncio.create_task(
         lifecycle.create(runtime, ttl=ttl, idle_timeout=idle_timeout, metadata=metadata), name="create a session"
     )
+    # ASGI tells of a disconnect only to who waits for the next message. Without this, a client that gives up during a
+    # cold start of 30 s leaves a session behind that nobody knows.
     leaving = asyncio.create_task(_until_left(request), name="watch for a client that leaves")
     try:
         await asyncio.wait((creating, leaving), return_when=asyncio.FIRST_COMPLETED)
         if leaving.done():
+            # Both at once: the session exists, but its id has no reader any more.
             if creating.done() and creating.exception() is None:
                 await lifecycle.end_unclaimed(creating.result().session.id)
             raise ClientLeftError("the client left while its session was created")
@@ -97,6 +101,7 @@ async def create_session(
     finally:
         for task in (creating, leaving):
             task.cancel()
+        # A cancelled creation still releases its sandbox, which has to be over before the request is.
         await asyncio.gather(creating, leaving, return_exceptions=True)
 
 

@@ -1,4 +1,4 @@
-"""Tenants over HTTP: their limits, what they use of them, and their end. Errors: `{"error": text, "code": CODE}`."""
+"""Tenants over HTTP: limits, usage of them, and deletion. Errors: `{"error": text, "code": CODE}`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from gateway.sessions.lifecycle import Lifecycle
 from gateway.sessions.membership import ElsewhereError
 from gateway.sessions.restorability import all_sessions
 
+# A tenant may have thousands of sessions: one after another they would take minutes, all at once the whole gateway.
 _END_CONCURRENCY = 16
 _NO_STORE = {"cache-control": "no-store"}
 
@@ -45,6 +46,7 @@ class TenantsAPI:
         }
 
     async def _list(self, _: Request) -> Response:
+        # A tenant exists as soon as a key names it; it is in the directory only if it has limits.
         names = sorted({*self._tenants.names(), *await self._tenants_of_keys()})
         return JSON({"tenants": [await self._document(name) for name in names]}, headers=_NO_STORE)
 
@@ -73,6 +75,8 @@ class TenantsAPI:
         if wanted not in ("keep", "end"):
             raise BadRequestError(f"sessions: expected keep or end, got {wanted[:64]!r}")
         name = await self._existing(request)
+        # First, so that no request of the tenant, and no new key for it, comes between the list of its keys and their
+        # end.
         await self._tenants.delete(name)
         if self.authenticator is not None:
             self.authenticator.forget_all()
@@ -83,7 +87,7 @@ class TenantsAPI:
         return Response(status_code=204)
 
     async def _existing(self, request: Request) -> str:
-        """The tenant of the path. Raises NotFoundError where nothing is known of it."""
+        """The tenant of the path. Raises NotFoundError if neither a key nor limits name it."""
         name: str = request.path_params["tenant"]
         known = name == DEFAULT_TENANT or name in self._tenants.names()
         if self._tenants.is_deleted(name) or not (known or name in await self._tenants_of_keys()):
@@ -96,9 +100,11 @@ class TenantsAPI:
 
     async def _document(self, name: str) -> dict[str, Any]:
         limits = self._tenants.limits(name)
+        # Only what is limited is counted, so without limits there is nothing to show.
         used = await self._store.quotas.used(name) if limits.amounts else {}
         counted: dict[str, float] = {each.value: used.get(each, 0) for each in Resource} if limits.amounts else {}
         if counted:
+            # The ledger counts thousandths.
             counted[Resource.VCPU.value] /= 1000
         return {"name": name, "limits": limits.document(), "used": counted}
 
@@ -119,7 +125,8 @@ class TenantsAPI:
             async for session in all_sessions(self._store)
             if session.tenant == tenant and session.state is not SessionState.TERMINATED
         ]
+        # To the end, whatever fails: one sandbox that does not answer must not keep the other sessions alive.
         results = await asyncio.gather(*ending, return_exceptions=True)
         failures = [each for each in results if isinstance(each, WakegateError)]
         if failures:
-            raise failures[0]  # those that are left end by their own timeouts, or with the next attempt
+            raise failures[0]  # the remaining sessions end by their own timeouts, or with the next attempt

@@ -50,6 +50,7 @@ def unknown_answer(routes: Sequence[BaseRoute]) -> Callable[[Request, Exception]
         allowed = {
             method
             for route in routes
+            # A match in part is one of the path without the method.
             if route.matches(request.scope)[0] is not Match.NONE
             for method in getattr(route, "methods", None) or ()
         }

@@ -58,6 +58,7 @@ class UsageAPI:
         async for key, amounts in self._store.usage.read(
             since, until, sessions=sessions, tenant=_tenant(query.get("tenant"))
         ):
+            # A key that is limited to some runtimes must not learn from the bill that there are others.
             if not caller.runtimes or caller.uses(RuntimeKey.parse(key.runtime)):
                 report.add(key, amounts)
             count += 1
@@ -78,6 +79,7 @@ class UsageAPI:
         if not start < end:
             raise BadRequestError(f"from: expected a time before {rfc3339(end)}, got {rfc3339(start)}")
         kept = SESSION_RETENTION_S if sessions else TOTAL_RETENTION_S
+        # What is older is not stored, so asking for a thousand years must not cost more than asking for what there is.
         oldest = now - kept - HOUR_S
         start, end = max(start, oldest), min(end, now + HOUR_S)  # there is nothing beyond
         first, last = int(start // HOUR_S) * HOUR_S, -int(-end // HOUR_S) * HOUR_S

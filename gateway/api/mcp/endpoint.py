@@ -82,26 +82,32 @@ class MCPEndpoint:
     async def aclose(self) -> None:
         """Stop the SDK's server, if one was started."""
         if self._importing is not None:
+            # A thread cannot be cancelled; leaving it behind would end the process in the middle of an import.
             await asyncio.wait({self._importing})
         await self._stack.aclose()
 
     async def _post(self, request: Request) -> Response:
         body = await read_bytes(request, MAX_BODY_BYTES)
         message = _peek(body)
+        # x-session-id wins: a client that names a session in its configuration wants that one, whatever `initialize`
+        # made.
         session_id = named_session(request) or _mcp_session(request)
         version = request.headers.get(VERSION_HEADER)
+        # A revision without a handshake, and no session to run in: the client can only be told to fall back.
         if version is not None and version not in HANDSHAKE_VERSIONS and named_session(request) is None:
             return _handshake_required(message, version)
         headers: Mapping[str, str] = {}
         if message.get("method") == "initialize":
+            # The client of a first `initialize` waits for the import anyway; here it runs while the record is written.
             self._import_in_background()
             session_id = session_id or await self._create_session(request)
             headers = {SESSION_HEADER: session_id, **session_headers(session_id)}
         if session_id is not None:
-            await self._service.tools(
-                session_id
-            )  # raises for a session that has ended: 404, and the client starts anew
+            # Raises for a session that has ended: the answer is 404, upon which clients send `initialize` again.
+            await self._service.tools(session_id)
         server = await self._loaded()
+        # The SDK is stateless, so for it the cancellation and the call are requests that have nothing to do with each
+        # other.
         if message.get("method") == "notifications/cancelled":
             server.cancel(session_id, message.get("params"))
         return _SDKResponse(server, body, headers, self._acknowledge)
@@ -130,6 +136,7 @@ class MCPEndpoint:
             self._importing = asyncio.create_task(asyncio.to_thread(importlib.import_module, _SERVER_MODULE))
 
     async def _loaded(self) -> ToolServer:
+        # However many first clients come at once, one server is made.
         async with self._loading:
             server = self._server
             if server is None:
@@ -201,6 +208,7 @@ def _id_of(message: Mapping[str, Any]) -> str | int | None:
 
 def _replay(body: bytes, receive: Receive) -> Receive:
     """A `receive` that yields the body once more, then whatever the client sends next."""
+    # The SDK reads the body itself, and this one has been read to find the session.
     first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> Message:
@@ -213,6 +221,7 @@ def _with_headers(send: Send, more: Mapping[str, str]) -> Send:
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start" and message["status"] < 400 and more:
             fields = [(name.encode(), value.encode()) for name, value in more.items()]
+            # Not on errors: there is no session then whose id a client could use.
             message = {**message, "headers": [*message.get("headers", ()), *fields]}
         await send(message)
 

@@ -69,6 +69,8 @@ class ToolServer:
     def cancel(self, session_id: SessionId | None, params: Any) -> None:
         """Cancel a call, as `notifications/cancelled` asks: a separate HTTP request with the call's JSON-RPC id."""
         request_id = params.get("requestId") if isinstance(params, dict) else None
+        # Ids are unique per client only. Two clients of one session that use the same id can cancel each other's calls:
+        # they share the session with all its files anyway.
         if session_id is not None and isinstance(request_id, str | int):
             task = self._running.get((session_id, request_id))
             if task is not None:
@@ -110,6 +112,7 @@ class ToolServer:
     ) -> ToolResult:
         """Run a call with a progress notification every few seconds; cancel it when the client cancels or leaves."""
         report = _Reporter(context)
+        # Progress may be sent only under a token that the client has given; without one, output is not even collected.
         wants = bool(context.meta and context.meta.get("progress_token"))
         task = asyncio.create_task(
             self._service.run_once(
@@ -124,6 +127,7 @@ class ToolServer:
         self._running[key] = task
         waited = 0.0
         try:
+            # wait, and not wait_for: a heartbeat must not cancel the call.
             while not (await asyncio.wait({task}, timeout=HEARTBEAT_S))[0]:
                 waited += HEARTBEAT_S
                 await report.send(f"running for {waited:g} s")
@@ -132,6 +136,7 @@ class ToolServer:
             return task.result()
         finally:
             task.cancel()
+            # A later call may have taken the same id.
             if self._running.get(key) is task:
                 del self._running[key]
 
@@ -147,6 +152,7 @@ class _Reporter:
 
     async def add_output(self, _: str, text: str) -> None:
         """Add output. It is sent at once if the interval has passed, else with the next output after that."""
+        # The end of what was printed: of output that outruns the interval, a person wants to see the latest line.
         self._text = (self._text + text)[-_MAX_PROGRESS_CHARS:]
         now = asyncio.get_running_loop().time()
         if now >= self._next:
@@ -206,6 +212,7 @@ def _answer(
 ) -> types.CallToolResult:
     content: list[types.ContentBlock] = []
     base_url = str(_request_of(context).base_url)
+    # An answer of pictures alone has no empty text before them.
     lines = [result.text] if result.text or not result.images else []
     lines += [link_of(base_url, session_id, each).line() for each in result.originals if not each.is_known]
     if report.restored is not None:

@@ -6,7 +6,6 @@ its status stays `running`. It is `expired` once its session has ended.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,6 +49,8 @@ class ContainersAPI:
         body = await read_object(request)
         name, minutes, memory = read_container(body)
         runtime = choose_runtime(self._catalog, request)
+        # The chosen runtime, if it is large enough; else the smallest that is. A limit is never raised for one
+        # container.
         if memory is not None and not _holds(runtime, memory):
             runtime = self._with_memory(memory)
         metadata = {"name": name, **({} if memory is None else {"memory_limit": memory})}
@@ -69,6 +70,7 @@ class ContainersAPI:
         caller = current()
         found: list[Session] = []
         last: SessionId | None = None
+        # All of them before the first page: OpenAI's order is by time, the store's is by id.
         for _ in range(_MAX_SCANNED // _PAGE):
             page = [session async for session in self._store.sessions(after=last, limit=_PAGE)]
             found += [each for each in page if is_container(each) and caller.sees(each) and name in (None, _name(each))]
@@ -93,7 +95,7 @@ class ContainersAPI:
         fitting = [each for each in fitting if _holds(each, memory)]
         if not fitting:
             raise ParamError("memory_limit", f"no runtime here has {memory}; omit it, or ask for less")
-        return heapq.nsmallest(1, fitting, key=lambda each: (each.limits.memory or float("inf"), each.key))[0]
+        return min(fitting, key=lambda each: (each.limits.memory or float("inf"), each.key))
 
 
 def read_container(body: Mapping[str, Any]) -> tuple[str, float | None, str | None]:
@@ -124,6 +126,7 @@ def _read_minutes(value: Any) -> float | None:
     if value.get("anchor") != "last_active_at":
         raise ParamError("expires_after.anchor", 'expected "last_active_at"')
     minutes = value.get("minutes")
+    # True is an int.
     if isinstance(minutes, bool) or not isinstance(minutes, int) or not 1 <= minutes <= _MAX_MINUTES:
         raise ParamError("expires_after.minutes", f"expected a whole number from 1 to {_MAX_MINUTES}")
     return float(minutes)
@@ -168,6 +171,7 @@ async def require_container(lifecycle: Lifecycle, request: Request, *, ended: bo
         session = await lifecycle.get(container_id)
     except SessionNotFoundError:
         session = None
+    # A container that its user has deleted is gone; one that has ended by itself can still be read, as `expired`.
     if session is not None and (is_container(session) or (ended and session.reason != DELETED_BY_USER)):
         return session
     raise SessionNotFoundError(f"Container with id '{container_id[:128]}' not found.")
@@ -185,6 +189,7 @@ def container_document(session: Session) -> dict[str, Any]:
         "object": "container",
         "created_at": int(session.created_at),
         "status": "expired" if session.state is SessionState.TERMINATED else "running",
+        # Whole minutes in OpenAI's API, and at least one: an idle timeout of 20 s is shown as a minute.
         "expires_after": {"anchor": "last_active_at", "minutes": max(1, round(session.idle_timeout / 60))},
         "last_active_at": int(session.last_active_at),
         "memory_limit": session.metadata.get("memory_limit"),

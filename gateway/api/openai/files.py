@@ -80,6 +80,7 @@ class ContainerFilesAPI:
         await self._caller.ready(session.id)  # first: an error now saves the client an upload of up to 512 MB
         upload = await read_upload(request)
         try:
+            # After the upload: its name is in the body.
             path = _file_name(upload.filename)
             reply = await self._caller.call(
                 session.id,
@@ -92,6 +93,8 @@ class ContainerFilesAPI:
         finally:
             await upload.close()
         file = _file(path, await _require_ok(reply, path))
+        # Second, so that a mark never names a file that does not exist. If it fails, the client's retry writes both
+        # again.
         marked = await self._ask(session.id, "PUT", f"/api/files/{_UPLOADED}/{file_id(path)}")
         await _require_ok(marked, path)
         return JSON(_document(session.id, file, from_user=True))
@@ -109,6 +112,7 @@ class ContainerFilesAPI:
     async def _retrieve(self, request: Request) -> Response:
         session_id, path = await self._named(request)
         reply = await self._ask(session_id, "GET", f"/api/fs/stat?path={quote(path, safe='')}")
+        # A folder has an id too, by its path, but is no file of OpenAI's API.
         found = await _require_ok(reply, path) if reply.status != 404 else {}
         if found.get("type") != "file":
             raise _no_file(request)
@@ -150,6 +154,7 @@ class ContainerFilesAPI:
                 path = text_of(entry, "path")
                 if entry.get("type") == "file" and not path.startswith(f"{_RESERVED_FOLDER}/"):
                     files.append(_file(path, entry))
+            # From the sandbox, and bounded before it becomes part of a URL.
             after = quote(text_of(page, "next", "")[:_MAX_PATH_CHARS], safe="")
             if not after:
                 break

@@ -22,6 +22,7 @@ def message(shape: Shape, call: Call, result: ToolResult, links: Sequence[Link])
 
 
 def _chat(call: Call, result: ToolResult, links: Sequence[Link]) -> dict[str, Any]:
+    # A message of role `tool` holds text only: pictures are links to their files.
     lines = [result.text] if result.text else []
     lines += [link.line() for link in links]
     return {"role": "tool", "tool_call_id": call.id, "content": "\n".join(lines)}

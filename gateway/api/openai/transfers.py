@@ -47,10 +47,12 @@ class Download(Response):
         try:
             opened = self._caller.stream(self._session_id, "GET", self._target, headers=self._asked)
             async with opened as (reply, chunks):
+                # All four are answers about a file that exists; 416 has its size, from which a client goes on.
                 if reply.status not in (200, 206, 304, 416):
                     raise self._absent
                 fields = {name: reply.headers[name] for name in _FORWARDED_HEADERS if name in reply.headers}
                 fields |= {**session_headers(self._session_id), **_download_headers(self._name)}
+                # Not by `answering_errors`: the handler has returned before the sandbox was called.
                 fields |= current_loss_report().headers()
                 headers = [(name.encode(), value.encode("latin-1")) for name, value in fields.items()]
                 started = True
@@ -88,6 +90,7 @@ async def read_upload(request: Request) -> UploadFile:
     if not kind.startswith("multipart/form-data"):
         raise ParamError("file", "missing; send the file itself, as multipart/form-data (there is no Files API here)")
     try:
+        # One file and a few fields: a form of a million tiny parts would be parsed for minutes.
         form = await MultiPartParser(request.headers, _bounded_body(request), max_files=1, max_fields=16).parse()
     except (MultiPartException, KeyError, UnicodeDecodeError) as error:
         raise BadRequestError(f"the body is not a multipart form: {getattr(error, 'message', error)}") from None
@@ -105,6 +108,7 @@ async def _bounded_body(request: Request) -> AsyncGenerator[bytes, None]:
     stream, size = request.stream(), 0
     while True:
         try:
+            # Per chunk, so that a slow upload of 512 MB is allowed and one that stands still is not.
             async with asyncio.timeout(idle):
                 chunk = await anext(stream, None)
         except TimeoutError:

@@ -14,7 +14,7 @@ JSON = "application/json"
 _PATH_PARAMETER = re.compile(r"\{([a-z_]+)\}")
 _REASONS = {
     400: "The request is invalid; the message says what is wrong, and where.",
-    401: "This gateway asks who you are: the API key or token is missing or not valid.",
+    401: "The API key or token is missing or not valid.",
     403: "The credential, its tenant's limits, or the web page's origin do not allow this.",
     404: "It does not exist, or no longer exists.",
     405: "The path does not have this method.",
@@ -22,13 +22,14 @@ _REASONS = {
     409: "The session's state, or a gateway without authentication, does not allow this.",
     413: "The request is too large.",
     422: "The Idempotency-Key was used for another request.",
-    429: "A queue is full, or the tenant uses what it may; Retry-After says when to try again.",
+    429: "A queue is full, or a limit of the tenant is reached; Retry-After says when to try again.",
     500: "Internal error; the gateway's log has the details.",
     502: "The sandbox ended, or cannot be reached.",
     503: "A service that this needs does not answer; Retry-After says when to try again.",
     504: "No sandbox was ready in time, or it exceeded the idle timeout.",
     507: "No space left in the workspace.",
 }
+# What the server, authentication or a quota may answer before any handler runs.
 _ALWAYS = (400, 401, 403, 408, 409, 413, 429, 500, 503)
 IDEMPOTENCY_KEY = "idempotency-key"
 _WITH_SESSION = (404, 502, 504, 507)
@@ -105,6 +106,7 @@ def _operation(each: Operation) -> dict[str, Any]:
         "responses": _responses(each),
     }
     parameters = [
+        # An empty segment would be another path.
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         for name in _PATH_PARAMETER.findall(each.path)
     ]
@@ -137,7 +139,9 @@ def _responses(each: Operation) -> dict[str, Any]:
         named = (404,) if _PATH_PARAMETER.search(each.path) else ()
         for status in (*_ALWAYS, *named, *(_WITH_SESSION if each.sandbox else ()), *with_key):
             error = Answer(_REASONS[status], ref(each.error))
+            # What the operation documents itself is more precise, and stays.
             responses.setdefault(str(status), {"description": error.description, **_content(error)})
+    # A value with a slash makes a path that no operation has, whose answer is the plain text of AgentCube's router.
     if _PATH_PARAMETER.search(each.path):
         absent = responses.setdefault("404", {"description": _REASONS[404]})
         absent.setdefault("content", {})["text/plain"] = {"schema": TEXT}

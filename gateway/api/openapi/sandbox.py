@@ -28,6 +28,7 @@ def _op(
     body_type: str = "application/json",
 ) -> Operation:
     done = Answer("Done.", answer) if answer is not None else Answer("Done.")
+    # The error's shape is picod's own: the gateway passes its answers on unchanged.
     return Operation(
         method, path, "sandbox", summary, {status: done}, (_SESSION, *parameters), body, body_type, "SandboxError"
     )

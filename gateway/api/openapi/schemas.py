@@ -30,6 +30,7 @@ def ref(name: str) -> Schema:
 
 def obj(required: str = "", /, **properties: Schema) -> Schema:
     """An object; `required`: names of fields, separated by spaces."""
+    # Without additionalProperties: false, since fields may be added to an answer without a new version of the API.
     schema: Schema = {"type": "object", "properties": properties}
     return {**schema, "required": required.split()} if required else schema
 

@@ -79,10 +79,10 @@ USAGE: Mapping[str, Operation] = {
 
 KEYS: Mapping[str, Operation] = {
     "create_session_token":
-        Operation("POST", "/v1/sessions/{session_id}/tokens", "keys", "Make a token that is good for one session.",
+        Operation("POST", "/v1/sessions/{session_id}/tokens", "keys", "Create a token that is valid for one session.",
                   {201: Answer("Made.", ref("SessionToken"))}, body=ref("NewSessionToken"), sandbox=False),
     "create_key":
-        Operation("POST", "/v1/keys", "keys", "Make an API key. The answer is the only one that shows it.",
+        Operation("POST", "/v1/keys", "keys", "Create an API key. No later answer shows it again.",
                   {201: Answer("Made.", ref("NewKeyAnswer"))}, body=ref("NewKey"), sandbox=False),
     "list_keys":
         Operation("GET", "/v1/keys", "keys", "List API keys, the oldest first.", _ok("Keys"),
@@ -91,10 +91,10 @@ KEYS: Mapping[str, Operation] = {
         Operation("DELETE", "/v1/keys/{key_id}", "keys", "Revoke an API key, everywhere within two seconds.",
                   {204: Answer("Revoked.")}, sandbox=False),
     "rotate_key":
-        Operation("POST", "/v1/keys/{key_id}/rotate", "keys", "Make a key with the same rights and end the old one.",
+        Operation("POST", "/v1/keys/{key_id}/rotate", "keys", "Create a key with the same rights and end the old one.",
                   {201: Answer("Made.", ref("NewKeyAnswer"))}, body=ref("Rotation"), sandbox=False),
     "get_caller":
-        Operation("GET", "/v1/caller", "keys", "Who the gateway takes you for.", _ok("Caller"), sandbox=False),
+        Operation("GET", "/v1/caller", "keys", "Get the caller's identity.", _ok("Caller"), sandbox=False),
 }  # fmt: skip
 
 TENANTS: Mapping[str, Operation] = {

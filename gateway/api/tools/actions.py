@@ -73,6 +73,7 @@ async def read_file(sandbox: ToolSandbox, arguments: Mapping[str, Any]) -> ToolR
     offset, length = read_whole(arguments, "offset", 0, 0), read_whole(arguments, "length", MAX_READ_BYTES, 1)
     wants_all = arguments.get("offset") is None and arguments.get("length") is None
     most = MAX_IMAGE_BYTES if wants_all else min(length, MAX_READ_BYTES)
+    # Also for a whole file: of one with 10 GB only the first bytes leave the sandbox.
     asked = {"range": f"bytes={offset}-{offset + most - 1}"}
     reply = await sandbox.get(file_target(path), asked, MAX_IMAGE_BYTES + 1)
     if reply.status == 416:

@@ -49,11 +49,13 @@ def read_timeout(arguments: Mapping[str, Any]) -> float:
 
 
 def _shown(value: Any) -> str:
+    # The first 60 characters: the model knows what it sent.
     return "nothing" if value == "" else orjson.dumps(value).decode()[:60]
 
 
 def in_workspace(path: str) -> str:
     """Make a path relative to the workspace: models send `/workspace/a` and `a` alike. Raises ArgumentError."""
+    # `/workspace/a` and `a` are both `a`; `/workspace2/a` is left alone and refused.
     relative = path.removeprefix(WORKSPACE).lstrip("/") if f"{path}/".startswith(f"{WORKSPACE}/") else path
     if relative.startswith("/"):
         raise ArgumentError(f"path: {path[:200]} is not below {WORKSPACE}; use run_shell for other places")
@@ -63,6 +65,7 @@ def in_workspace(path: str) -> str:
 def file_target(path: str) -> str:
     """The request target of a file in picod's API. Raises ArgumentError."""
     relative = in_workspace(path)
+    # An absolute path elsewhere was refused above; `..` is left to picod, which resolves links as well.
     if not relative or "\0" in relative or len(relative) > _MAX_PATH_CHARS:
         raise ArgumentError("path: expected the path of a file in the workspace")
     try:

@@ -16,6 +16,7 @@ def steps(ordered: Sequence[bool]) -> list[list[int]]:
     groups: list[list[int]] = []
     open_group: list[int] | None = None
     for index, is_ordered in enumerate(ordered):
+        # A barrier is a group of its own; the next call that is not ordered opens a new one behind it.
         if is_ordered:
             groups.append([index])
             open_group = None

@@ -72,6 +72,7 @@ def parse_tool_calls(body: Any) -> ToolCalls:
             raise ParamError(param, f"a call in the {found} form among calls in the {seen} form; send one form")
         seen = found
         calls.append(_READERS[found](item, param))
+        # While they are read, so that a list of a million calls costs no more than one of 129.
         if len(calls) > MAX_CALLS:
             raise ParamError(where, f"more than {MAX_CALLS} calls; send them in several requests")
     extras = body if isinstance(body, dict) else {}
@@ -211,6 +212,7 @@ def _refuse_constant(name: str) -> None:
 def _id(holder: Mapping[str, Any], key: str, param: str) -> str:
     """The call's id. A missing one is derived from content and position, so that a retry gets the same id."""
     if holder.get(key) in (None, ""):
+        # `param` holds the position, so two equal calls of one message have two ids.
         content = repr((param, sorted(holder.items(), key=str))).encode("utf-8", "surrogatepass")
         return f"call_{hashlib.blake2b(content, digest_size=12).hexdigest()}"
     return _text(holder, key, param)

@@ -20,6 +20,8 @@ from gateway.core.model import DeclaredTool
 from gateway.runtimes.tool_schema import first_error
 from gateway.runtimes.tools import MAX_ARGUMENT, PLACE
 
+# Source and arguments come as words of the command, which no shell reads. They are taken out of sys.argv again, since
+# the function's author knows nothing of them.
 _CALL_FUNCTION = """
 import json, sys
 source, function, arguments = sys.argv[1:4]
@@ -52,6 +54,7 @@ def argv(tool: DeclaredTool, arguments: Mapping[str, Any]) -> list[str]:
     else:
         words = [word for each in tool.command if (word := _filled(each, arguments)) is not None]
     for word in words:
+        # Linux refuses a single word of more than 128 KiB (MAX_ARG_STRLEN), and NUL ends one.
         if "\0" in word or len(word.encode("utf-8", "surrogatepass")) > MAX_ARGUMENT:
             raise ArgumentError(f"an argument holds a NUL character, or is larger than {MAX_ARGUMENT} bytes")
     return words

@@ -18,9 +18,8 @@ _MAX_STDERR_CHARS = MAX_TEXT_CHARS // 4
 _MAX_RESULTS_CHARS = MAX_TEXT_CHARS // 2  # of all values and notes
 MAX_TRACEBACK_CHARS = 4_000
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-_DEFAULT_REPR = re.compile(
-    r"<[\w.]+( object)?( at 0x[0-9a-fA-F]+)?>"
-)  # IPython's Markdown, HTML, JSON and Latex have it
+# IPython's Markdown, HTML, JSON and Latex have it: their content is in the other types.
+_DEFAULT_REPR = re.compile(r"<[\w.]+( object)?( at 0x[0-9a-fA-F]+)?>")
 _MAX_DEFAULT_REPR = 300  # characters
 _TEXT_TYPES = ("text/markdown", "text/latex", "application/json", "text/html", "image/svg+xml")
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")

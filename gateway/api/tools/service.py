@@ -127,6 +127,7 @@ class ToolService:
             async with gate:
                 outcomes[index] = await self._run_observed(turn, calls[index], index, tools, observe or _ignore)
 
+        # A group at a time: an ordered call sees the effects of those before it, and those behind it see its own.
         for group in steps([_is_ordered(call, tools) for call in calls]):
             await asyncio.gather(*(run_one(index) for index in group))
         return outcomes

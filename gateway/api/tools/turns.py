@@ -95,9 +95,8 @@ class TurnState:
         else:
             key = digest_of("epoch", self.epoch, digest)
         if answered is None or answered[1] != key:
-            self.answered = (
-                None  # another message shows that the client has the answer, so it cannot be retried any more
-            )
+            # Another message shows that the client has the answer, so it cannot be a retry's any more.
+            self.answered = None
         self.pending[digest] = key
         while len(self.pending) > _MAX_PENDING:
             del self.pending[next(iter(self.pending))]
