@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -17,6 +18,7 @@ from gateway.core.errors import SettingsError
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import Runtime
 from gateway.core.settings import Settings, make_state_dir, requires_identity
+from gateway.egress.gate import EgressGate
 from gateway.routing.access import host_name
 from gateway.runtimes.catalog import default_runtime
 from gateway.runtimes.manifest import load_runtimes, parse_modules
@@ -71,7 +73,8 @@ def _build_local(
 ) -> Gateway:
     from gateway.provider.local import owner_name
 
-    provider, keys = local_provider(settings, clock)
+    gate = EgressGate(refused=_refused_networks(settings))
+    provider, keys = local_provider(settings, clock, gate)
 
     async def turn_keys() -> None:
         await asyncio.to_thread(keys.turn, clock.now(), settings.key_rotation)
@@ -86,12 +89,25 @@ def _build_local(
         clock=clock,
         me=owner_name(settings.state_dir) if shared else "",
         engine_summary=lambda: provider.report.summary(),
+        egress=gate,
         background=lambda _: (("signing keys", every(KEYS_INTERVAL_S, turn_keys)),),
     )
 
 
-def local_provider(settings: Settings, clock: Clock) -> tuple[LocalProvider, KeyRing]:
-    """The local engine on the state directory, and the signing keys that its sandboxes accept. Raises SettingsError."""
+def _refused_networks(settings: Settings) -> tuple[str, ...]:
+    """Raises SettingsError."""
+    texts = [text.strip() for text in settings.egress_refuse.split(",") if text.strip()]
+    try:
+        return tuple(str(ip_network(text)) for text in texts)
+    except ValueError as error:
+        raise SettingsError([f"--egress-refuse: {error}"]) from None
+
+
+def local_provider(settings: Settings, clock: Clock, gate: EgressGate | None = None) -> tuple[LocalProvider, KeyRing]:
+    """The local engine on the state directory, and the signing keys that its sandboxes accept. Raises SettingsError.
+
+    Without a gate its sandboxes have no egress.
+    """
     from gateway.provider.local import LocalProvider
 
     keys = KeyRing(settings.state_dir / "keys", settings.token_algorithm)
@@ -104,6 +120,7 @@ def local_provider(settings: Settings, clock: Clock) -> tuple[LocalProvider, Key
         sandbox_python=interpreter_of(settings, []),
         code_context=settings.code_context,
         disk_reserve=settings.disk_reserve,
+        door=gate,
     )
     return provider, keys
 

@@ -37,6 +37,10 @@ def main() -> int:
     syscalls.keep_heap_small()
     try:
         os.makedirs(config.workspace, exist_ok=True)
+        if config.egress_fd is not None:
+            from picod.ports.egress import hand_over
+
+            hand_over(config.egress_fd)
         app = Picod(config)
         listener = _listen(config)
     except OSError as error:

@@ -80,6 +80,9 @@ class PicodConfig:
     lifeline_fd: int | None = None
     """The read end of a pipe whose other end the parent holds: end of file means that the parent has ended."""
 
+    egress_fd: int | None = None
+    """A unix socket to the gateway, for the listening socket of the egress proxy (ports/egress.py). None: no egress."""
+
     inspectable: bool = False
     """Allow debuggers and /proc of the same user to inspect this process: to measure picod, never beside user code."""
 
@@ -119,6 +122,7 @@ class PicodConfig:
             host=args.host,
             port=args.port,
             lifeline_fd=args.lifeline_fd,
+            egress_fd=args.egress_fd,
             inspectable=args.inspectable,
         )
 
@@ -156,6 +160,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     # Flags only: an environment variable could be set by an image or a manifest.
     add("--inspectable", action="store_true", help="let debuggers of this user in; never beside untrusted code")
     add("--lifeline-fd", type=int, help="a pipe; its end of file ends picod and all it started")
+    add("--egress-fd", type=int, help="a unix socket, over which the egress proxy's listening socket is handed out")
     return parser
 
 

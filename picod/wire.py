@@ -35,6 +35,9 @@ def port_prefix(session_id: str, port: int) -> str:
     return f"/v1/sessions/{session_id}/ports/{port}"
 
 
+EGRESS_PORT = 3128
+"""The port of the egress proxy on a sandbox's loopback, as proxies have it by custom (Squid)."""
+
 # Environment that configures picod (also flags of `python -m picod`; see picod/config.py).
 ENV_AUDIENCE = "PICOD_AUDIENCE"
 ENV_KEYS_FILE = "PICOD_KEYS_FILE"  # a JSON Web Key Set; read again when a token names an unknown kid

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.api.app import Surfaces
+from gateway.app.egress import SessionEgress, audit_line
 from gateway.app.parts import (
     access_policy,
     autoscaler_settings,
@@ -32,6 +33,7 @@ from gateway.core.identity import SYSTEM
 from gateway.core.interfaces import Executor, RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
 from gateway.core.model import Runtime, SnapshotRef
 from gateway.core.settings import Settings
+from gateway.egress.gate import EgressGate
 from gateway.identity.oidc import make_verifier
 from gateway.identity.peers import PeerSigner
 from gateway.identity.tenants import TenantDirectory, read_tenants_file
@@ -82,10 +84,13 @@ class Gateway:
         shared: bool = False,
         me: str = "",
         engine_summary: Callable[[], str] = str,
+        egress: EgressGate | None = None,
         catalog: RuntimeCatalog | None = None,
         background: Callable[[Gateway], Sequence[tuple[str, Coroutine[Any, Any, None]]]] = lambda _: (),
     ) -> None:
-        """`shared`: other gateways use the same store. `me`: this gateway's id, if they cannot reach its sandboxes.
+        """`egress`: through which sandboxes of this gateway reach out; None: they do not, or not through here.
+
+        `shared`: other gateways use the same store. `me`: this gateway's id, if they cannot reach its sandboxes.
 
         `keeper`: None creates the one that the settings ask for; `executor`: None creates a PicodExecutor.
         `catalog` in place of fixed `runtimes`; `background` makes loops to run besides, by name. Raises SettingsError
@@ -134,6 +139,9 @@ class Gateway:
             self.observer,
         )
         self._connect(executor)
+        self.egress = egress
+        if egress is not None:
+            self._connect_egress(egress)
 
     def _make_sessions(self, executor: Executor, *, shared: bool, me: str) -> Sessions:
         settings = self.settings
@@ -267,6 +275,12 @@ class Gateway:
         sessions.admission.on_waiting(self.autoscaler.waiting)
         sessions.admission.on_claim(self.autoscaler.claimed)
         sessions.admission.on_claim(self.counters.claimed)
+
+    def _connect_egress(self, gate: EgressGate) -> None:
+        """Have each sandbox's policy follow its session, and what it reached go to where it is counted."""
+        self.sessions.bindings.on_bound(SessionEgress(gate, self.catalog).bound)
+        if self.audit is not None:
+            gate.on_line(audit_line(self.audit))
 
     def leave(self) -> None:
         """Announce the shutdown: readiness fails and other gateways are notified; requests are still accepted."""

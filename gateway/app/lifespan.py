@@ -53,6 +53,8 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
         if membership.me:
             gateway.peers.open(await load_secret(gateway.store.documents))
         await _start_identities(gateway, stack)
+        if gateway.egress is not None:
+            stack.push_async_callback(gateway.egress.aclose)
         await gateway.provider.start()
         stack.push_async_callback(gateway.provider.aclose)
         await gateway.provider.apply(gateway.catalog.all())

@@ -5,7 +5,7 @@ Times are float seconds since the Unix epoch, durations float seconds, sizes byt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NewType
@@ -195,6 +195,8 @@ class Runtime:
     preload: tuple[str, ...] = ()
     ports: tuple[tuple[int, int], ...] = HIGH_PORTS  # spec.wakegate.ports: inclusive ranges that clients may reach
     tools: tuple[DeclaredTool, ...] = ()  # spec.wakegate.tools
+    egress: tuple[str | Mapping[str, Any], ...] = ()  # spec.wakegate.egress that gateway/egress/policy.py knows
+    egress_limits: Mapping[str, int] = field(default_factory=dict)  # spec.wakegate.egressLimits, as in policy.Limits
     code_context: str = ""  # spec.wakegate.codeContext: warm, lazy or off; empty: the gateway's setting applies
     target_ports: tuple[tuple[str, int], ...] = ()  # (path prefix, port) where a sandbox has several; longest first
     agent: Agent | None = None  # of an AgentRuntime on the local engine
@@ -256,6 +258,7 @@ class Session:
     restored: str | None = None  # for x-wakegate-restored after a loss, until a response with it was delivered
     limit_at: float = 0.0  # end of the maximum duration or of the retention; 0: a record older than this field
     ends_at: float | None = None  # the end that its user requested (ttl); an upper bound of expires_at
+    egress: Sequence[str | Mapping[str, Any]] | None = None  # narrower than its runtime's; None: its runtime's
     reason: str = ""  # why it is terminated, lost, or cannot hibernate; shown to people
     metadata: Mapping[str, str] = field(default_factory=dict)
 

@@ -261,6 +261,13 @@ class Settings:
         1 << 30, "local engine: free disk space below which the sandbox that fills the disk is ended; 0: never",
         kind="size", low=0,
     )  # fmt: skip
+    egress_refuse: str = _setting(
+        "",
+        "networks that no sandbox reaches through the egress proxy whatever its runtime allows, comma-separated, such"
+        " as a cluster's pods and services; loopback, link-local and metadata addresses never are",
+        kind="text",
+        metavar="NETWORKS",
+    )
     snapshot_key_file: Path = _setting(
         Path(), "file of snapshot encryption keys: lines of NAME:BASE64 of 32 bytes; the first key encrypts",
         kind="path", metavar="FILE",

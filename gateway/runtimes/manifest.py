@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 from gateway.core.errors import SettingsError
 from gateway.core.model import HIGH_PORTS, HibernationMode, Kind, Limits, PoolMode, PoolSpec, Runtime, RuntimeKey
+from gateway.egress.policy import MAX_ENTRIES, Entry, parse_entry
 from gateway.runtimes.agent import CONTAINER, first_container, parse_agent, several, target_ports
 from gateway.runtimes.documents import find_files, read_documents
 from gateway.runtimes.fields import Reader, named
@@ -126,7 +126,6 @@ def _common(
     metadata, spec = document["metadata"], document["spec"]
     extra = spec.get("wakegate", {})
     agent = kind is Kind.AGENT_RUNTIME
-    _check_egress(extra.get("egress", ()), reader)
     _check_reserved(spec.get("podTemplate" if agent else "template", {}), kind, reader)
     ports = target_ports(
         spec.get("targetPort" if agent else "ports", ()), "spec.targetPort" if agent else "spec.ports", reader
@@ -140,6 +139,8 @@ def _common(
         python_roots=tuple(map(str, files.roots)) if files else (),
         ports=_ports(extra, reader),
         tools=parse_tools(extra.get("tools", ()), "spec.wakegate.tools", files, reader.problem),
+        egress=_egress(extra.get("egress", ()), reader),
+        egress_limits=_egress_limits(extra, reader),
         target_ports=several(ports),
     )
 
@@ -210,15 +211,31 @@ def is_reserved(key: str) -> bool:
     return key in _RESERVED or any(prefix == each or prefix.endswith(f".{each}") for each in _RESERVED_DOMAINS)
 
 
-def _check_egress(entries: Sequence[Any], reader: Reader) -> None:
-    for index, entry in enumerate(entries):
-        if isinstance(entry, Mapping) or entry == "dns":
+def _egress(entries: Sequence[Any], reader: Reader) -> tuple[Entry, ...]:
+    """The entries that the egress service decides by. Others are for a NetworkPolicy (provider/kubernetes/egress.py).
+
+    A wildcard, and `any`, are in it even where a cluster has no egress service: then they open nothing.
+    """
+    found: list[Entry] = []
+    if len(entries) > MAX_ENTRIES:
+        reader.note("spec.wakegate.egress", f"expected at most {MAX_ENTRIES} entries, got {len(entries)}")
+    for index, entry in enumerate(entries[:MAX_ENTRIES]):
+        if entry == "dns" or entry is None or (isinstance(entry, Mapping) and "host" not in entry):
             continue
         try:
-            ip_network(entry if isinstance(entry, str) else "")
-        except ValueError:
-            right = "expected dns, a CIDR such as 10.0.0.0/8, or an egress rule of a NetworkPolicy"
-            reader.problem(f"spec.wakegate.egress[{index}]", right, entry)
+            parse_entry(entry)
+            found.append(entry)
+        except ValueError as error:
+            reader.note(f"spec.wakegate.egress[{index}]", str(error))
+    return tuple(found)
+
+
+def _egress_limits(extra: Mapping[str, Any], reader: Reader) -> dict[str, int]:
+    given, prefix = extra.get("egressLimits", {}), "spec.wakegate.egressLimits."
+    found = {name: reader.quantity(given, field, prefix) for name, field in (("bytes", "bytes"), ("rate", "rate"))}
+    if "connections" in given:
+        found["connections"] = given["connections"]
+    return {name: max(1, int(value)) for name, value in found.items() if value is not None}
 
 
 def _environment(entries: Sequence[Any], prefix: str, reader: Reader, *, references: bool) -> dict[str, str]:

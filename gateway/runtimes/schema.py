@@ -151,7 +151,17 @@ def _wakegate() -> dict[str, Schema]:
         "tools": list_of(_tool(), "Tools for models, beside the built-in ones.", maxItems=MAX_TOOLS),
         "egress": list_of(
             {PRESERVE: True},
-            "What sandboxes may reach: `dns`, a CIDR, or an egress rule of a NetworkPolicy. Nothing else is reachable.",
+            "What sandboxes may reach: `any`, a preset (pypi, npm, github, debian), a name, *.NAME, an address or a"
+            " CIDR, each with :PORTS if need be, or a mapping with host, ports, methods and paths. In a cluster also"
+            " `dns`, or an egress rule of a NetworkPolicy. Nothing else is reachable.",
+        ),
+        "egressLimits": object_of(
+            {
+                "connections": whole_number(1, 65536),
+                "bytes": quantity("Bytes that a session may move in all."),
+                "rate": quantity("Bytes per second, both directions together."),
+            },
+            description="What each session may use of its egress.",
         ),
         "pod": object_of(
             {

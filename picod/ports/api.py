@@ -18,6 +18,7 @@ from typing import Any
 
 import httptools
 
+from picod import wire
 from picod.compat.go_format import DurationError, parse_duration
 from picod.config import PicodConfig
 from picod.http.request import ClientGoneError, Request, RequestError, Tunnel, reason_of
@@ -70,8 +71,9 @@ def listening() -> set[int]:
 
 
 def is_allowed(config: PicodConfig, port: int) -> bool:
-    """Whether the runtime allows requests to this port; picod's own is never allowed."""
+    """Whether the runtime allows requests to this port; picod's own, and the egress proxy's, never are."""
     own = config.fd is None and config.uds is None and port == config.port
+    own = own or (config.egress_fd is not None and port == wire.EGRESS_PORT)
     return not own and any(first <= port <= last for first, last in config.ports)
 
 

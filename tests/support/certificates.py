@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -46,10 +47,13 @@ class Authority:
         self.file = folder / f"{name}.pem"
         self.file.write_bytes(self._certificate.public_bytes(Encoding.PEM))
 
-    def issue(self, name: str, *, days: float = 90, since: float = -1, password: bytes = b"") -> Pair:
-        """A certificate for 127.0.0.1 and localhost, good from `since` to `days` from now; written in place again."""
+    def issue(
+        self, name: str, *, days: float = 90, since: float = -1, password: bytes = b"", names: Sequence[str] = ()
+    ) -> Pair:
+        """A certificate for 127.0.0.1, localhost and `names`, good from `since` to `days` from now; written in place
+        again."""
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._sign(_name(name), key, days=days, since=since)
+        certificate = self._sign(_name(name), key, days=days, since=since, hosts=names)
         pair = Pair(self.folder / f"{name}.pem", self.folder / f"{name}.key")
         pair.cert.write_bytes(certificate.public_bytes(Encoding.PEM) + self._certificate.public_bytes(Encoding.PEM))
         pair.key.write_bytes(pem_of(key, password))
@@ -63,10 +67,17 @@ class Authority:
         return context
 
     def _sign(
-        self, name: x509.Name, key: ec.EllipticCurvePrivateKey, *, days: float, since: float = -1, is_ca: bool = False
+        self,
+        name: x509.Name,
+        key: ec.EllipticCurvePrivateKey,
+        *,
+        days: float,
+        since: float = -1,
+        is_ca: bool = False,
+        hosts: Sequence[str] = (),
     ) -> x509.Certificate:
         now = datetime.now(UTC)
-        names = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
+        names = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1")), *map(x509.DNSName, hosts)]
         builder = (
             x509.CertificateBuilder()
             .subject_name(name)

@@ -13,6 +13,7 @@ import httpx
 from gateway.core.clock import SystemClock
 from gateway.core.model import Limits, PoolSpec, Runtime, RuntimeKey, Sandbox
 from gateway.provider.local import Isolation, LocalProvider
+from gateway.provider.local.egress import EgressDoor
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,12 +30,16 @@ def runtime(*, warm: int = 0, key: RuntimeKey = KEY, **fields: Any) -> Runtime:
 
 @asynccontextmanager
 async def serving(
-    folder: Path, *runtimes: Runtime, isolation: Isolation = "bubblewrap", disk_reserve: int = 0
+    folder: Path,
+    *runtimes: Runtime,
+    isolation: Isolation = "bubblewrap",
+    disk_reserve: int = 0,
+    door: EgressDoor | None = None,
 ) -> AsyncIterator[LocalProvider]:
-    """A started provider with its state in `folder`; nothing of it is left at the end."""
+    """A started provider with its state in `folder`; nothing of it is left at the end. `door`: for egress."""
     python = SANDBOX_PYTHON if SANDBOX_PYTHON.exists() else None
     provider = LocalProvider(
-        folder / "state", folder / "keys", SystemClock(), isolation, python, disk_reserve=disk_reserve
+        folder / "state", folder / "keys", SystemClock(), isolation, python, disk_reserve=disk_reserve, door=door
     )
     await provider.apply(runtimes)
     await provider.start()

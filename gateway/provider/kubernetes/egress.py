@@ -12,22 +12,14 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 
 from gateway.core.model import Runtime
+from gateway.egress.addresses import METADATA, Network
+from gateway.egress.policy import Rule, parse_entry
 from gateway.provider.kubernetes import names
 from gateway.provider.kubernetes.build import owner_of
 from gateway.provider.kubernetes.template import own_section
 
 Object = dict[str, Any]
-Network = IPv4Network | IPv6Network
 
-# Where clouds answer with the credentials, or the start-up secrets, of the node that asks.
-METADATA: tuple[Network, ...] = tuple(map(ip_network, (
-    "169.254.0.0/16", "fe80::/10",  # link-local: AWS, Azure, Google, OpenStack, ECS tasks, EKS pod identities
-    "fd00:ec2::/32",  # AWS over IPv6
-    "fd20:ce::254/128",  # Google over IPv6
-    "168.63.129.16/32",  # Azure's WireServer
-    "100.100.100.200/32",  # Alibaba
-    "192.0.0.192/32",  # Oracle, earlier instances
-)))  # fmt: skip
 # A NAT64 gateway makes the last 32 bits of these an IPv4 address.
 _NAT64_BITS = int(ip_network("64:ff9b::/96").network_address)
 _NAT64 = tuple(
@@ -44,13 +36,14 @@ _ANYWHERE: tuple[Object, ...] = ({"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock":
 def make_egress(runtime: Runtime, *, trusted: bool = False) -> Object | None:
     """The NetworkPolicy that lets its sandboxes reach what spec.wakegate.egress allows; None: nothing.
 
-    An entry is `dns` (port 53 of anything in the cluster), a CIDR, or an egress rule as a NetworkPolicy has them.
+    An entry is `dns` (port 53 of anything in the cluster), a CIDR, or an egress rule as a NetworkPolicy has them. Names
+    are left out: a NetworkPolicy knows none.
     """
     entries = own_section(runtime).get("egress") or []
-    if not entries:
-        return None
     labels = names.runtime_labels(runtime.key)
-    rules = [_rule(entry) for entry in entries]
+    rules = [rule for entry in entries for rule in _rules(entry)]
+    if not rules:
+        return None
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -72,7 +65,7 @@ def refused_egress(entries: Any, place: str) -> Iterator[str]:
     """Paths of entries that name nothing but a metadata server, or an address block that cannot be read."""
     for index, entry in enumerate(entries if isinstance(entries, list) else ()):
         if isinstance(entry, str):
-            if entry != "dns" and not _may_open(entry):
+            if entry != "dns" and not _is_permitted(entry):
                 yield f"{place}[{index}]"
         elif isinstance(entry, Mapping):
             peers = entry.get("to")
@@ -99,11 +92,30 @@ def _covers(outer: Network, inner: Network) -> bool:
     return outer.version == inner.version and outer.supernet_of(inner)  # type: ignore[arg-type]  # of one version
 
 
-def _rule(entry: Any) -> Object:
+def _is_permitted(entry: str) -> bool:
+    try:
+        rules = parse_entry(entry)
+    except ValueError:
+        return False
+    return all(rule.network is None or _may_open(str(rule.network)) for rule in rules)
+
+
+def _rules(entry: Any) -> Iterator[Object]:
     if entry == "dns":
         ports = [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]
-        return {"to": [{"namespaceSelector": {}}], "ports": ports}
-    return {"to": [{"ipBlock": {"cidr": str(ip_network(entry))}}]} if isinstance(entry, str) else dict(entry)
+        yield {"to": [{"namespaceSelector": {}}], "ports": ports}
+    elif isinstance(entry, Mapping) and "host" not in entry:
+        yield dict(entry)
+    else:
+        # Methods and paths are the egress service's to look at: with a NetworkPolicy alone they would not be.
+        yield from (_block(rule) for rule in parse_entry(entry) if rule.network is not None and not rule.limited)
+
+
+def _block(rule: Rule) -> Object:
+    made: Object = {"to": [{"ipBlock": {"cidr": str(rule.network)}}]}
+    if rule.ports != ((1, 65535),):
+        made["ports"] = [{"port": low, "endPort": high, "protocol": "TCP"} for low, high in rule.ports]
+    return made
 
 
 def _without_metadata(rule: Mapping[str, Any]) -> Object:

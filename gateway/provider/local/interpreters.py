@@ -133,15 +133,16 @@ def readonly_binds(*pythons: Interpreter) -> dict[str, str]:
     return {**binds, f"{bwrap.PICOD_ROOT}/picod": str(picod_folder())}
 
 
-def picod_command(python: Interpreter, *, listener: int, lifeline: int) -> list[str]:
-    """The argv that starts picod on inherited descriptors.
+def picod_command(python: Interpreter, *, listener: int, lifeline: int, egress: int | None = None) -> list[str]:
+    """The argv that starts picod on inherited descriptors; `egress`: where it hands out the egress proxy's socket.
 
     -S: no .pth file of the environment runs (coverage hooks, editable finders: tens of milliseconds). -P: the
     workspace, which is the working directory, is not searched for modules: a file json.py there belongs to the user.
     -B: the folders are read-only, so no bytecode can be written.
     """
     flags = ["-S", "-s", "-P", "-B"]
-    return [python.program, *flags, "-m", "picod", "--fd", str(listener), "--lifeline-fd", str(lifeline)]
+    door = [] if egress is None else ["--egress-fd", str(egress)]
+    return [python.program, *flags, "-m", "picod", "--fd", str(listener), "--lifeline-fd", str(lifeline), *door]
 
 
 def command_environment(python: Interpreter, home: str, extra: Mapping[str, str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from gateway.provider.local import process_tags
@@ -69,10 +69,12 @@ class Process:
         restrict: Restrict,
         *,
         syscalls: bytes | None = None,
+        inherited: Sequence[int] = (),
     ) -> Process:
         """Start bwrap. `arguments(listener_fd, lifeline_fd)` are its arguments, `--`, and picod's command line.
 
-        `syscalls` is the filter of seccomp.py. Raises StartFailedError, OSError.
+        `syscalls` is the filter of seccomp.py; `inherited`: further descriptors that picod gets.
+        Raises StartFailedError, OSError.
         """
         with Descriptors() as fds:
             lifeline, held_lifeline = fds.pipe()
@@ -92,7 +94,7 @@ class Process:
                 stdout=errors_write,
                 stderr=errors_write,
                 env={process_tags.VARIABLE: tag},
-                pass_fds=(listener.fileno(), lifeline, block, info_write, hidden, *filters),
+                pass_fds=(listener.fileno(), lifeline, block, info_write, hidden, *filters, *inherited),
                 start_new_session=True,
             )
             fds.keep(held_lifeline, errors)

@@ -22,6 +22,7 @@ from gateway.core.usage import SandboxUsage
 from gateway.provider.local import consumption, disk_quota, disk_usage, interpreters, memory_watch, safe_delete
 from gateway.provider.local.cgroups import CgroupTree
 from gateway.provider.local.disk_quota import DiskWatch
+from gateway.provider.local.egress import EgressDoor
 from gateway.provider.local.isolation import Isolation, IsolationReport, probe_isolation
 from gateway.provider.local.pools import Pools
 from gateway.provider.local.registry import SandboxRegistry
@@ -53,11 +54,13 @@ class LocalProvider:
         start_timeout: float = 20.0,
         code_context: str = "lazy",
         disk_reserve: int = 0,
+        door: EgressDoor | None = None,
     ) -> None:
         """`keys_dir` holds jwks.json; `sandbox_python` is the folder of the environment for user code.
 
-        `start_timeout` in seconds; `disk_reserve` in bytes, see disk_quota.py.
+        `start_timeout` in seconds; `disk_reserve` in bytes, see disk_quota.py. `door`: who serves sandboxes' egress.
         """
+        self._door = door
         self._path, self._keys_dir, self._clock = state_dir, keys_dir, clock
         self._isolation: Isolation = isolation
         self._sandbox_python = sandbox_python
@@ -71,6 +74,8 @@ class LocalProvider:
         self._workspaces = Workspaces(self._registry, self._disk, self._trash, clock)
         self._registry.on_death(self._pools.died)
         self._registry.on_ending(self._pools.forget)
+        if door is not None:
+            self._registry.on_ending(lambda sandbox: door.close(sandbox.id))
         self._registry.on_gone(self._workspaces.adopt)
         self._registry.on_gone(self._pools.refill)
         self._registry.on_gone(self._note_gone)
@@ -106,6 +111,7 @@ class LocalProvider:
             self._sandbox_python,
             self._start_timeout,
             self._code_context,
+            self._door,
         )
         self._registry.open(factory)
         self._workspaces.open(state_dir)

@@ -16,6 +16,7 @@ from gateway.core.model import Endpoint, Runtime, Sandbox, SandboxId, SessionId,
 from gateway.provider.local import (
     bwrap,
     consumption,
+    egress,
     environments,
     health,
     interpreters,
@@ -109,7 +110,10 @@ class SandboxFactory:
         sandbox_python: Path | None,
         start_timeout: float,
         code_context: str,
+        door: egress.EgressDoor | None = None,
     ) -> None:
+        """`door`: who serves the egress of sandboxes; None: they have none."""
+        self._door = door
         self._state_dir, self._groups, self._report = state_dir, groups, report
         self._keys = keys.resolve()
         self._clock = clock
@@ -127,18 +131,28 @@ class SandboxFactory:
         workspace = self._state_dir.workspaces / name
         path = self._state_dir.socket_path(name)
         group, process = Cgroup({}), None
+        handover = egress.Handover() if self._may_reach_out(runtime) else None
         try:
             self._state_dir.make_workspace(name)
             group = self._groups.make(name, runtime.limits)
-            process = await self._spawn(runtime, name, workspace, path, group)
+            process = await self._spawn(runtime, name, workspace, path, group, handover)
             sandbox = LocalSandbox(name, runtime, Endpoint(uds=path), workspace, process, group, created_at, born)
             await health.check(path, process, self._start_timeout)
+            if handover is not None and self._door is not None:
+                egress.open_door(self._door, name, runtime, handover)
         except BaseException as error:
             await self._remove(process, group, path, workspace)
             if isinstance(error, (OSError, ValueError)):
                 raise StartFailedError(str(error)) from error
             raise
+        finally:
+            if handover is not None:
+                handover.close()
         return sandbox
+
+    def _may_reach_out(self, runtime: Runtime) -> bool:
+        """Whether its sandboxes have the egress proxy. Without isolation they have the machine's own network."""
+        return bool(runtime.egress) and self._door is not None and self._report.isolation == "bubblewrap"
 
     async def remove(self, sandbox: LocalSandbox) -> None:
         """End it and remove its group and socket; its workspace is discarded in one rename, unless it is kept."""
@@ -182,7 +196,15 @@ class SandboxFactory:
         ):
             os.close(pidfd)
 
-    async def _spawn(self, runtime: Runtime, name: SandboxId, workspace: Path, path: str, group: Cgroup) -> Process:
+    async def _spawn(
+        self,
+        runtime: Runtime,
+        name: SandboxId,
+        workspace: Path,
+        path: str,
+        group: Cgroup,
+        handover: egress.Handover | None,
+    ) -> Process:
         tag = process_tags.tag(self._state_dir.owner, name)
         python = interpreters.python_of(runtime, self._sandbox_python)
         isolated = self._report.isolation == "bubblewrap"
@@ -196,8 +218,10 @@ class SandboxFactory:
                 assert self._report.bwrap is not None
                 await namespace_limits.apply(self._report.bwrap, pid)
 
+        outside = None if handover is None else handover.theirs.fileno()
+
         def command(listener: int, lifeline: int) -> list[str]:
-            return interpreters.picod_command(self._picod_python, listener=listener, lifeline=lifeline)
+            return interpreters.picod_command(self._picod_python, listener=listener, lifeline=lifeline, egress=outside)
 
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             # Made here and inherited: no folder of the host is writable inside, and the first client can connect before
@@ -223,7 +247,12 @@ class SandboxFactory:
                     command, listener, tag, restrict, environment=picod, folder=workspace
                 )
 
-            own = {"MPLCONFIGDIR": bwrap.MATPLOTLIB, **environments.thread_count(runtime.limits), **runtime.environment}
+            own = {
+                "MPLCONFIGDIR": bwrap.MATPLOTLIB,
+                **environments.thread_count(runtime.limits),
+                **({} if handover is None else egress.ENVIRONMENT),
+                **runtime.environment,
+            }
             environment = interpreters.command_environment(python, bwrap.WORKSPACE, own)
             picod = environments.for_picod(
                 runtime,
@@ -260,6 +289,7 @@ class SandboxFactory:
                 tag,
                 restrict,
                 syscalls=self._report.syscalls,
+                inherited=() if outside is None else (outside,),
             )
 
 

@@ -1,0 +1,43 @@
+"""`python -m gateway.egress --fd N`: the egress service, which a gateway starts. It ends when descriptor N does."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import resource
+import signal
+import socket
+import sys
+
+import uvloop
+
+from gateway.egress.service import Service
+
+
+def main() -> int:
+    """Serve until the gateway has ended, however it did. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="gateway.egress", allow_abbrev=False)
+    parser.add_argument("--fd", type=int, required=True, help="a socket to the gateway")
+    parser.add_argument("--refuse", action="append", default=[], help="a network that no policy opens")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    # Ctrl-C is for the gateway, which hibernates its sessions first: they may still use this.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    uvloop.run(_run(options.fd, options.refuse))
+    return 0
+
+
+async def _run(fd: int, refused: list[str]) -> None:
+    loop = asyncio.get_running_loop()
+    service = Service(loop, socket.socket(fileno=fd), refused=refused)
+    loop.add_signal_handler(signal.SIGTERM, service.ended.set)
+    gc.freeze()
+    await service.run()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

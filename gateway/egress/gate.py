@@ -1,0 +1,194 @@
+"""The gateway's side of egress: starts the service and watches it, tells it every policy, and hears what was reached.
+
+What the service must know is kept here, with a copy of each sandbox's listening socket. So a service that ends, however
+it does, is replaced by one that knows the same, and connections made in between wait in the kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import gateway
+from gateway.core.backoff import backoff
+from gateway.egress.channel import Channel, Message
+from gateway.egress.log import Access, Outcome
+from gateway.egress.notation import Grant
+from gateway.egress.records import EgressRecords
+
+logger = logging.getLogger(__name__)
+
+_FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.05, 5.0
+_STEADY_S = 10.0  # a service that ran for so long did not fail at its start
+_END_TIMEOUT_S = 5.0
+_CUT = "the egress service ended"
+# A name with a dot is asked for as it is before a search domain of this machine is appended: in a cluster, where
+# resolv.conf says ndots:5, example.com would be example.com.NAMESPACE.svc.cluster.local to begin with.
+_RESOLVER = "ndots:1"
+
+
+@dataclass(slots=True)
+class _Sandbox:
+    listener: socket.socket
+    grant: Grant
+
+
+class EgressGate:
+    """Call `start` on the event loop. The service runs from the first sandbox with egress on.
+
+    `refused`: networks that no policy opens. `wrapper`: a command that runs the service, in another network namespace.
+    """
+
+    def __init__(self, *, refused: Sequence[str] = (), wrapper: Sequence[str] = ()) -> None:
+        self.records = EgressRecords()
+        self.lines_lost = 0
+        self.restarts = 0
+        self._refused, self._wrapper = refused, wrapper
+        self._line_listeners: list[Callable[[Access], None]] = []
+        self._bytes_listeners: list[Callable[[str, int, int], None]] = []
+        self._sandboxes: dict[str, _Sandbox] = {}
+        self._channel: Channel | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._runs: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the service, while it runs."""
+        return None if self._process is None else self._process.pid
+
+    def on_line(self, listener: Callable[[Access], None]) -> None:
+        """Call `listener(line)` with each line of the access log."""
+        self._line_listeners.append(listener)
+
+    def on_bytes(self, listener: Callable[[str, int, int], None]) -> None:
+        """Call `listener(session, up, down)` with the bytes that a session has moved since the last call."""
+        self._bytes_listeners.append(listener)
+
+    def open(self, sandbox: str, listener: socket.socket, grant: Grant) -> None:
+        """Serve the connections of a sandbox from now on. Owns the listener."""
+        self.close(sandbox)
+        self._sandboxes[sandbox] = _Sandbox(listener, grant)
+        if self._runs is None:
+            self._runs = asyncio.get_running_loop().create_task(self._run(), name="egress service")
+        elif self._channel is not None:
+            self._tell_open(sandbox)
+
+    def bind(self, sandbox: str, grant: Grant) -> None:
+        """Another grant for a sandbox: it has a session now, or what its session may reach has changed."""
+        found = self._sandboxes.get(sandbox)
+        if found is None or found.grant == grant:
+            return
+        keep = found.grant.session == grant.session
+        found.grant = grant
+        if self._channel is not None:
+            self._channel.send({"op": "bind", "sandbox": sandbox, "grant": grant.document(), "keep": keep})
+
+    def close(self, sandbox: str) -> None:
+        """The sandbox ends: its connections are closed. An unknown one is no error."""
+        found = self._sandboxes.pop(sandbox, None)
+        if found is not None:
+            found.listener.close()
+            if self._channel is not None:
+                self._channel.send({"op": "close", "sandbox": sandbox})
+
+    async def aclose(self) -> None:
+        """End the service."""
+        if self._runs is not None:
+            self._runs.cancel()
+            await asyncio.gather(self._runs, return_exceptions=True)
+        for name in list(self._sandboxes):
+            self.close(name)
+
+    # The process.
+
+    async def _run(self) -> None:
+        failures, loop = 0, asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            try:
+                await self._run_once()
+            except OSError as error:
+                logger.error("the egress service cannot be started: %s", error)
+            self._cut_open()
+            failures = 0 if loop.time() - began >= _STEADY_S else failures + 1
+            self.restarts += 1
+            logger.warning("the egress service has ended; it is started again")
+            await asyncio.sleep(backoff(failures, first=_FIRST_BACKOFF_S, longest=_MAX_BACKOFF_S) if failures else 0)
+
+    async def _run_once(self) -> None:
+        """Start the service and wait for its end."""
+        ours, theirs = socket.socketpair()
+        self._ended.clear()
+        with theirs:
+            process = self._process = _spawn(theirs.fileno(), self._refused, self._wrapper)
+        try:
+            self._channel = Channel(asyncio.get_running_loop(), ours, self._on_message, self._ended.set)
+            for name in self._sandboxes:
+                self._tell_open(name)
+            await self._ended.wait()
+        finally:
+            if self._channel is not None:
+                self._channel.close()
+                self._channel = None
+            await asyncio.shield(asyncio.to_thread(_reap, process))
+            self._process = None
+
+    def _tell_open(self, sandbox: str) -> None:
+        assert self._channel is not None
+        found = self._sandboxes[sandbox]
+        message = {"op": "open", "sandbox": sandbox, "grant": found.grant.document()}
+        self._channel.send(message, [found.listener.fileno()])
+
+    # What it says.
+
+    def _on_message(self, message: Message, _: Sequence[int]) -> None:
+        if message["op"] == "log":
+            self.lines_lost += message["lost"]
+            for document in message["lines"]:
+                self._take(Access.of(document))
+        elif message["op"] == "bytes":
+            self.records.moved(message["session"], message["up"], message["down"])
+            for listener in self._bytes_listeners:
+                listener(message["session"], message["up"], message["down"])
+
+    def _cut_open(self) -> None:
+        for line in self.records.open():
+            self._take(replace(line, outcome=Outcome.CUT, reason=_CUT))
+
+    def _take(self, line: Access) -> None:
+        self.records.add(line)
+        for listener in self._line_listeners:
+            listener(line)
+
+
+def _spawn(fd: int, refused: Sequence[str], wrapper: Sequence[str]) -> subprocess.Popen[bytes]:
+    """A session of its own: a Ctrl-C of the terminal is for the gateway."""
+    root = str(Path(gateway.__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
+    arguments = [word for network in refused for word in ("--refuse", network)]
+    return subprocess.Popen(
+        [*wrapper, sys.executable, "-m", "gateway.egress", "--fd", str(fd), *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": path, "RES_OPTIONS": f"{os.environ.get('RES_OPTIONS', '')} {_RESOLVER}"},
+        pass_fds=(fd,),
+        start_new_session=True,
+    )
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    """Wait for its end, which the end of its channel brings; kill it if it does not come. Blocks."""
+    try:
+        process.wait(_END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()

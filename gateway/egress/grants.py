@@ -1,0 +1,34 @@
+"""Whose policies count for a sandbox: its runtime's, its session's, its tenant's. All must allow a target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.core.model import Runtime, Session
+from gateway.egress.notation import Grant
+from gateway.egress.policy import Entry, Limits
+
+LayerEntries = tuple[str, Sequence[Entry]]
+
+
+def of_runtime(runtime: Runtime) -> Grant:
+    """Of a sandbox without a session: an agent that starts may fetch what it needs."""
+    return Grant(layers=(_layer(runtime),), limits=_limits(runtime))
+
+
+def of_session(runtime: Runtime, session: Session, ceiling: Sequence[Entry] | None = None) -> Grant:
+    """Of a session's sandbox. `ceiling`: what its tenant may reach at most; None: not limited."""
+    layers: list[LayerEntries] = [_layer(runtime)]
+    if session.egress is not None:
+        layers.append(("`egress` of the session (POST /v1/sessions)", session.egress))
+    if ceiling is not None:
+        layers.append((f"the limit `egress` of tenant {session.tenant}", ceiling))
+    return Grant(session.id, session.tenant, tuple(layers), _limits(runtime))
+
+
+def _layer(runtime: Runtime) -> LayerEntries:
+    return f"spec.wakegate.egress of {runtime.key}", runtime.egress
+
+
+def _limits(runtime: Runtime) -> Limits:
+    return Limits(**runtime.egress_limits)

@@ -1,0 +1,162 @@
+"""Bytes from one socket to another, from callbacks of the event loop.
+
+One buffer serves every connection of the process: what was read is sent in the same step, and what the other side does
+not take is copied and waits, while nothing more is read. So a connection holds at most CHUNK_BYTES here, and an idle
+one holds nothing. Measured against alternatives: docs/adr/0018-egress.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+CHUNK_BYTES = 256 << 10
+_TURNS = 4  # reads in one step: more would keep other connections waiting
+
+_shared = memoryview(bytearray(CHUNK_BYTES))
+
+
+class Pipe:
+    """One direction. `done` resolves when the source has ended and everything is passed on, or a side has failed.
+
+    `count(n)` is called with each amount that was read, and returns the seconds until more may be read; negative: the
+    pipe ends. `moved` counts bytes. `failed`: the other direction has no use any more either.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        source: socket.socket,
+        sink: socket.socket,
+        count: Callable[[int], float],
+    ) -> None:
+        self._loop, self._source, self._sink, self._count = loop, source, sink, count
+        self._rest = b""
+        self._ended = False
+        self._reading = self._writing = False
+        self._timer: asyncio.TimerHandle | None = None
+        self.moved = 0
+        self.failed = False
+        self.done: asyncio.Future[None] = loop.create_future()
+
+    def start(self, rest: bytes = b"") -> None:
+        """Begin with `rest`, which was read (and counted) already."""
+        self._rest = rest
+        if rest:
+            self._wait_for_sink()
+        else:
+            self._resume()
+
+    def close(self) -> None:
+        """Stop at once; what waits is dropped."""
+        self._finish()
+
+    def _fail(self) -> None:
+        self.failed = True
+        self._finish()
+
+    def _resume(self) -> None:
+        self._timer = None
+        if not self.done.done() and not self._reading:
+            self._reading = True
+            self._loop.add_reader(self._source.fileno(), self._readable)
+
+    def _readable(self) -> None:
+        for _ in range(_TURNS):
+            try:
+                count = self._source.recv_into(_shared)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                self._fail()
+                return
+            if not count:
+                self._end()
+                return
+            self.moved += count
+            delay = self._count(count)
+            if not self._send(_shared[:count]):
+                return
+            if delay:
+                self._pause(delay)
+                return
+            if count < CHUNK_BYTES:
+                return  # the source has no more for now: another read would only say so
+
+    def _send(self, data: memoryview) -> bool:
+        """Send; whether all of it went."""
+        try:
+            sent = self._sink.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self._fail()
+            return False
+        if sent == len(data):
+            return True
+        self._rest = bytes(data[sent:])
+        self._stop_reading()
+        self._wait_for_sink()
+        return False
+
+    def _wait_for_sink(self) -> None:
+        self._writing = True
+        self._loop.add_writer(self._sink.fileno(), self._writable)
+
+    def _writable(self) -> None:
+        try:
+            sent = self._sink.send(self._rest)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._fail()
+            return
+        self._rest = self._rest[sent:]
+        if self._rest:
+            return
+        self._stop_writing()
+        if self._ended:
+            self._shut()
+        else:
+            self._resume()
+
+    def _pause(self, delay: float) -> None:
+        self._stop_reading()
+        if delay < 0:
+            self._fail()
+        else:
+            self._timer = self._loop.call_later(delay, self._resume)
+
+    def _end(self) -> None:
+        """The source has ended: so does the sink, once it has everything."""
+        self._ended = True
+        self._stop_reading()
+        if not self._rest:
+            self._shut()
+
+    def _shut(self) -> None:
+        try:
+            self._sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # the other side was faster
+        self._finish()
+
+    def _finish(self) -> None:
+        self._stop_reading()
+        self._stop_writing()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def _stop_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._source.fileno())
+
+    def _stop_writing(self) -> None:
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._sink.fileno())

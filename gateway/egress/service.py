@@ -1,0 +1,236 @@
+"""The egress service: accepts the connections of sandboxes, serves them, and tells the gateway what they did.
+
+A sandbox's listening socket lies in its own network namespace, where only it can connect: so whose connection it is
+need not be asked. The gateway hands the sockets over, and keeps copies, so that connections made while this process is
+started anew wait in the kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import socket
+import time
+from collections.abc import Sequence
+from ipaddress import ip_network
+
+from gateway.egress.channel import Channel, Message
+from gateway.egress.client import Client, Desk, GoneError
+from gateway.egress.dialer import Dialer, tune
+from gateway.egress.http_proxy import serve_http
+from gateway.egress.limits import Account, accepts
+from gateway.egress.log import Access
+from gateway.egress.notation import read_grant
+from gateway.egress.policy import Egress
+from gateway.egress.resolver import Resolver, SystemResolver
+from gateway.egress.socks5 import VERSION, serve_socks
+
+logger = logging.getLogger(__name__)
+
+REPORT_INTERVAL_S = 0.1  # at which lines of the log and counts go to the gateway
+_IDLE_S, _IDLE_CHECK_S = (
+    900.0,
+    15.0,
+)  # after which a connection without a byte is closed, and how often that is looked at
+_MAX_LINES = 10_000  # of the log that the gateway has not taken
+_MAX_BEHIND_BYTES = 4 << 20
+_ACCEPTS = 16  # in one step
+_LINGER_S, _LINGER_BYTES = 2.0, 1 << 20  # in which a refused client may finish what it sends, to read the answer
+_SPARE_FDS = 64
+
+
+class _Slot:
+    """One sandbox: its listener, whose it is now, and its connections."""
+
+    def __init__(self, name: str, listener: socket.socket, egress: Egress, now: float) -> None:
+        self.name, self.listener, self.egress = name, listener, egress
+        self.account = Account(egress.limits, now)
+        self.accepts = accepts(now)
+        self.tasks: dict[asyncio.Task[None], Client] = {}
+        self.reported = (0, 0)
+        self.accepting = False
+
+    def cut(self) -> None:
+        for task in list(self.tasks):
+            task.cancel()
+
+
+class Service:
+    """Everything in this process. `channel_end`: to the gateway; when that is closed, `ended` is set."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        channel_end: socket.socket,
+        *,
+        refused: Sequence[str] = (),
+        resolver: Resolver | None = None,
+    ) -> None:
+        self._loop = loop
+        self.ended = asyncio.Event()
+        self._channel = Channel(loop, channel_end, self._on_message, self.ended.set)
+        dialer = Dialer(resolver or SystemResolver(), [ip_network(each) for each in refused])
+        self._desk = Desk(loop, dialer, self._record, time.time)  # noqa: TID251 - a process of its own, without a Clock
+        self._slots: dict[str, _Slot] = {}
+        self._lines: list[Access] = []
+        self._lines_lost = 0
+        self._connections = self._numbered = 0
+        self._most = max(16, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FDS) // 3)
+
+    async def run(self) -> None:
+        """Serve until the gateway closes its end."""
+        self._channel.send({"op": "ready"})
+        idle = self._loop.create_task(self._close_idle())
+        report = self._loop.create_task(self._report())
+        await self.ended.wait()
+        idle.cancel()
+        report.cancel()
+        for name in list(self._slots):
+            self._close(name)
+
+    # What the gateway says.
+
+    def _on_message(self, message: Message, fds: Sequence[int]) -> None:
+        op, name = message["op"], message.get("sandbox", "")
+        if op == "open":
+            self._open(name, socket.socket(fileno=fds[0]), read_grant(message["grant"]))
+        elif op == "bind" and name in self._slots:
+            self._bind(self._slots[name], read_grant(message["grant"]), keep=message["keep"])
+        elif op == "close":
+            self._close(name)
+
+    def _open(self, name: str, listener: socket.socket, egress: Egress) -> None:
+        self._close(name)
+        listener.setblocking(False)
+        slot = self._slots[name] = _Slot(name, listener, egress, self._loop.time())
+        self._accept_on(slot)
+
+    def _bind(self, slot: _Slot, egress: Egress, *, keep: bool) -> None:
+        """Another policy from now on. Unless `keep`, as for another session: connections end, counts begin anew."""
+        slot.egress = egress
+        if keep:
+            slot.account.limits = egress.limits
+        else:
+            self._report_bytes(slot)
+            slot.cut()
+            slot.account, slot.reported = Account(egress.limits, self._loop.time()), (0, 0)
+
+    def _close(self, name: str) -> None:
+        slot = self._slots.pop(name, None)
+        if slot is not None:
+            if slot.accepting:
+                self._loop.remove_reader(slot.listener.fileno())
+                slot.accepting = False
+            slot.listener.close()
+            slot.cut()
+            self._report_bytes(slot)
+
+    # Connections.
+
+    def _accept_on(self, slot: _Slot) -> None:
+        if slot.listener.fileno() >= 0 and not slot.accepting:
+            slot.accepting = True
+            self._loop.add_reader(slot.listener.fileno(), self._accept, slot)
+
+    def _accept(self, slot: _Slot) -> None:
+        for _ in range(_ACCEPTS):
+            wait = 0.25 if self._connections >= self._most else slot.accepts.take(1, self._loop.time())
+            try:
+                connection = None if self._connections >= self._most else slot.listener.accept()[0]
+            except (BlockingIOError, InterruptedError, ConnectionError):
+                return
+            except OSError as error:
+                logger.warning("egress of sandbox %s: cannot accept: %s", slot.name, os.strerror(error.errno or 0))
+                connection, wait = None, 0.25
+            if connection is not None:
+                self._serve_soon(slot, connection)
+            if wait:  # the rest waits in the kernel
+                self._loop.remove_reader(slot.listener.fileno())
+                slot.accepting = False
+                self._loop.call_later(wait, self._accept_on, slot)
+                return
+
+    def _serve_soon(self, slot: _Slot, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        tune(connection)
+        self._numbered += 1
+        self._connections += 1
+        client = Client(self._desk, connection, slot.name, slot.egress, slot.account, self._numbered)
+        task = self._loop.create_task(self._serve(client))
+        slot.tasks[task] = client
+        task.add_done_callback(lambda done: self._served(slot, done))
+
+    def _served(self, slot: _Slot, task: asyncio.Task[None]) -> None:
+        del slot.tasks[task]
+        self._connections -= 1
+
+    async def _serve(self, client: Client) -> None:
+        try:
+            data = await client.receive()
+            await (serve_socks if data[0] == VERSION else serve_http)(client, data)
+            if client.upstream is None:
+                await self._linger(client)
+        except GoneError:
+            pass
+        except Exception:
+            logger.exception("a connection of a sandbox")
+        finally:
+            client.finish()
+
+    async def _linger(self, client: Client) -> None:
+        """Let the client read its answer: closing while it still sends would reset the connection and lose it."""
+        try:
+            client.socket.shutdown(socket.SHUT_WR)
+            left = _LINGER_BYTES
+            async with asyncio.timeout(_LINGER_S):
+                while left > 0 and (data := await self._loop.sock_recv(client.socket, 64 << 10)):
+                    left -= len(data)
+        except (OSError, TimeoutError):
+            pass
+
+    async def _close_idle(self) -> None:
+        seen: dict[Client, tuple[int, float]] = {}
+        while True:
+            await asyncio.sleep(_IDLE_CHECK_S)
+            now, still = self._loop.time(), {}
+            for slot in self._slots.values():
+                for task, client in slot.tasks.items():
+                    moved, since = seen.get(client, (-1, now))
+                    still[client] = (client.moved, since if moved == client.moved else now)
+                    if now - still[client][1] >= _IDLE_S:
+                        client.cut(f"no byte for {_IDLE_S:g} s")
+                        task.cancel()
+            seen = still
+
+    # What the gateway is told.
+
+    def _record(self, access: Access) -> None:
+        if len(self._lines) < _MAX_LINES:
+            self._lines.append(access)
+        else:
+            self._lines_lost += 1
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_INTERVAL_S)
+            self._report_now()
+
+    def _report_now(self) -> None:
+        if self._channel.waiting_bytes > _MAX_BEHIND_BYTES:
+            return  # lines wait here, and are counted when they are too many
+        for slot in self._slots.values():
+            self._report_bytes(slot)
+        if self._lines:
+            lines, self._lines = self._lines, []
+            lost, self._lines_lost = self._lines_lost, 0
+            self._channel.send({"op": "log", "lines": [line.document() for line in lines], "lost": lost})
+
+    def _report_bytes(self, slot: _Slot) -> None:
+        """What a session has moved since the last report."""
+        now = (slot.account.up, slot.account.down)
+        up, down = now[0] - slot.reported[0], now[1] - slot.reported[1]
+        if up or down:
+            slot.reported = now
+            self._channel.send({"op": "bytes", "session": slot.egress.session, "up": up, "down": down})
