@@ -46,7 +46,7 @@ def main() -> int:
         if "--check" not in sys.argv[1:]:
             path.write_text(wanted)
         elif not path.exists() or path.read_text() != wanted:
-            print(f"{path.relative_to(ROOT)} is not what the schema says; run .venv/bin/python scripts/crds.py")
+            print(f"{path.relative_to(ROOT)} does not match the schema; run .venv/bin/python scripts/crds.py")
             status = 1
     return status
 

@@ -24,7 +24,7 @@ def table() -> str:
     for name, operation in CONTROL.items():
         permission = PERMISSIONS[name]
         public = permission is Permission.PUBLIC
-        marks = ["everybody" if public else "yes" if permission in granted else "" for granted in ROLES.values()]
+        marks = ["public" if public else "yes" if permission in granted else "" for granted in ROLES.values()]
         rows.append(f"| `{operation.method} {operation.path}` | " + " | ".join(marks) + " |\n")
     marks = ["yes" if Permission.USE_SESSIONS in granted else "" for granted in ROLES.values()]
     rows.append("| requests into a sandbox: code, commands, files, ports, terminals | " + " | ".join(marks) + " |\n")
@@ -37,11 +37,11 @@ def main() -> int:
     old, end, after = rest.partition(END)
     wanted = "\n" + table() + "\n"
     if not end:
-        print(f"{TARGET.name} lacks the comments between which the table of roles stands")
+        print(f"{TARGET.name} lacks the comments that enclose the table of roles")
         return 1
     if "--check" in sys.argv[1:]:
         if old != wanted:
-            print("docs/security.md does not show the roles as they are; run .venv/bin/python scripts/roles_doc.py")
+            print("docs/security.md does not match the permissions; run .venv/bin/python scripts/roles_doc.py")
         return int(old != wanted)
     TARGET.write_text(before + BEGIN + wanted + END + after)
     return 0

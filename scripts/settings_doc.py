@@ -54,7 +54,7 @@ def main() -> int:
     wanted = document()
     if "--check" in sys.argv[1:]:
         if not TARGET.exists() or TARGET.read_text() != wanted:
-            print("docs/settings.md is not what the settings say; run .venv/bin/python scripts/settings_doc.py")
+            print("docs/settings.md does not match the settings; run .venv/bin/python scripts/settings_doc.py")
             return 1
         return 0
     TARGET.write_text(wanted)
