@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute, Route
 
 from gateway.api.agentcube import AgentCubeAPI
 from gateway.api.audited import audited
+from gateway.api.egress import EgressAPI
 from gateway.api.errors import ErrorShape, Handler, answering_errors, error_response
 from gateway.api.health import HealthAPI
 from gateway.api.keys import KeysAPI
@@ -42,6 +43,7 @@ from gateway.core.clock import Clock
 from gateway.core.interfaces import RuntimeCatalog, SandboxCaller, SandboxProvider, SessionStore
 from gateway.core.model import SessionId
 from gateway.core.settings import Settings
+from gateway.egress.records import EgressRecords
 from gateway.identity.peers import PeerSigner
 from gateway.identity.tenants import TenantDirectory
 from gateway.observability.counters import Counters, status_label
@@ -79,8 +81,11 @@ class Surfaces:
         peers: PeerSigner,
         acknowledge: Callable[[SessionId, str], None] = lambda session_id, restored: None,
         audit: AuditLog | None = None,
+        egress: EgressRecords | None = None,
     ) -> None:
-        """`is_leaving`: whether this gateway drains. The other callables as in NativeAPI, HealthAPI and below."""
+        """`is_leaving`: whether this gateway drains. `egress`: what its sessions reached; None: they reach nothing.
+
+        The other callables as in NativeAPI, HealthAPI and below."""
         reporting_caller = LossReportingCaller(caller)
         self._tools = ToolService(
             lifecycle, catalog, reporting_caller, clock, picture_max_side=settings.picture_max_side
@@ -102,6 +107,7 @@ class Surfaces:
                 render_metrics=render_metrics,
                 unready=lambda: audit.unready if audit is not None else "",
             ).handlers(),
+            **EgressAPI(lifecycle, catalog, tenants, egress or EgressRecords()).handlers(),
             **UsageAPI(store, clock, prices).handlers(),
             **ToolsAPI(self._tools, lifecycle, catalog, reporting_caller, clock).handlers(),
             **ContainersAPI(lifecycle, store, catalog).handlers(),

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from gateway.core.errors import BadRequestError, RequestTimeoutError, TooLargeError
 from gateway.core.model import Kind, RuntimeKey
 from gateway.core.units import parse_lifetime
+from gateway.egress.policy import MAX_ENTRIES
 
 MAX_BODY_BYTES = 1 << 20  # control requests are a few hundred bytes
 _MAX_METADATA_BYTES = 16 << 10
@@ -109,6 +110,14 @@ def read_metadata(body: Mapping[str, Any]) -> dict[str, str]:
             raise BadRequestError(f"metadata: expected at most {_MAX_METADATA_BYTES} bytes of keys and values in all")
         result[key] = text
     return result
+
+
+def read_egress(body: Mapping[str, Any]) -> list[Any] | None:
+    """`egress` as a list, whose entries are checked against the runtime's. Raises BadRequestError."""
+    value = body.get("egress")
+    if value is not None and (not isinstance(value, list) or len(value) > MAX_ENTRIES):
+        raise BadRequestError(f"egress: expected a list of at most {MAX_ENTRIES} entries, got {repr(value)[:64]}")
+    return value
 
 
 def read_runtime(value: Any) -> RuntimeKey:

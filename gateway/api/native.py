@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.api.errors import Handler
-from gateway.api.http import JSON, read_metadata, read_object, read_runtime, read_seconds, session_headers
+from gateway.api.http import JSON, read_egress, read_metadata, read_object, read_runtime, read_seconds, session_headers
 from gateway.api.session_list import newest_sessions
 from gateway.api.sessions import DEFAULT_NAME, DELETED_BY_USER, create_session
 from gateway.core.errors import BadRequestError, without_host_paths
@@ -62,14 +62,22 @@ class NativeAPI:
 
     async def _create(self, request: Request) -> Response:
         body = await read_object(request)
-        unknown = sorted(body.keys() - {"runtime", "ttl", "idleTimeout", "metadata"})
+        unknown = sorted(body.keys() - {"runtime", "ttl", "idleTimeout", "metadata", "egress"})
         if unknown:
-            raise BadRequestError(f"{unknown[0]}: unknown field; expected runtime, ttl, idleTimeout or metadata")
+            raise BadRequestError(
+                f"{unknown[0]}: unknown field; expected runtime, ttl, idleTimeout, metadata or egress"
+            )
         key = self._default_runtime() if body.get("runtime") is None else read_runtime(body["runtime"])
         ttl, idle_timeout = read_seconds(body, "ttl"), read_seconds(body, "idleTimeout")
         metadata = read_metadata(body)
         opened = await create_session(
-            request, self._lifecycle, key, ttl=ttl, idle_timeout=idle_timeout, metadata=metadata
+            request,
+            self._lifecycle,
+            key,
+            ttl=ttl,
+            idle_timeout=idle_timeout,
+            metadata=metadata,
+            egress=read_egress(body),
         )
         session_id = opened.session.id
         headers = {
@@ -227,6 +235,7 @@ def session_document(session: Session) -> dict[str, Any]:
         "sandboxId": session.sandbox.id if session.sandbox else None,
         "reason": session.reason,
         "metadata": dict(session.metadata),
+        "egress": None if session.egress is None else list(session.egress),
     }
 
 

@@ -25,6 +25,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     "get_openapi": Permission.PUBLIC,
     "render_metrics": Permission.READ_METRICS,
     "create_session": Permission.CREATE_SESSIONS,
+    "get_session_egress": Permission.READ_SESSIONS,
     "list_sessions": Permission.READ_SESSIONS,
     "get_session": Permission.READ_SESSIONS,
     "update_session": Permission.MANAGE_SESSIONS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -14,6 +14,7 @@ from gateway.api.http import read_runtime
 from gateway.core.errors import BadRequestError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import Kind, Runtime, RuntimeKey, SessionId
+from gateway.egress.policy import Entry
 from gateway.sessions.activation import Opened
 from gateway.sessions.lifecycle import Lifecycle
 
@@ -76,6 +77,7 @@ async def create_session(
     ttl: float | None = None,
     idle_timeout: float | None = None,
     metadata: Mapping[str, str] | None = None,
+    egress: Sequence[Entry] | None = None,
 ) -> Opened:
     """Create a session for the client of this request, and end it again if the client disconnects meanwhile.
 
@@ -83,7 +85,8 @@ async def create_session(
     ClientLeftError, and what Lifecycle.create raises.
     """
     creating = asyncio.create_task(
-        lifecycle.create(runtime, ttl=ttl, idle_timeout=idle_timeout, metadata=metadata), name="create a session"
+        lifecycle.create(runtime, ttl=ttl, idle_timeout=idle_timeout, metadata=metadata, egress=egress),
+        name="create a session",
     )
     # ASGI tells of a disconnect only to who waits for the next message. Without this, a client that gives up during a
     # cold start of 30 s leaves a session behind that nobody knows.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from gateway.audit.event import Actor, AuditEvent
 from gateway.audit.log import AuditLog
@@ -11,19 +11,66 @@ from gateway.core.model import SandboxId, Session, StartKind
 from gateway.egress.gate import EgressGate
 from gateway.egress.grants import of_session
 from gateway.egress.log import Access, Outcome
+from gateway.identity.tenants import TenantDirectory
+from gateway.observability.counters import Counters
+from gateway.usage.recorder import Moved
 
 
 class SessionEgress:
-    """`bound` follows the bindings, before any code of the session runs."""
+    """`bound` and `removed` follow the bindings: a policy is in force before any code of its session runs."""
 
-    def __init__(self, gate: EgressGate, catalog: RuntimeCatalog) -> None:
-        self._gate, self._catalog = gate, catalog
+    def __init__(self, gate: EgressGate, catalog: RuntimeCatalog, tenants: TenantDirectory, counters: Counters) -> None:
+        self._gate, self._catalog, self._tenants, self._counters = gate, catalog, tenants, counters
+        self._sessions: dict[SandboxId, Session] = {}
+        self._moved: dict[str, Moved] = {}  # by session, since the last take_moved
+        gate.on_bytes(self._count)
+        gate.on_line(self._count_line)
+        gate.on_restart(self._count_restart)
 
     def bound(self, session: Session, sandbox: SandboxId, _: StartKind | None) -> None:
         """A session has a sandbox."""
+        self._sessions[sandbox] = session
+        self._grant(sandbox, session)
+
+    def removed(self, sandbox: SandboxId) -> None:
+        """It no longer has it. The engine ends the sandbox, and with it what its connections could still do."""
+        session = self._sessions.pop(sandbox, None)
+        if session is not None:
+            self._moved.setdefault(session.id, Moved(session.id, session.tenant, session.runtime))  # last counts follow
+
+    def refresh(self) -> None:
+        """Limits of tenants have changed: so may have what their sessions reach. Open connections stay."""
+        for sandbox, session in self._sessions.items():
+            self._grant(sandbox, session)
+
+    def take_moved(self) -> Iterator[Moved]:
+        """What each session has moved since the last call."""
+        moved, self._moved = self._moved, {}
+        return (each for each in moved.values() if each.sent or each.received)
+
+    def _grant(self, sandbox: SandboxId, session: Session) -> None:
         runtime = self._catalog.get(session.runtime)
         if runtime is not None and runtime.egress:
-            self._gate.bind(sandbox, of_session(runtime, session))
+            self._gate.bind(sandbox, of_session(runtime, session, self._tenants.limits(session.tenant).egress))
+
+    def _count_line(self, line: Access) -> None:
+        if line.outcome is not Outcome.OPEN:
+            self._counters.egress_connections[line.outcome.value] += 1 + line.left_out
+
+    def _count_restart(self) -> None:
+        self._counters.egress_restarts += 1
+
+    def _count(self, session_id: str, sent: int, received: int) -> None:
+        self._counters.egress_bytes["sent"] += sent
+        self._counters.egress_bytes["received"] += received
+        found = self._moved.get(session_id)
+        if found is None:
+            session = next((each for each in self._sessions.values() if each.id == session_id), None)
+            if session is None:
+                return  # a warm sandbox, which is nobody's
+            found = self._moved[session_id] = Moved(session.id, session.tenant, session.runtime)
+        found.sent += sent
+        found.received += received
 
 
 def audit_line(audit: AuditLog) -> Callable[[Access], None]:

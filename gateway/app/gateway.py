@@ -122,6 +122,8 @@ class Gateway:
         self.lifecycle = self.sessions.lifecycle
         self.activity = self.sessions.activity
         self.activator = self._make_activator()
+        self.egress = egress
+        self.session_egress = None if egress is None else self._make_session_egress(egress)
         self.usage = self._make_usage(shared=shared, me=me)
         self.autoscaler = self._make_autoscaler(shared=shared, me=me)
         self.advisor = self._make_advisor()
@@ -139,9 +141,6 @@ class Gateway:
             self.observer,
         )
         self._connect(executor)
-        self.egress = egress
-        if egress is not None:
-            self._connect_egress(egress)
 
     def _make_sessions(self, executor: Executor, *, shared: bool, me: str) -> Sessions:
         settings = self.settings
@@ -200,6 +199,7 @@ class Gateway:
             take_requests=self._take_requests,
             last_used=self.activity.latest,
             on_taken=self.counters.tenants.count,
+            take_moved=tuple if self.session_egress is None else self.session_egress.take_moved,
         )
 
     def usage_sample_s(self) -> float:
@@ -261,6 +261,7 @@ class Gateway:
             peers=self.peers,
             acknowledge=self.activator.acknowledge,
             audit=self.audit,
+            egress=None if self.egress is None else self.egress.records,
         )
 
     def _connect(self, executor: Executor) -> None:
@@ -276,11 +277,14 @@ class Gateway:
         sessions.admission.on_claim(self.autoscaler.claimed)
         sessions.admission.on_claim(self.counters.claimed)
 
-    def _connect_egress(self, gate: EgressGate) -> None:
-        """Have each sandbox's policy follow its session, and what it reached go to where it is counted."""
-        self.sessions.bindings.on_bound(SessionEgress(gate, self.catalog).bound)
+    def _make_session_egress(self, gate: EgressGate) -> SessionEgress:
+        """Has each sandbox's policy follow its session, and what it reached go to where it is counted."""
+        made = SessionEgress(gate, self.catalog, self.tenants, self.counters)
+        self.sessions.bindings.on_bound(made.bound)
+        self.sessions.bindings.on_removed(made.removed)
         if self.audit is not None:
             gate.on_line(audit_line(self.audit))
+        return made
 
     def leave(self) -> None:
         """Announce the shutdown: readiness fails and other gateways are notified; requests are still accepted."""

@@ -27,6 +27,8 @@ class Quantity(StrEnum):
     MEMORY_BYTE_SECONDS = "memory_byte_seconds"
     STORED_BYTE_SECONDS = "stored_byte_seconds"  # of kept workspaces
     EGRESS_BYTES = "egress_bytes"  # bodies and WebSocket messages sent to clients
+    NETWORK_SENT_BYTES = "network_sent_bytes"  # by code in sandboxes, through the egress proxy, as are
+    NETWORK_RECEIVED_BYTES = "network_received_bytes"
     REQUESTS = "requests"
     STARTS_WARM = "starts_warm"
     STARTS_COLD = "starts_cold"

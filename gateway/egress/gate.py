@@ -50,9 +50,9 @@ class EgressGate:
     def __init__(self, *, refused: Sequence[str] = (), wrapper: Sequence[str] = ()) -> None:
         self.records = EgressRecords()
         self.lines_lost = 0
-        self.restarts = 0
         self._refused, self._wrapper = refused, wrapper
         self._line_listeners: list[Callable[[Access], None]] = []
+        self._restart_listeners: list[Callable[[], None]] = []
         self._bytes_listeners: list[Callable[[str, int, int], None]] = []
         self._sandboxes: dict[str, _Sandbox] = {}
         self._channel: Channel | None = None
@@ -68,6 +68,10 @@ class EgressGate:
     def on_line(self, listener: Callable[[Access], None]) -> None:
         """Call `listener(line)` with each line of the access log."""
         self._line_listeners.append(listener)
+
+    def on_restart(self, listener: Callable[[], None]) -> None:
+        """Call `listener()` when the service has ended and is about to be started again."""
+        self._restart_listeners.append(listener)
 
     def on_bytes(self, listener: Callable[[str, int, int], None]) -> None:
         """Call `listener(session, up, down)` with the bytes that a session has moved since the last call."""
@@ -120,7 +124,8 @@ class EgressGate:
                 logger.error("the egress service cannot be started: %s", error)
             self._cut_open()
             failures = 0 if loop.time() - began >= _STEADY_S else failures + 1
-            self.restarts += 1
+            for listener in self._restart_listeners:
+                listener()
             logger.warning("the egress service has ended; it is started again")
             await asyncio.sleep(backoff(failures, first=_FIRST_BACKOFF_S, longest=_MAX_BACKOFF_S) if failures else 0)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gateway.core.model import Runtime, Session
 from gateway.egress.notation import Grant
-from gateway.egress.policy import Entry, Limits
+from gateway.egress.policy import Entry, Limits, parse_rules, uncovered
 
 LayerEntries = tuple[str, Sequence[Entry]]
 
@@ -24,6 +24,14 @@ def of_session(runtime: Runtime, session: Session, ceiling: Sequence[Entry] | No
     if ceiling is not None:
         layers.append((f"the limit `egress` of tenant {session.tenant}", ceiling))
     return Grant(session.id, session.tenant, tuple(layers), _limits(runtime))
+
+
+def check_narrower(runtime: Runtime, entries: Sequence[Entry]) -> None:
+    """Raise ValueError for entries of a session that are malformed, or allow what its runtime does not."""
+    wider = list(uncovered(parse_rules(entries), parse_rules(runtime.egress)))
+    if wider:
+        allowed = ", ".join(str(entry) for entry in runtime.egress[:20]) or "nothing"
+        raise ValueError(f": {wider[0]} is more than {runtime.key} allows, which is {allowed}")
 
 
 def _layer(runtime: Runtime) -> LayerEntries:

@@ -22,6 +22,7 @@ from gateway.core.identity import is_tenant, runtime_scope
 from gateway.core.model import RuntimeKey
 from gateway.core.quota import Amounts, Resource
 from gateway.core.units import parse_duration, parse_quantity
+from gateway.egress.policy import Entry, parse_rules
 from gateway.identity.budgets import Budget
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class TenantLimits:
     creates_per_minute: float | None = None
     max_duration: float | None = None  # seconds
     runtimes: frozenset[str] = frozenset()  # "namespace/name"
+    egress: tuple[Entry, ...] | None = None  # the most that its sandboxes may reach, as in spec.wakegate.egress
 
     def __bool__(self) -> bool:
         return self != _UNLIMITED
@@ -63,6 +65,7 @@ class TenantLimits:
             "createsPerMinute": self.creates_per_minute,
             "maxDuration": self.max_duration,
             "runtimes": sorted(self.runtimes) or None,
+            "egress": None if self.egress is None else list(self.egress),
         }
         return {name: value for name, value in shown.items() if value is not None}
 
@@ -98,6 +101,7 @@ def parse_limits(document: Any, where: str = "") -> TenantLimits:
         read.get("createsPerMinute"),
         read.get("maxDuration"),
         read.get("runtimes", frozenset()),
+        read.get("egress"),
     )
 
 
@@ -157,6 +161,16 @@ def _runtimes(value: Any) -> frozenset[str]:
     return frozenset(map(runtime_scope, value))
 
 
+def _egress(value: Any) -> tuple[Entry, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"expected a list such as [pypi, api.example.com], got {repr(value)[:64]}")
+    try:
+        parse_rules(value)
+    except ValueError as error:
+        raise ValueError(str(error).replace("\n", "; ")) from None
+    return tuple(value)
+
+
 _READERS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys((each.value for each in Resource), _count),
     Resource.VCPU.value: _cores,
@@ -167,6 +181,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "createsPerMinute": _rate,
     "maxDuration": _duration,
     "runtimes": _runtimes,
+    "egress": _egress,
 }
 
 

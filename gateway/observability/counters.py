@@ -156,6 +156,9 @@ class Counters:
         self.snapshot_bytes: defaultdict[str, Histogram] = defaultdict(
             lambda: Histogram(SIZE_BUCKETS_BYTES)
         )  # by operation
+        self.egress_connections = dict.fromkeys(("closed", "cut", "failed", "refused"), 0)  # that ended, by outcome
+        self.egress_bytes = dict.fromkeys(("received", "sent"), 0)
+        self.egress_restarts = 0
         self.loop_lag = Histogram(LAG_BUCKETS_S)
         self.traffic = Traffic()
         self.tenants = TenantTotals()

@@ -237,9 +237,19 @@ class Metrics:
         for operation, histogram in counters.snapshot_bytes.items():
             _add(sizes, [operation], histogram)
         yield sizes
+        yield from self._egress()
         lag = _histograms("wakegate_event_loop_lag_seconds", "How late the event loop was", [])
         _add(lag, [], counters.loop_lag)
         yield lag
+
+    def _egress(self) -> Iterator[Metric]:
+        """What sandboxes reached through the egress proxy."""
+        counters = self._counters
+        text = "Connections of sandboxes through the egress proxy"
+        yield _counts("wakegate_egress_connections", text, ["outcome"], counters.egress_connections)
+        yield _counts("wakegate_egress_bytes", "Bytes through the egress proxy", ["direction"], counters.egress_bytes)
+        text = "Starts of the egress service after it had ended"
+        yield CounterMetricFamily("wakegate_egress_restarts", text, counters.egress_restarts)
 
     def _tenants(self) -> Iterator[Metric]:
         """What tenants have used through this gateway; /v1/usage has it by runtime and session."""

@@ -14,15 +14,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from gateway.core.background import Tasks
 from gateway.core.clock import Clock
-from gateway.core.errors import PermissionDeniedError, SessionNotFoundError, WakegateError
+from gateway.core.errors import BadRequestError, PermissionDeniedError, SessionNotFoundError, WakegateError
 from gateway.core.identity import Permission, current
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
 from gateway.core.model import Runtime, RuntimeKey, Sandbox, Session, SessionId, SessionState, StartKind
+from gateway.egress.grants import check_narrower
+from gateway.egress.policy import Entry
 from gateway.sessions.activation import Opened, SessionOpener, require_runtime
 from gateway.sessions.admission import Admission
 from gateway.sessions.bindings import Bindings
@@ -87,20 +89,24 @@ class Lifecycle:
         ttl: float | None = None,
         idle_timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
+        egress: Sequence[Entry] | None = None,
     ) -> Opened:
         """Create a session of the current caller's with a sandbox, claimed within the hold rule.
 
         Cancelling it leaves no session behind.
 
-        `ttl` and `idle_timeout` in seconds; both are bounded by the runtime's maximum duration.
-        Raises: RuntimeNotFoundError, LimitError, QueueFullError at the gateway's limit, ActivationTimeoutError,
-        SandboxStartError, StoreUnavailableError.
+        `ttl` and `idle_timeout` in seconds; both are bounded by the runtime's maximum duration. `egress`: what it may
+        reach, no more than its runtime's sessions may.
+        Raises: BadRequestError for that, RuntimeNotFoundError, LimitError, QueueFullError at the gateway's limit,
+        ActivationTimeoutError, SandboxStartError, StoreUnavailableError.
         """
         runtime = require_runtime(self._catalog, runtime_key)
         _require_creation(runtime_key)
+        if egress is not None:
+            _require_narrower(runtime, egress)
         session_id = _new_id()
         sandbox, claim_s = await self._claim(runtime, session_id, ttl)
-        session = self._record(session_id, runtime, ttl, idle_timeout, metadata)
+        session = replace(self._record(session_id, runtime, ttl, idle_timeout, metadata), egress=egress)
         session = replace(
             session, state=SessionState.ACTIVE, owner=self._ownership.me, sandbox=sandbox, start=sandbox.start
         )
@@ -196,6 +202,12 @@ class Lifecycle:
         if session is None:
             raise unknown_session(session_id)
         return replace(session, last_active_at=self._idleness.last_used(session, self._clock.now()))
+
+    async def get_here(self, session_id: SessionId) -> Session:
+        """The record of a session, unless another gateway has it. Raises SessionNotFoundError, ElsewhereError."""
+        session = await self.get(session_id)
+        await self._ownership.require_no_live_owner(session)
+        return session
 
     async def get_cached(self, session_id: SessionId) -> Session:
         """The cached record, for its fields that never change. Raises SessionNotFoundError."""
@@ -318,6 +330,13 @@ def _require_creation(runtime: RuntimeKey) -> None:
         raise PermissionDeniedError(
             f"this credential may not use {runtime}; it is limited to {sorted(caller.runtimes)}"
         )
+
+
+def _require_narrower(runtime: Runtime, egress: Sequence[Entry]) -> None:
+    try:
+        check_narrower(runtime, egress)
+    except ValueError as error:
+        raise BadRequestError(f"egress{error}") from None
 
 
 def _new_id() -> SessionId:

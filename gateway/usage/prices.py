@@ -29,6 +29,8 @@ class Rates:
     gib_used_hour: float = 0.0  # a GiB of memory really used
     stored_gib_month: float = 0.0  # a GiB of kept workspaces for 730 hours
     egress_gib: float = 0.0
+    network_sent_gib: float = 0.0  # a GiB that code in sandboxes sent, through the egress proxy
+    network_received_gib: float = 0.0
     million_requests: float = 0.0
     start: float = 0.0  # of any kind
 
@@ -48,6 +50,8 @@ class Rates:
             amounts.get(Quantity.CPU_SECONDS, 0.0) / _HOUR_S * self.cpu_used_hour
             + amounts.get(Quantity.MEMORY_BYTE_SECONDS, 0.0) / GIB / _HOUR_S * self.gib_used_hour
             + amounts.get(Quantity.EGRESS_BYTES, 0.0) / GIB * self.egress_gib
+            + amounts.get(Quantity.NETWORK_SENT_BYTES, 0.0) / GIB * self.network_sent_gib
+            + amounts.get(Quantity.NETWORK_RECEIVED_BYTES, 0.0) / GIB * self.network_received_gib
             + amounts.get(Quantity.REQUESTS, 0.0) / 1e6 * self.million_requests
             + starts * self.start
         )

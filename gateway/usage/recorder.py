@@ -53,6 +53,17 @@ class Requests:
     egress_bytes: int
 
 
+@dataclass(slots=True)
+class Moved:
+    """Bytes that code of one session sent and received through the egress proxy, since they were last taken."""
+
+    session_id: SessionId
+    tenant: str
+    runtime: RuntimeKey
+    sent: int = 0
+    received: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Which gateway this is. `writer`: unique to this run of it. `me`: its id, where others do not reach its sandboxes.
@@ -87,11 +98,13 @@ class UsageRecorder:
         take_requests: Callable[[], Iterable[Requests]],
         last_used: Callable[[SessionId, float], float | None],
         on_taken: Callable[[Rows], None] = lambda rows: None,
+        take_moved: Callable[[], Iterable[Moved]] = tuple,
     ) -> None:
         """`last_used(session, now)`: when this gateway last saw it in use. `on_taken` sees what is to be written."""
         self._meter, self._store, self._provider, self._catalog = meter, store, provider, catalog
         self._clock, self._place, self._interval = clock, place, interval
         self._take_requests, self._last_used, self._on_taken = take_requests, last_used, on_taken
+        self._take_moved = take_moved
         self._engine: EngineMeter | None = provider if isinstance(provider, EngineMeter) else None
         self._used: dict[str, float] = {}  # session -> last use, of sandboxes of a shared engine
         self._pending: deque[tuple[int, Rows]] = deque()
@@ -144,6 +157,10 @@ class UsageRecorder:
                 account = self._account(each.tenant, each.runtime, each.session_id)
                 self._meter.add(account, Quantity.REQUESTS, each.requests, now)
                 self._meter.add(account, Quantity.EGRESS_BYTES, each.egress_bytes, now)
+            for moved in self._take_moved():
+                account = self._account(moved.tenant, moved.runtime, moved.session_id)
+                self._meter.add(account, Quantity.NETWORK_SENT_BYTES, moved.sent, now)
+                self._meter.add(account, Quantity.NETWORK_RECEIVED_BYTES, moved.received, now)
             await self._write()
 
     async def _write(self) -> None:

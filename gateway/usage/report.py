@@ -31,13 +31,18 @@ _FIELDS = {
     "cpuSeconds": Quantity.CPU_SECONDS,
     "memoryByteSeconds": Quantity.MEMORY_BYTE_SECONDS,
     "egressBytes": Quantity.EGRESS_BYTES,
+    "networkSentBytes": Quantity.NETWORK_SENT_BYTES,
+    "networkReceivedBytes": Quantity.NETWORK_RECEIVED_BYTES,
     "requests": Quantity.REQUESTS,
     "startsWarm": Quantity.STARTS_WARM,
     "startsCold": Quantity.STARTS_COLD,
     "startsWake": Quantity.STARTS_WAKE,
     "startsWakeCold": Quantity.STARTS_WAKE_COLD,
 }
-_WHOLE = frozenset(("egressBytes", "requests", "startsWarm", "startsCold", "startsWake", "startsWakeCold"))
+_WHOLE = frozenset((
+    "egressBytes", "networkSentBytes", "networkReceivedBytes", "requests", "startsWarm", "startsCold", "startsWake",
+    "startsWakeCold",
+))  # fmt: skip
 AMOUNTS = (*_FIELDS, *_SIZED, "storedByteHours")
 
 

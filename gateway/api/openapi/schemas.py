@@ -23,6 +23,14 @@ RUNTIME_NAME: Schema = {
 }
 
 
+EGRESS: Schema = {
+    "description": "What may be reached: entries as in spec.wakegate.egress (docs/egress.md).",
+    "type": "array",
+    "maxItems": 256,
+    "items": {"anyOf": [{"type": "string", "examples": ["pypi"]}, {"type": "object"}]},
+}
+
+
 def ref(name: str) -> Schema:
     """A reference to one of SCHEMAS by its name."""
     return {"$ref": f"#/components/schemas/{name}"}
@@ -72,11 +80,13 @@ _LIMITS: Schema = {
         createsPerMinute={"type": "number", "minimum": 0.001},
         maxDuration=DURATION,
         runtimes=array_of(TEXT),
+        egress=EGRESS,
     ),
     "description": "What is absent is not limited.",
 }  # fmt: skip
 _USED = (
     "sandboxSeconds idleSeconds hibernatedSeconds warmPoolSeconds cpuSeconds memoryByteSeconds egressBytes requests "
+    "networkSentBytes networkReceivedBytes "
     "startsWarm startsCold startsWake startsWakeCold vcpuSeconds memoryLimitByteSeconds gpuSeconds storedByteHours"
 )
 _CALL = obj(
@@ -108,7 +118,9 @@ SCHEMAS: dict[str, Schema] = {
         "error",
         error=obj("message type param code", message=TEXT, type=TEXT, param=nullable(TEXT), code=nullable(TEXT)),
     ),
-    "NewSession": obj(runtime=RUNTIME_NAME, ttl=DURATION, idleTimeout=DURATION, metadata=METADATA),
+    "NewSession": obj(
+        runtime=RUNTIME_NAME, ttl=DURATION, idleTimeout=DURATION, metadata=METADATA, egress=nullable(EGRESS)
+    ),
     "SessionChange": obj(ttl=nullable(DURATION), idleTimeout=DURATION, metadata=METADATA),
     "Session": obj(
         "id runtime state createdAt lastActiveAt expiresAt idleTimeout metadata",
@@ -123,6 +135,32 @@ SCHEMAS: dict[str, Schema] = {
         sandboxId=nullable(TEXT),
         reason=TEXT,
         metadata=METADATA,
+        egress=nullable(EGRESS),
+    ),
+    "SessionEgress": obj(
+        "allowed connections bytesSent bytesReceived leftOut log",
+        allowed=obj("runtime", runtime=EGRESS, session=nullable(EGRESS), tenant=nullable(EGRESS)),
+        connections=obj("open", open=COUNT, closed=COUNT, refused=COUNT, failed=COUNT, cut=COUNT),
+        bytesSent=COUNT,
+        bytesReceived=COUNT,
+        leftOut={**COUNT, "description": "Connections that came too fast for a line each."},
+        log=array_of(
+            obj(
+                "at outcome protocol host port",
+                at=MOMENT,
+                outcome={"enum": ["open", "closed", "refused", "failed", "cut"]},
+                protocol={"enum": ["connect", "http", "socks5"]},
+                host=TEXT,
+                port=COUNT,
+                address=TEXT,
+                rule={"type": "string", "description": "The entry that allows it."},
+                reason=TEXT,
+                setting={"type": "string", "description": "What would allow it."},
+                bytesSent=COUNT,
+                bytesReceived=COUNT,
+                seconds=NUMBER,
+            )
+        ),
     ),
     "NewSessionToken": obj(ttl=DURATION, paths=array_of(TEXT), ports=array_of({"type": "integer"})),
     "SessionToken": obj("token expiresAt", token=TEXT, expiresAt=MOMENT),

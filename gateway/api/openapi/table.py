@@ -51,6 +51,10 @@ NATIVE: Mapping[str, Operation] = {
                   _ok("Session")),
     "wake_session":
         Operation("POST", "/v1/sessions/{session_id}/wake", "sessions", "Wake a session now.", _ok("Session")),
+    "get_session_egress":
+        Operation("GET", "/v1/sessions/{session_id}/egress", "sessions", "What it may reach, and what it reached.",
+                  _ok("SessionEgress"), (Parameter("limit", "Lines of the log, the newest first; 100 if absent.",
+                                                   {"type": "integer", "minimum": 1, "maximum": 500}),)),
     "list_runtimes":
         Operation("GET", "/v1/runtimes", "runtimes", "List runtimes and their warm pools.", _ok("Runtimes"),
                   sandbox=False),
