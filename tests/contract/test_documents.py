@@ -3,52 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 
 from gateway.core.documents import Document, DocumentStore
 from gateway.core.errors import StaleWriteError, StoreUnavailableError
 from gateway.core.interfaces import SessionStore
-from gateway.store.cached import CachedStore
-from gateway.store.memory import MemoryStore
-from gateway.store.redis import RedisStore
-from gateway.store.sqlite import SqliteStore
-from gateway.testing import ManualClock
-from tests.support.records import T0
-from tests.support.redis_server import RedisServer
-
-_prefixes = (f"documents-{n}" for n in itertools.count())
-
-
-@pytest.fixture(scope="module")
-def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One server for the whole suite; each test has a prefix of its own."""
-    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture(params=["memory", "sqlite", "redis", "cached-sqlite"])
-async def store(
-    request: pytest.FixtureRequest, tmp_path: Path, shared_redis: RedisServer
-) -> AsyncIterator[SessionStore]:
-    """A store, open and empty."""
-    clock = ManualClock(T0)
-    made: SessionStore
-    if request.param == "redis":
-        made = RedisStore(shared_redis.url, clock, next(_prefixes), deadline=20.0)
-    elif request.param == "memory":
-        made = MemoryStore(clock)
-    else:
-        made = SqliteStore(tmp_path / "sessions.db", clock)
-    if request.param == "cached-sqlite":
-        made = CachedStore(made)
-    await made.start()
-    yield made
-    await made.aclose()
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import Mapping
 
 import pytest
 
@@ -13,50 +11,18 @@ from gateway.core.errors import StoreUnavailableError
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import SessionId
 from gateway.core.quota import Amounts, Excess, QuotaLedger, Resource
-from gateway.store.cached import CachedStore
-from gateway.store.memory import MemoryStore
-from gateway.store.redis import RedisStore
-from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock
 from tests.support.records import T0
-from tests.support.redis_server import RedisServer
 
-_prefixes = (f"quotas-{n}" for n in itertools.count())
 ONE, TWO = SessionId("one"), SessionId("two")
 AWAKE: Amounts = {Resource.SESSIONS: 1, Resource.SANDBOXES: 1, Resource.MEMORY: 1 << 50}
 ASLEEP: Amounts = {Resource.SESSIONS: 1, Resource.HIBERNATED: 1, Resource.STORED: 7}
 
 
-@pytest.fixture(scope="module")
-def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One server for the whole suite; each test has a prefix of its own."""
-    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
-    yield server
-    server.kill()
-
-
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock(T0)
-
-
-@pytest.fixture(params=["memory", "sqlite", "redis", "cached-sqlite"])
-async def store(
-    request: pytest.FixtureRequest, tmp_path: Path, shared_redis: RedisServer, clock: ManualClock
-) -> AsyncIterator[SessionStore]:
-    """A store, open and empty."""
-    made: SessionStore
-    if request.param == "redis":
-        made = RedisStore(shared_redis.url, clock, next(_prefixes), deadline=20.0, server_time=False)
-    elif request.param == "memory":
-        made = MemoryStore(clock)
-    else:
-        made = SqliteStore(tmp_path / "sessions.db", clock)
-    if request.param == "cached-sqlite":
-        made = CachedStore(made)
-    await made.start()
-    yield made
-    await made.aclose()
+def redis_options() -> Mapping[str, bool]:
+    """Leases and reservations end by the tests' clock."""
+    return {"server_time": False}
 
 
 @pytest.fixture

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -15,48 +13,22 @@ from hypothesis import HealthCheck, example, given, settings
 from gateway.core.errors import BadRequestError, FencedOutError, StaleWriteError, StoreUnavailableError
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import Kind, RuntimeKey, Session, SessionId, SessionState
-from gateway.store.cached import CachedStore
-from gateway.store.memory import MemoryStore
-from gateway.store.redis import RedisStore
-from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock
 from tests.support.records import RUNTIME, T0, session, sessions
-from tests.support.redis_server import RedisServer
 
-_prefixes = (f"test-{n}" for n in itertools.count())
 FAR = T0 + 1e9
 
 
-@pytest.fixture(scope="module")
-def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One server for the whole suite; each test has a prefix of its own."""
-    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
-    yield server
-    server.kill()
+@pytest.fixture(params=["memory", "sqlite", "redis", "cached-sqlite", "cached-redis"])
+def store_kind(request: pytest.FixtureRequest) -> str:
+    """All kinds of stores, with the cache before each that has one."""
+    return str(request.param)
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock(T0)
-
-
-@pytest.fixture(params=["memory", "sqlite", "redis", "cached-sqlite", "cached-redis"])
-async def store(
-    request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock, shared_redis: RedisServer
-) -> AsyncIterator[SessionStore]:
-    """An open, empty store of each kind."""
-    made: SessionStore
-    if "redis" in request.param:
-        made = RedisStore(shared_redis.url, clock, next(_prefixes), server_time=False, deadline=20.0)
-    elif request.param == "memory":
-        made = MemoryStore(clock)
-    else:
-        made = SqliteStore(tmp_path / "sessions.db", clock)
-    if "cached" in request.param:
-        made = CachedStore(made, ttl=60.0)
-    await made.start()
-    yield made
-    await made.aclose()
+def redis_options() -> Mapping[str, bool]:
+    """Leases and reservations end by the tests' clock."""
+    return {"server_time": False}
 
 
 async def ids(found: AsyncIterator[Session]) -> list[str]:

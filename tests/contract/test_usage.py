@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,49 +11,12 @@ import redis
 from gateway.core.errors import StoreUnavailableError
 from gateway.core.interfaces import SessionStore
 from gateway.core.usage import HOUR_S, SESSION_RETENTION_S, TOTAL_RETENTION_S, Quantity, UsageKey, UsageStore
-from gateway.store.cached import CachedStore
-from gateway.store.memory import MemoryStore
 from gateway.store.redis import RedisStore
-from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock
 from tests.support.records import T0
 from tests.support.redis_server import RedisServer
 
 HOUR = int(T0 // HOUR_S) * HOUR_S
-_prefixes = (f"usage-{n}" for n in itertools.count())
-
-
-@pytest.fixture(scope="module")
-def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One server for the whole suite; each test has a prefix of its own."""
-    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    """The stores' clock."""
-    return ManualClock(T0)
-
-
-@pytest.fixture(params=["memory", "sqlite", "redis", "cached-sqlite"])
-async def store(
-    request: pytest.FixtureRequest, tmp_path: Path, shared_redis: RedisServer, clock: ManualClock
-) -> AsyncIterator[SessionStore]:
-    """A store, open and empty."""
-    made: SessionStore
-    if request.param == "redis":
-        made = RedisStore(shared_redis.url, clock, next(_prefixes), deadline=20.0)
-    elif request.param == "memory":
-        made = MemoryStore(clock)
-    else:
-        made = SqliteStore(tmp_path / "sessions.db", clock)
-    if request.param == "cached-sqlite":
-        made = CachedStore(made)
-    await made.start()
-    yield made
-    await made.aclose()
 
 
 @pytest.fixture
@@ -157,16 +117,15 @@ async def test_rows_end_after_their_retention(store: SessionStore, clock: Manual
     assert await rows(usage) == {}
 
 
-async def test_redis_rows_expire(shared_redis: RedisServer, clock: ManualClock) -> None:
+async def test_redis_rows_expire(shared_redis: RedisServer, redis_prefix: str, clock: ManualClock) -> None:
     """Every key of usage has a time to live, the one of its kind."""
-    prefix = next(_prefixes)
-    store = RedisStore(shared_redis.url, clock, prefix, deadline=20.0)
+    store = RedisStore(shared_redis.url, clock, redis_prefix, deadline=20.0)
     await store.start()
     await store.usage.add("a", 1, {key(): {"requests": 1.0}, key(session="s"): {"requests": 1.0}})
     await store.aclose()
     lives: dict[str, int] = {}
     with redis.Redis("127.0.0.1", shared_redis.port) as client:
-        for name in client.scan_iter("{" + prefix + "}:usage*"):
+        for name in client.scan_iter("{" + redis_prefix + "}:usage*"):
             lives[name.decode().split(":")[1]] = client.ttl(name)
 
     assert set(lives) == {"usage", "usage-sessions", "usage-writer"}

@@ -90,15 +90,26 @@ class Load:
                     self.wrong.append("no gateway took the request")
 
 
+def sessions_with_notes(gateways: list[Server]) -> list[str]:
+    """Four sessions, two made by each gateway, each with its own id in the file `note`."""
+    sessions = [gateways[n % 2].session() for n in range(4)]
+    for n, session in enumerate(sessions):
+        assert gateways[n % 2].run(session, f"printf {session} > note").status_code == 200
+    return sessions
+
+
+def claimed_pods(cluster: Cluster) -> set[str]:
+    """The UIDs of the pods that sessions have."""
+    claimed = {"wakegate.io/pool": "claimed"}
+    return {pod["metadata"]["uid"] for pod in cluster.call(lambda: cluster.pods(**claimed))}
+
+
 def test_replica_that_is_killed_fails_no_request(replicas: tuple[list[Server], Cluster]) -> None:
     """kill -9 of one of two gateways under load: no request that reached the other fails, those that ran on the dead
     one break, and succeed when the client sends them to the other, and the pods stay the same."""
     gateways, cluster = replicas
-    sessions = [gateways[n % 2].session() for n in range(4)]
-    for n, session in enumerate(sessions):
-        assert gateways[n % 2].run(session, f"printf {session} > note").status_code == 200
-    claimed = {"wakegate.io/pool": "claimed"}
-    before = {pod["metadata"]["uid"] for pod in cluster.call(lambda: cluster.pods(**claimed))}
+    sessions = sessions_with_notes(gateways)
+    before = claimed_pods(cluster)
     with Load(gateways, sessions) as load, ThreadPoolExecutor() as threads:
         wait_until(lambda: min(load.answers[each.url] for each in gateways) >= 20, "both gateways serve")
         cut = [threads.submit(patient, gateways[0], session) for session in sessions]
@@ -113,18 +124,15 @@ def test_replica_that_is_killed_fails_no_request(replicas: tuple[list[Server], C
         go_on(cluster)
         assert [each.result(LIMIT_S) for each in again] == ["done\n"] * len(sessions)
     assert load.wrong == []
-    assert {pod["metadata"]["uid"] for pod in cluster.call(lambda: cluster.pods(**claimed))} == before
+    assert claimed_pods(cluster) == before
 
 
 def test_replica_that_drains_fails_no_request(replicas: tuple[list[Server], Cluster]) -> None:
     """SIGTERM to one of two gateways under load: not one request fails or is cut, those that run on it are answered to
     their end, it exits by itself with status 0, and the pods stay the same."""
     gateways, cluster = replicas
-    sessions = [gateways[n % 2].session() for n in range(4)]
-    for n, session in enumerate(sessions):
-        assert gateways[n % 2].run(session, f"printf {session} > note").status_code == 200
-    claimed = {"wakegate.io/pool": "claimed"}
-    before = {pod["metadata"]["uid"] for pod in cluster.call(lambda: cluster.pods(**claimed))}
+    sessions = sessions_with_notes(gateways)
+    before = claimed_pods(cluster)
     with Load(gateways, sessions) as load, ThreadPoolExecutor() as threads:
         wait_until(lambda: min(load.answers[each.url] for each in gateways) >= 20, "both gateways serve")
         slow = [threads.submit(patient, gateways[0], session) for session in sessions]
@@ -137,7 +145,7 @@ def test_replica_that_drains_fails_no_request(replicas: tuple[list[Server], Clus
         assert [each.result(LIMIT_S) for each in slow] == ["done\n"] * len(slow)
         assert gateways[0].process.wait(LIMIT_S) == 0
     assert (load.wrong, load.broken) == ([], 0)
-    assert {pod["metadata"]["uid"] for pod in cluster.call(lambda: cluster.pods(**claimed))} == before
+    assert claimed_pods(cluster) == before
 
 
 def go_on(cluster: Cluster) -> None:
