@@ -35,7 +35,7 @@ def test_error_has_the_shape_of_its_surface(shape: ErrorShape) -> None:
         ("1/2 of them, and/or none", "1/2 of them, and/or none"),
     ],
 )
-def test_error_of_ours_names_no_path_of_the_host(message: str, shown: str) -> None:
+def test_gateway_error_names_no_path_of_the_host(message: str, shown: str) -> None:
     """On every surface and the data path; what the client sent is repeated as it is."""
     error = StoreUnavailableError(message)
     assert public_message(error) == shown

@@ -85,7 +85,7 @@ async def test_agentcube_create_honours_ttl_and_metadata(open_gateway: OpenScrip
     ],
     ids=lambda value: None if isinstance(value, bytes) else str(value),
 )
-async def test_agentcube_create_refuses_in_its_words(
+async def test_agentcube_create_refuses_with_agentcubes_messages(
     kept_gateway: tuple[Served, ScriptedSandbox], body: bytes, status: int, message: str
 ) -> None:
     """Whatever the Content-Type says."""
@@ -175,7 +175,7 @@ async def test_agentcube_start_failure_has_a_reason(open_gateway: OpenScripted) 
 # Our own
 
 
-async def test_native_session_from_creation_to_its_end(open_gateway: OpenScripted) -> None:
+async def test_native_session_is_created_used_and_deleted(open_gateway: OpenScripted) -> None:
     """201 with Location, then shown, used, deleted, gone."""
     gateway, _ = await open_gateway()
     async with client_of(gateway) as client:
@@ -418,7 +418,7 @@ async def test_readyz_reports_an_unwritable_state_directory(open_gateway: OpenSc
     assert reply.json()["reasons"] == ["the state directory <path> cannot be written to: No such file or directory"]
 
 
-async def test_gateway_whose_store_goes_away_still_gets_traffic(open_gateway: OpenScripted) -> None:
+async def test_health_ready_stays_while_the_store_is_unavailable(open_gateway: OpenScripted) -> None:
     """/health/ready, which balancers ask, stands where /readyz tells of the trouble; a drain ends both."""
     gateway, _ = await open_gateway()
     async with client_of(gateway) as client:

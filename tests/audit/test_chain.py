@@ -122,7 +122,7 @@ def test_report_names_file_and_line(tmp_path: Path) -> None:
     assert "is empty" in check(tmp_path).problem
 
 
-def test_another_key_signs_nothing(tmp_path: Path) -> None:
+def test_trail_signed_with_another_key_is_refused(tmp_path: Path) -> None:
     """A trail that somebody wrote anew is whole in itself, and not the gateway's."""
     files = written(tmp_path)
     (report,) = verify(files, Ed25519PrivateKey.generate().public_key())
@@ -177,7 +177,7 @@ def test_line_that_a_kill_tore_is_marked_and_the_chain_goes_on(tmp_path: Path, l
         assert check(tmp_path).problem != ""
 
 
-def test_signed_lines_that_are_cut_before_a_restart_are_told_for_ever(tmp_path: Path) -> None:
+def test_signed_lines_removed_before_a_restart_stay_detected(tmp_path: Path) -> None:
     """The gateway knows the latest head that it signed, also where the whole file is gone."""
     written(tmp_path)
     path = tmp_path / "audit.log"
@@ -199,7 +199,7 @@ def test_file_that_is_no_trail_is_put_aside(tmp_path: Path) -> None:
     assert [file.read_text() for file in tmp_path.glob("audit.log.damaged-*")] == ["hello\nworld\n"]
 
 
-def test_kill_with_the_very_first_line_leaves_nothing_to_explain(tmp_path: Path) -> None:
+def test_kill_during_the_first_line_is_no_finding(tmp_path: Path) -> None:
     """The file had said nothing yet."""
     (tmp_path / "audit.log").write_bytes(b'{"seq":0,"prev":"000')
     written(tmp_path)

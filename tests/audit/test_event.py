@@ -67,7 +67,7 @@ def test_value_under_a_secrets_name_is_hidden_whatever_it_is() -> None:
     assert detail == {"api_key": HIDDEN, "name": "ci"}
 
 
-def test_secret_at_the_edge_of_a_text_is_not_cut_into_the_open() -> None:
+def test_secret_at_the_end_of_a_shortened_text_is_hidden() -> None:
     """It is hidden before the text is cut."""
     text = "x" * (MAX_TEXT - 30) + " " + JWT  # of which only the whole is known to be one
     assert "eyJ" not in event_fields(AuditEvent(0, "a", Actor(), 200, detail={"t": text}))["detail"]["t"]

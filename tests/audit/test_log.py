@@ -102,7 +102,7 @@ async def test_full_disk_refuses_requests_until_it_has_room_and_loses_nothing(
     assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1
 
 
-async def test_trouble_with_a_signature_alone_does_not_refuse_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_signature_does_not_refuse_requests_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """No request comes to try it again while all are refused, so the log does."""
     monkeypatch.setattr(module, "HEAD_EVERY_LINES", 1)
     sink = Breakable()
@@ -123,7 +123,7 @@ async def test_trouble_with_a_signature_alone_does_not_refuse_for_ever(monkeypat
     await audit.aclose()
 
 
-async def test_what_finds_no_place_is_counted_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_dropped_events_are_counted_in_a_gap_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """With `continue` requests go on; a gap line between what was kept and what came after tells how many."""
     monkeypatch.setattr(module, "QUEUED", 3)
     sink = Breakable()

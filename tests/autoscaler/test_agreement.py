@@ -54,7 +54,7 @@ def test_accounts_of_the_same_pool_are_the_same(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out.count("yes") == 4
 
 
-def test_a_fifth_more_or_an_error_is_no_agreement(capsys: pytest.CaptureFixture[str]) -> None:
+def test_difference_of_a_fifth_or_an_error_is_no_agreement(capsys: pytest.CaptureFixture[str]) -> None:
     """A gateway that misses more than the laboratory says, or fails requests, does not pass."""
     run = made()
     worse = replace(run, claims=[(at, "cold", wait, took) for at, _, wait, took in run.claims])

@@ -197,7 +197,7 @@ def test_history_restores_what_was_known() -> None:
     assert abs(restored.forecast(start + end).level - seen.forecast(start + end).level) <= 1
 
 
-def test_history_restores_whom_the_mixture_trusts() -> None:
+def test_history_restores_the_weights_of_the_mixture() -> None:
     """Ten claims every five minutes: after a restart the expert for timers has its weight before any new claim."""
     now = 1_700_000_000.0
     batches = [(int(now) - 300 * i, 10) for i in range(1, 73)][::-1]

@@ -28,7 +28,7 @@ def constant(size: float) -> Targets:
     return Targets(np.array([-1000.0]), np.array([size]))
 
 
-def test_simulator_counts_a_story_right() -> None:
+def test_simulator_counts_hits_misses_and_idle_time() -> None:
     """One warm sandbox, lead 10 s, claims at 0, 3 and 12 s: hit, miss, hit; idle is what nobody has claimed."""
     outcome = simulate(np.array([0.0, 3.0, 12.0]), constant(1), lead=10.0, scored_from=0.0, end=30.0)
 
@@ -108,7 +108,7 @@ def test_predictive_halves_the_idle_where_rates_change() -> None:
     assert keda is None or predictive < keda
 
 
-def test_one_who_knows_when_rates_change_lies_between_the_seer_of_rates_and_fixed() -> None:
+def test_known_changes_policy_lies_between_known_rates_and_fixed() -> None:
     """To learn the rate from the claims costs something, even knowing when to begin anew; less than not to learn it."""
     rng = np.random.default_rng(3)
     bins = [np.sort(rng.random(rng.poisson(rate * 300.0))) for rate in rng.choice([0.02, 0.1, 0.5], 120)]

@@ -167,7 +167,7 @@ def test_uninstall_deletes_the_state_directory_with_yes(tmp_path: Path) -> None:
     assert not state.exists()
 
 
-def test_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:
+def test_closed_pipe_causes_no_traceback(tmp_path: Path) -> None:
     """As in `wakegate doctor | head -1`."""
     command = f"{sys.executable} -m gateway doctor --port 0 --state-dir {tmp_path}/state | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, timeout=50)

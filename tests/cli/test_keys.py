@@ -57,7 +57,7 @@ def test_key_works_at_a_running_gateway_until_it_is_revoked(tmp_path: Path) -> N
         assert httpx.get(server.url + "/v1/caller").status_code == 401
 
 
-def test_wrong_words_are_refused_with_what_is_right(tmp_path: Path) -> None:
+def test_wrong_arguments_are_refused_with_the_right_form(tmp_path: Path) -> None:
     """In a line, with status 2."""
     for words, hint in (
         (("create", "--role", "emperor"), "invalid choice"),
@@ -73,7 +73,7 @@ def test_wrong_words_are_refused_with_what_is_right(tmp_path: Path) -> None:
         assert "Traceback" not in ended.stderr
 
 
-def test_gateway_beyond_this_machine_asks_for_keys_or_for_so_many_words(tmp_path: Path) -> None:
+def test_gateway_beyond_this_machine_needs_authentication_or_an_explicit_flag(tmp_path: Path) -> None:
     """The refusal names both switches."""
     command = [sys.executable, "-m", "gateway", "serve", "--host", "0.0.0.0", "--port", "0"]
     ended = subprocess.run(

@@ -192,7 +192,7 @@ async def test_failed_restore_of_what_is_elsewhere_changes_nothing(subject: Subj
     assert await subject.keeper.delete_orphans(references(), 0.0) == 0
 
 
-async def test_dropped_workspace_is_gone(subject: Subject) -> None:
+async def test_deleted_workspace_is_gone(subject: Subject) -> None:
     """Dropping it again is success."""
     reference = await subject.asleep("content")
     await subject.keeper.delete(reference)
@@ -202,7 +202,7 @@ async def test_dropped_workspace_is_gone(subject: Subject) -> None:
         await subject.keeper.restore(reference, sandbox.id, SESSION)
 
 
-async def test_leftovers_are_what_no_record_names(subject: Subject) -> None:
+async def test_orphans_are_what_no_record_names(subject: Subject) -> None:
     """What a record names stays, what is younger than asked for stays, the rest goes."""
     named, orphan = [
         await subject.asleep(text, SessionId(f"5b0e1b63-7a2f-4f0f-9c45-00000000000{number}"))
@@ -218,7 +218,7 @@ async def test_leftovers_are_what_no_record_names(subject: Subject) -> None:
         await subject.keeper.restore(orphan, sandbox.id, SESSION)
 
 
-async def test_leftovers_ask_for_the_records_after_the_list(subject: Subject) -> None:
+async def test_orphans_are_compared_with_records_read_after_the_list(subject: Subject) -> None:
     """What comes to be named while they are looked for is spared."""
     await subject.asleep("orphan")
     late: list[str] = []

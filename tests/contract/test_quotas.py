@@ -134,7 +134,7 @@ async def test_bucket_gives_its_burst_and_then_one_per_interval(ledger: QuotaLed
     assert [await ledger.take("acme", 10.0, 2) for _ in range(3)] == [0.0, 0.0, 10.0]
 
 
-async def test_gateways_that_are_silent_are_not_counted(ledger: QuotaLedger, clock: ManualClock) -> None:
+async def test_gateways_without_heartbeats_are_not_counted(ledger: QuotaLedger, clock: ManualClock) -> None:
     """Each counts itself."""
     assert await ledger.count_gateways("a", 3.0) == 1
     assert await ledger.count_gateways("b", 3.0) == 2

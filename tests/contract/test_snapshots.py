@@ -136,7 +136,7 @@ async def test_list_has_size_and_time(kit: Kit, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [10, 3_000_000])
 @pytest.mark.parametrize("damage", ["cut", "cut-at-border", "longer", "empty", "first", "middle", "last"])
-async def test_damaged_snapshot_never_ends_well(kit: Kit, size: int, damage: str) -> None:
+async def test_damaged_snapshot_is_never_read_to_its_end(kit: Kit, size: int, damage: str) -> None:
     """Whatever was done to it, the reader gets an error and never sees an end."""
     data = os.urandom(size)
     ref = await kit.store.put(SESSION, pieces(data))

@@ -54,7 +54,7 @@ async def test_closed_store_refuses_calls(store: SessionStore) -> None:
         await store.ping()
 
 
-async def test_unknown_ids_are_nothing_special(store: SessionStore) -> None:
+async def test_unknown_ids_are_no_errors(store: SessionStore) -> None:
     """Reading answers None; deleting and touching what is not there is success and creates nothing."""
     await store.delete(SessionId("nobody"))
     await store.touch_many({SessionId("nobody"): T0})
@@ -464,7 +464,7 @@ async def test_lease_can_be_looked_at(store: SessionStore, clock: ManualClock) -
     assert await store.lease("gateway:a") is None
 
 
-async def test_leases_of_different_names_are_strangers(store: SessionStore) -> None:
+async def test_leases_of_different_names_are_independent(store: SessionStore) -> None:
     """Names and holders may be any text, spaces and line ends included."""
     names = ["session:a", "session:b", "a b\nc", "ü"]
     held = [await store.acquire_lease(name, " h 1\n", 10) for name in names]

@@ -86,21 +86,21 @@ def test_bad_file_is_named_with_its_cause(authority: Authority, spoil: Callable[
         assert problem.startswith(start.format(cert=pair.cert, key=pair.key))
 
 
-def test_key_of_another_certificate_is_told(authority: Authority) -> None:
+def test_key_of_another_certificate_is_reported(authority: Authority) -> None:
     """With the name of the certificate whose key it is not."""
     pair, other = authority.issue("server"), authority.issue("other")
     (problem,) = problems_of(Pair(pair.cert, other.key))
     assert f"--tls-key {other.key}: is not the key of the first certificate in {pair.cert} (CN=server)" in problem
 
 
-def test_encrypted_key_is_told_and_no_password_asked_for(authority: Authority) -> None:
+def test_encrypted_key_is_reported_without_a_password_prompt(authority: Authority) -> None:
     """A gateway without a terminal would hang."""
     (problem,) = problems_of(authority.issue("server", password=b"secret"))
     assert "is encrypted" in problem
     assert "openssl pkey" in problem
 
 
-def test_client_ca_without_certificates_is_told(authority: Authority, tmp_path: Path) -> None:
+def test_client_ca_without_certificates_is_reported(authority: Authority, tmp_path: Path) -> None:
     """Rather than refusing every client."""
     nothing = tmp_path / "nothing.pem"
     nothing.write_text("")
@@ -111,7 +111,7 @@ def test_client_ca_without_certificates_is_told(authority: Authority, tmp_path: 
 @pytest.mark.parametrize(
     ("given", "missing"), [("tls_cert", "--tls-key"), ("tls_key", "--tls-cert"), ("tls_client_ca", "--tls-cert")]
 )
-def test_half_of_the_flags_is_refused(given: str, missing: str, tmp_path: Path) -> None:
+def test_certificate_or_key_alone_is_refused(given: str, missing: str, tmp_path: Path) -> None:
     """A gateway that was to speak TLS must not start without it."""
     with pytest.raises(SettingsError, match=f"{missing} is missing"):
         make_certificates(load({given: str(tmp_path / "x")}, {"HOME": str(tmp_path)}), SystemClock())
@@ -126,7 +126,7 @@ def test_expired_certificate_is_a_warning(authority: Authority, caplog: pytest.L
     assert ["expired" in problem for problem in expiry_problems(pair.cert, time.time())] == [True]
 
 
-def test_certificate_that_ends_within_14_days_or_has_not_begun_is_told(authority: Authority) -> None:
+def test_certificate_that_ends_within_14_days_or_has_not_begun_is_reported(authority: Authority) -> None:
     """The first in time to renew it."""
     now = time.time()
     assert ["expires on" in each for each in expiry_problems(authority.issue("a", days=13).cert, now)] == [True]

@@ -33,7 +33,7 @@ async def findings(clock: ManualClock | None = None, **changes: Any) -> dict[str
         ({"host": "0.0.0.0", "auth": True, "trusted_proxies": "10.0.0.0/8"}, "ok", None),
     ],
 )
-async def test_address_is_held_against_authentication_and_encryption(
+async def test_address_is_checked_against_authentication_and_encryption(
     changes: dict[str, Any], access: str, encryption: str | None
 ) -> None:
     """Loopback needs neither; any other address needs both, or a word that it does not."""
@@ -45,7 +45,7 @@ async def test_address_is_held_against_authentication_and_encryption(
 @pytest.mark.parametrize(
     ("proxies", "status"), [("10.0.0.0/8,192.168.1.7", "ok"), ("0.0.0.0/0", "warn"), ("::/0", "warn"), ("x", "fail")]
 )
-async def test_trust_in_everybody_is_told(proxies: str, status: str) -> None:
+async def test_trusting_every_address_is_reported(proxies: str, status: str) -> None:
     """As anybody could then say which address they have."""
     assert (await findings(trusted_proxies=proxies))["proxies"].status == status
 
@@ -55,7 +55,7 @@ async def test_trust_in_everybody_is_told(proxies: str, status: str) -> None:
     [("k" * 32, 0o600, "ok"), ("k" * 32, 0o440, "ok"), ("k" * 32, 0o604, "warn"), ("k" * 32, 0o620, "warn"),
      ("k" * 31, 0o600, "fail"), ("two lines " * 9, 0o600, "fail"), (None, 0, "fail")],
 )  # fmt: skip
-def test_admin_key_is_long_and_its_own_users_only(tmp_path: Path, text: str | None, mode: int, status: str) -> None:
+def test_admin_key_must_be_long_and_private(tmp_path: Path, text: str | None, mode: int, status: str) -> None:
     """A group may read it, as in a Secret's volume."""
     path = tmp_path / "key"
     if text is not None:
@@ -64,7 +64,7 @@ def test_admin_key_is_long_and_its_own_users_only(tmp_path: Path, text: str | No
     assert check_admin_key(path).status == status
 
 
-async def test_issuer_that_answers_and_one_that_is_away_are_told() -> None:
+async def test_reachable_and_unreachable_issuers_are_reported() -> None:
     """With the number of keys, and how far the clocks differ."""
     with cluster_issuer(ClusterIssuer()) as issuer:
         flags: dict[str, Any] = {"oidc_issuer": issuer.url, "oidc_role_map": "*=member"}

@@ -57,7 +57,7 @@ async def test_key_of_the_tenant_reaches_its_session_and_no_sandbox_sees_it(worl
 
 
 @pytest.mark.parametrize("credential", ["", "wk_nonsense", "wst_a.b.c", "x" * 9000])
-async def test_request_from_nobody_is_refused_before_the_session_is_looked_at(world: World, credential: str) -> None:
+async def test_request_without_credentials_is_refused_before_the_session_is_read(world: World, credential: str) -> None:
     """401 with a challenge, alike for sessions that exist and for those that do not."""
     session = await world.session()
     answers = [await world.ask(each, credential) for each in (session, "no-such-session")]
@@ -67,7 +67,7 @@ async def test_request_from_nobody_is_refused_before_the_session_is_looked_at(wo
     assert world.sandbox.requests == []
 
 
-async def test_session_of_another_tenant_is_as_one_that_does_not_exist(world: World) -> None:
+async def test_session_of_another_tenant_is_answered_as_unknown(world: World) -> None:
     """The same answer, also while it is live for its own tenant."""
     session = await world.session()
     assert (await world.ask(session, await world.key())).status == 200
@@ -77,7 +77,7 @@ async def test_session_of_another_tenant_is_as_one_that_does_not_exist(world: Wo
     assert answer.json["error"].replace(session, "ID") == unknown.json["error"].replace("no-such-session", "ID")
 
 
-async def test_session_of_another_person_of_the_tenant_is_hidden(world: World) -> None:
+async def test_session_of_another_user_of_the_tenant_is_hidden(world: World) -> None:
     """Where both credentials name a person; a key of the tenant's own sees both."""
     session = await world.session(user="ann")
     assert (await world.ask(session, await world.key(user="bob"))).status == 404
@@ -156,7 +156,7 @@ async def test_two_bearer_tokens_are_refused(world: World) -> None:
     assert (await world.gateway.ask(get(session, "/x", twice))).status == 400
 
 
-async def test_gateway_without_authentication_asks_nobody(open_gateway: OpenScripted) -> None:
+async def test_gateway_without_authentication_ignores_credentials(open_gateway: OpenScripted) -> None:
     """A bearer token is not looked at, and X-API-Key may be the application's."""
     gateway, sandbox = await open_gateway(strip_headers="")
     session = await gateway.session()

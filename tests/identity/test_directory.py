@@ -35,7 +35,7 @@ async def directory(store: MemoryStore, clock: ManualClock) -> KeyDirectory:
     return await open_directory(store.documents, clock)
 
 
-async def test_created_key_is_found_and_stored_without_itself(directory: KeyDirectory, store: MemoryStore) -> None:
+async def test_created_key_is_found_and_stored_as_a_hash(directory: KeyDirectory, store: MemoryStore) -> None:
     """What is stored has neither the key nor its secret part."""
     text, key = await directory.create(role=Role.MEMBER, tenant="acme", runtimes=["my-interpreter"])
     found = directory.find(text)

@@ -53,9 +53,7 @@ async def refusal(verifier: OIDCVerifier, token: str) -> str:
     return str(refused.value)
 
 
-async def test_person_who_logged_in_at_the_issuer_has_tenant_role_and_name(
-    server: Provider, clock: ManualClock
-) -> None:
+async def test_user_logged_in_at_the_issuer_has_tenant_role_and_name(server: Provider, clock: ManualClock) -> None:
     """From the claims of the token, with keys found by discovery; the strongest of the groups' roles counts."""
     token = server.token("ann", tenant="acme", groups=["watchers", "admins"])
     identity = await verifier_of(server, clock).verify(token)
@@ -65,7 +63,7 @@ async def test_person_who_logged_in_at_the_issuer_has_tenant_role_and_name(
     assert identity.expires_at > clock.now()
 
 
-async def test_gateway_serves_who_has_a_token_and_asks_for_one(server: Provider, open_gateway: OpenScripted) -> None:
+async def test_gateway_requires_a_token_and_serves_its_tenant(server: Provider, open_gateway: OpenScripted) -> None:
     """Over a socket; of its tenant it sees its own sessions, and a token for someone else says why it is refused."""
     gateway, _ = await open_gateway(oidc_issuer=server.issuer, oidc_role_map="devs=member")
 
@@ -109,7 +107,7 @@ async def test_rotated_key_is_fetched_once_and_the_old_one_forgotten(server: Pro
     assert "does not have" in await refusal(verifier, old)
 
 
-async def test_issuer_that_is_away_leaves_known_keys_and_makes_others_wait(clock: ManualClock) -> None:
+async def test_unreachable_issuer_leaves_known_keys_valid_and_refuses_others(clock: ManualClock) -> None:
     """503 with Retry-After for keys that cannot be asked for; once it is back, they are."""
     with provider() as server:
         verifier = verifier_of(server, clock)
@@ -187,7 +185,7 @@ async def test_token_for_others_or_another_time_says_why_it_is_refused(
     assert reason in await refusal(verifier_of(server, clock), token)
 
 
-async def test_clock_that_jumps_is_told_from_a_forgery(server: Provider, clock: ManualClock) -> None:
+async def test_clock_difference_is_distinguished_from_a_forgery(server: Provider, clock: ManualClock) -> None:
     """Half a minute of difference is taken; beyond it a token is early or expired, and good again when the clock is."""
     verifier, token = verifier_of(server, clock), server.token(tenant="acme")
     clock.advance(-25)
@@ -243,7 +241,7 @@ async def test_forgeries_are_refused(server: Provider, clock: ManualClock) -> No
 
 
 @pytest.mark.parametrize("text", ["", "a.b", "a.b.c.d", "wk_x", "a b.c.d", "é.b.c"])
-def test_what_is_no_jwt_is_left_to_others(server: Provider, clock: ManualClock, text: str) -> None:
+def test_credential_that_is_no_jwt_is_left_to_other_checks(server: Provider, clock: ManualClock, text: str) -> None:
     """So that its refusal is that of an API key."""
     assert not verifier_of(server, clock).accepts(text)
 
@@ -273,7 +271,7 @@ signers = [(ec.generate_private_key(ec.SECP256R1()), "ES256"), (ed25519.Ed25519P
     signature=st.binary(max_size=80),
     signer=st.sampled_from([None, *signers]),
 )
-def test_no_token_without_the_issuers_key_is_anybody(
+def test_token_without_the_issuers_key_gives_no_identity(
     header: dict[str, Any], names: dict[str, Any], good: bool, algorithm: str, signature: bytes, signer: Any
 ) -> None:
     """Whatever header and claims it has: an error of ours, never an identity, never another exception."""
@@ -343,7 +341,7 @@ def _public(kid: str, key: Any, algorithm: str) -> Any:
         ({"tenant": ["acme"], "groups": ["admins"]}, "tenant"),
     ],
 )
-async def test_person_without_role_or_tenant_is_told_which_claim_was_looked_at(
+async def test_token_without_role_or_tenant_is_refused_with_the_claim(
     server: Provider, clock: ManualClock, found: dict[str, Any], message: str
 ) -> None:
     """403: who it is, is known; that it may do something here is not."""
@@ -366,7 +364,7 @@ async def test_nested_claims_and_fixed_values_are_read(server: Provider, clock: 
     assert (identity.tenant, identity.user, identity.role) == ("acme", "", Role.VIEWER)
 
 
-async def test_discovery_of_another_issuer_is_not_believed(server: Provider, clock: ManualClock) -> None:
+async def test_discovery_document_of_another_issuer_is_refused(server: Provider, clock: ManualClock) -> None:
     """The document must name the very issuer that was set (OpenID Connect Discovery 4.3)."""
     verifier = verifier_of(server, clock, oidc_issuer=server.issuer + "/")
     with pytest.raises(UnavailableError, match="names another issuer"):
@@ -398,7 +396,7 @@ def test_settings_that_do_not_fit_are_refused_at_the_start(changes: dict[str, st
         make_verifier(settings, ManualClock())
 
 
-def test_issuer_alone_makes_a_gateway_ask_who_comes() -> None:
+def test_issuer_alone_turns_authentication_on() -> None:
     """And keys are fetched in the clear from this machine only."""
     assert requires_identity(Settings(oidc_issuer="https://issuer.example"))
     assert not url_problem("http://127.0.0.1:8080/x")

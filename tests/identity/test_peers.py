@@ -41,7 +41,7 @@ def test_identity_arrives_as_it_was_signed(identity: Identity) -> None:
     assert PeerSigner(ManualClock()).verify(signed, "POST", b"/a") is None
 
 
-def test_old_signature_is_worth_nothing() -> None:
+def test_expired_signature_is_refused() -> None:
     """Beyond what two clocks may differ by, either way."""
     clock = ManualClock()
     signed = signer(clock=clock).sign(ANONYMOUS, "GET", b"/")

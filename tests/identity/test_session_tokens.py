@@ -24,7 +24,7 @@ def issue(lifetime: float = 60.0, **scope: object) -> str:
     return session_tokens.issue(SESSION, KEY, T0, lifetime, subject="key:abc", **scope)  # type: ignore[arg-type]
 
 
-def test_token_stands_for_its_session_alone() -> None:
+def test_token_gives_access_to_its_session_only() -> None:
     """With the session's tenant and user, so that it sees nothing that they do not."""
     identity = session_tokens.verify(issue(paths=("/api/files",), ports=(8000,)), KEY, T0 + 59)
     assert identity.role is Role.SESSION
@@ -79,7 +79,7 @@ FILES = SessionScope(SessionId("s1"), ("/api/files",), (8000,))
 
 
 @pytest.mark.parametrize("path", ["/api/files", "/api/files/a/b", "/api/ports/8000/", "/api/ports/8000/x/../y"])
-def test_scope_lets_its_paths_and_ports_through(path: str) -> None:
+def test_scope_allows_its_paths_and_ports(path: str) -> None:
     """A port's own paths are its server's affair."""
     require_use(Identity(Role.SESSION, scope=FILES), path.encode())
 
@@ -91,7 +91,7 @@ def test_scope_lets_its_paths_and_ports_through(path: str) -> None:
         "/api/files/..\\x", "/api/ports/8001/", "/api/ports/80000/", "/api/ports/08000x/", "/api/ports/", "//api/files",
     ],
 )  # fmt: skip
-def test_scope_holds_everything_else_back(path: str) -> None:
+def test_scope_refuses_everything_else(path: str) -> None:
     """Also what a server in the sandbox might resolve to another path."""
     with pytest.raises(PermissionDeniedError):
         require_use(Identity(Role.SESSION, scope=FILES), path.encode())

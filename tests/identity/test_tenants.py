@@ -144,7 +144,7 @@ async def test_limits_that_are_set_replace_those_of_the_file_at_every_gateway(st
     assert not here.limits("acme")
 
 
-async def test_deleted_tenant_is_known_as_such_until_it_is_made_anew(store: MemoryStore) -> None:
+async def test_deleted_tenant_stays_deleted_until_it_is_created_again(store: MemoryStore) -> None:
     """At every gateway; its limits are those of the file again."""
     here, there = TenantDirectory(store.documents), TenantDirectory(store.documents)
     await here.put("acme", parse_limits({"gpus": 3}))

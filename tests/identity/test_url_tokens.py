@@ -85,7 +85,7 @@ async def test_only_one_session_token_is_taken_from_a_url(open_gateway: OpenScri
 
 
 @pytest.mark.parametrize(("path", "status"), [("/v1/containers/ID/files/f/content", 404), ("/v1/tool_calls", 403)])
-async def test_token_for_some_paths_is_good_for_these_on_the_surfaces_too(
+async def test_token_limited_to_paths_is_limited_on_every_surface(
     open_gateway: OpenScripted, path: str, status: int
 ) -> None:
     """One for a file must not run commands by way of a tool. (404: the scripted sandbox has no such file.)"""

@@ -86,7 +86,7 @@ def manifest(folder: Path, **container: Any) -> str:
     return str(path)
 
 
-def test_banner_offers_an_agent_what_it_can_answer() -> None:
+def test_banner_shows_a_command_that_an_agent_can_answer() -> None:
     """It runs no commands; where a code interpreter is served, too, that one is shown."""
     agent = RuntimeKey("default", "greeter", Kind.AGENT_RUNTIME)
     said = banner("http://h", Settings(), [], [], agent)
@@ -170,7 +170,7 @@ def test_agent_that_is_asked_for_tools_has_none(tmp_path: Path) -> None:
         assert server.client.get("/v1/sessions").json()["sessions"] == []
 
 
-def test_agent_that_crashes_is_begun_anew_for_its_session(tmp_path: Path) -> None:
+def test_crashed_agent_is_restarted_for_its_session(tmp_path: Path) -> None:
     """The request is told, the next one has a fresh agent, and the log has the last words."""
     with serve(tmp_path / "state", "--runtime", manifest(tmp_path)) as server:
         session = call(server, "/").headers["x-agentcube-session-id"]

@@ -124,7 +124,7 @@ def test_text_is_recorded_only_where_it_is_asked_for(tmp_path: Path) -> None:
     assert "hush-hush" not in text
 
 
-def test_chain_survives_kill_and_a_change_is_told_by_file_and_line(tmp_path: Path) -> None:
+def test_chain_survives_kill_and_a_change_is_reported_by_file_and_line(tmp_path: Path) -> None:
     """The gateway goes on with its chain; `verify` says what was done to it, and where."""
     path, state = tmp_path / "audit.log", tmp_path / "state"
     flags = ["--warm-pool", "0", "--audit-log", str(path)]

@@ -107,7 +107,7 @@ def live_through(server: Server, seen: Seen) -> None:
     seen.until("pool_target", "autoscaler_leads")
 
 
-def test_every_family_moves_for_a_reason(tmp_path: Path) -> None:
+def test_every_metric_family_changes(tmp_path: Path) -> None:
     """Real requests, a killed sandbox, a Redis that goes away and a cluster move all that is exported."""
     manifest = tmp_path / "runtime.yaml"
     manifest.write_text(MANIFEST)

@@ -127,7 +127,7 @@ def test_sigterm_lets_commands_finish_and_hibernates_sessions(tmp_path: Path) ->
         assert server.run(session, "cat note").json()["stdout"] == "done\n"
 
 
-def test_token_seen_in_one_sandbox_is_worth_nothing_at_another(short_path: Path) -> None:
+def test_token_of_one_sandbox_is_refused_by_another(short_path: Path) -> None:
     """Code cannot read its picod's memory for one; and had it one all the same, another picod would answer 401."""
     with serve(short_path / "state") as server:
         thief, victim = server.session(), server.session()

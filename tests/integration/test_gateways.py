@@ -100,7 +100,7 @@ def test_hibernated_session_wakes_at_any_gateway(tmp_path: Path) -> None:
         assert b.run(session, "cat note").headers["x-wakegate-start"] == "live"
 
 
-def test_redis_away_leaves_live_sessions_alone_and_heals_by_itself(tmp_path: Path) -> None:
+def test_live_sessions_continue_while_redis_is_unavailable(tmp_path: Path) -> None:
     """Live sessions go on; what needs the store is told 503 and when to come back; its return needs no help."""
     redis = RedisServer(tmp_path / "redis", "--appendonly", "yes").start()
     with two(tmp_path, redis=redis) as (a, b, _):

@@ -82,7 +82,7 @@ async def test_mcp_session_is_a_session_that_ends_with_the_client(server: Server
 
 
 @pytest.mark.parametrize("mode", ["legacy", "2026-07-28", "auto"])
-async def test_mcp_session_by_header_is_anybodys_and_stays(server: Server, mode: str) -> None:
+async def test_mcp_session_named_by_header_is_not_ended_by_its_client(server: Server, mode: str) -> None:
     """Whichever revision of the protocol the client speaks."""
     session = server.session()
     server.run(session, "echo mine > x")
@@ -126,7 +126,7 @@ async def test_mcp_call_that_its_client_gives_up_ends(server: Server) -> None:
     wait_until(lambda: "sleep" not in server.run(session, "cat /proc/[0-9]*/comm").text, "the command ends")
 
 
-def test_mcp_endpoint_survives_bare_clients(server: Server) -> None:
+def test_mcp_endpoint_answers_clients_that_break_the_rules(server: Server) -> None:
     """Unknown sessions are 404, foreign pages 403, a GET 405, the newest revision is told of the handshake."""
     http = server.client
     made = http.post("/mcp", json=INITIALIZE, headers=ACCEPT)

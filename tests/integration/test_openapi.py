@@ -128,7 +128,7 @@ def try_out(operation: Any, sender: Sender, examples: int) -> None:
 
 
 @pytest.mark.parametrize("operation", operations(), ids=lambda each: f"{each.method.upper()} {each.path}")
-def test_openapi_is_what_is_answered(operation: Any, sender: Sender) -> None:
+def test_answers_match_the_openapi_document(operation: Any, sender: Sender) -> None:
     """No server error, no status, type or shape of answer that the document does not declare."""
     try_out(operation, sender, 3)
 
@@ -136,6 +136,6 @@ def test_openapi_is_what_is_answered(operation: Any, sender: Sender) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("operation", operations(), ids=lambda each: f"{each.method.upper()} {each.path}")
-def test_openapi_is_what_is_answered_at_length(operation: Any, sender: Sender) -> None:
+def test_many_answers_match_the_openapi_document(operation: Any, sender: Sender) -> None:
     """The same with many more requests."""
     try_out(operation, sender, 60)

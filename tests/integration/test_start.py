@@ -100,7 +100,7 @@ def test_empty_file_goes_up_and_comes_back(server: Server) -> None:
     assert (reply.status_code, reply.content) == (200, b"")
 
 
-def test_full_tmp_is_that_sessions_trouble(server: Server) -> None:
+def test_full_tmp_affects_that_session_only(server: Server) -> None:
     """No space left is an error of its command; neighbours, the gateway and the session itself go on."""
     full, neighbour = server.session(), server.session()
     said = server.run(full, "head -c 1G /dev/zero > /tmp/big; echo status $?").json()
@@ -127,7 +127,7 @@ async def test_burst_over_the_pool_is_served_without_sharing(server: Server) -> 
     assert [said for _, said in seen] == [str(number) for number in range(12)]
 
 
-def test_things_that_are_not_there_are_all_named(tmp_path: Path) -> None:
+def test_missing_files_store_and_python_are_all_named(tmp_path: Path) -> None:
     """Runtime files, store and Python: looked at together once the settings are well-formed; nothing is made."""
     (tmp_path / "bad.yaml").write_text("kind: CodeInterpreter")
     ended = run(

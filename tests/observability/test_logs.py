@@ -67,7 +67,7 @@ async def test_request_without_an_id_gets_one_of_its_own(open_gateway: OpenScrip
     assert [request.get("x-request-id") for request in sandbox.requests] == [first, second]
 
 
-async def test_answers_of_ours_carry_the_request_id(open_gateway: OpenScripted) -> None:
+async def test_gateways_own_answers_carry_the_request_id(open_gateway: OpenScripted) -> None:
     """Errors, bad requests and the control API too."""
     gateway, _ = await open_gateway()
     for head in (
@@ -213,7 +213,7 @@ def test_log_lines_show_exceptions(form: logs.LogFormat, root_logger: logging.Lo
     assert form == "console" or orjson.loads(text)["level"] == "error"
 
 
-def test_log_level_holds(root_logger: logging.Logger) -> None:
+def test_log_level_is_applied(root_logger: logging.Logger) -> None:
     """What is less severe is not written."""
     written = io.StringIO()
     logs.configure("warning", "console", written)
@@ -242,7 +242,7 @@ def test_traceback_in_the_console_shows_no_variables(root_logger: logging.Logger
     assert "hunter2" not in said
 
 
-def test_control_characters_of_others_cannot_write_lines_or_move_a_cursor(root_logger: logging.Logger) -> None:
+def test_control_characters_in_logged_text_are_escaped(root_logger: logging.Logger) -> None:
     """A path, or a sandbox's words, with line ends and escape sequences is one line of text."""
     stream = io.StringIO()
     logs.configure("info", "console", stream)

@@ -120,7 +120,7 @@ async def test_answers_that_stream_are_counted_once_at_their_end(open_gateway: O
     ] == [1, 2]
 
 
-async def test_errors_of_ours_are_counted_by_code(open_gateway: OpenScripted) -> None:
+async def test_gateway_errors_are_counted_by_code(open_gateway: OpenScripted) -> None:
     """An unknown session, a bad request, a full gateway and a sandbox that breaks off, each under its code."""
 
     async def script(call: Call) -> None:
@@ -205,7 +205,7 @@ async def test_draining_gateway_has_a_metric(open_gateway: OpenScripted) -> None
     assert [each("wakegate_draining") for each in (before, after)] == [0, 1]
 
 
-async def test_a_blocked_event_loop_shows(open_gateway: OpenScripted) -> None:
+async def test_blocked_event_loop_shows_in_the_lag(open_gateway: OpenScripted) -> None:
     """Whatever holds the loop's thread for 300 ms is seen in the lag."""
     gateway, _ = await open_gateway()
     lag = gateway.gateway.counters.loop_lag

@@ -36,7 +36,7 @@ async def test_one_flight_serves_all_who_wait(tmp_path: Path) -> None:
         assert w.activator.held == 0
 
 
-async def test_client_that_leaves_does_not_take_the_flight_with_it(tmp_path: Path) -> None:
+async def test_client_that_leaves_does_not_cancel_the_flight(tmp_path: Path) -> None:
     """Also the one that began it: the others get their sandbox, and its place is free again."""
     async with world(tmp_path) as w:
         session = await w.lost()
@@ -50,7 +50,7 @@ async def test_client_that_leaves_does_not_take_the_flight_with_it(tmp_path: Pat
         assert w.activator.routes[session].in_flight == 1
 
 
-async def test_flight_that_everybody_left_still_lands(tmp_path: Path) -> None:
+async def test_flight_continues_after_all_clients_have_left(tmp_path: Path) -> None:
     """Its sandbox is the session's; the next request finds it live."""
     async with world(tmp_path) as w:
         session = await w.lost()
@@ -123,7 +123,7 @@ async def test_slots_queue_in_order(tmp_path: Path) -> None:
             assert route.in_flight == 2
 
 
-async def test_leaver_in_the_slot_queue_gives_its_turn_back(tmp_path: Path) -> None:
+async def test_client_that_leaves_the_slot_queue_gives_its_turn_to_the_next(tmp_path: Path) -> None:
     """Whether it left before its turn or in the very moment of it, the slot goes to the next one."""
     async with world(tmp_path, slots_per_sandbox=1) as w:
         session = await w.session()

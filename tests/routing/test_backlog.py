@@ -53,7 +53,7 @@ async def test_known_queue_refuses_at_once_who_would_wait_in_vain(tmp_path: Path
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-async def test_starts_that_nobody_gets_are_no_overload(open_gateway: OpenScripted, short_hold: None) -> None:
+async def test_starts_that_serve_nobody_are_no_overload(open_gateway: OpenScripted, short_hold: None) -> None:
     """Nobody was served meanwhile: something is wrong, and 504 says so."""
     gateway, _ = await open_gateway()
     gateway.provider.hold = asyncio.Event()

@@ -33,7 +33,7 @@ def lines(text: str) -> dict[bytes, list[bytes]]:
     return claims
 
 
-async def test_proxy_chain_is_believed_and_appended_to(open_gateway: OpenScripted) -> None:
+async def test_chain_of_trusted_proxies_is_kept_and_extended(open_gateway: OpenScripted) -> None:
     """As nginx writes it behind a load balancer: client, balancer, and the address that dialled us; on both paths."""
     gateway, sandbox = await open_gateway(trusted_proxies=f"{LOOPBACK},10.0.0.0/8")
     session = await gateway.session()
@@ -53,7 +53,7 @@ async def test_proxy_chain_is_believed_and_appended_to(open_gateway: OpenScripte
 
 
 @pytest.mark.parametrize("setting", ["", "10.0.0.0/8,fd00::/8,127.0.0.2"])
-async def test_word_of_others_is_overwritten(open_gateway: OpenScripted, setting: str) -> None:
+async def test_forwarding_fields_of_untrusted_senders_are_overwritten(open_gateway: OpenScripted, setting: str) -> None:
     """The sandbox hears our own observation alone, whatever a client sent and however often."""
     gateway, sandbox = await open_gateway(trusted_proxies=setting)
     session = await gateway.session()
@@ -194,7 +194,7 @@ def test_long_chains_are_cut(field: bytes) -> None:
     assert node_address(b"1" * 65) is None
 
 
-def test_over_long_forwarded_line_says_nothing() -> None:
+def test_over_long_forwarded_line_is_ignored() -> None:
     """As any malformed one."""
     assert PROXIES is not None
     line = b"for=203.0.113.9;x=" + b"y" * 9000

@@ -129,7 +129,7 @@ async def test_malformed_hosts_do_not_get_around(open_gateway: OpenScripted, hos
     assert not sandbox.requests
 
 
-async def test_names_of_others_are_judged_as_before(open_gateway: OpenScripted) -> None:
+async def test_names_outside_the_domain_are_checked_as_before(open_gateway: OpenScripted) -> None:
     """What only looks like the domain, and the domain itself, is none of the gateway's names."""
     gateway, _, host = await ports(open_gateway)
     for name in (f"8000-s.x{DOMAIN}", f"{host}.evil.example", DOMAIN, "evil.example"):
@@ -168,7 +168,7 @@ async def test_cookies_are_the_hosts_own(open_gateway: OpenScripted) -> None:
     assert sandbox.requests[-1].get("x-wakegate-mount") is None, "only the gateway says so"
 
 
-async def test_pages_of_a_port_are_strangers_everywhere_else(open_gateway: OpenScripted) -> None:
+async def test_pages_of_a_port_are_foreign_to_the_gateway_and_other_ports(open_gateway: OpenScripted) -> None:
     """To the gateway and to other ports; at home they are at home. Also below localhost, whose pages else may ask."""
     for domain in (DOMAIN, "wakegate.localhost"):
         gateway, sandbox, host = await ports(open_gateway, domain=domain)
@@ -204,7 +204,7 @@ async def test_trusted_proxy_may_name_the_host_and_no_page_may_leave_it(open_gat
     assert len(sandbox.requests) == 1
 
 
-async def test_without_the_setting_such_names_are_nothing_special(open_gateway: OpenScripted) -> None:
+async def test_without_the_setting_such_names_have_no_meaning(open_gateway: OpenScripted) -> None:
     """They are names like others, and the gateway's where any is."""
     gateway, _, host = await ports(open_gateway, domain="", allowed_hosts="*")
     assert (await gateway.ask(f"GET /v1/sessions HTTP/1.1\nhost: {host}\n")).status == 200

@@ -108,7 +108,7 @@ async def test_bare_line_ends_are_refused(kept_gateway: tuple[Served, ScriptedSa
     ids=["letters", "negative", "hex-prefix", "bare-lf", "longer-than-said", "overflow", "space"],
 )  # fmt: skip
 @pytest.mark.parametrize("how", ["together", "later"])
-async def test_bad_chunks_never_end_well(open_gateway: OpenScripted, body: bytes, how: str) -> None:
+async def test_bad_chunks_end_the_request(open_gateway: OpenScripted, body: bytes, how: str) -> None:
     """Refused when it comes with the head; cut, at the sandbox too, when the request was under way already."""
 
     async def script(call: Call) -> None:
@@ -166,7 +166,7 @@ async def test_slow_head_of_a_later_request_gets_408(open_gateway: OpenScripted)
     assert await client.closed() == b""
 
 
-async def test_silent_connection_is_closed_without_a_word(open_gateway: OpenScripted) -> None:
+async def test_idle_connection_is_closed_without_an_answer(open_gateway: OpenScripted) -> None:
     """Nothing was asked, so nothing is answered: before the first request, and between requests after keep-alive."""
     gateway, _ = await open_gateway(request_head_timeout=0.3, keep_alive_timeout=1.0)
     fresh = await gateway.connect()

@@ -65,7 +65,7 @@ async def test_odd_targets_pass_unchanged(open_gateway: OpenScripted, target: by
 
 
 @pytest.mark.parametrize("body", [b'{"error":"Invalid token"}', b"x" * 100_000])
-async def test_401_of_picod_is_never_the_clients(open_gateway: OpenScripted, body: bytes) -> None:
+async def test_401_of_picod_does_not_reach_the_client(open_gateway: OpenScripted, body: bytes) -> None:
     """It speaks of the gateway's token: 503 with Retry-After, on both paths, and the next request has a new token."""
     tokens: list[str | None] = []
 
@@ -97,7 +97,7 @@ async def test_401_of_a_server_behind_a_port_passes(open_gateway: OpenScripted) 
 
 
 @pytest.mark.parametrize("door", ["port", "agent"])
-async def test_401_of_picod_before_a_port_or_an_agent_is_not_the_applications(
+async def test_401_of_picod_is_distinguished_from_that_of_a_port_or_an_agent(
     open_gateway: OpenScripted, door: str
 ) -> None:
     """picod marks its own: the gateway answers 503, and sends a new token next time. No client sees the mark."""

@@ -49,7 +49,7 @@ async def test_silent_sandbox_is_a_504(open_gateway: OpenScripted) -> None:
     await eventually(lambda: sandbox.left == 2, "the sandbox's side is closed too")
 
 
-async def test_talking_sandbox_is_not_timed_out(open_gateway: OpenScripted) -> None:
+async def test_sandbox_that_keeps_sending_is_not_timed_out(open_gateway: OpenScripted) -> None:
     """The idle time counts silence, not length: a stream that lasts three times as long goes through."""
 
     async def script(call: Call) -> None:
@@ -79,7 +79,7 @@ async def test_whole_exchange_is_bounded_when_asked_for(open_gateway: OpenScript
     assert b"0\r\n\r\n" not in await client.closed()
 
 
-async def test_client_that_takes_nothing_is_cut(open_gateway: OpenScripted) -> None:
+async def test_client_that_does_not_read_is_disconnected(open_gateway: OpenScripted) -> None:
     """A reader that stands still for its time loses the connection, and the sandbox's is closed."""
 
     async def script(call: Call) -> None:

@@ -136,7 +136,7 @@ def test_parse_leads_a_sessions_terminal_to_picod() -> None:
         (b"/v1/sessions/-s1/ports/80/", None, "malformed session id"),
     ],
 )
-def test_parse_refuses_ports_that_cannot_be_meant(path: bytes, session: bytes | None, match: str) -> None:
+def test_parse_refuses_invalid_ports(path: bytes, session: bytes | None, match: str) -> None:
     """The error says what a valid port is."""
     with pytest.raises(BadRequestError, match=match):
         parse(path, session, None)

@@ -179,7 +179,7 @@ async def test_refusal_of_the_sandbox_passes_with_its_status_and_body(tmp_path: 
         await eventually(lambda: open_slots(gateway) == 0, "the slot is given back")
 
 
-async def test_refusal_of_our_token_before_a_port_is_not_the_applications(tmp_path: Path) -> None:
+async def test_401_of_picod_behind_a_port_is_answered_503(tmp_path: Path) -> None:
     """picod marks its own 401: the client hears 503, and when to try again."""
 
     def refuse(connection: ServerConnection, _: Request) -> Response:
@@ -214,7 +214,7 @@ async def test_redirect_of_the_sandbox_is_passed_on_and_never_followed(
     assert elsewhere.dials == 0
 
 
-async def test_gateway_refuses_in_its_own_words(open_gateway: OpenScripted) -> None:
+async def test_refused_handshake_has_a_status_and_json(open_gateway: OpenScripted) -> None:
     """Unknown session, foreign runtime, malformed id, no session: a status and JSON in place of an upgrade."""
 
     async def garbage(call: Call) -> None:
@@ -282,7 +282,7 @@ async def test_sandbox_that_cannot_be_reached_is_a_502(open_gateway: OpenScripte
     assert gateway.provider.claims == 2  # another one was tried, once
 
 
-async def test_traffic_is_activity_and_silence_is_not(tmp_path: Path) -> None:
+async def test_traffic_is_activity_and_an_idle_socket_is_not(tmp_path: Path) -> None:
     """An open socket does not make its session busy; each message either way counts."""
     async with through(tmp_path) as (gateway, session), dial(gateway, session) as client:
         activity = gateway.gateway.activity.of(SessionId(session), 0)

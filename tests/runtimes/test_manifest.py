@@ -222,7 +222,7 @@ def test_yaml_that_expands_without_end_is_refused(tmp_path: Path) -> None:
         assert all(len(line) < 1000 for line in found)
 
 
-def test_anchors_in_measure_are_fine(tmp_path: Path) -> None:
+def test_anchors_within_bounds_are_accepted(tmp_path: Path) -> None:
     """They are YAML's way to say a thing once."""
     text = "x: &t {image: a}\n" + SHORT.replace("{template: {}}", "{template: *t}")
     assert load_runtimes([write(tmp_path, text)])[0].image == "a"
@@ -408,7 +408,7 @@ def test_unknown_field_elsewhere_is_warned_of(tmp_path: Path, caplog: pytest.Log
     ]
 
 
-def test_null_is_as_absent(tmp_path: Path) -> None:
+def test_null_counts_as_absent(tmp_path: Path) -> None:
     """As the API server has it: a field that is named and left empty has its default."""
     text = SHORT.replace(
         "{template: {}}", "{template: {image: , environment: }, authMode: , wakegate: {pool: , ports: }}"
@@ -446,7 +446,7 @@ def test_long_duration_or_quantity_is_refused_at_once(tmp_path: Path, value: str
     assert all(len(line) < 300 for line in found)
 
 
-def test_crds_are_what_the_schema_says() -> None:
+def test_crds_match_the_schema() -> None:
     """`scripts/crds.py` has been run after the last change."""
     script = Path(__file__).resolve().parents[2] / "scripts" / "crds.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)

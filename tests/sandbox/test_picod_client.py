@@ -84,7 +84,7 @@ def saying(body: bytes, status: str = "200 OK", fields: str = JSON) -> Script:
     return script
 
 
-async def test_real_sandbox_takes_the_gateways_word(tmp_path: Path) -> None:
+async def test_real_picod_accepts_the_gateways_tokens_only(tmp_path: Path) -> None:
     """All verbs at a picod that wants a token; with a stranger's key set each is refused, and it is said why."""
     async with local(tmp_path) as (_, executor, subject):
         old, new = await subject.sandbox("content"), await subject.sandbox()
@@ -182,7 +182,7 @@ async def test_refused_archive_is_a_damaged_snapshot() -> None:
             await restore(executor_of(), sandbox)
 
 
-async def test_answer_that_is_not_picods_saves_nothing() -> None:
+async def test_answer_of_another_server_is_no_snapshot() -> None:
     """A server of the user's that answers every path, with a page or with a stream that does not end."""
 
     async def streaming(call: Call) -> None:
@@ -197,7 +197,7 @@ async def test_answer_that_is_not_picods_saves_nothing() -> None:
 
 
 @pytest.mark.parametrize("verb", [export, restore, suspend, resume, busy])
-async def test_dripping_answer_is_given_up(verb: Verb) -> None:
+async def test_answer_that_comes_too_slowly_is_given_up(verb: Verb) -> None:
     """Each byte comes in time, and all of them would take for ever."""
 
     async def script(call: Call) -> None:
@@ -250,7 +250,7 @@ async def test_unfolding_answer_is_not_unfolded() -> None:
         assert await executor_of().suspend(sandbox, SESSION) == SuspendReport()
 
 
-async def test_cut_export_is_no_export() -> None:
+async def test_truncated_export_is_an_error() -> None:
     """A stream that ends early, in each way it can, is an error after what had come."""
 
     async def chunked(call: Call) -> None:
@@ -281,7 +281,7 @@ async def test_silent_sandbox_is_given_up(verb: Verb) -> None:
             await verb(executor_of(idle_timeout=0.2), sandbox)
 
 
-async def test_sandbox_that_listens_no_more_is_gone(verb: Verb, short_path: Path) -> None:
+async def test_sandbox_without_a_listener_is_reported_as_gone(verb: Verb, short_path: Path) -> None:
     """A socket without a listener, none at all, and a closed port: nothing was sent, and nobody is there."""
     server = ScriptedSandbox()
     await server.start(short_path / "closed.sock")

@@ -43,9 +43,7 @@ async def paths(client: httpx.AsyncClient, method: str) -> list[str]:
 
 @SHARED
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-async def test_bad_document_is_the_senders_fault_on_every_path(
-    kept_gateway: tuple[Served, ScriptedSandbox], body: bytes
-) -> None:
+async def test_bad_document_is_a_4xx_on_every_path(kept_gateway: tuple[Served, ScriptedSandbox], body: bytes) -> None:
     """A 4xx in place of a traceback, whatever is deep, long, doubled or of another type; the gateway answers on."""
     gateway, _ = kept_gateway
     headers = {"content-type": "application/json", "accept": "application/json, text/event-stream"}

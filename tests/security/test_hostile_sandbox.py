@@ -136,7 +136,7 @@ async def status_line(client: Client) -> bytes:
 
 @pytest.mark.parametrize("request_text", REQUESTS.values(), ids=REQUESTS)
 @pytest.mark.parametrize("attack", NO_RESPONSE.values(), ids=NO_RESPONSE)
-async def test_what_is_no_response_is_a_bad_gateway(
+async def test_malformed_response_is_a_bad_gateway(
     open_gateway: OpenScripted, attack: Attack, request_text: str
 ) -> None:
     """After a bounded number of bytes, also when they would never end; other sessions go on."""

@@ -49,7 +49,9 @@ async def greeted(port: int, context: ssl.SSLContext) -> bytes:
     return said
 
 
-async def test_silent_connections_give_way_to_new_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_oldest_unfinished_handshake_is_closed_for_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever opens sockets and says nothing keeps nobody out: the one that has waited longest is closed."""
     monkeypatch.setattr(tls_listener, "HANDSHAKE_S", 3600.0)  # it is not their time that ends them
     async with listening(tmp_path, most=3) as (port, context):
@@ -72,7 +74,7 @@ async def test_slow_handshake_ends_at_its_time(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"\0" * 99, b"\x16\x03\x01\x00\x05hello", b""])
-async def test_what_is_no_handshake_is_closed_without_a_word(
+async def test_connection_without_a_handshake_is_closed_silently(
     sent: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Neither to the client nor, above the level debug, to the log; and the next client is served."""
@@ -105,7 +107,7 @@ async def test_old_protocol_versions_are_refused(tmp_path: Path) -> None:
             await greeted(port, context)
 
 
-async def test_lack_of_descriptors_is_a_pause(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_lack_of_descriptors_pauses_the_listener(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Not a loop that turns at full speed, nor a listener that is dead."""
 
     class Exhausted(socket.socket):

@@ -60,7 +60,7 @@ async def test_request_under_way_during_a_pause_is_not_cut_off_by_it(world: Worl
     assert (record.state, record.expires_at) == (SessionState.ACTIVE, world.clock.now() + 28800.0)
 
 
-async def test_end_that_a_user_asked_for_comes_whatever_ran(world: World) -> None:
+async def test_requested_end_does_not_move_with_pauses(world: World) -> None:
     """A ttl is a point in time."""
     made = await world.lifecycle.create(KEY, ttl=3600.0)
     world.clock.advance(NINE_HOURS_S)

@@ -119,7 +119,7 @@ async def test_sandbox_that_ends_without_a_record_leaves_its_workspace(world: Wo
     assert world.provider.parked[session.id][0] == "precious"
 
 
-async def test_stray_on_an_engine_of_its_own_is_released(world: World) -> None:
+async def test_orphan_on_an_engine_of_its_own_is_released(world: World) -> None:
     """Each gateway with an engine looks for its own: a sandbox whose session has another one by now."""
     session = await world.session()
     assert session.sandbox is not None

@@ -103,7 +103,7 @@ async def test_session_over_a_limit_is_refused_by_name_before_a_sandbox_is_claim
         ({"maxDuration": 60}, "maxDuration: sessions of this tenant may last 60 s, not 90 s"),
     ],
 )
-async def test_what_no_waiting_would_allow_is_forbidden(world: Limited, limits: dict[str, Any], text: str) -> None:
+async def test_request_that_can_never_fit_is_forbidden(world: Limited, limits: dict[str, Any], text: str) -> None:
     """403 without Retry-After, and nothing is held."""
     await world.limit(**limits)
     error = await world.refusal(ttl=90.0)
@@ -232,7 +232,7 @@ async def test_reservation_of_a_gateway_that_died_ends_by_itself(world: Limited)
     await world.create()
 
 
-async def test_record_that_vanished_holds_nothing(world: Limited) -> None:
+async def test_lost_record_holds_no_quota(world: Limited) -> None:
     """As after a store lost it, or a gateway died between the record's end and its settlement."""
     await world.limit(sandboxes=1)
     made = await world.create()

@@ -71,7 +71,7 @@ def world(tmp_path: Path, source: Executor, target: Executor) -> World:
 
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(tree=trees)
-def test_arbitrary_tree_survives_keep_and_unpark(
+def test_arbitrary_tree_survives_keep_and_restore(
     tmp_path_factory: pytest.TempPathFactory, source: Executor, target: Executor, tree: dict[bytes, Any]
 ) -> None:
     """Bit for bit, sealed, through a folder, while the source stays as it was."""
@@ -94,7 +94,7 @@ def test_arbitrary_tree_survives_keep_and_unpark(
     assert picture(source.workspace) == before
 
 
-async def test_what_a_warm_sandbox_wrote_of_its_own_goes(world: World, source: Executor, target: Executor) -> None:
+async def test_restore_removes_what_the_warm_sandbox_wrote(world: World, source: Executor, target: Executor) -> None:
     """The workspace is the session's alone."""
     noise(source, 1000, "mine")
     ref = await world.keep(await world.claim())
@@ -179,7 +179,7 @@ async def test_workspace_over_the_limit_stays_awake_with_a_reason(tmp_path: Path
     await world.keep(sandbox)
 
 
-async def test_store_that_goes_away_in_the_middle_keeps_the_earlier_snapshot(world: World, source: Executor) -> None:
+async def test_store_outage_during_a_put_keeps_the_earlier_snapshot(world: World, source: Executor) -> None:
     """The error is the store's; nothing new is there, the old one is; the next try works."""
     noise(source, 3 * MEGABYTE)
     sandbox = await world.claim()
@@ -201,7 +201,7 @@ async def test_store_that_goes_away_in_the_middle_keeps_the_earlier_snapshot(wor
     assert world.kept() == sorted((first.key, second.key))
 
 
-async def test_store_that_goes_away_during_a_wake_gives_no_half(
+async def test_store_outage_during_a_wake_leaves_no_partial_workspace(
     world: World, source: Executor, target: Executor
 ) -> None:
     """What had come is taken away again, and the snapshot wakes the session later."""
@@ -406,7 +406,7 @@ async def test_sessions_have_different_keys_in_the_store(world: World, source: E
     assert len(world.kept()) == 3
 
 
-async def test_restored_snapshot_is_no_growth_of_the_sandbox(tmp_path: Path) -> None:
+async def test_restored_snapshot_does_not_count_as_growth(tmp_path: Path) -> None:
     """The engine that ends sandboxes for what they write is told what was unpacked into this one."""
     async with local(tmp_path) as (provider, executor, subject):
         subject.keeper = SnapshotKeeper(World(tmp_path, ()).store, provider, executor, SystemClock(), parking=provider)

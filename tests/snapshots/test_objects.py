@@ -81,7 +81,7 @@ async def test_real_workspace_is_kept_in_a_bucket(server: Objects, store: Snapsh
         assert server.objects == {}
 
 
-async def test_hiccup_is_not_noticed(server: Objects, store: SnapshotStore) -> None:
+async def test_single_failures_are_retried(server: Objects, store: SnapshotStore) -> None:
     """Each kind of request fails once, a download in its middle, and all is well."""
     failed: set[str] = set()
 
@@ -152,7 +152,7 @@ async def test_put_cancelled_as_the_store_completes_it_is_taken_back(server: Obj
     assert (server.objects, server.uploads) == ({}, {})
 
 
-async def test_store_that_fails_in_the_middle_of_a_get_never_ends_well(server: Objects, store: SnapshotStore) -> None:
+async def test_get_that_breaks_off_is_an_error_and_no_short_snapshot(server: Objects, store: SnapshotStore) -> None:
     """Each try breaks off: an error, not a short snapshot."""
     ref = await store.put(SESSION, pieces(os.urandom(10 * MEGABYTE)))
 
@@ -164,7 +164,7 @@ async def test_store_that_fails_in_the_middle_of_a_get_never_ends_well(server: O
         await read_all(store, ref)
 
 
-async def test_store_that_is_away_is_reported(store: SnapshotStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unavailable_store_is_reported(store: SnapshotStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody listens: 503 with the store's URL, from each verb."""
     monkeypatch.setenv("AWS_ENDPOINT", "http://127.0.0.1:9")
     away = make_snapshot_store("s3://bucket/away")

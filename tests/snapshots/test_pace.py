@@ -22,7 +22,7 @@ async def drip(pause: float, pieces: int = 1000) -> AsyncGenerator[bytes, None]:
         yield b"x"
 
 
-async def test_dripping_workspace_is_given_up() -> None:
+async def test_workspace_that_comes_too_slowly_is_given_up() -> None:
     """Although no silence is long: after the grace time the rate counts."""
     limits = PaceLimits(grace_s=0.05, least_rate=1000.0)
     async with aclosing(paced(drip(0.01), SANDBOX, limits)) as pieces:

@@ -80,7 +80,7 @@ async def test_tampering_is_noticed_by_the_seal(inner: FolderStore, tamper: str)
         await read_all(SealedStore(inner, keys), ref)
 
 
-async def test_cut_head_is_damage(inner: FolderStore) -> None:
+async def test_truncated_head_is_reported_as_damage(inner: FolderStore) -> None:
     """A snapshot that ends within its head."""
     keys = SnapshotKeys("old", {"old": OLD})
     whole = await sealed_bytes(inner, b"", keys)
@@ -167,7 +167,7 @@ def test_key_file_must_be_closed_to_others(tmp_path: Path, mode: int, good: bool
             SnapshotKeys.read(path)
 
 
-def test_store_urls(tmp_path: Path) -> None:
+def test_store_urls_name_folders_and_object_stores(tmp_path: Path) -> None:
     """Folders by path or URL, object stores by theirs, anything else refused with what would do."""
     keys = SnapshotKeys("old", {"old": OLD})
     assert repr(make_snapshot_store(str(tmp_path))) == f"<UnsealedStore {FolderStore(tmp_path)}>"

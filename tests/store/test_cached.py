@@ -119,7 +119,9 @@ async def test_write_of_unknown_outcome_drops_the_copy(cached: CachedStore, inne
 
 
 @pytest.mark.parametrize("what", ["put", "delete", "invalidate"])
-async def test_read_on_its_way_does_not_bring_back_the_past(cached: CachedStore, inner: SlowReads, what: str) -> None:
+async def test_read_in_progress_does_not_restore_an_older_copy(
+    cached: CachedStore, inner: SlowReads, what: str
+) -> None:
     """A read that was made before a write and answered after it leaves no copy behind."""
     stored = await inner.put(session())
     inner.let_go.clear()

@@ -47,7 +47,7 @@ def test_any_mapping_is_metadata() -> None:
 
 
 @pytest.mark.parametrize("record", [b"", b"null", b"[]", b"{}", b'{"id": 1}', b"\xff"])
-def test_what_is_no_record_is_refused(record: bytes) -> None:
+def test_malformed_record_is_refused(record: bytes) -> None:
     """One error, whatever is wrong with it."""
     with pytest.raises(ValueError):  # noqa: PT011 — the texts are the JSON parser's and ours, case by case
         again(record)

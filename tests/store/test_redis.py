@@ -119,7 +119,7 @@ async def test_restarts_at_random_points_lose_no_answered_write(store: RedisStor
     assert {each.id async for each in store.idle(T0 * 2)} == set(found)
 
 
-async def test_silent_server_is_given_up_on(store: RedisStore, redis_server: RedisServer) -> None:
+async def test_calls_to_a_hanging_server_fail_within_the_deadline(store: RedisStore, redis_server: RedisServer) -> None:
     """A server that hangs with its sockets open: more callers than connections all hear of it, none is left waiting."""
     stored = await store.put(session())
     redis_server.pause()
@@ -155,7 +155,7 @@ async def test_burst_is_served_over_a_bounded_number_of_connections(
         assert client.info("clients")["connected_clients"] <= CONNECTIONS + 1 <= 17
 
 
-async def test_store_opened_while_the_server_is_away_heals(redis_server: RedisServer) -> None:
+async def test_store_opened_during_an_outage_recovers(redis_server: RedisServer) -> None:
     """The start says so, and nothing needs to be started again."""
     redis_server.kill()
     store = RedisStore(redis_server.url, SystemClock())

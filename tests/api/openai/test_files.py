@@ -54,7 +54,7 @@ async def test_answer_that_does_not_end_is_cut_off(open_gateway: OpenScripted) -
     assert reply.status_code == 502
 
 
-async def test_content_of_a_file_is_no_page_of_the_gateway(open_gateway: OpenScripted) -> None:
+async def test_file_content_cannot_act_as_a_page_of_the_gateway(open_gateway: OpenScripted) -> None:
     """Code may write HTML and name its type; a browser saves it, and runs none of it."""
     gateway, _ = await open_gateway(answering(PAGE, "content-type: text/html\ncontent-disposition: inline\n"))
     async with httpx.AsyncClient(base_url=gateway.url, trust_env=False) as client:

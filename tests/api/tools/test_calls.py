@@ -91,7 +91,7 @@ def test_calls_without_an_id_get_one() -> None:
     assert all(each.startswith("call_") for each in first)
 
 
-def test_calls_with_half_a_character_spare_the_others() -> None:
+def test_calls_with_an_unpaired_surrogate_do_not_fail_the_others() -> None:
     """In the request's own JSON; what is answered can be written again."""
     body = b'[{"id": "a\\ud800", "function": {"name": "x", "arguments": {"a": "\\udfff"}}},' + orjson.dumps(CALL) + b"]"
     broken, whole = parse_tool_calls(loads_leniently(body)).calls
@@ -150,7 +150,7 @@ def test_calls_any_json_is_parsed_or_refused(body: Any) -> None:
 
 
 @given(st.lists(st.booleans(), max_size=20))
-def test_plan_runs_each_call_once_and_fences_the_ordered(ordered: list[bool]) -> None:
+def test_batches_run_each_call_once_and_isolate_ordered_calls(ordered: list[bool]) -> None:
     """Indexes come once and in order; an ordered call is alone in its group; no two groups could have been one."""
     groups = steps(ordered)
     assert [index for group in groups for index in group] == list(range(len(ordered)))

@@ -54,7 +54,7 @@ def test_declared_tool_is_read_with_its_defaults(tmp_path: Path) -> None:
     assert tools[1].parameters == {"type": "object", "properties": {}, "additionalProperties": False}
 
 
-def test_declared_names_keep_clear_of_the_built_in_ones() -> None:
+def test_declared_tools_cannot_take_built_in_names() -> None:
     """The list that manifests are checked against is that of the tools there are."""
     assert frozenset(tool.name for tool in BUILT_IN) == BUILT_IN_NAMES
 
@@ -100,7 +100,7 @@ def test_declared_function_that_is_wrong_is_named(python: Any, message: str, tmp
     assert message in problems[0]
 
 
-def test_declared_twice_is_one_too_many() -> None:
+def test_tool_declared_twice_is_refused() -> None:
     """A name means one tool."""
     assert parse(USUAL, USUAL)[1] == ["tools[1].name: expected a name that no other tool has, got 't'"]
 

@@ -37,7 +37,7 @@ class Work:
         return ToolResult(f"run {number}" + "x" * 1000)
 
 
-async def test_memory_gives_a_retry_the_first_result() -> None:
+async def test_cache_gives_a_retry_the_first_result() -> None:
     """The same key: the same result, and the caller learns that it is an earlier one. Another key runs."""
     memory, work = memory_of(ManualClock()), Work()
     first, replayed = await memory.run(KEY, work)
@@ -47,7 +47,7 @@ async def test_memory_gives_a_retry_the_first_result() -> None:
     assert work.runs == 2
 
 
-async def test_memory_shares_one_run_and_outlives_who_asked() -> None:
+async def test_cache_shares_one_run_that_continues_without_its_caller() -> None:
     """Duplicates that come at once wait for one run, which goes on when the first of them leaves."""
     memory, work = memory_of(ManualClock()), Work()
     work.go.clear()
@@ -62,7 +62,7 @@ async def test_memory_shares_one_run_and_outlives_who_asked() -> None:
     assert first.cancelled()
 
 
-async def test_memory_forgets_what_raised() -> None:
+async def test_cache_does_not_keep_a_run_that_raised() -> None:
     """Nothing was run, so the retry runs."""
     memory, work = memory_of(ManualClock()), Work()
     work.error = UnavailableError("away")
@@ -72,7 +72,7 @@ async def test_memory_forgets_what_raised() -> None:
     assert (await memory.run(KEY, work))[0].text.startswith("run 2")
 
 
-async def test_memory_is_bounded_in_time_count_and_bytes() -> None:
+async def test_cache_is_bounded_in_time_count_and_bytes() -> None:
     """The oldest go first, and all of them after a while."""
     clock, work = ManualClock(), Work()
     memory = memory_of(clock, keep=10, max_entries=3, max_bytes=1 << 20)

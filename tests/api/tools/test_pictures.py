@@ -70,7 +70,7 @@ def bomb(width: int, height: int) -> bytes:
     [b"", b"hi", b"<svg/>", bomb(60_000, 60_000), bomb(7000, 7200), encoded((2000, 2000))[:300],
      encoded((9, 9), "JPEG"), bomb(0, 5)],
 )  # fmt: skip
-def test_what_is_no_picture_or_too_large_a_one_is_not_shown(data: bytes) -> None:
+def test_malformed_or_too_large_picture_is_not_shown(data: bytes) -> None:
     """With the reason, never an exception."""
     fitted = fit_now(data, "image/png", 1568, 5_000_000)
     assert fitted.image is None

@@ -71,7 +71,7 @@ def test_result_long_text_keeps_both_ends_and_counts_what_is_left_out() -> None:
     assert len(result.text) < MAX_TEXT_CHARS + 100
 
 
-def test_result_survives_whatever_a_hostile_sandbox_answers() -> None:
+def test_result_is_rendered_whatever_a_hostile_sandbox_answers() -> None:
     """Wrong types are passed over, not raised."""
     odds: list[dict[str, Any]] = [
         {"results": [5, None, {}], "error": 7},

@@ -54,7 +54,7 @@ async def ignore(_: str, __: str) -> None:
 
 
 @given(st.lists(st.integers(min_value=0), max_size=20))
-async def test_following_does_not_depend_on_how_events_are_cut(cuts: list[int]) -> None:
+async def test_events_are_read_wherever_chunks_end(cuts: list[int]) -> None:
     """Between, and within, lines and characters."""
     told: list[tuple[str, str]] = []
 
@@ -65,7 +65,7 @@ async def test_following_does_not_depend_on_how_events_are_cut(cuts: list[int]) 
     assert told == [("stdout", "a\n"), ("stderr", "ü: ß\n\n"), ("stdout", "b\n")]
 
 
-async def test_following_takes_results_back() -> None:
+async def test_cleared_results_are_removed() -> None:
     """At once, or when the next one comes."""
     old, new, end = event("result", {"data": {"a": 1}}), event("result", {"data": {"a": 2}}), event("exit", {})
     now = await collect(in_pieces(old + event("clear", {"wait": False}) + end, []), ignore)
@@ -75,7 +75,7 @@ async def test_following_takes_results_back() -> None:
     assert (await collect(in_pieces(old + later + new + end, []), ignore))["results"] == [{"a": 2}]
 
 
-async def test_following_a_hostile_stream_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hostile_event_stream_ends_in_an_error_or_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken off, nonsense, endless events and results: an error or a bound, never a hang or a heap."""
     with pytest.raises(UpstreamBrokenError):
         await collect(in_pieces(event("stdout", {"text": "a"}), []), ignore)
@@ -99,7 +99,7 @@ async def test_endless_updates_of_a_display_cost_one_display() -> None:
 
 
 @given(st.lists(st.text(max_size=30), max_size=20))
-def test_ends_keep_both_ends(texts: list[str]) -> None:
+def test_head_and_tail_of_long_text_are_kept(texts: list[str]) -> None:
     """All of a short text; of a long one its first and last letters, and how many are missing."""
     ends = Ends(20)
     for text in texts:

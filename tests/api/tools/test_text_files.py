@@ -56,6 +56,6 @@ def test_few_broken_bytes_are_shown_as_they_are() -> None:
     assert page.notes == ("1 bytes are not UTF-8; they are shown as \\xNN",)
 
 
-def test_binary_file_is_no_text() -> None:
+def test_binary_file_is_not_decoded() -> None:
     """A NUL gives it away."""
     assert decode_page(b"\x7fELF\0\0", 0, 6) is None

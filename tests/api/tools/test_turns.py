@@ -108,7 +108,7 @@ def test_state_survives_its_file() -> None:
         b'{"epoch": "", "pending": {}, "answered": {"%b": 1, "%b": 2}}' % (b"0" * 32, b"1" * 32),
     ],
 )  # fmt: skip
-def test_file_that_the_sessions_code_wrote_is_no_state(content: bytes) -> None:
+def test_malformed_state_file_is_ignored(content: bytes) -> None:
     """Never a fault, nor a word that could end up in a header."""
     assert TurnState.from_json(content) == TurnState()
 
@@ -121,7 +121,7 @@ def test_pending_messages_are_bounded() -> None:
     assert len(state.pending) == 32
 
 
-def test_key_of_a_call_is_its_sessions_alone() -> None:
+def test_key_of_a_call_depends_on_its_session() -> None:
     """A key that is read from one workspace leads to no other session's result."""
     call = Call("call_0", "run_shell", {"b": 1, "a": 2})
     keys = {

@@ -200,7 +200,7 @@ def test_unknown_fields_and_trailing_text_are_ignored(picod: Executor) -> None:
 
 
 @pytest.mark.parametrize("timeout", ["0", "-5s", "0s"])
-def test_no_time_is_an_immediate_timeout(picod: Executor, timeout: str) -> None:
+def test_timeout_of_zero_is_answered_at_once(picod: Executor, timeout: str) -> None:
     """A timeout of zero or less answers 124, and the command is not started."""
     answer = picod.execute("touch", "never", timeout=timeout)
 

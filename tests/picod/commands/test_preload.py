@@ -208,7 +208,9 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES, ids=str)
-async def test_lying_server_is_not_believed(lie: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_false_reports_of_the_preloaded_server_are_ignored(
+    lie: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing a server says makes picod hand over a command that does not then run in a child of picod's own."""
     program = tmp_path / "liar.py"
     program.write_text(

@@ -233,7 +233,7 @@ def test_delete_ends_all_that_runs_in_it(picod: Executor) -> None:
     ["", "nonsense", "[]", '{"type": "resize", "cols": 0, "rows": 5}', '{"type": "resize", "cols": true, "rows": 5}',
      '{"type": "signal", "signal": "NOPE"}', '{"type": "other"}', "[" * 100_000],
 )  # fmt: skip
-def test_text_that_means_nothing_is_answered_and_changes_nothing(picod: Executor, frame: str) -> None:
+def test_unknown_text_frame_is_answered_and_changes_nothing(picod: Executor, frame: str) -> None:
     """An unknown text frame gets an `error` frame, and the terminal still works."""
     with attach(picod) as screen:
         screen.socket.send(frame)

@@ -66,7 +66,7 @@ def ask(executor: Executor, bearer: str) -> tuple[int, dict[str, Any]]:
     return reply.status_code, reply.json()
 
 
-def test_tokens_of_both_key_types_open(guarded: Executor) -> None:
+def test_tokens_of_both_key_types_are_accepted(guarded: Executor) -> None:
     """Ed25519 and RS256, by kid, from the first try and from memory."""
     for good in (token(), token(RSA, "RS256", "rsa")):
         assert [ask(guarded, good)[0] for _ in range(2)] == [200, 200]

@@ -113,7 +113,7 @@ def test_answers_survive_a_restart_and_unfinished_requests_are_reported(tmp_path
         assert (lines(second, "kept"), lines(second, "cut")) == (1, 1)
 
 
-def test_what_code_puts_among_the_answers_does_no_harm(picod: Executor) -> None:
+def test_files_that_code_puts_among_the_answers_do_no_harm(picod: Executor) -> None:
     """Nonsense, a pipe, a link, a folder in the place of a file: the request runs."""
     execute(picod, "true", "key-10")
     folder = picod.workspace / FOLDER

@@ -143,7 +143,7 @@ def test_http_1_0_and_close_end_the_connection(picod: Executor) -> None:
     assert b"connection: close" in talk(picod, b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
 
 
-def test_upgrade_is_not_taken_up(picod: Executor) -> None:
+def test_upgrade_is_ignored(picod: Executor) -> None:
     """A request that offers h2c or a WebSocket is answered as it stands."""
     received = talk(picod, b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
 

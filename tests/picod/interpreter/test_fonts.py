@@ -21,7 +21,7 @@ def test_list_of_fonts_is_copied_where_user_code_looks(tmp_path: Path) -> None:
     assert (target / "fontlist.json").read_text() == "own"
 
 
-def test_absent_list_of_fonts_is_no_trouble(tmp_path: Path) -> None:
+def test_absent_list_of_fonts_is_ignored(tmp_path: Path) -> None:
     """Without a list, a python3 or a variable nothing is made."""
     put_fonts(os.fsencode(tmp_path / "bin" / "python3"), {"MPLCONFIGDIR": str(tmp_path / "made")})
     put_fonts(None, {"MPLCONFIGDIR": str(tmp_path / "made")})

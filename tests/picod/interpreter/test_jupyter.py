@@ -67,7 +67,7 @@ def test_content_that_was_cut_is_none() -> None:
     ],
     ids=range(14),
 )
-def test_message_that_is_none_is_refused(frames: list[bytes]) -> None:
+def test_malformed_message_is_refused(frames: list[bytes]) -> None:
     """Whatever is wrong with it, there is one error for it, and no other."""
     with pytest.raises(MessageError):
         read_message(KEY, frames, cut=False)

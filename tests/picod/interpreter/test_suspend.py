@@ -80,7 +80,7 @@ CHECKS = {
 }
 
 
-def test_what_pickles_comes_back_and_the_rest_is_named(tmp_path: Path) -> None:
+def test_variables_that_pickle_are_restored_and_the_others_named(tmp_path: Path) -> None:
     """Data, functions, classes, shared objects, folder and environment survive; locks and files are told of, once."""
     with interpreter_process(tmp_path) as first:
         assert run_code(first, STATE)["error"] is None

@@ -121,7 +121,7 @@ async def test_message_that_is_too_large_is_passed_over(short_path: Path, monkey
         b"",
     ],
 )
-async def test_peer_that_breaks_the_protocol_is_left(short_path: Path, said: bytes) -> None:
+async def test_peer_that_breaks_the_protocol_is_disconnected(short_path: Path, said: bytes) -> None:
     """No greeting, another mechanism, an endless command, a refusal, silence and leaving: each is an error, at once."""
 
     async def play(writer: asyncio.StreamWriter) -> None:

@@ -339,6 +339,6 @@ def test_waiting_for_a_port_ends_when_it_listens(picod: Executor) -> None:
 
 
 @pytest.mark.parametrize("query", ["wait=x", "wait=-1", "timeout=x", "wait=123456"])
-def test_waiting_for_nonsense_is_refused(picod: Executor, query: str) -> None:
+def test_wait_with_invalid_parameters_is_refused(picod: Executor, query: str) -> None:
     """A `wait` or `timeout` that is not valid gets 400."""
     assert picod.client.get(f"/api/ports?{query}").status_code == 400

@@ -304,7 +304,7 @@ def test_damaged_sparse_maps_are_refused(target: Executor) -> None:
     assert os.listdir(target.workspace) == []
 
 
-def test_greedy_archive_takes_no_memory(target: Executor) -> None:
+def test_archive_that_expands_takes_no_memory(target: Executor) -> None:
     """A window of 32 MB is refused, and megabytes of zeros in a few bytes pass through without staying."""
     window = zstandard.ZstdCompressionParameters(window_log=25, compression_level=1)
     greedy = zstandard.ZstdCompressor(compression_params=window).compressobj()
@@ -524,7 +524,7 @@ def test_client_that_leaves_thaws_commands(source: Executor) -> None:
         thread.join(20)
 
 
-def test_shell_with_job_control_is_none_the_wiser(source: Executor) -> None:
+def test_shell_with_job_control_does_not_notice_the_freeze(source: Executor) -> None:
     """An interactive shell prints nothing about a child that was stopped and went on."""
     (source.workspace / "big").write_bytes(os.urandom(8 << 20))
     answers: list[dict[str, Any]] = []

@@ -139,7 +139,7 @@ async def test_interpreter_without_own_values_gets_the_settings(tmp_path: Path) 
         ({"spread": "spread", "topologySpreadConstraints": [EVEN]}, ["rack"], False, False),
     ],
 )
-async def test_spread_becomes_kubernetes_own_means(
+async def test_spread_becomes_affinity_and_topology_constraints(
     tmp_path: Path, pod: dict[str, Any], keys: list[str], packed: bool, nodes: bool
 ) -> None:
     """Constraints over hosts and zones, a wish for company, or what the manifest says itself. Wishes keep no pod

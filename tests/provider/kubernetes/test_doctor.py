@@ -51,7 +51,7 @@ def test_doctor_reports_no_problem_in_a_good_cluster(cluster: Cluster, tmp_path:
     assert "warn  session store: sqlite" in said
 
 
-def test_doctor_names_each_thing_that_is_wrong_and_its_cure(cluster: Cluster, tmp_path: Path) -> None:
+def test_doctor_names_each_problem_and_its_fix(cluster: Cluster, tmp_path: Path) -> None:
     """A missing right, a missing policy, a runtime that is not ready, a Redis that does not answer: all at once."""
     cluster.api.denied.add(("patch", "pods"))
     policies = cluster.call(lambda: cluster.objects.all(BY_PLURAL["networkpolicies"]))

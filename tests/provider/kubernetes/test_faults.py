@@ -72,7 +72,7 @@ def test_sandbox_killed_mid_request_is_502_once_and_keeps_its_files(server: Serv
     assert told.headers["x-wakegate-restored"].startswith("20")
 
 
-def test_token_for_one_pod_is_worth_nothing_at_another(server: Server, cluster: Cluster) -> None:
+def test_token_for_one_pod_is_refused_by_another(server: Server, cluster: Cluster) -> None:
     """Even one that the gateway's own key signed: the audience is the pod's UID."""
     one, other = (pod_of(server, cluster, server.session()) for _ in range(2))
     ((name, pem),) = cluster.call(lambda: private_keys(cluster)).items()

@@ -47,7 +47,7 @@ def make_pem() -> str:
     return base64.b64encode(ed25519.Ed25519PrivateKey.generate().private_bytes(*form)).decode()
 
 
-def test_key_that_is_exchanged_while_requests_run_fails_none(tmp_path: Path) -> None:
+def test_key_exchanged_under_load_fails_no_request(tmp_path: Path) -> None:
     """Two gateways, live sessions, a key added to the Secret and the old one taken out later: pods see the new key
     before anybody signs with it, the old one is good until it is taken out, and no request ever fails."""
     flags = ["--key-settle", "2s"]
@@ -134,7 +134,7 @@ async def two(tmp_path: Path) -> AsyncIterator[Two]:
         yield Two(cluster, clock, a, ring, b, other)
 
 
-async def test_key_is_made_seen_and_only_then_signs_and_the_old_one_goes_at_last(two: Two) -> None:
+async def test_new_key_is_published_before_it_signs_and_the_old_one_is_dropped_last(two: Two) -> None:
     """Two gateways through the life of a key: one of them makes the next, both wait, sign with it, and drop the old."""
     cluster, clock, ring, other = two.cluster, two.clock, two.ring, two.other
 
@@ -163,7 +163,7 @@ async def test_key_is_made_seen_and_only_then_signs_and_the_old_one_goes_at_last
     assert (shown(cluster), len(private_keys(cluster))) == ({ring.signer.kid}, 1)
 
 
-async def test_gateways_that_all_find_it_time_make_one_key(two: Two) -> None:
+async def test_gateways_that_rotate_at_once_make_one_key(two: Two) -> None:
     """Whoever writes the Secret first has made it; the other takes that."""
     two.clock.advance(940.0)
     two.cluster.api.latency = 0.01
@@ -174,7 +174,7 @@ async def test_gateways_that_all_find_it_time_make_one_key(two: Two) -> None:
     assert len(two.ring.kids) == 2
 
 
-async def test_gateway_that_is_behind_does_not_take_a_key_from_the_pods(two: Two) -> None:
+async def test_gateway_with_an_older_secret_does_not_unpublish_a_key(two: Two) -> None:
     """It would publish the set of an older Secret: the newer one stays."""
     behind = await two.a._share(two.ring.reload)
     two.clock.advance(940.0)

@@ -109,7 +109,7 @@ def test_overlay_probes_paths_that_the_gateway_answers(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_overlay_asks_who_comes_and_starts_with_a_key_of_your_own_only(overlay: str) -> None:
+def test_overlay_requires_authentication_and_your_own_admin_key(overlay: str) -> None:
     """The admin's key is a Secret that must be there, that no manifest brings, and that the gateway's user can read."""
     settings, pod = settings_of(overlay), gateway_pod(overlay)
     assert requires_identity(settings)
@@ -372,7 +372,7 @@ def as_json_schema(schema: Any) -> Any:
 
 
 @pytest.mark.parametrize("text", [AGENTCUBE, AGENT, OURS])
-def test_crd_takes_what_the_gateway_takes(text: str) -> None:
+def test_crd_accepts_what_the_gateway_accepts(text: str) -> None:
     """AgentCube's manifests and ours fit the schema, are read without a problem, and make pods that fit the API."""
     document = yaml.safe_load(text)
     schema = as_json_schema(schema_of(document["kind"]))
@@ -461,7 +461,7 @@ def test_picod_image_installs_what_picod_imports() -> None:
 
 
 @pytest.mark.parametrize("image", ["gateway", "picod"])
-def test_dockerfile_copies_what_there_is_and_what_is_let_through(image: str) -> None:
+def test_dockerfile_copies_only_files_of_the_build_context(image: str) -> None:
     """Every COPY source exists and .dockerignore lets it into the build; bases are pinned; the user is not root."""
     text = (MANIFESTS / f"docker/{image}.Dockerfile").read_text()
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}

@@ -238,7 +238,7 @@ async def test_watch_that_is_cut_resumes_where_it_was(kube: Opened) -> None:
     assert kube.cluster.api.counts["list", "pods"] == lists
 
 
-async def test_api_server_away_stops_no_look_up_and_no_end(kube: Opened) -> None:
+async def test_lookups_and_releases_work_while_the_api_server_is_unavailable(kube: Opened) -> None:
     """While the server is away sandboxes are found from memory, new ones are refused with the reason, and a release is
     made good when it is back."""
     await kube.provider.apply([runtime(1)])
@@ -344,7 +344,7 @@ async def test_claimed_pod_that_ends_is_reported_with_its_reason(kube: Opened, h
     assert await kube.provider.find(sandbox.id) is None
 
 
-async def test_remains_are_found_as_long_as_somebody_could_give_them(tmp_path: Path) -> None:
+async def test_remains_are_found_while_their_picod_can_be_reached(tmp_path: Path) -> None:
     """A living pod, ready or not, and one that is being evicted while it is ready; not one on a lost node, and not one
     that was released."""
     async with opened(tmp_path, hollow=False) as kube:

@@ -64,7 +64,7 @@ def test_session_on_a_lost_node_continues_from_its_last_snapshot(server: Server,
     told_everywhere(server, cluster, session, "its node was lost")
 
 
-def test_session_serves_while_the_api_server_is_away(server: Server, cluster: Cluster) -> None:
+def test_session_serves_while_the_api_server_is_unavailable(server: Server, cluster: Cluster) -> None:
     """Live sessions go on; what needs a new pod gets 503 with the reason, and works once the server is back."""
     session = written(server, "here")
     cluster.await_(cluster.stop_api)

@@ -108,7 +108,7 @@ def test_agent_that_reaches_beyond_its_pod_is_not_served(
     assert read_declared(agent(pod, container), trusted=True).runtime is not None
 
 
-def test_interpreter_gets_neither_secrets_nor_the_systems_priority_nor_orders_to_plug_ins() -> None:
+def test_interpreter_gets_no_secrets_system_priority_or_privileged_annotations() -> None:
     """Its template has an environment and annotations, its spec.wakegate.pod a priority class."""
     template = {
         "environment": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],

@@ -207,7 +207,7 @@ def test_workers_are_taken_where_they_work_and_wrong_settings_named_together() -
     assert len(refused.value.problems) == 2
 
 
-def test_port_is_not_shared_with_a_stranger_who_would_share() -> None:
+def test_port_is_not_shared_with_other_programs() -> None:
     """Somebody else who listens there, with SO_REUSEPORT too, would take a part of the connections."""
     with (
         socket.create_server(("127.0.0.1", 0), reuse_port=True) as stranger,

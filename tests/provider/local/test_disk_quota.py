@@ -131,7 +131,7 @@ async def test_sandbox_over_its_size_ends_with_the_reason(tmp_path: Path, code: 
         assert await provider.keep(filler.id, A) == A
 
 
-async def test_woken_workspace_is_no_growth(tmp_path: Path) -> None:
+async def test_woken_workspace_does_not_count_as_growth(tmp_path: Path) -> None:
     """What was parked is measured then, so a wake neither ends its sandbox nor forgives what it holds."""
     async with serving(tmp_path, runtime(limits=Limits(processes=64, workspace_size=8 << 20))) as provider:
         first = await provider.claim(runtime().key, A)
@@ -155,7 +155,7 @@ async def test_many_empty_files_end_a_sandbox(tmp_path: Path) -> None:
         assert "a sandbox may have 2000" in event.reason
 
 
-def test_ballast_is_held_and_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ballast_is_released_while_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Records and deletions find room on a full disk until the sandboxes that filled it have ended."""
     free = 1 << 30
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=free, f_frsize=1))
@@ -204,14 +204,14 @@ async def test_folder_that_may_not_be_listed_counts(tmp_path: Path) -> None:
         assert "the runtime allows 8 MB" in event.reason
 
 
-def test_disk_that_cannot_be_measured_is_no_empty_one(tmp_path: Path) -> None:
+def test_failed_measurement_is_not_taken_for_an_empty_disk(tmp_path: Path) -> None:
     """A du that does not start says nothing of any folder; the limits would silently be off."""
     with pytest.raises(OSError, match="nosuch"):
         disk_usage.sizes([tmp_path], ("env", "--chdir=/nosuch"))
     assert disk_usage.sizes([tmp_path / "ended meanwhile"]) == {}
 
 
-def test_unpacking_a_snapshot_is_no_growth(tmp_path: Path) -> None:
+def test_unpacked_snapshot_does_not_count_as_growth(tmp_path: Path) -> None:
     """Over the limit when it was kept, a session must wake all the same, to delete some; then it has the grace."""
     watched = Watched(BIG, tmp_path / "workspace", os.getpid(), 1 << 20)
     watched.workspace.mkdir()

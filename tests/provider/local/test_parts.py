@@ -198,7 +198,7 @@ def test_this_machines_isolation_is_tried_for_real() -> None:
     assert ("runs as root" in report.summary()) == (os.geteuid() == 0)
 
 
-def test_no_isolation_is_never_silent() -> None:
+def test_missing_isolation_causes_a_warning() -> None:
     """Isolation `process` works everywhere and warns of what it lacks."""
     report = isolation.probe_isolation("process", {})
     assert report.ok

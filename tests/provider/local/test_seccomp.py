@@ -209,7 +209,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
 @pytest.mark.parametrize("machine", list(HEADERS))
-def test_numbers_are_the_kernels(machine: str) -> None:
+def test_system_call_numbers_are_the_kernels(machine: str) -> None:
     """Each number is that of the headers of this machine, where it has them."""
     header = next((path for path in map(Path, HEADERS[machine]) if path.exists()), None)
     if header is None:
