@@ -94,6 +94,12 @@ class Identity:
     scope: SessionScope | None = None  # of a session token
     expires_at: float = float("inf")
     budget: RequestBudget | None = field(default=None, compare=False, repr=False)  # None: requests are not counted
+    # Whether its requests may go to every path of a sandbox. Worked out once: the data path asks it per request.
+    uses_all_paths: bool = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        limited = self.scope is not None and bool(self.scope.paths or self.scope.ports)
+        object.__setattr__(self, "uses_all_paths", not limited and self.may(Permission.USE_SESSIONS))
 
     def spend(self) -> None:
         """Count a request of its tenant's. Raises RateLimitError when that asks too often."""

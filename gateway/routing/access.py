@@ -10,13 +10,15 @@ The common request, a program's, costs two comparisons and one set look-up here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from gateway.core.addresses import is_loopback
 from gateway.core.errors import BadRequestError, SettingsError, UnavailableError
 from gateway.core.identity import ANONYMOUS, Identity
 from gateway.identity.authenticator import Authenticator
 from gateway.identity.peers import PeerSigner
+from gateway.routing.field_names import PLAIN
 from gateway.routing.forwarded import read_proxies
 from gateway.routing.port_hosts import PortHost, PortHostError, read_domain
 
@@ -46,7 +48,8 @@ class AccessPolicy:
     `allowed_origins` and `allowed_hosts` are comma-separated, as set. `listens_on`: the address of --host. On loopback
     only names of this machine are served. Elsewhere any Host is, unless `allowed_hosts` names some: probes and
     balancers use addresses that the gateway cannot know. `advertise`: the URL at which other gateways reach this one.
-    `strip_headers`: comma-separated; `stripped` are the names of request fields that reach no sandbox.
+    `strip_headers`: comma-separated; `stripped` are the names of request fields that reach no sandbox, `plain` of those
+    that reach every one as they came.
     `authenticated`: every request has to say who it comes from; until `authenticate_with`, none is served.
     `trusted_proxies`: comma-separated networks; `proxies` is None without any.
     `domain`: below it are the names of ports; `ports` is None without one.
@@ -68,6 +71,7 @@ class AccessPolicy:
         self.stripped = frozenset(each.strip().lower().encode() for each in strip_headers.split(",") if each.strip())
         if authenticated:
             self.stripped |= {b"x-api-key"}  # it is a key of ours then, and no application's
+        self.plain = PLAIN - self.stripped
         self.proxies = read_proxies(trusted_proxies)
         self._authenticated = authenticated
         self.peers: PeerSigner | None = None  # verifies what other gateways say of requests that they pass on
@@ -109,6 +113,13 @@ class AccessPolicy:
         if self._authenticator is None:
             raise UnavailableError("this gateway is starting; try again shortly")
         return await self._authenticator.authenticate(credential)
+
+    def passed_on_for(self, signature: bytes, scope: Mapping[str, Any]) -> Identity | None:
+        """For whom another gateway passed a request on; None: none of this store's gateways signed it."""
+        if self.peers is None:
+            return None
+        path: bytes = scope.get("raw_path") or scope["path"].encode()
+        return self.peers.verify(signature, scope.get("method", "GET"), path)
 
     def __repr__(self) -> str:
         return f"<AccessPolicy origins={sorted(self.origins)} hosts={sorted(self._hosts)}>"

@@ -17,7 +17,6 @@ from time import perf_counter
 
 from gateway.core.clock import Clock
 from gateway.core.errors import WakegateError
-from gateway.core.identity import ANONYMOUS
 from gateway.core.model import StartKind
 from gateway.identity.scope import require_use
 from gateway.routing.access import AccessPolicy
@@ -55,7 +54,7 @@ class FastPath:
         if identity is None:
             return incoming
         try:
-            if identity is not ANONYMOUS:
+            if not identity.uses_all_paths:
                 require_use(identity, target.path)
             incoming.route = route = self._activator.live(target, self._clock.now(), identity)
         except WakegateError:  # the slow path asks again, and answers with it

@@ -7,33 +7,29 @@ over the list does all of it: this runs per request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 from gateway.core.errors import BadRequestError, UnavailableError
-from gateway.core.identity import Identity
-from gateway.routing.access import names_host
+from gateway.routing.access import AccessPolicy, names_host
+from gateway.routing.field_names import HOP_BY_HOP
 from gateway.routing.forwarded import FIELDS as FORWARDING_FIELDS
-from gateway.routing.forwarded import NO_PROXIES, Forwarded, TrustedProxies, read_forwarded
-from gateway.routing.request_fields import HOPS_HEADER, MAX_HOPS, PEER_FIELD, READERS, Request, read_extra
+from gateway.routing.forwarded import NO_PROXIES, Forwarded, read_forwarded
+from gateway.routing.request_fields import (
+    HOPS_HEADER,
+    MAX_HOPS,
+    PEER_FIELD,
+    READERS,
+    Headers,
+    Request,
+    is_length,
+    read_authorization,
+    read_extra,
+)
+from gateway.routing.responses import Scope
 from gateway.routing.target import RUNTIME_HEADER, SESSION_HEADERS
 from picod.wire import MOUNT_HEADER
 
-HOP_BY_HOP = frozenset((
-    b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
-    b"transfer-encoding", b"upgrade",
-))  # fmt: skip
-
-_MAX_LENGTH_DIGITS = 18  # an exabyte; Python's int() raises on a few thousand digits
-
-# What picod makes use of. A CodeInterpreter runs hostile code and gets no other field of a client's, so no credentials.
-_PLAIN = frozenset((
-    b"accept", b"accept-charset", b"accept-encoding", b"accept-language", b"cache-control", b"content-disposition",
-    b"content-encoding", b"content-language", b"content-range", b"content-type", b"idempotency-key", b"if-match",
-    b"if-modified-since", b"if-none-match", b"if-range", b"if-unmodified-since", b"pragma", b"prefer", b"range",
-    b"sec-websocket-extensions", b"sec-websocket-key", b"sec-websocket-protocol", b"sec-websocket-version",
-    b"traceparent", b"tracestate", b"user-agent", b"x-wakegate-relayed",
-))  # fmt: skip
+_SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 # Request fields that need a look.
 _SPECIAL = HOP_BY_HOP | FORWARDING_FIELDS | {
     b"host", b"authorization", b"expect", b"content-length", b"x-request-id", b"x-api-key", b"origin",
@@ -41,70 +37,47 @@ _SPECIAL = HOP_BY_HOP | FORWARDING_FIELDS | {
     *SESSION_HEADERS,
 }  # fmt: skip
 
-Verify = Callable[[bytes], Identity | None]
 
+def read_request(scope: Scope, access: AccessPolicy) -> Request:
+    """Read the fields of an ASGI scope. `access`: which of them reach no sandbox, and whose word on others counts.
 
-def read_request(
-    headers: Iterable[tuple[bytes, bytes]],
-    client: tuple[str, int] | None,
-    scheme: str,
-    stripped: frozenset[bytes] = frozenset(),
-    proxies: TrustedProxies | None = None,
-    verify: Verify | None = None,
-) -> Request:
-    """Read lower-cased ASGI headers. `stripped`: names of fields that reach no sandbox. `client`: who sent them to us.
-    `verify`: for whom a request is that another gateway signed; without it, every request is a client's own.
-
-    One set look-up settles most fields of a program's request: their order here is that of their frequency.
+    What a program sends is settled in the loop: one set look-up for most fields, and their order here is that of their
+    frequency. Whatever is odd about one of these, a second Host for example, is left to its reader, like rare fields.
 
     Raises:
         BadRequestError: contradicting session ids or hosts, or a body framing that we do not speak.
     """
     request = Request()
-    lines = request.lines
-    special: list[tuple[bytes, bytes]] | None = None
-    plain = _plain_without(stripped)
-    for name, value in headers:
+    lines, plain = request.lines, access.plain
+    special: Headers = []
+    for name, value in scope["headers"]:
         if name in plain:
             lines.append(b"%b: %b\r\n" % (name, value))
-        elif name == b"host":
-            if request.host is not None:
-                raise BadRequestError("two Host headers; send one")
+        elif name == b"host" and request.host is None:
             request.host = value
-        elif name in SESSION_HEADERS:
-            if request.session is not None and request.session != value:
-                raise BadRequestError(
-                    "two session headers that differ; send one of x-session-id, x-agentcube-session-id"
-                )
+        elif name in SESSION_HEADERS and request.session is None:
             request.session = value
-        elif name == b"content-length":
-            if request.content_length is not None:
-                raise BadRequestError("two Content-Length headers; send one")
-            if not value.isdigit() or len(value) > _MAX_LENGTH_DIGITS:
-                raise BadRequestError("Content-Length is not a number of bytes")
+        elif name == b"connection" and value == b"keep-alive":
+            pass  # httpx and requests send it with every request, and it names no field
+        elif name == b"content-length" and request.content_length is None and is_length(value):
             request.content_length = int(value)
             lines.append(b"content-length: %b\r\n" % value)
-        elif name not in _SPECIAL:
-            if name not in stripped:
-                read_extra(request, name, value)
-        elif special is None:
-            special = [(name, value)]
-        else:
+        elif name == b"authorization":
+            read_authorization(request, value)
+        elif name in _SPECIAL:
             special.append((name, value))
+        elif name not in access.stripped:
+            read_extra(request, name, value)
+    client = scope["client"]
     peer = client[0] if client else ""
-    if special is not None:
-        _read_special(request, special, peer, proxies, stripped, verify)
-    forwarded = request.forwarded
+    if special:
+        _read_special(request, special, peer, scope, access)
+    scheme, forwarded = _SCHEMES[scope["scheme"]], request.forwarded
     if forwarded is None:
         lines.append(_forwarding((peer,), request.host or b"", scheme))
     else:
         lines.append(_forwarding(forwarded.chain, request.host or b"", forwarded.scheme or scheme))
     return request
-
-
-@lru_cache(maxsize=64)  # one for each policy of this process
-def _plain_without(stripped: frozenset[bytes]) -> frozenset[bytes]:
-    return _PLAIN - stripped
 
 
 def replace_traceparent(request: Request, traceparent: bytes) -> None:
@@ -122,27 +95,21 @@ def origin_line(host: bytes) -> bytes:
     return b"origin: http://%b\r\n" % host
 
 
-def _read_special(
-    request: Request,
-    special: list[tuple[bytes, bytes]],
-    peer: str,
-    proxies: TrustedProxies | None,
-    stripped: frozenset[bytes],
-    verify: Verify | None,
-) -> None:
-    """The rare fields."""
+def _read_special(request: Request, special: Headers, peer: str, scope: Scope, access: AccessPolicy) -> None:
+    """The rare fields, and what several of them together say."""
     claims: dict[bytes, list[bytes]] = {}
     for name, value in special:
         if (read := READERS.get(name)) is not None:
             read(request, value)
         elif name in FORWARDING_FIELDS:
             claims.setdefault(name, []).append(value)
-        if name == b"x-api-key" and name not in stripped:  # without authentication it may be the application's own
+        if name == b"x-api-key" and name not in access.stripped:  # without authentication it may be the application's
             read_extra(request, name, value)
     if request.chunked and request.content_length is not None:
         raise BadRequestError("both Content-Length and Transfer-Encoding; send one of them")
-    if request.signature and verify is not None:
-        request.passed_on_for = verify(request.signature)
+    proxies = access.proxies
+    if request.signature:
+        request.passed_on_for = access.passed_on_for(request.signature, scope)
     if request.passed_on_for is None:
         request.hops = 0  # a client may say anything
     elif proxies is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from time import perf_counter
 
 from gateway.core.errors import BadRequestError, LimitError, WakegateError
@@ -21,10 +20,12 @@ from gateway.routing.route import Route
 from gateway.routing.target import NotProxied, Target, parse, parse_port_host
 from gateway.routing.url_tokens import cookie_token, refuse_keys, take_query_token
 
-_SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 _SCOPE_SCHEMES = {
     ("http", "http"): "http", ("http", "https"): "https", ("websocket", "http"): "ws", ("websocket", "https"): "wss",
 }  # fmt: skip
+
+
+_UNREAD = Request()  # of a request whose fields could not be read; nobody writes to it
 
 
 def raw_path(scope: Scope) -> bytes:
@@ -79,57 +80,62 @@ class Incoming:
         self.identity: Identity | None = None
         self.was_control = False
         self.url_token: bytes | None = None
-        request: Request | None = None
-        target: Target | NotProxied | WakegateError | None = None
+        self.request, self.id_line = _UNREAD, b""
+        self.target: Target | NotProxied | WakegateError | None = None
         try:
-            scheme = _SCHEMES[scope["scheme"]]
-            verify = None
-            if (peers := access.peers) is not None:
-                verify = partial(peers.verify, method=scope.get("method", "GET"), path=raw_path(scope))
-            request = read_request(scope["headers"], scope["client"], scheme, access.stripped, access.proxies, verify)
-            self.id_line = id_line(request.sent_id)
-            request.lines.append(self.id_line)
-            if record is not None and record.traceparent:
-                replace_traceparent(request, record.traceparent)
-            if request.forwarded is not None:
-                _write_client(scope, request, request.forwarded)
-            if request.host is None and scope["http_version"] == "1.1":
-                raise BadRequestError("an HTTP/1.1 request has a Host header (RFC 9112 3.2); send one")
-            self.identity = request.passed_on_for
-            if self.identity is None:
-                self.identity = access.identify(request.credential)
-            else:
-                scope.setdefault("state", {})["peer"] = True
-            if self.identity is None:
-                self._read_browsers_token(scope, request)
-            if access.ports is None:
-                target = parse(raw_path(scope), request.session, request.runtime)
-            else:
-                target = _parse_with_host(scope, request, access)
-            if target is NotProxied.CONTROL and access.is_authenticated and scope["query_string"]:
-                refuse_keys(scope["query_string"])
-            self.reader = access.check(request.host, request.origin, request.fetch_site, scope["headers"])
-            if self.reader is not None and is_preflight(scope.get("method", ""), scope["headers"]):
-                target = NotProxied.PREFLIGHT
-            if request.hops and type(target) is Target:
-                target = replace(target, passed_on=True)
-            if self.identity is not None and self.identity.budget is not None and request.passed_on_for is None:
-                self.identity.spend()  # what another gateway passes on, that one has counted
+            self._read(scope, record, access)
         except (BadRequestError, LimitError) as error:
-            self.was_control = target is NotProxied.CONTROL
-            target = error
-            self.reader = access.reader_among(scope["headers"])
-            if request is None:
-                request = Request()
-                self.id_line = id_line(None)
-        self.request = request
-        self.target = target
+            self._refuse(scope, access, error)
         if record is not None:
-            record.request_id = id_in(self.id_line)
-            record.identity = self.identity
-            if type(target) is Target:
-                record.path = target.path
-                record.saw(target.session_id, target.runtime, None)
+            self._note(record)
+
+    def _read(self, scope: Scope, record: Record | None, access: AccessPolicy) -> None:
+        """Raises BadRequestError, LimitError; what was found out before that stays."""
+        self.request = request = read_request(scope, access)
+        self.id_line = line = id_line(request.sent_id)
+        request.lines.append(line)
+        if record is not None and record.traceparent:
+            replace_traceparent(request, record.traceparent)
+        if request.forwarded is not None:
+            _write_client(scope, request, request.forwarded)
+        if request.host is None and scope["http_version"] == "1.1":
+            raise BadRequestError("an HTTP/1.1 request has a Host header (RFC 9112 3.2); send one")
+        if request.passed_on_for is not None:
+            self.identity = request.passed_on_for
+            scope.setdefault("state", {})["peer"] = True
+        elif (identity := access.identify(request.credential)) is not None:
+            self.identity = identity
+        else:
+            self._read_browsers_token(scope, request)
+        if access.ports is None:
+            target = parse(raw_path(scope), request.session, request.runtime)
+        else:
+            target = _parse_with_host(scope, request, access)
+        if request.hops and type(target) is Target:
+            target = replace(target, passed_on=True)
+        self.target = target
+        if target is NotProxied.CONTROL and access.is_authenticated and scope["query_string"]:
+            refuse_keys(scope["query_string"])
+        self.reader = access.check(request.host, request.origin, request.fetch_site, scope["headers"])
+        if self.reader is not None and is_preflight(scope.get("method", ""), scope["headers"]):
+            self.target = NotProxied.PREFLIGHT
+        identity = self.identity
+        if identity is not None and identity.budget is not None and request.passed_on_for is None:
+            identity.spend()  # what another gateway passes on, that one has counted
+
+    def _refuse(self, scope: Scope, access: AccessPolicy, error: WakegateError) -> None:
+        self.was_control = self.target is NotProxied.CONTROL
+        self.id_line = self.id_line or id_line(None)
+        self.target = error
+        self.reader = access.reader_among(scope["headers"])
+
+    def _note(self, record: Record) -> None:
+        record.request_id = id_in(self.id_line)
+        record.identity = self.identity
+        target = self.target
+        if type(target) is Target:
+            record.path = target.path
+            record.saw(target.session_id, target.runtime, None)
 
     def _read_browsers_token(self, scope: Scope, request: Request) -> None:
         """Take the credential from the URL or a cookie. Raises BadRequestError for what does not belong into a URL."""

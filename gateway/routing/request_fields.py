@@ -13,7 +13,7 @@ from gateway.core.identity import Identity
 from gateway.identity import keys, session_tokens
 from gateway.identity.peers import PEER_HEADER
 from gateway.routing.forwarded import Forwarded
-from gateway.routing.target import RUNTIME_HEADER
+from gateway.routing.target import RUNTIME_HEADER, SESSION_HEADERS
 from picod.wire import MOUNT_HEADER
 
 Headers = list[tuple[bytes, bytes]]
@@ -32,6 +32,7 @@ _FOREIGN_COOKIES = (
 _MOUNT_LINE = b"%b: /\r\n" % MOUNT_HEADER.encode()
 _OUR_PREFIXES = (keys.PREFIX.encode(), session_tokens.PREFIX.encode())
 _JWT_PREFIX = b"eyJ"  # base64url of `{"`: a token of OpenID Connect
+_MAX_LENGTH_DIGITS = 18
 _NO_FIELDS = frozenset((b"keep-alive", b"close", b"upgrade", b""))  # what Connection has that names no field
 
 
@@ -140,6 +141,27 @@ def _read_connection(request: Request, value: bytes) -> None:
         request.extra[:] = [line for line in request.extra if not line.startswith(prefixes)]
 
 
+def _read_host(request: Request, value: bytes) -> None:
+    if request.host is not None:
+        raise BadRequestError("two Host headers; send one")
+    request.host = value
+
+
+def _read_session(request: Request, value: bytes) -> None:
+    if request.session is not None and request.session != value:
+        raise BadRequestError("two session headers that differ; send one of x-session-id, x-agentcube-session-id")
+    request.session = value
+
+
+def _read_content_length(request: Request, value: bytes) -> None:
+    if request.content_length is not None:
+        raise BadRequestError("two Content-Length headers; send one")
+    if not is_length(value):
+        raise BadRequestError("Content-Length is not a number of bytes")
+    request.content_length = int(value)
+    request.lines.append(b"content-length: %b\r\n" % value)
+
+
 def _read_transfer_encoding(request: Request, value: bytes) -> None:
     if request.chunked:
         raise BadRequestError("two Transfer-Encoding headers; send one")
@@ -149,7 +171,13 @@ def _read_transfer_encoding(request: Request, value: bytes) -> None:
     request.lines.append(b"transfer-encoding: chunked\r\n")
 
 
-def _read_authorization(request: Request, value: bytes) -> None:
+def is_length(value: bytes) -> bool:
+    """Whether a Content-Length is a number, of an exabyte at most: int() raises on some thousand digits."""
+    return value.isdigit() and len(value) <= _MAX_LENGTH_DIGITS
+
+
+def read_authorization(request: Request, value: bytes) -> None:
+    """Take the credential of an Authorization field, unless its scheme is for somebody else."""
     scheme, _, token = value.partition(b" ")
     credential = token.strip() if scheme.lower() == b"bearer" else None
     if scheme.lower() == b"basic":
@@ -200,9 +228,12 @@ def _read_hops(request: Request, value: bytes) -> None:
 
 # Each raises BadRequestError for a value, or a second field, that it cannot make sense of.
 READERS: Mapping[bytes, Callable[[Request, bytes], None]] = {
+    b"host": _read_host,
+    **dict.fromkeys(SESSION_HEADERS, _read_session),
+    b"content-length": _read_content_length,
     b"connection": _read_connection,
     b"transfer-encoding": _read_transfer_encoding,
-    b"authorization": _read_authorization,
+    b"authorization": read_authorization,
     b"x-api-key": _read_api_key,
     RUNTIME_HEADER: _read_runtime,
     b"x-request-id": _read_request_id,

@@ -6,7 +6,7 @@ anything that speaks for its whole origin. Cookies are confined to the paths of 
 
 from __future__ import annotations
 
-from gateway.routing.headers import HOP_BY_HOP
+from gateway.routing.field_names import HOP_BY_HOP
 from gateway.routing.request_fields import Headers
 from gateway.routing.target import SESSION_HEADERS
 from picod.wire import REFUSED_HEADER

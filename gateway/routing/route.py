@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from gateway.core.errors import QueueFullError, TokenRefusedError, UpstreamConnectError
+from gateway.core.identity import Identity
 from gateway.core.model import Kind, Sandbox, Session, StartKind
 from gateway.identity.peers import PeerSigner
 from gateway.observability.counters import RuntimeCounters
@@ -65,6 +66,7 @@ class Route:
         "traffic",
         "trusted_until",
         "user",
+        "visible_to",
     )  # fmt: skip
 
     def __init__(
@@ -88,6 +90,7 @@ class Route:
         self.runtime = session.runtime
         self.tenant = session.tenant
         self.user = session.user
+        self.visible_to: Identity | None = None  # the latest caller for whom the session was found to exist
         self.idle_timeout = session.idle_timeout
         self.peer = peer
         self.sandbox = sandbox

@@ -77,7 +77,7 @@ def test_names_of_the_setting_are_stripped() -> None:
     """The list replaces the default one, in any case; it may name Cookie, and what picod would get."""
     policy = AccessPolicy(strip_headers="Cookie, x-mine,user-agent")
     fields = [(b"host", b"h"), (b"cookie", b"a"), (b"x-mine", b"1"), (b"user-agent", b"u"), (b"x-api-key", b"k")]
-    request = read_request(fields, None, "http", policy.stripped)
+    request = read_request({"headers": fields, "client": None, "scheme": "http"}, policy)
     assert request.extra == [b"x-api-key: k\r\n"]
     assert not any(line.startswith(b"user-agent") for line in request.lines)
     assert b"x-api-key" in AccessPolicy(strip_headers=Settings().strip_headers).stripped

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.core.errors import BadRequestError
-from gateway.routing.headers import HOP_BY_HOP, read_request
+from gateway.routing.access import AccessPolicy
+from gateway.routing.field_names import HOP_BY_HOP
+from gateway.routing.headers import read_request
 from gateway.routing.request_fields import Request
 from gateway.routing.response_headers import read_response
 from gateway.routing.target import SESSION_HEADERS
 
 CLIENT = ("192.0.2.7", 5000)
+POLICY = AccessPolicy()
 Fields = list[tuple[bytes, bytes]]
 
 TOKEN = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_!", min_size=1, max_size=12).map(str.encode)
@@ -34,6 +39,11 @@ FIELDS = st.lists(
 )
 
 
+def scope_of(fields: Fields, client: tuple[str, int] = CLIENT, scheme: str = "http") -> dict[str, Any]:
+    """What `read_request` reads of an ASGI scope."""
+    return {"headers": fields, "client": client, "scheme": scheme}
+
+
 def sent(request: Request) -> Fields:
     """The finished lines as fields; each line must be exactly one or more whole fields."""
     raw = b"".join(request.lines + request.extra)
@@ -52,7 +62,7 @@ def names(request: Request) -> list[bytes]:
 def test_read_request_answers_any_bytes_with_a_request_or_a_bad_request(fields: Fields) -> None:
     """Nothing that a parser could hand over makes it raise anything else."""
     try:
-        read_request(fields, CLIENT, "http")
+        read_request(scope_of(fields), POLICY)
     except BadRequestError:
         return
 
@@ -64,7 +74,7 @@ def test_read_request_answers_any_bytes_with_a_request_or_a_bad_request(fields: 
 def test_read_request_keeps_the_framing_that_it_read(fields: Fields) -> None:
     """The sandbox is told of the body exactly as we send it: a Connection field cannot nominate the framing away."""
     try:
-        request = read_request(fields, CLIENT, "http")
+        request = read_request(scope_of(fields), POLICY)
     except BadRequestError:
         return
     told = [field for field in sent(request) if field[0] in (b"content-length", b"transfer-encoding")]
@@ -83,7 +93,7 @@ def test_read_request_keeps_the_framing_that_it_read(fields: Fields) -> None:
 def test_read_request_ends_hop_by_hop_fields_here(fields: Fields) -> None:
     """Neither the fields of RFC 9110 7.6.1, nor one that Connection names, nor what is ours to consume, goes on."""
     try:
-        request = read_request(fields, CLIENT, "http")
+        request = read_request(scope_of(fields), POLICY)
     except BadRequestError:
         return
     gone = (HOP_BY_HOP - {b"transfer-encoding"}) | {
@@ -109,7 +119,7 @@ def test_read_request_ends_hop_by_hop_fields_here(fields: Fields) -> None:
 def test_read_request_passes_every_other_field_as_it_came(fields: Fields) -> None:
     """In order, with duplicates, byte for byte."""
     try:
-        request = read_request(fields, CLIENT, "http")
+        request = read_request(scope_of(fields), POLICY)
     except BadRequestError:
         return
     special = HOP_BY_HOP | {
@@ -132,7 +142,7 @@ def test_read_request_writes_forwarding_itself(fields: Fields) -> None:
     """Each field is there once and tells what we saw: nothing of what the client claimed goes on."""
     fields = [(name, value) for name, value in fields if name != b"host"]
     try:
-        request = read_request([(b"host", b"gate:8080"), *fields], CLIENT, "http")
+        request = read_request(scope_of([(b"host", b"gate:8080"), *fields]), POLICY)
     except BadRequestError:
         return
     for name, own in (
@@ -146,7 +156,7 @@ def test_read_request_writes_forwarding_itself(fields: Fields) -> None:
 
 def test_read_request_writes_ipv6_nodes_as_rfc_7239_wants() -> None:
     """In quotes and brackets in Forwarded, bare in X-Forwarded-For."""
-    line = dict(sent(read_request([(b"host", b"h")], ("2001:db8::1", 1), "https")))
+    line = dict(sent(read_request(scope_of([(b"host", b"h")], ("2001:db8::1", 1), "https"), POLICY)))
     assert line[b"forwarded"] == b'for="[2001:db8::1]";host="h";proto=https'
     assert line[b"x-forwarded-for"] == b"2001:db8::1"
 
@@ -154,10 +164,10 @@ def test_read_request_writes_ipv6_nodes_as_rfc_7239_wants() -> None:
 def test_read_request_understands_both_session_headers() -> None:
     """Either name, or both with one value."""
     for fields in ([(b"x-session-id", b"a")], [(b"x-agentcube-session-id", b"a")]):
-        assert read_request(fields, CLIENT, "http").session == b"a"
-        assert read_request(fields * 2, CLIENT, "http").session == b"a"
+        assert read_request(scope_of(fields), POLICY).session == b"a"
+        assert read_request(scope_of(fields * 2), POLICY).session == b"a"
     both = [(b"x-session-id", b"a"), (b"x-agentcube-session-id", b"a")]
-    assert read_request(both, CLIENT, "http").session == b"a"
+    assert read_request(scope_of(both), POLICY).session == b"a"
 
 
 @pytest.mark.parametrize(
@@ -179,7 +189,7 @@ def test_read_request_understands_both_session_headers() -> None:
 def test_read_request_refuses_contradictions(fields: Fields, problem: str) -> None:
     """It does not choose between two values that cannot both be meant."""
     with pytest.raises(BadRequestError, match=problem):
-        read_request(fields, CLIENT, "http")
+        read_request(scope_of(fields), POLICY)
 
 
 def test_read_response_drops_what_ends_here() -> None:
