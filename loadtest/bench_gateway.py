@@ -40,8 +40,10 @@ async def serve(endpoint: Endpoint | None, folder: Path, settings: dict[str, Any
     async with serving(gateway) as (url, ended):
         opened: Opened = await gateway.lifecycle.create(RuntimeKey("default", "my-interpreter"))
         await gateway.sessions.idleness.flush()
+        # Puts the session's route into memory, so that the first measured request is a live one like all others.
         reservation = await gateway.activator.reserve(Target(opened.session.id, None, b"/"))
         reservation.route.leave(clock.now())
+        # Counts from here on: what the start and the create needed is not part of a request.
         gateway.counters.store.durations.clear()
         signed = gateway.tokens.signed
         where = opened.sandbox.endpoint
@@ -56,6 +58,7 @@ async def serve(endpoint: Endpoint | None, folder: Path, settings: dict[str, Any
 async def make_key(gateway: Gateway, *, rated: bool) -> str:
     """A key of the session's tenant; `rated`: which may send more requests per second than any load has."""
     if rated:
+        # The budget is consulted at each request and never used up: 1e9 requests a second.
         await gateway.tenants.put(DEFAULT_TENANT, parse_limits({"requestsPerSecond": 1e9}))
     authenticator = gateway.surfaces.keys.authenticator
     assert authenticator is not None

@@ -28,6 +28,7 @@ import uvloop
 from loadtest.processes import cpu_seconds, pss_mb, started
 from loadtest.proxy_bench import PATH
 
+# As much as a socket's buffer takes at a time; smaller pieces would measure Python's calls.
 _PIECE = bytes(256 * 1024)
 _GROWTH_MB = 32.0  # of memory that counts as flat: buffers of one connection, both ways
 
@@ -50,6 +51,7 @@ class Source(asyncio.Protocol):
         """asyncio: parse the request, then count its body or send the answer's."""
         assert self._transport is not None
         if not self._left_in:
+            # The head may come in pieces. What follows it in the same piece is body.
             self._head += data
             head, found, data = self._head.partition(b"\r\n\r\n")
             if not found:
@@ -77,6 +79,7 @@ class Source(asyncio.Protocol):
 
     def _fill(self) -> None:
         assert self._transport is not None
+        # Writes until asyncio reports that its buffer is full: a gateway that reads slowly must hold the source back.
         while self._left_out and not self._paused:
             piece = _PIECE[: self._left_out]
             self._left_out -= len(piece)
@@ -97,6 +100,7 @@ def transfer(url: str, session: str, size: int, *, upload: bool) -> float:
     head = (
         f"{'PUT' if upload else 'GET'} {path} HTTP/1.1\r\nhost: [::1]\r\nx-session-id: {session}\r\n{framing}\r\n\r\n"
     )
+    # recv_into one buffer: new bytes for each piece would measure the client's allocations.
     buffer = bytearray(1 << 20)
     began = time.perf_counter()
     with socket.create_connection((parts.hostname, parts.port)) as link:
@@ -120,12 +124,15 @@ def transfer(url: str, session: str, size: int, *, upload: bool) -> float:
 
 def minor_faults(pid: int) -> int:
     """The minor page faults of a process so far: pages that it got without reading from a disk."""
+    # After the last ")": the program's name may contain spaces and brackets.
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
 
 
 @contextlib.contextmanager
 def peak_memory(pid: int) -> Any:
     """A context that yields a list of one: the largest PSS of a process within the block, in MB."""
+    # Sampled ten times a second, in a thread as the transfers block. VmHWM is no substitute: it counts pages that are
+    # shared.
     peak, ended = [pss_mb(pid)], threading.Event()
 
     def watch() -> None:
@@ -171,6 +178,7 @@ def main() -> int:
             # Before and after, not per transfer: a gateway's memory is expected to be flat, whatever passes.
             before, used, faults = pss_mb(gateway.pid), cpu_seconds(gateway.pid), minor_faults(gateway.pid)
             with peak_memory(gateway.pid) as peak:
+                # Sides in turns, so that a change of the machine's speed affects both.
                 for _ in range(args.repeats):
                     for side, url in urls.items():
                         speeds[side].append(transfer(url, session, size, upload=upload))

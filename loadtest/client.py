@@ -41,9 +41,11 @@ class Load:
             return
         if self.closed_loop:
             connection.send(perf_counter())
+        # An arrival that had to wait keeps its due time, so the wait counts.
         elif self.due:
             connection.send(self.due.popleft())
         else:
+            # First in, first out: all connections are used in turn, as by many clients.
             self.idle.append(connection)
 
     def arrive(self, at: float) -> None:
@@ -71,6 +73,7 @@ class Connection(asyncio.Protocol):
     def send(self, due: float) -> None:
         """Send a request that was due at the time `due`."""
         self._due = due
+        # Made with the first request, since httptools keeps its state over the answers of a connection.
         self._parser = self._parser or httptools.HttpResponseParser(self)
         assert self._transport is not None
         self._transport.write(self._load.request)
@@ -86,6 +89,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """httptools: the answer is complete; record its time."""
         load = self._load
+        # Answers after the end of the run are not counted: how many there are depends on when the clock stopped.
         if load.running:
             load.times.append(perf_counter() - self._due)
             load.errors += self._status >= 400
@@ -120,6 +124,8 @@ async def generate(url: str, connections: int, seconds: float, rate: float, head
             while sent / rate <= now - began:
                 load.arrive(began + sent / rate)
                 sent += 1
+            # Arrivals within one tick are sent together, up to a millisecond late by the clock; their times still count
+            # from due.
             await asyncio.sleep(_TICK_S)
     else:
         await asyncio.sleep(seconds)
@@ -134,6 +140,7 @@ def summary(load: Load, took: float, *, late: int) -> dict[str, Any]:
     if not times:
         return {"rate": 0.0, "p50": float("nan"), "p99": float("nan"), "errors": load.errors + late, "requests": 0}
     at = {name: times[min(len(times) - 1, int(q * len(times)))] * 1e3 for name, q in (("p50", 0.5), ("p99", 0.99))}
+    # Requests that were never sent count as errors: an overloaded server must not look fast by refusing to be loaded.
     return {"rate": len(times) / took, **at, "errors": load.errors + late, "requests": len(times)}
 
 

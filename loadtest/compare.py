@@ -49,6 +49,7 @@ class Run:
 
 def load(side: Side, connections: int, seconds: float, rate: float, core: int) -> Run:
     """Run one load against one side. `rate` 0 is the closed loop."""
+    # With all descendants: nginx works in a child of its master.
     before = cpu_of(side.pid)
     # wrk is written in C and uses less of the cores that load and proxy share; it has no open loop.
     if not rate and find_program("wrk"):
@@ -67,6 +68,7 @@ def load(side: Side, connections: int, seconds: float, rate: float, core: int) -
             argv += ["--header", header]
         out = subprocess.run(["taskset", "-c", str(core), *argv], capture_output=True, text=True, check=True)
         figures = json.loads(out.stdout)
+    # Microseconds per request are milliseconds per 1,000.
     requests = max(1.0, figures["requests"])
     cpu = (cpu_of(side.pid) - before) / requests * 1e6
     return Run(
@@ -94,6 +96,7 @@ def start(stack: contextlib.ExitStack, folder: Path, mine: int, others: int, wan
     """Start the upstream, the wanted proxies that are installed, and a gateway."""
     port = free_port()
     peers = [sys.executable, "-m", "loadtest.peers"]
+    # nginx answers faster than the Python upstream, which would take more of the core that it shares with the load.
     if nginx := find_program("nginx"):
         stack.enter_context(running([nginx, "-c", str(nginx_conf(folder, port))], others))
     else:
@@ -113,6 +116,7 @@ def start(stack: contextlib.ExitStack, folder: Path, mine: int, others: int, wan
             process = stack.enter_context(running([program, *argv[1:], str(conf(folder, port, upstream))], mine))
             wait_for(port)
             sides[name] = Side(f"http://127.0.0.1:{port}/health", [], process.pid)
+    # As a Python proxy is commonly written, and the fastest client of the common ones.
     for name, peer in (("starlette+httpx", "starlette"), ("aiohttp", "aiohttp")):
         if name in wanted:
             process = stack.enter_context(running([*peers, peer, upstream], mine))
@@ -144,6 +148,7 @@ def measure(
     for connections, rate in loads:
         runs: dict[str, list[Run]] = {name: [] for name in sides}
         for _ in range(repeats):
+            # In turns, so that a change of the machine's speed affects all of them.
             for name, side in sides.items():
                 runs[name].append(load(side, connections, seconds, rate, core))
         for name, each in runs.items():
@@ -184,6 +189,7 @@ def bars(rows: list[Any]) -> list[dict[str, Any]]:
         ours, theirs = cell(connections, "Wakegate", name), cell(connections, peer, name)
         return ours / theirs if ours is not None and theirs else None
 
+    # Ratios to a peer of the same run; absolute bars only where a person would feel the difference.
     bar("throughput at c=32 over HAProxy's", ratio(32, "HAProxy", "rate"), low=0.4)
     bar("throughput at c=32 over starlette+httpx's", ratio(32, "starlette+httpx", "rate"), low=20)
     bar("CPU per request at c=32 over HAProxy's", ratio(32, "HAProxy", "cpu"), high=2.5)
@@ -204,6 +210,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     require_programs("taskset")
+    # The first core is the proxy's; load and upstream share the last.
     cores = sorted(os.sched_getaffinity(0))
     loads = [(int(each), 0.0) for each in args.connections.split(",") if each]
     loads += [(64, float(each)) for each in args.rates.split(",") if each]

@@ -69,6 +69,7 @@ def measure(url: str, runs: int) -> int:
             for script, text in _SCRIPTS.items():
                 sessions[name].write(script, text)
         ahead = ("python3", "-c", "import sys; print('pandas' in sys.modules)")
+        # The preloaded interpreter is ready some seconds after its sandbox; until then scripts run on fresh ones.
         while sessions["forked"].run(*ahead)[1]["stdout"] != "True\n":
             time.sleep(0.2)
         missed = 0
@@ -78,6 +79,7 @@ def measure(url: str, runs: int) -> int:
             times: dict[str, list[float]] = {name: [] for name in sessions}
             for _ in range(max(1, runs // ROW)):
                 for name, session in sessions.items():
+                    # Not counted: the first run of a turn refills caches that the other session has emptied.
                     session.run(*command)
                     times[name] += [session.run(*command)[0] for _ in range(ROW)]
             base = quantile(times["fresh"], 0.5)

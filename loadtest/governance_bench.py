@@ -83,6 +83,7 @@ async def measure_neighbour(folder: Path) -> int:
         for tenant in ("a", "b"):
             made = await client.post("/v1/keys", json={"role": "member", "tenant": tenant})
             keys[tenant] = {"authorization": f"Bearer {made.json()['key']}"}
+        # Tenant a uses up its quota first, so that each create of the flood is refused and takes no sandbox.
         for _ in range(_QUOTA):
             await until_full(client, _POOL)
             (await client.post("/v1/sessions", json={"runtime": "warm"}, headers=keys["a"])).raise_for_status()
@@ -110,6 +111,7 @@ async def _creates(client: httpx.AsyncClient, key: dict[str, str], count: int) -
         reply = await client.post("/v1/sessions", json={"runtime": "warm"}, headers=key)
         took = (time.perf_counter() - began) * 1e3
         reply.raise_for_status()
+        # A cold start measures bubblewrap and not the quota.
         if reply.headers["x-wakegate-start"] == "warm":
             times.append(took)
         await client.delete(f"/v1/sessions/{reply.json()['id']}", headers=key)

@@ -52,7 +52,9 @@ async def all_at_once(url: str, sessions: Sequence[str]) -> list[Answer]:
     began = time.perf_counter()
     for (_, writer), session in zip(links, sessions, strict=True):
         writer.write(b"GET /api/files/note HTTP/1.1\r\nhost: localhost\r\nx-session-id: %b\r\n\r\n" % session.encode())
+    # Read at the same time: an answer that waits in a socket would look late.
     answers = await asyncio.gather(*(_answer(reader, began) for reader, _ in links))
+    # Without the FIN of a close: a thousand sockets in TIME_WAIT would be in the way of the next part.
     for _, writer in links:
         writer.transport.abort()
     return answers
@@ -115,6 +117,7 @@ async def measure_herd(folder: Path, count: int) -> int:
         await until_full(client, 2)
         before = await claims(client)
         woken = await all_at_once(str(client.base_url), [session] * count)
+        # Claims and not wakes: two sandboxes for one session is the error to look for.
         wakes = await claims(client) - before
         live = await all_at_once(str(client.base_url), [session] * count)
     base = print_answers("active:", live)
@@ -127,11 +130,13 @@ async def measure_storm(folder: Path, count: int, pool: int) -> int:
     """Send a request to each of many hibernated sessions at once, more than the pool holds, and again while they are
     active. Returns the bars missed."""
     async with gateway(folder, pool) as (client, pid):
+        # Four at a time, as more would only wait for the engine's limit on starts.
         allowed = asyncio.Semaphore(4)
         sessions = await asyncio.gather(*(hibernated_session(client, allowed) for _ in range(count)))
         await until_full(client, pool)
         woken = await all_at_once(str(client.base_url), sessions)
         print(f"gateway with {count} sessions just woken: {own_pss_mb(pid):.1f} MB PSS")
+        # Asked again as a client would, to see that refusals end; the first answers count for the bar.
         refused = [(name, each) for name, each in zip(sessions, woken, strict=True) if not each.right]
         await ask_again(str(client.base_url), refused)
         live = await all_at_once(str(client.base_url), sessions)
@@ -159,6 +164,7 @@ async def plant(store: SessionStore, count: int, owner: str) -> None:
     now = SystemClock().now()
     for index in range(count):
         name = SessionId(str(uuid.uuid4()))
+        # Spread over a week, so that the sweeper's query has to find the few that are due among the many.
         ends = now + _RETENTION_S * (0.5 + index / count)
         await store.put(
             Session(
@@ -194,6 +200,7 @@ async def _measure_store(name: str, folder: Path, url: str, count: int) -> int:
     store = make_store(url, SystemClock())
     await store.start()
     began = time.perf_counter()
+    # In Redis a parked session names its gateway; another gateway's would not be this one's to sweep.
     await plant(store, count, owner_name(state) if name == "Redis" else "")
     await store.aclose()
     print(f"{name}: {count} records written in {time.perf_counter() - began:.1f} s", flush=True)
@@ -213,12 +220,14 @@ async def _memory(folder: Path, url: str) -> float:
                 await client.get("/v1/sessions", params={"limit": 500, **({"after": after} if after else {})})
             ).json()
             after = page.get("next")
+        # Five sweeps of 0.2 s, each of which reads all records that are due.
         await asyncio.sleep(1.0)
         return own_pss_mb(pid)
 
 
 async def _ticks(state: Path, url: str) -> tuple[float, float]:
     """Median and longest milliseconds of one sweep, in a gateway that is built as `serve` builds it."""
+    # An interval of an hour: the loop must not sweep beside the sweeps that are timed.
     settings = Settings(state_dir=state, port=0, store=url, warm_pool=0, sweep_interval=3600.0)
     async with serving(held := await build(settings)):
         times = []

@@ -43,6 +43,7 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     try:
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
+            # One server for both kinds: the gateway has one upstream.
             if b"upgrade: websocket" in head.lower():
                 await echo_server.upgrade(head, reader, writer)
                 return
@@ -83,10 +84,12 @@ async def open_sockets(url: str, sessions: list[str], count: int) -> list[Any]:
     )
     links: list[Any] = []
     while len(links) < count:
+        # 50 at a time: each handshake opens a connection to the sandbox too.
         batch = range(len(links), min(count, len(links) + 50))
         links += await asyncio.gather(*(opened(url, "/ws", sessions[index // _PER_SESSION], extra) for index in batch))
     for head, _, writer in links:
         assert head.startswith(b"HTTP/1.1 101"), head
+        # A masked text frame of two bytes; a mask of zeros leaves them as they are.
         writer.write(bytes([0x81, 0x82, 0, 0, 0, 0]) + b"hi")
     for _, reader, _ in links:
         assert await reader.readexactly(4) == b"\x81\x02hi"
@@ -105,6 +108,7 @@ async def connections(clients: int, sockets: int) -> dict[str, Any]:
         async with httpx.AsyncClient(base_url=url) as client:
             made = [
                 (await client.post("/v1/sessions", json={"runtime": "my-interpreter"})).json()["id"]
+                # Rounded up.
                 for _ in range(-(-sockets // _PER_SESSION))
             ]
         before = pss_mb(gateway.pid)
@@ -135,6 +139,7 @@ async def scrapes(sessions: int) -> list[dict[str, Any]]:
             for _ in range(sessions):
                 opened_one = await gateway.lifecycle.create(RuntimeKey("default", "my-interpreter"))
                 reservation = await gateway.activator.reserve(Target(opened_one.session.id, None, b"/"))
+                # The slot is given back, the route stays: a live session without a request.
                 reservation.route.leave(0.0)
             times = []
             for _ in range(30):
@@ -159,6 +164,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Where the hard limit is lower than what is asked for, fewer clients fit, and the run reports that itself.
     with contextlib.suppress(ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     print(f"load {os.getloadavg()[0]:.1f}")

@@ -90,6 +90,8 @@ async def context_ready(pid: int) -> None:
     """Wait until the kernel of the warm sandbox is loaded and idle."""
     while True:
         kernels = [each for each in sandbox_processes(pid) if any("kernel.py" in part for part in each.cmdline())]
+        # IPython's kernel has its threads (heartbeat, iopub, control, history) once it can run code; there is no event
+        # for it outside of its sandbox.
         if kernels and kernels[0].num_threads() > 6:
             await asyncio.sleep(1.0)
             return
@@ -102,6 +104,7 @@ async def memory_and_first_run(folder: Path, context: str) -> tuple[float, float
         await until_full(client, 1)
         if context == "warm":
             await context_ready(pid)
+        # PSS: pages that sandboxes share count once over all of them.
         memory = sum(own_pss_mb(each.pid) for each in sandbox_processes(pid))
         session = await new_session(client)
         return memory, await timed(session.code("1+1"))
@@ -132,6 +135,7 @@ def receive(url: str, head: str, body: bytes) -> int:
     from urllib.parse import urlsplit
 
     parts = urlsplit(url)
+    # A bare socket: httpx would take longer than the gateway for 1 GB.
     with socket.create_connection((parts.hostname, parts.port)) as connection:
         connection.sendall(
             f"{head}\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
@@ -166,6 +170,7 @@ async def throughput(session: Session, pid: int, megabytes: int) -> None:
         ("`cat` of it, as events", "cat big"),
         ("`yes LINE`, as events", f"yes '{LINE}' | head -c {size}"),
     ):
+        # 5 resets VmHWM, so that the peak is of this transfer alone (Linux, Documentation/filesystems/proc.rst).
         Path(f"/proc/{picod}/clear_refs").write_text("5")
         before = resident(picod, "VmRSS")
         speed = await rate(head, command(text))
@@ -191,6 +196,7 @@ async def suspend_and_resume(session: Session) -> None:
     for name, code in (("one number", "x = 1"), ("an array of 50 MB", "x = np.ones(50_000_000 // 8)")):
         await session.code(code)
         save = await timed(session.post("/api/suspend", {}))
+        # The context still runs, so there is nothing to restore: the cost of the call itself.
         nothing = await timed(session.post("/api/resume", {}))
         print(f"suspend with {name:<21} {save:8.1f} ms   (resume with nothing to restore: {nothing:.1f} ms)")
 

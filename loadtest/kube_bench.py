@@ -72,6 +72,7 @@ async def full(one: KubernetesProvider, warm: int) -> None:
 
 def writes(url: str) -> tuple[int, int]:
     """The number of PATCHes and creates of pods by clients so far, and of conflicts."""
+    # The simulator counts what clients send; what its own controllers write is not among it.
     counts = httpx.get(f"{url}/simulator/counts").json()
     return counts.get("patch pods", 0) + counts.get("create pods", 0), counts["conflicts"]
 
@@ -101,6 +102,7 @@ async def bare_patches(folder: Path, url: str, uids: set[str]) -> list[float]:
         core: Any = client.CoreV1Api(connection)
         for name in names:
             pod = await core.read_namespaced_pod(name, "default")
+            # Guarded by the version, like a claim.
             body = {"metadata": {"resourceVersion": pod.metadata.resource_version, "annotations": {"bench": "1"}}}
 
             def patch(name: str = name, body: Any = body) -> Any:
@@ -124,12 +126,14 @@ async def claims(latency: float) -> None:
                     serial.append(took)
                     made.append(sandbox)
                 after = writes(url)
+                # Afterwards, on the claimed pods: before, it would change versions that the provider has seen.
                 baseline = await bare_patches(folder, url, {sandbox.id for sandbox in made})
                 show(f"bare PATCH, {latency * 1e3:g} ms API", baseline)
                 show(f"warm claim, one after another, {SERIAL}", serial, baseline)
                 print(
                     f"{'':<46} {(after[0] - before[0]) / SERIAL:.2f} writes a claim, {after[1] - before[1]} conflicts"
                 )
+                # The pool refills before the next part, or its claims would be cold.
                 await full(one, AT_ONCE)
                 await at_once(url, f"{AT_ONCE} claims at once on a pool of {AT_ONCE}", [one])
                 await full(one, AT_ONCE)
@@ -140,12 +144,14 @@ async def claims(latency: float) -> None:
 async def at_once(url: str, what: str, gateways: Sequence[KubernetesProvider]) -> None:
     """Measure AT_ONCE claims that are made at the same time, and count their writes and conflicts."""
     before = writes(url)
+    # A list first, so that all of them start in one turn of the event loop.
     calls = [
         timed(lambda n=n: gateways[n % len(gateways)].claim(KEY, SessionId(f"{what[:3]}-{n}")))  # type: ignore[misc]
         for n in range(AT_ONCE)
     ]
     results = await asyncio.gather(*calls)
     after = writes(url)
+    # A pod that two sessions got would make every figure here worthless.
     assert len({sandbox.id for _, sandbox in results}) == AT_ONCE
     cold = sum(sandbox.start == "cold" for _, sandbox in results)
     show(what, [took for took, _ in results])
@@ -164,6 +170,7 @@ def wakes(latency: float) -> None:
             flags = ["--engine", "kubernetes", "--kubeconfig", str(folder / "kubeconfig"), "--runtime", str(runtime)]
             with serve(folder / "state", *flags) as server:
                 session = server.session()
+                # Random, so that compression does not make it smaller.
                 server.run(session, f"head -c {MB} /dev/urandom > blob")
                 hibernations, found = [], []
                 for _ in range(WAKES):
@@ -175,6 +182,7 @@ def wakes(latency: float) -> None:
                     reply = server.run(session, "wc -c < blob")
                     took = time.perf_counter() - began
                     assert reply.json()["stdout"].strip() == str(MB)
+                    # The others are counted in the heading, which names how many wakes there were.
                     if reply.headers["x-wakegate-start"] == "wake":  # not wake-cold, whose time is that of a new pod
                         found.append(took)
                 show("hibernate, 1 MB", hibernations)
@@ -230,6 +238,7 @@ async def events(count: int) -> None:
                 base, found = 10_000_000, []
                 for index in range(2000):
                     obj = hollow_pod(KEY.name, index)
+                    # Newer than anything in the cache; an older one would be passed over at once.
                     obj["metadata"]["resourceVersion"] = str(base + index)
                     line = orjson.dumps({"type": "MODIFIED", "object": obj})
                     began = time.perf_counter()

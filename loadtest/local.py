@@ -62,13 +62,16 @@ async def gateway(folder: Path, pool: int, *flags: str) -> AsyncIterator[tuple[h
         "--runtime",
         str(manifest),
         "--no-default-runtime",
+        # Without flags no kernel starts beside what is measured.
         *(flags or ("--code-context", "lazy")),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
     assert process.stdout is not None
     try:
+        # The first line of the banner ends with the URL.
         url = (await process.stdout.readline()).decode().rsplit(" ", 1)[-1].strip()
+        # httpx's default of 100 connections would queue a burst in the client.
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
             yield client, process.pid

@@ -35,6 +35,7 @@ class SessionUser(HttpUser):
                 kind = reply.headers.get("x-wakegate-start") if reply.headers else None
                 if kind:
                     reply.request_meta["name"] = f"{name} [{kind}]"
+                # Shown under a name of its own: in with the others, the time of a refusal would make them look fast.
                 if reply.status_code == 429 and time.monotonic() < until:
                     reply.request_meta["name"] = f"{name} [429]"
                     reply.success()
@@ -44,6 +45,7 @@ class SessionUser(HttpUser):
                 else:
                     reply.failure(f"{reply.status_code}: {reply.text[:200] if reply.text else ''}")
                     return reply
+            # Half to one and a half times as long, or all users would come back at the same moment.
             time.sleep(float(reply.headers.get("retry-after", 1)) * random.uniform(0.5, 1.5))
 
     def create(self) -> bool:
@@ -90,6 +92,7 @@ class ToolCaller(SessionUser):
     """An agent that keeps its session and calls tools at a steady rate."""
 
     weight = 5
+    # One call a second whatever it takes: a slow gateway must not get less load for it.
     wait_time = constant_throughput(1)
 
     def on_start(self) -> None:

@@ -33,6 +33,7 @@ def start(stack: contextlib.ExitStack, folder: Path, mine: int, others: int) -> 
         stack.enter_context(running([nginx, "-c", str(nginx_conf(folder, port))], others))
         wait_for(port)
     else:
+        # Without nginx the receiver of spans is the upstream as well; it answers anything.
         port = sink
     sides: dict[str, Side] = {}
     otlp = ["--otlp-endpoint", f"http://127.0.0.1:{sink}"]
@@ -42,6 +43,7 @@ def start(stack: contextlib.ExitStack, folder: Path, mine: int, others: int) -> 
         ("1 % of spans", otlp, "0.01"),
         ("all spans", otlp, "1"),
     ):
+        # The SDK's own variables: the gateway has no setting for sampling.
         sampling = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": sampler}
         environment = {**os.environ, **(sampling if sampler else {})}
         argv = [sys.executable, "-m", "loadtest.bench_gateway", f"127.0.0.1:{port}", *flags]
@@ -65,6 +67,7 @@ def main() -> int:
             for name, side in sides.items():
                 runs[name].append(load(side, 32, args.seconds, 0.0, cores[-1]))
         print(f"load {os.getloadavg()[0]:.1f}, 32 connections; CPU in us per request, least and most of {args.repeats}")
+        # CPU and not throughput: it does not depend on what else the machine does.
         base = statistics.median(run.cpu for run in runs["nothing"])
         for name, each in runs.items():
             cpu = [run.cpu for run in each]

@@ -26,8 +26,10 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 _HOP = {"connection", "keep-alive", "transfer-encoding", "host", "content-length"}
+# Of an answer the length stays: without it the server would use chunked coding, which costs more.
 _DROPPED = _HOP - {"content-length"}
 _ANSWER = b'{"service":"PicoD","status":"ok"}'
+# Made once: the upstream must not be what is measured.
 _WHOLE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(_ANSWER), _ANSWER)
 
 
@@ -38,6 +40,7 @@ def starlette_proxy(upstream: str) -> Any:
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
         nonlocal client
+        # httpx keeps 20 connections by default: at 64 clients most requests would dial.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
         async with httpx.AsyncClient(base_url=f"http://{upstream}", timeout=30, limits=limits) as client:
             yield
@@ -52,6 +55,7 @@ def starlette_proxy(upstream: str) -> Any:
 
         async def body() -> AsyncIterator[bytes]:
             try:
+                # Raw: decoding and encoding a compressed body again is no proxy's work.
                 async for chunk in answer.aiter_raw():
                     yield chunk
             finally:
@@ -72,6 +76,7 @@ def aiohttp_proxy(upstream: str) -> Any:
         if scope["type"] != "http":
             return
         if session is None:
+            # Made with the first request, since it needs the running loop.
             session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=False)
         headers = [(k.decode(), v.decode("latin-1")) for k, v in scope["headers"] if k.decode() not in _HOP]
         url = f"http://{upstream}{scope['path']}"

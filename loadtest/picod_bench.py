@@ -36,6 +36,7 @@ from picod.archive.tar_members import (
 )
 
 _ROOT = Path(__file__).resolve().parent.parent
+# The smallest request and answer: what is left is the server's own work.
 _REQUEST = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
 _BODY = b'{"status":"ok"}'
 _MEMBERS = 20_000
@@ -76,6 +77,8 @@ def measure_server(program: str, requests: int) -> tuple[float, float, float, fl
         listener.listen(16)
         begin = time.perf_counter()
         command = [sys.executable, "-c", program, str(listener.fileno())]
+        # The listening socket is handed over, as the gateway does; so the client can connect before the server is up,
+        # and the time to the first answer is the time of the start.
         process = subprocess.Popen(command, cwd=_ROOT, pass_fds=[listener.fileno()])
         try:
             with socket.socket(socket.AF_UNIX) as client:
@@ -102,6 +105,7 @@ def measure_server(program: str, requests: int) -> tuple[float, float, float, fl
 def _ask(client: socket.socket) -> None:
     client.sendall(_REQUEST)
     data = b""
+    # The answer may come in pieces; the connection stays open for the next request.
     while not data.endswith(_BODY):
         data += (piece := client.recv(4096))
         if not piece:
@@ -110,6 +114,7 @@ def _ask(client: socket.socket) -> None:
 
 def _private_mib(pid: int) -> float:
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    # Private pages only: what a sandbox costs beyond what all of them share.
     return sum(int(kib) for kib in re.findall(r"^Private_\w+: +(\d+)", text, re.MULTILINE)) / 1024
 
 
@@ -156,6 +161,7 @@ def read_tarfile(archive: bytes) -> int:
 
 def _time_of(work: Any, repeats: int, *arguments: Any) -> float:
     """Microseconds per member, the best of several runs."""
+    # The best and not the median: the work is the same each time, so whatever takes longer is the machine.
     best = float("inf")
     for _ in range(repeats):
         begin = time.perf_counter()

@@ -82,16 +82,19 @@ def wrk(url: str, connections: int, seconds: int, core: int, headers: list[str],
         argv += ["-H", header]
     out = subprocess.run([*argv, url], capture_output=True, text=True, check=True).stdout
     errors = sum(int(n) for n in re.findall(r"Non-2xx or 3xx responses: (\d+)", out))
+    # connect, read, write and timeout, in one line.
     errors += sum(int(n) for line in re.findall(r"Socket errors: (.*)", out) for n in re.findall(r"\d+", line))
     rate = re.search(r"Requests/sec:\s+([\d.]+)", out)
     if rate is None:
         raise SystemExit(f"wrk printed no rate:\n{out}")
+    # Ticks of 10 ms: over 5 s at 10,000 requests/s the rounding is 0.2 us at most.
     cpu = (cpu_seconds(pid) - before) / (float(rate[1]) * seconds) * 1e6
     return Load(float(rate[1]), _quantile(out, "50%"), _quantile(out, "99%"), errors, cpu)
 
 
 def _quantile(out: str, name: str) -> float:
     found = re.search(rf"^\s+{name}\s+([\d.]+)(us|ms|s|m)\b", out, re.MULTILINE)
+    # wrk prints 950.00us, 3.21ms or 1.02s, as it fits.
     return float(found[1]) * _UNITS_MS[found[2]] if found else float("nan")
 
 
@@ -122,6 +125,7 @@ def start(
     gateway = stack.enter_context(running([*bench, "local" if sandbox else static], mine))
     assert gateway.stdout is not None
     url, session, endpoint = gateway.stdout.readline().split()
+    # On the gateway's core: they take turns, and are idle while the other is measured.
     haproxy = stack.enter_context(running([haproxy_path, "-f", str(haproxy_conf(folder, balancer, endpoint))], mine))
     wait_for(balancer)
     sides["HAProxy"] = (f"http://127.0.0.1:{balancer}/health", [], haproxy.pid)

@@ -77,11 +77,13 @@ async def claim(client: httpx.AsyncClient, path: str, began: float, recording: R
     if not start or answer.status_code >= 500:
         recording.failed(f"status {answer.status_code}")
         return
+    # The gateway's own measure of the wait: the client's would include connecting.
     stage = re.search(r"\bclaim;dur=([0-9.]+)", answer.headers.get("server-timing", ""))
     wait = float(stage[1]) / 1e3 if stage else 0.0
     recording.claims.append((at - began, start, wait, time.monotonic() - at))
     session = answer.headers.get("x-session-id") or answer.headers.get("x-agentcube-session-id")
     if session:
+        # At once: a session that stays would take memory from the starts that are measured.
         await client.delete(f"/v1/sessions/{session}")
 
 
@@ -112,6 +114,7 @@ def gateway(recording: Recording, log: Path) -> Iterator[str]:
         )
         argv = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--state-dir", f"{folder}/state"]
         argv += ["--runtime", str(manifest), "--no-default-runtime", "--autoscaler-tick", f"{recording.tick}s"]
+        # Starts and orders are debug lines, which read_log looks for.
         argv += ["--log-level", "debug", "--log-format", "json"]
         with open(log, "w+") as stream, started(argv, stderr=stream) as (_, line):
             yield url_in(line)
@@ -147,12 +150,14 @@ async def play(recording: Recording, url: str) -> float:
     path = f"/v1/namespaces/{namespace}/code-interpreters/{name}/invocations/health"
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=60.0, limits=limits, trust_env=False) as client:
+        # Ready means that each pool has had a sandbox: before, all claims would miss.
         while (await client.get("/readyz")).status_code != 200:
             await asyncio.sleep(0.1)
         epoch, began = time.time(), time.monotonic()
         watcher = asyncio.create_task(watch(client, began, recording, 0.1))
         tasks = []
         for offset in recording.arrivals:
+            # By the clock and not by differences, so that delays do not add up over the run.
             await asyncio.sleep(max(began + offset - time.monotonic(), 0.0))
             tasks.append(asyncio.create_task(claim(client, path, began, recording)))
         await asyncio.sleep(max(began + recording.seconds - time.monotonic(), 0.0))

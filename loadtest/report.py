@@ -38,6 +38,7 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
 def write(results: dict[str, Any], folder: Path) -> None:
     """Write report.md, results.json and, if matplotlib is installed, the plots."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Before the plots, which may fail for want of a font or of memory.
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     plots = draw(results, folder)
     (folder / "report.md").write_text(markdown(results, plots))
@@ -45,6 +46,7 @@ def write(results: dict[str, Any], folder: Path) -> None:
 
 def accept(results: dict[str, Any]) -> None:
     """Save the figures of this run, with which later runs are compared."""
+    # With the machine: figures of another one are no baseline for this one's times.
     document = {"machine": results["machine"], "load": results["load"], "figures": figures(results)}
     BASELINE.write_text(json.dumps(document, indent=1) + "\n")
 
@@ -98,6 +100,7 @@ def against_baseline(results: dict[str, Any]) -> list[str]:
         return []
     accepted = json.loads(BASELINE.read_text())
     now = figures(results)
+    # A new figure has nothing to be compared with, and a ratio to zero says nothing.
     shared = [name for name in now if name in accepted["figures"] and accepted["figures"][name]]
     rows = [
         f"| {name} | {accepted['figures'][name]:g} | {now[name]:g} | {now[name] / accepted['figures'][name]:.2f} |"
@@ -121,6 +124,7 @@ def draw(results: dict[str, Any], folder: Path) -> list[str]:
     try:
         import matplotlib as mpl
 
+        # Before pyplot is imported, which would look for a display.
         mpl.use("Agg")
         import matplotlib.pyplot as plt
     except ImportError:
@@ -164,6 +168,7 @@ def _throughput(results: dict[str, Any], figure: Any) -> bool:
     axes = figure.subplots()
     for side in dict.fromkeys(row["side"] for row in rows):
         mine = [row for row in rows if row["side"] == side]
+        # errorbar takes distances from the point, not ends.
         spread = [[row["rate"] - row["least"] for row in mine], [row["most"] - row["rate"] for row in mine]]
         axes.errorbar(
             [row["connections"] for row in mine], [row["rate"] for row in mine], spread, marker="o", label=side

@@ -37,6 +37,7 @@ def run_tool(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     out = folder / "figures.json"
     argv = [sys.executable, "-m", f"loadtest.{name}", "--json", str(out), *(short if quick else full)]
+    # A process of its own: a tool that fails, or raises limits on descriptors, does not affect the next one.
     done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, timeout=_TIMEOUT_S)
     if not out.exists():
         raise SystemExit(f"{name} failed with status {done.returncode}:\n{done.stdout}")
@@ -81,6 +82,7 @@ def main() -> int:
             parser.error(
                 "--accept cannot be combined with --url: the figures of a remote gateway are not of this machine"
             )
+        # They pin processes to cores and read their CPU time, which only works on this machine.
         if alone := [name for name in args.scenario if name in TOOLS]:
             parser.error(f"{alone[0]} measures a gateway that it starts itself; it cannot be combined with --url")
         names = list(scenarios.SCENARIOS)

@@ -44,6 +44,7 @@ async def main(starts: int, warm: int) -> None:
         keys.open()
         python = SANDBOX_PYTHON if SANDBOX_PYTHON.exists() else None
         provider = LocalProvider(Path(folder, "state"), keys.public_dir, SystemClock(), "bubblewrap", python)
+        # Empty, so that the first claims are cold.
         await provider.apply([Runtime(KEY, pool=PoolSpec(size=0), limits=Limits(memory=512 << 20))])
         await provider.start()
         try:
@@ -57,6 +58,7 @@ async def main(starts: int, warm: int) -> None:
             await provider.resize(KEY, warm)
             await full(provider)
             filling = (time.perf_counter() - begun) * 1000
+            # While all of them run: pages that they share are divided by their number, as in production.
             memory = [pss_mb(provider.pid(sandbox.id)) for sandbox in await provider.list()]
             claims = []
             for number in range(warm):

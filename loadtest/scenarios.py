@@ -88,6 +88,7 @@ class Gateway:
 
     def holdings(self) -> dict[str, float]:
         """Resources that a leak would increase: memory, descriptors, processes, session records, files of state."""
+        # All pages and all states: a record that is never deleted shows here.
         records = sum(1 for _ in self._records())
         files = sum(len(names) for _, _, names in os.walk(self.state))
         descriptors = len(os.listdir(f"/proc/{self.pid}/fd"))
@@ -169,6 +170,8 @@ def watching(one: Gateway, every: float) -> Iterator[list[dict[str, float]]]:
 
     def watch() -> None:
         while True:
+            # A gateway that is too busy to be scraped leaves a gap in the plot; the load's own errors count for the
+            # bars.
             with contextlib.suppress(OSError):
                 seen = one.metrics()
                 names = {
@@ -302,6 +305,7 @@ def _counts(summary: dict[str, Any]) -> dict[str, float]:
 
 def _bars(name: str, status: int, summary: dict[str, Any]) -> list[dict[str, Any]]:
     """The bars of one run: no errors, and no threshold of the script crossed."""
+    # 429 is none of them: a full pool is allowed to say so.
     errors = sum(_counts(summary).get(each, 0) for each in ("server_errors", "broken_requests", "failed checks"))
     return [
         {"text": f"{name}: errors", "figure": errors, "bound": "<= 0", "held": errors == 0},
@@ -313,6 +317,8 @@ def _bars(name: str, status: int, summary: dict[str, Any]) -> list[dict[str, Any
 def _leaks(name: str, before: dict[str, float], after: dict[str, float]) -> list[dict[str, Any]]:
     """The bars of a soak: how much each resource may have grown."""
     bars: list[dict[str, Any]] = []
+    # Allowances for what is not a leak: memory that the allocator keeps, and a refill that runs at the moment of
+    # counting.
     for what, most in (("memory MB", 10.0), ("descriptors", 5), ("processes", 6), ("records", 0), ("files", 5)):
         grown = after[what] - before[what]
         text = f"{name}: growth of {what}"

@@ -43,6 +43,7 @@ async def measure_creates(folder: Path, serial: int, burst: int) -> int:
         await until_full(client, burst)
         rows: dict[str, list[float]] = {"warm": [], "cold": []}
         for _ in range(serial):
+            # In turns, so that warm and cold meet the same machine.
             for name in rows:
                 took, start, session = await create(client, name)
                 if start != name:
@@ -55,6 +56,7 @@ async def measure_creates(folder: Path, serial: int, burst: int) -> int:
             p50, p99 = quantile(rows[name], 0.5), quantile(rows[name], 0.99)
             print(f"create {name:<5} one at a time  p50 {p50:7.2f} ms  p99 {p99:7.2f} ms  {p50 / cold:5.3f} of cold")
             missed += p50 > bars[0] or p99 > bars[1]
+        # As many as the pool holds: none of them may be cold.
         results = await asyncio.gather(*(create(client, "warm") for _ in range(burst)), return_exceptions=True)
         times = [result[0] for result in results if not isinstance(result, BaseException)]
         starts = [result[1] for result in results if not isinstance(result, BaseException)]
@@ -84,8 +86,10 @@ async def measure_hibernation(folder: Path, rounds: int) -> int:
             (await client.post(f"/v1/sessions/{session}/hibernate")).raise_for_status()
             hibernated.append((time.perf_counter() - began) * 1e3)
             await until_full(client, 3)
+            # The same request twice: the first wakes the session, the second is its baseline.
             for times, kind in ((woken, "wake"), (live, "live")):
                 began = time.perf_counter()
+                # Streamed, so that the time is that of the head and not of the body.
                 async with client.stream("GET", "/api/files/f100", headers=header) as reply:
                     times.append((time.perf_counter() - began) * 1e3)
                     if reply.status_code != 200 or reply.headers["x-wakegate-start"] != kind:
@@ -95,6 +99,7 @@ async def measure_hibernation(folder: Path, rounds: int) -> int:
     for name, times in (("hibernate", hibernated), ("wake", woken), ("live", live)):
         p50, p95 = quantile(times, 0.5), quantile(times, 0.95)
         print(f"{name:<9} 1 MB in 100 files  p50 {p50:7.2f} ms  p95 {p95:7.2f} ms  {p50 / base:5.1f} x a live answer")
+    # Bars in milliseconds: p50 and p95 of a wake, p50 of a hibernation.
     return (quantile(woken, 0.5) > 25) + (quantile(woken, 0.95) > 65) + (quantile(hibernated, 0.5) > 100)
 
 
@@ -137,6 +142,7 @@ async def main() -> int:
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
+    # A thousand clients need a thousand descriptors here, as many at the gateway, which inherits the limit.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     missed = 0

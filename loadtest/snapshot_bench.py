@@ -50,6 +50,7 @@ def fill(workspace: Path, files: int, size: int) -> None:
     for number in range(files):
         folder = workspace / f"folder{number % 10}"
         folder.mkdir(exist_ok=True)
+        # Text of a fixed seed: each run compresses the same bytes.
         text = " ".join(rng.choices(words, k=size // 20)).encode()[: size // 2]
         (folder / f"file{number}").write_bytes(text + rng.randbytes(size - len(text)))
 
@@ -113,6 +114,7 @@ class Bench:
         """Pack and unpack the same folder with tar and zstd."""
         archive, out = self.folder / "archive.tar.zst", self.folder / "out"
         out.mkdir()
+        # With sync, since a snapshot is durable before its session counts as hibernated.
         self.times[PACK].append(shell('tar -C "$1" -cf - . | zstd -qf > "$2"; sync "$2"', workspace, archive))
         self.times[UNPACK].append(shell('zstd -dqc "$2" | tar -C "$1" -xpf -', out, archive))
         shutil.rmtree(out)
@@ -149,10 +151,12 @@ async def measure(folder: Path, name: str, files: int, size: int, rounds: int) -
         assert workspace is not None
         fill(workspace, files, size)
         for _ in range(rounds):
+            # Each keeper gets the workspace that the one before has restored, so a fault of one would show in the next.
             for keeper in bench.keepers:
                 sandbox = await bench.cycle(keeper, sandbox)
             workspace = provider.workspace(sandbox.id)
             assert workspace is not None
+            # A fast keeper that loses files must not win.
             assert sum(1 for path in workspace.rglob("file*") if path.stat().st_size == size) == files
             bench.baseline(workspace)
     finally:

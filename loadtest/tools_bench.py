@@ -95,7 +95,9 @@ async def main(rounds: int) -> None:
             await until_full(client, 1)
             reply = await client.post("/v1/sessions", json={"runtime": "default/warm"})
             one = Kinds(client, reply.json()["id"])
+            # Once, so that the context runs: its start is not what a call costs.
             await one.run_python()
+            # The first MCP message imports the SDK (api/mcp/endpoint.py).
             before = own_pss_mb(pid)
             began = time.perf_counter()
             await one.mcp()
@@ -116,6 +118,7 @@ async def main(rounds: int) -> None:
     base = 1.0
     for name, values in taken.items():
         p50 = quantile(values, 0.5)
+        # Each plain request is the baseline of the tool calls listed after it.
         base = p50 if name in (RUN_CODE, EXECUTE) else base
         print(f"{name:<28} {p50:>8.2f} {quantile(values, 0.99):>8.2f}   {p50 / base:.2f}")
     print(f"MCP's first request: {first:.0f} ms, {grown:.1f} MB more PSS of the gateway (before: {before:.1f} MB)")

@@ -39,6 +39,7 @@ SIDES = (1, 2)
 def upstream(folder: Path, address: str, port: int) -> Iterator[None]:
     """Run nginx at the address of the pod's picod."""
     conf = nginx_conf(folder, port)
+    # The simulator gives each pod an address of its own in 127/8.
     conf.write_text(conf.read_text().replace(f"127.0.0.1:{port}", f"{address}:{port}"))
     (program,) = require_programs("nginx")
     with subprocess.Popen([program, "-c", str(conf)], stderr=subprocess.DEVNULL) as nginx:
@@ -57,6 +58,7 @@ def session_of(server: Server, cluster: Cluster) -> tuple[str, str]:
 
 def processes(server: Server) -> list[int]:
     """The pids of the processes that answer requests: the workers, or the gateway itself."""
+    # A supervisor has workers as children; a single gateway has none that answer.
     return [child.pid for child in psutil.Process(server.process.pid).children()] or [server.process.pid]
 
 
@@ -68,6 +70,7 @@ def load(server: Server, session: str, connections: int, seconds: int) -> tuple[
     (wrk,) = require_programs("wrk")
     argv = [wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "-H", f"x-session-id: {session}", server.url + PATH]
     out = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    # Of the whole machine since the call before the load.
     busy = psutil.cpu_percent()
     used = sum(map(cpu_seconds, pids)) - before
     found = re.search(r"(\d+) requests in", out)
@@ -96,6 +99,7 @@ def measure(folder: Path, connections: int, seconds: int, repeats: int) -> None:
         }
         session, address = session_of(servers[1], cluster)
         stack.enter_context(upstream(folder, address, port))
+        # Both see the session through Redis, so both serve the same pod.
         for server in servers.values():
             wait_until(partial(answers, server.url, session), "the upstream answers")
         rounds: dict[int, list[tuple[float, float, int, float]]] = {count: [] for count in SIDES}

@@ -27,6 +27,8 @@ NAME = os.environ.get("CODE_INTERPRETER", "my-interpreter")
 NAMESPACE = os.environ.get("NAMESPACE", "default")
 TIMEOUT_S = 60
 
+# One of each kind that a copy can lose: modes, links that lead somewhere and nowhere, a second name of a file, an empty
+# folder, a hole of 50 MB, an old time.
 CREATE_FILES = """
 mkdir -p tree/deep tree/empty 'a name with spaces'
 printf '#!/bin/sh\\necho it runs\\n' > tree/run.sh && chmod 750 tree/run.sh
@@ -76,6 +78,7 @@ class Session:
 
         None if the runtime has no code contexts.
         """
+        # Beside the SDK, whose run_code writes a file and starts a new interpreter for it, which keeps no variables.
         headers = {"x-session-id": self.id}
         reply = requests.post(f"{self._url}/api/run_code", json={"code": code}, headers=headers, timeout=TIMEOUT_S)
         return None if reply.status_code == 403 else dict(reply.json())
@@ -83,6 +86,7 @@ class Session:
 
 def check_files(check: Checks, session: Session, folder: Path) -> None:
     """Files written before a hibernation exist after it, for each call of the SDK; each call wakes the session."""
+    # Random bytes: compression makes no difference, and a byte in the wrong place shows.
     client, blob = session.client, os.urandom(1_000_000)
     (folder / "blob").write_bytes(blob)
     client.write_file("kept \u2603\n", "note.txt")
@@ -116,6 +120,7 @@ def check_files(check: Checks, session: Session, folder: Path) -> None:
 
 def check_code(check: Checks, session: Session) -> None:
     """Variables of a code context exist after a hibernation, and those that cannot be saved are reported once."""
+    # A lock cannot be pickled, so it has to be reported as lost.
     if session.code("import threading\nkept = {'n': 41}\nlock = threading.Lock()") is None:
         print("-     this runtime has no code contexts")
         return
@@ -133,6 +138,7 @@ def check_others(check: Checks, url: str, session: Session) -> None:
     urls = {"router_url": url, "workload_manager_url": url}
     session.hibernate()
     again = CodeInterpreterClient(name=NAME, namespace=NAMESPACE, session_id=session.id, **urls)
+    # Seven characters: `kept`, a space, the snowman, a line end.
     count = "n = len(open('note.txt').read())\nimport json\nprint(json.dumps({'n': n}))"
     seen = again.run_code("python", count)
     check("a second client with the id wakes it", json.loads(seen) == {"n": 7}, seen)
@@ -155,6 +161,7 @@ def main() -> int:
     """Run the checks against one gateway."""
     url = (sys.argv[1] if len(sys.argv) > 1 else os.environ.get("ROUTER_URL", "http://127.0.0.1:8080")).rstrip("/")
     check = Checks()
+    # The SDK creates the session here; it is ended below, whichever check fails.
     client = CodeInterpreterClient(name=NAME, namespace=NAMESPACE, router_url=url, workload_manager_url=url)
     try:
         session = Session(url, client)

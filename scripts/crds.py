@@ -12,6 +12,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "manifests" / "base" / "crds"
+# A line for whoever opens the file to change it.
 HEAD = "# Made by scripts/crds.py from gateway/runtimes/schema.py. {about}\n"
 ABOUT = {
     "CodeInterpreter": "AgentCube's CodeInterpreter, with Wakegate's optional fields under spec.wakegate.",
@@ -45,6 +46,7 @@ def main() -> int:
     for path, wanted in documents().items():
         if "--check" not in sys.argv[1:]:
             path.write_text(wanted)
+        # Byte for byte: a test runs this, so that the shipped files never lag behind the schema.
         elif not path.exists() or path.read_text() != wanted:
             print(f"{path.relative_to(ROOT)} does not match the schema; run .venv/bin/python scripts/crds.py")
             status = 1

@@ -32,6 +32,7 @@ def document() -> str:
     from gateway.core.settings import ENV_PREFIX, Settings
 
     known = {field.name: field for field in fields(Settings)}
+    # A setting without a group would have a flag that no help shows.
     grouped = {name for names in GROUPS.values() for name in names}
     if missing := known.keys() - grouped:
         raise SystemExit(f"gateway/cli/flags.py: GROUPS lacks {', '.join(sorted(missing))}")
@@ -40,7 +41,9 @@ def document() -> str:
         parts.append(f"\n## {title[0].upper()}{title[1:]}\n{COLUMNS}")
         for name in names:
             field = known[name]
+            # An empty default is left blank: `""` in a table says nothing to a reader.
             default = "" if field.default in ("", (), Path()) else readable_default(field)
+            # A bar in the text would begin another column.
             text = " ".join(field.metadata["help"].split()).replace("|", "\\|")
             if choices := field.metadata["choices"]:
                 text += f" ({', '.join(choices)})"

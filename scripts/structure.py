@@ -34,12 +34,15 @@ def cycles(edges: Mapping[str, set[str]]) -> list[list[str]]:
     found: list[list[str]] = []
 
     def visit(node: str) -> None:
+        # `low` is the smallest index that the node's subtree reaches; where it is the node's own, the subtree above it
+        # on the stack is one component.
         index[node] = low[node] = len(index)
         stack.append(node)
         for other in edges.get(node, ()):
             if other not in index:
                 visit(other)
                 low[node] = min(low[node], low[other])
+            # A node that has left the stack belongs to a component that is complete.
             elif other in stack:
                 low[node] = min(low[node], index[other])
         if low[node] == index[node]:
@@ -59,6 +62,7 @@ def layers(edges: Mapping[str, set[str]]) -> list[list[str]]:
     depth: dict[str, int] = {}
     try:
         for node in TopologicalSorter(edges).static_order():
+            # static_order gives a node after everything that it imports, so those depths are known.
             depth[node] = 1 + max((depth[other] for other in edges.get(node, ())), default=-1)
     except CycleError:
         return []
@@ -79,6 +83,7 @@ def functions() -> list[tuple[int, str]]:
 
 def read_imports() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
     """What each module imports, and what each package or module right below a top does."""
+    # Without a cache: it would lie in the checkout.
     graph = grimp.build_graph(*TOP, cache_dir=None)
     modules: dict[str, set[str]] = {}
     units: dict[str, set[str]] = defaultdict(set)

@@ -14,6 +14,7 @@ GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 async def frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     """Read one frame. Returns opcode and unmasked data."""
     first, second = await reader.readexactly(2)
+    # RFC 6455, 5.2: 126 and 127 announce a length of 2 or 8 bytes.
     size = second & 127
     if size > 125:
         size = int.from_bytes(await reader.readexactly(2 if size == 126 else 8), "big")
@@ -41,6 +42,7 @@ async def upgrade(head: bytes, reader: asyncio.StreamReader, writer: asyncio.Str
     opcode = 0
     while opcode != 8:
         opcode, data = await frame(reader)
+        # A ping (9) is answered by a pong (10); a close (8) is echoed, then the loop ends.
         writer.write(framed(10 if opcode == 9 else opcode, data))
         await writer.drain()
 
