@@ -19,6 +19,7 @@ from gateway.core.interfaces import SessionStore
 from gateway.core.model import Runtime
 from gateway.core.settings import Settings, make_state_dir, requires_identity
 from gateway.egress.gate import EgressGate
+from gateway.images.policy import make_policy
 from gateway.routing.access import host_name
 from gateway.runtimes.catalog import default_runtime
 from gateway.runtimes.manifest import load_runtimes, parse_modules
@@ -49,6 +50,11 @@ async def build(settings: Settings, clock: Clock | None = None) -> Gateway:
         problems += [f"--store {problem.removeprefix('store URL ')}" for problem in error.problems]
     interpreter_of(settings, problems)
     problems += _exposure_problems(settings)
+    if settings.engine == "kubernetes":
+        try:
+            make_policy(settings)
+        except SettingsError as error:
+            problems += error.problems
     if problems:
         raise SettingsError(problems)
     make_state_dir(settings.state_dir)

@@ -44,6 +44,9 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "kubeconfig", "kube_namespaces", "kube_gateway_namespace", "kube_concurrency", "kube_spread", "kube_scheduler",
         "kube_runtime_class", "kube_trust_manifests", "picod_image",
     ),
+    "images of sandboxes on Kubernetes": (
+        "image_registries", "image_digests", "image_keys", "image_signatures", "image_credentials", "image_ca",
+    ),
     "logs and traces": ("log_level", "log_format", "access_log", "otlp_endpoint"),
     "audit trail": ("audit_log", "audit_max_bytes", "audit_keep", "audit_on_error", "audit_content"),
 }  # fmt: skip

@@ -138,6 +138,29 @@ class Settings:
         " networks, service accounts, Secrets",
         kind="flag",
     )
+    image_registries: str = _setting(
+        "",
+        "registries, and folders of them, that images of sandboxes may come from, comma-separated, e.g."
+        " ghcr.io/acme,docker.io/library (default: any)",
+        kind="text",
+        metavar="NAMES",
+    )
+    image_digests: bool = _setting(False, "refuse images that are not named by digest", kind="flag")
+    image_keys: tuple[Path, ...] = _setting(
+        (), "public key of cosign, PEM, by which images of sandboxes must be signed; if repeated, by one of them",
+        kind="paths", metavar="FILE",
+    )  # fmt: skip
+    image_signatures: Path = _setting(
+        Path(), "folder of signatures, as `cosign download signature` prints them, that are looked at first",
+        kind="path", metavar="FOLDER",
+    )  # fmt: skip
+    image_credentials: Path = _setting(
+        Path(), "config.json of `docker login` with the credentials of registries that are asked for signatures",
+        kind="path", metavar="FILE",
+    )  # fmt: skip
+    image_ca: Path = _setting(
+        Path(), "certificates to trust for registries besides the usual ones, PEM", kind="path", metavar="FILE"
+    )
     picod_image: str = _setting("wakegate/picod:0.1.0", "image of CodeInterpreters that name no image", kind="text")
     sandbox_start_timeout: float = _setting(
         120.0, "how long a pod that a session waits for may take to become ready", kind="duration", low=1

@@ -12,6 +12,7 @@ from gateway.core.settings import Settings
 from gateway.doctor.access import check_access
 from gateway.doctor.certificates import check_certificates
 from gateway.doctor.finding import Finding, exit_status
+from gateway.doctor.images import check_images
 from gateway.doctor.machine import check_interpreter, check_machine, check_port
 from gateway.doctor.storage import check_hibernated, check_snapshots, check_state_dir, check_store
 
@@ -33,6 +34,8 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
     if settings.engine == "kubernetes":
         from gateway.doctor.cluster import check_cluster  # its client is slow to load, and not needed for the others
 
+        async for finding in check_images(settings):
+            yield finding
         async for finding in check_cluster(settings):
             yield finding
     else:

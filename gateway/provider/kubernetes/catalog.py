@@ -1,8 +1,8 @@
 """The runtimes of a cluster: CodeInterpreters and AgentRuntimes as they are applied, changed and deleted.
 
-A RuntimeCatalog whose content the watches keep. What cannot be read as a runtime is not served; why stands in the
-object's status (status.py), where the person who applied it looks. A changed object that is wrong leaves the runtime
-as it was served before: a typing error must not end a pool.
+A RuntimeCatalog whose content the watches keep. What cannot be read as a runtime is not served, nor one whose images
+are refused (admission.py); why stands in the object's status (status.py), where the person who applied it looks. A
+changed object that is wrong leaves the runtime as it was served before: a typing error must not end a pool.
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.core.errors import SettingsError
 from gateway.core.model import Kind, Runtime, RuntimeKey
+from gateway.images.policy import ImagePolicy
+from gateway.images.reference import Registries
 from gateway.provider.kubernetes import names
+from gateway.provider.kubernetes.admission import Admission
 from gateway.provider.kubernetes.client import KubeApi, KubeError
 from gateway.provider.kubernetes.reflector import Reflector
+from gateway.provider.kubernetes.template import PodDefaults
 from gateway.provider.kubernetes.trust import untrusted
 from gateway.runtimes.manifest import parse_runtime
 
@@ -73,16 +78,27 @@ class WatchedCatalog:
     """The custom resources of some namespaces, besides runtimes from files. One of a name in both: the cluster's."""
 
     def __init__(
-        self, api: KubeApi, namespaces: Sequence[str], files: Iterable[Runtime] = (), *, trusted: bool = False
+        self,
+        api: KubeApi,
+        namespaces: Sequence[str],
+        files: Iterable[Runtime] = (),
+        *,
+        trusted: bool = False,
+        policy: ImagePolicy | None = None,
+        defaults: PodDefaults | None = None,
     ) -> None:
-        """`trusted`: custom resources may ask for anything that a pod can have."""
+        """`trusted`: custom resources may ask for anything that a pod can have. `policy`: rules for the images of pods,
+        which `defaults` are needed to know."""
         self._files = {runtime.key: runtime for runtime in files}
         # Two tables, because a request may come for a runtime as soon as it is visible: a new one is served after the
         # provider has made its pool, a deleted one is withdrawn before the pool is taken down.
         self._wanted = dict(self._files)  # as declared
         self._served: dict[RuntimeKey, Runtime] = {}  # as the provider has it: what the core sees
         self.declared: dict[RuntimeKey, Declared] = {}
-        self.changed = asyncio.Event()  # a runtime came, went or differs
+        self.changed = asyncio.Event()  # a runtime came, went, differs, or may be served now
+        self.admission = Admission(
+            policy or ImagePolicy(Registries(())), defaults or PodDefaults(""), lambda: self.changed.set()
+        )
         self._reflectors = {
             (namespace, kind): Reflector(api, names.runtimes(kind, namespace), _reader(kind, trusted), self._on_change)
             for namespace in namespaces
@@ -98,8 +114,8 @@ class WatchedCatalog:
         return [self._served[key] for key in sorted(self._served)]
 
     def wanted(self) -> Sequence[Runtime]:
-        """What is declared now; it is served once the provider has it, and `publish` says so."""
-        return [self._wanted[key] for key in sorted(self._wanted)]
+        """What is declared now and may be served; it is served once the provider has it, and `publish` says so."""
+        return self.admission.review([self._wanted[key] for key in sorted(self._wanted)])
 
     def withdraw(self) -> None:
         """Stop serving what is not declared any more."""
@@ -112,7 +128,8 @@ class WatchedCatalog:
     async def start(self) -> None:
         """Read what there is, and serve it: the provider is given it before any request comes.
 
-        Kinds that the cluster does not know are waited for. Raises KubeError.
+        Kinds that the cluster does not know are waited for. Raises KubeError; SettingsError for runtimes from files
+        whose images are refused.
         """
         for (_, kind), reflector in self._reflectors.items():
             try:
@@ -122,11 +139,20 @@ class WatchedCatalog:
                 if error.http_status != 404:
                     raise
                 logger.warning("the cluster has no %s yet; apply manifests/base/crds", names.plural(kind))
+        self.admission.review(list(self._wanted.values()))
+        await self.admission.settle()
+        refused = [each for each in self.admission.refused() if self._files.get(each.key) == each]
+        if refused:
+            verdicts = [(each.key, self.admission.of(each.key)) for each in refused]
+            raise SettingsError([f"{key}: {verdict.refused}" for key, verdict in verdicts if verdict is not None])
         self.publish(self.wanted())
 
     async def run(self) -> None:
         """Follow the changes until cancelled."""
-        await asyncio.gather(*(reflector.run() for reflector in self._reflectors.values()))
+        try:
+            await asyncio.gather(*(reflector.run() for reflector in self._reflectors.values()))
+        finally:
+            await self.admission.aclose()
 
     def _on_change(self, old: Declared | None, new: Declared | None) -> None:
         either = new or old

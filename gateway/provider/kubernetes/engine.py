@@ -19,6 +19,7 @@ from gateway.core.errors import RuntimeNotFoundError, SettingsError, WakegateErr
 from gateway.core.interfaces import SandboxProvider, SessionStore
 from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxId
 from gateway.core.settings import Settings
+from gateway.images.policy import make_policy
 from gateway.observability.counters import Calls
 from gateway.provider.kubernetes import KubeApi, KubernetesProvider, PodDefaults, connect, names
 from gateway.provider.kubernetes.catalog import WatchedCatalog
@@ -84,6 +85,7 @@ class Cluster:
             # A deleted runtime gets no more requests before its pool is taken down.
             self.catalog.withdraw()
             try:
+                await self.provider.dismantle(runtime.key for runtime in self.catalog.admission.refused())
                 await self.provider.apply(wanted)
                 self.catalog.publish(wanted)
             except KubeError as error:
@@ -113,7 +115,8 @@ class Cluster:
         for key, declared in list(self.catalog.declared.items()):
             pool = await _pool_status(provider, key)
             now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            status = make_status(declared.status, declared.generation, declared.problems, pool, now)
+            verdict = self.catalog.admission.of(key)
+            status = make_status(declared.status, declared.generation, declared.problems, pool, now, verdict)
             if status != declared.status:
                 path = names.runtimes(key.kind, key.namespace, key.name, "status")
                 # In a merge patch null removes a field: a runtime that is not served any more has no pool.
@@ -160,12 +163,27 @@ async def join_cluster(settings: Settings, files: Sequence[Runtime], clock: Cloc
             settle=settings.key_settle,
         )
         await sharing.open()
-        catalog = WatchedCatalog(api, namespaces, files, trusted=settings.kube_trust_manifests)
+        catalog = WatchedCatalog(
+            api,
+            namespaces,
+            files,
+            trusted=settings.kube_trust_manifests,
+            policy=await asyncio.to_thread(make_policy, settings),
+            defaults=(defaults := _pod_defaults(settings, keys)),
+        )
         await catalog.start()
+    except SettingsError:
+        await api.aclose()
+        raise
     except KubeError as error:
         await api.aclose()
         raise SettingsError([f"--engine kubernetes: {error}; `wakegate doctor` says what is missing"]) from error
-    defaults = PodDefaults(
+    provider = KubernetesProvider(api, clock, defaults, namespaces, start_timeout=settings.sandbox_start_timeout)
+    return Cluster(settings, api, catalog, provider, keys, sharing)
+
+
+def _pod_defaults(settings: Settings, keys: KeyRing) -> PodDefaults:
+    return PodDefaults(
         picod_image=settings.picod_image,
         spread=settings.kube_spread,
         scheduler=settings.kube_scheduler,
@@ -174,8 +192,6 @@ async def join_cluster(settings: Settings, files: Sequence[Runtime], clock: Cloc
         trusted=settings.kube_trust_manifests,
         environment=_foreign_key(keys),
     )
-    provider = KubernetesProvider(api, clock, defaults, namespaces, start_timeout=settings.sandbox_start_timeout)
-    return Cluster(settings, api, catalog, provider, keys, sharing)
 
 
 def _foreign_key(keys: KeyRing) -> dict[str, str]:

@@ -96,6 +96,12 @@ class KubernetesProvider:
         for key, runtime in wanted.items():
             await self._deployments.serve(runtime, self._pools[key])
 
+    async def dismantle(self, runtimes: Iterable[RuntimeKey]) -> None:
+        """Delete what there is for runtimes that must not be served, e.g. from before a rule. Raises KubeError."""
+        for key in runtimes:
+            if self._pools[key].runtime is not None or self._cache.deployment(key) is not None:
+                await self._deployments.drop(key, self._pools[key])
+
     async def claim(self, runtime: RuntimeKey, session_id: SessionId) -> Sandbox:
         """A warm pod by one PATCH, else a pod made for this session. Raises RuntimeNotFoundError, SandboxStartError."""
         return (await self._claims.claim(runtime, session_id)).sandbox()

@@ -11,22 +11,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.core.model import PoolStatus
+from gateway.provider.kubernetes.admission import Verdict
 
-LOST = "SandboxLost"  # the condition's type
+LOST, ACCEPTED = "SandboxLost", "Accepted"  # types of conditions
 # What the API accepts as a reason (metav1.Condition), without `_`, `,` and `:`.
 _REASON = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 
 
 def make_status(
-    present: Mapping[str, Any], generation: int, problems: tuple[str, ...], pool: PoolStatus | None, now: str
+    present: Mapping[str, Any],
+    generation: int,
+    problems: tuple[str, ...],
+    pool: PoolStatus | None,
+    now: str,
+    images: Verdict | None = None,
 ) -> dict[str, Any]:
     """The whole status. `present` is the one there now: times of transition stay as long as nothing changes.
 
-    `pool` None: the runtime is not served (yet). `now` is an API time.
+    `pool` None: the runtime is not served (yet). `now` is an API time. `images`: what the rules for images say of it.
     """
-    holds, reason, message = verdict(problems, pool)
+    accepted = acceptance(problems, images)
+    holds, reason, message = ready(pool) if accepted[0] == "True" else accepted
     condition = _condition(present, "Ready", holds, reason, message, generation, now)
-    conditions = [condition]
+    conditions = [condition, _condition(present, ACCEPTED, *accepted, generation, now)]
     if pool is not None:
         conditions.append(_lost(present, generation, pool, now))
     # A merge patch replaces a list whole, so conditions of other writers are sent along.
@@ -59,17 +66,27 @@ def _condition(
     }
 
 
-def verdict(problems: tuple[str, ...], pool: PoolStatus | None) -> tuple[str, str, str]:
-    """The Ready condition: status, reason (one word), message."""
-    # problems  pool                                   Ready
-    # some      any                                    False    InvalidSpec
-    # none      None                                   Unknown  Starting
-    # none      an error, none ready                   False    the error's first word
-    # none      ready or claimed ones, or ever one     True     SandboxReady
-    # none      none so far, target above 0            False    Starting
-    # none      none so far, target 0                  Unknown  NoSandboxYet
+def acceptance(problems: tuple[str, ...], images: Verdict | None) -> tuple[str, str, str]:
+    """The Accepted condition, whether the runtime may be served as it is declared: status, reason, message."""
     if problems:
         return "False", "InvalidSpec", "; ".join(problems)
+    if images is not None and not images.settled:
+        return "Unknown", "ImageUnverified", "its images are being verified"
+    if images is not None and images.unverified:  # also of one that was refused before: it may have been signed since
+        return "Unknown", "ImageUnverified", images.unverified
+    if images is not None and images.refused:
+        return "False", "ImageRefused", images.refused
+    return "True", "Accepted", ""
+
+
+def ready(pool: PoolStatus | None) -> tuple[str, str, str]:
+    """The Ready condition of one that may be served: status, reason (one word), message."""
+    # pool                                   Ready
+    # None                                   Unknown  Starting
+    # an error, none ready                   False    the error's first word
+    # ready or claimed ones, or ever one     True     SandboxReady
+    # none so far, target above 0            False    Starting
+    # none so far, target 0                  Unknown  NoSandboxYet
     if pool is None:
         return "Unknown", "Starting", "no gateway has taken it up yet"
     if pool.last_error and not pool.ready:

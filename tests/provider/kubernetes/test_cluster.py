@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.core.clock import SystemClock
 from gateway.core.model import Kind, RuntimeKey, SessionId
 from gateway.core.settings import Settings
 from gateway.doctor.cluster import check_cluster
 from gateway.provider.kubernetes import rights
 from gateway.provider.kubernetes.engine import Cluster as Joined
-from gateway.provider.kubernetes.engine import join_cluster
 from tests.support.kube.clusters import REAL, make_cluster
+from tests.support.kube.joined import joined
 from tests.support.kube.opened import custom
 from tests.support.kube.served import enforce_roles
 from tests.support.kube.simulator import Cluster
@@ -28,23 +26,6 @@ from tests.support.waiting import eventually
 INTERPRETERS = BY_PLURAL["codeinterpreters"]
 KEY = RuntimeKey("default", "one")
 SPEC: dict[str, Any] = {"warmPoolSize": 2, "template": {"image": "wakegate/picod:1"}}
-
-
-@asynccontextmanager
-async def joined(cluster: Cluster, folder: Path) -> AsyncIterator[Joined]:
-    """A gateway's part of a cluster, with its provider, as `wakegate serve` makes it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = Settings(state_dir=folder, engine="kubernetes", kubeconfig=cluster.kubeconfig(folder))
-    one = await join_cluster(settings, (), SystemClock())
-    await one.provider.start()
-    following = asyncio.create_task(one.follow())
-    try:
-        await one.provider.apply(one.catalog.all())
-        yield one
-    finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
-        await one.provider.aclose()
 
 
 def spec(cluster: Cluster, **changes: Any) -> None:
