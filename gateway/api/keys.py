@@ -11,7 +11,7 @@ from starlette.responses import Response
 from gateway.api.errors import Handler
 from gateway.api.http import JSON, read_object, read_seconds
 from gateway.core.errors import BadRequestError, ConflictError, SessionNotFoundError
-from gateway.core.identity import Role, current
+from gateway.core.identity import KEY_ROLES, Role, current
 from gateway.core.model import DEFAULT_TENANT, SessionId, SessionState
 from gateway.core.units import rfc3339
 from gateway.identity.authenticator import Authenticator
@@ -144,8 +144,8 @@ def _refuse_unknown(body: Mapping[str, Any], known: set[str]) -> None:
 
 def _role(body: Mapping[str, Any]) -> Role:
     value = body.get("role")
-    if value not in (Role.ADMIN, Role.OPERATOR, Role.MEMBER, Role.VIEWER):
-        raise BadRequestError(f"role: expected admin, operator, member or viewer; got {repr(value)[:64]}")
+    if value not in KEY_ROLES:
+        raise BadRequestError(f"role: expected one of {', '.join(KEY_ROLES)}; got {repr(value)[:64]}")
     return Role(value)
 
 

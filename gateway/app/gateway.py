@@ -36,6 +36,7 @@ from gateway.core.settings import Settings
 from gateway.egress.gate import EgressGate
 from gateway.identity.oidc import make_verifier
 from gateway.identity.peers import PeerSigner
+from gateway.core.usage import Retention
 from gateway.identity.tenants import TenantDirectory, read_tenants_file
 from gateway.observability.counters import Counters
 from gateway.observability.instrument import metered
@@ -196,6 +197,7 @@ class Gateway:
             self.clock,
             Place(uuid.uuid4().hex, self.holder, me, shared),
             interval=self.settings.usage_interval,
+            retention=Retention(self.settings.usage_session_retention, self.settings.usage_retention),
             take_requests=self._take_requests,
             last_used=self.activity.latest,
             on_taken=self.counters.tenants.count,

@@ -38,7 +38,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "request_idle_timeout", "client_read_timeout", "response_idle_timeout", "request_timeout",
         "keep_alive_timeout", "shutdown_delay", "drain_timeout",
     ),
-    "usage": ("usage_interval", "prices"),
+    "usage": ("usage_interval", "usage_session_retention", "usage_retention", "prices"),
     "tokens": ("token_algorithm", "key_rotation", "key_settle"),
     "Kubernetes": (
         "kubeconfig", "kube_namespaces", "kube_gateway_namespace", "kube_concurrency", "kube_spread", "kube_scheduler",

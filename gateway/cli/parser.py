@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from gateway import __version__
 from gateway.cli.flags import add_flags
+from gateway.core.identity import KEY_ROLES
 
 USAGE_ERROR = 2
 
@@ -87,7 +88,7 @@ def _add_keys(commands: argparse._SubParsersAction[Parser]) -> Parser:
     keys = commands.add_parser("keys", help="make, list and end API keys")
     verbs = keys.add_subparsers(dest="verb", required=True, parser_class=Parser, metavar="VERB")
     create = verbs.add_parser("create", help="make a key, and print it once", epilog=UNITS)
-    create.add_argument("--role", required=True, choices=("admin", "operator", "member", "viewer"))
+    create.add_argument("--role", required=True, choices=[str(role) for role in KEY_ROLES])
     create.add_argument("--tenant", default="default", help="whose sessions it sees (default: default)")
     create.add_argument("--name", default="", help="for people, to know it by")
     create.add_argument(

@@ -28,6 +28,7 @@ class Role(StrEnum):
     OPERATOR = "operator"  # runtimes, pools and the state of all sessions; never what is in a session
     MEMBER = "member"  # the sessions of its own tenant, with their contents
     VIEWER = "viewer"  # reads the state of its own tenant's sessions
+    METRICS = "metrics"  # /metrics alone: for Prometheus, whose configuration many people can read
     SESSION = "session"  # one session's contents: for browsers and end users
 
 
@@ -57,9 +58,11 @@ ROLES: dict[Role, frozenset[Permission]] = {
     Role.MEMBER: _READER | {Permission.CREATE_SESSIONS, Permission.MANAGE_SESSIONS, Permission.SHARE_SESSIONS,
                            Permission.USE_SESSIONS},
     Role.VIEWER: _READER,
+    Role.METRICS: frozenset((Permission.READ_METRICS,)),
     Role.SESSION: frozenset((Permission.USE_SESSIONS, Permission.READ_SESSIONS)),
 }  # fmt: skip
 _ALL_TENANTS = frozenset((Role.ADMIN, Role.OPERATOR))
+KEY_ROLES = tuple(role for role in Role if role is not Role.SESSION)  # that an API key or a role map can give
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,11 @@ class Identity:
     def uses(self, runtime: RuntimeKey) -> bool:
         """Whether it may use a runtime."""
         return not self.runtimes or f"{runtime.namespace}/{runtime.name}" in self.runtimes
+
+    @property
+    def is_operators(self) -> bool:
+        """Whether it acts for whoever runs the gateway, so that its requests count against no tenant's rate."""
+        return self.role in _ALL_TENANTS or self.role is Role.METRICS
 
     @property
     def sees_all_tenants(self) -> bool:

@@ -411,6 +411,12 @@ class Settings:
         kind="duration",
         low=0.1,
     )
+    usage_session_retention: float = _setting(
+        3_024_000.0, "how long /v1/usage has what single sessions used", kind="duration", low=3600
+    )
+    usage_retention: float = _setting(
+        34_560_000.0, "how long /v1/usage has totals of tenants and runtimes", kind="duration", low=3600
+    )
     prices: Path = _setting(
         Path(), "TOML file of prices, with which /v1/usage shows costs; docs/usage.md has an example",
         kind="path", metavar="FILE",

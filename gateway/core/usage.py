@@ -11,8 +11,6 @@ from enum import StrEnum
 from typing import Protocol
 
 HOUR_S = 3600
-SESSION_RETENTION_S = 35 * 86400  # of rows by session: a month's bill, and some days to look into it
-TOTAL_RETENTION_S = 400 * 86400  # of rows without a session: a year, and the month to compare it with
 WRITER_RETENTION_S = 8 * 86400  # how long the last batch of a writer is remembered, that is, may be repeated
 
 
@@ -50,10 +48,17 @@ class UsageKey:
     size: str = ""
     session: str = ""
 
-    @property
-    def expires_at(self) -> int:
-        """The epoch second from which it may be deleted."""
-        return self.hour + (SESSION_RETENTION_S if self.session else TOTAL_RETENTION_S)
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long rows are kept from their hour on, in seconds: those of sessions, and totals."""
+
+    sessions: float = 35 * 86400.0  # a month's bill, and some days to look into it
+    totals: float = 400 * 86400.0  # a year, and the month to compare it with
+
+    def of(self, key: UsageKey) -> float:
+        """That of one row."""
+        return self.sessions if key.session else self.totals
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +80,10 @@ Rows = Mapping[UsageKey, Amounts]
 class UsageStore(Protocol):
     """Amounts by key. Every call raises StoreUnavailableError."""
 
-    async def add(self, writer: str, sequence: int, rows: Rows) -> bool:
+    async def add(self, writer: str, sequence: int, rows: Rows, retention: Retention = Retention()) -> bool:
         """Durably add the amounts, all or none. False: this batch, or a later one of this writer, is there already.
+
+        What is older than `retention` is deleted, now or a while later.
 
         So a batch whose outcome is unknown is sent again, and counts once. A writer's sequence numbers grow from 1.
         """

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.core.errors import PermissionDeniedError, SettingsError, UnauthorizedError
-from gateway.core.identity import Identity, Role, is_tenant
+from gateway.core.identity import KEY_ROLES, Identity, Role, is_tenant
 
 SKEW_S = 30.0  # by which the issuer's clock and ours may differ
 _MAX_GROUPS = 1000
 _MAX_VALUE_CHARS = 256
 _MAX_SHOWN = 128
-# What a role map can give, the most powerful first: a person of several groups has the first of their roles.
-_MAPPED_ROLES = (Role.ADMIN, Role.OPERATOR, Role.MEMBER, Role.VIEWER)
+_MAPPED_ROLES = KEY_ROLES  # the most powerful first: a person of several groups has the first of their roles
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from gateway.core.clock import Clock
-from gateway.core.usage import Amounts, Rows, UsageKey
+from gateway.core.usage import Amounts, Retention, Rows, UsageKey
 
 
 class MemoryUsage:
@@ -18,7 +18,7 @@ class MemoryUsage:
         self._written: dict[str, int] = {}
         self._kept: dict[UsageKey, defaultdict[str, float]] = {}
 
-    async def add(self, writer: str, sequence: int, rows: Rows) -> bool:
+    async def add(self, writer: str, sequence: int, rows: Rows, retention: Retention = Retention()) -> bool:
         """Add the amounts unless the writer has already written that batch."""
         await self._turn()
         if sequence <= self._written.get(writer, 0):
@@ -29,7 +29,7 @@ class MemoryUsage:
             for quantity, amount in amounts.items():
                 kept[quantity] += amount
         now = self._clock.now()
-        for key in [key for key in self._kept if key.expires_at <= now]:
+        for key in [key for key in self._kept if key.hour + retention.of(key) <= now]:
             del self._kept[key]
         return True
 

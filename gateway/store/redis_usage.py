@@ -15,10 +15,9 @@ import orjson
 
 from gateway.core.usage import (
     HOUR_S,
-    SESSION_RETENTION_S,
-    TOTAL_RETENTION_S,
     WRITER_RETENTION_S,
     Amounts,
+    Retention,
     Rows,
     UsageKey,
 )
@@ -51,13 +50,13 @@ class RedisUsage:
         self._pipe = pipe
         self._run = run
 
-    async def add(self, writer: str, sequence: int, rows: Rows) -> bool:
+    async def add(self, writer: str, sequence: int, rows: Rows, retention: Retention = Retention()) -> bool:
         """Add the amounts unless the writer has already written that batch, in one script."""
         keys = {f"{self._root}usage-writer:{writer}": 1}
         arguments: list[Any] = [sequence, WRITER_RETENTION_S]
         for key, amounts in rows.items():
             index = keys.setdefault(self._hash(key.hour, sessions=bool(key.session)), len(keys) + 1)
-            kept = (SESSION_RETENTION_S if key.session else TOTAL_RETENTION_S) + HOUR_S
+            kept = int(retention.of(key)) + HOUR_S
             for quantity, amount in amounts.items():
                 field = orjson.dumps([key.tenant, key.runtime, key.size, key.session, str(quantity)])
                 arguments += [index, kept, field, repr(float(amount))]

@@ -13,14 +13,7 @@ from typing import Any
 import orjson
 
 from gateway.core.clock import Clock
-from gateway.core.usage import (
-    SESSION_RETENTION_S,
-    TOTAL_RETENTION_S,
-    WRITER_RETENTION_S,
-    Amounts,
-    Rows,
-    UsageKey,
-)
+from gateway.core.usage import WRITER_RETENTION_S, Amounts, Retention, Rows, UsageKey
 from gateway.store.sqlite_thread import SqliteThread
 
 PAGE = 1000  # rows per read: about 3 ms of the thread, after which other jobs run
@@ -52,7 +45,7 @@ class SqliteUsage:
         self._thread = thread
         self._clock = clock
 
-    async def add(self, writer: str, sequence: int, rows: Rows) -> bool:
+    async def add(self, writer: str, sequence: int, rows: Rows, retention: Retention = Retention()) -> bool:
         """Add the amounts unless the writer has already written that batch, in one transaction."""
         now = self._clock.now()
 
@@ -64,7 +57,7 @@ class SqliteUsage:
                 found = db.execute(_GET, columns).fetchone()
                 total = _sum(orjson.loads(found[0]) if found else {}, amounts)
                 db.execute(_PUT, (*columns, orjson.dumps(total)))
-            for by_session, kept in ((1, SESSION_RETENTION_S), (0, TOTAL_RETENTION_S)):
+            for by_session, kept in ((1, retention.sessions), (0, retention.totals)):
                 db.execute(_PRUNE, (by_session, now - kept, PRUNED_PER_WRITE))
             db.execute("DELETE FROM usage_writers WHERE at < ?", (now - WRITER_RETENTION_S,))
             return True

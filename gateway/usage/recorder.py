@@ -28,7 +28,7 @@ from gateway.core.model import (
     is_snapshot,
 )
 from gateway.core.units import parse_quantity
-from gateway.core.usage import Quantity, Rows
+from gateway.core.usage import Quantity, Retention, Rows
 from gateway.usage.meter import Account, Meter, Moment, Size
 
 SAMPLE_INTERVAL_S = 2.0  # between two ticks of the meter
@@ -95,6 +95,7 @@ class UsageRecorder:
         place: Place,
         *,
         interval: float,
+        retention: Retention = Retention(),
         take_requests: Callable[[], Iterable[Requests]],
         last_used: Callable[[SessionId, float], float | None],
         on_taken: Callable[[Rows], None] = lambda rows: None,
@@ -102,7 +103,7 @@ class UsageRecorder:
     ) -> None:
         """`last_used(session, now)`: when this gateway last saw it in use. `on_taken` sees what is to be written."""
         self._meter, self._store, self._provider, self._catalog = meter, store, provider, catalog
-        self._clock, self._place, self._interval = clock, place, interval
+        self._clock, self._place, self._interval, self._retention = clock, place, interval, retention
         self._take_requests, self._last_used, self._on_taken = take_requests, last_used, on_taken
         self._take_moved = take_moved
         self._engine: EngineMeter | None = provider if isinstance(provider, EngineMeter) else None
@@ -172,7 +173,7 @@ class UsageRecorder:
                 self._on_taken(rows)
         while self._pending:
             sequence, rows = self._pending[0]
-            await self._store.usage.add(self._place.writer, sequence, rows)
+            await self._store.usage.add(self._place.writer, sequence, rows, self._retention)
             self._pending.popleft()
 
     async def _lead(self) -> None:

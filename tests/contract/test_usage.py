@@ -10,13 +10,14 @@ import redis
 
 from gateway.core.errors import StoreUnavailableError
 from gateway.core.interfaces import SessionStore
-from gateway.core.usage import HOUR_S, SESSION_RETENTION_S, TOTAL_RETENTION_S, Quantity, UsageKey, UsageStore
+from gateway.core.usage import HOUR_S, Quantity, Retention, UsageKey, UsageStore
 from gateway.store.redis import RedisStore
 from gateway.testing import ManualClock
 from tests.support.records import T0
 from tests.support.redis_server import RedisServer
 
 HOUR = int(T0 // HOUR_S) * HOUR_S
+KEPT = Retention(sessions=10.0 * HOUR_S, totals=50.0 * HOUR_S)
 
 
 @pytest.fixture
@@ -101,19 +102,23 @@ async def test_names_and_amounts_read_back_exactly(usage: UsageStore) -> None:
 
 
 async def test_rows_end_after_their_retention(store: SessionStore, clock: ManualClock) -> None:
-    """Rows of sessions go after 35 days and totals after 400, so the store does not grow for ever."""
+    """Rows of sessions and totals go after a time of their own, so the store does not grow for ever."""
     if isinstance(store, RedisStore):
         pytest.skip("its server's clock decides; test_redis_rows_expire looks at the keys")
     usage = store.usage
-    await usage.add("a", 1, {key(): {"requests": 1.0}, key(session="s"): {"requests": 1.0}})
-    clock.advance(SESSION_RETENTION_S + HOUR_S)
-    await usage.add("a", 2, {})
+    await usage.add("a", 1, {key(): {"requests": 1.0}, key(session="s"): {"requests": 1.0}}, KEPT)
+    clock.advance(KEPT.sessions - HOUR_S)
+    await usage.add("a", 2, {}, KEPT)
+    assert list(await rows(usage, sessions=True)) == [key(session="s")]
+
+    clock.advance(2 * HOUR_S)
+    await usage.add("a", 3, {}, KEPT)
 
     assert await rows(usage, sessions=True) == {}
     assert list(await rows(usage)) == [key()]
 
-    clock.advance(TOTAL_RETENTION_S - SESSION_RETENTION_S)
-    await usage.add("a", 3, {})
+    clock.advance(KEPT.totals - KEPT.sessions)
+    await usage.add("a", 4, {}, KEPT)
     assert await rows(usage) == {}
 
 
@@ -121,7 +126,7 @@ async def test_redis_rows_expire(shared_redis: RedisServer, redis_prefix: str, c
     """Every key of usage has a time to live, the one of its kind."""
     store = RedisStore(shared_redis.url, clock, redis_prefix, deadline=20.0)
     await store.start()
-    await store.usage.add("a", 1, {key(): {"requests": 1.0}, key(session="s"): {"requests": 1.0}})
+    await store.usage.add("a", 1, {key(): {"requests": 1.0}, key(session="s"): {"requests": 1.0}}, KEPT)
     await store.aclose()
     lives: dict[str, int] = {}
     with redis.Redis("127.0.0.1", shared_redis.port) as client:
@@ -129,8 +134,8 @@ async def test_redis_rows_expire(shared_redis: RedisServer, redis_prefix: str, c
             lives[name.decode().split(":")[1]] = client.ttl(name)
 
     assert set(lives) == {"usage", "usage-sessions", "usage-writer"}
-    assert SESSION_RETENTION_S < lives["usage-sessions"] <= SESSION_RETENTION_S + HOUR_S
-    assert TOTAL_RETENTION_S < lives["usage"] <= TOTAL_RETENTION_S + HOUR_S
+    assert KEPT.sessions < lives["usage-sessions"] <= KEPT.sessions + HOUR_S
+    assert KEPT.totals < lives["usage"] <= KEPT.totals + HOUR_S
     assert lives["usage-writer"] > 0
 
 

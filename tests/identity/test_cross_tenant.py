@@ -11,7 +11,7 @@ import pytest
 
 from gateway.api.openapi.table import CONTROL
 from gateway.api.permissions import PERMISSIONS
-from gateway.core.identity import ROLES, Identity, Permission, Role, acting_as
+from gateway.core.identity import KEY_ROLES, ROLES, Identity, Permission, Role, acting_as
 from gateway.core.model import SessionId
 from tests.support.scripted import OpenScripted, Served
 from tests.support.waiting import LIMIT_S
@@ -85,7 +85,7 @@ async def test_no_path_shows_uses_or_changes_another_tenants_session(open_gatewa
     assert await gateway.gateway.store.get(session) == before
 
 
-@pytest.mark.parametrize("role", [Role.VIEWER, Role.MEMBER, Role.OPERATOR, Role.ADMIN])
+@pytest.mark.parametrize("role", KEY_ROLES)
 async def test_role_is_let_in_where_its_permissions_say(open_gateway: OpenScripted, role: Role) -> None:
     """403 exactly where the table has no permission for the role, at every operation; nobody is let in without one."""
     gateway, _ = await open_gateway(auth=True)

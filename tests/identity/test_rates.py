@@ -73,6 +73,7 @@ async def test_other_tenants_and_administrators_are_not_refused(world: World) ->
         await world.ask(session, await world.key())
     assert (await world.ask(other, await world.key(tenant="bolt"))).status == 200
     assert (await world.ask(session, await world.key(Role.ADMIN))).status == 200
+    assert (await world.control("/metrics", await world.key(Role.METRICS))).status == 200
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.core.errors import StoreUnavailableError
 from gateway.core.model import Limits, Runtime, SandboxId, SessionState, SnapshotRef, StartKind
-from gateway.core.usage import Quantity, Rows, SandboxUsage
+from gateway.core.usage import Quantity, Retention, Rows, SandboxUsage
 from gateway.runtimes.catalog import StaticCatalog
 from gateway.store.memory import MemoryStore
 from gateway.testing import ManualClock, ScriptedProvider
@@ -20,6 +20,7 @@ from tests.support.records import RUNTIME, T0, session
 
 SERVED = Runtime(RUNTIME, limits=Limits(memory=1 << 30, cpus=2.0))
 INTERVAL_S = 10.0
+KEPT = Retention(sessions=2 * 3600.0, totals=5 * 3600.0)
 
 
 class Engine(ScriptedProvider):
@@ -62,6 +63,7 @@ class Gateway:
             clock,
             place,
             interval=INTERVAL_S,
+            retention=KEPT,
             take_requests=self._take,
             last_used=lambda _session, _now: self.last_used,
         )
@@ -115,12 +117,12 @@ async def test_write_that_fails_is_repeated_and_counts_once(
     gateway = Gateway(store, clock, Place("w", "h"))
     real, answers = store.usage.add, [True, False]
 
-    async def flaky(writer: str, sequence: int, rows: Rows) -> bool:
+    async def flaky(writer: str, sequence: int, rows: Rows, retention: Retention) -> bool:
         if answers:
             if answers.pop(0):
-                await real(writer, sequence, rows)
+                await real(writer, sequence, rows, retention)
             raise StoreUnavailableError("away")
-        return await real(writer, sequence, rows)
+        return await real(writer, sequence, rows, retention)
 
     monkeypatch.setattr(store.usage, "add", flaky)
     for _ in range(4):
@@ -132,6 +134,19 @@ async def test_write_that_fails_is_repeated_and_counts_once(
     await gateway.recorder.flush()
 
     assert await totals(store) == {Quantity.REQUESTS: 4.0, Quantity.EGRESS_BYTES: 200.0}
+
+
+async def test_rows_are_kept_for_as_long_as_the_recorder_says(store: MemoryStore, clock: ManualClock) -> None:
+    """Those of sessions, and totals, each for a time of its own."""
+    gateway = Gateway(store, clock, Place("w", "h"))
+    kinds = []
+    for _ in range(3):
+        gateway.requests.append(Requests(session().id, "acme", RUNTIME, 1, 50))
+        await gateway.recorder.flush()
+        kinds.append([[row async for row in store.usage.read(0, int(T0) * 2, sessions=each)] for each in (True, False)])
+        clock.advance(4 * 3600.0)
+
+    assert [[len(rows) for rows in kind] for kind in kinds] == [[1, 1], [1, 2], [1, 2]]
 
 
 async def test_of_gateways_that_share_an_engine_one_counts(store: MemoryStore, clock: ManualClock) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from gateway.core.identity import KEY_ROLES
+
 Schema = dict[str, Any]
 
 TEXT: Schema = {"type": "string"}
@@ -55,7 +57,7 @@ def nullable(schema: Schema) -> Schema:
 
 EVENTS: Schema = {**obj(event=TEXT, data=TEXT, id=TEXT), "description": "Server-sent events, each with these fields."}
 _LISTED_FILE = obj("name size modified mode is_dir", name=TEXT, name_encoded=TEXT, size=COUNT, is_dir=FLAG)
-_ROLE: Schema = {"enum": ["admin", "operator", "member", "viewer"]}
+_ROLE: Schema = {"enum": [str(role) for role in KEY_ROLES]}
 _KEY: dict[str, Schema] = {
     "id": TEXT,
     "role": _ROLE,
