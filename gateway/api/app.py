@@ -43,6 +43,7 @@ from gateway.core.clock import Clock
 from gateway.core.interfaces import RuntimeCatalog, SandboxCaller, SandboxProvider, SessionStore
 from gateway.core.model import SessionId
 from gateway.core.settings import Settings
+from gateway.core.usage import Retention
 from gateway.egress.records import EgressRecords
 from gateway.identity.peers import PeerSigner
 from gateway.identity.tenants import TenantDirectory
@@ -108,7 +109,9 @@ class Surfaces:
                 unready=lambda: audit.unready if audit is not None else "",
             ).handlers(),
             **EgressAPI(lifecycle, catalog, tenants, egress or EgressRecords()).handlers(),
-            **UsageAPI(store, clock, prices).handlers(),
+            **UsageAPI(
+                store, clock, prices, Retention(settings.usage_session_retention, settings.usage_retention)
+            ).handlers(),
             **ToolsAPI(self._tools, lifecycle, catalog, reporting_caller, clock).handlers(),
             **ContainersAPI(lifecycle, store, catalog).handlers(),
             **ContainerFilesAPI(lifecycle, reporting_caller).handlers(),

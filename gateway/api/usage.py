@@ -16,7 +16,7 @@ from gateway.core.identity import current
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import RuntimeKey
 from gateway.core.units import rfc3339
-from gateway.core.usage import HOUR_S, SESSION_RETENTION_S, TOTAL_RETENTION_S
+from gateway.core.usage import HOUR_S, Retention
 from gateway.usage.prices import Prices
 from gateway.usage.report import GROUPS, Report, as_csv
 
@@ -29,10 +29,13 @@ _LAST = 253402300800  # the year 10000
 class UsageAPI:
     """The handler of usage. `prices` None: amounts without costs."""
 
-    def __init__(self, store: SessionStore, clock: Clock, prices: Prices | None) -> None:
+    def __init__(
+        self, store: SessionStore, clock: Clock, prices: Prices | None, retention: Retention = Retention()
+    ) -> None:
         self._store = store
         self._clock = clock
         self._prices = prices
+        self._retention = retention
 
     def handlers(self) -> dict[str, Handler]:
         """The handler of each operation of openapi/table.py, by its name."""
@@ -78,7 +81,7 @@ class UsageAPI:
         start = end - _DEFAULT_SPAN_S if since is None else _moment("from", since)
         if not start < end:
             raise BadRequestError(f"from: expected a time before {rfc3339(end)}, got {rfc3339(start)}")
-        kept = SESSION_RETENTION_S if sessions else TOTAL_RETENTION_S
+        kept = self._retention.sessions if sessions else self._retention.totals
         # What is older is not stored, so asking for a thousand years must not cost more than asking for what there is.
         oldest = now - kept - HOUR_S
         start, end = max(start, oldest), min(end, now + HOUR_S)  # there is nothing beyond

@@ -32,6 +32,7 @@ from gateway.sessions.idleness import IdleTracker
 from gateway.sessions.ownership import Ownership
 from gateway.sessions.quotas import RESERVATION_S, Quotas
 from gateway.sessions.records import Records, unknown_session
+from gateway.sessions.refusals import Wish
 from gateway.sessions.transitions import Transitions, bounded
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ class Lifecycle:
     async def _claim(self, runtime: Runtime, session_id: SessionId, ttl: float | None) -> tuple[Sandbox, float]:
         """A sandbox for a new session of the current caller's, within its tenant's quota and the hold rule."""
         tenant = current().tenant
-        await self._quotas.admit(tenant, runtime, ttl)
+        await self._quotas.admit(tenant, runtime, ttl, Wish.CREATE)
         await self._quotas.reserve_sandbox(tenant, session_id, runtime)
         try:
             async with self._admission.held(runtime.key):
@@ -149,7 +150,7 @@ class Lifecycle:
         runtime = require_runtime(self._catalog, runtime_key)
         _require_creation(runtime_key)
         session = self._record(_new_id(), runtime, metadata=metadata)
-        await self._quotas.admit(session.tenant, runtime, None)
+        await self._quotas.admit(session.tenant, runtime, None, Wish.REGISTER)
         await self._quotas.reserve_session(session.tenant, session.id, runtime)
         return await self._records.put(session)
 

@@ -16,19 +16,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.core.clock import Clock
-from gateway.core.errors import LimitError, QuotaExceededError, QuotaForbiddenError, RateLimitError, WakegateError
+from gateway.core.errors import QuotaExceededError, QuotaForbiddenError, RateLimitError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog
-from gateway.core.model import Runtime, RuntimeKey, Session, SessionId, SessionState, SnapshotRef, is_snapshot
+from gateway.core.model import Runtime, Session, SessionId, SessionState, SnapshotRef, is_snapshot
 from gateway.core.quota import Amounts, Excess, QuotaLedger, Resource
 from gateway.core.units import parse_quantity, readable_size
 from gateway.identity.tenants import TenantDirectory, TenantLimits
+from gateway.sessions.refusals import Refusals, Wish
 
 logger = logging.getLogger(__name__)
 
 RESERVATION_S = 120.0  # of a claim; one that takes longer reserves again before its record is written
-# A client that is refused and asks again at once costs the store nothing for this long.
-REFUSAL_MEMORY_S = 0.1
-MAX_REFUSALS = 1024
 _ASLEEP = (SessionState.HIBERNATED, SessionState.LOST)
 _SIZES = (Resource.MEMORY, Resource.STORED)
 
@@ -41,7 +39,7 @@ class Quotas:
         self._tenants = tenants
         self._catalog = catalog
         self._clock = clock
-        self._refusals: dict[tuple[str, RuntimeKey], tuple[float, LimitError]] = {}
+        self._refusals = Refusals(clock)
 
     def limits(self, tenant: str) -> TenantLimits:
         """What a tenant may use."""
@@ -51,10 +49,10 @@ class Quotas:
         """Seconds that a session of a tenant may last."""
         return min(runtime.max_session_duration, self.limits(tenant).max_duration or float("inf"))
 
-    async def admit(self, tenant: str, runtime: Runtime, ttl: float | None) -> None:
+    async def admit(self, tenant: str, runtime: Runtime, ttl: float | None, wish: Wish) -> None:
         """Check what does not depend on other sessions, and the rate of creations.
 
-        Raises QuotaForbiddenError, RateLimitError.
+        Raises QuotaForbiddenError, RateLimitError, and what the same wish was refused with a moment ago.
         """
         limits = self.limits(tenant)
         if not limits:
@@ -70,21 +68,21 @@ class Quotas:
                 f"maxDuration: sessions of this tenant may last {limits.max_duration:g} s, not {ttl:g} s",
                 limit="maxDuration", value=limits.max_duration,
             )  # fmt: skip
-        if (refused := self._refused(tenant, runtime.key)) is not None:
-            raise refused
+        asked = (tenant, runtime.key, wish)
+        await self._refusals.repeat(asked, limits)
         if limits.creates_per_minute is not None:
             burst = max(1, int(limits.creates_per_minute))
             wait = await self._ledger.take(tenant, 60.0 / limits.creates_per_minute, burst)
             if wait:
                 value = limits.creates_per_minute
-                raise self._remember(tenant, runtime.key, RateLimitError(
+                raise self._refusals.remember(asked, limits, RateLimitError(
                     f"createsPerMinute: this tenant may create {value:g} sessions per minute; next in {wait:.1f} s",
                     limit="createsPerMinute", value=value, used=value, retry_after=wait,
                 ))  # fmt: skip
 
     async def reserve_session(self, tenant: str, session_id: SessionId, runtime: Runtime) -> None:
         """For a session that has no sandbox yet. Raises QuotaExceededError, QuotaForbiddenError."""
-        await self._reserve(tenant, session_id, runtime, {Resource.SESSIONS: 1})
+        await self._reserve(tenant, session_id, runtime, {Resource.SESSIONS: 1}, Wish.REGISTER)
 
     async def reserve_sandbox(
         self, tenant: str, session_id: SessionId, runtime: Runtime, session: Session | None = None
@@ -93,7 +91,11 @@ class Quotas:
 
         Raises QuotaExceededError, QuotaForbiddenError.
         """
-        await self._reserve(tenant, session_id, runtime, {**awake_amounts(runtime), **_stored(session)})
+        wish = Wish.CREATE
+        if session is not None:
+            wish = Wish.WAKE
+            await self._refusals.repeat((tenant, runtime.key, wish), self.limits(tenant))
+        await self._reserve(tenant, session_id, runtime, {**awake_amounts(runtime), **_stored(session)}, wish)
 
     async def reserve_hibernation(self, session: Session, *, copies: bool) -> None:
         """For a session that is about to be hibernated: it goes on to hold its sandbox until that is released.
@@ -126,34 +128,35 @@ class Quotas:
     async def _settle(self, tenant: str, session_id: SessionId, amounts: Amounts) -> None:
         if not self.limits(tenant).amounts:
             return
-        for key in [key for key in self._refusals if key[0] == tenant]:
-            del self._refusals[key]
         try:
             # Shielded: it is called where a sandbox was just released because the caller was cancelled.
             await asyncio.shield(self._ledger.settle(tenant, session_id, amounts))
         except WakegateError as error:
             logger.warning("session %s: its quota is settled by a later audit: %s", session_id, error)
+        finally:
+            # Not before: whoever waits with a refusal asks the ledger at once, and would be refused again.
+            self._refusals.forget(tenant)
 
-    async def _reserve(self, tenant: str, session_id: SessionId, runtime: Runtime | None, amounts: Amounts) -> None:
-        limits = self.limits(tenant).amounts
-        if not limits:
+    async def _reserve(
+        self,
+        tenant: str,
+        session_id: SessionId,
+        runtime: Runtime | None,
+        amounts: Amounts,
+        wish: Wish | None = None,
+    ) -> None:
+        limits = self.limits(tenant)
+        if not limits.amounts:
             return
-        _require_possible(limits, runtime, amounts)
+        _require_possible(limits.amounts, runtime, amounts)
         until = self._clock.now() + RESERVATION_S
-        excess = await self._ledger.reserve(tenant, session_id, amounts, limits, until)
+        excess = await self._ledger.reserve(tenant, session_id, amounts, limits.amounts, until)
+        asked = None if runtime is None or wish is None else (tenant, runtime.key, wish)
         if excess is not None:
             error = _exceeded(excess)
-            raise error if runtime is None else self._remember(tenant, runtime.key, error)
-
-    def _refused(self, tenant: str, runtime: RuntimeKey) -> LimitError | None:
-        until, error = self._refusals.get((tenant, runtime), (0.0, None))
-        return error if until > self._clock.monotonic() else None
-
-    def _remember(self, tenant: str, runtime: RuntimeKey, error: LimitError) -> LimitError:
-        if len(self._refusals) >= MAX_REFUSALS:
-            self._refusals.clear()
-        self._refusals[tenant, runtime] = (self._clock.monotonic() + REFUSAL_MEMORY_S, error)
-        return error
+            raise error if asked is None else self._refusals.remember(asked, limits, error)
+        if asked is not None:
+            self._refusals.granted(asked)
 
 
 def amounts_of(session: Session, runtime: Runtime | None) -> Amounts:

@@ -13,7 +13,7 @@ from gateway.api.app import make_control_app, make_routes
 from gateway.api.openapi.table import USAGE
 from gateway.api.usage import UsageAPI
 from gateway.core.identity import ANONYMOUS, Identity, Role, acting_as
-from gateway.core.usage import HOUR_S, SESSION_RETENTION_S, Quantity, Rows, UsageKey
+from gateway.core.usage import HOUR_S, Quantity, Retention, Rows, UsageKey
 from gateway.identity.peers import PeerSigner
 from gateway.observability.counters import Counters
 from gateway.store.memory import MemoryStore
@@ -39,7 +39,7 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
     clock = ManualClock(T0)
     store = MemoryStore(clock)
     await store.start()
-    old = HOUR - SESSION_RETENTION_S - 10 * HOUR_S
+    old = HOUR - int(Retention().sessions) - 10 * HOUR_S
     rows: Rows = {
         UsageKey(HOUR, "acme", str(RUNTIME), "1cpu-1024Mi"): {Quantity.SANDBOX_SECONDS: 3600.0},
         UsageKey(HOUR, "acme", str(RUNTIME), "1cpu-1024Mi", "s1"): {Quantity.SANDBOX_SECONDS: 3600.0},

@@ -13,13 +13,15 @@ import pytest
 from gateway.core.errors import LimitError, QuotaExceededError, QuotaForbiddenError, RateLimitError, SandboxStartError
 from gateway.core.identity import Identity, Role, acting_as
 from gateway.core.model import HibernationMode, Limits, SessionId, SessionState
-from gateway.core.quota import Resource
+from gateway.core.quota import QuotaLedger, Resource
 from gateway.identity.tenants import parse_limits
 from gateway.runtimes.catalog import default_runtime
 from gateway.sessions.activation import Opened
-from gateway.sessions.quotas import REFUSAL_MEMORY_S, RESERVATION_S, gpus_of
+from gateway.sessions.quotas import RESERVATION_S, gpus_of
+from gateway.sessions import refusals
 from tests.support.scripted import KEY
 from tests.support.session_world import World
+from tests.support.waiting import LIMIT_S
 
 ACME = Identity(Role.MEMBER, "acme")
 
@@ -31,7 +33,7 @@ class Limited(World):
         await self.tenants.put(tenant, parse_limits(limits))
 
     async def create(self, tenant: str = "acme", **more: Any) -> Opened:
-        self.clock.advance(2 * REFUSAL_MEMORY_S)
+        self.clock.advance(2 * refusals.MEMORY_S)
         with acting_as(Identity(Role.MEMBER, tenant)):
             return await self.lifecycle.create(KEY, **more)
 
@@ -254,6 +256,115 @@ async def test_creations_are_limited_by_the_minute(world: Limited) -> None:
     assert error.retry_after is not None
     world.clock.advance(error.retry_after)
     await world.create()
+
+
+class CountedReserves:
+    """A ledger that counts how often it is asked to reserve."""
+
+    def __init__(self, ledger: QuotaLedger) -> None:
+        self._ledger = ledger
+        self.reserves = 0
+
+    def __getattr__(self, name: str) -> Any:
+        self.reserves += name == "reserve"
+        return getattr(self._ledger, name)
+
+
+async def test_flood_of_refused_creates_asks_the_ledger_once_and_is_answered_late(
+    world: Limited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a refusal is remembered no store is asked, and an answer waits for its end: else a tenant that is at its
+    limit, and asks in a loop, takes the processor from others."""
+    monkeypatch.setattr(refusals, "MEMORY_S", 60.0)
+    await world.limit(sandboxes=1)
+    ledger = world.store.quotas = CountedReserves(world.store.quotas)  # type: ignore[assignment]
+    world.restart()
+    first = await world.create()
+    await world.refusal()
+    ledger.reserves = 0
+    with acting_as(ACME):
+        flood = [asyncio.create_task(world.lifecycle.create(KEY)) for _ in range(20)]
+    await asyncio.wait(flood, timeout=0.05)
+    assert not [each for each in flood if each.done()]
+    assert ledger.reserves == 0
+
+    for each in flood:
+        each.cancel()
+    world.clock.advance(61.0)
+    with acting_as(ACME):
+        again = [asyncio.create_task(world.lifecycle.create(KEY)) for _ in range(20)]
+    await asyncio.wait(again, timeout=LIMIT_S, return_when=asyncio.FIRST_COMPLETED)
+    assert ledger.reserves == 1
+    for each in again:
+        each.cancel()
+    await asyncio.gather(*flood, *again, return_exceptions=True)
+    await world.lifecycle.terminate(first.session.id, "test")
+    assert await world.used() == {}
+
+
+async def test_who_waits_with_a_refusal_is_served_when_the_tenants_session_ends(
+    world: Limited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is given back meanwhile counts: nobody is refused for what was."""
+    monkeypatch.setattr(refusals, "MEMORY_S", 60.0)
+    await world.limit(sandboxes=1)
+    first = await world.create()
+    await world.refusal()
+    with acting_as(ACME):
+        second = asyncio.create_task(world.lifecycle.create(KEY))
+    await asyncio.wait([second], timeout=0.05)
+    assert not second.done()
+    await world.lifecycle.terminate(first.session.id, "test")
+    async with asyncio.timeout(LIMIT_S):
+        assert (await second).session.state is SessionState.ACTIVE
+
+
+async def test_limit_that_is_raised_counts_at_once(world: Limited) -> None:
+    """Also for a client that was refused a moment ago."""
+    await world.limit(sandboxes=1)
+    await world.create()
+    await world.refusal()
+    await world.limit(sandboxes=2)
+    with acting_as(ACME):
+        assert (await world.lifecycle.create(KEY)).session.state is SessionState.ACTIVE
+
+
+async def test_refusal_of_one_wish_is_none_of_another(world: Limited) -> None:
+    """A tenant with all sandboxes in use may register a session; one with all sessions in use may wake its own."""
+    await world.limit(sandboxes=1)
+    first = await world.create()
+    await world.refusal()
+    with acting_as(ACME):
+        registered = await world.lifecycle.register(KEY)
+    await world.lifecycle.terminate(registered.id, "test")
+
+    await world.limit(sessions=1)
+    await world.sweeper.sweep()
+    await world.hibernator.hibernate(first.session.id)
+    assert (await world.refusal()).limit == "sessions"
+    assert (await world.opener.open(first.session.id)).session.state is SessionState.ACTIVE
+
+
+async def test_flood_of_wakes_over_the_quota_asks_the_ledger_once(
+    world: Limited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of creates."""
+    monkeypatch.setattr(refusals, "MEMORY_S", 60.0)
+    await world.limit(sandboxes=1)
+    ledger = world.store.quotas = CountedReserves(world.store.quotas)  # type: ignore[assignment]
+    world.restart()
+    asleep = await world.create()
+    await world.hibernator.hibernate(asleep.session.id)
+    awake = await world.create()
+    with pytest.raises(QuotaExceededError):
+        await world.opener.open(asleep.session.id)
+    ledger.reserves = 0
+    wake = asyncio.create_task(world.opener.open(asleep.session.id))
+    await asyncio.wait([wake], timeout=0.05)
+    assert (wake.done(), ledger.reserves) == (False, 0)
+    await world.lifecycle.terminate(awake.session.id, "test")
+    async with asyncio.timeout(LIMIT_S):
+        assert (await wake).session.state is SessionState.ACTIVE
 
 
 async def test_tenant_without_limits_costs_the_store_nothing(world: Limited) -> None:
