@@ -16,7 +16,7 @@ from gateway.core.identity import current
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import RuntimeKey
 from gateway.core.units import rfc3339
-from gateway.core.usage import HOUR_S, Retention
+from gateway.core.usage import HOUR_S, ORDINARY_RETENTION, Retention
 from gateway.usage.prices import Prices
 from gateway.usage.report import GROUPS, Report, as_csv
 
@@ -30,7 +30,7 @@ class UsageAPI:
     """The handler of usage. `prices` None: amounts without costs."""
 
     def __init__(
-        self, store: SessionStore, clock: Clock, prices: Prices | None, retention: Retention = Retention()
+        self, store: SessionStore, clock: Clock, prices: Prices | None, retention: Retention = ORDINARY_RETENTION
     ) -> None:
         self._store = store
         self._clock = clock

@@ -33,10 +33,10 @@ from gateway.core.identity import SYSTEM
 from gateway.core.interfaces import Executor, RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
 from gateway.core.model import Runtime, SnapshotRef
 from gateway.core.settings import Settings
+from gateway.core.usage import Retention
 from gateway.egress.gate import EgressGate
 from gateway.identity.oidc import make_verifier
 from gateway.identity.peers import PeerSigner
-from gateway.core.usage import Retention
 from gateway.identity.tenants import TenantDirectory, read_tenants_file
 from gateway.observability.counters import Counters
 from gateway.observability.instrument import metered

@@ -61,6 +61,9 @@ class Retention:
         return self.sessions if key.session else self.totals
 
 
+ORDINARY_RETENTION = Retention()
+
+
 @dataclass(frozen=True, slots=True)
 class SandboxUsage:
     """What a sandbox really uses: CPU time since it was bound, or busy cores where only that is known; bytes now.
@@ -80,7 +83,7 @@ Rows = Mapping[UsageKey, Amounts]
 class UsageStore(Protocol):
     """Amounts by key. Every call raises StoreUnavailableError."""
 
-    async def add(self, writer: str, sequence: int, rows: Rows, retention: Retention = Retention()) -> bool:
+    async def add(self, writer: str, sequence: int, rows: Rows, retention: Retention = ORDINARY_RETENTION) -> bool:
         """Durably add the amounts, all or none. False: this batch, or a later one of this writer, is there already.
 
         What is older than `retention` is deleted, now or a while later.

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from gateway.core.clock import Clock
-from gateway.core.usage import Amounts, Retention, Rows, UsageKey
+from gateway.core.usage import ORDINARY_RETENTION, Amounts, Retention, Rows, UsageKey
 
 
 class MemoryUsage:
@@ -18,7 +18,7 @@ class MemoryUsage:
         self._written: dict[str, int] = {}
         self._kept: dict[UsageKey, defaultdict[str, float]] = {}
 
-    async def add(self, writer: str, sequence: int, rows: Rows, retention: Retention = Retention()) -> bool:
+    async def add(self, writer: str, sequence: int, rows: Rows, retention: Retention = ORDINARY_RETENTION) -> bool:
         """Add the amounts unless the writer has already written that batch."""
         await self._turn()
         if sequence <= self._written.get(writer, 0):

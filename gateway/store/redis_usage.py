@@ -15,6 +15,7 @@ import orjson
 
 from gateway.core.usage import (
     HOUR_S,
+    ORDINARY_RETENTION,
     WRITER_RETENTION_S,
     Amounts,
     Retention,
@@ -50,7 +51,7 @@ class RedisUsage:
         self._pipe = pipe
         self._run = run
 
-    async def add(self, writer: str, sequence: int, rows: Rows, retention: Retention = Retention()) -> bool:
+    async def add(self, writer: str, sequence: int, rows: Rows, retention: Retention = ORDINARY_RETENTION) -> bool:
         """Add the amounts unless the writer has already written that batch, in one script."""
         keys = {f"{self._root}usage-writer:{writer}": 1}
         arguments: list[Any] = [sequence, WRITER_RETENTION_S]

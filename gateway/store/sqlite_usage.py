@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from gateway.core.clock import Clock
-from gateway.core.usage import WRITER_RETENTION_S, Amounts, Retention, Rows, UsageKey
+from gateway.core.usage import ORDINARY_RETENTION, WRITER_RETENTION_S, Amounts, Retention, Rows, UsageKey
 from gateway.store.sqlite_thread import SqliteThread
 
 PAGE = 1000  # rows per read: about 3 ms of the thread, after which other jobs run
@@ -45,7 +45,7 @@ class SqliteUsage:
         self._thread = thread
         self._clock = clock
 
-    async def add(self, writer: str, sequence: int, rows: Rows, retention: Retention = Retention()) -> bool:
+    async def add(self, writer: str, sequence: int, rows: Rows, retention: Retention = ORDINARY_RETENTION) -> bool:
         """Add the amounts unless the writer has already written that batch, in one transaction."""
         now = self._clock.now()
 

@@ -28,7 +28,7 @@ from gateway.core.model import (
     is_snapshot,
 )
 from gateway.core.units import parse_quantity
-from gateway.core.usage import Quantity, Retention, Rows
+from gateway.core.usage import ORDINARY_RETENTION, Quantity, Retention, Rows
 from gateway.usage.meter import Account, Meter, Moment, Size
 
 SAMPLE_INTERVAL_S = 2.0  # between two ticks of the meter
@@ -95,7 +95,7 @@ class UsageRecorder:
         place: Place,
         *,
         interval: float,
-        retention: Retention = Retention(),
+        retention: Retention = ORDINARY_RETENTION,
         take_requests: Callable[[], Iterable[Requests]],
         last_used: Callable[[SessionId, float], float | None],
         on_taken: Callable[[Rows], None] = lambda rows: None,

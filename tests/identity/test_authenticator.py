@@ -68,7 +68,7 @@ async def test_key_that_never_expires_is_remembered_whatever_the_clock_says(
 async def test_clock_that_jumps_back_brings_no_expired_key_back(
     authenticator: Authenticator, clock: ManualClock
 ) -> None:
-    """Once it was refused and forgotten, it is verified anew: it counts by the clock as it is then, and by no memory."""
+    """Once it was refused and forgotten, it is verified anew: the clock as it is then decides, and no memory."""
     key = (await authenticator.directory.create(role=Role.MEMBER, lifetime=60.0))[0].encode()
     await authenticator.authenticate(key)
     clock.advance(61.0)

@@ -16,9 +16,9 @@ from gateway.core.model import HibernationMode, Limits, SessionId, SessionState
 from gateway.core.quota import QuotaLedger, Resource
 from gateway.identity.tenants import parse_limits
 from gateway.runtimes.catalog import default_runtime
+from gateway.sessions import refusals
 from gateway.sessions.activation import Opened
 from gateway.sessions.quotas import RESERVATION_S, gpus_of
-from gateway.sessions import refusals
 from tests.support.scripted import KEY
 from tests.support.session_world import World
 from tests.support.waiting import LIMIT_S
