@@ -277,7 +277,7 @@ async def test_flood_of_refused_creates_asks_the_ledger_once_and_is_answered_lat
     limit, and asks in a loop, takes the processor from others."""
     monkeypatch.setattr(refusals, "MEMORY_S", 60.0)
     await world.limit(sandboxes=1)
-    ledger = world.store.quotas = CountedReserves(world.store.quotas)  # type: ignore[assignment]
+    ledger = world.store.quotas = CountedReserves(world.store.quotas)
     world.restart()
     first = await world.create()
     await world.refusal()
@@ -351,7 +351,7 @@ async def test_flood_of_wakes_over_the_quota_asks_the_ledger_once(
     """As one of creates."""
     monkeypatch.setattr(refusals, "MEMORY_S", 60.0)
     await world.limit(sandboxes=1)
-    ledger = world.store.quotas = CountedReserves(world.store.quotas)  # type: ignore[assignment]
+    ledger = world.store.quotas = CountedReserves(world.store.quotas)
     world.restart()
     asleep = await world.create()
     await world.hibernator.hibernate(asleep.session.id)
