@@ -20,7 +20,7 @@ from gateway.core.clock import SystemClock
 from gateway.core.identity import Role
 from gateway.core.interfaces import SandboxProvider
 from gateway.core.model import DEFAULT_TENANT, Endpoint, RuntimeKey
-from gateway.identity.tenants import parse_limits
+from gateway.identity.tenant_limits import parse_limits
 from gateway.provider.local import LocalProvider
 from gateway.routing.target import Target
 from gateway.serving.server import serving

@@ -16,7 +16,8 @@ from gateway.core.interfaces import SessionStore
 from gateway.core.model import DEFAULT_TENANT, SessionId, SessionState
 from gateway.core.quota import Resource
 from gateway.identity.authenticator import Authenticator
-from gateway.identity.tenants import TenantDirectory, parse_limits
+from gateway.identity.tenant_limits import parse_limits
+from gateway.identity.tenants import TenantDirectory
 from gateway.sessions.lifecycle import Lifecycle
 from gateway.sessions.membership import ElsewhereError
 from gateway.sessions.restorability import all_sessions

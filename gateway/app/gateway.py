@@ -37,7 +37,8 @@ from gateway.core.usage import Retention
 from gateway.egress.gate import EgressGate
 from gateway.identity.oidc import make_verifier
 from gateway.identity.peers import PeerSigner
-from gateway.identity.tenants import TenantDirectory, read_tenants_file
+from gateway.identity.tenants import TenantDirectory
+from gateway.identity.tenants_file import read_tenants_file
 from gateway.observability.counters import Counters
 from gateway.observability.instrument import metered
 from gateway.observability.metrics import Metrics

@@ -34,7 +34,7 @@ MAX_CREDENTIAL_BYTES = 8192  # of a token with many groups
 _MAX_KNOWN = 20_000  # credentials; 160 MB if all were of the longest size, which no issuer's are
 _REMEMBERED_S = 60.0
 _NEVER = float("inf")
-_LOOK_AGAIN_INTERVAL_S = 0.2
+_LOOK_AGAIN_INTERVAL_S = 0.2  # at most five reads of the store per second for made-up keys
 _MISSING = "send an API key as 'Authorization: Bearer wk_...' or 'X-API-Key: wk_...'; `wakegate keys create` makes one"
 
 
@@ -49,7 +49,7 @@ class TokenVerifier(Protocol):
         """Who a token stands for.
 
         Raises UnauthorizedError; PermissionDeniedError for one that gives no role here; UnavailableError when its keys
-        cannot be had.
+        cannot be fetched.
         """
         ...
 
@@ -89,10 +89,10 @@ class Authenticator:
         """Who a request comes from, by its bearer token or API key.
 
         Raises UnauthorizedError, which says what is wrong; PermissionDeniedError for a token of another issuer that
-        gives no role here; UnavailableError when that issuer's keys cannot be had.
+        gives no role here; UnavailableError when that issuer's keys cannot be fetched.
         """
         if credential is None or not credential:
-            raise UnauthorizedError(f"this gateway asks who you are: {_MISSING}")
+            raise UnauthorizedError(f"authentication is required: {_MISSING}")
         if len(credential) > MAX_CREDENTIAL_BYTES:
             raise UnauthorizedError(f"the credential is longer than {MAX_CREDENTIAL_BYTES} bytes")
         known = self.lookup(credential)
@@ -101,6 +101,8 @@ class Authenticator:
         identity = self._budgeted(await self._verify(credential.decode("latin-1")))
         self._known[credential] = identity
         if len(self._known) > _MAX_KNOWN:
+            # The one verified first, not the one used least: reordering would cost each request what verifying again
+            # costs one.
             self._known.popitem(last=False)
         return identity
 
@@ -120,7 +122,8 @@ class Authenticator:
             if await self.directory.follow():
                 self.forget_all()
         except StoreUnavailableError as error:
-            logger.debug("API keys are as they were: %s", error)
+            # Known keys go on working: an outage of the store must not lock everybody out of live sessions.
+            logger.debug("API keys could not be read again, the known ones stay: %s", error)
         now = self._clock.now()
         if now >= self._forget_at:
             self._forget_at = now + _REMEMBERED_S
@@ -143,11 +146,13 @@ class Authenticator:
         return replace(identity, budget=self._tenants.budget(identity.tenant))
 
     async def _verify(self, credential: str) -> Identity:
+        # Cheapest and surest first: a prefix and a form that only we issue, and what is left is another issuer's token.
         if credential.startswith(session_tokens.PREFIX):
             return session_tokens.verify(credential, self._session_key, self._clock.now())
         key = self.directory.find(credential)
         if key is None and keys.id_of(credential) is not None and self._clock.now() >= self._look_again_at:
-            # Perhaps it was made a moment ago, by a command or another gateway. However many ask, one looks.
+            # Perhaps it was made a moment ago, by a command or another gateway. However many such keys come, the store
+            # is read once.
             self._look_again_at = self._clock.now() + _LOOK_AGAIN_INTERVAL_S
             await self.follow()
             key = self.directory.find(credential)

@@ -24,7 +24,8 @@ class Budget:
         self._value = rate
         self._rate = rate / gateways
         self._burst = max(1.0, (rate if burst is None else burst) / gateways)
-        # A new bucket is full; one that grows does not fill up by that.
+        # A new bucket is full. One that grows does not fill up by that: otherwise each gateway that leaves, and each
+        # change of limits, would hand a tenant another burst.
         self.left = self._burst if had == 1.0 and self.left == 1.0 else min(self.left, self._burst)
 
     def lift(self) -> None:
@@ -37,7 +38,7 @@ class Budget:
 
     def refusal(self) -> RateLimitError:
         """The error of a request for which there was no token."""
-        wait = (1.0 - self.left) / self._rate
+        wait = (1.0 - self.left) / self._rate  # e.g. 0.4 left at 2/s: the next token is whole after 0.3 s
         return RateLimitError(
             f"requestsPerSecond: this tenant may send {self._value:g} requests per second; all of them are used",
             limit="requestsPerSecond",

@@ -62,6 +62,7 @@ class KeyDirectory:
         Raises StoreUnavailableError: the keys that are known go on working.
         """
         changed = self._bootstrap_changed()
+        # The revision is read before the list: a change in between is read twice, never missed.
         revision = await self._documents.revision(KIND)
         if revision != self._revision:
             found = {}
@@ -76,7 +77,7 @@ class KeyDirectory:
         return changed
 
     def find(self, credential: str) -> APIKey | None:
-        """The key that a credential is; None: it is none, or is not known, or has expired."""
+        """The key of a credential; None if it is no key, or unknown, or expired."""
         key_id = keys.id_of(credential)
         if key_id is None:
             if self._bootstrap and keys.matches(credential, self._bootstrap, self._secret):
@@ -93,6 +94,7 @@ class KeyDirectory:
 
     async def list(self, tenant: str | None = None) -> Sequence[APIKey]:
         """The keys, of one tenant or of all, the oldest first, with their last uses. Raises StoreUnavailableError."""
+        # From the store, not from memory: other gateways have noted uses too.
         uses = {each.name: float(each.value["at"]) for each in await self._documents.list(USES_KIND)}
         found = (
             key.used(uses[key.id]) if key.id in uses else key
@@ -141,12 +143,14 @@ class KeyDirectory:
             expires_at=None if lifetime is None else now + lifetime,
         )
         await self._documents.put(Document(KIND, key_id, key.document()))
-        self._keys[key_id] = key
+        self._keys[key_id] = key  # at once: whoever made it may send it to this gateway before the next `follow`
         return text, key
 
     async def revoke(self, key_id: str) -> APIKey:
         """End a key. Raises NotFoundError, StoreUnavailableError."""
         key = self._keys.get(key_id)
+        # The store first. If that fails the key still works everywhere and the caller learns so; the other way round it
+        # would be refused here, and accepted by every other gateway.
         found = await self._documents.delete(KIND, key_id)
         await self._documents.delete(USES_KIND, key_id)
         self._keys.pop(key_id, None)
@@ -175,6 +179,7 @@ class KeyDirectory:
             runtimes=sorted(old.runtimes),
             lifetime=lifetime,
         )
+        # The new key is stored before the old one ends: a failure in between leaves both, and locks nobody out.
         ends = now + overlap if old.expires_at is None else min(old.expires_at, now + overlap)
         ending = replace(old, expires_at=ends)
         await self._documents.put(replace(document, value=ending.document()))
@@ -234,6 +239,7 @@ def read_admin_key(path: Path) -> tuple[str, os.stat_result]:
 
 
 def _identity_of(stat: os.stat_result) -> tuple[int, int, int]:
+    # The inode too: Kubernetes renews a mounted Secret by turning a link, and the new file may be as old and as long.
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 

@@ -2,10 +2,7 @@
 
 A key reads `wk_<id>_<secret><checksum>`, e.g. `wk_5bT0xKqZ_...`: a fixed prefix, so that scanners of repositories find
 leaked ones; an id that may be shown and logged; 32 letters of secret (190 bits); and a CRC-32 of what stands before it,
-so that a mistyped or cut key is told from an unknown one, without asking anybody.
-
-What is stored is an HMAC of the key, never the key. One fast hash is enough: the secret is random and 190 bits long, so
-there is nothing to guess, which is what a slow one (bcrypt, Argon2) would be for.
+so that a mistyped or cut key is recognised without a look-up. What is stored is an HMAC of the key, never the key.
 """
 
 from __future__ import annotations
@@ -25,8 +22,8 @@ from gateway.core.model import DEFAULT_TENANT
 PREFIX = "wk_"
 _LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _ID_CHARS = 8
-_SECRET_CHARS = 32
-_CHECKSUM_CHARS = 6  # 62**6 > 2**32
+_SECRET_CHARS = 32  # of 62 letters: 32 * log2(62) = 190 bits
+_CHECKSUM_CHARS = 6  # 62**6 = 5.7e10 > 2**32 = 4.3e9
 _FORM = re.compile(r"wk_([0-9A-Za-z]{8})_([0-9A-Za-z]{32})([0-9A-Za-z]{6})")
 
 
@@ -108,6 +105,8 @@ def id_of(text: str) -> str | None:
 
 def digest(text: str, secret: bytes) -> str:
     """What is stored in place of a credential: its HMAC-SHA-256 in hex."""
+    # One fast hash is enough. A slow one (bcrypt, Argon2) makes guessing dear, and 190 random bits leave nothing to
+    # guess; it would cost each first request 100 ms.
     return hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()
 
 
@@ -117,6 +116,7 @@ def matches(text: str, stored: str, secret: bytes) -> bool:
 
 
 def _random(length: int) -> str:
+    # Letter by letter: 32 bytes written in base 62 would have a shorter first letter, and a length that varies.
     return "".join(secrets.choice(_LETTERS) for _ in range(length))
 
 

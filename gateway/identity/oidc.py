@@ -58,7 +58,7 @@ class OIDCVerifier:
         """Who a token stands for.
 
         Raises UnauthorizedError for one that is forged, malformed, expired or of others; PermissionDeniedError for one
-        without a role or a tenant here; UnavailableError while its issuer's keys cannot be had.
+        without a role or a tenant here; UnavailableError while its issuer's keys cannot be fetched.
         """
         header, claims = (_read(part) for part in token.split(".")[:2])
         algorithm, kid = header.get("alg"), header.get("kid")
@@ -66,7 +66,7 @@ class OIDCVerifier:
             raise UnauthorizedError(
                 f"the token's algorithm is {_shown(algorithm)}; expected one of {_names(ALGORITHMS)}"
             )
-        if "crit" in header:
+        if "crit" in header:  # RFC 7515 4.1.11: whoever does not understand an extension must refuse the token
             raise UnauthorizedError("the token's header has `crit`: extensions that this gateway does not know")
         if kid is not None and (not isinstance(kid, str) or len(kid) > _MAX_KID_CHARS):
             raise UnauthorizedError(f"the token's kid is no text of at most {_MAX_KID_CHARS} letters")
@@ -74,9 +74,10 @@ class OIDCVerifier:
         keys = self._issuers.get(issuer) if isinstance(issuer, str) else None
         if keys is None:
             raise UnauthorizedError(f"the token's issuer is {_shown(issuer)}; expected {_names(self._issuers)}")
-        # Before the key is looked for: what nobody could use makes nobody ask the issuer.
+        # Before the key is looked up: an unusable token must not cause a request to the issuer.
         expires_at = check_claims(claims, self._audiences, self._clock.now())
         key = await keys.require(kid, algorithm)
+        # Without `kid` an old key may fit although the issuer has a new one; then the keys are fetched once more.
         if not _is_signed(token, key, algorithm) and (
             kid is not None or not _is_signed(token, await keys.require(kid, algorithm, other_than=key), algorithm)
         ):
@@ -110,7 +111,7 @@ def make_verifier(settings: Settings, clock: Clock, pod: Path = POD_FOLDER) -> O
             problems.append("--oidc-jwks-url: goes with one --oidc-issuer; several are found by discovery")
     audiences = frozenset(each.strip() for each in settings.oidc_audience.split(",") if each.strip())
     if not audiences:
-        problems.append("--oidc-audience: is needed; without it a token that was made for another service would do")
+        problems.append("--oidc-audience: is needed; without it tokens made for another service would be accepted")
     mapping: ClaimMap | None = None
     try:
         mapping = read_claim_map(
@@ -125,7 +126,7 @@ def make_verifier(settings: Settings, clock: Clock, pod: Path = POD_FOLDER) -> O
 
 
 def issuer_access(issuer: str, settings: Settings, pod: Path = POD_FOLDER) -> Access:
-    """How an issuer's keys are fetched. Only the cluster's own API server is shown the pod's token."""
+    """How an issuer's keys are fetched. Only the cluster's own API server receives the pod's token."""
     in_cluster = _CLUSTER_HOST.fullmatch(urlsplit(issuer).hostname or "") is not None
     ca, token = settings.oidc_ca, Path()
     if in_cluster and (pod / "token").exists():
@@ -136,6 +137,7 @@ def issuer_access(issuer: str, settings: Settings, pod: Path = POD_FOLDER) -> Ac
 
 
 def _is_signed(token: str, key: PublicKey, algorithm: str) -> bool:
+    # With this one algorithm, which fits the key's type: a list would let the token choose (RFC 8725 2.1).
     try:
         jwt.PyJWS().decode_complete(token, key.key, algorithms=[algorithm])
     except (jwt.PyJWTError, ValueError, TypeError):

@@ -33,7 +33,7 @@ class ClaimMap:
 
 
 def read_claim_map(tenant: str, roles: str, user: str, role_map: str) -> ClaimMap:
-    """The settings as they were written. Raises SettingsError."""
+    """Parse the four settings. Raises SettingsError with every problem."""
     pairs: list[tuple[str, Role]] = []
     problems: list[str] = []
     for each in _split(role_map):
@@ -45,8 +45,8 @@ def read_claim_map(tenant: str, roles: str, user: str, role_map: str) -> ClaimMa
             pairs.append((group, Role(role)))
     if not pairs and not problems:
         problems.append(
-            "--oidc-role-map: is needed with --oidc-issuer, e.g. 'wakegate-admins=admin,*=member'; who has no role may"
-            " do nothing"
+            "--oidc-role-map: is needed with --oidc-issuer, e.g. 'wakegate-admins=admin,*=member'; without a role a"
+            " token may do nothing"
         )
     for each in _split(tenant):
         if each.startswith("=") and not is_tenant(each[1:]):
@@ -66,15 +66,15 @@ def check_claims(claims: Mapping[str, Any], audiences: frozenset[str], now: floa
         )
     until = _time(claims, "exp")
     if until is None:
-        raise UnauthorizedError("the token has no claim exp: one that never ends is not taken")
+        raise UnauthorizedError("the token has no claim exp: a token that never expires is not accepted")
     if until + SKEW_S <= now:
         raise UnauthorizedError(f"the token expired {_ago(now - until)} ago; get another from its issuer")
     for name in ("nbf", "iat"):
         since = _time(claims, name)
         if since is not None and since - SKEW_S > now:
             raise UnauthorizedError(
-                f"the token is good in {_ago(since - now)} only (claim {name}): the issuer's clock and this gateway's"
-                " differ"
+                f"the token is not valid for another {_ago(since - now)} (claim {name}): the clocks of the issuer and"
+                " this gateway differ"
             )
     return until + SKEW_S
 
@@ -94,7 +94,7 @@ def identity_of(claims: Mapping[str, Any], issuer: str, mapping: ClaimMap, expir
     place = issuer.partition("://")[2]
     user = f"{subject}@{place}" if mapping.user == "sub" and subject else _text(claims, mapping.user)
     if not user and not mapping.user.startswith("="):
-        raise PermissionDeniedError(f"the token's claim {mapping.user} names nobody (--oidc-user-claim)")
+        raise PermissionDeniedError(f"the token's claim {mapping.user} names no user (--oidc-user-claim)")
     return Identity(role, tenant, subject=f"oidc:{subject or user}@{place}", user=user, expires_at=expires_at)
 
 
@@ -104,6 +104,8 @@ def claim(claims: Mapping[str, Any], name: str) -> Any:
         return name[1:]
     if name in claims:
         return claims[name]
+    # Shorter and shorter prefixes: `kubernetes.io.namespace` is looked for as a whole, then as `namespace` in
+    # `kubernetes.io`, then as `io.namespace` in `kubernetes`. Within each, the rest is looked for in the same way.
     end = name.rfind(".")
     while end > 0:
         inner = claims.get(name[:end])

@@ -25,10 +25,10 @@ from gateway.core.errors import UnauthorizedError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
-REFRESH_INTERVAL_S = 300.0  # for how long a key that the issuer took back is believed
+REFRESH_INTERVAL_S = 300.0  # for how long a key that the issuer withdrew is still accepted
 _COOLDOWN_S = 10.0
 _FETCH_TIMEOUT_S = 5.0
-_MAX_DOCUMENT_BYTES = 256 << 10
+_MAX_DOCUMENT_BYTES = 256 << 10  # 64 RSA keys with their certificates, 3 KiB each, are 192 KiB
 _MAX_KEYS = 64
 _MIN_RSA_BITS, _MAX_RSA_BITS = 2048, 8192  # a longer one takes milliseconds to verify
 _MAX_SHOWN = 64
@@ -89,6 +89,8 @@ class IssuerKeys:
         """
         if (found := self._find(kid, algorithm, other_than)) is not None:
             return found
+        # Requests with the same new key wait for one fetch. Whoever finds that another has fetched meanwhile, or that
+        # the cooldown runs, looks into what is there and does not fetch again.
         before = self._fetches
         async with self._lock:
             wait = self._tried_at + _COOLDOWN_S - self._clock.monotonic()
@@ -118,7 +120,7 @@ class IssuerKeys:
         async with self._lock:
             await self._fetch()
         if self._failure:
-            raise UnavailableError(f"keys of {self.issuer} cannot be had: {self._failure}")
+            raise UnavailableError(f"keys of {self.issuer} cannot be fetched: {self._failure}")
 
     async def _fetch(self) -> None:
         self._tried_at = self._clock.monotonic()
@@ -138,6 +140,8 @@ class IssuerKeys:
 
 def select(keys: Sequence[PublicKey], kid: str | None, algorithm: str) -> PublicKey | None:
     """The key for a token's header, if there is exactly one."""
+    # Not the first of several: which one a token without `kid` means cannot be known, and trying all of them would let
+    # a token make the gateway verify 64 signatures.
     fitting = [each for each in keys if algorithm in each.algorithms and (kid is None or each.kid == kid)]
     return fitting[0] if len(fitting) == 1 else None
 
@@ -163,6 +167,7 @@ def _read_key(jwk: Mapping[str, Any]) -> PublicKey | None:
         fitting = ("EdDSA",) if (kind, curve) == ("OKP", "Ed25519") else ()
     if (own := jwk.get("alg")) is not None:
         fitting = tuple(each for each in fitting if each == own)
+    # `d` is a private key's part: an issuer that publishes one has lost it, and anybody can sign with it.
     if not fitting or jwk.get("use", "sig") != "sig" or "d" in jwk or not isinstance(kid, str):
         return None
     try:
@@ -201,7 +206,9 @@ async def fetch_keys(issuer: str, access: Access) -> Published:
         url = access.jwks_url
         if not url:
             document, _ = await _get(client, issuer.rstrip("/") + "/.well-known/openid-configuration")
-            if document.get("issuer") != issuer:
+            if (
+                document.get("issuer") != issuer
+            ):  # OpenID Connect Discovery 4.3: else one issuer could answer as another
                 shown = repr(document.get("issuer"))[:_MAX_SHOWN]
                 raise UnavailableError(f"its discovery document names another issuer, {shown}: set that one")
             url = document.get("jwks_uri", "")

@@ -1,9 +1,8 @@
-"""What gateways that share a store tell each other about a request that one passes on: for whom it is.
+"""The signed identity that a gateway adds to a request which it passes on to another gateway of the same store.
 
-The gateway that took the request from its client knows the identity; the one that has the session must not ask the
-client again, whose key goes no further. So the first signs the identity, with the request's method and path and the
-time, by a key that both derive from the store's secret. Without that signature a request counts as a client's own,
-whatever its fields say of other gateways.
+The gateway that received the request has verified the client's key, which it does not forward. So it signs the
+identity, with the request's method and path and the time, by a key that both derive from the store's secret. A request
+without that signature is a client's own, whatever its header fields say of other gateways.
 """
 
 from __future__ import annotations
@@ -46,14 +45,17 @@ class PeerSigner:
         return b"%b.%b" % (payload, self._mac(payload, method, path))
 
     def verify(self, value: bytes, method: str, path: bytes) -> Identity | None:
-        """For whom a request is that another gateway passed on; None: none of this store signed it, or not now."""
+        """The identity of a request that another gateway passed on; None unless one of this store signed it lately."""
         payload, _, mac = value.partition(b".")
+        # The signature before anything is decoded: what strangers send never reaches the parser.
         if not self._key or len(value) > _MAX_BYTES or not hmac.compare_digest(mac, self._mac(payload, method, path)):
             return None
         signed = orjson.loads(base64.urlsafe_b64decode(payload))  # ours: the signature says so
         return _identity(signed["for"]) if abs(self._clock.now() - signed["at"]) <= MAX_SKEW_S else None
 
     def _mac(self, payload: bytes, method: str, path: bytes) -> bytes:
+        # None of the three can hold a line's end (base64, a token, a request target), so no two requests are signed as
+        # the same bytes.
         signed = b"%b\n%b\n%b" % (payload, method.encode(), path)
         return base64.urlsafe_b64encode(hmac.new(self._key, signed, hashlib.sha256).digest())
 

@@ -1,8 +1,8 @@
 """Tokens that are good for one session: for browsers and end users, who must not have an API key.
 
 A token is a JWT (RFC 7519) signed with HS256 by a key that all gateways of a store derive from their shared secret, so
-each verifies it without asking anybody. It cannot be revoked by itself; it ends with its time, which is a day at most,
-or with its session.
+each verifies it without a look-up. It cannot be revoked by itself; it ends with its time, which is a day at most, or
+with its session.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gateway.core.errors import BadRequestError, UnauthorizedError
 from gateway.core.identity import Identity, Role, SessionScope
 from gateway.core.model import Session, SessionId
 
-PREFIX = "wst_"  # told from an API key, and found by scanners
+PREFIX = "wst_"  # distinguishes it from API keys and other issuers' JWTs, and lets scanners find leaked ones
 MAX_LIFETIME_S = 86400.0
 _AUDIENCE = "wakegate-session"
 _MAX_SCOPES = 16
@@ -68,6 +68,7 @@ def issue(
 
 def verify(text: str, key: bytes, now: float) -> Identity:
     """Who a token stands for. Raises UnauthorizedError, which says why not."""
+    # The library's checks of times are off, as they read the machine's clock; `exp` is compared with `now` below.
     try:
         claims = jwt.decode(
             text.removeprefix(PREFIX),

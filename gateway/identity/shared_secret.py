@@ -31,6 +31,7 @@ class SharedSecret:
 
 async def load_secret(documents: DocumentStore) -> SharedSecret:
     """The store's secret; the first gateway makes it. Raises StoreUnavailableError."""
+    # Read, else write, else read what another gateway wrote first. A third round means that the store loses writes.
     for _ in range(3):
         found = await documents.get(_KIND, _NAME)
         if found is not None:

@@ -21,7 +21,8 @@ from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import Runtime, Session, SessionId, SessionState, SnapshotRef, is_snapshot
 from gateway.core.quota import Amounts, Excess, QuotaLedger, Resource
 from gateway.core.units import parse_quantity, readable_size
-from gateway.identity.tenants import TenantDirectory, TenantLimits
+from gateway.identity.tenant_limits import TenantLimits
+from gateway.identity.tenants import TenantDirectory
 from gateway.sessions.refusals import Refusals, Wish
 
 logger = logging.getLogger(__name__)

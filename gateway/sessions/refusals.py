@@ -19,7 +19,7 @@ from enum import StrEnum
 from gateway.core.clock import Clock
 from gateway.core.errors import LimitError
 from gateway.core.model import RuntimeKey
-from gateway.identity.tenants import TenantLimits
+from gateway.identity.tenant_limits import TenantLimits
 
 MEMORY_S = 0.1
 MAX_REMEMBERED = 1024

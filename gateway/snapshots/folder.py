@@ -47,7 +47,7 @@ class FolderStore:
                 await self._do(part.write, batch, meter)
             await self._do(part.commit)
         except BaseException:
-            await in_thread(part.discard)
+            await in_thread(part.discard)  # on cancellation too: `in_thread` lets it finish
             raise
         return meter.ref(key)
 
@@ -109,15 +109,18 @@ class _PartialFile:
 
     def open(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # O_EXCL: keys are random, so a file that is there belongs to somebody else. 0600: it is a user's workspace.
         self._fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     def write(self, data: bytearray, meter: Meter) -> None:
         meter.hash(data)
         view = memoryview(data)
         while view:
-            view = view[os.write(self._fd, view) :]
+            view = view[os.write(self._fd, view) :]  # a write may take less, e.g. just before the disk is full
 
     def commit(self) -> None:
+        # Content before name. The other way round, file systems with delayed allocation may have the name after a power
+        # failure, and an empty file behind it.
         os.fsync(self._fd)
         os.rename(self._part, self._path)
         # Without a sync of the folder a power failure may undo the rename, after a record names the snapshot.

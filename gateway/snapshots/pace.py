@@ -45,6 +45,7 @@ async def paced(chunks: AsyncIterator[bytes], sandbox_id: SandboxId, limits: Pac
     while True:
         began = loop.time()
         try:
+            # What is left of the allowance, not a limit for each piece: a byte every few seconds would pass that.
             async with asyncio.timeout(limits.allowed(received) - waited):
                 chunk = await anext(chunks)
         except StopAsyncIteration:

@@ -55,6 +55,7 @@ class SealedStore:
         held = bytearray()  # the last chunk is marked as such, so one is always held back until the stream ends
         async for batch in batched(chunks):
             held += batch
+            # Minus one: exactly 64 KiB may be the last chunk, and stay here; 64 KiB and a byte release one chunk.
             whole = (len(held) - 1) // CHUNK_BYTES * CHUNK_BYTES
             if whole > 0:
                 yield await in_thread(cipher.seal, bytes(held[:whole]), last=False)
@@ -95,6 +96,7 @@ class SealedStore:
 
     def _opener(self, ref: SnapshotRef, held: bytearray) -> Cipher:
         """Remove the head from `held` and create the cipher. Raises SnapshotKeyError, SnapshotCorruptError."""
+        # Not passed through: whoever can write to the store could otherwise plant a workspace by leaving out the head.
         if held[: len(_MAGIC)] != _MAGIC:
             raise SnapshotKeyError(
                 f"snapshot {ref.key} is not encrypted by Wakegate; a gateway with keys accepts no other snapshots"
@@ -135,6 +137,7 @@ class UnsealedStore:
         """Yield the bytes as they were put; raises before the last one where they are not."""
         head = b""
         async with aclosing(self._inner.get(ref)) as pieces:
+            # The first piece may be shorter than the magic, which then must not go out before it was looked at.
             while len(head) < len(_MAGIC) and (piece := await anext(pieces, b"")):
                 head += piece
             if head.startswith(_MAGIC):
@@ -160,6 +163,8 @@ class Cipher:
     """Encrypts or decrypts the chunks of one snapshot in order. All methods block."""
 
     def __init__(self, key: bytes, head: bytes) -> None:
+        # The head is an input of the key: one that was changed, e.g. to name another key, gives a key that opens
+        # nothing, so it needs no tag of its own.
         derived = HKDF(hashes.SHA256(), 32, salt=head[-_SALT_BYTES:], info=head).derive(key)
         self._aead = AESGCM(derived)
         self._number = 0

@@ -24,6 +24,8 @@ _T = TypeVar("_T")
 
 def new_key(session_id: SessionId) -> str:
     """A new key: a hash of the session's id, which may be any text, and a random part."""
+    # Hashed, as ids may be any text and file names and object keys may not. Both parts are fixed in length, so
+    # KEY_PATTERN tells our objects from others in a shared bucket.
     return f"{hashlib.sha256(session_id.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}-{secrets.token_hex(16)}"
 
 
@@ -67,7 +69,7 @@ async def checked(ref: SnapshotRef, chunks: AsyncIterator[bytes]) -> AsyncIterat
     async for chunk in chunks:
         meter.count(len(chunk))
         if meter.size > ref.size:
-            break
+            break  # a store that answers without an end is not read to it
         await meter.hash_in_thread(chunk)
         if held:
             yield held
@@ -93,6 +95,8 @@ async def batched(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytearray]:
 
 async def in_thread(work: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
     """Like asyncio.to_thread, but after a cancellation it waits until the thread no longer uses the shared objects."""
+    # A thread cannot be cancelled. With to_thread alone the caller would go on to close the file, or clear the buffer,
+    # that the thread still writes from.
     future = asyncio.ensure_future(asyncio.to_thread(work, *arguments, **named))
     try:
         return await asyncio.shield(future)

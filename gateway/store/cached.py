@@ -70,6 +70,7 @@ class CachedStore:
             await self.invalidate(session.id)
             raise
         self._loading.pop(session.id, None)
+        # Two puts of this gateway may be answered in the other order: the later version stays.
         copy: _Copy | None = await self._records.get(session.id)
         if copy is None or copy.record.version < stored.version:
             await self._keep(stored)

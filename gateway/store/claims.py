@@ -18,7 +18,7 @@ def fold(counts: Mapping[int, int]) -> dict[tuple[int, int], int]:
     for second, n in counts.items():
         if n > 0:
             for bucket in HORIZON_S:
-                folded[bucket, second - second % bucket] += n
+                folded[bucket, second - second % bucket] += n  # e.g. second 125 counts in (1, 125) and (60, 120)
     return dict(folded)
 
 

@@ -80,6 +80,6 @@ class MemoryQuotas:
     def _write(self, tenant: str, session_id: SessionId, amounts: Amounts, until: float) -> None:
         self._marks[tenant] += 1
         entries = self._entries.setdefault(tenant, {})
-        entries.pop(session_id, None)
+        entries.pop(session_id, None)  # an entry without amounts is none: tenants() lists those that have some
         if amounts:
             entries[session_id] = Entry(session_id, dict(amounts), self._marks[tenant], until)

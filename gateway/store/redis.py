@@ -73,6 +73,7 @@ class RedisStore:
 
         After a StoreUnavailableError the store is still open, and works as soon as the server does.
         """
+        # NX: of several gateways that start at once on an empty store, one writes and the others compare.
         self._redis.open()
         key = self._root + "schema"
         found = await self._redis.call(lambda redis: redis.set(key, SCHEMA_VERSION, nx=True))
@@ -90,6 +91,7 @@ class RedisStore:
 
     async def ping(self) -> None:
         """Write one small key. Raises StoreUnavailableError, also for a replica or a server over its memory limit."""
+        # Not a PING, which a server that accepts no writes answers as well.
         await self._redis.call(lambda redis: redis.set(self._root + "probe", 1))
 
     async def warnings(self) -> Sequence[str]:
@@ -161,6 +163,7 @@ class RedisStore:
             page = await self._members("zrangebylex", "listing", b"(" + last, end, start=0, num=asked)
             ids = [member[len(prefix) :] for member in page]
             for session in await self._fetch(ids):
+                # Asked again of the record: it may have changed since the index was read.
                 if (state is None or session.state is state) and (runtime is None or session.runtime == runtime):
                     limit -= 1
                     yield session

@@ -20,6 +20,7 @@ from gateway.store.codec import stale_document
 # Returns the new version, or 0: the stored one is another.
 _PUT = r"""
 local old = redis.call('HGET', KEYS[1], ARGV[2])
+-- Version 0 is that of an absent document: creating is the same compare-and-set as changing.
 local version = old and string.match(old, '^%d+') or '0'
 if version ~= ARGV[3] then return 0 end
 local new = string.format('%d', tonumber(version) + 1)

@@ -15,6 +15,7 @@ def durability_warnings(
     writes no RDB files, None if CONFIG is forbidden, in which case there is no warning about persistence.
     """
     found = []
+    # Even volatile-lru counts: claim history and usage have an expiry, and their loss is silent.
     policy = str(memory.get("maxmemory_policy", "noeviction"))
     if policy != "noeviction":
         found.append(

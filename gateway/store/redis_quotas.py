@@ -37,6 +37,7 @@ local wanted, names = read(ARGV[5])
 local limits = read(ARGV[6])
 for _, name in ipairs(names) do
   local grown = wanted[name] - (held[name] or 0)
+  -- Only growth is refused: after a limit was lowered, what a session holds already stays, and it may shrink.
   if limits[name] and grown > 0 then
     local used = tonumber(redis.call('HGET', KEYS[2], name) or '0')
     if used + grown > limits[name] then return {0, name, string.format('%d', used)} end
@@ -49,6 +50,7 @@ end
 for _, name in ipairs(names) do
   if not held[name] then redis.call('HINCRBY', KEYS[2], name, string.format('%d', wanted[name])) end
 end
+-- The mark comes from a counter beside the sums, so it never repeats, even for an entry that was removed and made anew.
 local new = redis.call('HINCRBY', KEYS[2], '#', 1)
 if ARGV[5] == '' then
   redis.call('HDEL', KEYS[1], ARGV[2])
@@ -73,6 +75,8 @@ _TAKE = (
     _TIME
     + r"""
 local interval = tonumber(ARGV[3])
+-- The bucket as one number, the time at which it is full again: nothing has to be refilled, and a tenant that creates
+-- nothing costs nothing. Interval 2 s, burst 3, full at 100, now 98: after this token full at 102, and 102 - 98 <= 6.
 local full_at = math.max(tonumber(redis.call('HGET', KEYS[1], ARGV[2]) or '0'), now) + interval
 local wait = full_at - now - interval * tonumber(ARGV[4])
 if wait > 1e-9 then return string.format('%.17g', wait) end

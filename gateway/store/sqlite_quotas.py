@@ -102,6 +102,7 @@ def _used(db: sqlite3.Connection, tenant: str) -> Amounts:
 def _write(
     db: sqlite3.Connection, tenant: str, session_id: SessionId, held: Amounts, amounts: Amounts, until: float
 ) -> None:
+    # The sums are kept and not computed: a tenant may have 10,000 entries, and each reservation needs them.
     for resource in {**held, **amounts}:
         if change := amounts.get(resource, 0) - held.get(resource, 0):
             db.execute(_ADD, (tenant, resource.value, change))

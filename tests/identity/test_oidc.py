@@ -115,7 +115,7 @@ async def test_unreachable_issuer_leaves_known_keys_valid_and_refuses_others(clo
         await verifier.verify(token)
         server.stop()
         clock.advance(600)
-        with pytest.raises(UnavailableError, match="cannot be had"):
+        with pytest.raises(UnavailableError, match="cannot be fetched"):
             await verifier.refresh()
         assert (await verifier.verify(token)).tenant == "acme"
         fresh = verifier_of(server, clock)

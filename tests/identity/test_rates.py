@@ -8,7 +8,7 @@ import websockets
 from gateway.core.identity import Identity, Role, acting_as
 from gateway.core.model import SessionId
 from gateway.identity.authenticator import Authenticator
-from gateway.identity.tenants import parse_limits
+from gateway.identity.tenant_limits import parse_limits
 from tests.support.scripted import Message, OpenScripted, ScriptedSandbox, Served, get
 
 ON_UVLOOP = True

@@ -12,7 +12,9 @@ from gateway.core.errors import BadRequestError, RateLimitError, SettingsError
 from gateway.core.model import RuntimeKey
 from gateway.core.quota import Resource
 from gateway.identity.budgets import Budget
-from gateway.identity.tenants import TenantDirectory, TenantLimits, TenantsFile, parse_limits, read_tenants_file
+from gateway.identity.tenant_limits import TenantLimits, parse_limits
+from gateway.identity.tenants import TenantDirectory
+from gateway.identity.tenants_file import TenantsFile, read_tenants_file
 from gateway.store.memory import MemoryStore
 from gateway.testing import ManualClock
 

@@ -22,7 +22,9 @@ from gateway.core.identity import Identity, Role, acting_as
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import Limits, SessionId, SessionState
 from gateway.core.quota import Resource
-from gateway.identity.tenants import TenantDirectory, TenantsFile, parse_limits
+from gateway.identity.tenant_limits import parse_limits
+from gateway.identity.tenants import TenantDirectory
+from gateway.identity.tenants_file import TenantsFile
 from gateway.runtimes.catalog import StaticCatalog, default_runtime
 from gateway.sessions.build import SessionSettings, make_sessions
 from gateway.sessions.quota_audit import AUDIT_INTERVAL_S

@@ -14,7 +14,7 @@ from gateway.core.errors import LimitError, QuotaExceededError, QuotaForbiddenEr
 from gateway.core.identity import Identity, Role, acting_as
 from gateway.core.model import HibernationMode, Limits, SessionId, SessionState
 from gateway.core.quota import QuotaLedger, Resource
-from gateway.identity.tenants import parse_limits
+from gateway.identity.tenant_limits import parse_limits
 from gateway.runtimes.catalog import default_runtime
 from gateway.sessions import refusals
 from gateway.sessions.activation import Opened
