@@ -15,6 +15,7 @@ from gateway.runtimes.fields import Reader
 from gateway.runtimes.files import Files
 
 CONTAINER = "spec.podTemplate.spec.containers[0]."
+# `$$` first, so that $$(NAME) is the text $(NAME): without it there would be no way to write that.
 _REFERENCE = re.compile(r"\$(?:\$|\(([^()]+)\))")
 
 
@@ -101,6 +102,7 @@ def _probe(container: Mapping[str, Any], reader: Reader) -> Probe | None:
     if not given:
         return None
     prefix = f"{CONTAINER}readinessProbe"
+    # Kubernetes' defaults: the same manifest must behave alike on both engines.
     period, timeout = float(given.get("periodSeconds", 10)), float(given.get("timeoutSeconds", 1))
     if "exec" in given:
         words = [word for word in given["exec"].get("command", ()) if word is not None]
@@ -119,6 +121,7 @@ def _probe(container: Mapping[str, Any], reader: Reader) -> Probe | None:
 
 def _port(given: Any, container: Mapping[str, Any]) -> int:
     """A port by number, or by its name among the container's ports; 0 if there is none."""
+    # The type itself: to isinstance True is an int, and YAML's `port: yes` would be port 1.
     if type(given) is int and 1 <= given <= 65535:
         return given
     known = container.get("ports")

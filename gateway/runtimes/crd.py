@@ -25,6 +25,8 @@ def crd(kind: Kind) -> Schema:
         "name": VERSION,
         "served": True,
         "storage": True,
+        # Status has its own right and its own write: a gateway that reports conditions cannot change a spec, and its
+        # writes do not raise metadata.generation.
         "subresources": {"status": {}},
         "additionalPrinterColumns": [{"name": name, "type": type_, "jsonPath": path} for name, type_, path in columns],
         "schema": {"openAPIV3Schema": _without_expectations(document_schema(kind))},
@@ -38,6 +40,7 @@ def crd(kind: Kind) -> Schema:
 
 
 def _without_expectations(value: Any) -> Any:
+    # The API server refuses a schema with keywords that it does not know.
     if isinstance(value, list):
         return [_without_expectations(each) for each in value]
     if not isinstance(value, dict):

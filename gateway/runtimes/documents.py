@@ -46,7 +46,7 @@ def read_documents(file: Path, problems: list[str]) -> list[tuple[str, Any]]:
     """(where, document) of each document in a file; `where` is the file and, if it has several, the number."""
     try:
         with file.open("rb") as stream:
-            data = stream.read(MAX_FILE_BYTES + 1)
+            data = stream.read(MAX_FILE_BYTES + 1)  # the last byte shows that there is more
         if len(data) > MAX_FILE_BYTES:
             problems.append(f"{file}: is larger than {MAX_FILE_BYTES >> 20} MiB; expected a manifest")
             return []
@@ -73,6 +73,7 @@ def _items(where: str, document: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(items, list):
         yield where, document
         return
+    # An item's own apiVersion and kind win over the list's, as later keys do.
     kind = _LISTS[document["kind"]]
     for index, item in enumerate(items):
         if kind and isinstance(item, Mapping):
@@ -124,7 +125,7 @@ def _weigh(node: yaml.Node, weights: dict[int, int]) -> int:
     """
     weight = weights.get(id(node))
     if weight is None:
-        weights[id(node)] = 0
+        weights[id(node)] = 0  # marks it as being weighed: met again below, it contains itself
         inner = [each for pair in node.value for each in pair] if isinstance(node, yaml.MappingNode) else node.value
         weight = 1 + (sum(_weigh(each, weights) for each in inner) if isinstance(node, yaml.CollectionNode) else 0)
         weights[id(node)] = weight

@@ -8,7 +8,7 @@ from typing import Any
 from gateway.core.units import parse_duration, parse_quantity
 
 _MAX_DURATION_S = 1e9  # 31 years, so that every deadline is a date that can be formatted
-_MAX_QUANTITY = 2.0**63
+_MAX_QUANTITY = 2.0**63  # bytes: what the kernel's files of limits and prlimit take is a signed 64-bit number
 
 
 def named(value: Any) -> str:

@@ -30,6 +30,8 @@ def is_private(folder: Path, private: Iterable[Path] = ()) -> bool:
         paths = {Path(os.path.normpath(folder)), _real(folder)}
     except OSError:  # a link that may not be read, such as another user's /proc/PID/root: it may lead anywhere
         return True
+    # Both forms count. The written one alone would let a link lead to /root; the resolved one alone would show
+    # /home where that is a link to /data/home.
     for path in paths:
         if path.parent in (path, _HOMES) or any(each.is_relative_to(path) for each in kept):
             return True

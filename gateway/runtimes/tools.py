@@ -76,7 +76,7 @@ def _parse(entry: Mapping[str, Any], path: str, files: Files | None, problem: Pr
 
 
 def _parameters(value: Mapping[str, Any] | None, path: str, problem: Problem) -> Mapping[str, Any]:
-    if value is None:
+    if value is None:  # no arguments at all, rather than any: a model that invents one is told so
         return {"type": "object", "properties": {}, "additionalProperties": False}
     if value.get("type") != "object":
         problem(path, "expected a JSON schema with type: object", value)
@@ -112,6 +112,7 @@ def _function(value: Mapping[str, Any], path: str, files: Files | None, problem:
     if len(source.encode("utf-8", "replace")) > MAX_ARGUMENT:
         problem(where, f"expected at most {MAX_ARGUMENT} bytes", len(source))
         return "", ""
+    # Parsed and never imported here: a manifest's author is not trusted with code in the gateway.
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError) as error:
@@ -146,7 +147,7 @@ def _timeout(value: Any, path: str, problem: Problem) -> float:
         seconds = parse_duration(value) if isinstance(value, str) else float(value)
     except (ValueError, OverflowError):
         seconds = -1.0
-    if not 0 < seconds <= _MAX_TIMEOUT_S:
+    if not 0 < seconds <= _MAX_TIMEOUT_S:  # written this way round, NaN fails too
         problem(path, "expected a duration above zero, at most 1h", value)
         return 60.0
     return seconds

@@ -46,6 +46,7 @@ def checked(document: Mapping[str, Any], kind: Kind, engine: str, reader: Reader
     validator = _validator(kind, engine)
     schema = validator.schema
     wrong: list[Path] = []
+    # Sorted: jsonschema's order is that of the schema's keywords, which would scatter the messages about one field.
     for error in sorted(validator.iter_errors(clean), key=lambda error: [str(step) for step in error.absolute_path]):
         for path, expected, found in _problems(error):
             if path not in wrong:
@@ -53,6 +54,7 @@ def checked(document: Mapping[str, Any], kind: Kind, engine: str, reader: Reader
                 reader.problem(path_of(path), f"expected {expected}", found)
     for path, close in _unknown_fields(clean, schema, ()):
         advice = f"unknown field; did you mean {close}?" if close else "unknown field"
+        # Ours is refused, as a misspelt limit would silently not apply; AgentCube's may be newer than this schema.
         if path[:2] == _OWN:
             reader.note(path_of(path), advice)
             wrong.append(path)
@@ -77,7 +79,7 @@ def _validator(kind: Kind, engine: str) -> Any:
         "properties": {"name": _DNS_LABEL, "namespace": _DNS_LABEL},
         "required": ["name"],
     }
-    fields["status"] = {PRESERVE: True}
+    fields["status"] = {PRESERVE: True}  # `kubectl get -o yaml` writes it, and nothing here reads it
     if kind is Kind.AGENT_RUNTIME and engine != "kubernetes":
         pod = fields["spec"]["properties"]["podTemplate"]["properties"]["spec"]
         containers = {"type": "array", "minItems": 1, EXPECTED: "at least one container"}
@@ -106,6 +108,8 @@ def _as_json_schema(schema: Any) -> Any:
 def _problems(error: Any) -> Iterator[tuple[Path, str, Any]]:
     """Yield (path, what is expected, what was found) for one error of jsonschema."""
     schema, path = error.schema, tuple(error.absolute_path)
+    # jsonschema reports each missing name apart, and names it in its text only. So each of these errors lists all that
+    # are missing, and `checked` drops the repetitions.
     if error.validator == "required":
         for name in schema["required"]:
             if name not in error.instance:

@@ -10,7 +10,8 @@ import pytest
 from gateway.core.errors import SettingsError
 from gateway.core.model import Runtime
 from gateway.runtimes.files import Files, is_private
-from gateway.runtimes.manifest import is_reserved, load_runtimes, parse_runtime
+from gateway.runtimes.manifest import load_runtimes, parse_runtime
+from gateway.runtimes.sections import is_reserved
 
 INTERPRETER = """
 apiVersion: runtime.agentcube.volcano.sh/v1alpha1
