@@ -56,7 +56,7 @@ def _listen(config: PicodConfig) -> socket.socket:
         listener.setblocking(False)
         return listener
     if config.uds is not None:
-        if os.path.exists(config.uds):
+        if os.path.exists(config.uds):  # of a picod that was killed: bind(2) refuses a path that is there
             os.unlink(config.uds)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(config.uds)

@@ -53,9 +53,9 @@ def _compressor(form: str) -> tuple[Callable[[bytearray], bytes | bytearray], Ca
     if form == "tar":
         return lambda piece: piece, bytes
     if form == "tar.gz":
-        gzip = zlib.compressobj(_LEVEL_GZIP, wbits=31)
+        gzip = zlib.compressobj(_LEVEL_GZIP, wbits=31)  # 15, the window, and 16: with gzip's own header and trailer
         return gzip.compress, gzip.flush
-    import zstandard
+    import zstandard  # on demand: a sandbox that makes no zstd archive does not pay for the library's memory
 
     zstd = zstandard.ZstdCompressor(level=_LEVEL_ZSTD, write_checksum=True).compressobj()
     return zstd.compress, zstd.flush
@@ -107,6 +107,7 @@ def _gunzip(read: Read) -> Iterator[bytes]:
         data = stream.unused_data if stream.eof else stream.unconsumed_tail
         if stream.eof:
             data = data or bytes(read(_PIECE_BYTES))
+            # The first byte alone: a piece may end between the two of the magic number. zlib checks the second.
             if not data.startswith(_GZIP[:1]):
                 return  # the end, or the zeros that fill a tape's block
             stream = zlib.decompressobj(wbits=31)

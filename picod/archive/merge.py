@@ -61,7 +61,7 @@ def _move(name: bytes, staged_fd: int, target_fd: int, status: os.stat_result, *
     if replace:
         os.rename(name, name, src_dir_fd=staged_fd, dst_dir_fd=target_fd)
     else:
-        syscalls.rename_new(name, staged_fd, name, target_fd)
+        syscalls.rename_new(name, staged_fd, name, target_fd)  # RENAME_NOREPLACE: the check and the move are one step
     if locked:
         change_mode(name, target_fd, mode)
 

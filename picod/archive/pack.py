@@ -61,7 +61,7 @@ def pack(root_fd: int, *, plain: bool = False) -> Iterator[bytearray]:
                 path = prefix[-1] + name
                 if stat.S_ISDIR(status.st_mode):
                     walk.enter(name)
-                    mounted = walk.is_mount()
+                    mounted = walk.is_mount()  # the mount point is kept as an empty directory
                     out += _directory(path, status, 0 if mounted else walk.fd)
                     pending.append([] if mounted else _names(walk.fd))
                     prefix.append(path + b"/")
@@ -106,6 +106,7 @@ def _first_name(status: os.stat_result, path: bytes, seen: _Seen) -> bytes | Non
     """The name under which a file with several names was packed before, if any."""
     if status.st_nlink == 1 or seen is None:
         return None
+    # Only files with several names are remembered: memory grows with those, not with the workspace.
     first = seen.setdefault((status.st_dev, status.st_ino), path)
     return None if first is path else first
 
@@ -127,7 +128,9 @@ def _file(dir_fd: int, name: bytes, path: bytes, seen: _Seen, out: bytearray) ->
         if status.st_size > status.st_blocks * 512 and seen is not None:
             yield from _sparse(fd, status.st_size, member, out)
         elif status.st_size <= _PIECE_BYTES:
-            data = os.read(fd, status.st_size + 1)  # one read: size and data in the archive agree
+            # One read, then its length: size and data in the archive agree, whatever is written meanwhile. Larger files
+            # have announced their size before they are read, and one that shrinks ends the archive.
+            data = os.read(fd, status.st_size + 1)
             member.size = len(data)
             out += encode(member)
             out += data
@@ -190,7 +193,7 @@ def _xattrs(fd: int) -> dict[bytes, bytes]:
         names = [name for name in os.listxattr(fd) if name.startswith("user.")]
         found = {os.fsencode(name): os.getxattr(fd, name) for name in names}
     except OSError as error:
-        if error.errno in (errno.ENOTSUP, errno.ENODATA, errno.EPERM):
+        if error.errno in (errno.ENOTSUP, errno.ENODATA, errno.EPERM):  # ENODATA: one was removed since the listing
             return {}
         raise
     if sum(map(len, found.values())) > _MAX_XATTR_BYTES:

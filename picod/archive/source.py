@@ -52,6 +52,7 @@ class Source:
                 self._start, self._end = 0, count
             last += self._buffer[self._start : self._end]
             self._start = self._end
+            # The last bytes are held back, as they may be `tail`; all before them must be zeros, the padding of tar.
             if last.count(0, 0, len(last) - len(tail)) < len(last) - len(tail):
                 raise TarballError("something follows its end")
             del last[: -len(tail)]

@@ -82,6 +82,7 @@ def encode(member: Member) -> bytes:
     if len(link) > 100:
         records.append(_record(b"linkpath", link))
     seconds, rest = divmod(member.mtime_ns, _NS_PER_S)
+    # A ustar header has whole seconds from 1970 to 2242 (8**11 s): anything else goes into the extended header.
     if rest or not 0 <= seconds < _MAX_OCTAL:
         records.append(_record(b"mtime", _format_time(member.mtime_ns)))
         seconds = min(max(seconds, 0), _MAX_OCTAL - 1)
@@ -101,6 +102,7 @@ def encode(member: Member) -> bytes:
     head = _head(member.kind, path, member.mode, size, seconds, link)
     if not records:
         return head
+    # POSIX takes paths in pax records for UTF-8 unless a record before them says otherwise.
     if not _is_text(path) or not _is_text(link):
         records.insert(0, _record(b"hdrcharset", b"BINARY"))
     data = b"".join(records)
@@ -116,6 +118,7 @@ def encode_sparse_map(regions: list[tuple[int, int]]) -> bytes:
 
 def parse_head(block: bytes) -> Head:
     """Parse a ustar header of 512 bytes. Raises TarballError."""
+    # The field itself counts as eight spaces, 8 * 32 = 256.
     checksum = _octal(block[148:156])
     if checksum != sum(block[:148]) + 256 + sum(block[156:]):
         raise TarballError("it is no tar archive, or damaged: the checksum of a header is wrong")
@@ -138,7 +141,7 @@ def parse_records(data: bytes) -> dict[bytes, bytes]:
     records: dict[bytes, bytes] = {}
     while data:
         digits, _, _ = data.partition(b" ")
-        if not digits.isdigit() or len(digits) > 10:
+        if not digits.isdigit() or len(digits) > 10:  # int() of a hostile megabyte of digits takes quadratic time
             raise TarballError("an extended header is damaged: a record without its length")
         length = int(digits)
         key, equals, value = data[len(digits) + 1 : length].partition(b"=")
@@ -198,7 +201,7 @@ def _parse_time(text: bytes) -> int:
     whole, _, fraction = text.removeprefix(b"-").partition(b".")
     if not whole.isdigit() or len(whole) > 15 or (fraction and not fraction.isdigit()):
         raise TarballError(f"a time is no number: {_shown(text)}")
-    ns = int(whole) * _NS_PER_S + int(fraction[:9].ljust(9, b"0"))
+    ns = int(whole) * _NS_PER_S + int(fraction[:9].ljust(9, b"0"))  # no float: it has 16 digits, and this needs 19
     return -ns if text.startswith(b"-") else ns
 
 

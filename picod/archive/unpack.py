@@ -58,6 +58,7 @@ def unpack(root_fd: int, source: Source, *, max_files: int | None = None) -> tup
                 found = _extended(source, head.size)
                 records = found if head.kind == EXTENDED else records
                 continue
+            # GNU tar's older way: the name is the data of a member of its own, before the file that has it.
             if head.kind in (LONG_NAME, LONG_LINK):
                 text = _extended_data(source, head.size).split(b"\0", 1)[0]
                 records = {**records, b"path" if head.kind == LONG_NAME else b"linkpath": text}
@@ -90,6 +91,7 @@ def _parts(path: bytes) -> list[bytes]:
         raise _refused(path, "is absolute")
     if b"\0" in path or len(path) > _MAX_PATH_BYTES:
         raise _refused(path, "is no name of a file")
+    # Refused and not resolved: no honest archive needs `..`, and `a/../b` is not `b` where `a` is a link.
     parts = [part for part in path.split(b"/") if part not in (b"", b".")]
     if b".." in parts:
         raise _refused(path, "leads out of the workspace")
@@ -227,6 +229,8 @@ def _file(dir_fd: int, name: bytes, member: Member, source: Source) -> None:
         else:
             _sparse(fd, member, source)
         source.take(padding(member.size))
+        # In this order: attributes need the right to write, which the mode may take away; the time comes last, as
+        # writing would change it.
         _set_xattrs(fd, member.xattrs)
         os.fchmod(fd, member.mode & ~SET_ID_BITS)
         os.utime(fd, ns=(member.mtime_ns, member.mtime_ns))
@@ -245,6 +249,8 @@ def _copy(fd: int, size: int, source: Source) -> None:
 def _sparse(fd: int, member: Member, source: Source) -> None:
     regions, used = _sparse_map(member, source)
     assert member.real_size is not None
+    # Regions must be in order and apart. Overlapping ones could write the same bytes again and again, and those beyond
+    # the size would grow the file past what its header says.
     end = 0
     for offset, length in regions:
         if offset < end or offset + length > member.real_size:

@@ -65,6 +65,7 @@ def zipped(root_fd: int) -> Iterator[bytes]:
         for member in _members(source):
             left = member.size
             if member.kind != FIFO:
+                # The header is written before the data, so its 32-bit or 64-bit form is chosen by the size known now.
                 with archive.open(_info(member), "w", force_zip64=left > 1 << 31) as entry:
                     entry.write(member.link)
                     while left:
@@ -184,7 +185,7 @@ def _as_tar(archive: ZipFile, info: ZipInfo) -> Iterator[bytes]:
     with archive.open(info) as entry:
         while piece := entry.read(_PIECE_BYTES):
             left -= len(piece)
-            if left < 0:
+            if left < 0:  # more than was announced: the tar header with the size is out already
                 break
             yield piece
     if left:

@@ -37,6 +37,7 @@ def parse_duration(text: str) -> float:
         return 0.0
     if position == len(text):
         raise DurationError(f'time: invalid duration "{text}"')
+    # Whole nanoseconds, as Go counts: a float loses them from 104 days on (2**53 ns).
     total = 0
     while position < len(text):
         match = _TERM.match(text, position)
@@ -63,7 +64,7 @@ def format_duration(seconds: float) -> str:
     ns = round(seconds * 1e9)
     if ns == 0:
         return "0s"
-    if ns < 1_000_000_000:
+    if ns < 1_000_000_000:  # below a second Go changes the unit: 1.5ms, 20µs; above, it is always h, m and s
         unit = next(unit for unit in ("ms", "\u00b5s", "ns") if ns >= _UNITS_NS[unit])
         return _trimmed(ns, _UNITS_NS[unit]) + unit
     minutes, rest = divmod(ns, _UNITS_NS["m"])

@@ -41,6 +41,7 @@ async def send_archive(services: FileServices, request: Request) -> None:
     pieces = write_archive(root, form)
     name = os.path.basename(path.strip("/")).strip(".") or "workspace"
     try:
+        # The first piece before the status: a directory that cannot be read is then an error and not a cut-off archive.
         piece = await in_thread(lambda: next(pieces, None))
         await request.start(
             200,
@@ -57,7 +58,7 @@ async def send_archive(services: FileServices, request: Request) -> None:
         raise os_failure(error, f"Failed to read {path}") from error
     finally:
         await in_thread(pieces.close)  # restores the mode of directories that had to be made readable
-        os.close(root)
+        os.close(root)  # after it: the walk goes up through it
 
 
 async def receive_archive(services: FileServices, request: Request) -> None:
@@ -120,6 +121,7 @@ def _unpack_and_merge(target: int, name: str, upload: ThreadStream, limit: int, 
         else:
             stream = read_tar(first, upload.read)
         stream = counted(stream, limit)
+        # Counted after decompression: a gzip of 8 MB can hold 8 GB of zeros.
         counts = unpack(staged, Source(stream), max_files=_MAX_FILES)
         _drain(stream)
         merge(staged, target, overwrite=overwrite)
@@ -147,7 +149,7 @@ def _spool(staged: int, first: bytes, upload: ThreadStream, limit: int) -> int:
     """Write the upload to an unlinked file: a zip is read from its end. Raises OSError, TooLargeArchiveError."""
     fd = os.open(".zip", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=staged)
     try:
-        os.unlink(".zip", dir_fd=staged)
+        os.unlink(".zip", dir_fd=staged)  # code cannot open or change it, and an end of picod leaves nothing
         size, data = 0, memoryview(first)
         while data:
             size += len(data)

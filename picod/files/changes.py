@@ -38,6 +38,7 @@ class Changes:
 
     def note(self, kind: str, path: bytes, *, is_dir: bool, over: bool = False) -> None:
         """Add a change that is CREATED, MODIFIED or DELETED. `over`: created by a move from an unwatched place."""
+        # A deleted directory says all that there is to say of what was in it.
         if kind == DELETED and is_dir:
             for change in self._below(path):
                 self._drop(change)
@@ -66,8 +67,10 @@ class Changes:
             modified = before is not None and before.kind == MODIFIED
             change = Change(MOVED, path, is_dir, source, modified, over=True)
         self._by_path[path] = change
+        # What was at `source` before may have been overwritten by a move of this period; its path is free now.
         if before is not None and before.over:
             self._vacate(source, is_dir)
+        # Changes inside a moved directory are reported where a client finds them now.
         for inside in self._below(source) if is_dir else ():
             del self._by_path[inside.path]
             inside.path = path + inside.path[len(source) :]

@@ -11,6 +11,8 @@ from typing import NamedTuple
 MODIFY, ATTRIB, CLOSE_WRITE = 0x2, 0x4, 0x8
 MOVED_FROM, MOVED_TO, CREATE, DELETE = 0x40, 0x80, 0x100, 0x200
 OVERFLOW, IGNORED, IS_DIR = 0x4000, 0x8000, 0x40000000
+# ONLYDIR: what was a directory may be a file by now. EXCL_UNLINK: programs go on writing to files that they have
+# deleted, which no client can see.
 _ONLY_DIR, _EXCLUDE_UNLINKED = 0x01000000, 0x04000000
 
 _HEAD = struct.Struct("iIII")
@@ -34,6 +36,7 @@ class Inotify:
 
     def add(self, directory_fd: int, mask: int) -> int:
         """Watch a directory and return its number, the same one each time. Raises OSError, ENOSPC beyond the limit."""
+        # inotify_add_watch takes a path only. Through /proc it leads to the open directory, wherever that is by now.
         path = b"/proc/self/fd/%d" % directory_fd
         return _checked(_libc.inotify_add_watch(self.fd, ctypes.c_char_p(path), mask | _ONLY_DIR | _EXCLUDE_UNLINKED))
 
@@ -51,6 +54,7 @@ class Inotify:
         while start < len(data):
             watch, mask, cookie, length = _HEAD.unpack_from(data, start)
             start += _HEAD.size
+            # The kernel pads names with NULs to the alignment of the next event.
             yield Happened(watch, mask, cookie, data[start : start + length].split(b"\0", 1)[0])
             start += length
 

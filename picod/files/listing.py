@@ -55,6 +55,7 @@ async def list_files(services: FileServices, request: Request) -> None:
 
 
 def _entries(workspace: Workspace, path: str) -> list[dict[str, object]]:
+    # scandir of the descriptor, never of the path, which code could have replaced with a link since.
     with workspace.resolve(path) as place:
         folder = place.open(os.O_RDONLY | os.O_DIRECTORY)
     found: list[tuple[bytes, dict[str, object]]] = []
@@ -178,9 +179,11 @@ def parse_range(header: str, size: int) -> ByteRange | None:
     """
     unit, _, ranges = header.partition("=")
     first, dash, last = (text.strip() for text in ranges.partition("-"))
+    # Malformed ranges are ignored, and the whole file is sent, as the RFC asks. So are lists: a multipart answer would
+    # let a short header ask for the same bytes a thousand times.
     if unit.strip().lower() != "bytes" or not dash or not _is_number(first) or not _is_number(last) or not first + last:
         return None
-    if not first:
+    if not first:  # `-500`: the last 500 bytes
         length = min(int(last), size)
         if length == 0:
             raise LookupError
@@ -209,6 +212,7 @@ def _range_applies(request: Request, etag: str, modified: int) -> bool:
     if not request.header(b"range"):
         return False
     condition = request.header(b"if-range").strip()
+    # The same date and no later: a client that has half of another version must not get the other half of this one.
     return not condition or condition == etag or _parse_date(condition) == modified
 
 
@@ -216,7 +220,7 @@ def _parse_date(text: str) -> int | None:
     fields = parsedate_tz(text) if text else None
     if fields is None:
         return None
-    import calendar
+    import calendar  # on demand: few requests have dates, and each sandbox would hold the module
 
     return calendar.timegm((*fields[:6], 0, 0, 0)) - (fields[9] or 0)
 

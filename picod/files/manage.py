@@ -68,6 +68,7 @@ async def make_directory(services: FileServices, request: Request) -> None:
     def make() -> tuple[int, dict[str, object]]:
         with services.workspace.resolve(path, make_parents=parents) as place:
             try:
+                # Made first and looked at after: a look first would leave a moment in which another could make it.
                 os.mkdir(place.name, mode, dir_fd=place.dir_fd)
                 status = 201
             except FileExistsError:
@@ -133,7 +134,7 @@ async def list_tree(services: FileServices, request: Request) -> None:
     def look() -> list[Entry]:
         root = services.workspace.open_directory(path)
         try:
-            return walk(root, after, limit=limit + 1, depth=depth)
+            return walk(root, after, limit=limit + 1, depth=depth)  # one more shows whether there is a next page
         finally:
             os.close(root)
 
@@ -205,7 +206,7 @@ def _read_cursor(text: str) -> list[bytes]:
         path = base64.b64decode(text.encode("ascii"), altchars=b"-_", validate=True)
     except (binascii.Error, UnicodeEncodeError) as error:
         raise RequestError(400, "after: expected the `next` of the page before") from error
-    return path.split(b"/") if path else []
+    return path.split(b"/") if path else []  # any bytes do: they only say where names begin to be listed
 
 
 def _describe_entry(entry: Entry) -> dict[str, object]:

@@ -30,6 +30,7 @@ class Staged:
     """A temporary file in an open directory. Leaving the context without `commit` removes it."""
 
     def __init__(self, dir_fd: int) -> None:
+        # A descriptor of its own: the caller may close the place before this file is written or removed.
         self._dir_fd = os.dup(dir_fd)
         self._name = f".wakegate-{os.urandom(8).hex()}.part"
         try:
@@ -70,6 +71,7 @@ class Staged:
 
     def commit(self, place: Place, mode: int) -> os.stat_result:
         """Move the file to `place`; the mode of a file that it replaces is kept. Raises OSError."""
+        # Before the rename: a reader must not find the new content under the temporary file's mode 0600.
         kept = mode_at(place)
         os.fchmod(self._fd, kept if kept is not None else mode & ~_umask())
         try:

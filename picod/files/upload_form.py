@@ -110,7 +110,7 @@ class _Form:
         self._header = self._value = b""
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
+        self._header += data[start:end]  # in pieces, wherever the body was cut
 
     def _header_value(self, data: bytes, start: int, end: int) -> None:
         self._value += data[start:end]
@@ -123,6 +123,7 @@ class _Form:
     def _headers_finished(self) -> None:
         name = self._disposition.get(b"name", b"")
         self._sink = None
+        # A part with a filename is a file (RFC 7578 4.2), one without is a field, whatever their names are.
         if b"filename" in self._disposition:
             if name == b"file" and self.staged is None:
                 self._sink = self.staged = self._stage()

@@ -24,6 +24,7 @@ def decode_base64(text: str) -> bytes:
     try:
         return binascii.a2b_base64(text.replace("\r", "").replace("\n", "").encode("ascii"), strict_mode=True)
     except (binascii.Error, UnicodeEncodeError) as error:
+        # Go's decoder names the position, and clients show it.
         fault = _NOT_BASE64.search(text.rstrip("=\r\n"))
         where = fault.start() if fault else len(text)
         raise RequestError(400, f"Invalid base64 content: illegal base64 data at input byte {where}") from error

@@ -154,6 +154,7 @@ class Watcher:
             # it is open here.
             above = inotify.DELETE | inotify.MOVED_FROM | inotify.MOVED_TO
             self._above, self._name = self._queue.add(place.dir_fd, above), place.name.encode()
+        # Watched first and listed after: what appears in between is reported twice, which is merged, and never missed.
         self._paths[self._queue.add(self._root_fd, _EVENTS)] = b""
         if self._recursive:
             self._watch_below(b"", report=False)
@@ -185,6 +186,7 @@ class Watcher:
     def _handle(self, happened: Happened) -> None:
         mask = happened.mask
         if mask & inotify.OVERFLOW:
+            # Among the lost events may be new directories, which nobody watches then.
             self.overflowed = True
             if self._recursive:
                 self._watch_below(b"", report=False)
@@ -192,7 +194,7 @@ class Watcher:
         if happened.watch == self._above:
             self.gone = self.gone or happened.name == self._name
             return
-        if mask & inotify.IGNORED:
+        if mask & inotify.IGNORED:  # the kernel has removed the watch: the directory is gone
             self._paths.pop(happened.watch, None)
             return
         folder = self._paths.get(happened.watch)

@@ -122,12 +122,15 @@ class Workspace:
     def _resolve_plain(self, parts: list[str], follow: bool) -> tuple[int, str] | None:
         if not parts:
             return os.open(".", _DIRECTORY, dir_fd=self.fd), "."
+        # The parent alone: the last name may be missing or a link, and the caller decides what that means.
         parent = "/".join(parts[:-1]) or "."
         try:
             dir_fd = syscalls.openat2(
                 self.fd, parent.encode(), _DIRECTORY, syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS
             )
         except OSError as error:
+            # Any error leads to the walk, which finds the reason, or a way that openat2 does not allow (absolute links
+            # into the workspace).
             if error.errno in (errno.ENOSYS, errno.EPERM):  # EPERM: from a seccomp filter that predates the call
                 self._use_openat2 = False
             return None

@@ -50,6 +50,7 @@ class SafeWalk:
 
     def enter(self, name: bytes) -> None:
         """Go down; `needed` permissions that are missing are added until `leave`, where possible. Raises OSError."""
+        # Remembered before going down: `leave` compares with it what `..` leads to.
         here = os.fstat(self.fd)
         fd, loosened = _open_loosened(name, self.fd, _FLAGS, self._needed)
         mode = stat.S_IMODE(os.fstat(fd).st_mode)
