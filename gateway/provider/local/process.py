@@ -156,7 +156,8 @@ class Process:
     async def failure(self) -> str:
         """Why it ended, with the end of its standard error. Waits up to 5 s for it to end."""
         try:
-            status = await asyncio.wait_for(asyncio.shield(self.exited), 5.0)
+            async with asyncio.timeout(5.0):
+                status = await asyncio.shield(self.exited)
         except TimeoutError:
             return f"it stopped answering: {self.error_output() or 'no message'}"
         return f"{describe_exit(status)}: {self.final_output() or 'no message'}"
@@ -185,12 +186,15 @@ class Process:
                 os.killpg(self._popen.pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass  # it ended by itself in between
-        await asyncio.wait_for(asyncio.shield(self.exited), _END_TIMEOUT_S)
+        # Not wait_for: Python 3.11's swallows a cancellation that comes in the step in which the process ends.
+        async with asyncio.timeout(_END_TIMEOUT_S):
+            await asyncio.shield(self.exited)
         # An event loop has one reader for a descriptor: a second call at the same time would displace the first.
         async with self._ending:
             if self._inner is not None:
                 # Usually gone before bwrap; if bwrap itself was killed, its child follows a moment later.
-                await asyncio.wait_for(readable(self._inner), _END_TIMEOUT_S)
+                async with asyncio.timeout(_END_TIMEOUT_S):
+                    await readable(self._inner)
                 os.close(self._inner)
                 self._inner = None
         self._close_errors()
