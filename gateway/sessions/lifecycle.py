@@ -280,7 +280,10 @@ class Lifecycle:
         # The retention of a terminated record counts from `last_active_at`. Left as it is, the record of a session that
         # was hibernated for two hours would be deleted in the sweep that ends it, and nobody could see why it ended.
         now = self._clock.now()
-        ended = replace(session, state=SessionState.TERMINATED, reason=reason, sandbox=None, last_active_at=now)
+        had = None if session.sandbox is None else session.sandbox.id
+        ended = replace(
+            session, state=SessionState.TERMINATED, reason=reason, sandbox=None, last_sandbox=had, last_active_at=now
+        )
         await self._records.put(ended)
         if session.sandbox is not None:
             self._bindings.remove(session.sandbox.id)

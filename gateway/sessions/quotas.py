@@ -28,6 +28,7 @@ from gateway.sessions.refusals import Refusals, Wish
 logger = logging.getLogger(__name__)
 
 RESERVATION_S = 120.0  # of a claim; one that takes longer reserves again before its record is written
+MAX_UNSETTLED = 10_000  # about 2 MB; beyond it an audit corrects what is missing, up to RESERVATION_S later
 _ASLEEP = (SessionState.HIBERNATED, SessionState.LOST)
 _SIZES = (Resource.MEMORY, Resource.STORED)
 
@@ -41,6 +42,8 @@ class Quotas:
         self._catalog = catalog
         self._clock = clock
         self._refusals = Refusals(clock)
+        # What could not be given back, with the store away or its disk full; tried again by each sweep.
+        self._unsettled: set[tuple[str, SessionId]] = set()
 
     def limits(self, tenant: str) -> TenantLimits:
         """What a tenant may use."""
@@ -126,14 +129,25 @@ class Quotas:
         """Have the ledger say what the record says, which was just written. It never fails for want of the store."""
         await self._settle(session.tenant, session.id, amounts_of(session, self._catalog.get(session.runtime)))
 
+    async def settle_again(self) -> None:
+        """Give back what could not be given back before. It never fails for want of the store."""
+        for tenant, session_id in list(self._unsettled):
+            await self._settle(tenant, session_id, {})
+            if (tenant, session_id) in self._unsettled:
+                return  # the store is still away: the others would fail as well
+
     async def _settle(self, tenant: str, session_id: SessionId, amounts: Amounts) -> None:
         if not self.limits(tenant).amounts:
             return
+        self._unsettled.discard((tenant, session_id))
         try:
             # Shielded: it is called where a sandbox was just released because the caller was cancelled.
             await asyncio.shield(self._ledger.settle(tenant, session_id, amounts))
         except WakegateError as error:
-            logger.warning("session %s: its quota is settled by a later audit: %s", session_id, error)
+            logger.warning("session %s: its quota is settled later: %s", session_id, error)
+            # Only what was given back: such a session reserves nothing any more, so that nothing newer is overwritten.
+            if not amounts and len(self._unsettled) < MAX_UNSETTLED:
+                self._unsettled.add((tenant, session_id))
         finally:
             # Not before: whoever waits with a refusal asks the ledger at once, and would be refused again.
             self._refusals.forget(tenant)

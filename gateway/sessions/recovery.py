@@ -8,11 +8,12 @@ left of the workspace is written into the record at once; the next request gives
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from gateway.core.errors import StaleWriteError, WakegateError
 from gateway.core.interfaces import SandboxProvider
-from gateway.core.model import SandboxEvent, SandboxId, Session, SessionId, SessionState
+from gateway.core.model import SandboxEvent, SandboxId, Session, SessionId, SessionState, is_snapshot
 from gateway.sessions.bindings import Bindings
 from gateway.sessions.ownership import Ownership
 from gateway.sessions.records import Records
@@ -45,19 +46,35 @@ class Recovery:
     async def recover_all(self) -> None:
         """Correct the records that an earlier process left; called once, at the start.
 
-        Workspaces that no record names are set aside afterwards, and deleted after the retention.
+        Workspaces that no record names are set aside afterwards, and deleted after the retention. Those of sessions
+        that their users ended are deleted now: a gateway that was killed after it had written that has left them.
         """
-        for state in (SessionState.ACTIVE, SessionState.HIBERNATING, SessionState.WAKING):
-            after: SessionId | None = None
-            while True:
-                page = [s async for s in self._records.store.sessions(state=state, after=after, limit=500)]
-                for session in page:
-                    if self._ownership.owns(session) and session.sandbox is not None:
-                        await self._recover(session, session.sandbox.id)
-                if len(page) < 500:
-                    break
-                after = page[-1].id
+        for state in (SessionState.ACTIVE, SessionState.HIBERNATING, SessionState.WAKING, SessionState.TERMINATED):
+            async for session in self._in_state(state):
+                if not self._ownership.owns(session):
+                    continue
+                if state is SessionState.TERMINATED:
+                    await self._finish_end(session)
+                elif session.sandbox is not None:
+                    await self._recover(session, session.sandbox.id)
         await self._transitions.retain_abandoned()
+
+    async def _in_state(self, state: SessionState) -> AsyncIterator[Session]:
+        after: SessionId | None = None
+        while True:
+            page = [s async for s in self._records.store.sessions(state=state, after=after, limit=500)]
+            for session in page:
+                yield session
+            if len(page) < 500:
+                return
+            after = page[-1].id
+
+    async def _finish_end(self, session: Session) -> None:
+        """Delete what is left of an ended session on this gateway. A snapshot is deleted when its record is."""
+        if session.last_sandbox is not None:
+            await self._provider.release(session.last_sandbox)
+        if not is_snapshot(session.snapshot):
+            await self._transitions.delete_kept(session)
 
     async def _recover(self, listed: Session, sandbox_id: SandboxId) -> None:
         """Bind the sandbox again if it still runs, or keep what is left of its workspace."""

@@ -37,9 +37,11 @@ from gateway.sessions.membership import ElsewhereError
 from gateway.sessions.orphans import OrphanCollector
 from gateway.sessions.ownership import Ownership
 from gateway.sessions.quota_audit import QuotaAudit
+from gateway.sessions.quotas import Quotas
 from gateway.sessions.records import Records
 from gateway.sessions.recovery import Recovery
 from gateway.sessions.restorability import all_sessions
+from gateway.sessions.transitions import Transitions
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +68,11 @@ class Sweeper:
         records: Records,
         ownership: Ownership,
         catalog: RuntimeCatalog,
+        transitions: Transitions,
         keeper: WorkspaceKeeper,
         orphans: OrphanCollector,
         audit: QuotaAudit,
+        quotas: Quotas,
         activity: Activity,
         clock: Clock,
         interval: float = 5.0,
@@ -96,9 +100,11 @@ class Sweeper:
         self._not_before: dict[SessionId, float] = {}  # when to try again, for sessions that could not be hibernated
         self._checkpointed: dict[SessionId, float] = {}  # when a checkpoint of each was last tried
         self._orphan_scan_at = clock.now()
+        self._transitions = transitions
         self._keeper = keeper
         self._orphans = orphans
         self._audit = audit
+        self._quotas = quotas
         self._activity = activity
         self._ending, self._hibernating = BoundedTasks(CONCURRENCY), BoundedTasks(CONCURRENCY)
         self._copying = BoundedTasks(CONCURRENCY)
@@ -121,6 +127,7 @@ class Sweeper:
         # Idle sessions first: one that was idle before it reached its maximum duration is hibernated and not ended.
         acted = await self._each(store.idle(now), is_leader, self._hibernate_idle, self._hibernating)
         acted += await self._each(store.expired(now), is_leader, self._end_expired, self._ending)
+        await self._quotas.settle_again()
         if is_leader:
             await self._audit.run_if_due()
             await self._forget(store)
@@ -241,6 +248,9 @@ class Sweeper:
     async def _forget(self, store: SessionStore) -> None:
         forgotten = 0
         async for session in store.terminated(self._clock.now() - self._terminated_retention):
+            # Again: a gateway that was killed after it had written the end has left the snapshot, and without the
+            # record it would count as that of a lost record, and be kept for the whole retention.
+            await self._transitions.delete_kept(session)
             await store.delete(session.id)
             self._not_before.pop(session.id, None)
             forgotten += 1

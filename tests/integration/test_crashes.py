@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.support.redis_server import RedisServer
-from tests.support.serve import Server, processes_of, serve
+from tests.support.serve import Server, sandboxes_of, serve
 from tests.support.waiting import wait_until
 
 MINED = "tests.support.mined"
@@ -23,7 +23,7 @@ STEPS = 30
 
 def arm(server: Server, state: Path, steps: int) -> None:
     """Let the gateway kill itself so many steps from now."""
-    Path(f"{state}.mine").write_text(str(steps))
+    Path(f"{state}.mine").write_text(f"kill {steps}")
     server.process.send_signal(signal.SIGUSR1)
 
 
@@ -36,23 +36,9 @@ def sleep_and_wake(server: Server, session: str) -> bool:
         return False
 
 
-def audiences(state: Path) -> set[str]:
-    """The sandboxes that run over this state folder."""
-    return {
-        audience for process in processes_of(state) if (audience := _environ(process).get("PICOD_AUDIENCE")) is not None
-    }
-
-
 def no_sandbox_leaks(state: Path, sessions: int, warm: int) -> bool:
     """Only the warm sandboxes and those of live sessions run."""
-    return len(audiences(state)) <= sessions + warm
-
-
-def _environ(process: object) -> dict[str, str]:
-    with contextlib.suppress(Exception):
-        found: dict[str, str] = process.environ()  # type: ignore[attr-defined]
-        return found
-    return {}
+    return len(sandboxes_of(state)) <= sessions + warm
 
 
 @contextlib.contextmanager
@@ -185,7 +171,9 @@ def racing_gateways(tmp_path: Path, cycles: int, seed: int) -> None:
             for session in answered:
                 assert dice.choice((a, b)).run(session, "true").status_code == 200
             states = (tmp_path / "a", tmp_path / "b")
-            wait_until(lambda: sum(len(audiences(each)) for each in states) <= len(answered) + 2, "none is left over")
+            wait_until(
+                lambda: sum(len(sandboxes_of(each)) for each in states) <= len(answered) + 2, "none is left over"
+            )
     finally:
         redis.kill()
 

@@ -1,17 +1,20 @@
-"""`wakegate serve` with mines in its seams: a gateway that can be told to kill -9 itself at the n-th step from now.
+"""`wakegate serve` with mines in its seams: a gateway that kills itself, or fills its disk, at the n-th step from now.
 
-A step is the moment before, or after, a call on the store, the keeper or the provider that changes something. The
-product knows nothing of it: parts are wrapped where interfaces.py puts the seams.
+A step is the moment before, or after, a call on the store, its ledger, the keeper or the provider that changes
+something. The product knows nothing of it: parts are wrapped where interfaces.py puts the seams.
 
-    kill -USR1 PID    reads n from the file STATE_DIR/../NAME.mine and arms
+    kill -USR1 PID    reads "kill n" or "fill n" from the file STATE_DIR/../NAME.mine and arms
+    kill -USR2 PID    disarms, and empties the disk again; the file then says how many steps were left
 """
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,21 +26,58 @@ from gateway.core.settings import Settings
 from gateway.sandbox.signing_keys import KeyRing
 
 # Reads change nothing, and beats come at any time: mines on them would make the same n mean different things.
-_VERBS = frozenset(("put", "delete", "keep", "restore", "rollback", "checkpoint", "claim", "release"))
+_VERBS = frozenset(
+    ("put", "delete", "keep", "park", "restore", "rollback", "checkpoint", "claim", "release", "reserve", "settle")
+)
+_PIECES = (1 << 20, 4096)  # how a disk is filled: first by megabytes, then by single blocks
 
 
 class Mine:
-    """Counts steps down once armed."""
+    """Counts steps down once armed; the last one does what it was armed with."""
 
-    def __init__(self) -> None:
-        self.left: int | None = None
+    def __init__(self, state: Path) -> None:
+        self._order = Path(f"{state}.mine")
+        Path(f"{state}.pid").write_text(str(os.getpid()))  # where bubblewrap gives it a disk it is not the child
+        self._filler = state / "filler"
+        self._act: Callable[[], None] = lambda: None
+        self.left = 0
+
+    def arm(self) -> None:
+        """Read what is to be done, and when."""
+        what, steps = self._order.read_text().split()
+        self._act = {"kill": kill, "fill": self.fill}[what]
+        self.left = int(steps)
+
+    def disarm(self) -> None:
+        """Undo it, and leave a word of whether it was reached."""
+        left, self.left = self.left, 0
+        self._filler.unlink(missing_ok=True)
+        self._order.write_text(f"left {left}")
 
     def step(self) -> None:
-        """One step; the last one kills."""
-        if self.left is not None:
+        """One step."""
+        if self.left > 0:
             self.left -= 1
-            if self.left <= 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if self.left == 0:
+                self._act()
+
+    def fill(self) -> None:
+        """Take all that the disk of the state directory has left."""
+        with open(self._filler, "wb") as file:
+            size = 0
+            for piece in _PIECES:
+                try:
+                    while True:
+                        os.posix_fallocate(file.fileno(), size, piece)
+                        size += piece
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+
+
+def kill() -> None:
+    """End this very process as `kill -9` does."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Mined:
@@ -49,6 +89,8 @@ class Mined:
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._part, name)
+        if name == "quotas":
+            return Mined(attribute, self._mine)
         if name not in _VERBS or not inspect.iscoroutinefunction(attribute):
             return attribute
 
@@ -64,9 +106,9 @@ class Mined:
 async def build_mined(settings: Settings) -> Gateway:
     """What gateway.build.build makes, with the same parts behind mines."""
     plain = await _build(settings)
-    mine = Mine()
-    file = Path(f"{settings.state_dir}.mine")
-    signal.signal(signal.SIGUSR1, lambda *_: setattr(mine, "left", int(file.read_text())))
+    mine = Mine(settings.state_dir)
+    signal.signal(signal.SIGUSR1, lambda *_: mine.arm())
+    signal.signal(signal.SIGUSR2, lambda *_: mine.disarm())
     keys = KeyRing(settings.state_dir / "keys", settings.token_algorithm)
     keys.open()
     parts: dict[str, Any] = {

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import psutil
 
+from gateway.provider.local import process_tags
 from tests.support.waiting import LIMIT_S, wait_until
 
 RUNTIME = "default/my-interpreter"
@@ -97,12 +98,24 @@ def serve(
         process.stdout.close()
 
 
-def processes_of(state: Path) -> list[psutil.Process]:
-    """All processes whose command line or environment names that state folder's sandboxes."""
-    owner = (state / "owner").read_text().strip()
+def processes_of(state: Path, seen: Path | None = None) -> list[psutil.Process]:
+    """All processes whose command line or environment names that state folder's sandboxes.
+
+    `seen`: where the folder is from here, if it is on a disk that only the gateway has.
+    """
+    owner = ((seen or state) / "owner").read_text().strip()
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if owner in " ".join(process.environ().values()) or str(state) in " ".join(process.cmdline()):
                 found.append(process)
     return found
+
+
+def sandboxes_of(state: Path, seen: Path | None = None) -> set[str]:
+    """The sandboxes that run over that state folder, by the tags of their outermost processes; `seen` as above."""
+    tags = set()
+    for process in processes_of(state, seen):
+        with contextlib.suppress(psutil.Error):
+            tags.add(process.environ().get(process_tags.VARIABLE, ""))
+    return tags - {""}
