@@ -161,6 +161,7 @@ class Gateway:
                 hibernated_retention=settings.hibernated_retention,
                 terminated_retention=settings.terminated_retention,
                 sweep_interval=settings.sweep_interval,
+                start_timeout=settings.sandbox_start_timeout if settings.engine == "kubernetes" else 0.0,
                 claims_at_once=claims_at_once(settings),
             ),
             shared=shared,

@@ -209,6 +209,19 @@ class EngineMeter(Protocol):
 
 
 @runtime_checkable
+class LossCounter(Protocol):
+    """An engine that shows in a pool's status which sandboxes were lost.
+
+    It cannot tell by itself: where several gateways share an engine, each hears of every end, and only the session's
+    record says whether another gateway has ended the sandbox on purpose.
+    """
+
+    def count_loss(self, event: SandboxEvent) -> None:
+        """The sandbox of this event ended while a session needed it."""
+        ...
+
+
+@runtime_checkable
 class WorkspaceKeeper(Protocol):
     """Keeps the workspace of a session that has no sandbox (docs/adr/0003-snapshots-and-parking.md).
 

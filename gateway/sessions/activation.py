@@ -186,6 +186,9 @@ class SessionOpener:
 
     async def _claim(self, session: Session, runtime: Runtime) -> tuple[Sandbox, float]:
         """A sandbox for a session without one, within its tenant's quota. A refusal leaves it as it was."""
+        if not self._records.shared:
+            # As in Lifecycle.create; where gateways share the store, taking the session's lease was such a write.
+            await self._records.store.ping()
         await self._quotas.reserve_sandbox(session.tenant, session.id, runtime, session)
         if session.state is SessionState.HIBERNATED:
             for listener in self._woken:

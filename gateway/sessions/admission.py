@@ -27,6 +27,7 @@ HOLD_FACTOR = 3.5
 MAX_OWNER_WAIT_S = 90.0
 MAX_HOLD_S = 60.0  # of a request whose queue moves
 _MAX_RETRY_AFTER_S = 30.0  # further ahead, the queue depends on clients that have not come yet
+_ANSWER_S = 5.0  # from the end of a start's time until the engine's error is there
 _RECHECK_LEAD_S = 0.05  # before a hold ends
 
 
@@ -115,11 +116,23 @@ class _Hold:
 class Admission:
     """Applies the limits and the hold rule of this gateway, and notifies listeners of claims."""
 
-    def __init__(self, provider: SandboxProvider, clock: Clock, queue: FairQueue, *, max_sandboxes: int = 512) -> None:
+    def __init__(
+        self,
+        provider: SandboxProvider,
+        clock: Clock,
+        queue: FairQueue,
+        *,
+        max_sandboxes: int = 512,
+        start_timeout: float = 0.0,
+    ) -> None:
+        """`start_timeout`: seconds that requests are held at least, besides the hold rule: as long as a start may take.
+        The engine's own error, which says why nothing started, then comes before the end of the hold.
+        """
         self._provider = provider
         self._queue = queue
         self._clock = clock
         self._max_sandboxes = max_sandboxes
+        self._min_hold = start_timeout + _ANSWER_S if start_timeout else MIN_HOLD_S
         self._claiming = 0
         self._holds: dict[SessionId | None, set[_Hold]] = {}  # None: requests that create a session
         self._start_times: dict[RuntimeKey, StartTimes] = {}
@@ -138,7 +151,7 @@ class Admission:
     def hold_time(self, runtime: RuntimeKey | None) -> float:
         """Seconds that a request may be held for a sandbox of this runtime (None: of the slowest runtime)."""
         times = self._start_times.values() if runtime is None else filter(None, [self._start_times.get(runtime)])
-        return max(MIN_HOLD_S, HOLD_FACTOR * max((each.expected() for each in times), default=0.0))
+        return max(self._min_hold, HOLD_FACTOR * max((each.expected() for each in times), default=0.0))
 
     def overdue(self, runtime: RuntimeKey | None, waited: float) -> WakegateError:
         """The error of a request for which no sandbox was ready in time (runtime None: it is not known yet).

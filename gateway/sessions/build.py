@@ -10,7 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway.core.clock import Clock
-from gateway.core.interfaces import Executor, RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
+from gateway.core.interfaces import (
+    Executor,
+    LossCounter,
+    RuntimeCatalog,
+    SandboxProvider,
+    SessionStore,
+    WorkspaceKeeper,
+)
 from gateway.core.quota import Resource
 from gateway.identity.tenants import TenantDirectory
 from gateway.sessions.activation import SessionOpener
@@ -42,6 +49,9 @@ class SessionSettings:
     hibernated_retention: float = 7 * 86400.0
     terminated_retention: float = 3600.0
     sweep_interval: float = 5.0
+    # How long a sandbox may take to start where requests wait for all of that, as in a cluster that pulls an image or
+    # adds a node; 0: the hold rule alone applies.
+    start_timeout: float = 0.0
     claims_at_once: int = 64  # that the engine serves; further ones wait in the order of tenants' shares
 
 
@@ -155,7 +165,9 @@ def _make_base(outside: _Outside, records: Records, settings: SessionSettings, m
     activity, bindings = Activity(), Bindings()
     membership = Membership(outside.store, clock, me, takeover_after=settings.takeover_after)
     queue = FairQueue(settings.claims_at_once, _load_of(outside.tenants, bindings, settings.max_sandboxes))
-    admission = Admission(outside.provider, clock, queue, max_sandboxes=settings.max_sandboxes)
+    admission = Admission(
+        outside.provider, clock, queue, max_sandboxes=settings.max_sandboxes, start_timeout=settings.start_timeout
+    )
     transitions = Transitions(records, outside.keeper, outside.executor, clock, retention, outside.quotas, me)
     idleness = IdleTracker(
         records, activity, clock, shared_provider=records.shared and not me, hibernated_retention=retention
@@ -193,6 +205,7 @@ def _make_operations(outside: _Outside, base: _Base) -> _Operations:
         provider=outside.provider,
         transitions=base.transitions,
         bindings=base.bindings,
+        on_loss=outside.provider.count_loss if isinstance(outside.provider, LossCounter) else None,
     )
     hibernator = Hibernator(
         records=base.records,
@@ -246,6 +259,7 @@ def _make_sweeper(
         me=base.membership.me,
         interval=settings.sweep_interval,
         retention=settings.hibernated_retention,
+        start_timeout=settings.start_timeout,
     )
     return Sweeper(
         lifecycle=operations.lifecycle,

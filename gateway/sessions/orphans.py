@@ -15,7 +15,7 @@ from functools import partial
 from gateway.core.clock import Clock
 from gateway.core.errors import SnapshotError, WakegateError
 from gateway.core.interfaces import SandboxProvider, WorkspaceKeeper
-from gateway.core.model import Sandbox, SandboxId, Session, SessionId, SessionState
+from gateway.core.model import Sandbox, SandboxId, Session, SessionId, SessionState, StartKind
 from gateway.sessions.bindings import Bindings
 from gateway.sessions.bounded_tasks import BoundedTasks
 from gateway.sessions.records import Records
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 # The gateway that has a missing record in memory checks for it at each sweep (5 s), so it gets about twelve tries.
 MISSING_GRACE_S = 60.0
 CONCURRENCY = 4
+_CLOCK_SLACK_S = 30.0  # between a cluster's clock, which says when a sandbox was made, and this one
 RETRY_S = 300.0  # before keeping a workspace is tried again, after it failed
 
 
@@ -42,9 +43,11 @@ class OrphanCollector:
         me: str,
         interval: float,
         retention: float,
+        start_timeout: float = 0.0,
     ) -> None:
         """`interval`: seconds between passes. `retention`: seconds after which a sandbox is released although its
-        workspace cannot be kept. `me` as in gateway.sessions.membership.
+        workspace cannot be kept. `start_timeout`: seconds that a claim may wait for a sandbox that it made; until then
+        no record need name it. `me` as in gateway.sessions.membership.
         """
         self._records = records
         self._bindings = bindings
@@ -54,6 +57,7 @@ class OrphanCollector:
         self._me = me
         self._interval = interval
         self._retention = retention
+        self._start_timeout = start_timeout
         self._orphans: set[SandboxId] = set()  # found by the previous pass
         self._missing: dict[SandboxId, float] = {}  # sandboxes whose session has no record, and since when
         self._not_before: dict[SandboxId, float] = {}  # when to try again, for workspaces that could not be kept
@@ -70,7 +74,7 @@ class OrphanCollector:
         orphans: set[SandboxId] = set()
         missing: dict[SandboxId, Sandbox] = {}
         for sandbox in await self._provider.list():
-            if sandbox.session_id is None:
+            if sandbox.session_id is None or self._is_starting(sandbox):
                 continue
             session = await self._read(sandbox.session_id)
             if session is None:
@@ -83,6 +87,12 @@ class OrphanCollector:
             await self._release(sandbox_id)
         self._orphans = orphans - self._orphans
         await self._keep_missing(missing)
+
+    def _is_starting(self, sandbox: Sandbox) -> bool:
+        """Whether a claim may still wait for it, here or at another gateway; its record is written once it is ready."""
+        if not self._start_timeout or sandbox.start is not StartKind.COLD:
+            return False
+        return sandbox.created_at + self._start_timeout + _CLOCK_SLACK_S > self._clock.now()
 
     async def aclose(self) -> None:
         """Cancel copies of workspaces that are still running."""

@@ -8,7 +8,7 @@ left of the workspace is written into the record at once; the next request gives
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 from gateway.core.errors import StaleWriteError, WakegateError
@@ -36,12 +36,15 @@ class Recovery:
         provider: SandboxProvider,
         transitions: Transitions,
         bindings: Bindings,
+        on_loss: Callable[[SandboxEvent], None] | None = None,
     ) -> None:
+        """`on_loss` is called for each sandbox that ended although its session had not been ended or hibernated."""
         self._records = records
         self._ownership = ownership
         self._provider = provider
         self._transitions = transitions
         self._bindings = bindings
+        self._on_loss = on_loss
 
     async def recover_all(self) -> None:
         """Correct the records that an earlier process left; called once, at the start.
@@ -94,6 +97,8 @@ class Recovery:
         self._bindings.notify_unbound(session_id, event.sandbox_id)
         async with self._records.holding(session_id):
             session = await self._records.get(session_id)
+            if self._on_loss is not None and _is_loss(session, event.sandbox_id):
+                self._on_loss(event)
             if session is None:
                 await self._keep_unrecorded(event.sandbox_id, session_id)
             elif session.sandbox is not None and session.sandbox.id == event.sandbox_id:
@@ -141,3 +146,10 @@ class Recovery:
             for sandbox_id, _ in self._bindings.all():
                 if await self._provider.find(sandbox_id) is None:
                     self._bindings.remove(sandbox_id)
+
+
+def _is_loss(session: Session | None, sandbox_id: SandboxId) -> bool:
+    """Whether a sandbox that ended was still needed. LOST: another gateway, which heard of the same end, wrote it."""
+    if session is None or session.state is SessionState.LOST:
+        return True
+    return session.sandbox is not None and session.sandbox.id == sandbox_id

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.errors import SessionNotFoundError
-from gateway.core.model import HibernationMode, SandboxId, Session, SessionId, SessionState
+from gateway.core.errors import SessionNotFoundError, StoreUnavailableError
+from gateway.core.model import HibernationMode, SandboxEvent, SandboxId, Session, SessionId, SessionState, StartKind
 from gateway.runtimes.catalog import StaticCatalog, default_runtime
+from gateway.sessions.admission import MIN_HOLD_S
 from gateway.sessions.build import Sessions, SessionSettings, make_sessions
 from gateway.sessions.orphans import MISSING_GRACE_S
 from gateway.store.memory import MemoryStore
@@ -28,7 +29,7 @@ class World:
         self.provider = ScriptedProvider(clock=self.clock)
         self.sessions = self.gateway("one", self.provider)
 
-    def gateway(self, me: str, provider: ScriptedProvider) -> Sessions:
+    def gateway(self, me: str, provider: ScriptedProvider, start_timeout: float = 0.0) -> Sessions:
         runtime = replace(default_runtime(1), hibernation=HibernationMode.WORKSPACE)
         return make_sessions(
             store=self.store,
@@ -38,7 +39,12 @@ class World:
             catalog=StaticCatalog([runtime]),
             clock=self.clock,
             holder=me or "holder",
-            settings=SessionSettings(hibernated_retention=RETENTION_S, terminated_retention=100.0, sweep_interval=0.05),
+            settings=SessionSettings(
+                hibernated_retention=RETENTION_S,
+                terminated_retention=100.0,
+                sweep_interval=0.05,
+                start_timeout=start_timeout,
+            ),
             shared=True,
             me=me,
         )
@@ -141,3 +147,59 @@ async def test_session_that_another_gateway_ended_stays_ended(world: World) -> N
     with pytest.raises(SessionNotFoundError):
         await first.opener.open(opened.session.id)
     assert await world.store.get(opened.session.id) is None
+
+
+@pytest.mark.parametrize("asleep", [False, True], ids=["new", "woken"])
+async def test_sandbox_that_a_claim_may_still_wait_for_is_spared(world: World, asleep: bool) -> None:
+    """Where others' claims are seen, as in a cluster: until a start's time is over, whatever the record says."""
+    other = world.gateway("", world.provider, start_timeout=120.0)
+    session = (await world.session()).id
+    if asleep:
+        await world.sessions.hibernator.hibernate(session)
+    else:
+        await world.sessions.lifecycle.terminate(session, "over")
+    await world.provider.resize(KEY, 0)
+    for each in await world.provider.list():
+        await world.provider.release(each.id)
+    starting = await world.provider.claim(KEY, session if asleep else SessionId("not-written-yet"))
+    assert starting.start is StartKind.COLD
+    for _ in range(3):
+        world.clock.advance(MISSING_GRACE_S / 2)
+        await other.sweeper.sweep()
+    assert await world.sandboxes() == {starting.id}
+    for _ in range(4):
+        world.clock.advance(MISSING_GRACE_S)
+        await other.sweeper.sweep()
+    assert await world.sandboxes() == set()
+    await other.sweeper.aclose()
+
+
+async def test_end_of_a_sandbox_is_a_loss_only_while_a_record_needs_it(world: World) -> None:
+    """A gateway that shares the engine hears of every end: those of ended and hibernated sessions are none."""
+    counted: list[SandboxId] = []
+    world.sessions.recovery._on_loss = lambda event: counted.append(event.sandbox_id)
+    ended, slept, lost, twice = [await world.session() for _ in range(4)]
+    await world.sessions.lifecycle.terminate(ended.id, "deleted by its user")
+    await world.sessions.hibernator.hibernate(slept.id)
+    for session in (ended, slept, lost, twice, twice):
+        assert session.sandbox is not None
+        await world.sessions.recovery.sandbox_ended(SandboxEvent(session.sandbox.id, session.id, "evicted"))
+    assert lost.sandbox is not None
+    assert twice.sandbox is not None
+    assert counted == [lost.sandbox.id, twice.sandbox.id, twice.sandbox.id]
+    assert world.sessions.admission.hold_time(KEY) == MIN_HOLD_S
+
+
+async def test_hold_is_as_long_as_a_start_may_take(world: World) -> None:
+    """And a moment longer, so that the engine's own reason is what the client reads."""
+    assert world.gateway("two", world.provider, start_timeout=120.0).admission.hold_time(KEY) == 125.0
+
+
+async def test_creation_while_the_store_is_away_claims_nothing(world: World) -> None:
+    """A client that tries again and again would empty the pool."""
+    await world.store.aclose()
+    for _ in range(3):
+        with pytest.raises(StoreUnavailableError):
+            await world.sessions.lifecycle.create(KEY)
+    assert world.provider.claims == 0
+    await world.store.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 
 from gateway.core.clock import Clock
@@ -16,6 +17,7 @@ from gateway.provider.watches import Watches
 
 logger = logging.getLogger(__name__)
 
+_MAX_ENDED = 10_000  # whose event was perhaps not looked at yet
 _GRACE_S = 1  # of a sandbox that is deleted: picod has nothing to finish
 _ORPHAN_AGE_S = 600.0  # a claimed pod that ended this long ago and was never released is deleted
 
@@ -28,6 +30,7 @@ class Endings:
         self._released: set[str] = set()  # UIDs; their end is not published
         self._undeleted: dict[str, Pod] = {}  # whose DELETE the server did not take yet
         self._watches = Watches()
+        self._ended: OrderedDict[str, Pool] = OrderedDict()  # pools of pods whose end was published, by UID
 
     async def release(self, sandbox_id: SandboxId) -> None:
         """Delete its pod; an absent one is success. If the server fails, the deletion is retried until it succeeds."""
@@ -79,7 +82,15 @@ class Endings:
             self._undeleted.pop(pod.uid, None)
             self._released.discard(pod.uid)
 
+    def count_loss(self, event: SandboxEvent) -> None:
+        """Count the end of an event in its pool."""
+        pool = self._ended.pop(event.sandbox_id, None)
+        if pool is not None:
+            pool.lost(self._clock.monotonic(), event.reason)
+
     def _publish(self, pool: Pool, pod: Pod, reason: str) -> None:
         logger.info("sandbox %s (pod %s) of session %s ended: %s", pod.uid, pod.name, pod.session, reason)
-        pool.lost(self._clock.monotonic(), reason)
+        self._ended[pod.uid] = pool
+        while len(self._ended) > _MAX_ENDED:
+            self._ended.popitem(last=False)
         self._watches.publish(SandboxEvent(SandboxId(pod.uid), SessionId(pod.session), reason))

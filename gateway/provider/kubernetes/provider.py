@@ -169,6 +169,10 @@ class KubernetesProvider:
         """Claimed sandboxes that end without `release`, from this call on; every gateway hears of every one."""
         return self._endings.watch()
 
+    def count_loss(self, event: SandboxEvent) -> None:
+        """Show in the pool's status that this sandbox was lost. See LossCounter."""
+        self._endings.count_loss(event)
+
     def pods(self, namespace: str) -> Reflector[Pod]:
         """What is known of a namespace's pods, for tools that measure. Raises KeyError."""
         return self._cache.pods[namespace]
