@@ -99,6 +99,15 @@ def make_claim(
     return {"metadata": metadata, "spec": {"activeDeadlineSeconds": _deadline(running + runtime.max_session_duration)}}
 
 
+def make_rebinding(name: str, restarts: int, session: str, claim: str) -> Object:
+    """The merge patch that gives a pod made for one claim to another. Its deadline stays: the server lets none grow.
+
+    DEADLINE_SLACK_S covers the start and the time for which such a pod is kept.
+    """
+    notes = claim_notes(session, claim, StartKind.COLD, restarts)
+    return {"metadata": {"labels": claim_labels(session, name), "annotations": notes}}
+
+
 def make_victim(version: str) -> Object:
     """The merge patch that marks a warm pod for a shrink: unclaimable, and the first that the ReplicaSet removes."""
     # Of pods that are alike in phase and readiness, a ReplicaSet removes the one of the lowest cost first; others have

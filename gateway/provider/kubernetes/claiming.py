@@ -14,6 +14,7 @@ from gateway.core.background import Tasks
 from gateway.core.clock import Clock
 from gateway.core.model import RuntimeKey, SandboxId, SessionId
 from gateway.provider.kubernetes import build, names
+from gateway.provider.kubernetes.abandoned import AbandonedClaims
 from gateway.provider.kubernetes.cache import Cache
 from gateway.provider.kubernetes.client import KubeApi, KubeError, OutcomeUnknownError
 from gateway.provider.kubernetes.coldstart import ColdStarts, Release, start_error
@@ -40,22 +41,23 @@ class Claims:
     ) -> None:
         self._api, self._clock, self._cache, self._pools = api, clock, cache, pools
         self._cold, self._release, self._tasks = cold, release, tasks
+        self._abandoned = AbandonedClaims(release, tasks)
         self._doubtful: dict[str, Pod] = {}  # by claim: pods that may have been bound by a PATCH that broke off
 
     async def claim(self, runtime: RuntimeKey, session: SessionId) -> Pod:
         """A warm pod by one PATCH, else a pod made for this session. Raises RuntimeNotFoundError, SandboxStartError."""
         self._pools.require(runtime)
-        # Not cancelled with the caller: a PATCH cannot be undone, and the pod that it bound must then be released.
+        # Not cancelled with the caller: a PATCH cannot be undone, and a pod that is being made is worth its wait.
         task: asyncio.Task[Pod] = self._tasks.spawn(self._claim(runtime, session))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            task.add_done_callback(self._release_unwanted)
+            self._abandoned.add(runtime, task)
             raise
 
-    def _release_unwanted(self, task: asyncio.Task[Pod]) -> None:
-        if not task.cancelled() and task.exception() is None and self._tasks.running:
-            self._tasks.spawn(self._release(SandboxId(task.result().uid)))
+    async def release_abandoned(self) -> None:
+        """Release the pods of claims whose callers have left: the gateway shuts down."""
+        await self._abandoned.release_all()
 
     async def _claim(self, key: RuntimeKey, session: SessionId) -> Pod:
         pool = self._pools.require(key)
@@ -82,7 +84,23 @@ class Claims:
                 refused[candidate.uid] = candidate.version
             finally:
                 pool.give_back(candidate)
+        while (start := self._abandoned.take(key)) is not None:
+            made = await start  # its error is this claim's too: it would have met the same
+            try:
+                return await self._rebind(made, session, mark)
+            except KubeError as error:
+                if error.http_status not in (404, 409):
+                    raise start_error(key, str(error)) from error
+                self._tasks.spawn(self._release(SandboxId(made.uid)))
         return await self._cold.start(pool, key, session, mark)
+
+    async def _rebind(self, pod: Pod, session: SessionId, mark: str) -> Pod:
+        """Give a pod that was made for a claim whose caller left to another session. Raises KubeError."""
+        patch = build.make_rebinding(pod.name, pod.restarts, session, mark)
+        bound = self._cache.learn(await self._api.patch(names.pods(pod.namespace, pod.name), patch))
+        if bound is None or bound.gone or bound.uid != pod.uid:
+            raise KubeError(409, "Conflict", f"pod {pod.name} ended before anybody used it")
+        return bound
 
     async def _bind(self, pool: Pool, candidate: Pod, session: SessionId, mark: str) -> Pod | None:
         """The one PATCH. None: the pod is ending, try another. Raises KubeError, 409 when another write came first."""

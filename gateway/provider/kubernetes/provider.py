@@ -77,6 +77,7 @@ class KubernetesProvider:
         """Stop following. Pods stay: they are the cluster's, and other gateways' too."""
         if not self._tasks.running:
             return
+        await self._claims.release_abandoned()
         self._cold.cancel_all()
         await self._tasks.aclose()
         self._endings.end_watches()

@@ -121,6 +121,40 @@ async def test_claim_whose_caller_left_leaves_no_pod_behind(kube: Opened) -> Non
     await eventually(lambda: not kube.cluster.pods(**CLAIMED), "no claimed pod is left")
 
 
+@pytest.mark.parametrize("early", [True, False], ids=["while it starts", "once it is ready"])
+async def test_pod_of_a_caller_who_left_is_the_next_claims(kube: Opened, early: bool) -> None:
+    """Who gives up on a slow start and asks again gets the pod that was made: no second one, however often."""
+    kube.cluster.kubelet.start_time = 0.3
+    await kube.provider.apply([runtime(0)])
+    for attempt in (1, 2):
+        task = asyncio.create_task(kube.provider.claim(KEY, session(attempt)))
+        await eventually(lambda: kube.cluster.pods(**CLAIMED), "its pod is made")
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    if not early:
+        await eventually(lambda: [each for each in kube.provider._pools[KEY].claimed.values() if each.ready], "ready")
+    sandbox = await kube.provider.claim(KEY, session(3))
+    (pod,) = kube.cluster.pods(**CLAIMED)
+    assert (sandbox.id, sandbox.session_id, sandbox.start) == (pod["metadata"]["uid"], session(3), StartKind.COLD)
+    assert kube.cluster.api.counts["create", "pods"] == 1
+    assert kube.cluster.api.counts["delete", "pods"] == 0
+
+
+async def test_pod_that_nobody_asks_for_again_is_released(kube: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while; and at once when the gateway shuts down."""
+    monkeypatch.setattr(kube.provider._claims._abandoned, "_keep", 0.1)
+    kube.cluster.kubelet.start_time = 0.1
+    await kube.provider.apply([runtime(0)])
+    task = asyncio.create_task(kube.provider.claim(KEY, session(1)))
+    await eventually(lambda: kube.cluster.pods(**CLAIMED), "its pod is made")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await eventually(lambda: kube.cluster.api.counts["delete", "pods"] == 1, "it is deleted")
+
+
 @pytest.mark.parametrize("reaches_server", [True, False])
 async def test_claim_that_broke_off_is_settled(kube: Opened, reaches_server: bool) -> None:
     """When the server vanishes during the PATCH the claim fails with 503; once it is back, a pod bound by it goes away,
