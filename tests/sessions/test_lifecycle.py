@@ -172,11 +172,16 @@ async def test_failed_start_leaves_no_record(world: World) -> None:
 
 
 async def test_sandbox_whose_record_cannot_be_written_is_released(world: World) -> None:
-    """An unavailable store causes an error, and never leaks a sandbox."""
+    """A store that goes away during the claim causes an error, and never leaks a sandbox."""
+    world.provider.hold = asyncio.Event()
+    claiming = asyncio.Event()
+    world.admission.on_waiting(lambda *_: claiming.set())
+    creating = asyncio.create_task(world.lifecycle.create(KEY))
+    await claiming.wait()
     await world.store.aclose()
+    world.provider.hold.set()
     with pytest.raises(StoreUnavailableError):
-        await world.lifecycle.create(KEY)
-    assert world.provider.claims == 1
+        await creating
     assert await world.sandboxes() == set()
     assert len(world.bindings) == 0
     await world.store.start()
@@ -444,8 +449,10 @@ async def test_claims_are_reported_to_listeners_and_lengthen_the_hold(world: Wor
     world.admission.on_claim(lambda *claim: heard.append(claim))
     assert world.admission.hold_time(KEY) == 10.0
     world.provider.hold = asyncio.Event()
+    claiming = asyncio.Event()
+    world.admission.on_waiting(lambda *_: claiming.set())
     pending = asyncio.create_task(world.lifecycle.create(KEY))
-    await asyncio.sleep(0)
+    await claiming.wait()
     world.clock.advance(20)
     world.provider.hold.set()
     await pending
