@@ -6,6 +6,7 @@ A refusal for the caller's credentials, or for a quota, is recorded as well, als
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 
 import orjson
@@ -15,8 +16,9 @@ from starlette.responses import Response
 from gateway.api.errors import Handler
 from gateway.audit.event import Actor, AuditEvent
 from gateway.audit.log import AuditLog
+from gateway.audit.repeats import Repeats
 from gateway.core.clock import Clock
-from gateway.core.errors import WakegateError
+from gateway.core.errors import LimitError, WakegateError
 from gateway.core.identity import current
 from gateway.sessions.membership import ElsewhereError
 
@@ -54,6 +56,7 @@ def audited(operation: str, handler: Handler, audit: AuditLog, clock: Clock) -> 
     Raises AuditUnavailableError, before anything is done, if a record is required and cannot be written.
     """
     action = ACTIONS.get(operation)
+    repeats = Repeats(clock)
 
     async def recorded(request: Request) -> Response:
         if action is not None:
@@ -66,7 +69,13 @@ def audited(operation: str, handler: Handler, audit: AuditLog, clock: Clock) -> 
             denied = denial_of(error)
             # Refusals are recorded for operations that only read as well: who tried keys or other tenants' ids shows
             # there.
-            if denied or action is not None:
+            if isinstance(error, LimitError):
+                actor = actor_of(request)
+                left_out = repeats.left_out((actor.tenant, actor.subject, error.code, error.limit))
+                if left_out is not None:
+                    event = _event(operation, denied, request, error.status, error.code)
+                    audit.record(replace(event, detail={**event.detail, "limit": error.limit, "left_out": left_out}))
+            elif denied or action is not None:
                 audit.record(_event(operation, denied or action or "", request, error.status, error.code))
             raise
         if action is not None and _is_call(operation, request):
@@ -104,9 +113,9 @@ def audited(operation: str, handler: Handler, audit: AuditLog, clock: Clock) -> 
 
 def denial_of(error: WakegateError) -> str:
     """The action recorded for an error that refuses the caller or exceeds a quota; empty for any other error."""
-    if error.status in (401, 403):
-        return "auth.denied"
-    return "quota.denied" if error.code.startswith("QUOTA") else ""
+    if isinstance(error, LimitError):
+        return "quota.denied"
+    return "auth.denied" if error.status in (401, 403) else ""
 
 
 def actor_of(request: Request) -> Actor:

@@ -7,7 +7,7 @@ import os
 import socket
 import ssl
 import uuid
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ from gateway.core.background import Tasks
 from gateway.core.certificates import default_peer_context, make_certificates
 from gateway.core.clock import Clock
 from gateway.core.errors import WakegateError
-from gateway.core.identity import SYSTEM
+from gateway.core.identity import SYSTEM, current
 from gateway.core.interfaces import Executor, RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
-from gateway.core.model import Runtime, SnapshotRef
+from gateway.core.model import DEFAULT_TENANT, Runtime, Session, SnapshotRef
 from gateway.core.settings import Settings
 from gateway.core.usage import Retention
 from gateway.egress.gate import EgressGate
@@ -244,6 +244,7 @@ class Gateway:
             forecasts=self.autoscaler,
             tokens=self.tokens,
             engine=self.settings.engine,
+            audit=self.audit,
         )
 
     def _make_surfaces(self) -> Surfaces:
@@ -277,6 +278,8 @@ class Gateway:
         sessions.bindings.on_bound(self.usage.bound)
         sessions.bindings.on_removed(self.usage.removed)
         sessions.lifecycle.on_end(self.advisor.ended)
+        if self.audit is not None:
+            sessions.records.on_life_event(self._record_life)
         sessions.admission.on_waiting(self.autoscaler.waiting)
         sessions.admission.on_claim(self.autoscaler.claimed)
         sessions.admission.on_claim(self.counters.claimed)
@@ -315,6 +318,20 @@ class Gateway:
         if self.audit is not None:
             actor = Actor(subject=SYSTEM.subject, role=SYSTEM.role)
             self.audit.record(AuditEvent(self.clock.now(), action, actor, 0, session=session, detail=detail))
+
+    def _record_life(self, event: str, session: Session, details: Mapping[str, str]) -> None:
+        """Put what became of a session into the audit trail, with whoever it was done for."""
+        assert self.audit is not None
+        caller = current()
+        actor = Actor(caller.subject, caller.tenant, caller.role, caller.key_id)
+        if caller is SYSTEM:
+            actor = Actor(SYSTEM.subject, role=SYSTEM.role)
+        self.audit.record(
+            AuditEvent(
+                self.clock.now(), event, actor, 0, session=session.id, runtime=str(session.runtime),
+                detail={"tenant": session.tenant or DEFAULT_TENANT, **details},
+            )
+        )  # fmt: skip
 
     async def _announce_leaving(self) -> None:
         try:

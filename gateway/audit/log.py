@@ -70,6 +70,7 @@ class AuditLog:
         self.problem = ""  # empty: events are written
         self.written = 0
         self.lost = 0
+        self.failures = 0  # attempts to write that failed
         self._sink = sink
         self._clock = clock
         self._where = where
@@ -108,6 +109,11 @@ class AuditLog:
         """Raise AuditUnavailableError where an event could not be written and has to be."""
         if self.problem and self._refuse:
             raise AuditUnavailableError("requests are refused while the audit trail cannot be written; try again later")
+
+    @property
+    def queued(self) -> int:
+        """Events that wait for the thread, without those that it is trying to write."""
+        return len(self._queue)
 
     @property
     def unready(self) -> str:
@@ -175,6 +181,7 @@ class AuditLog:
 
     def _trouble(self, error: OSError) -> None:
         now = self._clock.monotonic()
+        self.failures += 1
         self.problem = f"the audit trail {self._where} cannot be written: {error.strerror or error}"
         if now - self._said_at >= _REPEAT_S:
             self._said_at = now

@@ -104,6 +104,20 @@ class TokenCount(Protocol):
         ...
 
 
+class AuditTrail(Protocol):
+    """The audit trail (audit.log.AuditLog)."""
+
+    written: int  # lines
+    lost: int  # events that found the queue full
+    failures: int  # attempts to write
+    problem: str  # empty while lines are written
+
+    @property
+    def queued(self) -> int:
+        """Events that wait to be written."""
+        ...
+
+
 class Metrics:
     """`render` answers a scrape; `watch_loop` measures the event loop's lag in the background."""
 
@@ -118,8 +132,10 @@ class Metrics:
         tokens: TokenCount,
         *,
         engine: str,
+        audit: AuditTrail | None = None,
     ) -> None:
         """`bound`: a collection of the sandboxes that this gateway has bound to sessions."""
+        self._audit = audit
         self._counters = counters
         self._catalog, self._provider, self._bound = catalog, provider, bound
         self._routes, self._forecasts, self._tokens = routes, forecasts, tokens
@@ -229,6 +245,8 @@ class Metrics:
         )  # fmt: skip
         yield from self._claims()
         yield from self._tenants()
+        if self._audit is not None:
+            yield from _audit_families(self._audit)
         yield CounterMetricFamily("wakegate_token_signings", "Tokens signed for sandboxes", self._tokens.signed)
         yield from _calls("store", "Calls to the session store", counters.store)
         yield from _calls("keeper", "Keeping workspaces (keep) and giving them back (restore)", counters.keeper)
@@ -275,6 +293,16 @@ class Metrics:
             misses.add_metric([str(key)], self._counters.claims[key, StartKind.COLD])
         yield claims
         yield misses
+
+
+def _audit_families(audit: AuditTrail) -> Iterator[Metric]:
+    yield CounterMetricFamily("wakegate_audit_lines", "Lines of the audit trail that were written", audit.written)
+    yield CounterMetricFamily("wakegate_audit_lost", "Events that found the queue of the audit trail full", audit.lost)
+    yield CounterMetricFamily(
+        "wakegate_audit_failures", "Attempts to write the audit trail that failed", audit.failures
+    )
+    yield GaugeMetricFamily("wakegate_audit_queued", "Events that wait to be written to the audit trail", audit.queued)
+    yield GaugeMetricFamily("wakegate_audit_writable", "1 while the audit trail is written", int(not audit.problem))
 
 
 class _Families:

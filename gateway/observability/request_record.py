@@ -10,16 +10,25 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import Any, Protocol
 
+from gateway.core.errors import WakegateError
 from gateway.core.identity import Identity
 from gateway.core.model import RuntimeKey, SessionId, StartKind
+
+
+class BodyReader(Protocol):
+    """Is shown a request's body on its way to a sandbox."""
+
+    def feed(self, piece: bytes | bytearray | memoryview) -> None:
+        """The next piece. It must not be kept: the buffer is used again."""
+        ...
 
 
 class Record:
     """What is known about a request so far. Times in seconds, sizes in bytes."""
 
     __slots__ = (
-        "began", "cut", "identity", "path", "request_id", "runtime", "scope", "sent", "session", "span", "stages",
-        "start", "status", "traceparent",
+        "began", "body", "cut", "error", "identity", "path", "request_id", "runtime", "scope", "sent", "session",
+        "span", "stages", "start", "status", "traceparent",
     )  # fmt: skip
 
     def __init__(self, scope: Any) -> None:
@@ -27,6 +36,8 @@ class Record:
         self.began = perf_counter()
         self.request_id = b""
         self.identity: Identity | None = None  # who sent it, once that is known
+        self.body: BodyReader | None = None  # set by an observer that wants to see the body
+        self.error: WakegateError | None = None  # what the gateway answered it with, in place of the sandbox
         self.path = b""  # the sandbox's, where it is for one
         self.session: SessionId | None = None
         self.runtime: RuntimeKey | None = None

@@ -1,7 +1,7 @@
 """What the data path puts into the audit trail: a line for each request that runs or changes something in a sandbox.
 
 An observer of requests, so a gateway without a trail pays nothing for it. The line is written with the last byte of the
-answer. Bodies are not looked at: they pass through, and may be of any size.
+answer. Bodies are hashed as they pass, up to a MiB of each (audit/body.py), and not kept.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from gateway.audit.event import Actor, AuditEvent
+from gateway.audit.body import BodyDigest
+from gateway.audit.event import MAX_TEXT, Actor, AuditEvent
 from gateway.audit.log import AuditLog
+from gateway.audit.repeats import Repeats
 from gateway.core.clock import Clock
-from gateway.core.errors import BadRequestError
+from gateway.core.errors import BadRequestError, LimitError, WakegateError
 from gateway.core.identity import NOBODY, Identity
 from gateway.observability.request_record import Record
 from gateway.routing.access import AccessPolicy, host_name
@@ -32,6 +34,7 @@ _ACTIONS: tuple[tuple[bytes, str], ...] = (
     (b"/api/fs", "file.write"),
     (b"/api/archive", "file.write"),
 )
+_FILES = frozenset(("file.write",))
 
 
 def action_of(method: str, path: bytes) -> str:
@@ -52,12 +55,16 @@ class AuditObserver:
         self._access = access  # it knows which hosts are ports of sandboxes
         self._audit = audit
         self._clock = clock
+        self._repeats = Repeats(clock)
+        self._text_bytes = 2 * MAX_TEXT if audit.text else 0  # a credential at the edge is hidden before it is cut
 
     def began(self, record: Record) -> None:
         """Raises AuditUnavailableError for a request that has to be in the trail, and cannot be."""
+        scope = record.scope
+        if scope.get("method", "GET") not in _READS:
+            record.body = BodyDigest(self._text_bytes)
         if not self._audit.unready:
             return
-        scope = record.scope
         target = _target_of(scope)
         acts = target is not None and action_of(scope.get("method", "WEBSOCKET"), target.path)
         if acts or self._is_port_host(scope):
@@ -69,9 +76,12 @@ class AuditObserver:
         return ports is not None and host is not None and ports.cover(host_name(host))
 
     def finished(self, record: Record) -> None:
-        """Record it, if it did something, or was refused for who asked."""
+        """Record it, if it did something, or was refused for who asked or for a limit."""
         scope = record.scope
         path = record.path
+        if isinstance(record.error, LimitError):
+            self._record_limit(record, record.error)
+            return
         if not path:
             target = _target_of(scope)  # refused before it was known to be for a sandbox
             if target is None:
@@ -90,12 +100,40 @@ class AuditObserver:
         }
         if record.cut:
             detail["cut"] = True
+        if isinstance(record.body, BodyDigest):
+            detail |= self._content_of(action, record.body, scope)
+        self._record(record, action, detail)
+
+    def _content_of(self, action: str, body: BodyDigest, scope: Any) -> dict[str, str | int]:
+        """What is recorded of the body, and which files were named besides the path."""
+        found = body.detail()
+        if action in _FILES:
+            if names := body.names():
+                found["names"] = names
+            if scope["query_string"]:
+                found["query"] = scope["query_string"][:MAX_TEXT].decode("latin-1")
+        elif self._text_bytes and found:
+            found["text"] = body.text
+        return found
+
+    def _record_limit(self, record: Record, error: LimitError) -> None:
+        actor = _actor_of(record.scope, record.identity)
+        left_out = self._repeats.left_out((actor.tenant, actor.subject, error.code, error.limit))
+        if left_out is not None:
+            detail: dict[str, str | int | float | bool] = {"limit": error.limit, "left_out": left_out}
+            if record.path:
+                detail["path"] = record.path.decode("latin-1")
+            self._record(record, "quota.denied", detail)
+
+    def _record(self, record: Record, action: str, detail: dict[str, str | int | float | bool]) -> None:
+        error: WakegateError | None = record.error
         self._audit.record(
             AuditEvent(
                 at=self._clock.now(),
                 action=action,
-                actor=_actor_of(scope, record.identity),
+                actor=_actor_of(record.scope, record.identity),
                 status=record.status or 499,
+                code="" if error is None else error.code,
                 session=record.session or "",
                 runtime=str(record.runtime or ""),
                 request_id=record.request_id.decode("latin-1"),

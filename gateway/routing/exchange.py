@@ -14,7 +14,7 @@ from gateway.core.errors import RequestTimeoutError, UpstreamTimeoutError, Wakeg
 from gateway.core.model import StartKind
 from gateway.observability.counters import RuntimeCounters
 from gateway.observability.request_record import Record
-from gateway.routing.body_pipe import PIPE_FROM_BYTES
+from gateway.routing.body_pipe import PIPE_FROM_BYTES, Write
 from gateway.routing.connection import CHUNKED, UpstreamConnection
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.incoming import Incoming
@@ -133,6 +133,7 @@ class Exchange:
             raise ClientGoneError("the client left while sending its request")
         body: bytes = message.get("body", b"")
         more: bool = message.get("more_body", False)
+        self._show(body)
         left = CHUNKED if request.chunked else (request.content_length or 0) - len(body)
         if request.chunked:
             body = _chunk(body) if more else last_chunks(body)
@@ -198,6 +199,8 @@ class Exchange:
             self.connection = None
         if not self.started:
             self.status = error.status
+            if self.record is not None:
+                self.record.error = error
 
     def leave_route(self, now: float) -> None:
         """Give the slot back, if it holds one. `now` in epoch seconds."""
@@ -261,6 +264,7 @@ class Exchange:
                 return False
             more = message.get("more_body", False)
             body: bytes = message.get("body", b"")
+            self._show(body)
             self._now_waits_for("sandbox")
             if chunked:
                 body = _chunk(body) if more else last_chunks(body)
@@ -272,12 +276,13 @@ class Exchange:
     async def _through_pipe(self, connection: UpstreamConnection, cycle: GatewayCycle, left: int) -> bool:
         while here := cycle.take_body():  # came since the first piece, or while this is written; goes first
             left -= len(here)
+            self._show(here)
             self._now_waits_for("sandbox")
             await connection.write(here)
         if cycle.disconnected or not left:
             return not left
         self._now_waits_for("client body")
-        pipe = cycle.pipe_body(left, connection.push, self._now_waits_for)
+        pipe = cycle.pipe_body(left, self._shown(connection.push), self._now_waits_for)
         connection.buffer_nothing()
         try:
             return await pipe.done
@@ -285,6 +290,22 @@ class Exchange:
             if not pipe.done.done() or pipe.done.cancelled():
                 pipe.discard()
             connection.buffer_normally()
+
+    def _show(self, piece: bytes) -> None:
+        if self.record is not None and self.record.body is not None:
+            self.record.body.feed(piece)
+
+    def _shown(self, write: Write) -> Write:
+        """The function, which an observer's reader of the body sees the pieces before, if there is one."""
+        reader = None if self.record is None else self.record.body
+        if reader is None:
+            return write
+
+        def show_and_write(piece: memoryview) -> asyncio.Future[None] | None:
+            reader.feed(piece)
+            return write(piece)
+
+        return show_and_write
 
     def _now_waits_for(self, party: str) -> None:
         self.waits_for, self._since = party, asyncio.get_running_loop().time()

@@ -67,6 +67,8 @@ class FastPath:
         incoming.connection = connection
         if record is not None:
             record.saw(route.session_id, route.runtime, StartKind.LIVE)
+            if record.body is not None:
+                record.body.feed(cycle.body)
         request, body = incoming.request, cycle.body
         if request.chunked:
             owed, body = 0, last_chunks(body)

@@ -130,6 +130,8 @@ class Incoming:
         self.reader = access.reader_among(scope["headers"])
 
     def _note(self, record: Record) -> None:
+        if isinstance(self.target, WakegateError):
+            record.error = self.target
         record.request_id = id_in(self.id_line)
         record.identity = self.identity
         target = self.target

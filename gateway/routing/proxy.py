@@ -126,9 +126,11 @@ class Proxy:
         try:
             identity = incoming.identity
             if identity is None:
-                identity = await self.access.authenticate(incoming.request.credential)
+                identity = state["identity"] = await self.access.authenticate(incoming.request.credential)
                 identity.spend()
         except WakegateError as error:
+            if cycle is not None and cycle.record is not None and target is not NotProxied.CONTROL:
+                cycle.record.error = error  # of a control surface's, that one records it
             await self._unauthenticated(scope, receive, send, incoming, error)
             return
         incoming.identity = state["identity"] = identity
@@ -153,7 +155,8 @@ class Proxy:
         """Answer a request that comes from nobody who is known. Some operations of the control surfaces are public."""
         act_as(NOBODY)
         if incoming.target is NotProxied.CONTROL:
-            scope["state"].update(identity=NOBODY, unauthenticated=error)
+            scope["state"]["unauthenticated"] = error
+            scope["state"].setdefault("identity", NOBODY)  # it may be known, and over its tenant's rate
             await self._control(scope, receive, send)
             return
         self._counters.errors[error.code] += 1

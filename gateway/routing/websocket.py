@@ -111,7 +111,7 @@ class WebSocketProxy:
         except WakegateError as error:
             self._counters.errors[error.code] += 1
             if record is not None:
-                record.status = error.status
+                record.status, record.error = error.status, error
             await _refuse(send, error, session, incoming.id_line)
 
     async def _attempt(

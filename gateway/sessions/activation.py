@@ -155,6 +155,7 @@ class SessionOpener:
     async def _revive(self, session: Session) -> Opened:
         """Claim a sandbox for a session without one, and restore its workspace if there is one. Lock held."""
         runtime = require_runtime(self._catalog, session.runtime)
+        event = "session.started" if session.state is SessionState.CREATING else "session.woken"
         sandbox, claim_s = await self._claim(session, runtime)
         began = self._clock.monotonic()
         if session.state is SessionState.LOST:
@@ -182,6 +183,8 @@ class SessionOpener:
                 await self._quotas.settled(session)
             raise
         restore_s = self._clock.monotonic() - began
+        start = session.start or sandbox.start
+        self._records.tell(event, session, start=start, sandbox=sandbox.id, restored=session.restored or "")
         return Opened(session, sandbox, session.start or sandbox.start, session.restored, claim_s, restore_s)
 
     async def _claim(self, session: Session, runtime: Runtime) -> tuple[Sandbox, float]:

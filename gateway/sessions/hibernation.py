@@ -56,7 +56,9 @@ class Hibernator:
         self._keeping: dict[SessionId, asyncio.Task[tuple[Session, str | None]]] = {}
         self._moving: set[SessionId] = set()  # `keep` has begun; a move must not be cancelled from here on
 
-    async def hibernate(self, session_id: SessionId, *, only_if: Callable[[Session], bool] | None = None) -> bool:
+    async def hibernate(
+        self, session_id: SessionId, *, only_if: Callable[[Session], bool] | None = None, why: str = ""
+    ) -> bool:
         """Keep a session's workspace and release its sandbox. Returns whether the session is hibernated now.
 
         `only_if` is evaluated on the record read under the lock; if it is False the session stays active. Without it
@@ -82,7 +84,7 @@ class Hibernator:
                 if only_if is not None:
                     return False
                 raise ConflictError(f"session {session_id} has requests under way; try again when they are done")
-            return await self._keep_and_release(session)
+            return await self._keep_and_release(session, why)
 
     async def hibernate_all(self, timeout: float = END_TIMEOUT_S) -> None:
         """Hibernate all sessions bound here, even busy ones, because the gateway shuts down.
@@ -117,7 +119,7 @@ class Hibernator:
                 return
             if session.state is SessionState.ACTIVE:
                 session = await self._transitions.begin(session)
-            await self._keep_and_release(session)
+            await self._keep_and_release(session, "its gateway ends")
 
     async def _awake_here(self, session_id: SessionId) -> Session | None:
         """The record if the session has its sandbox here, also where an earlier hibernation was broken off.
@@ -143,6 +145,8 @@ class Hibernator:
                 # Whether picod came to write out what is in memory is not known here: it may look.
                 session = replace(session, suspended=session.suspended or self._keeps_state(session))
                 parked = await self._transitions.park(session, f"{why}; its workspace stayed with its gateway")
+                if parked is not None:
+                    self._records.tell("session.hibernated", parked, reason=parked.reason)
         except (WakegateError, TimeoutError) as error:
             parked = None
             why += f"; nor could its workspace be parked: {error!r}"
@@ -172,7 +176,7 @@ class Hibernator:
         if (keeping := self._keeping.get(session_id)) is not None:
             keeping.cancel()
 
-    async def _keep_and_release(self, session: Session) -> bool:
+    async def _keep_and_release(self, session: Session, why: str) -> bool:
         """Take a session from `hibernating` to `hibernated`. Returns False if a request stopped it.
 
         Callers must not await between their last check of its activity and this call, or a request could slip in.
@@ -218,7 +222,11 @@ class Hibernator:
         self._bindings.remove(sandbox.id)
         await self._provider.release(sandbox.id)
         logger.info("session %s hibernated", session.id)
-        return session.state is SessionState.HIBERNATED
+        is_hibernated = session.state is SessionState.HIBERNATED
+        self._records.tell(
+            "session.hibernated" if is_hibernated else "session.lost", session, reason=session.reason or why
+        )
+        return is_hibernated
 
     async def _require_stored(self, session: Session, reference: str | None) -> None:
         """Delete a snapshot that exceeds its tenant's quota, and let the session stay awake: raises LimitError."""

@@ -294,6 +294,7 @@ class Lifecycle:
         await self._transitions.delete_kept(session)
         for listener in self._end_listeners:
             listener(session.id)
+        self._records.tell("session.ended", ended, reason=reason)
         logger.info("session %s ended: %s", session.id, reason)
 
     async def end_unclaimed(self, session_id: SessionId) -> None:
@@ -321,12 +322,14 @@ class Lifecycle:
         """Write the record that names the sandbox, or release the sandbox if that fails."""
         self._bindings.add(sandbox.id, session, sandbox.start)
         try:
-            return await self._records.put(session)
+            written = await self._records.put(session)
         except BaseException:
             self._bindings.remove(sandbox.id)
             await asyncio.shield(self._provider.release(sandbox.id))
             await self._quotas.release(session.tenant, session.id)
             raise
+        self._records.tell("session.started", written, start=sandbox.start, sandbox=sandbox.id)
+        return written
 
 
 def _require_creation(runtime: RuntimeKey) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -42,6 +42,9 @@ def _visible(session: Session | None) -> Session | None:
     return session if session is not None and current().sees(session) else None
 
 
+LifeListener = Callable[[str, Session, Mapping[str, str]], None]
+
+
 class Records:
     """Reads and writes session records. `shared`: other gateways use the same store.
 
@@ -66,6 +69,16 @@ class Records:
         self._leases: dict[SessionId, Lease] = {}
         self._remembered: OrderedDict[SessionId, Session] = OrderedDict()  # as written here last, oldest first
         self._is_here: Callable[[Session], Awaitable[bool]] | None = None
+        self._listeners: list[LifeListener] = []
+
+    def on_life_event(self, listener: LifeListener) -> None:
+        """Call `listener(event, record, details)` on each `tell`."""
+        self._listeners.append(listener)
+
+    def tell(self, event: str, session: Session, **details: str) -> None:
+        """A session was started, hibernated, woken, lost or ended, and its record says so: for the audit trail."""
+        for listener in self._listeners:
+            listener(event, session, {name: value for name, value in details.items() if value})
 
     def rebuild_if(self, is_here: Callable[[Session], Awaitable[bool]]) -> None:
         """Write a missing record again if `is_here(record)` finds its sandbox or workspace on this gateway."""

@@ -125,6 +125,8 @@ class Recovery:
                 salvaged = await self._ownership.require(session.id)  # another gateway already recorded it
         else:
             salvaged = await self._records.put(replace(session, state=SessionState.LOST, reason=reason))
+        event = "session.hibernated" if salvaged.state is SessionState.HIBERNATED else "session.lost"
+        self._records.tell(event, salvaged, reason=reason or "its sandbox is gone")
         logger.warning("session %s lost its sandbox: %s; it is %s", session.id, reason or "unknown", salvaged.state)
         return salvaged
 

@@ -239,10 +239,13 @@ class Sweeper:
             return False
         self._not_before.pop(session.id, None)
         try:
-            return await self._hibernator.hibernate(session.id, only_if=self._idleness.is_idle)
+            return await self._hibernator.hibernate(
+                session.id, only_if=self._idleness.is_idle, why=f"idle for {session.idle_timeout:g} s"
+            )
         except (LimitError, SnapshotError, UpstreamConnectError, UpstreamBrokenError, UpstreamTimeoutError) as error:
             logger.warning("session %s could not be hibernated and stays awake: %s", session.id, error)
             self._not_before[session.id] = self._clock.now() + RETRY_S
+            self._records.tell("session.stays_awake", session, reason=str(error))
             return False
 
     async def _forget(self, store: SessionStore) -> None:

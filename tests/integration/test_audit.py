@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,15 @@ import pytest
 
 from gateway.api.audited import ACTIONS
 from gateway.api.openapi.table import CONTROL
-from tests.support.serve import serve
+from tests.support.serve import processes_of, serve
 from tests.support.waiting import wait_until
+
+MANIFEST = """
+apiVersion: runtime.agentcube.volcano.sh/v1alpha1
+kind: CodeInterpreter
+metadata: {name: short}
+spec: {template: {image: none}, warmPoolSize: 1, sessionTimeout: 1s}
+"""
 
 
 def lines_of(path: Path, action: str = "") -> list[dict[str, Any]]:
@@ -52,8 +60,9 @@ def test_every_surface_leaves_its_lines_and_no_secret(tmp_path: Path) -> None:
         server.client.delete("/v1/sessions/nobodys")
     actions = [line["action"] for line in lines_of(path)]
     assert actions == [
-        "gateway.start", "session.create", "command.run", "code.run", "file.write", "port.open", "tool.call",
-        "session.hibernate", "session.wake", "session.delete", "session.delete", "gateway.end",
+        "gateway.start", "session.started", "session.create", "command.run", "code.run", "file.write", "port.open",
+        "tool.call", "session.hibernated", "session.hibernate", "session.woken", "session.wake", "session.ended",
+        "session.delete", "session.delete", "gateway.end",
     ]  # fmt: skip
     (command,) = lines_of(path, "command.run")
     assert (command["session"], command["status"], command["request_id"]) == (session, 200, "request-7")
@@ -67,6 +76,89 @@ def test_every_surface_leaves_its_lines_and_no_secret(tmp_path: Path) -> None:
     assert b"hush-hush" not in path.read_bytes()
     checked = wakegate("verify", str(path), "--state-dir", str(state))
     assert (checked.returncode, checked.stdout[:2]) == (0, "OK"), checked.stdout + checked.stderr
+
+
+def test_bodies_are_in_the_trail_by_their_hash_on_every_way_through_the_gateway(tmp_path: Path) -> None:
+    """At once, in pieces, in chunks, and past the parser: of commands and code, and of files with their names."""
+    path, state = tmp_path / "audit.log", tmp_path / "state"
+    large = os.urandom(700_000)
+    with serve(state, "--warm-pool", "1", "--audit-log", str(path)) as server:
+        headers = {"x-session-id": server.session()}
+        command = json.dumps({"command": ["sh", "-c", "true"]}).encode()
+        pieces = [command[:10], command[10:]]
+        assert server.client.post("/api/execute", content=command, headers=headers).status_code == 200
+        assert server.client.post("/api/execute", content=iter(pieces), headers=headers).status_code == 200
+        assert server.client.put("/api/files/large", content=large, headers=headers).status_code < 300
+        chunks = (large[at : at + 50_000] for at in range(0, len(large), 50_000))
+        assert server.client.put("/api/files/chunked", content=chunks, headers=headers).status_code < 300
+        upload = {"path": "in/body.txt", "content": "eA=="}
+        assert server.client.post("/api/files", json=upload, headers=headers).status_code < 300
+        assert server.client.get("/api/files/large", headers=headers).content == large
+    of_command, of_large = sha256(command).hexdigest(), sha256(large).hexdigest()
+    assert [line["detail"]["sha256"] for line in lines_of(path, "command.run")] == [of_command, of_command]
+    first, second, third = lines_of(path, "file.write")
+    for line, name in ((first, "large"), (second, "chunked")):
+        found = line["detail"]
+        assert (found["path"], found["bytes"], found["sha256"]) == (f"/api/files/{name}", len(large), of_large)
+    assert third["detail"]["names"] == "in/body.txt"
+
+
+def test_what_becomes_of_sessions_by_itself_is_in_the_trail(tmp_path: Path) -> None:
+    """Idle ones that hibernate, their wakes by requests, killed sandboxes with how they ended, and ends by limits."""
+    path, state, manifest = tmp_path / "audit.log", tmp_path / "state", tmp_path / "runtimes.yaml"
+    manifest.write_text(MANIFEST)
+    flags = ("--runtime", str(manifest), "--sweep-interval", "0.2", "--audit-log", str(path))
+    with serve(state, *flags) as server:
+        session = server.session("default/short")
+        wait_until(lambda: bool(lines_of(path, "session.hibernated")), "it is idle and hibernated")
+        server.client.patch(f"/v1/sessions/{session}", json={"idleTimeout": 3600})
+        assert server.run(session, "true").status_code == 200
+        for process in processes_of(state):
+            if "picod" in " ".join(process.cmdline()):
+                process.kill()
+        wait_until(lambda: bool(lines_of(path, "session.lost")), "its sandbox was killed")
+        server.client.patch(f"/v1/sessions/{session}", json={"ttl": 0.1})
+        wait_until(lambda: bool(lines_of(path, "session.ended")), "its time is over")
+    (hibernated,) = lines_of(path, "session.hibernated")
+    assert (hibernated["session"], hibernated["actor"]["subject"]) == (session, "system")
+    assert hibernated["detail"]["reason"] == "idle for 1 s"
+    woken = lines_of(path, "session.woken")[0]
+    assert woken["detail"]["start"] in ("wake", "wake-cold")
+    assert "SIGKILL" in lines_of(path, "sandbox.ended")[0]["detail"]["reason"]
+    assert "SIGKILL" in lines_of(path, "session.lost")[0]["detail"]["reason"]
+    assert lines_of(path, "session.ended")[0]["detail"]["reason"] == "it reached its maximum duration"
+    checked = wakegate("verify", str(path), "--state-dir", str(state))
+    assert (checked.returncode, checked.stdout[:2]) == (0, "OK"), checked.stdout + checked.stderr
+
+
+def test_limits_that_are_hit_are_recorded_once_and_counted(tmp_path: Path) -> None:
+    """Quotas and rates, on both paths; a client that asks in a loop does not fill the disk."""
+    path, state, admin, tenants = (tmp_path / name for name in ("audit.log", "state", "admin", "tenants.yaml"))
+    admin.write_text("a" * 40)
+    tenants.write_text("tenants: {acme: {sandboxes: 1}, bolt: {requestsPerSecond: 0.001, requestBurst: 1}}")
+    flags = ("--warm-pool", "1", "--admin-key-file", str(admin), "--tenants", str(tenants), "--audit-log", str(path))
+    with serve(state, *flags) as server:
+        by_admin = {"authorization": f"Bearer {'a' * 40}"}
+
+        def key(tenant: str) -> dict[str, str]:
+            fields = {"role": "member", "tenant": tenant}
+            made = server.client.post("/v1/keys", json=fields, headers=by_admin).json()["key"]
+            return {"authorization": f"Bearer {made}"}
+
+        acme, bolt = key("acme"), key("bolt")
+        creates = [server.client.post("/v1/sessions", json={}, headers=acme).status_code for _ in range(6)]
+        assert creates == [201, 429, 429, 429, 429, 429]
+        assert server.client.get("/v1/caller", headers=bolt).status_code == 200
+        on_control = [server.client.get("/v1/caller", headers=bolt).status_code for _ in range(3)]
+        on_data = [server.client.get("/x", headers={**bolt, "x-session-id": "s"}).status_code for _ in range(3)]
+        assert on_control + on_data == [429] * 6
+        scrape = server.client.get("/metrics", headers=by_admin).text
+    found = [
+        (line["code"], line["detail"]["limit"], line["actor"]["tenant"]) for line in lines_of(path, "quota.denied")
+    ]
+    assert found == [("QUOTA_EXCEEDED", "sandboxes", "acme"), ("RATE_LIMITED", "requestsPerSecond", "bolt")]
+    assert re.search(r"^wakegate_audit_lines_total [1-9]", scrape, re.MULTILINE)
+    assert "wakegate_audit_writable 1.0" in scrape
 
 
 def test_lines_name_the_key_and_the_tenant_and_hosts_of_ports_are_recorded(tmp_path: Path) -> None:

@@ -35,9 +35,9 @@ def expressions() -> list[str]:
     return panels + variables + [rule["expr"] for rule in alert_rules()]
 
 
-async def exported(open_gateway: OpenScripted) -> dict[str, set[str]]:
+async def exported(open_gateway: OpenScripted, folder: Path) -> dict[str, set[str]]:
     """Label names by sample name, of a gateway that did something of everything that has labels."""
-    gateway, _ = await open_gateway(max_sandboxes=1)
+    gateway, _ = await open_gateway(max_sandboxes=1, audit_log=str(folder / "audit.log"))
     session = await gateway.session()
     await gateway.gateway.sessions.hibernator.hibernate(session)
     await gateway.ask(f"GET /a HTTP/1.1\nhost: a\nx-session-id: {session}")
@@ -59,9 +59,11 @@ async def exported(open_gateway: OpenScripted) -> dict[str, set[str]]:
     return found
 
 
-async def test_dashboard_and_alerts_name_exported_metrics_with_their_labels(open_gateway: OpenScripted) -> None:
+async def test_dashboard_and_alerts_name_exported_metrics_with_their_labels(
+    open_gateway: OpenScripted, tmp_path: Path
+) -> None:
     """A renamed metric or label breaks this test before it breaks somebody's alert."""
-    known = await exported(open_gateway)
+    known = await exported(open_gateway, tmp_path)
     scraped = {"instance", "job", "le"}  # what Prometheus adds
     optional = {"wakegate_pool_lead_time_seconds": {"runtime", "quantile"}}  # shown once a start was measured
     optional |= {f"wakegate_pool_forecast_{name}": {"runtime"} for name in ("level", "quantile")}
@@ -76,10 +78,10 @@ async def test_dashboard_and_alerts_name_exported_metrics_with_their_labels(open
                 assert {label.strip() for label in group.split(",")} <= labels | scraped, f"{group} in {expression}"
 
 
-async def test_every_metric_of_ours_is_on_the_dashboard(open_gateway: OpenScripted) -> None:
+async def test_every_metric_of_ours_is_on_the_dashboard(open_gateway: OpenScripted, tmp_path: Path) -> None:
     """Nothing is exported that nobody would ever look at."""
     text = " ".join(expressions())
-    for name in await exported(open_gateway):
+    for name in await exported(open_gateway, tmp_path):
         if name.startswith("wakegate_") and not name.endswith(("_created", "_count", "_sum", "_info", "_bucket")):
             assert name in text, name
 
