@@ -53,7 +53,7 @@ class Pump:
 
     def drain(self) -> None:
         """Read what is there now, at most as much as a pipe holds."""
-        room = 1 << 20
+        room = 1 << 20  # the most that an ordinary user can enlarge a pipe to (fs.pipe-max-size); children may go on
         while room > 0 and self._fd >= 0 and (taken := self._read()):
             room -= taken
 

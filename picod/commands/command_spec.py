@@ -77,7 +77,7 @@ def find_executable(name: bytes, path: bytes, cwd_fd: int) -> bytes | None:
     directory could shadow a command.
     """
     if b"/" in name:
-        return name
+        return name  # as execvp(3): a path, which the command's working directory resolves
     for folder in path.split(b":"):
         candidate = os.path.join(folder, name)
         if folder.startswith(b"/") and name and _may_execute(candidate, cwd_fd):

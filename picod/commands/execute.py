@@ -91,13 +91,14 @@ async def _run_started(
     services: CommandServices, request: Request, spec: CommandSpec, executable: bytes, cwd_fd: int
 ) -> Result:
     async with _streams(services) as (result, stdout_w, stderr_w):
-        before = out_of_memory.began()
+        before = out_of_memory.began()  # read before the start: a command can be killed within milliseconds
         try:
             child = await services.start(spec, executable, cwd_fd, stdout_w, stderr_w)
         except OSError as error:
             result.exit_code, result.note = 1, f"fork/exec {executable.decode()}: {reason_of(error)}"
             return result
         finally:
+            # Ours must go, or the readers would never see the end of the pipe.
             os.close(stdout_w)
             os.close(stderr_w)
         gone = asyncio.create_task(request.gone())
@@ -177,7 +178,7 @@ def _as_json(result: Result) -> Iterator[bytes]:
     yield from _escaped(result.stdout)
     yield b'","stderr":"'
     yield from _escaped(result.stderr)
-    yield to_json(result.note)[1:]
+    yield to_json(result.note)[1:]  # without its opening quote: it continues the text of stderr
     rest: dict[str, object] = {
         "exit_code": result.exit_code,
         "duration": (result.ended_ns - result.started_ns) / 1e9,

@@ -40,6 +40,7 @@ def read_event_id(request: Request) -> tuple[str, int]:
     if not text:
         return "", 0
     run_id, _, number = text.partition(":")
+    # Bounded, as int() takes quadratic time for a long text; isascii, as it refuses some digits of other scripts.
     if not (number.isascii() and number.isdigit() and len(number) < 16):
         raise RequestError(400, "Last-Event-ID must be the id of an event, such as 4f2a...:17")
     return run_id, int(number)

@@ -12,6 +12,7 @@ _MAX_FILES = 16  # the oldest is deleted when one more is made
 
 def open_output_file(workspace: Workspace, path: str, max_kept: int) -> int:
     """Create the file for one stream, after deleting the oldest such files. Raises OSError, PathError."""
+    # Listed and deleted by descriptor: code may put a link in the folder's place, and picod must not follow it.
     with workspace.resolve(path, make_parents=True) as place:
         folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place.dir_fd)
         try:

@@ -57,6 +57,7 @@ class PendingEvents:
     def add_text(self, stream: str, text: str) -> None:
         """Append printed text, to the last event if that is of the same stream."""
         self.text_size += len(text)
+        # Past text of the other stream, whose order to this one is not known anyway (two pipes), but not past a result.
         for event in reversed(self._events):
             if not isinstance(event, Text):
                 break

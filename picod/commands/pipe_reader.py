@@ -38,7 +38,7 @@ class PipeReader:
         """Pass everything to `take` from now on, first what was kept while there was no listener."""
         self._take = take
         self._paused = False
-        left, self._kept = self._kept, b""
+        left, self._kept = self._kept, b""  # what a thread printed between two runs
         if left:
             take(left)
         self._watch()

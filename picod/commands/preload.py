@@ -92,6 +92,8 @@ class Preload:
             return None
         if not may_share(env, self._env, self._looked_at):
             return None
+        # marshal is built in: the server imports nothing for it that scripts would find imported. Every Python 3 reads
+        # version 2, whichever one picod runs on.
         order = marshal.dumps((list(command), list(env.items())), 2)
         if len(order) > _MAX_ORDER_BYTES:
             return None
@@ -141,6 +143,7 @@ class Preload:
                 if waiting.child is not None and not waiting.child.exited.done():
                     return waiting
                 self._drop(waiting)
+            # One child for each that waits: a fork that is under way may be meant for an earlier one.
             if len(self._pending) <= len(self._wanted) and not self._order_child():
                 return None
             wanted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()

@@ -28,7 +28,7 @@ def is_script(command: Sequence[bytes]) -> bool:
 
 def may_share(env: Mapping[bytes, bytes], base: Mapping[bytes, bytes], looked_at: frozenset[bytes]) -> bool:
     """Whether an interpreter that has started and imported under `base` can stand for one that starts under `env`."""
-    if any(name.startswith(b"PYTHON") for name in env):
+    if any(name.startswith(b"PYTHON") for name in env):  # read once, when an interpreter starts: it is too late
         return False
     return not any(
         name in looked_at or name in _SENSITIVE_NAMES or name.startswith(_SENSITIVE_PREFIXES)

@@ -165,12 +165,14 @@ class Children:
         if resource.getrlimit(resource.RLIMIT_RTTIME)[1] != resource.RLIM_INFINITY:
             return None  # real-time scheduling is limited here: trees are found by group and parent alone
         self._started += 1
+        # Bits: 56 the base, from 24 on picod's pid, below that a count that repeats after 16 million commands. In
+        # microseconds, as the kernel reads it, 2,283 years: it never bounds anything.
         return _MARK_BASE | os.getpid() << 24 | self._started & 0xFFFFFF
 
     def _reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG)  # any child: signals merge, so one SIGCHLD may stand for many
             except ChildProcessError:
                 return
             if pid == 0:

@@ -41,6 +41,7 @@ class ResultBounds:
             if size is None:
                 continue
             cut = min(size, _MAX_TEXT_CHARS) if isinstance(value, str) and mime in _CUTTABLE else size
+            # The other forms are still tried: a picture may be too large, and its text/plain still fit.
             if self._bytes + cut > MAX_RESULT_BYTES:
                 self._note(mime, size, 0)
                 continue

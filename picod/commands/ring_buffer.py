@@ -38,7 +38,7 @@ class Ring:
         while self.end - self.start > self._limit:
             first = self._pieces.popleft()
             excess = self.end - self._limit - first.offset
-            if excess < len(first.data):
+            if excess < len(first.data):  # cut and not dropped whole: the ring keeps exactly its limit
                 self._pieces.appendleft(Piece(first.offset + excess, first.stream, first.data[excess:]))
             self.start = self._pieces[0].offset
 

@@ -22,5 +22,6 @@ class Stop:
 
 async def first_of(running: asyncio.Future[Any], stop: Stop, timeout: float) -> str:
     """Wait for a run. Returns why to end it early: `timeout` or the stop's reason; empty when it ended by itself."""
+    # wait and not wait_for, which would cancel the run at the timeout: the caller decides how to end it.
     await asyncio.wait({running, stop.asked}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     return "" if running.done() else stop.reason or "timeout"

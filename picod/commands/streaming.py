@@ -40,6 +40,7 @@ async def stream_command(
     services.runs.add(run)
     child, pipes = await _spawn(services, spec, executable, cwd_fd, run)
     run.begin(pid=child.pid)
+    # A task of its own: the run outlives a request whose connection breaks, if it is in the background.
     services.spawn_task(_wait(services, run, child, pipes, spec.timeout, stop))
     await serve(request, run)
 

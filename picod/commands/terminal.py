@@ -108,6 +108,7 @@ class Terminal:
     def keep_pace(self, offset: int) -> None:
         """Note that the attached client has everything before `offset`, and have the shell wait for a slow one."""
         self._taken = offset
+        # Without a client the shell never waits, and old output is overwritten; a slow client must not miss any.
         if self.output.end - offset > _MAX_BEHIND_BYTES:
             self._pump.pause()
         else:
@@ -158,7 +159,7 @@ class Terminal:
             self._room.notify_all()
 
     def _exited(self) -> None:
-        self._pump.drain()
+        self._pump.drain()  # first: the last output must be kept before clients are told of the end
         self.ended = True
         self.close()
         self._room.notify_all()
@@ -192,7 +193,7 @@ class Terminals:
         self._make_room()
         master, slave = os.openpty()
         try:
-            set_size(slave, *size)
+            set_size(slave, *size)  # before the start: programs ask for the size once, when they begin
             child = self._children.spawn(
                 executable,
                 spec.command,

@@ -104,7 +104,7 @@ class _Attachment:
     async def run(self) -> None:
         """Both directions, until the client leaves, or the terminal has ended and all its output is sent."""
         terminal = self._terminal
-        before, terminal.client = terminal.client, self
+        before, terminal.client = terminal.client, self  # no await in between: of two at once, one sees the other
         terminal.keep_pace(max(self._seen, terminal.output.start))
         typing = asyncio.create_task(self._receive())
         printing = asyncio.create_task(self._print())
@@ -129,6 +129,7 @@ class _Attachment:
             self._seen = terminal.output.start  # the offset is of another terminal: send everything that is kept
         first = True
         while True:
+            # Both before the output is read: what changes while it is sent wakes the next turn.
             ended, news = terminal.ended, terminal.changed.wait()
             pieces = terminal.output.since(self._seen)
             begin = pieces[0].offset if pieces else terminal.output.end

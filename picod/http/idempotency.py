@@ -109,6 +109,7 @@ class IdempotentRequests:
         flight: _Flight,
         body: bytes,
     ) -> None:
+        # The handler gets a client that never leaves: the work goes on for the one that will ask again.
         inner = Request(request.scope, _body_only(body), self._sender(name, flight), request.tail)
         try:
             await handler(inner)
@@ -143,7 +144,7 @@ def _digest(request: Request, body: bytes) -> str:
         fields = None
     if isinstance(fields, dict):
         fields.pop("stream", None)
-        body = json.dumps(fields, sort_keys=True).encode()
+        body = json.dumps(fields, sort_keys=True).encode()  # a client may write the same object in another order
     asked = (request.method.encode(), request.scope["raw_path"], request.scope["query_string"], body)
     return hashlib.blake2b(b"\0".join(asked), digest_size=16).hexdigest()
 
@@ -170,7 +171,7 @@ async def _finished(request: Request, flight: _Flight) -> None:
     finally:
         gone.cancel()
         if not flight.task.done() and flight.client is request:
-            flight.client = None
+            flight.client = None  # what is answered from now on is kept only
     if not flight.task.done():
         raise ClientGoneError
 

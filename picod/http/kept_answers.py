@@ -65,7 +65,7 @@ class KeptAnswers:
 
     def begin(self, name: str, digest: str) -> None:
         """Note that a request begins. A file that stays like this belongs to a request whose sandbox ended first."""
-        if self._begun % _TIDY_EVERY == 0:
+        if self._begun % _TIDY_EVERY == 0:  # the first too: a session that woke brings old files along
             self._tidy()
         self._begun += 1
         self._write(name, digest, None)
@@ -79,6 +79,7 @@ class KeptAnswers:
     def _write(self, name: str, digest: str, answer: Answer | None) -> None:
         try:
             with self._place(name) as place:
+                # A refused request did nothing, and its cause may pass: the same key may try again.
                 if answer is not None and answer.is_refusal:
                     os.unlink(place.name, dir_fd=place.dir_fd)
                     return
@@ -106,6 +107,7 @@ class KeptAnswers:
                 fd = place.open(os.O_RDONLY | os.O_NONBLOCK)  # opening a FIFO would otherwise block
             with open(fd, "rb") as file:
                 status = os.fstat(fd)
+                # By the file's own time: picod may have been started since, and its memory with it.
                 if not stat.S_ISREG(status.st_mode) or status.st_mtime < time.time() - KEEP_S:
                     return None
                 head, _, body = file.read(MAX_ANSWER_BYTES + _MAX_HEAD_BYTES).partition(b"\n")

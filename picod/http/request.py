@@ -141,7 +141,7 @@ class Request:
                 pairs = parse_qsl(self.scope["query_string"].decode("ascii"), keep_blank_values=True, errors="strict")
             except ValueError as error:
                 raise RequestError(400, "the query string is not valid UTF-8") from error
-            self._query = dict(reversed(pairs))
+            self._query = dict(reversed(pairs))  # of several values the first stays, as in Go's url.Values.Get
         return self._query.get(name, "")
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -160,6 +160,7 @@ class Request:
 
     async def body(self, limit: int) -> bytes:
         """The whole body. Raises TooLargeError as soon as it is known to be over `limit` bytes."""
+        # Before the first byte is read; the count below is for bodies without a length, and for those that lie.
         length = self.header(b"content-length")
         if length.isdigit() and int(length) > limit:
             raise TooLargeError(limit)

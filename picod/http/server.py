@@ -60,6 +60,7 @@ class Connection(Carrier):
         if self.tunnel is not None:
             self.tunnel.feed(data)
             return
+        # Only bytes of heads count: a body has its own limits, in the handlers.
         if self.incoming is None:
             self.head_bytes += len(data)
         try:
@@ -107,7 +108,7 @@ class Connection(Carrier):
             "http_version": version,
             "method": self.parser.get_method().decode("ascii"),
             "scheme": "http",
-            "path": raw_path.decode("latin-1"),
+            "path": raw_path.decode("latin-1"),  # not percent-decoded, other than ASGI has it: handlers use raw_path
             "raw_path": raw_path,
             "query_string": query.partition(b"#")[0],
             "root_path": "",

@@ -64,6 +64,7 @@ class EventStream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # Waited for as well: it still receives from the client until the cancellation has reached it.
         if self._gone is not None:
             self._gone.cancel()
             await asyncio.wait((self._gone,))

@@ -67,7 +67,7 @@ class ThreadStream:
     def close(self) -> None:
         """Stop reading: a waiting `put` returns."""
         self._closed = True
-        self._loop.call_soon_threadsafe(self._room.release)
+        self._loop.call_soon_threadsafe(self._room.release)  # for a `put` that waits for room that nobody makes
 
 
 async def in_thread(work: Callable[[], _T]) -> _T:

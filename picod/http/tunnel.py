@@ -39,6 +39,7 @@ class Tunnel:
             self._waiter = connection.loop.create_future()
             await self._waiter
             self._waiter = None
+        # All at once: a read for each chunk that came would be as many turns of the loop.
         data, self._buffer = bytes(self._buffer), bytearray()
         if not connection.closed:
             connection.transport.resume_reading()

@@ -78,6 +78,7 @@ async def run_code(services: InterpreterServices, request: Request) -> None:
     if following.stream:
         await _stream(services, request, spec, context, background=following.background)
         return
+    # In a task of its own: when the client leaves, the run must still be ended and its context released.
     collected, stop = Collected(services.config, services.commands.workspace), Stop()
     running = interpreter.spawn(_collect(context, spec, collected, stop))
     gone = asyncio.create_task(request.gone())
@@ -86,9 +87,7 @@ async def run_code(services: InterpreterServices, request: Request) -> None:
     finally:
         gone.cancel()
         if not running.done():
-            stop.ask(
-                "the client left"
-            )  # the run's own task sees that, ends it, and releases the context for the next run
+            stop.ask("the client left")  # the run's own task ends it, and releases the context for the next run
     if not running.done():
         raise ClientGoneError
     outcome = _outcome(running)

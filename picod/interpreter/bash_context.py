@@ -82,6 +82,7 @@ class BashContext(Context):
             _write(code_file, code)
         except OSError as fault:
             raise KernelError(f"cannot write the code to a file for bash: {fault.strerror}") from fault
+        # By a file and not by an argument: code may be longer than the 128 KiB of one, and `ps` would show it.
         before = out_of_memory.began()
         child, pipes = self._spawn(code_file)
         try:
@@ -161,5 +162,6 @@ def _write(path: str, code: str) -> None:
 
 
 def _copy(source: str, target: str) -> None:
+    # Replaced whole: a sandbox that is killed in between leaves the state of before, never half of one.
     shutil.copyfile(source, f"{target}.new")
     os.replace(f"{target}.new", target)

@@ -115,10 +115,11 @@ class Context(ABC):
         finally:
             self.waiting -= 1
         try:
-            if stop.reason or self._deleted:
+            if stop.reason or self._deleted:  # while it waited for its turn
                 return Outcome(stopped(stop.reason or "deleted"))
             self.busy, self._stop = True, stop
             self.last_used_at = time.time()
+            # Restored now and not at the wake: most sessions use one of their contexts, and each load takes CPU time.
             await self._prepare()
             restored = await self._load_kept()
             notice, self._notice = self._notice, ""
@@ -178,7 +179,7 @@ class Context(ABC):
                 report = await self._save(files, scratch)
             except OSError as error:
                 report = {"saved": 0, "unsaved": [{"name": "*", "reason": f"cannot be written: {error.strerror}"}]}
-            self._kept = files
+            self._kept = files  # the next run removes them: they are older than what it does
             return report
 
     async def _load_kept(self) -> Mapping[str, Any] | None:

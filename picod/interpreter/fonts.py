@@ -23,6 +23,7 @@ def put_fonts(python: bytes | None, env: Mapping[str, str]) -> None:
         names = os.listdir(source)
         os.makedirs(target, exist_ok=True)
         for name in names:
+            # "x": what the session's own matplotlib has written stays.
             with open(os.path.join(source, name), "rb") as list_, open(os.path.join(target, name), "xb") as copy:
                 copy.write(list_.read())
     except OSError:

@@ -53,8 +53,8 @@ def execute_request(key: bytes, session: str, msg_id: str, code: str, *, silent:
         "silent": silent,
         "store_history": not silent,
         "user_expressions": expressions,
-        "allow_stdin": False,
-        "stop_on_error": False,
+        "allow_stdin": False,  # input() raises at once: nobody can answer it
+        "stop_on_error": False,  # else a failing run would abort what the kernel has queued behind it
     }
     parts = [json.dumps(part).encode() for part in (header, {}, {}, content)]
     return [_DELIMITER, sign(key, parts), *parts]
@@ -63,7 +63,7 @@ def execute_request(key: bytes, session: str, msg_id: str, code: str, *, silent:
 def read_message(key: bytes, frames: Sequence[bytes], *, cut: bool) -> Message:
     """Parse frames into a message; with `cut`, oversized frames are empty. Raises MessageError."""
     try:
-        start = frames.index(_DELIMITER, 0, _MAX_ROUTES) + 1
+        start = frames.index(_DELIMITER, 0, _MAX_ROUTES) + 1  # ROUTER sockets put the sender's identity before it
     except ValueError as error:
         raise MessageError("no delimiter") from error
     parts = list(frames[start + 1 : start + 5])

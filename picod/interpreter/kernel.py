@@ -92,6 +92,7 @@ class Kernel:
         ahead: Ahead | None = None,
     ) -> Kernel:
         """Start a kernel with connection file BASE.json and sockets BASE-1, BASE-2, ... Raises KernelError."""
+        # Other processes of the sandbox can reach the sockets; without the key they cannot pose as the kernel.
         key = os.urandom(32).hex().encode()
         document: dict[str, object] = {
             "transport": "ipc",
@@ -139,6 +140,7 @@ class Kernel:
         """Run code to its end; None when the kernel ended before. Without a listener it is not in the history."""
         run = self._run = _Run(listener)
         self.oom_kills_before = out_of_memory.began()
+        # Code can close a channel, kill its process, or do neither and never reply, which the caller's timeout ends.
         ends: set[asyncio.Future[Any]] = {run.reply, self.child.exited, self._shell.closed, self._iopub.closed}
         try:
             if listener is not None:
@@ -161,7 +163,7 @@ class Kernel:
             return read_reply(run.reply.result()) if run.reply.done() else None
         finally:
             self._run = None
-            self._iopub.resume()
+            self._iopub.resume()  # the listener may have paused it, and the next run's must find it open
             for pipe in self.pipes.values():
                 pipe.detach()
 
@@ -237,6 +239,7 @@ class Kernel:
 
     def _on_shell(self, frames: list[bytes], cut: bool) -> None:
         message, run = self._read(frames, cut), self._run
+        # Of this run only: the reply to one that was interrupted may still be on its way.
         if message is None or run is None or message.kind != "execute_reply" or message.parent != run.id:
             return
         if not run.reply.done():

@@ -51,6 +51,7 @@ class LineFolder:
 
     def feed(self, data: bytes) -> bytes:
         """Add bytes; returns what later bytes cannot change any more."""
+        # Nearly all output has no carriage return: it passes with one search, and no line is split off.
         if b"\r" not in data and b"\r" not in self._line:
             end = data.rfind(b"\n") + 1
             done, self._line = (self._line + data[:end], data[end:]) if end else (b"", self._line + data)
@@ -140,6 +141,8 @@ class Printed:
     def _keep(self, data: bytes) -> None:
         if not data:
             return
+        # The moment when it becomes too long: the file gets all of the beginning, of which memory keeps the first half;
+        # the second half is the beginning of what may turn out to be the end.
         if self._size <= self._limit < self._size + len(data):
             self._file.write(bytes(self._head))
             self._tail += self._head[self._limit // 2 :]
@@ -197,6 +200,7 @@ class _File:
 
     async def _write_all(self) -> None:
         while self._waiting and not self._failed:
+            # Everything that came meanwhile in one write: a thread switch for each line would cost more than the line.
             data, self._waiting, self._size = b"".join(self._waiting), [], 0
             await asyncio.to_thread(self._append, data)
             if self._held and self._size <= _LOW_BYTES:

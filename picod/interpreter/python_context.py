@@ -59,6 +59,7 @@ class PythonContext(Context):
                 python,
                 cwd_fd=self._around.workspace.fd,
                 env=self._around.env,
+                # A number for each start: the sockets of a kernel that was killed are still there.
                 base=os.path.join(self._around.folder(), f"{self.id}.{self._starts}"),
                 ahead=ahead,
             )
@@ -96,6 +97,8 @@ class PythonContext(Context):
             if why in ("restarted", "deleted"):
                 await kernel.kill(self._around.children)
             else:
+                # The variables survive an interrupt, so it is tried first. C code that never returns to the
+                # interpreter, or code that catches KeyboardInterrupt, needs the kill.
                 kernel.interrupt()
                 await asyncio.wait({running}, timeout=_INTERRUPT_TIMEOUT_S)
                 if not running.done():

@@ -64,7 +64,7 @@ class Interpreter:
         if len(self._contexts) >= _MAX_CONTEXTS:
             raise RequestError(409, f"a session has at most {_MAX_CONTEXTS} contexts; delete one first")
         if not context_id:
-            while not context_id or context_id in self._contexts:
+            while not context_id or context_id in self._contexts:  # a client may have taken `python-1` itself
                 self._names += 1
                 context_id = f"{language}-{self._names}"
         if not _NAME.fullmatch(context_id):

@@ -52,6 +52,7 @@ def _traceback(parts: list[Any]) -> list[str]:
         first, last = parts[: _MAX_PARTS // 2], parts[-(_MAX_PARTS // 2) :]
         parts = [*first, f"[... {len(parts) - len(first) - len(last):,} frames left out ...]\n", *last]
     texts = [_text(part) for part in parts]
+    # An equal share each, e.g. 10,485 characters of 100 frames: one frame with a huge line displaces no other.
     limit = _MAX_TRACEBACK_CHARS // max(1, len(texts))
     return [_shorten(text, limit) for text in texts] if sum(map(len, texts)) > _MAX_TRACEBACK_CHARS else texts
 

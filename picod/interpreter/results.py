@@ -64,7 +64,7 @@ class Collected:
 
     def result(self, data: Mapping[str, Any] | None, display_id: str, *, update: bool) -> None:
         """Add a result, or replace the one that it updates."""
-        if self._clearing:
+        if self._clearing:  # `wait=True` avoids flicker: the old result stays until the new one is there
             self.clear(wait=False)
         if update:  # an animation is one result, however long it is
             for index, (known, old) in enumerate(self._results):

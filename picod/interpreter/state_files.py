@@ -40,6 +40,7 @@ class StateFiles:
     def drop(self) -> None:
         """Remove the files, which may be absent, and then their folders if those are empty."""
         remove(f"{self.base}.json", f"{self.base}.pickle", self.bash)
+        # rmdir fails for a folder that is not empty, which is the test: others may have their files there.
         for folder in (self.folder, os.path.dirname(self.folder)):
             try:
                 os.rmdir(folder)

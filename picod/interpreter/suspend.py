@@ -28,6 +28,7 @@ async def suspend(services: InterpreterServices, request: Request) -> None:
         await request.answer_json(200, {"saved": 0, "unsaved": []})
         return
     interpreter = services.interpreter
+    # All at once: each may take its 10 s, and 16 contexts in turn would take longer than a hibernation may.
     contexts = [context for context in interpreter.all() if context.has_state]
     reports = await asyncio.gather(
         *(context.save(StateFiles(folder, context.id), interpreter.scratch(context.id)) for context in contexts)

@@ -87,7 +87,7 @@ class ZmtpConnection(asyncio.Protocol):
             return
         self.is_paused = False
         self.progress += 1
-        self._take_all()
+        self._take_all()  # messages that were parsed partly when it was paused; they may pause it again
         if not self.is_paused and self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
@@ -130,6 +130,7 @@ class ZmtpConnection(asyncio.Protocol):
     # The protocol.
 
     def _greet(self) -> None:
+        # Its first byte is checked at once: a peer that speaks another protocol may never send all 64.
         greeting = bytes(self._buffer[:64])
         if greeting[:1] != b"\xff"[: len(greeting)]:
             raise ZmtpError("no ZMTP greeting")

@@ -88,7 +88,7 @@ class Agent:
         for prefix, port in self._config.targets:
             if prefix == b"/" or path == prefix or path.startswith(prefix + b"/"):
                 return port
-        return self._config.targets[-1][1]
+        return self._config.targets[-1][1]  # no prefix fits: the shortest one's, which is most likely the whole server
 
     def _spawn(self, command: list[bytes], cwd_fd: int) -> Process:
         shown = command[0].decode(errors="replace")
@@ -115,7 +115,7 @@ class Agent:
     def _exit(self, why: str) -> NoReturn:
         print(f"agent: {why}", file=sys.stderr, flush=True)  # noqa: T201 - the gateway shows it
         self._commands.children.kill_all()
-        os._exit(_EXIT_STATUS)
+        os._exit(_EXIT_STATUS)  # at once: requests that are under way wait for an agent that is gone
 
     async def _probe_until_ready(self) -> None:
         probes = 0
@@ -136,6 +136,7 @@ class Agent:
                         return True
                     head = f"GET {config.probe_path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
                     writer.write(head.encode())
+                    # Kubernetes' rule: 200 to 399 is success. Of `HTTP/1.1 204` these are the two digits that decide.
                     return (await reader.readline())[8:11] in (b" 20", b" 30")
                 finally:
                     writer.transport.abort()

@@ -96,6 +96,7 @@ async def forward_to_port(config: PicodConfig, request: Request) -> None:
 
 async def forward(request: Request, target: PortRequest) -> None:
     """Forward a request to `target`, and its answer back. Raises RequestError 502."""
+    # Dialled before the request's body is read: when nothing listens, the client learns it without sending its upload.
     reader, writer = await _dial(target.port)
     try:
         await _exchange(request, target, reader, writer)
@@ -194,6 +195,7 @@ async def _tunnel(client: Tunnel, rest: bytes, reader: asyncio.StreamReader, wri
             await client.write(data)
             data = await reader.read(_READ_BYTES)
 
+    # The first that ends, ends both: a half-closed WebSocket has no use, and would keep the session active.
     pumps = [asyncio.ensure_future(up()), asyncio.ensure_future(down(rest or await reader.read(_READ_BYTES)))]
     try:
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
