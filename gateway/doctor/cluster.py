@@ -65,6 +65,7 @@ async def check_namespace(api: Any, namespace: str) -> AsyncIterator[Finding]:
         async for finding in check_runtimes(api, namespace, kind):
             yield finding
     yield await check_policy(api, namespace)
+    yield await check_metrics(api, namespace)
 
 
 async def check_rights(api: Any, namespace: str, *, own: bool) -> Finding:
@@ -164,3 +165,17 @@ async def check_policy(api: Any, namespace: str) -> Finding:
         fix = "its policyTypes should be Ingress and Egress, and it should allow no egress"
         return Finding(what, f"{SANDBOX_POLICY} was changed", fix, fatal=False)
     return Finding(what, "is there (that the cluster's network enforces policies cannot be seen from here)")
+
+
+async def check_metrics(api: Any, namespace: str) -> Finding:
+    """Check that the cluster tells what pods use; without that, usage metering knows their limits only."""
+    from gateway.provider.kubernetes import names
+    from gateway.provider.kubernetes.client import KubeError
+
+    what = f"metrics of pods in {namespace}"
+    try:
+        await api.get(names.pod_metrics(namespace), limit=1)
+    except KubeError as error:
+        fix = "CPU and memory really used are counted as 0 in /v1/usage; install metrics-server"
+        return Finding(what, f"metrics.k8s.io: {error}", fix, fatal=False)
+    return Finding(what, "can be read")

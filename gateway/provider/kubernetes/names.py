@@ -12,6 +12,7 @@ from gateway.core.model import Kind, RuntimeKey
 
 GROUP, VERSION = "runtime.agentcube.volcano.sh", "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
+METRICS_GROUP = "metrics.k8s.io"
 
 MANAGED = "app.kubernetes.io/managed-by"
 MANAGER = "wakegate"
@@ -76,6 +77,11 @@ def label_value(text: str) -> str:
 def pods(namespace: str, name: str = "") -> str:
     """Path of a namespace's pods, or of the one with that name."""
     return f"/api/v1/namespaces/{namespace}/pods" + (f"/{name}" if name else "")
+
+
+def pod_metrics(namespace: str) -> str:
+    """Path of what a namespace's pods use."""
+    return f"/apis/{METRICS_GROUP}/v1beta1/namespaces/{namespace}/pods"
 
 
 def deployments(namespace: str, name: str = "", sub: str = "") -> str:

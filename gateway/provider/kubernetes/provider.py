@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
 from gateway.core.background import Tasks
 from gateway.core.clock import Clock
 from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxEvent, SandboxId, SessionId
+from gateway.core.usage import SandboxUsage
 from gateway.provider.kubernetes import names
 from gateway.provider.kubernetes.cache import Cache
 from gateway.provider.kubernetes.claiming import Claims
 from gateway.provider.kubernetes.client import KubeApi, KubeError
 from gateway.provider.kubernetes.coldstart import ColdStarts
+from gateway.provider.kubernetes.consumption import Consumption
 from gateway.provider.kubernetes.deployments import Deployments
 from gateway.provider.kubernetes.endings import Endings
 from gateway.provider.kubernetes.marking import Marks
@@ -60,6 +62,7 @@ class KubernetesProvider:
         self._cold = ColdStarts(api, clock, self._cache, release, start_timeout)
         self._claims = Claims(api, clock, self._cache, self._pools, self._cold, release, self._tasks)
         self._marks = Marks(api, self._cache, self._tasks)
+        self._consumption = Consumption(api, clock, self._cache)
         self._deployments = Deployments(api, defaults, self._cache, self._marks)
 
     async def start(self) -> None:
@@ -173,6 +176,16 @@ class KubernetesProvider:
     def count_loss(self, event: SandboxEvent) -> None:
         """Show in the pool's status that this sandbox was lost. See LossCounter."""
         self._endings.count_loss(event)
+
+    # EngineMeter.
+
+    async def usage(self, sandboxes: Sequence[SandboxId]) -> Mapping[SandboxId, SandboxUsage]:
+        """Busy cores and memory, as the cluster's metrics have them; left out while they have nothing new."""
+        return await self._consumption.usage(sandboxes)
+
+    async def parked_bytes(self, _: str) -> int:
+        """Nothing is parked in a cluster: hibernated workspaces are snapshots."""
+        return 0
 
     def pods(self, namespace: str) -> Reflector[Pod]:
         """What is known of a namespace's pods, for tools that measure. Raises KeyError."""

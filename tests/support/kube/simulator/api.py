@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 
 import orjson
 
-from tests.support.kube.simulator import rules
+from tests.support.kube.simulator import metrics, rules
 from tests.support.kube.simulator.objects import (
     BY_PLURAL,
     DEPLOYMENTS,
@@ -70,6 +70,7 @@ class ApiServer:
         self.slow_answers = False  # writes are done, and never answered
         self.conflicts = 0
         self.watches = 0  # streams open now
+        self.metrics: metrics.Metrics | None = None  # metrics.k8s.io; None: not installed
         self._admit = admit
         self._cut: set[asyncio.Event] = set()
 
@@ -128,6 +129,8 @@ class ApiServer:
             return 201, self._review(orjson.loads(body))
         if path.endswith("/selfsubjectrulesreviews"):
             return 201, self._rules(orjson.loads(body))
+        if (namespace := metrics.namespace_of(path)) is not None:
+            return self._measure(namespace, query)
         headers = dict(scope["headers"])
         content_type = headers.get(b"content-type", b"").decode().split(";")[0]
         call = _parse(method, path, query, orjson.loads(body) if body else None, content_type)
@@ -142,6 +145,17 @@ class ApiServer:
             await self._watch(call, receive, send)
             return None
         return getattr(self, f"_{verb}")(call)  # type: ignore[no-any-return]
+
+    def _measure(self, namespace: str, query: dict[str, str]) -> tuple[int, Any]:
+        """What metrics-server behind the aggregation layer answers; not found where there is none."""
+        asked = Asked(namespace, metrics.GROUP, "pods", "list", "")
+        self.asked.add(asked)
+        if not self._allows(asked):
+            raise ApiError(403, "Forbidden", f"cannot list pods.{metrics.GROUP}")
+        if self.metrics is None:
+            raise ApiError(404, "NotFound", "the server could not find the requested resource")
+        pods = [pod for pod in self.objects.all(PODS, namespace) if _wanted(query, pod)]
+        return 200, metrics.pod_metrics_list(pods, self.metrics)
 
     def _review(self, body: Any) -> Object:
         of = body["spec"]["resourceAttributes"]

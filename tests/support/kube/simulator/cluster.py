@@ -17,6 +17,7 @@ from tests.support.kube.simulator import rules
 from tests.support.kube.simulator.api import ApiServer, delete, evict
 from tests.support.kube.simulator.controllers import Controllers
 from tests.support.kube.simulator.kubelet import Kubelet
+from tests.support.kube.simulator.metrics import Metrics
 from tests.support.kube.simulator.objects import BY_PLURAL, PODS, Object, Objects
 
 T = TypeVar("T")
@@ -30,6 +31,7 @@ class Cluster:
         self.controllers = Controllers(self.objects)
         self.api = ApiServer(self.objects, self.controllers.admit)
         self.kubelet = Kubelet(self.objects, hollow=hollow)
+        self.api.metrics = Metrics(self.kubelet.metrics)
         self._server: uvicorn.Server | None = None
         self._serving: asyncio.Task[None] | None = None
         self.port = 0

@@ -24,7 +24,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gateway.provider.local import consumption, process_tree
 from gateway.provider.local.bwrap import find_bwrap
+from gateway.provider.local.cgroups import Cgroup
 from tests.support.kube.simulator.objects import BY_PLURAL, PODS, ApiError, Change, Kind, Object, Objects, now_text
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -60,6 +62,15 @@ class Kubelet:
         self._subnet = os.getpid() // 250 + 37 * next(_CLUSTERS)
         self._folder = Path(tempfile.mkdtemp(prefix="kubelet-"))
         objects.listen(self._note)
+
+    def metrics(self, uid: str) -> tuple[float, float] | None:
+        """Seconds of CPU since the start, and bytes, of a pod's processes. None for one that does not run."""
+        running = self._running.get(uid)
+        if running is None:
+            return None
+        pids = [pid for process in running.processes for pid in process_tree.descendants(process.pid)]
+        cpu = sum(consumption.cpu_s(Cgroup({}), process.pid) for process in running.processes)
+        return cpu, sum(map(_resident_bytes, pids))
 
     def kill(self, uid: str, number: int = signal.SIGKILL) -> None:
         """End a pod's processes from outside, as the kernel does when memory is short."""
@@ -489,3 +500,10 @@ def _age(text: str) -> float:
 
 
 Listener = Callable[[Kind, Change], None]
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0  # it ended meanwhile
