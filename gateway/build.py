@@ -127,6 +127,7 @@ def local_provider(settings: Settings, clock: Clock, gate: EgressGate | None = N
         code_context=settings.code_context,
         disk_reserve=settings.disk_reserve,
         door=gate,
+        sandbox_uids=settings.sandbox_uids,
     )
     return provider, keys
 

@@ -169,6 +169,13 @@ class Settings:
         "bubblewrap", "how local sandboxes are isolated; `process` gives NO isolation and is for trusted code only",
         kind="text", choices=("bubblewrap", "process"),
     )  # fmt: skip
+    sandbox_uids: str = _setting(
+        "auto",
+        "local engine: user ids of this machine for sandboxes, one each, that nothing else has, FIRST-LAST; auto: a"
+        " free range, where root runs the gateway; shared: all have the gateway's user",
+        kind="text",
+        metavar="RANGE",
+    )
     sandbox_python: Path = _setting(
         Path(),
         "virtual environment that provides user code's python3 (default: .venv-sandbox beside the checkout)",

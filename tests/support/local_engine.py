@@ -35,11 +35,19 @@ async def serving(
     isolation: Isolation = "bubblewrap",
     disk_reserve: int = 0,
     door: EgressDoor | None = None,
+    sandbox_uids: str = "auto",
 ) -> AsyncIterator[LocalProvider]:
     """A started provider with its state in `folder`; nothing of it is left at the end. `door`: for egress."""
     python = SANDBOX_PYTHON if SANDBOX_PYTHON.exists() else None
     provider = LocalProvider(
-        folder / "state", folder / "keys", SystemClock(), isolation, python, disk_reserve=disk_reserve, door=door
+        folder / "state",
+        folder / "keys",
+        SystemClock(),
+        isolation,
+        python,
+        disk_reserve=disk_reserve,
+        door=door,
+        sandbox_uids=sandbox_uids,
     )
     await provider.apply(runtimes)
     await provider.start()

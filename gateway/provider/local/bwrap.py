@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.core.model import Limits
@@ -96,6 +96,7 @@ class BwrapConfig:
     limits: Limits
     disable_userns: bool = True
     hidden: tuple[str, ...] = ()  # folders on the host that no bind may show: they are empty inside
+    shown: Mapping[str, str] = field(default_factory=dict)  # path on the host -> where bwrap's user reaches it
 
 
 def find_bwrap() -> Path | None:
@@ -172,11 +173,11 @@ def arguments(config: BwrapConfig, command: Sequence[str]) -> list[str]:
     args += ["--perms", "1777", "--size", str(config.limits.tmp_size), "--tmpfs", "/tmp"]  # noqa: S108
     args += ["--dir", "/var", "--symlink", "../tmp", "/var/tmp"]  # noqa: S108
     for inside, source in minimal_binds(config.readonly, config.host).items():
-        args += ["--ro-bind", source, inside]
+        args += ["--ro-bind", reached(source, config.shown), inside]
         # A state directory beside its manifest has the signing keys, and the sockets of other sandboxes.
         for covered in covered_paths(inside, source, config.hidden):
             args += ["--size", "4096", "--tmpfs", covered, "--remount-ro", covered]
-    args += ["--bind", config.workspace, WORKSPACE]
+    args += ["--bind", reached(config.workspace, config.shown), WORKSPACE]
     # bwrap's own root and /dev are tmpfs without a size limit: code that could write there could fill the memory.
     # /proc: the files below /proc/sys are guarded by owner and mode alone. When root runs the gateway, the kernel takes
     # the sandbox for their owner although it has no capability: it could set kernel.core_pattern, and so run a program
@@ -192,6 +193,12 @@ def covered_paths(inside: str, source: str, hidden: Sequence[str]) -> list[str]:
     """Where a bind of the host folder `source` at `inside` would show one of the `hidden` folders, links followed."""
     real = os.path.realpath(source).rstrip("/")
     return [inside + path[len(real) :] for path in hidden if path != real and _within(path, real)]
+
+
+def reached(source: str, shown: Mapping[str, str]) -> str:
+    """The path at which bwrap's user reaches the host path `source`: itself, unless it, or a folder above, is shown."""
+    above = max((path for path in shown if _within(source, path)), key=len, default=None)
+    return source if above is None else shown[above] + source[len(above) :]
 
 
 def _within(path: str, folder: str) -> bool:

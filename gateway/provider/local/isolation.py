@@ -9,14 +9,15 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from gateway.core.model import Limits
 from gateway.provider.local import bwrap, namespace_limits, rlimits, seccomp
 from gateway.provider.local.descriptors import anonymous_file
+from gateway.provider.local.mount_stage import AsUser
 
 Isolation = Literal["bubblewrap", "process"]
 
@@ -37,8 +38,9 @@ NESTED_WARNING = (
 
 # What the kernel counts for an outside user alone, one sandbox can use up for the others (docs/adr/0014).
 SHARED_USER = (
-    "all sandboxes share the gateway's user outside: pipes, epoll watches and descriptors in flight count for all"
+    "all sandboxes share the gateway's user outside{why}: pipes, epoll watches and descriptors in flight count for all"
 )
+OWN_USERS = "each sandbox has a user of its own outside, of {ids}; files on the disk belong to the gateway's"
 
 NO_FILTER_WARNING = (
     "system calls are not filtered here (no seccomp in this kernel, or a machine that the filter does not know): "
@@ -58,6 +60,7 @@ class IsolationReport:
     disable_userns: bool = True
     syscalls: bytes | None = None  # the filter that bwrap loads
     namespace_limits: bool = False  # of namespace_limits.py
+    users: str = SHARED_USER.format(why="")  # for people
 
     @property
     def ok(self) -> bool:
@@ -76,8 +79,22 @@ class IsolationReport:
         limits = [f"limits: {name}: {by} ({defaults[name]})" for name, by in self.limits.items()]
         note = "limits: these are the defaults; a runtime's manifest can change them"
         return "\n".join(
-            [first, f"users: {SHARED_USER}", *limits, note, *(f"warning: {text}" for text in self.warnings)]
+            [first, f"users: {self.users}", *limits, note, *(f"warning: {text}" for text in self.warnings)]
         )
+
+    def with_own_users(self, ids: str) -> IsolationReport:
+        """The same where each sandbox has a user of `ids`: root's rights over files and limits are not theirs."""
+        limits = dict(self.limits)
+        if limits["processes"].startswith("not"):
+            limits["processes"] = "rlimit"
+        if limits["file watches"].startswith("not"):
+            limits["file watches"] = "own user (what the kernel grants to one)"
+        warnings = tuple(each for each in self.warnings if each != ROOT_WARNING)
+        return replace(self, users=OWN_USERS.format(ids=ids), limits=limits, warnings=warnings)
+
+    def with_shared_user(self, why: str) -> IsolationReport:
+        """The same with the reason why sandboxes share a user."""
+        return replace(self, users=SHARED_USER.format(why=f" ({why})"))
 
 
 def probe_isolation(isolation: Isolation, in_force: Mapping[str, str]) -> IsolationReport:
@@ -163,26 +180,43 @@ def explain(detail: str, program: Path | None, sysctl: Callable[[str], str | Non
     return f"sandboxes cannot be isolated on this machine: {cause}{shown}; {_SWITCH}"
 
 
+def run_in_sandbox(
+    program: Path,
+    config: bwrap.BwrapConfig,
+    command: Sequence[str],
+    *,
+    syscalls: bytes | None,
+    as_user: AsUser | None = None,
+) -> str | None:
+    """Run a command in a sandbox that ends with it. Blocks. Returns None when it worked, else its standard error."""
+    filters = () if syscalls is None else (anonymous_file("syscalls", syscalls),)
+    loaded = [word for each in filters for word in ("--seccomp", str(each))]
+    words, inherited = ((), ()) if as_user is None else (as_user.words, (as_user.namespace,))
+    try:
+        done = subprocess.run(
+            [*words, str(program), *loaded, *bwrap.arguments(config, command)],
+            env={},
+            capture_output=True,
+            timeout=_PROBE_TIMEOUT_S,
+            check=False,
+            pass_fds=(*filters, *inherited),
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    finally:
+        for each in filters:
+            os.close(each)
+    failure = done.stderr.decode(errors="replace").strip()
+    return None if done.returncode == 0 else failure or f"exit status {done.returncode}"
+
+
 def _run_true(program: Path, *, disable_userns: bool, syscalls: bytes | None = None) -> str | None:
     """Run `true` in a real sandbox. Returns None when it worked, else bwrap's standard error."""
     with tempfile.TemporaryDirectory(prefix="wakegate-probe-") as workspace:
         config = bwrap.BwrapConfig(
             bwrap.inspect_host(), {}, workspace, {"PATH": "/usr/bin:/bin"}, Limits(), disable_userns
         )
-        filters = () if syscalls is None else (anonymous_file("syscalls", syscalls),)
-        loaded = [word for each in filters for word in ("--seccomp", str(each))]
-        command = [str(program), *loaded, *bwrap.arguments(config, ["true"])]
-        try:
-            done = subprocess.run(
-                command, env={}, capture_output=True, timeout=_PROBE_TIMEOUT_S, check=False, pass_fds=filters
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return str(error)
-        finally:
-            for each in filters:
-                os.close(each)
-    failure = done.stderr.decode(errors="replace").strip()
-    return None if done.returncode == 0 else failure or f"exit status {done.returncode}"
+        return run_in_sandbox(program, config, ["true"], syscalls=syscalls)
 
 
 def _size(value: int) -> str:

@@ -17,6 +17,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gateway.provider.local.mount_stage import AsUser
+
 # An editor's or a bundler's watcher takes one instance, and a watch for each folder of its tree.
 INOTIFY_INSTANCES, INOTIFY_WATCHES = 16, 16_384
 LIMITS: Mapping[str, int] = {
@@ -37,17 +39,19 @@ def may_be_set(bwrap: Path) -> bool:
     return done.returncode == 0
 
 
-async def apply(bwrap: Path, pid: int) -> None:
-    """Set LIMITS in the user namespace of process `pid`. Raises OSError."""
+async def apply(bwrap: Path, pid: int, as_user: AsUser | None = None) -> None:
+    """Set LIMITS in the user namespace of process `pid`, with the rights of the user who made it. Raises OSError."""
     namespace = await _enterable(pid)
+    words, inherited = ((), ()) if as_user is None else (as_user.words, (as_user.namespace,))
     try:
         writer = await asyncio.create_subprocess_exec(
+            *words,
             *_command(bwrap, ["--userns", str(namespace)]),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env={},
-            pass_fds=(namespace,),
+            pass_fds=(namespace, *inherited),
         )
     finally:
         os.close(namespace)

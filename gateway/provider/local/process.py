@@ -22,6 +22,7 @@ from pathlib import Path
 
 from gateway.provider.local import process_tags
 from gateway.provider.local.descriptors import Descriptors, anonymous_file, kill, read_to_end, readable
+from gateway.provider.local.mount_stage import AsUser
 
 MAX_ERROR_BYTES = 4096  # of standard error, kept for error messages
 # At most 320 kB/s: code in the sandbox can write to its standard error as fast as it likes.
@@ -70,10 +71,12 @@ class Process:
         *,
         syscalls: bytes | None = None,
         inherited: Sequence[int] = (),
+        as_user: AsUser | None = None,
     ) -> Process:
         """Start bwrap. `arguments(listener_fd, lifeline_fd)` are its arguments, `--`, and picod's command line.
 
-        `syscalls` is the filter of seccomp.py; `inherited`: further descriptors that picod gets.
+        `syscalls` is the filter of seccomp.py; `inherited`: further descriptors that picod gets; None for `as_user` is
+        the gateway's own user.
         Raises StartFailedError, OSError.
         """
         with Descriptors() as fds:
@@ -88,13 +91,16 @@ class Process:
             handshake = ["--args", str(hidden), "--info-fd", str(info_write), "--block-fd", str(block)]
             filters = () if syscalls is None else (fds.add(anonymous_file("syscalls", syscalls)),)
             handshake += [word for each in filters for word in ("--seccomp", str(each))]
+            words, entered = ((), ()) if as_user is None else (as_user.words, (as_user.namespace,))
+            if as_user is not None:
+                os.fchown(errors_write, as_user.uid, as_user.uid)  # so that it can be opened as /dev/stderr
             popen = subprocess.Popen(  # noqa: ASYNC220 - vfork and exec, about a millisecond, and on this very thread
-                [str(bwrap), *handshake, *args[split:]],
+                [*words, str(bwrap), *handshake, *args[split:]],
                 stdin=subprocess.DEVNULL,
                 stdout=errors_write,
                 stderr=errors_write,
                 env={process_tags.VARIABLE: tag},
-                pass_fds=(listener.fileno(), lifeline, block, info_write, hidden, *filters, *inherited),
+                pass_fds=(listener.fileno(), lifeline, block, info_write, hidden, *filters, *inherited, *entered),
                 start_new_session=True,
             )
             fds.keep(held_lifeline, errors)

@@ -19,7 +19,15 @@ from gateway.core.clock import Clock
 from gateway.core.errors import SettingsError
 from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SandboxEvent, SandboxId, SessionId
 from gateway.core.usage import SandboxUsage
-from gateway.provider.local import consumption, disk_quota, disk_usage, interpreters, memory_watch, safe_delete
+from gateway.provider.local import (
+    consumption,
+    disk_quota,
+    disk_usage,
+    interpreters,
+    memory_watch,
+    safe_delete,
+    sandbox_users,
+)
 from gateway.provider.local.cgroups import CgroupTree
 from gateway.provider.local.disk_quota import DiskWatch
 from gateway.provider.local.egress import EgressDoor
@@ -28,6 +36,7 @@ from gateway.provider.local.pools import Pools
 from gateway.provider.local.registry import SandboxRegistry
 from gateway.provider.local.safe_delete import TrashCollector
 from gateway.provider.local.sandbox import LocalSandbox, SandboxFactory
+from gateway.provider.local.sandbox_users import SandboxUsers
 from gateway.provider.local.startup_cleanup import end_orphans
 from gateway.provider.local.state_dir import StateDir
 from gateway.provider.local.workspaces import Workspaces
@@ -55,10 +64,12 @@ class LocalProvider:
         code_context: str = "lazy",
         disk_reserve: int = 0,
         door: EgressDoor | None = None,
+        sandbox_uids: str = sandbox_users.AUTO,
     ) -> None:
         """`keys_dir` holds jwks.json; `sandbox_python` is the folder of the environment for user code.
 
         `start_timeout` in seconds; `disk_reserve` in bytes, see disk_quota.py. `door`: who serves sandboxes' egress.
+        `sandbox_uids`: users of sandboxes outside, a range of ids, `auto` or `shared`.
         """
         self._door = door
         self._path, self._keys_dir, self._clock = state_dir, keys_dir, clock
@@ -66,6 +77,8 @@ class LocalProvider:
         self._sandbox_python = sandbox_python
         self._start_timeout = start_timeout
         self._code_context = code_context
+        self._sandbox_uids = sandbox_uids
+        self._users: SandboxUsers | None = None
         self._disk = DiskWatch(state_dir, disk_reserve)
         self._tasks = Tasks()
         self._trash = TrashCollector()
@@ -97,6 +110,7 @@ class LocalProvider:
             self.report = await asyncio.to_thread(probe_isolation, self._isolation, self._groups.in_force)
             if not self.report.ok:
                 raise SettingsError([self.report.error])
+            self._users = await asyncio.to_thread(self._open_users, state_dir)
             self._disk.reader = disk_usage.reader(self.report.bwrap, uid=os.geteuid())
         except BaseException:
             state_dir.close()
@@ -112,6 +126,7 @@ class LocalProvider:
             self._start_timeout,
             self._code_context,
             self._door,
+            self._users,
         )
         self._registry.open(factory)
         self._workspaces.open(state_dir)
@@ -122,6 +137,25 @@ class LocalProvider:
             self._tasks.spawn(memory_watch.enforce(self._registry, self._clock))
         self._trash.request()
         self._pools.open()
+
+    def _open_users(self, state_dir: StateDir) -> SandboxUsers | None:
+        """Users for sandboxes where the setting and this machine allow them; the report says which. Blocks.
+
+        Raises SettingsError when a range was named and cannot be used.
+        """
+        if self._isolation == "process" or self._sandbox_uids == sandbox_users.SHARED:
+            return None
+        try:
+            users = sandbox_users.open_users(
+                self._sandbox_uids, self.report, state_dir.trash, self._keys_dir.resolve(), state_dir.owner
+            )
+        except (OSError, ValueError) as error:
+            if self._sandbox_uids != sandbox_users.AUTO:
+                raise SettingsError([f"--sandbox-uids {self._sandbox_uids}: {error}"]) from None
+            self.report = self.report.with_shared_user(str(error))
+            return None
+        self.report = self.report.with_own_users(str(users.range))
+        return users
 
     async def aclose(self) -> None:
         """End every sandbox and release the state directory. Waiting claims are refused."""
@@ -138,6 +172,8 @@ class LocalProvider:
         assert self._groups is not None
         await asyncio.to_thread(safe_delete.empty_trash, self._state_dir.trash)
         self._groups.close()
+        if self._users is not None:
+            await asyncio.to_thread(self._users.close)
         self._state_dir.close()
 
     # SandboxProvider.
