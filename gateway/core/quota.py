@@ -2,7 +2,7 @@
 
 The ledger has an entry per session with what that holds: reserving twice or releasing twice changes nothing, and what a
 gateway that died has reserved can be found and released. gateway/sessions/quotas.py decides what to reserve and when;
-docs/adr/0017-quotas.md says why it is counted in the store.
+docs/adr/0016-quotas.md says why it is counted in the store.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 One buffer serves every connection of the process: what was read is sent in the same step, and what the other side does
 not take is copied and waits, while nothing more is read. So a connection holds at most CHUNK_BYTES here, and an idle
-one holds nothing. Measured against alternatives: docs/adr/0018-egress.md.
+one holds nothing. Measured against alternatives: docs/adr/0017-egress.md.
 """
 
 from __future__ import annotations
