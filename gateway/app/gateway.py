@@ -113,10 +113,12 @@ class Gateway:
         self.audit = make_audit_log(settings, clock)
         self.access = access_policy(settings)
         self.observer = make_observer(settings, self.tracing, self.audit, clock, self.access)
+        # The order matters from here on: each part is made of those above it, and no field is None for a while.
         self.store = metered(store, self.counters.store)
         self.tenants = TenantDirectory(self.store.documents, read_tenants_file(settings.tenants))
         self.provider = provider
         self.tokens = TokenIssuer(keys, clock)
+        # Created only if none is passed in: tests and the simulator bring their own, behind the same Protocol.
         executor = executor or PicodExecutor(self.catalog, self.tokens, connect_timeout=settings.connect_timeout)
         keeper = keeper or make_keeper(settings, provider, executor, clock)
         self.keeper = metered(keeper, self.counters.keeper, self._kept, KEEPER_LABELS)
@@ -281,6 +283,7 @@ class Gateway:
         if self.audit is not None:
             sessions.records.on_life_event(self._record_life)
         sessions.admission.on_waiting(self.autoscaler.waiting)
+        # Listeners and not references: sessions are a layer below the autoscaler and know nothing of it.
         sessions.admission.on_claim(self.autoscaler.claimed)
         sessions.admission.on_claim(self.counters.claimed)
 
@@ -309,7 +312,7 @@ class Gateway:
 
     def drain(self) -> None:
         """Reject requests that need a new sandbox; requests in flight continue."""
-        if not self.activator.leaving:
+        if not self.activator.leaving:  # a second signal ends the notice early
             self.leave()
         self.activator.draining = True
 
@@ -346,6 +349,7 @@ class Gateway:
 
     def _kept(self, verb: str, answer: object) -> None:
         """Observe the size of a snapshot after `keep` or `checkpoint`; the reference contains it."""
+        # References of parked workspaces have no "#": nothing was copied, so there is no size to observe.
         if verb in ("keep", "checkpoint") and isinstance(answer, str) and "#" in answer:
             self.counters.snapshot_bytes[verb].observe(SnapshotRef(answer).size)
 

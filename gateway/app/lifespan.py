@@ -49,6 +49,7 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
             stack.push_async_callback(gateway.audit.aclose)
             stack.callback(gateway.record_event, "gateway.end")
             gateway.record_event("gateway.start", version=__version__)
+        # The store before everything that reads it, and closed after all of that: the stack unwinds in reverse.
         await gateway.store.start()
         stack.push_async_callback(gateway.store.aclose)
         for warning in await gateway.store.warnings():
@@ -61,6 +62,7 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
         await gateway.provider.start()
         stack.push_async_callback(gateway.provider.aclose)
         await gateway.provider.apply(gateway.catalog.all())
+        # It runs once all sessions are hibernated, and while the engine can still be asked what they used.
         stack.push_async_callback(partial(_last_usage, gateway))
         for runtime in gateway.catalog.all():
             gateway.counters.of(runtime.key)  # so that failures before its first success count for this runtime
@@ -75,6 +77,7 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
             every(membership.heartbeat_interval, partial(_announce, gateway)), name="announcements"
         )
         stack.push_async_callback(cancel, announcements)
+        # Before the first request: records name the sandboxes of a process that is dead.
         await sessions.recovery.recover_all()
         stack.push_async_callback(sessions.hibernator.hibernate_all)
         stack.push_async_callback(sessions.lifecycle.aclose)
@@ -85,6 +88,7 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
         stack.push_async_callback(partial(_last_flush, gateway))
         stack.push_async_callback(sessions.sweeper.aclose)
         stack.push_async_callback(gateway.surfaces.aclose)
+        # Last in, so they are cancelled first: none of them acts on parts that are closing.
         for name, loop in _loops(gateway):
             stack.push_async_callback(cancel, asyncio.create_task(loop, name=name))
         yield
@@ -189,6 +193,7 @@ async def _forget_quiet(gateway: Gateway) -> None:
 
 async def _announce(gateway: Gateway) -> None:
     membership = gateway.sessions.membership
+    # Too late once (a pause, an overloaded machine): others may have taken sessions over, whose sandboxes end here.
     if membership.me and not await membership.announce():
         await gateway.sessions.recovery.release_taken_over()
 

@@ -24,6 +24,7 @@ def claims_at_once(settings: Settings) -> int:
 
     A cluster starts more. Fewer than 256 there, and pods of one broken image would keep those of others waiting.
     """
+    # Four per core, as the local engine's StartLimiter grants to claims: further ones would only queue there.
     return 4 * (os.cpu_count() or 1) if settings.engine == "local" else 256
 
 

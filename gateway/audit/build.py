@@ -23,6 +23,7 @@ def make_audit_log(settings: Settings, clock: Clock) -> AuditLog | None:
         sink = AuditStream(sys.stdout.fileno(), key, clock)
     else:
         path = Path(settings.audit_log).expanduser().absolute()
+        # Beside the key and not beside the file: whoever can shorten the trail must not be able to take this back too.
         head_copy = key_folder(settings.state_dir) / f"{path.name}.head"
         sink = AuditFile(path, key, clock, head_copy, max_bytes=settings.audit_max_bytes, keep=settings.audit_keep)
     return AuditLog(

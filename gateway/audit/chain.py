@@ -63,6 +63,7 @@ def sign(position: Position, fields: dict[str, Any], key: Ed25519PrivateKey) -> 
 
 def is_signed(line: bytes, key: Ed25519PublicKey) -> bool:
     """Whether a head's signature is right. Every byte of the line counts: none of it can be written in two ways."""
+    # `,"sig":"` and `"}` are ten bytes, the hex digits 128.
     body, found = line[:-138], _SIGNATURE.fullmatch(line[-138:])
     if found is None:
         return False

@@ -113,6 +113,7 @@ class AuditFile:
         line = sign(self._position, {"time": self._now(), "chain": self._chain}, self._key)
         self._put([line])
         self.unsigned = 0
+        # After the line is on the disk: a copy of a head that the file does not have would look like a cut trail.
         fresh = self._head_copy.with_suffix(".new")
         fresh.write_bytes(line + b"\n")
         os.replace(fresh, self._head_copy)
@@ -239,7 +240,7 @@ class AuditFile:
         self.open()
 
     def _rotate(self) -> None:
-        self.sign_head()
+        self.sign_head()  # each full file ends with a head, so it can be checked, and taken away, by itself
         full = self.path.with_name(f"{self.path.name}.{self._chain[:8]}-{self._first_seq:012d}")
         try:
             os.rename(self.path, full)
@@ -277,7 +278,7 @@ class AuditFile:
         data = first + b"".join(line + b"\n" for line in lines)
         try:
             _write_all(self._fd, data)
-            os.fdatasync(self._fd)
+            os.fdatasync(self._fd)  # and not fsync: the size is written too, the file's times need not be
         except OSError:
             self._close()  # what is in the file now is found out when it is opened again
             raise

@@ -55,7 +55,7 @@ def _create(folder: Path, path: Path) -> None:
     finally:
         os.close(descriptor)
     try:
-        os.link(fresh, path)
+        os.link(fresh, path)  # and not rename, which would replace the key of a gateway that was faster
     finally:
         fresh.unlink()
 

@@ -131,7 +131,7 @@ class AuditLog:
         while batch or self._queue or not self._ending.is_set():
             if not batch:
                 self._wake.wait(_LOOK_S)
-                self._ending.wait(LINGER_S)
+                self._ending.wait(LINGER_S)  # and not sleep: the end of the gateway need not wait
                 batch = self._take()
             if self.problem and not batch:
                 batch = [self._gap_entry(0)]  # tries whether it works again, and then says that it did not

@@ -43,7 +43,7 @@ class AuditStream:
 
     def sign_head(self) -> None:
         """Vouch for all lines until now, unless nothing was written since the latest head."""
-        if self.unsigned and not self._rest:
+        if self.unsigned and not self._rest:  # half a line is out: a head in between would be inside of it
             fields = {"time": timestamp(self._clock.now()), "chain": self._chain}
             self._add(sign(self._position, fields, self._key))
             self.unsigned = 0

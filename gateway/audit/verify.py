@@ -85,6 +85,7 @@ def verify(files: Sequence[Path], public_key: Ed25519PublicKey | None, heads: It
     anchors = {str(fields.get("chain")): (fields["seq"], line) for line in heads if (fields := decode(line))}
     reports = []
     for chain, members in groups.items():
+        # By the number of their first lines: names and times of files can be changed without a trace.
         ordered = [file for _, file in sorted(members)]
         report = Report(chain=chain, files=ordered)
         reports.append(report)
@@ -161,6 +162,7 @@ class _Checker:
         if fields is None:
             return "was changed: it is no line of an audit trail"
         due = self._position
+        # In this order, so that the message names the cause: a gap also breaks `prev`.
         if fields["seq"] > due.seq:
             return f"lines {due.seq} to {fields['seq'] - 1} of the chain were removed before it"
         if fields["seq"] < due.seq:

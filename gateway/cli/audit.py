@@ -40,6 +40,7 @@ def verify_files(arguments: argparse.Namespace, state_dir: Path) -> tuple[Sequen
     except OSError as error:
         raise SettingsError([f"{error.filename}: cannot be read: {error.strerror}"]) from error
     lines = [line for report in reports for line in _describe(report, key)]
+    # The worst of several chains: a script that looks at the status alone must not miss it.
     if any(report.problem for report in reports):
         return lines, TAMPERED
     return lines, UNSIGNED if any(report.unsigned for report in reports) else OK

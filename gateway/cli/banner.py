@@ -51,7 +51,7 @@ def banner(url: str, settings: Settings, runtimes: Sequence[str], engine: Sequen
     facts.append(("state", str(settings.state_dir)))
     if settings.workers > 1:
         facts.append(("workers", f"{settings.workers} processes share this port"))
-    before = ["", *(word for word, _ in facts)]
+    before = ["", *(word for word, _ in facts)]  # each line's word is left out if the line above has the same
     table = [f"  {'' if word == last else word:<10} {text}" for (word, text), last in zip(facts, before, strict=False)]
     return "\n".join([f"Wakegate {__version__} listens on {url}", *table, "Try it:", *lines])
 

@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logs.configure(settings.log_level, "json" if settings.log_format == "json" else "console")
         if arguments.command == "audit":
             return _audit(arguments, settings)
+        # For each command: the doctor must report what `serve` would refuse.
         if settings.workers > 1:
             supervisor.check(settings)
         match arguments.command:
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OUTPUT_CLOSED
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        if error.errno not in _DISK_ERRORS:  # a bug deserves its traceback, a full disk does not
             raise
         where = error.filename or "the state directory"
         print(
@@ -137,7 +138,7 @@ async def _serve(settings: Settings) -> int:
     from gateway.serving.server import serving
 
     gateway = await build(settings)
-    await _check_start(settings)
+    await _check_start(settings)  # after `build`, whose errors name the setting; before anything listens
     async with serving(gateway) as (url, ended):
         print(banner_of(gateway, url, settings), flush=True)
         await ended

@@ -70,8 +70,9 @@ def add_flags(parser: argparse.ArgumentParser, only: Collection[str] | None = No
 def _add(group: argparse._ArgumentGroup, setting: Field[Any]) -> None:
     meta = setting.metadata
     flag = "--" + setting.name.replace("_", "-")
-    text = (meta["help"] + _default_text(setting)).replace("%", "%%")
+    text = (meta["help"] + _default_text(setting)).replace("%", "%%")  # argparse formats help with %
     if meta["kind"] == "flag":
+        # Not store_true: an absent flag must stay None, so that the variable or the file can set it.
         group.add_argument(flag, action="store_const", const="true", help=text)
     elif meta["kind"] == "paths":
         group.add_argument(flag, action="append", metavar=meta["metavar"], help=text)

@@ -49,6 +49,7 @@ async def run(settings: Settings, arguments: argparse.Namespace) -> int:
 @asynccontextmanager
 async def _directory(settings: Settings) -> AsyncIterator[KeyDirectory]:
     clock = SystemClock()
+    # The store itself and not a gateway's API: the first key has to be made before anybody can ask for one.
     make_state_dir(settings.state_dir)
     store = store_of(settings, clock)
     await store.start()

@@ -115,11 +115,13 @@ def _add_keys(commands: argparse._SubParsersAction[Parser]) -> Parser:
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Parse the command line. For an unknown flag or command, exit with status 2 and a suggestion."""
     parser, commands = make_parser(words)
+    # argparse would list the commands as an "invalid choice", without a suggestion.
     named = next((word for word in words if not word.startswith("-")), None)
     if named is not None and named not in commands:
         close = difflib.get_close_matches(named, commands, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         parser.error(f"unknown command {named}{hint} The commands are {', '.join(commands)}")
+    # parse_known_args, as parse_args reports unknown flags for the top parser, which does not know the command's.
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
         command = commands[arguments.command]

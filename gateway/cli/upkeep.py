@@ -51,6 +51,7 @@ def uninstall(settings: Settings, *, confirmed: bool) -> list[str]:
     state = settings.state_dir
     if not state.exists():
         return [f"{state} does not exist; nothing to delete"]
+    # `--state-dir ~` must not delete a home folder.
     if not (state / "owner").exists():
         raise SettingsError(
             [f"{state} is not a gateway's state directory: it has no file `owner`; nothing was deleted"]
@@ -59,6 +60,7 @@ def uninstall(settings: Settings, *, confirmed: bool) -> list[str]:
     what = f"{state} ({readable_size(_size_of(state))}: sessions, records, keys)"
     if not confirmed:
         return [f"would delete {what}", "add --yes to do it"]
+    # Workspaces may be nested deeper than rmtree can recurse; what is left then is ours, and flat.
     delete_children(str(state))
     shutil.rmtree(state)
     report = [f"deleted {what}"]

@@ -63,6 +63,7 @@ def check_proxies(settings: Settings) -> Iterator[Finding]:
         return
     if proxies is None:
         return
+    # Tried with addresses and not read from the text: 0.0.0.0/1,128.0.0.0/1 trusts everybody as well.
     if any(proxies.trust(address) for address in _STRANGERS):
         fix = "name the proxies' own networks in --trusted-proxies, e.g. 10.0.0.0/8"
         yield Finding("proxies", "anybody's X-Forwarded-For is believed", fix, fatal=False)
@@ -109,6 +110,7 @@ def check_clock(issuer: str, date: str, now: float) -> Finding:
         difference = now - parsedate_to_datetime(date).timestamp()
     except ValueError:
         return Finding("clock", f"{issuer} does not say what time it is")
+    # A second too much, from the Date's rounding and the way, does not matter at a tolerance of 30.
     if abs(difference) > SKEW_S:
         side = "ahead of" if difference > 0 else "behind"
         fix = "set this machine's clock (chronyd, systemd-timesyncd); its tokens would be early or expired"

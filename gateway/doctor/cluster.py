@@ -80,6 +80,7 @@ async def check_rights(api: Any, namespace: str, *, own: bool) -> Finding:
             attributes = {"namespace": namespace, "verb": verb, "group": right.group, "resource": resource}
             attributes |= {"subresource": sub} if sub else {}
             attributes |= {"name": right.name} if right.name else {}
+            # Asked of the server and not read from roles: groups, webhooks and aggregated roles count too.
             body = {
                 "apiVersion": "authorization.k8s.io/v1",
                 "kind": "SelfSubjectAccessReview",
@@ -130,7 +131,7 @@ async def check_runtimes(api: Any, namespace: str, kind: Kind) -> AsyncIterator[
     try:
         items = (await api.get(names.runtimes(kind, namespace)))["items"]
     except KubeError as error:
-        if error.http_status == 404:
+        if error.http_status == 404:  # the kind, not an object: a list of nothing is 200
             yield Finding(what, "the cluster does not know the kind", "kubectl apply -k manifests/base/crds")
         else:
             yield Finding(what, str(error), "see the rights above")
@@ -160,6 +161,7 @@ async def check_policy(api: Any, namespace: str) -> Finding:
             fix = f"sandboxes reach everything; kubectl apply -k manifests/sandboxes with `namespace: {namespace}`"
             return Finding(what, f"{SANDBOX_POLICY} is not there", fix, fatal=False)
         return Finding(what, str(error), "see the rights above", fatal=False)
+    # Without Egress among the types nothing is restricted, whatever `egress` lists.
     types = set(policy["spec"].get("policyTypes") or [])
     if types != {"Ingress", "Egress"} or policy["spec"].get("egress"):
         fix = "its policyTypes should be Ingress and Egress, and it should allow no egress"

@@ -36,7 +36,7 @@ FONTS = {"CJK": ("cjk", "fonts-noto-cjk"), "emoji": ("emoji", "fonts-noto-color-
 def check_port(settings: Settings) -> Finding:
     """Check that the gateway can listen on its host and port."""
     try:
-        listen(settings.host, settings.port).close()
+        listen(settings.host, settings.port).close()  # as `serve` does it, so that it fails for the same reasons
     except SettingsError as error:
         return Finding("port", str(error), "end what listens there, or choose another with --port (WAKEGATE_PORT)")
     return Finding("port", f"{settings.host} port {settings.port or '(a free one)'} is free")
@@ -83,6 +83,7 @@ async def check_sandboxes(settings: Settings, runtimes: Sequence[Runtime]) -> As
 
 async def _start_one(provider: LocalProvider, runtime: Runtime) -> Finding:
     await provider.apply([runtime])
+    # Without a warm pool, so that it is a cold start: the one that every session pays when the pool is empty.
     began = time.perf_counter()
     try:
         sandbox = await provider.claim(runtime.key, SessionId("doctor"))
@@ -113,7 +114,7 @@ async def check_interpreter(settings: Settings) -> AsyncIterator[Finding]:
     try:
         done = await asyncio.to_thread(
             subprocess.run,
-            [program, "-c", _PROBE, "ipykernel", *preload],
+            [program, "-c", _PROBE, "ipykernel", *preload],  # found, not imported: pandas alone takes half a second
             capture_output=True,
             text=True,
             timeout=INTERPRETER_TIMEOUT_S,

@@ -27,7 +27,7 @@ async def check_store(settings: Settings) -> Finding:
         began = time.perf_counter()
         await store.start()
         try:
-            await store.ping()
+            await store.ping()  # a write: a replica, or a server that is full, answers reads
             warnings = await store.warnings()
         finally:
             await store.aclose()
@@ -68,6 +68,7 @@ async def check_snapshots(settings: Settings) -> Finding:
         keys = SnapshotKeys.read(settings.snapshot_key_file) if settings.snapshot_key_file != Path() else None
         store = make_snapshot_store(url, keys=keys)
         reference = await store.put(SessionId("doctor"), _probe())
+        # Written, read and deleted: rights to each are granted apart in object stores.
         read = b"".join([piece async for piece in store.get(reference)])
         await store.delete(reference.key)
     except (WakegateError, OSError) as error:

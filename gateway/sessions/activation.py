@@ -93,6 +93,7 @@ class SessionOpener:
         an opening that holds the session: a workspace that is being moved must arrive.
         Raises: SessionNotFoundError, ElsewhereError, OwnerAwayError, DrainingError, and what Lifecycle.create raises.
         """
+        # First, as it moves deadlines: after the machine slept, sessions would otherwise be found expired.
         await self._durations.catch_up()
         await self._ownership.settle(session_id, unreachable)
         if self._closed:
@@ -111,6 +112,7 @@ class SessionOpener:
     async def _open(self, session_id: SessionId, unreachable: SandboxId | None) -> Opened:
         if self._records.shared and (opened := await self._open_live(session_id, unreachable)) is not None:
             return opened
+        # Before waiting for the session: the copy holds it, and only its end lets this request go on.
         self._cancel_copy(session_id)
         async with self._ownership.holding(session_id, unreachable) as session:
             here = self._ownership.is_mine(session)
@@ -164,6 +166,7 @@ class SessionOpener:
                 "session %s lost its sandbox (%s); restored: %s", session.id, session.reason or "unknown", restored
             )
             session = replace(session, restored=restored)  # written by the next transition
+        # Bound before the record is written: between the two, a sandbox that ends must be found to be this session's.
         self._bindings.add(sandbox.id, session, _start_of(session, sandbox))
         try:
             if session.snapshot is not None:
@@ -201,6 +204,7 @@ class SessionOpener:
                 runtime, session.id, tenant=session.tenant, bound=len(self._bindings)
             )
             if took > RESERVATION_S / 2:
+                # The first reservation lapses 120 s after it was made: after a claim of 60 s or more it is made anew.
                 try:
                     await self._quotas.reserve_sandbox(session.tenant, session.id, runtime, session)
                 except BaseException:

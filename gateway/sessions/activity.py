@@ -49,7 +49,7 @@ class Activity:
         finally:
             self._arriving[session_id] -= 1
             if not self._arriving[session_id]:
-                del self._arriving[session_id]
+                del self._arriving[session_id]  # `busy` looks for the key, and ids must not pile up
 
     def of(self, session_id: SessionId, now: float) -> SessionActivity:
         """The session's entry, created if absent."""
@@ -82,6 +82,7 @@ class Activity:
         for session_id, entry in self._sessions.items():
             if entry.in_flight:
                 entry.last = now
+            # Only what is new: 10,000 quiet sessions cost the store nothing.
             if entry.last > entry.written:
                 seen[session_id] = entry.written = entry.last
         return seen

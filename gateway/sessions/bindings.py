@@ -43,7 +43,7 @@ class Bindings:
 
     def add(self, sandbox_id: SandboxId, session: Session, start: StartKind | None = None) -> None:
         """Record that the session has this sandbox. `start`: it was claimed for the session just now, in this way."""
-        if sandbox_id in self._sessions:
+        if sandbox_id in self._sessions:  # found again by a later open: it counts once
             return
         self._sessions[sandbox_id] = session.id
         self._tenants[sandbox_id] = session.tenant

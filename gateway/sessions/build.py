@@ -139,6 +139,7 @@ def make_sessions(
     quotas = Quotas(store.quotas, tenants, catalog, clock)
     outside = _Outside(store, provider, keeper, executor, catalog, tenants, quotas, clock)
     records = Records(store, holder, quotas, shared=shared, cached=cached_store)
+    # Each group is made of those before it, so nothing has to be set afterwards and no part sees a half-made other.
     base = _make_base(outside, records, settings, me)
     operations = _make_operations(outside, base)
     audit = QuotaAudit(store.quotas, tenants, records, catalog, clock)

@@ -62,6 +62,7 @@ class FairQueue:
 
     def _grant(self) -> None:
         while self._waiting and not self.is_full:
+            # Linear in the tenants that wait, not in the claims: of each only the oldest can be next.
             tenant = min(self._waiting, key=self._rank)
             _, turn = self._waiting[tenant][0]
             self._forget(tenant, turn)

@@ -104,6 +104,7 @@ class Hibernator:
         if not tasks:
             return
         done, late = await asyncio.wait(tasks, timeout=timeout)
+        # Cancelled before they are parked: a copy that goes on would hold the session that is to be parked.
         for task in late:
             task.cancel()
         if late:
@@ -219,6 +220,7 @@ class Hibernator:
                 await self._transitions.delete_snapshot(reference)
                 return False
             raise
+        # Last: until the record said `hibernated`, it named this sandbox.
         self._bindings.remove(sandbox.id)
         await self._provider.release(sandbox.id)
         logger.info("session %s hibernated", session.id)

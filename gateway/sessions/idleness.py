@@ -51,6 +51,7 @@ class IdleTracker:
 
     async def flush(self) -> None:
         """Write buffered activity to the store in one batch. After a failure it is written by the next call."""
+        # Taken before the write: what happens during it is newer, and belongs to the next one.
         seen = self._activity.take_unwritten(self._clock.now())
         if not seen:
             return

@@ -137,7 +137,7 @@ class Lifecycle:
         except BaseException:
             await self._quotas.release(tenant, session_id)
             raise
-        if took > RESERVATION_S / 2:
+        if took > RESERVATION_S / 2:  # the first reservation lapses after RESERVATION_S
             try:
                 await self._quotas.reserve_sandbox(tenant, session_id, runtime)
             except BaseException:
@@ -350,4 +350,4 @@ def _require_narrower(runtime: Runtime, egress: Sequence[Entry]) -> None:
 
 
 def _new_id() -> SessionId:
-    return SessionId(str(uuid.uuid4()))
+    return SessionId(str(uuid.uuid4()))  # 122 random bits: nobody can guess one

@@ -86,7 +86,7 @@ class Membership:
         This is a second lease. Writing it into the holder of the first would mean to release that lease and acquire it
         again, and in between this gateway would look dead.
         """
-        self._leaving = True
+        self._leaving = True  # so that each later `announce` renews both
         await self.announce()
 
     async def leave(self) -> None:

@@ -76,6 +76,7 @@ class OrphanCollector:
         for sandbox in await self._provider.list():
             if sandbox.session_id is None or self._is_starting(sandbox):
                 continue
+            # From the cache: it may be 2 s old, and two passes must agree before anything is deleted.
             session = await self._read(sandbox.session_id)
             if session is None:
                 missing[sandbox.id] = sandbox

@@ -60,6 +60,7 @@ class Ownership:
         if session is None or session.state is SessionState.TERMINATED:
             ended = f": it ended ({session.reason})" if session is not None and session.reason else ""
             raise SessionNotFoundError(f'sessions.agentcube.volcano.sh "{session_id}" not found{ended}')
+        # Although its record is still there: the sweep that ends it may be 5 s away.
         if self._idleness.is_expired(session):
             raise SessionNotFoundError(
                 f'sessions.agentcube.volcano.sh "{session_id}" not found: it reached its maximum duration'

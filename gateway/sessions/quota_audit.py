@@ -19,7 +19,7 @@ from gateway.sessions.restorability import all_sessions
 
 logger = logging.getLogger(__name__)
 
-AUDIT_INTERVAL_S = 30.0
+AUDIT_INTERVAL_S = 30.0  # for how long a wrong entry may refuse what would fit
 
 
 class QuotaAudit:

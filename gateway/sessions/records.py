@@ -101,6 +101,7 @@ class Records:
 
         Raises StaleWriteError, FencedOutError.
         """
+        # Through the cache, so that the next cached read of this gateway sees it.
         written = await self._cached.put(session, lease=self._leases.get(session.id))
         self._remember(written)
         await self._quotas.settled(written)
@@ -122,6 +123,7 @@ class Records:
         if not await self._is_here(remembered):
             self._remembered.pop(session_id, None)
             return None
+        # Version 0: written only if there is still none. A record that came meanwhile wins.
         try:
             written = await self.put(replace(remembered, version=0))
         except StaleWriteError:

@@ -154,6 +154,7 @@ class Transitions:
         and the sandbox must not be released: the record still names it, and a part of the workspace may be in it.
         """
         assert session.snapshot is not None
+        # Before the workspace moves: a gateway that finds this after a crash knows where both halves of it may be.
         session = await self._records.put(replace(session, state=SessionState.WAKING, sandbox=sandbox, owner=self._me))
         try:
             remains = await self._keeper.restore(session.snapshot or "", sandbox.id, session.id)

@@ -123,7 +123,7 @@ class Meter:
     def _count(self, held: _Held, now: Moment, idle_since: float | None) -> None:
         passed, held.counted = now.monotonic - held.counted, now.monotonic
         if not 0 < passed <= self._longest_gap:
-            return
+            return  # not even the part up to the limit: another gateway may have begun to count right away
         held.unmeasured += passed
         self.span(held.account, Quantity.SANDBOX_SECONDS, passed, now.wall)
         if idle_since is not None:
@@ -155,6 +155,7 @@ class Meter:
             return
         passed, held.unmeasured = held.unmeasured, 0.0
         held.memory = held.memory if memory_bytes is None else memory_bytes
+        # The difference to what was counted, as engines report totals: a measurement that is missed loses nothing.
         if cpu_s is not None and cpu_s > held.cpu_s:
             self.span(held.account, Quantity.CPU_SECONDS, cpu_s - held.cpu_s, now.wall, over=passed)
             held.cpu_s = cpu_s

@@ -36,6 +36,7 @@ class Rates:
 
     def sandbox(self, size: Size, seconds: float) -> float:
         """What a sandbox of this size costs for that long."""
+        # e.g. 2 cores at 0.04 and 4 GiB at 0.005 for half an hour: (0.08 + 0.02) / 2 = 0.05.
         per_hour = size.cpus * self.vcpu_hour + size.memory / GIB * self.gib_hour + size.gpus * self.gpu_hour
         return per_hour * seconds / _HOUR_S
 
