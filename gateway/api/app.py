@@ -40,6 +40,7 @@ from gateway.api.unknown import shape_of, unknown_answer
 from gateway.api.usage import UsageAPI
 from gateway.audit.log import AuditLog
 from gateway.core.clock import Clock
+from gateway.core.identity import Identity
 from gateway.core.interfaces import RuntimeCatalog, SandboxCaller, SandboxProvider, SessionStore
 from gateway.core.model import SessionId
 from gateway.core.settings import Settings
@@ -195,8 +196,10 @@ def make_control_app(
             if message["type"] == "http.response.start":
                 status = message["status"]
                 restored = _restored_of(scope, message["headers"])
-                if (request_id := scope.get("state", {}).get("request_id")) is not None:
+                state = scope.get("state", {})
+                if (request_id := state.get("request_id")) is not None:
                     message["headers"].append((b"x-request-id", request_id))
+                message["headers"].extend(_limits_of(state, message["headers"]))
             await send(message)
             if restored is not None and message["type"] == "http.response.body" and not message.get("more_body", False):
                 # A client that left before the last byte has not read the report of a loss, so its next answer must
@@ -221,6 +224,17 @@ def make_control_app(
                 counters.control[method, route, status_label(status)] += 1
 
     return control
+
+
+def _limits_of(state: Mapping[str, Any], headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """RateLimit-* of an answer that does not have them: of the tenant's quota for a create, else of its rate."""
+    fields: Mapping[str, str] = state.get("quota_fields") or {}
+    identity: Identity | None = state.get("identity")
+    if not fields and identity is not None and identity.budget is not None:
+        fields = identity.budget.fields()
+    if not fields or any(name == b"ratelimit-limit" for name, _ in headers):
+        return []
+    return [(name.encode(), value.encode()) for name, value in fields.items()]
 
 
 def _restored_of(scope: Any, headers: Sequence[tuple[bytes, bytes]]) -> tuple[SessionId, str] | None:

@@ -100,6 +100,7 @@ async def create_session(
             raise ClientLeftError("the client left while its session was created")
         opened = creating.result()
         request.state.created = opened.session
+        request.state.quota_fields = await lifecycle.quota_fields()
         return opened
     finally:
         for task in (creating, leaving):

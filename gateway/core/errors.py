@@ -201,11 +201,16 @@ class LimitError(WakegateError):
         """As in WakegateError. Nothing remains, or there would be no error."""
         if self.retry_after is None or isinstance(self.value, str):
             return {}
-        return {
-            "ratelimit-limit": f"{self.value:g}",
-            "ratelimit-remaining": "0",
-            "ratelimit-reset": str(self.retry_after_seconds),
-        }
+        return rate_limit_fields(self.value, 0, self.retry_after)
+
+
+def rate_limit_fields(limit: float, remaining: float, reset: float) -> dict[str, str]:
+    """The fields of draft-ietf-httpapi-ratelimit-headers-03. `reset`: seconds until more is there, at least one."""
+    return {
+        "ratelimit-limit": f"{limit:g}",
+        "ratelimit-remaining": f"{max(0.0, remaining):g}",
+        "ratelimit-reset": str(max(1, math.ceil(reset))),
+    }
 
 
 class QuotaExceededError(LimitError):

@@ -83,6 +83,10 @@ class RequestBudget(Protocol):
         """The error of a request when less than one is left."""
         ...
 
+    def fields(self) -> dict[str, str]:
+        """RateLimit-* of an answer: the limit, what is left of it here, and when all of it is there again."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:

@@ -110,6 +110,9 @@ def next_token(ready_at: float, now: float, interval: float, burst: int) -> tupl
 
     Example: interval 10 s, burst 2, empty at 100: full again at 120. At 105 the bucket holds half a token: wait 5 s.
     """
+    # No bucket is empty for longer than that: the clock was set back since, perhaps by a year.
+    if ready_at > now + interval * burst + 1e-6:
+        ready_at = now
     full_at = max(ready_at, now) + interval
     wait = full_at - now - interval * burst
     return (ready_at, wait) if wait > 1e-9 else (full_at, 0.0)

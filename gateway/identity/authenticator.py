@@ -71,8 +71,7 @@ class Authenticator:
         self._verifier = verifier
         self._tenants = tenants
         self._known: OrderedDict[bytes, Identity] = OrderedDict()  # by credential, as it was sent
-        self._forget_at = 0.0
-        self._look_again_at = 0.0
+        self._forget_at = self._look_again_at = float("-inf")  # of the monotonic clock
 
     def __repr__(self) -> str:
         return f"<Authenticator {len(self._known)} credentials known>"
@@ -124,10 +123,10 @@ class Authenticator:
         except StoreUnavailableError as error:
             # Known keys go on working: an outage of the store must not lock everybody out of live sessions.
             logger.debug("API keys could not be read again, the known ones stay: %s", error)
-        now = self._clock.now()
-        if now >= self._forget_at:
-            self._forget_at = now + _REMEMBERED_S
+        if self._clock.monotonic() >= self._forget_at:
+            self._forget_at = self._clock.monotonic() + _REMEMBERED_S
             self.forget_all()
+        now = self._clock.now()
         for credential in [each for each, identity in self._known.items() if identity.expires_at <= now]:
             del self._known[credential]
 
@@ -150,10 +149,10 @@ class Authenticator:
         if credential.startswith(session_tokens.PREFIX):
             return session_tokens.verify(credential, self._session_key, self._clock.now())
         key = self.directory.find(credential)
-        if key is None and keys.id_of(credential) is not None and self._clock.now() >= self._look_again_at:
+        if key is None and keys.id_of(credential) is not None and self._clock.monotonic() >= self._look_again_at:
             # Perhaps it was made a moment ago, by a command or another gateway. However many such keys come, the store
             # is read once.
-            self._look_again_at = self._clock.now() + _LOOK_AGAIN_INTERVAL_S
+            self._look_again_at = self._clock.monotonic() + _LOOK_AGAIN_INTERVAL_S
             await self.follow()
             key = self.directory.find(credential)
         if key is not None:

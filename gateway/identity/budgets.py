@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.core.errors import RateLimitError
+from gateway.core.errors import RateLimitError, rate_limit_fields
 
 
 class Budget:
@@ -35,6 +35,12 @@ class Budget:
     def refill(self, seconds: float) -> None:
         """Add what came in since the last refill."""
         self.left = min(self._burst, self.left + self._rate * seconds)
+
+    def fields(self) -> dict[str, str]:
+        """RateLimit-* of an answer, of this gateway's part of the rate; empty once it was lifted."""
+        if self._rate == float("inf"):
+            return {}
+        return rate_limit_fields(self._value, int(self.left), (self._burst - self.left) / self._rate)
 
     def refusal(self) -> RateLimitError:
         """The error of a request for which there was no token."""

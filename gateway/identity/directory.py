@@ -192,7 +192,7 @@ class KeyDirectory:
         In documents of another kind: a change of the keys' own makes every gateway read all of them again.
         """
         for key_id, at in list(self._used.items()):
-            if at - self._noted.get(key_id, 0.0) < _LAST_USE_INTERVAL_S:
+            if 0 <= at - self._noted.get(key_id, 0.0) < _LAST_USE_INTERVAL_S:
                 continue
             del self._used[key_id]
             self._noted[key_id] = at

@@ -145,6 +145,10 @@ class Lifecycle:
                 raise
         return sandbox, took
 
+    async def quota_fields(self) -> dict[str, str]:
+        """RateLimit-* of an answer to a create of the current caller's; empty where no quota applies."""
+        return await self._quotas.tightest(current().tenant)
+
     async def register(self, runtime_key: RuntimeKey, *, metadata: Mapping[str, str] | None = None) -> Session:
         """Create a session that claims a sandbox when it is first opened, for clients that may never need one.
 

@@ -13,7 +13,7 @@ from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import Session, SessionId, SessionState
 from gateway.core.quota import Entry, QuotaLedger
 from gateway.identity.tenants import TenantDirectory
-from gateway.sessions.quotas import amounts_of
+from gateway.sessions.quotas import RESERVATION_S, amounts_of
 from gateway.sessions.records import Records
 from gateway.sessions.restorability import all_sessions
 
@@ -82,5 +82,9 @@ class QuotaAudit:
         return await self._ledger.settle(session.tenant, session.id, amounts, mark=entry.mark)
 
     def _is_pending(self, entry: Entry) -> bool:
-        """Whether an operation under way has reserved it, and will settle it."""
-        return entry.until > self._clock.now()
+        """Whether an operation under way has reserved it, and will settle it.
+
+        One that ends later than any reservation that is made now was made before the clock was set back.
+        """
+        now = self._clock.now()
+        return now < entry.until <= now + 2 * RESERVATION_S

@@ -16,7 +16,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.core.clock import Clock
-from gateway.core.errors import QuotaExceededError, QuotaForbiddenError, RateLimitError, WakegateError
+from gateway.core.errors import (
+    QuotaExceededError,
+    QuotaForbiddenError,
+    RateLimitError,
+    WakegateError,
+    rate_limit_fields,
+)
 from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import Runtime, Session, SessionId, SessionState, SnapshotRef, is_snapshot
 from gateway.core.quota import Amounts, Excess, QuotaLedger, Resource
@@ -83,6 +89,22 @@ class Quotas:
                     f"createsPerMinute: this tenant may create {value:g} sessions per minute; next in {wait:.1f} s",
                     limit="createsPerMinute", value=value, used=value, retry_after=wait,
                 ))  # fmt: skip
+
+    async def tightest(self, tenant: str) -> dict[str, str]:
+        """RateLimit-* of the limit of which a tenant has the least left; empty where none is counted or known."""
+        limits = self.limits(tenant).amounts
+        if not limits:
+            return {}
+        try:
+            used = await self._ledger.used(tenant)
+        except WakegateError as error:
+            logger.debug("what tenant %s uses is not known: %s", tenant, error)
+            return {}
+        resource = min(limits, key=lambda each: (limits[each] - used.get(each, 0)) / max(1, limits[each]))
+        left = limits[resource] - used.get(resource, 0)
+        return rate_limit_fields(
+            _value(resource, limits[resource]), _value(resource, left), QuotaExceededError.retry_after
+        )
 
     async def reserve_session(self, tenant: str, session_id: SessionId, runtime: Runtime) -> None:
         """For a session that has no sandbox yet. Raises QuotaExceededError, QuotaForbiddenError."""

@@ -65,7 +65,9 @@ class MemoryQuotas:
         """Note that this gateway is alive, and count those that are."""
         await self._turn()
         now = self._clock.now()
-        self._gateways = {each: until for each, until in self._gateways.items() if until > now} | {holder: now + ttl}
+        self._gateways = {each: until for each, until in self._gateways.items() if now < until <= now + 2 * ttl} | {
+            holder: now + ttl
+        }
         return len(self._gateways)
 
     def _held(self, tenant: str, session_id: SessionId) -> Entry:

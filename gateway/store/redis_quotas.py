@@ -77,7 +77,9 @@ _TAKE = (
 local interval = tonumber(ARGV[3])
 -- The bucket as one number, the time at which it is full again: nothing has to be refilled, and a tenant that creates
 -- nothing costs nothing. Interval 2 s, burst 3, full at 100, now 98: after this token full at 102, and 102 - 98 <= 6.
-local full_at = math.max(tonumber(redis.call('HGET', KEYS[1], ARGV[2]) or '0'), now) + interval
+local ready_at = tonumber(redis.call('HGET', KEYS[1], ARGV[2]) or '0')
+if ready_at > now + interval * tonumber(ARGV[4]) + 1e-6 then ready_at = now end  -- the clock was set back
+local full_at = math.max(ready_at, now) + interval
 local wait = full_at - now - interval * tonumber(ARGV[4])
 if wait > 1e-9 then return string.format('%.17g', wait) end
 redis.call('HSET', KEYS[1], ARGV[2], string.format('%.17g', full_at))
@@ -90,6 +92,8 @@ _COUNT = (
     _TIME
     + r"""
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.17g', now))
+-- Beyond any heartbeat's end: the clock was set back since.
+redis.call('ZREMRANGEBYSCORE', KEYS[1], string.format('%.17g', now + 2 * tonumber(ARGV[3])), '+inf')
 redis.call('ZADD', KEYS[1], string.format('%.17g', now + tonumber(ARGV[3])), ARGV[2])
 return redis.call('ZCARD', KEYS[1])
 """

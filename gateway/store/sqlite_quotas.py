@@ -82,7 +82,8 @@ class SqliteQuotas:
         now = self._clock.now()
 
         def count(db: sqlite3.Connection) -> int:
-            db.execute("DELETE FROM quota_gateways WHERE until <= ?", (now,))
+            # Beyond any heartbeat's end: the clock was set back since.
+            db.execute("DELETE FROM quota_gateways WHERE until <= ? OR until > ?", (now, now + 2 * ttl))
             db.execute("INSERT OR REPLACE INTO quota_gateways VALUES (?, ?)", (holder, now + ttl))
             return int(db.execute("SELECT count(*) FROM quota_gateways").fetchone()[0])
 

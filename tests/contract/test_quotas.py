@@ -145,6 +145,16 @@ async def test_gateways_without_heartbeats_are_not_counted(ledger: QuotaLedger, 
     assert await ledger.count_gateways("a", 3.0) == 1
 
 
+async def test_clock_that_is_set_back_refuses_nobody_for_as_long(store: SessionStore, clock: ManualClock) -> None:
+    """Neither a bucket of creates nor a heartbeat reaches further ahead than one of now."""
+    ledger = store.quotas
+    assert [await ledger.take("acme", 10.0, 2) for _ in range(2)] == [0.0, 0.0]
+    assert await ledger.count_gateways("gone", 5.0) == 1
+    clock.advance(-365 * 86400.0)
+    assert [await ledger.take("acme", 10.0, 2) for _ in range(3)] == [0.0, 0.0, pytest.approx(10.0)]
+    assert await ledger.count_gateways("here", 5.0) == 1
+
+
 async def test_closed_store_refuses(store: SessionStore) -> None:
     """The ledger is open while its store is."""
     await store.aclose()

@@ -76,3 +76,18 @@ async def test_clock_that_jumps_back_brings_no_expired_key_back(
     clock.advance(-30.0)
     assert authenticator.lookup(key) is None
     assert (await authenticator.authenticate(key)).key_id
+
+
+async def test_clock_that_is_set_back_does_not_end_the_memory_of_a_minute(
+    authenticator: Authenticator, clock: ManualClock
+) -> None:
+    """What is remembered is verified anew each minute, whatever the wall clock says: an issuer may have taken its key
+    back."""
+    key = (await authenticator.directory.create(role=Role.MEMBER))[0].encode()
+    await authenticator.follow()
+    await authenticator.authenticate(key)
+    clock.advance(-365 * 86400.0)
+    clock.advance(61.0)
+    await authenticator.follow()
+    assert authenticator.lookup(key) is None
+    assert (await authenticator.authenticate(key)).key_id

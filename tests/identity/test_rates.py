@@ -93,6 +93,35 @@ async def test_surface_answers_in_its_own_shape(world: World, path: str, shape: 
     assert "requestsPerSecond: this tenant may send 0.001 requests per second" in text
 
 
+async def test_answers_say_what_is_left_of_the_rate(world: World) -> None:
+    """Those of the control surfaces, also errors; tenants without a rate, and who sets limits, see no such fields."""
+    key = await world.key()
+    answers = [await world.control(path, key) for path in ("/v1/caller", "/v1/caller", "/v1/sessions/none")]
+    assert [each.status for each in answers] == [200, 200, 404]
+    assert [each.get("ratelimit-remaining") for each in answers] == ["2", "1", "0"]
+    assert {each.get("ratelimit-limit") for each in answers} == {"0.001"}
+    assert [round(int(each.get("ratelimit-reset") or 0), -3) for each in answers] == [1000, 2000, 3000]
+    for other in (await world.key(tenant="bolt"), await world.key(Role.ADMIN)):
+        assert (await world.control("/v1/caller", other)).get("ratelimit-limit") is None
+
+
+async def test_create_says_what_is_left_of_the_tightest_quota(world: World) -> None:
+    """Not that of the rate, as long as one applies."""
+    limits = parse_limits({"requestsPerSecond": 100, "sandboxes": 4, "sessions": 100, "vcpu": 1000})
+    await world.gateway.gateway.tenants.put("acme", limits)
+    world.authenticator.forget_all()
+    key = await world.key()
+    made = [
+        await world.gateway.ask(
+            f"POST /v1/sessions HTTP/1.1\nhost: h\nauthorization: Bearer {key}\ncontent-length: 2\n", b"{}"
+        )
+        for _ in range(2)
+    ]
+    assert [each.status for each in made] == [201, 201]
+    assert [each.get("ratelimit-limit") for each in made] == ["4", "4"]
+    assert [each.get("ratelimit-remaining") for each in made] == ["3", "2"]
+
+
 async def test_health_is_not_counted(world: World) -> None:
     """Probes come without a key."""
     for _ in range(5):

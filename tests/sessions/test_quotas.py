@@ -234,6 +234,17 @@ async def test_reservation_of_a_gateway_that_died_ends_by_itself(world: Limited)
     await world.create()
 
 
+async def test_reservation_from_before_the_clock_was_set_back_ends_too(world: Limited) -> None:
+    """It would else hold its part for as long as the clock was set back."""
+    await world.limit(sandboxes=1)
+    ahead = world.clock.now() + RESERVATION_S
+    await world.store.quotas.reserve("acme", SessionId("dead"), {Resource.SANDBOXES: 1}, {}, ahead)
+    world.clock.advance(-365 * 86400.0)
+    await world.sweeper.sweep()
+    assert await world.used() == {}
+    await world.create()
+
+
 async def test_lost_record_holds_no_quota(world: Limited) -> None:
     """As after a store lost it, or a gateway died between the record's end and its settlement."""
     await world.limit(sandboxes=1)
