@@ -8,7 +8,7 @@ from time import perf_counter
 from gateway.core.errors import BadRequestError, LimitError, WakegateError
 from gateway.core.identity import Identity
 from gateway.observability.request_record import Record
-from gateway.routing.access import AccessPolicy
+from gateway.routing.access import AccessPolicy, OriginError
 from gateway.routing.connection import UpstreamConnection
 from gateway.routing.cors import is_preflight
 from gateway.routing.forwarded import Forwarded
@@ -18,7 +18,7 @@ from gateway.routing.request_ids import id_in, id_line
 from gateway.routing.responses import Scope
 from gateway.routing.route import Route
 from gateway.routing.target import NotProxied, Target, parse, parse_port_host
-from gateway.routing.url_tokens import cookie_token, refuse_keys, take_query_token
+from gateway.routing.url_tokens import cookie_token, follows_link, refuse_keys, take_query_token
 
 _SCOPE_SCHEMES = {
     ("http", "http"): "http", ("http", "https"): "https", ("websocket", "http"): "ws", ("websocket", "https"): "wss",
@@ -103,10 +103,9 @@ class Incoming:
         if request.passed_on_for is not None:
             self.identity = request.passed_on_for
             scope.setdefault("state", {})["peer"] = True
-        elif (identity := access.identify(request.credential)) is not None:
-            self.identity = identity
         else:
-            self._read_browsers_token(scope, request)
+            self.identity = access.identify(request.credential)
+        from_browser = self.identity is None and self._read_browsers_token(scope, request)
         if access.ports is None:
             target = parse(raw_path(scope), request.session, request.runtime)
         else:
@@ -116,7 +115,11 @@ class Incoming:
         self.target = target
         if target is NotProxied.CONTROL and access.is_authenticated and scope["query_string"]:
             refuse_keys(scope["query_string"])
-        self.reader = access.check(request.host, request.origin, request.fetch_site, scope["headers"])
+        try:
+            self.reader = access.check(request.host, request.origin, request.fetch_site, scope["headers"])
+        except OriginError:
+            if not from_browser or request.origin is not None or not follows_link(scope, target):
+                raise
         if self.reader is not None and is_preflight(scope.get("method", ""), scope["headers"]):
             self.target = NotProxied.PREFLIGHT
         identity = self.identity
@@ -139,8 +142,13 @@ class Incoming:
             record.path = target.path
             record.saw(target.session_id, target.runtime, None)
 
-    def _read_browsers_token(self, scope: Scope, request: Request) -> None:
-        """Take the credential from the URL or a cookie. Raises BadRequestError for what does not belong into a URL."""
+    def _read_browsers_token(self, scope: Scope, request: Request) -> bool:
+        """Take the credential from the URL or a cookie; whether it is from there.
+
+        Raises BadRequestError for what does not belong into a URL.
+        """
         self.url_token = take_query_token(scope)
-        if request.credential is None:
-            request.credential = self.url_token or cookie_token(scope["headers"])
+        if request.credential is not None:
+            return False
+        request.credential = self.url_token or cookie_token(scope["headers"])
+        return request.credential is not None

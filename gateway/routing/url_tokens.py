@@ -90,6 +90,23 @@ def is_page_of_port(scope: Scope, target: Target) -> bool:
     return mode == b"navigate" if mode is not None else b"text/html" in headers.get(b"accept", b"")
 
 
+def follows_link(scope: Scope, target: object) -> bool:
+    """Whether a person follows a link to a page of a server behind a port: a GET of the browser's own window.
+
+    What shares a session is a link, so it may stand on another site's page, in a mail or a chat. A page there that
+    sends the browser on learns nothing of the answer, and the server sees what any server on the web does. Not a frame,
+    whose page around it could have a person click on what they do not see; nor images, scripts and forms with POST.
+    """
+    headers = dict(scope["headers"])
+    return (
+        scope.get("method") == "GET"
+        and isinstance(target, Target)
+        and target.path.startswith(_PORTS)
+        and headers.get(b"sec-fetch-mode") == b"navigate"
+        and headers.get(b"sec-fetch-dest") == b"document"
+    )
+
+
 def redirect_fields(scope: Scope, target: Target, token: bytes) -> list[tuple[bytes, bytes]]:
     """Location and Set-Cookie of the redirect to the same page without the token in its URL."""
     query: bytes = scope["query_string"]

@@ -52,6 +52,51 @@ async def test_first_page_moves_the_token_from_the_url_into_a_cookie(open_gatewa
     assert (await get(gateway, f"/v1/sessions/{session}/ports/8001/", sent)).status == 403
 
 
+FOLLOWED = "sec-fetch-site: cross-site\nsec-fetch-mode: navigate\nsec-fetch-dest: document\n"
+
+
+async def test_link_on_another_site_opens_a_page_of_a_port(open_gateway: OpenScripted) -> None:
+    """The redirect and what the cookie opens next: a browser says of both that another site sent it."""
+    gateway, sandbox, session, token = await opened(open_gateway)
+    page = f"/v1/sessions/{session}/ports/8000/app"
+    answer = await get(gateway, f"{page}?wakegate_token={token}", FOLLOWED)
+    assert answer.status == 303
+    cookie = f"cookie: {(answer.get('set-cookie') or '').partition(';')[0]}\n"
+    assert (await get(gateway, page, FOLLOWED + cookie)).status == 200
+    assert len(sandbox.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("ports/8000/", FOLLOWED.replace("document", "iframe")),
+        ("ports/8000/", FOLLOWED.replace("navigate", "no-cors")),
+        ("ports/8000/", "sec-fetch-site: cross-site\nsec-fetch-mode: navigate\n"),
+        ("ports/8000/", FOLLOWED + "origin: https://evil.example\n"), ("", FOLLOWED), ("terminal", FOLLOWED),
+    ],
+)  # fmt: skip
+async def test_nothing_but_a_followed_link_to_a_port_comes_from_other_sites(
+    open_gateway: OpenScripted, path: str, fields: str
+) -> None:
+    """No frame, image, script or form of theirs, and no other path of the session, even with its token."""
+    gateway, sandbox, session, token = await opened(open_gateway)
+    for query, cookie in ((f"?wakegate_token={token}", ""), ("", f"cookie: wakegate_session={token}\n")):
+        answer = await get(gateway, f"/v1/sessions/{session}/{path}{query}", fields + cookie)
+        assert (answer.status, answer.json["code"]) == (403, "ORIGIN_NOT_ALLOWED")
+    post = f"POST /v1/sessions/{session}/ports/8000/ HTTP/1.1\nhost: h\ncookie: wakegate_session={token}\n{FOLLOWED}"
+    assert (await gateway.ask(f"{post}content-length: 0\n")).status == 403
+    assert sandbox.requests == []
+
+
+@pytest.mark.parametrize("auth", [True, False])
+async def test_followed_link_without_a_token_is_refused(open_gateway: OpenScripted, auth: bool) -> None:
+    """Where nobody is asked who they are, too: a page must not choose what a person's own gateway is asked for."""
+    gateway, sandbox = await open_gateway(auth=auth)
+    answer = await get(gateway, "/v1/sessions/s/ports/8000/", FOLLOWED)
+    assert (answer.status, answer.json["code"]) == (403, "ORIGIN_NOT_ALLOWED")
+    assert sandbox.requests == []
+
+
 async def test_part_of_a_page_is_served_at_once(open_gateway: OpenScripted) -> None:
     """Images, downloads and programs follow no redirect for a cookie; the token is gone from what the sandbox sees."""
     gateway, sandbox, session, token = await opened(open_gateway)

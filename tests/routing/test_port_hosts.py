@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.core.clock import SystemClock
 from gateway.core.errors import SettingsError
 from gateway.routing.access import AccessPolicy, OriginError
 from gateway.routing.port_hosts import PortHost, PortHostError, PortHosts
-from tests.support.scripted import Call, OpenScripted
+from gateway.sessions.membership import Membership
+from gateway.store.memory import MemoryStore
+from gateway.testing import ScriptedProvider
+from tests.support.scripted import KEY, Call, OpenScripted, ScriptedSandbox, served
 
 ON_UVLOOP = True
 DOMAIN = "sandboxes.example"
@@ -191,6 +197,31 @@ async def test_websocket_reaches_the_port_and_a_wrong_name_does_not(open_gateway
     answer = await gateway.ask(f"GET /chat HTTP/1.1\nhost: 0-{host.partition('-')[2]}\n{HANDSHAKE}")
     assert (answer.status, answer.json["code"]) == (404, "PORT_HOST_NOT_FOUND")
     assert len(sandbox.requests) == 1
+
+
+async def test_websocket_that_is_passed_on_keeps_the_name_of_its_port(tmp_path: Path) -> None:
+    """The gateway that has the session sees the host that the client named, and the page's origin beside it."""
+    clock = SystemClock()
+    store = MemoryStore(clock)
+    owner = ScriptedSandbox()
+    await owner.start()
+    try:
+        async with served(tmp_path, ScriptedProvider(owner.endpoint), store=store, me="b", domain=DOMAIN) as gateway:
+            announced = Membership(store, clock, "a", takeover_after=60.0)
+            announced.address = f"http://{owner.endpoint}"
+            await announced.announce()
+            session = (await gateway.gateway.lifecycle.register(KEY)).id
+            record = await store.get(session)
+            assert record is not None
+            await store.put(replace(record, owner="a"))
+            host = f"8000-{session}.{DOMAIN}"
+            await gateway.ask(f"GET /chat?x=1 HTTP/1.1\nhost: {host}:8080\norigin: http://{host}:8080\n{HANDSHAKE}")
+            seen = owner.requests[-1]
+            assert seen.path == f"/v1/sessions/{session}/ports/8000/chat?x=1"
+            assert (seen.get("host"), seen.get("origin")) == (f"{host}:8080", f"http://{host}:8080")
+            assert (seen.get("x-forwarded-host"), seen.get("x-wakegate-hops")) == (f"{host}:8080", "1")
+    finally:
+        await owner.aclose()
 
 
 async def test_trusted_proxy_may_name_the_host_and_no_page_may_leave_it(open_gateway: OpenScripted) -> None:
