@@ -11,10 +11,9 @@ from starlette.responses import Response
 
 from gateway.api.errors import Handler
 from gateway.api.http import JSON, read_egress, read_metadata, read_object, read_runtime, read_seconds, session_headers
-from gateway.api.session_list import newest_sessions
+from gateway.api.session_list import cursor_of, list_sessions, read_cursor
 from gateway.api.sessions import DEFAULT_NAME, DELETED_BY_USER, create_session
 from gateway.core.errors import BadRequestError, without_host_paths
-from gateway.core.identity import current
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
 from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Session, SessionId, SessionState
 from gateway.core.units import rfc3339
@@ -103,23 +102,19 @@ class NativeAPI:
         if len(limit) > 4 or not limit.isascii() or not limit.isdigit() or not 1 <= int(limit) <= 1000:
             raise BadRequestError(f"limit: expected a whole number from 1 to 1000, got {limit[:64]!r}")
         runtime = read_runtime(query["runtime"]) if "runtime" in query else None
-        after = SessionId(query["after"]) if "after" in query else None
-
-        caller = current()
+        after = await read_cursor(self._store, query["after"]) if "after" in query else None
 
         def wanted(session: Session) -> bool:
-            ended = session.state is SessionState.TERMINATED
             return (
-                (state is not None or not ended)
-                and caller.sees(session)
+                state in (None, "all", session.state)
+                and runtime in (None, session.runtime)
                 and metadata.items() <= session.metadata.items()
             )
 
-        sessions = await newest_sessions(
+        sessions = await list_sessions(
             self._store,
             wanted,
-            state=None if state in (None, "all") else SessionState(state),
-            runtime=runtime,
+            ended=state in ("all", SessionState.TERMINATED),
             after=after,
             limit=int(limit),
         )
@@ -217,7 +212,7 @@ def _page(sessions: Sequence[Session], limit: int) -> dict[str, Any]:
         documents.append(document)
     # A full page may be the last one: the client then gets an empty page, and stops.
     more = len(documents) < len(sessions) or len(sessions) == limit
-    return {"sessions": documents, "next": documents[-1]["id"] if documents and more else None}
+    return {"sessions": documents, "next": cursor_of(sessions[len(documents) - 1]) if documents and more else None}
 
 
 def session_document(session: Session) -> dict[str, Any]:

@@ -1,57 +1,76 @@
-"""Lists sessions, newest first, one page at a time. The store lists by id, so each page scans all records.
+"""Lists sessions by age, one page at a time, through the store's index by tenant.
 
-A scan keeps at most one page in memory, in a heap, and other requests run between the store's pages. Rejected: an index
-by time in the store, whose cost every write of every session would pay, while few people look at lists.
+A page reads on until it is full, so one with a rare filter may read many records; each of the store's pages gives other
+requests a turn.
 """
 
 from __future__ import annotations
 
-import heapq
+import math
 from collections.abc import Callable
 
 from gateway.core.errors import BadRequestError
 from gateway.core.identity import current
 from gateway.core.interfaces import SessionStore
-from gateway.core.model import RuntimeKey, Session, SessionId, SessionState
+from gateway.core.model import Session, SessionId
 
-_SCAN_PAGE = 500
+_PAGE = 200
+_SEPARATOR = "@"  # of id and time in a cursor
+
+Position = tuple[float, SessionId]
 
 
-async def newest_sessions(
+async def list_sessions(
     store: SessionStore,
     wanted: Callable[[Session], bool],
     *,
-    state: SessionState | None = None,
-    runtime: RuntimeKey | None = None,
-    after: SessionId | None = None,
+    ended: bool,
+    after: Position | None = None,
+    newest_first: bool = True,
     limit: int,
 ) -> list[Session]:
-    """The `limit` newest sessions for which `wanted` is true, of those that follow the session `after`.
+    """At most `limit` sessions that the caller sees and for which `wanted` is true, following the position `after`.
 
-    Raises BadRequestError if the record of `after` no longer exists.
+    `ended` False: without those that have ended.
     """
-    before = None
-    if after is not None:
-        last = await store.get(after)
-        if last is None or not current().sees(last):
-            raise BadRequestError(f"after: there is no session {after[:128]}; start again without it")
-        before = _order(last)
-    newest: list[tuple[tuple[float, str], Session]] = []
-    position: SessionId | None = None
+    caller = current()
+    tenant = None if caller.sees_all_tenants else caller.tenant
+    found: list[Session] = []
     while True:
-        page = [each async for each in store.sessions(state=state, runtime=runtime, after=position, limit=_SCAN_PAGE)]
+        page = [
+            each
+            async for each in store.by_age(
+                tenant=tenant, ended=ended, newest_first=newest_first, after=after, limit=_PAGE
+            )
+        ]
         for session in page:
-            order = _order(session)
-            if (before is None or order < before) and wanted(session):
-                # The heap's top is the oldest session of the page: a newer one takes its place, an older one falls out
-                # at once.
-                push = heapq.heappush if len(newest) < limit else heapq.heappushpop
-                push(newest, (order, session))
-        if len(page) < _SCAN_PAGE:
-            return [session for _, session in sorted(newest, key=lambda each: each[0], reverse=True)]
-        position = page[-1].id
+            if caller.sees(session) and wanted(session):
+                found.append(session)
+                if len(found) == limit:
+                    return found
+        if len(page) < _PAGE:
+            return found
+        after = (page[-1].created_at, page[-1].id)
 
 
-def _order(session: Session) -> tuple[float, str]:
-    # The id decides between sessions of the same instant: a page must end at one place only.
-    return session.created_at, session.id
+def cursor_of(session: Session) -> str:
+    """The `after` that continues behind a session, also once that does not exist any more."""
+    return f"{session.id}{_SEPARATOR}{session.created_at!r}"
+
+
+async def read_cursor(store: SessionStore, text: str) -> Position:
+    """The position of an `after`: what `cursor_of` made, or the id of a session that exists. Raises BadRequestError."""
+    name, separator, time = text.partition(_SEPARATOR)
+    session_id = SessionId(name)
+    if separator:
+        try:
+            at = float(time) if len(time) <= 32 else math.nan
+        except ValueError:
+            at = math.nan
+        if math.isfinite(at) and name.isascii() and len(name) <= 128:
+            return at, session_id
+        raise BadRequestError(f"after: malformed: {text[:64]!r}; send the `next` of the page before")
+    last = await store.get(session_id)
+    if last is None or not current().sees(last):
+        raise BadRequestError(f"after: there is no session {name[:128]}; start again without it")
+    return last.created_at, last.id

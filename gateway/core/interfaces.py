@@ -104,6 +104,22 @@ class SessionStore(Protocol):
         """Records by id, strictly after `after`, at most `limit`."""
         ...
 
+    def by_age(
+        self,
+        *,
+        tenant: str | None = None,
+        ended: bool = True,
+        newest_first: bool = True,
+        after: tuple[float, SessionId] | None = None,
+        limit: int = 100,
+    ) -> AsyncIterator[Session]:
+        """Records by time of creation, then id, at most `limit`. Indexed, never a scan.
+
+        `tenant` None: of all tenants. `ended` False: without those that have ended. `after` is the position
+        (created_at, id) of the last record of the page before, which need not exist any more.
+        """
+        ...
+
     def idle(self, now: float) -> AsyncIterator[Session]:
         """Active sessions with idle_at <= now, soonest first. Indexed, never a scan."""
         ...

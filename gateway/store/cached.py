@@ -152,6 +152,18 @@ class CachedStore:
         """Records by id, strictly after `after`, at most `limit`."""
         return self.inner.sessions(state=state, runtime=runtime, after=after, limit=limit)
 
+    def by_age(
+        self,
+        *,
+        tenant: str | None = None,
+        ended: bool = True,
+        newest_first: bool = True,
+        after: tuple[float, SessionId] | None = None,
+        limit: int = 100,
+    ) -> AsyncIterator[Session]:
+        """Records by time of creation, then id, at most `limit`."""
+        return self.inner.by_age(tenant=tenant, ended=ended, newest_first=newest_first, after=after, limit=limit)
+
     def idle(self, now: float) -> AsyncIterator[Session]:
         """Active sessions with idle_at <= now, soonest first."""
         return self.inner.idle(now)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from gateway.core.clock import Clock
 from gateway.core.documents import Document, DocumentStore
 from gateway.core.errors import FencedOutError, StaleWriteError, StoreUnavailableError
-from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
+from gateway.core.model import DEFAULT_TENANT, Lease, RuntimeKey, Session, SessionId, SessionState
 from gateway.core.quota import QuotaLedger
 from gateway.core.usage import UsageStore
 from gateway.store import claims, codec
@@ -114,6 +114,30 @@ class MemoryStore:
             if session is None or (after is not None and session_id.encode() <= after.encode()):
                 continue
             if state in (None, session.state) and runtime in (None, session.runtime):
+                if limit <= 0:
+                    return
+                limit -= 1
+                yield session
+
+    async def by_age(
+        self,
+        *,
+        tenant: str | None = None,
+        ended: bool = True,
+        newest_first: bool = True,
+        after: tuple[float, SessionId] | None = None,
+        limit: int = 100,
+    ) -> AsyncIterator[Session]:
+        """Records by time of creation, then id, at most `limit`."""
+        await self._turn()
+        places = sorted(((each.created_at, each.id) for each in self._records.values()), reverse=newest_first)
+        for place in places:
+            session = self._records.get(place[1])
+            if session is None or (after is not None and (place >= after if newest_first else place <= after)):
+                continue
+            if tenant in (None, session.tenant or DEFAULT_TENANT) and (
+                ended or session.state is not SessionState.TERMINATED
+            ):
                 if limit <= 0:
                     return
                 limit -= 1

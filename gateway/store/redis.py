@@ -22,7 +22,7 @@ from gateway.core.errors import FencedOutError, StaleWriteError, StoreUnavailabl
 from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
 from gateway.core.quota import QuotaLedger
 from gateway.core.usage import UsageStore
-from gateway.store import claims, codec, redis_scripts
+from gateway.store import claims, codec, redis_pages, redis_scripts
 from gateway.store.redis_client import DEADLINE_S, redacted
 from gateway.store.redis_documents import RedisDocuments
 from gateway.store.redis_durability import durability_warnings
@@ -126,6 +126,7 @@ class RedisStore:
                 repr(float(session.expires_at)),
                 codec.encode(session),
                 *fence,
+                *redis_pages.place(session),
             ],
         )
         if verdict == 0:
@@ -170,6 +171,47 @@ class RedisStore:
             if len(page) < asked:
                 return
             last = page[-1]
+
+    async def by_age(
+        self,
+        *,
+        tenant: str | None = None,
+        ended: bool = True,
+        newest_first: bool = True,
+        after: tuple[float, SessionId] | None = None,
+        limit: int = 100,
+    ) -> AsyncIterator[Session]:
+        """Records by time of creation, then id, at most `limit`."""
+        if after is None:
+            await self._place_all()
+        start = redis_pages.prefix(tenant=tenant, ended=ended)
+        last: tuple[float, str] | bytes | None = after
+        while limit > 0:
+            asked = min(limit, PAGE)
+            command, bounds = redis_pages.bounds(start, last, newest_first=newest_first)
+            page = await self._members(command, "listing", *bounds, start=0, num=asked)
+            for session in await self._fetch([redis_pages.id_in(member, start) for member in page]):
+                if ended or session.state is not SessionState.TERMINATED:
+                    limit -= 1
+                    yield session
+            if len(page) < asked:
+                return
+            last = page[-1]
+
+    async def _place_all(self) -> None:
+        """Add records to the lists by age that an older Wakegate wrote, if there are any: two counts tell."""
+        key, everything = self._root + "listing", redis_pages.prefix(tenant=None, ended=True)
+        known, placed = await self._redis.pipe(
+            "zlexcount", [(key, b"[" + each, b"(" + each[:-1] + b"\x01") for each in (b"a\0", everything)]
+        )
+        after: SessionId | None = None
+        while known != placed:
+            page = [session async for session in self.sessions(after=after, limit=PAGE)]
+            if not page:
+                return
+            keys = [key, *(self._record(session.id) for session in page)]
+            await self._redis.run(redis_pages.PLACE, keys, redis_pages.placements(page))
+            after = page[-1].id
 
     async def idle(self, now: float) -> AsyncIterator[Session]:
         """Active sessions with idle_at <= now, soonest first."""

@@ -6,11 +6,13 @@ record 99 fail and start again. All keys are declared and share one hash tag, so
 (docs/adr/0002-redis-keys.md).
 
 Keys, below the store's root:
-    session:<id>  hash: v (version), state, runtime, at (last active), timeout (idle), expires, record (JSON)
+    session:<id>  hash: v (version), state, runtime, at (last active), timeout (idle), expires, record (JSON), tenant,
+                  born (time of creation, redis_pages.sortable)
     idle          sorted set of active ids by idle_at
     expiry        sorted set of ids that are not terminated, by expires_at
     terminated    sorted set of terminated ids by last_active_at
-    listing       sorted set, all scores 0, of one member per order that can be listed (see `listing_prefix`)
+    listing       sorted set, all scores 0, of one member per order that can be listed
+                  (`listing_prefix`, redis_pages.py)
     leases        hash: name -> "<fence> <expires_at> <holder>"; no holder: released
     lease-ends    sorted set of lease names by expires_at
     lease-floor   at least as high as the fence of any deleted lease
@@ -51,11 +53,17 @@ local function listed(id, state, runtime)
   return 'a\0' .. id, 's\0' .. state .. '\0' .. id, 'r\0' .. runtime .. '\0' .. id,
     'b\0' .. state .. '\0' .. runtime .. '\0' .. id
 end
+
+-- Members of lists by age (redis_pages.py): of all sessions, and of those that have not ended.
+local function aged(id, tenant, born)
+  local of, any = '\0' .. tenant .. '\0' .. born .. '\0' .. id, '\0\0' .. born .. '\0' .. id
+  return 'p' .. of, 'p' .. any, 'l' .. of, 'l' .. any
+end
 """
 
 # KEYS: session idle expiry terminated listing leases
 # ARGV: id, expected version, next version, state, runtime, at, timeout, expires, record,
-#       lease name or '', its fence, its holder
+#       lease name or '', its fence, its holder, tenant, time of creation
 # Returns {1, at} or {0, stored version} or {-1, the lease's value}.
 PUT = (
     _INDEX
@@ -80,8 +88,17 @@ if old[2] ~= state or old[3] ~= runtime then
   local a, s, r, b = listed(id, state, runtime)
   redis.call('ZADD', KEYS[5], 0, a, 0, s, 0, r, 0, b)
 end
+-- Always, though they never change: the record may be an older Wakegate's, which had no such lists.
+local tenant, born = ARGV[13], ARGV[14]
+local pt, pa, lt, la = aged(id, tenant, born)
+redis.call('ZADD', KEYS[5], 0, pt, 0, pa)
+if state == 'terminated' then
+  redis.call('ZREM', KEYS[5], lt, la)
+else
+  redis.call('ZADD', KEYS[5], 0, lt, 0, la)
+end
 redis.call('HSET', KEYS[1], 'v', ARGV[3], 'state', state, 'runtime', runtime, 'at', at, 'timeout', ARGV[7],
-  'expires', ARGV[8], 'record', ARGV[9])
+  'expires', ARGV[8], 'record', ARGV[9], 'tenant', tenant, 'born', born)
 place(id, state, at, ARGV[7], ARGV[8])
 return {1, at}
 """
@@ -91,10 +108,11 @@ return {1, at}
 DELETE = (
     _INDEX
     + r"""
-local old = redis.call('HMGET', KEYS[1], 'state', 'runtime')
+local old = redis.call('HMGET', KEYS[1], 'state', 'runtime', 'tenant', 'born')
 if not old[1] then return 0 end
 for i = 2, 4 do redis.call('ZREM', KEYS[i], ARGV[1]) end
 redis.call('ZREM', KEYS[5], listed(ARGV[1], old[1], old[2]))
+if old[4] then redis.call('ZREM', KEYS[5], aged(ARGV[1], old[3], old[4])) end
 return redis.call('DEL', KEYS[1])
 """
 )

@@ -19,7 +19,7 @@ from gateway.core.errors import FencedOutError, StaleWriteError
 from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
 from gateway.core.quota import QuotaLedger
 from gateway.core.usage import UsageStore
-from gateway.store import claims, codec, sqlite_file
+from gateway.store import claims, codec, sqlite_file, sqlite_pages
 from gateway.store.sqlite_documents import SqliteDocuments
 from gateway.store.sqlite_quotas import SqliteQuotas
 from gateway.store.sqlite_thread import SqliteThread
@@ -31,8 +31,9 @@ LEASE_RETENTION_S = 86400.0  # from a lease's expiry until it is deleted
 
 _GET = "SELECT version, last_active_at, record FROM sessions WHERE id = ?"
 _INSERT = """
-INSERT INTO sessions (version, state, runtime, last_active_at, idle_timeout, expires_at, record, id)
-VALUES (1, :state, :runtime, :last_active_at, :idle_timeout, :expires_at, :record, :id)
+INSERT INTO sessions
+  (version, state, runtime, last_active_at, idle_timeout, expires_at, record, id, tenant, created_at)
+VALUES (1, :state, :runtime, :last_active_at, :idle_timeout, :expires_at, :record, :id, :tenant, :created_at)
 ON CONFLICT (id) DO NOTHING RETURNING last_active_at
 """
 # A touch does not change the version, so a writer may hold an older last_active_at: max() keeps the later one.
@@ -138,6 +139,7 @@ class SqliteStore:
             "idle_timeout": session.idle_timeout,
             "expires_at": session.expires_at,
             "record": codec.encode(session),
+            **sqlite_pages.place(session),
         }
 
         def put(db: sqlite3.Connection) -> float:
@@ -179,6 +181,27 @@ class SqliteStore:
             for session, (session_id,) in rows:
                 yield session
                 last = session_id
+            if len(rows) < min(limit, PAGE):
+                return
+            limit -= len(rows)
+
+    async def by_age(
+        self,
+        *,
+        tenant: str | None = None,
+        ended: bool = True,
+        newest_first: bool = True,
+        after: tuple[float, SessionId] | None = None,
+        limit: int = 100,
+    ) -> AsyncIterator[Session]:
+        """Records by time of creation, then id, at most `limit`."""
+        statement, arguments = sqlite_pages.statement(tenant=tenant, ended=ended, newest_first=newest_first)
+        last: tuple[Any, ...] = after or sqlite_pages.start_of(newest_first=newest_first)
+        while limit > 0:
+            rows = await self._thread.read(_rows(statement, (*arguments, *last, min(limit, PAGE))))
+            for session, place in rows:
+                yield session
+                last = place
             if len(rows) < min(limit, PAGE):
                 return
             limit -= len(rows)

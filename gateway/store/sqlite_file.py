@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gateway.core.errors import StoreUnavailableError, WakegateError
+from gateway.store import sqlite_pages
 
 APPLICATION_ID = 0x574B4754  # "WKGT", which distinguishes a store from other programs' sqlite files
 SCHEMA_VERSION = 1
@@ -63,8 +64,8 @@ _SCHEMA = (
     "CREATE INDEX claims_age ON claims (bucket, start)",
 )
 
-# Tables that came later. An older Wakegate ignores them, so they do not raise the schema's version, and it can still
-# open the file.
+# Tables that came later (and columns: sqlite_pages.py). An older Wakegate ignores them, so they do not raise the
+# schema's version, and it can still open the file.
 _ADDITIONS = (
     """
     CREATE TABLE IF NOT EXISTS documents (
@@ -203,6 +204,7 @@ def _create_or_check(connection: sqlite3.Connection, path: Path) -> None:
         )
     for statement in _ADDITIONS:
         connection.execute(statement)
+    sqlite_pages.migrate(connection)
 
 
 def translate(path: Path, error: BaseException) -> BaseException:

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from gateway.api.native import _page
+from gateway.api.session_list import cursor_of
 from gateway.core.errors import SandboxStartError
 from gateway.core.model import PoolStatus, RuntimeKey
 from gateway.runtimes.catalog import default_runtime
@@ -292,7 +293,21 @@ async def test_native_list_filters_by_metadata_and_is_bounded_in_bytes(open_gate
         assert (too_much.status_code, too_much.json()["error"][:9]) == (400, "metadata:")
     sessions = [replace(await gateway.gateway.lifecycle.get(each), metadata={"k": "x" * 600_000}) for each in made]
     page = _page(sessions, 10)
-    assert ([each["id"] for each in page["sessions"]], page["next"]) == (made[:1], made[0])
+    assert ([each["id"] for each in page["sessions"]], page["next"]) == (made[:1], cursor_of(sessions[0]))
+
+
+async def test_list_goes_on_behind_a_session_whose_record_is_gone(open_gateway: OpenScripted) -> None:
+    """`next` says where, not only behind whom; what is no cursor is refused."""
+    gateway, _ = await open_gateway()
+    made = [await gateway.session() for _ in range(3)]
+    async with client_of(gateway) as client:
+        page = (await client.get("/v1/sessions", params={"limit": "1"})).json()
+        await gateway.gateway.store.delete(made[2])
+        rest = (await client.get("/v1/sessions", params={"after": page["next"]})).json()["sessions"]
+        assert [each["id"] for each in rest] == [made[1], made[0]]
+        for wrong in (f"{made[2]}@", f"{made[2]}@nan", f"{made[2]}@{'9' * 40}", "é@1.0"):
+            reply = await client.get("/v1/sessions", params={"after": wrong})
+            assert (reply.status_code, reply.json()["error"][:16]) == (400, "after: malformed")
 
 
 async def test_native_create_without_a_runtime_takes_the_built_in_one(open_gateway: OpenScripted) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -359,6 +360,65 @@ async def test_listing_filters_by_state_and_runtime(store: SessionStore) -> None
     assert await ids(store.sessions(state=SessionState.HIBERNATED)) == ["c"]
     assert await ids(store.sessions(runtime=RUNTIME, after=SessionId("a"))) == ["c"]
     assert await ids(store.sessions(runtime=RuntimeKey("default", "my"))) == []
+
+
+# Lists by age
+
+
+async def page_by_page(store: SessionStore, **wanted: Any) -> list[str]:
+    """All ids of a list, two at a time; each record is deleted before the page after it is read."""
+    found: list[str] = []
+    after: tuple[float, SessionId] | None = None
+    while True:
+        page = [each async for each in store.by_age(after=after, limit=2, **wanted)]
+        found += [each.id for each in page]
+        if len(page) < 2:
+            return found
+        after = (page[-1].created_at, page[-1].id)
+        await store.delete(page[-1].id)
+
+
+async def some_of_each_age(store: SessionStore) -> None:
+    """Two tenants' by age: b, then a and c of one moment, then e, which ended, then d; the second's are b and e."""
+    ages = {"a": 1.5, "b": -7.0, "c": 1.5, "d": 1e9, "e": 2.25}
+    for name, age in ages.items():
+        tenant = "other" if name in "be" else ""
+        await store.put(session(name, created_at=age, tenant=tenant))
+    await store.put(replace(session("e", created_at=2.25, tenant="other"), version=1, state=SessionState.TERMINATED))
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+@pytest.mark.parametrize(
+    ("tenant", "ended", "expected"),
+    [(None, True, "baced"), (None, False, "bacd"), ("other", True, "be"), ("other", False, "b"),
+     ("default", True, "acd"), ("nobody", True, "")],
+)  # fmt: skip
+async def test_lists_by_age_page_in_both_orders(
+    store: SessionStore, tenant: str | None, ended: bool, newest_first: bool, expected: str
+) -> None:
+    """Of one tenant or of all, with or without those that have ended; a page's last record may be deleted meanwhile."""
+    await some_of_each_age(store)
+    found = await page_by_page(store, tenant=tenant, ended=ended, newest_first=newest_first)
+    assert "".join(found) == (expected[::-1] if newest_first else expected)
+
+
+async def test_list_by_age_follows_states(store: SessionStore) -> None:
+    """Who ends leaves the list of live ones; a deleted record is in none."""
+    made = await store.put(session("a"))
+    assert await ids(store.by_age(ended=False)) == ["a"]
+    await store.put(replace(made, state=SessionState.TERMINATED))
+    assert await ids(store.by_age(ended=False)) == []
+    assert await ids(store.by_age(tenant="default")) == ["a"]
+    await store.delete(SessionId("a"))
+    assert await ids(store.by_age()) == []
+
+
+async def test_long_list_by_age_is_whole(store: SessionStore) -> None:
+    """More than a store reads at once, many of the same moment."""
+    for number in range(230):
+        await store.put(session(f"s{number:03}", created_at=T0 + number // 100))
+    assert await ids(store.by_age(limit=1000, newest_first=False)) == [f"s{number:03}" for number in range(230)]
+    assert await ids(store.by_age(limit=120)) == [f"s{number:03}" for number in range(229, 109, -1)]
 
 
 # Leases

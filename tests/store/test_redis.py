@@ -267,12 +267,32 @@ async def test_indices_hold_no_orphans(store: RedisStore, redis_server: RedisSer
     assert members(redis_server, root + "idle") == active
     assert members(redis_server, root + "terminated") == ended
     assert members(redis_server, root + "expiry") == {str(each.id) for each in records} - ended
-    assert len(members(redis_server, root + "listing")) == 4 * len(records)
+    assert len(members(redis_server, root + "listing")) == 8 * len(records) - 2 * len(ended)
 
     for each in records:
         await store.delete(each.id)
     with redis.Redis("127.0.0.1", redis_server.port, decode_responses=True) as admin:
         assert admin.keys() == [root + "schema"]
+
+
+async def test_records_of_an_older_gateway_are_listed_by_age(store: RedisStore, redis_server: RedisServer) -> None:
+    """Before the upgrade, and by one that still runs beside: the next list has them."""
+    for number in range(150):
+        made = await store.put(session(f"s{number:03}", tenant="acme", created_at=T0 + number))
+        if number % 2:
+            await store.put(replace(made, state=SessionState.TERMINATED))
+    aged = [each for each in members(redis_server, "{wakegate}:listing") if each[0] in "pl"]
+    with redis.Redis("127.0.0.1", redis_server.port) as admin:
+        admin.zrem("{wakegate}:listing", *aged)
+        for number in range(150):
+            admin.hdel(f"{{wakegate}}:session:s{number:03}", "tenant", "born")
+    assert [each.id async for each in store.by_age(tenant="acme", limit=200)] == [
+        f"s{n:03}" for n in range(149, -1, -1)
+    ]
+    live = [each.id async for each in store.by_age(ended=False, newest_first=False, limit=200)]
+    assert live == [f"s{n:03}" for n in range(0, 150, 2)]
+    await store.delete(SessionId("s000"))
+    assert [each.id async for each in store.by_age(ended=False, newest_first=False, limit=1)] == ["s002"]
 
 
 async def test_all_keys_begin_with_the_prefix_in_one_hash_tag(redis_server: RedisServer) -> None:

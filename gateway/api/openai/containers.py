@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from gateway.api.errors import Handler, ParamError
 from gateway.api.http import JSON, read_object, session_headers
+from gateway.api.session_list import Position, list_sessions
 from gateway.api.sessions import DELETED_BY_USER, choose_runtime, create_session
 from gateway.core.errors import SessionNotFoundError
 from gateway.core.identity import current
@@ -24,8 +25,6 @@ from gateway.sessions.lifecycle import Lifecycle
 MEMORY_LIMITS: Mapping[str, int] = {"1g": 1 << 30, "4g": 4 << 30, "16g": 16 << 30, "64g": 64 << 30}
 _FIELDS = ("name", "expires_after", "file_ids", "memory_limit", "network_policy", "skills")
 _MAX_MINUTES = 7 * 24 * 60
-_MAX_SCANNED = 20_000  # records read for one list; the store has no index by kind or name
-_PAGE = 500
 
 
 class ContainersAPI:
@@ -67,18 +66,24 @@ class ContainersAPI:
     async def _list(self, request: Request) -> Response:
         after, limit, order = read_page(request, ("name",))
         name = request.query_params.get("name")
-        caller = current()
-        found: list[Session] = []
-        last: SessionId | None = None
-        # All of them before the first page: OpenAI's order is by time, the store's is by id.
-        for _ in range(_MAX_SCANNED // _PAGE):
-            page = [session async for session in self._store.sessions(after=last, limit=_PAGE)]
-            found += [each for each in page if is_container(each) and caller.sees(each) and name in (None, _name(each))]
-            if len(page) < _PAGE:
-                break
-            last = page[-1].id
-        sessions = sorted(found, key=lambda each: (each.created_at, each.id), reverse=order == "desc")
-        return JSON(page_of([container_document(each) for each in sessions], after, limit))
+        sessions = await list_sessions(
+            self._store,
+            lambda each: is_container(each) and name in (None, _name(each)),
+            ended=False,
+            after=await self._position(after),
+            newest_first=order == "desc",
+            limit=limit + 1,
+        )
+        documents = [container_document(each) for each in sessions[:limit]]
+        return JSON(as_page(documents, has_more=len(sessions) > limit))
+
+    async def _position(self, after: str | None) -> Position | None:
+        """Behind the container `after`, which may have ended. One whose record is gone: from the beginning again.
+
+        Entries then come twice, but none is skipped. OpenAI's clients send an id, and no more is known of it.
+        """
+        last = None if after is None else await self._store.get(SessionId(after))
+        return None if last is None or not current().sees(last) else (last.created_at, last.id)
 
     async def _retrieve(self, request: Request) -> Response:
         return JSON(container_document(await require_container(self._lifecycle, request, ended=True)))
@@ -154,13 +159,17 @@ def page_of(documents: Sequence[dict[str, Any]], after: str | None, limit: int) 
     """
     ids = [each["id"] for each in documents]
     start = ids.index(after) + 1 if after in ids else 0
-    page = documents[start : start + limit]
+    return as_page(documents[start : start + limit], has_more=start + limit < len(documents))
+
+
+def as_page(page: Sequence[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
+    """A page of a list in OpenAI's form."""
     return {
         "object": "list",
         "data": page,
         "first_id": page[0]["id"] if page else None,
         "last_id": page[-1]["id"] if page else None,
-        "has_more": start + limit < len(documents),
+        "has_more": has_more,
     }
 
 

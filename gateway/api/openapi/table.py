@@ -16,7 +16,7 @@ SESSION = Parameter("x-session-id", "The session to use.", where="header")
 RUNTIME = Parameter("x-wakegate-runtime", "The runtime of a new session.", RUNTIME_NAME, "header")
 _LIMIT = {"type": "integer", "minimum": 1, "maximum": 100}
 _PAGE = (
-    Parameter("after", "The last id of the previous page."),
+    Parameter("after", "`next` of the previous page, or the id of a session."),
     Parameter("limit", "How many at most, 20 if absent.", _LIMIT),
     Parameter("order", "By the time of creation.", {"enum": ["asc", "desc"]}),
 )
