@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import errno
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 import orjson
 import uvloop
@@ -25,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 START_FAILED = 2
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
-INTERRUPTED, OUTPUT_CLOSED = 130, 141  # 128 + SIGINT, 128 + SIGPIPE, as shells report them
+INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 130, 141, 143  # 128 + SIGINT, SIGPIPE, SIGTERM, as shells report them
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,12 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print("\n".join(uninstall(settings, confirmed=arguments.yes)))
                 return 0
         if arguments.as_worker:
-            return uvloop.run(_serve_as_worker(settings, arguments.as_worker))
+            return uvloop.run(_until_terminated(_serve_as_worker(settings, arguments.as_worker)))
         if settings.workers > 1:
             # Workers are started like this process: by the console script, or by -m from a checkout.
             started = sys.orig_argv[1:] if argv is None else ("-m", "gateway", *argv)
             return uvloop.run(supervisor.supervise(settings, [sys.executable, *started]))
-        return uvloop.run(_serve(settings))
+        return uvloop.run(_until_terminated(_serve(settings)))
     except SettingsError as error:
         for problem in error.problems:
             print(f"wakegate: {problem}", file=sys.stderr)
@@ -131,6 +134,17 @@ async def _check_start(settings: Settings) -> None:
             logger.warning("%s: %s; %s", finding.what, finding.detail, finding.fix)
     if problems:
         raise SettingsError(problems)
+
+
+async def _until_terminated(work: Coroutine[Any, Any, int]) -> int:
+    """Run it; SIGTERM undoes a start that is under way. Once it serves, the signal is serving/server.py's."""
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work)
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        return TERMINATED
 
 
 async def _serve(settings: Settings) -> int:
