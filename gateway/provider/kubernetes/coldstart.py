@@ -45,7 +45,7 @@ class ColdStarts:
             raise RuntimeNotFoundError(f"{key} is no longer served")
         pod: Pod | None = None
         try:
-            pod = await self._create(pool.runtime, pool.template, session, mark)
+            pod = await self._create(pool.runtime, await self._template(pool), session, mark)
             ready = await self._until_ready(pod)
         except BaseException as error:
             # Also when the claim was cancelled: nobody else knows of the pod. Shielded, so that a second cancellation
@@ -61,6 +61,19 @@ class ColdStarts:
             raise start_error(key, str(error), pool.refusal(self._clock.monotonic())) from error
         pool.started()
         return ready
+
+    async def _template(self, pool: Pool) -> Mapping[str, Any]:
+        """What the pod is made from: the runtime's own, or the Deployment's where a rollout was undone.
+
+        Otherwise sessions that find the pool empty would still get the version that was taken back. The cache has
+        the templates' digests only, so it is read; that costs one request while a rollout stays undone.
+        """
+        known = pool.deployment
+        if known is None or known.template == known.applied:
+            return pool.template
+        present = await self._api.get(names.deployments(known.namespace, known.name))
+        template: Mapping[str, Any] = present["spec"]["template"]
+        return template
 
     async def _create(self, runtime: Runtime, template: Mapping[str, Any], session: SessionId, mark: str) -> Pod:
         name = names.cold_name(runtime.key, uuid.uuid4().hex[:10])

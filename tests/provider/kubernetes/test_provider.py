@@ -475,6 +475,30 @@ async def test_rollout_that_was_undone_stays_undone(
         await restarted.aclose()
 
 
+async def test_cold_start_is_of_the_version_that_an_undone_rollout_brought_back(
+    kube: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the warm ones are; once the manifest changes again, of that."""
+    quick_rolls(monkeypatch)
+    await kube.provider.apply([runtime(1, image="picod:1")])
+    await kube.full()
+    await kube.provider.apply([runtime(1, image="picod:2")])
+    await eventually(lambda: images(kube) == ["picod:2"], "the pool has rolled")
+    undo(kube, "picod:1")
+    await eventually(lambda: images(kube) == ["picod:1"], "the pool is back")
+    await kube.full()
+    await kube.provider.resize(KEY, 0)
+    await eventually(lambda: not kube.cluster.pods(**WARM), "the pool is empty")
+    for number, image in enumerate(("picod:1", "picod:3")):
+        if image == "picod:3":
+            await kube.provider.apply([runtime(0, image=image)])
+        sandbox = await kube.provider.claim(KEY, session(number))
+        (pod,) = [pod for pod in kube.cluster.pods() if pod["metadata"]["uid"] == sandbox.id]
+        assert sandbox.start is StartKind.COLD
+        assert pod["spec"]["containers"][0]["image"] == image
+        assert pod["metadata"]["annotations"]["wakegate.io/session"] == session(number)
+
+
 async def test_runtime_that_is_dropped_takes_its_pool_with_it(kube: Opened) -> None:
     """Its Deployment and warm pods go; a session's pod stays until it is released."""
     await kube.provider.apply([runtime(2)])
