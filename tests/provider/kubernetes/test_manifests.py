@@ -287,6 +287,15 @@ def gateway_labels(overlay: str) -> Any:
     return one(overlay, "Deployment", "wakegate")["spec"]["template"]["metadata"]["labels"]
 
 
+def test_quickstarts_gateway_reaches_redis_by_an_address_that_stays() -> None:
+    """A headless Service has no name while its pod is replaced, and resolvers remember that."""
+    host = variables_of("quickstart")["WAKEGATE_STORE"].partition("@")[2].partition(".")[0]
+    service = one("quickstart", "Service", host)["spec"]
+    assert service.get("clusterIP") != "None"
+    labels = one("quickstart", "StatefulSet", "wakegate-redis")["spec"]["template"]["metadata"]["labels"]
+    assert service["selector"].items() <= labels.items()
+
+
 def test_quickstarts_redis_wants_a_password_and_has_no_known_hole() -> None:
     """The gateway's URL carries the one that Redis is started with; 7.4.6 mends CVE-2025-49844."""
     (container,) = one("quickstart", "StatefulSet", "wakegate-redis")["spec"]["template"]["spec"]["containers"]
