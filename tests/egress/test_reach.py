@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +11,18 @@ import pytest
 from gateway.core.model import Sandbox, SessionId
 from gateway.egress.gate import EgressGate
 from gateway.egress.log import Access, Outcome
-from tests.support.internet import PUBLIC, Internet, internet
+from tests.support.internet import PUBLIC
 from tests.support.local_engine import KEY, execute, runtime, serving
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.processes
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Internet]:
-    with internet(tmp_path_factory.mktemp("world")) as made:
-        yield made
-
-
-@pytest.fixture
-async def gate(world: Internet) -> AsyncIterator[EgressGate]:
-    made = EgressGate(wrapper=world.enter)
-    yield made
-    await made.aclose()
-
-
 async def curl(sandbox: Sandbox, *arguments: str) -> dict[str, Any]:
     return await execute(sandbox, "curl", "-sS", "-m", "15", *arguments)
 
 
-async def test_named_host_is_reached_and_another_is_refused_at_once(
-    world: Internet, gate: EgressGate, tmp_path: Path
-) -> None:
+async def test_named_host_is_reached_and_another_is_refused_at_once(gate: EgressGate, tmp_path: Path) -> None:
     """curl without any option of its own; the refusal says which setting allows it, and both are in the log."""
     lines: list[Access] = []
     gate.on_line(lines.append)

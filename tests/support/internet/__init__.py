@@ -64,6 +64,7 @@ def internet(folder: Path, hosts: Mapping[str, str] = HOSTS) -> Iterator[Interne
     config = {
         "hosts": dict(hosts),
         "addresses": sorted({address for address in hosts.values() if not address.startswith(("127.", "192.0.2."))}),
+        "rebinding": [[PUBLIC], [METADATA], [PUBLIC, "127.0.0.1"], ["127.0.0.1"], [PRIVATE], [METADATA, PUBLIC]],
         "cert": str(pair.cert),
         "key": str(pair.key),
     }

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
+
+
+def serve_names(answers: list[list[str]]) -> None:
+    """A name server on 127.0.0.1: whoever asks for an address gets the next of `answers`, over and over."""
+    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind(("127.0.0.1", 53))
+    turns = itertools.cycle(answers)
+    while True:
+        query, client = server.recvfrom(512)
+        end = query.index(0, 12) + 5  # after the name: its type and class
+        wanted = int.from_bytes(query[end - 4 : end - 2], "big")
+        found = next(turns) if wanted == 1 else []  # A; there is no AAAA
+        records = b"".join(b"\xc0\x0c\0\1\0\1\0\0\0\0\0\4" + socket.inet_aton(each) for each in found)
+        head = query[:2] + b"\x81\x80\0\1" + len(found).to_bytes(2, "big") + b"\0\0\0\0"
+        server.sendto(head + query[12:end] + records, client)
 
 
 def run(*command: str) -> None:
@@ -34,12 +52,13 @@ def main() -> None:
         run("ip", "route", "add", "default", "via", "192.0.2.1")
         files = {
             "hosts": "127.0.0.1 localhost\n" + "".join(f"{to} {name}\n" for name, to in config["hosts"].items()),
-            "resolv.conf": config.get("resolv", ""),
+            "resolv.conf": "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
             "nsswitch.conf": "hosts: files dns\npasswd: files\ngroup: files\n",
         }
         for name, text in files.items():
             (folder / name).write_text(text)
             run("mount", "--bind", str(folder / name), f"/etc/{name}")
+        threading.Thread(target=serve_names, args=(config["rebinding"],), daemon=True).start()
         print("ready", flush=True)
         sys.stdin.read()  # until the test closes it
         origins.stdin.close()

@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path.startswith("/bytes/"):
             self.send_bytes(int(self.path.removeprefix("/bytes/")))
         elif self.path.startswith("/files/"):
-            self.send_file(self.path.removeprefix("/files/"))
+            self.send_file(self.path.removeprefix("/files/").partition("?")[0])
         elif self.path.startswith("/redirect?"):
             self.send_response(302)
             self.send_header("Location", self.path.partition("?")[2])
