@@ -7,7 +7,6 @@ time (the hold rule, docs/architecture.md).
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import ssl
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import RuntimeKey, SandboxId, SessionId, SessionState, StartKind
 from gateway.identity.peers import PeerSigner
 from gateway.observability.counters import Counters
+from gateway.routing.flights import Flights
 from gateway.routing.route import HoldLimits, Reservation, Route
 from gateway.routing.route_builder import RouteBuilder
 from gateway.routing.target import Target
@@ -78,7 +78,6 @@ class Activator:
         self.leaving = False  # it will drain soon
         self.draining = False
         self._lifecycle = lifecycle
-        self._opener = opener
         self._admission = admission
         self._shared_provider = shared_provider  # other gateways reach the same sandboxes
         self._builder = RouteBuilder(
@@ -95,8 +94,7 @@ class Activator:
         self._activity = activity
         self._clock = clock
         self._limits = limits
-        self._flights: dict[SessionId, asyncio.Task[Opened]] = {}
-        self._waiting: dict[SessionId, int] = {}
+        self._flights = Flights(opener, limits.per_session)
         self._background = Tasks()
         bindings.on_unbound(self.drop)
 
@@ -228,45 +226,50 @@ class Activator:
                     "neither a session nor a runtime is named; send x-session-id, or x-wakegate-runtime: namespace/name"
                 )
             opened = await self._lifecycle.create(target.runtime)
-            route = self._route(opened)
-        else:
-            current = self.routes.get(target.session_id)
-            if current is not None:
-                _require_visible(current, current_caller())
-            # Where other gateways reach the same sandboxes, one of them may hibernate the session. It writes that first
-            # and then waits for longer than TRUSTED_S; so nothing is sent to a sandbox whose workspace was copied.
-            stale = None
-            # A request that was passed on asks the store: the gateway that passed it on has, and two that each remember
-            # the other would send it to and fro.
-            if current is not None and (
-                self._clock.now() >= current.trusted_until or (current.peer and target.passed_on)
-            ):
-                stale, current = current, None
-                if stale.peer:
-                    self.drop(stale.session_id)
-            if current is not None and not current.closed:
-                if target.runtime is not None and target.runtime != current.runtime:
-                    raise _not_found(target.session_id, target.runtime)
-                if current.restored is not None and not current.peer:
-                    # The gateway that delivered the answer may be another one, which wrote that into the record.
-                    current.set_restored((await self._lifecycle.get(current.session_id)).restored)
-                return await wait.enter(current)
-            try:
-                opened = await self._join_flight(target.session_id, unreachable)
-            except ElsewhereError as elsewhere:
-                route = await self._peer_route(target.session_id, elsewhere.peer)
-                if target.runtime is not None and target.runtime != route.runtime:
-                    raise _not_found(target.session_id, target.runtime) from None
-                return await wait.enter(route)
-            except StoreUnavailableError:
-                if stale is None or stale.closed or unreachable is not None:
-                    raise
-                stale.trust_until(self._clock.now() + TRUSTED_IN_OUTAGE_S)  # no gateway can hibernate it meanwhile
-                return await wait.enter(stale)
-            if target.runtime is not None and target.runtime != opened.session.runtime:
-                raise _not_found(target.session_id, target.runtime)
-            route = self._route(opened)
-        return await wait.enter(route, opened)
+            return await wait.enter(self._route(opened), opened)
+        route = self.routes.get(target.session_id)
+        if route is not None:
+            _require_visible(route, current_caller())
+        # Where other gateways reach the same sandboxes, one of them may hibernate the session. It writes that first
+        # and then waits for longer than TRUSTED_S; so nothing is sent to a sandbox whose workspace was copied.
+        stale = None
+        if route is not None and self._must_ask(route, target):
+            stale, route = route, None
+            if stale.peer:
+                self.drop(stale.session_id)
+        if route is not None and not route.closed:
+            _require_runtime(target, route.runtime)
+            if route.restored is not None and not route.peer:
+                # The gateway that delivered the answer may be another one, which wrote that into the record.
+                route.set_restored((await self._lifecycle.get(route.session_id)).restored)
+            return await wait.enter(route)
+        return await self._reserve_opened(target.session_id, target, unreachable, wait, stale)
+
+    def _must_ask(self, route: Route, target: Target) -> bool:
+        """Whether only the store can say if a session is still where its route leads.
+
+        Also for a request that was passed on: the gateway that did so has asked, and two that each remember the other
+        would send it to and fro.
+        """
+        return self._clock.now() >= route.trusted_until or (bool(route.peer) and target.passed_on)
+
+    async def _reserve_opened(
+        self, session_id: SessionId, target: Target, unreachable: SandboxId | None, wait: _Wait, stale: Route | None
+    ) -> Reservation:
+        """A slot on the sandbox that a flight brings, or at the gateway that has the session. `stale`: where it was."""
+        try:
+            opened = await self._flights.join(session_id, unreachable)
+        except ElsewhereError as elsewhere:
+            route = await self._peer_route(session_id, elsewhere.peer)
+            _require_runtime(target, route.runtime)
+            return await wait.enter(route)
+        except StoreUnavailableError:
+            if stale is None or stale.closed or unreachable is not None:
+                raise
+            stale.trust_until(self._clock.now() + TRUSTED_IN_OUTAGE_S)  # no gateway can hibernate it meanwhile
+            return await wait.enter(stale)
+        _require_runtime(target, opened.session.runtime)
+        return await wait.enter(self._route(opened), opened)
 
     def _route(self, opened: Opened) -> Route:
         session, sandbox = opened.session, opened.sandbox
@@ -296,30 +299,6 @@ class Activator:
             if not route.in_flight and now - route.activity.last > route.idle_timeout / 2:
                 self.drop(route.session_id, route.sandbox.id)
 
-    async def _join_flight(self, session_id: SessionId, unreachable: SandboxId | None) -> Opened:
-        waiting = self._waiting.get(session_id, 0)
-        if waiting >= self._limits.per_session:
-            raise QueueFullError(f"{waiting} requests already wait for this session's sandbox; try again shortly")
-        flight = self._flights.get(session_id)
-        if flight is None:
-            flight = self._flights[session_id] = asyncio.create_task(
-                self._opener.open(session_id, unreachable=unreachable)
-            )
-            flight.add_done_callback(lambda done: self._land(session_id, done))
-        self._waiting[session_id] = waiting + 1
-        try:
-            # Shielded: a client that leaves must not take the sandbox away from the other requests that wait.
-            return await asyncio.shield(flight)
-        finally:
-            self._waiting[session_id] -= 1
-            if not self._waiting[session_id]:
-                del self._waiting[session_id]
-
-    def _land(self, session_id: SessionId, flight: asyncio.Task[Opened]) -> None:
-        self._flights.pop(session_id, None)
-        if not flight.cancelled():
-            flight.exception()  # marks it as seen: all requests that waited for it may have left
-
 
 class _Wait:
     """One held request's wait: first for a sandbox, then (`for_slot`) for a slot of it."""
@@ -346,6 +325,12 @@ def _require_visible(route: Route, caller: Identity) -> None:
     # Neither an identity nor these parts of a session ever change, so while the same key sends the requests, which is
     # the common case, one comparison of objects settles it. Asked anew each time it is 0.5 us.
     route.visible_to = caller
+
+
+def _require_runtime(target: Target, runtime: RuntimeKey) -> None:
+    """Raise SessionNotFoundError for a target that names another runtime than its session's."""
+    if target.runtime is not None and target.runtime != runtime:
+        raise _not_found(target.session_id, target.runtime)
 
 
 def _not_found(session_id: SessionId | None, runtime: RuntimeKey) -> SessionNotFoundError:

@@ -107,7 +107,8 @@ class Incoming:
             self.identity = access.identify(request.credential)
         from_browser = self.identity is None and self._read_browsers_token(scope, request)
         if access.ports is None:
-            target = parse(raw_path(scope), request.session, request.runtime)
+            path: bytes = scope.get("raw_path") or scope["path"].encode()  # `raw_path`, without the call
+            target = parse(path, request.session, request.runtime)
         else:
             target = _parse_with_host(scope, request, access)
         if request.hops and type(target) is Target:

@@ -178,12 +178,15 @@ def is_length(value: bytes) -> bool:
 
 def read_authorization(request: Request, value: bytes) -> None:
     """Take the credential of an Authorization field, unless its scheme is for somebody else."""
-    scheme, _, token = value.partition(b" ")
-    credential = token.strip() if scheme.lower() == b"bearer" else None
-    if scheme.lower() == b"basic":
-        credential = _key_in_basic(token)
-    if credential is None:
-        return  # of a scheme that is for somebody else
+    if value.startswith(b"Bearer "):  # as clients spell it; the scheme may come in any case (RFC 9110 11.1)
+        credential: bytes | None = value[7:].strip()
+    else:
+        scheme, _, token = value.partition(b" ")
+        credential = token.strip() if scheme.lower() == b"bearer" else None
+        if scheme.lower() == b"basic":
+            credential = _key_in_basic(token)
+        if credential is None:
+            return  # of a scheme that is for somebody else
     if request.has_authorization:
         raise BadRequestError("two Authorization headers; send one")
     request.credential, request.has_authorization = credential, True
