@@ -81,7 +81,7 @@ async def _serve(app: Picod, listener: socket.socket, lifeline: int | None) -> N
     server = await loop.create_server(lambda: Connection(app, tasks), sock=listener, backlog=_BACKLOG)
     app.start()
     gc.collect()
-    gc.freeze()  # what was imported stays for good: later collections skip it
+    gc.freeze()  # what was imported is never freed: later collections skip it
     await stop.wait()
     server.close()
     app.services.kill_all()

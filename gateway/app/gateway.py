@@ -312,7 +312,7 @@ class Gateway:
 
     def drain(self) -> None:
         """Reject requests that need a new sandbox; requests in flight continue."""
-        if not self.activator.leaving:  # a second signal ends the notice early
+        if not self.activator.leaving:  # it ends without a signal, after an error
             self.leave()
         self.activator.draining = True
 

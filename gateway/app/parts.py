@@ -40,7 +40,7 @@ def make_observer(
 ) -> Observer | None:
     """What records each request: the audit trail, traces, the access log. None when none is on: then it is free.
 
-    The audit trail is first, as it may refuse a request, of which the others must not have heard then.
+    The audit trail is first: it may refuse a request, which the others must then not record.
     """
     wanted: list[Observer] = [] if audit is None else [AuditObserver(audit, clock, access)]
     if tracing is not None:

@@ -10,8 +10,9 @@ newline; 64 zeros for seq 0) and `type`:
     recovered  a gateway was killed while it wrote: the line before this one is torn, `torn_bytes` and `torn_sha256`
                say what it was. `cut_after`: a signed head with that seq had been written, and is no longer there
 
-So a changed line does not fit the next one, a missing or moved one breaks `seq` and `prev`, and a head vouches for all
-lines before it. Whoever has the key can make another chain; whoever has not can only cut off what follows a head.
+So a changed line does not fit the next one, a missing or moved one breaks `seq` and `prev`, and a head's signature
+covers all lines before it. Whoever has the key can make another chain; whoever has not can only cut off what follows a
+head.
 """
 
 from __future__ import annotations

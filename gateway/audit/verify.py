@@ -24,7 +24,7 @@ class Report:
     events: int = 0
     heads: int = 0
     recovered: int = 0
-    lost: int = 0  # events that gap lines tell of
+    lost: int = 0  # events that gap lines report
     unsigned: int = 0  # lines that follow the latest head
     signed_until: str = ""  # the time of the latest head
     key: str = ""  # in hexadecimal; of `open` lines, or the one that was given
@@ -56,7 +56,7 @@ class _Torn:
         self._bytes += 1 + len(line.text)
 
     def is_explained_by(self, fields: dict[str, Any] | None, due: Position) -> bool:
-        """Whether a line is a `recovered` one that tells of exactly these bytes."""
+        """Whether a line is a `recovered` one that describes exactly these bytes."""
         return (
             fields is not None
             and fields["type"] == "recovered"

@@ -61,8 +61,8 @@ def _access(settings: Settings) -> str:
     if requires_identity(settings):
         return "requests need an API key or a token (docs/security.md)"
     if settings.insecure_no_auth:
-        return "WARNING: anybody who reaches this address may run code here (--insecure-no-auth)"
-    return "anybody on this machine; requests need no key"
+        return "WARNING: whoever reaches this address may run code here (--insecure-no-auth)"
+    return "all users of this machine; requests need no key"
 
 
 def _store_flags(settings: Settings) -> str:

@@ -94,7 +94,7 @@ def _add_keys(commands: argparse._SubParsersAction[Parser]) -> Parser:
     create.add_argument(
         "--user", default="", help="the person whose sessions are to be hidden from the tenant's others"
     )
-    create.add_argument("--expires", metavar="DURATION", help="how long it is good for, e.g. 90d (default: for ever)")
+    create.add_argument("--expires", metavar="DURATION", help="how long it is valid, e.g. 90d (default: for ever)")
     create.add_argument(
         "--runtime", dest="scopes", action="append", default=[], metavar="NAMESPACE/NAME",
         help="the only runtime that it may use; may be repeated",

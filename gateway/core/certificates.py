@@ -27,7 +27,7 @@ from gateway.core.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 5.0  # between looks at the files; a renewed certificate is good for weeks before the old one ends
+POLL_S = 5.0  # between looks at the files; certificates are renewed weeks before the old one ends
 EXPIRES_SOON_S = 14 * 86400.0
 _MAX_FILE_BYTES = 1 << 20
 _MAX_SUBJECT = 1024
@@ -241,7 +241,7 @@ def _read_public_key(file: Path, problems: list[str]) -> bytes:
         key = load_pem_private_key(text, password=None)
     except TypeError:
         problems.append(
-            f"--tls-key {file}: is encrypted, and a gateway has nobody to ask for the password; decrypt it with"
+            f"--tls-key {file}: is encrypted, and a gateway cannot ask for its password; decrypt it with"
             " `openssl pkey` and protect the file by its mode"
         )
         return b""

@@ -1,5 +1,8 @@
 """The error tree. Every error that can reach a client knows its HTTP status, its code and whether to try again.
 
+One module, although it is long: the whole tree is in view where a new error looks for its place, and a status or a
+code that is used twice shows.
+
     WakegateError
     ├── BadRequestError 400 BAD_REQUEST          the request cannot be understood
     │   └── TooLargeError 413 TOO_LARGE          it exceeds a size limit

@@ -67,7 +67,7 @@ KEY_ROLES = tuple(role for role in Role if role is not Role.SESSION)  # that an 
 
 @dataclass(frozen=True, slots=True)
 class SessionScope:
-    """The only session that a session token is good for, and which of its paths and ports. Empty: all of them."""
+    """The only session that a session token is valid for, and which of its paths and ports. Empty: all of them."""
 
     session_id: SessionId
     paths: tuple[str, ...] = ()  # prefixes of picod's paths, e.g. /api/files

@@ -2,6 +2,8 @@
 
 Stores, providers, keepers and snapshot stores each have one contract suite under tests/contract. It runs against every
 implementation, including the fakes that ship in gateway/testing.py.
+
+One module, although it is long: these are all the seams of the gateway, and the Protocols refer to each other.
 """
 
 from __future__ import annotations
@@ -228,8 +230,8 @@ class EngineMeter(Protocol):
 class LossCounter(Protocol):
     """An engine that shows in a pool's status which sandboxes were lost.
 
-    It cannot tell by itself: where several gateways share an engine, each hears of every end, and only the session's
-    record says whether another gateway has ended the sandbox on purpose.
+    It cannot know by itself: where several gateways share an engine, each is notified of every end, and only the
+    session's record says whether another gateway has ended the sandbox on purpose.
     """
 
     def count_loss(self, event: SandboxEvent) -> None:

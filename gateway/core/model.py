@@ -1,6 +1,7 @@
 """The domain types: frozen dataclasses and id types that every package shares. No I/O, no clock.
 
-Times are float seconds since the Unix epoch, durations float seconds, sizes bytes.
+Times are float seconds since the Unix epoch, durations float seconds, sizes bytes. One module: runtimes, sandboxes and
+sessions refer to each other, and every package reads their fields here.
 """
 
 from __future__ import annotations

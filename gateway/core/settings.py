@@ -1,7 +1,8 @@
 """Settings: one frozen dataclass, loaded once at startup by `settings_load`.
 
 Each field's metadata has its help text and its bounds; its flag (`--state-dir`), variable (`WAKEGATE_STATE_DIR`) and
-TOML key (`state_dir`) follow from its name, so a setting is spelled in one place.
+TOML key (`state_dir`) follow from its name, so a setting is spelled in one place. One module, although it is long: it
+is a table, and an operator, the flags and docs/settings.md read it in this order.
 """
 
 from __future__ import annotations
@@ -342,7 +343,7 @@ class Settings:
     trusted_proxies: str = _setting(
         "",
         "addresses and networks of the proxies in front, comma-separated, whose X-Forwarded-* and Forwarded fields say"
-        " who the client is and by which name and scheme it came (default: nobody's word is taken)",
+        " who the client is and by which name and scheme it came (default: no address is trusted)",
         kind="text",
         metavar="NETWORKS",
     )
@@ -361,7 +362,7 @@ class Settings:
         kind="path", metavar="FILE",
     )  # fmt: skip
     insecure_no_auth: bool = _setting(
-        False, "listen beyond this machine without authentication: anybody who reaches the port may do anything",
+        False, "listen beyond this machine without authentication: whoever reaches the port may do anything",
         kind="flag",
     )  # fmt: skip
     oidc_issuer: str = _setting(

@@ -36,26 +36,26 @@ async def check_access(settings: Settings, clock: Clock | None = None) -> AsyncI
 
 
 def check_exposure(settings: Settings) -> Iterator[Finding]:
-    """Whether who reaches the address is asked who they are, and can be overheard."""
+    """Whether requests are authenticated and encrypted, where others than this machine reach the address."""
     if is_loopback(host_name(settings.host.encode())):
-        asks = "asks for a key" if requires_identity(settings) else "serves everybody on this machine"
+        asks = "asks for a key" if requires_identity(settings) else "serves all users of this machine"
         yield Finding("access", f"listens on this machine only ({settings.host}), {asks}")
         return
     if requires_identity(settings):
         yield Finding("access", f"listens on {settings.host}, asks for a key or token")
     elif settings.insecure_no_auth:
-        fix = "add --auth (keys: wakegate keys create) or --oidc-issuer, unless the network lets nobody in"
-        yield Finding("access", f"listens on {settings.host} and serves everybody", fix, fatal=False)
+        fix = "add --auth (keys: wakegate keys create) or --oidc-issuer, unless the network is closed to others"
+        yield Finding("access", f"listens on {settings.host} and serves all who reach it", fix, fatal=False)
     else:
         fix = "add --auth (keys: wakegate keys create) or --oidc-issuer; or --insecure-no-auth in a closed network"
         yield Finding("access", f"listens on {settings.host} without authentication", fix)
     if settings.tls_cert == Path() and not settings.trusted_proxies:
         fix = "add --tls-cert and --tls-key, or a proxy that has TLS, and name it in --trusted-proxies"
-        yield Finding("encryption", "keys and data travel in the clear", fix, fatal=False)
+        yield Finding("encryption", "keys and data are sent without TLS", fix, fatal=False)
 
 
 def check_proxies(settings: Settings) -> Iterator[Finding]:
-    """Whether strangers could say who the client is."""
+    """Whether a client could choose the address that it is recorded with."""
     try:
         proxies = read_proxies(settings.trusted_proxies)
     except SettingsError as error:
@@ -66,9 +66,9 @@ def check_proxies(settings: Settings) -> Iterator[Finding]:
     # Tried with addresses and not read from the text: 0.0.0.0/1,128.0.0.0/1 trusts everybody as well.
     if any(proxies.trust(address) for address in _STRANGERS):
         fix = "name the proxies' own networks in --trusted-proxies, e.g. 10.0.0.0/8"
-        yield Finding("proxies", "anybody's X-Forwarded-For is believed", fix, fatal=False)
+        yield Finding("proxies", "X-Forwarded-For is accepted from any address", fix, fatal=False)
     else:
-        yield Finding("proxies", f"believed: {settings.trusted_proxies}")
+        yield Finding("proxies", f"trusted: {settings.trusted_proxies}")
 
 
 def check_admin_key(path: Path) -> Finding:
@@ -85,7 +85,7 @@ def check_admin_key(path: Path) -> Finding:
 
 
 async def check_issuers(settings: Settings, clock: Clock) -> AsyncIterator[Finding]:
-    """Whether each issuer's keys can be had, and its clock agrees with this machine's."""
+    """Whether each issuer's keys can be fetched, and its clock agrees with this machine's."""
     try:
         verifier = make_verifier(settings, clock)
     except SettingsError as error:
@@ -109,7 +109,7 @@ def check_clock(issuer: str, date: str, now: float) -> Finding:
     try:
         difference = now - parsedate_to_datetime(date).timestamp()
     except ValueError:
-        return Finding("clock", f"{issuer} does not say what time it is")
+        return Finding("clock", f"{issuer} sends no Date to compare with")
     # A second too much, from the Date's rounding and the way, does not matter at a tolerance of 30.
     if abs(difference) > SKEW_S:
         side = "ahead of" if difference > 0 else "behind"

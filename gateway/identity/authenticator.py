@@ -108,7 +108,7 @@ class Authenticator:
     def issue_session_token(
         self, session: Session, lifetime: float, *, subject: str, paths: tuple[str, ...], ports: tuple[int, ...]
     ) -> tuple[str, float]:
-        """A token that is good for one session, and when it expires. Raises BadRequestError."""
+        """A token that is valid for one session, and when it expires. Raises BadRequestError."""
         now = self._clock.now()
         token = session_tokens.issue(
             session, self._session_key, now, lifetime, subject=subject, paths=paths, ports=ports
@@ -121,7 +121,7 @@ class Authenticator:
             if await self.directory.follow():
                 self.forget_all()
         except StoreUnavailableError as error:
-            # Known keys go on working: an outage of the store must not lock everybody out of live sessions.
+            # Known keys go on working: an outage of the store must not lock clients out of live sessions.
             logger.debug("API keys could not be read again, the known ones stay: %s", error)
         if self._clock.monotonic() >= self._forget_at:
             self._forget_at = self._clock.monotonic() + _REMEMBERED_S

@@ -191,7 +191,7 @@ def url_problem(url: str) -> str:
     if not host or parts.username is not None or parts.fragment or not url.isprintable():
         return "expected https://HOST/PATH, without a fragment or a password"
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host.encode())):
-        return "expected https: keys fetched in the clear could be anybody's (http is taken for this machine only)"
+        return "expected https: keys fetched without TLS can be replaced on the way (http is for loopback only)"
     return ""
 
 

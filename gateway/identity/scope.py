@@ -28,7 +28,7 @@ def require_use(identity: Identity, path: bytes) -> None:
         plain = b"%" not in path and b".." not in path and b"\\" not in path
         allowed = plain and any(_is_below(path, each.encode()) for each in scope.paths)
     if not allowed:
-        raise PermissionDeniedError("this session token is good for other paths and ports of the session only")
+        raise PermissionDeniedError("this session token is valid for other paths and ports of the session only")
 
 
 def _is_below(path: bytes, prefix: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Tokens that are good for one session: for browsers and end users, who must not have an API key.
+"""Tokens that are valid for one session: for browsers and end users, who must not have an API key.
 
 A token is a JWT (RFC 7519) signed with HS256 by a key that all gateways of a store derive from their shared secret, so
 each verifies it without a look-up. It cannot be revoked by itself; it ends with its time, which is a day at most, or

@@ -100,7 +100,7 @@ class TenantDirectory:
         return made
 
     async def delete(self, tenant: str) -> None:
-        """Let nobody act for a tenant. A mark stays, so that tokens which name it are refused too."""
+        """Refuse whoever acts for a tenant. A mark stays, so that tokens which name it are refused too."""
         await self._write(tenant, {"deleted": True})
 
     async def _write(self, tenant: str, value: Mapping[str, Any]) -> None:

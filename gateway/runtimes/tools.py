@@ -76,7 +76,7 @@ def _parse(entry: Mapping[str, Any], path: str, files: Files | None, problem: Pr
 
 
 def _parameters(value: Mapping[str, Any] | None, path: str, problem: Problem) -> Mapping[str, Any]:
-    if value is None:  # no arguments at all, rather than any: a model that invents one is told so
+    if value is None:  # no arguments at all, rather than any: a model that invents one gets an error
         return {"type": "object", "properties": {}, "additionalProperties": False}
     if value.get("type") != "object":
         problem(path, "expected a JSON schema with type: object", value)

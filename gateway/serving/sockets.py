@@ -98,7 +98,7 @@ def refuse_new(listener: socket.socket) -> None:
 
 
 def accept_any_hop_limit(connection: socket.socket) -> None:
-    """Let a connection be heard that was accepted after `refuse_new`: else the kernel drops what its client sends."""
+    """Read from a connection that was accepted after `refuse_new`: else the kernel drops what its client sends."""
     if sys.platform == "linux":
         _demand_hop_limit(connection, 0)
 

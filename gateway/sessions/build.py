@@ -1,5 +1,8 @@
 """Wires the parts of sessions together. The only module that imports all of them.
 
+Each part is handed the few others that it uses, by keyword. The lists repeat; one object with all parts would be
+shorter, and would let any of them use any other.
+
 In three groups, each built on the ones before: what every operation needs (`_Base`), the operations on one session
 (`_Operations`), and the sweeper over all sessions.
 """

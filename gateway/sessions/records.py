@@ -87,7 +87,7 @@ class Records:
     async def get(self, session_id: SessionId) -> Session | None:
         """The current record. One that the store lost is written again, if its sandbox or workspace is still here.
 
-        A record that the current caller may not see is as if it were not there, so that nobody above has to ask.
+        A record that the current caller may not see counts as absent, so callers need not check.
         """
         session = await self.store.get(session_id)
         return _visible(session if session is not None else await self._rebuild(session_id))

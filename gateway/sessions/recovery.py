@@ -151,7 +151,8 @@ class Recovery:
 
 
 def _is_loss(session: Session | None, sandbox_id: SandboxId) -> bool:
-    """Whether a sandbox that ended was still needed. LOST: another gateway, which heard of the same end, wrote it."""
+    """Whether a sandbox that ended was still needed."""
+    # LOST: another gateway, which was notified of the same end, has written it already.
     if session is None or session.state is SessionState.LOST:
         return True
     return session.sandbox is not None and session.sandbox.id == sandbox_id

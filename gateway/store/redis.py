@@ -22,7 +22,8 @@ from gateway.core.errors import FencedOutError, StaleWriteError, StoreUnavailabl
 from gateway.core.model import Lease, RuntimeKey, Session, SessionId, SessionState
 from gateway.core.quota import QuotaLedger
 from gateway.core.usage import UsageStore
-from gateway.store import claims, codec, redis_pages, redis_scripts
+from gateway.store import codec, redis_pages, redis_scripts
+from gateway.store.redis_claims import RedisClaims
 from gateway.store.redis_client import DEADLINE_S, redacted
 from gateway.store.redis_documents import RedisDocuments
 from gateway.store.redis_durability import durability_warnings
@@ -35,9 +36,6 @@ PAGE = 100  # records per read while iterating
 TOUCHES_PER_SCRIPT = 500  # records per script: about 5 ms, in which the server runs nothing else
 LEASE_RETENTION_S = 86400.0  # from a lease's expiry until it is deleted
 
-# Bucket width -> seconds of history per key. A key per chunk lets Redis expire old history; within one hash it would
-# have to be searched for. A chunk has at most 3600 or 1440 entries.
-_CHUNK_SPAN_S = {1: 3600, 60: 86400}
 _FIELDS = ("v", "at", "record")
 
 
@@ -61,6 +59,7 @@ class RedisStore:
         self._root = f"{{{prefix}}}:"  # a hash tag: all keys of a store are in one slot of a cluster
         self._server_time = server_time
         self._redis = RedisExchanges(url, deadline)
+        self._claims = RedisClaims(self._root, self._redis.pipe, self._redis.run)
         self.documents: DocumentStore = RedisDocuments(self._root, self._redis.call, self._redis.run)
         self.usage: UsageStore = RedisUsage(self._root, self._redis.pipe, self._redis.run)
         self.quotas: QuotaLedger = RedisQuotas(self._root, self._redis.call, self._redis.run, self._now)
@@ -296,33 +295,11 @@ class RedisStore:
 
     async def record_claims(self, runtime: RuntimeKey, counts: Mapping[int, int]) -> None:
         """Add claim counts, keyed by second since the epoch."""
-        keys: dict[str, int] = {}
-        arguments: list[int] = []
-        for (bucket, start), n in claims.fold(counts).items():
-            key = self._chunk(runtime, bucket, start // _CHUNK_SPAN_S[bucket])
-            # Redis deletes old history itself: a key expires one horizon plus its own span after its last write.
-            arguments += [
-                keys.setdefault(key, len(keys) + 1),
-                claims.HORIZON_S[bucket] + _CHUNK_SPAN_S[bucket],
-                start,
-                n,
-            ]
-        if keys:
-            await self._redis.run(redis_scripts.CLAIMS, list(keys), arguments)
+        await self._claims.record(runtime, counts)
 
     async def claim_history(self, runtime: RuntimeKey, since: float, *, bucket: int) -> Sequence[tuple[int, int]]:
         """(bucket start, claims) of the buckets that began at `since` or later, oldest first."""
-        now = self._clock.now()
-        oldest = claims.oldest_start(bucket, since, now)
-        span = _CHUNK_SPAN_S[bucket]
-        # One chunk beyond now: another replica's clock may be ahead of this one's.
-        chunks = [self._chunk(runtime, bucket, chunk) for chunk in range(oldest // span, int(now) // span + 2)]
-        found = await self._redis.pipe("hgetall", [(key,) for key in chunks])
-        counts = ((int(start), int(n)) for chunk in found for start, n in chunk.items())
-        return sorted((start, n) for start, n in counts if start >= oldest)
-
-    def _chunk(self, runtime: RuntimeKey, bucket: int, chunk: int) -> str:
-        return f"{self._root}claims:{bucket}:{runtime}:{chunk}"
+        return await self._claims.history(runtime, since, self._clock.now(), bucket=bucket)
 
     # Records
 

@@ -1,7 +1,7 @@
 """One run that can be followed: its events, kept for a client that comes back, and the pace of what it prints.
 
 While a client follows, the pipes wait for it: memory is flat at any speed. A run in the background is never held up;
-the last 4 MiB of its events are kept, and a client that comes later is told how many it has missed (`lost`).
+the last 4 MiB of its events are kept, and a client that comes later gets the number that it has missed (`lost`).
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ class Terminal:
             self._room.notify_all()
 
     def _exited(self) -> None:
-        self._pump.drain()  # first: the last output must be kept before clients are told of the end
+        self._pump.drain()  # first: the last output must be kept before clients learn of the end
         self.ended = True
         self.close()
         self._room.notify_all()

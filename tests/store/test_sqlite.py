@@ -17,8 +17,8 @@ import pytest
 
 from gateway.core.errors import StoreUnavailableError
 from gateway.core.model import RuntimeKey, SessionId, SessionState
-from gateway.store import sqlite as statements
 from gateway.store import sqlite_pages
+from gateway.store import sqlite_sweeps as statements
 from gateway.store.sqlite import SqliteStore
 from gateway.store.sqlite_file import SCHEMA_VERSION
 from gateway.testing import ManualClock

@@ -143,8 +143,8 @@ def _users(uid: int) -> Iterator[int]:
         try:
             holder.stdin.write(b"x")
             if not holder.stdout.read(1):  # what cat sends back, in its namespace
-                said = holder.stderr.read(200).decode(errors="replace").strip()
-                raise OSError(f"a user namespace cannot be made: {said}")
+                detail = holder.stderr.read(200).decode(errors="replace").strip()
+                raise OSError(f"a user namespace cannot be made: {detail}")
             for kind in ("uid_map", "gid_map"):
                 Path(f"/proc/{holder.pid}/{kind}").write_text(f"0 {uid} 1\n")
             namespace = os.open(f"/proc/{holder.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)

@@ -82,7 +82,9 @@ class LocalSandbox:
         return Sandbox(self.id, self.runtime.key, self.endpoint, self.start, self.created_at, self.session_id)
 
     def read_cpu(self) -> float:
-        """Seconds of CPU since it was bound. Never less than before: what nobody waited for takes its time away."""
+        """Seconds of CPU since it was bound. Never less than before."""
+        # Without a group the sum is over the processes that live: one that its parent did not wait for is missing once
+        # it has ended.
         if self.session_id is not None:
             now = consumption.cpu_s(self.group, self.process.pid)
             self.cpu_bound_s = max(self.cpu_bound_s, now - self.cpu_unbound_s)

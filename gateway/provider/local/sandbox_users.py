@@ -88,9 +88,9 @@ class SandboxUsers:
             )
             command = ["/bin/sh", "-c", f"ls {bwrap.KEYS_FOLDER} > {bwrap.WORKSPACE}/probe"]
             as_user = replace(shown.as_user, words=(*shown.as_user.words, *rlimits.command({resource.RLIMIT_CORE: 0})))
-            said = run_in_sandbox(shown.bwrap, config, command, syscalls=report.syscalls, as_user=as_user)
-            if said is not None:
-                raise OSError(said)
+            detail = run_in_sandbox(shown.bwrap, config, command, syscalls=report.syscalls, as_user=as_user)
+            if detail is not None:
+                raise OSError(detail)
             owner = os.stat(workspace / "probe").st_uid
             if owner != os.geteuid():
                 raise OSError(f"a file of user {uid} belongs to user {owner} on the disk, not to {os.geteuid()}")

@@ -52,7 +52,7 @@ def program(machine: str, *, bound_shared_memory: bool = False) -> bytes | None:
     if machine == "x86_64":
         code += _when(_JGE, _X32, errno.ENOSYS)
     # clone3 among them: it takes its flags by a pointer, which a filter cannot follow, so new namespaces could not be
-    # told from new threads. C libraries then use clone, whose flags are an argument.
+    # distinguished from new threads. C libraries then use clone, whose flags are an argument.
     for number in system_calls.numbers(system_calls.MISSING, column).values():
         code += _when(_JEQ, number, errno.ENOSYS)
     code += _when(_JGT, system_calls.LAST, errno.ENOSYS)

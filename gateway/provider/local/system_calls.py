@@ -1,7 +1,7 @@
 """The system calls that a sandbox may make, by name, with their numbers. Data.
 
 Docker's default profile as a container without capabilities gets it, without the calls that the kernel grants to
-anybody but that no agent needs: io_uring, memory that no reader of /proc sees (memfd_secret), file handles, fanotify,
+all but that no agent needs: io_uring, memory that no reader of /proc sees (memfd_secret), file handles, fanotify,
 the clock's adjustment and x86 segments (modify_ldt). Docker refuses, and so does this list by leaving them out:
 keyrings, bpf, perf, userfaultfd, descriptors and memory policy of other processes, mounts, namespaces, modules, reboot.
 
