@@ -74,6 +74,7 @@ def access_policy(settings: Settings) -> AccessPolicy:
         trusted_proxies=settings.trusted_proxies,
         authenticated=requires_identity(settings),
         domain=settings.domain,
+        unauthenticated_rate=settings.unauthenticated_rate,
     )
 
 

@@ -31,7 +31,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "who may use it": (
         "auth", "admin_key_file", "tenants", "insecure_no_auth", "oidc_issuer", "oidc_audience", "oidc_tenant_claim",
-        "oidc_roles_claim", "oidc_role_map", "oidc_user_claim", "oidc_jwks_url", "oidc_ca",
+        "oidc_roles_claim", "oidc_role_map", "oidc_user_claim", "oidc_jwks_url", "oidc_ca", "unauthenticated_rate",
     ),
     "queues and timeouts": (
         "hold_per_session", "hold_total", "slots_per_sandbox", "connect_timeout", "request_head_timeout",

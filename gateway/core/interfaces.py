@@ -76,6 +76,10 @@ class SessionStore(Protocol):
         """The record as last written, or None if there is none."""
         ...
 
+    async def versions(self, session_ids: Sequence[SessionId]) -> Mapping[SessionId, int]:
+        """The versions of the records that exist, of any number, without reading the records themselves."""
+        ...
+
     async def put(self, session: Session, *, lease: Lease | None = None) -> Session:
         """Durably write the record if the stored version equals `session.version` (0: it must not exist yet).
 

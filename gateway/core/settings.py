@@ -347,6 +347,13 @@ class Settings:
         kind="text",
         metavar="NETWORKS",
     )
+    unauthenticated_rate: int = _setting(
+        20,
+        "requests per second without a valid key that one client address (of IPv6: its /64) gets an ordinary answer to,"
+        " where keys are asked for; beyond it 429; 0: any number",
+        kind="int",
+        low=0,
+    )
     auth: bool = _setting(
         False,
         "ask every request for an API key or token, which `wakegate keys create` makes; implied by --admin-key-file"

@@ -10,14 +10,16 @@ The common request, a program's, costs two comparisons and one set look-up here.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gateway.core.addresses import is_loopback
-from gateway.core.errors import BadRequestError, SettingsError, UnavailableError
+from gateway.core.errors import BadRequestError, SettingsError, UnauthorizedError, UnavailableError
 from gateway.core.identity import ANONYMOUS, Identity
 from gateway.identity.authenticator import Authenticator
 from gateway.identity.peers import PeerSigner
+from gateway.routing.client_rates import ClientRates
 from gateway.routing.field_names import PLAIN
 from gateway.routing.forwarded import read_proxies
 from gateway.routing.port_hosts import PortHost, PortHostError, read_domain
@@ -52,6 +54,7 @@ class AccessPolicy:
     that reach every one as they came.
     `authenticated`: every request has to say who it comes from; until `authenticate_with`, none is served.
     `trusted_proxies`: comma-separated networks; `proxies` is None without any.
+    `unauthenticated_rate`: requests per second and address without a valid credential; 0: any number.
     `domain`: below it are the names of ports; `ports` is None without one.
     """
 
@@ -66,6 +69,7 @@ class AccessPolicy:
         trusted_proxies: str = "",
         authenticated: bool = False,
         domain: str = "",
+        unauthenticated_rate: float = 0.0,
     ) -> None:
         """Raises SettingsError for an origin, a network or a domain that is none, and for an own name below it."""
         self.stripped = frozenset(each.strip().lower().encode() for each in strip_headers.split(",") if each.strip())
@@ -74,6 +78,7 @@ class AccessPolicy:
         self.plain = PLAIN - self.stripped
         self.proxies = read_proxies(trusted_proxies)
         self._authenticated = authenticated
+        self._rates = ClientRates(unauthenticated_rate, time.monotonic)
         self.peers: PeerSigner | None = None  # verifies what other gateways say of requests that they pass on
         self._authenticator: Authenticator | None = None
         self.origins = frozenset(_read_origins(allowed_origins))
@@ -106,13 +111,20 @@ class AccessPolicy:
             return None
         return self._authenticator.lookup(credential)
 
-    async def authenticate(self, credential: bytes | None) -> Identity:
-        """Who a request comes from. Raises UnauthorizedError, UnavailableError."""
+    async def authenticate(self, credential: bytes | None, client: str = "") -> Identity:
+        """Who a request comes from. `client`: its address, "" where it has none.
+
+        Raises UnauthorizedError, RateLimitError in its place for an address that comes too often, UnavailableError.
+        """
         if not self._authenticated:
             return ANONYMOUS
         if self._authenticator is None:
             raise UnavailableError("this gateway is starting; try again shortly")
-        return await self._authenticator.authenticate(credential)
+        try:
+            return await self._authenticator.authenticate(credential)
+        except UnauthorizedError:
+            self._rates.refused(client)
+            raise
 
     def passed_on_for(self, signature: bytes, scope: Mapping[str, Any]) -> Identity | None:
         """For whom another gateway passed a request on; None: none of this store's gateways signed it."""

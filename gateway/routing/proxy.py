@@ -22,6 +22,7 @@ from gateway.observability.counters import Counters
 from gateway.observability.request_record import Observer
 from gateway.routing.access import AccessPolicy
 from gateway.routing.activator import Activator
+from gateway.routing.client_rates import client_address
 from gateway.routing.cors import answer_preflight, readable
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.exchange import ClientGoneError, Exchange, TimeLimits
@@ -126,7 +127,9 @@ class Proxy:
         try:
             identity = incoming.identity
             if identity is None:
-                identity = state["identity"] = await self.access.authenticate(incoming.request.credential)
+                identity = state["identity"] = await self.access.authenticate(
+                    incoming.request.credential, client_address(scope)
+                )
                 identity.spend()
         except WakegateError as error:
             if cycle is not None and cycle.record is not None and target is not NotProxied.CONTROL:

@@ -22,6 +22,7 @@ from gateway.observability.counters import Counters
 from gateway.observability.request_record import Observer, Record
 from gateway.routing.access import AccessPolicy
 from gateway.routing.activator import Activator
+from gateway.routing.client_rates import client_address
 from gateway.routing.headers import next_hop
 from gateway.routing.heads import is_picods, peer_path, sandbox_fields
 from gateway.routing.incoming import Incoming
@@ -97,7 +98,7 @@ class WebSocketProxy:
             session = target.session_id.encode("ascii") if target.session_id else None
             identity = incoming.identity
             if identity is None:
-                identity = await self._access.authenticate(incoming.request.credential)
+                identity = await self._access.authenticate(incoming.request.credential, client_address(scope))
                 identity.spend()
             if record is not None:
                 record.identity = identity

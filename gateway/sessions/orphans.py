@@ -10,6 +10,8 @@ for as long as that of a hibernated session, and then the sandbox ends.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from gateway.core.clock import Clock
@@ -27,6 +29,14 @@ MISSING_GRACE_S = 60.0
 CONCURRENCY = 4
 _CLOCK_SLACK_S = 30.0  # between a cluster's clock, which says when a sandbox was made, and this one
 RETRY_S = 300.0  # before keeping a workspace is tried again, after it failed
+
+
+@dataclass(frozen=True, slots=True)
+class _Needed:
+    """Which sandbox a record of this version names; None: it needs none."""
+
+    version: int
+    sandbox_id: SandboxId | None
 
 
 class OrphanCollector:
@@ -58,6 +68,7 @@ class OrphanCollector:
         self._interval = interval
         self._retention = retention
         self._start_timeout = start_timeout
+        self._known: dict[SessionId, _Needed] = {}  # as of the previous pass
         self._orphans: set[SandboxId] = set()  # found by the previous pass
         self._missing: dict[SandboxId, float] = {}  # sandboxes whose session has no record, and since when
         self._not_before: dict[SandboxId, float] = {}  # when to try again, for workspaces that could not be kept
@@ -66,21 +77,21 @@ class OrphanCollector:
 
     async def rebuild_missing(self) -> None:
         """Write again the records of this gateway's live sessions that the store has lost."""
-        for session_id in self._bindings.sessions:
-            await self._read(session_id)
+        bound = list(self._bindings.sessions)
+        stored = await self._records.store.versions(bound)
+        for session_id in bound:
+            if session_id not in stored:
+                await self._records.get(session_id)
 
     async def collect(self) -> None:
         """Release orphans; keep and release sandboxes whose record has been missing for MISSING_GRACE_S."""
         orphans: set[SandboxId] = set()
         missing: dict[SandboxId, Sandbox] = {}
-        for sandbox in await self._provider.list():
-            if sandbox.session_id is None or self._is_starting(sandbox):
-                continue
-            # From the cache: it may be 2 s old, and two passes must agree before anything is deleted.
-            session = await self._read(sandbox.session_id)
-            if session is None:
+        needed = await self._needed(await self._provider.list())
+        for sandbox, wanted in needed:
+            if wanted is None:
                 missing[sandbox.id] = sandbox
-            elif session.sandbox is None or session.sandbox.id != sandbox.id or _ended(session):
+            elif wanted.sandbox_id != sandbox.id:
                 orphans.add(sandbox.id)
         # Only what two passes in a row have found: a claim binds the sandbox a moment before its record is written.
         for sandbox_id in orphans & self._orphans:
@@ -88,6 +99,28 @@ class OrphanCollector:
             await self._release(sandbox_id)
         self._orphans = orphans - self._orphans
         await self._keep_missing(missing)
+
+    async def _needed(self, sandboxes: Sequence[Sandbox]) -> list[tuple[Sandbox, _Needed | None]]:
+        """What the records of the sandboxes' sessions say; None: there is no record.
+
+        A record is read again only when its version has changed since the last pass: with ten thousand sessions, to
+        read them all every few seconds would keep the store and the event loop busy with nothing else.
+        """
+        bound = [each for each in sandboxes if each.session_id is not None and not self._is_starting(each)]
+        stored = await self._records.store.versions([each.session_id for each in bound if each.session_id is not None])
+        known, self._known = self._known, {}
+        result: list[tuple[Sandbox, _Needed | None]] = []
+        for sandbox in bound:
+            session_id = sandbox.session_id
+            assert session_id is not None
+            needed = known.get(session_id)
+            if needed is None or needed.version != stored.get(session_id):
+                session = await self._records.get(session_id)
+                needed = None if session is None else _needed_by(session)
+            if needed is not None:
+                self._known[session_id] = needed
+            result.append((sandbox, needed))
+        return result
 
     def _is_starting(self, sandbox: Sandbox) -> bool:
         """Whether a claim may still wait for it, here or at another gateway; its record is written once it is ready."""
@@ -133,11 +166,6 @@ class OrphanCollector:
             await self._release(sandbox_id)
             return True
 
-    async def _read(self, session_id: SessionId) -> Session | None:
-        """The cached record; when there is none, the store's, which is rebuilt if it is missing there as well."""
-        session = await self._records.peek(session_id)
-        return session if session is not None else await self._records.get(session_id)
-
     async def _release(self, sandbox_id: SandboxId) -> None:
         session_id = self._bindings.remove(sandbox_id)
         if session_id is not None:
@@ -163,5 +191,6 @@ class OrphanCollector:
         return True
 
 
-def _ended(session: Session) -> bool:
-    return session.state is SessionState.TERMINATED
+def _needed_by(session: Session) -> _Needed:
+    ended = session.sandbox is None or session.state is SessionState.TERMINATED
+    return _Needed(session.version, None if ended or session.sandbox is None else session.sandbox.id)

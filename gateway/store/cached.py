@@ -141,6 +141,10 @@ class CachedStore:
         """The inner store's warnings about settings that can lose records."""
         return await self.inner.warnings()
 
+    async def versions(self, session_ids: Sequence[SessionId]) -> Mapping[SessionId, int]:
+        """The stored versions, never from the cache."""
+        return await self.inner.versions(session_ids)
+
     def sessions(
         self,
         *,

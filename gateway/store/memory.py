@@ -67,6 +67,11 @@ class MemoryStore:
         await self._turn()
         return self._records.get(session_id)
 
+    async def versions(self, session_ids: Sequence[SessionId]) -> Mapping[SessionId, int]:
+        """The versions of the records that exist."""
+        await self._turn()
+        return {each: self._records[each].version for each in session_ids if each in self._records}
+
     async def put(self, session: Session, *, lease: Lease | None = None) -> Session:
         """Write the record if versions and fence allow it. Raises StaleWriteError, FencedOutError, BadRequestError."""
         record = codec.encode(session)

@@ -33,6 +33,7 @@ from gateway.store.redis_usage import RedisUsage
 
 SCHEMA_VERSION = 1
 PAGE = 100  # records per read while iterating
+VERSIONS_PER_READ = 500  # commands in one round trip
 TOUCHES_PER_SCRIPT = 500  # records per script: about 5 ms, in which the server runs nothing else
 LEASE_RETENTION_S = 86400.0  # from a lease's expiry until it is deleted
 
@@ -102,6 +103,15 @@ class RedisStore:
     async def get(self, session_id: SessionId) -> Session | None:
         """The record as last written, or None. Raises StoreUnavailableError."""
         return self._session(await self._redis.call(lambda redis: redis.hmget(self._record(session_id), _FIELDS)))
+
+    async def versions(self, session_ids: Sequence[SessionId]) -> Mapping[SessionId, int]:
+        """The versions of the records that exist."""
+        found: dict[SessionId, int] = {}
+        for start in range(0, len(session_ids), VERSIONS_PER_READ):
+            ids = session_ids[start : start + VERSIONS_PER_READ]
+            rows = await self._redis.pipe("hget", [(self._record(each), "v") for each in ids])
+            found.update({each: int(version) for each, version in zip(ids, rows, strict=True) if version is not None})
+        return found
 
     async def put(self, session: Session, *, lease: Lease | None = None) -> Session:
         """Write the record if the stored version is still `session.version`.

@@ -27,6 +27,7 @@ from gateway.store.sqlite_thread import SqliteThread
 from gateway.store.sqlite_usage import SqliteUsage
 
 PAGE = 100  # records per read while iterating: about 3 ms of the thread, after which other jobs run
+VERSIONS_PER_READ = 500  # below the number of parameters that any sqlite takes
 PRUNED_PER_WRITE = 500  # old claim rows or leases that one write deletes at most, which bounds its transaction
 LEASE_RETENTION_S = 86400.0  # from a lease's expiry until it is deleted
 
@@ -93,6 +94,16 @@ class SqliteStore:
             return None if row is None else _session(row)
 
         return await self._thread.read(get)
+
+    async def versions(self, session_ids: Sequence[SessionId]) -> Mapping[SessionId, int]:
+        """The versions of the records that exist."""
+        found: dict[SessionId, int] = {}
+        for start in range(0, len(session_ids), VERSIONS_PER_READ):
+            ids = session_ids[start : start + VERSIONS_PER_READ]
+            marks = ", ".join("?" * len(ids))
+            statement = f"SELECT id, version FROM sessions WHERE id IN ({marks})"  # noqa: S608 — question marks
+            found.update(await self._thread.read(partial(_fetch_all, statement, ids)))
+        return found
 
     async def put(self, session: Session, *, lease: Lease | None = None) -> Session:
         """Write the record if the stored version is still `session.version`.
@@ -248,6 +259,10 @@ class SqliteStore:
         oldest = claims.oldest_start(bucket, since, self._clock.now())
         statement = "SELECT start, n FROM claims WHERE runtime = ? AND bucket = ? AND start >= ? ORDER BY start"
         return await self._thread.read(lambda db: db.execute(statement, (str(runtime), bucket, oldest)).fetchall())
+
+
+def _fetch_all(statement: str, arguments: Sequence[Any], db: sqlite3.Connection) -> list[Any]:
+    return db.execute(statement, arguments).fetchall()
 
 
 def _session(row: Sequence[Any]) -> Session:

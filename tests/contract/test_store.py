@@ -362,6 +362,17 @@ async def test_listing_filters_by_state_and_runtime(store: SessionStore) -> None
     assert await ids(store.sessions(runtime=RuntimeKey("default", "my"))) == []
 
 
+async def test_versions_of_many_are_read_at_once(store: SessionStore) -> None:
+    """Of those that exist; a put counts, a touch does not."""
+    for number in range(0, 1200, 2):
+        await store.put(session(f"s{number}"))
+    await store.put(replace(session("s0"), version=1))
+    await store.touch_many({SessionId("s2"): T0 + 1})
+    found = await store.versions([SessionId(f"s{number}") for number in range(1200)])
+    assert found == {f"s{number}": 2 if number == 0 else 1 for number in range(0, 1200, 2)}
+    assert await store.versions([]) == {}
+
+
 # Lists by age
 
 

@@ -56,6 +56,23 @@ async def test_key_of_the_tenant_reaches_its_session_and_no_sandbox_sees_it(worl
         assert request.get("x-api-key") is None
 
 
+async def test_address_that_guesses_keys_is_slowed_down_and_valid_keys_are_not(open_gateway: OpenScripted) -> None:
+    """Requests, WebSockets and API alike, with Retry-After; new keys from the same address work, and probes."""
+    world = World(*await open_gateway(auth=True, unauthenticated_rate=1))
+    session, key = await world.session(), await world.key()
+    for number in range(5):
+        assert (await world.gateway.ask(get(session, "/x", f"x-api-key: wk_{number}\n"))).status == 401
+    slowed = await world.gateway.ask(get(session, "/x", "x-api-key: wk_9\n"))
+    assert (slowed.status, slowed.get("retry-after")) == (429, "1")
+    assert (await world.gateway.ask("GET /v1/sessions HTTP/1.1\nhost: h\n")).status == 429
+    url = world.gateway.url.replace("http", "ws") + "/ws"
+    with pytest.raises(websockets.InvalidStatus) as refused:
+        await websockets.connect(url, additional_headers={"x-session-id": session}, proxy=None).__aenter__()
+    assert refused.value.response.status_code == 429
+    assert (await world.gateway.ask("GET /healthz HTTP/1.1\nhost: h\n")).status == 200
+    assert (await world.ask(session, key)).status == 200
+
+
 @pytest.mark.parametrize("credential", ["", "wk_nonsense", "wst_a.b.c", "x" * 9000])
 async def test_request_without_credentials_is_refused_before_the_session_is_read(world: World, credential: str) -> None:
     """401 with a challenge, alike for sessions that exist and for those that do not."""

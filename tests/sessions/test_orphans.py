@@ -203,3 +203,24 @@ async def test_creation_while_the_store_is_away_claims_nothing(world: World) -> 
             await world.sessions.lifecycle.create(KEY)
     assert world.provider.claims == 0
     await world.store.start()
+
+
+async def test_sweep_reads_no_record_that_has_not_changed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many sessions live: their versions are asked for at once; what changed is read, once."""
+    made = [await world.session() for _ in range(5)]
+    await world.sessions.sweeper.sweep()
+    read: list[str] = []
+    get = world.store.get
+
+    async def counting(session_id: SessionId) -> Session | None:
+        read.append(session_id)
+        return await get(session_id)
+
+    monkeypatch.setattr(world.store, "get", counting)
+    await world.sessions.sweeper.sweep()
+    assert read == []
+    await world.sessions.lifecycle.update(made[0].id, metadata={"k": "v"})
+    read.clear()
+    await world.sessions.sweeper.sweep()
+    await world.sessions.sweeper.sweep()
+    assert read == [made[0].id]
