@@ -121,6 +121,7 @@ ROUTES = (
     Route(ANY, wire.PORTS_PATH.encode(), _late(_config, "picod.ports.api", "forward_to_port")),
     Route(("GET",), b"/api/processes", _late(_commands, "picod.commands.process_api", "list_processes")),
     Route(("POST",), b"/api/processes", _late(_commands, "picod.commands.process_api", "start_process")),
+    Route(("POST",), b"/api/processes/stream", _late(_commands, "picod.commands.process_stream", "start_stream")),
     Route(ANY, b"/api/processes/", _late(_commands, "picod.commands.process_api", "process")),
     Route(("GET",), wire.TERMINAL_PATH.encode(), _late(_commands, "picod.commands.terminal_api", "open_terminal")),
     Route(("GET",), b"/api/terminals", _late(_commands, "picod.commands.terminal_api", "list_terminals")),

@@ -7,8 +7,11 @@ a session runs here counts as activity (activity.py), so that the session is not
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
+import struct
+import termios
 import time
 from collections.abc import Callable, Iterable
 
@@ -20,8 +23,12 @@ from picod.compat.go_format import format_time
 from picod.http.request import RequestError
 from picod.http.sse import Notifier
 
-MAX_PROCESSES = 32  # kept in all; the oldest that has ended makes room for a new one
-LOG_BYTES = 1 << 20  # of output kept of each
+MAX_PROCESSES = 256  # that run; a sandbox may have no more tasks by default
+_MAX_ENDED = 32  # that are kept to be asked about
+LOG_BYTES = 1 << 20  # of output kept of each, while there are few
+# Of each beyond _MAX_ENDED processes: 32 MiB for the first 32 and 28 MiB for all others is what picod can afford.
+_SMALL_LOG_BYTES = 128 << 10
+_MAX_BEHIND_SHARE = 4  # a follower that must miss nothing may lag by a quarter of the log, then the process waits
 _READ_BYTES = 64 << 10
 _STDIN_TIMEOUT_S = 300.0  # for how long a process may read nothing while a client writes to it
 _FULL_READ_DELAY_S = 0.002  # 32 MB/s at most, so that a forgotten `yes` costs little
@@ -99,13 +106,24 @@ class Pump:
 class Process:
     """A background process, running or ended, with its latest output."""
 
-    def __init__(self, name: str, spec: CommandSpec, child: Child, pipes: dict[str, int], *, keeps_awake: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        spec: CommandSpec,
+        child: Child,
+        pipes: dict[str, int],
+        *,
+        keeps_awake: bool,
+        log_bytes: int = LOG_BYTES,
+        terminal: int | None = None,
+    ) -> None:
         self.id = os.urandom(4).hex()
         self.name = name
         self.spec = spec
         self.child = child
         self.keeps_awake = keeps_awake
-        self.log = Ring(LOG_BYTES)
+        self.log = Ring(log_bytes)
+        self.timed_out = False
         self.changed = Notifier()
         self.has_stdin = "stdin" in pipes
         self.stdin_fd = pipes.pop("stdin", -1)
@@ -113,6 +131,10 @@ class Process:
         self.writing = asyncio.Lock()
         self.started_ns = time.time_ns()
         self.ended_ns: int | None = None
+        self._terminal = terminal  # the master side of its pseudo-terminal, which is its stdin as well
+        self._log_bytes = log_bytes
+        self._paces: dict[object, int] = {}  # followers that must miss nothing -> offset up to which they have the log
+        self._is_paused = False
         self._pumps = [Pump(fd, lambda data, stream=stream: self._took(stream, data)) for stream, fd in pipes.items()]  # type: ignore[misc]
         child.exited.add_done_callback(lambda _: self._exited())
 
@@ -172,6 +194,31 @@ class Process:
             self.stdin_room.set_result(None)
         self.stdin_room = None
 
+    def keep_pace(self, follower: object, offset: int | None) -> None:
+        """Note how much of the log a follower has that must miss nothing; None: it has left. Output waits for it."""
+        if offset is None:
+            self._paces.pop(follower, None)
+        else:
+            self._paces[follower] = offset
+        self._balance()
+
+    def _balance(self) -> None:
+        behind = self.log.end - min(self._paces.values(), default=self.log.end)
+        is_late = behind > self._log_bytes // _MAX_BEHIND_SHARE
+        if is_late != self._is_paused:
+            self._is_paused = is_late
+            for pump in self._pumps:
+                if is_late:
+                    pump.pause()
+                else:
+                    pump.resume()
+
+    def resize(self, cols: int, rows: int) -> None:
+        """Set the size of its terminal. Raises RequestError 409 for a process without one."""
+        if self._terminal is None or self.stdin_fd < 0:
+            raise RequestError(409, "the process has no terminal, or has exited", code="NO_TERMINAL")
+        set_size(self.stdin_fd, cols, rows)
+
     def close(self) -> None:
         """Close the ends of the process's pipes that picod holds."""
         self.close_stdin()
@@ -180,12 +227,16 @@ class Process:
 
     def _took(self, stream: str, data: bytes) -> None:
         self.log.append(stream, data)
+        if self._paces:
+            self._balance()
         self.changed.notify_all()
 
     def _exited(self) -> None:
         # All that it wrote itself is in the pipes by now; what its children still write is read as it comes.
         for pump in self._pumps:
             pump.drain()
+            if self._terminal is not None:
+                pump.close()  # what still uses the terminal gets SIGHUP, as when a terminal window is closed
         self.ended_ns = time.time_ns()
         if not self.writing.locked():  # otherwise the request that writes to it closes it when it notices
             self.close_stdin()
@@ -204,8 +255,11 @@ class Background:
         return self._by_id.values()
 
     def get(self, process_id: str) -> Process:
-        """A process by its id. Raises RequestError 404."""
+        """A process by its id or, of those that run or ended last, by its pid. Raises RequestError 404."""
         process = self._by_id.get(process_id)
+        if process is None and process_id.isascii() and process_id.isdigit() and len(process_id) < len("00000000"):
+            found = (each for each in reversed(self._by_id.values()) if each.child.pid == int(process_id))
+            process = next(found, None)
         if process is None:
             raise RequestError(
                 404, f"no process {process_id[:64]!r}; GET /api/processes lists them", code="PROCESS_NOT_FOUND"
@@ -213,26 +267,44 @@ class Background:
         return process
 
     def start(
-        self, spec: CommandSpec, executable: bytes, cwd_fd: int, *, name: str, stdin: bool, keeps_awake: bool
+        self,
+        spec: CommandSpec,
+        executable: bytes,
+        cwd_fd: int,
+        *,
+        name: str,
+        stdin: bool,
+        keeps_awake: bool,
+        terminal: tuple[int, int] | None = None,
     ) -> Process:
-        """Start a process. Raises RequestError 429 when too many run, OSError when it cannot be executed."""
+        """Start a process; `terminal`: on a pseudo-terminal of that many columns and rows, as the stream `pty`.
+
+        Raises RequestError 429 when too many run, OSError when it cannot be executed.
+        """
         self._make_room()
         ours: dict[str, int] = {}
         theirs: dict[str, int] = {}
         try:
-            for stream in ("stdout", "stderr"):
-                ours[stream], theirs[stream] = os.pipe2(os.O_CLOEXEC)
-            if stdin:
-                theirs["stdin"], ours["stdin"] = os.pipe2(os.O_CLOEXEC)
+            if terminal is not None:
+                ours["stdin"], theirs["stdin"] = os.openpty()
+                set_size(theirs["stdin"], *terminal)
+                ours["pty"] = os.dup(ours["stdin"])  # a copy: reading ends and closes apart from writing
+            else:
+                for stream in ("stdout", "stderr"):
+                    ours[stream], theirs[stream] = os.pipe2(os.O_CLOEXEC)
+                if stdin:
+                    theirs["stdin"], ours["stdin"] = os.pipe2(os.O_CLOEXEC)
+            if "stdin" in ours:
                 os.set_blocking(ours["stdin"], False)
             child = self._children.spawn(
                 executable,
                 spec.command,
                 cwd_fd=cwd_fd,
                 env=spec.env,
-                stdout=theirs["stdout"],
-                stderr=theirs["stderr"],
+                stdout=theirs["stdin" if terminal is not None else "stdout"],
+                stderr=theirs["stdin" if terminal is not None else "stderr"],
                 stdin=theirs.get("stdin"),
+                terminal=terminal is not None,
             )
         except OSError:
             for fd in ours.values():
@@ -241,7 +313,15 @@ class Background:
         finally:
             for fd in theirs.values():
                 os.close(fd)
-        process = Process(name, spec, child, ours, keeps_awake=keeps_awake)
+        process = Process(
+            name,
+            spec,
+            child,
+            ours,
+            keeps_awake=keeps_awake,
+            log_bytes=LOG_BYTES if len(self._by_id) < _MAX_ENDED else _SMALL_LOG_BYTES,
+            terminal=ours.get("stdin") if terminal is not None else None,
+        )
         self._by_id[process.id] = process
         return process
 
@@ -256,15 +336,19 @@ class Background:
         process.close()
 
     def _make_room(self) -> None:
-        if len(self._by_id) < MAX_PROCESSES:
-            return
-        oldest = next((process for process in self._by_id.values() if not process.running), None)
-        if oldest is None:
+        ended = [process for process in self._by_id.values() if not process.running]
+        for oldest in ended[: max(0, len(ended) - _MAX_ENDED + 1)]:
+            del self._by_id[oldest.id]
+            oldest.close()
+        if len(self._by_id) - min(len(ended), _MAX_ENDED - 1) >= MAX_PROCESSES:
             raise RequestError(
                 429, f"{MAX_PROCESSES} processes run already; end one of GET /api/processes", code="TOO_MANY_PROCESSES"
             )
-        del self._by_id[oldest.id]
-        oldest.close()
+
+
+def set_size(fd: int, cols: int, rows: int) -> None:
+    """Tell a pseudo-terminal the size of its window."""
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
 
 
 def exit_fields(code: int | None) -> dict[str, object]:

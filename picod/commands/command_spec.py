@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from picod.compat.go_format import DurationError, parse_duration
 from picod.filesystem.paths import PathError, Workspace
@@ -35,7 +36,7 @@ def parse_command(body: bytes, base_env: Mapping[str, str]) -> CommandSpec:
     command = texts_field(fields, STRUCT, "command")
     timeout = text_field(fields, STRUCT, "timeout")
     working_dir = text_field(fields, STRUCT, "working_dir")
-    env = text_map_field(fields, STRUCT, "env")
+    env = read_env(fields, STRUCT)
     if command is None:
         raise missing(STRUCT, "command")
     if not command:
@@ -44,15 +45,23 @@ def parse_command(body: bytes, base_env: Mapping[str, str]) -> CommandSpec:
         seconds = parse_duration(timeout) if timeout else DEFAULT_TIMEOUT_S
     except DurationError as error:
         raise RequestError(400, f"Invalid timeout format: {error}") from error
-    for name in env:
-        if not name or "=" in name:  # execve would accept it and the command see another variable
-            raise RequestError(400, f"env: {name!r} cannot be the name of a variable")
     return CommandSpec(
         command=[_argument(item, f"command[{index}]") for index, item in enumerate(command)],
         timeout=seconds,
         working_dir=working_dir or ".",
         env={_argument(name, "env"): _argument(value, f"env.{name}") for name, value in {**base_env, **env}.items()},
     )
+
+
+def read_env(fields: dict[str, Any], struct: str) -> dict[str, str]:
+    """`env`: variables by name. Raises RequestError 400 for what no environment can hold."""
+    env = text_map_field(fields, struct, "env")
+    for name, value in env.items():
+        if not name or "=" in name:  # execve would accept it and the command see another variable
+            raise RequestError(400, f"env: {name!r} cannot be the name of a variable")
+        _argument(name, "env")
+        _argument(value, f"env.{name}")
+    return env
 
 
 def _argument(text: str, field: str) -> bytes:

@@ -106,12 +106,12 @@ class LiveRun:
             self._pending.add_text(stream, text)
             self._flush_soon()
 
-    def result(self, data: Mapping[str, Any] | None, display_id: str, *, update: bool) -> None:
+    def result(self, data: Mapping[str, Any] | None, display_id: str, *, update: bool, is_value: bool = False) -> None:
         """Add a `result` event, within the same bounds as in an answer."""
         kept = self._bounds.admit(data)
         if kept is not None:
             self._bounds.release(kept)  # bounds are per event here: of many events the last ones are kept
-            self._pending.add_result(Result(kept, display_id, update))
+            self._pending.add_result(Result(kept, display_id, update, is_value))
             self._flush_soon()
 
     def clear(self, *, wait: bool) -> None:
@@ -197,8 +197,10 @@ class LiveRun:
             match event:
                 case Text(stream, parts):
                     self._add(stream.encode(), b'{"text":%b}' % _dumps("".join(parts)))
-                case Result(data, display_id, update):
-                    more = {"display_id": display_id, "update": update} if display_id else {}
+                case Result(data, display_id, update, is_value):
+                    more: dict[str, object] = {"display_id": display_id, "update": update} if display_id else {}
+                    if is_value:
+                        more["value"] = True
                     self._add(b"result", to_json({"data": data, **more}))
                 case Clear(wait):
                     self._add(b"clear", to_json({"wait": wait}))

@@ -30,6 +30,7 @@ class Result:
     data: Mapping[str, Any]
     display_id: str
     update: bool
+    is_value: bool = False  # of the last expression, not of a display
 
 
 @dataclass(slots=True)

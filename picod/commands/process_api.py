@@ -72,6 +72,9 @@ async def process(services: CommandServices, request: Request) -> None:
     """/api/processes/{id} and what is below it. 404 for an unknown one, 405 for a verb that it does not have."""
     name, _, verb = request.tail.decode("utf-8", "replace").partition("/")
     found = services.background.get(name)
+    if verb in ("stream", "resize"):
+        await _stream_verb(services, request, found, verb)
+        return
     handlers = _VERBS.get(verb)
     if handlers is None:
         raise RequestError(404, f"no /api/processes/ID/{verb[:64]}; expected logs, wait, stdin or signal")
@@ -201,6 +204,17 @@ def query_duration(request: Request, name: str, default: str) -> float:
         return max(0.0, min(parse_duration(request.query(name) or default), _MAX_WAIT_S))
     except DurationError as error:
         raise RequestError(400, f"{name}: {error}") from error
+
+
+async def _stream_verb(services: CommandServices, request: Request, process: Process, verb: str) -> None:
+    from picod.commands import process_stream  # imports this module
+
+    if request.method != ("GET" if verb == "stream" else "POST"):
+        raise RequestError(405, f"{request.method} is not for this path; use {'GET' if verb == 'stream' else 'POST'}")
+    if verb == "stream":
+        await process_stream.join_stream(request, process)
+    else:
+        await process_stream.resize(services, request, process)
 
 
 _Verb = Callable[["CommandServices", Request, Process], Awaitable[None]]

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
 import signal
-import struct
-import termios
 import time
 from collections.abc import Iterable
 from typing import Protocol
 
-from picod.commands.background import Pump, exit_fields
+from picod.commands.background import Pump, exit_fields, set_size
 from picod.commands.command_spec import CommandSpec
 from picod.commands.processes import Child, Children
 from picod.commands.ring_buffer import Ring
@@ -228,8 +225,3 @@ class Terminals:
                 429, f"{MAX_TERMINALS} terminals are open; end one of GET /api/terminals", code="TOO_MANY_TERMINALS"
             )
         del self._by_id[oldest.id]
-
-
-def set_size(fd: int, cols: int, rows: int) -> None:
-    """Tell a pseudo-terminal the size of its window."""
-    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))

@@ -44,7 +44,7 @@ async def list_files(services: FileServices, request: Request) -> None:
     if not path:
         raise RequestError(400, "Missing 'path' query parameter")
     try:
-        entries = await asyncio.to_thread(_entries, services.workspace, path)
+        entries = await asyncio.to_thread(_entries, services.tree(request), path)
     except PathError as error:
         raise RequestError(400, str(error)) from error
     except FileNotFoundError as error:
@@ -95,7 +95,7 @@ def decode_path(raw: bytes) -> str:
 async def download(services: FileServices, request: Request) -> None:
     """Send a file, or the part of it that was asked for."""
     path = decode_path(request.tail)
-    fd = _open_file(services.workspace, path)
+    fd = _open_file(services.tree(request), path)
     try:
         await _send_file(request, fd, os.path.basename(path.rstrip("/")))
     finally:

@@ -43,10 +43,10 @@ _T = TypeVar("_T")
 
 async def stat_file(services: FileServices, request: Request) -> None:
     """GET /api/fs/stat?path=: describe a file; a symlink itself, unless `follow=true`."""
-    path, follow = required_path(request), query_flag(request, "follow")
+    path, follow, tree = required_path(request), query_flag(request, "follow"), services.tree(request)
 
     def look() -> dict[str, object]:
-        with services.workspace.resolve(path, follow=follow) as place:
+        with tree.resolve(path, follow=follow) as place:
             return describe(place, place.stat())
 
     await request.answer_json(200, await guarded(look, f"Failed to look at {path}"))
@@ -63,10 +63,10 @@ async def make_directory(services: FileServices, request: Request) -> None:
     text = text_field(fields, "MkdirRequest", "mode") or "0755"
     if not _MODE.fullmatch(text):
         raise RequestError(400, f"mode: expected octal permissions such as 0755, not {text[:40]!r}")
-    mode = int(text, 8)
+    mode, tree = int(text, 8), services.tree(request)
 
     def make() -> tuple[int, dict[str, object]]:
-        with services.workspace.resolve(path, make_parents=parents) as place:
+        with tree.resolve(path, make_parents=parents) as place:
             try:
                 # Made first and looked at after: a look first would leave a moment in which another could make it.
                 os.mkdir(place.name, mode, dir_fd=place.dir_fd)
@@ -89,12 +89,13 @@ async def move(services: FileServices, request: Request) -> None:
     fields = parse_object(await request.body(services.config.max_body), "MoveRequest")
     old, new = _path_field(fields, "MoveRequest", "from"), _path_field(fields, "MoveRequest", "to")
     overwrite = _flag(fields, "MoveRequest", "overwrite", default=False)
+    tree = services.tree(request)
 
     def rename() -> dict[str, object]:
-        with services.workspace.resolve(old, follow=False) as source:
+        with tree.resolve(old, follow=False) as source:
             _refuse_root(source)
             source.stat()  # raises if it does not exist, before the parents of `to` are made for nothing
-            with services.workspace.resolve(new, make_parents=True, follow=False) as target:
+            with tree.resolve(new, make_parents=True, follow=False) as target:
                 _refuse_root(target)
                 rename_place(source, target, overwrite=overwrite)
                 return describe(target, target.stat())
@@ -105,9 +106,10 @@ async def move(services: FileServices, request: Request) -> None:
 async def delete(services: FileServices, request: Request) -> None:
     """DELETE /api/files/{path}: a file, a symlink or an empty directory; with `?recursive=true` any directory."""
     path, recursive = decode_path(request.tail), query_flag(request, "recursive")
+    tree = services.tree(request)
 
     def drop() -> None:
-        with services.workspace.resolve(path, follow=False) as place:
+        with tree.resolve(path, follow=False) as place:
             _refuse_root(place)
             if recursive:
                 remove(place.name.encode(), place.dir_fd)
@@ -126,13 +128,13 @@ async def list_tree(services: FileServices, request: Request) -> None:
 
     `next` in an answer is the `after` of the next page, null on the last one.
     """
-    path = request.query("path") or "."
+    path, tree = request.query("path") or ".", services.tree(request)
     limit = read_number(request, "limit", _PAGE, most=_MAX_PAGE)
     depth = read_number(request, "depth", _MAX_DEPTH, most=_MAX_DEPTH)
     after = _read_cursor(request.query("after"))
 
     def look() -> list[Entry]:
-        root = services.workspace.open_directory(path)
+        root = tree.open_directory(path)
         try:
             return walk(root, after, limit=limit + 1, depth=depth)  # one more shows whether there is a next page
         finally:

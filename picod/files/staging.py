@@ -13,14 +13,11 @@ import os
 import re
 import stat
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from picod.compat.go_format import format_mode, format_time
-from picod.filesystem.paths import PathError, Place
+from picod.filesystem.paths import PathError, Place, Workspace
 from picod.http.request import Request, RequestError, os_failure, reason_of
-
-if TYPE_CHECKING:
-    from picod.files.services import FileServices
 
 _BATCH_BYTES = 1 << 20  # that are collected before a thread writes them
 INLINE_BYTES = 256 << 10  # that the loop writes itself: into the page cache, which takes less time than a thread switch
@@ -135,10 +132,10 @@ def parse_mode(text: str | None) -> int:
     return int(text, 8)
 
 
-def open_place(services: FileServices, path: str) -> Place:
+def open_place(tree: Workspace, path: str) -> Place:
     """Resolve the target of an upload, creating missing parents. Raises RequestError."""
     try:
-        place = services.workspace.resolve(path, make_parents=True)
+        place = tree.resolve(path, make_parents=True)
     except PathError as error:
         raise RequestError(400, str(error)) from error
     except OSError as error:

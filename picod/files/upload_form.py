@@ -99,7 +99,7 @@ class _Form:
 
     def _open_place(self) -> Place:
         try:
-            return open_place(self._services, self.fields[b"path"].decode("utf-8"))
+            return open_place(self._services.workspace, self.fields[b"path"].decode("utf-8"))
         except UnicodeDecodeError as error:
             raise RequestError(400, "the path is not valid UTF-8") from error
 

@@ -48,7 +48,7 @@ async def _upload_json(services: FileServices, request: Request) -> None:
     else:
         path, content, mode = await asyncio.to_thread(_parse_upload, body)
     del body  # otherwise it would be held beside the content while the file is written
-    with open_place(services, path) as place, stage(place.dir_fd, path) as staged:
+    with open_place(services.tree(request), path) as place, stage(place.dir_fd, path) as staged:
         staged.add(content)
         del content
         await finish(request, staged, place, mode)
@@ -68,7 +68,7 @@ def _parse_upload(body: bytes) -> tuple[str, bytes, int]:
 async def upload_raw(services: FileServices, request: Request) -> None:
     """PUT /api/files/{path}: the body is the file; `?mode=` as in the other forms."""
     path, mode = decode_path(request.tail), parse_mode(request.query("mode"))
-    with open_place(services, path) as place, stage(place.dir_fd, path) as staged:
+    with open_place(services.tree(request), path) as place, stage(place.dir_fd, path) as staged:
         async for chunk in request.chunks():
             if staged.add(chunk):
                 await flush(staged, path)

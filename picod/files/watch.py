@@ -18,7 +18,7 @@ from picod.files import inotify
 from picod.files.changes import CREATED, DELETED, MODIFIED, Change, Changes
 from picod.files.inotify import Happened, Inotify
 from picod.files.names import name_fields
-from picod.filesystem.paths import PathError, Place
+from picod.filesystem.paths import PathError, Place, Workspace
 from picod.filesystem.safe_walk import SafeWalk
 from picod.http.request import Request, RequestError, os_failure, query_flag
 from picod.http.sse import EventStream
@@ -50,7 +50,8 @@ async def watch(services: FileServices, request: Request) -> None:
     services.watchers += 1
     watcher: Watcher | None = None
     try:
-        watcher = await in_thread(lambda: _open(services, path, recursive))
+        tree = services.tree(request)
+        watcher = await in_thread(lambda: _open(tree, path, recursive))
         await _send_events(request, watcher)
     except PathError as error:
         raise RequestError(400, str(error)) from error
@@ -64,8 +65,8 @@ async def watch(services: FileServices, request: Request) -> None:
             watcher.close()
 
 
-def _open(services: FileServices, path: str, recursive: bool) -> Watcher:
-    with services.workspace.resolve(path) as place:
+def _open(tree: Workspace, path: str, recursive: bool) -> Watcher:
+    with tree.resolve(path) as place:
         watcher = Watcher(place.open(os.O_PATH | os.O_DIRECTORY), recursive=recursive)
         try:
             watcher.begin(place)

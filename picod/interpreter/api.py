@@ -6,6 +6,7 @@ import asyncio
 import math
 from typing import TYPE_CHECKING, Any
 
+from picod.commands.command_spec import read_env
 from picod.commands.following import read_following
 from picod.commands.live_run import LiveRun
 from picod.commands.runs import serve
@@ -44,6 +45,7 @@ def parse_code(fields: dict[str, Any]) -> CodeSpec:
         language,
         text_field(fields, _STRUCT, "context_id") or "",
         seconds_field(fields, _STRUCT, DEFAULT_TIMEOUT_S),
+        read_env(fields, _STRUCT),
     )
 
 
@@ -103,7 +105,7 @@ async def run_code(services: InterpreterServices, request: Request) -> None:
 
 async def _collect(context: Context, spec: CodeSpec, collected: Collected, stop: Stop) -> Outcome:
     try:
-        return await context.run(spec.code, spec.timeout, collected, stop)
+        return await context.run(spec.code, spec.timeout, collected, stop, spec.env)
     finally:
         await collected.finish()
 
@@ -118,7 +120,7 @@ async def _stream(
 
     async def work() -> None:
         try:
-            outcome = await context.run(spec.code, spec.timeout, run, stop)
+            outcome = await context.run(spec.code, spec.timeout, run, stop, spec.env)
             run.end({**outcome.fields(), "context_id": context.id})
         except KernelError as error:
             run.end({"error": {"name": "ContextError", "value": str(error), "traceback": []}, "context_id": context.id})

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from picod.commands.command_spec import encode_env
 from picod.commands.exit_status import exit_status, out_of_memory
 from picod.commands.pipe_reader import PipeReader
 from picod.commands.processes import Child
@@ -76,7 +77,7 @@ class BashContext(Context):
         if self._around.find("bash") is None:
             raise KernelError("there is no bash in this sandbox")
 
-    async def _run(self, code: str, timeout: float, listener: Listener, stop: Stop) -> Outcome:
+    async def _run(self, code: str, timeout: float, listener: Listener, stop: Stop, env: Mapping[str, str]) -> Outcome:
         code_file = f"{self.state_file}.code"
         try:
             _write(code_file, code)
@@ -84,7 +85,7 @@ class BashContext(Context):
             raise KernelError(f"cannot write the code to a file for bash: {fault.strerror}") from fault
         # By a file and not by an argument: code may be longer than the 128 KiB of one, and `ps` would show it.
         before = out_of_memory.began()
-        child, pipes = self._spawn(code_file)
+        child, pipes = self._spawn(code_file, env)
         try:
             listener.set_pipes(pipes.values())
             for name, pipe in pipes.items():
@@ -112,7 +113,7 @@ class BashContext(Context):
             return Outcome(error, count, exit_code=124, timed_out=True)
         return Outcome(error, count, exit_code=status.code, signal=status.signal)
 
-    def _spawn(self, code_file: str) -> tuple[Child, dict[str, PipeReader]]:
+    def _spawn(self, code_file: str, env: Mapping[str, str]) -> tuple[Child, dict[str, PipeReader]]:
         bash = self._around.find("bash")
         if bash is None:
             raise KernelError("there is no bash in this sandbox")
@@ -123,7 +124,12 @@ class BashContext(Context):
             for _ in ("stdout", "stderr"):
                 ends += os.pipe2(os.O_CLOEXEC)
             child = self._around.children.spawn(
-                bash, argv, cwd_fd=self._around.workspace.fd, env=self._around.env, stdout=ends[1], stderr=ends[3]
+                bash,
+                argv,
+                cwd_fd=self._around.workspace.fd,
+                env={**self._around.env, **encode_env(env)},
+                stdout=ends[1],
+                stderr=ends[3],
             )
         except OSError as error:
             for fd in ends:

@@ -107,8 +107,13 @@ class Context(ABC):
             "last_used_at": self.last_used_at,
         }
 
-    async def run(self, code: str, timeout: float, listener: Listener, stop: Stop) -> Outcome:
-        """Run `code` after the runs queued before it. `timeout` is in seconds, without the wait. Raises KernelError."""
+    async def run(
+        self, code: str, timeout: float, listener: Listener, stop: Stop, env: Mapping[str, str] | None = None
+    ) -> Outcome:
+        """Run `code` after the runs queued before it. `timeout` is in seconds, without the wait.
+
+        `env`: variables of its environment during this run. Raises KernelError.
+        """
         self.waiting += 1
         try:
             await self._turn.acquire()
@@ -124,7 +129,7 @@ class Context(ABC):
             restored = await self._load_kept()
             notice, self._notice = self._notice, ""
             started = time.monotonic()
-            outcome = await self._run(code, timeout, listener, stop)
+            outcome = await self._run(code, timeout, listener, stop, env or {})
             if outcome.execution_count is not None:
                 self.execution_count = outcome.execution_count
             return replace(outcome, duration=time.monotonic() - started, notice=notice, restored=restored)
@@ -216,7 +221,9 @@ class Context(ABC):
         """Start the process if there is none. Raises KernelError."""
 
     @abstractmethod
-    async def _run(self, code: str, timeout: float, listener: Listener, stop: Stop) -> Outcome:
+    async def _run(
+        self, code: str, timeout: float, listener: Listener, stop: Stop, env: Mapping[str, str]
+    ) -> Outcome:
         """Run `code` in the prepared process; no other run is active."""
 
     @abstractmethod

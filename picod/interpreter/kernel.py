@@ -43,8 +43,11 @@ class Listener(Protocol):
     def output(self, stream: str, data: bytes) -> None:
         """Bytes were printed to `stream`, which is stdout or stderr."""
 
-    def result(self, data: Mapping[str, Any] | None, display_id: str, *, update: bool) -> None:
-        """A result as MIME type -> data; None if it was too large. `update` replaces the result of the same id."""
+    def result(self, data: Mapping[str, Any] | None, display_id: str, *, update: bool, is_value: bool = False) -> None:
+        """A result as MIME type -> data; None if it was too large. `update` replaces the result of the same id.
+
+        `is_value`: it is the value of the last expression, and not something that the code displayed.
+        """
 
     def clear(self, *, wait: bool) -> None:
         """The code has cleared its results; with `wait` they stay until the next result."""
@@ -266,6 +269,7 @@ class Kernel:
                     data if isinstance(data, dict) else None,
                     display_id if isinstance(display_id, str) else "",
                     update=message.kind == "update_display_data",
+                    is_value=message.kind == "execute_result",
                 )
             case "clear_output" if run.listener is not None:
                 run.listener.clear(wait=content.get("wait") is True)

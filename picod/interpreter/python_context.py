@@ -22,6 +22,7 @@ MAX_STATE_BYTES = 256 << 20  # of one context's pickle
 _EXIT_WAIT_S = 0.5  # from the end of a connection to that of the process
 _SAVE_TIMEOUT_S = 10.0
 _LOAD_TIMEOUT_S = 60.0
+_ENVIRONMENT_TIMEOUT_S = 5.0  # two lines in a kernel that is idle
 
 
 class PythonContext(Context):
@@ -88,9 +89,11 @@ class PythonContext(Context):
                 return
         raise KernelError("the context was deleted")
 
-    async def _run(self, code: str, timeout: float, listener: Listener, stop: Stop) -> Outcome:
+    async def _run(self, code: str, timeout: float, listener: Listener, stop: Stop, env: Mapping[str, str]) -> Outcome:
         kernel = self._kernel
         assert kernel is not None
+        if env:
+            await self._ask(f"push_environment({dict(env)!r})", _ENVIRONMENT_TIMEOUT_S)
         running = asyncio.create_task(kernel.run(code, listener))
         why = await first_of(running, stop, timeout)
         if why:
@@ -106,6 +109,8 @@ class PythonContext(Context):
         reply = await running
         if reply is None:
             return await self._died(kernel, why, timeout)
+        if env:
+            await self._ask("pop_environment()", _ENVIRONMENT_TIMEOUT_S)
         return _finished(reply, why, timeout)
 
     async def _died(self, kernel: Kernel, why: str, timeout: float) -> Outcome:

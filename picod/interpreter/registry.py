@@ -6,7 +6,8 @@ import asyncio
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from picod.commands.command_spec import encode_env, find_executable
@@ -33,6 +34,7 @@ class CodeSpec:
     language: str
     context_id: str
     timeout: float
+    env: Mapping[str, str] = field(default_factory=dict)  # variables of this run alone
 
 
 class Interpreter:

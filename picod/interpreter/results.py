@@ -62,7 +62,7 @@ class Collected:
         for stream in self._streams.values():
             await stream.finish()
 
-    def result(self, data: Mapping[str, Any] | None, display_id: str, *, update: bool) -> None:
+    def result(self, data: Mapping[str, Any] | None, display_id: str, *, update: bool, is_value: bool = False) -> None:
         """Add a result, or replace the one that it updates."""
         if self._clearing:  # `wait=True` avoids flicker: the old result stays until the new one is there
             self.clear(wait=False)

@@ -31,6 +31,7 @@ else:
 
 _HISTORY = re.compile(r"_+|_i+|_i?\d+|_exit_code|_dh|_ih|_oh|In|Out|__\w+__")
 _MAX_SOURCES_CHARS = 4 << 20  # characters of source text kept for tracebacks and inspect
+_replaced: list[dict[str, str | None]] = []  # what runs with variables of their own have replaced
 
 
 class LimitError(Exception):
@@ -98,6 +99,21 @@ def save(base: str, report_to: str, max_bytes: int, seconds: float) -> None:
     os.replace(temporary, f"{base}.pickle")
     os.replace(f"{base}.json.new", f"{base}.json")
     _report(report_to, {"saved": len(chosen) + len(modules), "unsaved": document["unsaved"]})
+
+
+def push_environment(values: dict[str, str]) -> None:
+    """Set variables of the environment for one run; `pop_environment` restores what they replaced."""
+    _replaced.append({name: os.environ.get(name) for name in values})
+    os.environ.update(values)
+
+
+def pop_environment() -> None:
+    """Restore the variables that the last `push_environment` replaced."""
+    for name, value in (_replaced.pop() if _replaced else {}).items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def load(base: str, report_to: str, *, is_fresh: bool = False) -> None:

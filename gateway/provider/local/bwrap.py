@@ -16,6 +16,7 @@ from pathlib import Path
 from gateway.core.model import Limits
 
 WORKSPACE = "/workspace"
+HOME_ALIAS = "/home/user"  # the same folder under the name that clients of E2B expect
 MATPLOTLIB = "/tmp/.matplotlib"  # its settings and font cache, kept out of the workspace  # noqa: S108
 KEYS_FOLDER = "/run/wakegate/keys"
 PICOD_ROOT = "/opt/wakegate"  # holds the folder `picod`, and nothing else of the checkout
@@ -34,8 +35,12 @@ ETC_FROM_HOST = (
     "/etc/pki/ca-trust/extracted",
 )
 ETC_SYNTHETIC = {
-    "passwd": f"root:x:0:0:root:/nonexistent:/usr/sbin/nologin\nsandbox:x:{USER_ID}:{USER_ID}::{WORKSPACE}:/bin/sh\n",
-    "group": f"root:x:0:\nsandbox:x:{USER_ID}:\n",
+    "passwd": (
+        "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\n"
+        f"sandbox:x:{USER_ID}:{USER_ID}::{WORKSPACE}:/bin/sh\n"
+        f"user:x:{USER_ID}:{USER_ID}::{HOME_ALIAS}:/bin/bash\n"
+    ),
+    "group": f"root:x:0:\nsandbox:x:{USER_ID}:\nuser:x:{USER_ID}:\n",
     "hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
     "resolv.conf": "",
@@ -177,7 +182,9 @@ def arguments(config: BwrapConfig, command: Sequence[str]) -> list[str]:
         # A state directory beside its manifest has the signing keys, and the sockets of other sandboxes.
         for covered in covered_paths(inside, source, config.hidden):
             args += ["--size", "4096", "--tmpfs", covered, "--remount-ro", covered]
-    args += ["--bind", reached(config.workspace, config.shown), WORKSPACE]
+    # A second mount and not a symlink: the working directory of a program that starts there is then /home/user.
+    workspace = reached(config.workspace, config.shown)
+    args += ["--bind", workspace, WORKSPACE, "--bind", workspace, HOME_ALIAS]
     # bwrap's own root and /dev are tmpfs without a size limit: code that could write there could fill the memory.
     # /proc: the files below /proc/sys are guarded by owner and mode alone. When root runs the gateway, the kernel takes
     # the sandbox for their owner although it has no capability: it could set kernel.core_pattern, and so run a program

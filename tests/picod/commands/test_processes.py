@@ -202,12 +202,14 @@ def test_kill_and_delete_reach_what_left_the_group(picod: Executor, nap: str) ->
 
 
 def test_number_of_processes_is_bounded(picod: Executor, nap: str) -> None:
-    """The oldest that ended makes room; when all run, the next one is refused with 429."""
+    """Of those that ended the last 32 are kept; when 256 run, the next one is refused with 429."""
     first = start(picod, "true")
     wait(picod, first)
     for _ in range(32):
-        start(picod, "sleep", nap)
+        wait(picod, start(picod, "true"))
     assert picod.client.get(f"/api/processes/{first['id']}").status_code == 404
+    for _ in range(256):
+        start(picod, "sleep", nap)
     reply = picod.client.post("/api/processes", json={"command": ["sleep", nap]})
     assert (reply.status_code, reply.json()["code"]) == (429, "TOO_MANY_PROCESSES")
 
