@@ -1,0 +1,306 @@
+"""E2B's control plane: create, connect, list, pause, kill sandboxes, which are sessions of code interpreters.
+
+A timeout that kills is the session's `ttl`. One that pauses (`autoPause`) is its idle timeout: a sandbox in use is not
+paused under its client, which E2B would do. A paused sandbox wakes on its next request; no `connect` is needed.
+Source: github.com/e2b-dev/infra (spec/openapi.yml), and what the SDKs 2.7 to 2.63 send.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.api.e2b.access_tokens import AccessTokens
+from gateway.api.e2b.records import (
+    E2BRecord,
+    detail_document,
+    ends_at,
+    fits,
+    is_running,
+    listed_document,
+    public_metadata,
+    record_of,
+    sandbox_document,
+)
+from gateway.api.errors import Handler
+from gateway.api.http import JSON, read_metadata, read_object
+from gateway.api.session_list import newest_sessions
+from gateway.api.sessions import DEFAULT_NAME, DELETED_BY_USER, create_session
+from gateway.core.clock import Clock
+from gateway.core.errors import BadRequestError, ConflictError, NotFoundError, SessionNotFoundError, WakegateError
+from gateway.core.identity import current
+from gateway.core.interfaces import RuntimeCatalog, SessionStore
+from gateway.core.model import Kind, Runtime, RuntimeKey, Session, SessionId, SessionState
+from gateway.core.units import rfc3339
+from gateway.sessions.hibernation import Hibernator
+from gateway.sessions.lifecycle import UNSET, Lifecycle
+
+# E2B's own templates that a code interpreter stands for.
+BUILT_IN_TEMPLATES = frozenset(("", "base", "code-interpreter-v1"))
+_TIMEOUT_S, _OLD_TIMEOUT_S = 300.0, 15.0  # of /v2/sandboxes and /sandboxes, where a request has none
+_MAX_TIMEOUT_S = 30 * 86400
+_MAX_LIST = 100
+_MAX_QUERY_CHARS = 8192
+_MAX_TEMPLATE_CHARS = 512
+
+
+class TemplateNotFoundError(NotFoundError):
+    """No runtime has the name of the template."""
+
+    code = "TEMPLATE_NOT_FOUND"
+
+
+class NotSupportedError(WakegateError):
+    """E2B has this and Wakegate has not; nothing was changed."""
+
+    status = 501
+    code = "NOT_SUPPORTED"
+
+
+class SandboxesAPI:
+    """Handlers of the control plane. `domain`: below it are the host names of ports; empty: there are none."""
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        hibernator: Hibernator,
+        store: SessionStore,
+        catalog: RuntimeCatalog,
+        tokens: AccessTokens,
+        clock: Clock,
+        *,
+        domain: str,
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._hibernator = hibernator
+        self._store = store
+        self._catalog = catalog
+        self._tokens = tokens
+        self._clock = clock
+        self._domain = domain or None
+
+    def handlers(self) -> dict[str, Handler]:
+        """The handler of each operation of openapi/table.py, by its name."""
+        return {
+            "e2b_create_sandbox": self._create,
+            "e2b_create_sandbox_v1": self._create,
+            "e2b_list_sandboxes": self._list,
+            "e2b_list_sandboxes_v1": self._list,
+            "e2b_get_sandbox": self._get,
+            "e2b_kill_sandbox": self._kill,
+            "e2b_connect_sandbox": self._connect,
+            "e2b_connect_sandbox_v1": self._connect,
+            "e2b_resume_sandbox": self._connect,
+            "e2b_pause_sandbox": self._pause,
+            "e2b_set_timeout": self._set_timeout,
+            "e2b_refresh_sandbox": self._refresh,
+            "e2b_get_sandbox_metrics": self._metrics,
+            "e2b_get_sandbox_logs": self._logs,
+            "e2b_fork_sandbox": _not_supported,
+            "e2b_snapshot_sandbox": _not_supported,
+            "e2b_update_network": _not_supported,
+        }
+
+    async def _create(self, request: Request) -> Response:
+        body = await read_object(request)
+        is_old = not request.url.path.lstrip("/").startswith("v2/")
+        template = _template(body)
+        runtime = self._runtime(template)
+        for name in ("mcp", "iam", "volumeMounts"):
+            if body.get(name):
+                raise BadRequestError(f"{name}: not supported here; leave it out")
+        record = E2BRecord(
+            template=template or runtime.key.name,
+            envs=_read_envs(body),
+            auto_pause=_flag(body, "autoPause", default=False),
+            auto_resume=_flag(_object(body, "autoResume"), "enabled", default=True),
+            allow_internet=body.get("allow_internet_access"),
+        )
+        timeout = _read_timeout(body, "timeout", _OLD_TIMEOUT_S if is_old else _TIMEOUT_S)
+        opened = await create_session(
+            request,
+            self._lifecycle,
+            runtime.key,
+            ttl=None if record.auto_pause else timeout,
+            idle_timeout=timeout if record.auto_pause else None,
+            metadata={**read_metadata(body), **record.stored()},
+        )
+        return JSON(self._document(opened.session), 201)
+
+    async def _list(self, request: Request) -> Response:
+        query = request.query_params
+        wanted_metadata = read_metadata_filter(query.get("metadata", ""))
+        states = {each.strip() for each in query.get("state", "running,paused").split(",")}
+        if not states <= {"running", "paused"}:
+            raise BadRequestError("state: expected running, paused or both")
+        limit = query.get("limit", str(_MAX_LIST))
+        if not limit.isascii() or not limit.isdigit() or len(limit) > 3 or not 1 <= int(limit) <= _MAX_LIST:
+            raise BadRequestError(f"limit: expected a whole number from 1 to {_MAX_LIST}")
+        caller = current()
+
+        def wanted(session: Session) -> bool:
+            return (
+                session.state is not SessionState.TERMINATED
+                and session.runtime.kind is Kind.CODE_INTERPRETER
+                and ("running" if is_running(session) else "paused") in states
+                and caller.sees(session)
+                and wanted_metadata.items() <= public_metadata(session).items()
+            )
+
+        token = query.get("nextToken")
+        found = await newest_sessions(
+            self._store,
+            wanted,
+            state=None,
+            runtime=None,
+            after=SessionId(token) if token else None,
+            limit=int(limit),
+        )
+        headers = {"x-next-token": found[-1].id} if len(found) == int(limit) else {}
+        return JSON([listed_document(each, self._catalog.get(each.runtime)) for each in found], headers=headers)
+
+    async def _get(self, request: Request) -> Response:
+        session = await self._require(request)
+        return JSON(detail_document(session, self._catalog.get(session.runtime), self._domain))
+
+    async def _kill(self, request: Request) -> Response:
+        session = await self._require(request)
+        await self._lifecycle.terminate(session.id, DELETED_BY_USER)
+        return Response(status_code=204)
+
+    async def _connect(self, request: Request) -> Response:
+        body = await read_object(request) if await request.body() else {}
+        session = await self._require(request)
+        was_running = session.state is SessionState.ACTIVE
+        opened = await self._lifecycle.wake(session.id)
+        timeout = _read_timeout(body, "timeout", _TIMEOUT_S)
+        session = opened.session
+        if ends_at(session) < self._clock.now() + timeout:  # connecting only ever extends the time that is left
+            session = await self._extend(session, timeout)
+        return JSON(self._document(session), 200 if was_running else 201)
+
+    async def _pause(self, request: Request) -> Response:
+        session = await self._require(request)
+        if session.state is SessionState.HIBERNATED:
+            raise ConflictError(f"sandbox {session.id} is paused already")
+        await self._hibernator.hibernate(session.id)
+        return Response(status_code=204)
+
+    async def _set_timeout(self, request: Request) -> Response:
+        body = await read_object(request)
+        timeout = _read_timeout(body, "timeout", None)
+        await self._extend(await self._require(request), timeout)
+        return Response(status_code=204)
+
+    async def _refresh(self, request: Request) -> Response:
+        body = await read_object(request) if await request.body() else {}
+        session = await self._require(request)
+        duration = _read_timeout(body, "duration", _OLD_TIMEOUT_S)
+        if ends_at(session) < self._clock.now() + duration:
+            await self._extend(session, duration)
+        return Response(status_code=204)
+
+    async def _metrics(self, request: Request) -> Response:
+        await self._require(request)
+        return JSON([])
+
+    async def _logs(self, request: Request) -> Response:
+        session = await self._require(request)
+        line = f"sandbox {session.id} is {'running' if is_running(session) else 'paused'}"
+        entry = {"timestamp": rfc3339(session.created_at), "message": line, "level": "info", "fields": {}}
+        return JSON({"logs": [entry]})
+
+    async def _extend(self, session: Session, timeout: float) -> Session:
+        """Let the timeout pass in `timeout` seconds from now."""
+        if record_of(session).auto_pause:
+            await self._store.touch_many({session.id: self._clock.now()})  # the idle timeout counts from the last use
+            return await self._lifecycle.update(session.id, idle_timeout=max(timeout, 1.0))
+        return await self._lifecycle.update(session.id, ttl=timeout, idle_timeout=UNSET)
+
+    async def _require(self, request: Request) -> Session:
+        session_id = SessionId(request.path_params["sandbox_id"])
+        request.state.session_id = session_id
+        session = await self._lifecycle.get(session_id)
+        if session.state is SessionState.TERMINATED:
+            raise SessionNotFoundError(f"sandbox {session_id[:128]} was not found: it has ended ({session.reason})")
+        return session
+
+    def _runtime(self, template: str) -> Runtime:
+        """The runtime that a template stands for. Raises TemplateNotFoundError."""
+        served = [each for each in self._catalog.all() if each.key.kind is Kind.CODE_INTERPRETER]
+        namespace, _, name = template.rpartition("/")
+        named = self._catalog.get(RuntimeKey(namespace or "default", name))
+        if named is None and template in BUILT_IN_TEMPLATES:
+            usual = self._catalog.get(RuntimeKey("default", DEFAULT_NAME))
+            named = usual or (served[0] if len(served) == 1 else None)
+        if named is None:
+            names = ", ".join(f"{each.key.namespace}/{each.key.name}" for each in served[:20]) or "none"
+            raise TemplateNotFoundError(
+                f"template {template[:128]!r} was not found; a template is a runtime: there are {names}"
+            )
+        return named
+
+    def _document(self, session: Session) -> dict[str, Any]:
+        return sandbox_document(session, self._tokens.of(session.id), self._domain)
+
+
+def read_metadata_filter(text: str) -> dict[str, str]:
+    """The pairs that a list is filtered by. The SDKs encode them three times; two are left here. Raises BadRequestError."""
+    if len(text) > _MAX_QUERY_CHARS:
+        raise BadRequestError(f"metadata: expected at most {_MAX_QUERY_CHARS} characters")
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text), errors="strict", max_num_fields=64)
+        return {unquote(name, errors="strict"): unquote(value, errors="strict") for name, value in pairs}
+    except ValueError:
+        raise BadRequestError("metadata: expected key=value pairs, joined by & and percent-encoded") from None
+
+
+async def _not_supported(request: Request) -> Response:
+    verb = request.url.path.rpartition("/")[2]
+    raise NotSupportedError(f"{verb} is not supported here: Wakegate keeps one copy of a sandbox, and no network rules")
+
+
+def _template(body: Mapping[str, Any]) -> str:
+    value = body.get("templateID", "")
+    if not isinstance(value, str) or len(value) > _MAX_TEMPLATE_CHARS:
+        raise BadRequestError("templateID: expected text")
+    return value.partition(":")[0]  # without the tag: runtimes have their revisions elsewhere
+
+
+def _read_envs(body: Mapping[str, Any]) -> dict[str, str]:
+    envs = _object(body, "envVars")
+    for name, value in envs.items():
+        if not isinstance(value, str) or not name or "=" in name or "\0" in name + value:
+            raise BadRequestError(f"envVars.{name[:64]}: expected text, and a name without '='")
+    if not fits(envs):
+        raise BadRequestError("envVars: expected at most 16 KiB in all")
+    return dict(envs)
+
+
+def _object(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = body.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise BadRequestError(f"{name}: expected an object")
+    return value
+
+
+def _flag(body: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise BadRequestError(f"{name}: expected true or false")
+    return value
+
+
+def _read_timeout(body: Mapping[str, Any], name: str, default: float | None) -> float:
+    value = body.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_TIMEOUT_S:
+        raise BadRequestError(f"{name}: expected seconds from 0 to {_MAX_TIMEOUT_S}")
+    return max(float(value), 0.001)  # 0 is now: E2B kills it then

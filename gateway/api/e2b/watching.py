@@ -1,0 +1,166 @@
+"""Watching a directory of a sandbox: as a stream, and as watchers that a client polls.
+
+A polled watcher belongs to the gateway that made it and ends with the directory, with its session's sandbox, or when
+nobody has polled it for a while; its client then gets `not_found` and makes another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from gateway.api.e2b.connect import ConnectError, text_of
+from gateway.api.e2b.filesystem import path_of
+from gateway.api.e2b.paths import FilePath
+from gateway.api.e2b.processes import with_pauses
+from gateway.api.e2b.sandbox import SandboxClient, read_error
+from gateway.api.sandbox_json import text_of as answer_text
+from gateway.api.tools.run_events import read_events
+from gateway.core.background import Tasks
+from gateway.core.errors import WakegateError
+
+Message = Mapping[str, Any]
+logger = logging.getLogger(__name__)
+
+_KINDS = {
+    "created": "EVENT_TYPE_CREATE",
+    "modified": "EVENT_TYPE_WRITE",
+    "deleted": "EVENT_TYPE_REMOVE",
+    "moved": "EVENT_TYPE_RENAME",
+}
+_MAX_WATCHERS = 256  # of one gateway; picod allows eight to each sandbox
+_MAX_EVENTS = 1000  # that wait for a poll; older ones are dropped
+_IDLE_S = 600.0  # without a poll, after which a watcher ends
+
+
+async def watch(sandbox: SandboxClient, message: Message, keepalive: float) -> AsyncIterator[Message]:
+    """WatchDir: changes of a directory until it is gone. Raises ConnectError."""
+    async for event in _changes(sandbox, path_of(message), bool(message.get("recursive")), keepalive):
+        if event is None:
+            yield {"keepalive": {}}
+        elif event:
+            yield {"filesystem": event}
+        else:
+            yield {"start": {}}
+
+
+class Watchers:
+    """The polled watchers of one gateway."""
+
+    def __init__(self) -> None:
+        self._tasks = Tasks()
+        self._by_id: dict[tuple[str, str], _Watcher] = {}
+
+    async def create(self, sandbox: SandboxClient, message: Message) -> Message:
+        """CreateWatcher. Raises ConnectError, also when there are too many."""
+        if len(self._by_id) >= _MAX_WATCHERS:
+            raise ConnectError("resource_exhausted", f"{_MAX_WATCHERS} watchers exist already; remove one")
+        watcher = _Watcher()
+        key = (str(sandbox.session_id), f"w{secrets.token_hex(8)}")
+        self._by_id[key] = watcher
+        changes = _changes(sandbox, path_of(message), bool(message.get("recursive")), _IDLE_S)
+        self._tasks.spawn(self._collect(key, watcher, changes), name="watch a directory")
+        try:
+            await watcher.started
+        except BaseException:
+            self._by_id.pop(key, None)
+            raise
+        return {"watcherId": key[1]}
+
+    async def events(self, sandbox: SandboxClient, message: Message) -> Message:
+        """GetWatcherEvents: what happened since the last call."""
+        return {"events": self._require(sandbox, message).take()}
+
+    async def remove(self, sandbox: SandboxClient, message: Message) -> Message:
+        """RemoveWatcher."""
+        self._require(sandbox, message).removed.set()
+        return {}
+
+    async def aclose(self) -> None:
+        """End all watchers."""
+        for watcher in self._by_id.values():
+            watcher.removed.set()
+        await self._tasks.wait()
+
+    def _require(self, sandbox: SandboxClient, message: Message) -> _Watcher:
+        watcher = self._by_id.get((str(sandbox.session_id), text_of(message, "watcherId")))
+        if watcher is None or watcher.removed.is_set():
+            raise ConnectError("not_found", "no such watcher; it may have ended because nobody polled it")
+        return watcher
+
+    async def _collect(
+        self, key: tuple[str, str], watcher: _Watcher, changes: AsyncIterator[Message | None]
+    ) -> None:
+        removed = asyncio.ensure_future(watcher.removed.wait())
+        following = asyncio.ensure_future(anext(changes))
+        try:
+            while True:
+                await asyncio.wait((removed, following), return_when=asyncio.FIRST_COMPLETED, timeout=_IDLE_S)
+                if removed.done() or not watcher.polled:
+                    return
+                watcher.polled = not following.done() and watcher.polled
+                if following.done():
+                    watcher.polled = True
+                    watcher.add(following.result())
+                    following = asyncio.ensure_future(anext(changes))
+        except StopAsyncIteration:
+            pass
+        except (ConnectError, WakegateError) as error:
+            if not watcher.started.done():
+                watcher.started.set_exception(error)
+            else:
+                logger.info("a watcher of session %s ended: %s", key[0], error)
+        finally:
+            for task in (removed, following):
+                task.cancel()
+            await asyncio.gather(removed, following, return_exceptions=True)
+            self._by_id.pop(key, None)
+            if not watcher.started.done():
+                watcher.started.set_exception(ConnectError("unavailable", "the directory cannot be watched"))
+
+
+class _Watcher:
+    def __init__(self) -> None:
+        self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.removed = asyncio.Event()
+        self.polled = True
+        self._events: deque[Message] = deque(maxlen=_MAX_EVENTS)
+
+    def add(self, event: Message | None) -> None:
+        if event:
+            self._events.append(event)
+        elif event is not None and not self.started.done():
+            self.started.set_result(None)
+
+    def take(self) -> list[Message]:
+        self.polled = True
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+
+async def _changes(
+    sandbox: SandboxClient, path: FilePath, recursive: bool, keepalive: float
+) -> AsyncIterator[Message | None]:
+    """An empty message once watching has begun, then each change; None for silence."""
+    target = f"/api/fs/watch?{path.query}&recursive={'true' if recursive else 'false'}"
+    async with sandbox.stream("GET", target) as (reply, chunks):
+        if reply.status != 200:
+            raise await read_error(reply, chunks)
+        async for event in with_pauses(read_events(chunks), keepalive):
+            if event is None:
+                yield None
+                continue
+            name, data, _ = event
+            if name == "ready":
+                yield {}
+            elif name == "gone":
+                return
+            elif name == "change":
+                kind = _KINDS.get(answer_text(data, "type"))
+                if kind is not None:
+                    yield {"name": answer_text(data, "path"), "type": kind}
