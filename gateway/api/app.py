@@ -19,6 +19,9 @@ from starlette.routing import BaseRoute, Route
 
 from gateway.api.agentcube import AgentCubeAPI
 from gateway.api.audited import audited
+from gateway.api.e2b.access_tokens import AccessTokens
+from gateway.api.e2b.door import E2BDoor
+from gateway.api.e2b.sandboxes import SandboxesAPI
 from gateway.api.egress import EgressAPI
 from gateway.api.errors import ErrorShape, Handler, answering_errors, error_response
 from gateway.api.health import HealthAPI
@@ -95,6 +98,8 @@ class Surfaces:
         self._mcp = MCPEndpoint(self._tools, lifecycle, catalog, caller.acknowledge)
         self.keys = KeysAPI(lifecycle)
         self.tenants = TenantsAPI(tenants, store, lifecycle)
+        self.access_tokens = AccessTokens()
+        self._e2b = E2BDoor(lifecycle, caller, self.access_tokens, clock)
         handlers: dict[str, Handler] = {
             **self.keys.handlers(),
             **self.tenants.handlers(),
@@ -117,6 +122,9 @@ class Surfaces:
             **ContainersAPI(lifecycle, store, catalog).handlers(),
             **ContainerFilesAPI(lifecycle, reporting_caller).handlers(),
             **self._mcp.handlers(),
+            **SandboxesAPI(
+                lifecycle, hibernator, store, catalog, self.access_tokens, clock, domain=settings.domain
+            ).handlers(),
             "get_openapi": _openapi,
         }
         if audit is not None:
@@ -125,7 +133,12 @@ class Surfaces:
         else:
             self.routes = make_routes(CONTROL, handlers)
         self.app = make_control_app(
-            self.routes, counters, body_idle=settings.request_idle_timeout, peers=peers, acknowledge=acknowledge
+            self.routes,
+            counters,
+            body_idle=settings.request_idle_timeout,
+            peers=peers,
+            acknowledge=acknowledge,
+            e2b=self._e2b,
         )
 
     async def aclose(self) -> None:
@@ -133,7 +146,10 @@ class Surfaces:
         try:
             await self._mcp.aclose()
         finally:
-            await self._tools.results.aclose()
+            try:
+                await self._e2b.aclose()
+            finally:
+                await self._tools.results.aclose()
 
 
 def make_routes(
@@ -170,6 +186,7 @@ def make_control_app(
     body_idle: float,
     peers: PeerSigner,
     acknowledge: Callable[[SessionId, str], None] = lambda session_id, restored: None,
+    e2b: E2BDoor | None = None,
 ) -> ASGIApp:
     """Make the ASGI app, which also counts its answers by route.
 
@@ -212,7 +229,10 @@ def make_control_app(
             # The data path has refused the request already; it comes here for the error's shape only
             # (routing/proxy.py).
             refusal = scope.get("state", {}).get("refusal")
-            if refusal is None:
+            if refusal is None and e2b is not None and e2b.takes(scope):
+                scope["app"] = app
+                await e2b(scope, receive, counted)
+            elif refusal is None:
                 await app(scope, receive, counted)
             else:
                 await error_response(refusal, shape_of(scope["path"]))(scope, receive, counted)

@@ -44,6 +44,15 @@ ACTIONS: Mapping[str, str] = {
     "delete_tenant": "tenant.delete",
     "run_tool_calls": "tool.call",
     "post_mcp_message": "tool.call",
+    "e2b_create_sandbox": "session.create",
+    "e2b_create_sandbox_v1": "session.create",
+    "e2b_kill_sandbox": "session.delete",
+    "e2b_connect_sandbox": "session.wake",
+    "e2b_connect_sandbox_v1": "session.wake",
+    "e2b_resume_sandbox": "session.wake",
+    "e2b_pause_sandbox": "session.hibernate",
+    "e2b_set_timeout": "session.update",
+    "e2b_refresh_sandbox": "session.update",
     "create_container_file": "file.write",
     "delete_container_file": "file.delete",
 }
@@ -134,7 +143,7 @@ def actor_of(request: Request) -> Actor:
 def _session_of(request: Request, response: Response | None) -> str:
     # From what is certain to what is claimed: the path, what the handler found or created, the answer, the request's
     # headers.
-    for name in ("session_id", "container_id"):
+    for name in ("session_id", "container_id", "sandbox_id"):
         if (named := request.path_params.get(name)) is not None:
             return str(named)
     created = getattr(request.state, "created", None)

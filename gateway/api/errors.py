@@ -41,6 +41,7 @@ class ErrorShape(StrEnum):
     NATIVE = "Error"  # {"error": text, "code": CODE}
     AGENTCUBE = "Message"  # {"message": text}
     OPENAI = "OpenAIError"  # {"error": {"message", "type", "param", "code"}}
+    E2B = "E2BError"  # {"code": status, "message": text}
     MCP = "MCPMessage"  # a JSON-RPC error response without an id
 
 
@@ -111,6 +112,10 @@ def _openai(error: WakegateError) -> dict[str, Any]:
     return {"error": {"message": public_message(error), "type": kind, "param": param, "code": error.code.lower()}}
 
 
+def _e2b(error: WakegateError) -> dict[str, Any]:
+    return {"code": error.status, "message": public_message(error), "error_code": error.code.lower()}
+
+
 def _mcp(error: WakegateError) -> dict[str, Any]:
     # The HTTP status says what kind of error it is; JSON-RPC has no codes for these.
     return {"jsonrpc": "2.0", "id": None, "error": {"code": _JSONRPC_INVALID_REQUEST, "message": public_message(error)}}
@@ -120,5 +125,6 @@ _DOCUMENTS: Mapping[ErrorShape, Callable[[WakegateError], dict[str, Any]]] = {
     ErrorShape.NATIVE: _native,
     ErrorShape.AGENTCUBE: _agentcube,
     ErrorShape.OPENAI: _openai,
+    ErrorShape.E2B: _e2b,
     ErrorShape.MCP: _mcp,
 }

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from gateway.core.errors import BadRequestError, RequestTimeoutError, TooLargeError
-from gateway.core.model import Kind, RuntimeKey
+from gateway.core.model import PRIVATE_METADATA, Kind, RuntimeKey
 from gateway.core.units import parse_lifetime
 from gateway.egress.policy import MAX_ENTRIES
 
@@ -102,6 +102,8 @@ def read_metadata(body: Mapping[str, Any]) -> dict[str, str]:
     for key, entry in value.items():
         if isinstance(entry, dict | list):
             raise BadRequestError(f"metadata.{key[:64]}: expected text")
+        if key.startswith(PRIVATE_METADATA):
+            raise BadRequestError(f"metadata.{key[:64]}: names with {PRIVATE_METADATA} are the gateway's own")
         text = entry if isinstance(entry, str) else orjson.dumps(entry).decode()
         if len(key) > 256 or len(text) > 4096:
             raise BadRequestError(f"metadata.{key[:64]}: keys hold at most 256 characters, values 4096")

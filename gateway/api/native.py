@@ -229,7 +229,7 @@ def session_document(session: Session) -> dict[str, Any]:
         "snapshotAt": None if session.snapshot_at is None else rfc3339(session.snapshot_at),
         "sandboxId": session.sandbox.id if session.sandbox else None,
         "reason": session.reason,
-        "metadata": dict(session.metadata),
+        "metadata": session.public_metadata,
         "egress": None if session.egress is None else list(session.egress),
     }
 

@@ -64,6 +64,23 @@ PERMISSIONS: Mapping[str, Permission] = {
     "get_container_file": Permission.USE_SESSIONS,
     "delete_container_file": Permission.USE_SESSIONS,
     "get_container_file_content": Permission.USE_SESSIONS,
+    "e2b_create_sandbox": Permission.CREATE_SESSIONS,
+    "e2b_create_sandbox_v1": Permission.CREATE_SESSIONS,
+    "e2b_list_sandboxes": Permission.READ_SESSIONS,
+    "e2b_list_sandboxes_v1": Permission.READ_SESSIONS,
+    "e2b_get_sandbox": Permission.READ_SESSIONS,
+    "e2b_kill_sandbox": Permission.MANAGE_SESSIONS,
+    "e2b_connect_sandbox": Permission.MANAGE_SESSIONS,
+    "e2b_connect_sandbox_v1": Permission.MANAGE_SESSIONS,
+    "e2b_resume_sandbox": Permission.MANAGE_SESSIONS,
+    "e2b_pause_sandbox": Permission.MANAGE_SESSIONS,
+    "e2b_set_timeout": Permission.MANAGE_SESSIONS,
+    "e2b_refresh_sandbox": Permission.MANAGE_SESSIONS,
+    "e2b_get_sandbox_metrics": Permission.READ_SESSIONS,
+    "e2b_get_sandbox_logs": Permission.READ_SESSIONS,
+    "e2b_fork_sandbox": Permission.MANAGE_SESSIONS,
+    "e2b_snapshot_sandbox": Permission.MANAGE_SESSIONS,
+    "e2b_update_network": Permission.MANAGE_SESSIONS,
 }
 
 

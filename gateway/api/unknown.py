@@ -14,6 +14,7 @@ from gateway.core.errors import BadRequestError, NotFoundError, WakegateError
 # AgentCube's router gives the same plain-text answer to an unknown path and to a wrong method, and so do we.
 _AGENTCUBE = ("/v1/code-interpreter", "/v1/agent-runtime", "/v1/namespaces", "/health")
 _OPENAI = ("/v1/containers", "/v1/tools", "/v1/tool_calls")
+_E2B = ("/sandboxes", "/v2/sandboxes")
 _SANDBOX_API = "/api"
 _HEADERS = "x-session-id: ID, or x-wakegate-runtime: NAMESPACE/NAME for a new session"
 
@@ -24,6 +25,8 @@ def shape_of(path: str) -> ErrorShape:
         return ErrorShape.AGENTCUBE
     if _is_below(path, _OPENAI):
         return ErrorShape.OPENAI
+    if _is_below(path, _E2B):
+        return ErrorShape.E2B
     return ErrorShape.MCP if path == "/mcp" else ErrorShape.NATIVE
 
 

@@ -54,8 +54,10 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
         stack.push_async_callback(gateway.store.aclose)
         for warning in await gateway.store.warnings():
             logger.warning("%s", warning)
+        secret = await load_secret(gateway.store.documents)
+        gateway.surfaces.access_tokens.open(secret)
         if membership.me:
-            gateway.peers.open(await load_secret(gateway.store.documents))
+            gateway.peers.open(secret)
         await _start_identities(gateway, stack)
         if gateway.egress is not None:
             stack.push_async_callback(gateway.egress.aclose)

@@ -14,6 +14,8 @@ from typing import Any, NewType
 SessionId = NewType("SessionId", str)
 SandboxId = NewType("SandboxId", str)
 
+# Metadata under names with this prefix is a surface's own: no client sees, sets or replaces it.
+PRIVATE_METADATA = "wakegate.private."
 DEFAULT_TENANT = "default"  # of sessions made without authentication, and of keys that name no other
 
 
@@ -264,6 +266,11 @@ class Session:
     last_sandbox: SandboxId | None = None
     reason: str = ""  # why it is terminated, lost, or cannot hibernate; shown to people
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def public_metadata(self) -> dict[str, str]:
+        """The metadata that its client set."""
+        return {name: value for name, value in self.metadata.items() if not name.startswith(PRIVATE_METADATA)}
 
     @property
     def idle_at(self) -> float:

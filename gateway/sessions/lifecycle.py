@@ -22,7 +22,16 @@ from gateway.core.clock import Clock
 from gateway.core.errors import BadRequestError, PermissionDeniedError, SessionNotFoundError, WakegateError
 from gateway.core.identity import Permission, current
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
-from gateway.core.model import Runtime, RuntimeKey, Sandbox, Session, SessionId, SessionState, StartKind
+from gateway.core.model import (
+    PRIVATE_METADATA,
+    Runtime,
+    RuntimeKey,
+    Sandbox,
+    Session,
+    SessionId,
+    SessionState,
+    StartKind,
+)
 from gateway.egress.grants import check_narrower
 from gateway.egress.policy import Entry
 from gateway.sessions.activation import Opened, SessionOpener, require_runtime
@@ -189,7 +198,7 @@ class Lifecycle:
                     ends_at=ends_at,
                     expires_at=bounded(limit, ends_at),
                     idle_timeout=timeout,
-                    metadata=session.metadata if metadata is None else dict(metadata),
+                    metadata=session.metadata if metadata is None else {**_private(session), **metadata},
                 )
             )
 
@@ -351,6 +360,11 @@ def _require_narrower(runtime: Runtime, egress: Sequence[Entry]) -> None:
         check_narrower(runtime, egress)
     except ValueError as error:
         raise BadRequestError(f"egress{error}") from None
+
+
+def _private(session: Session) -> dict[str, str]:
+    """The metadata that no client sets, and so none replaces."""
+    return {name: value for name, value in session.metadata.items() if name.startswith(PRIVATE_METADATA)}
 
 
 def _new_id() -> SessionId:

@@ -7,12 +7,13 @@ import codecs
 import os
 from collections.abc import Awaitable, Callable
 from signal import Signals
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from picod.commands.background import Process, exit_fields, read_signal, send_signal
 from picod.commands.command_spec import find_executable, open_working_directory, parse_command
+from picod.commands.process_stream import join_stream, resize
 from picod.compat.go_format import DurationError, parse_duration
-from picod.http.json_fields import parse_object, text_field, wrong_type
+from picod.http.json_fields import flag_field, parse_object, text_field
 from picod.http.request import ClientGoneError, Request, RequestError, query_flag, reason_of
 from picod.http.sse import EventStream
 
@@ -43,7 +44,10 @@ async def start_process(services: CommandServices, request: Request) -> None:
     name = text_field(fields, _STRUCT, "name") or ""
     if len(name) > _MAX_NAME_CHARS:
         raise RequestError(400, f"name: at most {_MAX_NAME_CHARS} characters")
-    stdin, keeps_awake = flag_field(fields, "stdin", default=False), flag_field(fields, "keeps_awake", default=True)
+    stdin, keeps_awake = (
+        flag_field(fields, _STRUCT, "stdin", default=False),
+        flag_field(fields, _STRUCT, "keeps_awake", default=True),
+    )
     shown = spec.command[0].decode()
     cwd_fd = open_working_directory(services.workspace, spec.working_dir)
     try:
@@ -58,26 +62,15 @@ async def start_process(services: CommandServices, request: Request) -> None:
     await request.answer_json(201, process.describe(), ((b"location", f"/api/processes/{process.id}".encode()),))
 
 
-def flag_field(fields: dict[str, Any], name: str, *, default: bool) -> bool:
-    """A boolean of the request. Raises RequestError 400."""
-    value = fields.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise wrong_type(value, _STRUCT, name, "bool")
-    return value
-
-
 async def process(services: CommandServices, request: Request) -> None:
     """/api/processes/{id} and what is below it. 404 for an unknown one, 405 for a verb that it does not have."""
     name, _, verb = request.tail.decode("utf-8", "replace").partition("/")
     found = services.background.get(name)
-    if verb in ("stream", "resize"):
-        await _stream_verb(services, request, found, verb)
-        return
     handlers = _VERBS.get(verb)
     if handlers is None:
-        raise RequestError(404, f"no /api/processes/ID/{verb[:64]}; expected logs, wait, stdin or signal")
+        raise RequestError(
+            404, f"no /api/processes/ID/{verb[:64]}; expected logs, stream, wait, stdin, signal or resize"
+        )
     handler = handlers.get(request.method)
     if handler is None:
         allowed = ", ".join(handlers)
@@ -206,21 +199,12 @@ def query_duration(request: Request, name: str, default: str) -> float:
         raise RequestError(400, f"{name}: {error}") from error
 
 
-async def _stream_verb(services: CommandServices, request: Request, process: Process, verb: str) -> None:
-    from picod.commands import process_stream  # imports this module
-
-    if request.method != ("GET" if verb == "stream" else "POST"):
-        raise RequestError(405, f"{request.method} is not for this path; use {'GET' if verb == 'stream' else 'POST'}")
-    if verb == "stream":
-        await process_stream.join_stream(request, process)
-    else:
-        await process_stream.resize(services, request, process)
-
-
 _Verb = Callable[["CommandServices", Request, Process], Awaitable[None]]
 _VERBS: dict[str, dict[str, _Verb]] = {
     "": {"GET": _show, "DELETE": _delete},
     "logs": {"GET": _logs},
+    "stream": {"GET": join_stream},
+    "resize": {"POST": resize},
     "wait": {"GET": _wait},
     "stdin": {"POST": _stdin},
     "signal": {"POST": _signal},

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from picod.commands.background import Process, exit_fields
 from picod.commands.command_spec import CommandSpec, find_executable, parse_command
-from picod.commands.process_api import flag_field
 from picod.commands.terminal import MAX_SIDE
 from picod.filesystem.paths import PathError
 from picod.filesystem.system import SystemTree
-from picod.http.json_fields import parse_object, text_field, wrong_type
+from picod.http.json_fields import flag_field, parse_object, text_field, wrong_type
 from picod.http.request import Request, RequestError, os_failure, reason_of
 from picod.http.sse import EventStream
 
@@ -47,13 +46,13 @@ async def start_stream(services: CommandServices, request: Request) -> None:
     terminal = _terminal_field(fields)
     if terminal is not None:
         spec.env.setdefault(b"TERM", b"xterm-256color")
-    process = _start(services, spec, name, flag_field(fields, "stdin", default=False), terminal)
+    process = _start(services, spec, name, flag_field(fields, _STRUCT, "stdin", default=False), terminal)
     if fields.get("timeout"):
         services.spawn_task(_kill_after(services, process, spec.timeout))
     await _send(request, process, 0)
 
 
-async def join_stream(request: Request, process: Process) -> None:
+async def join_stream(_: CommandServices, request: Request, process: Process) -> None:
     """GET /api/processes/{id}/stream: `start`, and the output from now on."""
     await _send(request, process, process.log.end)
 

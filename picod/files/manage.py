@@ -22,7 +22,7 @@ from picod.files.tree import Entry, walk
 from picod.filesystem import syscalls
 from picod.filesystem.paths import PathError, Place
 from picod.filesystem.safe_walk import remove
-from picod.http.json_fields import missing, parse_object, text_field, wrong_type
+from picod.http.json_fields import flag_field, missing, parse_object, text_field
 from picod.http.request import Request, RequestError, os_failure, query_flag
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ async def make_directory(services: FileServices, request: Request) -> None:
     """
     fields = parse_object(await request.body(services.config.max_body), "MkdirRequest")
     path = _path_field(fields, "MkdirRequest", "path")
-    parents = _flag(fields, "MkdirRequest", "parents", default=True)
+    parents = flag_field(fields, "MkdirRequest", "parents", default=True)
     text = text_field(fields, "MkdirRequest", "mode") or "0755"
     if not _MODE.fullmatch(text):
         raise RequestError(400, f"mode: expected octal permissions such as 0755, not {text[:40]!r}")
@@ -88,7 +88,7 @@ async def move(services: FileServices, request: Request) -> None:
     """
     fields = parse_object(await request.body(services.config.max_body), "MoveRequest")
     old, new = _path_field(fields, "MoveRequest", "from"), _path_field(fields, "MoveRequest", "to")
-    overwrite = _flag(fields, "MoveRequest", "overwrite", default=False)
+    overwrite = flag_field(fields, "MoveRequest", "overwrite", default=False)
     tree = services.tree(request)
 
     def rename() -> dict[str, object]:
@@ -226,15 +226,6 @@ def _path_field(fields: dict[str, Any], struct: str, name: str) -> str:
     if not path:
         raise missing(struct, name)
     return path
-
-
-def _flag(fields: dict[str, Any], struct: str, name: str, *, default: bool) -> bool:
-    value = fields.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise wrong_type(value, struct, name, "bool")
-    return value
 
 
 def _refuse_root(place: Place) -> None:

@@ -66,6 +66,16 @@ def text_map_field(fields: dict[str, Any], struct: str, name: str) -> dict[str, 
     return value
 
 
+def flag_field(fields: dict[str, Any], struct: str, name: str, *, default: bool) -> bool:
+    """A boolean; absent and null are the default. Raises RequestError 400."""
+    value = fields.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise wrong_type(value, struct, name, "bool")
+    return value
+
+
 def missing(struct: str, name: str) -> RequestError:
     """The error for a required field that is missing."""
     label = name.capitalize()

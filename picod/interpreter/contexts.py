@@ -221,9 +221,7 @@ class Context(ABC):
         """Start the process if there is none. Raises KernelError."""
 
     @abstractmethod
-    async def _run(
-        self, code: str, timeout: float, listener: Listener, stop: Stop, env: Mapping[str, str]
-    ) -> Outcome:
+    async def _run(self, code: str, timeout: float, listener: Listener, stop: Stop, env: Mapping[str, str]) -> Outcome:
         """Run `code` in the prepared process; no other run is active."""
 
     @abstractmethod

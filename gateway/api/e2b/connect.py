@@ -31,9 +31,9 @@ STATUS: Mapping[str, int] = {
     "unauthenticated": 401,
 }  # fmt: skip
 _CODES: Mapping[int, str] = {
-    400: "invalid_argument", 401: "unauthenticated", 403: "permission_denied", 404: "not_found", 409: "failed_precondition",
-    413: "resource_exhausted", 422: "invalid_argument", 429: "resource_exhausted", 501: "unimplemented",
-    502: "unavailable", 503: "unavailable", 504: "deadline_exceeded", 507: "resource_exhausted",
+    400: "invalid_argument", 401: "unauthenticated", 403: "permission_denied", 404: "not_found",
+    409: "failed_precondition", 413: "resource_exhausted", 422: "invalid_argument", 429: "resource_exhausted",
+    501: "unimplemented", 502: "unavailable", 503: "unavailable", 504: "deadline_exceeded", 507: "resource_exhausted",
 }  # fmt: skip
 
 

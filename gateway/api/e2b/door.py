@@ -88,6 +88,7 @@ class E2BDoor:
         await self._watchers.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; errors have the shape of the route."""
         request = Request(scope, receive)
         response = await self._answer(request)
         await response(scope, receive, send)
@@ -256,4 +257,3 @@ def _is_stream(request: Request) -> bool:
 
 async def _only(message: Message) -> AsyncIterator[Message]:
     yield message
-

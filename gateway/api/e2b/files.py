@@ -69,12 +69,17 @@ def path_in_query(request: Request) -> FilePath:
 
 
 async def upload(sandbox: SandboxClient, request: Request) -> Response:
-    """Write the files of a form, or the body as one file. Raises BadRequestError, TooLargeError, RequestTimeoutError."""
+    """Write the files of a form, or the body as one file.
+
+    Raises BadRequestError, TooLargeError, RequestTimeoutError.
+    """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "multipart/form-data":
         return await _upload_form(sandbox, request)
     if content_type not in ("application/octet-stream", ""):
-        raise BadRequestError(f"content type {content_type[:64]!r}: expected multipart/form-data or application/octet-stream")
+        raise BadRequestError(
+            f"content type {content_type[:64]!r}: expected multipart/form-data or application/octet-stream"
+        )
     path = path_in_query(request)
     if not request.query_params.get("path"):
         raise BadRequestError("path: missing in the query")
@@ -110,9 +115,7 @@ async def _upload_form(sandbox: SandboxClient, request: Request) -> Response:
         await form.close()
 
 
-async def _write(
-    sandbox: SandboxClient, path: FilePath, chunks: AsyncIterator[bytes]
-) -> dict[str, Any] | Response:
+async def _write(sandbox: SandboxClient, path: FilePath, chunks: AsyncIterator[bytes]) -> dict[str, Any] | Response:
     """Write one file. Returns its entry, or the error's answer."""
     reply = await sandbox.caller.call(
         sandbox.session_id, "PUT", path.target, body=chunks, timeout=_UPLOAD_TIMEOUT_S, limit=MAX_ANSWER_BYTES

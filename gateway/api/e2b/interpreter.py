@@ -5,10 +5,10 @@ Source: github.com/e2b-dev/code-interpreter, template/server.
 
 from __future__ import annotations
 
-import orjson
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+import orjson
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
@@ -131,7 +131,9 @@ def render_result(bundle: Mapping[str, Any], *, is_value: bool) -> dict[str, Any
         name = _FORMATS.get(mime)
         if name is None:
             line["extra"][mime] = value
-        elif name == "text" and isinstance(value, str) and len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        elif (
+            name == "text" and isinstance(value, str) and len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        ):
             line[name] = value[1:-1]  # as their server does: a text result is shown without its quotes
         else:
             line[name] = value
@@ -196,5 +198,3 @@ def _language(body: Mapping[str, Any]) -> str:
 
 def _quoted(text: str) -> str:
     return text.replace("'", "'\\''")
-
-

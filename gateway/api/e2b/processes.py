@@ -28,11 +28,17 @@ _SIGNALS = {"SIGNAL_SIGKILL": "KILL", "SIGNAL_SIGTERM": "TERM", 9: "KILL", 15: "
 _STREAMS = ("stdout", "stderr", "pty")
 
 
-async def start(sandbox: SandboxClient, message: Message, timeout: float | None, keepalive: float) -> AsyncIterator[Message]:
+async def start(
+    sandbox: SandboxClient, message: Message, timeout: float | None, keepalive: float
+) -> AsyncIterator[Message]:
     """Start a process and follow it to its end, or to `timeout` seconds, at which it is killed. Raises ConnectError."""
     spec = object_of(message, "process")
     arguments = spec.get("args") or []
-    if not isinstance(arguments, list) or len(arguments) > _MAX_ARGUMENTS or not all(isinstance(a, str) for a in arguments):
+    if (
+        not isinstance(arguments, list)
+        or len(arguments) > _MAX_ARGUMENTS
+        or not all(isinstance(a, str) for a in arguments)
+    ):
         raise ConnectError("invalid_argument", "process.args: expected a list of texts")
     command = text_of(spec, "cmd")
     if not command:
@@ -66,7 +72,9 @@ async def join(sandbox: SandboxClient, message: Message, keepalive: float) -> As
 async def list_running(sandbox: SandboxClient, _: Message) -> Message:
     """The processes that run."""
     document = await sandbox.require("GET", "/api/processes")
-    return {"processes": [_describe(each) for each in objects_of(document, "processes") if each.get("state") == "running"]}
+    return {
+        "processes": [_describe(each) for each in objects_of(document, "processes") if each.get("state") == "running"]
+    }
 
 
 async def send_input(sandbox: SandboxClient, message: Message) -> Message:

@@ -49,11 +49,6 @@ def record_of(session: Session) -> E2BRecord:
     return E2BRecord(value["template"], value["envs"], value["pause"], value["resume"], value["internet"])
 
 
-def public_metadata(session: Session) -> dict[str, str]:
-    """The client's own metadata."""
-    return {name: value for name, value in session.metadata.items() if not name.startswith(PRIVATE_METADATA)}
-
-
 def is_running(session: Session) -> bool:
     """Whether E2B would call it running; else it is paused."""
     return session.state in _RUNNING
@@ -95,7 +90,7 @@ def listed_document(session: Session, runtime: Runtime | None) -> dict[str, Any]
         "cpuCount": max(1, round(limits.cpus or 1)),
         "memoryMB": (limits.memory or 0) >> 20,
         "diskSizeMB": (limits.workspace_size or 0) >> 20,
-        "metadata": public_metadata(session),
+        "metadata": session.public_metadata,
     }
 
 

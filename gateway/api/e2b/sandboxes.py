@@ -22,7 +22,6 @@ from gateway.api.e2b.records import (
     fits,
     is_running,
     listed_document,
-    public_metadata,
     record_of,
     sandbox_document,
 )
@@ -148,7 +147,7 @@ class SandboxesAPI:
                 and session.runtime.kind is Kind.CODE_INTERPRETER
                 and ("running" if is_running(session) else "paused") in states
                 and caller.sees(session)
-                and wanted_metadata.items() <= public_metadata(session).items()
+                and wanted_metadata.items() <= session.public_metadata.items()
             )
 
         token = query.get("nextToken")
@@ -249,7 +248,10 @@ class SandboxesAPI:
 
 
 def read_metadata_filter(text: str) -> dict[str, str]:
-    """The pairs that a list is filtered by. The SDKs encode them three times; two are left here. Raises BadRequestError."""
+    """The pairs that a list is filtered by. The SDKs encode them three times, of which two are left here.
+
+    Raises BadRequestError.
+    """
     if len(text) > _MAX_QUERY_CHARS:
         raise BadRequestError(f"metadata: expected at most {_MAX_QUERY_CHARS} characters")
     try:

@@ -92,9 +92,7 @@ class Watchers:
             raise ConnectError("not_found", "no such watcher; it may have ended because nobody polled it")
         return watcher
 
-    async def _collect(
-        self, key: tuple[str, str], watcher: _Watcher, changes: AsyncIterator[Message | None]
-    ) -> None:
+    async def _collect(self, key: tuple[str, str], watcher: _Watcher, changes: AsyncIterator[Message | None]) -> None:
         removed = asyncio.ensure_future(watcher.removed.wait())
         following = asyncio.ensure_future(anext(changes))
         try:

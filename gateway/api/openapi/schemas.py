@@ -57,6 +57,20 @@ def nullable(schema: Schema) -> Schema:
 
 EVENTS: Schema = {**obj(event=TEXT, data=TEXT, id=TEXT), "description": "Server-sent events, each with these fields."}
 _LISTED_FILE = obj("name size modified mode is_dir", name=TEXT, name_encoded=TEXT, size=COUNT, is_dir=FLAG)
+_E2B_LISTED: dict[str, Schema] = {
+    "sandboxID": TEXT,
+    "templateID": TEXT,
+    "alias": TEXT,
+    "clientID": TEXT,
+    "envdVersion": TEXT,
+    "startedAt": MOMENT,
+    "endAt": MOMENT,
+    "state": {"enum": ["running", "paused"]},
+    "cpuCount": COUNT,
+    "memoryMB": COUNT,
+    "diskSizeMB": COUNT,
+    "metadata": METADATA,
+}
 _ROLE: Schema = {"enum": [str(role) for role in KEY_ROLES]}
 _KEY: dict[str, Schema] = {
     "id": TEXT,
@@ -116,6 +130,37 @@ SCHEMAS: dict[str, Schema] = {
         "error", error=TEXT, code={"description": "A status, or a word.", "type": ["integer", "string"]}
     ),
     "Message": obj("message", message=TEXT),
+    "E2BError": obj("code message", code=COUNT, message=TEXT, error_code=TEXT),
+    "E2BNewSandbox": obj(
+        templateID=TEXT,
+        timeout={"type": "number", "minimum": 0},
+        metadata=METADATA,
+        envVars={"type": "object", "additionalProperties": TEXT},
+        autoPause=FLAG,
+        autoResume=obj(enabled=FLAG),
+        allow_internet_access=FLAG,
+    ),
+    "E2BTimeout": obj(timeout={"type": "number", "minimum": 0}, duration={"type": "number", "minimum": 0}),
+    "E2BSandbox": obj(
+        "sandboxID templateID clientID envdVersion",
+        sandboxID=TEXT,
+        templateID=TEXT,
+        alias=TEXT,
+        clientID=TEXT,
+        envdVersion=TEXT,
+        envdAccessToken=TEXT,
+        trafficAccessToken=TEXT,
+        domain=nullable(TEXT),
+    ),
+    "E2BListedSandbox": obj("sandboxID templateID clientID startedAt endAt state envdVersion", **_E2B_LISTED),
+    "E2BSandboxDetail": obj(
+        "sandboxID templateID clientID startedAt endAt state envdVersion",
+        **_E2B_LISTED,
+        domain=nullable(TEXT),
+        lifecycle=obj(autoResume=FLAG, onTimeout={"enum": ["pause", "kill"]}),
+        allowInternetAccess=FLAG,
+    ),
+    "E2BLogs": obj("logs", logs=array_of(obj("timestamp message level", timestamp=MOMENT, message=TEXT, level=TEXT))),
     "OpenAIError": obj(
         "error",
         error=obj("message type param code", message=TEXT, type=TEXT, param=nullable(TEXT), code=nullable(TEXT)),

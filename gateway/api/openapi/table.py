@@ -226,5 +226,83 @@ CONTAINERS: Mapping[str, Operation] = {
               error="OpenAIError", more=(Answer("", None, "*/*"),)),
 }  # fmt: skip
 
+_E2B = "/sandboxes/{sandbox_id}"
+_E2B_PAGE = (
+    Parameter("metadata", "Pairs key=value joined by &, each percent-encoded."),
+    Parameter("state", "running, paused or both, joined by a comma."),
+    Parameter("limit", "How many at most.", _LIMIT),
+    Parameter("nextToken", "x-next-token of the page before."),
+)
+
+
+def _e2b(
+    method: str,
+    path: str,
+    summary: str,
+    answers: Mapping[int, Answer],
+    *more: Parameter,
+    body: str = "",
+    sandbox: bool = True,
+) -> Operation:
+    return Operation(
+        method, path, "e2b", summary, answers, more, body=ref(body) if body else None, error="E2BError", sandbox=sandbox
+    )
+
+
+_SANDBOX = ref("E2BSandbox")
+_NONE = {501: Answer("Wakegate has no such thing.", ref("E2BError"))}
+_LISTED = {200: Answer("Newest first.", {"type": "array", "items": ref("E2BListedSandbox")})}
+_CONNECTED = {200: Answer("It was running.", _SANDBOX), 201: Answer("It was paused.", _SANDBOX)}
+E2B: Mapping[str, Operation] = {
+    "e2b_create_sandbox":
+        _e2b("POST", "/v2/sandboxes", "Create a sandbox.", {201: Answer("Created.", _SANDBOX)}, body="E2BNewSandbox"),
+    "e2b_create_sandbox_v1":
+        _e2b("POST", "/sandboxes", "Create a sandbox (older clients).", {201: Answer("Created.", _SANDBOX)},
+             body="E2BNewSandbox"),
+    "e2b_list_sandboxes":
+        _e2b("GET", "/v2/sandboxes", "List sandboxes.", _LISTED, *_E2B_PAGE, sandbox=False),
+    "e2b_list_sandboxes_v1":
+        _e2b("GET", "/sandboxes", "List sandboxes (older clients).", _LISTED, *_E2B_PAGE, sandbox=False),
+    "e2b_get_sandbox":
+        _e2b("GET", _E2B, "Get a sandbox.", _ok("E2BSandboxDetail")),
+    "e2b_kill_sandbox":
+        _e2b("DELETE", _E2B, "End a sandbox.", {204: Answer("Ended.")}),
+    "e2b_connect_sandbox":
+        _e2b("POST", "/v2" + _E2B + "/connect", "Wake a sandbox, and extend its timeout.", _CONNECTED,
+             body="E2BTimeout"),
+    "e2b_connect_sandbox_v1":
+        _e2b("POST", _E2B + "/connect", "Wake a sandbox (older clients).", _CONNECTED, body="E2BTimeout"),
+    "e2b_resume_sandbox":
+        _e2b("POST", _E2B + "/resume", "Wake a sandbox (oldest clients).", _CONNECTED, body="E2BTimeout"),
+    "e2b_pause_sandbox":
+        _e2b("POST", _E2B + "/pause", "Hibernate a sandbox.", {204: Answer("Paused.")}),
+    "e2b_set_timeout":
+        _e2b("POST", _E2B + "/timeout", "Set the time that is left.", {204: Answer("Set.")}, body="E2BTimeout"),
+    "e2b_refresh_sandbox":
+        _e2b("POST", _E2B + "/refreshes", "Extend the time that is left.", {204: Answer("Extended.")},
+             body="E2BTimeout"),
+    "e2b_get_sandbox_metrics":
+        _e2b("GET", _E2B + "/metrics", "What it uses; empty so far.",
+             {200: Answer("Samples.", {"type": "array", "items": {"type": "object"}})}),
+    "e2b_get_sandbox_logs":
+        _e2b("GET", "/v2" + _E2B + "/logs", "Its log.", _ok("E2BLogs")),
+    "e2b_fork_sandbox":
+        _e2b("POST", _E2B + "/fork", "Not supported.", _NONE),
+    "e2b_snapshot_sandbox":
+        _e2b("POST", _E2B + "/snapshots", "Not supported.", _NONE),
+    "e2b_update_network":
+        _e2b("PUT", _E2B + "/network", "Not supported.", _NONE),
+}  # fmt: skip
+
 # Every operation of the control surfaces by name: the router (api/app.py) and /openapi.json are both made from this.
-CONTROL: Mapping[str, Operation] = {**NATIVE, **USAGE, **KEYS, **TENANTS, **TOOLS, **CONTAINERS, **AGENTCUBE, **HEALTH}
+CONTROL: Mapping[str, Operation] = {
+    **NATIVE,
+    **USAGE,
+    **KEYS,
+    **TENANTS,
+    **TOOLS,
+    **CONTAINERS,
+    **AGENTCUBE,
+    **E2B,
+    **HEALTH,
+}

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.waiting import wait_until
 from tests.support.picod import Executor
+from tests.support.waiting import wait_until
 
 
 def _events(reply: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -88,7 +88,7 @@ def test_terminal_echoes_has_a_size_and_is_resized(picod: Executor) -> None:
     assert rest[-1][1]["exit_code"] == 7
 
 
-@pytest.mark.parametrize("cwd", ["/", "/tmp"])  # noqa: S108 - of the sandbox
+@pytest.mark.parametrize("cwd", ["/", "/tmp"])
 def test_working_directory_may_be_anywhere(picod: Executor, cwd: str) -> None:
     """An absolute working directory is the sandbox's own, not one below the workspace."""
     assert _printed(_run(picod, "pwd", working_dir=cwd)).decode().strip() == cwd
