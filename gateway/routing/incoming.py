@@ -13,6 +13,7 @@ from gateway.routing.connection import UpstreamConnection
 from gateway.routing.cors import is_preflight
 from gateway.routing.forwarded import Forwarded
 from gateway.routing.headers import read_request, replace_traceparent
+from gateway.routing.port_hosts import E2B_PORTS
 from gateway.routing.request_fields import Request, mount_at_root
 from gateway.routing.request_ids import id_in, id_line
 from gateway.routing.responses import Scope
@@ -48,6 +49,11 @@ def _parse_with_host(scope: Scope, request: Request, access: AccessPolicy) -> Ta
     named = access.port_host(request.host, request.sent_host)
     if named is None:
         return parse(raw_path(scope), request.session, request.runtime)
+    if named.port in E2B_PORTS:
+        # No server of the sandbox: these two are E2B's own API, which the control app has. It reads the header fields
+        # that clients send where names are not to be had.
+        scope["headers"] = [*scope["headers"], (b"e2b-sandbox-id", named.session), (b"e2b-sandbox-port", named.port)]
+        return NotProxied.CONTROL
     mount_at_root(request)
     host = request.host or b""
     return parse_port_host(named, host, raw_path(scope), request.session, request.runtime, passed_on=request.hops > 0)

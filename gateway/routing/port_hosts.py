@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from gateway.core.errors import BadRequestError, SettingsError
 
+E2B_PORTS = frozenset((b"49983", b"49999"))  # of its envd and its code interpreter
 _LONGEST_LABEL = 63  # RFC 1035 2.3.4; and 253 for the whole name
 _LONGEST_NAME = 253
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"

@@ -20,10 +20,19 @@ ON_UVLOOP = True
 METHODS = ("get", "post", "put", "patch", "delete", "head")
 LISTS = {
     ("get", "/v1/sessions"), ("get", "/v1/containers"), ("get", "/v1/runtimes"), ("get", "/v1/tools"),
-    ("get", "/v1/caller"), ("get", "/v1/usage"), ("get", "/v1/tenants/self"), ("get", "/sandboxes"), ("get", "/v2/sandboxes"),
+    ("get", "/v1/caller"), ("get", "/v1/usage"), ("get", "/v1/tenants/self"),
+    ("get", "/sandboxes"), ("get", "/v2/sandboxes"),
 }  # fmt: skip
-MAKES = {"/v1/sessions", "/v1/containers", "/v1/code-interpreter", "/v1/agent-runtime", "/v1/tool_calls", "/mcp",
-         "/sandboxes", "/v2/sandboxes"}
+MAKES = {
+    "/v1/sessions",
+    "/v1/containers",
+    "/v1/code-interpreter",
+    "/v1/agent-runtime",
+    "/v1/tool_calls",
+    "/mcp",
+    "/sandboxes",
+    "/v2/sandboxes",
+}
 PUBLIC = {"/healthz", "/readyz", "/health", "/health/live", "/health/ready", "/openapi.json"}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "run_python", "arguments": '{"code": "1"}'}}
 BODIES: dict[str, Any] = {

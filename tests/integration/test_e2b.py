@@ -20,7 +20,7 @@ from e2b import (
     SandboxState,
     TimeoutException,
 )
-from e2b_code_interpreter import Sandbox
+from e2b_code_interpreter import Sandbox  # type: ignore[import-untyped]
 
 from tests.support.serve import Server, serve
 from tests.support.waiting import wait_until
@@ -33,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A gateway with an admin key from a file."""
     folder = tmp_path_factory.mktemp("wg")
     (folder / "admin").write_text(ADMIN)
-    with serve(folder / "state", "--admin-key-file", str(folder / "admin")) as served:
+    with serve(folder / "state", "--admin-key-file", str(folder / "admin"), "--domain", "sandboxes.example") as served:
         yield served
 
 
@@ -116,9 +116,12 @@ def test_files_are_written_read_listed_moved_and_watched(sandbox: Sandbox) -> No
     assert files.rename("a/b.txt", "/tmp/moved.txt").path == "/tmp/moved.txt"
     assert files.rename("/tmp/moved.txt", "d/e/back.txt").name == "back.txt"
     seen: list[str] = []
-    wait_until(
-        lambda: seen.extend(each.name for each in watcher.get_new_events()) or "e/back.txt" in seen, "the change"
-    )
+
+    def has_seen() -> bool:
+        seen.extend(each.name for each in watcher.get_new_events())
+        return "e/back.txt" in seen
+
+    wait_until(has_seen, "the change")
     watcher.stop()
     with pytest.raises(FileNotFoundException):
         files.read("nope")
@@ -247,6 +250,20 @@ def test_signed_urls_read_one_file_until_they_expire(server: Server, sandbox: Sa
     assert server.client.get(f"/files?{url.query.decode()}", headers=named).text == "text"
     other = url.query.decode().replace("signed.txt", "other.txt")
     assert server.client.get(f"/files?{other}", headers=named).status_code == 401
+
+
+def test_hosts_of_e2bs_ports_are_its_api_and_no_server(server: Server, sandbox: Sandbox, options: Any) -> None:
+    """`49983-ID.domain` and `49999-ID.domain` need no header fields, and a signed URL works there as it is."""
+    sandbox.files.write("hosted.txt", "text")
+    key, domain = {"x-api-key": options["api_key"]}, f"{sandbox.sandbox_id}.sandboxes.example"
+    assert sandbox.get_host(8000).endswith(f"8000-{domain}")
+    read = server.client.get("/files?path=hosted.txt", headers={**key, "host": f"49983-{domain}"})
+    assert read.text == "text"
+    signed = httpx.URL(sandbox.download_url("hosted.txt")).query.decode()
+    assert server.client.get(f"/files?{signed}", headers={"host": f"49983-{domain}"}).text == "text"
+    assert server.client.get("/files?path=hosted.txt", headers={"host": f"49983-{domain}"}).status_code == 401
+    assert server.client.get("/contexts", headers={**key, "host": f"49999-{domain}"}).status_code == 200
+    assert server.client.get("/v1/sessions", headers={**key, "host": f"49999-{domain}"}).status_code == 404
 
 
 def _control(options: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ Source: github.com/e2b-dev/infra (spec/openapi.yml), and what the SDKs 2.7 to 2.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote
 
 from starlette.requests import Request
@@ -45,6 +45,7 @@ _MAX_TIMEOUT_S = 30 * 86400
 _MAX_LIST = 100
 _MAX_QUERY_CHARS = 8192
 _MAX_TEMPLATE_CHARS = 512
+_Default = TypeVar("_Default", bool, None)
 
 
 class TemplateNotFoundError(NotFoundError):
@@ -117,7 +118,7 @@ class SandboxesAPI:
             envs=_read_envs(body),
             auto_pause=_flag(body, "autoPause", default=False),
             auto_resume=_flag(_object(body, "autoResume"), "enabled", default=True),
-            allow_internet=body.get("allow_internet_access"),
+            allow_internet=_flag(body, "allow_internet_access", default=None),
         )
         timeout = _read_timeout(body, "timeout", _OLD_TIMEOUT_S if is_old else _TIMEOUT_S)
         opened = await create_session(
@@ -127,6 +128,8 @@ class SandboxesAPI:
             ttl=None if record.auto_pause else timeout,
             idle_timeout=timeout if record.auto_pause else None,
             metadata={**read_metadata(body), **record.stored()},
+            # Without a word of it the runtime's own rules apply, which allow nothing unless its manifest says so.
+            egress=() if record.allow_internet is False else None,
         )
         return JSON(self._document(opened.session), 201)
 
@@ -292,7 +295,7 @@ def _object(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return value
 
 
-def _flag(body: Mapping[str, Any], name: str, *, default: bool) -> bool:
+def _flag(body: Mapping[str, Any], name: str, *, default: _Default) -> bool | _Default:
     value = body.get(name)
     if value is None:
         return default

@@ -47,7 +47,10 @@ def test_arguments_take_every_namespace_and_every_capability_away() -> None:
 def test_arguments_bind_one_folder_writable() -> None:
     """The workspace is the only host folder that can be written."""
     args = arguments(config(), ["true"])
-    assert pairs(args, "--bind", 2) == [("/state/workspaces/sb-1", "/workspace")]
+    assert pairs(args, "--bind", 2) == [
+        ("/state/workspaces/sb-1", "/workspace"),
+        ("/state/workspaces/sb-1", "/home/user"),
+    ]
     assert "--dev-bind" not in args
     assert set(pairs(args, "--ro-bind", 2)) == {
         ("/usr", "/usr"),
