@@ -108,7 +108,7 @@ class NativeAPI:
             return (
                 state in (None, "all", session.state)
                 and runtime in (None, session.runtime)
-                and metadata.items() <= session.metadata.items()
+                and metadata.items() <= session.public_metadata.items()
             )
 
         sessions = await list_sessions(

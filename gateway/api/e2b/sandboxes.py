@@ -27,11 +27,10 @@ from gateway.api.e2b.records import (
 )
 from gateway.api.errors import Handler
 from gateway.api.http import JSON, read_metadata, read_object
-from gateway.api.session_list import newest_sessions
+from gateway.api.session_list import cursor_of, list_sessions, read_cursor
 from gateway.api.sessions import DEFAULT_NAME, DELETED_BY_USER, create_session
 from gateway.core.clock import Clock
 from gateway.core.errors import BadRequestError, ConflictError, NotFoundError, SessionNotFoundError, WakegateError
-from gateway.core.identity import current
 from gateway.core.interfaces import RuntimeCatalog, SessionStore
 from gateway.core.model import Kind, Runtime, RuntimeKey, Session, SessionId, SessionState
 from gateway.core.units import rfc3339
@@ -142,27 +141,18 @@ class SandboxesAPI:
         limit = query.get("limit", str(_MAX_LIST))
         if not limit.isascii() or not limit.isdigit() or len(limit) > 3 or not 1 <= int(limit) <= _MAX_LIST:
             raise BadRequestError(f"limit: expected a whole number from 1 to {_MAX_LIST}")
-        caller = current()
 
         def wanted(session: Session) -> bool:
             return (
-                session.state is not SessionState.TERMINATED
-                and session.runtime.kind is Kind.CODE_INTERPRETER
+                session.runtime.kind is Kind.CODE_INTERPRETER
                 and ("running" if is_running(session) else "paused") in states
-                and caller.sees(session)
                 and wanted_metadata.items() <= session.public_metadata.items()
             )
 
         token = query.get("nextToken")
-        found = await newest_sessions(
-            self._store,
-            wanted,
-            state=None,
-            runtime=None,
-            after=SessionId(token) if token else None,
-            limit=int(limit),
-        )
-        headers = {"x-next-token": found[-1].id} if len(found) == int(limit) else {}
+        after = await read_cursor(self._store, token) if token else None
+        found = await list_sessions(self._store, wanted, ended=False, after=after, limit=int(limit))
+        headers = {"x-next-token": cursor_of(found[-1])} if len(found) == int(limit) else {}
         return JSON([listed_document(each, self._catalog.get(each.runtime)) for each in found], headers=headers)
 
     async def _get(self, request: Request) -> Response:
