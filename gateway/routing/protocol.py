@@ -10,49 +10,36 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from gateway.core.certificates import ClientCertificate
-from gateway.core.errors import BadRequestError, RequestTimeoutError, WakegateError
-from gateway.observability.request_record import Observer
+from gateway.core.errors import BadRequestError, WakegateError
 from gateway.routing.body_pipe import BodyPipe, Write
-from gateway.routing.connection_limit import ConnectionLimit, Reclaimable
+from gateway.routing.client_lifetime import ClientLifetime, ServerContext
 from gateway.routing.cycle import GatewayCycle
-from gateway.routing.fast_path import FastPath
 from gateway.routing.heads import EMPTY_QUERY
 from gateway.routing.raw_target import encode_line, sent_target, split_target
-from gateway.routing.refusals import HeadTooLargeError, last_answer, parser_problem
+from gateway.routing.refusals import HeadTooLargeError, parser_problem
 from gateway.routing.upgrade import is_websocket, parser_behind_head, request_parser, websocket_head
 
 MAX_HEAD_BYTES = 64 * 1024  # bytes of request line and headers
 MAX_FIELDS = 256
-_LAST_READ_S = 0.1  # at the server's end, to read what the kernel holds of a connection between requests
 
 _ASGI: Any = {"version": "3.0", "spec_version": "2.3"}
 
 
-@dataclass
-class ServerContext:
-    """What all client connections of one server share; made where the server is built. `head_timeout` in seconds."""
-
-    fast_path: FastPath
-    limit: ConnectionLimit
-    head_timeout: float
-    observer: Observer | None = None
-    client_certificate: Callable[[asyncio.BaseTransport], ClientCertificate] | None = None  # where clients need one
-    leaving: bool = False  # the gateway will end: each answer is the last on its connection
-    accepted_late: Callable[[asyncio.BaseTransport], None] | None = None  # set once new connections are refused
-
-
-class GatewayProtocol(HttpToolsProtocol, Reclaimable):
+class GatewayProtocol(ClientLifetime):
     """One client connection."""
+
+    __slots__ = (
+        "_blank_scope", "_client_certificate", "_data_size", "_framing_size", "_ignores_upgrade", "_in_line", "_line",
+        "_running", "_take", "_upgrading", "_waiting", "headers", "url",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -62,23 +49,16 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        self._context = context
+        super().__init__(context, config, server_state, app_state, _loop)
         self._take = context.fast_path.take
-        self.observer = context.observer
         self._client_certificate: ClientCertificate | None = None
         self._blank_scope: dict[str, Any] = {}  # what the scopes of all requests of the connection have in common
-        self.cycle: GatewayCycle = None  # type: ignore[assignment]  # uvicorn's value for no request yet
-        self._head_timer: asyncio.TimerHandle | None = None
         self._data_size = 0  # bytes of the data at hand
-        self._head_size = 0  # bytes of the data in which the present head came so far; 0 once it is whole
         self._framing_size = 0  # bytes since the latest piece of body: httptools joins the pieces of a trailer
         self._in_line = True  # what comes next is, or goes on with, a request line
         self._line = b""  # what came of that, where it has bytes beyond ASCII or came in pieces
         self._upgrading = False  # the request under way asks for a WebSocket
         self._ignores_upgrade = False  # it asks for another protocol, and llhttp does not see its body
-        self._idle_since = self.loop.time()
-        self._fresh: GatewayCycle | None = None  # its head is here; it begins once the data at hand is parsed
         self._running: GatewayCycle | None = None
         self._waiting: deque[GatewayCycle] = deque()  # pipelined requests, in uvicorn's order: the next one is last
 
@@ -99,15 +79,6 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
             self._refuse(error)
         else:
             self._await_head()
-
-    def idle_since(self) -> float | None:
-        """Loop time of its last answer, or of its beginning. A client that has sent a part of a head is idle too."""
-        under_way = self.cycle is not None and not self.cycle.response_complete
-        return None if under_way or self.transport.is_closing() else self._idle_since
-
-    def reclaim(self) -> None:
-        """Close it, to make place for another client."""
-        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_head_timer()
@@ -303,62 +274,7 @@ class GatewayProtocol(HttpToolsProtocol, Reclaimable):
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
-    def shutdown(self) -> None:
-        """The server ends. A request that is here, or on its way, is answered, and its answer is the last."""
-        self._context.leaving = True
-        if self._is_between_requests():
-            self.loop.call_later(_LAST_READ_S, self._close_if_silent)
-        elif self.cycle is not None:
-            self.cycle.keep_alive = False
-
-    def _close_if_silent(self) -> None:
-        if self._is_between_requests():
-            self.transport.close()
-
-    def _is_between_requests(self) -> bool:
-        return not self._head_size and (self.cycle is None or self.cycle.response_complete)
-
-    def timeout_keep_alive_handler(self) -> None:
-        self.timeout_keep_alive_task = None
-        if self.transport.is_closing():
-            return
-        idle = not self._head_size and self.cycle.response_complete
-        left = self.timeout_keep_alive - (self.loop.time() - self._idle_since) if idle else self.timeout_keep_alive
-        if left <= 0:
-            self.transport.close()
-        else:
-            self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
-
     def _check_head_size(self) -> None:
         """Measure the head itself: what arrived with it may be a body. Raises HeadTooLargeError."""
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
             raise HeadTooLargeError(f"the request's head is larger than {MAX_HEAD_BYTES} bytes")
-
-    def _await_head(self) -> None:
-        self._head_timer = self.loop.call_later(self._context.head_timeout, self._head_is_late)
-
-    def _cancel_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _head_is_late(self) -> None:
-        self._head_timer = None
-        if self._head_size:
-            self._refuse(
-                RequestTimeoutError(f"the request's head did not arrive within {self._context.head_timeout:g} s")
-            )
-        else:
-            self.transport.close()
-
-    def _refuse(self, error: WakegateError) -> None:
-        """Answer in place of the app and close; if an answer is under way, cut it."""
-        if self.transport.is_closing():
-            return
-        cycle = self.cycle
-        if cycle is not None and not cycle.response_complete and cycle is not self._fresh:
-            cycle.cut()
-            return
-        self._context.fast_path.batch.flush()  # answers to earlier requests on this connection go first
-        self.transport.write(last_answer(error))
-        self.transport.close()

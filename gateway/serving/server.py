@@ -20,9 +20,10 @@ import uvicorn
 from gateway.app.gateway import Gateway
 from gateway.app.lifespan import running
 from gateway.core.certificates import Certificates, ClientCertificate, read_client_certificate
+from gateway.routing.client_lifetime import ServerContext
 from gateway.routing.connection_limit import ConnectionLimit, connection_limit
 from gateway.routing.fast_path import FastPath
-from gateway.routing.protocol import GatewayProtocol, ServerContext
+from gateway.routing.protocol import GatewayProtocol
 from gateway.routing.websocket_dial import MAX_MESSAGE_BYTES
 from gateway.serving.sockets import BACKLOG, accept_any_hop_limit, listen, refuse_new, url_of
 from gateway.serving.tls_listener import TLSListener, handshake_limit
