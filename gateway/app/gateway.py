@@ -7,12 +7,13 @@ import os
 import socket
 import ssl
 import uuid
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gateway.api.app import Surfaces
 from gateway.app.egress import SessionEgress, audit_line
+from gateway.app.events import EventRecorder
 from gateway.app.parts import (
     access_policy,
     autoscaler_settings,
@@ -22,16 +23,14 @@ from gateway.app.parts import (
     time_limits,
 )
 from gateway.audit.build import make_audit_log
-from gateway.audit.event import Actor, AuditEvent
 from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.sessions import AdviceSettings, Served, SessionAdvisor
 from gateway.core.background import Tasks
 from gateway.core.certificates import default_peer_context, make_certificates
 from gateway.core.clock import Clock
 from gateway.core.errors import WakegateError
-from gateway.core.identity import SYSTEM, current
 from gateway.core.interfaces import Executor, RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
-from gateway.core.model import DEFAULT_TENANT, Runtime, Session, SnapshotRef
+from gateway.core.model import Runtime, SnapshotRef
 from gateway.core.settings import Settings
 from gateway.core.usage import Retention
 from gateway.egress.gate import EgressGate
@@ -111,6 +110,7 @@ class Gateway:
         self.counters = Counters()
         self.tracing = Tracing(settings.otlp_endpoint, clock) if settings.otlp_endpoint else None
         self.audit = make_audit_log(settings, clock)
+        self.events = EventRecorder(self.audit, clock)
         self.access = access_policy(settings)
         self.observer = make_observer(settings, self.tracing, self.audit, clock, self.access)
         # The order matters from here on: each part is made of those above it, and no field is None for a while.
@@ -281,7 +281,7 @@ class Gateway:
         sessions.bindings.on_removed(self.usage.removed)
         sessions.lifecycle.on_end(self.advisor.ended)
         if self.audit is not None:
-            sessions.records.on_life_event(self._record_life)
+            sessions.records.on_life_event(self.events.of_session)
         sessions.admission.on_waiting(self.autoscaler.waiting)
         # Listeners and not references: sessions are a layer below the autoscaler and know nothing of it.
         sessions.admission.on_claim(self.autoscaler.claimed)
@@ -315,26 +315,6 @@ class Gateway:
         if not self.activator.leaving:  # it ends without a signal, after an error
             self.leave()
         self.activator.draining = True
-
-    def record_event(self, action: str, session: str = "", **detail: str) -> None:
-        """Put what happened by itself into the audit trail."""
-        if self.audit is not None:
-            actor = Actor(subject=SYSTEM.subject, role=SYSTEM.role)
-            self.audit.record(AuditEvent(self.clock.now(), action, actor, 0, session=session, detail=detail))
-
-    def _record_life(self, event: str, session: Session, details: Mapping[str, str]) -> None:
-        """Put what became of a session into the audit trail, with whoever it was done for."""
-        assert self.audit is not None
-        caller = current()
-        actor = Actor(caller.subject, caller.tenant, caller.role, caller.key_id)
-        if caller is SYSTEM:
-            actor = Actor(SYSTEM.subject, role=SYSTEM.role)
-        self.audit.record(
-            AuditEvent(
-                self.clock.now(), event, actor, 0, session=session.id, runtime=str(session.runtime),
-                detail={"tenant": session.tenant or DEFAULT_TENANT, **details},
-            )
-        )  # fmt: skip
 
     async def _announce_leaving(self) -> None:
         try:

@@ -47,8 +47,8 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
         if gateway.audit is not None:
             await asyncio.to_thread(gateway.audit.start)
             stack.push_async_callback(gateway.audit.aclose)
-            stack.callback(gateway.record_event, "gateway.end")
-            gateway.record_event("gateway.start", version=__version__)
+            stack.callback(gateway.events.of_gateway, "gateway.end")
+            gateway.events.of_gateway("gateway.start", version=__version__)
         # The store before everything that reads it, and closed after all of that: the stack unwinds in reverse.
         await gateway.store.start()
         stack.push_async_callback(gateway.store.aclose)
@@ -213,7 +213,9 @@ async def _check_kept(gateway: Gateway) -> None:
 
 async def _follow_events(gateway: Gateway) -> None:
     async for event in gateway.provider.watch():
-        gateway.record_event("sandbox.ended", event.session_id or "", sandbox=event.sandbox_id, reason=event.reason)
+        gateway.events.of_gateway(
+            "sandbox.ended", event.session_id or "", sandbox=event.sandbox_id, reason=event.reason
+        )
         try:
             await gateway.sessions.recovery.sandbox_ended(event)
         except WakegateError as error:

@@ -1,6 +1,6 @@
 """Sandboxes on this machine: bubblewrap, control groups, warm pools.
 
-Imports `core` and `picod.wire`. Start with `provider`, which joins the parts, then `sandbox`, the work on one.
+Imports `core` and `picod.wire`. Start with `provider`, which joins the parts, then `sandbox_factory`, the work on one.
 """
 
 from __future__ import annotations

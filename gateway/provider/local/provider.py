@@ -35,7 +35,8 @@ from gateway.provider.local.isolation import Isolation, IsolationReport, probe_i
 from gateway.provider.local.pools import Pools
 from gateway.provider.local.registry import SandboxRegistry
 from gateway.provider.local.safe_delete import TrashCollector
-from gateway.provider.local.sandbox import LocalSandbox, SandboxFactory
+from gateway.provider.local.sandbox import LocalSandbox
+from gateway.provider.local.sandbox_factory import SandboxFactory
 from gateway.provider.local.sandbox_users import SandboxUsers
 from gateway.provider.local.startup_cleanup import end_orphans
 from gateway.provider.local.state_dir import StateDir

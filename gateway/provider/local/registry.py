@@ -1,7 +1,7 @@
 """The registry of running sandboxes: each is started, listed while it runs, and ended exactly once.
 
-sandbox.py does the work on one of them; pools.py decides which are warm, workspaces.py keeps the workspace of one that
-ended. Both register callbacks here, which run in the same event-loop step as the event.
+sandbox_factory.py does the work on one of them; pools.py decides which are warm, workspaces.py keeps the workspace of
+one that ended. Both register callbacks here, which run in the same event-loop step as the event.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from gateway.core.model import Runtime, RuntimeKey, SandboxEvent, SandboxId
 from gateway.provider.local.safe_delete import TrashCollector
-from gateway.provider.local.sandbox import LocalSandbox, SandboxFactory, SandboxState
+from gateway.provider.local.sandbox import LocalSandbox, SandboxState
+from gateway.provider.local.sandbox_factory import SandboxFactory
 from gateway.provider.watches import Watches
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,305 @@
+"""Makes local sandboxes, each with its folders, control group, process and socket, and removes all of that again."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from gateway.core.clock import Clock
+from gateway.core.model import Endpoint, Runtime, SandboxId
+from gateway.provider.local import (
+    bwrap,
+    egress,
+    environments,
+    health,
+    interpreters,
+    namespace_limits,
+    process_tags,
+    rlimits,
+)
+from gateway.provider.local.cgroups import Cgroup, CgroupTree
+from gateway.provider.local.isolation import IsolationReport
+from gateway.provider.local.mount_stage import Folders
+from gateway.provider.local.process import Process, Restrict, StartFailedError
+from gateway.provider.local.sandbox import LocalSandbox
+from gateway.provider.local.sandbox_users import SandboxUsers, Shown
+from gateway.provider.local.state_dir import StateDir
+
+BACKLOG = 1024  # connections that wait in the kernel until picod accepts
+KEYS_FILE = "jwks.json"
+
+
+class SandboxFactory:
+    """Makes sandboxes in one state directory and removes them."""
+
+    def __init__(
+        self,
+        state_dir: StateDir,
+        groups: CgroupTree,
+        report: IsolationReport,
+        keys: Path,
+        clock: Clock,
+        sandbox_python: Path | None,
+        start_timeout: float,
+        code_context: str,
+        door: egress.EgressDoor | None = None,
+        users: SandboxUsers | None = None,
+    ) -> None:
+        """`door`: who serves the egress of sandboxes; None: they have none. `users`: None: all have the gateway's."""
+        self._door, self._users = door, users
+        self._state_dir, self._groups, self._report = state_dir, groups, report
+        self._keys = keys.resolve()
+        self._clock = clock
+        self._sandbox_python = sandbox_python
+        self._start_timeout = start_timeout
+        self._code_context = code_context
+        self._host = bwrap.inspect_host()
+        self._picod_python = interpreters.gateway_python()
+        self._stuck: list[Cgroup] = []  # groups that still held a dying process when they were to be removed
+
+    async def start(self, runtime: Runtime) -> LocalSandbox:
+        """A healthy sandbox, unclaimed. Raises StartFailedError with the reason; nothing of it remains then."""
+        name = SandboxId(f"sb-{secrets.token_hex(8)}")
+        born, created_at = self._clock.monotonic(), self._clock.now()
+        workspace = self._state_dir.workspaces / name
+        path = self._state_dir.socket_path(name)
+        group, process, uid = Cgroup({}), None, None
+        handover = egress.Handover() if self._may_reach_out(runtime) else None
+        try:
+            uid = None if self._users is None else self._users.take()
+            self._state_dir.make_workspace(name)
+            group = self._groups.make(name, runtime.limits)
+            process = await self._spawn(runtime, name, workspace, path, group, handover, uid)
+            endpoint = Endpoint(uds=path)
+            sandbox = LocalSandbox(name, runtime, endpoint, workspace, process, group, created_at, born, uid)
+            await health.check(path, process, self._start_timeout)
+            if handover is not None and self._door is not None:
+                egress.open_door(self._door, name, runtime, handover)
+        except BaseException as error:
+            await self._remove(process, group, path, workspace, uid)
+            if isinstance(error, (OSError, ValueError)):
+                raise StartFailedError(str(error)) from error
+            raise
+        finally:
+            if handover is not None:
+                handover.close()
+            if self._users is not None:
+                self._users.hide(name)
+        return sandbox
+
+    def _may_reach_out(self, runtime: Runtime) -> bool:
+        """Whether its sandboxes have the egress proxy. Without isolation they have the machine's own network."""
+        return bool(runtime.egress) and self._door is not None and self._report.isolation == "bubblewrap"
+
+    async def remove(self, sandbox: LocalSandbox) -> None:
+        """End it and remove its group and socket; its workspace is discarded in one rename, unless it is kept."""
+        await self._remove(
+            sandbox.process,
+            sandbox.group,
+            sandbox.endpoint.uds or "",
+            sandbox.workspace,
+            sandbox.uid,
+            keep=lambda: sandbox.keeps_workspace,
+        )
+
+    async def _remove(
+        self,
+        process: Process | None,
+        group: Cgroup,
+        path: str,
+        workspace: Path,
+        uid: int | None,
+        *,
+        keep: Callable[[], bool] = lambda: False,
+    ) -> None:
+        try:
+            if process is not None:
+                await process.end()
+                if self._report.isolation == "process":
+                    self._end_escaped(group, workspace)
+            if self._users is not None and uid is not None:
+                self._users.give_back(uid)  # not if `end` failed: a process that does not end keeps its id
+        finally:
+            # A process in an uninterruptible call keeps its group: tried again with each later removal.
+            self._stuck = [other for other in (*self._stuck, group) if not other.remove()]
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
+            if not keep():  # called last: it may be decided while the processes end
+                self._state_dir.discard(workspace)
+
+    def _end_escaped(self, group: Cgroup, workspace: Path) -> None:
+        """Without a pid namespace, what left picod's session is found by its group and by the tag it inherited."""
+        for pidfd in (
+            *group.kill(),
+            *process_tags.kill_tagged(process_tags.tag(self._state_dir.owner, workspace.name)),
+        ):
+            os.close(pidfd)
+
+    async def _spawn(
+        self,
+        runtime: Runtime,
+        name: SandboxId,
+        workspace: Path,
+        path: str,
+        group: Cgroup,
+        handover: egress.Handover | None,
+        uid: int | None,
+    ) -> Process:
+        tag = process_tags.tag(self._state_dir.owner, name)
+        python = interpreters.python_of(runtime, self._sandbox_python)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            # Made here and inherited: no folder of the host is writable inside, and the first client can connect before
+            # picod runs. Leaving the block closes our copy, so that a connection fails once picod has ended.
+            listener.bind(path)
+            listener.listen(BACKLOG)
+            if self._report.isolation == "bubblewrap":
+                config = self._config(runtime, name, workspace, python, reaches_out=handover is not None)
+                return await self._spawn_isolated(runtime, name, config, group, listener, tag, handover, uid)
+            inside = str(workspace)
+            environment = interpreters.command_environment(
+                python, inside, {**runtime.environment, process_tags.VARIABLE: tag}
+            )
+            picod = environments.for_picod(
+                runtime,
+                name,
+                workspace=inside,
+                keys_file=str(self._keys / KEYS_FILE),
+                packages=[str(interpreters.picod_folder().parent), *self._picod_python.packages],
+                commands=environment,
+                code_context=self._code_context,
+                source=runtime.agent.source if runtime.agent is not None else "",
+            )
+            return await Process.start_unconfined(
+                lambda fd, lifeline: interpreters.picod_command(self._picod_python, listener=fd, lifeline=lifeline),
+                listener,
+                tag,
+                self._restrict(runtime, group, None),
+                environment=picod,
+                folder=workspace,
+            )
+
+    def _config(
+        self,
+        runtime: Runtime,
+        name: SandboxId,
+        workspace: Path,
+        python: interpreters.Interpreter,
+        *,
+        reaches_out: bool,
+    ) -> bwrap.BwrapConfig:
+        """What an isolated sandbox sees of the machine. `reaches_out`: it has the egress proxy."""
+        own = {
+            "MPLCONFIGDIR": bwrap.MATPLOTLIB,
+            **environments.thread_count(runtime.limits),
+            **(egress.ENVIRONMENT if reaches_out else {}),
+            **runtime.environment,
+        }
+        picod = environments.for_picod(
+            runtime,
+            name,
+            workspace=bwrap.WORKSPACE,
+            keys_file=f"{bwrap.KEYS_FOLDER}/{KEYS_FILE}",
+            packages=[bwrap.PICOD_ROOT, *self._picod_python.packages],
+            commands=interpreters.command_environment(python, bwrap.WORKSPACE, own),
+            code_context=self._code_context,
+            source=bwrap.AGENT_FOLDER,
+        )
+        etc = {f"/etc/{file}": str(self._state_dir.etc / file) for file in bwrap.ETC_SYNTHETIC}
+        readonly = {
+            **interpreters.readonly_binds(self._picod_python, python),
+            **etc,
+            bwrap.KEYS_FOLDER: str(self._keys),
+        }
+        if runtime.agent is not None and runtime.agent.source:
+            readonly[bwrap.AGENT_FOLDER] = runtime.agent.source
+        return bwrap.BwrapConfig(
+            self._host,
+            readonly,
+            str(workspace),
+            picod,
+            runtime.limits,
+            self._report.disable_userns,
+            hidden=(str(self._state_dir.path),),
+        )
+
+    async def _spawn_isolated(
+        self,
+        runtime: Runtime,
+        name: SandboxId,
+        config: bwrap.BwrapConfig,
+        group: Cgroup,
+        listener: socket.socket,
+        tag: str,
+        handover: egress.Handover | None,
+        uid: int | None,
+    ) -> Process:
+        outside = None if handover is None else handover.theirs.fileno()
+        shown, program, as_user = None, self._report.bwrap, None
+        if uid is not None:
+            shown = await self._show(name, uid, config)
+            limited = rlimits.command(self._limits(runtime, group, own_user=True))
+            program, as_user = shown.bwrap, replace(shown.as_user, words=(*shown.as_user.words, *limited))
+            config = replace(config, shown=shown.paths)
+        assert program is not None
+
+        def arguments(listener: int, lifeline: int) -> list[str]:
+            python = self._picod_python
+            command = interpreters.picod_command(python, listener=listener, lifeline=lifeline, egress=outside)
+            return bwrap.arguments(config, command)
+
+        return await Process.start_bubblewrap(
+            program,
+            arguments,
+            listener,
+            tag,
+            self._restrict(runtime, group, shown),
+            syscalls=self._report.syscalls,
+            inherited=() if outside is None else (outside,),
+            as_user=as_user,
+        )
+
+    async def _show(self, name: SandboxId, uid: int, config: bwrap.BwrapConfig) -> Shown:
+        """Make what the sandbox needs visible to its user; `start` hides it again, when the sandbox has it."""
+        assert self._users is not None
+        private = (str(self._state_dir.etc), str(self._keys))
+        binds = bwrap.minimal_binds(config.readonly, config.host).values()
+        readable = tuple(each for each in binds if os.path.dirname(each) != private[0])
+        return await self._users.show(name, uid, Folders(config.workspace, private, readable))
+
+    def _limits(self, runtime: Runtime, group: Cgroup, *, own_user: bool) -> dict[int, int]:
+        return rlimits.plan(
+            runtime.limits,
+            memory_cgroup="memory" in group.folders,
+            own_user_namespace=self._report.isolation == "bubblewrap",
+            own_user=own_user,
+        )
+
+    def _restrict(self, runtime: Runtime, group: Cgroup, shown: Shown | None) -> Restrict:
+        """What puts the held process of a sandbox under its limits; one with a user of its own has some already."""
+        program, as_user = (self._report.bwrap, None) if shown is None else (shown.bwrap, shown.as_user)
+
+        async def restrict(pid: int) -> None:
+            group.join(pid)  # first: what the process allocates from here on is charged to its group
+            if as_user is None:
+                rlimits.apply(pid, self._limits(runtime, group, own_user=False))
+            _prefer_as_oom_victim(pid)
+            if self._report.namespace_limits:
+                assert program is not None
+                await namespace_limits.apply(program, pid, as_user)
+
+        return restrict
+
+
+def _prefer_as_oom_victim(pid: int) -> None:
+    """When the machine itself runs out of memory, sandboxes go before the gateway."""
+    try:
+        with open(f"/proc/{pid}/oom_score_adj", "w") as file:
+            file.write("500")
+    except OSError:
+        pass  # an ordinary user's held process may belong to root in /proc for a moment; a preference, not a limit
