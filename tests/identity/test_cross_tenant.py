@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import orjson
 import pytest
+import websockets
 
 from gateway.api.openapi.table import CONTROL
 from gateway.api.permissions import PERMISSIONS
@@ -93,6 +95,74 @@ async def test_no_path_shows_uses_or_changes_another_tenants_session(open_gatewa
         assert after["code"] == "BAD_REQUEST"
     assert sandbox.requests == []
     assert await gateway.gateway.store.get(session) == before
+
+
+async def test_no_websocket_reaches_another_tenants_session(open_gateway: OpenScripted) -> None:
+    """Terminals, ports by path and by host, and any path with a session header: 404 before a sandbox hears of it."""
+    gateway, sandbox = await open_gateway(auth=True, domain="boxes.example")
+    with acting_as(Identity(Role.MEMBER, "acme")):
+        session = await gateway.session()
+    authorization = {"authorization": f"Bearer {await key_of(gateway, 'other')}"}
+    address, by_host = urlsplit(gateway.url), f"8000-{session}.boxes.example"
+    data_plane = "/v1/namespaces/default/code-interpreters/my-interpreter/invocations/ws"
+    for host, path, headers in (
+        (address.netloc, "/ws", {"x-session-id": session}),
+        (address.netloc, "/api/terminal", {"x-session-id": session}),
+        (address.netloc, data_plane, {"x-agentcube-session-id": session}),
+        (address.netloc, f"/v1/sessions/{session}/terminal", {}),
+        (address.netloc, f"/v1/sessions/{session}/ports/8000/ws", {}),
+        (by_host, "/ws", {}),
+    ):
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            await websockets.connect(
+                f"ws://{host}{path}",
+                host=address.hostname,
+                port=address.port,
+                additional_headers={**authorization, **headers},
+                proxy=None,
+            ).__aenter__()
+        assert refused.value.response.status_code == 404, path
+    async with httpx.AsyncClient(base_url=gateway.url, trust_env=False, timeout=LIMIT_S) as client:
+        assert (await client.get("/", headers={**authorization, "host": by_host})).status_code == 404
+    assert sandbox.requests == []
+
+
+async def test_no_call_over_mcp_reaches_another_tenants_session(open_gateway: OpenScripted) -> None:
+    """By either header, for calls of tools and for the session's end."""
+    gateway, sandbox = await open_gateway(auth=True)
+    with acting_as(Identity(Role.MEMBER, "acme")):
+        session = await gateway.session()
+    before = await gateway.gateway.store.get(session)
+    headers = {
+        "authorization": f"Bearer {await key_of(gateway, 'other')}", "host": "h", "mcp-session-id": session,
+        "accept": "application/json, text/event-stream", "mcp-protocol-version": "2025-06-18",
+    }  # fmt: skip
+    params = {"name": "run_python", "arguments": {"code": "1"}}
+    body = orjson.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
+    async with httpx.AsyncClient(base_url=gateway.url, headers=headers, trust_env=False, timeout=LIMIT_S) as client:
+        assert (await client.post("/mcp", content=body)).status_code == 404
+        assert (await client.post("/mcp", content=body, headers={"x-session-id": session})).status_code == 404
+        assert (await client.delete("/mcp")).status_code == 404
+    assert sandbox.requests == []
+    assert await gateway.gateway.store.get(session) == before
+
+
+async def test_pages_for_operators_show_no_contents_and_no_names_of_sessions(open_gateway: OpenScripted) -> None:
+    """Metrics have no session in any label, pools none of its metadata; members and viewers see neither page."""
+    gateway, _ = await open_gateway(auth=True)
+    with acting_as(Identity(Role.MEMBER, "acme")):
+        session = await gateway.session(metadata={"name": "secret-name"})
+    await gateway.gateway.usage.flush()
+    async with httpx.AsyncClient(
+        base_url=gateway.url, headers={"host": "h"}, trust_env=False, timeout=LIMIT_S
+    ) as client:
+        for path in ("/metrics", "/v1/autoscaler", "/v1/autoscaler/history"):
+            for role, status in ((Role.MEMBER, 403), (Role.VIEWER, 403), (Role.OPERATOR, 200)):
+                key = await key_of(gateway, "other", role)
+                reply = await client.get(path, headers={"authorization": f"Bearer {key}"})
+                assert reply.status_code == status, f"{path} {role}"
+                assert "secret-name" not in reply.text
+                assert path != "/metrics" or session not in reply.text
 
 
 @pytest.mark.parametrize("role", KEY_ROLES)
