@@ -196,6 +196,23 @@ async def test_budget_lets_through_its_burst_and_then_its_rate(store: MemoryStor
     directory.share_among(2)
     directory.refill(200.0)
     assert spend(budget) == 5
+    directory.refill(201.5)
+    assert spend(budget) == 3
+
+
+async def test_budget_holds_one_request_however_small_its_part_of_the_rate(store: MemoryStore) -> None:
+    """A tenant of a slow rate on many gateways would else never be served."""
+    directory = TenantDirectory(store.documents)
+    await directory.put("acme", parse_limits({"requestsPerSecond": 0.5}))
+    budget = directory.budget("acme")
+    assert isinstance(budget, Budget)
+    directory.share_among(4)
+    spend(budget)
+    directory.refill(0.0)
+    directory.refill(7.9)
+    assert spend(budget) == 0
+    directory.refill(8.1)
+    assert spend(budget) == 1
 
 
 async def test_budget_follows_changed_limits(store: MemoryStore) -> None:

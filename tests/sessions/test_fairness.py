@@ -48,26 +48,42 @@ async def test_claims_of_equal_tenants_are_served_by_age() -> None:
     """Nobody has more than another."""
     queue = FairQueue(1, lambda tenant, more: more)
     assert await turns(queue, "a-1", "b-1", "c-1") == ["a-1", "b-1", "c-1"]
+    assert await turns(queue, "a-1", "b-1", "b-2", "a-2") == ["a-1", "b-1", "b-2", "a-2"]
 
 
-async def test_claim_that_is_given_up_leaves_its_place_and_its_slot() -> None:
-    """Whether it waits, or was just let in."""
+async def test_claim_that_is_given_up_leaves_its_place() -> None:
+    """While it waits: nothing of it is kept, however long the slots stay taken."""
     queue = FairQueue(1, lambda tenant, more: more)
+    async with queue.slot("a"):
+        waiting = [asyncio.create_task(queue.slot("b").__aenter__()) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert len(queue._waiting["b"]) == 3
+        for each in waiting:
+            each.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert not queue._waiting
+        assert queue.is_full
+    assert not queue.is_full
 
-    async def claim() -> None:
+
+async def test_claim_that_is_given_up_as_it_is_let_in_leaves_its_slot() -> None:
+    """In the very step: its slot is not lost."""
+    queue = FairQueue(1, lambda tenant, more: more)
+    go = asyncio.Event()
+    waiting: asyncio.Task[None]
+
+    async def hold_and_cancel() -> None:
         async with queue.slot("a"):
-            await asyncio.Event().wait()
+            await go.wait()
+        assert queue.is_full  # the one that waits has it, and does not know yet
+        waiting.cancel()
 
-    holding, waiting = asyncio.create_task(claim()), asyncio.create_task(claim())
+    holding = asyncio.create_task(hold_and_cancel())
     await asyncio.sleep(0)
-    waiting.cancel()
-    await asyncio.gather(waiting, return_exceptions=True)
-    assert queue.is_full
-    waiting = asyncio.create_task(claim())
+    waiting = asyncio.create_task(queue.slot("b").__aenter__())
     await asyncio.sleep(0)
-    holding.cancel()
-    await asyncio.gather(holding, return_exceptions=True)
-    waiting.cancel()
+    go.set()
+    await holding
     await asyncio.gather(waiting, return_exceptions=True)
     assert not queue.is_full
 

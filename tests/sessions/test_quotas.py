@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from gateway.core.errors import LimitError, QuotaExceededError, QuotaForbiddenError, RateLimitError, SandboxStartError
+from gateway.core.errors import (
+    LimitError,
+    QuotaExceededError,
+    QuotaForbiddenError,
+    RateLimitError,
+    SandboxStartError,
+    StoreUnavailableError,
+)
 from gateway.core.identity import Identity, Role, acting_as
 from gateway.core.model import HibernationMode, Limits, SessionId, SessionState
 from gateway.core.quota import QuotaLedger, Resource
@@ -243,6 +250,50 @@ async def test_reservation_from_before_the_clock_was_set_back_ends_too(world: Li
     await world.sweeper.sweep()
     assert await world.used() == {}
     await world.create()
+
+
+async def test_claim_that_outlives_its_reservation_is_counted_again(world: Limited) -> None:
+    """A create or a wake that took longer than a reservation lasts is refused if another has its place by then."""
+    await world.limit(sandboxes=1)
+    asleep = await world.create()
+    await world.hibernator.hibernate(asleep.session.id)
+
+    async def wake() -> Opened:
+        return await world.opener.open(asleep.session.id)
+
+    for slow in (world.create, wake):
+        world.provider.hold = starts = asyncio.Event()
+        late = asyncio.create_task(slow())
+        while not world.admission._claiming:
+            await asyncio.sleep(0)
+        world.provider.hold = None
+        world.clock.advance(RESERVATION_S + 1.0)
+        await world.sweeper.sweep()
+        other = await world.create()
+        starts.set()
+        with pytest.raises(QuotaExceededError):
+            await late
+        assert (await world.record(asleep.session.id)).state is SessionState.HIBERNATED
+        assert len(await world.sandboxes()) == 1
+        await world.lifecycle.terminate(other.session.id, "test")
+    assert await world.used() == {"sessions": 1, "hibernatedSessions": 1}
+
+
+async def test_session_whose_record_cannot_be_written_holds_nothing(
+    world: Limited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither of its quota nor a sandbox: there is no session."""
+    await world.limit(sandboxes=1)
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise StoreUnavailableError("away")
+
+    with monkeypatch.context() as away:
+        away.setattr(world.store, "put", refuse)
+        with pytest.raises(StoreUnavailableError):
+            await world.create()
+    assert await world.used() == {}
+    assert await world.sandboxes() == set()
 
 
 async def test_lost_record_holds_no_quota(world: Limited) -> None:
