@@ -192,6 +192,7 @@ class Gateway:
 
     def _make_usage(self, *, shared: bool, me: str) -> UsageRecorder:
         # After `takeover_after` without a heartbeat others may have taken sessions over, and count their time.
+        # Half of it leaves room for a tick that is late.
         longest_gap = self.settings.takeover_after / 2 if me else float("inf")
         return UsageRecorder(
             Meter(longest_gap=longest_gap),
@@ -199,6 +200,7 @@ class Gateway:
             self.provider,
             self.catalog,
             self.clock,
+            # A name for each run of the process: batches are numbered from 1, and would repeat after a restart.
             Place(uuid.uuid4().hex, self.holder, me, shared),
             interval=self.settings.usage_interval,
             retention=Retention(self.settings.usage_session_retention, self.settings.usage_retention),

@@ -66,6 +66,7 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
         await gateway.provider.apply(gateway.catalog.all())
         # It runs once all sessions are hibernated, and while the engine can still be asked what they used.
         stack.push_async_callback(partial(_last_usage, gateway))
+        # A rate needs the zero before the first event: a counter that appears with 1 shows no increase.
         for runtime in gateway.catalog.all():
             gateway.counters.of(runtime.key)  # so that failures before its first success count for this runtime
         if membership.me:

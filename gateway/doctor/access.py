@@ -37,6 +37,7 @@ async def check_access(settings: Settings, clock: Clock | None = None) -> AsyncI
 
 def check_exposure(settings: Settings) -> Iterator[Finding]:
     """Whether requests are authenticated and encrypted, where others than this machine reach the address."""
+    # On loopback neither is asked for: requests never leave this machine.
     if is_loopback(host_name(settings.host.encode())):
         asks = "asks for a key" if requires_identity(settings) else "serves all users of this machine"
         yield Finding("access", f"listens on this machine only ({settings.host}), {asks}")

@@ -22,6 +22,7 @@ def check_certificates(settings: Settings) -> Iterator[Finding]:
         return
     if certificates is None:
         return
+    # A warning and not a failure: the files can be read, and are replaced without a restart.
     problems = list(expiry_problems(settings.tls_cert, clock.now()))
     for problem in problems:
         yield Finding("certificate", problem, "renew it; a running gateway takes new files by itself", fatal=False)

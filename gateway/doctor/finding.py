@@ -19,6 +19,7 @@ class Finding:
     @property
     def status(self) -> str:
         """ok, warn (a gateway works, with a drawback) or fail."""
+        # By the fix: a problem without advice cannot be written, and a finding without a problem needs none.
         return "ok" if not self.fix else "fail" if self.fatal else "warn"
 
     def __str__(self) -> str:

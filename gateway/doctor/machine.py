@@ -139,6 +139,7 @@ async def check_interpreter(settings: Settings) -> AsyncIterator[Finding]:
 
 def check_disk(settings: Settings) -> Finding:
     """Check the free space for workspaces against the reserve."""
+    # Warned of at twice the reserve: below the reserve itself sandboxes are already being ended.
     free = shutil.disk_usage(settings.state_dir).free
     shown = f"{readable_size(free)} free in {settings.state_dir}"
     if settings.disk_reserve and free < 2 * settings.disk_reserve:

@@ -95,7 +95,7 @@ async def check_hibernated(settings: Settings) -> AsyncIterator[Finding]:
         store = make_store(_store_url(settings), SystemClock(), prefix=settings.store_prefix)
         await store.start()
     except WakegateError:
-        return  # the checks of the store and of snapshots report it
+        return  # reported once, by the checks of the store and of snapshots
 
     async def check(reference: str) -> None:
         if not is_snapshot(reference):

@@ -35,6 +35,7 @@ def target_ports(entries: Sequence[Any], path: str, reader: Reader) -> tuple[tup
         if not prefix.startswith("/"):
             reader.problem(f"{path}[{index}].pathPrefix", "expected a path that begins with /", prefix)
         found.append((prefix.rstrip("/") or "/", int(entry["port"])))
+    # By length and not by depth: of two prefixes of one path the longer one is always the deeper.
     return tuple(sorted(found, key=lambda entry: -len(entry[0])))
 
 

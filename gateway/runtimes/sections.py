@@ -94,7 +94,7 @@ def read_environment(entries: Sequence[Any], prefix: str, reader: Reader, *, ref
         if not _VARIABLE.fullmatch(name):
             reader.problem(path, "expected a mapping with a name and a value", entry)
         elif "valueFrom" in entry and references:
-            continue
+            continue  # Kubernetes puts the value into the pod: it is never read here, and cannot leak from here
         elif "valueFrom" in entry:
             right = "only plain values work on the local engine; expected `value`"
             reader.problem(f"{path}.valueFrom", right, entry["valueFrom"])
@@ -126,6 +126,7 @@ def read_pool(spec: Mapping[str, Any], extra: Mapping[str, Any], reader: Reader)
     """The size of the warm pool and how it is chosen."""
     size, pool = int(spec.get("warmPoolSize", 0)), extra.get("pool", {})
     least = int(pool.get("min", 0))
+    # Not below `min`, which a pool must be able to reach, nor below the size that it begins with.
     most = int(pool.get("max", max(size, least)))
     if most < least:
         reader.problem("spec.wakegate.pool.max", f"must not be below min ({least})", most)

@@ -38,7 +38,7 @@ class Pump:
     """Reads a pipe or a terminal until its end, as long as it is not paused; owns the descriptor."""
 
     def __init__(self, fd: int, take: Callable[[bytes], None], ended: Callable[[], None] = lambda: None) -> None:
-        os.set_blocking(fd, False)
+        os.set_blocking(fd, False)  # ours only: a pipe's two ends are two open files, and programs expect to block
         self._fd = fd
         self._take = take
         self._ended = ended

@@ -97,6 +97,7 @@ class Stream:
             self._at_end = True
             self._loop.remove_reader(self._fd)
             return 0
+        # The piece that crosses the limit is divided: its second part opens the file, after all that was kept.
         room = self._limit - len(self.kept)
         self.kept += data[:room]
         if len(data) > room:

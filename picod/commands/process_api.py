@@ -177,6 +177,7 @@ async def _follow(request: Request, process: Process, streams: tuple[str, ...], 
                 await events.send("gap", {"dropped": process.log.start - offset}, process.log.start)
                 offset = process.log.start
                 continue  # more may have been overwritten while that was sent
+            # A send waits for the client, and the ring goes on meanwhile: each piece is checked to follow the last one.
             for piece in process.log.since(offset):
                 if piece.offset > offset:
                     break  # the next piece was overwritten while this one was sent

@@ -62,6 +62,7 @@ async def serve(request: Request, run: LiveRun, after: int = 0) -> None:
         async with EventStream(request) as stream:
             await run.follow(stream, after)
     except ClientGoneError:
+        # Nobody would see how it ends, and it may hold a context that others wait for.
         if not run.background:
             run.stop("the client left")
         raise

@@ -32,6 +32,7 @@ shopt -s expand_aliases
 __wg_save() {
   local __wg_status=$? __wg_name
   trap - EXIT
+  # Before anything else, as the next line changes them.
   {
     set +o; shopt -p
   } > "$__wg_state.options"

@@ -147,6 +147,7 @@ class Context(ABC):
 
     async def restart(self) -> None:
         """Kill what runs and drop all state. Queued runs then run in the new process."""
+        # The run that is under way is told first, so that its error names the restart and not a process that died.
         if self._stop is not None:
             self._stop.ask("restarted")
         self._forget_kept()
@@ -164,6 +165,7 @@ class Context(ABC):
 
     def expect(self, files: StateFiles) -> bool:
         """Load these files before the next run. False when the context is in use or has state of its own."""
+        # What it has now is newer than the files: loading them would overwrite variables.
         if self.busy or self.has_state:
             return False
         self._kept, self._expects = files, True

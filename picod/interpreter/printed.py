@@ -36,6 +36,7 @@ def fold(line: str) -> str:
             if last.group() == "\x1b[2K":  # the whole line, also what was written just before it
                 before = " " * len(before) if after else ""
             text = before + after
+        # Only what is longer than everything written after it shows: `abc\rx` is `x`, then `bc`.
         if len(text) > len(shown):
             shown += text[len(shown) :]
         if erases:

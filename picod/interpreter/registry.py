@@ -82,6 +82,7 @@ class Interpreter:
         if self._config.code_context == "off":
             raise RequestError(403, "this runtime has no code contexts (codeContext: off); use /api/execute")
         name = spec.context_id or DEFAULTS[spec.language or "python"]
+        # Only the two default names make a context by being used: a misspelt name must not begin without variables.
         if name in DEFAULTS.values() and name not in self._contexts:
             return self.create(next(language for language, default in DEFAULTS.items() if default == name), name)
         context = self.require(name)

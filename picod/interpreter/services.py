@@ -21,7 +21,7 @@ class InterpreterServices:
     @property
     def interpreter(self) -> Interpreter:
         """The registry of contexts, created on first access."""
-        if self._interpreter is None:
+        if self._interpreter is None:  # late: its imports would slow down the start of sandboxes that never run code
             from picod.interpreter.registry import Interpreter
 
             self._interpreter = Interpreter(self.commands)

@@ -24,7 +24,7 @@ async def suspend(services: InterpreterServices, request: Request) -> None:
     """POST /api/suspend: save all contexts. Safe to repeat; contexts may run on afterwards."""
     await request.body(services.config.max_body)
     folder = os.path.join(services.config.workspace, FOLDER)
-    if not services.has_interpreter:
+    if not services.has_interpreter:  # most sessions have no context, and asking must not import the interpreter
         await request.answer_json(200, {"saved": 0, "unsaved": []})
         return
     interpreter = services.interpreter

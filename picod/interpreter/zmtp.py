@@ -167,6 +167,7 @@ class ZmtpConnection(asyncio.Protocol):
         size = int.from_bytes(buffer[1:start], "big")
         if flags & _COMMAND:
             return self._take_command(start, size)
+        # Skipped and not refused: closing the connection would cost the context all of its variables.
         if self._held + size > MAX_MESSAGE_BYTES:
             del buffer[:start]
             self._skipping, self._skipped_more, self._cut = size, bool(flags & _MORE), True
