@@ -17,16 +17,17 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from redis.asyncio import Redis, RedisCluster
-from redis.asyncio.connection import parse_url
+from redis.asyncio.connection import ConnectionPool, SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
 from gateway.core.errors import SettingsError
+from gateway.store.redis_dial import NamedConnection, NamedTLSConnection, Names
 
 DEADLINE_S = 1.0  # for one exchange, including connecting
 # Shares of the deadline after which the driver itself gives up, so that it can still try another node.
-_DIAL_SHARE = 0.5  # connecting within a data centre takes a few milliseconds; half of 1 s leaves time for a second node
+_DIAL_SHARE = 0.8  # look-up and connecting, tried twice (redis_dial.py); half of 1 s leaves time for a second node
 _ANSWER_SHARE = 0.8  # a script takes well under a millisecond
 _SENTINEL_PORT = 26379
 
@@ -51,13 +52,20 @@ def make_client(url: str, deadline: float = DEADLINE_S) -> tuple[Any, Close]:
                 require_full_coverage=False,
             )
             return cluster, cluster.aclose
-        options = _options(deadline)
-        if base == "unix":
-            del options["socket_keepalive"]  # unix sockets do not have this option
-        client = Redis.from_url(url, **options)
+        client = _one_server(url, deadline)
     except ValueError as error:
         raise SettingsError([f"store URL {redacted(url)}: {error}"]) from error
     return client, client.aclose
+
+
+def _one_server(url: str, deadline: float) -> Any:
+    options = {**_options(deadline), **parse_url(url)}
+    if "path" in options:
+        del options["socket_keepalive"]  # unix sockets do not have this option
+    else:
+        tls = options.get("connection_class") is SSLConnection
+        options |= {"connection_class": NamedTLSConnection if tls else NamedConnection, "names": Names()}
+    return Redis.from_pool(ConnectionPool(**options))
 
 
 def redacted(url: str) -> str:

@@ -22,6 +22,7 @@ from cryptography.x509.oid import NameOID
 from gateway.core.clock import SystemClock
 from gateway.core.errors import FencedOutError, SettingsError, StaleWriteError, StoreUnavailableError
 from gateway.core.model import RuntimeKey, SessionId, SessionState
+from gateway.store import redis_dial
 from gateway.store.redis import RedisStore
 from gateway.store.redis_exchanges import CONNECTIONS
 from gateway.testing import ManualClock
@@ -370,7 +371,7 @@ async def test_password_is_used_and_never_printed(tmp_path: Path) -> None:
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
-    """A self-signed one for 127.0.0.1: (certificate, key)."""
+    """A self-signed one for 127.0.0.1 and redis.test: (certificate, key)."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "redis.test")])
     now = datetime.datetime.now(datetime.UTC)
@@ -382,7 +383,12 @@ def certificate(folder: Path) -> tuple[Path, Path]:
         .serial_number(1)
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName(
+                [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("redis.test")]
+            ),
+            critical=False,
+        )
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
@@ -393,8 +399,10 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     return folder / "cert.pem", folder / "key.pem"
 
 
-async def test_tls_checks_the_certificate(tmp_path: Path, redis_server: RedisServer) -> None:
-    """rediss:// with the private CA works; without it the certificate is refused.
+async def test_tls_checks_the_certificate(
+    tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rediss:// with the private CA works, by address and by name; without it, or by another name, it is refused.
 
     TLS ends at a relay: the wheel's redis-server is built without it.
     """
@@ -419,10 +427,17 @@ async def test_tls_checks_the_certificate(tmp_path: Path, redis_server: RedisSer
     async with await asyncio.start_server(relay, "127.0.0.1", 0, ssl=context) as front:
         port = front.sockets[0].getsockname()[1]
         await works(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={cert}")
-        store = RedisStore(f"rediss://127.0.0.1:{port}/0", SystemClock())
-        with pytest.raises(StoreUnavailableError, match=r"(?i)certificate"):
-            await store.start()
-        await store.aclose()
+
+        async def look_up(host: str, port: int) -> tuple[str, ...]:
+            return ("127.0.0.1",)
+
+        monkeypatch.setattr(redis_dial, "look_up", look_up)
+        await works(f"rediss://redis.test:{port}/0?ssl_ca_certs={cert}")
+        for url in (f"rediss://127.0.0.1:{port}/0", f"rediss://other.test:{port}/0?ssl_ca_certs={cert}"):
+            store = RedisStore(url, SystemClock())
+            with pytest.raises(StoreUnavailableError, match=r"(?i)certificate"):
+                await store.start()
+            await store.aclose()
 
 
 @pytest.fixture
