@@ -434,7 +434,7 @@ async def test_readyz_reports_an_unwritable_state_directory(open_gateway: OpenSc
 
 
 async def test_health_ready_stays_while_the_store_is_unavailable(open_gateway: OpenScripted) -> None:
-    """/health/ready, which balancers ask, stands where /readyz tells of the trouble; a drain ends both."""
+    """/health/ready, for load balancers, stays 200 where /readyz reports a problem; a drain turns both to 503."""
     gateway, _ = await open_gateway()
     async with client_of(gateway) as client:
         assert (await client.get("/health/ready")).json() == {"status": "ready"}
@@ -471,7 +471,7 @@ async def test_slow_body_of_a_control_request_gets_408(open_gateway: OpenScripte
 
 
 async def test_client_that_leaves_while_its_session_is_made_leaves_nothing_behind(open_gateway: OpenScripted) -> None:
-    """No sandbox is left that no session has, and no session that no client knows of."""
+    """Neither a sandbox without a session nor a session without a client is left."""
     gateway, _ = await open_gateway()
     gateway.provider.hold = asyncio.Event()
     client = await gateway.connect()

@@ -178,7 +178,7 @@ def test_line_that_a_kill_tore_is_marked_and_the_chain_goes_on(tmp_path: Path, l
 
 
 def test_signed_lines_removed_before_a_restart_stay_detected(tmp_path: Path) -> None:
-    """The gateway knows the latest head that it signed, also where the whole file is gone."""
+    """The latest signed head is kept apart from the file, so a missing file is noticed too."""
     written(tmp_path)
     path = tmp_path / "audit.log"
     lines = path.read_bytes().splitlines(keepends=True)
@@ -259,7 +259,7 @@ def test_write_that_fails_half_way_loses_and_repeats_nothing(tmp_path: Path, mon
 
 
 def test_file_that_is_moved_away_is_followed_by_another_of_the_same_chain(tmp_path: Path) -> None:
-    """As the system's log rotation does it; and one that is deleted leaves no lines that nobody can find."""
+    """As the system's log rotation does it; the check reports a deleted file, unless only later ones are checked."""
     audit = audit_file(tmp_path)
     audit.open()
     audit.append(entries([1]))

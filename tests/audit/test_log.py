@@ -124,7 +124,7 @@ async def test_failed_signature_does_not_refuse_requests_for_ever(monkeypatch: p
 
 
 async def test_dropped_events_are_counted_in_a_gap_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With `continue` requests go on; a gap line between what was kept and what came after tells how many."""
+    """With `continue` requests go on; a gap line after the kept records states how many are missing."""
     monkeypatch.setattr(module, "QUEUED", 3)
     sink = Breakable()
     audit = started(sink, refuse=False)
@@ -145,7 +145,7 @@ async def test_dropped_events_are_counted_in_a_gap_line(monkeypatch: pytest.Monk
 
 
 async def test_end_does_not_wait_for_a_disk_that_stays_full(caplog: pytest.LogCaptureFixture) -> None:
-    """What could not be written is told."""
+    """What could not be written is reported."""
     sink = Breakable()
     audit = started(sink)
     sink.is_full = True

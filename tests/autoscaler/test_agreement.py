@@ -1,4 +1,4 @@
-"""A run of a gateway and the laboratory's account of it: recorded whole, counted alike, told apart when they differ."""
+"""A gateway's run beside its replay: recorded completely, counted by the same rules, differences reported."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_difference_of_a_fifth_or_an_error_is_no_agreement(capsys: pytest.Captur
 
 
 def test_unwanted_starts_are_idle_in_both_accounts() -> None:
-    """A start that nobody wanted when it was ready was paid for: its seconds are idle."""
+    """A start that was no longer wanted when it was ready counts: its seconds are idle."""
     run = made()
     unwanted = replace(run, starts=[*run.starts, (100.0, 7.0, False)])
 

@@ -134,7 +134,7 @@ def test_followed_rule_is_compared_with_the_best_of_the_other_kind(name: str, fo
 
 
 def test_quiet_runtime_scales_to_zero() -> None:
-    """After a day of silence nothing is held, with a minimum of 0 nobody has asked for more."""
+    """After a day without claims and with a minimum of 0, nothing is held."""
     demand = made()
     follow(demand, poisson(0.1, 7200.0), 0.0, 7200.0)
     assert demand.forecast(7200.0).level > 0
@@ -172,7 +172,7 @@ def test_clock_step_loses_the_last_horizon_only(step: float) -> None:
 
 
 def test_history_restores_what_was_known() -> None:
-    """A Demand that reads recorded claims wants what the one wanted that has seen them, within one sandbox."""
+    """A Demand built from recorded claims asks for the same size as one that saw them live, within one sandbox."""
     start, end = 1_700_000_000.0 - 1_700_000_000.0 % 86400.0, 2 * 86400.0
     arrivals = start + poisson(0.15, end)
     seen = made()
@@ -224,7 +224,7 @@ def test_quiet_runtimes_are_replayed_further_back() -> None:
 
 
 def test_history_with_gaps_and_without_anything_is_read() -> None:
-    """No history, days of silence, and a single claim long ago are all taken in."""
+    """No history, days without claims, and a single claim long ago are all accepted."""
     for minutes in ([], [(600, 3)], [(600, 3), (86400 * 9, 5)]):
         demand = made()
         for _ in replay_history(demand, minutes, [], now=86400.0 * 13, live_from=86400.0 * 13 - 7200.0):
@@ -235,7 +235,7 @@ def test_history_with_gaps_and_without_anything_is_read() -> None:
 
 
 def test_time_without_claims_in_history_is_learned() -> None:
-    """Four days of silence after a busy hour make a quiet runtime: what is not recorded was without claims."""
+    """Four days without records after a busy hour count as days without claims."""
     end = 5.0 * 86400.0
     demand = made()
     busy = [(86400 + 60 * minute, 60) for minute in range(60)]

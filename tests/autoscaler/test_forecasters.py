@@ -48,7 +48,7 @@ def gamma_poisson(span: float) -> Floats:
 
 
 def on_off(span: float) -> Floats:
-    """Ten minutes at a claim a second, twenty of silence."""
+    """Ten minutes at a claim a second, twenty without claims."""
     return np.concatenate([1800.0 * i + poisson(1.0, 600.0, i) for i in range(int(span / 1800.0))])
 
 
@@ -133,7 +133,7 @@ def test_timers_foresee_the_next_batch() -> None:
 
 
 def test_timers_forecast_nothing_on_random_gaps() -> None:
-    """Poisson claims have no timer in them: nobody is asked to look at the clock more often."""
+    """Poisson claims contain no timer, so no earlier tick is asked for."""
     expert = Timers(HORIZON)
     now = 0.0
     for at in poisson(1 / 60, 50000.0).tolist():

@@ -29,7 +29,7 @@ def constant(size: float) -> Targets:
 
 
 def test_simulator_counts_hits_misses_and_idle_time() -> None:
-    """One warm sandbox, lead 10 s, claims at 0, 3 and 12 s: hit, miss, hit; idle is what nobody has claimed."""
+    """One warm sandbox, lead 10 s, claims at 0, 3 and 12 s: hit, miss, hit; idle is the time of unclaimed sandboxes."""
     outcome = simulate(np.array([0.0, 3.0, 12.0]), constant(1), lead=10.0, scored_from=0.0, end=30.0)
 
     assert (outcome.hits, outcome.claims, outcome.largest_shortfall) == (2, 3, 1)
@@ -74,7 +74,7 @@ def test_erlang_is_met_by_a_fixed_pool() -> None:
 
 
 def test_oracle_hits_all_and_idles_never() -> None:
-    """Who knows the future misses nothing and pays nothing."""
+    """The oracle has neither misses nor idle time."""
     trace = make("steps").cut(20000.0)
     outcome = simulate(trace.arrivals, baselines.oracle(trace, 10.0, 0.0), lead=10.0, scored_from=6000.0, end=trace.end)
 
@@ -197,7 +197,7 @@ HISTORY = '{"runtime": "code-interpreters/default/a", "bucket": 60, "counts": [[
     ids=["arrivals", "binned", "functions", "k6 csv", "k6 json", "locust", "access log", "history"],
 )
 def test_trace_formats_are_recognised(tmp_path: Path, text: str, arrivals: int) -> None:
-    """Each format is told by its content, packed or not; arrivals are sorted and lie within the trace."""
+    """Each format is recognised by its content, compressed or not; arrivals are sorted and lie within the trace."""
     (tmp_path / "trace.any").write_text(text)
     (tmp_path / "trace.any.gz").write_bytes(gzip.compress(text.encode()))
     (trace,) = read_traces(str(tmp_path / "trace.any"))

@@ -112,7 +112,7 @@ async def test_forecast_only_orders_nothing(store: SqliteStore, clock: ManualClo
 
 
 async def test_claims_are_written_and_read_back_after_a_restart(store: SqliteStore, clock: ManualClock) -> None:
-    """What one gateway learned, its successor knows from the recorded claims."""
+    """The next leader learns from the recorded claims what the earlier one had learned."""
     first = Loop(store, clock, runtime())
     await first.begin()
     await first.tick(300, claims=1)
@@ -322,7 +322,7 @@ async def test_wall_clock_set_back_prolongs_no_lease(store: SqliteStore, clock: 
 
 
 async def test_store_outage_keeps_counts_and_pools(tmp_path: Path, clock: ManualClock) -> None:
-    """While the store is away claims are counted on; what could not be written is written when it is back."""
+    """While the store is unreachable claims are counted in memory, and written once it is back."""
     server = RedisServer(tmp_path / "redis").start()
     real = make_store(server.url, SystemClock())
     await real.start()

@@ -159,7 +159,7 @@ def test_breaker_lets_one_try_through_per_cooldown() -> None:
 
 
 def test_breaker_does_not_stop_a_pool_from_shrinking() -> None:
-    """Creates that fail are no reason to hold what nobody needs."""
+    """Failing creates do not keep a pool larger than demand needs."""
     assert decide(SPEC, Observed(9, failures=8), foretold(2), NOW).target == 2
 
 
@@ -170,7 +170,7 @@ def test_fixed_mode_is_fixed() -> None:
 
 @given(st.dictionaries(st.integers(0, 8), st.tuples(st.integers(0, 30), st.integers(0, 3))), st.integers(0, 100))
 def test_budget_is_kept(pools: dict[int, tuple[int, int]], budget: int) -> None:
-    """The sum stays within the budget, except for floors; nobody gets more than wanted nor less than its floor."""
+    """The sum stays within the budget, except for floors; no pool gets more than wanted nor less than its floor."""
     wanted = {key: want for key, (want, _) in pools.items()}
     floors = {key: min(floor, want) for key, (want, floor) in pools.items()}
     given_ = share_budget(budget, wanted, floors, {key: [1.0 / (n + 1) for n in range(40)] for key in wanted})
@@ -188,7 +188,7 @@ def test_budget_goes_where_it_is_worth_most() -> None:
 
 
 def test_expectations_keep_slow_creates_from_being_ordered_twice() -> None:
-    """A provider that shows its old target for a while is told once; after the expiry it is told again."""
+    """A provider that shows its old target for a while gets one order, and another after the expiry."""
     expectations: Expectations[str] = Expectations(expiry=60.0)
     orders = []
     for second in range(100):

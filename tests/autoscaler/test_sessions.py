@@ -16,7 +16,7 @@ from gateway.testing import ManualClock, ScriptedProvider, scripted_gateway
 
 
 class Sessions:
-    """Sessions of one gateway, used and silent as a test says."""
+    """Sessions of one gateway, used and left idle by a test."""
 
     def __init__(self, gateway: Gateway, clock: ManualClock, **settings: float) -> None:
         self.gateway, self.clock = gateway, clock
@@ -41,7 +41,7 @@ class Sessions:
         return session
 
     async def use(self, session: SessionId) -> None:
-        """As a request does: the session is woken if it sleeps, and its activity is noted."""
+        """As a request does: the session is woken if it is hibernated, and its activity is noted."""
         await self.gateway.sessions.opener.open(session)
         self.last[session] = self.clock.now()
         self.gateway.activity.of(session, self.clock.now()).last = self.clock.now()
@@ -80,7 +80,7 @@ def clock() -> ManualClock:
 
 
 async def test_idle_session_hibernates_when_its_gaps_advise_it(gateway: Gateway, clock: ManualClock) -> None:
-    """Where silences last for minutes, a session sleeps long before its timeout; one just used does not."""
+    """Where idle gaps last minutes, a session is hibernated long before its timeout; one just used is not."""
     sessions = Sessions(gateway, clock, hibernate=True, wake_cost=30.0)
     await sessions.teach(600.0)
     silent, used = await sessions.new(), await sessions.new()
@@ -106,7 +106,7 @@ async def test_advice_is_not_acted_upon_unless_asked_for(gateway: Gateway, clock
 
 
 async def test_hibernated_session_is_woken_ahead_once(gateway: Gateway, clock: ManualClock) -> None:
-    """Where requests come an hour later to the second, a session is awake before; unused, it sleeps again and stays."""
+    """Where requests come an hour later to the second, a session is woken before; unused, it is hibernated again."""
     sessions = Sessions(gateway, clock, hibernate=True, prewake=True, wake_cost=3000.0)
     await sessions.teach(3600.0)
     session = await sessions.new()
@@ -123,7 +123,7 @@ async def test_hibernated_session_is_woken_ahead_once(gateway: Gateway, clock: M
 
 
 async def test_wake_reports_the_whole_idle_gap(gateway: Gateway, clock: ManualClock) -> None:
-    """A silence that a session slept through counts from its last use, and once."""
+    """An idle gap with a hibernation in it counts once, from the last use."""
     sessions = Sessions(gateway, clock)
     session = await sessions.new()
     clock.advance(1000.0)

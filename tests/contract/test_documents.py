@@ -52,7 +52,7 @@ async def test_of_concurrent_writers_one_wins(documents: DocumentStore) -> None:
 
 
 async def test_deleted_document_is_absent_and_may_be_made_anew(documents: DocumentStore) -> None:
-    """Deletion tells whether there was something; the name is free afterwards."""
+    """Deletion reports whether the document existed; the name is free afterwards."""
     await documents.put(Document("key", "one", {}))
 
     assert await documents.delete("key", "one")

@@ -115,6 +115,6 @@ async def test_sandbox_that_ended_is_told_of_once_more(subject: Subject) -> None
 
 
 async def test_nothing_parked_has_no_size(subject: Subject) -> None:
-    """A reference that nobody knows is no error."""
+    """An unknown reference is no error."""
     size: Awaitable[int] = subject.meter.parked_bytes("nobody")
     assert await size == 0

@@ -95,7 +95,7 @@ async def test_any_record_comes_back_as_it_was(store: SessionStore, record: Sess
 
 
 async def test_put_refuses_what_has_no_stored_form(store: SessionStore) -> None:
-    """A lone surrogate and a time that is no number are told to the caller, not written in part."""
+    """A lone surrogate and a time that is no number raise an error, and nothing is written."""
     with pytest.raises(BadRequestError, match="s1"):
         await store.put(session(metadata={"x": "\ud800"}))
     with pytest.raises(BadRequestError, match="idle_timeout is nan"):
@@ -204,7 +204,7 @@ async def test_touch_never_lowers_last_activity(store: SessionStore) -> None:
 
 
 async def test_put_keeps_a_later_touch(store: SessionStore) -> None:
-    """A record read before a touch and written after it does not undo it, and the writer is told."""
+    """A record read before a touch and written after it does not undo it, and the writer gets an error."""
     stored = await store.put(session())
     await store.touch_many({stored.id: T0 + 60})
 
@@ -313,7 +313,7 @@ async def test_sweeps_give_each_of_many_once(store: SessionStore, same_time: boo
 
 
 async def test_sweep_may_change_what_it_is_given(store: SessionStore) -> None:
-    """Records that leave the index while it is being read make it skip nobody."""
+    """Records that leave the index while it is read make it skip no other record."""
     await asyncio.gather(*(store.put(session(f"s{n:04}")) for n in range(350)))
 
     seen = []
@@ -414,7 +414,7 @@ async def test_lists_by_age_page_in_both_orders(
 
 
 async def test_list_by_age_follows_states(store: SessionStore) -> None:
-    """Who ends leaves the list of live ones; a deleted record is in none."""
+    """An ended session leaves the list of live ones; a deleted record is in no list."""
     made = await store.put(session("a"))
     assert await ids(store.by_age(ended=False)) == ["a"]
     await store.put(replace(made, state=SessionState.TERMINATED))
@@ -436,7 +436,7 @@ async def test_long_list_by_age_is_whole(store: SessionStore) -> None:
 
 
 async def test_lease_has_one_holder(store: SessionStore, clock: ManualClock) -> None:
-    """While it lasts nobody else gets it; once it expired, the next one does, with a higher fence."""
+    """While it lasts no other gateway gets it; once it expired, the next one does, with a higher fence."""
     first = await store.acquire_lease("leader", "a", 10)
     assert first is not None
     assert (first.name, first.holder, first.expires_at) == ("leader", "a", T0 + 10)
@@ -485,7 +485,7 @@ async def test_renewed_lease_lasts_longer(store: SessionStore, clock: ManualCloc
 
 
 async def test_lost_lease_cannot_be_renewed(store: SessionStore, clock: ManualClock) -> None:
-    """Once another had it, it is lost, also after that one gave it back; one that nobody took is not."""
+    """Once another had it, it is lost, also after that one gave it back; an expired lease that no other took is not."""
     lease = await store.acquire_lease("leader", "a", 10)
     assert lease is not None
     clock.advance(11)
@@ -519,7 +519,7 @@ async def test_released_lease_is_free(store: SessionStore) -> None:
 
 
 async def test_lease_can_be_looked_at(store: SessionStore, clock: ManualClock) -> None:
-    """Everybody sees who has a lease and until when, also after its end; a free one is nobody's."""
+    """Every gateway sees who has a lease and until when, also after its end; a free one has no holder."""
     assert await store.lease("gateway:a") is None
     taken = await store.acquire_lease("gateway:a", "http://127.0.0.1:8080", 10.0)
     assert taken is not None
@@ -563,7 +563,7 @@ async def test_fence_never_repeats_after_forgotten_leases(store: SessionStore, c
 
 
 async def test_put_under_the_newest_lease_lands(store: SessionStore, clock: ManualClock) -> None:
-    """The newest fence may write, also when its time is over and nobody has taken it since."""
+    """The newest fence may write, also after its time is over, unless another has taken the lease since."""
     lease = await store.acquire_lease("session:s1", "a", 10)
     stored = await store.put(session(), lease=lease)
     clock.advance(60)
@@ -593,7 +593,7 @@ async def test_put_under_an_older_lease_is_refused(store: SessionStore, clock: M
 
 
 async def test_claims_add_up_in_both_widths(store: SessionStore, clock: ManualClock) -> None:
-    """A claim counts in its second and in its minute, from whichever gateway it is told."""
+    """A claim counts in its second and in its minute, whichever gateway reports it."""
     minute = int(T0) // 60 * 60
     clock.advance(300)
     await store.record_claims(RUNTIME, {minute: 2, minute + 59: 1, minute + 60: 5, minute + 70: 0})
@@ -642,6 +642,6 @@ async def test_claim_history_is_sorted_over_many(store: SessionStore) -> None:
 
 
 async def test_claim_history_knows_two_widths(store: SessionStore) -> None:
-    """Another one is a mistake of the caller's, and told."""
+    """Another one is a mistake of the caller and raises an error."""
     with pytest.raises(ValueError, match="1 or 60"):
         await store.claim_history(RUNTIME, 0, bucket=5)

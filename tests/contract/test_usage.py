@@ -58,7 +58,7 @@ async def test_batch_sent_again_counts_once(usage: UsageStore) -> None:
 
 
 async def test_of_one_batch_sent_ten_times_at_once_one_counts(usage: UsageStore) -> None:
-    """Retries that overlap are told apart by the store, not by the writer."""
+    """The store, not the writer, recognises retries that overlap."""
     batch = {key(): {"requests": 1.0}, key(session="s"): {"requests": 1.0}}
     results = await asyncio.gather(*(usage.add("a", 1, batch) for _ in range(10)))
 

@@ -1,4 +1,4 @@
-"""What the doctor says about who gets in: each problem with its fix."""
+"""The doctor's findings on authentication and encryption: each problem with its fix."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def findings(clock: ManualClock | None = None, **changes: Any) -> dict[str
 async def test_address_is_checked_against_authentication_and_encryption(
     changes: dict[str, Any], access: str, encryption: str | None
 ) -> None:
-    """Loopback needs neither; any other address needs both, or a word that it does not."""
+    """Loopback needs neither; any other address needs both, or a setting that waives them."""
     found = await findings(**changes)
     assert found["access"].status == access
     assert (found["encryption"].status if "encryption" in found else None) == encryption
@@ -46,7 +46,7 @@ async def test_address_is_checked_against_authentication_and_encryption(
     ("proxies", "status"), [("10.0.0.0/8,192.168.1.7", "ok"), ("0.0.0.0/0", "warn"), ("::/0", "warn"), ("x", "fail")]
 )
 async def test_trusting_every_address_is_reported(proxies: str, status: str) -> None:
-    """As anybody could then say which address they have."""
+    """Any client could then choose the address that it appears to have."""
     assert (await findings(trusted_proxies=proxies))["proxies"].status == status
 
 
@@ -82,6 +82,6 @@ async def test_reachable_and_unreachable_issuers_are_reported() -> None:
 
 @pytest.mark.parametrize(("date", "status"), [(formatdate(1000, usegmt=True), "ok"), ("", "ok"), ("nonsense", "ok")])
 def test_issuer_without_a_date_is_no_finding(date: str, status: str) -> None:
-    """Nor is half a minute of difference, which tokens are given."""
+    """Nor is half a minute of difference, which the check of tokens allows."""
     assert check_clock("https://issuer.example", date, 1029).status == status
     assert check_clock("https://issuer.example", formatdate(1000, usegmt=True), 900).status == "warn"

@@ -167,7 +167,7 @@ async def test_pages_for_operators_show_no_contents_and_no_names_of_sessions(ope
 
 @pytest.mark.parametrize("role", KEY_ROLES)
 async def test_role_is_let_in_where_its_permissions_say(open_gateway: OpenScripted, role: Role) -> None:
-    """403 exactly where the table has no permission for the role, at every operation; nobody is let in without one."""
+    """403 exactly where the table has no permission for the role; 401 without a key, unless the operation is public."""
     gateway, _ = await open_gateway(auth=True)
     key = await key_of(gateway, "acme", role)
     async with httpx.AsyncClient(

@@ -25,7 +25,7 @@ def test_key_has_a_prefix_for_scanners_and_an_id_that_may_be_shown() -> None:
 
 @given(st.data())
 def test_mistyped_key_is_distinguished_from_an_unknown_one(data: st.DataObject) -> None:
-    """Any one letter that is another breaks the checksum, so nobody has to be asked."""
+    """Any one changed letter breaks the checksum, so a mistyped key needs no look-up."""
     text = KEY
     at, letter = data.draw(st.integers(3, len(text) - 1)), data.draw(st.sampled_from("aZ09_"))
     changed = text[:at] + letter + text[at + 1 :]

@@ -303,7 +303,7 @@ fields = st.dictionaries(
 
 @given(st.dictionaries(st.just("keys"), json_values | st.lists(fields, max_size=5)))
 def test_key_set_of_any_content_is_read_or_refused(document: dict[str, Any]) -> None:
-    """What is no key is left out; without one it is an error of ours, and so the issuer is away."""
+    """Entries that are no key are skipped; a set without any key counts as an unreachable issuer."""
     with contextlib.suppress(UnavailableError):
         read_keys(document)
 

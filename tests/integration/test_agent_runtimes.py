@@ -111,7 +111,7 @@ def call(server: Server, path: str, session: str = "", method: str = "GET", **mo
 
 
 def test_example_agent_holds_a_conversation_with_the_published_client(tmp_path: Path) -> None:
-    """Three turns on a warm sandbox; another session knows nothing of them."""
+    """Three turns on a warm sandbox; another session sees none of them."""
     with serve(tmp_path / "state", "--runtime", str(EXAMPLE)) as server:
         wait_until(lambda: pool(server)["ready"] == 1, "an agent is warm")
         ada, other = (AgentRuntimeClient("greeter", router_url=server.url) for _ in range(2))

@@ -123,14 +123,14 @@ def random_crashes(tmp_path: Path, cycles: int, seed: int, *flags: str, redis: R
 
 
 def test_random_kills_lose_no_answered_write(tmp_path: Path) -> None:
-    """A few lives of a gateway with several sessions, each ended at a random step."""
+    """A gateway with several sessions, killed and restarted a few times at random steps."""
     random_crashes(tmp_path, 3, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kept", ["parked", "snapshots"])
 def test_two_hundred_random_kills_lose_no_answered_write(tmp_path: Path, kept: str) -> None:
-    """200 lives in all, half with workspaces that are moved and half with ones that are copied."""
+    """200 restarts in all, half with workspaces that are moved and half with ones that are copied."""
     flags = () if kept == "parked" else ("--snapshots", f"file://{tmp_path}/snapshots")
     random_crashes(tmp_path, 100, 2, *flags)
 

@@ -1,4 +1,4 @@
-"""x-wakegate-restored reaches a client, whichever comes and through whichever door."""
+"""x-wakegate-restored reaches the next client, on every interface."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_loss_is_reported_through_another_gateway(tmp_path: Path) -> None:
 
 
 def test_loss_is_reported_in_a_tool_result_over_mcp_once(tmp_path: Path) -> None:
-    """The model reads a line of it, a program finds it in _meta; the next answers of all doors are silent."""
+    """The text has a line for the model, `_meta` a field for programs; later answers do not repeat it."""
     with serve(tmp_path / "state", "--warm-pool", "1") as server:
         session = server.session()
         lose_sandbox(server, tmp_path / "state", session)

@@ -41,7 +41,7 @@ def test_session_keeps_variables_and_shows_tables(server: Server) -> None:
 
 
 def test_variables_survive_hibernation(server: Server) -> None:
-    """Suspended, hibernated and woken onto another sandbox, the context knows what it knew and says what it lost."""
+    """Suspended, hibernated and woken onto another sandbox, the context keeps its variables and names what was lost."""
     session = server.session()
     run_code(server, session, "import threading\nkept = [1, 2]\nlock = threading.Lock()")
     headers = {"x-session-id": session}

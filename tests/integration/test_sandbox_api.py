@@ -65,7 +65,7 @@ def test_follower_that_leaves_gives_its_slot_back(client: httpx.Client) -> None:
 
 
 def test_files_are_unpacked_watched_and_packed_in_a_sandbox(client: httpx.Client) -> None:
-    """As its unprivileged user: read-only folders of an archive are unpacked too, what changes is told."""
+    """As its unprivileged user: read-only folders of an archive are unpacked too, and changes are reported."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz") as archive:
         folder = tarfile.TarInfo("locked")
@@ -105,7 +105,7 @@ def test_folder_that_its_owner_cannot_read_is_listed_with_the_reason(client: htt
 
 
 def test_session_at_work_stays_awake_until_the_work_is_done(tmp_path: Path) -> None:
-    """Idle for longer than its timeout, with a process in the background; when that ends, it sleeps."""
+    """Idle for longer than its timeout, with a process in the background; when that ends, it is hibernated."""
     with serve(tmp_path / "state", "--sweep-interval", "0.1s") as server:
         session = server.client.post("/v1/sessions", json={"runtime": RUNTIME, "idleTimeout": "1s"}).json()["id"]
         command = ["sh", "-c", "i=0; while [ ! -e stop ]; do i=$((i+1)); echo $i > count; sleep 0.1; done"]

@@ -96,7 +96,7 @@ def test_terminal_works_over_wss(server: Server, authority: Authority) -> None:
 
 
 def test_plain_http_on_the_tls_port_is_closed_without_a_traceback(server: Server) -> None:
-    """It is a stranger's mistake, and no news for the log."""
+    """A client's mistake, which must not fill the log with tracebacks."""
     with pytest.raises(httpx.HTTPError):
         httpx.get(server.url.replace("https", "http") + "/healthz")
     assert server.client.get("/healthz").status_code == 200

@@ -91,7 +91,7 @@ def test_call_retried_at_another_gateway_runs_once(servers: tuple[Server, Server
 
 @pytest.mark.parametrize("end", ["kill", "terminate"])
 def test_call_retried_after_its_gateway_came_back_runs_once(tmp_path: Path, end: str) -> None:
-    """Killed or ended in order, the next life of the gateway knows what came of a call."""
+    """Killed or terminated, the restarted gateway answers a retry with the first result."""
     calls = [chat_call("a", "run_shell", command="echo x >> ran; date +%N")]
     with serve(tmp_path / "state", "--warm-pool", "1") as first:
         session = first.session()

@@ -49,7 +49,7 @@ async def ask_twice(gateway: Served, head: str) -> tuple[str | None, str | None]
 
 
 async def test_request_id_of_the_client_is_kept_and_passed_on(open_gateway: OpenScripted) -> None:
-    """On both lanes: to the sandbox, and back."""
+    """On the fast path and the slow one: to the sandbox, and back."""
     gateway, sandbox = await open_gateway()
     session = await gateway.session()
     parent = f"00-{'1' * 32}-{'2' * 16}-01"
@@ -79,7 +79,7 @@ async def test_gateways_own_answers_carry_the_request_id(open_gateway: OpenScrip
 
 
 async def test_sandbox_cannot_change_the_request_id(open_gateway: OpenScripted) -> None:
-    """Its own field of that name ends at the gateway, on both lanes."""
+    """The client's own field of that name is dropped, on the fast path and on the slow one."""
     gateway, _ = await open_gateway(lambda call: call.reply(fields="x-request-id: forged\n"))
     head = f"GET /a HTTP/1.1\nhost: a\nx-session-id: {await gateway.session()}\nx-request-id: mine"
     assert await ask_twice(gateway, head) == ("mine", "mine")
@@ -172,7 +172,7 @@ async def test_access_log_has_a_line_for_websockets(open_gateway: OpenScripted, 
 
 
 async def test_console_access_log_is_one_plain_line(open_gateway: OpenScripted, access: io.BytesIO) -> None:
-    """For people: no braces, no colours where nobody sees them."""
+    """For people: no braces, and no colours unless the output is a terminal."""
     gateway, _ = await open_gateway(access_log=True)
     await gateway.ask("GET /healthz HTTP/1.1\nhost: a\nx-request-id: mine")
     (line,) = access.getvalue().decode().splitlines()

@@ -90,7 +90,7 @@ async def test_requests_are_counted_by_runtime_start_kind_and_status(open_gatewa
 
 
 async def test_answers_that_stream_are_counted_once_at_their_end(open_gateway: OpenScripted) -> None:
-    """A response in pieces changes lanes and counts as one live request, in flight until its last byte."""
+    """A response in pieces moves to the slow path and counts as one live request, in flight until its last byte."""
     go_on = asyncio.Event()
 
     async def script(call: Call) -> None:
@@ -197,7 +197,7 @@ async def test_websockets_are_counted_and_shown_while_open(tmp_path: Path) -> No
 
 
 async def test_draining_gateway_has_a_metric(open_gateway: OpenScripted) -> None:
-    """From the signal to its end, so that nobody alarms about what a roll-out does."""
+    """From the signal to its end, so that no alert fires for a roll-out."""
     gateway, _ = await open_gateway()
     before = await scrape(gateway)
     gateway.gateway.drain()
@@ -263,7 +263,7 @@ def test_statuses_without_a_name_count_by_their_hundred(status: int, label: str)
 
 
 def test_histograms_add_up() -> None:
-    """Both lanes' times together are what one histogram of all of them would be."""
+    """Two added histograms equal one that observed every value."""
     one, other, both = Histogram(), Histogram(), Histogram()
     for index, value in enumerate((0.0004, 0.0005, 0.3, 9.0, 1e9)):
         (one, other)[index % 2].observe(value)

@@ -79,7 +79,7 @@ async def test_dashboard_and_alerts_name_exported_metrics_with_their_labels(
 
 
 async def test_every_metric_of_ours_is_on_the_dashboard(open_gateway: OpenScripted, tmp_path: Path) -> None:
-    """Nothing is exported that nobody would ever look at."""
+    """Every exported metric is used by the dashboard or an alert."""
     text = " ".join(expressions())
     for name in await exported(open_gateway, tmp_path):
         if name.startswith("wakegate_") and not name.endswith(("_created", "_count", "_sum", "_info", "_bucket")):

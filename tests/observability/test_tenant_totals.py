@@ -18,7 +18,7 @@ def test_tenants_beyond_the_bound_share_a_label() -> None:
 
 
 def test_rows_of_sessions_and_warm_pools_are_no_tenants() -> None:
-    """A session's amounts are in the totals already, and warm pools belong to nobody."""
+    """A session's amounts are in the totals already, and warm pools belong to no tenant."""
     totals = TenantTotals()
     totals.count({
         UsageKey(0, "acme", "r"): {Quantity.REQUESTS: 1.0},

@@ -85,7 +85,7 @@ def saying(body: bytes, status: str = "200 OK", fields: str = JSON) -> Script:
 
 
 async def test_real_picod_accepts_the_gateways_tokens_only(tmp_path: Path) -> None:
-    """All verbs at a picod that wants a token; with a stranger's key set each is refused, and it is said why."""
+    """Every verb at a picod that requires a token; one signed by an unknown key is refused with the reason."""
     async with local(tmp_path) as (_, executor, subject):
         old, new = await subject.sandbox("content"), await subject.sandbox()
         await executor.restore(new, SESSION, executor.export(old, SESSION))
@@ -282,7 +282,7 @@ async def test_silent_sandbox_is_given_up(verb: Verb) -> None:
 
 
 async def test_sandbox_without_a_listener_is_reported_as_gone(verb: Verb, short_path: Path) -> None:
-    """A socket without a listener, none at all, and a closed port: nothing was sent, and nobody is there."""
+    """A socket without a listener, none at all, and a closed port: nothing was sent, as nothing listens."""
     server = ScriptedSandbox()
     await server.start(short_path / "closed.sock")
     await server.aclose()

@@ -1,4 +1,4 @@
-"""Time in which nothing ran is no life: on a manual clock, a real sqlite store and scripted sandboxes."""
+"""Time in which the gateway did not run does not count towards a session's maximum duration."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 async def test_session_is_hibernated_after_a_night_in_which_nothing_ran(world: World) -> None:
-    """Idle timeout and maximum duration are both over; it was idle first, and lives on."""
+    """Idle timeout and maximum duration have both passed; it was idle first, so it is hibernated, not ended."""
     made = await world.lifecycle.create(KEY)
     world.clock.advance(NINE_HOURS_S)
     assert await world.sweeper.sweep() == 1

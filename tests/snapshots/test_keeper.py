@@ -407,7 +407,7 @@ async def test_sessions_have_different_keys_in_the_store(world: World, source: E
 
 
 async def test_restored_snapshot_does_not_count_as_growth(tmp_path: Path) -> None:
-    """The engine that ends sandboxes for what they write is told what was unpacked into this one."""
+    """The engine, which ends sandboxes that write too much, learns what was unpacked into this one."""
     async with local(tmp_path) as (provider, executor, subject):
         subject.keeper = SnapshotKeeper(World(tmp_path, ()).store, provider, executor, SystemClock(), parking=provider)
         snapshot = await subject.asleep("x" * (3 * MEGABYTE))

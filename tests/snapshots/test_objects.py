@@ -100,7 +100,7 @@ async def test_single_failures_are_retried(server: Objects, store: SnapshotStore
 
 
 async def test_store_that_fails_in_the_middle_of_a_put_has_nothing(server: Objects, store: SnapshotStore) -> None:
-    """The second part is never taken: told, the earlier snapshot is there, and no half stays."""
+    """The second part is refused: an error is raised, the earlier snapshot stays, and no part is left behind."""
     first = await store.put(SESSION, pieces(b"first"))
 
     async def second_part(method: str, query: Query) -> bool:

@@ -23,7 +23,7 @@ async def drip(pause: float, pieces: int = 1000) -> AsyncGenerator[bytes, None]:
 
 
 async def test_workspace_that_comes_too_slowly_is_given_up() -> None:
-    """Although no silence is long: after the grace time the rate counts."""
+    """Although no pause is long: after the grace time the rate counts."""
     limits = PaceLimits(grace_s=0.05, least_rate=1000.0)
     async with aclosing(paced(drip(0.01), SANDBOX, limits)) as pieces:
         with pytest.raises(UpstreamTimeoutError, match=r"sandbox sb-1 exports its workspace too slowly: "):

@@ -24,7 +24,7 @@ KEPT = Retention(sessions=2 * 3600.0, totals=5 * 3600.0)
 
 
 class Engine(ScriptedProvider):
-    """A scripted engine that can be told what its sandboxes use."""
+    """A scripted engine whose sandboxes' usage the test sets."""
 
     measured: Mapping[SandboxId, SandboxUsage] = {}
 

@@ -129,7 +129,7 @@ async def test_client_that_leaves_finds_the_result_when_it_asks_again(open_gatew
 
 
 async def test_quiet_stream_sends_heartbeats(open_gateway: OpenScripted, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that says nothing has comments sent, so that nobody on the way takes the stream for dead."""
+    """During a silent call comments are sent, so that no proxy closes the stream as dead."""
     monkeypatch.setattr(tool_call_stream, "HEARTBEAT_S", 0.02)
     go = asyncio.Event()
 
@@ -185,7 +185,7 @@ async def test_overload_is_an_http_error_because_nothing_was_run(open_gateway: O
 
 
 async def test_session_of_an_agent_has_no_tools(open_gateway: OpenScripted) -> None:
-    """Its container has no picod; the caller is told so."""
+    """Its container has no picod, and the error says so."""
     key = RuntimeKey("default", "agent", Kind.AGENT_RUNTIME)
     agent = replace(default_runtime(1), key=key)
     gateway, _ = await open_gateway(run_ok, runtimes=[default_runtime(1), agent])

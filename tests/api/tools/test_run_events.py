@@ -76,7 +76,7 @@ async def test_cleared_results_are_removed() -> None:
 
 
 async def test_hostile_event_stream_ends_in_an_error_or_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Broken off, nonsense, endless events and results: an error or a bound, never a hang or a heap."""
+    """Broken off, nonsense, endless events and results: an error or a bound, never a hang nor unbounded memory."""
     with pytest.raises(UpstreamBrokenError):
         await collect(in_pieces(event("stdout", {"text": "a"}), []), ignore)
     for odd in (b"data: {\n\n", b"event: stdout\ndata: 5\n\n"):

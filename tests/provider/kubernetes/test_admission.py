@@ -150,7 +150,7 @@ async def test_signed_image_runs_by_the_digest_that_was_signed(tmp_path: Path, r
 
 
 async def test_unsigned_image_is_served_once_it_is_signed(tmp_path: Path, registry: Registry) -> None:
-    """The gateway looks again by itself, and while the registry is away it says that it does not know."""
+    """The gateway retries by itself; while the registry is unreachable it reports the image as unverified."""
     async with make_cluster(hollow=True).running() as cluster:
         digest = registry.push("picod", "1")
         custom(cluster, "one", interpreter(f"{registry.name}/picod:1"))

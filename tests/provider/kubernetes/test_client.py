@@ -57,7 +57,7 @@ async def test_write_that_met_a_changing_quota_is_tried_again(cluster: Cluster, 
 
 
 async def test_write_that_broke_off_is_not_tried_again(cluster: Cluster, api: KubeApi) -> None:
-    """It may have happened: the caller is told so, and it was sent once."""
+    """It may have happened: the error says so, and the request was sent once."""
     cluster.api.slow_answers = True
     work = asyncio.create_task(api.create(CONFIGMAPS, BODY))
     await eventually(lambda: cluster.api.counts["create", "configmaps"] == 1, "the server has it")

@@ -100,7 +100,7 @@ async def test_runtime_whose_deletion_waits_is_not_served_and_its_pool_not_made_
 
 
 async def test_status_of_an_earlier_leader_does_not_replace_a_newer_one(tmp_path: Path) -> None:
-    """A gateway that wrote statuses, was cut off, and does not know that another one does now: its write is refused."""
+    """A former leader, cut off while another took over, cannot write statuses: its write is refused."""
     async with make_cluster(hollow=True).running() as cluster:
         custom(cluster, "one", SPEC)
         async with joined(cluster, tmp_path / "a") as old, joined(cluster, tmp_path / "b") as new:
@@ -158,7 +158,7 @@ def larger(one: Joined) -> Iterator[None]:
 
 
 async def stale_claim(one: Joined) -> None:
-    """The only candidate is newer than the watch has told: it is read again, and then bound."""
+    """The only candidate is newer than the watch's copy: it is read again, and then bound."""
     (pod,) = one.provider._pools[KEY].warm.values()
     late = replace(pod, version="1")
     one.provider.pods("default").items[pod.uid] = one.provider._pools[KEY].warm[pod.uid] = late

@@ -38,7 +38,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, C
 
 
 def make_kubectl(cluster: Any, folder: Path) -> Kubectl:
-    """What it is told to say on its standard output; a warning of pods that break a standard is an error."""
+    """Its standard output; a warning of pods that break a standard is an error."""
     config = cluster.plane.kubeconfig(cluster.plane.tokens["admin"], folder / "admin")
 
     def kubectl(*arguments: str) -> str:
@@ -97,7 +97,7 @@ def test_manifests_are_taken_as_they_are(tmp_path: Path, overlay: str) -> None:
 def test_runtime_that_is_wrong_is_refused_with_its_field(
     opened: tuple[Server, Cluster, Kubectl], spec: Any, words: str
 ) -> None:
-    """The schema, not the gateway, tells it, and before anything is stored."""
+    """The schema, not the gateway, rejects it, before anything is stored."""
     with pytest.raises(ApiError) as refused:
         opened[1].create("codeinterpreters", "bad", namespace="default", spec=spec)
     assert refused.value.status == 422
@@ -194,7 +194,7 @@ def test_claims_at_once_under_a_quota_all_succeed(opened: tuple[Server, Cluster,
 
 
 def test_server_that_comes_back_without_its_history_is_followed(opened: tuple[Server, Cluster, Kubectl]) -> None:
-    """kill -9 of kube-apiserver, and a compacted etcd: every watch is told 410, lists again, and the pool goes on."""
+    """After kill -9 of kube-apiserver and a compacted etcd every watch gets 410 and lists again; the pool fills."""
     server, cluster, _ = opened
     session = written(server, "here")
     cluster.await_(cluster.stop_api)

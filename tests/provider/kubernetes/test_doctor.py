@@ -92,7 +92,7 @@ def test_doctor_reports_rights_beyond_need(cluster: Cluster, tmp_path: Path) -> 
 
 
 def test_doctor_explains_how_to_reach_a_cluster(tmp_path: Path) -> None:
-    """No kubeconfig, and one whose server is away: what to do, no traceback."""
+    """No kubeconfig, and one whose server is unreachable: advice, no traceback."""
     status, said = doctor(tmp_path, "--engine", "kubernetes", "--kubeconfig", str(tmp_path / "none"))
     assert status == 1
     assert "FAIL  cluster: no access" in said

@@ -45,7 +45,7 @@ async def test_herd_at_a_hibernated_session_causes_one_wake(server: Server) -> N
 
 
 async def test_more_sessions_wake_at_once_than_the_pool_holds(server: Server) -> None:
-    """Six sleepers on a pool of two: each request is held until it sees its own file, and none is refused."""
+    """Six hibernated sessions, a pool of two: each request waits until its own file is there; none is refused."""
     sessions = [asleep(server, f"note-{index}") for index in range(6)]
     before = claims(server)
     answers = await all_at_once([(server.url, each) for each in sessions])
@@ -54,7 +54,7 @@ async def test_more_sessions_wake_at_once_than_the_pool_holds(server: Server) ->
 
 
 def test_sandbox_killed_mid_request_is_502_once_and_keeps_its_files(server: Server, cluster: Cluster) -> None:
-    """The request under way is told, with its session's id; the next one gets a fresh pod and the files."""
+    """The request under way gets an error with its session's id; the next one gets a fresh pod and the files."""
     session = server.session()
     server.run(session, "echo kept > note")
     cluster.kubelet.notice_time = 0.5  # the gateway knows before the API server does

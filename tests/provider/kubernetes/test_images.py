@@ -95,7 +95,7 @@ def copy(source: Path, target: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(LIMIT_S)
 def test_gateway_image_installs_a_gateway_that_runs(tmp_path: Path) -> None:
-    """Its RUN commands in a fresh environment: the entry point tells its version, and the doctor looks at a machine."""
+    """Its RUN commands in a fresh environment: the entry point prints its version, and the doctor checks a machine."""
     made = build(tmp_path, "gateway")
     (program,) = json.loads(made.here(made.last("ENTRYPOINT")))
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "WAKEGATE_"))}

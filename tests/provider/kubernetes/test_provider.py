@@ -186,7 +186,7 @@ async def test_claim_that_broke_off_is_settled(kube: Opened, reaches_server: boo
 
 
 async def test_shrink_marks_its_victims_before_it_scales(kube: Opened) -> None:
-    """The ReplicaSet removes those that were marked, which nobody could claim since; claims go on meanwhile."""
+    """The ReplicaSet removes the marked pods, which cannot be claimed any more; claims continue meanwhile."""
     await kube.provider.apply([runtime(6)])
     await kube.full()
     kube.cluster.controllers.lag = 0.3
@@ -273,8 +273,8 @@ async def test_watch_that_is_cut_resumes_where_it_was(kube: Opened) -> None:
 
 
 async def test_lookups_and_releases_work_while_the_api_server_is_unavailable(kube: Opened) -> None:
-    """While the server is away sandboxes are found from memory, new ones are refused with the reason, and a release is
-    made good when it is back."""
+    """While the server is unreachable sandboxes are found from memory and new ones are refused with the reason; a
+    release is carried out once it is back."""
     await kube.provider.apply([runtime(1)])
     await kube.full()
     sandbox = await kube.provider.claim(KEY, session(1))
@@ -292,7 +292,7 @@ async def test_lookups_and_releases_work_while_the_api_server_is_unavailable(kub
 
 
 async def test_find_asks_the_server_for_an_unknown_pod(kube: Opened, tmp_path: Path) -> None:
-    """A sandbox that another gateway just made is found though the watch has not told of it."""
+    """A sandbox that another gateway just made is found before the watch has reported it."""
     other = await kube.gateway()
     try:
         await kube.provider.apply([runtime(0)])

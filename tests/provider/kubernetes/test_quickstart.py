@@ -17,7 +17,7 @@ NAMESPACE = "wakegate-sandboxes"
 
 
 def test_quickstart_gives_a_working_gateway(tmp_path: Path) -> None:
-    """On a cluster that has nothing else: a session on my-interpreter runs, sleeps, wakes with its files and ends."""
+    """On an otherwise empty cluster a session runs, is hibernated, wakes with its files and ends."""
     redis = RedisServer(tmp_path / "redis").start()
     # What is a place inside the pod or the cluster is one of this machine's here; everything else is as shipped.
     runtimes = tmp_path / "runtimes"

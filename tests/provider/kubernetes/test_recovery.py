@@ -90,7 +90,7 @@ def test_session_serves_through_a_dropped_and_expired_watch(server: Server, clus
     pod = pod_of(cluster, ended)["metadata"]
 
     def drop() -> None:
-        """All in one moment, so that no watch tells of the pod."""
+        """All in one moment, so that no watch reports the pod."""
         cluster.api.cut_watches()
         cluster.kubelet.lose(pod["uid"])
         cluster.objects.remove(PODS, "default", pod["name"])
@@ -106,8 +106,8 @@ def test_session_serves_through_a_dropped_and_expired_watch(server: Server, clus
 
 
 def test_exhausted_quota_is_reported_everywhere_and_affects_no_live_session(server: Server, cluster: Cluster) -> None:
-    """503 with the server's words and Retry-After for who needs a new pod; live sessions go on; the status, the log and
-    /v1/runtimes say which quota; freed, sessions are made again."""
+    """503 with the server's message and Retry-After where a new pod is needed; live sessions go on; the status, the log
+    and /v1/runtimes name the quota; once it is freed, sessions are created again."""
     session = written(server, "here")
     used = len(cluster.call(cluster.pods))
     hard = {"hard": {"pods": str(used)}}
@@ -172,7 +172,7 @@ def test_status_of_a_runtime_is_current(server: Server, cluster: Cluster) -> Non
 
 
 def test_runtime_that_the_server_refuses_harms_no_other(server: Server, cluster: Cluster) -> None:
-    """A pod spec that is invalid is told in the status and to who asks; others are served, and listed, as before."""
+    """An invalid pod spec is reported in the status and to the client; other runtimes are served as before."""
     container = {"image": "registry.example/agent:1"}  # without a name
     spec = {
         "targetPort": [{"port": 80, "protocol": "HTTP"}],

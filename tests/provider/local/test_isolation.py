@@ -48,7 +48,7 @@ print(sorted(os.listdir("/home")))
 
 
 async def test_sandbox_cannot_see_the_hosts_processes(tmp_path: Path) -> None:
-    """Its /proc holds its own processes only, and no argument of theirs tells where its state is on the host."""
+    """Its /proc holds its own processes only, and none of their arguments shows where its state is on the host."""
     outside = subprocess.Popen(["sleep", "4321.5"])
     try:
         async with serving(tmp_path, runtime()) as provider:

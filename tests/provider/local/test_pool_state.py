@@ -70,7 +70,7 @@ def test_pool_shrinks_from_the_newest() -> None:
 
 
 def test_pool_doubles_the_pause_and_tries_one_at_a_time() -> None:
-    """Failures in a row: 0.5, 1, 2, ... 30 s between tries, one try each, and a success forgets them."""
+    """Failures in a row: 0.5, 1, 2, ... 30 s between tries, one try each; a success resets the pause."""
     state, now, pauses = PoolState[str, str](4), 0.0, []
     assert order(state, now) == 4
     for _ in range(4):
@@ -114,7 +114,7 @@ def test_failed_start_refuses_only_waiters_that_nothing_serves() -> None:
 
 
 def test_early_deaths_hold_the_refill_back() -> None:
-    """A sandbox that comes up well and dies at once would otherwise be started for ever; starts do not forget it."""
+    """A sandbox that becomes ready and dies at once would else be restarted for ever; a start does not reset it."""
     state = PoolState[str, str](1)
     for pause in (0.5, 1.0, 2.0):
         state.start_ordered(1)
