@@ -106,9 +106,9 @@ class KubeApi:
         if grace is not None:
             body["gracePeriodSeconds"] = grace
         try:
-            await self._ask("DELETE", path, body, repeatable=True)
+            await self._ask("DELETE", path, body, repeatable=True, absent={})
         except KubeError as error:
-            if error.http_status != 404 and not (uid is not None and error.reason == "Conflict"):
+            if uid is None or error.reason != "Conflict":
                 raise
 
     async def watch(self, path: str, version: str, **query: Any) -> AsyncGenerator[tuple[str, Object], None]:
@@ -149,7 +149,9 @@ class KubeApi:
         query: Mapping[str, Any] | None = None,
         content_type: str = "application/json",
         repeatable: bool = False,
+        absent: Object | None = None,
     ) -> Object:
+        """`absent`: the answer for what is not there, which is then no failure, and not counted as one."""
         repeatable = repeatable or method == "GET"
         for attempt in range(1, _TRIES + 1):
             try:
@@ -157,7 +159,12 @@ class KubeApi:
                 # could go.
                 async with self._slots:
                     with self.calls.timed(f"{method.lower()} {_resource(path)}"):
-                        return await self._once(method, path, query or {}, body, content_type)
+                        try:
+                            return await self._once(method, path, query or {}, body, content_type)
+                        except KubeError as error:
+                            if error.http_status != 404 or absent is None:
+                                raise
+                            return absent
             except OutcomeUnknownError:
                 if not repeatable or attempt == _TRIES:
                     raise

@@ -46,6 +46,15 @@ async def test_request_that_the_server_did_not_begin_is_tried_again(
     assert (await work)["apiVersion"] == "v1"
 
 
+async def test_deleting_what_is_not_there_is_no_failure(api: KubeApi) -> None:
+    """Nor is it counted as one: runtimes without a NetworkPolicy have theirs deleted at each start."""
+    await api.delete(CONFIGMAPS + "/none")
+    assert api.calls.errors == {}
+    with pytest.raises(KubeError):
+        await api.get(CONFIGMAPS + "/none")
+    assert sum(api.calls.errors.values()) == 1
+
+
 async def test_write_that_met_a_changing_quota_is_tried_again(cluster: Cluster, api: KubeApi) -> None:
     """Under many creations at once the server counts some of them into a quota that just changed, and does nothing."""
     said = 'Operation cannot be fulfilled on resourcequotas "few": the object has been modified'
