@@ -204,6 +204,10 @@ class UpstreamConnection(asyncio.Protocol):
             self._waiter = None
 
     def _wake(self) -> None:
+        """Tell whoever waits that there is something new: the fast path by its callback, the slow one by its future.
+
+        The callback is dropped first: it may hand the request on, which then waits by a future.
+        """
         if self.on_answer is not None:
             callback, self.on_answer = self.on_answer, None
             callback()
@@ -247,7 +251,7 @@ class UpstreamConnection(asyncio.Protocol):
                 UpstreamBrokenError(f"more than {_MAX_HEAD_BYTES} bytes of the sandbox's answer are head or framing")
             )
             return
-        if self.status:
+        if self.status:  # else the head is still to come, and nobody can do anything with a part of one
             self._wake()
             if self._body_size > _HIGH_WATER_BYTES and not self._paused and not self.is_whole:
                 self._paused = True

@@ -131,6 +131,7 @@ class GatewayCycle(RequestResponseCycle):
         deals with.
         """
         protocol = self._protocol
+        # 204 and 304 have no length, which the lines below would add.
         if protocol.flow.write_paused or not self.keep_alive or status in (204, 304):
             return False
         self.response_complete = True

@@ -48,10 +48,11 @@ class FastPath:
         scope, record = cycle.scope, cycle.record
         incoming = Incoming(scope, record, now, self._access)
         target = incoming.target
+        # A page that may read the answer needs fields in it, and an answer to HEAD has a length without a body.
         if type(target) is not Target or incoming.reader is not None or scope["method"] == "HEAD":
             return incoming
         identity = incoming.identity
-        if identity is None:
+        if identity is None:  # to verify a credential may take a look into the store, or a wait for an issuer's keys
             return incoming
         try:
             if not identity.uses_all_paths:
@@ -61,8 +62,9 @@ class FastPath:
             return incoming
         if route is None or route.peer:
             return incoming
+        # Only runtimes with several ports have branches; the others do not pay a search through none of them.
         connection = (route.pool if not route.branches else route.pool_for(target.path)).take()
-        if connection is None:
+        if connection is None:  # the slow path dials one; the slot stays with the request, in incoming.route
             return incoming
         incoming.connection = connection
         if record is not None:
@@ -76,6 +78,8 @@ class FastPath:
             # 0 unless the client announced more than it sent, which then must not pass as a whole request.
             owed = (request.content_length or 0) - len(body)
         exchange = FastExchange(self, cycle, incoming, route, target.path, connection)
+        # The connection drops this before it calls it, so nothing refers to itself once the answer is written, and the
+        # garbage collector has nothing to do.
         connection.on_answer = exchange.answered
         connection.begin(request_head(scope, request, route, target) + body, owed=owed, batch=self.batch)
         self._ticker.add(exchange)
@@ -123,6 +127,7 @@ class FastExchange:
             lines = response_lines(connection.headers)
             if lines is not None:
                 route, incoming = self.route, self.incoming
+                # Looked up once for header and histogram.
                 took = perf_counter() - incoming.began_exactly
                 lines += (
                     route.port_lines if self._path.startswith(PORTS) else route.live_lines,

@@ -170,6 +170,10 @@ class Route:
             self._set_direct()
 
     def _set_direct(self) -> None:
+        """Fold all that a request has to look at into one time, so that it compares one number.
+
+        A route trusted until 100 with a token good until 90 is direct until 90; then `renew_head` makes it 100.
+        """
         needs_a_look = self.peer or self.restored is not None
         self.direct_until = 0.0 if needs_a_look else min(self.trusted_until, self.head_until)
 
