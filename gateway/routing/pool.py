@@ -52,7 +52,7 @@ class UpstreamPool:
 
     def take(self) -> UpstreamConnection | None:
         """An idle connection, the one used last first, or None."""
-        # The latest one: those at the other end grow old and are trimmed, so that of a burst's 64 connections one is left
+        # The latest one: the others grow old and are trimmed, so that of a burst's 64 connections one is left
         # for a client that needs one.
         while self.idle:
             connection = self.idle.pop()

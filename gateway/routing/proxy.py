@@ -111,14 +111,7 @@ class Proxy:
                 return
             send = readable(send, incoming.reader)
         if isinstance(target, WakegateError):
-            self._counters.errors[target.code] += 1
-            if incoming.was_control:
-                # In the shape of the surface that the path belongs to.
-                scope.setdefault("state", {}).update(request_id=id_in(incoming.id_line), refusal=target)
-                await self._control(scope, receive, send)
-                return
-            self._counters.unrouted.answer(None, target.status, 0.0)
-            await send_error(send, target, None, incoming.id_line)
+            await self._refuse(scope, receive, send, incoming, target)
             return
         request_id = id_in(incoming.id_line)
         bind_contextvars(request_id=request_id.decode())  # log lines of this request's task carry it
@@ -151,6 +144,18 @@ class Proxy:
             await send_redirect(send, scope)
         else:
             await send_not_found(send)
+
+    async def _refuse(
+        self, scope: Scope, receive: Receive, send: Send, incoming: Incoming, error: WakegateError
+    ) -> None:
+        """Answer a request that was refused by its head, in the shape of the surface that its path belongs to."""
+        self._counters.errors[error.code] += 1
+        if incoming.was_control:
+            scope.setdefault("state", {}).update(request_id=id_in(incoming.id_line), refusal=error)
+            await self._control(scope, receive, send)
+            return
+        self._counters.unrouted.answer(None, error.status, 0.0)
+        await send_error(send, error, None, incoming.id_line)
 
     async def _unauthenticated(
         self, scope: Scope, receive: Receive, send: Send, incoming: Incoming, error: WakegateError
