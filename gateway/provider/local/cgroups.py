@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 CONTROLLERS = ("memory", "pids", "cpu")
 CPU_PERIOD_US = 100_000  # microseconds, the kernel's default
+LEAF = "wakegate-gateway"  # our own group in version 2, beside those of sandboxes
 OVERHEAD_TASKS = 2  # bwrap's reaper and picod itself; a runtime's `processes` is what user code may have
 
 
@@ -51,7 +52,9 @@ def survey(mountinfo: str, membership: str) -> dict[str, Hierarchy]:
         fields, tail = before.split(), after.split()
         root, mountpoint, kind, options = fields[3], Path(fields[4]), tail[0], tail[-1].split(",")
         if kind == "cgroup2":
-            unified = Hierarchy(2, _below(mountpoint, root, own.get("", "/")))
+            group = _below(mountpoint, root, own.get("", "/"))
+            # We stepped down there ourselves (_delegate), in an earlier run or for another gateway of this process.
+            unified = Hierarchy(2, group.parent if group.name == LEAF else group)
         elif kind == "cgroup":
             for name in CONTROLLERS:
                 if name in options:
@@ -212,7 +215,7 @@ def _delegate(parent: Path, controller: str) -> None:
     if controller in (parent / "cgroup.subtree_control").read_text().split():
         return
     if (parent / "cgroup.procs").read_text().split() == [str(os.getpid())]:
-        leaf = parent / "wakegate-gateway"
+        leaf = parent / LEAF
         leaf.mkdir(exist_ok=True)
         _write(leaf / "cgroup.procs", str(os.getpid()))
     _write(parent / "cgroup.subtree_control", f"+{controller}")

@@ -48,6 +48,14 @@ def test_survey_stands_below_our_own_group(tmp_path: Path) -> None:
     assert cgroups.survey(mount, "0::/gone\n")["memory"] == Hierarchy(2, tmp_path)
 
 
+def test_gateway_that_stepped_down_makes_its_groups_beside_its_leaf(tmp_path: Path) -> None:
+    """A second gateway of the same process, or one started by it, does not step down once more, into the leaf."""
+    (tmp_path / "user.slice" / cgroups.LEAF).mkdir(parents=True)
+    mount = f"24 20 0:21 / {tmp_path} rw - cgroup2 cgroup2 rw\n"
+    found = cgroups.survey(mount, f"0::/user.slice/{cgroups.LEAF}\n")
+    assert found["memory"] == Hierarchy(2, tmp_path / "user.slice")
+
+
 def test_tree_without_writable_controllers_enforces_nothing_and_reports_it(tmp_path: Path) -> None:
     """On a machine without cgroups all calls are harmless."""
     tree = CgroupTree("test", {"memory": Hierarchy(1, tmp_path / "missing")})
