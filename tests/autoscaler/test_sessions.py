@@ -1,4 +1,4 @@
-"""Advice on sessions, acted upon: a real lifecycle and store, silences made by a clock that is set by hand."""
+"""Advice on sessions, acted upon: a real lifecycle and store, idle gaps made by a manual clock."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ async def test_wake_reports_the_whole_idle_gap(gateway: Gateway, clock: ManualCl
 
 
 async def test_ended_session_is_forgotten(gateway: Gateway, clock: ManualClock) -> None:
-    """Also one that was to be woken ahead: nothing of it stays, and its silences still count."""
+    """Also one that was to be woken ahead: nothing of it stays, and its idle gaps still count."""
     sessions = Sessions(gateway, clock, prewake=True)
     await sessions.teach(900.0)
     session = await sessions.new()

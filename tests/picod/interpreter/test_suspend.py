@@ -1,4 +1,4 @@
-"""Contexts over a sleep: saved into the workspace of one picod, read back by another over that workspace."""
+"""Contexts across a hibernation: saved into the workspace of one picod, read back by another over that workspace."""
 
 from __future__ import annotations
 
