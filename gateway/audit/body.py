@@ -45,7 +45,7 @@ class BodyDigest:
 
     @property
     def text(self) -> str:
-        """Its beginning."""
+        """Its beginning as text; bytes that are not UTF-8 become U+FFFD."""
         return self._head.decode("utf-8", "replace")
 
     def names(self) -> str:

@@ -57,7 +57,7 @@ def encode(position: Position, kind: str, fields: dict[str, Any]) -> bytes:
 
 
 def sign(position: Position, fields: dict[str, Any], key: Ed25519PrivateKey) -> bytes:
-    """A line of type head."""
+    """A line of type head, which ends with the signature over all of its other bytes."""
     body = encode(position, "head", fields)[:-1]
     return body + b',"sig":"%b"}' % key.sign(_DOMAIN + body).hex().encode()
 

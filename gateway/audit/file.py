@@ -135,7 +135,7 @@ class AuditFile:
         descriptor = os.open(self.path, flags, 0o600)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OSError(0, "is no regular file", str(self.path))
+                raise OSError(0, "is not a regular file", str(self.path))
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -191,7 +191,7 @@ class AuditFile:
             os.unlink(self.path)
         else:
             aside = self.path.with_name(f"{self.path.name}.damaged-{int(self._clock.now())}")
-            logger.error("%s: is no audit trail, or its end was changed; it is now %s", self.path, aside)
+            logger.error("%s: is not an audit trail, or its end was changed; it is now %s", self.path, aside)
             os.rename(self.path, aside)
         self._close()
         self._fd = self._open_locked()
@@ -234,7 +234,7 @@ class AuditFile:
 
     def _follow(self) -> None:
         """Go on with the chain in a new file, as log rotation of the system's expects."""
-        logger.warning("%s: was moved or deleted; the chain goes on in a new file", self.path)
+        logger.warning("%s: was moved or deleted; the chain continues in a new file", self.path)
         self.sign_head()
         self._close()
         self.open()

@@ -36,9 +36,9 @@ def open_key(state_dir: Path) -> Ed25519PrivateKey:
     except OSError as error:
         raise SettingsError([f"{path}: the audit key cannot be made or read: {error.strerror}"]) from error
     except (ValueError, TypeError) as error:
-        raise SettingsError([f"{path}: is no private key in PEM form; put the key back from a backup"]) from error
+        raise SettingsError([f"{path}: is not a private key in PEM form; put the key back from a backup"]) from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise SettingsError([f"{path}: is no Ed25519 key"])
+        raise SettingsError([f"{path}: is not an Ed25519 key"])
     return key
 
 
@@ -77,7 +77,7 @@ def read_public_key(path: Path) -> Ed25519PublicKey:
     except OSError as error:
         raise SettingsError([f"--public-key {path}: cannot be read: {error.strerror}"]) from error
     except ValueError as error:
-        raise SettingsError([f"--public-key {path}: is no public key in PEM form"]) from error
+        raise SettingsError([f"--public-key {path}: is not a public key in PEM form"]) from error
     if not isinstance(key, Ed25519PublicKey):
-        raise SettingsError([f"--public-key {path}: is no Ed25519 key"])
+        raise SettingsError([f"--public-key {path}: is not an Ed25519 key"])
     return key

@@ -42,7 +42,7 @@ class Sink(Protocol):
     unsigned: int
 
     def open(self) -> int:
-        """Be ready for lines."""
+        """Find where the chain stands, and begin one if there is none."""
         ...
 
     def append(self, entries: Sequence[Entry]) -> None:
@@ -50,11 +50,11 @@ class Sink(Protocol):
         ...
 
     def sign_head(self) -> None:
-        """Sign the chain's head."""
+        """Write a signed line, unless nothing was written since the last one."""
         ...
 
     def close(self) -> None:
-        """Sign and close."""
+        """Sign what is not signed yet, and release the file."""
         ...
 
 

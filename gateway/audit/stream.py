@@ -28,7 +28,7 @@ class AuditStream:
         self._rest = b""  # of a write that failed half-way
 
     def open(self) -> int:
-        """Write the first line."""
+        """Write the line that names chain and key. Returns 0: nothing of an earlier run can be read back."""
         key = public_hex(self._key.public_key())
         self.append([("open", {"time": timestamp(self._clock.now()), "v": VERSION, "chain": self._chain, "key": key})])
         return 0

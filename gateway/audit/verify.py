@@ -160,7 +160,7 @@ class _Checker:
         if not line.is_whole:
             return "the end is missing: the last line is torn off"
         if fields is None:
-            return "was changed: it is no line of an audit trail"
+            return "was changed: it is not a line of an audit trail"
         due = self._position
         # In this order, so that the message names the cause: a gap also breaks `prev`.
         if fields["seq"] > due.seq:

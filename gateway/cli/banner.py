@@ -57,7 +57,7 @@ def banner(url: str, settings: Settings, runtimes: Sequence[str], engine: Sequen
 
 
 def _access(settings: Settings) -> str:
-    """Who may use the gateway."""
+    """One line: whether requests need a key, and who can send some where they do not."""
     if requires_identity(settings):
         return "requests need an API key or a token (docs/security.md)"
     if settings.insecure_no_auth:

@@ -17,7 +17,7 @@ async def every(interval: float, verb: Callable[[], Awaitable[Any]]) -> None:
     """Run a verb every `interval` seconds, starting one interval from now. A failure does not stop the loop.
 
     It is logged when its text differs from that of the previous run: a store that is down for an hour gives one line,
-    not one every 5 s. An exception that is no WakegateError is a bug, so its traceback is logged; the loop goes on,
+    not one every 5 s. An exception that is not a WakegateError is a bug, so its traceback is logged; the loop goes on,
     since a sweep that stops unseen fills the disk days later.
     """
     last_error = ""

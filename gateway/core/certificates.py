@@ -71,7 +71,7 @@ class Certificates:
             self.server, self.peers = self._load()
         except SettingsError as error:
             for problem in error.problems:
-                logger.error("TLS goes on with the files of before: %s", problem)
+                logger.error("TLS continues with the previous files: %s", problem)
             return False
         logger.info("new TLS connections use the changed %s", ", ".join(map(str, self._files)))
         return True

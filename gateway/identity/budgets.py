@@ -29,7 +29,7 @@ class Budget:
         self.left = self._burst if had == 1.0 and self.left == 1.0 else min(self.left, self._burst)
 
     def lift(self) -> None:
-        """Limit nothing any more."""
+        """Let every request through from now on."""
         self.left = self._burst = self._rate = float("inf")
 
     def refill(self, seconds: float) -> None:

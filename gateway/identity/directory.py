@@ -77,7 +77,7 @@ class KeyDirectory:
         return changed
 
     def find(self, credential: str) -> APIKey | None:
-        """The key of a credential; None if it is no key, or unknown, or expired."""
+        """The key of a credential; None if it is not a key, or unknown, or expired."""
         key_id = keys.id_of(credential)
         if key_id is None:
             if self._bootstrap and keys.matches(credential, self._bootstrap, self._secret):

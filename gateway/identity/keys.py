@@ -55,7 +55,7 @@ class APIKey:
         )
 
     def document(self) -> dict[str, Any]:
-        """As it is stored."""
+        """The JSON object that is stored; `read` is its inverse. It does not contain the key."""
         return {
             "id": self.id,
             "digest": self.digest,

@@ -69,7 +69,7 @@ class OIDCVerifier:
         if "crit" in header:  # RFC 7515 4.1.11: whoever does not understand an extension must refuse the token
             raise UnauthorizedError("the token's header has `crit`: extensions that this gateway does not know")
         if kid is not None and (not isinstance(kid, str) or len(kid) > _MAX_KID_CHARS):
-            raise UnauthorizedError(f"the token's kid is no text of at most {_MAX_KID_CHARS} letters")
+            raise UnauthorizedError(f"the token's kid is not a text of at most {_MAX_KID_CHARS} letters")
         issuer = claims.get("iss")
         keys = self._issuers.get(issuer) if isinstance(issuer, str) else None
         if keys is None:

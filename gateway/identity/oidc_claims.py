@@ -50,7 +50,7 @@ def read_claim_map(tenant: str, roles: str, user: str, role_map: str) -> ClaimMa
         )
     for each in _split(tenant):
         if each.startswith("=") and not is_tenant(each[1:]):
-            problems.append(f"--oidc-tenant-claim: {each[1:]!r} is no tenant; expected lower-case letters and digits")
+            problems.append(f"--oidc-tenant-claim: {each[1:]!r} is not a tenant; expected a-z and 0-9")
     if problems:
         raise SettingsError(problems)
     return ClaimMap(_split(tenant), _split(roles), user.strip(), tuple(pairs))
@@ -151,7 +151,7 @@ def _time(claims: Mapping[str, Any], name: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**53:  # NaN fails as well
-        raise UnauthorizedError(f"the token's claim {name} is no time: {_shown(value)}")
+        raise UnauthorizedError(f"the token's claim {name} is not a time: {_shown(value)}")
     return float(value)
 
 

@@ -187,7 +187,7 @@ def url_problem(url: str) -> str:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError:
-        return "is no URL"
+        return "is not a URL"
     if not host or parts.username is not None or parts.fragment or not url.isprintable():
         return "expected https://HOST/PATH, without a fragment or a password"
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host.encode())):
@@ -237,7 +237,7 @@ async def _get(client: httpx.AsyncClient, url: str) -> tuple[Mapping[str, Any], 
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        raise UnavailableError(f"GET {url}: the answer is no JSON object")
+        raise UnavailableError(f"GET {url}: the answer is not a JSON object")
     return document, date
 
 

@@ -34,7 +34,7 @@ class PeerSigner:
         self._key = b""
 
     def open(self, secret: SharedSecret) -> None:
-        """Use the store's secret."""
+        """Sign and verify with a key derived from the store's secret."""
         self._key = secret.key("requests between gateways")
 
     def sign(self, identity: Identity, method: str, path: bytes) -> bytes:

@@ -116,7 +116,7 @@ def _kind_of(document: Any, where: str, problems: list[str]) -> Kind | None:
         problems.append(f"{where}: expected a mapping, got {named(document)}")
         return None
     kind = document.get("kind")
-    # Another kind is no mistake: one file often has a Namespace, a Secret and a runtime. None at all is one.
+    # Another kind is not a mistake: one file often has a Namespace, a Secret and a runtime. None at all is one.
     if kind not in (Kind.CODE_INTERPRETER, Kind.AGENT_RUNTIME):
         if "kind" not in document:
             problems.append(f"{where}: kind: missing; expected CodeInterpreter or AgentRuntime")

@@ -109,7 +109,7 @@ class Meter:
             self._held[sandbox_id] = _Held(account, now.monotonic)
 
     def end(self, sandbox_id: SandboxId, now: Moment, idle_since: float | None = None) -> None:
-        """Count the rest of the sandbox's time. One that is not held is no error."""
+        """Count the rest of the sandbox's time. One that is not held is not an error."""
         held = self._held.pop(sandbox_id, None)
         if held is not None:
             self._count(held, now, idle_since)

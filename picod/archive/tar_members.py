@@ -121,7 +121,7 @@ def parse_head(block: bytes) -> Head:
     # The field itself counts as eight spaces, 8 * 32 = 256.
     checksum = _octal(block[148:156])
     if checksum != sum(block[:148]) + 256 + sum(block[156:]):
-        raise TarballError("it is no tar archive, or damaged: the checksum of a header is wrong")
+        raise TarballError("it is not a tar archive, or it is damaged: the checksum of a header is wrong")
     path = _text(block[:100])
     if block[257:263] == b"ustar\0" and block[345]:
         path = _text(block[345:500]) + b"/" + path
@@ -200,21 +200,21 @@ def _format_time(ns: int) -> bytes:
 def _parse_time(text: bytes) -> int:
     whole, _, fraction = text.removeprefix(b"-").partition(b".")
     if not whole.isdigit() or len(whole) > 15 or (fraction and not fraction.isdigit()):
-        raise TarballError(f"a time is no number: {_shown(text)}")
+        raise TarballError(f"a time is not a number: {_shown(text)}")
     ns = int(whole) * _NS_PER_S + int(fraction[:9].ljust(9, b"0"))  # no float: it has 16 digits, and this needs 19
     return -ns if text.startswith(b"-") else ns
 
 
 def _decimal(text: bytes, what: str) -> int:
     if not text.isdigit() or len(text) > 18:
-        raise TarballError(f"the {what} is no number: {_shown(text)}")
+        raise TarballError(f"the {what} is not a number: {_shown(text)}")
     return int(text)
 
 
 def _size(field: bytes) -> int:
     size = _octal(field)
     if not 0 <= size < 1 << 63:
-        raise TarballError("it is no tar archive, or damaged: a size in a header makes no sense")
+        raise TarballError("it is not a tar archive, or it is damaged: a size in a header makes no sense")
     return size
 
 
@@ -226,7 +226,7 @@ def _octal(field: bytes) -> int:
     try:
         return int(digits or b"0", 8)
     except ValueError:
-        raise TarballError("it is no tar archive, or damaged: a number in a header is not octal") from None
+        raise TarballError("it is not a tar archive, or it is damaged: a number in a header is not octal") from None
 
 
 def _text(field: bytes) -> bytes:

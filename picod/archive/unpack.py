@@ -90,7 +90,7 @@ def _parts(path: bytes) -> list[bytes]:
     if path.startswith(b"/"):
         raise _refused(path, "is absolute")
     if b"\0" in path or len(path) > _MAX_PATH_BYTES:
-        raise _refused(path, "is no name of a file")
+        raise _refused(path, "is not a name of a file")
     # Refused and not resolved: no honest archive needs `..`, and `a/../b` is not `b` where `a` is a link.
     parts = [part for part in path.split(b"/") if part not in (b"", b".")]
     if b".." in parts:
@@ -128,12 +128,12 @@ class _Builder:
         if member.kind not in KINDS:
             raise _refused(member.path, f"is of a kind (type {member.kind!r}) that a workspace cannot hold")
         if member.kind != FILE and member.size:
-            raise _refused(member.path, "has data, but is no file")
+            raise _refused(member.path, "has data, but is not a file")
         if member.kind == DIRECTORY:
             self._directory(parts, member)
             return
         if not parts:
-            raise _refused(member.path, "is no name of a file")
+            raise _refused(member.path, "is not a name of a file")
         try:
             self._go(parts[:-1])
             self._leaf(parts[-1], member, source)
@@ -285,7 +285,7 @@ def _sparse_map(member: Member, source: Source) -> tuple[list[tuple[int, int]], 
 
 
 def _set_xattrs(fd: int, xattrs: dict[bytes, bytes]) -> None:
-    """Set the user.* attributes. A file system without attributes is no error: the files matter more."""
+    """Set the user.* attributes. A file system without attributes is not an error: the files matter more."""
     try:
         for name, value in xattrs.items():
             if name.startswith(b"user."):

@@ -139,7 +139,7 @@ def zip_as_tar(fd: int) -> Iterator[bytes]:
     except TarballError:
         raise
     except (BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise TarballError(f"it is no zip archive, or damaged: {error}") from error
+        raise TarballError(f"it is not a zip archive, or it is damaged: {error}") from error
 
 
 class _Bounded(io.FileIO):

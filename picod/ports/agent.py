@@ -83,7 +83,7 @@ class Agent:
         self._probing = asyncio.ensure_future(self._probe_until_ready())
 
     def port_of(self, path: bytes) -> int:
-        """The port of the longest prefix of the path, in whole segments: `/a` is no prefix of `/ab`."""
+        """The port of the longest prefix of the path, in whole segments: `/a` is not a prefix of `/ab`."""
         path = path.partition(b"?")[0]
         for prefix, port in self._config.targets:
             if prefix == b"/" or path == prefix or path.startswith(prefix + b"/"):

@@ -167,7 +167,7 @@ async def _cancelled(task: asyncio.Future[None]) -> None:
 async def _send_body(request: Request, writer: asyncio.StreamWriter, *, chunked: bool) -> None:
     """Send the body, then wait until the client leaves. Raises ClientGoneError, or RequestError for a bad body.
 
-    A broken pipe is no failure here: a server may answer before it has read the body, and its answer says why.
+    A broken pipe is not a failure here: a server may answer before it has read the body, and its answer says why.
     """
     try:
         async for chunk in request.chunks():

@@ -61,7 +61,7 @@ def _end_cells(shell: Any) -> None:
 
 
 def _ignore_status_0(result: Any) -> None:
-    """Drop the SystemExit of `exit()` and `exit(0)` from the cell's result: status 0 is no error, as in a shell."""
+    """Drop the SystemExit of `exit()` and `exit(0)` from the cell's result: status 0 is not an error, as in a shell."""
     if result is not None and _is_orderly(result.error_in_exec):
         result.error_in_exec = None
 

@@ -119,7 +119,7 @@ class Lost:
 def read(path: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Read a pickle of variables. Returns (name -> value, lost class -> reason).
 
-    Raises what pickle does where the file is no pickle. The C unpickler gives up at the first object that fails to
+    Raises what pickle does where the file is not a pickle. The C unpickler gives up at the first object that fails to
     come back, and with it all variables would be lost; so then all is read once more by the slower Python one, in
     which each such object becomes a `Lost`.
     """

@@ -61,7 +61,7 @@ def test_names_of_files_are_found_in_uploads(sent: bytes, names: str) -> None:
 
 @given(st.binary(max_size=5000))
 def test_any_body_is_read_for_names(sent: bytes) -> None:
-    """What a client sends is no text of any kind."""
+    """What a client sends is not a text of any kind."""
     body = BodyDigest()
     body.feed(sent)
     assert len(body.names()) <= 4 * 520

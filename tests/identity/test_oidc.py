@@ -162,9 +162,9 @@ def claims(server: Provider, **changes: Any) -> dict[str, Any]:
     [
         ({"exp": 1}, "expired"),
         ({"exp": None}, "no claim exp"),
-        ({"exp": "soon"}, "is no time"),
-        ({"exp": float("inf")}, "is no time"),
-        ({"exp": True}, "is no time"),
+        ({"exp": "soon"}, "is not a time"),
+        ({"exp": float("inf")}, "is not a time"),
+        ({"exp": True}, "is not a time"),
         ({"nbf": 2e9 * 2}, "clock"),
         ({"iat": 2e9 * 2}, "clock"),
         ({"aud": "another"}, "aud"),

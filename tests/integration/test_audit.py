@@ -256,7 +256,7 @@ def test_trail_that_is_no_file_keeps_the_gateway_from_starting(tmp_path: Path) -
         capture_output=True, text=True, timeout=40, check=False,
     )  # fmt: skip
     assert ran.returncode == 2
-    assert "--audit-log /dev/full: cannot be written: is no regular file" in ran.stderr
+    assert "--audit-log /dev/full: cannot be written: is not a regular file" in ran.stderr
 
 
 def test_gateway_refuses_what_it_cannot_record(tmp_path: Path) -> None:

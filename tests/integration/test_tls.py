@@ -117,7 +117,7 @@ def test_changed_certificate_is_shown_to_new_connections_and_drops_none(authorit
             wait_until(lambda: serial_shown(server, authority) != first, "the new certificate is shown")
             second = serial_shown(server, authority)
             pair.key.write_text("broken")
-            wait_until(lambda: "TLS goes on with the files of before" in server.log.read_text(), "it is told")
+            wait_until(lambda: "TLS continues with the previous files" in server.log.read_text(), "it is told")
             assert serial_shown(server, authority) == second
             old.sendall(b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
             assert old.recv(64).startswith(b"HTTP/1.1 200")

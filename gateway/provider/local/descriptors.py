@@ -36,7 +36,7 @@ class Descriptors:
         return ends
 
     def add(self, fd: int) -> int:
-        """Close this one too."""
+        """Close `fd` with the others. Returns it."""
         self._open.add(fd)
         return fd
 
@@ -45,7 +45,7 @@ class Descriptors:
         self._open.difference_update(fds)
 
     def close(self, *fds: int) -> None:
-        """Close these already now."""
+        """Close these before the block ends."""
         for fd in fds:
             self._open.discard(fd)
             os.close(fd)

@@ -5,7 +5,7 @@ disk's free space and inodes, which cost one call to read, are polled, and the w
 was taken. A sandbox over its runtime's limit ends; with less than the reserve left so does the one that grew most since
 it was claimed or woken, else one session's files would stop the records of all. Its session keeps its files.
 
-Between two polls a sandbox can write more than it may: this bounds the damage, it is no quota.
+Between two polls a sandbox can write more than it may: this bounds the damage, it is not a quota.
 """
 
 from __future__ import annotations

@@ -279,7 +279,7 @@ class LocalProvider:
 
     @asynccontextmanager
     async def restoring(self, sandbox_id: SandboxId) -> AsyncIterator[None]:
-        """Within, a snapshot fills the sandbox's workspace, which is no growth of it."""
+        """Within, a snapshot fills the sandbox's workspace, which does not count as growth."""
         self._disk.begin_restore(sandbox_id)
         try:
             yield
@@ -304,7 +304,7 @@ class LocalProvider:
 
 
 def _measured(sandbox: LocalSandbox) -> SandboxUsage:
-    """Blocks."""
+    """CPU time since it was bound, and memory: its group's, else what /proc shows. Blocks."""
     memory = consumption.memory_bytes(sandbox.group)
     if memory is None:
         memory = memory_watch.measure(sandbox.process.pid).total

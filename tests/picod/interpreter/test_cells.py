@@ -29,7 +29,7 @@ def pictures(answer: dict[str, Any]) -> int:
      "raise SystemExit", "import builtins; builtins.exit()"],
 )  # fmt: skip
 def test_exit_ends_the_cell_and_keeps_the_context(picod: Executor, leave: str) -> None:
-    """What a script ends with is no error, and costs neither the variables nor the next run."""
+    """What a script ends with is not an error, and costs neither the variables nor the next run."""
     answer = run_code(picod, f"kept = {leave!r}\nprint('before')\n{leave}\nprint('after')")
     assert (answer["stdout"], answer["stderr"], answer["error"]) == ("before\n", "", None)
     after = run_code(picod, "kept")
