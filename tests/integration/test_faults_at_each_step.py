@@ -10,12 +10,14 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.support.picod import with_mounts
+from tests.support.redis_server import RedisServer
 from tests.support.serve import RUNTIME, Server, sandboxes_of, serve
 from tests.support.waiting import wait_until
 
@@ -196,3 +198,48 @@ def test_kill_at_each_step_leaves_nothing_over(tmp_path: Path, surface: str, ver
 def test_full_disk_at_each_step_leaves_nothing_over(tmp_path: Path, surface: str, verb: str) -> None:
     """The same with a disk without a free block, from that call on."""
     assert fill_at(tmp_path, surface, verb, range(1, STEPS)) >= 6
+
+
+def answers(server: Server, session: str) -> bool:
+    """Whether a session can be used: a gateway that died holds its lease for a while."""
+    return server.run(session, "true").status_code == 200
+
+
+def take_over_at(tmp_path: Path, steps: range) -> int:
+    """A gateway dies; the one that takes its session over dies at each step of that. Returns how many did end there."""
+    redis = RedisServer(tmp_path / "redis", "--appendonly", "yes").start()
+    common = ["--store", redis.url, "--takeover-after", "1.5s", "--snapshots", f"file://{tmp_path}/snapshots"]
+    died = 0
+    try:
+        for step in steps:
+            (first, second) = (tmp_path / f"{step}a", tmp_path / f"{step}b")
+            for folder in (first, second):
+                folder.mkdir()
+            with life(first, *common) as owner:
+                session = _native(owner.client).json()["id"]
+                assert owner.run(session, "echo kept > note").status_code == 200
+                assert owner.client.post(f"/v1/sessions/{session}/hibernate").status_code == 200
+                assert owner.run(session, "true").status_code == 200
+                owner.kill()
+            with life(second, *common) as heir:
+                arm(heir, second / "state", "kill", step)
+                try:
+                    taken = heir.run(session, "cat note")
+                    assert (taken.status_code, taken.json()["stdout"]) == (200, "kept\n"), f"step {step}"
+                except httpx.TransportError:
+                    died += 1
+                heir.kill()
+            with life(second, *common) as heir:
+                wait_until(partial(answers, heir, session), "it is back")
+                assert heir.run(session, "cat note").json()["stdout"] == "kept\n", f"step {step}"
+                require_nothing_left(heir, second / "state", quota=False)
+    finally:
+        redis.kill()
+    return died
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", range(1, 9))
+def test_kill_at_a_step_of_a_takeover_loses_nothing(tmp_path: Path, step: int) -> None:
+    """The heir's sandbox is claimed, named by the record, or has the files: the next life has the last snapshot."""
+    assert take_over_at(tmp_path, range(step, step + 1)) == 1 or step > 6
