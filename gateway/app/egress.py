@@ -21,6 +21,7 @@ class SessionEgress:
 
     def __init__(self, gate: EgressGate, catalog: RuntimeCatalog, tenants: TenantDirectory, counters: Counters) -> None:
         self._gate, self._catalog, self._tenants, self._counters = gate, catalog, tenants, counters
+        self._revision = tenants.revision
         self._sessions: dict[SandboxId, Session] = {}
         self._moved: dict[str, Moved] = {}  # by session, since the last take_moved
         gate.on_bytes(self._count)
@@ -39,7 +40,13 @@ class SessionEgress:
             self._moved.setdefault(session.id, Moved(session.id, session.tenant, session.runtime))  # last counts follow
 
     def refresh(self) -> None:
-        """Limits of tenants have changed: so may have what their sessions reach. Open connections stay."""
+        """Where limits of tenants have changed, so may have what their sessions reach. Open connections stay.
+
+        Not told by who changes them: what this gateway's own API sets is known before any loop looks.
+        """
+        if self._revision == self._tenants.revision:
+            return
+        self._revision = self._tenants.revision
         for sandbox, session in self._sessions.items():
             self._grant(sandbox, session)
 

@@ -155,11 +155,10 @@ async def _follow_tenants(gateway: Gateway) -> None:
     """Take over limits that were changed anywhere, and this gateway's part of each tenant's rate."""
     try:
         authenticator = gateway.surfaces.tenants.authenticator
-        if await gateway.tenants.follow():
-            if authenticator is not None:
-                authenticator.forget_all()  # identities carry what counts their requests
-            if gateway.session_egress is not None:
-                gateway.session_egress.refresh()
+        if await gateway.tenants.follow() and authenticator is not None:
+            authenticator.forget_all()  # identities carry what counts their requests
+        if gateway.session_egress is not None:
+            gateway.session_egress.refresh()
         if gateway.tenants.has_rates:
             alive = await gateway.store.quotas.count_gateways(gateway.holder, GATEWAY_TTL_S)
             gateway.tenants.share_among(alive)

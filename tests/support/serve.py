@@ -9,7 +9,7 @@ import signal
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,12 @@ def serve(
     port: int = 0,
     tls: ssl.SSLContext | None = None,
     wrapper: Sequence[str] = (),
+    bridge: Callable[[int], contextlib.AbstractContextManager[httpx.HTTPTransport]] | None = None,
 ) -> Iterator[Server]:
     """Start `wakegate serve` (on a free port), wait until it is ready, and end it with the block.
 
     `tls`: what the client uses where the flags turn TLS on. `wrapper`: a command that runs it, such as
-    support.picod.with_mounts.
+    support.picod.with_mounts. `bridge(port)`: the way to its port, where that is in another network namespace.
     """
     log = state.parent / f"{state.name}.log"
     argv = [*wrapper, sys.executable, "-m", program, "serve", "--port", str(port), "--state-dir", str(state)]
@@ -87,7 +88,11 @@ def serve(
         said = process.stdout.readline()
         found = re.search(r"https?://\S+", said)
         assert found is not None, said + log.read_text()
-        with httpx.Client(base_url=found[0], timeout=LIMIT_S, verify=tls or True) as client:
+        with contextlib.ExitStack() as stack:
+            way = None if bridge is None else stack.enter_context(bridge(int(found[0].rpartition(":")[2])))
+            client = stack.enter_context(
+                httpx.Client(base_url=found[0], timeout=LIMIT_S, verify=tls or True, transport=way)
+            )
             wait_until(lambda: client.get("/readyz").status_code == 200, "the gateway is ready")
             yield Server(process, found[0], client, log)
     finally:

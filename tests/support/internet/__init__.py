@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from tests.support.certificates import Authority
 from tests.support.waiting import wait_until
 
@@ -42,6 +44,20 @@ class Internet:
     folder: Path
     enter: Sequence[str]
     ca: Path
+
+    @contextmanager
+    def bridge(self, path: Path, port: int) -> Iterator[httpx.HTTPTransport]:
+        """The way to a port of the machine, over a socket at `path`."""
+        command = [*self.enter, sys.executable, "-m", "tests.support.internet.bridge", str(path), str(port)]
+        with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout.readline() == "ready\n"
+            try:
+                yield httpx.HTTPTransport(uds=str(path))
+            finally:
+                process.stdin.close()
+                process.kill()
 
     def requests(self) -> list[dict[str, Any]]:
         """What its hosts were asked so far: `address` and `port` of the host, and for HTTP the request."""
