@@ -104,8 +104,8 @@ def test_tenant_bounds_its_sessions_at_once(server: Server) -> None:
     assert server.client.put("/v1/tenants/default", json=limits).status_code in (200, 201)
     wait_until(lambda: status_of(server, session, "other.example.com") == "403", "the limit is in force")
     assert status_of(server, session, "origin.example.com") == "200"
-    settings = {line["setting"] for line in log_of(server, session)["log"]}
-    assert any("the limit `egress` of tenant default" in setting for setting in settings)
+    named = "the limit `egress` of tenant default"
+    wait_until(lambda: any(named in line["setting"] for line in log_of(server, session)["log"]), "the list says why")
     assert log_of(server, session)["allowed"]["tenant"] == ["origin.example.com"]
     wrong = server.client.put("/v1/tenants/default", json={"limits": {"egress": ["pypy"]}})
     assert wrong.status_code == 400

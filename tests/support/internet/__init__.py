@@ -90,7 +90,8 @@ def internet(folder: Path, hosts: Mapping[str, str] = HOSTS) -> Iterator[Interne
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        enter = ["nsenter", "-t", str(process.pid), "-U", "-n", "-m", "--preserve-credentials", "--"]
+        enter = ["nsenter", "-t", str(process.pid), "-U", "-n", "-m", "--preserve-credentials"]
+        enter += [f"--wd={ROOT}", "--"]
         yield Internet(folder, enter, authority.file)
     finally:
         process.communicate(timeout=20)  # the end of its input ends it, and its origins

@@ -122,6 +122,7 @@ class SecureServer(Server):
 class GreetingServer(socketserver.ThreadingTCPServer):
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = 1024
 
     def handle_error(self, *_: Any) -> None:
         pass

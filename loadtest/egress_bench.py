@@ -1,0 +1,157 @@
+"""Egress compared with direct connections, to hosts in a network namespace; and what it costs the data path.
+
+    scripts/bench egress_bench [--rounds 300] [--megabytes 2000] [--connections 500] [--seconds 8]
+
+Prints p50 of a connection made directly and through the proxy, MB/s of one download each way, how many connections
+are open at once and echo, and p99 of requests to a sandbox at c=64 while egress runs at full rate as a ratio to that
+without, in one run. Needs wrk, nginx and user namespaces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from gateway.egress.gate import EgressGate
+from loadtest.figures import quantile
+from loadtest.processes import require_programs
+from loadtest.proxy_bench import PATH, nginx_conf
+from tests.support.egress import Door, open_door
+from tests.support.internet import PUBLIC, Internet, internet
+
+ORIGIN = "origin.example.com"
+
+
+def measure(address: str, port: int, target: str, rounds: int, megabytes: int) -> None:
+    """Print p50 ms of connections and MB/s of a download: to `target`, or to an address if that is empty."""
+
+    def connect(to: int) -> socket.socket:
+        if not target:
+            return socket.create_connection((address, to))
+        made = socket.create_connection((address, port))
+        made.sendall(f"CONNECT {target}:{to} HTTP/1.1\r\n\r\n".encode())
+        assert b" 200 " in made.recv(4096)
+        return made
+
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        connect(22).close()
+        times.append((time.perf_counter() - began) * 1000)
+    buffer, left = bytearray(1 << 20), megabytes * 1_000_000
+    with connect(80) as made:
+        made.sendall(f"GET /bytes/{left} HTTP/1.1\r\nHost: {target or address}\r\n\r\n".encode())
+        began = time.perf_counter()
+        while left > 0 and (count := made.recv_into(buffer)):
+            left -= count
+        took = time.perf_counter() - began
+    print(json.dumps({"p50_ms": quantile(times, 0.5), "p99_ms": quantile(times, 0.99), "mb_s": megabytes / took}))
+
+
+def measured(wrapper: list[str], *arguments: str) -> dict[str, float]:
+    """`measure` in a process of its own."""
+    command = [*wrapper, sys.executable, "-m", "loadtest.egress_bench", "--measure", *arguments]
+    answer: dict[str, float] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return answer
+
+
+async def at_once(door: Door, count: int) -> int:
+    """Open so many connections; how many answer an echo while all are open."""
+
+    async def one() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await door.connect()
+        writer.write(f"CONNECT {ORIGIN}:22 HTTP/1.1\r\n\r\n".encode())
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readline()
+        return reader, writer
+
+    opened = await asyncio.gather(*(one() for _ in range(count)))
+    for _, writer in opened:
+        writer.write(b"ping\n")
+    echoed = [await reader.readline() for reader, _ in opened]
+    for _, writer in opened:
+        writer.close()
+    return echoed.count(b"ping\n")
+
+
+def p99_ms(url: str, session: str, seconds: int) -> float:
+    """Of requests to the session by wrk at 64 connections."""
+    (wrk,) = require_programs("wrk")
+    argv = [wrk, "-t1", "-c64", f"-d{seconds}s", "--latency", "-H", f"x-session-id: {session}", url + PATH]
+    out = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"99%\s+([\d.]+)(us|ms|s)", out)
+    assert found is not None, out
+    return float(found[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[found[2]]
+
+
+async def data_path(door: Door, folder: Path, seconds: int) -> None:
+    """Print p99 without and with a download at full rate, twice, taking turns."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    (program,) = require_programs("nginx")
+    with subprocess.Popen([program, "-c", str(nginx_conf(folder, port))], stderr=subprocess.DEVNULL) as nginx:
+        command = [sys.executable, "-m", "loadtest.bench_gateway", f"127.0.0.1:{port}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as gateway:
+            assert gateway.stdout is not None
+            url, session, *_ = (await asyncio.to_thread(gateway.stdout.readline)).split()
+            without, beside = [], []
+            for _ in range(2):
+                without.append(await asyncio.to_thread(p99_ms, url, session, seconds))
+                proxied = ["127.0.0.1", str(door.port), ORIGIN, "1", "100000000"]
+                command = [sys.executable, "-m", "loadtest.egress_bench", "--measure", *proxied]
+                load = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+                beside.append(await asyncio.to_thread(p99_ms, url, session, seconds))
+                load.kill()
+                load.wait()
+            gateway.terminate()
+        nginx.terminate()
+    alone, loaded = min(without), min(beside)
+    print(f"data path p99 at c=64: {alone:.2f} ms alone, {loaded:.2f} ms with egress, ratio {loaded / alone:.2f}")
+
+
+async def run(options: argparse.Namespace, world: Internet) -> None:
+    """All measurements."""
+    gate = EgressGate(wrapper=world.enter)
+    numbers = str(options.rounds), str(options.megabytes)
+    async with open_door(gate, ORIGIN, f"{ORIGIN}:22") as door:
+        await at_once(door, 1)
+        enter = list(world.enter)
+        direct = await asyncio.to_thread(measured, enter, PUBLIC, "0", "", *numbers)
+        through = await asyncio.to_thread(measured, [], "127.0.0.1", str(door.port), ORIGIN, *numbers)
+        for name, found in (("direct", direct), ("egress", through)):
+            p50, p99, rate = found["p50_ms"], found["p99_ms"], found["mb_s"]
+            print(f"{name}: connect p50 {p50:.2f} ms, p99 {p99:.2f} ms; {rate:.0f} MB/s")
+        print(f"connect p50 above direct: {through['p50_ms'] - direct['p50_ms']:.2f} ms")
+        print(f"at once: {await at_once(door, options.connections)} of {options.connections} connections echo")
+        if options.seconds:
+            await data_path(door, world.folder, options.seconds)
+    await gate.aclose()
+
+
+def main() -> None:
+    """Parse the options and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--megabytes", type=int, default=2000)
+    parser.add_argument("--connections", type=int, default=500)
+    parser.add_argument("--seconds", type=int, default=8, help="of each load on the data path; 0: leave it out")
+    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        address, port, target, rounds, megabytes = options.measure
+        measure(address, int(port), target, int(rounds), int(megabytes))
+        return
+    with tempfile.TemporaryDirectory() as folder, internet(Path(folder)) as world:
+        asyncio.run(run(options, world))
+
+
+if __name__ == "__main__":
+    main()
