@@ -15,7 +15,7 @@ from gateway.core.model import SessionId
 from gateway.egress.gate import EgressGate
 from gateway.egress.log import Access, Outcome
 from tests.support.egress import Door, open_door
-from tests.support.internet import METADATA, OTHER, PRIVATE, PUBLIC, Internet
+from tests.support.internet import METADATA, OTHER, OWN, PRIVATE, PUBLIC, Internet
 from tests.support.local_engine import KEY, execute, runtime, serving
 from tests.support.waiting import eventually
 
@@ -88,6 +88,13 @@ async def test_socks_to_what_no_policy_opens(world: Internet, anywhere: Door, ho
         assert answer[:2] == b"\x05\x00"
         assert answer[3] in (2, 4), answer  # not allowed, or no such host
     assert len(closed_hosts_asked(world)) == before
+
+
+async def test_own_public_address_of_the_gateway_is_refused(anywhere: Door) -> None:
+    """What listens there is the gateway and its neighbours, not the world."""
+    answer = await anywhere.ask(f"CONNECT {OWN}:80 HTTP/1.1\r\n\r\n".encode())
+    assert b" 403 " in answer
+    assert b"an address of the machine that the gateway runs on" in answer
 
 
 async def test_name_that_resolves_anew_each_time(world: Internet, anywhere: Door) -> None:

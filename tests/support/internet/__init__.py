@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[3]
 PUBLIC = "93.184.216.34"
 OTHER = "93.184.216.35"
 PRIVATE = "10.20.30.40"
+OWN = "93.184.217.2"  # of the machine itself, and public
 METADATA = "169.254.169.254"
 # Every name of a test's world, in its hosts file.
 HOSTS: Mapping[str, str] = {
@@ -81,6 +82,7 @@ def internet(folder: Path, hosts: Mapping[str, str] = HOSTS) -> Iterator[Interne
         "hosts": dict(hosts),
         "addresses": sorted({address for address in hosts.values() if not address.startswith(("127.", "192.0.2."))}),
         "rebinding": [[PUBLIC], [METADATA], [PUBLIC, "127.0.0.1"], ["127.0.0.1"], [PRIVATE], [METADATA, PUBLIC]],
+        "own": OWN,
         "cert": str(pair.cert),
         "key": str(pair.key),
     }

@@ -46,6 +46,7 @@ def main() -> None:
         run("ip", "link", "set", "lo", "up")
         run("ip", "addr", "add", "192.0.2.2/24", "dev", "edge")
         run("ip", "link", "set", "edge", "up")
+        run("ip", "addr", "add", f"{config['own']}/32", "dev", "lo")
         origins.stdin.write("linked\n")
         origins.stdin.flush()
         assert origins.stdout.readline() == "ready\n"

@@ -59,6 +59,19 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
         else:
             self.send(json.dumps(seen).encode(), "application/json")
+        if self.path == "/" and seen["port"] == 80:
+            self.look_for_more()
+
+    def look_for_more(self) -> None:
+        """Note what follows a request that was to be the last one: another server might take it for a request."""
+        self.connection.settimeout(0.05)
+        try:
+            more = self.rfile.read1(65536)
+        except TimeoutError:
+            more = b""
+        if more:
+            self.note(method="MORE", path=more.decode("latin-1"), headers=[], body=0)
+        self.close_connection = True
 
     do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = answer  # noqa: N815
 
