@@ -621,5 +621,5 @@ def test_damaged_header_is_refused() -> None:
     """A checksum that does not fit, a number that is none."""
     good = info("x").tobuf()
     for at in (0, 100, 130, 150, 300):
-        with pytest.raises(TarballError, match="no tar archive, or damaged"):
+        with pytest.raises(TarballError, match="not a tar archive, or it is damaged"):
             parse_head(good[:at] + b"\xff" + good[at + 1 :])
