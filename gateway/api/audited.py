@@ -53,6 +53,9 @@ ACTIONS: Mapping[str, str] = {
     "e2b_pause_sandbox": "session.hibernate",
     "e2b_set_timeout": "session.update",
     "e2b_refresh_sandbox": "session.update",
+    "e2b_fork_sandbox": "session.fork",
+    "e2b_snapshot_sandbox": "session.snapshot",
+    "e2b_update_network": "session.update",
     "create_container_file": "file.write",
     "delete_container_file": "file.delete",
 }

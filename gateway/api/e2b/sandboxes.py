@@ -44,6 +44,8 @@ _MAX_TIMEOUT_S = 30 * 86400
 _MAX_LIST = 100
 _MAX_QUERY_CHARS = 8192
 _MAX_TEMPLATE_CHARS = 512
+_MAX_FIELDS = 64
+_NATIVE_FIELDS = {"runtime": "templateID", "ttl": "timeout", "idleTimeout": "timeout with autoPause"}
 _Default = TypeVar("_Default", bool, None)
 
 
@@ -99,14 +101,15 @@ class SandboxesAPI:
             "e2b_refresh_sandbox": self._refresh,
             "e2b_get_sandbox_metrics": self._metrics,
             "e2b_get_sandbox_logs": self._logs,
-            "e2b_fork_sandbox": _not_supported,
-            "e2b_snapshot_sandbox": _not_supported,
-            "e2b_update_network": _not_supported,
+            "e2b_fork_sandbox": self._refuse,
+            "e2b_snapshot_sandbox": self._refuse,
+            "e2b_update_network": self._refuse,
         }
 
     async def _create(self, request: Request) -> Response:
         body = await read_object(request)
         is_old = not request.url.path.lstrip("/").startswith("v2/")
+        _check_fields(body)
         template = _template(body)
         runtime = self._runtime(template)
         for name in ("mcp", "iam", "volumeMounts"):
@@ -206,6 +209,16 @@ class SandboxesAPI:
         entry = {"timestamp": rfc3339(session.created_at), "message": line, "level": "info", "fields": {}}
         return JSON({"logs": [entry]})
 
+    async def _refuse(self, request: Request) -> Response:
+        """What Wakegate has not; first come the errors of any request, by which clients tell what is wrong."""
+        if await request.body():
+            await read_object(request)
+        await self._require(request)
+        verb = request.url.path.rpartition("/")[2]
+        raise NotSupportedError(
+            f"{verb} is not supported here: a sandbox has one copy, and its network rules are its runtime's"
+        )
+
     async def _extend(self, session: Session, timeout: float) -> Session:
         """Let the timeout pass in `timeout` seconds from now."""
         if record_of(session).auto_pause:
@@ -254,9 +267,16 @@ def read_metadata_filter(text: str) -> dict[str, str]:
         raise BadRequestError("metadata: expected key=value pairs, joined by & and percent-encoded") from None
 
 
-async def _not_supported(request: Request) -> Response:
-    verb = request.url.path.rpartition("/")[2]
-    raise NotSupportedError(f"{verb} is not supported here: Wakegate keeps one copy of a sandbox, and no network rules")
+def _check_fields(body: Mapping[str, Any]) -> None:
+    """Unknown fields are ignored, as newer clients send more; but not a heap of them, nor what is another API's.
+
+    Raises BadRequestError.
+    """
+    if len(body) > _MAX_FIELDS:
+        raise BadRequestError(f"expected at most {_MAX_FIELDS} fields, got {len(body)}")
+    for name, meant in _NATIVE_FIELDS.items():
+        if name in body:
+            raise BadRequestError(f"{name}: a field of /v1/sessions; here it is {meant}")
 
 
 def _template(body: Mapping[str, Any]) -> str:

@@ -274,7 +274,8 @@ async def test_what_one_sandbox_uses_up_another_still_has(tmp_path: Path, attack
         (taken,) = (workspace / "got").read_text().split()
         assert taken != "all"
         assert int(taken) >= enough
-        assert abs(int(await python(other, attack + RELEASE)) - int(taken)) <= 2
+        # Not to the last one: picod itself has a few threads more or less. Counted together, none would be left.
+        assert int(await python(other, attack + RELEASE)) >= int(taken) * 3 // 4
         assert (await execute(other, "echo", "well"))["stdout"] == "well\n"
         holding.cancel()
         await asyncio.gather(holding, return_exceptions=True)
