@@ -32,8 +32,8 @@ _CANCEL_TIMEOUT_S = 1.0  # for requests that are cancelled at the end
 def main() -> int:
     """Serve until SIGTERM, SIGINT or the end of the lifeline. Returns the exit status."""
     config = PicodConfig.from_args(sys.argv[1:], os.environ)
-    # A gateway that was started with nohup, or in the background of a script, hands down that these are ignored, and every
-    # command would inherit it: what a closed terminal leaves behind would run on.
+    # A gateway that was started with nohup, or in the background of a script, hands down that these are ignored, and
+    # every command would inherit it: what a closed terminal leaves behind would run on.
     for number in (signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     if not config.inspectable:

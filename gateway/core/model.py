@@ -154,6 +154,20 @@ class DeclaredTool:
 
 
 @dataclass(frozen=True, slots=True)
+class Mount:
+    """Data that a runtime's sandboxes see at `target` (spec.wakegate.mounts): a folder of this machine, or an object.
+
+    One of `source`, `claim` (a PersistentVolumeClaim) and `config_map` is set.
+    """
+
+    target: str
+    source: str = ""
+    claim: str = ""
+    config_map: str = ""
+    read_only: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """How to tell that an agent is ready: a command succeeds, an HTTP path answers, or a port accepts.
 
@@ -198,6 +212,7 @@ class Runtime:
     preload: tuple[str, ...] = ()
     ports: tuple[tuple[int, int], ...] = HIGH_PORTS  # spec.wakegate.ports: inclusive ranges that clients may reach
     tools: tuple[DeclaredTool, ...] = ()  # spec.wakegate.tools
+    mounts: tuple[Mount, ...] = ()  # spec.wakegate.mounts
     egress: tuple[str | Mapping[str, Any], ...] = ()  # spec.wakegate.egress that gateway/egress/policy.py knows
     egress_limits: Mapping[str, int] = field(default_factory=dict)  # spec.wakegate.egressLimits, as in policy.Limits
     code_context: str = ""  # spec.wakegate.codeContext: warm, lazy or off; empty: the gateway's setting applies

@@ -17,6 +17,7 @@ from gateway.runtimes.agent import CONTAINER, first_container, parse_agent, seve
 from gateway.runtimes.documents import find_files, read_documents
 from gateway.runtimes.fields import Reader, named
 from gateway.runtimes.files import Files
+from gateway.runtimes.mounts import read_mounts
 from gateway.runtimes.schema import API_VERSION
 from gateway.runtimes.sections import (
     check_reserved,
@@ -144,6 +145,7 @@ def _common(
         pool=read_pool(spec, extra, reader),
         python=None if in_cluster else read_python(extra.get("python", ""), files, reader),
         python_roots=tuple(map(str, files.roots)) if files else (),
+        mounts=read_mounts(extra.get("mounts", ()), files, reader, in_cluster=in_cluster),
         ports=read_ports(extra, reader),
         tools=parse_tools(extra.get("tools", ()), "spec.wakegate.tools", files, reader.problem),
         egress=read_egress(extra.get("egress", ()), reader),

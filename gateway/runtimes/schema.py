@@ -34,6 +34,7 @@ GROUP, VERSION = "runtime.agentcube.volcano.sh", "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 
 MAX_TOOLS = 100
+MAX_MOUNTS = 32
 
 
 def document_schema(kind: Kind) -> Schema:
@@ -149,6 +150,20 @@ def _wakegate() -> dict[str, Schema]:
         ),
         "python": text("The environment of user code; the local engine only."),
         "tools": list_of(_tool(), "Tools for models, beside the built-in ones.", maxItems=MAX_TOOLS),
+        "mounts": list_of(
+            object_of(
+                {
+                    "source": text("A folder beside the manifest or below --runtime-sources; the local engine only."),
+                    "claim": text("A PersistentVolumeClaim of the sandboxes' namespace; in a cluster only."),
+                    "configMap": text("A ConfigMap of the sandboxes' namespace; in a cluster only."),
+                    "target": text("Where sandboxes see it, e.g. /data."),
+                    "readOnly": {"type": "boolean", "default": True},
+                },
+                required=["target"],
+            ),
+            "Data that every sandbox sees.",
+            maxItems=MAX_MOUNTS,
+        ),
         "egress": list_of(
             {PRESERVE: True},
             "What sandboxes may reach: `any`, a preset (pypi, npm, github, debian), a name, *.NAME, an address or a"

@@ -25,6 +25,7 @@ Object = dict[str, Any]
 
 KEYS_FOLDER = "/run/wakegate/keys"
 WORKSPACE = "/workspace"
+HOME_ALIAS = "/home/user"  # the same volume under the name that clients of E2B expect
 USER = 1000
 SPREADS = ("spread", "pack", "balanced")
 
@@ -145,6 +146,7 @@ def _interpreter_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
         ],
         "tolerations": [*(own.get("tolerations") or []), *_lost_node()],
     }
+    _add_mounts(spec, container, runtime)
     for field_name in _POD_FIELDS:
         if own.get(field_name) and field_name != "tolerations":
             spec[field_name] = copy.deepcopy(own[field_name])
@@ -152,6 +154,17 @@ def _interpreter_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
         if template.get(field_name):
             spec[field_name] = template[field_name]
     return spec
+
+
+def _add_mounts(spec: Object, container: Object, runtime: Runtime) -> None:
+    """Add the volumes of spec.wakegate.mounts, read-only at the volume too where they are to be read only."""
+    for index, mount in enumerate(runtime.mounts):
+        name = f"mount-{index}"
+        source: Object = {"configMap": {"name": mount.config_map}}
+        if mount.claim:
+            source = {"persistentVolumeClaim": {"claimName": mount.claim, "readOnly": mount.read_only}}
+        spec["volumes"].append({"name": name, **source})
+        container["volumeMounts"].append({"name": name, "mountPath": mount.target, "readOnly": mount.read_only})
 
 
 def _picod_container(runtime: Runtime, defaults: PodDefaults, template: Mapping[str, Any]) -> Object:
@@ -176,6 +189,7 @@ def _picod_container(runtime: Runtime, defaults: PodDefaults, template: Mapping[
         },
         "volumeMounts": [
             {"name": "workspace", "mountPath": WORKSPACE},
+            {"name": "workspace", "mountPath": HOME_ALIAS},
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the sandbox's own
             {"name": "keys", "mountPath": KEYS_FOLDER, "readOnly": True},
         ],

@@ -218,6 +218,7 @@ class SandboxFactory:
         }
         if runtime.agent is not None and runtime.agent.source:
             readonly[bwrap.AGENT_FOLDER] = runtime.agent.source
+        readonly |= {mount.target: _unmoved(mount.source) for mount in runtime.mounts}
         return bwrap.BwrapConfig(
             self._host,
             readonly,
@@ -303,3 +304,12 @@ def _prefer_as_oom_victim(pid: int) -> None:
             file.write("500")
     except OSError:
         pass  # an ordinary user's held process may belong to root in /proc for a moment; a preference, not a limit
+
+
+def _unmoved(folder: str) -> str:
+    """A folder that a manifest named when it was read. Raises StartFailedError if a link leads elsewhere by now."""
+    if os.path.realpath(folder) != folder or not os.path.isdir(folder):
+        raise StartFailedError(
+            f"spec.wakegate.mounts: {folder} is not a folder any more, or a link leads elsewhere now"
+        )
+    return folder

@@ -209,3 +209,24 @@ def includes(made: Any, given: Any) -> bool:
     if isinstance(given, list):
         return len(made) >= len(given) and all(includes(*pair) for pair in zip(made, given, strict=False))
     return bool(made == given)
+
+
+async def test_mounts_become_volumes_of_every_pod(tmp_path: Path) -> None:
+    """A claim that is read only is so at the volume too; the workspace is at /home/user as well."""
+    mounts = [
+        {"claim": "models", "target": "/models"},
+        {"claim": "scratch", "target": "/scratch", "readOnly": False},
+        {"configMap": "prompts", "target": "/prompts"},
+    ]
+    spec = {"template": TEMPLATE, "warmPoolSize": 1, "wakegate": {"mounts": mounts}}
+    for pod in await pods_of(tmp_path, parsed("CodeInterpreter", spec)):
+        volumes = {each["name"]: each for each in pod["spec"]["volumes"]}
+        assert volumes["mount-0"]["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
+        assert volumes["mount-1"]["persistentVolumeClaim"]["claimName"] == "scratch"
+        assert not volumes["mount-1"]["persistentVolumeClaim"].get("readOnly")
+        assert volumes["mount-2"]["configMap"]["name"] == "prompts"
+        mounted = {each["mountPath"]: each for each in pod["spec"]["containers"][0]["volumeMounts"]}
+        assert mounted["/models"]["readOnly"] is True
+        assert not mounted["/scratch"].get("readOnly")
+        assert mounted["/prompts"]["readOnly"] is True
+        assert mounted["/home/user"]["name"] == mounted["/workspace"]["name"] == "workspace"
