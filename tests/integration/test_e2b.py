@@ -266,5 +266,19 @@ def test_hosts_of_e2bs_ports_are_its_api_and_no_server(server: Server, sandbox: 
     assert server.client.get("/v1/sessions", headers={**key, "host": f"49999-{domain}"}).status_code == 404
 
 
+def test_client_that_leaves_interrupts_its_run(server: Server, sandbox: Sandbox, options: Any) -> None:
+    """The next run does not wait for it, and the variables are still there."""
+    sandbox.run_code("before_leaving = 5")
+    headers = {
+        "x-api-key": options["api_key"],
+        "e2b-sandbox-id": sandbox.sandbox_id,
+        "e2b-sandbox-port": "49999",
+    }
+    code = {"code": "print('begun', flush=True)\nimport time; time.sleep(1000)"}
+    with server.client.stream("POST", "/execute", json=code, headers=headers) as reply:
+        assert "begun" in next(reply.iter_text())
+    assert sandbox.run_code("before_leaving", timeout=60).text == "5"
+
+
 def _control(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in ("api_key", "api_url")}

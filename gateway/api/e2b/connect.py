@@ -9,7 +9,8 @@ import asyncio
 import base64
 import binascii
 import struct
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import orjson
@@ -175,13 +176,14 @@ def error_answer(error: ConnectError, *, stream: bool) -> Response:
     return Response(orjson.dumps(error.document), STATUS[error.code], media_type="application/json")
 
 
-def stream_answer(messages: AsyncIterator[Mapping[str, Any]]) -> Response:
+def stream_answer(messages: AsyncGenerator[Mapping[str, Any], None]) -> Response:
     """The answer of a call whose messages come one after another. Errors become the end of the stream."""
 
     async def body() -> AsyncIterator[bytes]:
         try:
-            async for message in messages:
-                yield envelope(message)
+            async with aclosing(messages):  # else what it holds open would be closed by the garbage collector
+                async for message in messages:
+                    yield envelope(message)
         except ConnectError as error:
             yield envelope({"error": error.document}, last=True)
         except WakegateError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -46,6 +46,7 @@ from gateway.sessions.lifecycle import Lifecycle
 SANDBOX_HEADER, PORT_HEADER = b"e2b-sandbox-id", b"e2b-sandbox-port"
 ENVD_PORT, INTERPRETER_PORT = 49983, 49999
 _MAX_ID_CHARS = 128
+_SERVICES = ("/process.Process/", "/filesystem.Filesystem/")
 
 Message = Mapping[str, Any]
 Unary = Callable[[SandboxClient, Message], Awaitable[Message]]
@@ -91,11 +92,24 @@ class E2BDoor:
         """Answer one request; errors have the shape of the route."""
         request = Request(scope, receive)
         response = await self._answer(request)
-        await response(scope, receive, send)
+        started = False
+
+        async def noting(message: MutableMapping[str, Any]) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            # Some answers ask the sandbox only now, so that what they open is closed however sending ends.
+            await response(scope, receive, noting)
+        except WakegateError as error:
+            if started:
+                raise  # half an answer must not look whole: the connection is closed
+            await _failure(request, error)(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
         path = request.url.path
-        is_rpc = path.startswith(("/process.Process/", "/filesystem.Filesystem/"))
+        is_rpc = path.startswith(_SERVICES)
         try:
             session_id, port = _named(request)
             session = await self._authorize(request, session_id)
@@ -103,12 +117,10 @@ class E2BDoor:
             if is_rpc:
                 return await self._call(sandbox, request, path)
             return await self._plain(sandbox, request, port, path)
-        except SessionNotFoundError:
-            return sandbox_gone(request.headers.get(SANDBOX_HEADER.decode(), "")[:_MAX_ID_CHARS])
         except ConnectError as error:
             return connect_error(error, stream=_is_stream(request)) if is_rpc else error_answer(500, str(error))
         except WakegateError as error:
-            return connect_error(from_error(error), stream=_is_stream(request)) if is_rpc else wakegate_error(error)
+            return _failure(request, error)
 
     async def _authorize(self, request: Request, session_id: SessionId) -> Session:
         """The session of a request whose sender may use it, for whom the rest of the request then acts.
@@ -205,6 +217,15 @@ class E2BDoor:
         return error_answer(404, f"there is no {request.method} /contexts/ID/{verb[:64]}")
 
 
+def _failure(request: Request, error: WakegateError) -> Response:
+    """One of the gateway's errors, in the shape of the route that was asked."""
+    if isinstance(error, SessionNotFoundError):
+        return sandbox_gone(request.headers.get(SANDBOX_HEADER.decode(), "")[:_MAX_ID_CHARS])
+    if request.url.path.startswith(_SERVICES):
+        return connect_error(from_error(error), stream=_is_stream(request))
+    return wakegate_error(error)
+
+
 def _named(request: Request) -> tuple[SessionId, int]:
     """The sandbox and the port that the header fields name. Raises BadRequestError in E2B's words."""
     session_id = request.headers.get(SANDBOX_HEADER.decode())
@@ -255,5 +276,5 @@ def _is_stream(request: Request) -> bool:
     return request.headers.get("content-type", "").startswith("application/connect")
 
 
-async def _only(message: Message) -> AsyncIterator[Message]:
+async def _only(message: Message) -> AsyncGenerator[Message, None]:
     yield message

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from gateway.api.e2b.paths import HOME
 from gateway.api.e2b.processes import with_pauses
@@ -61,40 +62,42 @@ async def execute(sandbox: SandboxClient, request: Request, clock: Clock) -> Res
         "language": language,
         "env": {**sandbox.record.envs, **envs},
     }
-    opened = sandbox.stream("POST", "/api/run_code", orjson.dumps(run))
-    reply, chunks = await opened.__aenter__()
-    if reply.status != 200:
+    return _Run(sandbox, run, clock)
+
+
+class _Run(Response):
+    """Runs the code while it answers, and gives the sandbox's slot back however that ends.
+
+    Rejected: opening the request to the sandbox before the answer is made. A client that leaves in between would never
+    have the answer's body begun, nor ended, and keep its slot.
+    """
+
+    def __init__(self, sandbox: SandboxClient, run: Mapping[str, Any], clock: Clock) -> None:
+        super().__init__()
+        self._sandbox = sandbox
+        self._run = run
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the lines, or the sandbox's error. Raises WakegateError as long as nothing was sent."""
+        body = orjson.dumps(self._run)
+        async with self._sandbox.stream("POST", "/api/run_code", body) as (reply, chunks):
+            if reply.status == 404:
+                answer: Response = PlainTextResponse(f"Context {self._run['context_id']} not found", 404)
+            elif reply.status != 200:
+                answer = PlainTextResponse(str(await read_error(reply, chunks)), reply.status)
+            else:
+                # It watches for the client's leaving as well, which then ends the request, and that interrupts the run.
+                answer = StreamingResponse(self._lines(chunks), media_type="text/plain; charset=utf-8")
+            await answer(scope, receive, send)
+
+    async def _lines(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         try:
-            error = await read_error(reply, chunks)
-        finally:
-            await opened.__aexit__(None, None, None)
-        if reply.status == 404:
-            return PlainTextResponse(f"Context {context} not found", 404)
-        return PlainTextResponse(str(error), reply.status)
-
-    async def lines() -> AsyncIterator[bytes]:
-        async with _entered(opened):
-            try:
-                async for line in _lines(chunks, clock):
-                    yield orjson.dumps(line) + b"\n"
-            except WakegateError as error:
-                failed = {"type": "error", "name": error.code, "value": public_message(error), "traceback": ""}
-                yield orjson.dumps(failed) + b"\n"
-
-    return StreamingResponse(lines(), media_type="text/plain; charset=utf-8")
-
-
-class _entered:  # noqa: N801 - a context manager in the form of a function
-    """A context that was entered already; only leaving it is left to do."""
-
-    def __init__(self, opened: Any) -> None:
-        self._opened = opened
-
-    async def __aenter__(self) -> None:
-        """Nothing is left to do."""
-
-    async def __aexit__(self, *error: Any) -> None:
-        await self._opened.__aexit__(*error)
+            async for line in _lines(chunks, self._clock):
+                yield orjson.dumps(line) + b"\n"
+        except WakegateError as error:
+            failed = {"type": "error", "name": error.code, "value": public_message(error), "traceback": ""}
+            yield orjson.dumps(failed) + b"\n"
 
 
 async def _lines(chunks: AsyncIterator[bytes], clock: Clock) -> AsyncIterator[Mapping[str, Any]]:

@@ -6,7 +6,7 @@ Source: github.com/e2b-dev/infra, packages/envd/spec/process/process.proto.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 import orjson
@@ -30,7 +30,7 @@ _STREAMS = ("stdout", "stderr", "pty")
 
 async def start(
     sandbox: SandboxClient, message: Message, timeout: float | None, keepalive: float
-) -> AsyncIterator[Message]:
+) -> AsyncGenerator[Message, None]:
     """Start a process and follow it to its end, or to `timeout` seconds, at which it is killed. Raises ConnectError."""
     spec = object_of(message, "process")
     arguments = spec.get("args") or []
@@ -62,7 +62,7 @@ async def start(
         yield event
 
 
-async def join(sandbox: SandboxClient, message: Message, keepalive: float) -> AsyncIterator[Message]:
+async def join(sandbox: SandboxClient, message: Message, keepalive: float) -> AsyncGenerator[Message, None]:
     """Follow a process that runs, or ended a moment ago. Raises ConnectError."""
     name = await _selected(sandbox, message)
     async for event in _follow(sandbox, "GET", f"/api/processes/{name}/stream", b"", keepalive):

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 from gateway.api.e2b.connect import ConnectError, text_of
@@ -37,7 +37,7 @@ _MAX_EVENTS = 1000  # that wait for a poll; older ones are dropped
 _IDLE_S = 600.0  # without a poll, after which a watcher ends
 
 
-async def watch(sandbox: SandboxClient, message: Message, keepalive: float) -> AsyncIterator[Message]:
+async def watch(sandbox: SandboxClient, message: Message, keepalive: float) -> AsyncGenerator[Message, None]:
     """WatchDir: changes of a directory until it is gone. Raises ConnectError."""
     async for event in _changes(sandbox, path_of(message), bool(message.get("recursive")), keepalive):
         if event is None:
@@ -59,10 +59,10 @@ class Watchers:
         """CreateWatcher. Raises ConnectError, also when there are too many."""
         if len(self._by_id) >= _MAX_WATCHERS:
             raise ConnectError("resource_exhausted", f"{_MAX_WATCHERS} watchers exist already; remove one")
+        changes = _changes(sandbox, path_of(message), bool(message.get("recursive")), _IDLE_S)
         watcher = _Watcher()
         key = (str(sandbox.session_id), f"w{secrets.token_hex(8)}")
         self._by_id[key] = watcher
-        changes = _changes(sandbox, path_of(message), bool(message.get("recursive")), _IDLE_S)
         self._tasks.spawn(self._collect(key, watcher, changes), name="watch a directory")
         try:
             await watcher.started
@@ -97,12 +97,12 @@ class Watchers:
         following = asyncio.ensure_future(anext(changes))
         try:
             while True:
-                await asyncio.wait((removed, following), return_when=asyncio.FIRST_COMPLETED, timeout=_IDLE_S)
-                if removed.done() or not watcher.polled:
+                # It is a request that is under way, so the session stays awake while anybody polls, and no longer.
+                left = watcher.polled_at + _IDLE_S - asyncio.get_running_loop().time()
+                await asyncio.wait((removed, following), return_when=asyncio.FIRST_COMPLETED, timeout=max(0.0, left))
+                if removed.done() or left <= 0:
                     return
-                watcher.polled = not following.done() and watcher.polled
                 if following.done():
-                    watcher.polled = True
                     watcher.add(following.result())
                     following = asyncio.ensure_future(anext(changes))
         except StopAsyncIteration:
@@ -125,7 +125,7 @@ class _Watcher:
     def __init__(self) -> None:
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.removed = asyncio.Event()
-        self.polled = True
+        self.polled_at = asyncio.get_running_loop().time()
         self._events: deque[Message] = deque(maxlen=_MAX_EVENTS)
 
     def add(self, event: Message | None) -> None:
@@ -135,7 +135,7 @@ class _Watcher:
             self.started.set_result(None)
 
     def take(self) -> list[Message]:
-        self.polled = True
+        self.polled_at = asyncio.get_running_loop().time()
         events = list(self._events)
         self._events.clear()
         return events
