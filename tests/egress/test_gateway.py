@@ -81,19 +81,21 @@ def test_session_narrows_its_runtime_and_everything_is_seen(server: Server, tmp_
     assert (refused["host"], refused["outcome"]) == ("third.example.net", "refused")
     assert "to allow it, add third.example.net to spec.wakegate.egress of" in refused["setting"]
     assert seen["connections"] == {"closed": 1, "refused": 2, "failed": 0, "cut": 0, "open": 0}
-    trail = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
-    found = [line for line in trail if line.get("action") == "egress.refused" and line["session"] == narrow]
-    assert [line["detail"]["host"] for line in found] == ["other.example.com", "third.example.net"]
+
+    def refused_hosts() -> list[str]:
+        trail = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+        found = [line for line in trail if line.get("action") == "egress.refused" and line["session"] == narrow]
+        return [line["detail"]["host"] for line in found]
+
+    wait_until(lambda: refused_hosts() == ["other.example.com", "third.example.net"], "the trail has both refusals")
 
     def used() -> int:
         rows = server.client.get("/v1/usage?group_by=session").json()["usage"]
         return sum(row["networkReceivedBytes"] for row in rows if row["session"] == narrow)
 
     wait_until(lambda: used() > 100, "usage has the bytes")
-    lines = server.client.get("/metrics").text.splitlines()
-    assert [line for line in lines if line.startswith('wakegate_egress_connections_total{outcome="refused"}')] == [
-        'wakegate_egress_connections_total{outcome="refused"} 6.0'
-    ]
+    counted = 'wakegate_egress_connections_total{outcome="refused"} 6.0'
+    wait_until(lambda: counted in server.client.get("/metrics").text.splitlines(), "metrics count each refusal once")
 
 
 def test_tenant_bounds_its_sessions_at_once(server: Server) -> None:

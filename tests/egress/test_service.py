@@ -17,6 +17,7 @@ from gateway.egress.gate import EgressGate
 from gateway.egress.log import Access, Outcome
 from gateway.egress.notation import Grant
 from gateway.egress.policy import Limits
+from gateway.egress.records import SessionEgress
 from tests.support.egress import Door, open_door
 from tests.support.internet import Internet
 from tests.support.waiting import eventually, wait_until
@@ -48,6 +49,14 @@ async def download(door: Door, count: int) -> int:
     return seen
 
 
+async def records_of(gate: EgressGate, session: str) -> SessionEgress:
+    """What a session reached; the service reports it a moment after it has happened."""
+    await eventually(lambda: gate.records.of(session) is not None, "the service reports")
+    found = gate.records.of(session)
+    assert found is not None
+    return found
+
+
 async def test_large_bodies_go_whole_both_ways(gate: EgressGate) -> None:
     """64 MB down in four streams at once, and up by length and in chunks."""
     async with open_door(gate, "origin.example.com") as door:
@@ -59,8 +68,7 @@ async def test_large_bodies_go_whole_both_ways(gate: EgressGate) -> None:
         chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:1], body[:70000], body[:1000000]))
         answer = await door.ask(head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
         assert b'"body": 1070001' in answer
-        found = gate.records.of("one")
-        assert found is not None
+        found = await records_of(gate, "one")
         await eventually(lambda: found.down > 64_000_000 and found.up > 6_000_000, "bytes are counted")
 
 
@@ -119,8 +127,7 @@ async def test_another_session_gets_another_policy_and_no_connection_of_the_last
         writer.write(b"still\n")
         assert await reader.readline() == b"still\n"
         writer.close()
-        found = gate.records.of("two")
-        assert found is not None
+        found = await records_of(gate, "two")
         await eventually(lambda: found.counts.get(Outcome.REFUSED) == 2, "the lines are the new session's")
 
 
@@ -130,8 +137,7 @@ async def test_end_of_a_sandbox_closes_its_connections(gate: EgressGate) -> None
         assert await reader.readline() == b"SSH-2.0-origin\r\n"
     assert await reader.read() == b""
     writer.close()
-    found = gate.records.of("one")
-    assert found is not None
+    found = await records_of(gate, "one")
     await eventually(lambda: not found.open and found.counts.get(Outcome.CLOSED) == 1, "the log has its end")
 
 
@@ -149,8 +155,7 @@ async def test_killed_service_is_replaced_by_one_that_knows_as_much(gate: Egress
             assert await download(door, 1000) == 1000  # made while there is no service, it may be
             assert b" 403 " in await closed.ask(GET % b"x")
             await eventually(lambda: not gate.records.open(), "what was cut is closed in the log")
-    found = gate.records.of("one")
-    assert found is not None
+    found = await records_of(gate, "one")
     assert found.counts[Outcome.CUT] == 25
     assert len(restarts) == 5
 
@@ -187,7 +192,6 @@ async def test_flood_of_refusals_is_counted_where_it_is_not_listed(world: Intern
         answers = await asyncio.gather(*(door.ask(GET % b"x") for _ in range(600)))
         assert all(b" 403 " in answer for answer in answers)
         assert b" 403 " in await door.ask(GET % b"x")
-        found = gate.records.of("one")
-        assert found is not None
+        found = await records_of(gate, "one")
         await eventually(lambda: len(found.ended) >= 200, "the first have lines")
         assert len(found.ended) < 400
