@@ -25,7 +25,6 @@ Object = dict[str, Any]
 
 KEYS_FOLDER = "/run/wakegate/keys"
 WORKSPACE = "/workspace"
-HOME_ALIAS = "/home/user"  # the same volume under the name that clients of E2B expect
 USER = 1000
 SPREADS = ("spread", "pack", "balanced")
 
@@ -189,7 +188,6 @@ def _picod_container(runtime: Runtime, defaults: PodDefaults, template: Mapping[
         },
         "volumeMounts": [
             {"name": "workspace", "mountPath": WORKSPACE},
-            {"name": "workspace", "mountPath": HOME_ALIAS},
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the sandbox's own
             {"name": "keys", "mountPath": KEYS_FOLDER, "readOnly": True},
         ],

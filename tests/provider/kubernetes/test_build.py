@@ -212,7 +212,7 @@ def includes(made: Any, given: Any) -> bool:
 
 
 async def test_mounts_become_volumes_of_every_pod(tmp_path: Path) -> None:
-    """A claim that is read only is so at the volume too; the workspace is at /home/user as well."""
+    """A claim that is read only is so at the volume too."""
     mounts = [
         {"claim": "models", "target": "/models"},
         {"claim": "scratch", "target": "/scratch", "readOnly": False},
@@ -229,4 +229,3 @@ async def test_mounts_become_volumes_of_every_pod(tmp_path: Path) -> None:
         assert mounted["/models"]["readOnly"] is True
         assert not mounted["/scratch"].get("readOnly")
         assert mounted["/prompts"]["readOnly"] is True
-        assert mounted["/home/user"]["name"] == mounted["/workspace"]["name"] == "workspace"
