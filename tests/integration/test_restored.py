@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import httpx2
+import psutil
 import pytest
 from mcp import Client, types
 from mcp.client.streamable_http import streamable_http_client
@@ -16,7 +17,7 @@ from gateway.api.file_links import file_id
 from tests.support.serve import Server, processes_of, serve
 from tests.support.tool_calls import chat_call
 from tests.support.two_gateways import two
-from tests.support.waiting import eventually, wait_until
+from tests.support.waiting import LIMIT_S, eventually, wait_until
 
 
 def lose_sandbox(server: Server, state: Path, session: str) -> None:
@@ -28,11 +29,20 @@ def lose_sandbox(server: Server, state: Path, session: str) -> None:
 
 
 def kill_sandboxes(server: Server, state: Path) -> None:
-    """kill -9 of everything in all sandboxes."""
-    for process in processes_of(state):
-        if process.pid != server.process.pid:
-            with contextlib.suppress(Exception):
-                process.kill()
+    """kill -9 of everything in all sandboxes, warm ones too; returns when the gateway has another warm one."""
+    killed = [process for process in processes_of(state) if process.pid != server.process.pid]
+    for process in killed:
+        with contextlib.suppress(Exception):
+            process.kill()
+    # Gone is what the gateway has waited for. Before that a claim may take the warm one that was killed, and is 503.
+    psutil.wait_procs(killed, timeout=LIMIT_S)
+    pools = [each["pool"] for each in server.client.get("/v1/runtimes").json()["runtimes"]]
+    if any(pool["target"] for pool in pools):
+        wait_until(lambda: is_warm(server), "there is another warm sandbox")
+
+
+def is_warm(server: Server) -> bool:
+    return any(each["pool"]["ready"] for each in server.client.get("/v1/runtimes").json()["runtimes"])
 
 
 def leave_during(server: Server, session: str) -> None:
