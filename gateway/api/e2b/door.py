@@ -247,7 +247,7 @@ def _named(request: Request) -> tuple[SessionId, int]:
 
 
 def _act_for(session: Session) -> None:
-    """Let the rest of the request act for whoever has the token of a session."""
+    """Act for the rest of this request as a session token would: on this session alone."""
     act_as(
         Identity(
             Role.SESSION,

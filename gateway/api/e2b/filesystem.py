@@ -35,7 +35,7 @@ def path_of(message: Message, name: str = "path") -> FilePath:
 
 
 async def look(sandbox: SandboxClient, message: Message) -> Message:
-    """Stat: one file."""
+    """Stat: type, size, mode and time of a file; a link itself. `not_found` where there is none."""
     path = path_of(message)
     return {"entry": await entry_of(sandbox, path)}
 

@@ -163,7 +163,7 @@ async def create_context(sandbox: SandboxClient, request: Request) -> Response:
 
 
 async def list_contexts(sandbox: SandboxClient, _: Request) -> Response:
-    """GET /contexts."""
+    """GET /contexts: all of the sandbox, with their language."""
     document = await sandbox.require("GET", "/api/contexts")
     return JSON(
         [
@@ -174,12 +174,12 @@ async def list_contexts(sandbox: SandboxClient, _: Request) -> Response:
 
 
 async def restart_context(sandbox: SandboxClient, context_id: str) -> Response:
-    """POST /contexts/{id}/restart."""
+    """POST /contexts/{id}/restart: drop its variables; 404 for an unknown one."""
     return await _on_context(sandbox, "POST", f"/api/contexts/{context_id}/restart", context_id)
 
 
 async def delete_context(sandbox: SandboxClient, context_id: str) -> Response:
-    """DELETE /contexts/{id}."""
+    """DELETE /contexts/{id}: end it with all that runs in it; 404 for an unknown one."""
     return await _on_context(sandbox, "DELETE", f"/api/contexts/{context_id}", context_id)
 
 
