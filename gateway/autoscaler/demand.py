@@ -20,6 +20,7 @@ from gateway.autoscaler.window import RollingCount
 _MAX_REVIEW_INTERVAL_S = 60.0  # between forecasts for a runtime without claims
 # A longer time without claims is observed in steps of this; beyond an hour it counts as a step of the clock.
 _MAX_STEP_S = 60.0
+_MAX_SLEW_S = 1.0  # two clocks may differ by this much between looks before one counts as set
 _NO_WEIGHTS: Mapping[str, float] = MappingProxyType({})
 _MIN_COUNTS, _MAX_COUNTS = 32, 4096  # counts a distribution is kept for
 
@@ -39,8 +40,8 @@ def make_experts(recent: RollingCount, tick: float) -> list[Forecaster]:
 class Demand:
     """One runtime's demand. Call `observe` whenever `due`, then `forecast`; both are O(1) in the length of history.
 
-    Times are seconds since the epoch, of one clock; a clock that steps back, or forward by more than an hour, loses
-    the counts of the last horizon and nothing else.
+    Times are seconds since the epoch, of one clock that may be set: what is kept moves with it (`shift`). Who knows how
+    long it really was since the last call says so; else a step back is taken for one tick, and so is more than an hour.
     """
 
     def __init__(
@@ -97,21 +98,34 @@ class Demand:
             self._last = None
 
     def observe(self, now: float, claims: int, elapsed: float | None = None) -> None:
-        """`claims` came since the last call (or in the last `elapsed` seconds)."""
-        if elapsed is None:
-            elapsed = self.tick if self._now is None else now - self._now
-        if elapsed <= 0.0 or elapsed > 3600.0:
+        """`claims` came since the last call; `elapsed`: the seconds since then, by a clock that is never set."""
+        apparent = self.tick if self._now is None else now - self._now
+        real = apparent if elapsed is None else max(elapsed, 0.01)
+        if not 0.0 < real <= 3600.0:
             # The clock was set, or nothing was observed: the claims between are unknown.
             self.recent.clear()
-            elapsed = self.tick
-        while elapsed > _MAX_STEP_S:
-            elapsed -= _MAX_STEP_S
-            self._step(now - elapsed, _MAX_STEP_S, 0)
+            real = self.tick
+        if self._now is not None and (apparent <= 0.0 or abs(apparent - real) > _MAX_SLEW_S):
+            if elapsed is None and apparent > 0.0:
+                self.shadow.shift(apparent - real)  # it may have passed: the experts' last claims lie back as far
+            else:
+                self.shift(apparent - real)
+        while real > _MAX_STEP_S:
+            real -= _MAX_STEP_S
+            self._step(now - real, _MAX_STEP_S, 0)
         # Ticks are never quite alike. What the experts compute for a length they keep, so there should be few of them.
-        self._step(now, round(elapsed, 2) or 0.01, claims)
+        self._step(now, round(real, 2) or 0.01, claims)
         self._now = now
         if claims:
             self._claimed_at = now
+
+    def shift(self, step: float) -> None:
+        """The clock was set by `step` seconds, forward if positive."""
+        self.recent.shift(step)
+        self.mixture.shift(step)
+        self.shadow.shift(step)
+        self._claimed_at += step
+        self._review_at += step
 
     def learn(self, now: float, elapsed: float, claims: int) -> None:
         """Add old counts of long buckets. Only the experts learn from them: shadow pools need single seconds."""

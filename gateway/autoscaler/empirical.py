@@ -55,6 +55,11 @@ class RollingQuantile(BackwardLooking):
             if histogram[old] <= 1e-9:
                 del histogram[old]
 
+    def shift(self, step: float) -> None:
+        """Move the samples with the clock, or those from before a step back would stay for as long as the step."""
+        self._samples = deque((at + step, value, weight) for at, value, weight in self._samples)
+        self._sampled_at += step
+
     def probabilities(self, now: float, horizon: float, size: int) -> Floats:
         """P(claims in (now, now + horizon] = 0 .. size - 1), counts scaled when the horizon has changed since."""
         if self._total <= 0.0:

@@ -38,6 +38,10 @@ class Forecaster(Protocol):
         """When its forecast will change though nothing happens; infinity if it will not."""
         ...
 
+    def shift(self, step: float) -> None:
+        """The clock was set by `step` seconds: times that are kept to measure distances from move with it."""
+        ...
+
 
 class BackwardLooking:
     """For experts that look back only."""
@@ -45,6 +49,9 @@ class BackwardLooking:
     def review_by(self, now: float, horizon: float) -> float:
         """Infinity: these forecasts change only with claims and with time without claims."""
         return math.inf
+
+    def shift(self, step: float) -> None:
+        """Nothing: they keep no times but the time of day, which the clock knows better now."""
 
 
 def quantile_of(probabilities: Floats, q: float) -> int:

@@ -85,6 +85,17 @@ class Mixture:
             if now >= self._pending[0]:
                 self._score(now)
 
+    def shift(self, step: float) -> None:
+        """The clock was set by `step` seconds. The open horizon goes on: its end moves as well."""
+        for expert in self.experts:
+            expert.shift(step)
+        self._opened_at += step
+        self._counts_from += step
+        self._due = [due + step for due in self._due]
+        if self._pending is not None:
+            closes, q, foretold, mixed = self._pending
+            self._pending = (closes + step, q, foretold, mixed)
+
     def _score(self, now: float) -> None:
         assert self._pending is not None
         closed_at, q, foretold, mixed = self._pending

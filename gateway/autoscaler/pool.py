@@ -60,6 +60,7 @@ class Pool:
     error: str = ""  # the provider's error for the last order
     cut: str = ""  # what the budget over all runtimes took from it, a sentence
     looked_at: float = -1e18
+    steady_at: float | None = None  # the steady clock at the last observation
     changes: deque[Change] = field(default_factory=lambda: deque(maxlen=20))
 
     @classmethod
@@ -78,8 +79,11 @@ class Pool:
         pool = self.runtime.pool
         return ScalerSpec(pool.min, pool.max, pool.mode, pool.size, lower_after=self.settings.lower_after)
 
-    def tick(self, now: float, claims: int, misses: int) -> Decision | None:
-        """Count the claims since the last tick. Returns a decision if one is due, else None."""
+    def tick(self, now: float, claims: int, misses: int, *, steady: float | None = None) -> Decision | None:
+        """Count the claims since the last tick. Returns a decision if one is due, else None.
+
+        `now`: epoch seconds, of a clock that may be set; `steady`: seconds of one that is not.
+        """
         self.misses.add(now, misses)
         due = self.demand.due(now, claims)
         # The breaker's cooldown, and the time for which a lower level must stand, run out without any claim: then
@@ -90,7 +94,9 @@ class Pool:
         if due:
             self.demand.set_lead(lead_of(self.status, self.settings))
             self.misses.span = self.demand.horizon  # decide compares them with the claims of the same seconds
-            self.demand.observe(now, claims)
+            elapsed = None if steady is None or self.steady_at is None else steady - self.steady_at
+            self.steady_at = steady
+            self.demand.observe(now, claims, elapsed)
             self.forecast = self.demand.forecast(now)
         self.decision = decide(self.spec, self._observed(now), self.forecast if self.restored else None, now)
         return self.decision

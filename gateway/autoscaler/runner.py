@@ -212,7 +212,7 @@ class Autoscaler:
         ):
             pool.status = await self._status(pool.runtime.key)
             pool.looked_at = now
-        decision = pool.tick(now, claims, misses)
+        decision = pool.tick(now, claims, misses, steady=self._clock.monotonic())
         if decision is None and (pool.error or (pool.status is not None and pool.status.target != pool.target)):
             return pool.decision  # an order was refused or lost, or somebody else moved the pool
         return decision

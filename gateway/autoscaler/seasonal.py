@@ -106,6 +106,11 @@ class Timers:
         if now - self._began <= self._horizon:  # what comes later was not due within a horizon
             self._size += claims
 
+    def shift(self, step: float) -> None:
+        """Move the running episode with the clock: the next one begins a gap after it."""
+        self._began += step
+        self._last += step
+
     def review_by(self, now: float, horizon: float) -> float:
         """A horizon before the next time at which an episode has begun before, if gaps are even enough for a timer."""
         spread, median = self._even

@@ -113,6 +113,14 @@ class Shadow:
         if self._since >= _CHOICE_INTERVAL_S:
             self._choose()
 
+    def shift(self, step: float) -> None:
+        """The clock was set by `step` seconds: what is being started is ready as soon as before.
+
+        Unshifted, after a step back by ten minutes, every shadow pool stands empty for ten minutes, every rule but the
+        largest constants misses all claims, and the largest is followed until that is forgotten.
+        """
+        self._orders = deque((at + step, order) for at, order in self._orders)
+
     def _choose(self) -> None:
         self._age += self._since
         memory = min(max(self._age / _AGE_TO_MEMORY, _MIN_MEMORY_S), _MAX_MEMORY_S)

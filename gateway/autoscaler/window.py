@@ -18,7 +18,9 @@ class RollingCount:
         self._events: deque[Counts] = deque()
 
     def add(self, now: float, claims: int) -> None:
-        """`claims` came by `now`; times must not step back."""
+        """`claims` came by `now`. A time before the last one means that the clock was set: see `shift`."""
+        if self._events and now < self._events[-1][0]:
+            self.shift(now - self._events[-1][0])
         if claims:
             self._events.append((now, claims))
             self.total += claims
@@ -30,6 +32,10 @@ class RollingCount:
         while events and events[0][0] <= edge:
             self.total -= events.popleft()[1]
         return self.total
+
+    def shift(self, step: float) -> None:
+        """Follow the clock, which was set by `step` seconds."""
+        self._events = deque((at + step, claims) for at, claims in self._events)
 
     def clear(self) -> None:
         """Forget everything, as after a step of the clock."""

@@ -9,6 +9,7 @@ be laid beside it (loadtest/replay_client.py).
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
@@ -24,11 +25,21 @@ _MAX_LEAD_TIMES = 64  # lead times that the quantiles are of, as in the local en
 
 class LiveLoop:
     """A Control (replay/pool.py) of one runtime. It looks first at `begins`, and knows that starts take
-    `lead` seconds, or with None nothing yet, as a gateway that has just started.
+    `lead` seconds, or with None nothing yet, as a gateway that has just started. `wall`: what the wall clock shows at a
+    time, where it is set in between.
     """
 
-    def __init__(self, spec: PoolSpec, settings: AutoscalerSettings, lead: float | None, *, begins: float) -> None:
+    def __init__(
+        self,
+        spec: PoolSpec,
+        settings: AutoscalerSettings,
+        lead: float | None,
+        *,
+        begins: float,
+        wall: Callable[[float], float] = float,
+    ) -> None:
         self.begins = begins
+        self._wall = wall
         self._settings = settings
         self._leads: deque[float] = deque([] if lead is None else [lead], maxlen=_MAX_LEAD_TIMES)
         self._target = spec.size
@@ -65,7 +76,7 @@ class LiveLoop:
         # As Autoscaler._decide does; between looks the loop works with an old status, and so must this.
         if self._fresh or now - pool.looked_at >= STATUS_INTERVAL_S:
             pool.status, pool.looked_at = self._status(ready, starting), now
-        decision = pool.tick(now, self._fresh, self._missed)
+        decision = pool.tick(self._wall(now), self._fresh, self._missed, steady=now)
         self._fresh = self._missed = 0
         if decision is not None and decision.target != self._target:
             self._changes.append((now, decision.target))

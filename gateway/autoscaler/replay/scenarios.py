@@ -1,0 +1,103 @@
+"""What recorded traces do not hold: steps, bursts beyond the maximum, silence after them, clocks that are set.
+
+Each runs the whole loop in virtual time (live.py), so the surge guard sees the misses of the very pool that it moved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gateway.autoscaler.forecast import Floats
+from gateway.autoscaler.replay.lab import fixed_curve
+from gateway.autoscaler.replay.live import LiveLoop
+from gateway.autoscaler.replay.pool import Outcome, Targets, simulate
+from gateway.autoscaler.replay.trace import Trace
+from gateway.autoscaler.settings import AutoscalerSettings
+from gateway.core.model import PoolMode, PoolSpec
+
+_HOUR_S = 3600.0
+_START_S = 1_700_006_400.0  # a midnight, UTC
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Claims by a law that is known, on one runtime. Times in seconds since the start."""
+
+    name: str
+    shows: str  # what ought to happen, a sentence
+    phases: tuple[tuple[float, float], ...]  # (seconds, claims a second), one after the other
+    scored_from: float
+    lead: float = 10.0
+    tick: float = 1.0
+    miss_rate: float = 0.01
+    most: int = 512
+    clock: tuple[tuple[float, float], ...] = ()  # (at, step): the wall clock is set
+    seed: int = 1
+
+    @property
+    def span(self) -> float:
+        """Length of all phases, seconds."""
+        return sum(seconds for seconds, _ in self.phases)
+
+    def arrivals(self) -> Floats:
+        """A Poisson process whose rate is that of the phase."""
+        rng, at, parts = np.random.default_rng(self.seed), 0.0, []
+        for seconds, rate in self.phases:
+            parts.append(at + np.sort(rng.random(rng.poisson(rate * seconds))) * seconds)
+            at += seconds
+        return np.concatenate(parts) + _START_S
+
+    def wall(self, now: float) -> float:
+        """What the wall clock shows."""
+        return now + sum(step for at, step in self.clock if now >= _START_S + at)
+
+
+@dataclass(frozen=True)
+class Played:
+    """What came of a scenario."""
+
+    scenario: Scenario
+    outcome: Outcome
+    targets: Targets
+    fixed_idle: float  # mean idle of the fixed pools that hit as often, in hindsight
+
+    def target_at(self, seconds: float) -> int:
+        """The target so many seconds after the start."""
+        at = int(np.searchsorted(self.targets.times, _START_S + seconds, side="right")) - 1
+        return int(self.targets.levels[max(at, 0)])
+
+    def mean_target(self, since: float, until: float) -> float:
+        """The mean target between two times after the start."""
+        times = np.clip(np.append(self.targets.times, np.inf) - _START_S, since, until)
+        return float((np.diff(times) * self.targets.levels).sum() / (until - since))
+
+    def released_after(self, seconds: float, level: int) -> float | None:
+        """How long after a time the target was at most `level` for the first time; None if it never was."""
+        if self.target_at(seconds) <= level:
+            return 0.0
+        below = np.flatnonzero((self.targets.times > _START_S + seconds) & (self.targets.levels <= level))
+        return float(self.targets.times[below[0]] - _START_S - seconds) if len(below) else None
+
+
+def play(scenario: Scenario) -> Played:
+    """Run one scenario."""
+    arrivals, end = scenario.arrivals(), _START_S + scenario.span
+    pool = PoolSpec(size=0, max=scenario.most, mode=PoolMode.PREDICTIVE, target_miss_rate=scenario.miss_rate)
+    settings = AutoscalerSettings(tick=scenario.tick)
+    loop = LiveLoop(pool, settings, scenario.lead, begins=_START_S, wall=scenario.wall)
+    scored_from = _START_S + scenario.scored_from
+    outcome = simulate(arrivals, loop, lead=scenario.lead, scored_from=scored_from, end=end)
+    trace = Trace(scenario.name, arrivals, _START_S, end)
+    curve = fixed_curve(trace, scenario.lead, scored_from)
+    return Played(scenario, outcome, loop.targets(), curve.idle_at(outcome.hit_rate))
+
+
+CLOCK_BACK = Scenario(
+    "clock-back",
+    "The wall clock is set back by ten minutes, an hour later forward by half an hour: the pool stays as it was.",
+    ((6 * _HOUR_S, 0.2),),
+    scored_from=2 * _HOUR_S,
+    clock=((2 * _HOUR_S, -600.0), (3 * _HOUR_S, 1800.0)),
+)
