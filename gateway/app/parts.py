@@ -55,6 +55,7 @@ def autoscaler_settings(settings: Settings, *, shared: bool, me: str) -> Autosca
     return AutoscalerSettings(
         tick=settings.autoscaler_tick,
         cold_start_cost=settings.cold_start_cost or None,
+        price_ceiling=settings.price_ceiling or None,
         max_warm=settings.max_warm or None,
         joins=settings.engine == "local",
         # Gateways that cannot reach each other's sandboxes each size their own pools; others share one leader.

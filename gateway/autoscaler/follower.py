@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gateway.autoscaler.forecast import Floats
+from gateway.autoscaler.settings import DEFAULT_PRICE_CEILING
 from gateway.autoscaler.shadow import QUANTILES, RULES, THRESHOLDS, Shadow
 
 # Another rule must be this much cheaper to be followed: each switch orders or ends sandboxes, and costs that differ by
@@ -37,11 +38,13 @@ class Objective:
     """What a pool minimises.
 
     With `cold_start_cost` (in idle sandbox-seconds): idle time plus the cost of cold starts. Without it: idle time,
-    subject to `target_miss_rate`.
+    subject to `target_miss_rate`, but no more than `price_ceiling` idle sandbox-seconds are paid to save one claim
+    from a cold start; None: any number.
     """
 
     target_miss_rate: float = 0.01
     cold_start_cost: float | None = None
+    price_ceiling: float | None = DEFAULT_PRICE_CEILING
 
     def first_threshold(self, lead: float) -> float:
         """The first rule's threshold: the newsvendor's critical ratio, or the target miss rate, right within 2x."""
@@ -103,11 +106,24 @@ class Follower:
             cost = cost + self.objective.cold_start_cost * missed
             allowed = np.ones(len(cost), dtype=bool)
         else:
-            allowed = missed <= self.objective.target_miss_rate * shadow.claims
-            if not allowed.any():
-                allowed = missed <= missed.min()
+            allowed = missed <= self._budget(cost, missed, shadow.claims)
         priced = np.where(allowed, cost, np.inf)
         return int(priced[:RULES].argmin()), RULES + int(priced[RULES:].argmin()), cost, allowed
+
+    def _budget(self, idle: Floats, missed: Floats, claims: float) -> float:
+        """The claims that may be missed: the target's share of those that any pool within the maximum could have
+        served, and more where fewer would cost more than the ceiling.
+
+        A burst beyond the maximum (36,000 claims, of which the largest pool misses 5,000) is no reason to stay at it:
+        it leaves 5,000 + 1 % of 31,000. If a forecast, which is late by a lead time, misses 600 more, the largest pool
+        must have idled for less than 600 x the ceiling to be preferred.
+        """
+        unavoidable = float(missed.min())
+        budget = unavoidable + self.objective.target_miss_rate * (claims - unavoidable)
+        if self.objective.price_ceiling is not None:
+            # Where one more claim costs just the ceiling; further on along the frontier each costs more.
+            budget = max(budget, float(missed[(idle + self.objective.price_ceiling * missed).argmin()]))
+        return budget + 1e-9 * claims
 
     def compared(self) -> tuple[RuleCost, RuleCost | None]:
         """The followed rule and the best of the other kind (constants beside forecasts, forecasts beside constants).

@@ -68,7 +68,7 @@ class Pool:
         """A pool that knows nothing yet and stands where the provider's does."""
         lead = lead_of(status, settings)
         most = max(runtime.pool.max, runtime.pool.size)
-        objective = Objective(runtime.pool.target_miss_rate, settings.cold_start_cost)
+        objective = Objective(runtime.pool.target_miss_rate, settings.cold_start_cost, settings.price_ceiling)
         demand = Demand(objective, lead=lead, tick=settings.tick, most=most, joins=settings.joins)
         target = runtime.pool.size if status is None else status.target
         return cls(runtime, settings, demand, RollingCount(demand.horizon), target, status=status)

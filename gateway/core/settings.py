@@ -264,6 +264,13 @@ class Settings:
         kind="duration",
         low=0,
     )
+    price_ceiling: float = _setting(
+        20_000.0,
+        "most idle time of a sandbox that a pool spends to save one claim from a cold start, whatever its"
+        " targetMissRate; 0: no limit",
+        kind="duration",
+        low=0,
+    )
     wake_cost: float = _setting(
         30.0, "cost of a wake, in seconds of an idle sandbox, for advice on sessions", kind="duration", low=0
     )

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.autoscaler.replay.scenarios import CLOCK_BACK, play
+from gateway.autoscaler.replay.scenarios import BURST_BEYOND_MAX, CLOCK_BACK, play
 
 
 @pytest.mark.parametrize("steps", [((7200.0, -600.0),), ((7200.0, 1800.0),), ((7200.0, -86400.0),)])
@@ -19,3 +19,22 @@ def test_clock_that_is_set_does_not_move_the_pool(steps: tuple[tuple[float, floa
         expected = alone.mean_target(hour * 3600.0, (hour + 1) * 3600.0)
         assert after_a_step.mean_target(hour * 3600.0, (hour + 1) * 3600.0) == pytest.approx(expected, rel=0.1)
     assert after_a_step.targets.levels.max() <= alone.targets.levels.max() + 2
+
+
+def test_burst_beyond_the_maximum_is_given_up_when_nobody_comes() -> None:
+    """While it lasts the pool is as large as may be; some hours later nothing is held, and the price stays bounded."""
+    played = play(BURST_BEYOND_MAX)
+    burst_ends = 4200.0
+
+    assert played.target_at(burst_ends) >= 500
+    released = played.released_after(burst_ends, 5)
+    assert released is not None
+    assert released < 2.5 * 3600.0
+    assert played.mean_target(burst_ends + 2.5 * 3600.0, BURST_BEYOND_MAX.span) <= 5.0
+
+
+def test_target_is_a_share_of_what_the_maximum_could_serve() -> None:
+    """Twice as many claims as the maximum can serve, for hours: it holds the maximum, and no miss is too many."""
+    crowd = replace(BURST_BEYOND_MAX, phases=((7200.0, 1.0),), scored_from=3600.0, most=5)
+
+    assert play(crowd).mean_target(3600.0, 7200.0) >= 4.9

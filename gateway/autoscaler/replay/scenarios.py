@@ -94,6 +94,12 @@ def play(scenario: Scenario) -> Played:
     return Played(scenario, outcome, loop.targets(), curve.idle_at(outcome.hit_rate))
 
 
+BURST_BEYOND_MAX = Scenario(
+    "burst-beyond-max",
+    "60 claims a second for ten minutes, more than the maximum serves, then nobody: the pool is given up.",
+    ((_HOUR_S, 0.05), (600.0, 60.0), (12 * _HOUR_S, 0.0)),
+    scored_from=_HOUR_S,
+)
 CLOCK_BACK = Scenario(
     "clock-back",
     "The wall clock is set back by ten minutes, an hour later forward by half an hour: the pool stays as it was.",
