@@ -20,6 +20,7 @@ from gateway.autoscaler.window import RollingCount
 _MAX_REVIEW_INTERVAL_S = 60.0  # between forecasts for a runtime without claims
 # A longer time without claims is observed in steps of this; beyond an hour it counts as a step of the clock.
 _MAX_STEP_S = 60.0
+_USUAL_S = 3600.0  # memory of the mean rate that a surge is compared with
 _MAX_SLEW_S = 1.0  # two clocks may differ by this much between looks before one counts as set
 _NO_WEIGHTS: Mapping[str, float] = MappingProxyType({})
 _MIN_COUNTS, _MAX_COUNTS = 32, 4096  # counts a distribution is kept for
@@ -68,6 +69,7 @@ class Demand:
         self._size = min(_MIN_COUNTS, self._largest)
         self._now: float | None = None
         self._observed = 0.0
+        self._usual_rate = 0.0  # claims a second in the last hour's mean
         self._claimed_at = -math.inf
         self._review_at = -math.inf
         self._last: Forecast | None = None
@@ -138,6 +140,7 @@ class Demand:
         self.recent.add(now, claims)
         self.mixture.observe(now, elapsed, claims)
         self._observed += elapsed
+        self._usual_rate += (claims / elapsed - self._usual_rate) * min(elapsed / min(self._observed, _USUAL_S), 1.0)
         self.shadow.observe(now, elapsed, claims)
 
     def forecast(self, now: float) -> Forecast:
@@ -161,8 +164,9 @@ class Demand:
         level, alert = self.wanted_by(self.follower)
         constant = self.follower.constant
         self._last = Forecast(
-            now, self.horizon, 0.0, q, level, "", _NO_WEIGHTS, alert, self._observed, constant=constant
-        )
+            now, self.horizon, 0.0, q, level, "", _NO_WEIGHTS, alert, self._observed,
+            usual=self._usual_rate * self.horizon, constant=constant,
+        )  # fmt: skip
         return self._last
 
     def wanted_by(self, follower: Follower) -> tuple[int, int]:
@@ -188,6 +192,7 @@ class Demand:
             self.mixture.shares(),
             alert=last.alert,
             observed=last.observed,
+            usual=last.usual,
             expected_misses=max(mean - saved, 0.0) * 3600.0 / last.horizon,
             constant=last.constant,
         )

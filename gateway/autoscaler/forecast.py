@@ -141,6 +141,7 @@ class Forecast(NamedTuple):
     alert: int = 0  # what to go up to when claims outrun the level
     observed: float = 0.0  # seconds of demand that it rests on
     expected_misses: float = 0.0  # claims per hour expected to find the pool empty at `level`
+    usual: float = 0.0  # claims in a horizon, in the last hour's mean
     constant: bool = False  # `level` is a constant, found cheaper than following the forecast
 
     def at(self, level: int, quantile: float, alert: int, *, constant: bool) -> Forecast:

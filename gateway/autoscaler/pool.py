@@ -114,6 +114,7 @@ class Pool:
             lower_since=last.lower_since if last else None,
             lower_to=last.lower_to if last else 0,
             tried_at=last.tried_at if last else None,
+            surging=last.surging if last else False,
         )
 
     def moved(self, now: float, target: int, why: str) -> None:

@@ -52,6 +52,7 @@ class Observed(NamedTuple):
     lower_since: float | None = None  # since when a lower level than the target is wanted
     lower_to: int = 0  # the highest level wanted since then
     tried_at: float | None = None  # when the breaker last let a step up through
+    surging: bool = False  # whether the surge guard holds the pool
 
 
 class Decision(NamedTuple):
@@ -64,6 +65,7 @@ class Decision(NamedTuple):
     lower_since: float | None = None
     lower_to: int = 0
     tried_at: float | None = None
+    surging: bool = False
 
 
 def decide(spec: ScalerSpec, observed: Observed, forecast: Forecast | None, now: float) -> Decision:
@@ -72,6 +74,12 @@ def decide(spec: ScalerSpec, observed: Observed, forecast: Forecast | None, now:
         size = max(spec.fixed, 0)
         return Decision(size, size, "fixed", f"The pool is fixed at {size}.")
     wanted, rule, why = _want(spec, observed, forecast, now)
+    return _within(spec, observed, Decision(0, wanted, rule, why), now)._replace(surging=rule == "surge")
+
+
+def _within(spec: ScalerSpec, observed: Observed, want: Decision, now: float) -> Decision:
+    """Limits, hysteresis and breaker."""
+    wanted, rule, why = want.wanted, want.rule, want.why
     if wanted > spec.max:
         wanted, rule, why = spec.max, "max", f"{why} That is more than its maximum, {spec.max}."
     elif wanted < spec.min:
@@ -102,10 +110,10 @@ def _want(spec: ScalerSpec, observed: Observed, forecast: Forecast | None, now: 
     if forecast.observed < spec.learn_for:
         wanted = max(spec.fixed, recent, min(observed.target, spec.max))
         return wanted, "learning", f"It has seen {forecast.observed:.0f} s of demand so far and holds {wanted}."
-    if observed.recent_misses >= 2 and recent > wanted and _is_surge(spec, observed, forecast):
+    if recent > wanted and _is_surge(spec, observed, forecast):
         wanted = max(recent, forecast.alert)
         why = f"{recent} claims came within {forecast.horizon:.0f} s and {observed.recent_misses} found the pool empty"
-        return wanted, "surge", f"{why}; it goes up to {wanted}."
+        return wanted, "surge", f"{why}; that takes {wanted}."
     if forecast.constant:
         return (
             wanted,
@@ -116,10 +124,19 @@ def _want(spec: ScalerSpec, observed: Observed, forecast: Forecast | None, now: 
 
 
 def _is_surge(spec: ScalerSpec, observed: Observed, forecast: Forecast) -> bool:
-    """Whether the misses are more than this quantile leaves to chance, or the claims more than its level does: by two
-    standard deviations. A pool that may miss one claim in five misses two of six all the time; to go up each time,
+    """Whether claims outrun the forecast: from two misses on that are more than chance until no more come than usual.
+
+    A guard that looked at misses only would let go as soon as it works: at 50 claims a second it orders 600, a horizon
+    later none of them misses, the forecast's 5 is back, and all claims miss again.
+
+    It begins when the misses are more than this quantile leaves to chance, or the claims more than its level does: by
+    two standard deviations. A pool that may miss one claim in five misses two of six all the time; to go up each time,
     after the event, costs a fifth more than to stay (steady traffic, 20 % misses allowed).
     """
+    if observed.surging:
+        return observed.recent_claims > forecast.usual
+    if observed.recent_misses < 2:
+        return False
     expected = observed.recent_claims * (1.0 - forecast.quantile)
     level = min(max(forecast.level, spec.min), spec.max)
     unlucky = observed.recent_misses > 1.0 + expected + 2.0 * math.sqrt(expected)

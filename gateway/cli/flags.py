@@ -27,7 +27,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "hibernation": ("snapshots", "snapshot_max_size", "snapshot_key_file", "hibernated_retention"),
     "warm pools": (
-        "autoscaler_tick", "cold_start_cost", "price_ceiling", "max_warm", "wake_cost", "advised_hibernation", "prewake",
+        "autoscaler_tick", "cold_start_cost", "price_ceiling", "max_warm", "wake_cost", "advised_hibernation",
+        "prewake",
     ),
     "who may use it": (
         "auth", "admin_key_file", "tenants", "insecure_no_auth", "oidc_issuer", "oidc_audience", "oidc_tenant_claim",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.autoscaler.replay.scenarios import BURST_BEYOND_MAX, CLOCK_BACK, play
+from gateway.autoscaler.replay.scenarios import BURST_BEYOND_MAX, CLOCK_BACK, STEP, play
 
 
 @pytest.mark.parametrize("steps", [((7200.0, -600.0),), ((7200.0, 1800.0),), ((7200.0, -86400.0),)])
@@ -38,3 +38,12 @@ def test_target_is_a_share_of_what_the_maximum_could_serve() -> None:
     crowd = replace(BURST_BEYOND_MAX, phases=((7200.0, 1.0),), scored_from=3600.0, most=5)
 
     assert play(crowd).mean_target(3600.0, 7200.0) >= 4.9
+
+
+def test_surge_guard_stays_while_the_surge_does() -> None:
+    """From .1 to 50 claims a second: once the pool has caught up it is not let go under full load."""
+    played = play(STEP)
+
+    assert played.outcome.hit_rate >= 0.99
+    since = STEP.scored_from
+    assert min(played.target_at(since + second) for second in range(500)) >= 500

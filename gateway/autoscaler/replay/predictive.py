@@ -58,7 +58,10 @@ class _Pool:
     def _decide(self, now: float) -> None:
         last = self._last
         # Nothing is known here of ready, starting and failed sandboxes.
-        seen = Observed(last.target, 0, 0, self._recent, self.misses.total, 0, "", last.lower_since, last.lower_to)
+        seen = Observed(
+            last.target, 0, 0, self._recent, self.misses.total, 0, "", last.lower_since, last.lower_to,
+            surging=last.surging,
+        )  # fmt: skip
         self._last = decide(self._spec, seen, self._forecast, now)
         if self._last.target != last.target or not self._times:
             self._times.append(now)

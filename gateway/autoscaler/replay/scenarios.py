@@ -100,6 +100,13 @@ BURST_BEYOND_MAX = Scenario(
     ((_HOUR_S, 0.05), (600.0, 60.0), (12 * _HOUR_S, 0.0)),
     scored_from=_HOUR_S,
 )
+STEP = Scenario(
+    "step",
+    "From one claim in ten seconds to 50 a second: after the first lead times none misses, and none does later.",
+    ((_HOUR_S, 0.1), (600.0, 50.0)),
+    most=1000,
+    scored_from=_HOUR_S + 24.0,
+)
 CLOCK_BACK = Scenario(
     "clock-back",
     "The wall clock is set back by ten minutes, an hour later forward by half an hour: the pool stays as it was.",
