@@ -12,7 +12,7 @@ from gateway.autoscaler.empirical import FastSlow, RollingQuantile
 from gateway.autoscaler.follower import Follower, Objective
 from gateway.autoscaler.forecast import Floats, Forecast, Forecaster
 from gateway.autoscaler.mixture import Mixture
-from gateway.autoscaler.rates import RateBelief
+from gateway.autoscaler.rates import FIRST_PRIOR, RateBelief
 from gateway.autoscaler.seasonal import Timers, WeekProfile
 from gateway.autoscaler.shadow import Shadow
 from gateway.autoscaler.window import RollingCount
@@ -53,6 +53,7 @@ class Demand:
         tick: float,
         most: int,
         joins: bool = False,
+        prior: Floats = FIRST_PRIOR,
         experts: list[Forecaster] | None = None,
     ) -> None:
         self.tick = tick
@@ -60,9 +61,8 @@ class Demand:
         self.horizon = round(lead + tick / 2.0, 3)
         self.most = most
         self.recent = RollingCount(self.horizon)
-        self.mixture = Mixture(
-            RateBelief(), make_experts(self.recent, tick) if experts is None else experts, delay=tick
-        )
+        self.rates = RateBelief(prior)
+        self.mixture = Mixture(self.rates, make_experts(self.recent, tick) if experts is None else experts, delay=tick)
         self.shadow = Shadow(lead, min(most, _MAX_COUNTS), joins=joins)
         self.follower = Follower(objective, self.shadow)
         self._largest = min(most + 2, _MAX_COUNTS)

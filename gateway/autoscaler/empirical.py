@@ -107,10 +107,10 @@ class FastSlow(BackwardLooking):
             self._learn()
         rate = claims / elapsed
         # Steps are uneven: `elapsed` seconds count 1 - exp(-elapsed / span) in a mean with that time constant. Until 15
-        # minutes are seen, the slow rate is about the mean of what is seen, and not drawn towards the zero that it
-        # began with.
+        # minutes are seen, the slow rate is about the mean of what is seen and a minute without claims before it (or
+        # one claim in the first second would be one a second), and not drawn towards the zero that it began with.
         self._fast += (rate - self._fast) * (1.0 - math.exp(-elapsed / self._fast_span))
-        self._slow += (rate - self._slow) * (1.0 - math.exp(-elapsed / min(self._slow_span, self._span + elapsed)))
+        self._slow += (rate - self._slow) * (1.0 - math.exp(-elapsed / min(self._slow_span, self._span + 60.0)))
         self._span += elapsed
 
     def _learn(self) -> None:

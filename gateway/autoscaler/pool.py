@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.autoscaler.demand import Demand
 from gateway.autoscaler.follower import Objective, RuleCost
 from gateway.autoscaler.forecast import Floats, Forecast
+from gateway.autoscaler.rates import prior_from
 from gateway.autoscaler.scaler import Decision, Observed, ScalerSpec, decide
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.autoscaler.window import RollingCount
@@ -64,12 +66,19 @@ class Pool:
     changes: deque[Change] = field(default_factory=lambda: deque(maxlen=20))
 
     @classmethod
-    def make(cls, runtime: Runtime, settings: AutoscalerSettings, status: PoolStatus | None) -> Pool:
-        """A pool that knows nothing yet and stands where the provider's does."""
+    def make(
+        cls,
+        runtime: Runtime,
+        settings: AutoscalerSettings,
+        status: PoolStatus | None,
+        others: Iterable[Pool] = (),
+    ) -> Pool:
+        """A pool that knows nothing yet but what rates of claims `others` have. It stands where the provider's does."""
         lead = lead_of(status, settings)
         most = max(runtime.pool.max, runtime.pool.size)
         objective = Objective(runtime.pool.target_miss_rate, settings.cold_start_cost, settings.price_ceiling)
-        demand = Demand(objective, lead=lead, tick=settings.tick, most=most, joins=settings.joins)
+        prior = prior_from(pool.demand.rates for pool in others)
+        demand = Demand(objective, lead=lead, tick=settings.tick, most=most, joins=settings.joins, prior=prior)
         target = runtime.pool.size if status is None else status.target
         return cls(runtime, settings, demand, RollingCount(demand.horizon), target, status=status)
 

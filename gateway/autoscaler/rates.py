@@ -14,6 +14,7 @@ with traffic follows RobustScaler (ICDE 2022), which models it as a non-homogene
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from operator import mul, truediv
 
@@ -22,12 +23,17 @@ import numpy as np
 from gateway.autoscaler.forecast import BackwardLooking, Floats, counts_up_to, log_factorials
 
 RATES: Floats = np.logspace(-5.0, 2.5, 76)  # claims a second: one a day to 316, in steps of 26 %
+# What rates are before anything is seen: as likely at each step up to one in 50 s, then falling with rate^1.5. Were
+# every rate as likely, a claim in a runtime's first seconds would be one of hundreds: 278 sandboxes at a lead of 10 s.
+FIRST_PRIOR: Floats = 1.0 / (1.0 + RATES / 0.02) ** 1.5
+FIRST_PRIOR /= FIRST_PRIOR.sum()
 _LOG_RATES: Floats = np.log(RATES)
 _ONES: Floats = np.ones(len(RATES))
 HAZARDS: Floats = np.array([1 / 15, 1 / 60, 1 / 240, 1 / 1000, 1 / 4000])  # jumps a second
 _EVIDENCE_MEMORY_S = 3 * 3600.0  # seconds; how long a filter's past success counts
 _PRIOR_MEMORY_S = 3 * 86400.0  # seconds over which the jump prior is averaged
-_UNIFORM_PRIOR_S = 600.0  # seconds that the uniform prior counts for at the start
+_FIRST_PRIOR_S = 600.0  # seconds that the first prior counts for
+_TAUGHT_S = 3600.0  # seconds that another runtime must have been seen to say something of new ones
 _SLOTS_A_DAY = 48  # of a day
 _SLOT_MEMORY_S = 10 * 86400.0 / _SLOTS_A_DAY  # ten days' worth of one slot
 _COMMIT_INTERVAL_S = 60.0  # seconds between updates of the jump priors
@@ -84,29 +90,44 @@ def erlang_values(horizon: float, size: int) -> Floats:
     return np.ascontiguousarray((load * (blocked[:-1] - blocked[1:])).T)
 
 
+def prior_from(beliefs: Iterable[RateBelief]) -> Floats:
+    """What to expect of a new runtime: what the rates of others have been, and FIRST_PRIOR with the weight of two."""
+    others = [belief.overall for belief in beliefs if belief.known_for >= _TAUGHT_S]
+    out: Floats = np.sum([FIRST_PRIOR, FIRST_PRIOR, *others], axis=0) / (2.0 + len(others))
+    return out
+
+
 class RateBelief(BackwardLooking):
-    """Filters over RATES at each of HAZARDS. Time of day is UTC's; 40 kB of state."""
+    """Filters over RATES at each of HAZARDS. Time of day is UTC's; 40 kB of state.
+
+    `prior`: what rates to expect before anything is seen, and for the first ten minutes mostly.
+    """
 
     name = "rates"
     fresh = 0.0
 
-    def __init__(self) -> None:
+    def __init__(self, prior: Floats = FIRST_PRIOR) -> None:
         n = len(HAZARDS)
         # Each filter's belief up to a factor, and below them the prior of the jumps: one product moves them all.
-        self._rows: Floats = np.full((n + 1, len(RATES)), 1.0 / len(RATES))
+        self._rows: Floats = np.tile(prior, (n + 1, 1))
         self._belief = self._rows[:n]
         self._prior = self._rows[n]
         self._evidence: Floats = np.ones(n)  # what the rows of the belief sum to
         self._sums = [1.0] * n  # the same as plain floats
         self._moved: Floats = np.empty((n, len(RATES)))
         self._weight = [1.0 / n] * n  # of the filters
-        self._overall: Floats = np.full(len(RATES), 1.0 / len(RATES))
-        self._overall_span = _UNIFORM_PRIOR_S
-        self._slots: Floats = np.full((_SLOTS_A_DAY, len(RATES)), 1.0 / len(RATES))
+        self.overall: Floats = prior
+        self._overall_span = _FIRST_PRIOR_S
+        self._slots: Floats = np.tile(prior, (_SLOTS_A_DAY, 1))
         self._slot_span = [0.0] * _SLOTS_A_DAY
         self._unseen = 0.0  # seconds since a belief was last taken into the minute's mean
         self._since_commit: Floats = np.zeros(len(RATES))
         self._uncommitted = 0.0
+
+    @property
+    def known_for(self) -> float:
+        """Seconds that it has seen, at most those that it remembers."""
+        return self._overall_span - _FIRST_PRIOR_S
 
     def observe(self, now: float, elapsed: float, claims: int) -> None:
         """`claims` came in the `elapsed` seconds that end at `now`."""
@@ -143,12 +164,12 @@ class RateBelief(BackwardLooking):
         span = self._uncommitted
         seen = self._since_commit / span
         self._overall_span = min(self._overall_span + span, _PRIOR_MEMORY_S)
-        self._overall = self._overall + (seen - self._overall) * min(span / self._overall_span, 1.0)
+        self.overall = self.overall + (seen - self.overall) * min(span / self._overall_span, 1.0)
         slot = int(now % 86400.0 * _SLOTS_A_DAY / 86400.0)
         known_for = self._slot_span[slot] = min(self._slot_span[slot] + span, _SLOT_MEMORY_S)
         of_slot = self._slots[slot]
         of_slot += (seen - of_slot) * min(span / known_for, 1.0)
-        self._prior[:] = self._overall + 0.5 * known_for / (known_for + 1800.0) * (of_slot - self._overall)
+        self._prior[:] = self.overall + 0.5 * known_for / (known_for + 1800.0) * (of_slot - self.overall)
         self._since_commit = np.zeros(len(RATES))
         self._uncommitted = 0.0
 

@@ -175,7 +175,9 @@ class Autoscaler:
         for key, runtime in served.items():
             pool = self.pools.get(key)
             if pool is None or pool.runtime.pool != runtime.pool:
-                self.pools[key] = new = Pool.make(runtime, self._settings, await self._status(key))
+                self.pools[key] = new = Pool.make(
+                    runtime, self._settings, await self._status(key), list(self.pools.values())
+                )
                 new.looked_at = now
                 self._tasks.spawn(self._restore(new, now))
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from gateway.autoscaler.demand import Demand
+from gateway.autoscaler.follower import Objective
+from gateway.autoscaler.rates import RateBelief, prior_from
 from gateway.autoscaler.replay.scenarios import BURST_BEYOND_MAX, CLOCK_BACK, STEP, play
 
 
@@ -47,3 +51,35 @@ def test_surge_guard_stays_while_the_surge_does() -> None:
     assert played.outcome.hit_rate >= 0.99
     since = STEP.scored_from
     assert min(played.target_at(since + second) for second in range(500)) >= 500
+
+
+@pytest.mark.parametrize("lead", [10.0, 60.0])
+@pytest.mark.parametrize("second", [1, 5, 20, 50])
+def test_first_claim_of_a_new_runtime_orders_few(lead: float, second: int) -> None:
+    """One claim in a runtime's first minute: after the minute for which nothing is decided it holds a handful."""
+    demand = Demand(Objective(0.01), lead=lead, tick=1.0, most=512)
+    levels = []
+    for now in range(1, 300):
+        demand.observe(1e9 + now, int(now == second))
+        levels.append(demand.forecast(1e9 + now).level)
+
+    assert max(levels[60:]) <= (3 if lead == 10.0 else 12)
+    assert max(levels) <= 1.3 * lead + 5
+
+
+def test_new_runtime_expects_what_others_have() -> None:
+    """With busy runtimes beside it, a first claim is taken for the first of many; beside quiet ones it is not."""
+    levels = []
+    for rate in (0.001, 0.5):
+        others = []
+        for seed in range(6):
+            other = RateBelief()
+            for minute, claims in enumerate(np.random.default_rng(seed).poisson(60.0 * rate, 120).tolist()):
+                other.observe(60.0 * (minute + 1), 60.0, claims)
+            others.append(other)
+        demand = Demand(Objective(0.01), lead=10.0, tick=1.0, most=512, prior=prior_from(others))
+        for now in range(1, 62):
+            demand.observe(1e9 + now, int(now == 61))
+        levels.append(demand.forecast(1e9 + 61).alert)
+
+    assert levels[0] + 2 <= levels[1] <= 30
