@@ -160,7 +160,7 @@ class ScriptedProvider:
         """Keep the workspace although the sandbox ends: here the same as `keep`."""
         return await self.keep(sandbox_id, session_id)
 
-    async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+    async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId, *, last: str | None = None) -> str | None:
         """None: this keeper parks, and does not copy."""
         return None
 
@@ -222,6 +222,10 @@ class MemorylessExecutor:
             if self._provider is not None and await self._provider.find(sandbox.id) is None:
                 raise UpstreamBrokenError(f"sandbox {sandbox.id} went away")
             yield half.encode()
+
+    async def fingerprint(self, sandbox: Sandbox, session_id: SessionId) -> str:
+        """The contents themselves."""
+        return "" if self._provider is None else self._provider.contents.get(sandbox.id, "")
 
     async def restore(self, sandbox: Sandbox, session_id: SessionId, chunks: AsyncIterator[bytes]) -> None:
         """Replace the contents. Raises UpstreamBrokenError if the sandbox has ended."""

@@ -17,7 +17,7 @@ from picod.files.uploads import upload, upload_raw
 from picod.http.request import Request, Scope
 from picod.interpreter.services import InterpreterServices
 from picod.services import Services
-from picod.snapshot.api import SnapshotServices, restore_snapshot, send_snapshot
+from picod.snapshot.api import SnapshotServices, restore_snapshot, send_fingerprint, send_snapshot
 
 if TYPE_CHECKING:
     from picod.ports.agent import Agent
@@ -116,6 +116,7 @@ ROUTES = (
     Route(("POST",), b"/api/fs/move", _late(_files, "picod.files.manage", "move")),
     Route(("GET",), wire.SNAPSHOT_PATH.encode(), _with(_snapshots, send_snapshot)),
     Route(("PUT",), wire.SNAPSHOT_PATH.encode(), _with(_snapshots, restore_snapshot)),
+    Route(("GET",), wire.FINGERPRINT_PATH.encode(), _with(_snapshots, send_fingerprint)),
     Route(("GET",), wire.ACTIVITY_PATH.encode(), activity),
     Route(("GET",), b"/api/ports", _late(_config, "picod.ports.api", "list_ports")),
     Route(ANY, wire.PORTS_PATH.encode(), _late(_config, "picod.ports.api", "forward_to_port")),

@@ -18,6 +18,7 @@ HEALTH_PATH = "/health"
 RUN_CODE_PATH = "/api/run_code"  # POST: run code in a context
 CONTEXTS_PATH = "/api/contexts"  # code contexts: list, make; below it one by its name
 SNAPSHOT_PATH = "/api/snapshot"  # GET: the workspace as a stream; PUT: a stream becomes the workspace
+FINGERPRINT_PATH = "/api/snapshot/fingerprint"  # GET: {"fingerprint": text}, equal while the workspace is unchanged
 SUSPEND_PATH = "/api/suspend"  # POST: write the contexts' state into the workspace
 RESUME_PATH = "/api/resume"  # POST: a workspace was restored: expect the contexts whose state it holds
 ACTIVITY_PATH = "/api/activity"  # {"busy": bool}: whether something runs that no request waits for

@@ -164,6 +164,7 @@ class Gateway:
                 terminated_retention=settings.terminated_retention,
                 sweep_interval=settings.sweep_interval,
                 start_timeout=settings.sandbox_start_timeout if settings.engine == "kubernetes" else 0.0,
+                checkpoint_interval=settings.checkpoint_interval if settings.engine == "kubernetes" else 0.0,
                 claims_at_once=claims_at_once(settings),
             ),
             shared=shared,

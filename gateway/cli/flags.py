@@ -25,7 +25,9 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "records, and several gateways": (
         "state_dir", "store", "store_prefix", "advertise", "takeover_after", "sweep_interval", "terminated_retention",
     ),
-    "hibernation": ("snapshots", "snapshot_max_size", "snapshot_key_file", "hibernated_retention"),
+    "hibernation": (
+        "snapshots", "checkpoint_interval", "snapshot_max_size", "snapshot_key_file", "hibernated_retention",
+    ),
     "warm pools": (
         "autoscaler_tick", "cold_start_cost", "price_ceiling", "max_warm", "wake_cost", "advised_hibernation",
         "prewake",

@@ -277,8 +277,12 @@ class WorkspaceKeeper(Protocol):
         """
         ...
 
-    async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """Like `keep`, for a sandbox that must keep running. None: it has ended, or this keeper cannot copy."""
+    async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId, *, last: str | None = None) -> str | None:
+        """Like `keep`, for a sandbox that must keep running. None: it has ended, or this keeper cannot copy.
+
+        `last` is the reference in the session's record. It is returned if the workspace is known to be unchanged since
+        it was copied as that.
+        """
         ...
 
     async def restore(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
@@ -333,6 +337,10 @@ class Executor(Protocol):
 
     def export(self, sandbox: Sandbox, session_id: SessionId) -> AsyncGenerator[bytes, None]:
         """The workspace as a stream, complete once it ends without an error."""
+        ...
+
+    async def fingerprint(self, sandbox: Sandbox, session_id: SessionId) -> str:
+        """A text that stays the same while the workspace is unchanged; "" if the sandbox cannot tell."""
         ...
 
     async def restore(self, sandbox: Sandbox, session_id: SessionId, chunks: AsyncIterator[bytes]) -> None:

@@ -205,7 +205,8 @@ class Runtime:
     pool: PoolSpec = PoolSpec()
     auth: bool = True  # spec.authMode picod; False: requests carry no token
     hibernation: HibernationMode = HibernationMode.STATE  # spec.wakegate.hibernation
-    checkpoint_interval: float | None = None  # spec.wakegate.checkpointInterval: seconds between copies while active
+    # spec.wakegate.checkpointInterval: seconds between copies while active; 0: never, None: the gateway's default.
+    checkpoint_interval: float | None = None
     python: str | None = None  # spec.wakegate.python: the environment of user code's python3 (local engine)
     python_roots: tuple[str, ...] = ()  # the base interpreter of `python` must be below one of these folders
     # spec.wakegate.preload: modules that are imported before a python3 script starts (picod/commands/preload.py).

@@ -289,6 +289,13 @@ class Settings:
         "", "where hibernated sessions are kept: file:///FOLDER, s3://BUCKET/PREFIX, gs://..., az://..."
         " (default: parked by the local engine, without a copy)", kind="text", metavar="URL",
     )  # fmt: skip
+    checkpoint_interval: float = _setting(
+        300.0,
+        "how often active sessions are copied in a cluster, where a node can be lost, if files changed since; a"
+        " runtime's checkpointInterval comes first, on every engine; 0: never",
+        kind="duration",
+        low=0,
+    )
     snapshot_max_size: int = _setting(
         4 << 30,
         "largest snapshot, compressed; a session that exceeds it is not hibernated; 0: no limit",

@@ -37,8 +37,10 @@ class Reader:
         """Add a problem: what is expected at `path`, and what was found."""
         self.note(path, f"{right}, got {named(got)}")
 
-    def duration(self, parent: Mapping[str, Any], key: str, prefix: str, default: float) -> float:
-        """Seconds of a duration such as 15m, above zero and below _MAX_DURATION_S."""
+    def duration(
+        self, parent: Mapping[str, Any], key: str, prefix: str, default: float, *, zero: bool = False
+    ) -> float:
+        """Seconds of a duration such as 15m, above zero (or zero, where that means never) and below _MAX_DURATION_S."""
         value = parent.get(key)
         if value is None:
             return default
@@ -46,7 +48,7 @@ class Reader:
             seconds = parse_duration(value)
         except ValueError:  # `$` of the schema's pattern also matches before a final newline
             seconds = -1.0
-        if 0 < seconds < _MAX_DURATION_S:
+        if 0 < seconds < _MAX_DURATION_S or (zero and seconds == 0):
             return seconds
         self.problem(prefix + key, "expected a duration above zero such as 15m or 8h", value)
         return default

@@ -157,6 +157,9 @@ def _common(
 def _interpreter(runtime: Runtime, spec: Mapping[str, Any], reader: Reader, *, in_cluster: bool) -> Runtime:
     """Read a CodeInterpreter's own fields: image, variables and resources are in `spec.template`."""
     place, template, extra = "spec.template.", spec.get("template", {}), spec.get("wakegate", {})
+    interval = None
+    if "checkpointInterval" in extra:
+        interval = reader.duration(extra, "checkpointInterval", "spec.wakegate.", 0.0, zero=True)
     return replace(
         runtime,
         image=template.get("image", ""),
@@ -166,7 +169,7 @@ def _interpreter(runtime: Runtime, spec: Mapping[str, Any], reader: Reader, *, i
         limits=read_limits(template.get("resources", {}), place, extra, reader),
         auth=spec.get("authMode", "picod") == "picod",
         hibernation=HibernationMode(extra.get("hibernation", HibernationMode.STATE)),
-        checkpoint_interval=reader.duration(extra, "checkpointInterval", "spec.wakegate.", 0.0) or None,
+        checkpoint_interval=interval,
         preload=read_preload(extra, reader),
         code_context=extra.get("codeContext", ""),
     )

@@ -83,7 +83,9 @@ def _code_interpreter() -> Schema:
                         "What an idle session keeps: nothing, as it ends (off), its workspace, or its Python state too"
                         " (state, the default).",
                     ),
-                    "checkpointInterval": duration("How often active sessions are copied; without it never."),
+                    "checkpointInterval": duration(
+                        "How often active sessions are copied; 0s: never. Without it as --checkpoint-interval says."
+                    ),
                     "preload": list_of(text(), "Python modules that user code finds imported."),
                     "codeContext": choice(["warm", "lazy", "off"], "When the first code context is started."),
                     "limits": object_of(

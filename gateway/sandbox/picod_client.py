@@ -33,6 +33,7 @@ from picod import wire
 
 _MAX_ANSWER_BYTES = 1 << 20  # of a response that is not a snapshot
 _MIN_EXPORT_RATE_BYTES = 64 << 10  # per second: at this rate 5 GiB, the default workspace limit, take 23 hours
+_MAX_FINGERPRINT_CHARS = 64
 _MAX_ERROR_CHARS = 300  # of picod's error text in ours
 _NO_LISTENER = (ConnectionRefusedError, FileNotFoundError, ConnectionResetError)
 
@@ -91,6 +92,17 @@ class PicodExecutor:
                 waited += clock() - began
                 received += len(chunk)
                 yield chunk
+
+    async def fingerprint(self, sandbox: Sandbox, session_id: SessionId) -> str:
+        """Ask for the workspace's fingerprint. "" from an executor without that route, or that answers nonsense."""
+        path = wire.FINGERPRINT_PATH
+        async with (
+            _deadline(self._answer_timeout, self._unanswered(sandbox, path)),
+            self._call("GET", path, sandbox, session_id) as reply,
+        ):
+            body = await _read_bounded(reply)
+        text = _json(body).get("fingerprint") if reply.status_code == 200 else ""
+        return text if isinstance(text, str) and len(text) <= _MAX_FINGERPRINT_CHARS else ""
 
     async def restore(self, sandbox: Sandbox, session_id: SessionId, chunks: AsyncIterator[bytes]) -> None:
         """Replace the workspace. Raises what `chunks` raises, and SnapshotCorruptError if picod rejects the archive."""

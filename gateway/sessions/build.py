@@ -55,6 +55,7 @@ class SessionSettings:
     # How long a sandbox may take to start where requests wait for all of that, as in a cluster that pulls an image or
     # adds a node; 0: the hold rule alone applies.
     start_timeout: float = 0.0
+    checkpoint_interval: float = 0.0  # for runtimes that set none; 0: such sessions are not copied
     claims_at_once: int = 64  # that the engine serves; further ones wait in the order of tenants' shares
 
 
@@ -283,6 +284,7 @@ def _make_sweeper(
         activity=base.activity,
         clock=outside.clock,
         interval=settings.sweep_interval,
+        checkpoint_interval=settings.checkpoint_interval,
         terminated_retention=settings.terminated_retention,
         orphan_retention=settings.hibernated_retention,
     )

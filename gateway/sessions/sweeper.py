@@ -25,7 +25,7 @@ from gateway.core.errors import (
     WakegateError,
 )
 from gateway.core.interfaces import RuntimeCatalog, SessionStore, WorkspaceKeeper
-from gateway.core.model import HibernationMode, Session, SessionId, SessionState
+from gateway.core.model import HibernationMode, Kind, Runtime, Session, SessionId, SessionState
 from gateway.sessions.activity import Activity
 from gateway.sessions.bindings import Bindings
 from gateway.sessions.bounded_tasks import BoundedTasks
@@ -76,10 +76,13 @@ class Sweeper:
         activity: Activity,
         clock: Clock,
         interval: float = 5.0,
+        checkpoint_interval: float = 0.0,
         terminated_retention: float = 3600.0,
         orphan_retention: float = 604_800.0,
     ) -> None:
-        """Times in seconds. `orphan_retention`: how long a workspace that no record names is kept.
+        """Times in seconds. `checkpoint_interval`: of runtimes that set none; 0: never.
+
+        `orphan_retention`: how long a workspace that no record names is kept.
 
         It equals the retention of hibernated sessions: when the store comes back empty, or is the wrong one, every
         workspace is an orphan until the operator restores the records.
@@ -95,6 +98,7 @@ class Sweeper:
         self._catalog = catalog
         self._clock = clock
         self._interval = interval
+        self._checkpoint_interval = checkpoint_interval
         self._terminated_retention = terminated_retention
         self._orphan_retention = orphan_retention
         self._not_before: dict[SessionId, float] = {}  # when to try again, for sessions that could not be hibernated
@@ -147,7 +151,7 @@ class Sweeper:
         Sessions that were not used since their last checkpoint are skipped: a new copy would equal the old one.
         """
         now = self._clock.now()
-        if all(runtime.checkpoint_interval is None for runtime in self._catalog.all()):
+        if not any(map(self._interval_of, self._catalog.all())):
             return 0  # the common case, in which no record is read
         bound = self._bindings.sessions
         self._checkpointed = {each: at for each, at in self._checkpointed.items() if each in bound}
@@ -158,14 +162,24 @@ class Sweeper:
                 continue
             session = await self._records.peek(session_id)
             runtime = None if session is None else self._catalog.get(session.runtime)
-            interval = None if runtime is None else runtime.checkpoint_interval
-            if interval is None or now - last < interval:
+            interval = 0.0 if runtime is None else self._interval_of(runtime)
+            if not interval or now - last < interval:
                 continue
+            if session is not None and now - (session.snapshot_at or 0.0) < interval:
+                continue  # another gateway that serves this session has copied it
             if session_id not in self._copying:
                 if not await self._copying.start(session_id, partial(self._checkpoint, session_id), self._interval):
                     break
                 self._checkpointed[session_id] = now
         return await self._copying.settle(self._interval)
+
+    def _interval_of(self, runtime: Runtime) -> float:
+        """Seconds between two checkpoints of a session; 0: none are taken."""
+        if runtime.checkpoint_interval is not None:
+            return runtime.checkpoint_interval
+        # An agent's image has no picod to send files, and what is not hibernated has nothing that is worth a copy.
+        copied = runtime.key.kind is Kind.CODE_INTERPRETER and runtime.hibernation is not HibernationMode.OFF
+        return self._checkpoint_interval if copied else 0.0
 
     async def _checkpoint(self, session_id: SessionId) -> bool:
         try:

@@ -136,7 +136,7 @@ class Transitions:
     async def checkpoint(self, session: Session) -> Session:
         """Copy the workspace of a session that stays active. Raises as WorkspaceKeeper.keep, and StaleWriteError."""
         assert session.sandbox is not None
-        reference = await self._keeper.checkpoint(session.sandbox.id, session.id)
+        reference = await self._keeper.checkpoint(session.sandbox.id, session.id, last=session.snapshot)
         if reference is None:
             return session
         try:
@@ -144,7 +144,8 @@ class Transitions:
                 session, replace(session, snapshot=reference, snapshot_at=self._clock.now())
             )
         except BaseException:
-            await self.delete_snapshot(reference)
+            if reference != session.snapshot:
+                await self.delete_snapshot(reference)
             raise
 
     async def restore(self, session: Session, sandbox: Sandbox, runtime: Runtime) -> Session:

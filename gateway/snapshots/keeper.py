@@ -8,6 +8,7 @@ sandbox that has already ended; so with both, records contain references of both
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from pathlib import Path
@@ -24,6 +25,7 @@ from gateway.snapshots.pace import DEFAULT_PACE, PaceLimits, paced
 
 logger = logging.getLogger(__name__)
 
+_MAX_COPIED = 100_000  # sandboxes whose last checkpoint is remembered; one that was forgotten is copied again
 PARTIAL_AGE_S = 3600.0  # since the last write; a running put writes at least every few minutes (`pace`)
 
 
@@ -68,6 +70,9 @@ class SnapshotKeeper:
         self._restoring: Callable[[SandboxId], AbstractAsyncContextManager[None]]
         self._restoring = provider.restoring if isinstance(provider, DiskWatcher) else lambda _: nullcontext()
         self._pace = pace
+        # The last checkpoint of each sandbox: fingerprint and reference. A sandbox that lies about its fingerprint
+        # harms its own session only.
+        self._copied: OrderedDict[SandboxId, tuple[str, str]] = OrderedDict()
 
     async def keep(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
         """Copy the workspace, or park it if the sandbox has ended. A running sandbox keeps running."""
@@ -84,10 +89,25 @@ class SnapshotKeeper:
         """Have the engine park the workspace, without a copy into the store."""
         return None if self._parking is None else await self._parking.park(sandbox_id, session_id)
 
-    async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
-        """Copy the workspace of a running sandbox. None if it has ended: that workspace is left to `keep`."""
+    async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId, *, last: str | None = None) -> str | None:
+        """Copy the workspace of a running sandbox. None if it has ended: that workspace is left to `keep`.
+
+        Most sessions that are in use change no file for long: a fingerprint is much cheaper than a copy.
+        """
         sandbox = await self._provider.find(sandbox_id)
-        return None if sandbox is None else await self._copy(sandbox, session_id)
+        if sandbox is None:
+            return None
+        # Before the copy: what is written meanwhile makes the next checkpoint copy again.
+        fingerprint = await self._executor.fingerprint(sandbox, session_id)
+        if fingerprint and last is not None and self._copied.get(sandbox_id) == (fingerprint, last):
+            self._copied.move_to_end(sandbox_id)
+            return last
+        reference = await self._copy(sandbox, session_id)
+        self._copied[sandbox_id] = (fingerprint, reference)
+        self._copied.move_to_end(sandbox_id)
+        while len(self._copied) > _MAX_COPIED:
+            self._copied.popitem(last=False)
+        return reference
 
     async def restore(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
         """Restore a snapshot or a parked workspace. A snapshot stays, in case this sandbox is lost."""

@@ -63,6 +63,19 @@ async def send_snapshot(services: SnapshotServices, request: Request) -> None:
             await in_thread(pieces.close)  # thaws
 
 
+async def send_fingerprint(services: SnapshotServices, request: Request) -> None:
+    """GET /api/snapshot/fingerprint: `{"fingerprint": HEX}`, the same as long as nothing in the workspace changes."""
+    from picod.snapshot.fingerprint import fingerprint
+
+    parts = fingerprint(services.workspace.fd)
+    try:
+        while not (digest := await in_thread(lambda: next(parts))):
+            pass
+    except OSError as error:
+        raise _unreadable(error) from error
+    await request.answer_json(200, {"fingerprint": digest})
+
+
 async def restore_snapshot(services: SnapshotServices, request: Request) -> None:
     """PUT: unpack the body into the workspace, which must be empty; `?replace=true` empties it first.
 

@@ -243,6 +243,20 @@ async def test_checkpoint_leaves_the_session_awake(subject: Subject) -> None:
         assert await subject.wake(reference) == "before"
 
 
+async def test_checkpoint_copies_an_unchanged_workspace_once(subject: Subject) -> None:
+    """The last reference is returned while nothing changed, and only if it is the one that the copy was made as."""
+    sandbox = await subject.sandbox("one")
+    first = await subject.keeper.checkpoint(sandbox.id, SESSION)
+    if first is None:
+        pytest.skip("this keeper cannot copy a sandbox that keeps running")
+    assert await subject.keeper.checkpoint(sandbox.id, SESSION, last=first) == first
+    subject.write(sandbox, "two")  # of the same size
+    second = await subject.keeper.checkpoint(sandbox.id, SESSION, last=first)
+    assert second not in (None, first)
+    assert await subject.keeper.checkpoint(sandbox.id, SESSION, last=first) not in (first, second)
+    assert await subject.wake(second) == "two"
+
+
 async def test_cancelled_keep_loses_nothing(subject: Subject) -> None:
     """Cut off at whatever step, the next `keep` has the whole; a sandbox that runs on is as it was."""
 

@@ -82,6 +82,11 @@ class Endings:
             self._undeleted.pop(pod.uid, None)
             self._released.discard(pod.uid)
 
+    def node_lost(self, pool: Pool, pod: Pod) -> None:
+        """Publish the end of a claimed pod that cannot be reached and whose node does not report."""
+        if pod.uid not in self._released:
+            self._publish(pool, pod, f"its node was lost: {pod.node} does not report, and the pod cannot be reached")
+
     def count_loss(self, event: SandboxEvent) -> None:
         """Count the end of an event in its pool."""
         pool = self._ended.pop(event.sandbox_id, None)

@@ -56,6 +56,7 @@ class Pod:
     restarted: str  # why picod ended since the claim, and was started again by the kubelet; "" when it did not
     restarts: int
     disruption: str = ""  # why it is being deleted, where the cluster says so: an eviction, a drain, a preemption
+    node_away: bool = False  # its node has stopped reporting; what runs there may go on, or not
 
     @property
     def claimable(self) -> bool:
@@ -127,6 +128,7 @@ def read_pod(obj: Mapping[str, Any]) -> Pod | None:
         restarted=_last_end(container) if claimed and restarts > int(notes.get(names.RESTARTS, "0")) else "",
         restarts=restarts,
         disruption=_disruption(status),
+        node_away=_is_node_away(spec, status),
     )
 
 
@@ -148,6 +150,19 @@ def _picod(statuses: list[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     return next((each for each in status.get("conditions") or [] if each.get("type") == kind), {})
+
+
+def _is_node_away(spec: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
+    """Whether the node controller, and not the kubelet, has said that the pod is not ready.
+
+    It does so when the node has not reported for its grace period (40 to 50 s), and changes the condition Ready alone;
+    a kubelet whose probe fails changes ContainersReady too. Rejected: to read Nodes or their Leases, which are the
+    cluster's and would need rights beyond the namespaces of sandboxes.
+    """
+    if spec.get("readinessGates"):  # then Ready may be false for a reason that somebody else gives
+        return False
+    ready, containers = _condition(status, "Ready"), _condition(status, "ContainersReady")
+    return (ready.get("status"), containers.get("status")) == ("False", "True")
 
 
 def _trouble(status: Mapping[str, Any]) -> str:

@@ -25,9 +25,11 @@ from gateway.provider.kubernetes.coldstart import ColdStarts
 from gateway.provider.kubernetes.consumption import Consumption
 from gateway.provider.kubernetes.deployments import Deployments
 from gateway.provider.kubernetes.endings import Endings
+from gateway.provider.kubernetes.lost_nodes import LostNodes
 from gateway.provider.kubernetes.marking import Marks
 from gateway.provider.kubernetes.pod import Pod
 from gateway.provider.kubernetes.pool import Deployment, Pool, Pools
+from gateway.provider.kubernetes.reach import accepts, refuses
 from gateway.provider.kubernetes.reflector import Reflector
 from gateway.provider.kubernetes.template import PodDefaults
 
@@ -37,7 +39,6 @@ _HOUSEKEEPING_INTERVAL_S = 2.0
 # How long a crashed picod may take to be back, and how often that is looked at. A kubelet starts a container again at
 # once after its first crash, and only after 10 s, 20 s and so on if it goes on crashing: then nothing is waited for.
 _RESTART_TIMEOUT_S, _POLL_INTERVAL_S = 10.0, 0.05
-_CONNECT_TIMEOUT_S = 2.0
 _LOSS_SHOWN_S = 600.0  # how long the status reports a sandbox that was lost
 
 
@@ -62,6 +63,7 @@ class KubernetesProvider:
         self._cold = ColdStarts(api, clock, self._cache, release, start_timeout)
         self._claims = Claims(api, clock, self._cache, self._pools, self._cold, release, self._tasks)
         self._marks = Marks(api, self._cache, self._tasks)
+        self._lost_nodes = LostNodes(self._cache, self._endings, clock, self._tasks)
         self._consumption = Consumption(api, clock, self._cache)
         self._deployments = Deployments(api, defaults, self._cache, self._marks)
 
@@ -156,9 +158,12 @@ class KubernetesProvider:
         workspace, which is waited for. A kubelet tells of a crash up to a second late, so the pod is asked, too.
         """
         ends = self._clock.monotonic() + _RESTART_TIMEOUT_S
+        pod = await self._cache.find(sandbox_id)
+        if pod is not None and pod.node_away and not await accepts(pod):
+            return None  # else a session would wait for the copy of files that nobody can send
         while (pod := await self._cache.find(sandbox_id)) is not None and not self._endings.is_released(pod.uid):
             # One that lives is there though a probe of it was not answered in time.
-            if (not pod.gone or pod.reachable) and not await _refuses(pod):
+            if (not pod.gone or pod.reachable) and not await refuses(pod):
                 return pod.sandbox()
             if pod.ended or pod.deleting or self._clock.monotonic() >= ends:
                 return None
@@ -219,7 +224,8 @@ class KubernetesProvider:
 
     async def _run_housekeeping(self) -> None:
         """Retry deletions that failed, settle claims in doubt, remove marks that are no longer needed, delete pods
-        that ended and were never released, restore Deployments that were deleted from outside."""
+        that ended and were never released, restore Deployments that were deleted from outside, look at nodes that do
+        not report."""
         while True:
             await asyncio.sleep(_HOUSEKEEPING_INTERVAL_S)
             try:
@@ -237,6 +243,7 @@ class KubernetesProvider:
             await self._marks.mark_outdated(pool)
             await self._marks.spare(pool)
             await self._endings.delete_orphans(pool)
+            self._lost_nodes.look(pool)
 
 
 def _log_trouble(key: RuntimeKey, pool: Pool) -> None:
@@ -245,16 +252,3 @@ def _log_trouble(key: RuntimeKey, pool: Pool) -> None:
     if trouble != pool.logged_trouble:
         pool.logged_trouble = trouble
         logger.warning("%s: %s", key, trouble) if trouble else logger.info("%s: recovered", key)
-
-
-async def _refuses(pod: Pod) -> bool:
-    """Whether the connection is refused: the node is there, picod is not. A timeout does not count as refused."""
-    try:
-        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-            _, writer = await asyncio.open_connection(pod.ip, pod.port)
-    except ConnectionRefusedError:
-        return True
-    except (OSError, TimeoutError):
-        return False
-    writer.close()
-    return False

@@ -247,7 +247,7 @@ class LocalProvider:
         """Keep the workspace although the sandbox ends: here the same as `keep`."""
         return await self.keep(sandbox_id, session_id)
 
-    async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId) -> str | None:
+    async def checkpoint(self, sandbox_id: SandboxId, session_id: SessionId, *, last: str | None = None) -> str | None:
         """None: a running sandbox's workspace cannot be renamed away, and nothing is copied here."""
         return None
 

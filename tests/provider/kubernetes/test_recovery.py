@@ -64,6 +64,36 @@ def test_session_on_a_lost_node_continues_from_its_last_snapshot(server: Server,
     told_everywhere(server, cluster, session, "its node was lost")
 
 
+def test_session_moves_when_its_node_stops_reporting_and_its_pod_accepts_nothing(tmp_path: Path) -> None:
+    """It moves before the cluster deletes the pod, to its last checkpoint, which it has though its runtime sets no
+    interval; the old pod is deleted so that two never live. A session whose pod still answers stays where it is, though
+    its node does not report either."""
+    with in_cluster(tmp_path, "--checkpoint-interval", "1s") as (server, cluster):
+        reached, session = written(server, "reached"), written(server, "kept")
+        stays, pod = pod_of(cluster, reached), pod_of(cluster, session)
+
+        def checkpointed() -> bool:
+            server.run(session, "true")  # only sessions in use are copied
+            return server.state(session)["snapshotAt"] is not None
+
+        wait_until(checkpointed, "a checkpoint is on record")
+        cluster.call(lambda: cluster.node_away(stays))
+        cluster.await_(lambda: cluster.silence_node(pod))
+        wait_until(lambda: server.state(session)["state"] == "lost", "the loss is noticed")
+        reply = server.run(session, "cat note")
+        assert (reply.status_code, reply.json()["stdout"]) == (200, "kept\n")
+        assert reply.headers["x-wakegate-restored"] not in ("none", "")
+        told_everywhere(server, cluster, session, "its node was lost")
+        assert pool_of(server, "my-interpreter")["losses"] == 1
+
+        def old_pod_ends() -> bool:
+            return "deletionTimestamp" in cluster.objects.get(PODS, "default", pod["metadata"]["name"])["metadata"]
+
+        wait_until(lambda: cluster.call(old_pod_ends), "the old pod is deleted")
+        assert server.run(reached, "cat note").json()["stdout"] == "reached\n"
+        assert pod_of(cluster, reached)["metadata"]["uid"] == stays["metadata"]["uid"]
+
+
 def test_session_serves_while_the_api_server_is_unavailable(server: Server, cluster: Cluster) -> None:
     """Live sessions go on; what needs a new pod gets 503 with the reason, and works once the server is back."""
     session = written(server, "here")

@@ -119,18 +119,29 @@ class Cluster:
         """
         namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
         self.kubelet.lose(pod["metadata"]["uid"])
-        for kind, holds, reason, message in (
-            ("Ready", "False", "", ""),
-            ("DisruptionTarget", "True", "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint"),
-        ):
-            said = {"type": kind, "status": holds, "reason": reason, "message": message}
-
-            def tell(present: Object, said: Object = said) -> Object:
-                others = [each for each in present["status"]["conditions"] if each["type"] != said["type"]]
-                return {**present, "status": {**present["status"], "conditions": [*others, said]}}
-
-            self.objects.update(PODS, namespace, name, tell)
+        self.node_away(pod)
+        message = "Taint manager: deleting due to NoExecute taint"
+        self._condition(pod, "DisruptionTarget", "True", "DeletionByTaintManager", message)
         delete(self.objects, PODS, namespace, name)
+
+    async def silence_node(self, pod: Object) -> None:
+        """The machine of a pod is off, and the node controller has noticed that it does not report."""
+        port = int(pod["spec"]["containers"][0]["ports"][0]["containerPort"])
+        await self.kubelet.silence(pod["metadata"]["uid"], pod["status"]["podIP"], port)
+        self.node_away(pod)
+
+    def node_away(self, pod: Object) -> None:
+        """The node controller says that a pod is not ready, since its node does not report. It changes only Ready."""
+        self._condition(pod, "Ready", "False")
+
+    def _condition(self, pod: Object, kind: str, holds: str, reason: str = "", message: str = "") -> None:
+        said = {"type": kind, "status": holds, "reason": reason, "message": message}
+
+        def tell(present: Object) -> Object:
+            others = [each for each in present["status"]["conditions"] if each["type"] != kind]
+            return {**present, "status": {**present["status"], "conditions": [*others, said]}}
+
+        self.objects.update(PODS, pod["metadata"]["namespace"], pod["metadata"]["name"], tell)
 
     def enforce(self, **roles: Path) -> None:
         """From now on only what the Roles in these manifests grant is allowed; by namespace."""

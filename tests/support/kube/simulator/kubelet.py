@@ -13,6 +13,7 @@ import itertools
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import traceback
@@ -58,6 +59,7 @@ class Kubelet:
         self.bad_images: set[str] = set()
         self._running: dict[str, _Running] = {}
         self._lost: set[str] = set()  # on machines that are gone
+        self._silent: list[socket.socket] = []  # see `silence`
         self._addresses = itertools.count(2)
         self._subnet = os.getpid() // 250 + 37 * next(_CLUSTERS)
         self._folder = Path(tempfile.mkdtemp(prefix="kubelet-"))
@@ -91,12 +93,35 @@ class Kubelet:
         self._lost.add(uid)
         self._running[uid].task.cancel()
 
+    async def silence(self, uid: str, address: str, port: int) -> None:
+        """Like `lose`, and connections to the pod are not refused but never accepted, as on a machine that is off.
+
+        The kernel drops a SYN to a listener whose queue is full (tcp(7), listen(2)).
+        """
+        task = self._running[uid].task
+        self.lose(uid)
+        await asyncio.gather(task, return_exceptions=True)
+        listener = None
+        while listener is None:
+            try:
+                listener = socket.create_server((address, port), backlog=0)
+            except OSError:  # bubblewrap is dead, and what runs in its namespace a moment later
+                await asyncio.sleep(0.01)
+        self._silent.append(listener)
+        for _ in range(2):
+            waiting = socket.socket()
+            waiting.setblocking(False)
+            waiting.connect_ex((address, port))
+            self._silent.append(waiting)
+
     async def aclose(self) -> None:
         """End every pod's process and delete their volumes."""
         tasks = [running.task for running in self._running.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for each in self._silent:
+            each.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _note(self, kind: Kind, change: Change) -> None:
