@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -21,6 +21,7 @@ _MAX_REVIEW_INTERVAL_S = 60.0  # between forecasts for a runtime without claims
 # A longer time without claims is observed in steps of this; beyond an hour it counts as a step of the clock.
 _MAX_STEP_S = 60.0
 _USUAL_S = 3600.0  # memory of the mean rate that a surge is compared with
+_TICKS_A_LEAD = 8  # in a lead time of so many ticks it makes no difference when in a tick a claim came
 _MAX_SLEW_S = 1.0  # two clocks may differ by this much between looks before one counts as set
 _NO_WEIGHTS: Mapping[str, float] = MappingProxyType({})
 _MIN_COUNTS, _MAX_COUNTS = 32, 4096  # counts a distribution is kept for
@@ -99,8 +100,10 @@ class Demand:
             self.recent.span = self.horizon
             self._last = None
 
-    def observe(self, now: float, claims: int, elapsed: float | None = None) -> None:
-        """`claims` came since the last call; `elapsed`: the seconds since then, by a clock that is never set."""
+    def observe(self, now: float, claims: int, elapsed: float | None = None, times: Sequence[float] = ()) -> None:
+        """`claims` came since the last call; `elapsed`: the seconds since then, by a clock that is never set; `times`:
+        when they came, rising, where that is known.
+        """
         apparent = self.tick if self._now is None else now - self._now
         real = apparent if elapsed is None else max(elapsed, 0.01)
         if not 0.0 < real <= 3600.0:
@@ -116,7 +119,9 @@ class Demand:
             real -= _MAX_STEP_S
             self._step(now - real, _MAX_STEP_S, 0)
         # Ticks are never quite alike. What the experts compute for a length they keep, so there should be few of them.
-        self._step(now, round(real, 2) or 0.01, claims)
+        if self.lead >= _TICKS_A_LEAD * self.tick:
+            times = ()
+        self._step(now, round(real, 2) or 0.01, claims, [min(max(at, now - real), now) for at in times])
         self._now = now
         if claims:
             self._claimed_at = now
@@ -136,12 +141,14 @@ class Demand:
         self._observed += elapsed
         self._now = now
 
-    def _step(self, now: float, elapsed: float, claims: int) -> None:
-        self.recent.add(now, claims)
+    def _step(self, now: float, elapsed: float, claims: int, times: Sequence[float] = ()) -> None:
+        for at in times:
+            self.recent.add(at, 1)
+        self.recent.add(now, max(claims - len(times), 0))
         self.mixture.observe(now, elapsed, claims)
         self._observed += elapsed
         self._usual_rate += (claims / elapsed - self._usual_rate) * min(elapsed / min(self._observed, _USUAL_S), 1.0)
-        self.shadow.observe(now, elapsed, claims)
+        self.shadow.observe(now, elapsed, claims, times)
 
     def forecast(self, now: float) -> Forecast:
         """The forecast from here on, and when to look again."""

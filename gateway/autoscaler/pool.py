@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,10 +88,13 @@ class Pool:
         pool = self.runtime.pool
         return ScalerSpec(pool.min, pool.max, pool.mode, pool.size, lower_after=self.settings.lower_after)
 
-    def tick(self, now: float, claims: int, misses: int, *, steady: float | None = None) -> Decision | None:
+    def tick(
+        self, now: float, claims: int, misses: int, *, steady: float | None = None, times: Sequence[float] = ()
+    ) -> Decision | None:
         """Count the claims since the last tick. Returns a decision if one is due, else None.
 
-        `now`: epoch seconds, of a clock that may be set; `steady`: seconds of one that is not.
+        `now`: epoch seconds, of a clock that may be set; `steady`: seconds of one that is not. `times`: when the claims
+        came, by the first clock, where that is known.
         """
         self.misses.add(now, misses)
         due = self.demand.due(now, claims)
@@ -105,7 +108,7 @@ class Pool:
             self.misses.span = self.demand.horizon  # decide compares them with the claims of the same seconds
             elapsed = None if steady is None or self.steady_at is None else steady - self.steady_at
             self.steady_at = steady
-            self.demand.observe(now, claims, elapsed)
+            self.demand.observe(now, claims, elapsed, times)
             self.forecast = self.demand.forecast(now)
         self.decision = decide(self.spec, self._observed(now), self.forecast if self.restored else None, now)
         return self.decision

@@ -134,6 +134,7 @@ class Autoscaler:
         await self._lead()
         if not self.leads:
             self.pools.clear()
+            self.signal.discard()
             return
         await self._watch_catalog(now)
         if self._settings.shared and not 0.0 <= now - self._synced_at < self._settings.sync_every:
@@ -206,7 +207,7 @@ class Autoscaler:
     async def _decide(self, pool: Pool, now: float) -> Decision | None:
         if not pool.restored:
             return None
-        claims, misses = self.signal.take(pool.runtime.key)
+        claims, misses, times = self.signal.take(pool.runtime.key)
         if (
             claims
             or not 0.0 <= now - pool.looked_at < STATUS_INTERVAL_S
@@ -214,7 +215,7 @@ class Autoscaler:
         ):
             pool.status = await self._status(pool.runtime.key)
             pool.looked_at = now
-        decision = pool.tick(now, claims, misses, steady=self._clock.monotonic())
+        decision = pool.tick(now, claims, misses, steady=self._clock.monotonic(), times=times)
         if decision is None and (pool.error or (pool.status is not None and pool.status.target != pool.target)):
             return pool.decision  # an order was refused or lost, or somebody else moved the pool
         return decision

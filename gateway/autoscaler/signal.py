@@ -9,7 +9,8 @@ those of other replicas from the store, a second or two later.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
+from typing import NamedTuple
 
 from gateway.core.errors import StoreUnavailableError
 from gateway.core.interfaces import SessionStore
@@ -19,7 +20,16 @@ _MISSES = frozenset({StartKind.COLD, StartKind.WAKE_COLD})
 # Per-second counts are kept so long, to tell this gateway's claims in the store from those of other replicas. A flush
 # that waits for the store is retried each tick, so a count is in the store well within this time or not at all.
 _COUNTS_KEPT_S = 120.0
+_MAX_TIMES = 1000  # claims of a runtime whose times are kept from one look to the next
 _MAX_BACKLOG_S = 7200  # unwritten counts older than this are dropped during an outage of the store
+
+
+class Taken(NamedTuple):
+    """Claims of a runtime since the last look."""
+
+    claims: int
+    misses: int  # this gateway's only
+    times: list[float]  # epoch seconds, rising; of the latest _MAX_TIMES claims at most
 
 
 class ClaimSignal:
@@ -31,6 +41,7 @@ class ClaimSignal:
         self._written: dict[RuntimeKey, Counter[int]] = defaultdict(Counter)
         self._foreign: dict[RuntimeKey, Counter[int]] = defaultdict(Counter)
         self._fresh: Counter[RuntimeKey] = Counter()
+        self._fresh_times: dict[RuntimeKey, deque[float]] = {}
         self._fresh_misses: Counter[RuntimeKey] = Counter()
         self._waiting: Counter[RuntimeKey] = Counter()  # claims without a sandbox so far
         self._counted: Counter[RuntimeKey] = Counter()  # of those, how many were taken as misses already
@@ -41,6 +52,7 @@ class ClaimSignal:
         if change > 0:
             self._unwritten[runtime][math.floor(at)] += 1
             self._fresh[runtime] += 1
+            self._times(runtime).append(at)
         elif self._waiting[runtime] <= 0:
             del self._waiting[runtime]
         return self._fresh[runtime]
@@ -55,14 +67,27 @@ class ClaimSignal:
         self._fresh_misses[runtime] += 1
         return True
 
-    def take(self, runtime: RuntimeKey) -> tuple[int, int]:
-        """(claims, misses) since the last take; misses are this gateway's only.
+    def _times(self, runtime: RuntimeKey) -> deque[float]:
+        times = self._fresh_times.get(runtime)
+        if times is None:
+            times = self._fresh_times[runtime] = deque(maxlen=_MAX_TIMES)
+        return times
+
+    def discard(self) -> None:
+        """Drop what nobody here will take, while another gateway leads: it reads them from the store."""
+        self._fresh.clear()
+        self._fresh_times.clear()
+        self._fresh_misses.clear()
+
+    def take(self, runtime: RuntimeKey) -> Taken:
+        """What came since the last take.
 
         A claim that still waits counts as a miss: from a warm pool it would have had its sandbox in milliseconds.
         """
         late = self._waiting[runtime] - self._counted[runtime]
         self._counted[runtime] += late  # also down, where waiting claims failed
-        return self._fresh.pop(runtime, 0), self._fresh_misses.pop(runtime, 0) + max(late, 0)
+        misses = self._fresh_misses.pop(runtime, 0) + max(late, 0)
+        return Taken(self._fresh.pop(runtime, 0), misses, sorted(self._fresh_times.pop(runtime, ())))
 
     async def flush(self, now: float) -> None:
         """Write unwritten counts to the store. After a failure they are kept for the next call.
@@ -93,6 +118,7 @@ class ClaimSignal:
             foreign = n - own[second]
             if foreign > known[second]:
                 news += foreign - known[second]
+                self._times(runtime).extend([second + 0.5] * min(foreign - known[second], _MAX_TIMES))
                 known[second] = foreign
         self._fresh[runtime] += news
         for second in [s for s in known if s < now - _COUNTS_KEPT_S]:
@@ -106,5 +132,7 @@ class ClaimSignal:
 
     def forget(self, runtime: RuntimeKey) -> None:
         """Drop the counts of a runtime that was deleted."""
-        for table in (self._written, self._foreign, self._fresh, self._fresh_misses, self._counted):
+        for table in (
+            self._written, self._foreign, self._fresh, self._fresh_times, self._fresh_misses, self._counted
+        ):  # fmt: skip
             table.pop(runtime, None)

@@ -156,7 +156,7 @@ async def test_signals_of_two_replicas_add_up_once(store: SqliteStore, clock: Ma
         await signal_.flush(now)
 
     assert await one.sync(KEY, now + 1.0) == 7
-    assert one.take(KEY) == (12, 0)
+    assert one.take(KEY)[:2] == (12, 0)
     assert await one.sync(KEY, now + 2.0) == 0
     other.waiting(KEY, 1, now)  # the same second, flushed later
     await other.flush(now + 3.0)
@@ -169,14 +169,14 @@ async def test_signal_counts_a_claim_from_its_beginning(store: SqliteStore, cloc
     for change in (1, 1, -1):
         signal_.waiting(KEY, change, now)
 
-    assert signal_.take(KEY) == (2, 1)
+    assert signal_.take(KEY)[:2] == (2, 1)
     assert not signal_.claimed(KEY, StartKind.COLD)
     signal_.waiting(KEY, -1, now + 10.0)
-    assert signal_.take(KEY) == (0, 0)
+    assert signal_.take(KEY)[:2] == (0, 0)
     signal_.waiting(KEY, 1, now + 11.0)
     assert signal_.claimed(KEY, StartKind.WAKE_COLD)  # over before anybody looked
     signal_.waiting(KEY, -1, now + 11.5)
-    assert signal_.take(KEY) == (1, 1)
+    assert signal_.take(KEY)[:2] == (1, 1)
 
 
 async def test_signal_forgets_waiting_claims_that_failed(store: SqliteStore, clock: ManualClock) -> None:
@@ -190,7 +190,7 @@ async def test_signal_forgets_waiting_claims_that_failed(store: SqliteStore, clo
     signal_.take(KEY)
     signal_.waiting(KEY, 1, now + 6.0)
 
-    assert signal_.take(KEY) == (1, 1)
+    assert signal_.take(KEY)[:2] == (1, 1)
 
 
 async def test_deleted_runtime_is_forgotten_and_starts_without_state(store: SqliteStore, clock: ManualClock) -> None:
@@ -228,7 +228,7 @@ async def test_failing_creates_are_bounded_and_visible(store: SqliteStore, clock
     loop = Loop(store, clock, runtime())
     await loop.begin()
     loop.provider.failures, loop.provider.last_error = 4, "bwrap: no permission"
-    await loop.tick(180, claims=5, kind="cold")
+    await loop.tick(180, claims=20, kind="cold")
     ups = [warm for _, warm in loop.provider.resizes]
     pool = loop.pool()
 

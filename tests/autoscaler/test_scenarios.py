@@ -10,7 +10,10 @@ import pytest
 from gateway.autoscaler.demand import Demand
 from gateway.autoscaler.follower import Objective
 from gateway.autoscaler.rates import RateBelief, prior_from
-from gateway.autoscaler.replay.scenarios import BURST_BEYOND_MAX, CLOCK_BACK, STEP, play
+from gateway.autoscaler.replay.pool import Targets, simulate
+from gateway.autoscaler.replay.scenarios import BURST_BEYOND_MAX, CLOCK_BACK, QUICK_STARTS, STEP, play
+from gateway.autoscaler.shadow import Shadow
+from tests.support.autoscaler import poisson
 
 
 @pytest.mark.parametrize("steps", [((7200.0, -600.0),), ((7200.0, 1800.0),), ((7200.0, -86400.0),)])
@@ -83,3 +86,29 @@ def test_new_runtime_expects_what_others_have() -> None:
         levels.append(demand.forecast(1e9 + 61).alert)
 
     assert levels[0] + 2 <= levels[1] <= 30
+
+
+@pytest.mark.parametrize(("lead", "miss_rate"), [(0.25, 0.05), (0.25, 0.2), (1.0, 0.02), (1.0, 0.1)])
+def test_starts_quicker_than_ticks_meet_the_target(lead: float, miss_rate: float) -> None:
+    """Claims have their times in the shadow pools: misses and idle time are about those that the target asks for."""
+    played = play(replace(QUICK_STARTS, phases=((10800.0, 3.0),), lead=lead, miss_rate=miss_rate, scored_from=3600.0))
+
+    assert 1.0 - played.outcome.hit_rate <= 1.5 * miss_rate
+    assert played.outcome.mean_idle <= 1.15 * played.fixed_idle + 1.2
+
+
+def test_shadow_pools_agree_with_the_simulator_within_a_tick() -> None:
+    """Lead times of a quarter of a tick: what each constant serves is what it would have served."""
+    arrivals = poisson(3.0, 4000.0)
+    for joins in (False, True):
+        shadow = Shadow(0.25, 4, joins=joins)
+        ticks = np.split(arrivals, np.searchsorted(arrivals, np.arange(1.0, 4000.0)))
+        for second, times in enumerate(ticks):
+            shadow.observe(second + 1.0, 1.0, len(times), times.tolist())
+        for column, size in zip(range(-5, 0), shadow.levels[-5:].astype(int).tolist(), strict=True):
+            outcome = simulate(
+                arrivals, Targets(np.array([-9.0]), np.array([float(size)])),
+                lead=0.25, scored_from=0.0, end=4000.0, joins=joins,
+            )  # fmt: skip
+            assert shadow.served[column] / shadow.claims == pytest.approx(outcome.hit_rate, abs=0.03)
+            assert shadow.idle[column] / shadow.span == pytest.approx(outcome.mean_idle, abs=0.05 * size + 0.02)

@@ -50,7 +50,8 @@ class LiveLoop:
         self._looked_at = begins
         self._changes: list[tuple[float, int]] = [(begins, spec.size)]
         self._next = self.begins
-        self._fresh = self._missed = 0
+        self._fresh: list[float] = []  # when the claims since the last look came
+        self._missed = 0
 
     def _status(self, ready: int, starting: int) -> PoolStatus:
         leads = sorted(self._leads)
@@ -63,9 +64,9 @@ class LiveLoop:
 
     def claim(self, now: float, ready: int) -> float:
         """One that finds no sandbox ready, by what was seen last, has the loop look at once."""
-        self._fresh += 1
+        self._fresh.append(self._wall(now))
         self._missed += ready == 0
-        if self._pool.ready < self._fresh or ready == 0:
+        if self._pool.ready < len(self._fresh) or ready == 0:
             # As Autoscaler.poke does: at once, but no sooner than the interval after the last pass.
             self._next = min(self._next, max(now, self._looked_at + MIN_POKE_INTERVAL_S))
         return self._next
@@ -76,8 +77,9 @@ class LiveLoop:
         # As Autoscaler._decide does; between looks the loop works with an old status, and so must this.
         if self._fresh or now - pool.looked_at >= STATUS_INTERVAL_S:
             pool.status, pool.looked_at = self._status(ready, starting), now
-        decision = pool.tick(self._wall(now), self._fresh, self._missed, steady=now)
-        self._fresh = self._missed = 0
+        fresh, self._fresh = self._fresh, []
+        decision = pool.tick(self._wall(now), len(fresh), self._missed, steady=now, times=fresh)
+        self._missed = 0
         if decision is not None and decision.target != self._target:
             self._changes.append((now, decision.target))
             pool.moved(now, decision.target, decision.why)

@@ -94,19 +94,22 @@ def replay_predictive(
     pools = [_Pool(follower, spec, RollingCount(demand.horizon)) for follower in followers]
     # A claim is seen at the end of the tick in which it came, as the live loop sees it.
     ticks = np.floor((trace.arrivals - trace.start) / tick) + 1.0
-    busy, counts = np.unique(ticks, return_counts=True)
+    busy, first, counts = np.unique(ticks, return_index=True, return_counts=True)
     busy_at, claims_at = (trace.start + busy * tick).tolist(), counts.tolist()
+    first_at = first.tolist()
     busy_at.append(math.inf)
     claims_at.append(0)
+    no_times: list[float] = []
     at, now, warm, reported = 0, trace.start + tick, trace.start + 0.3 * trace.span, 0
     while now < trace.end:
-        claims = 0
+        claims, times = 0, no_times
         if busy_at[at] <= now:
             claims = claims_at[at]
+            times = trace.arrivals[first_at[at] : first_at[at] + claims].tolist()
             at += 1
         if planned is not None:
             demand.set_lead(planned(now))
-        demand.observe(now, claims)
+        demand.observe(now, claims, times=times)
         forecast = demand.forecast(now)
         recent = demand.recent.total
         for pool in pools:
