@@ -172,7 +172,7 @@ class Demand:
         constant = self.follower.constant
         self._last = Forecast(
             now, self.horizon, 0.0, q, level, "", _NO_WEIGHTS, alert, self._observed,
-            usual=self._usual_rate * self.horizon, constant=constant,
+            usual=self._usual_rate * self.horizon, claims=self.shadow.claims, constant=constant,
         )  # fmt: skip
         return self._last
 
@@ -200,6 +200,7 @@ class Demand:
             alert=last.alert,
             observed=last.observed,
             usual=last.usual,
+            claims=last.claims,
             expected_misses=max(mean - saved, 0.0) * 3600.0 / last.horizon,
             constant=last.constant,
         )

@@ -142,6 +142,7 @@ class Forecast(NamedTuple):
     observed: float = 0.0  # seconds of demand that it rests on
     expected_misses: float = 0.0  # claims per hour expected to find the pool empty at `level`
     usual: float = 0.0  # claims in a horizon, in the last hour's mean
+    claims: float = 0.0  # seen so far, as far as they are remembered
     constant: bool = False  # `level` is a constant, found cheaper than following the forecast
 
     def at(self, level: int, quantile: float, alert: int, *, constant: bool) -> Forecast:

@@ -115,6 +115,13 @@ QUICK_STARTS = Scenario(
     lead=0.25,
     miss_rate=0.05,
 )
+LOOSE_TARGET = Scenario(
+    "loose-target",
+    "Steady claims of which one in five may miss: the surge guard does not answer to chance.",
+    ((8 * _HOUR_S, 3.4),),
+    scored_from=2 * _HOUR_S,
+    miss_rate=0.2,
+)
 CLOCK_BACK = Scenario(
     "clock-back",
     "The wall clock is set back by ten minutes, an hour later forward by half an hour: the pool stays as it was.",
