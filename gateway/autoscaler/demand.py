@@ -11,7 +11,7 @@ import numpy as np
 from gateway.autoscaler.empirical import FastSlow, RollingQuantile
 from gateway.autoscaler.follower import Follower, Objective
 from gateway.autoscaler.forecast import Floats, Forecast, Forecaster
-from gateway.autoscaler.mixture import Mixture
+from gateway.autoscaler.mixture import GOLDEN_RATIO, Mixture
 from gateway.autoscaler.rates import FIRST_PRIOR, RateBelief
 from gateway.autoscaler.seasonal import Timers, WeekProfile
 from gateway.autoscaler.shadow import Shadow
@@ -42,6 +42,7 @@ def make_experts(recent: RollingCount, tick: float) -> list[Forecaster]:
 class Demand:
     """One runtime's demand. Call `observe` whenever `due`, then `forecast`; both are O(1) in the length of history.
 
+    `phase`, from 0 to 1 and another for each runtime, spreads the reviews of runtimes without claims.
     Times are seconds since the epoch, of one clock that may be set: what is kept moves with it (`shift`). Who knows how
     long it really was since the last call says so; else a step back is taken for one tick, and so is more than an hour.
     """
@@ -55,9 +56,11 @@ class Demand:
         most: int,
         joins: bool = False,
         prior: Floats = FIRST_PRIOR,
+        phase: float | None = None,
         experts: list[Forecaster] | None = None,
     ) -> None:
         self.tick = tick
+        self._phase = phase
         self.lead = lead
         self.horizon = round(lead + tick / 2.0, 3)
         self.most = most
@@ -164,10 +167,15 @@ class Demand:
         if self._size > _MIN_COUNTS and top < 0.15 * self._size:
             self._size //= 2
         quiet = now - self._claimed_at
+        longest = _MAX_REVIEW_INTERVAL_S
+        if self._phase is not None:
+            # Reviewed every minute to the second, a thousand silent runtimes would all have their turn in one pass.
+            self._phase = (self._phase + GOLDEN_RATIO) % 1.0
+            longest *= 1.0 - 0.25 * self._phase
         foreseen = max(self.mixture.review_by(now, self.horizon), now + self.tick)
         # After 20 s without a claim in 20 s, after 40 s in 40 s, at most in a minute: a runtime that nobody uses costs
         # little.
-        self._review_at = min(now + min(max(quiet, 1.5 * self.horizon), _MAX_REVIEW_INTERVAL_S), foreseen)
+        self._review_at = min(now + min(max(quiet, 1.5 * self.horizon), longest), foreseen)
         level, alert = self.wanted_by(self.follower)
         constant = self.follower.constant
         self._last = Forecast(

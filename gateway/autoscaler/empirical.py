@@ -10,7 +10,8 @@ import numpy as np
 from gateway.autoscaler.forecast import BackwardLooking, Floats, negative_binomial
 from gateway.autoscaler.window import RollingCount
 
-_SAMPLE_INTERVAL_S = 10.0  # seconds between samples of the rolling count
+_SAMPLE_INTERVAL_S = 10.0  # seconds between samples of the rolling count, at least
+_MAX_SAMPLES = 1440  # in a span: of a day one a minute; one in ten seconds would be a megabyte for each busy runtime
 
 
 def _unit(size: int) -> Floats:
@@ -31,6 +32,7 @@ class RollingQuantile(BackwardLooking):
         self.name = name
         self.fresh = min(span / 30.0, 60.0)
         self._span = span
+        self._interval = max(_SAMPLE_INTERVAL_S, span / _MAX_SAMPLES)
         self._count = count
         self._samples: deque[tuple[float, int, float]] = deque()
         self._histogram: dict[int, float] = {}
@@ -39,7 +41,7 @@ class RollingQuantile(BackwardLooking):
 
     def observe(self, now: float, elapsed: float, claims: int) -> None:
         """`claims` came in the `elapsed` seconds that end at `now`."""
-        if 0.0 <= now - self._sampled_at < _SAMPLE_INTERVAL_S:
+        if 0.0 <= now - self._sampled_at < self._interval:
             return
         # A sample stands for the time since the one before: quiet stretches are reviewed less often, not less counted.
         weight = min(abs(now - self._sampled_at), 60.0)

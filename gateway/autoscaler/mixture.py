@@ -35,7 +35,7 @@ _MIN_WEIGHT = 0.01  # share that every expert keeps; from 0 a weight could never
 _LOSS_MEMORY_S = 6 * 3600.0  # of the discount of losses (_score)
 _SCORE_INTERVAL_S = 120.0  # mean time between scored horizons
 # Steps of the golden ratio fill (0, 1) evenly, so the times of scoring never lock to the period of a timer's claims.
-_GOLDEN_RATIO = 0.6180339887498949
+GOLDEN_RATIO = 0.6180339887498949
 # Below this an expert is scored but not mixed in: at the floor of 0.01 it would cost time and change nothing.
 _MIN_MIXED_WEIGHT = 0.02
 
@@ -173,7 +173,7 @@ class Mixture:
         self._counts_from = now + self._delay
         self._pending = (self._counts_from + horizon, q, quantiles_of(each, q), quantile_of(mixed, q))
         self._opened_at = now
-        self._phase = (self._phase + _GOLDEN_RATIO) % 1.0
+        self._phase = (self._phase + GOLDEN_RATIO) % 1.0
         self._open_after = _SCORE_INTERVAL_S * (0.25 + 1.5 * self._phase)
         self._counted = 0
 

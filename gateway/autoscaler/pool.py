@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from gateway.autoscaler.rates import prior_from
 from gateway.autoscaler.scaler import Decision, Observed, ScalerSpec, decide
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.autoscaler.window import RollingCount
-from gateway.core.model import PoolStatus, Runtime
+from gateway.core.model import PoolStatus, Runtime, RuntimeKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,11 @@ def lead_of(status: PoolStatus | None, settings: AutoscalerSettings) -> float:
     measured = None if status is None else status.lead_time_p90 or status.lead_time_p50
     # Above zero, as Demand.set_lead divides by it; starts of less are measured in tests only.
     return settings.default_lead if measured is None else max(measured, 0.05)
+
+
+def phase_of(key: RuntimeKey) -> float:
+    """A share of an interval at which to do what comes round for every runtime, from 0 to 1 and its own for each."""
+    return int.from_bytes(hashlib.blake2b(str(key).encode(), digest_size=4).digest()) / 2.0**32
 
 
 def _rule_cost(rule: RuleCost) -> dict[str, Any]:
@@ -78,7 +84,10 @@ class Pool:
         most = max(runtime.pool.max, runtime.pool.size)
         objective = Objective(runtime.pool.target_miss_rate, settings.cold_start_cost, settings.price_ceiling)
         prior = prior_from(pool.demand.rates for pool in others)
-        demand = Demand(objective, lead=lead, tick=settings.tick, most=most, joins=settings.joins, prior=prior)
+        demand = Demand(
+            objective, lead=lead, tick=settings.tick, most=most, joins=settings.joins, prior=prior,
+            phase=phase_of(runtime.key),
+        )  # fmt: skip
         target = runtime.pool.size if status is None else status.target
         return cls(runtime, settings, demand, RollingCount(demand.horizon), target, status=status)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from gateway.autoscaler.expectations import Expectations
 from gateway.autoscaler.history import live_since, replay_history
-from gateway.autoscaler.pool import Pool
+from gateway.autoscaler.pool import Pool, phase_of
 from gateway.autoscaler.scaler import Decision, share_budget
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.autoscaler.signal import ClaimSignal
@@ -29,7 +29,9 @@ logger = logging.getLogger(__name__)
 
 _SECOND_BUCKETS_KEPT_S = 6 * 3600.0  # how far back the store has single seconds
 STATUS_INTERVAL_S = 5.0  # seconds between looks at a pool that nothing happens to
-_YIELD_S = 0.001  # seconds that the data path gets between two slices of a restore
+_YIELD_S = 0.001  # seconds that the data path gets between two slices of a restore, or of a pass
+_POOLS_A_SLICE = 64  # pools of a pass between two yields, of which
+_LOOKS_A_SLICE = 6  # so many had something new: a look takes a hundred times as long as to see that there is no need
 MIN_POKE_INTERVAL_S = 0.05  # seconds, at least, between passes
 
 
@@ -141,9 +143,27 @@ class Autoscaler:
             self._synced_at = now
             for key in self.pools:
                 await self.signal.sync(key, now)
-        decided = [
-            (pool, decision) for pool in self.pools.values() if (decision := await self._decide(pool, now)) is not None
-        ]
+        await self._size_pools(now)
+
+    async def _size_pools(self, now: float) -> None:
+        """Decide on every pool, in slices of less than a millisecond, between which the gateway serves. Pools whose
+        claims wait come first, and are ordered for at once; with a budget over all, after all were decided on.
+        """
+        pools = sorted(self.pools.values(), key=lambda pool: not self.signal.misses(pool.runtime.key))
+        decided: list[tuple[Pool, Decision]] = []
+        passed = looked = 0
+        for pool in pools:
+            before = pool.forecast
+            decision = await self._decide(pool, now)
+            if decision is not None:
+                decided.append((pool, decision))
+            passed, looked = passed + 1, looked + (pool.forecast is not before)
+            if passed >= _POOLS_A_SLICE or looked >= _LOOKS_A_SLICE:
+                if self._settings.max_warm is None:
+                    await self._act(decided, now)
+                    decided = []
+                passed = looked = 0
+                await asyncio.sleep(_YIELD_S)
         await self._act(decided, now)
 
     async def _flush(self, now: float) -> None:
@@ -179,7 +199,7 @@ class Autoscaler:
                 self.pools[key] = new = Pool.make(
                     runtime, self._settings, await self._status(key), list(self.pools.values())
                 )
-                new.looked_at = now
+                new.looked_at = now - STATUS_INTERVAL_S * phase_of(key)
                 self._tasks.spawn(self._restore(new, now))
 
     async def _status(self, key: RuntimeKey) -> PoolStatus | None:

@@ -67,6 +67,10 @@ class ClaimSignal:
         self._fresh_misses[runtime] += 1
         return True
 
+    def misses(self, runtime: RuntimeKey) -> bool:
+        """Whether claims wait or have missed that `take` has not counted yet."""
+        return self._waiting[runtime] > self._counted[runtime] or self._fresh_misses[runtime] > 0
+
     def _times(self, runtime: RuntimeKey) -> deque[float]:
         times = self._fresh_times.get(runtime)
         if times is None:

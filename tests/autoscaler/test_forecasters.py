@@ -196,3 +196,15 @@ def test_mixture_gives_weight_to_the_expert_that_knows() -> None:
 
     assert max(mixture.shares().items(), key=lambda item: item[1])[0] == "timers"
     assert sum(mixture.shares().values()) == pytest.approx(1.0, abs=0.01)
+
+
+def test_last_day_is_remembered_by_the_minute() -> None:
+    """A busy runtime's day is 1,440 samples, each for the time since the one before."""
+    count = RollingCount(10.0)
+    expert = RollingQuantile("last day", 86400.0, count)
+    for second in range(0, 2 * 86400, 5):
+        count.add(float(second), 1)
+        expert.observe(float(second), 5.0, 1)
+
+    assert len(expert._samples) <= 1441
+    assert expert.probabilities(2 * 86400.0, 10.0, 8)[2] == pytest.approx(1.0, abs=0.01)

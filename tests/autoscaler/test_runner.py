@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import sys
@@ -417,3 +418,56 @@ async def test_closing_ends_the_loop_at_the_moment_of_a_pool_miss(store: SqliteS
     closing = asyncio.create_task(scaler.aclose())
     ended, _ = await asyncio.wait([closing], timeout=LIMIT_S)
     assert ended
+
+
+async def test_pass_over_many_runtimes_lets_the_gateway_serve(store: SqliteStore, clock: ManualClock) -> None:
+    """Between slices of a pass the event loop runs, a pool whose claim waits comes first, and none is left out."""
+    keys = [RuntimeKey("default", f"r{n:03d}") for n in range(200)]
+    loop = Loop(store, clock, *(runtime(key, size=1) for key in keys))
+    await loop.begin()
+    await loop.tick(60)
+    loop.scaler.waiting(keys[-1], 1, clock.now())
+    for key in keys[:-1]:
+        claim(loop.scaler, key, StartKind.WARM, clock.now())
+    clock.advance(1.0)
+    ran: list[int] = []
+
+    async def serve() -> None:
+        while True:
+            ran.append(sum(pool.demand.recent.total > 0 for pool in loop.scaler.pools.values()))
+            await asyncio.sleep(0)
+
+    serving = asyncio.create_task(serve())
+    await asyncio.sleep(0)
+    await loop.scaler.run_once(clock.now())
+    serving.cancel()
+    steps = [after - before for before, after in itertools.pairwise(sorted(set(ran)))]
+
+    assert max(steps) <= 6
+    assert len(steps) >= 200 // 6
+    assert all(pool.demand.recent.total == 1 for pool in loop.scaler.pools.values())
+
+
+async def test_silent_runtimes_are_not_all_reviewed_at_once(store: SqliteStore, clock: ManualClock) -> None:
+    """Two hundred runtimes without claims: once they are some minutes old no pass looks at many."""
+    loop = Loop(store, clock, *(runtime(RuntimeKey("default", f"r{n:03d}")) for n in range(200)))
+    await loop.begin()
+    await loop.tick(600)
+    reviewed = []
+    for _ in range(60):
+        before = [pool.forecast for pool in loop.scaler.pools.values()]
+        await loop.tick()
+        after = [pool.forecast for pool in loop.scaler.pools.values()]
+        reviewed.append(sum(a is not b for a, b in zip(before, after, strict=True)))
+
+    assert 200 <= sum(reviewed) <= 300
+    assert max(reviewed) <= 20
+
+
+async def test_gateway_that_does_not_lead_keeps_no_claims_for_later(store: SqliteStore, clock: ManualClock) -> None:
+    """Nobody takes the counts of a gateway that follows; it would keep the times of all claims for ever."""
+    leader, follower = Loop(store, clock, runtime(), shared=True), Loop(store, clock, runtime(), shared=True)
+    await leader.begin()
+    await follower.tick(10, claims=5)
+
+    assert follower.scaler.signal.take(KEY).times == []
