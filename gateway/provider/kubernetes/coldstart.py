@@ -10,14 +10,19 @@ from typing import Any
 
 from gateway.core.clock import Clock
 from gateway.core.errors import RuntimeNotFoundError, SandboxStartError
-from gateway.core.model import Runtime, RuntimeKey, SandboxId, SessionId
+from gateway.core.model import Kind, Runtime, RuntimeKey, SandboxId, SessionId
 from gateway.provider.kubernetes import build, names
 from gateway.provider.kubernetes.cache import Cache
 from gateway.provider.kubernetes.client import ApiAwayError, KubeApi, KubeError, OutcomeUnknownError
 from gateway.provider.kubernetes.pod import Pod
 from gateway.provider.kubernetes.pool import Pool
+from gateway.provider.kubernetes.reach import is_ready
 
 logger = logging.getLogger(__name__)
+
+# Intervals at which a pod is asked: 0.1 s at first, 1 s after some 20 s, so that 1,000 pods which wait for a node cost
+# 1,000 connections a second at most.
+_ASK_INTERVAL_S, _ASK_BACKOFF, _MAX_ASK_INTERVAL_S = 0.1, 1.05, 1.0
 
 Release = Callable[[SandboxId], Coroutine[Any, Any, None]]
 
@@ -92,6 +97,7 @@ class ColdStarts:
         """The pod once it is ready. Raises SandboxStartError with what kept it from that."""
         waiter = self._waiting[pod.uid] = asyncio.get_running_loop().create_future()
         pods = self._cache.pods[pod.namespace]
+        asking = asyncio.create_task(self._ask(pod)) if pod.runtime.kind is Kind.CODE_INTERPRETER else None
         try:
             # The pod may have become ready before the waiter existed: that event has passed and will not come again.
             self.pod_changed(pod.uid, pods.items.get(pod.uid))
@@ -104,6 +110,26 @@ class ColdStarts:
             raise SandboxStartError(f"not ready within {self._timeout:g} s: {reason}") from None
         finally:
             del self._waiting[pod.uid]
+            if asking is not None:
+                asking.cancel()
+
+    async def _ask(self, pod: Pod) -> None:
+        """Ask picod itself whether it is ready, and end the wait when it is.
+
+        A kubelet probes once a second, the shortest period there is, and its report takes a watch event: picod is ready
+        0.5 s before that on average, which is a third of a cold start. Only of our own pods, whose probe is known.
+        """
+        pause = _ASK_INTERVAL_S
+        pods = self._cache.pods[pod.namespace]
+        while True:
+            present = pods.items.get(pod.uid)
+            if present is not None and present.ip and not present.gone and await is_ready(present):
+                waiter = self._waiting.get(pod.uid)
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(present)
+                return
+            await asyncio.sleep(pause)
+            pause = min(pause * _ASK_BACKOFF, _MAX_ASK_INTERVAL_S)
 
     def is_starting(self, uid: str) -> bool:
         """Whether a claim waits for this pod."""

@@ -475,6 +475,17 @@ async def test_rollout_that_was_undone_stays_undone(
         await restarted.aclose()
 
 
+async def test_cold_start_does_not_wait_for_the_kubelets_next_probe(tmp_path: Path) -> None:
+    """picod is asked itself: the pod is claimed before the cluster says that it is ready."""
+    async with opened(tmp_path, hollow=False) as kube:
+        kube.cluster.kubelet.probe_time = 1e6
+        await kube.provider.apply([runtime(0)])
+        sandbox = await kube.provider.claim(KEY, session(1))
+        (pod,) = kube.cluster.pods(**CLAIMED)
+        assert pod["metadata"]["uid"] == sandbox.id
+        assert not any(each["status"] == "True" for each in pod["status"]["conditions"] if each["type"] == "Ready")
+
+
 async def test_cold_start_is_of_the_version_that_an_undone_rollout_brought_back(
     kube: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,7 @@ class Kubelet:
         self.hollow = hollow
         self._schedules = schedules
         self.start_time = 0.02
+        self.probe_time = 0.0  # until the first probe of readiness; really up to a second after picod is ready
         self.notice_time = 0.05  # from a container's end until anybody is told, or it is started again; really a second
         self.sync_time = 0.2  # until a changed ConfigMap or Secret is in running pods; a real kubelet's is a minute
         self._mounted: dict[Path, tuple[str, str, str]] = {}  # volume -> plural, namespace, name
@@ -260,6 +261,7 @@ class Kubelet:
         probe = container.get("readinessProbe", {})
         target = probe.get("httpGet") or probe.get("tcpSocket")
         was = False
+        await asyncio.sleep(self.probe_time)
         while True:
             ready = target is None or await _answers(
                 address, target["port"], target.get("path", "/"), any_answer="tcpSocket" in probe
