@@ -26,6 +26,7 @@ from gateway.routing.fast_path import FastPath
 from gateway.routing.protocol import GatewayProtocol
 from gateway.routing.websocket_dial import MAX_MESSAGE_BYTES
 from gateway.serving.sockets import BACKLOG, accept_any_hop_limit, listen, refuse_new, url_of
+from gateway.serving.starting import open_when_available
 from gateway.serving.tls_listener import TLSListener, handshake_limit
 
 # For handshakes in progress to finish, for this loop to accept them, and for a segment dropped before that
@@ -167,6 +168,13 @@ async def serving(
     sockets = sockets or [listen(settings.host, settings.port)]
     url = url_of(sockets[0], tls=gateway.certificates is not None)
     keep_freed_memory()
+    if settings.engine == "kubernetes":
+        tls = gateway.certificates.server if gateway.certificates is not None else None
+        try:
+            await open_when_available(gateway.store, sockets, tls)
+        except BaseException:
+            await gateway.provider.aclose()  # it has connections to the API server already
+            raise
     async with running(gateway, settings.advertise or url):
         server = make_server(gateway)
         task = asyncio.create_task(server.serve(sockets=list(sockets)))

@@ -81,6 +81,7 @@ class KubernetesProvider:
     async def aclose(self) -> None:
         """Stop following. Pods stay: they are the cluster's, and other gateways' too."""
         if not self._tasks.running:
+            await self._api.aclose()
             return
         await self._claims.release_abandoned()
         self._cold.cancel_all()
