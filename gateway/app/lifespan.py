@@ -19,7 +19,7 @@ from gateway.identity.authenticator import open_authenticator
 from gateway.identity.directory import FOLLOW_INTERVAL_S
 from gateway.identity.oidc_keys import REFRESH_INTERVAL_S
 from gateway.identity.shared_secret import load_secret
-from gateway.sessions.idleness import HEARTBEAT_INTERVAL_S
+from gateway.sessions.idleness import GATEWAY_TTL_S, HEARTBEAT_INTERVAL_S
 from gateway.sessions.restorability import restore_problems
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,6 @@ REFILL_INTERVAL_S = 0.1  # of the tokens for tenants' requests: the grain of a r
 # Between pages of 500 records, which keep the store busy for 10 ms each. Of 10,000 hibernated sessions read without it,
 # the first sweeps, and requests that wake, waited for their turn at the store: 10 ms for a sweep in place of 0.2.
 _CHECK_PAUSE_S = 0.05
-GATEWAY_TTL_S = 3.5  # of a gateway among which rates are shared: it may miss two announcements
 
 
 @asynccontextmanager
@@ -100,6 +99,9 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
 async def _start_identities(gateway: Gateway, stack: AsyncExitStack) -> None:
     """Tenants and, where requests need one, keys: from the store, and followed there from now on."""
     await gateway.tenants.follow()
+    if gateway.sessions.ownership.shared_provider:
+        # Before the first request: the others take a session for unused only if they know that nobody else serves it.
+        await gateway.store.quotas.count_gateways(gateway.holder, GATEWAY_TTL_S)
     loops = [
         ("tenants", every(FOLLOW_INTERVAL_S, partial(_follow_tenants, gateway))),
         ("request budgets", every(REFILL_INTERVAL_S, partial(_refill_budgets, gateway))),
@@ -159,7 +161,7 @@ async def _follow_tenants(gateway: Gateway) -> None:
             authenticator.forget_all()  # identities carry what counts their requests
         if gateway.session_egress is not None:
             gateway.session_egress.refresh()
-        if gateway.tenants.has_rates:
+        if gateway.tenants.has_rates or gateway.sessions.ownership.shared_provider:
             alive = await gateway.store.quotas.count_gateways(gateway.holder, GATEWAY_TTL_S)
             gateway.tenants.share_among(alive)
     except StoreUnavailableError as error:

@@ -56,9 +56,7 @@ async def _health_checks(
     slots = asyncio.Semaphore(_MAX_CONNECTIONS)
     # A server closes its sockets when it ends; these go on listening for the gateway's own server.
     answer = partial(_answer, slots, reason)
-    servers = [
-        await asyncio.start_server(answer, sock=each.dup(), ssl=tls, limit=_MAX_HEAD_BYTES) for each in sockets
-    ]
+    servers = [await asyncio.start_server(answer, sock=each.dup(), ssl=tls, limit=_MAX_HEAD_BYTES) for each in sockets]
     try:
         yield
     finally:

@@ -175,7 +175,12 @@ def _make_base(outside: _Outside, records: Records, settings: SessionSettings, m
     )
     transitions = Transitions(records, outside.keeper, outside.executor, clock, retention, outside.quotas, me)
     idleness = IdleTracker(
-        records, activity, clock, shared_provider=records.shared and not me, hibernated_retention=retention
+        records,
+        activity,
+        clock,
+        shared_provider=records.shared and not me,
+        hibernated_retention=retention,
+        holder=records.holder,
     )
     ownership = Ownership(
         records=records, membership=membership, admission=admission, idleness=idleness, transitions=transitions

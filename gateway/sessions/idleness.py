@@ -16,6 +16,7 @@ from gateway.sessions.activity import Activity
 from gateway.sessions.records import Records
 
 HEARTBEAT_INTERVAL_S = 1.0  # between two writes of buffered activity
+GATEWAY_TTL_S = 3.5  # how long a gateway counts as alive after it said so, once a second: it may miss two times
 _WORK_CHECK_TIMEOUT_S = 2.0  # for picod's answer to the work check
 
 _AWAKE = (SessionState.ACTIVE, SessionState.HIBERNATING, SessionState.WAKING)
@@ -27,6 +28,7 @@ class IdleTracker:
     """Knows when a session was last used.
 
     `shared_provider`: other gateways reach the same sandboxes, serve the session and write heartbeats of their own.
+    `holder`: this gateway's name among them.
     """
 
     def __init__(
@@ -37,12 +39,14 @@ class IdleTracker:
         *,
         shared_provider: bool,
         hibernated_retention: float,
+        holder: str = "",
     ) -> None:
         self._records = records
         self._activity = activity
         self._clock = clock
         self._shared_provider = shared_provider
         self._retention = hibernated_retention
+        self._holder = holder
         self._work_check: WorkCheck | None = None
 
     def use_work_check(self, check: WorkCheck) -> None:
@@ -92,13 +96,15 @@ class IdleTracker:
     async def busy_elsewhere(self, session: Session) -> bool:
         """Whether another gateway has requests under way on it, judged by heartbeats in the record.
 
-        Takes 4 s where the session was used within the last 3 s, and no time otherwise.
+        Takes 4 s where the session was used within the last 3 s and there is another gateway, and no time otherwise.
         """
         now = self._clock.now()
         if not self._shared_provider or session.last_active_at + 3 * HEARTBEAT_INTERVAL_S < now:
             return False
         if session.last_active_at > now + HEARTBEAT_INTERVAL_S:
             return True  # the clock was set back: until it has caught up, heartbeats do not change the record
+        if await self._records.store.quotas.count_gateways(self._holder, GATEWAY_TTL_S) == 1:
+            return False
         # The first heartbeat may be of a request that has ended; one that is still under way shows in a later heartbeat
         # as well. A loaded gateway writes late, so there is time for more than two: 1.5 s, then 2.5 s.
         await asyncio.sleep(1.5 * HEARTBEAT_INTERVAL_S)
