@@ -1,4 +1,6 @@
-"""Print the packages, what imports what, import cycles and the longest functions. `--check` fails on a cycle.
+"""Print the packages, what imports what, import cycles and the longest functions.
+
+`--check` fails on a cycle, and on a package that docs/architecture.md does not name.
 
     .venv/bin/python scripts/structure.py [--check] [--functions N]
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
@@ -19,6 +22,7 @@ import grimp
 
 TOP = ("gateway", "picod")
 ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "architecture.md"
 
 
 def unit(module: str) -> str:
@@ -111,10 +115,31 @@ def print_packages(top: str, modules: Mapping[str, set[str]], units: Mapping[str
             print(f"  {number}  {name.partition('.')[2]:15} {size:3} modules  imports {imported}")
 
 
+def unnamed(modules: Mapping[str, set[str]]) -> list[str]:
+    """Packages and top-level modules that the tables of docs/architecture.md do not name, as `gateway/core`.
+
+    A row names in its first cell what it is about, in full or without the folder that the name before it has:
+    `gateway/app`, `build`. A package inside another may be named in the row of that one instead: `openai/`.
+    """
+    named = set()
+    for first, rest in re.findall(r"^\| (`[^|]*) \|(.*)", PAGE.read_text(), re.MULTILINE):
+        folder = ""
+        for name in re.findall(r"`([^`]+)`", first):
+            folder, _, last = name.rpartition("/") if "/" in name else (folder, "", name)
+            named.add(f"{folder}/{last}")
+            named.update(f"{folder}/{last}/{inner}" for inner in re.findall(r"`(\w+)/`", rest))
+    found = {unit(module) for module in modules if module not in TOP}
+    found |= {name for name in modules if name not in TOP and (ROOT / name.replace(".", "/")).is_dir()}
+    # A package that only holds others is named by them: gateway/provider by gateway/provider/local.
+    holders = {name.rpartition("/")[0] for name in named}
+    paths = {name.replace(".", "/") for name in found if not name.endswith("__main__")}
+    return sorted(paths - named - holders)
+
+
 def main() -> int:
-    """Print the structure. Returns the exit status, 1 with --check if there is an import cycle."""
+    """Print the structure. Returns the exit status, 1 with --check if it is not as it should be."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--check", action="store_true", help="print cycles only, and fail on one")
+    options.add_argument("--check", action="store_true", help="print only what is wrong, and fail if anything is")
     options.add_argument("--functions", type=int, default=20, metavar="N", help="how many of the longest functions")
     arguments = options.parse_args()
     sys.path.insert(0, str(ROOT))
@@ -122,8 +147,13 @@ def main() -> int:
     circles = [("modules", part) for part in cycles(modules)] + [("packages", part) for part in cycles(units)]
     for kind, part in circles:
         print(f"import cycle of {kind}: {' '.join(part)}")
+    missing = unnamed(modules)
+    for name in missing:
+        print(
+            f"{name} is not in the tables of {PAGE.relative_to(ROOT)}: add a row, or name it in the row of its folder"
+        )
     if arguments.check:
-        return 1 if circles else 0
+        return 1 if circles or missing else 0
     for top in TOP:
         print_packages(top, modules, units)
     if not circles:
