@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import sys
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_network
@@ -79,7 +80,10 @@ def _build_local(
 ) -> Gateway:
     from gateway.provider.local import owner_name
 
-    gate = EgressGate(refused=_refused_networks(settings))
+    trusted = None if settings.egress_ca == Path() else settings.egress_ca
+    gate = EgressGate(
+        refused=_refused_networks(settings), authority=settings.state_dir / "egress", trusted=_certificates(trusted)
+    )
     provider, keys = local_provider(settings, clock, gate)
 
     async def turn_keys() -> None:
@@ -107,6 +111,17 @@ def _refused_networks(settings: Settings) -> tuple[str, ...]:
         return tuple(str(ip_network(text)) for text in texts)
     except ValueError as error:
         raise SettingsError([f"--egress-refuse: {error}"]) from None
+
+
+def _certificates(file: Path | None) -> Path | None:
+    """The file, if it has certificates. Raises SettingsError."""
+    if file is not None:
+        try:
+            ssl.create_default_context(cafile=str(file))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", "") or getattr(error, "reason", "") or error
+            raise SettingsError([f"--egress-ca {file}: {reason}"]) from None
+    return file
 
 
 def local_provider(settings: Settings, clock: Clock, gate: EgressGate | None = None) -> tuple[LocalProvider, KeyRing]:

@@ -168,6 +168,22 @@ class Mount:
 
 
 @dataclass(frozen=True, slots=True)
+class Secret:
+    """A credential that requests to `hosts` get outside of the sandbox (spec.wakegate.secrets). Its value is not here.
+
+    `place`: header, bearer, basic or query, with `argument` its header, user or parameter; empty: only where code wrote
+    the placeholder. The gateway reads the value from its variable `env` or from `file`.
+    """
+
+    name: str
+    hosts: tuple[str, ...]
+    place: str = ""
+    argument: str = ""
+    env: str = ""
+    file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """How to tell that an agent is ready: a command succeeds, an HTTP path answers, or a port accepts.
 
@@ -215,6 +231,7 @@ class Runtime:
     tools: tuple[DeclaredTool, ...] = ()  # spec.wakegate.tools
     mounts: tuple[Mount, ...] = ()  # spec.wakegate.mounts
     egress: tuple[str | Mapping[str, Any], ...] = ()  # spec.wakegate.egress that gateway/egress/policy.py knows
+    secrets: tuple[Secret, ...] = ()  # spec.wakegate.secrets
     egress_limits: Mapping[str, int] = field(default_factory=dict)  # spec.wakegate.egressLimits, as in policy.Limits
     code_context: str = ""  # spec.wakegate.codeContext: warm, lazy or off; empty: the gateway's setting applies
     target_ports: tuple[tuple[str, int], ...] = ()  # (path prefix, port) where a sandbox has several; longest first

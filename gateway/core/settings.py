@@ -313,6 +313,13 @@ class Settings:
         kind="text",
         metavar="NETWORKS",
     )
+    egress_ca: Path = _setting(
+        Path(),
+        "certificates by which hosts that sandboxes reach are verified where TLS is ended for them, besides the"
+        " machine's; sandboxes trust them too, PEM",
+        kind="path",
+        metavar="FILE",
+    )
     snapshot_key_file: Path = _setting(
         Path(), "file of snapshot encryption keys: lines of NAME:BASE64 of 32 bytes; the first key encrypts",
         kind="path", metavar="FILE",

@@ -10,6 +10,7 @@ import resource
 import signal
 import socket
 import sys
+from pathlib import Path
 
 import uvloop
 
@@ -20,20 +21,24 @@ def main() -> int:
     """Serve until the gateway has ended, however it did. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="gateway.egress", allow_abbrev=False)
     parser.add_argument("--fd", type=int, required=True, help="a socket to the gateway")
+    parser.add_argument("--authority", type=Path, help="folder of the authority with which TLS is ended")
+    parser.add_argument("--trust", type=Path, help="authorities of origins besides the machine's, PEM")
     parser.add_argument("--refuse", action="append", default=[], help="a network that no policy opens")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # this memory has credentials
     # Ctrl-C is for the gateway, which hibernates its sessions first: they may still use this.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    uvloop.run(_run(options.fd, options.refuse))
+    uvloop.run(_run(options))
     return 0
 
 
-async def _run(fd: int, refused: list[str]) -> None:
+async def _run(options: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
-    service = Service(loop, socket.socket(fileno=fd), refused=refused)
+    end = socket.socket(fileno=options.fd)
+    service = Service(loop, end, refused=options.refuse, authority=options.authority, trusted=options.trust)
     loop.add_signal_handler(signal.SIGTERM, service.ended.set)
     gc.freeze()
     await service.run()

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from gateway.egress.authority import Authority
 from gateway.egress.dialer import Dialer, RefusedError, UnreachableError
 from gateway.egress.limits import Account
 from gateway.egress.log import Access, Outcome
-from gateway.egress.policy import Egress, Target, Verdict
+from gateway.egress.notation import Egress
+from gateway.egress.policy import Target, Verdict
+from gateway.egress.tls_stream import TlsStream
 
 _HEAD_TIMEOUT_S = 15.0  # to say what is asked for
 _READ_BYTES = 64 << 10
@@ -29,12 +33,17 @@ class CutError(Exception):
 
 @dataclass(slots=True)
 class Desk:
-    """What all connections of the service share. `record` takes a line of the log."""
+    """What all connections of the service share. `record` takes a line of the log.
+
+    `authority`: with whose certificates TLS is ended here; None: nowhere. `trusted`: how origins are verified then.
+    """
 
     loop: asyncio.AbstractEventLoop
     dialer: Dialer
     record: Callable[[Access], None]
     now: Callable[[], float]  # epoch seconds
+    authority: Authority | None
+    trusted: ssl.SSLContext
 
 
 class Client:
@@ -75,6 +84,8 @@ class Client:
         Raises RefusedError, UnreachableError.
         """
         access = self._access = self._line(str(target.host), target.port, protocol)
+        if self.ends_tls(target):
+            target = replace(target, visible=True)
         try:
             if excess := self.account.excess():
                 setting = "the limit is in spec.wakegate.egressLimits of its runtime"
@@ -97,6 +108,30 @@ class Client:
         access.outcome = Outcome.OPEN
         self._record(access)
         return self.upstream
+
+    def ends_tls(self, target: Target) -> bool:
+        """Whether TLS to this target ends here, so that its requests are seen."""
+        return self.desk.authority is not None and self.egress.ends_tls(target)
+
+    def inner_tls(self, target: Target, received: bytes) -> TlsStream:
+        """TLS with the client, as the target. `received`: what it has sent already."""
+        assert self.desk.authority is not None
+        context = self.desk.authority.context(target.host, self.desk.now())
+        return TlsStream(
+            self.desk.loop, self.socket, context, received=received, count_in=self.count_up, count_out=self.count_down
+        )
+
+    def outer_tls(self, target: Target) -> TlsStream:
+        """TLS with the target, which has to prove who it is."""
+        assert self.upstream is not None
+        return TlsStream(self.desk.loop, self.upstream, self.desk.trusted, server_name=str(target.host))
+
+    def requested(self, secrets: Iterable[str]) -> None:
+        """Count a request that was seen, and note the credentials that it gets."""
+        access = self._access
+        if access is not None:
+            access.requests += 1
+            access.secrets = ",".join(secrets)
 
     def refuse(self, host: str, port: int, protocol: str, reason: str) -> None:
         """Write the line of what was refused without a look at the policy: what cannot be understood."""

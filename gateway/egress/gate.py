@@ -19,10 +19,14 @@ from pathlib import Path
 
 import gateway
 from gateway.core.backoff import backoff
+from gateway.core.model import Secret
+from gateway.egress.authority import ensure_authority
 from gateway.egress.channel import Channel, Message
 from gateway.egress.log import Access, Outcome
 from gateway.egress.notation import Grant
 from gateway.egress.records import EgressRecords
+from gateway.egress.trust import trust_bundle
+from gateway.egress.values import read_value
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +49,26 @@ class EgressGate:
     """Call `start` on the event loop. The service runs from the first sandbox with egress on.
 
     `refused`: networks that no policy opens. `wrapper`: a command that runs the service, in another network namespace.
+    `authority`: the folder of the authority with which TLS is ended; None: nowhere. `trusted`: authorities of origins
+    besides the machine's, a PEM file.
     """
 
-    def __init__(self, *, refused: Sequence[str] = (), wrapper: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        refused: Sequence[str] = (),
+        wrapper: Sequence[str] = (),
+        authority: Path | None = None,
+        trusted: Path | None = None,
+    ) -> None:
         self.records = EgressRecords()
         self.lines_lost = 0
-        self._refused, self._wrapper = refused, wrapper
+        self._wrapper, self._authority, self._trusted = wrapper, authority, trusted
+        self._arguments = [word for network in refused for word in ("--refuse", network)]
+        if authority is not None:
+            self._arguments += ["--authority", str(authority)]
+        if trusted is not None:
+            self._arguments += ["--trust", str(trusted)]
         self._line_listeners: list[Callable[[Access], None]] = []
         self._restart_listeners: list[Callable[[], None]] = []
         self._bytes_listeners: list[Callable[[str, int, int], None]] = []
@@ -59,6 +77,14 @@ class EgressGate:
         self._process: subprocess.Popen[bytes] | None = None
         self._runs: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
+
+    def bundle(self, now: float) -> bytes:
+        """What sandboxes have to trust, PEM: the machine's authorities, the operator's, and the one with which TLS is
+        ended; empty: it is not. `now` in epoch seconds. Blocks. Raises OSError.
+        """
+        if self._authority is None:
+            return b""
+        return trust_bundle(ensure_authority(self._authority, now), self._trusted)
 
     @property
     def pid(self) -> int | None:
@@ -94,7 +120,8 @@ class EgressGate:
         keep = found.grant.session == grant.session
         found.grant = grant
         if self._channel is not None:
-            self._channel.send({"op": "bind", "sandbox": sandbox, "grant": grant.document(), "keep": keep})
+            document = grant.document(_value_of)
+            self._channel.send({"op": "bind", "sandbox": sandbox, "grant": document, "keep": keep})
 
     def close(self, sandbox: str) -> None:
         """The sandbox ends: its connections are closed. An unknown one is no error."""
@@ -134,7 +161,7 @@ class EgressGate:
         ours, theirs = socket.socketpair()
         self._ended.clear()
         with theirs:
-            process = self._process = _spawn(theirs.fileno(), self._refused, self._wrapper)
+            process = self._process = _spawn(theirs.fileno(), self._arguments, self._wrapper)
         try:
             self._channel = Channel(asyncio.get_running_loop(), ours, self._on_message, self._ended.set)
             for name in self._sandboxes:
@@ -150,7 +177,7 @@ class EgressGate:
     def _tell_open(self, sandbox: str) -> None:
         assert self._channel is not None
         found = self._sandboxes[sandbox]
-        message = {"op": "open", "sandbox": sandbox, "grant": found.grant.document()}
+        message = {"op": "open", "sandbox": sandbox, "grant": found.grant.document(_value_of)}
         self._channel.send(message, [found.listener.fileno()])
 
     # What it says.
@@ -175,11 +202,19 @@ class EgressGate:
             listener(line)
 
 
-def _spawn(fd: int, refused: Sequence[str], wrapper: Sequence[str]) -> subprocess.Popen[bytes]:
+def _value_of(secret: Secret) -> str:
+    """Empty where it cannot be read: its hosts are then refused."""
+    try:
+        return read_value(secret)
+    except ValueError as error:
+        logger.error("secret %s: %s", secret.name, error)
+        return ""
+
+
+def _spawn(fd: int, arguments: Sequence[str], wrapper: Sequence[str]) -> subprocess.Popen[bytes]:
     """A session of its own: a Ctrl-C of the terminal is for the gateway."""
     root = str(Path(gateway.__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
-    arguments = [word for network in refused for word in ("--refuse", network)]
     return subprocess.Popen(
         [*wrapper, sys.executable, "-m", "gateway.egress", "--fd", str(fd), *arguments],
         stdin=subprocess.DEVNULL,

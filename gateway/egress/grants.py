@@ -13,7 +13,7 @@ LayerEntries = tuple[str, Sequence[Entry]]
 
 def of_runtime(runtime: Runtime) -> Grant:
     """Of a sandbox without a session: an agent that starts may fetch what it needs."""
-    return Grant(layers=(_layer(runtime),), limits=_limits(runtime))
+    return Grant(layers=(_layer(runtime),), limits=_limits(runtime), runtime=str(runtime.key), secrets=runtime.secrets)
 
 
 def of_session(runtime: Runtime, session: Session, ceiling: Sequence[Entry] | None = None) -> Grant:
@@ -23,7 +23,7 @@ def of_session(runtime: Runtime, session: Session, ceiling: Sequence[Entry] | No
         layers.append(("`egress` of the session (POST /v1/sessions)", session.egress))
     if ceiling is not None:
         layers.append((f"the limit `egress` of tenant {session.tenant}", ceiling))
-    return Grant(session.id, session.tenant, tuple(layers), _limits(runtime))
+    return Grant(session.id, session.tenant, tuple(layers), _limits(runtime), str(runtime.key), runtime.secrets)
 
 
 def check_narrower(runtime: Runtime, entries: Sequence[Entry]) -> None:

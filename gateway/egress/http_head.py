@@ -78,6 +78,8 @@ def parse_request(data: bytes) -> Head:
     if names.count(b"host") > 1:
         raise BadHeadError("several Host fields")
     _check_framing(fields)
+    if words[2] == b"HTTP/1.0" and b"transfer-encoding" in names:
+        raise BadHeadError("chunks in HTTP/1.0")  # which servers of HTTP/1.0 do not know, and read on in them
     return Head(words[0].decode(), words[1].decode(), words[2][-1] - ord("0"), fields)
 
 
@@ -120,7 +122,7 @@ def request_head(head: Head, authority: str, path: str) -> bytes:
     """The head as an origin gets it: one request for `path` on a connection of its own."""
     upgrade = head.upgrade
     lines = [f"{head.method} {path} HTTP/1.1".encode(), b"Host: " + authority.encode()]
-    lines += [name + b": " + value for name, value in _end_to_end(head.fields) if name != b"host"]
+    lines += [name + b": " + value for name, value in end_to_end(head.fields) if name != b"host"]
     lines += [b"Connection: Upgrade", b"Upgrade: " + upgrade] if upgrade else [b"Connection: close"]
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
@@ -130,11 +132,12 @@ def response_head(status: int, line: bytes, fields: Sequence[Field]) -> bytes:
     if status < 200:
         kept, more = fields, []
     else:
-        kept, more = list(_end_to_end(fields)), [b"Connection: close"]
+        kept, more = list(end_to_end(fields)), [b"Connection: close"]
     return b"\r\n".join([line, *(name + b": " + value for name, value in kept), *more]) + b"\r\n\r\n"
 
 
-def _end_to_end(fields: Sequence[Field]) -> Iterator[Field]:
+def end_to_end(fields: Sequence[Field]) -> Iterator[Field]:
+    """The fields that are not of one connection only."""
     named = {token.strip().lower() for name, value in fields if name == b"connection" for token in value.split(b",")}
     # Nothing by which the body is framed can be dropped: `Connection: content-length` would change where it ends.
     named -= {b"content-length", b"transfer-encoding", b"host"}

@@ -37,6 +37,8 @@ class Access:
     up: int = 0  # bytes from the sandbox
     down: int = 0
     seconds: float = 0.0
+    requests: int = 0  # that were seen and passed on, where TLS ends here
+    secrets: str = ""  # names of the credentials that they got, by commas
     left_out: int = 0  # lines of this sandbox before this one that were too many
 
     def document(self) -> dict[str, Any]:

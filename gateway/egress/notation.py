@@ -2,37 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from gateway.egress.policy import Egress, Entry, Layer, Limits, Rule, parse_rules
+from gateway.core.model import Secret
+from gateway.egress.credentials import Credential, host_rules, placeholder_of
+from gateway.egress.policy import Entry, Layer, Limits, Rule, Target, decide, parse_rules
+
+_HTTP = 80
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A policy as it was written: the entries of each layer by where they are from, outermost first."""
+    """A policy as it was written: the entries of each layer by where they are from, outermost first.
+
+    `runtime` and `secrets`: whose placeholders the sandbox has, and what stands for them outside. No value is in here.
+    """
 
     session: str = ""
     tenant: str = ""
     layers: Sequence[tuple[str, Sequence[Entry]]] = ()
     limits: Limits = field(default_factory=Limits)
+    runtime: str = ""
+    secrets: tuple[Secret, ...] = ()
 
-    def document(self) -> dict[str, Any]:
-        """As JSON."""
+    def document(self, value_of: Callable[[Secret], str] = lambda _: "") -> dict[str, Any]:
+        """As JSON. `value_of`: the value of a secret, empty if it cannot be read."""
         layers = [[setting, [_plain(entry) for entry in entries]] for setting, entries in self.layers]
-        return {"session": self.session, "tenant": self.tenant, "layers": layers, "limits": asdict(self.limits)}
+        secrets = [
+            {
+                "name": each.name, "hosts": list(each.hosts), "place": each.place, "argument": each.argument,
+                "placeholder": placeholder_of(self.runtime, each.name), "value": value_of(each),
+            }
+            for each in self.secrets
+        ]  # fmt: skip
+        document = {"session": self.session, "tenant": self.tenant, "layers": layers, "limits": asdict(self.limits)}
+        return {**document, "secrets": secrets}
 
 
 def _plain(entry: Entry) -> Any:
     return entry if isinstance(entry, str) else dict(entry)
 
 
+@dataclass(frozen=True, slots=True)
+class Egress:
+    """All that the service knows of whom a sandbox's connections belong to, and of what they may reach."""
+
+    session: str = ""
+    tenant: str = ""
+    layers: tuple[Layer, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    credentials: tuple[Credential, ...] = ()
+
+    def credentials_for(self, target: Target) -> tuple[Credential, ...]:
+        """What requests to this host get."""
+        return tuple(each for each in self.credentials if each.matches(target.host, target.port))
+
+    def ends_tls(self, target: Target) -> bool:
+        """Whether TLS to this host ends in the service: it gets a credential, or only some requests are allowed."""
+        if self.credentials_for(target):
+            return True
+        unseen = Target(target.host, target.port)
+        if target.port == _HTTP or decide(self.layers, unseen).allowed:
+            return False
+        return decide(self.layers, replace(unseen, visible=True)).allowed
+
+
 def read_grant(document: Mapping[str, Any]) -> Egress:
     """The inverse of `Grant.document`, with its rules parsed. Raises ValueError, KeyError, TypeError."""
     layers = tuple(Layer(setting, _rules(entries)) for setting, entries in document["layers"])
-    return Egress(document["session"], document["tenant"], layers, Limits(**document["limits"]))
+    credentials = tuple(
+        Credential(
+            each["name"], tuple(rule for host in each["hosts"] for rule in host_rules(host)),
+            each["place"], each["argument"], each["placeholder"], each["value"],
+        )
+        for each in document["secrets"]
+    )  # fmt: skip
+    return Egress(document["session"], document["tenant"], layers, Limits(**document["limits"]), credentials)
 
 
 def _rules(entries: Sequence[Any]) -> tuple[Rule, ...]:

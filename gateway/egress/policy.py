@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -351,13 +351,3 @@ class Limits:
     connections: int = 512
     bytes: int = 0
     rate: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Egress:
-    """All that the service knows of whom a sandbox's connections belong to, and of what they may reach."""
-
-    session: str = ""
-    tenant: str = ""
-    layers: tuple[Layer, ...] = ()
-    limits: Limits = field(default_factory=Limits)

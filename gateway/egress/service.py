@@ -12,18 +12,20 @@ import logging
 import os
 import resource
 import socket
+import ssl
 import time
 from collections.abc import Sequence
 from ipaddress import ip_network
+from pathlib import Path
 
+from gateway.egress.authority import Authority
 from gateway.egress.channel import Channel, Message
 from gateway.egress.client import Client, Desk, GoneError
 from gateway.egress.dialer import Dialer, tune
 from gateway.egress.http_proxy import serve_http
 from gateway.egress.limits import Account, accepts
 from gateway.egress.log import Access
-from gateway.egress.notation import read_grant
-from gateway.egress.policy import Egress
+from gateway.egress.notation import Egress, read_grant
 from gateway.egress.resolver import Resolver, SystemResolver
 from gateway.egress.socks5 import VERSION, serve_socks
 
@@ -67,12 +69,20 @@ class Service:
         *,
         refused: Sequence[str] = (),
         resolver: Resolver | None = None,
+        authority: Path | None = None,
+        trusted: Path | None = None,
     ) -> None:
+        """`authority`: the folder of the one with which TLS is ended. `trusted`: origins' authorities besides the
+        machine's, PEM. Raises OSError, ValueError."""
         self._loop = loop
         self.ended = asyncio.Event()
         self._channel = Channel(loop, channel_end, self._on_message, self.ended.set)
         dialer = Dialer(resolver or SystemResolver(), [ip_network(each) for each in refused])
-        self._desk = Desk(loop, dialer, self._record, time.time)  # noqa: TID251 - a process of its own, without a Clock
+        self._desk = Desk(
+            loop, dialer, self._record,
+            time.time,  # noqa: TID251 - a process of its own, without a Clock
+            None if authority is None else Authority(authority), _trusting(trusted),
+        )  # fmt: skip
         self._slots: dict[str, _Slot] = {}
         self._lines: list[Access] = []
         self._lines_lost = 0
@@ -234,3 +244,13 @@ class Service:
         if up or down:
             slot.reported = now
             self._channel.send({"op": "bytes", "session": slot.egress.session, "up": up, "down": down})
+
+
+def _trusting(more: Path | None) -> ssl.SSLContext:
+    """How origins are verified: by the machine's authorities and those of the operator."""
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    if more is not None:
+        context.load_verify_locations(more)
+    return context

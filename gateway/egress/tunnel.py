@@ -2,7 +2,7 @@
 
 What begins with a TLS hello must name the host that was asked for, and what begins as HTTP is read as HTTP, request by
 request, so that a permitted name does not open others that the same server answers for. Anything else passes: the
-server may speak first (SSH, SMTP), and what it says is passed on meanwhile.
+server may speak first (SSH, SMTP), and what it says is passed on meanwhile. Where TLS is ended here, https.py has it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import re
 
 from gateway.egress.client import Client, GoneError
 from gateway.egress.exchange import exchange
+from gateway.egress.greeting import hello_agrees
 from gateway.egress.http_head import MAX_HEAD_BYTES, BadHeadError, parse_request, split_authority
+from gateway.egress.https import end_tls
 from gateway.egress.policy import Target
 from gateway.egress.relay import Pipe
-from gateway.egress.tls_hello import HANDSHAKE, MAX_HELLO_BYTES, UNRECOGNIZED_NAME, server_name
+from gateway.egress.tls_hello import HANDSHAKE
 
 _MAX_LINE_BYTES = 8 << 10
 _TEXT = re.compile(rb"[\t\r\n -~]*")
@@ -24,6 +26,9 @@ _HTTP_LINE = re.compile(rb"(?i)http/[0-9]")
 
 async def tunnel(client: Client, target: Target, data: bytes) -> None:
     """Pass bytes both ways until both sides are done. `data`: what the client has sent already. Raises GoneError."""
+    if client.ends_tls(target):
+        await end_tls(client, target, data)
+        return
     loop, upstream = client.desk.loop, client.upstream
     assert upstream is not None
     down = Pipe(loop, upstream, client.socket, client.count_down)
@@ -65,7 +70,7 @@ async def _beginning(client: Client, target: Target, data: bytes) -> bytes:
     """The client's first bytes, enough of them to know what they are, and permitted. Raises GoneError."""
     while True:
         if data[:1] == bytes((HANDSHAKE,)):
-            if await _hello_agrees(client, target, data):
+            if await hello_agrees(client, target, data):
                 return data
         elif data and not _may_become_http(data):
             return data
@@ -81,25 +86,6 @@ async def _receive(client: Client) -> bytes:
         return await client.desk.loop.sock_recv(client.socket, _MAX_LINE_BYTES)
     except OSError:
         raise GoneError from None
-
-
-async def _hello_agrees(client: Client, target: Target, data: bytes) -> bool:
-    """Whether the hello is complete and names the target. Raises GoneError when it names another host."""
-    try:
-        if len(data) > MAX_HELLO_BYTES:
-            raise ValueError("its TLS hello is too large")
-        name = server_name(data)
-    except ValueError as error:
-        client.cut(f"its TLS hello cannot be read: {error}")
-        raise GoneError from None
-    if name is None:
-        return False
-    if isinstance(target.host, str) and name != target.host:
-        shown = f"names {name[:253]}" if name else "names no server"
-        client.cut(f"its TLS hello {shown}, and the connection was asked for as {target.host}")
-        await client.send(UNRECOGNIZED_NAME)
-        raise GoneError
-    return True
 
 
 def _may_become_http(data: bytes) -> bool:

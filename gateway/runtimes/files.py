@@ -71,6 +71,11 @@ class Files:
         """The folders in which a manifest may name files, without symbolic links."""
         return tuple(_real(each) for each in (self.folder, *self.allowed))
 
+    @property
+    def private_folders(self) -> tuple[Path, ...]:
+        """`private`, without symbolic links."""
+        return tuple(map(_real, self.private))
+
     def resolve(self, name: str) -> Path:
         """The absolute path, without symbolic links. Raises ValueError where it is outside; OSError."""
         path = _real(self.folder / name)

@@ -19,6 +19,7 @@ from gateway.runtimes.fields import Reader, named
 from gateway.runtimes.files import Files
 from gateway.runtimes.mounts import read_mounts
 from gateway.runtimes.schema import API_VERSION
+from gateway.runtimes.secrets import read_secrets
 from gateway.runtimes.sections import (
     check_reserved,
     is_module,
@@ -138,6 +139,7 @@ def _common(
     ports = target_ports(
         spec.get("targetPort" if agent else "ports", ()), "spec.targetPort" if agent else "spec.ports", reader
     )
+    egress = read_egress(extra.get("egress", ()), reader)
     return Runtime(
         key=RuntimeKey(metadata.get("namespace", "default"), metadata.get("name", "invalid"), kind),
         session_timeout=reader.duration(spec, "sessionTimeout", "spec.", 900.0),
@@ -148,7 +150,8 @@ def _common(
         mounts=read_mounts(extra.get("mounts", ()), files, reader, in_cluster=in_cluster),
         ports=read_ports(extra, reader),
         tools=parse_tools(extra.get("tools", ()), "spec.wakegate.tools", files, reader.problem),
-        egress=read_egress(extra.get("egress", ()), reader),
+        egress=egress,
+        secrets=read_secrets(extra.get("secrets", ()), egress, files, reader, in_cluster=in_cluster),
         egress_limits=read_egress_limits(extra, reader),
         target_ports=several(ports),
     )

@@ -35,6 +35,7 @@ API_VERSION = f"{GROUP}/{VERSION}"
 
 MAX_TOOLS = 100
 MAX_MOUNTS = 32
+MAX_SECRETS, MAX_HOSTS = 32, 32
 
 
 def document_schema(kind: Kind) -> Schema:
@@ -172,6 +173,7 @@ def _wakegate() -> dict[str, Schema]:
             " CIDR, each with :PORTS if need be, or a mapping with host, ports, methods and paths. In a cluster also"
             " `dns`, or an egress rule of a NetworkPolicy. Nothing else is reachable.",
         ),
+        "secrets": list_of(_secret(), "Credentials that requests get outside of sandboxes.", maxItems=MAX_SECRETS),
         "egressLimits": object_of(
             {
                 "connections": whole_number(1, 65536),
@@ -200,6 +202,26 @@ def _wakegate() -> dict[str, Schema]:
 
 PORTS = "a port (8000) or a range (9000-9100)"
 TOOL_NAME = "up to 64 letters, digits, _ and -, and no built-in tool's name"
+
+
+def _secret() -> Schema:
+    """An entry of spec.wakegate.secrets, which secrets.py reads."""
+    source = {
+        "env": text("A variable of the gateway's environment; the local engine only."),
+        "file": text("A file beside the manifest or below --runtime-sources; the local engine only."),
+    }
+    return object_of(
+        {
+            "name": text("The variable in which sandboxes have a placeholder."),
+            "hosts": list_of(text(), "Names, or *.NAME, each with :PORT if it is not 443.", maxItems=MAX_HOSTS),
+            "header": text("The header that has the value, such as X-Api-Key."),
+            "bearer": {"type": "boolean", "description": "The value is in `Authorization: Bearer`."},
+            "basic": text("The user of `Authorization: Basic`, whose password is the value."),
+            "query": text("The parameter of the query that has the value."),
+            "from": object_of(source, description="Where the gateway reads the value."),
+        },
+        required=["name", "hosts", "from"],
+    )
 
 
 def _tool() -> Schema:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -18,8 +19,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Internet]:
 
 
 @pytest.fixture
-async def gate(world: Internet) -> AsyncIterator[EgressGate]:
-    """What starts the service, in the namespace of the world's edge."""
-    made = EgressGate(wrapper=world.enter)
+async def gate(world: Internet, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EgressGate]:
+    """What starts the service, in the namespace of the world's edge. It ends TLS where a policy asks for that."""
+    made = EgressGate(wrapper=world.enter, authority=tmp_path_factory.mktemp("egress"), trusted=world.ca)
+    made.bundle(time.time())
     yield made
     await made.aclose()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from gateway.core.model import Secret
 from gateway.egress.gate import EgressGate
 from gateway.egress.notation import Grant
 from gateway.egress.policy import Entry, Limits
@@ -23,6 +25,38 @@ class Door:
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port)
+
+    @asynccontextmanager
+    async def secure(
+        self, target: str, *, name: str | None = None, trust: str = ""
+    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """TLS to HOST:PORT through the proxy, as `name`; `trust`: authorities, PEM; empty: anybody is believed."""
+        context = ssl.create_default_context(cadata=trust or None)
+        if not trust:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        reader, writer = await self.connect()
+        try:
+            writer.write(f"CONNECT {target} HTTP/1.1\r\n\r\n".encode())
+            answer = await reader.readuntil(b"\r\n\r\n")
+            assert b" 200 " in answer, answer
+            await writer.start_tls(context, server_hostname=target.partition(":")[0] if name is None else name)
+            yield reader, writer
+        finally:
+            writer.close()
+
+    async def fetch(self, target: str, *sent: bytes, trust: str = "", pieces: int = 1) -> bytes:
+        """What comes of bytes sent over TLS until the other side ends, or has been silent for a second."""
+        answer = b""
+        async with self.secure(target, trust=trust) as (reader, writer):
+            with contextlib.suppress(ConnectionError, ssl.SSLError):
+                for piece in (piece for text in sent for piece in _cut(text, pieces)):
+                    writer.write(piece)
+                    await writer.drain()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(1.0):
+                        while data := await reader.read(65536):
+                            answer += data
+        return answer
 
     async def ask(self, sent: bytes, *, then: bytes = b"", pieces: int = 1) -> bytes:
         """Send, and read until the other side ends; with `then`, once something was answered to `sent`.
@@ -57,13 +91,20 @@ def _cut(text: bytes, pieces: int) -> Iterator[bytes]:
 
 @asynccontextmanager
 async def open_door(
-    gate: EgressGate, *entries: Entry, session: str = "one", tenant: str = "default", limits: Limits | None = None
+    gate: EgressGate,
+    *entries: Entry,
+    session: str = "one",
+    tenant: str = "default",
+    limits: Limits | None = None,
+    runtime: str = "",
+    secrets: tuple[Secret, ...] = (),
 ) -> AsyncIterator[Door]:
     """Open one with this policy, and close it with the block."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     port = listener.getsockname()[1]
     name = f"sb-{port}"
-    gate.open(name, listener, Grant(session, tenant, (("the setting", entries),), limits or Limits()))
+    grant = Grant(session, tenant, (("the setting", entries),), limits or Limits(), runtime, secrets)
+    gate.open(name, listener, grant)
     try:
         yield Door(gate, port)
     finally:

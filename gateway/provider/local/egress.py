@@ -8,13 +8,27 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from gateway.core.model import Runtime, SandboxId
+from gateway.egress.credentials import placeholder_of
 from gateway.egress.grants import of_runtime
 from gateway.egress.notation import Grant
 from picod import wire
 
+BUNDLE_FILE = "ca.pem"  # in the folder of synthetic files of /etc
+BUNDLE = "/run/wakegate/ca.pem"  # where sandboxes have it
+# Many tools read this one unless they are told otherwise; it is replaced where the machine has it.
+SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+TRUST = dict.fromkeys(
+    (
+        "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "PIP_CERT", "NODE_EXTRA_CA_CERTS",
+        "AWS_CA_BUNDLE", "CARGO_HTTP_CAINFO", "DENO_CERT",
+    ),
+    BUNDLE,
+)  # fmt: skip
 PROXY = f"http://127.0.0.1:{wire.EGRESS_PORT}"
 _LOCAL = "localhost,127.0.0.1,::1"
 # ALL_PROXY is the HTTP one too: with a socks5h:// there, httpx raises at once unless a further package is installed.
@@ -47,6 +61,25 @@ class EgressDoor(Protocol):
     def close(self, sandbox: str) -> None:
         """The sandbox ends."""
         ...
+
+    def bundle(self, now: float) -> bytes:
+        """The certificates that sandboxes trust, PEM; empty: the machine's own serve. Blocks. Raises OSError."""
+        ...
+
+
+def environment(runtime: Runtime, bundle: Path) -> dict[str, str]:
+    """Where the proxy is, whom to trust, and the placeholders of secrets. `bundle`: on the host; it may be missing."""
+    placeholders = {secret.name: placeholder_of(str(runtime.key), secret.name) for secret in runtime.secrets}
+    return {**ENVIRONMENT, **(TRUST if bundle.exists() else {}), **placeholders}
+
+
+def bundle_binds(bundle: Path, etc: Sequence[str]) -> dict[str, str]:
+    """The certificates at their places inside, by path there. `etc`: what of /etc sandboxes have from the machine."""
+    if not bundle.exists():
+        return {}
+    replaces = os.path.dirname(SYSTEM_BUNDLE) in etc and os.path.isfile(SYSTEM_BUNDLE)
+    places = (BUNDLE, *((SYSTEM_BUNDLE,) if replaces and not os.path.islink(SYSTEM_BUNDLE) else ()))
+    return dict.fromkeys(places, str(bundle))
 
 
 class Handover:

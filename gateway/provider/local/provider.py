@@ -30,7 +30,7 @@ from gateway.provider.local import (
 )
 from gateway.provider.local.cgroups import CgroupTree
 from gateway.provider.local.disk_quota import DiskWatch
-from gateway.provider.local.egress import EgressDoor
+from gateway.provider.local.egress import BUNDLE_FILE, EgressDoor
 from gateway.provider.local.isolation import Isolation, IsolationReport, probe_isolation
 from gateway.provider.local.pools import Pools
 from gateway.provider.local.registry import SandboxRegistry
@@ -112,6 +112,7 @@ class LocalProvider:
             if not self.report.ok:
                 raise SettingsError([self.report.error])
             self._users = await asyncio.to_thread(self._open_users, state_dir)
+            await asyncio.to_thread(self._write_bundle, state_dir)
             self._disk.reader = disk_usage.reader(self.report.bwrap, uid=os.geteuid())
         except BaseException:
             state_dir.close()
@@ -138,6 +139,16 @@ class LocalProvider:
             self._tasks.spawn(memory_watch.enforce(self._registry, self._clock))
         self._trash.request()
         self._pools.open()
+
+    def _write_bundle(self, state_dir: StateDir) -> None:
+        """The certificates that sandboxes with egress trust. Raises SettingsError."""
+        file = state_dir.etc / BUNDLE_FILE
+        file.unlink(missing_ok=True)
+        try:
+            if self._door is not None and (bundle := self._door.bundle(self._clock.now())):
+                file.write_bytes(bundle)
+        except OSError as error:
+            raise SettingsError([f"certificates for egress: {error.filename}: {error.strerror}"]) from None
 
     def _open_users(self, state_dir: StateDir) -> SandboxUsers | None:
         """Users for sandboxes where the setting and this machine allow them; the report says which. Blocks.

@@ -194,10 +194,11 @@ class SandboxFactory:
         reaches_out: bool,
     ) -> bwrap.BwrapConfig:
         """What an isolated sandbox sees of the machine. `reaches_out`: it has the egress proxy."""
+        bundle = self._state_dir.etc / egress.BUNDLE_FILE
         own = {
             "MPLCONFIGDIR": bwrap.MATPLOTLIB,
             **environments.thread_count(runtime.limits),
-            **(egress.ENVIRONMENT if reaches_out else {}),
+            **(egress.environment(runtime, bundle) if reaches_out else {}),
             **runtime.environment,
         }
         picod = environments.for_picod(
@@ -216,6 +217,8 @@ class SandboxFactory:
             **etc,
             bwrap.KEYS_FOLDER: str(self._keys),
         }
+        if reaches_out:
+            readonly |= egress.bundle_binds(bundle, self._host.etc)
         if runtime.agent is not None and runtime.agent.source:
             readonly[bwrap.AGENT_FOLDER] = runtime.agent.source
         readonly |= {mount.target: _unmoved(mount.source) for mount in runtime.mounts}

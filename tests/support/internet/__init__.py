@@ -78,6 +78,13 @@ def internet(folder: Path, hosts: Mapping[str, str] = HOSTS) -> Iterator[Interne
     (folder / "files").mkdir(exist_ok=True)
     authority = Authority(folder, "origins")
     pair = authority.issue("origin", names=list(hosts))
+    # Whom nobody should believe: of an authority that nobody knows, for another name, and of yesterday.
+    stranger = Authority(folder, "stranger").issue("unknown", names=list(hosts))
+    wrong = {
+        8443: stranger,
+        8444: authority.issue("misnamed"),
+        8445: authority.issue("old", since=-9, days=-1, names=list(hosts)),
+    }
     config = {
         "hosts": dict(hosts),
         "addresses": sorted({address for address in hosts.values() if not address.startswith(("127.", "192.0.2."))}),
@@ -85,6 +92,7 @@ def internet(folder: Path, hosts: Mapping[str, str] = HOSTS) -> Iterator[Interne
         "own": OWN,
         "cert": str(pair.cert),
         "key": str(pair.key),
+        "wrong": {port: [str(each.cert), str(each.key)] for port, each in wrong.items()},
     }
     (folder / "internet.json").write_text(json.dumps(config))
     command = ["unshare", "-Urnm", sys.executable, "-m", "tests.support.internet.edge", str(folder)]

@@ -1,11 +1,13 @@
 """The world's hosts, in a network namespace of their own: HTTP on 80 and 8080, HTTPS on 443, a greeting on 22.
 
 Every address answers alike, and tells which it was. /bytes/N is N bytes, /files/ a folder, /redirect?URL a redirect;
-any other path shows the request.
+/gzip is compressed, /switch changes the protocol and echoes, any other path shows the request. 8443 to 8445 have
+certificates that nobody should accept.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import socketserver
 import ssl
@@ -57,10 +59,24 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Location", self.path.partition("?")[2])
             self.send_header("Content-Length", "0")
             self.end_headers()
+        elif self.path == "/gzip":
+            self.send(gzip.compress(json.dumps(seen).encode()), "application/json", coding="gzip")
+        elif self.path == "/switch":
+            self.echo()
         else:
             self.send(json.dumps(seen).encode(), "application/json")
         if self.path == "/" and seen["port"] == 80:
             self.look_for_more()
+
+    def echo(self) -> None:
+        """As a WebSocket would, without its frames."""
+        self.send_response(101)
+        self.send_header("Connection", "Upgrade")
+        self.send_header("Upgrade", "websocket")
+        self.end_headers()
+        self.close_connection = True
+        while data := self.rfile.read1(1 << 16):
+            self.wfile.write(data)
 
     def look_for_more(self) -> None:
         """Note what follows a request that was to be the last one: another server might take it for a request."""
@@ -75,8 +91,10 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = answer  # noqa: N815
 
-    def send(self, body: bytes, content_type: str) -> None:
+    def send(self, body: bytes, content_type: str, *, coding: str = "") -> None:
         self.send_response(200)
+        if coding:
+            self.send_header("Content-Encoding", coding)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -145,6 +163,12 @@ def run(*command: str) -> None:
     subprocess.run(command, check=True)
 
 
+def context_of(cert: str, key: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    return context
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     config = json.loads((folder / "internet.json").read_text())
@@ -156,12 +180,12 @@ def main() -> None:
     for address in config["addresses"]:
         run("ip", "addr", "add", f"{address}/32", "dev", "lo")
     handler = partial(Handler, folder)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(config["cert"], config["key"])
+    context = context_of(config["cert"], config["key"])
     servers: list[socketserver.BaseServer] = [
         Server(("0.0.0.0", 80), handler),
         Server(("0.0.0.0", 8080), handler),
         SecureServer(("0.0.0.0", 443), handler, context),
+        *(SecureServer(("0.0.0.0", int(port)), handler, context_of(*pair)) for port, pair in config["wrong"].items()),
         GreetingServer(("0.0.0.0", 22), Greeting),
     ]
     for server in servers:

@@ -1,0 +1,135 @@
+"""TLS over a socket, some of whose bytes may have been read already, in either role.
+
+Over memory buffers, because neither asyncio nor uvloop takes bytes that came before its own TLS began. Several tasks
+may send at once: records leave in the order in which they were made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+
+_READ_BYTES = 256 << 10
+
+
+class EndedError(Exception):
+    """The connection has broken, or does not speak TLS; the text says which."""
+
+
+class TlsStream:
+    """`count_in(n)` and `count_out(n)` are called with bytes on the socket; seconds to wait, negative: end."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connection: socket.socket,
+        context: ssl.SSLContext,
+        *,
+        received: bytes = b"",
+        server_name: str | None = None,
+        count_in: Callable[[int], float] = lambda _: 0.0,
+        count_out: Callable[[int], float] = lambda _: 0.0,
+    ) -> None:
+        """`server_name`: of the server that is called; None: this is the server."""
+        self._loop, self._socket = loop, connection
+        self._count_in, self._count_out = count_in, count_out
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._incoming.write(received)
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_name is None, server_hostname=server_name
+        )
+        self._sending = asyncio.Lock()
+
+    async def handshake(self) -> None:
+        """Raises EndedError, ssl.SSLCertVerificationError."""
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._flush()
+                if not await self._fill():
+                    raise EndedError("the connection ended during the TLS handshake") from None
+            except ssl.SSLError as error:
+                await self._flush()  # the alert
+                if isinstance(error, ssl.SSLCertVerificationError):
+                    raise
+                raise EndedError(f"TLS failed: {error.reason or 'not TLS'}") from None
+            else:
+                await self._flush()
+                return
+
+    async def receive(self) -> bytes:
+        """What comes next; empty at the end. Raises EndedError."""
+        while True:
+            if data := self._decrypted():
+                return data
+            await self._flush()  # an answer of TLS itself, such as to a change of keys
+            if self._incoming.eof or not await self._fill():
+                return b""
+
+    def _decrypted(self) -> bytes:
+        """All that is complete: a read returns one record, of 16 KiB."""
+        pieces = []
+        try:
+            while piece := self._tls.read(_READ_BYTES):
+                pieces.append(piece)
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self._incoming.write_eof()
+        except ssl.SSLError as error:
+            if not pieces and not self._incoming.eof:
+                raise EndedError(f"TLS failed: {error.reason}") from None
+        return b"".join(pieces)
+
+    async def send(self, data: bytes) -> None:
+        """Raises EndedError."""
+        if data:
+            try:
+                self._tls.write(data)
+            except ssl.SSLError as error:
+                raise EndedError(f"TLS failed: {error.reason}") from None
+        await self._flush()
+
+    async def close(self) -> None:
+        """Say that no more comes. Without effect on a connection that is broken."""
+        try:
+            self._tls.unwrap()
+        except (ssl.SSLError, ValueError):
+            pass
+        try:
+            await self._flush()
+        except EndedError:
+            pass
+
+    async def _fill(self) -> bool:
+        """Take more from the socket; whether there was more."""
+        try:
+            data = await self._loop.sock_recv(self._socket, _READ_BYTES)
+        except OSError:
+            raise EndedError("the connection broke") from None
+        if not data:
+            self._incoming.write_eof()
+            return False
+        self._incoming.write(data)
+        await self._pace(self._count_in(len(data)))
+        return True
+
+    async def _flush(self) -> None:
+        if not self._outgoing.pending:
+            return
+        async with self._sending:
+            data = self._outgoing.read()
+            try:
+                await self._loop.sock_sendall(self._socket, data)
+            except OSError:
+                raise EndedError("the connection broke") from None
+            await self._pace(self._count_out(len(data)))
+
+    async def _pace(self, delay: float) -> None:
+        if delay < 0:
+            raise EndedError("over the limit of bytes")
+        if delay:
+            await asyncio.sleep(delay)
