@@ -28,6 +28,7 @@ from gateway.api.health import HealthAPI
 from gateway.api.keys import KeysAPI
 from gateway.api.loss_report import LossReportingCaller
 from gateway.api.mcp.endpoint import MCPEndpoint
+from gateway.api.mcp.sessions import MCPSessions
 from gateway.api.native import NativeAPI
 from gateway.api.openai.containers import ContainersAPI
 from gateway.api.openai.files import ContainerFilesAPI
@@ -50,6 +51,7 @@ from gateway.core.settings import Settings
 from gateway.core.usage import Retention
 from gateway.egress.records import EgressRecords
 from gateway.identity.peers import PeerSigner
+from gateway.identity.shared_secret import SharedSecret
 from gateway.identity.tenants import TenantDirectory
 from gateway.observability.counters import Counters, status_label
 from gateway.sessions.hibernation import Hibernator
@@ -95,11 +97,12 @@ class Surfaces:
         self._tools = ToolService(
             lifecycle, catalog, reporting_caller, clock, picture_max_side=settings.picture_max_side
         )
-        self._mcp = MCPEndpoint(self._tools, lifecycle, catalog, caller.acknowledge)
+        self._mcp_sessions = MCPSessions(self._tools, lifecycle, catalog, clock)
+        self._mcp = MCPEndpoint(self._tools, self._mcp_sessions, catalog, caller.acknowledge)
         self.keys = KeysAPI(lifecycle)
         self.tenants = TenantsAPI(tenants, store, lifecycle)
-        self.access_tokens = AccessTokens()
-        self._e2b = E2BDoor(lifecycle, caller, self.access_tokens, clock)
+        self._access_tokens = AccessTokens()
+        self._e2b = E2BDoor(lifecycle, caller, self._access_tokens, clock)
         handlers: dict[str, Handler] = {
             **self.keys.handlers(),
             **self.tenants.handlers(),
@@ -123,7 +126,7 @@ class Surfaces:
             **ContainerFilesAPI(lifecycle, reporting_caller).handlers(),
             **self._mcp.handlers(),
             **SandboxesAPI(
-                lifecycle, hibernator, store, catalog, self.access_tokens, clock, domain=settings.domain
+                lifecycle, hibernator, store, catalog, self._access_tokens, clock, domain=settings.domain
             ).handlers(),
             "get_openapi": _openapi,
         }
@@ -140,6 +143,11 @@ class Surfaces:
             acknowledge=acknowledge,
             e2b=self._e2b,
         )
+
+    def open(self, secret: SharedSecret) -> None:
+        """Derive the keys of what these surfaces sign from the store's secret, which its start has read."""
+        self._access_tokens.open(secret)
+        self._mcp_sessions.open(secret)
 
     async def aclose(self) -> None:
         """Stop what outlives requests: the MCP server, then tool calls under way."""

@@ -54,7 +54,7 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
         for warning in await gateway.store.warnings():
             logger.warning("%s", warning)
         secret = await load_secret(gateway.store.documents)
-        gateway.surfaces.access_tokens.open(secret)
+        gateway.surfaces.open(secret)
         if membership.me:
             gateway.peers.open(secret)
         await _start_identities(gateway, stack)

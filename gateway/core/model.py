@@ -16,6 +16,9 @@ SandboxId = NewType("SandboxId", str)
 
 # Metadata under names with this prefix is a surface's own: no client sees, sets or replaces it.
 PRIVATE_METADATA = "wakegate.private."
+# Epoch seconds until which a session's id would make a session again if there were no record of it (api/mcp/sessions):
+# the record of one that ended is kept at least until then.
+REUSABLE_UNTIL = PRIVATE_METADATA + "reusable-until"
 DEFAULT_TENANT = "default"  # of sessions made without authentication, and of keys that name no other
 
 

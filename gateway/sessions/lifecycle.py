@@ -24,6 +24,7 @@ from gateway.core.identity import Permission, current
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
 from gateway.core.model import (
     PRIVATE_METADATA,
+    REUSABLE_UNTIL,
     Runtime,
     RuntimeKey,
     Sandbox,
@@ -92,6 +93,15 @@ class Lifecycle:
         """Call `listener(session)` after this gateway has ended a session."""
         self._end_listeners.append(listener)
 
+    def require_creation(self, runtime: RuntimeKey) -> None:
+        """Raise PermissionDeniedError unless the current caller may make sessions of a runtime."""
+        caller = current()
+        caller.require(Permission.CREATE_SESSIONS)
+        if not caller.uses(runtime):
+            raise PermissionDeniedError(
+                f"this credential may not use {runtime}; it is limited to {sorted(caller.runtimes)}"
+            )
+
     async def create(
         self,
         runtime_key: RuntimeKey,
@@ -111,7 +121,7 @@ class Lifecycle:
         ActivationTimeoutError, SandboxStartError, StoreUnavailableError.
         """
         runtime = require_runtime(self._catalog, runtime_key)
-        _require_creation(runtime_key)
+        self.require_creation(runtime_key)
         if egress is not None:
             _require_narrower(runtime, egress)
         session_id = _new_id()
@@ -158,17 +168,34 @@ class Lifecycle:
         """RateLimit-* of an answer to a create of the current caller's; empty where no quota applies."""
         return await self._quotas.tightest(current().tenant)
 
-    async def register(self, runtime_key: RuntimeKey, *, metadata: Mapping[str, str] | None = None) -> Session:
+    async def register(
+        self,
+        runtime_key: RuntimeKey,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        session_id: SessionId | None = None,
+        reusable_until: float = 0.0,
+    ) -> Session:
         """Create a session that claims a sandbox when it is first opened, for clients that may never need one.
 
-        It has no owner, so any gateway may open it. Raises: RuntimeNotFoundError, LimitError, StoreUnavailableError.
+        It has no owner, so any gateway may open it. `session_id`: its id, if it was given out before; a session that
+        has it already is returned. `reusable_until` in epoch seconds: see REUSABLE_UNTIL of core/model.py.
+        Raises: RuntimeNotFoundError, SessionNotFoundError if the id is another caller's, LimitError,
+        StoreUnavailableError.
         """
         runtime = require_runtime(self._catalog, runtime_key)
-        _require_creation(runtime_key)
-        session = self._record(_new_id(), runtime, metadata=metadata)
-        await self._quotas.admit(session.tenant, runtime, None, Wish.REGISTER)
-        await self._quotas.reserve_session(session.tenant, session.id, runtime)
-        return await self._records.put(session)
+        self.require_creation(runtime_key)
+        session = self._record(session_id or _new_id(), runtime, metadata=metadata)
+        if reusable_until:
+            session = replace(session, metadata={**session.metadata, REUSABLE_UNTIL: str(reusable_until)})
+        async with self._records.holding(session.id):
+            if session_id is not None and (known := await self._records.store.get(session_id)) is not None:
+                if not current().sees(known):
+                    raise unknown_session(session_id)
+                return known
+            await self._quotas.admit(session.tenant, runtime, None, Wish.REGISTER)
+            await self._quotas.reserve_session(session.tenant, session.id, runtime)
+            return await self._records.put(session)
 
     async def update(
         self,
@@ -219,6 +246,10 @@ class Lifecycle:
         if session is None:
             raise unknown_session(session_id)
         return replace(session, last_active_at=self._idleness.last_used(session, self._clock.now()))
+
+    async def exists(self, session_id: SessionId) -> bool:
+        """Whether the current caller has a session with this id, or had one that ended not long ago."""
+        return await self._records.get(session_id) is not None
 
     async def get_here(self, session_id: SessionId) -> Session:
         """The record of a session, unless another gateway has it. Raises SessionNotFoundError, ElsewhereError."""
@@ -343,16 +374,6 @@ class Lifecycle:
             raise
         self._records.tell("session.started", written, start=sandbox.start, sandbox=sandbox.id)
         return written
-
-
-def _require_creation(runtime: RuntimeKey) -> None:
-    """Raise PermissionDeniedError unless the current caller may make sessions of a runtime."""
-    caller = current()
-    caller.require(Permission.CREATE_SESSIONS)
-    if not caller.uses(runtime):
-        raise PermissionDeniedError(
-            f"this credential may not use {runtime}; it is limited to {sorted(caller.runtimes)}"
-        )
 
 
 def _require_narrower(runtime: Runtime, egress: Sequence[Entry]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 
 from gateway.core.clock import Clock
@@ -25,7 +26,15 @@ from gateway.core.errors import (
     WakegateError,
 )
 from gateway.core.interfaces import RuntimeCatalog, SessionStore, WorkspaceKeeper
-from gateway.core.model import HibernationMode, Kind, Runtime, Session, SessionId, SessionState
+from gateway.core.model import (
+    REUSABLE_UNTIL,
+    HibernationMode,
+    Kind,
+    Runtime,
+    Session,
+    SessionId,
+    SessionState,
+)
 from gateway.sessions.activity import Activity
 from gateway.sessions.bindings import Bindings
 from gateway.sessions.bounded_tasks import BoundedTasks
@@ -264,15 +273,24 @@ class Sweeper:
 
     async def _forget(self, store: SessionStore) -> None:
         forgotten = 0
-        async for session in store.terminated(self._clock.now() - self._terminated_retention):
-            # Again: a gateway that was killed after it had written the end has left the snapshot, and without the
-            # record it would count as that of a lost record, and be kept for the whole retention.
-            await self._transitions.delete_kept(session)
-            await store.delete(session.id)
-            self._not_before.pop(session.id, None)
+        now = self._clock.now()
+        async for session in store.terminated(now - self._terminated_retention):
+            if float(session.metadata.get(REUSABLE_UNTIL, 0.0)) > now:
+                # Kept for another retention. To skip it would have each sweep read all such records again.
+                await _if_unchanged(self._keep_ended, session)
+            else:
+                # Again: a gateway that was killed after it had written the end has left the snapshot, and without the
+                # record it would count as that of a lost record, and be kept for the whole retention.
+                await self._transitions.delete_kept(session)
+                await store.delete(session.id)
+                self._not_before.pop(session.id, None)
             forgotten += 1
             if forgotten >= BATCH_SIZE:
                 break
+
+    async def _keep_ended(self, session: Session) -> bool:
+        await self._records.put(replace(session, last_active_at=self._clock.now()))
+        return True
 
 
 async def _if_unchanged(act: Callable[[Session], Awaitable[bool]], session: Session) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 from urllib.parse import urlsplit
 
 import httpx
@@ -145,6 +146,45 @@ async def test_no_call_over_mcp_reaches_another_tenants_session(open_gateway: Op
         assert (await client.delete("/mcp")).status_code == 404
     assert sandbox.requests == []
     assert await gateway.gateway.store.get(session) == before
+
+
+async def test_unused_id_of_an_mcp_client_is_worth_nothing_to_another_tenant(open_gateway: OpenScripted) -> None:
+    """Nor with a character changed, in capitals, or after 8 hours; no record is written meanwhile."""
+    gateway, _ = await open_gateway(auth=True)
+    clock = gateway.gateway.clock
+    ours, theirs = [{
+        "authorization": f"Bearer {await key_of(gateway, tenant)}", "host": "h",
+        "accept": "application/json, text/event-stream", "mcp-protocol-version": "2025-06-18",
+    } for tenant in ("acme", "other")]  # fmt: skip
+    hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "n", "version": "1"}}
+    async with httpx.AsyncClient(base_url=gateway.url, trust_env=False, timeout=LIMIT_S) as client:
+
+        async def status(method: str, headers: dict[str, str], named: str | None, **params: Any) -> int:
+            body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+            session = {} if named is None else {"mcp-session-id": named}
+            reply = await client.post("/mcp", json=body, headers={**headers, **session})
+            given.append(reply.headers.get("mcp-session-id", ""))
+            return reply.status_code
+
+        given: list[str] = []
+        assert await status("initialize", ours, None, **hello) == 200
+        unused = given[0]
+        call = {"name": "run_python", "arguments": {"code": "1"}}
+        last = "a" if unused[-1] != "a" else "b"
+        for headers, named in (
+            (theirs, unused),
+            (ours, unused[:-1] + last),
+            (ours, "mcp-" + unused[4:].upper()),
+            (ours, "mcp-"),
+        ):
+            assert await status("tools/list", headers, named) == 404
+            assert await status("tools/call", headers, named, **call) == 404
+        assert (await client.delete("/mcp", headers={**theirs, "mcp-session-id": unused})).status_code == 404
+        assert await status("tools/list", ours, unused) == 200
+        assert await gateway.gateway.store.get(SessionId(unused)) is None
+        later = clock.now() + 8 * 3600
+        with mock.patch.object(clock, "now", return_value=later):
+            assert await status("tools/call", ours, unused, **call) == 404
 
 
 async def test_pages_for_operators_show_no_contents_and_no_names_of_sessions(open_gateway: OpenScripted) -> None:

@@ -28,6 +28,7 @@ INITIALIZE = {
         "clientInfo": {"name": "bare", "version": "1"},
     },
 }
+SESSION = "mcp-session-id"
 ACCEPT = {"accept": "application/json, text/event-stream"}
 
 
@@ -131,11 +132,11 @@ def test_mcp_endpoint_answers_clients_that_break_the_rules(server: Server) -> No
     http = server.client
     made = http.post("/mcp", json=INITIALIZE, headers=ACCEPT)
     session = made.headers["mcp-session-id"]
-    assert made.headers["x-session-id"] == session
+    assert "x-session-id" not in made.headers  # there is none yet
     call = {"jsonrpc": "2.0", "id": 2, "method": "tools/list", "params": {}}
     named = {**ACCEPT, "mcp-session-id": session}
     assert http.post("/mcp", json=call, headers=named).status_code == 200
-    assert server.state(session)["state"] == "creating"  # who only looks costs no sandbox
+    assert http.get(f"/v1/sessions/{session}").status_code == 404  # who only looks costs nothing
     run = {"method": "tools/call", "params": {"name": "run_shell", "arguments": {"command": "echo done"}}}
     assert "done" in http.post("/mcp", json=call | run, headers=named).text
     assert server.state(session)["state"] == "active"
@@ -149,9 +150,28 @@ def test_mcp_endpoint_answers_clients_that_break_the_rules(server: Server) -> No
     assert http.delete("/mcp", headers=named).status_code == 404
     assert http.post("/mcp", json=call, headers=named).status_code == 404
     assert http.post("/mcp", content=b"{", headers=ACCEPT | {"content-type": "application/json"}).status_code == 400
+    unused = http.post("/mcp", json=INITIALIZE, headers=ACCEPT).headers["mcp-session-id"]
+    assert http.delete("/mcp", headers={"mcp-session-id": unused}).status_code == 204
+    assert http.post("/mcp", json=call | run, headers={**ACCEPT, "mcp-session-id": unused}).status_code == 404
     newest = http.post("/mcp", json=call, headers={**ACCEPT, "mcp-protocol-version": "2026-07-28"})
     assert newest.json()["error"]["code"] == -32022
     assert "2025-06-18" in newest.json()["error"]["data"]["supported"]
+
+
+def test_first_calls_that_come_at_once_share_the_session(server: Server) -> None:
+    """A client's id makes one session, whichever of its calls is the first."""
+    named = {**ACCEPT, "mcp-session-id": server.client.post("/mcp", json=INITIALIZE, headers=ACCEPT).headers[SESSION]}
+    before = sessions_of(server)
+    calls = [
+        {"jsonrpc": "2.0", "id": number, "method": "tools/call",
+         "params": {"name": "run_shell", "arguments": {"command": f"echo {number} >> all; cat all | wc -l"}}}
+        for number in range(4)
+    ]  # fmt: skip
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda call: server.client.post("/mcp", json=call, headers=named), calls))
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert sessions_of(server) - before == {named[SESSION]}
+    assert sorted(server.run(named[SESSION], "cat all").json()["stdout"].split()) == ["0", "1", "2", "3"]
 
 
 def test_mcp_cancelled_notification_ends_a_call_that_is_waited_for(server: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -134,6 +135,24 @@ async def test_registered_session_gets_its_sandbox_with_its_first_use(world: Wor
     record = await world.record(made.id)
     assert (record.state, record.sandbox, record.metadata) == (SessionState.ACTIVE, opened.sandbox, {"a": "b"})
     assert record.expires_at == world.clock.now() + 28800
+
+
+async def test_id_that_was_given_out_makes_one_session_and_none_once_that_has_ended(world: World) -> None:
+    """Its record is kept for as long as the id could make another, and then goes like any."""
+    given, until = SessionId("given-out"), world.clock.now() + 8 * 3600
+    register = functools.partial(world.lifecycle.register, KEY, session_id=given, reusable_until=until)
+    one, other = await asyncio.gather(register(), register())
+    assert (one.id, one.version) == (other.id, other.version) == (given, 1)
+    await world.lifecycle.update(given, metadata={"mine": "1"})
+    assert await world.lifecycle.terminate(given, "enough")
+    for _ in range(7):
+        world.clock.advance(3601)
+        await world.sweeper.sweep()
+        assert (await world.record(given)).state is SessionState.TERMINATED
+    for _ in range(2):
+        world.clock.advance(3601)
+        await world.sweeper.sweep()
+    assert not await world.lifecycle.exists(given)
 
 
 async def test_registered_session_ends_without_ever_having_a_sandbox(world: World) -> None:

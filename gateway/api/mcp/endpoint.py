@@ -2,8 +2,8 @@
 
 A call runs in the session of the `x-session-id` header, if the client sends one; else in the MCP session, whose id *is*
 a session's id. So it hibernates and wakes like any other session, and any replica can serve it, also after a restart;
-the SDK runs stateless. `initialize` creates an MCP session and the client's DELETE ends it. Its sandbox is claimed by
-the first call: many clients connect to all servers in their configuration and then call none of their tools.
+the SDK runs stateless. `initialize` gives out a signed id, the first call of a tool makes the session (sessions.py),
+and the client's DELETE ends it.
 
 Clients of the protocol's 2026-07-28 revision send no handshake and have no MCP session. With `x-session-id` they are
 served as well; without it they get an error that lists the versions with a handshake, to which they fall back.
@@ -35,19 +35,17 @@ from gateway.api.mcp.protocol import (
     UNSUPPORTED_VERSION,
     VERSION_HEADER,
 )
-from gateway.api.sessions import DELETED_BY_USER, choose_runtime, named_session
+from gateway.api.mcp.sessions import MCPSessions
+from gateway.api.sessions import choose_runtime, named_session
 from gateway.api.tools.service import ToolService
-from gateway.core.errors import SessionNotFoundError
 from gateway.core.interfaces import RuntimeCatalog
-from gateway.core.model import SessionId, SessionState
-from gateway.sessions.lifecycle import Lifecycle
+from gateway.core.model import SessionId
 
 if TYPE_CHECKING:
     from gateway.api.mcp.server import ToolServer
 
 logger = logging.getLogger(__name__)
 
-_CREATED_BY_MCP = "mcp"  # metadata key of sessions that an MCP client created, and may therefore end
 _SERVER_MODULE = "gateway.api.mcp.server"
 
 
@@ -61,14 +59,14 @@ class MCPEndpoint:
     def __init__(
         self,
         service: ToolService,
-        lifecycle: Lifecycle,
+        sessions: MCPSessions,
         catalog: RuntimeCatalog,
         acknowledge: Callable[[SessionId, str], None],
     ) -> None:
         """`acknowledge(session, restored)` is called once a result that reports a loss has been delivered."""
         self._acknowledge = acknowledge
         self._service = service
-        self._lifecycle = lifecycle
+        self._sessions = sessions
         self._catalog = catalog
         self._loading = asyncio.Lock()
         self._server: ToolServer | None = None
@@ -97,14 +95,22 @@ class MCPEndpoint:
         if version is not None and version not in HANDSHAKE_VERSIONS and named_session(request) is None:
             return _handshake_required(message, version)
         headers: Mapping[str, str] = {}
-        if message.get("method") == "initialize":
-            # The client of a first `initialize` waits for the import anyway; here it runs while the record is written.
+        method = message.get("method")
+        if method == "initialize":
+            # The client of a first `initialize` waits for the import anyway; here it runs while a named session is
+            # looked up.
             self._import_in_background()
-            session_id = session_id or await self._create_session(request)
-            headers = {SESSION_HEADER: session_id, **session_headers(session_id)}
+            if session_id is None:
+                session_id = request.state.session_id = self._reserve(request)
+                headers = {SESSION_HEADER: session_id}
+            else:
+                headers = {SESSION_HEADER: session_id, **session_headers(session_id)}
         if session_id is not None:
             # Raises for a session that has ended: the answer is 404, upon which clients send `initialize` again.
-            await self._service.tools(session_id)
+            if method == "tools/call":
+                await self._sessions.ensure(session_id)
+            else:
+                await self._sessions.tools(session_id)
         server = await self._loaded()
         # The SDK is stateless, so for it the cancellation and the call are requests that have nothing to do with each
         # other.
@@ -112,26 +118,20 @@ class MCPEndpoint:
             server.cancel(session_id, message.get("params"))
         return _SDKResponse(server, body, headers, self._acknowledge)
 
-    async def _create_session(self, request: Request) -> SessionId:
-        """Create the session of a new client, without a sandbox; `/mcp?runtime=` chooses the runtime."""
-        runtime = choose_runtime(self._catalog, request, request.query_params.get("runtime"))
-        session = await self._lifecycle.register(runtime.key, metadata={_CREATED_BY_MCP: "1", "name": "MCP client"})
-        return session.id
+    def _reserve(self, request: Request) -> SessionId:
+        """The id of a new client's session, of which nothing is stored yet; `/mcp?runtime=` chooses its runtime."""
+        return self._sessions.reserve(choose_runtime(self._catalog, request, request.query_params.get("runtime")))
 
     async def _end(self, request: Request) -> Response:
-        """End the session that `initialize` created; one that the client only named is left alone."""
+        """End the session that `initialize` began; one that the client only named is left alone."""
         session_id = _mcp_session(request)
         if session_id is None:
             raise ParamError(SESSION_HEADER, "missing; it names the session to end")
-        session = await self._lifecycle.get(session_id)
-        if session.state is SessionState.TERMINATED:
-            raise SessionNotFoundError(f"session {session_id} has ended")
-        if _CREATED_BY_MCP in session.metadata:
-            await self._lifecycle.terminate(session_id, DELETED_BY_USER)
+        await self._sessions.end(session_id)
         return Response(status_code=204)
 
     def _import_in_background(self) -> None:
-        """Import the SDK in a thread while the record of the first client's session is written."""
+        """Import the SDK in a thread while the rest of the first client's `initialize` is done."""
         if self._server is None and self._importing is None:
             self._importing = asyncio.create_task(asyncio.to_thread(importlib.import_module, _SERVER_MODULE))
 
@@ -141,7 +141,9 @@ class MCPEndpoint:
             server = self._server
             if server is None:
                 module = await asyncio.to_thread(importlib.import_module, _SERVER_MODULE)
-                made: ToolServer = await self._stack.enter_async_context(module.serving(self._service, self._catalog))
+                made: ToolServer = await self._stack.enter_async_context(
+                    module.serving(self._service, self._sessions, self._catalog)
+                )
                 server = self._server = made
         return server
 

@@ -24,6 +24,7 @@ from gateway.api.errors import ParamError
 from gateway.api.file_links import link_of
 from gateway.api.loss_report import LossReport, new_loss_report
 from gateway.api.mcp.protocol import MAX_BODY_BYTES, RESTORED_META, SESSION_HEADER
+from gateway.api.mcp.sessions import MCPSessions
 from gateway.api.sessions import choose_runtime, named_session
 from gateway.api.tools.calls import Call
 from gateway.api.tools.catalogue import Tool, ToolFormat, describe, tools_of
@@ -49,8 +50,9 @@ _INSTRUCTIONS = (
 class ToolServer:
     """Lists and runs tools over MCP. Its state: the calls under way, so that a client can cancel one."""
 
-    def __init__(self, service: ToolService, catalog: RuntimeCatalog) -> None:
+    def __init__(self, service: ToolService, sessions: MCPSessions, catalog: RuntimeCatalog) -> None:
         self._service = service
+        self._sessions = sessions
         self._catalog = catalog
         self._running: dict[tuple[SessionId, str | int], asyncio.Task[ToolResult]] = {}
         self._server: Server[Any] = Server(
@@ -82,7 +84,7 @@ class ToolServer:
         session_id = _session_of(context)
         try:
             if session_id is not None:
-                tools = await self._service.tools(session_id)
+                tools = await self._sessions.tools(session_id)
             else:
                 tools = tools_of(choose_runtime(self._catalog, _request_of(context)))
         except WakegateError as error:
@@ -167,13 +169,13 @@ class _Reporter:
 
 
 @asynccontextmanager
-async def serving(service: ToolService, catalog: RuntimeCatalog) -> AsyncIterator[ToolServer]:
+async def serving(service: ToolService, sessions: MCPSessions, catalog: RuntimeCatalog) -> AsyncIterator[ToolServer]:
     """Run a server until the block is left.
 
     The SDK's task group has to be exited by the task that entered it, and requests of different tasks enter here, so it
     runs in a separate task.
     """
-    server = ToolServer(service, catalog)
+    server = ToolServer(service, sessions, catalog)
     ready, stop = asyncio.Event(), asyncio.Event()
 
     async def run() -> None:
