@@ -20,7 +20,7 @@ from pathlib import Path
 
 import grimp
 
-TOP = ("gateway", "picod")
+TOP = ("gateway", "picod", "wakegate_client")
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
 

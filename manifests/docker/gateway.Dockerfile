@@ -5,6 +5,7 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt README.md ./
 COPY gateway gateway
 COPY picod picod
+COPY wakegate_client wakegate_client
 RUN python -m venv /opt/wakegate \
  && /opt/wakegate/bin/pip install --no-cache-dir -c constraints.txt .
 

@@ -26,7 +26,7 @@ _METHODS = (*_ANYWHERE, "match", "fullmatch")
 
 
 def _modules() -> Iterator[tuple[Path, ast.Module]]:
-    for package in ("gateway", "picod"):
+    for package in ("gateway", "picod", "wakegate_client"):
         for file in sorted((_TOP / package).rglob("*.py")):
             yield file, ast.parse(file.read_text(encoding="utf-8"))
 
