@@ -75,4 +75,6 @@ def _line(line: Access) -> dict[str, Any]:
         "bytesSent": line.up,
         "bytesReceived": line.down,
         "seconds": line.seconds,
+        "requests": line.requests,
+        "secrets": line.secrets,
     }

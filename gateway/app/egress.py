@@ -89,7 +89,7 @@ def audit_line(audit: AuditLog) -> Callable[[Access], None]:
             audit.record(AuditEvent(line.at, f"egress.{line.outcome}", actor, 0, session=line.session, detail={
                 "host": line.host, "port": line.port, "address": line.address, "protocol": line.protocol,
                 "rule": line.rule, "reason": line.reason, "up": line.up, "down": line.down,
-                "seconds": line.seconds, "sandbox": line.sandbox,
+                "seconds": line.seconds, "sandbox": line.sandbox, "requests": line.requests, "secrets": line.secrets,
             }))  # fmt: skip
 
     return record

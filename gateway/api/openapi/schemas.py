@@ -206,6 +206,8 @@ SCHEMAS: dict[str, Schema] = {
                 bytesSent=COUNT,
                 bytesReceived=COUNT,
                 seconds=NUMBER,
+                requests={**COUNT, "description": "Requests that were seen and passed on, where TLS is ended."},
+                secrets={"type": "string", "description": "Names of the secrets that they got, by commas."},
             )
         ),
     ),
