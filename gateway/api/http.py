@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any
 
 import orjson
+from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -17,6 +18,7 @@ from gateway.egress.policy import MAX_ENTRIES
 
 MAX_BODY_BYTES = 1 << 20  # control requests are a few hundred bytes
 _MAX_METADATA_BYTES = 16 << 10
+_UPLOAD_CHUNK_BYTES = 1 << 20
 _INLINE_BYTES = 256 << 10  # larger bodies are parsed in a thread, which would cost a small one more than parsing does
 
 
@@ -55,22 +57,38 @@ async def read_json(request: Request, limit: int, loads: Callable[[bytes], Any] 
 async def read_bytes(request: Request, limit: int) -> bytes:
     """The body, at most `limit` bytes. Raises BadRequestError, TooLargeError, RequestTimeoutError."""
     body = bytearray()
-    idle: float = request.app.state.body_idle
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(idle) as deadline:
-            async for chunk in request.stream():
-                # Per chunk, not for the whole body: a slow upload is fine, a connection that sends nothing is not.
-                deadline.reschedule(loop.time() + idle)
-                body += chunk
-                if len(body) > limit:
-                    raise TooLargeError(f"the body is larger than {limit} bytes")
-    except TimeoutError:
-        raise RequestTimeoutError(f"no byte of the request's body came for {idle:g} s") from None
-    except ClientDisconnect:
-        raise BadRequestError("the client left while sending its request") from None
+    async for chunk in read_chunks(request, limit):
+        body += chunk
     request.state.body = bytes(body)  # `relay` sends it again if another gateway owns the session
     return bytes(body)
+
+
+async def read_chunks(request: Request, limit: int | None) -> AsyncGenerator[bytes, None]:
+    """The body as it comes, at most `limit` bytes of it. Raises BadRequestError, TooLargeError, RequestTimeoutError."""
+    idle: float = request.app.state.body_idle
+    chunks, size = request.stream(), 0
+    while True:
+        try:
+            # Per chunk, not for the whole body: a slow upload is fine, a connection that sends nothing is not.
+            async with asyncio.timeout(idle):
+                chunk = await anext(chunks, None)
+        except TimeoutError:
+            raise RequestTimeoutError(f"no byte of the request's body came for {idle:g} s") from None
+        except ClientDisconnect:
+            raise BadRequestError("the client left while sending its request") from None
+        if chunk is None:
+            return
+        size += len(chunk)
+        if limit is not None and size > limit:
+            raise TooLargeError(f"the body is larger than {limit} bytes")
+        if chunk:
+            yield chunk
+
+
+async def chunks_of(upload: UploadFile) -> AsyncIterator[bytes]:
+    """The bytes of a file of a form, from memory or from its temporary file."""
+    while chunk := await upload.read(_UPLOAD_CHUNK_BYTES):
+        yield chunk
 
 
 def read_seconds(body: Mapping[str, Any], name: str) -> float | None:

@@ -173,7 +173,7 @@ class E2BDoor:
             return unary_answer(await handler(sandbox, await read_unary(request)))
         keepalive = processes.read_keepalive(request.headers.get("keepalive-ping-interval"))
         if path == "/process.Process/StreamInput":
-            messages = read_stream(request, request.app.state.body_idle)
+            messages = read_stream(request)
             answer = await processes.stream_input(sandbox, messages)
             return stream_answer(_only(answer))
         if path == "/process.Process/Start":

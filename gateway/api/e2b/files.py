@@ -13,16 +13,16 @@ from urllib.parse import quote
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.api.e2b.answers import error_answer
 from gateway.api.e2b.paths import FilePath, PathError, resolve
 from gateway.api.e2b.sandbox import SandboxClient, error_text, read_error
-from gateway.api.http import JSON
+from gateway.api.http import JSON, chunks_of, read_chunks
 from gateway.api.sandbox_json import MAX_ANSWER_BYTES, parse_object
-from gateway.core.errors import BadRequestError, RequestTimeoutError, TooLargeError
+from gateway.core.errors import BadRequestError, TooLargeError
 
 MAX_UPLOAD_BYTES = 5 << 30
 _MAX_FILES = 1000  # of one upload
@@ -86,13 +86,15 @@ async def upload(sandbox: SandboxClient, request: Request) -> Response:
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding not in ("identity", "gzip"):
         raise BadRequestError(f"content-encoding {encoding[:32]!r}: expected gzip or none")
-    body = _bounded(request)
+    body = read_chunks(request, MAX_UPLOAD_BYTES)
     written = await _write(sandbox, path, _unpacked(body) if encoding == "gzip" else body)
     return written if isinstance(written, Response) else JSON([written])
 
 
 async def _upload_form(sandbox: SandboxClient, request: Request) -> Response:
-    parser = MultiPartParser(request.headers, _bounded(request), max_files=_MAX_FILES, max_fields=16)
+    parser = MultiPartParser(
+        request.headers, read_chunks(request, MAX_UPLOAD_BYTES), max_files=_MAX_FILES, max_fields=16
+    )
     try:
         form = await parser.parse()
     except MultiPartException as error:
@@ -106,7 +108,7 @@ async def _upload_form(sandbox: SandboxClient, request: Request) -> Response:
             raise BadRequestError("path: leave it out where the form has several files; each is named by its filename")
         entries = []
         for each in uploads:
-            written = await _write(sandbox, _resolve(named or each.filename or ""), _chunks(each))
+            written = await _write(sandbox, _resolve(named or each.filename or ""), chunks_of(each))
             if isinstance(written, Response):
                 return written
             entries.append(written)
@@ -124,33 +126,6 @@ async def _write(sandbox: SandboxClient, path: FilePath, chunks: AsyncIterator[b
         text = error_text(await parse_object(reply.body), reply.status)
         return error_answer(507 if reply.status == 507 else 400 if reply.status < 500 else 500, text)
     return {"path": path.absolute, "name": path.name, "type": "file"}
-
-
-async def _chunks(upload_file: UploadFile) -> AsyncIterator[bytes]:
-    while chunk := await upload_file.read(_CHUNK_BYTES):
-        yield chunk
-
-
-async def _bounded(request: Request) -> AsyncGenerator[bytes, None]:
-    """The body in pieces. Raises RequestTimeoutError for one that stops, TooLargeError, BadRequestError."""
-    idle: float = request.app.state.body_idle
-    size = 0
-    chunks = request.stream().__aiter__()
-    while True:
-        try:
-            async with asyncio.timeout(idle):
-                chunk = await anext(chunks)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise RequestTimeoutError(f"no byte of the request's body came for {idle:g} s") from None
-        except ClientDisconnect:
-            raise BadRequestError("the client left while sending its request") from None
-        size += len(chunk)
-        if size > MAX_UPLOAD_BYTES:
-            raise TooLargeError(f"the upload is larger than {MAX_UPLOAD_BYTES} bytes")
-        if chunk:
-            yield chunk
 
 
 async def _unpacked(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:

@@ -17,9 +17,9 @@ from starlette.responses import Response
 
 from gateway.api.errors import Handler, ParamError
 from gateway.api.file_links import file_id, path_of
-from gateway.api.http import JSON
+from gateway.api.http import JSON, chunks_of
 from gateway.api.openai.containers import page_of, read_page, require_container
-from gateway.api.openai.transfers import Download, chunks_of, read_upload
+from gateway.api.openai.transfers import Download, read_upload
 from gateway.api.sandbox_json import MAX_ANSWER_BYTES, BadAnswerError, count_of, objects_of, parse_object, text_of
 from gateway.core.errors import BadRequestError, NotFoundError, WakegateError
 from gateway.core.interfaces import SandboxCaller

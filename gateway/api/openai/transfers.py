@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import Mapping
 from urllib.parse import quote
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.api.errors import ErrorShape, ParamError, error_response
-from gateway.api.http import session_headers
+from gateway.api.http import read_chunks, session_headers
 from gateway.api.loss_report import current_loss_report
-from gateway.core.errors import BadRequestError, RequestTimeoutError, TooLargeError, WakegateError
+from gateway.core.errors import BadRequestError, WakegateError
 from gateway.core.interfaces import SandboxCaller
 from gateway.core.model import SessionId
 
 MAX_UPLOAD_BYTES = 512 << 20  # the limit of OpenAI's Containers API
-_CHUNK_BYTES = 1 << 20
 _FORWARDED_HEADERS = ("content-type", "content-length", "content-range", "accept-ranges", "etag", "last-modified")
 
 
@@ -91,37 +89,11 @@ async def read_upload(request: Request) -> UploadFile:
         raise ParamError("file", "missing; send the file itself, as multipart/form-data (there is no Files API here)")
     try:
         # One file and a few fields: a form of a million tiny parts would be parsed for minutes.
-        form = await MultiPartParser(request.headers, _bounded_body(request), max_files=1, max_fields=16).parse()
+        body = read_chunks(request, MAX_UPLOAD_BYTES)
+        form = await MultiPartParser(request.headers, body, max_files=1, max_fields=16).parse()
     except (MultiPartException, KeyError, UnicodeDecodeError) as error:
         raise BadRequestError(f"the body is not a multipart form: {getattr(error, 'message', error)}") from None
-    except ClientDisconnect:
-        raise BadRequestError("the client left while sending its request") from None
     upload = form.get("file")
     if not isinstance(upload, UploadFile):
         raise ParamError("file", "missing; expected a part with that name and a file name")
     return upload
-
-
-async def _bounded_body(request: Request) -> AsyncGenerator[bytes, None]:
-    """The body in chunks. Raises RequestTimeoutError after the idle timeout, TooLargeError beyond the limit."""
-    idle: float = request.app.state.body_idle
-    stream, size = request.stream(), 0
-    while True:
-        try:
-            # Per chunk, so that a slow upload of 512 MB is allowed and one that stands still is not.
-            async with asyncio.timeout(idle):
-                chunk = await anext(stream, None)
-        except TimeoutError:
-            raise RequestTimeoutError(f"no byte of the request's body came for {idle:g} s") from None
-        if chunk is None:
-            return
-        size += len(chunk)
-        if size > MAX_UPLOAD_BYTES:
-            raise TooLargeError(f"the file is larger than {MAX_UPLOAD_BYTES} bytes")
-        yield chunk
-
-
-async def chunks_of(upload: UploadFile) -> AsyncIterator[bytes]:
-    """The bytes of an upload, from memory or from its temporary file."""
-    while chunk := await upload.read(_CHUNK_BYTES):
-        yield chunk
