@@ -9,6 +9,7 @@ from types import MappingProxyType
 import numpy as np
 
 from gateway.autoscaler.empirical import FastSlow, RollingQuantile
+from gateway.autoscaler.exciting import SelfExciting
 from gateway.autoscaler.follower import Follower, Objective
 from gateway.autoscaler.forecast import Floats, Forecast, Forecaster
 from gateway.autoscaler.mixture import GOLDEN_RATIO, Mixture
@@ -66,8 +67,14 @@ class Demand:
         self.most = most
         self.recent = RollingCount(self.horizon)
         self.rates = RateBelief(prior)
-        self.mixture = Mixture(self.rates, make_experts(self.recent, tick) if experts is None else experts, delay=tick)
-        self.shadow = Shadow(lead, min(most, _MAX_COUNTS), joins=joins)
+        self.mixture = Mixture(
+            self.rates,
+            make_experts(self.recent, tick) if experts is None else experts,
+            apart=[SelfExciting()] if experts is None else (),
+            delay=tick,
+        )
+        names = [expert.name for expert in self.mixture.all_experts]
+        self.shadow = Shadow(lead, min(most, _MAX_COUNTS), joins=joins, experts=names)
         self.follower = Follower(objective, self.shadow)
         self._largest = min(most + 2, _MAX_COUNTS)
         self._size = min(_MIN_COUNTS, self._largest)
@@ -158,6 +165,8 @@ class Demand:
         q = self.follower.quantile
         self._values = self.mixture.values(now, self.horizon, self._size, q)
         self.shadow.update(now, self._values)
+        for expert, values in self.mixture.fresh_values:
+            self.shadow.update(now, values, expert + 1)
         top = self.shadow.top
         # Doubled above 0.7 of the size, after which `top` is above 0.35 of it; halved below 0.15, after which it is
         # below 0.3: neither step ever causes the other.
@@ -179,7 +188,7 @@ class Demand:
         level, alert = self.wanted_by(self.follower)
         constant = self.follower.constant
         self._last = Forecast(
-            now, self.horizon, 0.0, q, level, "", _NO_WEIGHTS, alert, self._observed,
+            now, self.horizon, 0.0, q, level, self.follower.describe(), _NO_WEIGHTS, alert, self._observed,
             usual=self._usual_rate * self.horizon, claims=self.shadow.claims, constant=constant,
         )  # fmt: skip
         return self._last

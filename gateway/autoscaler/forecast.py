@@ -145,6 +145,6 @@ class Forecast(NamedTuple):
     claims: float = 0.0  # seen so far, as far as they are remembered
     constant: bool = False  # `level` is a constant, found cheaper than following the forecast
 
-    def at(self, level: int, quantile: float, alert: int, *, constant: bool) -> Forecast:
+    def at(self, level: int, quantile: float, alert: int, source: str, *, constant: bool) -> Forecast:
         """The same forecast, read for another objective."""
-        return self._replace(quantile=quantile, level=level, alert=alert, constant=constant)
+        return self._replace(quantile=quantile, level=level, alert=alert, source=source, constant=constant)

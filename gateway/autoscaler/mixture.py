@@ -43,16 +43,24 @@ _MIN_MIXED_WEIGHT = 0.02
 class Mixture:
     """Holds experts with weights and mixes their forecasts. The first is evaluated each time, the others when stale.
 
-    A forecast is scored on the horizon that begins `delay` seconds later, when the orders that follow it are out.
+    Experts `apart` are asked as often as the others, and not mixed in. A forecast is scored on the horizon that begins
+    `delay` seconds later, when the orders that follow it are out.
     """
 
     def __init__(
-        self, first: RateBelief, others: Sequence[Forecaster] = (), *, delay: float = 0.0, favourite: float = 0.6
+        self,
+        first: RateBelief,
+        others: Sequence[Forecaster] = (),
+        *,
+        apart: Sequence[Forecaster] = (),
+        delay: float = 0.0,
+        favourite: float = 0.6,
     ) -> None:
         self._first = first
         self._delay = delay
         self.experts: tuple[Forecaster, ...] = (first, *others)
-        self._foreseeing = [each for each in self.experts if not isinstance(each, BackwardLooking)]
+        self.all_experts = (*self.experts, *apart)
+        self._foreseeing = [each for each in self.all_experts if not isinstance(each, BackwardLooking)]
         n = len(self.experts)
         rest = (1.0 - favourite) / max(n - 1, 1)
         self._prior = np.array([favourite] + [rest] * (n - 1)) if n > 1 else np.ones(1)
@@ -61,11 +69,14 @@ class Mixture:
         self._foretold = self._covered = 0  # horizons scored since restart_score, and those with no more than foretold
         self._wanted_sum = self._loss_sum = 0.0
         self._scored = 0.0  # discounted number of horizons scored
-        self._cached: list[Floats] = [np.zeros(0)] * (n - 1)
-        self._due = [-math.inf] * (n - 1)
+        self._cached: list[Floats] = [np.zeros(0)] * (len(self.all_experts) - 1)
+        self._due = [-math.inf] * len(self._cached)
         self._size = 0
         self._opened_at = -math.inf
         self._open_after = self._phase = 0.0
+        self.fresh_values: list[
+            tuple[int, Floats]
+        ] = []  # (expert, what stock is worth by it alone), those that changed
         self.first_values: Floats = np.zeros(0)  # what stock is worth by the first expert alone
         self._mixed: list[float] = []
         self._mixed_in: list[int] = []  # which of the others are mixed in
@@ -77,7 +88,7 @@ class Mixture:
 
     def observe(self, now: float, elapsed: float, claims: int) -> None:
         """Pass claims to every expert, and score their forecasts once the pending horizon has closed."""
-        for expert in self.experts:
+        for expert in self.all_experts:
             expert.observe(now, elapsed, claims)
         if self._pending is not None:
             if self._counts_from < now <= self._pending[0]:
@@ -87,7 +98,7 @@ class Mixture:
 
     def shift(self, step: float) -> None:
         """The clock was set by `step` seconds. The open horizon goes on: its end moves as well."""
-        for expert in self.experts:
+        for expert in self.all_experts:
             expert.shift(step)
         self._opened_at += step
         self._counts_from += step
@@ -133,16 +144,19 @@ class Mixture:
             self._size, self._due, self._others = size, [-math.inf] * len(self._due), None
         weights = self._mixed
         self.first_values = self._first.values(now, horizon, size)
+        self.fresh_values = [(0, self.first_values)]
         mixed: Floats = self.first_values * weights[0]
+        others = self._others
+        for i, due in enumerate(self._due):
+            if now >= due or now < due - 120.0:
+                expert = self.all_experts[i + 1]
+                self._cached[i] = alone = values_of_stock(expert.probabilities(now, horizon, size))
+                self._due[i] = now + expert.fresh
+                self.fresh_values.append((i + 1, alone))
+                if i in self._mixed_in:
+                    others = None
         if not self._mixed_in:
             return mixed
-        others = self._others
-        for i in self._mixed_in:
-            if now >= self._due[i] or now < self._due[i] - 120.0:
-                expert = self.experts[i + 1]
-                self._cached[i] = values_of_stock(expert.probabilities(now, horizon, size))
-                self._due[i] = now + expert.fresh
-                others = None
         if others is None:
             others = np.zeros(size - 1)
             for i in self._mixed_in:

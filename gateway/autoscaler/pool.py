@@ -153,17 +153,28 @@ class Pool:
         """What each further sandbox saves, claims per second; for the budget."""
         return self.demand.values / self.demand.horizon
 
+    def _costs(self) -> str:
+        """What the pool costs and what a miss is worth to the rule that decides, sentences."""
+        out = f" Holding {self.target} costs {3600.0 * self.target:,.0f} idle sandbox-seconds an hour"
+        if self.decision is None or self.decision.rule not in ("forecast", "constant", "hold", "max"):
+            return out + "."
+        price = self.demand.follower.price(self.demand.horizon)
+        if price is None:
+            return out + "; the last of them has saved no claim yet."
+        return out + f"; to the rule that is followed a claim without a warm sandbox is worth {price:,.1f} of them."
+
     def explain(self) -> dict[str, Any]:
         """This pool now, for GET /v1/autoscaler. Times are epoch seconds."""
         forecast, status, decision = self.demand.explained(), self.status, self.decision
         rate = self.demand.follower.miss_rate()
         followed, runner_up = self.demand.follower.compared()
+        price = self.demand.follower.price(self.demand.horizon)
         return {
             "runtime": str(self.runtime.key),
             "mode": self.runtime.pool.mode.value,
             "target": self.target,
             "wanted": decision.wanted if decision else self.target,
-            "why": decision.why + self.cut if decision else "No decision has been made yet.",
+            "why": decision.why + self.cut + self._costs() if decision else "No decision has been made yet.",
             "rule": decision.rule if decision else "hold",
             "min": self.runtime.pool.min,
             "max": self.runtime.pool.max,
@@ -191,6 +202,8 @@ class Pool:
                 "recentClaims": self.demand.recent.total,
                 "expectedMissesPerHour": round(forecast.expected_misses, 4),
             },
+            "idleSandboxSecondsPerHour": 3600.0 * self.target,
+            "missWorth": None if price is None else round(price, 1),
             "quantile": None if forecast is None or forecast.constant else round(forecast.quantile, 6),
             "stocking": None if forecast is None else forecast.source,
             "followedRule": _rule_cost(followed),

@@ -124,7 +124,7 @@ def _want(spec: ScalerSpec, observed: Observed, forecast: Forecast | None, now: 
             "constant",
             f"A constant pool of {wanted} has done better on the claims so far than the forecast.",
         )
-    return wanted, "forecast", _covers(wanted, forecast.horizon, forecast.quantile)
+    return wanted, "forecast", _covers(wanted, forecast.horizon, forecast.source)
 
 
 def _is_surge(spec: ScalerSpec, observed: Observed, forecast: Forecast) -> bool:
@@ -148,9 +148,9 @@ def _is_surge(spec: ScalerSpec, observed: Observed, forecast: Forecast) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _covers(wanted: int, horizon: float, quantile: float) -> str:
+def _covers(wanted: int, horizon: float, source: str) -> str:
     """The sentence of rule `forecast`; cached, as most ticks repeat it."""
-    return f"{wanted} cover the claims of the next {horizon:.0f} s with quantile {quantile:.4g}."
+    return f"{wanted} are what the rule that has done best, {source}, asks for the claims of the next {horizon:.0f} s."
 
 
 def _raise(spec: ScalerSpec, observed: Observed, up: Decision, target: int, now: float) -> Decision:

@@ -1,9 +1,10 @@
 """Simulates each stocking rule's pool on the real claims, to learn what each rule would have cost.
 
-A rule is either "stock while another sandbox saves more than `threshold` claims per horizon" (the threshold is idle
-cost over the cost of a cold start, so 1 - threshold is the newsvendor's quantile), or "always hold n". Every rule runs
-its own shadow pool: a loss system with the measured lead time, from which its idle seconds and misses are read. A pool
-of 3 with a lead time of 2 s that gets 5 claims at once serves 3, misses 2, and has 3 sandboxes again 2 s later.
+A rule is either "stock while another sandbox saves more than `threshold` claims per horizon", by the mixed forecast or
+by a single expert's (the threshold is idle cost over the cost of a cold start, so 1 - threshold is the newsvendor's
+quantile), or "always hold n". Every rule runs its own shadow pool: a loss system with the measured lead time, from
+which its idle seconds and misses are read. A pool of 3 with a lead time of 2 s that gets 5 claims at once serves 3,
+misses 2, and has 3 sandboxes again 2 s later.
 
 follower.py chooses the rule to follow. Rejected: to compute idle time and misses from the forecast. A model that is
 wrong promises a miss rate that it does not keep; the simulation counts what would have happened.
@@ -34,11 +35,11 @@ _AGE_TO_MEMORY = 3.0
 _GROUPS_A_LEAD = 8  # claims that come closer together than this part of a lead time count as coming at once
 _MAX_GROUPS = 64  # in one tick, so that a crowd costs no more
 _CHOICE_INTERVAL_S = 60.0  # between two choices of the rule to follow
-RULES = len(THRESHOLDS)
+A_FAMILY = len(THRESHOLDS)  # rules of one forecast
 _NEGATED: Floats = -THRESHOLDS
 QUANTILES: list[float] = (1.0 - THRESHOLDS).tolist()
-_COLUMNS = np.arange(RULES)
-_EACH_RULE = range(RULES)
+_COLUMNS = np.arange(A_FAMILY)
+_EACH_RULE = range(A_FAMILY)
 
 
 @lru_cache(maxsize=16)
@@ -62,6 +63,10 @@ class Chooser(Protocol):
     def nearest(self) -> int:
         """The index in THRESHOLDS of the followed rule, or of the one closest to it."""
 
+    @property
+    def family(self) -> int:
+        """Whose forecast is followed, an index of Shadow.families."""
+
     def choose(self, shadow: Shadow) -> None:
         """Choose again, by the tallies of `shadow`."""
 
@@ -75,12 +80,14 @@ class Shadow:
     followers may read them.
     """
 
-    def __init__(self, lead: float, most: int, *, joins: bool = False) -> None:
+    def __init__(self, lead: float, most: int, *, joins: bool = False, experts: Sequence[str] = ()) -> None:
         self.lead = lead
+        self.families = ("", *experts)  # by whose forecast the rules stock: the mixture's first, then each expert's
+        self.rules = A_FAMILY * len(self.families)  # how many rules have a forecast; the constants come after them
         self._joins = joins
         constants = np.array(constant_levels(most), dtype=np.float64)
-        size = len(THRESHOLDS) + len(constants)
-        self.levels: Floats = np.concatenate((np.zeros(len(THRESHOLDS)), constants))
+        size = self.rules + len(constants)
+        self.levels: Floats = np.concatenate((np.zeros(self.rules), constants))
         self.served: Floats = np.zeros(size)
         self.idle: Floats = np.zeros(size)  # sandbox-seconds
         self.claims = 0.0
@@ -89,10 +96,11 @@ class Shadow:
         self.missed: Floats = self._none  # of the claims of the latest tick
         self.followers: list[Chooser] = []
         self._ready: Floats = self.levels.copy()
-        self._wanted = [0] * RULES  # the rules' levels as whole numbers
+        self._wanted = [[0] * A_FAMILY for _ in self.families]  # the rules' levels as whole numbers
         self._orders: deque[tuple[float, Floats]] = deque()  # (ready at, sandboxes per rule), oldest first
-        self._since = self._age = 0.0
-        self._rarest = RULES - 1  # index of the rule that `top` is read at
+        self._since = 0.0
+        self.age = 0.0  # seconds observed in all
+        self._watched = [(0, A_FAMILY - 1)]  # (family, threshold) of the rules that `top` is read at
 
     def observe(self, now: float, elapsed: float, claims: int, times: Sequence[float] = ()) -> None:
         """Add `claims` that came in the `elapsed` seconds until `now`, while the rules held `levels`.
@@ -164,8 +172,8 @@ class Shadow:
         self._orders = deque((at + step, order) for at, order in self._orders)
 
     def _choose(self) -> None:
-        self._age += self._since
-        memory = min(max(self._age / _AGE_TO_MEMORY, _MIN_MEMORY_S), _MAX_MEMORY_S)
+        self.age += self._since
+        memory = min(max(self.age / _AGE_TO_MEMORY, _MIN_MEMORY_S), _MAX_MEMORY_S)
         if self.claims < _MIN_REMEMBERED_CLAIMS:
             memory = _MAX_MEMORY_S
         keep = 1.0 - min(self._since / memory, 1.0)
@@ -176,10 +184,14 @@ class Shadow:
         self.span *= keep
         for follower in self.followers:
             follower.choose(self)
-        self._rarest = min(max([each.nearest for each in self.followers], default=RULES) + 4, RULES - 1)
+        self._watched = [
+            (family, min(each.nearest + 4, A_FAMILY - 1))
+            for each in self.followers
+            for family in {0, each.family}
+        ] or [(0, A_FAMILY - 1)]  # fmt: skip
 
-    def update(self, now: float, values: Floats) -> None:
-        """Set the rules' levels from what each further sandbox would save (claims per horizon)."""
+    def update(self, now: float, values: Floats, family: int = 0) -> None:
+        """Set the levels of a family's rules from what each further sandbox would save (claims per horizon)."""
         if b"\x01" not in (values[1:] > values[:-1]).tobytes():  # any() takes five times as long for so few
             levels: npt.NDArray[np.int64] = (-values).searchsorted(_NEGATED)
         else:  # the best total, since a second mode may or may not be worth the way to it
@@ -187,20 +199,21 @@ class Shadow:
             best = gain.argmax(axis=0)
             levels = (best + 1) * (gain[best, _COLUMNS] > 0.0)
         wanted: list[int] = levels.tolist()
-        if wanted != self._wanted:
-            self._move(now, wanted)
-            self.levels[:RULES] = levels
+        if wanted != self._wanted[family]:
+            first = family * A_FAMILY
+            self._move(now, first, self._wanted[family], wanted)
+            self._wanted[family] = wanted
+            self.levels[first : first + A_FAMILY] = levels
 
-    def _move(self, now: float, wanted: list[int]) -> None:
+    def _move(self, now: float, first: int, before: list[int], wanted: list[int]) -> None:
         """Order missing sandboxes, cancel surplus ones, the latest orders first. Constants never move."""
         # Mostly one or two rules move by one: plain numbers are faster here than numpy on all of them.
         ordered: list[tuple[int, int]] = []
-        before = self._wanted
         for rule in _EACH_RULE:
             if (more := wanted[rule] - before[rule]) > 0:
-                ordered.append((rule, more))
+                ordered.append((first + rule, more))
             elif more:
-                self._cancel(now, rule, -more)
+                self._cancel(now, first + rule, -more)
         if ordered:
             ready_at = now + self.lead
             if not self._orders or self._orders[-1][0] != ready_at:  # else a claim of this tick has ordered, too
@@ -208,7 +221,6 @@ class Shadow:
             order = self._orders[-1][1]
             for rule, more in ordered:
                 order[rule] += more
-        self._wanted = wanted
 
     def _cancel(self, now: float, rule: int, surplus: float) -> None:
         """Cancel starts, then ready sandboxes. A cancelled start counts as idle since its order."""
@@ -227,7 +239,7 @@ class Shadow:
 
         With constants that served 90 and 100 claims with 10 and 20 s of idle time, 95 claims cost 15 s.
         """
-        by_level, idle = self.served[RULES:], self.idle[RULES:]
+        by_level, idle = self.served[self.rules :], self.idle[self.rules :]
         at = int(by_level.searchsorted(min(served, float(by_level[-1])) - 1e-9))
         if at == 0:
             return 0.0
@@ -237,4 +249,4 @@ class Shadow:
     @property
     def top(self) -> int:
         """The highest level that may soon be followed; rarer rules may be cut off at the end of the distribution."""
-        return self._wanted[self._rarest]
+        return max(self._wanted[family][rule] for family, rule in self._watched)

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from gateway.autoscaler.demand import Demand
-from gateway.autoscaler.follower import Objective
+from gateway.autoscaler.follower import Follower, Objective
 from gateway.autoscaler.forecast import Floats
 from gateway.autoscaler.history import live_since, replay_history
 from gateway.autoscaler.rates import _moves
 from gateway.autoscaler.replay import synthetic
 from gateway.autoscaler.replay.pool import Targets, simulate
 from gateway.autoscaler.scaler import Observed, ScalerSpec, decide
-from gateway.autoscaler.shadow import Shadow, constant_levels
+from gateway.autoscaler.shadow import A_FAMILY, Shadow, constant_levels
 from tests.support.autoscaler import poisson
 
 LEAD = 10.0
@@ -274,3 +274,26 @@ def test_ticks_of_uneven_length_leave_little_behind() -> None:
         now += 1.0 + float(random.uniform(0.0, 0.02))
         demand.observe(now, 0)
     assert _moves.cache_info().currsize < 20
+
+
+@pytest.mark.parametrize(("saving", "followed"), [(0.03, 0), (0.2, 2)], ids=["a little", "much"])
+def test_rule_of_one_expert_is_followed_when_it_is_much_cheaper(saving: float, followed: int) -> None:
+    """A rule of the second expert that idles less than the mixture's is followed only beyond its handicap."""
+    shadow = Shadow(LEAD, 8, experts=["one", "other"])
+    follower = Follower(Objective(0.05), shadow)
+    shadow.claims, shadow.span, shadow.age = 10_000.0, 86400.0, 10 * 86400.0
+    shadow.served[:] = 9_600.0
+    shadow.idle[:] = 1e6
+    shadow.idle[2 * A_FAMILY + 3] *= 1.0 - saving
+    shadow.served[shadow.rules :] = 9_000.0
+    shadow.served[-1] = 10_000.0
+    shadow.idle[-1] = 3e6
+    follower.choose(shadow)
+
+    assert follower.family == followed
+    assert follower.describe().endswith("of other") == bool(followed)
+
+    shadow.age = 1000.0
+    newcomer = Follower(Objective(0.05), shadow)
+    newcomer.choose(shadow)
+    assert newcomer.family == 0, "after a quarter of an hour nothing is proven"

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.autoscaler.demand import make_experts
 from gateway.autoscaler.empirical import FastSlow, RollingQuantile
+from gateway.autoscaler.exciting import SelfExciting
 from gateway.autoscaler.forecast import (
     Floats,
     Forecaster,
@@ -208,3 +209,24 @@ def test_last_day_is_remembered_by_the_minute() -> None:
 
     assert len(expert._samples) <= 1441
     assert expert.probabilities(2 * 86400.0, 10.0, 8)[2] == pytest.approx(1.0, abs=0.01)
+
+
+def test_bursts_expert_is_calibrated_and_expects_more_after_a_burst() -> None:
+    """On steady claims its mean is theirs; where claims bring claims it expects several times as many after some."""
+    steady, horizon = SelfExciting(), 10.0
+    for second, claims in enumerate(np.random.default_rng(1).poisson(0.2, 20000).tolist()):
+        steady.observe(second + 1.0, 1.0, claims)
+    mean = float(steady.probabilities(20000.0, horizon, 64) @ np.arange(64))
+    assert mean == pytest.approx(2.0, rel=0.35)
+
+    bursts = SelfExciting()
+    rng = np.random.default_rng(2)
+    for _ in range(60):
+        bursts.observe(0.0, 300.0, 0)
+        for claims in rng.poisson(0.8, 20).tolist():
+            bursts.observe(0.0, 1.0, claims)
+    during = float(bursts.probabilities(0.0, horizon, 64) @ np.arange(64))
+    bursts.observe(0.0, 300.0, 0)
+    after = bursts.probabilities(0.0, horizon, 64)
+    assert during > 4.0 * float(after @ np.arange(64))
+    assert after.sum() == pytest.approx(1.0, abs=1e-3)

@@ -34,7 +34,7 @@ async def test_live_loop_orders_what_the_runner_orders(tmp_path: Path, ready: in
     scaler = Autoscaler(Catalog(served), store, provider, clock, settings, holder="gw")
     await scaler.run_once(clock.now())
     await eventually(lambda: scaler.pools[KEY].restored, "history restored")
-    live = LiveLoop(served.pool, settings, 5.0, begins=clock.now())
+    live = LiveLoop(served.pool, settings, 5.0, begins=clock.now(), key=KEY)
     kind, found, expected = StartKind.WARM if ready else StartKind.COLD, [], []
     counts = np.bincount(np.concatenate((poisson(0.5, 200.0), 200.0 + poisson(2.0, 60.0), [459.0])).astype(int))
     for n in counts.tolist():

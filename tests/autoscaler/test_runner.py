@@ -471,3 +471,24 @@ async def test_gateway_that_does_not_lead_keeps_no_claims_for_later(store: Sqlit
     await follower.tick(10, claims=5)
 
     assert follower.scaler.signal.take(KEY).times == []
+
+
+async def test_why_names_the_rule_that_decides_and_its_price(store: SqliteStore, clock: ManualClock) -> None:
+    """The sentence has the followed rule, what the pool costs an hour, and what a miss is worth to that rule."""
+    loop = Loop(store, clock, runtime(target_miss_rate=0.02), default_lead=10.0)
+    loop.provider.lead = 10.0
+    await loop.begin()
+    rules = set()
+    for _ in range(150):
+        await loop.tick(4)
+        await loop.tick(1, claims=1)
+        pool = loop.pool()
+        if pool["rule"] not in ("forecast", "constant"):
+            continue
+        rules.add(pool["rule"])
+        rule = f"constant pool of {pool['wanted']}" if pool["rule"] == "constant" else pool["stocking"]
+        assert rule in pool["why"]
+        assert f"Holding {pool['target']} costs {3600 * pool['target']:,}" in pool["why"]
+        if pool["missWorth"] is not None:
+            assert f"is worth {pool['missWorth']:,.1f} of them" in pool["why"]
+    assert rules

@@ -37,13 +37,14 @@ class LiveLoop:
         *,
         begins: float,
         wall: Callable[[float], float] = float,
+        key: RuntimeKey = _KEY,
     ) -> None:
         self.begins = begins
-        self._wall = wall
+        self._key, self._wall = key, wall
         self._settings = settings
         self._leads: deque[float] = deque([] if lead is None else [lead], maxlen=_MAX_LEAD_TIMES)
         self._target = spec.size
-        runtime = Runtime(key=_KEY, pool=spec)
+        runtime = Runtime(key=key, pool=spec)
         self._pool = Pool.make(runtime, settings, self._status(0, 0))
         self._pool.restored = True
         self._pool.looked_at = self.begins
@@ -56,7 +57,7 @@ class LiveLoop:
     def _status(self, ready: int, starting: int) -> PoolStatus:
         leads = sorted(self._leads)
         p50, p90 = (leads[min(len(leads) - 1, int(q * len(leads)))] if leads else None for q in (0.5, 0.9))
-        return PoolStatus(_KEY, self._target, ready, starting, 0, failures=0, lead_time_p50=p50, lead_time_p90=p90)
+        return PoolStatus(self._key, self._target, ready, starting, 0, failures=0, lead_time_p50=p50, lead_time_p90=p90)
 
     def arrived(self, lead: float) -> None:
         """Its lead time is planned with from the next look on."""

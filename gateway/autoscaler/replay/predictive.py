@@ -119,7 +119,7 @@ def replay_predictive(
             # The forecast is made once; for the other objectives only the rule that reads a level from it differs.
             if follower is not demand.follower:
                 level, alert = demand.wanted_by(follower)
-                mine = forecast.at(level, follower.quantile, alert, constant=follower.constant)
+                mine = forecast.at(level, follower.quantile, alert, follower.describe(), constant=follower.constant)
             pool.look(now, mine, recent, follower.missed if claims else 0)
         if now >= warm:
             warm = math.inf
