@@ -8,7 +8,9 @@ with its files. Rejected: PIP_TARGET, which installs every dependency again, and
 environment. So --user is dropped from the arguments: the installation needs no root anyway.
 
 pip retries an index that it cannot reach for 15 seconds and more. In a sandbox without a network it gets
-`--no-index` in its environment, and fails at once with a text that says what can be installed.
+`--no-index` in its environment, and fails at once with a text that says what can be installed. Where it is plain that
+it will, as a name is asked for that is not there, it is not even started: its import alone takes a second and more on
+a busy core.
 """
 
 import os
@@ -23,6 +25,16 @@ _OFFLINE = (
     "(upload one, then `pip install ./NAME.whl`, or `pip install --find-links FOLDER NAME`).\n"
     "`pip list` shows the packages that are there already.\n"
 )
+# What may stand beside names without changing what can be found. With any other option pip decides.
+_FLAGS = frozenset((
+    "-U", "--upgrade", "-q", "-qq", "-v", "--quiet", "--verbose", "--user", "--no-cache-dir", "--pre", "--no-deps",
+    "--no-input", "--break-system-packages", "--disable-pip-version-check", "--no-warn-script-location",
+    "--prefer-binary", "--no-build-isolation", "--dry-run",
+))  # fmt: skip
+_WITH_A_VALUE = ("-i", "--index-url", "--extra-index-url", "--trusted-host", "--timeout", "--retries", "--proxy")
+_ARCHIVES = (".whl", ".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz", ".xz", ".txz")
+_INSTALLED = (".dist-info", ".egg-info", ".egg-link")
+_NAME = r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:\[[^]]*\])?\s*([=<>!~].*)?"
 _path_files_read: set[str] = set()
 
 
@@ -90,13 +102,76 @@ def _run_pip(overlay: str) -> None:
             {"PIP_NO_INDEX": "1", "PIP_RETRIES": "0"}
         )  # PIP_RETRIES is for URLs given as requirements (git+https), which --no-index does not stop
         sys.stderr.write(_OFFLINE)
+        missing = _missing(command, arguments)
+        if missing:
+            sys.stderr.write(f"ERROR: No matching distribution found for {missing}\n")
         sys.stderr.flush()
+        if missing:
+            os._exit(1)  # SystemExit would be reported as a failed import of `site`, which imports this
     argv = [argument for argument in sys.orig_argv[1:] if argument != "--user"]
     try:
         _make(overlay, program)
         os.execve(program, [program, *argv], environment)  # noqa: S606 - no shell is wanted
     except OSError as error:
         sys.stderr.write(f"packages cannot go into the workspace: {overlay}: {error.strerror}\n")
+
+
+def _missing(command: str, arguments: list[str]) -> str:
+    """The first name asked for of which no version is there, so that pip without an index must fail; "" if unsure."""
+    import re
+
+    if _names_folders():
+        return ""
+    at = arguments.index(command) + (2 if command == "index" else 1)  # `pip index versions NAME`
+    missing, rest = "", iter(arguments[at:])
+    for argument in arguments[: arguments.index(command)]:
+        if argument not in _FLAGS:
+            return ""
+    for argument in rest:
+        if argument in _WITH_A_VALUE:
+            next(rest, None)
+            continue
+        if argument in _FLAGS or (argument.startswith("--") and argument.partition("=")[0] in _WITH_A_VALUE):
+            continue
+        found = re.fullmatch(_NAME, argument)
+        if not found or argument.endswith(_ARCHIVES):
+            return ""  # a path, a URL, an option: pip decides
+        # The other commands need an index for what is installed, too.
+        if not missing and not (command == "install" and _is_there(found[1])):
+            missing = argument
+    return missing
+
+
+def _names_folders() -> bool:
+    """Whether settings of pip's name places with packages. Its other settings add none."""
+    if any(os.environ.get(name) for name in ("PIP_FIND_LINKS", "PIP_REQUIREMENT", "PIP_EDITABLE", "PIP_CONFIG_FILE")):
+        return True
+    home = os.environ.get("HOME", "")
+    for path in ("/etc/pip.conf", f"{home}/.config/pip/pip.conf", f"{home}/.pip/pip.conf", f"{sys.prefix}/pip.conf"):
+        try:
+            with open(path, errors="replace") as file:
+                if "find" in file.read(1 << 16):  # find-links, in whichever spelling
+                    return True
+        except OSError:
+            continue
+    return False
+
+
+def _is_there(name: str) -> bool:
+    """Whether some version of a distribution is installed, in the shared environment or the session's."""
+    import re
+
+    wanted = re.sub(r"[-_.]+", "-", name).lower()
+    for folder in (os.path.dirname(os.path.abspath(__file__)), packages_folder()):
+        try:
+            entries = os.listdir(folder)
+        except OSError:
+            continue
+        # `there_is-1.0.dist-info`: the name has no hyphen of its own there.
+        names = (entry.rsplit(".", 1)[0].split("-")[0] for entry in entries if entry.endswith(_INSTALLED))
+        if any(re.sub(r"[-_.]+", "-", each).lower() == wanted for each in names):
+            return True
+    return False
 
 
 def _has_network() -> bool:
