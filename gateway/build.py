@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from gateway.app.gateway import Gateway, holder_name
-from gateway.core.addresses import is_loopback
+from gateway.core.addresses import host_name, is_loopback
 from gateway.core.background import every
 from gateway.core.clock import Clock, SystemClock
 from gateway.core.errors import SettingsError
@@ -21,7 +21,6 @@ from gateway.core.model import Runtime
 from gateway.core.settings import Settings, make_state_dir, requires_identity
 from gateway.egress.gate import EgressGate
 from gateway.images.policy import make_policy
-from gateway.routing.access import host_name
 from gateway.runtimes.catalog import default_runtime
 from gateway.runtimes.manifest import load_runtimes, parse_modules
 from gateway.sandbox.picod_client import PicodExecutor

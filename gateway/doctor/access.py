@@ -8,17 +8,16 @@ from collections.abc import AsyncIterator, Iterator
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-from gateway.core.addresses import is_loopback
+from gateway.core.addresses import host_name, is_loopback
 from gateway.core.clock import Clock, SystemClock
 from gateway.core.errors import SettingsError, UnavailableError
+from gateway.core.proxies import read_proxies
 from gateway.core.settings import Settings, requires_identity
 from gateway.doctor.finding import Finding
 from gateway.identity.directory import read_admin_key
 from gateway.identity.oidc import issuer_access, make_verifier
 from gateway.identity.oidc_claims import SKEW_S
 from gateway.identity.oidc_keys import fetch_keys
-from gateway.routing.access import host_name
-from gateway.routing.forwarded import read_proxies
 
 _FETCH_TIMEOUT_S = 10.0
 _STRANGERS = ("203.0.113.1", "2001:db8::1")  # addresses that nobody has (RFC 5737, RFC 3849)

@@ -14,14 +14,14 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gateway.core.addresses import is_loopback
+from gateway.core.addresses import host_name, is_loopback
 from gateway.core.errors import BadRequestError, SettingsError, UnauthorizedError, UnavailableError
 from gateway.core.identity import ANONYMOUS, Identity
+from gateway.core.proxies import read_proxies
 from gateway.identity.authenticator import Authenticator
 from gateway.identity.peers import PeerSigner
 from gateway.routing.client_rates import ClientRates
 from gateway.routing.field_names import PLAIN
-from gateway.routing.forwarded import read_proxies
 from gateway.routing.port_hosts import PortHost, PortHostError, read_domain
 
 _DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
@@ -215,21 +215,6 @@ class AccessPolicy:
             raise HostError(f"{_shown(host)} is no name of this gateway; --allowed-hosts names further ones")
         if len(self._known) < _MAX_KNOWN_HOSTS:
             self._known.add(host)
-
-
-def host_name(authority: bytes) -> bytes:
-    """The name or address of HOST[:PORT], lower-cased, without brackets and a final dot; empty if it is malformed."""
-    authority = authority.strip().lower()
-    if authority.startswith(b"["):
-        name, bracket, port = authority[1:].partition(b"]")
-        well_formed = bool(bracket) and (not port or (port[:1] == b":" and (port[1:].isdigit() or not port[1:])))
-        return name if well_formed else b""
-    if authority.count(b":") > 1:  # an IPv6 address without brackets, as --host takes it
-        return authority
-    name, colon, port = authority.partition(b":")
-    if b"@" in name or (colon and port and not port.isdigit()):
-        return b""
-    return name.removesuffix(b".")
 
 
 def names_host(origin: bytes, host: bytes) -> bool:

@@ -13,11 +13,12 @@ from gateway.audit.body import BodyDigest
 from gateway.audit.event import MAX_TEXT, Actor, AuditEvent
 from gateway.audit.log import AuditLog
 from gateway.audit.repeats import Repeats
+from gateway.core.addresses import host_name
 from gateway.core.clock import Clock
 from gateway.core.errors import BadRequestError, LimitError, WakegateError
 from gateway.core.identity import NOBODY, Identity
 from gateway.observability.request_record import Record
-from gateway.routing.access import AccessPolicy, host_name
+from gateway.routing.access import AccessPolicy
 from gateway.routing.target import RUNTIME_HEADER, SESSION_HEADERS, Target, parse
 from picod.wire import PORTS_PATH, TERMINAL_PATH
 

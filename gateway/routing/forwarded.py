@@ -14,59 +14,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from gateway.core.errors import SettingsError
+from gateway.core.proxies import TrustedProxies, node_address
 
 MAX_ENTRIES = 32  # of one field, counted from the right; a chain of proxies has two or three
 _MAX_LINE_BYTES = 8192  # of one line of Forwarded
-_MAX_NODE_BYTES = 64  # "[", 39 of IPv6, "]:", a port
 _UNKNOWN = "unknown"
 
 _FOR, _HOST, _PROTO, FORWARDED = b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"forwarded"
 FIELDS = frozenset((_FOR, _HOST, _PROTO, FORWARDED))
 
 _AUTHORITY = re.compile(rb"[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
-_NODE_PORT = re.compile(rb"(:([0-9]{1,5}|_[A-Za-z0-9._-]+))?")
 _SCHEMES = {b"http": "http", b"https": "https", b"ws": "http", b"wss": "https"}  # Traefik says wss of a WebSocket
 _PAIR = re.compile(rb"[ \t]*([!#-'*+.^-z|~0-9A-Z-]+)=(?:\"((?:[^\"\\]|\\.)*)\"|([^\",;\s]*))[ \t]*(?:([;,])|$)")
 _GAP = re.compile(rb"[ \t;,]*")
 _ESCAPED = re.compile(rb"\\(.)")
 
 Claims = Mapping[bytes, Sequence[bytes]]  # field -> its lines in their order
-
-
-class TrustedProxies:
-    """The networks whose word on where a request began is taken."""
-
-    def __init__(self, networks: Sequence[IPv4Network | IPv6Network]) -> None:
-        self._networks = tuple(networks)
-
-    def __repr__(self) -> str:
-        return f"<TrustedProxies {', '.join(map(str, self._networks))}>"
-
-    def trust(self, address: str) -> bool:
-        """Whether an address is of one of them. An IPv4 address in IPv6 form, as dual-stack sockets have it, too."""
-        return _is_within(self._networks, address)
-
-
-NO_PROXIES = TrustedProxies(())
-
-
-def read_proxies(text: str) -> TrustedProxies | None:
-    """The setting: networks and addresses with commas between; None where there are none. Raises SettingsError."""
-    networks = []
-    for each in text.split(","):
-        if not (name := each.strip()):
-            continue
-        try:
-            networks.append(ip_network(name))
-        except ValueError as error:
-            raise SettingsError(
-                [f"--trusted-proxies: {error}; expected addresses and networks, as in 10.0.0.7,192.168.0.0/16,fd00::/8"]
-            ) from None
-    return TrustedProxies(networks) if networks else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,33 +76,6 @@ def read_forwarded(claims: Claims, peer: str, proxies: TrustedProxies, *, passed
         host if _AUTHORITY.fullmatch(host) else b"",
         _SCHEMES.get(scheme.lower(), ""),
     )
-
-
-@lru_cache(maxsize=4096)
-def node_address(node: bytes) -> str | None:
-    """The address in a node of either family: bare, with a port, IPv6 in brackets. None: unknown, hidden, malformed."""
-    name = node.strip(b" \t")
-    if len(name) > _MAX_NODE_BYTES or b"%" in name:  # a zone is this machine's business, and may be any text
-        return None
-    if name.startswith(b"["):
-        name, bracket, port = name[1:].partition(b"]")
-        if not bracket or b":" not in name or not _NODE_PORT.fullmatch(port):
-            return None
-    elif name.count(b":") == 1:
-        name, _, port = name.partition(b":")
-        if not _NODE_PORT.fullmatch(b":" + port):
-            return None
-    try:
-        address = ip_address(name.decode("ascii"))
-    except ValueError:  # also UnicodeDecodeError
-        return None
-    return str((address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address)
-
-
-@lru_cache(maxsize=4096)
-def _is_within(networks: tuple[IPv4Network | IPv6Network, ...], address: str) -> bool:
-    name = node_address(address.partition("%")[0].encode())
-    return name is not None and any(ip_address(name) in network for network in networks)
 
 
 def _entries(lines: Sequence[bytes]) -> list[bytes]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from functools import lru_cache
 
 from gateway.core.errors import BadRequestError, UnavailableError
+from gateway.core.proxies import NO_PROXIES
 from gateway.routing.access import AccessPolicy, names_host
 from gateway.routing.field_names import HOP_BY_HOP
 from gateway.routing.forwarded import FIELDS as FORWARDING_FIELDS
-from gateway.routing.forwarded import NO_PROXIES, Forwarded, read_forwarded
+from gateway.routing.forwarded import Forwarded, read_forwarded
 from gateway.routing.request_fields import (
     HOPS_HEADER,
     MAX_HOPS,

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.core.addresses import host_name
 from gateway.core.errors import SettingsError
-from gateway.routing.access import AccessPolicy, HostError, OriginError, host_name
+from gateway.routing.access import AccessPolicy, HostError, OriginError
 from tests.support.scripted import OpenScripted, get
 
 ON_UVLOOP = True

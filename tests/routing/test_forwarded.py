@@ -7,11 +7,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.core.clock import SystemClock
-from gateway.core.errors import SettingsError
 from gateway.core.identity import ANONYMOUS
+from gateway.core.proxies import node_address, read_proxies
 from gateway.identity.peers import PeerSigner
 from gateway.identity.shared_secret import SharedSecret
-from gateway.routing.forwarded import MAX_ENTRIES, node_address, read_forwarded, read_proxies
+from gateway.routing.forwarded import MAX_ENTRIES, read_forwarded
 from tests.support.scripted import Message, OpenScripted, get
 
 ON_UVLOOP = True
@@ -234,21 +234,3 @@ def test_any_bytes_are_read(claims: dict[bytes, list[bytes]]) -> None:
     assert all(each == "unknown" or node_address(each.encode()) == each for each in believed.chain)
     assert believed.scheme in ("", "http", "https")
     assert not set(believed.host) & set(b'\r\n "\\,;/')
-
-
-@pytest.mark.parametrize("text", ["10.0.0.0/33", "proxy.example", "10.0.0.1/8", "*", "10.0.0.1;10.0.0.2"])
-def test_setting_that_is_no_network_is_reported(text: str) -> None:
-    """A mistake would otherwise believe nobody, or the wrong ones."""
-    with pytest.raises(SettingsError, match="--trusted-proxies"):
-        read_proxies(text)
-
-
-def test_peers_are_known_in_either_notation() -> None:
-    """A dual-stack socket shows IPv4 peers in IPv6 form; a link-local peer has a zone."""
-    proxies = read_proxies(" 10.0.0.7 ,fe80::/10,")
-    assert proxies is not None
-    for address, trusted in (
-        ("10.0.0.7", True), ("::ffff:10.0.0.7", True), ("10.0.0.8", False), ("fe80::1%eth0", True), ("", False),
-    ):  # fmt: skip
-        assert proxies.trust(address) is trusted
-    assert read_proxies(" , ") is None
