@@ -14,6 +14,7 @@ if "ssl" not in sys.modules:
 else:
     import asyncio
 
+import contextlib
 import gc
 import os
 import signal
@@ -26,6 +27,7 @@ from picod.http.server import Connection
 from picod.services import Services
 
 _BACKLOG = 1024
+_OWN_FOLDER = ".wakegate"
 _CANCEL_TIMEOUT_S = 1.0  # for requests that are cancelled at the end
 
 
@@ -50,7 +52,7 @@ def main() -> int:
     except OSError as error:
         print(f"picod: cannot start: {error}", file=sys.stderr)  # noqa: T201 - the sandbox's log
         return 2
-    asyncio.run(_serve(app, listener, config.lifeline_fd))
+    asyncio.run(_serve(app, listener, config))
     return 0
 
 
@@ -74,25 +76,37 @@ def _listen(config: PicodConfig) -> socket.socket:
     return listener
 
 
-async def _serve(app: Picod, listener: socket.socket, lifeline: int | None) -> None:
+async def _serve(app: Picod, listener: socket.socket, config: PicodConfig) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    if lifeline is not None:
-        _watch_lifeline(loop, app.services, lifeline)
+    if config.lifeline_fd is not None:
+        _watch_lifeline(loop, app.services, config.lifeline_fd)
     tasks: set[asyncio.Task[None]] = set()
     server = await loop.create_server(lambda: Connection(app, tasks), sock=listener, backlog=_BACKLOG)
     app.start()
     gc.collect()
     gc.freeze()  # what was imported is never freed: later collections skip it
     await stop.wait()
+    if config.linger and _has_files(config.workspace):
+        stop.clear()
+        with contextlib.suppress(TimeoutError):  # a second signal ends it at once
+            await asyncio.wait_for(stop.wait(), config.linger)
     server.close()
     app.services.kill_all()
     for task in tasks:  # a cancelled request removes its temporary file
         task.cancel()
     await asyncio.wait(tasks, timeout=_CANCEL_TIMEOUT_S) if tasks else None
     app.services.close()
+
+
+def _has_files(workspace: str) -> bool:
+    """Whether there is more in the workspace than picod's own folder."""
+    try:
+        return bool(set(os.listdir(workspace)) - {_OWN_FOLDER})
+    except OSError:
+        return True
 
 
 def _watch_lifeline(loop: asyncio.AbstractEventLoop, services: Services, lifeline: int) -> None:

@@ -56,6 +56,12 @@ class PicodConfig:
     preload_delay: float = 1.0
     """Seconds from the start until they are imported, so that the start itself stays fast."""
 
+    disk_limits: Sequence[tuple[str, int]] = ()
+    """Paths of volumes and the bytes that each may hold (commands/disk_guard.py). Empty: something else limits them."""
+
+    max_file_size: int = 0
+    """The largest size of one file, where `disk_limits` are kept; 0: that of the largest volume."""
+
     ports: Sequence[tuple[int, int]] = ((1024, 65535),)
     """First and last port of each range that /api/ports forwards to. picod's own TCP port is always excluded."""
 
@@ -76,6 +82,9 @@ class PicodConfig:
 
     host: str = "127.0.0.1"
     port: int = 8080
+
+    linger: float = 0.0
+    """Seconds to serve on after SIGTERM if the workspace holds files, so that they can be copied."""
 
     lifeline_fd: int | None = None
     """The read end of a pipe whose other end the parent holds: end of file means that the parent has ended."""
@@ -114,6 +123,8 @@ class PicodConfig:
             max_unpack=_size(parser, "--max-unpack", ENV_MAX_UNPACK, args.max_unpack),
             preload=_modules(parser, args.preload),
             preload_delay=args.preload_delay,
+            disk_limits=_disk_limits(parser, environ.get(wire.ENV_DISK_LIMITS, "")),
+            max_file_size=_size(parser, "(no flag)", wire.ENV_MAX_FILE_SIZE, environ.get(wire.ENV_MAX_FILE_SIZE, "0")),
             ports=_ports(parser, args.ports),
             agent=_object(parser, wire.ENV_AGENT, environ) or None,
             command_env=_command_env(parser, environ, args.workspace),
@@ -121,6 +132,7 @@ class PicodConfig:
             uds=args.uds,
             host=args.host,
             port=args.port,
+            linger=_seconds(parser, wire.ENV_LINGER, environ.get(wire.ENV_LINGER, "0")),
             lifeline_fd=args.lifeline_fd,
             egress_fd=args.egress_fd,
             inspectable=args.inspectable,
@@ -170,12 +182,28 @@ def _size(parser: argparse.ArgumentParser, flag: str, env: str, text: str) -> in
     return int(text)
 
 
+def _seconds(parser: argparse.ArgumentParser, env: str, text: str) -> float:
+    if not (text.isascii() and text.isdigit() and len(text) <= 5):
+        parser.error(f"{env} must be a whole number of seconds, not {text[:40]!r}")
+    return float(text)
+
+
 def _modules(parser: argparse.ArgumentParser, text: str) -> tuple[str, ...]:
     names = tuple(filter(None, (part.strip() for part in text.split(","))))
     for name in names:
         if not all(part.isidentifier() for part in name.split(".")):
             parser.error(f"--preload (or {wire.ENV_PRELOAD}): expected modules such as numpy,os.path, not {name!r}")
     return names
+
+
+def _disk_limits(parser: argparse.ArgumentParser, text: str) -> tuple[tuple[str, int], ...]:
+    limits = []
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        path, _, size = item.partition("=")
+        if not path.startswith("/") or not size.isascii() or not size.isdigit() or not 0 < int(size[:20]) < 1 << 60:
+            parser.error(f"{wire.ENV_DISK_LIMITS}: expected /folder=bytes, not {item!r}")
+        limits.append((path, int(size)))
+    return tuple(limits)
 
 
 def _ports(parser: argparse.ArgumentParser, text: str) -> tuple[tuple[int, int], ...]:

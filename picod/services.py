@@ -18,6 +18,7 @@ from picod.interpreter.services import InterpreterServices
 from picod.snapshot.api import SnapshotServices, load
 
 if TYPE_CHECKING:
+    from picod.commands.disk_guard import DiskGuard
     from picod.http.idempotency import IdempotentRequests
     from picod.ports.agent import Agent
 
@@ -39,6 +40,7 @@ class Services:
         self.interpreter = InterpreterServices(self.commands)
         self.snapshots = SnapshotServices(workspace, self.commands.children)
         self.agent = self._make_agent()
+        self.disk_guard = self._make_disk_guard()
 
     def _make_agent(self) -> Agent | None:
         if self.config.agent is None:
@@ -46,6 +48,13 @@ class Services:
         from picod.ports.agent import Agent, AgentConfig
 
         return Agent(self.commands, AgentConfig.from_document(self.config.agent))
+
+    def _make_disk_guard(self) -> DiskGuard | None:
+        if not self.config.disk_limits:
+            return None
+        from picod.commands.disk_guard import DiskGuard
+
+        return DiskGuard(self.config.disk_limits, self.commands.children)
 
     @cached_property
     def idempotency(self) -> IdempotentRequests:
@@ -64,6 +73,9 @@ class Services:
         path = self.config.command_env.get("PATH", "").encode()
         put_fonts(find_executable(b"python3", path, self.commands.workspace.fd), self.config.command_env)
         self.commands.preload.start()
+        if self.disk_guard is not None:
+            self.disk_guard.limit_file_sizes(self.config.max_file_size)
+            self.commands.spawn_task(self.disk_guard.run())
         # A session that wakes on this sandbox should not wait for imports, nor should a cold start.
         loop = asyncio.get_running_loop()
         loop.call_later(_SNAPSHOT_LOAD_DELAY_S, loop.run_in_executor, None, load)

@@ -50,5 +50,17 @@ ENV_PRELOAD = "PICOD_PRELOAD"  # modules that python3 has imported ahead: "numpy
 ENV_PORTS = "PICOD_PORTS"  # ports of the sandbox that may be reached: "8000,9000-9100"
 # JSON of a server that picod starts and forwards to: command, working_dir, targets [[prefix, port], ...] and probe.
 ENV_AGENT = "PICOD_AGENT"
+# Bytes that volumes may hold, which picod keeps: "/workspace=5368709120,/tmp=268435456".
+ENV_DISK_LIMITS = "PICOD_DISK_LIMITS"
+ENV_MAX_FILE_SIZE = "PICOD_MAX_FILE_SIZE"  # bytes of one file, beside ENV_DISK_LIMITS
+ENV_LINGER = "PICOD_LINGER"  # seconds that picod serves on after SIGTERM, if the workspace holds files
 ENV_CODE_CONTEXT = "PICOD_CODE_CONTEXT"  # warm | lazy | off
 ENV_MAX_OUTPUT = "PICOD_MAX_OUTPUT"  # bytes kept of each stream
+
+
+def disk_headroom(limit: int) -> int:
+    """How many bytes a volume may hold beyond a limit of ENV_DISK_LIMITS before the node ends the sandbox.
+
+    picod sees an excess up to a second late, in which a fast disk takes a gigabyte or two.
+    """
+    return max(limit // 4, 1 << 30)

@@ -160,6 +160,10 @@ def _common(
 def _interpreter(runtime: Runtime, spec: Mapping[str, Any], reader: Reader, *, in_cluster: bool) -> Runtime:
     """Read a CodeInterpreter's own fields: image, variables and resources are in `spec.template`."""
     place, template, extra = "spec.template.", spec.get("template", {}), spec.get("wakegate", {})
+    if in_cluster and (processes := extra.get("limits", {}).get("processes")) is not None:
+        # RLIMIT_NPROC would count all pods of a node that run as the same user, and picod may write no control group.
+        right = "expected no such limit in a cluster, where the kubelet counts processes: set its podPidsLimit"
+        reader.problem("spec.wakegate.limits.processes", right, processes)
     interval = None
     if "checkpointInterval" in extra:
         interval = reader.duration(extra, "checkpointInterval", "spec.wakegate.", 0.0, zero=True)

@@ -17,6 +17,7 @@ _REPORTED = (
     signal.SIGXCPU, signal.SIGXFSZ,
 )  # fmt: skip
 _MAX_COUNT_AGE_S = 1.0
+_MAX_NOTE_AGE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,24 @@ class OutOfMemory:
         return self._count > before
 
 
+class OverLimit:
+    """Why picod has just killed everything that runs, where it did."""
+
+    def __init__(self) -> None:
+        self._reason = ""
+        self._noted_at = float("-inf")
+
+    def note(self, reason: str) -> None:
+        """Processes are about to be killed for this."""
+        self._reason, self._noted_at = reason, time.monotonic()
+
+    def cause(self) -> str:
+        """The reason, for processes that end within a few seconds of it; else empty."""
+        return self._reason if time.monotonic() - self._noted_at < _MAX_NOTE_AGE_S else ""
+
+
 out_of_memory = OutOfMemory()
+over_limit = OverLimit()
 
 
 def exit_status(returncode: int, before: int | None, *, killed_by_us: bool = False) -> ExitStatus:
@@ -91,7 +109,10 @@ def exit_status(returncode: int, before: int | None, *, killed_by_us: bool = Fal
         code = 128 + number
     cause = ""
     if number == signal.SIGKILL and not killed_by_us:
-        cause = {True: "out of memory", False: "", None: "out of memory, perhaps"}[out_of_memory.happened(before)]
+        cause = (
+            over_limit.cause()
+            or {True: "out of memory", False: "", None: "out of memory, perhaps"}[out_of_memory.happened(before)]
+        )
     return ExitStatus(code, signal_name(number), cause)
 
 

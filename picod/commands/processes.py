@@ -142,6 +142,17 @@ class Children:
             await asyncio.sleep(pause)
             pause = min(pause * 2, 0.05)
 
+    async def kill_commands(self) -> None:
+        """Kill everything that commands and kernels have started, but not picod's own helpers."""
+        deadline = time.monotonic() + _KILL_TIMEOUT_S
+        while time.monotonic() < deadline:
+            found = [each for each in _members(os.getpid(), None) if each.pid not in self.quiet]
+            for process in found:
+                _kill(process)
+            if not found:
+                return
+            await asyncio.sleep(0.001)
+
     def kill_all(self) -> None:
         """Kill everything that picod started and that still lives, and wait for it. Blocks; for picod's end only."""
         deadline = time.monotonic() + _KILL_TIMEOUT_S

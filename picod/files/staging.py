@@ -17,6 +17,7 @@ from typing import Self
 
 from picod.compat.go_format import format_mode, format_time
 from picod.filesystem.paths import PathError, Place, Workspace
+from picod.filesystem.room import room
 from picod.http.request import Request, RequestError, os_failure, reason_of
 
 _BATCH_BYTES = 1 << 20  # that are collected before a thread writes them
@@ -49,7 +50,8 @@ class Staged:
         return len(self._pending) >= _BATCH_BYTES
 
     async def flush(self) -> None:
-        """Write what was collected. Raises OSError."""
+        """Write what was collected. Raises OSError, EDQUOT while a volume is over its limit."""
+        room.require()
         data, self._pending = self._pending, bytearray()
         if len(data) <= INLINE_BYTES:
             self._write(data)

@@ -114,6 +114,15 @@ def test_own_fields_are_read(tmp_path: Path) -> None:
     assert runtime.ports == ((8000, 8000), (9000, 9100))
 
 
+def test_limit_that_a_cluster_cannot_keep_is_refused_there(tmp_path: Path) -> None:
+    """With what to set in its place; on one machine the same manifest is served."""
+    text = SHORT.replace("{template: {}}", "{template: {}, wakegate: {limits: {processes: 64}}}")
+    [runtime] = load_runtimes([write(tmp_path, text)])
+    assert runtime.limits.processes == 64
+    with pytest.raises(SettingsError, match=r"spec\.wakegate\.limits\.processes: .*podPidsLimit, got 64"):
+        load_runtimes([write(tmp_path, text)], engine="kubernetes")
+
+
 def test_folder_is_read_by_name_and_other_kinds_are_passed_over(tmp_path: Path) -> None:
     """A manifest brings a Namespace along, a folder a README."""
     write(tmp_path, "apiVersion: v1\nkind: Namespace\nmetadata: {name: x}\n---\n" + SHORT + "---\n", "b.yml")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
+from gateway.core.background import Tasks
 from gateway.core.clock import Clock
 from gateway.core.model import SandboxEvent, SandboxId, SessionId
 from gateway.provider.kubernetes import names
@@ -19,14 +22,16 @@ logger = logging.getLogger(__name__)
 
 _MAX_ENDED = 10_000  # whose event was perhaps not looked at yet
 _GRACE_S = 1  # of a sandbox that is deleted: picod has nothing to finish
+_EVENTS_TIMEOUT_S, _MAX_EVENTS = 2.0, 50
+_MAX_REASON_CHARS = 300  # of an event's message
 _ORPHAN_AGE_S = 600.0  # a claimed pod that ended this long ago and was never released is deleted
 
 
 class Endings:
     """Deletes pods, and publishes the end of those that were not deleted here."""
 
-    def __init__(self, api: KubeApi, clock: Clock, cache: Cache) -> None:
-        self._api, self._clock, self._cache = api, clock, cache
+    def __init__(self, api: KubeApi, clock: Clock, cache: Cache, tasks: Tasks) -> None:
+        self._api, self._clock, self._cache, self._tasks = api, clock, cache, tasks
         self._released: set[str] = set()  # UIDs; their end is not published
         self._undeleted: dict[str, Pod] = {}  # whose DELETE the server did not take yet
         self._watches = Watches()
@@ -77,10 +82,29 @@ class Endings:
         assert pod is not None
         ended = old is not None and old.claimed and not old.gone and (new is None or bool(new.gone))
         if ended and pod.uid not in self._released and not starting:
-            self._publish(pool, pod, new.gone if new is not None else "its pod was deleted")
+            if new is not None and new.unexplained and self._tasks.running:
+                self._tasks.spawn(self._publish_explained(pool, new))
+            else:
+                self._publish(pool, pod, new.gone if new is not None else "its pod was deleted")
         if new is None:
             self._undeleted.pop(pod.uid, None)
             self._released.discard(pod.uid)
+
+    async def _publish_explained(self, pool: Pool, pod: Pod) -> None:
+        """Publish the end of a pod whose status gives no reason, with that of its last warning event, if there is one.
+
+        A pod that wrote more than an emptyDir may hold is such a one: only the event names the volume and its limit.
+        """
+        reason = pod.gone
+        try:
+            async with asyncio.timeout(_EVENTS_TIMEOUT_S):
+                reason = _words_of(await self._api.get(
+                    names.events(pod.namespace), fieldSelector=f"involvedObject.uid={pod.uid}", limit=_MAX_EVENTS
+                )) or reason  # fmt: skip
+        except (KubeError, TimeoutError) as error:
+            logger.debug("events of pod %s cannot be read: %s", pod.name, error)
+        if pod.uid not in self._released:
+            self._publish(pool, pod, reason)
 
     def node_lost(self, pool: Pool, pod: Pod) -> None:
         """Publish the end of a claimed pod that cannot be reached and whose node does not report."""
@@ -99,3 +123,22 @@ class Endings:
         while len(self._ended) > _MAX_ENDED:
             self._ended.popitem(last=False)
         self._watches.publish(SandboxEvent(SandboxId(pod.uid), SessionId(pod.session), reason))
+
+
+def _words_of(events: Mapping[str, Any]) -> str:
+    """Why the kubelet ended a pod, from a list of its events; "" where none says so."""
+    evictions = [
+        event
+        for event in events.get("items") or []
+        if event.get("type") == "Warning" and event.get("reason") == "Evicted"
+    ]
+    if not evictions:
+        return ""
+    message = max(evictions, key=_time_of).get("message") or ""
+    words = " ".join(str(message).split())[:_MAX_REASON_CHARS]
+    return f"its pod was evicted: {words}".removesuffix(": ")
+
+
+def _time_of(event: Mapping[str, Any]) -> str:
+    # All of them are in UTC and in one form, so that they compare as text.
+    return str(event.get("lastTimestamp") or event.get("eventTime") or "")

@@ -79,6 +79,11 @@ def pods(namespace: str, name: str = "") -> str:
     return f"/api/v1/namespaces/{namespace}/pods" + (f"/{name}" if name else "")
 
 
+def events(namespace: str) -> str:
+    """Path of a namespace's events."""
+    return f"/api/v1/namespaces/{namespace}/events"
+
+
 def pod_metrics(namespace: str) -> str:
     """Path of what a namespace's pods use."""
     return f"/apis/{METRICS_GROUP}/v1beta1/namespaces/{namespace}/pods"

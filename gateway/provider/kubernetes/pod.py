@@ -56,6 +56,7 @@ class Pod:
     restarted: str  # why picod ended since the claim, and was started again by the kubelet; "" when it did not
     restarts: int
     disruption: str = ""  # why it is being deleted, where the cluster says so: an eviction, a drain, a preemption
+    unexplained: bool = False  # it ended, and its status gives no reason: perhaps an event does
     node_away: bool = False  # its node has stopped reporting; what runs there may go on, or not
 
     @property
@@ -128,6 +129,7 @@ def read_pod(obj: Mapping[str, Any]) -> Pod | None:
         restarted=_last_end(container) if claimed and restarts > int(notes.get(names.RESTARTS, "0")) else "",
         restarts=restarts,
         disruption=_disruption(status),
+        unexplained=status.get("phase") in ("Failed", "Succeeded") and not status.get("reason"),
         node_away=_is_node_away(spec, status),
     )
 

@@ -58,7 +58,7 @@ class KubernetesProvider:
         self._api, self._clock = api, clock
         self._tasks, self._pools = Tasks(), Pools()
         self._cache = Cache(api, namespaces, self._tasks, self._pod_changed, self._deployment_changed)
-        self._endings = Endings(api, clock, self._cache)
+        self._endings = Endings(api, clock, self._cache, self._tasks)
         release = self._endings.release
         self._cold = ColdStarts(api, clock, self._cache, release, start_timeout)
         self._claims = Claims(api, clock, self._cache, self._pools, self._cold, release, self._tasks)

@@ -29,6 +29,7 @@ SANDBOXES: tuple[Right, ...] = (
     Right("apps", "deployments", ("get", "list", "watch", "create", "update", "delete")),
     Right("apps", "deployments/scale", ("patch",)),
     Right(names.METRICS_GROUP, "pods", ("list",)),
+    Right("", "events", ("list",)),
     Right("", "configmaps", ("get", "update"), names.KEYS_CONFIGMAP),
     Right("", "configmaps", ("create",)),
     Right("networking.k8s.io", "networkpolicies", ("create", "update", "delete")),

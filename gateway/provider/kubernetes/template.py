@@ -25,16 +25,17 @@ Object = dict[str, Any]
 
 KEYS_FOLDER = "/run/wakegate/keys"
 WORKSPACE = "/workspace"
+TMP = "/tmp"  # noqa: S108 - the sandbox's own
 USER = 1000
 SPREADS = ("spread", "pack", "balanced")
 
 # A dead node's pods are evicted after this many seconds in place of Kubernetes' 300: their sessions wake elsewhere.
 LOST_NODE_TIMEOUT_S = 30
 
-# A pod that is evicted or drained with files in it stays up for a moment, in which a gateway copies them. Our own
-# deletions give it a second only, and an empty one, as all warm ones are, does not wait.
+# A pod that is evicted or drained with files in it stays up for a moment, in which a gateway copies them: its picod
+# serves on after SIGTERM. Our own deletions give it a second only, and an empty one, as all warm ones are, does not
+# wait. Rejected: a preStop hook that sleeps; each deletion of ours then reports it as failed, with a Warning event.
 EVICTION_COPY_S = 20
-_PRE_STOP = f"ls -A {WORKSPACE} | grep -qv '^\\.wakegate$' && sleep {EVICTION_COPY_S} || true"
 
 WORKSPACE_BYTES = 5 << 30
 AGENT_DISK_BYTES = 5 << 30  # of an agent's container, and of each emptyDir
@@ -117,14 +118,22 @@ def target_ports(runtime: Runtime) -> list[Mapping[str, Any]]:
     return list(spec.get("targetPort" if runtime.key.kind is Kind.AGENT_RUNTIME else "ports") or [])
 
 
+def disk_limits(runtime: Runtime) -> dict[str, int]:
+    """Bytes that each volume of a CodeInterpreter's pod may hold, by its path."""
+    size = (own_section(runtime).get("pod") or {}).get("workspaceSize")
+    workspace = int(quantity(str(size))) if size else runtime.limits.workspace_size or WORKSPACE_BYTES
+    return {WORKSPACE: workspace, TMP: runtime.limits.tmp_size}
+
+
 def _interpreter_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
     """The PodSpec of a CodeInterpreter, as Pod Security's `restricted` profile wants it."""
     template = (runtime.manifest.get("spec") or {}).get("template") or {}
     own = own_section(runtime).get("pod") or {}
-    size = str(own.get("workspaceSize") or runtime.limits.workspace_size or WORKSPACE_BYTES)
+    # What picod keeps (PICOD_DISK_LIMITS), and room above it: a kubelet evicts the pod, files and all, at these.
+    sizes = {path: limit + wire.disk_headroom(limit) for path, limit in disk_limits(runtime).items()}
     container = _picod_container(runtime, defaults, template)
     # All that the pod writes counts against it: both volumes, logs, and an image's own folders.
-    disk = int(quantity(size)) + runtime.limits.tmp_size + SPARE_DISK_BYTES
+    disk = sum(sizes.values()) + SPARE_DISK_BYTES
     container["resources"] = with_limits(template.get("resources") or {}, disk)
     spec: Object = {
         "containers": [container],
@@ -139,8 +148,8 @@ def _interpreter_pod(runtime: Runtime, defaults: PodDefaults) -> Object:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "volumes": [
-            {"name": "workspace", "emptyDir": {"sizeLimit": size}},
-            {"name": "tmp", "emptyDir": {"sizeLimit": str(runtime.limits.tmp_size)}},
+            {"name": "workspace", "emptyDir": {"sizeLimit": str(sizes[WORKSPACE])}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": str(sizes[TMP])}},
             {"name": "keys", "configMap": {"name": names.KEYS_CONFIGMAP, "optional": not runtime.auth}},
         ],
         "tolerations": [*(own.get("tolerations") or []), *_lost_node()],
@@ -188,11 +197,10 @@ def _picod_container(runtime: Runtime, defaults: PodDefaults, template: Mapping[
         },
         "volumeMounts": [
             {"name": "workspace", "mountPath": WORKSPACE},
-            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the sandbox's own
+            {"name": "tmp", "mountPath": TMP},
             {"name": "keys", "mountPath": KEYS_FOLDER, "readOnly": True},
         ],
         "workingDir": WORKSPACE,
-        "lifecycle": {"preStop": {"exec": {"command": ["sh", "-c", _PRE_STOP]}}},
     }
     for field_name in ("command", "args", "imagePullPolicy"):
         if template.get(field_name):
@@ -241,6 +249,12 @@ def _picod_environment(runtime: Runtime, defaults: PodDefaults, given: Sequence[
         {"name": wire.ENV_AUTH, "value": "jwt" if runtime.auth else "none"},
         {"name": wire.ENV_WORKSPACE, "value": WORKSPACE},
         {"name": wire.ENV_FORWARD, "value": ",".join(str(variable["name"]) for variable in given)},
+        {"name": wire.ENV_LINGER, "value": str(EVICTION_COPY_S)},
+        {"name": wire.ENV_MAX_FILE_SIZE, "value": str(runtime.limits.file_size)},
+        {
+            "name": wire.ENV_DISK_LIMITS,
+            "value": ",".join(f"{path}={size}" for path, size in disk_limits(runtime).items()),
+        },
         {"name": wire.ENV_PORTS, "value": ",".join(f"{first}-{last}" for first, last in runtime.ports)},
         {"name": wire.ENV_CODE_CONTEXT, "value": runtime.code_context or defaults.code_context},
         *([{"name": wire.ENV_PRELOAD, "value": ",".join(runtime.preload)}] if runtime.preload else ()),

@@ -109,11 +109,21 @@ async def test_interpreter_with_every_field_gets_the_pods_it_asks_for(tmp_path: 
         (container,) = spec["containers"]
         assert (container["image"], container["imagePullPolicy"]) == ("registry.example/picod:1", "Always")
         assert container["args"] == ["--workspace", "/workspace"]
-        limits = {"cpu": "2", "memory": "4Gi", "nvidia.com/gpu": "1", "ephemeral-storage": str((6 << 30) + (256 << 20))}
+        limits = {
+            "cpu": "2",
+            "memory": "4Gi",
+            "nvidia.com/gpu": "1",
+            "ephemeral-storage": str((5 << 30) * 5 // 4 + (256 << 20) + (1 << 30) + (1 << 30)),
+        }
         assert container["resources"]["limits"] == limits
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
         assert (spec["automountServiceAccountToken"], spec["securityContext"]["runAsNonRoot"]) == (False, True)
         assert container["readinessProbe"]["httpGet"]["port"] == 8080
+        given = {each["name"]: each.get("value") for each in container["env"]}
+        assert given["PICOD_DISK_LIMITS"] == f"/workspace={5 << 30},/tmp={256 << 20}"
+        # picod ends what passes its limits; the kubelet, which would evict the pod, has higher ones.
+        room = {each["name"]: int(each["emptyDir"]["sizeLimit"]) for each in spec["volumes"] if "emptyDir" in each}
+        assert room == {"workspace": (5 << 30) * 5 // 4, "tmp": (256 << 20) + (1 << 30)}
         (audience,) = [each for each in container["env"] if each["name"] == "PICOD_AUDIENCE"]
         assert audience["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.uid"
 

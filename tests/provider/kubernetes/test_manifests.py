@@ -350,7 +350,7 @@ spec:
   wakegate:
     pool: {mode: predictive, min: 1, max: 9, targetMissRate: 0.02}
     hibernation: "off"
-    limits: {processes: 64, fileSize: 1Gi, tmpSize: 64Mi}
+    limits: {fileSize: 1Gi, tmpSize: 64Mi}
     ports: [8000, 9000-9100]
     egress: [dns, 10.0.0.0/8, {ports: [{port: 443}]}]
     pod: {spread: pack, nodeSelector: {gpu: "yes"}, workspaceSize: 1Gi, priorityClassName: high,

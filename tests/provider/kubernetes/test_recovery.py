@@ -64,6 +64,15 @@ def test_session_on_a_lost_node_continues_from_its_last_snapshot(server: Server,
     told_everywhere(server, cluster, session, "its node was lost")
 
 
+def test_end_that_only_an_event_explains_has_its_words(server: Server, cluster: Cluster) -> None:
+    """An eviction for a volume leaves a pod that succeeded, with no reason in its status."""
+    session = written(server, "gone")
+    pod = pod_of(cluster, session)
+    cluster.call(lambda: cluster.kubelet.evict_for_volume(pod, "tmp"))
+    wait_until(lambda: server.state(session)["state"] == "lost", "the loss is noticed")
+    told_everywhere(server, cluster, session, 'EmptyDir volume "tmp" exceeds the limit "256Mi".')
+
+
 def test_session_moves_when_its_node_stops_reporting_and_its_pod_accepts_nothing(tmp_path: Path) -> None:
     """It moves before the cluster deletes the pod, to its last checkpoint, which it has though its runtime sets no
     interval; the old pod is deleted so that two never live. A session whose pod still answers stays where it is, though

@@ -81,6 +81,25 @@ class Kubelet:
             with suppress(ProcessLookupError):
                 process.send_signal(number)
 
+    def evict_for_volume(self, pod: Object, name: str) -> None:
+        """End a pod as for an emptyDir beyond its limit: containers end well, and only an event gives the reason."""
+        self.lose(pod["metadata"]["uid"])
+        present, limit = self._present(pod), "256Mi"
+        self.objects.create(
+            BY_PLURAL["events"],
+            pod["metadata"]["namespace"],
+            {
+                "metadata": {"name": f"{pod['metadata']['name']}.evicted"},
+                "involvedObject": {"kind": "Pod", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]},
+                "type": "Warning",
+                "reason": "Evicted",
+                "message": f'Usage of EmptyDir volume "{name}" exceeds the limit "{limit}". ',
+                "lastTimestamp": now_text(),
+            },
+        )
+        self._containers(present, {"terminated": {"reason": "Completed", "exitCode": 0}}, 0)
+        self._set(present, phase="Succeeded")
+
     def volume(self, uid: str, name: str) -> Path:
         """Where a pod's volume lies on the machine."""
         return self._folder / uid / name
@@ -286,8 +305,7 @@ class Kubelet:
                     await self._hook(present, container, hook["command"], grace)
             grace = max(0.0, ends - asyncio.get_running_loop().time())
             for process in running.processes:
-                with suppress(ProcessLookupError):
-                    process.terminate()
+                _terminate(process)
             if running.processes:
                 await _first(asyncio.gather(*(process.wait() for process in running.processes)), asyncio.sleep(grace))
             self.objects.remove(PODS, pod["metadata"]["namespace"], pod["metadata"]["name"])
@@ -505,6 +523,17 @@ def _kill(process: asyncio.subprocess.Process) -> None:
     """Kill its process group: bwrap's child gets its parent's death signal only after it has asked for it."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def _terminate(process: asyncio.subprocess.Process) -> None:
+    """SIGTERM to the container's own process, as a runtime sends it; bubblewrap around it would end at once."""
+    for pid in process_tree.descendants(process.pid):
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text().strip() != "bwrap":
+                os.kill(pid, signal.SIGTERM)
+                return
+    with suppress(ProcessLookupError):
+        process.terminate()
 
 
 async def _first(*awaitables: Any) -> None:

@@ -147,10 +147,11 @@ def selects(selector: str, labels: Mapping[str, Any]) -> bool:
 
 
 def fields_select(selector: str, obj: Mapping[str, Any]) -> bool:
-    """A fieldSelector of equalities; the paths that the server knows for pods."""
+    """A fieldSelector of equalities; the paths that the server knows for pods, and one that it knows for events."""
     for term in filter(None, selector.split(",")):
         path, value = term.replace("==", "=").split("=")
-        if path not in ("metadata.name", "metadata.namespace", "spec.nodeName", "status.phase", "status.podIP"):
+        if path not in ("metadata.name", "metadata.namespace", "spec.nodeName", "status.phase", "status.podIP",
+                        "involvedObject.uid"):  # fmt: skip
             raise ApiError(400, "BadRequest", f"field label not supported: {path}")
         found: Any = obj
         for part in path.split("."):
