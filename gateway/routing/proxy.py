@@ -272,7 +272,8 @@ class Proxy:
             return
         if isinstance(error, UpstreamBrokenError):
             error = UpstreamBrokenError(
-                f"{error}; its command may or may not have run, the next request gets a live sandbox"
+                f"{error}; its command may or may not have run, and the next request gets a live sandbox, unless the "
+                "session was ended meanwhile"
             )
         await send_error(send, error, exchange.session, exchange.id_line)
 

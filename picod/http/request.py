@@ -99,6 +99,10 @@ _OS_STATUS = {
 def reason_of(error: OSError) -> str:
     """The system's message for an error, in Go's lower case: `no space left on device`."""
     text = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno == errno.EAGAIN:  # of fork: a bomb, or a pool that was not closed, would go on for ever
+        text += (
+            ": this sandbox has all the processes that it may have; end some, or hibernate the session, which ends all"
+        )
     return text[:1].lower() + text[1:]
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DEFAULTS = {"python": "default", "bash": "bash"}  # language -> context id where a request names none
 _MAX_CONTEXTS = 16
+_ROOM_BYTES = 64 << 10  # for a connection file and sockets, and what the kernel and a suspend write on top
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -43,7 +44,7 @@ class Interpreter:
     def __init__(self, commands: CommandServices) -> None:
         self._config = commands.config
         self._workspace = commands.workspace
-        self._folder = ""
+        self._folders: list[str] = []
         self._contexts: dict[str, Context] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._names = 0
@@ -127,24 +128,45 @@ class Interpreter:
         return task
 
     def close(self) -> None:
-        """Remove the folder of sockets and states outside the workspace. Children.kill_all ends the processes."""
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        """Remove the folders of sockets and states outside the workspace. Children.kill_all ends the processes."""
+        for folder in self._folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _find(self, name: str) -> bytes | None:
         path = self._config.command_env.get("PATH", "").encode()
         return find_executable(name.encode(), path, self._workspace.fd)
 
     def _make_folder(self) -> str:
-        if not os.path.isdir(self._folder):  # the session's own code may have removed it
-            # Short, because a unix socket's path has at most 107 bytes, and the context's name (64) is part of it.
-            tmp = self._config.command_env.get("TMPDIR") or "/tmp"  # noqa: S108 - the sandbox's own
-            folder = os.path.join(tmp, f".wakegate-{os.urandom(4).hex()}")
+        """A folder outside the workspace in which a context's files and sockets have room. Raises KernelError."""
+        if self._folders and _has_room(self._folders[-1]):  # the session's own code may have removed it
+            return self._folders[-1]
+        # Short, because a unix socket's path has at most 107 bytes, and the context's name (64) is part of it. The
+        # second for when code has filled the first: the session could then run nothing any more.
+        tmp = self._config.command_env.get("TMPDIR") or "/tmp"  # noqa: S108 - the sandbox's own
+        for parent in (tmp, "/dev/shm"):  # noqa: S108
+            folder = os.path.join(parent, f".wakegate-{os.urandom(4).hex()}")
             try:
                 os.mkdir(folder, 0o700)
-            except OSError as error:
-                raise KernelError(
-                    f"cannot create a folder for a context's sockets in {tmp}: {error.strerror}"
-                ) from error
-            self._folder = folder
-        return self._folder
+            except OSError:
+                continue
+            self._folders.append(folder)
+            if _has_room(folder):
+                return folder
+        raise KernelError(f"the context's process needs some room in {tmp}: delete files there, with /api/execute")
+
+
+def _has_room(folder: str) -> bool:
+    """Whether files can be written into a folder. By a few blocks, since an empty file fits into a full tmpfs."""
+    # A new name, which code cannot have made a pipe that blocks, or a link.
+    path = os.path.join(folder, f"room-{os.urandom(4).hex()}")
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return False
+    try:
+        return os.write(fd, bytes(_ROOM_BYTES)) == _ROOM_BYTES
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+        os.unlink(path)

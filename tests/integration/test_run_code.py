@@ -141,6 +141,35 @@ def test_objects_of_an_installed_package_survive_hibernation(warm_server: Server
     assert "notice" not in woken
 
 
+def test_code_runs_in_a_session_whose_temporary_files_fill_their_space(server: Server) -> None:
+    """A context starts, also after a restart; so its code can delete them."""
+    session = server.session()
+    filled = server.run(session, "head -c 400M /dev/zero > /tmp/big").json()
+    assert "No space left" in filled["stderr"]
+    for language in ("python", "bash"):
+        assert (
+            run_code(server, session, "echo ran" if language == "bash" else "print('ran')", language=language)["stdout"]
+            == "ran\n"
+        )
+    restarted = server.client.post("/api/contexts/default/restart", headers={"x-session-id": session})
+    assert restarted.status_code == 200
+    assert run_code(server, session, "import os; os.remove('/tmp/big')")["error"] is None
+
+
+def test_command_that_finds_no_process_left_says_so(server: Server) -> None:
+    """As long as the processes run; the session hibernates, which ends them, and goes on."""
+    session = server.session()
+    code = (
+        "import os, time\nwhile True:\n  try:\n    if not os.fork(): time.sleep(600)\n"
+        "  except OSError: time.sleep(0.01)"
+    )
+    server.run(session, f"python3 -c '{code}' > /dev/null 2>&1 &")
+    says = "all the processes that it may have; end some, or hibernate the session"
+    wait_until(lambda: says in server.run(session, "true").json()["stderr"], "the limit is reached")
+    assert server.client.post(f"/v1/sessions/{session}/hibernate").status_code == 200
+    assert server.run(session, "echo back").json()["stdout"] == "back\n"
+
+
 PIP = [
     ("pip install --user --no-index ./mine-1.0-py3-none-any.whl && python3 -c 'import mine'", 0, ""),
     ("pip install numpy", 0, "no network"),
