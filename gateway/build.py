@@ -81,7 +81,10 @@ def _build_local(
 
     trusted = None if settings.egress_ca == Path() else settings.egress_ca
     gate = EgressGate(
-        refused=_refused_networks(settings), authority=settings.state_dir / "egress", trusted=_certificates(trusted)
+        refused=_refused_networks(settings),
+        authority=settings.state_dir / "egress",
+        trusted=_certificates(trusted),
+        cache=(settings.state_dir / "packages", settings.package_cache) if settings.package_cache else None,
     )
     provider, keys = local_provider(settings, clock, gate)
 

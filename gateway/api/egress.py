@@ -76,5 +76,6 @@ def _line(line: Access) -> dict[str, Any]:
         "bytesReceived": line.down,
         "seconds": line.seconds,
         "requests": line.requests,
+        "cached": line.cached,
         "secrets": line.secrets,
     }

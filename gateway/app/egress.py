@@ -27,6 +27,7 @@ class SessionEgress:
         gate.on_bytes(self._count)
         gate.on_line(self._count_line)
         gate.on_restart(self._count_restart)
+        gate.on_cache(self._count_cache)
 
     def bound(self, session: Session, sandbox: SandboxId, _: StartKind | None) -> None:
         """A session has a sandbox."""
@@ -64,6 +65,13 @@ class SessionEgress:
         if line.outcome is not Outcome.OPEN:
             self._counters.egress_connections[line.outcome.value] += 1 + line.left_out
 
+    def _count_cache(self, hits: int, misses: int, saved: int, held: int) -> None:
+        counters = self._counters
+        counters.package_cache["hit"] += hits
+        counters.package_cache["miss"] += misses
+        counters.package_cache_saved += saved
+        counters.package_cache_held = held
+
     def _count_restart(self) -> None:
         self._counters.egress_restarts += 1
 
@@ -90,6 +98,7 @@ def audit_line(audit: AuditLog) -> Callable[[Access], None]:
                 "host": line.host, "port": line.port, "address": line.address, "protocol": line.protocol,
                 "rule": line.rule, "reason": line.reason, "up": line.up, "down": line.down,
                 "seconds": line.seconds, "sandbox": line.sandbox, "requests": line.requests, "secrets": line.secrets,
+                "cached": line.cached,
             }))  # fmt: skip
 
     return record

@@ -313,6 +313,12 @@ class Settings:
         kind="text",
         metavar="NETWORKS",
     )
+    package_cache: int = _setting(
+        5 << 30,
+        "size of the cache of packages that sandboxes download from PyPI; 0: none, and TLS to it is not ended",
+        kind="size",
+        low=0,
+    )
     egress_ca: Path = _setting(
         Path(),
         "certificates by which hosts that sandboxes reach are verified where TLS is ended for them, besides the"

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import uvloop
 
+from gateway.egress.package_cache import PackageCache
 from gateway.egress.service import Service
+
+logger = logging.getLogger(__name__)
 
 
 def main() -> int:
@@ -23,6 +26,8 @@ def main() -> int:
     parser.add_argument("--fd", type=int, required=True, help="a socket to the gateway")
     parser.add_argument("--authority", type=Path, help="folder of the authority with which TLS is ended")
     parser.add_argument("--trust", type=Path, help="authorities of origins besides the machine's, PEM")
+    parser.add_argument("--cache", type=Path, help="folder of the package cache")
+    parser.add_argument("--cache-bytes", type=int, default=0, help="its size; 0: none")
     parser.add_argument("--refuse", action="append", default=[], help="a network that no policy opens")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -35,10 +40,23 @@ def main() -> int:
     return 0
 
 
+def _cache(options: argparse.Namespace) -> PackageCache | None:
+    """A cache that cannot be used is none: downloads work without it."""
+    if options.cache is None or options.cache_bytes <= 0:
+        return None
+    try:
+        return PackageCache(options.cache, options.cache_bytes)
+    except OSError as error:
+        logger.error("package cache: %s: %s", error.filename, error.strerror)
+        return None
+
+
 async def _run(options: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     end = socket.socket(fileno=options.fd)
-    service = Service(loop, end, refused=options.refuse, authority=options.authority, trusted=options.trust)
+    service = Service(
+        loop, end, refused=options.refuse, authority=options.authority, trusted=options.trust, cache=_cache(options)
+    )
     loop.add_signal_handler(signal.SIGTERM, service.ended.set)
     gc.freeze()
     await service.run()

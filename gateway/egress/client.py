@@ -16,7 +16,9 @@ from gateway.egress.dialer import Dialer, RefusedError, UnreachableError
 from gateway.egress.limits import Account
 from gateway.egress.log import Access, Outcome
 from gateway.egress.notation import Egress
+from gateway.egress.package_cache import PackageCache
 from gateway.egress.policy import Target, Verdict
+from gateway.egress.presets import PYPI
 from gateway.egress.tls_stream import TlsStream
 
 _HEAD_TIMEOUT_S = 15.0  # to say what is asked for
@@ -44,6 +46,7 @@ class Desk:
     now: Callable[[], float]  # epoch seconds
     authority: Authority | None
     trusted: ssl.SSLContext
+    cache: PackageCache | None = None
 
 
 class Client:
@@ -111,7 +114,15 @@ class Client:
 
     def ends_tls(self, target: Target) -> bool:
         """Whether TLS to this target ends here, so that its requests are seen."""
-        return self.desk.authority is not None and self.egress.ends_tls(target)
+        return self.desk.authority is not None and (self.egress.ends_tls(target) or self.cache(target) is not None)
+
+    def cache(self, target: Target) -> PackageCache | None:
+        """What may answer in place of the target: where a preset of packages allows it, and it gets no credential."""
+        cache = self.desk.cache
+        if cache is None or not cache.serves(target) or self.egress.credentials_for(target):
+            return None
+        rules = (rule for layer in self.egress.layers for rule in layer.rules)
+        return cache if any(rule.text == PYPI and rule.matches(target.host, target.port) for rule in rules) else None
 
     def inner_tls(self, target: Target, received: bytes) -> TlsStream:
         """TLS with the client, as the target. `received`: what it has sent already."""
@@ -127,11 +138,16 @@ class Client:
         return TlsStream(self.desk.loop, self.upstream, self.desk.trusted, server_name=str(target.host))
 
     def requested(self, secrets: Iterable[str]) -> None:
-        """Count a request that was seen, and note the credentials that it gets."""
+        """Count a request that may be sent, and note the credentials that it gets."""
         access = self._access
         if access is not None:
             access.requests += 1
             access.secrets = ",".join(secrets)
+
+    def answered_from_cache(self) -> None:
+        """Count a request that the origin was not asked."""
+        if self._access is not None:
+            self._access.cached += 1
 
     def refuse(self, host: str, port: int, protocol: str, reason: str) -> None:
         """Write the line of what was refused without a look at the policy: what cannot be understood."""

@@ -50,7 +50,7 @@ class EgressGate:
 
     `refused`: networks that no policy opens. `wrapper`: a command that runs the service, in another network namespace.
     `authority`: the folder of the authority with which TLS is ended; None: nowhere. `trusted`: authorities of origins
-    besides the machine's, a PEM file.
+    besides the machine's, a PEM file. `cache`: the folder of the package cache, and its size in bytes.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class EgressGate:
         wrapper: Sequence[str] = (),
         authority: Path | None = None,
         trusted: Path | None = None,
+        cache: tuple[Path, int] | None = None,
     ) -> None:
         self.records = EgressRecords()
         self.lines_lost = 0
@@ -67,9 +68,12 @@ class EgressGate:
         self._arguments = [word for network in refused for word in ("--refuse", network)]
         if authority is not None:
             self._arguments += ["--authority", str(authority)]
+        if cache is not None:
+            self._arguments += ["--cache", str(cache[0]), "--cache-bytes", str(cache[1])]
         if trusted is not None:
             self._arguments += ["--trust", str(trusted)]
         self._line_listeners: list[Callable[[Access], None]] = []
+        self._cache_listeners: list[Callable[[int, int, int, int], None]] = []
         self._restart_listeners: list[Callable[[], None]] = []
         self._bytes_listeners: list[Callable[[str, int, int], None]] = []
         self._sandboxes: dict[str, _Sandbox] = {}
@@ -102,6 +106,10 @@ class EgressGate:
     def on_bytes(self, listener: Callable[[str, int, int], None]) -> None:
         """Call `listener(session, up, down)` with the bytes that a session has moved since the last call."""
         self._bytes_listeners.append(listener)
+
+    def on_cache(self, listener: Callable[[int, int, int, int], None]) -> None:
+        """Call `listener(hits, misses, saved, held)`: since the last call, bytes that came from it, and its size."""
+        self._cache_listeners.append(listener)
 
     def open(self, sandbox: str, listener: socket.socket, grant: Grant) -> None:
         """Serve the connections of a sandbox from now on. Owns the listener."""
@@ -187,6 +195,9 @@ class EgressGate:
             self.lines_lost += message["lost"]
             for document in message["lines"]:
                 self._take(Access.of(document))
+        elif message["op"] == "cache":
+            for found in self._cache_listeners:
+                found(message["hits"], message["misses"], message["saved"], message["held"])
         elif message["op"] == "bytes":
             self.records.moved(message["session"], message["up"], message["down"])
             for listener in self._bytes_listeners:

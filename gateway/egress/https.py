@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import h11
@@ -26,6 +27,7 @@ from gateway.egress.http_head import (
     parse_request,
     split_authority,
 )
+from gateway.egress.package_cache import Fetched, length_of, url_of
 from gateway.egress.policy import Target, decide
 from gateway.egress.tls_hello import HANDSHAKE
 from gateway.egress.tls_stream import EndedError, TlsStream
@@ -36,6 +38,10 @@ _HTTPS = 443
 _UNSEEN = frozenset((b"accept-encoding", b"range", b"if-range", b"sec-websocket-extensions"))
 # TRACE answers with the request, CONNECT and PRI lead to what is no request.
 _REFUSED_METHODS = frozenset(("TRACE", "CONNECT", "PRI"))
+# What an origin hears of a request whose answer other sandboxes may get.
+_ANYBODYS: tuple[Field, ...] = (
+    (b"user-agent", b"wakegate-egress"), (b"accept", b"*/*"), (b"accept-encoding", b"identity"),
+)  # fmt: skip
 _UNKNOWN_AUTHORITY = frozenset((18, 19, 20, 21))  # X509_V_ERR_* of OpenSSL: self-signed, or an issuer it does not know
 
 
@@ -81,7 +87,10 @@ class _Connection:
         self._client, self._target, self._inner = client, target, inner
         self._credentials = client.egress.credentials_for(target)
         self._outer = client.outer_tls(target)
-        self._greeted = asyncio.create_task(self._greet())
+        self._cache = client.cache(target)
+        self._greeted: asyncio.Task[None] | None = None
+        if self._cache is None:
+            self._begin_greeting()
         self._rest = b""  # of the client, after the request
         self._reading: asyncio.Task[bytes] | None = None  # what the origin sends next
 
@@ -98,12 +107,20 @@ class _Connection:
         while (raw := await self._next_head()) is not None:
             try:
                 head = self._permitted(raw)
+                url = url_of(self._target, head) if self._cache is not None else ""
+                if url and await self._from_cache(url, head):
+                    continue
                 await self._reached()
             except _RefusedRequestError as error:
                 await self._refuse(error)
                 return
-            if not await self._exchange(head, raw):
+            if not await self._exchange(head, raw, url):
                 return
+
+    def _begin_greeting(self) -> asyncio.Task[None]:
+        if self._greeted is None:
+            self._greeted = asyncio.create_task(self._greet())
+        return self._greeted
 
     async def _greet(self) -> None:
         async with asyncio.timeout(_HANDSHAKE_TIMEOUT_S):
@@ -112,7 +129,7 @@ class _Connection:
     async def _reached(self) -> None:
         """Wait until the origin is known to be who it should be. Raises _RefusedRequestError."""
         try:
-            await asyncio.shield(self._greeted)
+            await asyncio.shield(self._begin_greeting())
         except ssl.SSLCertVerificationError as error:
             reason = f"the certificate of {self._target} is not accepted: {error.verify_message}"
             if error.verify_code in _UNKNOWN_AUTHORITY:
@@ -143,7 +160,9 @@ class _Connection:
         """More of the client, unless the origin ends the connection first, or says something unasked."""
         asked = asyncio.create_task(self._inner.receive())
         try:
-            waiting = [asked, *([self._ahead()] if self._greeted.done() and not self._greeted.exception() else [])]
+            greeted = self._greeted
+            ready = greeted is not None and greeted.done() and not greeted.exception()
+            waiting = [asked, *([self._ahead()] if ready else [])]
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             return asked.result() if asked.done() else b""
         finally:
@@ -198,17 +217,44 @@ class _Connection:
         head = f"HTTP/1.1 {error.status} Refused\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         await self._inner.send(f"{head}X-Wakegate-Egress: {error.code}\r\nConnection: close\r\n\r\n".encode() + body)
 
-    async def _exchange(self, head: Head, raw: bytes) -> bool:
-        """Send a permitted request and pass on its answer. Returns whether another may follow. Raises EndedError."""
+    async def _from_cache(self, url: str, head: Head) -> bool:
+        """Answer with a file that is kept; whether there was one. Raises EndedError."""
+        assert self._cache is not None
+        kept = await self._cache.find(url)
+        if kept is None:
+            return False
+        self._client.answered_from_cache()
+        try:
+            lines = f"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: {kept.size}\r\n"
+            last = "Connection: close\r\n" if head.minor == 0 else ""
+            await self._inner.send(f"{lines}X-Wakegate-Egress: cached\r\n{last}\r\n".encode())
+            at = 0
+            while at < kept.size:
+                piece = await kept.read(at)
+                if not piece:
+                    raise EndedError("a file of the cache is shorter than it was")
+                await self._inner.send(piece)
+                at += len(piece)
+        finally:
+            kept.close()
+        return True
+
+    async def _exchange(self, head: Head, raw: bytes, url: str) -> bool:
+        """Send a permitted request and pass on its answer. Returns whether another may follow. Raises EndedError.
+
+        `url`: under which the answer may be kept for other sandboxes, so that the request must not be of this one.
+        """
         served = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         asked = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
         try:
             served.receive_data(raw + self._rest)
             self._rest = b""
             served.next_event()
+            if url:
+                head = replace(head, fields=_ANYBODYS)
             await self._send(asked, _request(head, self._target, self._credentials))
             sending = asyncio.create_task(self._send_body(served, asked))
-            answering = asyncio.create_task(self._answer(served, asked))
+            answering = asyncio.create_task(self._answer(served, asked, url))
             try:
                 await asyncio.wait((sending, answering), return_when=asyncio.FIRST_COMPLETED)
                 if sending.done() and isinstance(sending.exception(), GoneError | h11.RemoteProtocolError):
@@ -258,8 +304,23 @@ class _Connection:
             raise GoneError
         return data
 
-    async def _answer(self, served: h11.Connection, asked: h11.Connection) -> None:
-        """Pass the answer on, with credentials in it masked."""
+    async def _answer(self, served: h11.Connection, asked: h11.Connection, url: str) -> None:
+        """Pass the answer on, with credentials in it masked, and to the cache."""
+        keeping: Fetched | None = None
+        try:
+            async for event in self._answer_events(served, asked):
+                if isinstance(event, h11.Response) and url and self._cache is not None:
+                    keeping = self._cache.begin(url, length_of(event.status_code, list(event.headers)))
+                elif isinstance(event, h11.Data) and keeping is not None:
+                    await keeping.add(bytes(event.data))
+                elif isinstance(event, h11.EndOfMessage) and keeping is not None:
+                    keeping.end(complete=True)
+        finally:
+            if keeping is not None:
+                keeping.end(complete=False)
+
+    async def _answer_events(self, served: h11.Connection, asked: h11.Connection) -> AsyncIterator[h11.Event]:
+        """Pass the answer on; each of its events when that is done."""
         mask = Mask(self._credentials)
         while True:
             event = asked.next_event()
@@ -272,13 +333,16 @@ class _Connection:
                     return
             elif isinstance(event, h11.Response):
                 await self._inner.send(served.send(self._response(event, mask)) or b"")
+                yield event
             elif isinstance(event, h11.Data):
                 if data := mask.feed(bytes(event.data)):
                     await self._inner.send(served.send(h11.Data(data=data)) or b"")
+                yield event
             elif isinstance(event, h11.EndOfMessage):
                 if data := mask.rest():
                     await self._inner.send(served.send(h11.Data(data=data)) or b"")
                 await self._inner.send(served.send(h11.EndOfMessage()) or b"")
+                yield event
                 return
             else:
                 raise EndedError("the origin has ended the connection")

@@ -38,6 +38,7 @@ class Access:
     down: int = 0
     seconds: float = 0.0
     requests: int = 0  # that were seen and passed on, where TLS ends here
+    cached: int = 0  # of these, answered from the package cache
     secrets: str = ""  # names of the credentials that they got, by commas
     left_out: int = 0  # lines of this sandbox before this one that were too many
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+# Hosts of presets whose files never change once they are there, so that they may be kept for the next sandbox.
+PYPI = "pypi"
+CACHED = ("files.pythonhosted.org",)
 PRESETS: Mapping[str, tuple[str, ...]] = {
     "pypi": ("pypi.org", "files.pythonhosted.org"),
     "npm": ("registry.npmjs.org",),

@@ -26,6 +26,7 @@ from gateway.egress.http_proxy import serve_http
 from gateway.egress.limits import Account, accepts
 from gateway.egress.log import Access
 from gateway.egress.notation import Egress, read_grant
+from gateway.egress.package_cache import PackageCache
 from gateway.egress.resolver import Resolver, SystemResolver
 from gateway.egress.socks5 import VERSION, serve_socks
 
@@ -71,6 +72,7 @@ class Service:
         resolver: Resolver | None = None,
         authority: Path | None = None,
         trusted: Path | None = None,
+        cache: PackageCache | None = None,
     ) -> None:
         """`authority`: the folder of the one with which TLS is ended. `trusted`: origins' authorities besides the
         machine's, PEM. Raises OSError, ValueError."""
@@ -81,8 +83,9 @@ class Service:
         self._desk = Desk(
             loop, dialer, self._record,
             time.time,  # noqa: TID251 - a process of its own, without a Clock
-            None if authority is None else Authority(authority), _trusting(trusted),
+            None if authority is None else Authority(authority), _trusting(trusted), cache,
         )  # fmt: skip
+        self._cached = (0, 0, 0, 0)
         self._slots: dict[str, _Slot] = {}
         self._lines: list[Access] = []
         self._lines_lost = 0
@@ -232,10 +235,18 @@ class Service:
             return  # lines wait here, and are counted when they are too many
         for slot in self._slots.values():
             self._report_bytes(slot)
+        self._report_cache()
         if self._lines:
             lines, self._lines = self._lines, []
             lost, self._lines_lost = self._lines_lost, 0
             self._channel.send({"op": "log", "lines": [line.document() for line in lines], "lost": lost})
+
+    def _report_cache(self) -> None:
+        cache = self._desk.cache
+        if cache is not None and self._cached != (now := (cache.hits, cache.misses, cache.hit_bytes, cache.bytes)):
+            hits, misses, saved, _ = (new - old for new, old in zip(now, self._cached, strict=True))
+            self._cached = now
+            self._channel.send({"op": "cache", "hits": hits, "misses": misses, "saved": saved, "held": cache.bytes})
 
     def _report_bytes(self, slot: _Slot) -> None:
         """What a session has moved since the last report."""

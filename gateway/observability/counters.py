@@ -159,6 +159,9 @@ class Counters:
         self.egress_connections = dict.fromkeys(("closed", "cut", "failed", "refused"), 0)  # that ended, by outcome
         self.egress_bytes = dict.fromkeys(("received", "sent"), 0)
         self.egress_restarts = 0
+        self.package_cache = dict.fromkeys(("hit", "miss"), 0)
+        self.package_cache_saved = 0  # bytes that were not fetched
+        self.package_cache_held = 0  # bytes that it has
         self.loop_lag = Histogram(LAG_BUCKETS_S)
         self.traffic = Traffic()
         self.tenants = TenantTotals()

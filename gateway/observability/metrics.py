@@ -268,6 +268,11 @@ class Metrics:
         yield _counts("wakegate_egress_bytes", "Bytes through the egress proxy", ["direction"], counters.egress_bytes)
         text = "Starts of the egress service after it had ended"
         yield CounterMetricFamily("wakegate_egress_restarts", text, counters.egress_restarts)
+        text = "Downloads of packages that were in the cache, or not"
+        yield _counts("wakegate_package_cache", text, ["outcome"], counters.package_cache)
+        text = "Bytes that came from the package cache"
+        yield CounterMetricFamily("wakegate_package_cache_saved_bytes", text, counters.package_cache_saved)
+        yield GaugeMetricFamily("wakegate_package_cache_bytes", "Its size", counters.package_cache_held)
 
     def _tenants(self) -> Iterator[Metric]:
         """What tenants have used through this gateway; /v1/usage has it by runtime and session."""

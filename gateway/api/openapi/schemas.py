@@ -207,6 +207,7 @@ SCHEMAS: dict[str, Schema] = {
                 bytesReceived=COUNT,
                 seconds=NUMBER,
                 requests={**COUNT, "description": "Requests that were seen and passed on, where TLS is ended."},
+                cached={**COUNT, "description": "Of these, answered from the package cache."},
                 secrets={"type": "string", "description": "Names of the secrets that they got, by commas."},
             )
         ),

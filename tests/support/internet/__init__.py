@@ -34,6 +34,8 @@ HOSTS: Mapping[str, str] = {
     "inside.example.com": PRIVATE,
     "metadata.example.com": METADATA,
     "loopback.example.com": "127.0.0.1",
+    "pypi.org": PUBLIC,
+    "files.pythonhosted.org": OTHER,
     "edge.example.com": "192.0.2.2",  # the machine that runs the egress service
 }
 

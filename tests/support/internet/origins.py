@@ -54,6 +54,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_bytes(int(self.path.removeprefix("/bytes/")))
         elif self.path.startswith("/files/"):
             self.send_file(self.path.removeprefix("/files/").partition("?")[0])
+        elif self.path.startswith(("/simple/", "/packages/")):
+            self.send_file(self.path[1:].partition("?")[0])
         elif self.path.startswith("/redirect?"):
             self.send_response(302)
             self.send_header("Location", self.path.partition("?")[2])
@@ -110,7 +112,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_file(self, name: str) -> None:
         path = (self.folder / "files" / name).resolve()
-        if path.is_dir():
+        if (path / "index.html").is_file():
+            self.send((path / "index.html").read_bytes(), "text/html")
+        elif path.is_dir():
             links = "".join(f'<a href="{each.name}">{each.name}</a>\n' for each in sorted(path.iterdir()))
             self.send(f"<!DOCTYPE html><html><body>{links}</body></html>".encode(), "text/html")
         elif path.is_file():
