@@ -41,6 +41,17 @@ def _is_re(call: ast.Call, names: tuple[str, ...]) -> bool:
     )
 
 
+def _texts(tree: ast.Module) -> dict[str, Any]:
+    """Constants at the top of a module by name: modules that import `re` late have their patterns there as text."""
+    return {
+        node.targets[0].id: node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Constant)
+    }
+
+
 def _patterns() -> list[tuple[str, re.Pattern[Any], str]]:
     """(where, pattern, the most demanding method that is called on it); a pattern that cannot be found fails."""
     used: dict[str, set[str]] = {}
@@ -48,6 +59,7 @@ def _patterns() -> list[tuple[str, re.Pattern[Any], str]]:
     found: list[tuple[str, re.Pattern[Any], str]] = []
     for file, tree in _modules():
         known = set()
+        texts = _texts(tree)
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and node.attr in _METHODS and isinstance(node.value, ast.Name):
                 used.setdefault(node.value.id, set()).add(node.attr)
@@ -58,9 +70,11 @@ def _patterns() -> list[tuple[str, re.Pattern[Any], str]]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and _is_re(node, _METHODS) and node not in known:
                 where = f"{file.relative_to(_TOP)}:{node.lineno}"
-                assert isinstance(node.args[0], ast.Constant), f"{where}: only constant patterns can be checked"
+                first = node.args[0]
+                text = first.value if isinstance(first, ast.Constant) else texts.get(getattr(first, "id", ""))
+                assert isinstance(text, str | bytes), f"{where}: only constant patterns can be checked"
                 assert isinstance(node.func, ast.Attribute)
-                found.append((where, re.compile(node.args[0].value), node.func.attr))
+                found.append((where, re.compile(text), node.func.attr))
             elif isinstance(node, ast.Call) and _is_re(node, ("compile",)):
                 assert node in known, f"{file}:{node.lineno}: compile patterns at the top of the module, by name"
     for file, call, name in compiled:
