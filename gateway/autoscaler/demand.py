@@ -73,7 +73,7 @@ class Demand:
             apart=[SelfExciting()] if experts is None else (),
             delay=tick,
         )
-        names = [expert.name for expert in self.mixture.all_experts]
+        names = [expert.name for expert in self.mixture.all_experts[1:]]
         self.shadow = Shadow(lead, min(most, _MAX_COUNTS), joins=joins, experts=names)
         self.follower = Follower(objective, self.shadow)
         self._largest = min(most + 2, _MAX_COUNTS)

@@ -70,13 +70,14 @@ class Mixture:
         self._wanted_sum = self._loss_sum = 0.0
         self._scored = 0.0  # discounted number of horizons scored
         self._cached: list[Floats] = [np.zeros(0)] * (len(self.all_experts) - 1)
+        self._foretold_by: list[Floats] = list(self._cached)
         self._due = [-math.inf] * len(self._cached)
         self._size = 0
         self._opened_at = -math.inf
         self._open_after = self._phase = 0.0
-        self.fresh_values: list[
-            tuple[int, Floats]
-        ] = []  # (expert, what stock is worth by it alone), those that changed
+        # (index among the experts after the first, what stock is worth by it alone) where that has changed. The first is
+        # not among them: nearly all of the mixture is its forecast.
+        self.fresh_values: list[tuple[int, Floats]] = []
         self.first_values: Floats = np.zeros(0)  # what stock is worth by the first expert alone
         self._mixed: list[float] = []
         self._mixed_in: list[int] = []  # which of the others are mixed in
@@ -144,15 +145,19 @@ class Mixture:
             self._size, self._due, self._others = size, [-math.inf] * len(self._due), None
         weights = self._mixed
         self.first_values = self._first.values(now, horizon, size)
-        self.fresh_values = [(0, self.first_values)]
+        self.fresh_values = []
         mixed: Floats = self.first_values * weights[0]
         others = self._others
         for i, due in enumerate(self._due):
             if now >= due or now < due - 120.0:
                 expert = self.all_experts[i + 1]
-                self._cached[i] = alone = values_of_stock(expert.probabilities(now, horizon, size))
                 self._due[i] = now + expert.fresh
-                self.fresh_values.append((i + 1, alone))
+                foretold = expert.probabilities(now, horizon, size)
+                if foretold is self._foretold_by[i]:
+                    continue
+                self._foretold_by[i] = foretold
+                self._cached[i] = alone = values_of_stock(foretold)
+                self.fresh_values.append((i, alone))
                 if i in self._mixed_in:
                     others = None
         if not self._mixed_in:

@@ -88,6 +88,8 @@ class Timers:
         self._sizes: deque[int] = deque(maxlen=keep)
         self._began = self._last = -math.inf
         self._size = 0
+        self._known: tuple[object, ...] = ()  # what the forecast in `_forecast` rests on
+        self._forecast: Floats = np.zeros(0)
         self._even = (math.inf, math.inf)  # spread and median of the gaps, where there are enough
 
     def observe(self, now: float, elapsed: float, claims: int) -> None:
@@ -122,14 +124,21 @@ class Timers:
         return self._began + gaps[at] - horizon - self._early if at < len(gaps) else math.inf
 
     def probabilities(self, now: float, horizon: float, size: int) -> Floats:
-        """P(claims in (now, now + horizon] = 0 .. size - 1)."""
+        """P(claims in (now, now + horizon] = 0 .. size - 1). The same array while nothing has changed."""
+        since_began = now - self._began
+        passed = bisect_right(self._sorted, since_began)
+        soon = bisect_right(self._sorted, since_began + horizon + self._early) - passed
+        running = self._size if since_began <= horizon else 0
+        known = (passed, soon, running, self._began, len(self._sorted), horizon, size)
+        if known != self._known:
+            self._known, self._forecast = known, self._foretell(passed, soon, running, size)
+        return self._forecast
+
+    def _foretell(self, passed: int, soon: int, running: int, size: int) -> Floats:
         out = np.zeros(size)
         if len(self._sorted) < 4:
             out[0] = 1.0
             return out
-        since_began = now - self._began
-        passed = bisect_right(self._sorted, since_began)
-        soon = bisect_right(self._sorted, since_began + horizon + self._early) - passed
         # Of the gaps that are longer than the time since the last episode began, the share that ends within the
         # horizon. With 10 gaps of which 8 have passed and one ends soon: 1.02 / 3 = 34 %. One gap and 0.02 of an end
         # are added, so that few gaps never give 0 or 1.
@@ -137,7 +146,6 @@ class Timers:
         if passed == len(self._sorted):
             begins = 0.02  # longer than every gap so far: nothing is known
         sizes, last, share = list(self._sizes), size - 1, begins / len(self._sizes)
-        running = self._size if now - self._began <= horizon else 0
         rest = [each - running for each in sizes if each > running] if running else []
         for values, each_share in ((sizes, share), (rest, (1.0 - begins) / len(sizes))):
             for value, often in Counter(values).items():

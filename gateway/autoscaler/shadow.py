@@ -39,7 +39,6 @@ A_FAMILY = len(THRESHOLDS)  # rules of one forecast
 _NEGATED: Floats = -THRESHOLDS
 QUANTILES: list[float] = (1.0 - THRESHOLDS).tolist()
 _COLUMNS = np.arange(A_FAMILY)
-_EACH_RULE = range(A_FAMILY)
 
 
 @lru_cache(maxsize=16)
@@ -209,11 +208,11 @@ class Shadow:
         """Order missing sandboxes, cancel surplus ones, the latest orders first. Constants never move."""
         # Mostly one or two rules move by one: plain numbers are faster here than numpy on all of them.
         ordered: list[tuple[int, int]] = []
-        for rule in _EACH_RULE:
-            if (more := wanted[rule] - before[rule]) > 0:
-                ordered.append((first + rule, more))
-            elif more:
-                self._cancel(now, first + rule, -more)
+        for rule, (now_wanted, was) in enumerate(zip(wanted, before, strict=True), first):
+            if now_wanted > was:
+                ordered.append((rule, now_wanted - was))
+            elif now_wanted < was:
+                self._cancel(now, rule, was - now_wanted)
         if ordered:
             ready_at = now + self.lead
             if not self._orders or self._orders[-1][0] != ready_at:  # else a claim of this tick has ordered, too
