@@ -46,7 +46,7 @@ from gateway.audit.log import AuditLog
 from gateway.core.clock import Clock
 from gateway.core.identity import Identity
 from gateway.core.interfaces import RuntimeCatalog, SandboxCaller, SandboxProvider, SessionStore
-from gateway.core.model import SessionId
+from gateway.core.model import RuntimeKey, SessionId
 from gateway.core.settings import Settings
 from gateway.core.usage import Retention
 from gateway.egress.records import EgressRecords
@@ -83,6 +83,7 @@ class Surfaces:
         *,
         prices: Prices | None = None,
         explain_pools: Callable[[], dict[str, Any]],
+        what_if: Callable[[RuntimeKey], dict[str, Any]],
         is_leaving: Callable[[], bool],
         render_metrics: Callable[[str], Awaitable[tuple[bytes, str]]],
         peers: PeerSigner,
@@ -107,7 +108,7 @@ class Surfaces:
             **self.keys.handlers(),
             **self.tenants.handlers(),
             **AgentCubeAPI(lifecycle).handlers(),
-            **NativeAPI(lifecycle, hibernator, store, provider, catalog, explain_pools).handlers(),
+            **NativeAPI(lifecycle, hibernator, store, provider, catalog, explain_pools, what_if).handlers(),
             **HealthAPI(
                 store,
                 provider,

@@ -26,7 +26,8 @@ _METADATA = "metadata."  # ?metadata.KEY=VALUE
 
 
 class NativeAPI:
-    """Handlers for sessions and runtimes. `explain_pools` returns the autoscaler's explanation of each pool."""
+    """Handlers for sessions and runtimes. `explain_pools` returns the autoscaler's explanation of each pool, `what_if`
+    what else one might have cost."""
 
     def __init__(
         self,
@@ -36,8 +37,10 @@ class NativeAPI:
         provider: SandboxProvider,
         catalog: RuntimeCatalog,
         explain_pools: Callable[[], dict[str, Any]],
+        what_if: Callable[[RuntimeKey], dict[str, Any]],
     ) -> None:
         self._explain_pools = explain_pools
+        self._what_if = what_if
         self._lifecycle = lifecycle
         self._hibernator = hibernator
         self._store = store
@@ -56,6 +59,7 @@ class NativeAPI:
             "wake_session": self._wake,
             "list_runtimes": self._runtimes,
             "explain_autoscaler": self._autoscaler,
+            "autoscaler_what_if": self._what_if_pool,
             "export_claim_history": self._history,
         }
 
@@ -177,6 +181,15 @@ class NativeAPI:
 
     async def _autoscaler(self, _: Request) -> Response:
         return JSON(self._explain_pools())
+
+    async def _what_if_pool(self, request: Request) -> Response:
+        query = request.query_params
+        unknown = sorted(query.keys() - {"namespace", "kind"})
+        if unknown:
+            raise BadRequestError(f"{unknown[0]}: unknown parameter; expected namespace or kind")
+        fields = {"name": request.path_params["runtime"], "namespace": query.get("namespace", "default")}
+        key = read_runtime({**fields, "kind": query["kind"]} if "kind" in query else fields)
+        return JSON(self._what_if(key))
 
     async def _history(self, request: Request) -> Response:
         """Export recorded claims in the format of `wakegate replay`: a line of JSON per runtime."""

@@ -35,6 +35,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     "create_session_token": Permission.SHARE_SESSIONS,
     "list_runtimes": Permission.READ_RUNTIMES,
     "explain_autoscaler": Permission.READ_POOLS,
+    "autoscaler_what_if": Permission.READ_POOLS,
     "export_claim_history": Permission.READ_POOLS,
     "get_usage": Permission.READ_USAGE,
     "create_key": Permission.MANAGE_KEYS,

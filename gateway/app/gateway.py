@@ -129,6 +129,7 @@ class Gateway:
         self.egress = egress
         self.session_egress = None if egress is None else self._make_session_egress(egress)
         self.usage = self._make_usage(shared=shared, me=me)
+        self.prices = load_prices(self.settings.prices) if self.settings.prices != Path() else None
         self.autoscaler = self._make_autoscaler(shared=shared, me=me)
         self.advisor = self._make_advisor()
         self.metrics = self._make_metrics()
@@ -224,7 +225,9 @@ class Gateway:
 
     def _make_autoscaler(self, *, shared: bool, me: str) -> Autoscaler:
         settings = autoscaler_settings(self.settings, shared=shared, me=me)
-        return Autoscaler(self.catalog, self.store, self.provider, self.clock, settings, holder=self.holder)
+        return Autoscaler(
+            self.catalog, self.store, self.provider, self.clock, settings, holder=self.holder, prices=self.prices
+        )
 
     def _make_advisor(self) -> SessionAdvisor:
         settings, sessions = self.settings, self.sessions
@@ -264,8 +267,9 @@ class Gateway:
             clock=self.clock,
             counters=self.counters,
             tenants=self.tenants,
-            prices=load_prices(self.settings.prices) if self.settings.prices != Path() else None,
+            prices=self.prices,
             explain_pools=lambda: {**self.autoscaler.explain(), "sessions": self.advisor.explain()},
+            what_if=self.autoscaler.what_if,
             is_leaving=lambda: self.activator.leaving,
             render_metrics=self.metrics.render,
             peers=self.peers,

@@ -70,6 +70,17 @@ class RuleCost:
     miss_rate: float | None  # None before the first claim
 
 
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What following has cost since the beginning; nothing is forgotten. Idle times in sandbox-seconds."""
+
+    span: float  # seconds
+    claims: float
+    misses: float
+    idle: float
+    fixed_idle: float  # of the constants, in hindsight, that serve as many claims
+
+
 class Follower:
     """Follows the rule that a shadow found cheapest for one objective."""
 
@@ -80,7 +91,27 @@ class Follower:
         self._first_threshold = float(THRESHOLDS[self._first])
         self._described = (-1, "")
         self._proven = False  # whether forecasts have been found better than constants
+        self._idle = self._served = 0.0  # of the rules that were followed, since the beginning
         shadow.followers.append(self)
+
+    @classmethod
+    def beside(cls, objective: Objective, shadow: Shadow) -> Follower:
+        """One that chooses once, by what the shadow knows now, and does not follow on."""
+        one = cls(objective, shadow)
+        shadow.followers.remove(one)
+        one.choose(shadow)
+        return one
+
+    def add(self, idle: Floats, served: Floats) -> None:
+        """Enter what each rule has idled and served since the last choice into the account."""
+        self._idle += float(idle[self.rule])
+        self._served += float(served[self.rule])
+
+    def account(self) -> Account:
+        """What following has cost until the last choice."""
+        total = self._shadow.total
+        fixed_idle = self._shadow.constant_idle(self._served, total.served, total.idle)
+        return Account(total.span, total.claims, max(total.claims - self._served, 0.0), self._idle, fixed_idle)
 
     def choose(self, shadow: Shadow) -> None:
         """Choose forecasts or constants, and among them the cheapest rule within the target miss rate."""
@@ -156,6 +187,10 @@ class Follower:
             return followed, None
         foreseeing, constant, _, _ = self._cheapest(shadow)
         return followed, self._cost_of(foreseeing if self.constant else constant)
+
+    def constants(self) -> list[RuleCost]:
+        """What each constant would have cost."""
+        return [self._cost_of(rule) for rule in range(self._shadow.rules, len(self._shadow.levels))]
 
     def _cost_of(self, rule: int) -> RuleCost:
         shadow = self._shadow

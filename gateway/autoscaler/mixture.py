@@ -75,8 +75,8 @@ class Mixture:
         self._size = 0
         self._opened_at = -math.inf
         self._open_after = self._phase = 0.0
-        # (index among the experts after the first, what stock is worth by it alone) where that has changed. The first is
-        # not among them: nearly all of the mixture is its forecast.
+        # (index among the experts after the first, what stock is worth by it alone) where that has changed. The first
+        # is not among them: nearly all of the mixture is its forecast.
         self.fresh_values: list[tuple[int, Floats]] = []
         self.first_values: Floats = np.zeros(0)  # what stock is worth by the first expert alone
         self._mixed: list[float] = []

@@ -11,6 +11,7 @@ from typing import Any
 from gateway.autoscaler.demand import Demand
 from gateway.autoscaler.follower import Objective, RuleCost
 from gateway.autoscaler.forecast import Floats, Forecast
+from gateway.autoscaler.money import Money
 from gateway.autoscaler.rates import prior_from
 from gateway.autoscaler.scaler import Decision, Observed, ScalerSpec, decide
 from gateway.autoscaler.settings import AutoscalerSettings
@@ -40,7 +41,7 @@ def phase_of(key: RuntimeKey) -> float:
     return int.from_bytes(hashlib.blake2b(str(key).encode(), digest_size=4).digest()) / 2.0**32
 
 
-def _rule_cost(rule: RuleCost) -> dict[str, Any]:
+def rule_cost(rule: RuleCost) -> dict[str, Any]:
     """One rule of the shadow pools, for GET /v1/autoscaler."""
     return {
         "kind": "constant" if rule.constant else "forecast",
@@ -68,6 +69,7 @@ class Pool:
     error: str = ""  # the provider's error for the last order
     cut: str = ""  # what the budget over all runtimes took from it, a sentence
     looked_at: float = -1e18
+    money: Money | None = None  # prices of this runtime, where there are any
     steady_at: float | None = None  # the steady clock at the last observation
     changes: deque[Change] = field(default_factory=lambda: deque(maxlen=20))
 
@@ -78,18 +80,24 @@ class Pool:
         settings: AutoscalerSettings,
         status: PoolStatus | None,
         others: Iterable[Pool] = (),
+        money: Money | None = None,
     ) -> Pool:
         """A pool that knows nothing yet but what rates of claims `others` have. It stands where the provider's does."""
         lead = lead_of(status, settings)
         most = max(runtime.pool.max, runtime.pool.size)
-        objective = Objective(runtime.pool.target_miss_rate, settings.cold_start_cost, settings.price_ceiling)
+        cold_start = None if money is None else money.cold_start_cost
+        objective = Objective(
+            runtime.pool.target_miss_rate,
+            settings.cold_start_cost if cold_start is None else cold_start,
+            settings.price_ceiling,
+        )
         prior = prior_from(pool.demand.rates for pool in others)
         demand = Demand(
             objective, lead=lead, tick=settings.tick, most=most, joins=settings.joins, prior=prior,
             phase=phase_of(runtime.key),
         )  # fmt: skip
         target = runtime.pool.size if status is None else status.target
-        return cls(runtime, settings, demand, RollingCount(demand.horizon), target, status=status)
+        return cls(runtime, settings, demand, RollingCount(demand.horizon), target, status=status, money=money)
 
     @property
     def spec(self) -> ScalerSpec:
@@ -156,6 +164,8 @@ class Pool:
     def _costs(self) -> str:
         """What the pool costs and what a miss is worth to the rule that decides, sentences."""
         out = f" Holding {self.target} costs {3600.0 * self.target:,.0f} idle sandbox-seconds an hour"
+        if self.money is not None:
+            out += f" ({self.target * self.money.sandbox_hour:.4g} {self.money.currency})".replace(" )", ")")
         if self.decision is None or self.decision.rule not in ("forecast", "constant", "hold", "max"):
             return out + "."
         price = self.demand.follower.price(self.demand.horizon)
@@ -169,6 +179,7 @@ class Pool:
         rate = self.demand.follower.miss_rate()
         followed, runner_up = self.demand.follower.compared()
         price = self.demand.follower.price(self.demand.horizon)
+        objective = self.demand.follower.objective
         return {
             "runtime": str(self.runtime.key),
             "mode": self.runtime.pool.mode.value,
@@ -206,12 +217,19 @@ class Pool:
             "missWorth": None if price is None else round(price, 1),
             "quantile": None if forecast is None or forecast.constant else round(forecast.quantile, 6),
             "stocking": None if forecast is None else forecast.source,
-            "followedRule": _rule_cost(followed),
-            "runnerUp": None if runner_up is None else _rule_cost(runner_up),
+            "followedRule": rule_cost(followed),
+            "runnerUp": None if runner_up is None else rule_cost(runner_up),
             "experts": None if forecast is None else forecast.weights,
-            "objective": {"coldStartCost": self.settings.cold_start_cost}
-            if self.settings.cold_start_cost is not None
-            else {"targetMissRate": self.runtime.pool.target_miss_rate},
+            "objective": {"targetMissRate": objective.target_miss_rate}
+            if objective.cold_start_cost is None
+            else {"coldStartCost": objective.cold_start_cost},
+            "cost": None
+            if self.money is None
+            else {
+                "currency": self.money.currency,
+                "idlePerHour": round(self.target * self.money.sandbox_hour, 6),
+                "coldStart": self.money.cold_start or None,
+            },
             "missRateLearned": None if rate is None else round(rate, 5),
             "learning": not self.restored,
             "error": self.error,

@@ -15,15 +15,18 @@ from typing import Any
 
 from gateway.autoscaler.expectations import Expectations
 from gateway.autoscaler.history import live_since, replay_history
+from gateway.autoscaler.money import money_of
 from gateway.autoscaler.pool import Pool, phase_of
 from gateway.autoscaler.scaler import Decision, share_budget
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.autoscaler.signal import ClaimSignal
+from gateway.autoscaler.what_if import saved, what_if
 from gateway.core.background import Tasks
 from gateway.core.clock import Clock
-from gateway.core.errors import RuntimeNotFoundError, StoreUnavailableError, WakegateError
+from gateway.core.errors import NotFoundError, RuntimeNotFoundError, StoreUnavailableError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
 from gateway.core.model import Lease, PoolMode, PoolStatus, RuntimeKey, StartKind
+from gateway.usage.prices import Prices
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +53,11 @@ class Autoscaler:
         settings: AutoscalerSettings,
         *,
         holder: str,
+        prices: Prices | None = None,
     ) -> None:
         self._catalog, self._store, self._provider, self._clock = catalog, store, provider, clock
         self._settings = settings
-        self._holder = holder
+        self._holder, self._prices = holder, prices
         self.signal = ClaimSignal(store)
         self.pools: dict[RuntimeKey, Pool] = {}
         self._expectations: Expectations[RuntimeKey] = Expectations()
@@ -197,7 +201,11 @@ class Autoscaler:
             pool = self.pools.get(key)
             if pool is None or pool.runtime.pool != runtime.pool:
                 self.pools[key] = new = Pool.make(
-                    runtime, self._settings, await self._status(key), list(self.pools.values())
+                    runtime,
+                    self._settings,
+                    await self._status(key),
+                    list(self.pools.values()),
+                    money_of(self._prices, runtime),
                 )
                 new.looked_at = now - STATUS_INTERVAL_S * phase_of(key)
                 self._tasks.spawn(self._restore(new, now))
@@ -301,5 +309,16 @@ class Autoscaler:
             "tick": self._settings.tick,
             "budget": self._settings.max_warm,
             "problem": self._problem,
-            "pools": [self.pools[key].explain() for key in sorted(self.pools)],
+            "pools": [{**self.pools[key].explain(), "saved": saved(self.pools[key])} for key in sorted(self.pools)],
         }
+
+    def what_if(self, key: RuntimeKey) -> dict[str, Any]:
+        """The document of GET /v1/autoscaler/{runtime}/what-if. Raises RuntimeNotFoundError, and where another gateway
+        sizes the pools NotFoundError.
+        """
+        pool = self.pools.get(key)
+        if pool is None:
+            if self._catalog.get(key) is None:
+                raise RuntimeNotFoundError(f"there is no runtime {key}")
+            raise NotFoundError(f"this gateway does not size the pool of {key}: it does not lead, or has just started")
+        return what_if(pool)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
@@ -69,6 +70,19 @@ class Chooser(Protocol):
     def choose(self, shadow: Shadow) -> None:
         """Choose again, by the tallies of `shadow`."""
 
+    def add(self, idle: Floats, served: Floats) -> None:
+        """Enter what each rule has idled and served since the last choice."""
+
+
+@dataclass(slots=True)
+class Total:
+    """What all rules have cost since the beginning; nothing is forgotten."""
+
+    served: Floats
+    idle: Floats  # sandbox-seconds
+    claims: float = 0.0
+    span: float = 0.0  # seconds
+
 
 class Shadow:
     """The pools of all rules. `observe` costs a dozen numpy calls on some 60 numbers, and five more for each group of
@@ -93,6 +107,8 @@ class Shadow:
         self.span = 0.0  # seconds remembered
         self._none: Floats = np.zeros(size)
         self.missed: Floats = self._none  # of the claims of the latest tick
+        self.total = Total(np.zeros(size), np.zeros(size))
+        self._kept = Total(np.zeros(size), np.zeros(size))  # of the tallies, what was left after the last choice
         self.followers: list[Chooser] = []
         self._ready: Floats = self.levels.copy()
         self._wanted = [[0] * A_FAMILY for _ in self.families]  # the rules' levels as whole numbers
@@ -171,6 +187,7 @@ class Shadow:
         self._orders = deque((at + step, order) for at, order in self._orders)
 
     def _choose(self) -> None:
+        self._add_up()
         self.age += self._since
         memory = min(max(self.age / _AGE_TO_MEMORY, _MIN_MEMORY_S), _MAX_MEMORY_S)
         if self.claims < _MIN_REMEMBERED_CLAIMS:
@@ -181,6 +198,7 @@ class Shadow:
         self.idle *= keep
         self.claims *= keep
         self.span *= keep
+        self._kept = Total(self.served.copy(), self.idle.copy(), self.claims, self.span)
         for follower in self.followers:
             follower.choose(self)
         self._watched = [
@@ -188,6 +206,17 @@ class Shadow:
             for each in self.followers
             for family in {0, each.family}
         ] or [(0, A_FAMILY - 1)]  # fmt: skip
+
+    def _add_up(self) -> None:
+        """Enter what came since the last choice into the totals, and into the followers' accounts."""
+        total, kept = self.total, self._kept
+        idle, served = self.idle - kept.idle, self.served - kept.served
+        total.idle += idle
+        total.served += served
+        total.claims += self.claims - kept.claims
+        total.span += self.span - kept.span
+        for follower in self.followers:
+            follower.add(idle, served)
 
     def update(self, now: float, values: Floats, family: int = 0) -> None:
         """Set the levels of a family's rules from what each further sandbox would save (claims per horizon)."""
@@ -233,12 +262,14 @@ class Shadow:
                     return
         self._ready[rule] -= surplus
 
-    def constant_idle(self, served: float) -> float:
-        """The idle time of the constant that serves as many claims, interpolated between two constants.
+    def constant_idle(self, served: float, of_served: Floats | None = None, of_idle: Floats | None = None) -> float:
+        """The idle time of the constant that serves as many claims, interpolated between two constants. By the tallies,
+        or by others of all rules.
 
         With constants that served 90 and 100 claims with 10 and 20 s of idle time, 95 claims cost 15 s.
         """
-        by_level, idle = self.served[self.rules :], self.idle[self.rules :]
+        by_level = (self.served if of_served is None else of_served)[self.rules :]
+        idle = (self.idle if of_idle is None else of_idle)[self.rules :]
         at = int(by_level.searchsorted(min(served, float(by_level[-1])) - 1e-9))
         if at == 0:
             return 0.0

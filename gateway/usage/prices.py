@@ -33,6 +33,7 @@ class Rates:
     network_received_gib: float = 0.0
     million_requests: float = 0.0
     start: float = 0.0  # of any kind
+    cold_start: float = 0.0  # what a claim without a warm sandbox is worth to you; sizes warm pools, is on no bill
 
     def sandbox(self, size: Size, seconds: float) -> float:
         """What a sandbox of this size costs for that long."""

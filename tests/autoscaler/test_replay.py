@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.autoscaler.replay import baselines, cli
+from gateway.autoscaler.replay import baselines, cli, scenarios
 from gateway.autoscaler.replay.lab import Settings, fixed_curve, parse_policies, run_trace
 from gateway.autoscaler.replay.pool import Targets, simulate
 from gateway.autoscaler.replay.report import fleet_table
@@ -333,3 +333,38 @@ def test_lead_times_have_units(text: str, seconds: float) -> None:
     assert parser.parse_args(["t", "--runtime-lead", text]).runtime_lead == seconds
     with pytest.raises(SystemExit):
         parser.parse_args(["t", "--runtime-lead", "-" + text])
+
+
+def test_baselines_keep_to_the_maximum() -> None:
+    """No policy is compared with more sandboxes than the pool may have, fixed sizes in hindsight neither."""
+    trace = Trace("t", poisson(2.0, 3000.0), 0.0, 3000.0)
+    result = run_trace(trace, Settings(most=9, policies=("keda", "fixed")), lambda *_: None)
+
+    assert max(point.targets.levels.max() for point in result.points if point.targets is not None) == 9
+    assert len(result.curve.hits) == 10
+
+
+def test_scenarios_are_printed_without_a_trace(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row each; without them and without a trace there is nothing to replay, said in a sentence."""
+    monkeypatch.setattr(scenarios, "SCENARIOS", (scenarios.STOP, scenarios.SILENCE))
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+
+    assert cli.run(parser.parse_args(["--scenarios"])) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split(" | ")[0] for row in rows[4:]] == ["| stop", "| silence"]
+    assert cli.run(parser.parse_args([])) == 2
+    assert "nothing to replay" in capsys.readouterr().err
+
+
+def test_stopped_and_silent_pools_are_given_up() -> None:
+    """Nobody comes after an hour of 20 claims a second, or after a first claim: soon nothing is held."""
+    stop = scenarios.play(scenarios.STOP)
+    released = stop.released_after(3600.0, 1)
+    assert released is not None
+    assert released < 600.0
+    silence = scenarios.play(scenarios.SILENCE)
+    assert silence.targets.levels.max() <= 10
+    assert silence.mean_target(1800.0, 24 * 3600.0) < 0.05

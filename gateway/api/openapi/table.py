@@ -61,6 +61,13 @@ NATIVE: Mapping[str, Operation] = {
     "explain_autoscaler":
         Operation("GET", "/v1/autoscaler", "runtimes", "Explain the size of each warm pool.",
               {200: Answer("By runtime.", {"type": "object"})}, sandbox=False),
+    "autoscaler_what_if":
+        Operation("GET", "/v1/autoscaler/{runtime}/what-if", "runtimes",
+                  "What other targets, prices and fixed sizes would have cost a warm pool.",
+              {200: Answer("Per hour, of the claims that its shadow pools remember.", {"type": "object"})}, (
+        Parameter("namespace", "Of the runtime; `default` if absent."),
+        Parameter("kind", "Of the runtime.", {"enum": [kind.value for kind in Kind]}),
+    ), sandbox=False),
     "export_claim_history":
         Operation("GET", "/v1/autoscaler/history", "runtimes", "Export recorded claims, a line of JSON per runtime.",
               {200: Answer("`{runtime, bucket, counts: [[second, claims], ...]}`, oldest first.", _TEXT,

@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from gateway.autoscaler.replay import plots, report
+from gateway.autoscaler.replay import plots, report, scenarios
 from gateway.autoscaler.replay.lab import MISS_RATES, POLICIES, Settings, TraceResult, parse_policies, run_trace
 from gateway.autoscaler.replay.trace import Trace
 from gateway.autoscaler.replay.traces import read_traces
@@ -57,7 +57,8 @@ def _share(text: str) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `wakegate replay`."""
-    parser.add_argument("traces", nargs="+", metavar="TRACE", help="trace files, each PATH[:scale=X][:days=N]")
+    parser.add_argument("traces", nargs="*", metavar="TRACE", help="trace files, each PATH[:scale=X][:days=N]")
+    parser.add_argument("--scenarios", action="store_true", help="also steps, bursts, silences and set clocks")
     parser.add_argument(
         "--runtime-lead", type=_seconds, default=10.0, metavar="TIME", help="create ordered to ready (10s)"
     )
@@ -156,10 +157,20 @@ def run(args: argparse.Namespace) -> int:
         for trace in traces:
             if trace not in scored:
                 sys.stderr.write(f"{trace.name}: left out, no arrivals after the warm-up\n")
-        if not scored:
-            raise BadRequestError("no trace has arrivals after its warm-up; nothing can be scored")
-        results = run_all(scored, settings, args.jobs)
-        sys.stdout.write(report.markdown(results) + "\n")
+        if not scored and not args.scenarios:
+            raise BadRequestError(
+                "no trace has arrivals after its warm-up; nothing can be scored"
+                if args.traces
+                else "no trace and no --scenarios: nothing to replay"
+            )
+        results = run_all(scored, settings, args.jobs) if scored else []
+        if results:
+            sys.stdout.write(report.markdown(results) + "\n")
+        if args.scenarios:
+            played = scenarios.table([scenarios.play(each) for each in scenarios.SCENARIOS])
+            sys.stdout.write(f"## Scenarios\n\n{played}\n")
+            if not results:
+                return 0
         if args.out is not None:
             files = report.write(results, args.out)
             if not args.no_plots:

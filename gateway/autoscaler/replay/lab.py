@@ -99,13 +99,13 @@ def _above(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float
     return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
 
 
-def fixed_curve(trace: Trace, lead: float, scored_from: float, *, joins: bool = False) -> Curve:
-    """Hindsight: every size until all but one in 20,000 claims are served."""
+def fixed_curve(trace: Trace, lead: float, scored_from: float, *, joins: bool = False, most: int = 4096) -> Curve:
+    """Hindsight: every size up to `most` until all but one in 20,000 claims are served."""
     hits, idle, size = [0.0], [0.0], 0
     span = trace.end - scored_from
     serve = _joined if joins else _served
     # Sizes are tried one by one, as the hit rate has no formula for arrivals that are given; each is one pass.
-    while hits[-1] < 0.99995 and size < 4096:
+    while hits[-1] < 0.99995 and size < most:
         size += 1
         served, waited, claims = serve(trace.arrivals, size, lead, scored_from)
         hits.append(served / max(claims, 1))
@@ -147,7 +147,7 @@ def run_trace(trace: Trace, settings: Settings, progress: Progress) -> TraceResu
         raise BadRequestError(
             f"{trace.name}: no arrivals after the warm-up ({settings.warm_up:.0%} of the trace); nothing can be scored"
         )
-    curve = fixed_curve(trace, settings.lead, scored_from, joins=settings.joins)
+    curve = fixed_curve(trace, settings.lead, scored_from, joins=settings.joins, most=settings.most)
     points: list[Point] = []
     calibration = None
     took: dict[str, float] = {}
@@ -188,7 +188,7 @@ def run_trace(trace: Trace, settings: Settings, progress: Progress) -> TraceResu
         else:
             make, knobs = baselines.KNOBS[policy]
             for knob in knobs:
-                add(policy, knob, make(trace, settings.lead, knob))
+                add(policy, knob, make(trace, settings.lead, knob).capped(settings.most))
         took[policy] = time.process_time() - began
     progress(trace.name, 1.0)
     return TraceResult(trace, settings, curve, points, calibration, took)

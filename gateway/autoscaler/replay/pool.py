@@ -28,6 +28,10 @@ class Targets:
     times: Floats
     levels: Floats
 
+    def capped(self, most: int) -> Targets:
+        """The same within a maximum, which every policy has to keep to."""
+        return Targets(self.times, np.minimum(self.levels, float(most)))
+
     def compact(self) -> Targets:
         """Drop entries that repeat the level before them."""
         if not len(self.times):

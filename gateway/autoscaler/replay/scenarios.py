@@ -5,6 +5,7 @@ Each runs the whole loop in virtual time (live.py), so the surge guard sees the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,6 +123,19 @@ LOOSE_TARGET = Scenario(
     scored_from=2 * _HOUR_S,
     miss_rate=0.2,
 )
+STOP = Scenario(
+    "stop",
+    "20 claims a second for an hour, then none: the pool is given up within minutes.",
+    ((_HOUR_S, 20.0), (4 * _HOUR_S, 0.0)),
+    scored_from=_HOUR_S,
+)
+SILENCE = Scenario(
+    "silence",
+    "One claim in a new runtime's first minute, then a day without: next to nothing is held.",
+    ((5.0, 0.0), (1.0, 1.0), (24 * _HOUR_S, 0.0)),
+    scored_from=6.0,
+    seed=3,
+)
 CLOCK_BACK = Scenario(
     "clock-back",
     "The wall clock is set back by ten minutes, an hour later forward by half an hour: the pool stays as it was.",
@@ -129,3 +143,24 @@ CLOCK_BACK = Scenario(
     scored_from=2 * _HOUR_S,
     clock=((2 * _HOUR_S, -600.0), (3 * _HOUR_S, 1800.0)),
 )
+
+
+SCENARIOS = (STEP, STOP, SILENCE, BURST_BEYOND_MAX, CLOCK_BACK, QUICK_STARTS, LOOSE_TARGET)
+
+
+def table(played: Sequence[Played]) -> str:
+    """The scenarios as a Markdown table."""
+    head = ("scenario", "ought to", "claims", "missed", "mean idle", "idle of fixed, equal hits", "highest target",
+            "last target")  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
+    for each in played:
+        o, levels = each.outcome, each.targets.levels
+        late = levels[each.targets.times >= _START_S + each.scenario.scored_from]
+        highest = int(late.max()) if len(late) else each.target_at(each.scenario.scored_from)
+        share = f"{each.fixed_idle:.2f}" if o.claims else "-"
+        cells = (
+            each.scenario.name, each.scenario.shows, str(o.claims), str(o.claims - o.hits), f"{o.mean_idle:.2f}", share,
+            str(highest), str(int(levels[-1])),
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
