@@ -29,6 +29,7 @@ class Advice:
     hibernate_after: float
     wake_at: float | None  # None: wait for the request
     why: str
+    stay: float = 0.0  # how long to stay awake for the request, once woken ahead
 
 
 class GapHistogram:
@@ -82,16 +83,21 @@ class GapHistogram:
         after = float(_EDGES_S[best])
         shorter = 1.0 - float(longer[best])
         why = f"{shorter:.0%} of idle gaps are shorter than {after:.0f} s; a wake is worth {wake_cost:.0f} s of idling"
-        return Advice(after, self._wake_at(share, best, wake_cost, wake_time) if prewake else None, why)
+        at, until = self._wake_between(share, best, wake_cost, wake_time) if prewake else (None, 0.0)
+        return Advice(after, at, why, 0.0 if at is None else until - at)
 
-    def _wake_at(self, share: Floats, after: int, wake_cost: float, wake_time: float) -> float | None:
-        """The first bin beyond `after` in which the chance of the request pays for idling through the bin."""
+    def _wake_between(
+        self, share: Floats, after: int, wake_cost: float, wake_time: float
+    ) -> tuple[float | None, float]:
+        """The first bin beyond `after` in which the chance of the request pays for idling through the bin: when to wake
+        for it, and its end.
+        """
         left = 1.0 - float(share[: after + 1].sum())
         for i in range(after + 1, len(_EDGES_S)):
             if left <= 1e-9:
-                return None
+                break
             width = float(_EDGES_S[i] - _EDGES_S[i - 1])
             if float(share[i]) / left * wake_cost > width:
-                return max(float(_EDGES_S[i - 1]) - wake_time, 0.0)
+                return max(float(_EDGES_S[i - 1]) - wake_time, 0.0), float(_EDGES_S[i])
             left -= float(share[i])
-        return None
+        return None, 0.0

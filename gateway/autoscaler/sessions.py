@@ -36,7 +36,7 @@ Served = Iterable[tuple[SessionId, RuntimeKey, float, bool]]  # session, runtime
 class AdviceSettings:
     """`wake_cost`: idle sandbox-seconds that one wake is worth. Both acts are off by default."""
 
-    wake_cost: float = 30.0
+    wake_cost: float = 300.0
     hibernate: bool = False  # hibernate sessions when advised, at the latest at their timeout
     prewake: bool = False  # wake hibernated sessions ahead of a request that is likely soon
 
@@ -150,7 +150,10 @@ class SessionAdvisor:
                 idle.append((seen.last, session_id))
         for session_id in self._ahead:
             seen = self._sessions[session_id]
-            if seen.woken_at is not None and now - seen.woken_at >= seen.advice.hibernate_after:
+            # Through the time for which it was woken: a timer of ten minutes is waited for from 562 to 681 s. Advised
+            # to hibernate after 6 s of idling it would be asleep again at 568.
+            stay = max(seen.advice.hibernate_after, seen.advice.stay)
+            if seen.woken_at is not None and now - seen.woken_at >= stay:
                 idle.append((seen.woken_at, session_id))
         return [session_id for _, session_id in sorted(idle)]
 

@@ -272,7 +272,7 @@ class Settings:
         low=0,
     )
     wake_cost: float = _setting(
-        30.0, "cost of a wake, in seconds of an idle sandbox, for advice on sessions", kind="duration", low=0
+        300.0, "cost of a wake, in seconds of an idle sandbox, for advice on sessions", kind="duration", low=0
     )
     advised_hibernation: bool = _setting(
         False, "hibernate sessions before their idle timeout when their past idle times suggest it", kind="flag"

@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from gateway.autoscaler.replay import plots, report, scenarios
+from gateway.autoscaler.replay import gaps, plots, report, scenarios
 from gateway.autoscaler.replay.lab import MISS_RATES, POLICIES, Settings, TraceResult, parse_policies, run_trace
 from gateway.autoscaler.replay.trace import Trace
 from gateway.autoscaler.replay.traces import read_traces
@@ -58,6 +58,10 @@ def _share(text: str) -> float:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `wakegate replay`."""
     parser.add_argument("traces", nargs="*", metavar="TRACE", help="trace files, each PATH[:scale=X][:days=N]")
+    parser.add_argument(
+        "--gaps", action="append", default=[], metavar="FILE",
+        help="idle gaps of sessions: a file `session,at` of their requests, or made:chat, office, agent, mixed",
+    )  # fmt: skip
     parser.add_argument("--scenarios", action="store_true", help="also steps, bursts, silences and set clocks")
     parser.add_argument(
         "--runtime-lead", type=_seconds, default=10.0, metavar="TIME", help="create ordered to ready (10s)"
@@ -157,11 +161,17 @@ def run(args: argparse.Namespace) -> int:
         for trace in traces:
             if trace not in scored:
                 sys.stderr.write(f"{trace.name}: left out, no arrivals after the warm-up\n")
+        for name in args.gaps:
+            law = name.removeprefix("made:")
+            found = gaps.read_gaps(Path(name)) if law == name else gaps.made_gaps(law)
+            sys.stdout.write(gaps.table(name, gaps.frontier(found)) + "\n\n")
         if not scored and not args.scenarios:
+            if args.gaps and not args.traces:
+                return 0
             raise BadRequestError(
                 "no trace has arrivals after its warm-up; nothing can be scored"
                 if args.traces
-                else "no trace and no --scenarios: nothing to replay"
+                else "no trace, no --gaps and no --scenarios: nothing to replay"
             )
         results = run_all(scored, settings, args.jobs) if scored else []
         if results:
