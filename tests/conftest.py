@@ -24,7 +24,7 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=400)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 # Tests in these folders start sandboxes, kernels, clusters or gateways: `scripts/test fast` leaves them out.
-PROCESS_FOLDERS = ("provider", "integration", "cli", "security", "loadtest", "picod", "docs")
+PROCESS_FOLDERS = ("provider", "integration", "cli", "security", "loadtest", "picod", "docs", "client")
 # Folders whose files take longest run first, in this order: with several workers, a file that takes a minute and is
 # begun last keeps one of them busy while the others have ended.
 LONG_FIRST = (*PROCESS_FOLDERS, "contract", "autoscaler", "identity")

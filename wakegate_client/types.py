@@ -18,6 +18,7 @@ class Session(TypedDict):
 
     id: str
     runtime: RuntimeName
+    tenant: NotRequired[str]
     state: str
     start: NotRequired[str | None]
     createdAt: str

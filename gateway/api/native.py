@@ -15,7 +15,7 @@ from gateway.api.session_list import cursor_of, list_sessions, read_cursor
 from gateway.api.sessions import DEFAULT_NAME, DELETED_BY_USER, create_session
 from gateway.core.errors import BadRequestError, without_host_paths
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
-from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Session, SessionId, SessionState
+from gateway.core.model import DEFAULT_TENANT, PoolStatus, Runtime, RuntimeKey, Session, SessionId, SessionState
 from gateway.core.units import rfc3339
 from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.lifecycle import UNSET, Lifecycle
@@ -233,6 +233,7 @@ def session_document(session: Session) -> dict[str, Any]:
     return {
         "id": session.id,
         "runtime": {"namespace": session.runtime.namespace, "name": session.runtime.name, "kind": session.runtime.kind},
+        "tenant": session.tenant or DEFAULT_TENANT,
         "state": session.state,
         "start": session.start,
         "createdAt": rfc3339(session.created_at),

@@ -1,11 +1,13 @@
-"""The command line `wakegate`: serve, doctor, prune, uninstall, replay.
+"""The command line `wakegate`: commands of this machine (`command`), and those that use a gateway (`remote`).
 
-May import every other package; slow imports are inside the functions that need them. Start with `command`.
+May import every other package; slow imports are inside the functions that need them. `registry` names the commands.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +24,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _end)
+    words = sys.argv[1:] if argv is None else argv
+    if "_WAKEGATE_COMPLETE" in os.environ:
+        from gateway.cli.remote.app import complete
+
+        return complete()
+    from gateway.cli.registry import COMMANDS
+
+    if words and words[0] in COMMANDS:
+        from gateway.cli.remote.app import run as run_remote
+
+        return run_remote(words)
     from gateway.cli.command import main as run
 
     return run(argv)

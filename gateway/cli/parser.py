@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from gateway import __version__
 from gateway.cli.flags import add_flags
+from gateway.cli.registry import COMMANDS, LOCAL, grouped_help
 from gateway.core.identity import KEY_ROLES
 
 USAGE_ERROR = 2
@@ -33,33 +34,41 @@ class Parser(argparse.ArgumentParser):
         return f"; did you mean {close[0]}?" if close else ""
 
 
+class _TopParser(Parser):
+    """The parser of `wakegate` itself, whose help also names the commands that typer runs (registry.py)."""
+
+    def format_help(self) -> str:
+        """All commands in groups."""
+        return grouped_help()
+
+
 UNITS = "A DURATION is written as 30s, 1m30s or 8h, a SIZE as 512Mi or 4Gi. docs/settings.md lists all settings."
 
 
 def make_parser(words: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
     """The parser, and those of its commands by name. `words`: `replay` is imported only if they contain it."""
-    parser = Parser(prog="wakegate", description="Run and look after a gateway of sandboxes for AI agents.")
+    parser = _TopParser(prog="wakegate")
     parser.add_argument("--version", action="version", version=f"wakegate {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
     serve = commands.add_parser(
-        "serve", usage="wakegate serve [FLAGS]", epilog=UNITS, help="run a gateway",
+        "serve", usage="wakegate serve [FLAGS]", epilog=UNITS, help=LOCAL["serve"],
         description="Run a gateway. Flags win over WAKEGATE_* variables, those over --config.",
     )  # fmt: skip
     serve.add_argument("--as-worker", type=int, default=0, help=argparse.SUPPRESS)  # what supervisor.py starts
     doctor = commands.add_parser(
-        "doctor", usage="wakegate doctor [FLAGS]", epilog=UNITS, help="check everything that a gateway needs",
+        "doctor", usage="wakegate doctor [FLAGS]", epilog=UNITS, help=LOCAL["doctor"],
         description="Check everything that a gateway with these settings needs, and say what to fix. "
         "The exit status is 0 when it would work.",
     )  # fmt: skip
     doctor.add_argument("--json", action="store_true", help="one JSON object per finding and line")
     prune = commands.add_parser(
-        "prune", usage="wakegate prune [FLAGS]", epilog=UNITS, help="delete what no session needs any more",
+        "prune", usage="wakegate prune [FLAGS]", epilog=UNITS, help=LOCAL["prune"],
         description="End what a killed gateway left behind, and delete what no session needs any more: orphaned "
         "workspaces and snapshots, records of ended sessions, the trash. No gateway may be running on the state "
         "directory.",
     )  # fmt: skip
     uninstall = commands.add_parser(
-        "uninstall", usage="wakegate uninstall [FLAGS]", epilog=UNITS, help="delete the state directory",
+        "uninstall", usage="wakegate uninstall [FLAGS]", epilog=UNITS, help=LOCAL["uninstall"],
         description="Delete the state directory with all sessions, records and keys. Snapshots in another place, "
         "Redis and the checkout stay. No gateway may be running on it.",
     )  # fmt: skip
@@ -67,12 +76,12 @@ def make_parser(words: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
     for command in (serve, doctor, prune, uninstall):
         add_flags(command)
     keys = _add_keys(commands)
-    audit = commands.add_parser("audit", help="the audit trail: its public key, and whether files are as written")
+    audit = commands.add_parser("audit", help=LOCAL["audit"])
     if "audit" in words:
         from gateway.cli.audit import add_arguments
 
         add_arguments(audit)
-    replay = commands.add_parser("replay", help="replay traces of claims through pool policies")
+    replay = commands.add_parser("replay", help=LOCAL["replay"])
     if "replay" in words:
         from gateway.autoscaler.replay import cli as laboratory  # numpy and more, which a gateway does without
 
@@ -85,7 +94,7 @@ def make_parser(words: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
 
 def _add_keys(commands: argparse._SubParsersAction[Parser]) -> Parser:
     """`wakegate keys` and its verbs, which act on the session store, so that no gateway need be running."""
-    keys = commands.add_parser("keys", help="make, list and end API keys")
+    keys = commands.add_parser("keys", help=LOCAL["keys"])
     verbs = keys.add_subparsers(dest="verb", required=True, parser_class=Parser, metavar="VERB")
     create = verbs.add_parser("create", help="make a key, and print it once", epilog=UNITS)
     create.add_argument("--role", required=True, choices=[str(role) for role in KEY_ROLES])
@@ -118,9 +127,11 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     # argparse would list the commands as an "invalid choice", without a suggestion.
     named = next((word for word in words if not word.startswith("-")), None)
     if named is not None and named not in commands:
-        close = difflib.get_close_matches(named, commands, 1)
+        if named in COMMANDS:
+            parser.error(f"{named} comes first, its flags behind it")
+        close = difflib.get_close_matches(named, [*commands, *COMMANDS], 1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        parser.error(f"unknown command {named}{hint} The commands are {', '.join(commands)}")
+        parser.error(f"unknown command {named}{hint}")
     # parse_known_args, as parse_args reports unknown flags for the top parser, which does not know the command's.
     arguments, unknown = parser.parse_known_args(words)
     if unknown:

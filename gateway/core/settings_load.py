@@ -20,6 +20,8 @@ from gateway.core.units import parse_duration, parse_quantity, readable_size
 
 _MAX_NUMBER = 1e9  # also of seconds: 31 years
 _MAX_SIZE_BYTES = 2.0**50
+# Variables of the scripts, and of the commands that use a gateway: whoever has them set may also serve one.
+_NO_SETTINGS = frozenset(("CONFIG", "PYTHON", "URL", "API_KEY", "CONTEXT", "CA"))
 
 
 def load(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
@@ -29,11 +31,7 @@ def load(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     """
     problems: list[str] = []
     known = {setting.name: setting for setting in fields(Settings)}
-    sources = _file_values(arguments.get("config") or environ.get(ENV_PREFIX + "CONFIG"), known, problems)
-    sources |= _environment_values(environ, known, problems)
-    for name in known:
-        if arguments.get(name) is not None:
-            sources[name] = ("--" + name.replace("_", "-"), arguments[name])
+    sources = _sources(arguments, environ, known, problems)
     values: dict[str, Any] = {}
     for name, (where, raw) in sources.items():
         try:
@@ -44,6 +42,23 @@ def load(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
         raise SettingsError(problems)
     values.setdefault("state_dir", default_state_dir(environ))
     return Settings(**values)
+
+
+def origins(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
+    """Where each setting that is no default comes from: a flag, a variable, a key of the file."""
+    found = _sources(arguments, environ, {setting.name: setting for setting in fields(Settings)}, [])
+    return {name: where for name, (where, _) in found.items()}
+
+
+def _sources(
+    arguments: Mapping[str, Any], environ: Mapping[str, str], known: Mapping[str, Field[Any]], problems: list[str]
+) -> dict[str, tuple[str, Any]]:
+    sources = _file_values(arguments.get("config") or environ.get(ENV_PREFIX + "CONFIG"), known, problems)
+    sources |= _environment_values(environ, known, problems)
+    for name in known:
+        if arguments.get(name) is not None:
+            sources[name] = ("--" + name.replace("_", "-"), arguments[name])
+    return sources
 
 
 def _file_values(path: str | None, known: Mapping[str, Field[Any]], problems: list[str]) -> dict[str, tuple[str, Any]]:
@@ -68,7 +83,7 @@ def _environment_values(
 ) -> dict[str, tuple[str, Any]]:
     values: dict[str, tuple[str, Any]] = {}
     for variable in sorted(environ):
-        if not variable.startswith(ENV_PREFIX) or variable in (ENV_PREFIX + "CONFIG", ENV_PREFIX + "PYTHON"):
+        if not variable.startswith(ENV_PREFIX) or variable.removeprefix(ENV_PREFIX) in _NO_SETTINGS:
             continue
         name = variable.removeprefix(ENV_PREFIX).lower()
         if name in known:

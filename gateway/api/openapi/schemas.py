@@ -173,6 +173,7 @@ SCHEMAS: dict[str, Schema] = {
         "id runtime state createdAt lastActiveAt expiresAt idleTimeout metadata",
         id=TEXT,
         runtime=obj("namespace name kind", namespace=TEXT, name=TEXT, kind=TEXT),
+        tenant=TEXT,
         state={"enum": ["creating", "active", "hibernating", "hibernated", "waking", "lost", "terminated"]},
         start=nullable(TEXT),
         createdAt=MOMENT,

@@ -1,0 +1,224 @@
+"""cp: files, folders and streams, into a session and out of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tarfile
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Annotated, Any, Protocol
+
+import typer
+
+from gateway.cli.remote.connection import over_api
+from gateway.cli.remote.screen import note, plain
+from gateway.core.errors import SettingsError
+from wakegate_client import APIError, Client, UnreachableError
+from wakegate_client.calls import file_path, in_sandbox
+
+_CHUNK_BYTES = 256 << 10
+_REMOTE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127}):(.*)", re.DOTALL)
+
+
+class _Advance(Protocol):
+    """Told of bytes that were moved."""
+
+    def __call__(self, moved: int) -> None: ...
+
+
+@over_api
+def cp(
+    gateway: Client,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", show_default=False)],
+    destination: Annotated[str, typer.Argument(metavar="TARGET", show_default=False)],
+) -> None:
+    """Copy a file, a folder or a stream. ID:PATH is in a session, - is standard input or output.
+
+    A folder's contents go into TARGET; with a slash at its end, into a folder of the same name below it.
+
+    \b
+    wakegate cp data.csv ID:data.csv
+    wakegate cp ID:results/ .
+    wakegate cp src ID:project
+    tar c . | wakegate cp - ID:all.tar
+    """
+    there, here = _REMOTE.fullmatch(destination), _REMOTE.fullmatch(source)
+    if bool(there) == bool(here):
+        raise SettingsError(["cp: one of the two has to be ID:PATH, and the other a path of this machine or -"])
+    if there is not None:
+        _upload(gateway, source, there[1], there[2])
+    elif here is not None:
+        _download(gateway, here[1], here[2], destination)
+
+
+def _upload(gateway: Client, source: str, session: str, path: str) -> None:
+    if source == "-":
+        with _progress("standard input", None) as advance:
+            gateway.write_file(session, path, _chunks(sys.stdin.buffer, advance))
+        return
+    here = Path(source)
+    if path in ("", ".") or path.endswith("/"):
+        path = str(PurePosixPath(path or ".") / here.resolve().name)
+    if not here.is_dir():
+        with open(here, "rb") as file, _progress(here.name, os.fstat(file.fileno()).st_size) as advance:
+            gateway.write_file(session, path, _chunks(file, advance))
+        return
+    gateway.send(in_sandbox("POST", session, "/api/fs/mkdir", json={"path": path, "parents": True}))
+    with _progress(here.name, None) as advance:
+        params = {"path": path, "overwrite": "true"}
+        gateway.send(
+            in_sandbox("PUT", session, "/api/fs/archive", params=params, content=_tar_of(here, advance), slow=True)
+        )
+
+
+def _tar_of(folder: Path, advance: _Advance) -> Iterator[bytes]:
+    """A tar of what is in a folder, made by a thread while it is read."""
+    reading, writing = os.pipe()
+    failure: list[OSError] = []
+
+    def write() -> None:
+        try:
+            with open(writing, "wb") as out, tarfile.open(fileobj=out, mode="w|") as tar:
+                tar.add(folder, arcname=".")
+        except BrokenPipeError:
+            pass  # the upload has ended before
+        except OSError as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    with open(reading, "rb") as file:
+        yield from _chunks(file, advance)
+    thread.join()
+    if failure:
+        raise failure[0]
+
+
+def _download(gateway: Client, session: str, path: str, target: str) -> None:
+    stat = {} if target == "-" else _stat(gateway, session, path)
+    if stat.get("type") == "directory" or stat.get("is_dir"):
+        _download_folder(gateway, session, path, target)
+        return
+    headers = {"x-session-id": session}
+    with gateway.stream("GET", file_path(path), headers=headers) as response:
+        size = response.headers.get("content-length")
+        with _progress(path, int(size) if size else None) as advance:
+            if target == "-":
+                for chunk in response.iter_bytes(_CHUNK_BYTES):
+                    sys.stdout.buffer.write(chunk)
+                sys.stdout.buffer.flush()
+                return
+            here = Path(target)
+            if here.is_dir() or target.endswith("/"):
+                here = here / _safe_name(path)
+            half = here.with_name(f".{here.name}.{os.getpid()}")
+            try:
+                with open(half, "xb") as file:
+                    for chunk in response.iter_bytes(_CHUNK_BYTES):
+                        file.write(chunk)
+                        advance(len(chunk))
+                half.replace(here)
+            finally:
+                half.unlink(missing_ok=True)
+
+
+def _stat(gateway: Client, session: str, path: str) -> dict[str, Any]:
+    return gateway.send(in_sandbox("GET", session, "/api/fs/stat", params={"path": path or ".", "follow": "true"}))
+
+
+def _safe_name(path: str) -> str:
+    name = PurePosixPath(path).name
+    if not name or name in (".", "..") or "\0" in name:
+        raise SettingsError([f"cp: {plain(path)} has no name for a file here; name TARGET"])
+    return name
+
+
+def _download_folder(gateway: Client, session: str, path: str, target: str) -> None:
+    folder = Path(target)
+    if target.endswith("/"):
+        folder = folder / _safe_name(path)
+    options = {"headers": {"x-session-id": session}, "params": {"path": path or ".", "format": "tar"}}
+    with gateway.stream("GET", "/api/fs/archive", **options) as response, _progress(path or ".", None) as advance:
+        source = _Reader(response.iter_bytes(_CHUNK_BYTES), advance)
+        try:
+            left_out = unpack(source, folder)
+        except tarfile.TarError as error:
+            raise UnreachableError(f"the archive broke off: {error}") from error
+    if left_out:
+        note(f"left out {left_out} links and special files: a sandbox's links may lead anywhere on this machine")
+
+
+def unpack(source: IO[bytes] | _Reader, folder: Path) -> int:
+    """Files and folders of a tar that a sandbox made, below `folder`; returns how many others were left out.
+
+    A sandbox writes its archive as it likes. So no link is made, and none that is made could lead out; names that do
+    are refused; of the mode the owner's and readers' bits are kept. tarfile's own filters came with Python 3.11.4.
+    Raises APIError for a name that leads out.
+    """
+    left_out = 0
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(fileobj=source, mode="r|") as tar:  # type: ignore[call-overload]
+        for member in tar:
+            parts = [part for part in member.name.split("/") if part not in ("", ".")]
+            if member.name.startswith("/") or ".." in parts:
+                raise APIError(0, "", f"the archive has a name that leads out of it: {member.name[:200]}")
+            place = folder.joinpath(*parts)
+            if member.isdir():
+                place.mkdir(parents=True, exist_ok=True)
+            elif member.isreg():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                data = tar.extractfile(member)
+                assert data is not None
+                # A file that is there is replaced and not written through: it may be a link of this machine's.
+                place.unlink(missing_ok=True)
+                with open(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                    file.writelines(iter(lambda data=data: data.read(_CHUNK_BYTES), b""))
+                place.chmod((member.mode & 0o755) | 0o600)
+            else:
+                left_out += 1
+    return left_out
+
+
+class _Reader:
+    """Chunks as a file that can be read."""
+
+    def __init__(self, chunks: Iterable[bytes], advance: _Advance) -> None:
+        self._chunks, self._rest, self._advance = iter(chunks), b"", advance
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes; fewer at the end only."""
+        parts = [self._rest]
+        have = len(self._rest)
+        while have < size and (chunk := next(self._chunks, b"")):
+            parts.append(chunk)
+            have += len(chunk)
+            self._advance(len(chunk))
+        data = b"".join(parts)
+        self._rest = data[size:]
+        return data[:size]
+
+
+def _chunks(file: Any, advance: _Advance) -> Iterator[bytes]:
+    while chunk := file.read(_CHUNK_BYTES):
+        yield chunk
+        advance(len(chunk))
+
+
+@contextmanager
+def _progress(what: str, size: int | None) -> Iterator[_Advance]:
+    """A bar on standard error, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda moved: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(plain(what), total=size)
+        yield lambda moved: bar.advance(task, moved)

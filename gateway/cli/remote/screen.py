@@ -1,0 +1,148 @@
+"""What commands show: tables, JSON, YAML, names. Whatever a gateway or a sandbox says is made harmless first.
+
+Names of files and processes, metadata and error texts are written by code in sandboxes. A terminal obeys escape
+sequences in what it is shown (it retitles windows, answers as if typed, hides text), so every character that is not
+printable is shown as its escape: `\\x1b`. JSON and YAML escape the same characters by their own rules. Only what a
+person asked to run (run, exec, shell) prints raw.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+_MAX_CELL = 200
+
+
+class Format(StrEnum):
+    """How results are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+    NAME = "name"
+
+
+Output = Annotated[Format, typer.Option("--output", "-o", help="table, json, yaml, or name: ids alone, one a line.")]
+
+
+def plain(value: object) -> str:
+    """The value as one line that no terminal obeys, of at most a few hundred characters."""
+    text = "" if value is None else str(value)
+    text = text if len(text) <= 8 * _MAX_CELL else text[: 8 * _MAX_CELL] + "..."
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def plain_lines(text: str) -> str:
+    """A text of several lines, of which no terminal obeys more than line ends and tabs."""
+    if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in "\n\t" else "" if each == "\r" else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
+
+def show(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, Callable[[Mapping[str, Any]], object]],
+    form: Format,
+    *,
+    name: str = "id",
+    one: bool = False,
+) -> None:
+    """Print documents. `columns`: title -> cell, of a table; `name`: the field that `-o name` prints.
+
+    `one`: the only row is the answer, not a list of one.
+    """
+    if form is Format.TABLE:
+        print_table(rows, columns)
+    elif form is Format.NAME:
+        for row in rows:
+            print(plain(row[name]))
+    else:
+        print_document(rows[0] if one else list(rows), form)
+
+
+def print_document(document: Any, form: Format) -> None:
+    """As JSON or YAML, in ASCII: what is not printable is escaped by both."""
+    if form is Format.YAML:
+        import yaml
+
+        print(yaml.safe_dump(document, sort_keys=False, allow_unicode=False), end="")
+    else:
+        print(json.dumps(document, indent=2))
+
+
+def print_table(
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Mapping[str, Any]], object]]
+) -> None:
+    """A table on standard output; in full where that is no terminal."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=False, highlight=False, markup=False)
+    if not console.is_terminal:
+        print_plain_table(rows, columns)
+    else:
+        console.print(table_of(rows, columns))
+
+
+def print_plain_table(
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Mapping[str, Any]], object]]
+) -> None:
+    """Columns of spaces, for programs and files: nothing is cut."""
+    cells = [list(columns), *([plain(cell(row)) for cell in columns.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Mapping[str, Any]], object]]) -> Any:
+    """The table as rich renders it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in columns:
+        # Ids are to be copied whole; what else is too long for the line is cut.
+        table.add_column(title, no_wrap=True, overflow="ellipsis", min_width=36 if title == "ID" else None)
+    for row in rows:
+        table.add_row(*(_cell(Text, title, cell(row)) for title, cell in columns.items()))
+    return table
+
+
+_STYLES = {"active": "green", "hibernated": "blue", "lost": "red", "terminated": "dim", "waking": "yellow"}
+
+
+def _cell(text_type: Any, title: str, value: object) -> Any:
+    text = plain(value)
+    return text_type(text[:_MAX_CELL], style=_STYLES.get(text, "") if title == "STATE" else "")
+
+
+def age(moment: str | None) -> str:
+    """How long ago an RFC 3339 time was: 12s, 5m, 3h, 2d."""
+    if not moment:
+        return ""
+    seconds = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
+    return span(seconds)
+
+
+def span(seconds: float) -> str:
+    """A duration in its largest unit."""
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:.0f}s"
+
+
+def note(text: str) -> None:
+    """A remark for the person, on standard error."""
+    print(plain(text), file=sys.stderr)

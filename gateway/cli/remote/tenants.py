@@ -1,0 +1,77 @@
+"""tenants: list, show, set and delete."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from gateway.cli.remote.connection import over_api
+from gateway.cli.remote.screen import Format, Output, plain, print_document, show
+from gateway.core.errors import SettingsError
+from wakegate_client import Client
+from wakegate_client.calls import delete_tenant, get_tenant, put_tenant
+
+app = typer.Typer(no_args_is_help=True)
+_COLUMNS = {
+    "NAME": lambda each: each["name"],
+    "LIMITS": lambda each: ", ".join(f"{name}={value}" for name, value in each["limits"].items()) or "none",
+    "USED": lambda each: ", ".join(f"{name}={value:g}" for name, value in each["used"].items()),
+}
+
+
+@app.command("ls")
+@over_api
+def ls(gateway: Client, output: Output = Format.TABLE) -> None:
+    """List tenants with their limits, and what they use."""
+    show(gateway.tenants(), _COLUMNS, output, name="name")
+
+
+@app.command("get")
+@over_api
+def get(
+    gateway: Client, name: Annotated[str, typer.Argument(help="`self`: your own.")] = "self",
+    output: Output = Format.YAML,
+) -> None:  # fmt: skip
+    """Show a tenant."""
+    found = gateway.send(get_tenant(name))
+    print_document(dict(found), Format.JSON if output is Format.JSON else Format.YAML)
+
+
+@app.command("set")
+@over_api
+def set_(
+    gateway: Client,
+    name: str,
+    limits: Annotated[list[str] | None, typer.Argument(metavar="[LIMIT=VALUE...]", show_default=False)] = None,
+) -> None:
+    """Set a tenant's limits, all of them: what is not named is not limited any more.
+
+    \b
+    wakegate tenants set acme sessions=100 memory=64Gi maxDuration=8h
+    """
+    gateway.send(put_tenant(name, dict(_limit(each) for each in limits or ())))
+    print(f"{plain(name)} set")
+
+
+@app.command("rm")
+@over_api
+def rm(
+    gateway: Client,
+    name: str,
+    sessions: Annotated[str, typer.Option(help="keep: they end by their own timeouts; end: now.")] = "keep",
+) -> None:
+    """Delete a tenant: its keys are revoked, its tokens refused."""
+    gateway.send(delete_tenant(name, sessions))
+    print(f"{plain(name)} deleted")
+
+
+def _limit(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise SettingsError([f"{text}: expected LIMIT=VALUE"])
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

@@ -1,0 +1,112 @@
+"""top: what a gateway does now, as a table that renews itself."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from gateway.cli.remote.connection import over_api
+from gateway.cli.remote.screen import plain, print_plain_table, table_of
+from wakegate_client import APIError, Client
+
+_SAMPLE = re.compile(r"(wakegate_[a-z_]+|process_[a-z_]+)(?:\{([^}]*)\})? ([0-9.e+-]+)")
+_COLUMNS = {
+    name: (lambda row, name=name: row[name])
+    for name in ("RUNTIME", "TARGET", "READY", "STARTING", "CLAIMED", "WARM", "COLD", "MISSES", "FAILURES")
+}
+
+
+@over_api
+def top(
+    gateway: Client,
+    interval: Annotated[float, typer.Option(min=0.5, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one look and end.")] = False,
+) -> None:
+    """Watch sessions, sandboxes, warm pools and the queue of a gateway. Needs a key that may read metrics."""
+    before = _look(gateway)
+    if once or not sys.stdout.isatty():
+        print(_summary(before, None))
+        print_plain_table(_pools(before), _COLUMNS)
+        return
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(auto_refresh=False, screen=True) as live:
+        last: dict[str, Any] | None = None
+        while True:
+            live.update(Group(Text(_summary(before, last)), "", table_of(_pools(before), _COLUMNS)), refresh=True)
+            time.sleep(interval)
+            last, before = before, _look(gateway)
+
+
+def _look(gateway: Client) -> dict[str, Any]:
+    """Metrics, runtimes, and sessions by state."""
+    samples: dict[str, float] = {}
+    by_runtime: dict[tuple[str, str, str], float] = {}
+    try:
+        with gateway.stream("GET", "/metrics") as response:
+            for line in response.iter_lines():
+                if (found := _SAMPLE.match(line)) is not None:
+                    name, labels, value = found[1], found[2] or "", float(found[3])
+                    samples[name] = samples.get(name, 0.0) + value
+                    if name in ("wakegate_claims_total", "wakegate_pool_misses_total"):
+                        pairs = dict(re.findall(r'([a-z]+)="([^"]*)"', labels))
+                        by_runtime[name, pairs.get("runtime", ""), pairs.get("start", "")] = value
+    except APIError as error:
+        if error.status != 403:
+            raise
+    states = Counter(each["state"] for each in gateway.list_sessions(limit=1000))
+    return {"at": time.monotonic(), "samples": samples, "by_runtime": by_runtime, "states": states,
+            "runtimes": gateway.runtimes()}  # fmt: skip
+
+
+def _summary(look: Mapping[str, Any], last: Mapping[str, Any] | None) -> str:
+    samples = look["samples"]
+    states = ", ".join(f"{count} {plain(state)}" for state, count in sorted(look["states"].items()))
+    states = ", ".join(f"{count} {plain(state)}" for state, count in sorted(look["states"].items()))
+    warm = sum(each["pool"]["ready"] for each in look["runtimes"])
+    flight, held = (samples.get(f"wakegate_requests_{name}", 0) for name in ("in_flight", "held"))
+    lines = [
+        f"sessions   {states or 'none'}",
+        f"sandboxes  {samples.get('wakegate_sandboxes_bound', 0):.0f} in use, {warm} warm",
+        f"requests   {flight:.0f} in flight, {held:.0f} wait for a sandbox",
+    ]
+    if last is not None:
+        seconds = max(look["at"] - last["at"], 1e-3)
+
+        def rate(name: str) -> float:
+            return float((samples.get(name, 0.0) - last["samples"].get(name, 0.0)) / seconds)
+
+        lines.append(
+            f"gateway    {rate('wakegate_request_duration_seconds_count'):.1f} requests/s,"
+            f" {100 * rate('process_cpu_seconds_total'):.0f} % of a core,"
+            f" {samples.get('process_resident_memory_bytes', 0) / 2**20:.0f} MiB"
+        )
+    return "\n".join(lines)
+
+
+def _pools(look: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for each in look["runtimes"]:
+        key = f"{each['namespace']}/{each['name']}"
+        counts = {
+            (name, start): value
+            for (name, runtime, start), value in look["by_runtime"].items()
+            if runtime.endswith("/" + key)
+        }
+        pool = each["pool"]
+        rows.append({
+            "RUNTIME": key, "TARGET": pool["target"], "READY": pool["ready"], "STARTING": pool["starting"],
+            "CLAIMED": pool["claimed"], "FAILURES": pool["failures"],
+            "WARM": f"{counts.get(('wakegate_claims_total', 'warm'), 0):.0f}",
+            "COLD": f"{counts.get(('wakegate_claims_total', 'cold'), 0):.0f}",
+            "MISSES": f"{counts.get(('wakegate_pool_misses_total', ''), 0):.0f}",
+        })  # fmt: skip
+    return rows
