@@ -211,6 +211,11 @@ def test_archive_of_a_sandbox_leads_nowhere(server: Server, environ: dict[str, s
     assert (tmp_path / "back" / "file").read_text() == "evil\n"
     assert (tmp_path / "back" / "file").stat().st_mode & 0o7022 == 0
     assert not (tmp_path / "back" / "link").exists()
+    (tmp_path / "away").mkdir()
+    (tmp_path / "back" / "sub").symlink_to(tmp_path / "away")
+    server.run(session, "mkdir d/sub; echo evil > d/sub/file")
+    assert wakegate(environ, "cp", f"{session}:d", str(tmp_path / "back")).returncode == 1
+    assert not list((tmp_path / "away").iterdir())
 
 
 def test_code_keeps_variables_and_saves_pictures(server: Server, environ: dict[str, str], tmp_path: Path) -> None:

@@ -168,6 +168,9 @@ def unpack(source: IO[bytes] | _Reader, folder: Path) -> int:
             if member.name.startswith("/") or ".." in parts:
                 raise APIError(0, "", f"the archive has a name that leads out of it: {member.name[:200]}")
             place = folder.joinpath(*parts)
+            # A link to a folder that is here already would be another way out.
+            if any(each.is_symlink() for each in place.parents if each != folder and each.is_relative_to(folder)):
+                raise APIError(0, "", f"{member.name[:200]} would be written through a link of this machine")
             if member.isdir():
                 place.mkdir(parents=True, exist_ok=True)
             elif member.isreg():
@@ -177,7 +180,7 @@ def unpack(source: IO[bytes] | _Reader, folder: Path) -> int:
                 # A file that is there is replaced and not written through: it may be a link of this machine's.
                 place.unlink(missing_ok=True)
                 with open(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                    file.writelines(iter(lambda data=data: data.read(_CHUNK_BYTES), b""))
+                    shutil.copyfileobj(data, file, _CHUNK_BYTES)
                 place.chmod((member.mode & 0o755) | 0o600)
             else:
                 left_out += 1
