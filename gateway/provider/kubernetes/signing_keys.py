@@ -153,7 +153,22 @@ class SharedKeys:
             body["metadata"] = {**body["metadata"], "annotations": {**body["metadata"].get("annotations", {}), **notes}}
             write = self._api.create(maps, body) if present is None else self._api.replace(path, body)
             if await _wrote(write) is not None:
+                if present is not None and since and not since.keys() & set(self._ring.kids):
+                    await self._delete_warm_pods(namespace)
                 return seen
+
+    async def _delete_warm_pods(self, namespace: str) -> None:
+        """Delete the warm pods of an installation that was removed without its pods; ReplicaSets make new ones.
+
+        They have seen none of our keys, and would answer 401 until their node brings them the new set, a minute later.
+        """
+        logger.warning("the warm pods in %s know none of this installation's keys: they are replaced", namespace)
+        selector = f"{names.SELECTOR},{names.POOL}={names.WARM}"
+        for pod in (await self._api.get(names.pods(namespace), labelSelector=selector))["items"]:
+            try:
+                await self._api.delete(names.pods(namespace, pod["metadata"]["name"]), uid=pod["metadata"]["uid"])
+            except KubeError as error:
+                logger.warning("pod %s could not be deleted: %s", pod["metadata"]["name"], error)
 
 
 def _read_note(present: Mapping[str, Any] | None) -> tuple[str, dict[str, float]]:

@@ -27,6 +27,7 @@ from tests.support.kube.simulator.objects import BY_PLURAL
 from tests.support.serve import Server, serve
 from tests.support.waiting import wait_until
 
+WARM = {"wakegate.io/pool": "warm"}
 SECRETS, CONFIGMAPS = BY_PLURAL["secrets"], BY_PLURAL["configmaps"]
 
 
@@ -45,6 +46,24 @@ def make_pem() -> str:
     """A key of the operator's own, as it stands in a Secret."""
     form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     return base64.b64encode(ed25519.Ed25519PrivateKey.generate().private_bytes(*form)).decode()
+
+
+def test_pods_of_an_earlier_installation_are_replaced_and_never_given_out(tmp_path: Path) -> None:
+    """The Secret went with the earlier installation, the pool's pods and their ConfigMap stayed."""
+    with in_cluster(tmp_path) as (first, cluster):
+        cluster.kubelet.sync_time = 1e6  # no node brings a running pod the new set
+        wait_until(lambda: first.client.get("/readyz").status_code == 200, "the pool is full")
+        left = {pod["metadata"]["uid"] for pod in cluster.call(lambda: cluster.pods(**WARM))}
+        assert left
+        assert first.terminate() == 0
+        cluster.call(lambda: cluster.delete("secrets", "wakegate", names.KEYS_SECRET))
+        with serve(tmp_path / "again", *flags_for(cluster, tmp_path)) as second:
+            reply = second.run(second.session(), "echo well")
+            assert (reply.status_code, reply.json()["stdout"]) == (200, "well\n")
+            wait_until(
+                lambda: not left & {pod["metadata"]["uid"] for pod in cluster.call(cluster.pods)},
+                "the old pods are gone",
+            )
 
 
 def test_key_exchanged_under_load_fails_no_request(tmp_path: Path) -> None:
