@@ -215,7 +215,7 @@ def runtimes_of(settings: Settings, problems: list[str]) -> Sequence[Runtime]:
 
 
 def _exposure_problems(settings: Settings) -> Iterator[str]:
-    """A gateway that anybody in the network could use, unless that is wanted in so many words."""
+    """Refuse to serve the network without authentication, unless --insecure-no-auth asks for it."""
     if requires_identity(settings) or settings.insecure_no_auth or is_loopback(host_name(settings.host.encode())):
         return
     yield (

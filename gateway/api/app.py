@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Route
 from gateway.api.agentcube import AgentCubeAPI
 from gateway.api.audited import audited
 from gateway.api.e2b.access_tokens import AccessTokens
-from gateway.api.e2b.door import E2BDoor
+from gateway.api.e2b.router import E2BRouter
 from gateway.api.e2b.sandboxes import SandboxesAPI
 from gateway.api.egress import EgressAPI
 from gateway.api.errors import ErrorShape, Handler, answering_errors, error_response
@@ -103,7 +103,7 @@ class Surfaces:
         self.keys = KeysAPI(lifecycle)
         self.tenants = TenantsAPI(tenants, store, lifecycle)
         self._access_tokens = AccessTokens()
-        self._e2b = E2BDoor(lifecycle, caller, self._access_tokens, clock)
+        self._e2b = E2BRouter(lifecycle, caller, self._access_tokens, clock)
         handlers: dict[str, Handler] = {
             **self.keys.handlers(),
             **self.tenants.handlers(),
@@ -195,7 +195,7 @@ def make_control_app(
     body_idle: float,
     peers: PeerSigner,
     acknowledge: Callable[[SessionId, str], None] = lambda session_id, restored: None,
-    e2b: E2BDoor | None = None,
+    e2b: E2BRouter | None = None,
 ) -> ASGIApp:
     """Make the ASGI app, which also counts its answers by route.
 

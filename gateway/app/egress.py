@@ -43,7 +43,7 @@ class SessionEgress:
     def refresh(self) -> None:
         """Where limits of tenants have changed, so may have what their sessions reach. Open connections stay.
 
-        Not told by who changes them: what this gateway's own API sets is known before any loop looks.
+        Revisions are compared: the directory takes changes of this gateway's API and, from the store, of others.
         """
         if self._revision == self._tenants.revision:
             return
@@ -82,7 +82,7 @@ class SessionEgress:
         if found is None:
             session = next((each for each in self._sessions.values() if each.id == session_id), None)
             if session is None:
-                return  # a warm sandbox, which is nobody's
+                return  # a warm sandbox, which belongs to no session
             found = self._moved[session_id] = Moved(session.id, session.tenant, session.runtime)
         found.sent += sent
         found.received += received

@@ -78,7 +78,7 @@ class ClaimSignal:
         return times
 
     def discard(self) -> None:
-        """Drop what nobody here will take, while another gateway leads: it reads them from the store."""
+        """Drop the claims of earlier ticks while another gateway leads, which reads them from the store."""
         self._fresh.clear()
         self._fresh_times.clear()
         self._fresh_misses.clear()

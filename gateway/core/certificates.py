@@ -2,7 +2,7 @@
 
 Files are read by hand first, as OpenSSL names neither the file nor the cause, and asks the terminal for a password.
 When they change, new contexts take the place of the old ones as a whole: handshakes under way and connections keep
-theirs, and no session ticket of an old one is good for a new one, so a client CA that was taken out is not believed.
+theirs, and no session ticket of an old one is accepted by a new one, so a client CA that was removed is not trusted.
 Rejected: to load new files into the same context, which a key that does not match leaves half changed.
 """
 

@@ -1,4 +1,4 @@
-"""Who asks: tenants, roles, what each role may do, and the caller of the code that runs now.
+"""Identities: tenants, roles, what each role may do, and the caller of the code that runs now.
 
 Every request is made by an `Identity`. Authentication (gateway/identity) finds it, the surfaces check its permissions,
 and session records that are not its own do not exist for it (gateway/sessions/records.py asks `current()`).
@@ -156,7 +156,7 @@ class Identity:
 
 
 SYSTEM = Identity(Role.ADMIN, subject="system")  # the gateway's own work: sweeps, recovery, the autoscaler
-ANONYMOUS = Identity(Role.ADMIN, subject="anonymous")  # everybody, on a gateway without authentication
+ANONYMOUS = Identity(Role.ADMIN, subject="anonymous")  # every caller of a gateway without authentication
 NOBODY = Identity(Role.SESSION, tenant="", subject="nobody", scope=SessionScope(SessionId("")))  # sees no session
 
 _CALLER: ContextVar[Identity] = ContextVar("wakegate_caller", default=SYSTEM)

@@ -39,7 +39,7 @@ class UsageKey:
     """What an amount is of. `hour`: the epoch second at which an hour begins (UTC).
 
     `session` is empty in totals, which are kept longer; each amount of a session is in both rows. `tenant` is empty for
-    warm pools, which belong to nobody. `size` as in gateway/usage/meter.py.
+    warm pools, which belong to no tenant. `size` as in gateway/usage/meter.py.
     """
 
     hour: int

@@ -1,4 +1,4 @@
-"""Checks of who may use the gateway: where it listens and what it asks for, the admin's key, issuers, proxies."""
+"""Checks of access: the address and its authentication, the admin's key, issuers, trusted proxies."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from gateway.identity.oidc_claims import SKEW_S
 from gateway.identity.oidc_keys import fetch_keys
 
 _FETCH_TIMEOUT_S = 10.0
-_STRANGERS = ("203.0.113.1", "2001:db8::1")  # addresses that nobody has (RFC 5737, RFC 3849)
+_FOREIGN_ADDRESSES = (
+    "203.0.113.1",
+    "2001:db8::1",
+)  # addresses of documentation, which no host has (RFC 5737, RFC 3849)
 
 
 async def check_access(settings: Settings, clock: Clock | None = None) -> AsyncIterator[Finding]:
-    """Everything that decides who gets in."""
+    """All checks of access."""
     clock = clock or SystemClock()
     for finding in (*check_exposure(settings), *check_proxies(settings)):
         yield finding
@@ -36,13 +39,13 @@ async def check_access(settings: Settings, clock: Clock | None = None) -> AsyncI
 
 def check_exposure(settings: Settings) -> Iterator[Finding]:
     """Whether requests are authenticated and encrypted, where others than this machine reach the address."""
-    # On loopback neither is asked for: requests never leave this machine.
+    # On loopback neither is needed: requests never leave this machine.
     if is_loopback(host_name(settings.host.encode())):
-        asks = "asks for a key" if requires_identity(settings) else "serves all users of this machine"
-        yield Finding("access", f"listens on this machine only ({settings.host}), {asks}")
+        access = "requires a key" if requires_identity(settings) else "serves all users of this machine"
+        yield Finding("access", f"listens on this machine only ({settings.host}), {access}")
         return
     if requires_identity(settings):
-        yield Finding("access", f"listens on {settings.host}, asks for a key or token")
+        yield Finding("access", f"listens on {settings.host}, requires a key or token")
     elif settings.insecure_no_auth:
         fix = "add --auth (keys: wakegate keys create) or --oidc-issuer, unless the network is closed to others"
         yield Finding("access", f"listens on {settings.host} and serves all who reach it", fix, fatal=False)
@@ -63,8 +66,8 @@ def check_proxies(settings: Settings) -> Iterator[Finding]:
         return
     if proxies is None:
         return
-    # Tried with addresses and not read from the text: 0.0.0.0/1,128.0.0.0/1 trusts everybody as well.
-    if any(proxies.trust(address) for address in _STRANGERS):
+    # Tried with addresses, not read from the text: 0.0.0.0/1,128.0.0.0/1 includes every address just as 0.0.0.0/0 does.
+    if any(proxies.trust(address) for address in _FOREIGN_ADDRESSES):
         fix = "name the proxies' own networks in --trusted-proxies, e.g. 10.0.0.0/8"
         yield Finding("proxies", "X-Forwarded-For is accepted from any address", fix, fatal=False)
     else:
@@ -72,7 +75,7 @@ def check_proxies(settings: Settings) -> Iterator[Finding]:
 
 
 def check_admin_key(path: Path) -> Finding:
-    """Whether the file can be used, and by whom besides. Blocks."""
+    """Whether the gateway can read the file, and whether other users can. Blocks."""
     try:
         text, state = read_admin_key(path)
     except SettingsError as error:

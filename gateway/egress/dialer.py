@@ -26,7 +26,7 @@ class RefusedError(Exception):
 
 
 class UnreachableError(Exception):
-    """It is allowed and cannot be reached. `timed_out`: nobody answered."""
+    """It is allowed and cannot be reached. `timed_out`: no answer came in time."""
 
     def __init__(self, reason: str, *, timed_out: bool = False) -> None:
         super().__init__(reason)
@@ -95,7 +95,7 @@ def _is_own(address: Address) -> bool:
             probe.connect((str(address), _ANY_PORT))
             return str(probe.getsockname()[0]) == str(address)
     except OSError:
-        return False  # no route: the connection will say so
+        return False  # no route: connecting fails with that error
 
 
 async def _connect(address: Address, target: Target) -> socket.socket:

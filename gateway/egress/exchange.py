@@ -1,8 +1,8 @@
 """One HTTP request in clear, and its answer, on a connection of their own.
 
 The request is written anew (http_head.py) and its body is passed on up to its end, so nothing can follow that the
-policy has not seen. Each request has a connection to the origin of its own and both sides are told so
-(`Connection: close`): requests in clear are few, and a kept connection would need every answer's end to be found.
+policy has not seen. Each request has a connection to the origin of its own, which `Connection: close` tells both sides:
+requests in clear are few, and a kept connection would need every answer's end to be found.
 """
 
 from __future__ import annotations

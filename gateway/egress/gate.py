@@ -1,4 +1,4 @@
-"""The gateway's side of egress: starts the service and watches it, tells it every policy, and hears what was reached.
+"""The gateway's side of egress: starts and watches the service, sends it policies, and reads what was reached.
 
 What the service must know is kept here, with a copy of each sandbox's listening socket. So a service that ends, however
 it does, is replaced by one that knows the same, and connections made in between wait in the kernel.

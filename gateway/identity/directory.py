@@ -179,7 +179,7 @@ class KeyDirectory:
             runtimes=sorted(old.runtimes),
             lifetime=lifetime,
         )
-        # The new key is stored before the old one ends: a failure in between leaves both, and locks nobody out.
+        # The new key is stored before the old one ends: a failure in between leaves both, so the holder keeps access.
         ends = now + overlap if old.expires_at is None else min(old.expires_at, now + overlap)
         ending = replace(old, expires_at=ends)
         await self._documents.put(replace(document, value=ending.document()))

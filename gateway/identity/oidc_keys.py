@@ -1,7 +1,7 @@
 """The keys of an issuer of OpenID Connect: discovery, the key set (RFC 7517), when to ask for it again.
 
 Keys are fetched at the start, each REFRESH_INTERVAL_S, and when a token names one that is not known: once in
-_COOLDOWN_S, however many such tokens come, since anybody can make them. While the issuer is away, the known keys stay.
+_COOLDOWN_S, however many such tokens come, since any client can make them. Known keys stay while it is away.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def _read_key(jwk: Mapping[str, Any]) -> PublicKey | None:
         fitting = ("EdDSA",) if (kind, curve) == ("OKP", "Ed25519") else ()
     if (own := jwk.get("alg")) is not None:
         fitting = tuple(each for each in fitting if each == own)
-    # `d` is a private key's part: an issuer that publishes one has lost it, and anybody can sign with it.
+    # `d` is a private key's part: an issuer that publishes it lets every reader sign tokens.
     if not fitting or jwk.get("use", "sig") != "sig" or "d" in jwk or not isinstance(kid, str):
         return None
     try:

@@ -47,10 +47,10 @@ class PeerSigner:
     def verify(self, value: bytes, method: str, path: bytes) -> Identity | None:
         """The identity of a request that another gateway passed on; None unless one of this store signed it lately."""
         payload, _, mac = value.partition(b".")
-        # The signature before anything is decoded: what strangers send never reaches the parser.
+        # The signature is checked before anything is decoded: the parser sees only what a gateway has written.
         if not self._key or len(value) > _MAX_BYTES or not hmac.compare_digest(mac, self._mac(payload, method, path)):
             return None
-        signed = orjson.loads(base64.urlsafe_b64decode(payload))  # ours: the signature says so
+        signed = orjson.loads(base64.urlsafe_b64decode(payload))  # written by a gateway: the signature is verified
         return _identity(signed["for"]) if abs(self._clock.now() - signed["at"]) <= MAX_SKEW_S else None
 
     def _mac(self, payload: bytes, method: str, path: bytes) -> bytes:

@@ -77,7 +77,7 @@ class TenantDirectory:
         return any(limits is not None and limits.amounts for limits in known)
 
     def is_deleted(self, tenant: str) -> bool:
-        """Whether a tenant was deleted, and not made anew since: nobody may act for it."""
+        """Whether a tenant was deleted, and not created again since: its keys and tokens are refused."""
         return tenant in self._stored and self._stored[tenant] is None
 
     def names(self) -> list[str]:

@@ -1,6 +1,6 @@
 """The operator's rules for images: where they come from, that they are named by digest, and who signed them.
 
-What can be said from a name alone is said at once (`problem`). A signature is looked for in the operator's own files
+Rules that need the name alone are applied at once (`problem`). A signature is looked for in the operator's own files
 first, then in the registry (`verify`), and remembered by digest: what was signed once stays signed.
 """
 
@@ -66,7 +66,7 @@ class ImagePolicy:
 
     async def verify(self, name: str) -> str:
         """The name to run the image by: with its digest where signatures are asked for, so that what was verified is
-        what runs. Raises ImageRefusedError; UnavailableError where that cannot be said now.
+        what runs. Raises ImageRefusedError; UnavailableError where that cannot be determined now.
         """
         if refused := self.problem(name):
             raise ImageRefusedError(refused)

@@ -57,7 +57,7 @@ def read_key(path: Path) -> PublicKey:
 def verify(digest: str, found: Signed, keys: Sequence[PublicKey]) -> str:
     """Whether one of the keys signed that the image has this digest. Returns why not, or "" where it did.
 
-    The document is parsed only once its signature holds: what strangers put into a registry is never read.
+    The document is parsed only once its signature is verified, so what others put into a registry is never parsed.
     """
     if len(found.payload) > MAX_PAYLOAD_BYTES or len(found.signature) > MAX_SIGNATURE_CHARS:
         return "a signature is too long"

@@ -133,7 +133,7 @@ class TenantTotals:
         """Add rows as they are written to the store. Tenants beyond the bound share the label `(other)`."""
         for key, amounts in rows.items():
             if key.session or not key.tenant:
-                continue  # it is in the totals too; warm pools are nobody's
+                continue  # it is in the totals too; warm pools belong to no tenant
             known = key.tenant in self.by_tenant or len(self.by_tenant) < MAX_TENANTS
             totals = self.by_tenant.setdefault(key.tenant if known else OTHER_TENANTS, defaultdict(float))
             for quantity, amount in amounts.items():

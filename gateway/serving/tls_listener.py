@@ -1,8 +1,8 @@
 """TLS on a listening socket: connections are accepted here, and reach the HTTP protocol once their handshake is over.
 
-A server of asyncio's own would keep the context that it was made with, and nobody could close the handshake that has
-waited longest when there are too many: whoever opens sockets and says nothing would keep everybody else out. So the
-number of handshakes is bounded, each has HANDSHAKE_S in all, and at the bound the oldest one gives way.
+A server of asyncio's own would keep the context that it was made with, and could not close the handshake that has
+waited longest when there are too many: clients that open sockets and send nothing would keep all others out. So the
+number of handshakes is bounded, each has HANDSHAKE_S in all, and at the bound the oldest one is closed.
 """
 
 from __future__ import annotations
@@ -102,5 +102,5 @@ class TLSListener:
                 ssl_shutdown_timeout=CLOSE_S,
             )
         except (OSError, EOFError) as error:
-            # Not TLS, no certificate, a client that left: strangers' business, which must not fill the log.
+            # Not TLS, no certificate, a client that left: errors of clients, which must not fill the log.
             logger.debug("a TLS handshake failed: %s", error)

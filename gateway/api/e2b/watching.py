@@ -89,7 +89,7 @@ class Watchers:
     def _require(self, sandbox: SandboxClient, message: Message) -> _Watcher:
         watcher = self._by_id.get((str(sandbox.session_id), text_of(message, "watcherId")))
         if watcher is None or watcher.removed.is_set():
-            raise ConnectError("not_found", "no such watcher; it may have ended because nobody polled it")
+            raise ConnectError("not_found", "no such watcher; it may have ended because it was not polled")
         return watcher
 
     async def _collect(self, key: tuple[str, str], watcher: _Watcher, changes: AsyncIterator[Message | None]) -> None:
@@ -97,7 +97,7 @@ class Watchers:
         following = asyncio.ensure_future(anext(changes))
         try:
             while True:
-                # It is a request that is under way, so the session stays awake while anybody polls, and no longer.
+                # It is a request that is under way, so the session stays awake while a client polls, and no longer.
                 left = watcher.polled_at + _IDLE_S - asyncio.get_running_loop().time()
                 await asyncio.wait((removed, following), return_when=asyncio.FIRST_COMPLETED, timeout=max(0.0, left))
                 if removed.done() or left <= 0:

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 from gateway.core.clock import Clock
 
-KEEP_S = 600.0  # how long an Idempotency-Key is good for (turns.py)
+KEEP_S = 600.0  # how long an Idempotency-Key is remembered (turns.py)
 MAX_ENTRIES = 4096
 MAX_KEPT_BYTES = 64 << 20
 

@@ -3,7 +3,7 @@
 The pool behaves as the providers do: a claim takes a ready sandbox and the pool orders another at once. A claim that
 finds none starts a sandbox of its own and waits for it (a cluster), or with `joins` takes the next that gets ready and
 orders another (the local engine). A lower target gives up the newest starts first, then ready sandboxes; the local
-engine ends ready ones only, and lets starts run on: each is thrown away once it is ready and nobody wants it then.
+engine ends ready ones only, and lets starts run on: one that is ready and not needed any more is deleted.
 Starts take the lead time exactly, or as long as they were recorded to.
 """
 
@@ -42,7 +42,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it in the scored part. Idle sandbox-seconds are those of ready sandboxes that nobody has claimed and
+    """What came of it in the scored part. Idle sandbox-seconds are those of ready sandboxes that are not claimed and
     of starts that were given up; `held` also counts starts that were claimed later.
     """
 

@@ -20,10 +20,10 @@ KEEP_S = 60.0
 
 
 class AbandonedClaims:
-    """Starts that nobody waits for, by runtime, the oldest first. Warm pods are not kept: another is at hand."""
+    """Starts that no request waits for, by runtime, the oldest first. Warm pods are not kept: another is at hand."""
 
     def __init__(self, release: Release, tasks: Tasks, keep: float = KEEP_S) -> None:
-        """`keep`: seconds after which a pod that is ready and that nobody wanted is released."""
+        """`keep`: seconds after which a pod that is ready and was not claimed is released."""
         self._release, self._tasks, self._keep = release, tasks, keep
         self._starts: defaultdict[RuntimeKey, list[asyncio.Task[Pod]]] = defaultdict(list)
 

@@ -99,7 +99,7 @@ class Claims:
         patch = build.make_rebinding(pod.name, pod.restarts, session, mark)
         bound = self._cache.learn(await self._api.patch(names.pods(pod.namespace, pod.name), patch))
         if bound is None or bound.gone or bound.uid != pod.uid:
-            raise KubeError(409, "Conflict", f"pod {pod.name} ended before anybody used it")
+            raise KubeError(409, "Conflict", f"pod {pod.name} ended before it was used")
         return bound
 
     async def _bind(self, pool: Pool, candidate: Pod, session: SessionId, mark: str) -> Pod | None:

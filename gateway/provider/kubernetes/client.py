@@ -30,7 +30,7 @@ OPENED = "OPENED"
 MERGE_PATCH = "application/merge-patch+json"
 _REQUEST_TIMEOUT_S = 15.0  # the whole exchange of anything but a watch
 _TRIES = 4
-# Waits between the four tries: up to 0.1, 0.2 and 0.4 s, so a claim hears of an outage within a second.
+# Waits between the four tries: up to 0.1, 0.2 and 0.4 s, so a claim fails within a second of an outage.
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.1, 2.0
 
 # A watch is silent for longer than this only if its connection is dead: servers send a bookmark about every minute.

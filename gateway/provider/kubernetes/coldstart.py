@@ -28,7 +28,7 @@ Release = Callable[[SandboxId], Coroutine[Any, Any, None]]
 
 
 class ColdStarts:
-    """Makes pods, and hears from `pod_changed` what becomes of them."""
+    """Makes pods, and learns their state through `pod_changed`."""
 
     def __init__(self, api: KubeApi, clock: Clock, cache: Cache, release: Release, timeout: float) -> None:
         """`timeout`: seconds that a pod may take to get ready."""

@@ -2,8 +2,8 @@
 
 Source: kubernetes/metrics, PodMetrics of metrics.k8s.io/v1beta1: for each container the cores that it kept busy on
 average over a window (metrics-server: some 15 s) and its working set in bytes, with the time at which the window ended.
-A sample is told once, by pod and time, though it stands there for several readings: the next one then stands for all
-the time since. The window's own length is not used: windows leave gaps, and overlap after a restart.
+A sample is returned once, by pod and time, though the API shows it at several readings: the next one then stands
+for all the time since. The window's own length is not used: windows leave gaps, and overlap after a restart.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Sample:
 
 
 class Consumption:
-    """Reads samples. State: the last one that was told of each sandbox, and why there are none."""
+    """Reads samples. State: the last one that was returned of each sandbox, and why there are none."""
 
     def __init__(self, api: KubeApi, clock: Clock, cache: Cache) -> None:
         self._api, self._clock, self._cache = api, clock, cache
@@ -63,7 +63,7 @@ class Consumption:
                     del self._told[name]
                 continue
             sample = samples.get((pod.namespace, pod.name))
-            # An earlier pod of that name may be told of for a while after its end.
+            # Samples of an earlier pod of that name may be listed for a while after its end.
             if sample is not None and sample.at >= pod.created_at and (before is None or sample.at > before.at):
                 self._told[name] = sample
                 found[name] = SandboxUsage(cores=sample.cores, memory_bytes=sample.memory_bytes)
@@ -73,7 +73,7 @@ class Consumption:
         return next((pods.items[name] for pods in self._cache.pods.values() if name in pods.items), None)
 
     async def _read(self, namespaces: set[str]) -> Mapping[tuple[str, str], Sample]:
-        """Samples by namespace and name; none while the API does not answer, which is said once."""
+        """Samples by namespace and name; none while the API does not answer, which is logged once."""
         if self._clock.monotonic() < self._asks_again:
             return {}
         found: dict[tuple[str, str], Sample] = {}

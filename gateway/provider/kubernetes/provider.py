@@ -176,7 +176,7 @@ class KubernetesProvider:
         return [pod.sandbox() for pods in self._cache.pods.values() for pod in pods.items.values() if not pod.gone]
 
     def watch(self) -> AsyncIterator[SandboxEvent]:
-        """Claimed sandboxes that end without `release`, from this call on; every gateway hears of every one."""
+        """Claimed sandboxes that end without `release`, from this call on; every gateway receives every one."""
         return self._endings.watch()
 
     def count_loss(self, event: SandboxEvent) -> None:

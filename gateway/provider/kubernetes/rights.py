@@ -12,7 +12,7 @@ from gateway.provider.kubernetes import names
 
 
 class Right(NamedTuple):
-    """Verbs on a resource (`plural` or `plural/sub`), of one name where it says so."""
+    """Verbs on a resource (`plural` or `plural/sub`), of one object where `name` is set."""
 
     group: str
     resource: str

@@ -144,7 +144,7 @@ class SharedKeys:
             made_from, since = _read_note(present)
             same = present is not None and present.get("data") == {"jwks.json": key_set}
             if (same and since.keys() >= set(self._ring.kids)) or _newer(made_from, version):
-                return since  # a newer one is made of keys that we shall hear of at the next look
+                return since  # a newer one is made of keys that the next look reads
             # The first set is older than the first pods: they have it when they start.
             new = self._clock.now() - (self._settle if present is None else 0.0)
             seen = {kid: since.get(kid, new) for kid in self._ring.kids}

@@ -33,7 +33,7 @@ class Folders:
     """What a sandbox's user is to see, as paths of this machine; files are allowed too.
 
     `writable` and what is `private` get that user as owner. So does what is `readable` where its file system can do it;
-    where not, the user reads there what everybody may.
+    where not, the user can read there what all users can.
     """
 
     writable: str

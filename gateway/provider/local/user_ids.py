@@ -5,7 +5,7 @@ it ends. So gateways on one machine share a range without knowing each other. In
 of this gateway has it; and a process that an earlier gateway left may still have one, so a block's processes are looked
 for when it is taken. Files are no concern: on the disk they belong to the gateway's user (mount_stage.py).
 
-Source of the automatic range: systemd's UIDS-GIDS.md, in which 1879048192 to 2147352575 are nobody's; containers that
+Source of the automatic range: systemd's UIDS-GIDS.md, in which 1879048192 to 2147352575 are unused; containers that
 have 65536 ids get a range that neither people (from 1000) nor dynamic services (from 61184) have.
 """
 

@@ -52,7 +52,7 @@ Message = Mapping[str, Any]
 Unary = Callable[[SandboxClient, Message], Awaitable[Message]]
 
 
-class E2BDoor:
+class E2BRouter:
     """The sandbox side of E2B's API, as an ASGI app for the requests that `takes`."""
 
     def __init__(self, lifecycle: Lifecycle, caller: SandboxCaller, tokens: AccessTokens, clock: Clock) -> None:
