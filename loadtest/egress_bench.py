@@ -4,14 +4,17 @@
 
 Prints p50 of a connection made directly and through the proxy, MB/s of one download each way, how many connections
 are open at once and echo, and p99 of requests to a sandbox at c=64 while egress runs at full rate as a ratio to that
-without, in one run. Needs wrk, nginx and user namespaces.
+without, in one run; then requests over HTTPS directly and where TLS is ended, and a package from its host and from the
+cache. Needs wrk, nginx and user namespaces.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
+import os
 import re
 import socket
 import subprocess
@@ -20,6 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from gateway.core.model import Secret
 from gateway.egress.gate import EgressGate
 from loadtest.figures import quantile
 from loadtest.processes import require_programs
@@ -117,6 +121,46 @@ async def data_path(door: Door, folder: Path, seconds: int) -> None:
     print(f"data path p99 at c=64: {alone:.2f} ms alone, {loaded:.2f} ms with egress, ratio {loaded / alone:.2f}")
 
 
+async def over_tls(door: Door, trust: str, host: str, path: str, rounds: int) -> tuple[list[float], float]:
+    """Milliseconds of each GET on one connection, and MB/s of all."""
+    times, received, began = [], 0, time.perf_counter()
+    request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    async with door.secure(f"{host}:443", trust=trust) as (reader, writer):
+        for _ in range(rounds):
+            sent = time.perf_counter()
+            writer.write(request)
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            found = re.search(rb"content-length: (\d+)", head)
+            assert found is not None, head
+            received += len(await reader.readexactly(int(found[1])))
+            times.append((time.perf_counter() - sent) * 1000)
+    return times, received / 1e6 / (time.perf_counter() - began)
+
+
+async def where_tls_is_ended(world: Internet, rounds: int) -> None:
+    """Print requests and downloads over HTTPS that passes, and where TLS is ended; and a package twice."""
+    content = os.urandom(50_000_000)
+    digest = hashlib.blake2b(content, digest_size=32).hexdigest()
+    package = f"packages/{digest[:2]}/{digest[2:4]}/{digest[4:]}/large-1.0-py3-none-any.whl"
+    (world.files / package).parent.mkdir(parents=True)
+    (world.files / package).write_bytes(content)
+    (world.folder / "key").write_text("sk-0123456789abcdef")
+    secrets = (Secret("KEY", (ORIGIN,), "bearer", file=str(world.folder / "key")),)
+    cache = (world.folder / "cache", 1 << 30)
+    gate = EgressGate(wrapper=world.enter, authority=world.folder / "authority", trusted=world.ca, cache=cache)
+    trust = gate.bundle(time.time()).decode()
+    async with open_door(gate, ORIGIN) as passing, open_door(gate, ORIGIN, "pypi", secrets=secrets) as ended:
+        for name, door in (("TLS that passes", passing), ("TLS that is ended", ended)):
+            times, _ = await over_tls(door, trust, ORIGIN, "/x", rounds)
+            _, rate = await over_tls(door, trust, ORIGIN, "/bytes/100000000", 3)
+            p50, p99 = quantile(times, 0.5), quantile(times, 0.99)
+            print(f"{name}: request p50 {p50:.2f} ms, p99 {p99:.2f} ms; {rate:.0f} MB/s")
+        for name in ("its host", "the cache"):
+            (took, *_), rate = await over_tls(ended, trust, "files.pythonhosted.org", f"/{package}", 1)
+            print(f"package of 50 MB from {name}: {took:.0f} ms, {rate:.0f} MB/s")
+    await gate.aclose()
+
+
 async def run(options: argparse.Namespace, world: Internet) -> None:
     """All measurements."""
     gate = EgressGate(wrapper=world.enter)
@@ -134,6 +178,7 @@ async def run(options: argparse.Namespace, world: Internet) -> None:
         if options.seconds:
             await data_path(door, world.folder, options.seconds)
     await gate.aclose()
+    await where_tls_is_ended(world, options.rounds)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ class Door:
     port: int
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection("127.0.0.1", self.port)
+        return await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
 
     @asynccontextmanager
     async def secure(
