@@ -1,6 +1,6 @@
-"""The cost of the autoscaler: its share of a core at 100 runtimes, and the time of a tick by length of history.
+"""The cost of the autoscaler: its share of a core, the time of a tick by length of history, and what requests notice.
 
-    scripts/bench autoscaler_cost [--runtimes 100] [--seconds 120]
+    scripts/bench autoscaler_cost [--runtimes 1 100 1000] [--seconds 120] [--served 20]
 
 The loop runs with its real store (sqlite in a temporary folder) in accelerated time: `run_once` is called for each
 second of virtual time, and its processor time is divided by that. A tenth of the runtimes is busy (a claim every two
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from gateway.autoscaler.demand import Demand
 from gateway.autoscaler.follower import Objective
 from gateway.autoscaler.runner import Autoscaler
 from gateway.autoscaler.settings import AutoscalerSettings
+from gateway.core.clock import SystemClock
 from gateway.core.model import PoolMode, PoolSpec, Runtime, RuntimeKey, StartKind
 from gateway.store.sqlite import SqliteStore
 from gateway.testing import ManualClock, ScriptedProvider
@@ -30,12 +32,76 @@ from gateway.testing import ManualClock, ScriptedProvider
 class _Catalog:
     def __init__(self, runtimes: Sequence[Runtime]) -> None:
         self._runtimes = runtimes
+        self._by_key = {each.key: each for each in runtimes}
 
     def get(self, key: RuntimeKey) -> Runtime | None:
-        return next((each for each in self._runtimes if each.key == key), None)
+        return self._by_key.get(key)
 
     def all(self) -> Sequence[Runtime]:
         return self._runtimes
+
+
+_PROBE = """
+import socket, sys, time
+until, took = time.monotonic() + float(sys.argv[2]), []
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
+    while (began := time.monotonic()) < until:
+        connection.sendall(b"x" * 64)
+        connection.recv(64)
+        took.append(time.monotonic() - began)
+        time.sleep(0.001)
+took.sort()
+print(took[len(took) // 2], took[int(0.99 * len(took))])
+"""
+
+
+async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(64):
+        writer.write(data)
+    writer.close()
+
+
+async def served_beside(count: int, seconds: float, rate: float, folder: Path) -> tuple[float, float]:
+    """(p50, p99) in milliseconds of an echo on the event loop on which `count` runtimes with `rate` claims a second
+    each are sized, the store and all.
+    """
+    clock, provider = SystemClock(), ScriptedProvider()
+    spec = PoolSpec(mode=PoolMode.PREDICTIVE, max=50, size=1)
+    runtimes = [Runtime(key=RuntimeKey("load", f"r{n:04d}"), pool=spec) for n in range(count)]
+    await provider.apply(runtimes)
+    store = SqliteStore(folder / f"served-{time.monotonic_ns()}.db", clock)
+    await store.start()
+    scaler = Autoscaler(_Catalog(runtimes), store, provider, clock, AutoscalerSettings(), holder="cost")
+    server = await asyncio.start_server(_echo, "127.0.0.1", 0)
+    await scaler.start()
+    while len(scaler.pools) < count or not all(pool.restored for pool in scaler.pools.values()):
+        await asyncio.sleep(0.05)
+    # Some claims first, so that tables are computed and every runtime has been looked at.
+    rng = np.random.default_rng(1)
+    claiming = asyncio.create_task(_claims(scaler, runtimes, rate, rng, clock))
+    await asyncio.sleep(5.0)
+    probe = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _PROBE, str(server.sockets[0].getsockname()[1]), str(seconds),
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, _ = await probe.communicate()
+    claiming.cancel()
+    server.close()
+    await scaler.aclose()
+    await store.aclose()
+    p50, p99 = map(float, out.split())
+    return 1000.0 * p50, 1000.0 * p99
+
+
+async def _claims(
+    scaler: Autoscaler, runtimes: Sequence[Runtime], rate: float, rng: np.random.Generator, clock: SystemClock
+) -> None:
+    while True:
+        for n in rng.integers(0, len(runtimes), rng.poisson(rate * len(runtimes) * 0.01)).tolist():
+            scaler.waiting(runtimes[n].key, 1, clock.now())
+            scaler.claimed(runtimes[n].key, StartKind.WARM, clock.now())
+            scaler.waiting(runtimes[n].key, -1, clock.now())
+        await asyncio.sleep(0.01)
 
 
 async def loop_cost(count: int, seconds: int, folder: Path) -> tuple[float, float]:
@@ -109,14 +175,30 @@ def tick_costs(days: Sequence[float], rounds: int = 15) -> list[float]:
 
 
 def main() -> None:
-    """Print the loop's share of a core and the table of tick times."""
+    """Print the loop's share of a core, the table of tick times, and the times of echoes beside the loop."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--runtimes", type=int, default=100)
-    parser.add_argument("--seconds", type=int, default=120)
+    parser.add_argument("--runtimes", type=int, nargs="+", default=[1, 100, 1000])
+    parser.add_argument("--seconds", type=int, default=120, help="of virtual time")
+    parser.add_argument("--served", type=float, default=20.0, help="seconds of real time per round; 0: leave it out")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rate", type=float, default=0.1, help="claims a second of each runtime beside the server")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        share, slowest = asyncio.run(loop_cost(args.runtimes, args.seconds, Path(folder)))
-    print(f"{args.runtimes} runtimes: {share:.2%} of a core, slowest pass {slowest:.1f} ms (bar: 1 %)")
+        for count in args.runtimes:
+            share, slowest = asyncio.run(loop_cost(count, args.seconds, Path(tempfile.mkdtemp(dir=folder))))
+            print(
+                f"{count} runtimes: {share:.2%} of a core, slowest pass {slowest:.1f} ms of processor time", flush=True
+            )
+        if args.served > 0.0:
+            rounds = [
+                [asyncio.run(served_beside(n, args.served, args.rate, Path(folder))) for n in args.runtimes]
+                for _ in range(args.rounds)
+            ]
+            least = np.min(rounds, axis=0).tolist()
+            for count, (p50, p99) in zip(args.runtimes, least, strict=True):
+                beside = f"an echo beside {count} runtimes with {args.rate:g} claims/s each"
+                ratio = p99 / least[0][1]
+                print(f"{beside}: p50 {p50:.2f} ms, p99 {p99:.2f} ms ({ratio:.2f} x the first; bar: 1.10)")
     days = (0.1, 1.0, 7.0, 14.0)
     costs = tick_costs(days)
     for span, cost in zip(days, costs, strict=True):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from gateway.autoscaler.demand import Demand
+from gateway.autoscaler.window import times_within
 
 Buckets = Sequence[tuple[int, int]]  # (start, claims), oldest first
 _QUIET_STEP_S = 600.0  # of time without claims that is observed in one step
@@ -71,7 +72,7 @@ def replay_history(
             if (steps := steps + 1) % _STEPS_A_SLICE == 0:
                 yield
         at = end
-        demand.observe(end, claims)
+        demand.observe(end, claims, times=times_within(end - 1.0, claims))
         demand.forecast(end)
         if (steps := steps + 1) % _STEPS_A_SLICE == 0:
             yield

@@ -32,7 +32,9 @@ from gateway.autoscaler.rates import RateBelief
 
 _LEARNING_RATE = 2.0  # how sharply losses (in units of the mean loss) turn into weights
 _MIN_WEIGHT = 0.01  # share that every expert keeps; from 0 a weight could never grow again
-_LOSS_MEMORY_S = 6 * 3600.0  # of the discount of losses (_score)
+# Scored horizons that losses are remembered for, three days at one in 120 s (180, six hours, make no difference:
+# docs/autoscaler.md), and the memory of time in which nothing is scored.
+_MEMORY_HORIZONS, _UNSCORED_MEMORY_S = 2160.0, 6 * 3600.0
 _SCORE_INTERVAL_S = 120.0  # mean time between scored horizons
 # Steps of the golden ratio fill (0, 1) evenly, so the times of scoring never lock to the period of a timer's claims.
 GOLDEN_RATIO = 0.6180339887498949
@@ -113,9 +115,8 @@ class Mixture:
         closed_at, q, foretold, mixed = self._pending
         self._pending = None
         seen = self._counted
-        # A horizon scored at once keeps 1 - 10 / 21,600 of the sums: they hold about 2,160 horizons, three days at one
-        # in 120 s. Time that passes unscored, as while nobody leads, is discounted by the clock.
-        keep = math.exp(-max(now - closed_at, 0.0) / _LOSS_MEMORY_S) * (1.0 - 10.0 / _LOSS_MEMORY_S)
+        # Time that passes unscored, as while nobody leads, is discounted by the clock.
+        keep = math.exp(-max(now - closed_at, 0.0) / _UNSCORED_MEMORY_S) * (1.0 - 1.0 / _MEMORY_HORIZONS)
         self.losses *= keep
         self.losses += [pinball(value, seen, q) for value in foretold]
         self._scored = self._scored * keep + 1.0

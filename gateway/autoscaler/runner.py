@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 _SECOND_BUCKETS_KEPT_S = 6 * 3600.0  # how far back the store has single seconds
 STATUS_INTERVAL_S = 5.0  # seconds between looks at a pool that nothing happens to
 _YIELD_S = 0.001  # seconds that the data path gets between two slices of a restore, or of a pass
-_POOLS_A_SLICE = 64  # pools of a pass between two yields, of which
-_LOOKS_A_SLICE = 6  # so many had something new: a look takes a hundred times as long as to see that there is no need
+_POOLS_A_SLICE = 24  # pools of a pass between two yields, of which
+_LOOKS_A_SLICE = 2  # so many had something new: a look takes a hundred times as long as to see that there is no need
 MIN_POKE_INTERVAL_S = 0.05  # seconds, at least, between passes
 
 
@@ -199,7 +199,7 @@ class Autoscaler:
             self._expectations.failed(key)
         for key, runtime in served.items():
             pool = self.pools.get(key)
-            if pool is None or pool.runtime.pool != runtime.pool:
+            if pool is None or (pool.runtime is not runtime and pool.runtime.pool != runtime.pool):
                 self.pools[key] = new = Pool.make(
                     runtime,
                     self._settings,

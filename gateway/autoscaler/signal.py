@@ -12,6 +12,7 @@ import math
 from collections import Counter, defaultdict, deque
 from typing import NamedTuple
 
+from gateway.autoscaler.window import times_within
 from gateway.core.errors import StoreUnavailableError
 from gateway.core.interfaces import SessionStore
 from gateway.core.model import RuntimeKey, StartKind
@@ -122,7 +123,7 @@ class ClaimSignal:
             foreign = n - own[second]
             if foreign > known[second]:
                 news += foreign - known[second]
-                self._times(runtime).extend([second + 0.5] * min(foreign - known[second], _MAX_TIMES))
+                self._times(runtime).extend(times_within(second, min(foreign - known[second], _MAX_TIMES)))
                 known[second] = foreign
         self._fresh[runtime] += news
         for second in [s for s in known if s < now - _COUNTS_KEPT_S]:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 
+_GOLDEN_RATIO = 0.6180339887498949
 Counts = tuple[float, int]  # (time, claims that came in the tick ending then)
+
+
+def times_within(second: float, claims: int) -> list[float]:
+    """Times for claims of which only the second is known: spread over it, unevenly, as steps of the golden ratio do."""
+    return sorted(second + (number * _GOLDEN_RATIO) % 1.0 for number in range(1, claims + 1))
 
 
 class RollingCount:

@@ -443,16 +443,16 @@ async def test_pass_over_many_runtimes_lets_the_gateway_serve(store: SqliteStore
     serving.cancel()
     steps = [after - before for before, after in itertools.pairwise(sorted(set(ran)))]
 
-    assert max(steps) <= 6
-    assert len(steps) >= 200 // 6
+    assert max(steps) <= 2
+    assert len(steps) >= 200 // 2 - 1
     assert all(pool.demand.recent.total == 1 for pool in loop.scaler.pools.values())
 
 
 async def test_silent_runtimes_are_not_all_reviewed_at_once(store: SqliteStore, clock: ManualClock) -> None:
-    """Two hundred runtimes without claims: once they are some minutes old no pass looks at many."""
-    loop = Loop(store, clock, *(runtime(RuntimeKey("default", f"r{n:03d}")) for n in range(200)))
+    """A hundred runtimes without claims: once they are some minutes old no pass looks at many."""
+    loop = Loop(store, clock, *(runtime(RuntimeKey("default", f"r{n:03d}")) for n in range(100)))
     await loop.begin()
-    await loop.tick(600)
+    await loop.tick(300)
     reviewed = []
     for _ in range(60):
         before = [pool.forecast for pool in loop.scaler.pools.values()]
@@ -460,8 +460,8 @@ async def test_silent_runtimes_are_not_all_reviewed_at_once(store: SqliteStore, 
         after = [pool.forecast for pool in loop.scaler.pools.values()]
         reviewed.append(sum(a is not b for a, b in zip(before, after, strict=True)))
 
-    assert 200 <= sum(reviewed) <= 300
-    assert max(reviewed) <= 20
+    assert 100 <= sum(reviewed) <= 150
+    assert max(reviewed) <= 15
 
 
 async def test_gateway_that_does_not_lead_keeps_no_claims_for_later(store: SqliteStore, clock: ManualClock) -> None:
