@@ -34,6 +34,10 @@ class _Catalog:
         self._runtimes = runtimes
         self._by_key = {each.key: each for each in runtimes}
 
+    def choose(self, key: RuntimeKey) -> Runtime | None:
+        """What `get` finds: these runtimes have no revisions."""
+        return self.get(key)
+
     def get(self, key: RuntimeKey) -> Runtime | None:
         return self._by_key.get(key)
 

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from gateway.api.agentcube import AgentCubeAPI
+from gateway.api.agents import AgentParts, AgentsAPI
 from gateway.api.audited import audited
 from gateway.api.e2b.access_tokens import AccessTokens
 from gateway.api.e2b.router import E2BRouter
@@ -90,6 +91,7 @@ class Surfaces:
         acknowledge: Callable[[SessionId, str], None] = lambda session_id, restored: None,
         audit: AuditLog | None = None,
         egress: EgressRecords | None = None,
+        agents: AgentParts | None = None,
     ) -> None:
         """`is_leaving`: whether this gateway drains. `egress`: what its sessions reached; None: they reach nothing.
 
@@ -109,6 +111,7 @@ class Surfaces:
             **self.tenants.handlers(),
             **AgentCubeAPI(lifecycle).handlers(),
             **NativeAPI(lifecycle, hibernator, store, provider, catalog, explain_pools, what_if).handlers(),
+            **AgentsAPI(agents, lifecycle, store, provider, tenants, counters, clock, prices, catalog.all).handlers(),
             **HealthAPI(
                 store,
                 provider,

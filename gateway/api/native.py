@@ -14,6 +14,7 @@ from gateway.api.http import JSON, read_egress, read_metadata, read_object, read
 from gateway.api.session_list import cursor_of, list_sessions, read_cursor
 from gateway.api.sessions import DEFAULT_NAME, DELETED_BY_USER, create_session
 from gateway.core.errors import BadRequestError, without_host_paths
+from gateway.core.identity import current
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider, SessionStore
 from gateway.core.model import DEFAULT_TENANT, PoolStatus, Runtime, RuntimeKey, Session, SessionId, SessionState
 from gateway.core.units import rfc3339
@@ -111,7 +112,7 @@ class NativeAPI:
         def wanted(session: Session) -> bool:
             return (
                 state in (None, "all", session.state)
-                and runtime in (None, session.runtime)
+                and runtime in (None, session.runtime.base)
                 and metadata.items() <= session.public_metadata.items()
             )
 
@@ -126,7 +127,7 @@ class NativeAPI:
 
     def _default_runtime(self) -> RuntimeKey:
         """The runtime for a request that names none: the built-in one, or the only one. Raises BadRequestError."""
-        runtimes = [runtime.key for runtime in self._catalog.all()]
+        runtimes = [runtime.key for runtime in self._catalog.all() if current().sees_runtime(runtime)]
         built_in = RuntimeKey("default", DEFAULT_NAME)
         if built_in in runtimes:
             return built_in
@@ -176,7 +177,11 @@ class NativeAPI:
         return JSON(session_document(opened.session), headers=headers)
 
     async def _runtimes(self, _: Request) -> Response:
-        runtimes = [runtime_document(each, await self._provider.status(each.key)) for each in self._catalog.all()]
+        runtimes = [
+            runtime_document(each, await self._provider.status(each.key))
+            for each in self._catalog.all()
+            if current().sees_runtime(each)
+        ]
         return JSON({"runtimes": runtimes})
 
     async def _autoscaler(self, _: Request) -> Response:
@@ -233,6 +238,7 @@ def session_document(session: Session) -> dict[str, Any]:
     return {
         "id": session.id,
         "runtime": {"namespace": session.runtime.namespace, "name": session.runtime.name, "kind": session.runtime.kind},
+        **({"revision": session.runtime.revision} if session.runtime.revision else {}),
         "tenant": session.tenant or DEFAULT_TENANT,
         "state": session.state,
         "start": session.start,
@@ -254,6 +260,7 @@ def runtime_document(runtime: Runtime, status: PoolStatus) -> dict[str, Any]:
         "namespace": runtime.key.namespace,
         "name": runtime.key.name,
         "kind": runtime.key.kind,
+        **({"revision": runtime.key.revision} if runtime.key.revision else {}),
         "image": runtime.image,
         "sessionTimeout": runtime.session_timeout,
         "maxSessionDuration": runtime.max_session_duration,

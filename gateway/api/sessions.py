@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from gateway.api.errors import ParamError
 from gateway.api.http import read_runtime
+from gateway.core.asked import note_headers
 from gateway.core.errors import BadRequestError, WakegateError
 from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import Kind, Runtime, RuntimeKey, SessionId
@@ -84,6 +85,7 @@ async def create_session(
     The request's body must have been read: after it, the next message that ASGI delivers is the disconnect. Raises
     ClientLeftError, and what Lifecycle.create raises.
     """
+    note_headers(request.scope["headers"])
     creating = asyncio.create_task(
         lifecycle.create(runtime, ttl=ttl, idle_timeout=idle_timeout, metadata=metadata, egress=egress),
         name="create a session",

@@ -11,7 +11,12 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from gateway.agents.catalog import AgentCatalog
+from gateway.agents.directory import AgentDirectory
+from gateway.agents.keeper import AgentKeeper
+from gateway.api.agents import AgentParts
 from gateway.api.app import Surfaces
+from gateway.app.agents import has_files, make_catalog, this_machine
 from gateway.app.egress import SessionEgress, audit_line
 from gateway.app.events import EventRecorder
 from gateway.app.parts import (
@@ -103,7 +108,9 @@ class Gateway:
         self.engine_summary = engine_summary  # the engine's lines of the start banner; complete once it runs
         self.settings = settings
         self.clock = clock
-        self.catalog: RuntimeCatalog = catalog or StaticCatalog(runtimes)
+        # Where a catalog is given, agents are the cluster's custom resources.
+        self.agents = None if catalog is not None else make_catalog(settings, runtimes)
+        self.catalog: RuntimeCatalog = catalog or self.agents or StaticCatalog(runtimes)
         self.peers = PeerSigner(clock)
         self.certificates = make_certificates(settings, clock)
         self.issuers = make_verifier(settings, clock)
@@ -133,6 +140,9 @@ class Gateway:
         self.autoscaler = self._make_autoscaler(shared=shared, me=me)
         self.advisor = self._make_advisor()
         self.metrics = self._make_metrics()
+        self.agent_directory: AgentDirectory | None = None
+        self.agent_keeper: AgentKeeper | None = None
+        self.agent_parts = None if self.agents is None else self._make_agents(self.agents)
         self.surfaces = self._make_surfaces()
         if self.sessions.membership.me:
             self.access.peers = self.peers
@@ -276,7 +286,16 @@ class Gateway:
             acknowledge=self.activator.acknowledge,
             audit=self.audit,
             egress=None if self.egress is None else self.egress.records,
+            agents=self.agent_parts,
         )
+
+    def _make_agents(self, catalog: AgentCatalog) -> AgentParts:
+        async def applied() -> None:
+            await self.provider.apply(self.catalog.all())
+
+        self.agent_directory = directory = AgentDirectory(self.store.documents, catalog, applied)
+        self.agent_keeper = AgentKeeper(directory, self.provider, self.store, self.counters, self.clock)
+        return AgentParts(directory, catalog, this_machine(), lambda digest: has_files(self.settings, digest))
 
     def _connect(self, executor: Executor) -> None:
         """Subscribe the autoscaler, the advisor and the counters to sessions' events, and set the idleness check."""

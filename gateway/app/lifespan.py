@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from gateway import __version__
+from gateway.agents.directory import FOLLOW_INTERVAL_S as AGENTS_INTERVAL_S
 from gateway.app.gateway import Gateway
 from gateway.core.background import cancel, every
 from gateway.core.certificates import POLL_S
@@ -60,6 +61,8 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
         await _start_identities(gateway, stack)
         if gateway.egress is not None:
             stack.push_async_callback(gateway.egress.aclose)
+        if gateway.agent_directory is not None:
+            await gateway.agent_directory.load()
         await gateway.provider.start()
         stack.push_async_callback(gateway.provider.aclose)
         await gateway.provider.apply(gateway.catalog.all())
@@ -137,10 +140,17 @@ def _loops(gateway: Gateway) -> Sequence[tuple[str, Coroutine[Any, Any, None]]]:
         ("sandbox events", _follow_events(gateway)),
         ("kept workspaces", _check_kept(gateway)),
         ("loop lag", gateway.metrics.watch_loop()),
+        *_agent_loops(gateway),
         *_certificate_loop(gateway),
         *_issuer_loop(gateway),
         *gateway.background(gateway),
     )
+
+
+def _agent_loops(gateway: Gateway) -> Sequence[tuple[str, Coroutine[Any, Any, None]]]:
+    if gateway.agent_keeper is None:
+        return ()
+    return (("agents", every(AGENTS_INTERVAL_S, gateway.agent_keeper.tick)),)
 
 
 def _certificate_loop(gateway: Gateway) -> Sequence[tuple[str, Coroutine[Any, Any, None]]]:

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from gateway.core.errors import PermissionDeniedError, WakegateError
-from gateway.core.model import DEFAULT_TENANT, Kind, RuntimeKey, Session, SessionId
+from gateway.core.model import DEFAULT_TENANT, Kind, Runtime, RuntimeKey, Session, SessionId
 
 _TENANT = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
@@ -42,6 +42,7 @@ class Permission(StrEnum):
     SHARE_SESSIONS = "share sessions"  # make tokens with which somebody else uses one
     USE_SESSIONS = "use sessions"  # run code and commands, read and write files, reach ports
     READ_RUNTIMES = "read runtimes"
+    MANAGE_AGENTS = "manage agents"  # create, change, stop and delete them; whoever may can run code in their sandboxes
     READ_POOLS = "read pools"  # warm pools, their history and why they have their size
     READ_METRICS = "read metrics"
     READ_USAGE = "read usage"
@@ -56,7 +57,7 @@ ROLES: dict[Role, frozenset[Permission]] = {
     Role.ADMIN: frozenset(Permission),
     Role.OPERATOR: _READER | {Permission.MANAGE_SESSIONS, Permission.READ_POOLS, Permission.READ_METRICS},
     Role.MEMBER: _READER | {Permission.CREATE_SESSIONS, Permission.MANAGE_SESSIONS, Permission.SHARE_SESSIONS,
-                           Permission.USE_SESSIONS},
+                           Permission.USE_SESSIONS, Permission.MANAGE_AGENTS},
     Role.VIEWER: _READER,
     Role.METRICS: frozenset((Permission.READ_METRICS,)),
     Role.SESSION: frozenset((Permission.USE_SESSIONS, Permission.READ_SESSIONS)),
@@ -143,6 +144,10 @@ class Identity:
     def uses(self, runtime: RuntimeKey) -> bool:
         """Whether it may use a runtime."""
         return not self.runtimes or f"{runtime.namespace}/{runtime.name}" in self.runtimes
+
+    def sees_runtime(self, runtime: Runtime) -> bool:
+        """Whether a runtime exists as far as this identity is concerned."""
+        return runtime.tenant is None or runtime.tenant == self.tenant or self.sees_all_tenants
 
     @property
     def is_operators(self) -> bool:

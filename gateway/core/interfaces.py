@@ -421,7 +421,14 @@ class RuntimeCatalog(Protocol):
         ...
 
     def all(self) -> Sequence[Runtime]:
-        """All served runtimes, sorted by key."""
+        """All served runtimes, sorted by key. An agent with revisions has an entry for each that is served."""
+        ...
+
+    def choose(self, key: RuntimeKey) -> Runtime | None:
+        """The runtime for a new session that asks for `key`: of an agent with revisions, one of them.
+
+        Raises ConflictError for an agent that is stopped.
+        """
         ...
 
 

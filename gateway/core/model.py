@@ -66,21 +66,32 @@ class StartKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class RuntimeKey:
-    """Identifies a runtime; its text form is `code-interpreters/NAMESPACE/NAME` or `agent-runtimes/...`."""
+    """Identifies a runtime; its text form is `code-interpreters/NAMESPACE/NAME` or `agent-runtimes/...`.
+
+    Of an agent that has revisions each is a runtime of its own, whose text ends in `@3`; requests name the agent only.
+    """
 
     namespace: str
     name: str
     kind: Kind = Kind.CODE_INTERPRETER
+    revision: int = 0  # 0: of a runtime without revisions, or whichever a new session gets
 
     def __str__(self) -> str:
-        return f"{self.kind.segment}/{self.namespace}/{self.name}"
+        at = f"@{self.revision}" if self.revision else ""
+        return f"{self.kind.segment}/{self.namespace}/{self.name}{at}"
+
+    @property
+    def base(self) -> RuntimeKey:
+        """The same without a revision, as requests, limits and bills name it."""
+        return self if not self.revision else RuntimeKey(self.namespace, self.name, self.kind)
 
     @classmethod
     def parse(cls, text: str) -> RuntimeKey:
         """The inverse of str(). Raises ValueError."""
         segment, namespace, name = text.split("/")
+        name, _, revision = name.partition("@")
         kind = Kind.CODE_INTERPRETER if segment == Kind.CODE_INTERPRETER.segment else Kind.AGENT_RUNTIME
-        return cls(namespace, name, kind)
+        return cls(namespace, name, kind, int(revision or 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +250,7 @@ class Runtime:
     code_context: str = ""  # spec.wakegate.codeContext: warm, lazy or off; empty: the gateway's setting applies
     target_ports: tuple[tuple[str, int], ...] = ()  # (path prefix, port) where a sandbox has several; longest first
     agent: Agent | None = None  # of an AgentRuntime on the local engine
+    tenant: str | None = None  # whose it is: it does not exist for others; None: everybody's
     manifest: Mapping[str, Any] = field(default_factory=dict)  # the parsed YAML document
 
 

@@ -173,6 +173,10 @@ class Counters:
             found = self.runtimes[runtime] = RuntimeCounters()
         return found
 
+    def forget(self, runtime: RuntimeKey) -> None:
+        """Show a runtime that is gone no more: an agent has a new one with each of its revisions."""
+        self.runtimes.pop(runtime, None)
+
     def find(self, runtime: RuntimeKey | None) -> RuntimeCounters:
         """Like `of`, but an unknown runtime gets `unrouted`: clients must not be able to create label values."""
         return self.runtimes.get(runtime, self.unrouted) if runtime is not None else self.unrouted

@@ -112,10 +112,10 @@ class Activator:
         if caller is not route.visible_to:
             _require_visible(route, caller)
         runtime = target.runtime
-        if runtime is not None and runtime is not route.runtime:
-            if runtime != route.runtime:
+        if runtime is not None and runtime is not route.named:
+            if runtime != route.named:
                 raise _not_found(target.session_id, runtime)
-            route.runtime = runtime  # the same object is found equal at once, and the parsed target is cached
+            route.named = runtime  # the same object is found equal at once, and the parsed target is cached
         if now >= route.direct_until and not self._is_current(route, target, now):
             return None
         return route if route.try_enter() else None
@@ -329,7 +329,7 @@ def _require_visible(route: Route, caller: Identity) -> None:
 
 def _require_runtime(target: Target, runtime: RuntimeKey) -> None:
     """Raise SessionNotFoundError for a target that names another runtime than its session's."""
-    if target.runtime is not None and target.runtime != runtime:
+    if target.runtime is not None and target.runtime != runtime.base:
         raise _not_found(target.session_id, target.runtime)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from structlog.contextvars import bind_contextvars
 
+from gateway.core.asked import note_headers
 from gateway.core.clock import Clock
 from gateway.core.errors import UpstreamBrokenError, UpstreamConnectError, WakegateError
 from gateway.core.identity import NOBODY, act_as, current
@@ -201,6 +202,7 @@ class Proxy:
             route = self._activator.live(target, self._clock.now())
         reservation: Reservation | None = None
         if route is None:
+            note_headers(scope["headers"])
             reservation = await self._activator.reserve(target)
             route = reservation.route
         exchange.hold(route, reservation)

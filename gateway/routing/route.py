@@ -54,6 +54,7 @@ class Route:
         "idle_timeout",
         "in_flight",
         "live_lines",
+        "named",
         "peer",
         "pool",
         "port_lines",
@@ -88,6 +89,7 @@ class Route:
         self.session_id = session.id
         self.session_id_bytes = session.id.encode("ascii")
         self.runtime = session.runtime
+        self.named = session.runtime.base  # as requests name it
         self.tenant = session.tenant
         self.user = session.user
         self.visible_to: Identity | None = None  # the latest caller for whom the session was found to exist

@@ -35,7 +35,8 @@ RESERVED_PATHS = frozenset((
     b"/health", b"/health/live", b"/health/ready", b"/healthz", b"/readyz", b"/metrics", b"/mcp", b"/openapi.json",
 ))  # fmt: skip
 RESERVED_V1 = frozenset((
-    b"agent-runtime", b"autoscaler", b"caller", b"code-interpreter", b"containers", b"keys", b"namespaces",
+    b"agent-bundles", b"agent-runtime", b"agents", b"autoscaler", b"caller", b"code-interpreter", b"containers",
+    b"keys", b"namespaces",
     b"runtimes", b"sessions", b"tenants", b"tool_calls", b"tools", b"usage",
 ))  # fmt: skip
 _KINDS = {kind.segment.encode(): kind for kind in Kind}

@@ -14,6 +14,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.http11 import Response
 
+from gateway.core.asked import note_headers
 from gateway.core.clock import Clock
 from gateway.core.errors import BadRequestError, NotFoundError, UpstreamConnectError, WakegateError
 from gateway.core.identity import act_as, current
@@ -104,6 +105,7 @@ class WebSocketProxy:
                 record.identity = identity
             require_use(identity, target.path)
             act_as(identity)
+            note_headers(scope["headers"])
             reservation = await self._activator.reserve(target)
             if not await self._attempt(scope, receive, send, incoming, target, reservation, record):
                 # Nothing was sent to a sandbox that is gone: it is replaced once, as for any request.

@@ -13,6 +13,10 @@ class StaticCatalog:
     def __init__(self, runtimes: Iterable[Runtime]) -> None:
         self._runtimes = {runtime.key: runtime for runtime in runtimes}
 
+    def choose(self, key: RuntimeKey) -> Runtime | None:
+        """What `get` finds: these runtimes have no revisions."""
+        return self.get(key)
+
     def get(self, key: RuntimeKey) -> Runtime | None:
         """The runtime with that key; None if no file defines it."""
         return self._runtimes.get(key)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from gateway.core.background import Tasks
 from gateway.core.clock import Clock
 from gateway.core.errors import DrainingError, FencedOutError, RuntimeNotFoundError, StaleWriteError
+from gateway.core.identity import current
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
 from gateway.core.model import Runtime, RuntimeKey, Sandbox, SandboxId, Session, SessionId, SessionState, StartKind
 from gateway.core.units import rfc3339
@@ -222,10 +223,25 @@ def _start_of(session: Session, sandbox: Sandbox) -> StartKind:
     return StartKind.WAKE if sandbox.start is StartKind.WARM else StartKind.WAKE_COLD
 
 
+def choose_runtime(catalog: RuntimeCatalog, key: RuntimeKey) -> Runtime:
+    """The runtime for the caller's new session; another tenant's does not exist. Raises RuntimeNotFoundError.
+
+    Raises ConflictError for an agent that is stopped.
+    """
+    found = catalog.get(key)
+    if found is not None and not current().sees_runtime(found):
+        raise _unknown_runtime(key)
+    return catalog.choose(key) or require_runtime(catalog, key)
+
+
 def require_runtime(catalog: RuntimeCatalog, key: RuntimeKey) -> Runtime:
     """Look up a runtime. Raises RuntimeNotFoundError, with the text that AgentCube's API has for it."""
     runtime = catalog.get(key)
     if runtime is None:
-        plural = key.kind.lower() + "s"
-        raise RuntimeNotFoundError(f'{plural}.agentcube.volcano.sh "{key.namespace}/{key.name}" not found')
+        raise _unknown_runtime(key)
     return runtime
+
+
+def _unknown_runtime(key: RuntimeKey) -> RuntimeNotFoundError:
+    plural = key.kind.lower() + "s"
+    return RuntimeNotFoundError(f'{plural}.agentcube.volcano.sh "{key.namespace}/{key.name}" not found')

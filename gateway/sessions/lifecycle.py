@@ -35,7 +35,7 @@ from gateway.core.model import (
 )
 from gateway.egress.grants import check_narrower
 from gateway.egress.policy import Entry
-from gateway.sessions.activation import Opened, SessionOpener, require_runtime
+from gateway.sessions.activation import Opened, SessionOpener, choose_runtime
 from gateway.sessions.admission import Admission
 from gateway.sessions.bindings import Bindings
 from gateway.sessions.idleness import IdleTracker
@@ -120,7 +120,7 @@ class Lifecycle:
         Raises: BadRequestError for that, RuntimeNotFoundError, LimitError, QueueFullError at the gateway's limit,
         ActivationTimeoutError, SandboxStartError, StoreUnavailableError.
         """
-        runtime = require_runtime(self._catalog, runtime_key)
+        runtime = choose_runtime(self._catalog, runtime_key)
         self.require_creation(runtime_key)
         if egress is not None:
             _require_narrower(runtime, egress)
@@ -183,7 +183,7 @@ class Lifecycle:
         Raises: RuntimeNotFoundError, SessionNotFoundError if the id is another caller's, LimitError,
         StoreUnavailableError.
         """
-        runtime = require_runtime(self._catalog, runtime_key)
+        runtime = choose_runtime(self._catalog, runtime_key)
         self.require_creation(runtime_key)
         session = self._record(session_id or _new_id(), runtime, metadata=metadata)
         if reusable_until:

@@ -223,7 +223,7 @@ class UsageRecorder:
             except RuntimeNotFoundError:
                 continue  # it was removed from the catalog since
             passed = (now.monotonic - since) * (status.ready + status.starting)
-            account = Account("", str(runtime.key), str(size_of(runtime)))
+            account = Account("", str(runtime.key.base), str(size_of(runtime)))
             self._meter.span(account, Quantity.WARM_SECONDS, passed, now.wall, over=now.monotonic - since)
 
     async def _count_stored(self) -> None:
@@ -267,7 +267,7 @@ class UsageRecorder:
 
     def _account(self, tenant: str, key: RuntimeKey, session: str) -> Account:
         runtime = self._catalog.get(key)
-        return Account(tenant, str(key), str(Size() if runtime is None else size_of(runtime)), session)
+        return Account(tenant, str(key.base), str(Size() if runtime is None else size_of(runtime)), session)
 
     def _now(self) -> Moment:
         return Moment(self._clock.now(), self._clock.monotonic())

@@ -24,6 +24,7 @@ METHODS = ("get", "post", "put", "patch", "delete", "head")
 LISTS = {
     ("get", "/v1/sessions"), ("get", "/v1/containers"), ("get", "/v1/runtimes"), ("get", "/v1/tools"),
     ("get", "/v1/caller"), ("get", "/v1/usage"), ("get", "/v1/tenants/self"),
+    ("get", "/v1/agents"), ("get", "/api/v1/agents"),
     ("get", "/sandboxes"), ("get", "/v2/sandboxes"),
 }  # fmt: skip
 MAKES = {

@@ -50,6 +50,10 @@ class Catalog:
     def __init__(self, *runtimes: Runtime) -> None:
         self.runtimes = list(runtimes)
 
+    def choose(self, key: RuntimeKey) -> Runtime | None:
+        """What `get` finds: these runtimes have no revisions."""
+        return self.get(key)
+
     def get(self, key: RuntimeKey) -> Runtime | None:
         return next((each for each in self.runtimes if each.key == key), None)
 

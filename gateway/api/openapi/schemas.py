@@ -258,6 +258,46 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Sessions": obj("sessions next", sessions=array_of(ref("Session")), next=nullable(TEXT)),
     "Runtimes": obj("runtimes", runtimes=array_of(obj("namespace name kind pool", pool={"type": "object"}))),
+    "NewAgent": obj(
+        "name", name=TEXT, namespace=TEXT, owner=TEXT, spec={"type": "object"}, manifest={"type": "object"},
+        strategy=ref("AgentStrategy"), reason=TEXT, bundle=TEXT, environment=TEXT,
+    ),
+    "AgentChange": obj(
+        spec={"type": "object", "description": "A JSON merge patch (RFC 7396)."}, strategy=ref("AgentStrategy"),
+        reason=TEXT, bundle=TEXT, environment=TEXT,
+    ),
+    "AgentStrategy": obj(
+        canary=obj(weight={"type": "number", "minimum": 0, "maximum": 100}, header=TEXT, value=TEXT),
+        window=DURATION, startTimeout=DURATION, maxErrorRate=NUMBER, minRequests={"type": "integer", "minimum": 1},
+    ),
+    "NewFlatAgent": obj(
+        "name", name=TEXT, namespace=TEXT, image=TEXT, command=array_of(TEXT), args=array_of(TEXT),
+        env={"type": "object", "additionalProperties": TEXT}, port=COUNT, cpu_request=COUNT, cpu_limit=COUNT,
+        memory_request=COUNT, memory_limit=COUNT, gpu_count=COUNT,
+        scheduling_policy={"enum": ["spread", "pack", "balanced"]}, owner=TEXT, expose_service=FLAG, replicas=COUNT,
+        labels={"type": "object", "additionalProperties": TEXT},
+    ),
+    "Agent": obj(
+        "namespace name owner phase managedBy path", namespace=TEXT, name=TEXT, owner=TEXT,
+        phase={"enum": ["Pending", "Running", "Updating", "Stopped", "Failed"]},
+        revision=nullable(COUNT), managedBy={"enum": ["api", "manifest"]}, path=TEXT,
+        spec={"type": "object"}, status={"type": "object"},
+    ),
+    "Agents": obj("agents next", agents=array_of(ref("Agent")), next=nullable(TEXT)),
+    "AgentRevisions": obj("revisions", revisions=array_of(obj(
+        "revision createdAt createdBy diff", revision=COUNT, createdAt=MOMENT, createdBy=TEXT, reason=TEXT,
+        spec={"type": "object"}, diff=array_of(obj("field", field=TEXT)),
+    ))),
+    "AgentRollout": obj(
+        "stable served draining rollout events", stable=COUNT, served=array_of(COUNT), draining=array_of(COUNT),
+        rollout=nullable(
+            obj("revision previous phase paused", revision=COUNT, previous=COUNT, phase=TEXT, paused=FLAG)
+        ),
+        events=array_of(obj("at revision text", at=MOMENT, revision=COUNT, text=TEXT)),
+    ),
+    "AgentRolloutAction": obj(
+        "action", action={"enum": ["undo", "pause", "resume", "promote"]}, to={"type": "integer", "minimum": 1}
+    ),
     "Status": obj("status", status=TEXT),
     "NotReady": obj("status", status=TEXT, reasons=array_of(TEXT), error=TEXT),
     "NewSandbox": obj("namespace name", namespace=TEXT, name=TEXT, ttl=DURATION, metadata=METADATA),

@@ -77,6 +77,62 @@ NATIVE: Mapping[str, Operation] = {
     ), sandbox=False),
 }  # fmt: skip
 
+_NAMESPACE = Parameter("namespace", "The agent's, if it is not that of the caller's tenant.")
+_AGENT_FILTERS = (
+    Parameter("phase", "Only those in this phase.",
+              {"enum": ["Pending", "Running", "Updating", "Stopped", "Failed"]}),
+    Parameter("owner", "Only those of this tenant."),
+    Parameter("namespace", "Only those in it."),
+    Parameter("after", "`next` of the previous page."),
+    Parameter("limit", "How many at most; 100 if absent.", {"type": "integer", "minimum": 1, "maximum": 500}),
+)  # fmt: skip
+
+
+def _agent(method: str, path: str, summary: str, schema: str = "Agent", body: str = "",
+           parameters: tuple[Parameter, ...] = (_NAMESPACE,), status: int = 200) -> Operation:  # fmt: skip
+    answers = {status: Answer("Done.", ref(schema))} if schema else {204: Answer("Deleted.")}
+    return Operation(method, path, "agents", summary, answers, parameters, ref(body) if body else None, sandbox=False)
+
+
+AGENTS: Mapping[str, Operation] = {
+    "create_agent":
+        _agent("POST", "/v1/agents", "Create an agent.", body="NewAgent", parameters=(), status=201),
+    "list_agents":
+        _agent("GET", "/v1/agents", "List agents, by namespace and name.", "Agents", parameters=_AGENT_FILTERS),
+    "get_agent":
+        _agent("GET", "/v1/agents/{name}", "Get an agent with its status and metrics."),
+    "update_agent":
+        _agent("PATCH", "/v1/agents/{name}", "Change an agent: a new revision, which is rolled out.",
+               body="AgentChange"),
+    "delete_agent":
+        _agent("DELETE", "/v1/agents/{name}", "Delete an agent and end its sessions.", ""),
+    "stop_agent":
+        _agent("POST", "/v1/agents/{name}/stop", "Stop an agent: its sessions end, and it costs nothing."),
+    "start_agent":
+        _agent("POST", "/v1/agents/{name}/start", "Start an agent that was stopped."),
+    "list_agent_revisions":
+        _agent("GET", "/v1/agents/{name}/revisions", "List an agent's revisions with what each changed.",
+               "AgentRevisions"),
+    "get_agent_rollout":
+        _agent("GET", "/v1/agents/{name}/rollout", "The change under way, and what happened before.", "AgentRollout"),
+    "change_agent_rollout":
+        _agent("POST", "/v1/agents/{name}/rollout", "Undo, pause, resume or promote a change.", "AgentRollout",
+               body="AgentRolloutAction"),
+    "flat_create_agent":
+        _agent("POST", "/api/v1/agents", "Create an agent from flat fields.", body="NewFlatAgent", parameters=(),
+               status=201),
+    "flat_list_agents":
+        _agent("GET", "/api/v1/agents", "As /v1/agents.", "Agents", parameters=_AGENT_FILTERS),
+    "flat_get_agent":
+        _agent("GET", "/api/v1/agents/{name}", "As /v1/agents/{name}."),
+    "flat_delete_agent":
+        _agent("DELETE", "/api/v1/agents/{name}", "As /v1/agents/{name}.", ""),
+    "flat_stop_agent":
+        _agent("POST", "/api/v1/agents/{name}/stop", "As /v1/agents/{name}/stop."),
+    "flat_start_agent":
+        _agent("POST", "/api/v1/agents/{name}/start", "As /v1/agents/{name}/start."),
+}  # fmt: skip
+
 USAGE: Mapping[str, Operation] = {
     "get_usage":
         Operation("GET", "/v1/usage", "usage", "What tenants have used, and what it costs.", _ok("Usage"), (
@@ -304,6 +360,7 @@ E2B: Mapping[str, Operation] = {
 # Every operation of the control surfaces by name: the router (api/app.py) and /openapi.json are both made from this.
 CONTROL: Mapping[str, Operation] = {
     **NATIVE,
+    **AGENTS,
     **USAGE,
     **KEYS,
     **TENANTS,

@@ -105,6 +105,10 @@ class WatchedCatalog:
             for kind in Kind
         }
 
+    def choose(self, key: RuntimeKey) -> Runtime | None:
+        """What `get` finds: these runtimes have no revisions."""
+        return self.get(key)
+
     def get(self, key: RuntimeKey) -> Runtime | None:
         """The runtime of that key; None: not declared, not valid, or not yet known to the provider."""
         return self._served.get(key)

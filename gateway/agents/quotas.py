@@ -1,0 +1,90 @@
+"""Whether an agent fits its tenant's limits and this machine, before it is created. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.agents.model import Agent
+from gateway.core.errors import PermissionDeniedError, QuotaExceededError, QuotaForbiddenError
+from gateway.core.model import Runtime
+from gateway.core.quota import Resource
+from gateway.core.units import parse_quantity, readable_size
+from gateway.identity.tenant_limits import TenantLimits
+
+MAX_AGENTS = 200  # of one tenant
+MAX_WARM = 20  # sandboxes that an agent of the API keeps ready, which nobody's session pays for
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What sandboxes of this machine can have at most. `memory` in bytes."""
+
+    cpus: float
+    memory: int
+    gpus: int = 0
+
+
+def check_count(agents: Sequence[Agent], tenant: str) -> None:
+    """Raises QuotaExceededError."""
+    held = sum(agent.tenant == tenant for agent in agents)
+    if held >= MAX_AGENTS:
+        raise QuotaExceededError(
+            f"agents: this tenant has {held} of {MAX_AGENTS}; delete one", limit="agents", value=MAX_AGENTS, used=held
+        )
+
+
+def check_fit(runtime: Runtime, limits: TenantLimits, machine: Machine) -> None:
+    """Raises QuotaForbiddenError with what is short."""
+    if not limits.allows(runtime.key):
+        name = f"{runtime.key.namespace}/{runtime.key.name}"
+        raise QuotaForbiddenError(f"runtimes: this tenant may not have {name}", limit="runtimes", value=name)
+    warm = max(runtime.pool.size, runtime.pool.min, 1)
+    _at_most("warmPoolSize", max(warm, runtime.pool.max), MAX_WARM, "sandboxes that an agent keeps ready")
+    cpus, memory, gpus = runtime.limits.cpus or 0.0, runtime.limits.memory or 0, gpus_of(runtime.manifest)
+    _at_most("gpus", gpus, machine.gpus, "GPUs of this machine")
+    _at_most("vcpu", cpus, machine.cpus, "cores of this machine")
+    _at_most("memory", memory, machine.memory, "bytes of this machine")
+    amounts = limits.amounts
+    for resource, each in ((Resource.VCPU, int(cpus * 1000)), (Resource.MEMORY, memory), (Resource.GPUS, int(gpus))):
+        most = amounts.get(resource)
+        if most is not None:
+            _at_most(resource.value, each * warm, most, f"of this tenant, with {warm} kept ready")
+    most = amounts.get(Resource.SANDBOXES)
+    if most is not None:
+        _at_most(Resource.SANDBOXES.value, warm, most, "sandboxes of this tenant")
+
+
+def check_rights(spec: Mapping[str, Any], limits: TenantLimits, *, operator: bool) -> None:
+    """Refuse what only the operator decides. Raises PermissionDeniedError."""
+    extra = spec.get("wakegate")
+    if operator or not isinstance(extra, Mapping):
+        return
+    if extra.get("secrets"):
+        raise PermissionDeniedError(
+            "spec.wakegate.secrets: only an administrator may give agents the gateway's secrets"
+        )
+    if extra.get("egress") and limits.egress is None:
+        raise PermissionDeniedError(
+            "spec.wakegate.egress: this tenant's limits name no egress; an administrator sets that (PUT /v1/tenants)"
+        )
+
+
+def gpus_of(manifest: Mapping[str, Any]) -> float:
+    """The GPUs that the containers of a manifest have."""
+    pod = manifest.get("spec", {}).get("podTemplate", {}).get("spec", {})
+    total = 0.0
+    for container in pod.get("containers") or ():
+        for name, amount in ((container.get("resources") or {}).get("limits") or {}).items():
+            if str(name).endswith("/gpu"):
+                total += parse_quantity(str(amount))
+    return total
+
+
+def _at_most(limit: str, wanted: float, most: float, what: str) -> None:
+    if wanted > most:
+        shown = [readable_size(int(each)) if limit == "memory" else f"{each:g}" for each in (wanted, most)]
+        raise QuotaForbiddenError(
+            f"{limit}: {shown[0]} asked for, at most {shown[1]} {what}", limit=limit, value=most, used=0
+        )
