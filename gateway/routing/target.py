@@ -34,8 +34,9 @@ _PORT = re.compile(rb"[1-9][0-9]{0,4}")
 RESERVED_PATHS = frozenset((
     b"/health", b"/health/live", b"/health/ready", b"/healthz", b"/readyz", b"/metrics", b"/mcp", b"/openapi.json",
 ))  # fmt: skip
+FLAT_AGENTS = b"/api/v1/agents"  # and what is below
 RESERVED_V1 = frozenset((
-    b"agent-bundles", b"agent-runtime", b"agents", b"autoscaler", b"caller", b"code-interpreter", b"containers",
+    b"agent-runtime", b"agents", b"autoscaler", b"caller", b"code-interpreter", b"containers",
     b"keys", b"namespaces",
     b"runtimes", b"sessions", b"tenants", b"tool_calls", b"tools", b"usage",
 ))  # fmt: skip
@@ -152,7 +153,7 @@ def is_control(raw_path: bytes) -> bool:
     path = b"/" + raw_path.lstrip(b"/") if raw_path.startswith(b"//") else raw_path
     if path.startswith(b"/v1/"):
         return path[4:].partition(b"/")[0] in RESERVED_V1
-    return path in RESERVED_PATHS
+    return path in RESERVED_PATHS or path == FLAT_AGENTS or path.startswith(FLAT_AGENTS + b"/")
 
 
 @lru_cache(maxsize=4096)
