@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,8 @@ def execute_request(key: bytes, session: str, msg_id: str, code: str, *, silent:
     """The frames that ask for a run of `code`. `expressions` (name -> Python expression) are evaluated after it.
 
     The header has no date, though the protocol has one: picod does not use it, and the kernel would parse it and repeat
-    it in each of its messages.
+    it in each of its messages. `asked_at` is for userside/interrupts.py, which has to tell interrupts of this run from
+    those of an earlier one.
     """
     header = {
         "msg_id": msg_id,
@@ -56,7 +58,7 @@ def execute_request(key: bytes, session: str, msg_id: str, code: str, *, silent:
         "allow_stdin": False,  # input() raises at once: nobody can answer it
         "stop_on_error": False,  # else a failing run would abort what the kernel has queued behind it
     }
-    parts = [json.dumps(part).encode() for part in (header, {}, {}, content)]
+    parts = [json.dumps(part).encode() for part in (header, {}, {"asked_at": time.monotonic()}, content)]
     return [_DELIMITER, sign(key, parts), *parts]
 
 

@@ -95,6 +95,7 @@ class PythonContext(Context):
         if env:
             await self._ask(f"push_environment({dict(env)!r})", _ENVIRONMENT_TIMEOUT_S)
         running = asyncio.create_task(kernel.run(code, listener))
+        await asyncio.sleep(0)  # the task sends the request: an interrupt from before it would be for an earlier run
         why = await first_of(running, stop, timeout)
         if why:
             if why in ("restarted", "deleted"):
@@ -102,16 +103,27 @@ class PythonContext(Context):
             else:
                 # The variables survive an interrupt, so it is tried first. C code that never returns to the
                 # interpreter, or code that catches KeyboardInterrupt, needs the kill.
-                kernel.interrupt()
-                await asyncio.wait({running}, timeout=_INTERRUPT_TIMEOUT_S)
-                if not running.done():
-                    await kernel.kill(self._around.children)
+                await self._interrupt(kernel, running)
         reply = await running
         if reply is None:
             return await self._died(kernel, why, timeout)
         if env:
             await self._ask("pop_environment()", _ENVIRONMENT_TIMEOUT_S)
         return _finished(reply, why, timeout)
+
+    async def _interrupt(self, kernel: Kernel, running: asyncio.Task[Reply | None]) -> None:
+        """Interrupt a run, and kill the process if that does not end it."""
+        kernel.interrupt()
+        await asyncio.wait({running}, timeout=_INTERRUPT_TIMEOUT_S)
+        if running.done() and running.result() is not None:
+            # The run may have ended by itself meanwhile. Once the kernel has answered something else, the signal is no
+            # longer on its way, and cannot be taken for one of the next run's.
+            settling = asyncio.create_task(kernel.run("", None))
+            await asyncio.wait({settling}, timeout=_INTERRUPT_TIMEOUT_S)
+            if settling.done():
+                return
+            settling.cancel()
+        await kernel.kill(self._around.children)
 
     async def _died(self, kernel: Kernel, why: str, timeout: float) -> Outcome:
         status = None if why else await _exit_of(kernel)

@@ -277,6 +277,7 @@ def _make(connection_file: str, folder: str):  # type: ignore[no-untyped-def]
     app.shell.events.register("post_execute", _keep_streams())
     _load_beside("cells").install(app, before_each=_compile_once(app.shell))
     _publish_less(app)
+    _load_beside("interrupts").Interrupts().install(app.kernel)
     return app
 
 

@@ -107,6 +107,33 @@ def test_interrupt_ends_the_run_and_nothing_else(picod: Executor) -> None:
     assert picod.client.post("/api/contexts/default/interrupt").json() == {"interrupted": False}
 
 
+@pytest.mark.parametrize("code", ["import time\ntime.sleep(60)", "import asyncio\nawait asyncio.sleep(60)"])
+def test_interrupt_that_comes_as_a_run_begins_ends_it_and_keeps_the_variables(picod: Executor, code: str) -> None:
+    """While its request is on its way, is parsed or is compiled; none is left over for the next run."""
+    long = "pass\n" * 2000  # takes a while to compile
+    run_code(picod, "kept = 7")
+    with ThreadPoolExecutor(1) as pool:
+        for delay in range(12):
+            running = pool.submit(run_code, picod, long + code)
+            time.sleep(delay * 0.004)  # what is tried is a moment, not waited for
+            while not picod.client.post("/api/contexts/default/interrupt").json()["interrupted"]:
+                pass
+            error = running.result()["error"]
+            assert error["name"] in ("KeyboardInterrupt", "CancelledError"), error
+            assert run_code(picod, "kept")["results"] == [{"text/plain": "7"}]
+
+
+def test_interrupt_that_comes_as_a_run_ends_is_not_the_next_runs(picod: Executor) -> None:
+    """Whichever of the two was first, the next run is whole."""
+    with ThreadPoolExecutor(1) as pool:
+        for delay in range(12):
+            running = pool.submit(run_code, picod, "import time; time.sleep(0.02)")
+            time.sleep(delay * 0.004)
+            picod.client.post("/api/contexts/default/interrupt")
+            assert (running.result()["error"] or {"name": "KeyboardInterrupt"})["name"] == "KeyboardInterrupt"
+            assert run_code(picod, "1 + 1")["results"] == [{"text/plain": "2"}]
+
+
 def test_contexts_do_not_see_each_other(picod: Executor) -> None:
     """Several contexts have separate variables; a deleted one no longer exists."""
     made = picod.client.post("/api/contexts", json={"language": "python"})
