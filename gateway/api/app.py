@@ -31,6 +31,9 @@ from gateway.api.loss_report import LossReportingCaller
 from gateway.api.mcp.endpoint import MCPEndpoint
 from gateway.api.mcp.sessions import MCPSessions
 from gateway.api.native import NativeAPI
+from gateway.api.oneshot.dify import DifyAPI
+from gateway.api.oneshot.native import RunAPI
+from gateway.api.oneshot.runs import OneShotRuns
 from gateway.api.openai.containers import ContainersAPI
 from gateway.api.openai.files import ContainerFilesAPI
 from gateway.api.openai.tool_calls import ToolsAPI
@@ -106,7 +109,10 @@ class Surfaces:
         self.tenants = TenantsAPI(tenants, store, lifecycle)
         self._access_tokens = AccessTokens()
         self._e2b = E2BRouter(lifecycle, caller, self._access_tokens, clock)
+        self._runs = OneShotRuns(lifecycle, caller)
         handlers: dict[str, Handler] = {
+            **RunAPI(self._runs, catalog).handlers(),
+            **DifyAPI(self._runs, catalog).handlers(),
             **self.keys.handlers(),
             **self.tenants.handlers(),
             **AgentCubeAPI(lifecycle).handlers(),
@@ -161,7 +167,10 @@ class Surfaces:
             try:
                 await self._e2b.aclose()
             finally:
-                await self._tools.results.aclose()
+                try:
+                    await self._runs.aclose()
+                finally:
+                    await self._tools.results.aclose()
 
 
 def make_routes(

@@ -54,6 +54,8 @@ ACTIONS: Mapping[str, str] = {
     "delete_tenant": "tenant.delete",
     "run_tool_calls": "tool.call",
     "post_mcp_message": "tool.call",
+    "run_once": "run.once",
+    "dify_run": "run.once",
     "e2b_create_sandbox": "session.create",
     "e2b_create_sandbox_v1": "session.create",
     "e2b_kill_sandbox": "session.delete",
@@ -69,7 +71,7 @@ ACTIONS: Mapping[str, str] = {
     "create_container_file": "file.write",
     "delete_container_file": "file.delete",
 }
-_WITH_CONTENT = frozenset(("tool.call",))
+_WITH_CONTENT = frozenset(("tool.call", "run.once"))
 
 
 def audited(operation: str, handler: Handler, audit: AuditLog, clock: Clock) -> Handler:

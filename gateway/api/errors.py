@@ -42,6 +42,7 @@ class ErrorShape(StrEnum):
     AGENTCUBE = "Message"  # {"message": text}
     OPENAI = "OpenAIError"  # {"error": {"message", "type", "param", "code"}}
     E2B = "E2BError"  # {"code": status, "message": text}
+    DIFY = "DifyError"  # {"code": status, "message": text, "data": null}
     MCP = "MCPMessage"  # a JSON-RPC error response without an id
 
 
@@ -116,6 +117,10 @@ def _e2b(error: WakegateError) -> dict[str, Any]:
     return {"code": error.status, "message": public_message(error), "error_code": error.code.lower()}
 
 
+def _dify(error: WakegateError) -> dict[str, Any]:
+    return {"code": -error.status, "message": public_message(error), "data": None}
+
+
 def _mcp(error: WakegateError) -> dict[str, Any]:
     # The HTTP status says what kind of error it is; JSON-RPC has no codes for these.
     return {"jsonrpc": "2.0", "id": None, "error": {"code": _JSONRPC_INVALID_REQUEST, "message": public_message(error)}}
@@ -126,5 +131,6 @@ _DOCUMENTS: Mapping[ErrorShape, Callable[[WakegateError], dict[str, Any]]] = {
     ErrorShape.AGENTCUBE: _agentcube,
     ErrorShape.OPENAI: _openai,
     ErrorShape.E2B: _e2b,
+    ErrorShape.DIFY: _dify,
     ErrorShape.MCP: _mcp,
 }

@@ -92,7 +92,7 @@ async def create_session(
     )
     # ASGI tells of a disconnect only to who waits for the next message. Without this, a client that gives up during a
     # cold start of 30 s leaves a session behind that nobody knows.
-    leaving = asyncio.create_task(_until_left(request), name="watch for a client that leaves")
+    leaving = asyncio.create_task(until_left(request), name="watch for a client that leaves")
     try:
         await asyncio.wait((creating, leaving), return_when=asyncio.FIRST_COMPLETED)
         if leaving.done():
@@ -111,7 +111,8 @@ async def create_session(
         await asyncio.gather(creating, leaving, return_exceptions=True)
 
 
-async def _until_left(request: Request) -> None:
+async def until_left(request: Request) -> None:
+    """Return once the client has disconnected; the request's body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

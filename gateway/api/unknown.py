@@ -15,6 +15,7 @@ from gateway.core.errors import BadRequestError, NotFoundError, WakegateError
 _AGENTCUBE = ("/v1/code-interpreter", "/v1/agent-runtime", "/v1/namespaces", "/health")
 _OPENAI = ("/v1/containers", "/v1/tools", "/v1/tool_calls")
 _E2B = ("/sandboxes", "/v2/sandboxes")
+_DIFY = ("/v1/sandbox",)
 _SANDBOX_API = "/api"
 _HEADERS = "x-session-id: ID, or x-wakegate-runtime: NAMESPACE/NAME for a new session"
 
@@ -25,6 +26,8 @@ def shape_of(path: str) -> ErrorShape:
         return ErrorShape.AGENTCUBE
     if _is_below(path, _OPENAI):
         return ErrorShape.OPENAI
+    if _is_below(path, _DIFY):
+        return ErrorShape.DIFY
     if _is_below(path, _E2B):
         return ErrorShape.E2B
     return ErrorShape.MCP if path == "/mcp" else ErrorShape.NATIVE

@@ -38,7 +38,7 @@ FLAT_AGENTS = b"/api/v1/agents"  # and what is below
 RESERVED_V1 = frozenset((
     b"agent-runtime", b"agents", b"autoscaler", b"caller", b"code-interpreter", b"containers",
     b"keys", b"namespaces",
-    b"runtimes", b"sessions", b"tenants", b"tool_calls", b"tools", b"usage",
+    b"run", b"runtimes", b"sandbox", b"sessions", b"tenants", b"tool_calls", b"tools", b"usage",
 ))  # fmt: skip
 _KINDS = {kind.segment.encode(): kind for kind in Kind}
 _SESSION_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -17,6 +17,7 @@ CREATES = {
     "native": ("POST /v1/sessions", {"runtime": "default/my-interpreter"}),
     "agentcube": ("POST /v1/code-interpreter", {"namespace": "default", "name": "my-interpreter"}),
     "containers": ("POST /v1/containers", {"name": "mine"}),
+    "one-shot run": ("POST /v1/run", {"command": "true"}),
     "data path": ("POST /v1/namespaces/default/code-interpreters/my-interpreter/invocations/api/execute", {}),
 }
 

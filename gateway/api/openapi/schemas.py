@@ -383,6 +383,40 @@ SCHEMAS: dict[str, Schema] = {
     "Executed": obj(
         "stdout stderr exit_code duration", stdout=TEXT, stderr=TEXT, exit_code={"type": "integer"}, duration=NUMBER
     ),
+    "Run": obj(
+        code={**TEXT, "description": "A program; or `command`."},
+        command={"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1}]},
+        language={"enum": ["python", "bash", "javascript"]},
+        files={
+            "description": "By path: text, or bytes in base64.",
+            "type": "object",
+            "maxProperties": 64,
+            "additionalProperties": {"anyOf": [TEXT, obj("base64", base64=TEXT)]},
+        },
+        outputs={**array_of(TEXT), "description": "Files to answer.", "maxItems": 64},
+        timeout=DURATION,
+        runtime=RUNTIME_NAME,
+        results={**FLAG, "description": "Run in a code context: values and pictures are answered as well."},
+    ),
+    "RunAnswer": obj(
+        "stdout stderr",
+        stdout=TEXT,
+        stderr=TEXT,
+        exit_code=nullable({"type": "integer"}),
+        duration=NUMBER,
+        results=array_of({"type": "object"}),
+        error=nullable({"type": "object"}),
+        timed_out=FLAG,
+        files={"type": "object", "additionalProperties": nullable(obj("base64", base64=TEXT))},
+    ),
+    "DifyRun": obj(
+        "language code", language={"enum": ["python3", "nodejs"]}, code=TEXT, preload=TEXT, enable_network=FLAG
+    ),
+    "DifyRan": obj(
+        "code message data", code={"type": "integer"}, message=TEXT, data=obj("stdout error", stdout=TEXT, error=TEXT)
+    ),
+    "DifyAnswer": obj("code message data", code={"type": "integer"}, message=TEXT, data={"type": "object"}),
+    "DifyError": obj("code message", code={"type": "integer"}, message=TEXT, data={"type": "null"}),
     "RunCode": obj(
         "code",
         code=TEXT,

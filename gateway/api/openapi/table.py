@@ -243,6 +243,10 @@ TOOLS: Mapping[str, Operation] = {
                   {"type": "string", "minLength": 16, "maxLength": 256}, "header",
               )), body=ref("ToolCalls"), error="OpenAIError",
               more=(Answer("Progress.", EVENTS, "text/event-stream"),)),
+    "run_once":
+        Operation("POST", "/v1/run", "tools", "Run one program in a sandbox of its own, which then ends.",
+                  _ok("RunAnswer", "It ran; also where it failed or its time was over."), (RUNTIME,),
+                  body=ref("Run")),
     "post_mcp_message":
         Operation("POST", "/mcp", "tools", "The tools over MCP (streamable HTTP).",
               {200: Answer("The answer.", ref("MCPMessage")), 202: Answer("Accepted."),
@@ -357,6 +361,22 @@ E2B: Mapping[str, Operation] = {
         _e2b("PUT", _E2B + "/network", "Not supported.", _NONE),
 }  # fmt: skip
 
+_DIFY_DEPENDENCIES = "/v1/sandbox/dependencies"
+DIFY: Mapping[str, Operation] = {
+    "dify_run":
+        Operation("POST", "/v1/sandbox/run", "dify", "Run a program in a sandbox of its own.", _ok("DifyRan"),
+                  (RUNTIME,), body=ref("DifyRun"), error="DifyError"),
+    "dify_list_dependencies":
+        Operation("GET", _DIFY_DEPENDENCIES, "dify", "Packages that code can import.", _ok("DifyAnswer"),
+                  error="DifyError", sandbox=False),
+    "dify_update_dependencies":
+        Operation("POST", _DIFY_DEPENDENCIES + "/update", "dify", "The same: nothing is installed.",
+                  _ok("DifyAnswer"), error="DifyError", sandbox=False),
+    "dify_refresh_dependencies":
+        Operation("GET", _DIFY_DEPENDENCIES + "/refresh", "dify", "The same.", _ok("DifyAnswer"), error="DifyError",
+                  sandbox=False),
+}  # fmt: skip
+
 # Every operation of the control surfaces by name: the router (api/app.py) and /openapi.json are both made from this.
 CONTROL: Mapping[str, Operation] = {
     **NATIVE,
@@ -368,5 +388,6 @@ CONTROL: Mapping[str, Operation] = {
     **CONTAINERS,
     **AGENTCUBE,
     **E2B,
+    **DIFY,
     **HEALTH,
 }
