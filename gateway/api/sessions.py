@@ -39,6 +39,11 @@ def named_session(request: Request, in_body: str | None = None) -> SessionId | N
     return None
 
 
+def is_session_id(text: str) -> bool:
+    """Whether a text has the form of a session's id."""
+    return _SESSION_ID.fullmatch(text) is not None
+
+
 def choose_runtime(catalog: RuntimeCatalog, request: Request, in_body: Any = None) -> Runtime:
     """The code interpreter for a new session: the named one, else my-interpreter, else the only one.
 

@@ -64,7 +64,7 @@ def sessions_of(server: Server) -> set[str]:
 async def test_mcp_session_is_a_session_that_ends_with_the_client(server: Server) -> None:
     """Files and failures as on the other surfaces; afterwards nothing is left of it."""
     before = sessions_of(server)
-    async with connect(server) as client:
+    async with connect(server, mode="legacy") as client:
         tools = (await client.list_tools()).tools
         assert [tool.name for tool in tools] == ["run_python", "run_shell", "read_file", "write_file", "list_files"]
         assert tools[2].annotations is not None
@@ -94,7 +94,7 @@ async def test_mcp_session_named_by_header_is_not_ended_by_its_client(server: Se
 
 async def test_mcp_pictures_are_image_content(server: Server) -> None:
     """The bytes are those of the file."""
-    async with connect(server) as client:
+    async with connect(server, mode="legacy") as client:
         made = await client.call_tool("run_shell", {"command": f"echo {PICTURE} | base64 -d > p.png"})
         assert not made.is_error
         (content,) = (await client.call_tool("read_file", {"path": "p.png"})).content
@@ -109,7 +109,7 @@ async def test_mcp_progress_has_the_output(server: Server) -> None:
     async def progress(progress: float, total: float | None, message: str | None) -> None:
         told.append(message or "")
 
-    async with connect(server) as client:
+    async with connect(server, mode="legacy") as client:
         code = "import time\nprint('first', flush=True)\ntime.sleep(0.5)\nprint('second')\n'value'"
         result = await client.call_tool("run_python", {"code": code}, progress_callback=progress)
         assert text_of(result) == "first\nsecond\n'value'"
@@ -153,9 +153,59 @@ def test_mcp_endpoint_answers_clients_that_break_the_rules(server: Server) -> No
     unused = http.post("/mcp", json=INITIALIZE, headers=ACCEPT).headers["mcp-session-id"]
     assert http.delete("/mcp", headers={"mcp-session-id": unused}).status_code == 204
     assert http.post("/mcp", json=call | run, headers={**ACCEPT, "mcp-session-id": unused}).status_code == 404
-    newest = http.post("/mcp", json=call, headers={**ACCEPT, "mcp-protocol-version": "2026-07-28"})
-    assert newest.json()["error"]["code"] == -32022
-    assert "2025-06-18" in newest.json()["error"]["data"]["supported"]
+    unknown = http.post("/mcp", json=call, headers={**ACCEPT, "mcp-protocol-version": "2031-01-01"})
+    assert (unknown.status_code, "error" in unknown.json()) == (400, True)
+
+
+@pytest.mark.parametrize("mode", ["2026-07-28", "auto"])
+async def test_handle_of_the_first_result_leads_to_the_same_session(server: Server, mode: str) -> None:
+    """Without a handshake: discovery, a session by the first call, and its files by its handle; another has none."""
+    before = sessions_of(server)
+    async with connect(server, mode=mode) as client:
+        tools = (await client.list_tools()).tools
+        assert all("session" in tool.input_schema["properties"] for tool in tools)
+        assert sessions_of(server) == before  # who only looks costs nothing
+        first = await client.call_tool("run_shell", {"command": "echo kept > a.txt; echo hi"})
+        assert first.structured_content is not None
+        handle = first.structured_content["session"]
+        assert first.structured_content["output"] == "hi"
+        assert f"session: {handle}" in text_of(first)
+        again = await client.call_tool("read_file", {"path": "a.txt", "session": handle})
+        assert (text_of(again), again.structured_content) == ("kept\n", None)
+        assert server.client.post(f"/v1/sessions/{handle}/hibernate").status_code == 200
+        assert text_of(await client.call_tool("read_file", {"path": "a.txt", "session": handle})) == "kept\n"
+        other = await client.call_tool("read_file", {"path": "a.txt"})
+        assert other.is_error
+        assert sessions_of(server) - before >= {handle}
+        unknown = await client.call_tool("list_files", {"session": "nobody-knows-it"})
+        assert unknown.is_error
+        assert "nothing was run" in text_of(unknown)
+
+
+def test_requests_without_a_handshake_are_checked_before_a_session_is_made(server: Server) -> None:
+    """Headers that disagree with the body, a missing envelope, a handle that is no id: refused, and no session."""
+    before = sessions_of(server)
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {},
+        "io.modelcontextprotocol/clientInfo": {"name": "bare", "version": "1"},
+    }
+    headers = {
+        **ACCEPT, "mcp-protocol-version": "2026-07-28", "mcp-method": "tools/call", "mcp-name": "run_shell",
+    }  # fmt: skip
+
+    def call(headers: dict[str, str], meta: dict[str, Any], **arguments: Any) -> Any:
+        params = {"name": "run_shell", "arguments": {"command": "true", **arguments}, "_meta": meta}
+        body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+        return server.client.post("/mcp", json=body, headers=headers)
+
+    assert call({**headers, "mcp-name": "read_file"}, meta).status_code == 400
+    assert call({**headers, "mcp-method": "tools/list"}, meta).status_code == 400
+    assert call(headers, {}).status_code == 400
+    for odd in (5, "", "../x", "a" * 200, ["a"]):
+        assert "error" in call(headers, meta, session=odd).json()
+    assert sessions_of(server) == before
+    assert call(headers, meta).json()["result"]["structuredContent"]["session"] in sessions_of(server)
 
 
 def test_first_calls_that_come_at_once_share_the_session(server: Server) -> None:

@@ -5,8 +5,8 @@ a session's id. So it hibernates and wakes like any other session, and any repli
 the SDK runs stateless. `initialize` gives out a signed id, the first call of a tool makes the session (sessions.py),
 and the client's DELETE ends it.
 
-Clients of the protocol's 2026-07-28 revision send no handshake and have no MCP session. With `x-session-id` they are
-served as well; without it they get an error that lists the versions with a handshake, to which they fall back.
+Clients of the protocol's 2026-07-28 revision send no handshake and have no MCP session: each request says its version
+and capabilities. Each tool takes a handle, `session`; a call without one makes a session, and its result names it.
 
 Importing the SDK takes most of a second and 30 MB, so that is done when the first client comes (server.py).
 """
@@ -26,17 +26,11 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.api.errors import Handler, ParamError
-from gateway.api.http import JSON, read_bytes, session_headers
+from gateway.api.http import read_bytes, session_headers
 from gateway.api.loss_report import LossReport
-from gateway.api.mcp.protocol import (
-    HANDSHAKE_VERSIONS,
-    MAX_BODY_BYTES,
-    SESSION_HEADER,
-    UNSUPPORTED_VERSION,
-    VERSION_HEADER,
-)
+from gateway.api.mcp.protocol import HANDLE, HANDSHAKE_VERSIONS, MAX_BODY_BYTES, SESSION_HEADER, VERSION_HEADER
 from gateway.api.mcp.sessions import MCPSessions
-from gateway.api.sessions import choose_runtime, named_session
+from gateway.api.sessions import choose_runtime, is_session_id, named_session
 from gateway.api.tools.service import ToolService
 from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import SessionId
@@ -91,9 +85,9 @@ class MCPEndpoint:
         # made.
         session_id = named_session(request) or _mcp_session(request)
         version = request.headers.get(VERSION_HEADER)
-        # A revision without a handshake, and no session to run in: the client can only be told to fall back.
         if version is not None and version not in HANDSHAKE_VERSIONS and named_session(request) is None:
-            return _handshake_required(message, version)
+            self._find_handle(request, message)
+            return _SDKResponse(await self._loaded(), body, {}, self._acknowledge)
         headers: Mapping[str, str] = {}
         method = message.get("method")
         if method == "initialize":
@@ -117,6 +111,22 @@ class MCPEndpoint:
         if message.get("method") == "notifications/cancelled":
             server.cancel(session_id, message.get("params"))
         return _SDKResponse(server, body, headers, self._acknowledge)
+
+    def _find_handle(self, request: Request, message: Mapping[str, Any]) -> None:
+        """Put the session that a call's `session` names into the request's state, or a new id, for the server.
+
+        An id costs nothing: the server makes its session once the SDK has found the message well-formed.
+        """
+        if message.get("method") != "tools/call":
+            return
+        params = message.get("params")
+        arguments = params.get("arguments") if isinstance(params, dict) else None
+        handle = arguments.get(HANDLE) if isinstance(arguments, dict) else None
+        request.state.has_handle = handle is not None
+        if handle is None:
+            request.state.session_id = self._reserve(request)
+        elif isinstance(handle, str) and is_session_id(handle):
+            request.state.session_id = SessionId(handle)
 
     def _reserve(self, request: Request) -> SessionId:
         """The id of a new client's session, of which nothing is stored yet; `/mcp?runtime=` chooses its runtime."""
@@ -192,20 +202,6 @@ def _peek(body: bytes) -> Mapping[str, Any]:
 def _mcp_session(request: Request) -> SessionId | None:
     value = request.headers.get(SESSION_HEADER)
     return SessionId(value) if value else None
-
-
-def _handshake_required(message: Mapping[str, Any], version: str) -> Response:
-    error = {
-        "code": UNSUPPORTED_VERSION,
-        "message": "sessions need a handshake here: send initialize, or name a session with x-session-id",
-        "data": {"supported": list(HANDSHAKE_VERSIONS), "requested": version[:64]},
-    }
-    return JSON({"jsonrpc": "2.0", "id": _id_of(message), "error": error}, 400)
-
-
-def _id_of(message: Mapping[str, Any]) -> str | int | None:
-    value = message.get("id")
-    return value if isinstance(value, str | int) and not isinstance(value, bool) else None
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

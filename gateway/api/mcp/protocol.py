@@ -6,5 +6,5 @@ SESSION_HEADER = "mcp-session-id"
 RESTORED_META = "wakegate/restored"  # in _meta of a result: the value of x-wakegate-restored
 VERSION_HEADER = "mcp-protocol-version"
 HANDSHAKE_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
-UNSUPPORTED_VERSION = -32022  # JSON-RPC code of the 2026-07-28 revision
+HANDLE = "session"  # the argument of each tool that names the session, from the 2026-07-28 revision on
 MAX_BODY_BYTES = 32 << 20

@@ -23,7 +23,14 @@ from gateway import __version__
 from gateway.api.errors import ParamError
 from gateway.api.file_links import link_of
 from gateway.api.loss_report import LossReport, new_loss_report
-from gateway.api.mcp.protocol import MAX_BODY_BYTES, RESTORED_META, SESSION_HEADER
+from gateway.api.mcp.protocol import (
+    HANDLE,
+    HANDSHAKE_VERSIONS,
+    MAX_BODY_BYTES,
+    RESTORED_META,
+    SESSION_HEADER,
+    VERSION_HEADER,
+)
 from gateway.api.mcp.sessions import MCPSessions
 from gateway.api.sessions import choose_runtime, named_session
 from gateway.api.tools.calls import Call
@@ -45,6 +52,10 @@ _INSTRUCTIONS = (
     "An isolated Linux computer of this session's own. Its files, and the variables of run_python, stay from call to "
     "call and while nobody uses it. It has no network. Work in /workspace."
 )
+_HANDLE_SCHEMA = {
+    "type": "string",
+    "description": "The session to work in, as the first result named it. Without it a new, empty session is made.",
+}
 
 
 class ToolServer:
@@ -59,6 +70,8 @@ class ToolServer:
             "wakegate",
             version=__version__,
             instructions=_INSTRUCTIONS,
+            # No parameter is taken from a header, and without this the SDK would list all tools for each call.
+            get_tool_input_schema=lambda _: None,
             on_list_tools=self._list,
             on_call_tool=self._call,
         )
@@ -86,31 +99,53 @@ class ToolServer:
             if session_id is not None:
                 tools = await self._sessions.tools(session_id)
             else:
-                tools = tools_of(choose_runtime(self._catalog, _request_of(context)))
+                request = _request_of(context)
+                tools = tools_of(choose_runtime(self._catalog, request, request.query_params.get("runtime")))
         except WakegateError as error:
             raise MCPError(types.INVALID_PARAMS, str(error)) from error
         described = describe(list(tools.values()), ToolFormat.MCP)
+        if _takes_handle(_request_of(context)):
+            described = [_with_handle(each) for each in described]
         return types.ListToolsResult(tools=[types.Tool.model_validate(each) for each in described])
 
     async def _call(
         self, context: ServerRequestContext[Any], params: types.CallToolRequestParams
     ) -> types.CallToolResult:
-        session_id = _session_of(context)
+        request, arguments = _request_of(context), dict(params.arguments or {})
+        takes_handle = _takes_handle(request)
+        makes_session = False
+        if takes_handle:
+            arguments.pop(HANDLE, None)
+            makes_session = not getattr(request.state, "has_handle", True)
+            session_id: SessionId | None = getattr(request.state, "session_id", None)
+            if session_id is None:
+                raise MCPError(types.INVALID_PARAMS, f"{HANDLE}: expected a session's id, as a result named it")
+        else:
+            session_id = _session_of(context)
         if session_id is None:
             raise MCPError(types.INVALID_REQUEST, "no session: send initialize first, or name one with x-session-id")
-        call = Call(str(context.request_id), params.name, params.arguments or {})
+        call = Call(str(context.request_id), params.name, arguments)
         report = new_loss_report()
         try:
+            if takes_handle:
+                await self._sessions.ensure(session_id)
             _, tools = await self._service.open(session_id)
         except WakegateError as error:
             result = failure(error.code.lower(), f"{public_message(error)}; nothing was run")
         else:
-            result = await self._run_reporting(context, session_id, tools, call)
-        _request_of(context).state.loss_report = report  # endpoint.py acknowledges it once the answer is delivered
-        return _answer(context, session_id, result, report)
+            # A first result has its text twice.
+            max_bytes = _MAX_ANSWER_BYTES // 2 if makes_session else _MAX_ANSWER_BYTES
+            result = await self._run_reporting(context, session_id, tools, call, max_bytes)
+        request.state.loss_report = report  # endpoint.py acknowledges it once the answer is delivered
+        return _answer(context, session_id, result, report, names_session=makes_session)
 
     async def _run_reporting(
-        self, context: ServerRequestContext[Any], session_id: SessionId, tools: Mapping[str, Tool], call: Call
+        self,
+        context: ServerRequestContext[Any],
+        session_id: SessionId,
+        tools: Mapping[str, Tool],
+        call: Call,
+        max_bytes: int,
     ) -> ToolResult:
         """Run a call with a progress notification every few seconds; cancel it when the client cancels or leaves."""
         report = _Reporter(context)
@@ -122,7 +157,7 @@ class ToolServer:
                 tools,
                 call,
                 report.add_output if wants else None,
-                max_bytes=_MAX_ANSWER_BYTES,
+                max_bytes=max_bytes,
             )
         )
         key = (session_id, context.request_id or "")
@@ -209,9 +244,28 @@ def _session_of(context: ServerRequestContext[Any]) -> SessionId | None:
     return SessionId(value) if value else None
 
 
+def _takes_handle(request: Request) -> bool:
+    """Whether a client's revision has no MCP sessions, and the client names none with a header of its own."""
+    version = request.headers.get(VERSION_HEADER)
+    return version is not None and version not in HANDSHAKE_VERSIONS and named_session(request) is None
+
+
+def _with_handle(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool's description with the optional handle."""
+    schema = tool["inputSchema"]
+    properties = {**schema.get("properties", {}), HANDLE: _HANDLE_SCHEMA}
+    return {**tool, "inputSchema": {**schema, "properties": properties}}
+
+
 def _answer(
-    context: ServerRequestContext[Any], session_id: SessionId, result: ToolResult, report: LossReport
+    context: ServerRequestContext[Any],
+    session_id: SessionId,
+    result: ToolResult,
+    report: LossReport,
+    *,
+    names_session: bool,
 ) -> types.CallToolResult:
+    """A result. `names_session`: it is the first of a session that no one knows yet."""
     content: list[types.ContentBlock] = []
     base_url = str(_request_of(context).base_url)
     # An answer of pictures alone has no empty text before them.
@@ -219,8 +273,14 @@ def _answer(
     lines += [link_of(base_url, session_id, each).line() for each in result.originals if not each.is_known]
     if report.restored is not None:
         lines.append(report.text())
+    structured: dict[str, Any] | None = None
+    if names_session:
+        structured = {HANDLE: session_id, "output": "\n".join(lines)}
+        lines.append(f"[{HANDLE}: {session_id}; pass it with the next call to go on with these files and variables]")
     if lines:
         content.append(types.TextContent(text="\n".join(lines)))
     content += [types.ImageContent(data=image.data, mime_type=image.mime) for image in result.images]
     meta = {} if report.restored is None else {RESTORED_META: report.restored}
-    return types.CallToolResult(content=content, is_error=result.failed, _meta=meta or None)
+    return types.CallToolResult(
+        content=content, structured_content=structured, is_error=result.failed, _meta=meta or None
+    )
