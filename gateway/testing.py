@@ -16,7 +16,7 @@ from gateway.app.gateway import Gateway
 from gateway.core.clock import Clock, SystemClock
 from gateway.core.errors import (
     RuntimeNotFoundError,
-    SandboxStartError,
+    SandboxGoneError,
     SnapshotNotFoundError,
     UpstreamBrokenError,
     WakegateError,
@@ -167,7 +167,7 @@ class ScriptedProvider:
     async def restore(self, reference: str, sandbox_id: SandboxId, session_id: SessionId) -> None:
         """Move the contents into the sandbox, which consumes the reference."""
         if sandbox_id not in self._sandboxes:
-            raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was restored")
+            raise SandboxGoneError(f"sandbox {sandbox_id} ended before its workspace was restored")
         await self.check(reference)
         self.contents[sandbox_id], _ = self.parked.pop(reference)
         self._restored[sandbox_id] = reference

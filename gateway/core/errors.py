@@ -281,6 +281,10 @@ class SandboxStartError(UnavailableError):
     code = "SANDBOX_START_FAILED"
 
 
+class SandboxGoneError(SandboxStartError):
+    """A sandbox ended before its session's workspace was in it: another sandbox may do. No request has reached it."""
+
+
 class OwnerAwayError(UnavailableError):
     """Only another gateway can reach the session's sandbox or parked workspace, and that gateway is not running."""
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from gateway.core.background import Tasks
 from gateway.core.clock import Clock
-from gateway.core.errors import DrainingError, FencedOutError, RuntimeNotFoundError, StaleWriteError
+from gateway.core.errors import DrainingError, FencedOutError, RuntimeNotFoundError, SandboxGoneError, StaleWriteError
 from gateway.core.identity import current
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
 from gateway.core.model import Runtime, RuntimeKey, Sandbox, SandboxId, Session, SessionId, SessionState, StartKind
@@ -31,6 +31,9 @@ from gateway.sessions.transitions import RollbackError, Transitions
 logger = logging.getLogger(__name__)
 
 NOTHING_RESTORED = "none"
+# A wake takes so many sandboxes one after the other that end while they are given its workspace. Of an ordinary pool no
+# two do; where all do, a runtime is broken, and each further try would cost other sessions a warm sandbox.
+_MAX_SANDBOXES_PER_WAKE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +162,33 @@ class SessionOpener:
         """Claim a sandbox for a session without one, and restore its workspace if there is one. Lock held."""
         runtime = require_runtime(self._catalog, session.runtime)
         event = "session.started" if session.state is SessionState.CREATING else "session.woken"
-        sandbox, claim_s = await self._claim(session, runtime)
+        if session.state is SessionState.HIBERNATED:
+            gap = self._clock.now() - session.last_active_at
+            woken = self._woken
+        else:
+            gap, woken = 0.0, []
+        for tried in range(1, _MAX_SANDBOXES_PER_WAKE + 1):
+            sandbox, claim_s = await self._claim(session, runtime, gap, woken)
+            try:
+                opened = await self._bind(session, sandbox, runtime, claim_s)
+            except SandboxGoneError:
+                # No request has reached it, and the workspace is whole again where it was kept.
+                if tried == _MAX_SANDBOXES_PER_WAKE:
+                    raise
+                logger.info("session %s: sandbox %s ended while it was woken; trying another", session.id, sandbox.id)
+                session, woken = await self._ownership.require(session.id), []
+            else:
+                break
+        self._records.tell(
+            event, opened.session, start=opened.start, sandbox=sandbox.id, restored=opened.session.restored or ""
+        )
+        return opened
+
+    async def _bind(self, session: Session, sandbox: Sandbox, runtime: Runtime, claim_s: float) -> Opened:
+        """Give a session the sandbox that was claimed for it; if that fails, nothing of it is left bound.
+
+        Raises SandboxGoneError where only this sandbox is at fault, and what else Transitions.restore raises.
+        """
         began = self._clock.monotonic()
         if session.state is SessionState.LOST:
             restored = NOTHING_RESTORED if session.snapshot_at is None else rfc3339(session.snapshot_at)
@@ -187,19 +216,21 @@ class SessionOpener:
                 await self._quotas.settled(session)
             raise
         restore_s = self._clock.monotonic() - began
-        start = session.start or sandbox.start
-        self._records.tell(event, session, start=start, sandbox=sandbox.id, restored=session.restored or "")
         return Opened(session, sandbox, session.start or sandbox.start, session.restored, claim_s, restore_s)
 
-    async def _claim(self, session: Session, runtime: Runtime) -> tuple[Sandbox, float]:
-        """A sandbox for a session without one, within its tenant's quota. A refusal leaves it as it was."""
+    async def _claim(
+        self, session: Session, runtime: Runtime, gap: float, woken: Sequence[GapListener]
+    ) -> tuple[Sandbox, float]:
+        """A sandbox for a session without one, within its tenant's quota. A refusal leaves it as it was.
+
+        `woken` are told that it wakes `gap` seconds after its last use.
+        """
         if not self._records.shared:
             # As in Lifecycle.create; where gateways share the store, taking the session's lease was such a write.
             await self._records.store.ping()
         await self._quotas.reserve_sandbox(session.tenant, session.id, runtime, session)
-        if session.state is SessionState.HIBERNATED:
-            for listener in self._woken:
-                listener(session.id, session.runtime, self._clock.now() - session.last_active_at)
+        for listener in woken:
+            listener(session.id, session.runtime, gap)
         try:
             sandbox, took = await self._admission.claim(
                 runtime, session.id, tenant=session.tenant, bound=len(self._bindings)

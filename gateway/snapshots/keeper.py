@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from gateway.core.clock import Clock
-from gateway.core.errors import SandboxStartError, SettingsError, SnapshotNotFoundError, UpstreamConnectError
+from gateway.core.errors import (
+    SandboxGoneError,
+    SettingsError,
+    SnapshotNotFoundError,
+    UpstreamBrokenError,
+    UpstreamConnectError,
+)
 from gateway.core.interfaces import Executor, SnapshotStore, WorkspaceKeeper
 from gateway.core.model import Sandbox, SandboxId, SessionId, SnapshotRef, is_snapshot
 from gateway.core.settings import Settings
@@ -115,11 +121,19 @@ class SnapshotKeeper:
             return await self._parked(reference).restore(reference, sandbox_id, session_id)
         sandbox = await self._provider.find(sandbox_id)
         if sandbox is None:
-            raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was restored")
+            raise SandboxGoneError(f"sandbox {sandbox_id} ended before its workspace was restored")
         async with aclosing(self._store.get(SnapshotRef(reference))) as chunks, self._restoring(sandbox_id):
             # The store yields the last piece only after it has verified the whole, and picod discards an incomplete
             # stream, so a damaged snapshot cannot become a workspace.
-            await self._executor.restore(sandbox, session_id, chunks)
+            try:
+                await self._executor.restore(sandbox, session_id, chunks)
+            except (UpstreamConnectError, UpstreamBrokenError) as error:
+                # A pod that fails under a claim is the common case on a node that goes; only then is another tried.
+                if await self._provider.find(sandbox_id) is not None:
+                    raise
+                raise SandboxGoneError(
+                    f"sandbox {sandbox_id} ended while its workspace was restored: {error}"
+                ) from error
         return reference
 
     async def check(self, reference: str) -> None:

@@ -11,8 +11,14 @@ from unittest import mock
 
 import pytest
 
-from gateway.core.errors import SandboxStartError, SessionNotFoundError, SnapshotError, StoreUnavailableError
-from gateway.core.model import HibernationMode, Session, SessionId, SessionState
+from gateway.core.errors import (
+    SandboxGoneError,
+    SandboxStartError,
+    SessionNotFoundError,
+    SnapshotError,
+    StoreUnavailableError,
+)
+from gateway.core.model import HibernationMode, SandboxId, Session, SessionId, SessionState
 from gateway.sessions.activation import Opened
 from tests.support.scripted import KEY
 from tests.support.session_world import World
@@ -155,3 +161,54 @@ async def test_wake_that_cannot_be_undone_leaves_the_workspace_where_it_is(world
         await world.opener.open(session)
     assert (await world.record(session)).state is SessionState.WAKING
     assert await contents(world, session) == "precious"
+
+
+@contextmanager
+def sandboxes_ending(world: World, count: int) -> Iterator[None]:
+    """The next `count` sandboxes that are claimed end before a workspace is in them."""
+    real, left = world.provider.restore, count
+
+    async def restore(reference: str, sandbox_id: SandboxId, session_id: SessionId) -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            world.provider.end(sandbox_id, "was killed")
+        await real(reference, sandbox_id, session_id)
+
+    with mock.patch.object(world.provider, "restore", restore):
+        yield
+
+
+async def test_wake_takes_another_sandbox_when_one_ends_before_the_workspace_is_in_it(world: World) -> None:
+    """A warm sandbox that was killed a moment ago is no reason to refuse a request: nothing of it has been sent."""
+    session = (await asleep(world)).session.id
+    gaps: list[SessionId] = []
+    world.opener.on_wake(lambda name, runtime, seconds: gaps.append(name))
+    before = world.provider.claims
+    with sandboxes_ending(world, 2):
+        opened = await world.opener.open(session)
+    assert world.provider.contents[opened.sandbox.id] == "precious"
+    assert opened.session.state is SessionState.ACTIVE
+    assert world.provider.claims - before == 3
+    assert gaps == [session]  # it woke once
+    assert [each.id for each in await world.provider.list()] == [opened.sandbox.id]
+
+
+async def test_wake_gives_up_when_every_sandbox_ends(world: World) -> None:
+    """Sandboxes that end one after the other are a broken runtime: the wake is refused, and the files stay."""
+    session = (await asleep(world)).session.id
+    before = world.provider.claims
+    with sandboxes_ending(world, 100), pytest.raises(SandboxGoneError):
+        await world.opener.open(session)
+    assert world.provider.claims - before == 3
+    assert (await world.record(session)).state is SessionState.HIBERNATED
+    assert await contents(world, session) == "precious"
+
+
+async def test_wake_that_fails_for_another_reason_costs_one_sandbox(world: World) -> None:
+    """A workspace that cannot be moved could not be moved into the next sandbox either."""
+    session = (await asleep(world)).session.id
+    before = world.provider.claims
+    with failing_restore(world), pytest.raises(SandboxStartError):
+        await world.opener.open(session)
+    assert world.provider.claims - before == 1

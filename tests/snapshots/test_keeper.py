@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 
 from gateway.core.clock import SystemClock
 from gateway.core.errors import (
+    SandboxGoneError,
     SnapshotCorruptError,
     SnapshotError,
     SnapshotKeyError,
@@ -268,6 +269,29 @@ async def test_picod_that_dies_during_a_wake_costs_a_sandbox_only(
     assert await world.keeper.rollback(ref, new.id, SESSION) == ref
     await world.keeper.restore(ref, (await world.claim()).id, SESSION)
     assert (target.workspace / "noise").read_bytes() == data
+
+
+async def test_sandbox_that_ended_during_a_wake_is_told_from_one_that_failed(
+    tmp_path: Path, source: Executor, target: Executor
+) -> None:
+    """Where the engine has seen its end, another sandbox may do: the wake goes on with one."""
+    with picod_process("--auth", "none") as doomed:
+        world = World(tmp_path, (source, doomed, target))
+        noise(source, 16 * MEGABYTE)
+        ref = await world.keep(await world.claim())
+        new = await world.claim()
+
+        async def killing(chunks: Chunks) -> AsyncIterator[bytes]:
+            async for chunk in chunks:
+                if doomed.process.poll() is None:
+                    doomed.process.send_signal(signal.SIGKILL)
+                    doomed.process.wait()
+                    world.provider.end(new.id, "was killed")
+                yield chunk
+
+        world.store.on_get = killing
+        with pytest.raises(SandboxGoneError, match=f"sandbox {new.id} ended while its workspace was restored"):
+            await world.keeper.restore(ref, new.id, SESSION)
 
 
 async def test_workspace_without_room_is_reported(tmp_path: Path, source: Executor) -> None:

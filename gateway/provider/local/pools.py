@@ -17,7 +17,7 @@ from gateway.core.background import Tasks
 from gateway.core.clock import Clock
 from gateway.core.errors import RuntimeNotFoundError, SandboxStartError
 from gateway.core.model import PoolStatus, Runtime, RuntimeKey, Sandbox, SessionId, StartKind
-from gateway.provider.local.pool_state import PoolState
+from gateway.provider.local.pool_state import MAX_FAILED_STARTS, PoolState
 from gateway.provider.local.process import StartFailedError
 from gateway.provider.local.registry import SandboxRegistry
 from gateway.provider.local.sandbox import LocalSandbox
@@ -97,14 +97,22 @@ class Pools:
 
     async def claim(self, runtime: RuntimeKey, session_id: SessionId) -> Sandbox:
         """A warm sandbox at once, else the next that is ready. Raises RuntimeNotFoundError, SandboxStartError."""
-        pool = self._pool(runtime)
+        # One whose processes end in the step between its arrival and here is no reason to refuse: another is claimed.
+        # Three in a row are no accident.
+        for _ in range(MAX_FAILED_STARTS):
+            sandbox, start = await self._next(self._pool(runtime), runtime)
+            if sandbox.is_alive:
+                return sandbox.claim(session_id, start)
+        raise _start_error(runtime, f"sandbox {sandbox.id} ended as soon as it was ready", 0.0)
+
+    async def _next(self, pool: _Pool, runtime: RuntimeKey) -> tuple[LocalSandbox, StartKind]:
+        """The sandbox that has been warm longest, else the next that is ready, which may have ended already."""
         now = self._clock.monotonic()
         sandbox = pool.state.take(lambda sandbox: sandbox.is_alive)
         if sandbox is not None:
             pool.state.confirm_healthy(now - sandbox.born)
-            claimed = sandbox.claim(session_id, StartKind.WARM)
             self._fill(pool)
-            return claimed
+            return sandbox, StartKind.WARM
         if not self._running:
             raise SandboxStartError("this gateway is not running sandboxes now")
         pause = pool.state.refusal(now)
@@ -114,7 +122,7 @@ class Pools:
         pool.state.waiters.append(waiter)
         self._fill(pool, urgent=True)
         try:
-            sandbox = await waiter
+            return await waiter, StartKind.COLD
         except asyncio.CancelledError:
             if waiter in pool.state.waiters:
                 pool.state.waiters.remove(waiter)
@@ -122,9 +130,6 @@ class Pools:
                 # It was handed over as its caller was cancelled; a sandbox is never bound twice.
                 self._registry.end_soon([waiter.result()])
             raise
-        if not sandbox.is_alive:  # its processes can end in the step between its arrival and here
-            raise _start_error(runtime, f"sandbox {sandbox.id} ended as soon as it was ready", 0.0)
-        return sandbox.claim(session_id, StartKind.COLD)
 
     def resize(self, runtime: RuntimeKey, warm: int) -> None:
         """Set the number of warm sandboxes. Raises RuntimeNotFoundError."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -59,6 +60,21 @@ class Process:
     def pid(self) -> int:
         """Of the outermost process."""
         return self._popen.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended, or is about to as its namespace's first process has. Asks the kernel: 2 us.
+
+        `exited` alone resolves a turn of the event loop after the end or later: 40 ms and more on a machine in which
+        200 sandboxes are being woken, and in that time a claim would take a sandbox that is dead.
+        """
+        if self.exited.done():
+            return True
+        ended = select.poll()
+        for pidfd in (self._pidfd, self._inner):
+            if pidfd is not None:
+                ended.register(pidfd, select.POLLIN)
+        return bool(ended.poll(0))
 
     @classmethod
     async def start_bubblewrap(

@@ -45,7 +45,7 @@ class LocalSandbox:
     @property
     def is_alive(self) -> bool:
         """Its processes have not ended."""
-        return self.state is not SandboxState.ENDED and not self.process.exited.done()
+        return self.state is not SandboxState.ENDED and not self.process.has_ended
 
     def claim(self, session: SessionId, start: StartKind) -> Sandbox:
         """Bind it to a session, once. Raises RuntimeError when it is not warm."""

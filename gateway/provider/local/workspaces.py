@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from gateway.core.clock import Clock
-from gateway.core.errors import SandboxStartError, SnapshotError, SnapshotNotFoundError
+from gateway.core.errors import SandboxGoneError, SandboxStartError, SnapshotError, SnapshotNotFoundError
 from gateway.core.model import SandboxId, SessionId, SnapshotRef, is_snapshot
 from gateway.provider.local.disk_quota import DiskWatch
 from gateway.provider.local.registry import SandboxRegistry
@@ -82,11 +82,11 @@ class Workspaces:
     async def restore(self, reference: str, sandbox_id: SandboxId) -> None:
         """Move a parked workspace into a sandbox's; what was parked is consumed.
 
-        Raises SandboxStartError, SnapshotNotFoundError.
+        Raises SandboxGoneError, SandboxStartError, SnapshotNotFoundError.
         """
         sandbox = self._registry.get(sandbox_id)
-        if sandbox is None or self._state_dir is None:
-            raise SandboxStartError(f"sandbox {sandbox_id} ended before its workspace was restored")
+        if sandbox is None or not sandbox.is_alive or self._state_dir is None:
+            raise SandboxGoneError(f"sandbox {sandbox_id} ended before its workspace was restored")
         await self.check(reference)
         try:
             session = SessionId(reference)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import shutil
 import signal
 from dataclasses import replace
@@ -13,12 +14,12 @@ import pytest
 
 from gateway.core.clock import SystemClock
 from gateway.core.errors import SandboxStartError, SettingsError
-from gateway.core.model import Limits, PoolSpec, Runtime, SessionId, StartKind
+from gateway.core.model import Limits, PoolSpec, Runtime, SandboxId, SessionId, StartKind
 from gateway.provider.local import LocalProvider
 from gateway.provider.local.registry import SandboxRegistry
 from gateway.provider.local.sandbox import LocalSandbox
 from tests.support.local_engine import KEY, SANDBOX_PYTHON, execute, filled, runtime, serving
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT_S, eventually
 
 
 async def test_warm_claim_awaits_nothing(tmp_path: Path) -> None:
@@ -61,6 +62,42 @@ async def test_warm_sandbox_that_dies_is_replaced(tmp_path: Path) -> None:
         await eventually(replaced, "another sandbox is in the pool")
         assert (await provider.status(KEY)).failures == 1  # it died young
         assert (await provider.claim(KEY, SessionId("s1"))).id != dead.id
+
+
+async def test_warm_sandbox_that_was_killed_is_not_claimed(tmp_path: Path) -> None:
+    """Not even before the event loop has been told of its end: the kernel is asked, and another is given."""
+    async with serving(tmp_path, runtime(warm=2)) as provider:
+        await filled(provider)
+        first, second = await provider.list()
+        pidfd = os.pidfd_open(provider.pid(first.id))
+        try:
+            os.kill(provider.pid(first.id), signal.SIGKILL)
+            select.select([pidfd], [], [], LIMIT_S)  # blocks the event loop, so that nobody can have told the pool
+        finally:
+            os.close(pidfd)
+        assert await provider.find(first.id) is None
+        assert (await provider.claim(KEY, SessionId("s1"))).id == second.id
+
+
+async def test_claim_takes_the_next_sandbox_when_one_ends_as_it_is_handed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cold start that ends in the step before its claim goes on is replaced by another, without an error."""
+    start, doomed = SandboxRegistry.start, list[SandboxId]()
+
+    async def one_doomed(self: SandboxRegistry, runtime: Runtime) -> LocalSandbox:
+        sandbox = await start(self, runtime)
+        if not doomed:
+            doomed.append(sandbox.id)
+            asyncio.get_running_loop().call_soon(self.end_soon, [sandbox])
+        return sandbox
+
+    async with serving(tmp_path, runtime()) as provider:
+        monkeypatch.setattr(SandboxRegistry, "start", one_doomed)
+        sandbox = await provider.claim(KEY, SessionId("s1"))
+        assert sandbox.id not in doomed
+        assert doomed
+        assert (await execute(sandbox, "true"))["exit_code"] == 0
 
 
 async def test_broken_runtime_backs_off_visibly_and_recovers(tmp_path: Path) -> None:
