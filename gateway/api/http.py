@@ -17,6 +17,7 @@ from gateway.core.units import parse_lifetime
 from gateway.egress.policy import MAX_ENTRIES
 
 MAX_BODY_BYTES = 1 << 20  # control requests are a few hundred bytes
+_MAX_PUBLIC_PORTS = 32
 _MAX_METADATA_BYTES = 16 << 10
 _UPLOAD_CHUNK_BYTES = 1 << 20
 _INLINE_BYTES = 256 << 10  # larger bodies are parsed in a thread, which would cost a small one more than parsing does
@@ -138,6 +139,19 @@ def read_egress(body: Mapping[str, Any]) -> list[Any] | None:
     if value is not None and (not isinstance(value, list) or len(value) > MAX_ENTRIES):
         raise BadRequestError(f"egress: expected a list of at most {MAX_ENTRIES} entries, got {repr(value)[:64]}")
     return value
+
+
+def read_public_ports(body: Mapping[str, Any]) -> tuple[int, ...]:
+    """`publicPorts` as numbers of ports. Raises BadRequestError."""
+    value = body.get("publicPorts")
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) > _MAX_PUBLIC_PORTS:
+        raise BadRequestError(f"publicPorts: expected a list of at most {_MAX_PUBLIC_PORTS} ports such as [8000]")
+    for port in value:
+        if type(port) is not int or not 1 <= port <= 65535:
+            raise BadRequestError(f"publicPorts: expected numbers from 1 to 65535, got {repr(port)[:64]}")
+    return tuple(dict.fromkeys(value))
 
 
 def read_runtime(value: Any) -> RuntimeKey:

@@ -10,7 +10,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.api.errors import Handler
-from gateway.api.http import JSON, read_egress, read_metadata, read_object, read_runtime, read_seconds, session_headers
+from gateway.api.http import (
+    JSON,
+    read_egress,
+    read_metadata,
+    read_object,
+    read_public_ports,
+    read_runtime,
+    read_seconds,
+    session_headers,
+)
 from gateway.api.session_list import cursor_of, list_sessions, read_cursor
 from gateway.api.sessions import DEFAULT_NAME, DELETED_BY_USER, create_session
 from gateway.core.errors import BadRequestError, without_host_paths
@@ -66,10 +75,10 @@ class NativeAPI:
 
     async def _create(self, request: Request) -> Response:
         body = await read_object(request)
-        unknown = sorted(body.keys() - {"runtime", "ttl", "idleTimeout", "metadata", "egress"})
+        unknown = sorted(body.keys() - {"runtime", "ttl", "idleTimeout", "metadata", "egress", "publicPorts"})
         if unknown:
             raise BadRequestError(
-                f"{unknown[0]}: unknown field; expected runtime, ttl, idleTimeout, metadata or egress"
+                f"{unknown[0]}: unknown field; expected runtime, ttl, idleTimeout, metadata, egress or publicPorts"
             )
         key = self._default_runtime() if body.get("runtime") is None else read_runtime(body["runtime"])
         ttl, idle_timeout = read_seconds(body, "ttl"), read_seconds(body, "idleTimeout")
@@ -82,6 +91,7 @@ class NativeAPI:
             idle_timeout=idle_timeout,
             metadata=metadata,
             egress=read_egress(body),
+            public_ports=read_public_ports(body),
         )
         session_id = opened.session.id
         headers = {
@@ -251,6 +261,7 @@ def session_document(session: Session) -> dict[str, Any]:
         "reason": session.reason,
         "metadata": session.public_metadata,
         "egress": None if session.egress is None else list(session.egress),
+        "publicPorts": list(session.public_ports),
     }
 
 

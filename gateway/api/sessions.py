@@ -84,6 +84,7 @@ async def create_session(
     idle_timeout: float | None = None,
     metadata: Mapping[str, str] | None = None,
     egress: Sequence[Entry] | None = None,
+    public_ports: Sequence[int] = (),
 ) -> Opened:
     """Create a session for the client of this request, and end it again if the client disconnects meanwhile.
 
@@ -92,7 +93,14 @@ async def create_session(
     """
     note_headers(request.scope["headers"])
     creating = asyncio.create_task(
-        lifecycle.create(runtime, ttl=ttl, idle_timeout=idle_timeout, metadata=metadata, egress=egress),
+        lifecycle.create(
+            runtime,
+            ttl=ttl,
+            idle_timeout=idle_timeout,
+            metadata=metadata,
+            egress=egress,
+            public_ports=public_ports,
+        ),
         name="create a session",
     )
     # ASGI tells of a disconnect only to who waits for the next message. Without this, a client that gives up during a

@@ -20,6 +20,7 @@ from gateway.identity.authenticator import open_authenticator
 from gateway.identity.directory import FOLLOW_INTERVAL_S
 from gateway.identity.oidc_keys import REFRESH_INTERVAL_S
 from gateway.identity.shared_secret import load_secret
+from gateway.routing.public_ports import PublicPorts
 from gateway.sessions.idleness import GATEWAY_TTL_S, HEARTBEAT_INTERVAL_S
 from gateway.sessions.restorability import restore_problems
 
@@ -118,6 +119,7 @@ async def _start_identities(gateway: Gateway, stack: AsyncExitStack) -> None:
             gateway.issuers,
         )
         gateway.access.authenticate_with(authenticator)
+        gateway.access.make_public(PublicPorts(gateway.store.get, gateway.catalog, gateway.tenants, gateway.clock))
         gateway.surfaces.keys.authenticator = gateway.surfaces.tenants.authenticator = authenticator
         loops.append(("API keys", every(FOLLOW_INTERVAL_S, authenticator.follow)))
     for name, loop in loops:

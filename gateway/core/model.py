@@ -242,6 +242,8 @@ class Runtime:
     # spec.wakegate.preload: modules that are imported before a python3 script starts (picod/commands/preload.py).
     preload: tuple[str, ...] = ()
     ports: tuple[tuple[int, int], ...] = HIGH_PORTS  # spec.wakegate.ports: inclusive ranges that clients may reach
+    # spec.wakegate.publicPorts: those of them that a session may make public. Ranges too.
+    public_ports: tuple[tuple[int, int], ...] = ()
     tools: tuple[DeclaredTool, ...] = ()  # spec.wakegate.tools
     mounts: tuple[Mount, ...] = ()  # spec.wakegate.mounts
     egress: tuple[str | Mapping[str, Any], ...] = ()  # spec.wakegate.egress that gateway/egress/policy.py knows
@@ -310,6 +312,7 @@ class Session:
     limit_at: float = 0.0  # end of the maximum duration or of the retention; 0: a record older than this field
     ends_at: float | None = None  # the end that its user requested (ttl); an upper bound of expires_at
     egress: Sequence[str | Mapping[str, Any]] | None = None  # narrower than its runtime's; None: its runtime's
+    public_ports: Sequence[int] = ()  # that anybody may reach, as it was created
     # Of a terminated one: the sandbox that it had, whose files a gateway that was killed in between has left.
     last_sandbox: SandboxId | None = None
     reason: str = ""  # why it is terminated, lost, or cannot hibernate; shown to people

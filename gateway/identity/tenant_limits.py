@@ -28,6 +28,7 @@ class TenantLimits:
     creates_per_minute: float | None = None
     max_duration: float | None = None  # seconds
     runtimes: frozenset[str] = frozenset()  # "namespace/name"
+    public_ports: bool | None = None  # False: none of its sessions has any
     egress: tuple[Entry, ...] | None = None  # the most that its sandboxes may reach, as in spec.wakegate.egress
 
     def __bool__(self) -> bool:
@@ -48,6 +49,7 @@ class TenantLimits:
             "createsPerMinute": self.creates_per_minute,
             "maxDuration": self.max_duration,
             "runtimes": sorted(self.runtimes) or None,
+            "publicPorts": self.public_ports,
             "egress": None if self.egress is None else list(self.egress),
         }
         return {name: value for name, value in shown.items() if value is not None}
@@ -85,6 +87,7 @@ def parse_limits(document: Any, where: str = "") -> TenantLimits:
         read.get("createsPerMinute"),
         read.get("maxDuration"),
         read.get("runtimes", frozenset()),
+        read.get("publicPorts"),
         read.get("egress"),
     )
 
@@ -146,6 +149,12 @@ def _runtimes(value: Any) -> frozenset[str]:
     return frozenset(map(runtime_scope, value))
 
 
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"expected true or false, got {repr(value)[:64]}")
+    return value
+
+
 def _egress(value: Any) -> tuple[Entry, ...]:
     if not isinstance(value, list):
         raise ValueError(f"expected a list such as [pypi, api.example.com], got {repr(value)[:64]}")
@@ -166,5 +175,6 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "createsPerMinute": _rate,
     "maxDuration": _duration,
     "runtimes": _runtimes,
+    "publicPorts": _flag,
     "egress": _egress,
 }

@@ -23,6 +23,8 @@ from gateway.identity.peers import PeerSigner
 from gateway.routing.client_rates import ClientRates
 from gateway.routing.field_names import PLAIN
 from gateway.routing.port_hosts import PortHost, PortHostError, read_domain
+from gateway.routing.public_ports import PublicPorts
+from gateway.routing.target import Target
 
 _DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
 _OWN_FETCHES = frozenset((b"same-origin", b"none"))  # `none`: a person typed the address or opened a bookmark
@@ -81,6 +83,7 @@ class AccessPolicy:
         self._rates = ClientRates(unauthenticated_rate, time.monotonic)
         self.peers: PeerSigner | None = None  # verifies what other gateways say of requests that they pass on
         self._authenticator: Authenticator | None = None
+        self._public: PublicPorts | None = None
         self.origins = frozenset(_read_origins(allowed_origins))
         hosts = frozenset(host_name(each.strip().encode()) for each in allowed_hosts.split(",") if each.strip())
         self._checks_hosts = b"*" not in hosts and (bool(hosts) or is_loopback(host_name(listens_on.encode())))
@@ -103,6 +106,10 @@ class AccessPolicy:
         """Ask this one who requests come from."""
         self._authenticator = authenticator
 
+    def make_public(self, ports: PublicPorts) -> None:
+        """Ask this one whether a port needs a credential."""
+        self._public = ports
+
     def identify(self, credential: bytes | None) -> Identity | None:
         """Who a request comes from, as far as memory knows; None: it has to be authenticated."""
         if not self._authenticated:
@@ -111,8 +118,9 @@ class AccessPolicy:
             return None
         return self._authenticator.lookup(credential)
 
-    async def authenticate(self, credential: bytes | None, client: str = "") -> Identity:
-        """Who a request comes from. `client`: its address, "" where it has none.
+    async def authenticate(self, credential: bytes | None, client: str = "", target: object = None) -> Identity:
+        """Who a request comes from. `client`: its address, "" where it has none. `target`: where it goes, if that may
+        be a port that is public.
 
         Raises UnauthorizedError, RateLimitError in its place for an address that comes too often, UnavailableError.
         """
@@ -123,6 +131,10 @@ class AccessPolicy:
         try:
             return await self._authenticator.authenticate(credential)
         except UnauthorizedError:
+            if self._public is not None and isinstance(target, Target):
+                anybody = await self._public.identity(target, lambda: self._rates.refused(client))
+                if anybody is not None:
+                    return anybody
             self._rates.refused(client)
             raise
 

@@ -125,7 +125,9 @@ class Incoming:
         try:
             self.reader = access.check(request.host, request.origin, request.fetch_site, scope["headers"])
         except OriginError:
-            if not from_browser or request.origin is not None or not follows_link(scope, target):
+            # Who has no credential at all may follow a link too: to a port that is public, or to be refused.
+            nobody = access.is_authenticated and self.identity is None and request.credential is None
+            if not (from_browser or nobody) or request.origin is not None or not follows_link(scope, target):
                 raise
         if self.reader is not None and is_preflight(scope.get("method", ""), scope["headers"]):
             self.target = NotProxied.PREFLIGHT

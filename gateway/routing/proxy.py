@@ -122,7 +122,7 @@ class Proxy:
             identity = incoming.identity
             if identity is None:
                 identity = state["identity"] = await self.access.authenticate(
-                    incoming.request.credential, client_address(scope)
+                    incoming.request.credential, client_address(scope), target
                 )
                 identity.spend()
         except WakegateError as error:

@@ -99,7 +99,7 @@ class WebSocketProxy:
             session = target.session_id.encode("ascii") if target.session_id else None
             identity = incoming.identity
             if identity is None:
-                identity = await self._access.authenticate(incoming.request.credential, client_address(scope))
+                identity = await self._access.authenticate(incoming.request.credential, client_address(scope), target)
                 identity.spend()
             if record is not None:
                 record.identity = identity

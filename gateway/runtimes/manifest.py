@@ -30,6 +30,7 @@ from gateway.runtimes.sections import (
     read_pool,
     read_ports,
     read_preload,
+    read_public_ports,
     read_python,
 )
 from gateway.runtimes.tools import parse_tools
@@ -139,6 +140,7 @@ def _common(
     ports = target_ports(
         spec.get("targetPort" if agent else "ports", ()), "spec.targetPort" if agent else "spec.ports", reader
     )
+    reachable = read_ports(extra, reader)
     egress = read_egress(extra.get("egress", ()), reader)
     return Runtime(
         key=RuntimeKey(metadata.get("namespace", "default"), metadata.get("name", "invalid"), kind),
@@ -148,7 +150,8 @@ def _common(
         python=None if in_cluster else read_python(extra.get("python", ""), files, reader),
         python_roots=tuple(map(str, files.roots)) if files else (),
         mounts=read_mounts(extra.get("mounts", ()), files, reader, in_cluster=in_cluster),
-        ports=read_ports(extra, reader),
+        ports=reachable,
+        public_ports=read_public_ports(extra, reachable, reader),
         tools=parse_tools(extra.get("tools", ()), "spec.wakegate.tools", files, reader.problem),
         egress=egress,
         secrets=read_secrets(extra.get("secrets", ()), egress, files, reader, in_cluster=in_cluster),

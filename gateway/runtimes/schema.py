@@ -151,6 +151,10 @@ def _wakegate() -> dict[str, Schema]:
             {INT_OR_STRING: True, "anyOf": [{"type": "integer"}, {"type": "string"}], EXPECTED: PORTS},
             "Ports of servers in the sandbox that clients may reach: 8000, or 9000-9100.",
         ),
+        "publicPorts": list_of(
+            {INT_OR_STRING: True, "anyOf": [{"type": "integer"}, {"type": "string"}], EXPECTED: PORTS},
+            "Those of them that a session may open to anybody when it is created.",
+        ),
         "python": text("The environment of user code; the local engine only."),
         "tools": list_of(_tool(), "Tools for models, beside the built-in ones.", maxItems=MAX_TOOLS),
         "mounts": list_of(

@@ -154,10 +154,23 @@ def read_preload(extra: Mapping[str, Any], reader: Reader) -> tuple[str, ...]:
 
 def read_ports(extra: Mapping[str, Any], reader: Reader) -> tuple[tuple[int, int], ...]:
     """Ranges of ports that clients may reach; all high ones where the manifest names none."""
-    if "ports" not in extra:
-        return HIGH_PORTS
+    return _ranges("ports", extra["ports"], reader) if "ports" in extra else HIGH_PORTS
+
+
+def read_public_ports(
+    extra: Mapping[str, Any], ports: Sequence[tuple[int, int]], reader: Reader
+) -> tuple[tuple[int, int], ...]:
+    """Ranges that sessions may make public; each lies in one of `ports`."""
+    found = _ranges("publicPorts", extra.get("publicPorts", ()), reader)
+    for low, high in found:
+        if not any(first <= low and high <= last for first, last in ports):
+            reader.note("spec.wakegate.publicPorts", f"{low}-{high} is not in spec.wakegate.ports")
+    return found
+
+
+def _ranges(field: str, items: Sequence[Any], reader: Reader) -> tuple[tuple[int, int], ...]:
     found = []
-    for index, item in enumerate(extra["ports"]):
+    for index, item in enumerate(items):
         if item is None:
             continue
         # An int by its type: to isinstance True is one, and `ports: [yes]` would be port 1.
@@ -167,5 +180,5 @@ def read_ports(extra: Mapping[str, Any], reader: Reader) -> tuple[tuple[int, int
         if type(first) is int and type(last) is int and 1 <= first <= last <= 65535:
             found.append((first, last))
         else:
-            reader.problem(f"spec.wakegate.ports[{index}]", f"expected {PORTS}", item)
+            reader.problem(f"spec.wakegate.{field}[{index}]", f"expected {PORTS}", item)
     return tuple(found)

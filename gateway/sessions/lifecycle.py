@@ -110,13 +110,15 @@ class Lifecycle:
         idle_timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
         egress: Sequence[Entry] | None = None,
+        public_ports: Sequence[int] = (),
     ) -> Opened:
         """Create a session of the current caller's with a sandbox, claimed within the hold rule.
 
         Cancelling it leaves no session behind.
 
         `ttl` and `idle_timeout` in seconds; both are bounded by the runtime's maximum duration. `egress`: what it may
-        reach, no more than its runtime's sessions may.
+        reach, no more than its runtime's sessions may. `public_ports`: that anybody may
+        reach, where its runtime allows that.
         Raises: BadRequestError for that, RuntimeNotFoundError, LimitError, QueueFullError at the gateway's limit,
         ActivationTimeoutError, SandboxStartError, StoreUnavailableError.
         """
@@ -124,9 +126,14 @@ class Lifecycle:
         self.require_creation(runtime_key)
         if egress is not None:
             _require_narrower(runtime, egress)
+        if public_ports:
+            _require_public(runtime, public_ports)
+            if self._quotas.limits(current().tenant).public_ports is False:
+                raise PermissionDeniedError("publicPorts: the limit `publicPorts` of this tenant allows none")
         session_id = _new_id()
         sandbox, claim_s = await self._claim(runtime, session_id, ttl)
         session = replace(self._record(session_id, runtime, ttl, idle_timeout, metadata), egress=egress)
+        session = replace(session, public_ports=tuple(public_ports))
         session = replace(
             session, state=SessionState.ACTIVE, owner=self._ownership.me, sandbox=sandbox, start=sandbox.start
         )
@@ -381,6 +388,14 @@ def _require_narrower(runtime: Runtime, egress: Sequence[Entry]) -> None:
         check_narrower(runtime, egress)
     except ValueError as error:
         raise BadRequestError(f"egress{error}") from None
+
+
+def _require_public(runtime: Runtime, ports: Sequence[int]) -> None:
+    for port in ports:
+        if not any(first <= port <= last for first, last in runtime.public_ports):
+            raise BadRequestError(
+                f"publicPorts: {port} is not in spec.wakegate.publicPorts of {runtime.key}, so it stays closed"
+            )
 
 
 def _private(session: Session) -> dict[str, str]:

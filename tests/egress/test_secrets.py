@@ -64,7 +64,7 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
             for line in maps:
                 area, rights = line.split()[:2]
                 low, high = (int(each, 16) for each in area.split("-"))
-                if "r" in rights and high - low < 1 << 27:
+                if rights.startswith("rw") and high - low < 1 << 27:
                     try:
                         memory.seek(low); look(f"/proc/{pid}/mem", memory.read(high - low))
                     except (OSError, ValueError, OverflowError): pass
@@ -110,7 +110,7 @@ def server(world: Internet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def found_inside(server: Server, session: str) -> tuple[int, str]:
     """How many things were read in the sandbox, and where the value is."""
     body = {"command": ["python3", "-c", SEARCH, VALUE[::-1]], "timeout": "60s"}
-    reply = server.client.post("/api/execute", json=body, headers={"x-session-id": session})
+    reply = server.client.post("/api/execute", json=body, headers={"x-session-id": session}, timeout=70)
     assert reply.status_code == 200, reply.text
     count, _, places = str(reply.json()["stdout"]).strip().partition(" ")
     return int(count), places
@@ -127,7 +127,7 @@ def memories_with(state: Path) -> tuple[int, list[int]]:
                 for line in maps:
                     area, rights = line.split()[:2]
                     low, high = (int(each, 16) for each in area.split("-"))
-                    if "r" in rights and high - low < 1 << 30:
+                    if rights.startswith("rw") and high - low < 1 << 30:
                         with contextlib.suppress(OSError, ValueError, OverflowError):
                             memory.seek(low)
                             if any(form.encode() in memory.read(high - low) for form in FORMS):

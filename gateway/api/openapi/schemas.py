@@ -96,6 +96,7 @@ _LIMITS: Schema = {
         createsPerMinute={"type": "number", "minimum": 0.001},
         maxDuration=DURATION,
         runtimes=array_of(TEXT),
+        publicPorts={"type": "boolean", "description": "false: no session opens a port to anybody."},
         egress=EGRESS,
     ),
     "description": "What is absent is not limited.",
@@ -166,7 +167,8 @@ SCHEMAS: dict[str, Schema] = {
         error=obj("message type param code", message=TEXT, type=TEXT, param=nullable(TEXT), code=nullable(TEXT)),
     ),
     "NewSession": obj(
-        runtime=RUNTIME_NAME, ttl=DURATION, idleTimeout=DURATION, metadata=METADATA, egress=nullable(EGRESS)
+        runtime=RUNTIME_NAME, ttl=DURATION, idleTimeout=DURATION, metadata=METADATA, egress=nullable(EGRESS),
+        publicPorts=nullable(array_of({"type": "integer", "minimum": 1, "maximum": 65535})),
     ),
     "SessionChange": obj(ttl=nullable(DURATION), idleTimeout=DURATION, metadata=METADATA),
     "Session": obj(
@@ -184,6 +186,7 @@ SCHEMAS: dict[str, Schema] = {
         reason=TEXT,
         metadata=METADATA,
         egress=nullable(EGRESS),
+        publicPorts=array_of({"type": "integer"}),
     ),
     "SessionEgress": obj(
         "allowed connections bytesSent bytesReceived leftOut log",
