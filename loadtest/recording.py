@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-_READY = re.compile(r"^sandbox \S+ of (\S+) is ready (\d+\.\d+) s after its order(; nobody wants it)?")
+_READY = re.compile(r"^sandbox \S+ of (\S+) is ready (\d+\.\d+) s after its order(; surplus)?")
 _POOL = re.compile(r"^(\S+): pool of (\d+), before it was \d+: (.*)")
 
 

@@ -17,7 +17,7 @@ from tests.support.autoscaler import poisson
 
 LOG = """not JSON
 {"event":"sandbox sb-1 of code-interpreters/default/replayed is ready 0.2500 s after its order","timestamp":"2026-01-01T00:00:10.000000Z"}
-{"event":"sandbox sb-2 of code-interpreters/default/replayed is ready 1.0000 s after its order; nobody wants it any more","timestamp":"2026-01-01T00:00:10.500000Z"}
+{"event":"sandbox sb-2 of code-interpreters/default/replayed is ready 1.0000 s after its order; surplus","timestamp":"2026-01-01T00:00:10.500000Z"}
 {"event":"sandbox sb-3 of code-interpreters/default/other is ready 1.0000 s after its order","timestamp":"2026-01-01T00:00:11.000000Z"}
 {"event":"code-interpreters/default/replayed: pool of 3, before it was 2: why.","timestamp":"2026-01-01T00:00:12.000000Z"}
 """  # noqa: E501
