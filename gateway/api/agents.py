@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.agents import rollout
+from gateway.agents.bundles import BundleStore
 from gateway.agents.catalog import AgentCatalog
 from gateway.agents.directory import AgentDirectory
 from gateway.agents.manifests import compiled, manifest_of, merged
@@ -61,12 +62,12 @@ _CHANGE_FIELDS = ("spec", "strategy", "reason", "bundle", "environment")
 
 @dataclass(frozen=True, slots=True)
 class AgentParts:
-    """What agents stand on; `has_files(digest)`: whether a bundle or an environment of that digest is here."""
+    """What agents stand on."""
 
     directory: AgentDirectory
     catalog: AgentCatalog
     machine: Machine
-    has_files: Callable[[str], bool]
+    bundles: BundleStore
 
 
 class AgentsAPI:
@@ -165,7 +166,7 @@ class AgentsAPI:
         check_fit(compiled(manifest), limits, parts.machine)
         digests = {name: _digest(body, name, old.get(name, "")) for name in ("bundle", "environment")}
         for name, digest in digests.items():
-            if digest and not parts.has_files(digest):
+            if digest and not parts.bundles.has(digest):
                 raise BadRequestError(f"{name}: this gateway has no {digest}; upload it to /v1/agent-bundles first")
         reason = body.get("reason") or ""
         if not isinstance(reason, str) or len(reason) > 500:

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from gateway.api.agent_bundles import AgentBundlesAPI
 from gateway.api.agentcube import AgentCubeAPI
 from gateway.api.agents import AgentParts, AgentsAPI
 from gateway.api.audited import audited
@@ -118,6 +119,7 @@ class Surfaces:
             **AgentCubeAPI(lifecycle).handlers(),
             **NativeAPI(lifecycle, hibernator, store, provider, catalog, explain_pools, what_if).handlers(),
             **AgentsAPI(agents, lifecycle, store, provider, tenants, counters, clock, prices, catalog.all).handlers(),
+            **AgentBundlesAPI(None if agents is None else agents.bundles).handlers(),
             **HealthAPI(
                 store,
                 provider,

@@ -37,6 +37,7 @@ ACTIONS: Mapping[str, str] = {
     "hibernate_session": "session.hibernate",
     "wake_session": "session.wake",
     "create_session_token": "session.token",
+    "create_agent_bundle": "agent.upload",
     "create_agent": "agent.create",
     "update_agent": "agent.update",
     "delete_agent": "agent.delete",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
+from gateway.agents.bundles import BundleStore
 from gateway.agents.catalog import AgentCatalog
 from gateway.agents.manifests import compiler
 from gateway.agents.quotas import Machine
@@ -16,20 +16,17 @@ from gateway.runtimes.catalog import StaticCatalog
 
 def make_catalog(settings: Settings, runtimes: Sequence[Runtime]) -> AgentCatalog:
     """The runtimes of the manifests, and those of agents beside them."""
-    return AgentCatalog(
-        StaticCatalog(runtimes),
-        compiler(lambda digest: folder(settings, digest), lambda digest: folder(settings, digest)),
-    )
+    bundles = make_bundles(settings)
+
+    def folder(digest: str) -> str:
+        return str(bundles.path(digest))
+
+    return AgentCatalog(StaticCatalog(runtimes), compiler(folder, folder))
 
 
-def folder(settings: Settings, digest: str) -> str:
-    """Where the files of a digest are."""
-    return str((settings.state_dir / "agents" / digest.removeprefix("sha256:")).absolute())
-
-
-def has_files(settings: Settings, digest: str) -> bool:
-    """Whether they are all there: a folder has its name only once it is complete."""
-    return Path(folder(settings, digest)).is_dir()
+def make_bundles(settings: Settings) -> BundleStore:
+    """Where the files of agents are."""
+    return BundleStore(settings.state_dir / "agents")
 
 
 def this_machine() -> Machine:

@@ -16,7 +16,7 @@ from gateway.agents.directory import AgentDirectory
 from gateway.agents.keeper import AgentKeeper
 from gateway.api.agents import AgentParts
 from gateway.api.app import Surfaces
-from gateway.app.agents import has_files, make_catalog, this_machine
+from gateway.app.agents import make_bundles, make_catalog, this_machine
 from gateway.app.egress import SessionEgress, audit_line
 from gateway.app.events import EventRecorder
 from gateway.app.parts import (
@@ -295,7 +295,7 @@ class Gateway:
 
         self.agent_directory = directory = AgentDirectory(self.store.documents, catalog, applied)
         self.agent_keeper = AgentKeeper(directory, self.provider, self.store, self.counters, self.clock)
-        return AgentParts(directory, catalog, this_machine(), lambda digest: has_files(self.settings, digest))
+        return AgentParts(directory, catalog, this_machine(), make_bundles(self.settings))
 
     def _connect(self, executor: Executor) -> None:
         """Subscribe the autoscaler, the advisor and the counters to sessions' events, and set the idleness check."""

@@ -20,7 +20,7 @@ class Remote:
     group: str
 
 
-_SESSIONS, _INSIDE, _GATEWAY = "Sessions", "Inside a session", "The gateway"
+_SESSIONS, _INSIDE, _AGENTS, _GATEWAY = "Sessions", "Inside a session", "Agents", "The gateway"
 _REMOTE = "gateway.cli.remote."
 
 COMMANDS: Mapping[str, Remote] = {
@@ -37,6 +37,8 @@ COMMANDS: Mapping[str, Remote] = {
     "cp": Remote(_REMOTE + "copy:cp", "copy files and folders into a session, or out of it", _INSIDE),
     "port-forward": Remote(_REMOTE + "forward:port_forward", "serve a port of a session on this machine", _INSIDE),
     "open": Remote(_REMOTE + "browser:open_port", "open a port of a session in the browser", _INSIDE),
+    "deploy": Remote("gateway.cli.deploy.deploy:deploy", "put code on the gateway as an agent", _AGENTS),
+    "rollout": Remote("gateway.cli.deploy.rollout:app", "status, history and undo of changes to an agent", _AGENTS),
     "top": Remote(_REMOTE + "top:top", "watch sandboxes, pools and queues", _GATEWAY),
     "pools": Remote(_REMOTE + "pools:app", "warm pools, and why each has its size", _GATEWAY),
     "runtimes": Remote(_REMOTE + "runtimes:app", "list, show and check runtimes", _GATEWAY),

@@ -36,7 +36,7 @@ RESERVED_PATHS = frozenset((
 ))  # fmt: skip
 FLAT_AGENTS = b"/api/v1/agents"  # and what is below
 RESERVED_V1 = frozenset((
-    b"agent-runtime", b"agents", b"autoscaler", b"caller", b"code-interpreter", b"containers",
+    b"agent-bundles", b"agent-runtime", b"agents", b"autoscaler", b"caller", b"code-interpreter", b"containers",
     b"keys", b"namespaces",
     b"run", b"runtimes", b"sandbox", b"sessions", b"tenants", b"tool_calls", b"tools", b"usage",
 ))  # fmt: skip

@@ -298,6 +298,7 @@ SCHEMAS: dict[str, Schema] = {
         ),
         events=array_of(obj("at revision text", at=MOMENT, revision=COUNT, text=TEXT)),
     ),
+    "AgentBundle": obj("digest bytes", digest=TEXT, bytes=COUNT),
     "AgentRolloutAction": obj(
         "action", action={"enum": ["undo", "pause", "resume", "promote"]}, to={"type": "integer", "minimum": 1}
     ),

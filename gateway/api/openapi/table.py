@@ -118,6 +118,10 @@ AGENTS: Mapping[str, Operation] = {
     "change_agent_rollout":
         _agent("POST", "/v1/agents/{name}/rollout", "Undo, pause, resume or promote a change.", "AgentRollout",
                body="AgentRolloutAction"),
+    "create_agent_bundle":
+        Operation("POST", "/v1/agent-bundles", "agents", "Upload an agent's files, a tar archive, plain or gzip.",
+              {201: Answer("Here.", ref("AgentBundle"))}, body={"type": "string", "format": "binary"},
+              body_type="application/octet-stream", sandbox=False),
     "flat_create_agent":
         _agent("POST", "/api/v1/agents", "Create an agent from flat fields.", body="NewFlatAgent", parameters=(),
                status=201),

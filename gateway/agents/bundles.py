@@ -1,0 +1,104 @@
+"""Bundles: the files of agents that were deployed from code, by the digest of what was uploaded.
+
+An upload is hostile: it is read as a stream, and holds plain files and folders only. A link could point out of its
+folder, which sandboxes would then see; a small archive could unpack to a full disk. A folder has its name only once it
+is complete, so what has a name can be used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from gateway.core.errors import BadRequestError, TooLargeError
+
+MAX_UPLOAD_BYTES = 64 << 20
+MAX_BYTES = 512 << 20  # unpacked
+MAX_FILES = 20_000
+_MAX_PATH_CHARS = 512
+_PIECE = 1 << 20
+
+
+class BundleStore:
+    """Bundles below one folder. All methods block."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def path(self, digest: str) -> Path:
+        """Where the files of a digest are, or would be."""
+        return self._folder.absolute() / digest.removeprefix("sha256:")
+
+    def has(self, digest: str) -> bool:
+        """Whether they are here."""
+        return self.path(digest).is_dir()
+
+    def add(self, archive: bytes) -> str:
+        """Keep a tar archive, plain or gzip, under its digest; one that is here already is not unpacked again.
+
+        Raises BadRequestError, TooLargeError; OSError where the disk is full.
+        """
+        digest = "sha256:" + hashlib.sha256(archive).hexdigest()
+        if self.has(digest):
+            return digest
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+        half = Path(tempfile.mkdtemp(prefix=".half-", dir=self._folder))
+        try:
+            half.chmod(0o755)  # sandboxes have users of their own, who read it
+            with tempfile.TemporaryFile(dir=self._folder) as file:
+                file.write(archive)
+                file.seek(0)
+                unpack(file, half)
+            # Lost a race with another upload of the same: its folder is as good.
+            with contextlib.suppress(FileExistsError, OSError) if self.has(digest) else contextlib.nullcontext():
+                half.rename(self.path(digest))
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
+        return digest
+
+
+def unpack(file: IO[bytes], folder: Path) -> None:
+    """Unpack a tar archive into an empty folder. Raises BadRequestError, TooLargeError."""
+    left, count = MAX_BYTES, 0
+    try:
+        with tarfile.open(fileobj=file, mode="r|*") as archive:
+            for member in archive:
+                count += 1
+                if count > MAX_FILES:
+                    raise TooLargeError(f"the bundle has more than {MAX_FILES} files")
+                target = folder / _inside(member.name)
+                if member.isdir():
+                    target.mkdir(parents=True, exist_ok=True, mode=0o755)
+                    continue
+                if not member.isreg():
+                    raise BadRequestError(f"{member.name[:200]!r}: a bundle has plain files only, no links or devices")
+                left -= member.size
+                if left < 0:
+                    raise TooLargeError(f"the bundle is larger than {MAX_BYTES} bytes once unpacked")
+                target.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+                content = archive.extractfile(member)
+                assert content is not None
+                mode = 0o755 if member.mode & 0o100 else 0o644
+                descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+                with open(descriptor, "wb") as written:
+                    shutil.copyfileobj(content, written, _PIECE)
+                    os.fchmod(written.fileno(), mode)
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise BadRequestError(f"the bundle is no tar archive: {error}") from None
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise BadRequestError("the bundle has two entries of one name") from error
+
+
+def _inside(name: str) -> PurePosixPath:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name or len(name) > _MAX_PATH_CHARS:
+        raise BadRequestError(
+            f"{name[:200]!r}: expected a path below the bundle, of at most {_MAX_PATH_CHARS} characters"
+        )
+    return path

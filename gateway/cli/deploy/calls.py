@@ -1,0 +1,51 @@
+"""The operations on agents, as the client sends them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from wakegate_client.calls import Call, read_json
+
+
+def _agent(name: str, tail: str = "") -> str:
+    return f"/v1/agents/{quote(name, safe='')}{tail}"
+
+
+def upload_bundle(archive: bytes) -> Call[Any]:
+    """Answers `{"digest"}`."""
+    return Call("POST", "/v1/agent-bundles", read_json, content=archive, slow=True)
+
+
+def create_agent(name: str, spec: Mapping[str, Any], bundle: str, strategy: Mapping[str, Any]) -> Call[Any]:
+    """A new agent."""
+    return Call(
+        "POST", "/v1/agents", read_json, json={"name": name, "spec": spec, "bundle": bundle, "strategy": strategy}
+    )
+
+
+def change_agent(name: str, spec: Mapping[str, Any], bundle: str, strategy: Mapping[str, Any]) -> Call[Any]:
+    """Its next revision."""
+    return Call("PATCH", _agent(name), read_json, json={"spec": spec, "bundle": bundle, "strategy": strategy})
+
+
+def get_agent(name: str) -> Call[Any]:
+    """With its status."""
+    return Call("GET", _agent(name), read_json)
+
+
+def get_revisions(name: str) -> Call[Any]:
+    """`{"revisions"}`, the newest first."""
+    return Call("GET", _agent(name, "/revisions"), read_json)
+
+
+def get_rollout(name: str) -> Call[Any]:
+    """What is under way."""
+    return Call("GET", _agent(name, "/rollout"), read_json)
+
+
+def change_rollout(name: str, action: str, to: int | None = None) -> Call[Any]:
+    """Undo, pause, resume, promote."""
+    body: dict[str, Any] = {"action": action} if to is None else {"action": action, "to": to}
+    return Call("POST", _agent(name, "/rollout"), read_json, json=body)

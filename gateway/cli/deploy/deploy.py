@@ -1,0 +1,148 @@
+"""`wakegate deploy`: a folder with an agent becomes an agent of a gateway, or the next revision of one."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gateway.cli.deploy.calls import change_agent, create_agent, get_agent, upload_bundle
+from gateway.cli.deploy.entry import CANDIDATES, Entry, EntryError, find_entry
+from gateway.cli.deploy.pack import PackError, bundle_of, files_of
+from gateway.cli.remote.connection import Target, over_api
+from gateway.cli.remote.screen import plain
+from gateway.core.errors import SettingsError
+from wakegate_client import Client
+from wakegate_client.calls import APIError
+
+_RUNNER = ".wakegate/serve_agent.py"
+_POLL_S = 0.1
+_WAIT_S = 120.0
+_MAX_SOURCE_BYTES = 1 << 20
+
+
+@over_api
+def deploy(
+    gateway: Client,
+    target: Target,
+    path: Annotated[str, typer.Argument(help="A folder, a file, or MODULE:NAME.", show_default=False)],
+    name: Annotated[str, typer.Option(help="The agent's name; the folder's if absent.")] = "",
+    entry: Annotated[str, typer.Option(help="What to run: FILE.py or FILE.py:NAME.")] = "",
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; may be repeated.", show_default=False)] = None,
+    port: Annotated[int, typer.Option(help="The port that it listens on.")] = 8080,
+    pool: Annotated[int, typer.Option(help="Sandboxes that are kept ready.")] = 1,
+    canary: Annotated[float, typer.Option(help="Percent of new sessions that try it first.")] = 0.0,
+) -> None:
+    """Put an agent on the gateway, or a new revision of it.
+
+    \b
+    wakegate deploy ./my_agent
+    wakegate deploy ./my_agent --name greeter --entry app.py:app --env GREETING=Welcome
+    """
+    folder, wanted = _folder_of(path, entry)
+    try:
+        files = files_of(folder)
+        found = find_entry(_sources(files), wanted)
+        bundle = bundle_of(files, {_RUNNER: (Path(__file__).parent / "serve_agent.py").read_bytes()})
+    except (EntryError, PackError) as error:
+        raise SettingsError([f"{folder}: {error}"]) from None
+    name = name or _name_of(folder)
+    if any(file == "requirements.txt" for file in files):
+        print("requirements.txt: not installed; the agent sees the packages of the gateway's --sandbox-python")
+    print(f"{plain(name)}: {found.kind} {found.file}{':' + found.name if found.name else ''}, {len(bundle)} bytes")
+    digest = gateway.send(upload_bundle(bundle))["digest"]
+    spec = spec_of(found, port, pool, _environment(env or []))
+    strategy = {"canary": {"weight": canary}} if canary else {}
+    try:
+        agent = gateway.send(change_agent(name, spec, digest, strategy))
+    except APIError as error:
+        if error.status != 404:
+            raise
+        agent = gateway.send(create_agent(name, spec, digest, strategy))
+    agent = _wait(gateway, name, agent["latestRevision"])
+    print(f"revision {agent['revision']} serves")
+    print(f"{target.url.rstrip('/')}{agent['path']}")
+
+
+def spec_of(entry: Entry, port: int, pool: int, environment: dict[str, str]) -> dict[str, Any]:
+    """The spec of an AgentRuntime that runs it."""
+    if entry.kind == "script":
+        command = ["python3", entry.file]
+    else:
+        command = ["python3", _RUNNER, entry.kind, entry.module, entry.name, str(port)]
+    variables = {"PORT": str(port), "PYTHONUNBUFFERED": "1", **environment}
+    container = {
+        "name": "agent",
+        "image": "deployed-from-code",
+        "command": command,
+        "workingDir": "/app",
+        "env": [{"name": each, "value": value} for each, value in variables.items()],
+    }
+    return {
+        "targetPort": [{"pathPrefix": "/", "port": port, "protocol": "HTTP"}],
+        "podTemplate": {"spec": {"containers": [container]}},
+        "warmPoolSize": pool,
+    }
+
+
+def _wait(gateway: Client, name: str, revision: int) -> dict[str, Any]:
+    """Until new sessions get the revision, or have tried it. Raises SettingsError where it has failed."""
+    until = time.monotonic() + _WAIT_S
+    while True:
+        agent: dict[str, Any] = gateway.send(get_agent(name))
+        status = agent["status"]
+        under_way = status["rollout"]
+        said = [each["text"] for each in status["events"] if each["revision"] == revision]
+        failed = [text for text in said if text.startswith(("failed", "rolled back"))]
+        if failed:
+            raise SettingsError([f"{name}: revision {revision} {plain(failed[0])}"])
+        if under_way is None or under_way["phase"] != "starting":
+            return agent
+        if time.monotonic() > until:
+            raise SettingsError([f"{name}: revision {revision} is not ready yet; see `wakegate rollout status {name}`"])
+        time.sleep(_POLL_S)
+
+
+def _folder_of(path: str, entry: str) -> tuple[Path, str]:
+    """The folder to pack, and what to run in it."""
+    given = Path(path)
+    if given.is_dir():
+        return given, entry
+    if given.is_file():
+        return given.parent, entry or given.name
+    module, colon, name = path.partition(":")
+    for file in (Path(module), Path(module.replace(".", "/") + ".py")):
+        if colon and file.is_file():
+            return file.parent, entry or f"{file.name}:{name}"
+    raise SettingsError(
+        [f"{path}: is no folder, no file and no MODULE:NAME; a folder has a file such as {CANDIDATES[0]}"]
+    )
+
+
+def _sources(files: dict[str, Path]) -> dict[str, str]:
+    return {
+        name: path.read_text(errors="replace")
+        for name, path in files.items()
+        if name.endswith(".py") and path.stat().st_size <= _MAX_SOURCE_BYTES
+    }
+
+
+def _name_of(folder: Path) -> str:
+    name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:63].strip("-")
+    if not name:
+        raise SettingsError([f"{folder}: name the agent with --name"])
+    return name
+
+
+def _environment(pairs: list[str]) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name:
+            raise SettingsError([f"--env {pair}: expected NAME=VALUE"])
+        found[name] = value if equals else os.environ.get(name, "")
+    return found

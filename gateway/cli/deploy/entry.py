@@ -1,0 +1,97 @@
+"""Finds what to run in a folder of Python code: by its syntax tree, without running any of it. Pure.
+
+| kind | found by | how it is run |
+|---|---|---|
+| asgi | a module's `NAME = FastAPI(...)`, `Starlette(...)`, `Quart(...)` | uvicorn |
+| wsgi | `NAME = Flask(...)` | a threaded server of the standard library |
+| agentapp | `NAME = AgentApp(...)` | its own `run` |
+| runnable | `NAME = ....compile(...)`, `create_agent(...)`, `RunnableLambda(...)` ... | an adapter: POST /invoke |
+| script | anything else | `python3 FILE`, which listens on $PORT |
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+CANDIDATES = ("agent.py", "app.py", "main.py", "server.py", "agent_app.py", "graph.py")
+_KINDS: Mapping[str, str] = {
+    "FastAPI": "asgi", "Starlette": "asgi", "Quart": "asgi", "Flask": "wsgi", "AgentApp": "agentapp",
+    "compile": "runnable", "create_agent": "runnable", "create_react_agent": "runnable", "RunnableLambda": "runnable",
+    "RunnableSequence": "runnable", "AgentExecutor": "runnable",
+}  # fmt: skip
+
+
+class EntryError(Exception):
+    """Nothing to run was found; the text says what was looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What to run: a module's object, or a script, relative to the folder."""
+
+    kind: str
+    file: str
+    name: str = ""
+
+    @property
+    def module(self) -> str:
+        """As Python imports it."""
+        return self.file.removesuffix(".py").replace("/", ".")
+
+
+def find_entry(sources: Mapping[str, str], wanted: str = "") -> Entry:
+    """The entry among files by their relative names. `wanted`: FILE.py, FILE.py:NAME or MODULE:NAME.
+
+    Raises EntryError.
+    """
+    file, _, name = wanted.partition(":")
+    if file and not file.endswith(".py"):
+        file = file.replace(".", "/") + ".py"
+    if file and file not in sources:
+        raise EntryError(f"{file} is not in the folder")
+    order = [file] if file else _ordered(sources)
+    for each in order:
+        for kind, found in _apps(each, sources[each]):
+            if not name or found == name:
+                return Entry(kind, each, found)
+    if name:
+        return Entry("asgi", file, name)  # whatever it is, it was named: most objects that servers take are ASGI's
+    for each in order:
+        if file or "__main__" in sources[each] or len(order) == 1:
+            return Entry("script", each)
+    raise EntryError(
+        "found no agent: expected FastAPI, Starlette, Flask, AgentApp or a LangChain runnable in a file such as"
+        f" {', '.join(CANDIDATES[:3])}, or a script with `if __name__ == '__main__'`; name it with --entry"
+    )
+
+
+def _ordered(sources: Mapping[str, str]) -> Sequence[str]:
+    first = [name for name in CANDIDATES if name in sources]
+    return [*first, *sorted(name for name in sources if "/" not in name and name not in first)]
+
+
+def _apps(file: str, source: str) -> list[tuple[str, str]]:
+    """(kind, name) of each object at a module's top level that a server could take, the last one first."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise EntryError(f"{file}: {error}") from None
+    found = []
+    for statement in tree.body:
+        value = statement.value if isinstance(statement, ast.Assign | ast.AnnAssign) else None
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        if isinstance(value, ast.Call):
+            called = value.func
+            kind = _KINDS.get(called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", ""), "")
+            if kind and not (kind == "runnable" and _is_regex(called)):
+                found += [(kind, target.id) for target in targets if isinstance(target, ast.Name)]
+    return found[::-1]
+
+
+def _is_regex(called: ast.expr) -> bool:
+    """`re.compile(...)` makes no graph."""
+    return (
+        isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) and called.value.id in ("re", "regex")
+    )

@@ -1,0 +1,77 @@
+"""Uploads of agents' files are hostile archives."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from gateway.agents import bundles
+from gateway.agents.bundles import BundleStore
+from gateway.core.errors import BadRequestError, TooLargeError
+
+
+def archive(*members: tuple[str, bytes | tarfile.TarInfo]) -> bytes:
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w:gz") as made:
+        for name, content in members:
+            if isinstance(content, tarfile.TarInfo):
+                made.addfile(content)
+            else:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                made.addfile(info, io.BytesIO(content))
+    return raw.getvalue()
+
+
+def link(name: str, kind: bytes) -> tuple[str, tarfile.TarInfo]:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, "/etc/passwd"
+    return name, info
+
+
+def test_files_are_kept_under_the_digest_of_what_was_sent(tmp_path: Path) -> None:
+    """Once, however often they are sent."""
+    store = BundleStore(tmp_path / "agents")
+    sent = archive(("a.py", b"1"), ("pkg/b.py", b"2"))
+    digest = store.add(sent)
+    assert store.add(sent) == digest
+    assert store.has(digest)
+    assert (store.path(digest) / "pkg" / "b.py").read_bytes() == b"2"
+    assert [each.name for each in (tmp_path / "agents").iterdir()] == [digest.removeprefix("sha256:")]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        archive(("../a", b"1")),
+        archive(("/etc/a", b"1")),
+        archive(("a", b"1"), ("a", b"2")),
+        archive(("a", b"1"), ("a/b", b"2")),
+        archive(link("a", tarfile.SYMTYPE)),
+        archive(link("a", tarfile.LNKTYPE)),
+        archive(link("a", tarfile.FIFOTYPE)),
+        b"no archive",
+        archive(("a", b"1" * 100_000))[:40],
+    ],
+)
+def test_what_could_leave_its_folder_or_is_no_archive_is_refused(tmp_path: Path, sent: bytes) -> None:
+    """And nothing of it stays."""
+    store = BundleStore(tmp_path / "agents")
+    with pytest.raises(BadRequestError):
+        store.add(sent)
+    assert list((tmp_path / "agents").iterdir()) == []
+
+
+def test_a_small_archive_of_large_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it has filled the disk; so is one of many files."""
+    store = BundleStore(tmp_path / "agents")
+    monkeypatch.setattr(bundles, "MAX_BYTES", 1000)
+    monkeypatch.setattr(bundles, "MAX_FILES", 3)
+    with pytest.raises(TooLargeError):
+        store.add(archive(("a", bytes(1001))))
+    with pytest.raises(TooLargeError):
+        store.add(archive(*((f"f{index}", b"") for index in range(4))))
+    assert list((tmp_path / "agents").iterdir()) == []

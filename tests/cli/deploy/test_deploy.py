@@ -1,0 +1,117 @@
+"""`wakegate deploy`: what it finds to run, what it packs, and an agent that answers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.cli.deploy.entry import Entry, EntryError, find_entry
+from gateway.cli.deploy.pack import PackError, bundle_of, files_of
+from tests.support.serve import serve
+
+FLASKLIKE = """
+class Flask:
+    def __init__(self, name): pass
+    def __call__(self, environ, start):
+        start("200 OK", [("content-type", "text/plain")])
+        return [WORD.encode()]
+WORD = "%s"
+app = Flask(__name__)
+"""
+RUNNABLE = """
+class RunnableLambda:
+    def __init__(self, run): self.run = run
+    def invoke(self, given, config): return {"said": self.run(given), "thread": config["configurable"]["thread_id"]}
+    def stream(self, given, config): yield from given
+agent = RunnableLambda(str.upper)
+"""
+
+
+@pytest.mark.parametrize(
+    ("sources", "wanted", "expected"),
+    [
+        ({"app.py": "from fastapi import FastAPI\napi = FastAPI()"}, "", Entry("asgi", "app.py", "api")),
+        ({"x.py": "", "main.py": "import flask\napp: object = flask.Flask('x')"}, "", Entry("wsgi", "main.py", "app")),
+        ({"agent.py": "import re\nP = re.compile('x')\nif __name__ == '__main__': 1"}, "", Entry("script", "agent.py")),
+        ({"graph.py": "graph = builder.compile()"}, "", Entry("runnable", "graph.py", "graph")),
+        ({"pkg/a.py": "agent_app = AgentApp()"}, "pkg.a:agent_app", Entry("agentapp", "pkg/a.py", "agent_app")),
+        ({"app.py": "a = FastAPI()\nb = Flask('x')"}, "app.py:a", Entry("asgi", "app.py", "a")),
+        ({"only.py": "print()"}, "", Entry("script", "only.py")),
+    ],
+)
+def test_what_is_run_is_found_without_running_it(sources: dict[str, str], wanted: str, expected: Entry) -> None:
+    """By the calls at a module's top level."""
+    assert find_entry(sources, wanted) == expected
+
+
+@pytest.mark.parametrize("sources", [{}, {"a.py": "x = 1", "b.py": ""}, {"app.py": "def f(:"}])
+def test_a_folder_without_an_agent_is_refused(sources: dict[str, str]) -> None:
+    """The text says what was looked for, or what is wrong."""
+    with pytest.raises(EntryError):
+        find_entry(sources)
+
+
+def test_bundle_is_the_same_for_the_same_files_and_has_no_more_than_they_need(tmp_path: Path) -> None:
+    """Times do not matter; caches, secrets and what is ignored stay here."""
+    for name in ("a.py", ".env", "notes/x.txt", "__pycache__/a.pyc", "data/d.csv"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(name)
+    (tmp_path / ".wakegateignore").write_text("notes/\n")
+    files = files_of(tmp_path)
+    assert sorted(files) == [".wakegateignore", "a.py", "data/d.csv"]
+    first = bundle_of(files, {})
+    os.utime(tmp_path / "a.py", (1, 1))
+    assert bundle_of(files_of(tmp_path), {}) == first
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    """Whatever it leads to would be uploaded."""
+    folder = tmp_path / "agent"
+    folder.mkdir()
+    (tmp_path / "secret").write_text("s")
+    (folder / "a.py").write_text("")
+    (folder / "b.py").symlink_to("a.py")
+    assert sorted(files_of(folder)) == ["a.py", "b.py"]
+    (folder / "link").symlink_to(tmp_path / "secret")
+    with pytest.raises(PackError, match="leads out of the folder"):
+        files_of(folder)
+
+
+@pytest.mark.processes
+def test_deployed_code_answers_and_a_bad_release_is_one_command_from_undone(tmp_path: Path) -> None:
+    """Each deployment is a revision; the gateway has the files after a restart too."""
+    folder = tmp_path / "My Agent"
+    folder.mkdir()
+    path = "/v1/namespaces/default/agent-runtimes/my-agent/invocations"
+    with serve(tmp_path / "state") as server:
+
+        def wakegate(*words: str) -> str:
+            environ = {**os.environ, "WAKEGATE_URL": server.url, "XDG_CONFIG_HOME": str(tmp_path)}
+            done = subprocess.run(
+                [sys.executable, "-m", "gateway", *words], capture_output=True, text=True, env=environ, check=False
+            )
+            assert done.returncode == 0, done.stdout + done.stderr + server.log.read_text()
+            return done.stdout
+
+        (folder / "app.py").write_text(FLASKLIKE % "good")
+        assert "revision 1 serves" in wakegate("deploy", str(folder))
+        assert server.client.get(f"{path}/").text == "good"
+        (folder / "app.py").write_text(FLASKLIKE % "bad")
+        assert "revision 2 serves" in wakegate("deploy", str(folder))
+        assert server.client.get(f"{path}/").text == "bad"
+        assert "revision 1 serves" in wakegate("rollout", "undo", "my-agent")
+        assert server.client.get(f"{path}/").text == "good"
+        assert "REVISION" in wakegate("rollout", "history", "my-agent")
+        (folder / "app.py").unlink()
+        (folder / "agent.py").write_text(RUNNABLE)
+        assert "runnable agent.py:agent" in wakegate("deploy", str(folder))
+        reply = server.client.post(f"{path}/invoke", json={"input": "hello"})
+        assert reply.json() == {"output": {"said": "HELLO", "thread": reply.headers["x-session-id"]}}
+        streamed = server.client.post(f"{path}/stream", json={"input": ["a", "b"]})
+        assert streamed.text == 'data: "a"\n\ndata: "b"\n\n'
+        assert server.client.post(f"{path}/invoke", content=b"{").status_code == 400
