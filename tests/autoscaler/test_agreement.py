@@ -15,6 +15,8 @@ from loadtest.recording import Recording
 from loadtest.replay_compare import Account, laboratory, measured, report, simulated
 from tests.support.autoscaler import poisson
 
+pytestmark = pytest.mark.simulation
+
 LOG = """not JSON
 {"event":"sandbox sb-1 of code-interpreters/default/replayed is ready 0.2500 s after its order","timestamp":"2026-01-01T00:00:10.000000Z"}
 {"event":"sandbox sb-2 of code-interpreters/default/replayed is ready 1.0000 s after its order; surplus","timestamp":"2026-01-01T00:00:10.500000Z"}

@@ -16,6 +16,8 @@ from gateway.autoscaler.scaler import Observed, ScalerSpec, decide
 from gateway.autoscaler.shadow import A_FAMILY, Shadow, constant_levels
 from tests.support.autoscaler import poisson
 
+pytestmark = pytest.mark.simulation
+
 LEAD = 10.0
 
 

@@ -23,6 +23,8 @@ from gateway.autoscaler.replay.traces import read_traces
 from gateway.core.errors import BadRequestError
 from tests.support.autoscaler import poisson
 
+pytestmark = pytest.mark.simulation
+
 
 def constant(size: float) -> Targets:
     return Targets(np.array([-1000.0]), np.array([size]))

@@ -15,6 +15,8 @@ from gateway.autoscaler.replay.scenarios import BURST_BEYOND_MAX, CLOCK_BACK, LO
 from gateway.autoscaler.shadow import Shadow
 from tests.support.autoscaler import poisson
 
+pytestmark = pytest.mark.simulation
+
 
 @pytest.mark.parametrize("steps", [((7200.0, -600.0),), ((7200.0, 1800.0),), ((7200.0, -86400.0),)])
 def test_clock_that_is_set_does_not_move_the_pool(steps: tuple[tuple[float, float], ...]) -> None:
