@@ -38,7 +38,7 @@ class LocalSandbox:
     start: StartKind = StartKind.WARM
     session_id: SessionId | None = None
     keeps_workspace: bool = False  # its end leaves the workspace in place
-    cpu_unbound_s: float = 0.0  # CPU time before it was bound
+    cpu_unbound_s: float = float("inf")  # CPU time before it was bound; infinite until that was measured
     cpu_bound_s: float = 0.0  # and since, as last read
     end_cause: str = ""  # why the provider ended its processes, for the session's owner
 
@@ -52,15 +52,18 @@ class LocalSandbox:
         if self.state is not SandboxState.WARM:
             raise RuntimeError(f"sandbox {self.id} is {self.state} and cannot be bound to session {session}")
         self.state, self.session_id, self.start = SandboxState.CLAIMED, session, start
-        self.cpu_unbound_s = consumption.cpu_s(self.group, self.process.pid)
         return self.describe()
+
+    def begin_cpu_count(self) -> None:
+        """What it has used until now is not its session's. Blocks; to be called soon after `claim`."""
+        self.cpu_unbound_s = consumption.cpu_s(self.group, self.process.pid)
 
     def describe(self) -> Sandbox:
         """As the SandboxProvider interface has it."""
         return Sandbox(self.id, self.runtime.key, self.endpoint, self.start, self.created_at, self.session_id)
 
     def read_cpu(self) -> float:
-        """Seconds of CPU since it was bound. Never less than before."""
+        """Seconds of CPU since it was bound, 0 until `begin_cpu_count`. Never less than before."""
         # Without a group the sum is over the processes that live: one that its parent did not wait for is missing once
         # it has ended.
         if self.session_id is not None:

@@ -304,6 +304,20 @@ def test_environment_of_the_systems_python_binds_no_more_than_itself(tmp_path: P
     assert interpreters.user_python(environment, roots=[str(tmp_path)]).folders == (str(environment),)
 
 
+def test_operators_environment_is_judged_again_once_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not followed and judged at every start, but one that was made anew from a private folder is refused."""
+    environment = crafted(tmp_path, "home = /usr/bin")
+    first = interpreters.user_python(environment)
+    with monkeypatch.context() as patched:
+        patched.setattr(interpreters, "_base_folders", None)  # calling it would fail
+        assert interpreters.user_python(environment) is first
+    (environment / "pyvenv.cfg").write_text("home = /root/bin")
+    with pytest.raises(ValueError, match="private folder"):
+        interpreters.user_python(environment)
+
+
 def test_strange_pyvenv_cfg_holds_up_nothing(tmp_path: Path) -> None:
     """A pipe, bytes that are no text, or no end of lines: read in bounds, and at once."""
     environment = crafted(tmp_path / "env", "home = \n" * 100_000)

@@ -7,6 +7,7 @@ import os
 import select
 import shutil
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import pytest
 from gateway.core.clock import SystemClock
 from gateway.core.errors import SandboxStartError, SettingsError
 from gateway.core.model import Limits, PoolSpec, Runtime, SandboxId, SessionId, StartKind
-from gateway.provider.local import LocalProvider
+from gateway.provider.local import LocalProvider, consumption
+from gateway.provider.local.cgroups import Cgroup
 from gateway.provider.local.registry import SandboxRegistry
 from gateway.provider.local.sandbox import LocalSandbox
 from tests.support.local_engine import KEY, SANDBOX_PYTHON, execute, filled, runtime, serving
@@ -31,6 +33,29 @@ async def test_warm_claim_awaits_nothing(tmp_path: Path) -> None:
             step.send(None)  # the first await of anything real would come back here instead
         assert done.value.value.start is StartKind.WARM
         await filled(provider)
+
+
+async def test_claim_reads_nothing_of_the_kernel_on_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a sandbox used while it was warm is measured beside the claim: it would delay all wakes behind it."""
+    real, measured = consumption.cpu_s, list[int]()
+
+    def cpu_s(group: Cgroup, pid: int) -> float:
+        measured.append(threading.get_ident())
+        return real(group, pid)
+
+    async with serving(tmp_path, runtime(warm=1)) as provider:
+        await filled(provider)
+        monkeypatch.setattr(consumption, "cpu_s", cpu_s)
+        await provider.claim(KEY, SessionId("s1"))
+        assert not measured
+
+        async def is_measured() -> bool:
+            return bool(measured)
+
+        await eventually(is_measured, "its CPU time was measured")
+        assert threading.get_ident() not in measured
 
 
 async def test_burst_beyond_the_pool_gets_cold_sandboxes(tmp_path: Path) -> None:
