@@ -13,14 +13,17 @@ import os
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from gateway.core.errors import BadRequestError, TooLargeError
+from gateway.core.errors import BadRequestError, QuotaExceededError, TooLargeError
 
 MAX_UPLOAD_BYTES = 64 << 20
 MAX_BYTES = 512 << 20  # unpacked
 MAX_FILES = 20_000
+MAX_BUNDLES = 1000
+UNUSED_S = 3600.0  # from an upload to the agent that names it
 _MAX_PATH_CHARS = 512
 _PIECE = 1 << 20
 
@@ -42,11 +45,18 @@ class BundleStore:
     def add(self, archive: bytes) -> str:
         """Keep a tar archive, plain or gzip, under its digest; one that is here already is not unpacked again.
 
-        Raises BadRequestError, TooLargeError; OSError where the disk is full.
+        Raises BadRequestError, TooLargeError, QuotaExceededError; OSError where the disk is full.
         """
         digest = "sha256:" + hashlib.sha256(archive).hexdigest()
         if self.has(digest):
+            os.utime(self.path(digest))  # it is about to be named, so `sweep` must not take it for an old one
             return digest
+        kept = len(list(self._folder.iterdir())) if self._folder.is_dir() else 0
+        if kept >= MAX_BUNDLES:
+            raise QuotaExceededError(
+                f"bundles: this gateway keeps {kept}, the most that it does; those without an agent go after an hour",
+                limit="bundles", value=MAX_BUNDLES, used=kept, retry_after=60.0,
+            )  # fmt: skip
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o755)
         half = Path(tempfile.mkdtemp(prefix=".half-", dir=self._folder))
         try:
@@ -61,6 +71,16 @@ class BundleStore:
         finally:
             shutil.rmtree(half, ignore_errors=True)
         return digest
+
+    def sweep(self, used: Collection[str], before: float) -> int:
+        """Delete those that are not `used` and were last sent before a time, and what uploads left half. Blocks."""
+        names = {digest.removeprefix("sha256:") for digest in used}
+        gone = 0
+        for each in list(self._folder.iterdir()) if self._folder.is_dir() else ():
+            if each.name not in names and each.is_dir() and each.stat().st_mtime < before:
+                shutil.rmtree(each, ignore_errors=True)
+                gone += 1
+        return gone
 
 
 def unpack(file: IO[bytes], folder: Path) -> None:

@@ -28,6 +28,7 @@ class AgentDirectory:
         self._applied = applied
         self._agents: dict[str, Agent] = {}
         self._revision = -1
+        self.unreadable = 0  # agents of the store that this gateway cannot read
 
     def all(self) -> Sequence[Agent]:
         """All agents, by id."""
@@ -49,11 +50,13 @@ class AgentDirectory:
         """Read all of them, before the engine has any. Raises StoreUnavailableError."""
         revision = await self._documents.revision(KIND)
         found: dict[str, Agent] = {}
-        for document in await self._documents.list(KIND):
+        documents = await self._documents.list(KIND)
+        for document in documents:
             try:
                 found[document.name] = from_document(document.value, document.version)
             except (KeyError, TypeError, ValueError) as error:
                 logger.error("agent %s is unreadable in the store, and is not served: %r", document.name, error)
+        self.unreadable = len(documents) - len(found)
         self._agents, self._revision = found, revision
         self._put()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
 
 from gateway.agents import rollout
+from gateway.agents.bundles import UNUSED_S, BundleStore
 from gateway.agents.directory import AgentDirectory
 from gateway.agents.model import Agent, Phase
 from gateway.agents.rollout import Health
@@ -18,6 +20,8 @@ from gateway.observability.counters import Counters
 
 logger = logging.getLogger(__name__)
 
+_SWEEP_TICKS = 300
+_LOST_S = 7 * 86400.0
 _DRAIN_TICKS = 5  # between two looks for sessions of a draining revision
 
 
@@ -40,12 +44,14 @@ class AgentKeeper:
         store: SessionStore,
         counters: Counters,
         clock: Clock,
+        bundles: BundleStore,
     ) -> None:
         self._directory = directory
         self._provider = provider
         self._store = store
         self._counters = counters
         self._clock = clock
+        self._bundles = bundles
         self._baselines: dict[str, _Baseline] = {}
         self._ticks = 0
 
@@ -53,6 +59,8 @@ class AgentKeeper:
         """One look at everything. Raises StoreUnavailableError."""
         await self._directory.follow()
         self._ticks += 1
+        if self._ticks % _SWEEP_TICKS == 0:
+            await self._sweep()
         for agent in self._directory.all():
             if agent.rollout is not None and not agent.stopped:
                 await self._step(agent)
@@ -60,6 +68,15 @@ class AgentKeeper:
                 self._baselines.pop(agent.id, None)
             if agent.draining and self._ticks % _DRAIN_TICKS == 0:
                 await self._end_drained(agent)
+
+    async def _sweep(self) -> None:
+        """Delete the files that no revision names; late where nothing names any, since records may have been lost."""
+        if self._directory.unreadable:
+            return  # what those agents name is not known
+        revisions = [revision for agent in self._directory.all() for revision in agent.revisions]
+        used = {digest for each in revisions for digest in (each.bundle, each.environment) if digest}
+        before = self._clock.now() - (UNUSED_S if used else _LOST_S)
+        await asyncio.to_thread(self._bundles.sweep, used, before)
 
     async def _step(self, agent: Agent) -> None:
         health = await self._health(agent)

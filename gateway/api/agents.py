@@ -43,12 +43,13 @@ from gateway.core.errors import (
     SessionNotFoundError,
     StaleWriteError,
 )
-from gateway.core.identity import current, is_tenant
+from gateway.core.identity import SYSTEM, acting_as, current, is_tenant
 from gateway.core.interfaces import SandboxProvider, SessionStore
 from gateway.core.model import DEFAULT_TENANT, Kind, PoolStatus, Runtime, RuntimeKey, Session, SessionState
 from gateway.identity.tenants import TenantDirectory
 from gateway.observability.counters import Counters
 from gateway.sessions.lifecycle import Lifecycle
+from gateway.sessions.membership import ElsewhereError
 from gateway.usage.prices import Prices
 from gateway.usage.report import Report
 
@@ -217,11 +218,15 @@ class AgentsAPI:
         return Response(status_code=204)
 
     async def _end_sessions(self, agent: Agent, reason: str) -> None:
-        for session in await self._sessions(agent, 10_000):
-            try:
-                await self._lifecycle.terminate(session.id, reason)
-            except SessionNotFoundError:
-                pass
+        # As the gateway: sessions of the tenant's other people end as well, which the caller may not see.
+        with acting_as(SYSTEM):
+            for session in await self._sessions(agent, 10_000):
+                try:
+                    await self._lifecycle.terminate(session.id, reason)
+                except ElsewhereError:
+                    await self._lifecycle.update(session.id, ttl=0.0)  # the gateway that has it ends it in its sweep
+                except SessionNotFoundError:
+                    pass
 
     async def _change_rollout(self, request: Request) -> Response:
         parts, agent = self._required(), self._named(request)

@@ -293,9 +293,10 @@ class Gateway:
         async def applied() -> None:
             await self.provider.apply(self.catalog.all())
 
+        bundles = make_bundles(self.settings)
         self.agent_directory = directory = AgentDirectory(self.store.documents, catalog, applied)
-        self.agent_keeper = AgentKeeper(directory, self.provider, self.store, self.counters, self.clock)
-        return AgentParts(directory, catalog, this_machine(), make_bundles(self.settings))
+        self.agent_keeper = AgentKeeper(directory, self.provider, self.store, self.counters, self.clock, bundles)
+        return AgentParts(directory, catalog, this_machine(), bundles)
 
     def _connect(self, executor: Executor) -> None:
         """Subscribe the autoscaler, the advisor and the counters to sessions' events, and set the idleness check."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from gateway.agents import bundles
 from gateway.agents.bundles import BundleStore
-from gateway.core.errors import BadRequestError, TooLargeError
+from gateway.core.errors import BadRequestError, QuotaExceededError, TooLargeError
 
 
 def archive(*members: tuple[str, bytes | tarfile.TarInfo]) -> bytes:
@@ -75,3 +76,18 @@ def test_a_small_archive_of_large_files_is_refused(tmp_path: Path, monkeypatch: 
     with pytest.raises(TooLargeError):
         store.add(archive(*((f"f{index}", b"") for index in range(4))))
     assert list((tmp_path / "agents").iterdir()) == []
+
+
+def test_files_that_no_agent_needs_go_and_too_many_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those in use stay whatever their age, and those that were sent again a moment ago."""
+    store = BundleStore(tmp_path / "agents")
+    used, old, fresh = (store.add(archive((name, b"1"))) for name in "abc")
+    for digest in (used, old, fresh):
+        os.utime(store.path(digest), (1000, 1000))
+    store.add(archive(("c", b"1")))
+    assert store.sweep([used], 2000.0) == 1
+    assert [store.has(digest) for digest in (used, old, fresh)] == [True, False, True]
+    monkeypatch.setattr(bundles, "MAX_BUNDLES", 2)
+    with pytest.raises(QuotaExceededError):
+        store.add(archive(("d", b"1")))
+    assert store.add(archive(("a", b"1"))) == used
