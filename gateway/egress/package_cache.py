@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 _PIECE_BYTES = 1 << 20
 _PATH = re.compile(r"/packages/[!-~]{1,1000}\.(?:whl|whl\.metadata|tar\.gz|zip)")
 _DIGEST = re.compile(r"/packages/([0-9a-f]{2})/([0-9a-f]{2})/([0-9a-f]{60})/[^/]+")
-_NAME = re.compile(r"([0-9a-f]{64})-([0-9a-f]{64})")
+_CACHED_NAME = re.compile(r"([0-9a-f]{64})-([0-9a-f]{64})")
 # With one of these a request is for something else than the whole file as anybody gets it.
 _OWN_FIELDS = frozenset((b"range", b"authorization", b"cookie", b"if-range", b"if-match", b"if-none-match",
                          b"if-modified-since", b"if-unmodified-since", b"upgrade", b"expect"))  # fmt: skip
@@ -87,7 +87,7 @@ class PackageCache:
     def _load(self) -> None:
         found = []
         for file in self._kept.iterdir():
-            match = _NAME.fullmatch(file.name)
+            match = _CACHED_NAME.fullmatch(file.name)
             if match is None or match[1] in self._entries:
                 file.unlink()
                 continue

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -95,3 +97,57 @@ async def test_slot_of_a_client_that_left_while_the_sandbox_reads_nothing_is_giv
             await answered_during(gateway, other, asyncio.create_task(flood()))
         client.transport.abort()
         await eventually(lambda: slots_free(gateway), "the slot is given back")
+
+
+async def test_idle_connections_keep_nobody_waiting(open_gateway: OpenScripted) -> None:
+    """While a thousand are opened, and stand, another client's requests on a session are answered."""
+    gateway, _ = await open_gateway()
+    other = await gateway.session()
+    # Both ends are in this process.
+    room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - len(os.listdir("/proc/self/fd")) - 200
+    count = min(1000, room // 2)
+    assert count > 100
+    idle: list[asyncio.StreamWriter] = []
+
+    async def flood() -> None:
+        host, port = gateway.url.removeprefix("http://").split(":")
+        for _ in range(count):
+            idle.append((await asyncio.open_connection(host, int(port)))[1])
+
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            await answered_during(gateway, other, asyncio.create_task(flood()))
+            assert len(idle) == count
+            await answered_during(gateway, other, asyncio.create_task(asyncio.sleep(0)))
+    finally:
+        for writer in idle:
+            writer.transport.abort()
+
+
+async def test_empty_messages_keep_nobody_waiting(tmp_path: Path) -> None:
+    """Ten thousand of them in one piece, each delivered, while another client's requests are answered."""
+    count, seen = 10_000, 0
+
+    async def swallow(connection: ServerConnection) -> None:
+        nonlocal seen
+        async for _ in connection:
+            seen += 1
+
+    other = ScriptedSandbox()
+    await other.start()
+    async with serve(swallow, "127.0.0.1", 0, compression=None) as server:
+        reading = Endpoint(host="127.0.0.1", port=next(iter(server.sockets)).getsockname()[1])
+        async with served(tmp_path, ScriptedProvider(reading, other.endpoint)) as gateway:
+            session, beside = await gateway.session(), await gateway.session()
+            url = gateway.url.replace("http", "ws")
+            async with connect(url, additional_headers={"x-session-id": session}, proxy=None) as client:
+                empty = Frame(Opcode.BINARY, b"", True).serialize(mask=True, extensions=[])
+
+                async def flood() -> None:
+                    client.transport.write(empty * count)
+                    while seen < count:
+                        await asyncio.sleep(0.01)
+
+                async with asyncio.timeout(LIMIT_S):
+                    await answered_during(gateway, beside, asyncio.create_task(flood()))
+    await other.aclose()

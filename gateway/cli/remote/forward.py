@@ -26,6 +26,7 @@ MAX_HEAD_BYTES = 64 << 10
 _MAX_CONNECTIONS = 128
 _CHUNK_BYTES = 64 << 10
 _PORTS = re.compile(r"([0-9]{1,5})(?::([0-9]{1,5}))?")
+_COOKIE_PATH = re.compile(rb"(?i)(;\s*path=)([^;]*)")
 _DROPPED = (b"host", b"connection", b"authorization", b"x-api-key", b"proxy-connection", b"keep-alive")
 
 
@@ -154,8 +155,12 @@ def response_head(head: bytes, prefix: bytes) -> bytes:
             if found and (not before.strip() or b"://" in before):
                 lines[number] = name + b": " + (after if after.startswith(b"/") else b"/" + after)
         elif name.lower() == b"set-cookie":
-            lines[number] = re.sub(rb"(?i)(;\s*path=)" + re.escape(prefix) + rb"/?", rb"\1/", line)
+            lines[number] = _COOKIE_PATH.sub(lambda found: found[1] + _below(found[2], prefix), line)
     return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def _below(path: bytes, prefix: bytes) -> bytes:
+    return b"/" + path.removeprefix(prefix).removeprefix(b"/") if path.startswith(prefix) else path
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

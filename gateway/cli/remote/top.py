@@ -16,6 +16,7 @@ from gateway.cli.remote.screen import plain, print_plain_table, table_of
 from wakegate_client import APIError, Client
 
 _SAMPLE = re.compile(r"(wakegate_[a-z_]+|process_[a-z_]+)(?:\{([^}]*)\})? ([0-9.e+-]+)")
+_LABEL = re.compile(r'(?<![a-z])([a-z]+)="([^"]*)"')
 _COLUMNS = {
     name: (lambda row, name=name: row[name])
     for name in ("RUNTIME", "TARGET", "READY", "STARTING", "CLAIMED", "WARM", "COLD", "MISSES", "FAILURES")
@@ -57,7 +58,7 @@ def _look(gateway: Client) -> dict[str, Any]:
                     name, labels, value = found[1], found[2] or "", float(found[3])
                     samples[name] = samples.get(name, 0.0) + value
                     if name in ("wakegate_claims_total", "wakegate_pool_misses_total"):
-                        pairs = dict(re.findall(r'([a-z]+)="([^"]*)"', labels))
+                        pairs = dict(_LABEL.findall(labels))
                         by_runtime[name, pairs.get("runtime", ""), pairs.get("start", "")] = value
     except APIError as error:
         if error.status != 403:
