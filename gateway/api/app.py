@@ -27,6 +27,8 @@ from gateway.api.e2b.sandboxes import SandboxesAPI
 from gateway.api.egress import EgressAPI
 from gateway.api.errors import ErrorShape, Handler, answering_errors, error_response
 from gateway.api.health import HealthAPI
+from gateway.api.jupyter.channels import Channels
+from gateway.api.jupyter.kernels import KernelsAPI
 from gateway.api.keys import KeysAPI
 from gateway.api.loss_report import LossReportingCaller
 from gateway.api.mcp.endpoint import MCPEndpoint
@@ -113,6 +115,7 @@ class Surfaces:
         self._runs = OneShotRuns(lifecycle, caller)
         handlers: dict[str, Handler] = {
             **RunAPI(self._runs, catalog).handlers(),
+            **KernelsAPI(lifecycle, store, catalog, caller).handlers(),
             **DifyAPI(self._runs, catalog).handlers(),
             **self.keys.handlers(),
             **self.tenants.handlers(),
@@ -154,6 +157,7 @@ class Surfaces:
             peers=peers,
             acknowledge=acknowledge,
             e2b=self._e2b,
+            channels=Channels(lifecycle, caller, clock),
         )
 
     def open(self, secret: SharedSecret) -> None:
@@ -210,6 +214,7 @@ def make_control_app(
     peers: PeerSigner,
     acknowledge: Callable[[SessionId, str], None] = lambda session_id, restored: None,
     e2b: E2BRouter | None = None,
+    channels: Channels | None = None,
 ) -> ASGIApp:
     """Make the ASGI app, which also counts its answers by route.
 
@@ -225,6 +230,12 @@ def make_control_app(
     app.state.peers = peers
 
     async def control(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"].startswith(("/api/kernels/", "/api/kernelspecs")) or scope["path"] == "/api/kernels":
+            scope = {**scope, "path": "/jupyter" + scope["path"]}  # for clients that take a host without a path
+        if scope["type"] == "websocket":
+            if channels is not None:
+                await channels(scope, receive, send)
+            return
         if scope["type"] == "http" and scope["path"].startswith("//"):
             # AgentCube's SDK joins a base URL with a trailing slash to "//v1/...".
             scope = {**scope, "path": "/" + scope["path"].lstrip("/")}

@@ -42,6 +42,7 @@ class ErrorShape(StrEnum):
     AGENTCUBE = "Message"  # {"message": text}
     OPENAI = "OpenAIError"  # {"error": {"message", "type", "param", "code"}}
     E2B = "E2BError"  # {"code": status, "message": text}
+    JUPYTER = "JupyterError"  # {"message": text, "reason": CODE}
     DIFY = "DifyError"  # {"code": status, "message": text, "data": null}
     MCP = "MCPMessage"  # a JSON-RPC error response without an id
 
@@ -117,6 +118,10 @@ def _e2b(error: WakegateError) -> dict[str, Any]:
     return {"code": error.status, "message": public_message(error), "error_code": error.code.lower()}
 
 
+def _jupyter(error: WakegateError) -> dict[str, Any]:
+    return {"message": public_message(error), "reason": error.code}
+
+
 def _dify(error: WakegateError) -> dict[str, Any]:
     return {"code": -error.status, "message": public_message(error), "data": None}
 
@@ -131,6 +136,7 @@ _DOCUMENTS: Mapping[ErrorShape, Callable[[WakegateError], dict[str, Any]]] = {
     ErrorShape.AGENTCUBE: _agentcube,
     ErrorShape.OPENAI: _openai,
     ErrorShape.E2B: _e2b,
+    ErrorShape.JUPYTER: _jupyter,
     ErrorShape.DIFY: _dify,
     ErrorShape.MCP: _mcp,
 }

@@ -16,6 +16,7 @@ _AGENTCUBE = ("/v1/code-interpreter", "/v1/agent-runtime", "/v1/namespaces", "/h
 _OPENAI = ("/v1/containers", "/v1/tools", "/v1/tool_calls")
 _E2B = ("/sandboxes", "/v2/sandboxes")
 _DIFY = ("/v1/sandbox",)
+_JUPYTER = ("/jupyter",)
 _SANDBOX_API = "/api"
 _HEADERS = "x-session-id: ID, or x-wakegate-runtime: NAMESPACE/NAME for a new session"
 
@@ -28,6 +29,8 @@ def shape_of(path: str) -> ErrorShape:
         return ErrorShape.OPENAI
     if _is_below(path, _DIFY):
         return ErrorShape.DIFY
+    if _is_below(path, _JUPYTER):
+        return ErrorShape.JUPYTER
     if _is_below(path, _E2B):
         return ErrorShape.E2B
     return ErrorShape.MCP if path == "/mcp" else ErrorShape.NATIVE

@@ -34,6 +34,8 @@ _ACTIONS: tuple[tuple[bytes, str], ...] = (
     (b"/api/files", "file.write"),
     (b"/api/fs", "file.write"),
     (b"/api/archive", "file.write"),
+    (b"/jupyter/", "code.run"),  # a kernel's channels
+    (b"/api/kernels", "code.run"),
 )
 _FILES = frozenset(("file.write",))
 

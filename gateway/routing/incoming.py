@@ -18,8 +18,8 @@ from gateway.routing.request_fields import Request, mount_at_root
 from gateway.routing.request_ids import id_in, id_line
 from gateway.routing.responses import Scope
 from gateway.routing.route import Route
-from gateway.routing.target import NotProxied, Target, parse, parse_port_host
-from gateway.routing.url_tokens import cookie_token, follows_link, refuse_keys, take_query_token
+from gateway.routing.target import NotProxied, Target, is_jupyter, parse, parse_port_host
+from gateway.routing.url_tokens import cookie_token, follows_link, refuse_keys, take_jupyter_token, take_query_token
 
 _SCOPE_SCHEMES = {
     ("http", "http"): "http", ("http", "https"): "https", ("websocket", "http"): "ws", ("websocket", "https"): "wss",
@@ -120,6 +120,10 @@ class Incoming:
         if request.hops and type(target) is Target:
             target = replace(target, passed_on=True)
         self.target = target
+        if target is NotProxied.CONTROL and scope["query_string"] and is_jupyter(raw_path(scope)):
+            token = take_jupyter_token(scope)
+            if token is not None and request.credential is None:
+                request.credential, self.identity = token, access.identify(token)
         if target is NotProxied.CONTROL and access.is_authenticated and scope["query_string"]:
             refuse_keys(scope["query_string"])
         try:

@@ -73,7 +73,7 @@ class Proxy:
         self._clock = clock
         self._limits = limits
         self.access = access
-        self._websockets = WebSocketProxy(activator, clock, counters, access, observer)
+        self._websockets = WebSocketProxy(activator, clock, counters, access, observer, control)
 
     def __repr__(self) -> str:
         return f"<Proxy {len(self.ticker)} exchanges, {len(self._activator.routes)} routes>"

@@ -185,6 +185,8 @@ def read_authorization(request: Request, value: bytes) -> None:
         credential = token.strip() if scheme.lower() == b"bearer" else None
         if scheme.lower() == b"basic":
             credential = _key_in_basic(token)
+        elif scheme.lower() == b"token" and token.strip().startswith(_OUR_PREFIXES):  # as clients of Jupyter send it
+            credential = token.strip()
         if credential is None:
             return  # of a scheme that is for somebody else
     if request.has_authorization:

@@ -40,6 +40,9 @@ RESERVED_V1 = frozenset((
     b"keys", b"namespaces",
     b"run", b"runtimes", b"sandbox", b"sessions", b"tenants", b"tool_calls", b"tools", b"usage",
 ))  # fmt: skip
+# Jupyter's protocol (api/jupyter). Only where no session is named: with one, these are paths of its sandbox. AutoGen
+# knows a host and a port alone, so what it asks for is answered at the root as well.
+_JUPYTER = (b"/jupyter/", b"/api/kernels", b"/api/kernelspecs")
 _KINDS = {kind.segment.encode(): kind for kind in Kind}
 _SESSION_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _NAME = re.compile(rb"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -143,6 +146,11 @@ def _named(runtime: bytes | None) -> RuntimeKey | None:
 
 
 _parse_kept = lru_cache(maxsize=2048)(_parse)
+
+
+def is_jupyter(raw_path: bytes) -> bool:
+    """Whether a request that is for the control surfaces is of Jupyter's protocol."""
+    return raw_path.startswith(_JUPYTER)
 
 
 def is_control(raw_path: bytes) -> bool:

@@ -50,6 +50,23 @@ def take_query_token(scope: Scope) -> bytes | None:
     return found[0]
 
 
+def take_jupyter_token(scope: Scope) -> bytes | None:
+    """Take `token` out of the query of a request of Jupyter's, so that nobody behind us sees it; None: it has none.
+
+    An API key is allowed here, against the rule: Open WebUI and front ends of notebooks can send their token in no
+    other place. Raises BadRequestError for two.
+    """
+    query: bytes = scope["query_string"]
+    pairs = query.split(b"&")
+    found = [pair.partition(b"=")[2] for pair in pairs if pair.partition(b"=")[0] == b"token"]
+    if not found:
+        return None
+    scope["query_string"] = b"&".join(pair for pair in pairs if pair.partition(b"=")[0] != b"token")
+    if len(found) > 1:
+        raise BadRequestError("token: sent twice; send one")
+    return unquote_to_bytes(found[0]) or None
+
+
 def refuse_keys(query: bytes) -> None:
     """Raise BadRequestError for a query with a key or a token in it, by its name or its form.
 

@@ -9,6 +9,7 @@ import asyncio
 from dataclasses import replace
 from http import HTTPStatus
 from io import StringIO
+from typing import Any
 
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -17,7 +18,8 @@ from websockets.http11 import Response
 from gateway.core.asked import note_headers
 from gateway.core.clock import Clock
 from gateway.core.errors import BadRequestError, NotFoundError, UpstreamConnectError, WakegateError
-from gateway.core.identity import act_as, current
+from gateway.core.identity import Identity, act_as, current
+from gateway.core.model import SessionId
 from gateway.identity.scope import require_use
 from gateway.observability.counters import Counters
 from gateway.observability.request_record import Observer, Record
@@ -26,10 +28,11 @@ from gateway.routing.activator import Activator
 from gateway.routing.client_rates import client_address
 from gateway.routing.headers import next_hop
 from gateway.routing.heads import is_picods, peer_path, sandbox_fields
-from gateway.routing.incoming import Incoming
+from gateway.routing.incoming import Incoming, raw_path
 from gateway.routing.request_ids import id_field, id_line
 from gateway.routing.response_headers import GATEWAY_FIELDS, read_peer_response, read_response
 from gateway.routing.responses import (
+    ASGIApp,
     Headers,
     Receive,
     Scope,
@@ -40,7 +43,7 @@ from gateway.routing.responses import (
     session_fields,
 )
 from gateway.routing.route import Reservation, Route
-from gateway.routing.target import Target
+from gateway.routing.target import NotProxied, Target, is_jupyter
 from gateway.routing.websocket_dial import MAX_MESSAGE_BYTES, dial
 
 _STATUSES = frozenset(HTTPStatus)  # those that the server knows a phrase for
@@ -61,7 +64,10 @@ class WebSocketProxy:
         counters: Counters,
         access: AccessPolicy,
         observer: Observer | None = None,
+        control: ASGIApp | None = None,
     ) -> None:
+        """`control`: serves the WebSockets of the control surfaces, whose handshake is not answered yet."""
+        self._control = control
         self._access = access
         self._observer = observer
         self._activator = activator
@@ -92,17 +98,15 @@ class WebSocketProxy:
         try:
             if isinstance(target, WakegateError):
                 raise target
+            if target is NotProxied.CONTROL and self._control is not None and is_jupyter(raw_path(scope)):
+                await self._serve_control(self._control, scope, receive, send, incoming, record)
+                return
             if not isinstance(target, Target):
                 raise NotFoundError(
                     "no sandbox is behind this path; a WebSocket needs a session header, an invocations or a ports path"
                 )
             session = target.session_id.encode("ascii") if target.session_id else None
-            identity = incoming.identity
-            if identity is None:
-                identity = await self._access.authenticate(incoming.request.credential, client_address(scope), target)
-                identity.spend()
-            if record is not None:
-                record.identity = identity
+            identity = await self._identify(scope, incoming, record)
             require_use(identity, target.path)
             act_as(identity)
             note_headers(scope["headers"])
@@ -116,6 +120,44 @@ class WebSocketProxy:
             if record is not None:
                 record.status, record.error = error.status, error
             await _refuse(send, error, session, incoming.id_line)
+
+    async def _identify(self, scope: Scope, incoming: Incoming, record: Record | None) -> Identity:
+        """Who asks. Raises UnauthorizedError, LimitError."""
+        identity = incoming.identity
+        if identity is None:
+            identity = await self._access.authenticate(
+                incoming.request.credential, client_address(scope), incoming.target
+            )
+            identity.spend()
+        if record is not None:
+            record.identity = identity
+        return identity
+
+    async def _serve_control(
+        self,
+        control: ASGIApp,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        incoming: Incoming,
+        record: Record | None,
+    ) -> None:
+        """Hand a conversation to the control surfaces, and note how it was answered."""
+        act_as(await self._identify(scope, incoming, record))
+        note_headers(scope["headers"])
+        if record is not None:
+            record.path = raw_path(scope)
+            named = record.path.rsplit(b"/", 2)
+            record.saw(SessionId(named[1][:128].decode("latin-1")) if len(named) == 3 else None, None, None)
+
+        async def noting(message: Any) -> None:
+            if record is not None and message["type"] == "websocket.accept":
+                record.status = 101
+            elif record is not None and message["type"] == "websocket.http.response.start":
+                record.status = message["status"]
+            await send(message)
+
+        await control(scope, receive, noting)
 
     async def _attempt(
         self,

@@ -25,7 +25,8 @@ LISTS = {
     ("get", "/v1/sessions"), ("get", "/v1/containers"), ("get", "/v1/runtimes"), ("get", "/v1/tools"),
     ("get", "/v1/caller"), ("get", "/v1/usage"), ("get", "/v1/tenants/self"),
     ("get", "/v1/agents"), ("get", "/api/v1/agents"),
-    ("get", "/v1/sandbox/dependencies"), ("post", "/v1/sandbox/dependencies/update"),
+    ("get", "/jupyter/api"), ("get", "/jupyter/api/kernelspecs"), ("get", "/jupyter/api/kernels"),
+    ("get", "/jupyter/api/sessions"), ("get", "/v1/sandbox/dependencies"), ("post", "/v1/sandbox/dependencies/update"),
     ("get", "/v1/sandbox/dependencies/refresh"), ("get", "/sandboxes"), ("get", "/v2/sandboxes"),
 }  # fmt: skip
 MAKES = {
@@ -34,6 +35,8 @@ MAKES = {
     "/v1/code-interpreter",
     "/v1/agent-runtime",
     "/v1/tool_calls",
+    "/jupyter/api/kernels",
+    "/jupyter/api/sessions",
     "/v1/run",
     "/v1/sandbox/run",
     "/mcp",

@@ -413,6 +413,14 @@ SCHEMAS: dict[str, Schema] = {
         timed_out=FLAG,
         files={"type": "object", "additionalProperties": nullable(obj("base64", base64=TEXT))},
     ),
+    "JupyterError": obj("message", message=TEXT, reason=nullable(TEXT)),
+    "JupyterVersion": obj("version", version=TEXT),
+    "JupyterSpecs": obj("default kernelspecs", default=TEXT, kernelspecs={"type": "object"}),
+    "JupyterNew": obj(name=nullable(TEXT), path=nullable(TEXT), kernel={"type": "object"}, type=TEXT),
+    "JupyterKernel": obj(
+        "id name execution_state", id=TEXT, name=TEXT, last_activity=TEXT, execution_state=TEXT, connections=COUNT
+    ),
+    "JupyterSession": obj("id kernel", id=TEXT, path=TEXT, name=TEXT, type=TEXT, kernel=ref("JupyterKernel")),
     "DifyRun": obj(
         "language code", language={"enum": ["python3", "nodejs"]}, code=TEXT, preload=TEXT, enable_network=FLAG
     ),

@@ -365,6 +365,56 @@ E2B: Mapping[str, Operation] = {
         _e2b("PUT", _E2B + "/network", "Not supported.", _NONE),
 }  # fmt: skip
 
+_KERNELS, _NOTEBOOKS = "/jupyter/api/kernels", "/jupyter/api/sessions"
+
+
+def _jupyter(
+    method: str, path: str, summary: str, answers: Mapping[int, Answer], *, body: bool = False, sandbox: bool = True
+) -> Operation:
+    return Operation(
+        method, path, "jupyter", summary, answers, (RUNTIME,) if body else (), body=ref("JupyterNew") if body else None,
+        error="JupyterError", sandbox=sandbox,
+    )  # fmt: skip
+
+
+def _array(schema: str) -> dict[int, Answer]:
+    return {200: Answer("All of them.", {"type": "array", "items": ref(schema)})}
+
+
+_ENDED = {204: Answer("Done.")}
+JUPYTER: Mapping[str, Operation] = {
+    "jupyter_version":
+        _jupyter("GET", "/jupyter/api", "The version of Jupyter Server whose API this is.", _ok("JupyterVersion"),
+                 sandbox=False),
+    "jupyter_list_kernelspecs":
+        _jupyter("GET", "/jupyter/api/kernelspecs", "The kernels that can be started.", _ok("JupyterSpecs"),
+                 sandbox=False),
+    "jupyter_list_kernels":
+        _jupyter("GET", _KERNELS, "List kernels.", _array("JupyterKernel"), sandbox=False),
+    "jupyter_create_kernel":
+        _jupyter("POST", _KERNELS, "Start a kernel: a session with its code context.",
+                 {201: Answer("Started.", ref("JupyterKernel"))}, body=True),
+    "jupyter_get_kernel":
+        _jupyter("GET", _KERNELS + "/{session_id}", "Get a kernel.", _ok("JupyterKernel")),
+    "jupyter_delete_kernel":
+        _jupyter("DELETE", _KERNELS + "/{session_id}", "End a kernel and its session.", _ENDED),
+    "jupyter_restart_kernel":
+        _jupyter("POST", _KERNELS + "/{session_id}/restart", "Restart it without its variables.",
+                 _ok("JupyterKernel")),
+    "jupyter_interrupt_kernel":
+        _jupyter("POST", _KERNELS + "/{session_id}/interrupt", "Interrupt the code that it runs.", _ENDED),
+    "jupyter_list_sessions":
+        _jupyter("GET", _NOTEBOOKS, "List notebooks' sessions: one for each kernel.", _array("JupyterSession"),
+                 sandbox=False),
+    "jupyter_create_session":
+        _jupyter("POST", _NOTEBOOKS, "Start a kernel for a notebook.",
+                 {201: Answer("Started.", ref("JupyterSession"))}, body=True),
+    "jupyter_get_session":
+        _jupyter("GET", _NOTEBOOKS + "/{session_id}", "Get a notebook's session.", _ok("JupyterSession")),
+    "jupyter_delete_session":
+        _jupyter("DELETE", _NOTEBOOKS + "/{session_id}", "End it with its kernel.", _ENDED),
+}  # fmt: skip
+
 _DIFY_DEPENDENCIES = "/v1/sandbox/dependencies"
 DIFY: Mapping[str, Operation] = {
     "dify_run":
@@ -393,5 +443,6 @@ CONTROL: Mapping[str, Operation] = {
     **AGENTCUBE,
     **E2B,
     **DIFY,
+    **JUPYTER,
     **HEALTH,
 }
