@@ -174,7 +174,7 @@ def _abandon(agent: Agent) -> Agent:
 
 
 def _drain(agent: Agent, number: int) -> Agent:
-    if number in (0, agent.stable) or number in agent.draining:
+    if not number or number in agent.draining:
         return agent
     return replace(agent, draining=(*agent.draining, number))
 
