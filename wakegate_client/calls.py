@@ -175,6 +175,11 @@ def wake(session: str) -> Call[Session]:
     return Call("POST", of_session(session, "/wake"), _of(Session), slow=True)
 
 
+def session_logs(session: str) -> Call[dict[str, Any]]:
+    """GET /v1/sessions/{id}/logs."""
+    return Call("GET", of_session(session, "/logs"), _of(dict[str, Any]))
+
+
 def execute(session: str, command: Sequence[str], fields: Mapping[str, Any]) -> Call[Executed]:
     """POST /api/execute."""
     body = {"command": list(command), **fields}

@@ -17,15 +17,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from gateway.api import console
 from gateway.api.agent_bundles import AgentBundlesAPI
 from gateway.api.agentcube import AgentCubeAPI
 from gateway.api.agents import AgentParts, AgentsAPI
 from gateway.api.audited import audited
+from gateway.api.console import ConsoleAPI
 from gateway.api.e2b.access_tokens import AccessTokens
 from gateway.api.e2b.router import E2BRouter
 from gateway.api.e2b.sandboxes import SandboxesAPI
 from gateway.api.egress import EgressAPI
 from gateway.api.errors import ErrorShape, Handler, answering_errors, error_response
+from gateway.api.events import EventsAPI
 from gateway.api.health import HealthAPI
 from gateway.api.jupyter.channels import Channels
 from gateway.api.jupyter.kernels import KernelsAPI
@@ -61,6 +64,7 @@ from gateway.identity.peers import PeerSigner
 from gateway.identity.shared_secret import SharedSecret
 from gateway.identity.tenants import TenantDirectory
 from gateway.observability.counters import Counters, status_label
+from gateway.observability.feed import EventFeed
 from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.lifecycle import Lifecycle
 from gateway.usage.prices import Prices
@@ -98,6 +102,7 @@ class Surfaces:
         audit: AuditLog | None = None,
         egress: EgressRecords | None = None,
         agents: AgentParts | None = None,
+        feed: EventFeed | None = None,
     ) -> None:
         """`is_leaving`: whether this gateway drains. `egress`: what its sessions reached; None: they reach nothing.
 
@@ -113,6 +118,7 @@ class Surfaces:
         self._access_tokens = AccessTokens()
         self._e2b = E2BRouter(lifecycle, caller, self._access_tokens, clock)
         self._runs = OneShotRuns(lifecycle, caller)
+        feed = feed or EventFeed(clock)
         handlers: dict[str, Handler] = {
             **RunAPI(self._runs, catalog).handlers(),
             **KernelsAPI(lifecycle, store, catalog, caller).handlers(),
@@ -132,6 +138,8 @@ class Surfaces:
                 render_metrics=render_metrics,
                 unready=lambda: audit.unready if audit is not None else "",
             ).handlers(),
+            **EventsAPI(lifecycle, feed, clock, is_leaving).handlers(),
+            **ConsoleAPI(self.keys, clock).handlers(),
             **EgressAPI(lifecycle, catalog, tenants, egress or EgressRecords()).handlers(),
             **UsageAPI(
                 store, clock, prices, Retention(settings.usage_session_retention, settings.usage_retention)
@@ -263,7 +271,9 @@ def make_control_app(
             # The data path has refused the request already; it comes here for the error's shape only
             # (routing/proxy.py).
             refusal = scope.get("state", {}).get("refusal")
-            if refusal is None and e2b is not None and e2b.takes(scope):
+            if refusal is None and console.takes(scope):
+                await console.serve(scope, receive, counted)
+            elif refusal is None and e2b is not None and e2b.takes(scope):
                 scope["app"] = app
                 await e2b(scope, receive, counted)
             elif refusal is None:

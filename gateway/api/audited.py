@@ -48,6 +48,8 @@ ACTIONS: Mapping[str, str] = {
     "flat_delete_agent": "agent.delete",
     "flat_stop_agent": "agent.stop",
     "flat_start_agent": "agent.start",
+    "create_console_session": "console.login",
+    "delete_console_session": "console.logout",
     "create_key": "key.create",
     "revoke_key": "key.revoke",
     "rotate_key": "key.rotate",

@@ -44,6 +44,7 @@ from gateway.identity.peers import PeerSigner
 from gateway.identity.tenants import TenantDirectory
 from gateway.identity.tenants_file import read_tenants_file
 from gateway.observability.counters import Counters
+from gateway.observability.feed import EventFeed
 from gateway.observability.instrument import metered
 from gateway.observability.metrics import Metrics
 from gateway.observability.tracing import Tracing
@@ -118,6 +119,7 @@ class Gateway:
         self.tracing = Tracing(settings.otlp_endpoint, clock) if settings.otlp_endpoint else None
         self.audit = make_audit_log(settings, clock)
         self.events = EventRecorder(self.audit, clock)
+        self.feed = EventFeed(clock)
         self.access = access_policy(settings)
         self.observer = make_observer(settings, self.tracing, self.audit, clock, self.access)
         # The order matters from here on: each part is made of those above it, and no field is None for a while.
@@ -287,6 +289,7 @@ class Gateway:
             audit=self.audit,
             egress=None if self.egress is None else self.egress.records,
             agents=self.agent_parts,
+            feed=self.feed,
         )
 
     def _make_agents(self, catalog: AgentCatalog) -> AgentParts:
@@ -307,6 +310,8 @@ class Gateway:
         sessions.bindings.on_bound(self.usage.bound)
         sessions.bindings.on_removed(self.usage.removed)
         sessions.lifecycle.on_end(self.advisor.ended)
+        sessions.records.on_life_event(self.feed.of_session)
+        self.autoscaler.on_resize(self.feed.of_pool)
         if self.audit is not None:
             sessions.records.on_life_event(self.events.of_session)
         sessions.admission.on_waiting(self.autoscaler.waiting)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -62,6 +62,7 @@ class Autoscaler:
         self.pools: dict[RuntimeKey, Pool] = {}
         self._expectations: Expectations[RuntimeKey] = Expectations()
         self._lease: Lease | None = None
+        self._listeners: list[Callable[[RuntimeKey, int, int, str], None]] = []
         self._lease_until = 0.0  # on the monotonic clock, so that a step of the wall clock cannot prolong it
         self._renew_at = -1e18
         self._poked = asyncio.Event()
@@ -69,6 +70,10 @@ class Autoscaler:
         self._tasks = Tasks()
         self._synced_at = self._flushed_at = -1e18
         self._problem = ""
+
+    def on_resize(self, listener: Callable[[RuntimeKey, int, int, str], None]) -> None:
+        """Call `listener(runtime, before, target, why)` for each target that a provider has accepted."""
+        self._listeners.append(listener)
 
     def waiting(self, runtime: RuntimeKey, change: int, at: float) -> None:
         """Count a claim that begins (1) or is over (-1). If more wait than sandboxes are ready, poke the loop."""
@@ -298,6 +303,8 @@ class Autoscaler:
             pool.error = ""
             if target != pool.target:
                 logger.debug("%s: pool of %d, before it was %d: %s", key, target, pool.target, why)
+                for listener in self._listeners:
+                    listener(key, pool.target, target, why)
             pool.moved(now, target, why)
 
     def explain(self) -> dict[str, Any]:

@@ -35,6 +35,7 @@ COMMANDS: Mapping[str, Remote] = {
     "shell": Remote(_REMOTE + "terminal:shell", "open a terminal in a session", _INSIDE),
     "code": Remote(_REMOTE + "code:code", "run code in a session; its variables stay", _INSIDE),
     "cp": Remote(_REMOTE + "copy:cp", "copy files and folders into a session, or out of it", _INSIDE),
+    "logs": Remote(_REMOTE + "logs:logs", "what became of a session, and what runs in it", _INSIDE),
     "port-forward": Remote(_REMOTE + "forward:port_forward", "serve a port of a session on this machine", _INSIDE),
     "open": Remote(_REMOTE + "browser:open_port", "open a port of a session in the browser", _INSIDE),
     "deploy": Remote("gateway.cli.deploy.deploy:deploy", "put code on the gateway as an agent", _AGENTS),

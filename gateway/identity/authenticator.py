@@ -23,7 +23,7 @@ from gateway.core.documents import DocumentStore
 from gateway.core.errors import StoreUnavailableError, UnauthorizedError
 from gateway.core.identity import Identity
 from gateway.core.model import Session
-from gateway.identity import keys, session_tokens
+from gateway.identity import console_sessions, keys, session_tokens
 from gateway.identity.directory import KeyDirectory, open_directory
 from gateway.identity.shared_secret import SharedSecret, load_secret
 from gateway.identity.tenants import TenantDirectory
@@ -67,6 +67,7 @@ class Authenticator:
     ) -> None:
         self.directory = directory
         self._session_key = secret.key("session tokens")
+        self._console_key = secret.key("console sessions")
         self._clock = clock
         self._verifier = verifier
         self._tenants = tenants
@@ -115,6 +116,10 @@ class Authenticator:
         )
         return token, now + lifetime
 
+    def open_console(self, credential: str) -> tuple[str, str]:
+        """The cookie and the page's token of a console session that acts with an API key."""
+        return console_sessions.seal(credential, self._console_key, self._clock.now())
+
     async def follow(self) -> None:
         """Forget what has expired or was revoked. To be called each directory.FOLLOW_INTERVAL_S."""
         try:
@@ -148,6 +153,10 @@ class Authenticator:
         # Cheapest and surest first: a prefix and a form that only we issue, and what is left is another issuer's token.
         if credential.startswith(session_tokens.PREFIX):
             return session_tokens.verify(credential, self._session_key, self._clock.now())
+        if credential.startswith(console_sessions.PREFIX):
+            sealed, expires_at = console_sessions.open_sealed(credential, self._console_key, self._clock.now())
+            identity = await self._verify(sealed)  # the key itself, so that it is found revoked
+            return replace(identity, expires_at=min(identity.expires_at, expires_at))
         key = self.directory.find(credential)
         if key is None and keys.id_of(credential) is not None and self._clock.monotonic() >= self._look_again_at:
             # Perhaps it was made a moment ago, by a command or another gateway. However many such keys come, the store

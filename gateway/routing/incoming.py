@@ -7,6 +7,7 @@ from time import perf_counter
 
 from gateway.core.errors import BadRequestError, LimitError, WakegateError
 from gateway.core.identity import Identity
+from gateway.identity.console_sessions import PREFIX
 from gateway.observability.request_record import Record
 from gateway.routing.access import AccessPolicy, OriginError
 from gateway.routing.connection import UpstreamConnection
@@ -19,13 +20,21 @@ from gateway.routing.request_ids import id_in, id_line
 from gateway.routing.responses import Scope
 from gateway.routing.route import Route
 from gateway.routing.target import NotProxied, Target, is_jupyter, parse, parse_port_host
-from gateway.routing.url_tokens import cookie_token, follows_link, refuse_keys, take_jupyter_token, take_query_token
+from gateway.routing.url_tokens import (
+    console_credential,
+    cookie_token,
+    follows_link,
+    refuse_keys,
+    take_jupyter_token,
+    take_query_token,
+)
 
 _SCOPE_SCHEMES = {
     ("http", "http"): "http", ("http", "https"): "https", ("websocket", "http"): "ws", ("websocket", "https"): "wss",
 }  # fmt: skip
 
 
+_CONSOLE_PREFIX = PREFIX.encode()
 _UNREAD = Request()  # of a request whose fields could not be read; nobody writes to it
 
 
@@ -111,7 +120,7 @@ class Incoming:
             scope.setdefault("state", {})["peer"] = True
         else:
             self.identity = access.identify(request.credential)
-        from_browser = self.identity is None and self._read_browsers_token(scope, request)
+        from_browser = self.identity is None and self._read_browsers_token(scope, request, access)
         if access.ports is None:
             path: bytes = scope.get("raw_path") or scope["path"].encode()  # `raw_path`, without the call
             target = parse(path, request.session, request.runtime)
@@ -155,13 +164,16 @@ class Incoming:
             record.path = target.path
             record.saw(target.session_id, target.runtime, None)
 
-    def _read_browsers_token(self, scope: Scope, request: Request) -> bool:
+    def _read_browsers_token(self, scope: Scope, request: Request, access: AccessPolicy) -> bool:
         """Take the credential from the URL or a cookie; whether it is from there.
 
         Raises BadRequestError for what does not belong into a URL.
         """
         self.url_token = take_query_token(scope)
         if request.credential is not None:
+            if request.credential.startswith(_CONSOLE_PREFIX):  # half of what the console has; the cookie is the other
+                request.credential = console_credential(request.credential, scope["headers"])
+                self.identity = access.identify(request.credential)
             return False
         request.credential = self.url_token or cookie_token(scope["headers"])
         return request.credential is not None

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from urllib.parse import unquote_to_bytes
 
 from gateway.core.errors import BadRequestError
-from gateway.identity import session_tokens
+from gateway.identity import console_sessions, session_tokens
 from gateway.routing.responses import Scope
 from gateway.routing.target import Target
 from picod.wire import PORTS_PATH
@@ -96,6 +96,14 @@ def cookie_token(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
             if key == COOKIE_NAME and token.startswith(_PREFIX):
                 return token
     return None
+
+
+def console_credential(token: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The console's credential: the token of its page, and of its cookie what it has (identity/console_sessions.py)."""
+    for name, value in headers:
+        if name == b"cookie" and (cookie := console_sessions.cookie_in(value)) is not None:
+            return token.partition(b".")[0] + b"." + cookie
+    return token.partition(b".")[0]
 
 
 def is_page_of_port(scope: Scope, target: Target) -> bool:

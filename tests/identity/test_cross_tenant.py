@@ -23,7 +23,8 @@ ON_UVLOOP = True
 METHODS = ("get", "post", "put", "patch", "delete", "head")
 LISTS = {
     ("get", "/v1/sessions"), ("get", "/v1/containers"), ("get", "/v1/runtimes"), ("get", "/v1/tools"),
-    ("get", "/v1/caller"), ("get", "/v1/usage"), ("get", "/v1/tenants/self"),
+    ("get", "/v1/caller"), ("get", "/v1/events"), ("get", "/v1/usage"), ("get", "/v1/tenants/self"),
+    ("post", "/v1/console/session"), ("delete", "/v1/console/session"),
     ("get", "/v1/agents"), ("get", "/api/v1/agents"),
     ("get", "/jupyter/api"), ("get", "/jupyter/api/kernelspecs"), ("get", "/jupyter/api/kernels"),
     ("get", "/jupyter/api/sessions"), ("get", "/v1/sandbox/dependencies"), ("post", "/v1/sandbox/dependencies/update"),

@@ -188,6 +188,13 @@ SCHEMAS: dict[str, Schema] = {
         egress=nullable(EGRESS),
         publicPorts=array_of({"type": "integer"}),
     ),
+    "Event": obj(
+        "id event at runtime details",
+        id=TEXT, event=TEXT, at=MOMENT, runtime=TEXT, session=TEXT, tenant=TEXT, details={"type": "object"},
+    ),
+    "Events": obj("events lost next", events=array_of(ref("Event")), lost=COUNT, next=TEXT),
+    "SessionLogs": obj("events", events=array_of(ref("Event"))),
+    "ConsoleSession": obj("token expiresAt", token=TEXT, expiresAt=MOMENT),
     "SessionEgress": obj(
         "allowed connections bytesSent bytesReceived leftOut log",
         allowed=obj("runtime", runtime=EGRESS, session=nullable(EGRESS), tenant=nullable(EGRESS)),

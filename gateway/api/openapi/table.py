@@ -55,6 +55,17 @@ NATIVE: Mapping[str, Operation] = {
         Operation("GET", "/v1/sessions/{session_id}/egress", "sessions", "What it may reach, and what it reached.",
                   _ok("SessionEgress"), (Parameter("limit", "Lines of the log, the newest first; 100 if absent.",
                                                    {"type": "integer", "minimum": 1, "maximum": 500}),)),
+    "watch_events":
+        Operation("GET", "/v1/events", "sessions", "What becomes of sessions and pools, from this gateway: a page, or "
+                  "with `Accept: text/event-stream` a stream.", _ok("Events"), (
+        Parameter("session", "Only of this session."),
+        Parameter("runtime", "Only of this runtime.", RUNTIME_NAME),
+        Parameter("kind", "Only of these.", {"enum": ["session", "pool"]}),
+        Parameter("after", "The id of an event, or `next`; a stream also takes Last-Event-ID."),
+    ), sandbox=False, more=(Answer("Events; each id is an `after`.", EVENTS, "text/event-stream"),)),
+    "get_session_logs":
+        Operation("GET", "/v1/sessions/{session_id}/logs", "sessions", "Its starts, sleeps, wakes and losses, as far "
+                  "as this gateway has seen them.", _ok("SessionLogs")),
     "list_runtimes":
         Operation("GET", "/v1/runtimes", "runtimes", "List runtimes and their warm pools.", _ok("Runtimes"),
                   sandbox=False),
@@ -186,6 +197,16 @@ TENANTS: Mapping[str, Operation] = {
                   {204: Answer("Deleted.")},
                   (Parameter("sessions", "What happens to its sessions; keep: they end by their own timeouts.",
                              {"enum": ["keep", "end"]}),), sandbox=False),
+}  # fmt: skip
+
+CONSOLE: Mapping[str, Operation] = {
+    "create_console_session":
+        Operation("POST", "/v1/console/session", "keys", "Log in to the console with an API key: answers a token, and "
+                  "sets the cookie that it is worth something with.", {201: Answer("Made.", ref("ConsoleSession"))},
+                  sandbox=False),
+    "delete_console_session":
+        Operation("DELETE", "/v1/console/session", "keys", "Log out of the console: the cookie is taken back.",
+                  {204: Answer("Done.")}, sandbox=False),
 }  # fmt: skip
 
 HEALTH: Mapping[str, Operation] = {
@@ -437,6 +458,7 @@ CONTROL: Mapping[str, Operation] = {
     **AGENTS,
     **USAGE,
     **KEYS,
+    **CONSOLE,
     **TENANTS,
     **TOOLS,
     **CONTAINERS,

@@ -1,0 +1,78 @@
+// The frame: who is logged in, which page is shown, one stream of events for all of them.
+
+import { Refused, follow, get, login, logout } from "./api.js";
+import { h, replace, say } from "./dom.js";
+import { overview } from "./overview.js";
+import { sessions } from "./sessions.js";
+import { session } from "./session.js";
+import { pools } from "./pools.js";
+
+const PAGES = [["overview", "Overview", overview], ["sessions", "Sessions", sessions], ["pools", "Pools", pools]];
+const main = document.getElementById("main");
+const listeners = new Set();
+let caller = null;
+let leave = () => {};
+let stream = null;
+
+export const context = {
+  get caller() { return caller; },
+  onEvent(listener) { listeners.add(listener); return () => listeners.delete(listener); },
+};
+
+async function start() {
+  try {
+    caller = await get("/v1/caller");
+  } catch (error) {
+    if (error instanceof Refused && error.status === 401) { askForKey(); return; }
+    replace(main, h("p", { class: "error" }, error.message));
+    return;
+  }
+  const anonymous = caller.subject === "anonymous";
+  replace(document.getElementById("who"), h("span", { class: "dim" }, `${caller.role} of ${caller.tenant} `),
+    anonymous ? "" : h("button", { onclick: async () => { await logout(); location.reload(); } }, "Log out"));
+  stream?.abort();
+  stream = new AbortController();
+  follow("/v1/events", (event) => listeners.forEach((each) => each(event)), stream.signal);
+  show();
+}
+
+function askForKey() {
+  replace(document.getElementById("nav"));
+  replace(document.getElementById("who"));
+  const key = h("input", { type: "password", id: "key", autocomplete: "off", required: true, spellcheck: "false" });
+  const problem = h("p", { class: "error", role: "alert" });
+  const form = h("form", { class: "login" }, h("h1", {}, "Log in"),
+    h("label", { for: "key" }, "API key"), key, h("button", { class: "main", type: "submit" }, "Log in"), problem,
+    h("p", { class: "dim" }, "The key goes into a cookie that no page can read. `wakegate keys create` makes one."));
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    try { await login(key.value.trim()); key.value = ""; await start(); } catch (error) { problem.textContent = error.message; }
+  });
+  replace(main, form);
+  key.focus();
+}
+
+async function show() {
+  const [name, ...rest] = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
+  const page = PAGES.find((each) => each[0] === name) || (name === "session" ? null : PAGES[0]);
+  replace(document.getElementById("nav"), PAGES.filter((each) => each[0] !== "pools" || sees("pools")).map(([key, title]) =>
+    h("a", { href: "#/" + key, "aria-current": (page ? page[0] : "sessions") === key ? "page" : null }, title)));
+  leave();
+  const ended = new AbortController();
+  leave = () => ended.abort();
+  const place = h("div");
+  replace(main, place);
+  try {
+    await (page ? page[2] : session)(place, { ...context, caller, signal: ended.signal, argument: rest[0] });
+  } catch (error) {
+    if (!ended.signal.aborted) replace(place, h("h1", {}, "That did not work"), h("p", { class: "error" }, error.message));
+  }
+}
+
+const sees = (what) => what !== "pools" || ["admin", "operator"].includes(caller.role);
+
+window.addEventListener("hashchange", () => { show(); main.focus(); });
+window.addEventListener("unhandledrejection", (event) => {
+  if (event.reason instanceof Refused) { event.preventDefault(); say(event.reason.message); }
+});
+start();

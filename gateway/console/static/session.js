@@ -1,0 +1,79 @@
+// One session: its state and history, a terminal, files, a code cell, ports; sleep, wake, end.
+
+import { get, path, post, request } from "./api.js";
+import { age, h, replace, say, table } from "./dom.js";
+import { code } from "./code.js";
+import { files } from "./files.js";
+import { ports } from "./ports.js";
+import { terminal } from "./terminal.js";
+
+const TABS = [["terminal", "Terminal", terminal], ["files", "Files", files], ["code", "Code", code],
+  ["ports", "Ports", ports], ["history", "History", history], ["egress", "Egress", egress]];
+const CONTENTS = ["terminal", "files", "code", "ports"];
+
+export async function session(place, frame) {
+  const { caller, signal, onEvent, argument: id } = frame;
+  const facts = h("dl"), panel = h("div", { class: "panel", role: "tabpanel", tabindex: "0" });
+  const uses = ["admin", "member"].includes(caller.role), manages = uses || caller.role === "operator";
+  let document = await get(path`/v1/sessions/${id}`, { signal });
+  const act = (label, kind, run) => h("button", { class: kind, onclick: async (event) => {
+    event.target.disabled = true;
+    try { await run(); await refresh(); } catch (error) { say(error.message); }
+    event.target.disabled = false;
+  } }, label);
+  const sleep = act("Sleep", "", () => post(path`/v1/sessions/${id}/hibernate`));
+  const wake = act("Wake", "main", () => post(path`/v1/sessions/${id}/wake`));
+  const end = act("End", "danger", async () => {
+    if (confirm("End this session? Its files are gone then.")) await request("DELETE", path`/v1/sessions/${id}`);
+  });
+  const shown = TABS.filter(([name]) => uses || !CONTENTS.includes(name));
+  const tabs = shown.map(([name, title, open]) => h("button", { role: "tab", id: "tab-" + name, "aria-selected": "false",
+    onclick: () => select(name, open) }, title));
+  replace(place, h("h1", {}, "Session ", h("code", {}, id)), facts, h("div", { class: "bar" }, manages ? [sleep, wake, end] : ""),
+    h("div", { class: "tabs", role: "tablist", "aria-label": "Parts of the session" }, tabs), panel);
+
+  let opened = null;
+  function select(name, open) {
+    opened?.abort();
+    opened = new AbortController();
+    for (const each of tabs) each.setAttribute("aria-selected", String(each.id === "tab-" + name));
+    panel.setAttribute("aria-labelledby", "tab-" + name);
+    const inner = h("div");
+    replace(panel, inner);
+    Promise.resolve(open(inner, { ...frame, id, signal: opened.signal }))
+      .catch((error) => { if (!opened.signal.aborted) replace(inner, h("p", { class: "error" }, error.message)); });
+  }
+  function draw() {
+    const state = h("dd", { id: "state-now", class: document.state }, document.state);
+    const line = (name, value) => (value ? [h("dt", {}, name), h("dd", {}, value)] : []);
+    replace(facts, h("dt", {}, "State"), state, line("Why", document.reason),
+      line("Runtime", `${document.runtime.namespace}/${document.runtime.name}`), line("Tenant", document.tenant),
+      line("Made", age(document.createdAt) + " ago"), line("Last use", age(document.lastActiveAt) + " ago"),
+      line("Ends", document.expiresAt), line("Start", document.start),
+      line("Metadata", Object.entries(document.metadata).map(([key, value]) => `${key}=${value}`).join(", ")));
+    sleep.disabled = document.state !== "active";
+    wake.disabled = document.state === "active" || document.state === "terminated";
+    end.disabled = document.state === "terminated";
+  }
+  async function refresh() { document = await get(path`/v1/sessions/${id}`, { signal }); draw(); }
+  draw();
+  const stop = onEvent((event) => { if (event.data?.session === id) refresh().catch(() => {}); });
+  signal.addEventListener("abort", () => { stop(); opened?.abort(); });
+  const first = shown.find(([name]) => name === (document.state === "active" ? shown[0][0] : "history")) || shown[0];
+  select(first[0], first[2]);
+}
+
+async function history(place, { id, signal }) {
+  const found = await get(path`/v1/sessions/${id}/logs`, { signal });
+  const rows = found.events.reverse().map((each) => h("tr", {}, h("td", {}, each.at), h("td", {}, each.event),
+    h("td", { class: "wrap" }, Object.entries(each.details).map(([key, value]) => `${key}: ${value}`).join(", "))));
+  replace(place, rows.length ? table(["When", "What", "Details"], rows, "History") : h("p", {}, "Nothing since this gateway's start."));
+}
+
+async function egress(place, { id, signal }) {
+  const found = await get(path`/v1/sessions/${id}/egress`, { signal });
+  const rows = found.log.map((each) => h("tr", {}, h("td", {}, each.at), h("td", {}, each.outcome),
+    h("td", { class: "mono" }, `${each.host}:${each.port}`), h("td", {}, each.bytesSent + each.bytesReceived), h("td", { class: "wrap" }, each.reason || each.rule)));
+  replace(place, h("p", {}, `${found.bytesSent} bytes sent, ${found.bytesReceived} received; ${found.connections.refused} connections refused.`),
+    rows.length ? table(["When", "Outcome", "Where", "Bytes", "Why"], rows, "Egress") : h("p", { class: "dim" }, "It has reached nothing."));
+}

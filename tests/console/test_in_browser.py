@@ -1,0 +1,191 @@
+"""The console in a real Chromium, against a real gateway with real sandboxes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.browser import AXE, chromium, find_browser
+from tests.support.serve import Server, serve
+
+ROOT = Path(__file__).resolve().parents[2]
+STATIC = ROOT / "gateway" / "console" / "static"
+MOST_BYTES = 100 << 10
+LIMIT_MS = 40_000
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One gateway without keys for the module."""
+    find_browser()
+    with serve(tmp_path_factory.mktemp("console") / "state", "--warm-pool", "1") as running:
+        yield running
+
+
+@contextmanager
+def page_of(url: str, **options: Any) -> Iterator[Any]:
+    """A page that must say nothing on its console: no error, no refusal of its policy."""
+    said: list[str] = []
+    with chromium(**options) as context:
+        page = context.new_page()
+        page.set_default_timeout(LIMIT_MS)
+        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(url)
+        yield page
+    # A request that is refused on purpose is reported by the browser itself.
+    assert [each for each in said if "Failed to load resource" not in each] == []
+
+
+def check_accessible(page: Any, what: str) -> None:
+    """WCAG 2 AA, as far as axe can tell."""
+    if not page.evaluate("typeof axe === 'object'"):
+        page.evaluate(AXE.read_text())
+    found = page.evaluate("axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa']})")["violations"]
+    assert [(each["id"], [node["html"][:120] for node in each["nodes"]]) for each in found] == [], what
+
+
+def test_own_code_is_small_and_sets_no_markup() -> None:
+    """100 KiB beside what is vendored; text is the only thing that is ever put into the page."""
+    files = list(STATIC.iterdir())
+    assert sum(each.stat().st_size for each in files) <= MOST_BYTES
+    for each in files:
+        code = re.sub(r"//[^\n]*", "", each.read_text())
+        for word in (
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "new Function",
+            "srcdoc",
+        ):
+            assert word not in code, (each.name, word)
+        if each.suffix in (".html", ".css"):
+            assert not re.search(r"(src|href)=.https?:|url\(", code), each.name
+
+
+def test_person_makes_uses_puts_to_sleep_and_wakes_a_session(server: Server, tmp_path: Path) -> None:
+    """A terminal, an upload, a plot, a sleep, and a key that wakes; each page accessible, in the light and the dark."""
+    with page_of(server.url, color_scheme="dark") as page:
+        page.wait_for_selector("#n-active")
+        check_accessible(page, "overview")
+        page.click("nav >> text=Sessions")
+        page.click("#create")
+        page.wait_for_selector("#terminal-state:has-text('connected')")
+        session = page.url.rpartition("/")[2]
+        page.keyboard.type("echo $((40+2))-typed > typed\n")
+        page.click("#tab-files")
+        upload = tmp_path / "a b.txt"
+        upload.write_text("uploaded text")
+        page.set_input_files("#upload", str(upload))
+        page.click("button:has-text('a b.txt')")
+        page.wait_for_selector("pre:has-text('uploaded text')")
+        check_accessible(page, "files")
+        page.click("button:has-text('typed')")
+        page.wait_for_selector("pre:has-text('42-typed')")
+        page.click("#tab-code")
+        page.fill("#source", "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nprint('<b>printed</b>')")
+        page.click("#run")
+        page.wait_for_selector("img.result")
+        assert "<b>printed</b>" in page.inner_text("#output")
+        check_accessible(page, "code")
+        page.click("button:has-text('Sleep')")
+        page.wait_for_selector("#state-now:has-text('hibernated')")
+        assert server.state(session)["state"] == "hibernated"
+        page.click("#tab-terminal")
+        page.wait_for_selector("#terminal-state:has-text('sleeps')")
+        page.keyboard.type("echo $((50+3))-woken > woken\n")
+        page.wait_for_selector("#state-now:has-text('active')")
+        page.wait_for_selector("#terminal-state:has-text('connected')")
+        page.click("#tab-files")
+        page.click("button:has-text('woken')")
+        page.wait_for_selector("pre:has-text('53-woken')")
+        page.click("#tab-history")
+        page.wait_for_selector("td:has-text('session.hibernated')")
+
+
+def test_operator_sees_pools_with_forecast_and_reason(server: Server) -> None:
+    """A chart, a sentence; in the light as well, and accessible."""
+    with page_of(server.url + "/#/pools", color_scheme="light") as page:
+        page.wait_for_selector(".chart canvas")
+        page.wait_for_selector("td:has-text('The pool')")
+        check_accessible(page, "pools")
+        page.goto(server.url + "/#/sessions")
+        page.wait_for_selector("#create")
+        check_accessible(page, "sessions")
+
+
+def test_nothing_that_a_sandbox_says_becomes_markup_or_script(server: Server) -> None:
+    """Names of files, metadata, output and errors are text; a preview is a frame without this origin."""
+    hostile = "<img src=x onerror=window.hit=1>"
+    reply = server.client.post("/v1/sessions", json={"metadata": {"name": hostile}})
+    session = reply.json()["id"]
+    server.run(session, f"touch '{hostile}'; printf '<script>parent.hit=1; top.hit=1</script>hello' > index.html")
+    server.client.post(
+        "/api/processes", json={"command": ["python3", "-m", "http.server", "8000"]}, headers={"x-session-id": session}
+    )
+    server.client.get("/api/ports?wait=8000&timeout=30s", headers={"x-session-id": session})
+    with chromium() as context:
+        page = context.new_page()
+        page.set_default_timeout(LIMIT_MS)
+        page.goto(server.url + "/#/sessions")
+        page.wait_for_selector(f"#s-{session} >> text=onerror")
+        page.goto(f"{server.url}/#/session/{session}")
+        page.click("#tab-files")
+        page.wait_for_selector("button:has-text('onerror')")
+        page.click("#tab-code")
+        page.fill(
+            "#source", f"from IPython.display import HTML, display; display(HTML({hostile!r})); print({hostile!r}); 1/0"
+        )
+        page.click("#run")
+        page.wait_for_selector("pre.error")
+        page.click("#tab-ports")
+        page.click("button:has-text('Preview 8000')")
+        page.frame_locator("iframe").locator("text=hello").wait_for()
+        assert page.get_attribute("iframe", "sandbox") == "allow-scripts allow-forms"
+        assert page.evaluate("window.hit === undefined")
+
+
+@pytest.mark.parametrize(("role", "sees"), [("admin", True), ("operator", True), ("member", False), ("viewer", False)])
+def test_person_logs_in_with_a_key_of_each_role(tmp_path: Path, role: str, sees: bool) -> None:
+    """The key is in no storage; a second tab knows nothing; out is out."""
+    find_browser()
+    with serve(tmp_path / "state", "--warm-pool", "0", "--auth") as server:
+        made = subprocess.run(
+            [sys.executable, "-m", "gateway", "keys", "create", "--role", role, "--state-dir", str(tmp_path / "state")],
+            capture_output=True, text=True, check=True, cwd=ROOT,
+        )  # fmt: skip
+        key = made.stdout.strip()
+        with page_of(server.url.replace("127.0.0.1", "localhost")) as page:
+            page.fill("#key", "wk_wrong")
+            page.click("button:has-text('Log in')")
+            page.wait_for_selector("[role=alert]:has-text('unknown')")
+            check_accessible(page, "log in")
+            page.fill("#key", key)
+            page.click("button:has-text('Log in')")
+            page.wait_for_selector(f"#who:has-text('{role} of default')")
+            page.wait_for_selector("#n-active")
+            assert (page.query_selector("nav >> text=Pools") is not None) == sees
+            page.goto(page.url.partition("#")[0] + "#/sessions")
+            page.wait_for_selector("#search")
+            assert (page.query_selector("#create") is not None) == (role in ("admin", "member"))
+            stored = page.evaluate("JSON.stringify([{...sessionStorage}, {...localStorage}, document.cookie])")
+            assert key not in stored
+            assert "wakegate_console" not in stored
+            page.reload()
+            page.wait_for_selector("#search")
+            other = page.context.new_page()
+            other.goto(page.url)
+            other.wait_for_selector("#key")
+            # The cookie alone, as a page of a sandbox on this origin would have it.
+            assert other.evaluate("fetch('/v1/sessions').then((reply) => reply.status)") == 401
+            page.click("button:has-text('Log out')")
+            page.wait_for_selector("#key")
