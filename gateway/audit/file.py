@@ -19,14 +19,14 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from gateway.audit.chain import MAX_LINE_BYTES, VERSION, Position, decode, encode, line_hash, sign
+from gateway.audit.chain import VERSION, Position, decode, encode, line_hash, sign
+from gateway.audit.disk import ends_of, full_files, sync_folder, write_all
 from gateway.audit.event import timestamp
 from gateway.audit.keys import public_hex
 from gateway.core.clock import Clock
 
 logger = logging.getLogger(__name__)
 
-_TAIL_BYTES = 2 * (MAX_LINE_BYTES + 1)  # of a file, in which its last whole line is
 Entry = tuple[str, dict[str, Any]]  # type and fields of a line
 
 
@@ -148,7 +148,7 @@ class AuditFile:
 
     def _take_up(self) -> bytes | None:
         """Find where the chain of the file stands. Returns its torn last line, sealed now; None: it has none."""
-        opening, last, torn = _ends_of(self.path, self._size)
+        opening, last, torn = ends_of(self.path, self._size)
         first, fields = decode(opening), decode(last)
         if first is None and not last and b"\n" not in torn:
             # Killed with the very first line: the file says nothing.
@@ -166,7 +166,7 @@ class AuditFile:
         self.unsigned = 1
         whole = decode(torn)
         if whole is not None and (whole["seq"], whole["prev"]) == (self._position.seq, self._position.prev):
-            _write_all(self._fd, b"\n")  # it lacks nothing else
+            write_all(self._fd, b"\n")  # it lacks nothing else
             self._position = self._position.after(torn)
             return b""
         return torn
@@ -175,8 +175,8 @@ class AuditFile:
         """Go on with the chain of the newest full file, where the current one is new; else begin a chain."""
         if self._chain:
             return  # the file was moved away while we wrote to it
-        for path in reversed(self._rotated()):
-            opening, last, torn = _ends_of(path, path.stat().st_size)
+        for path in reversed(full_files(self.path)):
+            opening, last, torn = ends_of(path, path.stat().st_size)
             first, fields = decode(opening), decode(last)
             if first is not None and fields is not None and not torn:
                 self._chain = str(first.get("chain"))
@@ -208,7 +208,7 @@ class AuditFile:
         if fields is None or self._position.prev == line_hash(head):
             return None
         # It is signed before a file is full, so it is in this one or the one before; that one may have been taken away.
-        for path in (self.path, *self._rotated()[-1:]):
+        for path in (self.path, *full_files(self.path)[-1:]):
             with open(path, "rb") as lines:
                 for number, line in enumerate(lines):
                     opening = None if number else decode(line.rstrip(b"\n"))
@@ -222,7 +222,7 @@ class AuditFile:
         self._first_seq = self._position.seq
         fields = {"time": self._now(), "v": VERSION, "chain": self._chain, "key": public_hex(self._key.public_key())}
         self._write([("open", fields)])
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
 
     def _is_gone(self) -> bool:
         """Whether somebody has moved or deleted the file: what is written to it would be nowhere to be found."""
@@ -254,13 +254,9 @@ class AuditFile:
         self._size = 0
         self._begin_file()
         if self._keep:
-            for path in self._rotated()[: -self._keep]:
+            for path in full_files(self.path)[: -self._keep]:
                 with contextlib.suppress(FileNotFoundError):
                     path.unlink()
-
-    def _rotated(self) -> list[Path]:
-        """The full files, oldest first."""
-        return sorted(self.path.parent.glob(f"{_escaped(self.path.name)}.????????-????????????"), key=_age)
 
     def _write(self, entries: Sequence[Entry], first: bytes = b"") -> None:
         lines = []
@@ -277,7 +273,7 @@ class AuditFile:
         assert self._fd is not None
         data = first + b"".join(line + b"\n" for line in lines)
         try:
-            _write_all(self._fd, data)
+            write_all(self._fd, data)
             os.fdatasync(self._fd)  # and not fsync: the size is written too, the file's times need not be
         except OSError:
             self._close()  # what is in the file now is found out when it is opened again
@@ -288,40 +284,3 @@ class AuditFile:
 
     def _now(self) -> str:
         return timestamp(self._clock.now())
-
-
-def _ends_of(path: Path, size: int) -> tuple[bytes, bytes, bytes]:
-    """(first line, last line that is one, what comes after it) of a file, read in bounded pieces."""
-    with open(path, "rb") as file:
-        opening = file.readline(MAX_LINE_BYTES + 1)
-        file.seek(max(0, size - _TAIL_BYTES))
-        tail = file.read()
-    end = len(tail)
-    while (newline := tail.rfind(b"\n", 0, end)) >= 0:
-        begin = tail.rfind(b"\n", 0, newline) + 1
-        if decode(tail[begin:newline]) is not None:
-            return opening.rstrip(b"\n"), tail[begin:newline], tail[newline + 1 :]
-        end = newline
-    return b"", b"", tail
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _age(path: Path) -> tuple[int, str]:
-    return path.stat().st_mtime_ns, path.name
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
