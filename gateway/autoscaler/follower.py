@@ -150,7 +150,13 @@ class Follower:
         foreseeing = int(priced[:A_FAMILY].argmin())
         if shadow.rules > A_FAMILY:
             expert = A_FAMILY + int(priced[A_FAMILY : shadow.rules].argmin())
-            if priced[expert] < (1.0 - self._handicap(shadow)) * priced[foreseeing]:
+            price = float(priced[foreseeing])
+            if self.objective.cold_start_cost is None and allowed[foreseeing]:
+                # At the same number of served claims, as with constants: among so many rules one always comes close to
+                # the target, and would be chosen for missing more.
+                served = np.maximum.accumulate(shadow.served[:A_FAMILY])
+                price = min(price, float(np.interp(shadow.served[expert], served, cost[:A_FAMILY])))
+            if priced[expert] < (1.0 - self._handicap(shadow)) * price:
                 foreseeing = expert
         return foreseeing, shadow.rules + int(priced[shadow.rules :].argmin()), cost, allowed
 

@@ -318,3 +318,18 @@ def test_history_of_quick_starts_is_not_taken_for_crowds() -> None:
         pass
 
     assert abs(restored.forecast(now).level - live.forecast(now).level) <= 1
+
+
+def test_rule_of_one_expert_is_not_followed_for_missing_more() -> None:
+    """It idles less than the mixture's cheapest rule within the target, but for claims that it does not serve."""
+    shadow = Shadow(LEAD, 8, experts=["one"])
+    follower = Follower(Objective(0.05), shadow)
+    shadow.claims, shadow.span, shadow.age = 10_000.0, 86400.0, 10 * 86400.0
+    shadow.served[:A_FAMILY] = np.linspace(9_000.0, 9_960.0, A_FAMILY)
+    shadow.idle[:A_FAMILY] = np.linspace(1e5, 1.7e6, A_FAMILY)
+    shadow.served[A_FAMILY : shadow.rules] = 9_505.0
+    shadow.idle[A_FAMILY : shadow.rules] = 0.98 * np.interp(9_505.0, shadow.served[:A_FAMILY], shadow.idle[:A_FAMILY])
+    shadow.served[-1], shadow.idle[-1] = 10_000.0, 9e6
+    follower.choose(shadow)
+
+    assert follower.family == 0
