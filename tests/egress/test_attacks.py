@@ -17,7 +17,7 @@ from gateway.egress.log import Access, Outcome
 from tests.support.egress import Door, open_door
 from tests.support.internet import METADATA, OTHER, OWN, PRIVATE, PUBLIC, Internet
 from tests.support.local_engine import KEY, execute, runtime, serving
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT_S, eventually
 
 pytestmark = pytest.mark.processes
 
@@ -267,3 +267,35 @@ async def test_other_sandbox_is_not_reached(world: Internet, gate: EgressGate, t
         )
         assert "egress" not in seen["stdout"], seen
     assert OTHER in {each["address"] for each in world.requests()}
+
+
+BEGINNINGS = [
+    b"", b"CONNECT origin.exam", b"GET http://origin.example.com/ HTTP/1.1\r\nA: b\r\n", b"\x05", b"\x05\xff",
+    b"\x05\x01\x00\x05\x01\x00\x03\xff", b"\x16\x03\x01\xff\xff", b"\0" * 100, b"A" * 70_000,
+    b"CONNECT origin.example.com:80 HTTP/1.1\r\n" + b"a: b\r\n" * 10_000,
+]  # fmt: skip
+
+
+async def test_sandbox_that_leaves_requests_unfinished_keeps_no_other_waiting(
+    world: Internet, gate: EgressGate
+) -> None:
+    """With more connections than it may have, none of them going on; its own are over with its end."""
+    async with open_door(gate, "any") as greedy, open_door(gate, "any", session="two") as other:
+        held: list[asyncio.StreamWriter] = []
+        try:
+            for number in range(600):
+                _, writer = await greedy.connect()
+                held.append(writer)
+                writer.write(BEGINNINGS[number % len(BEGINNINGS)])
+                if number % 100 == 99:
+                    reader, asking = await other.connect()
+                    asking.write(
+                        b"GET http://origin.example.com/ HTTP/1.1\r\nHost: origin.example.com\r\n"
+                        b"Connection: close\r\n\r\n"
+                    )
+                    async with asyncio.timeout(LIMIT_S):
+                        assert b" 200 " in await reader.readline()
+                    asking.close()
+        finally:
+            for writer in held:
+                writer.transport.abort()
