@@ -92,7 +92,7 @@ class KernelsAPI:
             raise BadRequestError(f"name: no such kernel {str(name)[:64]!r}; there is {_KERNEL}")
         if path is not None and (not isinstance(path, str) or len(path) > _MAX_PATH_CHARS):
             raise BadRequestError(f"path: expected text of at most {_MAX_PATH_CHARS} characters")
-        runtime = choose_runtime(self._catalog, request)
+        runtime = choose_runtime(self._catalog, request, request.query_params.get("runtime"))
         opened = await create_session(request, self._lifecycle, runtime.key, metadata={_MARK: path or "kernel"})
         return opened.session
 

@@ -386,6 +386,8 @@ E2B: Mapping[str, Operation] = {
         _e2b("PUT", _E2B + "/network", "Not supported.", _NONE),
 }  # fmt: skip
 
+# In the query: with a header that names a runtime, a path without a session is one of a new sandbox.
+_RUNTIME_ASKED = Parameter("runtime", "The runtime of the kernel's session.", RUNTIME_NAME)
 _KERNELS, _NOTEBOOKS = "/jupyter/api/kernels", "/jupyter/api/sessions"
 
 
@@ -393,8 +395,8 @@ def _jupyter(
     method: str, path: str, summary: str, answers: Mapping[int, Answer], *, body: bool = False, sandbox: bool = True
 ) -> Operation:
     return Operation(
-        method, path, "jupyter", summary, answers, (RUNTIME,) if body else (), body=ref("JupyterNew") if body else None,
-        error="JupyterError", sandbox=sandbox,
+        method, path, "jupyter", summary, answers, (_RUNTIME_ASKED,) if body else (),
+        body=ref("JupyterNew") if body else None, error="JupyterError", sandbox=sandbox,
     )  # fmt: skip
 
 
