@@ -3,7 +3,8 @@
     scripts/bench governance_bench [--part proxy|neighbour ...] [--seconds 5] [--repeats 3]
 
 proxy      requests/s on a live session without keys, with one, and with a rate of its tenant besides, in turns, each
-           gateway on one core (wanted: 0.95 of that without). Needs wrk and nginx.
+           gateway on one core (wanted: 0.95 of that without). A second gateway without keys is measured last in each
+           turn: how far its ratio is from 1 is what the machine's other work adds to all of them. Needs wrk and nginx.
 neighbour  the time of warm creates of tenant b alone, and beside a flood of creates by tenant a, which has a quota: the
            wanted p99 is within 2 x that of b alone. Both sandboxes and gateway are real.
 """
@@ -31,6 +32,7 @@ from loadtest.processes import free_port, require_programs, running, wait_for
 from loadtest.proxy_bench import PATH, Load, median, nginx_conf, wrk
 
 PARTS = ("proxy", "neighbour")
+_CONTROL = "without again"
 _QUOTA = 4  # sandboxes of the tenant that floods
 _POOL = 12  # as many as are created in one go: a flood also takes the processor from refills, which are not measured
 _ROUNDS = 8  # 96 creates each: of fewer, p99 would be the one that the machine happened to disturb
@@ -47,7 +49,9 @@ def measure_proxy(seconds: int, repeats: int, connections: int) -> int:
         stack.enter_context(running([nginx_path, "-c", str(nginx_conf(Path(temporary), upstream))], others))
         wait_for(upstream)
         sides: dict[str, tuple[str, list[str], int]] = {}
-        for name, flags in (("without keys", []), ("with a key", ["--auth"]), ("and a rate", ["--auth", "--rate"])):
+        for name, flags in (
+            ("without keys", []), ("with a key", ["--auth"]), ("and a rate", ["--auth", "--rate"]), (_CONTROL, []),
+        ):  # fmt: skip
             argv = [sys.executable, "-m", "loadtest.bench_gateway", f"127.0.0.1:{upstream}", *flags]
             process = stack.enter_context(running(argv, mine))
             assert process.stdout is not None
@@ -62,7 +66,7 @@ def measure_proxy(seconds: int, repeats: int, connections: int) -> int:
     for name, loads in rounds.items():
         load = median(loads)
         ratio = load.rate / base.rate
-        missed += ratio < 0.95 or load.errors > 0
+        missed += (ratio < 0.95 and name != _CONTROL) or load.errors > 0
         print(
             f"{name:<13} {load.rate:>8.0f} requests/s  p99 {load.p99:6.2f} ms  {load.cpu_us:5.1f} us of CPU  "
             f"{load.errors} errors  {ratio:.3f} of that without"
