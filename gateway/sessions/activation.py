@@ -227,7 +227,7 @@ class SessionOpener:
         """
         if not self._records.shared:
             # As in Lifecycle.create; where gateways share the store, taking the session's lease was such a write.
-            await self._records.store.ping()
+            await self._records.require_writable()
         await self._quotas.reserve_sandbox(session.tenant, session.id, runtime, session)
         for listener in woken:
             listener(session.id, session.runtime, gap)

@@ -151,7 +151,7 @@ class Lifecycle:
         """A sandbox for a new session of the current caller's, within its tenant's quota and the hold rule."""
         # First of all: while the store is away, or its disk full, each refused creation would cost a warm sandbox, and
         # a client that tries again and again the whole pool.
-        await self._records.store.ping()
+        await self._records.require_writable()
         tenant = current().tenant
         await self._quotas.admit(tenant, runtime, ttl, Wish.CREATE)
         await self._quotas.reserve_sandbox(tenant, session_id, runtime)

@@ -31,6 +31,7 @@ LEASE_TTL_S = 10.0
 # Records of about 2 KB, so 40 MB at most; the one written longest ago is dropped first.
 MAX_REMEMBERED = 20_000
 _POLL_INTERVAL_S = 0.02  # while another gateway holds the session; a wake takes about as long
+_WRITABLE_S = 1.0
 
 
 def unknown_session(session_id: SessionId) -> SessionNotFoundError:
@@ -68,6 +69,7 @@ class Records:
         self._locks: dict[SessionId, tuple[asyncio.Lock, int]] = {}  # with the number that hold it or wait for it
         self._leases: dict[SessionId, Lease] = {}
         self._remembered: OrderedDict[SessionId, Session] = OrderedDict()  # as written here last, oldest first
+        self._written_at = float("-inf")  # loop time of the last write that the store took
         self._is_here: Callable[[Session], Awaitable[bool]] | None = None
         self._listeners: list[LifeListener] = []
 
@@ -102,10 +104,27 @@ class Records:
         Raises StaleWriteError, FencedOutError.
         """
         # Through the cache, so that the next cached read of this gateway sees it.
-        written = await self._cached.put(session, lease=self._leases.get(session.id))
+        try:
+            written = await self._cached.put(session, lease=self._leases.get(session.id))
+        except StoreUnavailableError:
+            self._written_at = float("-inf")
+            raise
+        self._written_at = asyncio.get_running_loop().time()
         self._remember(written)
         await self._quotas.settled(written)
         return written
+
+    async def require_writable(self) -> None:
+        """Raise StoreUnavailableError if the store takes no write: before something is done that a record must name.
+
+        A file of this gateway's own that took a record within the last second takes the next one; asked for each of 200
+        wakes at once, it would write three times where it writes twice now. A server that all gateways share can be
+        gone from one moment to the next, and is always asked.
+        """
+        loop = asyncio.get_running_loop()
+        if self.shared or loop.time() - self._written_at >= _WRITABLE_S:
+            await self.store.ping()
+            self._written_at = loop.time()
 
     def _remember(self, session: Session) -> None:
         """Keep in memory what nobody else could restore: a session with a sandbox, or a workspace parked here."""

@@ -7,6 +7,7 @@ import functools
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -356,6 +357,34 @@ async def test_checkpoint_reads_no_session_without_an_interval(world: World) -> 
     world.activity.of(made.session.id, world.clock.now()).in_flight = 1
     await world.store.aclose()  # whoever reads now fails
     assert await world.sweeper.checkpoint() == 0
+
+
+async def test_store_that_has_just_taken_a_record_is_not_asked_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it can be written to is asked before a sandbox is claimed, unless that is known; a failure ends that."""
+    asked: list[bool] = []
+    ping = world.store.ping
+
+    async def counting() -> None:
+        asked.append(True)
+        await ping()
+
+    monkeypatch.setattr(world.store, "ping", counting)
+    for _ in range(3):
+        await world.lifecycle.create(KEY)
+    assert len(asked) == 1
+    put = world.store.put
+
+    async def full(*_: object, **__: object) -> NoReturn:
+        raise StoreUnavailableError("its disk is full")
+
+    monkeypatch.setattr(world.store, "put", full)
+    with pytest.raises(StoreUnavailableError):
+        await world.lifecycle.create(KEY)
+    monkeypatch.setattr(world.store, "put", put)
+    await world.lifecycle.create(KEY)
+    assert len(asked) == 2
 
 
 async def test_activity_reaches_the_record(world: World) -> None:

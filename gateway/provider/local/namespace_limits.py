@@ -17,6 +17,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gateway.provider.local.descriptors import Descriptors, read_to_end
 from gateway.provider.local.mount_stage import AsUser
 
 # An editor's or a bundler's watcher takes one instance, and a watch for each folder of its tree.
@@ -43,22 +44,29 @@ async def apply(bwrap: Path, pid: int, as_user: AsUser | None = None) -> None:
     """Set LIMITS in the user namespace of process `pid`, with the rights of the user who made it. Raises OSError."""
     namespace = await _enterable(pid)
     words, inherited = ((), ()) if as_user is None else (as_user.words, (as_user.namespace,))
-    try:
-        writer = await asyncio.create_subprocess_exec(
-            *words,
-            *_command(bwrap, ["--userns", str(namespace)]),
+    with Descriptors() as fds:
+        fds.add(namespace)
+        errors, errors_write = fds.pipe()
+        # Not asyncio's: it forks, and copying the page tables of a gateway holds the loop for 20 ms. This one is vfork.
+        writer = subprocess.Popen(  # noqa: ASYNC220
+            [*words, *_command(bwrap, ["--userns", str(namespace)])],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=errors_write,
             env={},
             pass_fds=(namespace, *inherited),
         )
-    finally:
-        os.close(namespace)
-    _, errors = await writer.communicate()
-    if writer.returncode:
-        detail = errors.decode(errors="replace").strip()
-        raise OSError(f"the limits of its user namespace cannot be set: {detail or f'status {writer.returncode}'}")
+        fds.close(errors_write)
+        try:
+            said = await read_to_end(errors)
+        except BaseException:
+            writer.kill()
+            raise
+        finally:
+            status = writer.wait()  # no time: its end of the pipe is closed, or it was killed
+    if status:
+        detail = said.decode(errors="replace").strip()
+        raise OSError(f"the limits of its user namespace cannot be set: {detail or f'status {status}'}")
 
 
 def _is_mapped(pid: int) -> bool:
