@@ -312,7 +312,7 @@ class Session:
     limit_at: float = 0.0  # end of the maximum duration or of the retention; 0: a record older than this field
     ends_at: float | None = None  # the end that its user requested (ttl); an upper bound of expires_at
     egress: Sequence[str | Mapping[str, Any]] | None = None  # narrower than its runtime's; None: its runtime's
-    public_ports: Sequence[int] = ()  # that anybody may reach, as it was created
+    public_ports: tuple[int, ...] = ()  # that anybody may reach, as it was created
     # Of a terminated one: the sandbox that it had, whose files a gateway that was killed in between has left.
     last_sandbox: SandboxId | None = None
     reason: str = ""  # why it is terminated, lost, or cannot hibernate; shown to people

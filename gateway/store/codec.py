@@ -90,6 +90,9 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
         (inner,) = (arm for arm in typing.get_args(hint) if arm is not types.NoneType)
         read = _reader(inner)
         return lambda value: None if value is None else read(value)
+    if typing.get_origin(hint) is tuple:
+        item = _reader(typing.get_args(hint)[0])
+        return lambda value: tuple(map(item, value))
     if dataclasses.is_dataclass(hint):
         return _dataclass_reader(typing.cast("type[Any]", hint))
     if isinstance(hint, type) and (issubclass(hint, Enum) or hint is float):
