@@ -65,6 +65,7 @@ ACTIONS: Mapping[str, str] = {
     "jupyter_interrupt_kernel": "session.update",
     "run_once": "run.once",
     "dify_run": "run.once",
+    "dify_update_dependencies": "run.dependencies",  # nothing is installed; a client asks for it all the same
     "e2b_create_sandbox": "session.create",
     "e2b_create_sandbox_v1": "session.create",
     "e2b_kill_sandbox": "session.delete",

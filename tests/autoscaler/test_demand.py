@@ -175,7 +175,7 @@ def test_clock_step_loses_the_last_horizon_only(step: float) -> None:
 
 def test_history_restores_what_was_known() -> None:
     """A Demand built from recorded claims asks for the same size as one that saw them live, within one sandbox."""
-    start, end = 1_700_000_000.0 - 1_700_000_000.0 % 86400.0, 43200.0
+    start, end = 1_700_000_000.0 - 1_700_000_000.0 % 86400.0, 21600.0
     arrivals = start + poisson(0.15, end)
     seen = made()
     follow(seen, arrivals, start, start + end)
