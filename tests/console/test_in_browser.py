@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.browser import AXE, chromium, find_browser
+from tests.support.browser import axe, chromium, find_browser
 from tests.support.serve import Server, serve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +47,7 @@ def page_of(url: str, **options: Any) -> Iterator[Any]:
 def check_accessible(page: Any, what: str) -> None:
     """WCAG 2 AA, as far as axe can tell."""
     if not page.evaluate("typeof axe === 'object'"):
-        page.evaluate(AXE.read_text())
+        page.evaluate(axe())
     found = page.evaluate("axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa']})")["violations"]
     assert [(each["id"], [node["html"][:120] for node in each["nodes"]]) for each in found] == [], what
 

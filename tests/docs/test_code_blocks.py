@@ -6,6 +6,7 @@ changed. A YAML block so marked is served as a runtime. Shell blocks of the READ
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -59,9 +60,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 )
 def test_marked_block_runs_as_it_stands(server: Server, block: Block, tmp_path: Path) -> None:
     """Its exit status is 0, and it prints something that is no error."""
+    (tmp_path / ".venv").symlink_to(sys.prefix)
     program = [sys.executable, "-"] if block.language == "python" else ["bash", "-euo", "pipefail", "-s"]
     run = subprocess.run(
-        program, input=block.text.replace(ADDRESS, server.url), cwd=tmp_path, capture_output=True, text=True, timeout=50
+        program,
+        input=block.text.replace(ADDRESS, server.url),
+        cwd=tmp_path,
+        env={**os.environ, "WAKEGATE_URL": server.url},  # what the command line takes for the default address
+        capture_output=True,
+        text=True,
+        timeout=50,
     )
 
     assert run.returncode == 0, run.stderr

@@ -6,12 +6,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from importlib.resources import files
 from typing import Any
 
 import pytest
 
-AXE = Path(__file__).parent / "axe" / "axe.min.js"
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -22,6 +21,11 @@ def find_browser() -> str:
     if named is None:
         pytest.skip("no Chromium is installed (apt-get install chromium, or CHROMIUM=/path/to/one)")
     return named
+
+
+def axe() -> str:
+    """The program that looks for what keeps people from using a page, as the package of axe for Python brings it."""
+    return (files("axe_playwright_python") / "axe.min.js").read_text("utf-8")
 
 
 @contextmanager

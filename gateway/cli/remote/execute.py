@@ -22,7 +22,16 @@ from wakegate_client.calls import in_sandbox
 
 _CHUNK_BYTES = 64 << 10
 
-Command = Annotated[list[str], typer.Argument(metavar="CMD...", show_default=False, help="The command and its words.")]
+
+def _words(command: list[str]) -> list[str]:
+    """The command without the `--` that kubectl has before it, as people are used to."""
+    return command[1:] if command[0] == "--" and len(command) > 1 else command
+
+
+Command = Annotated[
+    list[str],
+    typer.Argument(metavar="CMD...", show_default=False, callback=_words, help="The command and its words."),
+]
 Interactive = Annotated[bool, typer.Option("--interactive", "-i", help="Send standard input to it.")]
 Tty = Annotated[bool, typer.Option("--tty", "-t", help="Run it on a terminal; with -i.")]
 WorkDir = Annotated[str, typer.Option("--workdir", "-w", metavar="PATH", help="Where it runs.")]
