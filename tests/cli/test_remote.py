@@ -38,7 +38,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def environ(server: Server, tmp_path: Path) -> dict[str, str]:
     """A person's environment, with a configuration folder of its own."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("WAKEGATE_")}
+    # Without the width that pytest-xdist gives its workers: tables are cut to it.
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("WAKEGATE_") and name not in ("COLUMNS", "LINES")
+    }
     return {
         **clean, "WAKEGATE_URL": server.url, "XDG_CONFIG_HOME": str(tmp_path / "config"), "TERM": "xterm",
         "PYTHONPATH": str(ROOT),

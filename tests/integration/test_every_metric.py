@@ -29,7 +29,10 @@ CONSTANT = {"wakegate_build_info"}  # says what runs
 # 0 or absent until this gateway leads the autoscaler, which may be before the first scrape.
 AT_ONCE = {"wakegate_autoscaler_leads", "wakegate_pool_forecast_quantile", "wakegate_pool_forecast_level"}
 # tests/egress: they take a world of hosts to reach, and a process to kill.
-OUTSIDE = {"wakegate_egress_connections", "wakegate_egress_bytes", "wakegate_egress_restarts"}
+OUTSIDE = {
+    "wakegate_egress_connections", "wakegate_egress_bytes", "wakegate_egress_restarts",
+    "wakegate_package_cache", "wakegate_package_cache_saved_bytes", "wakegate_package_cache_bytes",
+}  # fmt: skip
 DRAINING = {
     "wakegate_draining"
 }  # tests/observability/test_metrics.py: who drains takes no new connection to be scraped by

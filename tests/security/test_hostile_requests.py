@@ -41,6 +41,14 @@ async def paths(client: httpx.AsyncClient, method: str) -> list[str]:
     return sorted(path for path, operations in document["paths"].items() if method in operations)
 
 
+# Jupyter's clients create a kernel with an empty body, and its server passes over fields that it does not know.
+ANY_OBJECT = {("post", path) for path in ("/jupyter/api/kernels", "/jupyter/api/sessions", "/api/kernels")}
+
+
+def _is_empty(body: bytes) -> bool:
+    return body in (BODIES["nothing"], BODIES["null"], BODIES["many-keys"], BODIES["same-key"])
+
+
 @SHARED
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 async def test_bad_document_is_a_4xx_on_every_path(kept_gateway: tuple[Served, ScriptedSandbox], body: bytes) -> None:
@@ -52,6 +60,9 @@ async def test_bad_document_is_a_4xx_on_every_path(kept_gateway: tuple[Served, S
             for path in await paths(client, method):
                 filled = PLACEHOLDER.sub("no-such-name", path)
                 answer = await client.request(method, filled, content=body, headers=headers)
+                if (method, path) in ANY_OBJECT and _is_empty(body) and answer.status_code == 201:
+                    await client.delete(f"{path}/{answer.json()['id']}")
+                    continue
                 assert 400 <= answer.status_code < 500, (method, path, answer.status_code, answer.text[:300])
                 assert len(answer.content) < 16 << 10, (path, "the document is not sent back whole")
         assert (await client.get("/healthz")).status_code == 200

@@ -14,6 +14,7 @@ from gateway.core.model import Secret
 from gateway.egress.gate import EgressGate
 from gateway.egress.notation import Grant
 from gateway.egress.policy import Entry, Limits
+from tests.support.waiting import LIMIT_S
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Door:
     async def ask(self, sent: bytes, *, then: bytes = b"", pieces: int = 1) -> bytes:
         """Send, and read until the other side ends; with `then`, once something was answered to `sent`.
 
-        A connection that stays open is done once it has answered `then`, or has been silent for a second.
+        A connection that stays open is done once it has answered `then`, or has been silent for a second after its
+        first bytes.
         """
         reader, writer = await self.connect()
         try:
@@ -73,10 +75,14 @@ class Door:
                     await asyncio.sleep(0)  # so that pieces arrive one by one; it does not matter if they do not
                 if text is sent and then:
                     answer += await reader.read(65536)
+            async with asyncio.timeout(LIMIT_S):
+                more = await reader.read(65536)
+            answer += more
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
-                    while data := await reader.read(65536):
-                        answer += data
+                while more:
+                    async with asyncio.timeout(1.0):
+                        more = await reader.read(65536)
+                        answer += more
             return answer
         except ConnectionError:
             return answer

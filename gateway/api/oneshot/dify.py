@@ -38,7 +38,7 @@ class DifyAPI:
         return {
             "dify_run": self._run,
             "dify_list_dependencies": self._dependencies,
-            "dify_update_dependencies": self._dependencies,
+            "dify_update_dependencies": self._update,
             "dify_refresh_dependencies": self._dependencies,
         }
 
@@ -60,6 +60,14 @@ class DifyAPI:
         elif answer.get("exit_code") and not error:
             error = f"exit status {answer['exit_code']}\n"
         return _answer({"stdout": text_of(answer, "stdout", ""), "error": error})
+
+    async def _update(self, request: Request) -> Response:
+        """The same, for a language that there is."""
+        body = await read_json(request, _MAX_BODY_BYTES)
+        if not isinstance(body, dict):
+            raise BadRequestError("the body must be a JSON object")
+        read_language(body.get("language"))
+        return await self._dependencies(request)
 
     async def _dependencies(self, request: Request) -> Response:
         """What there is. Nothing is installed: that is the environment's or the image's."""

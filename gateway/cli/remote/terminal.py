@@ -76,7 +76,7 @@ def attach(
     from websockets.exceptions import InvalidStatus, WebSocketException
     from websockets.sync.client import connect
 
-    size = shutil.get_terminal_size()
+    size = _window()
     query = {"cols": size.columns, "rows": size.lines, "id": terminal, "command": command, "cwd": cwd}
     url = gateway.terminal_url(session, "?" + urlencode({name: value for name, value in query.items() if value}))
     headers = {"authorization": f"Bearer {target.key}"} if target.key else {}
@@ -102,6 +102,14 @@ def _reason(body: bytes | bytearray | None) -> str:
         return str(json.loads(body or b"")["error"])
     except (ValueError, KeyError, TypeError):
         return "the terminal was refused"
+
+
+def _window() -> os.terminal_size:
+    """The size of this terminal, and not what COLUMNS and LINES say: they are of the shell that started us."""
+    try:
+        return os.get_terminal_size(sys.stdin.fileno())
+    except (OSError, ValueError):
+        return shutil.get_terminal_size()
 
 
 class _Attached:
@@ -132,7 +140,7 @@ class _Attached:
             if self._woken in ready:
                 if b"e" in os.read(self._woken, 64):
                     return
-                size = shutil.get_terminal_size()
+                size = _window()
                 self._socket.send(json.dumps({"type": "resize", "cols": size.columns, "rows": size.lines}))
             if stdin in ready:
                 typed = os.read(stdin, _READ_BYTES)

@@ -57,6 +57,10 @@ async def test_gateway_uses_every_right_that_its_roles_give_and_no_other(tmp_pat
             await one.provider.resize(KEY, 0)
             await pool_is(one, 0)
             cold = await one.provider.claim(KEY, SessionId("s2"))
+            # As for a pod that ended without a reason in its status.
+            await one.provider._endings._publish_explained(
+                one.provider._pools[KEY], one.provider.pods("default").items[cold.id]
+            )
             await one.provider.release(warm.id)
             await one.provider.release(cold.id)
             spec(cluster, wakegate={"egress": ["10.0.0.0/8"]}, template={"image": "wakegate/picod:2"})
