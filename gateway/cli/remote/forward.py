@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -45,6 +46,8 @@ def port_forward(
     """
     pairs = [_pair(each) for each in ports]
     gateway.get_session(session)
+    # SIGTERM ends it at once: there is nothing to put in order, and one connection that hangs would keep it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     asyncio.run(_forward(target, session, pairs))
 
 
