@@ -39,7 +39,7 @@ class BundleStore:
         return self._folder.absolute() / digest.removeprefix("sha256:")
 
     def has(self, digest: str) -> bool:
-        """Whether they are here."""
+        """Whether the files of that digest are in this gateway's folder."""
         return self.path(digest).is_dir()
 
     def add(self, archive: bytes) -> str:

@@ -31,7 +31,7 @@ class AgentDirectory:
         self.unreadable = 0  # agents of the store that this gateway cannot read
 
     def all(self) -> Sequence[Agent]:
-        """All agents, by id."""
+        """Every agent of every tenant, by its id, as last read from the store."""
         return [self._agents[name] for name in sorted(self._agents)]
 
     def find(self, namespace: str, name: str) -> Agent:
@@ -100,14 +100,14 @@ class AgentDirectory:
         raise StaleWriteError(f"agent {agent.id} is being changed by others; try again")
 
     async def write(self, agent: Agent) -> None:
-        """Write it if nobody has since it was read. Raises StaleWriteError."""
+        """Write a new version. Raises StaleWriteError if another was written since this one was read."""
         written = await self._documents.put(Document(KIND, agent.id, to_document(agent), agent.version))
         self._agents[agent.id] = replace(agent, version=written.version)
         self._put()
         await self._applied()
 
     async def delete(self, agent: Agent) -> None:
-        """Forget it."""
+        """Delete the agent's record; an absent one is no error."""
         await self._documents.delete(KIND, agent.id)
         self._agents.pop(agent.id, None)
         self._put()

@@ -15,7 +15,7 @@ MAX_MANIFEST_BYTES = 64 << 10
 
 
 class Phase(StrEnum):
-    """How far a rollout is."""
+    """The state of a rollout: what requests get, and whether it goes on by itself."""
 
     STARTING = "starting"  # sandboxes of the new revision start; all new sessions are still the old one's
     CANARY = "canary"  # some new sessions are the new one's
@@ -125,7 +125,7 @@ class Agent:
 
 
 def to_document(agent: Agent) -> dict[str, Any]:
-    """As JSON."""
+    """The document that the store keeps, of JSON's types only."""
     document = asdict(agent)
     del document["version"]
     return document

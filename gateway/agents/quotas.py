@@ -14,7 +14,7 @@ from gateway.core.units import parse_quantity, readable_size
 from gateway.identity.tenant_limits import TenantLimits
 
 MAX_AGENTS = 200  # of one tenant
-MAX_WARM = 20  # sandboxes that an agent of the API keeps ready, which nobody's session pays for
+MAX_WARM = 20  # sandboxes that an agent of the API keeps ready; they count against no tenant's sessions
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ _CHANGE_FIELDS = ("spec", "strategy", "reason", "bundle", "environment")
 
 @dataclass(frozen=True, slots=True)
 class AgentParts:
-    """What agents stand on."""
+    """The parts of a gateway that the handlers of agents use."""
 
     directory: AgentDirectory
     catalog: AgentCatalog

@@ -55,7 +55,7 @@ def _parse_v1(frame: bytes) -> dict[str, Any]:
 
 
 def render(message: Mapping[str, Any], *, v1: bool) -> str | bytes:
-    """A message as a frame."""
+    """Encode a message as a WebSocket frame of this connection's subprotocol."""
     if not v1:
         return orjson.dumps(message).decode()
     parts = [message["channel"].encode(), *(orjson.dumps(message[name]) for name in _NAMES)]
