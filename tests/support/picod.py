@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,15 @@ class Executor:
     def descriptors(self) -> int:
         """How many descriptors it holds."""
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def open_files(self) -> list[str]:
+        """The files of the workspace that it holds open, by path; a deleted one's ends in ` (deleted)`."""
+        folder = f"/proc/{self.process.pid}/fd"
+        found = []
+        for descriptor in os.listdir(folder):
+            with suppress(FileNotFoundError):  # closed since it was listed
+                found.append(os.readlink(f"{folder}/{descriptor}"))
+        return [path for path in found if path.startswith(f"{self.workspace}/")]
 
     def children(self) -> list[int]:
         """The pids of picod's child processes."""

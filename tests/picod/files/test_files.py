@@ -492,10 +492,11 @@ def test_clients_that_leave_in_the_middle_leave_nothing(picod: Executor) -> None
         b"PUT /api/files/half HTTP/1.1\r\n" + length + b"\r\n" + bytes(1 << 20),
         b"GET /api/files/long HTTP/1.1\r\nhost: x\r\n\r\n",
     ):
-        connection = picod.connect()
-        connection.sendall(request)
-        wait_until(lambda: picod.descriptors() > before + 1, "the request is under way")
-        connection.close()
+        with picod.connect() as connection:
+            connection.sendall(request)
+            # A count would not do: what earlier tests left may be closed meanwhile.
+            wait_until(picod.open_files, "the request is under way")
+        wait_until(lambda: not picod.open_files(), "its file is closed")
         wait_until(lambda: picod.descriptors() <= before, "descriptors come back")
     assert parts_left(picod) == []
     assert not (picod.workspace / "half").exists()
