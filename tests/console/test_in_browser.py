@@ -123,6 +123,68 @@ def test_operator_sees_pools_with_forecast_and_reason(server: Server) -> None:
         check_accessible(page, "sessions")
 
 
+def test_operator_moves_the_target_and_sees_its_cost(server: Server) -> None:
+    """The slider goes over the targets that the gateway has worked out; its history is a file for a replay."""
+    with page_of(server.url + "/#/pools") as page:
+        page.wait_for_selector("#what-if-said dd")
+        page.focus("#what-if")
+        page.keyboard.press("End")
+        assert page.inner_text("#what-if-target") == "0.1 % of claims may miss"
+        page.keyboard.press("Home")
+        assert page.inner_text("#what-if-target") == "20 % of claims may miss"
+        with page.expect_download() as download:
+            page.click("button:has-text('Download the history')")
+        assert download.value.suggested_filename.endswith(".ndjson")
+
+
+def test_person_reads_runtimes_usage_tenants_and_runs_an_example(server: Server) -> None:
+    """Each page by its link; a limit is set; usage is saved as a file; an operation of the reference is sent."""
+    with page_of(server.url) as page:
+        page.click("nav >> text=Runtimes")
+        page.wait_for_selector("td:has-text('default/my-interpreter')")
+        check_accessible(page, "runtimes")
+        page.click("nav >> text=Usage")
+        page.wait_for_selector("p:has-text('From ')")
+        check_accessible(page, "usage")
+        with page.expect_download() as download:
+            page.click("#csv")
+        assert Path(download.value.path()).read_text().startswith("tenant,")
+        page.click("nav >> text=Tenants")
+        page.click("#new-tenant")
+        page.fill("#tenant-name", "research")
+        page.fill("#tenant-limits", '{"session": 3}')
+        page.click("button:has-text('Save')")
+        page.wait_for_selector("[role=alert]:has-text('session')")
+        check_accessible(page, "tenants")
+        page.fill("#tenant-limits", '{"sessions": 3}')
+        page.click("button:has-text('Save')")
+        page.wait_for_selector("td:has-text('sessions 0 of 3')")
+        assert server.client.get("/v1/tenants/research").json()["limits"] == {"sessions": 3}
+        page.click("nav >> text=API")
+        page.fill("#search", "caller")
+        page.click("summary:has-text('/v1/caller')")
+        assert "curl -X GET" in page.inner_text("details[open] pre")
+        page.click("details[open] button:has-text('Send')")
+        page.wait_for_selector("details[open] pre:has-text('anonymous')")
+        check_accessible(page, "reference")
+
+
+def test_person_follows_a_background_process(server: Server) -> None:
+    """Started, listed, its output read, ended."""
+    session = server.client.post("/v1/sessions", json={}).json()["id"]
+    with page_of(f"{server.url}/#/session/{session}") as page:
+        page.wait_for_selector("#terminal-state:has-text('connected')")
+        page.click("#tab-processes")
+        page.fill("#command", "echo said-$((6*7)); sleep 1000")
+        page.click("button:has-text('Start')")
+        page.wait_for_selector("td:has-text('running')")
+        check_accessible(page, "processes")
+        page.click("button:has-text('Output')")
+        page.wait_for_selector("pre:has-text('said-42')")
+        page.click("td >> button:has-text('End')")
+        page.wait_for_selector("td:has-text('running')", state="detached")
+
+
 def test_nothing_that_a_sandbox_says_becomes_markup_or_script(server: Server) -> None:
     """Names of files, metadata, output and errors are text; a preview is a frame without this origin."""
     hostile = "<img src=x onerror=window.hit=1>"
@@ -154,6 +216,23 @@ def test_nothing_that_a_sandbox_says_becomes_markup_or_script(server: Server) ->
         assert page.evaluate("window.hit === undefined")
 
 
+def manage_keys(page: Any) -> None:
+    """Make a key, see it once, revoke it; back on the page of sessions afterwards."""
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click("nav >> text=Keys")
+    page.select_option("#key-role", "viewer")
+    page.fill("#key-name", "of a test")
+    page.click("#create-key")
+    page.wait_for_selector("#made-key")
+    assert page.input_value("#made-key").startswith("wk_")
+    check_accessible(page, "keys")
+    page.click("button:has-text('Done')")
+    page.click("tr:has-text('of a test') >> button:has-text('Revoke')")
+    page.wait_for_selector("tr:has-text('of a test')", state="detached")
+    page.click("nav >> text=Sessions")
+    page.wait_for_selector("#search")
+
+
 @pytest.mark.parametrize(("role", "sees"), [("admin", True), ("operator", True), ("member", False), ("viewer", False)])
 def test_person_logs_in_with_a_key_of_each_role(tmp_path: Path, role: str, sees: bool) -> None:
     """The key is in no storage; a second tab knows nothing; out is out."""
@@ -177,6 +256,9 @@ def test_person_logs_in_with_a_key_of_each_role(tmp_path: Path, role: str, sees:
             page.goto(page.url.partition("#")[0] + "#/sessions")
             page.wait_for_selector("#search")
             assert (page.query_selector("#create") is not None) == (role in ("admin", "member"))
+            assert (page.query_selector("nav >> text=Keys") is not None) == (role == "admin")
+            if role == "admin":
+                manage_keys(page)
             stored = page.evaluate("JSON.stringify([{...sessionStorage}, {...localStorage}, document.cookie])")
             assert key not in stored
             assert "wakegate_console" not in stored

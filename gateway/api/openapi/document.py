@@ -29,6 +29,14 @@ _REASONS = {
     504: "No sandbox was ready in time, or it exceeded the idle timeout.",
     507: "No space left in the workspace.",
 }
+_SECURITY_SCHEMES: Mapping[str, Schema] = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key (wk_...), a session token, or a token of the OpenID Connect issuer.",
+    },
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key (wk_...)."},
+}
 # What the server, authentication or a quota may answer before any handler runs.
 _ALWAYS = (400, 401, 403, 408, 409, 413, 429, 500, 503)
 IDEMPOTENCY_KEY = "idempotency-key"
@@ -93,8 +101,11 @@ def make_document(operations: Sequence[Operation]) -> dict[str, Any]:
             "version": __version__,
             "description": "Every AI-agent session its own isolated computer, behind one gateway.",
         },
+        "servers": [{"url": "/", "description": "This gateway."}],
+        # An operation asks for one of these, where the gateway has authentication; {}: where it has none.
+        "security": [{"bearer": []}, {"apiKey": []}, {}],
         "paths": paths,
-        "components": {"schemas": SCHEMAS},
+        "components": {"schemas": SCHEMAS, "securitySchemes": _SECURITY_SCHEMES},
     }
 
 

@@ -6,8 +6,16 @@ import { overview } from "./overview.js";
 import { sessions } from "./sessions.js";
 import { session } from "./session.js";
 import { pools } from "./pools.js";
+import { runtimes } from "./runtimes.js";
+import { usage } from "./usage.js";
+import { tenants } from "./tenants.js";
+import { keys } from "./keys.js";
+import { reference } from "./reference.js";
 
-const PAGES = [["overview", "Overview", overview], ["sessions", "Sessions", sessions], ["pools", "Pools", pools]];
+// Address, title, page, and the roles that it is for, if not all.
+const PAGES = [["overview", "Overview", overview], ["sessions", "Sessions", sessions], ["pools", "Pools", pools, ["admin", "operator"]],
+  ["runtimes", "Runtimes", runtimes], ["usage", "Usage", usage], ["tenants", "Tenants", tenants], ["keys", "Keys", keys, ["admin"]],
+  ["api", "API", reference]];
 const main = document.getElementById("main");
 const listeners = new Set();
 let caller = null;
@@ -55,7 +63,7 @@ function askForKey() {
 async function show() {
   const [name, ...rest] = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
   const page = PAGES.find((each) => each[0] === name) || (name === "session" ? null : PAGES[0]);
-  replace(document.getElementById("nav"), PAGES.filter((each) => each[0] !== "pools" || sees("pools")).map(([key, title]) =>
+  replace(document.getElementById("nav"), PAGES.filter((each) => !each[3] || each[3].includes(caller.role)).map(([key, title]) =>
     h("a", { href: "#/" + key, "aria-current": (page ? page[0] : "sessions") === key ? "page" : null }, title)));
   leave();
   const ended = new AbortController();
@@ -68,8 +76,6 @@ async function show() {
     if (!ended.signal.aborted) replace(place, h("h1", {}, "That did not work"), h("p", { class: "error" }, error.message));
   }
 }
-
-const sees = (what) => what !== "pools" || ["admin", "operator"].includes(caller.role);
 
 window.addEventListener("hashchange", () => { show(); main.focus(); });
 window.addEventListener("unhandledrejection", (event) => {

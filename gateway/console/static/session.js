@@ -5,11 +5,12 @@ import { age, h, replace, say, table } from "./dom.js";
 import { code } from "./code.js";
 import { files } from "./files.js";
 import { ports } from "./ports.js";
+import { processes } from "./processes.js";
 import { terminal } from "./terminal.js";
 
 const TABS = [["terminal", "Terminal", terminal], ["files", "Files", files], ["code", "Code", code],
-  ["ports", "Ports", ports], ["history", "History", history], ["egress", "Egress", egress]];
-const CONTENTS = ["terminal", "files", "code", "ports"];
+  ["processes", "Processes", processes], ["ports", "Ports", ports], ["history", "History", history], ["egress", "Egress", egress]];
+const CONTENTS = ["terminal", "files", "code", "processes", "ports"];
 
 export async function session(place, frame) {
   const { caller, signal, onEvent, argument: id } = frame;
