@@ -14,7 +14,7 @@ from gateway.observability.request_record import Observer, Observers
 from gateway.observability.tracing import Tracing
 from gateway.routing.access import AccessPolicy
 from gateway.routing.audited import AuditObserver
-from gateway.routing.exchange import TimeLimits
+from gateway.routing.time_limits import TimeLimits
 
 CACHED_RECORD_TTL_S = 2.0  # for reads that no decision depends on
 

@@ -11,7 +11,6 @@ import logging
 import ssl
 from collections.abc import Callable
 from dataclasses import replace
-from time import perf_counter
 
 from gateway.core.background import Tasks
 from gateway.core.certificates import default_peer_context
@@ -21,18 +20,18 @@ from gateway.core.errors import (
     BadRequestError,
     DrainingError,
     QueueFullError,
-    SessionNotFoundError,
     StoreUnavailableError,
     WakegateError,
 )
 from gateway.core.identity import Identity
 from gateway.core.identity import current as current_caller
 from gateway.core.interfaces import RuntimeCatalog
-from gateway.core.model import RuntimeKey, SandboxId, SessionId, SessionState, StartKind
+from gateway.core.model import RuntimeKey, SandboxId, Session, SessionId
 from gateway.identity.peers import PeerSigner
 from gateway.observability.counters import Counters
 from gateway.routing.flights import Flights
-from gateway.routing.route import HoldLimits, Reservation, Route
+from gateway.routing.reservation import HeldRequest, Reservation
+from gateway.routing.route import HoldLimits, Route, wrong_runtime
 from gateway.routing.route_builder import RouteBuilder
 from gateway.routing.target import Target
 from gateway.sandbox.tokens import TokenIssuer
@@ -43,13 +42,11 @@ from gateway.sessions.bindings import Bindings
 from gateway.sessions.idleness import HEARTBEAT_INTERVAL_S
 from gateway.sessions.lifecycle import Lifecycle
 from gateway.sessions.membership import ElsewhereError, Peer, peer_sandbox
-from gateway.sessions.records import unknown_session
 
 logger = logging.getLogger(__name__)
 
 TRUSTED_S = HEARTBEAT_INTERVAL_S  # how long the place of a session that other gateways may move is not asked for again
 TRUSTED_IN_OUTAGE_S = 5.0  # the same while the store does not answer
-_MAX_REASON_BYTES = 123  # of a close frame: 125 (RFC 6455 5.5), less the code
 
 
 class Activator:
@@ -110,12 +107,10 @@ class Activator:
         if caller is None:
             caller = current_caller()
         if caller is not route.visible_to:
-            _require_visible(route, caller)
+            route.require_visible(caller)
         runtime = target.runtime
         if runtime is not None and runtime is not route.named:
-            if runtime != route.named:
-                raise _not_found(target.session_id, runtime)
-            route.named = runtime  # the same object is found equal at once, and the parsed target is cached
+            route.require_runtime(runtime)
         if now >= route.direct_until and not self._is_current(route, target, now):
             return None
         return route if route.try_enter() else None
@@ -140,16 +135,16 @@ class Activator:
             raise DrainingError("this gateway is shutting down; connect again", retry_after=1)
         if self.held >= self._limits.total:
             raise QueueFullError(f"{self.held} requests already wait for sandboxes on this gateway; try again shortly")
-        wait = _Wait()
+        request = HeldRequest()
         self.held += 1
         try:
             async with self._admission.held(target.runtime, target.session_id):
                 if target.session_id is None:
-                    return await self._reserve(target, unreachable, wait)
+                    return await self._reserve(target, unreachable, request)
                 with self._activity.arriving(target.session_id):
-                    return await self._reserve(target, unreachable, wait)
+                    return await self._reserve(target, unreachable, request)
         except ActivationTimeoutError as error:
-            if not wait.for_slot:
+            if not request.waits_for_slot:
                 raise
             # The sandbox lives and is busy, which is overload by this session's own requests and no fault of a start.
             raise QueueFullError(
@@ -164,25 +159,9 @@ class Activator:
         self.drop(route.session_id, route.sandbox.id)
         return await self.reserve(replace(target, session_id=route.session_id), unreachable=route.sandbox.id)
 
-    async def why_closed(self, route: Route) -> tuple[int, str] | None:
-        """The WebSocket close code and reason (RFC 6455 7.4) of a route that was closed; None where the store is away.
-
-        1001 where a new connection gets the session back, 1000 where the session is over, 1014 where its sandbox died.
-        """
-        try:
-            session = await self._lifecycle.get(route.session_id)
-        except SessionNotFoundError:
-            return 1000, "the session has ended"
-        except WakegateError:
-            return None
-        if session.state is SessionState.TERMINATED:
-            reason = f"the session has ended: {session.reason}" if session.reason else "the session has ended"
-            return 1000, reason.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
-        if session.state in (SessionState.HIBERNATING, SessionState.HIBERNATED, SessionState.WAKING):
-            return 1001, "the session was hibernated; connect again to wake it"
-        if session.sandbox is not None and session.sandbox.id != route.sandbox.id:
-            return 1001, "the session has another sandbox now; connect again"
-        return 1014, "the session's sandbox ended; connect again to get another"
+    async def session_of(self, route: Route) -> Session:
+        """The record of a route's session. Raises SessionNotFoundError, StoreUnavailableError."""
+        return await self._lifecycle.get(route.session_id)
 
     def acknowledge(self, session_id: SessionId, restored: str) -> None:
         """An answer with that x-wakegate-restored was delivered to its client: the next ones do not carry it."""
@@ -219,17 +198,17 @@ class Activator:
             if sandbox_id is None:
                 self._activity.forget(session_id)
 
-    async def _reserve(self, target: Target, unreachable: SandboxId | None, wait: _Wait) -> Reservation:
+    async def _reserve(self, target: Target, unreachable: SandboxId | None, request: HeldRequest) -> Reservation:
         if target.session_id is None:
             if target.runtime is None:
                 raise BadRequestError(
                     "neither a session nor a runtime is named; send x-session-id, or x-wakegate-runtime: namespace/name"
                 )
             opened = await self._lifecycle.create(target.runtime)
-            return await wait.enter(self._route(opened), opened)
+            return await request.enter(self._route(opened), opened)
         route = self.routes.get(target.session_id)
         if route is not None:
-            _require_visible(route, current_caller())
+            route.require_visible(current_caller())
         # Where other gateways reach the same sandboxes, one of them may hibernate the session. It writes that first
         # and then waits for longer than TRUSTED_S; so nothing is sent to a sandbox whose workspace was copied.
         stale = None
@@ -242,8 +221,8 @@ class Activator:
             if route.restored is not None and not route.peer:
                 # The gateway that delivered the answer may be another one, which wrote that into the record.
                 route.set_restored((await self._lifecycle.get(route.session_id)).restored)
-            return await wait.enter(route)
-        return await self._reserve_opened(target.session_id, target, unreachable, wait, stale)
+            return await request.enter(route)
+        return await self._reserve_opened(target.session_id, target, unreachable, request, stale)
 
     def _must_ask(self, route: Route, target: Target) -> bool:
         """Whether only the store can say if a session is still where its route leads.
@@ -254,7 +233,12 @@ class Activator:
         return self._clock.now() >= route.trusted_until or (bool(route.peer) and target.passed_on)
 
     async def _reserve_opened(
-        self, session_id: SessionId, target: Target, unreachable: SandboxId | None, wait: _Wait, stale: Route | None
+        self,
+        session_id: SessionId,
+        target: Target,
+        unreachable: SandboxId | None,
+        request: HeldRequest,
+        stale: Route | None,
     ) -> Reservation:
         """A slot on the sandbox that a flight brings, or at the gateway that has the session. `stale`: where it was."""
         try:
@@ -262,14 +246,14 @@ class Activator:
         except ElsewhereError as elsewhere:
             route = await self._peer_route(session_id, elsewhere.peer)
             _require_runtime(target, route.runtime)
-            return await wait.enter(route)
+            return await request.enter(route)
         except StoreUnavailableError:
             if stale is None or stale.closed or unreachable is not None:
                 raise
             stale.trust_until(self._clock.now() + TRUSTED_IN_OUTAGE_S)  # no gateway can hibernate it meanwhile
-            return await wait.enter(stale)
+            return await request.enter(stale)
         _require_runtime(target, opened.session.runtime)
-        return await wait.enter(self._route(opened), opened)
+        return await request.enter(self._route(opened), opened)
 
     def _route(self, opened: Opened) -> Route:
         session, sandbox = opened.session, opened.sandbox
@@ -300,38 +284,7 @@ class Activator:
                 self.drop(route.session_id, route.sandbox.id)
 
 
-class _Wait:
-    """One held request's wait: first for a sandbox, then (`for_slot`) for a slot of it."""
-
-    def __init__(self) -> None:
-        self.for_slot = False
-        self._began = perf_counter()
-
-    async def enter(self, route: Route, opened: Opened | None = None) -> Reservation:
-        """Take a slot. `opened`: how the sandbox came to be, None: the route was live. Raises QueueFullError."""
-        self.for_slot = True
-        await route.enter()
-        waited = perf_counter() - self._began
-        if opened is None:
-            return Reservation(route, StartKind.LIVE, route.restored, queue_s=waited)
-        queue_s = max(0.0, waited - opened.claim_s - opened.restore_s)
-        return Reservation(route, opened.start, opened.restored, queue_s, opened.claim_s, opened.restore_s)
-
-
-def _require_visible(route: Route, caller: Identity) -> None:
-    """Raise SessionNotFoundError, as for a session that does not exist, unless the route's exists for the caller."""
-    if not caller.sees_session_of(route.tenant, route.user, route.runtime, route.session_id):
-        raise unknown_session(route.session_id)
-    # Neither an identity nor these parts of a session ever change, so while the same key sends the requests, which is
-    # the common case, one comparison of objects settles it. Asked anew each time it is 0.5 us.
-    route.visible_to = caller
-
-
 def _require_runtime(target: Target, runtime: RuntimeKey) -> None:
     """Raise SessionNotFoundError for a target that names another runtime than its session's."""
     if target.runtime is not None and target.runtime != runtime.base:
-        raise _not_found(target.session_id, target.runtime)
-
-
-def _not_found(session_id: SessionId | None, runtime: RuntimeKey) -> SessionNotFoundError:
-    return SessionNotFoundError(f'session "{session_id}" not found on {runtime}')
+        raise wrong_runtime(target.session_id, target.runtime)

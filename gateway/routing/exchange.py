@@ -7,10 +7,9 @@ begins to watch for a client that leaves after WATCH_AFTER_S, and interrupts an 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from time import perf_counter
 
-from gateway.core.errors import RequestTimeoutError, UpstreamTimeoutError, WakegateError
+from gateway.core.errors import WakegateError
 from gateway.core.model import StartKind
 from gateway.observability.counters import RuntimeCounters
 from gateway.observability.request_record import Record
@@ -19,28 +18,13 @@ from gateway.routing.connection import CHUNKED, UpstreamConnection
 from gateway.routing.cycle import GatewayCycle
 from gateway.routing.incoming import Incoming
 from gateway.routing.request_fields import Headers, Request
+from gateway.routing.reservation import Reservation
 from gateway.routing.responses import Message, Receive, Send
-from gateway.routing.route import Reservation, Route
+from gateway.routing.route import Route
 from gateway.routing.target import Target
+from gateway.routing.time_limits import ClientGoneError, TimeLimits
 
 WATCH_AFTER_S = 0.1
-
-
-class ClientGoneError(WakegateError):
-    """The client left before its answer was complete, so no answer is sent. 499 is nginx's status for it."""
-
-    status = 499
-    code = "CLIENT_GONE"
-
-
-@dataclass(frozen=True)
-class TimeLimits:
-    """Idle timeouts of each direction, and the longest whole exchange (0: no limit), in seconds."""
-
-    request_idle: float
-    response_idle: float
-    client_read: float
-    total: float
 
 
 class Exchange:
@@ -311,20 +295,12 @@ class Exchange:
         self.waits_for, self._since = party, asyncio.get_running_loop().time()
 
     def _overdue(self, now: float) -> WakegateError | None:
-        limits = self._limits
-        waited = now - self._since
-        if limits.total and now - self.began > limits.total:
-            return UpstreamTimeoutError(f"the whole exchange took longer than {limits.total:g} s")
-        if self.waits_for == "client body" and waited > limits.request_idle:
-            return RequestTimeoutError(f"no byte of the request's body came for {limits.request_idle:g} s")
-        if self.waits_for == "client read" and waited > limits.client_read:
-            return ClientGoneError(f"the client took no byte of its answer for {limits.client_read:g} s")
-        if self.waits_for == "sandbox" and self.connection is not None:
-            # From the later of the beginning of its turn and the last byte either way.
-            waited = now - max(self.connection.progress, self._since)
-            if waited > limits.response_idle:
-                return UpstreamTimeoutError(f"the sandbox was silent for {limits.response_idle:g} s")
-        return None
+        party, since = self.waits_for, self._since
+        if party == "sandbox" and self.connection is not None:
+            since = max(since, self.connection.progress)  # the beginning of its turn, or the last byte either way
+        elif party == "sandbox":
+            party = ""  # the exchange has failed, and its client is being told
+        return self._limits.exceeded(now - self.began, party, now - since)
 
     async def _watch(self) -> None:
         while (message := await self._receive())["type"] != "http.disconnect":

@@ -9,9 +9,10 @@ from gateway.core.identity import current
 from gateway.core.model import Kind, StartKind
 from gateway.routing.headers import next_hop, origin_line
 from gateway.routing.request_fields import Headers, Request
+from gateway.routing.reservation import Reservation
 from gateway.routing.response_headers import confine_cookies, read_response
 from gateway.routing.responses import Scope
-from gateway.routing.route import Reservation, Route
+from gateway.routing.route import Route
 from gateway.routing.target import Target
 from picod.wire import PORTS_PATH, port_prefix
 

@@ -26,10 +26,11 @@ from gateway.routing.activator import Activator
 from gateway.routing.client_rates import client_address
 from gateway.routing.cors import answer_preflight, readable
 from gateway.routing.cycle import GatewayCycle
-from gateway.routing.exchange import ClientGoneError, Exchange, TimeLimits
+from gateway.routing.exchange import Exchange
 from gateway.routing.heads import request_head, response_fields, stages_of
 from gateway.routing.incoming import Incoming
 from gateway.routing.request_ids import id_field, id_in
+from gateway.routing.reservation import Reservation
 from gateway.routing.response_headers import read_peer_response
 from gateway.routing.responses import (
     ASGIApp,
@@ -42,9 +43,10 @@ from gateway.routing.responses import (
     send_not_found,
     send_redirect,
 )
-from gateway.routing.route import Reservation, Route
+from gateway.routing.route import Route
 from gateway.routing.target import NotProxied, Target
 from gateway.routing.ticker import TICK_S, Ticker
+from gateway.routing.time_limits import ClientGoneError, TimeLimits
 from gateway.routing.url_tokens import is_page_of_port, redirect_fields
 from gateway.routing.websocket import WebSocketProxy
 

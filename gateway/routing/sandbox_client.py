@@ -18,8 +18,9 @@ from gateway.core.model import Readiness, SandboxReply, SessionId, StartKind
 from gateway.identity.peers import PEER_HEADER
 from gateway.routing.activator import Activator
 from gateway.routing.connection import CHUNKED, UpstreamConnection
+from gateway.routing.reservation import Reservation
 from gateway.routing.responses import restored_in
-from gateway.routing.route import Reservation, Route
+from gateway.routing.route import Route
 from gateway.routing.target import Target
 
 logger = logging.getLogger(__name__)

@@ -1,23 +1,21 @@
-"""WebSockets through to the sandbox: two pumps between the ASGI server and a client connection of our own.
+"""WebSockets through to the sandbox: the handshake is ours with the client, and another one with the sandbox.
 
-Traffic either way is activity; an open but silent socket is not (docs/architecture.md, "Activity").
+`websocket_dial` makes the one with the sandbox, `websocket_answers` answers the client, `websocket_relay` passes the
+messages on, and `websocket_close` says how it ended.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
-from http import HTTPStatus
-from io import StringIO
+from dataclasses import dataclass, replace
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.http11 import Response
+from websockets.exceptions import InvalidStatus
 
 from gateway.core.asked import note_headers
 from gateway.core.clock import Clock
-from gateway.core.errors import BadRequestError, NotFoundError, UpstreamConnectError, WakegateError
+from gateway.core.errors import NotFoundError, UpstreamConnectError, WakegateError
 from gateway.core.identity import Identity, act_as, current
 from gateway.core.model import SessionId
 from gateway.identity.scope import require_use
@@ -27,31 +25,35 @@ from gateway.routing.access import AccessPolicy
 from gateway.routing.activator import Activator
 from gateway.routing.client_rates import client_address
 from gateway.routing.headers import next_hop
-from gateway.routing.heads import is_picods, peer_path, sandbox_fields
+from gateway.routing.heads import is_picods, peer_path
 from gateway.routing.incoming import Incoming, raw_path
 from gateway.routing.request_ids import id_field, id_line
-from gateway.routing.response_headers import GATEWAY_FIELDS, read_peer_response, read_response
+from gateway.routing.reservation import Reservation
 from gateway.routing.responses import (
     ASGIApp,
     Headers,
     Receive,
     Scope,
     Send,
-    error_body,
-    error_fields,
     restored_in,
     session_fields,
 )
-from gateway.routing.route import Reservation, Route
+from gateway.routing.route import Route
 from gateway.routing.target import NotProxied, Target, is_jupyter
-from gateway.routing.websocket_dial import MAX_MESSAGE_BYTES, dial
+from gateway.routing.websocket_answers import accepted, pass_refusal, refuse
+from gateway.routing.websocket_dial import dial
+from gateway.routing.websocket_relay import relay
 
-_STATUSES = frozenset(HTTPStatus)  # those that the server knows a phrase for
-_CLOSE_CODES_NOT_SENT = (1005, 1006, 1015)  # RFC 6455 7.4.1: they stand for "none came", and are never on the wire
-_CODES_OF_AN_END = (1001, 1012, 1014)  # of a server that ends, or is killed; the session's record knows why
-# For one message to a sandbox that does not read. Meanwhile nothing is read of the client either, so a client that has
-# left is not noticed, and without a limit its slot would never be given back.
-_SEND_TIMEOUT_S = 60.0
+
+@dataclass(frozen=True, slots=True)
+class _Client:
+    """The client's side of one WebSocket: its ASGI scope and callables, and what was read of its handshake."""
+
+    scope: Scope
+    receive: Receive
+    send: Send
+    incoming: Incoming
+    record: Record | None
 
 
 class WebSocketProxy:
@@ -83,71 +85,66 @@ class WebSocketProxy:
             try:
                 self._observer.began(record)
             except WakegateError as error:
-                await _refuse(send, error, None, id_line(None))
+                await refuse(send, error, None, id_line(None))
                 return
         try:
-            await self._serve(scope, receive, send, record)
+            incoming = Incoming(scope, record, asyncio.get_running_loop().time(), self._access)
+            await self._serve(_Client(scope, receive, send, incoming, record))
         finally:
             if record is not None and self._observer is not None:
                 record.finish(self._observer, cut=record.status == 0)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, record: Record | None) -> None:
-        incoming = Incoming(scope, record, asyncio.get_running_loop().time(), self._access)
+    async def _serve(self, client: _Client) -> None:
+        scope, incoming, record = client.scope, client.incoming, client.record
         target = incoming.target
         session = incoming.request.session
         try:
             if isinstance(target, WakegateError):
                 raise target
             if target is NotProxied.CONTROL and self._control is not None and is_jupyter(raw_path(scope)):
-                await self._serve_control(self._control, scope, receive, send, incoming, record)
+                await self._serve_control(self._control, client)
                 return
             if not isinstance(target, Target):
                 raise NotFoundError(
                     "no sandbox is behind this path; a WebSocket needs a session header, an invocations or a ports path"
                 )
             session = target.session_id.encode("ascii") if target.session_id else None
-            identity = await self._identify(scope, incoming, record)
+            identity = await self._identify(client)
             require_use(identity, target.path)
             act_as(identity)
             note_headers(scope["headers"])
             reservation = await self._activator.reserve(target)
-            if not await self._attempt(scope, receive, send, incoming, target, reservation, record):
+            if not await self._attempt(client, target, reservation):
                 # Nothing was sent to a sandbox that is gone: it is replaced once, as for any request.
                 reservation = await self._activator.replace(reservation.route, target)
-                await self._attempt(scope, receive, send, incoming, target, reservation, record, last=True)
+                await self._attempt(client, target, reservation, last=True)
         except WakegateError as error:
             self._counters.errors[error.code] += 1
             if record is not None:
                 record.status, record.error = error.status, error
-            await _refuse(send, error, session, incoming.id_line)
+            await refuse(client.send, error, session, incoming.id_line)
 
-    async def _identify(self, scope: Scope, incoming: Incoming, record: Record | None) -> Identity:
+    async def _identify(self, client: _Client) -> Identity:
         """Who asks. Raises UnauthorizedError, LimitError."""
+        incoming = client.incoming
         identity = incoming.identity
         if identity is None:
             identity = await self._access.authenticate(
-                incoming.request.credential, client_address(scope), incoming.target
+                incoming.request.credential, client_address(client.scope), incoming.target
             )
             identity.spend()
-        if record is not None:
-            record.identity = identity
+        if client.record is not None:
+            client.record.identity = identity
         return identity
 
-    async def _serve_control(
-        self,
-        control: ASGIApp,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        incoming: Incoming,
-        record: Record | None,
-    ) -> None:
+    async def _serve_control(self, control: ASGIApp, client: _Client) -> None:
         """Hand a conversation to the control surfaces, and note how it was answered."""
-        act_as(await self._identify(scope, incoming, record))
+        scope, record = client.scope, client.record
+        act_as(await self._identify(client))
         note_headers(scope["headers"])
         if record is not None:
             record.path = raw_path(scope)
-            named = record.path.rsplit(b"/", 2)
+            named = record.path.rsplit(b"/", 2)  # .../kernels/ID/channels
             record.saw(SessionId(named[1][:128].decode("latin-1")) if len(named) == 3 else None, None, None)
 
         async def noting(message: Any) -> None:
@@ -155,50 +152,27 @@ class WebSocketProxy:
                 record.status = 101
             elif record is not None and message["type"] == "websocket.http.response.start":
                 record.status = message["status"]
-            await send(message)
+            await client.send(message)
 
-        await control(scope, receive, noting)
+        await control(scope, client.receive, noting)
 
-    async def _attempt(
-        self,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        incoming: Incoming,
-        target: Target,
-        reservation: Reservation,
-        record: Record | None,
-        *,
-        last: bool = False,
-    ) -> bool:
+    async def _attempt(self, client: _Client, target: Target, reservation: Reservation, *, last: bool = False) -> bool:
         """A conversation over this reservation. False: its sandbox is gone, and the client was told nothing yet."""
-        route, request = reservation.route, incoming.request
+        route, record = reservation.route, client.record
         with route.hold_for_socket():
-            answer: Headers = [
-                *session_fields(route.session_id_bytes), (b"x-wakegate-start", reservation.start.value.encode())
-            ]  # fmt: skip
-            if reservation.restored is not None:
-                answer.append((b"x-wakegate-restored", reservation.restored.encode("ascii")))
-            answer.append(id_field(incoming.id_line))
             if record is not None:
                 record.saw(route.session_id, route.runtime, reservation.start)
-            lines = request.lines if is_picods(route, target) and not route.peer else [*request.lines, *request.extra]
-            if route.peer:
-                target = replace(target, path=peer_path(scope, target))
-                lines = [*lines, next_hop(request, route.peer.sign(current(), "GET", target.path))]
             try:
-                upstream: ClientConnection | WakegateError | InvalidStatus = await dial(
-                    scope, route, target, request, lines
-                )
-            except (WakegateError, InvalidStatus) as error:
-                if isinstance(error, InvalidStatus):
-                    refusal = error.response
-                    fields = [(name.encode(), value.encode()) for name, value in refusal.headers.raw_items()]
-                    route.check_token_accepted(refusal.status_code, fields, target.path)
+                upstream: ClientConnection | WakegateError | InvalidStatus = await _dial(client, route, target)
+            except InvalidStatus as error:
+                fields = [(name.encode(), value.encode()) for name, value in error.response.headers.raw_items()]
+                route.check_token_accepted(error.response.status_code, fields, target.path)
+                upstream = error
+            except WakegateError as error:
                 if isinstance(error, UpstreamConnectError) and error.no_listener and not last:
                     return False
                 upstream = error
-            status = await self._converse(scope, receive, send, route, target, upstream, incoming, answer)
+            status = await self._converse(client, route, target, upstream, _session_fields(reservation, client))
             route.counted.answered[reservation.start.value, status] += 1
             if record is not None:
                 record.status = status
@@ -206,138 +180,47 @@ class WebSocketProxy:
 
     async def _converse(
         self,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
+        client: _Client,
         route: Route,
         target: Target,
         upstream: ClientConnection | WakegateError | InvalidStatus,
-        incoming: Incoming,
         answer: Headers,
     ) -> int:
         """The whole conversation, or why there is none; returns the status of the handshake."""
+        scope, send, incoming = client.scope, client.send, client.incoming
         if isinstance(upstream, WakegateError):
             self._counters.errors[upstream.code] += 1
-            await _refuse(send, upstream, route.session_id_bytes, incoming.id_line)
+            await refuse(send, upstream, route.session_id_bytes, incoming.id_line)
             return upstream.status
         if isinstance(upstream, InvalidStatus):
-            await _pass_refusal(scope, send, route, target, upstream, answer)
+            await pass_refusal(scope, send, route, target, upstream, answer)
             return upstream.response.status_code
         if upstream.response is not None:
-            answer = _accepted(scope, upstream.response, route, target, answer)
+            answer = accepted(scope, upstream.response, route, target, answer)
         await send({"type": "websocket.accept", "subprotocol": upstream.subprotocol, "headers": answer})
+        # What another gateway passed on, that gateway acknowledges, once its client has the answer.
         if (restored := restored_in(answer)) is not None and not incoming.request.hops:
             self._activator.acknowledge(route.session_id, restored)
-        up = asyncio.create_task(self._pump_up(receive, upstream, route))
-        down = asyncio.create_task(self._pump_down(upstream, send, route))
-        route.counted.websockets += 1
-        try:
-            await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            route.counted.websockets -= 1
-            for pump in (up, down):
-                pump.cancel()
-            ended, _ = await asyncio.gather(up, down, return_exceptions=True)
-            if isinstance(ended, TimeoutError):
-                upstream.transport.abort()  # it would not read a close frame either
-                await send({"type": "websocket.close", "code": 1011, "reason": "the sandbox does not read messages"})
-            await upstream.close()
+        await relay(client.receive, send, upstream, route, self._activator, self._clock)
         return 101
 
-    async def _pump_up(self, receive: Receive, upstream: ClientConnection, route: Route) -> None:
-        """Raises TimeoutError when the sandbox takes nothing for _SEND_TIMEOUT_S."""
-        while True:
-            message = await receive()
-            if message["type"] == "websocket.disconnect":
-                code = message.get("code", 1005)
-                await upstream.close(1000 if code in _CLOSE_CODES_NOT_SENT else code, message.get("reason") or "")
-                return
-            route.touch(self._clock.now())
-            data = message.get("bytes")
-            try:
-                async with asyncio.timeout(_SEND_TIMEOUT_S):
-                    await upstream.send(data if data is not None else message["text"])
-            except ConnectionClosed:
-                return  # the other pump tells the client
 
-    async def _pump_down(self, upstream: ClientConnection, send: Send, route: Route) -> None:
-        try:
-            while True:
-                data = await _message(upstream)
-                route.touch(self._clock.now())
-                route.traffic.egress_bytes += len(data)
-                await send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
-        except ConnectionClosed as closed:
-            code, reason = _closing(closed)
-        if route.closed and not route.peer and code in _CODES_OF_AN_END:
-            code, reason = await self._activator.why_closed(route) or (code, reason)
-        await send({"type": "websocket.close", "code": code, "reason": reason})
+def _session_fields(reservation: Reservation, client: _Client) -> Headers:
+    """What answers to a handshake say of the session and of the request."""
+    fields: Headers = [
+        *session_fields(reservation.route.session_id_bytes), (b"x-wakegate-start", reservation.start.value.encode())
+    ]  # fmt: skip
+    if reservation.restored is not None:
+        fields.append((b"x-wakegate-restored", reservation.restored.encode("ascii")))
+    fields.append(id_field(client.incoming.id_line))
+    return fields
 
 
-async def _message(upstream: ClientConnection) -> str | bytes:
-    """The next message of a sandbox. Raises ConnectionClosed, also for one over MAX_MESSAGE_BYTES.
-
-    Joined here, not by `recv`, which keeps an object per fragment: a message in millions of fragments of one byte or
-    none would take a hundred times its size.
-    """
-    text: StringIO | None = None
-    data = bytearray()
-    async for fragment in upstream.recv_streaming():
-        if isinstance(fragment, str):
-            text = text or StringIO()
-            text.write(fragment)
-        else:
-            data += fragment
-    return bytes(data) if text is None else text.getvalue()
-
-
-def _closing(closed: ConnectionClosed) -> tuple[int, str]:
-    """With which code and reason the client's side ends when the sandbox's side has."""
-    ours, theirs = closed.sent, closed.rcvd
-    if ours is not None and not closed.rcvd_then_sent and ours.code == 1009:
-        return 1009, f"the sandbox sent a message of more than {MAX_MESSAGE_BYTES >> 20} MiB"
-    if theirs is None:
-        return 1014, "the sandbox broke the connection off"  # bad gateway; 1006 is never sent
-    return 1000 if theirs.code == 1005 else theirs.code, theirs.reason
-
-
-async def _refuse(send: Send, error: WakegateError, session: bytes | None, line: bytes) -> None:
-    headers = error_fields(error) + (
-        session_fields(session) if session and not isinstance(error, BadRequestError) else []
-    )
-    await _deny(send, error.status, [*headers, id_field(line)], error_body(error))
-
-
-def _accepted(scope: Scope, response: Response, route: Route, target: Target, answer: Headers) -> Headers:
-    """The fields of a 101 for the client: the app's own (Set-Cookie), and what there is to know of the session."""
-    said = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.raw_items()]
-    own = [
-        field
-        for field in _own_fields(said, scope, route, target)
-        if not field[0].startswith((b"sec-websocket-", b"content-length"))
-    ]
-    if not route.peer:
-        return own + answer
-    # The gateway that has the session knows better than this one how its sandbox came to be.
-    return own + [field for field in read_peer_response(said) if field[0] in GATEWAY_FIELDS]
-
-
-def _own_fields(said: Headers, scope: Scope, route: Route, target: Target) -> Headers:
-    return read_response(said) if route.peer else sandbox_fields(said, scope, route, target)
-
-
-async def _pass_refusal(
-    scope: Scope, send: Send, route: Route, target: Target, error: InvalidStatus, answer: Headers
-) -> None:
-    """What the sandbox said in place of an upgrade, as its own answer."""
-    response = error.response
-    said = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.raw_items()]
-    fields = [field for field in _own_fields(said, scope, route, target) if field[0] != b"content-length"]
-    status = response.status_code if response.status_code in _STATUSES else 502
-    await _deny(send, status, fields + answer, bytes(response.body or b""))
-
-
-async def _deny(send: Send, status: int, headers: Headers, body: bytes) -> None:
-    """Refuse the handshake with an HTTP answer (the ASGI websocket denial response extension)."""
-    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": body})
+async def _dial(client: _Client, route: Route, target: Target) -> ClientConnection:
+    """Dial the sandbox, or the gateway that has the session. Raises what `dial` raises."""
+    request = client.incoming.request
+    lines = request.lines if is_picods(route, target) and not route.peer else [*request.lines, *request.extra]
+    if route.peer:
+        target = replace(target, path=peer_path(client.scope, target))
+        lines = [*lines, next_hop(request, route.peer.sign(current(), "GET", target.path))]
+    return await dial(client.scope, route, target, request, lines)

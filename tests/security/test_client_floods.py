@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
 
 from gateway.core.model import Endpoint
-from gateway.routing import websocket
+from gateway.routing import websocket_relay
 from gateway.testing import ScriptedProvider
 from tests.support.scripted import OpenScripted, ScriptedSandbox, Served, get, served, slots_free
 from tests.support.waiting import LIMIT_S, eventually
@@ -79,7 +79,7 @@ async def test_slot_of_a_client_that_left_while_the_sandbox_reads_nothing_is_giv
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its messages wait, other sessions are answered, and nothing else would tell that it has left."""
-    monkeypatch.setattr(websocket, "_SEND_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(websocket_relay, "_SEND_TIMEOUT_S", 0.5)
     async with silent_server(tmp_path) as gateway:
         session, other = await gateway.session(), await gateway.session()
         url = gateway.url.replace("http", "ws")

@@ -10,7 +10,7 @@ from typing import Any
 
 from gateway.core.model import RuntimeKey, SessionId
 from gateway.routing.activator import Activator
-from gateway.routing.route import Reservation
+from gateway.routing.reservation import Reservation
 from gateway.routing.target import Target
 from gateway.runtimes.catalog import default_runtime
 from gateway.testing import ManualClock, ScriptedProvider, scripted_gateway
