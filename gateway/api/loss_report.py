@@ -31,7 +31,7 @@ class LossReport:
             self.session_id, self.restored = session_id, restored
 
     def headers(self) -> dict[str, str]:
-        """The headers of the answer, which gateway/api/app.py acknowledges on delivery; empty without a loss."""
+        """The headers of the answer, which `control_app` acknowledges on delivery; empty without a loss."""
         if self.restored is None:
             return {}
         return {**session_headers(self.session_id), "x-wakegate-restored": self.restored}

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from gateway.api.app import make_control_app, make_routes
+from gateway.api.app import make_routes
+from gateway.api.control_app import ControlApp
 from gateway.api.openapi.table import USAGE
 from gateway.api.usage import UsageAPI
 from gateway.core.identity import ANONYMOUS, Identity, Role, acting_as
@@ -50,7 +51,7 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
     }
     await store.usage.add("w", 1, rows)
     routes = make_routes(USAGE, UsageAPI(store, clock, Prices("EUR", Rates(vcpu_hour=0.5))).handlers())
-    app = make_control_app(routes, Counters(), body_idle=60.0, peers=PeerSigner(clock))
+    app = ControlApp(routes, Counters(), body_idle=60.0, peers=PeerSigner(clock))
 
     async def as_caller(scope: dict, receive: object, send: object) -> None:  # type: ignore[type-arg]
         names = {name: value.decode() for name, value in scope["headers"]}

@@ -47,7 +47,7 @@ class MCPEndpoint:
     """The handlers of /mcp: POST sends a message, DELETE ends an MCP session.
 
     There is no GET, which would open a stream for messages that a server sends unasked: this one sends none. Clients
-    understand the 405 that `api/app.py` answers.
+    understand the 405 that `api/control_app.py` answers.
     """
 
     def __init__(
