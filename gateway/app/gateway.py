@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import ssl
@@ -21,21 +20,23 @@ from gateway.app.egress import SessionEgress, audit_line
 from gateway.app.events import EventRecorder
 from gateway.app.parts import (
     access_policy,
+    advice_settings,
     autoscaler_settings,
     cached_store,
-    claims_at_once,
+    hold_limits,
     make_observer,
+    metered_keeper,
+    session_settings,
     time_limits,
 )
+from gateway.app.shutdown import Shutdown
 from gateway.audit.build import make_audit_log
 from gateway.autoscaler.runner import Autoscaler
-from gateway.autoscaler.sessions import AdviceSettings, Served, SessionAdvisor
-from gateway.core.background import Tasks
+from gateway.autoscaler.sessions import Served, SessionAdvisor
 from gateway.core.certificates import default_peer_context, make_certificates
 from gateway.core.clock import Clock
-from gateway.core.errors import WakegateError
 from gateway.core.interfaces import Executor, RuntimeCatalog, SandboxProvider, SessionStore, WorkspaceKeeper
-from gateway.core.model import Runtime, SnapshotRef
+from gateway.core.model import Runtime
 from gateway.core.settings import Settings
 from gateway.core.usage import Retention
 from gateway.egress.gate import EgressGate
@@ -48,30 +49,18 @@ from gateway.observability.feed import EventFeed
 from gateway.observability.instrument import metered
 from gateway.observability.metrics import Metrics
 from gateway.observability.tracing import Tracing
-from gateway.routing.activator import TRUSTED_S, Activator
+from gateway.routing.activator import Activator
 from gateway.routing.proxy import Proxy
-from gateway.routing.route import HoldLimits
 from gateway.routing.sandbox_client import Caller
 from gateway.runtimes.catalog import StaticCatalog
 from gateway.sandbox.picod_client import PicodExecutor
 from gateway.sandbox.signing_keys import KeyRing
 from gateway.sandbox.tokens import TokenIssuer
-from gateway.sessions.build import Sessions, SessionSettings, make_sessions
+from gateway.sessions.build import Sessions, make_sessions
 from gateway.snapshots.keeper import make_keeper
 from gateway.usage.meter import Meter
 from gateway.usage.prices import load_prices
 from gateway.usage.recorder import SAMPLE_INTERVAL_S, Place, Requests, UsageRecorder
-
-logger = logging.getLogger(__name__)
-
-# Label values of wakegate_keeper_*, a contract with dashboards: they stay when the methods are renamed.
-KEEPER_LABELS = {
-    "restore": "unpark",
-    "rollback": "put_back",
-    "delete": "drop_parked",
-    "retain_abandoned": "drop_leftovers",
-    "delete_orphans": "leftovers",
-}
 
 
 class Gateway:
@@ -104,7 +93,6 @@ class Gateway:
         for what is wrong with the settings of snapshots.
         """
         self.background = background
-        self.notices = Tasks()
         self.holder = me or holder_name()
         self.engine_summary = engine_summary  # the engine's lines of the start banner; complete once it runs
         self.settings = settings
@@ -130,11 +118,12 @@ class Gateway:
         # Created only if none is passed in: tests and the simulator bring their own, behind the same Protocol.
         executor = executor or PicodExecutor(self.catalog, self.tokens, connect_timeout=settings.connect_timeout)
         keeper = keeper or make_keeper(settings, provider, executor, clock)
-        self.keeper = metered(keeper, self.counters.keeper, self._kept, KEEPER_LABELS)
+        self.keeper = metered_keeper(keeper, self.counters)
         self.sessions = self._make_sessions(executor, shared=shared, me=me)
         self.lifecycle = self.sessions.lifecycle
         self.activity = self.sessions.activity
         self.activator = self._make_activator()
+        self.shutdown = Shutdown(self.activator, self.sessions.membership)
         self.egress = egress
         self.session_egress = None if egress is None else self._make_session_egress(egress)
         self.usage = self._make_usage(shared=shared, me=me)
@@ -170,16 +159,7 @@ class Gateway:
             catalog=self.catalog,
             clock=self.clock,
             holder=self.holder,
-            settings=SessionSettings(
-                takeover_after=settings.takeover_after,
-                max_sandboxes=settings.max_sandboxes,
-                hibernated_retention=settings.hibernated_retention,
-                terminated_retention=settings.terminated_retention,
-                sweep_interval=settings.sweep_interval,
-                start_timeout=settings.sandbox_start_timeout if settings.engine == "kubernetes" else 0.0,
-                checkpoint_interval=settings.checkpoint_interval if settings.engine == "kubernetes" else 0.0,
-                claims_at_once=claims_at_once(settings),
-            ),
+            settings=session_settings(settings),
             shared=shared,
             me=me,
             tenants=self.tenants,
@@ -197,7 +177,7 @@ class Gateway:
             activity=sessions.activity,
             clock=self.clock,
             counters=self.counters,
-            limits=HoldLimits(settings.hold_per_session, settings.hold_total, settings.slots_per_sandbox),
+            limits=hold_limits(settings),
             connect_timeout=settings.connect_timeout,
             peers=self.peers,
             shared_provider=sessions.ownership.shared_provider,
@@ -249,9 +229,7 @@ class Gateway:
             idleness=sessions.idleness,
             catalog=self.catalog,
             served=self._served,
-            settings=AdviceSettings(
-                wake_cost=settings.wake_cost, hibernate=settings.advised_hibernation, prewake=settings.prewake
-            ),
+            settings=advice_settings(settings),
         )
 
     def _make_metrics(self) -> Metrics:
@@ -328,42 +306,10 @@ class Gateway:
             gate.on_line(audit_line(self.audit))
         return made
 
-    def leave(self) -> None:
-        """Announce the shutdown: readiness fails and other gateways are notified; requests are still accepted."""
-        self.activator.leaving = True
-        if self.sessions.membership.me:
-            self.notices.spawn(self._announce_leaving(), name="notice of leaving")
-
-    @property
-    def notice_s(self) -> float:
-        """Seconds from `leave` to `drain` after which other gateways forward no more requests to this one.
-
-        They cache a session's owner for TRUSTED_S, so a request that was sent on a cached owner must still be served.
-        """
-        return 2 * TRUSTED_S if self.sessions.membership.me else 0.0
-
-    def drain(self) -> None:
-        """Reject requests that need a new sandbox; requests in flight continue."""
-        if not self.activator.leaving:  # it ends without a signal, after an error
-            self.leave()
-        self.activator.draining = True
-
-    async def _announce_leaving(self) -> None:
-        try:
-            await self.sessions.membership.announce_leaving()
-        except WakegateError as error:
-            logger.warning("cannot notify other gateways of this shutdown: %s", error)
-
     def _served(self) -> Served:
         """Sessions with a live route: id, runtime, last active at, whether requests are under way."""
         for route in self.activator.routes.values():
             yield route.session_id, route.runtime, route.activity.last, route.activity.in_flight > 0
-
-    def _kept(self, verb: str, answer: object) -> None:
-        """Observe the size of a snapshot after `keep` or `checkpoint`; the reference contains it."""
-        # References of parked workspaces have no "#": nothing was copied, so there is no size to observe.
-        if verb in ("keep", "checkpoint") and isinstance(answer, str) and "#" in answer:
-            self.counters.snapshot_bytes[verb].observe(SnapshotRef(answer).size)
 
 
 def holder_name() -> str:

@@ -76,7 +76,7 @@ async def running(gateway: Gateway, address: str = "") -> AsyncIterator[None]:
             membership.address = address
             await membership.announce()
             stack.push_async_callback(membership.leave)
-            stack.push_async_callback(gateway.notices.wait)
+            stack.push_async_callback(gateway.shutdown.notices.wait)
         # Until the last session is hibernated this gateway announces itself: silent, it would be taken for dead and
         # its sessions restored elsewhere from older snapshots.
         announcements = asyncio.create_task(

@@ -5,18 +5,33 @@ from __future__ import annotations
 import os
 
 from gateway.audit.log import AuditLog
+from gateway.autoscaler.sessions import AdviceSettings
 from gateway.autoscaler.settings import AutoscalerSettings
 from gateway.core.clock import Clock
-from gateway.core.interfaces import SessionStore
+from gateway.core.interfaces import SessionStore, WorkspaceKeeper
+from gateway.core.model import SnapshotRef
 from gateway.core.settings import Settings, requires_identity
+from gateway.observability.counters import Counters
+from gateway.observability.instrument import metered
 from gateway.observability.logs import AccessLog
 from gateway.observability.request_record import Observer, Observers
 from gateway.observability.tracing import Tracing
 from gateway.routing.access import AccessPolicy
 from gateway.routing.audited import AuditObserver
+from gateway.routing.route import HoldLimits
 from gateway.routing.time_limits import TimeLimits
+from gateway.sessions.build import SessionSettings
 
 CACHED_RECORD_TTL_S = 2.0  # for reads that no decision depends on
+
+# Label values of wakegate_keeper_*, a contract with dashboards: they stay when the methods are renamed.
+_KEEPER_LABELS = {
+    "restore": "unpark",
+    "rollback": "put_back",
+    "delete": "drop_parked",
+    "retain_abandoned": "drop_leftovers",
+    "delete_orphans": "leftovers",
+}
 
 
 def claims_at_once(settings: Settings) -> int:
@@ -33,6 +48,34 @@ def cached_store(store: SessionStore) -> SessionStore:
     from gateway.store.cached import CachedStore  # imports aiocache, which a gateway with its own store does not need
 
     return CachedStore(store, ttl=CACHED_RECORD_TTL_S)
+
+
+def session_settings(settings: Settings) -> SessionSettings:
+    """Of the life of sessions."""
+    # A pod may take minutes to start, and may be evicted; a sandbox of this machine does neither.
+    in_cluster = settings.engine == "kubernetes"
+    return SessionSettings(
+        takeover_after=settings.takeover_after,
+        max_sandboxes=settings.max_sandboxes,
+        hibernated_retention=settings.hibernated_retention,
+        terminated_retention=settings.terminated_retention,
+        sweep_interval=settings.sweep_interval,
+        start_timeout=settings.sandbox_start_timeout if in_cluster else 0.0,
+        checkpoint_interval=settings.checkpoint_interval if in_cluster else 0.0,
+        claims_at_once=claims_at_once(settings),
+    )
+
+
+def metered_keeper(keeper: WorkspaceKeeper, counters: Counters) -> WorkspaceKeeper:
+    """The keeper, whose calls are timed and whose snapshots are measured."""
+
+    def measure(verb: str, answer: object) -> None:
+        # The reference of a snapshot contains its size. References of parked workspaces have no "#": nothing was
+        # copied, so there is no size to observe.
+        if verb in ("keep", "checkpoint") and isinstance(answer, str) and "#" in answer:
+            counters.snapshot_bytes[verb].observe(SnapshotRef(answer).size)
+
+    return metered(keeper, counters.keeper, measure, _KEEPER_LABELS)
 
 
 def make_observer(
@@ -64,6 +107,13 @@ def autoscaler_settings(settings: Settings, *, shared: bool, me: str) -> Autosca
     )
 
 
+def advice_settings(settings: Settings) -> AdviceSettings:
+    """Of the advice on single sessions."""
+    return AdviceSettings(
+        wake_cost=settings.wake_cost, hibernate=settings.advised_hibernation, prewake=settings.prewake
+    )
+
+
 def access_policy(settings: Settings) -> AccessPolicy:
     """Which pages, hosts and identities may use the gateway. Raises SettingsError."""
     return AccessPolicy(
@@ -77,6 +127,11 @@ def access_policy(settings: Settings) -> AccessPolicy:
         domain=settings.domain,
         unauthenticated_rate=settings.unauthenticated_rate,
     )
+
+
+def hold_limits(settings: Settings) -> HoldLimits:
+    """Of requests that wait for sandboxes."""
+    return HoldLimits(settings.hold_per_session, settings.hold_total, settings.slots_per_sandbox)
 
 
 def time_limits(settings: Settings) -> TimeLimits:

@@ -83,16 +83,16 @@ class _Server(uvicorn.Server):
         connections that the kernel has completed and this process has not accepted.
         """
         delay = self._gateway.settings.shutdown_delay if number == signal.SIGTERM else 0.0
-        delay = max(delay, self._gateway.notice_s)
+        delay = max(delay, self._gateway.shutdown.notice_s)
         if not delay or self._gateway.activator.leaving:
             self._end(number)
             return
-        self._gateway.leave()
+        self._gateway.shutdown.leave()
         self._context.leaving = True
         asyncio.get_running_loop().call_later(delay, self._end, number)
 
     def _end(self, number: int) -> None:
-        self._gateway.drain()
+        self._gateway.shutdown.drain()
         self.handle_exit(number, None)
 
 
@@ -187,6 +187,6 @@ async def serving(
         try:
             yield url, task
         finally:
-            gateway.drain()
+            gateway.shutdown.drain()
             server.should_exit = True
             await task

@@ -13,34 +13,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from gateway.core.background import Tasks
 from gateway.core.clock import Clock
-from gateway.core.errors import BadRequestError, PermissionDeniedError, SessionNotFoundError, WakegateError
-from gateway.core.identity import Permission, current
+from gateway.core.errors import SessionNotFoundError, WakegateError
+from gateway.core.identity import current
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
 from gateway.core.model import (
     PRIVATE_METADATA,
     REUSABLE_UNTIL,
-    Runtime,
     RuntimeKey,
-    Sandbox,
     Session,
     SessionId,
     SessionState,
     StartKind,
 )
-from gateway.egress.grants import check_narrower
 from gateway.egress.policy import Entry
 from gateway.sessions.activation import Opened, SessionOpener, choose_runtime
 from gateway.sessions.admission import Admission
 from gateway.sessions.bindings import Bindings
+from gateway.sessions.first_sandbox import FirstSandbox
 from gateway.sessions.idleness import IdleTracker
+from gateway.sessions.new_session import check_egress, check_public_ports, new_id, new_record, require_creation
 from gateway.sessions.ownership import Ownership
-from gateway.sessions.quotas import RESERVATION_S, Quotas
+from gateway.sessions.quotas import Quotas
 from gateway.sessions.records import Records, unknown_session
 from gateway.sessions.refusals import Wish
 from gateway.sessions.transitions import Transitions, bounded
@@ -86,21 +84,13 @@ class Lifecycle:
         self._opener = opener
         self._quotas = quotas
         self._clock = clock
+        self._first_sandbox = FirstSandbox(records, provider, admission, bindings, quotas)
         self._bindings_under_way = Tasks()
         self._end_listeners: list[Callable[[SessionId], None]] = []
 
     def on_end(self, listener: Callable[[SessionId], None]) -> None:
         """Call `listener(session)` after this gateway has ended a session."""
         self._end_listeners.append(listener)
-
-    def require_creation(self, runtime: RuntimeKey) -> None:
-        """Raise PermissionDeniedError unless the current caller may make sessions of a runtime."""
-        caller = current()
-        caller.require(Permission.CREATE_SESSIONS)
-        if not caller.uses(runtime):
-            raise PermissionDeniedError(
-                f"this credential may not use {runtime}; it is limited to {sorted(caller.runtimes)}"
-            )
 
     async def create(
         self,
@@ -117,59 +107,42 @@ class Lifecycle:
         Cancelling it leaves no session behind.
 
         `ttl` and `idle_timeout` in seconds; both are bounded by the runtime's maximum duration. `egress`: what it may
-        reach, no more than its runtime's sessions may. `public_ports`: that anybody may
-        reach, where its runtime allows that.
+        reach, no more than its runtime's sessions may. `public_ports`: that anybody may reach, where its runtime allows
+        that.
         Raises: BadRequestError for that, RuntimeNotFoundError, LimitError, QueueFullError at the gateway's limit,
         ActivationTimeoutError, SandboxStartError, StoreUnavailableError.
         """
         runtime = choose_runtime(self._catalog, runtime_key)
-        self.require_creation(runtime_key)
+        require_creation(runtime_key)
         if egress is not None:
-            _require_narrower(runtime, egress)
-        if public_ports:
-            _require_public(runtime, public_ports)
-            if self._quotas.limits(current().tenant).public_ports is False:
-                raise PermissionDeniedError("publicPorts: the limit `publicPorts` of this tenant allows none")
-        session_id = _new_id()
-        sandbox, claim_s = await self._claim(runtime, session_id, ttl)
-        session = replace(self._record(session_id, runtime, ttl, idle_timeout, metadata), egress=egress)
-        session = replace(session, public_ports=tuple(public_ports))
+            check_egress(runtime, egress)
+        allowed = self._quotas.limits(current().tenant).public_ports is not False
+        check_public_ports(runtime, public_ports, allowed=allowed)
+        session_id = new_id()
+        sandbox, claim_s = await self._first_sandbox.claim(runtime, session_id, ttl)
+        session = new_record(
+            session_id,
+            runtime,
+            now=self._clock.now(),
+            longest=self._quotas.longest(current().tenant, runtime),
+            ttl=ttl,
+            idle_timeout=idle_timeout,
+            metadata=metadata,
+            egress=egress,
+            public_ports=public_ports,
+        )
         session = replace(
             session, state=SessionState.ACTIVE, owner=self._ownership.me, sandbox=sandbox, start=sandbox.start
         )
         # In a separate task, because a write that is cancelled may have reached the store or not. So it always runs to
         # its end, and if the caller was cancelled meanwhile, the session is ended again.
-        binding = self._bindings_under_way.spawn(self._bind(session, sandbox))
+        binding = self._bindings_under_way.spawn(self._first_sandbox.bind(session, sandbox))
         try:
             session = await asyncio.shield(binding)
         except asyncio.CancelledError:
             binding.add_done_callback(self._end_unclaimed)
             raise
         return Opened(session, sandbox, sandbox.start, claim_s=claim_s)
-
-    async def _claim(self, runtime: Runtime, session_id: SessionId, ttl: float | None) -> tuple[Sandbox, float]:
-        """A sandbox for a new session of the current caller's, within its tenant's quota and the hold rule."""
-        # First of all: while the store is away, or its disk full, each refused creation would cost a warm sandbox, and
-        # a client that tries again and again the whole pool.
-        await self._records.require_writable()
-        tenant = current().tenant
-        await self._quotas.admit(tenant, runtime, ttl, Wish.CREATE)
-        await self._quotas.reserve_sandbox(tenant, session_id, runtime)
-        try:
-            async with self._admission.held(runtime.key):
-                sandbox, took = await self._admission.claim(
-                    runtime, session_id, tenant=tenant, bound=len(self._bindings)
-                )
-        except BaseException:
-            await self._quotas.release(tenant, session_id)
-            raise
-        if took > RESERVATION_S / 2:  # the first reservation lapses after RESERVATION_S
-            try:
-                await self._quotas.reserve_sandbox(tenant, session_id, runtime)
-            except BaseException:
-                await asyncio.shield(self._provider.release(sandbox.id))
-                raise
-        return sandbox, took
 
     async def quota_fields(self) -> dict[str, str]:
         """RateLimit-* of an answer to a create of the current caller's; empty where no quota applies."""
@@ -191,8 +164,9 @@ class Lifecycle:
         StoreUnavailableError.
         """
         runtime = choose_runtime(self._catalog, runtime_key)
-        self.require_creation(runtime_key)
-        session = self._record(session_id or _new_id(), runtime, metadata=metadata)
+        require_creation(runtime_key)
+        longest = self._quotas.longest(current().tenant, runtime)
+        session = new_record(session_id or new_id(), runtime, now=self._clock.now(), longest=longest, metadata=metadata)
         if reusable_until:
             session = replace(session, metadata={**session.metadata, REUSABLE_UNTIL: str(reusable_until)})
         async with self._records.holding(session.id):
@@ -301,33 +275,6 @@ class Lifecycle:
             await self._terminate(session, reason)
             return True
 
-    def _record(
-        self,
-        session_id: SessionId,
-        runtime: Runtime,
-        ttl: float | None = None,
-        idle_timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> Session:
-        """The record of a session of the current caller's that begins now and has no sandbox yet."""
-        caller = current()
-        now = self._clock.now()
-        longest = self._quotas.longest(caller.tenant, runtime)
-        return Session(
-            id=session_id,
-            runtime=runtime.key,
-            state=SessionState.CREATING,
-            created_at=now,
-            last_active_at=now,
-            expires_at=now + (longest if ttl is None else min(ttl, longest)),
-            limit_at=now + longest,
-            ends_at=None if ttl is None else now + ttl,
-            idle_timeout=min(idle_timeout or runtime.session_timeout, longest),
-            tenant=caller.tenant,
-            user=caller.user,
-            metadata=dict(metadata or {}),
-        )
-
     async def _terminate(self, session: Session, reason: str) -> None:
         # Routes are closed first: a request that comes now waits for the lock and then reads the new record.
         self._bindings.notify_unbound(session.id, None)
@@ -369,39 +316,7 @@ class Lifecycle:
         if not binding.cancelled() and binding.exception() is None:
             self._bindings_under_way.spawn(self.end_unclaimed(binding.result().id))
 
-    async def _bind(self, session: Session, sandbox: Sandbox) -> Session:
-        """Write the record that names the sandbox, or release the sandbox if that fails."""
-        self._bindings.add(sandbox.id, session, sandbox.start)
-        try:
-            written = await self._records.put(session)
-        except BaseException:
-            self._bindings.remove(sandbox.id)
-            await asyncio.shield(self._provider.release(sandbox.id))
-            await self._quotas.release(session.tenant, session.id)
-            raise
-        self._records.tell("session.started", written, start=sandbox.start, sandbox=sandbox.id)
-        return written
-
-
-def _require_narrower(runtime: Runtime, egress: Sequence[Entry]) -> None:
-    try:
-        check_narrower(runtime, egress)
-    except ValueError as error:
-        raise BadRequestError(f"egress{error}") from None
-
-
-def _require_public(runtime: Runtime, ports: Sequence[int]) -> None:
-    for port in ports:
-        if not any(first <= port <= last for first, last in runtime.public_ports):
-            raise BadRequestError(
-                f"publicPorts: {port} is not in spec.wakegate.publicPorts of {runtime.key}, so it stays closed"
-            )
-
 
 def _private(session: Session) -> dict[str, str]:
     """The metadata that no client sets, and so none replaces."""
     return {name: value for name, value in session.metadata.items() if name.startswith(PRIVATE_METADATA)}
-
-
-def _new_id() -> SessionId:
-    return SessionId(str(uuid.uuid4()))  # 122 random bits: nobody can guess one

@@ -441,7 +441,7 @@ async def test_health_ready_stays_while_the_store_is_unavailable(open_gateway: O
         await gateway.gateway.store.aclose()
         statuses = [(await client.get(path)).status_code for path in ("/readyz", "/health/ready")]
         assert statuses == [503, 200]
-        gateway.gateway.drain()
+        gateway.gateway.shutdown.drain()
         reply = await client.get("/health/ready")
         assert (reply.status_code, reply.json()["error"]) == (503, "this gateway is shutting down")
     await gateway.gateway.store.start()
@@ -451,7 +451,7 @@ async def test_readyz_reports_a_drain(open_gateway: OpenScripted) -> None:
     """A balancer stops sending before the listener goes away."""
     gateway, _ = await open_gateway()
     async with client_of(gateway) as client:
-        gateway.gateway.drain()
+        gateway.gateway.shutdown.drain()
         reply = await client.get("/readyz")
         assert (reply.status_code, reply.json()["reasons"]) == (503, ["this gateway is shutting down"])
         reply = await client.get("/x", headers={"x-wakegate-runtime": "my-interpreter"})

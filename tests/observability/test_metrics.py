@@ -200,7 +200,7 @@ async def test_draining_gateway_has_a_metric(open_gateway: OpenScripted) -> None
     """From the signal to its end, so that no alert fires for a roll-out."""
     gateway, _ = await open_gateway()
     before = await scrape(gateway)
-    gateway.gateway.drain()
+    gateway.gateway.shutdown.drain()
     after = await scrape(gateway)
     assert [each("wakegate_draining") for each in (before, after)] == [0, 1]
 

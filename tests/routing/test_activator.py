@@ -184,7 +184,7 @@ async def test_draining_gateway_serves_live_sessions_and_makes_none(tmp_path: Pa
     async with world(tmp_path) as w:
         session = await w.session()
         await w.reserve(session)
-        w.gateway.drain()
+        w.gateway.shutdown.drain()
         with pytest.raises(DrainingError) as draining:
             await w.reserve(None, KEY)
         assert (draining.value.status, draining.value.retry_after) == (503, 1)

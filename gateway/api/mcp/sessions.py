@@ -27,6 +27,7 @@ from gateway.core.interfaces import RuntimeCatalog
 from gateway.core.model import Kind, Runtime, RuntimeKey, SessionId, SessionState
 from gateway.identity.shared_secret import SharedSecret
 from gateway.sessions.lifecycle import Lifecycle
+from gateway.sessions.new_session import require_creation
 from gateway.sessions.records import unknown_session
 
 UNUSED_LIFETIME_S = 8 * 3600.0  # from `initialize` to the first call: a desktop client is opened in the morning
@@ -55,7 +56,7 @@ class MCPSessions:
 
     def reserve(self, runtime: Runtime) -> SessionId:
         """An id for a new client. Raises PermissionDeniedError if the caller may not make sessions of the runtime."""
-        self._lifecycle.require_creation(runtime.key)
+        require_creation(runtime.key)
         head = int(self._clock.now()).to_bytes(4, "big") + secrets.token_bytes(6) + _hash_of(runtime.key)
         raw = head + self._mac(head, runtime.key)
         return SessionId(_PREFIX + base64.b32encode(raw).decode().lower())

@@ -17,6 +17,7 @@ from gateway.core.errors import BadRequestError
 from gateway.core.interfaces import SandboxCaller
 from gateway.core.model import RuntimeKey, SandboxReply, SessionId, StartKind
 from gateway.sessions.lifecycle import Lifecycle
+from gateway.sessions.new_session import require_creation
 
 MAX_TIMEOUT_S = 600.0
 DEFAULT_TIMEOUT_S = 60.0
@@ -68,7 +69,7 @@ class OneShotRuns:
 
         Raises ClientLeftError, RunRefusedError, TooLargeError, and what Lifecycle.create and SandboxCaller raise.
         """
-        self._lifecycle.require_creation(runtime)
+        require_creation(runtime)
 
         def created(session: Any) -> None:
             request.state.created = session
