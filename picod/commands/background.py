@@ -7,18 +7,16 @@ a session runs here counts as activity (activity.py), so that the session is not
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
-import signal
-import struct
-import termios
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from picod.commands.command_spec import CommandSpec
-from picod.commands.exit_status import signal_name
+from picod.commands.exit_status import exit_fields
 from picod.commands.processes import Child, Children
+from picod.commands.pump import Pump
 from picod.commands.ring_buffer import Ring
+from picod.commands.stdio import Stdio, set_size
 from picod.compat.go_format import format_time
 from picod.http.request import RequestError
 from picod.http.sse import Notifier
@@ -29,78 +27,7 @@ LOG_BYTES = 1 << 20  # of output kept of each, while there are few
 # Of each beyond _MAX_ENDED processes: 32 MiB for the first 32 and 28 MiB for all others is what picod can afford.
 _SMALL_LOG_BYTES = 128 << 10
 _MAX_BEHIND_SHARE = 4  # a follower that must miss nothing may lag by a quarter of the log, then the process waits
-_READ_BYTES = 64 << 10
 _STDIN_TIMEOUT_S = 300.0  # for how long a process may read nothing while a client writes to it
-_FULL_READ_DELAY_S = 0.002  # 32 MB/s at most, so that a forgotten `yes` costs little
-
-
-class Pump:
-    """Reads a pipe or a terminal until its end, as long as it is not paused; owns the descriptor."""
-
-    def __init__(self, fd: int, take: Callable[[bytes], None], ended: Callable[[], None] = lambda: None) -> None:
-        os.set_blocking(fd, False)  # ours only: a pipe's two ends are two open files, and programs expect to block
-        self._fd = fd
-        self._take = take
-        self._ended = ended
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        self._paused = False
-        self._loop.add_reader(fd, self._turn)
-
-    def pause(self) -> None:
-        """Stop reading: once the pipe is full, its writer blocks."""
-        self._paused = True
-        self._halt()
-
-    def resume(self) -> None:
-        """Continue reading after `pause`, if it is paused."""
-        if self._paused and self._fd >= 0:
-            self._paused = False
-            self._loop.add_reader(self._fd, self._turn)
-
-    def drain(self) -> None:
-        """Read what is there now, at most as much as a pipe holds."""
-        room = 1 << 20  # the most that an ordinary user can enlarge a pipe to (fs.pipe-max-size); children may go on
-        while room > 0 and self._fd >= 0 and (taken := self._read()):
-            room -= taken
-
-    def close(self) -> None:
-        """Close the descriptor. A second call does nothing."""
-        if self._fd >= 0:
-            self._halt()
-            os.close(self._fd)
-            self._fd = -1
-
-    def _halt(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-
-    def _turn(self) -> None:
-        # A full read means that more is waiting: the delay leaves the loop to other requests meanwhile.
-        if self._read() == _READ_BYTES and not self._paused and self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            self._timer = self._loop.call_later(_FULL_READ_DELAY_S, self._again)
-
-    def _again(self) -> None:
-        self._timer = None
-        self._loop.add_reader(self._fd, self._turn)
-
-    def _read(self) -> int:
-        try:
-            data = os.read(self._fd, _READ_BYTES)
-        except BlockingIOError:
-            return 0
-        except OSError:  # EIO: the last process of a terminal is gone
-            data = b""
-        if data:
-            self._take(data)
-            return len(data)
-        self.close()
-        self._ended()
-        return 0
 
 
 class Process:
@@ -282,45 +209,35 @@ class Background:
         Raises RequestError 429 when too many run, OSError when it cannot be executed.
         """
         self._make_room()
-        ours: dict[str, int] = {}
-        theirs: dict[str, int] = {}
+        stdio = Stdio()
         try:
             if terminal is not None:
-                ours["stdin"], theirs["stdin"] = os.openpty()
-                set_size(theirs["stdin"], *terminal)
-                ours["pty"] = os.dup(ours["stdin"])  # a copy: reading ends and closes apart from writing
+                stdio.open_terminal(*terminal)
             else:
-                for stream in ("stdout", "stderr"):
-                    ours[stream], theirs[stream] = os.pipe2(os.O_CLOEXEC)
-                if stdin:
-                    theirs["stdin"], ours["stdin"] = os.pipe2(os.O_CLOEXEC)
-            if "stdin" in ours:
-                os.set_blocking(ours["stdin"], False)
+                stdio.open_pipes(stdin=stdin)
             child = self._children.spawn(
                 executable,
                 spec.command,
                 cwd_fd=cwd_fd,
                 env=spec.env,
-                stdout=theirs["stdin" if terminal is not None else "stdout"],
-                stderr=theirs["stdin" if terminal is not None else "stderr"],
-                stdin=theirs.get("stdin"),
+                stdout=stdio.output("stdout"),
+                stderr=stdio.output("stderr"),
+                stdin=stdio.theirs.get("stdin"),
                 terminal=terminal is not None,
             )
         except OSError:
-            for fd in ours.values():
-                os.close(fd)
+            stdio.close_ours()
             raise
         finally:
-            for fd in theirs.values():
-                os.close(fd)
+            stdio.close_theirs()
         process = Process(
             name,
             spec,
             child,
-            ours,
+            stdio.ours,
             keeps_awake=keeps_awake,
             log_bytes=LOG_BYTES if len(self._by_id) < _MAX_ENDED else _SMALL_LOG_BYTES,
-            terminal=ours.get("stdin") if terminal is not None else None,
+            terminal=stdio.ours.get("stdin") if terminal is not None else None,
         )
         self._by_id[process.id] = process
         return process
@@ -344,35 +261,3 @@ class Background:
             raise RequestError(
                 429, f"{MAX_PROCESSES} processes run already; end one of GET /api/processes", code="TOO_MANY_PROCESSES"
             )
-
-
-def set_size(fd: int, cols: int, rows: int) -> None:
-    """Tell a pseudo-terminal the size of its window."""
-    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
-
-
-def exit_fields(code: int | None) -> dict[str, object]:
-    """`exit_code` and `signal` from Popen's notation: 128 + its number for a signal, both null while it runs."""
-    if code is None or code >= 0:
-        return {"exit_code": code, "signal": None}
-    return {"exit_code": 128 - code, "signal": signal_name(-code)}
-
-
-def read_signal(value: object) -> signal.Signals:
-    """A signal by number, `TERM` or `SIGTERM`. Raises RequestError 400."""
-    try:
-        if isinstance(value, str):
-            return signal.Signals["SIG" + value.upper().removeprefix("SIG")]
-        if isinstance(value, int) and not isinstance(value, bool):
-            return signal.Signals(value)
-    except (KeyError, ValueError):
-        pass
-    raise RequestError(400, f"signal: expected a name such as TERM or a number, not {str(value)[:40]!r}")
-
-
-def send_signal(child: Child, number: signal.Signals) -> None:
-    """Signal a command's process group. Only while it has not exited: later the pid may be another process's."""
-    try:
-        os.killpg(child.pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass

@@ -125,3 +125,10 @@ def _oom_kills() -> int | None:
     except (OSError, ValueError):
         pass
     return None
+
+
+def exit_fields(code: int | None) -> dict[str, object]:
+    """`exit_code` and `signal` from Popen's notation: 128 + its number for a signal, both null while it runs."""
+    if code is None or code >= 0:
+        return {"exit_code": code, "signal": None}
+    return {"exit_code": 128 - code, "signal": signal_name(-code)}

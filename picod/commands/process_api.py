@@ -9,9 +9,11 @@ from collections.abc import Awaitable, Callable
 from signal import Signals
 from typing import TYPE_CHECKING
 
-from picod.commands.background import Process, exit_fields, read_signal, send_signal
+from picod.commands.background import Process
 from picod.commands.command_spec import find_executable, open_working_directory, parse_command
+from picod.commands.exit_status import exit_fields
 from picod.commands.process_stream import join_stream, resize
+from picod.commands.signals import read_signal, send_signal
 from picod.compat.go_format import DurationError, parse_duration
 from picod.http.json_fields import flag_field, parse_object, text_field
 from picod.http.request import ClientGoneError, Request, RequestError, query_flag, reason_of

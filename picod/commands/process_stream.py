@@ -12,8 +12,9 @@ import os
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 
-from picod.commands.background import Process, exit_fields
+from picod.commands.background import Process
 from picod.commands.command_spec import CommandSpec, find_executable, parse_command
+from picod.commands.exit_status import exit_fields
 from picod.commands.terminal import MAX_SIDE
 from picod.filesystem.paths import PathError
 from picod.filesystem.system import SystemTree

@@ -14,10 +14,12 @@ import time
 from collections.abc import Iterable
 from typing import Protocol
 
-from picod.commands.background import Pump, exit_fields, set_size
 from picod.commands.command_spec import CommandSpec
+from picod.commands.exit_status import exit_fields
 from picod.commands.processes import Child, Children
+from picod.commands.pump import Pump
 from picod.commands.ring_buffer import Ring
+from picod.commands.stdio import set_size
 from picod.compat.go_format import format_time
 from picod.http.request import RequestError
 from picod.http.sse import Notifier

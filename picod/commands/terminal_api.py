@@ -18,8 +18,9 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from picod.commands.background import exit_fields, read_signal
 from picod.commands.command_spec import CommandSpec, encode_env, find_executable, open_working_directory
+from picod.commands.exit_status import exit_fields
+from picod.commands.signals import read_signal
 from picod.commands.terminal import MAX_SIDE, Terminal
 from picod.http.request import Request, RequestError, reason_of, to_json
 from picod.http.websocket import Socket, accept, check_handshake
