@@ -44,10 +44,12 @@ class AccessTokens:
         self, session_id: str, signature: str, path: str, operation: str, user: str, expires: str, now: float
     ) -> str:
         """Why a signed URL is refused; empty if it is valid. `operation`: read or write. `now` in epoch seconds."""
+        # Computed as the SDKs do it, byte by byte; so the token itself is in what is hashed, and a URL reveals no key.
         text = f"{path}:{operation}:{user}:{self.of(session_id)}" + (f":{expires}" if expires else "")
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
         if not hmac.compare_digest((_SIGNATURE_PREFIX + digest).encode(), signature.encode()):
             return "invalid signature"
+        # It is part of what was signed, so a client cannot leave it out or move it.
         if expires and not (expires.isascii() and expires.isdigit() and len(expires) < 16 and int(expires) > now):
             return "signature is already expired"
         return ""

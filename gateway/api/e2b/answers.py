@@ -23,5 +23,6 @@ def wakegate_error(error: WakegateError) -> Response:
 
 def sandbox_gone(session_id: str) -> Response:
     """The answer for a sandbox that has ended, by which the SDKs know that."""
+    # By 502 the SDKs know that the sandbox is gone: `is_running` is false then. 404 would be a file that is not there.
     document = {"sandboxId": session_id, "message": "The sandbox was not found", "code": 502}
     return JSON(document, 502)

@@ -22,7 +22,7 @@ from gateway.core.errors import WakegateError, public_message
 MAX_MESSAGE_BYTES = 4 << 20  # E2B's clients send input in far smaller pieces
 _END = 2  # flag of the last message of a stream
 _STREAM_TYPE = "application/connect+json"
-_MAX_TIMEOUT_MS = 24 * 3600 * 1000
+_MAX_TIMEOUT_MS = 24 * 3600 * 1000  # what is longer is a client that wants no timeout
 # https://connectrpc.com/docs/protocol#error-codes
 STATUS: Mapping[str, int] = {
     "canceled": 499, "unknown": 500, "invalid_argument": 400, "deadline_exceeded": 504, "not_found": 404,
@@ -30,6 +30,7 @@ STATUS: Mapping[str, int] = {
     "aborted": 409, "out_of_range": 400, "unimplemented": 501, "internal": 500, "unavailable": 503, "data_loss": 500,
     "unauthenticated": 401,
 }  # fmt: skip
+# 409 is not `aborted`, which asks a client to begin anew: what is in the way here stays in the way.
 _CODES: Mapping[int, str] = {
     400: "invalid_argument", 401: "unauthenticated", 403: "permission_denied", 404: "not_found",
     408: "deadline_exceeded", 409: "failed_precondition", 413: "resource_exhausted", 422: "invalid_argument",
@@ -79,12 +80,13 @@ def timeout_of(request: Request) -> float | None:
         return None
     if not (text.isascii() and text.isdigit() and 0 < len(text) <= 10):
         raise ConnectError("invalid_argument", "Connect-Timeout-Ms: expected at most 10 digits")
-    return min(int(text), _MAX_TIMEOUT_MS) / 1000 or None
+    return min(int(text), _MAX_TIMEOUT_MS) / 1000 or None  # 0: no limit
 
 
 async def read_unary(request: Request) -> Mapping[str, Any]:
     """The message of a unary call. Raises ConnectError, and what `read_bytes` raises."""
     check_content_type(request, stream=False)
+    # No body at all stands for the empty message, whose fields all have their defaults.
     return _parse(await read_bytes(request, MAX_MESSAGE_BYTES) or b"{}")
 
 
@@ -129,13 +131,14 @@ class Envelopes:
         start = 0
         while len(self._buffer) - start >= 5:
             flags, size = self._buffer[start], int.from_bytes(self._buffer[start + 1 : start + 5])
+            # By its length alone, before any of its bytes are held: five bytes may announce 4 GiB.
             if size > MAX_MESSAGE_BYTES:
                 raise ConnectError("resource_exhausted", f"a message is larger than {MAX_MESSAGE_BYTES} bytes")
             if flags & ~_END:
                 raise ConnectError("unimplemented", "compressed messages are not supported")
             if len(self._buffer) - start < 5 + size:
                 break
-            if not flags & _END:
+            if not flags & _END:  # the last one has trailers and no message
                 found.append(_parse(bytes(self._buffer[start + 5 : start + 5 + size])))
             start += 5 + size
         del self._buffer[:start]
@@ -160,6 +163,7 @@ def unary_answer(message: Mapping[str, Any]) -> Response:
 def error_answer(error: ConnectError, *, stream: bool) -> Response:
     """The answer of a call that failed before its first message."""
     if stream:
+        # A stream answers 200 in any case; clients look for the error in its last message.
         return Response(envelope({"error": error.document}, last=True), media_type=_STREAM_TYPE)
     return Response(orjson.dumps(error.document), STATUS[error.code], media_type="application/json")
 
@@ -215,6 +219,7 @@ def number_of(message: Mapping[str, Any], name: str, default: int = 0) -> int:
         value = int(value)
     if value is None:
         return default
+    # Up to 2^53 every whole number is exact in JavaScript too; True is an int in Python.
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 53:
         raise ConnectError("invalid_argument", f"{name}: expected a whole number")
     return value

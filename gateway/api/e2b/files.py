@@ -27,9 +27,10 @@ from gateway.core.errors import BadRequestError, TooLargeError
 MAX_UPLOAD_BYTES = 5 << 30
 _MAX_FILES = 1000  # of one upload
 _CHUNK_BYTES = 1 << 20
-_UPLOAD_TIMEOUT_S = 3600.0
+_UPLOAD_TIMEOUT_S = 3600.0  # 5 GiB at 1.5 MB/s
+# Of picod's answer. Others are left out: among them are those by which the gateway and picod understand each other.
 _HEADERS = ("content-type", "content-length", "content-range", "accept-ranges", "etag", "last-modified")
-_GZIP = 16 + zlib.MAX_WBITS
+_GZIP = 16 + zlib.MAX_WBITS  # 16: with gzip's header and checksum, not zlib's
 
 
 class Download(Response):
@@ -81,7 +82,7 @@ async def upload(sandbox: SandboxClient, request: Request) -> Response:
             f"content type {content_type[:64]!r}: expected multipart/form-data or application/octet-stream"
         )
     path = path_in_query(request)
-    if not request.query_params.get("path"):
+    if not request.query_params.get("path"):  # else it would be the home folder, which is no file
         raise BadRequestError("path: missing in the query")
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding not in ("identity", "gzip"):
@@ -96,6 +97,8 @@ async def _upload_form(sandbox: SandboxClient, request: Request) -> Response:
         request.headers, read_chunks(request, MAX_UPLOAD_BYTES), max_files=_MAX_FILES, max_fields=16
     )
     try:
+        # All of it before anything is written, so that a form that breaks off in its third file writes none of them.
+        # Parts over 1 MiB wait in files meanwhile.
         form = await parser.parse()
     except MultiPartException as error:
         raise BadRequestError(f"the form is malformed: {error.message}") from None
@@ -110,7 +113,7 @@ async def _upload_form(sandbox: SandboxClient, request: Request) -> Response:
         for each in uploads:
             written = await _write(sandbox, _resolve(named or each.filename or ""), chunks_of(each))
             if isinstance(written, Response):
-                return written
+                return written  # those before it stay, as with envd
             entries.append(written)
         return JSON(entries)
     finally:
@@ -124,6 +127,7 @@ async def _write(sandbox: SandboxClient, path: FilePath, chunks: AsyncIterator[b
     )
     if reply.status != 200:
         text = error_text(await parse_object(reply.body), reply.status)
+        # The SDKs know 507 as "no space left"; of the others, only whether to blame the request.
         return error_answer(507 if reply.status == 507 else 400 if reply.status < 500 else 500, text)
     return {"path": path.absolute, "name": path.name, "type": "file"}
 
@@ -135,6 +139,7 @@ async def _unpacked(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]
     try:
         async for chunk in chunks:
             while chunk:
+                # Bounded in what comes out: a chunk of 1 MiB may unpack to 1 GiB.
                 data = unpack.decompress(chunk, _CHUNK_BYTES)
                 chunk = unpack.unconsumed_tail
                 size += len(data)

@@ -23,6 +23,7 @@ _TYPES = {"file": "FILE_TYPE_FILE", "directory": "FILE_TYPE_DIRECTORY", "symlink
 _PER_PAGE = 5000
 _MAX_PAGES = 20  # so a list has at most 100,000 entries
 _MAX_DEPTH = 10_000
+# From left to right as `ls -l` shows them: of the owner, the group, and all others.
 _MODE_BITS = (0o400, 0o200, 0o100, 0o040, 0o020, 0o010, 0o004, 0o002, 0o001)
 
 
@@ -69,7 +70,7 @@ async def make_directory(sandbox: SandboxClient, message: Message) -> Message:
     status, document = await sandbox.call(
         "POST", f"/api/fs/mkdir?root={path.root}", {"path": path.inner, "parents": True}
     )
-    if status == 200:
+    if status == 200:  # it was there; picod takes that for a success, as `mkdir -p` does
         raise ConnectError("already_exists", f"directory already exists: {path.absolute}")
     if status == 409:
         raise ConnectError("invalid_argument", f"path already exists but it is not a directory: {path.absolute}")
@@ -87,9 +88,10 @@ async def move(sandbox: SandboxClient, message: Message) -> Message:
         if status != 200:
             raise _error(status, document)
         return {"entry": describe(document, target.absolute)}
-    await entry_of(sandbox, source)
+    await entry_of(sandbox, source)  # `not_found` in the words of the API, not in those of mv
     # Between two file systems a move is a copy, which mv does as the session's own user.
     folder = posixpath.dirname(target.absolute)
+    # -T: onto a directory the source would be moved into it, under its old name.
     for command in (["mkdir", "-p", "--", folder], ["mv", "-fT", "--", source.absolute, target.absolute]):
         answer = await sandbox.require("POST", "/api/execute", {"command": command, "timeout": "60s"})
         if answer.get("exit_code") != 0:
@@ -113,6 +115,7 @@ def describe(document: Mapping[str, Any], absolute: str) -> dict[str, Any]:
         "name": posixpath.basename(absolute) or "/",
         "type": _TYPES.get(kind, "FILE_TYPE_UNSPECIFIED"),
         "path": absolute,
+        # proto3's JSON writes 64 bits as text.
         "size": str(count_of(document, "size")),
         "mode": mode_bits(shown),
         "permissions": stat.filemode(mode_bits(shown) | _FORMATS.get(kind, 0)),
@@ -132,6 +135,7 @@ _FORMATS = {"file": stat.S_IFREG, "directory": stat.S_IFDIR, "symlink": stat.S_I
 def mode_bits(shown: str) -> int:
     """The permissions in a mode as `ls -l` shows it, e.g. 0o644 for -rw-r--r--."""
     letters = shown[-9:].rjust(9, "-")
+    # S and T stand where a set-id or sticky bit hides that nobody may execute.
     return sum(bit for bit, letter in zip(_MODE_BITS, letters, strict=True) if letter not in "-ST")
 
 

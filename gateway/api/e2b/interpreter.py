@@ -23,8 +23,9 @@ from gateway.core.clock import Clock
 from gateway.core.errors import BadRequestError, WakegateError, public_message
 from gateway.core.units import rfc3339
 
-_KEEPALIVE_S = 5.0
+_KEEPALIVE_S = 5.0  # of silence; proxies in between close connections on which nothing comes
 _MAX_RUN_S = "24h"  # the SDKs' own timeout ends a run: they leave, which interrupts it
+# The fields of a result in the SDKs; other types go into `extra` under their own names.
 _FORMATS = {
     "text/plain": "text",
     "text/html": "html",
@@ -108,6 +109,7 @@ async def _lines(chunks: AsyncIterator[bytes], clock: Clock) -> AsyncIterator[Ma
         name, data, _ = event
         if name in ("stdout", "stderr"):
             yield {"type": name, "text": text_of(data, "text", ""), "timestamp": rfc3339(clock.now())}
+        # Updates of a display have no place in a list of lines: the SDKs would show each as a further result.
         elif name == "result" and isinstance(data.get("data"), dict) and not data.get("update"):
             yield render_result(data["data"], is_value=data.get("value") is True)
         elif name == "error":
@@ -121,7 +123,7 @@ async def _lines(chunks: AsyncIterator[bytes], clock: Clock) -> AsyncIterator[Ma
             }
         elif name == "exit":
             count = data.get("execution_count")
-            if isinstance(count, int):
+            if isinstance(count, int):  # bash has none
                 yield {"type": "number_of_executions", "execution_count": count}
             yield {"type": "end_of_execution"}
             return
@@ -154,9 +156,10 @@ async def create_context(sandbox: SandboxClient, request: Request) -> Response:
     if status != 201:
         return PlainTextResponse(error_text(document, status), status)
     context_id = text_of(document, "id")
+    # picod's contexts begin in the workspace. A process's folder is changed only from within, so by code that it runs.
     move = f"import os as _os; _os.chdir({cwd!r}); del _os" if language == "python" else f"cd -- '{_quoted(cwd)}'"
     moved = await sandbox.require("POST", "/api/run_code", {"code": move, "context_id": context_id})
-    if moved.get("error"):
+    if moved.get("error"):  # a context elsewhere than asked would read and write the wrong files
         await sandbox.call("DELETE", f"/api/contexts/{context_id}")
         return PlainTextResponse(f"cwd: cannot enter {cwd}", 400)
     return JSON({"id": context_id, "language": language, "cwd": cwd})

@@ -55,6 +55,7 @@ def resolve(path: str) -> FilePath:
         path = HOME + path[1:]
     absolute = posixpath.normpath(posixpath.join(HOME, path))
     absolute = "/" + absolute.lstrip("/")  # normpath keeps two slashes in front, as POSIX allows
+    # By the text alone, links are not followed: picod resolves them below the root that is named here.
     for folder in _WORKSPACES:
         if absolute == folder or absolute.startswith(folder + "/"):
             return FilePath(absolute, absolute[len(folder) + 1 :] or ".", "workspace")

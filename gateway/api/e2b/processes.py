@@ -24,6 +24,7 @@ Message = Mapping[str, Any]
 KEEPALIVE_S = 90.0  # of silence, where the client does not ask for another interval
 _MAX_KEEPALIVE_S = 300.0
 _MAX_ARGUMENTS = 4096
+# By name in proto3's JSON, by number from clients that send enums as numbers.
 _SIGNALS = {"SIGNAL_SIGKILL": "KILL", "SIGNAL_SIGTERM": "TERM", 9: "KILL", 15: "TERM"}
 _STREAMS = ("stdout", "stderr", "pty")
 
@@ -47,12 +48,14 @@ async def start(
         cwd = resolve(text_of(spec, "cwd") or HOME).absolute
     except PathError as error:
         raise ConnectError("invalid_argument", f"process.cwd: {error}") from None
+    # From the weakest on: what the user of E2B's templates has, what the sandbox was created with, what the call says.
     body: dict[str, Any] = {
         "command": [command, *arguments],
         "working_dir": cwd,
         "env": {"HOME": HOME, "USER": "user", "LOGNAME": "user", **sandbox.record.envs, **_envs(spec)},
+        # Absent is true, as process.proto has it for SDKs that are older than the field.
         "stdin": message.get("stdin") is not False,
-        "name": text_of(message, "tag")[:200],
+        "name": text_of(message, "tag")[:200],  # picod's own bound
     }
     if message.get("pty") is not None:
         body["terminal"] = _size(object_of(message, "pty"))
@@ -164,6 +167,8 @@ async def with_pauses(
     events: AsyncIterator[tuple[str, Mapping[str, Any], int]], interval: float
 ) -> AsyncIterator[tuple[str, Mapping[str, Any], int] | None]:
     """The events, and None for each `interval` seconds without one."""
+    # One task that outlives each wait. Rejected: wait_for(anext(events)), which at its timeout cancels the generator in
+    # the middle of a read, and so ends it.
     following = asyncio.ensure_future(anext(events, None))
     try:
         while True:
@@ -193,13 +198,14 @@ async def _selected(sandbox: SandboxClient, message: Message) -> str:
     found = [each for each in objects_of(document, "processes") if each.get("name") == tag]
     if not found:
         raise ConnectError("not_found", f"no process has the tag {tag[:64]!r}")
-    return str(count_of(found[-1], "pid"))
+    return str(count_of(found[-1], "pid"))  # the latest, where a tag was used again
 
 
 def _describe(process: Mapping[str, Any]) -> Message:
     command = process.get("command")
     if not isinstance(command, list) or not command or not all(isinstance(each, str) for each in command):
         raise BadAnswerError("the sandbox's answer: command is not a list of texts")
+    # picod tells no process's environment, in which there may be secrets.
     config = {"cmd": command[0], "args": command[1:], "envs": {}, "cwd": answer_text(process, "working_dir", "")}
     tag = answer_text(process, "name", "")
     return {"config": config, "pid": count_of(process, "pid"), **({"tag": tag} if tag else {})}
@@ -209,6 +215,7 @@ def _end(data: Mapping[str, Any]) -> Message:
     """How a process ended, in the words of Go's os/exec."""
     signal = answer_text(data, "signal", "")
     if signal:
+        # The SDKs show `error` to people as it is, so it is what they know from E2B.
         words = {"SIGKILL": "killed", "SIGTERM": "terminated", "SIGINT": "interrupt"}.get(signal, signal)
         status = f"signal: {words}"
         return {"exitCode": -1, "exited": False, "status": status, "error": status}

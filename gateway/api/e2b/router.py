@@ -128,10 +128,13 @@ class E2BRouter:
         Raises UnauthorizedError, SessionNotFoundError, PermissionDeniedError.
         """
         if self._has_token(request, session_id):
+            # The token names no tenant, so the gateway itself looks the session up. From then on only this session is
+            # in reach.
             with acting_as(SYSTEM):
                 session = await self._lifecycle.get_cached(session_id)
             _act_for(session)
         else:
+            # A request without a key comes this far because it may have a token of E2B's, which it has not.
             if (error := request.scope.get("state", {}).get("unauthenticated")) is not None:
                 raise error
             require_use(current(), request.scope.get("raw_path") or request.url.path.encode())
@@ -160,6 +163,7 @@ class E2BRouter:
             return True
         for name in ("x-access-token", "e2b-traffic-access-token"):
             if (token := request.headers.get(name)) is not None:
+                # Refused, although a valid key may be there too: a client with a wrong token is to learn of it.
                 if not self._tokens.verify(session_id, token):
                     raise UnauthorizedError(f"{name}: not the token of sandbox {session_id}")
                 return True
@@ -186,7 +190,7 @@ class E2BRouter:
         raise ConnectError("unimplemented", f"there is no {path[:128]} here")
 
     async def _plain(self, sandbox: SandboxClient, request: Request, port: int, path: str) -> Response:
-        if path == "/health":
+        if path == "/health":  # asked by the SDKs in `is_running`; a sandbox that sleeps is not woken for it
             return Response(status_code=204) if port == ENVD_PORT else JSON("OK")
         if path == "/files" and request.method in ("GET", "HEAD"):
             return Download(sandbox, path_in_query(request), request)
@@ -195,7 +199,7 @@ class E2BRouter:
         if path == "/envs":
             return JSON(dict(sandbox.record.envs))
         if path == "/metrics":
-            return JSON({})
+            return JSON({})  # what a sandbox uses is in /v1/usage
         if path == "/execute" and request.method == "POST":
             return await interpreter.execute(sandbox, request, self._clock)
         if path == "/contexts" and request.method == "POST":
@@ -208,6 +212,7 @@ class E2BRouter:
 
     async def _context(self, sandbox: SandboxClient, request: Request, rest: str) -> Response:
         name, _, verb = unquote(rest).partition("/")
+        # It becomes a part of a path of picod's.
         if not name.replace("-", "").replace("_", "").isalnum() or len(name) > 64:
             return PlainTextResponse(f"Context {name[:64]} not found", 404)
         if request.method == "DELETE" and not verb:
@@ -220,6 +225,7 @@ class E2BRouter:
 def _failure(request: Request, error: WakegateError) -> Response:
     """One of the gateway's errors, in the shape of the route that was asked."""
     if isinstance(error, SessionNotFoundError):
+        # Also for a sandbox of somebody else's: who asks does not learn that there is one.
         return sandbox_gone(request.headers.get(SANDBOX_HEADER.decode(), "")[:_MAX_ID_CHARS])
     if request.url.path.startswith(_SERVICES):
         return connect_error(from_error(error), stream=_is_stream(request))

@@ -63,10 +63,10 @@ async def read_error(reply: SandboxReply, chunks: AsyncIterator[bytes]) -> Conne
     body = bytearray()
     async for chunk in chunks:
         body += chunk
-        if len(body) > MAX_ANSWER_BYTES:
+        if len(body) > MAX_ANSWER_BYTES:  # an error has no reason to be long, and its sender may be hostile
             break
     try:
         message = error_text(await parse_object(bytes(body)), reply.status)
     except BadAnswerError:
-        message = f"the sandbox answered {reply.status}"
+        message = f"the sandbox answered {reply.status}"  # an agent's own page of HTML, say
     return from_status(reply.status, message)

@@ -122,6 +122,7 @@ class SandboxesAPI:
             auto_resume=_flag(_object(body, "autoResume"), "enabled", default=True),
             allow_internet=_flag(body, "allow_internet_access", default=None),
         )
+        # Either the one or the other: a sandbox that pauses ends only with its runtime's maximum duration.
         timeout = _read_timeout(body, "timeout", _OLD_TIMEOUT_S if is_old else _TIMEOUT_S)
         opened = await create_session(
             request,
@@ -155,6 +156,7 @@ class SandboxesAPI:
         token = query.get("nextToken")
         after = await read_cursor(self._store, token) if token else None
         found = await list_sessions(self._store, wanted, ended=False, after=after, limit=int(limit))
+        # A full page may be the last one; its client then asks once more and gets an empty list.
         headers = {"x-next-token": cursor_of(found[-1])} if len(found) == int(limit) else {}
         return JSON([listed_document(each, self._catalog.get(each.runtime)) for each in found], headers=headers)
 
@@ -180,7 +182,7 @@ class SandboxesAPI:
 
     async def _pause(self, request: Request) -> Response:
         session = await self._require(request)
-        if session.state is SessionState.HIBERNATED:
+        if session.state is SessionState.HIBERNATED:  # the SDKs read 409 as "was paused before", and return False
             raise ConflictError(f"sandbox {session.id} is paused already")
         await self._hibernator.hibernate(session.id)
         return Response(status_code=204)
@@ -201,7 +203,7 @@ class SandboxesAPI:
 
     async def _metrics(self, request: Request) -> Response:
         await self._require(request)
-        return JSON([])
+        return JSON([])  # a list of samples; what a sandbox uses is in /v1/usage
 
     async def _logs(self, request: Request) -> Response:
         session = await self._require(request)
@@ -239,6 +241,7 @@ class SandboxesAPI:
         served = [each for each in self._catalog.all() if each.key.kind is Kind.CODE_INTERPRETER]
         namespace, _, name = template.rpartition("/")
         named = self._catalog.get(RuntimeKey(namespace or "default", name))
+        # A built-in template is what a client gets that names none: the usual runtime, or the only one there is.
         if named is None and template in BUILT_IN_TEMPLATES:
             usual = self._catalog.get(RuntimeKey("default", DEFAULT_NAME))
             named = usual or (served[0] if len(served) == 1 else None)

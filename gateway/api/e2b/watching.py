@@ -61,6 +61,7 @@ class Watchers:
             raise ConnectError("resource_exhausted", f"{_MAX_WATCHERS} watchers exist already; remove one")
         changes = _changes(sandbox, path_of(message), bool(message.get("recursive")), _IDLE_S)
         watcher = _Watcher()
+        # With the session in the key, another sandbox's client cannot poll it, even if it learns the id.
         key = (str(sandbox.session_id), f"w{secrets.token_hex(8)}")
         self._by_id[key] = watcher
         self._tasks.spawn(self._collect(key, watcher, changes), name="watch a directory")
@@ -77,7 +78,7 @@ class Watchers:
 
     async def remove(self, sandbox: SandboxClient, message: Message) -> Message:
         """RemoveWatcher."""
-        self._require(sandbox, message).removed.set()
+        self._require(sandbox, message).removed.set()  # its task ends the request to picod, then forgets it
         return {}
 
     async def aclose(self) -> None:
@@ -102,6 +103,7 @@ class Watchers:
                 await asyncio.wait((removed, following), return_when=asyncio.FIRST_COMPLETED, timeout=max(0.0, left))
                 if removed.done() or left <= 0:
                     return
+                # Not by `async for`: a wait that ends with the timeout must not cancel the read of the next change.
                 if following.done():
                     watcher.add(following.result())
                     following = asyncio.ensure_future(anext(changes))
@@ -117,7 +119,7 @@ class Watchers:
                 task.cancel()
             await asyncio.gather(removed, following, return_exceptions=True)
             self._by_id.pop(key, None)
-            if not watcher.started.done():
+            if not watcher.started.done():  # else `create` would wait for ever
                 watcher.started.set_exception(ConnectError("unavailable", "the directory cannot be watched"))
 
 
@@ -160,5 +162,5 @@ async def _changes(
                 return
             elif name == "change":
                 kind = _KINDS.get(answer_text(data, "type"))
-                if kind is not None:
+                if kind is not None:  # picod may learn of kinds that E2B has no name for
                     yield {"name": answer_text(data, "path"), "type": kind}
