@@ -29,6 +29,8 @@ PROCESS_FOLDERS = ("provider", "integration", "cli", "security", "loadtest", "pi
 # begun last keeps one of them busy while the others have ended.
 LONG_FIRST = (*PROCESS_FOLDERS, "contract", "autoscaler", "identity")
 
+SIMULATION_LIMIT_S = 300
+
 
 def _folder(item: pytest.Item) -> str:
     tests = Path(__file__).parent
@@ -42,6 +44,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if _folder(item) in PROCESS_FOLDERS:
             item.add_marker("processes")
+        # The limit finds what hangs. These wait for nothing; beside other work 20 s of computing take minutes.
+        if item.get_closest_marker("simulation") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SIMULATION_LIMIT_S))
 
 
 def pytest_asyncio_loop_factories(

@@ -17,6 +17,7 @@ from redis.exceptions import AuthenticationError, NoScriptError, ReadOnlyError, 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from gateway.core.background import keeping_cancellation
 from gateway.core.errors import StoreUnavailableError
 from gateway.store.redis_client import Close, make_client, redacted
 
@@ -90,8 +91,9 @@ class RedisExchanges:
                 # instead.
                 raise StoreUnavailableError(f"session store {redacted(self._url)} does not answer")
             try:
-                async with asyncio.timeout(self._deadline):
-                    return await exchange(client)
+                with keeping_cancellation():
+                    async with asyncio.timeout(self._deadline):
+                        return await exchange(client)
             except (RedisError, OSError, TimeoutError) as error:
                 if isinstance(error, _OUTAGES):
                     self._outages += 1

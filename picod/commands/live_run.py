@@ -196,17 +196,27 @@ class LiveRun:
         for event in self._pending.take():
             match event:
                 case Text(stream, parts):
-                    self._add(stream.encode(), b'{"text":%b}' % _dumps("".join(parts)))
+                    self._append(stream.encode(), b'{"text":%b}' % _dumps("".join(parts)))
                 case Result(data, display_id, update, is_value):
                     more: dict[str, object] = {"display_id": display_id, "update": update} if display_id else {}
                     if is_value:
                         more["value"] = True
-                    self._add(b"result", to_json({"data": data, **more}))
+                    self._append(b"result", to_json({"data": data, **more}))
                 case Clear(wait):
-                    self._add(b"clear", to_json({"wait": wait}))
-        self._balance()
+                    self._append(b"clear", to_json({"wait": wait}))
+        self._announce()
 
     def _add(self, kind: bytes, payload: bytes) -> None:
+        self._append(kind, payload)
+        self._announce()
+
+    def _announce(self) -> None:
+        # Never between two events of one flush: a source that is resumed delivers at once what it holds, and on a busy
+        # machine, where the next flush is due by then, that went out before the rest of this one.
+        self._balance()
+        self._changed.notify_all()
+
+    def _append(self, kind: bytes, payload: bytes) -> None:
         self._number += 1
         event = b"id: %b:%d\nevent: %b\ndata: %b\n\n" % (self.id.encode(), self._number, kind, payload)
         self._total += len(event)
@@ -218,8 +228,6 @@ class LiveRun:
                 break  # the follower has yet to get it; it is bounded, for the sources are paused meanwhile
             self._events.popleft()
             self.kept -= len(oldest)
-        self._balance()
-        self._changed.notify_all()
 
     def _balance(self) -> None:
         """Pause the sources while the follower lags or too many results are waiting; resume them afterwards."""
@@ -233,3 +241,5 @@ class LiveRun:
             self._paused = False
             for source in self._sources:
                 source.resume()
+                if self._paused:
+                    break  # what it delivered was too much again, and has paused them all

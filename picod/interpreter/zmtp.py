@@ -44,6 +44,7 @@ class ZmtpConnection(asyncio.Protocol):
         self._frames: Frames = []
         self._held = 0  # bytes of frames
         self._cut = False
+        self._delivering = False
         self._skipping = 0  # bytes of a frame that is too large, still to come
         self._skipped_more = False
         self.is_paused = False
@@ -118,6 +119,10 @@ class ZmtpConnection(asyncio.Protocol):
         self._take_all()
 
     def _take_all(self) -> None:
+        # A message may pause and resume the connection while it is delivered: the next one comes after it, not within.
+        if self._delivering:
+            return
+        self._delivering = True
         try:
             if not self._greeted:
                 self._greet()
@@ -126,6 +131,8 @@ class ZmtpConnection(asyncio.Protocol):
                     pass
         except ZmtpError:
             self.close()
+        finally:
+            self._delivering = False
 
     # The protocol.
 

@@ -23,7 +23,7 @@ from tests.support.local_engine import KEY, execute, runtime, serving
 from tests.support.waiting import eventually
 
 HOST = "files.pythonhosted.org"
-URL = f"https://{HOST}:443/packages/a/b/c/tiny-1.0-py3-none-any.whl"
+URL = f"https://{HOST}:443/packages/a/b/c/sample-1.0-py3-none-any.whl"
 
 
 async def put(
@@ -89,7 +89,7 @@ async def test_content_has_to_be_what_the_url_says(tmp_path: Path) -> None:
     """PyPI's URLs have the BLAKE2b of the file."""
     cache = PackageCache(tmp_path, 10_000)
     digest = hashlib.blake2b(b"content", digest_size=32).hexdigest()
-    url = f"https://{HOST}:443/packages/{digest[:2]}/{digest[2:4]}/{digest[4:]}/tiny-1.0-py3-none-any.whl"
+    url = f"https://{HOST}:443/packages/{digest[:2]}/{digest[2:4]}/{digest[4:]}/sample-1.0-py3-none-any.whl"
     assert not await put(cache, url, b"poison!")
     assert await put(cache, url, b"content")
 
@@ -121,23 +121,23 @@ async def test_size_is_bounded_and_the_oldest_go_first(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def index(world: Internet) -> str:
     """PyPI's two hosts with one package. Returns the path of its wheel."""
-    made = world.folder / "tiny.whl"
+    made = world.folder / "sample.whl"
     with zipfile.ZipFile(made, "w") as wheel:
-        info = "tiny-1.0.dist-info"
-        wheel.writestr("tiny.py", "answer = 42\n")
-        wheel.writestr("tiny.bin", bytes(range(256)) * 2000)
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        info = "sample-1.0.dist-info"
+        wheel.writestr("sample.py", "answer = 42\n")
+        wheel.writestr("sample.bin", bytes(range(256)) * 2000)
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: sample\nVersion: 1.0\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "tiny.py,,\ntiny.bin,,\n")
+        wheel.writestr(f"{info}/RECORD", "sample.py,,\nsample.bin,,\n")
     content = made.read_bytes()
     digest = hashlib.blake2b(content, digest_size=32).hexdigest()
-    path = f"packages/{digest[:2]}/{digest[2:4]}/{digest[4:]}/tiny-1.0-py3-none-any.whl"
+    path = f"packages/{digest[:2]}/{digest[2:4]}/{digest[4:]}/sample-1.0-py3-none-any.whl"
     for name, data in (
         (path, content),
         ("packages/other/poison-1.0.tar.gz", b"the true content"),
         (
-            "simple/tiny/index.html",
-            f'<a href="https://{HOST}/{path}#sha256={hashlib.sha256(content).hexdigest()}">tiny-1.0-py3-none-any.whl</a>'.encode(),
+            "simple/sample/index.html",
+            f'<a href="https://{HOST}/{path}#sha256={hashlib.sha256(content).hexdigest()}">sample-1.0-py3-none-any.whl</a>'.encode(),
         ),
     ):
         (world.files / name).parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ def fetched(world: Internet, since: int) -> list[str]:
 async def test_second_pip_install_takes_the_wheel_from_the_cache(
     world: Internet, index: str, cached_gate: EgressGate, tmp_path: Path
 ) -> None:
-    """pip without any setting, in three sandboxes; once the service was killed in between."""
+    """pip without any setting, in three sandboxes; once the service was killed in betsamplen."""
     before = len(world.requests())
     lines: list[Access] = []
     counted: list[tuple[int, ...]] = []
@@ -179,7 +179,7 @@ async def test_second_pip_install_takes_the_wheel_from_the_cache(
                 sandbox,
                 "sh",
                 "-c",
-                "pip install -q tiny && python3 -c 'import tiny; print(tiny.answer)'",
+                "pip install -q sample && python3 -c 'import sample; print(sample.answer)'",
                 timeout="60s",
             )
             assert done["stdout"].strip() == "42", done

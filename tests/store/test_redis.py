@@ -55,6 +55,27 @@ async def answers(store: RedisStore) -> bool:
     return True
 
 
+async def test_exchange_that_is_cancelled_never_goes_on(store: RedisStore) -> None:
+    """At whichever step of the event loop it is cancelled: the driver alone swallows a quarter of them."""
+
+    async def work() -> None:
+        await store.ping()
+        done.set()
+        await asyncio.sleep(60)
+
+    for _ in range(20):
+        for steps in range(30):
+            done = asyncio.Event()
+            task = asyncio.create_task(work())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            async with asyncio.timeout(20):
+                await asyncio.wait([task])
+            assert task.cancelled()
+    assert await answers(store)
+
+
 # A server that goes away
 
 

@@ -67,7 +67,8 @@ class MCPSessions:
             return await self._service.tools(session_id)
         except SessionNotFoundError:
             if await self._lifecycle.exists(session_id):
-                raise
+                # Ended, or another first call has written it in between.
+                return await self._service.tools(session_id)
             return tools_of(self._require_unused(session_id)[0])
 
     async def ensure(self, session_id: SessionId) -> None:
@@ -76,7 +77,8 @@ class MCPSessions:
             await self._service.tools(session_id)
         except SessionNotFoundError:
             if await self._lifecycle.exists(session_id):
-                raise
+                await self._service.tools(session_id)  # as in `tools`
+                return
             runtime, made_at = self._require_unused(session_id)
             await self._lifecycle.register(
                 runtime.key,

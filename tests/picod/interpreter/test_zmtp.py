@@ -145,3 +145,28 @@ async def test_endless_message_ends_the_connection(short_path: Path) -> None:
         await asyncio.wait_for(connection.closed, 20)
         with pytest.raises(ZmtpError):
             connection.send([b"x"])
+
+
+async def test_message_that_resumes_the_connection_is_delivered_whole_before_the_next(short_path: Path) -> None:
+    """Whoever gets a message may pause and resume within it; the order stays."""
+    order: list[str] = []
+    connections: list[ZmtpConnection] = []
+
+    def hear(frames: list[bytes], _: bool) -> None:
+        order.append("begin " + frames[0].decode())
+        connections[0].pause()
+        connections[0].resume()
+        order.append("end " + frames[0].decode())
+
+    async def play(writer: asyncio.StreamWriter) -> None:
+        writer.write(GREETING + READY)
+        await asyncio.wait_for(told.wait(), 20)
+        writer.write(b"\0\1a\0\1b\0\1c")
+
+    told = asyncio.Event()
+    async with peer(short_path, play) as path:
+        connections.append(await ZmtpConnection.connect(path, "SUB", hear))
+        told.set()
+        await eventually(lambda: len(order) == 6, "all messages are there")
+        connections[0].close()
+    assert order == ["begin a", "end a", "begin b", "end b", "begin c", "end c"]
