@@ -35,7 +35,7 @@ def read_bundles(folder: Path) -> Iterator[Signed]:
                 content = file.read(MAX_FILE_BYTES + 1)
         except OSError:
             continue  # it was replaced meanwhile; the others count
-        total += len(content)
+        total += len(content)  # one file that is too large, or too many of them, must not hide those that are well
         if len(content) > MAX_FILE_BYTES or total > _MAX_TOTAL_BYTES:
             continue
         for line in content.splitlines():

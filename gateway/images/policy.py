@@ -58,6 +58,7 @@ class ImagePolicy:
             image = parse_image(name)
         except ValueError as error:
             return f"image {name[:200]!r}: {error}"
+        # By the name alone: a registry that is not listed is never asked for anything.
         if not self.registries.allow(image):
             return f"image {name}: is in {image.repository}; --image-registries allows {self.registries}"
         if self._digests and not image.digest:
@@ -73,9 +74,12 @@ class ImagePolicy:
         if not self.keys:
             return name
         image = parse_image(name)
+        # The wait for a slot is outside of the timeout: it is no fault of this image's registry.
         async with self._slots:
             try:
                 async with asyncio.timeout(VERIFY_TIMEOUT_S):
+                    # Once, and the image runs by it: a tag that moves between two look-ups would be verified as one
+                    # image and run as another.
                     digest = image.digest or await self._registry.digest(image)
                     await self._require_signature(image, digest)
             except TimeoutError:
@@ -89,6 +93,7 @@ class ImagePolicy:
     async def _require_signature(self, image: Image, digest: str) -> None:
         if digest in self._verified:
             return
+        # The operator's files first: they need no network, so an image of theirs starts while the registry is away.
         found = await asyncio.to_thread(self._provided)
         reasons = [verify(digest, each, self.keys) for each in found]
         if "" not in reasons:
@@ -97,7 +102,7 @@ class ImagePolicy:
         if "" not in reasons:
             why = ", ".join(dict.fromkeys(reasons)) or "it has no signature"
             raise ImageRefusedError(f"image {image.at(digest)}: is not signed by a key of --image-keys: {why}")
-        self._verified[digest] = None
+        self._verified[digest] = None  # the digest names the bytes, so this stays true; a refusal is asked for again
         if len(self._verified) > _MAX_REMEMBERED:
             del self._verified[next(iter(self._verified))]
 

@@ -14,6 +14,7 @@ DEFAULT_REGISTRY = "docker.io"
 _HUB = frozenset(("docker.io", "index.docker.io", "registry-1.docker.io"))
 _MAX_NAME = 512  # of a path the registries take 255 characters
 _DOMAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?(?::[0-9]{1,5})?", re.ASCII)
+# Each repetition has an end or begins with what the one before cannot contain, so none takes more than linear time.
 _PART = re.compile(r"[a-z0-9]+(?:(?:\.|_{1,2}|-{1,64})[a-z0-9]+)*", re.ASCII)
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
@@ -46,7 +47,7 @@ def parse_image(name: str) -> Image:
     if at and not _DIGEST.fullmatch(digest):
         raise ValueError("expected @sha256: and 64 hexadecimal digits after the name")
     folder, slash, last = rest.rpartition("/")
-    last, colon, tag = last.partition(":")
+    last, colon, tag = last.partition(":")  # behind the last slash: before it a colon is a registry's port
     if colon and not _TAG.fullmatch(tag):
         raise ValueError("expected a tag of letters, digits, dots and hyphens after the colon")
     registry, path = _split(folder + slash + last)
@@ -63,6 +64,7 @@ class Registries:
 
     def __init__(self, entries: Iterable[str]) -> None:
         """`entries`: `ghcr.io`, `ghcr.io/acme`, `python` (docker.io/library/python). Raises ValueError."""
+        # As parts and not as text with a prefix, see `allow`.
         self._allowed: list[tuple[str, Sequence[str]]] = []
         for entry in entries:
             registry, path = _split(entry, folder=True)
@@ -99,7 +101,7 @@ def _split(name: str, *, folder: bool = False) -> tuple[str, str]:
     if not _DOMAIN.fullmatch(registry):
         raise ValueError(f"{registry[:80]!r} is no registry")
     if registry in _HUB:
-        registry = DEFAULT_REGISTRY
+        registry = DEFAULT_REGISTRY  # one name for all of them, or a rule for docker.io would miss index.docker.io
         if path and "/" not in path and not (folder and explicit):
             path = f"library/{path}"
     if folder:

@@ -36,6 +36,7 @@ _ACCEPTED = ", ".join((
     "application/vnd.oci.image.index.v1+json", "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json", "application/vnd.docker.distribution.manifest.v2+json",
 ))  # fmt: skip
+# Of a challenge: Bearer realm="https://auth.docker.io/token",service="registry.docker.io"
 _PARAMETER = re.compile(r'([a-z]{1,20})="([^"]{0,1000})"', re.ASCII)
 
 
@@ -49,12 +50,14 @@ class Registry:
     async def digest(self, image: Image) -> str:
         """The digest of what the tag (`latest` if none) stands for now. Raises UnavailableError, LookupError."""
         async with await self._open(image) as visit:
+            # Computed, and not taken from Docker-Content-Digest: that is only what the registry says.
             return "sha256:" + hashlib.sha256(await visit.manifest(image.tag or "latest")).hexdigest()
 
     async def signatures(self, image: Image, digest: str) -> list[Signed]:
         """What was put beside the image by `cosign sign`; none for an image without. Raises UnavailableError."""
         async with await self._open(image) as visit:
             try:
+                # Where cosign puts it: the tag sha256-HEX.sig in the image's own repository.
                 manifest = _object(await visit.manifest(digest.replace(":", "-") + ".sig"))
             except LookupError:
                 return []
@@ -85,6 +88,7 @@ class _Visit:
     def __init__(self, image: Image, client: httpx.AsyncClient, login: str) -> None:
         self._client, self._login, self._path = client, login, image.path
         host = "registry-1.docker.io" if image.registry == DEFAULT_REGISTRY else image.registry
+        # As the container runtimes do; every other registry has to have TLS.
         scheme = "http" if is_loopback(host.partition(":")[0].encode()) else "https"
         self._base = f"{scheme}://{host}/v2/"
         self._authorization = ""
@@ -118,6 +122,7 @@ class _Visit:
             if self._authorization:
                 headers["authorization"] = self._authorization
             status, fields, content = await self._get(url, headers, most)
+            # Asked for only then: most public images need no token, and a token is for one repository and some minutes.
             if status == 401 and attempt == 0:
                 await self._log_in(fields.get("www-authenticate", ""))
                 continue
@@ -136,6 +141,7 @@ class _Visit:
             return
         given = dict(_PARAMETER.findall(rest))
         realm = given.get("realm", "")
+        # The login goes to the realm, so a registry must not name one in the clear.
         if scheme.lower() != "bearer" or not self._is_safe(realm):
             raise UnavailableError(f"{self._base}: asks for credentials; name them in --image-credentials")
         query = {"scope": f"repository:{self._path}:pull"}
@@ -147,6 +153,7 @@ class _Visit:
             raise UnavailableError(f"{realm}: no token for {self._path}: status {status}")
         answer = _object(content)
         token = answer.get("token") or answer.get("access_token")
+        # It becomes a header's value, where a line break would begin another header.
         if not isinstance(token, str) or not (token.isascii() and token.isprintable()) or len(token) > _MAX_TOKEN_CHARS:
             raise UnavailableError(f"{realm}: its answer has no token")
         self._authorization = f"Bearer {token}"
@@ -171,6 +178,7 @@ class _Visit:
                         there = response.url.join(target)
                         if not self._is_safe(str(there)):
                             raise UnavailableError(f"GET {url}: leads to {str(there)[:200]}, which is not over TLS")
+                        # Blobs are kept at object stores, which are not to have the registry's token (and refuse it).
                         if (there.host, there.port) != (response.url.host, response.url.port):
                             headers = {name: value for name, value in headers.items() if name != "authorization"}
                         url = str(there)
@@ -222,6 +230,7 @@ def read_login(path: Path, registry: str) -> str:
     logins = document.get("auths")
     if not isinstance(logins, dict):
         return ""
+    # Under each of these names `docker login` and its like have stored it.
     names: tuple[str, ...] = (registry, f"https://{registry}", f"https://{registry}/v2/")
     if registry == DEFAULT_REGISTRY:
         names += ("https://index.docker.io/v1/", "index.docker.io")

@@ -21,7 +21,7 @@ MAX_PAYLOAD_BYTES = 64 << 10
 MAX_SIGNATURE_CHARS = 2048  # base64 of 8192 bits of RSA takes 1368
 _MAX_KEY_BYTES = 64 << 10
 _RSA_BITS = (2048, 8192)  # a longer one takes milliseconds to verify
-_TYPE = "cosign container image signature"
+_TYPE = "cosign container image signature"  # the same key may sign other documents, which say nothing of images
 
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
 
@@ -65,8 +65,10 @@ def verify(digest: str, found: Signed, keys: Sequence[PublicKey]) -> str:
         signature = base64.b64decode(found.signature, validate=True)
     except (binascii.Error, ValueError):
         return "a signature is no base64"
+    # Each key in turn: a signature does not say by which it is. Operators have a few, while keys are being changed.
     if not any(_holds(key, signature, found.payload) for key in keys):
         return "a signature is by none of the keys"
+    # A valid signature that was copied from another image of the same maker's.
     named = _digest_of(found.payload)
     return "" if named == digest else "a signature is of another image"
 

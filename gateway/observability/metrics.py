@@ -7,115 +7,23 @@ names are a contract: a test compares them with the dashboard and the alerts in 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sized
 from time import perf_counter
-from typing import Any, Protocol
 
 from prometheus_client import ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
 from gateway import __version__
 from gateway.core.errors import RuntimeNotFoundError
 from gateway.core.interfaces import RuntimeCatalog, SandboxProvider
-from gateway.core.model import PoolStatus, RuntimeKey, SessionId, StartKind
+from gateway.core.model import PoolStatus, RuntimeKey, StartKind
 from gateway.core.usage import Quantity
-from gateway.observability.counters import Calls, Counters, Histogram
+from gateway.observability.counters import Counters, Histogram
+from gateway.observability.metric_families import Families, add_histogram, call_families, counts, gauges, histograms
+from gateway.observability.metric_sources import AuditTrail, PoolForecasts, RouteTable, TokenCount
 
 LAG_INTERVAL_S = 0.25  # between two measurements of the event loop's lag
-
-
-class RouteLoad(Protocol):
-    """The load of one route (routing.route.Route)."""
-
-    @property
-    def runtime(self) -> RuntimeKey:
-        """The runtime of the route's session."""
-        ...
-
-    @property
-    def in_flight(self) -> int:
-        """Requests and WebSockets that have not ended."""
-        ...
-
-
-class RouteTable(Protocol):
-    """Routes of live sessions, and requests waiting for one (routing.activator.Activator)."""
-
-    @property
-    def routes(self) -> Mapping[SessionId, RouteLoad]:
-        """Routes by session id."""
-        ...
-
-    @property
-    def held(self) -> int:
-        """Requests that wait for a sandbox."""
-        ...
-
-    @property
-    def leaving(self) -> bool:
-        """Whether this gateway has announced its shutdown."""
-        ...
-
-
-class ForecastLevel(Protocol):
-    """A forecast of demand for warm sandboxes (autoscaler.forecast)."""
-
-    @property
-    def level(self) -> float:
-        """The number of warm sandboxes, before limits and guards."""
-        ...
-
-    @property
-    def quantile(self) -> float:
-        """The share of horizons that the level covers, 0 to 1."""
-        ...
-
-
-class ForecastPool(Protocol):
-    """A runtime's warm pool as the autoscaler sees it."""
-
-    @property
-    def forecast(self) -> ForecastLevel | None:
-        """The latest forecast; None before the first."""
-        ...
-
-
-class PoolForecasts(Protocol):
-    """The state of the autoscaler (autoscaler.runner.Autoscaler)."""
-
-    @property
-    def pools(self) -> Mapping[RuntimeKey, ForecastPool]:
-        """Pools by runtime."""
-        ...
-
-    @property
-    def leads(self) -> bool:
-        """Whether this gateway holds the lease to resize pools."""
-        ...
-
-
-class TokenCount(Protocol):
-    """The number of signed tokens (sandbox.tokens.TokenIssuer)."""
-
-    @property
-    def signed(self) -> int:
-        """Tokens signed since the process started."""
-        ...
-
-
-class AuditTrail(Protocol):
-    """The audit trail (audit.log.AuditLog)."""
-
-    written: int  # lines
-    lost: int  # events that found the queue full
-    failures: int  # attempts to write
-    problem: str  # empty while lines are written
-
-    @property
-    def queued(self) -> int:
-        """Events that wait to be written."""
-        ...
 
 
 class Metrics:
@@ -151,8 +59,9 @@ class Metrics:
                 pools[runtime.key] = await self._provider.status(runtime.key)
             except RuntimeNotFoundError:
                 continue  # it was removed from the catalog since
+        # All values are read here, between two awaits, so that a scrape shows one moment.
         encode, content_type = choose_encoder(accept)
-        return encode(_Families([*self._now(pools), *self._counted(), *self._process.collect()])), content_type
+        return encode(Families([*self._now(pools), *self._counted(), *self._process.collect()])), content_type
 
     async def watch_loop(self) -> None:
         """Measure how late the event loop is, until cancelled."""
@@ -167,14 +76,15 @@ class Metrics:
         info = GaugeMetricFamily("wakegate_build_info", "Always 1; says what runs", labels=["version", "engine"])
         info.add_metric([__version__, self._engine], 1)
         yield info
+        # From the routes and not counted up and down: what is counted so drifts with the first exit that forgets to.
         in_flight: dict[str, float] = {str(key): 0.0 for key in self._counters.runtimes}
         routes = self._routes.routes
         for route in routes.values():
             if route.in_flight:
                 in_flight[str(route.runtime)] += route.in_flight
-        yield _gauges("wakegate_requests_in_flight", "Requests and WebSockets at sandboxes", in_flight)
+        yield gauges("wakegate_requests_in_flight", "Requests and WebSockets at sandboxes", in_flight)
         sockets = {str(key): each.websockets for key, each in self._counters.runtimes.items()}
-        yield _gauges("wakegate_websockets_open", "Open WebSockets", sockets)
+        yield gauges("wakegate_websockets_open", "Open WebSockets", sockets)
         yield GaugeMetricFamily("wakegate_requests_held", "Requests that wait for a sandbox", self._routes.held)
         yield GaugeMetricFamily("wakegate_routes", "Live sessions with a route in memory", len(routes))
         yield GaugeMetricFamily("wakegate_sandboxes_bound", "Sandboxes that this gateway has bound", len(self._bound))
@@ -190,7 +100,7 @@ class Metrics:
             ("claimed", "Sandboxes bound to sessions"),
             ("failures", "Starts that failed since the last one that did not"),
         ):
-            yield _gauges(f"wakegate_pool_{name}", text, {key: getattr(status, name) for key, status in shown.items()})
+            yield gauges(f"wakegate_pool_{name}", text, {key: getattr(status, name) for key, status in shown.items()})
         lead = GaugeMetricFamily(
             "wakegate_pool_lead_time_seconds", "From ordering a sandbox to its being ready",
             labels=["runtime", "quantile"],
@@ -203,11 +113,11 @@ class Metrics:
         forecasts = {
             str(key): pool.forecast for key, pool in self._forecasts.pools.items() if pool.forecast is not None
         }
-        yield _gauges(
+        yield gauges(
             "wakegate_pool_forecast_level", "Warm sandboxes that the forecast asks for, before limits and guards",
             {key: forecast.level for key, forecast in forecasts.items()},
         )  # fmt: skip
-        yield _gauges(
+        yield gauges(
             "wakegate_pool_forecast_quantile", "Share of horizons that the level is meant to cover",
             {key: forecast.quantile for key, forecast in forecasts.items()},
         )  # fmt: skip
@@ -220,26 +130,28 @@ class Metrics:
         requests = CounterMetricFamily(
             "wakegate_requests", "Answered requests of the data path", labels=["runtime", "start", "status"]
         )
-        durations = _histograms("wakegate_request_duration_seconds", "From head to last byte", ["runtime", "start"])
+        durations = histograms("wakegate_request_duration_seconds", "From head to last byte", ["runtime", "start"])
         stages = dict(counters.stages)
         for key, each in named:
             for (start, status), count in each.requests().items():
                 requests.add_metric([key, start, status], count)
             for start, times in each.times().items():
+                # 5 starts of 14 buckets each; the four that a runtime never had would be most of a scrape.
                 if times.total or start == StartKind.LIVE:
-                    _add(durations, [key, start], times)
+                    add_histogram(durations, [key, start], times)
+            # The fast path counts only this one stage, and in one place, because it runs for every request.
             first = ("first_byte", StartKind.LIVE.value)
             stages[first] = stages.get(first, Histogram()).plus(each.quick)
         yield requests
         yield durations
-        family = _histograms("wakegate_stage_duration_seconds", "Stages of a request", ["stage", "start"])
+        family = histograms("wakegate_stage_duration_seconds", "Stages of a request", ["stage", "start"])
         for (stage, start), histogram in sorted(stages.items()):
-            _add(family, [stage, start], histogram)
+            add_histogram(family, [stage, start], histogram)
         yield family
-        yield _counts("wakegate_errors", "Answers that were errors of the gateway", ["code"], counters.errors)
+        yield counts("wakegate_errors", "Answers that were errors of the gateway", ["code"], counters.errors)
         rejected = counters.errors["OVERLOADED"] + sum(n for (*_, code), n in counters.control.items() if code == "429")
         yield CounterMetricFamily("wakegate_queue_rejections", "Requests refused because a queue was full", rejected)
-        yield _counts(
+        yield counts(
             "wakegate_control_requests", "Answered requests of the control API", ["method", "route", "status"],
             counters.control,
         )  # fmt: skip
@@ -248,28 +160,28 @@ class Metrics:
         if self._audit is not None:
             yield from _audit_families(self._audit)
         yield CounterMetricFamily("wakegate_token_signings", "Tokens signed for sandboxes", self._tokens.signed)
-        yield from _calls("store", "Calls to the session store", counters.store)
-        yield from _calls("keeper", "Keeping workspaces (keep) and giving them back (restore)", counters.keeper)
-        yield from _calls("kubernetes_api", "Requests to the Kubernetes API", counters.kubernetes)
-        sizes = _histograms("wakegate_snapshot_bytes", "Size of snapshots as stored", ["operation"])
+        yield from call_families("store", "Calls to the session store", counters.store)
+        yield from call_families("keeper", "Keeping workspaces (keep) and giving them back (restore)", counters.keeper)
+        yield from call_families("kubernetes_api", "Requests to the Kubernetes API", counters.kubernetes)
+        sizes = histograms("wakegate_snapshot_bytes", "Size of snapshots as stored", ["operation"])
         for operation, histogram in counters.snapshot_bytes.items():
-            _add(sizes, [operation], histogram)
+            add_histogram(sizes, [operation], histogram)
         yield sizes
         yield from self._egress()
-        lag = _histograms("wakegate_event_loop_lag_seconds", "How late the event loop was", [])
-        _add(lag, [], counters.loop_lag)
+        lag = histograms("wakegate_event_loop_lag_seconds", "How late the event loop was", [])
+        add_histogram(lag, [], counters.loop_lag)
         yield lag
 
     def _egress(self) -> Iterator[Metric]:
         """What sandboxes reached through the egress proxy."""
         counters = self._counters
         text = "Connections of sandboxes through the egress proxy"
-        yield _counts("wakegate_egress_connections", text, ["outcome"], counters.egress_connections)
-        yield _counts("wakegate_egress_bytes", "Bytes through the egress proxy", ["direction"], counters.egress_bytes)
+        yield counts("wakegate_egress_connections", text, ["outcome"], counters.egress_connections)
+        yield counts("wakegate_egress_bytes", "Bytes through the egress proxy", ["direction"], counters.egress_bytes)
         text = "Starts of the egress service after it had ended"
         yield CounterMetricFamily("wakegate_egress_restarts", text, counters.egress_restarts)
         text = "Downloads of packages that were in the cache, or not"
-        yield _counts("wakegate_package_cache", text, ["outcome"], counters.package_cache)
+        yield counts("wakegate_package_cache", text, ["outcome"], counters.package_cache)
         text = "Bytes that came from the package cache"
         yield CounterMetricFamily("wakegate_package_cache_saved_bytes", text, counters.package_cache_saved)
         yield GaugeMetricFamily("wakegate_package_cache_bytes", "Its size", counters.package_cache_held)
@@ -308,49 +220,3 @@ def _audit_families(audit: AuditTrail) -> Iterator[Metric]:
     )
     yield GaugeMetricFamily("wakegate_audit_queued", "Events that wait to be written to the audit trail", audit.queued)
     yield GaugeMetricFamily("wakegate_audit_writable", "1 while the audit trail is written", int(not audit.problem))
-
-
-class _Families:
-    """The part of a CollectorRegistry that prometheus_client's encoders use."""
-
-    def __init__(self, families: Sequence[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families
-
-
-def _gauges(name: str, text: str, values: Mapping[str, float]) -> Metric:
-    """A gauge family with one sample per runtime."""
-    family = GaugeMetricFamily(name, text, labels=["runtime"])
-    for key, value in values.items():
-        family.add_metric([key], value)
-    return family
-
-
-def _counts(name: str, text: str, labels: list[str], values: Mapping[Any, int]) -> Metric:
-    family = CounterMetricFamily(name, text, labels=labels)
-    for key, count in sorted(values.items()):
-        family.add_metric([key] if isinstance(key, str) else list(key), count)
-    return family
-
-
-def _calls(part: str, text: str, calls: Calls) -> Iterator[Metric]:
-    durations = _histograms(f"wakegate_{part}_duration_seconds", text, ["operation"])
-    for operation, histogram in sorted(calls.durations.items()):
-        _add(durations, [operation], histogram)
-    yield durations
-    yield _counts(f"wakegate_{part}_errors", f"{text}: those that failed", ["operation", "error"], calls.errors)
-
-
-def _histograms(name: str, text: str, labels: list[str]) -> HistogramMetricFamily:
-    return HistogramMetricFamily(name, text, labels=labels)
-
-
-def _add(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
-    buckets: list[tuple[str, float]] = []
-    seen = 0  # Prometheus' buckets are cumulative, Histogram's are not
-    for bound, count in zip((*histogram.bounds, None), histogram.counts, strict=True):
-        seen += count
-        buckets.append(("+Inf" if bound is None else f"{bound:g}", seen))
-    family.add_metric(labels, buckets, histogram.sum)

@@ -28,7 +28,7 @@ from gateway.routing.target import Target
 
 _DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
 _OWN_FETCHES = frozenset((b"same-origin", b"none"))  # `none`: a person typed the address or opened a bookmark
-_MAX_KNOWN_HOSTS = 1024
+_MAX_KNOWN_HOSTS = 1024  # any spelling of loopback is allowed, and there are 2^24 of those
 _MAX_SHOWN = 128
 
 
@@ -132,6 +132,7 @@ class AccessPolicy:
             return await self._authenticator.authenticate(credential)
         except UnauthorizedError:
             if self._public is not None and isinstance(target, Target):
+                # After the credential has failed: with a valid one a request is its owner's, at a public port too.
                 anybody = await self._public.identity(target, lambda: self._rates.refused(client))
                 if anybody is not None:
                     return anybody

@@ -18,6 +18,7 @@ _MAX_NAMES_BYTES = 2048
 _MAX_METHOD_BYTES = 32
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+# A page reads no other fields than these and the few that the standard always shows.
 _EXPOSED = b", ".join((
     b"accept-ranges", b"allow", b"content-disposition", b"content-encoding", b"content-range", b"etag",
     b"idempotency-replayed", b"link", b"location", b"mcp-protocol-version", b"mcp-session-id", b"retry-after",
@@ -66,6 +67,7 @@ def _preflight_fields(origin: bytes, headers: Headers) -> Headers:
 
 def _answer_fields(origin: bytes, others: Headers) -> Headers:
     fields: Headers = [(b"access-control-allow-origin", origin), (b"access-control-expose-headers", _EXPOSED)]
+    # A cache that kept the answer for one origin would give it to another, whose browser then refuses it.
     if not any(name.lower() == b"vary" and b"origin" in _list(value.lower()) for name, value in others):
         fields.append((b"vary", b"origin"))
     return fields

@@ -73,6 +73,7 @@ def read_request(scope: Scope, access: AccessPolicy) -> Request:
     peer = client[0] if client else ""
     if special:
         _read_special(request, special, peer, scope, access)
+    # Most clients come from a few addresses to one name, so these lines are nearly always in the cache of _forwarding.
     scheme, forwarded = _SCHEMES[scope["scheme"]], request.forwarded
     if forwarded is None:
         lines.append(_forwarding((peer,), request.host or b"", scheme))
@@ -106,6 +107,7 @@ def _read_special(request: Request, special: Headers, peer: str, scope: Scope, a
             claims.setdefault(name, []).append(value)
         if name == b"x-api-key" and name not in access.stripped:  # without authentication it may be the application's
             read_extra(request, name, value)
+    # Two servers that each believe another one of them see different requests: request smuggling (RFC 9112 6.3).
     if request.chunked and request.content_length is not None:
         raise BadRequestError("both Content-Length and Transfer-Encoding; send one of them")
     proxies = access.proxies
@@ -114,7 +116,7 @@ def _read_special(request: Request, special: Headers, peer: str, scope: Scope, a
     if request.passed_on_for is None:
         request.hops = 0  # a client may say anything
     elif proxies is None:
-        proxies = NO_PROXIES
+        proxies = NO_PROXIES  # a gateway of this store is believed; whoever was before it, as far as that one believed
     if claims and proxies is not None and (request.passed_on_for is not None or proxies.trust(peer)):
         _believe(request, read_forwarded(claims, peer, proxies, passed_on=request.hops > 0))
     if request.origin is not None:

@@ -31,10 +31,12 @@ def request_head(scope: Scope, request: Request, route: Route, target: Target) -
     path, host, last = target.path, route.pool.host, route.head
     if route.peer:
         path = peer_path(scope, target)
+        # Signed for this method and path: what one gateway was told cannot be used for another request.
         request.lines.append(next_hop(request, route.peer.sign(current(), scope["method"], path)))
         if target.port_host:
             last = last.replace(b"host: %b\r\n" % host, b"host: %b\r\n" % target.port_host, 1)
             host = target.port_host
+    # Cookies and the like, for which picod has no use and which code beside it could read.
     if request.extra and (route.peer or not is_picods(route, target)):
         request.lines += request.extra
     if request.own_origin:
@@ -76,9 +78,10 @@ def sandbox_fields(headers: Headers, scope: Scope, route: Route, target: Target)
         fields = [field for field in confine_cookies(fields, None) if field[0] != b"x-content-type-options"]
         fields.append((b"x-content-type-options", b"nosniff"))
         return fields
-    if target.port_host:
+    if target.port_host:  # the host is the port's alone, so its cookies need no path of ours
         return confine_cookies(fields, b"")
     raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
+    # /v1/sessions/ID/ports/8000/app/x is /app/x for the application; what is before that is where its cookies belong.
     if target.path.startswith(PORTS):
         app_path = b"/" + target.path.removeprefix(PORTS).partition(b"/")[2]
     else:
@@ -111,6 +114,7 @@ def stages_of(began: float, reservation: Reservation | None, connected: float, f
         stages.append(("claim", reservation.claim_s))
     if reservation.restore_s:
         stages.append(("restore", reservation.restore_s))
+    # What is left of the time until it had a connection: dialling, and the loop's own delays.
     before = sum(seconds for _, seconds in stages)
     stages.append(("connect", max(0.0, connected - began - before)))
     stages.append(("first_byte", first_byte))

@@ -97,7 +97,7 @@ class Proxy:
             self.ticker.tick(now)
             for route in list(self._activator.routes.values()):
                 for pool in route.pools():
-                    if pool.idle:
+                    if pool.idle:  # asked here, since 10,000 routes with nothing to trim are the usual case
                         pool.trim(now)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -126,7 +126,7 @@ class Proxy:
                 identity = state["identity"] = await self.access.authenticate(
                     incoming.request.credential, client_address(scope), target
                 )
-                identity.spend()
+                identity.spend()  # known in memory, the data path has spent already (incoming.py)
         except WakegateError as error:
             if cycle is not None and cycle.record is not None and target is not NotProxied.CONTROL:
                 cycle.record.error = error  # of a control surface's, that one records it
@@ -190,6 +190,7 @@ class Proxy:
             await self._fail(scope, send, exchange, reason)
         finally:
             self.ticker.discard(exchange)
+            # The request made its session, and no answer with the id has begun: nobody could ever use or end it.
             if target.session_id is None and exchange.client_left and not exchange.started and exchange.route:
                 self._activator.end_unclaimed(exchange.route.session_id)
             exchange.close(self._clock.now())
@@ -198,7 +199,7 @@ class Proxy:
         """From a target to a request that is sent, or as much of it as is here."""
         if exchange.record is not None:
             exchange.record.saw(target.session_id, target.runtime, None)
-        route = incoming.route
+        route = incoming.route  # the fast path's, which took a slot and found no idle connection
         if route is None:
             require_use(current(), target.path)
             route = self._activator.live(target, self._clock.now())
@@ -228,6 +229,7 @@ class Proxy:
             if not error.no_listener:
                 raise
             logger.warning("session %s: %s; it is replaced", route.session_id, error)
+        # The slot first: the new sandbox has slots of its own, and a request that waits must hold none.
         exchange.leave_route(self._clock.now())
         reservation = await self._activator.replace(route, target)
         exchange.hold(reservation.route, reservation)
@@ -248,7 +250,7 @@ class Proxy:
         if exchange.record is not None:
             exchange.record.saw(route.session_id, route.runtime, start)
             exchange.record.stages = stages
-        if route.peer:
+        if route.peer:  # it has written all of these fields, and knows the times that matter
             headers = read_peer_response(connection.headers)
         else:
             headers = response_fields(connection.headers, scope, route, target, start, stages)
@@ -269,6 +271,7 @@ class Proxy:
             if not isinstance(error, ClientGoneError):
                 logger.warning("answer cut off: %s", error)
             cycle = _cycle_of(scope)
+            # Without an end the client's own parser says that the answer is cut off; an end would make it whole.
             if cycle is not None:
                 cycle.cut()
             elif exchange.started:

@@ -18,7 +18,7 @@ from gateway.routing.target import Target
 from picod.wire import PORTS_PATH
 
 _PORTS = PORTS_PATH.encode()
-_FRESH_S = 5.0
+_FRESH_S = 5.0  # within which a session that has ended, or that is there now, goes unnoticed
 _MAX_KEPT = 4096
 
 
@@ -66,6 +66,8 @@ class PublicPorts:
         kept = self._kept.get(session_id)
         if kept is not None and now - kept[0] < _FRESH_S:
             return kept[1]
+        # Ids can be guessed at without end, and each costs a read of the store: that is rated like a wrong key. Not so
+        # for a session that was found public before, whose visitors behind one address would use up each other's rate.
         if kept is None or kept[1] is None:
             unknown()
         found = await self._read(session_id)

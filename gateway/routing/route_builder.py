@@ -70,6 +70,7 @@ class RouteBuilder:
         sandbox = Sandbox(peer_sandbox(peer), session.runtime, endpoint, StartKind.LIVE, now, session.id)
         pool = UpstreamPool(endpoint, connect_timeout=self._connect_timeout, tls=self._peer_tls if secure else None)
         counted = self._counters.of(session.runtime)
+        # Of its own, written nowhere: the gateway that has the session counts, and twice would be wrong.
         activity, traffic = SessionActivity(now), SessionTraffic(session)
         route = Route(session, sandbox, pool, activity, self._limits, counted, traffic, peer=self._peers)
         route.set_head(_first_lines(route), float("inf"))
@@ -87,6 +88,7 @@ class RouteBuilder:
 
     def _branches(self, key: RuntimeKey, endpoint: Endpoint) -> tuple[tuple[bytes, UpstreamPool], ...]:
         runtime = self._catalog.get(key)
+        # Behind a unix socket there is picod alone; in a pod an agent's servers listen beside it.
         if runtime is None or not runtime.target_ports or endpoint.host is None:
             return ()
         return tuple(

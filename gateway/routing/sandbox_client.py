@@ -40,7 +40,7 @@ class Caller:
     async def ready(self, session_id: SessionId) -> Readiness:
         """See to it that the session has a live sandbox."""
         reservation = await self._reserve(Target(session_id, None, b"/"))
-        reservation.route.leave(self._clock.now())
+        reservation.route.leave(self._clock.now())  # only the sandbox was wanted, and not a turn at it
         return Readiness(reservation.route.runtime, reservation.start, reservation.restored)
 
     async def call(
@@ -92,7 +92,7 @@ class Caller:
                         raise
                     logger.warning("session %s: %s; it is replaced", session_id, error)
                     reservation.route.leave(self._clock.now())
-                    held = None
+                    held = None  # for the case that `replace` raises: a slot is given back once
                     reservation = await self._activator.replace(reservation.route, target)
                     held = reservation.route
                     connection = await held.pool.dial()
@@ -107,7 +107,7 @@ class Caller:
             yield reply, _chunks(connection)
         except BaseException:
             if connection is not None:
-                connection.abort()
+                connection.abort()  # picod sees a client that left, and ends what it runs for it
             raise
         finally:
             if connection is not None:
@@ -130,7 +130,7 @@ def _head(
     lines = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
     if not isinstance(body, bytes):
         lines += "transfer-encoding: chunked\r\n"
-    elif body or method in ("POST", "PUT"):
+    elif body or method in ("POST", "PUT"):  # an empty body too, by RFC 9110 8.6
         lines += f"content-length: {len(body)}\r\n"
     route = reservation.route
     if route.peer:

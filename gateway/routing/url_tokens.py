@@ -33,14 +33,11 @@ def take_query_token(scope: Scope) -> bytes | None:
 
     Raises BadRequestError for anything but one session token.
     """
-    query: bytes = scope["query_string"]
-    if QUERY_NAME not in query:
+    if QUERY_NAME not in scope["query_string"]:  # one search in C, as this runs for every request
         return None
-    pairs = query.split(b"&")
-    found = [pair.partition(b"=")[2] for pair in pairs if pair.partition(b"=")[0] == QUERY_NAME]
+    found = _take(scope, QUERY_NAME)
     if not found:
         return None
-    scope["query_string"] = b"&".join(pair for pair in pairs if pair.partition(b"=")[0] != QUERY_NAME)
     if len(found) > 1 or not found[0].startswith(_PREFIX):
         what = "an API key" if found[0].startswith(_KEY_PREFIX) else "this"
         raise BadRequestError(
@@ -56,15 +53,22 @@ def take_jupyter_token(scope: Scope) -> bytes | None:
     An API key is allowed here, against the rule: Open WebUI and front ends of notebooks can send their token in no
     other place. Raises BadRequestError for two.
     """
-    query: bytes = scope["query_string"]
-    pairs = query.split(b"&")
-    found = [pair.partition(b"=")[2] for pair in pairs if pair.partition(b"=")[0] == b"token"]
+    found = _take(scope, b"token")
     if not found:
         return None
-    scope["query_string"] = b"&".join(pair for pair in pairs if pair.partition(b"=")[0] != b"token")
     if len(found) > 1:
         raise BadRequestError("token: sent twice; send one")
     return unquote_to_bytes(found[0]) or None
+
+
+def _take(scope: Scope, name: bytes) -> list[bytes]:
+    """Remove a parameter from the query, and return its values as they were sent."""
+    query: bytes = scope["query_string"]
+    pairs = [(pair, pair.partition(b"=")) for pair in query.split(b"&")]
+    found = [value for _, (key, _, value) in pairs if key == name]
+    if found:
+        scope["query_string"] = b"&".join(pair for pair, (key, _, _) in pairs if key != name)
+    return found
 
 
 def refuse_keys(query: bytes) -> None:
@@ -72,6 +76,7 @@ def refuse_keys(query: bytes) -> None:
 
     For the gateway's own paths; the query of any other is the application's.
     """
+    # Decoded once, as a server would: what is encoded twice is no name to it either.
     decoded = unquote_to_bytes(query)
     names = {pair.partition(b"=")[0].lower() for pair in decoded.split(b"&")}
     if found := names & _KEY_NAMES:
@@ -112,6 +117,7 @@ def is_page_of_port(scope: Scope, target: Target) -> bool:
         return False
     headers = dict(scope["headers"])
     mode = headers.get(b"sec-fetch-mode")
+    # By the browser's own word where it gives one. Older ones, and those without TLS, do not; they ask for HTML.
     return mode == b"navigate" if mode is not None else b"text/html" in headers.get(b"accept", b"")
 
 
@@ -138,6 +144,7 @@ def redirect_fields(scope: Scope, target: Target, token: bytes) -> list[tuple[by
     path: bytes = scope["raw_path"]
     mount = b"/" if target.port_host else b"/v1/sessions/%b/" % (target.session_id or "").encode()
     secure = b"; Secure" if scope["scheme"] == "https" else b""
+    # Lax and not Strict: by Strict the page that a link on another site opens would come without its cookie.
     cookie = b"%b=%b; Path=%b; HttpOnly; SameSite=Lax%b" % (COOKIE_NAME, token, mount, secure)
     # A path that begins with two slashes would be another host's.
     location = b"/" + path.lstrip(b"/") + (b"?" + query if query else b"")
