@@ -143,7 +143,7 @@ def local_provider(settings: Settings, clock: Clock, gate: EgressGate | None = N
         sandbox_python=interpreter_of(settings, []),
         code_context=settings.code_context,
         disk_reserve=settings.disk_reserve,
-        door=gate,
+        egress=gate,
         sandbox_uids=settings.sandbox_uids,
     )
     return provider, keys

@@ -28,7 +28,7 @@ from gateway.egress.gate import EgressGate
 from loadtest.figures import quantile
 from loadtest.processes import require_programs
 from loadtest.proxy_bench import PATH, nginx_conf
-from tests.support.egress import Door, open_door
+from tests.support.egress import Proxy, open_proxy
 from tests.support.internet import PUBLIC, Internet, internet
 
 ORIGIN = "origin.example.com"
@@ -67,11 +67,11 @@ def measured(wrapper: list[str], *arguments: str) -> dict[str, float]:
     return answer
 
 
-async def at_once(door: Door, count: int) -> int:
+async def at_once(proxy: Proxy, count: int) -> int:
     """Open so many connections; how many answer an echo while all are open."""
 
     async def one() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await door.connect()
+        reader, writer = await proxy.connect()
         writer.write(f"CONNECT {ORIGIN}:22 HTTP/1.1\r\n\r\n".encode())
         await reader.readuntil(b"\r\n\r\n")
         await reader.readline()
@@ -96,7 +96,7 @@ def p99_ms(url: str, session: str, seconds: int) -> float:
     return float(found[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[found[2]]
 
 
-async def data_path(door: Door, folder: Path, seconds: int) -> None:
+async def data_path(proxy: Proxy, folder: Path, seconds: int) -> None:
     """Print p99 without and with a download at full rate, twice, taking turns."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -109,7 +109,7 @@ async def data_path(door: Door, folder: Path, seconds: int) -> None:
             without, beside = [], []
             for _ in range(2):
                 without.append(await asyncio.to_thread(p99_ms, url, session, seconds))
-                proxied = ["127.0.0.1", str(door.port), ORIGIN, "1", "100000000"]
+                proxied = ["127.0.0.1", str(proxy.port), ORIGIN, "1", "100000000"]
                 command = [sys.executable, "-m", "loadtest.egress_bench", "--measure", *proxied]
                 load = subprocess.Popen(command, stdout=subprocess.DEVNULL)
                 beside.append(await asyncio.to_thread(p99_ms, url, session, seconds))
@@ -121,11 +121,11 @@ async def data_path(door: Door, folder: Path, seconds: int) -> None:
     print(f"data path p99 at c=64: {alone:.2f} ms alone, {loaded:.2f} ms with egress, ratio {loaded / alone:.2f}")
 
 
-async def over_tls(door: Door, trust: str, host: str, path: str, rounds: int) -> tuple[list[float], float]:
+async def over_tls(proxy: Proxy, trust: str, host: str, path: str, rounds: int) -> tuple[list[float], float]:
     """Milliseconds of each GET on one connection, and MB/s of all."""
     times, received, began = [], 0, time.perf_counter()
     request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
-    async with door.secure(f"{host}:443", trust=trust) as (reader, writer):
+    async with proxy.secure(f"{host}:443", trust=trust) as (reader, writer):
         for _ in range(rounds):
             sent = time.perf_counter()
             writer.write(request)
@@ -149,10 +149,10 @@ async def where_tls_is_ended(world: Internet, rounds: int) -> None:
     cache = (world.folder / "cache", 1 << 30)
     gate = EgressGate(wrapper=world.enter, authority=world.folder / "authority", trusted=world.ca, cache=cache)
     trust = gate.bundle(time.time()).decode()
-    async with open_door(gate, ORIGIN) as passing, open_door(gate, ORIGIN, "pypi", secrets=secrets) as ended:
-        for name, door in (("TLS that passes", passing), ("TLS that is ended", ended)):
-            times, _ = await over_tls(door, trust, ORIGIN, "/x", rounds)
-            _, rate = await over_tls(door, trust, ORIGIN, "/bytes/100000000", 3)
+    async with open_proxy(gate, ORIGIN) as passing, open_proxy(gate, ORIGIN, "pypi", secrets=secrets) as ended:
+        for name, proxy in (("TLS that passes", passing), ("TLS that is ended", ended)):
+            times, _ = await over_tls(proxy, trust, ORIGIN, "/x", rounds)
+            _, rate = await over_tls(proxy, trust, ORIGIN, "/bytes/100000000", 3)
             p50, p99 = quantile(times, 0.5), quantile(times, 0.99)
             print(f"{name}: request p50 {p50:.2f} ms, p99 {p99:.2f} ms; {rate:.0f} MB/s")
         for name in ("its host", "the cache"):
@@ -165,18 +165,18 @@ async def run(options: argparse.Namespace, world: Internet) -> None:
     """All measurements."""
     gate = EgressGate(wrapper=world.enter)
     numbers = str(options.rounds), str(options.megabytes)
-    async with open_door(gate, ORIGIN, f"{ORIGIN}:22") as door:
-        await at_once(door, 1)
+    async with open_proxy(gate, ORIGIN, f"{ORIGIN}:22") as proxy:
+        await at_once(proxy, 1)
         enter = list(world.enter)
         direct = await asyncio.to_thread(measured, enter, PUBLIC, "0", "", *numbers)
-        through = await asyncio.to_thread(measured, [], "127.0.0.1", str(door.port), ORIGIN, *numbers)
+        through = await asyncio.to_thread(measured, [], "127.0.0.1", str(proxy.port), ORIGIN, *numbers)
         for name, found in (("direct", direct), ("egress", through)):
             p50, p99, rate = found["p50_ms"], found["p99_ms"], found["mb_s"]
             print(f"{name}: connect p50 {p50:.2f} ms, p99 {p99:.2f} ms; {rate:.0f} MB/s")
         print(f"connect p50 above direct: {through['p50_ms'] - direct['p50_ms']:.2f} ms")
-        print(f"at once: {await at_once(door, options.connections)} of {options.connections} connections echo")
+        print(f"at once: {await at_once(proxy, options.connections)} of {options.connections} connections echo")
         if options.seconds:
-            await data_path(door, world.folder, options.seconds)
+            await data_path(proxy, world.folder, options.seconds)
     await gate.aclose()
     await where_tls_is_ended(world, options.rounds)
 

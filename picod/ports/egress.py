@@ -1,4 +1,4 @@
-"""The door to the egress proxy: a listening socket on this sandbox's loopback, made here and handed to the gateway.
+"""The address of the egress proxy: a listening socket on this sandbox's loopback, made here and handed to the gateway.
 
 Only a process in the sandbox's network namespace can make it. From then on the gateway's egress service accepts what
 connects to it, and no byte of that passes through picod. Rejected: forwarding here to a unix socket of the service,

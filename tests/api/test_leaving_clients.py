@@ -22,9 +22,9 @@ CREATES = {
 }
 
 
-@pytest.mark.parametrize("door", CREATES)
+@pytest.mark.parametrize("operation", CREATES)
 @pytest.mark.parametrize("when", ["in the claim", "in the write"])
-async def test_client_that_leaves_during_a_create_leaves_no_session(tmp_path: Path, door: str, when: str) -> None:
+async def test_client_that_leaves_during_a_create_leaves_no_session(tmp_path: Path, operation: str, when: str) -> None:
     """During the cold start, or while the record is being written: sandbox and session are gone, nothing is counted."""
     provider = ScriptedProvider()
     async with served(tmp_path, provider) as gateway:
@@ -41,7 +41,7 @@ async def test_client_that_leaves_during_a_create_leaves_no_session(tmp_path: Pa
                 return await write(session)
 
             sessions.records.put = slow_write  # type: ignore[method-assign]
-        line, fields = CREATES[door]
+        line, fields = CREATES[operation]
         body = json.dumps(fields).encode()
         client = await gateway.connect()
         client.writer.write(

@@ -14,7 +14,7 @@ import pytest
 from gateway.core.model import SessionId
 from gateway.egress.gate import EgressGate
 from gateway.egress.log import Access, Outcome
-from tests.support.egress import Door, open_door
+from tests.support.egress import Proxy, open_proxy
 from tests.support.internet import METADATA, OTHER, OWN, PRIVATE, PUBLIC, Internet
 from tests.support.local_engine import KEY, execute, runtime, serving
 from tests.support.waiting import LIMIT_S, eventually
@@ -35,16 +35,16 @@ HOSTS = [
 
 
 @pytest.fixture
-async def anywhere(gate: EgressGate) -> AsyncIterator[Door]:
-    """A sandbox's door, with the widest policy that there is."""
-    async with open_door(gate, "any") as made:
+async def anywhere(gate: EgressGate) -> AsyncIterator[Proxy]:
+    """A sandbox's proxy, with the widest policy that there is."""
+    async with open_proxy(gate, "any") as made:
         yield made
 
 
 @pytest.fixture
-async def narrow(gate: EgressGate) -> AsyncIterator[Door]:
+async def narrow(gate: EgressGate) -> AsyncIterator[Proxy]:
     """With a policy of one name."""
-    async with open_door(gate, "origin.example.com", "origin.example.com:22") as made:
+    async with open_proxy(gate, "origin.example.com", "origin.example.com:22") as made:
         yield made
 
 
@@ -62,7 +62,7 @@ def other_hosts_asked(world: Internet) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("host", HOSTS)
-async def test_connect_to_what_no_policy_opens(world: Internet, anywhere: Door, host: str) -> None:
+async def test_connect_to_what_no_policy_opens(world: Internet, anywhere: Proxy, host: str) -> None:
     """Loopback, metadata, private and own addresses in every notation, by CONNECT and in absolute form."""
     before = len(closed_hosts_asked(world))
     tunnel = await anywhere.ask(f"CONNECT {host}:80 HTTP/1.1\r\n\r\n".encode())
@@ -73,7 +73,7 @@ async def test_connect_to_what_no_policy_opens(world: Internet, anywhere: Door, 
 
 
 @pytest.mark.parametrize("host", [each.strip("[]") for each in HOSTS])
-async def test_socks_to_what_no_policy_opens(world: Internet, anywhere: Door, host: str) -> None:
+async def test_socks_to_what_no_policy_opens(world: Internet, anywhere: Proxy, host: str) -> None:
     """The same over SOCKS5, as a name and, where it is one, as an address."""
     before = len(closed_hosts_asked(world))
     name = host.encode()
@@ -90,14 +90,14 @@ async def test_socks_to_what_no_policy_opens(world: Internet, anywhere: Door, ho
     assert len(closed_hosts_asked(world)) == before
 
 
-async def test_own_public_address_of_the_gateway_is_refused(anywhere: Door) -> None:
+async def test_own_public_address_of_the_gateway_is_refused(anywhere: Proxy) -> None:
     """What listens there is the gateway and its neighbours, not the world."""
     answer = await anywhere.ask(f"CONNECT {OWN}:80 HTTP/1.1\r\n\r\n".encode())
     assert b" 403 " in answer
     assert b"an address of the machine that the gateway runs on" in answer
 
 
-async def test_name_that_resolves_anew_each_time(world: Internet, anywhere: Door) -> None:
+async def test_name_that_resolves_anew_each_time(world: Internet, anywhere: Proxy) -> None:
     """Rebinding: 60 names whose answers change between open and closed addresses, each asked for twice."""
     before = len(world.requests())
     for number in range(60):
@@ -110,7 +110,7 @@ async def test_name_that_resolves_anew_each_time(world: Internet, anywhere: Door
 
 
 @pytest.mark.parametrize("name", ["third.example.net", "other.example.com", None, "origin.example.com.evil.net"])
-async def test_tls_for_another_name_than_was_asked_for(world: Internet, narrow: Door, name: str | None) -> None:
+async def test_tls_for_another_name_than_was_asked_for(world: Internet, narrow: Proxy, name: str | None) -> None:
     """A hello with another server name, or none, is answered with an alert; the origin does not see it."""
     before = len(world.requests())
     context = ssl.create_default_context(cafile=str(world.ca))
@@ -166,7 +166,7 @@ IN_TUNNEL = [
 
 @pytest.mark.parametrize("sent", SMUGGLED)
 @pytest.mark.parametrize("pause", [False, True])
-async def test_host_is_smuggled(world: Internet, narrow: Door, sent: bytes, pause: bool) -> None:
+async def test_host_is_smuggled(world: Internet, narrow: Proxy, sent: bytes, pause: bool) -> None:
     """Another Host than the URL's, twice a Host, a request behind a request; whole and in two pieces."""
     before = len(other_hosts_asked(world))
     await narrow.ask(sent, pieces=2 if pause else 1)
@@ -175,7 +175,7 @@ async def test_host_is_smuggled(world: Internet, narrow: Door, sent: bytes, paus
 
 @pytest.mark.parametrize("sent", IN_TUNNEL)
 @pytest.mark.parametrize("pieces", [1, 3])
-async def test_host_is_smuggled_through_a_tunnel(world: Internet, narrow: Door, sent: bytes, pieces: int) -> None:
+async def test_host_is_smuggled_through_a_tunnel(world: Internet, narrow: Proxy, sent: bytes, pieces: int) -> None:
     """The same in a tunnel to the port of HTTP in clear, by CONNECT and over SOCKS5."""
     before = len(other_hosts_asked(world))
     await narrow.ask(b"CONNECT origin.example.com:80 HTTP/1.1\r\n\r\n", then=sent, pieces=pieces)
@@ -190,19 +190,19 @@ async def test_host_is_smuggled_through_a_tunnel(world: Internet, narrow: Door, 
     [(2, b"\x01\x5d\xb8\xd8\x22\x00\x50"), (3, b"\x01\x00\x00\x00\x00\x00\x00"), (3, b"\x03\x07a.b.com\x00\x35"),
      (9, b"\x01\x5d\xb8\xd8\x22\x00\x50")],
 )  # fmt: skip
-async def test_udp_and_bind_are_refused_in_so_many_words(anywhere: Door, command: int, address: bytes) -> None:
+async def test_udp_and_bind_are_refused_in_so_many_words(anywhere: Proxy, command: int, address: bytes) -> None:
     """SOCKS5's code for a command that is not supported, with the widest policy."""
     answer = await anywhere.ask(b"\x05\x01\x00\x05" + bytes((command, 0)) + address)
     assert answer == b"\x05\x00" + b"\x05\x07\x00\x01\x00\x00\x00\x00\x00\x00"
 
 
 @pytest.mark.parametrize("target", ["8.8.8.8:53", "origin.example.com:53", "origin.example.com:853", f"{PUBLIC}:53"])
-async def test_dns_over_the_proxy(narrow: Door, target: str) -> None:
+async def test_dns_over_the_proxy(narrow: Proxy, target: str) -> None:
     """Neither to a server of one's own nor to the permitted host at DNS's ports."""
     assert b" 403 " in await narrow.ask(f"CONNECT {target} HTTP/1.1\r\n\r\n".encode())
 
 
-async def test_refused_name_is_not_resolved(world: Internet, narrow: Door) -> None:
+async def test_refused_name_is_not_resolved(world: Internet, narrow: Proxy) -> None:
     """A lookup would carry data out: names of another domain are refused without one."""
     answer = await narrow.ask(b"CONNECT c2VjcmV0.rebinding.example.com:443 HTTP/1.1\r\n\r\n")
     assert b"is not allowed" in answer
@@ -210,7 +210,7 @@ async def test_refused_name_is_not_resolved(world: Internet, narrow: Door) -> No
 
 
 async def _in_sandbox(gate: EgressGate, folder: Path, run: Callable[[Any], Awaitable[None]], *egress: str) -> None:
-    async with serving(folder, runtime(egress=egress), door=gate) as provider:
+    async with serving(folder, runtime(egress=egress), egress=gate) as provider:
         await run(await provider.claim(KEY, SessionId("one")))
 
 
@@ -250,11 +250,11 @@ async def test_environment_is_unset(world: Internet, gate: EgressGate, tmp_path:
 
 
 async def test_other_sandbox_is_not_reached(world: Internet, gate: EgressGate, tmp_path: Path) -> None:
-    """Two sandboxes, two policies: the same port in each is another door, and there is no path to any."""
+    """Two sandboxes, two policies: the same port in each is another proxy, and none is reached from outside."""
     narrow, wide = runtime(egress=("origin.example.com",)), runtime(
         egress=("any",), key=type(KEY)("default", "wide")
     )  # fmt: skip
-    async with serving(tmp_path, narrow, wide, door=gate) as provider:
+    async with serving(tmp_path, narrow, wide, egress=gate) as provider:
         one = await provider.claim(narrow.key, SessionId("one"))
         two = await provider.claim(wide.key, SessionId("two"))
         url = "http://other.example.com/"
@@ -280,7 +280,7 @@ async def test_sandbox_that_leaves_requests_unfinished_keeps_no_other_waiting(
     world: Internet, gate: EgressGate
 ) -> None:
     """With more connections than it may have, none of them going on; its own are over with its end."""
-    async with open_door(gate, "any") as greedy, open_door(gate, "any", session="two") as other:
+    async with open_proxy(gate, "any") as greedy, open_proxy(gate, "any", session="two") as other:
         held: list[asyncio.StreamWriter] = []
         try:
             for number in range(600):

@@ -17,7 +17,7 @@ from gateway.egress.authority import Authority, ensure_authority
 from gateway.egress.credentials import placeholder_of
 from gateway.egress.gate import EgressGate
 from gateway.egress.log import Access, Outcome
-from tests.support.egress import Door, open_door
+from tests.support.egress import Proxy, open_proxy
 from tests.support.internet import Internet
 from tests.support.waiting import eventually
 
@@ -31,11 +31,11 @@ WORLD = ("any", "origin.example.com:*")
 
 
 @pytest.fixture
-async def door(gate: EgressGate, tmp_path: Path) -> AsyncIterator[Door]:
+async def proxy(gate: EgressGate, tmp_path: Path) -> AsyncIterator[Proxy]:
     """A sandbox that may reach everything, and whose requests to one host get a key."""
     (tmp_path / "key").write_text(VALUE + "\n")
     secrets = (Secret("KEY", (HOST,), "header", "X-Key", file=str(tmp_path / "key")),)
-    async with open_door(gate, *WORLD, runtime=RUNTIME, secrets=secrets) as made:
+    async with open_proxy(gate, *WORLD, runtime=RUNTIME, secrets=secrets) as made:
         yield made
 
 
@@ -56,13 +56,13 @@ def ended(answer: bytes) -> bytes:
     return answer.partition(b"\r\n")[0]
 
 
-async def test_origin_gets_the_value_and_code_does_not(world: Internet, gate: EgressGate, door: Door) -> None:
+async def test_origin_gets_the_value_and_code_does_not(world: Internet, gate: EgressGate, proxy: Proxy) -> None:
     """Three requests on one connection, with a body and chunks: each has the key at the origin, no answer has it."""
     before = len(world.requests())
     lines: list[Access] = []
     gate.on_line(lines.append)
     trust = gate.bundle(time.time()).decode()
-    answer = await door.fetch(
+    answer = await proxy.fetch(
         f"{HOST}:443",
         request(more=f"X-Key: own\r\nX-Other: {HOLDER}\r\nAccept-Encoding: gzip\r\n"),
         request("/y", "POST", more="Content-Length: 5\r\n", body="hello"),
@@ -85,22 +85,22 @@ async def test_origin_gets_the_value_and_code_does_not(world: Internet, gate: Eg
 
 
 async def test_certificate_is_of_the_host_and_of_this_gateway_alone(
-    gate: EgressGate, door: Door, tmp_path: Path
+    gate: EgressGate, proxy: Proxy, tmp_path: Path
 ) -> None:
     """Good by the bundle of sandboxes; not by the machine's authorities. Other hosts keep their own."""
     trust = gate.bundle(time.time()).decode()
-    async with door.secure(f"{HOST}:443", trust=trust) as (_, writer):
+    async with proxy.secure(f"{HOST}:443", trust=trust) as (_, writer):
         made = x509.load_der_x509_certificate(writer.get_extra_info("ssl_object").getpeercert(binary_form=True))
         names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         assert names.get_values_for_type(x509.DNSName) == [HOST]
         assert (made.not_valid_after_utc - made.not_valid_before_utc).days <= 8
         assert "Wakegate egress" in made.issuer.rfc4514_string()
         assert writer.get_extra_info("ssl_object").selected_alpn_protocol() is None
-    async with door.secure("other.example.com:443", trust=trust) as (_, writer):
+    async with proxy.secure("other.example.com:443", trust=trust) as (_, writer):
         other = x509.load_der_x509_certificate(writer.get_extra_info("ssl_object").getpeercert(binary_form=True))
         assert "Wakegate" not in other.issuer.rfc4514_string()
     with pytest.raises(ssl.SSLCertVerificationError):
-        async with door.secure(f"{HOST}:443", trust=ensure_authority(tmp_path / "stranger", time.time()).decode()):
+        async with proxy.secure(f"{HOST}:443", trust=ensure_authority(tmp_path / "stranger", time.time()).decode()):
             pass
 
 
@@ -150,10 +150,10 @@ SMUGGLED = {
 
 @pytest.mark.parametrize("sent", SMUGGLED.values(), ids=SMUGGLED)
 @pytest.mark.parametrize("pieces", [1, 4])
-async def test_ambiguous_request_is_not_passed_on(world: Internet, door: Door, sent: bytes, pieces: int) -> None:
+async def test_ambiguous_request_is_not_passed_on(world: Internet, proxy: Proxy, sent: bytes, pieces: int) -> None:
     """None of it reaches an origin, with a credential or without; a good request behind it does not either."""
     before = len(world.requests())
-    answer = await door.fetch(f"{HOST}:443", sent + request("/after"), pieces=pieces)
+    answer = await proxy.fetch(f"{HOST}:443", sent + request("/after"), pieces=pieces)
     seen = world.requests()[before:]
     if sent:
         assert not [each for each in seen if each["path"] != "/x"], seen
@@ -165,64 +165,64 @@ async def test_ambiguous_request_is_not_passed_on(world: Internet, door: Door, s
 @pytest.mark.parametrize(
     "first", [b"GET / HTTP/1.1\r\nHost: origin.example.com\r\n\r\n", b"SSH-2.0-x\r\n", b"\0\1\2", b"PRI *"]
 )
-async def test_only_tls_goes_where_tls_is_ended(world: Internet, door: Door, first: bytes) -> None:
+async def test_only_tls_goes_where_tls_is_ended(world: Internet, proxy: Proxy, first: bytes) -> None:
     before = len(world.requests())
-    assert await door.ask(f"CONNECT {HOST}:443 HTTP/1.1\r\n\r\n".encode(), then=first) == (
+    assert await proxy.ask(f"CONNECT {HOST}:443 HTTP/1.1\r\n\r\n".encode(), then=first) == (
         b"HTTP/1.1 200 Connection established\r\n\r\n"
     )
     assert len(world.requests()) == before
 
 
 @pytest.mark.parametrize("name", ["other.example.com", "", "origin.example.com.evil.net"])
-async def test_hello_for_another_host_gets_no_certificate(world: Internet, door: Door, name: str) -> None:
+async def test_hello_for_another_host_gets_no_certificate(world: Internet, proxy: Proxy, name: str) -> None:
     """SNI that differs from the name of CONNECT; by its address the host is another one, which gets no key."""
     before = len(world.requests())
     with pytest.raises((ssl.SSLError, ConnectionError)):
-        async with door.secure(f"{HOST}:443", name=name):
+        async with proxy.secure(f"{HOST}:443", name=name):
             pass
-    await door.fetch("93.184.216.34:443", request(more="Connection: close\r\n"))
+    await proxy.fetch("93.184.216.34:443", request(more="Connection: close\r\n"))
     assert values_seen(world, before) == []
 
 
-async def test_redirect_does_not_carry_the_credential(world: Internet, door: Door) -> None:
+async def test_redirect_does_not_carry_the_credential(world: Internet, proxy: Proxy) -> None:
     """A client that follows sends its placeholder to the other host, which gets just that."""
     before = len(world.requests())
-    answer = await door.fetch(
+    answer = await proxy.fetch(
         f"{HOST}:443", request("/redirect?https://other.example.com/got", more="Connection: close\r\n")
     )
     assert b"302" in ended(answer)
     followed = request("/got", host="other.example.com", more=f"X-Key: {HOLDER}\r\nConnection: close\r\n")
-    assert b"200" in ended(await door.fetch("other.example.com:443", followed))
+    assert b"200" in ended(await proxy.fetch("other.example.com:443", followed))
     seen = world.requests()[before:]
     assert [each["path"] for each in values_seen(world, before)] == ["/redirect?https://other.example.com/got"]
     assert fields_of(seen[-1], "x-key") == [HOLDER]
 
 
-async def test_placeholder_means_nothing_elsewhere(world: Internet, door: Door) -> None:
+async def test_placeholder_means_nothing_elsewhere(world: Internet, proxy: Proxy) -> None:
     """In the URL and the body to the host itself, in all of a request to another one, and in clear."""
     before = len(world.requests())
     sent = request(f"/{HOLDER}?k={HOLDER}", "POST", more="Content-Length: 40\r\nConnection: close\r\n", body=HOLDER)
-    answer = await door.fetch(f"{HOST}:443", sent)
+    answer = await proxy.fetch(f"{HOST}:443", sent)
     assert VALUE.encode() not in answer
     assert world.requests()[-1]["path"] == f"/{HOLDER}?k={HOLDER}"
     other = sent.replace(HOST.encode(), b"other.example.com")
-    await door.fetch("other.example.com:443", other)
+    await proxy.fetch("other.example.com:443", other)
     plain = f"GET http://{HOST}/{HOLDER} HTTP/1.1\r\nHost: {HOST}\r\nX-Key: {HOLDER}\r\n\r\n"
-    await door.ask(plain.encode())
+    await proxy.ask(plain.encode())
     assert [each["port"] for each in values_seen(world, before)] == [443]
     assert len(world.requests()) == before + 3
 
 
 async def test_placeholder_of_another_sessions_runtime_means_nothing(
-    world: Internet, gate: EgressGate, door: Door
+    world: Internet, gate: EgressGate, proxy: Proxy
 ) -> None:
     """A session without a secret, or with another of the same name, sends the first one's placeholder."""
     before = len(world.requests())
     sent = request(more=f"X-Key: {HOLDER}\r\nConnection: close\r\n")
-    async with open_door(gate, *WORLD, session="two", runtime="code-interpreters/default/two") as plain:
+    async with open_proxy(gate, *WORLD, session="two", runtime="code-interpreters/default/two") as plain:
         await plain.fetch(f"{HOST}:443", sent)
     secrets = (Secret("KEY", (HOST,), env="HOME_OF_TESTS"),)
-    async with open_door(
+    async with open_proxy(
         gate, *WORLD, session="three", runtime="code-interpreters/default/three", secrets=secrets
     ) as unread:
         assert b"502" in ended(await unread.fetch(f"{HOST}:443", sent))
@@ -238,25 +238,25 @@ async def test_origin_that_cannot_prove_itself_gets_nothing(
     before = len(world.requests())
     (tmp_path / "key").write_text(VALUE)
     secrets = (Secret("KEY", (f"{HOST}:{port}",), "bearer", file=str(tmp_path / "key")),)
-    async with open_door(gate, *WORLD, runtime=RUNTIME, secrets=secrets) as made:
+    async with open_proxy(gate, *WORLD, runtime=RUNTIME, secrets=secrets) as made:
         answer = await made.fetch(f"{HOST}:{port}", request(host=f"{HOST}:{port}"))
         assert b"502" in ended(answer), answer
         assert reason in answer
     assert len(world.requests()) == before
 
 
-async def test_answer_that_cannot_be_looked_at_is_not_passed_on(world: Internet, door: Door) -> None:
+async def test_answer_that_cannot_be_looked_at_is_not_passed_on(world: Internet, proxy: Proxy) -> None:
     """Compressed although it was asked not to be."""
     before = len(world.requests())
-    answer = await door.fetch(f"{HOST}:443", request("/gzip"))
+    answer = await proxy.fetch(f"{HOST}:443", request("/gzip"))
     assert answer == b""
     assert len(values_seen(world, before)) == 1
 
 
-async def test_websocket_passes_and_is_masked(world: Internet, door: Door) -> None:
+async def test_websocket_passes_and_is_masked(world: Internet, proxy: Proxy) -> None:
     """After the change of protocol bytes go both ways; what the server says is still looked at. h2c is not offered."""
     more = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Extensions: permessage-deflate\r\n"
-    async with door.secure(f"{HOST}:443") as (reader, writer):
+    async with proxy.secure(f"{HOST}:443") as (reader, writer):
         writer.write(request("/switch", more=more))
         assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
         writer.write(b"one")
@@ -264,7 +264,7 @@ async def test_websocket_passes_and_is_masked(world: Internet, door: Door) -> No
         writer.write(b"two " + VALUE.encode())
         assert await reader.readexactly(4 + len(VALUE)) == b"two " + b"*" * len(VALUE)
     assert not fields_of(world.requests()[-1], "sec-websocket-extensions")
-    await door.fetch(
+    await proxy.fetch(
         f"{HOST}:443", request(more="Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n")
     )
     assert not fields_of(world.requests()[-1], "upgrade")
@@ -276,7 +276,7 @@ async def test_methods_and_paths_bound_https(world: Internet, gate: EgressGate) 
     before = len(world.requests())
     lines: list[Access] = []
     gate.on_line(lines.append)
-    async with open_door(gate, entry) as made:
+    async with open_proxy(gate, entry) as made:
         good = request("/public/a", more="X-A: b\r\n")
         for wrong in (request("/private"), request("/public/../private"), request("/public/%2e%2e/private"),
                       request("/public/a", "POST", more="Content-Length: 0\r\n"), request("*", "OPTIONS")):  # fmt: skip
@@ -289,9 +289,9 @@ async def test_methods_and_paths_bound_https(world: Internet, gate: EgressGate) 
     assert "/private" in "".join(line.reason for line in lines)
 
 
-async def test_large_bodies_go_whole_both_ways(world: Internet, door: Door) -> None:
+async def test_large_bodies_go_whole_both_ways(world: Internet, proxy: Proxy) -> None:
     """20 MB down and 5 MB up, through both ends of TLS."""
-    async with door.secure(f"{HOST}:443") as (reader, writer):
+    async with proxy.secure(f"{HOST}:443") as (reader, writer):
         writer.write(request("/bytes/20000000"))
         await reader.readuntil(b"\r\n\r\n")
         assert len(await reader.readexactly(20_000_000)) == 20_000_000

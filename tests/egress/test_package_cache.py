@@ -17,7 +17,7 @@ from gateway.core.model import Limits, SessionId
 from gateway.egress.gate import EgressGate
 from gateway.egress.log import Access, Outcome
 from gateway.egress.package_cache import PackageCache
-from tests.support.egress import open_door
+from tests.support.egress import open_proxy
 from tests.support.internet import OTHER, Internet
 from tests.support.local_engine import KEY, execute, runtime, serving
 from tests.support.waiting import eventually
@@ -172,7 +172,7 @@ async def test_second_pip_install_takes_the_wheel_from_the_cache(
     cached_gate.on_line(lines.append)
     cached_gate.on_cache(lambda *numbers: counted.append(numbers))
     offered = runtime(egress=("pypi",), limits=Limits(processes=128))
-    async with serving(tmp_path, offered, door=cached_gate) as provider:
+    async with serving(tmp_path, offered, egress=cached_gate) as provider:
         for number in range(3):
             sandbox = await provider.claim(KEY, SessionId(f"s{number}"))
             done = await execute(
@@ -209,7 +209,7 @@ async def test_requests_of_a_sandbox_shape_nothing_that_others_get(
     """The origin hears the URL alone; what asks for something of its own is neither kept nor found in the cache."""
     path = "/packages/other/poison-1.0.tar.gz"
     headers = "X-Forwarded-Host: evil.example.net\r\nX-Original-URL: /evil\r\nUser-Agent: x\r\nX-Poison: 1\r\n"
-    async with open_door(cached_gate, "pypi", session="evil") as evil, open_door(cached_gate, "pypi") as good:
+    async with open_proxy(cached_gate, "pypi", session="evil") as evil, open_proxy(cached_gate, "pypi") as good:
         for own in (
             asked(path, "Range: bytes=0-2\r\n"), asked(path, "Authorization: x\r\n"), asked(path, "Cookie: a=b\r\n"),
             asked(path, "If-None-Match: x\r\n"), asked(path + "?a=b"), asked(path.replace("poison", "%70oison")),
@@ -234,12 +234,12 @@ async def test_only_the_preset_ends_tls_to_the_index(world: Internet, index: str
     """`any`, or the name, leave its TLS alone; a session's narrower policy still bounds what the cache answers."""
     ca = world.ca.read_text()
     for entry in ("any", HOST):
-        async with open_door(cached_gate, entry) as door, door.secure(f"{HOST}:443", trust=ca):
+        async with open_proxy(cached_gate, entry) as proxy, proxy.secure(f"{HOST}:443", trust=ca):
             pass
-    async with open_door(cached_gate, "pypi") as door:
-        assert b"200" in await door.fetch(f"{HOST}:443", asked(index))
-    async with open_door(cached_gate, "origin.example.com") as door:
-        assert b" 403 " in await door.ask(f"CONNECT {HOST}:443 HTTP/1.1\r\n\r\n".encode())
+    async with open_proxy(cached_gate, "pypi") as proxy:
+        assert b"200" in await proxy.fetch(f"{HOST}:443", asked(index))
+    async with open_proxy(cached_gate, "origin.example.com") as proxy:
+        assert b" 403 " in await proxy.ask(f"CONNECT {HOST}:443 HTTP/1.1\r\n\r\n".encode())
 
 
 @pytest.mark.processes
@@ -247,12 +247,12 @@ async def test_download_that_breaks_off_is_not_kept(world: Internet, index: str,
     """A client that leaves in the middle, and many at once for one file: each gets it whole."""
     large = world.files / "packages" / "large-1.0.zip"
     large.write_bytes(b"0123456789" * 200_000)
-    async with open_door(cached_gate, "pypi") as door:
-        async with door.secure(f"{HOST}:443") as (reader, writer):
+    async with open_proxy(cached_gate, "pypi") as proxy:
+        async with proxy.secure(f"{HOST}:443") as (reader, writer):
             writer.write(asked("/packages/large-1.0.zip"))
             await reader.readexactly(1000)
         answers = await asyncio.gather(
-            *(door.fetch(f"{HOST}:443", asked("/packages/large-1.0.zip", "Connection: close\r\n")) for _ in range(8))
+            *(proxy.fetch(f"{HOST}:443", asked("/packages/large-1.0.zip", "Connection: close\r\n")) for _ in range(8))
         )
     assert all(answer.endswith(b"0123456789" * 200_000) for answer in answers)
     assert OTHER in {each["address"] for each in world.requests()}

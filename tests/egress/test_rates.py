@@ -11,7 +11,7 @@ from gateway.core.model import Secret
 from gateway.egress.gate import EgressGate
 from gateway.egress.limits import Account
 from gateway.egress.policy import Limits
-from tests.support.egress import open_door
+from tests.support.egress import open_proxy
 
 HOST = "origin.example.com"
 
@@ -38,10 +38,10 @@ async def test_downloads_wait_for_their_rate(gate: EgressGate, tmp_path: Path, e
     (tmp_path / "key").write_text("sk-0123456789")
     secrets = (Secret("KEY", (HOST,), "bearer", file=str(tmp_path / "key")),) if ended else ()
     loop = asyncio.get_running_loop()
-    async with open_door(gate, HOST, limits=Limits(rate=1_000_000), secrets=secrets) as door:
+    async with open_proxy(gate, HOST, limits=Limits(rate=1_000_000), secrets=secrets) as proxy:
 
         async def download() -> int:
-            async with door.secure(f"{HOST}:443") as (reader, writer):
+            async with proxy.secure(f"{HOST}:443") as (reader, writer):
                 writer.write(f"GET /bytes/1500000 HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
                 await reader.readuntil(b"\r\n\r\n")
                 return len(await reader.readexactly(1_500_000))

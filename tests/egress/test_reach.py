@@ -26,7 +26,7 @@ async def test_named_host_is_reached_and_another_is_refused_at_once(gate: Egress
     """curl without any option of its own; the refusal says which setting allows it, and both are in the log."""
     lines: list[Access] = []
     gate.on_line(lines.append)
-    async with serving(tmp_path, runtime(egress=("origin.example.com",)), door=gate) as provider:
+    async with serving(tmp_path, runtime(egress=("origin.example.com",)), egress=gate) as provider:
         sandbox = await provider.claim(KEY, SessionId("one"))
 
         reached = await curl(sandbox, "http://origin.example.com/hello")

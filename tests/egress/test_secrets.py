@@ -231,7 +231,7 @@ async def test_ordinary_tools_trust_the_gateway_by_themselves(
         ".end();"
     )
     before = len(world.requests())
-    async with serving(tmp_path, offered, door=gate) as provider:
+    async with serving(tmp_path, offered, egress=gate) as provider:
         sandbox = await provider.claim(KEY, SessionId("one"))
         assert (await python(sandbox, code)).split() == ["200", "200", "200"]
         done = await execute(sandbox, "sh", "-c", f"curl -sS {ORIGIN}/curl; git ls-remote {ORIGIN}/git")
@@ -251,7 +251,7 @@ async def test_new_value_of_a_file_counts_for_the_next_sandbox(
     secrets = (Secret("API_KEY", ("origin.example.com",), "bearer", file=str(tmp_path / "key")),)
     offered = runtime(egress=("origin.example.com",), secrets=secrets)
     before, began = len(world.requests()), time.monotonic()
-    async with serving(tmp_path, offered, door=gate) as provider:
+    async with serving(tmp_path, offered, egress=gate) as provider:
         for session, value in (("one", VALUE), ("two", VALUE[::-1])):
             (tmp_path / "key").write_text(value)
             sandbox = await provider.claim(KEY, SessionId(session))

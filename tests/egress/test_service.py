@@ -18,7 +18,7 @@ from gateway.egress.log import Access, Outcome
 from gateway.egress.notation import Grant
 from gateway.egress.policy import Limits
 from gateway.egress.records import SessionEgress
-from tests.support.egress import Door, open_door
+from tests.support.egress import Proxy, open_proxy
 from tests.support.internet import Internet
 from tests.support.waiting import eventually, wait_until
 
@@ -28,17 +28,17 @@ GET = b"GET http://origin.example.com/%b HTTP/1.1\r\nHost: origin.example.com\r\
 
 
 async def tunnel(
-    door: Door, target: str = "origin.example.com:80"
+    proxy: Proxy, target: str = "origin.example.com:80"
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    reader, writer = await door.connect()
+    reader, writer = await proxy.connect()
     writer.write(f"CONNECT {target} HTTP/1.1\r\n\r\n".encode())
     assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
     return reader, writer
 
 
-async def download(door: Door, count: int) -> int:
+async def download(proxy: Proxy, count: int) -> int:
     """How many bytes of so many came."""
-    reader, writer = await door.connect()
+    reader, writer = await proxy.connect()
     writer.write(GET % f"bytes/{count}".encode())
     seen = 0
     with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -59,14 +59,14 @@ async def records_of(gate: EgressGate, session: str) -> SessionEgress:
 
 async def test_large_bodies_go_whole_both_ways(gate: EgressGate) -> None:
     """64 MB down in four streams at once, and up by length and in chunks."""
-    async with open_door(gate, "origin.example.com") as door:
-        assert await asyncio.gather(*(download(door, 16_000_000) for _ in range(4))) == [16_000_000] * 4
+    async with open_proxy(gate, "origin.example.com") as proxy:
+        assert await asyncio.gather(*(download(proxy, 16_000_000) for _ in range(4))) == [16_000_000] * 4
         body = b"x" * 5_000_000
         head = b"POST http://origin.example.com/u HTTP/1.1\r\nHost: origin.example.com\r\n"
-        answer = await door.ask(head + b"Content-Length: 5000000\r\n\r\n" + body)
+        answer = await proxy.ask(head + b"Content-Length: 5000000\r\n\r\n" + body)
         assert b'"body": 5000000' in answer
         chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:1], body[:70000], body[:1000000]))
-        answer = await door.ask(head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
+        answer = await proxy.ask(head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
         assert b'"body": 1070001' in answer
         found = await records_of(gate, "one")
         await eventually(lambda: found.down > 64_000_000 and found.up > 6_000_000, "bytes are counted")
@@ -74,8 +74,8 @@ async def test_large_bodies_go_whole_both_ways(gate: EgressGate) -> None:
 
 async def test_server_may_speak_first(gate: EgressGate) -> None:
     """SSH's greeting comes before the client has said anything; what it says then is passed on."""
-    async with open_door(gate, "origin.example.com:22") as door:
-        reader, writer = await tunnel(door, "origin.example.com:22")
+    async with open_proxy(gate, "origin.example.com:22") as proxy:
+        reader, writer = await tunnel(proxy, "origin.example.com:22")
         assert await reader.readline() == b"SSH-2.0-origin\r\n"
         writer.write(b"SSH-2.0-client\r\n")
         assert await reader.readline() == b"SSH-2.0-client\r\n"
@@ -85,15 +85,15 @@ async def test_server_may_speak_first(gate: EgressGate) -> None:
 
 
 async def test_connections_beyond_the_limit_are_refused(gate: EgressGate) -> None:
-    async with open_door(gate, "origin.example.com:22", limits=Limits(connections=3)) as door:
-        held = [await tunnel(door, "origin.example.com:22") for _ in range(3)]
-        answer = await door.ask(b"CONNECT origin.example.com:22 HTTP/1.1\r\n\r\n")
+    async with open_proxy(gate, "origin.example.com:22", limits=Limits(connections=3)) as proxy:
+        held = [await tunnel(proxy, "origin.example.com:22") for _ in range(3)]
+        answer = await proxy.ask(b"CONNECT origin.example.com:22 HTTP/1.1\r\n\r\n")
         assert b" 403 " in answer
         assert b"spec.wakegate.egressLimits" in answer
         held[0][1].close()
 
         async def again() -> bool:
-            return b" 200 " in await door.ask(b"CONNECT origin.example.com:22 HTTP/1.1\r\n\r\n")
+            return b" 200 " in await proxy.ask(b"CONNECT origin.example.com:22 HTTP/1.1\r\n\r\n")
 
         await eventually(again, "the place of one that left is free")
         for _, writer in held:
@@ -103,27 +103,27 @@ async def test_connections_beyond_the_limit_are_refused(gate: EgressGate) -> Non
 async def test_bytes_beyond_the_limit_end_the_connection(gate: EgressGate) -> None:
     lines: list[Access] = []
     gate.on_line(lines.append)
-    async with open_door(gate, "origin.example.com", limits=Limits(bytes=2_000_000)) as door:
-        assert await download(door, 50_000_000) < 4_000_000
-        assert b" 403 " in await door.ask(GET % b"x")
+    async with open_proxy(gate, "origin.example.com", limits=Limits(bytes=2_000_000)) as proxy:
+        assert await download(proxy, 50_000_000) < 4_000_000
+        assert b" 403 " in await proxy.ask(GET % b"x")
         await eventually(lambda: lines and lines[-1].outcome is Outcome.REFUSED, "both are in the log")
     assert [line.outcome for line in lines] == [Outcome.OPEN, Outcome.CUT, Outcome.REFUSED]
 
 
 async def test_another_session_gets_another_policy_and_no_connection_of_the_last(gate: EgressGate) -> None:
     """As when a warm sandbox is claimed; a narrower policy for the same session leaves its connections open."""
-    async with open_door(gate, "any", session="") as door:
-        name = f"sb-{door.port}"
-        reader, writer = await tunnel(door, "origin.example.com:22")
+    async with open_proxy(gate, "any", session="") as proxy:
+        name = f"sb-{proxy.port}"
+        reader, writer = await tunnel(proxy, "origin.example.com:22")
         assert await reader.readline() == b"SSH-2.0-origin\r\n"
         gate.bind(name, Grant("two", "acme", (("the setting", ("origin.example.com:22",)),), Limits()))
         assert await reader.read() == b""
         writer.close()
-        assert b" 403 " in await door.ask(b"CONNECT other.example.com:22 HTTP/1.1\r\n\r\n")
-        reader, writer = await tunnel(door, "origin.example.com:22")
+        assert b" 403 " in await proxy.ask(b"CONNECT other.example.com:22 HTTP/1.1\r\n\r\n")
+        reader, writer = await tunnel(proxy, "origin.example.com:22")
         assert await reader.readline() == b"SSH-2.0-origin\r\n"
         gate.bind(name, Grant("two", "acme", (("the setting", ()),), Limits()))
-        assert b" 403 " in await door.ask(b"CONNECT origin.example.com:22 HTTP/1.1\r\n\r\n")
+        assert b" 403 " in await proxy.ask(b"CONNECT origin.example.com:22 HTTP/1.1\r\n\r\n")
         writer.write(b"still\n")
         assert await reader.readline() == b"still\n"
         writer.close()
@@ -132,8 +132,8 @@ async def test_another_session_gets_another_policy_and_no_connection_of_the_last
 
 
 async def test_end_of_a_sandbox_closes_its_connections(gate: EgressGate) -> None:
-    async with open_door(gate, "origin.example.com:22") as door:
-        reader, writer = await tunnel(door, "origin.example.com:22")
+    async with open_proxy(gate, "origin.example.com:22") as proxy:
+        reader, writer = await tunnel(proxy, "origin.example.com:22")
         assert await reader.readline() == b"SSH-2.0-origin\r\n"
     assert await reader.read() == b""
     writer.close()
@@ -145,14 +145,14 @@ async def test_killed_service_is_replaced_by_one_that_knows_as_much(gate: Egress
     """kill -9 under load, five times: transfers break, the log says so, and new connections just wait a moment."""
     restarts = []
     gate.on_restart(lambda: restarts.append(1))
-    async with open_door(gate, "origin.example.com") as door, open_door(gate, session="none") as closed:
+    async with open_proxy(gate, "origin.example.com") as proxy, open_proxy(gate, session="none") as closed:
         for _ in range(5):
-            loads = [asyncio.create_task(download(door, 10_000_000_000)) for _ in range(5)]
+            loads = [asyncio.create_task(download(proxy, 10_000_000_000)) for _ in range(5)]
             await eventually(lambda: (made := gate.records.of("one")) is not None and len(made.open) == 5, "they run")
             assert gate.pid is not None
             os.kill(gate.pid, signal.SIGKILL)
             assert all(0 <= seen < 10_000_000_000 for seen in await asyncio.gather(*loads))
-            assert await download(door, 1000) == 1000  # made while there is no service, it may be
+            assert await download(proxy, 1000) == 1000  # made while there is no service, it may be
             assert b" 403 " in await closed.ask(GET % b"x")
             await eventually(lambda: not gate.records.open(), "what was cut is closed in the log")
     found = await records_of(gate, "one")
@@ -188,11 +188,11 @@ def test_service_ends_with_its_gateway(tmp_path: Path) -> None:
 
 async def test_flood_of_refusals_is_counted_where_it_is_not_listed(world: Internet, gate: EgressGate) -> None:
     """A sandbox that asks 600 times at once fills neither the log nor the gateway; every request is answered."""
-    async with open_door(gate) as door:
+    async with open_proxy(gate) as proxy:
 
         async def answer() -> bytes:
             """To its end, which comes with it: 600 at once take what the machine takes."""
-            reader, writer = await door.connect()
+            reader, writer = await proxy.connect()
             writer.write(GET % b"x")
             try:
                 return await reader.read()
@@ -201,7 +201,7 @@ async def test_flood_of_refusals_is_counted_where_it_is_not_listed(world: Intern
 
         answers = await asyncio.gather(*(answer() for _ in range(600)))
         assert all(b" 403 " in answer for answer in answers)
-        assert b" 403 " in await door.ask(GET % b"x")
+        assert b" 403 " in await proxy.ask(GET % b"x")
         found = await records_of(gate, "one")
         await eventually(lambda: len(found.ended) >= 200, "the first have lines")
         assert len(found.ended) < 400

@@ -94,7 +94,7 @@ async def sandbox(world: Internet, gate: EgressGate, packages: None, tmp_path: P
         },
         limits=Limits(processes=128),
     )
-    async with serving(tmp_path, made, door=gate) as provider:
+    async with serving(tmp_path, made, egress=gate) as provider:
         claimed = await provider.claim(KEY, SessionId("one"))
         folder = provider.workspace(claimed.id)
         assert folder is not None
@@ -188,7 +188,7 @@ async def test_socks_resolves_names_outside(sandbox: Sandbox) -> None:
 
 async def test_runtime_without_egress_has_no_proxy(gate: EgressGate, tmp_path: Path) -> None:
     """Nothing listens, nothing is set, and pip answers at once that there is no network."""
-    async with serving(tmp_path, runtime(), door=gate) as provider:
+    async with serving(tmp_path, runtime(), egress=gate) as provider:
         sandbox = await provider.claim(KEY, SessionId("one"))
         done = await shell(sandbox, "env | grep -ci proxy; cat /proc/net/tcp | wc -l; pip install tiny")
         assert done["stdout"].split()[:2] == ["0", "1"], done

@@ -52,14 +52,14 @@ def leave_during(server: Server, session: str) -> None:
         httpx.post(f"{server.url}/api/execute", json=body, headers={"x-session-id": session}, timeout=0.5)
 
 
-def ask(server: Server, session: str, door: str) -> httpx.Response:
+def ask(server: Server, session: str, operation: str) -> httpx.Response:
     """One request on the session as a container."""
-    if door == "calls":
+    if operation == "calls":
         call = {"id": "call_1", "type": "function", "function": {"name": "run_shell", "arguments": '{"command": "ls"}'}}
         body = {"tool_calls": [call]}
         return server.client.post("/v1/tool_calls", json=body, headers={"x-session-id": session})
-    path = f"files/{file_id('note')}/content" if door == "content" else door
-    if door == "absent":
+    path = f"files/{file_id('note')}/content" if operation == "content" else operation
+    if operation == "absent":
         path = f"files/{file_id('absent')}"
     return server.client.get(f"/v1/containers/{session}/{path}")
 
@@ -124,14 +124,14 @@ def test_loss_is_reported_in_a_tool_result_over_mcp_once(tmp_path: Path) -> None
         assert "x-wakegate-restored" not in server.run(session, "true").headers
 
 
-@pytest.mark.parametrize("door", ["files", "absent", "content", "calls"])
-def test_loss_is_reported_by_every_answer_on_a_container_once(tmp_path: Path, door: str) -> None:
+@pytest.mark.parametrize("operation", ["files", "absent", "content", "calls"])
+def test_loss_is_reported_by_every_answer_on_a_container_once(tmp_path: Path, operation: str) -> None:
     """Lists, errors, downloads and tool calls alike."""
     with serve(tmp_path / "state", "--warm-pool", "1") as server:
         session = server.session()
         lose_sandbox(server, tmp_path / "state", session)
-        assert "x-wakegate-restored" in ask(server, session, door).headers
-        wait_until(lambda: "x-wakegate-restored" not in ask(server, session, door).headers, "it was told")
+        assert "x-wakegate-restored" in ask(server, session, operation).headers
+        wait_until(lambda: "x-wakegate-restored" not in ask(server, session, operation).headers, "it was told")
         assert "x-wakegate-restored" not in server.run(session, "true").headers
 
 

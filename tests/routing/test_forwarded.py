@@ -64,7 +64,7 @@ async def test_forwarding_fields_of_untrusted_senders_are_overwritten(open_gatew
 
 
 async def test_origin_is_compared_with_the_host_that_a_trusted_proxy_names(open_gateway: OpenScripted) -> None:
-    """Behind a proxy that rewrites Host the gateway's own pages are known; a spoofed host opens no door."""
+    """Behind a proxy that rewrites Host the gateway's own pages are known; a spoofed host permits nothing."""
     page = "origin: https://gate.example\nx-forwarded-host: gate.example\nx-forwarded-proto: https\n"
     for setting, status in ((LOOPBACK, 200), ("10.0.0.0/8", 403)):
         gateway, sandbox = await open_gateway(trusted_proxies=setting, allowed_hosts="h,gate.example")

@@ -96,9 +96,9 @@ async def test_401_of_a_server_behind_a_port_passes(open_gateway: OpenScripted) 
     assert (answer.status, answer.get("www-authenticate"), answer.body) == (401, "Basic", b"no")
 
 
-@pytest.mark.parametrize("door", ["port", "agent"])
+@pytest.mark.parametrize("answered_by", ["port", "agent"])
 async def test_401_of_picod_is_distinguished_from_that_of_a_port_or_an_agent(
-    open_gateway: OpenScripted, door: str
+    open_gateway: OpenScripted, answered_by: str
 ) -> None:
     """picod marks its own: the gateway answers 503, and sends a new token next time. No client sees the mark."""
     tokens: list[str | None] = []
@@ -110,11 +110,11 @@ async def test_401_of_picod_is_distinguished_from_that_of_a_port_or_an_agent(
         else:
             await call.reply(b"app", "200 OK", "x-wakegate-refused: token\n")
 
-    kind = Kind.AGENT_RUNTIME if door == "agent" else Kind.CODE_INTERPRETER
+    kind = Kind.AGENT_RUNTIME if answered_by == "agent" else Kind.CODE_INTERPRETER
     runtime = replace(default_runtime(1), key=RuntimeKey("default", "served", kind))
     gateway, _ = await open_gateway(script, runtimes=[runtime])
     session = (await gateway.gateway.lifecycle.create(runtime.key)).session.id
-    head = f"GET /v1/sessions/{session}/ports/8000/ HTTP/1.1\nhost: h" if door == "port" else get(session, "/x")
+    head = f"GET /v1/sessions/{session}/ports/8000/ HTTP/1.1\nhost: h" if answered_by == "port" else get(session, "/x")
     answer = await gateway.ask(head)
     assert (answer.status, answer.json["code"]) == (503, "SANDBOX_REFUSED_TOKEN")
     assert answer.get("retry-after") == "1"

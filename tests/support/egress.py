@@ -1,4 +1,4 @@
-"""A sandbox's door to the egress service without the sandbox: a listening socket of the test's, handed over alike."""
+"""A sandbox's egress proxy without the sandbox: a listening socket of the test's, handed over alike."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FIRST_SILENCE_S = 5.0  # what a busy machine may need before it answers
 
 
 @dataclass(frozen=True)
-class Door:
+class Proxy:
     """Connect here as code in a sandbox would to its proxy."""
 
     gate: EgressGate
@@ -97,7 +97,7 @@ def _cut(text: bytes, pieces: int) -> Iterator[bytes]:
 
 
 @asynccontextmanager
-async def open_door(
+async def open_proxy(
     gate: EgressGate,
     *entries: Entry,
     session: str = "one",
@@ -105,7 +105,7 @@ async def open_door(
     limits: Limits | None = None,
     runtime: str = "",
     secrets: tuple[Secret, ...] = (),
-) -> AsyncIterator[Door]:
+) -> AsyncIterator[Proxy]:
     """Open one with this policy, and close it with the block."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     port = listener.getsockname()[1]
@@ -113,6 +113,6 @@ async def open_door(
     grant = Grant(session, tenant, (("the setting", entries),), limits or Limits(), runtime, secrets)
     gate.open(name, listener, grant)
     try:
-        yield Door(gate, port)
+        yield Proxy(gate, port)
     finally:
         gate.close(name)

@@ -13,7 +13,7 @@ import httpx
 from gateway.core.clock import SystemClock
 from gateway.core.model import Limits, PoolSpec, Runtime, RuntimeKey, Sandbox
 from gateway.provider.local import Isolation, LocalProvider
-from gateway.provider.local.egress import EgressDoor
+from gateway.provider.local.egress import EgressServer
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,10 +34,10 @@ async def serving(
     *runtimes: Runtime,
     isolation: Isolation = "bubblewrap",
     disk_reserve: int = 0,
-    door: EgressDoor | None = None,
+    egress: EgressServer | None = None,
     sandbox_uids: str = "auto",
 ) -> AsyncIterator[LocalProvider]:
-    """A started provider with its state in `folder`; nothing of it is left at the end. `door`: for egress."""
+    """A started provider with its state in `folder`; nothing of it is left at the end. `egress`: who serves it."""
     python = SANDBOX_PYTHON if SANDBOX_PYTHON.exists() else None
     provider = LocalProvider(
         folder / "state",
@@ -46,7 +46,7 @@ async def serving(
         isolation,
         python,
         disk_reserve=disk_reserve,
-        door=door,
+        egress=egress,
         sandbox_uids=sandbox_uids,
     )
     await provider.apply(runtimes)

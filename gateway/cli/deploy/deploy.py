@@ -96,8 +96,8 @@ def _wait(gateway: Client, name: str, revision: int) -> dict[str, Any]:
         agent: dict[str, Any] = gateway.send(get_agent(name))
         status = agent["status"]
         under_way = status["rollout"]
-        said = [each["text"] for each in status["events"] if each["revision"] == revision]
-        failed = [text for text in said if text.startswith(("failed", "rolled back"))]
+        texts = [each["text"] for each in status["events"] if each["revision"] == revision]
+        failed = [text for text in texts if text.startswith(("failed", "rolled back"))]
         if failed:
             raise SettingsError([f"{name}: revision {revision} {plain(failed[0])}"])
         if under_way is None or under_way["phase"] != "starting":

@@ -111,8 +111,8 @@ def serve_runnable(agent: Any, port: int) -> None:
                     self.wfile.write(b"data: " + json.dumps(plain(chunk)).encode() + b"\n\n")
                     self.wfile.flush()
             except Exception as error:
-                said = {"error": f"{type(error).__name__}: {error}"}
-                self.wfile.write(b"event: error\ndata: " + json.dumps(said).encode() + b"\n\n")
+                failed = {"error": f"{type(error).__name__}: {error}"}
+                self.wfile.write(b"event: error\ndata: " + json.dumps(failed).encode() + b"\n\n")
 
     ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 

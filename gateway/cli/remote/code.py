@@ -48,8 +48,8 @@ def code(
         for event in events:
             if event.name in ("stdout", "stderr"):
                 stream = sys.stdout if event.name == "stdout" else sys.stderr
-                said = str(event.data["text"])
-                stream.write(said if raw else plain_lines(said))
+                text = str(event.data["text"])
+                stream.write(text if raw else plain_lines(text))
                 stream.flush()
             elif event.name == "result":
                 _show_result(event.data["data"], pictures, raw=raw)
@@ -69,8 +69,8 @@ def _show_result(data: Mapping[str, Any], pictures: _Pictures, *, raw: bool) -> 
         if kind in data and pictures.show(str(data[kind]), ending, magic):
             return
     if "text/plain" in data:
-        said = str(data["text/plain"])
-        print(said if raw else plain_lines(said))
+        text = str(data["text/plain"])
+        print(text if raw else plain_lines(text))
 
 
 class _Pictures:

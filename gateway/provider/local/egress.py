@@ -51,7 +51,7 @@ ENVIRONMENT = {
 }
 
 
-class EgressDoor(Protocol):
+class EgressServer(Protocol):
     """Where sockets of sandboxes go: gateway.egress.gate."""
 
     def open(self, sandbox: str, listener: socket.socket, grant: Grant) -> None:
@@ -103,6 +103,6 @@ class Handover:
         self.theirs.close()
 
 
-def open_door(door: EgressDoor, sandbox: SandboxId, runtime: Runtime, handover: Handover) -> None:
+def begin(server: EgressServer, sandbox: SandboxId, runtime: Runtime, handover: Handover) -> None:
     """Give the listener of a sandbox that is healthy to the egress service. Raises OSError."""
-    door.open(sandbox, handover.receive(), of_runtime(runtime))
+    server.open(sandbox, handover.receive(), of_runtime(runtime))

@@ -170,8 +170,8 @@ def picod_command(python: Interpreter, *, listener: int, lifeline: int, egress: 
     -B: the folders are read-only, so no bytecode can be written.
     """
     flags = ["-S", "-s", "-P", "-B"]
-    door = [] if egress is None else ["--egress-fd", str(egress)]
-    return [python.program, *flags, "-m", "picod", "--fd", str(listener), "--lifeline-fd", str(lifeline), *door]
+    further = [] if egress is None else ["--egress-fd", str(egress)]
+    return [python.program, *flags, "-m", "picod", "--fd", str(listener), "--lifeline-fd", str(lifeline), *further]
 
 
 def command_environment(python: Interpreter, home: str, extra: Mapping[str, str]) -> dict[str, str]:

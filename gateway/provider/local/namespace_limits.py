@@ -58,14 +58,14 @@ async def apply(bwrap: Path, pid: int, as_user: AsUser | None = None) -> None:
         )
         fds.close(errors_write)
         try:
-            said = await read_to_end(errors)
+            errors_text = await read_to_end(errors)
         except BaseException:
             writer.kill()
             raise
         finally:
             status = writer.wait()  # no time: its end of the pipe is closed, or it was killed
     if status:
-        detail = said.decode(errors="replace").strip()
+        detail = errors_text.decode(errors="replace").strip()
         raise OSError(f"the limits of its user namespace cannot be set: {detail or f'status {status}'}")
 
 

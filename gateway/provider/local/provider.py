@@ -30,7 +30,7 @@ from gateway.provider.local import (
 )
 from gateway.provider.local.cgroups import CgroupTree
 from gateway.provider.local.disk_quota import DiskWatch
-from gateway.provider.local.egress import BUNDLE_FILE, EgressDoor
+from gateway.provider.local.egress import BUNDLE_FILE, EgressServer
 from gateway.provider.local.isolation import Isolation, IsolationReport, probe_isolation
 from gateway.provider.local.pools import Pools
 from gateway.provider.local.registry import SandboxRegistry
@@ -64,15 +64,16 @@ class LocalProvider:
         start_timeout: float = 20.0,
         code_context: str = "lazy",
         disk_reserve: int = 0,
-        door: EgressDoor | None = None,
+        egress: EgressServer | None = None,
         sandbox_uids: str = sandbox_users.AUTO,
     ) -> None:
         """`keys_dir` holds jwks.json; `sandbox_python` is the folder of the environment for user code.
 
-        `start_timeout` in seconds; `disk_reserve` in bytes, see disk_quota.py. `door`: who serves sandboxes' egress.
+        `start_timeout` in seconds; `disk_reserve` in bytes, see disk_quota.py. `egress`: the service by which sandboxes
+        reach out; None: they do not.
         `sandbox_uids`: users of sandboxes outside, a range of ids, `auto` or `shared`.
         """
-        self._door = door
+        self._egress = egress
         self._path, self._keys_dir, self._clock = state_dir, keys_dir, clock
         self._isolation: Isolation = isolation
         self._sandbox_python = sandbox_python
@@ -88,8 +89,8 @@ class LocalProvider:
         self._workspaces = Workspaces(self._registry, self._disk, self._trash, clock)
         self._registry.on_death(self._pools.died)
         self._registry.on_ending(self._pools.forget)
-        if door is not None:
-            self._registry.on_ending(lambda sandbox: door.close(sandbox.id))
+        if egress is not None:
+            self._registry.on_ending(lambda sandbox: egress.close(sandbox.id))
         self._registry.on_gone(self._workspaces.adopt)
         self._registry.on_gone(self._pools.refill)
         self._registry.on_gone(self._note_gone)
@@ -127,7 +128,7 @@ class LocalProvider:
             self._sandbox_python,
             self._start_timeout,
             self._code_context,
-            self._door,
+            self._egress,
             self._users,
         )
         self._registry.open(factory)
@@ -145,7 +146,7 @@ class LocalProvider:
         file = state_dir.etc / BUNDLE_FILE
         file.unlink(missing_ok=True)
         try:
-            if self._door is not None and (bundle := self._door.bundle(self._clock.now())):
+            if self._egress is not None and (bundle := self._egress.bundle(self._clock.now())):
                 file.write_bytes(bundle)
         except OSError as error:
             raise SettingsError([f"certificates for egress: {error.filename}: {error.strerror}"]) from None

@@ -46,11 +46,14 @@ class SandboxFactory:
         sandbox_python: Path | None,
         start_timeout: float,
         code_context: str,
-        door: egress.EgressDoor | None = None,
+        egress_server: egress.EgressServer | None = None,
         users: SandboxUsers | None = None,
     ) -> None:
-        """`door`: who serves the egress of sandboxes; None: they have none. `users`: None: all have the gateway's."""
-        self._door, self._users = door, users
+        """`egress_server`: who serves the egress of sandboxes; None: they have none.
+
+        `users`: None: all sandboxes have the gateway's.
+        """
+        self._egress_server, self._users = egress_server, users
         self._state_dir, self._groups, self._report = state_dir, groups, report
         self._keys = keys.resolve()
         self._clock = clock
@@ -77,8 +80,8 @@ class SandboxFactory:
             endpoint = Endpoint(uds=path)
             sandbox = LocalSandbox(name, runtime, endpoint, workspace, process, group, created_at, born, uid)
             await health.check(path, process, self._start_timeout)
-            if handover is not None and self._door is not None:
-                egress.open_door(self._door, name, runtime, handover)
+            if handover is not None and self._egress_server is not None:
+                egress.begin(self._egress_server, name, runtime, handover)
         except BaseException as error:
             await self._remove(process, group, path, workspace, uid)
             if isinstance(error, (OSError, ValueError)):
@@ -93,7 +96,7 @@ class SandboxFactory:
 
     def _may_reach_out(self, runtime: Runtime) -> bool:
         """Whether its sandboxes have the egress proxy. Without isolation they have the machine's own network."""
-        return bool(runtime.egress) and self._door is not None and self._report.isolation == "bubblewrap"
+        return bool(runtime.egress) and self._egress_server is not None and self._report.isolation == "bubblewrap"
 
     async def remove(self, sandbox: LocalSandbox) -> None:
         """End it and remove its group and socket; its workspace is discarded in one rename, unless it is kept."""

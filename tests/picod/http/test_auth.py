@@ -1,4 +1,4 @@
-"""Only a token made for this sandbox, by a key of the gateway's, now, opens the door."""
+"""Only a token made for this sandbox, by a key of the gateway's, now, is accepted."""
 
 from __future__ import annotations
 
