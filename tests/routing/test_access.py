@@ -107,7 +107,7 @@ def test_own_and_listed_pages_are_served(host: str, origin: str) -> None:
         ("same-site", "https://app.example@evil.example/", False),
     ],
 )  # fmt: skip
-def test_fetch_without_an_origin_is_judged_by_its_site(site: str, referer: str, served: bool) -> None:
+def test_fetch_without_an_origin_is_decided_by_its_site(site: str, referer: str, served: bool) -> None:
     """Links, images and forms of other sites are refused, a typed address is not."""
     policy = AccessPolicy(**SETTINGS)
     if served:
@@ -118,7 +118,7 @@ def test_fetch_without_an_origin_is_judged_by_its_site(site: str, referer: str, 
 
 
 @given(host=st.binary(max_size=40), origin=st.binary(max_size=60), site=st.none() | st.binary(max_size=12))
-def test_any_bytes_are_judged(host: bytes, origin: bytes, site: bytes | None) -> None:
+def test_any_bytes_are_decided_about(host: bytes, origin: bytes, site: bytes | None) -> None:
     """No other error than the two refusals comes of any input."""
     host_name(host)
     for each in (origin, None):
@@ -171,7 +171,7 @@ async def test_refusal_has_the_shape_of_its_surface(
     assert len(sandbox.requests) == reached
 
 
-async def test_whole_requests_on_a_live_session_are_judged_too(open_gateway: OpenScripted) -> None:
+async def test_requests_of_the_fast_path_are_checked_too(open_gateway: OpenScripted) -> None:
     """The fast path asks the same policy, request by request on one connection; HTTP/1.0 and HEAD as well."""
     gateway, sandbox = await open_gateway()
     session = await gateway.session()

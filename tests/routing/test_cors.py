@@ -96,7 +96,7 @@ async def test_other_origins_are_refused_with_their_preflights(
     assert not sandbox.requests
 
 
-async def test_answer_of_a_sandbox_is_readable_and_its_own_rules_end_here(open_gateway: OpenScripted) -> None:
+async def test_answer_of_a_sandbox_is_readable_without_its_own_cors_fields(open_gateway: OpenScripted) -> None:
     """Whole and streamed, first and live; for the gateway's own pages and programs nothing changes."""
     gateway, sandbox = await open_gateway(forge, allowed_origins=APP)
     session = await gateway.session()
@@ -173,7 +173,7 @@ async def test_pages_of_this_machine_may_read_where_they_are_listed_only(open_ga
             assert_silent(answer)
 
 
-async def test_plain_options_go_on_to_where_they_went(open_gateway: OpenScripted) -> None:
+async def test_options_that_are_no_preflight_reach_their_target(open_gateway: OpenScripted) -> None:
     """Without a method that is asked for, without an Origin, or from the gateway's own page: no preflight of others."""
     gateway, sandbox = await open_gateway(allowed_origins=APP)
     session = await gateway.session()

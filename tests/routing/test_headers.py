@@ -90,7 +90,7 @@ def test_read_request_keeps_the_framing_that_it_read(fields: Fields) -> None:
 @example(fields=[(b"authorization", b"Bearer mine"), (b"proxy-authorization", b"Basic x"), (b"x-session-id", b"s")])
 @example(fields=[(b"x-secret", b"1"), (b"connection", b"close, X-Secret"), (b"x-secret-2", b"2")])
 @example(fields=[(b"connection", b"x-a"), (b"x-a", b"1")])
-def test_read_request_ends_hop_by_hop_fields_here(fields: Fields) -> None:
+def test_read_request_drops_hop_by_hop_fields(fields: Fields) -> None:
     """Neither the fields of RFC 9110 7.6.1, nor one that Connection names, nor what is ours to consume, goes on."""
     try:
         request = read_request(scope_of(fields), POLICY)
@@ -192,7 +192,7 @@ def test_read_request_refuses_contradictions(fields: Fields, problem: str) -> No
         read_request(scope_of(fields), POLICY)
 
 
-def test_read_response_drops_what_ends_here() -> None:
+def test_read_response_drops_hop_by_hop_fields() -> None:
     """Hop-by-hop fields, those that Connection names, those that the gateway says itself; names are lower-cased."""
     kept = read_response([
         (b"Content-Type", b"a"), (b"Set-Cookie", b"1"), (b"Set-Cookie", b"2"), (b"Connection", b"close, X-Hop"),

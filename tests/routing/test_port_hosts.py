@@ -127,7 +127,7 @@ async def test_name_of_no_session_is_404_with_the_reason(open_gateway: OpenScrip
 @pytest.mark.parametrize(
     "host", [f"8000-s.{DOMAIN}:x", f"u@8000-s.{DOMAIN}", f"8000-s.{DOMAIN}:80:80", f"8000-s.{DOMAIN}.."]
 )
-async def test_malformed_hosts_do_not_get_around(open_gateway: OpenScripted, host: str) -> None:
+async def test_malformed_hosts_do_not_bypass_the_check(open_gateway: OpenScripted, host: str) -> None:
     """Also on an address where any Host is served."""
     gateway, sandbox, _ = await ports(open_gateway, host="0.0.0.0", allowed_hosts="*")
     answer = await gateway.ask(f"GET /v1/sessions HTTP/1.1\nhost: {host}\n")

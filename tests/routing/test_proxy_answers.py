@@ -149,7 +149,7 @@ async def test_trailer_of_an_answer_that_never_ends_is_cut(open_gateway: OpenScr
     await eventually(lambda: sandbox.left == sandbox.dials, "the sandbox's side is cut")
 
 
-async def test_interim_answers_are_passed_over(open_gateway: OpenScripted) -> None:
+async def test_interim_answers_are_skipped(open_gateway: OpenScripted) -> None:
     """100, 102 and 103 of the sandbox, each with fields of its own, do not stand for the answer nor add to it."""
 
     async def script(call: Call) -> None:

@@ -9,7 +9,7 @@ from tests.support.scripted import OpenScripted, get
 ON_UVLOOP = True
 
 
-async def test_errors_of_ours_carry_a_known_session(open_gateway: OpenScripted) -> None:
+async def test_errors_of_the_gateway_carry_a_known_session(open_gateway: OpenScripted) -> None:
     """Also when no sandbox could be had; an id that is not well-formed is not repeated."""
     gateway, _ = await open_gateway()
     answer = await gateway.ask(get("unknown-id"))
