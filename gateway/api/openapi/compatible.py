@@ -1,0 +1,200 @@
+"""Operations of other products' APIs, as their clients ask for them: AgentCube, OpenAI, E2B, Jupyter, Dify.
+
+Paths, methods and answers follow from theirs; the errors have each product's own shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gateway.api.openapi.common import LIMIT, PAGE, RUNTIME, ok
+from gateway.api.openapi.document import Answer, Operation, Parameter
+from gateway.api.openapi.schemas import RUNTIME_NAME, ref
+from gateway.core.model import Kind
+
+
+def _agentcube(kind: Kind) -> dict[str, Operation]:
+    name, path = kind.singular.replace("-", "_"), f"/v1/{kind.singular}"
+    create = Operation(
+        "POST",
+        path,
+        "agentcube",
+        f"Create a session of a {kind.singular}.",
+        ok("Sandbox"),
+        body=ref("NewSandbox"),
+        error="Message",
+    )
+    delete = Operation(
+        "DELETE", path + "/sessions/{session_id}", "agentcube", "End a session.", ok("Message"), error="Message"
+    )
+    return {f"create_{name}": create, f"delete_{name}": delete}  # fmt: skip
+
+
+AGENTCUBE: Mapping[str, Operation] = {**_agentcube(Kind.CODE_INTERPRETER), **_agentcube(Kind.AGENT_RUNTIME)}
+
+_FILES = "/v1/containers/{container_id}/files"
+_BYTES = Answer("The bytes.", None, "application/octet-stream")
+CONTAINERS: Mapping[str, Operation] = {
+    "create_container":
+        Operation("POST", "/v1/containers", "containers", "Create a container.", ok("Container"), (RUNTIME,),
+              body=ref("NewContainer"), error="OpenAIError"),
+    "list_containers":
+        Operation("GET", "/v1/containers", "containers", "List containers.", ok("Containers"),
+              (*PAGE, Parameter("name", "Only those of this name.")), error="OpenAIError", sandbox=False),
+    "get_container":
+        Operation("GET", "/v1/containers/{container_id}", "containers", "Get a container.", ok("Container"),
+              error="OpenAIError"),
+    "delete_container":
+        Operation("DELETE", "/v1/containers/{container_id}", "containers", "End a container.", ok("Deleted"),
+              error="OpenAIError"),
+    "create_container_file":
+        Operation("POST", _FILES, "containers", "Upload a file.", ok("ContainerFile"), body=ref("Upload"),
+              body_type="multipart/form-data", error="OpenAIError"),
+    "list_container_files":
+        Operation("GET", _FILES, "containers", "List files.", ok("ContainerFiles"), PAGE, error="OpenAIError"),
+    "get_container_file":
+        Operation("GET", _FILES + "/{file_id}", "containers", "Get a file's metadata.", ok("ContainerFile"),
+                  error="OpenAIError"),
+    "delete_container_file":
+        Operation("DELETE", _FILES + "/{file_id}", "containers", "Delete a file.", ok("Deleted"), error="OpenAIError"),
+    "get_container_file_content":
+        Operation("GET", _FILES + "/{file_id}/content", "containers", "Read a file.",
+              {200: _BYTES, 206: _BYTES, 304: Answer("Not modified."), 416: Answer("The range is beyond its end.")},
+              error="OpenAIError", more=(Answer("", None, "*/*"),)),
+}  # fmt: skip
+
+_E2B = "/sandboxes/{sandbox_id}"
+_E2B_PAGE = (
+    Parameter("metadata", "Pairs key=value joined by &, each percent-encoded."),
+    Parameter("state", "running, paused or both, joined by a comma."),
+    Parameter("limit", "How many at most.", LIMIT),
+    Parameter("nextToken", "x-next-token of the page before."),
+)
+
+
+def _e2b(
+    method: str,
+    path: str,
+    summary: str,
+    answers: Mapping[int, Answer],
+    *more: Parameter,
+    body: str = "",
+    sandbox: bool = True,
+) -> Operation:
+    return Operation(
+        method, path, "e2b", summary, answers, more, body=ref(body) if body else None, error="E2BError", sandbox=sandbox
+    )
+
+
+_SANDBOX = ref("E2BSandbox")
+_NONE = {501: Answer("Wakegate has no such thing.", ref("E2BError"))}
+_LISTED = {200: Answer("Newest first.", {"type": "array", "items": ref("E2BListedSandbox")})}
+_CONNECTED = {200: Answer("It was running.", _SANDBOX), 201: Answer("It was paused.", _SANDBOX)}
+E2B: Mapping[str, Operation] = {
+    "e2b_create_sandbox":
+        _e2b("POST", "/v2/sandboxes", "Create a sandbox.", {201: Answer("Created.", _SANDBOX)}, body="E2BNewSandbox"),
+    "e2b_create_sandbox_v1":
+        _e2b("POST", "/sandboxes", "Create a sandbox (older clients).", {201: Answer("Created.", _SANDBOX)},
+             body="E2BNewSandbox"),
+    "e2b_list_sandboxes":
+        _e2b("GET", "/v2/sandboxes", "List sandboxes.", _LISTED, *_E2B_PAGE, sandbox=False),
+    "e2b_list_sandboxes_v1":
+        _e2b("GET", "/sandboxes", "List sandboxes (older clients).", _LISTED, *_E2B_PAGE, sandbox=False),
+    "e2b_get_sandbox":
+        _e2b("GET", _E2B, "Get a sandbox.", ok("E2BSandboxDetail")),
+    "e2b_kill_sandbox":
+        _e2b("DELETE", _E2B, "End a sandbox.", {204: Answer("Ended.")}),
+    "e2b_connect_sandbox":
+        _e2b("POST", "/v2" + _E2B + "/connect", "Wake a sandbox, and extend its timeout.", _CONNECTED,
+             body="E2BTimeout"),
+    "e2b_connect_sandbox_v1":
+        _e2b("POST", _E2B + "/connect", "Wake a sandbox (older clients).", _CONNECTED, body="E2BTimeout"),
+    "e2b_resume_sandbox":
+        _e2b("POST", _E2B + "/resume", "Wake a sandbox (oldest clients).", _CONNECTED, body="E2BTimeout"),
+    "e2b_pause_sandbox":
+        _e2b("POST", _E2B + "/pause", "Hibernate a sandbox.", {204: Answer("Paused.")}),
+    "e2b_set_timeout":
+        _e2b("POST", _E2B + "/timeout", "Set the time that is left.", {204: Answer("Set.")}, body="E2BTimeout"),
+    "e2b_refresh_sandbox":
+        _e2b("POST", _E2B + "/refreshes", "Extend the time that is left.", {204: Answer("Extended.")},
+             body="E2BTimeout"),
+    "e2b_get_sandbox_metrics":
+        _e2b("GET", _E2B + "/metrics", "What it uses; empty so far.",
+             {200: Answer("Samples.", {"type": "array", "items": {"type": "object"}})}),
+    "e2b_get_sandbox_logs":
+        _e2b("GET", "/v2" + _E2B + "/logs", "Its log.", ok("E2BLogs")),
+    "e2b_fork_sandbox":
+        _e2b("POST", _E2B + "/fork", "Not supported.", _NONE),
+    "e2b_snapshot_sandbox":
+        _e2b("POST", _E2B + "/snapshots", "Not supported.", _NONE),
+    "e2b_update_network":
+        _e2b("PUT", _E2B + "/network", "Not supported.", _NONE),
+}  # fmt: skip
+
+# In the query: with a header that names a runtime, a path without a session is one of a new sandbox.
+_RUNTIME_ASKED = Parameter("runtime", "The runtime of the kernel's session.", RUNTIME_NAME)
+_KERNELS, _NOTEBOOKS = "/jupyter/api/kernels", "/jupyter/api/sessions"
+
+
+def _jupyter(
+    method: str, path: str, summary: str, answers: Mapping[int, Answer], *, body: bool = False, sandbox: bool = True
+) -> Operation:
+    return Operation(
+        method, path, "jupyter", summary, answers, (_RUNTIME_ASKED,) if body else (),
+        body=ref("JupyterNew") if body else None, error="JupyterError", sandbox=sandbox,
+    )  # fmt: skip
+
+
+def _array(schema: str) -> dict[int, Answer]:
+    return {200: Answer("All of them.", {"type": "array", "items": ref(schema)})}
+
+
+_ENDED = {204: Answer("Done.")}
+JUPYTER: Mapping[str, Operation] = {
+    "jupyter_version":
+        _jupyter("GET", "/jupyter/api", "The version of Jupyter Server whose API this is.", ok("JupyterVersion"),
+                 sandbox=False),
+    "jupyter_list_kernelspecs":
+        _jupyter("GET", "/jupyter/api/kernelspecs", "The kernels that can be started.", ok("JupyterSpecs"),
+                 sandbox=False),
+    "jupyter_list_kernels":
+        _jupyter("GET", _KERNELS, "List kernels.", _array("JupyterKernel"), sandbox=False),
+    "jupyter_create_kernel":
+        _jupyter("POST", _KERNELS, "Start a kernel: a session with its code context.",
+                 {201: Answer("Started.", ref("JupyterKernel"))}, body=True),
+    "jupyter_get_kernel":
+        _jupyter("GET", _KERNELS + "/{session_id}", "Get a kernel.", ok("JupyterKernel")),
+    "jupyter_delete_kernel":
+        _jupyter("DELETE", _KERNELS + "/{session_id}", "End a kernel and its session.", _ENDED),
+    "jupyter_restart_kernel":
+        _jupyter("POST", _KERNELS + "/{session_id}/restart", "Restart it without its variables.",
+                 ok("JupyterKernel")),
+    "jupyter_interrupt_kernel":
+        _jupyter("POST", _KERNELS + "/{session_id}/interrupt", "Interrupt the code that it runs.", _ENDED),
+    "jupyter_list_sessions":
+        _jupyter("GET", _NOTEBOOKS, "List notebooks' sessions: one for each kernel.", _array("JupyterSession"),
+                 sandbox=False),
+    "jupyter_create_session":
+        _jupyter("POST", _NOTEBOOKS, "Start a kernel for a notebook.",
+                 {201: Answer("Started.", ref("JupyterSession"))}, body=True),
+    "jupyter_get_session":
+        _jupyter("GET", _NOTEBOOKS + "/{session_id}", "Get a notebook's session.", ok("JupyterSession")),
+    "jupyter_delete_session":
+        _jupyter("DELETE", _NOTEBOOKS + "/{session_id}", "End it with its kernel.", _ENDED),
+}  # fmt: skip
+
+_DIFY_DEPENDENCIES = "/v1/sandbox/dependencies"
+DIFY: Mapping[str, Operation] = {
+    "dify_run":
+        Operation("POST", "/v1/sandbox/run", "dify", "Run a program in a sandbox of its own.", ok("DifyRan"),
+                  (RUNTIME,), body=ref("DifyRun"), error="DifyError"),
+    "dify_list_dependencies":
+        Operation("GET", _DIFY_DEPENDENCIES, "dify", "Packages that code can import.", ok("DifyAnswer"),
+                  error="DifyError", sandbox=False),
+    "dify_update_dependencies":
+        Operation("POST", _DIFY_DEPENDENCIES + "/update", "dify", "The same: nothing is installed.",
+                  ok("DifyAnswer"), error="DifyError", sandbox=False),
+    "dify_refresh_dependencies":
+        Operation("GET", _DIFY_DEPENDENCIES + "/refresh", "dify", "The same.", ok("DifyAnswer"), error="DifyError",
+                  sandbox=False),
+}  # fmt: skip
