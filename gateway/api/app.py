@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -65,98 +67,133 @@ from gateway.sessions.hibernation import Hibernator
 from gateway.sessions.lifecycle import Lifecycle
 from gateway.usage.prices import Prices
 
+Handlers = dict[str, Handler]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurfaceParts:
+    """The parts of a gateway that its surfaces are made of. The callables as in NativeAPI, HealthAPI and ControlApp.
+
+    `is_leaving`: whether this gateway drains. `egress`: what its sessions reached; None: they reach nothing.
+    """
+
+    lifecycle: Lifecycle
+    hibernator: Hibernator
+    store: SessionStore
+    provider: SandboxProvider
+    catalog: RuntimeCatalog
+    caller: SandboxCaller
+    clock: Clock
+    counters: Counters
+    tenants: TenantDirectory
+    explain_pools: Callable[[], dict[str, Any]]
+    what_if: Callable[[RuntimeKey], dict[str, Any]]
+    is_leaving: Callable[[], bool]
+    render_metrics: Callable[[str], Awaitable[tuple[bytes, str]]]
+    peers: PeerSigner
+    feed: EventFeed
+    acknowledge: Callable[[SessionId, str], None] = lambda session_id, restored: None
+    prices: Prices | None = None
+    audit: AuditLog | None = None
+    egress: EgressRecords | None = None
+    agents: AgentParts | None = None
+
 
 class Surfaces:
     """The control surfaces of one gateway: `app` is the ASGI app, made of `routes`."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        lifecycle: Lifecycle,
-        hibernator: Hibernator,
-        store: SessionStore,
-        provider: SandboxProvider,
-        catalog: RuntimeCatalog,
-        caller: SandboxCaller,
-        clock: Clock,
-        counters: Counters,
-        tenants: TenantDirectory,
-        *,
-        prices: Prices | None = None,
-        explain_pools: Callable[[], dict[str, Any]],
-        what_if: Callable[[RuntimeKey], dict[str, Any]],
-        is_leaving: Callable[[], bool],
-        render_metrics: Callable[[str], Awaitable[tuple[bytes, str]]],
-        peers: PeerSigner,
-        acknowledge: Callable[[SessionId, str], None] = lambda session_id, restored: None,
-        audit: AuditLog | None = None,
-        egress: EgressRecords | None = None,
-        agents: AgentParts | None = None,
-        feed: EventFeed | None = None,
-    ) -> None:
-        """`is_leaving`: whether this gateway drains. `egress`: what its sessions reached; None: they reach nothing.
-
-        The other callables as in NativeAPI, HealthAPI and below."""
-        reporting_caller = LossReportingCaller(caller)
+    def __init__(self, settings: Settings, parts: SurfaceParts) -> None:
+        lifecycle, clock = parts.lifecycle, parts.clock
+        self._reporting_caller = LossReportingCaller(parts.caller)
         self._tools = ToolService(
-            lifecycle, catalog, reporting_caller, clock, picture_max_side=settings.picture_max_side
+            lifecycle, parts.catalog, self._reporting_caller, clock, picture_max_side=settings.picture_max_side
         )
-        self._mcp_sessions = MCPSessions(self._tools, lifecycle, catalog, clock)
-        self._mcp = MCPEndpoint(self._tools, self._mcp_sessions, catalog, caller.acknowledge)
+        self._mcp_sessions = MCPSessions(self._tools, lifecycle, parts.catalog, clock)
+        self._mcp = MCPEndpoint(self._tools, self._mcp_sessions, parts.catalog, parts.caller.acknowledge)
         self.keys = KeysAPI(lifecycle)
-        self.tenants = TenantsAPI(tenants, store, lifecycle)
+        self.tenants = TenantsAPI(parts.tenants, parts.store, lifecycle)
         self._access_tokens = AccessTokens()
-        self._e2b = E2BRouter(lifecycle, caller, self._access_tokens, clock)
-        self._runs = OneShotRuns(lifecycle, caller)
-        feed = feed or EventFeed(clock)
-        handlers: dict[str, Handler] = {
-            **RunAPI(self._runs, catalog).handlers(),
-            **KernelsAPI(lifecycle, store, catalog, caller).handlers(),
-            **DifyAPI(self._runs, catalog).handlers(),
-            **self.keys.handlers(),
-            **self.tenants.handlers(),
-            **AgentCubeAPI(lifecycle).handlers(),
-            **NativeAPI(lifecycle, hibernator, store, provider, catalog, explain_pools, what_if).handlers(),
-            **AgentsAPI(agents, lifecycle, store, provider, tenants, counters, clock, prices, catalog.all).handlers(),
-            **AgentBundlesAPI(None if agents is None else agents.bundles).handlers(),
-            **HealthAPI(
-                store,
-                provider,
-                catalog,
-                settings.state_dir,
-                is_draining=is_leaving,
-                render_metrics=render_metrics,
-                unready=lambda: audit.unready if audit is not None else "",
-            ).handlers(),
-            **EventsAPI(lifecycle, feed, clock, is_leaving).handlers(),
-            **ConsoleAPI(self.keys, clock).handlers(),
-            **EgressAPI(lifecycle, catalog, tenants, egress or EgressRecords()).handlers(),
-            **UsageAPI(
-                store, clock, prices, Retention(settings.usage_session_retention, settings.usage_retention)
-            ).handlers(),
-            **ToolsAPI(self._tools, lifecycle, catalog, reporting_caller, clock).handlers(),
-            **ContainersAPI(lifecycle, store, catalog).handlers(),
-            **ContainerFilesAPI(lifecycle, reporting_caller).handlers(),
-            **self._mcp.handlers(),
-            **SandboxesAPI(
-                lifecycle, hibernator, store, catalog, self._access_tokens, clock, domain=settings.domain
-            ).handlers(),
-            "get_openapi": _openapi,
-        }
-        if audit is not None:
-            audited_by = functools.partial(audited, audit=audit, clock=clock)
-            self.routes = make_routes(CONTROL, handlers, audited_by)
-        else:
-            self.routes = make_routes(CONTROL, handlers)
+        self._e2b = E2BRouter(lifecycle, parts.caller, self._access_tokens, clock)
+        self._runs = OneShotRuns(lifecycle, parts.caller)
+        self.routes = make_routes(
+            CONTROL,
+            {**self._own(settings, parts), **self._for_models(parts), **self._compatible(settings, parts)},
+            None if parts.audit is None else functools.partial(audited, audit=parts.audit, clock=clock),
+        )
         self.app = ControlApp(
             self.routes,
-            counters,
+            parts.counters,
             body_idle=settings.request_idle_timeout,
-            peers=peers,
-            acknowledge=acknowledge,
+            peers=parts.peers,
+            acknowledge=parts.acknowledge,
             e2b=self._e2b,
-            channels=Channels(lifecycle, caller, clock),
+            channels=Channels(lifecycle, parts.caller, clock),
         )
+
+    def _own(self, settings: Settings, parts: SurfaceParts) -> Handlers:
+        """Wakegate's own API: sessions, runtimes, agents, and what operators and the console use."""
+        lifecycle, store, catalog, clock, audit = parts.lifecycle, parts.store, parts.catalog, parts.clock, parts.audit
+        retention = Retention(settings.usage_session_retention, settings.usage_retention)
+        agents = AgentsAPI(
+            parts.agents,
+            lifecycle,
+            store,
+            parts.provider,
+            parts.tenants,
+            parts.counters,
+            clock,
+            parts.prices,
+            catalog.all,
+        )
+        native = NativeAPI(
+            lifecycle, parts.hibernator, store, parts.provider, catalog, parts.explain_pools, parts.what_if
+        )
+        health = HealthAPI(
+            store,
+            parts.provider,
+            catalog,
+            settings.state_dir,
+            is_draining=parts.is_leaving,
+            render_metrics=parts.render_metrics,
+            unready=lambda: audit.unready if audit is not None else "",
+        )
+        return {
+            **native.handlers(),
+            **RunAPI(self._runs, catalog).handlers(),
+            **agents.handlers(),
+            **AgentBundlesAPI(None if parts.agents is None else parts.agents.bundles).handlers(),
+            **self.keys.handlers(),
+            **self.tenants.handlers(),
+            **UsageAPI(store, clock, parts.prices, retention).handlers(),
+            **EgressAPI(lifecycle, catalog, parts.tenants, parts.egress or EgressRecords()).handlers(),
+            **EventsAPI(lifecycle, parts.feed, clock, parts.is_leaving).handlers(),
+            **ConsoleAPI(self.keys, clock).handlers(),
+            **health.handlers(),
+            "get_openapi": _openapi,
+        }
+
+    def _for_models(self, parts: SurfaceParts) -> Handlers:
+        """Tools for models: their calls, MCP, and OpenAI's containers."""
+        lifecycle, catalog = parts.lifecycle, parts.catalog
+        return {
+            **ToolsAPI(self._tools, lifecycle, catalog, self._reporting_caller, parts.clock).handlers(),
+            **self._mcp.handlers(),
+            **ContainersAPI(lifecycle, parts.store, catalog).handlers(),
+            **ContainerFilesAPI(lifecycle, self._reporting_caller).handlers(),
+        }
+
+    def _compatible(self, settings: Settings, parts: SurfaceParts) -> Handlers:
+        """Other products' APIs, for clients of theirs: AgentCube, Jupyter, Dify, E2B."""
+        lifecycle, store, catalog = parts.lifecycle, parts.store, parts.catalog
+        sandboxes = SandboxesAPI(
+            lifecycle, parts.hibernator, store, catalog, self._access_tokens, parts.clock, domain=settings.domain
+        )
+        return {
+            **AgentCubeAPI(lifecycle).handlers(),
+            **KernelsAPI(lifecycle, store, catalog, parts.caller).handlers(),
+            **DifyAPI(self._runs, catalog).handlers(),
+            **sandboxes.handlers(),
+        }
 
     def open(self, secret: SharedSecret) -> None:
         """Derive the keys of what these surfaces sign from the store's secret, which its start has read."""
@@ -165,22 +202,15 @@ class Surfaces:
 
     async def aclose(self) -> None:
         """Stop what outlives requests: the MCP server, then tool calls under way."""
-        try:
-            await self._mcp.aclose()
-        finally:
-            try:
-                await self._e2b.aclose()
-            finally:
-                try:
-                    await self._runs.aclose()
-                finally:
-                    await self._tools.results.aclose()
+        async with AsyncExitStack() as stack:  # in the reverse of this order, each also where another one fails
+            for aclose in (self._tools.results.aclose, self._runs.aclose, self._e2b.aclose, self._mcp.aclose):
+                stack.push_async_callback(aclose)
 
 
 def make_routes(
     operations: Mapping[str, Operation],
     handlers: Mapping[str, Handler],
-    wrapped: Callable[[str, Handler], Handler] = lambda name, handler: handler,
+    wrapped: Callable[[str, Handler], Handler] | None = None,
 ) -> list[Route]:
     """Pair operations with handlers; errors are answered in the operation's shape.
 
@@ -191,17 +221,14 @@ def make_routes(
     """
     if unmatched := operations.keys() ^ handlers.keys():
         raise ValueError(f"operations without a handler, or handlers without an operation: {sorted(unmatched)}")
-    return [
-        Route(
-            operation.path,
-            answering_errors(
-                wrapped(name, requiring(PERMISSIONS[name], handlers[name])),
-                ErrorShape(operation.error or ErrorShape.NATIVE),
-            ),
-            methods=[operation.method],
-        )
-        for name, operation in operations.items()
-    ]
+    routes = []
+    for name, operation in operations.items():
+        handler = requiring(PERMISSIONS[name], handlers[name])
+        if wrapped is not None:
+            handler = wrapped(name, handler)
+        shape = ErrorShape(operation.error or ErrorShape.NATIVE)
+        routes.append(Route(operation.path, answering_errors(handler, shape), methods=[operation.method]))
+    return routes
 
 
 @lru_cache(maxsize=1)

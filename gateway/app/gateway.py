@@ -14,7 +14,7 @@ from gateway.agents.catalog import AgentCatalog
 from gateway.agents.directory import AgentDirectory
 from gateway.agents.keeper import AgentKeeper
 from gateway.api.agents import AgentParts
-from gateway.api.app import Surfaces
+from gateway.api.app import SurfaceParts, Surfaces
 from gateway.app.agents import make_bundles, make_catalog, this_machine
 from gateway.app.egress import SessionEgress, audit_line
 from gateway.app.events import EventRecorder
@@ -246,8 +246,7 @@ class Gateway:
         )
 
     def _make_surfaces(self) -> Surfaces:
-        return Surfaces(
-            self.settings,
+        parts = SurfaceParts(
             lifecycle=self.sessions.lifecycle,
             hibernator=self.sessions.hibernator,
             store=self.store,
@@ -269,6 +268,7 @@ class Gateway:
             agents=self.agent_parts,
             feed=self.feed,
         )
+        return Surfaces(self.settings, parts)
 
     def _make_agents(self, catalog: AgentCatalog) -> AgentParts:
         async def applied() -> None:
