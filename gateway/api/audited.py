@@ -89,49 +89,59 @@ def audited(operation: str, handler: Handler, audit: AuditLog, clock: Clock) -> 
 
     Raises AuditUnavailableError, before anything is done, if a record is required and cannot be written.
     """
-    action = ACTIONS.get(operation)
-    repeats = Repeats(clock)
+    recorder = _Recorder(operation, audit, clock)
 
     async def recorded(request: Request) -> Response:
-        if action is not None:
-            audit.check()
+        recorder.check()
         try:
             response = await handler(request)
         except ElsewhereError:
             raise  # the gateway that owns the session runs the operation and records it
         except WakegateError as error:
-            denied = denial_of(error)
-            # Refusals are recorded for operations that only read as well: who tried keys or other tenants' ids shows
-            # there.
-            if isinstance(error, LimitError):
-                actor = actor_of(request)
-                left_out = repeats.left_out((actor.tenant, actor.subject, error.code, error.limit))
-                if left_out is not None:
-                    event = _event(operation, denied, request, error.status, error.code)
-                    audit.record(replace(event, detail={**event.detail, "limit": error.limit, "left_out": left_out}))
-            elif denied or action is not None:
-                audit.record(_event(operation, denied or action or "", request, error.status, error.code))
+            recorder.failed(request, error)
             raise
-        if action is not None and _is_call(operation, request):
-            audit.record(_event(operation, action, request, response.status_code, "", response))
+        recorder.done(request, response)
         return response
 
+    return recorded
+
+
+class _Recorder:
+    """Writes the lines of one operation."""
+
+    def __init__(self, operation: str, audit: AuditLog, clock: Clock) -> None:
+        self._operation, self._audit, self._clock = operation, audit, clock
+        self._action = ACTIONS.get(operation)
+        self._repeats = Repeats(clock)
+
+    def check(self) -> None:
+        """Raises AuditUnavailableError."""
+        if self._action is not None:
+            self._audit.check()
+
+    def done(self, request: Request, response: Response) -> None:
+        if self._action is not None and _is_call(self._operation, request):
+            self._audit.record(self._event(self._action, request, response.status_code, "", response))
+
+    def failed(self, request: Request, error: WakegateError) -> None:
+        denied = denial_of(error)
+        # Refusals are recorded for operations that only read as well: who tried keys or other tenants' ids shows there.
+        if not isinstance(error, LimitError):
+            if denied or self._action is not None:
+                self._audit.record(self._event(denied or self._action or "", request, error.status, error.code))
+            return
+        actor = actor_of(request)
+        left_out = self._repeats.left_out((actor.tenant, actor.subject, error.code, error.limit))
+        if left_out is not None:
+            event = self._event(denied, request, error.status, error.code)
+            self._audit.record(replace(event, detail={**event.detail, "limit": error.limit, "left_out": left_out}))
+
     def _event(
-        operation: str, action: str, request: Request, status: int, code: str, response: Response | None = None
+        self, action: str, request: Request, status: int, code: str, response: Response | None = None
     ) -> AuditEvent:
-        detail: dict[str, str | int | float | bool] = {"operation": operation}
-        body: bytes = getattr(request.state, "body", b"")
-        if action in _WITH_CONTENT and body:
-            detail |= {"bytes": len(body), "sha256": sha256(body).hexdigest()}
-            if audit.text:
-                # 64 KiB: as JSON with every character escaped, a line still fits into the bound of the trail
-                # (audit/chain.py).
-                detail["text"] = body[:65536].decode("utf-8", "replace")
-        if (key_id := request.path_params.get("key_id")) is not None:
-            detail["key_id"] = str(key_id)
         created = getattr(request.state, "created", None)
         return AuditEvent(
-            at=clock.now(),
+            at=self._clock.now(),
             action=action,
             actor=actor_of(request),
             status=status,
@@ -139,10 +149,21 @@ def audited(operation: str, handler: Handler, audit: AuditLog, clock: Clock) -> 
             session=_session_of(request, response),
             runtime=str(created.runtime) if created is not None else "",
             request_id=(request.scope.get("state", {}).get("request_id") or b"").decode("latin-1"),
-            detail=detail,
+            detail=self._detail(action, request),
         )
 
-    return recorded
+    def _detail(self, action: str, request: Request) -> dict[str, str | int | float | bool]:
+        detail: dict[str, str | int | float | bool] = {"operation": self._operation}
+        body: bytes = getattr(request.state, "body", b"")
+        if action in _WITH_CONTENT and body:
+            detail |= {"bytes": len(body), "sha256": sha256(body).hexdigest()}
+            if self._audit.text:
+                # 64 KiB: as JSON with every character escaped, a line still fits into the bound of the trail
+                # (audit/chain.py).
+                detail["text"] = body[:65536].decode("utf-8", "replace")
+        if (key_id := request.path_params.get("key_id")) is not None:
+            detail["key_id"] = str(key_id)
+        return detail
 
 
 def denial_of(error: WakegateError) -> str:
