@@ -38,7 +38,6 @@ class ClientCertificate:
     """A client's certificate that --tls-client-ca has verified: `scope["state"]["client_certificate"]`."""
 
     subject: str  # RFC 4514, e.g. "CN=agent-7,O=Example"
-    common_name: str
     names: tuple[str, ...]  # of the subjectAltName: DNS:..., URI:..., email:...
     serial: str  # hexadecimal
     sha256: str  # of the DER, hexadecimal
@@ -149,7 +148,6 @@ def read_client_certificate(der: bytes) -> ClientCertificate:
     """A verified certificate, read. Raises BadRequestError: OpenSSL takes some that are not well-formed."""
     try:
         certificate = x509.load_der_x509_certificate(der)
-        common = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
         try:
             alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         except x509.ExtensionNotFound:
@@ -162,7 +160,6 @@ def read_client_certificate(der: bytes) -> ClientCertificate:
             )
         return ClientCertificate(
             subject=certificate.subject.rfc4514_string()[:_MAX_SUBJECT],
-            common_name=str(common[0].value) if common else "",
             names=names,
             serial=f"{certificate.serial_number:x}",
             sha256=certificate.fingerprint(hashes.SHA256()).hex(),

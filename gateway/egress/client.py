@@ -29,10 +29,6 @@ class GoneError(Exception):
     """The client has left, or took too long to say what it wants."""
 
 
-class CutError(Exception):
-    """What followed a permitted beginning is not permitted; the text says why."""
-
-
 @dataclass(slots=True)
 class Desk:
     """What all connections of the service share. `record` takes a line of the log.

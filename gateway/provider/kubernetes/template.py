@@ -27,7 +27,6 @@ KEYS_FOLDER = "/run/wakegate/keys"
 WORKSPACE = "/workspace"
 TMP = "/tmp"  # noqa: S108 - the sandbox's own
 USER = 1000
-SPREADS = ("spread", "pack", "balanced")
 
 # A dead node's pods are evicted after this many seconds in place of Kubernetes' 300: their sessions wake elsewhere.
 LOST_NODE_TIMEOUT_S = 30
@@ -60,7 +59,7 @@ class PodDefaults:
     """Defaults for runtimes whose manifest does not set these."""
 
     picod_image: str
-    spread: str = "spread"  # one of SPREADS
+    spread: str = "spread"  # or pack, balanced: --kube-spread
     scheduler: str = ""
     runtime_class: str = ""
     code_context: str = "warm"  # wire.ENV_CODE_CONTEXT
