@@ -43,6 +43,7 @@ COMMANDS: Mapping[str, Remote] = {
     "top": Remote(_REMOTE + "top:top", "watch sandboxes, pools and queues", _GATEWAY),
     "pools": Remote(_REMOTE + "pools:app", "warm pools, and why each has its size", _GATEWAY),
     "runtimes": Remote(_REMOTE + "runtimes:app", "list, show and check runtimes", _GATEWAY),
+    "bench": Remote(_REMOTE + "bench:bench", "how long creates, commands, sleeps and wakes take here", _GATEWAY),
     "usage": Remote(_REMOTE + "usage:usage", "what was used, and what it costs", _GATEWAY),
     "tenants": Remote(_REMOTE + "tenants:app", "list, show, set and delete tenants", _GATEWAY),
     "config": Remote(

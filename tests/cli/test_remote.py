@@ -324,6 +324,21 @@ def test_commands_about_the_gateway_answer(server: Server, environ: dict[str, st
     assert set(wakegate({**environ, **words}).stdout.split()) == {"pools", "port-forward"}
 
 
+def test_bench_times_each_step_and_leaves_nothing(server: Server, environ: dict[str, str]) -> None:
+    """As many of each as were asked for; what fails is told, and the rest still counts."""
+    before = wakegate(environ, "ls", "-o", "name").stdout
+    done = wakegate(environ, "bench", "--sessions", "2", "--at-once", "2", "--requests", "3", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    steps = {each["step"]: each for each in json.loads(done.stdout)["steps"]}
+    assert {name: each["count"] for name, each in steps.items()} == {
+        "create": 2, "first command": 2, "command": 4, "hibernate": 2, "wake and command": 2, "end": 2,
+    }  # fmt: skip
+    assert all(0 < each["p50"] <= each["p95"] <= each["max"] for each in steps.values())
+    assert wakegate(environ, "ls", "-o", "name").stdout == before
+    refused = wakegate(environ, "bench", "--sessions", "1", "--runtime", "default/none")
+    assert (refused.returncode, "1 of them failed" in refused.stdout) == (4, True), refused.stderr
+
+
 def test_login_remembers_a_key_for_its_own_address_only(
     server: Server, environ: dict[str, str], tmp_path: Path
 ) -> None:
